@@ -1,0 +1,1 @@
+"""Who is tested: adapters, simulator, virtual NPU and mutants."""

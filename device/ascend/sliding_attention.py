@@ -1,0 +1,220 @@
+"""Sliding-window attention as backends call it: extend, decode and multi-token decode through the fused operators."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+import npudiff
+from device.ascend.fused_attention import (
+    FusedCall,
+    bsnd_call,
+    cache_views,
+    decode_call,
+    decode_mask,
+    graph_decode_call,
+    real_rows,
+    tnd_call,
+)
+from npudiff.constraints import Box
+from npudiff.target import Target
+from reference.sliding_attention import SlidingAttentionInputs
+
+Outputs = dict[str, torch.Tensor]
+
+POISON = ("large",)
+"""NaN in storage that the operator may load but must not use is not within its documented contract: a hidden key has
+weight 0, and 0 * NaN is NaN. Finite poison must not be seen."""
+
+SMALL_PAGES: Box = {"head_dims": ("64", "128"), "page_size": range(16, 1025, 16)}
+"""The operator takes small pages for these head dims only."""
+
+MANY_ROWS_PAGES: Box = {"head_dims": ("80", "96", "192", "256", "192/128"), "page_size": range(128, 1025, 128)}
+"""Pages for other head dims, more than one row per request."""
+
+TND: Box = {"dtype": ("bfloat16",), "poison": POISON, "blind_rows": ("none", "empty"), "group": range(1, 65)}
+"""Ragged layout: bfloat16 only, and no request with more rows than keys, unless it has no keys at all."""
+
+TND_BOXES: tuple[Box, ...] = (
+    {**TND, **SMALL_PAGES},
+    {**TND, **MANY_ROWS_PAGES, "head_dims": ("192/128",)},
+    {**TND, **MANY_ROWS_PAGES, "head_dims": ("192",), "sinks": (False,)},  # sinks need a value head dim up to 128
+)
+
+
+def with_padding(inputs: SlidingAttentionInputs, output: torch.Tensor, lse: torch.Tensor) -> Outputs:
+    """Return outputs for all rows: real ones ``[rows, heads, dim]`` and ``[rows, heads]``, then zeros for padding.
+
+    The operator reports an LSE of plus infinity for a row that sees nothing; here that is the sum over no keys: minus
+    infinity, or the sink.
+    """
+    heads = lse.shape[1]
+    empty = torch.full((heads,), -torch.inf, device=lse.device) if inputs.sinks is None else inputs.sinks.float()
+    lse = torch.where(torch.isposinf(lse), empty, lse)
+    padding = inputs.query.shape[0] - output.shape[0]
+    pad = torch.nn.functional.pad
+    return {"output": pad(output, (0, 0, 0, 0, 0, padding)), "lse": pad(lse, (0, 0, 0, padding))}
+
+
+def run_tnd(inputs: SlidingAttentionInputs, call: FusedCall) -> Outputs:
+    """Run a TND call, whose rows are the real query rows."""
+    output, lse = call()
+    return with_padding(inputs, output, lse.squeeze(-1))
+
+
+def run_decode(inputs: SlidingAttentionInputs, call: FusedCall) -> Outputs:
+    """Run a BSND call with one row per request: output ``[batch, 1, heads, dim]``, LSE ``[batch, heads, 1, 1]``."""
+    output, lse = call()
+    return with_padding(inputs, output.squeeze(1), lse.flatten(1))
+
+
+@npudiff.implementation("sliding_attention", name="fia_extend_tnd", supports=TND_BOXES)
+def fia_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Extend through FIA v2 TND: ragged rows of all requests in one call."""
+    on_device = inputs.to(target.device)
+    return run_tnd(on_device, tnd_call(on_device))
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="fia_extend_bsnd",
+    supports=(
+        {"poison": POISON, "sinks": (False,), **SMALL_PAGES},
+        {"poison": POISON, "sinks": (False,), **MANY_ROWS_PAGES, "head_dims": ("80", "96", "192", "256")},
+        {"poison": POISON, "sinks": (False,), **MANY_ROWS_PAGES, "head_dims": ("192/128",), "window": (None,)},
+    ),
+)
+def fia_extend_bsnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Extend through FIA v2 BSND: one call per request."""
+    on_device = inputs.to(target.device)
+    results = [bsnd_call(on_device, request)() for request, rows in enumerate(inputs.query_lengths) if rows]
+    output = torch.cat([output.squeeze(0) for output, _ in results])
+    lse = torch.cat([lse.squeeze(0).squeeze(-1).transpose(0, 1) for _, lse in results])
+    return with_padding(on_device, output, lse)
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="fia_decode_mask",
+    supports=(
+        {"query_length": (1,), "poison": POISON, "sinks": (False,), **SMALL_PAGES},
+        {
+            "query_length": (1,),
+            "poison": POISON,
+            "sinks": (False,),
+            "head_dims": ("80", "96", "192", "256"),
+            "page_size": range(16, 513, 16),
+        },
+    ),
+)
+def fia_decode_mask(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Eager decode through FIA v2 BSND: the window is a mask, since the operator ignores the band at query length 1."""
+    on_device = inputs.to(target.device)
+    return run_decode(on_device, decode_call(on_device))
+
+
+@npudiff.implementation(
+    "sliding_attention", name="fia_decode_tnd", supports=[{**box, "query_length": (1,)} for box in TND_BOXES]
+)
+def fia_decode_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Graph-style decode through FIA v2 TND: the window is the band."""
+    on_device = inputs.to(target.device)
+    return run_tnd(on_device, graph_decode_call(on_device))
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="fia_verify_tnd",
+    supports=[{**box, "query_length": (draft,)} for draft in range(1, 9) for box in TND_BOXES],
+)
+def fia_verify_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Multi-token decode (draft verification) through FIA v2 TND: every request has the same few rows."""
+    on_device = inputs.to(target.device)
+    rows = inputs.query_lengths[0]
+    lengths = list(range(rows, rows * len(inputs.query_lengths) + 1, rows))
+    return run_tnd(on_device, tnd_call(on_device).having(actual_seq_qlen=lengths))
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="fia_v1_extend_tnd",
+    supports=[{**box, "window": (None,), "sinks": (False,)} for box in TND_BOXES],
+)
+def fia_v1_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Extend of full-attention layers through FIA v1 TND (ascend_backend.py 1875-1924)."""
+    on_device = inputs.to(target.device)
+    key, value = cache_views(on_device.kv)
+    modern = tnd_call(on_device).arguments
+    arguments = {
+        "input_layout": "TND",
+        "actual_seq_lengths": list(itertools.accumulate(inputs.query_lengths)),
+        "actual_seq_lengths_kv": list(inputs.kv_lengths),
+        "atten_mask": modern["atten_mask"],
+        "block_table": on_device.kv.block_table,
+        "block_size": on_device.kv.page_size,
+        "num_heads": modern["num_query_heads"],
+        "num_key_value_heads": modern["num_key_value_heads"],
+        "scale": inputs.scale,
+        "sparse_mode": 3,
+        "softmax_lse_flag": True,
+    }
+    call = FusedCall("npu_fused_infer_attention_score", real_rows(on_device), key, value, arguments)
+    return run_tnd(on_device, call)
+
+
+@npudiff.implementation("sliding_attention", name="fia_v1_decode_bsh", supports=fia_decode_mask.constraints.boxes)
+def fia_v1_decode_bsh(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Graph decode through FIA v1 BSH with preallocated outputs and workspace (ascend_backend.py 2929-2990)."""
+    on_device = inputs.to(target.device)
+    batch, heads = len(inputs.query_lengths), inputs.query.shape[1]
+    value_dim = inputs.kv.value.shape[3]
+    key, value = cache_views(on_device.kv)
+    query = real_rows(on_device).flatten(1).unsqueeze(1)
+    arguments = {
+        "input_layout": "BSH",
+        "actual_seq_lengths_kv": list(inputs.kv_lengths),
+        "block_table": on_device.kv.block_table,
+        "block_size": on_device.kv.page_size,
+        "num_heads": heads,
+        "num_key_value_heads": inputs.kv.key.shape[2],
+        "scale": inputs.scale,
+        "softmax_lse_flag": True,
+        "sparse_mode": 0,
+        "atten_mask": decode_mask(on_device, list(range(batch)))["atten_mask"],
+    }
+    operators = torch.ops.npu
+    workspace = operators._npu_fused_infer_attention_score_get_max_workspace(query, key, value, **arguments)  # noqa: SLF001
+    output = query.new_full((batch, 1, heads * value_dim), 777.0)
+    lse = torch.full((batch, heads, 1, 1), 777.0, dtype=torch.float32, device=query.device)
+    operators.npu_fused_infer_attention_score.out(
+        query, key, value, **arguments, workspace=workspace, out=[output, lse]
+    )
+    return with_padding(on_device, output.reshape(batch, heads, value_dim), lse.flatten(1))
+
+
+@npudiff.implementation("sliding_attention", name="torch_native", supports={"sinks": (False,)})
+def torch_native(inputs: SlidingAttentionInputs, target: Target) -> torch.Tensor:
+    """Gather each request's visible keys and call scaled_dot_product_attention: the path without fused operators."""
+    on_device = inputs.to(target.device)
+    pool = on_device.kv
+    output = on_device.query.new_zeros(*on_device.query.shape[:2], pool.value.shape[3])
+    start = 0
+    for request, (rows, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
+        positions = torch.arange(total - rows, total, device=target.device)
+        first = 0 if inputs.window is None else max(0, total - rows - inputs.window + 1)
+        keys = torch.arange(first, total, device=target.device)
+        seen = keys[None, :] <= positions[:, None]
+        if inputs.window is not None:
+            seen &= keys[None, :] > positions[:, None] - inputs.window
+        if len(keys) and rows:
+            pages, offsets = pool.block_table[request].long()[keys // pool.page_size], keys % pool.page_size
+            query = on_device.query[start : start + rows].transpose(0, 1)
+            key, value = (cache[pages, offsets].transpose(0, 1) for cache in (pool.key, pool.value))
+            result = torch.nn.functional.scaled_dot_product_attention(
+                query[None], key[None], value[None], attn_mask=seen, scale=inputs.scale, enable_gqa=True
+            )
+            visible = seen.any(dim=1)[:, None, None]
+            output[start : start + rows] = torch.where(visible, result[0].transpose(0, 1), 0)
+        start += rows
+    return output

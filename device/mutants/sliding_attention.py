@@ -1,0 +1,130 @@
+"""Mutants of sliding-window attention: the call of a correct adapter with one thing changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import npudiff
+from device.ascend.fused_attention import decode_call, tnd_call
+from device.ascend.sliding_attention import Outputs, fia_decode_mask, fia_extend_tnd, run_decode, run_tnd
+from device.ascend.swa_mask import window_mask
+from npudiff.target import Target
+from reference.sliding_attention import SlidingAttentionInputs
+
+SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
+
+_DECODE = fia_decode_mask.constraints.boxes
+_EXTEND = fia_extend_tnd.constraints.boxes
+
+
+@npudiff.implementation(
+    "sliding_attention", name="decode_pre_tokens", supports=_DECODE, wrong=f"SWA-01 {SEED_PULL_REQUEST}"
+)
+def decode_pre_tokens(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Decode that leaves the window to pre_tokens, which the operator ignores at query length 1."""
+    on_device = inputs.to(target.device)
+    return run_decode(on_device, decode_call(on_device).having(atten_mask=None))
+
+
+def _decode_with_context(inputs: SlidingAttentionInputs, target: Target, left_context: int) -> Outputs:
+    on_device = inputs.to(target.device)
+    call = decode_call(on_device)
+    mask = call.arguments["atten_mask"]
+    if mask is not None:
+        lengths = mask.new_tensor(inputs.kv_lengths, dtype=int)
+        call = call.having(atten_mask=window_mask(lengths, mask.shape[-1], left_context))
+    return run_decode(on_device, call)
+
+
+@npudiff.implementation(
+    "sliding_attention", name="decode_left_context_512", supports=_DECODE, wrong=f"SWA-02 {SEED_PULL_REQUEST}"
+)
+def decode_left_context_512(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Decode whose mask keeps its default of 512 visible keys, whatever the layer's window is."""
+    return _decode_with_context(inputs, target, 512)
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="decode_one_key_many",
+    supports=_DECODE,
+    wrong="SWA-05 https://github.com/sgl-project/sglang/pull/26147",
+)
+def decode_one_key_many(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Decode whose mask shows one key too many."""
+    return _decode_with_context(inputs, target, (inputs.window or 0) + 1)
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="decode_one_key_few",
+    supports=_DECODE,
+    wrong="SWA-06 https://github.com/sgl-project/sglang/pull/32087",
+)
+def decode_one_key_few(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Decode whose mask hides the oldest key of the window."""
+    return _decode_with_context(inputs, target, (inputs.window or 0) - 1)
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="extend_one_key_many",
+    supports=_EXTEND,
+    wrong="SWA-05 https://github.com/sgl-project/sglang/pull/26147",
+)
+def extend_one_key_many(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Extend with pre_tokens = window: the band counts the query's own key besides."""
+    on_device = inputs.to(target.device)
+    call = tnd_call(on_device)
+    return run_tnd(on_device, call if inputs.window is None else call.having(pre_tokens=inputs.window))
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="extend_one_key_few",
+    supports=_EXTEND,
+    wrong="SWA-06 https://github.com/sgl-project/sglang/pull/32087",
+)
+def extend_one_key_few(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Extend with a band that ends one key early."""
+    on_device = inputs.to(target.device)
+    call = tnd_call(on_device)
+    return run_tnd(on_device, call if inputs.window in (None, 1) else call.having(pre_tokens=inputs.window - 2))
+
+
+@npudiff.implementation(
+    "sliding_attention", name="decode_block_size_128", supports=_DECODE, wrong=f"PKV-02 {SEED_PULL_REQUEST}"
+)
+def decode_block_size_128(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Decode that views the cache in blocks of 128 and says so, whatever the page size is."""
+    on_device = inputs.to(target.device)
+    call = decode_call(on_device)
+    slots = call.key.shape[0] * call.key.shape[1] // 128 * 128
+    key, value = (cache.flatten(0, 1)[:slots].unflatten(0, (-1, 128)) for cache in (call.key, call.value))
+    return run_decode(on_device, replace(call, key=key, value=value).having(block_size=128))
+
+
+@npudiff.implementation(
+    "sliding_attention", name="extend_value_as_key_dim", supports=_EXTEND, wrong=f"PKV-03 {SEED_PULL_REQUEST}"
+)
+def extend_value_as_key_dim(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Extend that views the value cache with the head dim of the keys."""
+    on_device = inputs.to(target.device)
+    call = tnd_call(on_device)
+    width = call.key.shape[2]
+    flat = call.value.flatten()
+    pages = flat.numel() // (inputs.kv.page_size * width)
+    value = flat[: pages * inputs.kv.page_size * width].view(pages, inputs.kv.page_size, width)
+    return run_tnd(on_device, replace(call, value=value))
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="extend_wrong_pool",
+    supports=_EXTEND,
+    wrong="sglang 0.5.23 ascend_backend.py 3300: layers with a window read through the full block table",
+)
+def extend_wrong_pool(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Extend of a sliding layer with the block table of the full layers."""
+    on_device = inputs.to(target.device)
+    return run_tnd(on_device, tnd_call(on_device).having(block_table=on_device.full.block_table))

@@ -1,0 +1,34 @@
+"""Mutants of the sliding-window mask."""
+
+from __future__ import annotations
+
+import torch
+
+import npudiff
+from device.ascend.swa_mask import window_mask
+from npudiff.target import Target
+from reference.swa_mask import SwaMaskInputs
+
+SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
+
+
+@npudiff.implementation("swa_mask", name="mask_left_context_512", wrong=f"SWA-02 {SEED_PULL_REQUEST}")
+def mask_left_context_512(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
+    """The caller forgets the window, and the default of 512 stays."""
+    left_context = None if inputs.window is None else 512
+    return window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, left_context)
+
+
+@npudiff.implementation("swa_mask", name="mask_minus_one", wrong=f"SWA-03 {SEED_PULL_REQUEST}")
+def mask_minus_one(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
+    """A layer without a window passes -1 into the arithmetic of the window."""
+    left_context = -1 if inputs.window is None else inputs.window
+    return window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, left_context)
+
+
+@npudiff.implementation("swa_mask", name="mask_without_tail", wrong=f"SWA-04 {SEED_PULL_REQUEST}")
+def mask_without_tail(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
+    """Keys that are not written yet stay visible."""
+    mask = window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window)
+    keys = torch.arange(inputs.capacity, device=mask.device)
+    return mask & (keys < inputs.kv_lengths.to(mask.device).reshape(-1, 1)).unsqueeze(1)

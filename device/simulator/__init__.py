@@ -1,0 +1,25 @@
+"""CPU kernels for ``torch.ops.npu.*``: torch_npu's schemas, the real operators' contract and rejections.
+
+``install()`` makes the operators callable on CPU tensors; ``use_profile`` chooses the CANN version whose
+documented behaviours and quirks they show. The kernels follow the operators' contract and share no code with
+``reference``.
+"""
+
+from device.simulator.errors import DeviceFault, NotSimulated, OperatorRejected, UndefinedBehaviour
+from device.simulator.library import install
+from device.simulator.profiles import DEFAULT_PROFILE, PROFILES, CannProfile, active_profile, use_profile
+from device.simulator.quirks import Quirk
+
+__all__ = [
+    "DEFAULT_PROFILE",
+    "PROFILES",
+    "CannProfile",
+    "DeviceFault",
+    "NotSimulated",
+    "OperatorRejected",
+    "Quirk",
+    "UndefinedBehaviour",
+    "active_profile",
+    "install",
+    "use_profile",
+]

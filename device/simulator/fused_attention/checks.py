@@ -1,0 +1,208 @@
+"""What aclnn refuses, for the non-quantised forms without rope: entry point, forms, dtypes, sizes and sinks.
+
+Sources: DOC of both operator versions and CANN's checkers for ``fused_infer_attention_score``. Where they
+disagree, the profile chooses.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from device.simulator.errors import ErrorCode
+from device.simulator.fused_attention.extras_checks import check_extras
+from device.simulator.fused_attention.layouts import SIMULATED_LAYOUTS, Geometry, measure
+from device.simulator.fused_attention.length_checks import check_lengths, check_paging
+from device.simulator.fused_attention.mask_checks import check_inner_precise, check_mask, check_sparse_mode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from device.simulator.fused_attention.request import FusedAttentionRequest
+    from device.simulator.profiles import CannProfile
+
+_MAX_HEADS = 256
+_MAX_HEAD_DIM = 512
+_HEAD_DIM_STEP = 16
+_MAX_BATCH = 65536
+_MAX_HIDDEN = 65535
+_MAX_DECODE_KEYS = 262144
+_MAX_KEYS = 20 * 1024 * 1024
+_MAX_SINK_VALUE_DIM = 128
+
+
+def check(request: FusedAttentionRequest, profile: CannProfile) -> Geometry:
+    """Refuse what the operator refuses, then what the simulator cannot do.
+
+    Parameters
+    ----------
+    request : FusedAttentionRequest
+        A call that the wrapper lets pass, with a query that is not empty.
+    profile : CannProfile
+        Decides where sources disagree.
+
+    Returns
+    -------
+    Geometry
+        The sizes of the call.
+
+    Raises
+    ------
+    OperatorRejected
+        With aclnn's code, naming the argument.
+    NotSimulated
+        A layout, dtype or feature that hardware has and the simulator has not.
+    """
+    check_extras(request)
+    if request.layout not in SIMULATED_LAYOUTS:
+        raise request.not_simulated("input_layout", repr(request.layout), ", ".join(SIMULATED_LAYOUTS))
+    _check_dtypes(request)
+    _check_contiguity(request, profile)
+    _check_heads(request, profile)
+    if request.block_table is not None:
+        check_paging(request, request.block_table, profile)
+    geometry = measure(request)
+    _check_head_dims(request, geometry, profile)
+    check_lengths(request, geometry, profile)
+    _check_limits(request, geometry)
+    check_sparse_mode(request, geometry, profile)
+    check_mask(request, geometry, profile)
+    check_inner_precise(request, geometry, profile)
+    if request.sink is not None:
+        _check_sink(request, request.sink, geometry, profile)
+    return geometry
+
+
+def _check_dtypes(request: FusedAttentionRequest) -> None:
+    query, key, value = request.query, request.key, request.value
+    if query.dtype == torch.int8:
+        raise request.not_simulated("query", "int8", "float16 and bfloat16")
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        raise request.rejected("query", query.dtype, "float16, bfloat16 or int8", ErrorCode.PARAMETER)
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype in (torch.int8, torch.int32):
+            raise request.not_simulated(name, tensor.dtype, "a cache in the query's dtype")
+        if tensor.dtype != query.dtype:
+            raise request.rejected(
+                name, tensor.dtype, f"the query's dtype {query.dtype}", ErrorCode.PARAMETER
+            )
+
+
+def _check_contiguity(request: FusedAttentionRequest, profile: CannProfile) -> None:
+    if profile.non_contiguous == "accepted":
+        return
+    paged = request.block_table is not None
+    tensors = {"query": request.query, "atten_mask": request.mask, "block_table": request.block_table}
+    # A cache may have gaps between its blocks (CANN's tests test_fia_*noncontiguous*).
+    tensors["key"] = request.key[0] if paged and len(request.key) else request.key
+    tensors["value"] = request.value[0] if paged and len(request.value) else request.value
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise request.rejected(name, f"not contiguous, strides {tensor.stride()}", "a contiguous tensor")
+
+
+def _check_heads(request: FusedAttentionRequest, profile: CannProfile) -> None:
+    heads, kv_heads = request.heads, request.kv_heads
+    if heads > _MAX_HEADS:
+        raise request.rejected(request.names.heads, heads, f"at most {_MAX_HEADS}")
+    if heads % kv_heads:
+        raise request.rejected("num_key_value_heads", kv_heads, f"a divisor of {request.names.heads} {heads}")
+    if profile.max_group_size is not None and heads // kv_heads > profile.max_group_size:
+        allowed = f"at least {request.names.heads} / {profile.max_group_size}"
+        raise request.rejected("num_key_value_heads", kv_heads, allowed)
+    _check_head_axis(request, "query", request.query, heads)
+    if request.block_table is None:
+        if request.key.dim() != request.query.dim():
+            allowed = f"the query's rank {request.query.dim()}, without block_table"
+            raise request.rejected("key", f"of rank {request.key.dim()}", allowed, ErrorCode.PARAMETER)
+        _check_head_axis(request, "key", request.key, kv_heads)
+        _check_head_axis(request, "value", request.value, kv_heads)
+
+
+def _check_head_axis(request: FusedAttentionRequest, name: str, tensor: Tensor, heads: int) -> None:
+    if request.layout == "BSH":
+        if tensor.shape[2] % heads:
+            raise request.rejected(
+                name, f"of hidden size {tensor.shape[2]}", f"a multiple of its {heads} heads"
+            )
+        return
+    axis = {"BSND": 2, "BNSD": 1, "TND": 1}[request.layout]
+    if tensor.shape[axis] != heads:
+        given = f"{list(tensor.shape)} with {tensor.shape[axis]} heads on axis {axis}"
+        raise request.rejected(name, given, f"{heads} heads, as the head count arguments say")
+
+
+def _check_head_dims(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
+    key_dim = _key_head_dim(request)
+    if key_dim != geometry.head_dim:
+        raise request.rejected("key", f"of head dim {key_dim}", f"the query's head dim {geometry.head_dim}")
+    for name, dim in (("query", geometry.head_dim), ("value", geometry.value_dim)):
+        if not 0 < dim <= _MAX_HEAD_DIM or dim % _HEAD_DIM_STEP:
+            allowed = f"a multiple of {_HEAD_DIM_STEP} up to {_MAX_HEAD_DIM}"
+            raise request.rejected(name, f"of head dim {dim}", allowed)
+    if request.layout != "TND":
+        return
+    dims = (geometry.head_dim, geometry.value_dim)
+    if dims not in profile.tnd_head_dims:
+        allowed = ", ".join(f"{qk} with value {v}" for qk, v in sorted(profile.tnd_head_dims))
+        raise request.rejected("query", f"of head dim {dims[0]} with value {dims[1]} in TND", allowed)
+    if request.query.dtype == torch.float16 and profile.tnd_float16 == "rejected":
+        raise request.rejected("query", "float16 in TND", "bfloat16", ErrorCode.PARAMETER)
+
+
+def _key_head_dim(request: FusedAttentionRequest) -> int:
+    hidden_axis = request.key.dim() == 3 if request.block_table is not None else request.layout == "BSH"
+    if hidden_axis:
+        return request.key.shape[2] // request.kv_heads
+    return request.key.shape[-1]
+
+
+def _check_limits(request: FusedAttentionRequest, geometry: Geometry) -> None:
+    query, key, value = request.query, request.key, request.value
+    if geometry.batch > _MAX_BATCH:
+        raise request.rejected("query", f"of batch {geometry.batch}", f"at most {_MAX_BATCH}")
+    if request.block_table is None and request.layout != "TND" and len(key) != geometry.batch:
+        raise request.rejected("key", f"of batch {len(key)}", f"the query's batch {geometry.batch}")
+    if request.block_table is None and _token_axes(request, key) != _token_axes(request, value):
+        raise request.rejected(
+            "value", f"of shape {list(value.shape)}", f"as many tokens as key {list(key.shape)}"
+        )
+    hidden = request.heads * geometry.head_dim
+    if request.layout in ("BSH", "BSND") and geometry.query_rows > 1 and hidden >= _MAX_HIDDEN:
+        raise request.rejected("query", f"of {hidden} elements per token", f"fewer than {_MAX_HIDDEN}")
+    limit = _MAX_DECODE_KEYS if geometry.decode else _MAX_KEYS
+    if request.block_table is None and geometry.key_rows > limit:
+        raise request.rejected(
+            "key", f"of {geometry.key_rows} tokens, queries {query.shape}", f"at most {limit}"
+        )
+
+
+def _token_axes(request: FusedAttentionRequest, tensor: Tensor) -> tuple[int, ...]:
+    return (
+        tuple(tensor.shape[:1])
+        if request.layout == "TND"
+        else (tensor.shape[0], tensor.shape[_axis_of_s(request)])
+    )
+
+
+def _axis_of_s(request: FusedAttentionRequest) -> int:
+    return 2 if request.layout == "BNSD" else 1
+
+
+def _check_sink(
+    request: FusedAttentionRequest, sink: Tensor, geometry: Geometry, profile: CannProfile
+) -> None:
+    """Refuse sinks outside TND; DOC: shape [heads], bfloat16, value head dim up to 128."""
+    if request.layout != "TND":
+        raise request.rejected(
+            "learnable_sink", f"given with layout {request.layout}", "layout TND or NTD_TND"
+        )
+    if tuple(sink.shape) != (request.heads,):
+        raise request.rejected("learnable_sink", f"of shape {list(sink.shape)}", f"[{request.heads}]")
+    if str(sink.dtype).removeprefix("torch.") not in profile.sink_dtypes:
+        allowed = " or ".join(profile.sink_dtypes)
+        raise request.rejected("learnable_sink", sink.dtype, allowed, ErrorCode.PARAMETER)
+    if geometry.value_dim > _MAX_SINK_VALUE_DIM:
+        given = f"given with value head dim {geometry.value_dim}"
+        raise request.rejected("learnable_sink", given, f"value head dim up to {_MAX_SINK_VALUE_DIM}")

@@ -1,0 +1,122 @@
+"""Arguments of features that are not simulated, and the combinations that the operator refuses anyway.
+
+A combination that hardware refuses must be a rejection even though the feature is missing here: a test of
+the caller would otherwise be told that the simulator is too small, when its call is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from device.simulator.errors import ErrorCode
+from device.simulator.fused_attention.request import V1_NAMES
+from device.simulator.fused_attention.shapes import LAYOUTS
+
+if TYPE_CHECKING:
+    from device.simulator.fused_attention.request import FusedAttentionRequest
+
+_PADDING = ("query_padding_size", "kv_padding_size")
+_PREFIX = ("key_shared_prefix", "value_shared_prefix", "actual_shared_prefix_len")
+_ROPE = ("query_rope", "key_rope")
+_INPUT_QUANTISATION = ("dequant_scale1", "quant_scale1", "dequant_scale2")
+_ROPE_DIM = 64
+_MAX_NBSD_QUERIES = 16
+
+
+def check_extras(request: FusedAttentionRequest) -> None:
+    """Refuse illegal combinations of features that are not simulated, then the features themselves.
+
+    Raises
+    ------
+    OperatorRejected
+        DOC or CANN's checkers exclude the combination.
+    NotSimulated
+        The feature was asked for legally.
+    """
+    _check_layout_for_queries(request)
+    if request.query.dtype == torch.int8:
+        _check_int8(request)
+    given = {name for name, _ in request.extras}
+    if _is_single_query(request):
+        # DOC: left padding of the query has no meaning for one query.
+        given.discard("query_padding_size")
+    if not given:
+        return
+    _check_pairs(request, given)
+    if request.block_table is not None:
+        _refuse_any(request, given, (*_PADDING, *_PREFIX), "None with block_table")
+    if "T" in LAYOUTS[request.layout].query:
+        _refuse_any(request, given, ("pse_shift", *_PADDING, *_PREFIX), f"None in layout {request.layout}")
+    if request.query.dtype in (torch.float16, torch.bfloat16):
+        _refuse_any(request, given, _INPUT_QUANTISATION, "None for a 16-bit query")
+    if request.sink is not None:
+        quantised = [name for name in given if "quant" in name]
+        _refuse_any(request, given, tuple(sorted(quantised)), "None with learnable_sink")
+    name = min(given)
+    raise request.not_simulated(
+        name, "given", "16-bit attention without rope, pse, prefix, padding, quantisation"
+    )
+
+
+def _check_layout_for_queries(request: FusedAttentionRequest) -> None:
+    """Refuse layout pairs that exist only for some query lengths (DOC)."""
+    axes = LAYOUTS[request.layout].query
+    queries = request.query.shape[axes.index("S")] if "S" in axes else None
+    if request.layout == "BNSD_BSND" and queries == 1:
+        raise request.rejected("input_layout", "'BNSD_BSND' with one query", "several queries, or BNSD")
+    if request.layout.endswith("_NBSD") and queries is not None and queries > _MAX_NBSD_QUERIES:
+        allowed = f"1 to {_MAX_NBSD_QUERIES} queries"
+        raise request.rejected("input_layout", f"{request.layout!r} with {queries} queries", allowed)
+
+
+def _check_int8(request: FusedAttentionRequest) -> None:
+    """Refuse int8 queries where DOC does; full quantisation with rope is another matter."""
+    if request.given_extra("query_rope") is not None:
+        return
+    if request.block_table is not None:
+        raise request.rejected("query", "int8 with block_table", "float16 or bfloat16", ErrorCode.PARAMETER)
+    if _is_single_query(request):
+        raise request.rejected("query", "int8 with one query", "float16 or bfloat16", ErrorCode.PARAMETER)
+    if request.sink is not None:
+        raise request.rejected("learnable_sink", "given with an int8 query", "a 16-bit query")
+    if request.names is V1_NAMES:
+        for name in _INPUT_QUANTISATION:
+            if request.given_extra(name) is None:
+                raise request.rejected(name, "None", "given, for an int8 query")
+
+
+def _is_single_query(request: FusedAttentionRequest) -> bool:
+    axes = LAYOUTS[request.layout].query
+    return (
+        "S" in axes and "query_rope" not in dict(request.extras) and request.query.shape[axes.index("S")] == 1
+    )
+
+
+def _check_pairs(request: FusedAttentionRequest, given: set[str]) -> None:
+    """Refuse half of a pair, and an offset without its scale."""
+    for pair in (_ROPE, _PREFIX[:2]):
+        present = [name for name in pair if name in given]
+        if len(present) == 1:
+            missing = pair[0] if present == [pair[1]] else pair[1]
+            raise request.rejected(missing, "None", f"given together with {present[0]}")
+    out_scale, out_offset = request.names.out_scale, request.names.out_offset
+    if out_offset in given and out_scale not in given:
+        raise request.rejected(out_scale, "None", f"given together with {out_offset}")
+    rope = request.given_extra("query_rope")
+    if (
+        isinstance(rope, torch.Tensor)
+        and rope.dim() > 2
+        and request.layout != "BSH"
+        and rope.shape[-1] != _ROPE_DIM
+    ):
+        raise request.rejected("query_rope", f"of head dim {rope.shape[-1]}", f"{_ROPE_DIM}")
+
+
+def _refuse_any(
+    request: FusedAttentionRequest, given: set[str], names: tuple[str, ...], allowed: str
+) -> None:
+    for name in names:
+        if name in given:
+            raise request.rejected(name, "given", allowed)

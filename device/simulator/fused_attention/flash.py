@@ -1,0 +1,157 @@
+"""Tiled attention with online softmax, rounding where the operator rounds.
+
+Source: CANN's ``fia_block_vec_nonquant.h``. Scores are fp32; hidden ones are REPLACED by -1e12;
+probabilities ``exp(score - running maximum)`` are rounded to the values' dtype before they are normalised;
+their products with the values are summed in fp32 and rescaled from tile to tile; the end is one division by
+the fp32 sum of the unrounded probabilities and one final cast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from device.simulator.fused_attention.rounding import narrow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from device.simulator.fused_attention.paging import KeyValues
+    from device.simulator.fused_attention.visibility import Visibility
+
+KEY_TILE = 512
+"""Keys per tile; tiles are aligned to position 0 of the sequence."""
+
+HIDDEN_SCORE = -1e12
+
+# Rows are cut so that a tile of scores stays around 16 MiB; hardware cuts at most this many rows too.
+_MAX_ROWS = 128
+_MAX_HEAD_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """What the softmax of a call is made with.
+
+    Attributes
+    ----------
+    scale : float
+        Multiplies the scores, not the sink.
+    sink : Tensor or None
+        float32 [heads]: adds ``exp(sink - maximum)`` to the denominator, without a value.
+    lse_includes_sink : bool
+        Whether the log-sum-exp is that of the enlarged denominator.
+    """
+
+    scale: float
+    sink: Tensor | None = None
+    lse_includes_sink: bool = True
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Running maximum, sum of probabilities, weighted values of some rows: [kv heads, group * rows, ...]."""
+
+    maximum: Tensor
+    total: Tensor
+    weighted: Tensor
+
+
+def attend(
+    queries: Tensor,
+    source: KeyValues,
+    visibility: Visibility,
+    softmax: Softmax,
+    *,
+    kv_heads: int,
+    output: Tensor,
+    lse: Tensor | None,
+) -> None:
+    """Attend all queries of one sequence and write what they get.
+
+    Parameters
+    ----------
+    queries : Tensor
+        [heads, rows, dim], bfloat16 or float16; head ``h`` uses key head ``h // (heads // kv_heads)``.
+    source : KeyValues
+        The keys and values; only tiles that the band touches are loaded, never beyond the actual length.
+    visibility : Visibility
+        What the rows see.
+    softmax : Softmax
+        Scale and sink.
+    kv_heads : int
+        Heads of keys and values.
+    output : Tensor
+        [heads, rows, value dim], written; rows that are not computed become 0.
+    lse : Tensor or None
+        float32 [heads, rows], written: maximum + ln(sum), +inf for rows that are not computed.
+    """
+    output.zero_()
+    if lse is not None:
+        lse.fill_(torch.inf)
+    live, heads = visibility.live_rows, queries.shape[0]
+    step = max(1, min(_MAX_ROWS, _MAX_HEAD_ROWS // heads))
+    for start in range(live.start, live.stop, step):
+        rows = range(start, min(start + step, live.stop))
+        window = slice(rows.start, rows.stop)
+        grouped = _group(queries[:, window], kv_heads)
+        sums = _sum_tiles(grouped, rows, source, visibility, softmax.scale)
+        attention, logsumexp = _finish(sums, (heads, len(rows)), visibility, softmax)
+        output[:, window] = narrow(attention, queries.dtype)
+        if lse is not None:
+            lse[:, window] = logsumexp
+
+
+def _group(queries: Tensor, kv_heads: int) -> Tensor:
+    """Put the query heads of one key head together: float32 [kv heads, group * rows, dim].
+
+    One matrix product per key head then serves its whole group.
+    """
+    heads, rows, dim = queries.shape
+    return queries.float().reshape(kv_heads, heads // kv_heads * rows, dim)
+
+
+def _sum_tiles(
+    grouped: Tensor, rows: range, source: KeyValues, visibility: Visibility, scale: float
+) -> _Sums:
+    maximum = grouped.new_full((*grouped.shape[:2], 1), -torch.inf)
+    total = torch.zeros_like(maximum)
+    weighted = torch.zeros_like(maximum)
+    first, stop = visibility.key_range(rows)
+    for start in range(first // KEY_TILE * KEY_TILE, stop, KEY_TILE):
+        end = min(start + KEY_TILE, visibility.keys)
+        keys, values = source.load(start, end)
+        scores = torch.bmm(grouped, keys.float().transpose(1, 2)).mul_(scale)
+        hidden = visibility.hidden(rows, start, end)
+        if hidden is not None:
+            # [kv heads, group, rows, keys]: what is hidden is hidden for every head.
+            scores.view(len(grouped), -1, len(rows), end - start).masked_fill_(hidden, HIDDEN_SCORE)
+        new_maximum = torch.maximum(maximum, scores.amax(-1, keepdim=True))
+        rescale = torch.exp(maximum - new_maximum)
+        probabilities = scores.sub_(new_maximum).exp_()
+        total = total.mul_(rescale).add_(probabilities.sum(-1, keepdim=True))
+        # Hidden keys are multiplied too, with weight 0: NaN in their values reaches the output, as on hardware.
+        product = torch.bmm(narrow(probabilities, values.dtype).float(), values.float())
+        weighted = product.add_(weighted * rescale)
+        maximum = new_maximum
+    return _Sums(maximum, total, weighted)
+
+
+def _finish(
+    sums: _Sums, shape: tuple[int, int], visibility: Visibility, softmax: Softmax
+) -> tuple[Tensor, Tensor]:
+    """Add the sink, divide, and treat rows that saw nothing; float32 [heads, rows, dim] and [heads, rows]."""
+    maximum, total = sums.maximum.reshape(shape), sums.total.reshape(shape)
+    denominator = total
+    if softmax.sink is not None:
+        # The sink does not raise the maximum.
+        denominator = total + torch.exp(softmax.sink.unsqueeze(1) - maximum)
+    attention = sums.weighted.reshape(*shape, -1) / denominator.unsqueeze(-1)
+    logsumexp = maximum + torch.log(denominator if softmax.lse_includes_sink else total)
+    if visibility.zeroes_hidden_rows:
+        blind = maximum <= HIDDEN_SCORE
+        attention = attention.masked_fill(blind.unsqueeze(-1), 0.0)
+        logsumexp = logsumexp.masked_fill(blind, torch.inf)
+    return attention, logsumexp

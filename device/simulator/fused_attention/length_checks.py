@@ -1,0 +1,187 @@
+"""Actual sequence lengths, block tables and caches: what is refused.
+
+Sources: DOC of both versions (actual lengths, page attention), ACLNN for TND, CANN's paged checker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from device.simulator.errors import ErrorCode
+from device.simulator.fused_attention.layouts import expand
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from device.simulator.fused_attention.layouts import Geometry
+    from device.simulator.fused_attention.request import FusedAttentionRequest
+    from device.simulator.profiles import CannProfile
+
+_MAX_TND_SEQUENCES = 4096
+# A row of a [blocks, block size, kv heads * dim] cache is moved by one instruction with a 16-bit size.
+_MAX_CACHE_ROW = 65535
+_INT32_MAX = 2**31 - 1
+
+
+def check_paging(request: FusedAttentionRequest, table: Tensor, profile: CannProfile) -> None:
+    """Refuse block tables and caches of a wrong form; block ids are not looked at, as on hardware.
+
+    Raises
+    ------
+    OperatorRejected
+        Table dtype or rank, cache rank or sizes, ``block_size``, or missing key lengths.
+    NotSimulated
+        A rank 5 (FRACTAL_NZ) cache.
+    """
+    if table.dtype != torch.int32:
+        raise request.rejected("block_table", table.dtype, "int32", ErrorCode.PARAMETER)
+    if table.dim() != 2:
+        raise request.rejected("block_table", f"of rank {table.dim()}", "rank 2", ErrorCode.PARAMETER)
+    if request.key_lengths is None:
+        raise request.rejected(request.names.key_lengths, "None", "one length per sequence, with block_table")
+    if request.layout == "TND" and profile.tnd_paging == "rejected":
+        raise request.rejected("block_table", "given with layout TND", "None")
+    _check_cache_form(request, profile)
+    for name, cache, dim in (
+        ("key", request.key, request.key.dim()),
+        ("value", request.value, request.key.dim()),
+    ):
+        heads, size = (cache.shape[1], cache.shape[2]) if dim == 4 else (None, cache.shape[1])
+        if request.block_size != size:
+            raise request.rejected("block_size", request.block_size, f"the {name} cache's {size}")
+        if heads is not None and heads != request.kv_heads:
+            raise request.rejected(
+                name, f"a cache of {heads} heads", f"num_key_value_heads {request.kv_heads}"
+            )
+        if heads is None and cache.shape[2] % request.kv_heads:
+            allowed = f"a multiple of its {request.kv_heads} heads"
+            raise request.rejected(name, f"a cache of {cache.shape[2]} elements per token", allowed)
+        if heads is None and cache.shape[2] > _MAX_CACHE_ROW:
+            allowed = f"at most {_MAX_CACHE_ROW}; [blocks, kv heads, block size, dim] has no such limit"
+            raise request.rejected(name, f"a cache of {cache.shape[2]} elements per token", allowed)
+    if request.key.shape[0] != request.value.shape[0]:
+        allowed = f"as many as key, {request.key.shape[0]}"
+        raise request.rejected("value", f"a cache of {request.value.shape[0]} blocks", allowed)
+
+
+def _check_cache_form(request: FusedAttentionRequest, profile: CannProfile) -> None:
+    rank = request.key.dim()
+    if rank != request.value.dim():
+        raise request.rejected("key", f"of rank {rank}", f"the value's rank {request.value.dim()}")
+    if rank == 5:
+        raise request.not_simulated("key", "a rank 5 (FRACTAL_NZ) cache", "rank 3 and rank 4 caches")
+    if (
+        rank == 4
+        and profile.four_dimensional_cache == "bnsd_and_tnd"
+        and request.layout not in ("BNSD", "TND")
+    ):
+        raise request.rejected(
+            "key", f"a rank 4 cache with layout {request.layout}", "rank 3, or layout BNSD or TND"
+        )
+
+
+def check_lengths(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
+    """Refuse actual lengths that fit neither layout, tensors nor block table, and wrong block sizes.
+
+    Raises
+    ------
+    OperatorRejected
+        Naming the list, or ``block_size`` or ``block_table``.
+    """
+    if request.layout == "TND":
+        _check_tnd_lengths(request, geometry)
+    else:
+        if not geometry.decode:
+            _check_list(
+                request, request.names.query_lengths, request.query_lengths, geometry, geometry.query_rows
+            )
+        if request.block_table is None:
+            _check_list(request, request.names.key_lengths, request.key_lengths, geometry, geometry.key_rows)
+    if request.block_table is not None:
+        _check_table_size(request, request.block_table, geometry)
+        _check_block_size(request, geometry, profile)
+
+
+def _check_list(
+    request: FusedAttentionRequest, name: str, lengths: tuple[int, ...] | None, geometry: Geometry, limit: int
+) -> None:
+    """Check lengths per sequence; a list of one serves all, entries beyond the batch are not read."""
+    if lengths is None:
+        return
+    if len(lengths) != 1 and len(lengths) < geometry.batch:
+        raise request.rejected(
+            name, f"{len(lengths)} entries", f"1 entry, or one for each of {geometry.batch}"
+        )
+    for length in lengths[: geometry.batch]:
+        if not 0 <= length <= limit:
+            raise request.rejected(name, list(lengths), f"lengths from 0 to {limit}")
+
+
+def _check_tnd_lengths(request: FusedAttentionRequest, geometry: Geometry) -> None:
+    names, queries, keys = request.names, request.query_lengths, request.key_lengths
+    if queries is None:
+        raise request.rejected(names.query_lengths, "None", "cumulative lengths, in TND")
+    if keys is None:
+        raise request.rejected(names.key_lengths, "None", "a list, in TND")
+    _check_cumulative(request, names.query_lengths, queries)
+    if not 0 < len(queries) <= _MAX_TND_SEQUENCES:
+        raise request.rejected(names.query_lengths, f"{len(queries)} entries", f"1 to {_MAX_TND_SEQUENCES}")
+    tokens = request.query.shape[0]
+    if queries[-1] != tokens:
+        allowed = f"cumulative lengths that end with {tokens}, the tokens of query"
+        raise request.rejected(names.query_lengths, _abridged(queries), allowed)
+    if len(keys) != geometry.batch:
+        allowed = f"{geometry.batch}, as in {names.query_lengths}"
+        raise request.rejected(names.key_lengths, f"{len(keys)} entries", allowed)
+    if request.block_table is None:
+        _check_cumulative(request, names.key_lengths, keys)
+        if keys[-1] > geometry.key_rows:
+            allowed = f"cumulative lengths up to {geometry.key_rows}, the tokens of key"
+            raise request.rejected(names.key_lengths, _abridged(keys), allowed)
+
+
+def _check_cumulative(request: FusedAttentionRequest, name: str, lengths: tuple[int, ...]) -> None:
+    if any(later < earlier for earlier, later in zip((0, *lengths), lengths, strict=False)):
+        raise request.rejected(name, _abridged(lengths), "cumulative lengths that never fall")
+
+
+def _check_table_size(request: FusedAttentionRequest, table: Tensor, geometry: Geometry) -> None:
+    name = request.names.key_lengths
+    if table.shape[0] != geometry.batch:
+        raise request.rejected(
+            "block_table", f"of {table.shape[0]} rows", f"{geometry.batch}, one per sequence"
+        )
+    lengths = request.key_lengths or ()
+    if len(lengths) != 1 and len(lengths) < geometry.batch:
+        raise request.rejected(
+            name, f"{len(lengths)} entries", f"1 entry, or one for each of {geometry.batch}"
+        )
+    used = expand(lengths, geometry.batch, 0)
+    if min(used, default=0) < 0:
+        raise request.rejected(name, _abridged(used), "lengths of 0 or more")
+    if max(used, default=0) > geometry.key_rows:
+        given = f"{table.shape[1]} blocks of {request.block_size} wide"
+        raise request.rejected("block_table", given, f"room for the longest of {name}, {max(used)}")
+
+
+def _check_block_size(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
+    size, single = request.block_size, geometry.query_rows <= 1
+    if profile.block_size_rule == "docs":
+        step, limit = (16, 512) if single else (128, 512)
+    elif geometry.head_dim in (64, 128):
+        step, limit = 16, 1024
+    else:
+        step, limit = (16, 512) if single else (128, 1024)
+    if size <= 0 or size % step or size > limit:
+        queries = "one query" if single else "several queries"
+        raise request.rejected(
+            "block_size", size, f"a multiple of {step} up to {limit}, for {queries} per sequence"
+        )
+    if single and request.key.numel() > _INT32_MAX:
+        raise request.rejected("key", f"a cache of {request.key.numel()} elements", f"at most {_INT32_MAX}")
+
+
+def _abridged(lengths: tuple[int, ...]) -> str:
+    return str(list(lengths)) if len(lengths) <= 8 else f"[{', '.join(map(str, lengths[:8]))}, ...]"

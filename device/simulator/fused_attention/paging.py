@@ -1,0 +1,113 @@
+"""Where the keys and values of one sequence come from, a tile at a time.
+
+Token ``t`` of sequence ``b`` is row ``t % block_size`` of block ``block_table[b, t // block_size]``. Caches
+are [blocks, block size, kv heads * dim] or [blocks, kv heads, block size, dim]. Source: DOC of
+``npu_fused_infer_attention_score``, page attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from device.simulator.errors import DeviceFault
+from device.simulator.fused_attention.layouts import rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from device.simulator.fused_attention.layouts import Span
+    from device.simulator.fused_attention.request import FusedAttentionRequest
+
+
+class KeyValues(Protocol):
+    """The keys and values of one sequence."""
+
+    def load(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values [kv heads, stop - start, dim] of the tokens in a range, nothing else."""
+
+
+@dataclass(frozen=True)
+class ContiguousKeyValues:
+    """Keys and values that lie one after the other: views [kv heads, tokens, dim]."""
+
+    keys: Tensor
+    values: Tensor
+
+    def load(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return the tokens ``start`` to ``stop``."""
+        return self.keys[:, start:stop], self.values[:, start:stop]
+
+
+@dataclass(frozen=True)
+class PagedKeyValues:
+    """Keys and values in blocks of a cache.
+
+    Attributes
+    ----------
+    operator : str
+        For messages.
+    batch : int
+        Row of the block table.
+    blocks : list of int
+        That row.
+    key_cache, value_cache : Tensor
+        The caches.
+    block_size, kv_heads : int
+        Sizes of the caches' axes.
+    """
+
+    operator: str
+    batch: int
+    blocks: list[int]
+    key_cache: Tensor
+    value_cache: Tensor
+    block_size: int
+    kv_heads: int
+
+    def load(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return the tokens ``start`` to ``stop``; only their blocks are touched.
+
+        Raises
+        ------
+        DeviceFault
+            A block id is not in the cache. The operator does not validate ids: hardware reads foreign memory.
+        """
+        first, last = start // self.block_size, (stop - 1) // self.block_size
+        ids = self.blocks[first : last + 1]
+        count = self.key_cache.shape[0]
+        if min(ids) < 0 or max(ids) >= count:
+            position, block = next((p, b) for p, b in enumerate(ids, first) if not 0 <= b < count)
+            where = f"{self.operator}: block_table[{self.batch}, {position}]"
+            raise DeviceFault(f"{where} is {block}, and the cache has {count} blocks")
+        index = torch.tensor(ids)
+        offset = start - first * self.block_size
+        window = slice(offset, offset + stop - start)
+        return self._gather(self.key_cache, index)[:, window], self._gather(self.value_cache, index)[
+            :, window
+        ]
+
+    def _gather(self, cache: Tensor, index: Tensor) -> Tensor:
+        blocks = cache.index_select(0, index)
+        if cache.dim() == 4:
+            return blocks.transpose(0, 1).flatten(1, 2)
+        return blocks.reshape(-1, self.kv_heads, blocks.shape[-1] // self.kv_heads).transpose(0, 1)
+
+
+def key_values(request: FusedAttentionRequest, span: Span) -> KeyValues:
+    """Return the source of one sequence's keys and values."""
+    if request.block_table is None:
+        window = range(span.key_start, span.key_start + span.key_length)
+        where = (request.layout, request.kv_heads, span.batch, window)
+        return ContiguousKeyValues(rows(request.key, *where), rows(request.value, *where))
+    return PagedKeyValues(
+        operator=request.operator,
+        batch=span.batch,
+        blocks=request.block_table[span.batch].tolist(),
+        key_cache=request.key,
+        value_cache=request.value,
+        block_size=request.block_size,
+        kv_heads=request.kv_heads,
+    )

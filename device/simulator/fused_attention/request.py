@@ -1,0 +1,220 @@
+"""One call of either operator version, with one set of names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ArgumentNames:
+    """What the two operator versions call the same thing; used in messages."""
+
+    heads: str
+    scale: str
+    query_lengths: str
+    key_lengths: str
+    return_lse: str
+    out_scale: str
+    out_offset: str
+
+
+V1_NAMES = ArgumentNames(
+    heads="num_heads",
+    scale="scale",
+    query_lengths="actual_seq_lengths",
+    key_lengths="actual_seq_lengths_kv",
+    return_lse="softmax_lse_flag",
+    out_scale="quant_scale2",
+    out_offset="quant_offset2",
+)
+
+V2_NAMES = ArgumentNames(
+    heads="num_query_heads",
+    scale="softmax_scale",
+    query_lengths="actual_seq_qlen",
+    key_lengths="actual_seq_kvlen",
+    return_lse="return_softmax_lse",
+    out_scale="quant_scale_out",
+    out_offset="quant_offset_out",
+)
+
+
+@dataclass(frozen=True)
+class FusedAttentionRequest:
+    """A call of ``npu_fused_infer_attention_score`` or its second version.
+
+    Attributes
+    ----------
+    operator : str
+        Name of the operator that was called.
+    names : ArgumentNames
+        The caller's words, for messages.
+    query, key, value : Tensor
+        As passed; with ``block_table`` the last two are caches.
+    layout : str
+        ``input_layout``.
+    heads, kv_heads : int
+        Query heads and key heads; key heads 0 has been replaced by the number of query heads.
+    scale : float
+        Multiplies the scores.
+    pre_tokens, next_tokens, sparse_mode, inner_precise : int
+        As passed.
+    mask : Tensor or None
+        ``atten_mask``; 1 hides.
+    query_lengths, key_lengths : tuple of int or None
+        As passed: cumulative or not, depending on layout and paging.
+    block_table : Tensor or None
+        int32 [batch, blocks per sequence].
+    block_size : int
+        Tokens per block.
+    sink : Tensor or None
+        ``learnable_sink`` [heads].
+    return_lse : bool
+        Whether the log-sum-exp is wanted.
+    extras : tuple of (str, object)
+        Arguments that were given and that the simulator has no use for, by name.
+    """
+
+    operator: str
+    names: ArgumentNames
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    layout: str
+    heads: int
+    kv_heads: int
+    scale: float
+    pre_tokens: int
+    next_tokens: int
+    sparse_mode: int
+    inner_precise: int
+    mask: Tensor | None
+    query_lengths: tuple[int, ...] | None
+    key_lengths: tuple[int, ...] | None
+    block_table: Tensor | None
+    block_size: int
+    sink: Tensor | None
+    return_lse: bool
+    extras: tuple[tuple[str, object], ...]
+
+    def given_extra(self, name: str) -> object | None:
+        """Return the argument of that name if it was given and is not simulated."""
+        return dict(self.extras).get(name)
+
+    def rejected(
+        self, argument: str, given: object, allowed: str, code: ErrorCode = ErrorCode.TILING
+    ) -> OperatorRejected:
+        """Make the error of a call that the operator refuses."""
+        return OperatorRejected(self.operator, argument, given, allowed, code)
+
+    def not_simulated(self, argument: str, given: object, simulated: str) -> NotSimulated:
+        """Make the error of a call that the simulator cannot run."""
+        return NotSimulated(self.operator, argument, given, simulated)
+
+
+# Arguments with a place in FusedAttentionRequest, per version, beside those of ArgumentNames.
+_COMMON = frozenset(
+    {
+        "atten_mask",
+        "block_size",
+        "block_table",
+        "inner_precise",
+        "input_layout",
+        "learnable_sink",
+        "next_tokens",
+        "num_key_value_heads",
+        "pre_tokens",
+        "sparse_mode",
+    }
+)
+
+# DOC: reserved, or without meaning for 16-bit inputs.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "dequant_scale_key_dtype",
+        "dequant_scale_key_rope_dtype",
+        "dequant_scale_query_dtype",
+        "dequant_scale_value_dtype",
+        "key_dtype",
+        "key_rope_dtype",
+        "key_shared_prefix_dtype",
+        "out_dtype",
+        "query_dtype",
+        "query_rope_dtype",
+        "value_dtype",
+        "value_shared_prefix_dtype",
+        "workspace",
+    }
+)
+
+# The schemas' defaults, for arguments that a caller left out: the dispatcher strips them.
+_MAXIMUM = 2147483647
+
+
+def normalise(
+    operator: str,
+    names: ArgumentNames,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    arguments: Mapping[str, Any],
+) -> FusedAttentionRequest:
+    """Translate the keyword arguments of one operator version.
+
+    Parameters
+    ----------
+    operator : str
+        Name for messages.
+    names : ArgumentNames
+        ``V1_NAMES`` or ``V2_NAMES``.
+    tensors : tuple of Tensor
+        The positional arguments: query, key and value.
+    arguments : mapping
+        Keyword arguments, in the words of the version; absent ones have the schema's default.
+
+    Returns
+    -------
+    FusedAttentionRequest
+        The call; nothing has been checked.
+    """
+    query, key, value = tensors
+    heads = arguments.get(names.heads, 1)
+    known = _COMMON | _WITHOUT_EFFECT | set(vars(names).values()) - {names.out_scale, names.out_offset}
+    return FusedAttentionRequest(
+        operator=operator,
+        names=names,
+        query=query,
+        key=key,
+        value=value,
+        layout=arguments.get("input_layout", "BSH"),
+        heads=heads,
+        kv_heads=arguments.get("num_key_value_heads", 0) or heads,
+        scale=arguments.get(names.scale, 1.0),
+        pre_tokens=arguments.get("pre_tokens", _MAXIMUM),
+        next_tokens=arguments.get("next_tokens", _MAXIMUM),
+        sparse_mode=arguments.get("sparse_mode", 0),
+        inner_precise=arguments.get("inner_precise", 0),
+        mask=arguments.get("atten_mask"),
+        query_lengths=_lengths(arguments.get(names.query_lengths)),
+        key_lengths=_lengths(arguments.get(names.key_lengths)),
+        block_table=arguments.get("block_table"),
+        block_size=arguments.get("block_size", 0),
+        sink=arguments.get("learnable_sink"),
+        return_lse=arguments.get(names.return_lse, False),
+        # A mode of 0 is the default, hence not given.
+        extras=tuple(
+            (name, given)
+            for name, given in arguments.items()
+            if name not in known and given is not None and not (isinstance(given, int) and given == 0)
+        ),
+    )
+
+
+def _lengths(lengths: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if lengths is None else tuple(lengths)

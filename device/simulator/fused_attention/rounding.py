@@ -1,0 +1,44 @@
+"""How the operator's vector unit narrows fp32.
+
+Source: the casts in CANN's ``fia_block_vec_nonquant.h``: to bfloat16 half to even, to float16 half away
+from zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# float16 keeps 10 of float32's 23 fraction bits.
+_DROPPED_BITS = 13
+_SMALLEST_NORMAL = 2.0**-14
+_SUBNORMAL_STEP = 2.0**-24
+
+
+def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 values to a 16-bit dtype as the operator does.
+
+    Parameters
+    ----------
+    values : Tensor
+        float32, any shape.
+    dtype : torch.dtype
+        ``torch.bfloat16`` (half to even) or ``torch.float16`` (half away from zero).
+
+    Returns
+    -------
+    Tensor
+        The same shape, in ``dtype``.
+    """
+    if dtype == torch.float16:
+        return _half_away_from_zero(values)
+    return values.to(dtype)
+
+
+def _half_away_from_zero(values: Tensor) -> Tensor:
+    # Half a unit is added to the magnitude, then the dropped bits are cut; what is left converts exactly.
+    bits = values.contiguous().view(torch.int32)
+    normal = ((bits + (1 << (_DROPPED_BITS - 1))) & -(1 << _DROPPED_BITS)).view(torch.float32)
+    subnormal = torch.floor(values.abs() / _SUBNORMAL_STEP + 0.5).mul_(_SUBNORMAL_STEP).copysign_(values)
+    rounded = torch.where(values.abs() < _SMALLEST_NORMAL, subnormal, normal)
+    return torch.where(values.isnan(), values, rounded).to(torch.float16)

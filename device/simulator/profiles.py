@@ -1,0 +1,175 @@
+"""CANN profiles: which documented behaviours, choices and quirks the simulator shows.
+
+A *choice* is a behaviour that no source settles, or on which sources disagree. Each is a field whose
+comment names the sources, so that settling it is one changed line. Abbreviations: DOC is the torch_npu
+documentation of ``npu_fused_infer_attention_score`` and ``..._v2``; ACLNN is CANN's
+aclnnFusedInferAttentionScoreV4 page; SOURCE is CANN's operator source
+(``attention/fused_infer_attention_score`` in ops-transformer).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+@dataclass(frozen=True)
+class CannProfile:
+    """The behaviour of one CANN version, as far as it is known.
+
+    Attributes
+    ----------
+    name : str
+        The name under which the profile is chosen.
+    description : str
+        What the profile stands for.
+    quirks : tuple of Quirk
+        Reported deviations from the contract, applied in order.
+
+    Notes
+    -----
+    All other attributes are choices; the comment above each says what is disputed and by whom.
+    """
+
+    name: str
+    description: str
+    quirks: tuple[Quirk, ...] = ()
+
+    # TND, sparse mode 4, a sequence with one query: is the band honoured? DOC drops pre_tokens and
+    # next_tokens when "Q_S is 1", and TND has no Q_S axis. sglang's graph decode relies on the band (sglang
+    # 0.5.23, ascend_backend.py:2881); sglang #24582 saw it dropped, but for BSND.
+    tnd_band_at_query_length_one: Literal["honoured", "ignored"] = "honoured"
+
+    # Does the LSE contain the sink? No source says; the sink is part of the denominator of which LSE is the
+    # log.
+    lse_includes_sink: bool = True
+
+    # LSE when it was not asked for: op-plugin's code and the wheel's META return shape [0], DOC says [1]
+    # holding 0.
+    lse_placeholder: Literal["empty", "one_zero"] = "empty"
+
+    # Legal block sizes. SOURCE: multiples of 16 up to 1024 for head dim 64 and 128. DOC: multiples of 128
+    # up to 512 for several queries, multiples of 16 up to 512 for one.
+    block_size_rule: Literal["source", "docs"] = "source"
+
+    # Cache [blocks, kv heads, block size, D] for BSH and BSND queries: ACLNN allows it, DOC does not.
+    four_dimensional_cache: Literal["any_layout", "bnsd_and_tnd"] = "any_layout"
+
+    # Paged caches with TND on A2/A3: DOC denies it in the list of layouts and describes it elsewhere;
+    # vllm-ascend (attention_v1.py) and sglang (ascend_backend.py:1757) both ship it.
+    tnd_paging: Literal["accepted", "rejected"] = "accepted"
+
+    # A row that the caller's mask hides entirely, without the row-invalid correction of inner_precise bit
+    # 1. DOC only warns of lost precision; SOURCE replaces hidden scores by one finite number, which makes a
+    # plain mean of V.
+    fully_hidden_row: Literal["mean_of_values", "zero"] = "mean_of_values"
+
+    # Sparse mode 0 with a mask: SOURCE's golden hides what mask OR band hides, SOURCE's kernel for A2 has
+    # elementwise code for the band in mode 4 only. "tiles_only" leaves out whole key tiles and rows outside
+    # the band.
+    mode_0_band: Literal["elementwise", "tiles_only"] = "elementwise"
+
+    # TND, sparse mode 3: DOC wants fewer queries than keys in every sequence. Every prefill without prefix
+    # has as many, in vllm-ascend as in sglang, so DOC cannot be meant strictly. Sequences without keys are
+    # exempt.
+    tnd_mode_3_queries: Literal["any", "at_most_keys", "fewer_than_keys"] = "at_most_keys"
+
+    # TND with head dim other than 512: DOC says bfloat16 only, and vllm-ascend upcasts for it (mla_v1.py).
+    tnd_float16: Literal["rejected", "accepted"] = "rejected"
+
+    # TND, (query and key, value) head dims without rope. DOC: 128, and 192 with value 128 or 192. ACLNN:
+    # also 64.
+    tnd_head_dims: frozenset[tuple[int, int]] = frozenset({(64, 64), (128, 128), (192, 128), (192, 192)})
+
+    # TND, sparse mode 4, query head dim unlike value head dim: SOURCE's checker allows modes 0, 2 and 3
+    # only, DOC lists mode 4 for TND beside 192/128, and sglang ships it for MiMo-V2 (ascend_backend.py:459,
+    # 1760).
+    tnd_unequal_head_dims_in_mode_4: Literal["accepted", "rejected"] = "accepted"
+
+    # learnable_sink: DOC says bfloat16, ACLNN also float16. Names of torch dtypes.
+    sink_dtypes: tuple[str, ...] = ("bfloat16",)
+
+    # inner_precise 2 and 3 with one query: DOC allows 0 and 1 only, ACLNN lists 2 and 3 for some head dims.
+    inner_precise_at_query_length_one: tuple[int, ...] = (0, 1)
+
+    # Ranks of a mask for one query. DOC allows [B, S] beside [B, 1, S] and [B, 1, 1, S]; vllm-ascend #15503
+    # saw [1, S] refused with 561002.
+    decode_mask_ranks: tuple[int, ...] = (2, 3, 4)
+
+    # Query heads per key head: DOC allows 64, ACLNN any number without quantisation. None is any number.
+    max_group_size: int | None = 64
+
+    # Non-contiguous query, key, value, mask or table: DOC forbids them; aclnn's generated entry makes copies.
+    non_contiguous: Literal["accepted", "rejected"] = "accepted"
+
+
+_CANN_8_5 = CannProfile(
+    name="8.5",
+    description="CANN 8.5, with which sglang's hybrid sliding-window support was written (sglang #24582)",
+)
+
+# Nothing in the sources sets CANN 9.0 apart from 8.5 for this operator; it has a name so that a finding can
+# say it.
+_CANN_9_0 = replace(_CANN_8_5, name="9.0", description="CANN 9.0; no behaviour known to differ from 8.5")
+
+_PESSIMISTIC = CannProfile(
+    name="pessimistic",
+    description="every behaviour that no source settles takes the value that hurts a caller who relies on it",
+    quirks=(DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES),
+    tnd_band_at_query_length_one="ignored",
+    lse_includes_sink=False,
+    block_size_rule="docs",
+    four_dimensional_cache="bnsd_and_tnd",
+    mode_0_band="tiles_only",
+    tnd_head_dims=frozenset({(128, 128), (192, 128), (192, 192)}),
+    tnd_unequal_head_dims_in_mode_4="rejected",
+    decode_mask_ranks=(3, 4),
+    non_contiguous="rejected",
+)
+
+PROFILES: Mapping[str, CannProfile] = MappingProxyType(
+    {profile.name: profile for profile in (_CANN_8_5, _CANN_9_0, _PESSIMISTIC)}
+)
+
+DEFAULT_PROFILE = "8.5"
+
+_active: ContextVar[CannProfile] = ContextVar("cann_profile")
+
+
+def active_profile() -> CannProfile:
+    """Return the profile that the operators follow now: the innermost ``use_profile``, else the default."""
+    return _active.get(PROFILES[DEFAULT_PROFILE])
+
+
+@contextmanager
+def use_profile(profile: str | CannProfile) -> Iterator[CannProfile]:
+    """Let the operators follow a profile inside a ``with`` block, in this thread or task only.
+
+    Parameters
+    ----------
+    profile : str or CannProfile
+        A name in ``PROFILES``, or a profile made with ``dataclasses.replace``.
+
+    Raises
+    ------
+    ValueError
+        The name is not known.
+    """
+    if isinstance(profile, str):
+        if profile not in PROFILES:
+            known = ", ".join(sorted(PROFILES))
+            raise ValueError(f"unknown CANN profile {profile!r}; known: {known}")
+        profile = PROFILES[profile]
+    token = _active.set(profile)
+    try:
+        yield profile
+    finally:
+        _active.reset(token)

@@ -1,0 +1,61 @@
+"""Where implementations run: the CPU simulator, or an NPU."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from npudiff.target import Target, TargetUnavailable
+
+
+def sim(cann: str | None) -> Target:
+    """CPU tensors; ``torch.ops.npu.*`` run on the simulator's kernels, as the CANN profile says.
+
+    Raises
+    ------
+    ValueError
+        If there is no profile of this name.
+    """
+    from device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
+
+    name = cann or simulator.DEFAULT_PROFILE
+    if name not in simulator.PROFILES:
+        raise ValueError(f"unknown CANN profile {name!r}; known: {', '.join(sorted(simulator.PROFILES))}")
+    simulator.install()
+    return Target("sim", "cpu", name, lambda: simulator.use_profile(name))
+
+
+def npu(cann: str | None) -> Target:
+    """Hardware, through torch_npu.
+
+    The CANN version is the device's own; asking for another one is an error, since a profile is the simulator's.
+
+    Raises
+    ------
+    TargetUnavailable
+        If torch_npu is not installed, does not import, or sees no device.
+    ValueError
+        If a CANN profile is asked for.
+    """
+    import contextlib  # noqa: PLC0415
+
+    if importlib.util.find_spec("torch_npu") is None:
+        raise TargetUnavailable("torch_npu is not installed: pip install 'npudiff[npu]', on a machine with CANN")
+    try:
+        import torch  # noqa: PLC0415
+        import torch_npu  # noqa: F401, PLC0415
+    except (ImportError, OSError, RuntimeError) as error:
+        raise TargetUnavailable(f"torch_npu does not import: {error}; run 'npudiff doctor'") from error
+    if not torch.npu.is_available():
+        raise TargetUnavailable("torch_npu sees no NPU: see npu-smi info and ASCEND_RT_VISIBLE_DEVICES")
+    if cann is not None:
+        raise ValueError(f"--cann {cann} is a profile of the simulator; the npu target has the CANN that it has")
+    return Target("npu", "npu:0", _cann_version(), contextlib.nullcontext, torch.npu.synchronize)
+
+
+def _cann_version() -> str:
+    """The version of the installed CANN toolkit, as torch_npu reports it."""
+    try:
+        from torch_npu.utils.collect_env import get_cann_version  # noqa: PLC0415
+    except ImportError:
+        return "unknown"
+    return str(get_cann_version())

@@ -1,0 +1,106 @@
+"""Cases to JSON and back, strictly: what does not fit the dataclass is refused, never coerced or executed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from typing import Any
+
+
+def to_plain(value: object) -> object:
+    """Turn a frozen dataclass of plain values into dictionaries and lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def dumps(case: object) -> str:
+    """Return a case as one line of JSON."""
+    return json.dumps(to_plain(case), separators=(",", ":"))
+
+
+def loads(kind: type, text: str) -> Any:  # noqa: ANN401 - returns an instance of kind
+    """Read a case of dataclass ``kind`` from JSON.
+
+    Raises
+    ------
+    ValueError
+        If the text is not JSON, or does not fit the dataclass.
+    """
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    return from_plain(kind, plain)
+
+
+def from_plain(kind: Any, plain: object, path: str = "case") -> Any:  # noqa: ANN401 - kind is a type form
+    """Build a value of type ``kind`` from plain JSON values.
+
+    Supported are frozen dataclasses, int, float, str, bool, None, unions of these, and homogeneous tuples.
+
+    Raises
+    ------
+    ValueError
+        If the plain value does not fit; the message names the place.
+    """
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _dataclass(kind, plain, path)
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _union(kind, plain, path)
+    if origin is tuple:
+        return _tuple(kind, plain, path)
+    if kind is float and type(plain) is int:
+        return float(plain)
+    expected = type(None) if kind is None else kind
+    if type(plain) is not expected:
+        raise ValueError(f"{path}: expected {expected.__name__}, got {type(plain).__name__}")
+    return plain
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _dataclass(kind: type, plain: object, path: str) -> object:
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path}: expected an object, got {type(plain).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    strange = sorted(set(plain) - set(fields))
+    missing = sorted(
+        name
+        for name, field in fields.items()
+        if name not in plain and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    )
+    if strange or missing:
+        raise ValueError(f"{path}: " + "; ".join(filter(None, [_named("unknown", strange), _named("missing", missing)])))
+    hints = _hints(kind)
+    return kind(**{name: from_plain(hints[name], value, f"{path}.{name}") for name, value in plain.items()})
+
+
+def _named(what: str, names: list[str]) -> str:
+    return f"{what} {', '.join(name[:40] for name in names[:5])}" if names else ""
+
+
+def _union(kind: object, plain: object, path: str) -> object:
+    reasons = []
+    for option in typing.get_args(kind):
+        try:
+            return from_plain(option, plain, path)
+        except ValueError as error:
+            reasons.append(str(error))
+    raise ValueError("; or ".join(reasons))
+
+
+def _tuple(kind: object, plain: object, path: str) -> tuple[object, ...]:
+    if not isinstance(plain, list):
+        raise ValueError(f"{path}: expected a list, got {type(plain).__name__}")
+    item = typing.get_args(kind)[0]
+    return tuple(from_plain(item, value, f"{path}[{index}]") for index, value in enumerate(plain))

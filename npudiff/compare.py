@@ -1,0 +1,138 @@
+"""Comparison by bound: every element of every output, the worst ratio even when all is well, and where it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from npudiff.component import ExpectedOutput
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """How one output compares.
+
+    Attributes
+    ----------
+    name : str
+        Name of the output.
+    problem : str or None
+        A wrong shape or dtype, in words; then nothing else was compared.
+    ratio : torch.Tensor or None
+        float64 ``|actual - value| / bound`` of every element; 0 where both are right or the element is not
+        specified, infinity where a non-finite or exact element is wrong.
+    actual, value, bound : torch.Tensor or None
+        What was compared.
+    """
+
+    name: str
+    problem: str | None = None
+    ratio: torch.Tensor | None = None
+    actual: torch.Tensor | None = None
+    value: torch.Tensor | None = None
+    bound: torch.Tensor | None = None
+
+    @property
+    def worst(self) -> float:
+        """The largest ratio; above 1 is wrong."""
+        if self.problem is not None:
+            return float("inf")
+        return float(self.ratio.max()) if self.ratio is not None and self.ratio.numel() else 0.0
+
+    @property
+    def wrong(self) -> torch.Tensor | None:
+        """Which elements are wrong."""
+        return None if self.ratio is None else self.ratio > 1
+
+    @property
+    def exact(self) -> bool:
+        """Whether the output asks for equality only."""
+        return self.bound is not None and not bool(self.bound.any())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How all outputs of one run compare.
+
+    Attributes
+    ----------
+    outputs : tuple of OutputComparison
+        One entry per output that the implementation returned.
+    context : str
+        What was compared with what, for a relation; empty for equivalence.
+    """
+
+    outputs: tuple[OutputComparison, ...]
+    context: str = ""
+
+    @property
+    def worst(self) -> float:
+        """The largest error over bound of all outputs."""
+        return max((output.worst for output in self.outputs), default=0.0)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every output asks for equality only."""
+        return all(output.exact for output in self.outputs)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every element is within its bound."""
+        return self.worst <= 1
+
+    @property
+    def worst_output(self) -> OutputComparison:
+        """The output with the largest ratio."""
+        return max(self.outputs, key=lambda output: output.worst)
+
+
+def compare(
+    expected: Mapping[str, ExpectedOutput], actual: Mapping[str, torch.Tensor], context: str = ""
+) -> Comparison:
+    """Compare the outputs of an implementation with what the reference says of them.
+
+    Outputs that the implementation did not return are not compared.
+    """
+    outputs = tuple(_compare_output(name, expected[name], tensor) for name, tensor in actual.items())
+    return Comparison(outputs, context)
+
+
+def _compare_output(name: str, expected: ExpectedOutput, actual: torch.Tensor) -> OutputComparison:
+    if actual.shape != expected.value.shape:
+        return OutputComparison(
+            name, f"shape {list(actual.shape)}, expected {list(expected.value.shape)}", actual=actual
+        )
+    if actual.dtype != expected.dtype:
+        return OutputComparison(name, f"dtype {actual.dtype}, expected {expected.dtype}", actual=actual)
+    ratio = error_ratio(actual, expected.value, expected.bound)
+    return OutputComparison(name, None, ratio, actual, expected.value, expected.bound)
+
+
+def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    """Return ``|actual - value| / bound`` per element, in float64.
+
+    An element that equals its value, infinities of one sign included, has ratio 0; an infinite bound gives 0; a wrong
+    element with bound 0, and any NaN or infinity that is not expected, gives infinity.
+    """
+    wide, value = actual.to(torch.float64), value.to(torch.float64)
+    ratio = (wide - value).abs_() / bound
+    ratio = torch.where(torch.isfinite(wide) & torch.isfinite(value), ratio, torch.inf)
+    return torch.where((wide == value) | torch.isposinf(bound), 0.0, ratio)
+
+
+def same_bits(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], context: str) -> Comparison:
+    """Compare two runs that must agree bit for bit; NaN equals NaN."""
+    outputs = []
+    for name, one in first.items():
+        other = second.get(name)
+        if other is None or other.shape != one.shape or other.dtype != one.dtype:
+            outputs.append(OutputComparison(name, "the two runs return different shapes or dtypes", actual=one))
+            continue
+        differs = (one != other) & ~(one.isnan() & other.isnan())
+        ratio = torch.where(differs, torch.inf, 0.0).to(torch.float64)
+        outputs.append(OutputComparison(name, None, ratio, other, one.to(torch.float64), torch.zeros_like(ratio)))
+    return Comparison(tuple(outputs), context)

@@ -1,0 +1,124 @@
+"""A component: one thing with one right answer, and everything that the engine needs to test it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from npudiff.constraints import Box, Constraints
+from npudiff.implementation import Implementation, outputs_of
+from npudiff.property import NotApplicable, Property
+from npudiff.target import Target
+
+if TYPE_CHECKING:
+    import torch
+    from hypothesis.strategies import SearchStrategy
+
+
+class ExpectedOutput(Protocol):
+    """What a reference says of one output: ``reference.bounds.Expected`` is one."""
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The right answer."""
+
+    @property
+    def bound(self) -> torch.Tensor:
+        """The largest correct deviation of each element."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that an implementation must return."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One thing with one right answer.
+
+    Attributes
+    ----------
+    name, summary : str
+        Name, and one line for listings.
+    case_type : type
+        Frozen dataclass of plain values from which inputs are built.
+    outputs : tuple of str
+        Names of the outputs; an implementation that returns a single tensor returns the first.
+    axes : mapping
+        Every axis that constraints may name, with one line that says what it is.
+    strategy : callable
+        Constraints to a Hypothesis strategy of cases.
+    inputs : callable
+        Case to inputs; the same case gives the same bits everywhere.
+    reference : callable
+        Inputs to expected outputs.
+    values : callable
+        Case to the values of each axis that it uses.
+    features : callable
+        Case to the names of the regions that it is in (``query length 1``); their shares are reported.
+    describe : callable
+        Case to one short line.
+    check_case : callable
+        Raises ``ValueError`` for a case whose inputs cannot or must not be built; findings from elsewhere pass here.
+    coordinates : callable
+        Inputs and output name to integer tensors that broadcast to the output: where each element is, in the
+        component's own words (``request``, ``token``, ``head``).
+    relations : tuple of Property
+        What must hold besides equivalence with the reference.
+    profiles : mapping
+        Production sizes, by model name, as values of axes.
+    """
+
+    name: str
+    summary: str
+    case_type: type
+    outputs: tuple[str, ...]
+    axes: Mapping[str, str]
+    strategy: Callable[[Constraints], SearchStrategy[Any]]
+    inputs: Callable[[Any], Any]
+    reference: Callable[[Any], Mapping[str, ExpectedOutput]]
+    values: Callable[[Any], Mapping[str, Collection[Any]]]
+    features: Callable[[Any], Collection[str]]
+    describe: Callable[[Any], str]
+    check_case: Callable[[Any], None]
+    coordinates: Callable[[Any, str], Mapping[str, torch.Tensor]]
+    relations: tuple[Property, ...] = ()
+    profiles: Mapping[str, Box] = field(default_factory=dict)
+
+
+class ImplementationRaised(Exception):  # noqa: N818 - named for what happened
+    """An implementation raised; the original exception is the cause. It is a finding, never a skip."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An implementation on a target, as properties see it."""
+
+    component: Component
+    implementation: Implementation
+    target: Target
+
+    def run(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401 - the component's own contract
+        """Return the outputs on the host.
+
+        Raises
+        ------
+        ImplementationRaised
+            If the implementation raises, or returns something that is not its outputs.
+        """
+        try:
+            result = outputs_of(self.implementation(inputs, self.target), self.component.outputs)
+            self.target.synchronize()
+            return {name: tensor.cpu() for name, tensor in result.items()}
+        except Exception as error:
+            raise ImplementationRaised(f"{type(error).__name__}: {error}") from error
+
+    def expected(self, inputs: Any) -> Mapping[str, ExpectedOutput]:  # noqa: ANN401 - the component's own contract
+        """Return what the reference says of these inputs."""
+        return self.component.reference(inputs)
+
+    def require(self, case: object, why: str) -> None:
+        """Raise ``NotApplicable`` if the implementation does not support ``case``, which a relation derived."""
+        reason = self.implementation.constraints.reason_against(self.component.values(case))
+        if reason is not None:
+            raise NotApplicable(f"{why}: {reason}")

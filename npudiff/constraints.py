@@ -1,0 +1,136 @@
+"""What cases may look like: boxes of allowed values per axis, that strategies draw within.
+
+An axis is a named quantity of a case (``page_size``, ``query_length``, ``dtype``). A box allows a set of values for
+some axes and anything for the others. Constraints are a union of boxes, so that joint limits (``head_dim 192 only
+without a window``) can be said without a predicate that would reject draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from npudiff.errors import UsageError, unknown
+
+Allowed = Collection[Any]
+Box = Mapping[str, Allowed]
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """A union of boxes.
+
+    Attributes
+    ----------
+    boxes : tuple of mappings
+        Axis name to a collection of allowed values; a ``range`` is a collection. An axis that a box does not name is
+        free.
+    """
+
+    boxes: tuple[Box, ...] = ({},)
+
+    @classmethod
+    def of(cls, supports: Box | Sequence[Box]) -> Constraints:
+        """Build constraints from one mapping or a sequence of alternatives."""
+        return cls((dict(supports),) if isinstance(supports, Mapping) else tuple(dict(box) for box in supports))
+
+    def within(self, other: Constraints) -> Constraints:
+        """Return the intersection of two constraints; it may be empty."""
+        merged = (_intersect(mine, theirs) for mine in self.boxes for theirs in other.boxes)
+        return Constraints(tuple(box for box in merged if box is not None))
+
+    def __bool__(self) -> bool:
+        """Whether any case is allowed at all."""
+        return bool(self.boxes)
+
+    def reason_against(self, values: Mapping[str, Collection[Any]]) -> str | None:
+        """Return why a case with these axis values is outside, or None when it is inside.
+
+        The reason is that of the box which comes closest.
+        """
+        reasons = sorted((list(_violations(box, values)) for box in self.boxes), key=len)
+        if not reasons:
+            return "nothing is allowed"
+        return "; ".join(reasons[0]) or None
+
+    def check_axes(self, axes: Collection[str], owner: str) -> None:
+        """Raise ``UsageError`` if a box names an axis that the component does not have."""
+        for box in self.boxes:
+            for axis in box:
+                if axis not in axes:
+                    raise UsageError(f"{owner}: {unknown('axis', axis, axes)}")
+
+
+def _violations(box: Box, values: Mapping[str, Collection[Any]]) -> Iterator[str]:
+    for axis, allowed in box.items():
+        outside = [value for value in values.get(axis, ()) if value not in allowed]
+        if outside:
+            yield f"{axis} {outside[0]} is not in {describe(allowed)}"
+
+
+def _intersect(mine: Box, theirs: Box) -> dict[str, Allowed] | None:
+    box = dict(mine)
+    for axis, allowed in theirs.items():
+        box[axis] = intersection(box[axis], allowed) if axis in box else allowed
+        if not box[axis]:
+            return None
+    return box
+
+
+def intersection(first: Allowed, second: Allowed) -> Allowed:
+    """Return the values in both collections, in the order of the first; two unit ranges stay a range."""
+    if isinstance(first, range) and isinstance(second, range) and first.step == second.step == 1:
+        return range(max(first.start, second.start), min(first.stop, second.stop))
+    if isinstance(first, range):
+        return tuple(value for value in second if value in first)
+    return tuple(value for value in first if value in second)
+
+
+def describe(allowed: Allowed) -> str:
+    """Return a short text of a collection: ``16..1024 step 16`` or ``{a, b}``."""
+    if isinstance(allowed, range) and len(allowed) > 4:
+        return f"{allowed[0]}..{allowed[-1]}" + (f" step {allowed.step}" if allowed.step != 1 else "")
+    return "{" + ", ".join("none" if value is None else str(value) for value in allowed) + "}"
+
+
+def parse_where(texts: Sequence[str]) -> Constraints:
+    """Parse ``axis=value[,value...]`` and ``axis=low..high`` into constraints.
+
+    Values are integers, ``none``, ``true``, ``false`` or names.
+
+    Raises
+    ------
+    UsageError
+        If a text has another form.
+    """
+    box: dict[str, Allowed] = {}
+    for text in texts:
+        axis, equals, values = text.partition("=")
+        if not equals or not axis or not values:
+            raise UsageError(f"--where {text!r}: expected AXIS=VALUE[,VALUE...] or AXIS=LOW..HIGH")
+        box[axis] = _parse_values(text, values)
+    return Constraints((box,))
+
+
+def _parse_values(text: str, values: str) -> Allowed:
+    low, dots, high = values.partition("..")
+    if not dots:
+        return tuple(_parse_value(value) for value in values.split(","))
+    try:
+        allowed = range(int(low), int(high) + 1)
+    except ValueError:
+        raise UsageError(f"--where {text!r}: a range needs two integers") from None
+    if not allowed:
+        raise UsageError(f"--where {text!r}: the range is empty")
+    return allowed
+
+
+def _parse_value(text: str) -> object:
+    words: dict[str, object] = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return int(text)
+    except ValueError:
+        return text

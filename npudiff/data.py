@@ -1,0 +1,59 @@
+"""Data of a case: counter-based random streams that give the same bits on every machine and library version."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+_QUANTILES = 4096
+_NUMPY_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+
+
+@functools.cache
+def _normal_table(dtype: torch.dtype) -> np.ndarray:
+    """Bit patterns of the mid-quantiles of the standard normal distribution, on a grid of 2**-12."""
+    normal = statistics.NormalDist()
+    values = [round(normal.inv_cdf((i + 0.5) / _QUANTILES) * 4096) / 4096 for i in range(_QUANTILES)]
+    return np.asarray(torch.tensor(values, dtype=torch.float64).to(dtype).view(_NUMPY_BITS[dtype]).numpy())
+
+
+class Stream:
+    """A named stream of random numbers of one case.
+
+    Only the raw 64-bit words of NumPy's Philox are used: their values are fixed by the algorithm (Salmon et al.,
+    "Parallel random numbers: as easy as 1, 2, 3", 2011), while NumPy's distributions may change between versions.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the case.
+    name : str
+        Name of the stream; streams of different names are independent.
+    """
+
+    def __init__(self, seed: int, name: str) -> None:
+        digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
+        self._bits = np.random.Philox(key=int.from_bytes(digest, "little"))
+
+    def words(self, count: int) -> np.ndarray:
+        """Return ``count`` raw 64-bit words."""
+        return np.asarray(self._bits.random_raw(count))
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return standard normal values (4,096 quantiles, at most 3.7 in magnitude) of a float dtype."""
+        count = int(np.prod(shape))
+        index = self.words(-(-count // 4)).view(np.uint16)[:count] & (_QUANTILES - 1)
+        return torch.from_numpy(_normal_table(dtype)[index]).view(dtype).reshape(tuple(shape))
+
+    def integers(self, low: int, high: int, count: int) -> list[int]:
+        """Return ``count`` integers in ``[low, high)``."""
+        return [low + int(word % (high - low)) for word in self.words(count).tolist()]
+
+    def permutation(self, count: int) -> list[int]:
+        """Return a permutation of ``range(count)``."""
+        return [int(index) for index in np.argsort(self.words(count), kind="stable")]

@@ -1,0 +1,175 @@
+"""Finding components, implementations and targets: entry points of installed packages, and ``--impl``."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+from npudiff.component import Component
+from npudiff.errors import UsageError, unknown
+from npudiff.implementation import Implementation
+from npudiff.target import Target, TargetUnavailable
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=f"npudiff.{group}")}
+
+
+def component_names() -> list[str]:
+    """Return the names of all components, without importing them."""
+    return sorted(_entry_points("components"))
+
+
+def target_names() -> list[str]:
+    """Return the names of all targets, without importing them."""
+    return sorted(_entry_points("targets"))
+
+
+def load_component(name: str) -> Component:
+    """Import one component.
+
+    Raises
+    ------
+    UsageError
+        If there is none of this name.
+    """
+    points = _entry_points("components")
+    if name not in points:
+        raise unknown("component", name, points)
+    component = points[name].load()
+    if not isinstance(component, Component):
+        raise UsageError(f"entry point {name!r} of npudiff.components is not a Component")
+    return component
+
+
+def load_components(names: Sequence[str]) -> list[Component]:
+    """Import the named components, or all of them."""
+    return [load_component(name) for name in names or component_names()]
+
+
+def load_target(name: str, cann: str | None) -> Target:
+    """Build a target.
+
+    Raises
+    ------
+    UsageError
+        If there is none of this name, or no such CANN profile.
+    TargetUnavailable
+        If it cannot run here.
+    """
+    points = _entry_points("targets")
+    if name not in points:
+        raise unknown("target", name, points)
+    try:
+        target = points[name].load()(cann)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not isinstance(target, Target):
+        raise UsageError(f"entry point {name!r} of npudiff.targets did not return a Target")
+    return target
+
+
+def default_target(cann: str | None) -> Target:
+    """Return the ``npu`` target where a device is visible, else ``sim``."""
+    try:
+        return load_target("npu", cann)
+    except TargetUnavailable:
+        return load_target("sim", cann)
+
+
+def built_in_implementations() -> list[Implementation]:
+    """Return the implementations that installed packages provide."""
+    found: list[Implementation] = []
+    for point in _entry_points("implementations").values():
+        found.extend(implementations_in(point.load()))
+    return found
+
+
+def implementations_in(module: ModuleType) -> list[Implementation]:
+    """Return the implementations among a module's public names, in their order."""
+    return [item for name, item in vars(module).items() if isinstance(item, Implementation) and name[0] != "_"]
+
+
+def select_implementations(components: Iterable[Component], selectors: Sequence[str]) -> list[Implementation]:
+    """Return the implementations of the components that the selectors name; without selectors, all built-in ones.
+
+    A selector is the name of an implementation (``fia_decode_mask`` or ``sliding_attention.fia_decode_mask``), an
+    importable module, or a Python file.
+
+    Raises
+    ------
+    UsageError
+        If a selector names nothing, or its module fails to import.
+    """
+    names = {component.name: component for component in components}
+    built_in = built_in_implementations()
+    chosen: list[Implementation] = []
+    for selector in selectors:
+        found = [item for item in built_in if selector in (item.name, f"{item.component}.{item.name}")]
+        if not found:
+            found = _external(selector, built_in)
+        fitting = [item for item in found if item.component in names]
+        if not fitting:
+            owners = ", ".join(sorted({item.component for item in found}))
+            raise UsageError(f"--impl {selector}: implements {owners}, not {', '.join(sorted(names))}")
+        chosen.extend(fitting)
+    if not selectors:
+        chosen = [item for item in built_in if item.component in names]
+    for item in chosen:
+        item.constraints.check_axes(names[item.component].axes, f"implementation {item.name}")
+    return list({(item.component, item.name, item.origin): item for item in chosen}.values())
+
+
+def _external(selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:
+    looks_like_file = selector.endswith(".py") or "/" in selector
+    if not looks_like_file and not _importable(selector):
+        raise unknown("implementation", selector, {item.name for item in built_in})
+    module = _import_file(Path(selector)) if looks_like_file else _import(selector, selector)
+    found = [replace(item, origin=selector) for item in implementations_in(module)]
+    if not found:
+        raise UsageError(f"--impl {selector}: no function in it is decorated with @npudiff.implementation")
+    for item in found:
+        if item.component not in component_names():
+            raise UsageError(f"--impl {selector}: {item.name}: {unknown('component', item.component, component_names())}")
+    return found
+
+
+def _importable(name: str) -> bool:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"--impl {path}: no such file")
+    name = f"npudiff_impl_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--impl {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"--impl {path}: fails to import: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _import(name: str, selector: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise UsageError(f"--impl {selector}: fails to import: {type(error).__name__}: {error}") from error

@@ -1,0 +1,65 @@
+"""Where an output is wrong, in the component's own coordinates, and what the wrong elements have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from npudiff.compare import OutputComparison
+
+Coordinates = Mapping[str, torch.Tensor]
+
+_SHOWN_VALUES = 4
+
+
+def worst_element(output: OutputComparison, coordinates: Coordinates) -> dict[str, int | float]:
+    """Return coordinates, actual value, right value and bound of the element with the largest ratio."""
+    if output.ratio is None or output.actual is None or output.value is None or output.bound is None:
+        return {}
+    if not output.ratio.numel():
+        return {}
+    flat = int(output.ratio.argmax())
+    place: dict[str, int | float] = {
+        name: int(values.expand(output.ratio.shape).flatten()[flat]) for name, values in coordinates.items()
+    }
+    for name, tensor in (("actual", output.actual), ("expected", output.value), ("bound", output.bound)):
+        place[name] = float(tensor.flatten()[flat])
+    return place
+
+
+def describe_pattern(output: OutputComparison, coordinates: Coordinates) -> list[str]:
+    """Say what sets the wrong elements apart: how many there are, and per coordinate which values they have.
+
+    A coordinate is named only if it separates: the wrong elements have some of its values and not others.
+    """
+    wrong = output.wrong
+    if wrong is None or not bool(wrong.any()):
+        return []
+    share = f"{int(wrong.sum())} of {wrong.numel()} elements are wrong"
+    lines = [line for name, values in coordinates.items() if (line := _separation(name, values, wrong)) is not None]
+    nonfinite = _nonfinite(output)
+    return [share, *lines, *([nonfinite] if nonfinite else [])]
+
+
+def _separation(name: str, values: torch.Tensor, wrong: torch.Tensor) -> str | None:
+    spread = values.expand(wrong.shape)
+    hit = torch.unique(spread[wrong])
+    missed = torch.unique(values)
+    missed = missed[~torch.isin(missed, hit)]
+    if not len(missed):
+        return None
+    if len(hit) <= _SHOWN_VALUES:
+        return f"only at {name} {', '.join(str(int(value)) for value in hit)}"
+    low, high = int(hit.min()), int(hit.max())
+    inside = int(((missed > low) & (missed < high)).sum())
+    if not inside:
+        return f"only at {name} {low} to {high}"
+    return f"at {len(hit)} of {len(hit) + len(missed)} values of {name}"
+
+
+def _nonfinite(output: OutputComparison) -> str | None:
+    if output.actual is None or output.value is None:
+        return None
+    strange = ~output.actual.isfinite() & output.value.isfinite()
+    return f"{int(strange.sum())} of them are NaN or infinite" if bool(strange.any()) else None

@@ -1,0 +1,86 @@
+"""Hypothesis profiles: how long to look, and whether the cases are the same on every run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, Verbosity, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+from npudiff.errors import unknown
+
+
+@dataclass(frozen=True)
+class RunProfile:
+    """How a run looks for findings.
+
+    Attributes
+    ----------
+    name : str
+        ``dev``, ``ci`` or ``nightly``.
+    examples : int
+        Cases of equivalence per implementation; relations get their share of it.
+    deterministic : bool
+        Whether every run draws the same cases, and none are remembered between runs.
+    """
+
+    name: str
+    examples: int
+    deterministic: bool
+
+
+RUN_PROFILES = {
+    profile.name: profile
+    for profile in (
+        RunProfile("dev", examples=100, deterministic=False),
+        RunProfile("ci", examples=100, deterministic=True),
+        RunProfile("nightly", examples=2_000, deterministic=False),
+    )
+}
+
+DEFAULT_RUN_PROFILE = "dev"
+
+UNBOUNDED_EXAMPLES = 1_000_000
+"""Examples of a run whose end is a time budget."""
+
+
+def run_profile(name: str) -> RunProfile:
+    """Return the profile of this name; raises ``UsageError`` if there is none."""
+    if name not in RUN_PROFILES:
+        raise unknown("hypothesis profile", name, RUN_PROFILES)
+    return RUN_PROFILES[name]
+
+
+def hypothesis_settings(
+    examples: int, *, deterministic: bool, seeded: bool, shrink: bool, memory: Path | None
+) -> settings:
+    """Return Hypothesis settings for one job.
+
+    Parameters
+    ----------
+    examples : int
+        Cases to run.
+    deterministic : bool
+        Draw the same cases every time.
+    seeded : bool
+        The caller sets a seed; derandomisation would override it.
+    shrink : bool
+        Whether a failing case is shrunk.
+    memory : pathlib.Path, optional
+        Folder in which failing cases are remembered and tried first next time.
+    """
+    phases: Sequence[Phase] = [Phase.reuse, Phase.generate, Phase.shrink] if shrink else [Phase.reuse, Phase.generate]
+    remember = memory is not None and not deterministic
+    return settings(
+        max_examples=examples,
+        database=DirectoryBasedExampleDatabase(memory) if remember and memory is not None else None,
+        deadline=None,
+        derandomize=deterministic and not seeded,
+        phases=phases,
+        report_multiple_bugs=False,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.nested_given],
+    )

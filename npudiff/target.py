@@ -1,0 +1,40 @@
+"""Where an implementation runs: a CPU simulator, a virtual NPU, or hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+
+class TargetUnavailable(Exception):
+    """The target cannot run here; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place to run implementations.
+
+    Attributes
+    ----------
+    name : str
+        ``sim``, ``virtual`` or ``npu``.
+    device : str
+        The torch device of the tensors that implementations get, such as ``cpu`` or ``npu:0``.
+    cann : str
+        The CANN profile of a simulator, or the CANN version of a device.
+    activate : callable
+        Returns a context manager inside which operators behave as on this target.
+    synchronize : callable
+        Waits for the device, so that an error surfaces in the case that caused it.
+    """
+
+    name: str
+    device: str
+    cann: str
+    activate: Callable[[], AbstractContextManager[object]]
+    synchronize: Callable[[], None] = lambda: None
+
+
+TargetFactory = Callable[[str | None], Target]
+"""Builds a target for a CANN profile (None is the default); raises ``TargetUnavailable``."""

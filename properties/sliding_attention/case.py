@@ -1,0 +1,220 @@
+"""Cases of sliding-window attention: what is drawn, and what it says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+AXES = {
+    "batch": "number of requests",
+    "query_length": "new tokens of a request; 1 is a decode",
+    "kv_length": "tokens of a request, the new ones included",
+    "window": "visible keys, the query's own included; none for a full-attention layer",
+    "page_size": "tokens per page",
+    "kv_heads": "KV heads",
+    "group": "query heads per KV head",
+    "head_dims": "head dim of queries and keys, and of values if it differs: 128 or 192/128",
+    "dtype": "bfloat16 or float16",
+    "sinks": "whether heads have a learned sink",
+    "hybrid": "whether the model has a second pool with a block table of its own",
+    "padded_rows": "query rows beyond the last request",
+    "blind_rows": "rows that see no key: none, empty (only in requests of length 0), or any (more new tokens than tokens)",
+    "scale": "factor of the scores, in units of 1/sqrt(head dim)",
+    "recipe": "how keys and values are made",
+    "poison": "what lies in storage that must not be used: large finite values, or NaN",
+}
+
+RECIPES = ("gaussian", "needle", "outlier", "cold")
+"""gaussian: independent values. needle: keys at every border take about half of the weight each. outlier: values at the
+borders are 64 times larger. cold: every score is below -50,000."""
+
+POISONS = ("large", "nan")
+
+_MAX_TOKENS = 2**20
+_MAX_ELEMENTS = 2**28
+_MAX_SCORES = 2**34
+
+
+@dataclass(frozen=True)
+class Request:
+    """New tokens and total tokens of one request."""
+
+    query: int
+    kv: int
+
+
+@dataclass(frozen=True)
+class SlidingAttentionCase:
+    """One attention call, as sizes and a recipe.
+
+    Attributes
+    ----------
+    requests : tuple of Request
+        The batch.
+    window : int or None
+        Visible keys, the query's own included.
+    page_size, kv_heads, group, head_dim, value_head_dim : int
+        Geometry; there are ``kv_heads * group`` query heads.
+    dtype : str
+        ``bfloat16`` or ``float16``.
+    sinks, hybrid : bool
+        Whether heads have sinks, and whether there is a second pool.
+    padded_rows : int
+        Query rows beyond the last request.
+    spare_pages : int
+        Table columns beyond the longest request.
+    scale : float
+        Factor of the scores in units of ``1 / sqrt(head_dim)``.
+    recipe, poison : str
+        See ``RECIPES`` and ``POISONS``.
+    seed : int
+        Seed of the data.
+    """
+
+    requests: tuple[Request, ...]
+    window: int | None = None
+    page_size: int = 16
+    kv_heads: int = 1
+    group: int = 1
+    head_dim: int = 64
+    value_head_dim: int = 64
+    dtype: str = "bfloat16"
+    sinks: bool = False
+    hybrid: bool = False
+    padded_rows: int = 0
+    spare_pages: int = 0
+    scale: float = 1.0
+    recipe: str = "gaussian"
+    poison: str = "large"
+    seed: int = 0
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.kv_heads * self.group
+
+    @property
+    def tokens(self) -> int:
+        """Query rows, padding included."""
+        return sum(request.query for request in self.requests) + self.padded_rows
+
+    @property
+    def width(self) -> int:
+        """Columns of the block table."""
+        longest = max((request.kv for request in self.requests), default=0)
+        return max(1, -(-longest // self.page_size)) + self.spare_pages
+
+
+def head_dims(case: SlidingAttentionCase) -> str:
+    """Return the head dims as the axis names them."""
+    return join_head_dims(case.head_dim, case.value_head_dim)
+
+
+def join_head_dims(head_dim: int, value_head_dim: int) -> str:
+    """``128`` when both agree, else ``192/128``."""
+    return str(head_dim) if head_dim == value_head_dim else f"{head_dim}/{value_head_dim}"
+
+
+def split_head_dims(text: str) -> tuple[int, int]:
+    """Read ``128`` or ``192/128``; raises ``ValueError`` for anything else."""
+    first, _, second = str(text).partition("/")
+    return int(first), int(second or first)
+
+
+def blind_rows(case: SlidingAttentionCase) -> str:
+    """Which query rows see no key: ``none``, ``empty`` (those of requests without tokens), or ``any``."""
+    lengths = [request.kv for request in case.requests if request.query > request.kv]
+    return "any" if any(lengths) else "empty" if lengths else "none"
+
+
+def values(case: SlidingAttentionCase) -> Mapping[str, Collection[object]]:
+    """Return the values of each axis that the case uses."""
+    return {
+        "batch": (len(case.requests),),
+        "query_length": {request.query for request in case.requests},
+        "kv_length": {request.kv for request in case.requests},
+        "window": (case.window,),
+        "page_size": (case.page_size,),
+        "kv_heads": (case.kv_heads,),
+        "group": (case.group,),
+        "head_dims": (head_dims(case),),
+        "dtype": (case.dtype,),
+        "sinks": (case.sinks,),
+        "hybrid": (case.hybrid,),
+        "padded_rows": (case.padded_rows,),
+        "blind_rows": (blind_rows(case),),
+        "scale": (case.scale,),
+        "recipe": (case.recipe,),
+        "poison": (case.poison,),
+    }
+
+
+def features(case: SlidingAttentionCase) -> Collection[str]:
+    """Return the regions of the input space that the case is in."""
+    window = case.window
+    checks = {
+        "query length 1": any(request.query == 1 for request in case.requests),
+        "query length 2..8": any(2 <= request.query <= 8 for request in case.requests),
+        "mixed batch": len({request.query == 1 for request in case.requests}) == 2,
+        "prefix": any(0 < request.query < request.kv for request in case.requests),
+        "window cuts": window is not None and any(request.kv > window for request in case.requests),
+        "long history": any(request.kv > 8192 for request in case.requests),
+        "partial page": any(request.kv % case.page_size for request in case.requests),
+        "blind rows": blind_rows(case) != "none",
+    }
+    return [name for name, holds in checks.items() if holds]
+
+
+def describe(case: SlidingAttentionCase) -> str:
+    """Return the case as one short line; what is at its plainest value is left out."""
+    requests = " ".join(f"q{request.query}/kv{request.kv}" for request in case.requests)
+    parts = [
+        requests,
+        f"window {'none' if case.window is None else case.window}",
+        f"page {case.page_size}",
+        f"heads {case.heads}:{case.kv_heads}",
+        f"dim {head_dims(case)}",
+        case.dtype,
+        "sinks" if case.sinks else "",
+        "hybrid" if case.hybrid else "",
+        f"{case.padded_rows} padded rows" if case.padded_rows else "",
+        f"{case.spare_pages} spare pages" if case.spare_pages else "",
+        f"scale x{case.scale:g}" if case.scale != 1 else "",
+        case.recipe if case.recipe != "gaussian" else "",
+        "NaN poison" if case.poison == "nan" else "",
+        f"seed {case.seed}" if case.seed else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def check_case(case: SlidingAttentionCase) -> None:
+    """Refuse a case that cannot be built, or that would take more memory than a test should.
+
+    Raises
+    ------
+    ValueError
+        With the field that is wrong.
+    """
+    positive = ("page_size", "kv_heads", "group", "head_dim", "value_head_dim")
+    for name in positive:
+        if not 1 <= getattr(case, name) <= 65_536:
+            raise ValueError(f"{name} must lie in 1..65536, got {getattr(case, name)}")
+    for name in ("padded_rows", "spare_pages"):
+        if not 0 <= getattr(case, name) <= 65_536:
+            raise ValueError(f"{name} must lie in 0..65536, got {getattr(case, name)}")
+    if not 1 <= len(case.requests) <= 4096:
+        raise ValueError(f"a case has 1 to 4096 requests, got {len(case.requests)}")
+    if any(not 0 <= length <= _MAX_TOKENS for request in case.requests for length in (request.query, request.kv)):
+        raise ValueError(f"lengths must lie in 0..{_MAX_TOKENS}")
+    if case.window is not None and not 1 <= case.window <= 2**31:
+        raise ValueError(f"window must be none or in 1..2**31, got {case.window}")
+    if case.dtype not in ("bfloat16", "float16") or case.recipe not in RECIPES or case.poison not in POISONS:
+        raise ValueError(f"unknown dtype, recipe or poison: {case.dtype}, {case.recipe}, {case.poison}")
+    if not 1e-6 <= case.scale <= 1e6 or not 0 <= case.seed < 2**63:
+        raise ValueError(f"scale {case.scale} or seed {case.seed} out of range")
+    query = case.tokens * case.heads * (case.head_dim + case.value_head_dim)
+    pages = (4 * len(case.requests) + 32) * case.page_size * case.kv_heads * (case.head_dim + case.value_head_dim)
+    if max(query, pages, case.width * len(case.requests)) > _MAX_ELEMENTS:
+        raise ValueError(f"the inputs would have more than {_MAX_ELEMENTS} elements")
+    if case.heads * sum(request.query * request.kv for request in case.requests) > _MAX_SCORES:
+        raise ValueError(f"the case would compute more than {_MAX_SCORES} scores")

@@ -1,0 +1,194 @@
+"""From a case to tensors: keys and values by recipe, needles where a mistake would be, poison where nothing may be read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from npudiff.data import Stream
+from properties.sliding_attention.case import Request, SlidingAttentionCase
+from properties.sliding_attention.pages import LiveRange, PagePlan, plan_pages
+from reference.paged_kv import PagedKV
+from reference.sliding_attention import SlidingAttentionInputs
+
+LARGE = 4096.0
+"""Finite poison of values: exact in every 16-bit type, and far above what any right output holds."""
+
+COLD_SCORE = 60_000.0
+"""Magnitude of the (negative) scores of the ``cold`` recipe; masks with a sentinel of -50,000 exist."""
+
+_NEEDLE_VALUE = 4.0
+_OUTLIER_VALUE = 64.0
+_THRESHOLDS = (128, 512, 1024, 2048, 8192, 10_000)
+"""Key positions at which kernels change tiles, masks or tables."""
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How one case's data is made: a direction per KV head that all its queries share, and strengths along it."""
+
+    direction: torch.Tensor  # [kv_heads, head_dim] float32, unit length
+    query_strength: float
+    query_noise: float
+    score_unit: float  # score of a key of unit strength, for a query of the shared direction
+
+
+def build_inputs(case: SlidingAttentionCase) -> SlidingAttentionInputs:
+    """Build the inputs of a case; the same case gives the same bits on every machine."""
+    dtype = _dtype(case)
+    recipe = _recipe(case)
+    plan = plan_pages(case)
+    layer = _layer_pool(case, plan, recipe, dtype)
+    decoy = _decoy_pool(case, dtype) if case.hybrid else None
+    windowed = case.window is not None
+    return SlidingAttentionInputs(
+        query=_query(case, recipe, dtype),
+        full=decoy if windowed and decoy is not None else layer,
+        sliding=layer if windowed and decoy is not None else decoy,
+        query_lengths=tuple(request.query for request in case.requests),
+        kv_lengths=tuple(request.kv for request in case.requests),
+        window=case.window,
+        scale=case.scale / math.sqrt(case.head_dim),
+        sinks=_sinks(case, plan) if case.sinks else None,
+    )
+
+
+def _dtype(case: SlidingAttentionCase) -> torch.dtype:
+    return torch.bfloat16 if case.dtype == "bfloat16" else torch.float16
+
+
+def _recipe(case: SlidingAttentionCase) -> _Recipe:
+    direction = Stream(case.seed, "direction").normal((case.kv_heads, case.head_dim), torch.float32)
+    direction = direction / direction.norm(dim=1, keepdim=True)
+    scale = case.scale / math.sqrt(case.head_dim)
+    if case.recipe == "cold":
+        strength = math.sqrt(COLD_SCORE / scale)
+        return _Recipe(direction, strength, 0.0, scale * strength)
+    if case.recipe == "needle":
+        strength = math.sqrt(case.head_dim)
+        return _Recipe(direction, strength, 0.5, scale * strength)
+    return _Recipe(direction, 0.0, 1.0, 0.0)
+
+
+def _query(case: SlidingAttentionCase, recipe: _Recipe, dtype: torch.dtype) -> torch.Tensor:
+    rows = case.tokens - case.padded_rows
+    shape = (case.tokens, case.kv_heads, case.group, case.head_dim)
+    query = Stream(case.seed, "query").normal(shape, torch.float32) * recipe.query_noise
+    query += recipe.direction.unsqueeze(1) * recipe.query_strength
+    query[rows:] = _poison(case)
+    return query.flatten(1, 2).to(dtype)
+
+
+def _poison(case: SlidingAttentionCase) -> float:
+    return math.nan if case.poison == "nan" else LARGE
+
+
+def _layer_pool(case: SlidingAttentionCase, plan: PagePlan, recipe: _Recipe, dtype: torch.dtype) -> PagedKV:
+    """The pool that the layer reads: live tokens by recipe, everything else poisoned."""
+    shape = (plan.pages, case.page_size, case.kv_heads)
+    key = Stream(case.seed, "key").normal((*shape, case.head_dim), dtype)
+    value = Stream(case.seed, "value").normal((*shape, case.value_head_dim), dtype)
+    if case.recipe == "cold":
+        key[:] = (recipe.direction * -recipe.query_strength).to(dtype)
+        value.abs_()
+    for page in plan.stale:
+        key[page], value[page] = _poison_key(case, recipe, case.page_size, dtype), _poison(case)
+    for row, (request, span) in enumerate(zip(case.requests, plan.live, strict=True)):
+        if span:
+            _place_needles(case, recipe, request, span, plan.table[row], key, value)
+            _poison_beside(case, recipe, span, plan.table[row], key, value)
+    return PagedKV(key, value, torch.from_numpy(plan.table))
+
+
+def _poison_key(case: SlidingAttentionCase, recipe: _Recipe, keys: int, dtype: torch.dtype) -> torch.Tensor | float:
+    """A key that takes a visible part of the weight of a row that wrongly sees it among ``keys`` others."""
+    if case.poison == "nan":
+        return math.nan
+    return (recipe.direction * _strength(case, recipe, keys)).to(dtype)
+
+
+def _strength(case: SlidingAttentionCase, recipe: _Recipe, keys: int) -> float:
+    """Length along the shared direction that gives a key about half of the weight among ``keys`` others."""
+    if recipe.score_unit == 0:
+        return 0.0
+    return recipe.query_strength if case.recipe == "cold" else (math.log(max(keys, 2)) + 0.5) / recipe.score_unit
+
+
+def _place_needles(
+    case: SlidingAttentionCase,
+    recipe: _Recipe,
+    request: Request,
+    span: LiveRange,
+    table: object,
+    key: torch.Tensor,
+    value: torch.Tensor,
+) -> None:
+    """Give the keys at borders a weight, or a value, that cannot be overlooked."""
+    if case.recipe not in ("needle", "outlier"):
+        return
+    positions = torch.tensor(needle_positions(case, request, span))
+    pages = torch.as_tensor(table)[positions // case.page_size].to(torch.int64)
+    offsets = positions % case.page_size
+    if case.recipe == "outlier":
+        value[pages, offsets] *= _OUTLIER_VALUE
+        return
+    seen = span.last - span.first if case.window is None else min(case.window, span.last)
+    key[pages, offsets] = (recipe.direction * _strength(case, recipe, seen)).to(key.dtype)
+    value[pages, offsets] *= _NEEDLE_VALUE
+
+
+def needle_positions(case: SlidingAttentionCase, request: Request, span: LiveRange) -> list[int]:
+    """Return the border tokens of one request: window edges and own keys of a few rows, page edges and thresholds."""
+    first_row = request.kv - request.query
+    rows = {first_row, first_row + request.query // 2, request.kv - 1}
+    edges = {span.first, *rows}
+    if case.window is not None:
+        edges |= {row - case.window + step for row in rows for step in (0, 1)}
+    pages = range(span.first // case.page_size + 1, (span.last - 1) // case.page_size + 1)
+    others = sorted({page * case.page_size - side for page in (*pages[:1], *pages[-1:]) for side in (0, 1)})
+    others += [threshold - side for threshold in _THRESHOLDS for side in (0, 1)]
+    others = [position for position in others if span.first <= position < span.last]
+    if others:
+        chosen = Stream(case.seed, f"needles {request.query} {request.kv}").integers(0, len(others), 2)
+        edges |= {others[index] for index in chosen}
+    return sorted(position for position in edges if span.first <= position < span.last)
+
+
+def _poison_beside(
+    case: SlidingAttentionCase,
+    recipe: _Recipe,
+    span: LiveRange,
+    table: object,
+    key: torch.Tensor,
+    value: torch.Tensor,
+) -> None:
+    """Poison what lies in the live pages of a request before its first and after its last token."""
+    pages = torch.as_tensor(table)
+    seen = span.last - span.first if case.window is None else min(case.window, span.last)
+    poison = _poison_key(case, recipe, seen, key.dtype)
+    before, after = span.first % case.page_size, (span.last - 1) % case.page_size + 1
+    for page, inside in (
+        (pages[span.first // case.page_size], slice(0, before)),
+        (pages[(span.last - 1) // case.page_size], slice(after, None)),
+    ):
+        key[int(page), inside], value[int(page), inside] = poison, _poison(case)
+
+
+def _decoy_pool(case: SlidingAttentionCase, dtype: torch.dtype) -> PagedKV:
+    """The pool of the other kind of layer: nothing in it may be read."""
+    shape = (3, case.page_size, case.kv_heads)
+    key = torch.full((*shape, case.head_dim), _poison(case), dtype=dtype)
+    value = torch.full((*shape, case.value_head_dim), _poison(case), dtype=dtype)
+    words = Stream(case.seed, "decoy").words(len(case.requests) * case.width)
+    table = torch.from_numpy((1 + words % 2).astype("int32")).reshape(len(case.requests), case.width)
+    return PagedKV(key, value, table)
+
+
+def _sinks(case: SlidingAttentionCase, plan: PagePlan) -> torch.Tensor:
+    """Sinks of about the size of the log-sum-exp, so that one that is ignored is seen."""
+    longest = max((span.last - span.first for span in plan.live), default=1)
+    seen = max(1, longest if case.window is None else min(longest, case.window))
+    sinks = Stream(case.seed, "sinks").normal((case.heads,), torch.float32) + math.log(seen)
+    return sinks.to(torch.bfloat16)

@@ -1,0 +1,129 @@
+"""Sliding-window attention over a paged KV cache: prefill, chunked prefill, prefix hits and decode in one batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from reference.attention_tile import AttentionTile
+from reference.bounds import Expected
+from reference.paged_kv import PagedKV
+
+ROW_TILE = 128
+"""Query rows that are computed together."""
+
+
+@dataclass(frozen=True)
+class SlidingAttentionInputs:
+    """One attention call of one layer.
+
+    Row ``r`` of a request with ``q`` new and ``L`` total tokens stands at position ``L - q + r`` and sees the keys at
+    positions ``position - window + 1`` to ``position``: ``window`` keys, its own included.
+
+    Attributes
+    ----------
+    query : torch.Tensor
+        ``[tokens, heads, head_dim]``, bfloat16 or float16: the new tokens of all requests, one request after the
+        other. Rows beyond ``sum(query_lengths)`` are padding: their output is zero, their LSE is not specified.
+    full : PagedKV
+        The pool of the full-attention layers.
+    sliding : PagedKV or None
+        The pool of the sliding-window layers of a hybrid model, with a block table of its own. A layer with a window
+        reads this pool where there is one.
+    query_lengths, kv_lengths : tuple of int
+        New tokens and total tokens (the new ones included) of each request.
+    window : int or None
+        Number of visible keys, the query's own included; None for a full-attention layer.
+    scale : float
+        Factor of the scores.
+    sinks : torch.Tensor or None
+        bfloat16 ``[heads]``: a logit per head that joins the softmax's denominator, unscaled, and has no value.
+    """
+
+    query: torch.Tensor
+    full: PagedKV
+    sliding: PagedKV | None
+    query_lengths: tuple[int, ...]
+    kv_lengths: tuple[int, ...]
+    window: int | None
+    scale: float
+    sinks: torch.Tensor | None
+
+    @property
+    def kv(self) -> PagedKV:
+        """The pool that this layer reads."""
+        return self.full if self.window is None or self.sliding is None else self.sliding
+
+    def to(self, device: str | torch.device) -> SlidingAttentionInputs:
+        """Return the same inputs on ``device``; lengths stay on the host."""
+        return replace(
+            self,
+            query=self.query.to(device),
+            full=self.full.to(device),
+            sliding=None if self.sliding is None else self.sliding.to(device),
+            sinks=None if self.sinks is None else self.sinks.to(device),
+        )
+
+
+def sliding_attention(inputs: SlidingAttentionInputs) -> dict[str, Expected]:
+    """Return attention outputs and log-sum-exp, with bounds.
+
+    A row that sees no key (a request of length 0, or more new tokens than tokens) has output 0 and an LSE of minus
+    infinity, or of its sink: the sum over no keys.
+
+    Returns
+    -------
+    dict
+        ``output``: ``[tokens, heads, value_head_dim]`` in the query's dtype. ``lse``: float32 ``[tokens, heads]``,
+        natural logarithm of the sum of exponentials of the scaled scores and of the sink.
+
+    Raises
+    ------
+    ValueError
+        If the shapes contradict each other or the window is not positive.
+
+    Notes
+    -----
+    Softmax attention of Vaswani et al., "Attention is all you need" (2017), eq. 1, with the window of Beltagy et al.,
+    "Longformer" (2020), and the sink of Xiao et al. (2023) as a learned logit. It runs in tiles of rows and keys with
+    two passes over the keys: the first finds the log-sum-exp, the second adds normalised weights times values.
+    """
+    _validate(inputs)
+    tokens, heads, _ = inputs.query.shape
+    value_dim = inputs.kv.value.shape[3]
+    output = torch.zeros(tokens, heads, value_dim, dtype=torch.float64)
+    output_bound = torch.zeros_like(output)
+    lse = torch.full((tokens, heads), -math.inf, dtype=torch.float64)
+    lse_bound = torch.full((tokens, heads), math.inf, dtype=torch.float64)
+    scale, window, sinks = inputs.scale, inputs.window, inputs.sinks
+    start = 0
+    for request, (new, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
+        for first in range(0, new, ROW_TILE):
+            last = min(first + ROW_TILE, new)
+            rows = slice(start + first, start + last)
+            tile = AttentionTile(inputs.kv, request, inputs.query[rows], total - new + first, scale, window, sinks)
+            output[rows], output_bound[rows], lse[rows], lse_bound[rows] = tile.attend()
+        start += new
+    return {
+        "output": Expected(output, output_bound, inputs.query.dtype),
+        "lse": Expected(lse, lse_bound, torch.float32),
+    }
+
+
+def _validate(inputs: SlidingAttentionInputs) -> None:
+    tokens, heads, head_dim = inputs.query.shape
+    _, _, kv_heads, key_dim = inputs.kv.key.shape
+    if head_dim != key_dim or heads % kv_heads:
+        raise ValueError(f"query {tuple(inputs.query.shape)} does not fit keys {tuple(inputs.kv.key.shape)}")
+    if inputs.kv.key.shape[:3] != inputs.kv.value.shape[:3]:
+        raise ValueError(f"keys {tuple(inputs.kv.key.shape)} and values {tuple(inputs.kv.value.shape)} do not match")
+    if len(inputs.query_lengths) != len(inputs.kv_lengths):
+        raise ValueError(f"{len(inputs.query_lengths)} query lengths, {len(inputs.kv_lengths)} KV lengths")
+    if sum(inputs.query_lengths) > tokens:
+        raise ValueError(f"query_lengths add up to {sum(inputs.query_lengths)}, the query has {tokens} rows")
+    if inputs.window is not None and inputs.window < 1:
+        raise ValueError(f"window must be at least 1 (the query's own key) or None, got {inputs.window}")
+    if inputs.sinks is not None and inputs.sinks.shape != (heads,):
+        raise ValueError(f"sinks must be [{heads}], one per query head, got {list(inputs.sinks.shape)}")

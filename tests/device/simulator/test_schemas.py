@@ -1,0 +1,94 @@
+"""Recorded schemas: they parse, and they are what an installed torch_npu lists."""
+
+import importlib.util
+import mmap
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from device.simulator.schemas import SCHEMAS, qualified_name
+
+YAML = "csrc/aten/npu_native_functions_by_codegen.yaml"
+LIBRARY = "lib/libtorch_npu.so"
+
+# How the yaml listing writes what the library registers for the .out overloads.
+YAML_OUT = "Tensor(a!) attention_out, Tensor(b!) softmax_lse) -> (Tensor(a!), Tensor(b!))"
+REGISTERED_OUT = "Tensor[] out) -> (Tensor, Tensor)"
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=qualified_name)
+def test_schema_parses(schema):
+    parsed = torch._C.parse_schema(f"npu::{schema}")
+    name, _, overload = qualified_name(schema).partition(".")
+    assert (parsed.name, parsed.overload_name) == (f"npu::{name}", overload)
+
+
+def test_names_are_unique():
+    assert len({qualified_name(schema) for schema in SCHEMAS}) == len(SCHEMAS) == 8
+
+
+@pytest.mark.parametrize(
+    ("schema", "names"),
+    [
+        ("npu_fused_infer_attention_score", ("num_heads", "scale", "softmax_lse_flag", "actual_seq_lengths")),
+        ("npu_fused_infer_attention_score_v2", ("num_query_heads", "softmax_scale", "learnable_sink")),
+    ],
+)
+def test_versions_have_their_own_words(schema, names):
+    parsed = torch._C.parse_schema("npu::" + next(s for s in SCHEMAS if qualified_name(s) == schema))
+    assert set(names) <= {argument.name for argument in parsed.arguments}
+
+
+def _package_folder():
+    """Return an unpacked torch_npu folder, or a .whl file, without importing anything of it."""
+    given = os.environ.get("NPUDIFF_TORCH_NPU_WHEEL")
+    if given:
+        path = Path(given)
+        return path / "torch_npu" if (path / "torch_npu").is_dir() else path
+    spec = importlib.util.find_spec("torch_npu")
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+@pytest.fixture
+def wheel():
+    """Give a function that reads one file of the package."""
+    folder = _package_folder()
+    if folder is None:
+        pytest.skip("no torch_npu: install it, or set NPUDIFF_TORCH_NPU_WHEEL to a .whl or an unpacked wheel")
+    if not folder.exists():
+        pytest.fail(f"NPUDIFF_TORCH_NPU_WHEEL names {folder}, which does not exist")
+
+    def read(name):
+        if folder.is_dir():
+            with (folder / name).open("rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with zipfile.ZipFile(folder) as archive:
+            return archive.read(f"torch_npu/{name}")
+
+    return read
+
+
+@pytest.mark.contract
+def test_schemas_are_those_registered_by_the_library(wheel):
+    library = wheel(LIBRARY)
+    missing = [qualified_name(s) for s in SCHEMAS if library.find(b"\0" + s.encode() + b"\0") < 0]
+    assert missing == []
+
+
+@pytest.mark.contract
+def test_schemas_are_those_of_the_yaml_but_for_the_form_of_out(wheel):
+    listed = bytes(wheel(YAML)).decode()
+    for schema in SCHEMAS:
+        written = schema.replace(REGISTERED_OUT, YAML_OUT)
+        assert (written != schema) == (".out(" in schema)
+        assert f"- func: {written}\n" in listed, qualified_name(schema)
+
+
+@pytest.mark.contract
+def test_no_overload_is_missing(wheel):
+    listed = bytes(wheel(YAML)).decode().splitlines()
+    functions = {line.removeprefix("- func: ") for line in listed if "fused_infer_attention_score" in line}
+    assert {qualified_name(f) for f in functions} == {qualified_name(s) for s in SCHEMAS}
