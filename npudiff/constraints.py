@@ -17,6 +17,13 @@ Allowed = Collection[Any]
 Box = Mapping[str, Allowed]
 
 
+def allows(allowed: Allowed, value: object) -> bool:
+    """Whether a value is in a collection; a range holds integers only, and is never searched."""
+    if isinstance(allowed, range):
+        return type(value) is int and value in allowed
+    return value in allowed
+
+
 @dataclass(frozen=True)
 class Constraints:
     """A union of boxes.
@@ -64,7 +71,7 @@ class Constraints:
 
 def _violations(box: Box, values: Mapping[str, Collection[Any]]) -> Iterator[str]:
     for axis, allowed in box.items():
-        outside = [value for value in values.get(axis, ()) if value not in allowed]
+        outside = [value for value in values.get(axis, ()) if not allows(allowed, value)]
         if outside:
             yield f"{axis} {outside[0]} is not in {describe(allowed)}"
 
@@ -83,8 +90,8 @@ def intersection(first: Allowed, second: Allowed) -> Allowed:
     if isinstance(first, range) and isinstance(second, range) and first.step == second.step == 1:
         return range(max(first.start, second.start), min(first.stop, second.stop))
     if isinstance(first, range):
-        return tuple(value for value in second if value in first)
-    return tuple(value for value in first if value in second)
+        return tuple(value for value in second if allows(first, value))
+    return tuple(value for value in first if allows(second, value))
 
 
 def describe(allowed: Allowed) -> str:

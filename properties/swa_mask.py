@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, same_bits
 from npudiff.component import Component, Subject
-from npudiff.constraints import Allowed, Box, Constraints
+from npudiff.constraints import Box, Constraints, allows
 from npudiff.data import Stream
+from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
 from reference.swa_mask import SwaMaskInputs, swa_mask
 
@@ -66,30 +67,26 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SwaMaskCase]:
 
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwaMaskCase:
-    box = draw(st.sampled_from(boxes))
-    window = draw(st.sampled_from(_within([*_WINDOWS, None], box.get("window"))))
-    batch = draw(st.sampled_from(_within([1, 2, 3, 4, 8, 33], box.get("batch"))))
-    lengths = tuple(draw(_lengths(box.get("kv_length"), window)) for _ in range(batch))
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    window = choose.value(box, "window", (*_WINDOWS, None))
+    batch = choose.value(box, "batch", (1, 2, 3, 4, 8, 33))
     return SwaMaskCase(
-        kv_lengths=lengths,
+        kv_lengths=tuple(choose.pick(choose.pick(_lengths(box, window))) for _ in range(batch)),
         window=window,
-        spare=draw(st.sampled_from([0, 1, 2, 15, 128, 1000])),
-        dtype=draw(st.sampled_from(_within(["int32", "int64"], box.get("dtype")))),
-        column=draw(st.sampled_from(_within([False, True], box.get("column")))),
+        spare=choose.pick((0, 1, 2, 15, 128, 1000)),
+        dtype=choose.value(box, "dtype", ("int32", "int64")),
+        column=choose.value(box, "column", (False, True)),
     )
 
 
-def _within(defaults: Sequence[object], allowed: Allowed | None) -> Sequence[object]:
-    if allowed is None:
-        return defaults
-    return [value for value in defaults if value in allowed] or list(allowed)
-
-
-def _lengths(allowed: Allowed | None, window: int | None) -> st.SearchStrategy[int]:
+def _lengths(box: Box, window: int | None) -> Sequence[Sequence[int]]:
+    """Lengths: anything small, or one away from the window, or at a threshold of some kernel."""
     borders = {0, *_LONG} if window is None else {max(0, window + step) for step in (-1, 0, 1, 2, window + 1)}
-    small = [length for length in range(40) if allowed is None or length in allowed]
-    near = _within(sorted(borders), allowed)
-    return st.one_of(*([st.sampled_from(small)] if small else []), st.sampled_from(near))
+    allowed = box.get("kv_length")
+    small = [length for length in range(40) if allowed is None or allows(allowed, length)]
+    near = within(sorted(borders), allowed)
+    return [small, near] if small else [near]
 
 
 def build_inputs(case: SwaMaskCase) -> SwaMaskInputs:

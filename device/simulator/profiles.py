@@ -48,12 +48,11 @@ class CannProfile:
     # 0.5.23, ascend_backend.py:2881); sglang #24582 saw it dropped, but for BSND.
     tnd_band_at_query_length_one: Literal["honoured", "ignored"] = "honoured"
 
-    # Does the LSE contain the sink? No source says; the sink is part of the denominator of which LSE is the
-    # log.
+    # Does the LSE contain the sink? No source says; it is inferred, since LSE is the log of the denominator.
     lse_includes_sink: bool = True
 
-    # LSE when it was not asked for: op-plugin's code and the wheel's META return shape [0], DOC says [1]
-    # holding 0.
+    # LSE when it was not asked for. op-plugin's code and the wheel's META return shape [0], DOC says a [1]
+    # that holds 0.
     lse_placeholder: Literal["empty", "one_zero"] = "empty"
 
     # Legal block sizes. SOURCE: multiples of 16 up to 1024 for head dim 64 and 128. DOC: multiples of 128
@@ -67,9 +66,9 @@ class CannProfile:
     # vllm-ascend (attention_v1.py) and sglang (ascend_backend.py:1757) both ship it.
     tnd_paging: Literal["accepted", "rejected"] = "accepted"
 
-    # A row that the caller's mask hides entirely, without the row-invalid correction of inner_precise bit
-    # 1. DOC only warns of lost precision; SOURCE replaces hidden scores by one finite number, which makes a
-    # plain mean of V.
+    # A row that the caller's mask hides entirely, without inner_precise's row-invalid correction. DOC only
+    # warns of lost precision; SOURCE replaces hidden scores by one finite number, which makes a plain mean
+    # of V (inferred).
     fully_hidden_row: Literal["mean_of_values", "zero"] = "mean_of_values"
 
     # Sparse mode 0 with a mask: SOURCE's golden hides what mask OR band hides, SOURCE's kernel for A2 has
@@ -85,13 +84,13 @@ class CannProfile:
     # TND with head dim other than 512: DOC says bfloat16 only, and vllm-ascend upcasts for it (mla_v1.py).
     tnd_float16: Literal["rejected", "accepted"] = "rejected"
 
-    # TND, (query and key, value) head dims without rope. DOC: 128, and 192 with value 128 or 192. ACLNN:
-    # also 64.
+    # TND, (query and key, value) head dims without rope. DOC: 128, and 192 with value 128 or 192. ACLNN has
+    # 64 too.
     tnd_head_dims: frozenset[tuple[int, int]] = frozenset({(64, 64), (128, 128), (192, 128), (192, 192)})
 
     # TND, sparse mode 4, query head dim unlike value head dim: SOURCE's checker allows modes 0, 2 and 3
-    # only, DOC lists mode 4 for TND beside 192/128, and sglang ships it for MiMo-V2 (ascend_backend.py:459,
-    # 1760).
+    # only, DOC lists mode 4 for TND beside 192/128, and sglang ships it for MiMo-V2
+    # (ascend_backend.py:459, 1760).
     tnd_unequal_head_dims_in_mode_4: Literal["accepted", "rejected"] = "accepted"
 
     # learnable_sink: DOC says bfloat16, ACLNN also float16. Names of torch dtypes.
@@ -117,7 +116,7 @@ _CANN_8_5 = CannProfile(
 )
 
 # Nothing in the sources sets CANN 9.0 apart from 8.5 for this operator; it has a name so that a finding can
-# say it.
+# say which was meant.
 _CANN_9_0 = replace(_CANN_8_5, name="9.0", description="CANN 9.0; no behaviour known to differ from 8.5")
 
 _PESSIMISTIC = CannProfile(

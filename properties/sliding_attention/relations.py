@@ -105,7 +105,10 @@ def _chunks_equal_one_shot(subject: Subject, case: SlidingAttentionCase) -> Comp
     if all(cut == request.query for cut, request in zip(cuts, case.requests, strict=True)):
         raise NotApplicable("no request has more than one new token")
     inputs, starts = build_inputs(case), _starts(case)
-    first = [Request(cut, request.kv - request.query + cut) for cut, request in zip(cuts, case.requests, strict=True)]
+    first = [
+        Request(cut, max(0, request.kv - request.query + cut))
+        for cut, request in zip(cuts, case.requests, strict=True)
+    ]
     later = [i for i, request in enumerate(case.requests) if cuts[i] < request.query]
     second = [Request(case.requests[i].query - cuts[i], case.requests[i].kv) for i in later]
     subject.require(_changed(case, first), "the first chunk")

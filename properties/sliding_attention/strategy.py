@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from npudiff.constraints import Allowed, Box, Constraints
+from npudiff.constraints import Box, Constraints, allows
+from npudiff.draw import Chooser, within
 from properties.sliding_attention.case import POISONS, RECIPES, Request, SlidingAttentionCase, split_head_dims
 
 PAGE_SIZES = (16, 32, 48, 64, 96, 128, 192, 256)
@@ -17,13 +17,19 @@ HEAD_DIMS = ("64", "128", "192/128", "80", "96", "192", "256")
 WINDOWS = (1, 2, 3, 4, 15, 16, 17, 31, 33, 64, 127, 128, 129, 512, 513, 4096)
 LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 131_072)
 SCALES = (1.0, 0.5, 4.0)
+FEW_ROWS = range(1, 9)
+MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300)
+
+LONG_SHARE = 16
+"""One case in this many has a long history."""
 
 MAX_LENGTH = 2**20
 MAX_QUERY = 512
+
 CACHE_ELEMENTS = 2**20
 """Elements of a pool up to which a case may have more than one KV head."""
 
-SCORES = 2**22
+SCORES = 2**19
 """Scores up to which a case may have more than one query head per KV head."""
 
 
@@ -34,17 +40,17 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SlidingAttentionCase]:
 
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
-    box = boxes[0] if len(boxes) == 1 else draw(st.sampled_from(boxes))
-    page_size = draw(_values(box, "page_size", PAGE_SIZES))
-    window = draw(_windows(box, page_size))
-    long = draw(st.integers(0, 15)) == 15
-    requests = draw(_requests(box, page_size, window, long=long))
-    head_dim, value_head_dim = split_head_dims(draw(_values(box, "head_dims", HEAD_DIMS)))
-    kv_heads = draw(_values(box, "kv_heads", _affordable_kv_heads(requests, page_size, head_dim + value_head_dim)))
-    group = draw(_values(box, "group", _affordable_groups(requests, kv_heads)))
-    sinks = draw(_values(box, "sinks", (False, True)))
-    recipe = draw(_values(box, "recipe", RECIPES))
-    case = SlidingAttentionCase(
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    page_size = choose.value(box, "page_size", PAGE_SIZES)
+    window = choose.value(box, "window", _windows(page_size))
+    requests = _requests(choose, box, page_size, window)
+    head_dim, value_head_dim = split_head_dims(choose.value(box, "head_dims", HEAD_DIMS))
+    kv_heads = choose.value(box, "kv_heads", _affordable_kv_heads(requests, page_size, head_dim + value_head_dim))
+    group = choose.value(box, "group", _affordable_groups(requests, kv_heads))
+    sinks = choose.value(box, "sinks", (False, True))
+    recipe = choose.value(box, "recipe", RECIPES)
+    return SlidingAttentionCase(
         requests=requests,
         window=window,
         page_size=page_size,
@@ -52,17 +58,16 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
         group=group,
         head_dim=head_dim,
         value_head_dim=value_head_dim,
-        dtype=draw(_values(box, "dtype", ("bfloat16", "float16"))),
-        sinks=sinks and recipe != "cold",  # a sink dwarfs scores of -60,000: there would be nothing to compare
-        hybrid=draw(_values(box, "hybrid", (False, True))),
-        padded_rows=draw(_values(box, "padded_rows", (0, 1, 3))),
-        spare_pages=draw(st.integers(0, 2)),
-        scale=draw(_values(box, "scale", SCALES)),
+        dtype=choose.value(box, "dtype", ("bfloat16", "float16")),
+        sinks=sinks and (recipe != "cold" or not allows(box.get("sinks", (False,)), False)),  # noqa: FBT003 - a value
+        hybrid=choose.value(box, "hybrid", (False, True)),
+        padded_rows=choose.value(box, "padded_rows", (0, 0, 1, 3)),
+        spare_pages=choose.pick((0, 1, 2)),
+        scale=choose.value(box, "scale", SCALES),
         recipe=recipe,
-        poison=draw(_values(box, "poison", POISONS)),
-        seed=draw(st.integers(0, 2**16 - 1)),
+        poison=choose.value(box, "poison", POISONS),
+        seed=choose.pick(range(4096)),
     )
-    return case
 
 
 def _affordable_kv_heads(requests: Sequence[Request], page_size: int, dims: int) -> Sequence[int]:
@@ -75,80 +80,69 @@ def _affordable_groups(requests: Sequence[Request], kv_heads: int) -> Sequence[i
     return [group for group in GROUPS if group == 1 or group * scores <= SCORES]
 
 
-def _values(box: Box, axis: str, defaults: Sequence[Any]) -> st.SearchStrategy[Any]:
-    """Values of an axis: the defaults that are allowed, or else whatever is allowed."""
-    allowed = box.get(axis)
-    return st.sampled_from(defaults if allowed is None else _allowed(defaults, allowed))
+def _windows(page_size: int) -> Sequence[int | None]:
+    """Windows: near the borders of pages and tiles, tiny ones (their borders are cheap to reach), or none."""
+    return [*sorted({*WINDOWS, page_size - 1, page_size, page_size + 1}), None, None]
 
 
-def _allowed(defaults: Iterable[Any], allowed: Allowed) -> Sequence[Any]:
-    chosen = [value for value in defaults if value in allowed]
-    if chosen:
-        return chosen
-    return allowed if isinstance(allowed, range) else list(allowed)
+def _requests(choose: Chooser, box: Box, page_size: int, window: int | None) -> tuple[Request, ...]:
+    batch = choose.value(box, "batch", (1, 2, 3, 4))
+    blind = choose.value(box, "blind_rows", ("none", "none", "empty", "any"))
+    kind = choose.pick(("decode", "extend", "mixed"))
+    long = choose.pick(range(LONG_SHARE)) == LONG_SHARE - 1
+    return tuple(
+        _request(choose, box, page_size, window, "draft" if long and not i else kind, blind) for i in range(batch)
+    )
 
 
-def _windows(box: Box, page_size: int) -> st.SearchStrategy[int | None]:
-    """Windows: none, or near the borders of pages, tiles and of nothing at all."""
-    sized = sorted({*WINDOWS, page_size - 1, page_size, page_size + 1} - {0})
-    allowed = box.get("window")
-    return st.sampled_from([None, *sized] if allowed is None else _allowed([*sized, None], allowed))
+def _request(choose: Chooser, box: Box, page_size: int, window: int | None, kind: str, blind: str) -> Request:
+    query = choose.pick(choose.pick(_query_lengths(box, kind)))
+    total = choose.pick(choose.pick(_kv_lengths(box, page_size, window, query, kind, blind)))
+    may_exceed = blind == "any" or (blind == "empty" and not total)
+    return Request(query if may_exceed else min(query, total), total)
 
 
-@st.composite
-def _requests(
-    draw: st.DrawFn, box: Box, page_size: int, window: int | None, *, long: bool
-) -> tuple[Request, ...]:
-    batch = draw(_values(box, "batch", (1, 2, 3, 4)))
-    blind = draw(_values(box, "blind_rows", ("none", "none", "empty", "any")))
-    kind = draw(st.sampled_from(("decode", "extend", "mixed")))
-    requests = [draw(_request(box, page_size, window, kind, blind=blind, long=long and not i)) for i in range(batch)]
-    return tuple(requests)
+def _query_lengths(box: Box, kind: str) -> Sequence[Sequence[int]]:
+    """New tokens: 1 for a decode, 2 to 8 for a verified draft, more for a chunk of a prompt.
 
-
-@st.composite
-def _request(
-    draw: st.DrawFn, box: Box, page_size: int, window: int | None, kind: str, *, blind: str, long: bool
-) -> Request:
-    query = draw(_query_lengths(box, kind))
-    total = draw(_kv_lengths(box, page_size, window, query, blind=blind, long=long))
-    return Request(query if blind == "any" or (blind == "empty" and not total) else min(query, total), total)
-
-
-def _query_lengths(box: Box, kind: str) -> st.SearchStrategy[int]:
-    """New tokens: 1 for a decode, 2 to 8 for a verified draft, more for a chunk of a prompt."""
+    A request with a long history is a draft, so that a case stays cheap.
+    """
     allowed = box.get("query_length", range(1, MAX_QUERY + 1))
-    few = [length for length in range(1, 9) if length in allowed]
-    many = [length for length in (15, 16, 17, 33, 64, 127, 128, 129, 200, 300) if length in allowed]
+    few = [length for length in FEW_ROWS if allows(allowed, length)]
+    many = [length for length in MANY_ROWS if allows(allowed, length)]
     if not few and not many:
-        return st.sampled_from(_allowed((), allowed))
-    decode = [1] if 1 in allowed else few or many
-    if kind == "decode":
-        return st.sampled_from(decode)
-    if kind == "extend":
-        return st.sampled_from([*few, *many])
-    return st.one_of(st.sampled_from(decode), st.sampled_from([*few, *many]))
+        return [within((), allowed)]
+    decode = [1] if allows(allowed, 1) else few or many
+    options = {
+        "decode": [decode],
+        "draft": [decode, few or many],
+        "extend": [few or many, many or few],
+        "mixed": [decode, few or many, many or few],
+    }
+    return options[kind]
 
 
 def _kv_lengths(
-    box: Box, page_size: int, window: int | None, query: int, *, blind: str, long: bool
-) -> st.SearchStrategy[int]:
+    box: Box, page_size: int, window: int | None, query: int, kind: str, blind: str
+) -> Sequence[Sequence[int]]:
     """Total tokens: anything small, or one away from a border of the window, of a page, of the query, or far out."""
     allowed = box.get("kv_length", range(MAX_LENGTH + 1))
+
+    def fits(length: int) -> bool:
+        enough = length >= query or blind == "any" or (blind == "empty" and not length)
+        return enough and allows(allowed, length)
+
     low = query if blind == "none" else 0
-    small = [length for length in range(low, low + 3 * page_size) if length in allowed]
+    small = [length for length in range(low, low + 3 * page_size) if fits(length)]
     borders = {page_size * pages + step for pages in (1, 2, 3) for step in (-1, 0, 1)} | {query, query + 1}
     if window is not None:
         borders |= {window + step for step in (-1, 0, 1, 2, page_size, page_size + 1, query, query + 1)}
         borders.add(2 * window + 1)
     if blind != "none":
         borders |= {0, max(0, query - 1)}
-    if long:
+    if kind == "draft":
         borders = set(LONG_HISTORIES)
-    near = sorted(length for length in borders if length >= low and length in allowed)
-    if long and near:
-        return st.sampled_from(near)
-    options = [st.sampled_from(lengths) for lengths in (small, near) if lengths]
-    if not options:
-        return st.sampled_from(_allowed((), allowed))
-    return st.one_of(options[0], *options[-1:] * 2)
+    near = sorted(length for length in borders if length >= 0 and fits(length))
+    if kind == "draft" and near:
+        return [near]
+    return [lengths for lengths in (small, near, near) if lengths] or [within((), allowed)]

@@ -26,7 +26,8 @@ KEY_TILE = 512
 
 HIDDEN_SCORE = -1e12
 
-# Rows are cut so that a tile of scores stays around 16 MiB; hardware cuts at most this many rows too.
+# Rows are cut so that a tile of scores stays around 16 MiB. Hardware's cut is not known; ours matters only to
+# poison: a key tile is loaded for all rows of a cut when the band shows any of it to one of them.
 _MAX_ROWS = 128
 _MAX_HEAD_ROWS = 8192
 
@@ -132,7 +133,7 @@ def _sum_tiles(
         rescale = torch.exp(maximum - new_maximum)
         probabilities = scores.sub_(new_maximum).exp_()
         total = total.mul_(rescale).add_(probabilities.sum(-1, keepdim=True))
-        # Hidden keys are multiplied too, with weight 0: NaN in their values reaches the output, as on hardware.
+        # Hidden keys are multiplied too, by 0: NaN in their values reaches the output, as on hardware.
         product = torch.bmm(narrow(probabilities, values.dtype).float(), values.float())
         weighted = product.add_(weighted * rescale)
         maximum = new_maximum

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _V1 = "npu_fused_infer_attention_score"
 _V2 = "npu_fused_infer_attention_score_v2"
 
-# Hardware reports tens of MiB; the content is scratch and nothing reads it here.
+# A number of our own: the content is scratch, and nothing reads it here.
 _WORKSPACE_BYTES = 1024
 
 

@@ -1,8 +1,7 @@
 """Who sees whom: sparse modes, bands and masks of one sequence.
 
 Source: the golden of CANN's ``aclnnFusedInferAttentionScoreV4`` tests and the tables of DOC. Row ``i`` and
-key ``j``
-count from 0 inside the sequence, ``S1`` and ``S2`` are its actual lengths::
+key ``j`` count from 0 inside the sequence, ``S1`` and ``S2`` are its actual lengths::
 
     mode                before                    after               keys hidden by
     0, no mask          unlimited                 unlimited           nothing
@@ -116,7 +115,7 @@ def see(request: FusedAttentionRequest, geometry: Geometry, span: Span, profile:
     return Visibility(
         queries=queries,
         keys=keys,
-        live_rows=everything if mode == 2 else _live_rows(everything, keys, before, after),
+        live_rows=_live_rows(everything, keys, before, after),
         before=before,
         after=after,
         mask=mask,

@@ -1,7 +1,8 @@
-"""A laboratory for the fused attention operators: ragged sequences, layouts, paged caches and an exact answer.
+"""A laboratory for the fused attention operators: ragged sequences, layouts, paged caches, exact answers.
 
-Everything is per sequence, [heads, rows, dim], until it is packed for a call; the exact answer never sees a layout,
-a page or a tile. It is a fixture, ``lab``, because test folders are not importable in importlib mode.
+Everything is per sequence, [heads, rows, dim], until it is packed for a call; the exact answer never sees a
+layout, a page or a tile. It is a fixture, ``lab``, because test folders are not importable in importlib
+mode.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import device.simulator as simulator
+from device import simulator
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _pack_cache(sequences, block_size, rank, fill, table):
 
 
 def pack(sequences, layout, *, version=2, block_size=0, rank=3, fill=math.nan):
-    """Return the keyword arguments of a call, without mask and mode. ``fill`` is where nothing may be read."""
+    """Return the arguments of a call, without mask and mode; ``fill`` lies where nothing may be read."""
     query_lengths = [q.shape[1] for q in sequences.queries]
     key_lengths = [k.shape[1] for k in sequences.keys]
     cumulative = torch.tensor(key_lengths).cumsum(0).tolist()
@@ -153,14 +154,14 @@ def unpack_lse(lse, layout, lengths):
 
 
 def exact(query, key, value, visible, *, scale, sink=None):
-    """Attend in float64: value, bound on a correct device's error, log-sum-exp. ``visible`` is bool [rows, keys].
+    """Attend in float64: value, bound on a correct device's error, log-sum-exp; ``visible`` is [rows, keys].
 
-    The bound names where a correct device rounds: once at the end, once where probabilities become 16 bit, and the
-    float32 sums in between.
+    The bound names where a correct device rounds: once at the end, once where probabilities become 16 bit,
+    and the float32 sums in between.
     """
     group = query.shape[0] // key.shape[0]
     unit = torch.finfo(query.dtype).eps / 2
-    query, key, value = (t.double() for t in (query, key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)))
+    query, key, value = query.double(), *(t.double().repeat_interleave(group, 0) for t in (key, value))
     scores = (query @ key.transpose(1, 2) * scale).masked_fill(~visible, -math.inf)
     if sink is not None:
         scores = torch.cat([sink.double()[:, None, None].expand(-1, scores.shape[1], 1), scores], -1)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-import device.simulator as simulator
+from device import simulator
 
 INF = math.inf
 
@@ -83,7 +83,9 @@ def test_no_keys_at_all(lab, layout):
     assert (lse == INF).all()
 
 
-@pytest.mark.parametrize(("layout", "shape"), [("TND", (0, 4, 64)), ("BSND", (2, 0, 4, 64)), ("BSND", (0, 3, 4, 64))])
+@pytest.mark.parametrize(
+    ("layout", "shape"), [("TND", (0, 4, 64)), ("BSND", (2, 0, 4, 64)), ("BSND", (0, 3, 4, 64))]
+)
 def test_no_queries_at_all(layout, shape):
     query = torch.empty(shape, dtype=torch.bfloat16)
     output, lse = torch.ops.npu.npu_fused_infer_attention_score_v2(
@@ -95,8 +97,8 @@ def test_no_queries_at_all(layout, shape):
 
 def test_rows_outside_the_band_are_0_and_plus_infinity(lab):
     """More queries than keys, right-down: the first rows end before key 0."""
-    sequences = lab.ragged([9], [4])
-    arguments = lab.pack(sequences, "BSND") | {"atten_mask": lab.template(), "pre_tokens": 2, "next_tokens": 0}
+    arguments = lab.pack(lab.ragged([9], [4]), "BSND")
+    arguments |= {"atten_mask": lab.template(), "pre_tokens": 2, "next_tokens": 0}
     for mode in (3, 4):
         output, lse = lab.call(arguments | {"sparse_mode": mode})
         assert (output[0, :5] == 0).all()

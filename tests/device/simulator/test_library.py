@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import device.simulator as simulator
+from device import simulator
 from device.simulator.schemas import SCHEMAS, qualified_name
 
 
@@ -38,7 +38,7 @@ from device.simulator.schemas import SCHEMAS, qualified_name
 theirs = torch.library.Library("npu", "DEF")
 for schema in SCHEMAS:
     theirs.define(schema)
-import device.simulator as simulator
+from device import simulator
 simulator.install()
 q = torch.ones(1, 1, 16, dtype=torch.bfloat16)
 out, lse = torch.ops.npu.npu_fused_infer_attention_score(q, q, q)
@@ -78,7 +78,9 @@ def test_shape_kernels_agree_with_eager(lab, kind):
             inferred = lab.call(moved, version=version, lse=lse)
         else:
             with FakeTensorMode() as mode:
-                moved = {n: mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for n, a in arguments.items()}
+                moved = {
+                    n: mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for n, a in arguments.items()
+                }
                 inferred = lab.call(moved, version=version, lse=lse)
         assert shapes(inferred) == shapes(eager)
         count += 1
@@ -111,13 +113,22 @@ def test_shapes_of_every_layout_name(layout, query, output, lse):
 
 
 @pytest.mark.parametrize(
-    ("cache", "dim"), [((5, 128, 64), 32), ((5, 2, 128, 32), 32), ((5, 2, 2, 128, 16), 32)], ids=["3d", "4d", "nz"]
+    ("cache", "dim"),
+    [((5, 128, 64), 32), ((5, 2, 128, 32), 32), ((5, 2, 2, 128, 16), 32)],
+    ids=["3d", "4d", "nz"],
 )
 def test_value_head_dim_of_paged_caches(cache, dim):
     q, kv = torch.empty(3, 4, 48, device="meta"), torch.empty(cache, device="meta")
     table = torch.empty(1, 1, dtype=torch.int32, device="meta")
     output, _ = torch.ops.npu.npu_fused_infer_attention_score_v2(
-        q, kv, kv, num_query_heads=4, num_key_value_heads=2, input_layout="TND", block_table=table, block_size=128
+        q,
+        kv,
+        kv,
+        num_query_heads=4,
+        num_key_value_heads=2,
+        input_layout="TND",
+        block_table=table,
+        block_size=128,
     )
     assert tuple(output.shape) == (3, 4, dim)
 
@@ -127,7 +138,12 @@ def test_value_head_dim_of_paged_caches(cache, dim):
     [
         (1, torch.bfloat16, {"quant_scale2": torch.empty(1, device="meta")}, torch.int8),
         (1, torch.int8, {}, torch.float16),
-        (2, torch.int8, {"query_rope": torch.empty(3, 4, 64, dtype=torch.bfloat16, device="meta")}, torch.bfloat16),
+        (
+            2,
+            torch.int8,
+            {"query_rope": torch.empty(3, 4, 64, dtype=torch.bfloat16, device="meta")},
+            torch.bfloat16,
+        ),
         (2, torch.float16, {"quant_scale_out": torch.empty(1, device="meta")}, torch.int8),
     ],
 )

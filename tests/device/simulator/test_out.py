@@ -101,7 +101,10 @@ def test_infer_output_has_the_shapes_of_the_call(lab, version, arguments, lse):
     tensors, rest = split(arguments)
     names = {"input_layout", "block_table", "num_key_value_heads", lab.names[version]["heads"]}
     inferred = getattr(torch.ops.npu, f"_{NAME[version]}_infer_output")(
-        tensors[0], tensors[2], **{n: v for n, v in rest.items() if n in names}, **{lab.names[version]["lse"]: lse}
+        tensors[0],
+        tensors[2],
+        **{n: v for n, v in rest.items() if n in names},
+        **{lab.names[version]["lse"]: lse},
     )
     assert [(t.shape, t.dtype) for t in inferred] == [(t.shape, t.dtype) for t in expected]
 

@@ -10,10 +10,10 @@ from device.simulator import DeviceFault
 TND, BSND = "TND", "BSND"
 
 
-def poisoned(lab, query_lengths, key_lengths, block_size, layout=TND, rank=3):
+def poisoned(lab, query_lengths, key_lengths, block_size, *, rank=3):
     """Pack so that every slot beyond the keys, and every block outside the table, is NaN."""
     sequences = lab.ragged(query_lengths, key_lengths)
-    return sequences, lab.pack(sequences, layout, block_size=block_size, rank=rank, fill=math.nan)
+    return sequences, lab.pack(sequences, TND, block_size=block_size, rank=rank, fill=math.nan)
 
 
 @pytest.mark.parametrize("rank", [3, 4])
@@ -110,12 +110,15 @@ def test_a_block_outside_the_cache_is_a_fault_that_names_it(lab, block):
     blocks = arguments["key"].shape[0]
     if block == 9:
         arguments["block_table"][1, 2] = block = blocks
-    with pytest.raises(DeviceFault, match=rf"block_table\[1, 2\] is {block}, and the cache has {blocks} blocks .*507035"):
+    with pytest.raises(
+        DeviceFault, match=rf"block_table\[1, 2\] is {block}, and the cache has {blocks} blocks .*507035"
+    ):
         lab.call(arguments)
 
 
-def test_table_entries_beyond_the_length_are_not_looked_at(lab):
-    _, arguments = poisoned(lab, [1, 1], [10, 300], 128)
+@pytest.mark.parametrize("key_lengths", [(10, 300), (128, 384), (1, 257)])
+def test_table_entries_beyond_the_length_are_not_looked_at(lab, key_lengths):
+    _, arguments = poisoned(lab, [1, 1], key_lengths, 128)
     clean, _ = lab.call(arguments)
     arguments["block_table"][0, 1:] = -7
     arguments["block_table"][1, 3:] = 2**30

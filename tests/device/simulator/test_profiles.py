@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-import device.simulator as simulator
+from device import simulator
 from device.simulator import PROFILES, OperatorRejected, active_profile, use_profile
 
 
@@ -36,7 +36,8 @@ def test_an_error_ends_the_block_too():
 
 
 def test_an_unknown_name_is_told_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown CANN profile '7\.0'; known: 8\.5, 9\.0, pessimistic"), use_profile("7.0"):
+    message = r"unknown CANN profile '7\.0'; known: 8\.5, 9\.0, pessimistic"
+    with pytest.raises(ValueError, match=message), use_profile("7.0"):
         pass
     assert active_profile().name == "8.5"
 
@@ -103,7 +104,7 @@ def accepted(lab, arguments, **kwargs):
         ("BSND", 2, 64, 1040, False, False),
     ],
 )
-def test_block_size_rule(lab, layout, queries, dim, block_size, source, docs):
+def test_block_size_rule(lab, *, layout, queries, dim, block_size, source, docs):
     arguments = lab.pack(lab.ragged([queries], [40], dim=dim), layout, block_size=block_size)
     with changed(block_size_rule="source"):
         assert accepted(lab, arguments) == source

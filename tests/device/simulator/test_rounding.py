@@ -28,7 +28,8 @@ def test_float16_subnormals_round_half_away_from_zero():
 
 
 def test_float16_is_the_usual_rounding_away_from_ties():
-    values = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * 10 ** torch.linspace(-9, 4, 10_000)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(10_000, generator=generator) * 10 ** torch.linspace(-9, 4, 10_000)
     assert torch.equal(narrow(values, torch.float16), values.half())
 
 
@@ -113,5 +114,14 @@ def test_tiles_stay_aligned_when_a_window_begins_inside_one():
 
 def test_scores_are_scaled_in_float32():
     output, lse = attend([3.0, 5.0], [1.0, 2.0], softmax_scale=0.1)
-    assert lse == pytest.approx(math.log(math.exp(0.3) + math.exp(0.5)), abs=1e-6)
-    assert output == pytest.approx((math.exp(0.3) + 2 * math.exp(0.5)) / (math.exp(0.3) + math.exp(0.5)), rel=2**-8)
+    low, high = math.exp(0.3), math.exp(0.5)
+    assert lse == pytest.approx(math.log(low + high), abs=1e-6)
+    assert output == pytest.approx((low + 2 * high) / (low + high), rel=2**-8)
+
+
+def test_a_hidden_key_weighs_nothing_however_low_the_visible_scores_are():
+    hidden = torch.tensor([[False, True, False]])
+    low = -(2.0**26)
+    output, lse = attend([low, 5.0, low], [2.0, 100.0, 4.0], atten_mask=hidden)
+    assert output == 3.0
+    assert lse == pytest.approx(low)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-import device.simulator as simulator
+from device import simulator
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def band(lab, mode):
 @pytest.mark.parametrize("block_size", [0, 128])
 @pytest.mark.parametrize(("mode", "window"), [(3, 10**6), (4, 31)])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_sink_is_a_logit_of_its_own(lab, sink, mode, window, dim, block_size):
+def test_sink_is_a_logit_of_its_own(lab, sink, *, mode, window, dim, block_size):
     lengths, key_lengths = [3, 1, 140], [3, 600, 700]
     sequences = lab.ragged(lengths, key_lengths, dim=dim)
     arguments = lab.pack(sequences, "TND", block_size=block_size) | band(lab, mode) | {"learnable_sink": sink}
@@ -70,13 +70,13 @@ def test_lse_with_a_sink_is_a_choice(lab, sink, profile, included):
         _, without = lab.call(arguments)
         _, with_sink = lab.call(arguments | {"learnable_sink": sink})
     together = torch.logaddexp(without.double(), sink.double()[None, :, None])
-    torch.testing.assert_close(with_sink.double(), together if included else without.double(), rtol=1e-5, atol=1e-5)
+    expected = together if included else without.double()
+    torch.testing.assert_close(with_sink.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_without_keys_stays_empty(lab, sink):
-    sequences = lab.ragged([1, 1], [9, 9])
-    arguments = lab.pack(sequences, "TND", block_size=128) | {"actual_seq_kvlen": [9, 0], "learnable_sink": sink}
-    output, lse = lab.call(arguments)
+    arguments = lab.pack(lab.ragged([1, 1], [9, 9]), "TND", block_size=128)
+    output, lse = lab.call(arguments | {"actual_seq_kvlen": [9, 0], "learnable_sink": sink})
     assert (output[1] == 0).all()
     assert (lse[1] == math.inf).all()
 
@@ -91,6 +91,6 @@ def test_float16_sinks_are_a_choice(lab, sink):
         assert lab.call(arguments)[0].isfinite().all()
     with (
         simulator.use_profile(dataclasses.replace(lenient, sink_dtypes=("bfloat16",))),
-        pytest.raises(simulator.OperatorRejected, match="learnable_sink was torch.float16"),
+        pytest.raises(simulator.OperatorRejected, match=r"learnable_sink was torch\.float16"),
     ):
         lab.call(arguments)

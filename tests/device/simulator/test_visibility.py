@@ -12,7 +12,9 @@ from device.simulator.fused_attention.visibility import Visibility, sequence_mas
 @pytest.mark.parametrize("after", [None, -2, 0, 3])
 def test_hidden_is_the_rule_by_element(before, after):
     visibility = Visibility(queries=7, keys=9, live_rows=range(7), before=before, after=after)
-    for rows, (start, stop) in itertools.product((range(7), range(2, 5), range(6, 7)), ((0, 9), (3, 8), (8, 9))):
+    for rows, (start, stop) in itertools.product(
+        (range(7), range(2, 5), range(6, 7)), ((0, 9), (3, 8), (8, 9))
+    ):
         hidden = visibility.hidden(rows, start, stop)
         for i, j in itertools.product(rows, range(start, stop)):
             rule = (before is not None and j < i - before) or (after is not None and j > i + after)
@@ -39,8 +41,14 @@ def test_a_band_that_hides_nothing_costs_no_mask():
 
 @pytest.mark.parametrize(
     ("shape", "decode", "expected"),
-    [((5, 7), False, (5, 7)), ((2, 5, 7), False, (5, 7)), ((2, 1, 5, 7), False, (5, 7))]
-    + [((2, 7), True, (1, 7)), ((2, 1, 7), True, (1, 7)), ((2, 1, 1, 7), True, (1, 7))],
+    [
+        ((5, 7), False, (5, 7)),
+        ((2, 5, 7), False, (5, 7)),
+        ((2, 1, 5, 7), False, (5, 7)),
+        ((2, 7), True, (1, 7)),
+        ((2, 1, 7), True, (1, 7)),
+        ((2, 1, 1, 7), True, (1, 7)),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8])
 def test_sequence_mask_is_rows_by_keys(shape, decode, expected, dtype):
