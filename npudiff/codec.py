@@ -86,7 +86,7 @@ def _dataclass(kind: type, plain: object, path: str) -> object:
 
 
 def _named(what: str, names: list[str]) -> str:
-    return f"{what} {', '.join(name[:40] for name in names[:5])}" if names else ""
+    return f"{what} {', '.join(repr(name[:40]) for name in names[:5])}" if names else ""
 
 
 def _union(kind: object, plain: object, path: str) -> object:

@@ -63,6 +63,8 @@ class Component:
     coordinates : callable
         Inputs and output name to integer tensors that broadcast to the output: where each element is, in the
         component's own words (``request``, ``token``, ``head``).
+    watched : str
+        A feature whose share of the cases every listing shows, because bugs live there; empty for none.
     relations : tuple of Property
         What must hold besides equivalence with the reference.
     profiles : mapping
@@ -82,6 +84,7 @@ class Component:
     describe: Callable[[Any], str]
     check_case: Callable[[Any], None]
     coordinates: Callable[[Any, str], Mapping[str, torch.Tensor]]
+    watched: str = ""
     relations: tuple[Property, ...] = ()
     profiles: Mapping[str, Box] = field(default_factory=dict)
 

@@ -61,6 +61,10 @@ class Constraints:
             return "nothing is allowed"
         return "; ".join(reasons[0]) or None
 
+    def summary(self) -> list[str]:
+        """Return one line per box: its axes and allowed values; nothing for a box that allows everything."""
+        return ["; ".join(f"{axis} {describe(allowed)}" for axis, allowed in box.items()) for box in self.boxes if box]
+
     def check_axes(self, axes: Collection[str], owner: str) -> None:
         """Raise ``UsageError`` if a box names an axis that the component does not have."""
         for box in self.boxes:

@@ -196,6 +196,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
+    watched="query length 1",
     relations=(
         Property(
             "order_does_not_matter",

@@ -22,6 +22,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
+    watched="query length 1",
     relations=RELATIONS,
     profiles={
         "step-3.5-flash": {"head_dims": ("128",), "kv_heads": (8,), "group": (8, 12), "window": (512, None), "page_size": (128,)},

@@ -1,0 +1,164 @@
+"""The command line: what can be asked, and with which exit code it ends. Work is imported when a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from npudiff import TargetUnavailable, __version__
+from npudiff.errors import ExitCode, UsageError
+
+DEFAULT_ROOT = Path(".npudiff")
+"""Folder below which findings and remembered cases are kept."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose usage errors have npudiff's exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave."""
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _seconds(text: str) -> float:
+    """Read a duration such as ``90``, ``60s`` or ``10m``."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a duration such as 60s or 10m, got {text!r}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    """Read a positive number."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="npudiff",
+        description="Test Ascend NPU implementations against pure-PyTorch references, on drawn cases.",
+        epilog="Exit codes: 0 clean, 1 findings, 2 interrupted, 3 internal error, 4 usage, 5 nothing ran, 6 device lost.",
+    )
+    parser.add_argument("--version", action="version", version=f"npudiff {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_check(commands)
+    _add_list(commands)
+    _add_replay(commands)
+    doctor = commands.add_parser("doctor", help="say what this machine can run, and what is missing")
+    doctor.set_defaults(command="doctor")
+    return parser
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="check implementations on drawn cases",
+        description="Check every implementation against its reference and its relations, on drawn cases.",
+    )
+    check.add_argument("components", nargs="*", metavar="COMPONENT", help="components to check; all by default")
+    check.add_argument("--case", metavar="JSON", help="run this one case instead of drawing any")
+    _add_target(check)
+    amount = check.add_mutually_exclusive_group()
+    amount.add_argument("--examples", type=_count, metavar="N", help="cases of equivalence per implementation")
+    amount.add_argument("--budget", type=_seconds, metavar="TIME", help="time for the whole run, such as 60s or 10m")
+    check.add_argument("--profile", metavar="MODEL", help="draw within a model's sizes, such as step-3.5-flash")
+    check.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="AXIS=VALUES",
+        help="draw within these values only: window=512,none or kv_length=1..4096 (see 'npudiff list COMPONENT')",
+    )
+    check.add_argument("--seed", type=int, metavar="N", help="seed of the draws")
+    check.add_argument(
+        "--hypothesis-profile", default="dev", metavar="NAME", help="dev, ci (the same cases every time) or nightly"
+    )
+    check.add_argument("--output", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where findings go (.npudiff)")
+    check.add_argument("-v", "--verbose", action="store_true", help="show every property, and where the cases were")
+
+
+def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    listing = commands.add_parser("list", help="list components, implementations, properties and axes")
+    listing.add_argument("components", nargs="*", metavar="COMPONENT", help="show these in full")
+    listing.add_argument("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="list these only")
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    replay = commands.add_parser(
+        "replay",
+        help="run the cases of findings again: FIXED, FAILED or ERROR",
+        description="Run the cases of findings again. Nothing in a finding is executed, and no path in it is followed.",
+    )
+    replay.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="finding folders, or a folder of them")
+    _add_target(replay)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--impl",
+        action="append",
+        default=[],
+        metavar="NAME|MODULE|FILE",
+        help="implementations to use: a name, a module, or a Python file with @npudiff.implementation functions",
+    )
+    parser.add_argument("--target", metavar="NAME", help="sim or npu; by default npu where a device is visible")
+    parser.add_argument("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = build_parser().parse_args(arguments)
+    prepare_environment()
+    try:
+        return _run(options)
+    except (UsageError, TargetUnavailable) as error:
+        print(f"npudiff: {error}", file=sys.stderr)
+        return ExitCode.USAGE
+    except KeyboardInterrupt:
+        print("npudiff: interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.INTERRUPTED
+    except Exception:  # noqa: BLE001 - the last line of defence; the traceback is shown
+        import traceback  # noqa: PLC0415
+
+        traceback.print_exc()
+        print("npudiff: internal error; please report it with the traceback above", file=sys.stderr)
+        return ExitCode.INTERNAL
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "check":
+        from npudiff.commands.check import check as run  # noqa: PLC0415
+    elif options.command == "list":
+        from npudiff.commands.listing import listing as run  # noqa: PLC0415
+    elif options.command == "replay":
+        from npudiff.commands.replay import replay as run  # noqa: PLC0415
+    else:
+        from npudiff.commands.doctor import doctor as run  # noqa: PLC0415
+    return int(run(options))
+
+
+def prepare_environment() -> None:
+    """Keep ``import torch`` alive where torch_npu is installed without CANN.
+
+    torch loads torch_npu on its own through an entry point, and that fails where CANN's libraries are missing
+    (``libhccl.so``). Only there the autoload is switched off, and only if nobody has said otherwise.
+    """
+    from npudiff.environment import autoload_would_fail  # noqa: PLC0415
+
+    if autoload_would_fail():
+        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")

@@ -1,0 +1,85 @@
+"""``npudiff doctor``: what this machine can run, and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Iterator
+
+from npudiff import TargetUnavailable, __version__
+from npudiff.component import Subject
+from npudiff.console import Console
+from npudiff.constraints import Constraints
+from npudiff.discovery import component_names, load_components, load_target, select_implementations, target_names
+from npudiff.engine import EQUIVALENCE, Budget, Job, Verdict, run_job
+from npudiff.environment import autoload_would_fail, cann_library, version_of
+from npudiff.errors import ExitCode
+
+_PROBE_CASES = 5
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Run ``npudiff doctor`` and return its exit code: 0 if the default target works."""
+    del options  # it has none
+    console = Console(verbose=False)
+    console.lines([*_software(), ""])
+    console.lines(_torch_npu())
+    working: list[str] = []
+    console.lines(["", "targets", *_targets(working)])
+    components, implementations = component_names(), select_implementations(load_components([]), [])
+    console.lines(["", f"components       {', '.join(components)}", f"implementations  {len(implementations)}"])
+    if not working:
+        console.lines(["", "no target works here"])
+        return ExitCode.DEVICE_LOST
+    default = "npu" if "npu" in working else "sim"
+    console.lines(["", f"default target   {default}"])
+    return ExitCode.CLEAN
+
+
+def _software() -> Iterator[str]:
+    yield f"npudiff          {__version__}"
+    yield f"python           {platform.python_version()} on {platform.system()} {platform.machine()}"
+    for name in ("torch", "numpy", "hypothesis", "safetensors", "rich", "pytest"):
+        yield f"{name:16} {version_of(name) or 'not installed'}"
+
+
+def _torch_npu() -> Iterator[str]:
+    version = version_of("torch_npu")
+    yield f"torch_npu        {version or 'not installed (needed for the npu target: pip install npudiff[npu])'}"
+    yield f"CANN             {cann_library() or 'libhccl.so not found: source set_env.sh of the CANN toolkit'}"
+    if version and autoload_would_fail():
+        yield "                 torch_npu is installed without CANN: 'import torch' alone fails here, because torch loads"
+        yield "                 torch_npu by itself. npudiff sets TORCH_DEVICE_BACKEND_AUTOLOAD=0; set it for your own scripts."
+    if "TORCH_DEVICE_BACKEND_AUTOLOAD" in os.environ:
+        yield f"                 TORCH_DEVICE_BACKEND_AUTOLOAD={os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD']}"
+    for variable in ("ASCEND_HOME_PATH", "ASCEND_RT_VISIBLE_DEVICES"):
+        if variable in os.environ:
+            yield f"                 {variable}={os.environ[variable]}"
+    if sys.platform != "linux":
+        yield "                 torch_npu exists for Linux only"
+
+
+def _targets(working: list[str]) -> Iterator[str]:
+    """Try every target with a few cases of one implementation of each component."""
+    for name in target_names():
+        try:
+            yield f"  {name:14} {_probe(name)}"
+            working.append(name)
+        except TargetUnavailable as error:
+            yield f"  {name:14} not available: {error}"
+
+
+def _probe(name: str) -> str:
+    target = load_target(name, None)
+    components = load_components([])
+    failed = []
+    for component in components:
+        item = next(item for item in select_implementations([component], []) if item.wrong is None)
+        job = Job(Subject(component, item, target), EQUIVALENCE, item.constraints.within(Constraints()))
+        if run_job(job, Budget(examples=_PROBE_CASES, shrink=False)).verdict is not Verdict.HOLDS:
+            failed.append(job.name)
+    if failed:
+        return f"runs, but gives wrong answers: {', '.join(failed)}"
+    return f"works (CANN {target.cann}; {_PROBE_CASES} known answers per component)"

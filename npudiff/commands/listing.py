@@ -1,0 +1,47 @@
+"""``npudiff list``: what there is, and what it supports."""
+
+from __future__ import annotations
+
+import argparse
+
+from npudiff.component import Component
+from npudiff.console import Console
+from npudiff.discovery import load_components, select_implementations, target_names
+from npudiff.engine import EQUIVALENCE
+from npudiff.errors import ExitCode
+from npudiff.implementation import Implementation
+
+
+def listing(options: argparse.Namespace) -> int:
+    """Run ``npudiff list`` and return its exit code."""
+    components = load_components(options.components)
+    implementations = select_implementations(components, options.impl)
+    console = Console(verbose=False)
+    for component in components:
+        own = [item for item in implementations if item.component == component.name]
+        console.lines(_summary(component, own, full=bool(options.components)))
+    console.lines([f"targets: {', '.join(target_names())}"])
+    return ExitCode.CLEAN
+
+
+def _summary(component: Component, implementations: list[Implementation], *, full: bool) -> list[str]:
+    lines = [f"{component.name}: {component.summary}"]
+    for title, chosen in (
+        ("implementations", [item for item in implementations if item.wrong is None]),
+        ("wrong on purpose", [item for item in implementations if item.wrong is not None]),
+    ):
+        lines += [f"  {title}"] if chosen else []
+        for item in chosen:
+            lines.append(f"    {item.name:26} {item.summary}")
+            if full and item.wrong:
+                lines.append(f"    {'':26} {item.wrong}")
+            if full:
+                lines += [f"    {'':26} supports {line}" for line in item.constraints.summary()]
+    if full:
+        lines += ["  properties"]
+        lines += [f"    {prop.name:26} {prop.summary}" for prop in (EQUIVALENCE, *component.relations)]
+        lines += ["  axes, for --where and supports="]
+        lines += [f"    {axis:26} {meaning}" for axis, meaning in component.axes.items()]
+        lines += ["  model profiles, for --profile", f"    {', '.join(sorted(component.profiles)) or 'none'}"]
+    return [*lines, ""]
+

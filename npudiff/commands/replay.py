@@ -1,0 +1,23 @@
+"""``npudiff replay``: run the cases of findings again."""
+
+from __future__ import annotations
+
+import argparse
+
+from npudiff.console import Console
+from npudiff.errors import ExitCode
+from npudiff.replay import ReplayVerdict, finding_folders
+from npudiff.replay import replay as replay_one
+
+
+def replay(options: argparse.Namespace) -> int:
+    """Run ``npudiff replay`` and return its exit code."""
+    console = Console(verbose=False)
+    seen: set[ReplayVerdict] = set()
+    for folder in finding_folders(options.paths):
+        result = replay_one(folder, options.impl, options.target, options.cann)
+        seen.add(result.verdict)
+        console.replay(result)
+    if ReplayVerdict.FAILED in seen:
+        return ExitCode.FINDINGS
+    return ExitCode.USAGE if ReplayVerdict.ERROR in seen else ExitCode.CLEAN

@@ -1,0 +1,196 @@
+"""What a person sees: progress while it runs, a table, findings with the line that replays them."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from npudiff import __version__
+from npudiff.engine import Outcome, Verdict
+from npudiff.findings import Finding
+from npudiff.plan import Plan
+from npudiff.replay import Replay, ReplayVerdict
+from npudiff.report import Group, bound_text, finding_lines, grouped
+
+PLAIN_WIDTH = 132
+
+_REPLAY_STYLE = {ReplayVerdict.FIXED: "green", ReplayVerdict.FAILED: "red", ReplayVerdict.ERROR: "yellow"}
+
+
+class Console:
+    """Writes to the terminal, or plain lines where there is none.
+
+    Parameters
+    ----------
+    verbose : bool
+        Whether every property has a row of its own.
+    """
+
+    def __init__(self, *, verbose: bool) -> None:
+        self.verbose = verbose
+        self.rich = RichConsole(highlight=False, soft_wrap=False)
+        if not self.rich.is_terminal:
+            self.rich = RichConsole(highlight=False, width=PLAIN_WIDTH, no_color=True)
+
+    def lines(self, lines: Sequence[str]) -> None:
+        """Write lines as they are."""
+        for line in lines:
+            self.rich.print(escape(line), soft_wrap=True)
+
+    def header(self, plan: Plan) -> None:
+        """Say what runs where."""
+        from npudiff.environment import version_of  # noqa: PLC0415 - reads package metadata
+
+        request = plan.request
+        parts = [
+            f"npudiff {__version__}",
+            f"target {plan.target.name}, CANN {plan.target.cann}",
+            f"torch {version_of('torch')}",
+            f"profile {request.hypothesis_profile}" + (f", seed {request.seed}" if request.seed is not None else ""),
+        ]
+        self.rich.print(f"[bold]{escape(' · '.join(parts))}[/]")
+        if plan.target.name == "sim":
+            self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
+
+    @contextmanager
+    def progress(self, plan: Plan) -> Iterator[RunProgress]:
+        """Show progress while jobs run: a bar on a terminal, a line per implementation elsewhere."""
+        bar = Progress(
+            TextColumn("{task.description:40}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} jobs · {task.fields[cases]} cases"),
+            TimeElapsedColumn(),
+            console=self.rich,
+            transient=True,
+            disable=not self.rich.is_terminal,
+        )
+        with bar:
+            yield RunProgress(bar, len(plan.jobs) + len(plan.mutants))
+
+    def table(self, outcomes: Sequence[Outcome]) -> None:
+        """Show one row per implementation, or per property when verbose."""
+        for component, members in groupby(outcomes, key=lambda outcome: outcome.job.subject.component):
+            watched = component.watched
+            table = Table(title=component.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+            table.add_column("implementation", no_wrap=True)
+            for column in ("cases", *([watched] if watched else []), "not applicable", "worst error/bound", "seconds"):
+                table.add_column(column, justify="right")
+            table.add_column("result", no_wrap=True)
+            rows = list(members)
+            for group in grouped(rows):
+                self._row(table, group, group.name, watched)
+                if self.verbose:
+                    for outcome in group.outcomes:
+                        self._row(table, Group(group.name, (outcome,)), f"  {outcome.job.property.name}", watched)
+            self.rich.print(table)
+            if self.verbose:
+                self._features(rows)
+
+    def _row(self, table: Table, group: Group, name: str, watched: str) -> None:
+        result, style = group.result()
+        cells = [escape(name), str(group.cases)]
+        if watched:
+            cells.append(f"{group.share(watched):.0%}" if group.cases else "-")
+        cells += [str(group.not_applicable), bound_text(group), f"{group.seconds:.1f}", f"[{style}]{escape(result)}[/]"]
+        table.add_row(*cells)
+
+    def _features(self, outcomes: Sequence[Outcome]) -> None:
+        total: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for outcome in outcomes:
+            total.update(outcome.features)
+            reasons.update(outcome.not_applicable)
+        cases = sum(outcome.cases for outcome in outcomes) or 1
+        shares = ", ".join(f"{name} {count / cases:.0%}" for name, count in total.most_common())
+        self.rich.print(f"  [dim]cases by region: {escape(shares)}[/]")
+        for reason, count in reasons.most_common(5):
+            self.rich.print(f"  [dim]not applicable {count} times: {escape(reason)}[/]")
+
+    def finding(self, finding: Finding, folder: Path) -> None:
+        """Show a finding and the line that replays it."""
+        title = f"FINDING {finding.component}.{finding.implementation} · {finding.property} · {finding.verdict}"
+        self.rich.print(f"\n[bold red]{escape(title)}[/]")
+        for label, text in finding_lines(finding, folder):
+            self.rich.print(f"  [bold]{label:10}[/] {escape(text)}", soft_wrap=True)
+
+    def mutants(self, outcomes: Sequence[Outcome]) -> None:
+        """Show whether the implementations that are wrong on purpose were found."""
+        if not outcomes:
+            return
+        table = Table(
+            title="wrong on purpose: each re-creates a real bug, and this run has to find it",
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+        )
+        for column in ("mutant", "found", "smallest case"):
+            table.add_column(column, overflow="fold")
+        for outcome in outcomes:
+            subject = outcome.job.subject
+            if outcome.failure is None:
+                found, case = "[red]MISSED[/]", f"not in {outcome.cases} cases"
+            else:
+                found = f"[green]case {outcome.cases}, {outcome.seconds_to_failure:.1f} s[/]"
+                case = subject.component.describe(outcome.failure.case)
+            table.add_row(escape(f"{subject.component.name}.{subject.implementation.name}"), found, escape(case))
+        self.rich.print(table)
+
+    def summary(self, outcomes: Sequence[Outcome], mutants: Sequence[Outcome]) -> None:
+        """Say in one line how it ended."""
+        cases = sum(outcome.cases for outcome in (*outcomes, *mutants))
+        seconds = sum(outcome.seconds for outcome in (*outcomes, *mutants))
+        implementations = len(grouped(outcomes))
+        findings = sum(outcome.failure is not None for outcome in outcomes)
+        parts = [f"{cases} cases in {seconds:.1f} s", f"{implementations} implementations", f"{findings} findings"]
+        if mutants:
+            parts.append(f"{sum(m.failure is not None for m in mutants)} of {len(mutants)} mutants found")
+        missed = any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
+        style = "red" if findings or missed or not cases else "green"
+        self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")
+
+    def replay(self, result: Replay) -> None:
+        """Say what became of one finding."""
+        style = _REPLAY_STYLE[result.verdict]
+        self.rich.print(f"[bold {style}]{result.verdict.value:6}[/] {escape(printable(result.line))}", soft_wrap=True)
+
+
+class RunProgress:
+    """Progress of a run; a bar on a terminal, else one line per implementation on standard error."""
+
+    def __init__(self, bar: Progress, jobs: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task("starting", total=jobs, cases=0)
+        self._cases = 0
+        self._plain = bar.disable
+        self._last = ""
+
+    def case(self, outcome: Outcome) -> None:
+        """Count one case."""
+        self._cases += 1
+        if not self._plain:
+            job = outcome.job
+            text = f"{job.subject.implementation.name} {job.property.name}"
+            self._bar.update(self._task, description=text[:40], cases=self._cases)
+
+    def job(self, outcomes: Sequence[Outcome]) -> None:
+        """Count one finished job."""
+        name = outcomes[-1].job.subject.implementation.name
+        if self._plain and name != self._last:
+            self._last = name
+            print(f"running {name} ...", file=sys.stderr, flush=True)
+        self._bar.advance(self._task)
+
+
+def printable(text: str) -> str:
+    """Return text without control characters, so that a hostile file cannot steer the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,254 @@
+"""Findings as folders: what failed, on which case, with which evidence, and how to replay it.
+
+A folder holds ``finding.json`` and ``tensors.safetensors``. Nothing in a folder is ever executed, and no path in it is
+followed: folders come from other people's pull requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from npudiff.codec import dumps, to_plain
+from npudiff.criteria import judge
+from npudiff.engine import Failure, Outcome, Verdict
+from npudiff.errors import UsageError
+from npudiff.pattern import describe_pattern, worst_element
+
+SCHEMA_VERSION = 1
+FINDING_FILE = "finding.json"
+TENSOR_FILE = "tensors.safetensors"
+
+MAX_FINDING_BYTES = 2**20
+MAX_TENSOR_BYTES = 2**26
+MAX_TENSORS_KEPT = 2**25
+"""Bytes of tensors that a finding keeps; larger outputs are left out, since the case rebuilds them."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A shrunk case on which a property fails.
+
+    Attributes
+    ----------
+    component, implementation, target, cann, property : str
+        What failed where.
+    verdict : str
+        ``wrong value`` or ``exception``.
+    case : mapping
+        The case, as plain JSON.
+    detail : mapping
+        What was seen: worst ratio, place, pattern, published criteria, error text.
+    environment : mapping
+        Versions.
+    command : str
+        The line that replays the finding.
+    """
+
+    component: str
+    implementation: str
+    target: str
+    cann: str
+    property: str
+    verdict: str
+    case: Mapping[str, Any]
+    detail: Mapping[str, Any]
+    environment: Mapping[str, str]
+    command: str = ""
+
+    @property
+    def key(self) -> str:
+        """A name that the same finding always has: what failed, and a digest of the case."""
+        text = "\n".join((self.component, self.implementation, self.target, self.cann, self.property, dumps(dict(self.case))))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        return f"{_safe(self.component)}-{_safe(self.implementation)}-{_safe(self.property)}-{digest}"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:60].lstrip(".") or "unnamed"
+
+
+def finding_of(outcome: Outcome) -> Finding:
+    """Describe the failure of an outcome.
+
+    Raises
+    ------
+    ValueError
+        If the outcome has no failure.
+    """
+    failure, subject = outcome.failure, outcome.job.subject
+    if failure is None:
+        raise ValueError(f"{outcome.job.name} has no failure")
+    return Finding(
+        component=subject.component.name,
+        implementation=subject.implementation.name,
+        target=subject.target.name,
+        cann=subject.target.cann,
+        property=outcome.job.property.name,
+        verdict=(Verdict.RAISED if failure.error is not None else Verdict.WRONG).value,
+        case=_plain_case(failure.case),
+        detail=_detail(outcome, failure),
+        environment=environment(),
+    )
+
+
+def _plain_case(case: object) -> dict[str, Any]:
+    plain = to_plain(case)
+    if not isinstance(plain, dict):
+        raise TypeError(f"a case must be a dataclass, got {type(case).__name__}")
+    return plain
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    import hypothesis  # noqa: PLC0415 - only its version is wanted
+
+    from npudiff import __version__  # noqa: PLC0415 - the package imports this module's neighbours
+
+    versions = {
+        "npudiff": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hypothesis": hypothesis.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+    return versions
+
+
+def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
+    component = outcome.job.subject.component
+    detail: dict[str, Any] = {
+        "line": component.describe(failure.case),
+        "examples_to_finding": outcome.cases,
+        "flaky": outcome.flaky,
+    }
+    if failure.error is not None:
+        detail["error"] = f"{type(failure.error).__name__}: {failure.error}"[:2000]
+    if failure.comparison is None:
+        return detail
+    output = failure.comparison.worst_output
+    detail["context"] = failure.comparison.context
+    detail["output"] = output.name
+    detail["worst_ratio"] = output.worst
+    if output.problem is not None:
+        detail["problem"] = output.problem
+        return detail
+    coordinates = component.coordinates(component.inputs(failure.case), output.name)
+    if all(_broadcasts(values, output.ratio) for values in coordinates.values()):
+        detail["where"] = worst_element(output, coordinates)
+        detail["pattern"] = describe_pattern(output, coordinates)
+    detail["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
+    return detail
+
+
+def _broadcasts(values: torch.Tensor, ratio: torch.Tensor | None) -> bool:
+    """A relation may compare some rows only; then coordinates of all rows say nothing about them."""
+    if ratio is None or values.dim() != ratio.dim():
+        return False
+    return all(have in (1, want) for have, want in zip(values.shape, ratio.shape, strict=True))
+
+
+def write_finding(finding: Finding, failure: Failure, root: Path) -> Path:
+    """Write a finding as a folder below ``root``, and return the folder.
+
+    Tensors are kept as far as the size cap allows; the checksum of their file is part of ``finding.json``.
+    """
+    folder = root / finding.key
+    folder.mkdir(parents=True, exist_ok=True)
+    checksum = _write_tensors(failure, folder / TENSOR_FILE)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **{name: getattr(finding, name) for name in Finding.__dataclass_fields__},
+        "command": f"npudiff replay {folder}",
+        "tensors_sha256": checksum,
+    }
+    partial = folder / (FINDING_FILE + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / FINDING_FILE)
+    return folder
+
+
+def _write_tensors(failure: Failure, path: Path) -> str | None:
+    kept: dict[str, torch.Tensor] = {}
+    size = 0
+    for output in failure.comparison.outputs if failure.comparison is not None else ():
+        for kind in ("actual", "value", "bound"):
+            tensor = getattr(output, kind)
+            if tensor is not None and size + tensor.nbytes <= MAX_TENSORS_KEPT:
+                size += tensor.nbytes
+                kept[f"{output.name}.{kind}"] = tensor.detach().cpu().contiguous().clone()
+    if not kept:
+        path.unlink(missing_ok=True)
+        return None
+    save_file(kept, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_finding(folder: Path) -> Finding:
+    """Read a finding folder, trusting nothing in it.
+
+    Raises
+    ------
+    UsageError
+        If the folder is not a finding, is damaged, is of a newer version, or is larger than a finding may be.
+    """
+    content = _read_json(folder)
+    version = content.get("schema_version")
+    if type(version) is not int or version < 1:
+        raise UsageError(f"{folder}: {FINDING_FILE} has no schema_version: not a finding")
+    if version > SCHEMA_VERSION:
+        raise UsageError(
+            f"{folder}: written by a newer npudiff (schema {version}, this one reads up to {SCHEMA_VERSION}): upgrade"
+        )
+    _check_tensors(folder, content.get("tensors_sha256"))
+    fields: dict[str, Any] = {}
+    for name in Finding.__dataclass_fields__:
+        wanted = dict if name in ("case", "detail", "environment") else str
+        value = content.get(name)
+        if not isinstance(value, wanted):
+            raise UsageError(f"{folder}: {FINDING_FILE}: {name} must be {wanted.__name__}, got {type(value).__name__}")
+        fields[name] = value
+    return Finding(**fields)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: not a finding folder" if folder.exists() else f"{folder}: no such folder")
+    text = _read_plain_file(folder / FINDING_FILE, MAX_FINDING_BYTES).decode("utf-8", errors="replace")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{folder}: {FINDING_FILE} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{folder}: {FINDING_FILE} is damaged: expected an object")
+    return content
+
+
+def _check_tensors(folder: Path, checksum: object) -> None:
+    path = folder / TENSOR_FILE
+    if checksum is None:
+        return
+    if not isinstance(checksum, str):
+        raise UsageError(f"{folder}: tensors_sha256 must be text")
+    if hashlib.sha256(_read_plain_file(path, MAX_TENSOR_BYTES)).hexdigest() != checksum:
+        raise UsageError(f"{folder}: {TENSOR_FILE} does not match its checksum: damaged or changed")
+
+
+def _read_plain_file(path: Path, limit: int) -> bytes:
+    """Read a regular file that is not a link and not larger than ``limit``."""
+    if path.is_symlink() or not path.is_file():
+        raise UsageError(f"{path.parent}: {path.name} is missing, or not a plain file")
+    if path.stat().st_size > limit:
+        raise UsageError(f"{path.parent}: {path.name} has {path.stat().st_size} bytes, at most {limit} are read")
+    return path.read_bytes()

@@ -1,0 +1,114 @@
+"""Replaying findings: is what failed once still failing?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from npudiff.codec import from_plain
+from npudiff.component import Component, Subject
+from npudiff.discovery import load_component, load_target, select_implementations
+from npudiff.engine import EQUIVALENCE, Job, Outcome, Verdict, run_case
+from npudiff.errors import UsageError, unknown
+from npudiff.findings import FINDING_FILE, Finding, read_finding
+from npudiff.property import Property
+from npudiff.target import TargetUnavailable
+
+
+class ReplayVerdict(Enum):
+    """What became of a finding."""
+
+    FIXED = "FIXED"
+    FAILED = "FAILED"
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One replayed finding.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Its folder.
+    verdict : ReplayVerdict
+        FIXED if the property holds now, FAILED if it does not, ERROR if it could not be replayed.
+    line : str
+        What to say about it.
+    outcome : Outcome or None
+        The run.
+    """
+
+    path: Path
+    verdict: ReplayVerdict
+    line: str
+    outcome: Outcome | None = None
+
+
+def finding_folders(paths: Sequence[Path]) -> list[Path]:
+    """Return the finding folders that the paths name: a folder itself, its ``finding.json``, or all folders in it."""
+    folders: list[Path] = []
+    for path in paths:
+        if path.name == FINDING_FILE:
+            folders.append(path.parent)
+        elif path.is_dir() and not (path / FINDING_FILE).exists():
+            inner = sorted(child for child in path.iterdir() if (child / FINDING_FILE).exists())
+            folders.extend(inner or [path])
+        else:
+            folders.append(path)
+    return folders
+
+
+def replay(folder: Path, implementations: Sequence[str], target: str | None, cann: str | None) -> Replay:
+    """Run the case of a finding again.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The finding.
+    implementations : sequence of str
+        Modules or files that provide implementations besides the built-in ones; a finding never names what is
+        imported.
+    target, cann : str or None
+        Where to run, instead of where it was found.
+    """
+    try:
+        job, case = _job(read_finding(folder), implementations, target, cann)
+        outcome = run_case(job, case)
+    except (UsageError, TargetUnavailable) as error:
+        text = str(error)
+        return Replay(folder, ReplayVerdict.ERROR, text if text.startswith(str(folder)) else f"{folder}: {text}")
+    described = f"{job.name}: {job.subject.component.describe(case)}"
+    if outcome.verdict is Verdict.HOLDS:
+        line = f"{described} (error {outcome.worst_ratio:.2g} of the bound)"
+        return Replay(folder, ReplayVerdict.FIXED, line, outcome)
+    if outcome.verdict is Verdict.NOT_APPLICABLE:
+        reason = next(iter(outcome.not_applicable), "the property says nothing about the case")
+        return Replay(folder, ReplayVerdict.ERROR, f"{described}: not applicable: {reason}", outcome)
+    return Replay(folder, ReplayVerdict.FAILED, described, outcome)
+
+
+def _job(finding: Finding, selectors: Sequence[str], target: str | None, cann: str | None) -> tuple[Job, object]:
+    component = load_component(finding.component)
+    try:
+        case = from_plain(component.case_type, dict(finding.case))
+        component.check_case(case)
+    except ValueError as error:
+        raise UsageError(f"the case is damaged: {error}") from None
+    available = select_implementations([component], selectors) if selectors else []
+    available += select_implementations([component], [])
+    chosen = [item for item in available if item.name == finding.implementation]
+    if not chosen:
+        names = [item.name for item in available]
+        raise UsageError(f"{unknown('implementation', finding.implementation, names)}; give its file with --impl")
+    where = load_target(target or finding.target, cann or (finding.cann if finding.target == "sim" and not target else None))
+    return Job(Subject(component, chosen[0], where), _property(component, finding.property), chosen[0].constraints), case
+
+
+def _property(component: Component, name: str) -> Property:
+    properties = {item.name: item for item in (EQUIVALENCE, *component.relations)}
+    if name not in properties:
+        raise unknown("property", name, properties)
+    return properties[name]

@@ -1,0 +1,118 @@
+"""Results in words: outcomes grouped by implementation, and a finding as labelled lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from npudiff.engine import Outcome
+from npudiff.findings import Finding
+
+NOT_APPLICABLE_LIMIT = 0.05
+"""Share of draws outside what an implementation supports above which the listing says so."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The outcomes of one implementation."""
+
+    name: str
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def cases(self) -> int:
+        """Cases that were run to a verdict."""
+        return sum(outcome.cases for outcome in self.outcomes)
+
+    @property
+    def not_applicable(self) -> int:
+        """Draws that were not run."""
+        return sum(outcome.not_applicable.total() for outcome in self.outcomes)
+
+    @property
+    def seconds(self) -> float:
+        """Time of all properties."""
+        return sum(outcome.seconds for outcome in self.outcomes)
+
+    @property
+    def findings(self) -> int:
+        """Properties that do not hold."""
+        return sum(outcome.failure is not None for outcome in self.outcomes)
+
+    def share(self, feature: str) -> float:
+        """Share of the cases that are in a region."""
+        return sum(outcome.features[feature] for outcome in self.outcomes) / max(1, self.cases)
+
+    def result(self) -> tuple[str, str]:
+        """Return the verdict in words, and a colour for it."""
+        ran = sum(outcome.cases > 0 for outcome in self.outcomes)
+        if self.findings:
+            return f"{self.findings} finding{'s' if self.findings > 1 else ''}", "bold red"
+        if not ran:
+            return "not applicable", "dim"
+        if self.not_applicable > NOT_APPLICABLE_LIMIT * (self.cases + self.not_applicable):
+            return f"ok, {ran} properties; many draws not applicable", "yellow"
+        return f"ok, {ran} propert{'ies' if ran > 1 else 'y'}", "green"
+
+
+def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
+    """Group outcomes by component and implementation, in their order."""
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        subject = outcome.job.subject
+        groups.setdefault((subject.component.name, subject.implementation.name), []).append(outcome)
+    return [Group(name, tuple(members)) for (_, name), members in groups.items()]
+
+
+def bound_text(group: Group) -> str:
+    """The largest error over bound of the cases that hold: ``exact`` where only equality was asked for."""
+    held = [outcome for outcome in group.outcomes if outcome.cases > (outcome.failure is not None)]
+    if not held:
+        return "-"
+    if all(outcome.exact for outcome in held):
+        return "exact"
+    return f"{max(outcome.worst_ratio for outcome in held):.2f}"
+
+
+def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
+    """Return a finding as labelled lines."""
+    detail = finding.detail
+    lines = [("case", str(detail.get("line", "")))]
+    if detail.get("context"):
+        lines.append(("compared", str(detail["context"])))
+    if "error" in detail:
+        lines.append(("raised", str(detail["error"])))
+    if "problem" in detail:
+        lines.append(("output", f"{detail['output']}: {detail['problem']}"))
+    elif "worst_ratio" in detail:
+        lines.append(("worst", _worst(detail)))
+    lines += [("pattern", text) for text in _pattern(detail)]
+    lines += [("published", text) for text in _criteria(detail)]
+    if detail.get("flaky"):
+        lines.append(("flaky", "the same case did not fail again when it was repeated"))
+    lines.append(("found", f"at case {detail.get('examples_to_finding')}, then shrunk"))
+    lines.append(("replay", f"npudiff replay {folder}"))
+    return lines
+
+
+def _worst(detail: Mapping[str, Any]) -> str:
+    ratio = f"{detail['output']}: error is {detail['worst_ratio']:.3g} times the bound"
+    where = detail.get("where")
+    if not where:
+        return ratio
+    place = ", ".join(f"{name} {value}" for name, value in where.items() if name not in ("actual", "expected", "bound"))
+    seen = f"got {where['actual']:.6g}, expected {where['expected']:.6g} within {where['bound']:.2g}"
+    return f"{ratio}: {seen}, at {place}"
+
+
+def _pattern(detail: Mapping[str, Any]) -> list[str]:
+    lines = detail.get("pattern") or []
+    return ["; ".join(lines)] if lines else []
+
+
+def _criteria(detail: Mapping[str, Any]) -> list[str]:
+    verdicts = detail.get("published_criteria") or []
+    texts = [f"{item['criterion']} {'passes' if item['passes'] else 'fails'} ({item['detail']})" for item in verdicts]
+    return ["; ".join(texts)] if texts else []
