@@ -45,11 +45,11 @@ def npu(cann: str | None) -> Target:
         import torch_npu  # noqa: F401, PLC0415
     except (ImportError, OSError, RuntimeError) as error:
         raise TargetUnavailable(f"torch_npu does not import: {error}; run 'npudiff doctor'") from error
-    if not torch.npu.is_available():
+    if not torch.get_device_module("npu").is_available():
         raise TargetUnavailable("torch_npu sees no NPU: see npu-smi info and ASCEND_RT_VISIBLE_DEVICES")
     if cann is not None:
         raise ValueError(f"--cann {cann} is a profile of the simulator; the npu target has the CANN that it has")
-    return Target("npu", "npu:0", _cann_version(), contextlib.nullcontext, torch.npu.synchronize)
+    return Target("npu", "npu:0", _cann_version(), contextlib.nullcontext, torch.get_device_module("npu").synchronize)
 
 
 def _cann_version() -> str:

@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="npudiff",
         description="Test Ascend NPU implementations against pure-PyTorch references, on drawn cases.",
-        epilog="Exit codes: 0 clean, 1 findings, 2 interrupted, 3 internal error, 4 usage, 5 nothing ran, 6 device lost.",
+        epilog="Exit codes: 0 clean, 1 findings, 2 interrupted, 3 internal error, 4 usage, 5 nothing ran, 6 no device.",
     )
     parser.add_argument("--version", action="version", version=f"npudiff {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check = commands.add_parser(
         "check",
         help="check implementations on drawn cases",
@@ -83,19 +83,22 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     check.add_argument("--seed", type=int, metavar="N", help="seed of the draws")
     check.add_argument(
-        "--hypothesis-profile", default="dev", metavar="NAME", help="dev, ci (the same cases every time) or nightly"
+        "--hypothesis-profile",
+        default="dev",
+        metavar="NAME",
+        help="dev, ci (the same cases every time) or nightly",
     )
     check.add_argument("--output", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where findings go (.npudiff)")
     check.add_argument("-v", "--verbose", action="store_true", help="show every property, and where the cases were")
 
 
-def _add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing = commands.add_parser("list", help="list components, implementations, properties and axes")
     listing.add_argument("components", nargs="*", metavar="COMPONENT", help="show these in full")
     listing.add_argument("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="list these only")
 
 
-def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
     replay = commands.add_parser(
         "replay",
         help="run the cases of findings again: FIXED, FAILED or ERROR",

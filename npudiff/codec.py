@@ -80,7 +80,9 @@ def _dataclass(kind: type, plain: object, path: str) -> object:
         if name not in plain and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     )
     if strange or missing:
-        raise ValueError(f"{path}: " + "; ".join(filter(None, [_named("unknown", strange), _named("missing", missing)])))
+        raise ValueError(
+            f"{path}: " + "; ".join(filter(None, [_named("unknown", strange), _named("missing", missing)]))
+        )
     hints = _hints(kind)
     return kind(**{name: from_plain(hints[name], value, f"{path}.{name}") for name, value in plain.items()})
 

@@ -83,7 +83,13 @@ class Console:
             watched = component.watched
             table = Table(title=component.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
             table.add_column("implementation", no_wrap=True)
-            for column in ("cases", *([watched] if watched else []), "not applicable", "worst error/bound", "seconds"):
+            for column in (
+                "cases",
+                *([watched] if watched else []),
+                "not applicable",
+                "worst error/bound",
+                "seconds",
+            ):
                 table.add_column(column, justify="right")
             table.add_column("result", no_wrap=True)
             rows = list(members)
@@ -91,7 +97,7 @@ class Console:
                 self._row(table, group, group.name, watched)
                 if self.verbose:
                     for outcome in group.outcomes:
-                        self._row(table, Group(group.name, (outcome,)), f"  {outcome.job.property.name}", watched)
+                        self._row(table, Group(group.name, (outcome,)), f"  {outcome.job.prop.name}", watched)
             self.rich.print(table)
             if self.verbose:
                 self._features(rows)
@@ -101,7 +107,12 @@ class Console:
         cells = [escape(name), str(group.cases)]
         if watched:
             cells.append(f"{group.share(watched):.0%}" if group.cases else "-")
-        cells += [str(group.not_applicable), bound_text(group), f"{group.seconds:.1f}", f"[{style}]{escape(result)}[/]"]
+        cells += [
+            str(group.not_applicable),
+            bound_text(group),
+            f"{group.seconds:.1f}",
+            f"[{style}]{escape(result)}[/]",
+        ]
         table.add_row(*cells)
 
     def _features(self, outcomes: Sequence[Outcome]) -> None:
@@ -118,7 +129,7 @@ class Console:
 
     def finding(self, finding: Finding, folder: Path) -> None:
         """Show a finding and the line that replays it."""
-        title = f"FINDING {finding.component}.{finding.implementation} · {finding.property} · {finding.verdict}"
+        title = f"FINDING {finding.component}.{finding.implementation} · {finding.property_name} · {finding.verdict}"
         self.rich.print(f"\n[bold red]{escape(title)}[/]")
         for label, text in finding_lines(finding, folder):
             self.rich.print(f"  [bold]{label:10}[/] {escape(text)}", soft_wrap=True)
@@ -151,7 +162,11 @@ class Console:
         seconds = sum(outcome.seconds for outcome in (*outcomes, *mutants))
         implementations = len(grouped(outcomes))
         findings = sum(outcome.failure is not None for outcome in outcomes)
-        parts = [f"{cases} cases in {seconds:.1f} s", f"{implementations} implementations", f"{findings} findings"]
+        parts = [
+            f"{cases} cases in {seconds:.1f} s",
+            f"{implementations} implementations",
+            f"{findings} findings",
+        ]
         if mutants:
             parts.append(f"{sum(m.failure is not None for m in mutants)} of {len(mutants)} mutants found")
         missed = any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
@@ -179,7 +194,7 @@ class RunProgress:
         self._cases += 1
         if not self._plain:
             job = outcome.job
-            text = f"{job.subject.implementation.name} {job.property.name}"
+            text = f"{job.subject.implementation.name} {job.prop.name}"
             self._bar.update(self._task, description=text[:40], cases=self._cases)
 
     def job(self, outcomes: Sequence[Outcome]) -> None:

@@ -138,7 +138,9 @@ def _external(selector: str, built_in: Sequence[Implementation]) -> list[Impleme
         raise UsageError(f"--impl {selector}: no function in it is decorated with @npudiff.implementation")
     for item in found:
         if item.component not in component_names():
-            raise UsageError(f"--impl {selector}: {item.name}: {unknown('component', item.component, component_names())}")
+            raise UsageError(
+                f"--impl {selector}: {item.name}: {unknown('component', item.component, component_names())}"
+            )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -51,13 +52,13 @@ class Job:
     """One property of one implementation on one target."""
 
     subject: Subject
-    property: Property
+    prop: Property
     constraints: Constraints
 
     @property
     def name(self) -> str:
         """``component.implementation.property``."""
-        parts = (self.subject.component.name, self.subject.implementation.name, self.property.name)
+        parts = (self.subject.component.name, self.subject.implementation.name, self.prop.name)
         return ".".join(parts)
 
 
@@ -155,15 +156,15 @@ class _Stop(BaseException):
 Progress = Callable[[Outcome], None]
 
 
-def run_job(job: Job, budget: Budget, progress: Progress = lambda outcome: None) -> Outcome:
+def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Outcome:
     """Draw cases, run the property on each, and shrink the first failure.
 
     Exceptions of the implementation are findings. Exceptions of anything else (strategy, inputs, reference) are
     defects of npudiff or of the component and propagate.
     """
     outcome = Outcome(job)
-    constraints = job.constraints.within(Constraints((job.property.within,)))
-    if not constraints or not job.constraints.within(Constraints((job.property.needs,))):
+    constraints = job.constraints.within(Constraints((job.prop.within,)))
+    if not constraints or not job.constraints.within(Constraints((job.prop.needs,))):
         outcome.verdict = Verdict.NOT_APPLICABLE
         return outcome
     started = time.perf_counter()
@@ -186,11 +187,8 @@ def run_case(job: Job, case: Any) -> Outcome:  # noqa: ANN401 - a case of any co
     """Run the property on one given case."""
     outcome = Outcome(job)
     started = time.perf_counter()
-    with job.subject.target.activate():
-        try:
-            _Run(outcome, Budget(), lambda _: None, started).case(case)
-        except _Fails:
-            pass
+    with job.subject.target.activate(), contextlib.suppress(_Fails):
+        _Run(outcome, Budget(), lambda _: None, started).case(case)
     outcome.seconds = time.perf_counter() - started
     _conclude(outcome)
     return outcome
@@ -254,7 +252,7 @@ class _Run:
     def _judge(self, case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component
         outcome = self.outcome
         try:
-            comparison = outcome.job.property.check(outcome.job.subject, case)
+            comparison = outcome.job.prop.check(outcome.job.subject, case)
         except ImplementationRaised as error:
             return Failure(case, None, error.__cause__ or error)
         if not comparison.holds:

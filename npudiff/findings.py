@@ -41,7 +41,7 @@ class Finding:
 
     Attributes
     ----------
-    component, implementation, target, cann, property : str
+    component, implementation, target, cann, property_name : str
         What failed where.
     verdict : str
         ``wrong value`` or ``exception``.
@@ -59,7 +59,7 @@ class Finding:
     implementation: str
     target: str
     cann: str
-    property: str
+    property_name: str
     verdict: str
     case: Mapping[str, Any]
     detail: Mapping[str, Any]
@@ -69,9 +69,18 @@ class Finding:
     @property
     def key(self) -> str:
         """A name that the same finding always has: what failed, and a digest of the case."""
-        text = "\n".join((self.component, self.implementation, self.target, self.cann, self.property, dumps(dict(self.case))))
+        text = "\n".join(
+            (
+                self.component,
+                self.implementation,
+                self.target,
+                self.cann,
+                self.property_name,
+                dumps(dict(self.case)),
+            )
+        )
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        return f"{_safe(self.component)}-{_safe(self.implementation)}-{_safe(self.property)}-{digest}"
+        return f"{_safe(self.component)}-{_safe(self.implementation)}-{_safe(self.property_name)}-{digest}"
 
 
 def _safe(name: str) -> str:
@@ -94,7 +103,7 @@ def finding_of(outcome: Outcome) -> Finding:
         implementation=subject.implementation.name,
         target=subject.target.name,
         cann=subject.target.cann,
-        property=outcome.job.property.name,
+        property_name=outcome.job.prop.name,
         verdict=(Verdict.RAISED if failure.error is not None else Verdict.WRONG).value,
         case=_plain_case(failure.case),
         detail=_detail(outcome, failure),
@@ -115,14 +124,13 @@ def environment() -> dict[str, str]:
 
     from npudiff import __version__  # noqa: PLC0415 - the package imports this module's neighbours
 
-    versions = {
+    return {
         "npudiff": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "hypothesis": hypothesis.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
     }
-    return versions
 
 
 def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:

@@ -99,4 +99,6 @@ def outputs_of(result: object, names: Sequence[str]) -> Mapping[str, Any]:
         return result
     if hasattr(result, "shape") and hasattr(result, "dtype"):
         return {names[0]: result}
-    raise TypeError(f"an implementation must return a tensor or a mapping of {list(names)}, got {type(result).__name__}")
+    raise TypeError(
+        f"an implementation must return a tensor or a mapping of {list(names)}, got {type(result).__name__}"
+    )

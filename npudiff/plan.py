@@ -87,10 +87,10 @@ class Plan:
         examples = self.request.examples or profile.examples
         seconds = None
         if self.request.seconds is not None:
-            total = sum(other.property.share for other in (*self.jobs, *self.mutants))
-            seconds = self.request.seconds * job.property.share / total
+            total = sum(other.prop.share for other in (*self.jobs, *self.mutants))
+            seconds = self.request.seconds * job.prop.share / total
         return Budget(
-            examples=None if seconds is not None else max(1, round(examples * job.property.share)),
+            examples=None if seconds is not None else max(1, round(examples * job.prop.share)),
             seconds=seconds,
             seed=self.request.seed,
             deterministic=profile.deterministic,

@@ -84,3 +84,15 @@ def hypothesis_settings(
         verbosity=Verbosity.quiet,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.nested_given],
     )
+
+
+def register_profiles() -> None:
+    """Make the profiles known to Hypothesis, so that ``--hypothesis-profile`` takes their names in pytest."""
+    for profile in RUN_PROFILES.values():
+        settings.register_profile(
+            profile.name,
+            max_examples=profile.examples,
+            derandomize=profile.deterministic,
+            deadline=None,
+            **({"database": None} if profile.deterministic else {}),
+        )

@@ -1,4 +1,4 @@
-"""Replaying findings: is what failed once still failing?"""
+"""Replaying findings: whether what failed once still fails."""
 
 from __future__ import annotations
 
@@ -103,8 +103,14 @@ def _job(finding: Finding, selectors: Sequence[str], target: str | None, cann: s
     if not chosen:
         names = [item.name for item in available]
         raise UsageError(f"{unknown('implementation', finding.implementation, names)}; give its file with --impl")
-    where = load_target(target or finding.target, cann or (finding.cann if finding.target == "sim" and not target else None))
-    return Job(Subject(component, chosen[0], where), _property(component, finding.property), chosen[0].constraints), case
+    where = load_target(
+        target or finding.target, cann or (finding.cann if finding.target == "sim" and not target else None)
+    )
+    return Job(
+        Subject(component, chosen[0], where),
+        _property(component, finding.property_name),
+        chosen[0].constraints,
+    ), case
 
 
 def _property(component: Component, name: str) -> Property:

@@ -178,7 +178,9 @@ def _wide_window_equals_none(subject: Subject, case: SwaMaskCase) -> Comparison:
     none = replace(case, window=None)
     subject.require(none, "the same mask without a window")
     return same_bits(
-        subject.run(build_inputs(none)), subject.run(build_inputs(wide)), "window as long as the history against none"
+        subject.run(build_inputs(none)),
+        subject.run(build_inputs(wide)),
+        "window as long as the history against none",
     )
 
 

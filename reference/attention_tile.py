@@ -93,7 +93,8 @@ class AttentionTile:
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Ranges of keys that fit in memory together."""
         width = min(
-            SCORE_TILE // (self.heads * self.rows), CACHE_TILE // (self.kv_heads * (self.head_dim + self.value_dim))
+            SCORE_TILE // (self.heads * self.rows),
+            CACHE_TILE // (self.kv_heads * (self.head_dim + self.value_dim)),
         )
         for start in range(self.first, self.last, max(1, width)):
             yield start, min(start + max(1, width), self.last)

@@ -57,7 +57,9 @@ class PagedKV:
         first_page, last_page = first // size, (last - 1) // size
         entries = self.block_table[request, first_page : last_page + 1].to(torch.int64)
         if len(entries) <= last_page - first_page:
-            raise IndexError(f"block_table has {self.block_table.shape[1]} pages, token {last - 1} needs {last_page + 1}")
+            raise IndexError(
+                f"block_table has {self.block_table.shape[1]} pages, token {last - 1} needs {last_page + 1}"
+            )
         if int(entries.min()) < 0 or int(entries.max()) >= self.key.shape[0]:
             raise IndexError(f"block_table of request {request} names a page outside the pool of {self.key.shape[0]}")
         inside = slice(first - first_page * size, last - first_page * size)

@@ -30,7 +30,10 @@ weight 0, and 0 * NaN is NaN. Finite poison must not be seen."""
 SMALL_PAGES: Box = {"head_dims": ("64", "128"), "page_size": range(16, 1025, 16)}
 """The operator takes small pages for these head dims only."""
 
-MANY_ROWS_PAGES: Box = {"head_dims": ("80", "96", "192", "256", "192/128"), "page_size": range(128, 1025, 128)}
+MANY_ROWS_PAGES: Box = {
+    "head_dims": ("80", "96", "192", "256", "192/128"),
+    "page_size": range(128, 1025, 128),
+}
 """Pages for other head dims, more than one row per request."""
 
 TND: Box = {"dtype": ("bfloat16",), "poison": POISON, "blind_rows": ("none", "empty"), "group": range(1, 65)}
@@ -39,7 +42,12 @@ TND: Box = {"dtype": ("bfloat16",), "poison": POISON, "blind_rows": ("none", "em
 TND_BOXES: tuple[Box, ...] = (
     {**TND, **SMALL_PAGES},
     {**TND, **MANY_ROWS_PAGES, "head_dims": ("192/128",)},
-    {**TND, **MANY_ROWS_PAGES, "head_dims": ("192",), "sinks": (False,)},  # sinks need a value head dim up to 128
+    {
+        **TND,
+        **MANY_ROWS_PAGES,
+        "head_dims": ("192",),
+        "sinks": (False,),
+    },  # sinks need a value head dim up to 128
 )
 
 
@@ -82,7 +90,13 @@ def fia_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     supports=(
         {"poison": POISON, "sinks": (False,), **SMALL_PAGES},
         {"poison": POISON, "sinks": (False,), **MANY_ROWS_PAGES, "head_dims": ("80", "96", "192", "256")},
-        {"poison": POISON, "sinks": (False,), **MANY_ROWS_PAGES, "head_dims": ("192/128",), "window": (None,)},
+        {
+            "poison": POISON,
+            "sinks": (False,),
+            **MANY_ROWS_PAGES,
+            "head_dims": ("192/128",),
+            "window": (None,),
+        },
     ),
 )
 def fia_extend_bsnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -184,7 +198,7 @@ def fia_v1_decode_bsh(inputs: SlidingAttentionInputs, target: Target) -> Outputs
         "atten_mask": decode_mask(on_device, list(range(batch)))["atten_mask"],
     }
     operators = torch.ops.npu
-    workspace = operators._npu_fused_infer_attention_score_get_max_workspace(query, key, value, **arguments)  # noqa: SLF001
+    workspace = operators._npu_fused_infer_attention_score_get_max_workspace(query, key, value, **arguments)
     output = query.new_full((batch, 1, heads * value_dim), 777.0)
     lse = torch.full((batch, heads, 1, 1), 777.0, dtype=torch.float32, device=query.device)
     operators.npu_fused_infer_attention_score.out(

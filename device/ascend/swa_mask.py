@@ -46,6 +46,6 @@ def swa_mask_graph(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     lengths = inputs.kv_lengths.to(target.device)
     batch = lengths.shape[0]
     buffer = torch.zeros(batch + 2, 1, inputs.capacity + 5, dtype=torch.bool, device=target.device)
-    buffer.fill_(True)  # noqa: FBT003 - rows beyond the batch hide everything
+    buffer.fill_(True)
     buffer[:batch] = window_mask(lengths, buffer.shape[2], inputs.window)
     return buffer[:batch, :, : inputs.capacity].contiguous()

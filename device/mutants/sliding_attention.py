@@ -100,7 +100,7 @@ def decode_block_size_128(inputs: SlidingAttentionInputs, target: Target) -> Out
     on_device = inputs.to(target.device)
     call = decode_call(on_device)
     slots = call.key.shape[0] * call.key.shape[1] // 128 * 128
-    key, value = (cache.flatten(0, 1)[:slots].unflatten(0, (-1, 128)) for cache in (call.key, call.value))
+    key, value = (cache.flatten(0, 1)[:slots].reshape(-1, 128, cache.shape[2]) for cache in (call.key, call.value))
     return run_decode(on_device, replace(call, key=key, value=value).having(block_size=128))
 
 

@@ -65,9 +65,7 @@ class NotSimulated(RuntimeError):  # noqa: N818
     """
 
     def __init__(self, operator: str, argument: str, given: object, simulated: str) -> None:
-        super().__init__(
-            f"{operator}: {argument} was {given}, which is not simulated; simulated: {simulated}"
-        )
+        super().__init__(f"{operator}: {argument} was {given}, which is not simulated; simulated: {simulated}")
         self.operator = operator
         self.argument = argument
 

@@ -54,9 +54,7 @@ FUSED_ATTENTION_INFER_OUTPUT = (
 
 FUSED_ATTENTION_V2 = f"npu_fused_infer_attention_score_v2({_V2_ARGUMENTS}) -> (Tensor, Tensor)"
 FUSED_ATTENTION_V2_OUT = f"npu_fused_infer_attention_score_v2.out({_V2_ARGUMENTS}{_OUT}"
-FUSED_ATTENTION_V2_WORKSPACE = (
-    f"_npu_fused_infer_attention_score_v2_get_max_workspace({_V2_ARGUMENTS}) -> Tensor"
-)
+FUSED_ATTENTION_V2_WORKSPACE = f"_npu_fused_infer_attention_score_v2_get_max_workspace({_V2_ARGUMENTS}) -> Tensor"
 FUSED_ATTENTION_V2_INFER_OUTPUT = (
     "_npu_fused_infer_attention_score_v2_infer_output(Tensor query, Tensor value, *, int? query_dtype=None, "
     'int? value_dtype=None, str input_layout="BSH", Tensor? quant_scale_out=None, Tensor? block_table=None, '

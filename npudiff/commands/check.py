@@ -65,7 +65,7 @@ def _single_case(plan: Plan, text: str) -> list[tuple[Job, object]]:
         component.check_case(case)
     except ValueError as error:
         raise UsageError(f"--case: {error}") from None
-    return [(job, case) for job in plan.jobs if job.property is EQUIVALENCE]
+    return [(job, case) for job in plan.jobs if job.prop is EQUIVALENCE]
 
 
 def _report(console: Console, outcomes: list[Outcome], mutants: list[Outcome], findings: Path) -> int:

@@ -12,7 +12,13 @@ from npudiff import TargetUnavailable, __version__
 from npudiff.component import Subject
 from npudiff.console import Console
 from npudiff.constraints import Constraints
-from npudiff.discovery import component_names, load_components, load_target, select_implementations, target_names
+from npudiff.discovery import (
+    component_names,
+    load_components,
+    load_target,
+    select_implementations,
+    target_names,
+)
 from npudiff.engine import EQUIVALENCE, Budget, Job, Verdict, run_job
 from npudiff.environment import autoload_would_fail, cann_library, version_of
 from npudiff.errors import ExitCode
@@ -25,7 +31,7 @@ def doctor(options: argparse.Namespace) -> int:
     del options  # it has none
     console = Console(verbose=False)
     console.lines([*_software(), ""])
-    console.lines(_torch_npu())
+    console.lines([*_torch_npu()])
     working: list[str] = []
     console.lines(["", "targets", *_targets(working)])
     components, implementations = component_names(), select_implementations(load_components([]), [])
@@ -50,8 +56,8 @@ def _torch_npu() -> Iterator[str]:
     yield f"torch_npu        {version or 'not installed (needed for the npu target: pip install npudiff[npu])'}"
     yield f"CANN             {cann_library() or 'libhccl.so not found: source set_env.sh of the CANN toolkit'}"
     if version and autoload_would_fail():
-        yield "                 torch_npu is installed without CANN: 'import torch' alone fails here, because torch loads"
-        yield "                 torch_npu by itself. npudiff sets TORCH_DEVICE_BACKEND_AUTOLOAD=0; set it for your own scripts."
+        yield "                 torch_npu without CANN: 'import torch' alone fails here, since torch loads it;"
+        yield "                 npudiff sets TORCH_DEVICE_BACKEND_AUTOLOAD=0, and so must your own scripts"
     if "TORCH_DEVICE_BACKEND_AUTOLOAD" in os.environ:
         yield f"                 TORCH_DEVICE_BACKEND_AUTOLOAD={os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD']}"
     for variable in ("ASCEND_HOME_PATH", "ASCEND_RT_VISIBLE_DEVICES"):
@@ -64,15 +70,17 @@ def _torch_npu() -> Iterator[str]:
 def _targets(working: list[str]) -> Iterator[str]:
     """Try every target with a few cases of one implementation of each component."""
     for name in target_names():
-        try:
-            yield f"  {name:14} {_probe(name)}"
+        works, text = _probe(name)
+        yield f"  {name:14} {text}"
+        if works:
             working.append(name)
-        except TargetUnavailable as error:
-            yield f"  {name:14} not available: {error}"
 
 
-def _probe(name: str) -> str:
-    target = load_target(name, None)
+def _probe(name: str) -> tuple[bool, str]:
+    try:
+        target = load_target(name, None)
+    except TargetUnavailable as error:
+        return False, f"not available: {error}"
     components = load_components([])
     failed = []
     for component in components:
@@ -81,5 +89,5 @@ def _probe(name: str) -> str:
         if run_job(job, Budget(examples=_PROBE_CASES, shrink=False)).verdict is not Verdict.HOLDS:
             failed.append(job.name)
     if failed:
-        return f"runs, but gives wrong answers: {', '.join(failed)}"
-    return f"works (CANN {target.cann}; {_PROBE_CASES} known answers per component)"
+        return False, f"runs, but gives wrong answers: {', '.join(failed)}"
+    return True, f"works (CANN {target.cann}; {_PROBE_CASES} known answers per component)"

@@ -44,4 +44,3 @@ def _summary(component: Component, implementations: list[Implementation], *, ful
         lines += [f"    {axis:26} {meaning}" for axis, meaning in component.axes.items()]
         lines += ["  model profiles, for --profile", f"    {', '.join(sorted(component.profiles)) or 'none'}"]
     return [*lines, ""]
-

@@ -18,7 +18,7 @@ AXES = {
     "sinks": "whether heads have a learned sink",
     "hybrid": "whether the model has a second pool with a block table of its own",
     "padded_rows": "query rows beyond the last request",
-    "blind_rows": "rows that see no key: none, empty (only in requests of length 0), or any (more new tokens than tokens)",
+    "blind_rows": "rows that see no key: none, empty (only in requests of length 0), or any (query longer than KV)",
     "scale": "factor of the scores, in units of 1/sqrt(head dim)",
     "recipe": "how keys and values are made",
     "poison": "what lies in storage that must not be used: large finite values, or NaN",

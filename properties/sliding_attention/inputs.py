@@ -1,4 +1,4 @@
-"""From a case to tensors: keys and values by recipe, needles where a mistake would be, poison where nothing may be read."""
+"""From a case to tensors: data by recipe, needles where a mistake would be, poison where nothing may be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which page of the pool holds which tokens: permuted, shared where sharing is legal, and stale where tokens are gone."""
+"""Which page of the pool holds which tokens: permuted, shared where that is legal, stale where tokens are gone."""
 
 from __future__ import annotations
 

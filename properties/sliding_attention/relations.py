@@ -106,8 +106,7 @@ def _chunks_equal_one_shot(subject: Subject, case: SlidingAttentionCase) -> Comp
         raise NotApplicable("no request has more than one new token")
     inputs, starts = build_inputs(case), _starts(case)
     first = [
-        Request(cut, max(0, request.kv - request.query + cut))
-        for cut, request in zip(cuts, case.requests, strict=True)
+        Request(cut, max(0, request.kv - request.query + cut)) for cut, request in zip(cuts, case.requests, strict=True)
     ]
     later = [i for i, request in enumerate(case.requests) if cuts[i] < request.query]
     second = [Request(case.requests[i].query - cuts[i], case.requests[i].kv) for i in later]
@@ -216,12 +215,12 @@ def _poison_changes_no_bit(subject: Subject, case: SlidingAttentionCase) -> Comp
         key, value = (torch.where(where, cache, torch.full_like(cache, filler)) for cache in (pool.key, pool.value))
         return PagedKV(key, value, pool.block_table)
 
+    def refilled(pool: PagedKV, filler: float) -> PagedKV:
+        return repoisoned(pool, used if pool is inputs.kv else _nothing(pool), filler)
+
     def other(filler: float) -> SlidingAttentionInputs:
-        pools = {
-            name: None if pool is None else repoisoned(pool, used if pool is inputs.kv else _nothing(pool), filler)
-            for name, pool in (("full", inputs.full), ("sliding", inputs.sliding))
-        }
-        return replace(inputs, **pools)
+        sliding = None if inputs.sliding is None else refilled(inputs.sliding, filler)
+        return replace(inputs, full=refilled(inputs.full, filler), sliding=sliding)
 
     before = subject.run(inputs)
     zeros = same_bits(before, subject.run(other(0.0)), "poison against zeros")

@@ -59,7 +59,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
         head_dim=head_dim,
         value_head_dim=value_head_dim,
         dtype=choose.value(box, "dtype", ("bfloat16", "float16")),
-        sinks=sinks and (recipe != "cold" or not allows(box.get("sinks", (False,)), False)),  # noqa: FBT003 - a value
+        sinks=sinks and (recipe != "cold" or not allows(box.get("sinks", (False,)), False)),
         hybrid=choose.value(box, "hybrid", (False, True)),
         padded_rows=choose.value(box, "padded_rows", (0, 0, 1, 3)),
         spare_pages=choose.pick((0, 1, 2)),

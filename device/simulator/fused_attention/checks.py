@@ -84,9 +84,7 @@ def _check_dtypes(request: FusedAttentionRequest) -> None:
         if tensor.dtype in (torch.int8, torch.int32):
             raise request.not_simulated(name, tensor.dtype, "a cache in the query's dtype")
         if tensor.dtype != query.dtype:
-            raise request.rejected(
-                name, tensor.dtype, f"the query's dtype {query.dtype}", ErrorCode.PARAMETER
-            )
+            raise request.rejected(name, tensor.dtype, f"the query's dtype {query.dtype}", ErrorCode.PARAMETER)
 
 
 def _check_contiguity(request: FusedAttentionRequest, profile: CannProfile) -> None:
@@ -123,9 +121,7 @@ def _check_heads(request: FusedAttentionRequest, profile: CannProfile) -> None:
 def _check_head_axis(request: FusedAttentionRequest, name: str, tensor: Tensor, heads: int) -> None:
     if request.layout == "BSH":
         if tensor.shape[2] % heads:
-            raise request.rejected(
-                name, f"of hidden size {tensor.shape[2]}", f"a multiple of its {heads} heads"
-            )
+            raise request.rejected(name, f"of hidden size {tensor.shape[2]}", f"a multiple of its {heads} heads")
         return
     axis = {"BSND": 2, "BNSD": 1, "TND": 1}[request.layout]
     if tensor.shape[axis] != heads:
@@ -165,39 +161,27 @@ def _check_limits(request: FusedAttentionRequest, geometry: Geometry) -> None:
     if request.block_table is None and request.layout != "TND" and len(key) != geometry.batch:
         raise request.rejected("key", f"of batch {len(key)}", f"the query's batch {geometry.batch}")
     if request.block_table is None and _token_axes(request, key) != _token_axes(request, value):
-        raise request.rejected(
-            "value", f"of shape {list(value.shape)}", f"as many tokens as key {list(key.shape)}"
-        )
+        raise request.rejected("value", f"of shape {list(value.shape)}", f"as many tokens as key {list(key.shape)}")
     hidden = request.heads * geometry.head_dim
     if request.layout in ("BSH", "BSND") and geometry.query_rows > 1 and hidden >= _MAX_HIDDEN:
         raise request.rejected("query", f"of {hidden} elements per token", f"fewer than {_MAX_HIDDEN}")
     limit = _MAX_DECODE_KEYS if geometry.decode else _MAX_KEYS
     if request.block_table is None and geometry.key_rows > limit:
-        raise request.rejected(
-            "key", f"of {geometry.key_rows} tokens, queries {query.shape}", f"at most {limit}"
-        )
+        raise request.rejected("key", f"of {geometry.key_rows} tokens, queries {query.shape}", f"at most {limit}")
 
 
 def _token_axes(request: FusedAttentionRequest, tensor: Tensor) -> tuple[int, ...]:
-    return (
-        tuple(tensor.shape[:1])
-        if request.layout == "TND"
-        else (tensor.shape[0], tensor.shape[_axis_of_s(request)])
-    )
+    return tuple(tensor.shape[:1]) if request.layout == "TND" else (tensor.shape[0], tensor.shape[_axis_of_s(request)])
 
 
 def _axis_of_s(request: FusedAttentionRequest) -> int:
     return 2 if request.layout == "BNSD" else 1
 
 
-def _check_sink(
-    request: FusedAttentionRequest, sink: Tensor, geometry: Geometry, profile: CannProfile
-) -> None:
+def _check_sink(request: FusedAttentionRequest, sink: Tensor, geometry: Geometry, profile: CannProfile) -> None:
     """Refuse sinks outside TND; DOC: shape [heads], bfloat16, value head dim up to 128."""
     if request.layout != "TND":
-        raise request.rejected(
-            "learnable_sink", f"given with layout {request.layout}", "layout TND or NTD_TND"
-        )
+        raise request.rejected("learnable_sink", f"given with layout {request.layout}", "layout TND or NTD_TND")
     if tuple(sink.shape) != (request.heads,):
         raise request.rejected("learnable_sink", f"of shape {list(sink.shape)}", f"[{request.heads}]")
     if str(sink.dtype).removeprefix("torch.") not in profile.sink_dtypes:

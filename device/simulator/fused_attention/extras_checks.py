@@ -55,9 +55,7 @@ def check_extras(request: FusedAttentionRequest) -> None:
         quantised = [name for name in given if "quant" in name]
         _refuse_any(request, given, tuple(sorted(quantised)), "None with learnable_sink")
     name = min(given)
-    raise request.not_simulated(
-        name, "given", "16-bit attention without rope, pse, prefix, padding, quantisation"
-    )
+    raise request.not_simulated(name, "given", "16-bit attention without rope, pse, prefix, padding, quantisation")
 
 
 def _check_layout_for_queries(request: FusedAttentionRequest) -> None:
@@ -89,9 +87,7 @@ def _check_int8(request: FusedAttentionRequest) -> None:
 
 def _is_single_query(request: FusedAttentionRequest) -> bool:
     axes = LAYOUTS[request.layout].query
-    return (
-        "S" in axes and "query_rope" not in dict(request.extras) and request.query.shape[axes.index("S")] == 1
-    )
+    return "S" in axes and "query_rope" not in dict(request.extras) and request.query.shape[axes.index("S")] == 1
 
 
 def _check_pairs(request: FusedAttentionRequest, given: set[str]) -> None:
@@ -105,18 +101,11 @@ def _check_pairs(request: FusedAttentionRequest, given: set[str]) -> None:
     if out_offset in given and out_scale not in given:
         raise request.rejected(out_scale, "None", f"given together with {out_offset}")
     rope = request.given_extra("query_rope")
-    if (
-        isinstance(rope, torch.Tensor)
-        and rope.dim() > 2
-        and request.layout != "BSH"
-        and rope.shape[-1] != _ROPE_DIM
-    ):
+    if isinstance(rope, torch.Tensor) and rope.dim() > 2 and request.layout != "BSH" and rope.shape[-1] != _ROPE_DIM:
         raise request.rejected("query_rope", f"of head dim {rope.shape[-1]}", f"{_ROPE_DIM}")
 
 
-def _refuse_any(
-    request: FusedAttentionRequest, given: set[str], names: tuple[str, ...], allowed: str
-) -> None:
+def _refuse_any(request: FusedAttentionRequest, given: set[str], names: tuple[str, ...], allowed: str) -> None:
     for name in names:
         if name in given:
             raise request.rejected(name, "given", allowed)

@@ -114,9 +114,7 @@ def _group(queries: Tensor, kv_heads: int) -> Tensor:
     return queries.float().reshape(kv_heads, heads // kv_heads * rows, dim)
 
 
-def _sum_tiles(
-    grouped: Tensor, rows: range, source: KeyValues, visibility: Visibility, scale: float
-) -> _Sums:
+def _sum_tiles(grouped: Tensor, rows: range, source: KeyValues, visibility: Visibility, scale: float) -> _Sums:
     maximum = grouped.new_full((*grouped.shape[:2], 1), -torch.inf)
     total = torch.zeros_like(maximum)
     weighted = torch.zeros_like(maximum)
@@ -140,9 +138,7 @@ def _sum_tiles(
     return _Sums(maximum, total, weighted)
 
 
-def _finish(
-    sums: _Sums, shape: tuple[int, int], visibility: Visibility, softmax: Softmax
-) -> tuple[Tensor, Tensor]:
+def _finish(sums: _Sums, shape: tuple[int, int], visibility: Visibility, softmax: Softmax) -> tuple[Tensor, Tensor]:
     """Add the sink, divide, and treat rows that saw nothing; float32 [heads, rows, dim] and [heads, rows]."""
     maximum, total = sums.maximum.reshape(shape), sums.total.reshape(shape)
     denominator = total

@@ -52,9 +52,7 @@ def check_paging(request: FusedAttentionRequest, table: Tensor, profile: CannPro
         if request.block_size != size:
             raise request.rejected("block_size", request.block_size, f"the {name} cache's {size}")
         if heads is not None and heads != request.kv_heads:
-            raise request.rejected(
-                name, f"a cache of {heads} heads", f"num_key_value_heads {request.kv_heads}"
-            )
+            raise request.rejected(name, f"a cache of {heads} heads", f"num_key_value_heads {request.kv_heads}")
         if heads is None and cache.shape[2] % request.kv_heads:
             allowed = f"a multiple of its {request.kv_heads} heads"
             raise request.rejected(name, f"a cache of {cache.shape[2]} elements per token", allowed)
@@ -72,14 +70,8 @@ def _check_cache_form(request: FusedAttentionRequest, profile: CannProfile) -> N
         raise request.rejected("key", f"of rank {rank}", f"the value's rank {request.value.dim()}")
     if rank == 5:
         raise request.not_simulated("key", "a rank 5 (FRACTAL_NZ) cache", "rank 3 and rank 4 caches")
-    if (
-        rank == 4
-        and profile.four_dimensional_cache == "bnsd_and_tnd"
-        and request.layout not in ("BNSD", "TND")
-    ):
-        raise request.rejected(
-            "key", f"a rank 4 cache with layout {request.layout}", "rank 3, or layout BNSD or TND"
-        )
+    if rank == 4 and profile.four_dimensional_cache == "bnsd_and_tnd" and request.layout not in ("BNSD", "TND"):
+        raise request.rejected("key", f"a rank 4 cache with layout {request.layout}", "rank 3, or layout BNSD or TND")
 
 
 def check_lengths(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
@@ -94,9 +86,7 @@ def check_lengths(request: FusedAttentionRequest, geometry: Geometry, profile: C
         _check_tnd_lengths(request, geometry)
     else:
         if not geometry.decode:
-            _check_list(
-                request, request.names.query_lengths, request.query_lengths, geometry, geometry.query_rows
-            )
+            _check_list(request, request.names.query_lengths, request.query_lengths, geometry, geometry.query_rows)
         if request.block_table is None:
             _check_list(request, request.names.key_lengths, request.key_lengths, geometry, geometry.key_rows)
     if request.block_table is not None:
@@ -111,9 +101,7 @@ def _check_list(
     if lengths is None:
         return
     if len(lengths) != 1 and len(lengths) < geometry.batch:
-        raise request.rejected(
-            name, f"{len(lengths)} entries", f"1 entry, or one for each of {geometry.batch}"
-        )
+        raise request.rejected(name, f"{len(lengths)} entries", f"1 entry, or one for each of {geometry.batch}")
     for length in lengths[: geometry.batch]:
         if not 0 <= length <= limit:
             raise request.rejected(name, list(lengths), f"lengths from 0 to {limit}")
@@ -150,14 +138,10 @@ def _check_cumulative(request: FusedAttentionRequest, name: str, lengths: tuple[
 def _check_table_size(request: FusedAttentionRequest, table: Tensor, geometry: Geometry) -> None:
     name = request.names.key_lengths
     if table.shape[0] != geometry.batch:
-        raise request.rejected(
-            "block_table", f"of {table.shape[0]} rows", f"{geometry.batch}, one per sequence"
-        )
+        raise request.rejected("block_table", f"of {table.shape[0]} rows", f"{geometry.batch}, one per sequence")
     lengths = request.key_lengths or ()
     if len(lengths) != 1 and len(lengths) < geometry.batch:
-        raise request.rejected(
-            name, f"{len(lengths)} entries", f"1 entry, or one for each of {geometry.batch}"
-        )
+        raise request.rejected(name, f"{len(lengths)} entries", f"1 entry, or one for each of {geometry.batch}")
     used = expand(lengths, geometry.batch, 0)
     if min(used, default=0) < 0:
         raise request.rejected(name, _abridged(used), "lengths of 0 or more")
@@ -176,9 +160,7 @@ def _check_block_size(request: FusedAttentionRequest, geometry: Geometry, profil
         step, limit = (16, 512) if single else (128, 1024)
     if size <= 0 or size % step or size > limit:
         queries = "one query" if single else "several queries"
-        raise request.rejected(
-            "block_size", size, f"a multiple of {step} up to {limit}, for {queries} per sequence"
-        )
+        raise request.rejected("block_size", size, f"a multiple of {step} up to {limit}, for {queries} per sequence")
     if single and request.key.numel() > _INT32_MAX:
         raise request.rejected("key", f"a cache of {request.key.numel()} elements", f"at most {_INT32_MAX}")
 

@@ -80,9 +80,7 @@ def _check_tnd_band(request: FusedAttentionRequest, geometry: Geometry, profile:
         spare = {"any": None, "at_most_keys": 0, "fewer_than_keys": 1}[profile.tnd_mode_3_queries]
         if spare is not None and span.key_length - span.query_length < spare:
             allowed = profile.tnd_mode_3_queries.replace("_", " ")
-            raise request.rejected(
-                request.names.query_lengths, where, f"{allowed}, in TND with sparse_mode 3"
-            )
+            raise request.rejected(request.names.query_lengths, where, f"{allowed}, in TND with sparse_mode 3")
 
 
 def check_mask(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
@@ -111,9 +109,7 @@ def check_mask(request: FusedAttentionRequest, geometry: Geometry, profile: Cann
         _check_full_mask(request, mask, geometry)
 
 
-def _check_decode_mask(
-    request: FusedAttentionRequest, mask: Tensor, geometry: Geometry, profile: CannProfile
-) -> None:
+def _check_decode_mask(request: FusedAttentionRequest, mask: Tensor, geometry: Geometry, profile: CannProfile) -> None:
     """Check the mask of the one-query branch: [B, S2], [B, 1, S2] or [B, 1, 1, S2], with B or 1 in front.
 
     A 2048 x 2048 template is not one of them; sglang #25455 met the error "atten_mask layout is BS2".
@@ -144,9 +140,7 @@ def _check_full_mask(request: FusedAttentionRequest, mask: Tensor, geometry: Geo
     )
     if not fits or shape[-2] < geometry.query_rows or shape[-1] < geometry.key_rows:
         allowed = "[S1, S2] (equal head dims), [B, S1, S2] or [B, 1, S1, S2], "
-        sizes = (
-            f"B 1 or {geometry.batch}, S1 at least {geometry.query_rows} and S2 at least {geometry.key_rows}"
-        )
+        sizes = f"B 1 or {geometry.batch}, S1 at least {geometry.query_rows} and S2 at least {geometry.key_rows}"
         raise request.rejected("atten_mask", f"of shape {list(shape)}", allowed + sizes)
 
 

@@ -85,9 +85,7 @@ class PagedKeyValues:
         index = torch.tensor(ids)
         offset = start - first * self.block_size
         window = slice(offset, offset + stop - start)
-        return self._gather(self.key_cache, index)[:, window], self._gather(self.value_cache, index)[
-            :, window
-        ]
+        return self._gather(self.key_cache, index)[:, window], self._gather(self.value_cache, index)[:, window]
 
     def _gather(self, cache: Tensor, index: Tensor) -> Tensor:
         blocks = cache.index_select(0, index)

@@ -105,12 +105,7 @@ def see(request: FusedAttentionRequest, geometry: Geometry, span: Span, profile:
     if geometry.decode or mode == 1 or (mode == 0 and mask is None):
         return Visibility(queries, keys, everything, mask=mask, zeroes_hidden_rows=corrected)
     before, after = _band(request, queries, keys)
-    if (
-        mode == 4
-        and request.layout == "TND"
-        and queries == 1
-        and profile.tnd_band_at_query_length_one == "ignored"
-    ):
+    if mode == 4 and request.layout == "TND" and queries == 1 and profile.tnd_band_at_query_length_one == "ignored":
         before = after = None
     return Visibility(
         queries=queries,

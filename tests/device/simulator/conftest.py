@@ -38,9 +38,7 @@ class Ragged:
         return 1 / math.sqrt(self.queries[0].shape[-1])
 
 
-def ragged(
-    query_lengths, key_lengths, *, heads=4, kv_heads=2, dim=64, value_dim=None, dtype=torch.bfloat16, seed=0
-):
+def ragged(query_lengths, key_lengths, *, heads=4, kv_heads=2, dim=64, value_dim=None, dtype=torch.bfloat16, seed=0):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(count, length, size):

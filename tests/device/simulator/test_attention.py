@@ -43,9 +43,7 @@ def check(lab, sequences, arguments, layout, seen, *, version=2):
 
 
 @pytest.mark.parametrize("paging", [None, (128, 3), (16, 3), (128, 4), (48, 4)])
-@pytest.mark.parametrize(
-    ("mode", "pre", "following"), [(0, 0, 0), (3, 0, 0), (4, 16, 0), (4, 3, 2), (4, 450, 0)]
-)
+@pytest.mark.parametrize(("mode", "pre", "following"), [(0, 0, 0), (3, 0, 0), (4, 16, 0), (4, 3, 2), (4, 450, 0)])
 @pytest.mark.parametrize("layout", ["TND", "BSND", "BNSD", "BSH"])
 def test_layouts_modes_and_paging_agree_with_float64(lab, *, layout, mode, pre, following, paging):
     version = 1 if layout in ("BSH", "BNSD") else 2

@@ -83,9 +83,7 @@ def test_no_keys_at_all(lab, layout):
     assert (lse == INF).all()
 
 
-@pytest.mark.parametrize(
-    ("layout", "shape"), [("TND", (0, 4, 64)), ("BSND", (2, 0, 4, 64)), ("BSND", (0, 3, 4, 64))]
-)
+@pytest.mark.parametrize(("layout", "shape"), [("TND", (0, 4, 64)), ("BSND", (2, 0, 4, 64)), ("BSND", (0, 3, 4, 64))])
 def test_no_queries_at_all(layout, shape):
     query = torch.empty(shape, dtype=torch.bfloat16)
     output, lse = torch.ops.npu.npu_fused_infer_attention_score_v2(

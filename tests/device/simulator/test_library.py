@@ -78,9 +78,7 @@ def test_shape_kernels_agree_with_eager(lab, kind):
             inferred = lab.call(moved, version=version, lse=lse)
         else:
             with FakeTensorMode() as mode:
-                moved = {
-                    n: mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for n, a in arguments.items()
-                }
+                moved = {n: mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for n, a in arguments.items()}
                 inferred = lab.call(moved, version=version, lse=lse)
         assert shapes(inferred) == shapes(eager)
         count += 1

@@ -29,9 +29,7 @@ def test_layouts(layout, shape):
     query = zeros(*shape)
     message = f"input_layout was '{layout}', which is not simulated; simulated: BSH, BSND"
     with pytest.raises(NotSimulated, match=message):
-        torch.ops.npu.npu_fused_infer_attention_score_v2(
-            query, query, query, num_query_heads=4, input_layout=layout
-        )
+        torch.ops.npu.npu_fused_infer_attention_score_v2(query, query, query, num_query_heads=4, input_layout=layout)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,7 @@ from device import simulator
 from device.simulator import quirks
 
 
-@pytest.mark.parametrize(
-    "quirk", [q for p in simulator.PROFILES.values() for q in p.quirks], ids=lambda q: q.name
-)
+@pytest.mark.parametrize("quirk", [q for p in simulator.PROFILES.values() for q in p.quirks], ids=lambda q: q.name)
 def test_a_quirk_has_a_source_and_a_hook(quirk):
     assert quirk.source.startswith("https://")
     assert quirk.on_request or quirk.on_visibility

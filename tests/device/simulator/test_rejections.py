@@ -106,10 +106,7 @@ REFUSED = [
     ("plain v1", INT8, "dequant_scale1", "None", TILING),
     # Sparse modes, bands, masks.
     *[("plain", {"sparse_mode": mode}, "sparse_mode", f"{mode}", TILING) for mode in (-1, 5, 6, 7, 8, 10)],
-    *[
-        ("plain", {"sparse_mode": mode}, "atten_mask", f"None with sparse_mode {mode}", TILING)
-        for mode in (1, 2, 3, 4)
-    ],
+    *[("plain", {"sparse_mode": mode}, "atten_mask", f"None with sparse_mode {mode}", TILING) for mode in (1, 2, 3, 4)],
     ("TND", {"sparse_mode": 3, "atten_mask": None}, "atten_mask", "None with sparse_mode 3", TILING),
     *[("TND", {"sparse_mode": mode}, "sparse_mode", f"{mode} in TND", TILING) for mode in (1, 2)],
     ("TND", {"sparse_mode": 0}, "atten_mask", "given with sparse_mode 0 in TND", TILING),

@@ -12,9 +12,7 @@ from device.simulator.fused_attention.visibility import Visibility, sequence_mas
 @pytest.mark.parametrize("after", [None, -2, 0, 3])
 def test_hidden_is_the_rule_by_element(before, after):
     visibility = Visibility(queries=7, keys=9, live_rows=range(7), before=before, after=after)
-    for rows, (start, stop) in itertools.product(
-        (range(7), range(2, 5), range(6, 7)), ((0, 9), (3, 8), (8, 9))
-    ):
+    for rows, (start, stop) in itertools.product((range(7), range(2, 5), range(6, 7)), ((0, 9), (3, 8), (8, 9))):
         hidden = visibility.hidden(rows, start, stop)
         for i, j in itertools.product(rows, range(start, stop)):
             rule = (before is not None and j < i - before) or (after is not None and j > i + after)

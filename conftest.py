@@ -1,0 +1,8 @@
+"""Settings of this repository's own test run."""
+
+from __future__ import annotations
+
+import os
+
+# Tests are small and run in parallel processes: one thread each is faster than two processes that fight for two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

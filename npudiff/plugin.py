@@ -1,0 +1,161 @@
+"""The pytest plugin: the same engine, the same findings, one test per property of each implementation.
+
+Importing this module imports neither torch nor Hypothesis; a test run that does not use npudiff pays for a few options.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from npudiff.errors import UsageError
+from npudiff.target import TargetUnavailable
+
+if TYPE_CHECKING:
+    from npudiff.engine import Outcome
+    from npudiff.plan import Plan
+
+_PLAN = pytest.StashKey["Plan"]()
+_FIXTURES = {"npudiff_job": "jobs", "npudiff_mutant": "mutants"}
+_PROFILES = ("dev", "ci", "nightly")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add npudiff's options."""
+    group = parser.getgroup("npudiff", "differential testing of NPU implementations")
+    group.addoption("--target", metavar="NAME", help="sim or npu; by default npu where a device is visible")
+    group.addoption("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="implementations to test")
+    group.addoption("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
+    group.addoption("--examples", type=int, metavar="N", help="cases of equivalence per implementation")
+    group.addoption("--npudiff-output", default=".npudiff", metavar="DIR", help="where findings go (.npudiff)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker and Hypothesis profiles, and refuse ``-m npu`` without a device."""
+    from npudiff.environment import autoload_would_fail  # noqa: PLC0415 - a few file look-ups, on a real run only
+
+    config.addinivalue_line("markers", "npu: runs implementations on a target; with -m npu, on a device only")
+    if autoload_would_fail():
+        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    if config.getoption("hypothesis_profile", None) in _PROFILES:
+        from npudiff.profiles import register_profiles  # noqa: PLC0415 - imports Hypothesis, which was asked for
+
+        register_profiles()
+    if wants_device(config.getoption("markexpr", "")):
+        _require_device(config)
+
+
+def wants_device(expression: str) -> bool:
+    """Whether a mark expression selects the tests marked ``npu``."""
+    return bool(re.search(r"\bnpu\b", expression)) and not re.search(r"\bnot\s+npu\b", expression)
+
+
+def _require_device(config: pytest.Config) -> None:
+    from npudiff.discovery import load_target  # noqa: PLC0415 - the run needs torch from here on
+
+    target = config.getoption("--target") or "npu"
+    if target == "sim":
+        raise pytest.UsageError("-m npu asks for a device, and --target sim is a simulator: leave out one of them")
+    try:
+        load_target(target, config.getoption("--cann"))
+    except (TargetUnavailable, UsageError) as error:
+        raise pytest.UsageError(f"-m npu needs a device, and there is none: {error}") from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that asks for ``npudiff_job`` or ``npudiff_mutant`` one instance per job of the plan."""
+    for fixture, kind in _FIXTURES.items():
+        if fixture in metafunc.fixturenames:
+            jobs = getattr(_plan(metafunc.config), kind)
+            parameters = [pytest.param(job, id=job.name.replace(".", "-"), marks=pytest.mark.npu) for job in jobs]
+            metafunc.parametrize(fixture, parameters)
+
+
+def _plan(config: pytest.Config) -> Plan:
+    """The plan of this run, made when the first test asks for it."""
+    if _PLAN not in config.stash:
+        from npudiff.plan import Request, make_plan  # noqa: PLC0415 - imports torch and Hypothesis, now needed
+
+        profile = config.getoption("hypothesis_profile", None)
+        request = Request(
+            implementations=tuple(config.getoption("--impl")),
+            target=config.getoption("--target") or ("npu" if wants_device(config.getoption("markexpr", "")) else None),
+            cann=config.getoption("--cann"),
+            examples=config.getoption("--examples"),
+            hypothesis_profile=profile if profile in _PROFILES else "dev",
+            memory=_output(config) / "examples",
+        )
+        try:
+            config.stash[_PLAN] = make_plan(request)
+        except (UsageError, TargetUnavailable) as error:
+            raise pytest.UsageError(str(error)) from None
+    return config.stash[_PLAN]
+
+
+def _output(config: pytest.Config) -> Path:
+    return config.invocation_params.dir / str(config.getoption("--npudiff-output"))
+
+
+class Runner:
+    """Runs jobs for tests: a finding is written to its folder and fails the test."""
+
+    def __init__(self, config: pytest.Config, record: Any) -> None:  # noqa: ANN401 - pytest's record_property
+        self._config, self._record = config, record
+
+    def run(self, job: Any) -> Outcome:  # noqa: ANN401 - a Job; naming it would import the engine
+        """Run a job and record its figures in the test report."""
+        from npudiff.engine import run_job  # noqa: PLC0415 - imported when the first job runs
+
+        outcome = run_job(job, _plan(self._config).budget(job))
+        figures = {
+            "target": f"{job.subject.target.name}, CANN {job.subject.target.cann}",
+            "cases": outcome.cases,
+            "not_applicable": outcome.not_applicable.total(),
+            "worst": outcome.worst_ratio,
+        }
+        self._record("npudiff", figures)
+        return outcome
+
+    def fail(self, outcome: Outcome) -> None:
+        """Write the finding of a failed outcome, and fail the test with it."""
+        from npudiff.findings import finding_of, write_finding  # noqa: PLC0415 - needed for a finding only
+        from npudiff.report import finding_lines  # noqa: PLC0415
+
+        if outcome.failure is None:
+            raise ValueError(f"{outcome.job.name} has no failure")
+        finding = finding_of(outcome)
+        folder = write_finding(finding, outcome.failure, _output(self._config) / "findings")
+        lines = [f"{label:10} {text}" for label, text in finding_lines(finding, folder)]
+        title = f"{finding.component}.{finding.implementation}: {finding.property_name}: {finding.verdict}"
+        pytest.fail("\n".join([title, *lines]), pytrace=False)
+
+
+@pytest.fixture
+def npudiff_runner(request: pytest.FixtureRequest, record_property: Any) -> Runner:  # noqa: ANN401 - untyped in pytest
+    """Return what runs jobs."""
+    return Runner(request.config, record_property)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many cases were run where, and how close they came to their bounds."""
+    figures = list(_figures(terminalreporter))
+    if figures:
+        cases = sum(figure["cases"] for figure in figures)
+        worst = max(figure["worst"] for figure in figures)
+        skipped = sum(figure["not_applicable"] for figure in figures)
+        targets = ", ".join(sorted({figure["target"] for figure in figures}))
+        line = f"npudiff: {cases} cases on {targets}; {skipped} draws not applicable; worst error/bound {worst:.2f}"
+        terminalreporter.write_line(line)
+
+
+def _figures(terminalreporter: pytest.TerminalReporter) -> Iterator[dict[str, Any]]:
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                yield from (value for name, value in report.user_properties if name == "npudiff")
