@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from npudiff.constraints import Box, Constraints
+from npudiff.constraints import Axis, Box, Constraints
 from npudiff.implementation import Implementation, outputs_of
 from npudiff.property import NotApplicable, Property
 from npudiff.target import Target
@@ -45,7 +45,7 @@ class Component:
     outputs : tuple of str
         Names of the outputs; an implementation that returns a single tensor returns the first.
     axes : mapping
-        Every axis that constraints may name, with one line that says what it is.
+        Every axis that constraints may name.
     strategy : callable
         Constraints to a Hypothesis strategy of cases.
     inputs : callable
@@ -75,7 +75,7 @@ class Component:
     summary: str
     case_type: type
     outputs: tuple[str, ...]
-    axes: Mapping[str, str]
+    axes: Mapping[str, Axis]
     strategy: Callable[[Constraints], SearchStrategy[Any]]
     inputs: Callable[[Any], Any]
     reference: Callable[[Any], Mapping[str, ExpectedOutput]]

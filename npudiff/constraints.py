@@ -25,6 +25,33 @@ def allows(allowed: Allowed, value: object) -> bool:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A named quantity of a case.
+
+    Attributes
+    ----------
+    meaning : str
+        One line for listings.
+    legal : collection
+        Every value that it can have: a range, or a few names or numbers.
+    optional : bool
+        Whether it can also be None.
+    """
+
+    meaning: str
+    legal: Allowed
+    optional: bool = False
+
+    def value(self, name: str, given: object, owner: str) -> object:
+        """Return a value in the axis's own form (``128`` for an axis of names is ``"128"``); raises ``UsageError``."""
+        for candidate in (given, str(given)):
+            if allows(self.legal, candidate) or (candidate is None and self.optional):
+                return candidate
+        options = describe(self.legal) + (" or none" if self.optional else "")
+        raise UsageError(f"{owner}: {name} is one of {options}, got {given!r}")
+
+
+@dataclass(frozen=True)
 class Constraints:
     """A union of boxes.
 
@@ -65,12 +92,28 @@ class Constraints:
         """Return one line per box: its axes and allowed values; nothing for a box that allows everything."""
         return ["; ".join(f"{axis} {describe(allowed)}" for axis, allowed in box.items()) for box in self.boxes if box]
 
-    def check_axes(self, axes: Collection[str], owner: str) -> None:
-        """Raise ``UsageError`` if a box names an axis that the component does not have."""
-        for box in self.boxes:
-            for axis in box:
-                if axis not in axes:
-                    raise UsageError(f"{owner}: {unknown('axis', axis, axes)}")
+    def checked(self, axes: Mapping[str, Axis], owner: str) -> Constraints:
+        """Return the same constraints with every value in the form that its axis has.
+
+        Raises
+        ------
+        UsageError
+            If a box names an axis that there is not, or a value that the axis cannot have.
+        """
+        return Constraints(
+            tuple({axis: _checked(axis, allowed, axes, owner) for axis, allowed in box.items()} for box in self.boxes)
+        )
+
+
+def _checked(name: str, allowed: Allowed, axes: Mapping[str, Axis], owner: str) -> Allowed:
+    if name not in axes:
+        raise UsageError(f"{owner}: {unknown('axis', name, axes)}")
+    axis = axes[name]
+    if isinstance(allowed, range):
+        if isinstance(axis.legal, range) and allowed and allows(axis.legal, allowed[0]):
+            return allowed
+        raise UsageError(f"{owner}: {name} is one of {describe(axis.legal)}, got {describe(allowed)}")
+    return tuple(axis.value(name, value, owner) for value in allowed)
 
 
 def _violations(box: Box, values: Mapping[str, Collection[Any]]) -> Iterator[str]:

@@ -123,9 +123,11 @@ def select_implementations(components: Iterable[Component], selectors: Sequence[
         chosen.extend(fitting)
     if not selectors:
         chosen = [item for item in built_in if item.component in names]
-    for item in chosen:
-        item.constraints.check_axes(names[item.component].axes, f"implementation {item.name}")
-    return list({(item.component, item.name, item.origin): item for item in chosen}.values())
+    unique = {(item.component, item.name, item.origin): item for item in chosen}.values()
+    return [
+        replace(item, constraints=item.constraints.checked(names[item.component].axes, f"implementation {item.name}"))
+        for item in unique
+    ]
 
 
 def _external(selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:

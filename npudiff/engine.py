@@ -123,6 +123,8 @@ class Outcome:
         Time of the whole job, until the first failure, and of shrinking.
     first_failure, failure : Failure or None
         The failing case as drawn, and as small as it became.
+    remembered : bool
+        Whether cases that failed in an earlier run were tried first.
     flaky : bool
         Whether the failing case did not fail again when it was repeated.
     verdict : Verdict
@@ -141,6 +143,7 @@ class Outcome:
     shrink_seconds: float = 0.0
     first_failure: Failure | None = None
     failure: Failure | None = None
+    remembered: bool = False
     flaky: bool = False
     verdict: Verdict = Verdict.HOLDS
 
@@ -167,6 +170,8 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Ou
     if not constraints or not job.constraints.within(Constraints((job.prop.needs,))):
         outcome.verdict = Verdict.NOT_APPLICABLE
         return outcome
+    memory = None if budget.memory is None else budget.memory / job.name
+    outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
     started = time.perf_counter()
     run = _Run(outcome, budget, progress, started)
     try:

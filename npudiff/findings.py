@@ -138,7 +138,9 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
     detail: dict[str, Any] = {
         "line": component.describe(failure.case),
         "examples_to_finding": outcome.cases,
+        "remembered": outcome.remembered,
         "flaky": outcome.flaky,
+        "first": _first(outcome),
     }
     if failure.error is not None:
         detail["error"] = f"{type(failure.error).__name__}: {failure.error}"[:2000]
@@ -157,6 +159,21 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         detail["pattern"] = describe_pattern(output, coordinates)
     detail["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
     return detail
+
+
+def _first(outcome: Outcome) -> dict[str, Any]:
+    """The failing case as it was drawn; being larger, it shows the pattern better than the smallest one."""
+    failure, component = outcome.first_failure, outcome.job.subject.component
+    if failure is None or outcome.failure is None or failure.case == outcome.failure.case:
+        return {}
+    first: dict[str, Any] = {"line": component.describe(failure.case)}
+    if failure.comparison is not None and failure.comparison.worst_output.problem is None:
+        output = failure.comparison.worst_output
+        coordinates = component.coordinates(component.inputs(failure.case), output.name)
+        if all(_broadcasts(values, output.ratio) for values in coordinates.values()):
+            first["pattern"] = describe_pattern(output, coordinates)
+        first["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
+    return first
 
 
 def _broadcasts(values: torch.Tensor, ratio: torch.Tensor | None) -> bool:

@@ -10,6 +10,9 @@ from npudiff.compare import OutputComparison
 
 Coordinates = Mapping[str, torch.Tensor]
 
+NOWHERE = -1
+"""The coordinate of elements that belong to nothing, such as padded rows; that they are right says nothing."""
+
 _SHOWN_VALUES = 4
 
 
@@ -46,7 +49,7 @@ def _separation(name: str, values: torch.Tensor, wrong: torch.Tensor) -> str | N
     spread = values.expand(wrong.shape)
     hit = torch.unique(spread[wrong])
     missed = torch.unique(values)
-    missed = missed[~torch.isin(missed, hit)]
+    missed = missed[~torch.isin(missed, hit) & (missed != NOWHERE)]
     if not len(missed):
         return None
     if len(hit) <= _SHOWN_VALUES:

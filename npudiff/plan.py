@@ -94,7 +94,7 @@ class Plan:
             seconds=seconds,
             seed=self.request.seed,
             deterministic=profile.deterministic,
-            memory=self.request.memory,
+            memory=None if job in self.mutants else self.request.memory,
         )
 
 
@@ -142,9 +142,8 @@ def _jobs(
 
 
 def _restriction(request: Request, components: Sequence[Component]) -> Constraints:
-    restriction = parse_where(request.where)
-    axes = {axis for component in components for axis in component.axes}
-    restriction.check_axes(axes, "--where")
+    axes = {name: axis for component in components for name, axis in component.axes.items()}
+    restriction = parse_where(request.where).checked(axes, "--where")
     if request.model is None:
         return restriction
     models = sorted({model for component in components for model in component.profiles})

@@ -92,9 +92,20 @@ def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
     lines += [("published", text) for text in _criteria(detail)]
     if detail.get("flaky"):
         lines.append(("flaky", "the same case did not fail again when it was repeated"))
-    lines.append(("found", f"at case {detail.get('examples_to_finding')}, then shrunk"))
+    lines += _first(detail)
     lines.append(("replay", f"npudiff replay {folder}"))
     return lines
+
+
+def _first(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the finding looked before it was shrunk: the larger case shows the pattern."""
+    count = f"case {detail.get('examples_to_finding')}"
+    if detail.get("remembered"):
+        count += " (cases that failed before are tried first)"
+    first = detail.get("first") or {}
+    lines = [("found", f"at {count}" + (f", as {first['line']}" if first else ""))]
+    lines += [("pattern", text) for text in _pattern(first)]
+    return lines + [("published", text) for text in _criteria(first)]
 
 
 def _worst(detail: Mapping[str, Any]) -> str:

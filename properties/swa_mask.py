@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, same_bits
 from npudiff.component import Component, Subject
-from npudiff.constraints import Box, Constraints, allows
+from npudiff.constraints import Axis, Box, Constraints, allows
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
 from reference.swa_mask import SwaMaskInputs, swa_mask
 
 AXES = {
-    "batch": "number of requests",
-    "kv_length": "tokens of a request; 0 is a dummy request",
-    "window": "visible keys, the query's own included; none for a full-attention layer",
-    "capacity": "key columns of the mask, at least the longest length",
-    "dtype": "dtype of the lengths, int32 or int64",
-    "column": "whether the lengths are a column [batch, 1] instead of [batch]",
+    "batch": Axis("number of requests", range(1, 4097)),
+    "kv_length": Axis("tokens of a request; 0 is a dummy request", range(2**24 + 1)),
+    "window": Axis("visible keys, the query's own included; none for a full layer", range(1, 2**31), optional=True),
+    "capacity": Axis("key columns of the mask, at least the longest length", range(1, 2**25)),
+    "lengths_dtype": Axis("dtype of the lengths, int32 or int64", ("int32", "int64")),
+    "column": Axis("whether the lengths are a column [batch, 1] instead of [batch]", (False, True)),
 }
 
 _WINDOWS = (1, 2, 3, 4, 15, 16, 17, 127, 128, 129, 511, 512, 513, 4096)
@@ -75,7 +75,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwaMaskCase:
         kv_lengths=tuple(choose.pick(choose.pick(_lengths(box, window))) for _ in range(batch)),
         window=window,
         spare=choose.pick((0, 1, 2, 15, 128, 1000)),
-        dtype=choose.value(box, "dtype", ("int32", "int64")),
+        dtype=choose.value(box, "lengths_dtype", ("int32", "int64")),
         column=choose.value(box, "column", (False, True)),
     )
 
@@ -102,7 +102,7 @@ def values(case: SwaMaskCase) -> Mapping[str, Collection[object]]:
         "kv_length": set(case.kv_lengths),
         "window": (case.window,),
         "capacity": (case.capacity,),
-        "dtype": (case.dtype,),
+        "lengths_dtype": (case.dtype,),
         "column": (case.column,),
     }
 

@@ -5,30 +5,39 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-AXES = {
-    "batch": "number of requests",
-    "query_length": "new tokens of a request; 1 is a decode",
-    "kv_length": "tokens of a request, the new ones included",
-    "window": "visible keys, the query's own included; none for a full-attention layer",
-    "page_size": "tokens per page",
-    "kv_heads": "KV heads",
-    "group": "query heads per KV head",
-    "head_dims": "head dim of queries and keys, and of values if it differs: 128 or 192/128",
-    "dtype": "bfloat16 or float16",
-    "sinks": "whether heads have a learned sink",
-    "hybrid": "whether the model has a second pool with a block table of its own",
-    "padded_rows": "query rows beyond the last request",
-    "blind_rows": "rows that see no key: none, empty (only in requests of length 0), or any (query longer than KV)",
-    "scale": "factor of the scores, in units of 1/sqrt(head dim)",
-    "recipe": "how keys and values are made",
-    "poison": "what lies in storage that must not be used: large finite values, or NaN",
-}
+from npudiff.constraints import Axis
 
 RECIPES = ("gaussian", "needle", "outlier", "cold")
 """gaussian: independent values. needle: keys at every border take about half of the weight each. outlier: values at the
 borders are 64 times larger. cold: every score is below -50,000."""
 
 POISONS = ("large", "nan")
+BLIND_ROWS = ("none", "empty", "any")
+HEAD_DIMS = ("64", "128", "192/128", "80", "96", "192", "256")
+
+_LENGTHS = range(2**20 + 1)
+_SIZES = range(1, 2**16 + 1)
+
+AXES = {
+    "batch": Axis("number of requests", range(1, 4097)),
+    "query_length": Axis("new tokens of a request; 1 is a decode", _LENGTHS),
+    "kv_length": Axis("tokens of a request, the new ones included", _LENGTHS),
+    "window": Axis("visible keys, the query's own included; none for a full layer", range(1, 2**31), optional=True),
+    "page_size": Axis("tokens per page", _SIZES),
+    "kv_heads": Axis("KV heads", _SIZES),
+    "group": Axis("query heads per KV head", _SIZES),
+    "head_dims": Axis("head dim of queries and keys, and of values if it differs: 128 or 192/128", HEAD_DIMS),
+    "dtype": Axis("dtype of queries, keys and values", ("bfloat16", "float16")),
+    "sinks": Axis("whether heads have a learned sink", (False, True)),
+    "hybrid": Axis("whether the model has a second pool with a block table of its own", (False, True)),
+    "padded_rows": Axis("query rows beyond the last request", range(2**16 + 1)),
+    "blind_rows": Axis(
+        "rows that see no key: none, empty (requests of length 0), any (query longer than KV)", BLIND_ROWS
+    ),
+    "scale": Axis("factor of the scores, in units of 1/sqrt(head dim)", (1.0, 0.5, 4.0)),
+    "recipe": Axis("how keys and values are made", RECIPES),
+    "poison": Axis("what lies in storage that must not be used: large finite values, or NaN", POISONS),
+}
 
 _MAX_TOKENS = 2**20
 _MAX_ELEMENTS = 2**28

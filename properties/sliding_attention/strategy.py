@@ -8,12 +8,18 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
-from properties.sliding_attention.case import POISONS, RECIPES, Request, SlidingAttentionCase, split_head_dims
+from properties.sliding_attention.case import (
+    HEAD_DIMS,
+    POISONS,
+    RECIPES,
+    Request,
+    SlidingAttentionCase,
+    split_head_dims,
+)
 
 PAGE_SIZES = (16, 32, 48, 64, 96, 128, 192, 256)
 KV_HEADS = (1, 2, 3)
 GROUPS = (1, 2, 3, 5, 6, 8, 13)
-HEAD_DIMS = ("64", "128", "192/128", "80", "96", "192", "256")
 WINDOWS = (1, 2, 3, 4, 15, 16, 17, 31, 33, 64, 127, 128, 129, 512, 513, 4096)
 LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 131_072)
 SCALES = (1.0, 0.5, 4.0)
