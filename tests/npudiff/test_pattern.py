@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+
+import torch
+
+from npudiff.compare import OutputComparison, compare
+from npudiff.pattern import describe_pattern, worst_element
+from reference.bounds import Expected, exactly
+
+ROW = torch.arange(6)[:, None]
+COLUMN = torch.arange(4)[None, :]
+PLACES = {"row": ROW, "column": COLUMN}
+
+
+def wrong_where(mask, places=PLACES):
+    right = torch.zeros(mask.shape)
+    (output,) = compare({"y": exactly(right)}, {"y": right + mask.float()}).outputs
+    return describe_pattern(output, places)
+
+
+def nothing():
+    return torch.zeros(6, 4, dtype=torch.bool)
+
+
+def test_the_worst_element_is_located_in_the_components_own_coordinates():
+    value = torch.arange(24, dtype=torch.float64).view(6, 4)
+    actual = value.float()
+    actual[2, 3] += 1
+    actual[4, 1] += 3
+    expected = Expected(value, torch.full((6, 4), 0.5, dtype=torch.float64), torch.float32)
+    (output,) = compare({"y": expected}, {"y": actual}).outputs
+    place = worst_element(output, {"row": ROW, "column": COLUMN, "ten rows": ROW * 10})
+    assert place == {"row": 4, "column": 1, "ten rows": 40, "actual": 20.0, "expected": 17.0, "bound": 0.5}
+
+
+def test_the_worst_element_is_the_largest_ratio_and_not_the_largest_error():
+    expected = Expected(torch.zeros(3), torch.tensor([10.0, 0.1, 1.0], dtype=torch.float64), torch.float32)
+    (output,) = compare({"y": expected}, {"y": torch.tensor([5.0, 1.0, 2.0])}).outputs
+    assert worst_element(output, {"place": torch.arange(3)})["place"] == 1
+
+
+def test_nothing_is_located_in_what_was_not_compared_or_is_empty():
+    assert worst_element(OutputComparison("y", "shape [1], expected [2]"), PLACES) == {}
+    (empty,) = compare({"y": exactly(torch.zeros(0, 4))}, {"y": torch.zeros(0, 4)}).outputs
+    assert worst_element(empty, PLACES) == {}
+
+
+def test_nothing_is_said_when_all_is_well():
+    assert wrong_where(nothing()) == []
+
+
+def test_a_coordinate_that_does_not_separate_is_not_named():
+    mask = nothing()
+    mask[2] = True
+    assert wrong_where(mask) == ["4 of 24 elements are wrong", "only at row 2"]
+
+
+def test_a_few_values_are_listed_and_many_adjacent_ones_are_a_range():
+    mask = nothing()
+    mask[[1, 2, 5]] = True
+    assert wrong_where(mask)[1] == "only at row 1, 2, 5"
+    mask[:5] = True
+    mask[5] = False
+    assert wrong_where(mask)[1] == "only at row 0 to 4"
+
+
+def test_many_scattered_values_are_counted():
+    places = {"row": torch.arange(12)}
+    mask = torch.arange(12) % 2 == 0
+    assert wrong_where(mask, places) == ["6 of 12 elements are wrong", "at 6 of 12 values of row"]
+
+
+def test_every_coordinate_that_separates_is_named():
+    mask = nothing()
+    mask[3, 1] = True
+    assert wrong_where(mask) == ["1 of 24 elements are wrong", "only at row 3", "only at column 1"]
+
+
+def test_everything_wrong_separates_nothing():
+    assert wrong_where(~nothing()) == ["24 of 24 elements are wrong"]
+
+
+def test_padding_that_is_right_does_not_separate():
+    places = {"request": torch.tensor([0, 0, 1, -1]), "row": torch.arange(4)}
+    mask = torch.tensor([True, True, True, False])
+    assert wrong_where(mask, places) == ["3 of 4 elements are wrong", "only at row 0, 1, 2"]
+    assert wrong_where(~mask, places)[1] == "only at request -1"
+
+
+def test_values_that_became_nan_or_infinite_are_counted():
+    right = torch.zeros(5)
+    actual = torch.tensor([0.0, math.nan, math.inf, 1.0, 0.0])
+    (output,) = compare({"y": exactly(right)}, {"y": actual}).outputs
+    assert describe_pattern(output, {})[-1] == "2 of them are NaN or infinite"
+    (output,) = compare({"y": exactly(right)}, {"y": torch.ones(5)}).outputs
+    assert describe_pattern(output, {}) == ["5 of 5 elements are wrong"]

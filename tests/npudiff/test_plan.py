@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pytest
+
+from npudiff.constraints import Constraints
+from npudiff.engine import EQUIVALENCE
+from npudiff.errors import UsageError
+from npudiff.plan import Request, make_plan
+
+MASK = {"components": ("swa_mask",), "target": "sim"}
+
+
+def plan(**request):
+    return make_plan(Request(**{**MASK, **request}))
+
+
+def names(jobs):
+    return [job.name for job in jobs]
+
+
+def test_every_property_of_every_implementation_is_a_job_and_every_mutant_is_one():
+    made = plan()
+    relations = ("equivalence", "order_does_not_matter", "capacity_does_not_matter", "wide_window_equals_none")
+    assert names(made.jobs) == [f"swa_mask.{item}.{prop}" for item in ("eager", "graph_buffer") for prop in relations]
+    assert all(job.prop is EQUIVALENCE for job in made.mutants)
+    assert len(made.mutants) == 3
+
+
+def test_all_components_are_planned_by_default():
+    made = make_plan(Request(target="sim"))
+    assert {job.subject.component.name for job in made.jobs} == {"sliding_attention", "swa_mask"}
+    assert len({job.name for job in (*made.jobs, *made.mutants)}) == len(made.jobs) + len(made.mutants)
+
+
+def test_a_mutant_that_is_named_is_an_ordinary_implementation():
+    made = plan(implementations=("mask_minus_one",))
+    assert len(made.jobs) == 4
+    assert made.mutants == ()
+
+
+def test_where_narrows_the_cases_of_every_job():
+    made = plan(where=("window=5", "batch=1..2"))
+    (box,) = made.jobs[0].constraints.boxes
+    assert box == {"window": (5,), "batch": range(1, 3)}
+
+
+def test_a_model_profile_narrows_the_cases_and_goes_with_where():
+    (box,) = plan(model="step-3.5-flash", where=("batch=2",)).jobs[0].constraints.boxes
+    assert box == {"batch": (2,), "window": (512, None)}
+    (box,) = plan(model="step-3.5-flash", where=("window=none",)).jobs[0].constraints.boxes
+    assert box == {"window": (None,)}
+
+
+def test_an_implementation_that_supports_nothing_of_it_is_left_out():
+    made = make_plan(Request(("sliding_attention",), target="sim", where=("window=5",)))
+    assert "fia_v1_extend_tnd" not in {job.subject.implementation.name for job in made.jobs}
+    assert "fia_extend_tnd" in {job.subject.implementation.name for job in made.jobs}
+
+
+def test_a_model_profile_of_one_component_does_not_narrow_another():
+    # mimo-v2-flash gives sizes for attention only; the mask has no such profile and keeps its own.
+    made = make_plan(Request(target="sim", model="mimo-v2-flash"))
+    assert {job.subject.component.name for job in made.jobs} == {"sliding_attention", "swa_mask"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ({"components": ("nope",)}, "unknown component 'nope'; known: sliding_attention, swa_mask"),
+        ({"implementations": ("nope",)}, "unknown implementation 'nope'; known: "),
+        ({"target": "nope"}, "unknown target 'nope'; known: npu, sim"),
+        ({"cann": "nope"}, "unknown CANN profile 'nope'; known: 8.5, 9.0, pessimistic"),
+        ({"model": "nope"}, "unknown model profile 'nope'; known: gpt-oss, step-3.5-flash"),
+        ({"hypothesis_profile": "nope"}, "unknown hypothesis profile 'nope'; known: ci, dev, nightly"),
+        ({"where": ("nope=1",)}, "--where: unknown axis 'nope'; known: batch, capacity, "),
+        ({"where": ("window=0",)}, "--where: window is one of 1..2147483647 or none, got 0"),
+        ({"model": "gpt-oss", "where": ("window=5",)}, "no implementation supports a case that --where and --profile "),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_with_what_was_given(request_, expected):
+    with pytest.raises(UsageError) as caught:
+        plan(**request_)
+    assert str(caught.value).startswith(expected)
+
+
+def test_relations_get_their_share_of_the_examples():
+    made = plan(examples=40)
+    equivalence, order, *_ = made.jobs
+    assert made.budget(equivalence).examples == 40
+    assert made.budget(order).examples == 10
+    assert plan(examples=1).budget(order).examples == 1
+
+
+def test_examples_are_those_of_the_hypothesis_profile_unless_given():
+    assert plan().budget(plan().jobs[0]).examples == 100
+    nightly = plan(hypothesis_profile="nightly")
+    assert nightly.budget(nightly.jobs[0]).examples == 2000
+
+
+def test_time_is_shared_among_all_jobs_so_that_it_adds_up():
+    made = plan(seconds=60.0)
+    budgets = [made.budget(job) for job in (*made.jobs, *made.mutants)]
+    assert sum(budget.seconds for budget in budgets) == pytest.approx(60.0)
+    assert {budget.examples for budget in budgets} == {None}
+    assert budgets[0].seconds == pytest.approx(4 * budgets[1].seconds)
+
+
+def test_only_the_ci_profile_is_deterministic_and_the_seed_is_passed_on():
+    made = plan(hypothesis_profile="ci", seed=5)
+    assert made.budget(made.jobs[0]).deterministic
+    assert made.budget(made.jobs[0]).seed == 5
+    assert not plan().budget(plan().jobs[0]).deterministic
+
+
+def test_mutants_are_never_remembered(tmp_path):
+    made = plan(memory=tmp_path)
+    assert made.budget(made.jobs[0]).memory == tmp_path
+    assert made.budget(made.mutants[0]).memory is None
+
+
+def test_jobs_keep_the_constraints_of_their_implementation(kernel):
+    path = kernel("right", "limited.py")
+    path.write_text(path.read_text().replace('name="mine"', 'name="mine", supports={"batch": range(1, 9)}'))
+    (job, *_) = plan(implementations=(str(path),), where=("batch=4..20",)).jobs
+    assert job.constraints == Constraints(({"batch": range(4, 9)},))

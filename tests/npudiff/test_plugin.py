@@ -1,0 +1,171 @@
+"""The plugin in pytest runs of their own, as its users have them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from npudiff.plugin import wants_device
+
+COMPONENTS = ("--pyargs", "properties.test_components")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run pytest in an empty folder; returns its result."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))}
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."]
+        return subprocess.run(
+            [*command, *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
+
+    return call
+
+
+def outcome(result):
+    return {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", result.stdout)}
+
+
+def test_a_users_file_gets_a_test_per_property(run, kernel):
+    result = run(*COMPONENTS, "--impl", kernel("right"), "--examples", "5", "-v")
+    assert result.returncode == 0, result.stdout
+    for name in ("equivalence", "order_does_not_matter", "capacity_does_not_matter", "wide_window_equals_none"):
+        assert f"test_property_holds[swa_mask-mine-{name}] PASSED" in result.stdout
+    assert outcome(result)["passed"] == 4
+    assert re.search(
+        r"^npudiff: 8 cases on sim, CANN 8\.5; 0 draws not applicable; worst error/bound 0\.00$",
+        result.stdout,
+        re.MULTILINE,
+    )
+
+
+def test_a_finding_fails_its_test_with_its_text_and_a_folder_that_replays(run, cli, kernel, tmp_path):
+    path = kernel("wrong")
+    result = run(*COMPONENTS, "--impl", path, "--hypothesis-profile", "ci", "-k", "equivalence", "-n", "2")
+    assert result.returncode == 1
+    assert outcome(result)["failed"] == 1
+    assert "swa_mask.mine: equivalence: wrong value" in result.stdout
+    assert re.search(r"^case +kv2 · window 1 · capacity 2 · int32$", result.stdout, re.MULTILINE)
+    assert re.search(r"^npudiff: \d+ cases on sim, CANN 8\.5; ", result.stdout, re.MULTILINE)
+    (line,) = re.findall(r"^replay +npudiff (replay .*)$", result.stdout, re.MULTILINE)
+    (folder,) = (tmp_path / ".npudiff" / "findings").iterdir()
+    assert line == f"replay {folder}"
+    assert json.loads((folder / "finding.json").read_text())["case"]["kv_lengths"] == [2]
+    assert cli(*line.split(), "--impl", path).code == 1
+    assert not (tmp_path / ".npudiff" / "examples").exists()
+
+
+@pytest.mark.slow
+def test_dev_remembers_failures_between_runs(run, kernel, tmp_path):
+    for _ in range(2):
+        result = run(*COMPONENTS, "--impl", kernel("wrong"), "-k", "equivalence", "--npudiff-output", "out")
+    assert (tmp_path / "out" / "examples" / "swa_mask.mine.equivalence").is_dir()
+    assert "(cases that failed before are tried first)" in result.stdout
+
+
+def test_every_job_is_marked_npu(run, kernel):
+    result = run(*COMPONENTS, "--impl", kernel("right"), "-m", "not npu", "--collect-only", "-q")
+    assert "test_property_holds[" not in result.stdout
+    assert re.search(r"\b4 deselected\b|\(4 deselected\)|4/\d", result.stdout), result.stdout
+
+
+def test_npu_without_a_device_is_one_line_and_ends_with_4(run):
+    result = run(*COMPONENTS, "-m", "npu")
+    assert result.returncode == 4
+    assert result.stderr.strip().count("\n") == 0
+    assert result.stderr.startswith("ERROR: -m npu needs a device, and there is none: torch_npu ")
+    assert "passed" not in result.stdout
+
+
+def test_npu_with_the_simulator_is_refused(run):
+    result = run(*COMPONENTS, "-m", "npu", "--target", "sim")
+    assert result.returncode == 4
+    assert result.stderr.strip() == (
+        "ERROR: -m npu asks for a device, and --target sim is a simulator: leave out one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--impl", "nope"), "unknown implementation 'nope'; known: "),
+        (("--target", "gpu"), "unknown target 'gpu'; known: npu, sim"),
+        (("--target", "sim", "--cann", "7"), "unknown CANN profile '7'; known: 8.5, 9.0, pessimistic"),
+        (("--target", "gpu", "-m", "npu"), "unknown target 'gpu'; known: npu, sim"),
+    ],
+)
+def test_an_unknown_name_is_one_line_and_ends_with_4(run, arguments, expected):
+    result = run(*COMPONENTS, *arguments)
+    assert result.returncode == 4
+    assert expected in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert "plugin.py" not in result.stdout
+
+
+@pytest.mark.parametrize("examples", ["0", "-5"])
+def test_a_number_of_examples_that_is_none_is_refused(run, kernel, examples):
+    assert run(*COMPONENTS, "--impl", kernel("right"), "--examples", examples).returncode == 4
+
+
+@pytest.mark.parametrize("profile", ["dev", pytest.param("nightly", marks=pytest.mark.slow)])
+def test_hypothesis_takes_the_names_of_the_profiles(run, kernel, profile):
+    path = kernel("right")
+    path.write_text(path.read_text().replace('"mine"', '"mine", supports={"kv_length": range(9)}'))
+    result = run(*COMPONENTS, "--impl", path, "--hypothesis-profile", profile, "-k", "capacity")
+    assert result.returncode == 0, result.stdout
+    cases = int(re.search(r"^npudiff: (\d+) cases", result.stdout, re.MULTILINE).group(1))
+    assert cases == {"dev": 25, "nightly": 500}[profile]
+
+
+def test_a_run_that_does_not_use_npudiff_is_left_alone(run, tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import sys\ndef test_it():\n    assert not {'torch', 'numpy', 'npudiff.engine'} & set(sys.modules)\n"
+    )
+    result = run("test_it.py", "-p", "no:hypothesispytest")
+    assert result.returncode == 0, result.stdout
+    assert "npudiff:" not in result.stdout
+
+
+def test_a_users_own_test_can_take_the_jobs(run, kernel, tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "def test_it(npudiff_job, npudiff_runner):\n"
+        "    outcome = npudiff_runner.run(npudiff_job)\n"
+        "    assert outcome.failure is None and outcome.cases\n"
+    )
+    result = run("test_it.py", "--impl", kernel("right"), "--examples", "3", "-k", "equivalence")
+    assert result.returncode == 0, result.stdout
+    assert outcome(result)["passed"] == 1
+
+
+@pytest.mark.parametrize("expression", ["npu", "npu and not slow", "not slow and npu", "npu or slow", "(npu)"])
+def test_an_expression_that_selects_npu_wants_a_device(expression):
+    assert wants_device(expression)
+
+
+@pytest.mark.parametrize("expression", ["", "slow", "not npu", "slow and not npu", "not (npu)", "npudiff", "not_npu"])
+def test_an_expression_that_does_not_select_npu_wants_none(expression):
+    assert not wants_device(expression)
+
+
+def test_importing_the_plugin_is_cheap(record_property):
+    code = (
+        "import pytest, sys, time\nstarted = time.perf_counter()\nimport npudiff.plugin\n"
+        "seconds = time.perf_counter() - started\n"
+        "print(seconds, {'torch', 'hypothesis', 'numpy', 'rich', 'safetensors'} & set(sys.modules) or '')"
+    )
+    times = []
+    for _ in range(5):
+        seconds, _, heavy = subprocess.check_output([sys.executable, "-c", code], text=True).strip().partition(" ")
+        assert not heavy
+        times.append(float(seconds))
+    record_property("median_seconds", statistics.median(times))
+    print(f"import npudiff.plugin: median {statistics.median(times) * 1000:.1f} ms")
+    assert statistics.median(times) <= 0.060

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+from npudiff.errors import UsageError
+from npudiff.profiles import RUN_PROFILES, hypothesis_settings, register_profiles, run_profile
+
+
+def made(tmp_path, **changes):
+    arguments = {"deterministic": False, "seeded": False, "shrink": True, "memory": tmp_path}
+    return hypothesis_settings(50, **{**arguments, **changes})
+
+
+def test_there_are_three_profiles_and_only_ci_draws_the_same_cases_every_time():
+    assert {name: profile.deterministic for name, profile in RUN_PROFILES.items()} == {
+        "dev": False,
+        "ci": True,
+        "nightly": False,
+    }
+    assert run_profile("nightly").examples >= 10 * run_profile("dev").examples
+
+
+def test_an_unknown_profile_is_named_with_those_that_there_are():
+    with pytest.raises(UsageError, match="unknown hypothesis profile 'night'; known: ci, dev, nightly"):
+        run_profile("night")
+
+
+def test_failing_cases_are_remembered_in_the_folder_that_is_given(tmp_path):
+    database = made(tmp_path).database
+    assert isinstance(database, DirectoryBasedExampleDatabase)
+    assert database.path == tmp_path
+    assert made(tmp_path, memory=None).database is None
+
+
+def test_a_deterministic_run_remembers_nothing(tmp_path):
+    chosen = made(tmp_path, deterministic=True)
+    assert chosen.database is None
+    assert chosen.derandomize
+
+
+def test_a_seed_is_not_overridden(tmp_path):
+    assert not made(tmp_path, deterministic=True, seeded=True).derandomize
+
+
+def test_shrinking_can_be_left_out(tmp_path):
+    assert Phase.shrink in made(tmp_path).phases
+    assert Phase.shrink not in made(tmp_path, shrink=False).phases
+    assert Phase.reuse in made(tmp_path, shrink=False).phases
+
+
+def test_slow_cases_are_no_failures(tmp_path):
+    assert made(tmp_path).deadline is None
+    assert HealthCheck.too_slow in made(tmp_path).suppress_health_check
+
+
+def test_registered_profiles_have_the_names_that_pytest_takes():
+    register_profiles()
+    for name, profile in RUN_PROFILES.items():
+        registered = settings.get_profile(name)
+        assert registered.max_examples == profile.examples
+        assert registered.derandomize is profile.deterministic
+        assert (registered.database is None) is profile.deterministic

@@ -1,0 +1,133 @@
+"""The rules of the four rooms, checked on every file: who imports whom, and what nobody may do."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("reference", "device", "properties", "npudiff")
+
+MAY_IMPORT = {
+    "reference": {"reference"},
+    "npudiff": {"npudiff"},
+    "device": {"device", "reference", "npudiff"},
+    "properties": {"properties", "reference", "npudiff"},
+}
+THIRD_PARTIES = {
+    "reference": {"torch"},
+    "npudiff": {"torch", "numpy", "hypothesis", "rich", "safetensors", "pytest"},
+    "device": {"torch", "torch_npu"},
+    "properties": {"torch", "numpy", "hypothesis", "pytest"},
+}
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+NETWORK_MODULES = {
+    "socket", "ssl", "socketserver", "urllib", "http", "ftplib", "smtplib", "telnetlib", "xmlrpc", "requests",
+    "httpx", "aiohttp", "urllib3", "webbrowser",
+}  # fmt: skip
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+UNSAFE_ATTRIBUTES = {"torch.load", "numpy.load", "np.load", "os.system", "os.popen", "subprocess.getoutput"}
+GLOBAL_RANDOM = {
+    "random.seed", "torch.manual_seed", "torch.random.manual_seed", "torch.seed", "torch.set_rng_state",
+    "np.random.seed", "numpy.random.seed", "np.random.rand", "np.random.randn", "torch.rand", "torch.randn",
+    "torch.randint", "torch.randperm", "torch.rand_like", "torch.randn_like",
+}  # fmt: skip
+MAX_LINES = 300
+
+
+def files():
+    return [(room, path) for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def parametrized(test):
+    pairs = files()
+    names = [str(path.relative_to(ROOT)) for _, path in pairs]
+    return pytest.mark.parametrize(("room", "path"), pairs, ids=names)(test)
+
+
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported(path):
+    """Yield the dotted names of all imports of a file, wherever they stand."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = node.module or ""
+            if node.level:
+                parts = path.relative_to(ROOT).with_suffix("").parts
+                package = ".".join((*parts[: len(parts) - node.level], *filter(None, [package])))
+            yield from (f"{package}.{alias.name}" for alias in node.names)
+
+
+def dotted(node):
+    """Return ``a.b.c`` of an attribute, or an empty string."""
+    names = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(names)]) if isinstance(node, ast.Name) else ""
+
+
+def test_every_room_is_there():
+    assert {room for room, _ in files()} == set(ROOMS)
+    assert len(files()) > 40
+
+
+@parametrized
+def test_imports_run_one_way(room, path):
+    tops = {name.partition(".")[0] for name in imported(path)}
+    assert tops & set(ROOMS) <= MAY_IMPORT[room]
+
+
+@parametrized
+def test_only_the_declared_third_parties_are_imported(room, path):
+    tops = {name.partition(".")[0] for name in imported(path)} - set(ROOMS) - sys.stdlib_module_names
+    assert tops <= THIRD_PARTIES[room]
+
+
+@parametrized
+def test_nothing_is_unpickled_or_fetched(room, path):
+    tops = {name.partition(".")[0] for name in imported(path)}
+    assert not tops & UNSAFE_MODULES
+    assert not tops & NETWORK_MODULES
+
+
+@parametrized
+def test_nothing_that_is_read_is_executed_and_no_global_random_state_is_used(room, path):
+    used = {dotted(node) for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)} | set(imported(path))
+    called = {
+        node.func.id
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not called & UNSAFE_CALLS
+    assert not used & UNSAFE_ATTRIBUTES
+    assert not used & GLOBAL_RANDOM
+    assert "random" not in used
+
+
+@parametrized
+def test_modules_are_short(room, path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_the_simulator_shares_no_code_with_the_reference():
+    names = {name for path in sorted((ROOT / "device" / "simulator").rglob("*.py")) for name in imported(path)}
+    assert names
+    assert not {name for name in names if name.partition(".")[0] in ("reference", "properties", "npudiff")}
+    assert not {name for name in names if name.startswith(("device.ascend", "device.mutants"))}
+
+
+def test_a_component_has_the_same_module_name_in_each_room():
+    def modules(*parts):
+        return {path.stem for path in (ROOT.joinpath(*parts)).iterdir() if path.is_dir() or path.suffix == ".py"}
+
+    shared = {"swa_mask", "sliding_attention"}
+    for room in (("reference",), ("properties",), ("device", "ascend"), ("device", "mutants")):
+        assert shared <= modules(*room)
