@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.INTERRUPTED
-    except Exception:  # noqa: BLE001 - the last line of defence; the traceback is shown
+    except (Exception, SystemExit):  # noqa: BLE001 - the last line of defence; the traceback is shown
         import traceback  # noqa: PLC0415
 
         traceback.print_exc()

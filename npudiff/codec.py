@@ -57,11 +57,18 @@ def from_plain(kind: Any, plain: object, path: str = "case") -> Any:  # noqa: AN
     if origin is tuple:
         return _tuple(kind, plain, path)
     if kind is float and type(plain) is int:
-        return float(plain)
+        return _float(plain, path)
     expected = type(None) if kind is None else kind
     if type(plain) is not expected:
         raise ValueError(f"{path}: expected {expected.__name__}, got {type(plain).__name__}")
     return plain
+
+
+def _float(plain: int, path: str) -> float:
+    try:
+        return float(plain)
+    except OverflowError:
+        raise ValueError(f"{path}: the integer is too large for a float") from None
 
 
 @functools.cache

@@ -97,7 +97,7 @@ def compare(
 
     Outputs that the implementation did not return are not compared.
     """
-    outputs = tuple(_compare_output(name, expected[name], tensor) for name, tensor in actual.items())
+    outputs = tuple(_compare_output(name, expected[name], tensor.detach()) for name, tensor in actual.items())
     return Comparison(outputs, context)
 
 
@@ -118,18 +118,24 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
     An element that equals its value, infinities of one sign included, has ratio 0; an infinite bound gives 0; a wrong
     element with bound 0, and any NaN or infinity that is not expected, gives infinity.
     """
+    equal = actual == value if not actual.is_floating_point() else actual.to(torch.float64) == value
     wide, value = actual.to(torch.float64), value.to(torch.float64)
     ratio = (wide - value).abs_() / bound
     ratio = torch.where(torch.isfinite(wide) & torch.isfinite(value), ratio, torch.inf)
-    return torch.where((wide == value) | torch.isposinf(bound), 0.0, ratio)
+    ratio = torch.where((bound == 0) & ~equal, torch.inf, ratio)  # integers that float64 cannot tell apart
+    return torch.where(equal | torch.isposinf(bound), 0.0, ratio)
 
 
 def same_bits(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], context: str) -> Comparison:
-    """Compare two runs that must agree bit for bit; NaN equals NaN."""
+    """Compare two runs that must agree bit for bit, but for the sign of a zero and the payload of a NaN."""
     outputs = []
-    for name, one in first.items():
-        other = second.get(name)
-        if other is None or other.shape != one.shape or other.dtype != one.dtype:
+    for name in {**first, **second}:
+        one, other = first.get(name), second.get(name)
+        if one is None or other is None:
+            present = one if other is None else other
+            outputs.append(OutputComparison(name, "only one of the two runs returns it", actual=present))
+            continue
+        if other.shape != one.shape or other.dtype != one.dtype:
             outputs.append(OutputComparison(name, "the two runs return different shapes or dtypes", actual=one))
             continue
         differs = (one != other) & ~(one.isnan() & other.isnan())

@@ -112,8 +112,8 @@ class Subject:
         try:
             result = outputs_of(self.implementation(inputs, self.target), self.component.outputs)
             self.target.synchronize()
-            return {name: tensor.cpu() for name, tensor in result.items()}
-        except Exception as error:
+            return {name: tensor.detach().cpu() for name, tensor in result.items()}
+        except (Exception, SystemExit) as error:  # leaving the process is no verdict
             raise ImplementationRaised(f"{type(error).__name__}: {error}") from error
 
     def expected(self, inputs: Any) -> Mapping[str, ExpectedOutput]:  # noqa: ANN401 - the component's own contract

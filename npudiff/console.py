@@ -21,8 +21,18 @@ from npudiff.findings import Finding
 from npudiff.plan import Plan
 from npudiff.replay import Replay, ReplayVerdict
 from npudiff.report import Group, bound_text, finding_lines, grouped
+from npudiff.text import clipped, printable
 
 PLAIN_WIDTH = 132
+
+
+class _Terminal(RichConsole):
+    """A console that reports a reader who went away, instead of leaving the process with the code of a finding."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the command line end the run."""
+        raise BrokenPipeError
+
 
 _REPLAY_STYLE = {ReplayVerdict.FIXED: "green", ReplayVerdict.FAILED: "red", ReplayVerdict.ERROR: "yellow"}
 
@@ -38,9 +48,9 @@ class Console:
 
     def __init__(self, *, verbose: bool) -> None:
         self.verbose = verbose
-        self.rich = RichConsole(highlight=False, soft_wrap=False)
+        self.rich: RichConsole = _Terminal(highlight=False, soft_wrap=False)
         if not self.rich.is_terminal:
-            self.rich = RichConsole(highlight=False, width=PLAIN_WIDTH, no_color=True)
+            self.rich = _Terminal(highlight=False, width=PLAIN_WIDTH, no_color=True)
 
     def lines(self, lines: Sequence[str]) -> None:
         """Write lines as they are."""
@@ -132,7 +142,7 @@ class Console:
         title = f"FINDING {finding.component}.{finding.implementation} · {finding.property_name} · {finding.verdict}"
         self.rich.print(f"\n[bold red]{escape(title)}[/]")
         for label, text in finding_lines(finding, folder):
-            self.rich.print(f"  [bold]{label:10}[/] {escape(text)}", soft_wrap=True)
+            self.rich.print(f"  [bold]{label:10}[/] {escape(printable(text))}", soft_wrap=True)
 
     def mutants(self, outcomes: Sequence[Outcome]) -> None:
         """Show whether the implementations that are wrong on purpose were found."""
@@ -176,7 +186,8 @@ class Console:
     def replay(self, result: Replay) -> None:
         """Say what became of one finding."""
         style = _REPLAY_STYLE[result.verdict]
-        self.rich.print(f"[bold {style}]{result.verdict.value:6}[/] {escape(printable(result.line))}", soft_wrap=True)
+        line = escape(clipped(printable(result.line)))
+        self.rich.print(f"[bold {style}]{result.verdict.value:6}[/] {line}", soft_wrap=True)
 
 
 class RunProgress:
@@ -204,8 +215,3 @@ class RunProgress:
             self._last = name
             print(f"running {name} ...", file=sys.stderr, flush=True)
         self._bar.advance(self._task)
-
-
-def printable(text: str) -> str:
-    """Return text without control characters, so that a hostile file cannot steer the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -7,6 +7,7 @@ without a window``) can be said without a predicate that would reject draws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,14 @@ class Axis:
 
     def value(self, name: str, given: object, owner: str) -> object:
         """Return a value in the axis's own form (``128`` for an axis of names is ``"128"``); raises ``UsageError``."""
+        if given is None and self.optional:
+            return None
         for candidate in (given, str(given)):
-            if allows(self.legal, candidate) or (candidate is None and self.optional):
-                return candidate
+            if isinstance(self.legal, range):
+                if allows(self.legal, candidate):
+                    return candidate
+            elif candidate in self.legal:
+                return next(value for value in self.legal if value == candidate)
         options = describe(self.legal) + (" or none" if self.optional else "")
         raise UsageError(f"{owner}: {name} is one of {options}, got {given!r}")
 
@@ -109,11 +115,11 @@ def _checked(name: str, allowed: Allowed, axes: Mapping[str, Axis], owner: str) 
     if name not in axes:
         raise UsageError(f"{owner}: {unknown('axis', name, axes)}")
     axis = axes[name]
-    if isinstance(allowed, range):
-        if isinstance(axis.legal, range) and allowed and allows(axis.legal, allowed[0]):
-            return allowed
-        raise UsageError(f"{owner}: {name} is one of {describe(axis.legal)}, got {describe(allowed)}")
-    return tuple(axis.value(name, value, owner) for value in allowed)
+    if not isinstance(allowed, range):
+        return tuple(axis.value(name, value, owner) for value in allowed)
+    if isinstance(axis.legal, range) and allowed and all(allows(axis.legal, end) for end in (allowed[0], allowed[-1])):
+        return allowed if allowed.step > 0 else allowed[::-1]
+    raise UsageError(f"{owner}: {name} is one of {describe(axis.legal)}, got {describe(allowed)}")
 
 
 def _violations(box: Box, values: Mapping[str, Collection[Any]]) -> Iterator[str]:
@@ -133,17 +139,32 @@ def _intersect(mine: Box, theirs: Box) -> dict[str, Allowed] | None:
 
 
 def intersection(first: Allowed, second: Allowed) -> Allowed:
-    """Return the values in both collections, in the order of the first; two unit ranges stay a range."""
-    if isinstance(first, range) and isinstance(second, range) and first.step == second.step == 1:
-        return range(max(first.start, second.start), min(first.stop, second.stop))
+    """Return the values in both collections, in the order of the first; two rising ranges give a range."""
+    if isinstance(first, range) and isinstance(second, range) and first.step > 0 and second.step > 0:
+        return _common_range(first, second)
     if isinstance(first, range):
         return tuple(value for value in second if allows(first, value))
     return tuple(value for value in first if allows(second, value))
 
 
+def _common_range(first: range, second: range) -> range:
+    """The integers in both of two rising ranges, by the Chinese remainder theorem: none is searched for."""
+    if first.step == second.step == 1:
+        return range(max(first.start, second.start), min(first.stop, second.stop))
+    divisor = math.gcd(first.step, second.step)
+    apart = second.start - first.start
+    if apart % divisor:
+        return range(0)
+    step = first.step * second.step // divisor
+    steps = apart // divisor * pow(first.step // divisor, -1, second.step // divisor)
+    meeting = first.start + first.step * steps  # in both progressions, wherever they start
+    start = max(first.start, second.start)
+    return range(start + (meeting - start) % step, min(first.stop, second.stop), step)
+
+
 def describe(allowed: Allowed) -> str:
     """Return a short text of a collection: ``16..1024 step 16`` or ``{a, b}``."""
-    if isinstance(allowed, range) and len(allowed) > 4:
+    if isinstance(allowed, range) and allowed and abs(allowed[-1] - allowed[0]) >= 4 * abs(allowed.step):
         return f"{allowed[0]}..{allowed[-1]}" + (f" step {allowed.step}" if allowed.step != 1 else "")
     return "{" + ", ".join("none" if value is None else str(value) for value in allowed) + "}"
 
@@ -163,7 +184,10 @@ def parse_where(texts: Sequence[str]) -> Constraints:
         axis, equals, values = text.partition("=")
         if not equals or not axis or not values:
             raise UsageError(f"--where {text!r}: expected AXIS=VALUE[,VALUE...] or AXIS=LOW..HIGH")
-        box[axis] = _parse_values(text, values)
+        allowed = _parse_values(text, values)
+        box[axis] = intersection(box[axis], allowed) if axis in box else allowed
+        if not box[axis]:
+            raise UsageError(f"--where {text!r}: nothing is left of {axis} after the restrictions before it")
     return Constraints((box,))
 
 

@@ -22,6 +22,8 @@ _MIXED = {  # relative tolerance, absolute tolerance, floor of the largest absol
 }
 _COSINE = 0.99
 
+SINGLE, MIXED, COSINE = "CANN single benchmark", "CANN mixed tolerance", "cosine"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -53,7 +55,7 @@ def judge(output: OutputComparison) -> tuple[Verdict, ...]:
     golden = output.value.to(torch.float64)[specified]
     finite = actual.isfinite() & golden.isfinite()
     if not bool(((actual == golden) | finite).all()):
-        return tuple(Verdict(name, False, "non-finite values differ") for name in ("single", "mixed", "cosine"))
+        return tuple(Verdict(name, False, "non-finite values differ") for name in (SINGLE, MIXED, COSINE))
     actual, golden = actual[finite], golden[finite]
     if not actual.numel():
         return ()
@@ -67,7 +69,7 @@ def _single(actual: torch.Tensor, golden: torch.Tensor, dtype: torch.dtype) -> V
     mean, largest = float(relative.mean()), float(relative.max())
     limit = _SINGLE_BENCHMARK[dtype]
     detail = f"mean relative error {mean:.2g} of {limit:.2g}, largest {largest:.2g} of {10 * limit:.2g}"
-    return Verdict("CANN single benchmark", mean < limit and largest < 10 * limit, detail)
+    return Verdict(SINGLE, mean < limit and largest < 10 * limit, detail)
 
 
 def _mixed(actual: torch.Tensor, golden: torch.Tensor, dtype: torch.dtype) -> Verdict:
@@ -82,11 +84,11 @@ def _mixed(actual: torch.Tensor, golden: torch.Tensor, dtype: torch.dtype) -> Ve
     exponent = torch.frexp(golden[worst].abs().clamp(min=torch.finfo(dtype).smallest_normal)).exponent
     cap = max(floor, 32 * torch.finfo(dtype).eps * 2.0 ** (int(exponent) - 1))
     detail = f"{matched:.2%} matched of 99 %, largest error {float(error[worst]):.2g} of {cap:.2g}"
-    return Verdict("CANN mixed tolerance", matched >= 0.99 and float(error[worst]) <= cap, detail)
+    return Verdict(MIXED, matched >= 0.99 and float(error[worst]) <= cap, detail)
 
 
 def _cosine(actual: torch.Tensor, golden: torch.Tensor) -> Verdict:
     """Dump comparison of msprobe: cosine similarity of the whole tensor."""
     norms = float(actual.norm() * golden.norm())
     cosine = float(torch.dot(actual, golden)) / norms if norms else 1.0
-    return Verdict("cosine", cosine > _COSINE, f"{cosine:.6f} of {_COSINE}")
+    return Verdict(COSINE, cosine > _COSINE, f"{cosine:.6f} of {_COSINE}")

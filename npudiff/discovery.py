@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +138,9 @@ def _external(selector: str, built_in: Sequence[Implementation]) -> list[Impleme
         raise unknown("implementation", selector, {item.name for item in built_in})
     module = _import_file(Path(selector)) if looks_like_file else _import(selector, selector)
     found = [replace(item, origin=selector) for item in implementations_in(module)]
+    twice = [name for name, count in Counter((item.component, item.name) for item in found).items() if count > 1]
+    if twice:
+        raise UsageError(f"--impl {selector}: two implementations are called {'.'.join(twice[0])}")
     if not found:
         raise UsageError(f"--impl {selector}: no function in it is decorated with @npudiff.implementation")
     for item in found:
@@ -151,22 +156,33 @@ def _importable(name: str) -> bool:
         return False
     try:
         return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
+    except ModuleNotFoundError as error:
+        return error.name is not None and not f"{name}.".startswith(f"{error.name}.")
+    except ValueError:
         return False
+    except (Exception, SystemExit):  # noqa: BLE001 - its package exists and fails to import, which the import will say
+        return True
 
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"--impl {path}: no such file")
-    name = f"npudiff_impl_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    return _execute(path, path.resolve(), path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _execute(path: Path, resolved: Path, changed: int) -> ModuleType:
+    """Execute a file once, however often it is named, unless it changes."""
+    name = f"npudiff_impl_{path.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    del changed  # part of the key only
+    spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
         raise UsageError(f"--impl {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"--impl {path}: fails to import: {type(error).__name__}: {error}") from error
     return module
@@ -175,5 +191,5 @@ def _import_file(path: Path) -> ModuleType:
 def _import(name: str, selector: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"--impl {selector}: fails to import: {type(error).__name__}: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import seed as with_seed
-from hypothesis.errors import Flaky, Unsatisfiable
+from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
 
 from npudiff.compare import Comparison, compare
 from npudiff.component import ImplementationRaised, Subject
@@ -179,7 +179,11 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Ou
             _hypothesis_test(job, constraints, budget, run.case)()
     except (_Fails, _Stop):
         pass
+    except FlakyStrategyDefinition:
+        raise  # a defect of the component
     except Flaky:
+        if outcome.failure is None:
+            raise
         outcome.flaky = True
     except Unsatisfiable:
         outcome.not_applicable["no case could be drawn"] += 1
@@ -229,13 +233,15 @@ class _Run:
 
     def __init__(self, outcome: Outcome, budget: Budget, progress: Progress, started: float) -> None:
         self.outcome, self.budget, self.progress, self.started = outcome, budget, progress, started
+        job = outcome.job
+        self.allowed = job.subject.implementation.constraints.within(Constraints((job.prop.within,)))
 
     def case(self, case: Any) -> None:  # noqa: ANN401 - a case of any component
         """Run one case; raises ``_Fails`` if the property does not hold."""
         self._check_time()
         outcome, subject = self.outcome, self.outcome.job.subject
         values = subject.component.values(case)
-        reason = subject.implementation.constraints.reason_against(values)
+        reason = self.allowed.reason_against(values)
         shrinking = outcome.failure is not None
         if reason is None:
             try:

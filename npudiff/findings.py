@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import re
 import time
@@ -24,6 +25,7 @@ from npudiff.criteria import judge
 from npudiff.engine import Failure, Outcome, Verdict
 from npudiff.errors import UsageError
 from npudiff.pattern import describe_pattern, worst_element
+from npudiff.text import printable
 
 SCHEMA_VERSION = 1
 FINDING_FILE = "finding.json"
@@ -143,7 +145,7 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         "first": _first(outcome),
     }
     if failure.error is not None:
-        detail["error"] = f"{type(failure.error).__name__}: {failure.error}"[:2000]
+        detail["error"] = _error_text(failure.error)
     if failure.comparison is None:
         return detail
     output = failure.comparison.worst_output
@@ -159,6 +161,12 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         detail["pattern"] = describe_pattern(output, coordinates)
     detail["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
     return detail
+
+
+def _error_text(error: BaseException) -> str:
+    """The exception's type and text, with line breaks marked: device errors have several lines."""
+    lines = f"{type(error).__name__}: {error}"[:2000].splitlines()
+    return " | ".join(printable(line.strip()) for line in lines if line.strip())
 
 
 def _first(outcome: Outcome) -> dict[str, Any]:
@@ -199,9 +207,18 @@ def write_finding(finding: Finding, failure: Failure, root: Path) -> Path:
         "tensors_sha256": checksum,
     }
     partial = folder / (FINDING_FILE + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(folder / FINDING_FILE)
     return folder
+
+
+def _finite(value: object) -> object:
+    """The same plain value with non-finite numbers as text: JSON has none."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_tensors(failure: Failure, path: Path) -> str | None:

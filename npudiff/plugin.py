@@ -5,8 +5,10 @@ Importing this module imports neither torch nor Hypothesis; a test run that does
 
 from __future__ import annotations
 
+import argparse
+import ast
+import itertools
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--target", metavar="NAME", help="sim or npu; by default npu where a device is visible")
     group.addoption("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="implementations to test")
     group.addoption("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
-    group.addoption("--examples", type=int, metavar="N", help="cases of equivalence per implementation")
+    group.addoption("--examples", type=_count, metavar="N", help="cases of equivalence per implementation")
     group.addoption("--npudiff-output", default=".npudiff", metavar="DIR", help="where findings go (.npudiff)")
 
 
@@ -49,11 +51,36 @@ def pytest_configure(config: pytest.Config) -> None:
         register_profiles()
     if wants_device(config.getoption("markexpr", "")):
         _require_device(config)
+    if any(config.getoption(option) for option in ("--impl", "--target", "--cann")):
+        _plan(config)  # a wrong name is refused before anything is collected
+
+
+def _count(text: str) -> int:
+    """Read a positive number."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
 
 
 def wants_device(expression: str) -> bool:
-    """Whether a mark expression selects the tests marked ``npu``."""
-    return bool(re.search(r"\bnpu\b", expression)) and not re.search(r"\bnot\s+npu\b", expression)
+    """Whether a mark expression selects tests for being marked ``npu``: whether some test would be left out without."""
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+    except SyntaxError:  # nothing was asked for, or pytest will say what is wrong with it
+        return False
+    words = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - {"npu"})[:8]
+    others = itertools.chain.from_iterable(itertools.combinations(words, count) for count in range(len(words) + 1))
+    return any(_selects(tree, {*some, "npu"}) and not _selects(tree, set(some)) for some in others)
+
+
+def _selects(tree: ast.expr, marks: set[str]) -> bool:
+    """Whether a test with these marks is selected; mark expressions are Python's names with and, or and not."""
+    if isinstance(tree, ast.BoolOp):
+        combine = all if isinstance(tree.op, ast.And) else any
+        return combine(_selects(value, marks) for value in tree.values)
+    if isinstance(tree, ast.UnaryOp):
+        return not _selects(tree.operand, marks)
+    return isinstance(tree, ast.Name) and tree.id in marks
 
 
 def _require_device(config: pytest.Config) -> None:

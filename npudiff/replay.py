@@ -54,7 +54,8 @@ def finding_folders(paths: Sequence[Path]) -> list[Path]:
         if path.name == FINDING_FILE:
             folders.append(path.parent)
         elif path.is_dir() and not (path / FINDING_FILE).exists():
-            inner = sorted(child for child in path.iterdir() if (child / FINDING_FILE).exists())
+            children = (child for child in path.iterdir() if not child.is_symlink())
+            inner = sorted(child for child in children if (child / FINDING_FILE).exists())
             folders.extend(inner or [path])
         else:
             folders.append(path)
@@ -80,6 +81,9 @@ def replay(folder: Path, implementations: Sequence[str], target: str | None, can
     except (UsageError, TargetUnavailable) as error:
         text = str(error)
         return Replay(folder, ReplayVerdict.ERROR, text if text.startswith(str(folder)) else f"{folder}: {text}")
+    except Exception as error:  # noqa: BLE001 - a finding from elsewhere may hold a case that no strategy would draw
+        text = f"{folder}: the case cannot be run: {type(error).__name__}: {error}"
+        return Replay(folder, ReplayVerdict.ERROR, text)
     described = f"{job.name}: {job.subject.component.describe(case)}"
     if outcome.verdict is Verdict.HOLDS:
         line = f"{described} (error {outcome.worst_ratio:.2g} of the bound)"

@@ -52,9 +52,10 @@ class Group:
             return f"{self.findings} finding{'s' if self.findings > 1 else ''}", "bold red"
         if not ran:
             return "not applicable", "dim"
+        held = f"ok, {ran} propert{'ies' if ran > 1 else 'y'}"
         if self.not_applicable > NOT_APPLICABLE_LIMIT * (self.cases + self.not_applicable):
-            return f"ok, {ran} properties; many draws not applicable", "yellow"
-        return f"ok, {ran} propert{'ies' if ran > 1 else 'y'}", "green"
+            return f"{held}; many draws not applicable", "yellow"
+        return held, "green"
 
 
 def grouped(outcomes: Sequence[Outcome]) -> list[Group]:

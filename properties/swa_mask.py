@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, same_bits
 from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints, allows
+from npudiff.constraints import Allowed, Axis, Box, Constraints, intersection
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
@@ -25,9 +26,11 @@ AXES = {
     "column": Axis("whether the lengths are a column [batch, 1] instead of [batch]", (False, True)),
 }
 
-_WINDOWS = (1, 2, 3, 4, 15, 16, 17, 127, 128, 129, 511, 512, 513, 4096)
+_WINDOWS = (1, 2, 3, 4, 15, 16, 17, 127, 128, 129, 511, 512, 513, 4096, None, None, None, None)
 _LONG = (511, 512, 513, 1024, 4097, 10_001, 131_072)
 _MAX_CELLS = 2**26
+_CELLS = 2**20  # of a drawn mask, where the constraints leave a choice
+_MAX_CAPACITY = 2**25
 
 
 @dataclass(frozen=True)
@@ -69,24 +72,43 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SwaMaskCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwaMaskCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    window = choose.value(box, "window", (*_WINDOWS, None))
+    window = choose.value(box, "window", _WINDOWS)
     batch = choose.value(box, "batch", (1, 2, 3, 4, 8, 33))
+    options = _lengths(box, window, _CELLS // batch)
+    lengths = tuple(choose.pick(choose.pick(options)) for _ in range(batch))
+    longest = max(1, *lengths)
     return SwaMaskCase(
-        kv_lengths=tuple(choose.pick(choose.pick(_lengths(box, window))) for _ in range(batch)),
+        kv_lengths=lengths,
         window=window,
-        spare=choose.pick((0, 1, 2, 15, 128, 1000)),
+        spare=choose.pick(_capacities(box, longest)) - longest,
         dtype=choose.value(box, "lengths_dtype", ("int32", "int64")),
         column=choose.value(box, "column", (False, True)),
     )
 
 
-def _lengths(box: Box, window: int | None) -> Sequence[Sequence[int]]:
+def _lengths(box: Box, window: int | None, affordable: int) -> Sequence[Sequence[int]]:
     """Lengths: anything small, or one away from the window, or at a threshold of some kernel."""
     borders = {0, *_LONG} if window is None else {max(0, window + step) for step in (-1, 0, 1, 2, window + 1)}
-    allowed = box.get("kv_length")
-    small = [length for length in range(40) if allowed is None or allows(allowed, length)]
+    borders = {length for length in borders if length <= affordable}
+    widest = max(ends) if (ends := _ends(box.get("capacity"))) else _MAX_CAPACITY
+    allowed = intersection(range(widest + 1), box.get("kv_length", range(widest + 1)))
+    small = intersection(range(40), allowed)
     near = within(sorted(borders), allowed)
-    return [small, near] if small else [near]
+    assume(near)
+    return [small, near] if small else [near]  # type: ignore[list-item]
+
+
+def _capacities(box: Box, longest: int) -> Sequence[int]:
+    """Columns of the mask: as many as the longest request has tokens, or more."""
+    allowed = intersection(box.get("capacity", range(1, _MAX_CAPACITY)), range(longest, _MAX_CAPACITY))
+    assume(allowed)
+    return within([longest + spare for spare in (0, 1, 2, 15, 128, 1000)], allowed)
+
+
+def _ends(allowed: Allowed | None) -> Collection[int]:
+    if allowed is None:
+        return ()
+    return (allowed[0], allowed[-1]) if isinstance(allowed, range) else allowed
 
 
 def build_inputs(case: SwaMaskCase) -> SwaMaskInputs:
@@ -136,8 +158,8 @@ def check_case(case: SwaMaskCase) -> None:
     """Refuse a case that cannot be built, or that would take more memory than a test should; raises ``ValueError``."""
     if not case.kv_lengths or any(not 0 <= length <= 2**24 for length in case.kv_lengths):
         raise ValueError("kv_lengths needs at least one length, each in 0..2**24")
-    if case.window is not None and not 1 <= case.window <= 2**31:
-        raise ValueError(f"window must be none or in 1..2**31, got {case.window}")
+    if case.window is not None and not 1 <= case.window < 2**31:
+        raise ValueError(f"window must be none or in 1..2**31-1, got {case.window}")
     if not 0 <= case.spare <= 2**20 or case.dtype not in ("int32", "int64"):
         raise ValueError(f"spare {case.spare} or dtype {case.dtype} out of range")
     if case.capacity * len(case.kv_lengths) > _MAX_CELLS:

@@ -146,6 +146,7 @@ class AttentionTile:
         quotient = (twin * (1 + mass).unsqueeze(-1)).add_(value.abs() * mass.unsqueeze(-1))
         rounding = unit_roundoff(self.dtype)
         output = quotient * (1 + rounding) + value.abs() * rounding + underflow_step(self.dtype)
+        output.masked_fill_(mass.isposinf().unsqueeze(-1), math.inf)  # not 0 times infinity
         sees_nothing = self.positions < 0
         output[:, sees_nothing] = 0.0
         magnitude = 1 + math.log(keys) + torch.where(lse.isneginf(), 0.0, lse).abs()

@@ -16,14 +16,15 @@ from npudiff.plan import Plan, Request, make_plan
 def check(options: argparse.Namespace) -> int:
     """Run ``npudiff check`` and return its exit code."""
     plan = make_plan(request_of(options))
+    cases = None if options.case is None else _single_case(plan, options.case)
     console = Console(verbose=options.verbose)
     console.header(plan)
     findings = options.output / "findings"
     outcomes: list[Outcome] = []
     mutants: list[Outcome] = []
     try:
-        if options.case is not None:
-            outcomes = [run_case(job, case) for job, case in _single_case(plan, options.case)]
+        if cases is not None:
+            outcomes = [run_case(job, case) for job, case in cases]
         else:
             with console.progress(plan) as progress:
                 for job in plan.jobs:
@@ -32,7 +33,9 @@ def check(options: argparse.Namespace) -> int:
                 for job in plan.mutants:
                     mutants.append(run_job(job, plan.budget(job), progress.case))
                     progress.job(mutants)
-    except KeyboardInterrupt:
+    except BrokenPipeError:
+        raise
+    except BaseException:  # interrupted, or a defect of a component: what was found before is not lost
         _report(console, outcomes, mutants, findings)
         raise
     return _report(console, outcomes, mutants, findings)

@@ -42,6 +42,7 @@ AXES = {
 _MAX_TOKENS = 2**20
 _MAX_ELEMENTS = 2**28
 _MAX_SCORES = 2**34
+_MAX_COLD_DIM = 1024  # beyond, float32 cannot tell scores of -60,000 apart, and no bound says anything
 
 
 @dataclass(frozen=True)
@@ -215,14 +216,16 @@ def check_case(case: SlidingAttentionCase) -> None:
         raise ValueError(f"a case has 1 to 4096 requests, got {len(case.requests)}")
     if any(not 0 <= length <= _MAX_TOKENS for request in case.requests for length in (request.query, request.kv)):
         raise ValueError(f"lengths must lie in 0..{_MAX_TOKENS}")
-    if case.window is not None and not 1 <= case.window <= 2**31:
-        raise ValueError(f"window must be none or in 1..2**31, got {case.window}")
+    if case.window is not None and not 1 <= case.window < 2**31:
+        raise ValueError(f"window must be none or in 1..2**31-1, got {case.window}")
     if case.dtype not in ("bfloat16", "float16") or case.recipe not in RECIPES or case.poison not in POISONS:
         raise ValueError(f"unknown dtype, recipe or poison: {case.dtype}, {case.recipe}, {case.poison}")
+    if case.recipe == "cold" and case.head_dim > _MAX_COLD_DIM:
+        raise ValueError(f"a cold case has a head dim of at most {_MAX_COLD_DIM}, got {case.head_dim}")
     if not 1e-6 <= case.scale <= 1e6 or not 0 <= case.seed < 2**63:
         raise ValueError(f"scale {case.scale} or seed {case.seed} out of range")
     query = case.tokens * case.heads * (case.head_dim + case.value_head_dim)
-    pages = (4 * len(case.requests) + 32) * case.page_size * case.kv_heads * (case.head_dim + case.value_head_dim)
+    pages = (16 * len(case.requests) + 8) * case.page_size * case.kv_heads * (case.head_dim + case.value_head_dim)
     if max(query, pages, case.width * len(case.requests)) > _MAX_ELEMENTS:
         raise ValueError(f"the inputs would have more than {_MAX_ELEMENTS} elements")
     if case.heads * sum(request.query * request.kv for request in case.requests) > _MAX_SCORES:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.data import Stream
+from properties.sliding_attention.borders import LiveRange, border_tokens
 from properties.sliding_attention.case import Request, SlidingAttentionCase
-from properties.sliding_attention.pages import LiveRange, PagePlan, plan_pages
+from properties.sliding_attention.pages import PagePlan, plan_pages
 from reference.paged_kv import PagedKV
 from reference.sliding_attention import SlidingAttentionInputs
 
@@ -20,9 +21,8 @@ COLD_SCORE = 60_000.0
 """Magnitude of the (negative) scores of the ``cold`` recipe; masks with a sentinel of -50,000 exist."""
 
 _NEEDLE_VALUE = 4.0
+_NEEDLE_NOISE = 0.5
 _OUTLIER_VALUE = 64.0
-_THRESHOLDS = (128, 512, 1024, 2048, 8192, 10_000)
-"""Key positions at which kernels change tiles, masks or tables."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def _recipe(case: SlidingAttentionCase) -> _Recipe:
         strength = math.sqrt(COLD_SCORE / scale)
         return _Recipe(direction, strength, 0.0, scale * strength)
     if case.recipe == "needle":
-        strength = math.sqrt(case.head_dim)
-        return _Recipe(direction, strength, 0.5, scale * strength)
+        strength = math.sqrt(case.head_dim) / case.scale
+        return _Recipe(direction, strength, _NEEDLE_NOISE / case.scale, scale * strength)
     return _Recipe(direction, 0.0, 1.0, 0.0)
 
 
@@ -110,10 +110,17 @@ def _poison_key(case: SlidingAttentionCase, recipe: _Recipe, keys: int, dtype: t
 
 
 def _strength(case: SlidingAttentionCase, recipe: _Recipe, keys: int) -> float:
-    """Length along the shared direction that gives a key about half of the weight among ``keys`` others."""
+    """Length along the shared direction that gives a key about half of the weight among ``keys`` others.
+
+    The others' scores are normal with variance ``v`` whatever the scale, so their exponentials add up to about
+    ``keys * exp(v / 2)``.
+    """
     if recipe.score_unit == 0:
         return 0.0
-    return recipe.query_strength if case.recipe == "cold" else (math.log(max(keys, 2)) + 0.5) / recipe.score_unit
+    if case.recipe == "cold":
+        return recipe.query_strength
+    variance = 1 + _NEEDLE_NOISE**2
+    return (math.log(max(keys, 2)) + variance / 2) / recipe.score_unit
 
 
 def _place_needles(
@@ -128,7 +135,7 @@ def _place_needles(
     """Give the keys at borders a weight, or a value, that cannot be overlooked."""
     if case.recipe not in ("needle", "outlier"):
         return
-    positions = torch.tensor(needle_positions(case, request, span))
+    positions = torch.tensor(border_tokens(case, request, span))
     pages = torch.as_tensor(table)[positions // case.page_size].to(torch.int64)
     offsets = positions % case.page_size
     if case.recipe == "outlier":
@@ -137,23 +144,6 @@ def _place_needles(
     seen = span.last - span.first if case.window is None else min(case.window, span.last)
     key[pages, offsets] = (recipe.direction * _strength(case, recipe, seen)).to(key.dtype)
     value[pages, offsets] *= _NEEDLE_VALUE
-
-
-def needle_positions(case: SlidingAttentionCase, request: Request, span: LiveRange) -> list[int]:
-    """Return the border tokens of one request: window edges and own keys of a few rows, page edges and thresholds."""
-    first_row = request.kv - request.query
-    rows = {first_row, first_row + request.query // 2, request.kv - 1}
-    edges = {span.first, *rows}
-    if case.window is not None:
-        edges |= {row - case.window + step for row in rows for step in (0, 1)}
-    pages = range(span.first // case.page_size + 1, (span.last - 1) // case.page_size + 1)
-    others = sorted({page * case.page_size - side for page in (*pages[:1], *pages[-1:]) for side in (0, 1)})
-    others += [threshold - side for threshold in _THRESHOLDS for side in (0, 1)]
-    others = [position for position in others if span.first <= position < span.last]
-    if others:
-        chosen = Stream(case.seed, f"needles {request.query} {request.kv}").integers(0, len(others), 2)
-        edges |= {others[index] for index in chosen}
-    return sorted(position for position in edges if span.first <= position < span.last)
 
 
 def _poison_beside(

@@ -7,23 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from npudiff.data import Stream
+from properties.sliding_attention.borders import LiveRange, border_tokens, live_range
 from properties.sliding_attention.case import Request, SlidingAttentionCase
 
 DUMMY_PAGE = 0
 _SHARED_PAGES = 4
 _EDGE_PAGES = 2
-
-
-@dataclass(frozen=True)
-class LiveRange:
-    """Tokens of one request that some row sees: ``[first, last)``."""
-
-    first: int
-    last: int
-
-    def __bool__(self) -> bool:
-        """Whether any token is seen."""
-        return self.first < self.last
 
 
 @dataclass(frozen=True)
@@ -48,25 +37,17 @@ class PagePlan:
     live: tuple[LiveRange, ...]
 
 
-def live_range(request: Request, window: int | None) -> LiveRange:
-    """Return the tokens that some row of a request sees."""
-    if not request.query:
-        return LiveRange(0, 0)
-    oldest_row = max(0, request.kv - request.query)
-    return LiveRange(0 if window is None else max(0, oldest_row - window + 1), request.kv)
-
-
 def plan_pages(case: SlidingAttentionCase) -> PagePlan:
     """Lay out the pages of the pool that the case's layer reads.
 
-    The first and last live pages of a request are its own, so that what lies beside its border tokens is too.
-    Pages between are taken from a few shared ones, also by several requests, which keeps a 128K history small. Pages
-    that left the window are the dummy page or a stale one, as after eviction.
+    Pages with border tokens, and the first and last live ones, are a request's own: what lies beside or at a border
+    is then nowhere else. Pages between are taken from a few shared ones, also by several requests, which keeps a 128K
+    history small. Pages that left the window are the dummy page or a stale one, as after eviction.
     """
     stream = Stream(case.seed, "pages")
     live = tuple(live_range(request, case.window) for request in case.requests)
-    own = sum(len(_own_pages(span, case.page_size)) for span in live)
-    pages = 1 + 1 + _SHARED_PAGES + own
+    own = [_own_pages(case, request, span) for request, span in zip(case.requests, live, strict=True)]
+    pages = 1 + 1 + _SHARED_PAGES + sum(map(len, own))
     names = iter([1 + index for index in stream.permutation(pages - 1)])
     stale = (DUMMY_PAGE, next(names))
     shared = np.array([next(names) for _ in range(_SHARED_PAGES)])
@@ -76,15 +57,17 @@ def plan_pages(case: SlidingAttentionCase) -> PagePlan:
         if span:
             inside = slice(span.first // case.page_size, (span.last - 1) // case.page_size + 1)
             table[row, inside] = shared[words[row, inside] % _SHARED_PAGES]
-            for page in _own_pages(span, case.page_size):
+            for page in own[row]:
                 table[row, page] = next(names)
-    return PagePlan(table, pages, (*stale, *names), live)
+    unused = set(shared.tolist()) - set(np.unique(table).tolist())
+    return PagePlan(table, pages, (*stale, *sorted(unused)), live)
 
 
-def _own_pages(span: LiveRange, page_size: int) -> list[int]:
-    """Logical pages near the borders of a live range, which no other request shares."""
+def _own_pages(case: SlidingAttentionCase, request: Request, span: LiveRange) -> list[int]:
+    """Logical pages of a request that no other request shares."""
     if not span:
         return []
-    first, last = span.first // page_size, (span.last - 1) // page_size
+    first, last = span.first // case.page_size, (span.last - 1) // case.page_size
     borders = {*range(first, first + _EDGE_PAGES), *range(last - _EDGE_PAGES + 1, last + 1)}
+    borders |= {token // case.page_size for token in border_tokens(case, request, span)}
     return sorted(page for page in borders if first <= page <= last)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from npudiff.console import Console, printable
+from npudiff.console import Console
 from npudiff.engine import Outcome, Verdict, run_case
 from npudiff.findings import finding_of
 from npudiff.replay import Replay, ReplayVerdict
+from npudiff.text import printable
 
 HOSTILE = "a\x1b[2J\x07b\nc\r\u202ed\u009be\udcff"
 

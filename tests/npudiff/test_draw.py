@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import strategies as st
 
-from npudiff.draw import Chooser, within
+from npudiff.draw import CHOICES, FIRST_CHOICE, Chooser, place, within
 
 
-def chooser(*indices):
-    drawn = iter(indices)
-    return Chooser(lambda strategy: next(drawn))
+def chooser(*choices):
+    """A chooser whose draws are the given choices, counted from the smallest integer of the strategy it draws from."""
+    drawn = iter(choices)
+    return Chooser(lambda strategy: FIRST_CHOICE + next(drawn))
 
 
 def test_the_smallest_draw_is_the_first_option():
@@ -21,13 +23,13 @@ def test_every_option_can_be_drawn():
 
 def test_a_choice_among_one_costs_one_draw_so_that_the_sequence_stays_aligned():
     drawn = []
-    Chooser(lambda strategy: drawn.append(strategy) or 0).pick(("only",))
+    Chooser(lambda strategy: drawn.append(strategy) or FIRST_CHOICE).pick(("only",))
     assert len(drawn) == 1
 
 
 def test_every_choice_draws_from_the_same_strategy():
     drawn = []
-    choose = Chooser(lambda strategy: drawn.append(strategy) or 0)
+    choose = Chooser(lambda strategy: drawn.append(strategy) or FIRST_CHOICE)
     choose.pick("ab")
     choose.pick(range(1000))
     assert drawn[0] is drawn[1]
@@ -48,5 +50,36 @@ def test_defaults_that_are_allowed_come_first_else_all_that_is_allowed(allowed, 
 
 
 def test_a_huge_range_without_defaults_is_drawn_from_without_being_listed():
-    assert chooser(5).value({"a": range(100, 10**15)}, "a", (1, 2)) == 105
+    assert chooser(0).value({"a": range(100, 10**15)}, "a", (1, 2)) == 100
+    assert chooser(CHOICES - 1).value({"a": range(100, 10**15)}, "a", (1, 2)) == 10**15 - 1
     assert within((1,), range(100, 10**15)) == range(100, 10**15)
+
+
+@pytest.mark.parametrize("options", [1, 3, CHOICES, CHOICES + 1, 3 * CHOICES + 7, 2**20, 2**31])
+def test_places_reach_from_the_first_option_to_the_last(options):
+    places = [place(choice, options) for choice in range(CHOICES)]
+    assert (min(places), max(places), places[0]) == (0, options - 1, 0)
+    assert len(set(places)) == min(options, CHOICES)
+    assert options <= CHOICES or places == sorted(places)
+
+
+def test_places_of_a_long_list_have_every_residue():
+    """Otherwise every length drawn from a long range would be a multiple of some power of two."""
+    assert {place(choice, 2**20) % 16 for choice in range(CHOICES)} == set(range(16))
+
+
+def test_choices_have_no_literal_of_any_module_and_are_flat():
+    from hypothesis import Phase, given, seed, settings
+
+    drawn = []
+
+    @seed(1)
+    @settings(max_examples=1000, database=None, phases=[Phase.generate])
+    @given(st.composite(lambda draw: [Chooser(draw).pick(range(8)) for _ in range(8)])())
+    def collect(values):
+        drawn.extend(values)
+
+    collect()
+    shares = [drawn.count(value) / len(drawn) for value in range(8)]
+    assert max(shares) < 0.2
+    assert min(shares) > 0.07

@@ -57,7 +57,6 @@ def test_every_case_lies_within_the_constraints(constraints):
         assert constraints.reason_against(values(case)) is None
 
 
-@pytest.mark.xfail(reason="the spare columns are drawn without a look at the capacity that is allowed")
 def test_a_limited_capacity_is_respected():
     constraints = Constraints.of({"capacity": range(1, 129)})
     assert all(constraints.reason_against(values(case)) is None for case in drawn(constraints, 100))
@@ -72,7 +71,7 @@ def test_default_cases_reach_every_region():
     assert any(case.window is None for case in found)
     distances = {length - case.window for case in found if case.window for length in case.kv_lengths}
     assert {-1, 0, 1, 2} <= distances
-    assert max(case.kv_lengths[0] for case in found if case.window) > 4096
+    assert max(max(case.kv_lengths) for case in found if case.window) > 4096
 
 
 @DRAWN

@@ -1,0 +1,165 @@
+"""Drawing the batch of a case: new tokens and total tokens of each request, near the borders where bugs live."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hypothesis import assume
+
+from npudiff.constraints import Allowed, Box, allows, intersection
+from npudiff.draw import Chooser
+from properties.sliding_attention.case import Request
+
+BATCHES = (1, 2, 3, 4)
+FEW_ROWS = range(1, 9)
+MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300)
+LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 131_072, 131_073)
+
+LONG_SHARE = 8
+"""One case in this many has a request with a long history."""
+
+MAX_QUERY = 512
+MAX_LENGTH = 2**20
+
+REQUEST_SCORES = 2**22
+"""Scores of one request above which a cheaper length is drawn where the constraints leave one."""
+
+Options = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the lengths of a request may be.
+
+    Attributes
+    ----------
+    query, kv : collection of int
+        Allowed new tokens and total tokens.
+    page_size : int
+        Tokens per page.
+    window : int or None
+        Visible keys.
+    heads : int
+        The fewest query heads that the case may have.
+    """
+
+    query: Allowed
+    kv: Allowed
+    page_size: int
+    window: int | None
+    heads: int
+
+    def scores(self, query: int, kv: int) -> int:
+        """Scores that attention computes for one request."""
+        seen = kv if self.window is None else min(kv, self.window + query)
+        return self.heads * query * seen
+
+    def totals(self, query: int, blind: str) -> Options:
+        """Allowed totals of a request: none of its rows is blind, all are (``empty``), or some are (``any``)."""
+        ranges = {
+            "none": range(query, MAX_LENGTH + 1),
+            "empty": range(1 if query else 0),
+            "any": range(1, query),
+        }
+        return ordered(intersection(ranges[blind], self.kv))
+
+    def queries(self, among: Allowed, blind: str) -> Options:
+        """The new tokens among some that are allowed, that some total goes with, and that are cheap enough."""
+        allowed = ordered(intersection(among, self.query))[:MAX_QUERY]
+        possible = [query for query in allowed if self.totals(query, blind)]
+        return cheap(possible, lambda query: self.scores(query, self.totals(query, blind)[0]))
+
+
+def ordered(allowed: Allowed) -> Options:
+    """Return a collection of integers as a rising sequence; a range is not listed."""
+    return allowed if isinstance(allowed, range) else sorted(allowed)
+
+
+def cheap(options: Options, scores: Callable[[int], int]) -> Options:
+    """Of rising options, of which each needs more scores than the one before, those that a case can afford.
+
+    There is always one: the first.
+    """
+    return options[: max(1, bisect.bisect_right(options, REQUEST_SCORES, key=scores))]
+
+
+def draw_requests(choose: Chooser, box: Box, page_size: int, window: int | None, heads: int) -> tuple[Request, ...]:
+    """Draw a batch. At most one of its requests has a long history, and at most one sees no key in some row."""
+    lengths = Lengths(
+        box.get("query_length", range(1, MAX_QUERY + 1)),
+        box.get("kv_length", range(MAX_LENGTH + 1)),
+        page_size,
+        window,
+        heads,
+    )
+    batch = choose.value(box, "batch", BATCHES)
+    blind = choose.value(box, "blind_rows", ("none", "none", "empty", "any"))
+    special = choose.pick(range(batch))
+    kind = choose.pick(("decode", "extend", "mixed"))
+    long = choose.pick(range(LONG_SHARE)) == LONG_SHARE - 1
+    requests = tuple(
+        _draw_request(
+            choose,
+            lengths,
+            kind="draft" if long and place == (special + 1) % batch else kind,
+            blind=blind if place == special else "none",
+        )
+        for place in range(batch)
+    )
+    must_be_blind = not allows(box.get("blind_rows", ("none",)), "none")
+    assume(not must_be_blind or any(request.query > request.kv for request in requests))
+    return requests
+
+
+def _draw_request(choose: Chooser, lengths: Lengths, kind: str, blind: str) -> Request:
+    """Draw one request; one without blind rows where the constraints leave no room for them."""
+    options = _query_options(lengths, kind, blind)
+    if not options:
+        blind, options = "none", _query_options(lengths, kind, "none")
+    assume(options)
+    query = choose.pick(choose.pick(options))
+    return Request(query, choose.pick(choose.pick(_kv_options(lengths, query, kind, blind))))
+
+
+def _query_options(lengths: Lengths, kind: str, blind: str) -> Sequence[Options]:
+    """New tokens: 1 for a decode, 2 to 8 for a verified draft, more for a chunk of a prompt.
+
+    A request with a long history is a draft, so that a case stays cheap.
+    """
+    few, many = (lengths.queries(rows, blind) for rows in (FEW_ROWS, MANY_ROWS))
+    if not few and not many:
+        other = lengths.queries(lengths.query, blind)
+        return [other] if other else []
+    decode = [1] if 1 in few else few or many
+    options = {
+        "decode": [decode],
+        "draft": [decode, few or many],
+        "extend": [few or many, many or few],
+        "mixed": [decode, few or many, many or few],
+    }
+    return options[kind]
+
+
+def _kv_options(lengths: Lengths, query: int, kind: str, blind: str) -> Sequence[Options]:
+    """Total tokens: anything small, or one away from a border of the window, of a page, of the query, or far out."""
+    totals = lengths.totals(query, blind)
+    if blind != "none":
+        return [totals, totals[-1:]]
+    affordable = cheap(totals, lambda kv: lengths.scores(query, kv))
+    far = ordered(intersection(LONG_HISTORIES, affordable))
+    if kind == "draft" and far:
+        return [far]
+    small = ordered(intersection(range(query, query + 3 * lengths.page_size), affordable))
+    near = ordered(intersection(sorted(_borders(lengths, query)), affordable))
+    return [options for options in (small, near, near) if options] or [affordable]
+
+
+def _borders(lengths: Lengths, query: int) -> set[int]:
+    page_size, window = lengths.page_size, lengths.window
+    borders = {page_size * pages + step for pages in (1, 2, 3) for step in (-1, 0, 1)} | {query, query + 1}
+    if window is not None:
+        borders |= {window + step for step in (-1, 0, 1, 2, page_size, page_size + 1, query, query + 1)}
+        borders.add(2 * window + 1)
+    return borders
