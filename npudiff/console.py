@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from npudiff import __version__
-from npudiff.engine import Outcome, Verdict
 from npudiff.findings import Finding
+from npudiff.outcome import Outcome, Verdict
 from npudiff.plan import Plan
 from npudiff.replay import Replay, ReplayVerdict
 from npudiff.report import Group, bound_text, finding_lines, grouped

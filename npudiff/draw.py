@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,23 +11,27 @@ from hypothesis import strategies as st
 from npudiff.constraints import Allowed, Box, allows
 
 CHOICES = 2**12
-"""Values of one choice; of longer option lists, a choice reaches this many places, spread from end to end."""
+"""Most values of one choice; of longer option lists, it reaches this many places, spread from end to end."""
 
 FIRST_CHOICE = 918_273_645_546_372_819
 """Where choices start. Hypothesis mixes literals of the imported local modules into integers, so cases would depend on
 what else is imported, and it draws small integers more often than large ones. Up here it does neither: no program
 has such literals, and its distribution is flat."""
 
-_INDEX = st.integers(FIRST_CHOICE, FIRST_CHOICE + CHOICES - 1)
 _SCATTER = 2_654_435_761  # Knuth's multiplicative hash: 2**32 divided by the golden ratio
+
+
+@functools.cache
+def _places(count: int) -> st.SearchStrategy[int]:
+    """Return a strategy of ``count`` integers, or of two for one: Hypothesis does not record a draw among one."""
+    return st.integers(FIRST_CHOICE, FIRST_CHOICE + max(2, count) - 1)
 
 
 class Chooser:
     """Draws options of one case.
 
-    Every choice is one integer of the same range, whatever the options are. The sequence of draws therefore keeps its
-    alignment when an earlier choice changes (another box, another page size), which is what lets Hypothesis shrink
-    through such changes; a strategy per option list would draw nothing for a single option, and cost more to build.
+    Every choice is one integer, also among one option. The sequence of draws therefore keeps its alignment when an
+    earlier choice changes (another box, another page size), which is what lets Hypothesis shrink through such changes.
 
     Parameters
     ----------
@@ -39,7 +44,8 @@ class Chooser:
 
     def pick(self, options: Sequence[Any]) -> Any:  # noqa: ANN401 - the element type of the options
         """Draw one of the options; shrinks towards the first."""
-        return options[place(self._draw(_INDEX) - FIRST_CHOICE, len(options))]
+        count = len(options)
+        return options[place(self._draw(_places(min(count, CHOICES))) - FIRST_CHOICE, count)]
 
     def value(self, box: Box, axis: str, defaults: Sequence[Any]) -> Any:  # noqa: ANN401 - the axis's own type
         """Draw a value of an axis: a default that the box allows, or else anything that it allows."""
@@ -47,13 +53,13 @@ class Chooser:
 
 
 def place(choice: int, options: int) -> int:
-    """Return which of ``options`` a choice in ``range(CHOICES)`` means; 0 is the first.
+    """Return which of ``options`` a choice means; 0 is the first.
 
-    Up to ``CHOICES`` options every one can be chosen. Of more, each choice has a stretch of its own and means one
+    Up to ``CHOICES`` options there is a choice for each. Of more, each choice has a stretch of its own and means one
     place in it; the last choice means the last option.
     """
     if options <= CHOICES:
-        return choice % options
+        return min(choice, options - 1)
     start, stop = choice * options // CHOICES, (choice + 1) * options // CHOICES
     if choice == CHOICES - 1:
         return stop - 1

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import seed as with_seed
-from hypothesis.errors import Flaky, FlakyStrategyDefinition, Unsatisfiable
+from hypothesis.errors import Unsatisfiable
 
 from npudiff.compare import Comparison, compare
 from npudiff.component import ImplementationRaised, Subject
 from npudiff.constraints import Constraints
+from npudiff.outcome import Budget, Failure, Job, Outcome, Verdict
 from npudiff.profiles import UNBOUNDED_EXAMPLES, hypothesis_settings
 from npudiff.property import NotApplicable, Property
 
@@ -36,116 +33,6 @@ EQUIVALENCE = Property(
     _equivalent,
     share=1.0,
 )
-
-
-class Verdict(Enum):
-    """How one property ended."""
-
-    HOLDS = "holds"
-    WRONG = "wrong value"
-    RAISED = "exception"
-    NOT_APPLICABLE = "not applicable"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One property of one implementation on one target."""
-
-    subject: Subject
-    prop: Property
-    constraints: Constraints
-
-    @property
-    def name(self) -> str:
-        """``component.implementation.property``."""
-        parts = (self.subject.component.name, self.subject.implementation.name, self.prop.name)
-        return ".".join(parts)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long one job may look.
-
-    Attributes
-    ----------
-    examples : int or None
-        Cases to run; None for as many as the time allows.
-    seconds : float or None
-        Time after which no new case is started; None for no limit.
-    seed : int or None
-        Seed of the draws.
-    deterministic : bool
-        Draw the same cases every time even without a seed.
-    shrink : bool
-        Whether a failing case is shrunk.
-    memory : pathlib.Path or None
-        Folder in which failing cases are remembered.
-    """
-
-    examples: int | None = 100
-    seconds: float | None = None
-    seed: int | None = None
-    deterministic: bool = True
-    shrink: bool = True
-    memory: Path | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A case on which the property fails."""
-
-    case: Any
-    comparison: Comparison | None
-    error: BaseException | None
-
-
-@dataclass
-class Outcome:
-    """What happened to one job.
-
-    Attributes
-    ----------
-    job : Job
-        What was run.
-    cases : int
-        Cases that were run to a verdict, up to and including the first failure.
-    not_applicable : Counter
-        Reasons why drawn cases were not run, with their numbers.
-    features : Counter
-        Regions that the cases were in.
-    worst_ratio : float
-        Largest error over bound of the cases that hold.
-    worst_case : object
-        The case of the largest ratio.
-    exact : bool
-        Whether every comparison asked for equality.
-    seconds, seconds_to_failure, shrink_seconds : float
-        Time of the whole job, until the first failure, and of shrinking.
-    first_failure, failure : Failure or None
-        The failing case as drawn, and as small as it became.
-    remembered : bool
-        Whether cases that failed in an earlier run were tried first.
-    flaky : bool
-        Whether the failing case did not fail again when it was repeated.
-    verdict : Verdict
-        How it ended.
-    """
-
-    job: Job
-    cases: int = 0
-    not_applicable: Counter[str] = field(default_factory=Counter)
-    features: Counter[str] = field(default_factory=Counter)
-    worst_ratio: float = 0.0
-    worst_case: Any = None
-    exact: bool = True
-    seconds: float = 0.0
-    seconds_to_failure: float = 0.0
-    shrink_seconds: float = 0.0
-    first_failure: Failure | None = None
-    failure: Failure | None = None
-    remembered: bool = False
-    flaky: bool = False
-    verdict: Verdict = Verdict.HOLDS
 
 
 class _Fails(Exception):  # noqa: N818 - tells Hypothesis that a case fails
@@ -174,19 +61,13 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Ou
     outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
     started = time.perf_counter()
     run = _Run(outcome, budget, progress, started)
-    try:
-        with job.subject.target.activate():
+    with job.subject.target.activate():
+        try:
             _hypothesis_test(job, constraints, budget, run.case)()
-    except (_Fails, _Stop):
-        pass
-    except FlakyStrategyDefinition:
-        raise  # a defect of the component
-    except Flaky:
-        if outcome.failure is None:
-            raise
-        outcome.flaky = True
-    except Unsatisfiable:
-        outcome.not_applicable["no case could be drawn"] += 1
+        except (_Fails, _Stop):
+            run.repeat()
+        except Unsatisfiable:
+            outcome.not_applicable["no case could be drawn"] += 1
     outcome.seconds = time.perf_counter() - started
     _conclude(outcome)
     return outcome
@@ -234,34 +115,60 @@ class _Run:
     def __init__(self, outcome: Outcome, budget: Budget, progress: Progress, started: float) -> None:
         self.outcome, self.budget, self.progress, self.started = outcome, budget, progress, started
         job = outcome.job
+        self._passed: set[Any] = set()
         self.allowed = job.subject.implementation.constraints.within(Constraints((job.prop.within,)))
 
     def case(self, case: Any) -> None:  # noqa: ANN401 - a case of any component
         """Run one case; raises ``_Fails`` if the property does not hold."""
         self._check_time()
-        outcome, subject = self.outcome, self.outcome.job.subject
-        values = subject.component.values(case)
-        reason = self.allowed.reason_against(values)
-        shrinking = outcome.failure is not None
-        if reason is None:
-            try:
-                failure = self._judge(case)
-            except NotApplicable as error:
-                reason = str(error)
-        if reason is not None:
-            if not shrinking:
-                outcome.not_applicable[reason] += 1
-            return
-        if not shrinking:
-            outcome.cases += 1
-            outcome.features.update(subject.component.features(case))
-            self.progress(outcome)
+        if self._first_look(case) if self.outcome.failure is None else self._fails_too(case):
+            raise _Fails
+
+    def _first_look(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component
+        """Run a drawn case and count it; whether it fails."""
+        outcome, component = self.outcome, self.outcome.job.subject.component
+        try:
+            failure = self._judge(case)
+        except NotApplicable as error:
+            outcome.not_applicable[str(error)] += 1
+            return False
+        outcome.cases += 1
+        outcome.features.update(component.features(case))
+        self.progress(outcome)
         if failure is not None:
             self._record(failure)
-            raise _Fails
+        return failure is not None
+
+    def _fails_too(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component
+        """Whether a case that may be smaller fails as well.
+
+        Many sequences of choices give the same case, so the last one that failed, and those that did not, are not run
+        again. The outcome keeps the last one that failed, and Hypothesis ends with the smallest.
+        """
+        if self.outcome.failure is not None and case == self.outcome.failure.case:
+            return True
+        if case in self._passed:
+            return False
+        try:
+            failure = self._judge(case)
+        except NotApplicable:
+            failure = None
+        if failure is None:
+            self._passed.add(case)
+        else:
+            self._record(failure)
+        return failure is not None
+
+    def repeat(self) -> None:
+        """Run the smallest failing case once more: each case was run once only."""
+        if self.outcome.failure is not None:
+            self.outcome.flaky = self._judge(self.outcome.failure.case) is None
 
     def _judge(self, case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component
         outcome = self.outcome
+        reason = self.allowed.reason_against(outcome.job.subject.component.values(case))
+        if reason is not None:
+            raise NotApplicable(reason)
         try:
             comparison = outcome.job.prop.check(outcome.job.subject, case)
         except ImplementationRaised as error:

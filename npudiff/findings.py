@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from npudiff.codec import dumps, to_plain
 from npudiff.criteria import judge
-from npudiff.engine import Failure, Outcome, Verdict
 from npudiff.errors import UsageError
+from npudiff.outcome import Failure, Outcome, Verdict
 from npudiff.pattern import describe_pattern, worst_element
 from npudiff.text import printable
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from npudiff.component import Component, Subject
 from npudiff.constraints import Constraints, parse_where
 from npudiff.discovery import default_target, load_components, load_target, select_implementations
-from npudiff.engine import EQUIVALENCE, Budget, Job
+from npudiff.engine import EQUIVALENCE
 from npudiff.errors import UsageError, unknown
 from npudiff.implementation import Implementation
+from npudiff.outcome import Budget, Job
 from npudiff.profiles import DEFAULT_RUN_PROFILE, run_profile
 from npudiff.property import Property
 from npudiff.target import Target

@@ -19,7 +19,7 @@ from npudiff.errors import UsageError
 from npudiff.target import TargetUnavailable
 
 if TYPE_CHECKING:
-    from npudiff.engine import Outcome
+    from npudiff.outcome import Outcome
     from npudiff.plan import Plan
 
 _PLAN = pytest.StashKey["Plan"]()

@@ -10,9 +10,10 @@ from pathlib import Path
 from npudiff.codec import from_plain
 from npudiff.component import Component, Subject
 from npudiff.discovery import load_component, load_target, select_implementations
-from npudiff.engine import EQUIVALENCE, Job, Outcome, Verdict, run_case
+from npudiff.engine import EQUIVALENCE, run_case
 from npudiff.errors import UsageError, unknown
 from npudiff.findings import FINDING_FILE, Finding, read_finding
+from npudiff.outcome import Job, Outcome, Verdict
 from npudiff.property import Property
 from npudiff.target import TargetUnavailable
 

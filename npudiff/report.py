@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npudiff.engine import Outcome
 from npudiff.findings import Finding
+from npudiff.outcome import Outcome
 
 NOT_APPLICABLE_LIMIT = 0.05
 """Share of draws outside what an implementation supports above which the listing says so."""

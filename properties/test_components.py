@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from npudiff.engine import Job, Verdict
+from npudiff.outcome import Job, Verdict
 from npudiff.plugin import Runner
 
 

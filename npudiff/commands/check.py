@@ -7,9 +7,10 @@ from pathlib import Path
 
 from npudiff.codec import loads
 from npudiff.console import Console
-from npudiff.engine import EQUIVALENCE, Job, Outcome, Verdict, run_case, run_job
+from npudiff.engine import EQUIVALENCE, run_case, run_job
 from npudiff.errors import ExitCode, UsageError
 from npudiff.findings import finding_of, write_finding
+from npudiff.outcome import Job, Outcome, Verdict
 from npudiff.plan import Plan, Request, make_plan
 
 

@@ -19,9 +19,10 @@ from npudiff.discovery import (
     select_implementations,
     target_names,
 )
-from npudiff.engine import EQUIVALENCE, Budget, Job, Verdict, run_job
+from npudiff.engine import EQUIVALENCE, run_job
 from npudiff.environment import autoload_would_fail, cann_library, version_of
 from npudiff.errors import ExitCode
+from npudiff.outcome import Budget, Job, Verdict
 
 _PROBE_CASES = 5
 

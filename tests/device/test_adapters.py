@@ -12,7 +12,8 @@ from device import ascend, targets
 from device.ascend.swa_mask import window_mask
 from npudiff.compare import compare
 from npudiff.constraints import Constraints
-from npudiff.engine import EQUIVALENCE, Budget, Job, Subject, Verdict, run_job
+from npudiff.engine import EQUIVALENCE, Subject, run_job
+from npudiff.outcome import Budget, Job, Verdict
 from properties.sliding_attention import component
 from properties.sliding_attention.case import Request, SlidingAttentionCase
 from properties.swa_mask import SwaMaskCase

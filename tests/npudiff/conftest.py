@@ -19,8 +19,9 @@ from npudiff.compare import same_bits
 from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Constraints
 from npudiff.draw import Chooser
-from npudiff.engine import EQUIVALENCE, Job
+from npudiff.engine import EQUIVALENCE
 from npudiff.implementation import Implementation
+from npudiff.outcome import Job
 from npudiff.property import Property
 from npudiff.target import Target
 from reference.bounds import Expected

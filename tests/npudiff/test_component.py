@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from npudiff.component import ImplementationRaised
-from npudiff.engine import Budget, Verdict, run_job
+from npudiff.engine import run_job
+from npudiff.outcome import Budget, Verdict
 from npudiff.property import NotApplicable
 
 SEEDED = Budget(examples=100, seed=1)

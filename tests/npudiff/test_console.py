@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from npudiff.console import Console
-from npudiff.engine import Outcome, Verdict, run_case
+from npudiff.engine import run_case
 from npudiff.findings import finding_of
+from npudiff.outcome import Outcome, Verdict
 from npudiff.replay import Replay, ReplayVerdict
 from npudiff.text import printable
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from npudiff.engine import EQUIVALENCE, Budget, Verdict, run_case, run_job
+from npudiff.engine import EQUIVALENCE, run_case, run_job
+from npudiff.outcome import Budget, Verdict
 from npudiff.property import NotApplicable, Property
 
 SEEDED = Budget(examples=100, seed=1)

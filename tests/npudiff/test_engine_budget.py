@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from npudiff.engine import Budget, Verdict, run_job
+from npudiff.engine import run_job
+from npudiff.outcome import Budget, Verdict
 
 SEEDED = Budget(examples=100, seed=1)
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
-from npudiff.engine import Budget, Verdict, run_job
+from npudiff.engine import run_job
+from npudiff.outcome import Budget, Verdict
 from npudiff.property import Property
 
 SEEDED = Budget(examples=100, seed=1)

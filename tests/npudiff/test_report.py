@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from npudiff.engine import Budget, Outcome, run_case, run_job
+from npudiff.engine import run_case, run_job
 from npudiff.findings import finding_of
+from npudiff.outcome import Budget, Outcome
 from npudiff.report import Group, bound_text, finding_lines, grouped
 
 FOLDER = Path("findings") / "it"

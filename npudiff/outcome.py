@@ -1,0 +1,124 @@
+"""What a run is made of, and what comes out of it: jobs, budgets, outcomes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from npudiff.compare import Comparison
+from npudiff.component import Subject
+from npudiff.constraints import Constraints
+from npudiff.property import Property
+
+
+class Verdict(Enum):
+    """How one property ended."""
+
+    HOLDS = "holds"
+    WRONG = "wrong value"
+    RAISED = "exception"
+    NOT_APPLICABLE = "not applicable"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One property of one implementation on one target."""
+
+    subject: Subject
+    prop: Property
+    constraints: Constraints
+
+    @property
+    def name(self) -> str:
+        """``component.implementation.property``."""
+        parts = (self.subject.component.name, self.subject.implementation.name, self.prop.name)
+        return ".".join(parts)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long one job may look.
+
+    Attributes
+    ----------
+    examples : int or None
+        Cases to run; None for as many as the time allows.
+    seconds : float or None
+        Time after which no new case is started; None for no limit.
+    seed : int or None
+        Seed of the draws.
+    deterministic : bool
+        Draw the same cases every time even without a seed.
+    shrink : bool
+        Whether a failing case is shrunk.
+    memory : pathlib.Path or None
+        Folder in which failing cases are remembered.
+    """
+
+    examples: int | None = 100
+    seconds: float | None = None
+    seed: int | None = None
+    deterministic: bool = True
+    shrink: bool = True
+    memory: Path | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case on which the property fails."""
+
+    case: Any
+    comparison: Comparison | None
+    error: BaseException | None
+
+
+@dataclass
+class Outcome:
+    """What happened to one job.
+
+    Attributes
+    ----------
+    job : Job
+        What was run.
+    cases : int
+        Cases that were run to a verdict, up to and including the first failure.
+    not_applicable : Counter
+        Reasons why drawn cases were not run, with their numbers.
+    features : Counter
+        Regions that the cases were in.
+    worst_ratio : float
+        Largest error over bound of the cases that hold.
+    worst_case : object
+        The case of the largest ratio.
+    exact : bool
+        Whether every comparison asked for equality.
+    seconds, seconds_to_failure, shrink_seconds : float
+        Time of the whole job, until the first failure, and of shrinking.
+    first_failure, failure : Failure or None
+        The failing case as drawn, and as small as it became.
+    remembered : bool
+        Whether cases that failed in an earlier run were tried first.
+    flaky : bool
+        Whether the failing case did not fail again when it was repeated.
+    verdict : Verdict
+        How it ended.
+    """
+
+    job: Job
+    cases: int = 0
+    not_applicable: Counter[str] = field(default_factory=Counter)
+    features: Counter[str] = field(default_factory=Counter)
+    worst_ratio: float = 0.0
+    worst_case: Any = None
+    exact: bool = True
+    seconds: float = 0.0
+    seconds_to_failure: float = 0.0
+    shrink_seconds: float = 0.0
+    first_failure: Failure | None = None
+    failure: Failure | None = None
+    remembered: bool = False
+    flaky: bool = False
+    verdict: Verdict = Verdict.HOLDS
