@@ -14,13 +14,12 @@ from reference.bounds import (
     underflow_step,
     unit_roundoff,
 )
-from reference.paged_kv import PagedKV
+from reference.cache_reader import CacheReader, CacheSpan
 
-SCORE_TILE = 2**23
-"""Scores that may be in memory at once (64 MiB in float64)."""
+SCORE_TILE = 2**22
+"""Scores that may be in memory at once (32 MiB in float64)."""
 
-CACHE_TILE = 2**22
-"""Elements of keys and values that may be converted to float64 at once."""
+Kept = tuple[torch.Tensor, torch.Tensor]
 
 
 class AttentionTile:
@@ -31,10 +30,8 @@ class AttentionTile:
 
     Parameters
     ----------
-    kv : PagedKV
-        The pool that is read.
-    request : int
-        Row of the block table.
+    cache : CacheReader
+        Keys and values of the request.
     query : torch.Tensor
         ``[rows, heads, head_dim]``.
     position : int
@@ -45,21 +42,20 @@ class AttentionTile:
 
     def __init__(
         self,
-        kv: PagedKV,
-        request: int,
+        cache: CacheReader,
         query: torch.Tensor,
         position: int,
         scale: float,
         window: int | None,
         sinks: torch.Tensor | None,
     ) -> None:
-        self.kv, self.request, self.scale, self.window = kv, request, scale, window
-        self.rows, self.heads, self.head_dim = query.shape
-        self.kv_heads, self.value_dim = kv.value.shape[2:]
+        self.cache, self.window = cache, window
+        self.rows, self.heads, head_dim = query.shape
+        self.kv_heads = cache.kv_heads
         self.dtype = query.dtype
-        self.query = self._grouped(query.to(torch.float64))
-        group = self.heads // self.kv_heads
-        self.positions = torch.arange(position, position + self.rows).repeat(group)
+        self.query = self._grouped(query.to(torch.float64) * scale)
+        self.query_error = self.query.norm(dim=-1) * (accumulation_error(head_dim) + 2 * FLOAT32_ROUNDOFF)
+        self.positions = torch.arange(position, position + self.rows).repeat(self.heads // self.kv_heads)
         self.sinks = None
         if sinks is not None:
             self.sinks = self._grouped(sinks.to(torch.float64).expand(self.rows, self.heads).unsqueeze(-1)).squeeze(-1)
@@ -69,20 +65,18 @@ class AttentionTile:
     def attend(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return output, its bound ``[rows, heads, value_dim]``, LSE and its bound ``[rows, heads]``."""
         spans = list(self._spans())
-        scores = [self._scores(span) for span in spans[:1]]
-        lse = self._log_sum_exp(spans, scores)
-        finite_lse = torch.where(lse.isneginf(), 0.0, lse).unsqueeze(-1)
-        value = torch.zeros(*lse.shape, self.value_dim, dtype=torch.float64)
-        twin, mass_error = torch.zeros_like(value), torch.zeros_like(lse)
-        for index, span in enumerate(spans):
-            tile = scores[0] if index == 0 else self._scores(span)
-            keys, values = (cache.to(torch.float64).transpose(0, 1) for cache in self.kv.read(self.request, *span))
-            weights = torch.exp(tile - finite_lse)
-            value += torch.matmul(weights, values)
-            error = torch.expm1(self._score_error(keys, tile))
-            mass_error += (weights * error).sum(dim=-1)
-            twin += self._numerator_error(weights, error, tile, values)
-        output_bound, lse_bound = self._bounds(value, lse, twin, mass_error)
+        lse, key_norm, kept = self._log_sum_exp(spans)
+        value = torch.zeros(*lse.shape, self.cache.value_dim, dtype=torch.float64)
+        twin = torch.zeros(*lse.shape, 2 * self.cache.value_dim + 1, dtype=torch.float64)
+        seen = torch.zeros_like(value)
+        for span in spans:
+            cache = self.cache.read(*span)
+            weights, factor = kept or (self._scores(span, cache).sub_(_finite(lse)).exp_(), torch.ones(()))
+            value += torch.matmul(weights, cache.values) * factor
+            twin += torch.matmul(weights.to(torch.float32), cache.twin).to(torch.float64) * factor
+            seen += self._sum_of_visible(span, cache.twin[..., : self.cache.value_dim])
+        numerator_error, mass_error = self._errors(twin, seen, key_norm)
+        output_bound, lse_bound = self._bounds(value, lse, numerator_error, mass_error)
         return (
             self._ungrouped(value),
             self._ungrouped(output_bound),
@@ -92,58 +86,92 @@ class AttentionTile:
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Ranges of keys that fit in memory together."""
-        width = min(
-            SCORE_TILE // (self.heads * self.rows),
-            CACHE_TILE // (self.kv_heads * (self.head_dim + self.value_dim)),
-        )
-        for start in range(self.first, self.last, max(1, width)):
-            yield start, min(start + max(1, width), self.last)
+        width = max(1, min(SCORE_TILE // (self.heads * self.rows), self.cache.most_keys))
+        for start in range(self.first, self.last, width):
+            yield start, min(start + width, self.last)
 
-    def _scores(self, span: tuple[int, int]) -> torch.Tensor:
+    def _scores(self, span: tuple[int, int], cache: CacheSpan) -> torch.Tensor:
         """Scaled scores of one range of keys, minus infinity where a row does not see the key."""
-        keys = self.kv.read(self.request, *span)[0].to(torch.float64).permute(1, 2, 0)
-        scores = torch.matmul(self.query, keys).mul_(self.scale)
-        distance = self.positions.unsqueeze(-1) - torch.arange(*span)
+        scores = torch.matmul(self.query, cache.keys)
+        hidden = self._hidden(span)
+        if hidden is not None:
+            scores.masked_fill_(hidden.repeat(self.heads // self.kv_heads, 1), -math.inf)
+        return scores
+
+    def _hidden(self, span: tuple[int, int]) -> torch.Tensor | None:
+        """``[rows, keys]``: the keys that a row does not see; None if every row sees all."""
+        first, last = span
+        own = self.positions[: self.rows]
+        oldest, newest = int(own[0]), int(own[-1])
+        if last - 1 <= oldest and (self.window is None or first > newest - self.window):
+            return None
+        distance = own.unsqueeze(-1) - torch.arange(first, last)
         hidden = distance < 0
         if self.window is not None:
             hidden |= distance >= self.window
-        return scores.masked_fill_(hidden, -math.inf)
+        return hidden
 
-    def _log_sum_exp(self, spans: list[tuple[int, int]], first: list[torch.Tensor]) -> torch.Tensor:
-        lse = torch.full(self.query.shape[:2], -math.inf, dtype=torch.float64)
-        for index, span in enumerate(spans):
-            lse = torch.logaddexp(lse, torch.logsumexp(first[0] if index == 0 else self._scores(span), dim=-1))
-        return lse if self.sinks is None else torch.logaddexp(lse, self.sinks)
+    def _sum_of_visible(self, span: tuple[int, int], values: torch.Tensor) -> torch.Tensor:
+        """Sum of ``[kv_heads, keys, dim]`` over the keys that each row sees."""
+        hidden = self._hidden(span)
+        if hidden is None:
+            return values.sum(dim=1, keepdim=True)
+        return torch.matmul((~hidden).to(values.dtype), values).repeat(1, self.heads // self.kv_heads, 1)
 
-    def _score_error(self, keys: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """How far a float32 score may be off: its dot product, by Cauchy-Schwarz, and two roundings of the result."""
-        query_norms = self.query.norm(dim=-1, keepdim=True) * (abs(self.scale) * accumulation_error(self.head_dim))
-        rounding = torch.where(scores.isneginf(), 0.0, scores).abs_().mul_(2 * FLOAT32_ROUNDOFF)
-        return rounding.add_(query_norms * keys.norm(dim=-1).unsqueeze(1))
+    def _log_sum_exp(self, spans: list[tuple[int, int]]) -> tuple[torch.Tensor, float, Kept | None]:
+        """LSE of every row, the largest norm of a key, and, where one range holds all keys, what need not be redone.
 
-    def _numerator_error(
-        self, weights: torch.Tensor, score_error: torch.Tensor, scores: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
-        """Error of the sum of weights times values: the same sum over absolute values, times what rounds.
+        The last are exponentials relative to the largest score, and the factor that turns them into weights.
+        """
+        shape = self.query.shape[:2]
+        largest = torch.full(shape, -math.inf, dtype=torch.float64) if self.sinks is None else self.sinks
+        total = (
+            torch.zeros(shape, dtype=torch.float64) if self.sinks is None else torch.ones(shape, dtype=torch.float64)
+        )
+        key_norm, exponentials = 0.0, None
+        for span in spans:
+            cache = self.cache.read(*span)
+            key_norm = max(key_norm, cache.largest_norm)
+            scores = self._scores(span, cache)
+            risen = torch.maximum(largest, scores.amax(dim=-1))
+            exponentials = scores.sub_(_finite(risen)).exp_()
+            total = total * torch.exp(largest - _finite(risen).squeeze(-1)) + exponentials.sum(dim=-1)
+            largest = risen
+        lse = torch.where(total > 0, largest + total.log(), -math.inf)
+        if exponentials is None or len(spans) > 1:
+            return lse, key_norm, None
+        return lse, key_norm, (exponentials, torch.where(total > 0, 1 / total, 0.0).unsqueeze(-1))
 
-        Rounding points: the score and its exponential, the weight when it is cast to the dtype of the values (with an
-        absolute part where it underflows; a device may cast it before or after it divides by the sum), and the float32
-        accumulation over the keys.
+    def _errors(self, twin: torch.Tensor, seen: torch.Tensor, key_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Errors of the sum of weights times values, and of the sum of weights.
+
+        A score is off by at most ``e = query_error * |k|``: its dot product, by Cauchy-Schwarz, and two roundings of
+        the result. Its exponential is then off by ``expm1(e)``, at most ``e * stretch`` since expm1 is convex. The sum
+        over absolute values also carries the rounding of the weight when it is cast to the dtype of the values (with
+        an absolute part where it underflows; a device may cast it before or after it divides by the sum), and the
+        float32 accumulation over the keys. ``twin`` and ``seen`` are computed in float32, and widened by what that may
+        lose.
         """
         keys = self.last - self.first
+        widened = 1 + 2 * accumulation_error(keys)
+        twin, seen = twin * widened, seen * widened
+        dim = self.cache.value_dim
+        absolute, by_norm, norms = twin[..., :dim], twin[..., dim : 2 * dim], twin[..., 2 * dim]
+        furthest = self.query_error * key_norm
+        stretch = torch.where(furthest > 0, torch.expm1(furthest) / furthest, 1.0)
+        score_error = (self.query_error * stretch).unsqueeze(-1)
         rounding = unit_roundoff(self.dtype) + EXPONENTIAL_ERROR + accumulation_error(keys)
-        per_key = weights * (score_error + rounding)
-        per_key += torch.where(scores.isneginf(), 0.0, underflow_step(self.dtype))
-        return torch.matmul(per_key, values.abs())
+        numerator = by_norm * score_error + absolute * rounding + seen * underflow_step(self.dtype)
+        return numerator, norms * score_error.squeeze(-1)
 
     def _bounds(
-        self, value: torch.Tensor, lse: torch.Tensor, twin: torch.Tensor, mass_error: torch.Tensor
+        self, value: torch.Tensor, lse: torch.Tensor, numerator_error: torch.Tensor, mass_error: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Bounds of output and LSE from the errors of numerator and denominator."""
         keys = max(1, self.last - self.first)
         mass = mass_error + EXPONENTIAL_ERROR + accumulation_error(keys) + 4 * FLOAT32_ROUNDOFF
         mass = torch.where(mass < 1, mass / (1 - mass), math.inf)
-        quotient = (twin * (1 + mass).unsqueeze(-1)).add_(value.abs() * mass.unsqueeze(-1))
+        quotient = (numerator_error * (1 + mass).unsqueeze(-1)).add_(value.abs() * mass.unsqueeze(-1))
         rounding = unit_roundoff(self.dtype)
         output = quotient * (1 + rounding) + value.abs() * rounding + underflow_step(self.dtype)
         output.masked_fill_(mass.isposinf().unsqueeze(-1), math.inf)  # not 0 times infinity
@@ -159,3 +187,8 @@ class AttentionTile:
     def _ungrouped(self, grouped: torch.Tensor) -> torch.Tensor:
         """``[kv_heads, group * rows, dim]`` to ``[rows, heads, dim]``."""
         return grouped.reshape(self.heads, self.rows, -1).permute(1, 0, 2)
+
+
+def _finite(logarithm: torch.Tensor) -> torch.Tensor:
+    """``[..., 1]``: what to subtract before an exponential; 0 for rows that see nothing."""
+    return torch.where(logarithm.isneginf(), 0.0, logarithm).unsqueeze(-1)

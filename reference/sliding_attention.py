@@ -9,9 +9,10 @@ import torch
 
 from reference.attention_tile import AttentionTile
 from reference.bounds import Expected
+from reference.cache_reader import CacheReader
 from reference.paged_kv import PagedKV
 
-ROW_TILE = 128
+ROW_TILE = 64
 """Query rows that are computed together."""
 
 
@@ -100,10 +101,11 @@ def sliding_attention(inputs: SlidingAttentionInputs) -> dict[str, Expected]:
     scale, window, sinks = inputs.scale, inputs.window, inputs.sinks
     start = 0
     for request, (new, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
+        cache = CacheReader(inputs.kv, request, total)
         for first in range(0, new, ROW_TILE):
             last = min(first + ROW_TILE, new)
             rows = slice(start + first, start + last)
-            tile = AttentionTile(inputs.kv, request, inputs.query[rows], total - new + first, scale, window, sinks)
+            tile = AttentionTile(cache, inputs.query[rows], total - new + first, scale, window, sinks)
             output[rows], output_bound[rows], lse[rows], lse_bound[rows] = tile.attend()
         start += new
     return {

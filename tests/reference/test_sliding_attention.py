@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from npudiff.constraints import Constraints
 from properties.sliding_attention import build_inputs, cases
 from properties.sliding_attention.case import Request, SlidingAttentionCase
-from reference import attention_tile
+from reference import attention_tile, cache_reader
 from reference import sliding_attention as module
 from reference.paged_kv import PagedKV
 from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
@@ -161,7 +161,7 @@ def test_tiles_do_not_change_the_result(case):
     for name, home, size in (
         ("ROW_TILE", module, 3),
         ("SCORE_TILE", attention_tile, 37 * heads * rows),
-        ("CACHE_TILE", attention_tile, 29 * case.kv_heads * (case.head_dim + case.value_head_dim)),
+        ("CACHE_TILE", cache_reader, 29 * case.kv_heads * (case.head_dim + case.value_head_dim)),
         ("SCORE_TILE", attention_tile, 1 if max(request.kv for request in case.requests) < 40 else 2**23),
     ):
         with pytest.MonkeyPatch.context() as patch:
@@ -170,7 +170,7 @@ def test_tiles_do_not_change_the_result(case):
         for output in ("output", "lse"):
             assert_same(tiled[output].value, whole[output].value, tolerance)
             if name != "ROW_TILE":  # the bound counts the keys of a tile of rows
-                assert_same(tiled[output].bound, whole[output].bound, tolerance)
+                assert_same(tiled[output].bound, whole[output].bound, 1e-5)  # their sums are float32
         assert bool((tiled["output"].bound <= 1.0001 * whole["output"].bound).all())
 
 

@@ -1,0 +1,81 @@
+"""Keys and values of one request in float64, read in stretches that neighbouring tiles share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from reference.paged_kv import PagedKV
+
+CACHE_TILE = 2**22
+"""Elements of keys and values that are converted to float64 together."""
+
+
+@dataclass(frozen=True)
+class CacheSpan:
+    """Consecutive tokens of one request.
+
+    Attributes
+    ----------
+    keys : torch.Tensor
+        float64 ``[kv_heads, head_dim, tokens]``.
+    values : torch.Tensor
+        float64 ``[kv_heads, tokens, value_head_dim]``.
+    twin : torch.Tensor
+        float32 ``[kv_heads, tokens, 2 * value_head_dim + 1]``: absolute values, the same times the norm of the token's
+        key, and that norm. Bounds are sums over these; they need no more precision.
+    largest_norm : float
+        The largest norm of a key.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    twin: torch.Tensor
+    largest_norm: float
+
+    def narrow(self, first: int, last: int) -> CacheSpan:
+        """Return tokens ``first`` to ``last - 1`` of the span, without a copy."""
+        part = slice(first, last)
+        return CacheSpan(self.keys[..., part], self.values[:, part], self.twin[:, part], self.largest_norm)
+
+
+class CacheReader:
+    """Reads the cache of one request; a stretch that was read last is not read again.
+
+    Parameters
+    ----------
+    kv : PagedKV
+        The pool.
+    request : int
+        Row of the block table.
+    end : int
+        Tokens of the request; none at or beyond it is touched.
+    """
+
+    def __init__(self, kv: PagedKV, request: int, end: int) -> None:
+        self._kv, self._request, self._end = kv, request, end
+        self.kv_heads, self.value_dim = kv.value.shape[2:]
+        self.most_keys = max(1, CACHE_TILE // (self.kv_heads * (kv.key.shape[3] + self.value_dim)))
+        self._first, self._last = 0, 0
+        self._span: CacheSpan | None = None
+
+    def read(self, first: int, last: int) -> CacheSpan:
+        """Return tokens ``first`` to ``last - 1``."""
+        if self._span is None or first < self._first or last > self._last:
+            self._first, self._last = first, max(last, min(first + self.most_keys, self._end))
+            self._span = _load(self._kv, self._request, self._first, self._last)
+        return self._span.narrow(first - self._first, last - self._first)
+
+
+def _load(kv: PagedKV, request: int, first: int, last: int) -> CacheSpan:
+    stored_keys, stored_values = kv.read(request, first, last)
+    keys = stored_keys.to(torch.float64).transpose(0, 1)
+    values = stored_values.to(torch.float64).transpose(0, 1)
+    norms = keys.norm(dim=-1, keepdim=True)
+    heads, tokens, dim = values.shape
+    twin = torch.empty(heads, tokens, 2 * dim + 1, dtype=torch.float32)
+    absolute = twin[..., :dim].copy_(stored_values.transpose(0, 1)).abs_()
+    last_column = twin[..., 2 * dim :].copy_(norms)
+    torch.mul(absolute, last_column, out=twin[..., dim : 2 * dim])
+    return CacheSpan(keys.transpose(1, 2), values, twin, float(norms.max()) if norms.numel() else 0.0)
