@@ -156,11 +156,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def prepare_environment() -> None:
-    """Keep ``import torch`` alive where torch_npu is installed without CANN.
+    """Set what torch reads when it is imported, unless somebody has said otherwise.
 
     torch loads torch_npu on its own through an entry point, and that fails where CANN's libraries are missing
-    (``libhccl.so``). Only there the autoload is switched off, and only if nobody has said otherwise.
+    (``libhccl.so``); only there the autoload is switched off. Cases are small: threads that share one cost more than
+    they bring, on a server with many cores much more.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from npudiff.environment import autoload_would_fail  # noqa: PLC0415
 
     if autoload_would_fail():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class Lengths:
 
     Attributes
     ----------
-    query, kv : collection of int
+    query, kv : sequence of int
         Allowed new tokens and total tokens.
     page_size : int
         Tokens per page.
@@ -45,8 +46,8 @@ class Lengths:
         The fewest query heads that the case may have.
     """
 
-    query: Allowed
-    kv: Allowed
+    query: Options
+    kv: Options
     page_size: int
     window: int | None
     heads: int
@@ -74,7 +75,7 @@ class Lengths:
 
 def ordered(allowed: Allowed) -> Options:
     """Return a collection of integers as a rising sequence; a range is not listed."""
-    return allowed if isinstance(allowed, range) else sorted(allowed)
+    return allowed if isinstance(allowed, range) else tuple(sorted(allowed))
 
 
 def cheap(options: Options, scores: Callable[[int], int]) -> Options:
@@ -88,8 +89,8 @@ def cheap(options: Options, scores: Callable[[int], int]) -> Options:
 def draw_requests(choose: Chooser, box: Box, page_size: int, window: int | None, heads: int) -> tuple[Request, ...]:
     """Draw a batch. At most one of its requests has a long history, and at most one sees no key in some row."""
     lengths = Lengths(
-        box.get("query_length", range(1, MAX_QUERY + 1)),
-        box.get("kv_length", range(MAX_LENGTH + 1)),
+        ordered(box.get("query_length", range(1, MAX_QUERY + 1))),
+        ordered(box.get("kv_length", range(MAX_LENGTH + 1))),
         page_size,
         window,
         heads,
@@ -123,6 +124,7 @@ def _draw_request(choose: Chooser, lengths: Lengths, kind: str, blind: str) -> R
     return Request(query, choose.pick(choose.pick(_kv_options(lengths, query, kind, blind))))
 
 
+@functools.lru_cache(maxsize=4096)
 def _query_options(lengths: Lengths, kind: str, blind: str) -> Sequence[Options]:
     """New tokens: 1 for a decode, 2 to 8 for a verified draft, more for a chunk of a prompt.
 

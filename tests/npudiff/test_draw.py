@@ -1,15 +1,25 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from npudiff.draw import CHOICES, FIRST_CHOICE, Chooser, place, within
 
 
+class Fixed:
+    """A source whose choices are given, counted from the smallest that it may give."""
+
+    def __init__(self, *choices):
+        self.left, self.ranges = list(choices), []
+
+    def randint(self, first, last):
+        self.ranges.append((first, last))
+        return first + self.left.pop(0)
+
+
 def chooser(*choices):
-    """A chooser whose draws are the given choices, counted from the smallest integer of the strategy it draws from."""
-    drawn = iter(choices)
-    return Chooser(lambda strategy: FIRST_CHOICE + next(drawn))
+    return Chooser(lambda strategy: Fixed(*choices))
 
 
 def test_the_smallest_draw_is_the_first_option():
@@ -22,18 +32,25 @@ def test_every_option_can_be_drawn():
 
 
 def test_a_choice_among_one_costs_one_draw_so_that_the_sequence_stays_aligned():
-    drawn = []
-    Chooser(lambda strategy: drawn.append(strategy) or FIRST_CHOICE).pick(("only",))
-    assert len(drawn) == 1
+    source = Fixed(1)
+    assert Chooser(lambda strategy: source).pick(("only",)) == "only"
+    assert source.ranges == [(FIRST_CHOICE, FIRST_CHOICE + 1)]
 
 
-def test_a_strategy_is_built_once_per_number_of_options():
-    drawn = []
-    choose = Chooser(lambda strategy: drawn.append(strategy) or FIRST_CHOICE)
-    for options in ("ab", "cd", range(2**13), range(2**14)):
-        choose.pick(options)
-    assert drawn[0] is drawn[1]
-    assert drawn[2] is drawn[3]
+def test_cases_are_not_variations_of_each_other():
+    """Hypothesis copies parts of a case over others that are drawn from the same strategy; then few are independent."""
+    drawn = set()
+
+    @seed(1)
+    @settings(max_examples=300, database=None, phases=[Phase.generate])
+    @given(st.composite(lambda draw: tuple(choose.pick(range(1000)) for choose in [Chooser(draw)] for _ in range(6)))())
+    def collect(values):
+        drawn.add(values)
+
+    collect()
+    repeated = sum(len(set(values) - {0}) < sum(value > 0 for value in values) for values in drawn)
+    assert len(drawn) > 290
+    assert repeated < 20  # 1.5 % would be by chance
 
 
 @pytest.mark.parametrize(
@@ -70,13 +87,11 @@ def test_places_of_a_long_list_have_every_residue():
 
 
 def test_choices_have_no_literal_of_any_module_and_are_flat():
-    from hypothesis import Phase, given, seed, settings
-
     drawn = []
 
     @seed(1)
     @settings(max_examples=1000, database=None, phases=[Phase.generate])
-    @given(st.composite(lambda draw: [Chooser(draw).pick(range(8)) for _ in range(8)])())
+    @given(st.composite(lambda draw: [choose.pick(range(8)) for choose in [Chooser(draw)] for _ in range(8)])())
     def collect(values):
         drawn.extend(values)
 

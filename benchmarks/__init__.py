@@ -1,0 +1,1 @@
+"""Measurements of npudiff itself, as ratios within one run: ``python -m benchmarks``."""
