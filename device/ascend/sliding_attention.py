@@ -140,7 +140,7 @@ def fia_decode_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "sliding_attention",
     name="fia_verify_tnd",
-    supports=[{**box, "query_length": (draft,)} for draft in range(1, 9) for box in TND_BOXES],
+    supports=[{**box, "query_length": range(1, 9), "ragged": (False,)} for box in TND_BOXES],
 )
 def fia_verify_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Multi-token decode (draft verification) through FIA v2 TND: every request has the same few rows."""

@@ -21,6 +21,7 @@ _SIZES = range(1, 2**16 + 1)
 AXES = {
     "batch": Axis("number of requests", range(1, 4097)),
     "query_length": Axis("new tokens of a request; 1 is a decode", _LENGTHS),
+    "ragged": Axis("whether requests differ in their number of new tokens", (False, True)),
     "kv_length": Axis("tokens of a request, the new ones included", _LENGTHS),
     "window": Axis("visible keys, the query's own included; none for a full layer", range(1, 2**31), optional=True),
     "page_size": Axis("tokens per page", _SIZES),
@@ -142,6 +143,7 @@ def values(case: SlidingAttentionCase) -> Mapping[str, Collection[object]]:
     return {
         "batch": (len(case.requests),),
         "query_length": {request.query for request in case.requests},
+        "ragged": (len({request.query for request in case.requests}) > 1,),
         "kv_length": {request.kv for request in case.requests},
         "window": (case.window,),
         "page_size": (case.page_size,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import assume
 
@@ -100,18 +100,23 @@ def draw_requests(choose: Chooser, box: Box, page_size: int, window: int | None,
     special = choose.pick(range(batch))
     kind = choose.pick(("decode", "extend", "mixed"))
     long = choose.pick(range(LONG_SHARE)) == LONG_SHARE - 1
-    requests = tuple(
-        _draw_request(
-            choose,
-            lengths,
-            kind="draft" if long and place == (special + 1) % batch else kind,
-            blind=blind if place == special else "none",
-        )
-        for place in range(batch)
+    requests: list[Request] = []
+    for place in range(batch):
+        kind_here = "draft" if long and place == (special + 1) % batch else kind
+        requests.append(_draw_request(choose, lengths, kind_here, blind if place == special else "none"))
+        if not allows(box.get("ragged", (True,)), True):
+            lengths = replace(lengths, query=(requests[0].query,))
+    assume(_is_inside(box, requests))
+    return tuple(requests)
+
+
+def _is_inside(box: Box, requests: Sequence[Request]) -> bool:
+    """Whether a batch has what its box insists on, which some lengths leave no room for."""
+    has_blind_rows = any(request.query > request.kv for request in requests)
+    is_ragged = len({request.query for request in requests}) > 1
+    return (has_blind_rows or allows(box.get("blind_rows", ("none",)), "none")) and (
+        is_ragged or allows(box.get("ragged", (False,)), False)
     )
-    must_be_blind = not allows(box.get("blind_rows", ("none",)), "none")
-    assume(not must_be_blind or any(request.query > request.kv for request in requests))
-    return requests
 
 
 def _draw_request(choose: Chooser, lengths: Lengths, kind: str, blind: str) -> Request:
