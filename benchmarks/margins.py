@@ -10,16 +10,18 @@ from npudiff.plan import Request, make_plan
 from npudiff.report import bound_text, grouped
 
 EXAMPLES = 500
-PROFILES = ("8.5", "9.0", "pessimistic")
+PROFILES = ("8.5", "9.0")
 
 
 def rows() -> Iterator[Row]:
-    """Run every property of every implementation, on every CANN profile of the simulator."""
+    """Run every property of every implementation, on the CANN profiles of released versions."""
     for cann in PROFILES:
         plan = make_plan(Request(target="sim", cann=cann, examples=EXAMPLES, seed=20))
         outcomes = [run_job(job, plan.budget(job)) for job in plan.jobs]
         cases = sum(outcome.cases for outcome in outcomes)
         alarms = [outcome.job.name for outcome in outcomes if outcome.failure is not None]
         margins = ", ".join(f"{group.name} {bound_text(group)}" for group in grouped(outcomes))
-        measured = f"{len(alarms)} false alarms {' '.join(alarms)}; worst error over bound: {margins}"
+        measured = (
+            f"{len(alarms)} false alarms{''.join(f' {name}' for name in alarms)}; worst error over bound: {margins}"
+        )
         yield Row(f"{cases:,} cases on `sim`, CANN {cann}", measured, "0 in 10,000", not alarms and cases >= 10_000)

@@ -21,7 +21,7 @@ from npudiff.outcome import Outcome, Verdict
 from npudiff.plan import Plan
 from npudiff.replay import Replay, ReplayVerdict
 from npudiff.report import Group, bound_text, finding_lines, grouped
-from npudiff.text import clipped, printable
+from npudiff.text import clipped, counted, printable
 
 PLAIN_WIDTH = 132
 
@@ -144,6 +144,12 @@ class Console:
         for label, text in finding_lines(finding, folder):
             self.rich.print(f"  [bold]{label:10}[/] {escape(printable(text))}", soft_wrap=True)
 
+    def finding_again(self, finding: Finding, folder: Path) -> None:
+        """Show in two lines a finding that looks like one which was shown before."""
+        title = f"also {finding.property_name}: {finding.verdict} on {finding.detail.get('line', '')}"
+        for text in (title, f"       npudiff replay {folder}"):
+            self.rich.print(f"  [bold red]{escape(printable(text))}[/]", soft_wrap=True)
+
     def mutants(self, outcomes: Sequence[Outcome]) -> None:
         """Show whether the implementations that are wrong on purpose were found."""
         if not outcomes:
@@ -173,9 +179,9 @@ class Console:
         implementations = len(grouped(outcomes))
         findings = sum(outcome.failure is not None for outcome in outcomes)
         parts = [
-            f"{cases} cases in {seconds:.1f} s",
-            f"{implementations} implementations",
-            f"{findings} findings",
+            f"{counted(cases, 'case')} in {seconds:.1f} s",
+            counted(implementations, "implementation"),
+            counted(findings, "finding"),
         ]
         if mutants:
             parts.append(f"{sum(m.failure is not None for m in mutants)} of {len(mutants)} mutants found")

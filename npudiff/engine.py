@@ -53,8 +53,7 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Ou
     defects of npudiff or of the component and propagate.
     """
     outcome = Outcome(job)
-    constraints = job.constraints.within(Constraints((job.prop.within,)))
-    if not constraints or not job.constraints.within(Constraints((job.prop.needs,))):
+    if not job.applies:
         outcome.verdict = Verdict.NOT_APPLICABLE
         return outcome
     memory = None if budget.memory is None else budget.memory / job.name
@@ -63,7 +62,7 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Ou
     run = _Run(outcome, budget, progress, started)
     with job.subject.target.activate():
         try:
-            _hypothesis_test(job, constraints, budget, run.case)()
+            _hypothesis_test(job, job.drawn_within, budget, run.case)()
         except (_Fails, _Stop):
             run.repeat()
         except Unsatisfiable:

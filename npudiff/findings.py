@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import re
 import time
 from collections.abc import Mapping
@@ -20,12 +19,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from npudiff.codec import dumps, to_plain
-from npudiff.criteria import judge
+from npudiff.codec import dumps
 from npudiff.errors import UsageError
-from npudiff.outcome import Failure, Outcome, Verdict
-from npudiff.pattern import describe_pattern, worst_element
-from npudiff.text import printable
+from npudiff.outcome import Failure
 
 SCHEMA_VERSION = 1
 FINDING_FILE = "finding.json"
@@ -84,111 +80,15 @@ class Finding:
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         return f"{_safe(self.component)}-{_safe(self.implementation)}-{_safe(self.property_name)}-{digest}"
 
+    @property
+    def symptom(self) -> tuple[object, ...]:
+        """What the findings of several properties share when they show one bug: the exception, or the smallest case."""
+        seen = self.detail.get("error") or self.detail.get("line")
+        return (self.component, self.implementation, self.target, self.cann, self.verdict, seen)
+
 
 def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:60].lstrip(".") or "unnamed"
-
-
-def finding_of(outcome: Outcome) -> Finding:
-    """Describe the failure of an outcome.
-
-    Raises
-    ------
-    ValueError
-        If the outcome has no failure.
-    """
-    failure, subject = outcome.failure, outcome.job.subject
-    if failure is None:
-        raise ValueError(f"{outcome.job.name} has no failure")
-    return Finding(
-        component=subject.component.name,
-        implementation=subject.implementation.name,
-        target=subject.target.name,
-        cann=subject.target.cann,
-        property_name=outcome.job.prop.name,
-        verdict=(Verdict.RAISED if failure.error is not None else Verdict.WRONG).value,
-        case=_plain_case(failure.case),
-        detail=_detail(outcome, failure),
-        environment=environment(),
-    )
-
-
-def _plain_case(case: object) -> dict[str, Any]:
-    plain = to_plain(case)
-    if not isinstance(plain, dict):
-        raise TypeError(f"a case must be a dataclass, got {type(case).__name__}")
-    return plain
-
-
-def environment() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    import hypothesis  # noqa: PLC0415 - only its version is wanted
-
-    from npudiff import __version__  # noqa: PLC0415 - the package imports this module's neighbours
-
-    return {
-        "npudiff": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "hypothesis": hypothesis.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
-    component = outcome.job.subject.component
-    detail: dict[str, Any] = {
-        "line": component.describe(failure.case),
-        "examples_to_finding": outcome.cases,
-        "remembered": outcome.remembered,
-        "flaky": outcome.flaky,
-        "first": _first(outcome),
-    }
-    if failure.error is not None:
-        detail["error"] = _error_text(failure.error)
-    if failure.comparison is None:
-        return detail
-    output = failure.comparison.worst_output
-    detail["context"] = failure.comparison.context
-    detail["output"] = output.name
-    detail["worst_ratio"] = output.worst
-    if output.problem is not None:
-        detail["problem"] = output.problem
-        return detail
-    coordinates = component.coordinates(component.inputs(failure.case), output.name)
-    if all(_broadcasts(values, output.ratio) for values in coordinates.values()):
-        detail["where"] = worst_element(output, coordinates)
-        detail["pattern"] = describe_pattern(output, coordinates)
-    detail["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
-    return detail
-
-
-def _error_text(error: BaseException) -> str:
-    """The exception's type and text, with line breaks marked: device errors have several lines."""
-    lines = f"{type(error).__name__}: {error}"[:2000].splitlines()
-    return " | ".join(printable(line.strip()) for line in lines if line.strip())
-
-
-def _first(outcome: Outcome) -> dict[str, Any]:
-    """The failing case as it was drawn; being larger, it shows the pattern better than the smallest one."""
-    failure, component = outcome.first_failure, outcome.job.subject.component
-    if failure is None or outcome.failure is None or failure.case == outcome.failure.case:
-        return {}
-    first: dict[str, Any] = {"line": component.describe(failure.case)}
-    if failure.comparison is not None and failure.comparison.worst_output.problem is None:
-        output = failure.comparison.worst_output
-        coordinates = component.coordinates(component.inputs(failure.case), output.name)
-        if all(_broadcasts(values, output.ratio) for values in coordinates.values()):
-            first["pattern"] = describe_pattern(output, coordinates)
-        first["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
-    return first
-
-
-def _broadcasts(values: torch.Tensor, ratio: torch.Tensor | None) -> bool:
-    """A relation may compare some rows only; then coordinates of all rows say nothing about them."""
-    if ratio is None or values.dim() != ratio.dim():
-        return False
-    return all(have in (1, want) for have, want in zip(values.shape, ratio.shape, strict=True))
 
 
 def write_finding(finding: Finding, failure: Failure, root: Path) -> Path:

@@ -32,6 +32,16 @@ class Job:
     constraints: Constraints
 
     @property
+    def drawn_within(self) -> Constraints:
+        """Where cases are drawn: what the implementation supports, narrowed by the property."""
+        return self.constraints.within(Constraints((self.prop.within,)))
+
+    @property
+    def applies(self) -> bool:
+        """Whether there is any case to draw, and any for the other run of a relation."""
+        return bool(self.drawn_within) and bool(self.constraints.within(Constraints((self.prop.needs,))))
+
+    @property
     def name(self) -> str:
         """``component.implementation.property``."""
         parts = (self.subject.component.name, self.subject.implementation.name, self.prop.name)

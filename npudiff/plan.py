@@ -137,9 +137,11 @@ def _jobs(
     properties: Sequence[Property],
     restriction: Constraints,
 ) -> list[Job]:
+    """The properties that say something about what the implementation supports."""
     constraints = item.constraints.within(restriction)
     subject = Subject(component, item, target)
-    return [Job(subject, prop, constraints) for prop in properties] if constraints else []
+    jobs = [Job(subject, prop, constraints) for prop in properties]
+    return [job for job in jobs if job.applies]
 
 
 def _restriction(request: Request, components: Sequence[Component]) -> Constraints:

@@ -151,7 +151,8 @@ class Runner:
 
     def fail(self, outcome: Outcome) -> None:
         """Write the finding of a failed outcome, and fail the test with it."""
-        from npudiff.findings import finding_of, write_finding  # noqa: PLC0415 - needed for a finding only
+        from npudiff.evidence import finding_of  # noqa: PLC0415 - needed for a finding only
+        from npudiff.findings import write_finding  # noqa: PLC0415 - needed for a finding only
         from npudiff.report import finding_lines  # noqa: PLC0415
 
         if outcome.failure is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from npudiff.findings import Finding
 from npudiff.outcome import Outcome
+from npudiff.text import counted
 
 NOT_APPLICABLE_LIMIT = 0.05
 """Share of draws outside what an implementation supports above which the listing says so."""
@@ -49,7 +50,7 @@ class Group:
         """Return the verdict in words, and a colour for it."""
         ran = sum(outcome.cases > 0 for outcome in self.outcomes)
         if self.findings:
-            return f"{self.findings} finding{'s' if self.findings > 1 else ''}", "bold red"
+            return counted(self.findings, "finding"), "bold red"
         if not ran:
             return "not applicable", "dim"
         held = f"ok, {ran} propert{'ies' if ran > 1 else 'y'}"
@@ -110,8 +111,10 @@ def _first(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _worst(detail: Mapping[str, Any]) -> str:
-    ratio = f"{detail['output']}: error is {detail['worst_ratio']:.3g} times the bound"
     where = detail.get("where")
+    exact = where and where["bound"] == 0
+    ratio = "differs where equality is asked for" if exact else f"error is {detail['worst_ratio']:.3g} times the bound"
+    ratio = f"{detail['output']}: {ratio}"
     if not where:
         return ratio
     place = ", ".join(f"{name} {value}" for name, value in where.items() if name not in ("actual", "expected", "bound"))

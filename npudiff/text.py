@@ -14,3 +14,8 @@ def printable(text: str) -> str:
 def clipped(text: str, limit: int = MAX_LINE) -> str:
     """Return text, or its beginning and an ellipsis."""
     return text if len(text) <= limit else text[: limit - 4] + " ..."
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 finding``, ``2 findings``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -9,7 +9,8 @@ from npudiff.codec import loads
 from npudiff.console import Console
 from npudiff.engine import EQUIVALENCE, run_case, run_job
 from npudiff.errors import ExitCode, UsageError
-from npudiff.findings import finding_of, write_finding
+from npudiff.evidence import finding_of
+from npudiff.findings import write_finding
 from npudiff.outcome import Job, Outcome, Verdict
 from npudiff.plan import Plan, Request, make_plan
 
@@ -75,10 +76,14 @@ def _single_case(plan: Plan, text: str) -> list[tuple[Job, object]]:
 def _report(console: Console, outcomes: list[Outcome], mutants: list[Outcome], findings: Path) -> int:
     console.table(outcomes)
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    shown: set[tuple[object, ...]] = set()
     for outcome in failed:
         if outcome.failure is not None:
             finding = finding_of(outcome)
-            console.finding(finding, write_finding(finding, outcome.failure, findings))
+            folder = write_finding(finding, outcome.failure, findings)
+            again = finding.symptom in shown
+            shown.add(finding.symptom)
+            (console.finding_again if again else console.finding)(finding, folder)
     console.mutants(mutants)
     missed = [outcome for outcome in mutants if outcome.verdict is Verdict.HOLDS]
     console.summary(outcomes, mutants)

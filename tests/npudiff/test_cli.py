@@ -42,7 +42,7 @@ swa_mask
  ───────────────────────────────────────────────────────────────────────────────────────────────────────────
   eager               16             100%                0               exact       T.T   ok, 4 properties
 
-16 cases in T s · 1 implementations · 0 findings
+16 cases in T s · 1 implementation · 0 findings
 """
 
 FOUND = """\
@@ -57,12 +57,12 @@ swa_mask
 
 FINDING swa_mask.mask_without_tail · equivalence · wrong value
   case       kv2 kv4 · window 3 · capacity 5 · int32
-  worst      mask: error is inf times the bound: got 0, expected 1 within 0, at request 0, kv length 2, key 2, \
+  worst      mask: differs where equality is asked for: got 0, expected 1 within 0, at request 0, kv length 2, key 2, \
 distance to query -1
   pattern    4 of 10 elements are wrong; only at key 2, 3, 4; only at distance to query -3, -2, -1
   found      at case 1
   replay     npudiff replay .npudiff/findings/swa_mask-mask_without_tail-equivalence-DIGEST
-1 cases in T s · 1 implementations · 1 findings
+1 case in T s · 1 implementation · 1 finding
 """
 
 

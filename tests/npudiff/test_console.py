@@ -6,7 +6,7 @@ import pytest
 
 from npudiff.console import Console
 from npudiff.engine import run_case
-from npudiff.findings import finding_of
+from npudiff.evidence import finding_of
 from npudiff.outcome import Outcome, Verdict
 from npudiff.replay import Replay, ReplayVerdict
 from npudiff.text import printable
@@ -55,8 +55,8 @@ def test_the_summary_counts_everything(capsys, toy):
     console.summary([good, bad], [missed, bad])
     console.summary([good], [])
     assert capsys.readouterr().out.splitlines() == [
-        "16 cases in 5.5 s · 1 implementations · 1 findings · 1 of 2 mutants found",
-        "3 cases in 1.0 s · 1 implementations · 0 findings",
+        "16 cases in 5.5 s · 1 implementation · 1 finding · 1 of 2 mutants found",
+        "3 cases in 1.0 s · 1 implementation · 0 findings",
     ]
 
 

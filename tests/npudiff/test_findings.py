@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from npudiff import findings
 from npudiff.engine import run_case, run_job
 from npudiff.errors import UsageError
-from npudiff.findings import FINDING_FILE, SCHEMA_VERSION, TENSOR_FILE, finding_of, read_finding, write_finding
+from npudiff.evidence import finding_of
+from npudiff.findings import FINDING_FILE, SCHEMA_VERSION, TENSOR_FILE, read_finding, write_finding
 from npudiff.outcome import Budget, Outcome
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from npudiff.engine import run_case, run_job
-from npudiff.findings import finding_of
+from npudiff.evidence import finding_of
 from npudiff.outcome import Budget, Outcome
 from npudiff.report import Group, bound_text, finding_lines, grouped
 
