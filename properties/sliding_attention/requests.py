@@ -15,16 +15,18 @@ from properties.sliding_attention.case import Request
 
 BATCHES = (1, 2, 3, 4)
 FEW_ROWS = range(1, 9)
-MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300)
+MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300, 513)
+LONG_PROMPTS = (1025, 2047, 2048, 2049)
 LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 131_072, 131_073)
 
-LONG_SHARE = 8
-"""One case in this many has a request with a long history."""
+LONG = (*["no"] * 36, *["draft"] * 4, "prompt")
+"""How often one request of a case has a long history (a draft), or is a prompt around the size of compressed masks."""
 
-MAX_QUERY = 512
+MAX_QUERY = 2**12
+MAX_LISTED = 512
 MAX_LENGTH = 2**20
 
-REQUEST_SCORES = 2**22
+REQUEST_SCORES = 2**23
 """Scores of one request above which a cheaper length is drawn where the constraints leave one."""
 
 Options = Sequence[int]
@@ -68,7 +70,8 @@ class Lengths:
 
     def queries(self, among: Allowed, blind: str) -> Options:
         """The new tokens among some that are allowed, that some total goes with, and that are cheap enough."""
-        allowed = ordered(intersection(among, self.query))[:MAX_QUERY]
+        allowed = ordered(intersection(among, self.query))
+        allowed = allowed[:: -(-len(allowed) // MAX_LISTED) or 1]
         possible = [query for query in allowed if self.totals(query, blind)]
         return cheap(possible, lambda query: self.scores(query, self.totals(query, blind)[0]))
 
@@ -87,7 +90,7 @@ def cheap(options: Options, scores: Callable[[int], int]) -> Options:
 
 
 def draw_requests(choose: Chooser, box: Box, page_size: int, window: int | None, heads: int) -> tuple[Request, ...]:
-    """Draw a batch. At most one of its requests has a long history, and at most one sees no key in some row."""
+    """Draw a batch. At most one of its requests is long, and at most one sees no key in some row."""
     lengths = Lengths(
         ordered(box.get("query_length", range(1, MAX_QUERY + 1))),
         ordered(box.get("kv_length", range(MAX_LENGTH + 1))),
@@ -99,10 +102,10 @@ def draw_requests(choose: Chooser, box: Box, page_size: int, window: int | None,
     blind = choose.value(box, "blind_rows", ("none", "none", "empty", "any"))
     special = choose.pick(range(batch))
     kind = choose.pick(("decode", "extend", "mixed"))
-    long = choose.pick(range(LONG_SHARE)) == LONG_SHARE - 1
+    long = choose.pick(LONG)
     requests: list[Request] = []
     for place in range(batch):
-        kind_here = "draft" if long and place == (special + 1) % batch else kind
+        kind_here = long if long != "no" and place == (special + 1) % batch else kind
         requests.append(_draw_request(choose, lengths, kind_here, blind if place == special else "none"))
         if not allows(box.get("ragged", (True,)), True):
             lengths = replace(lengths, query=(requests[0].query,))
@@ -136,6 +139,8 @@ def _query_options(lengths: Lengths, kind: str, blind: str) -> Sequence[Options]
     A request with a long history is a draft, so that a case stays cheap.
     """
     few, many = (lengths.queries(rows, blind) for rows in (FEW_ROWS, MANY_ROWS))
+    if kind == "prompt" and (prompts := lengths.queries(LONG_PROMPTS, blind)):
+        return [prompts]
     if not few and not many:
         other = lengths.queries(lengths.query, blind)
         return [other] if other else []
@@ -144,6 +149,7 @@ def _query_options(lengths: Lengths, kind: str, blind: str) -> Sequence[Options]
         "decode": [decode],
         "draft": [decode, few or many],
         "extend": [few or many, many or few],
+        "prompt": [many or few],
         "mixed": [decode, few or many, many or few],
     }
     return options[kind]

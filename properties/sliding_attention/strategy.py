@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
-from npudiff.draw import Chooser
+from npudiff.draw import Chooser, within
 from properties.sliding_attention.case import (
     HEAD_DIMS,
     POISONS,
@@ -31,6 +31,9 @@ CACHE_ELEMENTS = 2**20
 SCORES = 2**19
 """Scores up to which a case may have more than one query head per KV head."""
 
+MOST_SCORES = 2**24
+"""Scores up to which a case may have more heads than it must, where the constraints ask for many."""
+
 
 def cases(constraints: Constraints) -> st.SearchStrategy[SlidingAttentionCase]:
     """Return a strategy of cases that lie within the constraints."""
@@ -45,8 +48,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     window = choose.value(box, "window", _windows(page_size))
     requests = draw_requests(choose, box, page_size, window, _fewest_heads(box))
     head_dim, value_head_dim = split_head_dims(choose.value(box, "head_dims", HEAD_DIMS))
-    kv_heads = choose.value(box, "kv_heads", _affordable_kv_heads(requests, page_size, head_dim + value_head_dim))
-    group = choose.value(box, "group", _affordable_groups(requests, kv_heads))
+    kv_heads = choose.pick(_kv_heads(box, requests, page_size, head_dim + value_head_dim))
+    group = choose.pick(_groups(box, requests, kv_heads))
     sinks = choose.value(box, "sinks", (False, True))
     recipe = choose.value(box, "recipe", RECIPES)
     return SlidingAttentionCase(
@@ -73,14 +76,21 @@ def _fewest_heads(box: Box) -> int:
     return int(min(box.get("kv_heads", KV_HEADS)) * min(box.get("group", GROUPS)))
 
 
-def _affordable_kv_heads(requests: Sequence[Request], page_size: int, dims: int) -> Sequence[int]:
+def _kv_heads(box: Box, requests: Sequence[Request], page_size: int, dims: int) -> Sequence[int]:
     pages = 6 + sum(min(8, 1 + request.kv // page_size) for request in requests)
-    return [heads for heads in KV_HEADS if heads == 1 or heads * pages * page_size * dims <= CACHE_ELEMENTS]
+    defaults = [heads for heads in KV_HEADS if heads == 1 or heads * pages * page_size * dims <= CACHE_ELEMENTS]
+    return _up_to_most_scores(within(defaults, box.get("kv_heads")), requests, min(box.get("group", GROUPS)))
 
 
-def _affordable_groups(requests: Sequence[Request], kv_heads: int) -> Sequence[int]:
+def _groups(box: Box, requests: Sequence[Request], kv_heads: int) -> Sequence[int]:
     scores = kv_heads * sum(request.query * request.kv for request in requests)
-    return [group for group in GROUPS if group == 1 or group * scores <= SCORES]
+    defaults = [group for group in GROUPS if group == 1 or group * scores <= SCORES]
+    return _up_to_most_scores(within(defaults, box.get("group")), requests, kv_heads)
+
+
+def _up_to_most_scores(options: Sequence[int], requests: Sequence[Request], times: int) -> Sequence[int]:
+    scores = times * sum(request.query * request.kv for request in requests)
+    return [option for option in options if option * scores <= MOST_SCORES] or [min(options)]
 
 
 def _windows(page_size: int) -> Sequence[int | None]:
