@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from device.simulator.schemas import namespace, qualified_name, unqualified
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch.library import Library
 
@@ -42,28 +45,38 @@ def install() -> None:
     _register()
 
 
+FAMILIES = ("fused_attention", "cache", "rotary", "norms")
+"""The packages beside this module that define operators, each in ``operators.OPERATORS``."""
+
+
+def operators() -> Iterator[Operator]:
+    """Yield every simulated operator; imports the kernels, and torch with them."""
+    for family in FAMILIES:
+        yield from importlib.import_module(f"device.simulator.{family}.operators").OPERATORS
+
+
 @cache
-def _register() -> Library:
-    """Register once; the cache keeps the library alive, and with it the registrations."""
+def _register() -> dict[str, Library]:
+    """Register once; the cache keeps the libraries alive, and with them the registrations."""
     from torch.library import Library  # noqa: PLC0415 - torch is loaded when it is needed, not on import
 
-    from device.simulator.fused_attention import operators  # noqa: PLC0415 - the kernels too
-    from device.simulator.schemas import qualified_name  # noqa: PLC0415
-
-    library = Library("npu", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for operator in operators.OPERATORS:
-        name = qualified_name(operator.schema)
-        if not _is_defined(name):
-            library.define(operator.schema)  # type: ignore[no-untyped-call]
+    libraries: dict[str, Library] = {}
+    for operator in operators():
+        space, name = namespace(operator.schema), qualified_name(operator.schema)
+        if space not in libraries:
+            libraries[space] = Library(space, "FRAGMENT")  # type: ignore[no-untyped-call]
+        library = libraries[space]
+        if not _is_defined(space, name):
+            library.define(unqualified(operator.schema))  # type: ignore[no-untyped-call]
             library.impl(name, operator.meta, "Meta")  # type: ignore[no-untyped-call]
         library.impl(name, operator.cpu, "CPU")  # type: ignore[no-untyped-call]
-    return library
+    return libraries
 
 
-def _is_defined(qualified_name: str) -> bool:
-    """Say whether an overload exists in the ``npu`` namespace."""
+def _is_defined(space: str, qualified: str) -> bool:
+    """Say whether an overload exists in a namespace."""
     import torch  # noqa: PLC0415
 
-    name, _, overload = qualified_name.partition(".")
-    schemas = torch._C._jit_get_schemas_for_operator(f"npu::{name}")
+    name, _, overload = qualified.partition(".")
+    schemas = torch._C._jit_get_schemas_for_operator(f"{space}::{name}")
     return any(schema.overload_name == overload for schema in schemas)

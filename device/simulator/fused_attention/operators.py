@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from device.simulator import schemas
 from device.simulator.errors import ErrorCode, OperatorRejected
+from device.simulator.fused_attention import schemas
 from device.simulator.fused_attention.checks import check
 from device.simulator.fused_attention.flash import Softmax, attend
 from device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans

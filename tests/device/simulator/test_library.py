@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from device import simulator
-from device.simulator.schemas import SCHEMAS, qualified_name
+from device.simulator.schemas import SCHEMAS, namespace, qualified_name, unqualified
 
 
 def run(code):
@@ -26,18 +26,19 @@ def test_install_defines_everything_once():
     simulator.install()
     for schema in SCHEMAS:
         name, _, overload = qualified_name(schema).partition(".")
-        operator = getattr(getattr(torch.ops.npu, name), overload or "default")
-        assert operator._schema == torch._C.parse_schema(f"npu::{schema}")
+        space = namespace(schema)
+        operator = getattr(getattr(getattr(torch.ops, space), name), overload or "default")
+        assert operator._schema == torch._C.parse_schema(f"{space}::{unqualified(schema)}")
 
 
 def test_install_adds_kernels_to_operators_that_exist():
     """As with torch_npu imported first: its definitions and shape rules stay."""
     code = """
 import torch
-from device.simulator.schemas import SCHEMAS, qualified_name
-theirs = torch.library.Library("npu", "DEF")
+from device.simulator.schemas import SCHEMAS, namespace, unqualified
+theirs = {space: torch.library.Library(space, "DEF") for space in set(map(namespace, SCHEMAS))}
 for schema in SCHEMAS:
-    theirs.define(schema)
+    theirs[namespace(schema)].define(unqualified(schema))
 from device import simulator
 simulator.install()
 q = torch.ones(1, 1, 16, dtype=torch.bfloat16)
