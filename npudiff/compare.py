@@ -51,7 +51,7 @@ class OutputComparison:
     @property
     def exact(self) -> bool:
         """Whether the output asks for equality only."""
-        return self.bound is not None and not bool(self.bound.any())
+        return self.bound is not None and not bool(((self.bound > 0) & self.bound.isfinite()).any())
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,26 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
     """Return ``|actual - value| / bound`` per element, in float64.
 
     An element that equals its value, infinities of one sign included, has ratio 0; an infinite bound gives 0; a wrong
-    element with bound 0, and any NaN or infinity that is not expected, gives infinity.
+    element with bound 0, and any NaN or infinity that is not expected, gives infinity. A value of the dtype of
+    ``actual`` was moved and not computed: then equal means the same bits.
     """
-    equal = actual == value if not actual.is_floating_point() else actual.to(torch.float64) == value
+    equal = _same_bits(actual, value) if actual.dtype == value.dtype else actual.to(torch.float64) == value
     wide, value = actual.to(torch.float64), value.to(torch.float64)
     ratio = (wide - value).abs_() / bound
     ratio = torch.where(torch.isfinite(wide) & torch.isfinite(value), ratio, torch.inf)
     ratio = torch.where((bound == 0) & ~equal, torch.inf, ratio)  # integers that float64 cannot tell apart
     return torch.where(equal | torch.isposinf(bound), 0.0, ratio)
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _same_bits(actual: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Data that is moved and not computed: NaN equals the same NaN, and zeros of different sign differ."""
+    if not actual.is_floating_point():
+        return actual == value
+    bits = _BITS[actual.dtype.itemsize]
+    return actual.view(bits) == value.view(bits)
 
 
 def same_bits(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], context: str) -> Comparison:

@@ -107,7 +107,57 @@ class CannProfile:
     max_group_size: int | None = 64
 
     # Non-contiguous query, key, value, mask or table: DOC forbids them; aclnn's generated entry makes copies.
+    # The documentation of npu_gemma_rms_norm and npu_interleave_rope forbids them too.
     non_contiguous: Literal["accepted", "rejected"] = "accepted"
+
+    # Rotary and norm operators. DOC is each operator's torch_npu documentation, ACLNN its aclnn page, SOURCE
+    # its kernels for A2 and A3 (ops-transformer/posembedding, ops-nn/norm).
+
+    # npu_rms_norm, 16 bit: is x * rstd rounded before gamma? SOURCE (rms_norm.h, rms_norm_merge_n.h) and its
+    # golden keep float32 to the end; npu_add_rms_norm rounds, and older rms_norm kernels may (inferred).
+    rms_norm_chain: Literal["float32", "rounded_before_gamma"] = "float32"
+
+    # npu_rotary_mul, float16 in half order: SOURCE (rotate_half.h) multiplies and adds in float16, op-plugin's
+    # test has a golden in float32.
+    rotary_mul_float16: Literal["float16", "float32"] = "float16"
+
+    # npu_rotary_mul: DOC wants batch and heads below 1000 (interleave: their product). That they are checked
+    # is inferred; sglang keeps to it for heads (layers/rotary_embedding/utils.py).
+    rotary_mul_sizes: Literal["documented", "any"] = "documented"
+
+    # npu_apply_rotary_pos_emb, bfloat16: SOURCE rounds with CAST_ROUND, other kernels narrow to bfloat16 with
+    # CAST_RINT.
+    apply_rotary_bfloat16: Literal["half_away_from_zero", "half_to_even"] = "half_away_from_zero"
+
+    # npu_interleave_rope: DOC has two dtypes, ACLNN float32 too. Names of torch dtypes.
+    interleave_rope_dtypes: tuple[str, ...] = ("float16", "bfloat16")
+
+    # npu_mrope: DOC allows int32 positions, ACLNN int64 only, and SOURCE reads 64 bits per position.
+    mrope_int32_positions: Literal["accepted", "rejected"] = "accepted"
+
+    # npu_mrope: sections that are not zero. ACLNN lists these, DOC only wants the right sum.
+    mrope_sections: frozenset[tuple[int, ...]] = frozenset(
+        {(16, 24, 24), (24, 20, 20), (8, 12, 12), (16, 16, 16, 16)}
+    )
+
+    # npu_kv_rmsnorm_rope_cache with one of k_rope_scale and c_kv_scale: DOC wants both, SOURCE quantises each
+    # cache that has a scale (vllm-ascend gives c_kv_scale alone, on A5).
+    kv_rmsnorm_scales: Literal["both", "each"] = "both"
+
+    # The same with scales and cache_mode Norm: DOC restricts no mode, SOURCE has no quantising kernel for Norm.
+    kv_rmsnorm_scales_in_norm_mode: Literal["rejected", "accepted"] = "rejected"
+
+    # The same, paged: DOC wants at least ceil(S / block size) * B blocks. sglang gives every token as a batch
+    # of its own (deepseek_v2_attention_mla_npu.py:104), more than its pool has pages, so nothing checks it.
+    kv_rmsnorm_block_count: Literal["any", "documented"] = "any"
+
+    # The same, two tokens for one slot: DOC calls it undefined. Padded tokens of sglang all go to slot 0, so it
+    # does no harm elsewhere; "unpredictable" fills the slot with what nobody wrote.
+    kv_rmsnorm_duplicate_index: Literal["unpredictable", "last_token"] = "unpredictable"
+
+    # npu_kv_rmsnorm_rope_cache_v2_functional: op-plugin seems to update the caches that it was given and to
+    # return clones made before (read in its host code at 517f2e7d); the schema promises the opposite.
+    kv_rmsnorm_functional: Literal["updates_clones", "updates_inputs"] = "updates_clones"
 
 
 _CANN_8_5 = CannProfile(
@@ -132,6 +182,10 @@ _PESSIMISTIC = CannProfile(
     tnd_unequal_head_dims_in_mode_4="rejected",
     decode_mask_ranks=(3, 4),
     non_contiguous="rejected",
+    rms_norm_chain="rounded_before_gamma",
+    mrope_int32_positions="rejected",
+    kv_rmsnorm_block_count="documented",
+    kv_rmsnorm_functional="updates_inputs",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

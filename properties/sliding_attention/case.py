@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from npudiff.constraints import Axis
+from properties.head_dims import join_head_dims
 
 RECIPES = ("gaussian", "needle", "outlier", "cold")
 """gaussian: independent values. needle: keys at every border take about half of the weight each. outlier: values at the
@@ -119,17 +120,6 @@ class SlidingAttentionCase:
 def head_dims(case: SlidingAttentionCase) -> str:
     """Return the head dims as the axis names them."""
     return join_head_dims(case.head_dim, case.value_head_dim)
-
-
-def join_head_dims(head_dim: int, value_head_dim: int) -> str:
-    """``128`` when both agree, else ``192/128``."""
-    return str(head_dim) if head_dim == value_head_dim else f"{head_dim}/{value_head_dim}"
-
-
-def split_head_dims(text: str) -> tuple[int, int]:
-    """Read ``128`` or ``192/128``; raises ``ValueError`` for anything else."""
-    first, _, second = str(text).partition("/")
-    return int(first), int(second or first)
 
 
 def blind_rows(case: SlidingAttentionCase) -> str:

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
+from properties.head_dims import split_head_dims
 from properties.sliding_attention.case import (
     HEAD_DIMS,
     POISONS,
     RECIPES,
     Request,
     SlidingAttentionCase,
-    split_head_dims,
 )
 from properties.sliding_attention.requests import draw_requests
 

@@ -29,7 +29,9 @@ def compared(value, bound, actual, dtype=torch.float32):
         (tensor([True, False], torch.bool), tensor([True, True], torch.bool)),
         (tensor([3, -4], torch.int32), tensor([3, -5], torch.int32)),
         (tensor([255], torch.uint8), tensor([254], torch.uint8)),
-        (tensor([1.5, -0.0, INF, -INF]), tensor([1.5, 0.0, INF, INF])),
+        (tensor([1.5, -0.0, INF, -INF]), tensor([1.5, -0.0, INF, INF])),
+        (tensor([1.5, -0.0]), tensor([1.5, 0.0])),  # other bits
+        (tensor([1.5, NAN]), tensor([1.5, 2.5])),
         (tensor([1.5], torch.bfloat16), tensor([1.5078125], torch.bfloat16)),
         (tensor([2**53 + 1], torch.int64), tensor([2**53], torch.int64)),
     ],

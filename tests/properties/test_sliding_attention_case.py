@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 
 from npudiff.codec import dumps, loads
 from npudiff.constraints import Constraints
+from properties.head_dims import join_head_dims, split_head_dims
 from properties.sliding_attention import cases
 from properties.sliding_attention.case import (
     AXES,
@@ -17,8 +18,6 @@ from properties.sliding_attention.case import (
     check_case,
     describe,
     features,
-    join_head_dims,
-    split_head_dims,
     values,
 )
 

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from device.simulator.library import Operator
+from device.simulator.rotary import schemas
+from device.simulator.rotary.apply_rotary_pos_emb import apply_rotary_pos_emb, apply_rotary_pos_emb_meta
+from device.simulator.rotary.interleave_rope import interleave_rope, interleave_rope_meta
+from device.simulator.rotary.mrope import mrope, mrope_meta
+from device.simulator.rotary.rotary_mul import rotary_mul, rotary_mul_meta
 
-OPERATORS: tuple[Operator, ...] = ()
+OPERATORS = (
+    Operator(schemas.ROTARY_MUL, rotary_mul, rotary_mul_meta),
+    Operator(schemas.INTERLEAVE_ROPE, interleave_rope, interleave_rope_meta),
+    Operator(schemas.MROPE, mrope, mrope_meta),
+    Operator(schemas.APPLY_ROTARY_POS_EMB, apply_rotary_pos_emb, apply_rotary_pos_emb_meta),
+)
 """Every operator of the family."""

@@ -1,0 +1,108 @@
+"""How backends write new keys and values into a paged cache: one operator, and one layout, per implementation."""
+
+from __future__ import annotations
+
+import torch
+
+import npudiff
+from npudiff import Target
+from reference.paged_cache import PagedCacheInputs
+
+Outputs = dict[str, torch.Tensor]
+
+STRIP = 16
+"""C0 of two-byte elements: columns per strip of PA_NZ."""
+
+_NO_SKIPPING = {"padding": ("slot 0",)}
+_FLOATS = {"dtype": ("bfloat16", "float16")}
+
+
+def caches(inputs: PagedCacheInputs) -> Outputs:
+    """Return the caches of inputs, after an operator wrote into them in place."""
+    return {"key_cache": inputs.key_cache, "value_cache": inputs.value_cache}
+
+
+@npudiff.implementation("paged_cache", name="scatter_nd_update", supports={"layout": ("PA_BSND",), **_NO_SKIPPING})
+def scatter_nd_update(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """FIA pool of sglang: one row per slot of the cache seen as [slots, heads, dim]."""
+    on_device = inputs.to(target.device)
+    slots = on_device.slots.view(-1, 1)
+    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
+        torch.ops.npu.npu_scatter_nd_update_(cache.view(-1, *rows.shape[1:]), slots, rows)
+    return caches(on_device)
+
+
+@npudiff.implementation(
+    "paged_cache", name="reshape_and_cache", supports={"layout": ("PA_BSND",), "slots_dtype": ("int32",)}
+)
+def reshape_and_cache(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """ATB operator on a 4-D cache, the path without FIA."""
+    on_device = inputs.to(target.device)
+    torch.ops.atb._npu_reshape_and_cache(
+        key=on_device.key,
+        value=on_device.value,
+        key_cache=on_device.key_cache,
+        value_cache=on_device.value_cache,
+        slot_indices=on_device.slots,
+    )
+    return caches(on_device)
+
+
+@npudiff.implementation("paged_cache", name="scatter_pa_norm", supports={"layout": ("PA_BSND",)})
+def scatter_pa_norm(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """npu_scatter_pa_kv_cache with cache_mode="Norm"."""
+    return scatter_pa(inputs, target, "Norm")
+
+
+@npudiff.implementation("paged_cache", name="scatter_pa_nz", supports={"layout": ("PA_NZ",)})
+def scatter_pa_nz(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """npu_scatter_pa_kv_cache with cache_mode="PA_NZ"."""
+    return scatter_pa(inputs, target, "PA_NZ")
+
+
+def scatter_pa(inputs: PagedCacheInputs, target: Target, cache_mode: str) -> Outputs:
+    """Write with npu_scatter_pa_kv_cache, into caches as they lie."""
+    on_device = inputs.to(target.device)
+    torch.ops.npu.npu_scatter_pa_kv_cache(
+        on_device.key,
+        on_device.value,
+        on_device.key_cache,
+        on_device.value_cache,
+        on_device.slots,
+        cache_mode=cache_mode,
+    )
+    return caches(on_device)
+
+
+@npudiff.implementation(
+    "paged_cache", name="scatter_nz_rows", supports={"layout": ("PA_NZ",), "kv_heads": (1,), **_FLOATS, **_NO_SKIPPING}
+)
+def scatter_nz_rows(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """MLA pool of sglang in NZ: every token is cut into rows of 16, each scattered to a row of the cache."""
+    on_device = inputs.to(target.device)
+    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
+        scatter_rows(cache, rows, nz_rows(on_device.slots.to(torch.int64), on_device.page_size, rows.shape[2]))
+    return caches(on_device)
+
+
+def nz_rows(slots: torch.Tensor, page_size: int, dim: int) -> torch.Tensor:
+    """Rows of the cache seen as [rows, 16] that hold a token, int64 ``[tokens, dim // 16]`` (memory pool of sglang)."""
+    strips = torch.arange(dim // STRIP, device=slots.device)
+    page, offset = (slots // page_size).unsqueeze(1), (slots % page_size).unsqueeze(1)
+    return (page * (dim // STRIP) + strips) * page_size + offset
+
+
+def scatter_rows(cache: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> None:
+    """Scatter tokens, cut into rows of 16, to rows of the cache."""
+    torch.ops.npu.npu_scatter_nd_update_(cache.view(-1, STRIP), index.reshape(-1, 1), rows.reshape(-1, STRIP))
+
+
+@npudiff.implementation("paged_cache", name="index_put", supports={"layout": ("PA_BSND", "PA_BNSD"), **_NO_SKIPPING})
+def index_put(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """Plain indexing: the path without fused operators."""
+    on_device = inputs.to(target.device)
+    page, offset = on_device.slots // on_device.page_size, on_device.slots % on_device.page_size
+    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
+        pages = cache if on_device.layout == "PA_BSND" else cache.transpose(1, 2)
+        pages[page, offset] = rows
+    return caches(on_device)

@@ -1,0 +1,109 @@
+"""Wrong writes into a paged cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+import npudiff
+from device.ascend.paged_cache import Outputs, caches, nz_rows, scatter_pa, scatter_pa_norm, scatter_rows
+from npudiff import Target
+from reference.paged_cache import PagedCacheInputs
+
+_NZ = {"layout": ("PA_NZ",)}
+_ND = {"layout": ("PA_BSND",)}
+
+
+@npudiff.implementation(
+    "paged_cache",
+    name="nz_pool_written_as_nd",
+    supports=_NZ,
+    wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ on the reader's side only",
+)
+def nz_pool_written_as_nd(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """Write in ND order into a cache that is read as NZ."""
+    page = (inputs.key_cache.shape[0], inputs.page_size)
+    seen = _seen_as(inputs, (*page, *inputs.key.shape[1:]), (*page, *inputs.value.shape[1:]))
+    return _as_before(inputs, scatter_pa(seen, target, "Norm"))
+
+
+@npudiff.implementation(
+    "paged_cache",
+    name="cache_mode_default_on_nd",
+    supports={**_ND, "kv_heads": (1, 2, 4, 8), "head_dims": ("64", "128", "192/128", "512/64", "256")},
+    wrong="PKV-05 https://github.com/sgl-project/sglang/pull/14423: the mode does not arrive; its default is PA_NZ",
+)
+def cache_mode_default_on_nd(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """Leave out cache_mode on an ND cache."""
+    strips = (inputs.key_cache.shape[0], -1, inputs.page_size, 32 // inputs.key.element_size())
+    return _as_before(inputs, scatter_pa(_seen_as(inputs, strips, strips), target, "PA_NZ"))
+
+
+def _seen_as(inputs: PagedCacheInputs, key: tuple[int, ...], value: tuple[int, ...]) -> PagedCacheInputs:
+    """The same bytes in other shapes."""
+    return replace(inputs, key_cache=inputs.key_cache.view(key), value_cache=inputs.value_cache.view(value))
+
+
+def _as_before(inputs: PagedCacheInputs, written: Outputs) -> Outputs:
+    return {
+        "key_cache": written["key_cache"].view(inputs.key_cache.shape),
+        "value_cache": written["value_cache"].view(inputs.value_cache.shape),
+    }
+
+
+@npudiff.implementation(
+    "paged_cache",
+    name="slots_int64_as_int32",
+    supports={**_ND, "slots_dtype": ("int64",)},
+    wrong="PKV-08 https://github.com/vllm-project/vllm-ascend/pull/16775: int64 slots read as int32",
+)
+def slots_int64_as_int32(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """Read the slots' memory as int32: every second one is 0, and the later half is missing."""
+    narrow = inputs.slots.view(torch.int32)[: len(inputs.slots)]
+    return scatter_pa_norm(replace(inputs, slots=narrow), target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "paged_cache",
+    name="slots_truncated",
+    supports={**_ND, "tokens": range(2, 2**16)},
+    wrong="PKV-09 https://github.com/vllm-project/vllm-ascend/pull/16775: only the local tokens are written",
+)
+def slots_truncated(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """Write the first half of the tokens only."""
+    local = (len(inputs.slots) + 1) // 2
+    part = replace(inputs, key=inputs.key[:local], value=inputs.value[:local], slots=inputs.slots[:local])
+    return scatter_pa_norm(part, target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "paged_cache",
+    name="skipped_slot_is_last",
+    supports={**_ND, "padding": ("slot -1",), "padded_tokens": range(1, 2**16)},
+    wrong="slot -1 taken for Python's last element: padded tokens overwrite the last slot of the pool",
+)
+def skipped_slot_is_last(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """Index with -1 where the operator skips it."""
+    on_device = inputs.to(target.device)
+    slots = on_device.slots.to(torch.int64)
+    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
+        cache.view(-1, *rows.shape[1:])[slots] = rows
+    return caches(on_device)
+
+
+@npudiff.implementation(
+    "paged_cache",
+    name="nz_rows_of_key_dim",
+    supports={**_NZ, "kv_heads": (1,), "dtype": ("bfloat16", "float16"), "padding": ("slot 0",)},
+    wrong="PKV-03 https://github.com/sgl-project/sglang/pull/24582: values addressed with the head dim of keys",
+)
+def nz_rows_of_key_dim(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """Compute the rows of the value cache as if its head dim were the keys'."""
+    on_device = inputs.to(target.device)
+    slots, size = on_device.slots.to(torch.int64), on_device.page_size
+    scatter_rows(on_device.key_cache, on_device.key, nz_rows(slots, size, on_device.key.shape[2]))
+    index = nz_rows(slots, size, on_device.key.shape[2])[:, : on_device.value.shape[2] // 16]
+    rows = on_device.value_cache.numel() // 16
+    scatter_rows(on_device.value_cache, on_device.value[..., : 16 * index.shape[1]], index % rows)
+    return caches(on_device)

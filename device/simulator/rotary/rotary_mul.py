@@ -1,0 +1,152 @@
+"""``npu_rotary_mul``: turn a 4-D tensor by cosines and sines that broadcast.
+
+Sources: the wheel's documentation of the operator, and CANN's ``rotary_position_embedding`` kernels
+(``rotate_half.h``, ``rotate_half_bf16.h``, ``rotate_interleaved_split_bsn_pad.h``, ``rotate_matrix.h`` in
+ops-transformer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from device.simulator.errors import ErrorCode, OperatorRejected
+from device.simulator.profiles import CannProfile, active_profile
+from device.simulator.rotary.requirements import FLOATS, require_dtype, require_rank, require_shape
+from device.simulator.rotary.rotation import rotate_half, rotate_pairs, turn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAME = "npu_rotary_mul"
+_HEAD_DIM_END = 896
+_BATCH_OR_HEADS_END = 1000
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One way to read shapes: the axes that r1 and r2 have in full, and which axes of input are B and N."""
+
+    layout: str
+    full: frozenset[int]
+    batch_axis: int
+    head_axis: int
+    interleave: bool
+
+
+def _reading(layout: str, r: str, *, interleave: bool = False) -> _Reading:
+    full = frozenset(axis for axis, letter in enumerate(r[:3]) if letter != "1")
+    return _Reading(layout, full, layout.index("B"), layout.index("N"), interleave)
+
+
+# DOC: what r1 and r2 may be for each layout of input; interleave has only one full axis.
+_READINGS = (
+    _reading("BNSD", "11SD", interleave=True),
+    _reading("BNSD", "B1SD"),
+    _reading("BNSD", "BNSD"),
+    _reading("BSND", "1S1D", interleave=True),
+    _reading("BSND", "BS1D"),
+    _reading("BSND", "BSND"),
+    _reading("SBND", "S11D", interleave=True),
+    _reading("SBND", "SB1D"),
+    _reading("SBND", "SBND"),
+)
+
+
+def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None) -> Tensor:
+    """Return ``x * r1 + turned(x) * r2``.
+
+    Parameters
+    ----------
+    x : Tensor
+        [B, N, S, D], [B, S, N, D] or [S, B, N, D]; float16, bfloat16 or float32. D is even and below 896.
+    r1, r2 : Tensor
+        Cosines and sines, of one shape: 4-D, D in full and 1 where they broadcast; cast to the dtype of x.
+    rotary_mode : str
+        ``half`` or ``interleave``; the output keeps the order of x.
+    rotate : Tensor, optional
+        [D, D]: ``x @ rotate`` takes the place of the turned x, and the mode does not matter.
+
+    Returns
+    -------
+    Tensor
+        Shape and dtype of x.
+
+    Raises
+    ------
+    OperatorRejected
+        Mode, dtype, rank, shape or size is not one of the above.
+    """
+    profile = active_profile()
+    _check(x, r1, r2, rotary_mode, rotate, profile)
+    # SOURCE rotate_half.h: float16 in half order is never widened, so both products round to float16. All
+    # other kernels compute in float32 and round once, to even.
+    narrow = x.dtype == torch.float16 and rotary_mode == "half" and rotate is None
+    arithmetic = x.dtype if narrow and profile.rotary_mul_float16 == "float16" else torch.float32
+    values = x.to(arithmetic)
+    cos, sin = (r.to(x.dtype).to(arithmetic) for r in (r1, r2))
+    if rotate is not None:
+        turned = values @ rotate.to(x.dtype).to(arithmetic)
+    else:
+        turned = rotate_half(values) if rotary_mode == "half" else rotate_pairs(values)
+    return turn(values, turned, cos, sin).to(x.dtype)
+
+
+def rotary_mul_meta(
+    x: Tensor,
+    r1: Tensor,  # noqa: ARG001 - the dispatcher passes what the schema has
+    r2: Tensor,  # noqa: ARG001
+    rotary_mode: str = "half",  # noqa: ARG001
+    rotate: Tensor | None = None,  # noqa: ARG001
+) -> Tensor:
+    """Allocate the output; as torch_npu's META, this checks nothing."""
+    return x.new_empty(x.shape)
+
+
+def _check(x: Tensor, r1: Tensor, r2: Tensor, mode: str, rotate: Tensor | None, profile: CannProfile) -> None:
+    if mode not in ("half", "interleave"):
+        # quarter and interleave-half are of Ascend 950 (op-plugin test_npu_rotary_mul).
+        raise OperatorRejected(NAME, "rotary_mode", repr(mode), "'half' or 'interleave'", ErrorCode.WRAPPER)
+    for argument, tensor in (("input", x), ("r1", r1), ("r2", r2)):
+        require_rank(NAME, argument, tensor, 4)
+        require_dtype(NAME, argument, tensor, FLOATS)
+    require_shape(NAME, "r2", r2, r1.shape, "as r1")
+    dim = x.shape[3]
+    if dim % 2 or not 0 < dim < _HEAD_DIM_END:
+        allowed = f"an even head dim below {_HEAD_DIM_END}"
+        raise OperatorRejected(NAME, "input", f"of head dim {dim}", allowed, ErrorCode.TILING)
+    if rotate is not None:
+        require_dtype(NAME, "rotate", rotate, FLOATS)
+        require_shape(NAME, "rotate", rotate, (dim, dim), "[D, D]")
+    readings = list(_readings(x, r1, mode))
+    if not readings:
+        allowed = "[1, 1, S, D], [1, S, 1, D] or [S, 1, 1, D]" + (
+            ", or with the batch or every axis in full too" if mode == "half" else ""
+        )
+        given = f"of shape {list(r1.shape)} for input {list(x.shape)}"
+        raise OperatorRejected(NAME, "r1", given, allowed, ErrorCode.TILING)
+    if profile.rotary_mul_sizes == "documented" and not any(_fits(x, reading, mode) for reading in readings):
+        what = "batch and heads below" if mode == "half" else "batch times heads below"
+        given = f"of shape {list(x.shape)}"
+        raise OperatorRejected(NAME, "input", given, f"{what} {_BATCH_OR_HEADS_END}", ErrorCode.TILING)
+
+
+def _readings(x: Tensor, r: Tensor, mode: str) -> Iterator[_Reading]:
+    """Yield the readings that fit both shapes; an axis of size 1 is full and broadcast at once."""
+    if r.shape[3] != x.shape[3] or any(size not in (1, whole) for size, whole in zip(r.shape, x.shape, strict=True)):
+        return
+    required = {axis for axis in range(3) if r.shape[axis] > 1}
+    possible = required | {axis for axis in range(3) if x.shape[axis] == 1}
+    for reading in _READINGS:
+        if required <= reading.full <= possible and (reading.interleave or mode == "half"):
+            yield reading
+
+
+def _fits(x: Tensor, reading: _Reading, mode: str) -> bool:
+    batch, heads = x.shape[reading.batch_axis], x.shape[reading.head_axis]
+    if mode == "half":
+        return max(batch, heads) < _BATCH_OR_HEADS_END
+    return batch * heads < _BATCH_OR_HEADS_END

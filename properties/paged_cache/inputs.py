@@ -1,0 +1,52 @@
+"""From a case to tensors, and where each of their elements is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from npudiff.data import Stream
+from properties.paged_cache.case import PagedCacheCase, layout_of
+from reference.paged_cache import SKIPPED, PagedCacheInputs
+
+
+def build_inputs(case: PagedCacheCase) -> PagedCacheInputs:
+    """Build the inputs of a case: every element of data and caches has bits of its own, as far as there are enough."""
+    room = (case.pages - 1) * case.page_size
+    order = Stream(case.seed, "slots").permutation(room)[: case.tokens]
+    padding = 0 if case.padding == "slot 0" else SKIPPED
+    slots = [case.page_size + slot for slot in order] + [padding] * case.padded_tokens
+    rows = len(slots)
+    return PagedCacheInputs(
+        key=_data(case, "key", (rows, case.kv_heads, case.head_dim)),
+        value=_data(case, "value", (rows, case.kv_heads, case.value_head_dim)),
+        key_cache=_data(case, "key cache", layout_of(case, case.head_dim).shape),
+        value_cache=_data(case, "value cache", layout_of(case, case.value_head_dim).shape),
+        slots=torch.tensor(slots, dtype=torch.int32 if case.slots_dtype == "int32" else torch.int64),
+        page_size=case.page_size,
+        layout=case.layout,
+    )
+
+
+def _data(case: PagedCacheCase, name: str, shape: Sequence[int]) -> torch.Tensor:
+    """Random bits; of a float dtype with the exponent's top bit cleared, so that all are finite numbers."""
+    count = int(torch.Size(shape).numel())
+    words = torch.from_numpy(Stream(case.seed, name).words(-(-count // 4)).view("int16")[:count].copy())
+    if case.dtype == "int8":
+        return (words & 0xFF).to(torch.int8).reshape(tuple(shape))
+    return (words & -0x4001).view(case.torch_dtype).reshape(tuple(shape))
+
+
+def coordinates(inputs: PagedCacheInputs, output: str) -> Mapping[str, torch.Tensor]:
+    """Return integer tensors that broadcast to a cache: page, and the axes of its layout."""
+    shape = (inputs.key_cache if output == "key_cache" else inputs.value_cache).shape
+    names = {
+        "PA_BSND": ("page", "offset", "head", "dim"),
+        "PA_BNSD": ("page", "head", "offset", "dim"),
+        "PA_NZ": ("page", "strip", "offset", "column of strip"),
+    }[inputs.layout]
+    return {
+        name: torch.arange(size).reshape([-1 if axis == place else 1 for axis in range(4)])
+        for place, (name, size) in enumerate(zip(names, shape, strict=True))
+    }

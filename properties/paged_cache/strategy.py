@@ -1,0 +1,66 @@
+"""Drawing cases of writing into a paged cache, within what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from npudiff.constraints import Box, Constraints
+from npudiff.draw import Chooser, within
+from properties.head_dims import split_head_dims
+from properties.paged_cache.case import DTYPES, HEAD_DIMS, PADDINGS, PagedCacheCase
+from reference.cache_layout import LAYOUTS, strip_width
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[PagedCacheCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    page_size = choose.value(box, "page_size", (16, 32, 48, 64, 128, 192, 256))
+    kv_heads = choose.value(box, "kv_heads", (1, 2, 3, 8))
+    dtype = choose.value(box, "dtype", DTYPES)
+    layout = choose.value(box, "layout", LAYOUTS)
+    dims = [text for text in within(HEAD_DIMS, box.get("head_dims")) if _fills_strips(text, kv_heads, dtype, layout)]
+    assume(dims)
+    head_dim, value_head_dim = split_head_dims(choose.pick(dims))
+    pages = choose.value(box, "pages", (2, 3, 5, 9))
+    room = (pages - 1) * page_size
+    padded = choose.value(box, "padded_tokens", (0, 0, 1, 3))
+    counts = sorted({1, 2, 3, page_size - 1, page_size, page_size + 1, room, room // 2 or 1} - {0})
+    tokens = choose.pick(_allowed_counts(box, counts, room, padded))
+    return PagedCacheCase(
+        tokens=tokens,
+        padded_tokens=padded,
+        padding=choose.value(box, "padding", PADDINGS),
+        pages=pages,
+        page_size=page_size,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_head_dim=value_head_dim,
+        dtype=dtype,
+        layout=layout,
+        slots_dtype=choose.value(box, "slots_dtype", ("int32", "int64")),
+        seed=choose.pick(range(1024)),
+    )
+
+
+def _allowed_counts(box: Box, counts: Sequence[int], room: int, padded: int) -> Sequence[int]:
+    """Real tokens that fit into the pool; the axis counts padded ones as well."""
+    allowed = within([count + padded for count in counts], box.get("tokens"))
+    fitting = [total - padded for total in allowed[:4096] if 0 < total - padded <= room]
+    assume(fitting)
+    return fitting
+
+
+def _fills_strips(dims: str, heads: int, dtype: str, layout: str) -> bool:
+    if layout != "PA_NZ":
+        return True
+    width = strip_width(PagedCacheCase(1, dtype=dtype).torch_dtype)
+    return all(heads * dim % width == 0 for dim in split_head_dims(dims))

@@ -1,0 +1,94 @@
+"""Writing keys and values of new tokens into a paged cache, byte by byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from reference.bounds import Expected, exactly
+from reference.cache_layout import CacheLayout
+
+SKIPPED = -1
+"""A slot that says: write this token nowhere."""
+
+
+@dataclass(frozen=True)
+class PagedCacheInputs:
+    """New keys and values, where they go, and what the caches hold before.
+
+    Attributes
+    ----------
+    key : torch.Tensor
+        ``[tokens, kv_heads, head_dim]``, bfloat16, float16 or int8.
+    value : torch.Tensor
+        ``[tokens, kv_heads, value_head_dim]``, of the dtype of ``key``.
+    key_cache, value_cache : torch.Tensor
+        The caches before the write, in the shape of the layout (``reference.cache_layout``). Page 0 is a dummy to which
+        padded tokens are written.
+    slots : torch.Tensor
+        int32 or int64 ``[tokens]``: ``page * page_size + offset``, or -1 for a token that is written nowhere. No slot
+        but 0 is named twice.
+    page_size : int
+        Tokens per page.
+    layout : str
+        ``PA_BSND``, ``PA_BNSD`` or ``PA_NZ``.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    slots: torch.Tensor
+    page_size: int
+    layout: str
+
+    def to(self, device: str | torch.device) -> PagedCacheInputs:
+        """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
+        return replace(
+            self,
+            key=self.key.to(device),
+            value=self.value.to(device),
+            key_cache=self.key_cache.to(device, copy=True),
+            value_cache=self.value_cache.to(device, copy=True),
+            slots=self.slots.to(device),
+        )
+
+
+def paged_cache(inputs: PagedCacheInputs) -> dict[str, Expected]:
+    """Return the caches after the write.
+
+    Every element is compared bit for bit, also those that no slot names: they stay what they were. Only slot 0 is not
+    specified once a token goes there, since several padded tokens do.
+
+    Returns
+    -------
+    dict
+        ``key_cache`` and ``value_cache``, of the shape and dtype of the inputs.
+
+    Raises
+    ------
+    ValueError
+        If a cache does not have the shape of its layout, or a slot lies outside.
+    """
+    slots = inputs.slots.to(torch.int64)
+    return {
+        "key_cache": _written(inputs, inputs.key, inputs.key_cache, slots),
+        "value_cache": _written(inputs, inputs.value, inputs.value_cache, slots),
+    }
+
+
+def _written(inputs: PagedCacheInputs, rows: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> Expected:
+    tokens, heads, dim = rows.shape
+    layout = CacheLayout(inputs.layout, cache.shape[0], inputs.page_size, heads, dim, rows.dtype)
+    if tuple(cache.shape) != layout.shape:
+        raise ValueError(f"a {inputs.layout} cache of {rows.dtype} must be {layout.shape}, got {tuple(cache.shape)}")
+    if slots.shape != (tokens,) or bool(((slots < SKIPPED) | (slots >= layout.pages * layout.page_size)).any()):
+        raise ValueError(f"slots must be [{tokens}], each -1 or in 0..{layout.pages * layout.page_size - 1}")
+    written = slots != SKIPPED
+    after = cache.clone()
+    after.view(-1)[layout.addresses(slots[written])] = rows[written]
+    expected = exactly(after)
+    if bool((slots == 0).any()):
+        expected.bound.view(-1)[layout.addresses(torch.zeros(1, dtype=torch.int64))] = torch.inf
+    return expected

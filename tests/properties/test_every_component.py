@@ -1,0 +1,122 @@
+"""What every component owes the engine: draws inside its box, cases that survive JSON, words, coordinates."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from npudiff.codec import dumps, loads
+from npudiff.constraints import Constraints
+from properties import page_allocation, paged_cache, sliding_attention, swa_mask
+
+COMPONENTS = [module.component for module in (page_allocation, paged_cache, sliding_attention, swa_mask)]
+
+every_component = pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
+
+
+def drawn(component, constraints, count=60, number=0):
+    found = []
+
+    @seed(number)
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(component.strategy(constraints))
+    def collect(case):
+        found.append(case)
+
+    collect()
+    return found  # fmt: skip
+
+
+@every_component
+def test_every_default_case_can_be_built_and_is_inside(component):
+    for case in drawn(component, Constraints(), 150):
+        component.check_case(case)
+        values = component.values(case)
+        assert values.keys() == component.axes.keys()
+        for axis, used in values.items():
+            for value in used:
+                assert component.axes[axis].value(axis, value, "here") == value
+
+
+@every_component
+def test_every_value_that_default_cases_have_can_be_asked_for(component):
+    """One axis at a time: what a user restricts is what is drawn."""
+    cases = drawn(component, Constraints(), 60, 1)
+    for axis in component.axes:
+        seen = sorted({value for case in cases for value in component.values(case)[axis]}, key=str)
+        for value in {seen[0], seen[-1], seen[len(seen) // 2]} if seen else ():
+            constraints = Constraints.of({axis: (value,)})
+            found = drawn(component, constraints, 12)
+            assert found, (axis, value)
+            for case in found:
+                assert constraints.reason_against(component.values(case)) is None, (axis, value, case)
+
+
+@every_component
+def test_a_case_survives_json_and_can_be_a_key(component):
+    for case in drawn(component, Constraints()):
+        text = dumps(case)
+        assert loads(component.case_type, text) == case
+        assert {case: 1}[loads(component.case_type, text)] == 1
+        assert isinstance(json.loads(text), dict)
+
+
+@every_component
+def test_a_case_is_one_short_line_and_says_where_it_is(component):
+    lines = [component.describe(case) for case in drawn(component, Constraints())]
+    assert all("\n" not in line and line for line in lines)
+    assert max(map(len, lines)) < 400
+    features = {feature for case in drawn(component, Constraints(), 150) for feature in component.features(case)}
+    assert component.watched in features
+
+
+@every_component
+def test_the_same_case_gives_the_same_bits(component):
+    for case in drawn(component, Constraints(), 20):
+        first, second = component.inputs(case), component.inputs(case)
+        for name, one in vars(first).items():
+            if isinstance(one, torch.Tensor):
+                other = getattr(second, name)
+                assert torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)), name
+
+
+@every_component
+def test_the_reference_names_the_outputs_and_coordinates_fit_them(component):
+    for case in drawn(component, Constraints(), 30):
+        inputs = component.inputs(case)
+        expected = component.reference(inputs)
+        assert tuple(expected) == component.outputs
+        for name, output in expected.items():
+            assert output.bound.shape == output.value.shape
+            assert output.bound.dtype == torch.float64
+            for values in component.coordinates(inputs, name).values():
+                assert values.expand(output.value.shape).shape == output.value.shape
+                assert not values.is_floating_point()
+
+
+@every_component
+def test_profiles_name_axes_and_values_that_there_are(component):
+    for box in component.profiles.values():
+        constraints = Constraints.of(box).checked(component.axes, "profile")
+        for case in drawn(component, constraints, 10):
+            component.check_case(case)
+            assert constraints.reason_against(component.values(case)) is None
+
+
+@every_component
+def test_relations_have_names_and_summaries_of_their_own(component):
+    names = [relation.name for relation in component.relations]
+    assert len(set(names)) == len(names)
+    assert all(relation.summary and relation.name.isidentifier() for relation in component.relations)
+    for relation in component.relations:
+        Constraints((relation.within,)).checked(component.axes, relation.name)
+        Constraints((relation.needs,)).checked(component.axes, relation.name)
