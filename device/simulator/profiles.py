@@ -136,9 +136,7 @@ class CannProfile:
     mrope_int32_positions: Literal["accepted", "rejected"] = "accepted"
 
     # npu_mrope: sections that are not zero. ACLNN lists these, DOC only wants the right sum.
-    mrope_sections: frozenset[tuple[int, ...]] = frozenset(
-        {(16, 24, 24), (24, 20, 20), (8, 12, 12), (16, 16, 16, 16)}
-    )
+    mrope_sections: frozenset[tuple[int, ...]] = frozenset({(16, 24, 24), (24, 20, 20), (8, 12, 12), (16, 16, 16, 16)})
 
     # npu_kv_rmsnorm_rope_cache with one of k_rope_scale and c_kv_scale: DOC wants both, SOURCE quantises each
     # cache that has a scale (vllm-ascend gives c_kv_scale alone, on A5).
@@ -158,6 +156,43 @@ class CannProfile:
     # npu_kv_rmsnorm_rope_cache_v2_functional: op-plugin seems to update the caches that it was given and to
     # return clones made before (read in its host code at 517f2e7d); the schema promises the opposite.
     kv_rmsnorm_functional: Literal["updates_clones", "updates_inputs"] = "updates_clones"
+
+    # Cache operators. DOC is each operator's torch_npu documentation, SOURCE its tiling and kernels for A2 and
+    # A3 (ops-transformer/attention/scatter_pa_kv_cache and gather_pa_kv_cache; ascend-transformer-boost for
+    # _npu_reshape_and_cache).
+
+    # npu_scatter_pa_kv_cache, cache mode PA_NZ (the default), caches of another shape, as ND ones have: SOURCE
+    # refuses them (CheckInputShapeNz of ScatterPaKvCacheMembaseTiling, in all versions read). Unchecked, the
+    # bytes are addressed as NZ with the last but one axis as the block size, which scrambles the cache silently.
+    scatter_pa_nz_shapes: Literal["unchecked", "checked"] = "unchecked"
+
+    # The same, dtypes: these are SOURCE's for A2 and A3; DOC has all of 1, 2 and 4 bytes. Names of torch dtypes.
+    scatter_pa_dtypes: tuple[str, ...] = ("float16", "bfloat16", "int8")
+
+    # The same, int8 keys with values of 16 bit: SOURCE takes them, DOC wants one dtype.
+    scatter_pa_mixed_dtypes: Literal["int8_key", "rejected"] = "int8_key"
+
+    # _npu_reshape_and_cache with one cache in FRACTAL_NZ, or _siso with its only one: op-plugin takes the ND
+    # operation, which writes rows across the tiles. That ATB does not refuse the format is inferred.
+    reshape_and_cache_lone_nz: Literal["written_as_nd", "rejected"] = "written_as_nd"
+
+    # npu_gather_pa_kv_cache, NZ, seq_offset: DOC counts tokens for both modes, SOURCE's NZ kernel adds the number
+    # to the column of the block table (gather_pa_kv_cache_nz.h), its ND kernel divides.
+    gather_pa_nz_offset: Literal["tokens", "blocks"] = "tokens"
+
+    # The same, a block outside the cache or the table: SOURCE reads there, op-plugin's golden (for 950) has zeros.
+    gather_pa_missing_block: Literal["fault", "zeros"] = "fault"
+
+    # npu_format_cast_ with a tensor: torch_npu (FormatCastKernelNpu.cpp) copies the values of the tensor and keeps
+    # the format, DOC says that the format is taken over.
+    format_cast_from_tensor: Literal["copies_values", "takes_format"] = "copies_values"
+
+    # npu_format_cast with customize_dtype or input_dtype: torch_npu refuses them before CANN 9.1.
+    format_cast_customize_dtype: Literal["rejected", "accepted"] = "rejected"
+
+    # torch.npu.config.allow_internal_format, which is an option of the program: torch_npu's default is off, and
+    # a cast to FRACTAL_NZ then gives ND. sglang and vllm-ascend turn it on.
+    internal_format: Literal["allowed", "replaced_by_base_format"] = "allowed"
 
 
 _CANN_8_5 = CannProfile(
@@ -182,6 +217,8 @@ _PESSIMISTIC = CannProfile(
     tnd_unequal_head_dims_in_mode_4="rejected",
     decode_mask_ranks=(3, 4),
     non_contiguous="rejected",
+    scatter_pa_mixed_dtypes="rejected",
+    gather_pa_nz_offset="blocks",
     rms_norm_chain="rounded_before_gamma",
     mrope_int32_positions="rejected",
     kv_rmsnorm_block_count="documented",

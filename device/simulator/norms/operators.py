@@ -3,6 +3,23 @@
 from __future__ import annotations
 
 from device.simulator.library import Operator
+from device.simulator.norms import add_rms_norm as add
+from device.simulator.norms import kv_rmsnorm_rope_cache as kv
+from device.simulator.norms import schemas
+from device.simulator.norms.rms_norm import gemma_rms_norm, norm_meta, rms_norm
 
-OPERATORS: tuple[Operator, ...] = ()
+OPERATORS = (
+    Operator(schemas.RMS_NORM, rms_norm, norm_meta),
+    Operator(schemas.GEMMA_RMS_NORM, gemma_rms_norm, norm_meta),
+    Operator(schemas.ADD_RMS_NORM, add.add_rms_norm, add.add_rms_norm_meta),
+    Operator(schemas.ADD_RMS_NORM_V2, add.add_rms_norm_v2, add.add_rms_norm_v2_meta),
+    Operator(schemas.ADD_RMS_NORM_V2_FUNCTIONAL, add.add_rms_norm_v2_functional, add.add_rms_norm_v2_functional_meta),
+    Operator(schemas.KV_RMSNORM_ROPE_CACHE, kv.kv_rmsnorm_rope_cache, kv.kv_rmsnorm_rope_cache_meta),
+    Operator(schemas.KV_RMSNORM_ROPE_CACHE_V2, kv.kv_rmsnorm_rope_cache_v2, kv.kv_rmsnorm_rope_cache_v2_meta),
+    Operator(
+        schemas.KV_RMSNORM_ROPE_CACHE_V2_FUNCTIONAL,
+        kv.kv_rmsnorm_rope_cache_v2_functional,
+        kv.kv_rmsnorm_rope_cache_v2_functional_meta,
+    ),
+)
 """Every operator of the family."""

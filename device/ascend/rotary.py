@@ -1,0 +1,117 @@
+"""Rotary embedding as sglang's Ascend backend calls it, one operator per implementation."""
+
+from __future__ import annotations
+
+import torch
+
+import npudiff
+from npudiff import Target
+from reference.rotary import RotaryInputs
+
+Outputs = dict[str, torch.Tensor]
+
+_WHOLE_HEADS = ("64", "128", "192")
+_SIXTEEN_BITS = ("bfloat16", "float16")
+
+
+@npudiff.implementation(
+    "rotary",
+    name="npu_mrope",
+    supports={"style": ("half", "interleaved"), "dims": ("64", "128", "192", "32/64", "64/128", "64/192", "96/128")},
+)
+def npu_mrope(inputs: RotaryInputs, target: Target) -> Outputs:
+    """npu_mrope with sections [0, 0, 0], which is plain rope: positions and table go to the operator."""
+    return mrope(inputs.to(target.device), {"half": "half", "interleaved": "interleave"}[inputs.style])
+
+
+def mrope(inputs: RotaryInputs, rotary_mode: str) -> Outputs:
+    """Rotate with npu_mrope."""
+    query, key = torch.ops.npu.npu_mrope(
+        inputs.positions,
+        inputs.query.flatten(1),
+        inputs.key.flatten(1),
+        inputs.cos_sin_cache,
+        inputs.query.shape[2],
+        mrope_section=[0, 0, 0],
+        rotary_mode=rotary_mode,
+    )
+    return {"query": query.view_as(inputs.query), "key": key.view_as(inputs.key)}
+
+
+@npudiff.implementation(
+    "rotary",
+    name="npu_rotary_mul",
+    supports={"style": ("half", "interleaved"), "dims": _WHOLE_HEADS},
+)
+def npu_rotary_mul(inputs: RotaryInputs, target: Target) -> Outputs:
+    """npu_rotary_mul on 4-D states, with cosines and sines spread over the whole head."""
+    on_device = inputs.to(target.device)
+    cosine, sine = spread(on_device)
+    mode = {"half": "half", "interleaved": "interleave"}[inputs.style]
+    return {
+        name: torch.ops.npu.npu_rotary_mul(states.unsqueeze(0), cosine, sine, mode).squeeze(0)
+        for name, states in (("query", on_device.query), ("key", on_device.key))
+    }
+
+
+def spread(inputs: RotaryInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the tokens, ``[1, tokens, 1, rotary_dim]``: each where the two elements of its pair are."""
+    halves = inputs.cos_sin_cache[inputs.positions].chunk(2, dim=-1)
+    if inputs.style == "interleaved":
+        wide = [half.repeat_interleave(2, dim=-1) for half in halves]
+    else:
+        wide = [torch.cat([half, half], dim=-1) for half in halves]
+    return wide[0][None, :, None, :], wide[1][None, :, None, :]
+
+
+@npudiff.implementation(
+    "rotary",
+    name="npu_interleave_rope",
+    supports={"style": ("interleaved_to_half",), "dims": ("64",), "dtype": _SIXTEEN_BITS},
+)
+def npu_interleave_rope(inputs: RotaryInputs, target: Target) -> Outputs:
+    """npu_interleave_rope, as DeepSeek models call it: interleaved in, halves out."""
+    on_device = inputs.to(target.device)
+    cosine, sine = (part.transpose(0, 1).contiguous() for part in spread(on_device))  # [tokens, 1, 1, 64]
+    return {
+        name: torch.ops.npu.npu_interleave_rope(states.unsqueeze(2), cosine, sine).squeeze(2)
+        for name, states in (("query", on_device.query), ("key", on_device.key))
+    }
+
+
+@npudiff.implementation(
+    "rotary",
+    name="npu_apply_rotary_pos_emb",
+    supports={"style": ("half",), "dims": ("64", "128"), "dtype": _SIXTEEN_BITS},
+)
+def npu_apply_rotary_pos_emb(inputs: RotaryInputs, target: Target) -> Outputs:
+    """npu_apply_rotary_pos_emb in layout BSND: queries and keys in one call, written in place."""
+    on_device = inputs.to(target.device)
+    cosine, sine = spread(on_device)
+    query, key = torch.ops.npu.npu_apply_rotary_pos_emb(
+        on_device.query.unsqueeze(0), on_device.key.unsqueeze(0), cosine, sine, "BSND"
+    )
+    return {"query": query.squeeze(0), "key": key.squeeze(0)}
+
+
+@npudiff.implementation("rotary", name="native_rotary")
+def native_rotary(inputs: RotaryInputs, target: Target) -> Outputs:
+    """Composed of elementwise operators in the dtype of the states: the path without fused operators."""
+    on_device = inputs.to(target.device)
+    return {
+        "query": rotate(on_device, on_device.query, on_device.rotary_dim),
+        "key": rotate(on_device, on_device.key, on_device.rotary_dim),
+    }
+
+
+def rotate(inputs: RotaryInputs, states: torch.Tensor, rotary_dim: int) -> torch.Tensor:
+    """Rotate the first elements of each head and append the others."""
+    cosine, sine = inputs.cos_sin_cache[inputs.positions].unsqueeze(1).chunk(2, dim=-1)
+    part = states[..., :rotary_dim]
+    if inputs.style == "half":
+        first, second = part.chunk(2, dim=-1)
+    else:
+        first, second = part[..., 0::2], part[..., 1::2]
+    rotated = (first * cosine - second * sine, second * cosine + first * sine)
+    whole = torch.stack(rotated, dim=-1).flatten(-2) if inputs.style == "interleaved" else torch.cat(rotated, dim=-1)
+    return torch.cat([whole, states[..., rotary_dim:]], dim=-1)

@@ -1,0 +1,92 @@
+"""Wrong rotary embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+import npudiff
+from device.ascend.rotary import Outputs, native_rotary
+from npudiff import Target
+from reference.rotary import RotaryInputs
+
+
+@npudiff.implementation(
+    "rotary",
+    name="sine_at_padded_offset",
+    supports={"dims": ("192", "96/128")},
+    wrong="ROP-01 https://github.com/vllm-project/vllm-ascend/issues/12723: sines at the next power of two",
+)
+def sine_at_padded_offset(inputs: RotaryInputs, target: Target) -> Outputs:
+    """Read the sines where they would begin if the dim were padded; what lies beyond the row is zero."""
+    half = inputs.rotary_dim // 2
+    padded = 1 << (inputs.rotary_dim - 1).bit_length()
+    wide = torch.nn.functional.pad(inputs.cos_sin_cache, (0, padded))
+    table = torch.cat([wide[:, :half], wide[:, padded // 2 : padded // 2 + half]], dim=1)
+    return native_rotary(replace(inputs, cos_sin_cache=table), target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "rotary",
+    name="always_halves",
+    supports={"style": ("interleaved",)},
+    wrong="ROP-02 https://github.com/vllm-project/vllm-ascend/issues/12765: the style is ignored",
+)
+def always_halves(inputs: RotaryInputs, target: Target) -> Outputs:
+    """Rotate halves whatever the style is."""
+    return native_rotary(replace(inputs, style="half"), target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "rotary",
+    name="half_of_the_frequencies",
+    supports={"style": ("interleaved",)},
+    wrong="ROP-04 https://github.com/vllm-project/vllm-ascend/pull/11027: the first half of the frequencies twice",
+)
+def half_of_the_frequencies(inputs: RotaryInputs, target: Target) -> Outputs:
+    """Use every frequency of the lower half for two pairs."""
+    cosine, sine = inputs.cos_sin_cache.chunk(2, dim=1)
+    index = torch.arange(cosine.shape[1]) // 2
+    table = torch.cat([cosine[:, index], sine[:, index]], dim=1)
+    return native_rotary(replace(inputs, cos_sin_cache=table), target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "rotary",
+    name="head_dim_for_rotary_dim",
+    supports={"dims": ("32/64", "64/128", "96/128")},
+    wrong="ROP-07 https://github.com/vllm-project/vllm-ascend/pull/2847: the head dim is passed for the rotary dim",
+)
+def head_dim_for_rotary_dim(inputs: RotaryInputs, target: Target) -> Outputs:
+    """Rotate whole heads with a table that is stretched to them."""
+    cosine, sine = inputs.cos_sin_cache.chunk(2, dim=1)
+    half = inputs.query.shape[2] // 2
+    index = torch.arange(half) % cosine.shape[1]
+    table = torch.cat([cosine[:, index], sine[:, index]], dim=1)
+    return native_rotary(replace(inputs, cos_sin_cache=table), target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "rotary",
+    name="positions_without_offset",
+    supports={"tokens": range(2, 2**16)},
+    wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: offsets of positions ignored",
+)
+def positions_without_offset(inputs: RotaryInputs, target: Target) -> Outputs:
+    """Count positions from 0, as for a prompt without a prefix."""
+    counted = torch.arange(len(inputs.positions)) % len(inputs.cos_sin_cache)
+    return native_rotary(replace(inputs, positions=counted), target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "rotary",
+    name="rotates_backwards",
+    wrong="the sign of the sine: rotate_half as [x2, -x1]",
+)
+def rotates_backwards(inputs: RotaryInputs, target: Target) -> Outputs:
+    """Rotate by the negative angle."""
+    cosine, sine = inputs.cos_sin_cache.chunk(2, dim=1)
+    return native_rotary(  # type: ignore[no-any-return]
+        replace(inputs, cos_sin_cache=torch.cat([cosine, -sine], dim=1)), target
+    )

@@ -1,0 +1,114 @@
+"""``npu_scatter_nd_update`` and its in-place form: rows of a tensor, found by index, are overwritten.
+
+Sources: the torch_npu documentation of the operators, and aclnn's page aclnnScatterNdUpdate (ops-nn).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from device.simulator.cache.requirements import Requirements
+from device.simulator.cache.slots import written_tokens
+from device.simulator.errors import DeviceFault
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DTYPES = ("float32", "float16", "bool", "bfloat16", "int64", "int8")
+_MAX_RANK = 8
+
+
+def scatter_nd_in_place(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:  # noqa: A002 - the schema's name
+    """Overwrite parts of a tensor.
+
+    Parameters
+    ----------
+    input : Tensor
+        Rank 1 to 8, with any strides; float32, float16, bfloat16, bool, int64 or int8. Written.
+    indices : Tensor
+        int32 or int64 [..., a]: each row is an index into the first ``a`` axes of ``input``.
+    updates : Tensor
+        [..., rest of the axes of ``input``] in its dtype.
+
+    Returns
+    -------
+    Tensor
+        ``input`` itself.
+
+    Raises
+    ------
+    OperatorRejected
+        Shapes or dtypes that aclnn refuses.
+    DeviceFault
+        An index outside ``input``, negative ones included: the operator does not check them.
+
+    Notes
+    -----
+    Where an index occurs more than once, the last update stays. Hardware leaves it open.
+    """
+    return _update("npu_scatter_nd_update_", input, indices, updates)
+
+
+def scatter_nd(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:  # noqa: A002
+    """Return a copy of ``input`` with parts overwritten, as :func:`scatter_nd_in_place` would."""
+    return _update("npu_scatter_nd_update", input.clone(), indices, updates)
+
+
+def scatter_nd_in_place_meta(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:  # noqa: A002, ARG001
+    """Return ``input``."""
+    return input
+
+
+def scatter_nd_meta(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:  # noqa: A002, ARG001
+    """Return an empty tensor like ``input``."""
+    return torch.empty_like(input)
+
+
+def _update(operator: str, target: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    requirements = Requirements(operator)
+    _check(requirements, target, indices, updates)
+    depth = indices.shape[-1]
+    rows = indices.reshape(-1, depth).to(torch.int64)
+    _check_indices(operator, target, rows)
+    places = (rows * torch.tensor(_row_steps(target.shape[:depth]))).sum(1)
+    chosen = written_tokens(places)
+    source = updates.reshape(len(rows), *target.shape[depth:])
+    with torch.no_grad():
+        target.index_put_(rows[chosen].unbind(1), source[chosen])
+    return target
+
+
+def _check(requirements: Requirements, target: Tensor, indices: Tensor, updates: Tensor) -> None:
+    requirements.dtype("input", target, _DTYPES)
+    requirements.same_dtype("updates", updates, "input", target)
+    requirements.dtype("indices", indices, ("int32", "int64"))
+    if not 1 <= target.dim() <= _MAX_RANK:
+        raise requirements.rejected("input", f"of rank {target.dim()}", f"rank 1 to {_MAX_RANK}")
+    if indices.dim() < 2:
+        raise requirements.rejected("indices", f"of rank {indices.dim()}, {list(indices.shape)}", "rank 2 or more")
+    depth = indices.shape[-1]
+    if depth > target.dim():
+        raise requirements.rejected(
+            "indices", f"of {depth} numbers per index", f"up to {target.dim()}, the rank of input"
+        )
+    if depth == 0:
+        raise requirements.not_simulated("indices", "of 0 numbers per index", "at least 1")
+    wanted = (*indices.shape[:-1], *target.shape[depth:])
+    requirements.shape("updates", updates, wanted, f"indices without its last axis, then input from axis {depth} on")
+
+
+def _check_indices(operator: str, target: Tensor, rows: Tensor) -> None:
+    sizes = torch.tensor(target.shape[: rows.shape[1]])
+    outside = ((rows < 0) | (rows >= sizes)).any(1).nonzero()
+    if len(outside):
+        position = int(outside[0])
+        index, shape = rows[position].tolist(), list(target.shape)
+        raise DeviceFault(f"{operator}: index {position} of indices is {index}, input has shape {shape}")
+
+
+def _row_steps(sizes: torch.Size) -> list[int]:
+    """Return by how much a flat index grows with each axis."""
+    return [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]

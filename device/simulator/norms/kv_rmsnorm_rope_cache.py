@@ -1,0 +1,152 @@
+"""``npu_kv_rmsnorm_rope_cache``, version 2, and the functional form of version 2.
+
+From kv [B, 1, S, 576] the first 512 elements are normalised (the latent), the last 64 are turned as in
+``npu_interleave_rope`` (the rope part). The rope part goes to ``k_cache``, the latent to ``ckv_cache``: rope
+first, in the arguments and in what is returned.
+
+SOURCE (``kv_rms_norm_rope_cache_b16_pa.h``, ``..._b16_pa_nz_quant.h``): all is float32 with one rounding at
+the end. The norm divides by the root. int8 is made of the float32 values, not of the rounded ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from device.simulator.norms.kv_request import LATENT_DIM, KvRequest, check, check_host, normalise
+from device.simulator.norms.kv_slots import CACHE_MODES, element_offsets, slots
+from device.simulator.norms.unwritten import unwritten
+from device.simulator.profiles import active_profile
+from device.simulator.rotary.rotation import deinterleave, rotate_half, turn
+
+if TYPE_CHECKING:
+    from device.simulator.profiles import CannProfile
+
+V1 = "npu_kv_rmsnorm_rope_cache"
+V2 = "npu_kv_rmsnorm_rope_cache_v2"
+V2_FUNCTIONAL = "npu_kv_rmsnorm_rope_cache_v2_functional"
+
+
+def write(request: KvRequest) -> tuple[Tensor, Tensor]:
+    """Write both caches under the active profile and return the two plain outputs.
+
+    Returns
+    -------
+    rope : Tensor
+        [B, 1, S, 64] in the dtype of kv, not quantised. Memory that was never written, unless
+        ``is_output_kv`` and the mode is paged.
+    latent : Tensor
+        [B, 1, S, 512], likewise.
+
+    Raises
+    ------
+    OperatorRejected
+        The real operator refuses the call.
+    NotSimulated
+        It may be legal, but is not implemented here.
+    DeviceFault, UndefinedBehaviour
+        An index points where it must not.
+    """
+    profile = active_profile()
+    check(request, profile)
+    slot = slots(request)
+    rope, latent = _turned(request), _normalised(request)
+    _scatter(request, request.k_cache, _stored(rope, request.k_rope_scale, request), slot, profile)
+    _scatter(request, request.ckv_cache, _stored(latent, request.c_kv_scale, request), slot, profile)
+    dtype = request.kv.dtype
+    if request.is_output_kv and CACHE_MODES[request.cache_mode].paged:
+        return rope.to(dtype), latent.to(dtype)
+    return unwritten(rope.shape, dtype), unwritten(latent.shape, dtype)
+
+
+def _turned(request: KvRequest) -> Tensor:
+    """Return the rope part, float32 [B, 1, S, 64], in half order."""
+    values = deinterleave(request.kv[..., LATENT_DIM:].float())
+    return turn(values, rotate_half(values), request.cos.float(), request.sin.float())
+
+
+def _normalised(request: KvRequest) -> Tensor:
+    """Return the latent, float32 [B, 1, S, 512]."""
+    latent = request.kv[..., :LATENT_DIM].float()
+    mean = (latent * latent).sum(-1, keepdim=True) * (1.0 / LATENT_DIM)
+    return latent / (mean + request.epsilon).sqrt() * request.gamma.float()
+
+
+def _stored(values: Tensor, scale: Tensor | None, request: KvRequest) -> Tensor:
+    """Return what a cache stores of float32 values: the dtype of kv, or int8 with a scale."""
+    if scale is None:
+        return values.to(request.kv.dtype)
+    # SOURCE: float32 to int32 half to even, then to int8 with saturation. That NaN becomes 0 is inferred.
+    return (values * scale).round().nan_to_num(0.0).clamp(-128, 127).to(torch.int8)
+
+
+def _scatter(request: KvRequest, cache: Tensor, values: Tensor, slot: Tensor, profile: CannProfile) -> None:
+    """Put one row per token into a cache, where its bytes belong."""
+    kept = slot >= 0
+    rows = values.flatten(0, 2)[kept]
+    ordered, order = slot[kept].sort(stable=True)
+    is_last = torch.ones_like(ordered, dtype=torch.bool)
+    is_last[:-1] = ordered[1:] != ordered[:-1]
+    fractal, flat = CACHE_MODES[request.cache_mode].fractal, cache.view(-1)
+    offsets = element_offsets(ordered, cache, request.slots_per_block, fractal=fractal)
+    flat[offsets[is_last]] = rows[order[is_last]]
+    if profile.kv_rmsnorm_duplicate_index == "unpredictable":
+        flat[offsets[~is_last]] = unwritten((values.shape[-1],), values.dtype)
+
+
+def kv_rmsnorm_rope_cache(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ANN401
+    """Write the caches that are given, and return them before rope and latent; the schema shows no alias."""
+    request = normalise(V1, tensors, options)
+    rope, latent = write(request)
+    return request.k_cache, request.ckv_cache, rope, latent
+
+
+def kv_rmsnorm_rope_cache_v2(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """Write the caches that are given, and return rope and latent."""
+    return write(normalise(V2, tensors, options))
+
+
+def kv_rmsnorm_rope_cache_v2_functional(
+    *tensors: Tensor,
+    **options: Any,  # noqa: ANN401
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return rope, latent and updated copies of both caches."""
+    *inputs, k_cache, ckv_cache = tensors
+    copies = k_cache.clone(), ckv_cache.clone()
+    if active_profile().kv_rmsnorm_functional == "updates_inputs":
+        return *write(normalise(V2_FUNCTIONAL, tensors, options)), *copies
+    return *write(normalise(V2_FUNCTIONAL, (*inputs, *copies), options)), *copies
+
+
+def _outputs(request: KvRequest) -> tuple[Tensor, Tensor]:
+    """Allocate rope and latent by META's rule, after META's checks."""
+    check_host(request)
+    tokens = request.kv.shape[:3]
+    with_v = request.v is not None and request.v.dim() > 0
+    rope_dim = request.kv.shape[3] if with_v else request.cos.shape[3]
+    latent_dim = request.v.shape[3] if request.v is not None and with_v else request.gamma.shape[0]
+    return request.kv.new_empty((*tokens, rope_dim)), request.kv.new_empty((*tokens, latent_dim))
+
+
+def kv_rmsnorm_rope_cache_meta(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ANN401
+    """Allocate all four outputs: torch_npu's META does not show the alias either."""
+    request = normalise(V1, tensors, options)
+    rope, latent = _outputs(request)
+    return torch.empty_like(request.k_cache), torch.empty_like(request.ckv_cache), rope, latent
+
+
+def kv_rmsnorm_rope_cache_v2_meta(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """Allocate rope and latent."""
+    return _outputs(normalise(V2, tensors, options))
+
+
+def kv_rmsnorm_rope_cache_v2_functional_meta(
+    *tensors: Tensor,
+    **options: Any,  # noqa: ANN401
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Allocate rope, latent and both caches."""
+    request = normalise(V2_FUNCTIONAL, tensors, options)
+    rope, latent = _outputs(request)
+    return rope, latent, torch.empty_like(request.k_cache), torch.empty_like(request.ckv_cache)

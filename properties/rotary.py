@@ -1,0 +1,205 @@
+"""Rotary position embedding: its cases, data, and what must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from npudiff.compare import Comparison, same_bits
+from npudiff.component import Component, Subject
+from npudiff.constraints import Axis, Box, Constraints
+from npudiff.data import Stream
+from npudiff.draw import Chooser, within
+from npudiff.property import Property
+from reference.rotary import STYLES, RotaryInputs, rotary
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+POSITIONS = ("consecutive", "scattered", "last")
+"""consecutive: as in a prompt, from some start. scattered: as in a decode batch. last: the end of the table."""
+DIMS = ("64", "128", "192", "32/64", "64/128", "64/192", "96/128", "16/80")
+
+_SIZES = range(1, 2**16 + 1)
+
+AXES = {
+    "tokens": Axis("rows", _SIZES),
+    "heads": Axis("query heads", _SIZES),
+    "kv_heads": Axis("key heads", _SIZES),
+    "dims": Axis("rotary dim, and head dim if it differs: 64 or 64/128", DIMS),
+    "dtype": Axis("dtype of states and table", tuple(DTYPES)),
+    "style": Axis("which elements form a pair, and where it goes", STYLES),
+    "positions": Axis("which rows of the table are used", POSITIONS),
+    "table": Axis("rows of the table", range(1, 2**20 + 1)),
+}
+
+_MAX_ELEMENTS = 2**26
+
+
+@dataclass(frozen=True)
+class RotaryCase:
+    """One call: sizes, style, and which positions the tokens have."""
+
+    tokens: int
+    heads: int = 1
+    kv_heads: int = 1
+    rotary_dim: int = 64
+    head_dim: int = 64
+    dtype: str = "bfloat16"
+    style: str = "half"
+    positions: str = "consecutive"
+    table: int = 64
+    seed: int = 0
+
+
+def dims_of(case: RotaryCase) -> str:
+    """Return the dims as the axis names them."""
+    return str(case.head_dim) if case.rotary_dim == case.head_dim else f"{case.rotary_dim}/{case.head_dim}"
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[RotaryCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    rotary_dim, _, head_dim = str(choose.value(box, "dims", DIMS)).partition("/")
+    tokens = choose.value(box, "tokens", (1, 2, 3, 7, 16, 17, 65, 257))
+    tables = [rows for rows in within((64, 1, 5, 1025, 4097, 70_001), box.get("table"))[:4096] if rows >= 1]
+    assume(tables)
+    return RotaryCase(
+        tokens=tokens,
+        heads=choose.value(box, "heads", (1, 2, 3, 8)),
+        kv_heads=choose.value(box, "kv_heads", (1, 2, 3)),
+        rotary_dim=int(rotary_dim),
+        head_dim=int(head_dim or rotary_dim),
+        dtype=choose.value(box, "dtype", tuple(DTYPES)),
+        style=choose.value(box, "style", STYLES),
+        positions=choose.value(box, "positions", POSITIONS),
+        table=choose.pick(tables),
+        seed=choose.pick(range(1024)),
+    )
+
+
+def build_inputs(case: RotaryCase) -> RotaryInputs:
+    """Build the inputs of a case. The table holds numbers, not cosines: then no two entries are alike."""
+    dtype = DTYPES[case.dtype]
+    states = {
+        name: Stream(case.seed, name).normal((case.tokens, heads, case.head_dim), dtype)
+        for name, heads in (("query", case.heads), ("key", case.kv_heads))
+    }
+    table = Stream(case.seed, "table").normal((case.table, case.rotary_dim), torch.float32) * 0.5
+    return RotaryInputs(states["query"], states["key"], _positions(case), table.to(dtype), case.style)
+
+
+def _positions(case: RotaryCase) -> torch.Tensor:
+    stream = Stream(case.seed, "positions")
+    if case.positions == "scattered":
+        return torch.tensor(stream.integers(0, case.table, case.tokens))
+    start = case.table - case.tokens if case.positions == "last" else stream.integers(0, case.table, 1)[0]
+    return (torch.arange(case.tokens) + start) % case.table
+
+
+def values(case: RotaryCase) -> Mapping[str, Collection[object]]:
+    """Return the values of each axis that the case uses."""
+    return {name: (dims_of(case) if name == "dims" else getattr(case, name),) for name in AXES}
+
+
+def features(case: RotaryCase) -> Collection[str]:
+    """Return the regions of the input space that the case is in."""
+    checks = {
+        "partial rotary": case.rotary_dim != case.head_dim,
+        "pairs are neighbours": case.style != "half",
+        "dim is no power of two": case.rotary_dim & (case.rotary_dim - 1) != 0,
+        "one token": case.tokens == 1,
+        "large positions": case.table > 65_536,
+    }
+    return [name for name, holds in checks.items() if holds]
+
+
+def describe(case: RotaryCase) -> str:
+    """Return the case as one short line."""
+    parts = [
+        f"{case.tokens} tokens",
+        f"heads {case.heads}:{case.kv_heads}",
+        f"dim {dims_of(case)}",
+        case.style,
+        case.dtype,
+        f"{case.positions} of {case.table}",
+        f"seed {case.seed}" if case.seed else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def check_case(case: RotaryCase) -> None:
+    """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
+    for name in ("tokens", "heads", "kv_heads", "rotary_dim", "head_dim"):
+        if not 1 <= getattr(case, name) <= 65_536:
+            raise ValueError(f"{name} must lie in 1..65536, got {getattr(case, name)}")
+    if case.rotary_dim % 2 or case.rotary_dim > case.head_dim:
+        raise ValueError(f"rotary_dim must be even and at most head_dim, got {case.rotary_dim} and {case.head_dim}")
+    if case.dtype not in DTYPES or case.style not in STYLES or case.positions not in POSITIONS:
+        raise ValueError(f"unknown dtype, style or positions: {case.dtype}, {case.style}, {case.positions}")
+    if not 1 <= case.table <= 2**20 or not 0 <= case.seed < 2**63:
+        raise ValueError(f"table {case.table} or seed {case.seed} out of range")
+    if max(case.tokens * max(case.heads, case.kv_heads) * case.head_dim, case.table * case.rotary_dim) > _MAX_ELEMENTS:
+        raise ValueError(f"the inputs would have more than {_MAX_ELEMENTS} elements")
+
+
+def coordinates(inputs: RotaryInputs, output: str) -> Mapping[str, torch.Tensor]:
+    """Return integer tensors that broadcast to an output: token, position, head and element."""
+    states = inputs.query if output == "query" else inputs.key
+    return {
+        "token": torch.arange(states.shape[0])[:, None, None],
+        "position": inputs.positions[:, None, None],
+        "head": torch.arange(states.shape[1])[None, :, None],
+        "element": torch.arange(states.shape[2])[None, None, :],
+    }
+
+
+def _tokens_do_not_mix(subject: Subject, case: RotaryCase) -> Comparison:
+    inputs = build_inputs(case)
+    order = Stream(case.seed, "order").permutation(case.tokens)
+    before = {name: output[order] for name, output in subject.run(inputs).items()}
+    other = replace(inputs, query=inputs.query[order], key=inputs.key[order], positions=inputs.positions[order])
+    return same_bits(before, subject.run(other), "tokens in another order")
+
+
+def _heads_do_not_mix(subject: Subject, case: RotaryCase) -> Comparison:
+    """Queries and keys are rotated alike: swapping their roles swaps the outputs."""
+    inputs = build_inputs(case)
+    subject.require(replace(case, heads=case.kv_heads, kv_heads=case.heads), "queries and keys swapped")
+    one, other = subject.run(inputs), subject.run(replace(inputs, query=inputs.key, key=inputs.query))
+    return same_bits(one, {"query": other["key"], "key": other["query"]}, "queries and keys swapped")
+
+
+component = Component(
+    name="rotary",
+    summary="rotary position embedding of queries and keys, from a table of cosines and sines",
+    case_type=RotaryCase,
+    outputs=("query", "key"),
+    axes=AXES,
+    strategy=cases,
+    inputs=build_inputs,
+    reference=rotary,
+    values=values,
+    features=features,
+    describe=describe,
+    check_case=check_case,
+    coordinates=coordinates,
+    watched="partial rotary",
+    relations=(
+        Property("tokens_do_not_mix", "the order of tokens does not matter", _tokens_do_not_mix,
+                 within={"tokens": range(2, 2**16 + 1)}),
+        Property("heads_do_not_mix", "queries and keys are rotated alike", _heads_do_not_mix),
+    ),
+    profiles={
+        "step-3.5-flash": {"dims": ("64/128", "128"), "style": ("half",), "dtype": ("bfloat16",)},
+        "deepseek-v3": {"dims": ("64",), "style": ("interleaved", "interleaved_to_half"), "dtype": ("bfloat16",)},
+    },
+)  # fmt: skip

@@ -1,0 +1,109 @@
+"""RMS normalisation, with and without a residual that is added before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from reference.bounds import FLOAT32_ROUNDOFF, Expected, accumulation_error, underflow_step, unit_roundoff
+
+WEIGHT_OFFSETS = {"plain": 0.0, "gemma": 1.0}
+"""What is added to the weight before it multiplies: a Gemma norm stores the difference from 1."""
+
+
+@dataclass(frozen=True)
+class RmsNormInputs:
+    """Hidden states, an optional residual, and the weight.
+
+    Attributes
+    ----------
+    hidden : torch.Tensor
+        ``[tokens, hidden_size]``, bfloat16, float16 or float32.
+    residual : torch.Tensor or None
+        Added to ``hidden`` first, of the same shape and dtype.
+    weight : torch.Tensor
+        ``[hidden_size]``, of the same dtype.
+    epsilon : float
+        Added to the mean of squares.
+    kind : str
+        ``plain`` or ``gemma``.
+    """
+
+    hidden: torch.Tensor
+    residual: torch.Tensor | None
+    weight: torch.Tensor
+    epsilon: float
+    kind: str
+
+    def to(self, device: str | torch.device) -> RmsNormInputs:
+        """Return the same inputs on ``device``; hidden states and residual are copies, since operators write there."""
+        return replace(
+            self,
+            hidden=self.hidden.to(device, copy=True),
+            residual=None if self.residual is None else self.residual.to(device, copy=True),
+            weight=self.weight.to(device),
+        )
+
+
+def rms_norm(inputs: RmsNormInputs) -> dict[str, Expected]:
+    """Return the normalised states, the reciprocal root mean square, and the sum that becomes the next residual.
+
+    ``y = x / sqrt(mean(x ** 2) + epsilon) * (offset + weight)`` with ``x = hidden + residual``, over the last axis
+    (Zhang and Sennrich, "Root mean square layer normalization", 2019, eq. 4).
+
+    Returns
+    -------
+    dict
+        ``output`` of the shape and dtype of ``hidden``; ``rstd``: float32 ``[tokens, 1]``; ``sum``, of the shape and
+        dtype of ``hidden``: ``x`` as it is stored.
+
+    Raises
+    ------
+    ValueError
+        If the shapes contradict each other, or the kind is not known.
+
+    Notes
+    -----
+    A correct device stores the sum in the dtype of ``hidden``, and normalises what it stored. It accumulates squares in
+    float32, may round ``x * rstd`` to the dtype of ``hidden`` before it multiplies by the weight, and may round the
+    weight of a Gemma norm after adding 1.
+    """
+    _validate(inputs)
+    dtype = inputs.hidden.dtype
+    rounding, step = unit_roundoff(dtype), underflow_step(dtype)
+    total = inputs.hidden.to(torch.float64)
+    stored_error = torch.zeros_like(total)
+    if inputs.residual is not None:
+        total = total + inputs.residual.to(torch.float64)
+        stored_error = total.abs() * (rounding + 2 * FLOAT32_ROUNDOFF) + step
+    rstd = torch.rsqrt(total.square().mean(dim=-1, keepdim=True) + inputs.epsilon)
+    relative = _rstd_error(total, stored_error, rstd)
+    weight = inputs.weight.to(torch.float64) + WEIGHT_OFFSETS[inputs.kind]
+    weight_error = weight.abs() * rounding if inputs.kind == "gemma" else torch.zeros_like(weight)
+    output = total * rstd * weight
+    size = output.abs()
+    bound = (stored_error * rstd * weight.abs() + size * (relative + 2 * rounding + 2 * FLOAT32_ROUNDOFF)
+             + total.abs() * rstd * weight_error) * (1 + 2 * rounding) + step * (1 + weight.abs())  # fmt: skip
+    return {
+        "output": Expected(output, bound, dtype),
+        "rstd": Expected(rstd, rstd * relative, torch.float32),
+        "sum": Expected(total, stored_error, dtype),
+    }
+
+
+def _rstd_error(total: torch.Tensor, stored_error: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
+    """Relative error of the reciprocal root: half of that of the mean, and the function's own four roundings."""
+    squares = total.square().mean(dim=-1, keepdim=True)
+    moved = (2 * total.abs() * stored_error + stored_error.square()).mean(dim=-1, keepdim=True)
+    mean_error = moved + squares * (accumulation_error(total.shape[-1]) + 4 * FLOAT32_ROUNDOFF)
+    return 0.5 * mean_error * rstd.square() * (1 + mean_error * rstd.square()) + 8 * FLOAT32_ROUNDOFF
+
+
+def _validate(inputs: RmsNormInputs) -> None:
+    if inputs.kind not in WEIGHT_OFFSETS:
+        raise ValueError(f"kind is one of {', '.join(WEIGHT_OFFSETS)}, got {inputs.kind}")
+    if inputs.weight.shape != inputs.hidden.shape[-1:]:
+        raise ValueError(f"weight must be {list(inputs.hidden.shape[-1:])}, got {list(inputs.weight.shape)}")
+    if inputs.residual is not None and inputs.residual.shape != inputs.hidden.shape:
+        raise ValueError(f"residual must be {list(inputs.hidden.shape)}, got {list(inputs.residual.shape)}")

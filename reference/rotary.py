@@ -1,0 +1,126 @@
+"""Rotary position embedding of queries and keys, from a table of cosines and sines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from reference.bounds import FLOAT32_ROUNDOFF, Expected, underflow_step, unit_roundoff
+
+STYLES = ("half", "interleaved", "interleaved_to_half")
+"""Which elements of a head form a pair, and where the rotated pair goes.
+
+half: elements ``i`` and ``i + rotary_dim / 2`` (NeoX). interleaved: elements ``2 i`` and ``2 i + 1`` (GPT-J).
+interleaved_to_half: read as interleaved, written as half, which is what ``npu_interleave_rope`` does.
+"""
+
+
+@dataclass(frozen=True)
+class RotaryInputs:
+    """Queries and keys of some tokens, their positions, and the table.
+
+    Attributes
+    ----------
+    query : torch.Tensor
+        ``[tokens, heads, head_dim]``, bfloat16, float16 or float32.
+    key : torch.Tensor
+        ``[tokens, kv_heads, head_dim]``, of the same dtype.
+    positions : torch.Tensor
+        int64 ``[tokens]``: rows of the table.
+    cos_sin_cache : torch.Tensor
+        ``[positions, rotary_dim]``, of the same dtype: the cosines of all frequencies, then their sines.
+    style : str
+        One of ``STYLES``.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    positions: torch.Tensor
+    cos_sin_cache: torch.Tensor
+    style: str
+
+    @property
+    def rotary_dim(self) -> int:
+        """Elements of each head that are rotated; the others stay."""
+        return self.cos_sin_cache.shape[1]
+
+    def to(self, device: str | torch.device) -> RotaryInputs:
+        """Return the same inputs on ``device``; queries and keys are copies, since operators may write into them."""
+        return replace(
+            self,
+            query=self.query.to(device, copy=True),
+            key=self.key.to(device, copy=True),
+            positions=self.positions.to(device),
+            cos_sin_cache=self.cos_sin_cache.to(device),
+        )
+
+
+def rotary(inputs: RotaryInputs) -> dict[str, Expected]:
+    """Return rotated queries and keys.
+
+    The pair ``(a, b)`` at frequency ``i`` of a token at position ``p`` becomes ``(a c - b s, b c + a s)``, where ``c``
+    and ``s`` are columns ``i`` and ``rotary_dim / 2 + i`` of row ``p`` (Su et al., "RoFormer", 2021, eq. 34).
+
+    Returns
+    -------
+    dict
+        ``query`` and ``key``, of the shape and dtype of the inputs. Elements beyond ``rotary_dim`` are copies.
+
+    Raises
+    ------
+    ValueError
+        If the rotary dim is odd or larger than a head, a position is outside the table, or the style is not known.
+
+    Notes
+    -----
+    A correct device rounds the two products and their sum: in float32 when it is fused, to the dtype of the inputs when
+    it is composed of elementwise operators.
+    """
+    _validate(inputs)
+    rows = inputs.cos_sin_cache[inputs.positions].to(torch.float64).unsqueeze(1)
+    cosine, sine = rows.chunk(2, dim=-1)
+    return {name: _rotated(inputs, getattr(inputs, name), cosine, sine) for name in ("query", "key")}
+
+
+def _rotated(inputs: RotaryInputs, states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> Expected:
+    dim, dtype = inputs.rotary_dim, states.dtype
+    value = states.to(torch.float64)
+    bound = torch.zeros_like(value)
+    first, second = _pairs(value[..., :dim], interleaved=inputs.style != "half")
+    rotated = (first * cosine - second * sine, second * cosine + first * sine)
+    moved = ((first * cosine).abs() + (second * sine).abs(), (second * cosine).abs() + (first * sine).abs())
+    rounding = max(unit_roundoff(dtype), FLOAT32_ROUNDOFF)
+    errors = tuple(
+        (sizes + result.abs()) * rounding * (1 + rounding) + 3 * underflow_step(dtype)
+        for sizes, result in zip(moved, rotated, strict=True)
+    )
+    interleaved = inputs.style == "interleaved"
+    value[..., :dim] = _joined(*rotated, interleaved=interleaved)
+    bound[..., :dim] = _joined(*errors, interleaved=interleaved)
+    return Expected(value, bound, dtype)
+
+
+def _pairs(states: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    if interleaved:
+        return states[..., 0::2], states[..., 1::2]
+    first, second = states.chunk(2, dim=-1)
+    return first, second
+
+
+def _joined(first: torch.Tensor, second: torch.Tensor, *, interleaved: bool) -> torch.Tensor:
+    if interleaved:
+        return torch.stack([first, second], dim=-1).flatten(-2)
+    return torch.cat([first, second], dim=-1)
+
+
+def _validate(inputs: RotaryInputs) -> None:
+    dim, table = inputs.rotary_dim, inputs.cos_sin_cache.shape[0]
+    if inputs.style not in STYLES:
+        raise ValueError(f"style is one of {', '.join(STYLES)}, got {inputs.style}")
+    if dim % 2 or not 0 < dim <= inputs.query.shape[2]:
+        raise ValueError(f"rotary_dim must be even and at most head_dim {inputs.query.shape[2]}, got {dim}")
+    if inputs.query.shape[2] != inputs.key.shape[2]:
+        raise ValueError(f"queries have head dim {inputs.query.shape[2]}, keys {inputs.key.shape[2]}")
+    if bool(((inputs.positions < 0) | (inputs.positions >= table)).any()):
+        raise ValueError(f"positions must lie in 0..{table - 1}")

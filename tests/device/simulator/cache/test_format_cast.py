@@ -1,0 +1,242 @@
+"""Format casts: what is returned, who shares what, and what the storage remembers."""
+
+import dataclasses
+import gc
+import weakref
+
+import pytest
+import torch
+
+from device.simulator import PROFILES, NotSimulated, OperatorRejected, use_profile
+from device.simulator.cache.formats import Format, format_of, noted_format
+from device.simulator.cache.fractal import physical, to_fractal_nz
+
+ND, NCHW, NHWC, NZ, NCDHW = 2, 0, 1, 29, 30
+
+
+def changed(**choices):
+    return use_profile(dataclasses.replace(PROFILES["8.5"], name="changed", **choices))
+
+
+def cast(tensor, target, **options):
+    return torch.ops.npu.npu_format_cast(tensor, target, **options)
+
+
+def cast_(tensor, target, **options):
+    return torch.ops.npu.npu_format_cast_(tensor, target, **options)
+
+
+def number(tensor):
+    return torch.ops.npu.get_npu_format(tensor)
+
+
+def matrix(*sizes, dtype=torch.float16):
+    return torch.arange(torch.Size(sizes).numel()).view(sizes).to(dtype)
+
+
+def shares(left, right):
+    return left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, ND), (1, ND), (2, ND), (3, ND), (4, NCHW), (5, NCDHW), (6, ND)])
+def test_new_tensors_have_the_format_of_their_rank(rank, expected):
+    assert number(torch.zeros([2] * rank)) == expected
+
+
+def test_a_view_has_the_format_of_what_it_is_a_view_of():
+    assert number(torch.zeros(2, 3, 4, 5).view(6, 20)) == NCHW
+    assert number(torch.zeros(6, 20).view(2, 3, 4, 5)) == ND
+
+
+def test_formats_have_the_numbers_of_torch_npu():
+    assert {int(f): f.name for f in Format}[29] == "FRACTAL_NZ"
+    assert [int(f) for f in Format] == [-1, 0, 1, 2, 3, 4, 12, 16, 27, 29, 30, 32, 33, 35, 47, 50, 51, 52, 53, 54]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int8, torch.int32, torch.uint8])
+@pytest.mark.parametrize("sizes", [(16, 32), (17, 33), (2, 5, 7), (2, 3, 16, 16), (1, 2, 3, 4, 5)])
+def test_a_round_trip_is_exact_and_changes_nothing_that_torch_sees(dtype, sizes):
+    tensor = matrix(*sizes, dtype=dtype)
+    nz = cast(tensor, NZ)
+    assert number(nz) == NZ
+    assert (nz.shape, nz.stride(), nz.dtype) == (tensor.shape, tensor.stride(), dtype)
+    assert torch.equal(nz, tensor)
+    assert not shares(nz, tensor)
+    assert number(tensor) != NZ
+    back = cast(nz, ND)
+    assert torch.equal(back, tensor)
+    assert not shares(back, nz)
+    assert number(back) == (NCHW if len(sizes) == 4 else ND)
+    assert torch.equal(physical(back), tensor.flatten())
+
+
+def test_the_same_format_returns_the_tensor_itself():
+    tensor = matrix(4, 4)
+    assert cast(tensor, ND) is tensor
+    nz = cast(tensor, NZ)
+    assert cast(nz, NZ) is nz
+    assert cast_(nz, NZ) is nz
+
+
+@pytest.mark.parametrize("form", [cast, cast_])
+def test_a_base_format_renames_the_storage_and_returns_the_tensor_itself(form):
+    tensor = matrix(2, 3, 4, 5)
+    view = tensor.view(6, 20)
+    assert form(tensor, NHWC) is tensor
+    assert number(tensor) == number(view) == NHWC
+    assert form(view, ND) is view
+    assert number(tensor) == ND
+    assert torch.equal(tensor, matrix(2, 3, 4, 5))
+
+
+def test_rank_1_stays_nd_in_a_copy():
+    tensor = matrix(40)
+    copy = cast(tensor, NZ)
+    assert number(copy) == ND
+    assert torch.equal(copy, tensor)
+    assert not shares(copy, tensor)
+    assert number(cast(torch.tensor(3.0), NZ)) == ND
+
+
+def test_casting_a_view_casts_the_whole_storage_and_keeps_the_view():
+    tensor = matrix(4, 16, 32)
+    part = cast(tensor[1:3, :, 4:], NZ)
+    assert (part.storage_offset(), part.stride(), part.shape) == (16 * 32 + 4, (512, 32, 1), (2, 16, 28))
+    assert torch.equal(part, tensor[1:3, :, 4:])
+    assert torch.equal(physical(part), to_fractal_nz(tensor))
+
+
+def test_transposed_views_keep_their_strides():
+    tensor = matrix(8, 20)
+    nz = cast(tensor.t(), NZ)
+    assert torch.equal(nz, tensor.t())
+    assert nz.stride() == (1, 20)
+    assert torch.equal(physical(nz), to_fractal_nz(tensor))
+
+
+def test_a_part_of_an_unknown_storage_is_not_simulated():
+    with torch.inference_mode():
+        part = torch.zeros(4, 8)[1:]
+        with pytest.raises(NotSimulated, match=r"npu_format_cast: input was \[3, 8\].*part of a storage of unknown shape"):
+            cast(part, NZ)
+        whole = torch.zeros(4, 8).view(2, 16)
+        assert number(cast(whole, NZ)) == NZ
+
+
+def test_in_place_gives_a_new_storage_and_older_views_keep_the_old_one():
+    tensor = matrix(4, 20)
+    view = tensor.view(-1)
+    assert cast_(tensor, NZ) is tensor
+    assert (number(tensor), number(view)) == (NZ, ND)
+    assert torch.equal(tensor, matrix(4, 20))
+    tensor.zero_()
+    assert view.any()
+    assert cast_(tensor, ND) is tensor
+    assert number(tensor) == ND
+
+
+def test_in_place_works_on_parameters_and_their_data():
+    parameter = torch.nn.Parameter(matrix(16, 16, dtype=torch.float32))
+    assert cast_(parameter, NZ) is parameter
+    assert number(parameter) == NZ
+    parameter.data = cast(parameter.data, ND)
+    assert number(parameter) == ND
+    parameter.data = cast(parameter.data, NZ)
+    assert number(parameter) == number(parameter.data) == NZ
+
+
+def test_the_overload_with_a_tensor_takes_its_format():
+    nz, plain = cast(matrix(4, 4), NZ), matrix(2, 2)
+    assert number(torch.ops.npu.npu_format_cast(plain, nz)) == NZ
+    assert torch.ops.npu.npu_format_cast(plain, matrix(3)) is plain
+
+
+def test_in_place_with_a_tensor_copies_its_values_and_keeps_the_format():
+    nz, plain = cast(matrix(4, 4), NZ), matrix(4, 4) + 1
+    view = nz.view(16)
+    assert torch.ops.npu.npu_format_cast_(nz, plain) is nz
+    assert number(nz) == NZ
+    assert torch.equal(view, plain.flatten())
+    other = torch.zeros(4, 4, dtype=torch.float16)
+    torch.ops.npu.npu_format_cast_(other, torch.tensor(3, dtype=torch.float16))
+    assert (other == 3).all()
+
+
+def test_in_place_with_a_tensor_can_be_told_to_take_the_format():
+    plain = matrix(4, 4)
+    with changed(format_cast_from_tensor="takes_format"):
+        torch.ops.npu.npu_format_cast_(plain, cast(matrix(4, 4) + 1, NZ))
+    assert number(plain) == NZ
+    assert torch.equal(plain, matrix(4, 4))
+
+
+def test_in_place_with_another_shape_and_format_is_not_simulated():
+    message = r"npu_format_cast_: src was torch.float16 \[4\] in another format.*simulated: torch.float16 \[4, 4\], as input"
+    with pytest.raises(NotSimulated, match=message):
+        torch.ops.npu.npu_format_cast_(cast(matrix(4, 4), NZ), matrix(4))
+
+
+@pytest.mark.parametrize("form", [cast, cast_])
+@pytest.mark.parametrize("given", [-1, 5, 31, 99])
+def test_unknown_formats_are_refused(form, given):
+    with pytest.raises(OperatorRejected, match=rf"acl_format was {given}; allowed: 0 NCHW, 1 NHWC, 2 ND,.*\[ERR01003\]"):
+        form(matrix(4, 4), given)
+
+
+@pytest.mark.parametrize("given", [3, 4, 12, 16, 27, 32, 33, 35, 47, 50, 54])
+def test_other_formats_are_not_simulated(given):
+    message = rf"acl_format was {given} .*simulated: 0 NCHW, 1 NHWC, 2 ND, 29 FRACTAL_NZ, 30 NCDHW"
+    with pytest.raises(NotSimulated, match=message):
+        cast(matrix(4, 4), given)
+
+
+@pytest.mark.parametrize("form", [cast, cast_])
+@pytest.mark.parametrize("option", ["customize_dtype", "input_dtype"])
+def test_dtype_options_need_cann_9_1_where_a_storage_is_made(form, option):
+    tensor = matrix(4, 4, dtype=torch.int32)
+    with pytest.raises(OperatorRejected, match=rf"{option} was 3; allowed: None, before CANN 9.1 \[ERR01003\]"):
+        form(tensor, NZ, **{option: 3})
+    assert form(tensor, ND, **{option: 3}) is tensor
+    with changed(format_cast_customize_dtype="accepted"), pytest.raises(NotSimulated, match=f"{option} was 3"):
+        form(tensor, NZ, **{option: 3})
+
+
+def test_programs_that_do_not_allow_internal_formats_get_a_base_format():
+    with changed(internal_format="replaced_by_base_format"):
+        copy = cast(matrix(4, 4), NZ)
+        image = cast(matrix(1, 2, 3, 4), NZ)
+    assert (number(copy), number(image)) == (ND, NCHW)
+    assert torch.equal(copy, matrix(4, 4))
+
+
+def test_copies_forget_and_views_remember():
+    nz = cast(matrix(16, 16), NZ)
+    assert number(nz.clone()) == number(nz + 0) == ND
+    assert number(nz[2:]) == number(nz.t()) == number(nz.view(torch.int16)) == number(nz.detach()) == NZ
+
+
+def test_the_note_lives_as_long_as_the_storage_and_no_longer():
+    nz = cast(matrix(16, 16), NZ)
+    noted = weakref.ref(noted_format(nz))
+    view = nz.view(-1)
+    del nz
+    gc.collect()
+    assert number(view) == NZ
+    assert noted() is not None
+    del view
+    gc.collect()
+    assert noted() is None
+
+
+def test_a_note_on_a_storage_that_was_resized_is_void():
+    nz = cast(matrix(16, 16), NZ)
+    nz.untyped_storage().resize_(1024)
+    assert format_of(nz) is Format.ND
+
+
+def test_meta_tensors_keep_sizes_and_strides():
+    tensor = torch.empty(4, 6, dtype=torch.bfloat16, device="meta").t()
+    result = cast(tensor, NZ)
+    assert (result.shape, result.stride(), result.dtype, result.device.type) == ((6, 4), (1, 6), torch.bfloat16, "meta")
+    assert cast_(tensor, NZ) is tensor
+    assert number(tensor) == ND
