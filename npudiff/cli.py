@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -124,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = build_parser().parse_args(arguments)
     prepare_environment()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _run(options)
     except (UsageError, TargetUnavailable) as error:
@@ -141,6 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("npudiff: internal error; please report it with the traceback above", file=sys.stderr)
         return ExitCode.INTERNAL
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End as after Ctrl-C: a CI job that runs out of time is sent SIGTERM, and what was found must not be lost."""
+    del number, frame
+    raise KeyboardInterrupt
 
 
 def _run(options: argparse.Namespace) -> int:

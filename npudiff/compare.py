@@ -86,8 +86,9 @@ class Comparison:
 
     @property
     def worst_output(self) -> OutputComparison:
-        """The output with the largest ratio."""
-        return max(self.outputs, key=lambda output: output.worst)
+        """The first output that is wrong, in the component's order; if none is, the one with the largest ratio."""
+        wrong = [output for output in self.outputs if output.worst > 1]
+        return wrong[0] if wrong else max(self.outputs, key=lambda output: output.worst)
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -89,6 +90,32 @@ class Component:
     profiles: Mapping[str, Box] = field(default_factory=dict)
 
 
+class InputsChanged(Exception):  # noqa: N818 - named for what happened
+    """An implementation wrote into the tensors that it was given; on a device that corrupts a cache or a table."""
+
+
+def fingerprint(inputs: object, path: str = "") -> dict[str, int]:
+    """Return a number per tensor of (nested) dataclass inputs that changes when the tensor is written to."""
+    if hasattr(inputs, "untyped_storage"):
+        return {path: _checksum(inputs)}
+    if not dataclasses.is_dataclass(inputs):
+        return {}
+    parts = ((field.name, getattr(inputs, field.name)) for field in dataclasses.fields(inputs))
+    return {
+        name: digest
+        for part, value in parts
+        for name, digest in fingerprint(value, f"{path}.{part}" if path else part).items()
+    }
+
+
+def _checksum(tensor: Any) -> int:  # noqa: ANN401 - a tensor; torch is imported by those who have one
+    """Sum of the bits as integers: cheap, and a value that is overwritten by another changes it."""
+    import torch  # noqa: PLC0415
+
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(tensor.detach().view(integers[tensor.element_size()]).sum(dtype=torch.int64))
+
+
 class ImplementationRaised(Exception):  # noqa: N818 - named for what happened
     """An implementation raised; the original exception is the cause. It is a finding, never a skip."""
 
@@ -107,14 +134,20 @@ class Subject:
         Raises
         ------
         ImplementationRaised
-            If the implementation raises, or returns something that is not its outputs.
+            If the implementation raises, returns something that is not its outputs, or writes into its inputs.
         """
+        before = fingerprint(inputs)
         try:
             result = outputs_of(self.implementation(inputs, self.target), self.component.outputs)
             self.target.synchronize()
-            return {name: tensor.detach().cpu() for name, tensor in result.items()}
+            outputs = {name: tensor.detach().cpu() for name, tensor in result.items()}
         except (Exception, SystemExit) as error:  # leaving the process is no verdict
             raise ImplementationRaised(f"{type(error).__name__}: {error}") from error
+        changed = [name for name, digest in fingerprint(inputs).items() if digest != before[name]]
+        if changed:
+            cause = InputsChanged(f"the implementation wrote into its inputs: {', '.join(changed)}")
+            raise ImplementationRaised(str(cause)) from cause
+        return outputs
 
     def expected(self, inputs: Any) -> Mapping[str, ExpectedOutput]:  # noqa: ANN401 - the component's own contract
         """Return what the reference says of these inputs."""

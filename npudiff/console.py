@@ -147,15 +147,15 @@ class Console:
     def finding_again(self, finding: Finding, folder: Path) -> None:
         """Show in two lines a finding that looks like one which was shown before."""
         title = f"also {finding.property_name}: {finding.verdict} on {finding.detail.get('line', '')}"
-        for text in (title, f"       npudiff replay {folder}"):
+        for text in (title, f"       {finding.replay_command(folder)}"):
             self.rich.print(f"  [bold red]{escape(printable(text))}[/]", soft_wrap=True)
 
-    def mutants(self, outcomes: Sequence[Outcome]) -> None:
-        """Show whether the implementations that are wrong on purpose were found."""
+    def mutants(self, outcomes: Sequence[Outcome], *, judged: bool) -> None:
+        """Show whether the implementations that are wrong on purpose were found, and had to be."""
         if not outcomes:
             return
         table = Table(
-            title="wrong on purpose: each re-creates a real bug, and this run has to find it",
+            title="wrong on purpose: each re-creates a real bug" + (", and this run has to find it" if judged else ""),
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,
@@ -165,14 +165,15 @@ class Console:
         for outcome in outcomes:
             subject = outcome.job.subject
             if outcome.failure is None:
-                found, case = "[red]MISSED[/]", f"not in {outcome.cases} cases"
+                found = "[red]MISSED[/]" if judged else "[dim]not shown[/]"
+                case = f"not in {outcome.cases} cases" + ("" if judged else ": this run was narrowed or shortened")
             else:
                 found = f"[green]case {outcome.cases}, {outcome.seconds_to_failure:.1f} s[/]"
                 case = subject.component.describe(outcome.failure.case)
             table.add_row(escape(f"{subject.component.name}.{subject.implementation.name}"), found, escape(case))
         self.rich.print(table)
 
-    def summary(self, outcomes: Sequence[Outcome], mutants: Sequence[Outcome]) -> None:
+    def summary(self, outcomes: Sequence[Outcome], mutants: Sequence[Outcome], *, judged: bool = True) -> None:
         """Say in one line how it ended."""
         cases = sum(outcome.cases for outcome in (*outcomes, *mutants))
         seconds = sum(outcome.seconds for outcome in (*outcomes, *mutants))
@@ -185,7 +186,7 @@ class Console:
         ]
         if mutants:
             parts.append(f"{sum(m.failure is not None for m in mutants)} of {len(mutants)} mutants found")
-        missed = any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
+        missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
         style = "red" if findings or missed or not cases else "green"
         self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")
 

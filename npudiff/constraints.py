@@ -8,6 +8,7 @@ without a window``) can be said without a predicate that would reject draws.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,7 +173,7 @@ def describe(allowed: Allowed) -> str:
 def parse_where(texts: Sequence[str]) -> Constraints:
     """Parse ``axis=value[,value...]`` and ``axis=low..high`` into constraints.
 
-    Values are integers, ``none``, ``true``, ``false`` or names.
+    Values are numbers, ``none``, ``true``, ``false`` or names.
 
     Raises
     ------
@@ -208,7 +209,6 @@ def _parse_value(text: str) -> object:
     words: dict[str, object] = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
-    try:
+    if re.fullmatch(r"[+-]?\d+", text):
         return int(text)
-    except ValueError:
-        return text
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text) else text

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import platform
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from npudiff.codec import to_plain
+from npudiff.compare import OutputComparison
+from npudiff.component import Component
 from npudiff.criteria import judge
 from npudiff.findings import Finding
 from npudiff.outcome import Failure, Outcome, Verdict
@@ -36,7 +40,14 @@ def finding_of(outcome: Outcome) -> Finding:
         case=_plain_case(failure.case),
         detail=_detail(outcome, failure),
         environment=environment(),
+        options=_replay_options(subject.implementation.origin),
     )
+
+
+def _replay_options(origin: str) -> str:
+    """``--impl ORIGIN`` where the implementation came from the command line; a built-in one has a module of device."""
+    external = origin.endswith(".py") or not origin.startswith("device.")
+    return f"--impl {shlex.quote(origin)}" if origin and external else ""
 
 
 def _plain_case(case: object) -> dict[str, Any]:
@@ -77,14 +88,16 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
     output = failure.comparison.worst_output
     detail["context"] = failure.comparison.context
     detail["output"] = output.name
+    detail["also_wrong"] = {
+        other.name: other.worst for other in failure.comparison.outputs if other is not output and other.worst > 1
+    }
     detail["worst_ratio"] = output.worst
     if output.problem is not None:
         detail["problem"] = output.problem
         return detail
-    coordinates = component.coordinates(component.inputs(failure.case), output.name)
-    if all(_broadcasts(values, output.ratio) for values in coordinates.values()):
-        detail["where"] = worst_element(output, coordinates)
-        detail["pattern"] = describe_pattern(output, coordinates)
+    coordinates = _coordinates(component, failure.case, output)
+    detail["where"] = worst_element(output, coordinates)
+    detail["pattern"] = describe_pattern(output, coordinates)
     detail["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
     return detail
 
@@ -103,11 +116,19 @@ def _first(outcome: Outcome) -> dict[str, Any]:
     first: dict[str, Any] = {"line": component.describe(failure.case)}
     if failure.comparison is not None and failure.comparison.worst_output.problem is None:
         output = failure.comparison.worst_output
-        coordinates = component.coordinates(component.inputs(failure.case), output.name)
-        if all(_broadcasts(values, output.ratio) for values in coordinates.values()):
-            first["pattern"] = describe_pattern(output, coordinates)
+        first["pattern"] = describe_pattern(output, _coordinates(component, failure.case, output))
         first["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
     return first
+
+
+def _coordinates(component: Component, case: Any, output: OutputComparison) -> Mapping[str, torch.Tensor]:  # noqa: ANN401
+    """Where each element is, in the component's words; by index where a relation compared other rows."""
+    named = component.coordinates(component.inputs(case), output.name)
+    if all(_broadcasts(values, output.ratio) for values in named.values()):
+        return named
+    sizes = output.ratio.shape if output.ratio is not None else ()
+    shapes = [[-1 if place == axis else 1 for place in range(len(sizes))] for axis in range(len(sizes))]
+    return {f"index {axis}": torch.arange(size).reshape(shapes[axis]) for axis, size in enumerate(sizes)}
 
 
 def _broadcasts(values: torch.Tensor, ratio: torch.Tensor | None) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,8 +50,10 @@ class Finding:
         What was seen: worst ratio, place, pattern, published criteria, error text.
     environment : mapping
         Versions.
+    options : str
+        What a replay needs besides the folder: ``--impl FILE`` for an implementation that is not built in.
     command : str
-        The line that replays the finding.
+        The line that replays the finding. Text for people: nothing reads it.
     """
 
     component: str
@@ -62,7 +65,12 @@ class Finding:
     case: Mapping[str, Any]
     detail: Mapping[str, Any]
     environment: Mapping[str, str]
+    options: str = ""
     command: str = ""
+
+    def replay_command(self, folder: Path) -> str:
+        """The line that replays the finding from a folder, with the file that the implementation comes from."""
+        return f"npudiff replay {shlex.quote(str(folder))}" + (f" {self.options}" if self.options else "")
 
     @property
     def key(self) -> str:
@@ -103,7 +111,7 @@ def write_finding(finding: Finding, failure: Failure, root: Path) -> Path:
         "schema_version": SCHEMA_VERSION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **{name: getattr(finding, name) for name in Finding.__dataclass_fields__},
-        "command": f"npudiff replay {folder}",
+        "command": finding.replay_command(folder),
         "tensors_sha256": checksum,
     }
     partial = folder / (FINDING_FILE + ".partial")

@@ -13,9 +13,12 @@ from npudiff.engine import EQUIVALENCE
 from npudiff.errors import UsageError, unknown
 from npudiff.implementation import Implementation
 from npudiff.outcome import Budget, Job
-from npudiff.profiles import DEFAULT_RUN_PROFILE, run_profile
+from npudiff.profiles import DEFAULT_RUN_PROFILE, RUN_PROFILES, run_profile
 from npudiff.property import Property
 from npudiff.target import Target
+
+DEFAULT_EXAMPLES = RUN_PROFILES[DEFAULT_RUN_PROFILE].examples
+"""Cases of equivalence within which every mutant has to be found."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,13 @@ class Plan:
     jobs: tuple[Job, ...]
     mutants: tuple[Job, ...]
     request: Request = field(default_factory=Request)
+
+    @property
+    def judges_mutants(self) -> bool:
+        """Whether a mutant that is not found is the run's fault: not if the user narrowed or shortened the run."""
+        request = self.request
+        fewer = request.seconds is not None or (request.examples or DEFAULT_EXAMPLES) < DEFAULT_EXAMPLES
+        return not (request.where or request.model or fewer)
 
     def budget(self, job: Job) -> Budget:
         """Return how long one job may look."""

@@ -135,6 +135,11 @@ class Runner:
     def __init__(self, config: pytest.Config, record: Any) -> None:  # noqa: ANN401 - pytest's record_property
         self._config, self._record = config, record
 
+    @property
+    def judges_mutants(self) -> bool:
+        """Whether every mutant has to be found; not in a run that was shortened."""
+        return _plan(self._config).judges_mutants
+
     def run(self, job: Any) -> Outcome:  # noqa: ANN401 - a Job; naming it would import the engine
         """Run a job and record its figures in the test report."""
         from npudiff.engine import run_job  # noqa: PLC0415 - imported when the first job runs

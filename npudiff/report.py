@@ -90,12 +90,13 @@ def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
         lines.append(("output", f"{detail['output']}: {detail['problem']}"))
     elif "worst_ratio" in detail:
         lines.append(("worst", _worst(detail)))
+    lines += [("also wrong", f"{name}, {_times(ratio)}") for name, ratio in (detail.get("also_wrong") or {}).items()]
     lines += [("pattern", text) for text in _pattern(detail)]
     lines += [("published", text) for text in _criteria(detail)]
     if detail.get("flaky"):
         lines.append(("flaky", "the same case did not fail again when it was repeated"))
     lines += _first(detail)
-    lines.append(("replay", f"npudiff replay {folder}"))
+    lines.append(("replay", finding.replay_command(folder)))
     return lines
 
 
@@ -112,14 +113,18 @@ def _first(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _worst(detail: Mapping[str, Any]) -> str:
     where = detail.get("where")
-    exact = where and where["bound"] == 0
-    ratio = "differs where equality is asked for" if exact else f"error is {detail['worst_ratio']:.3g} times the bound"
+    exact = where is not None and where.get("bound") == 0
+    ratio = "differs where equality is asked for" if exact else f"error is {_times(detail['worst_ratio'])}"
     ratio = f"{detail['output']}: {ratio}"
     if not where:
         return ratio
     place = ", ".join(f"{name} {value}" for name, value in where.items() if name not in ("actual", "expected", "bound"))
     seen = f"got {where['actual']:.6g}, expected {where['expected']:.6g} within {where['bound']:.2g}"
     return f"{ratio}: {seen}, at {place}"
+
+
+def _times(ratio: float) -> str:
+    return f"{float(ratio):.3g} times the bound"
 
 
 def _pattern(detail: Mapping[str, Any]) -> list[str]:

@@ -161,7 +161,7 @@ class AttentionTile:
         stretch = torch.where(furthest > 0, torch.expm1(furthest) / furthest, 1.0)
         score_error = (self.query_error * stretch).unsqueeze(-1)
         rounding = unit_roundoff(self.dtype) + EXPONENTIAL_ERROR + accumulation_error(keys)
-        numerator = by_norm * score_error + absolute * rounding + seen * underflow_step(self.dtype)
+        numerator = by_norm * score_error * (1 + rounding) + absolute * rounding + seen * underflow_step(self.dtype)
         return numerator, norms * score_error.squeeze(-1)
 
     def _bounds(

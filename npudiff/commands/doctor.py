@@ -25,6 +25,7 @@ from npudiff.errors import ExitCode
 from npudiff.outcome import Budget, Job, Verdict
 
 _PROBE_CASES = 5
+NO_TORCH_NPU = "not installed (needed for the npu target: the extra 'npu' of this project)"
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -54,7 +55,7 @@ def _software() -> Iterator[str]:
 
 def _torch_npu() -> Iterator[str]:
     version = version_of("torch_npu")
-    yield f"torch_npu        {version or 'not installed (needed for the npu target: pip install npudiff[npu])'}"
+    yield f"torch_npu        {version or NO_TORCH_NPU}"
     yield f"CANN             {cann_library() or 'libhccl.so not found: source set_env.sh of the CANN toolkit'}"
     if version and autoload_would_fail():
         yield "                 torch_npu without CANN: 'import torch' alone fails here, since torch loads it;"

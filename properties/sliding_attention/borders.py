@@ -8,7 +8,14 @@ from npudiff.data import Stream
 from properties.sliding_attention.case import Request, SlidingAttentionCase
 
 _THRESHOLDS = (128, 512, 1024, 2048, 8192, 10_000)
-"""Key positions at which kernels change tiles, masks or tables."""
+"""Key positions at which kernels change tiles, masks or tables: tiles of 128, masks of 512 and 2048 columns, tables of
+10,000 (regions of the catalogue of bugs)."""
+
+_PARTS = 8
+"""A kernel that splits a long history among cores loses a part of it where this many parts begin."""
+
+_CHOSEN = 3
+"""Borders inside the visible range that a case has, of all that there are: more would share the weight."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,9 @@ def border_tokens(case: SlidingAttentionCase, request: Request, span: LiveRange)
     pages = range(span.first // case.page_size + 1, (span.last - 1) // case.page_size + 1)
     others = sorted({page * case.page_size - side for page in (*pages[:1], *pages[-1:]) for side in (0, 1)})
     others += [threshold - side for threshold in _THRESHOLDS for side in (0, 1)]
+    others += [span.first + part * (span.last - span.first) // _PARTS for part in range(1, _PARTS)]
     others = [position for position in others if span.first <= position < span.last]
     if others:
-        chosen = Stream(case.seed, f"needles {request.query} {request.kv}").integers(0, len(others), 2)
+        chosen = Stream(case.seed, f"needles {request.query} {request.kv}").integers(0, len(others), _CHOSEN)
         edges |= {others[index] for index in chosen}
     return sorted(position for position in edges if span.first <= position < span.last)

@@ -19,7 +19,7 @@ MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300, 513)
 LONG_PROMPTS = (1025, 2047, 2048, 2049)
 LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 131_072, 131_073)
 
-LONG = (*["no"] * 36, *["draft"] * 4, "prompt")
+LONG = (*["no"] * 32, *["draft"] * 4, "prompt")
 """How often one request of a case has a long history (a draft), or is a prompt around the size of compressed masks."""
 
 MAX_QUERY = 2**12
@@ -89,8 +89,14 @@ def cheap(options: Options, scores: Callable[[int], int]) -> Options:
     return options[: max(1, bisect.bisect_right(options, REQUEST_SCORES, key=scores))]
 
 
-def draw_requests(choose: Chooser, box: Box, page_size: int, window: int | None, heads: int) -> tuple[Request, ...]:
-    """Draw a batch. At most one of its requests is long, and at most one sees no key in some row."""
+def draw_requests(
+    choose: Chooser, box: Box, page_size: int, window: int | None, heads: int, long: str
+) -> tuple[Request, ...]:
+    """Draw a batch.
+
+    The first request that is drawn may be long or have blind rows; where it goes in the batch is the last choice, so
+    that shrinking the batch leaves it alone.
+    """
     lengths = Lengths(
         ordered(box.get("query_length", range(1, MAX_QUERY + 1))),
         ordered(box.get("kv_length", range(MAX_LENGTH + 1))),
@@ -100,17 +106,15 @@ def draw_requests(choose: Chooser, box: Box, page_size: int, window: int | None,
     )
     batch = choose.value(box, "batch", BATCHES)
     blind = choose.value(box, "blind_rows", ("none", "none", "empty", "any"))
-    special = choose.pick(range(batch))
     kind = choose.pick(("decode", "extend", "mixed"))
-    long = choose.pick(LONG)
-    requests: list[Request] = []
-    for place in range(batch):
-        kind_here = long if long != "no" and place == (special + 1) % batch else kind
-        requests.append(_draw_request(choose, lengths, kind_here, blind if place == special else "none"))
-        if not allows(box.get("ragged", (True,)), True):
-            lengths = replace(lengths, query=(requests[0].query,))
+    special = _draw_request(choose, lengths, kind if long == "no" else long, blind)
+    if not allows(box.get("ragged", (True,)), True):
+        lengths = replace(lengths, query=(special.query,))
+    others = [_draw_request(choose, lengths, kind, "none") for _ in range(batch - 1)]
+    place = choose.pick(range(batch))
+    requests = (*others[:place], special, *others[place:])
     assume(_is_inside(box, requests))
-    return tuple(requests)
+    return requests
 
 
 def _is_inside(box: Box, requests: Sequence[Request]) -> bool:

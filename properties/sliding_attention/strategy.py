@@ -16,7 +16,7 @@ from properties.sliding_attention.case import (
     Request,
     SlidingAttentionCase,
 )
-from properties.sliding_attention.requests import draw_requests
+from properties.sliding_attention.requests import LONG, draw_requests
 
 PAGE_SIZES = (16, 32, 48, 64, 96, 128, 192, 256)
 KV_HEADS = (1, 2, 3)
@@ -31,8 +31,8 @@ CACHE_ELEMENTS = 2**20
 SCORES = 2**19
 """Scores up to which a case may have more than one query head per KV head."""
 
-MOST_SCORES = 2**24
-"""Scores up to which a case may have more heads than it must, where the constraints ask for many."""
+MOST_SCORES, MOST_ROWS = 2**24, 2**17
+"""Scores, and rows of all heads, up to which a case may have more heads than it must."""
 
 
 def cases(constraints: Constraints) -> st.SearchStrategy[SlidingAttentionCase]:
@@ -45,8 +45,9 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
     page_size = choose.value(box, "page_size", PAGE_SIZES)
-    window = choose.value(box, "window", _windows(page_size))
-    requests = draw_requests(choose, box, page_size, window, _fewest_heads(box))
+    long = choose.pick(LONG)
+    window = choose.value(box, "window", _windows(page_size, long))
+    requests = draw_requests(choose, box, page_size, window, _fewest_heads(box), long)
     head_dim, value_head_dim = split_head_dims(choose.value(box, "head_dims", HEAD_DIMS))
     kv_heads = choose.pick(_kv_heads(box, requests, page_size, head_dim + value_head_dim))
     group = choose.pick(_groups(box, requests, kv_heads))
@@ -90,10 +91,15 @@ def _groups(box: Box, requests: Sequence[Request], kv_heads: int) -> Sequence[in
 
 def _up_to_most_scores(options: Sequence[int], requests: Sequence[Request], times: int) -> Sequence[int]:
     scores = times * sum(request.query * request.kv for request in requests)
-    return [option for option in options if option * scores <= MOST_SCORES] or [min(options)]
+    rows = times * sum(request.query for request in requests)
+    cheap = [option for option in options if option * scores <= MOST_SCORES and option * rows <= MOST_ROWS]
+    return cheap or [min(options)]
 
 
-def _windows(page_size: int) -> Sequence[int | None]:
-    """Windows: near the borders of pages and tiles, tiny ones (their borders are cheap to reach), or none."""
+def _windows(page_size: int, long: str) -> Sequence[int | None]:
+    """Windows: near the borders of pages and tiles, tiny ones (their borders are cheap to reach), or none.
+
+    Half of the long histories are seen whole: what a kernel does only with many keys shows nowhere else.
+    """
     windows = sorted({*WINDOWS, page_size - 1, page_size, page_size + 1})
-    return [*windows, *[None] * (len(windows) // 4)]
+    return [*windows, *[None] * (len(windows) if long == "draft" else len(windows) // 4)]

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from device.ascend import swa_mask_eager
 from npudiff import __version__, discovery
+from npudiff.discovery import load_component
 from npudiff.errors import ExitCode
 
 QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
@@ -97,12 +99,48 @@ def test_mutants_are_listed_apart_and_finding_them_is_clean(cli):
     assert "0 findings" in result.out
 
 
-def test_a_missed_mutant_ends_with_1(cli):
-    # mask_minus_one is wrong without a window only.
-    result = cli("check", "swa_mask", *QUICK, "--where", "window=4")
-    assert "swa_mask.mask_minus_one" in result.out
-    assert "MISSED" in result.out
+def test_a_missed_mutant_ends_with_1(cli, monkeypatch):
+    harmless = replace(swa_mask_eager, name="harmless", wrong="nothing")
+    monkeypatch.setattr("npudiff.discovery.built_in_implementations", lambda: [swa_mask_eager, harmless])
+    result = cli("check", "swa_mask", "--target", "sim", "--seed", "1")
+    assert re.search(r"swa_mask\.harmless +MISSED +not in 100 cases", result.out)
     assert result.code == ExitCode.FINDINGS
+
+
+@pytest.mark.parametrize("narrowed", [("--where", "window=4"), ("--profile", "step-3.5-flash"), ("--examples", "5")])
+def test_a_mutant_that_a_narrowed_run_does_not_show_is_no_failure(cli, narrowed):
+    """mask_minus_one is wrong without a window only, mask_left_context_512 only where the window is not 512."""
+    result = cli("check", "swa_mask", "--target", "sim", "--seed", "1", *narrowed)
+    assert "MISSED" not in result.out
+    assert result.code == ExitCode.CLEAN
+
+
+@pytest.mark.parametrize("component", ["sliding_attention", "swa_mask"])
+def test_every_profile_of_a_correct_implementation_is_clean(cli, component):
+    for name in load_component(component).profiles:
+        result = cli("check", component, "--profile", name, "--target", "sim", "--examples", "4", "--seed", "1")
+        assert result.code == ExitCode.CLEAN, (name, result.out)
+
+
+def test_the_line_that_replays_a_users_finding_names_the_file(cli, kernel):
+    path = kernel("wrong")
+    out = cli("check", "swa_mask", "--impl", path, *QUICK).out
+    line = re.search(r"npudiff (replay .*)", out).group(1)
+    assert line.endswith(f"--impl {path}")
+    assert cli(*line.split()).code == ExitCode.FINDINGS
+
+
+def test_an_implementation_that_writes_into_its_inputs_is_a_finding(cli, kernel):
+    path = kernel("right")
+    path.write_text(path.read_text().replace("    return", "    inputs.kv_lengths.add_(1)\n    return", 1))
+    result = cli("check", "swa_mask", "--impl", path, *QUICK)
+    assert "InputsChanged: the implementation wrote into its inputs: kv_lengths" in result.out
+    assert result.code == ExitCode.FINDINGS
+
+
+def test_a_number_with_a_point_can_be_asked_for(cli):
+    result = cli("check", "sliding_attention", "--impl", "torch_native", *QUICK, "--where", "scale=0.5")
+    assert result.code == ExitCode.CLEAN
 
 
 def test_verbose_shows_every_property_and_where_the_cases_were(cli):

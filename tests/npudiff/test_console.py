@@ -61,12 +61,12 @@ def test_the_summary_counts_everything(capsys, toy):
 
 
 def test_a_missed_mutant_is_said(capsys, toy):
-    Console(verbose=False).mutants([Outcome(toy.job(), cases=5)])
+    Console(verbose=False).mutants([Outcome(toy.job(), cases=5)], judged=True)
     out = capsys.readouterr().out
     assert "toy.mine" in out
     assert "MISSED" in out
     assert "not in 5 cases" in out
-    Console(verbose=False).mutants([])
+    Console(verbose=False).mutants([], judged=True)
     assert capsys.readouterr().out == ""
 
 

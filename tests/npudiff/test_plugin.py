@@ -57,7 +57,7 @@ def test_a_finding_fails_its_test_with_its_text_and_a_folder_that_replays(run, c
     assert re.search(r"^npudiff: \d+ cases on sim, CANN 8\.5; ", result.stdout, re.MULTILINE)
     (line,) = re.findall(r"^replay +npudiff (replay .*)$", result.stdout, re.MULTILINE)
     (folder,) = (tmp_path / ".npudiff" / "findings").iterdir()
-    assert line == f"replay {folder}"
+    assert line == f"replay {folder} --impl {path}"
     assert json.loads((folder / "finding.json").read_text())["case"]["kv_lengths"] == [2]
     assert cli(*line.split(), "--impl", path).code == 1
     assert not (tmp_path / ".npudiff" / "examples").exists()

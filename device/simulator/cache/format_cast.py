@@ -207,10 +207,12 @@ def _described(requirements: Requirements, tensor: Tensor) -> StorageFormat:
     if noted is not None:
         return noted
     base = base_tensor(tensor)
+    # Axes in the order of memory: of a transposed tensor whose origin torch does not remember, its likely shape.
+    base = base.permute(sorted(range(base.dim()), key=base.stride, reverse=True))
     if not base.is_contiguous() or base.numel() * base.itemsize != base.untyped_storage().nbytes():
         given = f"{list(tensor.shape)}, strides {tensor.stride()}, part of a storage of unknown shape"
         raise requirements.not_simulated("input", given, "tensors that own their storage, and views that know theirs")
-    return StorageFormat(format_of(base), tuple(base.shape), base.dtype)
+    return StorageFormat(format_of(tensor), tuple(base.shape), base.dtype)
 
 
 def _new_format(target: Format, rank: int) -> Format:

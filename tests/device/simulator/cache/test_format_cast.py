@@ -1,21 +1,16 @@
 """Format casts: what is returned, who shares what, and what the storage remembers."""
 
-import dataclasses
 import gc
 import weakref
 
 import pytest
 import torch
 
-from device.simulator import PROFILES, NotSimulated, OperatorRejected, use_profile
+from device.simulator import NotSimulated, OperatorRejected
 from device.simulator.cache.formats import Format, format_of, noted_format
 from device.simulator.cache.fractal import physical, to_fractal_nz
 
 ND, NCHW, NHWC, NZ, NCDHW = 2, 0, 1, 29, 30
-
-
-def changed(**choices):
-    return use_profile(dataclasses.replace(PROFILES["8.5"], name="changed", **choices))
 
 
 def cast(tensor, target, **options):
@@ -114,10 +109,19 @@ def test_transposed_views_keep_their_strides():
     assert torch.equal(physical(nz), to_fractal_nz(tensor))
 
 
+def test_a_transposed_tensor_of_unknown_origin_has_the_order_of_its_memory():
+    with torch.inference_mode():
+        nz = cast(matrix(8, 20).t(), NZ)
+        assert torch.equal(physical(nz), to_fractal_nz(matrix(8, 20)))
+    assert torch.equal(physical(cast(matrix(8, 20).t().clone(), NZ)), to_fractal_nz(matrix(8, 20)))
+
+
 def test_a_part_of_an_unknown_storage_is_not_simulated():
     with torch.inference_mode():
         part = torch.zeros(4, 8)[1:]
-        with pytest.raises(NotSimulated, match=r"npu_format_cast: input was \[3, 8\].*part of a storage of unknown shape"):
+        with pytest.raises(
+            NotSimulated, match=r"npu_format_cast: input was \[3, 8\].*part of a storage of unknown shape"
+        ):
             cast(part, NZ)
         whole = torch.zeros(4, 8).view(2, 16)
         assert number(cast(whole, NZ)) == NZ
@@ -158,20 +162,22 @@ def test_in_place_with_a_tensor_copies_its_values_and_keeps_the_format():
     assert number(nz) == NZ
     assert torch.equal(view, plain.flatten())
     other = torch.zeros(4, 4, dtype=torch.float16)
-    torch.ops.npu.npu_format_cast_(other, torch.tensor(3, dtype=torch.float16))
-    assert (other == 3).all()
+    torch.ops.npu.npu_format_cast_(other, plain[2])
+    assert torch.equal(other, plain[2].expand(4, 4))
 
 
-def test_in_place_with_a_tensor_can_be_told_to_take_the_format():
+def test_in_place_with_a_tensor_can_be_told_to_take_the_format(kit):
     plain = matrix(4, 4)
-    with changed(format_cast_from_tensor="takes_format"):
+    with kit.changed(format_cast_from_tensor="takes_format"):
         torch.ops.npu.npu_format_cast_(plain, cast(matrix(4, 4) + 1, NZ))
     assert number(plain) == NZ
     assert torch.equal(plain, matrix(4, 4))
 
 
 def test_in_place_with_another_shape_and_format_is_not_simulated():
-    message = r"npu_format_cast_: src was torch.float16 \[4\] in another format.*simulated: torch.float16 \[4, 4\], as input"
+    message = (
+        r"npu_format_cast_: src was torch.float16 \[4\] in another format.*simulated: torch.float16 \[4, 4\], as input"
+    )
     with pytest.raises(NotSimulated, match=message):
         torch.ops.npu.npu_format_cast_(cast(matrix(4, 4), NZ), matrix(4))
 
@@ -179,7 +185,9 @@ def test_in_place_with_another_shape_and_format_is_not_simulated():
 @pytest.mark.parametrize("form", [cast, cast_])
 @pytest.mark.parametrize("given", [-1, 5, 31, 99])
 def test_unknown_formats_are_refused(form, given):
-    with pytest.raises(OperatorRejected, match=rf"acl_format was {given}; allowed: 0 NCHW, 1 NHWC, 2 ND,.*\[ERR01003\]"):
+    with pytest.raises(
+        OperatorRejected, match=rf"acl_format was {given}; allowed: 0 NCHW, 1 NHWC, 2 ND,.*\[ERR01003\]"
+    ):
         form(matrix(4, 4), given)
 
 
@@ -192,21 +200,29 @@ def test_other_formats_are_not_simulated(given):
 
 @pytest.mark.parametrize("form", [cast, cast_])
 @pytest.mark.parametrize("option", ["customize_dtype", "input_dtype"])
-def test_dtype_options_need_cann_9_1_where_a_storage_is_made(form, option):
+def test_dtype_options_need_cann_9_1_where_a_storage_is_made(kit, form, option):
     tensor = matrix(4, 4, dtype=torch.int32)
     with pytest.raises(OperatorRejected, match=rf"{option} was 3; allowed: None, before CANN 9.1 \[ERR01003\]"):
         form(tensor, NZ, **{option: 3})
     assert form(tensor, ND, **{option: 3}) is tensor
-    with changed(format_cast_customize_dtype="accepted"), pytest.raises(NotSimulated, match=f"{option} was 3"):
+    with kit.changed(format_cast_customize_dtype="accepted"), pytest.raises(NotSimulated, match=f"{option} was 3"):
         form(tensor, NZ, **{option: 3})
 
 
-def test_programs_that_do_not_allow_internal_formats_get_a_base_format():
-    with changed(internal_format="replaced_by_base_format"):
+def test_programs_that_do_not_allow_internal_formats_get_a_base_format(kit):
+    with kit.changed(internal_format="replaced_by_base_format"):
         copy = cast(matrix(4, 4), NZ)
         image = cast(matrix(1, 2, 3, 4), NZ)
     assert (number(copy), number(image)) == (ND, NCHW)
     assert torch.equal(copy, matrix(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("rank", "target", "expected"),
+    [(2, NCHW, ND), (2, NCDHW, ND), (3, ND, ND), (4, ND, NCHW), (4, NCDHW, NCHW), (5, NCDHW, NCDHW), (5, ND, ND)],
+)
+def test_base_formats_are_corrected_to_the_rank(rank, target, expected):
+    assert number(cast(cast(torch.zeros([2] * rank), NZ), target)) == expected
 
 
 def test_copies_forget_and_views_remember():

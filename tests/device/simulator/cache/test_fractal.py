@@ -45,8 +45,16 @@ def same(left, right):
 
 @pytest.mark.parametrize(
     ("dtype", "c0"),
-    [(torch.int8, 32), (torch.uint8, 32), (torch.bool, 32), (torch.float16, 16), (torch.bfloat16, 16)]
-    + [(torch.float32, 16), (torch.int32, 16), (torch.int64, 16)],
+    [
+        (torch.int8, 32),
+        (torch.uint8, 32),
+        (torch.bool, 32),
+        (torch.float16, 16),
+        (torch.bfloat16, 16),
+        (torch.float32, 16),
+        (torch.int32, 16),
+        (torch.int64, 16),
+    ],
 )
 def test_c0_counts_at_most_two_bytes(dtype, c0):
     assert tile_width(dtype) == c0

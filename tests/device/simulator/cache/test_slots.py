@@ -54,7 +54,14 @@ def test_what_is_written_is_read_and_all_else_stays(layout):
 
 @pytest.mark.parametrize(
     ("slots", "tokens"),
-    [([3, 1, 2], {0, 1, 2}), ([-1, 4, -7], {1}), ([5, 5, 5], {2}), ([2, 0, 2, -1, 0], {2, 4}), ([], set()), ([-1], set())],
+    [
+        ([3, 1, 2], {0, 1, 2}),
+        ([-1, 4, -7], {1}),
+        ([5, 5, 5], {2}),
+        ([2, 0, 2, -1, 0], {2, 4}),
+        ([], set()),
+        ([-1], set()),
+    ],
 )
 def test_negative_slots_are_skipped_and_the_last_of_equal_ones_stays(slots, tokens):
     assert set(written_tokens(torch.tensor(slots, dtype=torch.int64)).tolist()) == tokens
