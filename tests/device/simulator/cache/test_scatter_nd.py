@@ -89,6 +89,13 @@ def test_equal_indices_keep_the_last_update():
     assert torch.equal(target[[1, 5]], updates[-2:])
 
 
+def test_all_places_of_a_matrix_are_different():
+    places = torch.tensor(list(itertools.product(range(2), range(5))))
+    target, updates = torch.zeros(2, 5), torch.arange(1, 11).float()
+    update_(target, places, updates)
+    assert torch.equal(target, updates.view(2, 5))
+
+
 def test_bits_are_not_changed():
     bits = torch.tensor([0x7E01, 0x7C01, -0x8000], dtype=torch.int16)
     target = torch.zeros(4, dtype=torch.float16)
