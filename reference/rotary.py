@@ -85,7 +85,7 @@ def rotary(inputs: RotaryInputs) -> dict[str, Expected]:
 
 def _rotated(inputs: RotaryInputs, states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> Expected:
     dim, dtype = inputs.rotary_dim, states.dtype
-    value = states.to(torch.float64)
+    value = states.to(torch.float64, copy=True)
     bound = torch.zeros_like(value)
     first, second = _pairs(value[..., :dim], interleaved=inputs.style != "half")
     rotated = (first * cosine - second * sine, second * cosine + first * sine)

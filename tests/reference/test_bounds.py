@@ -265,7 +265,7 @@ def test_exactly_asks_for_equality():
         assert compare({"x": expected}, {"x": value.flip(0)}).worst == math.inf
 
 
-def flash(inputs, *, normalised):
+def cast_once(inputs, *, normalised):
     """A correct device: float32 softmax, weights cast to the dtype of V before or after the division by their sum."""
     outputs = []
     for request, (new, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
@@ -295,6 +295,6 @@ def test_correct_devices_come_close_to_the_bound(dtype, normalised):
         )
         inputs = build_inputs(case)
         expected = sliding_attention(inputs)["output"]
-        error = (flash(inputs, normalised=normalised).double() - expected.value).abs()
+        error = (cast_once(inputs, normalised=normalised).double() - expected.value).abs()
         worst = max(worst, float((error / expected.bound).max()))
     assert 0.8 < worst <= 1

@@ -84,7 +84,9 @@ def test_the_bound_is_a_few_roundings():
     given = inputs(dtype=torch.bfloat16, size=4096, tokens=8)
     expected = rms_norm(given)["output"]
     size = expected.value.abs().clamp(min=1e-3)
-    assert 1.0 < float((expected.bound / (2.0**-8 * size)).median()) < 4.0
+    assert (
+        1.0 < float((expected.bound / (2.0**-8 * size)).median()) < 4.1
+    )  # sum, its norm, before the weight, at the end
 
 
 @pytest.mark.parametrize(
