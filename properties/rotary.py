@@ -70,7 +70,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
     box = choose.pick(boxes)
     rotary_dim, _, head_dim = str(choose.value(box, "dims", DIMS)).partition("/")
     tokens = choose.value(box, "tokens", (1, 2, 3, 7, 16, 17, 65, 257))
-    tables = [rows for rows in within((64, 1, 5, 1025, 4097, 70_001), box.get("table"))[:4096] if rows >= 1]
+    tables = [rows for rows in within((64, 1, 5, 1025, 4097) * 3 + (70_001,), box.get("table"))[:4096] if rows >= 1]
     assume(tables)
     return RotaryCase(
         tokens=tokens,

@@ -54,7 +54,14 @@ def scatter_pa_norm(inputs: PagedCacheInputs, target: Target) -> Outputs:
     return scatter_pa(inputs, target, "Norm")
 
 
-@npudiff.implementation("paged_cache", name="scatter_pa_nz", supports={"layout": ("PA_NZ",)})
+@npudiff.implementation(
+    "paged_cache",
+    name="scatter_pa_nz",
+    supports=[
+        {"layout": ("PA_NZ",), **_FLOATS},
+        {"layout": ("PA_NZ",), "dtype": ("int8",), "head_dims": ("64", "128", "192/128", "512/64", "96", "32", "256")},
+    ],
+)
 def scatter_pa_nz(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """npu_scatter_pa_kv_cache with cache_mode="PA_NZ"."""
     return scatter_pa(inputs, target, "PA_NZ")

@@ -79,21 +79,6 @@ def slots_truncated(inputs: PagedCacheInputs, target: Target) -> Outputs:
 
 @npudiff.implementation(
     "paged_cache",
-    name="skipped_slot_is_last",
-    supports={**_ND, "padding": ("slot -1",), "padded_tokens": range(1, 2**16)},
-    wrong="slot -1 taken for Python's last element: padded tokens overwrite the last slot of the pool",
-)
-def skipped_slot_is_last(inputs: PagedCacheInputs, target: Target) -> Outputs:
-    """Index with -1 where the operator skips it."""
-    on_device = inputs.to(target.device)
-    slots = on_device.slots.to(torch.int64)
-    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
-        cache.view(-1, *rows.shape[1:])[slots] = rows
-    return caches(on_device)
-
-
-@npudiff.implementation(
-    "paged_cache",
     name="nz_rows_of_key_dim",
     supports={**_NZ, "kv_heads": (1,), "dtype": ("bfloat16", "float16"), "padding": ("slot 0",)},
     wrong="PKV-03 https://github.com/sgl-project/sglang/pull/24582: values addressed with the head dim of keys",

@@ -77,16 +77,3 @@ def positions_without_offset(inputs: RotaryInputs, target: Target) -> Outputs:
     """Count positions from 0, as for a prompt without a prefix."""
     counted = torch.arange(len(inputs.positions)) % len(inputs.cos_sin_cache)
     return native_rotary(replace(inputs, positions=counted), target)  # type: ignore[no-any-return]
-
-
-@npudiff.implementation(
-    "rotary",
-    name="rotates_backwards",
-    wrong="the sign of the sine: rotate_half as [x2, -x1]",
-)
-def rotates_backwards(inputs: RotaryInputs, target: Target) -> Outputs:
-    """Rotate by the negative angle."""
-    cosine, sine = inputs.cos_sin_cache.chunk(2, dim=1)
-    return native_rotary(  # type: ignore[no-any-return]
-        replace(inputs, cos_sin_cache=torch.cat([cosine, -sine], dim=1)), target
-    )

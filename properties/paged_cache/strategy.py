@@ -13,6 +13,9 @@ from properties.head_dims import split_head_dims
 from properties.paged_cache.case import DTYPES, HEAD_DIMS, PADDINGS, PagedCacheCase
 from reference.cache_layout import LAYOUTS, strip_width
 
+CACHE_ELEMENTS = 2**19
+"""Elements of both caches up to which a case may have more than two pages."""
+
 
 def cases(constraints: Constraints) -> st.SearchStrategy[PagedCacheCase]:
     """Return a strategy of cases that lie within the constraints."""
@@ -30,7 +33,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     dims = [text for text in within(HEAD_DIMS, box.get("head_dims")) if _fills_strips(text, kv_heads, dtype, layout)]
     assume(dims)
     head_dim, value_head_dim = split_head_dims(choose.pick(dims))
-    pages = choose.value(box, "pages", (2, 3, 5, 9))
+    page_elements = page_size * kv_heads * (head_dim + value_head_dim)
+    pages = choose.value(box, "pages", [2, *(n for n in (3, 5, 9) if n * page_elements <= CACHE_ELEMENTS)])
     room = (pages - 1) * page_size
     padded = choose.value(box, "padded_tokens", (0, 0, 1, 3))
     counts = sorted({1, 2, 3, page_size - 1, page_size, page_size + 1, room, room // 2 or 1} - {0})
