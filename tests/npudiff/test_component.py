@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
-from npudiff.component import ImplementationRaised
+from npudiff.component import ImplementationRaised, fingerprint
 from npudiff.engine import run_job
 from npudiff.outcome import Budget, Verdict
 from npudiff.property import NotApplicable
@@ -76,3 +78,29 @@ def test_a_subject_keeps_the_exception_of_its_implementation(toy):
     with pytest.raises(ImplementationRaised, match="LookupError: my own defect") as caught:
         toy.job(boom).subject.run(None)
     assert isinstance(caught.value.__cause__, LookupError)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.bfloat16, torch.float32, torch.float64])
+def test_a_fingerprint_changes_with_any_element_and_with_nothing_else(dtype):
+    for whole in (torch.arange(1, 40).to(dtype), torch.arange(1, 80).to(dtype)[::2], torch.arange(1, 41).to(dtype)[1:]):
+        before = fingerprint(whole)
+        assert fingerprint(whole) == before
+        for place in (0, 17, len(whole) - 1):
+            changed = whole.clone()
+            changed[place] = 0
+            assert fingerprint(changed) != before
+
+
+def test_a_fingerprint_names_the_tensors_of_nested_inputs():
+    @dataclass
+    class Pool:
+        key: torch.Tensor
+
+    @dataclass
+    class Inputs:
+        query: torch.Tensor
+        pool: Pool
+        sinks: None = None
+        scale: float = 1.0
+
+    assert set(fingerprint(Inputs(torch.ones(2), Pool(torch.ones(3))))) == {"query", "pool.key"}
