@@ -29,9 +29,8 @@ class Chooser:
     Every choice is one integer, also among one option. The sequence of choices therefore keeps its alignment when an
     earlier one changes (another box, another page size), which is what lets Hypothesis shrink through such changes.
 
-    The integers come from Hypothesis's shrinkable ``Random`` and not from a strategy each: that is several times
-    faster, and Hypothesis then has no equal parts of a case to copy over each other, which made most cases variations
-    of a few.
+    The integers come from Hypothesis's shrinkable ``Random`` and not from a strategy each: Hypothesis then has no equal
+    parts of a case to copy over each other, which made most cases variations of a few.
 
     Parameters
     ----------

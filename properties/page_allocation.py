@@ -180,7 +180,7 @@ def coordinates(inputs: PageAllocationInputs, output: str) -> Mapping[str, torch
 def _one_by_one(subject: Subject, case: PageAllocationCase) -> Comparison:
     """Growing a single request token by token gives the slots of growing it at once."""
     request = case.requests[0]
-    single = replace(case, requests=(request,), spare_pages=case.spare_pages)
+    single = replace(case, requests=(request,))
     steps = [replace(single, requests=(Growth(request.prefix + i, 1),)) for i in range(request.new)]
     if request.new < 2:
         raise NotApplicable("the first request gets one token only")

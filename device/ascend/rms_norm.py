@@ -13,7 +13,6 @@ Outputs = dict[str, torch.Tensor]
 _ALONE = {"residual": (False,)}
 _PLAIN = {"kind": ("plain",)}
 _GEMMA = {"kind": ("gemma",)}
-_SIXTEEN_BITS = {"dtype": ("bfloat16", "float16")}
 
 
 @npudiff.implementation("rms_norm", name="npu_rms_norm", supports={**_PLAIN, **_ALONE})
