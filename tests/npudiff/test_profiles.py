@@ -1,11 +1,27 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 from npudiff.errors import UsageError
 from npudiff.profiles import RUN_PROFILES, hypothesis_settings, register_profiles, run_profile
+
+CI_VARIABLES = {
+    "CI",
+    "GITHUB_ACTIONS",
+    "GITLAB_CI",
+    "BUILDKITE",
+    "CIRCLECI",
+    "CIRRUS_CI",
+    "TF_BUILD",
+    "TEAMCITY_VERSION",
+}
+"""The usual ones of those by which Hypothesis knows that it runs in CI."""
 
 
 def made(tmp_path, **changes):
@@ -61,4 +77,23 @@ def test_registered_profiles_have_the_names_that_pytest_takes():
         registered = settings.get_profile(name)
         assert registered.max_examples == profile.examples
         assert registered.derandomize is profile.deterministic
-        assert (registered.database is None) is profile.deterministic
+        if profile.deterministic:
+            assert registered.database is None
+
+
+@pytest.mark.parametrize("in_ci", [False, True])
+def test_registered_profiles_remember_where_hypothesis_does(in_ci):
+    """Hypothesis keeps no examples where CI is set: read by itself at import, hence a process of its own."""
+    environment = {key: value for key, value in os.environ.items() if key not in CI_VARIABLES}
+    program = (
+        "from hypothesis import settings; from npudiff.profiles import register_profiles; register_profiles();"
+        "print([settings.get_profile(name).database is not None for name in ('dev', 'ci', 'nightly')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | ({"CI": "true"} if in_ci else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == str([not in_ci, False, not in_ci])
