@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
 from npudiff.constraints import Allowed, Box, allows
+
+Part = TypeVar("Part")
 
 CHOICES = 2**12
 """Most values of one choice; of longer option lists, it reaches this many places, spread from end to end."""
@@ -50,6 +52,21 @@ class Chooser:
     def value(self, box: Box, axis: str, defaults: Sequence[Any]) -> Any:  # noqa: ANN401 - the axis's own type
         """Draw a value of an axis: a default that the box allows, or else anything that it allows."""
         return self.pick(within(defaults, box.get(axis)))
+
+    def several(self, box: Box, axis: str, sizes: Sequence[int], draw_part: Callable[[], Part]) -> tuple[Part, ...]:
+        """Draw as many parts as a size says, or now and then fewer.
+
+        Before each part comes a choice to stop. So each part and the choice before it can be left out by themselves,
+        and a failure that needs only the last of three parts shrinks to that part.
+        """
+        most = self.value(box, axis, sizes)
+        parts: list[Part] = []
+        while len(parts) < most:
+            stops = self.pick((True, *[False] * 31))
+            if stops and parts and allows(box.get(axis, (len(parts),)), len(parts)):
+                break
+            parts.append(draw_part())
+        return tuple(parts)
 
 
 def place(choice: int, options: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -21,7 +23,14 @@ class UsageError(Exception):
     """What the user asked for cannot be done as asked; the message is the one line that they see."""
 
 
-def unknown(kind: str, name: str, known: object) -> UsageError:
-    """Return the error for a name that is not known, with the names that are."""
-    names = ", ".join(sorted(str(item) for item in known)) if hasattr(known, "__iter__") else str(known)
-    return UsageError(f"unknown {kind} {name!r}; known: {names or 'none'}")
+MANY = 16
+"""Names above which only those are listed that look like the unknown one."""
+
+
+def unknown(kind: str, name: str, known: Iterable[object]) -> UsageError:
+    """Return the error for a name that is not known, with the names that are, or those of many that are like it."""
+    names = sorted(str(item) for item in known)
+    if len(names) <= MANY:
+        return UsageError(f"unknown {kind} {name!r}; known: {', '.join(names) or 'none'}")
+    similar = difflib.get_close_matches(name, names, n=3) or names[:3]
+    return UsageError(f"unknown {kind} {name!r}; known: {', '.join(similar)} and {len(names) - len(similar)} more")

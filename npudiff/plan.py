@@ -124,17 +124,19 @@ def make_plan(request: Request) -> Plan:
     """
     run_profile(request.hypothesis_profile)
     components = load_components(request.components)
-    restriction = _restriction(request, components)
+    restrictions = _restrictions(request, components)
     target = load_target(request.target, request.cann) if request.target else default_target(request.cann)
     by_name = {component.name: component for component in components}
     jobs: list[Job] = []
     mutants: list[Job] = []
     for item in select_implementations(components, request.implementations):
+        if item.component not in restrictions:
+            continue
         component = by_name[item.component]
         is_mutant = item.wrong is not None and not request.implementations
         properties = (EQUIVALENCE,) if is_mutant else (EQUIVALENCE, *component.relations)
         destination = mutants if is_mutant else jobs
-        destination.extend(_jobs(component, item, target, properties, restriction))
+        destination.extend(_jobs(component, item, target, properties, restrictions[item.component]))
     if not jobs and not mutants:
         raise UsageError("no implementation supports a case that --where and --profile allow: nothing to run")
     return Plan(target, tuple(jobs), tuple(mutants), request)
@@ -154,16 +156,38 @@ def _jobs(
     return [job for job in jobs if job.applies]
 
 
-def _restriction(request: Request, components: Sequence[Component]) -> Constraints:
-    axes = {name: axis for component in components for name, axis in component.axes.items()}
-    restriction = parse_where(request.where).checked(axes, "--where")
-    if request.model is None:
-        return restriction
+def _restrictions(request: Request, components: Sequence[Component]) -> dict[str, Constraints]:
+    """What the user narrows each component to, by its name; one that cannot be narrowed so is not in it.
+
+    A component without an axis that is named has no case that was asked for. One without the model's profile keeps its
+    own sizes.
+    """
+    where = parse_where(request.where)
     models = sorted({model for component in components for model in component.profiles})
-    if request.model not in models:
+    if request.model is not None and request.model not in models:
         raise unknown("model profile", request.model, models)
-    boxes = [component.profiles[request.model] for component in components if request.model in component.profiles]
-    merged: dict[str, object] = {}
-    for box in boxes:
-        merged.update(box)
-    return restriction.within(Constraints.of(merged))  # type: ignore[arg-type]
+    restrictions, refusals = {}, []
+    for component in components:
+        profile = component.profiles.get(request.model, {}) if request.model is not None else {}
+        try:
+            narrowed = where.checked(component.axes, "--where")
+        except UsageError as refusal:
+            refusals.append(refusal)
+        else:
+            restrictions[component.name] = narrowed.within(Constraints.of(profile))
+    if not restrictions:
+        raise _refusal(where, components, refusals)
+    return restrictions
+
+
+def _refusal(where: Constraints, components: Sequence[Component], refusals: Sequence[UsageError]) -> UsageError:
+    """Why no component can be narrowed: an axis that there is not, axes of different components, or a value."""
+    axes = sorted({axis for component in components for axis in component.axes})
+    named = [axis for box in where.boxes for axis in box]
+    for axis in named:
+        if axis not in axes:
+            return UsageError(f"--where: {unknown('axis', axis, axes)}")
+    having_all = [component for component in components if all(axis in component.axes for axis in named)]
+    if not having_all:
+        return UsageError(f"--where: no component has all of these axes: {', '.join(named)}")
+    return refusals[components.index(having_all[0])]

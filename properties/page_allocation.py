@@ -76,11 +76,14 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PageAllocationCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
     page_size = choose.value(box, "page_size", _PAGE_SIZES)
-    batch = choose.value(box, "batch", _BATCHES)
     kind = choose.pick(("decode", "extend", "mixed"))
-    requests = tuple(
-        Growth(choose.value(box, "prefix", _prefixes(page_size)), choose.pick(_new_tokens(box, page_size, kind)))
-        for _ in range(batch)
+    requests = choose.several(
+        box,
+        "batch",
+        _BATCHES,
+        lambda: Growth(
+            choose.value(box, "prefix", _prefixes(page_size)), choose.pick(_new_tokens(box, page_size, kind))
+        ),
     )
     assume(sum(request.prefix + request.new for request in requests) <= _MAX_TOKENS)
     return PageAllocationCase(

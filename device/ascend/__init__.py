@@ -3,6 +3,30 @@
 Every adapter is an implementation of its own, and runs unchanged on every target.
 """
 
+from device.ascend.page_allocation import alloc_decode, alloc_extend
+from device.ascend.paged_cache import (
+    index_put,
+    reshape_and_cache,
+    scatter_nd_update,
+    scatter_nz_rows,
+    scatter_pa_norm,
+    scatter_pa_nz,
+)
+from device.ascend.rms_norm import (
+    gemma_add_rms_norm,
+    native_rms_norm,
+    npu_add_rms_norm,
+    npu_add_rms_norm_v2,
+    npu_gemma_rms_norm,
+    npu_rms_norm,
+)
+from device.ascend.rotary import (
+    native_rotary,
+    npu_apply_rotary_pos_emb,
+    npu_interleave_rope,
+    npu_mrope,
+    npu_rotary_mul,
+)
 from device.ascend.sliding_attention import (
     fia_decode_mask,
     fia_decode_tnd,
@@ -16,6 +40,8 @@ from device.ascend.sliding_attention import (
 from device.ascend.swa_mask import swa_mask_eager, swa_mask_graph
 
 __all__ = [
+    "alloc_decode",
+    "alloc_extend",
     "fia_decode_mask",
     "fia_decode_tnd",
     "fia_extend_bsnd",
@@ -23,6 +49,23 @@ __all__ = [
     "fia_v1_decode_bsh",
     "fia_v1_extend_tnd",
     "fia_verify_tnd",
+    "gemma_add_rms_norm",
+    "index_put",
+    "native_rms_norm",
+    "native_rotary",
+    "npu_add_rms_norm",
+    "npu_add_rms_norm_v2",
+    "npu_apply_rotary_pos_emb",
+    "npu_gemma_rms_norm",
+    "npu_interleave_rope",
+    "npu_mrope",
+    "npu_rms_norm",
+    "npu_rotary_mul",
+    "reshape_and_cache",
+    "scatter_nd_update",
+    "scatter_nz_rows",
+    "scatter_pa_norm",
+    "scatter_pa_nz",
     "swa_mask_eager",
     "swa_mask_graph",
     "torch_native",

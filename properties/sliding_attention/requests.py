@@ -26,6 +26,9 @@ MAX_QUERY = 2**12
 MAX_LISTED = 512
 MAX_LENGTH = 2**20
 
+WAYS_DOWN = 8
+"""Short options before the long ones: then shrinking need not change the kind and the length of a request at once."""
+
 REQUEST_SCORES = 2**23
 """Scores of one request above which a cheaper length is drawn where the constraints leave one."""
 
@@ -89,6 +92,12 @@ def cheap(options: Options, scores: Callable[[int], int]) -> Options:
     return options[: max(1, bisect.bisect_right(options, REQUEST_SCORES, key=scores))]
 
 
+def long_after_short(long: Options, short: Options) -> Options:
+    """Return options of which nearly all are long ones, and the first ones short."""
+    few = [option for option in short[:WAYS_DOWN] if option < long[0]]
+    return (*few, *(option for option in long for _ in range(2 * WAYS_DOWN)))
+
+
 def draw_requests(
     choose: Chooser, box: Box, page_size: int, window: int | None, heads: int, long: str
 ) -> tuple[Request, ...]:
@@ -144,7 +153,7 @@ def _query_options(lengths: Lengths, kind: str, blind: str) -> Sequence[Options]
     """
     few, many = (lengths.queries(rows, blind) for rows in (FEW_ROWS, MANY_ROWS))
     if kind == "prompt" and (prompts := lengths.queries(LONG_PROMPTS, blind)):
-        return [prompts]
+        return [long_after_short(prompts, few)]
     if not few and not many:
         other = lengths.queries(lengths.query, blind)
         return [other] if other else []
@@ -166,9 +175,9 @@ def _kv_options(lengths: Lengths, query: int, kind: str, blind: str) -> Sequence
         return [totals, totals[-1:]]
     affordable = cheap(totals, lambda kv: lengths.scores(query, kv))
     far = ordered(intersection(LONG_HISTORIES, affordable))
-    if kind == "draft" and far:
-        return [far]
     small = ordered(intersection(range(query, query + 3 * lengths.page_size), affordable))
+    if kind == "draft" and far:
+        return [long_after_short(far, small)]
     near = ordered(intersection(sorted(_borders(lengths, query)), affordable))
     return [options for options in (small, near, near) if options] or [affordable]
 

@@ -19,7 +19,7 @@ from properties.sliding_attention.case import Request, SlidingAttentionCase
 from properties.swa_mask import SwaMaskCase
 from properties.swa_mask import component as mask_component
 
-ATTENTION = [getattr(ascend, name) for name in ascend.__all__ if not name.startswith("swa_mask")]
+ATTENTION = [item for item in map(vars(ascend).get, ascend.__all__) if item.component == "sliding_attention"]
 DECODES = [item for item in ATTENTION if item.name in ("fia_decode_mask", "fia_decode_tnd", "fia_v1_decode_bsh")]
 WINDOWLESS = ("fia_v1_extend_tnd",)
 

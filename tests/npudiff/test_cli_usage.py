@@ -19,8 +19,8 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("check", "nope"), "npudiff: unknown component 'nope'; known: sliding_attention, swa_mask"),
-        (("check", "swa_mask", "--impl", "nope"), "npudiff: unknown implementation 'nope'; known: decode_block_size_"),
+        (("check", "nope"), "npudiff: unknown component 'nope'; known: page_allocation, "),
+        (("check", "swa_mask", "--impl", "nope"), "npudiff: unknown implementation 'nope'; known: "),
         (("check", "swa_mask", "--impl", "no.py"), "npudiff: --impl no.py: no such file"),
         (("check", "swa_mask", "--target", "gpu"), "npudiff: unknown target 'gpu'; known: npu, sim"),
         (("check", "--target", "sim", "--cann", "7"), "npudiff: unknown CANN profile '7'; known: 8.5, 9.0, pessimist"),
@@ -46,9 +46,9 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
         (("check", "swa_mask", "--case", "{"), "npudiff: --case: not JSON: "),
         (("check", "swa_mask", "--case", "{}"), "npudiff: --case: case: missing 'kv_lengths'"),
         (("check", "swa_mask", "--case", '{"kv_lengths": []}'), "npudiff: --case: kv_lengths needs at least one "),
-        (("check", "--case", "{}"), "npudiff: --case needs exactly one component, got sliding_attention, swa_mask"),
-        (("list", "nope"), "npudiff: unknown component 'nope'; known: sliding_attention, swa_mask"),
-        (("list", "--impl", "nope"), "npudiff: unknown implementation 'nope'; known: decode_block_size_128, "),
+        (("check", "--case", "{}"), "npudiff: --case needs exactly one component, got page_allocation, "),
+        (("list", "nope"), "npudiff: unknown component 'nope'; known: page_allocation, "),
+        (("list", "--impl", "nope"), "npudiff: unknown implementation 'nope'; known: "),
         ((), "npudiff: the following arguments are required: COMMAND; see npudiff --help"),
         (("nope",), "npudiff: argument COMMAND: invalid choice: 'nope'"),
         (("check", "--nope"), "npudiff: unrecognized arguments: --nope; see npudiff --help"),
@@ -108,7 +108,8 @@ MAIN = "import sys; from npudiff.cli import main; sys.exit(main(sys.argv[1:]))"
 def test_the_command_ends_with_the_exit_code_in_a_process_of_its_own():
     result = python(MAIN, "check", "nope")
     assert (result.returncode, result.stdout) == (4, "")
-    assert result.stderr == "npudiff: unknown component 'nope'; known: sliding_attention, swa_mask\n"
+    assert result.stderr.startswith("npudiff: unknown component 'nope'; known: ")
+    assert result.stderr.endswith("sliding_attention, swa_mask\n")
 
 
 def test_help_and_version_import_nothing_heavy():

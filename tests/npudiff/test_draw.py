@@ -37,6 +37,45 @@ def test_a_choice_among_one_costs_one_draw_so_that_the_sequence_stays_aligned():
     assert source.ranges == [(FIRST_CHOICE, FIRST_CHOICE + 1)]
 
 
+def several(*choices, allowed=None, sizes=(1, 2, 3)):
+    choose, numbers = chooser(*choices), iter(range(9))
+    return choose.several({} if allowed is None else {"batch": allowed}, "batch", sizes, lambda: next(numbers))
+
+
+GO, STOP = 1, 0
+
+
+def test_as_many_parts_are_drawn_as_the_size_says():
+    assert several(2, GO, GO, GO) == (0, 1, 2)
+    assert several(0, GO) == (0,)
+
+
+def test_parts_stop_early_but_never_before_the_first():
+    assert several(2, STOP, STOP) == (0,)
+    assert several(2, GO, GO, STOP) == (0, 1)
+
+
+def test_parts_stop_only_where_their_number_is_allowed():
+    assert several(0, GO, STOP, STOP, allowed=(3,)) == (0, 1, 2)
+    assert several(1, GO, STOP, STOP, allowed=(2, 3)) == (0, 1)
+
+
+def test_a_failure_that_needs_the_last_part_shrinks_to_that_part():
+    @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
+    @given(st.composite(lambda draw: drawn_parts(Chooser(draw)))())
+    def fails(parts):
+        smallest.append(parts)
+        assert not any(low == 3 and high > 4 for low, high in parts)
+
+    def drawn_parts(choose):
+        return choose.several({}, "batch", (1, 2, 3, 8), lambda: (choose.pick(range(9)), choose.pick(range(9))))
+
+    smallest = []
+    with pytest.raises(AssertionError):
+        fails()
+    assert smallest[-1] == ((3, 5),)
+
+
 def test_cases_are_not_variations_of_each_other():
     """Hypothesis copies parts of a case over others that are drawn from the same strategy; then few are independent."""
     drawn = set()

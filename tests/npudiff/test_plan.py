@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from npudiff.constraints import Constraints
+from npudiff.discovery import component_names, load_components
 from npudiff.engine import EQUIVALENCE
 from npudiff.errors import UsageError
 from npudiff.plan import Request, make_plan
@@ -28,7 +29,7 @@ def test_every_property_of_every_implementation_is_a_job_and_every_mutant_is_one
 
 def test_all_components_are_planned_by_default():
     made = make_plan(Request(target="sim"))
-    assert {job.subject.component.name for job in made.jobs} == {"sliding_attention", "swa_mask"}
+    assert {job.subject.component.name for job in made.jobs} == set(component_names())
     assert len({job.name for job in (*made.jobs, *made.mutants)}) == len(made.jobs) + len(made.mutants)
 
 
@@ -59,20 +60,42 @@ def test_an_implementation_that_supports_nothing_of_it_is_left_out():
 
 def test_a_model_profile_of_one_component_does_not_narrow_another():
     # mimo-v2-flash gives sizes for attention only; the mask has no such profile and keeps its own.
-    made = make_plan(Request(target="sim", model="mimo-v2-flash"))
-    assert {job.subject.component.name for job in made.jobs} == {"sliding_attention", "swa_mask"}
+    made = make_plan(Request(("sliding_attention", "swa_mask"), target="sim", model="mimo-v2-flash"))
+    (box, *_) = made.jobs[-1].constraints.boxes
+    assert made.jobs[-1].subject.component.name == "swa_mask"
+    assert box == {}
+
+
+def test_a_model_profile_gives_each_component_its_own_sizes():
+    made = make_plan(Request(("rms_norm", "rotary"), target="sim", model="deepseek-v3"))
+    axes = {job.subject.component.name: set().union(*job.constraints.boxes) for job in made.jobs}
+    assert "dims" not in axes["rms_norm"]
+    assert "hidden_size" not in axes["rotary"]
+
+
+def test_a_component_without_an_axis_that_is_named_has_nothing_to_run():
+    made = make_plan(Request(target="sim", where=("page_size=16",)))
+    assert {job.subject.component.name for job in (*made.jobs, *made.mutants)} == {
+        component.name for component in load_components(()) if "page_size" in component.axes
+    }
+
+
+def test_a_value_that_only_some_components_know_chooses_those():
+    made = make_plan(Request(target="sim", where=("dtype=int8",)))
+    assert {job.subject.component.name for job in made.jobs} == {"paged_cache"}
 
 
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        ({"components": ("nope",)}, "unknown component 'nope'; known: sliding_attention, swa_mask"),
+        ({"components": ("nope",)}, "unknown component 'nope'; known: page_allocation, "),
         ({"implementations": ("nope",)}, "unknown implementation 'nope'; known: "),
         ({"target": "nope"}, "unknown target 'nope'; known: npu, sim"),
         ({"cann": "nope"}, "unknown CANN profile 'nope'; known: 8.5, 9.0, pessimistic"),
         ({"model": "nope"}, "unknown model profile 'nope'; known: gpt-oss, step-3.5-flash"),
         ({"hypothesis_profile": "nope"}, "unknown hypothesis profile 'nope'; known: ci, dev, nightly"),
         ({"where": ("nope=1",)}, "--where: unknown axis 'nope'; known: batch, capacity, "),
+        ({"where": ("window=3", "nope=1")}, "--where: unknown axis 'nope'; known: batch, capacity, "),
         ({"where": ("window=0",)}, "--where: window is one of 1..2147483647 or none, got 0"),
         ({"model": "gpt-oss", "where": ("window=5",)}, "no implementation supports a case that --where and --profile "),
     ],
@@ -81,6 +104,11 @@ def test_what_cannot_be_planned_is_refused_with_what_was_given(request_, expecte
     with pytest.raises(UsageError) as caught:
         plan(**request_)
     assert str(caught.value).startswith(expected)
+
+
+def test_axes_that_no_component_has_together_are_refused():
+    with pytest.raises(UsageError, match=r"^--where: no component has all of these axes: window, slots_dtype$"):
+        make_plan(Request(target="sim", where=("window=3", "slots_dtype=int32")))
 
 
 def test_relations_get_their_share_of_the_examples():

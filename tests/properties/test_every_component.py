@@ -6,36 +6,15 @@ import json
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from draws import drawn
 from npudiff.codec import dumps, loads
 from npudiff.constraints import Constraints
-from properties import page_allocation, paged_cache, rms_norm, rotary, sliding_attention, swa_mask
+from npudiff.discovery import load_components
 
-COMPONENTS = [
-    module.component for module in (page_allocation, paged_cache, rms_norm, rotary, sliding_attention, swa_mask)
-]
+COMPONENTS = load_components(())
 
 every_component = pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
-
-
-def drawn(component, constraints, count=60, number=0):
-    found = []
-
-    @seed(number)
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(component.strategy(constraints))
-    def collect(case):
-        found.append(case)
-
-    collect()
-    return found  # fmt: skip
 
 
 @every_component

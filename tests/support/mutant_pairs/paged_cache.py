@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from device import ascend
+from mutant_pairs.pair import Pair
+from properties.paged_cache import PagedCacheCase
+
+
+def line(tokens, layout, dims="64", slots="int32"):
+    return f"{tokens} tokens · {layout} · pages 2 x 16 · heads 1 · dim {dims} · bfloat16 · {slots} slots"
+
+
+NARROW = {"head_dim": 16, "value_head_dim": 16}
+
+PAIRS = {
+    "nz_pool_written_as_nd": Pair(
+        ascend.scatter_pa_nz,
+        PagedCacheCase(5, layout="PA_NZ"),
+        [PagedCacheCase(5, layout="PA_NZ", **NARROW)],
+        line(1, "PA_NZ"),
+    ),
+    "cache_mode_default_on_nd": Pair(
+        ascend.scatter_pa_norm,
+        PagedCacheCase(5),
+        [PagedCacheCase(5, **NARROW)],
+        line(1, "PA_BSND"),
+    ),
+    "slots_int64_as_int32": Pair(
+        ascend.scatter_pa_norm,
+        PagedCacheCase(5, slots_dtype="int64"),
+        [PagedCacheCase(1, slots_dtype="int64")],
+        line(2, "PA_BSND", slots="int64"),
+    ),
+    "slots_truncated": Pair(ascend.scatter_pa_norm, PagedCacheCase(5), [PagedCacheCase(1)], line(2, "PA_BSND")),
+    "nz_rows_of_key_dim": Pair(
+        ascend.scatter_nz_rows,
+        PagedCacheCase(5, layout="PA_NZ", head_dim=192, value_head_dim=128),
+        [PagedCacheCase(5, layout="PA_NZ")],
+        line(1, "PA_NZ", dims="192/128"),
+    ),
+}

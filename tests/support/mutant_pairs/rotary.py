@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from device import ascend
+from mutant_pairs.pair import Pair
+from properties.rotary import RotaryCase
+
+
+def line(tokens, dims, style):
+    return f"{tokens} tokens · heads 1:1 · dim {dims} · {style} · bfloat16 · consecutive of 64"
+
+
+def case(rotary_dim=64, head_dim=64, **changes):
+    return RotaryCase(3, 2, 1, rotary_dim, head_dim, **changes)
+
+
+PAIRS = {
+    "sine_at_padded_offset": Pair(
+        ascend.native_rotary, case(96, 128), [case(128, 128), case(64, 128)], line(1, "192", "half")
+    ),
+    "always_halves": Pair(
+        ascend.native_rotary, case(style="interleaved"), [case(style="half")], line(1, "64", "interleaved")
+    ),
+    "half_of_the_frequencies": Pair(
+        ascend.native_rotary,
+        case(style="interleaved"),
+        [case(2, 64, style="interleaved")],
+        line(1, "64", "interleaved"),
+    ),
+    "head_dim_for_rotary_dim": Pair(
+        ascend.native_rotary, case(64, 128), [case(), case(128, 128)], line(1, "32/64", "half")
+    ),
+    "positions_without_offset": Pair(
+        ascend.native_rotary, case(positions="last"), [case(table=1)], line(2, "64", "half")
+    ),
+}

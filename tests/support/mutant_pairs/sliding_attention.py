@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from device import ascend
+from mutant_pairs.pair import Pair
+from properties.sliding_attention.case import Request, SlidingAttentionCase
+
+
+def case(query, kv, window, page_size=16, **changes):
+    return SlidingAttentionCase((Request(query, kv),), window, page_size, **changes)
+
+
+def line(lengths, window=1, page_size=16, dims="64", more=""):
+    return f"{lengths} · window {window} · page {page_size} · heads 1:1 · dim {dims} · bfloat16{more}"
+
+
+DIMS = {"head_dim": 192, "value_head_dim": 128, "page_size": 128}
+
+PAIRS = {
+    "decode_pre_tokens": Pair(
+        ascend.fia_decode_mask, case(1, 10, 3), [case(1, 10, 10), case(1, 10, None)], line("q1/kv2")
+    ),
+    "decode_left_context_512": Pair(
+        ascend.fia_decode_mask,
+        case(1, 10, 3),
+        [case(1, 600, 512), case(1, 500, 4096), case(1, 600, None)],
+        line("q1/kv2"),
+    ),
+    "decode_one_key_many": Pair(
+        ascend.fia_decode_mask, case(1, 10, 9), [case(1, 10, 10), case(1, 10, None)], line("q1/kv2")
+    ),
+    "decode_one_key_few": Pair(
+        ascend.fia_decode_mask, case(1, 10, 10), [case(1, 10, 11), case(1, 10, None)], line("q1/kv1")
+    ),
+    "extend_one_key_many": Pair(
+        ascend.fia_extend_tnd, case(3, 10, 9), [case(3, 10, 10), case(3, 10, None)], line("q1/kv2")
+    ),
+    "extend_one_key_few": Pair(
+        ascend.fia_extend_tnd, case(3, 10, 10), [case(3, 10, 11), case(3, 10, None)], line("q1/kv2", window=2)
+    ),
+    "decode_block_size_128": Pair(
+        ascend.fia_decode_mask, case(1, 250, 3, 256, spare_pages=1), [case(1, 300, 3, 128)], line("q1/kv1")
+    ),
+    "extend_value_as_key_dim": Pair(
+        ascend.fia_extend_tnd,
+        case(3, 10, 3, **DIMS),
+        [case(3, 10, 3)],
+        line("q1/kv1", page_size=128, dims="192/128"),
+        rejected=True,
+    ),
+    "extend_wrong_pool": Pair(
+        ascend.fia_extend_tnd,
+        case(3, 10, 3, hybrid=True),
+        [case(3, 10, 3), case(3, 10, None, hybrid=True)],
+        line("q1/kv1", more=" · hybrid"),
+    ),
+}
+
+# Where kv_length is 131072 and window 4096, these bugs exist; the rest cannot show there.
+AT_LENGTH = [name for name in PAIRS if name != "extend_wrong_pool"]
