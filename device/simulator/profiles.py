@@ -166,9 +166,11 @@ class CannProfile:
     # _npu_reshape_and_cache).
 
     # npu_scatter_pa_kv_cache, cache mode PA_NZ (the default), caches of another shape, as ND ones have: SOURCE
-    # refuses them (CheckInputShapeNz of ScatterPaKvCacheMembaseTiling, in all versions read). Unchecked, the
-    # bytes are addressed as NZ with the last but one axis as the block size, which scrambles the cache silently.
-    scatter_pa_nz_shapes: Literal["unchecked", "checked"] = "unchecked"
+    # refuses them (CheckInputShapeNz of ScatterPaKvCacheMembaseTiling, in all versions read), and DOC says that
+    # PA_NZ is for NZ only. vllm-ascend gives 5 axes, [blocks, kv heads, D / C0, block size, C0], which DOC does not
+    # list and which are taken here. Unchecked, the bytes are addressed as NZ with the last but one axis as the block
+    # size, which scrambles the cache silently.
+    scatter_pa_nz_shapes: Literal["unchecked", "checked"] = "checked"
 
     # The same, dtypes: these are SOURCE's for A2 and A3; DOC has all of 1, 2 and 4 bytes. Names of torch dtypes.
     scatter_pa_dtypes: tuple[str, ...] = ("float16", "bfloat16", "int8")
