@@ -62,6 +62,10 @@ class CannProfile:
     # Cache [blocks, kv heads, block size, D] for BSH and BSND queries: ACLNN allows it, DOC does not.
     four_dimensional_cache: Literal["any_layout", "bnsd_and_tnd"] = "any_layout"
 
+    # Cache [blocks, kv heads, D / C0, block size, C0], NZ order, for 16-bit attention without rope: ACLNN allows
+    # it for every layout, DOC describes it for rope (D 512) and for int8 caches only.
+    five_dimensional_cache: Literal["any_layout", "rejected"] = "any_layout"
+
     # Paged caches with TND on A2/A3: DOC denies it in the list of layouts and describes it elsewhere;
     # vllm-ascend (attention_v1.py) and sglang (ascend_backend.py:1757) both ship it.
     tnd_paging: Literal["accepted", "rejected"] = "accepted"
@@ -162,9 +166,11 @@ class CannProfile:
     # _npu_reshape_and_cache).
 
     # npu_scatter_pa_kv_cache, cache mode PA_NZ (the default), caches of another shape, as ND ones have: SOURCE
-    # refuses them (CheckInputShapeNz of ScatterPaKvCacheMembaseTiling, in all versions read). Unchecked, the
-    # bytes are addressed as NZ with the last but one axis as the block size, which scrambles the cache silently.
-    scatter_pa_nz_shapes: Literal["unchecked", "checked"] = "unchecked"
+    # refuses them (CheckInputShapeNz of ScatterPaKvCacheMembaseTiling, in all versions read), and DOC says that
+    # PA_NZ is for NZ only. vllm-ascend gives 5 axes, [blocks, kv heads, D / C0, block size, C0], which DOC does not
+    # list and which are taken here. Unchecked, the bytes are addressed as NZ with the last but one axis as the block
+    # size, which scrambles the cache silently.
+    scatter_pa_nz_shapes: Literal["unchecked", "checked"] = "checked"
 
     # The same, dtypes: these are SOURCE's for A2 and A3; DOC has all of 1, 2 and 4 bytes. Names of torch dtypes.
     scatter_pa_dtypes: tuple[str, ...] = ("float16", "bfloat16", "int8")
@@ -212,6 +218,7 @@ _PESSIMISTIC = CannProfile(
     lse_includes_sink=False,
     block_size_rule="docs",
     four_dimensional_cache="bnsd_and_tnd",
+    five_dimensional_cache="rejected",
     mode_0_band="tiles_only",
     tnd_head_dims=frozenset({(128, 128), (192, 128), (192, 192)}),
     tnd_unequal_head_dims_in_mode_4="rejected",

@@ -13,7 +13,7 @@ import torch
 from device.simulator.errors import ErrorCode
 from device.simulator.fused_attention.extras_checks import check_extras
 from device.simulator.fused_attention.layouts import SIMULATED_LAYOUTS, Geometry, measure
-from device.simulator.fused_attention.length_checks import check_lengths, check_paging
+from device.simulator.fused_attention.length_checks import check_lengths, check_paging, check_tiles
 from device.simulator.fused_attention.mask_checks import check_inner_precise, check_mask, check_sparse_mode
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def _check_dtypes(request: FusedAttentionRequest) -> None:
         raise request.rejected("query", query.dtype, "float16, bfloat16 or int8", ErrorCode.PARAMETER)
     for name, tensor in (("key", key), ("value", value)):
         if tensor.dtype in (torch.int8, torch.int32):
+            if tensor.dtype == torch.int8 and request.block_table is not None and tensor.dim() == 5:
+                check_tiles(request, name, tensor)
             raise request.not_simulated(name, tensor.dtype, "a cache in the query's dtype")
         if tensor.dtype != query.dtype:
             raise request.rejected(name, tensor.dtype, f"the query's dtype {query.dtype}", ErrorCode.PARAMETER)
@@ -148,7 +150,10 @@ def _check_head_dims(request: FusedAttentionRequest, geometry: Geometry, profile
 
 
 def _key_head_dim(request: FusedAttentionRequest) -> int:
-    hidden_axis = request.key.dim() == 3 if request.block_table is not None else request.layout == "BSH"
+    paged = request.block_table is not None
+    if paged and request.key.dim() == 5:
+        return request.key.shape[2] * request.key.shape[4]
+    hidden_axis = request.key.dim() == 3 if paged else request.layout == "BSH"
     if hidden_axis:
         return request.key.shape[2] // request.kv_heads
     return request.key.shape[-1]

@@ -23,6 +23,8 @@ _MAX_TND_SEQUENCES = 4096
 # A row of a [blocks, block size, kv heads * dim] cache is moved by one instruction with a 16-bit size.
 _MAX_CACHE_ROW = 65535
 _INT32_MAX = 2**31 - 1
+# C0 elements of a FRACTAL_NZ tile's row: 16 of 16 bits, 32 of int8.
+_TILE_BYTES = 32
 
 
 def check_paging(request: FusedAttentionRequest, table: Tensor, profile: CannProfile) -> None:
@@ -32,8 +34,6 @@ def check_paging(request: FusedAttentionRequest, table: Tensor, profile: CannPro
     ------
     OperatorRejected
         Table dtype or rank, cache rank or sizes, ``block_size``, or missing key lengths.
-    NotSimulated
-        A rank 5 (FRACTAL_NZ) cache.
     """
     if table.dtype != torch.int32:
         raise request.rejected("block_table", table.dtype, "int32", ErrorCode.PARAMETER)
@@ -44,21 +44,8 @@ def check_paging(request: FusedAttentionRequest, table: Tensor, profile: CannPro
     if request.layout == "TND" and profile.tnd_paging == "rejected":
         raise request.rejected("block_table", "given with layout TND", "None")
     _check_cache_form(request, profile)
-    for name, cache, dim in (
-        ("key", request.key, request.key.dim()),
-        ("value", request.value, request.key.dim()),
-    ):
-        heads, size = (cache.shape[1], cache.shape[2]) if dim == 4 else (None, cache.shape[1])
-        if request.block_size != size:
-            raise request.rejected("block_size", request.block_size, f"the {name} cache's {size}")
-        if heads is not None and heads != request.kv_heads:
-            raise request.rejected(name, f"a cache of {heads} heads", f"num_key_value_heads {request.kv_heads}")
-        if heads is None and cache.shape[2] % request.kv_heads:
-            allowed = f"a multiple of its {request.kv_heads} heads"
-            raise request.rejected(name, f"a cache of {cache.shape[2]} elements per token", allowed)
-        if heads is None and cache.shape[2] > _MAX_CACHE_ROW:
-            allowed = f"at most {_MAX_CACHE_ROW}; [blocks, kv heads, block size, dim] has no such limit"
-            raise request.rejected(name, f"a cache of {cache.shape[2]} elements per token", allowed)
+    for name, cache in (("key", request.key), ("value", request.value)):
+        _check_cache_sizes(request, name, cache)
     if request.key.shape[0] != request.value.shape[0]:
         allowed = f"as many as key, {request.key.shape[0]}"
         raise request.rejected("value", f"a cache of {request.value.shape[0]} blocks", allowed)
@@ -68,10 +55,48 @@ def _check_cache_form(request: FusedAttentionRequest, profile: CannProfile) -> N
     rank = request.key.dim()
     if rank != request.value.dim():
         raise request.rejected("key", f"of rank {rank}", f"the value's rank {request.value.dim()}")
-    if rank == 5:
-        raise request.not_simulated("key", "a rank 5 (FRACTAL_NZ) cache", "rank 3 and rank 4 caches")
+    if rank == 5 and profile.five_dimensional_cache == "rejected":
+        raise request.rejected("key", "a rank 5 (FRACTAL_NZ) cache", "rank 3 or 4, without rope and quantisation")
     if rank == 4 and profile.four_dimensional_cache == "bnsd_and_tnd" and request.layout not in ("BNSD", "TND"):
         raise request.rejected("key", f"a rank 4 cache with layout {request.layout}", "rank 3, or layout BNSD or TND")
+
+
+def _check_cache_sizes(request: FusedAttentionRequest, name: str, cache: Tensor) -> None:
+    """Refuse a cache of another block size, number of heads, or width of a token or tile."""
+    size = cache.shape[{3: 1, 4: 2, 5: 3}[cache.dim()]]
+    if request.block_size != size:
+        raise request.rejected("block_size", request.block_size, f"the {name} cache's {size}")
+    if cache.dim() == 3:
+        _check_cache_row(request, name, cache.shape[2])
+        return
+    if cache.shape[1] != request.kv_heads:
+        raise request.rejected(name, f"a cache of {cache.shape[1]} heads", f"num_key_value_heads {request.kv_heads}")
+    if cache.dim() == 5:
+        check_tiles(request, name, cache)
+
+
+def check_tiles(request: FusedAttentionRequest, name: str, cache: Tensor) -> None:
+    """Refuse a cache [blocks, kv heads, D / C0, block size, C0] whose C0 is not 32 bytes.
+
+    Raises
+    ------
+    OperatorRejected
+        Naming the cache.
+    """
+    width = _TILE_BYTES // cache.itemsize
+    if cache.shape[4] != width:
+        given = f"{list(cache.shape)}, a cache with tiles of {cache.shape[4]} elements"
+        allowed = f"[blocks, kv heads, dim / {width}, block size, {width}]: tiles of {_TILE_BYTES} bytes"
+        raise request.rejected(name, given, allowed)
+
+
+def _check_cache_row(request: FusedAttentionRequest, name: str, elements: int) -> None:
+    if elements % request.kv_heads:
+        allowed = f"a multiple of its {request.kv_heads} heads"
+        raise request.rejected(name, f"a cache of {elements} elements per token", allowed)
+    if elements > _MAX_CACHE_ROW:
+        allowed = f"at most {_MAX_CACHE_ROW}; [blocks, kv heads, block size, dim] has no such limit"
+        raise request.rejected(name, f"a cache of {elements} elements per token", allowed)
 
 
 def check_lengths(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:

@@ -1,8 +1,9 @@
 """Where the keys and values of one sequence come from, a tile at a time.
 
 Token ``t`` of sequence ``b`` is row ``t % block_size`` of block ``block_table[b, t // block_size]``. Caches
-are [blocks, block size, kv heads * dim] or [blocks, kv heads, block size, dim]. Source: DOC of
-``npu_fused_infer_attention_score``, page attention.
+are [blocks, block size, kv heads * dim], [blocks, kv heads, block size, dim], or in NZ order
+[blocks, kv heads, dim / C0, block size, C0], where element ``d`` of a token is in tile ``d // C0`` at
+``d % C0``. Sources: DOC of ``npu_fused_infer_attention_score``, page attention; ACLNN for NZ.
 """
 
 from __future__ import annotations
@@ -85,13 +86,19 @@ class PagedKeyValues:
         index = torch.tensor(ids)
         offset = start - first * self.block_size
         window = slice(offset, offset + stop - start)
-        return self._gather(self.key_cache, index)[:, window], self._gather(self.value_cache, index)[:, window]
+        return self._gather(self.key_cache, index, window), self._gather(self.value_cache, index, window)
 
-    def _gather(self, cache: Tensor, index: Tensor) -> Tensor:
+    def _gather(self, cache: Tensor, index: Tensor, window: slice) -> Tensor:
+        """Return the tokens of some blocks that are in a window, counted from the first of them."""
         blocks = cache.index_select(0, index)
+        if cache.dim() == 5:
+            if len(index) == 1:
+                # What is not wanted is left out before tiles are put together, which copies.
+                blocks, window = blocks[..., window, :], slice(None)
+            return blocks.permute(1, 0, 3, 2, 4).flatten(3).flatten(1, 2)[:, window]
         if cache.dim() == 4:
-            return blocks.transpose(0, 1).flatten(1, 2)
-        return blocks.reshape(-1, self.kv_heads, blocks.shape[-1] // self.kv_heads).transpose(0, 1)
+            return blocks.transpose(0, 1).flatten(1, 2)[:, window]
+        return blocks.reshape(-1, self.kv_heads, blocks.shape[-1] // self.kv_heads).transpose(0, 1)[:, window]
 
 
 def key_values(request: FusedAttentionRequest, span: Span) -> KeyValues:

@@ -72,7 +72,12 @@ def _pack_cache(sequences, block_size, rank, fill, table):
     for blocks, sequence in zip(table.tolist(), sequences, strict=True):
         for block, tokens in zip(blocks, sequence.transpose(0, 1).split(block_size), strict=False):
             cache[block, : len(tokens)] = tokens
-    return cache.flatten(2) if rank == 3 else cache.transpose(1, 2).contiguous()
+    if rank == 3:
+        return cache.flatten(2)
+    if rank == 5:
+        # [blocks, kv heads, dim / C0, block size, C0]
+        return cache.unflatten(3, (-1, 32 // cache.itemsize)).permute(0, 2, 3, 1, 4).contiguous()
+    return cache.transpose(1, 2).contiguous()
 
 
 def pack(sequences, layout, *, version=2, block_size=0, rank=3, fill=math.nan):

@@ -64,11 +64,15 @@ def test_features(lab, version, more, argument):
     assert not isinstance(caught.value, OperatorRejected)
 
 
-def test_nz_caches(lab):
+def test_nz_caches_of_int8(lab):
     arguments = lab.pack(lab.ragged([2], [8]), "TND", block_size=128)
-    arguments |= {name: zeros(4, 2, 4, 128, 16) for name in ("key", "value")}
-    with pytest.raises(NotSimulated, match=r"key was a rank 5 \(FRACTAL_NZ\) cache"):
+    arguments |= {name: zeros(4, 2, 2, 128, 32, dtype=torch.int8) for name in ("key", "value")}
+    with pytest.raises(NotSimulated, match=r"key was torch.int8, which is not simulated; simulated: a cache in the"):
         lab.call(arguments)
+    narrow = {name: zeros(4, 2, 4, 128, 16, dtype=torch.int8) for name in ("key", "value")}
+    message = r"key was \[4, 2, 4, 128, 16\], a cache with tiles of 16 elements; allowed: .* dim / 32, block size, 32\]"
+    with pytest.raises(OperatorRejected, match=message):
+        lab.call(arguments | narrow)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def poisoned(lab, query_lengths, key_lengths, block_size, *, rank=3):
     return sequences, lab.pack(sequences, TND, block_size=block_size, rank=rank, fill=math.nan)
 
 
-@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("rank", [3, 4, 5])
 @pytest.mark.parametrize("block_size", [16, 48, 128, 1024])
 @pytest.mark.parametrize("key_length", [1, 15, 16, 17, 511, 512, 513, 1025])
 def test_nothing_beyond_the_actual_length_is_read(lab, block_size, key_length, rank):
@@ -103,9 +103,10 @@ def test_future_tiles_of_a_causal_prefill_are_not_touched(lab):
     assert output[512:].isnan().all()
 
 
+@pytest.mark.parametrize("rank", [3, 4, 5])
 @pytest.mark.parametrize("block", [-1, 9, 2**31 - 1])
-def test_a_block_outside_the_cache_is_a_fault_that_names_it(lab, block):
-    _, arguments = poisoned(lab, [1, 1], [10, 300], 128)
+def test_a_block_outside_the_cache_is_a_fault_that_names_it(lab, block, rank):
+    _, arguments = poisoned(lab, [1, 1], [10, 300], 128, rank=rank)
     arguments["block_table"][1, 2] = block
     blocks = arguments["key"].shape[0]
     if block == 9:
@@ -116,9 +117,10 @@ def test_a_block_outside_the_cache_is_a_fault_that_names_it(lab, block):
         lab.call(arguments)
 
 
+@pytest.mark.parametrize("rank", [3, 4, 5])
 @pytest.mark.parametrize("key_lengths", [(10, 300), (128, 384), (1, 257)])
-def test_table_entries_beyond_the_length_are_not_looked_at(lab, key_lengths):
-    _, arguments = poisoned(lab, [1, 1], key_lengths, 128)
+def test_table_entries_beyond_the_length_are_not_looked_at(lab, key_lengths, rank):
+    _, arguments = poisoned(lab, [1, 1], key_lengths, 128, rank=rank)
     clean, _ = lab.call(arguments)
     arguments["block_table"][0, 1:] = -7
     arguments["block_table"][1, 3:] = 2**30
@@ -135,7 +137,7 @@ def test_sequences_may_share_blocks(lab):
     assert torch.equal(lab.call(arguments)[0], apart)
 
 
-@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("rank", [3, 4, 5])
 def test_a_cache_with_gaps_between_blocks(lab, rank):
     _, arguments = poisoned(lab, [1, 1], [10, 300], 128, rank=rank)
     clean, _ = lab.call(arguments)

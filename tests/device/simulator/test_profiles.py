@@ -123,6 +123,17 @@ def test_four_dimensional_cache(lab, layout, docs):
         assert accepted(lab, arguments) == docs
 
 
+@pytest.mark.parametrize("layout", ["TND", "BNSD", "BSND", "BSH"])
+def test_five_dimensional_cache(lab, layout):
+    arguments = lab.pack(lab.ragged([2], [40]), layout, block_size=128, rank=5)
+    assert accepted(lab, arguments)
+    with changed(five_dimensional_cache="rejected"):
+        assert not accepted(lab, arguments)
+        assert accepted(lab, lab.pack(lab.ragged([2], [40]), layout, block_size=128, rank=4))
+    assert PROFILES["8.5"].five_dimensional_cache == PROFILES["9.0"].five_dimensional_cache == "any_layout"
+    assert PROFILES["pessimistic"].five_dimensional_cache == "rejected"
+
+
 def test_tnd_paging(lab):
     arguments = lab.pack(lab.ragged([2], [40]), "TND", block_size=128)
     assert accepted(lab, arguments)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import DeviceFault, NotSimulated, OperatorRejected, UndefinedBehaviour
+from device.simulator import PROFILES, DeviceFault, NotSimulated, OperatorRejected, UndefinedBehaviour
 from device.simulator.cache.fractal import physical
 
 DTYPES = [torch.float16, torch.bfloat16, torch.int8]
@@ -72,24 +72,30 @@ def test_pa_nz_takes_the_view_with_five_axes(kit):
     scatter(key, value, *folded, torch.tensor([6, 1, 4]))
     assert torch.equal(folded[0].flatten(), flat[0].flatten())
     assert torch.equal(folded[1].flatten(), flat[1].flatten())
-    with kit.changed(scatter_pa_nz_shapes="checked"):
-        scatter(key, value, *folded, torch.tensor([6, 1, 4]))
 
 
-def test_leaving_out_the_mode_scrambles_an_nd_cache(kit):
+def test_leaving_out_the_mode_on_an_nd_cache_is_refused(kit):
+    key = kit.tokens(1, 2, 32)
+    k, v = kit.nd_cache(3, 4, 2, 32), kit.nd_cache(3, 4, 2, 32)
+    message = r"key_cache was of shape \[3, 4, 2, 32\]; allowed: \[any, 4, 2, 16\]"
+    with pytest.raises(OperatorRejected, match=message):
+        scatter(key, key, k, v, torch.tensor([5]))
+    assert not k.any()
+    assert not v.any()
+
+
+def test_leaving_out_the_mode_scrambles_an_nd_cache_where_shapes_are_not_checked(kit):
     """[3, 4, 2, 32]: the last but one axis, 2 heads, is taken for the block size; slot 5 is row 1 of block 2.
 
     A token has 4 tiles, so its rows of 16 are (2 * 2 * 4) + 1 + (0, 2, 4, 6). In ND they are 20 to 23.
     """
     key = kit.tokens(1, 2, 32)
     k, v = kit.nd_cache(3, 4, 2, 32), kit.nd_cache(3, 4, 2, 32)
-    scatter(key, key, k, v, torch.tensor([5]))
+    with kit.changed(scatter_pa_nz_shapes="unchecked"):
+        scatter(key, key, k, v, torch.tensor([5]))
     assert k.view(-1, 16).any(1).nonzero().flatten().tolist() == [17, 19, 21, 23]
     assert torch.equal(k.view(-1, 16)[[17, 19, 21, 23]], key.view(4, 16))
     assert not torch.equal(k, kit.written(torch.zeros_like(k), key, [5], nz=False))
-    message = r"key_cache was of shape \[3, 4, 2, 32\]; allowed: \[any, 4, 2, 16\]"
-    with kit.changed(scatter_pa_nz_shapes="checked"), pytest.raises(OperatorRejected, match=message):
-        scatter(key, key, k, v, torch.tensor([5]))
 
 
 def test_norm_on_fractal_nz_writes_rows_across_the_tiles(kit):
@@ -275,19 +281,22 @@ def test_nz_blocks_have_at_most_65535_tokens(kit):
         scatter(key, key, k, k.clone(), torch.tensor([0]))
 
 
-def test_checked_nz_shapes(kit):
+def test_nz_shapes(kit):
     key, value = kit.tokens(1, 2, 32), kit.tokens(1, 2, 16)
     k, v = kit.nz_cache(2, 4, 2, 32), kit.nz_cache(2, 4, 2, 16)
-    with kit.changed(scatter_pa_nz_shapes="checked"):
-        scatter(key, value, k, v, torch.tensor([0]))
-        with pytest.raises(
-            OperatorRejected, match=r"value_cache was of shape \[2, 4, 4, 16\]; allowed: \[any, 2, 4, 16\]"
-        ):
-            scatter(key, value, k, k.clone(), torch.tensor([0]))
-        with pytest.raises(
-            OperatorRejected, match=r"key_cache was of shape \[2, 1, 4, 4, 16\]; allowed: \[any, 2, 2, 4, 16\]"
-        ):
-            scatter(key, value, k.view(2, 1, 4, 4, 16), v, torch.tensor([0]))
+    scatter(key, value, k, v, torch.tensor([0]))
+    wide, folded = k.clone(), k.clone().view(2, 1, 4, 4, 16)
+    refused = {
+        r"value_cache was of shape \[2, 4, 4, 16\]; allowed: \[any, 2, 4, 16\]": (k, wide),
+        r"key_cache was of shape \[2, 1, 4, 4, 16\]; allowed: \[any, 2, 2, 4, 16\]": (folded, v),
+    }
+    for message, both in refused.items():
+        with pytest.raises(OperatorRejected, match=message):
+            scatter(key, value, *both, torch.tensor([0]))
+        with kit.changed(scatter_pa_nz_shapes="unchecked"):
+            scatter(key, value, *both, torch.tensor([0]))
+    for name in PROFILES:
+        assert PROFILES[name].scatter_pa_nz_shapes == "checked"
 
 
 @pytest.mark.parametrize("argument", ["compress_lens", "compress_seq_offsets", "seq_lens"])
