@@ -55,8 +55,8 @@ class CacheReader:
 
     def __init__(self, kv: PagedKV, request: int, end: int) -> None:
         self._kv, self._request, self._end = kv, request, end
-        self.kv_heads, self.value_dim = kv.value.shape[2:]
-        self.most_keys = max(1, CACHE_TILE // (self.kv_heads * (kv.key.shape[3] + self.value_dim)))
+        self.kv_heads, self.value_dim = kv.kv_heads, kv.value_head_dim
+        self.most_keys = max(1, CACHE_TILE // (self.kv_heads * (kv.head_dim + self.value_dim)))
         self._first, self._last = 0, 0
         self._span: CacheSpan | None = None
 

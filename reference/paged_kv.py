@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+LAYOUTS = ("PA_BSND", "PA_NZ")
+"""How pages that attention reads may lie: ``[pages, page_size, heads, dim]`` or
+``[pages, heads, dim / C0, page_size, C0]``, where C0 elements are 32 bytes."""
 
 
 @dataclass(frozen=True)
@@ -17,26 +21,59 @@ class PagedKV:
     Attributes
     ----------
     key : torch.Tensor
-        ``[pages, page_size, kv_heads, head_dim]``, bfloat16 or float16.
+        ``[pages, page_size, kv_heads, head_dim]``, bfloat16 or float16; or the same in the shape of the layout.
     value : torch.Tensor
-        ``[pages, page_size, kv_heads, value_head_dim]``, of the dtype of ``key``.
+        ``[pages, page_size, kv_heads, value_head_dim]``, of the dtype of ``key``; or in the shape of the layout.
     block_table : torch.Tensor
         int32 ``[batch, width]``. Entries beyond a request's pages, and entries of pages that left the window, hold
         any valid page.
+    layout : str
+        One of ``LAYOUTS``.
     """
 
     key: torch.Tensor
     value: torch.Tensor
     block_table: torch.Tensor
+    layout: str = "PA_BSND"
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, got {self.layout}")
+        rank = 5 if self.layout == "PA_NZ" else 4
+        if self.key.dim() != rank or self.value.dim() != rank:
+            raise ValueError(f"{self.layout} pools have {rank} axes, got {self.key.dim()} and {self.value.dim()}")
 
     @property
     def page_size(self) -> int:
         """Tokens per page."""
-        return self.key.shape[1]
+        return self.key.shape[3 if self.layout == "PA_NZ" else 1]
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads."""
+        return self.key.shape[1 if self.layout == "PA_NZ" else 2]
+
+    @property
+    def head_dim(self) -> int:
+        """Elements of a head of keys."""
+        return self._dim(self.key)
+
+    @property
+    def value_head_dim(self) -> int:
+        """Elements of a head of values."""
+        return self._dim(self.value)
+
+    def _dim(self, cache: torch.Tensor) -> int:
+        return cache.shape[2] * cache.shape[4] if self.layout == "PA_NZ" else cache.shape[3]
 
     def to(self, device: str | torch.device) -> PagedKV:
         """Return the same pool on ``device``."""
-        return PagedKV(self.key.to(device), self.value.to(device), self.block_table.to(device))
+        return replace(
+            self,
+            key=self.key.to(device),
+            value=self.value.to(device),
+            block_table=self.block_table.to(device),
+        )
 
     def read(self, request: int, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of tokens ``first`` to ``last - 1`` of one request.
@@ -63,4 +100,10 @@ class PagedKV:
         if int(entries.min()) < 0 or int(entries.max()) >= self.key.shape[0]:
             raise IndexError(f"block_table of request {request} names a page outside the pool of {self.key.shape[0]}")
         inside = slice(first - first_page * size, last - first_page * size)
-        return self.key[entries].flatten(0, 1)[inside], self.value[entries].flatten(0, 1)[inside]
+        return self._tokens(self.key[entries])[inside], self._tokens(self.value[entries])[inside]
+
+    def _tokens(self, pages: torch.Tensor) -> torch.Tensor:
+        """The tokens of some pages, one after the other, ``[tokens, heads, dim]``."""
+        if self.layout == "PA_BSND":
+            return pages.flatten(0, 1)
+        return pages.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)

@@ -93,7 +93,7 @@ def sliding_attention(inputs: SlidingAttentionInputs) -> dict[str, Expected]:
     """
     _validate(inputs)
     tokens, heads, _ = inputs.query.shape
-    value_dim = inputs.kv.value.shape[3]
+    value_dim = inputs.kv.value_head_dim
     output = torch.zeros(tokens, heads, value_dim, dtype=torch.float64)
     output_bound = torch.zeros_like(output)
     lse = torch.full((tokens, heads), -math.inf, dtype=torch.float64)
@@ -116,10 +116,10 @@ def sliding_attention(inputs: SlidingAttentionInputs) -> dict[str, Expected]:
 
 def _validate(inputs: SlidingAttentionInputs) -> None:
     tokens, heads, head_dim = inputs.query.shape
-    _, _, kv_heads, key_dim = inputs.kv.key.shape
-    if head_dim != key_dim or heads % kv_heads:
+    if head_dim != inputs.kv.head_dim or heads % inputs.kv.kv_heads:
         raise ValueError(f"query {tuple(inputs.query.shape)} does not fit keys {tuple(inputs.kv.key.shape)}")
-    if inputs.kv.key.shape[:3] != inputs.kv.value.shape[:3]:
+    axes = (0, 1, 3) if inputs.kv.layout == "PA_NZ" else (0, 1, 2)
+    if any(inputs.kv.key.shape[axis] != inputs.kv.value.shape[axis] for axis in axes):
         raise ValueError(f"keys {tuple(inputs.kv.key.shape)} and values {tuple(inputs.kv.value.shape)} do not match")
     if len(inputs.query_lengths) != len(inputs.kv_lengths):
         raise ValueError(f"{len(inputs.query_lengths)} query lengths, {len(inputs.kv_lengths)} KV lengths")

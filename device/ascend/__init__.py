@@ -29,8 +29,10 @@ from device.ascend.rotary import (
 )
 from device.ascend.sliding_attention import (
     fia_decode_mask,
+    fia_decode_nz,
     fia_decode_tnd,
     fia_extend_bsnd,
+    fia_extend_nz,
     fia_extend_tnd,
     fia_v1_decode_bsh,
     fia_v1_extend_tnd,
@@ -43,8 +45,10 @@ __all__ = [
     "alloc_decode",
     "alloc_extend",
     "fia_decode_mask",
+    "fia_decode_nz",
     "fia_decode_tnd",
     "fia_extend_bsnd",
+    "fia_extend_nz",
     "fia_extend_tnd",
     "fia_v1_decode_bsh",
     "fia_v1_extend_tnd",

@@ -62,7 +62,9 @@ def compressed_mask(device: str, dtype: torch.dtype = torch.bool) -> torch.Tenso
 
 
 def cache_views(pool: PagedKV) -> tuple[torch.Tensor, torch.Tensor]:
-    """View a pool as the operator wants it: ``[pages, page_size, kv_heads * dim]``."""
+    """View a pool as the operator wants it: ``[pages, page_size, kv_heads * dim]``, or NZ pages as they are."""
+    if pool.layout == "PA_NZ":
+        return pool.key, pool.value
     return pool.key.flatten(2), pool.value.flatten(2)
 
 
@@ -92,7 +94,7 @@ def tnd_call(inputs: SlidingAttentionInputs) -> FusedCall:
         "block_table": inputs.kv.block_table,
         "block_size": inputs.kv.page_size,
         "num_query_heads": inputs.query.shape[1],
-        "num_key_value_heads": inputs.kv.key.shape[2],
+        "num_key_value_heads": inputs.kv.kv_heads,
         "softmax_scale": inputs.scale,
         "learnable_sink": inputs.sinks,
         "return_softmax_lse": True,
@@ -129,7 +131,7 @@ def bsnd_call(inputs: SlidingAttentionInputs, request: int) -> FusedCall:
         "block_table": table,
         "block_size": inputs.kv.page_size,
         "num_query_heads": inputs.query.shape[1],
-        "num_key_value_heads": inputs.kv.key.shape[2],
+        "num_key_value_heads": inputs.kv.kv_heads,
         "softmax_scale": inputs.scale,
         "return_softmax_lse": True,
         **band(inputs.window),
@@ -159,7 +161,7 @@ def decode_call(inputs: SlidingAttentionInputs) -> FusedCall:
         "block_table": inputs.kv.block_table,
         "block_size": inputs.kv.page_size,
         "num_query_heads": inputs.query.shape[1],
-        "num_key_value_heads": inputs.kv.key.shape[2],
+        "num_key_value_heads": inputs.kv.kv_heads,
         "softmax_scale": inputs.scale,
         "return_softmax_lse": True,
         **band(inputs.window),

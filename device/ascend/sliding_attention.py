@@ -27,10 +27,14 @@ POISON = ("large",)
 """NaN in storage that the operator may load but must not use is not within its documented contract: a hidden key has
 weight 0, and 0 * NaN is NaN. Finite poison must not be seen."""
 
-SMALL_PAGES: Box = {"head_dims": ("64", "128"), "page_size": range(16, 1025, 16)}
+ND: Box = {"layout": ("PA_BSND",)}
+NZ: Box = {"layout": ("PA_NZ",)}
+
+SMALL_PAGES: Box = {**ND, "head_dims": ("64", "128"), "page_size": range(16, 1025, 16)}
 """The operator takes small pages for these head dims only."""
 
 MANY_ROWS_PAGES: Box = {
+    **ND,
     "head_dims": ("80", "96", "192", "256", "192/128"),
     "page_size": range(128, 1025, 128),
 }
@@ -117,6 +121,7 @@ def fia_extend_bsnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
             "query_length": (1,),
             "poison": POISON,
             "sinks": (False,),
+            **ND,
             "head_dims": ("80", "96", "192", "256"),
             "page_size": range(16, 513, 16),
         },
@@ -182,7 +187,7 @@ def fia_v1_decode_bsh(inputs: SlidingAttentionInputs, target: Target) -> Outputs
     """Graph decode through FIA v1 BSH with preallocated outputs and workspace (ascend_backend.py 2929-2990)."""
     on_device = inputs.to(target.device)
     batch, heads = len(inputs.query_lengths), inputs.query.shape[1]
-    value_dim = inputs.kv.value.shape[3]
+    value_dim = inputs.kv.value_head_dim
     key, value = cache_views(on_device.kv)
     query = real_rows(on_device).flatten(1).unsqueeze(1)
     arguments = {
@@ -191,7 +196,7 @@ def fia_v1_decode_bsh(inputs: SlidingAttentionInputs, target: Target) -> Outputs
         "block_table": on_device.kv.block_table,
         "block_size": on_device.kv.page_size,
         "num_heads": heads,
-        "num_key_value_heads": inputs.kv.key.shape[2],
+        "num_key_value_heads": inputs.kv.kv_heads,
         "scale": inputs.scale,
         "softmax_lse_flag": True,
         "sparse_mode": 0,
@@ -207,12 +212,30 @@ def fia_v1_decode_bsh(inputs: SlidingAttentionInputs, target: Target) -> Outputs
     return with_padding(on_device, output.reshape(batch, heads, value_dim), lse.flatten(1))
 
 
-@npudiff.implementation("sliding_attention", name="torch_native", supports={"sinks": (False,)})
+@npudiff.implementation(
+    "sliding_attention", name="fia_extend_nz", supports=[{**box, **NZ} for box in fia_extend_tnd.constraints.boxes]
+)
+def fia_extend_nz(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Extend through FIA v2 TND on NZ pages: the caches go to the operator as they lie, with five axes."""
+    on_device = inputs.to(target.device)
+    return run_tnd(on_device, tnd_call(on_device))
+
+
+@npudiff.implementation(
+    "sliding_attention", name="fia_decode_nz", supports=[{**box, **NZ} for box in fia_decode_mask.constraints.boxes]
+)
+def fia_decode_nz(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Eager decode through FIA v2 BSND on NZ pages."""
+    on_device = inputs.to(target.device)
+    return run_decode(on_device, decode_call(on_device))
+
+
+@npudiff.implementation("sliding_attention", name="torch_native", supports={"sinks": (False,), **ND})
 def torch_native(inputs: SlidingAttentionInputs, target: Target) -> torch.Tensor:
     """Gather each request's visible keys and call scaled_dot_product_attention: the path without fused operators."""
     on_device = inputs.to(target.device)
     pool = on_device.kv
-    output = on_device.query.new_zeros(*on_device.query.shape[:2], pool.value.shape[3])
+    output = on_device.query.new_zeros(*on_device.query.shape[:2], pool.value_head_dim)
     start = 0
     for request, (rows, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
         positions = torch.arange(total - rows, total, device=target.device)

@@ -27,6 +27,7 @@ from device.mutants.rotary import (
 from device.mutants.sliding_attention import (
     decode_block_size_128,
     decode_left_context_512,
+    decode_nz_pages_as_nd,
     decode_one_key_few,
     decode_one_key_many,
     decode_pre_tokens,
@@ -44,6 +45,7 @@ __all__ = [
     "decode_last_slot_shared",
     "decode_left_context_512",
     "decode_new_page_late",
+    "decode_nz_pages_as_nd",
     "decode_one_key_few",
     "decode_one_key_many",
     "decode_pre_tokens",

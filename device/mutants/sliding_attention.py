@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import npudiff
 from device.ascend.fused_attention import decode_call, tnd_call
-from device.ascend.sliding_attention import Outputs, fia_decode_mask, fia_extend_tnd, run_decode, run_tnd
+from device.ascend.sliding_attention import (
+    Outputs,
+    fia_decode_mask,
+    fia_decode_nz,
+    fia_extend_tnd,
+    run_decode,
+    run_tnd,
+)
 from device.ascend.swa_mask import window_mask
 from npudiff.target import Target
 from reference.sliding_attention import SlidingAttentionInputs
@@ -128,3 +135,17 @@ def extend_wrong_pool(inputs: SlidingAttentionInputs, target: Target) -> Outputs
     """Extend of a sliding layer with the block table of the full layers."""
     on_device = inputs.to(target.device)
     return run_tnd(on_device, tnd_call(on_device).having(block_table=on_device.full.block_table))
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="decode_nz_pages_as_nd",
+    supports=fia_decode_nz.constraints.boxes,
+    wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: the writer's flag says NZ, the reader's says ND",
+)
+def decode_nz_pages_as_nd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Decode that takes the bytes of NZ pages for [page_size, heads * dim]."""
+    on_device = inputs.to(target.device)
+    call = decode_call(on_device)
+    rows = (call.key.shape[0], inputs.kv.page_size, -1)
+    return run_decode(on_device, replace(call, key=call.key.reshape(rows), value=call.value.reshape(rows)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from npudiff.constraints import Axis
 from properties.head_dims import join_head_dims
+from reference.paged_kv import LAYOUTS
 
 RECIPES = ("gaussian", "needle", "outlier", "cold")
 """gaussian: independent values. needle: keys at every border take about half of the weight each. outlier: values at the
@@ -30,6 +31,7 @@ AXES = {
     "group": Axis("query heads per KV head", _SIZES),
     "head_dims": Axis("head dim of queries and keys, and of values if it differs: 128 or 192/128", HEAD_DIMS),
     "dtype": Axis("dtype of queries, keys and values", ("bfloat16", "float16")),
+    "layout": Axis("how the pages lie", LAYOUTS),
     "sinks": Axis("whether heads have a learned sink", (False, True)),
     "hybrid": Axis("whether the model has a second pool with a block table of its own", (False, True)),
     "padded_rows": Axis("query rows beyond the last request", range(2**16 + 1)),
@@ -81,6 +83,8 @@ class SlidingAttentionCase:
         See ``RECIPES`` and ``POISONS``.
     seed : int
         Seed of the data.
+    layout : str
+        How the pages of every pool lie.
     """
 
     requests: tuple[Request, ...]
@@ -99,6 +103,7 @@ class SlidingAttentionCase:
     recipe: str = "gaussian"
     poison: str = "large"
     seed: int = 0
+    layout: str = "PA_BSND"
 
     @property
     def heads(self) -> int:
@@ -141,6 +146,7 @@ def values(case: SlidingAttentionCase) -> Mapping[str, Collection[object]]:
         "group": (case.group,),
         "head_dims": (head_dims(case),),
         "dtype": (case.dtype,),
+        "layout": (case.layout,),
         "sinks": (case.sinks,),
         "hybrid": (case.hybrid,),
         "padded_rows": (case.padded_rows,),
@@ -163,6 +169,7 @@ def features(case: SlidingAttentionCase) -> Collection[str]:
         "long history": any(request.kv > 8192 for request in case.requests),
         "partial page": any(request.kv % case.page_size for request in case.requests),
         "blind rows": blind_rows(case) != "none",
+        "NZ pages": case.layout == "PA_NZ",
     }
     return [name for name, holds in checks.items() if holds]
 
@@ -177,6 +184,7 @@ def describe(case: SlidingAttentionCase) -> str:
         f"heads {case.heads}:{case.kv_heads}",
         f"dim {head_dims(case)}",
         case.dtype,
+        "NZ pages" if case.layout == "PA_NZ" else "",
         "sinks" if case.sinks else "",
         "hybrid" if case.hybrid else "",
         f"{case.padded_rows} padded rows" if case.padded_rows else "",
@@ -208,10 +216,7 @@ def check_case(case: SlidingAttentionCase) -> None:
         raise ValueError(f"a case has 1 to 4096 requests, got {len(case.requests)}")
     if any(not 0 <= length <= _MAX_TOKENS for request in case.requests for length in (request.query, request.kv)):
         raise ValueError(f"lengths must lie in 0..{_MAX_TOKENS}")
-    if case.window is not None and not 1 <= case.window < 2**31:
-        raise ValueError(f"window must be none or in 1..2**31-1, got {case.window}")
-    if case.dtype not in ("bfloat16", "float16") or case.recipe not in RECIPES or case.poison not in POISONS:
-        raise ValueError(f"unknown dtype, recipe or poison: {case.dtype}, {case.recipe}, {case.poison}")
+    _check_words(case)
     if case.recipe == "cold" and case.head_dim > _MAX_COLD_DIM:
         raise ValueError(f"a cold case has a head dim of at most {_MAX_COLD_DIM}, got {case.head_dim}")
     if not 1e-6 <= case.scale <= 1e6 or not 0 <= case.seed < 2**63:
@@ -222,3 +227,13 @@ def check_case(case: SlidingAttentionCase) -> None:
         raise ValueError(f"the inputs would have more than {_MAX_ELEMENTS} elements")
     if case.heads * sum(request.query * request.kv for request in case.requests) > _MAX_SCORES:
         raise ValueError(f"the case would compute more than {_MAX_SCORES} scores")
+
+
+def _check_words(case: SlidingAttentionCase) -> None:
+    """Refuse a window, or a word, that there is not."""
+    if case.window is not None and not 1 <= case.window < 2**31:
+        raise ValueError(f"window must be none or in 1..2**31-1, got {case.window}")
+    if case.dtype not in ("bfloat16", "float16") or case.recipe not in RECIPES or case.poison not in POISONS:
+        raise ValueError(f"unknown dtype, recipe or poison: {case.dtype}, {case.recipe}, {case.poison}")
+    if case.layout not in LAYOUTS or (case.layout == "PA_NZ" and (case.head_dim % 16 or case.value_head_dim % 16)):
+        raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, and head dims of PA_NZ fill strips of 16")

@@ -33,7 +33,7 @@ def coordinates(inputs: SlidingAttentionInputs, output: str) -> Mapping[str, tor
         "page offset": torch.where(position < 0, -1, position % inputs.kv.page_size),
     }
     head = torch.arange(heads)
-    group = heads // inputs.kv.key.shape[2]
+    group = heads // inputs.kv.kv_heads
     per_head = {"head": head, "kv head": head // group}
     if output == "lse":
         return {name: value[:, None] for name, value in per_row.items()} | {
@@ -41,4 +41,4 @@ def coordinates(inputs: SlidingAttentionInputs, output: str) -> Mapping[str, tor
         }
     places = {name: value[:, None, None] for name, value in per_row.items()}
     places |= {name: value[None, :, None] for name, value in per_head.items()}
-    return places | {"dim": torch.arange(inputs.kv.value.shape[3])[None, None, :]}
+    return places | {"dim": torch.arange(inputs.kv.value_head_dim)[None, None, :]}

@@ -20,6 +20,9 @@ LARGE = 4096.0
 COLD_SCORE = 60_000.0
 """Magnitude of the (negative) scores of the ``cold`` recipe; masks with a sentinel of -50,000 exist."""
 
+NZ_STRIP = 16
+"""C0 of 16-bit elements: 32 bytes."""
+
 _NEEDLE_VALUE = 4.0
 _NEEDLE_NOISE = 0.5
 _OUTLIER_VALUE = 64.0
@@ -99,7 +102,19 @@ def _layer_pool(case: SlidingAttentionCase, plan: PagePlan, recipe: _Recipe, dty
         if span:
             _place_needles(case, recipe, request, span, plan.table[row], key, value)
             _poison_beside(case, recipe, span, plan.table[row], key, value)
-    return PagedKV(key, value, torch.from_numpy(plan.table))
+    return _laid_out(case, key, value, torch.from_numpy(plan.table))
+
+
+def _laid_out(case: SlidingAttentionCase, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor) -> PagedKV:
+    """The pool in the layout of the case: in PA_NZ, strips of 16 elements of all tokens of a page lie together."""
+    if case.layout == "PA_BSND":
+        return PagedKV(key, value, table)
+    return PagedKV(_strips(key), _strips(value), table, case.layout)
+
+
+def _strips(cache: torch.Tensor) -> torch.Tensor:
+    """From ``[pages, page_size, heads, dim]`` to ``[pages, heads, dim / 16, page_size, 16]``."""
+    return cache.reshape(*cache.shape[:3], -1, NZ_STRIP).permute(0, 2, 3, 1, 4).contiguous()
 
 
 def _poison_key(case: SlidingAttentionCase, recipe: _Recipe, keys: int, dtype: torch.dtype) -> torch.Tensor | float:
@@ -173,7 +188,7 @@ def _decoy_pool(case: SlidingAttentionCase, dtype: torch.dtype) -> PagedKV:
     value = torch.full((*shape, case.value_head_dim), _poison(case), dtype=dtype)
     words = Stream(case.seed, "decoy").words(len(case.requests) * case.width)
     table = torch.from_numpy((1 + words % 2).astype("int32")).reshape(len(case.requests), case.width)
-    return PagedKV(key, value, table)
+    return _laid_out(case, key, value, table)
 
 
 def _sinks(case: SlidingAttentionCase, plan: PagePlan) -> torch.Tensor:

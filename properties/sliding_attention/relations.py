@@ -157,7 +157,7 @@ def _page_names_do_not_matter(subject: Subject, case: SlidingAttentionCase) -> C
         names = torch.tensor([0, *(1 + i for i in Stream(case.seed, "rename").permutation(pool.key.shape[0] - 1))])
         old = torch.argsort(names)
         table = names[pool.block_table.to(torch.int64)].to(torch.int32)
-        return PagedKV(pool.key[old], pool.value[old], table)
+        return replace(pool, key=pool.key[old], value=pool.value[old], block_table=table)
 
     sliding = None if inputs.sliding is None else renamed(inputs.sliding)
     other = replace(inputs, full=renamed(inputs.full), sliding=sliding)
@@ -211,9 +211,9 @@ def _poison_changes_no_bit(subject: Subject, case: SlidingAttentionCase) -> Comp
     used = _used_slots(case, inputs)
 
     def repoisoned(pool: PagedKV, keep: torch.Tensor, filler: float) -> PagedKV:
-        where = keep.unsqueeze(-1).unsqueeze(-1)
+        where = keep[:, None, None, :, None] if pool.layout == "PA_NZ" else keep[:, :, None, None]
         key, value = (torch.where(where, cache, torch.full_like(cache, filler)) for cache in (pool.key, pool.value))
-        return PagedKV(key, value, pool.block_table)
+        return replace(pool, key=key, value=value)
 
     def refilled(pool: PagedKV, filler: float) -> PagedKV:
         return repoisoned(pool, used if pool is inputs.kv else _nothing(pool), filler)
@@ -228,7 +228,7 @@ def _poison_changes_no_bit(subject: Subject, case: SlidingAttentionCase) -> Comp
 
 
 def _nothing(pool: PagedKV) -> torch.Tensor:
-    return torch.zeros(pool.key.shape[:2], dtype=torch.bool)
+    return torch.zeros(pool.key.shape[0], pool.page_size, dtype=torch.bool)
 
 
 def _used_slots(case: SlidingAttentionCase, inputs: SlidingAttentionInputs) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
@@ -53,6 +54,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     group = choose.pick(_groups(box, requests, kv_heads))
     sinks = choose.value(box, "sinks", (False, True))
     recipe = choose.value(box, "recipe", RECIPES)
+    layout = choose.value(box, "layout", _layouts(head_dim, value_head_dim))
+    assume(layout in _layouts(head_dim, value_head_dim))
     return SlidingAttentionCase(
         requests=requests,
         window=window,
@@ -69,6 +72,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
         scale=choose.value(box, "scale", SCALES),
         recipe=recipe,
         poison=choose.value(box, "poison", POISONS),
+        layout=layout,
         seed=choose.pick(choose.pick(SEEDS)),
     )
 
@@ -94,6 +98,11 @@ def _up_to_most_scores(options: Sequence[int], requests: Sequence[Request], time
     rows = times * sum(request.query for request in requests)
     cheap = [option for option in options if option * scores <= MOST_SCORES and option * rows <= MOST_ROWS]
     return cheap or [min(options)]
+
+
+def _layouts(head_dim: int, value_head_dim: int) -> Sequence[str]:
+    """Layouts of pages: a third in NZ, where heads fill whole strips."""
+    return ("PA_BSND",) if head_dim % 16 or value_head_dim % 16 else ("PA_BSND", "PA_BSND", "PA_NZ")
 
 
 def _windows(page_size: int, long: str) -> Sequence[int | None]:

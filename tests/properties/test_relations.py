@@ -66,7 +66,9 @@ VARIANTS = [
 
 def job(name, function):
     (prop,) = (relation for relation in component.relations if relation.name == name)
-    item = implementation("sliding_attention", name="device", supports={"sinks": (False,)})(function)
+    item = implementation("sliding_attention", name="device", supports={"sinks": (False,), "layout": ("PA_BSND",)})(
+        function
+    )
     return Job(Subject(component, item, load_target("sim", None)), prop, item.constraints)
 
 

@@ -12,6 +12,7 @@ from npudiff.constraints import Constraints
 from npudiff.data import Stream
 from properties.sliding_attention import build_inputs, cases
 from properties.sliding_attention.case import Request, SlidingAttentionCase
+from reference.cache_layout import CacheLayout
 from reference.sliding_attention import sliding_attention
 
 DRAWN = settings(
@@ -117,8 +118,9 @@ def test_normal_values_have_mean_zero_deviation_one_and_the_asked_dtype(dtype):
 def test_inputs_have_the_sizes_and_dtypes_of_the_case(case):
     inputs, dtype = build_inputs(case), getattr(torch, case.dtype)
     assert inputs.query.shape == (case.tokens, case.heads, case.head_dim)
-    assert inputs.kv.key.shape[1:] == (case.page_size, case.kv_heads, case.head_dim)
-    assert inputs.kv.value.shape[1:] == (case.page_size, case.kv_heads, case.value_head_dim)
+    for cache, dim in ((inputs.kv.key, case.head_dim), (inputs.kv.value, case.value_head_dim)):
+        nd, nz = (case.page_size, case.kv_heads, dim), (case.kv_heads, dim // 16, case.page_size, 16)
+        assert cache.shape[1:] == (nz if case.layout == "PA_NZ" else nd)
     assert inputs.query.dtype == inputs.kv.key.dtype == inputs.kv.value.dtype == dtype
     assert inputs.kv.block_table.dtype == torch.int32
     assert inputs.kv.block_table.shape == (len(case.requests), case.width)
@@ -131,7 +133,7 @@ def test_inputs_have_the_sizes_and_dtypes_of_the_case(case):
 
 
 @DRAWN
-@given(cases(Constraints.of({"kv_length": range(600), "query_length": range(1, 65)})))
+@given(cases(Constraints.of({"kv_length": range(600), "query_length": range(1, 65), "layout": ("PA_BSND",)})))
 def test_every_slot_that_a_table_names_and_no_row_may_read_is_poison(case):
     inputs = build_inputs(case)
     kv, used = inputs.kv, used_slots(case, inputs)
@@ -147,6 +149,22 @@ def test_every_slot_that_a_table_names_and_no_row_may_read_is_poison(case):
         assert live.isfinite().all()
     assert not live.numel() or float(live.abs().max()) < 4096
     assert not any(page == 0 for page, _ in used)
+
+
+@pytest.mark.parametrize("dims", [(64, 64), (192, 128)])
+def test_nz_pools_hold_the_same_bytes_at_the_addresses_of_their_layout(dims):
+    case = SlidingAttentionCase(
+        (Request(3, 40), Request(1, 7)), 5, kv_heads=3, head_dim=dims[0], value_head_dim=dims[1], hybrid=True
+    )
+    plain, strips = build_inputs(case), build_inputs(replace(case, layout="PA_NZ"))
+    for nd, nz in ((plain.full, strips.full), (plain.sliding, strips.sliding)):
+        assert torch.equal(nd.block_table, nz.block_table)
+        for one, other in ((nd.key, nz.key), (nd.value, nz.value)):
+            pages, size, heads, dim = one.shape
+            layout = CacheLayout("PA_NZ", pages, size, heads, dim, one.dtype)
+            assert other.is_contiguous()
+            read = other.flatten()[layout.addresses(torch.arange(pages * size))]
+            assert torch.equal(read.reshape(one.shape), one)
 
 
 def test_every_page_that_no_table_names_is_poison():

@@ -135,11 +135,13 @@ def test_default_cases_reach_every_region(default_cases):
         "long history",
         "partial page",
         "blind rows",
+        "NZ pages",
     }
     by_axis = {axis: {value for case in default_cases for value in values(case)[axis]} for axis in component.axes}
     assert by_axis["recipe"] == set(RECIPES)
     assert by_axis["poison"] == set(POISONS)
     assert by_axis["dtype"] == {"bfloat16", "float16"}
+    assert by_axis["layout"] == {"PA_BSND", "PA_NZ"}
     assert by_axis["sinks"] == by_axis["hybrid"] == {False, True}
     assert by_axis["page_size"] == set(PAGE_SIZES)
     assert by_axis["blind_rows"] == {"none", "empty", "any"}

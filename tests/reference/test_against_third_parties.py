@@ -32,6 +32,15 @@ LONG = Constraints.of(
 )
 
 
+def dense(kv, cache, slots):
+    """Tokens of a cache, float64 ``[heads, tokens, dim]``, picked one by one."""
+    if kv.layout == "PA_NZ":
+        tokens = [cache[page, :, :, offset].flatten(1) for page, offset in slots]
+    else:
+        tokens = [cache[page, offset] for page, offset in slots]
+    return torch.stack(tokens).double().transpose(0, 1)
+
+
 def requests(inputs):
     """Per request: its rows in the query, first visible key, and dense float64 tensors ``[heads, tokens, dim]``."""
     kv, start = inputs.kv, 0
@@ -43,8 +52,7 @@ def requests(inputs):
         oldest = 0 if inputs.window is None else max(0, total - new - inputs.window + 1)
         pages = kv.block_table[index].tolist()
         slots = [(pages[token // kv.page_size], token % kv.page_size) for token in range(oldest, total)]
-        keys = torch.stack([kv.key[page, offset] for page, offset in slots]).double().transpose(0, 1)
-        values = torch.stack([kv.value[page, offset] for page, offset in slots]).double().transpose(0, 1)
+        keys, values = (dense(kv, cache, slots) for cache in (kv.key, kv.value))
         query = inputs.query[rows].double().transpose(0, 1)
         yield rows, total - new, oldest, query, keys, values
 

@@ -65,3 +65,37 @@ def test_moving_keeps_the_three_tensors(pool):
     assert torch.equal(moved.key, pool.key)
     assert torch.equal(moved.value, pool.value)
     assert torch.equal(moved.block_table, pool.block_table)
+
+
+@pytest.fixture
+def strips():
+    """NZ pages of 3 heads of dim 32: every element says its page, head, column and offset."""
+    page, head, strip, offset, column = torch.meshgrid(
+        torch.arange(PAGES), torch.arange(3), torch.arange(2), torch.arange(SIZE), torch.arange(16), indexing="ij"
+    )
+    key = page * 1000 + head * 200 + (strip * 16 + column) + offset * 40
+    table = torch.tensor([[5, 2, 4, 0], [3, 3, 1, 0]], dtype=torch.int32)
+    return PagedKV(key.to(torch.float64), -key[:, :, :1].to(torch.float64), table, "PA_NZ")
+
+
+def test_nz_pages_have_sizes_of_their_own_axes(strips):
+    sizes = (strips.page_size, strips.kv_heads, strips.head_dim, strips.value_head_dim)
+    assert sizes == (SIZE, 3, 32, 16)
+
+
+def test_tokens_of_nz_pages_are_put_together_from_their_strips(strips):
+    keys, values = strips.read(0, 3, 7)
+    for row, token in enumerate(range(3, 7)):
+        page, offset = int(strips.block_table[0, token // SIZE]), token % SIZE
+        right = [[page * 1000 + head * 200 + dim + offset * 40 for dim in range(32)] for head in range(3)]
+        assert keys[row].tolist() == right
+        assert (-values[row]).tolist() == [head[:16] for head in right]
+
+
+def test_a_layout_that_does_not_fit_the_axes_is_refused(pool, strips):
+    with pytest.raises(ValueError, match="PA_NZ pools have 5 axes, got 4 and 4"):
+        PagedKV(pool.key, pool.value, pool.block_table, "PA_NZ")
+    with pytest.raises(ValueError, match="PA_BSND pools have 4 axes, got 5 and 5"):
+        PagedKV(strips.key, strips.value, strips.block_table)
+    with pytest.raises(ValueError, match="layout is one of PA_BSND, PA_NZ, got NZ"):
+        PagedKV(pool.key, pool.value, pool.block_table, "NZ")

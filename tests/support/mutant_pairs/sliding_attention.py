@@ -53,7 +53,13 @@ PAIRS = {
         [case(3, 10, 3), case(3, 10, None, hybrid=True)],
         line("q1/kv1", more=" · hybrid"),
     ),
+    "decode_nz_pages_as_nd": Pair(
+        ascend.fia_decode_nz,
+        case(1, 10, 3, layout="PA_NZ"),
+        [case(1, 10, 3, layout="PA_NZ", head_dim=16, value_head_dim=16)],
+        line("q1/kv1", more=" · NZ pages"),
+    ),
 }
 
 # Where kv_length is 131072 and window 4096, these bugs exist; the rest cannot show there.
-AT_LENGTH = [name for name in PAIRS if name != "extend_wrong_pool"]
+AT_LENGTH = [name for name in PAIRS if name not in ("extend_wrong_pool", "decode_nz_pages_as_nd")]
