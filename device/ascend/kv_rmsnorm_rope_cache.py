@@ -1,0 +1,189 @@
+"""MLA's write into the cache as sglang and vllm call it: npu_kv_rmsnorm_rope_cache in each of its cache modes.
+
+Sources: sglang 0.5.23, ``hardware_backend/npu/attention/mla_preprocess.py`` 455-477 (decode) and
+``models/deepseek_common/attention_forward_methods/forward_mha_npu`` 104-122 (prefill). The operator takes the cache of
+the rope key before that of the latent; the backend's pool returns them the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+import npudiff
+from npudiff import Target
+from npudiff.constraints import Box
+from reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
+
+Outputs = dict[str, torch.Tensor]
+
+OPERATOR: Box = {"dims": ("512/64",)}
+"""The dims that the operator is made for."""
+
+ND: Box = {"layout": ("PA_BSND",)}
+NZ: Box = {"layout": ("PA_NZ",)}
+PAGED: Box = {"placement": ("scattered", "pages")}
+WHOLE_PAGES: Box = {"placement": ("pages",)}
+ROWS: Box = {"placement": ("rows",), "quantised": (False,)}
+"""Cache mode Norm has no scales."""
+
+
+@dataclass(frozen=True)
+class FusedCall:
+    """One call of npu_kv_rmsnorm_rope_cache, whose caches are views of those that the inputs hold.
+
+    Attributes
+    ----------
+    tensors : tuple of torch.Tensor
+        kv ``[batch, 1, length, 576]``, gamma, cos and sin ``[batch, 1, length, 64]``, index, rope and latent cache.
+    options : mapping
+        Keyword arguments.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
+    options: Mapping[str, Any]
+
+    def having(self, **changes: Any) -> FusedCall:  # noqa: ANN401 - operator arguments of many types
+        """Return the same call with some keyword arguments changed."""
+        return replace(self, options={**self.options, **changes})
+
+
+def fused_call(inputs: KvRmsnormRopeCacheInputs, cache_mode: str, index: torch.Tensor) -> FusedCall:
+    """Build the call of a cache mode; the caches are seen with the shape that the mode declares."""
+    cosine, sine = spread(inputs)
+    if cache_mode == "Norm":
+        shape: tuple[int, ...] = (inputs.kv.shape[0], 1, inputs.page_size)
+    else:
+        shape = (inputs.latent_cache.shape[0], inputs.page_size, 1)
+    caches = [cache.view(*shape, -1) for cache in (inputs.rope_cache, inputs.latent_cache)]
+    options = {
+        "k_rope_scale": inputs.rope_scale,
+        "c_kv_scale": inputs.latent_scale,
+        "epsilon": inputs.epsilon,
+        "cache_mode": cache_mode,
+    }
+    return FusedCall((inputs.kv.unsqueeze(1), inputs.weight, cosine, sine, index, *caches), options)
+
+
+def spread(inputs: KvRmsnormRopeCacheInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the tokens, ``[batch, 1, length, rope_dim]``: those of a pair in each half."""
+    rows = inputs.cos_sin_cache[inputs.positions].unsqueeze(1)
+    cosine, sine = (torch.cat([half, half], dim=-1) for half in rows.chunk(2, dim=-1))
+    return cosine, sine
+
+
+def caches(inputs: KvRmsnormRopeCacheInputs) -> Outputs:
+    """The caches, after an operator wrote into them in place."""
+    return {"rope_cache": inputs.rope_cache, "latent_cache": inputs.latent_cache}
+
+
+def decode(inputs: KvRmsnormRopeCacheInputs, call: FusedCall) -> Outputs:
+    """Run the call for its caches, which is what a decode uses."""
+    torch.ops.npu.npu_kv_rmsnorm_rope_cache(*call.tensors, **call.options)
+    return caches(inputs)
+
+
+def prefill(inputs: KvRmsnormRopeCacheInputs, call: FusedCall) -> Outputs:
+    """Run the call for its caches and for the rope keys and latents of the new tokens."""
+    options = {**call.options, "is_output_kv": True}
+    _, _, rope, latent = torch.ops.npu.npu_kv_rmsnorm_rope_cache(*call.tensors, **options)
+    return {"rope": rope.squeeze(1), "latent": latent.squeeze(1), **caches(inputs)}
+
+
+def page_starts(inputs: KvRmsnormRopeCacheInputs) -> torch.Tensor:
+    """The first slot of each page of each request, int64 ``[batch * ceil(length / page_size)]``."""
+    return inputs.slots[:, :: inputs.page_size].flatten().contiguous()
+
+
+@npudiff.implementation("kv_rmsnorm_rope_cache", name="decode_pa_bnsd", supports={**OPERATOR, **ND, **PAGED})
+def decode_pa_bnsd(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
+    """Mode PA_BNSD: a slot per token."""
+    on_device = inputs.to(target.device)
+    return decode(on_device, fused_call(on_device, "PA_BNSD", on_device.slots.flatten()))
+
+
+@npudiff.implementation("kv_rmsnorm_rope_cache", name="prefill_pa", supports={**OPERATOR, **ND, **PAGED})
+def prefill_pa(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
+    """Mode PA, with what was written as outputs besides."""
+    on_device = inputs.to(target.device)
+    return prefill(on_device, fused_call(on_device, "PA", on_device.slots.flatten()))
+
+
+@npudiff.implementation("kv_rmsnorm_rope_cache", name="decode_pa_nz", supports={**OPERATOR, **NZ, **PAGED})
+def decode_pa_nz(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
+    """Mode PA_NZ: the same declared shape, bytes in strips."""
+    on_device = inputs.to(target.device)
+    return decode(on_device, fused_call(on_device, "PA_NZ", on_device.slots.flatten()))
+
+
+@npudiff.implementation("kv_rmsnorm_rope_cache", name="prefill_blk_bnsd", supports={**OPERATOR, **ND, **WHOLE_PAGES})
+def prefill_blk_bnsd(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
+    """Mode PA_BLK_BNSD: the first slot of each page of a request."""
+    on_device = inputs.to(target.device)
+    return prefill(on_device, fused_call(on_device, "PA_BLK_BNSD", page_starts(on_device)))
+
+
+@npudiff.implementation("kv_rmsnorm_rope_cache", name="prefill_blk_nz", supports={**OPERATOR, **NZ, **WHOLE_PAGES})
+def prefill_blk_nz(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
+    """Mode PA_BLK_NZ."""
+    on_device = inputs.to(target.device)
+    return prefill(on_device, fused_call(on_device, "PA_BLK_NZ", page_starts(on_device)))
+
+
+@npudiff.implementation("kv_rmsnorm_rope_cache", name="decode_norm", supports={**OPERATOR, **ND, **ROWS})
+def decode_norm(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
+    """Mode Norm: a row of the cache per request, and a place in it per token."""
+    on_device = inputs.to(target.device)
+    return decode(on_device, fused_call(on_device, "Norm", on_device.slots % on_device.page_size))
+
+
+@npudiff.implementation("kv_rmsnorm_rope_cache", name="prefill_v2", supports={**OPERATOR, **ND, **PAGED})
+def prefill_v2(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
+    """npu_kv_rmsnorm_rope_cache_v2: returns rope keys and latents, and declares that it writes into the caches."""
+    on_device = inputs.to(target.device)
+    call = fused_call(on_device, "PA_BNSD", on_device.slots.flatten()).having(is_output_kv=True)
+    rope, latent = torch.ops.npu.npu_kv_rmsnorm_rope_cache_v2(*call.tensors, **call.options)
+    return {"rope": rope.squeeze(1), "latent": latent.squeeze(1), **caches(on_device)}
+
+
+@npudiff.implementation("kv_rmsnorm_rope_cache", name="native_mla_write")
+def native_mla_write(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
+    """Composed of elementwise operators and an indexed write: the path without the fused operator."""
+    on_device = inputs.to(target.device)
+    return written(on_device, latents(on_device, on_device.kv[..., : on_device.latent_dim]), rope_keys(on_device))
+
+
+def latents(inputs: KvRmsnormRopeCacheInputs, states: torch.Tensor) -> torch.Tensor:
+    """Normalise ``[batch, length, latent_dim]`` in float32."""
+    wide = states.float()
+    rstd = torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + inputs.epsilon)
+    return (wide * rstd * inputs.weight.float()).to(states.dtype)
+
+
+def rope_keys(inputs: KvRmsnormRopeCacheInputs) -> torch.Tensor:
+    """Rotate pairs of neighbours of ``[batch, length, rope_dim]`` in float32; the result holds them as halves."""
+    keys = inputs.kv[..., inputs.latent_dim :].float()
+    cosine, sine = inputs.cos_sin_cache[inputs.positions].float().chunk(2, dim=-1)
+    even, odd = keys[..., 0::2], keys[..., 1::2]
+    return torch.cat([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).to(inputs.kv.dtype)
+
+
+def written(inputs: KvRmsnormRopeCacheInputs, latent: torch.Tensor, rope: torch.Tensor) -> Outputs:
+    """Write both at the slots that are not negative, quantised where there are scales."""
+    slots = inputs.slots.flatten()
+    for cache, rows, scale in (
+        (inputs.latent_cache, latent, inputs.latent_scale),
+        (inputs.rope_cache, rope, inputs.rope_scale),
+    ):
+        flat = rows.flatten(0, 1)
+        if scale is not None:
+            flat = (flat.float() * scale).round().clamp(-128, 127).to(torch.int8)
+        page, offset = slots[slots >= 0] // inputs.page_size, slots[slots >= 0] % inputs.page_size
+        if inputs.layout == "PA_NZ":  # [pages, strips, page_size, strip]
+            cache[page, :, offset] = flat[slots >= 0].view(-1, cache.shape[1], cache.shape[3])
+        else:
+            cache[page, offset, 0] = flat[slots >= 0]
+    return {"rope": rope, "latent": latent, **caches(inputs)}

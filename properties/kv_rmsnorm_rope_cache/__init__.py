@@ -1,0 +1,34 @@
+"""MLA's write into the cache, normalised and rotated on the way: its cases, data, and what must hold."""
+
+from npudiff.component import Component
+from properties.kv_rmsnorm_rope_cache.case import (
+    AXES,
+    KvRmsnormRopeCacheCase,
+    check_case,
+    describe,
+    features,
+    values,
+)
+from properties.kv_rmsnorm_rope_cache.inputs import build_inputs, coordinates
+from properties.kv_rmsnorm_rope_cache.relations import RELATIONS
+from properties.kv_rmsnorm_rope_cache.strategy import cases
+from reference.kv_rmsnorm_rope_cache import kv_rmsnorm_rope_cache
+
+component = Component(
+    name="kv_rmsnorm_rope_cache",
+    summary="MLA's latent normalised, its rope key rotated, and both written into paged caches, ND or NZ, or int8",
+    case_type=KvRmsnormRopeCacheCase,
+    outputs=("rope", "latent", "rope_cache", "latent_cache"),
+    axes=AXES,
+    strategy=cases,
+    inputs=build_inputs,
+    reference=kv_rmsnorm_rope_cache,
+    values=values,
+    features=features,
+    describe=describe,
+    check_case=check_case,
+    coordinates=coordinates,
+    watched="NZ",
+    relations=RELATIONS,
+    profiles={"deepseek-v3": {"dims": ("512/64",), "dtype": ("bfloat16",), "epsilon": (1e-6,), "page_size": (128,)}},
+)

@@ -1,0 +1,163 @@
+"""MLA's way into the cache: the latent is normalised, the rope key rotated, and both are written at their slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from reference.bounds import FLOAT32_ROUNDOFF, Expected, exactly
+from reference.cache_layout import CacheLayout
+from reference.paged_cache import SKIPPED
+from reference.rms_norm import RmsNormInputs, rms_norm
+from reference.rotary import RotaryInputs, rotary
+
+INT8 = (-128, 127)
+
+
+@dataclass(frozen=True)
+class KvRmsnormRopeCacheInputs:
+    """Compressed keys and values of new tokens, where they go, and what the caches hold before.
+
+    Attributes
+    ----------
+    kv : torch.Tensor
+        ``[batch, length, latent_dim + rope_dim]``, bfloat16 or float16: the latent, then the rope key, whose pairs are
+        neighbours.
+    weight : torch.Tensor
+        ``[latent_dim]``, of the same dtype.
+    epsilon : float
+        Added to the mean of squares of the latent.
+    positions : torch.Tensor
+        int64 ``[batch, length]``: rows of the table.
+    cos_sin_cache : torch.Tensor
+        ``[positions, rope_dim]``, of the same dtype: cosines of all frequencies, then their sines.
+    latent_cache, rope_cache : torch.Tensor
+        The caches before the write, of one head, in the shape of the layout (``reference.cache_layout``): of the dtype
+        of ``kv``, or int8 where there are scales.
+    slots : torch.Tensor
+        int64 ``[batch, length]``: ``page * page_size + offset``, or -1 for a token that is written nowhere. No slot but
+        0 is named twice.
+    page_size : int
+        Tokens per page.
+    layout : str
+        ``PA_BSND`` or ``PA_NZ``.
+    latent_scale, rope_scale : torch.Tensor or None
+        float32 ``[latent_dim]`` and ``[rope_dim]``: what an element is multiplied by before it is rounded to int8.
+    """
+
+    kv: torch.Tensor
+    weight: torch.Tensor
+    epsilon: float
+    positions: torch.Tensor
+    cos_sin_cache: torch.Tensor
+    latent_cache: torch.Tensor
+    rope_cache: torch.Tensor
+    slots: torch.Tensor
+    page_size: int
+    layout: str
+    latent_scale: torch.Tensor | None = None
+    rope_scale: torch.Tensor | None = None
+
+    @property
+    def latent_dim(self) -> int:
+        """Elements that are normalised."""
+        return self.weight.shape[0]
+
+    @property
+    def rope_dim(self) -> int:
+        """Elements that are rotated."""
+        return self.cos_sin_cache.shape[1]
+
+    def to(self, device: str | torch.device) -> KvRmsnormRopeCacheInputs:
+        """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        copies = {name: getattr(self, name).to(device, copy=True) for name in ("latent_cache", "rope_cache")}
+        return replace(self, **(moved | copies))
+
+
+def kv_rmsnorm_rope_cache(inputs: KvRmsnormRopeCacheInputs) -> dict[str, Expected]:
+    """Return normalised latents, rotated rope keys, and the caches after both are written.
+
+    It is ``rms_norm`` of the first ``latent_dim`` elements and ``rotary`` of the others, which are read as neighbours
+    and written as halves; with the write of ``paged_cache``. Nothing is defined here that is not defined there.
+
+    Returns
+    -------
+    dict
+        ``rope``: ``[batch, length, rope_dim]`` and ``latent``: ``[batch, length, latent_dim]``, of the dtype of ``kv``,
+        never quantised. ``rope_cache`` and ``latent_cache``, of the shape and dtype of the inputs.
+
+    Raises
+    ------
+    ValueError
+        If shapes contradict each other, or a slot lies outside.
+
+    Notes
+    -----
+    A correct device rounds latent and rope key to the dtype of ``kv`` before it quantises, or quantises what it has in
+    float32; an int8 may be one off where these lie on both sides of a half.
+    """
+    _validate(inputs)
+    batch, length, _ = inputs.kv.shape
+    tokens = inputs.kv.reshape(batch * length, 1, -1)
+    latent = rms_norm(RmsNormInputs(tokens[:, 0, : inputs.latent_dim], None, inputs.weight, inputs.epsilon, "plain"))[
+        "output"
+    ]
+    keys = tokens[..., inputs.latent_dim :]
+    rope = rotary(RotaryInputs(keys, keys, inputs.positions.flatten(), inputs.cos_sin_cache, "interleaved_to_half"))[
+        "key"
+    ]
+    rope = Expected(rope.value[:, 0], rope.bound[:, 0], rope.dtype)
+    return {
+        "rope": _shaped(rope, batch, length),
+        "latent": _shaped(latent, batch, length),
+        "rope_cache": _written(inputs, inputs.rope_cache, rope, inputs.rope_scale),
+        "latent_cache": _written(inputs, inputs.latent_cache, latent, inputs.latent_scale),
+    }
+
+
+def _shaped(rows: Expected, batch: int, length: int) -> Expected:
+    return Expected(rows.value.reshape(batch, length, -1), rows.bound.reshape(batch, length, -1), rows.dtype)
+
+
+def _written(
+    inputs: KvRmsnormRopeCacheInputs, cache: torch.Tensor, rows: Expected, scale: torch.Tensor | None
+) -> Expected:
+    """The cache after the rows are written: what no slot names stays, bit for bit in the values of its dtype."""
+    slots, dim = inputs.slots.flatten(), rows.value.shape[-1]
+    layout = CacheLayout(inputs.layout, cache.shape[0], inputs.page_size, 1, dim, cache.dtype)
+    if tuple(cache.shape) != layout.shape:
+        raise ValueError(f"a {inputs.layout} cache of {cache.dtype} must be {layout.shape}, got {tuple(cache.shape)}")
+    rows = rows if scale is None else _quantised(rows, scale)
+    before = exactly(cache)
+    value, bound = before.value.to(torch.float64), before.bound
+    written = slots != SKIPPED
+    addresses = layout.addresses(slots[written])[:, 0]
+    value.view(-1)[addresses], bound.view(-1)[addresses] = rows.value[written], rows.bound[written]
+    if bool((slots == 0).any()):
+        bound.view(-1)[layout.addresses(torch.zeros(1, dtype=torch.int64))] = torch.inf
+    return Expected(value, bound, cache.dtype)
+
+
+def _quantised(rows: Expected, scale: torch.Tensor) -> Expected:
+    """Round to int8; the bound is how far the rounded ends of the interval of correct values are apart."""
+    wide = scale.to(torch.float64)
+    product = rows.value * wide
+    error = rows.bound * wide.abs() + product.abs() * 2 * FLOAT32_ROUNDOFF
+    value, low, high = ((product + step).round().clamp(*INT8) for step in (torch.zeros_like(error), -error, error))
+    return Expected(value, torch.maximum(high - value, value - low), torch.int8)
+
+
+def _validate(inputs: KvRmsnormRopeCacheInputs) -> None:
+    batch, length, width = inputs.kv.shape
+    if width != inputs.latent_dim + inputs.rope_dim:
+        raise ValueError(f"kv must be {inputs.latent_dim} + {inputs.rope_dim} wide, got {width}")
+    for name in ("positions", "slots"):
+        if getattr(inputs, name).shape != (batch, length):
+            raise ValueError(f"{name} must be [{batch}, {length}], got {list(getattr(inputs, name).shape)}")
+    room = inputs.latent_cache.shape[0] * inputs.page_size
+    if bool(((inputs.slots < SKIPPED) | (inputs.slots >= room)).any()):
+        raise ValueError(f"slots must be -1 or in 0..{room - 1}")
+    if (inputs.latent_scale is None) != (inputs.rope_scale is None):
+        raise ValueError("scales are given for both caches, or for neither")
