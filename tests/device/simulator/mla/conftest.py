@@ -150,6 +150,125 @@ def placed(cache, rows, slots, *, nz=False):
     return flat
 
 
+def tiled(weight):
+    """Cut int8 [columns, inner] into [1, inner / 32, columns, 32], element by element."""
+    columns, inner = weight.shape
+    tiles = torch.zeros(1, inner // 32, columns, 32, dtype=torch.int8)
+    for column in range(columns):
+        for element in range(inner):
+            tiles[0, element // 32, column, element % 32] = weight[column, element]
+    return tiles
+
+
+def preprocess_inputs(tokens=3, *, seed=0, blocks=2, block_size=4):
+    """Return the arguments of ``mla_preprocess`` by name, with tiny sizes, and both weights before they were tiled."""
+    generator = torch.Generator().manual_seed(seed)
+    rank, heads, nope, latent, rope = 32, 2, 16, 32, 16
+    rows, up = latent + rope + rank, heads * (nope + rope)
+
+    def int8(*shape):
+        return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
+
+    def scales(count, top):
+        return 0.5 ** torch.randint(top, top + 3, (count,), generator=generator).float()
+
+    def bias(count):
+        return torch.randint(-3000, 3000, (count,), generator=generator, dtype=torch.int32)
+
+    plain = int8(rows, 64), int8(up, rank)
+    both = caches(blocks, block_size)
+    dummy = torch.zeros(64).bfloat16()
+    given = {
+        "hiddenState": draw(generator, tokens, 64, top=40, unit=16),
+        "gamma0": dummy,
+        "beta0": dummy,
+        "wdqkv": tiled(plain[0]),
+        "descale0": scales(rows, 13),
+        "gamma1": draw(generator, rank, top=20, unit=16),
+        "beta1": draw(generator, rank, top=8, unit=16),
+        "wuq": tiled(plain[1]),
+        "descale1": scales(up, 13),
+        "gamma2": draw(generator, latent, top=20, unit=16),
+        "cos": draw(generator, tokens, rope, top=16, unit=16),
+        "sin": draw(generator, tokens, rope, top=16, unit=16),
+        "wuk": draw(generator, heads, nope, latent, top=20, unit=16),
+        "kv_cache": both[0],
+        "kv_cache_rope": both[1],
+        "slotmapping": torch.arange(tokens, dtype=torch.int32),
+        "quant_scale0": torch.tensor([0.03]).bfloat16(),
+        "quant_offset0": torch.tensor([7], dtype=torch.int8),
+        "bias0": bias(rows),
+        "quant_scale1": torch.tensor([0.017]).bfloat16(),
+        "quant_offset1": torch.tensor([-5], dtype=torch.int8),
+        "bias1": bias(up),
+        "quant_mode": "per_tensor_quant_asymm",
+        "q_out0": torch.full((tokens, heads, latent), float(MARK)).bfloat16(),
+        "kv_cache_out0": both[0],
+        "q_out1": torch.full((tokens, heads, rope), float(MARK)).bfloat16(),
+        "kv_cache_out1": both[1],
+    }
+    return given, plain
+
+
+def to_int8(value, scale, offset, *, away):
+    half = float(torch.tensor(value / scale + offset, dtype=torch.float64).to(torch.float16))
+    whole = math.copysign(math.floor(abs(half) + 0.5), half) if away else round(half)
+    return max(-128, min(127, whole))
+
+
+def turn_halves(row, cos, sin):
+    """Turn pairs (i, i + half) in place."""
+    half = len(row) // 2
+    first = [row[i] * cos[i] - row[i + half] * sin[i] for i in range(half)]
+    return first + [row[i + half] * cos[i + half] + row[i] * sin[i + half] for i in range(half)]
+
+
+def preprocess_expected(given, plain, *, rounded=True, away=False, norm_rounded=False):
+    """Return q_out0, q_out1, latent and rope key of every token as lists."""
+    value = {name: tensor.double().tolist() for name, tensor in given.items() if isinstance(tensor, torch.Tensor)}
+    stage = to_bfloat16 if rounded else list
+
+    def quantised(row, number):
+        scale, offset = value[f"quant_scale{number}"][0], value[f"quant_offset{number}"][0]
+        return [to_int8(element, scale, offset, away=away) for element in row]
+
+    def multiplied(row, weight, number):
+        matrix = weight.long().tolist()
+        sums = [sum(a * b for a, b in zip(row, column, strict=True)) for column in matrix]
+        terms = zip(sums, value[f"bias{number}"], value[f"descale{number}"], strict=True)
+        return stage([(total + bias) * descale for total, bias, descale in terms])
+
+    outputs = []
+    for x, cos, sin in zip(value["hiddenState"], value["cos"], value["sin"], strict=True):
+        down = multiplied(quantised(x, 0), plain[0], 0)
+        latent, rope, query = down[:32], down[32:48], down[48:]
+        normalised = [a + b for a, b in zip(norm(query, value["gamma1"], 1e-6), value["beta1"], strict=False)]
+        up = multiplied(quantised(to_bfloat16(normalised) if norm_rounded else normalised, 1), plain[1], 1)
+        parts = [up[32 * head : 32 * head + 32] for head in range(2)]
+        nope = [to_bfloat16(times(to_bfloat16(part[:16]), value["wuk"][head])) for head, part in enumerate(parts)]
+        turned = [to_bfloat16(turn_halves(part[16:], cos, sin)) for part in parts]
+        row = to_bfloat16(norm(latent, value["gamma2"], 1e-6)), to_bfloat16(turn_halves(rope, cos, sin))
+        outputs.append((nope, turned, *row))
+    return SimpleNamespace(**dict(zip(("q_out0", "q_out1", "latent", "rope"), zip(*outputs, strict=True), strict=True)))
+
+
+def preprocess(given):
+    positional = {name: value for name, value in given.items() if name not in PREPROCESS_OPTIONS}
+    options = {name: value for name, value in given.items() if name in PREPROCESS_OPTIONS}
+    return torch.ops.npu.mla_preprocess(*positional.values(), **options)
+
+
+PREPROCESS_OUTPUTS = ("q_out0", "kv_cache_out0", "q_out1", "kv_cache_out1")
+PREPROCESS_OPTIONS = (*PREPROCESS_OUTPUTS, "ctkv_scale", "q_nope_scale", "cache_mode", "quant_mode")
+
+
+@pytest.fixture(scope="session")
+def pre():
+    return SimpleNamespace(
+        inputs=preprocess_inputs, expected=preprocess_expected, call=preprocess, OUTPUTS=PREPROCESS_OUTPUTS
+    )
+
+
 @pytest.fixture(scope="session")
 def mla():
     return SimpleNamespace(
