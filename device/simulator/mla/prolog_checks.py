@@ -1,7 +1,7 @@
 """What ``npu_mla_prolog`` refuses in its unquantised form, and what is not simulated.
 
-DOC is the operators' documentation in torch_npu 2.13.0; SOURCE is that of aclnnMlaPrologV3 in ops-transformer, which
-is newer and allows more sizes and cache modes; META is the wheel's shape rules.
+DOC is the operators' documentation in torch_npu 2.13.0; NEWER is what the repositories of op-plugin and CANN say since
+then, with more sizes and cache modes for version 3; META is the wheel's shape rules.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CACHE_MODES = {"PA_BSND": False, "PA_NZ": True}
 """Cache modes that are simulated, and whether their blocks are in NZ order."""
 
-# SOURCE has these for version 3.
+# NEWER has these for version 3.
 _OTHER_CACHE_MODES = ("PA_BLK_BSND", "PA_BLK_NZ", "BSND", "TND")
 
 _BFLOAT16 = 15

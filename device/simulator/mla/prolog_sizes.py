@@ -52,10 +52,10 @@ _HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
 _ROPE = (64,)
 _LATENT = (512,)
 
-# DOC of versions 1 and 2; of version 3; SOURCE of version 3.
+# DOC of versions 1 and 2; of version 3; newer sources of version 3.
 _V1_LIMITS = _Limits((7168,), (1536,), (128,), (16, 128))
 _V3_LIMITS = _Limits((6144, 7168, 7680), (1536,), (128,), (16, 128))
-_V3_SOURCE_LIMITS = _Limits(
+_V3_NEWER_LIMITS = _Limits(
     (1024, 2048, 3072, 4096, 5120, 6144, 7168, 7680, 8192), (1536, 2048), (128, 192), range(16, 1025, 16)
 )
 
@@ -127,7 +127,7 @@ def _check_tokens(request: PrologRequest) -> None:
 
 
 def _check_limits(request: PrologRequest, sizes: PrologSizes, profile: CannProfile) -> None:
-    of_v3 = _V3_SOURCE_LIMITS if profile.mla_sizes == "source" else _V3_LIMITS
+    of_v3 = _V3_NEWER_LIMITS if profile.mla_sizes == "newer" else _V3_LIMITS
     limits = of_v3 if request.is_v3 else _V1_LIMITS
     for argument, axis, size, allowed in (
         ("token_x", "He", sizes.hidden, limits.hidden),

@@ -179,7 +179,7 @@ def test_real_sizes(pre):
     ],
 )
 def test_sizes_that_are_built_in(mla, pre, name, size, message):
-    for profile in ("documented", "source"):
+    for profile in ("documented", "newer"):
         with mla.changed(mla_sizes=profile), pytest.raises(UndefinedBehaviour, match=f"mla_preprocess: {message}"):
             shaped(pre, **{name: size})
     with mla.changed():

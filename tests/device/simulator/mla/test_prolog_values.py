@@ -164,7 +164,7 @@ def test_outputs_that_a_call_has_not(mla, choice, shape):
 
 
 @pytest.mark.parametrize(
-    ("version", "hidden", "choice"), [("", 7168, "documented"), ("_v3", 6144, "documented"), ("_v3", 1024, "source")]
+    ("version", "hidden", "choice"), [("", 7168, "documented"), ("_v3", 6144, "documented"), ("_v3", 1024, "newer")]
 )
 def test_real_sizes(mla, version, hidden, choice):
     """Against float64: five roundings are on the query's way, each at most 2**-8 of the chain over absolute values.
