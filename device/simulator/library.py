@@ -39,13 +39,13 @@ def install() -> None:
 
     Operators that do not exist yet are defined from the recorded schemas, with a Meta kernel beside the CPU
     one. Where torch_npu has been imported the operators are its own, with its own shape rules, and only CPU
-    kernels are added. Idempotent. Import torch_npu before the first call, never after: it cannot define
-    what exists.
+    kernels are added. Idempotent. Import torch_npu, and sgl-kernel-npu's package, before the first call, never
+    after: they cannot define what exists.
     """
     _register()
 
 
-FAMILIES = ("fused_attention", "cache", "rotary", "norms")
+FAMILIES = ("fused_attention", "cache", "rotary", "norms", "mla")
 """The packages beside this module that define operators, each in ``operators.OPERATORS``."""
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from device.simulator.mla.choices import MlaChoices
 from device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CannProfile:
+class CannProfile(MlaChoices):
     """The behaviour of one CANN version, as far as it is known.
 
     Attributes
@@ -36,7 +37,8 @@ class CannProfile:
 
     Notes
     -----
-    All other attributes are choices; the comment above each says what is disputed and by whom.
+    All other attributes are choices; the comment above each says what is disputed and by whom. Those of the
+    operators before multi-head latent attention are in :class:`device.simulator.mla.choices.MlaChoices`.
     """
 
     name: str
@@ -230,6 +232,10 @@ _PESSIMISTIC = CannProfile(
     mrope_int32_positions="rejected",
     kv_rmsnorm_block_count="documented",
     kv_rmsnorm_functional="updates_inputs",
+    mla_negative_slot="fault",
+    mla_prolog_placeholders="one_zero",
+    mla_prolog_query_norm="unscaled",
+    mla_prolog_weight_format="fractal_nz",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""Operator schemas as torch_npu 2.13.0 registers them, of all operators that are simulated.
+"""Operator schemas as torch_npu 2.13.0 registers them, of all its operators that are simulated, and those of others.
 
 A schema is written as the dispatcher sees it, ``name[.overload](arguments) -> returns``; one that is not of the ``npu``
 namespace has its own in front, as in ``atb::_npu_reshape_and_cache(...)``.
@@ -6,13 +6,30 @@ namespace has its own in front, as in ``atb::_npu_reshape_and_cache(...)``.
 
 from __future__ import annotations
 
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
 from device.simulator.cache.schemas import SCHEMAS as CACHE
 from device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
+from device.simulator.mla.schemas import OF_SGL_KERNEL_NPU
+from device.simulator.mla.schemas import SCHEMAS as MLA
 from device.simulator.norms.schemas import SCHEMAS as NORMS
 from device.simulator.rotary.schemas import SCHEMAS as ROTARY
 
-SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS)
-"""Every schema that the simulator can define, in the order in which it defines them."""
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA)
+"""Every schema of torch_npu that the simulator can define."""
+
+SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"sgl-kernel-npu": OF_SGL_KERNEL_NPU})
+"""Schemas that the simulator can define and torch_npu has not, by the package that registers them.
+
+They were written from that package's sources. No wheel is compared with them, so they are recorded, not proved.
+"""
+
+ALL_SCHEMAS = (*SCHEMAS, *(schema for schemas in SCHEMAS_OF_OTHER_PACKAGES.values() for schema in schemas))
+"""Every schema that the simulator can define."""
 
 DEFAULT_NAMESPACE = "npu"
 

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from device import simulator
-from device.simulator.schemas import SCHEMAS, namespace, qualified_name, unqualified
+from device.simulator.schemas import ALL_SCHEMAS, namespace, qualified_name, unqualified
 
 
 def run(code):
@@ -24,7 +24,7 @@ def test_import_is_light():
 def test_install_defines_everything_once():
     simulator.install()
     simulator.install()
-    for schema in SCHEMAS:
+    for schema in ALL_SCHEMAS:
         name, _, overload = qualified_name(schema).partition(".")
         space = namespace(schema)
         operator = getattr(getattr(getattr(torch.ops, space), name), overload or "default")
@@ -32,7 +32,7 @@ def test_install_defines_everything_once():
 
 
 def test_install_adds_kernels_to_operators_that_exist():
-    """As with torch_npu imported first: its definitions and shape rules stay."""
+    """As with torch_npu imported first: its definitions and shape rules stay. What it has not is defined."""
     code = """
 import torch
 from device.simulator.schemas import SCHEMAS, namespace, unqualified
@@ -46,6 +46,7 @@ out, lse = torch.ops.npu.npu_fused_infer_attention_score(q, q, q)
 assert out.tolist() == q.tolist()
 assert torch._C._dispatch_has_kernel_for_dispatch_key("npu::npu_fused_infer_attention_score", "CPU")
 assert not torch._C._dispatch_has_kernel_for_dispatch_key("npu::npu_fused_infer_attention_score", "Meta")
+assert torch._C._dispatch_has_kernel_for_dispatch_key("npu::mla_preprocess", "Meta")
 """
     done = run(code)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from device.simulator.schemas import SCHEMAS, namespace, qualified_name, unqualified
+from device.simulator.library import operators
+from device.simulator.schemas import (
+    ALL_SCHEMAS,
+    SCHEMAS,
+    SCHEMAS_OF_OTHER_PACKAGES,
+    namespace,
+    qualified_name,
+    unqualified,
+)
 
 YAML = "csrc/aten/npu_native_functions_by_codegen.yaml"
 LIBRARY = "lib/libtorch_npu.so"
@@ -22,7 +30,7 @@ REGISTERED_OUT = "Tensor[] out) -> (Tensor, Tensor)"
 OF_TORCH_NPU = tuple(schema for schema in SCHEMAS if namespace(schema) == "npu")
 
 
-@pytest.mark.parametrize("schema", SCHEMAS, ids=qualified_name)
+@pytest.mark.parametrize("schema", ALL_SCHEMAS, ids=qualified_name)
 def test_schema_parses(schema):
     parsed = torch._C.parse_schema(f"{namespace(schema)}::{unqualified(schema)}")
     name, _, overload = qualified_name(schema).partition(".")
@@ -30,7 +38,17 @@ def test_schema_parses(schema):
 
 
 def test_names_are_unique():
-    assert len({(namespace(schema), qualified_name(schema)) for schema in SCHEMAS}) == len(SCHEMAS)
+    assert len({(namespace(schema), qualified_name(schema)) for schema in ALL_SCHEMAS}) == len(ALL_SCHEMAS)
+
+
+def test_every_operator_has_its_schema_recorded():
+    assert sorted(operator.schema for operator in operators()) == sorted(ALL_SCHEMAS)
+
+
+def test_operators_of_other_packages_are_named():
+    """No wheel is asked for these, so none may be among them that is torch_npu's."""
+    named = {package: [qualified_name(s) for s in schemas] for package, schemas in SCHEMAS_OF_OTHER_PACKAGES.items()}
+    assert named == {"sgl-kernel-npu": ["mla_preprocess"]}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +120,16 @@ def test_no_overload_is_missing(wheel):
     word = "fused_infer_attention_score"
     listed = {qualified_name(f) for f in functions(wheel(YAML)) if word in f}
     assert listed == {qualified_name(s) for s in SCHEMAS if word in s}
+
+
+@pytest.mark.contract
+def test_operators_of_other_packages_are_not_in_the_wheel(wheel):
+    listed = {qualified_name(function) for function in functions(wheel(YAML))}
+    library = wheel(LIBRARY)
+    for schemas in SCHEMAS_OF_OTHER_PACKAGES.values():
+        for schema in schemas:
+            assert qualified_name(schema) not in listed
+            assert library.find(f"\0{qualified_name(schema)}(".encode()) < 0
 
 
 @pytest.mark.contract

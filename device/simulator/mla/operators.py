@@ -1,0 +1,20 @@
+"""The operators of this family: torch_npu's, and one of sgl-kernel-npu."""
+
+from __future__ import annotations
+
+from device.simulator.library import Operator
+from device.simulator.mla import prolog, prolog_shapes, schemas
+from device.simulator.mla.preprocess import mla_preprocess, mla_preprocess_meta
+
+OPERATORS = (
+    Operator(schemas.MLA_PROLOG, prolog.mla_prolog, prolog_shapes.mla_prolog_meta),
+    Operator(schemas.MLA_PROLOG_V2, prolog.mla_prolog_v2, prolog_shapes.mla_prolog_v2_meta),
+    Operator(schemas.MLA_PROLOG_V3, prolog.mla_prolog_v3, prolog_shapes.mla_prolog_v3_meta),
+    Operator(
+        schemas.MLA_PROLOG_V3_FUNCTIONAL,
+        prolog.mla_prolog_v3_functional,
+        prolog_shapes.mla_prolog_v3_functional_meta,
+    ),
+    Operator(schemas.MLA_PREPROCESS, mla_preprocess, mla_preprocess_meta),
+)
+"""Every operator of the family."""
