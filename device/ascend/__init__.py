@@ -3,6 +3,16 @@
 Every adapter is an implementation of its own, and runs unchanged on every target.
 """
 
+from device.ascend.kv_rmsnorm_rope_cache import (
+    decode_norm,
+    decode_pa_bnsd,
+    decode_pa_nz,
+    native_mla_write,
+    prefill_blk_bnsd,
+    prefill_blk_nz,
+    prefill_pa,
+    prefill_v2,
+)
 from device.ascend.page_allocation import alloc_decode, alloc_extend
 from device.ascend.paged_cache import (
     index_put,
@@ -44,6 +54,9 @@ from device.ascend.swa_mask import swa_mask_eager, swa_mask_graph
 __all__ = [
     "alloc_decode",
     "alloc_extend",
+    "decode_norm",
+    "decode_pa_bnsd",
+    "decode_pa_nz",
     "fia_decode_mask",
     "fia_decode_nz",
     "fia_decode_tnd",
@@ -55,6 +68,7 @@ __all__ = [
     "fia_verify_tnd",
     "gemma_add_rms_norm",
     "index_put",
+    "native_mla_write",
     "native_rms_norm",
     "native_rotary",
     "npu_add_rms_norm",
@@ -65,6 +79,10 @@ __all__ = [
     "npu_mrope",
     "npu_rms_norm",
     "npu_rotary_mul",
+    "prefill_blk_bnsd",
+    "prefill_blk_nz",
+    "prefill_pa",
+    "prefill_v2",
     "reshape_and_cache",
     "scatter_nd_update",
     "scatter_nz_rows",

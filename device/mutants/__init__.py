@@ -3,6 +3,13 @@
 ``wrong`` names the bug: its id in our catalogue of real bugs, and the link.
 """
 
+from device.mutants.kv_rmsnorm_rope_cache import (
+    cache_mode_is_a_tuple,
+    latent_with_the_stride_of_its_output,
+    nz_cache_written_as_nd,
+    outputs_that_were_not_asked_for,
+    rope_key_read_as_halves,
+)
 from device.mutants.page_allocation import (
     decode_last_slot_shared,
     decode_new_page_late,
@@ -41,6 +48,7 @@ from device.mutants.swa_mask import mask_left_context_512, mask_minus_one, mask_
 __all__ = [
     "always_halves",
     "cache_mode_default_on_nd",
+    "cache_mode_is_a_tuple",
     "decode_block_size_128",
     "decode_last_slot_shared",
     "decode_left_context_512",
@@ -57,13 +65,17 @@ __all__ = [
     "extend_wrong_pool",
     "half_of_the_frequencies",
     "head_dim_for_rotary_dim",
+    "latent_with_the_stride_of_its_output",
     "mask_left_context_512",
     "mask_minus_one",
     "mask_without_tail",
+    "nz_cache_written_as_nd",
     "nz_pool_written_as_nd",
     "nz_rows_of_key_dim",
+    "outputs_that_were_not_asked_for",
     "positions_without_offset",
     "residual_dropped",
+    "rope_key_read_as_halves",
     "sine_at_padded_offset",
     "slots_int64_as_int32",
     "slots_truncated",

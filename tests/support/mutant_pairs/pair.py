@@ -22,6 +22,8 @@ class Pair:
         The case that every seed shrinks to, as the console prints it.
     rejected : bool
         Whether the operator refuses the wrong call, which is a finding too.
+    everywhere : bool
+        Whether every case shows the bug, so that there is none elsewhere.
     """
 
     adapter: Implementation
@@ -29,3 +31,4 @@ class Pair:
     elsewhere: list[Any]
     smallest: str
     rejected: bool = False
+    everywhere: bool = False
