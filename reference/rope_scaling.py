@@ -16,8 +16,8 @@ whose amplitude is split between table and softmax scale. proportional: frequenc
 turn and the others are 0."""
 
 FUNCTION_ERROR = 4 * FLOAT32_ROUNDOFF
-"""Relative error of one float32 power, sine or cosine: four roundings, as for the exponential. Those of torch are within
-1.1 on x86; what an NPU's vector unit does is not documented, so one line says it for all of them."""
+"""Relative error of one float32 power, sine or cosine: four roundings, as for the exponential. torch needs 1.1 on x86.
+What an NPU's vector unit does is not documented, so one line says it for all of them."""
 
 POWER_ARGUMENT_ROUNDINGS = 1.0
 """Roundings of the argument of ``base ** x = exp(x ln base)``: of ``x``, the quotient ``2 i / dim``, as backends call a
@@ -205,8 +205,8 @@ def _yarn_share(config: RopeConfig) -> tuple[torch.Tensor, torch.Tensor]:
         high += 0.001
     pair = torch.arange(config.rotary_dim // 2, dtype=torch.float64)
     ramp = (pair - low) / (high - low)
-    corner = 0.0 if low.is_integer() else abs(low) / (high - low)
-    ramp_error = (corner + 3 * ramp.abs()) * FLOAT32_ROUNDOFF
+    whole = low.is_integer() and high.is_integer()  # then differences are exact, and only their quotient is rounded
+    ramp_error = (ramp.abs() if whole else low / (high - low) + 3 * ramp.abs()) * FLOAT32_ROUNDOFF
     on_ramp = (ramp > -ramp_error) & (ramp < 1 + ramp_error)
     share = (1 - ramp.clamp(0, 1)) * config.extrapolation_factor
     rounding = FLOAT32_ROUNDOFF if config.extrapolation_factor != 1 else 0.0
