@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from npudiff.codec import dumps, loads
 from npudiff.constraints import Constraints
-from properties import page_allocation, paged_cache, rms_norm, rotary, sliding_attention, swa_mask
+from properties import page_allocation, paged_cache, rms_norm, rope_cache, rotary, sliding_attention, swa_mask
 
 COMPONENTS = [
-    module.component for module in (page_allocation, paged_cache, rms_norm, rotary, sliding_attention, swa_mask)
+    module.component
+    for module in (page_allocation, paged_cache, rms_norm, rope_cache, rotary, sliding_attention, swa_mask)
 ]
 
 every_component = pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)

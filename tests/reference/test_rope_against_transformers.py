@@ -102,8 +102,8 @@ def test_dynamic_scaling_of_transformers_follows_the_sequence_and_that_of_backen
 @pytest.mark.parametrize(("low", "high"), [(1.0, 4.0), (1.0, 8.0), (2.0, 3.0), (0.5, 16.0)])
 @pytest.mark.parametrize("positions", [100, 8192, 131_072])
 def test_llama3_agrees(low, high, positions):
-    for config in configs("llama3", factors=(8.0,), low_freq_factor=low, high_freq_factor=high):
-        config = replace(config, max_positions=positions)
+    fields = {"factors": (8.0,), "low_freq_factor": low, "high_freq_factor": high, "max_positions": positions}
+    for config in configs("llama3", **fields):
         assert ratio(config, theirs(config)[0]) <= 1
 
 
@@ -111,8 +111,8 @@ def test_llama3_agrees(low, high, positions):
 @pytest.mark.parametrize("truncate", [True, False])
 @pytest.mark.parametrize(("factor", "positions"), [(40.0, 4096), (2.5, 100), (32.0, 131_072), (1.0, 8192)])
 def test_yarn_agrees(fast, slow, truncate, factor, positions):
-    for config in configs("yarn", factors=(factor,), beta_fast=fast, beta_slow=slow, truncate=truncate):
-        config = replace(config, max_positions=positions)
+    fields = {"factors": (factor,), "beta_fast": fast, "beta_slow": slow, "max_positions": positions}
+    for config in configs("yarn", truncate=truncate, **fields):
         found, scale = theirs(config)
         assert ratio(config, found) <= 1
         assert scale == pytest.approx(amplitude(config), rel=1e-14)

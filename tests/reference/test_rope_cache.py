@@ -36,8 +36,9 @@ def test_outputs_have_the_shapes_and_dtypes_of_the_buffers_that_backends_hold(dt
         "cos": (3, 1, 1, 8), "sin": (3, 1, 1, 8), "table": (3, 8), "softmax_scale": (1,)
     }  # fmt: skip
     assert [part.dtype for part in result.values()] == [dtype, dtype, dtype, torch.float32]
-    assert torch.equal(torch.cat([result[name].value[:, 0, 0, :4] for name in ("cos", "sin")], 1), result["table"].value)
-    assert torch.equal(torch.cat([result[name].bound[:, 0, 0, 4:] for name in ("cos", "sin")], 1), result["table"].bound)
+    halves = result["cos"], result["sin"]
+    assert torch.equal(torch.cat([part.value[:, 0, 0, :4] for part in halves], 1), result["table"].value)
+    assert torch.equal(torch.cat([part.bound[:, 0, 0, 4:] for part in halves], 1), result["table"].bound)
 
 
 def test_linear_scaling_divides_positions():
