@@ -197,12 +197,7 @@ def _yarn_share(config: RopeConfig) -> tuple[torch.Tensor, torch.Tensor]:
 
     The corners are computed on the host in double precision, the ramp in float32.
     """
-    low, high = (_dim_of_turns(config, turns) for turns in (config.beta_fast, config.beta_slow))
-    if config.truncate or config.kind == "deepseek_yarn":
-        low, high = float(math.floor(low)), float(math.ceil(high))
-    low, high = max(low, 0.0), min(high, config.rotary_dim - 1.0)
-    if low == high:
-        high += 0.001
+    low, high = _corners(config)
     pair = torch.arange(config.rotary_dim // 2, dtype=torch.float64)
     ramp = (pair - low) / (high - low)
     whole = low.is_integer() and high.is_integer()  # then differences are exact, and only their quotient is rounded
@@ -212,6 +207,15 @@ def _yarn_share(config: RopeConfig) -> tuple[torch.Tensor, torch.Tensor]:
     rounding = FLOAT32_ROUNDOFF if config.extrapolation_factor != 1 else 0.0
     error = on_ramp * (ramp_error * config.extrapolation_factor + share * FLOAT32_ROUNDOFF) + 2 * share * rounding
     return share, error
+
+
+def _corners(config: RopeConfig) -> tuple[float, float]:
+    """Where the ramp begins and ends, in pairs."""
+    low, high = (_dim_of_turns(config, turns) for turns in (config.beta_fast, config.beta_slow))
+    if config.truncate or config.kind == "deepseek_yarn":
+        low, high = float(math.floor(low)), float(math.ceil(high))
+    low, high = max(low, 0.0), min(high, config.rotary_dim - 1.0)
+    return low, high + 0.001 if low == high else high
 
 
 def _dim_of_turns(config: RopeConfig, turns: float) -> float:
@@ -256,6 +260,9 @@ def _check_yarn(config: RopeConfig) -> None:
         raise ValueError(
             f"betas {config.beta_fast}, {config.beta_slow} must fall, and the slow one lie within max_positions"
         )
+    low, high = _corners(config)
+    if low > high:
+        raise ValueError(f"the ramp would begin at pair {low:g} and end at {high:g}: the base is too small")
     if not 0 < config.extrapolation_factor <= 1 or not 0 < config.attention_factor <= 16:
         raise ValueError("extrapolation_factor must lie in (0, 1], attention_factor in (0, 16]")
     given = [value for value in (config.mscale, config.mscale_all_dim) if value is not None]

@@ -6,8 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
+from npudiff.compare import error_ratio
 from reference.bounds import FLOAT32_ROUNDOFF
-from reference.rope_scaling import KINDS, RopeConfig, amplitude, check_config, frequencies, get_mscale, softmax_scale
+from reference.rope_scaling import (
+    KINDS,
+    RopeConfig,
+    _corners,
+    _yarn_share,
+    amplitude,
+    check_config,
+    frequencies,
+    get_mscale,
+    softmax_scale,
+)
 
 DEEPSEEK_V3 = RopeConfig("deepseek_yarn", 64, 192, factors=(40.0,), mscale=1.0, mscale_all_dim=1.0)
 GPT_OSS = RopeConfig("yarn", 64, 64, 150_000.0, factors=(32.0,), truncate=False)
@@ -75,6 +86,15 @@ def test_yarn_with_one_beta_has_a_step_and_deepseek_always_truncates():
         assert found[i] == pytest.approx(right[i] if i < corner else right[i] / 4, rel=1e-14)
     deepseek = replace(DEEPSEEK_V3, truncate=False)
     assert torch.equal(frequencies(deepseek).value, frequencies(DEEPSEEK_V3).value)
+
+
+def test_a_ramp_ends_at_the_last_dim():
+    """1000 turns are made by pair 42.2 of base 10, one by 138: beyond the last dim, 63."""
+    config = RopeConfig("yarn", 64, 64, 10.0, 131_072, (8.0,), beta_fast=1000.0)
+    found, right = frequencies(config).value.tolist(), plain(config)
+    assert found == pytest.approx(right, rel=1e-14)
+    wide = replace(config, max_positions=8192, beta_fast=4096.0)
+    assert frequencies(wide).value[31] == pytest.approx(right[31] * (1 - 31 / 63 * 7 / 8), rel=1e-14)
 
 
 def test_less_extrapolation_divides_the_fast_pairs_too():
@@ -161,6 +181,19 @@ def test_the_error_of_a_mixed_frequency_is_sharp(kind):
     assert worst > 0.28
 
 
+@pytest.mark.parametrize("truncate", [True, False])
+def test_the_error_of_a_ramp_is_sharp(truncate):
+    """Shares of float32 come to 0.5 of their error at least, whether the corners are integers or not."""
+    worst = 0.0
+    for base in (1e4, 1.5e5, 5e5, 5e6):
+        config = RopeConfig("yarn", 192, 192, base, factors=(8.0,), truncate=truncate)
+        low, high = _corners(config)
+        ramp = ((torch.arange(96, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+        share, error = _yarn_share(config)
+        worst = max(worst, float(error_ratio(1 - ramp, share, error).max()))
+    assert 0.5 < worst <= 1
+
+
 def test_the_first_pair_turns_by_exactly_one_radian():
     for config in CONFIGS:
         if config.extrapolation_factor == 1 and (config.kind != "llama3" or config.max_positions > 1000):
@@ -183,6 +216,7 @@ def test_the_first_pair_turns_by_exactly_one_radian():
         ({"low_freq_factor": 4.0}, "low and high factor must rise, got 4.0, 4.0"),
         ({"beta_slow": 33.0}, "betas 32.0, 33.0 must fall"),
         ({"max_positions": 6}, "the slow one lie within max_positions"),
+        ({"base": 2.0, "max_positions": 131_072}, "the ramp would begin at pair .* and end at 63: the base is too"),
         ({"extrapolation_factor": 1.5}, "extrapolation_factor must lie in"),
         ({"mscale": None}, r"mscale and mscale_all_dim go together, in 0..16, got \[1.0\]"),
         ({"kind": "yarn", "mscale_all_dim": 0.0}, "go together, in 1e-06..16"),
