@@ -24,12 +24,7 @@ component = Component(
     watched="beyond max positions",
     relations=RELATIONS,
     profiles={
-        "step-3.5-flash": {
-            "kind": ("base", "llama3"),
-            "dims": ("64/128", "128"),
-            "base": (10_000.0, 5_000_000.0),
-            "dtype": ("bfloat16",),
-        },
+        "step-3.5-flash": {"kind": ("base",), "dims": ("64/128", "128"), "dtype": ("bfloat16",)},
         "deepseek-v3": {
             "kind": ("deepseek_yarn",),
             "dims": ("64/192",),
@@ -55,7 +50,7 @@ component = Component(
             "attention_factor": (1.0,),
             "rows": range(1, 131_073),
         },
-        "mimo-v2-flash": {"kind": ("base",), "dims": ("64/192",), "base": (10_000.0, 5_000_000.0)},
+        "mimo-v2-flash": {"kind": ("base",), "dims": ("64/192",)},
         "qwen3-30b-a3b": {"kind": ("base",), "dims": ("128",), "base": (1_000_000.0,), "dtype": ("bfloat16",)},
     },
 )

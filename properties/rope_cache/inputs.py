@@ -67,7 +67,7 @@ def coordinates(inputs: RopeCacheInputs, output: str) -> Mapping[str, torch.Tens
     if output == "softmax_scale":
         return {}
     shape = [-1, 1] if output == "table" else [-1, 1, 1, 1]
-    column = torch.arange(inputs.config.width)
+    column = torch.arange(inputs.config.width).reshape([1] * (len(shape) - 1) + [-1])
     return {
         "token": torch.arange(len(inputs.positions)).reshape(shape),
         "row": inputs.rows.reshape(shape),

@@ -31,6 +31,9 @@ SECTIONED = (16, 48, 100, 256)
 ELEMENTS = 2**16
 """Elements of the built part of a table, up to which it begins at row 0; of a longer one only the end is built."""
 
+WHOLE_ELEMENTS = 2**22
+"""Up to here one table in sixteen begins at row 0 all the same."""
+
 
 def cases(constraints: Constraints) -> st.SearchStrategy[RopeCacheCase]:
     """Return a strategy of cases that lie within the constraints."""
@@ -130,6 +133,7 @@ def _mscales(box: Box, kind: str) -> Sequence[str]:
 def _draw_rows(choose: Chooser, box: Box, config: RopeConfig) -> tuple[tuple[int, ...], int]:
     """Rows after each growth, and the first one that matters; the last growth is always within what matters."""
     sections = sum(config.sections)
+    whole = choose.pick((False,) * 15 + (True,))
     rows = choose.value(box, "rows", ROWS)
     growths = choose.value(box, "growths", (0, 0, 1, 2))
     shares = [choose.pick(range(1, 8)) for _ in range(3)]
@@ -137,7 +141,7 @@ def _draw_rows(choose: Chooser, box: Box, config: RopeConfig) -> tuple[tuple[int
         assume(allows(box.get("rows", range(2**20 + 1)), sections) and allows(box.get("growths", (0,)), 0))
         return (sections,), 0
     span = max(2, ELEMENTS // config.width)
-    first_row = max(0, rows - span)
+    first_row = 0 if whole and rows * config.width <= WHOLE_ELEMENTS else max(0, rows - span)
     inside = rows - first_row
     steps = {first_row + max(1, inside * share // 8) for share in shares[:growths]} - {rows}
     if "growths" in box:

@@ -164,9 +164,11 @@ def test_coordinates_name_row_pair_and_half():
     inputs = build_inputs(RopeCacheCase(RopeConfig(rotary_dim=4, head_dim=4), tokens=2, lengths=(9,)))
     named = coordinates(inputs, "table")
     assert named["row"].flatten().tolist() == [7, 8]
-    assert named["pair"].tolist() == [0, 1, 0, 1]
-    assert named["half"].tolist() == [0, 0, 1, 1]
+    assert named["pair"].tolist() == [[0, 1, 0, 1]]
+    assert coordinates(inputs, "cos")["half"].tolist() == [[[[0, 0, 1, 1]]]]
     assert coordinates(inputs, "softmax_scale") == {}
+    for name, part in rope_cache(inputs).items():
+        assert {values.dim() for values in coordinates(inputs, name).values()} <= {part.value.dim()}
 
 
 def test_a_case_is_described_in_the_words_of_configurations():
