@@ -156,7 +156,8 @@ def check_case(case: RmsNormCase) -> None:
 def coordinates(inputs: RmsNormInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to an output: token and column."""
     token = torch.arange(inputs.hidden.shape[0]).unsqueeze(1)
-    return {"token": token} if output == "rstd" else {"token": token, "column": torch.arange(inputs.hidden.shape[1])}
+    column = torch.arange(inputs.hidden.shape[1]).unsqueeze(0)
+    return {"token": token} if output == "rstd" else {"token": token, "column": column}
 
 
 def _tokens_do_not_mix(subject: Subject, case: RmsNormCase) -> Comparison:

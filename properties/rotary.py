@@ -9,17 +9,20 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, same_bits
+from npudiff.compare import Comparison, compare, same_bits
 from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
-from npudiff.property import Property
+from npudiff.property import NotApplicable, Property
 from reference.rotary import STYLES, RotaryInputs, rotary
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 POSITIONS = ("consecutive", "scattered", "last")
 """consecutive: as in a prompt, from some start. scattered: as in a decode batch. last: the end of the table."""
+DATA = ("numbers", "cosines")
+"""numbers: a table whose entries are all different, so that one which is read in another's place shows. cosines: real
+cosines and sines of base 10000, so that queries and keys are turned, and relations between turns can be asked for."""
 DIMS = ("64", "128", "192", "32/64", "64/128", "64/192", "96/128", "16/80")
 
 _SIZES = range(1, 2**16 + 1)
@@ -33,6 +36,7 @@ AXES = {
     "style": Axis("which elements form a pair, and where it goes", STYLES),
     "positions": Axis("which rows of the table are used", POSITIONS),
     "table": Axis("rows of the table", range(1, 2**20 + 1)),
+    "data": Axis("what the table holds", DATA),
 }
 
 _MAX_ELEMENTS = 2**26
@@ -51,6 +55,7 @@ class RotaryCase:
     style: str = "half"
     positions: str = "consecutive"
     table: int = 64
+    data: str = "numbers"
     seed: int = 0
 
 
@@ -82,19 +87,28 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
         style=choose.value(box, "style", STYLES),
         positions=choose.value(box, "positions", POSITIONS),
         table=choose.pick(tables),
+        data=choose.value(box, "data", ("numbers", "numbers", "cosines")),
         seed=choose.pick(range(1024)),
     )
 
 
 def build_inputs(case: RotaryCase) -> RotaryInputs:
-    """Build the inputs of a case. The table holds numbers, not cosines: then no two entries are alike."""
+    """Build the inputs of a case."""
     dtype = DTYPES[case.dtype]
     states = {
         name: Stream(case.seed, name).normal((case.tokens, heads, case.head_dim), dtype)
         for name, heads in (("query", case.heads), ("key", case.kv_heads))
     }
-    table = Stream(case.seed, "table").normal((case.table, case.rotary_dim), torch.float32) * 0.5
-    return RotaryInputs(states["query"], states["key"], _positions(case), table.to(dtype), case.style)
+    return RotaryInputs(states["query"], states["key"], _positions(case), _table(case).to(dtype), case.style)
+
+
+def _table(case: RotaryCase) -> torch.Tensor:
+    """The table before it is rounded to its dtype, float32 numbers or float64 cosines and sines."""
+    if case.data == "numbers":
+        return Stream(case.seed, "table").normal((case.table, case.rotary_dim), torch.float32) * 0.5
+    exponents = torch.arange(0, case.rotary_dim, 2, dtype=torch.float64) / case.rotary_dim
+    angles = torch.outer(torch.arange(case.table, dtype=torch.float64), 10_000.0**-exponents)
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
 
 
 def _positions(case: RotaryCase) -> torch.Tensor:
@@ -118,6 +132,7 @@ def features(case: RotaryCase) -> Collection[str]:
         "dim is no power of two": case.rotary_dim & (case.rotary_dim - 1) != 0,
         "one token": case.tokens == 1,
         "large positions": case.table > 65_536,
+        "real cosines": case.data == "cosines",
     }
     return [name for name, holds in checks.items() if holds]
 
@@ -131,6 +146,7 @@ def describe(case: RotaryCase) -> str:
         case.style,
         case.dtype,
         f"{case.positions} of {case.table}",
+        "cosines" if case.data == "cosines" else "",
         f"seed {case.seed}" if case.seed else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -145,6 +161,8 @@ def check_case(case: RotaryCase) -> None:
         raise ValueError(f"rotary_dim must be even and at most head_dim, got {case.rotary_dim} and {case.head_dim}")
     if case.dtype not in DTYPES or case.style not in STYLES or case.positions not in POSITIONS:
         raise ValueError(f"unknown dtype, style or positions: {case.dtype}, {case.style}, {case.positions}")
+    if case.data not in DATA:
+        raise ValueError(f"data is one of {', '.join(DATA)}, got {case.data}")
     if not 1 <= case.table <= 2**20 or not 0 <= case.seed < 2**63:
         raise ValueError(f"table {case.table} or seed {case.seed} out of range")
     if max(case.tokens * max(case.heads, case.kv_heads) * case.head_dim, case.table * case.rotary_dim) > _MAX_ELEMENTS:
@@ -178,6 +196,72 @@ def _heads_do_not_mix(subject: Subject, case: RotaryCase) -> Comparison:
     return same_bits(one, {"query": other["key"], "key": other["query"]}, "queries and keys swapped")
 
 
+@dataclass(frozen=True)
+class _Derived:
+    """What a run must give, taken from another run or from the inputs, and how far it may be from that."""
+
+    value: torch.Tensor
+    bound: torch.Tensor
+    dtype: torch.dtype = torch.float64
+
+
+def _turned(subject: Subject, case: RotaryCase, inputs: RotaryInputs) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return queries and keys as they were rotated, and how far each head may be from a turn by exact angles.
+
+    That distance is the norm of the reference's bounds, plus what the table's rounding does: an entry pair that is off
+    by ``(d, e)`` moves each pair of elements by ``hypot(d, e)`` times its length, at most.
+    """
+    expected = subject.expected(inputs)
+    exact = _table(case)[inputs.positions]
+    cosine, sine = (inputs.cos_sin_cache[inputs.positions].to(torch.float64) - exact).chunk(2, dim=-1)
+    rounding = torch.hypot(cosine, sine).amax(dim=1, keepdim=True)
+    found = {}
+    for name, rotated in subject.run(inputs).items():
+        length = getattr(inputs, name).to(torch.float64).norm(dim=-1)
+        found[name] = (rotated.to(torch.float64), expected[name].bound.norm(dim=-1) + rounding * length)
+    return found
+
+
+def _norm_is_preserved(subject: Subject, case: RotaryCase) -> Comparison:
+    """A turn changes no length: that of a head after it is that before."""
+    inputs = build_inputs(case)
+    turned = _turned(subject, case, inputs)
+    right = {
+        name: _Derived(getattr(inputs, name).to(torch.float64).norm(dim=-1), distance)
+        for name, (_, distance) in turned.items()
+    }
+    return compare(right, {name: rotated.norm(dim=-1) for name, (rotated, _) in turned.items()}, "lengths of heads")
+
+
+def _relative_positions(subject: Subject, case: RotaryCase) -> Comparison:
+    """Scores of queries and keys depend on the distance of their positions only: all are moved by as many rows."""
+    subject.require(replace(case, positions="scattered"), "positions in any order")
+    stream = Stream(case.seed, "moved")
+    (moved,) = stream.integers(1, case.table, 1)
+    positions = torch.tensor(stream.integers(0, case.table - moved, case.tokens))
+    inputs = replace(build_inputs(case), positions=positions)
+    scores = [_scores(_turned(subject, case, inputs))]
+    scores.append(_scores(_turned(subject, case, replace(inputs, positions=positions + moved))))
+    right = _Derived(scores[0][0], scores[0][1] + scores[1][1])
+    return compare({"query": right}, {"query": scores[1][0]}, f"scores, and with all positions {moved} further")
+
+
+def _scores(turned: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scores of all queries and keys, ``[tokens, heads, tokens, kv_heads]``, and how far they may be off."""
+    if turned.keys() != {"query", "key"}:
+        raise NotApplicable("queries or keys are not returned")
+    (query, query_error), (key, key_error) = turned["query"], turned["key"]
+    scores = torch.einsum("thd,skd->thsk", query, key)
+
+    def products(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("th,sk->thsk", one, other)
+
+    bound = products(query.norm(dim=-1), key_error) + products(query_error, key.norm(dim=-1))
+    return scores, bound + products(query_error, key_error)
+
+
+_COSINES = {"data": ("cosines",), "table": range(2, 4098)}
+
 component = Component(
     name="rotary",
     summary="rotary position embedding of queries and keys, from a table of cosines and sines",
@@ -197,6 +281,9 @@ component = Component(
         Property("tokens_do_not_mix", "the order of tokens does not matter", _tokens_do_not_mix,
                  within={"tokens": range(2, 2**16 + 1)}),
         Property("heads_do_not_mix", "queries and keys are rotated alike", _heads_do_not_mix),
+        Property("norm_is_preserved", "a rotation changes no length", _norm_is_preserved, within=_COSINES),
+        Property("relative_positions", "scores depend on distances of positions only", _relative_positions,
+                 within={**_COSINES, "tokens": range(1, 66)}, needs={"positions": ("scattered",)}),
     ),
     profiles={
         "step-3.5-flash": {"dims": ("64/128", "128"), "style": ("half",), "dtype": ("bfloat16",)},

@@ -30,6 +30,12 @@ from device.ascend.rms_norm import (
     npu_gemma_rms_norm,
     npu_rms_norm,
 )
+from device.ascend.rope_cache import (
+    from_positions,
+    get_cos_sin_cache,
+    get_sin_cos,
+    rope_table,
+)
 from device.ascend.rotary import (
     native_rotary,
     npu_apply_rotary_pos_emb,
@@ -66,7 +72,10 @@ __all__ = [
     "fia_v1_decode_bsh",
     "fia_v1_extend_tnd",
     "fia_verify_tnd",
+    "from_positions",
     "gemma_add_rms_norm",
+    "get_cos_sin_cache",
+    "get_sin_cos",
     "index_put",
     "native_mla_write",
     "native_rms_norm",
@@ -84,6 +93,7 @@ __all__ = [
     "prefill_pa",
     "prefill_v2",
     "reshape_and_cache",
+    "rope_table",
     "scatter_nd_update",
     "scatter_nz_rows",
     "scatter_pa_norm",

@@ -80,6 +80,7 @@ def test_the_reference_names_the_outputs_and_coordinates_fit_them(component):
             assert output.bound.shape == output.value.shape
             assert output.bound.dtype == torch.float64
             for values in component.coordinates(inputs, name).values():
+                assert values.dim() == output.value.dim()
                 assert values.expand(output.value.shape).shape == output.value.shape
                 assert not values.is_floating_point()
 

@@ -1,16 +1,17 @@
-"""Per mutant: what it was made from, where its bug shows, where it does not, and how small it shrinks."""
+"""Per mutant: what it was made from, where its bug shows, where it does not, and how small it shrinks.
 
-from mutant_pairs import (
-    kv_rmsnorm_rope_cache,
-    page_allocation,
-    paged_cache,
-    rms_norm,
-    rotary,
-    sliding_attention,
-    swa_mask,
-)
+One module per component, each with its ``PAIRS``.
+"""
+
+import importlib
+import pkgutil
+
 from mutant_pairs.pair import Pair
 
-MODULES = (kv_rmsnorm_rope_cache, page_allocation, paged_cache, rms_norm, rotary, sliding_attention, swa_mask)
+PAIRS: dict[str, Pair] = {}
 
-PAIRS: dict[str, Pair] = {name: pair for module in MODULES for name, pair in module.PAIRS.items()}
+for _found in pkgutil.iter_modules(__path__):
+    for _name, _pair in getattr(importlib.import_module(f"{__name__}.{_found.name}"), "PAIRS", {}).items():
+        if _name in PAIRS:
+            raise ValueError(f"two mutants are named {_name}")
+        PAIRS[_name] = _pair

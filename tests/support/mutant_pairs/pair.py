@@ -19,7 +19,7 @@ class Pair:
     elsewhere : list of cases
         Cases in which it does not: there both give the same bits.
     smallest : str
-        The case that every seed shrinks to, as the console prints it.
+        The case that every seed shrinks to, as the console prints it; empty if that depends on the seed.
     rejected : bool
         Whether the operator refuses the wrong call, which is a finding too.
     everywhere : bool
