@@ -68,6 +68,9 @@ class Component:
         A feature whose share of the cases every listing shows, because bugs live there; empty for none.
     relations : tuple of Property
         What must hold besides equivalence with the reference.
+    share : float
+        Part of the usual number of examples that implementations get: below 1 where a case costs much. Mutants get
+        all.
     profiles : mapping
         Production sizes, by model name, as values of axes.
     """
@@ -88,6 +91,7 @@ class Component:
     watched: str = ""
     relations: tuple[Property, ...] = ()
     profiles: Mapping[str, Box] = field(default_factory=dict)
+    share: float = 1.0
 
 
 class InputsChanged(Exception):  # noqa: N818 - named for what happened

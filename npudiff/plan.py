@@ -101,12 +101,16 @@ class Plan:
             total = sum(other.prop.share for other in (*self.jobs, *self.mutants))
             seconds = self.request.seconds * job.prop.share / total
         return Budget(
-            examples=None if seconds is not None else max(1, round(examples * job.prop.share)),
+            examples=None if seconds is not None else max(1, round(examples * self._share(job))),
             seconds=seconds,
             seed=self.request.seed,
             deterministic=profile.deterministic,
             memory=None if job in self.mutants else self.request.memory,
         )
+
+    def _share(self, job: Job) -> float:
+        """Part of the examples that a job gets."""
+        return job.prop.share * (1.0 if job in self.mutants else job.subject.component.share)
 
 
 def make_plan(request: Request) -> Plan:

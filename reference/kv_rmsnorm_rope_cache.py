@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -112,8 +113,8 @@ def kv_rmsnorm_rope_cache(inputs: KvRmsnormRopeCacheInputs) -> dict[str, Expecte
     return {
         "rope": _shaped(rope, batch, length),
         "latent": _shaped(latent, batch, length),
-        "rope_cache": _written(inputs, inputs.rope_cache, rope, inputs.rope_scale),
-        "latent_cache": _written(inputs, inputs.latent_cache, latent, inputs.latent_scale),
+        "rope_cache": written(inputs, inputs.rope_cache, rope, inputs.rope_scale),
+        "latent_cache": written(inputs, inputs.latent_cache, latent, inputs.latent_scale),
     }
 
 
@@ -121,10 +122,24 @@ def _shaped(rows: Expected, batch: int, length: int) -> Expected:
     return Expected(rows.value.reshape(batch, length, -1), rows.bound.reshape(batch, length, -1), rows.dtype)
 
 
-def _written(
-    inputs: KvRmsnormRopeCacheInputs, cache: torch.Tensor, rows: Expected, scale: torch.Tensor | None
-) -> Expected:
-    """The cache after the rows are written: what no slot names stays, bit for bit in the values of its dtype."""
+class Placed(Protocol):
+    """Inputs that say where rows of one head go in a cache."""
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """Slot of each row, -1 for none."""
+
+    @property
+    def page_size(self) -> int:
+        """Tokens per page."""
+
+    @property
+    def layout(self) -> str:
+        """How the cache lies."""
+
+
+def written(inputs: Placed, cache: torch.Tensor, rows: Expected, scale: torch.Tensor | None = None) -> Expected:
+    """Return the cache after rows ``[tokens, dim]`` are written: what no slot names keeps its value."""
     slots, dim = inputs.slots.flatten(), rows.value.shape[-1]
     layout = CacheLayout(inputs.layout, cache.shape[0], inputs.page_size, 1, dim, cache.dtype)
     if tuple(cache.shape) != layout.shape:

@@ -77,19 +77,57 @@ def rms_norm(inputs: RmsNormInputs) -> dict[str, Expected]:
     if inputs.residual is not None:
         total = total + inputs.residual.to(torch.float64)
         stored_error = total.abs() * (rounding + 2 * FLOAT32_ROUNDOFF) + step
-    rstd = torch.rsqrt(total.square().mean(dim=-1, keepdim=True) + inputs.epsilon)
-    relative = _rstd_error(total, stored_error, rstd)
     weight = inputs.weight.to(torch.float64) + WEIGHT_OFFSETS[inputs.kind]
     weight_error = weight.abs() * rounding if inputs.kind == "gemma" else torch.zeros_like(weight)
-    output = total * rstd * weight
-    size = output.abs()
-    bound = (stored_error * rstd * weight.abs() + size * (relative + 2 * rounding + 2 * FLOAT32_ROUNDOFF)
-             + total.abs() * rstd * weight_error) * (1 + 2 * rounding) + step * (1 + weight.abs())  # fmt: skip
+    normed = normalised(total, stored_error, weight, weight_error, inputs.epsilon, dtype)
     return {
-        "output": Expected(output, bound, dtype),
-        "rstd": Expected(rstd, rstd * relative, torch.float32),
+        "output": Expected(normed.value, normed.bound, dtype),
+        "rstd": Expected(normed.rstd, normed.rstd * normed.relative, torch.float32),
         "sum": Expected(total, stored_error, dtype),
     }
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Normalised rows, and how far a correct device may be from them.
+
+    Attributes
+    ----------
+    value : torch.Tensor
+        float64 ``[rows, columns]``.
+    own : torch.Tensor
+        Error of each element that has nothing to do with the others': its roundings.
+    rstd, relative : torch.Tensor
+        float64 ``[rows, 1]``: the factor of a row, and its relative error, which all elements of the row share.
+    """
+
+    value: torch.Tensor
+    own: torch.Tensor
+    rstd: torch.Tensor
+    relative: torch.Tensor
+
+    @property
+    def bound(self) -> torch.Tensor:
+        """Both errors of each element."""
+        return self.own + self.value.abs() * self.relative
+
+
+def normalised(
+    total: torch.Tensor,
+    stored_error: torch.Tensor,
+    weight: torch.Tensor,
+    weight_error: torch.Tensor,
+    epsilon: float,
+    dtype: torch.dtype,
+) -> Normalised:
+    """Return float64 rows divided by their root mean square, times a weight; with errors of rows and weight."""
+    rounding, step = unit_roundoff(dtype), underflow_step(dtype)
+    rstd = torch.rsqrt(total.square().mean(dim=-1, keepdim=True) + epsilon)
+    relative = _rstd_error(total, stored_error, rstd)
+    value = total * rstd * weight
+    own = (stored_error * rstd * weight.abs() + value.abs() * (2 * rounding + 2 * FLOAT32_ROUNDOFF)
+           + total.abs() * rstd * weight_error) * (1 + 2 * rounding) + step * (1 + weight.abs())  # fmt: skip
+    return Normalised(value, own, rstd, relative * (1 + 2 * rounding))
 
 
 def _rstd_error(total: torch.Tensor, stored_error: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:

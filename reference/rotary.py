@@ -84,21 +84,33 @@ def rotary(inputs: RotaryInputs) -> dict[str, Expected]:
 
 
 def _rotated(inputs: RotaryInputs, states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> Expected:
-    dim, dtype = inputs.rotary_dim, states.dtype
+    dim = inputs.rotary_dim
     value = states.to(torch.float64, copy=True)
     bound = torch.zeros_like(value)
-    first, second = _pairs(value[..., :dim], interleaved=inputs.style != "half")
-    rotated = (first * cosine - second * sine, second * cosine + first * sine)
+    turned = rotated(value[..., :dim], bound[..., :dim], cosine, sine, inputs.style, states.dtype)
+    value[..., :dim], bound[..., :dim] = turned.value, turned.bound
+    return Expected(value, bound, states.dtype)
+
+
+def rotated(
+    states: torch.Tensor, error: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, style: str, dtype: torch.dtype
+) -> Expected:
+    """Rotate float64 states ``[..., rotary_dim]``, with the error that they have already, by half as many angles."""
+    first, second = _pairs(states, interleaved=style != "half")
+    errors = _pairs(error, interleaved=style != "half")
+    results = (first * cosine - second * sine, second * cosine + first * sine)
     moved = ((first * cosine).abs() + (second * sine).abs(), (second * cosine).abs() + (first * sine).abs())
-    rounding = max(unit_roundoff(dtype), FLOAT32_ROUNDOFF)
-    errors = tuple(
-        (sizes + result.abs()) * rounding * (1 + rounding) + 3 * underflow_step(dtype)
-        for sizes, result in zip(moved, rotated, strict=True)
+    brought = (
+        errors[0] * cosine.abs() + errors[1] * sine.abs(),
+        errors[1] * cosine.abs() + errors[0] * sine.abs(),
     )
-    interleaved = inputs.style == "interleaved"
-    value[..., :dim] = _joined(*rotated, interleaved=interleaved)
-    bound[..., :dim] = _joined(*errors, interleaved=interleaved)
-    return Expected(value, bound, dtype)
+    rounding = max(unit_roundoff(dtype), FLOAT32_ROUNDOFF)
+    bounds = tuple(
+        (sizes + result.abs() + before) * rounding * (1 + rounding) + 3 * underflow_step(dtype) + before
+        for sizes, result, before in zip(moved, results, brought, strict=True)
+    )
+    interleaved = style == "interleaved"
+    return Expected(_joined(*results, interleaved=interleaved), _joined(*bounds, interleaved=interleaved), dtype)
 
 
 def _pairs(states: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,13 @@ from device.ascend.kv_rmsnorm_rope_cache import (
     prefill_pa,
     prefill_v2,
 )
+from device.ascend.mla_preprocess import (
+    native_mla_preprocess,
+    npu_mla_prolog_v2,
+    npu_mla_prolog_v3,
+    npu_mla_prolog_v3_nz,
+    rms_norm_cache_path,
+)
 from device.ascend.page_allocation import alloc_decode, alloc_extend
 from device.ascend.paged_cache import (
     index_put,
@@ -77,6 +84,7 @@ __all__ = [
     "get_cos_sin_cache",
     "get_sin_cos",
     "index_put",
+    "native_mla_preprocess",
     "native_mla_write",
     "native_rms_norm",
     "native_rotary",
@@ -85,6 +93,9 @@ __all__ = [
     "npu_apply_rotary_pos_emb",
     "npu_gemma_rms_norm",
     "npu_interleave_rope",
+    "npu_mla_prolog_v2",
+    "npu_mla_prolog_v3",
+    "npu_mla_prolog_v3_nz",
     "npu_mrope",
     "npu_rms_norm",
     "npu_rotary_mul",
@@ -93,6 +104,7 @@ __all__ = [
     "prefill_pa",
     "prefill_v2",
     "reshape_and_cache",
+    "rms_norm_cache_path",
     "rope_table",
     "scatter_nd_update",
     "scatter_nz_rows",

@@ -10,6 +10,11 @@ from device.mutants.kv_rmsnorm_rope_cache import (
     outputs_that_were_not_asked_for,
     rope_key_read_as_halves,
 )
+from device.mutants.mla_preprocess import (
+    nd_mode_on_nz_caches,
+    pages_of_16_whatever_they_are,
+    rope_rows_not_reordered,
+)
 from device.mutants.page_allocation import (
     decode_last_slot_shared,
     decode_new_page_late,
@@ -92,6 +97,7 @@ __all__ = [
     "mscale_missing",
     "mscale_on_the_base_class",
     "mscale_twice",
+    "nd_mode_on_nz_caches",
     "nz_cache_written_as_nd",
     "nz_pool_written_as_nd",
     "nz_rows_of_key_dim",
@@ -99,9 +105,11 @@ __all__ = [
     "offsets_ignored",
     "outputs_that_were_not_asked_for",
     "overwritten_sector",
+    "pages_of_16_whatever_they_are",
     "positions_without_offset",
     "residual_dropped",
     "rope_key_read_as_halves",
+    "rope_rows_not_reordered",
     "sections_count_through",
     "sine_at_padded_offset",
     "sine_beyond_padding",

@@ -119,6 +119,12 @@ def test_relations_get_their_share_of_the_examples():
     assert plan(examples=1).budget(order).examples == 1
 
 
+def test_a_component_whose_cases_cost_much_gets_fewer_except_for_mutants():
+    made = make_plan(Request(("mla_preprocess",), target="sim", examples=200))
+    assert made.budget(made.jobs[0]).examples == 50
+    assert made.budget(made.mutants[0]).examples == 200
+
+
 def test_examples_are_those_of_the_hypothesis_profile_unless_given():
     assert plan().budget(plan().jobs[0]).examples == 100
     nightly = plan(hypothesis_profile="nightly")

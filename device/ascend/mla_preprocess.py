@@ -1,0 +1,187 @@
+"""What stands before MLA attention, as sglang's Ascend backend runs it: fused operators, or one after the other.
+
+Source: sglang 0.5.23, ``hardware_backend/npu/attention/mla_preprocess.py``: the prolog operator (600-652), and the path
+of norms and caches (455-477 and 688-707).
+"""
+
+from __future__ import annotations
+
+import torch
+
+import npudiff
+from npudiff import Target
+from npudiff.constraints import Box
+from reference.mla_preprocess import MlaPreprocessInputs
+
+Outputs = dict[str, torch.Tensor]
+
+DIMS: Box = {"dims": ("128/64/512",)}
+PROLOG: Box = {**DIMS, "query_rank": (1536,), "heads": (1, 2, 4, 8, 16, 32, 64, 128), "page_size": (16, 128)}
+"""Sizes that the prolog operators are made for."""
+
+ND: Box = {"layout": ("PA_BSND",)}
+NZ: Box = {"layout": ("PA_NZ",)}
+
+
+def half_tables(inputs: MlaPreprocessInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the tokens, ``[tokens, rope_dim]``: those of a pair in each half."""
+    cosine, sine = inputs.cos_sin_cache[inputs.positions].chunk(2, dim=-1)
+    return torch.cat([cosine, cosine], dim=-1), torch.cat([sine, sine], dim=-1)
+
+
+def declared(inputs: MlaPreprocessInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latent and rope cache with the shape that the operators declare in every mode: ``[pages, page_size, 1, dim]``."""
+    pages = inputs.latent_cache.shape[0]
+    latent, rope = (cache.view(pages, inputs.page_size, 1, -1) for cache in (inputs.latent_cache, inputs.rope_cache))
+    return latent, rope
+
+
+def caches(inputs: MlaPreprocessInputs) -> Outputs:
+    """The caches, after an operator wrote into them in place."""
+    return {"rope_cache": inputs.rope_cache, "latent_cache": inputs.latent_cache}
+
+
+def prolog_v3(inputs: MlaPreprocessInputs, cache_mode: str) -> Outputs:
+    """Run npu_mla_prolog_v3: sines come before cosines, and the latent cache before that of the rope key."""
+    cosine, sine = half_tables(inputs)
+    query, rope, *_ = torch.ops.npu.npu_mla_prolog_v3(
+        inputs.hidden,
+        inputs.q_a_weight,
+        inputs.q_b_weight,
+        inputs.k_up_weight,
+        inputs.kv_a_weight,
+        inputs.q_a_norm,
+        inputs.kv_a_norm,
+        sine,
+        cosine,
+        *declared(inputs),
+        cache_index=inputs.slots,
+        rmsnorm_epsilon_cq=inputs.epsilon,
+        rmsnorm_epsilon_ckv=inputs.epsilon,
+        cache_mode=cache_mode,
+    )
+    return {"query_nope": query, "query_rope": rope, **caches(inputs)}
+
+
+@npudiff.implementation(
+    "mla_preprocess", name="npu_mla_prolog_v3", supports={**PROLOG, **ND, "hidden_size": (6144, 7168, 7680)}
+)
+def npu_mla_prolog_v3(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
+    """npu_mla_prolog_v3 on ND caches, unquantised."""
+    return prolog_v3(inputs.to(target.device), "PA_BSND")
+
+
+@npudiff.implementation(
+    "mla_preprocess", name="npu_mla_prolog_v3_nz", supports={**PROLOG, **NZ, "hidden_size": (6144, 7168, 7680)}
+)
+def npu_mla_prolog_v3_nz(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
+    """npu_mla_prolog_v3 on NZ caches, unquantised."""
+    return prolog_v3(inputs.to(target.device), "PA_NZ")
+
+
+@npudiff.implementation("mla_preprocess", name="npu_mla_prolog_v2", supports={**PROLOG, "hidden_size": (7168,)})
+def npu_mla_prolog_v2(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
+    """npu_mla_prolog_v2, unquantised: the index comes before the caches, which are returned as well."""
+    on_device = inputs.to(target.device)
+    cosine, sine = half_tables(on_device)
+    latent, rope = declared(on_device)
+    query, query_rope, *_ = torch.ops.npu.npu_mla_prolog_v2(
+        on_device.hidden,
+        on_device.q_a_weight,
+        on_device.q_b_weight,
+        on_device.k_up_weight,
+        on_device.kv_a_weight,
+        on_device.q_a_norm,
+        on_device.kv_a_norm,
+        sine,
+        cosine,
+        on_device.slots,
+        latent,
+        rope,
+        rmsnorm_epsilon_cq=inputs.epsilon,
+        rmsnorm_epsilon_ckv=inputs.epsilon,
+        cache_mode=inputs.layout,
+    )
+    return {"query_nope": query, "query_rope": query_rope, **caches(on_device)}
+
+
+@npudiff.implementation("mla_preprocess", name="rms_norm_cache_path", supports=DIMS)
+def rms_norm_cache_path(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
+    """Products, norms and rotation one after the other, and npu_kv_rmsnorm_rope_cache for the caches."""
+    on_device = inputs.to(target.device)
+    normed, _ = torch.ops.npu.npu_rms_norm(rounded(on_device.hidden, on_device.q_a_weight), on_device.q_a_norm,
+                                           on_device.epsilon)  # fmt: skip
+    return after_query_norm(on_device, normed)
+
+
+def after_query_norm(inputs: MlaPreprocessInputs, normed: torch.Tensor) -> Outputs:
+    """What follows the norm of the query's latent ``[tokens, query_rank]``, and the way of the keys."""
+    queries = rounded(normed, inputs.q_b_weight).view(len(normed), inputs.heads, -1)
+    nope, rope = queries[..., : inputs.nope_dim], queries[..., inputs.nope_dim :]
+    absorbed = rounded(nope.transpose(0, 1), inputs.k_up_weight).transpose(0, 1)
+    cosine, sine = (table[:, None, None, :] for table in half_tables(inputs))
+    turned = torch.ops.npu.npu_interleave_rope(rope.unsqueeze(2).contiguous(), cosine, sine).squeeze(2)
+    write_keys(inputs, "PA_NZ" if inputs.layout == "PA_NZ" else "PA_BNSD")
+    return {"query_nope": absorbed, "query_rope": turned, **caches(inputs)}
+
+
+def write_keys(inputs: MlaPreprocessInputs, cache_mode: str) -> None:
+    """Compress keys and values, and write latent and rope key with npu_kv_rmsnorm_rope_cache."""
+    compressed = rounded(inputs.hidden, inputs.kv_a_weight)[:, None, None, :]
+    cosine, sine = (table[:, None, None, :] for table in half_tables(inputs))
+    latent, rope = declared(inputs)
+    torch.ops.npu.npu_kv_rmsnorm_rope_cache(
+        compressed,
+        inputs.kv_a_norm,
+        cosine,
+        sine,
+        inputs.slots,
+        rope,
+        latent,
+        epsilon=inputs.epsilon,
+        cache_mode=cache_mode,
+    )
+
+
+def rounded(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A product that is accumulated in float32 and rounded once, as a device's is; on a CPU torch.matmul may differ."""
+    return (rows.float() @ weight.float()).to(rows.dtype)
+
+
+@npudiff.implementation("mla_preprocess", name="native_mla_preprocess")
+def native_mla_preprocess(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
+    """Composed of plain torch operators: the path without fused ones."""
+    on_device = inputs.to(target.device)
+    normed = norm(rounded(on_device.hidden, on_device.q_a_weight), on_device.q_a_norm, on_device.epsilon)
+    queries = rounded(normed, on_device.q_b_weight).view(len(normed), on_device.heads, -1)
+    nope, rope = queries[..., : on_device.nope_dim], queries[..., on_device.nope_dim :]
+    absorbed = rounded(nope.transpose(0, 1), on_device.k_up_weight).transpose(0, 1)
+    keys = rounded(on_device.hidden, on_device.kv_a_weight)
+    latent = norm(keys[:, : on_device.latent_dim], on_device.kv_a_norm, on_device.epsilon)
+    rope_key = turned(on_device, keys[:, None, on_device.latent_dim :])[:, 0]
+    write(on_device, on_device.latent_cache, latent)
+    write(on_device, on_device.rope_cache, rope_key)
+    return {"query_nope": absorbed, "query_rope": turned(on_device, rope), **caches(on_device)}
+
+
+def norm(rows: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """RMS norm in float32, rounded once."""
+    wide = rows.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + epsilon) * weight.float()).to(rows.dtype)
+
+
+def turned(inputs: MlaPreprocessInputs, rope: torch.Tensor) -> torch.Tensor:
+    """Rotate neighbours of ``[tokens, heads, rope_dim]`` in float32; the result holds them as halves."""
+    cosine, sine = inputs.cos_sin_cache[inputs.positions].float().unsqueeze(1).chunk(2, dim=-1)
+    even, odd = rope.float()[..., 0::2], rope.float()[..., 1::2]
+    return torch.cat([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).to(rope.dtype)
+
+
+def write(inputs: MlaPreprocessInputs, cache: torch.Tensor, rows: torch.Tensor) -> None:
+    """Write rows ``[tokens, dim]`` at the slots that are not negative."""
+    kept = inputs.slots >= 0
+    page, offset = inputs.slots[kept] // inputs.page_size, inputs.slots[kept] % inputs.page_size
+    if inputs.layout == "PA_NZ":  # [pages, strips, page_size, strip]
+        cache[page, :, offset] = rows[kept].view(-1, cache.shape[1], cache.shape[3])
+    else:
+        cache[page, offset, 0] = rows[kept]

@@ -1,0 +1,36 @@
+"""What stands before MLA attention, from hidden states to queries and caches: its cases, data, and what must hold."""
+
+from npudiff.component import Component
+from properties.mla_preprocess.case import AXES, MlaPreprocessCase, check_case, describe, features, values
+from properties.mla_preprocess.inputs import build_inputs, coordinates
+from properties.mla_preprocess.relations import RELATIONS
+from properties.mla_preprocess.strategy import cases
+from reference.mla_preprocess import mla_preprocess
+
+component = Component(
+    name="mla_preprocess",
+    summary="from hidden states to absorbed queries, rotated queries, and the latent and rope key in the caches",
+    case_type=MlaPreprocessCase,
+    outputs=("query_nope", "query_rope", "rope_cache", "latent_cache"),
+    axes=AXES,
+    strategy=cases,
+    inputs=build_inputs,
+    reference=mla_preprocess,
+    values=values,
+    features=features,
+    describe=describe,
+    check_case=check_case,
+    coordinates=coordinates,
+    watched="NZ",
+    relations=RELATIONS,
+    share=0.25,
+    profiles={
+        "deepseek-v3": {
+            "hidden_size": (7168,),
+            "query_rank": (1536,),
+            "dims": ("128/64/512",),
+            "page_size": (128,),
+            "epsilon": (1e-6,),
+        }
+    },
+)

@@ -1,0 +1,84 @@
+"""From a case to tensors, and where each of their elements is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from npudiff.data import Stream
+from properties.mla_preprocess.case import MlaPreprocessCase, layout_of
+from reference.mla_preprocess import MlaPreprocessInputs
+from reference.paged_cache import SKIPPED
+
+ROW_STEP = 7
+"""Every row of a weight matrix is a stretch of one stream of numbers that begins so many further than the row before:
+millions of weights from a few thousand draws."""
+
+
+def build_inputs(case: MlaPreprocessCase) -> MlaPreprocessInputs:
+    """Build the inputs of a case. The table holds numbers, not cosines: then no two entries are alike."""
+    heads = case.heads * (case.nope_dim + case.rope_dim)
+    absorbed = _matrix(case, "k_up", case.heads * case.nope_dim, case.latent_dim, case.nope_dim)
+    return MlaPreprocessInputs(
+        hidden=_hidden(case),
+        q_a_weight=_matrix(case, "q_a", case.hidden_size, case.query_rank),
+        q_a_norm=_norm(case, "q_a norm", case.query_rank),
+        q_b_weight=_matrix(case, "q_b", case.query_rank, heads),
+        k_up_weight=absorbed.reshape(case.heads, case.nope_dim, case.latent_dim),
+        kv_a_weight=_matrix(case, "kv_a", case.hidden_size, case.latent_dim + case.rope_dim),
+        kv_a_norm=_norm(case, "kv_a norm", case.latent_dim),
+        epsilon=case.epsilon,
+        positions=torch.tensor(Stream(case.seed, "positions").integers(0, case.table, case.tokens)),
+        cos_sin_cache=(Stream(case.seed, "table").normal((case.table, case.rope_dim), torch.float32) * 0.5).bfloat16(),
+        latent_cache=Stream(case.seed, "latent cache").normal(layout_of(case, case.latent_dim).shape, torch.bfloat16),
+        rope_cache=Stream(case.seed, "rope cache").normal(layout_of(case, case.rope_dim).shape, torch.bfloat16),
+        slots=_slots(case),
+        page_size=case.page_size,
+        layout=case.layout,
+    )
+
+
+def _hidden(case: MlaPreprocessCase) -> torch.Tensor:
+    stream = Stream(case.seed, "hidden")
+    hidden = stream.normal((case.tokens, case.hidden_size), torch.float32)
+    if case.recipe == "outlier":
+        hidden[range(case.tokens), stream.integers(0, case.hidden_size, case.tokens)] *= 64
+    return (hidden * (case.epsilon**0.5 if case.recipe == "tiny" else 1.0)).bfloat16()
+
+
+def _matrix(case: MlaPreprocessCase, name: str, rows: int, columns: int, inner: int | None = None) -> torch.Tensor:
+    """A weight whose products are about as large as what it multiplies."""
+    pool = Stream(case.seed, name).normal((rows * ROW_STEP + columns,), torch.float32)
+    weights = (pool / math.sqrt(inner or rows)).bfloat16()
+    return weights.as_strided((rows, columns), (ROW_STEP, 1)).contiguous()
+
+
+def _norm(case: MlaPreprocessCase, name: str, size: int) -> torch.Tensor:
+    return (1 + 0.5 * Stream(case.seed, name).normal((size,), torch.float32)).bfloat16()
+
+
+def _slots(case: MlaPreprocessCase) -> torch.Tensor:
+    room = (case.pages - 1) * case.page_size
+    own = [case.page_size + slot for slot in Stream(case.seed, "slots").permutation(room)[: case.real_tokens]]
+    return torch.tensor(own + [0 if case.padding == "slot 0" else SKIPPED] * case.padded_tokens)
+
+
+def coordinates(inputs: MlaPreprocessInputs, output: str) -> Mapping[str, torch.Tensor]:
+    """Return integer tensors that broadcast to an output: token, head and element, or the axes of the layout."""
+    if output.startswith("query"):
+        dim = inputs.rope_dim if output == "query_rope" else inputs.latent_dim
+        return {
+            "token": torch.arange(len(inputs.hidden))[:, None, None],
+            "position": inputs.positions[:, None, None],
+            "head": torch.arange(inputs.heads)[None, :, None],
+            "element": torch.arange(dim)[None, None, :],
+        }
+    shape = (inputs.rope_cache if output == "rope_cache" else inputs.latent_cache).shape
+    nz = ("page", "strip", "offset", "column of strip")
+    names = nz if inputs.layout == "PA_NZ" else ("page", "offset", "head", "element")
+    return {
+        name: torch.arange(size).reshape([-1 if axis == place else 1 for axis in range(4)])
+        for place, (name, size) in enumerate(zip(names, shape, strict=True))
+    }

@@ -1,0 +1,56 @@
+"""Drawing cases of MLA preprocessing: small where the implementation allows it, production sizes where it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from npudiff.constraints import Box, Constraints
+from npudiff.draw import Chooser, within
+from properties.mla_preprocess.case import DIMS, LAYOUTS, PADDINGS, RECIPES, MlaPreprocessCase
+
+WORK = 2**22
+"""Elements of hidden states and weights, times heads, up to which a case may have more than one head."""
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[MlaPreprocessCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    page_size = choose.value(box, "page_size", (16, 128, 32, 48, 256))
+    tokens = choose.value(box, "tokens", (1, 2, 3, 7, page_size - 1, page_size + 1))
+    hidden_size = choose.value(box, "hidden_size", (*(256, 64, 80, 1024) * 6, 6144, 7168, 7680))
+    query_rank = choose.value(box, "query_rank", (64, 16, 96, 1536))
+    heads = choose.value(box, "heads", [1, *(count for count in (2, 3, 4, 8) if count * query_rank * 1024 <= WORK)])
+    nope_dim, rope_dim, latent_dim = map(int, str(choose.value(box, "dims", DIMS)).split("/"))
+    return MlaPreprocessCase(
+        tokens=tokens,
+        padded_tokens=_padded_tokens(choose, box, tokens),
+        padding=choose.value(box, "padding", PADDINGS),
+        hidden_size=hidden_size,
+        query_rank=query_rank,
+        heads=heads,
+        nope_dim=nope_dim,
+        rope_dim=rope_dim,
+        latent_dim=latent_dim,
+        page_size=page_size,
+        spare_pages=choose.value(box, "spare_pages", (0, 1, 3)),
+        layout=choose.value(box, "layout", LAYOUTS),
+        recipe=choose.value(box, "recipe", RECIPES),
+        epsilon=choose.value(box, "epsilon", (1e-6, 1e-5)),
+        table=choose.value(box, "table", (64, 1, 5, 4097)),
+        seed=choose.pick(range(1024)),
+    )
+
+
+def _padded_tokens(choose: Chooser, box: Box, tokens: int) -> int:
+    wanted = [count for count in within((0, 0, 1, 3), box.get("padded_tokens"))[:4096] if count < tokens]
+    assume(wanted)
+    return int(choose.pick(wanted))

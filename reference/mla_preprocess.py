@@ -1,0 +1,189 @@
+"""What stands before MLA attention: from hidden states to absorbed queries, rotated queries and both caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from reference.bounds import Expected
+from reference.kv_rmsnorm_rope_cache import written
+from reference.linear import Product, carried, product
+from reference.paged_cache import SKIPPED
+from reference.rms_norm import Normalised, normalised
+from reference.rotary import rotated
+
+ROPE_STYLE = "interleaved_to_half"
+"""Pairs of rope elements are neighbours in the weights' order, and halves in what is returned and cached."""
+
+
+@dataclass(frozen=True)
+class MlaPreprocessInputs:
+    """Hidden states of new tokens, the weights of the layer, and where latent and rope key go.
+
+    Attributes
+    ----------
+    hidden : torch.Tensor
+        ``[tokens, hidden_size]``, bfloat16.
+    q_a_weight : torch.Tensor
+        ``[hidden_size, query_rank]``: down to the query's latent.
+    q_a_norm : torch.Tensor
+        ``[query_rank]``.
+    q_b_weight : torch.Tensor
+        ``[query_rank, heads * (nope_dim + rope_dim)]``: up to the heads; each has its nope part first.
+    k_up_weight : torch.Tensor
+        ``[heads, nope_dim, latent_dim]``: the up-projection of keys, absorbed into queries.
+    kv_a_weight : torch.Tensor
+        ``[hidden_size, latent_dim + rope_dim]``: down to the keys' latent, and the rope key.
+    kv_a_norm : torch.Tensor
+        ``[latent_dim]``.
+    epsilon : float
+        Added to the mean of squares in both norms.
+    positions : torch.Tensor
+        int64 ``[tokens]``: rows of the table.
+    cos_sin_cache : torch.Tensor
+        ``[positions, rope_dim]``: cosines of all frequencies, then their sines.
+    latent_cache, rope_cache : torch.Tensor
+        The caches before the write, of one head, in the shape of the layout (``reference.cache_layout``).
+    slots : torch.Tensor
+        int64 ``[tokens]``: ``page * page_size + offset``, or -1 for a token that is written nowhere.
+    page_size : int
+        Tokens per page.
+    layout : str
+        ``PA_BSND`` or ``PA_NZ``.
+    """
+
+    hidden: torch.Tensor
+    q_a_weight: torch.Tensor
+    q_a_norm: torch.Tensor
+    q_b_weight: torch.Tensor
+    k_up_weight: torch.Tensor
+    kv_a_weight: torch.Tensor
+    kv_a_norm: torch.Tensor
+    epsilon: float
+    positions: torch.Tensor
+    cos_sin_cache: torch.Tensor
+    latent_cache: torch.Tensor
+    rope_cache: torch.Tensor
+    slots: torch.Tensor
+    page_size: int
+    layout: str
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.k_up_weight.shape[0]
+
+    @property
+    def nope_dim(self) -> int:
+        """Elements of a head that are not rotated."""
+        return self.k_up_weight.shape[1]
+
+    @property
+    def latent_dim(self) -> int:
+        """Elements of the keys' latent."""
+        return self.k_up_weight.shape[2]
+
+    @property
+    def rope_dim(self) -> int:
+        """Elements of a head, and of the rope key, that are rotated."""
+        return self.cos_sin_cache.shape[1]
+
+    def to(self, device: str | torch.device) -> MlaPreprocessInputs:
+        """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        copies = {name: getattr(self, name).to(device, copy=True) for name in ("latent_cache", "rope_cache")}
+        return replace(self, **(moved | copies))
+
+
+def mla_preprocess(inputs: MlaPreprocessInputs) -> dict[str, Expected]:
+    """Return queries in the latent space, rotated queries, and the caches after the write.
+
+    With ``c = norm(hidden @ q_a) @ q_b`` per head, split into nope and rope part: ``query_nope = nope @ k_up``,
+    ``query_rope = rotary(rope)``; and with ``k = hidden @ kv_a``, split into latent and rope key: the caches hold
+    ``norm(latent)`` and ``rotary(rope key)`` (DeepSeek-V2, 2024, eqs. 9 to 19, with the up-projection of keys absorbed
+    into the query). Norms, rotation and the write are those of the components of these names.
+
+    Returns
+    -------
+    dict
+        ``query_nope``: ``[tokens, heads, latent_dim]`` and ``query_rope``: ``[tokens, heads, rope_dim]``, of the dtype
+        of ``hidden``. ``rope_cache`` and ``latent_cache``, of the shape and dtype of the inputs.
+
+    Raises
+    ------
+    ValueError
+        If shapes contradict each other, or a slot lies outside.
+
+    Notes
+    -----
+    A correct device accumulates products in float32 and may round what it hands from stage to stage to the dtype of
+    ``hidden``. These roundings are independent, and go through the stages after them as ``reference.linear.carried``
+    says; the error of a norm's factor is common to a row, and goes through as it is.
+    """
+    _validate(inputs)
+    hidden = inputs.hidden.to(torch.float64)
+    cosine, sine = inputs.cos_sin_cache[inputs.positions].to(torch.float64).chunk(2, dim=-1)
+    dtype = inputs.hidden.dtype
+    compressed = product(hidden, inputs.kv_a_weight.to(torch.float64), dtype)
+    latent = _normed(compressed, slice(0, inputs.latent_dim), inputs.kv_a_norm, inputs.epsilon, dtype)
+    key = slice(inputs.latent_dim, None)
+    rope = rotated(compressed.value[:, key], compressed.own[:, key], cosine, sine, ROPE_STYLE, dtype)
+    query_nope, query_rope = _queries(inputs, hidden, cosine, sine)
+    return {
+        "query_nope": query_nope,
+        "query_rope": query_rope,
+        "rope_cache": written(inputs, inputs.rope_cache, rope),
+        "latent_cache": written(inputs, inputs.latent_cache, Expected(latent.value, latent.bound, dtype)),
+    }
+
+
+def _normed(rows: Product, part: slice, weight: torch.Tensor, epsilon: float, dtype: torch.dtype) -> Normalised:
+    wide = weight.to(torch.float64)
+    return normalised(rows.value[:, part], rows.own[:, part], wide, torch.zeros_like(wide), epsilon, dtype)
+
+
+def _queries(
+    inputs: MlaPreprocessInputs, hidden: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor
+) -> tuple[Expected, Expected]:
+    """Queries in the latent space ``[tokens, heads, latent_dim]``, and rotated ones ``[tokens, heads, rope_dim]``."""
+    dtype, nope = inputs.hidden.dtype, inputs.nope_dim
+    down = product(hidden, inputs.q_a_weight.to(torch.float64), dtype)
+    rows = _normed(down, slice(None), inputs.q_a_norm, inputs.epsilon, dtype)
+    up = inputs.q_b_weight.to(torch.float64).reshape(len(inputs.q_a_norm), inputs.heads, -1).transpose(0, 1)
+    heads = product(rows.value, up, dtype)  # [heads, tokens, nope_dim + rope_dim]
+    absorbed = inputs.k_up_weight.to(torch.float64)
+    latent = product(heads.value[..., :nope], absorbed, dtype)
+    both = up[..., :nope] @ absorbed  # errors of the norm pass both products, as one matrix
+    error = (
+        carried(rows.own, both)
+        + carried(heads.own[..., :nope], absorbed)
+        + latent.value.abs() * rows.relative
+        + latent.own
+    )
+    turned = heads.value[..., nope:]
+    brought = carried(rows.own, up[..., nope:]) + turned.abs() * rows.relative + heads.own[..., nope:]
+    rope = rotated(turned, brought, cosine, sine, ROPE_STYLE, dtype)
+    return (
+        Expected(latent.value.transpose(0, 1), error.transpose(0, 1), dtype),
+        Expected(rope.value.transpose(0, 1), rope.bound.transpose(0, 1), dtype),
+    )
+
+
+def _validate(inputs: MlaPreprocessInputs) -> None:
+    tokens, size = inputs.hidden.shape
+    rank, dims = len(inputs.q_a_norm), inputs.nope_dim + inputs.rope_dim
+    right = {
+        "q_a_weight": (size, rank),
+        "q_b_weight": (rank, inputs.heads * dims),
+        "kv_a_weight": (size, inputs.latent_dim + inputs.rope_dim),
+        "kv_a_norm": (inputs.latent_dim,),
+        "positions": (tokens,),
+        "slots": (tokens,),
+    }
+    for name, shape in right.items():
+        if tuple(getattr(inputs, name).shape) != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {list(getattr(inputs, name).shape)}")
+    room = inputs.latent_cache.shape[0] * inputs.page_size
+    if bool(((inputs.slots < SKIPPED) | (inputs.slots >= room)).any()):
+        raise ValueError(f"slots must be -1 or in 0..{room - 1}")
