@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from device import ascend, targets
+from npudiff.compare import compare
+from properties.mla_preprocess import MlaPreprocessCase, build_inputs
+from reference.mla_preprocess import MlaPreprocessInputs, mla_preprocess
+
+SMALL = MlaPreprocessCase(5, heads=3, nope_dim=32, rope_dim=16, latent_dim=64, hidden_size=80)
+
+
+def deepseek_layer():
+    """DeepSeek-V3's attention of transformers, small, in float64, with weights of its own."""
+    module = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    config = module.DeepseekV3Config(
+        hidden_size=80, num_attention_heads=3, num_key_value_heads=3, q_lora_rank=64, kv_lora_rank=64,
+        qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, rope_interleave=True, attention_bias=False,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layer = module.DeepseekV3Attention(config, 0).double()
+        torch.nn.init.normal_(layer.q_a_layernorm.weight, 1.0, 0.3)
+        torch.nn.init.normal_(layer.kv_a_layernorm.weight, 1.0, 0.3)
+    return module, config, layer
+
+
+def test_scores_equal_those_of_the_layer_of_transformers():
+    """Absorbed queries against latents, and rotated queries against rope keys, give the layer's own scores."""
+    module, config, layer = deepseek_layer()
+    hidden = build_inputs(SMALL).hidden.double()
+    positions = torch.tensor([[3, 0, 7, 1, 12]])
+    cosine, sine = module.DeepseekV3RotaryEmbedding(config)(hidden[None], positions)
+    dim = config.qk_rope_head_dim
+    table = torch.cat([cosine[0, :, : dim // 2], sine[0, :, : dim // 2]], dim=1)
+    up = layer.kv_b_proj.weight.reshape(3, 32 + 32, 64)[:, :32]
+    inputs = MlaPreprocessInputs(
+        hidden=hidden,
+        q_a_weight=layer.q_a_proj.weight.T.contiguous(),
+        q_a_norm=layer.q_a_layernorm.weight,
+        q_b_weight=layer.q_b_proj.weight.T.contiguous(),
+        k_up_weight=up,
+        kv_a_weight=layer.kv_a_proj_with_mqa.weight.T.contiguous(),
+        kv_a_norm=layer.kv_a_layernorm.weight,
+        epsilon=layer.q_a_layernorm.variance_epsilon,
+        positions=torch.arange(5),
+        cos_sin_cache=table,
+        latent_cache=torch.zeros(2, 16, 1, 64, dtype=torch.float64),
+        rope_cache=torch.zeros(2, 16, 1, dim, dtype=torch.float64),
+        slots=torch.arange(16, 21),
+        page_size=16,
+        layout="PA_BSND",
+    )
+    with torch.no_grad():
+        ours = mla_preprocess(inputs)
+        seen = {}
+
+        def keep(module, query, key, value, mask, **kwargs):
+            seen["scores"] = query @ key.transpose(2, 3)
+            return torch.zeros(1, 5, 3, 32, dtype=torch.float64), None
+
+        original = module.eager_attention_forward
+        module.eager_attention_forward = keep
+        try:
+            layer(hidden[None], (cosine, sine), None)
+        finally:
+            module.eager_attention_forward = original
+    latent, rope = ours["latent_cache"].value[1, :5, 0], ours["rope_cache"].value[1, :5, 0]
+    scores = torch.einsum("qhl,kl->hqk", ours["query_nope"].value, latent)
+    scores += torch.einsum("qhr,kr->hqk", ours["query_rope"].value, rope)
+    # Its norms work in float32, whatever they are given: 8 roundings of the largest score.
+    assert float((scores - seen["scores"][0]).abs().max()) <= 8 * 2**-24 * float(scores.abs().max())
+
+
+def rounded_chain(inputs):
+    """Every stage in float32, and rounded to the dtype of the hidden states, or only at the end."""
+    native = ascend.native_mla_preprocess
+    return {"rounded": native(inputs, targets.sim(None)), "float32": float32_chain(inputs)}
+
+
+def float32_chain(inputs):
+    wide = replace(inputs, **{name: value.float() for name, value in vars(inputs).items()
+                              if isinstance(value, torch.Tensor) and value.is_floating_point()})  # fmt: skip
+    outputs = ascend.native_mla_preprocess(wide, targets.sim(None))
+    return {name: output.to(inputs.hidden.dtype) for name, output in outputs.items()}
+
+
+@pytest.mark.parametrize("recipe", ["gaussian", "outlier", "tiny"])
+@pytest.mark.parametrize("seed", range(6))
+def test_both_correct_chains_stay_within_the_bound_and_come_near_it(recipe, seed):
+    inputs = build_inputs(replace(SMALL, tokens=33, hidden_size=1024, query_rank=96, recipe=recipe, seed=seed))
+    expected = mla_preprocess(inputs)
+    for chain, outputs in rounded_chain(inputs).items():
+        comparison = compare(expected, outputs)
+        assert comparison.holds, (chain, comparison.worst_output.name)
+        for output in comparison.outputs:
+            assert output.worst > (0.12 if chain == "rounded" else 0.05), (chain, output.name)
+
+
+def test_the_bound_of_absorbed_queries_is_a_small_part_of_their_size():
+    inputs = build_inputs(replace(SMALL, hidden_size=1024, query_rank=1536, nope_dim=128, latent_dim=512, rope_dim=64))
+    expected = mla_preprocess(inputs)
+    for name in ("query_nope", "query_rope"):
+        assert float(expected[name].bound.median() / expected[name].value.std()) < 0.09
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q_a_weight": torch.ones(80, 63)}, r"q_a_weight must be \[80, 64\], got \[80, 63\]"),
+        ({"q_b_weight": torch.ones(64, 1)}, r"q_b_weight must be \[64, 144\]"),
+        ({"kv_a_weight": torch.ones(80, 79)}, r"kv_a_weight must be \[80, 80\]"),
+        ({"slots": torch.zeros(4, dtype=torch.int64)}, r"slots must be \[5\]"),
+        ({"slots": torch.full((5,), 9999)}, "slots must be -1 or in 0"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        mla_preprocess(replace(build_inputs(SMALL), **changes))
