@@ -14,7 +14,8 @@ from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser
 from npudiff.property import Property
-from reference.rms_norm import WEIGHT_OFFSETS, RmsNormInputs, rms_norm
+from reference.rms_norm import ROUNDINGS, WEIGHT_OFFSETS, RmsNormInputs, rms_norm
+from reference.views import sliced
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 RECIPES = ("gaussian", "outlier", "tiny", "large", "zero rows")
@@ -24,6 +25,10 @@ WEIGHTS = ("near 1", "wide", "tiny")
 """near 1: around the weight that changes nothing. wide: magnitudes up to 16, where 1 + w rounds. tiny: below 2**-9,
 where 1 + w in bfloat16 is 1."""
 
+ROWS = ("contiguous", "sliced")
+GAP = 24
+"""Elements between the rows of a slice."""
+
 AXES = {
     "tokens": Axis("rows", range(1, 2**16 + 1)),
     "hidden_size": Axis("elements of a row", range(1, 2**16 + 1)),
@@ -32,6 +37,8 @@ AXES = {
     "kind": Axis("plain weight, or a Gemma weight to which 1 is added", tuple(WEIGHT_OFFSETS)),
     "recipe": Axis("how states are made", RECIPES),
     "weights": Axis("how the weight is made", WEIGHTS),
+    "rounding": Axis("whether a device may round between stages, or once at the end only", ROUNDINGS),
+    "rows": Axis("whether rows follow each other, or are slices of wider ones", ROWS),
     "epsilon": Axis("added to the mean of squares", (1e-6, 1e-5)),
 }
 
@@ -50,6 +57,8 @@ class RmsNormCase:
     recipe: str = "gaussian"
     weights: str = "near 1"
     epsilon: float = 1e-6
+    rounding: str = "stages"
+    rows: str = "contiguous"
     seed: int = 0
 
 
@@ -71,6 +80,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RmsNormCase:
         recipe=choose.value(box, "recipe", RECIPES),
         weights=choose.value(box, "weights", WEIGHTS),
         epsilon=choose.value(box, "epsilon", (1e-6, 1e-5)),
+        rounding=choose.value(box, "rounding", ("stages",)),  # the stricter bound is for those who ask for it
+        rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
 
@@ -79,12 +90,17 @@ def build_inputs(case: RmsNormCase) -> RmsNormInputs:
     """Build the inputs of a case."""
     dtype = DTYPES[case.dtype]
     return RmsNormInputs(
-        hidden=_states(case, "hidden").to(dtype),
-        residual=_states(case, "residual").to(dtype) if case.residual else None,
+        hidden=_rows(case, _states(case, "hidden").to(dtype)),
+        residual=_rows(case, _states(case, "residual").to(dtype)) if case.residual else None,
         weight=_weight(case).to(dtype),
         epsilon=case.epsilon,
         kind=case.kind,
+        rounding=case.rounding,
     )
+
+
+def _rows(case: RmsNormCase, rows: torch.Tensor) -> torch.Tensor:
+    return sliced(rows, GAP) if case.rows == "sliced" else rows
 
 
 def _states(case: RmsNormCase, name: str) -> torch.Tensor:
@@ -119,6 +135,7 @@ def features(case: RmsNormCase) -> Collection[str]:
         "residual": case.residual,
         "gemma": case.kind == "gemma",
         "one token": case.tokens == 1,
+        "sliced rows": case.rows == "sliced" and case.tokens > 1,
         "size is no power of two": case.hidden_size & (case.hidden_size - 1) != 0,
         case.recipe: case.recipe != "gaussian",
         f"{case.weights} weight": case.weights != "near 1",
@@ -136,6 +153,8 @@ def describe(case: RmsNormCase) -> str:
         case.recipe if case.recipe != "gaussian" else "",
         f"{case.weights} weight" if case.weights != "near 1" else "",
         f"epsilon {case.epsilon:g}" if case.epsilon != 1e-6 else "",
+        "one rounding" if case.rounding == "once" else "",
+        "sliced rows" if case.rows == "sliced" else "",
         f"seed {case.seed}" if case.seed else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -149,6 +168,8 @@ def check_case(case: RmsNormCase) -> None:
         raise ValueError(f"the states would have more than {_MAX_ELEMENTS} elements")
     if case.dtype not in DTYPES or case.kind not in WEIGHT_OFFSETS or case.recipe not in RECIPES:
         raise ValueError(f"unknown dtype, kind or recipe: {case.dtype}, {case.kind}, {case.recipe}")
+    if case.rounding not in ROUNDINGS or case.rows not in ROWS:
+        raise ValueError(f"unknown rounding or rows: {case.rounding}, {case.rows}")
     if case.weights not in WEIGHTS or not 1e-12 <= case.epsilon <= 1 or not 0 <= case.seed < 2**63:
         raise ValueError("weights, epsilon or seed out of range")
 

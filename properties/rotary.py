@@ -15,6 +15,7 @@ from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
+from npudiff.text import counted
 from reference.rotary import STYLES, RotaryInputs, rotary
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -140,7 +141,7 @@ def features(case: RotaryCase) -> Collection[str]:
 def describe(case: RotaryCase) -> str:
     """Return the case as one short line."""
     parts = [
-        f"{case.tokens} tokens",
+        counted(case.tokens, "token"),
         f"heads {case.heads}:{case.kv_heads}",
         f"dim {dims_of(case)}",
         case.style,

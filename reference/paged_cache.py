@@ -8,6 +8,7 @@ import torch
 
 from reference.bounds import Expected, exactly
 from reference.cache_layout import CacheLayout
+from reference.views import moved
 
 SKIPPED = -1
 """A slot that says: write this token nowhere."""
@@ -20,7 +21,7 @@ class PagedCacheInputs:
     Attributes
     ----------
     key : torch.Tensor
-        ``[tokens, kv_heads, head_dim]``, bfloat16, float16 or int8.
+        ``[tokens, kv_heads, head_dim]``, bfloat16, float16 or int8; its tokens may be slices of wider rows.
     value : torch.Tensor
         ``[tokens, kv_heads, value_head_dim]``, of the dtype of ``key``.
     key_cache, value_cache : torch.Tensor
@@ -47,8 +48,8 @@ class PagedCacheInputs:
         """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
         return replace(
             self,
-            key=self.key.to(device),
-            value=self.value.to(device),
+            key=moved(self.key, device),
+            value=moved(self.value, device),
             key_cache=self.key_cache.to(device, copy=True),
             value_cache=self.value_cache.to(device, copy=True),
             slots=self.slots.to(device),

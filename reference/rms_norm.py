@@ -7,6 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from reference.bounds import FLOAT32_ROUNDOFF, Expected, accumulation_error, underflow_step, unit_roundoff
+from reference.views import moved
+
+ROUNDINGS = ("stages", "once")
+"""stages: a device may round what it normalised, and the weight of a Gemma norm after adding 1, before it multiplies.
+once: everything in float32, and one rounding at the end. The first is what fused operators do, each in its own way; the
+second is what the models are trained with."""
 
 WEIGHT_OFFSETS = {"plain": 0.0, "gemma": 1.0}
 """What is added to the weight before it multiplies: a Gemma norm stores the difference from 1."""
@@ -19,7 +25,7 @@ class RmsNormInputs:
     Attributes
     ----------
     hidden : torch.Tensor
-        ``[tokens, hidden_size]``, bfloat16, float16 or float32.
+        ``[tokens, hidden_size]``, bfloat16, float16 or float32; its rows may be a slice of wider ones.
     residual : torch.Tensor or None
         Added to ``hidden`` first, of the same shape and dtype.
     weight : torch.Tensor
@@ -28,6 +34,8 @@ class RmsNormInputs:
         Added to the mean of squares.
     kind : str
         ``plain`` or ``gemma``.
+    rounding : str
+        One of ``ROUNDINGS``: how precise an implementation has to be.
     """
 
     hidden: torch.Tensor
@@ -35,13 +43,14 @@ class RmsNormInputs:
     weight: torch.Tensor
     epsilon: float
     kind: str
+    rounding: str = "stages"
 
     def to(self, device: str | torch.device) -> RmsNormInputs:
         """Return the same inputs on ``device``; hidden states and residual are copies, since operators write there."""
         return replace(
             self,
-            hidden=self.hidden.to(device, copy=True),
-            residual=None if self.residual is None else self.residual.to(device, copy=True),
+            hidden=moved(self.hidden, device, copy=True),
+            residual=None if self.residual is None else moved(self.residual, device, copy=True),
             weight=self.weight.to(device),
         )
 
@@ -66,8 +75,8 @@ def rms_norm(inputs: RmsNormInputs) -> dict[str, Expected]:
     Notes
     -----
     A correct device stores the sum in the dtype of ``hidden``, and normalises what it stored. It accumulates squares in
-    float32, may round ``x * rstd`` to the dtype of ``hidden`` before it multiplies by the weight, and may round the
-    weight of a Gemma norm after adding 1.
+    float32. Where ``rounding`` is ``stages`` it may round ``x * rstd`` to the dtype of ``hidden`` before it multiplies
+    by the weight, and the weight of a Gemma norm after adding 1.
     """
     _validate(inputs)
     dtype = inputs.hidden.dtype
@@ -78,8 +87,10 @@ def rms_norm(inputs: RmsNormInputs) -> dict[str, Expected]:
         total = total + inputs.residual.to(torch.float64)
         stored_error = total.abs() * (rounding + 2 * FLOAT32_ROUNDOFF) + step
     weight = inputs.weight.to(torch.float64) + WEIGHT_OFFSETS[inputs.kind]
-    weight_error = weight.abs() * rounding if inputs.kind == "gemma" else torch.zeros_like(weight)
-    normed = normalised(total, stored_error, weight, weight_error, inputs.epsilon, dtype)
+    stages = inputs.rounding == "stages"
+    weight_error = weight.abs() * (rounding if stages else FLOAT32_ROUNDOFF) * (inputs.kind == "gemma")
+    roundings = 2 if stages else 1
+    normed = normalised(total, stored_error, weight, weight_error, inputs.epsilon, dtype, roundings)
     return {
         "output": Expected(normed.value, normed.bound, dtype),
         "rstd": Expected(normed.rstd, normed.rstd * normed.relative, torch.float32),
@@ -119,13 +130,17 @@ def normalised(
     weight_error: torch.Tensor,
     epsilon: float,
     dtype: torch.dtype,
+    roundings: int = 2,
 ) -> Normalised:
-    """Return float64 rows divided by their root mean square, times a weight; with errors of rows and weight."""
+    """Return float64 rows divided by their root mean square, times a weight; with errors of rows and weight.
+
+    A device rounds to ``dtype`` once, or a second time before it multiplies by the weight (``roundings``).
+    """
     rounding, step = unit_roundoff(dtype), underflow_step(dtype)
     rstd = torch.rsqrt(total.square().mean(dim=-1, keepdim=True) + epsilon)
     relative = _rstd_error(total, stored_error, rstd)
     value = total * rstd * weight
-    own = (stored_error * rstd * weight.abs() + value.abs() * (2 * rounding + 2 * FLOAT32_ROUNDOFF)
+    own = (stored_error * rstd * weight.abs() + value.abs() * (roundings * rounding + 2 * FLOAT32_ROUNDOFF)
            + total.abs() * rstd * weight_error) * (1 + 2 * rounding) + step * (1 + weight.abs())  # fmt: skip
     return Normalised(value, own, rstd, relative * (1 + 2 * rounding))
 
@@ -139,6 +154,8 @@ def _rstd_error(total: torch.Tensor, stored_error: torch.Tensor, rstd: torch.Ten
 
 
 def _validate(inputs: RmsNormInputs) -> None:
+    if inputs.rounding not in ROUNDINGS:
+        raise ValueError(f"rounding is one of {', '.join(ROUNDINGS)}, got {inputs.rounding}")
     if inputs.kind not in WEIGHT_OFFSETS:
         raise ValueError(f"kind is one of {', '.join(WEIGHT_OFFSETS)}, got {inputs.kind}")
     if inputs.weight.shape != inputs.hidden.shape[-1:]:

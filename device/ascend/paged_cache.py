@@ -14,6 +14,8 @@ STRIP = 16
 """C0 of two-byte elements: columns per strip of PA_NZ."""
 
 _NO_SKIPPING = {"padding": ("slot 0",)}
+_CONTIGUOUS = {"rows": ("contiguous",)}
+"""The documentation of npu_scatter_pa_kv_cache asks for it; that of _npu_reshape_and_cache says nothing of strides."""
 _FLOATS = {"dtype": ("bfloat16", "float16")}
 
 
@@ -33,7 +35,7 @@ def scatter_nd_update(inputs: PagedCacheInputs, target: Target) -> Outputs:
 
 
 @npudiff.implementation(
-    "paged_cache", name="reshape_and_cache", supports={"layout": ("PA_BSND",), "slots_dtype": ("int32",)}
+    "paged_cache", name="reshape_and_cache", supports={"layout": ("PA_BSND",), "slots_dtype": ("int32",), **_CONTIGUOUS}
 )
 def reshape_and_cache(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """ATB operator on a 4-D cache, the path without FIA."""
@@ -48,7 +50,7 @@ def reshape_and_cache(inputs: PagedCacheInputs, target: Target) -> Outputs:
     return caches(on_device)
 
 
-@npudiff.implementation("paged_cache", name="scatter_pa_norm", supports={"layout": ("PA_BSND",)})
+@npudiff.implementation("paged_cache", name="scatter_pa_norm", supports={"layout": ("PA_BSND",), **_CONTIGUOUS})
 def scatter_pa_norm(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """npu_scatter_pa_kv_cache with cache_mode="Norm"."""
     return scatter_pa(inputs, target, "Norm")
@@ -58,8 +60,13 @@ def scatter_pa_norm(inputs: PagedCacheInputs, target: Target) -> Outputs:
     "paged_cache",
     name="scatter_pa_nz",
     supports=[
-        {"layout": ("PA_NZ",), **_FLOATS},
-        {"layout": ("PA_NZ",), "dtype": ("int8",), "head_dims": ("64", "128", "192/128", "512/64", "96", "32", "256")},
+        {"layout": ("PA_NZ",), **_FLOATS, **_CONTIGUOUS},
+        {
+            **_CONTIGUOUS,
+            "layout": ("PA_NZ",),
+            "dtype": ("int8",),
+            "head_dims": ("64", "128", "192/128", "512/64", "96", "32", "256"),
+        },
     ],
 )
 def scatter_pa_nz(inputs: PagedCacheInputs, target: Target) -> Outputs:

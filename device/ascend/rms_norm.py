@@ -60,7 +60,7 @@ def npu_add_rms_norm_v2(inputs: RmsNormInputs, target: Target) -> Outputs:
     return {"output": hidden, "rstd": rstd, "sum": residual}
 
 
-@npudiff.implementation("rms_norm", name="native_rms_norm")
+@npudiff.implementation("rms_norm", name="native_rms_norm", supports={"rounding": ("once",)})
 def native_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in float32, rounded once: the path that SGLANG_NPU_FORWARD_NATIVE_* selects."""
     on_device = inputs.to(target.device)

@@ -27,8 +27,9 @@ from device.mutants.paged_cache import (
     nz_rows_of_key_dim,
     slots_int64_as_int32,
     slots_truncated,
+    strides_from_shapes,
 )
-from device.mutants.rms_norm import residual_dropped, variance_halved
+from device.mutants.rms_norm import gemma_weight_rounded, residual_dropped, rows_of_the_result, variance_halved
 from device.mutants.rope_cache import (
     coarse_range_reduction,
     growth_counts_from_zero,
@@ -86,6 +87,7 @@ __all__ = [
     "extend_skips_partial_page",
     "extend_value_as_key_dim",
     "extend_wrong_pool",
+    "gemma_weight_rounded",
     "growth_counts_from_zero",
     "half_of_the_frequencies",
     "head_dim_for_rotary_dim",
@@ -110,6 +112,7 @@ __all__ = [
     "residual_dropped",
     "rope_key_read_as_halves",
     "rope_rows_not_reordered",
+    "rows_of_the_result",
     "sections_count_through",
     "sine_at_padded_offset",
     "sine_beyond_padding",
@@ -117,6 +120,7 @@ __all__ = [
     "slots_truncated",
     "softmax_scale_of_padding",
     "softmax_scale_uncorrected",
+    "strides_from_shapes",
     "table_of_the_head_dim",
     "variance_halved",
     "yarn_for_every_layer",

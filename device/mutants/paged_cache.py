@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.paged_cache import Outputs, caches, nz_rows, scatter_pa, scatter_pa_norm, scatter_rows
+from device.ascend.paged_cache import Outputs, caches, index_put, nz_rows, scatter_pa, scatter_pa_norm, scatter_rows
 from npudiff import Target
 from reference.paged_cache import PagedCacheInputs
 
-_NZ = {"layout": ("PA_NZ",)}
-_ND = {"layout": ("PA_BSND",)}
+_NZ = {"layout": ("PA_NZ",), "rows": ("contiguous",)}
+_ND = {"layout": ("PA_BSND",), "rows": ("contiguous",)}
 
 
 @npudiff.implementation(
@@ -80,7 +80,7 @@ def slots_truncated(inputs: PagedCacheInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "paged_cache",
     name="nz_rows_of_key_dim",
-    supports={**_NZ, "kv_heads": (1,), "dtype": ("bfloat16", "float16"), "padding": ("slot 0",)},
+    supports={"layout": ("PA_NZ",), "kv_heads": (1,), "dtype": ("bfloat16", "float16"), "padding": ("slot 0",)},
     wrong="PKV-03 https://github.com/sgl-project/sglang/pull/24582: values addressed with the head dim of keys",
 )
 def nz_rows_of_key_dim(inputs: PagedCacheInputs, target: Target) -> Outputs:
@@ -92,3 +92,18 @@ def nz_rows_of_key_dim(inputs: PagedCacheInputs, target: Target) -> Outputs:
     rows = on_device.value_cache.numel() // 16
     scatter_rows(on_device.value_cache, on_device.value[..., : 16 * index.shape[1]], index % rows)
     return caches(on_device)
+
+
+@npudiff.implementation(
+    "paged_cache",
+    name="strides_from_shapes",
+    supports=[{**box, "tokens": range(2, 2**16)} for box in index_put.constraints.boxes],
+    wrong="PKV-17 https://github.com/vllm-project/vllm/issues/49716: strides are derived from shapes",
+)
+def strides_from_shapes(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """Take slices of wider rows for contiguous."""
+    dense = {
+        name: rows.as_strided(rows.shape, (rows.shape[1] * rows.shape[2], rows.shape[2], 1))
+        for name, rows in (("key", inputs.key), ("value", inputs.value))
+    }
+    return index_put(replace(inputs, **dense), target)  # type: ignore[no-any-return]

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
+from npudiff.text import counted
 from properties.head_dims import join_head_dims
 from reference.cache_layout import LAYOUTS, CacheLayout
 
 DTYPES = ("bfloat16", "float16", "int8")
 PADDINGS = ("slot 0", "slot -1")
+ROWS = ("contiguous", "sliced")
 HEAD_DIMS = ("64", "128", "192/128", "512/64", "80", "96", "32", "256")
 
 _SIZES = range(1, 2**16 + 1)
@@ -27,6 +29,7 @@ AXES = {
     "layout": Axis("how the caches lie", LAYOUTS),
     "slots_dtype": Axis("dtype of the slots", ("int32", "int64")),
     "padding": Axis("where padded tokens go", PADDINGS),
+    "rows": Axis("whether keys and values of a token follow the last one's, or are slices of wider rows", ROWS),
     "padded_tokens": Axis("tokens at the end that are padding", range(2**16)),
 }
 
@@ -47,7 +50,7 @@ class PagedCacheCase:
         ``slot 0`` or ``slot -1``: where padded tokens go.
     pages, page_size, kv_heads, head_dim, value_head_dim : int
         Geometry; page 0 is a dummy.
-    dtype, layout, slots_dtype : str
+    dtype, layout, slots_dtype, rows : str
         See the axes.
     seed : int
         Seed of data and slots.
@@ -64,6 +67,7 @@ class PagedCacheCase:
     dtype: str = "bfloat16"
     layout: str = "PA_BSND"
     slots_dtype: str = "int32"
+    rows: str = "contiguous"
     seed: int = 0
 
     @property
@@ -88,6 +92,7 @@ def values(case: PagedCacheCase) -> Mapping[str, Collection[object]]:
         "dtype": (case.dtype,),
         "layout": (case.layout,),
         "slots_dtype": (case.slots_dtype,),
+        "rows": (case.rows,),
         "padding": (case.padding,) if case.padded_tokens else (),
         "padded_tokens": (case.padded_tokens,),
     }
@@ -101,6 +106,7 @@ def features(case: PagedCacheCase) -> Collection[str]:
         "several heads": case.kv_heads > 1,
         "V dim differs": case.head_dim != case.value_head_dim,
         "padded tokens": case.padded_tokens > 0,
+        "sliced rows": case.rows == "sliced" and case.tokens > 1,
         "int8": case.dtype == "int8",
         "pool filled": case.tokens == (case.pages - 1) * case.page_size,
     }
@@ -110,7 +116,7 @@ def features(case: PagedCacheCase) -> Collection[str]:
 def describe(case: PagedCacheCase) -> str:
     """Return the case as one short line."""
     parts = [
-        f"{case.tokens} tokens",
+        counted(case.tokens, "token"),
         f"{case.padded_tokens} padded to {case.padding}" if case.padded_tokens else "",
         case.layout,
         f"pages {case.pages} x {case.page_size}",
@@ -118,6 +124,7 @@ def describe(case: PagedCacheCase) -> str:
         f"dim {join_head_dims(case.head_dim, case.value_head_dim)}",
         case.dtype,
         f"{case.slots_dtype} slots",
+        "sliced rows" if case.rows == "sliced" else "",
         f"seed {case.seed}" if case.seed else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -130,6 +137,8 @@ def check_case(case: PagedCacheCase) -> None:
             raise ValueError(f"{name} must lie in 1..65536, got {getattr(case, name)}")
     if case.dtype not in DTYPES or case.layout not in LAYOUTS or case.padding not in PADDINGS:
         raise ValueError(f"unknown dtype, layout or padding: {case.dtype}, {case.layout}, {case.padding}")
+    if case.rows not in ROWS:
+        raise ValueError(f"rows is one of {', '.join(ROWS)}, got {case.rows}")
     if case.slots_dtype not in ("int32", "int64") or not 0 <= case.padded_tokens < 2**16 or not 0 <= case.seed < 2**63:
         raise ValueError("slots_dtype, padded_tokens or seed out of range")
     if case.tokens > (case.pages - 1) * case.page_size:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
 from properties.head_dims import split_head_dims
-from properties.paged_cache.case import DTYPES, HEAD_DIMS, PADDINGS, PagedCacheCase
+from properties.paged_cache.case import DTYPES, HEAD_DIMS, PADDINGS, ROWS, PagedCacheCase
 from reference.cache_layout import LAYOUTS, strip_width
 
 CACHE_ELEMENTS = 2**19
@@ -50,6 +50,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
         value_head_dim=value_head_dim,
         dtype=dtype,
         layout=layout,
+        rows=choose.value(box, "rows", ROWS),
         slots_dtype=choose.value(box, "slots_dtype", ("int32", "int64")),
         seed=choose.pick(range(1024)),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
+from npudiff.text import counted
 from properties.head_dims import join_head_dims
 from reference.rope_scaling import KINDS, RopeConfig, amplitude, check_config
 
@@ -156,7 +157,7 @@ def describe(case: RopeCacheCase) -> str:
         *(f"{name.replace('_', ' ')} {value:g}"
           for name in ("extrapolation_factor", "attention_factor") for value in named[name] if value != 1),
         f"mscales {mscales}" if mscales != "none" else "",
-        f"{case.tokens} tokens {case.positions}",
+        f"{counted(case.tokens, 'token')} {case.positions}",
         f"rows {' -> '.join(map(str, case.lengths))}",
         f"from {case.first_row}" if case.first_row else "",
         f"{case.offsets} offsets" if case.offsets != "none" else "",

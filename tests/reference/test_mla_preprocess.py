@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ SMALL = MlaPreprocessCase(5, heads=3, nope_dim=32, rope_dim=16, latent_dim=64, h
 
 def deepseek_layer():
     """DeepSeek-V3's attention of transformers, small, in float64, with weights of its own."""
-    module = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    module = importlib.import_module("transformers.models.deepseek_v3.modeling_deepseek_v3")
     config = module.DeepseekV3Config(
         hidden_size=80, num_attention_heads=3, num_key_value_heads=3, q_lora_rank=64, kv_lora_rank=64,
         qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, rope_interleave=True, attention_bias=False,

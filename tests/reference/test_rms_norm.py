@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import replace
 
@@ -49,7 +50,7 @@ def test_it_is_the_norm_of_torch():
     ("gemma", "transformers.models.gemma.modeling_gemma", "GemmaRMSNorm"),
 ])  # fmt: skip
 def test_it_is_the_norm_of_transformers(kind, module, name):
-    norm = getattr(pytest.importorskip(module), name)(16, eps=1e-5)
+    norm = getattr(importlib.import_module(module), name)(16, eps=1e-5)
     given = inputs(kind, residual=False)
     with torch.no_grad():
         norm.weight.copy_(given.weight)

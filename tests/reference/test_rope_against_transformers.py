@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
+from transformers import modeling_rope_utils as rope_utils
+from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
+from transformers.models.glm import modeling_glm as glm  # its plain rope may be partial, Llama's not
+from transformers.models.llama import modeling_llama as llama
 
 from npudiff.compare import error_ratio
 from reference.rope_cache import RopeCacheInputs, rope_cache
 from reference.rope_scaling import RopeConfig, amplitude, frequencies, get_mscale, softmax_scale
-
-transformers = pytest.importorskip("transformers")
-glm = pytest.importorskip("transformers.models.glm.modeling_glm")  # its plain rope may be partial, Llama's not
-llama = pytest.importorskip("transformers.models.llama.modeling_llama")
-rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
 
 DIMS = [(64, 1e4), (96, 5e5), (80, 5e6), (192, 1.5e5), (32, 1e6)]
 
@@ -143,7 +143,6 @@ def test_proportional_rope_agrees(head_dim):
 
 
 def test_deepseek_v3_has_their_softmax_scale():
-    deepseek = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
     for factor, coefficient, head_dim in ((40.0, 1.0, 192), (8.0, 0.707, 192), (1.0, 1.0, 128), (40.0, 0.0, 192)):
         config = RopeConfig("deepseek_yarn", 64, head_dim, factors=(factor,), mscale=1.0, mscale_all_dim=coefficient)
         right = deepseek.yarn_apply_mscale(parameters(config), head_dim**-0.5)

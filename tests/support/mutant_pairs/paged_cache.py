@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from device import ascend
 from mutant_pairs.pair import Pair
+from npudiff.text import counted
 from properties.paged_cache import PagedCacheCase
 
 
 def line(tokens, layout, dims="64", slots="int32"):
-    return f"{tokens} tokens · {layout} · pages 2 x 16 · heads 1 · dim {dims} · bfloat16 · {slots} slots"
+    return f"{counted(tokens, 'token')} · {layout} · pages 2 x 16 · heads 1 · dim {dims} · bfloat16 · {slots} slots"
 
 
 NARROW = {"head_dim": 16, "value_head_dim": 16}
@@ -36,5 +37,11 @@ PAIRS = {
         PagedCacheCase(5, layout="PA_NZ", head_dim=192, value_head_dim=128),
         [PagedCacheCase(5, layout="PA_NZ")],
         line(1, "PA_NZ", dims="192/128"),
+    ),
+    "strides_from_shapes": Pair(
+        ascend.index_put,
+        PagedCacheCase(5, rows="sliced"),
+        [PagedCacheCase(5)],
+        line(2, "PA_BSND") + " · sliced rows",
     ),
 }

@@ -4,11 +4,28 @@ from device import ascend
 from mutant_pairs.pair import Pair
 from properties.rms_norm import RmsNormCase
 
+
+def case(tokens=3, hidden_size=64, **changes):
+    return RmsNormCase(tokens, hidden_size, rounding="once", **changes)
+
+
+WIDE = {"kind": "gemma", "weights": "wide"}
+
 PAIRS = {
     "residual_dropped": Pair(
-        ascend.native_rms_norm, RmsNormCase(3, residual=True), [RmsNormCase(3)], "1 x 64 · bfloat16 · residual"
+        ascend.native_rms_norm, case(residual=True), [case()], "1 x 64 · bfloat16 · residual · one rounding"
     ),
     "variance_halved": Pair(
-        ascend.native_rms_norm, RmsNormCase(3, 192), [RmsNormCase(3, 64), RmsNormCase(3, 4096)], "1 x 192 · bfloat16"
+        ascend.native_rms_norm, case(3, 192), [case(), case(3, 4096)], "1 x 192 · bfloat16 · one rounding"
+    ),
+    "gemma_weight_rounded": Pair(
+        ascend.native_rms_norm,
+        case(**WIDE),
+        [],
+        "1 x 64 · bfloat16 · gemma · one rounding",
+        everywhere=True,
+    ),
+    "rows_of_the_result": Pair(
+        ascend.native_rms_norm, case(rows="sliced"), [case()], "2 x 64 · bfloat16 · one rounding · sliced rows"
     ),
 }

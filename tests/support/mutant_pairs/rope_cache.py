@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from device import ascend
 from mutant_pairs.pair import Pair
+from npudiff.text import counted
 from properties.rope_cache import RopeCacheCase as Case
 from reference.rope_scaling import RopeConfig
 
@@ -18,7 +19,7 @@ SECTIONS = RopeConfig("linear", max_positions=16, factors=(40.0, 1.0))
 
 
 def line(config="base · dim 64 · base 10000", more="", rows="2", tokens=1):
-    return f"{config} · {tokens} tokens last · rows {rows}{more} · bfloat16"
+    return f"{config} · {counted(tokens, 'token')} last · rows {rows}{more} · bfloat16"
 
 
 SMALLEST_YARN = line("yarn · factor 2 · dim 64 · base 10000 · max positions 4096 · betas 32/1")

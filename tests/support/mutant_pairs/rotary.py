@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from device import ascend
 from mutant_pairs.pair import Pair
+from npudiff.text import counted
 from properties.rotary import RotaryCase
 
 
 def line(tokens, dims, style):
-    return f"{tokens} tokens · heads 1:1 · dim {dims} · {style} · bfloat16 · consecutive of 64"
+    return f"{counted(tokens, 'token')} · heads 1:1 · dim {dims} · {style} · bfloat16 · consecutive of 64"
 
 
 def case(rotary_dim=64, head_dim=64, **changes):

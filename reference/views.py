@@ -1,0 +1,31 @@
+"""Tensors that are views into larger storage, as slices of a fused projection are."""
+
+from __future__ import annotations
+
+import torch
+
+GAP = 4096.0
+"""What lies between the rows of a view: finite, exact in every 16-bit type, and seen where it is taken for data."""
+
+
+def sliced(rows: torch.Tensor, gap: int) -> torch.Tensor:
+    """Return the same rows as a slice of storage in which each is followed by ``gap`` elements of something else."""
+    strides = list(rows.stride())
+    strides[0] = rows[0].numel() + gap if len(rows) else strides[0]
+    return _stored(rows, tuple(strides), rows.device)
+
+
+def moved(tensor: torch.Tensor, device: str | torch.device, *, copy: bool = False) -> torch.Tensor:
+    """Return a tensor on a device, with its strides; ``Tensor.to`` makes the rows of a slice contiguous."""
+    if tensor.is_contiguous():
+        return tensor.to(device, copy=copy)
+    if not copy and torch.device(device) == tensor.device:
+        return tensor
+    return _stored(tensor, tensor.stride(), device)
+
+
+def _stored(tensor: torch.Tensor, strides: tuple[int, ...], device: str | torch.device) -> torch.Tensor:
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
+    filler = GAP if tensor.is_floating_point() else 77
+    storage = torch.full((max(extent, 0),), filler, dtype=tensor.dtype, device=device)
+    return storage.as_strided(tensor.shape, strides).copy_(tensor)
