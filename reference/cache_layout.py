@@ -87,3 +87,52 @@ class CacheLayout:
         _, strips, _, width = self.shape
         across = head * dim + column
         return ((page * strips + across // width) * size + offset) * width + across % width
+
+    def to_tokens(self, cache: torch.Tensor) -> torch.Tensor:
+        """Return the rows of all tokens, without addresses: a view where there can be one, else one pass of copying.
+
+        Parameters
+        ----------
+        cache : torch.Tensor
+            A cache in this layout, of ``shape``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``[pages, page_size, heads, dim]``.
+        """
+        self._check(cache, self.shape)
+        if self.name == "PA_BSND":
+            return cache
+        if self.name == "PA_BNSD":
+            return cache.transpose(1, 2)
+        return cache.transpose(1, 2).reshape(self._tokens)
+
+    def from_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return a cache in this layout, of ``shape``; the inverse of ``to_tokens``.
+
+        Parameters
+        ----------
+        tokens : torch.Tensor
+            ``[pages, page_size, heads, dim]``.
+
+        Returns
+        -------
+        torch.Tensor
+            A new tensor, but for PA_BSND, in which ``tokens`` lie already.
+        """
+        self._check(tokens, self._tokens)
+        if self.name == "PA_BSND":
+            return tokens
+        if self.name == "PA_BNSD":
+            return tokens.transpose(1, 2).contiguous()
+        pages, strips, size, width = self.shape
+        return tokens.reshape(pages, size, strips, width).transpose(1, 2).contiguous()
+
+    @property
+    def _tokens(self) -> tuple[int, ...]:
+        return (self.pages, self.page_size, self.heads, self.dim)
+
+    def _check(self, cache: torch.Tensor, shape: tuple[int, ...]) -> None:
+        if tuple(cache.shape) != shape or cache.dtype != self.dtype:
+            raise ValueError(f"expected {shape} of {self.dtype}, got {tuple(cache.shape)} of {cache.dtype}")

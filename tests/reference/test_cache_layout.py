@@ -69,6 +69,41 @@ def test_nz_is_the_permutation_that_backends_use(pages, size, heads, dim):
     assert torch.equal(read.reshape(nd.shape), nd)
 
 
+@LAWS
+@given(
+    st.sampled_from(LAYOUTS), st.integers(1, 4), st.integers(1, 9), st.integers(1, 3), st.sampled_from([32, 64, 96]),
+    st.sampled_from([torch.bfloat16, torch.int8, torch.float32]),
+)  # fmt: skip
+def test_views_and_permutations_move_tokens_to_their_addresses(name, pages, size, heads, dim, dtype):
+    layout = CacheLayout(name, pages, size, heads, dim, dtype)
+    tokens = (torch.arange(pages * size * heads * dim) % 113).to(dtype).view(pages, size, heads, dim)
+    by_address = torch.empty(tokens.numel(), dtype=dtype)
+    by_address[layout.addresses(torch.arange(pages * size))] = tokens.flatten(0, 1)
+    cache = layout.from_tokens(tokens)
+    assert tuple(cache.shape) == layout.shape
+    assert cache.is_contiguous()
+    assert torch.equal(cache.flatten(), by_address)
+    assert torch.equal(layout.to_tokens(by_address.view(layout.shape)), tokens)
+
+
+def test_tokens_of_nz_worked_by_hand():
+    """One page of 2 tokens, 2 heads of 16: a token's heads are rows 0 and 2, or 1 and 3, of the page in NZ order."""
+    layout = CacheLayout("PA_NZ", 1, 2, 2, 16, torch.float16)
+    rows = torch.arange(4).repeat_interleave(16).to(torch.float16)
+    tokens = layout.to_tokens(rows.view(layout.shape))
+    assert tokens[..., 0].tolist() == [[[0, 2], [1, 3]]]
+    assert torch.equal(layout.from_tokens(tokens).flatten(), rows)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_caches_and_tokens_of_another_shape_or_dtype_are_refused(name):
+    layout = CacheLayout(name, 3, 4, 2, 32, torch.float16)
+    with pytest.raises(ValueError, match=r"expected \(3, 4, 2, 32\) of torch.float16, got \(3, 4, 64\)"):
+        layout.from_tokens(torch.zeros(3, 4, 64, dtype=torch.float16))
+    with pytest.raises(ValueError, match=r"of torch.float16, got .* of torch.float32"):
+        layout.to_tokens(torch.zeros(layout.shape))
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [

@@ -1,0 +1,123 @@
+"""Wrong casts to FRACTAL_NZ.
+
+Some support less than they could: a fault that shows in few rows of one column as well as in one row of few more
+columns has no single smallest case, and every seed is to end at the same one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn.functional import pad
+
+import npudiff
+from device.ascend.format_cast import ROWS, Outputs, cast_outputs, tile_columns, tiled, tiled_outputs
+from device.ascend.storage_format import FRACTAL_NZ, format_cast, physical_storage
+from npudiff import Target
+from reference.format_cast import FormatCastInputs
+
+_WHOLE = {"view": ("whole",)}
+
+
+@npudiff.implementation(
+    "format_cast",
+    name="transdata_pads_swapped",
+    supports={"rank": (2,), "dtype": ("int8",), **_WHOLE},
+    wrong="https://github.com/vllm-project/vllm-ascend/pull/16783: rows are padded by what columns lack",
+)
+def transdata_pads_swapped(inputs: FormatCastInputs, target: Target) -> Outputs:
+    """Swap the two paddings of a matrix; what has as many elements as it should is cut into tiles all the same."""
+    tensor = inputs.tensor.to(target.device)
+    rows, columns = tensor.shape
+    width = tile_columns(tensor.dtype)
+    padded = pad(tensor, (0, -rows % ROWS, 0, -columns % width))
+    return tiled_outputs(tiled(padded.reshape(rows + -rows % ROWS, columns + -columns % width), width), inputs)
+
+
+@npudiff.implementation(
+    "format_cast",
+    name="tiles_of_16_columns",
+    supports={"columns": range(17, 2**16 + 1)},
+    wrong="https://github.com/tile-ai/tilelang-ascend/pull/1401: 16 columns, whatever the dtype is",
+)
+def tiles_of_16_columns(inputs: FormatCastInputs, target: Target) -> Outputs:
+    """Cut tiles of 16 columns for all dtypes."""
+    tensor = inputs.tensor.to(target.device)
+    return _read_as_right(tiled(tensor, 16), inputs)
+
+
+@npudiff.implementation(
+    "format_cast",
+    name="tiles_row_by_row",
+    wrong="https://github.com/tile-ai/tilelang-ascend/issues/1310: nZ where zN is meant",
+)
+def tiles_row_by_row(inputs: FormatCastInputs, target: Target) -> Outputs:
+    """Let tiles lie row by row instead of column by column."""
+    tensor = inputs.tensor.to(target.device)
+    return _read_as_right(tiled(tensor, tile_columns(tensor.dtype)).transpose(-4, -3), inputs)
+
+
+@npudiff.implementation(
+    "format_cast",
+    name="rows_not_padded",
+    wrong="https://github.com/hw-native-sys/pypto/issues/724: rows are not filled up to 16",
+)
+def rows_not_padded(inputs: FormatCastInputs, target: Target) -> Outputs:
+    """Let a strip of columns begin where the last row of the one before ends."""
+    tensor = inputs.tensor.to(target.device)
+    width = tile_columns(tensor.dtype)
+    padded = pad(tensor, (0, -tensor.shape[-1] % width))
+    strips = padded.view(*padded.shape[:-1], -1, width).transpose(-3, -2)
+    return _read_as_right(strips, inputs)
+
+
+@npudiff.implementation(
+    "format_cast",
+    name="holes_not_cleared",
+    wrong="https://github.com/tile-ai/tilelang-ascend/pull/1723: the padding keeps what was there",
+)
+def holes_not_cleared(inputs: FormatCastInputs, target: Target) -> Outputs:
+    """Leave what is not 0 in the padding."""
+    tensor = inputs.tensor.to(target.device)
+    tiles = tiled(tensor, tile_columns(tensor.dtype))
+    covered = tiled(torch.ones_like(tensor), tile_columns(tensor.dtype))
+    return tiled_outputs(torch.where(covered == 0, 1, tiles).to(tensor.dtype), inputs)
+
+
+@npudiff.implementation(
+    "format_cast",
+    name="format_without_transdata",
+    supports={"rank": (2,), "rows": range(2, 2**16 + 1), **_WHOLE},
+    wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ on the reader's side only",
+)
+def format_without_transdata(inputs: FormatCastInputs, target: Target) -> Outputs:
+    """Report the format, and leave elements in their order."""
+    tensor = inputs.to(target.device).tensor
+    outputs = cast_outputs(format_cast(tensor, FRACTAL_NZ, target), target)
+    storage = torch.zeros_like(outputs["storage"])
+    storage[: tensor.numel()] = physical_storage(tensor, target)
+    return {**outputs, "storage": storage}
+
+
+@npudiff.implementation(
+    "format_cast",
+    name="view_read_as_contiguous",
+    supports={"rank": (2,)},
+    wrong="PKV-17 https://github.com/vllm-project/vllm/issues/49716: addresses by shape, although there are strides",
+)
+def view_read_as_contiguous(inputs: FormatCastInputs, target: Target) -> Outputs:
+    """Read a view as if its elements lay without gaps, from where it begins."""
+    on_device = inputs.to(target.device)
+    tensor, part = on_device.tensor, on_device.part
+    outputs = tiled_outputs(tiled(tensor, tile_columns(tensor.dtype)), inputs)
+    behind = torch.cat([tensor.flatten(), tensor.flatten()])[part.storage_offset() :]
+    return {**outputs, "values": behind[: part.numel()].view(part.shape)}
+
+
+def _read_as_right(stored: torch.Tensor, inputs: FormatCastInputs) -> Outputs:
+    """Elements as they were stored, filled up with zeros, and read in the right order."""
+    right = tiled(inputs.tensor, tile_columns(inputs.tensor.dtype)).shape
+    flat = stored.flatten(len(right) - 4)
+    filled = pad(flat, (0, max(0, math.prod(right[-4:]) - flat.shape[-1])))
+    return tiled_outputs(filled[..., : math.prod(right[-4:])].reshape(right), inputs)

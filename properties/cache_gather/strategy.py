@@ -1,0 +1,89 @@
+"""Drawing which tokens are read from which cache, within what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from npudiff.constraints import Box, Constraints
+from npudiff.draw import Chooser, within
+from properties.cache_gather.case import DTYPES, HEAD_DIMS, STARTS, UNUSED, CacheGatherCase, Stretch
+from properties.head_dims import split_head_dims
+from properties.moved_data import DTYPES as TORCH_DTYPES
+from reference.cache_layout import LAYOUTS, strip_width
+
+POOL_ELEMENTS = 2**17
+"""Elements of the caches to which pages and requests are kept where a page alone does not have more."""
+
+MOST_ELEMENTS = 2**24
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[CacheGatherCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CacheGatherCase:
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    page_size = choose.value(box, "page_size", (16, 32, 48, 64, 128, 192, 256))
+    kv_heads = choose.value(box, "kv_heads", (1, 2, 3, 8))
+    dtype = choose.value(box, "dtype", DTYPES)
+    layout = choose.value(box, "layout", LAYOUTS)
+    dims = [text for text in within(HEAD_DIMS, box.get("head_dims")) if _fills_strips(text, kv_heads, dtype, layout)]
+    assume(dims)
+    head_dim, value_head_dim = split_head_dims(choose.pick(dims))
+    starts = choose.value(box, "starts", STARTS)
+    most_pages = POOL_ELEMENTS // (page_size * kv_heads * (head_dim + value_head_dim))
+    lengths, offsets = _lengths(page_size, most_pages // 4), _starts(page_size, starts)
+    requests = choose.several(
+        box,
+        "batch",
+        [1, 2, *(batch for batch in (3, 4) if batch <= most_pages // 2)],
+        lambda: Stretch(choose.value(box, "length", choose.pick(lengths)), choose.pick(offsets)),
+    )
+    case = CacheGatherCase(
+        requests=requests,
+        starts=starts,
+        spare_rows=choose.value(box, "spare_rows", (0, 1, 5)),
+        page_size=page_size,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_head_dim=value_head_dim,
+        dtype=dtype,
+        layout=layout,
+        shared_pages=choose.value(box, "shared_pages", (0, 1, 2)),
+        unused=choose.value(box, "unused", UNUSED),
+        spare_columns=choose.value(box, "spare_columns", (0, 1, 3)),
+        seed=choose.pick(range(1024)),
+    )
+    widest = kv_heads * max(head_dim, value_head_dim)
+    assume(widest * max(case.pages * page_size, case.rows) <= MOST_ELEMENTS)
+    return case
+
+
+def _lengths(page_size: int, most_pages: int) -> Sequence[Sequence[int]]:
+    """Tokens that are read, by what lies in the last page: few, half of it, all but one, all; or none at all.
+
+    That and how many pages come before are two choices, so that a fault at the border of some page shrinks to the
+    first one. Large pages are few.
+    """
+    before = [pages for pages in (0, 1, 2, 3, 5) if pages <= max(1, most_pages)]
+    parts = dict.fromkeys((1, 2, page_size // 2 or 1, page_size - 1 or 1, page_size))
+    return [*([pages * page_size + part for pages in before] for part in parts), [0]]
+
+
+def _starts(page_size: int, starts: str) -> Sequence[int]:
+    """First tokens that are read; page 0 comes first."""
+    pages = [0, page_size, 2 * page_size]
+    return {"none": [0], "page": pages, "token": [*pages, 1, page_size - 1, page_size + 1]}[starts]
+
+
+def _fills_strips(dims: str, heads: int, dtype: str, layout: str) -> bool:
+    if layout != "PA_NZ":
+        return True
+    width = strip_width(TORCH_DTYPES[dtype])
+    return all(heads * dim % width == 0 for dim in split_head_dims(dims))
