@@ -3,6 +3,17 @@
 Every adapter is an implementation of its own, and runs unchanged on every target.
 """
 
+from device.ascend.cache_gather import (
+    gather_pa,
+    gather_pa_cumulative,
+    index_nz_pages,
+    index_pages,
+)
+from device.ascend.format_cast import (
+    npu_format_cast,
+    npu_format_cast_in_place,
+    pad_view_permute,
+)
 from device.ascend.kv_rmsnorm_rope_cache import (
     decode_norm,
     decode_pa_bnsd,
@@ -20,7 +31,10 @@ from device.ascend.mla_preprocess import (
     npu_mla_prolog_v3_nz,
     rms_norm_cache_path,
 )
-from device.ascend.page_allocation import alloc_decode, alloc_extend
+from device.ascend.page_allocation import (
+    alloc_decode,
+    alloc_extend,
+)
 from device.ascend.paged_cache import (
     index_put,
     reshape_and_cache,
@@ -62,7 +76,10 @@ from device.ascend.sliding_attention import (
     fia_verify_tnd,
     torch_native,
 )
-from device.ascend.swa_mask import swa_mask_eager, swa_mask_graph
+from device.ascend.swa_mask import (
+    swa_mask_eager,
+    swa_mask_graph,
+)
 
 __all__ = [
     "alloc_decode",
@@ -80,9 +97,13 @@ __all__ = [
     "fia_v1_extend_tnd",
     "fia_verify_tnd",
     "from_positions",
+    "gather_pa",
+    "gather_pa_cumulative",
     "gemma_add_rms_norm",
     "get_cos_sin_cache",
     "get_sin_cos",
+    "index_nz_pages",
+    "index_pages",
     "index_put",
     "native_mla_preprocess",
     "native_mla_write",
@@ -91,6 +112,8 @@ __all__ = [
     "npu_add_rms_norm",
     "npu_add_rms_norm_v2",
     "npu_apply_rotary_pos_emb",
+    "npu_format_cast",
+    "npu_format_cast_in_place",
     "npu_gemma_rms_norm",
     "npu_interleave_rope",
     "npu_mla_prolog_v2",
@@ -99,6 +122,7 @@ __all__ = [
     "npu_mrope",
     "npu_rms_norm",
     "npu_rotary_mul",
+    "pad_view_permute",
     "prefill_blk_bnsd",
     "prefill_blk_nz",
     "prefill_pa",

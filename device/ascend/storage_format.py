@@ -26,7 +26,7 @@ def allow_internal_formats(target: Target) -> None:
 
     By default torch_npu gives a base format instead, with a warning. The simulator has a choice of its profile for it.
     """
-    if target.name != "sim":
+    if target.device != "cpu":
         torch.get_device_module("npu").config.allow_internal_format = True
 
 
@@ -43,7 +43,7 @@ def physical_storage(tensor: torch.Tensor, target: Target) -> torch.Tensor:
     RuntimeError
         If the device's runtime cannot copy.
     """
-    if target.name == "sim":
+    if target.device == "cpu":
         from device.simulator.cache.fractal import physical  # noqa: PLC0415 - the simulator is not needed elsewhere
 
         return physical(tensor).flatten()

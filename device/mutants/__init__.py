@@ -3,6 +3,25 @@
 ``wrong`` names the bug: its id in our catalogue of real bugs, and the link.
 """
 
+from device.mutants.cache_gather import (
+    nz_pool_read_as_nd,
+    page_tail_dropped,
+    page_too_many,
+    pages_128_wide,
+    pages_in_order_of_address,
+    rows_of_the_batch_before,
+    starts_ignored,
+    value_of_key_dim,
+)
+from device.mutants.format_cast import (
+    format_without_transdata,
+    holes_not_cleared,
+    rows_not_padded,
+    tiles_of_16_columns,
+    tiles_row_by_row,
+    transdata_pads_swapped,
+    view_read_as_contiguous,
+)
 from device.mutants.kv_rmsnorm_rope_cache import (
     cache_mode_is_a_tuple,
     latent_with_the_stride_of_its_output,
@@ -29,7 +48,12 @@ from device.mutants.paged_cache import (
     slots_truncated,
     strides_from_shapes,
 )
-from device.mutants.rms_norm import gemma_weight_rounded, residual_dropped, rows_of_the_result, variance_halved
+from device.mutants.rms_norm import (
+    gemma_weight_rounded,
+    residual_dropped,
+    rows_of_the_result,
+    variance_halved,
+)
 from device.mutants.rope_cache import (
     coarse_range_reduction,
     growth_counts_from_zero,
@@ -66,7 +90,11 @@ from device.mutants.sliding_attention import (
     extend_value_as_key_dim,
     extend_wrong_pool,
 )
-from device.mutants.swa_mask import mask_left_context_512, mask_minus_one, mask_without_tail
+from device.mutants.swa_mask import (
+    mask_left_context_512,
+    mask_minus_one,
+    mask_without_tail,
+)
 
 __all__ = [
     "always_halves",
@@ -87,10 +115,12 @@ __all__ = [
     "extend_skips_partial_page",
     "extend_value_as_key_dim",
     "extend_wrong_pool",
+    "format_without_transdata",
     "gemma_weight_rounded",
     "growth_counts_from_zero",
     "half_of_the_frequencies",
     "head_dim_for_rotary_dim",
+    "holes_not_cleared",
     "last_table_wins",
     "latent_with_the_stride_of_its_output",
     "mask_left_context_512",
@@ -101,17 +131,24 @@ __all__ = [
     "mscale_twice",
     "nd_mode_on_nz_caches",
     "nz_cache_written_as_nd",
+    "nz_pool_read_as_nd",
     "nz_pool_written_as_nd",
     "nz_rows_of_key_dim",
     "offsets_added_twice",
     "offsets_ignored",
     "outputs_that_were_not_asked_for",
     "overwritten_sector",
+    "page_tail_dropped",
+    "page_too_many",
+    "pages_128_wide",
+    "pages_in_order_of_address",
     "pages_of_16_whatever_they_are",
     "positions_without_offset",
     "residual_dropped",
     "rope_key_read_as_halves",
     "rope_rows_not_reordered",
+    "rows_not_padded",
+    "rows_of_the_batch_before",
     "rows_of_the_result",
     "sections_count_through",
     "sine_at_padded_offset",
@@ -120,8 +157,14 @@ __all__ = [
     "slots_truncated",
     "softmax_scale_of_padding",
     "softmax_scale_uncorrected",
+    "starts_ignored",
     "strides_from_shapes",
     "table_of_the_head_dim",
+    "tiles_of_16_columns",
+    "tiles_row_by_row",
+    "transdata_pads_swapped",
+    "value_of_key_dim",
     "variance_halved",
+    "view_read_as_contiguous",
     "yarn_for_every_layer",
 ]

@@ -102,8 +102,8 @@ def nz_rows_of_key_dim(inputs: PagedCacheInputs, target: Target) -> Outputs:
 )
 def strides_from_shapes(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """Take slices of wider rows for contiguous."""
-    dense = {
-        name: rows.as_strided(rows.shape, (rows.shape[1] * rows.shape[2], rows.shape[2], 1))
-        for name, rows in (("key", inputs.key), ("value", inputs.value))
-    }
-    return index_put(replace(inputs, **dense), target)  # type: ignore[no-any-return]
+    key, value = (
+        rows.as_strided(rows.shape, (rows.shape[1] * rows.shape[2], rows.shape[2], 1))
+        for rows in (inputs.key, inputs.value)
+    )
+    return index_put(replace(inputs, key=key, value=value), target)  # type: ignore[no-any-return]

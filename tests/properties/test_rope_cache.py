@@ -178,7 +178,7 @@ def test_a_case_is_described_in_the_words_of_configurations():
         "yarn · factor 40 · dim 64/192 · base 500000 · max positions 100 · betas 32/1 · not truncated · "
         "mscales 1/0.707 · 3 tokens scattered · rows 5 -> 90 · from 4 · int32 offsets · beside plain · float32 · seed 7"
     )
-    assert describe(RopeCacheCase(DEFAULTS)) == "base · dim 64 · base 10000 · 1 tokens last · rows 2 · bfloat16"
+    assert describe(RopeCacheCase(DEFAULTS)) == "base · dim 64 · base 10000 · 1 token last · rows 2 · bfloat16"
 
 
 @pytest.mark.parametrize(
