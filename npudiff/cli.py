@@ -75,6 +75,9 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     amount = check.add_mutually_exclusive_group()
     amount.add_argument("--examples", type=_count, metavar="N", help="cases of equivalence per implementation")
     amount.add_argument("--budget", type=_seconds, metavar="TIME", help="time for the whole run, such as 60s or 10m")
+    check.add_argument(
+        "--workers", type=_count, metavar="N", help="processes; by default up to 4 on the simulator, 1 on a device"
+    )
     check.add_argument("--profile", metavar="MODEL", help="draw within a model's sizes, such as step-3.5-flash")
     check.add_argument(
         "--where",

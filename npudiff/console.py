@@ -173,10 +173,18 @@ class Console:
             table.add_row(escape(f"{subject.component.name}.{subject.implementation.name}"), found, escape(case))
         self.rich.print(table)
 
-    def summary(self, outcomes: Sequence[Outcome], mutants: Sequence[Outcome], *, judged: bool = True) -> None:
-        """Say in one line how it ended."""
+    def summary(
+        self,
+        outcomes: Sequence[Outcome],
+        mutants: Sequence[Outcome],
+        *,
+        judged: bool = True,
+        seconds: float | None = None,
+    ) -> None:
+        """Say in one line how it ended, and how long it took: by the clock, or the sum over the jobs."""
         cases = sum(outcome.cases for outcome in (*outcomes, *mutants))
-        seconds = sum(outcome.seconds for outcome in (*outcomes, *mutants))
+        if seconds is None:
+            seconds = sum(outcome.seconds for outcome in (*outcomes, *mutants))
         implementations = len(grouped(outcomes))
         findings = sum(outcome.failure is not None for outcome in outcomes)
         parts = [
@@ -215,10 +223,16 @@ class RunProgress:
             text = f"{job.subject.implementation.name} {job.prop.name}"
             self._bar.update(self._task, description=text[:40], cases=self._cases)
 
-    def job(self, outcomes: Sequence[Outcome]) -> None:
+    def cases(self, number: int) -> None:
+        """Count the cases of a job that ran elsewhere."""
+        self._cases += number
+        self._bar.update(self._task, cases=self._cases)
+
+    def job(self, outcome: Outcome) -> None:
         """Count one finished job."""
-        name = outcomes[-1].job.subject.implementation.name
+        job = outcome.job
+        name = job.subject.implementation.name
         if self._plain and name != self._last:
             self._last = name
             print(f"running {name} ...", file=sys.stderr, flush=True)
-        self._bar.advance(self._task)
+        self._bar.update(self._task, advance=1, description=f"{name} {job.prop.name}"[:40])

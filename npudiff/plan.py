@@ -16,6 +16,7 @@ from npudiff.outcome import Budget, Job
 from npudiff.profiles import DEFAULT_RUN_PROFILE, RUN_PROFILES, run_profile
 from npudiff.property import Property
 from npudiff.target import Target
+from npudiff.workers import default_workers
 
 DEFAULT_EXAMPLES = RUN_PROFILES[DEFAULT_RUN_PROFILE].examples
 """Cases of equivalence within which every mutant has to be found."""
@@ -49,6 +50,8 @@ class Request:
         ``dev``, ``ci`` or ``nightly``.
     memory : pathlib.Path or None
         Folder in which failing cases are remembered.
+    workers : int or None
+        Processes in which jobs run; None for as many as the target and the machine are good for.
     """
 
     components: tuple[str, ...] = ()
@@ -62,6 +65,7 @@ class Request:
     where: tuple[str, ...] = ()
     hypothesis_profile: str = DEFAULT_RUN_PROFILE
     memory: Path | None = None
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ class Plan:
     request: Request = field(default_factory=Request)
 
     @property
+    def workers(self) -> int:
+        """Processes in which jobs run."""
+        return self.request.workers or default_workers(self.target.device)
+
+    @property
     def judges_mutants(self) -> bool:
         """Whether a mutant that is not found is the run's fault: not if the user narrowed or shortened the run."""
         request = self.request
@@ -99,7 +108,7 @@ class Plan:
         seconds = None
         if self.request.seconds is not None:
             total = sum(other.prop.share for other in (*self.jobs, *self.mutants))
-            seconds = self.request.seconds * job.prop.share / total
+            seconds = self.request.seconds * self.workers * job.prop.share / total
         return Budget(
             examples=None if seconds is not None else max(1, round(examples * self._share(job))),
             seconds=seconds,

@@ -111,6 +111,7 @@ def _plan(config: pytest.Config) -> Plan:
 
         profile = config.getoption("hypothesis_profile", None)
         request = Request(
+            workers=1,  # pytest-xdist makes several
             implementations=tuple(config.getoption("--impl")),
             target=config.getoption("--target") or ("npu" if wants_device(config.getoption("markexpr", "")) else None),
             cann=config.getoption("--cann"),

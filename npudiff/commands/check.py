@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from npudiff.codec import loads
@@ -10,9 +14,10 @@ from npudiff.console import Console
 from npudiff.engine import EQUIVALENCE, run_case, run_job
 from npudiff.errors import ExitCode, UsageError
 from npudiff.evidence import finding_of
-from npudiff.findings import Finding, write_finding
+from npudiff.findings import Finding, read_finding, write_finding
 from npudiff.outcome import Job, Outcome, Verdict
 from npudiff.plan import Plan, Request, make_plan
+from npudiff.workers import Result, run_in_workers
 
 
 def check(options: argparse.Namespace) -> int:
@@ -41,19 +46,48 @@ class _Run:
 
     def __init__(self, plan: Plan, console: Console, folder: Path) -> None:
         self.plan, self.console, self.folder = plan, console, folder
+        self.started = time.perf_counter()
         self.outcomes: list[Outcome] = []
         self.mutants: list[Outcome] = []
         self.findings: list[tuple[Finding, Path]] = []
 
     def everything(self) -> None:
         """Run all jobs of the plan."""
+        if self.plan.workers > 1:
+            self._in_workers()
+            return
         with self.console.progress(self.plan) as progress:
             for job in self.plan.jobs:
                 self.add(run_job(job, self.plan.budget(job), progress.case))
-                progress.job(self.outcomes)
+                progress.job(self.outcomes[-1])
             for job in self.plan.mutants:
                 self.mutants.append(run_job(job, self.plan.budget(job), progress.case))
-                progress.job(self.mutants)
+                progress.job(self.mutants[-1])
+
+    def _in_workers(self) -> None:
+        """Run all jobs in several processes; they are shown in the order of the plan."""
+        jobs = (*self.plan.jobs, *self.plan.mutants)
+        tasks = [(job, self.plan.budget(job), self.folder if job in self.plan.jobs else None) for job in jobs]
+        done: dict[int, tuple[Outcome, Path | None]] = {}
+        try:
+            results = run_in_workers(tasks, self.plan.workers)
+            with contextlib.closing(results):
+                self._follow(results, done)
+        finally:
+            for index in sorted(done):
+                outcome, folder = done[index]
+                (self.outcomes if index < len(self.plan.jobs) else self.mutants).append(outcome)
+                if folder is not None:
+                    self.findings.append((read_finding(folder), folder))
+
+    def _follow(self, results: Iterator[Result], done: dict[int, tuple[Outcome, Path | None]]) -> None:
+        """Show progress while results come."""
+        first = next(results, None)  # workers are forked before the bar starts its thread
+        with self.console.progress(self.plan) as progress:
+            for index, outcome, folder in itertools.chain([] if first is None else [first], results):
+                done[index] = (outcome, folder)
+                progress.cases(outcome.cases)
+                progress.job(outcome)
 
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome, and write its finding."""
@@ -68,7 +102,8 @@ class _Run:
         self._show_findings()
         judged = self.plan.judges_mutants
         self.console.mutants(self.mutants, judged=judged)
-        self.console.summary(self.outcomes, self.mutants, judged=judged)
+        seconds = time.perf_counter() - self.started
+        self.console.summary(self.outcomes, self.mutants, judged=judged, seconds=seconds)
         if self.findings:
             return ExitCode.FINDINGS
         if not any(outcome.cases for outcome in (*self.outcomes, *self.mutants)):
@@ -105,6 +140,7 @@ def request_of(options: argparse.Namespace) -> Request:
         where=tuple(options.where),
         hypothesis_profile=options.hypothesis_profile,
         memory=options.output / "examples",
+        workers=options.workers,
     )
 
 
