@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from reference.bounds import FLOAT32_ROUNDOFF, Expected, underflow_step, unit_roundoff
+from reference.views import moved
 
 STYLES = ("half", "interleaved", "interleaved_to_half")
 """Which elements of a head form a pair, and where the rotated pair goes.
@@ -27,11 +28,14 @@ class RotaryInputs:
     key : torch.Tensor
         ``[tokens, kv_heads, head_dim]``, of the same dtype.
     positions : torch.Tensor
-        int64 ``[tokens]``: rows of the table.
+        int64 ``[tokens]``: rows of the table; or ``[sections, tokens]``, a row for each section.
     cos_sin_cache : torch.Tensor
         ``[positions, rotary_dim]``, of the same dtype: the cosines of all frequencies, then their sines.
     style : str
         One of ``STYLES``.
+    sections : tuple of int
+        Frequencies of each section: the first so many columns of a token's row come from its first position, the next
+        ones from its second. Empty if there is one position per token.
     """
 
     query: torch.Tensor
@@ -39,6 +43,7 @@ class RotaryInputs:
     positions: torch.Tensor
     cos_sin_cache: torch.Tensor
     style: str
+    sections: tuple[int, ...] = ()
 
     @property
     def rotary_dim(self) -> int:
@@ -49,8 +54,8 @@ class RotaryInputs:
         """Return the same inputs on ``device``; queries and keys are copies, since operators may write into them."""
         return replace(
             self,
-            query=self.query.to(device, copy=True),
-            key=self.key.to(device, copy=True),
+            query=moved(self.query, device, copy=True),
+            key=moved(self.key, device, copy=True),
             positions=self.positions.to(device),
             cos_sin_cache=self.cos_sin_cache.to(device),
         )
@@ -78,9 +83,19 @@ def rotary(inputs: RotaryInputs) -> dict[str, Expected]:
     it is composed of elementwise operators.
     """
     _validate(inputs)
-    rows = inputs.cos_sin_cache[inputs.positions].to(torch.float64).unsqueeze(1)
-    cosine, sine = rows.chunk(2, dim=-1)
+    cosine, sine = (part.unsqueeze(1) for part in _angles(inputs))
     return {name: _rotated(inputs, getattr(inputs, name), cosine, sine) for name in ("query", "key")}
+
+
+def _angles(inputs: RotaryInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of every token, float64 ``[tokens, rotary_dim / 2]``."""
+    rows = inputs.cos_sin_cache[inputs.positions].to(torch.float64)
+    if not inputs.sections:
+        cosine, sine = rows.chunk(2, dim=-1)
+        return cosine, sine
+    section = torch.repeat_interleave(torch.arange(len(inputs.sections)), torch.tensor(inputs.sections))
+    column = torch.arange(inputs.rotary_dim // 2)
+    return rows[section, :, column].T, rows[section, :, inputs.rotary_dim // 2 + column].T
 
 
 def _rotated(inputs: RotaryInputs, states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> Expected:
@@ -134,5 +149,10 @@ def _validate(inputs: RotaryInputs) -> None:
         raise ValueError(f"rotary_dim must be even and at most head_dim {inputs.query.shape[2]}, got {dim}")
     if inputs.query.shape[2] != inputs.key.shape[2]:
         raise ValueError(f"queries have head dim {inputs.query.shape[2]}, keys {inputs.key.shape[2]}")
+    kinds = (len(inputs.sections),) if inputs.sections else ()
+    if inputs.positions.shape != (*kinds, len(inputs.query)):
+        raise ValueError(f"positions must be {[*kinds, len(inputs.query)]}, got {list(inputs.positions.shape)}")
+    if inputs.sections and 2 * sum(inputs.sections) != dim:
+        raise ValueError(f"sections {inputs.sections} do not add up to half of rotary_dim {dim}")
     if bool(((inputs.positions < 0) | (inputs.positions >= table)).any()):
         raise ValueError(f"positions must lie in 0..{table - 1}")

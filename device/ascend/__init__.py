@@ -58,6 +58,7 @@ from device.ascend.rope_cache import (
     rope_table,
 )
 from device.ascend.rotary import (
+    native_mrope,
     native_rotary,
     npu_apply_rotary_pos_emb,
     npu_interleave_rope,
@@ -107,6 +108,7 @@ __all__ = [
     "index_put",
     "native_mla_preprocess",
     "native_mla_write",
+    "native_mrope",
     "native_rms_norm",
     "native_rotary",
     "npu_add_rms_norm",

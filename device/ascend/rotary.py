@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 import npudiff
@@ -11,6 +13,8 @@ from reference.rotary import RotaryInputs
 Outputs = dict[str, torch.Tensor]
 
 _WHOLE_HEADS = ("64", "128", "192")
+_PLAIN = {"sections": ("none",)}
+_CONTIGUOUS = {"rows": ("contiguous",)}
 _SIXTEEN_BITS = ("bfloat16", "float16")
 
 
@@ -20,7 +24,7 @@ _SIXTEEN_BITS = ("bfloat16", "float16")
     supports={"style": ("half", "interleaved"), "dims": ("64", "128", "192", "32/64", "64/128", "64/192", "96/128")},
 )
 def npu_mrope(inputs: RotaryInputs, target: Target) -> Outputs:
-    """npu_mrope with sections [0, 0, 0], which is plain rope: positions and table go to the operator."""
+    """npu_mrope: positions and table go to the operator; sections [0, 0, 0] are plain rope."""
     return mrope(inputs.to(target.device), {"half": "half", "interleaved": "interleave"}[inputs.style])
 
 
@@ -32,7 +36,7 @@ def mrope(inputs: RotaryInputs, rotary_mode: str) -> Outputs:
         inputs.key.flatten(1),
         inputs.cos_sin_cache,
         inputs.query.shape[2],
-        mrope_section=[0, 0, 0],
+        mrope_section=list(inputs.sections) or [0, 0, 0],
         rotary_mode=rotary_mode,
     )
     return {"query": query.view_as(inputs.query), "key": key.view_as(inputs.key)}
@@ -41,7 +45,7 @@ def mrope(inputs: RotaryInputs, rotary_mode: str) -> Outputs:
 @npudiff.implementation(
     "rotary",
     name="npu_rotary_mul",
-    supports={"style": ("half", "interleaved"), "dims": _WHOLE_HEADS},
+    supports={"style": ("half", "interleaved"), "dims": _WHOLE_HEADS, **_PLAIN},
 )
 def npu_rotary_mul(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_rotary_mul on 4-D states, with cosines and sines spread over the whole head."""
@@ -67,7 +71,7 @@ def spread(inputs: RotaryInputs) -> tuple[torch.Tensor, torch.Tensor]:
 @npudiff.implementation(
     "rotary",
     name="npu_interleave_rope",
-    supports={"style": ("interleaved_to_half",), "dims": ("64",), "dtype": _SIXTEEN_BITS},
+    supports={"style": ("interleaved_to_half",), "dims": ("64",), "dtype": _SIXTEEN_BITS, **_PLAIN, **_CONTIGUOUS},
 )
 def npu_interleave_rope(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_interleave_rope, as DeepSeek models call it: interleaved in, halves out."""
@@ -82,7 +86,7 @@ def npu_interleave_rope(inputs: RotaryInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "rotary",
     name="npu_apply_rotary_pos_emb",
-    supports={"style": ("half",), "dims": ("64", "128"), "dtype": _SIXTEEN_BITS},
+    supports={"style": ("half",), "dims": ("64", "128"), "dtype": _SIXTEEN_BITS, **_PLAIN},
 )
 def npu_apply_rotary_pos_emb(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_apply_rotary_pos_emb in layout BSND: queries and keys in one call, written in place."""
@@ -94,7 +98,7 @@ def npu_apply_rotary_pos_emb(inputs: RotaryInputs, target: Target) -> Outputs:
     return {"query": query.squeeze(0), "key": key.squeeze(0)}
 
 
-@npudiff.implementation("rotary", name="native_rotary")
+@npudiff.implementation("rotary", name="native_rotary", supports=_PLAIN)
 def native_rotary(inputs: RotaryInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in the dtype of the states: the path without fused operators."""
     on_device = inputs.to(target.device)
@@ -115,3 +119,23 @@ def rotate(inputs: RotaryInputs, states: torch.Tensor, rotary_dim: int) -> torch
     rotated = (first * cosine - second * sine, second * cosine + first * sine)
     whole = torch.stack(rotated, dim=-1).flatten(-2) if inputs.style == "interleaved" else torch.cat(rotated, dim=-1)
     return torch.cat([whole, states[..., rotary_dim:]], dim=-1)
+
+
+@npudiff.implementation("rotary", name="native_mrope")
+def native_mrope(inputs: RotaryInputs, target: Target) -> Outputs:
+    """Cosines and sines of each section put together to one row per token, then as ``native_rotary``."""
+    on_device = inputs.to(target.device)
+    if not inputs.sections:
+        return native_rotary(on_device, target)  # type: ignore[no-any-return]
+    rows = on_device.cos_sin_cache[on_device.positions]  # [sections, tokens, rotary_dim]
+    return native_rotary(one_row_per_token(on_device, rows), target)  # type: ignore[no-any-return]
+
+
+def one_row_per_token(inputs: RotaryInputs, rows: torch.Tensor) -> RotaryInputs:
+    """The same rotation with a table of one row per token, whose columns come from the rows of their sections."""
+    halves = [
+        torch.cat([part[i] for i, part in enumerate(torch.split(half, list(inputs.sections), dim=-1))], dim=-1)
+        for half in rows.chunk(2, dim=-1)
+    ]
+    tokens = torch.arange(len(inputs.query), device=rows.device)
+    return replace(inputs, cos_sin_cache=torch.cat(halves, dim=-1), positions=tokens, sections=())

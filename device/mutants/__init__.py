@@ -73,6 +73,7 @@ from device.mutants.rope_cache import (
 )
 from device.mutants.rotary import (
     always_halves,
+    first_positions_for_all_sections,
     half_of_the_frequencies,
     head_dim_for_rotary_dim,
     positions_without_offset,
@@ -115,6 +116,7 @@ __all__ = [
     "extend_skips_partial_page",
     "extend_value_as_key_dim",
     "extend_wrong_pool",
+    "first_positions_for_all_sections",
     "format_without_transdata",
     "gemma_weight_rounded",
     "growth_counts_from_zero",

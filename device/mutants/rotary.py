@@ -7,15 +7,17 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.rotary import Outputs, native_rotary
+from device.ascend.rotary import Outputs, native_mrope, native_rotary
 from npudiff import Target
 from reference.rotary import RotaryInputs
+
+_PLAIN = {"sections": ("none",)}
 
 
 @npudiff.implementation(
     "rotary",
     name="sine_at_padded_offset",
-    supports={"dims": ("192", "96/128")},
+    supports={"dims": ("192", "96/128"), **_PLAIN},
     wrong="ROP-01 https://github.com/vllm-project/vllm-ascend/issues/12723: sines at the next power of two",
 )
 def sine_at_padded_offset(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -30,7 +32,7 @@ def sine_at_padded_offset(inputs: RotaryInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "rotary",
     name="always_halves",
-    supports={"style": ("interleaved",)},
+    supports={"style": ("interleaved",), **_PLAIN},
     wrong="ROP-02 https://github.com/vllm-project/vllm-ascend/issues/12765: the style is ignored",
 )
 def always_halves(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -41,7 +43,7 @@ def always_halves(inputs: RotaryInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "rotary",
     name="half_of_the_frequencies",
-    supports={"style": ("interleaved",)},
+    supports={"style": ("interleaved",), **_PLAIN},
     wrong="ROP-04 https://github.com/vllm-project/vllm-ascend/pull/11027: the first half of the frequencies twice",
 )
 def half_of_the_frequencies(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -55,7 +57,7 @@ def half_of_the_frequencies(inputs: RotaryInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "rotary",
     name="head_dim_for_rotary_dim",
-    supports={"dims": ("32/64", "64/128", "96/128")},
+    supports={"dims": ("32/64", "64/128", "96/128"), **_PLAIN},
     wrong="ROP-07 https://github.com/vllm-project/vllm-ascend/pull/2847: the head dim is passed for the rotary dim",
 )
 def head_dim_for_rotary_dim(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -70,10 +72,22 @@ def head_dim_for_rotary_dim(inputs: RotaryInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "rotary",
     name="positions_without_offset",
-    supports={"tokens": range(2, 2**16)},
+    supports={"tokens": range(2, 2**16), **_PLAIN},
     wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: offsets of positions ignored",
 )
 def positions_without_offset(inputs: RotaryInputs, target: Target) -> Outputs:
     """Count positions from 0, as for a prompt without a prefix."""
     counted = torch.arange(len(inputs.positions)) % len(inputs.cos_sin_cache)
     return native_rotary(replace(inputs, positions=counted), target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "rotary",
+    name="first_positions_for_all_sections",
+    supports={"sections": ("16/24/24", "24/20/20", "8/12/12", "16/16/16/16")},
+    wrong="ROP-16 https://github.com/ikawrakow/ik_llama.cpp/pull/2149: the buffer of positions has room for one kind",
+)
+def first_positions_for_all_sections(inputs: RotaryInputs, target: Target) -> Outputs:
+    """Rotate every section by the positions of the first."""
+    first = inputs.positions[:1].expand_as(inputs.positions)
+    return native_mrope(replace(inputs, positions=first), target)  # type: ignore[no-any-return]

@@ -14,7 +14,9 @@ from npudiff.constraints import parse_where
 from npudiff.discovery import load_target
 from npudiff.engine import run_case, run_job
 from npudiff.outcome import Budget, Job, Verdict
-from properties.rotary import DATA, RotaryCase, _table, _turned, build_inputs, check_case, component
+from properties.rotary import DATA, RotaryCase, build_inputs, check_case, component
+from properties.rotary.inputs import exact_table
+from properties.rotary.relations import turned
 from reference.rotary import rotary
 
 
@@ -68,7 +70,7 @@ BROKEN = [
 
 def job(name, function, supports=None):
     (prop,) = (relation for relation in component.relations if relation.name == name)
-    item = implementation("rotary", name="device", supports=supports)(function)
+    item = implementation("rotary", name="device", supports={"sections": ("none",), **(supports or {})})(function)
     constraints = item.constraints.within(parse_where(["style=half,interleaved"]))
     return Job(Subject(component, item, load_target("sim", None)), prop, constraints)
 
@@ -105,8 +107,8 @@ def test_what_the_rounding_of_the_table_does_is_within_what_is_allowed_for_it(dt
     inputs = build_inputs(case)
     subject = job(NORM, right).subject
     wide = replace(inputs, **{name: getattr(inputs, name).double() for name in ("query", "key", "cos_sin_cache")})
-    rounded, exact = rotary(wide), rotary(replace(wide, cos_sin_cache=_table(case)))
-    for name, (_, allowed) in _turned(subject, case, inputs).items():
+    rounded, exact = rotary(wide), rotary(replace(wide, cos_sin_cache=exact_table(case)))
+    for name, (_, allowed) in turned(subject, case, inputs).items():
         apart = (rounded[name].value - exact[name].value).norm(dim=-1)
         for_the_table = allowed - subject.expected(inputs)[name].bound.norm(dim=-1)
         assert 0.4 < float((apart / for_the_table).max()) <= 1

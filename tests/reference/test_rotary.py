@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from reference.rotary import RotaryInputs, rotary
+from properties.rotary import RotaryCase, build_inputs
+from reference.rotary import STYLES, RotaryInputs, rotary
 
 GENERATOR = torch.Generator().manual_seed(5)
 
@@ -115,3 +117,49 @@ def test_correct_devices_stay_within_the_bound_and_come_close(dtype, fused):
 def test_what_contradicts_itself_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         rotary(replace(inputs(), **changed))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_each_section_is_rotated_by_positions_of_its_own(style):
+    """Against rotations of each section alone, whose pairs are put back by hand."""
+    case = RotaryCase(3, 2, 1, 64, 96, "float32", style, sections="8/12/12", table=9)
+    inputs = build_inputs(case)
+    assert inputs.positions.shape == (3, 3)
+    assert len({tuple(row) for row in inputs.positions.tolist()}) > 1
+    together = rotary(inputs)["query"].value
+    frequency = 0
+    for section, size in enumerate((8, 12, 12)):
+        alone = rotary(replace(inputs, positions=inputs.positions[section], sections=()))["query"].value
+        for index in range(frequency, frequency + size):
+            pair = (2 * index, 2 * index + 1) if style == "interleaved" else (index, 32 + index)
+            for element in pair:
+                assert torch.equal(together[..., element], alone[..., element])
+        frequency += size
+    assert torch.equal(together[..., 64:], inputs.query[..., 64:].double())
+
+
+def test_sections_agree_with_those_of_transformers():
+    qwen = importlib.import_module("transformers.models.qwen2_vl.modeling_qwen2_vl")
+    case = build_inputs(RotaryCase(5, 2, 1, 64, 64, "float32", sections="8/12/12", table=9))
+    query, key = (states.double().transpose(0, 1)[None] for states in (case.query, case.key))
+    compose = qwen.Qwen2VLRotaryEmbedding.recomposition_frequencies
+    halves = case.cos_sin_cache[case.positions].double().chunk(2, dim=-1)  # [3, tokens, 32] each
+    cosine, sine = (compose(SimpleNamespace(mrope_section=[8, 12, 12]), half.unsqueeze(1)) for half in halves)
+    expected = rotary(case)
+    for name, theirs in zip(("query", "key"), qwen.apply_rotary_pos_emb(query, key, cosine, sine), strict=True):
+        assert torch.allclose(theirs[0].transpose(0, 1), expected[name].value, rtol=1e-12, atol=1e-14)
+
+
+def test_sections_that_do_not_fit_are_refused():
+    inputs = build_inputs(RotaryCase(3, sections="8/12/12"))
+    with pytest.raises(ValueError, match=r"sections \(8, 12\) do not add up to half of rotary_dim 64"):
+        rotary(replace(inputs, sections=(8, 12), positions=inputs.positions[:2]))
+    with pytest.raises(ValueError, match=r"positions must be \[3, 3\], got \[3\]"):
+        rotary(replace(inputs, positions=inputs.positions[0]))
+
+
+def test_a_long_table_is_a_view_whose_rows_overlap():
+    table = build_inputs(RotaryCase(1, table=2**20)).cos_sin_cache
+    assert table.shape == (2**20, 64)
+    assert table.untyped_storage().nbytes() < 2**24
+    assert torch.equal(table[5, 7:14], table[6, :7])

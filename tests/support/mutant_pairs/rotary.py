@@ -33,4 +33,10 @@ PAIRS = {
     "positions_without_offset": Pair(
         ascend.native_rotary, case(positions="last"), [case(table=1)], line(2, "64", "half")
     ),
+    "first_positions_for_all_sections": Pair(
+        ascend.native_mrope,
+        case(sections="8/12/12"),
+        [case(sections="8/12/12", table=1)],
+        line(1, "64", "half") + " · sections 8/12/12",
+    ),
 }

@@ -1,0 +1,32 @@
+"""Rotary position embedding: its cases, data, and what must hold."""
+
+from npudiff.component import Component
+from properties.rotary.case import AXES, DATA, RotaryCase, check_case, describe, features, values
+from properties.rotary.inputs import build_inputs, coordinates
+from properties.rotary.relations import RELATIONS
+from properties.rotary.strategy import cases
+from reference.rotary import rotary
+
+__all__ = ["DATA", "RotaryCase", "build_inputs", "cases", "check_case", "component"]
+
+component = Component(
+    name="rotary",
+    summary="rotary position embedding of queries and keys, from a table of cosines and sines",
+    case_type=RotaryCase,
+    outputs=("query", "key"),
+    axes=AXES,
+    strategy=cases,
+    inputs=build_inputs,
+    reference=rotary,
+    values=values,
+    features=features,
+    describe=describe,
+    check_case=check_case,
+    coordinates=coordinates,
+    watched="partial rotary",
+    relations=RELATIONS,
+    profiles={
+        "step-3.5-flash": {"dims": ("64/128", "128"), "style": ("half",), "dtype": ("bfloat16",)},
+        "deepseek-v3": {"dims": ("64",), "style": ("interleaved", "interleaved_to_half"), "dtype": ("bfloat16",)},
+    },
+)  # fmt: skip

@@ -1,0 +1,82 @@
+"""From a case to tensors, and where each of their elements is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from npudiff.data import Stream
+from properties.rotary.case import DTYPES, RotaryCase
+from reference.rotary import RotaryInputs
+from reference.views import sliced
+
+GAP = 24
+"""Elements between the rows of a slice."""
+
+LONG_TABLE, ROW_STEP = 10_000, 7
+"""Tables with more rows are views of one stream of numbers, in which each row begins so many further than the last: a
+million rows from a few million draws, and rows that overlap in memory."""
+
+
+def build_inputs(case: RotaryCase) -> RotaryInputs:
+    """Build the inputs of a case."""
+    dtype = DTYPES[case.dtype]
+    states = {
+        name: _rows(case, Stream(case.seed, name).normal((case.tokens, heads, case.head_dim), dtype))
+        for name, heads in (("query", case.heads), ("key", case.kv_heads))
+    }
+    return RotaryInputs(
+        states["query"],
+        states["key"],
+        _positions(case),
+        _stored_table(case, dtype),
+        case.style,
+        case.section_sizes,
+    )
+
+
+def _rows(case: RotaryCase, rows: torch.Tensor) -> torch.Tensor:
+    return sliced(rows, GAP) if case.rows == "sliced" else rows
+
+
+def _stored_table(case: RotaryCase, dtype: torch.dtype) -> torch.Tensor:
+    """The table as it is stored; a long one of numbers overlaps itself."""
+    if case.data != "numbers" or case.table <= LONG_TABLE:
+        return exact_table(case).to(dtype)
+    numbers = Stream(case.seed, "table").normal((case.table * ROW_STEP + case.rotary_dim,), torch.float32) * 0.5
+    return numbers.to(dtype).as_strided((case.table, case.rotary_dim), (ROW_STEP, 1))
+
+
+def exact_table(case: RotaryCase) -> torch.Tensor:
+    """The table before it is rounded to its dtype, float32 numbers or float64 cosines and sines."""
+    if case.data == "numbers":
+        return Stream(case.seed, "table").normal((case.table, case.rotary_dim), torch.float32) * 0.5
+    exponents = torch.arange(0, case.rotary_dim, 2, dtype=torch.float64) / case.rotary_dim
+    angles = torch.outer(torch.arange(case.table, dtype=torch.float64), 10_000.0**-exponents)
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
+
+
+def _positions(case: RotaryCase) -> torch.Tensor:
+    """Positions ``[tokens]``, or of each section ``[sections, tokens]``."""
+    kinds = [_positions_of(case, f"positions {section}") for section in range(len(case.section_sizes))]
+    return torch.stack(kinds) if kinds else _positions_of(case, "positions")
+
+
+def _positions_of(case: RotaryCase, name: str) -> torch.Tensor:
+    stream = Stream(case.seed, name)
+    if case.positions == "scattered":
+        return torch.tensor(stream.integers(0, case.table, case.tokens))
+    start = case.table - case.tokens if case.positions == "last" else stream.integers(0, case.table, 1)[0]
+    return (torch.arange(case.tokens) + start) % case.table
+
+
+def coordinates(inputs: RotaryInputs, output: str) -> Mapping[str, torch.Tensor]:
+    """Return integer tensors that broadcast to an output: token, position, head and element."""
+    states = inputs.query if output == "query" else inputs.key
+    return {
+        "token": torch.arange(states.shape[0])[:, None, None],
+        "position": inputs.positions.reshape(-1, len(states))[0][:, None, None],
+        "head": torch.arange(states.shape[1])[None, :, None],
+        "element": torch.arange(states.shape[2])[None, None, :],
+    }
