@@ -9,6 +9,11 @@ from device.ascend.cache_gather import (
     index_nz_pages,
     index_pages,
 )
+from device.ascend.cached_attention import (
+    converted_pool,
+    nd_pool,
+    nz_pool,
+)
 from device.ascend.format_cast import (
     npu_format_cast,
     npu_format_cast_in_place,
@@ -85,6 +90,7 @@ from device.ascend.swa_mask import (
 __all__ = [
     "alloc_decode",
     "alloc_extend",
+    "converted_pool",
     "decode_norm",
     "decode_pa_bnsd",
     "decode_pa_nz",
@@ -111,6 +117,7 @@ __all__ = [
     "native_mrope",
     "native_rms_norm",
     "native_rotary",
+    "nd_pool",
     "npu_add_rms_norm",
     "npu_add_rms_norm_v2",
     "npu_apply_rotary_pos_emb",
@@ -124,6 +131,7 @@ __all__ = [
     "npu_mrope",
     "npu_rms_norm",
     "npu_rotary_mul",
+    "nz_pool",
     "pad_view_permute",
     "prefill_blk_bnsd",
     "prefill_blk_nz",

@@ -13,6 +13,9 @@ from device.mutants.cache_gather import (
     starts_ignored,
     value_of_key_dim,
 )
+from device.mutants.cached_attention import (
+    layouts_by_two_flags,
+)
 from device.mutants.format_cast import (
     format_without_transdata,
     holes_not_cleared,
@@ -125,6 +128,7 @@ __all__ = [
     "holes_not_cleared",
     "last_table_wins",
     "latent_with_the_stride_of_its_output",
+    "layouts_by_two_flags",
     "mask_left_context_512",
     "mask_minus_one",
     "mask_without_tail",

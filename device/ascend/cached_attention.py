@@ -1,0 +1,115 @@
+"""Writing to a pool and attention over it, as the flags of a backend combine them: ND, NZ, or one after the other.
+
+In sglang two flags choose the layouts of writer and reader (SGLANG_USE_FIA_NZ, SGLANG_NPU_USE_MLAPO), and they are read
+in two modules.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import npudiff
+from device.ascend.fused_attention import tnd_call
+from npudiff import Target
+from npudiff.constraints import Box
+from reference.cached_attention import CachedAttentionInputs
+from reference.paged_kv import PagedKV
+from reference.sliding_attention import SlidingAttentionInputs
+
+STRIP = 16
+"""C0 of two-byte elements: columns per strip of PA_NZ."""
+
+SUPPORTED: Box = {"dtype": ("bfloat16",), "page_size": range(16, 1025, 16), "group": range(1, 65)}
+"""What FIA v2 takes in layout TND with head dims of 64 and 128."""
+
+
+@npudiff.implementation(
+    "cached_attention",
+    name="nd_pool",
+    supports={**SUPPORTED, "write_layout": ("PA_BSND",), "read_layout": ("PA_BSND",)},
+)
+def nd_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
+    """npu_scatter_nd_update_ into an ND pool, and FIA v2 on it."""
+    on_device = inputs.to(target.device)
+    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
+        torch.ops.npu.npu_scatter_nd_update_(cache.view(-1, *rows.shape[1:]), on_device.slots.view(-1, 1), rows)
+    return attend(on_device, PagedKV(on_device.key_cache, on_device.value_cache, on_device.block_table))
+
+
+@npudiff.implementation(
+    "cached_attention", name="nz_pool", supports={**SUPPORTED, "write_layout": ("PA_NZ",), "read_layout": ("PA_NZ",)}
+)
+def nz_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
+    """npu_scatter_pa_kv_cache into an NZ pool, and FIA v2 on its five axes."""
+    on_device = inputs.to(target.device)
+    return attend(on_device, as_five_axes(on_device, *written_nz(on_device)))
+
+
+@npudiff.implementation("cached_attention", name="converted_pool", supports=SUPPORTED)
+def converted_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
+    """Written in one layout and read in another: the pool is converted in between where they differ."""
+    on_device = inputs.to(target.device)
+    key, value = written(on_device)
+    if inputs.write_layout != inputs.read_layout:
+        convert = to_nz if inputs.read_layout == "PA_NZ" else to_nd
+        key, value = convert(on_device, key), convert(on_device, value)
+    return attend(on_device, seen(on_device, key, value))
+
+
+def written(inputs: CachedAttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write into a pool of the writer's layout, and return its bytes: ``[pages, page_size, heads, dim]`` if ND."""
+    if inputs.write_layout == "PA_NZ":
+        return written_nz(inputs)
+    torch.ops.npu.npu_scatter_pa_kv_cache(
+        inputs.key, inputs.value, inputs.key_cache, inputs.value_cache, inputs.slots, cache_mode="Norm"
+    )
+    return inputs.key_cache, inputs.value_cache
+
+
+def written_nz(inputs: CachedAttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write into an NZ pool ``[pages, heads * dim / 16, page_size, 16]``."""
+    shape = (inputs.key_cache.shape[0], -1, inputs.page_size, STRIP)
+    key, value = inputs.key_cache.view(shape), inputs.value_cache.view(shape)
+    torch.ops.npu.npu_scatter_pa_kv_cache(inputs.key, inputs.value, key, value, inputs.slots, cache_mode="PA_NZ")
+    return key, value
+
+
+def to_nz(inputs: CachedAttentionInputs, pages: torch.Tensor) -> torch.Tensor:
+    """From ``[pages, page_size, heads, dim]`` to ``[pages, heads * dim / 16, page_size, 16]``."""
+    return pages.reshape(len(pages), inputs.page_size, -1, STRIP).transpose(1, 2).contiguous()
+
+
+def to_nd(inputs: CachedAttentionInputs, pages: torch.Tensor) -> torch.Tensor:
+    """From ``[pages, heads * dim / 16, page_size, 16]`` to ``[pages, page_size, heads, dim]``."""
+    return pages.transpose(1, 2).reshape(inputs.key_cache.shape)
+
+
+def seen(inputs: CachedAttentionInputs, key: torch.Tensor, value: torch.Tensor) -> PagedKV:
+    """The bytes of a pool as the reader's layout has them."""
+    if inputs.read_layout == "PA_NZ":
+        return as_five_axes(inputs, key, value)
+    return PagedKV(key.view(inputs.key_cache.shape), value.view(inputs.value_cache.shape), inputs.block_table)
+
+
+def as_five_axes(inputs: CachedAttentionInputs, key: torch.Tensor, value: torch.Tensor) -> PagedKV:
+    """An NZ pool with an axis for heads: ``[pages, heads, dim / 16, page_size, 16]``."""
+    shape = (inputs.key_cache.shape[0], inputs.key.shape[1], -1, inputs.page_size, STRIP)
+    return PagedKV(key.view(shape), value.view(shape), inputs.block_table, "PA_NZ")
+
+
+def attend(inputs: CachedAttentionInputs, pool: PagedKV) -> torch.Tensor:
+    """Attention of all new tokens through FIA v2 TND."""
+    call = tnd_call(
+        SlidingAttentionInputs(
+            query=inputs.query,
+            full=pool,
+            sliding=None,
+            query_lengths=inputs.query_lengths,
+            kv_lengths=inputs.kv_lengths,
+            window=inputs.window,
+            scale=inputs.scale,
+            sinks=None,
+        )
+    )
+    output, _ = call()
+    return output
