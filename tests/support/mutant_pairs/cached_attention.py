@@ -13,7 +13,7 @@ PAIRS = {
     "layouts_by_two_flags": Pair(
         ascend.converted_pool,
         case("PA_BSND", "PA_NZ"),
-        [case("PA_NZ", "PA_NZ"), case("PA_BSND", "PA_BSND"), case("PA_BSND", "PA_NZ", head_dim=16)],
+        [case("PA_NZ", "PA_NZ"), case("PA_BSND", "PA_BSND")],
         "q1/kv1 · written PA_BSND, read PA_NZ · window 1 · page 16 · heads 1:1 · dim 64 · bfloat16",
     ),
 }
