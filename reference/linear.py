@@ -32,7 +32,8 @@ def product(rows: torch.Tensor, matrix: torch.Tensor, dtype: torch.dtype) -> Pro
     The sum of absolute products, on which the accumulation error rests, is bounded by Cauchy and Schwarz.
     """
     value = rows @ matrix
-    sizes = rows.norm(dim=-1, keepdim=True) * matrix.norm(dim=-2, keepdim=True)
+    columns = matrix.to(torch.float32).square_().sum(dim=-2, keepdim=True).sqrt().to(torch.float64)
+    sizes = rows.norm(dim=-1, keepdim=True) * columns
     accumulated = sizes * accumulation_error(rows.shape[-1])
     return Product(value, accumulated + (value.abs() + accumulated) * unit_roundoff(dtype) + underflow_step(dtype))
 

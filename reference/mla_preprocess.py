@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.bounds import Expected
+from reference.bounds import Expected, unit_roundoff
 from reference.kv_rmsnorm_rope_cache import written
 from reference.linear import Product, carried, product
 from reference.paged_cache import SKIPPED
@@ -15,6 +15,35 @@ from reference.rotary import rotated
 
 ROPE_STYLE = "interleaved_to_half"
 """Pairs of rope elements are neighbours in the weights' order, and halves in what is returned and cached."""
+
+
+MOST_STEPS = 120
+"""Steps of int8 beyond which a value, with an offset, might be clipped."""
+
+
+@dataclass(frozen=True)
+class Int8Steps:
+    """Where a device may work in int8: what it quantises is a multiple of these, but for the normalised query.
+
+    Attributes
+    ----------
+    hidden : float
+        Hidden states are whole multiples of it, at most 127 of them.
+    query : float
+        The normalised latent of the query is rounded to a multiple of it.
+    q_a, kv_a, q_b : torch.Tensor
+        float32, one for each column of these weights, which are whole multiples of it.
+    """
+
+    hidden: float
+    query: float
+    q_a: torch.Tensor
+    kv_a: torch.Tensor
+    q_b: torch.Tensor
+
+    def to(self, device: str | torch.device) -> Int8Steps:
+        """Return the same steps on ``device``."""
+        return replace(self, q_a=self.q_a.to(device), kv_a=self.kv_a.to(device), q_b=self.q_b.to(device))
 
 
 @dataclass(frozen=True)
@@ -51,6 +80,8 @@ class MlaPreprocessInputs:
         Tokens per page.
     layout : str
         ``PA_BSND`` or ``PA_NZ``.
+    steps : Int8Steps or None
+        Where a device may work in int8.
     """
 
     hidden: torch.Tensor
@@ -68,6 +99,7 @@ class MlaPreprocessInputs:
     slots: torch.Tensor
     page_size: int
     layout: str
+    steps: Int8Steps | None = None
 
     @property
     def heads(self) -> int:
@@ -93,7 +125,8 @@ class MlaPreprocessInputs:
         """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         copies = {name: getattr(self, name).to(device, copy=True) for name in ("latent_cache", "rope_cache")}
-        return replace(self, **(moved | copies))
+        steps = None if self.steps is None else self.steps.to(device)
+        return replace(self, **(moved | copies), steps=steps)
 
 
 def mla_preprocess(inputs: MlaPreprocessInputs) -> dict[str, Expected]:
@@ -119,7 +152,8 @@ def mla_preprocess(inputs: MlaPreprocessInputs) -> dict[str, Expected]:
     -----
     A correct device accumulates products in float32 and may round what it hands from stage to stage to the dtype of
     ``hidden``. These roundings are independent, and go through the stages after them as ``reference.linear.carried``
-    says; the error of a norm's factor is common to a row, and goes through as it is.
+    says; the error of a norm's factor is common to a row, and goes through as it is. In int8 only the normalised query
+    is rounded, by half a step, and by float16 on the way to it; the other products are exact.
     """
     _validate(inputs)
     hidden = inputs.hidden.to(torch.float64)
@@ -149,7 +183,7 @@ def _queries(
     """Queries in the latent space ``[tokens, heads, latent_dim]``, and rotated ones ``[tokens, heads, rope_dim]``."""
     dtype, nope = inputs.hidden.dtype, inputs.nope_dim
     down = product(hidden, inputs.q_a_weight.to(torch.float64), dtype)
-    rows = _normed(down, slice(None), inputs.q_a_norm, inputs.epsilon, dtype)
+    rows = _quantised(_normed(down, slice(None), inputs.q_a_norm, inputs.epsilon, dtype), inputs.steps)
     up = inputs.q_b_weight.to(torch.float64).reshape(len(inputs.q_a_norm), inputs.heads, -1).transpose(0, 1)
     heads = product(rows.value, up, dtype)  # [heads, tokens, nope_dim + rope_dim]
     absorbed = inputs.k_up_weight.to(torch.float64)
@@ -168,6 +202,16 @@ def _queries(
         Expected(latent.value.transpose(0, 1), error.transpose(0, 1), dtype),
         Expected(rope.value.transpose(0, 1), rope.bound.transpose(0, 1), dtype),
     )
+
+
+def _quantised(rows: Normalised, steps: Int8Steps | None) -> Normalised:
+    """The same rows, with the error of rounding them to steps of int8 through float16."""
+    if steps is None:
+        return rows
+    if float(rows.value.abs().max()) > MOST_STEPS * steps.query:
+        raise ValueError(f"the normalised query goes beyond {MOST_STEPS} steps of {steps.query}")
+    rounding = steps.query * (0.5 + 128 * unit_roundoff(torch.float16))
+    return replace(rows, own=rows.own + rounding)
 
 
 def _validate(inputs: MlaPreprocessInputs) -> None:

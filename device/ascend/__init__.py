@@ -36,6 +36,10 @@ from device.ascend.mla_preprocess import (
     npu_mla_prolog_v3_nz,
     rms_norm_cache_path,
 )
+from device.ascend.mlapo import (
+    mlapo_nd,
+    mlapo_nz,
+)
 from device.ascend.page_allocation import (
     alloc_decode,
     alloc_extend,
@@ -112,6 +116,8 @@ __all__ = [
     "index_nz_pages",
     "index_pages",
     "index_put",
+    "mlapo_nd",
+    "mlapo_nz",
     "native_mla_preprocess",
     "native_mla_write",
     "native_mrope",

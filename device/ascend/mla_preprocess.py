@@ -16,7 +16,17 @@ from reference.mla_preprocess import MlaPreprocessInputs
 Outputs = dict[str, torch.Tensor]
 
 DIMS: Box = {"dims": ("128/64/512",)}
-PROLOG: Box = {**DIMS, "query_rank": (1536,), "heads": (1, 2, 4, 8, 16, 32, 64, 128), "page_size": (16, 128)}
+NO_SKIPPING: Box = {"padding": ("slot 0",)}
+"""No source says what the fused operators do with a negative slot."""
+
+PROLOG: Box = {
+    **DIMS,
+    **NO_SKIPPING,
+    "query_rank": (1536,),
+    "heads": (1, 2, 4, 8, 16, 32, 64, 128),
+    "page_size": (16, 128),
+    "quantised": (False,),
+}
 """Sizes that the prolog operators are made for."""
 
 ND: Box = {"layout": ("PA_BSND",)}

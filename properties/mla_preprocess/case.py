@@ -31,6 +31,7 @@ AXES = {
     "page_size": Axis("tokens per page", _SIZES),
     "spare_pages": Axis("pages beyond those that are needed", range(2**16)),
     "layout": Axis("how the caches lie", LAYOUTS),
+    "quantised": Axis("whether hidden states and weights are multiples of steps, for int8", (False, True)),
     "recipe": Axis("how hidden states are made", RECIPES),
     "epsilon": Axis("added to the mean of squares", (1e-6, 1e-5)),
     "table": Axis("rows of the table of cosines and sines", range(1, 2**20 + 1)),
@@ -58,6 +59,7 @@ class MlaPreprocessCase:
     recipe: str = "gaussian"
     epsilon: float = 1e-6
     table: int = 64
+    quantised: bool = False
     seed: int = 0
 
     @property
@@ -96,6 +98,7 @@ def features(case: MlaPreprocessCase) -> Collection[str]:
         "NZ": case.layout == "PA_NZ",
         "several heads": case.heads > 1,
         "padded tokens": case.padded_tokens > 0,
+        "int8": case.quantised,
         "production size": case.hidden_size >= 6144,
         case.recipe: case.recipe != "gaussian",
     }
@@ -114,6 +117,7 @@ def describe(case: MlaPreprocessCase) -> str:
         case.layout,
         f"page {case.page_size}",
         counted(case.spare_pages, "spare page") if case.spare_pages else "",
+        "int8" if case.quantised else "",
         case.recipe if case.recipe != "gaussian" else "",
         f"epsilon {case.epsilon:g}" if case.epsilon != 1e-6 else "",
         f"table {case.table}" if case.table != 64 else "",
@@ -132,6 +136,8 @@ def check_case(case: MlaPreprocessCase) -> None:
             raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
     if not 0 <= case.padded_tokens < case.tokens or not 0 <= case.spare_pages < 2**16:
         raise ValueError("padded_tokens must leave a token, and spare_pages lie in 0..65535")
+    if case.quantised and case.recipe != "gaussian":
+        raise ValueError(f"values of recipe {case.recipe} are no multiples of a step")
     if case.rope_dim % 2 or not 1e-12 <= case.epsilon <= 1 or not 1 <= case.table <= 2**20:
         raise ValueError("rope_dim, epsilon or table out of range")
     if not 0 <= case.seed < 2**63:

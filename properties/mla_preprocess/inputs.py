@@ -9,12 +9,18 @@ import torch
 
 from npudiff.data import Stream
 from properties.mla_preprocess.case import MlaPreprocessCase, layout_of
-from reference.mla_preprocess import MlaPreprocessInputs
+from reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
 from reference.paged_cache import SKIPPED
 
 ROW_STEP = 7
 """Every row of a weight matrix is a stretch of one stream of numbers that begins so many further than the row before:
 millions of weights from a few thousand draws."""
+
+HIDDEN_STEP, QUERY_STEP = 2.0**-4, 2.0**-3
+"""Steps of int8: 127 of the second are more than any normalised query."""
+
+WEIGHT_STEPS = 24
+"""Steps of int8 in a standard deviation of a weight."""
 
 
 def build_inputs(case: MlaPreprocessCase) -> MlaPreprocessInputs:
@@ -37,12 +43,15 @@ def build_inputs(case: MlaPreprocessCase) -> MlaPreprocessInputs:
         slots=_slots(case),
         page_size=case.page_size,
         layout=case.layout,
+        steps=_steps(case),
     )
 
 
 def _hidden(case: MlaPreprocessCase) -> torch.Tensor:
     stream = Stream(case.seed, "hidden")
     hidden = stream.normal((case.tokens, case.hidden_size), torch.float32)
+    if case.quantised:
+        return ((hidden / HIDDEN_STEP).round() * HIDDEN_STEP).bfloat16()
     if case.recipe == "outlier":
         hidden[range(case.tokens), stream.integers(0, case.hidden_size, case.tokens)] *= 64
     return (hidden * (case.epsilon**0.5 if case.recipe == "tiny" else 1.0)).bfloat16()
@@ -51,8 +60,30 @@ def _hidden(case: MlaPreprocessCase) -> torch.Tensor:
 def _matrix(case: MlaPreprocessCase, name: str, rows: int, columns: int, inner: int | None = None) -> torch.Tensor:
     """A weight whose products are about as large as what it multiplies."""
     pool = Stream(case.seed, name).normal((rows * ROW_STEP + columns,), torch.float32)
+    if case.quantised and name != "k_up":
+        whole = (pool * WEIGHT_STEPS).round().as_strided((rows, columns), (ROW_STEP, 1))
+        return (whole * _column_steps(rows, columns)).bfloat16()
     weights = (pool / math.sqrt(inner or rows)).bfloat16()
     return weights.as_strided((rows, columns), (ROW_STEP, 1)).contiguous()
+
+
+def _column_steps(rows: int, columns: int) -> torch.Tensor:
+    """Powers of two, so that multiples of them are exact: two kinds, so that columns are not alike."""
+    step = 2.0 ** round(math.log2(1 / (WEIGHT_STEPS * math.sqrt(rows))))
+    return step * torch.where(torch.arange(columns) % 3 == 1, 0.5, 1.0)
+
+
+def _steps(case: MlaPreprocessCase) -> Int8Steps | None:
+    if not case.quantised:
+        return None
+    heads = case.heads * (case.nope_dim + case.rope_dim)
+    return Int8Steps(
+        hidden=HIDDEN_STEP,
+        query=QUERY_STEP,
+        q_a=_column_steps(case.hidden_size, case.query_rank),
+        kv_a=_column_steps(case.hidden_size, case.latent_dim + case.rope_dim),
+        q_b=_column_steps(case.query_rank, heads),
+    )
 
 
 def _norm(case: MlaPreprocessCase, name: str, size: int) -> torch.Tensor:

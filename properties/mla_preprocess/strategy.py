@@ -30,6 +30,9 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
     query_rank = choose.value(box, "query_rank", (64, 16, 96, 1536))
     heads = choose.value(box, "heads", [1, *(count for count in (2, 3, 4, 8) if count * query_rank * 1024 <= WORK)])
     nope_dim, rope_dim, latent_dim = map(int, str(choose.value(box, "dims", DIMS)).split("/"))
+    quantised = bool(choose.value(box, "quantised", (False, False, True)))
+    recipe = choose.value(box, "recipe", ("gaussian",) if quantised else RECIPES)
+    assume(not quantised or recipe == "gaussian")
     return MlaPreprocessCase(
         tokens=tokens,
         padded_tokens=_padded_tokens(choose, box, tokens),
@@ -43,7 +46,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
         page_size=page_size,
         spare_pages=choose.value(box, "spare_pages", (0, 1, 3)),
         layout=choose.value(box, "layout", LAYOUTS),
-        recipe=choose.value(box, "recipe", RECIPES),
+        recipe=recipe,
+        quantised=quantised,
         epsilon=choose.value(box, "epsilon", (1e-6, 1e-5)),
         table=choose.value(box, "table", (64, 1, 5, 4097)),
         seed=choose.pick(range(1024)),
