@@ -122,3 +122,48 @@ def test_the_bound_of_absorbed_queries_is_a_small_part_of_their_size():
 def test_what_does_not_fit_together_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         mla_preprocess(replace(build_inputs(SMALL), **changes))
+
+
+QUANTISED = replace(SMALL, hidden_size=1024, query_rank=96, quantised=True)
+
+
+def test_int8_changes_no_value_and_adds_half_a_step_to_what_the_query_may_be_off():
+    inputs = build_inputs(QUANTISED)
+    plain = mla_preprocess(replace(inputs, steps=None))
+    quantised = mla_preprocess(inputs)
+    for name, output in quantised.items():
+        assert torch.equal(output.value, plain[name].value)
+        assert torch.equal(output.bound, plain[name].bound) is name.endswith("_cache")
+    assert bool((quantised["query_nope"].bound > plain["query_nope"].bound).all())
+
+
+def test_what_int8_holds_is_a_multiple_of_its_steps():
+    inputs = build_inputs(QUANTISED)
+    for weight, step in ((inputs.q_a_weight, inputs.steps.q_a), (inputs.kv_a_weight, inputs.steps.kv_a),
+                         (inputs.q_b_weight, inputs.steps.q_b)):  # fmt: skip
+        whole = weight.double() / step.double()
+        assert torch.equal(whole, whole.round())
+        assert float(whole.abs().max()) <= 127
+        assert len(step.unique()) == 2
+    whole = inputs.hidden.double() / inputs.steps.hidden
+    assert torch.equal(whole, whole.round())
+    assert float(whole.abs().max()) <= 120
+
+
+def test_a_query_that_is_rounded_to_int8_stays_within_the_bound_and_comes_near_it():
+    inputs = build_inputs(replace(QUANTISED, tokens=33))
+    expected = mla_preprocess(inputs)
+    down = inputs.hidden.double() @ inputs.q_a_weight.double()
+    normed = down * torch.rsqrt(down.square().mean(-1, keepdim=True) + inputs.epsilon) * inputs.q_a_norm.double()
+    whole = (normed / inputs.steps.query).half().float().round()
+    heads = (whole.double() * inputs.steps.query) @ inputs.q_b_weight.double()
+    nope = heads.view(33, 3, -1)[..., : inputs.nope_dim]
+    query = torch.einsum("thd,hdl->thl", nope, inputs.k_up_weight.double())
+    ratio = (query - expected["query_nope"].value).abs() / expected["query_nope"].bound
+    assert 0.25 < float(ratio.max()) <= 1
+
+
+def test_a_query_that_int8_cannot_hold_is_refused():
+    inputs = build_inputs(QUANTISED)
+    with pytest.raises(ValueError, match=r"the normalised query goes beyond 120 steps of 0\.001"):
+        mla_preprocess(replace(inputs, steps=replace(inputs.steps, query=0.001)))
