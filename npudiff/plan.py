@@ -101,12 +101,18 @@ class Plan:
             total = sum(other.prop.share for other in (*self.jobs, *self.mutants))
             seconds = self.request.seconds * job.prop.share / total
         return Budget(
-            examples=None if seconds is not None else max(1, round(examples * job.prop.share)),
+            examples=None if seconds is not None else max(1, round(examples * _share(job))),
             seconds=seconds,
             seed=self.request.seed,
             deterministic=profile.deterministic,
             memory=None if job in self.mutants else self.request.memory,
         )
+
+
+def _share(job: Job) -> float:
+    """Cases of a job per example: what its property says, and for runs with many steps each, the component."""
+    history = job.subject.component.history
+    return job.prop.share * (1.0 if history is None else history.runs)
 
 
 def make_plan(request: Request) -> Plan:

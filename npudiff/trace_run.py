@@ -1,0 +1,221 @@
+"""The traces of one job of a component with history: a state machine draws them, and each step is judged at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import seed as with_seed
+from hypothesis.stateful import run_state_machine_as_test
+
+from npudiff.case_run import CaseRun, Fails, Progress, Stop
+from npudiff.compare import Comparison
+from npudiff.component import Subject
+from npudiff.history import History, Session
+from npudiff.machine import Machine
+from npudiff.outcome import Budget, Failure, Outcome
+from npudiff.profiles import hypothesis_settings
+from npudiff.property import NotApplicable
+
+RUNS_AT_ONCE = 9
+"""Runs of a machine for which Hypothesis is called once. From the tenth on it copies steps of a run over each other, so
+that most runs are variations of a few; the first nine, but for the simplest of all, are drawn afresh."""
+
+
+class Walk:
+    """The steps of a trace on a live object, as far as they were taken.
+
+    Parameters
+    ----------
+    subject : Subject
+        An implementation of a component with history.
+
+    Attributes
+    ----------
+    case : object
+        The part of the trace that was taken, the step that failed included; None before it was opened.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._session: Session | None = None
+        self.case: Any = None
+
+    def to(self, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component with history
+        """Take those steps of a trace that were not taken yet, up to the first that fails.
+
+        Returns
+        -------
+        Comparison
+            The one that fails, or else the one with the largest error over bound.
+        """
+        worst = Comparison(())
+        session = self._opened(case)
+        for step in case.steps[len(self.case.steps) :]:
+            self.case = replace(self.case, steps=(*self.case.steps, step))
+            comparison = session.take(step)
+            if not comparison.holds:
+                return comparison
+            worst = max(worst, comparison, key=lambda one: one.worst)
+        return worst
+
+    def _opened(self, case: Any) -> Session:  # noqa: ANN401 - a case of any component with history
+        if self._session is None:
+            history = self._subject.component.history
+            if history is None:
+                raise ValueError(f"{self._subject.component.name} has no history")
+            self.case = replace(case, steps=())
+            self._session = history.open(self._subject, self.case)
+        return self._session
+
+
+class TraceRun(CaseRun):
+    """Runs drawn traces of one job; it is the judge of the machine that draws them.
+
+    A trace that fails is shrunk here and not by Hypothesis: without a step, with a simpler one, in smaller pools. That
+    takes a fraction of the time, since most changes to Hypothesis's choices give another trace and not a smaller one.
+
+    Parameters
+    ----------
+    outcome, budget, progress
+        As of ``CaseRun``.
+    history : History
+        What the component says of its machine.
+    """
+
+    def __init__(self, outcome: Outcome, budget: Budget, progress: Progress, history: History) -> None:
+        super().__init__(outcome, budget, progress)
+        self._history = history
+        self._walk = Walk(outcome.job.subject)
+        self._applies, self._known, self._counted = True, True, False
+
+    def with_hypothesis(self) -> None:
+        """Run the state machine until there were enough runs, or one fails."""
+        budget = self.budget
+        remembers = budget.memory is not None and budget.seed is None
+        configured = hypothesis_settings(
+            RUNS_AT_ONCE,
+            deterministic=budget.deterministic,
+            seeded=budget.deterministic or budget.seed is not None,
+            shrink=False,
+            memory=budget.memory / self.outcome.job.name if remembers and budget.memory is not None else None,
+            steps=budget.steps or self._history.steps,
+        )
+        for batch in itertools.count():
+            before = self.outcome.cases
+            run_state_machine_as_test(self._factory(batch), settings=configured)
+            if self.outcome.cases == before:  # all was drawn that can be drawn
+                return
+
+    def case(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
+        """Run a trace that is there as a whole."""
+        try:
+            self._require(case)
+        except NotApplicable as error:
+            self.outcome.not_applicable[str(error)] += 1
+            return
+        self.begin(replace(case, steps=()))
+        try:
+            for count in range(1, len(case.steps) + 1):
+                self.take(replace(case, steps=case.steps[:count]))
+        finally:
+            self.end(case)
+
+    def begin(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
+        """Begin a trace, unless there were enough."""
+        if self.outcome.failure is None and self.outcome.cases == self.budget.examples:
+            raise Stop
+        self._walk = Walk(self.outcome.job.subject)
+        self._applies, self._known, self._counted = True, True, False
+        self.take(case)
+
+    def take(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
+        """Judge a trace that has one more step; raises ``Fails`` if the property does not hold."""
+        if self.outcome.failure is not None:
+            if case == self.outcome.failure.case:
+                raise Fails
+        elif self._applies:
+            self._check_time()
+            self._known = self._known and case in self._passed
+            if not self._known and self._first_look(case):
+                raise Fails
+
+    def end(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
+        """Count the regions of a trace of which anything was new."""
+        if self._counted:
+            self.outcome.features.update(self.outcome.job.subject.component.features(case))
+            self.progress(self.outcome)
+
+    def conclude(self) -> None:
+        """Shrink a trace that failed, and walk the smallest one once more from its beginning."""
+        if self.outcome.failure is not None and self.budget.shrink:
+            try:
+                while self._shrinks():
+                    pass
+            except Stop:
+                pass
+        self._walk = Walk(self.outcome.job.subject)
+        super().conclude()
+
+    def _factory(self, batch: int) -> Any:  # noqa: ANN401 - Hypothesis takes a function for a class
+        constraints, seed = self.outcome.job.drawn_within, self.budget.seed
+
+        def machine() -> Machine:
+            return self._history.machine(constraints, self)
+
+        if seed is None and not self.budget.deterministic:
+            return machine
+        return with_seed(((seed or 0) << 32) + batch)(machine)
+
+    def _shrinks(self) -> bool:
+        """Look for a simpler trace that fails as well; the outcome has it if there is one."""
+        component, failure = self.outcome.job.subject.component, self.outcome.failure
+        for case in [] if failure is None else self._simpler(failure.case):
+            self._check_time()
+            if case in self._passed:
+                continue
+            self._passed.add(case)
+            try:
+                component.check_case(case)
+                self._walk = Walk(self.outcome.job.subject)
+                found = self._judge(case)
+            except (ValueError, NotApplicable):
+                continue
+            if found is not None:
+                self._record(found)
+                return True
+        return False
+
+    def _simpler(self, case: Any) -> Iterator[Any]:  # noqa: ANN401 - a case of any component with history
+        """Traces that lack some steps, first many and then one, and those that the component knows to be simpler."""
+        count = len(case.steps)
+        sizes = {count >> halvings for halvings in range(1, count.bit_length())} | set(range(1, min(count, 5)))
+        for size in sorted(sizes, reverse=True):
+            for start in range(count - 1 - size, -1, -1):
+                yield replace(case, steps=case.steps[:start] + case.steps[start + size :])
+        yield from self._history.simpler(case)
+
+    def _first_look(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component with history
+        """Judge the newest step of a trace and count it; whether it fails."""
+        outcome = self.outcome
+        try:
+            failure = self._judge(case)
+        except NotApplicable as error:
+            self._applies = False
+            outcome.not_applicable[str(error)] += 1
+            return False
+        outcome.cases += not self._counted
+        outcome.steps += len(case.steps) > 0
+        self._counted = True
+        if failure is None:
+            self._passed.add(case)
+        else:
+            self._record(failure)
+        return failure is not None
+
+    def _judge(self, case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component with history
+        """Walk on to a trace; what fails is the part up to the step that failed."""
+        self._require(case)
+        return self._verdict(lambda: self._walk.to(case), lambda: self._walk.case)
