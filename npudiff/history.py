@@ -30,9 +30,10 @@ class History:
         Constraints and judge to a Hypothesis state machine that draws steps.
     open : callable
         Subject and case to a session in which no step has been taken.
-    simpler : callable
-        Case to cases that say the same in simpler words, the simplest first: smaller sizes, fewer tokens. They need
-        not be legal, and traces that lack steps are tried before them.
+    simpler : tuple of callable
+        Ways to make a trace simpler: each turns a case into cases that say the same in simpler words, the simplest
+        first. They need not be legal. The first way is tried before steps are left out, the others after that, and all
+        of them again until none helps.
     runs : float
         Runs of the machine per example: a run has many steps, and costs as much as many cases.
     steps : int
@@ -41,6 +42,6 @@ class History:
 
     machine: Callable[[Constraints, Judge], Machine]
     open: Callable[[Subject, Any], Session]
-    simpler: Callable[[Any], Iterable[Any]] = lambda _: ()
+    simpler: tuple[Callable[[Any], Iterable[Any]], ...] = ()
     runs: float = 0.3
     steps: int = 30

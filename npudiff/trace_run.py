@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -151,11 +152,8 @@ class TraceRun(CaseRun):
     def conclude(self) -> None:
         """Shrink a trace that failed, and walk the smallest one once more from its beginning."""
         if self.outcome.failure is not None and self.budget.shrink:
-            try:
-                while self._shrinks():
-                    pass
-            except Stop:
-                pass
+            with contextlib.suppress(Stop):
+                self._shrink()
         self._walk = Walk(self.outcome.job.subject)
         super().conclude()
 
@@ -169,10 +167,20 @@ class TraceRun(CaseRun):
             return machine
         return with_seed(((seed or 0) << 32) + batch)(machine)
 
-    def _shrinks(self) -> bool:
+    def _shrink(self) -> None:
+        """Make the failing trace simpler in every way until none helps any more."""
+        ways = (*self._history.simpler[:1], _without_steps, *self._history.simpler[1:])
+        before = None
+        while before is not self.outcome.failure:
+            before = self.outcome.failure
+            for way in ways:
+                while self._shrinks(way):
+                    pass
+
+    def _shrinks(self, way: Callable[[Any], Iterable[Any]]) -> bool:
         """Look for a simpler trace that fails as well; the outcome has it if there is one."""
         component, failure = self.outcome.job.subject.component, self.outcome.failure
-        for case in [] if failure is None else self._simpler(failure.case):
+        for case in () if failure is None else way(failure.case):
             self._check_time()
             if case in self._passed:
                 continue
@@ -187,15 +195,6 @@ class TraceRun(CaseRun):
                 self._record(found)
                 return True
         return False
-
-    def _simpler(self, case: Any) -> Iterator[Any]:  # noqa: ANN401 - a case of any component with history
-        """Traces that lack some steps, first many and then one, and those that the component knows to be simpler."""
-        count = len(case.steps)
-        sizes = {count >> halvings for halvings in range(1, count.bit_length())} | set(range(1, min(count, 5)))
-        for size in sorted(sizes, reverse=True):
-            for start in range(count - 1 - size, -1, -1):
-                yield replace(case, steps=case.steps[:start] + case.steps[start + size :])
-        yield from self._history.simpler(case)
 
     def _first_look(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component with history
         """Judge the newest step of a trace and count it; whether it fails."""
@@ -219,3 +218,12 @@ class TraceRun(CaseRun):
         """Walk on to a trace; what fails is the part up to the step that failed."""
         self._require(case)
         return self._verdict(lambda: self._walk.to(case), lambda: self._walk.case)
+
+
+def _without_steps(case: Any) -> Iterator[Any]:  # noqa: ANN401 - a case of any component with history
+    """Traces that lack some steps, first many and then one; the last one is what fails."""
+    count = len(case.steps)
+    sizes = {count >> halvings for halvings in range(1, count.bit_length())} | set(range(1, min(count, 5)))
+    for size in sorted(sizes, reverse=True):
+        for start in range(count - 1 - size, -1, -1):
+            yield replace(case, steps=case.steps[:start] + case.steps[start + size :])

@@ -7,7 +7,7 @@ from properties.hybrid_pools.coordinates import coordinates
 from properties.hybrid_pools.inputs import build_inputs
 from properties.hybrid_pools.machine import HybridPoolsMachine
 from properties.hybrid_pools.session import PoolsSession
-from properties.hybrid_pools.simpler import simpler
+from properties.hybrid_pools.simpler import SIMPLER
 from properties.hybrid_pools.strategy import cases
 from reference.hybrid_pools import hybrid_pools
 
@@ -26,5 +26,5 @@ component = Component(
     check_case=check_case,
     coordinates=coordinates,
     watched="shared",
-    history=History(machine=HybridPoolsMachine, open=PoolsSession, simpler=simpler, runs=0.3, steps=30),
+    history=History(machine=HybridPoolsMachine, open=PoolsSession, simpler=SIMPLER, runs=0.3, steps=30),
 )

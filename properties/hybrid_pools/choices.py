@@ -59,17 +59,21 @@ def _decodes(ledger: PageLedger) -> Steps:
 
 
 def _batch_decodes(ledger: PageLedger) -> Steps:
-    return [Decode(tuple(ledger.tables))] if ledger.tables else []
+    return [Decode(tuple(ledger.tables))] if len(ledger.tables) > 1 else _decodes(ledger)
 
 
 def _evictions(ledger: PageLedger) -> Steps:
-    """Mostly of requests that have pages outside their window."""
+    """Mostly of requests that have pages outside their window; where none has, growing up to there as well."""
     steps = [Evict((request,)) for request in ledger.tables]
-    return [*steps, *[step for step in steps if ledger.outside(*step.requests)] * 3]
+    useful = [step for step in steps if ledger.outside(*step.requests)]
+    return [*steps, *(useful * 3 if useful else _outgrowths(ledger))]
 
 
 def _batch_evictions(ledger: PageLedger) -> Steps:
-    return [Evict(tuple(ledger.tables))] if ledger.tables else []
+    if len(ledger.tables) < 2:
+        return _evictions(ledger)
+    useful = any(ledger.outside(request) for request in ledger.tables)
+    return [Evict(tuple(ledger.tables)), *([] if useful else _outgrowths(ledger))]
 
 
 def _frees(ledger: PageLedger) -> Steps:

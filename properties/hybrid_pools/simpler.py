@@ -21,18 +21,29 @@ _PLAIN: tuple[dict[str, Any], ...] = (
 _PAGE_SIZES = (2, 3, 4, 8, 16, 32, 64, 128)
 
 
-def simpler(case: HybridPoolsCase) -> Iterator[HybridPoolsCase]:
-    """Yield cases that are simpler than one, which need not be legal, nor fail."""
-    for plain in _PLAIN:
+def _plain(case: HybridPoolsCase) -> Iterator[HybridPoolsCase]:
+    """Plain sizes, all of them or one, fewer requests, and all tokens of a request at once."""
+    everything = {name: value for plain in _PLAIN for name, value in plain.items() if name != "prefix_sharing"}
+    for plain in (everything, *_PLAIN):
         if any(getattr(case, name) != value for name, value in plain.items()):
             yield replace(case, **plain)
     yield from _without_requests(case)
+    if (whole := _joined_throughout(case)) != case:
+        yield whole
     if (named := _renamed(case)) != case:
         yield named
+
+
+def _fewer_tokens(case: HybridPoolsCase) -> Iterator[HybridPoolsCase]:
+    """Two steps in one, or a step in simpler words."""
     yield from _joined(case)
     for index, step in enumerate(case.steps):
         for other in _simpler_steps(case, step):
             yield replace(case, steps=(*case.steps[:index], other, *case.steps[index + 1 :]))
+
+
+def _smaller_pools(case: HybridPoolsCase) -> Iterator[HybridPoolsCase]:
+    """Smaller pages, fewer of them, a smaller window."""
     for size in _PAGE_SIZES:
         if size < case.page_size:
             yield _scaled(case, size)
@@ -43,6 +54,10 @@ def simpler(case: HybridPoolsCase) -> Iterator[HybridPoolsCase]:
         for value in _smaller(getattr(case, name), case.page_size if name == "window" else 1):
             change: dict[str, Any] = {name: value}
             yield replace(case, **change)
+
+
+SIMPLER = (_plain, _smaller_pools, _fewer_tokens)
+"""Ways to make a trace simpler; what they yield need not be legal, nor fail."""
 
 
 def _smaller(number: int, page_size: int = 1) -> list[int]:
@@ -71,6 +86,14 @@ def _without(steps: Iterable[Step], request: int) -> Iterator[Step]:
             yield replace(step, requests=tuple(one for one in step.requests if one != request))
         elif request not in _requests(step):
             yield step
+
+
+def _joined_throughout(case: HybridPoolsCase) -> HybridPoolsCase:
+    """All tokens of each request in the step in which it comes; the last step is what fails, and stays."""
+    joined = replace(case, steps=case.steps[:-1])
+    while (shorter := next(_joined(joined), joined)) is not joined:
+        joined = shorter
+    return replace(joined, steps=(*joined.steps, *case.steps[-1:]))
 
 
 def _joined(case: HybridPoolsCase) -> Iterator[HybridPoolsCase]:

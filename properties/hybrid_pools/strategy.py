@@ -12,8 +12,8 @@ from properties.head_dims import split_head_dims
 from properties.hybrid_pools.case import POISONS, HybridPoolsCase
 
 PAGE_SIZES = (2, 3, 4, 5, 8, 16, 32)
-PAGES = (1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 16, 16, 16, 16)
-REQUESTS = (1, 2, 3, 4, 4, 4, 4, 4)
+PAGES = (1, 2, 4, 6, 6, 8, 8, 12, 12, 12, 16, 16, 16, 16)
+REQUESTS = (1, 2, 3, 4, 4, 4, 4, 4, 4)
 KV_HEADS = (1, 1, 1, 2)
 GROUPS = (1, 1, 2, 3)
 DIMS = ("64", "64", "64", "128", "192/128")
@@ -42,7 +42,7 @@ def draw_opening(choose: Chooser, box: Box) -> HybridPoolsCase:
         sliding_pages=choose.value(box, "sliding_pages", PAGES),
         window=window,
         requests=choose.value(box, "requests", REQUESTS),
-        prefix_sharing=choose.value(box, "prefix_sharing", (False, True, True, True)),
+        prefix_sharing=choose.value(box, "prefix_sharing", (False, True, True, True, True)),
         kv_heads=choose.value(box, "kv_heads", KV_HEADS),
         group=choose.value(box, "group", GROUPS),
         head_dim=head_dim,
