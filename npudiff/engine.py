@@ -12,7 +12,8 @@ from npudiff.compare import Comparison, compare
 from npudiff.component import Subject
 from npudiff.outcome import Budget, Job, Outcome, Verdict
 from npudiff.property import Property
-from npudiff.trace_run import TraceRun, Walk
+from npudiff.trace_run import TraceRun
+from npudiff.walk import Walk
 
 
 def _equivalent(subject: Subject, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component

@@ -9,67 +9,20 @@ from dataclasses import replace
 from typing import Any
 
 from hypothesis import seed as with_seed
+from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
 from npudiff.case_run import CaseRun, Fails, Progress, Stop
-from npudiff.compare import Comparison
-from npudiff.component import Subject
-from npudiff.history import History, Session
+from npudiff.history import History
 from npudiff.machine import Machine
 from npudiff.outcome import Budget, Failure, Outcome
 from npudiff.profiles import hypothesis_settings
 from npudiff.property import NotApplicable
+from npudiff.walk import Walk
 
 RUNS_AT_ONCE = 9
 """Runs of a machine for which Hypothesis is called once. From the tenth on it copies steps of a run over each other, so
 that most runs are variations of a few; the first nine, but for the simplest of all, are drawn afresh."""
-
-
-class Walk:
-    """The steps of a trace on a live object, as far as they were taken.
-
-    Parameters
-    ----------
-    subject : Subject
-        An implementation of a component with history.
-
-    Attributes
-    ----------
-    case : object
-        The part of the trace that was taken, the step that failed included; None before it was opened.
-    """
-
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-        self._session: Session | None = None
-        self.case: Any = None
-
-    def to(self, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component with history
-        """Take those steps of a trace that were not taken yet, up to the first that fails.
-
-        Returns
-        -------
-        Comparison
-            The one that fails, or else the one with the largest error over bound.
-        """
-        worst = Comparison(())
-        session = self._opened(case)
-        for step in case.steps[len(self.case.steps) :]:
-            self.case = replace(self.case, steps=(*self.case.steps, step))
-            comparison = session.take(step)
-            if not comparison.holds:
-                return comparison
-            worst = max(worst, comparison, key=lambda one: one.worst)
-        return worst
-
-    def _opened(self, case: Any) -> Session:  # noqa: ANN401 - a case of any component with history
-        if self._session is None:
-            history = self._subject.component.history
-            if history is None:
-                raise ValueError(f"{self._subject.component.name} has no history")
-            self.case = replace(case, steps=())
-            self._session = history.open(self._subject, self.case)
-        return self._session
 
 
 class TraceRun(CaseRun):
@@ -106,8 +59,12 @@ class TraceRun(CaseRun):
         )
         for batch in itertools.count():
             before = self.outcome.cases
-            run_state_machine_as_test(self._factory(batch), settings=configured)
-            if self.outcome.cases == before:  # all was drawn that can be drawn
+            try:
+                run_state_machine_as_test(self._factory(batch), settings=configured)
+            except Flaky:  # or a run that was stopped, which looks like a machine that draws less than it did
+                if not self._over:
+                    raise
+            if self._over or self.outcome.cases == before:  # or all was drawn that can be drawn
                 return
 
     def case(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
@@ -126,10 +83,10 @@ class TraceRun(CaseRun):
 
     def begin(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
         """Begin a trace, unless there were enough."""
-        if self.outcome.failure is None and self.outcome.cases == self.budget.examples:
-            raise Stop
         self._walk = Walk(self.outcome.job.subject)
         self._applies, self._known, self._counted = True, True, False
+        if self._over and self.outcome.failure is None:
+            raise Stop
         self.take(case)
 
     def take(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
@@ -145,8 +102,9 @@ class TraceRun(CaseRun):
 
     def end(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
         """Count the regions of a trace of which anything was new."""
+        features = self.outcome.job.subject.component.features(case)
         if self._counted:
-            self.outcome.features.update(self.outcome.job.subject.component.features(case))
+            self.outcome.features.update(features)
             self.progress(self.outcome)
 
     def conclude(self) -> None:
@@ -156,6 +114,12 @@ class TraceRun(CaseRun):
                 self._shrink()
         self._walk = Walk(self.outcome.job.subject)
         super().conclude()
+
+    @property
+    def _over(self) -> bool:
+        """Whether there were enough runs, or the time is up."""
+        seconds = self.budget.seconds
+        return self.outcome.cases == self.budget.examples or (seconds is not None and self.seconds > seconds)
 
     def _factory(self, batch: int) -> Any:  # noqa: ANN401 - Hypothesis takes a function for a class
         constraints, seed = self.outcome.job.drawn_within, self.budget.seed
@@ -179,22 +143,28 @@ class TraceRun(CaseRun):
 
     def _shrinks(self, way: Callable[[Any], Iterable[Any]]) -> bool:
         """Look for a simpler trace that fails as well; the outcome has it if there is one."""
-        component, failure = self.outcome.job.subject.component, self.outcome.failure
+        failure = self.outcome.failure
         for case in () if failure is None else way(failure.case):
             self._check_time()
             if case in self._passed:
                 continue
             self._passed.add(case)
-            try:
-                component.check_case(case)
-                self._walk = Walk(self.outcome.job.subject)
-                found = self._judge(case)
-            except (ValueError, NotApplicable):
-                continue
+            found = self._judge_if_legal(case)
             if found is not None:
                 self._record(found)
                 return True
         return False
+
+    def _judge_if_legal(self, case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component with history
+        try:
+            self.outcome.job.subject.component.check_case(case)
+        except ValueError:
+            return None
+        self._walk = Walk(self.outcome.job.subject)
+        try:
+            return self._judge(case)
+        except NotApplicable:
+            return None
 
     def _first_look(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component with history
         """Judge the newest step of a trace and count it; whether it fails."""
