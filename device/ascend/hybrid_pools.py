@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 import npudiff
-from device.ascend import page_allocation
+from device.ascend import page_allocation, sliding_attention
 from device.ascend.fused_attention import decode_call, tnd_call
-from device.ascend.sliding_attention import POISON, run_decode, run_tnd, torch_native
 from npudiff import Target
 from reference.hybrid_pools import HybridPoolsInputs, PoolsSnapshot, PoolStorage, TokenStates
 from reference.page_allocation import PageAllocationInputs
@@ -167,8 +166,8 @@ class AscendPools:
     def attention(self, inputs: SlidingAttentionInputs) -> torch.Tensor:
         """One layer: with a mask where every request has one row, else with a band."""
         if set(inputs.query_lengths) == {1}:
-            return run_decode(inputs, decode_call(inputs))["output"]
-        return run_tnd(inputs, tnd_call(inputs))["output"]
+            return sliding_attention.run_decode(inputs, decode_call(inputs))["output"]
+        return sliding_attention.run_tnd(inputs, tnd_call(inputs))["output"]
 
     def tables(self, requests: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Block tables of both pools, int32 ``[batch, pages]``: every page's first slot names it."""
@@ -293,7 +292,7 @@ class NativePools(AscendPools):
 
     def attention(self, inputs: SlidingAttentionInputs) -> torch.Tensor:
         """One layer, request by request."""
-        output: torch.Tensor = torch_native(inputs, self.target)
+        output: torch.Tensor = sliding_attention.torch_native(inputs, self.target)
         return output
 
 
@@ -301,7 +300,7 @@ FUSED = {
     "page_size": range(16, 1025, 16),
     "head_dims": ("64", "128"),
     "dtype": ("bfloat16",),
-    "poison": POISON,
+    "poison": sliding_attention.POISON,
 }
 """Cases whose attention the fused operators compute, with several rows per request and with one."""
 

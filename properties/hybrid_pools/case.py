@@ -158,7 +158,7 @@ def describe(case: HybridPoolsCase) -> str:
         case.dtype if case.dtype != "bfloat16" else "",
         "NaN poison" if case.poison == "nan" else "",
         f"seed {case.seed}" if case.seed else "",
-        f"{len(case.steps) - _SHOWN_STEPS} steps" if len(case.steps) > _SHOWN_STEPS else "",
+        f"{len(case.steps) - _SHOWN_STEPS} steps before" if len(case.steps) > _SHOWN_STEPS else "",
         *[in_words(step) for step in case.steps[-_SHOWN_STEPS:]],
     ]
     return " · ".join(part for part in parts if part)

@@ -100,8 +100,8 @@ class HybridPoolsMachine(Machine):
     def _step(self, name: str) -> None:
         """Take a step of a rule, or another one; after a step for which there were no pages, one that gives some."""
         groups = [(name,), *((other,) for other in _INSTEAD.get(name, ())), tuple(CHOICES)]
-        if self._refused and name not in _GIVING:
-            groups.insert(0, _GIVING)
+        if self._refused:
+            groups.insert(name in _GIVING, _GIVING)
         allowed = {*self._box.get("step", KINDS), Allocate.kind}
         for group in groups:
             steps = [step for one in group for step in CHOICES[one](self._ledger) if step.kind in allowed]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +17,7 @@ from hypothesis.stateful import rule
 from npudiff.codec import dumps, loads
 from npudiff.compare import compare
 from npudiff.component import Component, Subject
+from npudiff.console import Console
 from npudiff.constraints import Axis, Constraints, allows
 from npudiff.draw import Chooser
 from npudiff.engine import EQUIVALENCE, run_case, run_job
@@ -29,6 +31,7 @@ from npudiff.plan import Plan, Request
 from npudiff.property import Property
 from npudiff.replay import ReplayVerdict, replay
 from npudiff.target import Target
+from npudiff.walk import Walk
 from reference.bounds import Expected
 
 SEEDED = Budget(examples=20, seed=1)
@@ -569,6 +572,31 @@ def test_the_property_itself_walks_a_trace_as_well():
     made = job(Forgets)
     assert EQUIVALENCE.check(made.subject, TRACE).worst == float("inf")
     assert EQUIVALENCE.check(job().subject, TRACE).holds
+
+
+def test_a_walk_ends_with_the_step_that_fails_and_goes_on_where_it_stood(watched):
+    walk = Walk(job(Forgets).subject)
+    assert not walk.to(TRACE).holds
+    assert walk.case == replace(TRACE, steps=TRACE.steps[:6])
+    walk = Walk(job(watched).subject)
+    assert walk.to(replace(TRACE, steps=())).outputs == ()
+    for count in (3, 8):
+        assert walk.to(replace(TRACE, steps=TRACE.steps[:count])).holds
+    assert watched.traces == ([3, 5, 6, "undo", 7, 30, "undo", 1, "undo"],)
+
+
+def test_a_component_without_history_has_no_walk(toy):
+    with pytest.raises(ValueError, match="toy has no history"):
+        Walk(toy.job().subject).to(toy.Case((1,)))
+
+
+def test_steps_have_a_column_where_there_are_any(capsys, toy):
+    console = Console(verbose=False)
+    console.table([run_job(job(), Budget(examples=3, seed=1, steps=5)), run_job(toy.job(), Budget(examples=3, seed=1))])
+    tally, other = capsys.readouterr().out.split("toy ")
+    assert re.search(r"cases +steps +not applicable", tally)
+    assert re.search(r"mine +3 +1[0-2] +0 +exact", tally)
+    assert "steps" not in other
 
 
 def test_a_finding_has_the_shrunk_trace_as_its_case_and_is_about_its_last_step(tmp_path):

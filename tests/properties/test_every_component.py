@@ -7,35 +7,61 @@ import json
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from npudiff.codec import dumps, loads
 from npudiff.constraints import Constraints
-from properties import page_allocation, paged_cache, rms_norm, rotary, sliding_attention, swa_mask
+from properties import hybrid_pools, page_allocation, paged_cache, rms_norm, rotary, sliding_attention, swa_mask
 
 COMPONENTS = [
-    module.component for module in (page_allocation, paged_cache, rms_norm, rotary, sliding_attention, swa_mask)
+    module.component
+    for module in (hybrid_pools, page_allocation, paged_cache, rms_norm, rotary, sliding_attention, swa_mask)
 ]
 
 every_component = pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
 
 
-def drawn(component, constraints, count=60, number=0):
-    found = []
+class Recorder:
+    """Keeps the traces that a machine draws, without taking any step."""
 
-    @seed(number)
-    @settings(
+    def __init__(self):
+        self.traces = []
+
+    def begin(self, case):
+        pass
+
+    def take(self, case):
+        pass
+
+    def end(self, case):
+        self.traces.append(case)
+
+
+def drawn(component, constraints, count=60, number=0):
+    """Cases as a run draws them: whole ones from the strategy, traces from the machine."""
+    found = []
+    configured = settings(
         max_examples=count,
+        stateful_step_count=15,
         database=None,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
+    if component.history is not None:
+        recorder = Recorder()
+        factory = seed(number)(lambda: component.history.machine(constraints, recorder))
+        run_state_machine_as_test(factory, settings=configured)
+        return recorder.traces
+
+    @seed(number)
+    @configured
     @given(component.strategy(constraints))
     def collect(case):
         found.append(case)
 
     collect()
-    return found  # fmt: skip
+    return found
 
 
 @every_component
