@@ -42,7 +42,8 @@ def loads(kind: type, text: str) -> Any:  # noqa: ANN401 - returns an instance o
 def from_plain(kind: Any, plain: object, path: str = "case") -> Any:  # noqa: ANN401 - kind is a type form
     """Build a value of type ``kind`` from plain JSON values.
 
-    Supported are frozen dataclasses, int, float, str, bool, None, unions of these, and homogeneous tuples.
+    Supported are frozen dataclasses, int, float, str, bool, None, literals, unions of these, and homogeneous tuples.
+    Dataclasses of a union that have the same fields are told apart by a literal.
 
     Raises
     ------
@@ -56,12 +57,22 @@ def from_plain(kind: Any, plain: object, path: str = "case") -> Any:  # noqa: AN
         return _union(kind, plain, path)
     if origin is tuple:
         return _tuple(kind, plain, path)
+    if origin is typing.Literal:
+        return _literal(kind, plain, path)
     if kind is float and type(plain) is int:
         return _float(plain, path)
     expected = type(None) if kind is None else kind
     if type(plain) is not expected:
         raise ValueError(f"{path}: expected {expected.__name__}, got {type(plain).__name__}")
     return plain
+
+
+def _literal(kind: object, plain: object, path: str) -> object:
+    for option in typing.get_args(kind):
+        if type(plain) is type(option) and plain == option:
+            return option
+    options = ", ".join(repr(option) for option in typing.get_args(kind))
+    raise ValueError(f"{path}: expected {options}, got {str(plain)[:40]!r}")
 
 
 def _float(plain: int, path: str) -> float:

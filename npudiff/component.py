@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from npudiff.constraints import Axis, Box, Constraints
+from npudiff.history import History
 from npudiff.implementation import Implementation, outputs_of
 from npudiff.property import NotApplicable, Property
 from npudiff.target import Target
@@ -15,6 +16,8 @@ from npudiff.target import Target
 if TYPE_CHECKING:
     import torch
     from hypothesis.strategies import SearchStrategy
+
+Answer = TypeVar("Answer")
 
 
 class ExpectedOutput(Protocol):
@@ -73,6 +76,10 @@ class Component:
         all.
     profiles : mapping
         Production sizes, by model name, as values of axes.
+    history : History or None
+        For a component whose right answer depends on what was done before. Its cases have a field ``steps``: the
+        strategy draws them without any, an implementation returns a live object, and ``inputs`` and ``reference`` speak
+        of what can be seen after the last step. It has no relations, which need cases that are drawn whole.
     """
 
     name: str
@@ -92,6 +99,11 @@ class Component:
     relations: tuple[Property, ...] = ()
     profiles: Mapping[str, Box] = field(default_factory=dict)
     share: float = 1.0
+    history: History | None = None
+
+    def __post_init__(self) -> None:
+        if self.history is not None and self.relations:
+            raise ValueError(f"{self.name} has a history, and relations need cases that are drawn whole")
 
 
 class InputsChanged(Exception):  # noqa: N818 - named for what happened
@@ -143,18 +155,53 @@ class Subject:
         ImplementationRaised
             If the implementation raises, returns something that is not its outputs, or writes into its inputs.
         """
-        before = fingerprint(inputs)
+        return self.ask(lambda: self._outputs(inputs), inputs)
+
+    def open(self, inputs: Any) -> Any:  # noqa: ANN401 - the component's own contract
+        """Return the live object that the implementation of a component with history makes of its inputs.
+
+        Raises
+        ------
+        ImplementationRaised
+            If the implementation raises, or writes into its inputs.
+        """
+        return self.ask(lambda: self.implementation(inputs, self.target), inputs)
+
+    def ask(self, question: Callable[[], Answer], *given: object) -> Answer:
+        """Return what a call into the implementation returns, once the device is done with it.
+
+        Parameters
+        ----------
+        question : callable
+            Makes the call.
+        given : object
+            What the call is given: tensors, or (nested) dataclasses of them, which it must not write into.
+
+        Raises
+        ------
+        ImplementationRaised
+            If it raises, or writes into what it was given.
+        """
+        before = [fingerprint(one) for one in given]
         try:
-            result = outputs_of(self.implementation(inputs, self.target), self.component.outputs)
+            answer = question()
             self.target.synchronize()
-            outputs = {name: tensor.detach().cpu() for name, tensor in result.items()}
         except (Exception, SystemExit) as error:  # leaving the process is no verdict
             raise ImplementationRaised(f"{type(error).__name__}: {error}") from error
-        changed = [name for name, digest in fingerprint(inputs).items() if digest != before[name]]
+        changed = [
+            name or "a tensor"
+            for one, digests in zip(given, before, strict=True)
+            for name, digest in fingerprint(one).items()
+            if digest != digests[name]
+        ]
         if changed:
             cause = InputsChanged(f"the implementation wrote into its inputs: {', '.join(changed)}")
             raise ImplementationRaised(str(cause)) from cause
-        return outputs
+        return answer
+
+    def _outputs(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401
+        result = outputs_of(self.implementation(inputs, self.target), self.component.outputs)
+        return {name: tensor.detach().cpu() for name, tensor in result.items()}
 
     def expected(self, inputs: Any) -> Mapping[str, ExpectedOutput]:  # noqa: ANN401 - the component's own contract
         """Return what the reference says of these inputs."""

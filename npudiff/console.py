@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from npudiff import __version__
+from npudiff.component import Component
 from npudiff.findings import Finding
 from npudiff.outcome import Outcome, Verdict
 from npudiff.plan import Plan
@@ -95,6 +96,7 @@ class Console:
             table.add_column("implementation", no_wrap=True)
             for column in (
                 "cases",
+                *(["steps"] if component.history is not None else []),
                 *([watched] if watched else []),
                 "not applicable",
                 "worst error/bound",
@@ -104,19 +106,21 @@ class Console:
             table.add_column("result", no_wrap=True)
             rows = list(members)
             for group in grouped(rows):
-                self._row(table, group, group.name, watched)
+                self._row(table, group, group.name, component)
                 if self.verbose:
                     for outcome in group.outcomes:
-                        self._row(table, Group(group.name, (outcome,)), f"  {outcome.job.prop.name}", watched)
+                        self._row(table, Group(group.name, (outcome,)), f"  {outcome.job.prop.name}", component)
             self.rich.print(table)
             if self.verbose:
                 self._features(rows)
 
-    def _row(self, table: Table, group: Group, name: str, watched: str) -> None:
+    def _row(self, table: Table, group: Group, name: str, component: Component) -> None:
         result, style = group.result()
         cells = [escape(name), str(group.cases)]
-        if watched:
-            cells.append(f"{group.share(watched):.0%}" if group.cases else "-")
+        if component.history is not None:
+            cells.append(str(group.steps))
+        if component.watched:
+            cells.append(f"{group.share(component.watched):.0%}" if group.cases else "-")
         cells += [
             str(group.not_applicable),
             bound_text(group),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
@@ -22,7 +23,8 @@ has such literals, and its distribution is flat."""
 _SCATTER = 2_654_435_761  # Knuth's multiplicative hash: 2**32 divided by the golden ratio
 
 
-_SOURCE = st.randoms(use_true_random=False)
+SOURCE = st.randoms(use_true_random=False)
+"""Strategy of what a ``Chooser`` draws from."""
 
 
 class Chooser:
@@ -41,7 +43,12 @@ class Chooser:
     """
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
-        self._random = draw(_SOURCE)
+        self._random = draw(SOURCE)
+
+    @classmethod
+    def of(cls, source: Random) -> Chooser:
+        """Return a chooser that draws from a ``SOURCE`` which was drawn already."""
+        return cls(lambda _: source)
 
     def pick(self, options: Sequence[Any]) -> Any:  # noqa: ANN401 - the element type of the options
         """Draw one of the options; shrinks towards the first."""

@@ -66,6 +66,8 @@ class Budget:
         Whether a failing case is shrunk.
     memory : pathlib.Path or None
         Folder in which failing cases are remembered.
+    steps : int or None
+        Steps of each run of a component with history; None for as many as the component says.
     """
 
     examples: int | None = 100
@@ -74,6 +76,7 @@ class Budget:
     deterministic: bool = True
     shrink: bool = True
     memory: Path | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ class Outcome:
     job : Job
         What was run.
     cases : int
-        Cases that were run to a verdict, up to and including the first failure.
+        Cases that were run to a verdict, up to and including the first failure. Of a component with history, runs.
+    steps : int
+        Steps of these runs, each of which was judged; 0 for components without history.
     not_applicable : Counter
         Reasons why drawn cases were not run, with their numbers.
     features : Counter
@@ -119,6 +124,7 @@ class Outcome:
 
     job: Job
     cases: int = 0
+    steps: int = 0
     not_applicable: Counter[str] = field(default_factory=Counter)
     features: Counter[str] = field(default_factory=Counter)
     worst_ratio: float = 0.0

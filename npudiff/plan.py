@@ -118,8 +118,10 @@ class Plan:
         )
 
     def _share(self, job: Job) -> float:
-        """Part of the examples that a job gets."""
-        return job.prop.share * (1.0 if job in self.mutants else job.subject.component.share)
+        """Cases of a job per example: what its property says, and what its component does."""
+        component = job.subject.component
+        runs = 1.0 if component.history is None else component.history.runs
+        return job.prop.share * runs * (1.0 if job in self.mutants else component.share)
 
 
 def make_plan(request: Request) -> Plan:

@@ -149,6 +149,7 @@ class Runner:
         figures = {
             "target": f"{job.subject.target.name}, CANN {job.subject.target.cann}",
             "cases": outcome.cases,
+            "steps": outcome.steps,
             "not_applicable": outcome.not_applicable.total(),
             "worst": outcome.worst_ratio,
         }

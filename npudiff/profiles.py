@@ -54,7 +54,7 @@ def run_profile(name: str) -> RunProfile:
 
 
 def hypothesis_settings(
-    examples: int, *, deterministic: bool, seeded: bool, shrink: bool, memory: Path | None
+    examples: int, *, deterministic: bool, seeded: bool, shrink: bool, memory: Path | None, steps: int = 1
 ) -> settings:
     """Return Hypothesis settings for one job.
 
@@ -70,11 +70,14 @@ def hypothesis_settings(
         Whether a failing case is shrunk.
     memory : pathlib.Path, optional
         Folder in which failing cases are remembered and tried first next time.
+    steps : int
+        Steps of each run of a state machine.
     """
     phases: Sequence[Phase] = [Phase.reuse, Phase.generate, Phase.shrink] if shrink else [Phase.reuse, Phase.generate]
     remember = memory is not None and not deterministic
     return settings(
         max_examples=examples,
+        stateful_step_count=steps,
         database=DirectoryBasedExampleDatabase(memory) if remember and memory is not None else None,
         deadline=None,
         derandomize=deterministic and not seeded,

@@ -28,6 +28,11 @@ class Group:
         return sum(outcome.cases for outcome in self.outcomes)
 
     @property
+    def steps(self) -> int:
+        """Steps of these cases, for a component with history."""
+        return sum(outcome.steps for outcome in self.outcomes)
+
+    @property
     def not_applicable(self) -> int:
         """Draws that were not run."""
         return sum(outcome.not_applicable.total() for outcome in self.outcomes)

@@ -19,6 +19,10 @@ from device.ascend.format_cast import (
     npu_format_cast_in_place,
     pad_view_permute,
 )
+from device.ascend.hybrid_pools import (
+    fia_pools,
+    torch_native_pools,
+)
 from device.ascend.kv_rmsnorm_rope_cache import (
     decode_norm,
     decode_pa_bnsd,
@@ -104,6 +108,7 @@ __all__ = [
     "fia_extend_bsnd",
     "fia_extend_nz",
     "fia_extend_tnd",
+    "fia_pools",
     "fia_v1_decode_bsh",
     "fia_v1_extend_tnd",
     "fia_verify_tnd",
@@ -153,4 +158,5 @@ __all__ = [
     "swa_mask_eager",
     "swa_mask_graph",
     "torch_native",
+    "torch_native_pools",
 ]

@@ -7,6 +7,7 @@ is documented, and says so.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -56,8 +57,12 @@ class FusedCall:
         return output, lse
 
 
+@functools.cache
 def compressed_mask(device: str, dtype: torch.dtype = torch.bool) -> torch.Tensor:
-    """Build the 2048 x 2048 mask of sparse modes 2, 3 and 4: ones above the diagonal are hidden."""
+    """Build the 2048 x 2048 mask of sparse modes 2, 3 and 4: ones above the diagonal are hidden.
+
+    It is built once, as backends do: it is the largest tensor of a small call.
+    """
     return torch.ones(COMPRESSED_MASK_SIZE, COMPRESSED_MASK_SIZE, dtype=dtype, device=device).triu(1)
 
 

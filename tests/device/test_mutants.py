@@ -19,8 +19,9 @@ from npudiff.plan import Request as RunRequest
 from npudiff.plan import make_plan
 from properties.sliding_attention.case import Request
 
-MUTANTS = [getattr(mutants, name) for name in mutants.__all__]
 COMPONENTS = {component.name: component for component in load_components(())}
+# Those of components with history are wrong after some steps, and have tests of their own (test_hybrid_pools.py).
+MUTANTS = [item for item in map(vars(mutants).get, mutants.__all__) if COMPONENTS[item.component].history is None]
 
 
 def by_name(item):

@@ -1,23 +1,47 @@
 from __future__ import annotations
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+
+class Recorder:
+    """Keeps the traces that a machine draws, without taking any step."""
+
+    def __init__(self):
+        self.traces = []
+
+    def begin(self, case):
+        pass
+
+    def take(self, case):
+        pass
+
+    def end(self, case):
+        self.traces.append(case)
 
 
 def drawn(component, constraints, count=60, number=0):
-    """Cases of a component, as many as drawn within the constraints."""
+    """Cases as a run draws them: whole ones from the strategy, traces from the machine."""
     found = []
-
-    @seed(number)
-    @settings(
+    configured = settings(
         max_examples=count,
+        stateful_step_count=15,
         database=None,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
+    if component.history is not None:
+        recorder = Recorder()
+        factory = seed(number)(lambda: component.history.machine(constraints, recorder))
+        run_state_machine_as_test(factory, settings=configured)
+        return recorder.traces
+
+    @seed(number)
+    @configured
     @given(component.strategy(constraints))
     def collect(case):
         found.append(case)
 
     collect()
-    return found  # fmt: skip
+    return found

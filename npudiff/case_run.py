@@ -1,0 +1,161 @@
+"""The cases of one job: Hypothesis decides which, and when to stop; the run judges them and keeps the account."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import seed as with_seed
+
+from npudiff.compare import Comparison
+from npudiff.component import ImplementationRaised
+from npudiff.constraints import Constraints
+from npudiff.outcome import Budget, Failure, Outcome
+from npudiff.profiles import UNBOUNDED_EXAMPLES, hypothesis_settings
+from npudiff.property import NotApplicable
+
+SHRINK_SECONDS = 30.0
+"""A finding that is not minimal after this time is reported as small as it is."""
+
+
+class Fails(Exception):  # noqa: N818 - tells Hypothesis that a case fails
+    """A case fails."""
+
+
+class Stop(BaseException):
+    """Ends a Hypothesis run at once: the budget is used up, or shrinking has taken long enough."""
+
+
+Progress = Callable[[Outcome], None]
+
+
+class CaseRun:
+    """Runs drawn cases of one job.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        The account, which is kept up to date.
+    budget : Budget
+        How long to look.
+    progress : callable
+        Called after each case.
+    """
+
+    def __init__(self, outcome: Outcome, budget: Budget, progress: Progress) -> None:
+        self.outcome, self.budget, self.progress = outcome, budget, progress
+        self.started = time.perf_counter()
+        job = outcome.job
+        self._passed: set[Any] = set()
+        self.allowed = job.subject.implementation.constraints.within(Constraints((job.prop.within,)))
+
+    @property
+    def seconds(self) -> float:
+        """Time since the run began."""
+        return time.perf_counter() - self.started
+
+    def with_hypothesis(self) -> None:
+        """Draw cases and run them."""
+        job, seed = self.outcome.job, self.budget.seed
+
+        def test(case: Any) -> None:  # noqa: ANN401 - a case of any component
+            self.case(case)
+
+        budget = self.budget
+        configured = hypothesis_settings(
+            budget.examples or UNBOUNDED_EXAMPLES,
+            deterministic=budget.deterministic,
+            seeded=seed is not None,
+            shrink=budget.shrink,
+            memory=None if budget.memory is None else budget.memory / job.name,
+        )
+        wrapped = configured(given(case=job.subject.component.strategy(job.drawn_within))(test))
+        (wrapped if seed is None else with_seed(seed)(wrapped))()
+
+    def case(self, case: Any) -> None:  # noqa: ANN401 - a case of any component
+        """Run one case; raises ``Fails`` if the property does not hold."""
+        self._check_time()
+        if self._first_look(case) if self.outcome.failure is None else self._fails_too(case):
+            raise Fails
+
+    def _first_look(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component
+        """Run a drawn case and count it; whether it fails."""
+        outcome, component = self.outcome, self.outcome.job.subject.component
+        try:
+            failure = self._judge(case)
+        except NotApplicable as error:
+            outcome.not_applicable[str(error)] += 1
+            return False
+        outcome.cases += 1
+        outcome.features.update(component.features(case))
+        self.progress(outcome)
+        if failure is not None:
+            self._record(failure)
+        return failure is not None
+
+    def _fails_too(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component
+        """Whether a case that may be smaller fails as well.
+
+        Many sequences of choices give the same case, so the last one that failed, and those that did not, are not run
+        again. The outcome keeps the last one that failed, and Hypothesis ends with the smallest.
+        """
+        if self.outcome.failure is not None and case == self.outcome.failure.case:
+            return True
+        if case in self._passed:
+            return False
+        try:
+            failure = self._judge(case)
+        except NotApplicable:
+            failure = None
+        if failure is None:
+            self._passed.add(case)
+        else:
+            self._record(failure)
+        return failure is not None
+
+    def conclude(self) -> None:
+        """Run the smallest failing case once more: each case was run once only."""
+        if self.outcome.failure is not None:
+            self.outcome.flaky = self._judge(self.outcome.failure.case) is None
+
+    def _judge(self, case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component
+        self._require(case)
+        job = self.outcome.job
+        return self._verdict(lambda: job.prop.check(job.subject, case), lambda: case)
+
+    def _require(self, case: Any) -> None:  # noqa: ANN401 - a case of any component
+        reason = self.allowed.reason_against(self.outcome.job.subject.component.values(case))
+        if reason is not None:
+            raise NotApplicable(reason)
+
+    def _verdict(self, check: Callable[[], Comparison], case: Callable[[], Any]) -> Failure | None:
+        """Make a check, after which ``case`` tells what was checked."""
+        outcome = self.outcome
+        try:
+            comparison = check()
+        except ImplementationRaised as error:
+            return Failure(case(), None, error.__cause__ or error)
+        if not comparison.holds:
+            return Failure(case(), comparison, None)
+        outcome.exact = outcome.exact and comparison.exact
+        if outcome.failure is None and comparison.worst >= outcome.worst_ratio:
+            outcome.worst_ratio, outcome.worst_case = comparison.worst, case()
+        return None
+
+    def _record(self, failure: Failure) -> None:
+        now = self.seconds
+        if self.outcome.first_failure is None:
+            self.outcome.first_failure = failure
+            self.outcome.seconds_to_failure = now
+        self.outcome.failure = failure
+        self.outcome.shrink_seconds = now - self.outcome.seconds_to_failure
+
+    def _check_time(self) -> None:
+        now = self.seconds
+        if self.outcome.failure is not None:
+            if now - self.outcome.seconds_to_failure > SHRINK_SECONDS:
+                raise Stop
+        elif self.budget.seconds is not None and now > self.budget.seconds:
+            raise Stop

@@ -1,0 +1,155 @@
+"""What must hold of where everything lies, after every step, in words that say what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from reference.hybrid_pools.contract import PoolsSnapshot
+from reference.hybrid_pools.ledger import PageLedger
+from reference.hybrid_pools.steps import names, request_name
+
+Places = Mapping[int, int]
+"""Name of a page in the ledger to its place in a pool."""
+
+
+def violations(ledger: PageLedger, snapshot: PoolsSnapshot) -> list[str]:
+    """Compare where everything lies with the account of the pages; what the pages are called does not matter.
+
+    Returns
+    -------
+    list of str
+        What is wrong. Later rules are only looked at where the earlier ones hold, since they build on them.
+    """
+    slots = {request: row.tolist() for request, row in snapshot.slots.items()}
+    found = list(_wrong_requests(ledger, slots))
+    places: dict[int, int] = {}
+    found = found or list(_wrong_pages(ledger, slots, places))
+    sliding: dict[int, int] = {}
+    found = found or list(_wrong_mapping(ledger, snapshot.mapping.tolist(), places, sliding))
+    if found:
+        return found
+    sizes = ledger.sizes
+    found += _wrong_free_pages("full", sizes.full_pages, snapshot.free_pages.tolist(), ledger, places)
+    found += _wrong_free_pages("sliding", sizes.sliding_pages, snapshot.free_sliding_pages.tolist(), ledger, sliding)
+    order = list(slots)
+    found += _wrong_table("block_table", snapshot.block_table, order, ledger, places)
+    found += _wrong_table("sliding_block_table", snapshot.sliding_block_table, order, ledger, sliding)
+    return found
+
+
+def _wrong_requests(ledger: PageLedger, slots: Mapping[int, Sequence[int]]) -> Iterator[str]:
+    """The live requests, each with a slot per token."""
+    if set(slots) != set(ledger.tables):
+        live = names(tuple(sorted(ledger.tables))) or "nobody"
+        yield f"live are {live}, the snapshot has {names(tuple(sorted(slots))) or 'nobody'}"
+        return
+    for request, length in ledger.lengths.items():
+        if len(slots[request]) != length:
+            yield f"{request_name(request)} has {length} tokens and {len(slots[request])} slots"
+
+
+def _wrong_pages(ledger: PageLedger, slots: Mapping[int, Sequence[int]], places: dict[int, int]) -> Iterator[str]:
+    """Tokens lie side by side in pages, at their own offsets; a page is shared by design or not at all."""
+    size, owners = ledger.sizes.page_size, _owners(ledger)
+    tenants: dict[int, int] = {}
+    for request, table in ledger.tables.items():
+        row, who = slots[request], request_name(request)
+        for index, name in enumerate(table):
+            inside = row[index * size : (index + 1) * size]
+            page = inside[0] // size
+            if not 1 <= page <= ledger.sizes.full_pages:
+                yield f"token {index * size} of {who} has slot {inside[0]}, in page {page}, which is nobody's"
+            elif list(inside) != list(range(page * size, page * size + len(inside))):
+                yield f"page {index} of {who} has slots {_abridged(inside)}, which do not fill a page from its start"
+            elif places.setdefault(name, page) != page:
+                yield f"{owners[name]} share a page, and have it at {places[name]} and at {page}"
+            elif tenants.setdefault(page, name) != name:
+                yield f"page {page} of the full pool has tokens of {owners[tenants[page]]} and others of {owners[name]}"
+
+
+def _wrong_mapping(
+    ledger: PageLedger, mapping: Sequence[int], places: Places, sliding: dict[int, int]
+) -> Iterator[str]:
+    """Pages of the full pool are mapped to pages of the sliding pool, at the same offsets; all else to 0."""
+    size, owners = ledger.sizes.page_size, _owners(ledger)
+    filled = _filled(ledger)
+    rest = dict(enumerate(mapping[: (1 + ledger.sizes.full_pages) * size]))
+    tenants: dict[int, int] = {}
+    for name, place in places.items():
+        if name in ledger.evicted:
+            continue  # its slots stay in the rest, and must be mapped to 0
+        entries = [rest.pop(place * size + offset, 0) for offset in range(size)]
+        page, right = entries[0] // size, range(entries[0], entries[0] + size)
+        used = filled[name]
+        if not 1 <= page <= ledger.sizes.sliding_pages:
+            yield f"page {place} of {owners[name]} is mapped to slot {entries[0]}, which is nobody's"
+        elif entries[0] % size or list(right[:used]) != entries[:used]:
+            yield f"page {place} of {owners[name]} is mapped to {_abridged(entries[:used])}: not the same offsets"
+        elif any(entry not in (0, slot) for entry, slot in zip(entries[used:], right[used:], strict=True)):
+            yield f"page {place} of {owners[name]} is mapped to {_abridged(entries)} where it holds no token"
+        elif tenants.setdefault(page, name) != name:
+            yield f"page {page} of the sliding pool has tokens of {owners[tenants[page]]} and others of {owners[name]}"
+        sliding[name] = page
+    evicted = {places[name]: owners[name] for name in places if name in ledger.evicted}
+    for slot, entry in rest.items():
+        if entry:
+            who = evicted.get(slot // size)
+            reason = f"was evicted of {who}" if who else "belongs to nobody"
+            yield f"slot {slot} of the full pool {reason}, and is mapped to slot {entry}"
+            return
+
+
+def _wrong_free_pages(pool: str, pages: int, free: Sequence[int], ledger: PageLedger, places: Places) -> Iterator[str]:
+    """Every page but page 0 is either free, once, or held."""
+    owners, listed = _owners(ledger), set(free)
+    held = {place: owners[name] for name, place in places.items()}
+    if len(listed) != len(free):
+        yield f"a page of the {pool} pool is free twice: {_abridged(sorted(free))}"
+    strange = sorted(page for page in listed if not 1 <= page <= pages)
+    if strange:
+        yield f"page {strange[0]} is free in the {pool} pool, which has pages 1 to {pages}"
+    for page in range(1, pages + 1):
+        if page in listed and page in held:
+            yield f"page {page} of the {pool} pool is free and has tokens of {held[page]}"
+        elif page not in listed and page not in held:
+            yield f"page {page} of the {pool} pool is neither free nor anybody's"
+
+
+def _wrong_table(
+    name: str, table: torch.Tensor, order: Sequence[int], ledger: PageLedger, places: Places
+) -> Iterator[str]:
+    """Tables have a row per request, as wide as the longest needs; what is evicted is page 0."""
+    width = max((len(ledger.tables[request]) for request in order), default=0)
+    if list(table.shape) != [len(order), width] and order:
+        yield f"{name} has shape {list(table.shape)}, expected {[len(order), width]}"
+        return
+    for request, row in zip(order, table.tolist(), strict=False):
+        pages = [places.get(page, 0) for page in ledger.tables[request]]
+        if row[: len(pages)] != pages:
+            yield f"{name} of {request_name(request)} is {_abridged(row)}, expected {_abridged(pages)}"
+
+
+def _owners(ledger: PageLedger) -> dict[int, str]:
+    """The requests that have each page, in words."""
+    found: dict[int, list[int]] = {}
+    for request, table in ledger.tables.items():
+        for page in table:
+            found.setdefault(page, []).append(request)
+    return {page: " and ".join(request_name(request) for request in requests) for page, requests in found.items()}
+
+
+def _filled(ledger: PageLedger) -> dict[int, int]:
+    """Tokens in each page."""
+    size = ledger.sizes.page_size
+    return {
+        page: min(size, ledger.lengths[request] - index * size)
+        for request, table in ledger.tables.items()
+        for index, page in enumerate(table)
+    }
+
+
+def _abridged(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:6])
+    return f"[{shown}{', ...' if len(numbers) > 6 else ''}]"
