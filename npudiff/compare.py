@@ -128,6 +128,8 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
     return torch.where(equal | torch.isposinf(bound), 0.0, ratio)
 
 
+_ONE_ONLY = "only one of the two runs returns it"
+
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -139,6 +141,41 @@ def _same_bits(actual: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return actual.view(bits) == value.view(bits)
 
 
+def bounds_of(expected: Mapping[str, ExpectedOutput]) -> dict[str, torch.Tensor]:
+    """Return the bound of each output."""
+    return {name: output.bound for name, output in expected.items()}
+
+
+@dataclass(frozen=True)
+class _Derived:
+    """What a run must give, taken from another run of the same implementation."""
+
+    value: torch.Tensor
+    bound: torch.Tensor
+    dtype: torch.dtype
+
+
+def agree(
+    bounds: Mapping[str, torch.Tensor], one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], context: str
+) -> Comparison:
+    """Compare two runs that compute the same, each of which may be off by the bound: they differ by at most twice that.
+
+    A device may take another path for another shape (other tiles, another order of a sum), so equal bits may be asked
+    of moved data only.
+
+    Parameters
+    ----------
+    bounds : mapping
+        The reference's bound of each output, in the shape of the outputs.
+    """
+    both = {name: tensor for name, tensor in one.items() if name in other}
+    derived = {name: _Derived(tensor, 2 * bounds[name], tensor.dtype) for name, tensor in both.items()}
+    agreement = compare(derived, {name: other[name] for name in both}, context)
+    missing = [name for name in {**one, **other} if name not in both]
+    alone = [OutputComparison(name, _ONE_ONLY, actual=one.get(name, other.get(name))) for name in missing]
+    return Comparison((*agreement.outputs, *alone), context)
+
+
 def same_bits(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], context: str) -> Comparison:
     """Compare two runs that must agree bit for bit, but for the sign of a zero and the payload of a NaN."""
     outputs = []
@@ -146,7 +183,7 @@ def same_bits(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tens
         one, other = first.get(name), second.get(name)
         if one is None or other is None:
             present = one if other is None else other
-            outputs.append(OutputComparison(name, "only one of the two runs returns it", actual=present))
+            outputs.append(OutputComparison(name, _ONE_ONLY, actual=present))
             continue
         if other.shape != one.shape or other.dtype != one.dtype:
             outputs.append(OutputComparison(name, "the two runs return different shapes or dtypes", actual=one))

@@ -72,8 +72,8 @@ class Component:
     relations : tuple of Property
         What must hold besides equivalence with the reference.
     share : float
-        Part of the usual number of examples that implementations get: below 1 where a case costs much. Mutants get
-        all.
+        Part of the usual number of examples that implementations get: below 1 where a case costs much. Mutants, and
+        implementations that the user names, get all.
     profiles : mapping
         Production sizes, by model name, as values of axes.
     history : History or None
@@ -139,6 +139,13 @@ class ImplementationRaised(Exception):  # noqa: N818 - named for what happened
     """An implementation raised; the original exception is the cause. It is a finding, never a skip."""
 
 
+class Returned(dict[str, "torch.Tensor"]):
+    """Outputs of one run. An implementation may leave some out; a property that needs one says nothing of it then."""
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        raise NotApplicable(f"the implementation does not return {name}")
+
+
 @dataclass(frozen=True)
 class Subject:
     """An implementation on a target, as properties see it."""
@@ -149,6 +156,8 @@ class Subject:
 
     def run(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401 - the component's own contract
         """Return the outputs on the host.
+
+        Asking them for an output that the implementation leaves out raises ``NotApplicable``.
 
         Raises
         ------
@@ -201,7 +210,7 @@ class Subject:
 
     def _outputs(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401
         result = outputs_of(self.implementation(inputs, self.target), self.component.outputs)
-        return {name: tensor.detach().cpu() for name, tensor in result.items()}
+        return Returned((name, tensor.detach().cpu()) for name, tensor in result.items())
 
     def expected(self, inputs: Any) -> Mapping[str, ExpectedOutput]:  # noqa: ANN401 - the component's own contract
         """Return what the reference says of these inputs."""

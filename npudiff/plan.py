@@ -121,7 +121,8 @@ class Plan:
         """Cases of a job per example: what its property says, and what its component does."""
         component = job.subject.component
         runs = 1.0 if component.history is None else component.history.runs
-        return job.prop.share * runs * (1.0 if job in self.mutants else component.share)
+        named = bool(self.request.implementations)  # whoever asks for one implementation gets all its cases
+        return job.prop.share * runs * (1.0 if named or job in self.mutants else component.share)
 
 
 def make_plan(request: Request) -> Plan:

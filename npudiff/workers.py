@@ -18,6 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from npudiff.codec import dumps, loads
 from npudiff.engine import run_job
 from npudiff.evidence import finding_of
@@ -68,7 +70,8 @@ def run_in_workers(tasks: Sequence[Task], workers: int) -> Generator[Result, Non
     try:
         for index in itertools.islice(waiting, workers):
             ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=_work, args=(theirs, tasks), daemon=True)
+            not_theirs = [ours, *team]  # a worker that held these would never see that its parent is gone
+            process: BaseProcess = context.Process(target=_work, args=(theirs, tasks, not_theirs), daemon=True)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
                 process.start()
@@ -113,7 +116,7 @@ def _collected(
 def _received(connection: Connection, process: BaseProcess, job: Job) -> dict[str, Any]:
     try:
         message = json.loads(connection.recv_bytes())
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         process.join()
         code = process.exitcode or 0
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -125,8 +128,11 @@ def _received(connection: Connection, process: BaseProcess, job: Job) -> dict[st
     return dict(message)
 
 
-def _work(connection: Connection, tasks: Sequence[Task]) -> None:
+def _work(connection: Connection, tasks: Sequence[Task], not_ours: Sequence[Connection]) -> None:
     """The life of a worker: a number in, a result out, until the other side is closed."""
+    for other in not_ours:
+        other.close()
+    torch.set_num_threads(1)  # OpenMP's threads are not in a forked process, and waiting for them has no end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     while True:

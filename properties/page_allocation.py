@@ -89,7 +89,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PageAllocationCase:
     return PageAllocationCase(
         requests=requests,
         page_size=page_size,
-        spare_pages=choose.value(box, "spare_pages", (0, 1, 5)),
+        spare_pages=choose.value(box, "spare_pages", (*(0, 1, 5) * 4, 40_000)),
         seed=choose.pick(range(1024)),
     )
 
@@ -97,7 +97,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PageAllocationCase:
 def _prefixes(page_size: int) -> Sequence[int]:
     """Tokens that a request has: none, or one away from the border of a page."""
     borders = {max(0, pages * page_size + step) for pages in (0, 1, 2, 5) for step in (-1, 0, 1)}
-    return sorted({*borders, page_size // 2, 1025, 10_001})
+    return sorted({*borders, page_size // 2, 1025, 10_001, 100_001})
 
 
 def _new_tokens(box: Box, page_size: int, kind: str) -> Sequence[int]:

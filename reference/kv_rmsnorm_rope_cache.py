@@ -150,7 +150,7 @@ def written(inputs: Placed, cache: torch.Tensor, rows: Expected, scale: torch.Te
     written = slots != SKIPPED
     addresses = layout.addresses(slots[written])[:, 0]
     value.view(-1)[addresses], bound.view(-1)[addresses] = rows.value[written], rows.bound[written]
-    if bool((slots == 0).any()):
+    if int((slots == 0).sum()) > 1:
         bound.view(-1)[layout.addresses(torch.zeros(1, dtype=torch.int64))] = torch.inf
     return Expected(value, bound, cache.dtype)
 

@@ -155,7 +155,7 @@ def check_case(case: KvRmsnormRopeCacheCase) -> None:
         raise ValueError("spare_pages or seed out of range")
     _check_placement(case)
     width = case.latent_dim + case.rope_dim
-    if width * max(case.pages * case.page_size, case.batch * case.length, case.table) > _MAX_ELEMENTS:
+    if width * max(case.pages * case.page_size, case.batch * case.length) > _MAX_ELEMENTS:
         raise ValueError(f"the inputs would have more than {_MAX_ELEMENTS} elements")
     for dim in (case.latent_dim, case.rope_dim):
         _ = layout_of(case, dim).shape  # raises for strips that are not filled

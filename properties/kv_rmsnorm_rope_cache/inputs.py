@@ -8,13 +8,13 @@ import torch
 
 from npudiff.data import Stream
 from properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
+from properties.long_table import table_of_numbers
 from reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 from reference.paged_cache import SKIPPED
 
 
 def build_inputs(case: KvRmsnormRopeCacheCase) -> KvRmsnormRopeCacheInputs:
     """Build the inputs of a case. The table holds numbers, not cosines: then no two entries are alike."""
-    table = Stream(case.seed, "table").normal((case.table, case.rope_dim), torch.float32) * 0.5
     weight = 1 + 0.5 * Stream(case.seed, "weight").normal((case.latent_dim,), torch.float32)
     positions = Stream(case.seed, "positions").integers(0, case.table, case.batch * case.length)
     return KvRmsnormRopeCacheInputs(
@@ -22,7 +22,7 @@ def build_inputs(case: KvRmsnormRopeCacheCase) -> KvRmsnormRopeCacheInputs:
         weight=weight.to(case.torch_dtype),
         epsilon=case.epsilon,
         positions=torch.tensor(positions).reshape(case.batch, case.length),
-        cos_sin_cache=table.to(case.torch_dtype),
+        cos_sin_cache=table_of_numbers(case.seed, case.table, case.rope_dim, case.torch_dtype),
         latent_cache=_cache(case, "latent cache", case.latent_dim),
         rope_cache=_cache(case, "rope cache", case.rope_dim),
         slots=torch.tensor(_slots(case)).reshape(case.batch, case.length),

@@ -60,14 +60,14 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> KvRmsnormRopeCacheCase:
         padded_tokens=_padded_tokens(choose, box, placement, batch * length),
         recipe=choose.value(box, "recipe", RECIPES),
         epsilon=choose.value(box, "epsilon", (1e-6, 1e-5)),
-        table=choose.value(box, "table", (*(64, 1, 5, 4097) * 4, 70_001)),
+        table=choose.value(box, "table", (*(64, 1, 5, 4097) * 12, 70_001, 2**20)),
         seed=choose.pick(range(1024)),
     )
 
 
 def _batches(box: Box, length: int) -> Sequence[int]:
     """Numbers of requests; where the constraints leave none that is cheap, the smallest that they allow."""
-    defaults = [1, *(count for count in (2, 3, 8, 17) if count * length <= TOKENS)]
+    defaults = [1, *(count for count in (2, 3, 8, 17, 65) if count * length <= TOKENS)]
     allowed = within(defaults, box.get("batch"))[:4096]
     return [count for count in allowed if count * length <= MOST_TOKENS] or [min(allowed)]
 

@@ -149,7 +149,6 @@ def check_case(case: MlaPreprocessCase) -> None:
         case.query_rank * case.heads * (heads // case.heads + case.latent_dim),
         case.tokens * case.heads * width,
         case.pages * case.page_size * width,
-        case.table * case.rope_dim,
     )
     if max(sizes) > _MAX_ELEMENTS:
         raise ValueError(f"the inputs would have more than {_MAX_ELEMENTS} elements")

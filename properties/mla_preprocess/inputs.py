@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.data import Stream
+from properties.long_table import table_of_numbers
 from properties.mla_preprocess.case import MlaPreprocessCase, layout_of
 from reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
 from reference.paged_cache import SKIPPED
@@ -37,7 +38,7 @@ def build_inputs(case: MlaPreprocessCase) -> MlaPreprocessInputs:
         kv_a_norm=_norm(case, "kv_a norm", case.latent_dim),
         epsilon=case.epsilon,
         positions=torch.tensor(Stream(case.seed, "positions").integers(0, case.table, case.tokens)),
-        cos_sin_cache=(Stream(case.seed, "table").normal((case.table, case.rope_dim), torch.float32) * 0.5).bfloat16(),
+        cos_sin_cache=table_of_numbers(case.seed, case.table, case.rope_dim, torch.bfloat16),
         latent_cache=Stream(case.seed, "latent cache").normal(layout_of(case, case.latent_dim).shape, torch.bfloat16),
         rope_cache=Stream(case.seed, "rope cache").normal(layout_of(case, case.rope_dim).shape, torch.bfloat16),
         slots=_slots(case),

@@ -49,7 +49,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
         recipe=recipe,
         quantised=quantised,
         epsilon=choose.value(box, "epsilon", (1e-6, 1e-5)),
-        table=choose.value(box, "table", (64, 1, 5, 4097)),
+        table=choose.value(box, "table", (*(64, 1, 5, 4097) * 12, 2**20)),
         seed=choose.pick(range(1024)),
     )
 

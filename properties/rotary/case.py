@@ -9,6 +9,7 @@ import torch
 
 from npudiff.constraints import Axis
 from npudiff.text import counted
+from properties.long_table import ROW_STEP
 from reference.rotary import STYLES
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -127,5 +128,5 @@ def check_case(case: RotaryCase) -> None:
         raise ValueError(f"a table of cosines has at most 100000 rows, got {case.table}")
     if not 1 <= case.table <= 2**20 or not 0 <= case.seed < 2**63:
         raise ValueError(f"table {case.table} or seed {case.seed} out of range")
-    if max(case.tokens * max(case.heads, case.kv_heads) * case.head_dim, case.table * case.rotary_dim) > _MAX_ELEMENTS:
+    if max(case.tokens * max(case.heads, case.kv_heads) * case.head_dim, case.table * ROW_STEP) > _MAX_ELEMENTS:
         raise ValueError(f"the inputs would have more than {_MAX_ELEMENTS} elements")

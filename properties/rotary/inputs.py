@@ -7,16 +7,13 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.data import Stream
+from properties.long_table import table_of_numbers
 from properties.rotary.case import DTYPES, RotaryCase
 from reference.rotary import RotaryInputs
 from reference.views import sliced
 
 GAP = 24
 """Elements between the rows of a slice."""
-
-LONG_TABLE, ROW_STEP = 10_000, 7
-"""Tables with more rows are views of one stream of numbers, in which each row begins so many further than the last: a
-million rows from a few million draws, and rows that overlap in memory."""
 
 
 def build_inputs(case: RotaryCase) -> RotaryInputs:
@@ -41,17 +38,15 @@ def _rows(case: RotaryCase, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _stored_table(case: RotaryCase, dtype: torch.dtype) -> torch.Tensor:
-    """The table as it is stored; a long one of numbers overlaps itself."""
-    if case.data != "numbers" or case.table <= LONG_TABLE:
+    if case.data == "cosines":
         return exact_table(case).to(dtype)
-    numbers = Stream(case.seed, "table").normal((case.table * ROW_STEP + case.rotary_dim,), torch.float32) * 0.5
-    return numbers.to(dtype).as_strided((case.table, case.rotary_dim), (ROW_STEP, 1))
+    return table_of_numbers(case.seed, case.table, case.rotary_dim, dtype)
 
 
 def exact_table(case: RotaryCase) -> torch.Tensor:
-    """The table before it is rounded to its dtype, float32 numbers or float64 cosines and sines."""
+    """The table before it is rounded to its dtype: float64 cosines and sines, or the numbers."""
     if case.data == "numbers":
-        return Stream(case.seed, "table").normal((case.table, case.rotary_dim), torch.float32) * 0.5
+        return table_of_numbers(case.seed, case.table, case.rotary_dim, torch.float64)
     exponents = torch.arange(0, case.rotary_dim, 2, dtype=torch.float64) / case.rotary_dim
     angles = torch.outer(torch.arange(case.table, dtype=torch.float64), 10_000.0**-exponents)
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)

@@ -12,8 +12,11 @@ from npudiff.draw import Chooser, within
 from properties.rotary.case import DIMS, DTYPES, POSITIONS, ROWS, SECTIONS, RotaryCase
 from reference.rotary import STYLES
 
-TABLES = (*(64, 1, 5, 1025, 4097) * 3, 70_001, 2**20)
+TABLES = (*(64, 1, 5, 1025, 4097) * 9, 70_001, 2**20)
 MOST_COSINES = 100_000
+
+MOST_ROWS = 2**13
+"""Rows of all heads up to which a case may have more heads than it must."""
 
 
 def cases(constraints: Constraints) -> st.SearchStrategy[RotaryCase]:
@@ -26,14 +29,14 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
     rotary_dim, _, head_dim = str(choose.value(box, "dims", DIMS)).partition("/")
-    tokens = choose.value(box, "tokens", (1, 2, 3, 7, 16, 17, 65, 257))
+    tokens = choose.value(box, "tokens", (1, 2, 3, 7, 16, 17, 65, 257, 513))
     table = choose.value(box, "table", TABLES)
     data = choose.pick(within(("numbers", "numbers", "cosines"), box.get("data")))
     assume(data == "numbers" or table <= MOST_COSINES)
     return RotaryCase(
         tokens=tokens,
-        heads=choose.value(box, "heads", (1, 2, 3, 8)),
-        kv_heads=choose.value(box, "kv_heads", (1, 2, 3)),
+        heads=choose.pick(_heads(box, "heads", tokens, (1, 2, 3, 8, 33))),
+        kv_heads=choose.pick(_heads(box, "kv_heads", tokens, (1, 2, 3))),
         rotary_dim=int(rotary_dim),
         head_dim=int(head_dim or rotary_dim),
         dtype=choose.value(box, "dtype", tuple(DTYPES)),
@@ -45,6 +48,12 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
+
+
+def _heads(box: Box, axis: str, tokens: int, defaults: Sequence[int]) -> Sequence[int]:
+    """Numbers of heads; where the constraints leave none that is cheap, the smallest that they allow."""
+    allowed = within(defaults, box.get(axis))[:4096]
+    return [count for count in allowed if count * tokens <= MOST_ROWS] or [min(allowed)]
 
 
 def _sections(choose: Chooser, box: Box, rotary_dim: int) -> str:

@@ -8,11 +8,11 @@ differ by twice that; the reference's bound is used, its value is not.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, compare, same_bits
+from npudiff.compare import Comparison, agree, bounds_of, same_bits
 from npudiff.component import Subject
 from npudiff.data import Stream
 from npudiff.property import NotApplicable, Property
@@ -24,22 +24,9 @@ from reference.sliding_attention import SlidingAttentionInputs
 Outputs = Mapping[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class _Derived:
-    """What a run must give, taken from another run: its value, and twice the bound of one run."""
-
-    value: torch.Tensor
-    bound: torch.Tensor
-    dtype: torch.dtype
-
-
 def _agree(subject: Subject, inputs: SlidingAttentionInputs, one: Outputs, other: Outputs, context: str) -> Comparison:
     """Compare two runs on the same rows, each of which may be off by the bound."""
-    bounds = subject.expected(inputs)
-    derived = {
-        name: _Derived(tensor.to(torch.float64), 2 * bounds[name].bound, tensor.dtype) for name, tensor in one.items()
-    }
-    return compare(derived, other, context)
+    return agree(bounds_of(subject.expected(inputs)), one, other, context)
 
 
 def _rows(outputs: Outputs, rows: Sequence[int]) -> Outputs:

@@ -47,11 +47,12 @@ def test_a_skipped_token_is_written_nowhere_and_inputs_stay_as_they_are():
     assert not given.key_cache.any()
 
 
-def test_only_slot_0_is_not_specified_and_only_if_a_token_goes_there():
-    bound = paged_cache(inputs(slots=(0, 9)))["key_cache"].bound
+def test_only_slot_0_is_not_specified_and_only_if_several_tokens_go_there():
+    bound = paged_cache(inputs(slots=(0, 0)))["key_cache"].bound
     assert bool(bound[0, 0].isposinf().all())
     assert int(bound.isposinf().sum()) == bound[0, 0].numel()
     assert not paged_cache(inputs(slots=(4, 9)))["key_cache"].bound.any()
+    assert not paged_cache(inputs(slots=(0, 9)))["key_cache"].bound.any()
 
 
 def test_numbers_that_are_not_numbers_are_moved_too():
