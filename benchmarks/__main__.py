@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row
 
-MODULES = ("start", "engine", "reference", "shrinking", "margins")
+MODULES = ("start", "engine", "reference", "state_machine", "shrinking", "margins")
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 

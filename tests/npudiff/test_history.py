@@ -78,7 +78,8 @@ class Tally:
 
 
 def exactly(total):
-    return {"total": Expected(torch.tensor([float(total)], dtype=torch.float64), torch.zeros(1).double(), torch.float32)}
+    value = torch.tensor([float(total)], dtype=torch.float64)
+    return {"total": Expected(value, torch.zeros_like(value), torch.float32)}
 
 
 class TallySession:
@@ -224,7 +225,7 @@ def test_a_right_implementation_holds_in_every_step(watched):
     outcome = run_job(job(watched), SEEDED)
     assert outcome.verdict is Verdict.HOLDS
     assert (outcome.cases, outcome.steps) == (20, sum(len(trace) - 1 for trace in watched.traces))
-    assert 8 * 20 < outcome.steps <= 11 * 20  # Hypothesis counts the opening as a step
+    assert outcome.steps == 20 * 12
     assert outcome.exact
     assert 10 < outcome.features["add"] < 20  # Hypothesis leaves out some rules in some runs
     assert 10 < outcome.features["undo"] < 20
@@ -248,7 +249,7 @@ def test_the_number_of_steps_is_the_components_or_the_budgets(watched):
     for steps in (None, 5, 40):
         watched.traces = ()
         run_job(job(watched), replace(SEEDED, steps=steps))
-        assert max(len(trace) - 1 for trace in watched.traces) == (steps or 12) - 1
+        assert max(len(trace) - 1 for trace in watched.traces) == (steps or 12)
 
 
 def test_a_trace_that_fails_is_shrunk_to_the_smallest():
@@ -405,7 +406,7 @@ def test_a_machine_with_one_trace_ends(watched):
     )
     outcome = run_job(job(watched, history=history), SEEDED)
     assert outcome.verdict is Verdict.HOLDS
-    assert (outcome.cases, outcome.steps) == (1, 11)
+    assert (outcome.cases, outcome.steps) == (1, 12)
     assert len(watched.traces) == 1
 
 
@@ -595,7 +596,7 @@ def test_steps_have_a_column_where_there_are_any(capsys, toy):
     console.table([run_job(job(), Budget(examples=3, seed=1, steps=5)), run_job(toy.job(), Budget(examples=3, seed=1))])
     tally, other = capsys.readouterr().out.split("toy ")
     assert re.search(r"cases +steps +not applicable", tally)
-    assert re.search(r"mine +3 +1[0-2] +0 +exact", tally)
+    assert re.search(r"mine +3 +15 +0 +exact", tally)
     assert "steps" not in other
 
 
@@ -657,5 +658,5 @@ def test_runs_are_a_share_of_the_examples():
 def test_steps_are_told_apart_by_their_kind():
     assert loads(TallyCase, '{"steps": [{"kind": "undo"}, {"kind": "add", "number": 4}]}').steps == (Undo(), Add(4))
     for text in ('{"steps": [{"kind": "subtract"}]}', '{"steps": [{"kind": "add"}]}', '{"steps": [{"kind": 1}]}'):
-        with pytest.raises(ValueError, match="kind|missing"):
+        with pytest.raises(ValueError, match=r"kind|missing"):
             loads(TallyCase, text)

@@ -34,9 +34,7 @@ def ledger(*steps, page_size=4, full=8, sliding=8, window=3, requests=4, sharing
 def shape(found):
     """Tables with pages named in the order in which they are first seen."""
     names = {}
-    return {
-        request: [names.setdefault(page, len(names)) for page in table] for request, table in found.tables.items()
-    }
+    return {request: [names.setdefault(page, len(names)) for page in table] for request, table in found.tables.items()}
 
 
 def test_tokens_fill_pages_from_their_start():
