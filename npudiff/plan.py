@@ -140,7 +140,7 @@ def make_plan(request: Request) -> Plan:
         is_mutant = item.wrong is not None and not request.implementations
         properties = (EQUIVALENCE,) if is_mutant else (EQUIVALENCE, *component.relations)
         destination = mutants if is_mutant else jobs
-        destination.extend(_jobs(component, item, target, properties, restriction))
+        destination.extend(_jobs(component, item, target, properties, restriction, request))
     if not jobs and not mutants:
         raise UsageError("no implementation supports a case that --where and --profile allow: nothing to run")
     return Plan(target, tuple(jobs), tuple(mutants), request)
@@ -152,9 +152,11 @@ def _jobs(
     target: Target,
     properties: Sequence[Property],
     restriction: Constraints,
+    request: Request,
 ) -> list[Job]:
-    """The properties that say something about what the implementation supports."""
-    constraints = item.constraints.within(restriction)
+    """The properties that say something about what the implementation supports, and the model has."""
+    model = Constraints.of(component.profiles.get(request.model or "", {}))
+    constraints = item.constraints.within(restriction.legal(component.axes)).within(model)
     subject = Subject(component, item, target)
     jobs = [Job(subject, prop, constraints) for prop in properties]
     return [job for job in jobs if job.applies]
@@ -162,14 +164,7 @@ def _jobs(
 
 def _restriction(request: Request, components: Sequence[Component]) -> Constraints:
     axes = {name: axis for component in components for name, axis in component.axes.items()}
-    restriction = parse_where(request.where).checked(axes, "--where")
-    if request.model is None:
-        return restriction
     models = sorted({model for component in components for model in component.profiles})
-    if request.model not in models:
+    if request.model is not None and request.model not in models:
         raise unknown("model profile", request.model, models)
-    boxes = [component.profiles[request.model] for component in components if request.model in component.profiles]
-    merged: dict[str, object] = {}
-    for box in boxes:
-        merged.update(box)
-    return restriction.within(Constraints.of(merged))  # type: ignore[arg-type]
+    return parse_where(request.where).checked(axes, "--where")

@@ -61,6 +61,9 @@ def test_a_model_profile_of_one_component_does_not_narrow_another():
     # mimo-v2-flash gives sizes for attention only; the mask has no such profile and keeps its own.
     made = make_plan(Request(target="sim", model="mimo-v2-flash"))
     assert {job.subject.component.name for job in made.jobs} == {"sliding_attention", "swa_mask"}
+    for job in made.jobs:
+        narrowed = any("window" in box for box in job.constraints.boxes)
+        assert narrowed is (job.subject.component.name == "sliding_attention"), job.name
 
 
 @pytest.mark.parametrize(
