@@ -125,9 +125,9 @@ class Constraints:
 
 
 def _legal(allowed: Allowed, axis: Axis) -> Allowed:
-    found = intersection(allowed, axis.legal)
-    nothing = axis.optional and allows(allowed, None)
-    return (*found, None) if nothing else found
+    if isinstance(allowed, range):
+        return intersection(allowed, axis.legal)
+    return tuple(value for value in allowed if (value is None and axis.optional) or allows(axis.legal, value))
 
 
 def _checked(name: str, allowed: Allowed, axes: Mapping[str, Axis], owner: str) -> Allowed:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import pytest
 
+from device.ascend import hybrid_pools as ascend_hybrid_pools
+from device.ascend import swa_mask as ascend_swa_mask
 from npudiff.constraints import Constraints
 from npudiff.engine import EQUIVALENCE
 from npudiff.errors import UsageError
 from npudiff.plan import Request, make_plan
+from properties import hybrid_pools, swa_mask
 
 MASK = {"components": ("swa_mask",), "target": "sim"}
 
@@ -64,6 +67,21 @@ def test_a_model_profile_of_one_component_does_not_narrow_another():
     for job in made.jobs:
         narrowed = any("window" in box for box in job.constraints.boxes)
         assert narrowed is (job.subject.component.name == "sliding_attention"), job.name
+
+
+def test_where_leaves_out_what_an_axis_of_the_same_name_cannot_have_elsewhere(monkeypatch):
+    """A mask can have no window; pools of layers with a window cannot."""
+    components = [hybrid_pools.component, swa_mask.component]
+    items = [ascend_hybrid_pools.torch_native_pools, ascend_swa_mask.swa_mask_eager]
+    monkeypatch.setattr("npudiff.plan.load_components", lambda names: components)
+    monkeypatch.setattr("npudiff.plan.select_implementations", lambda components, names: items)
+
+    def windows(values):
+        made = make_plan(Request(target="sim", where=(f"window={values}",)))
+        return {job.subject.component.name: job.constraints.boxes[0]["window"] for job in made.jobs}
+
+    assert windows("none") == {"swa_mask": (None,)}
+    assert windows("none,5") == {"hybrid_pools": (5,), "swa_mask": (None, 5)}
 
 
 @pytest.mark.parametrize(
