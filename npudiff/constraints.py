@@ -111,7 +111,6 @@ class Constraints:
             tuple({axis: _checked(axis, allowed, axes, owner) for axis, allowed in box.items()} for box in self.boxes)
         )
 
-
     def legal(self, axes: Mapping[str, Axis]) -> Constraints:
         """Return the part of the constraints that some axes can have; an axis that is not among them stays as it is.
 

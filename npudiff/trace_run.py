@@ -28,8 +28,9 @@ that most runs are variations of a few; the first nine, but for the simplest of 
 class TraceRun(CaseRun):
     """Runs drawn traces of one job; it is the judge of the machine that draws them.
 
-    A trace that fails is shrunk here and not by Hypothesis: without a step, with a simpler one, in smaller pools. That
-    takes a fraction of the time, since most changes to Hypothesis's choices give another trace and not a smaller one.
+    A trace that fails is shrunk here and not by Hypothesis: steps are left out, and what is left is made simpler as the
+    component knows how. It takes a fraction of the time and ends with fewer steps, since most changes to Hypothesis's
+    choices give another trace and not a simpler one.
 
     Parameters
     ----------

@@ -42,5 +42,5 @@ component = Component(
             "page_size": (128,),
         },
     },
-    history=History(machine=HybridPoolsMachine, open=PoolsSession, simpler=SIMPLER, runs=0.3, steps=30),
+    history=History(machine=HybridPoolsMachine, open=PoolsSession, simpler=SIMPLER, runs=0.35, steps=20),
 )

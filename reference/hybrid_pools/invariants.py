@@ -83,7 +83,8 @@ def _wrong_mapping(
         page, right = entries[0] // size, range(entries[0], entries[0] + size)
         used = filled[name]
         if not 1 <= page <= ledger.sizes.sliding_pages:
-            yield f"page {place} of {_owners(ledger, name)} belongs in the sliding pool, and is mapped to slot {entries[0]}"
+            who = _owners(ledger, name)
+            yield f"page {place} of {who} belongs in the sliding pool, and is mapped to slot {entries[0]}"
         elif entries[0] % size or list(right[:used]) != entries[:used]:
             slots = _abridged(entries[:used])
             yield f"page {place} of {_owners(ledger, name)} is mapped to {slots}: not the same offsets"
