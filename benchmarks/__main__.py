@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row
 
-MODULES = ("start", "engine", "reference", "layouts", "shrinking", "margins")
+MODULES = ("start", "engine", "reference", "layouts", "shrinking", "margins", "state_machine")
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 

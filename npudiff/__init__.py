@@ -6,6 +6,7 @@ neither torch nor Hypothesis, so that a command line or a pytest start that does
 
 from npudiff.component import Component, Subject
 from npudiff.constraints import Constraints
+from npudiff.history import History
 from npudiff.implementation import Implementation, implementation
 from npudiff.property import NotApplicable, Property
 from npudiff.target import Target, TargetUnavailable
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Component",
     "Constraints",
+    "History",
     "Implementation",
     "NotApplicable",
     "Property",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +37,7 @@ class OutputComparison:
     value: torch.Tensor | None = None
     bound: torch.Tensor | None = None
 
-    @property
+    @cached_property
     def worst(self) -> float:
         """The largest ratio; above 1 is wrong."""
         if self.problem is not None:

@@ -111,6 +111,23 @@ class Constraints:
             tuple({axis: _checked(axis, allowed, axes, owner) for axis, allowed in box.items()} for box in self.boxes)
         )
 
+    def legal(self, axes: Mapping[str, Axis]) -> Constraints:
+        """Return the part of the constraints that some axes can have; an axis that is not among them stays as it is.
+
+        Components may have axes of the same name that differ in what is legal, and share one ``--where``.
+        """
+        boxes = [
+            {axis: _legal(allowed, axes[axis]) if axis in axes else allowed for axis, allowed in box.items()}
+            for box in self.boxes
+        ]
+        return Constraints(tuple(box for box in boxes if all(box.values())))
+
+
+def _legal(allowed: Allowed, axis: Axis) -> Allowed:
+    if isinstance(allowed, range):
+        return intersection(allowed, axis.legal)
+    return tuple(value for value in allowed if (value is None and axis.optional) or allows(axis.legal, value))
+
 
 def _checked(name: str, allowed: Allowed, axes: Mapping[str, Axis], owner: str) -> Allowed:
     if name not in axes:

@@ -43,5 +43,5 @@ class History:
     machine: Callable[[Constraints, Judge], Machine]
     open: Callable[[Subject, Any], Session]
     simpler: tuple[Callable[[Any], Iterable[Any]], ...] = ()
-    runs: float = 0.3
-    steps: int = 30
+    runs: float = 0.35
+    steps: int = 20

@@ -1,4 +1,8 @@
-"""A pool of pages as a backend keeps it: storage, and the pages that are free."""
+"""One pool of pages as a backend keeps it: storage for one kind of layer, and which of its pages are free.
+
+Source: sglang 0.5.23, ``hardware_backend/npu/memory_pool_npu.py`` 88-360: pages lie one after the other, page 0 is a
+dummy, and tokens are written with ``npu_scatter_nd_update_`` into the storage seen as ``[slots, heads, dim]``.
+"""
 
 from __future__ import annotations
 

@@ -26,5 +26,21 @@ component = Component(
     check_case=check_case,
     coordinates=coordinates,
     watched="shared",
-    history=History(machine=HybridPoolsMachine, open=PoolsSession, simpler=SIMPLER, runs=0.3, steps=30),
+    profiles={
+        "step-3.5-flash": {
+            "head_dims": ("128",),
+            "kv_heads": (1,),  # of 8, on 8 cards
+            "group": (8,),
+            "window": (512,),
+            "page_size": (128,),
+        },
+        "gpt-oss": {
+            "head_dims": ("64",),
+            "kv_heads": (1,),
+            "group": (8,),
+            "window": (128,),
+            "page_size": (128,),
+        },
+    },
+    history=History(machine=HybridPoolsMachine, open=PoolsSession, simpler=SIMPLER, runs=0.35, steps=20),
 )

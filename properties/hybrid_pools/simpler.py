@@ -48,6 +48,7 @@ def _smaller_pools(case: HybridPoolsCase) -> Iterator[HybridPoolsCase]:
         if size < case.page_size:
             yield _scaled(case, size)
             yield replace(case, page_size=size)
+    yield from _without_a_page(case)
     for pages in _smaller(max(case.full_pages, case.sliding_pages)):
         yield replace(case, full_pages=min(pages, case.full_pages), sliding_pages=min(pages, case.sliding_pages))
     for name in ("full_pages", "sliding_pages", "requests", "window"):
@@ -58,6 +59,15 @@ def _smaller_pools(case: HybridPoolsCase) -> Iterator[HybridPoolsCase]:
 
 SIMPLER = (_plain, _smaller_pools, _fewer_tokens)
 """Ways to make a trace simpler; what they yield need not be legal, nor fail."""
+
+
+def _without_a_page(case: HybridPoolsCase) -> Iterator[HybridPoolsCase]:
+    """Pools and a request with a page less each, so that pages run out where they did."""
+    fewer = replace(case, full_pages=case.full_pages - 1, sliding_pages=case.sliding_pages - 1)
+    for index, step in enumerate(case.steps):
+        if isinstance(step, Allocate | Extend | Share) and step.tokens > case.page_size:
+            shorter = replace(step, tokens=step.tokens - case.page_size)
+            yield replace(fewer, steps=(*case.steps[:index], shorter, *case.steps[index + 1 :]))
 
 
 def _smaller(number: int, page_size: int = 1) -> list[int]:

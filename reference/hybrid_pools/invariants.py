@@ -52,7 +52,7 @@ def _wrong_requests(ledger: PageLedger, slots: Mapping[int, Sequence[int]]) -> I
 
 def _wrong_pages(ledger: PageLedger, slots: Mapping[int, Sequence[int]], places: dict[int, int]) -> Iterator[str]:
     """Tokens lie side by side in pages, at their own offsets; a page is shared by design or not at all."""
-    size, owners = ledger.sizes.page_size, _owners(ledger)
+    size = ledger.sizes.page_size
     tenants: dict[int, int] = {}
     for request, table in ledger.tables.items():
         row, who = slots[request], request_name(request)
@@ -64,17 +64,16 @@ def _wrong_pages(ledger: PageLedger, slots: Mapping[int, Sequence[int]], places:
             elif list(inside) != list(range(page * size, page * size + len(inside))):
                 yield f"page {index} of {who} has slots {_abridged(inside)}, which do not fill a page from its start"
             elif places.setdefault(name, page) != page:
-                yield f"{owners[name]} share a page, and have it at {places[name]} and at {page}"
+                yield f"{_owners(ledger, name)} share a page, and have it at {places[name]} and at {page}"
             elif tenants.setdefault(page, name) != name:
-                yield f"page {page} of the full pool has tokens of {owners[tenants[page]]} and others of {owners[name]}"
+                yield f"page {page} of the full pool {_strangers(ledger, tenants[page], name)}"
 
 
 def _wrong_mapping(
     ledger: PageLedger, mapping: Sequence[int], places: Places, sliding: dict[int, int]
 ) -> Iterator[str]:
     """Pages of the full pool are mapped to pages of the sliding pool, at the same offsets; all else to 0."""
-    size, owners = ledger.sizes.page_size, _owners(ledger)
-    filled = _filled(ledger)
+    size, filled = ledger.sizes.page_size, _filled(ledger)
     rest = dict(enumerate(mapping[: (1 + ledger.sizes.full_pages) * size]))
     tenants: dict[int, int] = {}
     for name, place in places.items():
@@ -84,27 +83,27 @@ def _wrong_mapping(
         page, right = entries[0] // size, range(entries[0], entries[0] + size)
         used = filled[name]
         if not 1 <= page <= ledger.sizes.sliding_pages:
-            yield f"page {place} of {owners[name]} is mapped to slot {entries[0]}, which is nobody's"
+            who = _owners(ledger, name)
+            yield f"page {place} of {who} belongs in the sliding pool, and is mapped to slot {entries[0]}"
         elif entries[0] % size or list(right[:used]) != entries[:used]:
-            yield f"page {place} of {owners[name]} is mapped to {_abridged(entries[:used])}: not the same offsets"
+            slots = _abridged(entries[:used])
+            yield f"page {place} of {_owners(ledger, name)} is mapped to {slots}: not the same offsets"
         elif any(entry not in (0, slot) for entry, slot in zip(entries[used:], right[used:], strict=True)):
-            yield f"page {place} of {owners[name]} is mapped to {_abridged(entries)} where it holds no token"
+            yield f"page {place} of {_owners(ledger, name)} is mapped to {_abridged(entries)} where it holds no token"
         elif tenants.setdefault(page, name) != name:
-            yield f"page {page} of the sliding pool has tokens of {owners[tenants[page]]} and others of {owners[name]}"
+            yield f"page {page} of the sliding pool {_strangers(ledger, tenants[page], name)}"
         sliding[name] = page
-    evicted = {places[name]: owners[name] for name in places if name in ledger.evicted}
-    for slot, entry in rest.items():
-        if entry:
-            who = evicted.get(slot // size)
-            reason = f"was evicted of {who}" if who else "belongs to nobody"
-            yield f"slot {slot} of the full pool {reason}, and is mapped to slot {entry}"
-            return
+    slot = next((slot for slot, entry in rest.items() if entry), None)
+    if slot is not None:
+        evicted = [_owners(ledger, name) for name, place in places.items() if place == slot // size]
+        reason = f"was evicted of {evicted[0]}" if evicted else "belongs to nobody"
+        yield f"slot {slot} of the full pool {reason}, and is mapped to slot {rest[slot]}"
 
 
 def _wrong_free_pages(pool: str, pages: int, free: Sequence[int], ledger: PageLedger, places: Places) -> Iterator[str]:
     """Every page but page 0 is either free, once, or held."""
-    owners, listed = _owners(ledger), set(free)
-    held = {place: owners[name] for name, place in places.items()}
+    listed = set(free)
+    held = {place: name for name, place in places.items()}
     if len(listed) != len(free):
         yield f"a page of the {pool} pool is free twice: {_abridged(sorted(free))}"
     strange = sorted(page for page in listed if not 1 <= page <= pages)
@@ -112,7 +111,7 @@ def _wrong_free_pages(pool: str, pages: int, free: Sequence[int], ledger: PageLe
         yield f"page {strange[0]} is free in the {pool} pool, which has pages 1 to {pages}"
     for page in range(1, pages + 1):
         if page in listed and page in held:
-            yield f"page {page} of the {pool} pool is free and has tokens of {held[page]}"
+            yield f"page {page} of the {pool} pool is free and has tokens of {_owners(ledger, held[page])}"
         elif page not in listed and page not in held:
             yield f"page {page} of the {pool} pool is neither free nor anybody's"
 
@@ -131,13 +130,14 @@ def _wrong_table(
             yield f"{name} of {request_name(request)} is {_abridged(row)}, expected {_abridged(pages)}"
 
 
-def _owners(ledger: PageLedger) -> dict[int, str]:
-    """The requests that have each page, in words."""
-    found: dict[int, list[int]] = {}
-    for request, table in ledger.tables.items():
-        for page in table:
-            found.setdefault(page, []).append(request)
-    return {page: " and ".join(request_name(request) for request in requests) for page, requests in found.items()}
+def _owners(ledger: PageLedger, page: int) -> str:
+    """The requests that have a page, in words."""
+    return " and ".join(request_name(request) for request, table in ledger.tables.items() if page in table)
+
+
+def _strangers(ledger: PageLedger, one: int, other: int) -> str:
+    """What is wrong with a place where two pages lie."""
+    return f"has tokens of {_owners(ledger, one)} and others of {_owners(ledger, other)}"
 
 
 def _filled(ledger: PageLedger) -> dict[int, int]:

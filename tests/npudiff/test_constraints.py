@@ -201,3 +201,18 @@ def test_a_summary_has_one_line_per_box():
     union = Constraints.of([{"a": range(1, 4097), "b": ("x", None)}, {"a": range(16, 1025, 16)}, {}])
     assert union.summary() == ["a 1..4096; b {x, none}", "a 16..1024 step 16"]
     assert describe(range(1, 4)) == "{1, 2, 3}"
+
+
+def test_what_an_axis_cannot_have_is_left_out_and_a_box_of_nothing_else_as_well():
+    axes = {
+        "window": Axis("", range(1, 100)),
+        "limit": Axis("", range(1, 100), optional=True),
+        "kind": Axis("", ("a", "b")),
+    }
+    asked = Constraints.of(
+        [{"window": (5, None), "limit": (5, None, 200)}, {"window": (None,)}, {"kind": ("b", "c"), "other": (1,)}]
+    )
+    assert asked.legal(axes).boxes == ({"window": (5,), "limit": (5, None)}, {"kind": ("b",), "other": (1,)})
+    assert Constraints.of({"window": range(50, 500)}).legal(axes).boxes == ({"window": range(50, 100)},)
+    assert not Constraints.of({"window": range(100, 500)}).legal(axes)
+    assert Constraints().legal(axes) == Constraints()

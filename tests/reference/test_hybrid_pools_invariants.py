@@ -116,11 +116,11 @@ BREAKS = {
     ),
     "a page in the window is not mapped": (
         broken("mapping", (slice(5 * PAGE, 6 * PAGE), 0)),
-        "page 5 of a and b is mapped to slot 0, which is nobody's",
+        "page 5 of a and b belongs in the sliding pool, and is mapped to slot 0",
     ),
     "a page is mapped outside the pool": (
         broken("mapping", (3 * PAGE, 7 * PAGE)),
-        "page 3 of a is mapped to slot 28, which is nobody's",
+        "page 3 of a belongs in the sliding pool, and is mapped to slot 28",
     ),
     "offsets differ": (
         broken("mapping", (6 * PAGE, 9), (6 * PAGE + 1, 8)),

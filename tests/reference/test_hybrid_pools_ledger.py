@@ -199,8 +199,7 @@ def test_without_prefix_sharing_nothing_is_shared():
 
 def test_steps_in_words():
     steps = (Allocate(0, 5), Decode((0, 27)), Share(1, 2, 1, 3), Share(1, 2, 2, 3), Fork(2, 0), Readmit(25))
-    words = [in_words(step) for step in steps]
-    assert words == [
+    assert [in_words(step) for step in steps] == [
         "allocate a 5",
         "decode a b1",
         "share 1 page of b with c 3",
