@@ -42,4 +42,4 @@ class Property:
     check: Callable[[Subject, Any], Comparison]
     within: Box = field(default_factory=dict)
     needs: Box = field(default_factory=dict)
-    share: float = 0.15
+    share: float = 0.1

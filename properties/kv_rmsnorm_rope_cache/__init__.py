@@ -30,5 +30,6 @@ component = Component(
     coordinates=coordinates,
     watched="NZ",
     relations=RELATIONS,
+    share=0.5,
     profiles={"deepseek-v3": {"dims": ("512/64",), "dtype": ("bfloat16",), "epsilon": (1e-6,), "page_size": (128,)}},
 )

@@ -23,7 +23,7 @@ component = Component(
     coordinates=coordinates,
     watched="NZ",
     relations=RELATIONS,
-    share=0.06,
+    share=0.04,
     profiles={
         "deepseek-v3": {
             "hidden_size": (7168,),

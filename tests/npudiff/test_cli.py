@@ -42,9 +42,9 @@ swa_mask
 
   implementation   cases   query length 1   not applicable   worst error/bound   seconds   result
  ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-  eager               16             100%                0               exact       T.T   ok, 4 properties
+  eager               13             100%                0               exact       T.T   ok, 4 properties
 
-16 cases in T s · 1 implementation · 0 findings
+13 cases in T s · 1 implementation · 0 findings
 """
 
 FOUND = """\

@@ -123,7 +123,7 @@ def test_hypothesis_takes_the_names_of_the_profiles(run, kernel, profile):
     result = run(*COMPONENTS, "--impl", path, "--hypothesis-profile", profile, "-k", "capacity")
     assert result.returncode == 0, result.stdout
     cases = int(re.search(r"^npudiff: (\d+) cases", result.stdout, re.MULTILINE).group(1))
-    assert cases == {"dev": 15, "nightly": 300}[profile]
+    assert cases == {"dev": 10, "nightly": 200}[profile]
 
 
 def test_a_run_that_does_not_use_npudiff_is_left_alone(run, tmp_path):
