@@ -44,6 +44,14 @@ class Axis:
     legal: Allowed
     optional: bool = False
 
+    def has(self, given: object) -> bool:
+        """Whether ``given`` is a value of the axis, in its form or as text."""
+        try:
+            self.value("", given, "")
+        except UsageError:
+            return False
+        return True
+
     def value(self, name: str, given: object, owner: str) -> object:
         """Return a value in the axis's own form (``128`` for an axis of names is ``"128"``); raises ``UsageError``."""
         if given is None and self.optional:
@@ -112,7 +120,7 @@ class Constraints:
         )
 
     def legal(self, axes: Mapping[str, Axis]) -> Constraints:
-        """Return the part of the constraints that some axes can have; an axis that is not among them stays as it is.
+        """Return the part of the constraints that some axes can have, in their form; other axes stay as they are.
 
         Components may have axes of the same name that differ in what is legal, and share one ``--where``.
         """
@@ -126,7 +134,7 @@ class Constraints:
 def _legal(allowed: Allowed, axis: Axis) -> Allowed:
     if isinstance(allowed, range):
         return intersection(allowed, axis.legal)
-    return tuple(value for value in allowed if (value is None and axis.optional) or allows(axis.legal, value))
+    return tuple(axis.value("", value, "") for value in allowed if axis.has(value))
 
 
 def _checked(name: str, allowed: Allowed, axes: Mapping[str, Axis], owner: str) -> Allowed:

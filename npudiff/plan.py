@@ -175,35 +175,41 @@ def _jobs(
 def _restrictions(request: Request, components: Sequence[Component]) -> dict[str, Constraints]:
     """What the user narrows each component to, by its name; one that cannot be narrowed so is not in it.
 
-    A component without an axis that is named has no case that was asked for. One without the model's profile keeps its
-    own sizes.
+    A component without an axis that is named has no case that was asked for. Of several values, each component takes
+    those that it has; one component at least must have them all, or one of them is a mistake. One without the model's
+    profile keeps its own sizes.
     """
     where = parse_where(request.where)
     models = sorted({model for component in components for model in component.profiles})
     if request.model is not None and request.model not in models:
         raise unknown("model profile", request.model, models)
-    restrictions, refusals = {}, []
-    for component in components:
+    having = [one for one in components if all(axis in one.axes for box in where.boxes for axis in box)]
+    refusals = [refusal for one in having if (refusal := _refused(where, one)) is not None]
+    if len(refusals) == len(having):
+        raise refusals[0] if refusals else _without_axes(where, components)
+    restrictions = {}
+    for component in having:
         profile = component.profiles.get(request.model, {}) if request.model is not None else {}
-        try:
-            narrowed = where.checked(component.axes, "--where")
-        except UsageError as refusal:
-            refusals.append(refusal)
-        else:
+        narrowed = where.legal(component.axes)
+        if narrowed:
             restrictions[component.name] = narrowed.within(Constraints.of(profile))
-    if not restrictions:
-        raise _refusal(where, components, refusals)
     return restrictions
 
 
-def _refusal(where: Constraints, components: Sequence[Component], refusals: Sequence[UsageError]) -> UsageError:
-    """Why no component can be narrowed: an axis that there is not, axes of different components, or a value."""
+def _refused(where: Constraints, component: Component) -> UsageError | None:
+    """Why a component does not have all values, if so."""
+    try:
+        where.checked(component.axes, "--where")
+    except UsageError as refusal:
+        return refusal
+    return None
+
+
+def _without_axes(where: Constraints, components: Sequence[Component]) -> UsageError:
+    """Why no component has all axes: one that there is not, or axes of different components."""
     axes = sorted({axis for component in components for axis in component.axes})
     named = [axis for box in where.boxes for axis in box]
     for axis in named:
         if axis not in axes:
             return UsageError(f"--where: {unknown('axis', axis, axes)}")
-    having_all = [component for component in components if all(axis in component.axes for axis in named)]
-    if not having_all:
-        return UsageError(f"--where: no component has all of these axes: {', '.join(named)}")
-    return refusals[components.index(having_all[0])]
+    return UsageError(f"--where: no component has all of these axes: {', '.join(named)}")

@@ -106,6 +106,18 @@ def test_what_cannot_be_planned_is_refused_with_what_was_given(request_, expecte
     assert str(caught.value).startswith(expected)
 
 
+def test_each_component_takes_those_of_several_values_that_it_has():
+    made = make_plan(Request(("rms_norm", "paged_cache"), target="sim", where=("dtype=bfloat16,int8",)))
+    drawn = {job.subject.component.name: job.constraints.boxes[0]["dtype"] for job in made.jobs}
+    assert set(drawn) == {"rms_norm", "paged_cache"}
+    assert drawn["rms_norm"] == ("bfloat16",)
+
+
+def test_a_value_that_no_component_has_beside_the_others_is_refused():
+    with pytest.raises(UsageError, match="dtype is one of"):
+        make_plan(Request(("rms_norm", "paged_cache"), target="sim", where=("dtype=bfloat16,int7",)))
+
+
 def test_axes_that_no_component_has_together_are_refused():
     with pytest.raises(UsageError, match=r"^--where: no component has all of these axes: window, slots_dtype$"):
         make_plan(Request(target="sim", where=("window=3", "slots_dtype=int32")))
