@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -10,6 +10,7 @@ from reference.bounds import Expected
 from reference.paged_cache import PagedCacheInputs, paged_cache
 from reference.paged_kv import PagedKV
 from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
+from reference.views import moved_inputs
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ class CachedAttentionInputs:
 
     def to(self, device: str | torch.device) -> CachedAttentionInputs:
         """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        copies = {name: getattr(self, name).to(device, copy=True) for name in ("key_cache", "value_cache")}
-        return replace(self, **(moved | copies))
+        return moved_inputs(self, device, copies=("key_cache", "value_cache"))
 
 
 def cached_attention(inputs: CachedAttentionInputs) -> dict[str, Expected]:

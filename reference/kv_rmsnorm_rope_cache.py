@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import FLOAT32_ROUNDOFF, Expected, exactly
-from reference.cache_layout import CacheLayout
-from reference.paged_cache import SKIPPED
+from reference.bounds import FLOAT32_ROUNDOFF, Expected
+from reference.paged_cache import written
 from reference.rms_norm import RmsNormInputs, rms_norm
 from reference.rotary import RotaryInputs, rotary
+from reference.views import moved_inputs
 
 INT8 = (-128, 127)
 
@@ -72,9 +71,7 @@ class KvRmsnormRopeCacheInputs:
 
     def to(self, device: str | torch.device) -> KvRmsnormRopeCacheInputs:
         """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        copies = {name: getattr(self, name).to(device, copy=True) for name in ("latent_cache", "rope_cache")}
-        return replace(self, **(moved | copies))
+        return moved_inputs(self, device, copies=("latent_cache", "rope_cache"))
 
 
 def kv_rmsnorm_rope_cache(inputs: KvRmsnormRopeCacheInputs) -> dict[str, Expected]:
@@ -113,8 +110,8 @@ def kv_rmsnorm_rope_cache(inputs: KvRmsnormRopeCacheInputs) -> dict[str, Expecte
     return {
         "rope": _shaped(rope, batch, length),
         "latent": _shaped(latent, batch, length),
-        "rope_cache": written(inputs, inputs.rope_cache, rope, inputs.rope_scale),
-        "latent_cache": written(inputs, inputs.latent_cache, latent, inputs.latent_scale),
+        "rope_cache": written(inputs, inputs.rope_cache, _stored(rope, inputs.rope_scale)),
+        "latent_cache": written(inputs, inputs.latent_cache, _stored(latent, inputs.latent_scale)),
     }
 
 
@@ -122,37 +119,10 @@ def _shaped(rows: Expected, batch: int, length: int) -> Expected:
     return Expected(rows.value.reshape(batch, length, -1), rows.bound.reshape(batch, length, -1), rows.dtype)
 
 
-class Placed(Protocol):
-    """Inputs that say where rows of one head go in a cache."""
-
-    @property
-    def slots(self) -> torch.Tensor:
-        """Slot of each row, -1 for none."""
-
-    @property
-    def page_size(self) -> int:
-        """Tokens per page."""
-
-    @property
-    def layout(self) -> str:
-        """How the cache lies."""
-
-
-def written(inputs: Placed, cache: torch.Tensor, rows: Expected, scale: torch.Tensor | None = None) -> Expected:
-    """Return the cache after rows ``[tokens, dim]`` are written: what no slot names keeps its value."""
-    slots, dim = inputs.slots.flatten(), rows.value.shape[-1]
-    layout = CacheLayout(inputs.layout, cache.shape[0], inputs.page_size, 1, dim, cache.dtype)
-    if tuple(cache.shape) != layout.shape:
-        raise ValueError(f"a {inputs.layout} cache of {cache.dtype} must be {layout.shape}, got {tuple(cache.shape)}")
+def _stored(rows: Expected, scale: torch.Tensor | None) -> Expected:
+    """Rows ``[tokens, dim]`` as the cache holds them: of one head, and quantised where there is a scale."""
     rows = rows if scale is None else _quantised(rows, scale)
-    before = exactly(cache)
-    value, bound = before.value.to(torch.float64), before.bound
-    written = slots != SKIPPED
-    addresses = layout.addresses(slots[written])[:, 0]
-    value.view(-1)[addresses], bound.view(-1)[addresses] = rows.value[written], rows.bound[written]
-    if int((slots == 0).sum()) > 1:
-        bound.view(-1)[layout.addresses(torch.zeros(1, dtype=torch.int64))] = torch.inf
-    return Expected(value, bound, cache.dtype)
+    return Expected(rows.value.unsqueeze(1), rows.bound.unsqueeze(1), rows.dtype)
 
 
 def _quantised(rows: Expected, scale: torch.Tensor) -> Expected:
@@ -171,8 +141,5 @@ def _validate(inputs: KvRmsnormRopeCacheInputs) -> None:
     for name in ("positions", "slots"):
         if getattr(inputs, name).shape != (batch, length):
             raise ValueError(f"{name} must be [{batch}, {length}], got {list(getattr(inputs, name).shape)}")
-    room = inputs.latent_cache.shape[0] * inputs.page_size
-    if bool(((inputs.slots < SKIPPED) | (inputs.slots >= room)).any()):
-        raise ValueError(f"slots must be -1 or in 0..{room - 1}")
     if (inputs.latent_scale is None) != (inputs.rope_scale is None):
         raise ValueError("scales are given for both caches, or for neither")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from reference.bounds import Expected, unit_roundoff
-from reference.kv_rmsnorm_rope_cache import written
 from reference.linear import Product, carried, product
-from reference.paged_cache import SKIPPED
+from reference.paged_cache import written
 from reference.rms_norm import Normalised, normalised
 from reference.rotary import rotated
+from reference.views import moved_inputs
 
 ROPE_STYLE = "interleaved_to_half"
 """Pairs of rope elements are neighbours in the weights' order, and halves in what is returned and cached."""
@@ -123,10 +123,8 @@ class MlaPreprocessInputs:
 
     def to(self, device: str | torch.device) -> MlaPreprocessInputs:
         """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        copies = {name: getattr(self, name).to(device, copy=True) for name in ("latent_cache", "rope_cache")}
         steps = None if self.steps is None else self.steps.to(device)
-        return replace(self, **(moved | copies), steps=steps)
+        return replace(moved_inputs(self, device, copies=("latent_cache", "rope_cache")), steps=steps)
 
 
 def mla_preprocess(inputs: MlaPreprocessInputs) -> dict[str, Expected]:
@@ -167,9 +165,13 @@ def mla_preprocess(inputs: MlaPreprocessInputs) -> dict[str, Expected]:
     return {
         "query_nope": query_nope,
         "query_rope": query_rope,
-        "rope_cache": written(inputs, inputs.rope_cache, rope),
-        "latent_cache": written(inputs, inputs.latent_cache, Expected(latent.value, latent.bound, dtype)),
+        "rope_cache": written(inputs, inputs.rope_cache, _of_one_head(rope.value, rope.bound, dtype)),
+        "latent_cache": written(inputs, inputs.latent_cache, _of_one_head(latent.value, latent.bound, dtype)),
     }
+
+
+def _of_one_head(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> Expected:
+    return Expected(value.unsqueeze(1), bound.unsqueeze(1), dtype)
 
 
 def _normed(rows: Product, part: slice, weight: torch.Tensor, epsilon: float, dtype: torch.dtype) -> Normalised:
@@ -228,6 +230,3 @@ def _validate(inputs: MlaPreprocessInputs) -> None:
     for name, shape in right.items():
         if tuple(getattr(inputs, name).shape) != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(getattr(inputs, name).shape)}")
-    room = inputs.latent_cache.shape[0] * inputs.page_size
-    if bool(((inputs.slots < SKIPPED) | (inputs.slots >= room)).any()):
-        raise ValueError(f"slots must be -1 or in 0..{room - 1}")

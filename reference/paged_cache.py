@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from reference.bounds import Expected, exactly
 from reference.cache_layout import CacheLayout
-from reference.views import moved
+from reference.views import moved_inputs
 
 SKIPPED = -1
 """A slot that says: write this token nowhere."""
@@ -46,14 +47,7 @@ class PagedCacheInputs:
 
     def to(self, device: str | torch.device) -> PagedCacheInputs:
         """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
-        return replace(
-            self,
-            key=moved(self.key, device),
-            value=moved(self.value, device),
-            key_cache=self.key_cache.to(device, copy=True),
-            value_cache=self.value_cache.to(device, copy=True),
-            slots=self.slots.to(device),
-        )
+        return moved_inputs(self, device, copies=("key_cache", "value_cache"))
 
 
 def paged_cache(inputs: PagedCacheInputs) -> dict[str, Expected]:
@@ -72,24 +66,55 @@ def paged_cache(inputs: PagedCacheInputs) -> dict[str, Expected]:
     ValueError
         If a cache does not have the shape of its layout, or a slot lies outside.
     """
-    slots = inputs.slots.to(torch.int64)
     return {
-        "key_cache": _written(inputs, inputs.key, inputs.key_cache, slots),
-        "value_cache": _written(inputs, inputs.value, inputs.value_cache, slots),
+        "key_cache": written(inputs, inputs.key_cache, exactly(inputs.key)),
+        "value_cache": written(inputs, inputs.value_cache, exactly(inputs.value)),
     }
 
 
-def _written(inputs: PagedCacheInputs, rows: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> Expected:
-    tokens, heads, dim = rows.shape
-    layout = CacheLayout(inputs.layout, cache.shape[0], inputs.page_size, heads, dim, rows.dtype)
+class Placed(Protocol):
+    """Inputs that say where rows go in a cache."""
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """Slot of each row, ``SKIPPED`` for none."""
+
+    @property
+    def page_size(self) -> int:
+        """Tokens per page."""
+
+    @property
+    def layout(self) -> str:
+        """How the cache lies."""
+
+
+def written(inputs: Placed, cache: torch.Tensor, rows: Expected) -> Expected:
+    """Return a cache after rows are written into it: what no slot names stays what it was.
+
+    Parameters
+    ----------
+    inputs : Placed
+        Slots (of any shape, one per row), page size and layout.
+    cache : torch.Tensor
+        Before the write, in the shape of the layout; its dtype is that of the result.
+    rows : Expected
+        ``[tokens, heads, dim]``: moved values of the dtype of the cache, or computed ones in float64.
+
+    Raises
+    ------
+    ValueError
+        If the cache does not have the shape of its layout, or a slot lies outside.
+    """
+    slots, (tokens, heads, dim) = inputs.slots.flatten().to(torch.int64), rows.value.shape
+    layout = CacheLayout(inputs.layout, cache.shape[0], inputs.page_size, heads, dim, cache.dtype)
     if tuple(cache.shape) != layout.shape:
-        raise ValueError(f"a {inputs.layout} cache of {rows.dtype} must be {layout.shape}, got {tuple(cache.shape)}")
+        raise ValueError(f"a {inputs.layout} cache of {cache.dtype} must be {layout.shape}, got {tuple(cache.shape)}")
     if slots.shape != (tokens,) or bool(((slots < SKIPPED) | (slots >= layout.pages * layout.page_size)).any()):
         raise ValueError(f"slots must be [{tokens}], each -1 or in 0..{layout.pages * layout.page_size - 1}")
-    written = slots != SKIPPED
-    after = cache.clone()
-    after.view(-1)[layout.addresses(slots[written])] = rows[written]
-    expected = exactly(after)
+    value, bound = cache.to(rows.value.dtype, copy=True), exactly(cache).bound
+    kept = slots != SKIPPED
+    addresses = layout.addresses(slots[kept])
+    value.view(-1)[addresses], bound.view(-1)[addresses] = rows.value[kept], rows.bound[kept]
     if int((slots == 0).sum()) > 1:
-        expected.bound.view(-1)[layout.addresses(torch.zeros(1, dtype=torch.int64))] = torch.inf
-    return expected
+        bound.view(-1)[layout.addresses(torch.zeros(1, dtype=torch.int64))] = torch.inf
+    return Expected(value, bound, cache.dtype)

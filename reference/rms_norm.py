@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from reference.bounds import FLOAT32_ROUNDOFF, Expected, accumulation_error, underflow_step, unit_roundoff
-from reference.views import moved
+from reference.views import moved_inputs
 
 ROUNDINGS = ("stages", "once")
 """stages: a device may round what it normalised, and the weight of a Gemma norm after adding 1, before it multiplies.
@@ -47,12 +47,7 @@ class RmsNormInputs:
 
     def to(self, device: str | torch.device) -> RmsNormInputs:
         """Return the same inputs on ``device``; hidden states and residual are copies, since operators write there."""
-        return replace(
-            self,
-            hidden=moved(self.hidden, device, copy=True),
-            residual=None if self.residual is None else moved(self.residual, device, copy=True),
-            weight=self.weight.to(device),
-        )
+        return moved_inputs(self, device, copies=("hidden", "residual"))
 
 
 def rms_norm(inputs: RmsNormInputs) -> dict[str, Expected]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from reference.bounds import FLOAT32_ROUNDOFF, Expected, underflow_step, unit_roundoff
-from reference.views import moved
+from reference.views import moved_inputs
 
 STYLES = ("half", "interleaved", "interleaved_to_half")
 """Which elements of a head form a pair, and where the rotated pair goes.
@@ -52,13 +52,7 @@ class RotaryInputs:
 
     def to(self, device: str | torch.device) -> RotaryInputs:
         """Return the same inputs on ``device``; queries and keys are copies, since operators may write into them."""
-        return replace(
-            self,
-            query=moved(self.query, device, copy=True),
-            key=moved(self.key, device, copy=True),
-            positions=self.positions.to(device),
-            cos_sin_cache=self.cos_sin_cache.to(device),
-        )
+        return moved_inputs(self, device, copies=("query", "key"))
 
 
 def rotary(inputs: RotaryInputs) -> dict[str, Expected]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
+from typing import TypeVar
+
 import torch
+
+Inputs = TypeVar("Inputs")
 
 GAP = 4096.0
 """What lies between the rows of a view: finite, exact in every 16-bit type, and seen where it is taken for data."""
@@ -22,6 +28,16 @@ def moved(tensor: torch.Tensor, device: str | torch.device, *, copy: bool = Fals
     if not copy and torch.device(device) == tensor.device:
         return tensor
     return _stored(tensor, tensor.stride(), device)
+
+
+def moved_inputs(inputs: Inputs, device: str | torch.device, copies: Collection[str]) -> Inputs:
+    """Return a frozen dataclass with all its tensors on a device, with their strides.
+
+    Those named in ``copies`` are copied even where they are there already: operators write into them.
+    """
+    tensors = {name: value for name, value in vars(inputs).items() if isinstance(value, torch.Tensor)}
+    there = {name: moved(tensor, device, copy=name in copies) for name, tensor in tensors.items()}
+    return dataclasses.replace(inputs, **there)  # type: ignore[type-var]
 
 
 def _stored(tensor: torch.Tensor, strides: tuple[int, ...], device: str | torch.device) -> torch.Tensor:

@@ -103,7 +103,7 @@ def test_tokens_for_no_slot_are_written_nowhere_and_slot_0_is_not_specified():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"slots": torch.full((2, 3), 10**6)}, "slots must be -1 or in 0"),
+        ({"slots": torch.full((2, 3), 10**6)}, "each -1 or in 0"),
         ({"slots": torch.zeros(6, dtype=torch.int64)}, r"slots must be \[2, 3\], got \[6\]"),
         ({"weight": torch.ones(31)}, "kv must be 31 [+] 32 wide, got 64"),
         ({"rope_scale": torch.ones(32)}, "scales are given for both caches"),

@@ -116,7 +116,7 @@ def test_the_bound_of_absorbed_queries_is_a_small_part_of_their_size():
         ({"q_b_weight": torch.ones(64, 1)}, r"q_b_weight must be \[64, 144\]"),
         ({"kv_a_weight": torch.ones(80, 79)}, r"kv_a_weight must be \[80, 80\]"),
         ({"slots": torch.zeros(4, dtype=torch.int64)}, r"slots must be \[5\]"),
-        ({"slots": torch.full((5,), 9999)}, "slots must be -1 or in 0"),
+        ({"slots": torch.full((5,), 9999)}, "each -1 or in 0"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes, message):
