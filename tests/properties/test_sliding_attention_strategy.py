@@ -3,10 +3,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
+import draws
 from npudiff.constraints import Constraints, parse_where
-from properties.sliding_attention import build_inputs, cases, component
+from properties.sliding_attention import build_inputs, component
 from properties.sliding_attention.case import POISONS, RECIPES, check_case, features, values
 from properties.sliding_attention.strategy import PAGE_SIZES
 from reference.sliding_attention import sliding_attention
@@ -46,22 +46,7 @@ WHERE = (
 
 def drawn(constraints, count=500, number=0):
     """``count`` cases; the seed is fixed so that a test sees the same ones every time."""
-    found = []
-
-    @seed(number)
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(cases(constraints))
-    def collect(case):
-        found.append(case)
-
-    collect()
-    return found
+    return draws.drawn(component, constraints, count, number)
 
 
 @pytest.fixture(scope="module")

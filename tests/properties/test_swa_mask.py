@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, given, settings
 
+import draws
 from npudiff.codec import dumps, loads
 from npudiff.constraints import Constraints, parse_where
 from properties.swa_mask import (
@@ -28,16 +29,7 @@ DRAWN = settings(
 
 
 def drawn(constraints, count):
-    found = []
-
-    @seed(0)
-    @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate])
-    @given(cases(constraints))
-    def collect(case):
-        found.append(case)
-
-    collect()
-    return found
+    return draws.drawn(component, constraints, count)
 
 
 @pytest.mark.parametrize(
