@@ -122,11 +122,17 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
     ``actual`` was moved and not computed: then equal means the same bits.
     """
     equal = _same_bits(actual, value) if actual.dtype == value.dtype else actual.to(torch.float64) == value
+    ratio = torch.zeros(actual.shape, dtype=torch.float64)
+    differs = ~equal  # a cache is equal nearly everywhere: only the rest is computed
+    ratio[differs] = _ratio_of_unequal(actual[differs], value[differs], bound[differs])
+    return ratio
+
+
+def _ratio_of_unequal(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
     wide, value = actual.to(torch.float64), value.to(torch.float64)
     ratio = (wide - value).abs_() / bound
-    ratio = torch.where(torch.isfinite(wide) & torch.isfinite(value), ratio, torch.inf)
-    ratio = torch.where((bound == 0) & ~equal, torch.inf, ratio)  # integers that float64 cannot tell apart
-    return torch.where(equal | torch.isposinf(bound), 0.0, ratio)
+    finite = torch.isfinite(wide) & torch.isfinite(value) & (bound != 0)  # a bound of 0: 0 / 0 of large integers
+    return torch.where(finite, ratio, torch.inf).masked_fill_(torch.isposinf(bound), 0.0)
 
 
 _ONE_ONLY = "only one of the two runs returns it"

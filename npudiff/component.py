@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -124,15 +125,36 @@ def fingerprint(inputs: object, path: str = "") -> dict[str, int]:
     }
 
 
+_CHUNK = 4096
+"""Words that are weighted alike in every chunk of a checksum."""
+
+
 def _checksum(tensor: Any) -> int:  # noqa: ANN401 - a tensor; torch is imported by those who have one
-    """Sum of the bits as integers: cheap, and a value that is overwritten by another changes it."""
+    """Sum of all words of the storage, gaps between the rows of a view included, each weighted by its place.
+
+    The weights are odd, so that no change of one word is lost, and all different, so that rows that change places are
+    seen.
+    """
     import torch  # noqa: PLC0415
 
-    bits = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    if bits.storage_offset() % 8:
-        bits = bits.clone()
-    words = len(bits) // 8 * 8  # eight bytes at a time: the sum costs less than anything that is done with the tensor
-    return int(bits[:words].view(torch.int64).sum()) + int(bits[words:].sum())
+    storage = tensor.detach().cpu().untyped_storage()
+    bits = torch.empty(0, dtype=torch.uint8).set_(storage)
+    words = bits[: len(bits) // 8 * 8].view(torch.int64)
+    whole = len(words) // _CHUNK * _CHUNK
+    inner, outer = _weights(_CHUNK), _weights(whole // _CHUNK)
+    chunks = torch.mv(words[:whole].view(-1, _CHUNK), inner)
+    rest = torch.dot(words[whole:], inner[: len(words) - whole])
+    return int(torch.dot(chunks, outer)) + int(rest) + int(bits[len(words) * 8 :].sum())
+
+
+@functools.lru_cache(maxsize=16)
+def _weights(count: int) -> torch.Tensor:
+    """Odd numbers without a pattern, always the same; products wrap around in 64 bits."""
+    import torch  # noqa: PLC0415
+
+    mixed = torch.arange(1, 1 + count) * 0x1E3779B97F4A7C15
+    mixed = (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B9
+    return (mixed ^ (mixed >> 32)) | 1
 
 
 class ImplementationRaised(Exception):  # noqa: N818 - named for what happened

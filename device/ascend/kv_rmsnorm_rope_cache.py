@@ -53,7 +53,7 @@ class FusedCall:
 
 def fused_call(inputs: KvRmsnormRopeCacheInputs, cache_mode: str, index: torch.Tensor) -> FusedCall:
     """Build the call of a cache mode; the caches are seen with the shape that the mode declares."""
-    cosine, sine = spread(inputs)
+    cosine, sine = (table.unsqueeze(1) for table in half_tables(inputs.cos_sin_cache, inputs.positions))
     if cache_mode == "Norm":
         shape: tuple[int, ...] = (inputs.kv.shape[0], 1, inputs.page_size)
     else:
@@ -68,10 +68,9 @@ def fused_call(inputs: KvRmsnormRopeCacheInputs, cache_mode: str, index: torch.T
     return FusedCall((inputs.kv.unsqueeze(1), inputs.weight, cosine, sine, index, *caches), options)
 
 
-def spread(inputs: KvRmsnormRopeCacheInputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of the tokens, ``[batch, 1, length, rope_dim]``: those of a pair in each half."""
-    rows = inputs.cos_sin_cache[inputs.positions].unsqueeze(1)
-    cosine, sine = (torch.cat([half, half], dim=-1) for half in rows.chunk(2, dim=-1))
+def half_tables(cos_sin_cache: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the tokens, ``[..., rope_dim]``: those of a pair in each half."""
+    cosine, sine = (torch.cat([half, half], dim=-1) for half in cos_sin_cache[positions].chunk(2, dim=-1))
     return cosine, sine
 
 
@@ -153,22 +152,24 @@ def prefill_v2(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
 def native_mla_write(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Composed of elementwise operators and an indexed write: the path without the fused operator."""
     on_device = inputs.to(target.device)
-    return written(on_device, latents(on_device, on_device.kv[..., : on_device.latent_dim]), rope_keys(on_device))
+    states, keys = on_device.kv.tensor_split([on_device.latent_dim], dim=-1)
+    latent = normalised(states, on_device.weight, on_device.epsilon)
+    rope = turned(keys, on_device.cos_sin_cache[on_device.positions])
+    return written(on_device, latent, rope)
 
 
-def latents(inputs: KvRmsnormRopeCacheInputs, states: torch.Tensor) -> torch.Tensor:
-    """Normalise ``[batch, length, latent_dim]`` in float32."""
+def normalised(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """RMS norm of rows ``[..., dim]`` in float32, rounded once."""
     wide = states.float()
-    rstd = torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + inputs.epsilon)
-    return (wide * rstd * inputs.weight.float()).to(states.dtype)
+    rstd = torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + epsilon)
+    return (wide * rstd * weight.float()).to(states.dtype)
 
 
-def rope_keys(inputs: KvRmsnormRopeCacheInputs) -> torch.Tensor:
-    """Rotate pairs of neighbours of ``[batch, length, rope_dim]`` in float32; the result holds them as halves."""
-    keys = inputs.kv[..., inputs.latent_dim :].float()
-    cosine, sine = inputs.cos_sin_cache[inputs.positions].float().chunk(2, dim=-1)
-    even, odd = keys[..., 0::2], keys[..., 1::2]
-    return torch.cat([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).to(inputs.kv.dtype)
+def turned(keys: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs of neighbours of ``[..., rope_dim]`` in float32; the result holds them as halves."""
+    cosine, sine = cos_sin.float().chunk(2, dim=-1)
+    even, odd = keys.float()[..., 0::2], keys.float()[..., 1::2]
+    return torch.cat([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).to(keys.dtype)
 
 
 def written(inputs: KvRmsnormRopeCacheInputs, latent: torch.Tensor, rope: torch.Tensor) -> Outputs:
@@ -181,9 +182,15 @@ def written(inputs: KvRmsnormRopeCacheInputs, latent: torch.Tensor, rope: torch.
         flat = rows.flatten(0, 1)
         if scale is not None:
             flat = (flat.float() * scale).round().clamp(-128, 127).to(torch.int8)
-        page, offset = slots[slots >= 0] // inputs.page_size, slots[slots >= 0] % inputs.page_size
-        if inputs.layout == "PA_NZ":  # [pages, strips, page_size, strip]
-            cache[page, :, offset] = flat[slots >= 0].view(-1, cache.shape[1], cache.shape[3])
-        else:
-            cache[page, offset, 0] = flat[slots >= 0]
+        write_at(slots, cache, flat, inputs.page_size, inputs.layout)
     return {"rope": rope, "latent": latent, **caches(inputs)}
+
+
+def write_at(slots: torch.Tensor, cache: torch.Tensor, rows: torch.Tensor, page_size: int, layout: str) -> None:
+    """Write rows ``[tokens, dim]`` at the slots that are not negative."""
+    kept = slots >= 0
+    page, offset = slots[kept] // page_size, slots[kept] % page_size
+    if layout == "PA_NZ":  # [pages, strips, page_size, strip]
+        cache[page, :, offset] = rows[kept].view(-1, cache.shape[1], cache.shape[3])
+    else:
+        cache[page, offset, 0] = rows[kept]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 import npudiff
+from device.ascend.kv_rmsnorm_rope_cache import half_tables, normalised, turned, write_at
 from npudiff import Target
 from npudiff.constraints import Box
 from reference.mla_preprocess import MlaPreprocessInputs
@@ -33,10 +34,9 @@ ND: Box = {"layout": ("PA_BSND",)}
 NZ: Box = {"layout": ("PA_NZ",)}
 
 
-def half_tables(inputs: MlaPreprocessInputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of the tokens, ``[tokens, rope_dim]``: those of a pair in each half."""
-    cosine, sine = inputs.cos_sin_cache[inputs.positions].chunk(2, dim=-1)
-    return torch.cat([cosine, cosine], dim=-1), torch.cat([sine, sine], dim=-1)
+def tables(inputs: MlaPreprocessInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the tokens, ``[tokens, rope_dim]`` each."""
+    return half_tables(inputs.cos_sin_cache, inputs.positions)
 
 
 def declared(inputs: MlaPreprocessInputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +53,7 @@ def caches(inputs: MlaPreprocessInputs) -> Outputs:
 
 def prolog_v3(inputs: MlaPreprocessInputs, cache_mode: str) -> Outputs:
     """Run npu_mla_prolog_v3: sines come before cosines, and the latent cache before that of the rope key."""
-    cosine, sine = half_tables(inputs)
+    cosine, sine = tables(inputs)
     query, rope, *_ = torch.ops.npu.npu_mla_prolog_v3(
         inputs.hidden,
         inputs.q_a_weight,
@@ -93,7 +93,7 @@ def npu_mla_prolog_v3_nz(inputs: MlaPreprocessInputs, target: Target) -> Outputs
 def npu_mla_prolog_v2(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """npu_mla_prolog_v2, unquantised: the index comes before the caches, which are returned as well."""
     on_device = inputs.to(target.device)
-    cosine, sine = half_tables(on_device)
+    cosine, sine = tables(on_device)
     latent, rope = declared(on_device)
     query, query_rope, *_ = torch.ops.npu.npu_mla_prolog_v2(
         on_device.hidden,
@@ -129,7 +129,7 @@ def after_query_norm(inputs: MlaPreprocessInputs, normed: torch.Tensor) -> Outpu
     queries = rounded(normed, inputs.q_b_weight).view(len(normed), inputs.heads, -1)
     nope, rope = queries[..., : inputs.nope_dim], queries[..., inputs.nope_dim :]
     absorbed = rounded(nope.transpose(0, 1), inputs.k_up_weight).transpose(0, 1)
-    cosine, sine = (table[:, None, None, :] for table in half_tables(inputs))
+    cosine, sine = (table[:, None, None, :] for table in tables(inputs))
     turned = torch.ops.npu.npu_interleave_rope(rope.unsqueeze(2).contiguous(), cosine, sine).squeeze(2)
     write_keys(inputs, "PA_NZ" if inputs.layout == "PA_NZ" else "PA_BNSD")
     return {"query_nope": absorbed, "query_rope": turned, **caches(inputs)}
@@ -138,7 +138,7 @@ def after_query_norm(inputs: MlaPreprocessInputs, normed: torch.Tensor) -> Outpu
 def write_keys(inputs: MlaPreprocessInputs, cache_mode: str) -> None:
     """Compress keys and values, and write latent and rope key with npu_kv_rmsnorm_rope_cache."""
     compressed = rounded(inputs.hidden, inputs.kv_a_weight)[:, None, None, :]
-    cosine, sine = (table[:, None, None, :] for table in half_tables(inputs))
+    cosine, sine = (table[:, None, None, :] for table in tables(inputs))
     latent, rope = declared(inputs)
     torch.ops.npu.npu_kv_rmsnorm_rope_cache(
         compressed,
@@ -162,36 +162,18 @@ def rounded(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def native_mla_preprocess(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """Composed of plain torch operators: the path without fused ones."""
     on_device = inputs.to(target.device)
-    normed = norm(rounded(on_device.hidden, on_device.q_a_weight), on_device.q_a_norm, on_device.epsilon)
+    normed = normalised(rounded(on_device.hidden, on_device.q_a_weight), on_device.q_a_norm, on_device.epsilon)
     queries = rounded(normed, on_device.q_b_weight).view(len(normed), on_device.heads, -1)
     nope, rope = queries[..., : on_device.nope_dim], queries[..., on_device.nope_dim :]
     absorbed = rounded(nope.transpose(0, 1), on_device.k_up_weight).transpose(0, 1)
     keys = rounded(on_device.hidden, on_device.kv_a_weight)
-    latent = norm(keys[:, : on_device.latent_dim], on_device.kv_a_norm, on_device.epsilon)
-    rope_key = turned(on_device, keys[:, None, on_device.latent_dim :])[:, 0]
+    latent = normalised(keys[:, : on_device.latent_dim], on_device.kv_a_norm, on_device.epsilon)
+    cos_sin = on_device.cos_sin_cache[on_device.positions]
     write(on_device, on_device.latent_cache, latent)
-    write(on_device, on_device.rope_cache, rope_key)
-    return {"query_nope": absorbed, "query_rope": turned(on_device, rope), **caches(on_device)}
-
-
-def norm(rows: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """RMS norm in float32, rounded once."""
-    wide = rows.float()
-    return (wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + epsilon) * weight.float()).to(rows.dtype)
-
-
-def turned(inputs: MlaPreprocessInputs, rope: torch.Tensor) -> torch.Tensor:
-    """Rotate neighbours of ``[tokens, heads, rope_dim]`` in float32; the result holds them as halves."""
-    cosine, sine = inputs.cos_sin_cache[inputs.positions].float().unsqueeze(1).chunk(2, dim=-1)
-    even, odd = rope.float()[..., 0::2], rope.float()[..., 1::2]
-    return torch.cat([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).to(rope.dtype)
+    write(on_device, on_device.rope_cache, turned(keys[:, on_device.latent_dim :], cos_sin))
+    return {"query_nope": absorbed, "query_rope": turned(rope, cos_sin.unsqueeze(1)), **caches(on_device)}
 
 
 def write(inputs: MlaPreprocessInputs, cache: torch.Tensor, rows: torch.Tensor) -> None:
     """Write rows ``[tokens, dim]`` at the slots that are not negative."""
-    kept = inputs.slots >= 0
-    page, offset = inputs.slots[kept] // inputs.page_size, inputs.slots[kept] % inputs.page_size
-    if inputs.layout == "PA_NZ":  # [pages, strips, page_size, strip]
-        cache[page, :, offset] = rows[kept].view(-1, cache.shape[1], cache.shape[3])
-    else:
-        cache[page, offset, 0] = rows[kept]
+    write_at(inputs.slots, cache, rows, inputs.page_size, inputs.layout)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.mla_preprocess import DIMS, NO_SKIPPING, Outputs, caches, declared, half_tables
+from device.ascend.mla_preprocess import DIMS, NO_SKIPPING, Outputs, caches, declared, tables
 from npudiff import Target
 from npudiff.constraints import Box
 from reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
@@ -61,7 +61,7 @@ def mlapo(inputs: MlaPreprocessInputs, steps: Int8Steps, cache_mode: str) -> Out
     per_head = whole(inputs.q_b_weight, steps.q_b).view(len(inputs.q_a_norm), heads, -1)
     up = neighbours_to_halves(per_head, inputs.nope_dim).flatten(1)
     up_steps = neighbours_to_halves(steps.q_b.view(heads, -1), inputs.nope_dim).flatten()
-    cosine, sine = half_tables(inputs)
+    cosine, sine = tables(inputs)
     dummy = torch.zeros_like(inputs.hidden[0])
     latent, rope = (inputs.latent_cache, inputs.rope_cache) if cache_mode == "nzcache" else declared(inputs)
     query_nope = inputs.hidden.new_empty(tokens, heads, inputs.latent_dim)

@@ -13,10 +13,10 @@ from device.ascend.kv_rmsnorm_rope_cache import (
     decode,
     decode_pa_nz,
     fused_call,
-    latents,
     native_mla_write,
+    normalised,
     prefill_pa,
-    rope_keys,
+    turned,
     written,
 )
 from npudiff import Target
@@ -86,4 +86,6 @@ def latent_with_the_stride_of_its_output(inputs: KvRmsnormRopeCacheInputs, targe
     on_device = inputs.to(target.device)
     batch, length, _ = on_device.kv.shape
     states = on_device.kv.flatten()[: batch * length * on_device.latent_dim].view(batch, length, -1)
-    return written(on_device, latents(on_device, states), rope_keys(on_device))
+    keys = on_device.kv[..., on_device.latent_dim :]
+    latent = normalised(states, on_device.weight, on_device.epsilon)
+    return written(on_device, latent, turned(keys, on_device.cos_sin_cache[on_device.positions]))

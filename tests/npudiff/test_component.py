@@ -91,6 +91,21 @@ def test_a_fingerprint_changes_with_any_element_and_with_nothing_else(dtype):
             assert fingerprint(changed) != before
 
 
+@pytest.mark.parametrize("rows", [4, 3000])
+@pytest.mark.parametrize("pair", [(0, 1), (1, 3), (0, 2), (2, -1)])
+def test_a_fingerprint_sees_rows_that_change_places_and_writes_between_rows(rows, pair):
+    first, second = pair
+    whole = torch.arange(rows * 24, dtype=torch.bfloat16).reshape(rows, 24)
+    view = whole[:, :16]
+    before = fingerprint(view)
+    whole[[first, second]] = whole[[second, first]]
+    assert fingerprint(view) != before
+    whole[[first, second]] = whole[[second, first]]
+    assert fingerprint(view) == before
+    whole[1, 20] += 64
+    assert fingerprint(view) != before
+
+
 def test_a_fingerprint_names_the_tensors_of_nested_inputs():
     @dataclass
     class Pool:

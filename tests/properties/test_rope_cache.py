@@ -9,44 +9,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from device.ascend.rope_cache import RepeatedHalves, read_halves, read_table
+from draws import drawn
 from npudiff import implementation
 from npudiff.component import Subject
 from npudiff.constraints import Constraints, parse_where
 from npudiff.discovery import load_target
 from npudiff.engine import run_job
 from npudiff.outcome import Budget, Job, Verdict
-from properties.rope_cache import RopeCacheCase, build_inputs, cases, check_case, component, coordinates, describe
+from properties.rope_cache import RopeCacheCase, build_inputs, check_case, component, coordinates, describe
 from reference.rope_cache import rope_cache
 from reference.rope_scaling import KINDS, RopeConfig, amplitude
 
 DEFAULTS = RopeConfig()
 
 
-def drawn(constraints=Constraints(), count=600, number=0):  # noqa: B008 - frozen
-    found = []
-
-    @seed(number)
-    @settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(cases(constraints))
-    def collect(case):
-        found.append(case)
-
-    collect()
-    return found
-
-
 @pytest.fixture(scope="module")
 def default_cases():
-    return drawn()
+    return drawn(component, Constraints(), 600)
 
 
 def test_every_region_has_its_share(default_cases):
@@ -116,7 +97,7 @@ def test_a_case_takes_milliseconds(default_cases):
 )
 def test_every_case_lies_within_what_a_user_asks_for(texts):
     constraints = parse_where(texts).checked(component.axes, "test")
-    found = drawn(constraints, 80)
+    found = drawn(component, constraints, 80)
     assert len(set(found)) > 20
     for case in found:
         check_case(case)
@@ -151,7 +132,7 @@ def test_offsets_of_sections_are_where_they_start():
 
 
 def test_the_other_rope_is_another_one():
-    for case in drawn(Constraints.of({"other": ("plain", "yarn", "theta")}), 150):
+    for case in drawn(component, Constraints.of({"other": ("plain", "yarn", "theta")}), 150):
         inputs = build_inputs(case)
         assert inputs.other is not None
         assert inputs.other.width == inputs.config.width

@@ -21,9 +21,8 @@ PAIRS = {
     "gemma_weight_rounded": Pair(
         ascend.native_rms_norm,
         case(**WIDE),
-        [],
+        [case(kind="gemma", dtype="float32")],
         "1 x 64 · bfloat16 · gemma · one rounding",
-        everywhere=True,
     ),
     "rows_of_the_result": Pair(
         ascend.native_rms_norm, case(rows="sliced"), [case()], "2 x 64 · bfloat16 · one rounding · sliced rows"

@@ -29,7 +29,7 @@ SMALLEST_DEEPSEEK = line(
 SMALLEST_SECTIONS = line("linear · factor 2, 2 · dim 64 · base 10000 · max positions 16", rows="64")
 
 PAIRS = {
-    "sine_beyond_padding": Pair(HALVES, Case(WIDE, 3, (9,)), [], line("base · dim 96 · base 10000"), everywhere=True),
+    "sine_beyond_padding": Pair(HALVES, Case(WIDE, 3, (9,)), [Case(BASE, 3, (9,))], line("base · dim 96 · base 10000")),
     "last_table_wins": Pair(
         HALVES,
         Case(replace(BASE, base=5e6), 3, (9,), other="plain"),
@@ -46,7 +46,7 @@ PAIRS = {
         HALVES, Case(DEEPSEEK, 3, (9,)), [Case(replace(DEEPSEEK, mscale_all_dim=0.0))], SMALLEST_DEEPSEEK
     ),
     "softmax_scale_of_padding": Pair(
-        HALVES, Case(WIDE, 3, (9,)), [], line("base · dim 96 · base 10000"), everywhere=True
+        HALVES, Case(WIDE, 3, (9,)), [Case(BASE, 3, (9,))], line("base · dim 96 · base 10000")
     ),
     "yarn_for_every_layer": Pair(
         HALVES, Case(BASE, 3, (9,), other="yarn"), [], line(more=" · beside yarn"), everywhere=True
