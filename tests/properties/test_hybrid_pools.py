@@ -167,7 +167,12 @@ def test_of_a_long_trace_the_last_steps_are_shown():
         (case(seed=-1), "a seed in"),
         (case(kv_heads=1024), "at most 256 heads"),
         (case(page_size=1024, full_pages=2**16), "more than 67108864 elements"),
-        (case(Allocate(0, 2**17)), "step 1, allocate a 131072: more than 65536 tokens at once"),
+        (
+            case(Allocate(0, 2**20)),
+            "step 1, allocate a 1048576: 1048576 tokens at once are more than 67108864 elements",
+        ),
+        (case(Allocate(0, 2**17)), "step 1, allocate a 131072: 131072 tokens at once are more than 4294967296 scores"),
+        (case(*[Decode((0,))] * 10_001), "10000 steps"),
         (case(Allocate(0, 3), Decode((1,))), "step 2, decode b: not live: b"),
         (case(Allocate(0, 3), Fork(0, 1), prefix_sharing=False), "step 2, fork a b: prefixes are not shared"),
     ],
@@ -298,6 +303,20 @@ def test_a_wrong_place_comes_before_the_wrong_attention_that_it_makes():
     comparison, _ = walked(Lost, Allocate(0, 5))
     assert comparison.worst_output.name == "pages"
     assert "neither free nor anybody's" in comparison.worst_output.problem
+
+
+def test_a_snapshot_of_another_kind_is_a_finding_and_no_defect():
+    class Other(NativePools):
+        def snapshot(self):
+            return {"slots": {}}
+
+    class Short(NativePools):
+        def snapshot(self):
+            return replace(super().snapshot(), mapping=self.mapping[:5])
+
+    problem = walked(Other, Allocate(0, 5))[0].worst_output.problem
+    assert problem == "snapshot answered dict, expected PoolsSnapshot or None"
+    assert "mapping has shape [5]" in walked(Short, Allocate(0, 5))[0].worst_output.problem
 
 
 def test_wrong_attention_of_one_request_is_found_at_its_coordinates():
