@@ -169,7 +169,7 @@ def test_of_a_long_trace_the_last_steps_are_shown():
         (case(page_size=1024, full_pages=2**16), "more than 67108864 elements"),
         (
             case(Allocate(0, 2**20)),
-            "step 1, allocate a 1048576: 1048576 tokens at once are more than 67108864 elements",
+            "a 1048576: 1048576 tokens at once are more than 67108864 elements",
         ),
         (case(Allocate(0, 2**17)), "step 1, allocate a 131072: 131072 tokens at once are more than 4294967296 scores"),
         (case(*[Decode((0,))] * 10_001), "10000 steps"),
