@@ -7,7 +7,6 @@ is documented, and says so.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -57,12 +56,8 @@ class FusedCall:
         return output, lse
 
 
-@functools.cache
 def compressed_mask(device: str, dtype: torch.dtype = torch.bool) -> torch.Tensor:
-    """Build the 2048 x 2048 mask of sparse modes 2, 3 and 4: ones above the diagonal are hidden.
-
-    It is built once, as backends do: it is the largest tensor of a small call.
-    """
+    """Build the 2048 x 2048 mask of sparse modes 2, 3 and 4: ones above the diagonal are hidden."""
     return torch.ones(COMPRESSED_MASK_SIZE, COMPRESSED_MASK_SIZE, dtype=dtype, device=device).triu(1)
 
 
@@ -83,17 +78,18 @@ def band(window: int | None) -> dict[str, int]:
     return {"sparse_mode": 4, "pre_tokens": window - 1, "next_tokens": 0}
 
 
-def tnd_call(inputs: SlidingAttentionInputs) -> FusedCall:
+def tnd_call(inputs: SlidingAttentionInputs, mask: torch.Tensor | None = None) -> FusedCall:
     """FIA v2 with ragged rows (ascend_backend.py 1736-1797 for extend, 2552-2580 for multi-token decode).
 
-    Query lengths are cumulative; KV lengths are per request, because the cache is paged.
+    Query lengths are cumulative; KV lengths are per request, because the cache is paged. ``mask`` is a compressed mask
+    that the caller keeps; else one is built.
     """
     key, value = cache_views(inputs.kv)
     arguments = {
         "input_layout": "TND",
         "actual_seq_qlen": list(itertools.accumulate(inputs.query_lengths)),
         "actual_seq_kvlen": list(inputs.kv_lengths),
-        "atten_mask": compressed_mask(str(inputs.query.device)),
+        "atten_mask": compressed_mask(str(inputs.query.device)) if mask is None else mask,
         "block_table": inputs.kv.block_table,
         "block_size": inputs.kv.page_size,
         "num_query_heads": inputs.query.shape[1],

@@ -8,18 +8,25 @@ the tree of its prefix cache; here they are a tensor.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
 
 import npudiff
 from device.ascend import page_allocation, sliding_attention
-from device.ascend.fused_attention import decode_call, tnd_call
+from device.ascend.fused_attention import compressed_mask, decode_call, tnd_call
 from device.ascend.page_pool import PagePool
 from npudiff import Target
 from reference.hybrid_pools import HybridPoolsInputs, PoolsSnapshot, TokenStates
 from reference.page_allocation import PageAllocationInputs
 from reference.sliding_attention import SlidingAttentionInputs
+
+
+@functools.cache
+def kept_mask(device: str) -> torch.Tensor:
+    """The compressed mask, built once as in the backend: it is larger than all pools of a test."""
+    return compressed_mask(device)
 
 
 class AscendPools:
@@ -133,7 +140,8 @@ class AscendPools:
         """One layer: with a mask where every request has one row, else with a band."""
         if set(inputs.query_lengths) == {1}:
             return sliding_attention.run_decode(inputs, decode_call(inputs))["output"]
-        return sliding_attention.run_tnd(inputs, tnd_call(inputs))["output"]
+        mask = kept_mask(str(inputs.query.device))
+        return sliding_attention.run_tnd(inputs, tnd_call(inputs, mask))["output"]
 
     def tables(self, requests: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Block tables of both pools, int32 ``[batch, pages]``: every page's first slot names it."""
