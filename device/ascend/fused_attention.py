@@ -57,12 +57,17 @@ class FusedCall:
         return output, lse
 
 
-@functools.cache
 def compressed_mask(device: str, dtype: torch.dtype = torch.bool) -> torch.Tensor:
     """Build the 2048 x 2048 mask of sparse modes 2, 3 and 4: ones above the diagonal are hidden.
 
-    It is built once, as backends do: it is the largest tensor of a small call.
+    Each call has its own: an operator that wrote into one that is kept would spoil the cases after.
     """
+    return _upper_triangle(device, dtype).clone()
+
+
+@functools.cache
+def _upper_triangle(device: str, dtype: torch.dtype) -> torch.Tensor:
+    """It is the largest tensor of a small call; a copy costs a fifteenth of building it."""
     return torch.ones(COMPRESSED_MASK_SIZE, COMPRESSED_MASK_SIZE, dtype=dtype, device=device).triu(1)
 
 

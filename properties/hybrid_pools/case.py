@@ -35,7 +35,7 @@ AXES = {
 }
 
 _MAX_ELEMENTS = 2**26
-_MAX_TOKENS = 2**16
+_MAX_SCORES = 2**32
 _MAX_STEPS = 10_000
 _SHOWN_STEPS = 12
 
@@ -166,20 +166,27 @@ def describe(case: HybridPoolsCase) -> str:
 
 def check_case(case: HybridPoolsCase) -> None:
     """Refuse a case that cannot be built, or whose steps make no sense; raises ``ValueError`` with what is wrong."""
-    for name, axis in AXES.items():
-        for value in values(case)[name]:
-            if not allows(axis.legal, value):
-                raise ValueError(f"{name} must be one of {described(axis.legal)}, got {value!r}")
-    if case.kv_heads * case.group > 256 or not 0 <= case.seed < 2**63 or len(case.steps) > _MAX_STEPS:
-        raise ValueError("at most 256 heads and 10,000 steps, and a seed in 0..2**63")
-    tokens = max(case.full_pages, case.sliding_pages) * case.page_size
-    if tokens * case.kv_heads * (case.head_dim + case.value_head_dim) > _MAX_ELEMENTS:
+    for name, used in values(case).items():
+        for value in used:
+            if not allows(AXES[name].legal, value):
+                raise ValueError(f"{name} must be one of {described(AXES[name].legal)}, got {value!r}")
+    if case.heads > 256 or not 0 <= case.seed < 2**63 or len(case.steps) > _MAX_STEPS:
+        raise ValueError(f"at most 256 heads and {_MAX_STEPS} steps, and a seed in 0..2**63")
+    slots = max(case.full_pages, case.sliding_pages) * case.page_size
+    if slots * case.kv_heads * (case.head_dim + case.value_head_dim) > _MAX_ELEMENTS:
         raise ValueError(f"the pools would have more than {_MAX_ELEMENTS} elements")
     ledger = PageLedger(case.sizes)
     for number, step in enumerate(case.steps, 1):
-        reason = ledger.reason_against(step)
-        if reason is None and sum(new_tokens(step).values()) > _MAX_TOKENS:
-            reason = f"more than {_MAX_TOKENS} tokens at once"
+        reason = ledger.reason_against(step) or _too_much(case, sum(new_tokens(step).values()))
         if reason is not None:
             raise ValueError(f"step {number}, {in_words(step)}: {reason}")
         ledger.take(step)
+
+
+def _too_much(case: HybridPoolsCase, tokens: int) -> str | None:
+    """Why so many tokens at once are more than a test should have; they attend to each other."""
+    if tokens * case.heads * (case.head_dim + case.value_head_dim) > _MAX_ELEMENTS:
+        return f"{tokens} tokens at once are more than {_MAX_ELEMENTS} elements"
+    return (
+        f"{tokens} tokens at once are more than {_MAX_SCORES} scores" if tokens**2 * case.heads > _MAX_SCORES else None
+    )

@@ -18,6 +18,7 @@ from reference.hybrid_pools import (
     Free,
     HybridPools,
     HybridPoolsReference,
+    PoolsSnapshot,
     Preempt,
     Readmit,
     Share,
@@ -96,7 +97,10 @@ class PoolsSession:
 
     def _pages(self) -> OutputComparison:
         """Where everything lies, as far as the implementation tells."""
-        snapshot = self._subject.ask(self._pools.snapshot)
+        snapshot: object = self._subject.ask(self._pools.snapshot)
+        if not isinstance(snapshot, PoolsSnapshot | None):
+            given = f"snapshot answered {type(snapshot).__name__}, expected PoolsSnapshot or None"
+            return OutputComparison("pages", given)
         found = [] if snapshot is None else self._reference.violations(snapshot)
         return OutputComparison("pages", "; ".join(found[:_SHOWN]) or None)
 

@@ -120,7 +120,8 @@ def hybrid_pools(history: HybridPoolsHistory) -> dict[str, Expected]:
     Notes
     -----
     Composed of ``sliding_attention`` on the remembered tokens, with its bounds. Rules of pages: sglang 0.5.23,
-    ``mem_cache/allocator/swa.py`` and ``mem_cache/common.py`` 75-140.
+    ``mem_cache/allocator/swa.py`` and ``mem_cache/common.py`` 75-140. There, the tree of the prefix cache protects what
+    requests share; that an eviction leaves a page which several requests have is how ``PageLedger.leaving`` says it.
     """
     reference = HybridPoolsReference(history.pools)
     for step, new in history.steps:

@@ -22,6 +22,9 @@ def violations(ledger: PageLedger, snapshot: PoolsSnapshot) -> list[str]:
     list of str
         What is wrong. Later rules are only looked at where the earlier ones hold, since they build on them.
     """
+    found = list(_wrong_form(ledger, snapshot))
+    if found:
+        return found
     slots = {request: row.tolist() for request, row in snapshot.slots.items()}
     found = list(_wrong_requests(ledger, slots))
     places: dict[int, int] = {}
@@ -37,6 +40,19 @@ def violations(ledger: PageLedger, snapshot: PoolsSnapshot) -> list[str]:
     found += _wrong_table("block_table", snapshot.block_table, order, ledger, places)
     found += _wrong_table("sliding_block_table", snapshot.sliding_block_table, order, ledger, sliding)
     return found
+
+
+def _wrong_form(ledger: PageLedger, snapshot: PoolsSnapshot) -> Iterator[str]:
+    """Whole numbers in as many dimensions as the contract says, and an entry of the mapping for each slot."""
+    parts = {f"slots of {request_name(request)}": (row, 1) for request, row in snapshot.slots.items()}
+    parts |= {name: (getattr(snapshot, name), 1) for name in ("mapping", "free_pages", "free_sliding_pages")}
+    parts |= {name: (getattr(snapshot, name), 2) for name in ("block_table", "sliding_block_table")}
+    for name, (tensor, dims) in parts.items():
+        if tensor.dim() != dims or tensor.is_floating_point():
+            yield f"{name} must be integers in {dims} dimensions, got {tensor.dtype} {list(tensor.shape)}"
+    slots = (1 + ledger.sizes.full_pages) * ledger.sizes.page_size
+    if not snapshot.mapping.dim() or len(snapshot.mapping) < slots:
+        yield f"mapping has shape {list(snapshot.mapping.shape)}, and the full pool {slots} slots"
 
 
 def _wrong_requests(ledger: PageLedger, slots: Mapping[int, Sequence[int]]) -> Iterator[str]:
@@ -74,12 +90,13 @@ def _wrong_mapping(
 ) -> Iterator[str]:
     """Pages of the full pool are mapped to pages of the sliding pool, at the same offsets; all else to 0."""
     size, filled = ledger.sizes.page_size, _filled(ledger)
-    rest = dict(enumerate(mapping[: (1 + ledger.sizes.full_pages) * size]))
+    rest = list(mapping[: (1 + ledger.sizes.full_pages) * size])
     tenants: dict[int, int] = {}
     for name, place in places.items():
         if name in ledger.evicted:
             continue  # its slots stay in the rest, and must be mapped to 0
-        entries = [rest.pop(place * size + offset, 0) for offset in range(size)]
+        entries = rest[place * size : (place + 1) * size]
+        rest[place * size : (place + 1) * size] = [0] * size
         page, right = entries[0] // size, range(entries[0], entries[0] + size)
         used = filled[name]
         if not 1 <= page <= ledger.sizes.sliding_pages:
@@ -93,8 +110,8 @@ def _wrong_mapping(
         elif tenants.setdefault(page, name) != name:
             yield f"page {page} of the sliding pool {_strangers(ledger, tenants[page], name)}"
         sliding[name] = page
-    slot = next((slot for slot, entry in rest.items() if entry), None)
-    if slot is not None:
+    if any(rest):
+        slot = next(slot for slot, entry in enumerate(rest) if entry)
         evicted = [_owners(ledger, name) for name, place in places.items() if place == slot // size]
         reason = f"was evicted of {evicted[0]}" if evicted else "belongs to nobody"
         yield f"slot {slot} of the full pool {reason}, and is mapped to slot {rest[slot]}"

@@ -109,6 +109,7 @@ def test_a_step_for_which_there_are_no_pages_is_forgotten():
     assert answers == [True, False, False, True]
     assert remembered(reference) == {0: [0, 1, 2, 3, 4, 18]}
     assert reference.rows == {0: 1}
+    assert taken(Allocate(0, 5), Extend(0, 8), full=2)[0].rows == {0: 1}
 
 
 def test_new_tokens_attend_as_in_a_prefill_and_else_the_last_one():

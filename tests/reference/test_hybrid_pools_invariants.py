@@ -84,6 +84,22 @@ def of(name, values):
 
 
 BREAKS = {
+    "a table is flat": (
+        of("block_table", [5, 2, 7, 3]),
+        "block_table must be integers in 2 dimensions, got torch.int64 [4]",
+    ),
+    "pages are no integers": (
+        of("free_pages", [4.0, 1.0]),
+        "free_pages must be integers in 1 dimensions, got torch.float32 [2]",
+    ),
+    "slots have a dimension too many": (
+        lambda snapshot: replace(snapshot, slots={**snapshot.slots, 1: snapshot.slots[1].unsqueeze(0)}),
+        "slots of b must be integers in 1 dimensions, got torch.int32 [1, 6]",
+    ),
+    "the mapping is too short": (
+        of("mapping", [0] * 31),
+        "mapping has shape [31], and the full pool 32 slots",
+    ),
     "a request is missing": (
         lambda snapshot: replace(snapshot, slots={0: snapshot.slots[0]}),
         "live are a b, the snapshot has a",
