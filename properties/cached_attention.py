@@ -16,6 +16,7 @@ from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
+from properties import rows
 from reference.bounds import Expected
 from reference.cached_attention import CachedAttentionInputs, cached_attention
 from reference.paged_kv import LAYOUTS
@@ -36,6 +37,7 @@ AXES = {
     "head_dim": Axis("elements of a head", (64, 128)),
     "dtype": Axis("dtype of queries, keys and values", tuple(DTYPES)),
     "write_layout": Axis("how the writer leaves the pool", LAYOUTS),
+    "rows": rows.AXIS,
     "read_layout": Axis("how attention finds the pool", LAYOUTS),
 }
 
@@ -66,6 +68,7 @@ class CachedAttentionCase:
     dtype: str = "bfloat16"
     write_layout: str = "PA_BSND"
     read_layout: str = "PA_BSND"
+    rows: str = "contiguous"
     seed: int = 0
 
     @property
@@ -95,6 +98,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CachedAttentionCase:
         dtype=choose.value(box, "dtype", tuple(DTYPES)),
         write_layout=choose.value(box, "write_layout", LAYOUTS),
         read_layout=choose.value(box, "read_layout", LAYOUTS),
+        rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
 
@@ -119,16 +123,16 @@ def build_inputs(case: CachedAttentionCase) -> CachedAttentionInputs:
         table[row, : len(own)] = torch.tensor(own, dtype=torch.int32)
         slots += [own[token // size] * size + token % size for token in range(request.kv)]
     shape = (len(slots), case.kv_heads, case.head_dim)
-    rows = sum(request.query for request in case.requests)
+    query_shape = (sum(request.query for request in case.requests), case.kv_heads * case.group, case.head_dim)
     pool = torch.full((case.pages, size, case.kv_heads, case.head_dim), POISON, dtype=dtype)
     return CachedAttentionInputs(
-        query=Stream(case.seed, "query").normal((rows, case.kv_heads * case.group, case.head_dim), dtype),
-        key=Stream(case.seed, "key").normal(shape, dtype),
-        value=Stream(case.seed, "value").normal(shape, dtype),
+        query=rows.laid(Stream(case.seed, "query").normal(query_shape, dtype), case.rows),
+        key=rows.laid(Stream(case.seed, "key").normal(shape, dtype), case.rows),
+        value=rows.laid(Stream(case.seed, "value").normal(shape, dtype), case.rows),
         key_cache=pool,
         value_cache=pool.clone(),
-        slots=torch.tensor(slots, dtype=torch.int32),
-        block_table=table,
+        slots=rows.laid(torch.tensor(slots, dtype=torch.int32), case.rows),
+        block_table=rows.laid(table, case.rows),
         query_lengths=tuple(request.query for request in case.requests),
         kv_lengths=tuple(request.kv for request in case.requests),
         window=case.window,
@@ -155,6 +159,7 @@ def features(case: CachedAttentionCase) -> Collection[str]:
         "NZ": "PA_NZ" in (case.write_layout, case.read_layout),
         "query length 1": any(request.query == 1 for request in case.requests),
         "several heads": case.kv_heads > 1,
+        "sliced rows": case.rows == "sliced",
         "partial page": any(request.kv % case.page_size for request in case.requests),
     }
     return [name for name, holds in checks.items() if holds]
@@ -170,6 +175,7 @@ def describe(case: CachedAttentionCase) -> str:
         f"heads {case.kv_heads * case.group}:{case.kv_heads}",
         f"dim {case.head_dim}",
         case.dtype,
+        "sliced rows" if case.rows == "sliced" else "",
         f"seed {case.seed}" if case.seed else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -188,8 +194,9 @@ def check_case(case: CachedAttentionCase) -> None:
         raise ValueError(f"window must be none or in 1..2**31-1, got {case.window}")
     if case.dtype not in DTYPES or {case.write_layout, case.read_layout} - set(LAYOUTS) or case.head_dim % 16:
         raise ValueError("unknown dtype or layout, or a head dim that fills no strips")
-    rows = sum(request.query for request in case.requests) * case.group
-    if max(case.pages * case.page_size, rows) * case.kv_heads * case.head_dim > _MAX_ELEMENTS:
+    rows.check_rows(case.rows)
+    queries = sum(request.query for request in case.requests) * case.group
+    if max(case.pages * case.page_size, queries) * case.kv_heads * case.head_dim > _MAX_ELEMENTS:
         raise ValueError(f"the inputs would have more than {_MAX_ELEMENTS} elements")
     if not 0 <= case.seed < 2**63:
         raise ValueError(f"seed {case.seed} out of range")

@@ -14,8 +14,8 @@ from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
+from properties import rows
 from reference.rms_norm import ROUNDINGS, WEIGHT_OFFSETS, RmsNormInputs, rms_norm
-from reference.views import sliced
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 RECIPES = ("gaussian", "outlier", "tiny", "large", "zero rows")
@@ -24,10 +24,6 @@ large: squares far beyond the range of float16. zero rows: some rows hold nothin
 WEIGHTS = ("near 1", "wide", "tiny")
 """near 1: around the weight that changes nothing. wide: magnitudes up to 16, where 1 + w rounds. tiny: below 2**-9,
 where 1 + w in bfloat16 is 1."""
-
-ROWS = ("contiguous", "sliced")
-GAP = 24
-"""Elements between the rows of a slice."""
 
 AXES = {
     "tokens": Axis("rows", range(1, 2**16 + 1)),
@@ -38,7 +34,7 @@ AXES = {
     "recipe": Axis("how states are made", RECIPES),
     "weights": Axis("how the weight is made", WEIGHTS),
     "rounding": Axis("whether a device may round between stages, or once at the end only", ROUNDINGS),
-    "rows": Axis("whether rows follow each other, or are slices of wider ones", ROWS),
+    "rows": rows.AXIS,
     "epsilon": Axis("added to the mean of squares", (1e-6, 1e-5)),
 }
 
@@ -87,7 +83,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RmsNormCase:
         weights=choose.value(box, "weights", WEIGHTS),
         epsilon=choose.value(box, "epsilon", (1e-6, 1e-5)),
         rounding=choose.value(box, "rounding", ("stages",)),  # the stricter bound is for those who ask for it
-        rows=choose.value(box, "rows", ROWS),
+        rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
 
@@ -102,17 +98,13 @@ def build_inputs(case: RmsNormCase) -> RmsNormInputs:
     """Build the inputs of a case."""
     dtype = DTYPES[case.dtype]
     return RmsNormInputs(
-        hidden=_rows(case, _states(case, "hidden").to(dtype)),
-        residual=_rows(case, _states(case, "residual").to(dtype)) if case.residual else None,
+        hidden=rows.laid(_states(case, "hidden").to(dtype), case.rows),
+        residual=rows.laid(_states(case, "residual").to(dtype), case.rows) if case.residual else None,
         weight=_weight(case).to(dtype),
         epsilon=case.epsilon,
         kind=case.kind,
         rounding=case.rounding,
     )
-
-
-def _rows(case: RmsNormCase, rows: torch.Tensor) -> torch.Tensor:
-    return sliced(rows, GAP) if case.rows == "sliced" else rows
 
 
 def _states(case: RmsNormCase, name: str) -> torch.Tensor:
@@ -180,8 +172,9 @@ def check_case(case: RmsNormCase) -> None:
         raise ValueError(f"the states would have more than {_MAX_ELEMENTS} elements")
     if case.dtype not in DTYPES or case.kind not in WEIGHT_OFFSETS or case.recipe not in RECIPES:
         raise ValueError(f"unknown dtype, kind or recipe: {case.dtype}, {case.kind}, {case.recipe}")
-    if case.rounding not in ROUNDINGS or case.rows not in ROWS:
-        raise ValueError(f"unknown rounding or rows: {case.rounding}, {case.rows}")
+    rows.check_rows(case.rows)
+    if case.rounding not in ROUNDINGS:
+        raise ValueError(f"rounding is one of {', '.join(ROUNDINGS)}, got {case.rounding}")
     if case.weights not in WEIGHTS or not 1e-12 <= case.epsilon <= 1 or not 0 <= case.seed < 2**63:
         raise ValueError("weights, epsilon or seed out of range")
 

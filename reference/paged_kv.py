@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from reference.views import moved
+
 LAYOUTS = ("PA_BSND", "PA_NZ")
 """How pages that attention reads may lie: ``[pages, page_size, heads, dim]`` or
 ``[pages, heads, dim / C0, page_size, C0]``, where C0 elements are 32 bytes."""
@@ -72,7 +74,7 @@ class PagedKV:
             self,
             key=self.key.to(device),
             value=self.value.to(device),
-            block_table=self.block_table.to(device),
+            block_table=moved(self.block_table, device),
         )
 
     def read(self, request: int, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from reference.attention_tile import AttentionTile
 from reference.bounds import Expected
 from reference.cache_reader import CacheReader
 from reference.paged_kv import PagedKV
+from reference.views import moved
 
 ROW_TILE = 64
 """Query rows that are computed together."""
@@ -61,7 +62,7 @@ class SlidingAttentionInputs:
         """Return the same inputs on ``device``; lengths stay on the host."""
         return replace(
             self,
-            query=self.query.to(device),
+            query=moved(self.query, device),
             full=self.full.to(device),
             sliding=None if self.sliding is None else self.sliding.to(device),
             sinks=None if self.sinks is None else self.sinks.to(device),

@@ -10,15 +10,18 @@ import torch
 
 Inputs = TypeVar("Inputs")
 
+_MOST_OFFSET = 4096
+"""A view begins as far into its storage where it is moved to, but for whole multiples of this."""
+
 GAP = 4096.0
 """What lies between the rows of a view: finite, exact in every 16-bit type, and seen where it is taken for data."""
 
 
 def sliced(rows: torch.Tensor, gap: int) -> torch.Tensor:
-    """Return the same rows as a slice of storage in which each is followed by ``gap`` elements of something else."""
+    """Return the same rows as a slice of storage in which ``gap`` elements of something else stand before each."""
     strides = list(rows.stride())
     strides[0] = rows[0].numel() + gap if len(rows) else strides[0]
-    return _stored(rows, tuple(strides), rows.device)
+    return _stored(rows, tuple(strides), gap, rows.device)
 
 
 def moved(tensor: torch.Tensor, device: str | torch.device, *, copy: bool = False) -> torch.Tensor:
@@ -27,7 +30,7 @@ def moved(tensor: torch.Tensor, device: str | torch.device, *, copy: bool = Fals
         return tensor.to(device, copy=copy)
     if not copy and torch.device(device) == tensor.device:
         return tensor
-    return _stored(tensor, tensor.stride(), device)
+    return _stored(tensor, tensor.stride(), int(tensor.storage_offset()) % _MOST_OFFSET, device)
 
 
 def moved_inputs(inputs: Inputs, device: str | torch.device, copies: Collection[str]) -> Inputs:
@@ -40,8 +43,8 @@ def moved_inputs(inputs: Inputs, device: str | torch.device, copies: Collection[
     return dataclasses.replace(inputs, **there)  # type: ignore[type-var]
 
 
-def _stored(tensor: torch.Tensor, strides: tuple[int, ...], device: str | torch.device) -> torch.Tensor:
+def _stored(tensor: torch.Tensor, strides: tuple[int, ...], offset: int, device: str | torch.device) -> torch.Tensor:
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
     filler = GAP if tensor.is_floating_point() else 77
-    storage = torch.full((max(extent, 0),), filler, dtype=tensor.dtype, device=device)
-    return storage.as_strided(tensor.shape, strides).copy_(tensor)
+    storage = torch.full((offset + max(extent, 0),), filler, dtype=tensor.dtype, device=device)
+    return storage.as_strided(tensor.shape, strides, offset).copy_(tensor)

@@ -61,16 +61,21 @@ def written(inputs: CachedAttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
     if inputs.write_layout == "PA_NZ":
         return written_nz(inputs)
     torch.ops.npu.npu_scatter_pa_kv_cache(
-        inputs.key, inputs.value, inputs.key_cache, inputs.value_cache, inputs.slots, cache_mode="Norm"
+        *states(inputs), inputs.key_cache, inputs.value_cache, inputs.slots.contiguous(), cache_mode="Norm"
     )
     return inputs.key_cache, inputs.value_cache
+
+
+def states(inputs: CachedAttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values as the operator takes them: contiguous."""
+    return inputs.key.contiguous(), inputs.value.contiguous()
 
 
 def written_nz(inputs: CachedAttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """Write into an NZ pool ``[pages, heads * dim / 16, page_size, 16]``."""
     shape = (inputs.key_cache.shape[0], -1, inputs.page_size, STRIP)
     key, value = inputs.key_cache.view(shape), inputs.value_cache.view(shape)
-    torch.ops.npu.npu_scatter_pa_kv_cache(inputs.key, inputs.value, key, value, inputs.slots, cache_mode="PA_NZ")
+    torch.ops.npu.npu_scatter_pa_kv_cache(*states(inputs), key, value, inputs.slots.contiguous(), cache_mode="PA_NZ")
     return key, value
 
 

@@ -26,6 +26,7 @@ BUILT_IN: Box = {
     "query_rank": (1536,),
     "epsilon": (1e-6,),
     "quantised": (True,),
+    "rows": ("contiguous",),
 }
 """Sizes, and the epsilon of the key's norm, that are built into the kernel."""
 

@@ -65,7 +65,7 @@ def scatter_pa_norm(inputs: PagedCacheInputs, target: Target) -> Outputs:
             **_CONTIGUOUS,
             "layout": ("PA_NZ",),
             "dtype": ("int8",),
-            "head_dims": ("64", "128", "192/128", "512/64", "96", "32", "256"),
+            "head_dims": ("64", "128", "192/128", "512/64", "96", "32", "256", "576"),
         },
     ],
 )

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
+from npudiff.text import counted
 from properties.head_dims import join_head_dims
 from properties.moved_data import DTYPES as TORCH_DTYPES
 from reference.cache_layout import LAYOUTS, CacheLayout
 
 DTYPES = ("bfloat16", "float16", "int8")
-HEAD_DIMS = ("64", "128", "192/128", "512/64", "80", "96", "32", "256")
+HEAD_DIMS = ("64", "128", "192/128", "512/64", "80", "96", "32", "256", "576")
 STARTS = ("none", "page", "token")
 UNUSED = ("page 0", "-1", "any page")
 
@@ -163,17 +164,17 @@ def features(case: CacheGatherCase) -> Collection[str]:
 def describe(case: CacheGatherCase) -> str:
     """Return the case as one short line."""
     parts = [
-        " ".join(f"{request.length}@{request.start}" if request.start else f"{request.length}"
-                 for request in case.requests) + " tokens",
+        "tokens " + " ".join(f"{request.length}@{request.start}" if request.start else f"{request.length}"
+                             for request in case.requests),
         f"starts {case.starts}" if case.starts != "none" else "",
-        f"{case.spare_rows} rows to spare" if case.spare_rows else "",
+        counted(case.spare_rows, "spare row") if case.spare_rows else "",
         case.layout,
         f"page {case.page_size}",
         f"heads {case.kv_heads}",
         f"dim {join_head_dims(case.head_dim, case.value_head_dim)}",
         case.dtype,
-        f"{case.shared_pages} shared pages" if case.shared_pages else "",
-        f"{case.spare_columns} spare columns" if case.spare_columns else "",
+        counted(case.shared_pages, "shared page") if case.shared_pages else "",
+        counted(case.spare_columns, "spare column") if case.spare_columns else "",
         f"unused {case.unused}" if case.unused != "page 0" else "",
         f"seed {case.seed}" if case.seed else "",
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 
 from npudiff.constraints import Axis
 from npudiff.text import counted
+from properties import rows
 from reference.cache_layout import CacheLayout
 
 DTYPES = ("bfloat16", "float16")
@@ -38,6 +39,7 @@ AXES = {
     "padded_tokens": Axis("tokens at the end that are padding; only among scattered slots", range(2**16)),
     "recipe": Axis("how the tokens are made", RECIPES),
     "epsilon": Axis("added to the mean of squares", (1e-6, 1e-5)),
+    "rows": rows.AXIS,
     "table": Axis("rows of the table of cosines and sines", range(1, 2**20 + 1)),
 }
 
@@ -63,6 +65,7 @@ class KvRmsnormRopeCacheCase:
     recipe: str = "gaussian"
     epsilon: float = 1e-6
     table: int = 64
+    rows: str = "contiguous"
     seed: int = 0
 
     @property
@@ -112,6 +115,7 @@ def features(case: KvRmsnormRopeCacheCase) -> Collection[str]:
         "decode": case.length == 1,
         "NZ": case.layout == "PA_NZ",
         "int8": case.quantised,
+        "sliced rows": case.rows == "sliced",
         "padded tokens": case.padded_tokens > 0,
         "crosses pages": case.placement == "pages" and case.length > case.page_size,
         "partial page": case.placement == "pages" and case.length % case.page_size != 0,
@@ -135,6 +139,7 @@ def describe(case: KvRmsnormRopeCacheCase) -> str:
         case.recipe if case.recipe != "gaussian" else "",
         f"epsilon {case.epsilon:g}" if case.epsilon != 1e-6 else "",
         f"table {case.table}" if case.table != 64 else "",
+        "sliced rows" if case.rows == "sliced" else "",
         f"seed {case.seed}" if case.seed else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -153,6 +158,7 @@ def check_case(case: KvRmsnormRopeCacheCase) -> None:
         raise ValueError("rope_dim, epsilon or table out of range")
     if not 0 <= case.spare_pages <= 2**16 or not 0 <= case.seed < 2**63:
         raise ValueError("spare_pages or seed out of range")
+    rows.check_rows(case.rows)
     _check_placement(case)
     width = case.latent_dim + case.rope_dim
     if width * max(case.pages * case.page_size, case.batch * case.length) > _MAX_ELEMENTS:

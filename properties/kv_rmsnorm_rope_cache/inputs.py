@@ -9,6 +9,7 @@ import torch
 from npudiff.data import Stream
 from properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
 from properties.long_table import table_of_numbers
+from properties.rows import laid
 from reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 from reference.paged_cache import SKIPPED
 
@@ -18,19 +19,25 @@ def build_inputs(case: KvRmsnormRopeCacheCase) -> KvRmsnormRopeCacheInputs:
     weight = 1 + 0.5 * Stream(case.seed, "weight").normal((case.latent_dim,), torch.float32)
     positions = Stream(case.seed, "positions").integers(0, case.table, case.batch * case.length)
     return KvRmsnormRopeCacheInputs(
-        kv=_tokens(case),
+        kv=_laid_tokens(case),
         weight=weight.to(case.torch_dtype),
         epsilon=case.epsilon,
-        positions=torch.tensor(positions).reshape(case.batch, case.length),
-        cos_sin_cache=table_of_numbers(case.seed, case.table, case.rope_dim, case.torch_dtype),
+        positions=laid(torch.tensor(positions).reshape(case.batch, case.length), case.rows),
+        cos_sin_cache=laid(table_of_numbers(case.seed, case.table, case.rope_dim, case.torch_dtype), case.rows),
         latent_cache=_cache(case, "latent cache", case.latent_dim),
         rope_cache=_cache(case, "rope cache", case.rope_dim),
-        slots=torch.tensor(_slots(case)).reshape(case.batch, case.length),
+        slots=laid(torch.tensor(_slots(case)).reshape(case.batch, case.length), case.rows),
         page_size=case.page_size,
         layout=case.layout,
         latent_scale=_scale(case, "latent scale", case.latent_dim) if case.quantised else None,
         rope_scale=_scale(case, "rope scale", case.rope_dim) if case.quantised else None,
     )
+
+
+def _laid_tokens(case: KvRmsnormRopeCacheCase) -> torch.Tensor:
+    """The tokens; as slices, all of them lie as far apart as those of one projection do."""
+    tokens = _tokens(case)
+    return laid(tokens.flatten(0, 1), case.rows).view(tokens.shape)
 
 
 def _tokens(case: KvRmsnormRopeCacheCase) -> torch.Tensor:

@@ -18,6 +18,7 @@ from properties.kv_rmsnorm_rope_cache.case import (
     RECIPES,
     KvRmsnormRopeCacheCase,
 )
+from properties.rows import ROWS
 
 TOKENS = 256
 """Tokens of all requests up to which a case may have more than one request."""
@@ -61,6 +62,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> KvRmsnormRopeCacheCase:
         recipe=choose.value(box, "recipe", RECIPES),
         epsilon=choose.value(box, "epsilon", (1e-6, 1e-5)),
         table=choose.value(box, "table", (*(64, 1, 5, 4097) * 12, 70_001, 2**20)),
+        rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
 

@@ -9,6 +9,7 @@ import torch
 
 from npudiff.constraints import Axis
 from npudiff.text import counted
+from properties import rows
 from reference.cache_layout import CacheLayout
 
 LAYOUTS = ("PA_BSND", "PA_NZ")
@@ -34,6 +35,7 @@ AXES = {
     "quantised": Axis("whether hidden states and weights are multiples of steps, for int8", (False, True)),
     "recipe": Axis("how hidden states are made", RECIPES),
     "epsilon": Axis("added to the mean of squares", (1e-6, 1e-5)),
+    "rows": rows.AXIS,
     "table": Axis("rows of the table of cosines and sines", range(1, 2**20 + 1)),
 }
 
@@ -60,6 +62,7 @@ class MlaPreprocessCase:
     epsilon: float = 1e-6
     table: int = 64
     quantised: bool = False
+    rows: str = "contiguous"
     seed: int = 0
 
     @property
@@ -99,6 +102,7 @@ def features(case: MlaPreprocessCase) -> Collection[str]:
         "several heads": case.heads > 1,
         "padded tokens": case.padded_tokens > 0,
         "int8": case.quantised,
+        "sliced rows": case.rows == "sliced",
         "production size": case.hidden_size >= 6144,
         case.recipe: case.recipe != "gaussian",
     }
@@ -121,6 +125,7 @@ def describe(case: MlaPreprocessCase) -> str:
         case.recipe if case.recipe != "gaussian" else "",
         f"epsilon {case.epsilon:g}" if case.epsilon != 1e-6 else "",
         f"table {case.table}" if case.table != 64 else "",
+        "sliced rows" if case.rows == "sliced" else "",
         f"seed {case.seed}" if case.seed else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -140,6 +145,7 @@ def check_case(case: MlaPreprocessCase) -> None:
         raise ValueError(f"values of recipe {case.recipe} are no multiples of a step")
     if case.rope_dim % 2 or not 1e-12 <= case.epsilon <= 1 or not 1 <= case.table <= 2**20:
         raise ValueError("rope_dim, epsilon or table out of range")
+    rows.check_rows(case.rows)
     if not 0 <= case.seed < 2**63:
         raise ValueError(f"seed {case.seed} out of range")
     heads = case.heads * (case.nope_dim + case.rope_dim)

@@ -10,6 +10,7 @@ import torch
 from npudiff.data import Stream
 from properties.long_table import table_of_numbers
 from properties.mla_preprocess.case import MlaPreprocessCase, layout_of
+from properties.rows import laid
 from reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
 from reference.paged_cache import SKIPPED
 
@@ -29,7 +30,7 @@ def build_inputs(case: MlaPreprocessCase) -> MlaPreprocessInputs:
     heads = case.heads * (case.nope_dim + case.rope_dim)
     absorbed = _matrix(case, "k_up", case.heads * case.nope_dim, case.latent_dim, case.nope_dim)
     return MlaPreprocessInputs(
-        hidden=_hidden(case),
+        hidden=laid(_hidden(case), case.rows),
         q_a_weight=_matrix(case, "q_a", case.hidden_size, case.query_rank),
         q_a_norm=_norm(case, "q_a norm", case.query_rank),
         q_b_weight=_matrix(case, "q_b", case.query_rank, heads),
@@ -37,11 +38,11 @@ def build_inputs(case: MlaPreprocessCase) -> MlaPreprocessInputs:
         kv_a_weight=_matrix(case, "kv_a", case.hidden_size, case.latent_dim + case.rope_dim),
         kv_a_norm=_norm(case, "kv_a norm", case.latent_dim),
         epsilon=case.epsilon,
-        positions=torch.tensor(Stream(case.seed, "positions").integers(0, case.table, case.tokens)),
-        cos_sin_cache=table_of_numbers(case.seed, case.table, case.rope_dim, torch.bfloat16),
+        positions=laid(torch.tensor(Stream(case.seed, "positions").integers(0, case.table, case.tokens)), case.rows),
+        cos_sin_cache=laid(table_of_numbers(case.seed, case.table, case.rope_dim, torch.bfloat16), case.rows),
         latent_cache=Stream(case.seed, "latent cache").normal(layout_of(case, case.latent_dim).shape, torch.bfloat16),
         rope_cache=Stream(case.seed, "rope cache").normal(layout_of(case, case.rope_dim).shape, torch.bfloat16),
-        slots=_slots(case),
+        slots=laid(_slots(case), case.rows),
         page_size=case.page_size,
         layout=case.layout,
         steps=_steps(case),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
 from properties.mla_preprocess.case import DIMS, LAYOUTS, PADDINGS, RECIPES, MlaPreprocessCase
+from properties.rows import ROWS
 
 WORK = 2**22
 """Elements of hidden states and weights, times heads, up to which a case may have more than one head."""
@@ -50,6 +51,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
         quantised=quantised,
         epsilon=choose.value(box, "epsilon", (1e-6, 1e-5)),
         table=choose.value(box, "table", (*(64, 1, 5, 4097) * 12, 2**20)),
+        rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
 

@@ -9,13 +9,13 @@ import torch
 
 from npudiff.constraints import Axis
 from npudiff.text import counted
+from properties import rows
 from properties.head_dims import join_head_dims
 from reference.cache_layout import LAYOUTS, CacheLayout
 
 DTYPES = ("bfloat16", "float16", "int8")
 PADDINGS = ("slot 0", "slot -1")
-ROWS = ("contiguous", "sliced")
-HEAD_DIMS = ("64", "128", "192/128", "512/64", "80", "96", "32", "256")
+HEAD_DIMS = ("64", "128", "192/128", "512/64", "80", "96", "32", "256", "576")
 
 _SIZES = range(1, 2**16 + 1)
 
@@ -29,7 +29,7 @@ AXES = {
     "layout": Axis("how the caches lie", LAYOUTS),
     "slots_dtype": Axis("dtype of the slots", ("int32", "int64")),
     "padding": Axis("where padded tokens go", PADDINGS),
-    "rows": Axis("whether keys and values of a token follow the last one's, or are slices of wider rows", ROWS),
+    "rows": rows.AXIS,
     "padded_tokens": Axis("tokens at the end that are padding", range(2**16)),
 }
 
@@ -108,6 +108,7 @@ def features(case: PagedCacheCase) -> Collection[str]:
         "padded tokens": case.padded_tokens > 0,
         "sliced rows": case.rows == "sliced" and case.tokens > 1,
         "int8": case.dtype == "int8",
+        "slots beyond 16 bits": case.pages * case.page_size > 2**16,
         "pool filled": case.tokens == (case.pages - 1) * case.page_size,
     }
     return [name for name, holds in checks.items() if holds]
@@ -137,8 +138,7 @@ def check_case(case: PagedCacheCase) -> None:
             raise ValueError(f"{name} must lie in 1..65536, got {getattr(case, name)}")
     if case.dtype not in DTYPES or case.layout not in LAYOUTS or case.padding not in PADDINGS:
         raise ValueError(f"unknown dtype, layout or padding: {case.dtype}, {case.layout}, {case.padding}")
-    if case.rows not in ROWS:
-        raise ValueError(f"rows is one of {', '.join(ROWS)}, got {case.rows}")
+    rows.check_rows(case.rows)
     if case.slots_dtype not in ("int32", "int64") or not 0 <= case.padded_tokens < 2**16 or not 0 <= case.seed < 2**63:
         raise ValueError("slots_dtype, padded_tokens or seed out of range")
     if case.tokens > (case.pages - 1) * case.page_size:

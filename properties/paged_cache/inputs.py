@@ -8,11 +8,8 @@ import torch
 
 from npudiff.data import Stream
 from properties.paged_cache.case import PagedCacheCase, layout_of
+from properties.rows import laid
 from reference.paged_cache import SKIPPED, PagedCacheInputs
-from reference.views import sliced
-
-GAP = 24
-"""Elements between the tokens of a slice."""
 
 
 def build_inputs(case: PagedCacheCase) -> PagedCacheInputs:
@@ -27,15 +24,14 @@ def build_inputs(case: PagedCacheCase) -> PagedCacheInputs:
         value=_rows(case, "value", (rows, case.kv_heads, case.value_head_dim)),
         key_cache=_data(case, "key cache", layout_of(case, case.head_dim).shape),
         value_cache=_data(case, "value cache", layout_of(case, case.value_head_dim).shape),
-        slots=torch.tensor(slots, dtype=torch.int32 if case.slots_dtype == "int32" else torch.int64),
+        slots=laid(torch.tensor(slots, dtype=torch.int32 if case.slots_dtype == "int32" else torch.int64), case.rows),
         page_size=case.page_size,
         layout=case.layout,
     )
 
 
 def _rows(case: PagedCacheCase, name: str, shape: Sequence[int]) -> torch.Tensor:
-    rows = _data(case, name, shape)
-    return sliced(rows, GAP) if case.rows == "sliced" else rows
+    return laid(_data(case, name, shape), case.rows)
 
 
 def _data(case: PagedCacheCase, name: str, shape: Sequence[int]) -> torch.Tensor:

@@ -10,11 +10,18 @@ from hypothesis import strategies as st
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
 from properties.head_dims import split_head_dims
-from properties.paged_cache.case import DTYPES, HEAD_DIMS, PADDINGS, ROWS, PagedCacheCase
+from properties.paged_cache.case import DTYPES, HEAD_DIMS, PADDINGS, PagedCacheCase
+from properties.rows import ROWS
 from reference.cache_layout import LAYOUTS, strip_width
 
 CACHE_ELEMENTS = 2**19
 """Elements of both caches up to which a case may have more than two pages."""
+
+FAR_SLOTS, FAR_ELEMENTS = 2**16 + 2**12, 2**25
+"""Slots of a large pool, and elements of both caches up to which there is one."""
+
+MOST_TOKENS = 2**13
+"""Tokens beyond which a pool is not filled."""
 
 
 def cases(constraints: Constraints) -> st.SearchStrategy[PagedCacheCase]:
@@ -34,10 +41,11 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     assume(dims)
     head_dim, value_head_dim = split_head_dims(choose.pick(dims))
     page_elements = page_size * kv_heads * (head_dim + value_head_dim)
-    pages = choose.value(box, "pages", [2, *(n for n in (3, 5, 9) if n * page_elements <= CACHE_ELEMENTS)])
+    pages = choose.value(box, "pages", _pages(page_size, page_elements))
     room = (pages - 1) * page_size
     padded = choose.value(box, "padded_tokens", (0, 0, 1, 3))
     counts = sorted({1, 2, 3, page_size - 1, page_size, page_size + 1, room, room // 2 or 1} - {0})
+    counts = [count for count in counts if count <= MOST_TOKENS] or [1]
     tokens = choose.pick(_allowed_counts(box, counts, room, padded))
     return PagedCacheCase(
         tokens=tokens,
@@ -54,6 +62,13 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
         slots_dtype=choose.value(box, "slots_dtype", ("int32", "int64")),
         seed=choose.pick(range(1024)),
     )
+
+
+def _pages(page_size: int, page_elements: int) -> Sequence[int]:
+    """Sizes of the pool: small ones, and rarely one with slots and addresses beyond 16 bits."""
+    small = [2, *(count for count in (3, 5, 9) if count * page_elements <= CACHE_ELEMENTS)]
+    far = FAR_SLOTS // page_size
+    return [*small * (24 // len(small)), far] if far * page_elements <= FAR_ELEMENTS else small
 
 
 def _allowed_counts(box: Box, counts: Sequence[int], room: int, padded: int) -> Sequence[int]:

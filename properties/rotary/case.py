@@ -9,6 +9,7 @@ import torch
 
 from npudiff.constraints import Axis
 from npudiff.text import counted
+from properties import rows
 from properties.long_table import ROW_STEP
 from reference.rotary import STYLES
 
@@ -22,8 +23,6 @@ DIMS = ("64", "128", "192", "32/64", "64/128", "64/192", "96/128", "16/80")
 
 SECTIONS = ("none", "16/24/24", "24/20/20", "8/12/12", "16/16/16/16")
 """How many frequencies belong to each kind of position (time, height and width of an image); none: all to one."""
-ROWS = ("contiguous", "sliced")
-"""sliced: queries and keys are slices of wider rows, as those of a fused projection are."""
 
 _SIZES = range(1, 2**16 + 1)
 
@@ -37,7 +36,7 @@ AXES = {
     "positions": Axis("which rows of the table are used", POSITIONS),
     "table": Axis("rows of the table", range(1, 2**20 + 1)),
     "sections": Axis("how many frequencies belong to each kind of position", SECTIONS),
-    "rows": Axis("whether queries and keys of a token follow the last one's, or are slices", ROWS),
+    "rows": rows.AXIS,
     "data": Axis("what the table holds", DATA),
 }
 
@@ -119,7 +118,7 @@ def check_case(case: RotaryCase) -> None:
         raise ValueError(f"rotary_dim must be even and at most head_dim, got {case.rotary_dim} and {case.head_dim}")
     if case.dtype not in DTYPES or case.style not in STYLES or case.positions not in POSITIONS:
         raise ValueError(f"unknown dtype, style or positions: {case.dtype}, {case.style}, {case.positions}")
-    for name, known in {"data": DATA, "sections": SECTIONS, "rows": ROWS}.items():
+    for name, known in {"data": DATA, "sections": SECTIONS, "rows": rows.ROWS}.items():
         if getattr(case, name) not in known:
             raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
     if case.section_sizes and 2 * sum(case.section_sizes) != case.rotary_dim:

@@ -9,32 +9,25 @@ import torch
 from npudiff.data import Stream
 from properties.long_table import table_of_numbers
 from properties.rotary.case import DTYPES, RotaryCase
+from properties.rows import laid
 from reference.rotary import RotaryInputs
-from reference.views import sliced
-
-GAP = 24
-"""Elements between the rows of a slice."""
 
 
 def build_inputs(case: RotaryCase) -> RotaryInputs:
     """Build the inputs of a case."""
     dtype = DTYPES[case.dtype]
     states = {
-        name: _rows(case, Stream(case.seed, name).normal((case.tokens, heads, case.head_dim), dtype))
+        name: laid(Stream(case.seed, name).normal((case.tokens, heads, case.head_dim), dtype), case.rows)
         for name, heads in (("query", case.heads), ("key", case.kv_heads))
     }
     return RotaryInputs(
         states["query"],
         states["key"],
-        _positions(case),
-        _stored_table(case, dtype),
+        laid(_positions(case), case.rows),
+        laid(_stored_table(case, dtype), case.rows),
         case.style,
         case.section_sizes,
     )
-
-
-def _rows(case: RotaryCase, rows: torch.Tensor) -> torch.Tensor:
-    return sliced(rows, GAP) if case.rows == "sliced" else rows
 
 
 def _stored_table(case: RotaryCase, dtype: torch.dtype) -> torch.Tensor:

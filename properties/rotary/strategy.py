@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
-from properties.rotary.case import DIMS, DTYPES, POSITIONS, ROWS, SECTIONS, RotaryCase
+from properties.rotary.case import DIMS, DTYPES, POSITIONS, SECTIONS, RotaryCase
+from properties.rows import ROWS
 from reference.rotary import STYLES
 
 TABLES = (*(64, 1, 5, 1025, 4097) * 9, 70_001, 2**20)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from npudiff.constraints import Axis
+from properties import rows
 from properties.head_dims import join_head_dims
 from reference.paged_kv import LAYOUTS
 
@@ -15,7 +16,7 @@ borders are 64 times larger. cold: every score is below -50,000."""
 
 POISONS = ("large", "nan")
 BLIND_ROWS = ("none", "empty", "any")
-HEAD_DIMS = ("64", "128", "192/128", "80", "96", "192", "256")
+HEAD_DIMS = ("64", "128", "192/128", "80", "96", "192", "256", "576/512")
 
 _LENGTHS = range(2**20 + 1)
 _SIZES = range(1, 2**16 + 1)
@@ -32,6 +33,7 @@ AXES = {
     "head_dims": Axis("head dim of queries and keys, and of values if it differs: 128 or 192/128", HEAD_DIMS),
     "dtype": Axis("dtype of queries, keys and values", ("bfloat16", "float16")),
     "layout": Axis("how the pages lie", LAYOUTS),
+    "rows": rows.AXIS,
     "sinks": Axis("whether heads have a learned sink", (False, True)),
     "hybrid": Axis("whether the model has a second pool with a block table of its own", (False, True)),
     "padded_rows": Axis("query rows beyond the last request", range(2**16 + 1)),
@@ -85,6 +87,8 @@ class SlidingAttentionCase:
         Seed of the data.
     layout : str
         How the pages of every pool lie.
+    rows : str
+        How queries and block tables lie.
     """
 
     requests: tuple[Request, ...]
@@ -104,6 +108,7 @@ class SlidingAttentionCase:
     poison: str = "large"
     seed: int = 0
     layout: str = "PA_BSND"
+    rows: str = "contiguous"
 
     @property
     def heads(self) -> int:
@@ -147,6 +152,7 @@ def values(case: SlidingAttentionCase) -> Mapping[str, Collection[object]]:
         "head_dims": (head_dims(case),),
         "dtype": (case.dtype,),
         "layout": (case.layout,),
+        "rows": (case.rows,),
         "sinks": (case.sinks,),
         "hybrid": (case.hybrid,),
         "padded_rows": (case.padded_rows,),
@@ -170,6 +176,7 @@ def features(case: SlidingAttentionCase) -> Collection[str]:
         "partial page": any(request.kv % case.page_size for request in case.requests),
         "blind rows": blind_rows(case) != "none",
         "NZ pages": case.layout == "PA_NZ",
+        "sliced rows": case.rows == "sliced",
     }
     return [name for name, holds in checks.items() if holds]
 
@@ -192,6 +199,7 @@ def describe(case: SlidingAttentionCase) -> str:
         f"scale x{case.scale:g}" if case.scale != 1 else "",
         case.recipe if case.recipe != "gaussian" else "",
         "NaN poison" if case.poison == "nan" else "",
+        "sliced rows" if case.rows == "sliced" else "",
         f"seed {case.seed}" if case.seed else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -217,6 +225,7 @@ def check_case(case: SlidingAttentionCase) -> None:
     if any(not 0 <= length <= _MAX_TOKENS for request in case.requests for length in (request.query, request.kv)):
         raise ValueError(f"lengths must lie in 0..{_MAX_TOKENS}")
     _check_words(case)
+    rows.check_rows(case.rows)
     if case.recipe == "cold" and case.head_dim > _MAX_COLD_DIM:
         raise ValueError(f"a cold case has a head dim of at most {_MAX_COLD_DIM}, got {case.head_dim}")
     if not 1e-6 <= case.scale <= 1e6 or not 0 <= case.seed < 2**63:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.data import Stream
+from properties.rows import laid
 from properties.sliding_attention.borders import LiveRange, border_tokens
 from properties.sliding_attention.case import Request, SlidingAttentionCase
 from properties.sliding_attention.pages import PagePlan, plan_pages
@@ -81,7 +82,7 @@ def _query(case: SlidingAttentionCase, recipe: _Recipe, dtype: torch.dtype) -> t
     query = Stream(case.seed, "query").normal(shape, torch.float32) * recipe.query_noise
     query += recipe.direction.unsqueeze(1) * recipe.query_strength
     query[rows:] = _poison(case)
-    return query.flatten(1, 2).to(dtype)
+    return laid(query.flatten(1, 2).to(dtype), case.rows)
 
 
 def _poison(case: SlidingAttentionCase) -> float:
@@ -107,9 +108,10 @@ def _layer_pool(case: SlidingAttentionCase, plan: PagePlan, recipe: _Recipe, dty
 
 def _laid_out(case: SlidingAttentionCase, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor) -> PagedKV:
     """The pool in the layout of the case: in PA_NZ, strips of 16 elements of all tokens of a page lie together."""
+    laid_table = laid(table, case.rows)
     if case.layout == "PA_BSND":
-        return PagedKV(key, value, table)
-    return PagedKV(_strips(key), _strips(value), table, case.layout)
+        return PagedKV(key, value, laid_table)
+    return PagedKV(_strips(key), _strips(value), laid_table, case.layout)
 
 
 def _strips(cache: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
 from properties.head_dims import split_head_dims
+from properties.rows import ROWS
 from properties.sliding_attention.case import (
     HEAD_DIMS,
     POISONS,
@@ -73,6 +74,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
         recipe=recipe,
         poison=choose.value(box, "poison", POISONS),
         layout=layout,
+        rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(choose.pick(SEEDS)),
     )
 

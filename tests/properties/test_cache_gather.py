@@ -85,7 +85,7 @@ def test_features_and_description():
         "NZ", "V dim differs", "shared pages", "rows to spare",
     }  # fmt: skip
     assert describe(BUSY) == (
-        "17@16 0@48 32 5@32 tokens · starts page · 2 rows to spare · PA_NZ · page 16 · heads 1 · dim 192/128 · bfloat16"
+        "tokens 17@16 0@48 32 5@32 · starts page · 2 spare rows · PA_NZ · page 16 · heads 1 · dim 192/128 · bfloat16"
         " · 1 shared pages · 1 spare columns · unused -1 · seed 3"
     )
 

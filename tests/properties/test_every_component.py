@@ -67,7 +67,8 @@ def test_the_same_case_gives_the_same_bits(component):
         for name, one in vars(first).items():
             if isinstance(one, torch.Tensor):
                 other = getattr(second, name)
-                assert torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)), name
+                both = [tensor.clone(memory_format=torch.contiguous_format) for tensor in (one, other)]
+                assert torch.equal(*(tensor.view(torch.uint8) for tensor in both)), name
 
 
 @every_component

@@ -121,6 +121,7 @@ def test_default_cases_reach_every_region(default_cases):
         "partial page",
         "blind rows",
         "NZ pages",
+        "sliced rows",
     }
     by_axis = {axis: {value for case in default_cases for value in values(case)[axis]} for axis in component.axes}
     assert by_axis["recipe"] == set(RECIPES)
@@ -133,7 +134,7 @@ def test_default_cases_reach_every_region(default_cases):
     assert by_axis["scale"] == {0.5, 1.0, 4.0}
     assert {None, 1} < by_axis["window"]
     assert len(by_axis["window"]) > 12
-    assert len(by_axis["head_dims"]) == 7
+    assert len(by_axis["head_dims"]) == 8
     assert {1, 2, 3, 4} == by_axis["batch"]
     assert {0} < by_axis["padded_rows"]
     assert {0, 1} < by_axis["kv_length"]

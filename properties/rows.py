@@ -1,0 +1,27 @@
+"""How the rows of tensors lie: one after the other, or as slices of wider ones."""
+
+from __future__ import annotations
+
+import torch
+
+from npudiff.constraints import Axis
+from reference.views import sliced
+
+ROWS = ("contiguous", "sliced")
+"""sliced: states are slices of wider rows, as those of a fused projection are; tables, positions and slots as well."""
+
+AXIS = Axis("whether rows follow each other, or are slices of wider ones", ROWS)
+
+GAP = 24
+"""Elements before the first row of a slice, and between its rows."""
+
+
+def laid(tensor: torch.Tensor, rows: str) -> torch.Tensor:
+    """Return a tensor whose rows lie as the case says; tables that are views already stay as they are."""
+    return sliced(tensor, GAP) if rows == "sliced" and tensor.is_contiguous() else tensor
+
+
+def check_rows(rows: str) -> None:
+    """Raise ``ValueError`` if there is no such way."""
+    if rows not in ROWS:
+        raise ValueError(f"rows is one of {', '.join(ROWS)}, got {rows}")
