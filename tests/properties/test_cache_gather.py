@@ -86,7 +86,7 @@ def test_features_and_description():
     }  # fmt: skip
     assert describe(BUSY) == (
         "tokens 17@16 0@48 32 5@32 · starts page · 2 spare rows · PA_NZ · page 16 · heads 1 · dim 192/128 · bfloat16"
-        " · 1 shared pages · 1 spare columns · unused -1 · seed 3"
+        " · 1 shared page · 1 spare column · unused -1 · seed 3"
     )
 
 
