@@ -44,6 +44,11 @@ class Axis:
     legal: Allowed
     optional: bool = False
 
+    @property
+    def options(self) -> str:
+        """Every value, in words."""
+        return describe(self.legal) + (" or none" if self.optional else "")
+
     def has(self, given: object) -> bool:
         """Whether ``given`` is a value of the axis, in its form or as text."""
         try:
@@ -62,8 +67,7 @@ class Axis:
                     return candidate
             elif candidate in self.legal:
                 return next(value for value in self.legal if value == candidate)
-        options = describe(self.legal) + (" or none" if self.optional else "")
-        raise UsageError(f"{owner}: {name} is one of {options}, got {given!r}")
+        raise UsageError(f"{owner}: {name} is one of {self.options}, got {given!r}")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from npudiff.criteria import judge
 from npudiff.findings import Finding
 from npudiff.outcome import Failure, Outcome, Verdict
 from npudiff.pattern import describe_pattern, worst_element
+from npudiff.strays import describe_strays
 from npudiff.text import printable
 
 
@@ -95,9 +96,11 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
     if output.problem is not None:
         detail["problem"] = output.problem
         return detail
-    coordinates = _coordinates(component, failure.case, output)
+    inputs = component.inputs(failure.case)
+    coordinates = _coordinates(component, inputs, output)
     detail["where"] = worst_element(output, coordinates)
     detail["pattern"] = describe_pattern(output, coordinates)
+    detail["instead"] = describe_strays(output, coordinates, getattr(inputs, output.name, None))
     detail["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
     return detail
 
@@ -116,14 +119,17 @@ def _first(outcome: Outcome) -> dict[str, Any]:
     first: dict[str, Any] = {"line": component.describe(failure.case)}
     if failure.comparison is not None and failure.comparison.worst_output.problem is None:
         output = failure.comparison.worst_output
-        first["pattern"] = describe_pattern(output, _coordinates(component, failure.case, output))
+        inputs = component.inputs(failure.case)
+        coordinates = _coordinates(component, inputs, output)
+        first["pattern"] = describe_pattern(output, coordinates)
+        first["instead"] = describe_strays(output, coordinates, getattr(inputs, output.name, None))
         first["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
     return first
 
 
-def _coordinates(component: Component, case: Any, output: OutputComparison) -> Mapping[str, torch.Tensor]:  # noqa: ANN401
+def _coordinates(component: Component, inputs: Any, output: OutputComparison) -> Mapping[str, torch.Tensor]:  # noqa: ANN401
     """Where each element is, in the component's words; by index where a relation compared other rows."""
-    named = component.coordinates(component.inputs(case), output.name)
+    named = component.coordinates(inputs, output.name)
     if all(_broadcasts(values, output.ratio) for values in named.values()):
         return named
     sizes = output.ratio.shape if output.ratio is not None else ()

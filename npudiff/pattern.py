@@ -10,25 +10,40 @@ from npudiff.compare import OutputComparison
 
 Coordinates = Mapping[str, torch.Tensor]
 
-NOWHERE = -1
+NOWHERE = -(2**31)
 """The coordinate of elements that belong to nothing, such as padded rows; that they are right says nothing."""
 
 _SHOWN_VALUES = 4
 
 
-def worst_element(output: OutputComparison, coordinates: Coordinates) -> dict[str, int | float]:
-    """Return coordinates, actual value, right value and bound of the element with the largest ratio."""
+NOT_PLACES = ("actual", "expected", "bound", "actual bits", "expected bits")
+"""What is said of the worst element beside its coordinates."""
+
+
+def worst_element(output: OutputComparison, coordinates: Coordinates) -> dict[str, int | float | str]:
+    """Return coordinates, actual value, right value and bound of the element with the largest ratio.
+
+    Of data that is moved and not computed, the bits as well: most are no number that says something.
+    """
     if output.ratio is None or output.actual is None or output.value is None or output.bound is None:
         return {}
     if not output.ratio.numel():
         return {}
     flat = int(output.ratio.argmax())
-    place: dict[str, int | float] = {
+    place: dict[str, int | float | str] = {
         name: int(values.expand(output.ratio.shape).flatten()[flat]) for name, values in coordinates.items()
     }
     for name, tensor in (("actual", output.actual), ("expected", output.value), ("bound", output.bound)):
-        place[name] = float(tensor.flatten()[flat])
+        place[name] = tensor.flatten()[flat].item()
+    if output.actual.dtype == output.value.dtype and output.actual.is_floating_point():
+        for name, tensor in (("actual bits", output.actual), ("expected bits", output.value)):
+            place[name] = _bits(tensor.flatten()[flat])
     return place
+
+
+def _bits(element: torch.Tensor) -> str:
+    """The bits of one element, in hexadecimal digits, highest first."""
+    return "0x" + "".join(f"{byte:02x}" for byte in reversed(element.reshape(1).view(torch.uint8).tolist()))
 
 
 def describe_pattern(output: OutputComparison, coordinates: Coordinates) -> list[str]:
@@ -45,6 +60,11 @@ def describe_pattern(output: OutputComparison, coordinates: Coordinates) -> list
     return [share, *lines, *([nonfinite] if nonfinite else [])]
 
 
+def coordinate_text(value: float) -> str:
+    """A coordinate in words."""
+    return "none" if value == NOWHERE else str(int(value))
+
+
 def _separation(name: str, values: torch.Tensor, wrong: torch.Tensor) -> str | None:
     spread = values.expand(wrong.shape)
     hit = torch.unique(spread[wrong])
@@ -53,10 +73,10 @@ def _separation(name: str, values: torch.Tensor, wrong: torch.Tensor) -> str | N
     if not len(missed):
         return None
     if len(hit) <= _SHOWN_VALUES:
-        return f"only at {name} {', '.join(str(int(value)) for value in hit)}"
+        return f"only at {name} {', '.join(map(coordinate_text, hit.tolist()))}"
     low, high = int(hit.min()), int(hit.max())
     inside = int(((missed > low) & (missed < high)).sum())
-    if not inside:
+    if not inside and low != NOWHERE:
         return f"only at {name} {low} to {high}"
     return f"at {len(hit)} of {len(hit) + len(missed)} values of {name}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from npudiff.findings import Finding
 from npudiff.outcome import Outcome
+from npudiff.pattern import NOT_PLACES, coordinate_text
 from npudiff.text import counted
 
 NOT_APPLICABLE_LIMIT = 0.05
@@ -95,9 +97,11 @@ def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
         lines.append(("output", f"{detail['output']}: {detail['problem']}"))
     elif "worst_ratio" in detail:
         lines.append(("worst", _worst(detail)))
-    lines += [("also wrong", f"{name}, {_times(ratio)}") for name, ratio in (detail.get("also_wrong") or {}).items()]
-    lines += [("pattern", text) for text in _pattern(detail)]
-    lines += [("published", text) for text in _criteria(detail)]
+    lines += [
+        ("also wrong", name if math.isinf(float(ratio)) else f"{name}, {_times(ratio)}")
+        for name, ratio in (detail.get("also_wrong") or {}).items()
+    ]
+    lines += _wrong_elements(detail)
     if detail.get("flaky"):
         lines.append(("flaky", "the same case did not fail again when it was repeated"))
     lines += _first(detail)
@@ -112,32 +116,50 @@ def _first(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
         count += " (cases that failed before are tried first)"
     first = detail.get("first") or {}
     lines = [("found", f"at {count}" + (f", as {first['line']}" if first else ""))]
-    lines += [("pattern", text) for text in _pattern(first)]
-    return lines + [("published", text) for text in _criteria(first)]
+    return lines + _wrong_elements(first)
 
 
 def _worst(detail: Mapping[str, Any]) -> str:
     where = detail.get("where")
     exact = where is not None and where.get("bound") == 0
-    ratio = "differs where equality is asked for" if exact else f"error is {_times(detail['worst_ratio'])}"
+    infinite = math.isinf(float(detail["worst_ratio"]))
+    error = "not finite" if infinite else f"error is {_times(detail['worst_ratio'])}"
+    ratio = "differs where equality is asked for" if exact else error
     ratio = f"{detail['output']}: {ratio}"
     if not where:
         return ratio
-    place = ", ".join(f"{name} {value}" for name, value in where.items() if name not in ("actual", "expected", "bound"))
-    seen = f"got {where['actual']:.6g}, expected {where['expected']:.6g} within {where['bound']:.2g}"
-    return f"{ratio}: {seen}, at {place}"
+    places = [f"{name} {coordinate_text(value)}" for name, value in where.items() if name not in NOT_PLACES]
+    at = f", at {', '.join(places)}" if places else ""
+    return f"{ratio}: {_seen(where)}{at}"
+
+
+_VALUES = ("actual", "expected")
+
+
+def _seen(where: Mapping[str, Any]) -> str:
+    """What came and what is right, with as many digits as it takes to tell them apart."""
+    actual, expected = (float(value) if isinstance(value := where[name], str) else value for name in _VALUES)
+    digits = next((count for count in (6, 9) if f"{actual:.{count}g}" != f"{expected:.{count}g}"), 17)
+    texts = [str(value) if isinstance(value, int) else f"{value:.{digits}g}" for value in (actual, expected)]
+    if "actual bits" in where:
+        texts = [f"{where[f'{name} bits']} ({text})" for name, text in zip(_VALUES, texts, strict=True)]
+    bound = float(where["bound"])
+    within = f" within {bound:.2g}" if bound else ""
+    return f"got {texts[0]}, expected {texts[1]}{within}"
 
 
 def _times(ratio: float) -> str:
     return f"{float(ratio):.3g} times the bound"
 
 
-def _pattern(detail: Mapping[str, Any]) -> list[str]:
-    lines = detail.get("pattern") or []
-    return ["; ".join(lines)] if lines else []
-
-
-def _criteria(detail: Mapping[str, Any]) -> list[str]:
+def _wrong_elements(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What sets them apart, what they hold instead, and what usual criteria say of them."""
     verdicts = detail.get("published_criteria") or []
-    texts = [f"{item['criterion']} {'passes' if item['passes'] else 'fails'} ({item['detail']})" for item in verdicts]
-    return ["; ".join(texts)] if texts else []
+    texts = {
+        "pattern": detail.get("pattern") or [],
+        "instead": detail.get("instead") or [],
+        "published": [
+            f"{item['criterion']} {'passes' if item['passes'] else 'fails'} ({item['detail']})" for item in verdicts
+        ],
+    }
+    return [(label, "; ".join(lines)) for label, lines in texts.items() if lines]

@@ -15,6 +15,7 @@ from npudiff.constraints import Axis, Box, Constraints, intersection
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
+from npudiff.text import counted
 from reference.bounds import exactly
 from reference.page_allocation import PageAllocationInputs, page_allocation
 
@@ -152,7 +153,7 @@ def describe(case: PageAllocationCase) -> str:
     parts = [
         requests,
         f"page {case.page_size}",
-        f"{case.spare_pages} spare pages" if case.spare_pages else "",
+        counted(case.spare_pages, "spare page") if case.spare_pages else "",
         f"seed {case.seed}" if case.seed else "",
     ]
     return " · ".join(part for part in parts if part)

@@ -41,6 +41,7 @@ def _summary(component: Component, implementations: list[Implementation], *, ful
         lines += ["  properties"]
         lines += [f"    {prop.name:26} {prop.summary}" for prop in (EQUIVALENCE, *component.relations)]
         lines += ["  axes, for --where and supports="]
-        lines += [f"    {name:26} {axis.meaning}" for name, axis in component.axes.items()]
+        for name, axis in component.axes.items():
+            lines += [f"    {name:26} {axis.meaning}", f"    {'':26} {axis.options}"]
         lines += ["  model profiles, for --profile", f"    {', '.join(sorted(component.profiles)) or 'none'}"]
     return [*lines, ""]

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.data import Stream
+from npudiff.pattern import NOWHERE
 from properties.cache_gather.case import CacheGatherCase, layout_of
 from properties.moved_data import random_bits
 from reference.cache_gather import CacheGatherInputs
-
-_NOWHERE = -1
 
 
 def build_inputs(case: CacheGatherCase) -> CacheGatherInputs:
@@ -60,16 +59,16 @@ def page_names(seed: int, pages: int) -> list[int]:
 
 
 def coordinates(inputs: CacheGatherInputs, output: str) -> Mapping[str, torch.Tensor]:
-    """Return integer tensors that broadcast to an output; rows behind the last token are nobody's, -1."""
+    """Return integer tensors that broadcast to an output; rows behind the last token are nowhere."""
     rows, heads, dim = (inputs.key if output == "key" else inputs.value).shape
     lengths = inputs.lengths.to(torch.int64)
-    request = torch.full((rows,), _NOWHERE)
+    request = torch.full((rows,), NOWHERE)
     request[: int(lengths.sum())] = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    first_row = (torch.cumsum(lengths, 0) - lengths)[request]
+    first_row = (torch.cumsum(lengths, 0) - lengths)[request.clamp(min=0)]
     starts = torch.zeros_like(lengths) if inputs.starts is None else inputs.starts.to(torch.int64)
-    token = torch.where(request == _NOWHERE, _NOWHERE, torch.arange(rows) - first_row + starts[request])
-    page = torch.where(token == _NOWHERE, _NOWHERE, token // inputs.page_size)
-    offset = torch.where(token == _NOWHERE, _NOWHERE, token % inputs.page_size)
+    token = torch.where(request == NOWHERE, NOWHERE, torch.arange(rows) - first_row + starts[request.clamp(min=0)])
+    page = torch.where(token == NOWHERE, NOWHERE, token // inputs.page_size)
+    offset = torch.where(token == NOWHERE, NOWHERE, token % inputs.page_size)
     places = {"request": request, "token": token, "logical page": page, "offset": offset}
     return {
         **{name: place[:, None, None] for name, place in places.items()},

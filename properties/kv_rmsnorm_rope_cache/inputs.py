@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from npudiff.data import Stream
+from properties.cache_coordinates import cache_coordinates
 from properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
 from properties.long_table import table_of_numbers
 from properties.rows import laid
@@ -94,10 +95,5 @@ def coordinates(inputs: KvRmsnormRopeCacheInputs, output: str) -> Mapping[str, t
             "position": inputs.positions[:, :, None],
             "element": torch.arange(dim)[None, None, :],
         }
-    shape = (inputs.rope_cache if output == "rope_cache" else inputs.latent_cache).shape
-    nz = ("page", "strip", "offset", "column of strip")
-    names = nz if inputs.layout == "PA_NZ" else ("page", "offset", "head", "element")
-    return {
-        name: torch.arange(size).reshape([-1 if axis == place else 1 for axis in range(4)])
-        for place, (name, size) in enumerate(zip(names, shape, strict=True))
-    }
+    cache = inputs.rope_cache if output == "rope_cache" else inputs.latent_cache
+    return cache_coordinates(cache, inputs.layout, inputs.page_size, inputs.slots)

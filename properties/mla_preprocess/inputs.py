@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.data import Stream
+from properties.cache_coordinates import cache_coordinates
 from properties.long_table import table_of_numbers
 from properties.mla_preprocess.case import MlaPreprocessCase, layout_of
 from properties.rows import laid
@@ -108,10 +109,5 @@ def coordinates(inputs: MlaPreprocessInputs, output: str) -> Mapping[str, torch.
             "head": torch.arange(inputs.heads)[None, :, None],
             "element": torch.arange(dim)[None, None, :],
         }
-    shape = (inputs.rope_cache if output == "rope_cache" else inputs.latent_cache).shape
-    nz = ("page", "strip", "offset", "column of strip")
-    names = nz if inputs.layout == "PA_NZ" else ("page", "offset", "head", "element")
-    return {
-        name: torch.arange(size).reshape([-1 if axis == place else 1 for axis in range(4)])
-        for place, (name, size) in enumerate(zip(names, shape, strict=True))
-    }
+    cache = inputs.rope_cache if output == "rope_cache" else inputs.latent_cache
+    return cache_coordinates(cache, inputs.layout, inputs.page_size, inputs.slots)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from npudiff.data import Stream
+from properties.cache_coordinates import cache_coordinates
 from properties.paged_cache.case import PagedCacheCase, layout_of
 from properties.rows import laid
 from reference.paged_cache import SKIPPED, PagedCacheInputs
@@ -44,14 +45,6 @@ def _data(case: PagedCacheCase, name: str, shape: Sequence[int]) -> torch.Tensor
 
 
 def coordinates(inputs: PagedCacheInputs, output: str) -> Mapping[str, torch.Tensor]:
-    """Return integer tensors that broadcast to a cache: page, and the axes of its layout."""
-    shape = (inputs.key_cache if output == "key_cache" else inputs.value_cache).shape
-    names = {
-        "PA_BSND": ("page", "offset", "head", "dim"),
-        "PA_BNSD": ("page", "head", "offset", "dim"),
-        "PA_NZ": ("page", "strip", "offset", "column of strip"),
-    }[inputs.layout]
-    return {
-        name: torch.arange(size).reshape([-1 if axis == place else 1 for axis in range(4)])
-        for place, (name, size) in enumerate(zip(names, shape, strict=True))
-    }
+    """Return integer tensors that broadcast to a cache: the axes of its layout, and the new token."""
+    cache = inputs.key_cache if output == "key_cache" else inputs.value_cache
+    return cache_coordinates(cache, inputs.layout, inputs.page_size, inputs.slots)

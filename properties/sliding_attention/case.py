@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from npudiff.constraints import Axis
+from npudiff.text import counted
 from properties import rows
 from properties.head_dims import join_head_dims
 from reference.paged_kv import LAYOUTS
@@ -195,7 +196,7 @@ def describe(case: SlidingAttentionCase) -> str:
         "sinks" if case.sinks else "",
         "hybrid" if case.hybrid else "",
         f"{case.padded_rows} padded rows" if case.padded_rows else "",
-        f"{case.spare_pages} spare pages" if case.spare_pages else "",
+        counted(case.spare_pages, "spare page") if case.spare_pages else "",
         f"scale x{case.scale:g}" if case.scale != 1 else "",
         case.recipe if case.recipe != "gaussian" else "",
         "NaN poison" if case.poison == "nan" else "",

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 
 import torch
 
+from npudiff.pattern import NOWHERE
 from reference.sliding_attention import SlidingAttentionInputs
 
 
 def coordinates(inputs: SlidingAttentionInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to ``output`` (``[tokens, heads, dim]``) or ``lse`` (``[tokens, heads]``).
 
-    A padded row has request -1. ``kv position`` is the position of the row in its request.
+    A padded row is nowhere. ``kv position`` is the position of the row in its request.
     """
     tokens, heads, _ = inputs.query.shape
-    request, row, position, length = (torch.full((tokens,), -1) for _ in range(4))
+    request, row, position, length = (torch.full((tokens,), NOWHERE) for _ in range(4))
     start = 0
     for index, (new, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
         rows = slice(start, start + new)
@@ -29,8 +30,8 @@ def coordinates(inputs: SlidingAttentionInputs, output: str) -> Mapping[str, tor
         "request": request,
         "row": row,
         "kv position": position,
-        "visible keys": (position + 1).clamp(min=0, max=window),
-        "page offset": torch.where(position < 0, -1, position % inputs.kv.page_size),
+        "visible keys": torch.where(row == NOWHERE, NOWHERE, (position + 1).clamp(min=0, max=window)),
+        "page offset": torch.where(position < 0, NOWHERE, position % inputs.kv.page_size),
     }
     head = torch.arange(heads)
     group = heads // inputs.kv.kv_heads

@@ -59,7 +59,7 @@ swa_mask
 
 FINDING swa_mask.mask_without_tail · equivalence · wrong value
   case       kv2 kv4 · window 3 · capacity 5 · int32
-  worst      mask: differs where equality is asked for: got 0, expected 1 within 0, at request 0, kv length 2, key 2, \
+  worst      mask: differs where equality is asked for: got False, expected True, at request 0, kv length 2, key 2, \
 distance to query -1
   pattern    4 of 10 elements are wrong; only at key 2, 3, 4; only at distance to query -3, -2, -1
   found      at case 1

@@ -5,7 +5,7 @@ import math
 import torch
 
 from npudiff.compare import OutputComparison, compare
-from npudiff.pattern import describe_pattern, worst_element
+from npudiff.pattern import NOWHERE, describe_pattern, worst_element
 from reference.bounds import Expected, exactly
 
 ROW = torch.arange(6)[:, None]
@@ -82,10 +82,10 @@ def test_everything_wrong_separates_nothing():
 
 
 def test_padding_that_is_right_does_not_separate():
-    places = {"request": torch.tensor([0, 0, 1, -1]), "row": torch.arange(4)}
+    places = {"request": torch.tensor([0, 0, 1, NOWHERE]), "row": torch.arange(4)}
     mask = torch.tensor([True, True, True, False])
     assert wrong_where(mask, places) == ["3 of 4 elements are wrong", "only at row 0, 1, 2"]
-    assert wrong_where(~mask, places)[1] == "only at request -1"
+    assert wrong_where(~mask, places)[1] == "only at request none"
 
 
 def test_values_that_became_nan_or_infinite_are_counted():

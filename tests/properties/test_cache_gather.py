@@ -8,6 +8,7 @@ import torch
 from draws import drawn
 from npudiff import implementation
 from npudiff.component import Subject
+from npudiff.pattern import NOWHERE
 from npudiff.constraints import Constraints, parse_where
 from npudiff.discovery import load_target
 from npudiff.engine import run_job
@@ -139,9 +140,9 @@ def test_elements_tell_where_they_are_from():
     inputs = build_inputs(BUSY)
     places = component.coordinates(inputs, "value")
     request, token = places["request"].flatten(), places["token"].flatten()
-    assert request.tolist() == [0] * 17 + [2] * 32 + [3] * 5 + [-1] * 2
+    assert request.tolist() == [0] * 17 + [2] * 32 + [3] * 5 + [NOWHERE] * 2
     assert token[:3].tolist() == [16, 17, 18]
-    assert token[-4:].tolist() == [35, 36, -1, -1]
+    assert token[-4:].tolist() == [35, 36, NOWHERE, NOWHERE]
     read = request >= 0
     page, offset = places["logical page"].flatten()[read], places["offset"].flatten()[read]
     slots = inputs.block_table[request[read], page].to(torch.int64) * 16 + offset

@@ -122,7 +122,7 @@ def test_description_leaves_out_what_is_plain():
     assert describe(PLAIN) == "q1/kv5 · window none · page 16 · heads 1:1 · dim 64 · bfloat16"
     assert describe(RICH) == (
         "q1/kv40 q300/kv7 · window 9 · page 32 · heads 6:2 · dim 192/128 · float16 · sinks · hybrid · 3 padded rows"
-        " · 1 spare pages · scale x0.5 · needle · NaN poison · seed 11"
+        " · 1 spare page · scale x0.5 · needle · NaN poison · seed 11"
     )
 
 
