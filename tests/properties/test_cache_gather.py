@@ -8,11 +8,11 @@ import torch
 from draws import drawn
 from npudiff import implementation
 from npudiff.component import Subject
-from npudiff.pattern import NOWHERE
 from npudiff.constraints import Constraints, parse_where
 from npudiff.discovery import load_target
 from npudiff.engine import run_job
 from npudiff.outcome import Budget, Job, Verdict
+from npudiff.pattern import NOWHERE
 from properties.cache_gather import build_inputs, check_case, component, describe, features, values
 from properties.cache_gather.case import CacheGatherCase, Stretch
 from properties.cache_gather.inputs import page_names
