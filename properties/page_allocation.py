@@ -24,7 +24,7 @@ AXES = {
     "prefix": Axis("tokens that a request has already", range(2**20 + 1)),
     "new_tokens": Axis("tokens that it gets; 1 for all requests is a decode", range(1, 2**20 + 1)),
     "page_size": Axis("tokens per page", range(1, 2**16 + 1)),
-    "spare_pages": Axis("free pages beyond those that are needed", range(2**16 + 1)),
+    "spare_pages": Axis("free pages beyond those that are needed", range(2**20 + 1)),
 }
 
 _PAGE_SIZES = (2, 3, 16, 32, 48, 64, 128, 192, 256)
@@ -90,7 +90,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PageAllocationCase:
     return PageAllocationCase(
         requests=requests,
         page_size=page_size,
-        spare_pages=choose.value(box, "spare_pages", (*(0, 1, 5) * 4, 40_000)),
+        spare_pages=choose.value(box, "spare_pages", (*(0, 1, 5) * 4, 40_000, 140_000)),
         seed=choose.pick(range(1024)),
     )
 
@@ -98,11 +98,17 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PageAllocationCase:
 def _prefixes(page_size: int) -> Sequence[int]:
     """Tokens that a request has: none, or one away from the border of a page."""
     borders = {max(0, pages * page_size + step) for pages in (0, 1, 2, 5) for step in (-1, 0, 1)}
-    return sorted({*borders, page_size // 2, 1025, 10_001, 100_001})
+    return sorted({*borders, page_size // 2, 1025, 10_001, 65_537, 100_001, 1_000_003})
 
 
 def _new_tokens(box: Box, page_size: int, kind: str) -> Sequence[int]:
-    borders = {pages * page_size + step for pages in (1, 2, 3) for step in (-2, -1, 0, 1, 2)} | {1, 2, 3, 129}
+    borders = {pages * page_size + step for pages in (1, 2, 3) for step in (-2, -1, 0, 1, 2)} | {
+        1,
+        2,
+        3,
+        129,
+        150 * page_size + 1,
+    }
     options = {"decode": [1], "extend": sorted(borders), "mixed": [1, *sorted(borders)]}[kind]
     return within([count for count in options if count > 0], box.get("new_tokens"))
 
@@ -161,8 +167,8 @@ def describe(case: PageAllocationCase) -> str:
 
 def check_case(case: PageAllocationCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    if not 1 <= len(case.requests) <= 4096 or not 1 <= case.page_size <= 2**16 or not 0 <= case.spare_pages <= 2**16:
-        raise ValueError("a case has 1 to 4096 requests, and page_size and spare_pages of at most 65536")
+    if not 1 <= len(case.requests) <= 4096 or not 1 <= case.page_size <= 2**16 or not 0 <= case.spare_pages <= 2**20:
+        raise ValueError("a case has 1 to 4096 requests, pages of at most 65536 tokens, and at most 2**20 spare pages")
     if any(not 0 <= request.prefix <= 2**20 or not 1 <= request.new <= 2**20 for request in case.requests):
         raise ValueError("prefix must lie in 0..2**20, new in 1..2**20")
     if sum(request.prefix + request.new for request in case.requests) > _MAX_TOKENS or not 0 <= case.seed < 2**63:

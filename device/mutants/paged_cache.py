@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.paged_cache import Outputs, caches, index_put, nz_rows, scatter_pa, scatter_pa_norm, scatter_rows
+from device.ascend.paged_cache import Outputs, caches, index_put, nz_rows, scatter_pa, scatter_pa_norm, scatter_pa_nz, scatter_rows
 from npudiff import Target
 from reference.paged_cache import PagedCacheInputs
 
-_NZ = {"layout": ("PA_NZ",), "rows": ("contiguous",)}
+_NZ = scatter_pa_nz.constraints.boxes
 _ND = {"layout": ("PA_BSND",), "rows": ("contiguous",)}
 
 

@@ -17,6 +17,9 @@ from reference.cache_layout import LAYOUTS, strip_width
 POOL_ELEMENTS = 2**17
 """Elements of the caches to which pages and requests are kept where a page alone does not have more."""
 
+LONG_POOL_ELEMENTS = 2**21
+"""The same for the few cases with long tables."""
+
 MOST_ELEMENTS = 2**24
 
 
@@ -39,6 +42,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CacheGatherCase:
     starts = choose.value(box, "starts", STARTS)
     most_pages = POOL_ELEMENTS // (page_size * kv_heads * (head_dim + value_head_dim))
     lengths, offsets = _lengths(page_size, most_pages // 4), _starts(page_size, starts)
+    if choose.pick(range(16)) == 15:
+        lengths = _long_lengths(page_size, LONG_POOL_ELEMENTS // POOL_ELEMENTS * most_pages) or lengths
     requests = choose.several(
         box,
         "batch",
@@ -74,6 +79,11 @@ def _lengths(page_size: int, most_pages: int) -> Sequence[Sequence[int]]:
     before = [pages for pages in (0, 1, 2, 3, 5) if pages <= max(1, most_pages)]
     parts = dict.fromkeys((1, 2, page_size // 2 or 1, page_size - 1 or 1, page_size))
     return [*([pages * page_size + part for pages in before] for part in parts), [0]]
+
+
+def _long_lengths(page_size: int, most_pages: int) -> Sequence[Sequence[int]]:
+    """Tokens of requests with tables of more than 64 and more than 128 columns."""
+    return [[pages * page_size + 1, pages * page_size + page_size] for pages in (70, 130) if pages <= most_pages // 2]
 
 
 def _starts(page_size: int, starts: str) -> Sequence[int]:

@@ -17,6 +17,9 @@ from reference.format_cast import VIEWS
 SIZES = (1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100)
 """Rows and columns: one away from the border of a tile of 16 or 32, and what fits neither."""
 
+LONG_SIZES = (129, 257, 1025, 4097)
+"""Rows or columns of many tiles; one of both is small then."""
+
 MOST_ELEMENTS = 2**24
 """Elements of the storage, above which a case is not drawn; it is reached only by sizes that a user asks for."""
 
@@ -30,9 +33,10 @@ def cases(constraints: Constraints) -> st.SearchStrategy[FormatCastCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> FormatCastCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
+    long = choose.pick(("neither", "neither", "neither", "neither", "neither", "neither", "rows", "columns"))
     case = FormatCastCase(
-        rows=choose.value(box, "rows", SIZES),
-        columns=choose.value(box, "columns", SIZES),
+        rows=choose.value(box, "rows", LONG_SIZES if long == "rows" else SIZES),
+        columns=choose.value(box, "columns", LONG_SIZES if long == "columns" else SIZES),
         dtype=choose.value(box, "dtype", tuple(DTYPES)),
         view=choose.value(box, "view", VIEWS),
         seed=choose.pick(range(1024)),

@@ -17,11 +17,14 @@ from reference.cache_layout import LAYOUTS, strip_width
 CACHE_ELEMENTS = 2**19
 """Elements of both caches up to which a case may have more than two pages."""
 
-FAR_SLOTS, FAR_ELEMENTS = 2**16 + 2**12, 2**25
-"""Slots of a large pool, and elements of both caches up to which there is one."""
+FAR_SLOTS, FAR_ELEMENTS = 2**16 + 2**12, 9 * 2**20
+"""Slots of a large pool, beyond 16 bits, and elements of both caches up to which it is that large."""
+
+FAR_SHARE = 48
+"""One of so many cases has a large pool."""
 
 MOST_TOKENS = 2**13
-"""Tokens beyond which a pool is not filled."""
+"""Slots of a pool up to which it may be filled."""
 
 
 def cases(constraints: Constraints) -> st.SearchStrategy[PagedCacheCase]:
@@ -34,18 +37,19 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
     page_size = choose.value(box, "page_size", (16, 32, 48, 64, 128, 192, 256))
-    kv_heads = choose.value(box, "kv_heads", (1, 2, 3, 8))
+    far = choose.pick(range(FAR_SHARE)) == FAR_SHARE - 1
+    kv_heads = choose.value(box, "kv_heads", (1,) if far else (1, 2, 3, 8))
     dtype = choose.value(box, "dtype", DTYPES)
     layout = choose.value(box, "layout", LAYOUTS)
     dims = [text for text in within(HEAD_DIMS, box.get("head_dims")) if _fills_strips(text, kv_heads, dtype, layout)]
     assume(dims)
     head_dim, value_head_dim = split_head_dims(choose.pick(dims))
     page_elements = page_size * kv_heads * (head_dim + value_head_dim)
-    pages = choose.value(box, "pages", _pages(page_size, page_elements))
+    pages = choose.value(box, "pages", _pages(page_size, page_elements, far))
     room = (pages - 1) * page_size
     padded = choose.value(box, "padded_tokens", (0, 0, 1, 3))
     counts = sorted({1, 2, 3, page_size - 1, page_size, page_size + 1, room, room // 2 or 1} - {0})
-    counts = [count for count in counts if count <= MOST_TOKENS] or [1]
+    counts = counts if room <= MOST_TOKENS else [3, 2049, 4097]
     tokens = choose.pick(_allowed_counts(box, counts, room, padded))
     return PagedCacheCase(
         tokens=tokens,
@@ -64,11 +68,11 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     )
 
 
-def _pages(page_size: int, page_elements: int) -> Sequence[int]:
-    """Sizes of the pool: small ones, and rarely one with slots and addresses beyond 16 bits."""
-    small = [2, *(count for count in (3, 5, 9) if count * page_elements <= CACHE_ELEMENTS)]
-    far = FAR_SLOTS // page_size
-    return [*small * (24 // len(small)), far] if far * page_elements <= FAR_ELEMENTS else small
+def _pages(page_size: int, page_elements: int, far: bool) -> Sequence[int]:
+    """Sizes of the pool; a large one as far as its elements allow."""
+    if far:
+        return [max(2, min(FAR_SLOTS // page_size, FAR_ELEMENTS // page_elements))]
+    return [2, *(count for count in (3, 5, 9) if count * page_elements <= CACHE_ELEMENTS)]
 
 
 def _allowed_counts(box: Box, counts: Sequence[int], room: int, padded: int) -> Sequence[int]:
