@@ -7,7 +7,16 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.paged_cache import Outputs, caches, index_put, nz_rows, scatter_pa, scatter_pa_norm, scatter_pa_nz, scatter_rows
+from device.ascend.paged_cache import (
+    Outputs,
+    caches,
+    index_put,
+    nz_rows,
+    scatter_pa,
+    scatter_pa_norm,
+    scatter_pa_nz,
+    scatter_rows,
+)
 from npudiff import Target
 from reference.paged_cache import PagedCacheInputs
 
