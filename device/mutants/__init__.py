@@ -99,6 +99,7 @@ from device.mutants.rotary import (
     first_positions_for_all_sections,
     half_of_the_frequencies,
     head_dim_for_rotary_dim,
+    position_of_the_round_before,
     positions_without_offset,
     sine_at_padded_offset,
 )
@@ -187,6 +188,7 @@ __all__ = [
     "pages_128_wide",
     "pages_in_order_of_address",
     "pages_of_16_whatever_they_are",
+    "position_of_the_round_before",
     "positions_without_offset",
     "residual_dropped",
     "rope_key_read_as_halves",

@@ -91,3 +91,21 @@ def first_positions_for_all_sections(inputs: RotaryInputs, target: Target) -> Ou
     """Rotate every section by the positions of the first."""
     first = inputs.positions[:1].expand_as(inputs.positions)
     return native_mrope(replace(inputs, positions=first), target)  # type: ignore[no-any-return]
+
+
+ROWS_OF_A_ROUND = 13_312
+"""Rows of all heads that the kernel turns in one round: 1,024 tokens of 13 heads."""
+
+
+@npudiff.implementation(
+    "rotary",
+    name="position_of_the_round_before",
+    supports=_PLAIN,
+    wrong="ROP-13 https://github.com/vllm-project/vllm-ascend/issues/16674: a position is read before it is loaded",
+)
+def position_of_the_round_before(inputs: RotaryInputs, target: Target) -> Outputs:
+    """From the second round on, take what the round before left in the buffer of positions."""
+    per_round = max(1, ROWS_OF_A_ROUND // (inputs.query.shape[1] + inputs.key.shape[1]))
+    token = torch.arange(len(inputs.positions))
+    stale = inputs.positions[torch.where(token < per_round, token, token - per_round)]
+    return native_rotary(replace(inputs, positions=stale), target)  # type: ignore[no-any-return]

@@ -84,6 +84,7 @@ def features(case: RotaryCase) -> Collection[str]:
         "pairs are neighbours": case.style != "half",
         "dim is no power of two": case.rotary_dim & (case.rotary_dim - 1) != 0,
         "one token": case.tokens == 1,
+        "many rows": case.tokens * (case.heads + case.kv_heads) > 2**13,
         "large positions": case.table > 65_536,
         "real cosines": case.data == "cosines",
         "sections": case.sections != "none",

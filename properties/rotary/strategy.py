@@ -19,6 +19,12 @@ MOST_COSINES = 100_000
 MOST_ROWS = 2**13
 """Rows of all heads up to which a case may have more heads than it must."""
 
+MANY_SHARE, MOST_OF_MANY = 14, 2**15
+"""One of so many cases has more rows, up to the second: more than a kernel turns in one go."""
+
+MANY_TOKENS, MANY_HEADS = (257, 513, 1025), (64, 33, 12)
+"""With the most heads the fewest tokens are enough, so that a case with too many rows has one smallest form."""
+
 
 def cases(constraints: Constraints) -> st.SearchStrategy[RotaryCase]:
     """Return a strategy of cases that lie within the constraints."""
@@ -30,14 +36,16 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
     rotary_dim, _, head_dim = str(choose.value(box, "dims", DIMS)).partition("/")
-    tokens = choose.value(box, "tokens", (1, 2, 3, 7, 16, 17, 65, 257, 513))
+    many = choose.pick(range(MANY_SHARE)) == MANY_SHARE - 1
+    tokens = choose.value(box, "tokens", MANY_TOKENS if many else (1, 2, 3, 7, 16, 17, 65, 257, 513))
+    heads, most = (MANY_HEADS, MOST_OF_MANY) if many else ((1, 2, 3, 8, 33), MOST_ROWS)
     table = choose.value(box, "table", TABLES)
     data = choose.pick(within(("numbers", "numbers", "cosines"), box.get("data")))
     assume(data == "numbers" or table <= MOST_COSINES)
     return RotaryCase(
         tokens=tokens,
-        heads=choose.pick(_heads(box, "heads", tokens, (1, 2, 3, 8, 33))),
-        kv_heads=choose.pick(_heads(box, "kv_heads", tokens, (1, 2, 3))),
+        heads=choose.pick(_heads(box, "heads", tokens, heads, most)),
+        kv_heads=choose.pick(_heads(box, "kv_heads", tokens, (1, 2, 3), MOST_ROWS)),
         rotary_dim=int(rotary_dim),
         head_dim=int(head_dim or rotary_dim),
         dtype=choose.value(box, "dtype", tuple(DTYPES)),
@@ -51,10 +59,10 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
     )
 
 
-def _heads(box: Box, axis: str, tokens: int, defaults: Sequence[int]) -> Sequence[int]:
+def _heads(box: Box, axis: str, tokens: int, defaults: Sequence[int], most: int) -> Sequence[int]:
     """Numbers of heads; where the constraints leave none that is cheap, the smallest that they allow."""
     allowed = within(defaults, box.get(axis))[:4096]
-    return [count for count in allowed if count * tokens <= MOST_ROWS] or [min(allowed)]
+    return [count for count in allowed if count * tokens <= most] or [min(allowed)]
 
 
 def _sections(choose: Chooser, box: Box, rotary_dim: int) -> str:

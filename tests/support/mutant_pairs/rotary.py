@@ -33,6 +33,12 @@ PAIRS = {
     "positions_without_offset": Pair(
         ascend.native_rotary, case(positions="last"), [case(table=1)], line(2, "64", "half")
     ),
+    "position_of_the_round_before": Pair(
+        ascend.native_rotary,
+        RotaryCase(257, 64, 1),
+        [RotaryCase(200, 64, 1), RotaryCase(1025, 2, 1)],
+        "257 tokens · heads 64:1 · dim 64 · half · bfloat16 · consecutive of 64",
+    ),
     "first_positions_for_all_sections": Pair(
         ascend.native_mrope,
         case(sections="8/12/12"),
