@@ -28,6 +28,9 @@ class OutputComparison:
         specified, infinity where a non-finite or exact element is wrong.
     actual, value, bound : torch.Tensor or None
         What was compared.
+    gain, most_gain : torch.Tensor or None
+        float64, of the shape of ``ratio`` without its last axis: the gain error of each row, and the largest correct
+        one; where the reference says so.
     """
 
     name: str
@@ -36,13 +39,27 @@ class OutputComparison:
     actual: torch.Tensor | None = None
     value: torch.Tensor | None = None
     bound: torch.Tensor | None = None
+    gain: torch.Tensor | None = None
+    most_gain: torch.Tensor | None = None
 
     @cached_property
     def worst(self) -> float:
-        """The largest ratio; above 1 is wrong."""
+        """The largest ratio, of an element or of the gain of a row; above 1 is wrong."""
         if self.problem is not None:
             return float("inf")
-        return float(self.ratio.max()) if self.ratio is not None and self.ratio.numel() else 0.0
+        return max(_largest(self.ratio), _largest(self.gain_ratio))
+
+    @cached_property
+    def gain_ratio(self) -> torch.Tensor | None:
+        """The gain error of each row over the largest correct one."""
+        if self.gain is None or self.most_gain is None:
+            return None
+        return self.gain.abs() / self.most_gain
+
+    @property
+    def only_gain(self) -> bool:
+        """Whether every element is within its bound, and a row is too long or too short."""
+        return self.problem is None and self.worst > 1 >= _largest(self.ratio)
 
     @property
     def wrong(self) -> torch.Tensor | None:
@@ -53,6 +70,10 @@ class OutputComparison:
     def exact(self) -> bool:
         """Whether the output asks for equality only."""
         return self.bound is not None and not bool(((self.bound > 0) & self.bound.isfinite()).any())
+
+
+def _largest(ratio: torch.Tensor | None) -> float:
+    return float(ratio.max()) if ratio is not None and ratio.numel() else 0.0
 
 
 @dataclass(frozen=True)
@@ -110,8 +131,19 @@ def _compare_output(name: str, expected: ExpectedOutput, actual: torch.Tensor) -
         )
     if actual.dtype != expected.dtype:
         return OutputComparison(name, f"dtype {actual.dtype}, expected {expected.dtype}", actual=actual)
-    ratio = error_ratio(actual, expected.value, expected.bound)
-    return OutputComparison(name, None, ratio, actual, expected.value, expected.bound)
+    value = expected.value
+    ratio = error_ratio(actual, value, expected.bound)
+    gain = None if expected.gain is None else gain_error(actual, value)
+    return OutputComparison(name, None, ratio, actual, value, expected.bound, gain, expected.gain)
+
+
+def gain_error(actual: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return by which factor each row is too long along itself, less 1: ``sum((actual - value) * value) / |value|**2``.
+
+    0 for rows of zeros, and where anything is not finite: there the elements are wrong, or not specified.
+    """
+    error = (actual.to(torch.float64) - value) * value
+    return torch.nan_to_num(error.sum(dim=-1) / value.square().sum(dim=-1), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
@@ -154,12 +186,13 @@ def bounds_of(expected: Mapping[str, ExpectedOutput]) -> dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class _Derived:
-    """What a run must give, taken from another run of the same implementation."""
+class Derived:
+    """What must be, taken from another run of the same implementation or from the inputs, and how far it may be off."""
 
     value: torch.Tensor
     bound: torch.Tensor
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float64
+    gain: torch.Tensor | None = None
 
 
 def agree(
@@ -176,7 +209,7 @@ def agree(
         The reference's bound of each output, in the shape of the outputs.
     """
     both = {name: tensor for name, tensor in one.items() if name in other}
-    derived = {name: _Derived(tensor, 2 * bounds[name], tensor.dtype) for name, tensor in both.items()}
+    derived = {name: Derived(tensor, 2 * bounds[name], tensor.dtype) for name, tensor in both.items()}
     agreement = compare(derived, {name: other[name] for name in both}, context)
     missing = [name for name in {**one, **other} if name not in both]
     alone = [OutputComparison(name, _ONE_ONLY, actual=one.get(name, other.get(name))) for name in missing]

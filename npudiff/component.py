@@ -36,6 +36,10 @@ class ExpectedOutput(Protocol):
     def dtype(self) -> torch.dtype:
         """The dtype that an implementation must return."""
 
+    @property
+    def gain(self) -> torch.Tensor | None:
+        """The largest correct gain error of each row; None where nothing is said of it."""
+
 
 @dataclass(frozen=True)
 class Component:

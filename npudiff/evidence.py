@@ -15,7 +15,7 @@ from npudiff.component import Component
 from npudiff.criteria import judge
 from npudiff.findings import Finding
 from npudiff.outcome import Failure, Outcome, Verdict
-from npudiff.pattern import describe_pattern, worst_element
+from npudiff.pattern import describe_pattern, worst_element, worst_gain
 from npudiff.strays import describe_strays
 from npudiff.text import printable
 
@@ -98,6 +98,8 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         return detail
     inputs = component.inputs(failure.case)
     coordinates = _coordinates(component, inputs, output)
+    if output.only_gain:
+        detail["gain"] = worst_gain(output, coordinates)
     detail["where"] = worst_element(output, coordinates)
     detail["pattern"] = describe_pattern(output, coordinates)
     detail["instead"] = describe_strays(output, coordinates, getattr(inputs, output.name, None))

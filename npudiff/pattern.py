@@ -16,8 +16,8 @@ NOWHERE = -(2**31)
 _SHOWN_VALUES = 4
 
 
-NOT_PLACES = ("actual", "expected", "bound", "actual bits", "expected bits")
-"""What is said of the worst element beside its coordinates."""
+NOT_PLACES = ("actual", "expected", "bound", "actual bits", "expected bits", "error", "most", "wrong", "rows")
+"""What is said of the worst element, or row, beside its coordinates."""
 
 
 def worst_element(output: OutputComparison, coordinates: Coordinates) -> dict[str, int | float | str]:
@@ -39,6 +39,22 @@ def worst_element(output: OutputComparison, coordinates: Coordinates) -> dict[st
         for name, tensor in (("actual bits", output.actual), ("expected bits", output.value)):
             place[name] = _bits(tensor.flatten()[flat])
     return place
+
+
+def worst_gain(output: OutputComparison, coordinates: Coordinates) -> dict[str, int | float]:
+    """Return coordinates, gain error and largest correct one of the row that is worst, and how many rows are wrong."""
+    if output.gain is None or output.most_gain is None or output.gain_ratio is None or output.ratio is None:
+        return {}
+    flat = int(output.gain_ratio.argmax())
+    rows = {name: values.expand(output.ratio.shape)[..., 0].flatten() for name, values in coordinates.items()
+            if values.shape[-1] == 1}  # fmt: skip
+    return {
+        **{name: int(values[flat]) for name, values in rows.items()},
+        "error": float(output.gain.flatten()[flat]),
+        "most": float(output.most_gain.flatten()[flat]),
+        "wrong": int((output.gain_ratio > 1).sum()),
+        "rows": output.gain_ratio.numel(),
+    }
 
 
 def _bits(element: torch.Tensor) -> str:

@@ -95,6 +95,8 @@ def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
         lines.append(("raised", str(detail["error"])))
     if "problem" in detail:
         lines.append(("output", f"{detail['output']}: {detail['problem']}"))
+    elif detail.get("gain"):
+        lines.append(("gain", _gain(str(detail["output"]), detail["gain"])))
     elif "worst_ratio" in detail:
         lines.append(("worst", _worst(detail)))
     lines += [
@@ -128,9 +130,22 @@ def _worst(detail: Mapping[str, Any]) -> str:
     ratio = f"{detail['output']}: {ratio}"
     if not where:
         return ratio
+    return f"{ratio}: {_seen(where)}{_place(where)}"
+
+
+def _place(where: Mapping[str, Any]) -> str:
     places = [f"{name} {coordinate_text(value)}" for name, value in where.items() if name not in NOT_PLACES]
-    at = f", at {', '.join(places)}" if places else ""
-    return f"{ratio}: {_seen(where)}{at}"
+    return f", at {', '.join(places)}" if places else ""
+
+
+def _gain(output: str, gain: Mapping[str, Any]) -> str:
+    error, most = float(gain["error"]), float(gain["most"])
+    longer = "longer" if error > 0 else "shorter"
+    return (
+        f"{output}: every element is within its bound, but all of a row are off together: {gain['wrong']} of"
+        f" {counted(gain['rows'], 'row')} too long or too short, the worst {100 * abs(error):.2g} % {longer} where"
+        f" {100 * most:.2g} % is the most{_place(gain)}"
+    )
 
 
 _VALUES = ("actual", "expected")

@@ -40,11 +40,67 @@ class Expected:
         equality; infinity says that the element is not specified, and any content, NaN included, is right.
     dtype : torch.dtype
         The dtype that an implementation must return.
+    gain : torch.Tensor or None
+        float64, of the shape of ``value`` without its last axis: the largest correct gain error of each row, see
+        ``gain_bound``. None where nothing is said of it.
     """
 
     value: torch.Tensor
     bound: torch.Tensor
     dtype: torch.dtype
+    gain: torch.Tensor | None = None
+
+
+def gain_bound(value: torch.Tensor, own: torch.Tensor, shared: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """Return how far the gain of a correct row may be from 1.
+
+    The gain error of a row is ``sum((actual - value) * value) / sum(value**2)``: by which factor it is too long along
+    itself. Roundings of its elements that have nothing to do with each other nearly cancel in it, while an error that
+    all elements have in common (a factor that is off or was rounded, truncation instead of rounding) stays whole. So
+    it shows what is too small to be seen in any one element.
+
+    Where numbers lie on a grid already, one rounding is no longer like another: a row of bfloat16 times 1.001 rounds
+    back to itself, everywhere. What a rounding does to the gain of this very row comes from ``rounding_gain``.
+
+    Parameters
+    ----------
+    value : torch.Tensor
+        float64 ``[..., columns]``.
+    own : torch.Tensor
+        Of the same shape: errors that are independent and bounded. Their sum goes by Hoeffding, as in
+        ``reference.linear.carried``.
+    shared : torch.Tensor or float
+        ``[...]``: relative error that all elements of a row have in common.
+
+    Returns
+    -------
+    torch.Tensor
+        float64 ``[...]``; infinity for a row of zeros.
+    """
+    weighted = ACCUMULATION_CONFIDENCE * (own * value).square().sum(dim=-1).sqrt()
+    size = value.square().sum(dim=-1)
+    return torch.where(size > 0, weighted / size, torch.inf) + shared
+
+
+def rounding_gain(
+    value: torch.Tensor, rounded: torch.Tensor, dtype: torch.dtype, factor: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    """Return the size of the gain error of rows that rounding one of their factors to a dtype causes.
+
+    Parameters
+    ----------
+    value : torch.Tensor
+        float64 ``[..., columns]``, of which ``rounded * factor`` is a term.
+    rounded : torch.Tensor
+        float64, what a device rounds on its way; broadcasts to ``value``.
+    dtype : torch.dtype
+        To what it is rounded.
+    factor : torch.Tensor or float
+        By what it is multiplied afterwards.
+    """
+    error = (rounded.to(dtype).to(torch.float64) - rounded) * factor
+    size = value.square().sum(dim=-1)
+    return torch.where(size > 0, (error * value).sum(dim=-1).abs() / size, 0.0)
 
 
 def exactly(value: torch.Tensor) -> Expected:

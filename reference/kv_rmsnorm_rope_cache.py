@@ -116,7 +116,8 @@ def kv_rmsnorm_rope_cache(inputs: KvRmsnormRopeCacheInputs) -> dict[str, Expecte
 
 
 def _shaped(rows: Expected, batch: int, length: int) -> Expected:
-    return Expected(rows.value.reshape(batch, length, -1), rows.bound.reshape(batch, length, -1), rows.dtype)
+    gain = None if rows.gain is None else rows.gain.reshape(batch, length)
+    return Expected(rows.value.reshape(batch, length, -1), rows.bound.reshape(batch, length, -1), rows.dtype, gain)
 
 
 def _stored(rows: Expected, scale: torch.Tensor | None) -> Expected:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.bounds import Expected, unit_roundoff
-from reference.linear import Product, carried, product
+from reference.bounds import Expected, gain_bound, rounding_gain, unit_roundoff
+from reference.linear import Product, carried, carried_gain, product
 from reference.paged_cache import written
 from reference.rms_norm import Normalised, normalised
 from reference.rotary import rotated
@@ -197,11 +197,17 @@ def _queries(
         + latent.value.abs() * rows.relative
         + latent.own
     )
+    gain = (
+        carried_gain(rows.own, both, latent.value)
+        + carried_gain(heads.own[..., :nope], absorbed, latent.value)
+        + gain_bound(latent.value, latent.own, rows.relative.squeeze(-1))
+        + rounding_gain(latent.value, latent.value, dtype)
+    )
     turned = heads.value[..., nope:]
     brought = carried(rows.own, up[..., nope:]) + turned.abs() * rows.relative + heads.own[..., nope:]
     rope = rotated(turned, brought, cosine, sine, ROPE_STYLE, dtype)
     return (
-        Expected(latent.value.transpose(0, 1), error.transpose(0, 1), dtype),
+        Expected(latent.value.transpose(0, 1), error.transpose(0, 1), dtype, gain.transpose(0, 1)),
         Expected(rope.value.transpose(0, 1), rope.bound.transpose(0, 1), dtype),
     )
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import FLOAT32_ROUNDOFF, Expected, accumulation_error, underflow_step, unit_roundoff
+from reference.bounds import (
+    ACCUMULATION_CONFIDENCE,
+    FLOAT32_ROUNDOFF,
+    Expected,
+    accumulation_error,
+    gain_bound,
+    rounding_gain,
+    underflow_step,
+    unit_roundoff,
+)
 from reference.views import moved_inputs
 
 ROUNDINGS = ("stages", "once")
@@ -86,8 +95,14 @@ def rms_norm(inputs: RmsNormInputs) -> dict[str, Expected]:
     weight_error = weight.abs() * (rounding if stages else FLOAT32_ROUNDOFF) * (inputs.kind == "gemma")
     roundings = 2 if stages else 1
     normed = normalised(total, stored_error, weight, weight_error, inputs.epsilon, dtype, roundings)
+    gain = normed.gain + rounding_gain(normed.value, normed.value, dtype)
+    if inputs.residual is not None:
+        gain = gain + rounding_gain(normed.value, total, dtype, normed.rstd * weight)
+    if stages:
+        gain = gain + rounding_gain(normed.value, total * normed.rstd, dtype, weight)
+        gain = gain + rounding_gain(normed.value, weight, dtype, total * normed.rstd)
     return {
-        "output": Expected(normed.value, normed.bound, dtype),
+        "output": Expected(normed.value, normed.bound, dtype, gain),
         "rstd": Expected(normed.rstd, normed.rstd * normed.relative, torch.float32),
         "sum": Expected(total, stored_error, dtype),
     }
@@ -117,6 +132,11 @@ class Normalised:
         """Both errors of each element."""
         return self.own + self.value.abs() * self.relative
 
+    @property
+    def gain(self) -> torch.Tensor:
+        """Largest gain error of each row that independent roundings and the row's factor cause."""
+        return gain_bound(self.value, self.own, self.relative.squeeze(-1))
+
 
 def normalised(
     total: torch.Tensor,
@@ -143,7 +163,9 @@ def normalised(
 def _rstd_error(total: torch.Tensor, stored_error: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
     """Relative error of the reciprocal root: half of that of the mean, and the function's own four roundings."""
     squares = total.square().mean(dim=-1, keepdim=True)
-    moved = (2 * total.abs() * stored_error + stored_error.square()).mean(dim=-1, keepdim=True)
+    independent = ACCUMULATION_CONFIDENCE * (2 * total * stored_error).square().sum(dim=-1, keepdim=True).sqrt()
+    worst = (2 * total.abs() * stored_error).sum(dim=-1, keepdim=True)  # less than the above in a row of few elements
+    moved = torch.minimum(independent, worst) / total.shape[-1] + stored_error.square().mean(dim=-1, keepdim=True)
     mean_error = moved + squares * (accumulation_error(total.shape[-1]) + 4 * FLOAT32_ROUNDOFF)
     return 0.5 * mean_error * rstd.square() * (1 + mean_error * rstd.square()) + 8 * FLOAT32_ROUNDOFF
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, compare, same_bits
+from npudiff.compare import Comparison, Derived, compare, same_bits
 from npudiff.component import ExpectedOutput, Subject
 from npudiff.data import Stream
 from npudiff.property import NotApplicable, Property
@@ -17,15 +17,6 @@ from reference.rope_cache import RopeCacheInputs, entry_rounding
 from reference.rope_scaling import amplitude
 
 Outputs = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _Derived:
-    """What must be, taken from another run or from the configuration, and how far it may be off."""
-
-    value: torch.Tensor
-    bound: torch.Tensor
-    dtype: torch.dtype = torch.float64
 
 
 def _halves(outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +83,7 @@ def _rows_are_on_a_circle(subject: Subject, case: RopeCacheCase) -> Comparison:
         start=torch.zeros_like(cosine),
     )
     squares = cosine.square() + sine.square()
-    right = _Derived(torch.full_like(squares, factor**2), bound)
+    right = Derived(torch.full_like(squares, factor**2), bound)
     return compare({"table": right}, {"table": squares}, "cosine and sine of one angle, squared")
 
 
@@ -131,7 +122,7 @@ def _between(subject: Subject, four: RopeCacheInputs, tokens: int) -> Comparison
                 start=torch.zeros(()),
             )
         )  # fmt: skip
-    right = _Derived(products[0], errors[0] + errors[1])
+    right = Derived(products[0], errors[0] + errors[1])
     return compare({"table": right}, {"table": products[1]}, "two rows, and two as far apart elsewhere")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, agree, bounds_of, compare
+from npudiff.compare import Comparison, Derived, agree, bounds_of, compare
 from npudiff.component import Subject
 from npudiff.data import Stream
 from npudiff.property import NotApplicable, Property
@@ -33,15 +33,6 @@ def _heads_do_not_mix(subject: Subject, case: RotaryCase) -> Comparison:
     return agree(bounds_of(subject.expected(inputs)), one, swapped, "queries and keys swapped")
 
 
-@dataclass(frozen=True)
-class _Derived:
-    """What a run must give, taken from another run or from the inputs, and how far it may be from that."""
-
-    value: torch.Tensor
-    bound: torch.Tensor
-    dtype: torch.dtype = torch.float64
-
-
 def turned(subject: Subject, case: RotaryCase, inputs: RotaryInputs) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return queries and keys as they were rotated, and how far each head may be from a turn by exact angles.
 
@@ -64,7 +55,7 @@ def _norm_is_preserved(subject: Subject, case: RotaryCase) -> Comparison:
     inputs = build_inputs(case)
     heads = turned(subject, case, inputs)
     right = {
-        name: _Derived(getattr(inputs, name).to(torch.float64).norm(dim=-1), distance)
+        name: Derived(getattr(inputs, name).to(torch.float64).norm(dim=-1), distance)
         for name, (_, distance) in heads.items()
     }
     return compare(right, {name: rotated.norm(dim=-1) for name, (rotated, _) in heads.items()}, "lengths of heads")
@@ -79,7 +70,7 @@ def _relative_positions(subject: Subject, case: RotaryCase) -> Comparison:
     inputs = replace(build_inputs(case), positions=positions)
     scores = [_scores(turned(subject, case, inputs))]
     scores.append(_scores(turned(subject, case, replace(inputs, positions=positions + moved))))
-    right = _Derived(scores[0][0], scores[0][1] + scores[1][1])
+    right = Derived(scores[0][0], scores[0][1] + scores[1][1])
     return compare({"query": right}, {"query": scores[1][0]}, f"scores, and with all positions {moved} further")
 
 

@@ -164,3 +164,35 @@ def test_same_bits_names_other_shapes_dtypes_and_missing_outputs(other):
 
 def test_same_bits_sees_an_output_that_only_the_second_run_returns():
     assert not same_bits({"y": torch.zeros(2)}, {"y": torch.zeros(2), "z": torch.zeros(2)}, "").holds
+
+
+def gained(actual, most, value=((3.0, 4.0), (0.0, 0.0), (1.0, 0.0))):
+    value = tensor(value, torch.float64)
+    expected = Expected(value, torch.full_like(value, 0.5), torch.float32, tensor(most, torch.float64))
+    return compare({"y": expected}, {"y": tensor(actual)}).outputs[0]
+
+
+def test_a_row_that_is_too_long_is_wrong_though_its_elements_are_not():
+    output = gained([[3.3, 4.4], [0.0, 0.0], [1.0, 0.25]], [0.05, 0.05, 0.05])
+    assert output.gain.tolist() == pytest.approx([0.1, 0.0, 0.0], abs=1e-6)
+    assert output.worst == pytest.approx(2.0, rel=1e-5)
+    assert output.only_gain
+
+
+def test_a_row_within_its_gain_is_right_and_counts_for_the_worst_ratio():
+    output = gained([[2.7, 3.6], [0.0, 0.0], [1.0, 0.0]], [0.2, INF, 0.05])
+    assert output.gain_ratio.tolist() == pytest.approx([0.5, 0.0, 0.0], abs=1e-6)
+    assert output.worst == pytest.approx(0.8, rel=1e-5)
+    assert not output.only_gain
+
+
+def test_wrong_elements_come_before_gain():
+    output = gained([[9.0, 4.0], [0.0, 0.0], [NAN, 0.0]], [0.05, 0.05, 0.05])
+    assert output.worst == INF
+    assert not output.only_gain
+    assert output.gain.isfinite().all()
+
+
+def test_without_a_word_of_the_reference_nothing_is_said_of_gain():
+    (output,) = compared([[1.0]], [[0.5]], [[1.25]]).outputs
+    assert (output.gain, output.gain_ratio, output.only_gain) == (None, None, False)

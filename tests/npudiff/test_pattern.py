@@ -5,7 +5,7 @@ import math
 import torch
 
 from npudiff.compare import OutputComparison, compare
-from npudiff.pattern import NOWHERE, describe_pattern, worst_element
+from npudiff.pattern import NOWHERE, describe_pattern, worst_element, worst_gain
 from reference.bounds import Expected, exactly
 
 ROW = torch.arange(6)[:, None]
@@ -95,3 +95,16 @@ def test_values_that_became_nan_or_infinite_are_counted():
     assert describe_pattern(output, {})[-1] == "2 of them are NaN or infinite"
     (output,) = compare({"y": exactly(right)}, {"y": torch.ones(5)}).outputs
     assert describe_pattern(output, {}) == ["5 of 5 elements are wrong"]
+
+
+def test_the_row_with_the_worst_gain_is_located():
+    value = torch.ones(2, 3, 4, dtype=torch.float64)
+    expected = Expected(value, 0.5 * value, torch.float32, torch.full((2, 3), 0.01, dtype=torch.float64))
+    actual = value.float()
+    actual[1, 2] *= 0.75
+    actual[0, 1] *= 1.125
+    (output,) = compare({"y": expected}, {"y": actual}).outputs
+    places = {"token": torch.arange(2)[:, None, None], "head": torch.arange(3)[:, None], "dim": torch.arange(4)}
+    places = {name: values.reshape((1,) * (3 - values.dim()) + values.shape) for name, values in places.items()}
+    assert worst_gain(output, places) == {"token": 1, "head": 2, "error": -0.25, "most": 0.01, "wrong": 2, "rows": 6}
+    assert worst_gain(OutputComparison("y"), places) == {}

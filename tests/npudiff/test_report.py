@@ -7,6 +7,7 @@ import pytest
 
 from npudiff.engine import run_case, run_job
 from npudiff.evidence import finding_of
+from npudiff.findings import Finding
 from npudiff.outcome import Budget, Outcome
 from npudiff.report import Group, bound_text, finding_lines, grouped
 
@@ -116,3 +117,16 @@ def test_a_flaky_finding_says_so(toy):
 
     result = run_job(toy.job(function), Budget(seed=1))
     assert "did not fail again" in dict(finding_lines(finding_of(result), FOLDER))["flaky"]
+
+
+def test_a_gain_is_said_in_percent_with_its_row():
+    detail = {"line": "a case", "output": "y", "worst_ratio": 2.5, "examples_to_finding": 3,
+              "gain": {"token": 4, "head": 0, "error": -0.0101, "most": 0.004, "wrong": 7, "rows": 8},
+              "where": {"token": 1, "actual": 1.0, "expected": 1.0, "bound": 0.5}}  # fmt: skip
+    finding = Finding("c", "i", "sim", "8.5", "equivalence", "wrong value", {}, detail, {})
+    lines = dict(finding_lines(finding, FOLDER))
+    assert lines["gain"] == (
+        "y: every element is within its bound, but all of a row are off together: 7 of 8 rows too long or too short, the"
+        " worst 1 % shorter where 0.4 % is the most, at token 4, head 0"
+    )
+    assert "worst" not in lines
