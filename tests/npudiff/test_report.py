@@ -126,7 +126,7 @@ def test_a_gain_is_said_in_percent_with_its_row():
     finding = Finding("c", "i", "sim", "8.5", "equivalence", "wrong value", {}, detail, {})
     lines = dict(finding_lines(finding, FOLDER))
     assert lines["gain"] == (
-        "y: every element is within its bound, but all of a row are off together: 7 of 8 rows too long or too short, the"
-        " worst 1 % shorter where 0.4 % is the most, at token 4, head 0"
+        "y: every element is within its bound, but all of a row are off together: 7 of 8 rows too long or too short,"
+        " the worst 1 % shorter where 0.4 % is the most, at token 4, head 0"
     )
     assert "worst" not in lines
