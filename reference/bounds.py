@@ -22,9 +22,12 @@ with probability ``2 exp(-factor**2 / 2)`` (N. Higham, T. Mary, "A new approach 
 analysis", SIAM J. Sci. Comput. 41(5), 2019). The worst case, ``n * u``, is never met and would hide bugs.
 """
 
-EXPONENTIAL_ERROR = 2.0**-22 + 104.0 * FLOAT32_ROUNDOFF
-"""Relative error of a float32 ``exp(s - m)``: four units in the last place for the function, and the rounding of its
-argument, which lies in [-104, 0] before the result underflows."""
+EXPONENTIAL_FUNCTION_ERROR = 2.0**-22
+"""Relative error of a float32 exponential: four units in the last place."""
+
+EXPONENTIAL_ERROR = EXPONENTIAL_FUNCTION_ERROR + 104.0 * FLOAT32_ROUNDOFF
+"""Relative error of a float32 ``exp(s - m)``: that of the function, and the rounding of its argument, which lies in
+[-104, 0] before the result underflows."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""Numbers with their errors: how far a correct device may be after a chain of elementwise operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from reference.bounds import FLOAT32_ROUNDOFF, underflow_step, unit_roundoff
+
+
+@dataclass(frozen=True)
+class Inexact:
+    """Exact values, and a bound on the error of what a device has in their place.
+
+    Every operation returns the bound that follows from those of its operands, without any rounding of its own; a
+    device rounds where ``rounded`` is called.
+
+    Attributes
+    ----------
+    value : torch.Tensor
+        float64.
+    error : torch.Tensor
+        float64, of the same shape: the largest ``|device - value|``.
+    """
+
+    value: torch.Tensor
+    error: torch.Tensor
+
+    @classmethod
+    def exact(cls, tensor: torch.Tensor) -> Inexact:
+        """Return numbers that a device has as they are."""
+        value = tensor.to(torch.float64)
+        return cls(value, torch.zeros_like(value))
+
+    def times(self, other: Inexact | float) -> Inexact:
+        """Return the product: ``(a + d)(b + e) - ab``, in absolute values."""
+        if not isinstance(other, Inexact):
+            return Inexact(self.value * other, self.error * abs(other))
+        error = self.error * other.value.abs() + self.value.abs() * other.error + self.error * other.error
+        return Inexact(self.value * other.value, error.nan_to_num(nan=torch.inf, posinf=torch.inf))  # 0 times anything
+
+    def plus(self, other: Inexact | float) -> Inexact:
+        """Return the sum."""
+        if not isinstance(other, Inexact):
+            return Inexact(self.value + other, self.error)
+        return Inexact(self.value + other.value, self.error + other.error)
+
+    def at_most(self, limit: float, dtype: torch.dtype) -> Inexact:
+        """Return the smaller of the numbers and a limit, which a device has as it is or in a dtype.
+
+        Where all numbers that are correct lie beyond the limit, a device has the limit itself: the ends of the interval
+        are limited, not its width.
+        """
+        stored = float(torch.tensor(limit, dtype=torch.float64).to(dtype))
+        value = self.value.clamp(max=limit)
+        most = (self.value + self.error).clamp(max=max(limit, stored))
+        least = (self.value - self.error).clamp(max=min(limit, stored))
+        return Inexact(value, torch.maximum(most - value, value - least))
+
+    def negated(self) -> Inexact:
+        """Return the numbers with their signs changed."""
+        return Inexact(-self.value, self.error)
+
+    def within(self, limit: float, dtype: torch.dtype) -> Inexact:
+        """Return the numbers limited on both sides, as by ``at_most``."""
+        return self.at_most(limit, dtype).negated().at_most(limit, dtype).negated()
+
+    def rounded(self, dtype: torch.dtype) -> Inexact:
+        """Return the numbers as a device stores them in a dtype; beyond its range nothing is said of them."""
+        size = self.value.abs() + self.error
+        error = self.error + size * unit_roundoff(dtype) + underflow_step(dtype)
+        return Inexact(self.value, torch.where(size <= torch.finfo(dtype).max, error, torch.inf))
+
+    def in_float32(self, roundings: int = 1) -> Inexact:
+        """Return the numbers after as many roundings to float32."""
+        return Inexact(self.value, self.error + (self.value.abs() + self.error) * roundings * FLOAT32_ROUNDOFF)

@@ -1,0 +1,152 @@
+"""Gated activations of an expert or a dense layer: SwiGLU, limits after or before the gate, and which one applies."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+
+from reference.bounds import EXPONENTIAL_FUNCTION_ERROR, FLOAT32_ROUNDOFF, Expected
+from reference.inexact import Inexact
+from reference.views import moved_inputs
+
+ROUNDINGS = ("stages", "once")
+"""stages: a device may round to the dtype of the states after each operation, as composed PyTorch does. once:
+everything in float32, and one rounding at the end, as fused operators do."""
+
+LAYOUTS = ("halves", "interleaved")
+"""halves: all gates, then all ups. interleaved: the gate and the up of one output next to each other."""
+
+
+class Activation(enum.Enum):
+    """What a model's configuration calls its activation."""
+
+    SILU = "silu"
+    """SwiGLU: ``silu(gate) * up``. With a limit it is SWIGLUSTEP, as a configuration that has one means it."""
+
+    SWIGLUSTEP = "swiglustep"
+    """``min(silu(gate), limit) * clamp(up, -limit, limit)``: the limit comes after the gate."""
+
+    SWIGLU_OAI = "swiglu_oai"
+    """``g * sigmoid(alpha * g) * (u + bias)`` with ``g = min(gate, limit)`` and ``u = clamp(up, -limit, limit)``."""
+
+
+@dataclass(frozen=True)
+class SwigluInputs:
+    """Gates and ups of all rows, and the part of the configuration that says what becomes of them.
+
+    Attributes
+    ----------
+    states : torch.Tensor
+        ``[tokens, 2 * width]``, bfloat16, float16 or float32; its rows may be slices of wider ones.
+    activation : Activation
+        What the configuration says.
+    routed_limit, shared_limit : float or None
+        Limit of routed experts, and of shared experts and dense layers; None for none.
+    shared : bool
+        Whether this is a shared expert or a dense layer.
+    alpha, bias : float
+        Of ``SWIGLU_OAI``.
+    layout : str
+        One of ``LAYOUTS``.
+    rounding : str
+        One of ``ROUNDINGS``: how precise an implementation has to be.
+    """
+
+    states: torch.Tensor
+    activation: Activation
+    routed_limit: float | None
+    shared_limit: float | None
+    shared: bool = False
+    alpha: float = 1.702
+    bias: float = 1.0
+    layout: str = "halves"
+    rounding: str = "stages"
+
+    @property
+    def limit(self) -> float | None:
+        """The limit that applies here."""
+        return self.shared_limit if self.shared else self.routed_limit
+
+    def to(self, device: str | torch.device) -> SwigluInputs:
+        """Return the same inputs on ``device``."""
+        return moved_inputs(self, device, copies=())
+
+
+def swiglu(inputs: SwigluInputs) -> dict[str, Expected]:
+    """Return the gated activation of every row.
+
+    Sources: Shazeer, "GLU variants improve transformer", 2020, eq. 6, for ``silu``; the model files of Step-3.5 for
+    ``swiglustep`` and of GPT-OSS for ``swiglu_oai``.
+
+    Returns
+    -------
+    dict
+        ``output``: ``[tokens, width]`` of the dtype of ``states``.
+
+    Raises
+    ------
+    ValueError
+        If the layout or rounding is not known, the number of columns is odd, or a limit is not positive.
+
+    Notes
+    -----
+    A correct device has the exponential of a sigmoid within ``EXPONENTIAL_FUNCTION_ERROR``, and rounds sum and
+    quotient in float32. In ``stages`` it rounds to the dtype of the states after each operation, the limit included.
+    """
+    _validate(inputs)
+    gate, up = (Inexact.exact(part) for part in split(inputs.states, inputs.layout))
+    dtype = inputs.states.dtype
+    stage = dtype if inputs.rounding == "stages" else torch.float32
+    formula = _oai if inputs.activation is Activation.SWIGLU_OAI else _step
+    gated = formula(inputs, gate, up, stage)
+    result = gated.in_float32().rounded(dtype)
+    return {"output": Expected(result.value, result.error, dtype)}
+
+
+def split(states: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return gates and ups, ``[tokens, width]`` each."""
+    if layout == "interleaved":
+        return states[..., 0::2], states[..., 1::2]
+    gate, up = states.chunk(2, dim=-1)
+    return gate, up
+
+
+def _step(inputs: SwigluInputs, gate: Inexact, up: Inexact, stage: torch.dtype) -> Inexact:
+    limit = inputs.limit
+    silu = gate.times(sigmoid(gate)).in_float32(2).rounded(stage)
+    if limit is None:
+        return silu.times(up)
+    return silu.at_most(limit, stage).times(up.within(limit, stage))
+
+
+def _oai(inputs: SwigluInputs, gate: Inexact, up: Inexact, stage: torch.dtype) -> Inexact:
+    limit = inputs.limit
+    if limit is not None:
+        gate, up = gate.at_most(limit, stage), up.within(limit, stage)
+    inner = gate.times(inputs.alpha).in_float32(2).rounded(stage)
+    silu = gate.times(sigmoid(inner).rounded(stage)).in_float32().rounded(stage)
+    return silu.times(up.plus(inputs.bias).in_float32().rounded(stage))
+
+
+def sigmoid(argument: Inexact) -> Inexact:
+    """Return ``1 / (1 + exp(-x))`` as a device has it in float32.
+
+    Its slope is ``s (1 - s)``, and at most ``exp(d)`` times as large within ``d`` of the argument. The exponential is a
+    part ``1 - s`` of the denominator; sum and quotient round once each.
+    """
+    value = torch.sigmoid(argument.value)
+    slope = value * torch.sigmoid(-argument.value)
+    moved = slope * torch.expm1(argument.error.clamp(max=700.0))
+    own = slope * EXPONENTIAL_FUNCTION_ERROR + value * 2 * FLOAT32_ROUNDOFF
+    return Inexact(value, torch.minimum(moved, torch.ones(())) + own + torch.finfo(torch.float32).tiny)
+
+
+def _validate(inputs: SwigluInputs) -> None:
+    if inputs.layout not in LAYOUTS or inputs.rounding not in ROUNDINGS:
+        raise ValueError(f"no layout {inputs.layout} or rounding {inputs.rounding}")
+    if inputs.states.shape[-1] % 2:
+        raise ValueError(f"states have gates and ups in pairs, got {inputs.states.shape[-1]} columns")
+    if any(limit is not None and not limit > 0 for limit in (inputs.routed_limit, inputs.shared_limit)):
+        raise ValueError(f"limits must be positive, got {inputs.routed_limit} and {inputs.shared_limit}")

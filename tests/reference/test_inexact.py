@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from reference.inexact import Inexact
+
+
+def number(value, error=0.0):
+    return Inexact(torch.tensor([float(value)], dtype=torch.float64), torch.tensor([float(error)], dtype=torch.float64))
+
+
+def ends(one):
+    return [one.value.item() - one.error.item(), one.value.item() + one.error.item()]
+
+
+@pytest.mark.parametrize("operation", ["times", "plus"])
+def test_the_result_holds_every_pair_of_correct_operands(operation):
+    one, other = number(-3.0, 0.5), number(2.0, 0.25)
+    result = getattr(one, operation)(other)
+    corners = [a * b if operation == "times" else a + b for a in ends(one) for b in ends(other)]
+    low, high = ends(result)
+    assert low <= min(corners)
+    assert high >= max(corners)
+    assert max(high - max(corners), min(corners) - low) <= 0.25, "and is not much wider"
+
+
+def test_plain_numbers_are_exact():
+    assert ends(number(3.0, 0.5).times(-2.0)) == [-7.0, -5.0]
+    assert ends(number(3.0, 0.5).plus(-2.0)) == [0.5, 1.5]
+    assert ends(number(3.0, 0.5).negated()) == [-3.5, -2.5]
+    assert Inexact.exact(torch.tensor([1, 2])).error.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "limited", "left"),
+    [(3.0, 0.5, 3.0, 0.5), (3.9, 0.5, 3.9, 0.5), (4.2, 0.5, 4.0, 0.3), (9.0, 0.5, 4.0, 0.0), (-9.0, 1.0, -9.0, 1.0)],
+)
+def test_a_limit_takes_away_what_lies_beyond_it(value, error, limited, left):
+    result = number(value, error).at_most(4.0, torch.bfloat16)
+    assert result.value.item() == limited
+    assert result.error.item() == pytest.approx(left)
+
+
+def test_a_limit_on_both_sides():
+    assert [number(x, 0.5).within(4.0, torch.bfloat16).value.item() for x in (-9.0, 1.0, 9.0)] == [-4.0, 1.0, 4.0]
+    assert number(-9.0, 0.5).within(4.0, torch.bfloat16).error.item() == 0
+
+
+def test_a_limit_that_a_dtype_does_not_hold_may_be_either():
+    stored = float(torch.tensor(7.1).bfloat16())
+    result = number(100.0).at_most(7.1, torch.bfloat16)
+    assert result.value.item() == 7.1
+    assert result.error.item() == pytest.approx(abs(7.1 - stored))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_rounding_is_covered(dtype):
+    values = torch.linspace(-3, 3, 1001, dtype=torch.float64) ** 3 / 7
+    result = Inexact.exact(values).rounded(dtype)
+    distance = (values.to(dtype).double() - values).abs()
+    assert bool((distance <= result.error).all())
+    assert float((distance / result.error).max()) > 0.85
+    assert bool((result.error <= values.abs() * torch.finfo(dtype).eps * 0.51 + 1e-7).all())
+
+
+def test_roundings_to_float32_add_up():
+    once, thrice = number(1.0).in_float32().error.item(), number(1.0).in_float32(3).error.item()
+    assert once == 2.0**-24
+    assert thrice == 3 * once
+
+
+def test_overflow_is_not_specified_and_stays_so():
+    far = number(70_000.0).rounded(torch.float16)
+    assert far.error.item() == math.inf
+    assert far.times(number(0.0)).error.item() == math.inf
+    assert far.plus(1.0).error.item() == math.inf
+    assert far.at_most(7.0, torch.float16).error.item() == math.inf
+    assert number(65_504.0).rounded(torch.float16).error.item() < math.inf
