@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from device.simulator.activation.schemas import SCHEMAS as ACTIVATION
 from device.simulator.cache.schemas import SCHEMAS as CACHE
 from device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
 from device.simulator.mla.schemas import OF_SGL_KERNEL_NPU
@@ -19,7 +20,7 @@ from device.simulator.rotary.schemas import SCHEMAS as ROTARY
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA)
+SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION)
 """Every schema of torch_npu that the simulator can define."""
 
 SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"sgl-kernel-npu": OF_SGL_KERNEL_NPU})

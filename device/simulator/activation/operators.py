@@ -1,0 +1,14 @@
+"""The operators of this family."""
+
+from __future__ import annotations
+
+from device.simulator.activation import schemas
+from device.simulator.activation.clipped_swiglu import clipped_swiglu, clipped_swiglu_meta
+from device.simulator.activation.swiglu import swiglu, swiglu_meta
+from device.simulator.library import Operator
+
+OPERATORS = (
+    Operator(schemas.SWIGLU, swiglu, swiglu_meta),
+    Operator(schemas.CLIPPED_SWIGLU, clipped_swiglu, clipped_swiglu_meta),
+)
+"""Every operator of the family."""

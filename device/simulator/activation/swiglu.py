@@ -1,0 +1,55 @@
+"""``npu_swiglu``: the swish of the first half times the second half.
+
+Sources: the wheel's documentation of the operator and its META rule. No host check is known; what is refused here is
+what the documentation excludes.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from device.simulator.activation.gates import swish_gate
+from device.simulator.quantisation.requirements import Requirements
+from device.simulator.rotary.requirements import FLOATS
+
+_require = Requirements("npu_swiglu")
+
+
+def swiglu(x: Tensor, dim: int = -1) -> Tensor:
+    """Return ``a * sigmoid(a) * b``, a and b the halves of x.
+
+    Parameters
+    ----------
+    x : Tensor
+        float16, bfloat16 or float32, rank 1 to 8.
+    dim : int
+        The axis that is halved, of even size.
+
+    Returns
+    -------
+    Tensor
+        The dtype of x, half its size along the axis. Computed in float32 and rounded once.
+
+    Raises
+    ------
+    OperatorRejected
+        Dtype, rank or axis is not one of the above.
+    """
+    _require.dtype("input", x, *FLOATS)
+    _require.rank("input", x, 1, 8)
+    axis = _require.axis("dim", dim, x.dim())
+    _require.even("input", x, axis)
+    gate, up = x.float().tensor_split(2, axis)
+    return swish_gate(gate, up).to(x.dtype)
+
+
+def swiglu_meta(x: Tensor, dim: int = -1) -> Tensor:
+    """Allocate the output; as torch_npu's META, this checks nothing."""
+    return half_of(x, dim)
+
+
+def half_of(x: Tensor, dim: int) -> Tensor:
+    """Allocate a tensor of half a tensor's size along an axis, in its dtype."""
+    shape = list(x.shape)
+    shape[dim] //= 2
+    return x.new_empty(shape)

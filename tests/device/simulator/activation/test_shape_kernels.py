@@ -1,0 +1,35 @@
+"""Meta kernels give the shapes and dtypes of the CPU kernels."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+OPS = torch.ops.npu
+
+
+def calls():
+    """Yield (name, tensor arguments, other arguments)."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for dim in (-1, 0, 1):
+            yield "npu_swiglu", (torch.ones(2, 4, 6, dtype=dtype),), {"dim": dim}
+            yield "npu_clipped_swiglu", (torch.ones(2, 4, 6, dtype=dtype),), {"dim": dim, "interleaved": dim > 0}
+
+
+def shapes(outputs):
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [(tuple(t.shape), t.dtype) for t in outputs]
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_shape_kernels_agree_with_eager(kind):
+    names = set()
+    for name, arguments, more in calls():
+        eager = shapes(getattr(OPS, name)(*arguments, **more))
+        mode = FakeTensorMode()
+        move = mode.from_tensor if kind == "fake" else lambda t: t.to("meta")
+        moved = {word: move(given) if isinstance(given, torch.Tensor) else given for word, given in more.items()}
+        with mode if kind == "fake" else torch.no_grad():
+            inferred = getattr(OPS, name)(*map(move, arguments), **moved)
+        assert shapes(inferred) == eager, name
+        names.add(name)
+    assert names == {"npu_swiglu", "npu_clipped_swiglu"}
