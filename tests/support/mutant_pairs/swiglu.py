@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from device import ascend
+from mutant_pairs.pair import Pair
+from properties.swiglu import SwigluCase
+
+STEP = SwigluCase(3, 33, activation="swiglustep", limit=7.0, shared_limit=10.0, recipe="at limit")
+OAI = replace(STEP, activation="swiglu_oai", alpha=0.5)
+SHARED = replace(STEP, experts="shared")
+FREE = replace(STEP, limit=None)
+QUIET = replace(STEP, recipe="gaussian")
+COMPOSED = ascend.composed_swiglu
+
+
+def line(activation="silu", limit="7", shared="none", more=" · at limit"):
+    return f"1 token x 64 · {activation} · limit {limit} · shared limit {shared}{more}"
+
+
+AT_LIMIT = " · bfloat16 · at limit"
+
+PAIRS = {
+    "step_without_limit": Pair(COMPOSED, STEP, [QUIET], line(more=AT_LIMIT)),
+    "limit_before_the_gate": Pair(COMPOSED, replace(STEP, dtype="float16"), [QUIET], ""),
+    "gate_limited_on_both_sides": Pair(
+        COMPOSED, OAI, [replace(OAI, recipe="gaussian")], line("swiglu_oai", more=" · alpha 1.702" + AT_LIMIT)
+    ),
+    "limited_parts_not_joined": Pair(COMPOSED, STEP, [QUIET], line(more=AT_LIMIT)),
+    "shared_experts_without_limit": Pair(
+        COMPOSED, SHARED, [STEP], line(limit="none", shared="7", more=" · shared experts" + AT_LIMIT)
+    ),
+    "one_limit_for_all": Pair(COMPOSED, SHARED, [STEP, replace(SHARED, shared_limit=7.0)], ""),
+    "limit_of_another_name": Pair(
+        COMPOSED,
+        OAI,
+        [replace(OAI, recipe="gaussian"), replace(OAI, limit=None)],
+        line("swiglu_oai", more=" · alpha 1.702" + AT_LIMIT),
+    ),
+    "limit_of_seven": Pair(COMPOSED, FREE, [STEP, QUIET], line(limit="none", more=AT_LIMIT)),
+    "oai_as_silu": Pair(
+        COMPOSED, OAI, [], line("swiglu_oai", "none", more=" · alpha 1.702 · bfloat16"), everywhere=True
+    ),
+    "alpha_hard_coded": Pair(
+        COMPOSED, OAI, [replace(OAI, alpha=1.702)], line("swiglu_oai", "none", more=" · alpha 1 · bfloat16")
+    ),
+    "name_compared_with_a_string": Pair(
+        COMPOSED, STEP, [QUIET, replace(STEP, activation="silu")], line("swiglustep", more=AT_LIMIT)
+    ),
+    "halves_for_interleaved": Pair(
+        COMPOSED,
+        replace(OAI, layout="interleaved"),
+        [],
+        line("swiglu_oai", "none", more=" · alpha 1.702 · interleaved · bfloat16"),
+        everywhere=True,
+    ),
+}
