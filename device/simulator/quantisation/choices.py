@@ -31,3 +31,10 @@ class QuantisationChoices:
     # The same, two equal ends in group_index: DOC wants them to increase, and an expert without tokens has the end of
     # the one before. No source says what a kernel does.
     dynamic_quant_empty_groups: Literal["undefined", "accepted"] = "undefined"
+
+    # npu_quantize without div_mode, halves: the wrapper asks for "round", op-plugin's GOLDEN is numpy's round, which is
+    # to even. The kernel's cast was not read.
+    quantize_ties: Ties = "half_to_even"
+
+    # The same, dtype of scales: DOC lists all three floats, op-plugin's tests give that of input.
+    quantize_scales: Literal["any_float", "as_input"] = "any_float"

@@ -46,7 +46,7 @@ def saturated(values: Tensor, limits: tuple[int, int], dtype: torch.dtype, ties:
     Parameters
     ----------
     values : Tensor
-        float32 or float64.
+        float32 or float64; of either, infinities are as the largest numbers.
     limits : tuple of int
         The smallest and the largest integer, both exact in the dtype of values.
     dtype : torch.dtype
@@ -59,8 +59,8 @@ def saturated(values: Tensor, limits: tuple[int, int], dtype: torch.dtype, ties:
     Tensor
         Integers; NaN becomes what the profile says.
     """
-    whole = rounded(values, ties).clamp_(*limits)
-    return whole.nan_to_num_(nan=float(active_profile().nan_as_integer)).to(dtype)
+    whole = rounded(values, ties).nan_to_num_(nan=float(active_profile().nan_as_integer))
+    return whole.clamp_(*limits).to(dtype)
 
 
 def packed(values: Tensor) -> Tensor:

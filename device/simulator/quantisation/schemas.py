@@ -11,6 +11,10 @@ DYNAMIC_QUANT = (
     "npu_dynamic_quant(Tensor input, *, Tensor? smooth_scales=None, Tensor? group_index=None, int? dst_type=None, "
     'str quant_mode="pertoken", float dst_type_max=0.0) -> (Tensor, Tensor)'
 )
+QUANTIZE = (
+    "npu_quantize(Tensor input, Tensor scales, Tensor? zero_points, int dtype, int axis=1, bool div_mode=True) -> "
+    "Tensor"
+)
 
-SCHEMAS = (DYNAMIC_QUANT,)
+SCHEMAS = (DYNAMIC_QUANT, QUANTIZE)
 """Every schema of the family."""

@@ -14,6 +14,10 @@ def calls(exact):
     x = exact.draw(2, 3, 16, dtype=torch.bfloat16)
     for dst_type in (None, torch.int8, torch.quint4x2):
         yield "npu_dynamic_quant", (x,), {"dst_type": dst_type}
+    for dtype in (torch.qint8, torch.int8, torch.quint8, torch.uint8, torch.qint32, torch.int32):
+        yield "npu_quantize", (x, torch.ones(16), None, dtype), {"axis": -1}
+    for dtype in (torch.qint8, torch.quint4x2):
+        yield "npu_quantize", (x, x[0, 0], None, dtype, -1, False), {}
 
 
 def shapes(outputs):
@@ -34,7 +38,7 @@ def test_shape_kernels_agree_with_eager(exact, kind):
             inferred = getattr(OPS, name)(*given, **moved)
         assert shapes(inferred) == eager, name
         names.add(name)
-    assert names == {"npu_dynamic_quant"}
+    assert names == {"npu_dynamic_quant", "npu_quantize"}
 
 
 def test_shapes_of_modes_that_are_not_computed():
@@ -46,3 +50,6 @@ def test_shapes_of_modes_that_are_not_computed():
 def test_meta_wants_full_words():
     with pytest.raises(OperatorRejected, match="a multiple of 8"):
         OPS.npu_dynamic_quant(torch.empty(2, 12, dtype=torch.float16, device="meta"), dst_type=torch.quint4x2)
+    x = torch.empty(2, 12, device="meta")
+    with pytest.raises(OperatorRejected, match="a multiple of 8"):
+        OPS.npu_quantize(x, x[0], None, torch.quint4x2, -1, False)
