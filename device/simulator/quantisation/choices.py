@@ -20,3 +20,21 @@ class QuantisationChoices:
     # What a NaN becomes as an integer. It arises as 0 * inf in rows of zeros; that the vector unit makes 0 of it is
     # inferred, no source says.
     nan_as_integer: int = 0
+
+    # npu_dynamic_quant, a row of zeros. KERNEL divides 127 by 0 and 1 by that, which is scale 0; its GOLDEN leaves
+    # NaN, and aclnn's substitutes scale 1. The integers are 0 in the first and the last.
+    dynamic_quant_zero_row: Literal["zero", "one", "nan"] = "zero"
+
+    # The same, halves: KERNEL casts with CAST_RINT, which is to even (dynamic_quant.h); DOC says "round".
+    dynamic_quant_ties: Ties = "half_to_even"
+
+    # The same, two equal ends in group_index: DOC wants them to increase, and an expert without tokens has the end of
+    # the one before. No source says what a kernel does.
+    dynamic_quant_empty_groups: Literal["undefined", "accepted"] = "undefined"
+
+    # npu_quantize without div_mode, halves: the wrapper asks for "round", op-plugin's GOLDEN is numpy's round, which is
+    # to even. The kernel's cast was not read.
+    quantize_ties: Ties = "half_to_even"
+
+    # The same, dtype of scales: DOC lists all three floats, op-plugin's tests give that of input.
+    quantize_scales: Literal["any_float", "as_input"] = "any_float"

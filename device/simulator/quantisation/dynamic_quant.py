@@ -1,0 +1,146 @@
+"""``npu_dynamic_quant``: integers and a scale per row.
+
+Sources: the wheel's documentation of the operator and its META rule, op-plugin's checks, and CANN's kernel
+``dynamic_quant.h`` for A2 and A3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from device.simulator.errors import ErrorCode, UndefinedBehaviour
+from device.simulator.profiles import active_profile
+from device.simulator.quantisation.groups import counts_of_ends, group_of_rows
+from device.simulator.quantisation.integers import INT4, INT8, PER_WORD, packed, saturated
+from device.simulator.quantisation.requirements import Requirements
+from device.simulator.quantisation.scalar_types import INT8 as INT8_TYPE
+from device.simulator.quantisation.scalar_types import QUINT4X2
+from device.simulator.rotary.requirements import dtype_name
+
+_require = Requirements("npu_dynamic_quant")
+
+
+def dynamic_quant(
+    x: Tensor,
+    *,
+    smooth_scales: Tensor | None = None,
+    group_index: Tensor | None = None,
+    dst_type: int | None = None,
+    quant_mode: str = "pertoken",
+    dst_type_max: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Divide every row by its largest magnitude over 127, or over 7, and round.
+
+    Parameters
+    ----------
+    x : Tensor
+        [..., H], float16 or bfloat16, rank 2 or more.
+    smooth_scales : Tensor, optional
+        [H], or [E, H] with group_index: multiplies x first; dtype of x.
+    group_index : Tensor, optional
+        int32, [E]: the ends of groups of rows, cumulative and increasing; the last one is the number of rows.
+    dst_type : int, optional
+        ScalarType of the output: int8, which is the default, or quint4x2.
+    quant_mode : str
+        ``pertoken``.
+    dst_type_max : float
+        0.
+
+    Returns
+    -------
+    y : Tensor
+        int8 in the shape of x; or int32 with H / 8 words, of eight integers of 4 bits each.
+    scale : Tensor
+        float32, the shape of x without its last axis: ``1 / (127 / max)``, each division rounded.
+
+    Raises
+    ------
+    OperatorRejected
+        Dtype, rank, shape or dst_type is not one of the above.
+    NotSimulated
+        Another quant_mode, or a dst_type_max.
+    UndefinedBehaviour
+        The ends of groups do not increase, or do not end with the last row.
+    """
+    _check(x, dst_type, quant_mode, dst_type_max)
+    values = x.float()
+    if smooth_scales is None and group_index is not None:
+        _require.missing("group_index", "given without smooth_scales", "group_index together with smooth_scales")
+    if smooth_scales is not None:
+        values = values * _smooth(x, smooth_scales, group_index)
+    limits = INT4 if dst_type == QUINT4X2 else INT8
+    largest = values.abs().amax(-1)
+    # Two divisions of float32, as in the kernel. torch would take a reciprocal and a product for 127 / largest.
+    factor = torch.div(torch.tensor(float(limits[1])), largest)
+    integers = saturated(values * factor.unsqueeze(-1), limits, torch.int8, active_profile().dynamic_quant_ties)
+    scale = _zero_rows(largest, factor.reciprocal())
+    return (packed(integers) if dst_type == QUINT4X2 else integers), scale
+
+
+def dynamic_quant_meta(
+    x: Tensor,
+    *,
+    smooth_scales: Tensor | None = None,  # noqa: ARG001 - the dispatcher passes what the schema has
+    group_index: Tensor | None = None,  # noqa: ARG001
+    dst_type: int | None = None,
+    quant_mode: str = "pertoken",
+    dst_type_max: float = 0.0,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    """Allocate both outputs. As torch_npu's META, this checks only that words of int4 are full."""
+    shape = {"pertensor": [1], "perchannel": [*x.shape[:-2], x.shape[-1]]}.get(quant_mode, x.shape[:-1])
+    scale = x.new_empty(shape, dtype=torch.float32)
+    if dst_type != QUINT4X2:
+        return x.new_empty(x.shape, dtype=torch.int8), scale
+    _require_words(x)
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // PER_WORD), dtype=torch.int32), scale
+
+
+def _check(x: Tensor, dst_type: int | None, quant_mode: str, dst_type_max: float) -> None:
+    _require.rank("input", x, 2, 8, ErrorCode.WRAPPER)
+    _require.dtype("input", x, "float16", "bfloat16")
+    if dst_type not in (None, INT8_TYPE, QUINT4X2):
+        # The float8 types and their like are of Ascend 950.
+        _require.refuse("dst_type", dst_type, f"None, {INT8_TYPE} (torch.int8) or {QUINT4X2} (torch.quint4x2)")
+    if dst_type == QUINT4X2:
+        _require_words(x)
+    _require.one_of("quant_mode", quant_mode, ("pertoken", "pertensor", "perchannel"))
+    if quant_mode != "pertoken":
+        _require.missing("quant_mode", repr(quant_mode), "'pertoken'")
+    if dst_type_max != 0.0:
+        _require.missing("dst_type_max", dst_type_max, "0.0; others are for dtypes of Ascend 950")
+    if not x.shape[-1]:
+        _require.refuse("input", f"of shape {list(x.shape)}", "rows with elements")
+
+
+def _require_words(x: Tensor) -> None:
+    if x.shape[-1] % PER_WORD:
+        given = f"of shape {list(x.shape)} with dst_type quint4x2"
+        _require.refuse("input", given, f"a last axis that is a multiple of {PER_WORD}", ErrorCode.WRAPPER)
+
+
+def _smooth(x: Tensor, smooth_scales: Tensor, group_index: Tensor | None) -> Tensor:
+    """Return float32 factors that broadcast over x."""
+    _require.dtype("smooth_scales", smooth_scales, dtype_name(x))
+    width = x.shape[-1]
+    if group_index is None:
+        _require.shape("smooth_scales", smooth_scales, (width,), meaning="the last axis of input")
+        return smooth_scales.float()
+    _require.dtype("group_index", group_index, "int32")
+    _require.rank("group_index", group_index, 1, 1)
+    _require.shape("smooth_scales", smooth_scales, (len(group_index), width), meaning="[groups, last axis of input]")
+    accepted = active_profile().dynamic_quant_empty_groups == "accepted"
+    counts = counts_of_ends(_require.operator, "group_index", group_index, empty_groups=accepted)
+    rows = x.shape[:-1].numel()
+    group = group_of_rows(_require.operator, "group_index", counts, rows)
+    if len(group) < rows:
+        found = f"group_index ends with {len(group)} and input has {rows} rows"
+        raise UndefinedBehaviour(f"{_require.operator}: {found}; the last end is the number of rows on a legal call")
+    return smooth_scales.float()[group].view(x.shape)
+
+
+def _zero_rows(largest: Tensor, scale: Tensor) -> Tensor:
+    choice = active_profile().dynamic_quant_zero_row
+    if choice == "zero":  # what the arithmetic gives
+        return scale
+    return scale.masked_fill(largest == 0, 1.0 if choice == "one" else torch.nan)

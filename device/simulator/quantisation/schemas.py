@@ -1,0 +1,20 @@
+"""Schemas of the quantisation operators, as torch_npu 2.13.0 registers them.
+
+The strings are those in ``libtorch_npu.so``. The wheel's other listing,
+``csrc/aten/npu_native_functions_by_codegen.yaml``, calls the first argument of ``npu_quantize`` ``self``; the library
+calls it ``input``.
+"""
+
+from __future__ import annotations
+
+DYNAMIC_QUANT = (
+    "npu_dynamic_quant(Tensor input, *, Tensor? smooth_scales=None, Tensor? group_index=None, int? dst_type=None, "
+    'str quant_mode="pertoken", float dst_type_max=0.0) -> (Tensor, Tensor)'
+)
+QUANTIZE = (
+    "npu_quantize(Tensor input, Tensor scales, Tensor? zero_points, int dtype, int axis=1, bool div_mode=True) -> "
+    "Tensor"
+)
+
+SCHEMAS = (DYNAMIC_QUANT, QUANTIZE)
+"""Every schema of the family."""

@@ -1,0 +1,55 @@
+"""Meta kernels give the shapes and dtypes of the CPU kernels."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from device.simulator import OperatorRejected
+
+OPS = torch.ops.npu
+
+
+def calls(exact):
+    """Yield (name, tensor arguments, other arguments)."""
+    x = exact.draw(2, 3, 16, dtype=torch.bfloat16)
+    for dst_type in (None, torch.int8, torch.quint4x2):
+        yield "npu_dynamic_quant", (x,), {"dst_type": dst_type}
+    for dtype in (torch.qint8, torch.int8, torch.quint8, torch.uint8, torch.qint32, torch.int32):
+        yield "npu_quantize", (x, torch.ones(16), None, dtype), {"axis": -1}
+    for dtype in (torch.qint8, torch.quint4x2):
+        yield "npu_quantize", (x, x[0, 0], None, dtype, -1, False), {}
+
+
+def shapes(outputs):
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [(tuple(t.shape), t.dtype) for t in outputs]
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_shape_kernels_agree_with_eager(exact, kind):
+    names = set()
+    for name, arguments, more in calls(exact):
+        eager = shapes(getattr(OPS, name)(*arguments, **more))
+        mode = FakeTensorMode()
+        move = mode.from_tensor if kind == "fake" else lambda t: t.to("meta")
+        given = [move(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        moved = {word: move(a) if isinstance(a, torch.Tensor) else a for word, a in more.items()}
+        with mode if kind == "fake" else torch.no_grad():
+            inferred = getattr(OPS, name)(*given, **moved)
+        assert shapes(inferred) == eager, name
+        names.add(name)
+    assert names == {"npu_dynamic_quant", "npu_quantize"}
+
+
+def test_shapes_of_modes_that_are_not_computed():
+    x = torch.empty(2, 3, 16, dtype=torch.bfloat16, device="meta")
+    assert OPS.npu_dynamic_quant(x, quant_mode="pertensor")[1].shape == (1,)
+    assert OPS.npu_dynamic_quant(x, quant_mode="perchannel")[1].shape == (2, 16)
+
+
+def test_meta_wants_full_words():
+    with pytest.raises(OperatorRejected, match="a multiple of 8"):
+        OPS.npu_dynamic_quant(torch.empty(2, 12, dtype=torch.float16, device="meta"), dst_type=torch.quint4x2)
+    x = torch.empty(2, 12, device="meta")
+    with pytest.raises(OperatorRejected, match="a multiple of 8"):
+        OPS.npu_quantize(x, x[0], None, torch.quint4x2, -1, False)
