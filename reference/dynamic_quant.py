@@ -1,0 +1,118 @@
+"""Quantisation of rows to integers, with a scale for each row that is taken from its largest element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from reference.bounds import FLOAT32_ROUNDOFF, Expected
+from reference.inexact import Inexact
+from reference.views import moved_inputs
+
+LEVELS = {8: 127, 4: 7}
+"""The largest integer of as many bits. The smallest one that there is, -128 or -8, is not used."""
+
+ZERO_ROW_SCALE = (0.0, 1.0)
+"""Scales of a row of zeros that are right: operators return 0, their published reference code 1."""
+
+
+@dataclass(frozen=True)
+class DynamicQuantInputs:
+    """Rows to quantise.
+
+    Attributes
+    ----------
+    states : torch.Tensor
+        ``[tokens, width]``, bfloat16 or float16; its rows may be slices of wider ones.
+    smooth : torch.Tensor or None
+        Factors ``[experts, width]`` of the dtype of ``states``, by which rows are multiplied first.
+    expert_ends : torch.Tensor or None
+        int32 ``[experts]``: the row behind the last one of each expert; None if one row of factors is for all.
+    bits : int
+        8 or 4.
+    """
+
+    states: torch.Tensor
+    smooth: torch.Tensor | None
+    expert_ends: torch.Tensor | None
+    bits: int
+
+    def to(self, device: str | torch.device) -> DynamicQuantInputs:
+        """Return the same inputs on ``device``."""
+        return moved_inputs(self, device, copies=())
+
+
+def dynamic_quant(inputs: DynamicQuantInputs) -> dict[str, Expected]:
+    """Return the integers of every row, and what one of them is worth.
+
+    ``scale = max(|x * smooth|) / levels`` of a row, and ``q = round(x * smooth / scale)``: symmetric quantisation by
+    the largest magnitude (Dettmers et al., "LLM.int8()", 2022, eq. 1), with the factors of SmoothQuant (Xiao et al.,
+    2023, eq. 3).
+
+    Returns
+    -------
+    dict
+        ``quantised``: int8 ``[tokens, width]``, four bits in eight where there are four. ``scale``: float32
+        ``[tokens]``.
+
+    Raises
+    ------
+    ValueError
+        If the number of bits is not known, or shapes or ends of experts contradict each other.
+
+    Notes
+    -----
+    A correct device rounds product, scale, its reciprocal and quotient in float32: eight roundings at most. An integer
+    may differ where the quotient lies that close to the middle between two.
+    """
+    smooth = _factors(inputs)
+    exact = Inexact.exact(inputs.states).times(Inexact.exact(smooth)).in_float32(ROUNDINGS)
+    largest = exact.value.abs().amax(dim=-1, keepdim=True)
+    scale = largest / LEVELS[inputs.bits]
+    zero = largest == 0
+    steps = exact.times(Inexact.exact(torch.where(zero, 0.0, 1 / scale)))
+    return {"quantised": nearest(steps, LEVELS[inputs.bits]), "scale": _scales(scale.squeeze(-1))}
+
+
+ROUNDINGS = 8
+"""Roundings to float32 between a state and its integer."""
+
+
+def nearest(steps: Inexact, levels: int) -> Expected:
+    """Return the integer next to each number of steps, within ``levels`` on both sides.
+
+    Where both ends of the interval of correct numbers round to one integer, equality is asked for.
+    """
+    value, low, high = ((steps.value + sign * steps.error).round().clamp(-levels, levels) for sign in (0.0, -1.0, 1.0))
+    return Expected(value, torch.maximum(high - value, value - low), torch.int8)
+
+
+def _scales(scale: torch.Tensor) -> Expected:
+    low, high = ZERO_ROW_SCALE
+    zero = scale == 0
+    value = torch.where(zero, (low + high) / 2, scale)
+    bound = torch.where(zero, (high - low) / 2, scale * 4 * FLOAT32_ROUNDOFF)
+    return Expected(value, bound, torch.float32)
+
+
+def _factors(inputs: DynamicQuantInputs) -> torch.Tensor:
+    """Factors that broadcast to the states, float64."""
+    tokens, width = inputs.states.shape
+    if inputs.bits not in LEVELS:
+        raise ValueError(f"bits is one of {', '.join(map(str, LEVELS))}, got {inputs.bits}")
+    if inputs.smooth is None:
+        if inputs.expert_ends is not None:
+            raise ValueError("expert_ends say nothing without factors")
+        return torch.ones(1, width, dtype=torch.float64)
+    experts = 1 if inputs.expert_ends is None else len(inputs.expert_ends)
+    if tuple(inputs.smooth.shape) != (experts, width):
+        raise ValueError(f"smooth must be [{experts}, {width}], got {list(inputs.smooth.shape)}")
+    factors = inputs.smooth.to(torch.float64)
+    if inputs.expert_ends is None:
+        return factors
+    ends = inputs.expert_ends.to(torch.int64)
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    if int(counts.min()) < 0 or int(ends[-1]) != tokens:
+        raise ValueError(f"expert_ends must not fall, and end at {tokens}, got {ends.tolist()}")
+    return factors.repeat_interleave(counts, dim=0)

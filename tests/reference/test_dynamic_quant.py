@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from npudiff.compare import compare
+from npudiff.data import Stream
+from reference.dynamic_quant import LEVELS, DynamicQuantInputs, dynamic_quant, nearest
+from reference.inexact import Inexact
+
+
+def states(tokens=6, width=40, dtype=torch.bfloat16):
+    return Stream(5, "states").normal((tokens, width), torch.float32).to(dtype)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_is_exact_arithmetic_with_fractions(bits, dtype):
+    given = states(dtype=dtype)
+    smooth = (1 + Stream(5, "smooth").normal((1, 40), torch.float32) / 4).to(dtype)
+    result = dynamic_quant(DynamicQuantInputs(given, smooth, None, bits))
+    levels = LEVELS[bits]
+    for row in range(6):
+        exact = [Fraction(float(x)) * Fraction(float(s)) for x, s in zip(given[row], smooth[0], strict=True)]
+        largest = max(map(abs, exact))
+        assert float(result["scale"].value[row]) == pytest.approx(float(largest / levels), rel=1e-15)
+        for column, x in enumerate(exact):
+            steps = x * levels / largest
+            assert int(result["quantised"].value[row, column]) == round(steps)
+            near = abs(abs(steps - int(steps)) - Fraction(1, 2)) < Fraction(1, 10**5)
+            assert float(result["quantised"].bound[row, column]) == near
+
+
+def test_every_row_uses_its_largest_integer_and_never_the_smallest():
+    result = dynamic_quant(DynamicQuantInputs(states(200, 64), None, None, 8))
+    assert result["quantised"].value.abs().amax(dim=1).tolist() == [127.0] * 200
+
+
+def test_experts_have_factors_of_their_own():
+    given, smooth = states(5, 8), torch.tensor([[1.0], [2.0], [4.0]], dtype=torch.bfloat16).expand(3, 8)
+    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
+    scaled = dynamic_quant(DynamicQuantInputs(given, smooth, ends, 8))
+    plain = dynamic_quant(DynamicQuantInputs(given, None, None, 8))
+    assert torch.equal(scaled["scale"].value / plain["scale"].value, torch.tensor([1.0, 1, 4, 4, 4]).double())
+    assert torch.equal(scaled["quantised"].value, plain["quantised"].value)
+
+
+def test_a_row_of_zeros_has_zeros_and_a_scale_of_0_or_1():
+    given = states()
+    given[2] = 0
+    expected = dynamic_quant(DynamicQuantInputs(given, None, None, 8))
+    assert bool((expected["quantised"].value[2] == 0).all())
+    assert bool((expected["quantised"].bound[2] == 0).all())
+    for scale, right in ((0.0, True), (1.0, True), (-1.0, False), (float("nan"), False), (float("inf"), False)):
+        actual = expected["scale"].value.float()
+        actual[2] = scale
+        assert (compare({"scale": expected["scale"]}, {"scale": actual}).worst <= 1) == right
+
+
+def test_the_middle_between_two_integers_may_go_either_way_and_nothing_else_may():
+    steps = Inexact(torch.tensor([0.5, 0.49, -1.5, 126.9999, 200.0]).double(), torch.full((5,), 0.001).double())
+    result = nearest(steps, 127)
+    assert result.value.tolist() == [0.0, 0.0, -2.0, 127.0, 127.0]
+    assert result.bound.tolist() == [1.0, 0.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"bits": 5}, "bits is one of 8, 4, got 5"),
+        ({"smooth": torch.ones(1, 7)}, r"smooth must be \[1, 40\], got \[1, 7\]"),
+        ({"expert_ends": torch.tensor([6])}, "say nothing without factors"),
+        ({"smooth": torch.ones(2, 40), "expert_ends": torch.tensor([4, 3])}, "must not fall, and end at 6"),
+        ({"smooth": torch.ones(2, 40), "expert_ends": torch.tensor([4, 5])}, "must not fall, and end at 6"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(changed, message):
+    arguments = {"states": states(), "smooth": None, "expert_ends": None, "bits": 8} | changed
+    with pytest.raises(ValueError, match=message):
+        dynamic_quant(DynamicQuantInputs(**arguments))
