@@ -15,8 +15,26 @@ def gating_calls():
         yield "npu_moe_gating_top_k", (x, 3), {"bias": x[0], "out_flag": True, "norm_type": 1}
 
 
+def routing_calls():
+    x, experts = torch.rand(3, 8), torch.tensor([[0, 2], [1, 2], [1, 0]], dtype=torch.int32)
+    for active in (0, 2, 9):
+        yield "npu_moe_init_routing", (x, torch.arange(6).view(3, 2).int(), experts, active), {}
+    yield "npu_moe_compute_expert_tokens", (experts.view(-1).sort()[0], 5), {}
+    options = [
+        {"active_num": 4},
+        {"expert_tokens_num_flag": True, "active_expert_range": [1, 3]},
+        {"expert_tokens_num_flag": True, "expert_tokens_num_type": 2, "quant_mode": 1},
+        {"quant_mode": 0, "scale": torch.ones(1), "offset": torch.ones(1)},
+        {"drop_pad_mode": 1, "expert_capacity": 2, "quant_mode": 1},
+        {"drop_pad_mode": 1, "expert_capacity": 2},
+    ]
+    for more in options:
+        yield "npu_moe_init_routing_v2", (x.half(), experts), {"expert_num": 3, **more}
+
+
 def calls():
     yield from gating_calls()
+    yield from routing_calls()
 
 
 def shapes(outputs):
