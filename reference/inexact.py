@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import FLOAT32_ROUNDOFF, underflow_step, unit_roundoff
+from reference.bounds import EXPONENTIAL_FUNCTION_ERROR, FLOAT32_ROUNDOFF, underflow_step, unit_roundoff
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class Inexact:
             return Inexact(self.value * other, self.error * abs(other))
         error = self.error * other.value.abs() + self.value.abs() * other.error + self.error * other.error
         return Inexact(self.value * other.value, error.nan_to_num(nan=torch.inf, posinf=torch.inf))  # 0 times anything
+
+    def over(self, other: Inexact) -> Inexact:
+        """Return the quotient by positive numbers; nothing is said where a device may have 0 there."""
+        value = self.value / other.value
+        error = (self.error + value.abs() * other.error) / (other.value - other.error)
+        return Inexact(value, torch.where(other.value > other.error, error, torch.inf))
 
     def plus(self, other: Inexact | float) -> Inexact:
         """Return the sum."""
@@ -75,3 +81,16 @@ class Inexact:
     def in_float32(self, roundings: int = 1) -> Inexact:
         """Return the numbers after as many roundings to float32."""
         return Inexact(self.value, self.error + (self.value.abs() + self.error) * roundings * FLOAT32_ROUNDOFF)
+
+
+def sigmoid(argument: Inexact) -> Inexact:
+    """Return ``1 / (1 + exp(-x))`` as a device has it in float32.
+
+    Its slope is ``s (1 - s)``, and at most ``exp(d)`` times as large within ``d`` of the argument. The exponential is a
+    part ``1 - s`` of the denominator; sum and quotient round once each.
+    """
+    value = torch.sigmoid(argument.value)
+    slope = value * torch.sigmoid(-argument.value)
+    moved = slope * torch.expm1(argument.error.clamp(max=700.0))
+    own = slope * EXPONENTIAL_FUNCTION_ERROR + value * 2 * FLOAT32_ROUNDOFF
+    return Inexact(value, torch.minimum(moved, torch.ones(())) + own + torch.finfo(torch.float32).tiny)

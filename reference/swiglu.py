@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import EXPONENTIAL_FUNCTION_ERROR, FLOAT32_ROUNDOFF, Expected
-from reference.inexact import Inexact
+from reference.bounds import Expected
+from reference.inexact import Inexact, sigmoid
 from reference.views import moved_inputs
 
 ROUNDINGS = ("stages", "once")
@@ -128,19 +128,6 @@ def _oai(inputs: SwigluInputs, gate: Inexact, up: Inexact, stage: torch.dtype) -
     inner = gate.times(inputs.alpha).in_float32(2).rounded(stage)
     silu = gate.times(sigmoid(inner).rounded(stage)).in_float32().rounded(stage)
     return silu.times(up.plus(inputs.bias).in_float32().rounded(stage))
-
-
-def sigmoid(argument: Inexact) -> Inexact:
-    """Return ``1 / (1 + exp(-x))`` as a device has it in float32.
-
-    Its slope is ``s (1 - s)``, and at most ``exp(d)`` times as large within ``d`` of the argument. The exponential is a
-    part ``1 - s`` of the denominator; sum and quotient round once each.
-    """
-    value = torch.sigmoid(argument.value)
-    slope = value * torch.sigmoid(-argument.value)
-    moved = slope * torch.expm1(argument.error.clamp(max=700.0))
-    own = slope * EXPONENTIAL_FUNCTION_ERROR + value * 2 * FLOAT32_ROUNDOFF
-    return Inexact(value, torch.minimum(moved, torch.ones(())) + own + torch.finfo(torch.float32).tiny)
 
 
 def _validate(inputs: SwigluInputs) -> None:

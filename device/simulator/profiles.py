@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from device.simulator.mla.choices import MlaChoices
+from device.simulator.moe.choices import MoeChoices
 from device.simulator.quantisation.choices import QuantisationChoices
 from device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CannProfile(MlaChoices, QuantisationChoices):
+class CannProfile(MlaChoices, QuantisationChoices, MoeChoices):
     """The behaviour of one CANN version, as far as it is known.
 
     Attributes
@@ -41,6 +42,7 @@ class CannProfile(MlaChoices, QuantisationChoices):
     All other attributes are choices; the comment above each says what is disputed and by whom. Those of the
     operators before multi-head latent attention are in :class:`device.simulator.mla.choices.MlaChoices`, those of
     quantisation and activation in :class:`device.simulator.quantisation.choices.QuantisationChoices`.
+    mixtures of experts in :class:`device.simulator.moe.choices.MoeChoices`.
     """
 
     name: str
@@ -238,6 +240,8 @@ _PESSIMISTIC = CannProfile(
     mla_prolog_placeholders="one_zero",
     mla_prolog_query_norm="unscaled",
     mla_prolog_weight_format="fractal_nz",
+    moe_gating_renorm="rejected",
+    moe_gating_softmax_order="logits",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

@@ -14,6 +14,7 @@ from device.simulator.cache.schemas import SCHEMAS as CACHE
 from device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
 from device.simulator.mla.schemas import OF_SGL_KERNEL_NPU
 from device.simulator.mla.schemas import SCHEMAS as MLA
+from device.simulator.moe.schemas import SCHEMAS as MOE
 from device.simulator.norms.schemas import SCHEMAS as NORMS
 from device.simulator.quantisation.schemas import SCHEMAS as QUANTISATION
 from device.simulator.rotary.schemas import SCHEMAS as ROTARY
@@ -21,7 +22,7 @@ from device.simulator.rotary.schemas import SCHEMAS as ROTARY
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION)
+SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE)
 """Every schema of torch_npu that the simulator can define."""
 
 SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"sgl-kernel-npu": OF_SGL_KERNEL_NPU})

@@ -1,0 +1,17 @@
+"""The operators of this family."""
+
+from __future__ import annotations
+
+from device.simulator.library import Operator
+from device.simulator.moe import gating, schemas
+from device.simulator.moe import init_routing as v1
+from device.simulator.moe import init_routing_v2 as v2
+
+OPERATORS = (
+    Operator(schemas.GATING_TOP_K_SOFTMAX, gating.gating_top_k_softmax, gating.gating_top_k_softmax_meta),
+    Operator(schemas.GATING_TOP_K, gating.gating_top_k, gating.gating_top_k_meta),
+    Operator(schemas.INIT_ROUTING, v1.init_routing, v1.init_routing_meta),
+    Operator(schemas.INIT_ROUTING_V2, v2.init_routing_v2, v2.init_routing_v2_meta),
+    Operator(schemas.COMPUTE_EXPERT_TOKENS, v1.compute_expert_tokens, v1.compute_expert_tokens_meta),
+)
+"""Every operator of the family."""

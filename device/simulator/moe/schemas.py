@@ -1,0 +1,47 @@
+"""Schemas of the routing operators of mixtures of experts, as torch_npu 2.13.0 registers them."""
+
+from __future__ import annotations
+
+GATING_TOP_K_SOFTMAX = (
+    "npu_moe_gating_top_k_softmax(Tensor x, Tensor? finished=None, int k=1) -> (Tensor, Tensor, Tensor)"
+)
+GATING_TOP_K = (
+    "npu_moe_gating_top_k(Tensor x, int k, *, Tensor? bias=None, Tensor? input_ids=None, Tensor? tid2eid=None, "
+    "int k_group=1, int group_count=1, int group_select_mode=0, int renorm=0, int norm_type=0, bool out_flag=False, "
+    "float routed_scaling_factor=1.0, float eps=1e-20) -> (Tensor, Tensor, Tensor)"
+)
+
+INIT_ROUTING = (
+    "npu_moe_init_routing(Tensor x, Tensor row_idx, Tensor expert_idx, int active_num) -> (Tensor, Tensor, Tensor)"
+)
+INIT_ROUTING_V2 = (
+    "npu_moe_init_routing_v2(Tensor x, Tensor expert_idx, *, Tensor? scale=None, Tensor? offset=None, "
+    "int active_num=-1, int expert_capacity=-1, int expert_num=-1, int drop_pad_mode=0, int expert_tokens_num_type=0, "
+    "bool expert_tokens_num_flag=False, int quant_mode=-1, int[2] active_expert_range=[], int row_idx_type=0, "
+    "int? x_dtype=None) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+COMPUTE_EXPERT_TOKENS = "npu_moe_compute_expert_tokens(Tensor sorted_expert_for_source_row, int num_expert) -> Tensor"
+
+FINALIZE_ROUTING = (
+    "npu_moe_finalize_routing(Tensor expanded_permuted_rows, Tensor? skip1, Tensor? skip2, Tensor? bias, "
+    "Tensor? scales, Tensor expanded_src_to_dst_row, Tensor? export_for_source_row, int? drop_pad_mode=0, "
+    "int? k=1) -> Tensor"
+)
+
+PERMUTE = (
+    "npu_moe_token_permute(Tensor tokens, Tensor indices, int? num_out_tokens=None, bool padded_mode=False) -> "
+    "(Tensor, Tensor)"
+)
+UNPERMUTE = (
+    "npu_moe_token_unpermute(Tensor permuted_tokens, Tensor sorted_indices, Tensor? probs=None, "
+    "bool padded_mode=False, int[]? restore_shape=None) -> Tensor"
+)
+
+SCHEMAS = (
+    GATING_TOP_K_SOFTMAX,
+    GATING_TOP_K,
+    INIT_ROUTING,
+    INIT_ROUTING_V2,
+    COMPUTE_EXPERT_TOKENS,
+)
+"""Every schema of the family."""

@@ -1,0 +1,151 @@
+"""Which experts a token goes to, and with what weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from reference.bounds import EXPONENTIAL_ERROR, FLOAT32_ROUNDOFF, Expected, accumulation_error, exactly
+from reference.inexact import Inexact, sigmoid
+from reference.views import moved_inputs
+
+SCORINGS = ("softmax", "sigmoid")
+GROUP_SCORES = ("sum of two", "largest")
+"""sum of two: a group is worth its two best experts together. largest: its best one."""
+
+
+@dataclass(frozen=True)
+class MoeGatingInputs:
+    """The router's logits, and how experts are chosen from them.
+
+    Attributes
+    ----------
+    logits : torch.Tensor
+        ``[tokens, experts]``, float32, bfloat16 or float16.
+    bias : torch.Tensor or None
+        ``[experts]`` of the dtype of ``logits``: added to the scores for the choice, and not to the weights.
+    chosen : int
+        Experts of a token.
+    scoring : str
+        One of ``SCORINGS``.
+    groups, kept_groups : int
+        Groups of experts that lie next to each other, and of how many of them the experts are taken.
+    group_score : str
+        One of ``GROUP_SCORES``.
+    renormalise : bool
+        Whether the weights of a token add up to 1 before they are scaled.
+    scaling : float
+        Factor of all weights.
+    """
+
+    logits: torch.Tensor
+    bias: torch.Tensor | None
+    chosen: int
+    scoring: str = "softmax"
+    groups: int = 1
+    kept_groups: int = 1
+    group_score: str = "sum of two"
+    renormalise: bool = False
+    scaling: float = 1.0
+
+    def to(self, device: str | torch.device) -> MoeGatingInputs:
+        """Return the same inputs on ``device``."""
+        return moved_inputs(self, device, copies=())
+
+
+def moe_gating(inputs: MoeGatingInputs) -> dict[str, Expected]:
+    """Return the weight of every expert for every token: 0 for those that are not chosen.
+
+    With scores ``s`` (softmax over all experts, or sigmoids): the ``chosen`` experts of the largest ``s + bias`` among
+    those of the best groups, with weights ``s / sum(s)`` or ``s``, times ``scaling`` (Shazeer et al., "Outrageously
+    large neural networks", 2017; with bias and groups DeepSeek-V3, 2024, eqs. 12 to 16).
+
+    Which experts were chosen does not depend on the order in which they are named, so weights are compared as a matrix.
+
+    Returns
+    -------
+    dict
+        ``weights``: ``[tokens, experts]`` of the dtype of ``logits``. ``chosen``: int64 ``[tokens]``, how many experts
+        a token has, no two of them the same.
+
+    Raises
+    ------
+    ValueError
+        If sizes contradict each other, or a word is not known.
+
+    Notes
+    -----
+    A correct device computes scores in float32. Where two experts, or two groups, are so close that it may rank them
+    either way, nothing is said of the weights of this token.
+    """
+    _validate(inputs)
+    scores = _scores(inputs)
+    wanted = scores if inputs.bias is None else scores.plus(Inexact.exact(inputs.bias)).in_float32()
+    kept, unsure = _kept(inputs, wanted)
+    value = wanted.value.masked_fill(~kept, -torch.inf)
+    index = value.topk(inputs.chosen, dim=-1).indices
+    unsure |= _too_close(value, wanted.error, inputs.chosen)
+    weights = Inexact(scores.value.gather(1, index), scores.error.gather(1, index))
+    result = _scaled(inputs, weights).rounded(inputs.logits.dtype)
+    dense = torch.zeros_like(scores.value).scatter(1, index, result.value)
+    bound = torch.zeros_like(dense).scatter(1, index, result.error).masked_fill(unsure.unsqueeze(1), torch.inf)
+    return {
+        "weights": Expected(dense, bound, inputs.logits.dtype),
+        "chosen": exactly(torch.full((len(inputs.logits),), inputs.chosen)),
+    }
+
+
+def _scores(inputs: MoeGatingInputs) -> Inexact:
+    logits = inputs.logits.to(torch.float64)
+    if inputs.scoring == "sigmoid":
+        return sigmoid(Inexact.exact(logits))
+    value = torch.softmax(logits, dim=-1)
+    relative = 2 * EXPONENTIAL_ERROR + accumulation_error(logits.shape[-1]) + 2 * FLOAT32_ROUNDOFF
+    return Inexact(value, value * relative + torch.finfo(torch.float32).tiny)
+
+
+def _kept(inputs: MoeGatingInputs, wanted: Inexact) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which experts are in a group that is kept, ``[tokens, experts]``, and which tokens may have others kept."""
+    tokens, experts = wanted.value.shape
+    if inputs.groups == 1:
+        return torch.ones(tokens, experts, dtype=torch.bool), torch.zeros(tokens, dtype=torch.bool)
+    grouped = wanted.value.view(tokens, inputs.groups, -1)
+    best = 2 if inputs.group_score == "sum of two" else 1
+    worth = grouped.topk(best, dim=-1).values.sum(dim=-1)
+    error = best * wanted.error.view(tokens, inputs.groups, -1).amax(dim=-1) + worth.abs() * FLOAT32_ROUNDOFF
+    index = worth.topk(inputs.kept_groups, dim=-1).indices
+    kept = torch.zeros_like(worth, dtype=torch.bool).scatter(1, index, value=True)
+    return kept.repeat_interleave(experts // inputs.groups, dim=1), _too_close(worth, error, inputs.kept_groups)
+
+
+def _too_close(value: torch.Tensor, error: torch.Tensor, count: int) -> torch.Tensor:
+    """Rows in which the last that is taken and the first that is not may change places."""
+    if count == value.shape[1]:
+        return torch.zeros(len(value), dtype=torch.bool)
+    ranked, order = value.sort(dim=-1, descending=True)
+    last, first = (ranked[:, place] for place in (count - 1, count))
+    reach = error.gather(1, order)[:, count - 1] + error.amax(dim=-1)
+    return last - first <= reach
+
+
+def _scaled(inputs: MoeGatingInputs, weights: Inexact) -> Inexact:
+    if inputs.renormalise:
+        total = Inexact(weights.value.sum(dim=-1, keepdim=True), weights.error.sum(dim=-1, keepdim=True))
+        weights = weights.over(total.in_float32(inputs.chosen)).in_float32()
+    return weights.times(inputs.scaling).in_float32(2)
+
+
+def _validate(inputs: MoeGatingInputs) -> None:
+    experts = inputs.logits.shape[-1]
+    if inputs.scoring not in SCORINGS or inputs.group_score not in GROUP_SCORES:
+        raise ValueError(f"no scoring {inputs.scoring} or group score {inputs.group_score}")
+    if inputs.bias is not None and tuple(inputs.bias.shape) != (experts,):
+        raise ValueError(f"bias must be [{experts}], got {list(inputs.bias.shape)}")
+    if inputs.groups < 1 or experts % inputs.groups or not 1 <= inputs.kept_groups <= inputs.groups:
+        raise ValueError(f"{inputs.kept_groups} of {inputs.groups} groups cannot be kept of {experts} experts")
+    room = experts // inputs.groups * inputs.kept_groups
+    if not 1 <= inputs.chosen <= room:
+        raise ValueError(f"chosen must lie in 1..{room}, got {inputs.chosen}")
+    if inputs.groups > 1 and inputs.group_score == "sum of two" and experts // inputs.groups < 2:
+        raise ValueError("groups of one expert have no two")
