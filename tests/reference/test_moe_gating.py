@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from npudiff.compare import compare
+from npudiff.data import Stream
+from reference.moe_gating import MoeGatingInputs, moe_gating
+
+
+def logits(tokens=50, experts=16, name="logits", dtype=torch.float32):
+    return Stream(11, name).normal((tokens, experts), torch.float32).to(dtype)
+
+
+def dense(weights, index, experts):
+    return torch.zeros(len(index), experts, dtype=weights.dtype).scatter(1, index, weights)
+
+
+def agrees(inputs, weights, index):
+    expected = moe_gating(inputs)
+    assert float(expected["weights"].bound.isinf().float().mean()) < 0.3
+    return compare(expected, {"weights": dense(weights.to(inputs.logits.dtype), index, inputs.logits.shape[1])}).worst
+
+
+def test_a_token_by_hand():
+    rows = torch.tensor([[2.0, -1.0, 0.5, 1.0]])
+    s = [1 / (1 + math.exp(-x)) for x in (2.0, -1.0, 0.5, 1.0)]
+    bias = torch.tensor([-0.5, 0.9, 0.0, 0.0])
+    given = MoeGatingInputs(rows, bias, 2, "sigmoid", renormalise=True, scaling=3.0)
+    total = s[1] + s[3]  # 0.27 + 0.9 and 0.73 are the largest
+    right = [0.0, 3 * s[1] / total, 0.0, 3 * s[3] / total]
+    assert moe_gating(given)["weights"].value[0].tolist() == pytest.approx(right)
+    plain = moe_gating(replace(given, bias=None, renormalise=False, scaling=1.0))["weights"].value[0].tolist()
+    assert plain == pytest.approx([s[0], 0.0, 0.0, s[3]])
+    e = [math.exp(x) for x in (2.0, -1.0, 0.5, 1.0)]
+    soft = moe_gating(MoeGatingInputs(rows, None, 1))["weights"].value[0].tolist()
+    assert soft == pytest.approx([e[0] / sum(e), 0, 0, 0])
+
+
+def test_groups_by_hand():
+    """Group 0 has the best expert, group 1 the best two."""
+    rows = torch.tensor([[3.0, -2.0, -3.0, 1.5, 1.4, -3.5]])
+    given = MoeGatingInputs(rows, None, 1, "sigmoid", groups=2, kept_groups=1)
+    assert moe_gating(given)["weights"].value[0].nonzero().flatten().tolist() == [3]
+    given = replace(given, group_score="largest")
+    assert moe_gating(given)["weights"].value[0].nonzero().flatten().tolist() == [0]
+    given = replace(given, chosen=4, kept_groups=2)
+    assert moe_gating(given)["weights"].value[0].nonzero().flatten().tolist() == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_it_is_the_router_of_deepseek_in_transformers(renormalise):
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
+
+    config = SimpleNamespace(num_experts_per_tok=4, num_local_experts=16, hidden_size=16, routed_scaling_factor=2.5,
+                             n_group=4, topk_group=2, norm_topk_prob=renormalise)  # fmt: skip
+    router = DeepseekV3TopkRouter(config)
+    bias = 0.3 * logits(1, name="bias")[0]
+    router.weight.data, router.e_score_correction_bias = torch.eye(16), torch.nn.Buffer(bias)
+    rows = logits()
+    with torch.no_grad():
+        _, weights, index = router(rows)
+    given = MoeGatingInputs(rows, bias, 4, "sigmoid", 4, 2, "sum of two", renormalise, 2.5)
+    assert agrees(given, weights, index) <= 1
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_the_router_of_qwen_in_transformers(renormalise, dtype):
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
+
+    config = SimpleNamespace(num_experts_per_tok=4, num_experts=16, hidden_size=16, norm_topk_prob=renormalise)
+    router = Qwen3MoeTopKRouter(config)
+    router.weight.data = torch.eye(16, dtype=dtype)
+    rows = logits(dtype=dtype)
+    with torch.no_grad():
+        _, weights, index = router(rows)
+    assert agrees(MoeGatingInputs(rows, None, 4, renormalise=renormalise), weights, index) <= 1
+
+
+def test_it_is_the_router_of_step_in_transformers():
+    from transformers.models.step3p7.modeling_step3p7 import Step3p7TopKRouter
+
+    router = Step3p7TopKRouter(SimpleNamespace(num_experts_per_tok=4, num_local_experts=16, hidden_size=16))
+    bias = 0.3 * logits(1, name="bias")[0]
+    router.weight.data, router.e_score_correction_bias = torch.eye(16), torch.nn.Buffer(bias)
+    rows = logits()
+    with torch.no_grad():
+        _, weights, index = router(rows)
+    assert agrees(MoeGatingInputs(rows, bias, 4, "sigmoid", renormalise=True), weights, index) <= 1
+
+
+def test_of_experts_that_are_worth_the_same_either_may_be_chosen():
+    rows = torch.tensor([[1.0, 0.5, 0.5, 0.0], [1.0, 0.5, 0.25, 0.0]])
+    expected = moe_gating(MoeGatingInputs(rows, None, 2))
+    assert expected["weights"].bound.isinf().all(dim=1).tolist() == [True, False]
+    assert expected["chosen"].value.tolist() == [2, 2]
+    everything = moe_gating(MoeGatingInputs(rows, None, 4))
+    assert not bool(everything["weights"].bound.isinf().any()), "all are chosen, whatever their order"
+
+
+def test_groups_that_are_worth_the_same_are_either_kept():
+    rows = torch.tensor([[3.0, 1.0, 0.0, 3.0, 1.0, 0.5]])
+    given = MoeGatingInputs(rows, None, 1, groups=2, kept_groups=1)
+    assert bool(moe_gating(given)["weights"].bound.isinf().all())
+    assert not bool(moe_gating(replace(given, kept_groups=2, chosen=2))["weights"].bound.isinf().any())
+
+
+def test_what_is_not_chosen_weighs_nothing():
+    expected = moe_gating(MoeGatingInputs(logits(), None, 4))["weights"]
+    assert (expected.value != 0).sum(dim=1).tolist() == [4] * 50
+    sure = expected.bound.isfinite().all(dim=1)
+    assert int(sure.sum()) > 40
+    assert torch.equal(expected.bound[sure] == 0, expected.value[sure] == 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"scoring": "tanh"}, "no scoring tanh"),
+        ({"group_score": "mean"}, "or group score mean"),
+        ({"bias": torch.zeros(3)}, r"bias must be \[16\], got \[3\]"),
+        ({"groups": 3}, "1 of 3 groups cannot be kept of 16 experts"),
+        ({"groups": 2, "kept_groups": 3}, "3 of 2 groups"),
+        ({"chosen": 17}, r"chosen must lie in 1\.\.16, got 17"),
+        ({"groups": 4, "kept_groups": 1, "chosen": 5}, r"chosen must lie in 1\.\.4, got 5"),
+        ({"groups": 16}, "groups of one expert"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        moe_gating(MoeGatingInputs(**{"logits": logits(), "bias": None, "chosen": 1} | changed))
