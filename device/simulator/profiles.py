@@ -242,6 +242,8 @@ _PESSIMISTIC = CannProfile(
     mla_prolog_weight_format="fractal_nz",
     moe_gating_renorm="rejected",
     moe_gating_softmax_order="logits",
+    moe_init_routing_drop_pad_counts="kept",
+    moe_finalize_dropped_row="first_row",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

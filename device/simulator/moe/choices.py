@@ -38,3 +38,10 @@ class MoeChoices:
     # npu_moe_init_routing_v2, type 2, the first of each pair: that it is the number of the expert and not its place in
     # active_expert_range is inferred.
     moe_init_routing_keys: Literal["expert", "place_in_range"] = "expert"
+
+    # npu_moe_finalize_routing, drop_pad_mode 1 and 3, a pair whose row is -1: GOLDEN has 0 there, which is read as
+    # zeros, to which the bias is added; the first row is what a kernel that clamps would take.
+    moe_finalize_dropped_row: Literal["zeros", "first_row"] = "zeros"
+
+    # npu_moe_finalize_routing, CANN without version 4 of it: op-plugin refuses calls without skip1.
+    moe_finalize_version: Literal["4", "before_4"] = "4"

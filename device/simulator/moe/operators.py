@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from device.simulator.library import Operator
+from device.simulator.moe import finalize_routing as finalize
 from device.simulator.moe import gating, schemas
 from device.simulator.moe import init_routing as v1
 from device.simulator.moe import init_routing_v2 as v2
+from device.simulator.moe import token_permute as permute
 
 OPERATORS = (
     Operator(schemas.GATING_TOP_K_SOFTMAX, gating.gating_top_k_softmax, gating.gating_top_k_softmax_meta),
@@ -13,5 +15,8 @@ OPERATORS = (
     Operator(schemas.INIT_ROUTING, v1.init_routing, v1.init_routing_meta),
     Operator(schemas.INIT_ROUTING_V2, v2.init_routing_v2, v2.init_routing_v2_meta),
     Operator(schemas.COMPUTE_EXPERT_TOKENS, v1.compute_expert_tokens, v1.compute_expert_tokens_meta),
+    Operator(schemas.FINALIZE_ROUTING, finalize.finalize_routing, finalize.finalize_routing_meta),
+    Operator(schemas.PERMUTE, permute.token_permute, permute.token_permute_meta),
+    Operator(schemas.UNPERMUTE, permute.token_unpermute, permute.token_unpermute_meta),
 )
 """Every operator of the family."""

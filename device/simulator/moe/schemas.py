@@ -43,5 +43,8 @@ SCHEMAS = (
     INIT_ROUTING,
     INIT_ROUTING_V2,
     COMPUTE_EXPERT_TOKENS,
+    FINALIZE_ROUTING,
+    PERMUTE,
+    UNPERMUTE,
 )
 """Every schema of the family."""

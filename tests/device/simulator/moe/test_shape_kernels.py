@@ -32,9 +32,20 @@ def routing_calls():
         yield "npu_moe_init_routing_v2", (x.half(), experts), {"expert_num": 3, **more}
 
 
+def back_calls():
+    rows, places, scales = torch.rand(6, 8).half(), torch.arange(6).int(), torch.rand(3, 2).half()
+    yield "npu_moe_finalize_routing", (rows, None, None, None, scales, places, None), {}
+    yield "npu_moe_finalize_routing", (rows.view(2, 3, 8), None, None, None, None, places, None, 3, 3), {}
+    for wanted in (None, 4, 9, -2):
+        yield "npu_moe_token_permute", (rows, places.view(6, 1), wanted), {}
+    yield "npu_moe_token_unpermute", (rows, places, scales), {}
+    yield "npu_moe_token_unpermute", (rows, places), {}
+
+
 def calls():
     yield from gating_calls()
     yield from routing_calls()
+    yield from back_calls()
 
 
 def shapes(outputs):
