@@ -38,3 +38,9 @@ class QuantisationChoices:
 
     # The same, dtype of scales: DOC lists all three floats, op-plugin's tests give that of input.
     quantize_scales: Literal["any_float", "as_input"] = "any_float"
+
+    # npu_dequant_swiglu_quant, static: DOC multiplies by quant_scale, KERNEL and all GOLDENs divide by it.
+    dequant_swiglu_quant_static: Literal["divides", "multiplies"] = "divides"
+
+    # The same, dynamic, a row of zeros: KERNEL stores scale 0 and divides 0 by 0, its GOLDEN substitutes scale 1.
+    dequant_swiglu_quant_zero_row: Literal["zero", "one"] = "zero"

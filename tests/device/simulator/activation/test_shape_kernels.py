@@ -13,6 +13,9 @@ def calls():
         for dim in (-1, 0, 1):
             yield "npu_swiglu", (torch.ones(2, 4, 6, dtype=dtype),), {"dim": dim}
             yield "npu_clipped_swiglu", (torch.ones(2, 4, 6, dtype=dtype),), {"dim": dim, "interleaved": dim > 0}
+    for mode in (0, 1):
+        x, scale = torch.ones(3, 8, dtype=torch.bfloat16), torch.ones(1)
+        yield "npu_dequant_swiglu_quant", (x,), {"quant_mode": mode, "quant_scale": scale}
 
 
 def shapes(outputs):
@@ -32,4 +35,4 @@ def test_shape_kernels_agree_with_eager(kind):
             inferred = getattr(OPS, name)(*map(move, arguments), **moved)
         assert shapes(inferred) == eager, name
         names.add(name)
-    assert names == {"npu_swiglu", "npu_clipped_swiglu"}
+    assert names == {"npu_swiglu", "npu_clipped_swiglu", "npu_dequant_swiglu_quant"}
