@@ -44,3 +44,7 @@ class QuantisationChoices:
 
     # The same, dynamic, a row of zeros: KERNEL stores scale 0 and divides 0 by 0, its GOLDEN substitutes scale 1.
     dequant_swiglu_quant_zero_row: Literal["zero", "one"] = "zero"
+
+    # npu_swiglu_quant, dynamic, the output "scale": KERNEL, op-plugin's GOLDEN and the formula of aclnnSwiGluQuantV2
+    # have 127 / max, the reciprocal of every other operator's; DOC calls it the scale and no more.
+    swiglu_quant_scale: Literal["reciprocal", "scale"] = "reciprocal"

@@ -16,6 +16,8 @@ def calls():
     for mode in (0, 1):
         x, scale = torch.ones(3, 8, dtype=torch.bfloat16), torch.ones(1)
         yield "npu_dequant_swiglu_quant", (x,), {"quant_mode": mode, "quant_scale": scale}
+        more = {"quant_mode": mode, "smooth_scales": scale, "offsets": scale, "dst_type": torch.int8}
+        yield "npu_swiglu_quant", (torch.ones(2, 3, 8),), more
 
 
 def shapes(outputs):
@@ -35,4 +37,4 @@ def test_shape_kernels_agree_with_eager(kind):
             inferred = getattr(OPS, name)(*map(move, arguments), **moved)
         assert shapes(inferred) == eager, name
         names.add(name)
-    assert names == {"npu_swiglu", "npu_clipped_swiglu", "npu_dequant_swiglu_quant"}
+    assert names == {"npu_swiglu", "npu_clipped_swiglu", "npu_dequant_swiglu_quant", "npu_swiglu_quant"}
