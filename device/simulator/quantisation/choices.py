@@ -48,3 +48,7 @@ class QuantisationChoices:
     # npu_swiglu_quant, dynamic, the output "scale": KERNEL, op-plugin's GOLDEN and the formula of aclnnSwiGluQuantV2
     # have 127 / max, the reciprocal of every other operator's; DOC calls it the scale and no more.
     swiglu_quant_scale: Literal["reciprocal", "scale"] = "reciprocal"
+
+    # npu_convert_weight_to_int4pack, several matrices: op-plugin's code lets rank 3 pass and builds the shape from the
+    # last two axes, so that the first matrix is all that comes back (inferred; vllm-ascend flattens before).
+    int4pack_rank_3: Literal["first_matrix", "all"] = "first_matrix"
