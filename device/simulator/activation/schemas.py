@@ -12,6 +12,16 @@ CLIPPED_SWIGLU = (
     "npu_clipped_swiglu(Tensor x, *, Tensor? group_index=None, int dim=-1, float alpha=1.702, float limit=7.0, "
     "float bias=1.0, bool interleaved=True) -> Tensor"
 )
+DEQUANT_SWIGLU_QUANT = (
+    "npu_dequant_swiglu_quant(Tensor x, *, Tensor? weight_scale=None, Tensor? activation_scale=None, "
+    "Tensor? bias=None, Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? group_index=None, "
+    "bool activate_left=False, int quant_mode=0, int? dst_type=None, int? round_mode=None, int? activate_dim=None, "
+    "int swiglu_mode=0, float clamp_limit=7.0, float glu_alpha=1.702, float glu_bias=1.0) -> (Tensor, Tensor)"
+)
+SWIGLU_QUANT = (
+    "npu_swiglu_quant(Tensor x, *, Tensor? smooth_scales=None, Tensor? offsets=None, Tensor? group_index=None, "
+    "bool activate_left=False, int quant_mode=0, int group_list_type=0, ScalarType? dst_type=None) -> (Tensor, Tensor)"
+)
 
-SCHEMAS = (SWIGLU, CLIPPED_SWIGLU)
+SCHEMAS = (SWIGLU, CLIPPED_SWIGLU, DEQUANT_SWIGLU_QUANT, SWIGLU_QUANT)
 """Every schema of the family."""

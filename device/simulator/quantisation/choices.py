@@ -38,3 +38,17 @@ class QuantisationChoices:
 
     # The same, dtype of scales: DOC lists all three floats, op-plugin's tests give that of input.
     quantize_scales: Literal["any_float", "as_input"] = "any_float"
+
+    # npu_dequant_swiglu_quant, static: DOC multiplies by quant_scale, KERNEL and all GOLDENs divide by it.
+    dequant_swiglu_quant_static: Literal["divides", "multiplies"] = "divides"
+
+    # The same, dynamic, a row of zeros: KERNEL stores scale 0 and divides 0 by 0, its GOLDEN substitutes scale 1.
+    dequant_swiglu_quant_zero_row: Literal["zero", "one"] = "zero"
+
+    # npu_swiglu_quant, dynamic, the output "scale": KERNEL, op-plugin's GOLDEN and the formula of aclnnSwiGluQuantV2
+    # have 127 / max, the reciprocal of every other operator's; DOC calls it the scale and no more.
+    swiglu_quant_scale: Literal["reciprocal", "scale"] = "reciprocal"
+
+    # npu_convert_weight_to_int4pack, several matrices: op-plugin's code lets rank 3 pass and builds the shape from the
+    # last two axes, so that the first matrix is all that comes back (inferred; vllm-ascend flattens before).
+    int4pack_rank_3: Literal["first_matrix", "all"] = "first_matrix"

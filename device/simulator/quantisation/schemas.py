@@ -15,6 +15,8 @@ QUANTIZE = (
     "npu_quantize(Tensor input, Tensor scales, Tensor? zero_points, int dtype, int axis=1, bool div_mode=True) -> "
     "Tensor"
 )
+CONVERT_WEIGHT_TO_INT4PACK = "npu_convert_weight_to_int4pack(Tensor weight, int inner_k_tiles=0) -> Tensor"
+TRANS_QUANT_PARAM = "npu_trans_quant_param(Tensor scale, Tensor? offset=None, int? round_mode=0) -> Tensor"
 
-SCHEMAS = (DYNAMIC_QUANT, QUANTIZE)
+SCHEMAS = (DYNAMIC_QUANT, QUANTIZE, CONVERT_WEIGHT_TO_INT4PACK, TRANS_QUANT_PARAM)
 """Every schema of the family."""

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from device.simulator.activation.operators import OPERATORS
+
 OPS = torch.ops.npu
 
 
@@ -13,6 +15,11 @@ def calls():
         for dim in (-1, 0, 1):
             yield "npu_swiglu", (torch.ones(2, 4, 6, dtype=dtype),), {"dim": dim}
             yield "npu_clipped_swiglu", (torch.ones(2, 4, 6, dtype=dtype),), {"dim": dim, "interleaved": dim > 0}
+    for mode in (0, 1):
+        x, scale = torch.ones(3, 8, dtype=torch.bfloat16), torch.ones(1)
+        yield "npu_dequant_swiglu_quant", (x,), {"quant_mode": mode, "quant_scale": scale}
+        more = {"quant_mode": mode, "smooth_scales": scale, "offsets": scale, "dst_type": torch.int8}
+        yield "npu_swiglu_quant", (torch.ones(2, 3, 8),), more
 
 
 def shapes(outputs):
@@ -32,4 +39,4 @@ def test_shape_kernels_agree_with_eager(kind):
             inferred = getattr(OPS, name)(*map(move, arguments), **moved)
         assert shapes(inferred) == eager, name
         names.add(name)
-    assert names == {"npu_swiglu", "npu_clipped_swiglu"}
+    assert names == {operator.schema.partition("(")[0] for operator in OPERATORS}

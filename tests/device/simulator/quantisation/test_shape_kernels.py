@@ -5,6 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from device.simulator import OperatorRejected
+from device.simulator.quantisation.operators import OPERATORS
 
 OPS = torch.ops.npu
 
@@ -18,6 +19,11 @@ def calls(exact):
         yield "npu_quantize", (x, torch.ones(16), None, dtype), {"axis": -1}
     for dtype in (torch.qint8, torch.quint4x2):
         yield "npu_quantize", (x, x[0, 0], None, dtype, -1, False), {}
+    for shape in ((4, 16), (3, 4, 16)):
+        yield "npu_convert_weight_to_int4pack", (torch.ones(shape, dtype=torch.int32),), {}
+    for shape in ((4,), (1, 4)):
+        yield "npu_trans_quant_param", (torch.ones(shape), torch.ones(shape)), {}
+    yield "npu_trans_quant_param", (torch.ones(4), torch.ones(1)), {"round_mode": None}
 
 
 def shapes(outputs):
@@ -38,7 +44,7 @@ def test_shape_kernels_agree_with_eager(exact, kind):
             inferred = getattr(OPS, name)(*given, **moved)
         assert shapes(inferred) == eager, name
         names.add(name)
-    assert names == {"npu_dynamic_quant", "npu_quantize"}
+    assert names == {operator.schema.partition("(")[0] for operator in OPERATORS}
 
 
 def test_shapes_of_modes_that_are_not_computed():
