@@ -72,7 +72,7 @@ def dynamic_quant(inputs: DynamicQuantInputs) -> dict[str, Expected]:
     scale = largest / LEVELS[inputs.bits]
     zero = largest == 0
     steps = exact.times(Inexact.exact(torch.where(zero, 0.0, 1 / scale)))
-    return {"quantised": nearest(steps, LEVELS[inputs.bits]), "scale": _scales(scale.squeeze(-1))}
+    return {"quantised": nearest(steps, LEVELS[inputs.bits]), "scale": scales(scale.squeeze(-1))}
 
 
 ROUNDINGS = 8
@@ -88,7 +88,8 @@ def nearest(steps: Inexact, levels: int) -> Expected:
     return Expected(value, torch.maximum(high - value, value - low), torch.int8)
 
 
-def _scales(scale: torch.Tensor) -> Expected:
+def scales(scale: torch.Tensor) -> Expected:
+    """Return the scales of rows; where a row holds nothing but zeros, any of ``ZERO_ROW_SCALE`` and between."""
     low, high = ZERO_ROW_SCALE
     zero = scale == 0
     value = torch.where(zero, (low + high) / 2, scale)

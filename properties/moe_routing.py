@@ -1,0 +1,268 @@
+"""Sorting tokens by expert: cases, data, and what must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+
+from npudiff.compare import Comparison, Derived, compare
+from npudiff.component import Component, Subject
+from npudiff.constraints import Axis, Box, Constraints
+from npudiff.data import Stream
+from npudiff.draw import Chooser, within
+from npudiff.pattern import NOWHERE as NO_COORDINATE
+from npudiff.property import Property
+from npudiff.text import counted
+from properties import rows
+from properties.moved_data import random_bits
+from reference.moe_routing import NOWHERE, MoeRoutingInputs, moe_routing
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+LOADS = ("even", "one gets all", "first gets none", "few")
+"""even: any experts. one gets all: every token goes to one expert, and to any others. first gets none: no token goes to
+the first expert that is here. few: only as many experts as a token has, and one more."""
+EXPERTS = (4, 8, 16, 64, 128, 256, 288)
+
+AXES = {
+    "tokens": Axis("rows", range(1, 2**16 + 1)),
+    "experts": Axis("experts of the model", range(1, 2049)),
+    "chosen": Axis("experts of a token", range(1, 513)),
+    "width": Axis("elements of a row", range(1, 2**16 + 1)),
+    "dtype": Axis("dtype of the states", tuple(DTYPES)),
+    "quantised": Axis("whether copies are int8", (False, True)),
+    "local": Axis("whether only some of the experts are here", (False, True)),
+    "load": Axis("how tokens are spread over experts", LOADS),
+    "rows": rows.AXIS,
+}
+
+_MAX_ELEMENTS = 2**26
+
+MOST_ELEMENTS = 2**18
+"""Elements of all copies up to which a case may have more tokens than it must."""
+
+
+@dataclass(frozen=True)
+class MoeRoutingCase:
+    """One call, as sizes and a way to spread tokens; see the axes for their meaning."""
+
+    tokens: int
+    experts: int = 4
+    chosen: int = 1
+    width: int = 64
+    dtype: str = "bfloat16"
+    quantised: bool = False
+    local: bool = False
+    load: str = "even"
+    rows: str = "contiguous"
+    seed: int = 0
+
+    @property
+    def here(self) -> range:
+        """Experts that are here: all, or half of them from a quarter on."""
+        return (
+            range(self.experts // 4, self.experts // 4 + -(-self.experts // 2)) if self.local else range(self.experts)
+        )
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[MoeRoutingCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeRoutingCase:
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    experts = choose.value(box, "experts", EXPERTS)
+    chosen = choose.value(box, "chosen", [count for count in (1, 2, 3, 4, 6, 8) if count <= experts])
+    width = choose.value(box, "width", (64, 16, 32, 80, 1000))
+    allowed = within((1, 2, 3, 7, 17, 65, 257, 1025), box.get("tokens"))[:4096]
+    fitting = [count for count in allowed if count * chosen * width <= MOST_ELEMENTS] or [min(allowed)]
+    return MoeRoutingCase(
+        tokens=choose.pick(fitting),
+        experts=experts,
+        chosen=chosen,
+        width=width,
+        dtype=choose.value(box, "dtype", tuple(DTYPES)),
+        quantised=choose.value(box, "quantised", (False, False, True)),
+        local=choose.value(box, "local", (False, False, True)),
+        load=choose.value(box, "load", LOADS),
+        rows=choose.value(box, "rows", rows.ROWS),
+        seed=choose.pick(range(1024)),
+    )
+
+
+def build_inputs(case: MoeRoutingCase) -> MoeRoutingInputs:
+    """Build the inputs of a case."""
+    return MoeRoutingInputs(
+        states=rows.laid(_states(case), case.rows),
+        experts=_experts(case),
+        all_experts=case.experts,
+        first=case.here.start,
+        last=case.here.stop,
+        quantised=case.quantised,
+    )
+
+
+def _states(case: MoeRoutingCase) -> torch.Tensor:
+    stream, shape = Stream(case.seed, "states"), (case.tokens, case.width)
+    return (
+        stream.normal(shape, DTYPES[case.dtype]) if case.quantised else random_bits(stream, shape, DTYPES[case.dtype])
+    )
+
+
+def _experts(case: MoeRoutingCase) -> torch.Tensor:
+    """Different experts for each token: the first of an order of its own."""
+    worth = torch.from_numpy(Stream(case.seed, "experts").words(case.tokens * case.experts) >> 2).to(torch.int64)
+    worth = worth.reshape(case.tokens, case.experts)
+    favoured, least = case.here.start, case.chosen
+    if case.load == "one gets all":
+        worth[:, favoured] = -1
+    elif case.load == "first gets none" and case.experts > least:
+        worth[:, favoured] = 2**62
+    elif case.load == "few":
+        worth[:, least + 1 :] += 2**62
+    return worth.argsort(dim=1, stable=True)[:, : case.chosen].to(torch.int32)
+
+
+def values(case: MoeRoutingCase) -> Mapping[str, Collection[object]]:
+    """Return the values of each axis that the case uses."""
+    return {name: (getattr(case, name),) for name in AXES}
+
+
+def features(case: MoeRoutingCase) -> Collection[str]:
+    """Return the regions of the input space that the case is in."""
+    checks = {
+        "int8": case.quantised,
+        "experts elsewhere": case.local,
+        "several experts": case.chosen > 1,
+        "one token": case.tokens == 1,
+        "fewer copies than experts": case.tokens * case.chosen < case.experts,
+        "sliced rows": case.rows == "sliced" and case.tokens > 1,
+        case.load: case.load != "even",
+    }
+    return [name for name, holds in checks.items() if holds]
+
+
+def describe(case: MoeRoutingCase) -> str:
+    """Return the case as one short line."""
+    parts = [
+        f"{counted(case.tokens, 'token')} to {case.chosen} of {case.experts}",
+        f"{case.here.start} to {case.here.stop - 1} here" if case.local else "",
+        case.load if case.load != "even" else "",
+        f"width {case.width}",
+        case.dtype,
+        "int8" if case.quantised else "",
+        "sliced rows" if case.rows == "sliced" else "",
+        f"seed {case.seed}" if case.seed else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def check_case(case: MoeRoutingCase) -> None:
+    """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
+    for name, most in (("tokens", 2**16), ("width", 2**16), ("experts", 2048)):
+        if not 1 <= getattr(case, name) <= most:
+            raise ValueError(f"{name} must lie in 1..{most}, got {getattr(case, name)}")
+    if not 1 <= case.chosen <= min(case.experts, 512):
+        raise ValueError(f"chosen must lie in 1..{min(case.experts, 512)}, got {case.chosen}")
+    if case.tokens * max(case.chosen * case.width, case.experts) > _MAX_ELEMENTS:
+        raise ValueError(f"there would be more than {_MAX_ELEMENTS} elements")
+    if case.dtype not in DTYPES or case.load not in LOADS or not 0 <= case.seed < 2**63:
+        raise ValueError(f"no dtype {case.dtype} or load {case.load}, or seed out of range")
+    rows.check_rows(case.rows)
+
+
+def coordinates(inputs: MoeRoutingInputs, output: str) -> Mapping[str, torch.Tensor]:
+    """Return integer tensors that broadcast to an output: token, expert and which of the token's experts."""
+    tokens, chosen = inputs.experts.shape
+    if output == "counts":
+        return {"expert": torch.arange(inputs.first, inputs.last)}
+    if output == "places":
+        names = {"token": torch.arange(tokens).unsqueeze(1), "choice": torch.arange(chosen).unsqueeze(0)}
+        return names | {"expert": inputs.experts.to(torch.int64)}
+    if output == "scale" and not inputs.quantised:
+        return {"row": torch.arange(0)}
+    places = moe_routing(inputs)["places"].value.flatten()
+    pair = torch.full((tokens * chosen,), NO_COORDINATE)
+    pair[places[places != NOWHERE]] = torch.arange(tokens * chosen)[places != NOWHERE]
+    named = pair != NO_COORDINATE
+    found = {
+        "row": torch.arange(tokens * chosen),
+        "token": torch.where(named, pair // chosen, NO_COORDINATE),
+        "expert": torch.where(named, inputs.experts.flatten()[pair.clamp(min=0)].to(torch.int64), NO_COORDINATE),
+    }
+    if output == "scale":
+        return found
+    return {name: place.unsqueeze(1) for name, place in found.items()} | {
+        "column": torch.arange(inputs.states.shape[1]).unsqueeze(0)
+    }
+
+
+def _counts_add_up(subject: Subject, case: MoeRoutingCase) -> Comparison:
+    inputs = build_inputs(case)
+    counts = subject.run(inputs)["counts"]
+    here = ((inputs.experts >= inputs.first) & (inputs.experts < inputs.last)).sum().reshape(1)
+    right = Derived(here.to(torch.float64), torch.zeros(1, dtype=torch.float64))
+    return compare({"counts": right}, {"counts": counts.sum().reshape(1).to(torch.float64)}, "the sum of all counts")
+
+
+def _copies_are_found(subject: Subject, case: MoeRoutingCase) -> Comparison:
+    """Every token is where its places say; whatever the order of copies is."""
+    inputs = build_inputs(case)
+    outputs = subject.run(inputs)
+    places = outputs["places"]
+    here = places != NOWHERE
+    found = outputs["rows"][places.clamp(min=0)]
+    right = inputs.states.unsqueeze(1).expand_as(found)
+    bound = torch.where(here.unsqueeze(2).expand_as(found), 0.0, torch.inf).to(torch.float64)
+    given = {"rows": found.flatten(0, 1)}
+    expected = {"rows": Derived(right.flatten(0, 1), bound.flatten(0, 1), found.dtype)}
+    return compare(expected, given, "copies at their places")
+
+
+def _order_of_choices(subject: Subject, case: MoeRoutingCase) -> Comparison:
+    """Which of a token's experts is named first changes places only."""
+    inputs = build_inputs(case)
+    turned = replace(inputs, experts=inputs.experts.flip(1).contiguous())
+    before, after = subject.run(inputs), subject.run(turned)
+    names = ("counts", "places")
+    right = {
+        "counts": before["counts"],
+        "places": before["places"].flip(1),
+    }
+    exact = {name: Derived(right[name], torch.zeros(right[name].shape, dtype=torch.float64), right[name].dtype)
+             for name in names}  # fmt: skip
+    return compare(exact, {name: after[name] for name in names}, "experts of each token named in reverse")
+
+
+component = Component(
+    name="moe_routing",
+    summary="tokens sorted by expert: which copy goes where, and how many each expert gets",
+    case_type=MoeRoutingCase,
+    outputs=("rows", "places", "counts", "scale"),
+    axes=AXES,
+    strategy=cases,
+    inputs=build_inputs,
+    reference=moe_routing,
+    values=values,
+    features=features,
+    describe=describe,
+    check_case=check_case,
+    coordinates=coordinates,
+    watched="experts elsewhere",
+    relations=(
+        Property("counts_add_up", "counts add up to the copies that are here", _counts_add_up),
+        Property("copies_are_found", "every token is found at its places", _copies_are_found,
+                 within={"quantised": (False,)}),
+        Property("order_of_choices", "the order in which a token names its experts does not matter",
+                 _order_of_choices, within={"chosen": range(2, 513)}),
+    ),
+    profiles={
+        "deepseek-v3": {"experts": (256,), "chosen": (8,), "width": (7168,), "dtype": ("bfloat16",)},
+        "step-3.5-flash": {"experts": (288,), "chosen": (8,), "width": (4096,), "dtype": ("bfloat16",)},
+    },
+)  # fmt: skip

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from npudiff.compare import compare
+from reference.moe_routing import NOWHERE, MoeRoutingInputs, moe_routing
+
+STATES = torch.arange(12, dtype=torch.bfloat16).view(4, 3)
+EXPERTS = torch.tensor([[2, 0], [0, 3], [2, 1], [0, 2]], dtype=torch.int32)
+ALL = MoeRoutingInputs(STATES, EXPERTS, 4, 0, 4)
+
+
+def test_four_tokens_by_hand():
+    """Expert 0 gets tokens 0, 1, 3; expert 1 token 2; expert 2 tokens 0, 2, 3; expert 3 token 1."""
+    result = moe_routing(ALL)
+    assert result["counts"].value.tolist() == [3, 1, 3, 1]
+    assert result["rows"].value[:, 0].tolist() == [0, 3, 9, 6, 0, 6, 9, 3]
+    assert result["places"].value.tolist() == [[4, 0], [1, 7], [5, 3], [2, 6]]
+    assert bool((result["rows"].bound == 0).all())
+    assert result["scale"].value.shape == (0,)
+
+
+def test_experts_that_are_elsewhere_by_hand():
+    result = moe_routing(replace(ALL, first=1, last=3))
+    assert result["counts"].value.tolist() == [1, 3]
+    assert result["places"].value.tolist() == [[1, NOWHERE], [NOWHERE, NOWHERE], [2, 0], [NOWHERE, 3]]
+    assert result["rows"].value[:4, 0].tolist() == [6, 0, 6, 9]
+    assert result["rows"].bound[:, 0].tolist() == [0] * 4 + [torch.inf] * 4
+
+
+def test_it_is_a_walk_over_experts_and_tokens():
+    generator = torch.Generator().manual_seed(3)
+    experts = torch.stack([torch.randperm(9, generator=generator)[:3] for _ in range(40)]).int()
+    result = moe_routing(MoeRoutingInputs(torch.randn(40, 2, generator=generator).bfloat16(), experts, 9, 2, 8))
+    row = 0
+    for expert in range(2, 8):
+        for token, choice in (experts == expert).nonzero().tolist():
+            assert int(result["places"].value[token, choice]) == row
+            row += 1
+        assert int(result["counts"].value[: expert - 1].sum()) == row
+    assert bool(result["rows"].bound[row:].isinf().all())
+
+
+def test_int8_copies_have_the_scale_of_their_token():
+    result = moe_routing(replace(ALL, quantised=True))
+    assert result["scale"].value.tolist() == [x / 127 for x in (2, 5, 11, 8, 2, 8, 11, 5)]
+    assert result["rows"].value[0].tolist() == [0.0, 64.0, 127.0]  # 63.5 is the middle, and rounds to even
+    assert result["rows"].bound[0].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_the_cut_to_float16_is_allowed_and_no_more():
+    states = torch.linspace(-1, 1, 4001).to(torch.bfloat16).view(1, -1)
+    given = MoeRoutingInputs(states, torch.zeros(1, 1, dtype=torch.int32), 1, 0, 1, quantised=True)
+    exact = states.double() / states.double().abs().max() * 127
+    cut = exact.float().half()
+    cut = torch.where(cut.double().abs() > exact.abs(), torch.nextafter(cut, torch.zeros_like(cut)), cut)
+    scale = states.float().abs().amax(dim=1) / 127
+    for steps in (exact, cut.double()):
+        rounded = torch.sign(steps) * (steps.abs() + 0.5).floor()
+        assert compare(moe_routing(given), {"rows": rounded.to(torch.int8), "scale": scale}).worst <= 1
+    truncated = exact.trunc().to(torch.int8)
+    assert compare(moe_routing(given), {"rows": truncated, "scale": scale}).worst > 1
+
+
+def test_no_tokens():
+    result = moe_routing(MoeRoutingInputs(STATES[:0], EXPERTS[:0], 4, 0, 4))
+    assert result["counts"].value.tolist() == [0, 0, 0, 0]
+    assert result["rows"].value.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"experts": EXPERTS[:3]}, r"experts must be \[4, chosen\], got \[3, 2\]"),
+        ({"last": 5}, "experts 0 to 5 are not among 4"),
+        ({"first": 2, "last": 2}, "experts 2 to 2"),
+        ({"experts": EXPERTS + 1}, r"experts must lie in 0\.\.3"),
+        ({"experts": EXPERTS - 1}, r"experts must lie in 0\.\.3"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        moe_routing(replace(ALL, **changed))

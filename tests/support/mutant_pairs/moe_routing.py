@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from device import ascend
+from mutant_pairs.pair import Pair
+from properties.moe_routing import MoeRoutingCase
+
+PLAIN = MoeRoutingCase(7, 8, 2, 16)
+LOCAL = replace(PLAIN, local=True)
+SMALLEST = "1 token to 1 of 4 · width 64 · bfloat16"
+SMALLEST_LOCAL = "1 token to 1 of 4 · 1 to 2 here · width 64 · bfloat16"
+
+PAIRS = {
+    "first_count_is_the_seconds": Pair(ascend.init_routing_v2, PLAIN, [replace(PLAIN, chosen=8)], SMALLEST),
+    "ends_for_counts": Pair(ascend.init_routing_v2, PLAIN, [MoeRoutingCase(7, 1, 1, 16)], SMALLEST),
+    "all_experts_are_here": Pair(ascend.native_routing, LOCAL, [PLAIN], SMALLEST_LOCAL),
+    "row_of_the_last_for_none": Pair(
+        ascend.init_routing_v2, LOCAL, [replace(LOCAL, experts=2, chosen=1, load="few")], SMALLEST_LOCAL
+    ),
+}
