@@ -16,6 +16,6 @@ PAIRS = {
     "ends_for_counts": Pair(ascend.init_routing_v2, PLAIN, [MoeRoutingCase(7, 1, 1, 16)], SMALLEST),
     "all_experts_are_here": Pair(ascend.native_routing, LOCAL, [PLAIN], SMALLEST_LOCAL),
     "row_of_the_last_for_none": Pair(
-        ascend.init_routing_v2, LOCAL, [replace(LOCAL, experts=2, chosen=1, load="few")], SMALLEST_LOCAL
+        ascend.init_routing_v2, LOCAL, [replace(LOCAL, experts=1, chosen=1)], SMALLEST_LOCAL
     ),
 }
