@@ -14,6 +14,11 @@ from device.ascend.cached_attention import (
     nd_pool,
     nz_pool,
 )
+from device.ascend.dynamic_quant import (
+    composed_dynamic_quant,
+    npu_dynamic_quant,
+    npu_dynamic_quant_int4,
+)
 from device.ascend.format_cast import (
     npu_format_cast,
     npu_format_cast_in_place,
@@ -43,6 +48,19 @@ from device.ascend.mla_preprocess import (
 from device.ascend.mlapo import (
     mlapo_nd,
     mlapo_nz,
+)
+from device.ascend.moe_gating import (
+    native_gating,
+    npu_moe_gating_top_k,
+    npu_moe_gating_top_k_softmax,
+    softmax_then_norm,
+)
+from device.ascend.moe_routing import (
+    init_routing_v1,
+    init_routing_v2,
+    init_routing_v2_cumulative,
+    native_routing,
+    token_permute,
 )
 from device.ascend.page_allocation import (
     alloc_decode,
@@ -94,10 +112,20 @@ from device.ascend.swa_mask import (
     swa_mask_eager,
     swa_mask_graph,
 )
+from device.ascend.swiglu import (
+    by_configuration,
+    composed_swiglu,
+    npu_clipped_swiglu,
+    npu_swiglu,
+    swiglu_in_float32,
+)
 
 __all__ = [
     "alloc_decode",
     "alloc_extend",
+    "by_configuration",
+    "composed_dynamic_quant",
+    "composed_swiglu",
     "converted_pool",
     "decode_norm",
     "decode_pa_bnsd",
@@ -121,17 +149,25 @@ __all__ = [
     "index_nz_pages",
     "index_pages",
     "index_put",
+    "init_routing_v1",
+    "init_routing_v2",
+    "init_routing_v2_cumulative",
     "mlapo_nd",
     "mlapo_nz",
+    "native_gating",
     "native_mla_preprocess",
     "native_mla_write",
     "native_mrope",
     "native_rms_norm",
     "native_rotary",
+    "native_routing",
     "nd_pool",
     "npu_add_rms_norm",
     "npu_add_rms_norm_v2",
     "npu_apply_rotary_pos_emb",
+    "npu_clipped_swiglu",
+    "npu_dynamic_quant",
+    "npu_dynamic_quant_int4",
     "npu_format_cast",
     "npu_format_cast_in_place",
     "npu_gemma_rms_norm",
@@ -139,9 +175,12 @@ __all__ = [
     "npu_mla_prolog_v2",
     "npu_mla_prolog_v3",
     "npu_mla_prolog_v3_nz",
+    "npu_moe_gating_top_k",
+    "npu_moe_gating_top_k_softmax",
     "npu_mrope",
     "npu_rms_norm",
     "npu_rotary_mul",
+    "npu_swiglu",
     "nz_pool",
     "pad_view_permute",
     "prefill_blk_bnsd",
@@ -155,8 +194,11 @@ __all__ = [
     "scatter_nz_rows",
     "scatter_pa_norm",
     "scatter_pa_nz",
+    "softmax_then_norm",
     "swa_mask_eager",
     "swa_mask_graph",
+    "swiglu_in_float32",
+    "token_permute",
     "torch_native",
     "torch_native_pools",
 ]
