@@ -45,7 +45,7 @@ def install() -> None:
     _register()
 
 
-FAMILIES = ("fused_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe")
+FAMILIES = ("fused_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe", "grouped_matmul")
 """The packages beside this module that define operators, each in ``operators.OPERATORS``."""
 
 

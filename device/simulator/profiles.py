@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from device.simulator.grouped_matmul.choices import GroupedMatmulChoices
 from device.simulator.mla.choices import MlaChoices
 from device.simulator.moe.choices import MoeChoices
 from device.simulator.quantisation.choices import QuantisationChoices
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CannProfile(MlaChoices, QuantisationChoices, MoeChoices):
+class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices):
     """The behaviour of one CANN version, as far as it is known.
 
     Attributes
@@ -43,6 +44,8 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices):
     operators before multi-head latent attention are in :class:`device.simulator.mla.choices.MlaChoices`, those of
     quantisation and activation in :class:`device.simulator.quantisation.choices.QuantisationChoices`.
     mixtures of experts in :class:`device.simulator.moe.choices.MoeChoices`.
+    mixtures of experts in :class:`device.simulator.moe.choices.MoeChoices` and
+    :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`.
     """
 
     name: str
@@ -244,6 +247,11 @@ _PESSIMISTIC = CannProfile(
     moe_gating_softmax_order="logits",
     moe_init_routing_drop_pad_counts="kept",
     moe_finalize_dropped_row="first_row",
+    gmm_empty_k_group="unwritten",
+    gmm_a8w4_channel_products="float16",
+    gmm_a8w4_x="overwritten",
+    gmm_swiglu_weight_format="fractal_nz",
+    gmm_finalize_order="shared_last",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

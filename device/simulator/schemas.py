@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from device.simulator.activation.schemas import SCHEMAS as ACTIVATION
 from device.simulator.cache.schemas import SCHEMAS as CACHE
 from device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
+from device.simulator.grouped_matmul.schemas import SCHEMAS as GROUPED_MATMUL
 from device.simulator.mla.schemas import OF_SGL_KERNEL_NPU
 from device.simulator.mla.schemas import SCHEMAS as MLA
 from device.simulator.moe.schemas import SCHEMAS as MOE
@@ -22,7 +23,7 @@ from device.simulator.rotary.schemas import SCHEMAS as ROTARY
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE)
+SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL)
 """Every schema of torch_npu that the simulator can define."""
 
 SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"sgl-kernel-npu": OF_SGL_KERNEL_NPU})

@@ -1,0 +1,56 @@
+"""Meta kernels give the shapes and dtypes of the CPU kernels."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+OPS = torch.ops.npu
+
+
+def product_calls():
+    x, weight, ends = torch.rand(5, 8), torch.rand(2, 8, 16), torch.tensor([2, 3])
+    rows = {"group_list": ends, "split_item": 2, "group_type": 0}
+    operator = "npu_grouped_matmul"
+    yield operator, ([x], [weight]), rows
+    yield operator, ([x.half()], [weight.half()]), rows | {"split_item": 3, "output_dtype": torch.float16}
+    yield operator, ([x, x[:3]], list(weight)), {"split_item": 0, "group_type": -1}
+    yield operator, ([x, x[:3]], list(weight)), {"split_item": 2, "group_type": 0}
+    yield operator, ([x.t().contiguous().t()], [weight[0]]), {"group_list": ends, "split_item": 2, "group_type": 2}
+    yield operator, ([x.to(torch.int8)], [weight.to(torch.int8)]), rows | {"output_dtype": 3}
+    yield (
+        operator,
+        ([x.to(torch.int8)], [torch.zeros(2, 8, 2, dtype=torch.int32)]),
+        rows
+        | {
+            "scale": [torch.zeros(2, 1, 16).long()],
+            "bias": [torch.zeros(2, 16)],
+            "per_token_scale": [torch.ones(5)],
+            "output_dtype": torch.bfloat16,
+        },
+    )
+    listed = "npu_grouped_matmul.List"
+    yield listed, ([x], list(weight)), {"group_list": [2, 4], "split_item": 1}
+    yield listed, ([x], [weight]), {"group_list": [2, 4], "split_item": 2, "output_dtype": torch.float32}
+    yield listed, ([x, x], list(weight)), {"split_item": 0}
+
+
+CALLS = [*product_calls()]
+
+
+def shapes(outputs):
+    return [(tuple(t.shape), t.dtype) for t in tree_flatten(outputs)[0]]
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+@pytest.mark.parametrize("number", range(len(CALLS)))
+def test_shape_kernels_agree_with_eager(kind, number):
+    qualified, arguments, more = CALLS[number]
+    name, _, overload = qualified.partition(".")
+    operator = getattr(getattr(OPS, name), overload or "default")
+    eager = shapes(operator(*arguments, **more))
+    mode = FakeTensorMode()
+    move = mode.from_tensor if kind == "fake" else lambda t: t.to("meta")
+    arguments, more = tree_map_only(torch.Tensor, move, (arguments, more))
+    with mode if kind == "fake" else torch.no_grad():
+        assert shapes(operator(*arguments, **more)) == eager
