@@ -52,3 +52,8 @@ class QuantisationChoices:
     # npu_convert_weight_to_int4pack, several matrices: op-plugin's code lets rank 3 pass and builds the shape from the
     # last two axes, so that the first matrix is all that comes back (inferred; vllm-ascend flattens before).
     int4pack_rank_3: Literal["first_matrix", "all"] = "first_matrix"
+
+    # npu_quant_matmul with output int32: is the scale, which has to be given, applied? DOC has one formula for all
+    # outputs; vllm-ascend's W8A8 layers give the weight's scale here and again to npu_dequant_swiglu_quant, which makes
+    # sense only if it is not.
+    quant_matmul_int32: Literal["accumulators", "scaled"] = "accumulators"

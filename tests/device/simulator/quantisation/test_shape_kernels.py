@@ -24,6 +24,12 @@ def calls(exact):
     for shape in ((4,), (1, 4)):
         yield "npu_trans_quant_param", (torch.ones(shape), torch.ones(shape)), {}
     yield "npu_trans_quant_param", (torch.ones(4), torch.ones(1)), {"round_mode": None}
+    x1, x2, scale = exact.integers(2, 1, 3, 8), exact.integers(5, 8, 4), torch.ones(1)
+    for dtype in (None, torch.int8, torch.float16, torch.bfloat16, torch.int32):
+        yield "npu_quant_matmul", (x1, x2, scale), {"output_dtype": dtype}
+    left, right = exact.integers(3, 2, dtype=torch.int32), exact.integers(2, 16, dtype=torch.int32)
+    for weight in (right.view(16, 2), right.view(16, 2).t()):
+        yield "npu_quant_matmul", (left, weight, scale), {"output_dtype": torch.float16}
 
 
 def shapes(outputs):
