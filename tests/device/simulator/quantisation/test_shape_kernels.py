@@ -30,6 +30,10 @@ def calls(exact):
     left, right = exact.integers(3, 2, dtype=torch.int32), exact.integers(2, 16, dtype=torch.int32)
     for weight in (right.view(16, 2), right.view(16, 2).t()):
         yield "npu_quant_matmul", (left, weight, scale), {"output_dtype": torch.float16}
+    floats, scale = torch.ones(2, 3, 16, dtype=torch.float16), torch.ones(1, dtype=torch.float16)
+    for weight in (exact.integers(16, 4), exact.integers(2, 16, 4), right.view(16, 2), right.view(16, 2).t()):
+        yield "npu_weight_quant_batchmatmul", (floats, weight, scale), {"quant_scale": torch.ones(1)}
+        yield "npu_weight_quant_batchmatmul", (floats[0], weight, scale), {}
 
 
 def shapes(outputs):
