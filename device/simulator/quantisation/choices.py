@@ -52,3 +52,16 @@ class QuantisationChoices:
     # npu_convert_weight_to_int4pack, several matrices: op-plugin's code lets rank 3 pass and builds the shape from the
     # last two axes, so that the first matrix is all that comes back (inferred; vllm-ascend flattens before).
     int4pack_rank_3: Literal["first_matrix", "all"] = "first_matrix"
+
+    # npu_quant_matmul with output int32: is the scale, which has to be given, applied? DOC has one formula for all
+    # outputs; vllm-ascend's W8A8 layers give the weight's scale here and again to npu_dequant_swiglu_quant, which makes
+    # sense only if it is not.
+    quant_matmul_int32: Literal["accumulators", "scaled"] = "accumulators"
+
+    # npu_weight_quant_batchmatmul, the weight before the product: op-plugin's GOLDEN adds the offset and multiplies in
+    # the dtype of x, each rounded. Kernels that go through float32 would round once; none was read.
+    weight_quant_dequantised: Literal["rounded_twice", "rounded_once"] = "rounded_twice"
+
+    # The same with a weight in FRACTAL_NZ, outside of graphs: DOC has it for graphs only, vllm-ascend's W8A16 layers
+    # call it so.
+    weight_quant_eager_nz: Literal["accepted", "rejected"] = "accepted"

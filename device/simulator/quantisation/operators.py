@@ -6,13 +6,20 @@ from device.simulator.library import Operator
 from device.simulator.quantisation import schemas
 from device.simulator.quantisation.dynamic_quant import dynamic_quant, dynamic_quant_meta
 from device.simulator.quantisation.int4pack import convert_weight_to_int4pack, convert_weight_to_int4pack_meta
+from device.simulator.quantisation.quant_matmul import quant_matmul, quant_matmul_meta
 from device.simulator.quantisation.quantize import quantize, quantize_meta
 from device.simulator.quantisation.trans_quant_param import trans_quant_param, trans_quant_param_meta
+from device.simulator.quantisation.weight_quant_batchmatmul import (
+    weight_quant_batchmatmul,
+    weight_quant_batchmatmul_meta,
+)
 
 OPERATORS = (
     Operator(schemas.DYNAMIC_QUANT, dynamic_quant, dynamic_quant_meta),
     Operator(schemas.QUANTIZE, quantize, quantize_meta),
     Operator(schemas.CONVERT_WEIGHT_TO_INT4PACK, convert_weight_to_int4pack, convert_weight_to_int4pack_meta),
     Operator(schemas.TRANS_QUANT_PARAM, trans_quant_param, trans_quant_param_meta),
+    Operator(schemas.QUANT_MATMUL, quant_matmul, quant_matmul_meta),
+    Operator(schemas.WEIGHT_QUANT_BATCHMATMUL, weight_quant_batchmatmul, weight_quant_batchmatmul_meta),
 )
 """Every operator of the family."""

@@ -17,6 +17,23 @@ QUANTIZE = (
 )
 CONVERT_WEIGHT_TO_INT4PACK = "npu_convert_weight_to_int4pack(Tensor weight, int inner_k_tiles=0) -> Tensor"
 TRANS_QUANT_PARAM = "npu_trans_quant_param(Tensor scale, Tensor? offset=None, int? round_mode=0) -> Tensor"
+QUANT_MATMUL = (
+    "npu_quant_matmul(Tensor x1, Tensor x2, Tensor scale, *, Tensor? offset=None, Tensor? pertoken_scale=None, "
+    "Tensor? bias=None, int? output_dtype=None, int? x1_dtype=None, int? x2_dtype=None, "
+    "int? pertoken_scale_dtype=None, int? scale_dtype=None, int[]? group_sizes=None, Tensor? y_scale=None) -> Tensor"
+)
+WEIGHT_QUANT_BATCHMATMUL = (
+    "npu_weight_quant_batchmatmul(Tensor x, Tensor weight, Tensor antiquant_scale, Tensor? antiquant_offset=None, "
+    "Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? bias=None, int antiquant_group_size=0, "
+    "int inner_precise=0, int? weight_dtype=None) -> Tensor"
+)
 
-SCHEMAS = (DYNAMIC_QUANT, QUANTIZE, CONVERT_WEIGHT_TO_INT4PACK, TRANS_QUANT_PARAM)
+SCHEMAS = (
+    DYNAMIC_QUANT,
+    QUANTIZE,
+    CONVERT_WEIGHT_TO_INT4PACK,
+    TRANS_QUANT_PARAM,
+    QUANT_MATMUL,
+    WEIGHT_QUANT_BATCHMATMUL,
+)
 """Every schema of the family."""

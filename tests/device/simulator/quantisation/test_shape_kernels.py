@@ -24,6 +24,16 @@ def calls(exact):
     for shape in ((4,), (1, 4)):
         yield "npu_trans_quant_param", (torch.ones(shape), torch.ones(shape)), {}
     yield "npu_trans_quant_param", (torch.ones(4), torch.ones(1)), {"round_mode": None}
+    x1, x2, scale = exact.integers(2, 1, 3, 8), exact.integers(5, 8, 4), torch.ones(1)
+    for dtype in (None, torch.int8, torch.float16, torch.bfloat16, torch.int32):
+        yield "npu_quant_matmul", (x1, x2, scale), {"output_dtype": dtype}
+    left, right = exact.integers(3, 2, dtype=torch.int32), exact.integers(2, 16, dtype=torch.int32)
+    for weight in (right.view(16, 2), right.view(16, 2).t()):
+        yield "npu_quant_matmul", (left, weight, scale), {"output_dtype": torch.float16}
+    floats, scale = torch.ones(2, 3, 16, dtype=torch.float16), torch.ones(1, dtype=torch.float16)
+    for weight in (exact.integers(16, 4), exact.integers(2, 16, 4), right.view(16, 2), right.view(16, 2).t()):
+        yield "npu_weight_quant_batchmatmul", (floats, weight, scale), {"quant_scale": torch.ones(1)}
+        yield "npu_weight_quant_batchmatmul", (floats[0], weight, scale), {}
 
 
 def shapes(outputs):
