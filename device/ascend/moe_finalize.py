@@ -1,0 +1,77 @@
+"""Bringing rows back together as sglang's Ascend backend does it (``hardware_backend/npu/moe/finalize.py``, 34-68)."""
+
+from __future__ import annotations
+
+import torch
+
+import npudiff
+from npudiff import Target
+from npudiff.constraints import Box
+from reference.moe_finalize import MoeFinalizeInputs
+
+ALL_THERE: Box = {"dropped": ("none",)}
+
+BY_COLUMN, BY_ROW, BY_ROW_OR_NONE = 0, 2, 3
+"""drop_pad_mode: whether places are numbered by column or by row, and whether -1 is left out."""
+
+
+def finalized(inputs: MoeFinalizeInputs, places: torch.Tensor, mode: int, rows: torch.Tensor) -> torch.Tensor:
+    """Call npu_moe_finalize_routing."""
+    return torch.ops.npu.npu_moe_finalize_routing(  # type: ignore[no-any-return]
+        rows,
+        skip1=inputs.skip,
+        skip2=None,
+        bias=None,
+        scales=inputs.weights,
+        expanded_src_to_dst_row=places,
+        export_for_source_row=None,
+        drop_pad_mode=mode,
+    )
+
+
+@npudiff.implementation("moe_finalize", name="finalize_by_row", supports={**ALL_THERE, "spare_rows": (0,)})
+def finalize_by_row(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
+    """npu_moe_finalize_routing with drop_pad_mode 2, which goes with the second version of init routing."""
+    on_device = inputs.to(target.device)
+    return finalized(on_device, on_device.places.flatten(), BY_ROW, on_device.expert_rows)
+
+
+@npudiff.implementation("moe_finalize", name="finalize_by_column", supports={**ALL_THERE, "spare_rows": (0,)})
+def finalize_by_column(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
+    """npu_moe_finalize_routing with drop_pad_mode 0, which goes with the first version of init routing."""
+    on_device = inputs.to(target.device)
+    return finalized(on_device, on_device.places.T.flatten(), BY_COLUMN, on_device.expert_rows)
+
+
+@npudiff.implementation("moe_finalize", name="finalize_with_none")
+def finalize_with_none(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
+    """npu_moe_finalize_routing with drop_pad_mode 3: rows of [experts, capacity, width], and -1 for none."""
+    on_device = inputs.to(target.device)
+    return finalized(on_device, on_device.places.flatten(), BY_ROW_OR_NONE, on_device.expert_rows.unsqueeze(0))
+
+
+@npudiff.implementation("moe_finalize", name="token_unpermute")
+def token_unpermute(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
+    """npu_moe_token_unpermute. It does not know -1: such copies take row 0, with weight 0."""
+    on_device = inputs.to(target.device)
+    weights = on_device.weights.masked_fill(on_device.places < 0, 0.0)
+    total: torch.Tensor = torch.ops.npu.npu_moe_token_unpermute(
+        on_device.expert_rows, on_device.places.clamp(min=0).flatten(), probs=weights
+    )
+    return total if on_device.skip is None else total + on_device.skip
+
+
+@npudiff.implementation("moe_finalize", name="native_finalize")
+def native_finalize(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
+    """Composed of an index, a product and a sum in float32."""
+    return together(inputs.to(target.device))
+
+
+def together(inputs: MoeFinalizeInputs) -> torch.Tensor:
+    """Weighted sum of the rows of each token, in float32."""
+    rows = inputs.expert_rows[inputs.places.clamp(min=0).long()].float()
+    rows = rows.masked_fill((inputs.places < 0).unsqueeze(2), 0.0)
+    total = (rows * inputs.weights.float().unsqueeze(2)).sum(dim=1)
+    if inputs.skip is not None:
+        total = total + inputs.skip.float()
+    return total.to(inputs.expert_rows.dtype)
