@@ -49,6 +49,13 @@ from device.ascend.mlapo import (
     mlapo_nd,
     mlapo_nz,
 )
+from device.ascend.moe_finalize import (
+    finalize_by_column,
+    finalize_by_row,
+    finalize_with_none,
+    native_finalize,
+    token_unpermute,
+)
 from device.ascend.moe_gating import (
     native_gating,
     npu_moe_gating_top_k,
@@ -140,6 +147,9 @@ __all__ = [
     "fia_v1_decode_bsh",
     "fia_v1_extend_tnd",
     "fia_verify_tnd",
+    "finalize_by_column",
+    "finalize_by_row",
+    "finalize_with_none",
     "from_positions",
     "gather_pa",
     "gather_pa_cumulative",
@@ -154,6 +164,7 @@ __all__ = [
     "init_routing_v2_cumulative",
     "mlapo_nd",
     "mlapo_nz",
+    "native_finalize",
     "native_gating",
     "native_mla_preprocess",
     "native_mla_write",
@@ -199,6 +210,7 @@ __all__ = [
     "swa_mask_graph",
     "swiglu_in_float32",
     "token_permute",
+    "token_unpermute",
     "torch_native",
     "torch_native_pools",
 ]

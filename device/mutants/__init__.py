@@ -63,6 +63,12 @@ from device.mutants.mla_preprocess import (
     pages_of_16_whatever_they_are,
     rope_rows_not_reordered,
 )
+from device.mutants.moe_finalize import (
+    last_row_for_none,
+    padding_weighs,
+    places_by_row_read_by_column,
+    summed_twice,
+)
 from device.mutants.moe_gating import (
     groups_left_out,
     scaled_before_the_norm,
@@ -205,6 +211,7 @@ __all__ = [
     "halves_for_interleaved",
     "head_dim_for_rotary_dim",
     "holes_not_cleared",
+    "last_row_for_none",
     "last_table_wins",
     "latent_with_the_stride_of_its_output",
     "layouts_by_two_flags",
@@ -232,11 +239,13 @@ __all__ = [
     "one_limit_for_all",
     "outputs_that_were_not_asked_for",
     "overwritten_sector",
+    "padding_weighs",
     "page_tail_dropped",
     "page_too_many",
     "pages_128_wide",
     "pages_in_order_of_address",
     "pages_of_16_whatever_they_are",
+    "places_by_row_read_by_column",
     "position_of_the_round_before",
     "positions_without_offset",
     "quantised_twice",
@@ -261,6 +270,7 @@ __all__ = [
     "starts_ignored",
     "step_without_limit",
     "strides_from_shapes",
+    "summed_twice",
     "table_of_the_head_dim",
     "tiles_of_16_columns",
     "tiles_row_by_row",

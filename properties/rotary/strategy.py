@@ -19,8 +19,11 @@ MOST_COSINES = 100_000
 MOST_ROWS = 2**13
 """Rows of all heads up to which a case may have more heads than it must."""
 
-MANY_SHARE, MOST_OF_MANY = 14, 2**15
-"""One of so many cases has more rows, up to the second: more than a kernel turns in one go."""
+MANY_SHARE = 14
+"""One of so many cases has more rows than a kernel turns in one go."""
+
+LEAST_OF_MANY, MOST_OF_MANY = 12_000, 2**15
+"""Rows of all heads of such a case."""
 
 MANY_TOKENS, MANY_HEADS = (257, 513, 1025), (64, 33, 12)
 """With the most heads the fewest tokens are enough, so that a case with too many rows has one smallest form."""
@@ -38,7 +41,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
     rotary_dim, _, head_dim = str(choose.value(box, "dims", DIMS)).partition("/")
     many = choose.pick(range(MANY_SHARE)) == MANY_SHARE - 1
     tokens = choose.value(box, "tokens", MANY_TOKENS if many else (1, 2, 3, 7, 16, 17, 65, 257, 513))
-    heads, most = (MANY_HEADS, MOST_OF_MANY) if many else ((1, 2, 3, 8, 33), MOST_ROWS)
+    heads, most = (_many_heads(tokens), MOST_OF_MANY) if many else ((1, 2, 3, 8, 33), MOST_ROWS)
     table = choose.value(box, "table", TABLES)
     data = choose.pick(within(("numbers", "numbers", "cosines"), box.get("data")))
     assume(data == "numbers" or table <= MOST_COSINES)
@@ -63,6 +66,11 @@ def _heads(box: Box, axis: str, tokens: int, defaults: Sequence[int], most: int)
     """Numbers of heads; where the constraints leave none that is cheap, the smallest that they allow."""
     allowed = within(defaults, box.get(axis))[:4096]
     return [count for count in allowed if count * tokens <= most] or [min(allowed)]
+
+
+def _many_heads(tokens: int) -> Sequence[int]:
+    """Numbers of heads that give more rows than a kernel turns in one go."""
+    return [count for count in MANY_HEADS if LEAST_OF_MANY <= count * tokens <= MOST_OF_MANY] or [min(MANY_HEADS)]
 
 
 def _sections(choose: Chooser, box: Box, rotary_dim: int) -> str:
