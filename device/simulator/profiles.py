@@ -238,6 +238,12 @@ _PESSIMISTIC = CannProfile(
     mla_prolog_placeholders="one_zero",
     mla_prolog_query_norm="unscaled",
     mla_prolog_weight_format="fractal_nz",
+    dynamic_quant_zero_row="nan",
+    dynamic_quant_ties="half_away_from_zero",
+    quantize_ties="half_away_from_zero",
+    quantize_scales="as_input",
+    quant_matmul_int32="scaled",
+    weight_quant_eager_nz="rejected",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(
