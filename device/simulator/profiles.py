@@ -252,6 +252,12 @@ _PESSIMISTIC = CannProfile(
     gmm_a8w4_x="overwritten",
     gmm_swiglu_weight_format="fractal_nz",
     gmm_finalize_order="shared_last",
+    dynamic_quant_zero_row="nan",
+    dynamic_quant_ties="half_away_from_zero",
+    quantize_ties="half_away_from_zero",
+    quantize_scales="as_input",
+    quant_matmul_int32="scaled",
+    weight_quant_eager_nz="rejected",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

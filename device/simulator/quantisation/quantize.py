@@ -98,8 +98,8 @@ def _divide(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int, a
     axis = _require.axis("axis", axis, x.dim())
     _require.dtype("scales", scales, "float32", "bfloat16")
     quotient = (x.float() / _broadcast("scales", scales, x, axis).float()).round()
-    # Beyond the integers of float32 a zero point is exact only in more bits.
-    wide = quotient.double()
+    # Beyond the integers of float32 a zero point is exact only in more bits, and so is the largest int32.
+    wide = quotient if zero_points is None and integer != torch.int32 else quotient.double()
     if zero_points is not None:
         _require.dtype("zero_points", zero_points, "int8", "uint8", "int32", "bfloat16")
         _require.shape("zero_points", zero_points, scales.shape, meaning="as scales")

@@ -44,6 +44,15 @@ def test_the_scale_is_not_the_maximum_over_127(exact):
     assert torch.allclose(scale, plain, rtol=3 * 2**-24, atol=0)
 
 
+def test_rows_are_multiplied_by_127_over_the_maximum():
+    """Every second number is 63.5 but for rounding; divided by either form of the scale other integers come out."""
+    x = half([18, 9], [30, 15], [36, 18], [38, 19])
+    y, scale = quant(x)
+    assert y[:, 1].tolist() == [64, 63, 64, 63]
+    for divisor in (scale, x.float()[:, 0] / 127):
+        assert (x.float()[:, 1] / divisor).round().tolist() == [63, 64, 63, 64]
+
+
 @pytest.mark.parametrize(
     ("ties", "expected"),
     [("half_to_even", [127, 0, 2, 2, -2, -4]), ("half_away_from_zero", [127, 1, 2, 3, -3, -4])],

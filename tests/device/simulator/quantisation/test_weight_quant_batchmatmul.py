@@ -72,6 +72,12 @@ def test_products_round_once(exact):
     assert op(eye(1, BF16), i8([1]), torch.ones(1, dtype=BF16), bias=bias * 5).item() == 1.0078125
 
 
+def test_the_bias_is_added_before_rounding():
+    """1 + 2^-9 is no bfloat16, and with 2^-9 and a little more it is nearer to 1 + 2^-7 than to 1."""
+    x, weight = torch.tensor([[1.0, 2.0**-9]]).to(BF16), i8([1], [1])
+    assert op(x, weight, torch.ones(1, dtype=BF16), bias=torch.tensor([2.0**-9 + 2.0**-12])).item() == 1 + 2.0**-7
+
+
 def test_groups_of_rows(exact):
     weight, scale, offset = exact.integers(80, 4), exact.draw(3, 4, dtype=F16), exact.draw(3, 4, dtype=F16, seed=1)
     expected = torch.cat([(rows.half() + o) * s for rows, o, s in zip(weight.split(32), offset, scale, strict=True)])
