@@ -130,6 +130,16 @@ def test_int4(gmm, version, groups):
         run(call, version)
 
 
+def test_int4_has_a_shorter_inner_axis(gmm):
+    call = int8_call(gmm) | {
+        "x": torch.zeros(6, 20000, dtype=torch.int8),
+        "weight": torch.zeros(3, 20000, 2, dtype=torch.int32),
+        "weight_scale": torch.zeros(3, 1, 16).long(),
+    }
+    with pytest.raises(OperatorRejected, match="x was of last axis 20000; allowed: at most 19999"):
+        run(call, bias=torch.zeros(3, 16))
+
+
 def test_the_format_of_the_weight(gmm):
     call = int8_call(gmm)
     plain = run(call)
