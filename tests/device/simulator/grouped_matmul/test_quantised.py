@@ -160,6 +160,17 @@ def test_int4_is_the_plain_product(gmm, dtype):
             assert output[row, column].item() == nearest(total * factor, dtype)
 
 
+def test_int4_as_production_stores_it(gmm):
+    """Bytes [E, K, N / 2] are cast to FRACTAL_NZ, then seen as int32."""
+    given = a8w4(gmm, columns=64)
+    weight = given["weight"]
+    pairs = ((weight[..., 0::2] & 15) | (weight[..., 1::2] << 4)).contiguous()
+    stored = torch.ops.npu.npu_format_cast(pairs, 29).view(torch.int32)
+    options = {"scale": gmm.bits(given["scale"]), "bias": given["assist"], "per_token_scale": given["row"]}
+    output = grouped(given["x"], stored, [1, 3], output_dtype=torch.bfloat16, **options)
+    assert torch.equal(output, call_a8w4(gmm, given, [1, 3]))
+
+
 def test_a_wrong_bias_is_added(gmm):
     given = a8w4(gmm)
     without = call_a8w4(gmm, given | {"assist": torch.zeros(2, 16)}, [4, 0], output_dtype=torch.float16)
