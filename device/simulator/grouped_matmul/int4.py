@@ -10,9 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from device.simulator.errors import ErrorCode
 from device.simulator.grouped_matmul.products import INT4_PRODUCT, integer_product
+from device.simulator.moe.requirements import Requirements
 from device.simulator.profiles import CannProfile
 
+_MAX_INNER_OF_GROUPS = 18432
 PER_WORD = 8
 """int4 in an int32, the first in the lowest bits."""
 
@@ -26,6 +29,41 @@ def unpacked(words: Tensor) -> Tensor:
 def scale_from_bits(scale: Tensor) -> Tensor:
     """Return float32 of int64 or uint64 whose lower halves are its bits; the upper halves are not looked at."""
     return scale.contiguous().view(torch.int32)[..., ::2].contiguous().view(torch.float32)
+
+
+def checked_scale(require: Requirements, argument: str, scale: Tensor, weight: Tensor, profile: CannProfile) -> Tensor:
+    """Return float32 [E, groups, N] of a weight's scales, or refuse them.
+
+    Parameters
+    ----------
+    require : Requirements
+        Of the operator.
+    argument : str
+        What the operator calls the scales.
+    scale : Tensor
+        int64 or uint64, [E, 1, N], or [E, K / 256, N] of a K up to 18432.
+    weight : Tensor
+        int32 [E, K, N / 8].
+    profile : CannProfile
+        Says how many rows of a weight share a scale.
+
+    Raises
+    ------
+    OperatorRejected
+        Dtype or shape is not one of the above.
+    """
+    require.dtype(argument, scale, ("int64", "uint64"))
+    require.rank(argument, scale, (3,))
+    experts, inner, width = weight.shape
+    groups, size = 1, profile.gmm_a8w4_group_size
+    if scale.shape[1] != 1:
+        if inner % size or inner > _MAX_INNER_OF_GROUPS:
+            allowed = f"a multiple of {size} up to {_MAX_INNER_OF_GROUPS}, with scales per group"
+            raise require.rejected("x", f"of last axis {inner}", allowed, ErrorCode.TILING)
+        groups = inner // size
+    shape = (experts, groups, width * PER_WORD)
+    require.shape(argument, scale, shape, f"[E, 1, N] or [E, K / {size}, N]")
+    return scale_from_bits(scale)
 
 
 def dequantised(x: Tensor, words: Tensor, scale: Tensor, assist: Tensor, profile: CannProfile) -> Tensor:

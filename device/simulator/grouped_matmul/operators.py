@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from device.simulator.grouped_matmul import finalize_routing as finalize
 from device.simulator.grouped_matmul import grouped_matmul as grouped
 from device.simulator.grouped_matmul import schemas
+from device.simulator.grouped_matmul import swiglu_quant as swiglu
 from device.simulator.library import Operator
 
 OPERATORS = (
     Operator(schemas.GROUPED_MATMUL, grouped.grouped_matmul, grouped.grouped_matmul_meta),
     Operator(schemas.GROUPED_MATMUL_LIST, grouped.grouped_matmul_list, grouped.grouped_matmul_list_meta),
+    Operator(schemas.SWIGLU_QUANT, swiglu.swiglu_quant, swiglu.swiglu_quant_meta),
+    Operator(schemas.SWIGLU_QUANT_V2, swiglu.swiglu_quant_v2, swiglu.swiglu_quant_v2_meta),
+    Operator(schemas.FINALIZE_ROUTING, finalize.finalize_routing, finalize.finalize_routing_meta),
 )
 """Every operator of the family."""

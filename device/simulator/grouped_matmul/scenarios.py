@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode
 from device.simulator.grouped_matmul import int4
 from device.simulator.grouped_matmul.checks import per_expert
 from device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product, product
@@ -39,7 +38,6 @@ Kernel = Callable[[Part], Tensor]
 
 _QUANTISATION = ("scale", "offset", "antiquant_scale", "antiquant_offset", "per_token_scale")
 _FLOAT_BIAS = {"float16": "float16", "bfloat16": "float32", "float32": "float32"}
-_FULL_INNER = 18432
 
 
 def kernel(request: GroupedRequest, profile: CannProfile) -> Kernel:
@@ -145,7 +143,7 @@ def _a8w4(request: GroupedRequest, profile: CannProfile) -> Kernel:
     _require_output(request, ("bfloat16", "float16"))
     _check_per_token(request)
     per_expert(request, "bias", request.bias, ("float32",))
-    scale = _scales_of_int4(request, profile)
+    scale = int4.checked_scale(REQUIRE, "scale", request.scale[0], request.weight[0], profile)
 
     def run(part: Part) -> Tensor:
         words, assist = request.weight[0][part.expert], request.bias[0][part.expert]
@@ -153,21 +151,6 @@ def _a8w4(request: GroupedRequest, profile: CannProfile) -> Kernel:
         return (values * request.per_token_scale[0][part.start : part.stop].unsqueeze(1)).to(request.dtype)
 
     return run
-
-
-def _scales_of_int4(request: GroupedRequest, profile: CannProfile) -> Tensor:
-    """Return float32 [E, groups, N] after the checks."""
-    scale, inner, size = request.scale[0], request.weight[0].shape[1], profile.gmm_a8w4_group_size
-    REQUIRE.dtype("scale", scale, ("int64", "uint64"))
-    REQUIRE.rank("scale", scale, (3,))
-    groups = scale.shape[1]
-    if groups != 1 and (inner % size or inner > _FULL_INNER):
-        allowed = f"a multiple of {size} up to {_FULL_INNER}, with scales per group"
-        raise REQUIRE.rejected("x", f"of last axis {inner}", allowed, ErrorCode.TILING)
-    wanted = 1 if groups == 1 else inner // size
-    shape = (request.experts, wanted, request.columns(0))
-    REQUIRE.shape("scale", scale, shape, f"[E, 1, N] or [E, K / {size}, N]")
-    return int4.scale_from_bits(scale)
 
 
 def _weight_only(request: GroupedRequest) -> Kernel:

@@ -40,5 +40,5 @@ FINALIZE_ROUTING = (
     "int? x_dtype=None, int? w_dtype=None, int? scale_dtype=None, int? pertoken_scale_dtype=None) -> Tensor"
 )
 
-SCHEMAS = (GROUPED_MATMUL, GROUPED_MATMUL_LIST)
+SCHEMAS = (GROUPED_MATMUL, GROUPED_MATMUL_LIST, SWIGLU_QUANT, SWIGLU_QUANT_V2, FINALIZE_ROUTING)
 """Every schema of the family."""

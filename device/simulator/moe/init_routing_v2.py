@@ -85,14 +85,16 @@ def _rows(
     tokens = order // max(request.expert_idx.shape[1], 1)
     if not request.drop_pad_mode and request.active_num > 0:
         tokens, experts = tokens[: request.active_num], experts[: request.active_num]
-    rows, scale = request.x[tokens], request.scale
+    scale = request.scale
     if request.quant_mode == -1:
-        return rows, None if scale is None else scale[tokens]
+        return request.x[tokens], None if scale is None else scale[tokens]
     if request.quant_mode == 0 and scale is not None and request.offset is not None:
-        return static_int8(rows, scale, request.offset), None
+        return static_int8(request.x, scale, request.offset)[tokens], None
     if scale is not None and len(scale) > 1:
-        scale = scale[experts - request.expert_range[0]]
-    return dynamic_int8(rows, scale, profile)
+        return dynamic_int8(request.x[tokens], scale[experts - request.expert_range[0]], profile)
+    # Copies of a token are alike, so it is quantised once.
+    quantised, scales = dynamic_int8(request.x, scale, profile)
+    return quantised[tokens], scales[tokens]
 
 
 def _placed(request: RoutingRequest, rows: Tensor, places: Tensor) -> Tensor:

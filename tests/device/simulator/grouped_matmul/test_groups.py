@@ -101,6 +101,11 @@ def test_pairs_of_expert_and_count(gmm):
     )[0]
     assert output[:4].tolist() == rows(x[:4], weight, [2, 0, 0, 0])
     assert output[4].tolist() == [0x5A5A5A5A] * 2
+    # The first pair without rows ends the list.
+    ended = torch.tensor([[2, 1], [0, 0], [0, 3], [3, 1]])
+    output = grouped([x], [weight], group_list=ended, group_list_type=2, split_item=2, group_type=0, output_dtype=3)
+    assert output[0][:1].tolist() == rows(x[:1], weight, [2])
+    assert output[0][1:].tolist() == [[0x5A5A5A5A] * 2] * 4
     with pytest.raises(OperatorRejected, match="group_list_type was 2; allowed: 0 or 1, with x of float32"):
         one(X, WEIGHT, groups.tolist(), group_list_type=2)
     groups[1, 0] = 4

@@ -26,7 +26,9 @@ def nearest(fraction, dtype):
 @pytest.mark.parametrize("inner", [1, 37, 1024, 1025, 4096])
 def test_sums_are_exact(gmm, inner):
     x, weight = gmm.integers(3, inner), gmm.integers(2, inner, 4, seed=1)
-    x[0], weight[0] = -128, -128
+    # A sum that is large and odd, which float32 does not hold.
+    x[0], weight[0] = -128, -127
+    x[0, -1] = 1
     output = grouped(x, weight, [2, 1], output_dtype=torch.int32)
     assert output[:2].tolist() == gmm.python_product(x[:2], weight[0])
     assert output[2:].tolist() == gmm.python_product(x[2:], weight[1])
@@ -156,6 +158,17 @@ def test_int4_is_the_plain_product(gmm, dtype):
         for column, total in enumerate(sums):
             factor = Fraction(given["scale"][expert, 0, column].item()) * Fraction(given["row"][row].item())
             assert output[row, column].item() == nearest(total * factor, dtype)
+
+
+def test_int4_as_production_stores_it(gmm):
+    """Bytes [E, K, N / 2] are cast to FRACTAL_NZ, then seen as int32."""
+    given = a8w4(gmm, columns=64)
+    weight = given["weight"]
+    pairs = ((weight[..., 0::2] & 15) | (weight[..., 1::2] << 4)).contiguous()
+    stored = torch.ops.npu.npu_format_cast(pairs, 29).view(torch.int32)
+    options = {"scale": gmm.bits(given["scale"]), "bias": given["assist"], "per_token_scale": given["row"]}
+    output = grouped(given["x"], stored, [1, 3], output_dtype=torch.bfloat16, **options)
+    assert torch.equal(output, call_a8w4(gmm, given, [1, 3]))
 
 
 def test_a_wrong_bias_is_added(gmm):

@@ -35,7 +35,22 @@ def product_calls():
     yield listed, ([x, x], list(weight)), {"split_item": 0}
 
 
-CALLS = [*product_calls()]
+def fused_calls():
+    x, weight, ends = torch.ones(5, 8, dtype=torch.int8), torch.ones(2, 8, 16, dtype=torch.int8), torch.tensor([2, 3])
+    packed, scale, bits = torch.ones(2, 8, 2).int(), torch.ones(2, 16), torch.ones(2, 1, 16).long()
+    by_row = torch.ones(5)
+    swiglu = "npu_grouped_matmul_swiglu_quant"
+    yield swiglu, (x, weight, ends, scale, by_row), {}
+    yield swiglu, (x, packed, ends, bits, by_row), {"bias": scale}
+    yield f"{swiglu}_v2", (x, [weight], [scale], by_row, ends), {}
+    yield f"{swiglu}_v2", (x, [packed], [bits], by_row, ends), {"weight_assist_matrix": [scale], "group_list_type": 1}
+    rows = {"pertoken_scale": by_row, "logit": by_row, "row_index": torch.zeros(5).long()}
+    finalize = "npu_grouped_matmul_finalize_routing"
+    yield finalize, (x, weight, ends), rows | {"scale": scale}
+    yield finalize, (x, packed, ends), rows | {"scale": bits, "bias": scale, "output_bs": 3, "dtype": torch.float32}
+
+
+CALLS = [*product_calls(), *fused_calls()]
 
 
 def shapes(outputs):

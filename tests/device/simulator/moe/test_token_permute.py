@@ -62,6 +62,9 @@ def test_one_rounding_in_the_order_of_experts():
     assert unpermute(rows, [0, 2, 1], torch.ones(1, 3)).item() == 1
     rows = torch.tensor([[256.0], [1], [1]]).bfloat16()
     assert unpermute(rows, [0, 1, 2], torch.ones(1, 3).bfloat16()).item() == 258
+    # 129/128 squared is 130.0078/128: less 130/128 that is 2**-14, which a rounded product does not have.
+    rows = torch.tensor([[129 / 128], [130 / 128]]).bfloat16()
+    assert unpermute(rows, [0, 1], torch.tensor([[129 / 128, -1]]).bfloat16()).item() == 2.0**-14
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -1,0 +1,229 @@
+"""``npu_grouped_matmul_finalize_routing``: products of experts' rows, weighted and added to their tokens' rows.
+
+Sources: its documentation (DOC), op-plugin's host checks, the wheel's META rules and the expected values of op-plugin's
+tests. All is float32 behind the sums of integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from device.simulator.errors import ErrorCode
+from device.simulator.grouped_matmul import int4
+from device.simulator.grouped_matmul.groups import check_group_list, read_groups
+from device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product
+from device.simulator.moe.requirements import Requirements
+from device.simulator.profiles import CannProfile, active_profile
+
+_REQUIRE = Requirements("npu_grouped_matmul_finalize_routing")
+_OF_950 = ("x_dtype", "w_dtype", "scale_dtype", "pertoken_scale_dtype")
+_NEEDED = ("scale", "pertoken_scale", "logit", "row_index")
+
+
+@dataclass(frozen=True)
+class FinalizeRequest:
+    """One call. Names and defaults are those of the schema.
+
+    Attributes
+    ----------
+    x : Tensor
+        int8 [M, K], rows sorted by expert.
+    w : Tensor
+        int8 [E, K, N], or int32 [E, K, N / 8] with eight int4 each.
+    group_list : Tensor
+        int64 [E].
+    scale : Tensor
+        [E, N], float32 or bfloat16; for int4 as in :func:`int4.checked_scale`.
+    bias : Tensor, optional
+        float32 [E, N], for int4 only, which need it: ``8 * sum(w * scale)``.
+    offset : Tensor, optional
+        Not simulated.
+    pertoken_scale : Tensor
+        float32 [M].
+    shared_input : Tensor, optional
+        bfloat16 [L, N], added to L rows of the output from ``shared_input_offset`` on.
+    logit : Tensor
+        float32 [M], the weights of the rows.
+    row_index : Tensor
+        int64 or int32 [M], the tokens of the rows.
+    dtype : torch.dtype, optional
+        float32.
+    shared_input_weight : float
+        What shared_input is multiplied by.
+    shared_input_offset : int
+        Its first row.
+    output_bs : int
+        Rows of the output; 0 means M.
+    group_list_type : int
+        0: ends. 1: counts, the default.
+    """
+
+    x: Tensor
+    w: Tensor
+    group_list: Tensor
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    offset: Tensor | None = None
+    pertoken_scale: Tensor | None = None
+    shared_input: Tensor | None = None
+    logit: Tensor | None = None
+    row_index: Tensor | None = None
+    dtype: torch.dtype | None = None
+    shared_input_weight: float = 1.0
+    shared_input_offset: int = 0
+    output_bs: int = 0
+    group_list_type: int = 1
+    tuning_config: object = None
+    x_dtype: int | None = None
+    w_dtype: int | None = None
+    scale_dtype: int | None = None
+    pertoken_scale_dtype: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the output."""
+        columns = self.w.shape[-1] * (int4.PER_WORD if self.w.dtype == torch.int32 else 1)
+        return self.output_bs or len(self.x), columns
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """What the sums are multiplied by: float32 [E, (groups,) N], [M], [M], and int64 [M] of tokens."""
+
+    scale: Tensor
+    by_row: Tensor
+    logit: Tensor
+    tokens: Tensor
+
+
+def finalize_routing(x: Tensor, w: Tensor, group_list: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+    """Return ``out[row_index[r]] += logit[r] * (x[r] @ w[e]) * scale[e] * pertoken_scale[r]`` over all rows r.
+
+    Rows behind the last group are left out. Parameters are those of :class:`FinalizeRequest`.
+
+    Returns
+    -------
+    Tensor
+        float32 [output_bs or M, N], which begins with zeros and shared_input.
+
+    Raises
+    ------
+    OperatorRejected
+        Naming the argument.
+    NotSimulated
+        offset; bias with int8 weights; a call without scale, pertoken_scale, logit or row_index.
+    DeviceFault, UndefinedBehaviour
+        Groups or tokens that are none.
+    """
+    request = _normalise(x, w, group_list, options)
+    profile = active_profile()
+    factors = _check(request, profile)
+    groups = read_groups(_REQUIRE, group_list, request.group_list_type, len(w), len(x))
+    used = groups[-1].stop if groups else 0
+    _REQUIRE.inside("row_index", factors.tokens[:used], request.shape[0], "rows of the output")
+    output = torch.zeros(request.shape)
+    if profile.gmm_finalize_order == "shared_first":
+        _add_shared(request, output)
+    for expert, start, stop in groups:
+        values = _products(request, factors, expert, slice(start, stop), profile)
+        output.index_add_(0, factors.tokens[start:stop], values)
+    if profile.gmm_finalize_order == "shared_last":
+        _add_shared(request, output)
+    return output
+
+
+def finalize_routing_meta(x: Tensor, w: Tensor, group_list: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+    """Allocate the output, after the checks of the host."""
+    request = _normalise(x, w, group_list, options)
+    _check_host(request)
+    return x.new_empty(request.shape, dtype=torch.float32)
+
+
+def _normalise(x: Tensor, w: Tensor, group_list: Tensor, options: dict[str, Any]) -> FinalizeRequest:
+    given = {name: value for name, value in options.items() if value is not None}
+    return FinalizeRequest(x, w, group_list, **given)
+
+
+def _products(request: FinalizeRequest, factors: _Factors, expert: int, rows: slice, profile: CannProfile) -> Tensor:
+    """Return what some rows of an expert add, float32 [rows, N]."""
+    x, scale = request.x[rows], factors.scale[expert]
+    if request.bias is None:
+        values = integer_product(x, request.w[expert], INT8_PRODUCT).float() * scale
+    else:
+        values = int4.dequantised(x, request.w[expert], scale, request.bias[expert], profile)
+    return values * factors.by_row[rows].unsqueeze(1) * factors.logit[rows].unsqueeze(1)
+
+
+def _add_shared(request: FinalizeRequest, output: Tensor) -> None:
+    if request.shared_input is not None:
+        first = request.shared_input_offset
+        shared = request.shared_input.float() * request.shared_input_weight
+        output[first : first + len(shared)] += shared
+
+
+def _check_host(request: FinalizeRequest) -> None:
+    wrapper = ErrorCode.WRAPPER
+    _REQUIRE.choice("group_list_type", request.group_list_type, (0, 1), wrapper)
+    _REQUIRE.rank("x", request.x, (2,), wrapper)
+    _REQUIRE.rank("w", request.w, (3,), wrapper)
+    if request.dtype not in (None, torch.float32):
+        raise _REQUIRE.rejected("dtype", str(request.dtype), "torch.float32", wrapper)
+
+
+def _check(request: FinalizeRequest, profile: CannProfile) -> _Factors:
+    """Refuse what the operator refuses and what is not simulated, and return what sums are multiplied by."""
+    _check_host(request)
+    for argument in _OF_950:
+        if getattr(request, argument) is not None:
+            raise _REQUIRE.rejected(argument, getattr(request, argument), "None: dtypes of Ascend 950 alone have it")
+    _REQUIRE.dtype("x", request.x, ("int8",))
+    _REQUIRE.dtype("w", request.w, ("int8", "int32"))
+    shape = (len(request.w), request.x.shape[1], request.w.shape[2])
+    _REQUIRE.shape("w", request.w, shape, "[E, K, N], the inner axis of x")
+    check_group_list(_REQUIRE, request.group_list, request.group_list_type, len(request.w))
+    if request.offset is not None:
+        raise _REQUIRE.not_simulated("offset", "a tensor", "None")
+    scale, by_row, logit, tokens = (getattr(request, argument) for argument in _NEEDED)
+    for argument, tensor in zip(_NEEDED, (scale, by_row, logit, tokens), strict=True):
+        if tensor is None:
+            raise _REQUIRE.not_simulated(argument, None, "a tensor")
+        if argument != "scale":
+            _REQUIRE.dtype(argument, tensor, ("int64", "int32") if argument == "row_index" else ("float32",))
+            _REQUIRE.shape(argument, tensor, (len(request.x),), "[M]")
+    _check_shared(request)
+    return _Factors(_check_scale(request, scale, profile), by_row, logit, tokens.long())
+
+
+def _check_scale(request: FinalizeRequest, scale: Tensor, profile: CannProfile) -> Tensor:
+    """Return the scales of the weight in float32, after the checks of scale and bias."""
+    shape = (len(request.w), request.shape[1])
+    if request.w.dtype == torch.int8:
+        if request.bias is not None:
+            raise _REQUIRE.not_simulated("bias", "a tensor with w of int8", "None")
+        _REQUIRE.dtype("scale", scale, ("float32", "bfloat16"))
+        _REQUIRE.shape("scale", scale, shape, "[E, N]")
+        return scale.float()
+    if not request.w.is_contiguous():
+        raise _REQUIRE.not_simulated("w", f"not contiguous, strides {request.w.stride()}", "contiguous int4")
+    if request.bias is None:
+        raise _REQUIRE.rejected("bias", None, "float32 [E, N], with w of int4")
+    _REQUIRE.dtype("bias", request.bias, ("float32",))
+    _REQUIRE.shape("bias", request.bias, shape, "[E, N]")
+    return int4.checked_scale(_REQUIRE, "scale", scale, request.w, profile)
+
+
+def _check_shared(request: FinalizeRequest) -> None:
+    shared, rows = request.shared_input, request.shape[0]
+    if shared is None:
+        return
+    _REQUIRE.dtype("shared_input", shared, ("bfloat16",))
+    _REQUIRE.rank("shared_input", shared, (2,))
+    _REQUIRE.shape("shared_input", shared, (len(shared), request.shape[1]), "[L, N]")
+    most = rows - len(shared)
+    if not 0 <= request.shared_input_offset <= most:
+        allowed = f"0 to {most}: {len(shared)} rows of {rows}"
+        raise _REQUIRE.rejected("shared_input_offset", request.shared_input_offset, allowed, ErrorCode.TILING)
