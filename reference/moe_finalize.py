@@ -55,8 +55,8 @@ def moe_finalize(inputs: MoeFinalizeInputs) -> dict[str, Expected]:
 
     Notes
     -----
-    A correct device may round each product to the dtype of the rows, adds in float32, and rounds the sum once before
-    ``skip`` is added and once at the end.
+    A correct device may round each product to the dtype of the rows, adds in float32 in any order, ``skip`` first or
+    last, and rounds the sum once before ``skip`` is added and once at the end.
     """
     _validate(inputs)
     dtype = inputs.expert_rows.dtype
@@ -64,7 +64,10 @@ def moe_finalize(inputs: MoeFinalizeInputs) -> dict[str, Expected]:
     rows = inputs.expert_rows[inputs.places.clamp(min=0).to(torch.int64)].to(torch.float64)
     rows = torch.where(here.unsqueeze(2), rows, 0.0)
     products = Inexact.exact(rows).times(Inexact.exact(inputs.weights.unsqueeze(2))).in_float32().rounded(dtype)
-    added = products.value.abs().sum(dim=1) * accumulation_error(inputs.places.shape[1] + 1)
+    sizes = products.value.abs().sum(dim=1)
+    if inputs.skip is not None:
+        sizes = sizes + inputs.skip.to(torch.float64).abs()
+    added = sizes * accumulation_error(inputs.places.shape[1] + 2)
     total = Inexact(products.value.sum(dim=1), products.error.sum(dim=1) + added)
     if inputs.skip is not None:
         total = total.rounded(dtype).plus(Inexact.exact(inputs.skip)).in_float32()

@@ -38,7 +38,7 @@ def npu_clipped_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
 def clipped(inputs: SwigluInputs) -> torch.Tensor:
     """Call the operator with what the configuration says."""
     return torch.ops.npu.npu_clipped_swiglu(  # type: ignore[no-any-return]
-        inputs.states,
+        inputs.states.contiguous(),
         alpha=inputs.alpha,
         limit=inputs.limit,
         bias=inputs.bias,
