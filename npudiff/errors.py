@@ -23,7 +23,7 @@ class UsageError(Exception):
     """What the user asked for cannot be done as asked; the message is the one line that they see."""
 
 
-MANY = 16
+MANY = 32
 """Names above which only those are listed that look like the unknown one."""
 
 
