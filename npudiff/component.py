@@ -145,10 +145,13 @@ def _checksum(tensor: Any) -> int:  # noqa: ANN401 - a tensor; torch is imported
     bits = torch.empty(0, dtype=torch.uint8).set_(storage)
     words = bits[: len(bits) // 8 * 8].view(torch.int64)
     whole = len(words) // _CHUNK * _CHUNK
-    inner, outer = _weights(_CHUNK), _weights(whole // _CHUNK)
-    chunks = torch.mv(words[:whole].view(-1, _CHUNK), inner)
-    rest = torch.dot(words[whole:], inner[: len(words) - whole])
-    return int(torch.dot(chunks, outer)) + int(rest) + int(bits[len(words) * 8 :].sum())
+    total = torch.dot(words[whole:], _weights(_CHUNK)[: len(words) - whole])
+    if whole:  # most tensors of a case are smaller, and each call counts there
+        chunks = torch.mv(words[:whole].view(-1, _CHUNK), _weights(_CHUNK))
+        total += torch.dot(chunks, _weights(whole // _CHUNK))
+    if len(bits) % 8:
+        total += bits[len(words) * 8 :].sum()
+    return int(total)
 
 
 @functools.lru_cache(maxsize=16)
