@@ -56,7 +56,7 @@ class Machine(RuleBasedStateMachine):
 
     def opening(self) -> Any:  # noqa: ANN401 - a case of any component with history
         """Draw a case without steps."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has to draw the case with which a run begins")
 
     @initialize(source=SOURCE)
     def begin(self, source: Random) -> None:

@@ -17,6 +17,7 @@ from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
+from properties.token_order import in_another_order
 from reference.moe_gating import GROUP_SCORES, SCORINGS, MoeGatingInputs, moe_gating
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -213,11 +214,8 @@ def coordinates(inputs: MoeGatingInputs, output: str) -> Mapping[str, torch.Tens
 
 
 def _tokens_do_not_mix(subject: Subject, case: MoeGatingCase) -> Comparison:
-    inputs = build_inputs(case)
     order = Stream(case.seed, "order").permutation(case.tokens)
-    before = {name: output[order] for name, output in subject.run(inputs).items()}
-    other = replace(inputs, logits=inputs.logits[order])
-    return agree(bounds_of(subject.expected(other)), before, subject.run(other), "tokens in another order")
+    return in_another_order(subject, build_inputs(case), order, ("logits",))
 
 
 def _experts_are_alike(subject: Subject, case: MoeGatingCase) -> Comparison:

@@ -15,6 +15,7 @@ from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from properties import rows
+from properties.token_order import in_another_order
 from reference.rms_norm import ROUNDINGS, WEIGHT_OFFSETS, RmsNormInputs, rms_norm
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -187,12 +188,8 @@ def coordinates(inputs: RmsNormInputs, output: str) -> Mapping[str, torch.Tensor
 
 
 def _tokens_do_not_mix(subject: Subject, case: RmsNormCase) -> Comparison:
-    inputs = build_inputs(case)
     order = Stream(case.seed, "order").permutation(case.tokens)
-    residual = None if inputs.residual is None else inputs.residual[order]
-    before = {name: output[order] for name, output in subject.run(inputs).items()}
-    other = replace(inputs, hidden=inputs.hidden[order], residual=residual)
-    return agree(bounds_of(subject.expected(other)), before, subject.run(other), "tokens in another order")
+    return in_another_order(subject, build_inputs(case), order, ("hidden", "residual"))
 
 
 def _first_token_alone(subject: Subject, case: RmsNormCase) -> Comparison:

@@ -17,6 +17,7 @@ from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
+from properties.token_order import in_another_order
 from reference.swiglu import LAYOUTS, ROUNDINGS, Activation, SwigluInputs, swiglu
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -221,11 +222,8 @@ def coordinates(inputs: SwigluInputs, output: str) -> Mapping[str, torch.Tensor]
 
 
 def _tokens_do_not_mix(subject: Subject, case: SwigluCase) -> Comparison:
-    inputs = build_inputs(case)
     order = Stream(case.seed, "order").permutation(case.tokens)
-    before = {name: output[order] for name, output in subject.run(inputs).items()}
-    other = replace(inputs, states=inputs.states[order])
-    return agree(bounds_of(subject.expected(other)), before, subject.run(other), "tokens in another order")
+    return in_another_order(subject, build_inputs(case), order, ("states",))
 
 
 def _limit_out_of_reach(subject: Subject, case: SwigluCase) -> Comparison:

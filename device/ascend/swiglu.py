@@ -7,6 +7,7 @@ Source: sglang 0.5.23, ``hardware_backend/npu/moe/activation.py`` 198-227 and th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -98,4 +99,4 @@ def by_configuration(inputs: SwigluInputs, target: Target) -> torch.Tensor:
 def swiglu_in_float32(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """Composed in float32, and rounded once: what models are trained with."""
     on_device = inputs.to(target.device)
-    return composed(type(inputs)(**{**vars(on_device), "states": on_device.states.float()})).to(inputs.states.dtype)
+    return composed(replace(on_device, states=on_device.states.float())).to(inputs.states.dtype)

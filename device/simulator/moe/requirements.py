@@ -6,18 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from device.simulator.errors import DeviceFault, ErrorCode, NotSimulated, OperatorRejected
+from device.simulator.rotary.requirements import FLOATS, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from torch import Tensor
 
-FLOATS = ("float16", "bfloat16", "float32")
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """Return the name of a tensor's dtype without ``torch.``."""
-    return str(tensor.dtype).removeprefix("torch.")
+__all__ = ["FLOATS", "Requirements", "dtype_name"]
 
 
 @dataclass(frozen=True)
