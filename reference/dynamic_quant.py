@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import FLOAT32_ROUNDOFF, Expected
+from reference.bounds import Expected
 from reference.inexact import Inexact
 from reference.views import moved_inputs
 
@@ -63,20 +63,32 @@ def dynamic_quant(inputs: DynamicQuantInputs) -> dict[str, Expected]:
 
     Notes
     -----
-    A correct device rounds product, scale, its reciprocal and quotient in float32: eight roundings at most. An integer
-    may differ where the quotient lies that close to the middle between two.
+    A correct device rounds product, scale, its reciprocal and quotient in float32. An integer may differ where the
+    quotient lies that close to the middle between two.
     """
     smooth = _factors(inputs)
-    exact = Inexact.exact(inputs.states).times(Inexact.exact(smooth)).in_float32(ROUNDINGS)
-    largest = exact.value.abs().amax(dim=-1, keepdim=True)
-    scale = largest / LEVELS[inputs.bits]
-    zero = largest == 0
-    steps = exact.times(Inexact.exact(torch.where(zero, 0.0, 1 / scale)))
-    return {"quantised": nearest(steps, LEVELS[inputs.bits]), "scale": scales(scale.squeeze(-1))}
+    steps, scale = by_largest(Inexact.exact(inputs.states).times(Inexact.exact(smooth)).in_float32(), inputs.bits)
+    return {"quantised": nearest(steps, LEVELS[inputs.bits]), "scale": scales(scale)}
 
 
-ROUNDINGS = 8
-"""Roundings to float32 between a state and its integer."""
+def by_largest(states: Inexact, bits: int) -> tuple[Inexact, Inexact]:
+    """Return how many steps each element of rows ``[..., rows, width]`` has, and the size of a step, ``[..., rows]``.
+
+    The largest element of a device is off by no more than the largest error of a row. A row of zeros has steps 0.
+    """
+    value, error = states.value.abs().amax(dim=-1, keepdim=True), states.error.amax(dim=-1, keepdim=True)
+    scale = Inexact(value, error).times(1 / LEVELS[bits]).in_float32(SCALE_ROUNDINGS)
+    steps = states.over(scale).in_float32(STEP_ROUNDINGS)
+    zero = (value == 0) & (error == 0)
+    steps = Inexact(torch.where(zero, 0.0, steps.value), torch.where(zero, 0.0, steps.error))
+    return steps, Inexact(scale.value.squeeze(-1), scale.error.squeeze(-1))
+
+
+SCALE_ROUNDINGS = 3
+"""Roundings of a scale to float32: a device has the reciprocal of the levels, the product, or quotients instead."""
+
+STEP_ROUNDINGS = 3
+"""Roundings between a scale and the number of steps: those of a reciprocal, of its use and of a product."""
 
 
 def nearest(steps: Inexact, levels: int) -> Expected:
@@ -88,13 +100,12 @@ def nearest(steps: Inexact, levels: int) -> Expected:
     return Expected(value, torch.maximum(high - value, value - low), torch.int8)
 
 
-def scales(scale: torch.Tensor) -> Expected:
+def scales(scale: Inexact) -> Expected:
     """Return the scales of rows; where a row holds nothing but zeros, any of ``ZERO_ROW_SCALE`` and between."""
     low, high = ZERO_ROW_SCALE
-    zero = scale == 0
-    value = torch.where(zero, (low + high) / 2, scale)
-    bound = torch.where(zero, (high - low) / 2, scale * 4 * FLOAT32_ROUNDOFF)
-    return Expected(value, bound, torch.float32)
+    zero = scale.value == 0
+    value = torch.where(zero, (low + high) / 2, scale.value)
+    return Expected(value, torch.where(zero, (high - low) / 2, scale.error), torch.float32)
 
 
 def _factors(inputs: DynamicQuantInputs) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from reference.bounds import Expected, exactly, unit_roundoff
-from reference.dynamic_quant import LEVELS, ROUNDINGS, nearest, scales
+from reference.dynamic_quant import LEVELS, by_largest, nearest, scales
 from reference.inexact import Inexact
 from reference.views import moved_inputs
 
@@ -87,12 +87,10 @@ def moe_routing(inputs: MoeRoutingInputs) -> dict[str, Expected]:
 
 
 def _quantised(copies: torch.Tensor) -> dict[str, Expected]:
-    exact = Inexact.exact(copies).in_float32(ROUNDINGS)
-    largest = exact.value.abs().amax(dim=-1, keepdim=True)
-    steps = exact.times(Inexact.exact(torch.where(largest == 0, 0.0, LEVELS[8] / largest)))
+    steps, scale = by_largest(Inexact.exact(copies), 8)
     cut = 2 * unit_roundoff(torch.float16)
     steps = Inexact(steps.value, steps.error + steps.value.abs() * cut)
-    return {"rows": nearest(steps, LEVELS[8]), "scale": scales(largest.squeeze(-1) / LEVELS[8])}
+    return {"rows": nearest(steps, LEVELS[8]), "scale": scales(scale)}
 
 
 def _followed_by_nothing(output: Expected, rows: int) -> Expected:
