@@ -79,30 +79,69 @@ def moe_gating(inputs: MoeGatingInputs) -> dict[str, Expected]:
     A correct device computes scores in float32. Where two experts, or two groups, are so close that it may rank them
     either way, nothing is said of the weights of this token.
     """
-    _validate(inputs)
-    scores = _scores(inputs)
-    wanted = scores if inputs.bias is None else scores.plus(Inexact.exact(inputs.bias)).in_float32()
-    kept, unsure = _kept(inputs, wanted)
-    value = wanted.value.masked_fill(~kept, -torch.inf)
-    index = value.topk(inputs.chosen, dim=-1).indices
-    unsure |= _too_close(value, wanted.error, inputs.chosen)
-    weights = Inexact(scores.value.gather(1, index), scores.error.gather(1, index))
-    result = _scaled(inputs, weights).rounded(inputs.logits.dtype)
-    dense = torch.zeros_like(scores.value).scatter(1, index, result.value)
-    bound = torch.zeros_like(dense).scatter(1, index, result.error).masked_fill(unsure.unsqueeze(1), torch.inf)
+    choice = chosen_experts(inputs, Inexact.exact(inputs.logits))
+    weights = choice.weights.rounded(inputs.logits.dtype)
+    dense = torch.zeros(inputs.logits.shape, dtype=torch.float64).scatter(1, choice.experts, weights.value)
+    bound = torch.zeros_like(dense).scatter(1, choice.experts, weights.error)
+    bound = bound.masked_fill(choice.unsure.unsqueeze(1), torch.inf)
     return {
         "weights": Expected(dense, bound, inputs.logits.dtype),
         "chosen": exactly(torch.full((len(inputs.logits),), inputs.chosen)),
     }
 
 
-def _scores(inputs: MoeGatingInputs) -> Inexact:
-    logits = inputs.logits.to(torch.float64)
+@dataclass(frozen=True)
+class Choice:
+    """The experts of every token.
+
+    Attributes
+    ----------
+    experts : torch.Tensor
+        int64 ``[tokens, chosen]``.
+    weights : Inexact
+        ``[tokens, chosen]``, before they are stored.
+    unsure : torch.Tensor
+        bool ``[tokens]``: a correct device may choose others.
+    """
+
+    experts: torch.Tensor
+    weights: Inexact
+    unsure: torch.Tensor
+
+
+def chosen_experts(inputs: MoeGatingInputs, logits: Inexact) -> Choice:
+    """Choose experts as ``moe_gating`` says, from logits that a device has with errors.
+
+    Parameters
+    ----------
+    inputs : MoeGatingInputs
+        How to choose; of its logits only the shape counts.
+    logits : Inexact
+        ``[tokens, experts]``.
+
+    Raises
+    ------
+    ValueError
+        If sizes contradict each other, or a word is not known.
+    """
+    _validate(inputs)
+    scores = _scores(inputs, logits)
+    wanted = scores if inputs.bias is None else scores.plus(Inexact.exact(inputs.bias)).in_float32()
+    kept, unsure = _kept(inputs, wanted)
+    value = wanted.value.masked_fill(~kept, -torch.inf)
+    index = value.topk(inputs.chosen, dim=-1).indices
+    unsure |= _too_close(value, wanted.error, inputs.chosen)
+    weights = Inexact(scores.value.gather(1, index), scores.error.gather(1, index))
+    return Choice(index, _scaled(inputs, weights), unsure)
+
+
+def _scores(inputs: MoeGatingInputs, logits: Inexact) -> Inexact:
     if inputs.scoring == "sigmoid":
-        return sigmoid(Inexact.exact(logits))
-    value = torch.softmax(logits, dim=-1)
-    relative = 2 * EXPONENTIAL_ERROR + accumulation_error(logits.shape[-1]) + 2 * FLOAT32_ROUNDOFF
-    return Inexact(value, value * relative + torch.finfo(torch.float32).tiny)
+        return sigmoid(logits)
+    value = torch.softmax(logits.value, dim=-1)
+    relative = 2 * EXPONENTIAL_ERROR + accumulation_error(value.shape[-1]) + 2 * FLOAT32_ROUNDOFF
+    moved = torch.expm1(logits.error + logits.error.amax(dim=-1, keepdim=True))  # its exponential, and their sum
+    return Inexact(value, value * (relative + moved * (1 + relative)) + torch.finfo(torch.float32).tiny)
 
 
 def _kept(inputs: MoeGatingInputs, wanted: Inexact) -> tuple[torch.Tensor, torch.Tensor]:

@@ -105,8 +105,8 @@ def rotated(
     states: torch.Tensor, error: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, style: str, dtype: torch.dtype
 ) -> Expected:
     """Rotate float64 states ``[..., rotary_dim]``, with the error that they have already, by half as many angles."""
-    first, second = _pairs(states, interleaved=style != "half")
-    errors = _pairs(error, interleaved=style != "half")
+    first, second = pairs(states, interleaved=style != "half")
+    errors = pairs(error, interleaved=style != "half")
     results = (first * cosine - second * sine, second * cosine + first * sine)
     moved = ((first * cosine).abs() + (second * sine).abs(), (second * cosine).abs() + (first * sine).abs())
     brought = (
@@ -119,17 +119,19 @@ def rotated(
         for sizes, result, before in zip(moved, results, brought, strict=True)
     )
     interleaved = style == "interleaved"
-    return Expected(_joined(*results, interleaved=interleaved), _joined(*bounds, interleaved=interleaved), dtype)
+    return Expected(joined(*results, interleaved=interleaved), joined(*bounds, interleaved=interleaved), dtype)
 
 
-def _pairs(states: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def pairs(states: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first and the second element of every pair, each ``[..., rotary_dim / 2]``."""
     if interleaved:
         return states[..., 0::2], states[..., 1::2]
     first, second = states.chunk(2, dim=-1)
     return first, second
 
 
-def _joined(first: torch.Tensor, second: torch.Tensor, *, interleaved: bool) -> torch.Tensor:
+def joined(first: torch.Tensor, second: torch.Tensor, *, interleaved: bool) -> torch.Tensor:
+    """Return pairs as neighbours, or as halves."""
     if interleaved:
         return torch.stack([first, second], dim=-1).flatten(-2)
     return torch.cat([first, second], dim=-1)

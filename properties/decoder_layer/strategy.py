@@ -1,0 +1,75 @@
+"""Drawing cases of a decoder layer: small, with requests of different lengths, and steps that cross pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from npudiff.constraints import Box, Constraints, allows
+from npudiff.draw import Chooser, within
+from properties.decoder_layer.case import FLAGS, KINDS, LIMITS, ROTARY, DecoderLayerCase, LayerRequest
+
+FIXED: Mapping[str, Mapping[str, object]] = {
+    "step-3.5": {"groups": 1, "query_rank": 32},
+    "deepseek": {"window": None, "kv_heads": 1, "limit": None, "shared_limit": None, "rotary": "whole", "head_dim": 64},
+}
+"""What the layers of a kind have in common; axes that say nothing of a kind are there as well."""
+
+_UNUSED = {"step-3.5": ("query_rank",), "deepseek": ("rotary", "head_dim")}
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[DecoderLayerCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    kinds = [kind for kind in within(KINDS, box.get("kind")) if _fits(box, kind)]
+    assume(kinds)
+    kind = choose.pick(kinds)
+    page_size = choose.value(box, "page_size", (16, 32, 128))
+    chosen = choose.value(box, "chosen", (1, 2, 3))
+    experts = choose.value(box, "experts", (4, 8))
+    choices = {
+        "decode_steps": choose.value(box, "decode_steps", (0, 1, 2, 3)),
+        "window": choose.value(box, "window", (None, 1, 2, 5, 15, 17)),
+        "hidden_size": choose.value(box, "hidden_size", (64, 96, 128)),
+        "query_rank": choose.value(box, "query_rank", (32, 64)),
+        "kv_heads": choose.value(box, "kv_heads", (1, 2)),
+        "group": choose.value(box, "group", (1, 2, 4)),
+        "head_dim": choose.value(box, "head_dim", (64, 128)),
+        "rotary": choose.value(box, "rotary", ROTARY),
+        "groups": choose.value(box, "groups", [count for count in (1, 2) if chosen <= experts // 2 or count == 1]),
+        "width": choose.value(box, "width", (16, 32)),
+        "limit": choose.value(box, "limit", (None, *LIMITS)),
+        "shared_limit": choose.value(box, "shared_limit", (None, *LIMITS)),
+        **{flag: choose.value(box, flag, (False, True)) for flag in FLAGS},
+    }
+    return DecoderLayerCase(
+        **{**choices, **FIXED[kind]},
+        requests=choose.several(box, "batch", (1, 2, 3), lambda: _draw_request(choose, box, page_size)),
+        kind=kind,
+        chosen=chosen,
+        experts=experts,
+        page_size=page_size,
+        seed=choose.pick(range(1024)),
+    )
+
+
+def _fits(box: Box, kind: str) -> bool:
+    """Whether a layer of a kind can be within the box."""
+    told = {axis: value for axis, value in FIXED[kind].items() if axis not in _UNUSED[kind]}
+    return all(axis not in box or allows(box[axis], value) for axis, value in told.items())
+
+
+def _draw_request(choose: Chooser, box: Box, page_size: int) -> LayerRequest:
+    small = min(page_size, 16)
+    return LayerRequest(
+        prefix=choose.value(box, "prefix", (0, 0, 1, 3, small)),
+        prefill=choose.value(box, "prefill", (1, 2, 3, 5, small - 1, small + 1)),
+    )

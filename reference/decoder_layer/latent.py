@@ -1,0 +1,112 @@
+"""Attention of DeepSeek: latents are cached, and heads come from them before attention or after it."""
+
+from __future__ import annotations
+
+import torch
+
+from reference.decoder_layer.inputs import DecoderLayerInputs, LatentWeights
+from reference.decoder_layer.turning import turned
+from reference.inexact_attention import projected_attention
+from reference.linear import product
+from reference.mla_preprocess import ROPE_STYLE
+from reference.spread import Spread, linear, normed
+
+
+class LatentAttention:
+    """Queries, latents and rope keys of all tokens; and the attention of some.
+
+    A device may expand latents to keys and values of every head, as backends do in prefill, or absorb these projections
+    into queries and outputs, as they do in decode: one value, and roundings at other places. The larger error counts.
+
+    Parameters
+    ----------
+    inputs : DecoderLayerInputs
+        The layer.
+    weights : LatentWeights
+        Its attention.
+    states : Spread
+        ``[tokens, hidden_size]``: normalised hidden states.
+
+    Attributes
+    ----------
+    keys, values : Spread
+        ``[tokens, 1, latent_dim]`` and ``[tokens, 1, rope_dim]``: latents and rope keys, what is cached.
+    """
+
+    def __init__(self, inputs: DecoderLayerInputs, weights: LatentWeights, states: Spread) -> None:
+        self._inputs, self._weights, self._dtype = inputs, weights, inputs.hidden.dtype
+        dtype, epsilon, nope = self._dtype, inputs.epsilon, weights.nope_dim
+        down = linear(states, weights.q_a.to(torch.float64), dtype)
+        queries = normed(down, weights.q_a_norm, "plain", epsilon, dtype)
+        heads = linear(queries, weights.q_b.to(torch.float64), dtype).heads(weights.heads)
+        self._nope = heads.part(slice(0, nope))
+        self._rope = turned(heads.part(slice(nope, None)), inputs, ROPE_STYLE)
+        compressed = linear(states, weights.kv_a.to(torch.float64), dtype).heads(1)
+        latent = slice(0, weights.latent_dim)
+        self.keys = normed(compressed.part(latent), weights.kv_a_norm, "plain", epsilon, dtype)
+        self.values = turned(compressed.part(slice(weights.latent_dim, None)), inputs, ROPE_STYLE)
+
+    def rows(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
+        """Return the projected attention of some tokens of one request, ``[len(queries), hidden_size]``."""
+        expanded, absorbed = self._expanded(queries, keys, seen), self._absorbed(queries, keys, seen)
+        return Spread.of(expanded.value, torch.maximum(expanded.own, absorbed.own))
+
+    def _expanded(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
+        latents = self.keys.rows(keys)
+        k_up, v_up = (part.to(torch.float64) for part in (self._weights.k_up, self._weights.v_up))
+        nope = _by_token(linear(_by_head(latents), k_up.transpose(-1, -2), self._dtype))
+        values = _by_token(linear(_by_head(latents), v_up, self._dtype))
+        rope = self.values.rows(keys)
+        wide = Spread(*(part.expand(-1, self._weights.heads, -1) for part in (rope.value, rope.own, rope.shared)))
+        result = projected_attention(
+            _joined(self._nope.rows(queries), self._rope.rows(queries)),
+            _joined(nope, wide),
+            values,
+            seen,
+            self._inputs.scale,
+            self._matrix,
+            self._dtype,
+        )
+        return self._projected(result.output, result.scale.square())
+
+    def _absorbed(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
+        k_up, v_up = (part.to(torch.float64) for part in (self._weights.k_up, self._weights.v_up))
+        absorbed = _by_token(linear(_by_head(self._nope.rows(queries)), k_up, self._dtype))
+        latents = self.keys.rows(keys)
+        result = projected_attention(
+            _joined(absorbed, self._rope.rows(queries)),
+            _joined(latents, self.values.rows(keys)),
+            latents,
+            seen,
+            self._inputs.scale,
+            v_up @ self._matrix,
+            self._dtype,
+        )
+        output = product(result.output, v_up, self._dtype)
+        return self._projected(output.value, result.scale.square() + output.own.square() @ self._matrix.square())
+
+    @property
+    def _matrix(self) -> torch.Tensor:
+        """float64 ``[heads, value_dim, hidden_size]``."""
+        return self._weights.output.to(torch.float64).view(self._weights.heads, -1, self._weights.output.shape[1])
+
+    def _projected(self, output: torch.Tensor, squares: torch.Tensor) -> Spread:
+        """Sum over heads of ``[heads, rows, value_dim]``, with squares of scales ``[heads, rows, hidden_size]``."""
+        exact = product(output.transpose(0, 1).flatten(1), self._weights.output.to(torch.float64), self._dtype)
+        return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.own))
+
+
+def _joined(first: Spread, second: Spread) -> Spread:
+    """Columns side by side; rows of different origin have nothing in common any more."""
+    value, own = (torch.cat([getattr(part, name) for part in (first, second)], dim=-1) for name in ("value", "scale"))
+    return Spread.of(value, own)
+
+
+def _by_head(rows: Spread) -> Spread:
+    """From ``[tokens, heads, dim]`` to ``[heads, tokens, dim]``; one head is broadcast by a product."""
+    return Spread(*(part.transpose(0, 1) for part in (rows.value, rows.own, rows.shared)))
+
+
+def _by_token(rows: Spread) -> Spread:
+    heads = rows.value.shape[0]
+    return Spread(*(part.expand(heads, -1, -1).transpose(0, 1) for part in (rows.value, rows.own, rows.shared)))

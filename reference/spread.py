@@ -1,0 +1,120 @@
+"""Numbers with errors that are spread: how far a correct device is after a chain of products, stated once at the end.
+
+``reference.inexact`` carries the largest error of each number, and ``reference.linear.carried`` multiplies by its
+confidence at every product. Through a whole layer of five products that would be a factor of 1024. Here a number has
+the scale of its error in place of a bound: a bounded error of mean zero has its bound for a scale, a sum of independent
+errors the root of the sum of squares (both Hoeffding, 1963), and only what comes out of the layer is multiplied by the
+confidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from reference.bounds import ACCUMULATION_CONFIDENCE, Expected, underflow_step, unit_roundoff
+from reference.inexact import Inexact
+from reference.linear import product
+from reference.rms_norm import WEIGHT_OFFSETS, normalised
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Rows of exact values, and the scales of the errors of what a device has in their place.
+
+    Attributes
+    ----------
+    value : torch.Tensor
+        float64 ``[..., columns]``.
+    own : torch.Tensor
+        float64, of the same shape: scale of the error of each element, which has nothing to do with that of others.
+    shared : torch.Tensor
+        float64 ``[..., 1]``: relative error that all elements of a row have in common, at its largest. A product with
+        a matrix leaves it as it is.
+    """
+
+    value: torch.Tensor
+    own: torch.Tensor
+    shared: torch.Tensor
+
+    @classmethod
+    def exact(cls, rows: torch.Tensor) -> Spread:
+        """Return numbers that a device has as they are."""
+        value = rows.to(torch.float64)
+        return cls.of(value, torch.zeros_like(value))
+
+    @classmethod
+    def of(cls, value: torch.Tensor, own: torch.Tensor) -> Spread:
+        """Return numbers whose errors have nothing in common."""
+        return cls(value, own, torch.zeros_like(value[..., :1]))
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Scale of the error of each element, what it shares with its row included."""
+        return self.own + self.value.abs() * self.shared
+
+    @property
+    def bounded(self) -> Inexact:
+        """The same numbers with bounds, which no error passes but with probability ``2 exp(-confidence**2 / 2)``."""
+        return Inexact(self.value, ACCUMULATION_CONFIDENCE * self.own + self.value.abs() * self.shared)
+
+    @property
+    def scaled(self) -> Inexact:
+        """The same numbers for two products in a row, each of which multiplies by the confidence, where once is enough.
+
+        After the first one errors are scales, after the second bounds.
+        """
+        return Inexact(self.value, self.scale / ACCUMULATION_CONFIDENCE)
+
+    def rounded(self, dtype: torch.dtype) -> Spread:
+        """Return the numbers as a device stores them in a dtype."""
+        rounding = self.value.abs() * unit_roundoff(dtype) * (1 + 2 * unit_roundoff(dtype)) + underflow_step(dtype)
+        return Spread(self.value, torch.hypot(self.own, rounding), self.shared)
+
+    def part(self, columns: slice) -> Spread:
+        """Return some columns of every row."""
+        return Spread(self.value[..., columns], self.own[..., columns], self.shared)
+
+    def heads(self, count: int) -> Spread:
+        """Return ``[rows, count, columns / count]``: the columns of each head as a row of its own."""
+        shape = (*self.value.shape[:-1], count, -1)
+        shared = self.shared.unsqueeze(-2).expand(*self.value.shape[:-1], count, 1)
+        return Spread(self.value.reshape(shape), self.own.reshape(shape), shared)
+
+    def rows(self, index: torch.Tensor | list[int]) -> Spread:
+        """Return some rows, of the first axis."""
+        return Spread(self.value[index], self.own[index], self.shared[index])
+
+    def plus(self, other: Spread) -> Spread:
+        """Return the sum with numbers whose errors have nothing to do with these; what rows share adds up."""
+        common = self.value.abs() * self.shared + other.value.abs() * other.shared
+        return Spread.of(self.value + other.value, torch.hypot(self.own, other.own) + common)
+
+    def expected(self, dtype: torch.dtype) -> Expected:
+        """Return what a device may have that stores these numbers, already rounded, in a dtype."""
+        bounded = self.bounded
+        return Expected(bounded.value, bounded.error, dtype)
+
+
+def linear(rows: Spread, matrix: torch.Tensor, dtype: torch.dtype) -> Spread:
+    """Return rows times a float64 matrix ``[..., inner, columns]``, rounded to a dtype as a device does."""
+    exact = product(rows.value, matrix, dtype)
+    brought = (rows.own.square() @ matrix.square()).sqrt()
+    return Spread(exact.value, torch.hypot(brought, exact.own), rows.shared)
+
+
+def normed(rows: Spread, weight: torch.Tensor, kind: str, epsilon: float, dtype: torch.dtype) -> Spread:
+    """Return the RMS norm of every row, as ``reference.rms_norm`` has it, of a kind that it names.
+
+    What the elements of a row have in common is in its root mean square as well, and goes, but for epsilon's part. A
+    device may round what it normalised, the weight of a Gemma norm, and the result.
+    """
+    offset, rounding = WEIGHT_OFFSETS[kind], unit_roundoff(dtype)
+    wide = weight.to(torch.float64) + offset
+    result = normalised(rows.value, rows.own, wide, torch.zeros_like(wide), epsilon, dtype)
+    roundings = 3 if offset else 2
+    brought = rows.own * result.rstd * wide.abs()
+    own = (brought.square() + roundings * (rounding * result.value).square()).sqrt() + underflow_step(dtype)
+    kept = rows.shared * epsilon * result.rstd.square()
+    return Spread(result.value, own, result.relative + kept)
