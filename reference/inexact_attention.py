@@ -11,9 +11,8 @@ from reference.bounds import (
     EXPONENTIAL_ERROR,
     FLOAT32_ROUNDOFF,
     accumulation_error,
-    unit_roundoff,
 )
-from reference.spread import Spread
+from reference.spread import Spread, rounding_scale
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def projected_attention(
     sums = scale * lengths * (accumulation_error(key_dim) + 2 * FLOAT32_ROUNDOFF)
     by_key = scale**2 * queries.value.square() @ keys.own.square().transpose(-1, -2)
     by_key = by_key + (scores * keys.shared.transpose(-1, -2)).square() + sums.square()
-    rounding = unit_roundoff(dtype) + EXPONENTIAL_ERROR + accumulation_error(max(2, len(key.value)))
+    rounding = rounding_scale(dtype) + EXPONENTIAL_ERROR + accumulation_error(max(2, len(key.value)))
     distance = through.unsqueeze(1) - result.unsqueeze(2)  # [heads, rows, keys, columns]
     moved = weights.unsqueeze(-1) * distance
     squares = (by_key.unsqueeze(-1) * moved.square()).sum(dim=2)
@@ -97,7 +96,7 @@ def projected_attention(
     largest = torch.maximum(distance.abs(), through.abs().unsqueeze(1))  # a device divides by either sum
     squares += rounding**2 * (weights.unsqueeze(-1) * largest).square().sum(dim=2)
     squares += weights.square() @ (values.own.square() @ matrix.square() + (through * values.shared).square())
-    squares += (unit_roundoff(dtype) * output).square() @ matrix.square()
+    squares += (rounding_scale(dtype) * output).square() @ matrix.square()
     # an exponential is convex: what is linear in the errors of scores is widened by the largest of them
     furthest = ACCUMULATION_CONFIDENCE * (by_key.sqrt() + scale * _reach(queries, keys)) + queries.shared * scores.abs()
     widest = torch.exp(torch.where(seen, furthest, 0.0).amax(dim=-1, keepdim=True))

@@ -9,6 +9,7 @@ confidence.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,14 @@ from reference.bounds import ACCUMULATION_CONFIDENCE, Expected, underflow_step, 
 from reference.inexact import Inexact
 from reference.linear import product
 from reference.rms_norm import WEIGHT_OFFSETS, normalised
+
+EVEN = 1 / math.sqrt(3)
+"""Scale of an error that is spread evenly, over its largest size."""
+
+
+def rounding_scale(dtype: torch.dtype) -> float:
+    """Return the scale of the relative error of rounding to a dtype."""
+    return unit_roundoff(dtype) * EVEN
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Spread:
 
     def rounded(self, dtype: torch.dtype) -> Spread:
         """Return the numbers as a device stores them in a dtype."""
-        rounding = self.value.abs() * unit_roundoff(dtype) * (1 + 2 * unit_roundoff(dtype)) + underflow_step(dtype)
+        rounding = self.value.abs() * rounding_scale(dtype) + underflow_step(dtype)
         return Spread(self.value, torch.hypot(self.own, rounding), self.shared)
 
     def part(self, columns: slice) -> Spread:
@@ -101,7 +110,7 @@ def linear(rows: Spread, matrix: torch.Tensor, dtype: torch.dtype) -> Spread:
     """Return rows times a float64 matrix ``[..., inner, columns]``, rounded to a dtype as a device does."""
     exact = product(rows.value, matrix, dtype)
     brought = (rows.own.square() @ matrix.square()).sqrt()
-    return Spread(exact.value, torch.hypot(brought, exact.own), rows.shared)
+    return Spread(exact.value, torch.hypot(brought, exact.own * EVEN), rows.shared)
 
 
 def normed(rows: Spread, weight: torch.Tensor, kind: str, epsilon: float, dtype: torch.dtype) -> Spread:
@@ -110,7 +119,7 @@ def normed(rows: Spread, weight: torch.Tensor, kind: str, epsilon: float, dtype:
     What the elements of a row have in common is in its root mean square as well, and goes, but for epsilon's part. A
     device may round what it normalised, the weight of a Gemma norm, and the result.
     """
-    offset, rounding = WEIGHT_OFFSETS[kind], unit_roundoff(dtype)
+    offset, rounding = WEIGHT_OFFSETS[kind], rounding_scale(dtype)
     wide = weight.to(torch.float64) + offset
     result = normalised(rows.value, rows.own, wide, torch.zeros_like(wide), epsilon, dtype)
     roundings = 3 if offset else 2

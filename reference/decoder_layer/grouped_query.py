@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from reference.bounds import unit_roundoff
 from reference.decoder_layer.inputs import DecoderLayerInputs, GroupedQueryWeights
 from reference.decoder_layer.turning import turned
 from reference.inexact import Inexact, sigmoid
 from reference.inexact_attention import projected_attention
 from reference.linear import product
-from reference.spread import Spread, linear, normed
+from reference.spread import EVEN, Spread, linear, normed, rounding_scale
 
 
 class GroupedQueryAttention:
@@ -48,7 +47,7 @@ class GroupedQueryAttention:
 
     def rows(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
         """Return the projected attention of some tokens of one request, ``[len(queries), hidden_size]``."""
-        heads, rounding = self._weights.heads, unit_roundoff(self._dtype)
+        heads, rounding = self._weights.heads, rounding_scale(self._dtype)
         wide = self._weights.output.to(torch.float64)
         matrix = wide.view(heads, self._weights.head_dim, -1)
         result = projected_attention(
@@ -65,7 +64,7 @@ class GroupedQueryAttention:
         squares = (gate * result.scale).square() + (gate_error * result.value).square()
         squares = squares + (rounding * stored).square() @ matrix.square()
         exact = product(stored.transpose(0, 1).flatten(1), wide, self._dtype)
-        return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.own))
+        return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.own * EVEN))
 
 
 def _some(heads: Spread, which: slice) -> Spread:

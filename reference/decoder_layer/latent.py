@@ -9,7 +9,7 @@ from reference.decoder_layer.turning import turned
 from reference.inexact_attention import projected_attention
 from reference.linear import product
 from reference.mla_preprocess import ROPE_STYLE
-from reference.spread import Spread, linear, normed
+from reference.spread import EVEN, Spread, linear, normed
 
 
 class LatentAttention:
@@ -83,7 +83,9 @@ class LatentAttention:
             self._dtype,
         )
         output = product(result.output, v_up, self._dtype)
-        return self._projected(output.value, result.scale.square() + output.own.square() @ self._matrix.square())
+        return self._projected(
+            output.value, result.scale.square() + (output.own * EVEN).square() @ self._matrix.square()
+        )
 
     @property
     def _matrix(self) -> torch.Tensor:
@@ -93,7 +95,7 @@ class LatentAttention:
     def _projected(self, output: torch.Tensor, squares: torch.Tensor) -> Spread:
         """Sum over heads of ``[heads, rows, value_dim]``, with squares of scales ``[heads, rows, hidden_size]``."""
         exact = product(output.transpose(0, 1).flatten(1), self._weights.output.to(torch.float64), self._dtype)
-        return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.own))
+        return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.own * EVEN))
 
 
 def _joined(first: Spread, second: Spread) -> Spread:

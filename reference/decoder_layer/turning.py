@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from reference.bounds import underflow_step, unit_roundoff
+from reference.bounds import underflow_step
 from reference.decoder_layer.inputs import DecoderLayerInputs
 from reference.rotary import joined, pairs, rotated
-from reference.spread import Spread
+from reference.spread import Spread, rounding_scale
 
 
 def turned(rows: Spread, inputs: DecoderLayerInputs, style: str) -> Spread:
@@ -20,7 +20,7 @@ def turned(rows: Spread, inputs: DecoderLayerInputs, style: str) -> Spread:
     cosine, sine = angles.chunk(2, dim=-1)
     states = rows.value[..., :dim]
     result = rotated(states, torch.zeros_like(states), cosine, sine, style, dtype).value
-    rounding = unit_roundoff(dtype)
+    rounding = rounding_scale(dtype)
     squares = pairs(rows.own[..., :dim].square() + (rounding * states).square(), interleaved=style != "half")
     brought = joined(
         squares[0] * cosine.square() + squares[1] * sine.square(),
