@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from reference.bounds import (
-    ACCUMULATION_CONFIDENCE,
     EXPONENTIAL_ERROR,
     FLOAT32_ROUNDOFF,
     accumulation_error,
 )
-from reference.spread import Spread, rounding_scale
+from reference.spread import CONFIDENCE, Spread, rounding_scale
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def projected_attention(
     squares += weights.square() @ (values.own.square() @ matrix.square() + (through * values.shared).square())
     squares += (rounding_scale(dtype) * output).square() @ matrix.square()
     # an exponential is convex: what is linear in the errors of scores is widened by the largest of them
-    furthest = ACCUMULATION_CONFIDENCE * (by_key.sqrt() + scale * _reach(queries, keys)) + queries.shared * scores.abs()
+    furthest = CONFIDENCE * (by_key.sqrt() + scale * _reach(queries, keys)) + queries.shared * scores.abs()
     widest = torch.exp(torch.where(seen, furthest, 0.0).amax(dim=-1, keepdim=True))
     return Projected(output, result, squares.sqrt() * widest)
 

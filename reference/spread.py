@@ -22,6 +22,10 @@ from reference.rms_norm import WEIGHT_OFFSETS, normalised
 EVEN = 1 / math.sqrt(3)
 """Scale of an error that is spread evenly, over its largest size."""
 
+CONFIDENCE = 6.0
+"""Bound of an error, over its scale: a correct one is larger with probability ``2 exp(-CONFIDENCE**2 / 2)``, 3e-8. A run
+looks at ten million elements, and scales are exact where bounds of single roundings have room to spare."""
+
 
 def rounding_scale(dtype: torch.dtype) -> float:
     """Return the scale of the relative error of rounding to a dtype."""
@@ -65,14 +69,14 @@ class Spread:
 
     @property
     def bounded(self) -> Inexact:
-        """The same numbers with bounds, which no error passes but with probability ``2 exp(-confidence**2 / 2)``."""
-        return Inexact(self.value, ACCUMULATION_CONFIDENCE * self.own + self.value.abs() * self.shared)
+        """The same numbers with bounds, as ``CONFIDENCE`` says."""
+        return Inexact(self.value, CONFIDENCE * self.own + self.value.abs() * self.shared)
 
     @property
     def scaled(self) -> Inexact:
-        """The same numbers for two products in a row, each of which multiplies by the confidence, where once is enough.
+        """The same numbers for two products in a row, each of which multiplies by its confidence, where once is enough.
 
-        After the first one errors are scales, after the second bounds.
+        After the first one errors are scales, after the second bounds; those of what happens in between add up.
         """
         return Inexact(self.value, self.scale / ACCUMULATION_CONFIDENCE)
 

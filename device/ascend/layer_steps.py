@@ -66,9 +66,7 @@ class AscendLayer(ABC):
         self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The sum, normalised; and the sum, which is the next residual."""
-        result = self.norm_adapter(
-            RmsNormInputs(hidden, residual, weight, self.inputs.epsilon, self.kind), self.target
-        )
+        result = self.norm_adapter(RmsNormInputs(hidden, residual, weight, self.inputs.epsilon, self.kind), self.target)
         return result["output"], result["sum"]
 
     def norm_adapter(self, inputs: RmsNormInputs, target: Target) -> Outputs:
