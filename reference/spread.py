@@ -23,8 +23,8 @@ EVEN = 1 / math.sqrt(3)
 """Scale of an error that is spread evenly, over its largest size."""
 
 CONFIDENCE = 6.0
-"""Bound of an error, over its scale: a correct one is larger with probability ``2 exp(-CONFIDENCE**2 / 2)``, 3e-8. A run
-looks at ten million elements, and scales are exact where bounds of single roundings have room to spare."""
+"""Bound of an error, over its scale: a correct one is larger with probability ``2 exp(-CONFIDENCE**2 / 2)``, 3e-8. A
+run looks at ten million elements, and scales are exact where bounds of single roundings have room to spare."""
 
 
 def rounding_scale(dtype: torch.dtype) -> float:

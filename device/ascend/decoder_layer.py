@@ -13,13 +13,15 @@ from reference.decoder_layer import DecoderLayerInputs
 STEP: Box = {"page_size": range(16, 1025, 16), "group": range(1, 65)}
 """Pages and groups of queries that fused attention takes."""
 
+GROUPED_QUERY = boxes("step-3.5", STEP)
+
 
 def layer_of(inputs: DecoderLayerInputs, target: Target) -> AscendLayer:
     """Return the layer of the kind that the inputs are of."""
     return GroupedQueryLayer(inputs, target)
 
 
-@npudiff.implementation("decoder_layer", name="layer_by_flags", supports=boxes("step-3.5", STEP))
+@npudiff.implementation("decoder_layer", name="layer_by_flags", supports=GROUPED_QUERY)
 def layer_by_flags(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """The operators that the flags choose; flags that do not go together are refused."""
     return layer_of(inputs, target).run()

@@ -60,7 +60,7 @@ def boxes(kind: str, more: Box) -> list[Box]:
     """Return a box for every choice of flags for which layers of a kind have a path."""
     latent = kind == "deepseek"
     result: list[Box] = []
-    for choice in itertools.product((True, False), repeat=len(FLAGS)):
+    for choice in itertools.product((True, False), *[(False, True)] * (len(FLAGS) - 1)):
         flags = dict(zip(FLAGS, choice, strict=True))
         windows = [window for window in (False, True) if not reason_against(latent=latent, window=window, **flags)]
         if not windows:

@@ -13,6 +13,7 @@ from properties.decoder_layer.case import (
     values,
 )
 from properties.decoder_layer.inputs import build_inputs, coordinates
+from properties.decoder_layer.relations import RELATIONS
 from properties.decoder_layer.strategy import cases
 from reference.decoder_layer import decoder_layer
 
@@ -33,5 +34,6 @@ component = Component(
     check_case=check_case,
     coordinates=coordinates,
     watched="decode beyond the window",
+    relations=RELATIONS,
     share=0.5,
 )

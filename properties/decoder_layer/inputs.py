@@ -85,9 +85,9 @@ def steps_of(case: DecoderLayerCase) -> tuple[LayerStep, ...]:
     prefills = tuple(request.prefill for request in case.requests)
     totals = [request.prefix + request.prefill for request in case.requests]
     steps.append(LayerStep(every, prefills, tuple(totals)))
-    for step in range(case.decode_steps):
-        steps.append(LayerStep(every, (1,) * len(every), tuple(total + step + 1 for total in totals)))
-    return tuple(steps)
+    ones = (1,) * len(every)
+    decodes = [LayerStep(every, ones, tuple(total + 1 + step for total in totals)) for step in range(case.decode_steps)]
+    return (*steps, *decodes)
 
 
 def token_places(steps: tuple[LayerStep, ...]) -> tuple[torch.Tensor, torch.Tensor]:

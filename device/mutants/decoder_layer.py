@@ -1,0 +1,282 @@
+"""Layers whose parts are right and do not fit together: Step-3.5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+import npudiff
+from device.ascend import sliding_attention
+from device.ascend.decoder_layer import GROUPED_QUERY
+from device.ascend.fused_attention import decode_call
+from device.ascend.layer_experts import AscendExperts
+from device.ascend.layer_grouped_query import GroupedQueryLayer
+from device.ascend.layer_steps import Outputs
+from npudiff import Target
+from npudiff.constraints import Box
+from reference.decoder_layer import DecoderLayerInputs, LayerStep
+from reference.sliding_attention import SlidingAttentionInputs
+
+
+def within(**axes: Sequence[object] | range) -> list[Box]:
+    """The boxes of the layer from which mutants are made, narrowed."""
+    narrowed = [
+        {**box, **{axis: _both(box.get(axis), values) for axis, values in axes.items()}} for box in GROUPED_QUERY
+    ]
+    return [box for box in narrowed if all(box.values())]
+
+
+def _both(allowed: Sequence[object] | None, values: Sequence[object] | range) -> Sequence[object] | range:
+    return values if allowed is None else tuple(value for value in allowed if value in values)
+
+
+WINDOWS = range(1, 2**31)
+DECODES = range(1, 65)
+
+
+class _ResidualBeforeTheSum(GroupedQueryLayer):
+    """Hands on what came in as residual, and not the sum that was normalised."""
+
+    def norm(
+        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the old residual beside the norm of the sum."""
+        states, total = super().norm(hidden, residual, weight)
+        return states, total if weight is self.inputs.input_norm else residual
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="residual_before_the_sum",
+    supports=GROUPED_QUERY,
+    wrong="NRM-07 https://github.com/sgl-project/sglang/pull/40131: an addition to the residual is dropped on one path",
+)
+def residual_before_the_sum(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Leave attention out of the residual; the norm has it."""
+    return _ResidualBeforeTheSum(inputs, target).run()
+
+
+class _OneAddedTwice(GroupedQueryLayer):
+    """Norms of heads get the weight of the other operator, to which 1 was added already."""
+
+    def head_norm(self, heads: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Add 1 before the norm, which adds it again."""
+        return super().head_norm(heads, (weight.float() + 1).to(weight.dtype))
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="one_added_twice",
+    supports=GROUPED_QUERY,
+    wrong="layernorm.py 1236: weights with 1 added are for npu_add_rms_norm, npu_gemma_rms_norm takes raw ones",
+)
+def one_added_twice(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Give the Gemma norm of heads the weight of the fused one."""
+    return _OneAddedTwice(inputs, target).run()
+
+
+class _PositionsOfTheStep(GroupedQueryLayer):
+    """Every step counts its tokens from 0."""
+
+    def positions(self, step: LayerStep, rows: slice) -> torch.Tensor:
+        """Positions without what came before."""
+        del rows
+        parts = [torch.arange(new, device=self.target.device) for new in step.query_lengths]
+        return torch.cat(parts)
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="positions_of_the_step",
+    supports=GROUPED_QUERY,
+    wrong="SWA-15 https://github.com/vllm-project/vllm/pull/47332: positions within a chunk, not a request",
+)
+def positions_of_the_step(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Rotate the tokens of every step from position 0 on."""
+    return _PositionsOfTheStep(inputs, target).run()
+
+
+class _WrittenAfterwards(GroupedQueryLayer):
+    """In a decode, attention reads the pool before the new token is there."""
+
+    def attention(self, step: LayerStep, rows: slice, states: torch.Tensor) -> torch.Tensor:
+        """Attend over the pool of before, and write then."""
+        if set(step.query_lengths) != {1}:
+            return super().attention(step, rows, states)
+        before = (self.key_cache, self.value_cache)
+        super().attention(step, rows, states)  # writes
+        after, (self.key_cache, self.value_cache) = (self.key_cache, self.value_cache), before
+        write, self.write = self.write, lambda key, value, slots: None  # type: ignore[method-assign]  # noqa: ARG005
+        result = super().attention(step, rows, states)
+        self.write = write  # type: ignore[method-assign]
+        self.key_cache, self.value_cache = after
+        return result
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="written_after_attention",
+    supports=within(decode_steps=DECODES),
+    wrong="ascend_backend.py 1700: keys and values of a step are written before its attention, which reads the pool",
+)
+def written_after_attention(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Write the decoded token after attention has looked for it."""
+    return _WrittenAfterwards(inputs, target).run()
+
+
+class _WindowOfPrefillOnly(GroupedQueryLayer):
+    """A decode passes the window as a band, which the operator ignores at query length 1."""
+
+    def attend(self, step: LayerStep, query: torch.Tensor) -> torch.Tensor:
+        """Decode without the mask."""
+        inputs = self.attention_inputs(step, query)
+        if set(step.query_lengths) != {1} or not self.inputs.use_fia:
+            return super().attend(step, query)
+        return sliding_attention.run_decode(inputs, decode_call(inputs).having(atten_mask=None, sparse_mode=0))[
+            "output"
+        ]
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="window_in_prefill_only",
+    supports=within(window=WINDOWS),
+    wrong="SWA-01 https://github.com/sgl-project/sglang/pull/24582: query length 1 ignores the band of Step-3.5",
+)
+def window_in_prefill_only(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Leave the window of decodes to the band."""
+    return _WindowOfPrefillOnly(inputs, target).run()
+
+
+class _SlotsOfTheFullPool(GroupedQueryLayer):
+    """The pool of sliding layers is written where the full one would be, and read by its own table."""
+
+    def slots(self, rows: slice) -> torch.Tensor:
+        """Slots that were not translated."""
+        return self.inputs.slots[rows]
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="slots_of_the_full_pool",
+    supports=within(window=WINDOWS),
+    wrong="swa_memory_pool.py 253: a sliding layer writes at swa_loc, and not at the slots of the full pool",
+)
+def slots_of_the_full_pool(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Write a sliding layer's keys at the slots of the full pool."""
+    return _SlotsOfTheFullPool(inputs, target).run()
+
+
+class _LengthsOfTheFirstDecode(GroupedQueryLayer):
+    """Lengths were captured with the first decode."""
+
+    def attention_inputs(self, step: LayerStep, query: torch.Tensor) -> SlidingAttentionInputs:
+        """Lengths that do not grow."""
+        result = super().attention_inputs(step, query)
+        decodes = [other for other in self.inputs.steps if set(other.query_lengths) == {1}]
+        return replace(result, kv_lengths=decodes[0].kv_lengths) if step in decodes[1:] else result
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="lengths_of_the_first_decode",
+    supports=within(decode_steps=range(2, 65), prefill=range(2, 2**14 + 1)),
+    wrong="GRF-02 https://github.com/InfiniTensor/InfiniLM/pull/526: KV lengths are those of the captured step",
+)
+def lengths_of_the_first_decode(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Show later decodes as many keys as the first one."""
+    return _LengthsOfTheFirstDecode(inputs, target).run()
+
+
+class _RawStates(AscendExperts):
+    """The router sees the residual, which was not normalised."""
+
+    residual = torch.empty(0)
+
+    def choice(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose by the residual."""
+        del states
+        return super().choice(self.residual)
+
+
+class _RouterOnTheResidual(GroupedQueryLayer):
+    def mixture(self) -> AscendExperts:
+        return _RawStates(self.inputs.experts, self.target, scaled_by_operator=False)
+
+    def norm(
+        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        states, total = super().norm(hidden, residual, weight)
+        vars(self.experts)["residual"] = total
+        return states, total
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="router_on_the_residual",
+    supports=GROUPED_QUERY,
+    wrong="step3p5.py 218: the gate takes normalised hidden states, as the experts do",
+)
+def router_on_the_residual(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Choose experts by states that were not normalised."""
+    return _RouterOnTheResidual(inputs, target).run()
+
+
+def with_experts(kind: type[AscendExperts], inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Run the layer with wrong experts."""
+    layer = GroupedQueryLayer(inputs, target)
+    layer.experts = kind(layer.inputs.experts, target, scaled_by_operator=False)
+    return layer.run()
+
+
+class _ScaledTwice(AscendExperts):
+    """Weights are scaled by the model, and by the operator."""
+
+    def choice(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Multiply again."""
+        weights, index = super().choice(states)
+        return weights * self.weights.scaling, index
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="scaled_by_both",
+    supports=GROUPED_QUERY,
+    wrong="MOE-07 https://github.com/vllm-project/vllm-ascend/pull/9692: the scaling factor is applied twice",
+)
+def scaled_by_both(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Scale the router's weights in the operator and in the model."""
+    return with_experts(_ScaledTwice, inputs, target)
+
+
+class _Unlimited(AscendExperts):
+    """Routed experts run npu_swiglu."""
+
+    def activated(self, both: torch.Tensor) -> torch.Tensor:
+        """No limit."""
+        return torch.ops.npu.npu_swiglu(both)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="layer_limit_dropped",
+    supports=within(limit=(7.0, 1.5, 0.5)),
+    wrong="ACT-01 https://github.com/sgl-project/sglang/pull/24582: plain SwiGLU in layers that have a limit",
+)
+def layer_limit_dropped(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Run the experts of a layer with a limit without it."""
+    return with_experts(_Unlimited, inputs, target)
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="shared_limit_of_routed_experts",
+    supports=GROUPED_QUERY,
+    wrong="ACT-05 https://github.com/vllm-project/vllm-ascend/pull/11184: the shared expert has the routed ones' limit",
+)
+def shared_limit_of_routed_experts(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Hand one limit to all experts."""
+    experts = replace(inputs.experts, shared_limit=inputs.experts.limit)
+    return GroupedQueryLayer(replace(inputs, experts=experts), target).run()
