@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +26,10 @@ class Shape:
 
     Attributes
     ----------
-    experts, inner, columns : int
-        ``[experts, inner, columns]``.
+    experts : sequence of int
+        Their numbers. A matrix depends on the number of its expert, not on which others there are.
+    inner, columns : int
+        Of each matrix.
     form : str
         One of ``FORMS``.
     groups : int
@@ -35,7 +38,7 @@ class Shape:
         Of floats, and of scales and offsets for rows that are floats.
     """
 
-    experts: int
+    experts: Sequence[int]
     inner: int
     columns: int
     form: str
@@ -51,13 +54,17 @@ def build(shape: Shape, seed: int, name: str, extreme: bool = False) -> ExpertWe
     differ from column to column.
     """
     bits = BITS[shape.form]
-    values = torch.stack([_matrix(shape, Stream(seed, f"{name} {expert}"), extreme) for expert in range(shape.experts)])
+    values = torch.stack([_matrix(shape, Stream(seed, f"{name} {expert}"), extreme) for expert in shape.experts])
     if bits == 16:
         return ExpertWeights(values)
-    spread = Stream(seed, f"{name} scale").normal((shape.experts, shape.groups, shape.columns), torch.float32)
+    spread = torch.stack([_spread(shape, Stream(seed, f"{name} scale {expert}")) for expert in shape.experts])
     typical = (1 << bits - 1) * math.sqrt(shape.inner) * (0.5 if shape.form.endswith("a8") else 1.0)
     scale = ((1 + spread.abs()) / typical).to(torch.float16)
     return ExpertWeights(values, bits, scale.to(shape.dtype if shape.form.endswith("a16") else torch.float32))
+
+
+def _spread(shape: Shape, stream: Stream) -> torch.Tensor:
+    return stream.normal((shape.groups, shape.columns), torch.float32)
 
 
 def _matrix(shape: Shape, stream: Stream, extreme: bool) -> torch.Tensor:

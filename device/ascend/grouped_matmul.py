@@ -39,30 +39,47 @@ def grouped(inputs: GroupedMatmulInputs, weights: torch.Tensor, **quantised: tor
     return outputs[0]  # type: ignore[no-any-return]
 
 
+def by_form(inputs: GroupedMatmulInputs) -> torch.Tensor:
+    """Call the operator as the form of the weights wants it."""
+    weights = inputs.weights
+    if weights.bits == 16:
+        return grouped(inputs, weights.values, bias=weights.bias)
+    if inputs.states.dtype != torch.int8:
+        return _weights_only(inputs)
+    if weights.bits == 8:
+        scale = None if weights.scale is None else weights.scale.squeeze(1)
+        return grouped(inputs, weights.values, scale=scale, bias=weights.bias, per_token_scale=inputs.token_scale)
+    # what comes as a bias is not one: it is for the offset of the halves of an int8
+    scale, assist = bits_of(weights.scale), assist_matrix(weights)
+    return grouped(inputs, words(weights.values), scale=scale, bias=assist, per_token_scale=inputs.token_scale)
+
+
+def _weights_only(inputs: GroupedMatmulInputs) -> torch.Tensor:
+    """Floats by integers; a missing offset is zeros."""
+    weights = inputs.weights
+    if weights.scale is None:
+        raise ValueError("integers have scales")
+    offset = torch.zeros_like(weights.scale) if weights.offset is None else weights.offset
+    one = weights.scale.shape[1] == 1
+    return grouped(
+        inputs,
+        weights.values if weights.bits == 8 else words(weights.values),
+        antiquant_scale=weights.scale.squeeze(1) if one else weights.scale,
+        antiquant_offset=offset.squeeze(1) if one else offset,
+        bias=weights.bias,
+    )
+
+
 @npudiff.implementation("grouped_matmul", name="npu_grouped_matmul", supports=_PLAIN)
 def npu_grouped_matmul(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on floats."""
-    on_device = inputs.to(target.device)
-    return grouped(on_device, on_device.weights.values, bias=on_device.weights.bias)
+    return by_form(inputs.to(target.device))
 
 
 @npudiff.implementation("grouped_matmul", name="npu_grouped_matmul_w8a8", supports={**_BY_ROWS, "form": ("w8a8",)})
 def npu_grouped_matmul_w8a8(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on int8 by int8."""
-    on_device = inputs.to(target.device)
-    weights = on_device.weights
-    return grouped(
-        on_device,
-        weights.values,
-        scale=_by_column(weights.scale),
-        bias=weights.bias,
-        per_token_scale=on_device.token_scale,
-    )
-
-
-def _by_column(scale: torch.Tensor | None) -> torch.Tensor | None:
-    """One scale for each column, ``[experts, columns]``."""
-    return None if scale is None else scale.squeeze(1)
+    return by_form(inputs.to(target.device))
 
 
 @npudiff.implementation(
@@ -71,16 +88,8 @@ def _by_column(scale: torch.Tensor | None) -> torch.Tensor | None:
     supports={**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)},
 )
 def npu_grouped_matmul_w4a8(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
-    """npu_grouped_matmul on int8 by int4: scales as bits, and in place of a bias what the offset of halves costs."""
-    on_device = inputs.to(target.device)
-    weights = on_device.weights
-    return grouped(
-        on_device,
-        words(weights.values),
-        scale=bits_of(weights.scale),
-        bias=assist_matrix(weights),
-        per_token_scale=on_device.token_scale,
-    )
+    """npu_grouped_matmul on int8 by int4."""
+    return by_form(inputs.to(target.device))
 
 
 @npudiff.implementation(
@@ -89,19 +98,8 @@ def npu_grouped_matmul_w4a8(inputs: GroupedMatmulInputs, target: Target) -> torc
     supports={**_BY_ROWS, "form": ("w8a16", "w4a16"), "group_list": ("counts", "ends")},
 )
 def npu_grouped_matmul_weights_only(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
-    """npu_grouped_matmul on floats by int8 or int4; a missing offset is zeros."""
-    on_device = inputs.to(target.device)
-    weights = on_device.weights
-    if weights.scale is None:
-        raise ValueError("integers have scales")
-    offset = torch.zeros_like(weights.scale) if weights.offset is None else weights.offset
-    return grouped(
-        on_device,
-        weights.values if weights.bits == 8 else words(weights.values),
-        antiquant_scale=weights.scale if weights.scale.shape[1] > 1 else weights.scale.squeeze(1),
-        antiquant_offset=offset if weights.scale.shape[1] > 1 else offset.squeeze(1),
-        bias=weights.bias,
-    )
+    """npu_grouped_matmul on floats by int8 or int4."""
+    return by_form(inputs.to(target.device))
 
 
 @npudiff.implementation(

@@ -18,7 +18,9 @@ from reference.grouped_matmul import GroupedMatmulInputs, counts_of
 def build_inputs(case: GroupedMatmulCase) -> GroupedMatmulInputs:
     """Build the inputs of a case."""
     inner_is_split = case.split == "inner"
-    shape = Shape(1 if inner_is_split else case.experts, case.inner, case.columns, case.form, case.groups, _float(case))
+    shape = Shape(
+        range(1 if inner_is_split else case.experts), case.inner, case.columns, case.form, case.groups, _float(case)
+    )
     weights = expert_weights.build(shape, case.seed, "weights", case.recipe == "extreme")
     weights = expert_weights.lying(_scaled(case, weights), case.transposed)
     token_scale = None
