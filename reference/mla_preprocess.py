@@ -41,10 +41,6 @@ class Int8Steps:
     kv_a: torch.Tensor
     q_b: torch.Tensor
 
-    def to(self, device: str | torch.device) -> Int8Steps:
-        """Return the same steps on ``device``."""
-        return replace(self, q_a=self.q_a.to(device), kv_a=self.kv_a.to(device), q_b=self.q_b.to(device))
-
 
 @dataclass(frozen=True)
 class MlaPreprocessInputs:
@@ -123,8 +119,7 @@ class MlaPreprocessInputs:
 
     def to(self, device: str | torch.device) -> MlaPreprocessInputs:
         """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
-        steps = None if self.steps is None else self.steps.to(device)
-        return replace(moved_inputs(self, device, copies=("latent_cache", "rope_cache")), steps=steps)
+        return moved_inputs(self, device, copies=("latent_cache", "rope_cache"))
 
 
 def mla_preprocess(inputs: MlaPreprocessInputs) -> dict[str, Expected]:

@@ -63,16 +63,35 @@ def moe_finalize(inputs: MoeFinalizeInputs) -> dict[str, Expected]:
     here = inputs.places != NOWHERE
     rows = inputs.expert_rows[inputs.places.clamp(min=0).to(torch.int64)].to(torch.float64)
     rows = torch.where(here.unsqueeze(2), rows, 0.0)
-    products = Inexact.exact(rows).times(Inexact.exact(inputs.weights.unsqueeze(2))).in_float32().rounded(dtype)
-    sizes = products.value.abs().sum(dim=1)
-    if inputs.skip is not None:
-        sizes = sizes + inputs.skip.to(torch.float64).abs()
-    added = sizes * accumulation_error(inputs.places.shape[1] + 2)
-    total = Inexact(products.value.sum(dim=1), products.error.sum(dim=1) + added)
-    if inputs.skip is not None:
-        total = total.rounded(dtype).plus(Inexact.exact(inputs.skip)).in_float32()
-    result = total.rounded(dtype)
+    skip = None if inputs.skip is None else Inexact.exact(inputs.skip)
+    result = weighted_sum(Inexact.exact(rows), Inexact.exact(inputs.weights), skip, dtype)
     return {"output": Expected(result.value, result.error, dtype)}
+
+
+def weighted_sum(rows: Inexact, weights: Inexact, skip: Inexact | None, dtype: torch.dtype) -> Inexact:
+    """Return the weighted sum of each token's rows, as a device has it in a dtype.
+
+    Parameters
+    ----------
+    rows : Inexact
+        ``[tokens, chosen, width]``.
+    weights : Inexact
+        ``[tokens, chosen]``.
+    skip : Inexact or None
+        ``[tokens, width]``.
+    dtype : torch.dtype
+        Of the rows and of the result.
+    """
+    wide = Inexact(weights.value.unsqueeze(2), weights.error.unsqueeze(2))
+    products = rows.times(wide).in_float32().rounded(dtype)
+    sizes = products.value.abs().sum(dim=1)
+    if skip is not None:
+        sizes = sizes + skip.value.abs()
+    added = sizes * accumulation_error(rows.value.shape[1] + 2)
+    total = Inexact(products.value.sum(dim=1), products.error.sum(dim=1) + added)
+    if skip is not None:
+        total = total.rounded(dtype).plus(skip).in_float32()
+    return total.rounded(dtype)
 
 
 def _validate(inputs: MoeFinalizeInputs) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.bounds import Expected, exactly, unit_roundoff
-from reference.dynamic_quant import LEVELS, by_largest, nearest, scales
+from reference.bounds import Expected, exactly
+from reference.dynamic_quant import LEVELS, by_largest, nearest, scales, through_float16
 from reference.inexact import Inexact
 from reference.views import moved_inputs
 
@@ -88,9 +88,7 @@ def moe_routing(inputs: MoeRoutingInputs) -> dict[str, Expected]:
 
 def _quantised(copies: torch.Tensor) -> dict[str, Expected]:
     steps, scale = by_largest(Inexact.exact(copies), 8)
-    cut = 2 * unit_roundoff(torch.float16)
-    steps = Inexact(steps.value, steps.error + steps.value.abs() * cut)
-    return {"rows": nearest(steps, LEVELS[8]), "scale": scales(scale)}
+    return {"rows": nearest(through_float16(steps), LEVELS[8]), "scale": scales(scale)}
 
 
 def _followed_by_nothing(output: Expected, rows: int) -> Expected:

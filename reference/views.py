@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -34,12 +34,16 @@ def moved(tensor: torch.Tensor, device: str | torch.device, *, copy: bool = Fals
 
 
 def moved_inputs(inputs: Inputs, device: str | torch.device, copies: Collection[str]) -> Inputs:
-    """Return a frozen dataclass with all its tensors on a device, with their strides.
+    """Return a frozen dataclass with all its tensors on a device, with their strides, and those of dataclasses in it.
 
     Those named in ``copies`` are copied even where they are there already: operators write into them.
     """
-    tensors = {name: value for name, value in vars(inputs).items() if isinstance(value, torch.Tensor)}
-    there = {name: moved(tensor, device, copy=name in copies) for name, tensor in tensors.items()}
+    there: dict[str, Any] = {}
+    for name, value in vars(inputs).items():
+        if isinstance(value, torch.Tensor):
+            there[name] = moved(value, device, copy=name in copies)
+        elif dataclasses.is_dataclass(value):
+            there[name] = moved_inputs(value, device, copies=())
     return dataclasses.replace(inputs, **there)  # type: ignore[type-var]
 
 

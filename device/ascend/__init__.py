@@ -24,6 +24,16 @@ from device.ascend.format_cast import (
     npu_format_cast_in_place,
     pad_view_permute,
 )
+from device.ascend.grouped_matmul import (
+    expert_by_expert,
+    npu_grouped_matmul,
+    npu_grouped_matmul_inner,
+    npu_grouped_matmul_listed,
+    npu_grouped_matmul_ungrouped,
+    npu_grouped_matmul_w4a8,
+    npu_grouped_matmul_w8a8,
+    npu_grouped_matmul_weights_only,
+)
 from device.ascend.hybrid_pools import (
     fia_pools,
     torch_native_pools,
@@ -137,6 +147,7 @@ __all__ = [
     "decode_norm",
     "decode_pa_bnsd",
     "decode_pa_nz",
+    "expert_by_expert",
     "fia_decode_mask",
     "fia_decode_nz",
     "fia_decode_tnd",
@@ -182,6 +193,13 @@ __all__ = [
     "npu_format_cast",
     "npu_format_cast_in_place",
     "npu_gemma_rms_norm",
+    "npu_grouped_matmul",
+    "npu_grouped_matmul_inner",
+    "npu_grouped_matmul_listed",
+    "npu_grouped_matmul_ungrouped",
+    "npu_grouped_matmul_w4a8",
+    "npu_grouped_matmul_w8a8",
+    "npu_grouped_matmul_weights_only",
     "npu_interleave_rope",
     "npu_mla_prolog_v2",
     "npu_mla_prolog_v3",

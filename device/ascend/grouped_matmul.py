@@ -1,0 +1,239 @@
+"""Grouped matrix products as sglang's Ascend backend calls them (``hardware_backend/npu/moe``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+import npudiff
+from device.ascend.packed_weights import assist_matrix, bits_of, words
+from npudiff import Target
+from npudiff.constraints import Box
+from reference.expert_weights import ExpertWeights
+from reference.grouped_matmul import GroupedMatmulInputs
+
+GROUP_LIST_TYPES = {"ends": 0, "counts": 1, "pairs": 2}
+ROWS, INNER, NOTHING = 0, 2, -1
+"""What group_type says is divided."""
+ONE_OUTPUT, OUTPUT_PER_WEIGHT = 2, 0
+"""split_item."""
+
+_BY_ROWS: Box = {"split": ("rows",)}
+_PLAIN: Box = {**_BY_ROWS, "form": ("float",), "group_list": ("counts", "ends")}
+
+
+def grouped(inputs: GroupedMatmulInputs, weights: torch.Tensor, **quantised: torch.Tensor | None) -> torch.Tensor:
+    """Call npu_grouped_matmul with one tensor of weights; arguments come as lists, those that are None not at all."""
+    lists = {name: [tensor] for name, tensor in quantised.items() if tensor is not None}
+    outputs = torch.ops.npu.npu_grouped_matmul(
+        [inputs.states],
+        [weights],
+        **lists,
+        group_list=inputs.group_list,
+        split_item=ONE_OUTPUT,
+        group_type=ROWS,
+        group_list_type=GROUP_LIST_TYPES[inputs.group_list_type],
+        output_dtype=inputs.output_dtype,
+    )
+    return outputs[0]  # type: ignore[no-any-return]
+
+
+def by_form(inputs: GroupedMatmulInputs) -> torch.Tensor:
+    """Call the operator as the form of the weights wants it."""
+    weights = inputs.weights
+    if weights.bits == 16:
+        return grouped(inputs, weights.values, bias=weights.bias)
+    if inputs.states.dtype != torch.int8:
+        return _weights_only(inputs)
+    if weights.bits == 8:
+        scale = None if weights.scale is None else weights.scale.squeeze(1)
+        return grouped(inputs, weights.values, scale=scale, bias=weights.bias, per_token_scale=inputs.token_scale)
+    # what comes as a bias is not one: it is for the offset of the halves of an int8
+    scale, assist = bits_of(weights.scale), assist_matrix(weights)
+    return grouped(inputs, words(weights.values), scale=scale, bias=assist, per_token_scale=inputs.token_scale)
+
+
+def _weights_only(inputs: GroupedMatmulInputs) -> torch.Tensor:
+    """Floats by integers; a missing offset is zeros."""
+    weights = inputs.weights
+    if weights.scale is None:
+        raise ValueError("integers have scales")
+    offset = torch.zeros_like(weights.scale) if weights.offset is None else weights.offset
+    one = weights.scale.shape[1] == 1
+    return grouped(
+        inputs,
+        weights.values if weights.bits == 8 else words(weights.values),
+        antiquant_scale=weights.scale.squeeze(1) if one else weights.scale,
+        antiquant_offset=offset.squeeze(1) if one else offset,
+        bias=weights.bias,
+    )
+
+
+@npudiff.implementation("grouped_matmul", name="npu_grouped_matmul", supports=_PLAIN)
+def npu_grouped_matmul(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_grouped_matmul on floats."""
+    return by_form(inputs.to(target.device))
+
+
+@npudiff.implementation("grouped_matmul", name="npu_grouped_matmul_w8a8", supports={**_BY_ROWS, "form": ("w8a8",)})
+def npu_grouped_matmul_w8a8(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_grouped_matmul on int8 by int8."""
+    return by_form(inputs.to(target.device))
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="npu_grouped_matmul_w4a8",
+    supports={**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)},
+)
+def npu_grouped_matmul_w4a8(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_grouped_matmul on int8 by int4."""
+    return by_form(inputs.to(target.device))
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="npu_grouped_matmul_weights_only",
+    supports={**_BY_ROWS, "form": ("w8a16", "w4a16"), "group_list": ("counts", "ends")},
+)
+def npu_grouped_matmul_weights_only(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_grouped_matmul on floats by int8 or int4."""
+    return by_form(inputs.to(target.device))
+
+
+@npudiff.implementation(
+    "grouped_matmul", name="npu_grouped_matmul_listed", supports={**_PLAIN, "experts": range(1, 129)}
+)
+def npu_grouped_matmul_listed(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_grouped_matmul with a list of matrices, and one result for all."""
+    on_device = inputs.to(target.device)
+    outputs = torch.ops.npu.npu_grouped_matmul(
+        [on_device.states],
+        list(on_device.weights.values),
+        bias=_listed(on_device.weights),
+        group_list=on_device.group_list,
+        split_item=ONE_OUTPUT,
+        group_type=ROWS,
+        group_list_type=GROUP_LIST_TYPES[on_device.group_list_type],
+    )
+    return outputs[0]  # type: ignore[no-any-return]
+
+
+def _listed(weights: ExpertWeights) -> list[torch.Tensor] | None:
+    return None if weights.bias is None else list(weights.bias)
+
+
+@npudiff.implementation(
+    "grouped_matmul", name="npu_grouped_matmul_ungrouped", supports={**_PLAIN, "experts": range(1, 129)}
+)
+def npu_grouped_matmul_ungrouped(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_grouped_matmul with a tensor of rows for each matrix that has any, and as many results."""
+    on_device = inputs.to(target.device)
+    sizes = counts(on_device)
+    here = [expert for expert, size in enumerate(sizes) if size]
+    output = on_device.states.new_zeros(len(on_device.states), on_device.weights.values.shape[2])
+    if not here:
+        return output
+    bias = _listed(on_device.weights)
+    parts = torch.ops.npu.npu_grouped_matmul(
+        [part for part in torch.split(on_device.states[: sum(sizes)], sizes) if len(part)],
+        [on_device.weights.values[expert] for expert in here],
+        bias=None if bias is None else [bias[expert] for expert in here],
+        split_item=OUTPUT_PER_WEIGHT,
+        group_type=NOTHING,
+    )
+    output[: sum(sizes)] = torch.cat(parts)
+    return output
+
+
+def counts(inputs: GroupedMatmulInputs) -> list[int]:
+    """Rows of each expert."""
+    given = inputs.group_list
+    if inputs.group_list_type == "ends":
+        return torch.diff(given, prepend=given.new_zeros(1)).tolist()
+    if inputs.group_list_type == "counts":
+        return given.tolist()
+    sizes = [0] * inputs.weights.experts
+    for expert, size in given.tolist():
+        sizes[expert] += size
+    return sizes
+
+
+@npudiff.implementation(
+    "grouped_matmul", name="npu_grouped_matmul_inner", supports={"split": ("inner",), "group_list": ("counts", "ends")}
+)
+def npu_grouped_matmul_inner(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_grouped_matmul whose groups divide the inner axis: rows come as a transposed view."""
+    on_device = inputs.to(target.device)
+    turned = on_device.states.t().contiguous().t()
+    outputs = torch.ops.npu.npu_grouped_matmul(
+        [turned],
+        [on_device.weights.values[0]],
+        group_list=on_device.group_list,
+        split_item=ONE_OUTPUT,
+        group_type=INNER,
+        group_list_type=GROUP_LIST_TYPES[on_device.group_list_type],
+    )
+    return outputs[0]  # type: ignore[no-any-return]
+
+
+@npudiff.implementation("grouped_matmul", name="expert_by_expert", supports=_BY_ROWS)
+def expert_by_expert(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """A matrix product for each expert that has rows, on dequantised numbers, composed of plain operators."""
+    on_device = inputs.to(target.device)
+    return by_sizes(on_device, counts(on_device))
+
+
+def by_sizes(inputs: GroupedMatmulInputs, sizes: Sequence[int]) -> torch.Tensor:
+    """Products of as many rows with each matrix, one group after the other."""
+    rows, columns = len(inputs.states), inputs.weights.values.shape[2]
+    output = torch.zeros(rows, columns, dtype=inputs.output_dtype, device=inputs.states.device)
+    start = 0
+    for expert, size in enumerate(sizes):
+        group = slice(start, min(start + size, rows))
+        if group.stop > group.start:
+            output[group] = one_expert(inputs, group, expert)
+        start += size
+    return output
+
+
+def one_expert(inputs: GroupedMatmulInputs, group: slice, expert: int) -> torch.Tensor:
+    """Rows of a group times one matrix."""
+    states, weights = inputs.states[group], inputs.weights
+    bias = None if weights.bias is None else weights.bias[expert]
+    if states.dtype != torch.int8:
+        matrix = _dequantised(weights, expert, states.dtype)
+        result = states.float() @ matrix.float()
+        return (result if bias is None else result + bias.float()).to(inputs.output_dtype)
+    if weights.scale is None:
+        return (states.double() @ weights.values[expert].double()).to(torch.int32)
+    sums = _integer_sums(states, weights.values[expert], weights.scale[expert], bias)
+    if inputs.token_scale is not None:
+        sums = sums * inputs.token_scale[group].unsqueeze(1)
+    if bias is not None and bias.dtype != torch.int32:
+        sums = sums + bias.float()
+    return sums.to(inputs.output_dtype)
+
+
+def _dequantised(weights: ExpertWeights, expert: int, dtype: torch.dtype) -> torch.Tensor:
+    values = weights.values[expert]
+    if weights.scale is None:
+        return values
+    each = values.shape[0] // weights.scale.shape[1]
+    matrix = values.float()
+    if weights.offset is not None:
+        matrix = matrix + weights.offset[expert].float().repeat_interleave(each, dim=0)
+    return (matrix * weights.scale[expert].float().repeat_interleave(each, dim=0)).to(dtype)
+
+
+def _integer_sums(
+    states: torch.Tensor, values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Sums of whole numbers, scaled by column, float32."""
+    groups, columns = scale.shape
+    parts = values.double().view(groups, -1, columns)
+    sums = torch.einsum("rgk,gkc->rgc", states.double().view(len(states), groups, -1), parts)
+    if bias is not None and bias.dtype == torch.int32:
+        sums = sums + bias
+    return (sums.float() * scale.float()).sum(dim=1)

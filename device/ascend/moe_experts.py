@@ -1,0 +1,250 @@
+"""Experts as Ascend backends run them: sort copies, multiply in groups, activate, multiply, bring back together.
+
+Sources: sglang 0.5.23, ``hardware_backend/npu/moe`` and ``quantization/fused_moe_method_npu.py``; vllm-ascend's
+``ops/fused_moe`` for the fused forms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+import npudiff
+from device.ascend import grouped_matmul, swiglu
+from device.ascend.dynamic_quant import quantised
+from device.ascend.moe_finalize import BY_COLUMN, BY_ROW, finalized
+from device.ascend.moe_routing import COUNTS, by_column, first, second
+from device.ascend.packed_weights import assist_matrix, bits_of, words
+from npudiff import Target
+from npudiff.constraints import Box
+from reference.expert_weights import ExpertWeights
+from reference.grouped_matmul import GroupedMatmulInputs
+from reference.moe_experts import Experts, Gate, MoeExpertsInputs
+from reference.moe_finalize import MoeFinalizeInputs
+from reference.moe_routing import MoeRoutingInputs
+from reference.swiglu import Activation, SwigluInputs
+
+ALL_HERE: Box = {"here": ("all", "chosen")}
+QUANTISED: Box = {"form": ("w8a8", "w4a8")}
+PLAIN_SILU: Box = {"activation": ("silu", "swiglustep"), "limit": (None,)}
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Copies of tokens sorted by expert, and what belongs to them.
+
+    Attributes
+    ----------
+    rows : torch.Tensor
+        ``[tokens * k, hidden]``: int8 where weights are; rows behind the last group hold anything.
+    scale : torch.Tensor or None
+        float32 ``[tokens * k]`` of int8 rows.
+    places : torch.Tensor
+        int32 ``[tokens * k]``: the row of each copy, -1 for one whose expert is not here.
+    counts : torch.Tensor
+        int64 ``[experts that are here]``.
+    """
+
+    rows: torch.Tensor
+    scale: torch.Tensor | None
+    places: torch.Tensor
+    counts: torch.Tensor
+
+
+def numbered_here(inputs: MoeExpertsInputs) -> torch.Tensor:
+    """Numbers of the chosen experts among those that are here, int32; one more for those that are not."""
+    found = torch.searchsorted(inputs.here, inputs.chosen.long())
+    known = inputs.here[found.clamp(max=len(inputs.here) - 1)] == inputs.chosen
+    return torch.where(known, found, len(inputs.here)).to(torch.int32)
+
+
+def sorted_copies(inputs: MoeExpertsInputs) -> Copies:
+    """npu_moe_init_routing_v2, which also quantises rows where weights are integers."""
+    experts = len(inputs.here)
+    request = MoeRoutingInputs(
+        inputs.states, numbered_here(inputs), experts + 1, 0, experts, quantised=inputs.routed.quantised
+    )
+    rows, places, counts, scale = second(request, COUNTS)
+    return Copies(rows, scale if inputs.routed.quantised else None, places, counts)
+
+
+def times(rows: torch.Tensor, scale: torch.Tensor | None, weights: ExpertWeights, counts: torch.Tensor,
+          dtype: torch.dtype) -> torch.Tensor:  # fmt: skip
+    """npu_grouped_matmul on rows of as many groups."""
+    return grouped_matmul.by_form(GroupedMatmulInputs(rows, weights, counts, "counts", scale, dtype))
+
+
+def activated(rows: torch.Tensor, gate: Gate) -> torch.Tensor:
+    """Gates and ups as the configuration says: by an operator where there is one, else composed."""
+    if gate.activation is Activation.SWIGLU_OAI and gate.limit is not None:
+        return swiglu.clipped(_gated(rows, gate))
+    if gate.activation is not Activation.SWIGLU_OAI and gate.limit is None and gate.layout == "halves":
+        return torch.ops.npu.npu_swiglu(rows)  # type: ignore[no-any-return]
+    return swiglu.composed(_gated(rows, gate))
+
+
+def _gated(rows: torch.Tensor, gate: Gate) -> SwigluInputs:
+    return SwigluInputs(rows, gate.activation, gate.limit, None, False, gate.alpha, gate.bias, gate.layout)
+
+
+def between(rows: torch.Tensor, experts: Experts) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Rows between the products, and their scales where weights are integers.
+
+    npu_dequant_swiglu_quant has no limit after the gate, so what has one is composed and quantised by itself.
+    """
+    if not experts.quantised:
+        return activated(rows, experts.gate), None
+    gate = experts.gate
+    if gate.activation is not Activation.SWIGLU_OAI and gate.limit is None and gate.layout == "halves":
+        return torch.ops.npu.npu_dequant_swiglu_quant(  # type: ignore[no-any-return]
+            rows, activate_left=True, quant_mode=1
+        )
+    return torch.ops.npu.npu_dynamic_quant(activated(rows, gate))  # type: ignore[no-any-return]
+
+
+def of_copies(copies: Copies, experts: Experts, dtype: torch.dtype) -> torch.Tensor:
+    """What the expert of each copy says, ``[tokens * k, hidden]``."""
+    first = times(copies.rows, copies.scale, experts.up, copies.counts, dtype)
+    rows, scale = between(first, experts)
+    return times(rows, scale, experts.down, copies.counts, dtype)
+
+
+def of_shared(inputs: MoeExpertsInputs) -> torch.Tensor | None:
+    """What the shared expert says of every token: one group of all rows."""
+    if inputs.shared is None:
+        return None
+    counts = torch.tensor([len(inputs.states)], device=inputs.states.device)
+    rows: torch.Tensor = inputs.states
+    scale = None
+    if inputs.shared.quantised:
+        rows, scale = torch.ops.npu.npu_dynamic_quant(inputs.states.contiguous())
+    return of_copies(Copies(rows, scale, counts, counts), inputs.shared, inputs.states.dtype)
+
+
+def by_row(inputs: MoeExpertsInputs, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """npu_moe_finalize_routing with drop_pad_mode 2, which takes places by row and skips none."""
+    return finalized(MoeFinalizeInputs(rows, places, inputs.weights, of_shared(inputs)), places, BY_ROW, rows)
+
+
+@npudiff.implementation("moe_experts", name="routed_v2", supports=ALL_HERE)
+def routed_v2(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """npu_moe_init_routing_v2, npu_grouped_matmul twice, npu_moe_finalize_routing."""
+    on_device = inputs.to(target.device)
+    copies = sorted_copies(on_device)
+    rows = of_copies(copies, on_device.routed, on_device.states.dtype)
+    return by_row(on_device, rows, copies.places)
+
+
+@npudiff.implementation("moe_experts", name="unpermuted")
+def unpermuted(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """npu_moe_token_unpermute at the end: copies of experts that are not here take row 0, with weight 0."""
+    on_device = inputs.to(target.device)
+    copies = sorted_copies(on_device)
+    shared = of_shared(on_device)
+    missing = copies.places < 0
+    if bool(missing.all()):  # there is no row 0 then
+        total = torch.zeros_like(on_device.states)
+    else:
+        rows = of_copies(copies, on_device.routed, on_device.states.dtype)
+        weights = on_device.weights.masked_fill(missing.view(on_device.weights.shape), 0.0)
+        total = torch.ops.npu.npu_moe_token_unpermute(rows, copies.places.clamp(min=0), probs=weights)
+    return total if shared is None else total + shared
+
+
+@npudiff.implementation("moe_experts", name="swiglu_in_the_product", supports={**ALL_HERE, **QUANTISED, **PLAIN_SILU})
+def swiglu_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """npu_grouped_matmul_swiglu_quant, which wants cumulative rows of groups, in place of three operators."""
+    on_device = inputs.to(target.device)
+    copies, up = sorted_copies(on_device), on_device.routed.up
+    if up.scale is None:
+        raise ValueError("integers have scales")
+    is_int4 = up.bits == 4
+    rows, scale, _ = torch.ops.npu.npu_grouped_matmul_swiglu_quant(
+        copies.rows,
+        words(up.values) if is_int4 else up.values,
+        copies.counts.cumsum(0),
+        bits_of(up.scale) if is_int4 else up.scale.squeeze(1),
+        copies.scale,
+        bias=assist_matrix(up) if is_int4 else None,
+    )
+    result = times(rows, scale, on_device.routed.down, copies.counts, on_device.states.dtype)
+    return by_row(on_device, result, copies.places)
+
+
+@npudiff.implementation(
+    "moe_experts", name="sum_in_the_product", supports={**ALL_HERE, "form": ("w8a8",), "dtype": ("bfloat16",)}
+)
+def sum_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """npu_grouped_matmul_finalize_routing, which adds weighted rows to those of their tokens."""
+    on_device = inputs.to(target.device)
+    copies, down = sorted_copies(on_device), on_device.routed.down
+    tokens, k = on_device.chosen.shape
+    first = times(copies.rows, copies.scale, on_device.routed.up, copies.counts, on_device.states.dtype)
+    rows, scale = between(first, on_device.routed)
+    order = torch.argsort(copies.places)
+    if down.scale is None:
+        raise ValueError("integers have scales")
+    total = torch.ops.npu.npu_grouped_matmul_finalize_routing(
+        rows,
+        down.values,
+        copies.counts,
+        scale=down.scale.squeeze(1),
+        pertoken_scale=scale,
+        shared_input=of_shared(on_device),
+        logit=on_device.weights.float().flatten()[order],
+        row_index=order // k,
+        output_bs=tokens,
+    )
+    return total.to(on_device.states.dtype)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation("moe_experts", name="routed_v1", supports={**ALL_HERE, "form": ("float", "w8a8")})
+def routed_v1(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """npu_moe_init_routing, with cumulative rows of groups, copies numbered by column, and drop_pad_mode 0."""
+    on_device = inputs.to(target.device)
+    experts = len(on_device.here)
+    request = MoeRoutingInputs(on_device.states.contiguous(), numbered_here(on_device), experts, 0, experts)
+    rows, places, sorted_experts = first(request, by_column(request))
+    ends = torch.ops.npu.npu_moe_compute_expert_tokens(sorted_experts, experts).long()
+    scale = None
+    if on_device.routed.quantised:
+        rows, scale = torch.ops.npu.npu_dynamic_quant(rows)
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    result = of_copies(Copies(rows, scale, places, counts), on_device.routed, on_device.states.dtype)
+    finalize = MoeFinalizeInputs(result, places, on_device.weights, of_shared(on_device))
+    return finalized(finalize, places, BY_COLUMN, result)
+
+
+@npudiff.implementation("moe_experts", name="expert_by_expert_composed")
+def expert_by_expert_composed(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """A loop over experts, composed of plain operators on dequantised numbers."""
+    on_device = inputs.to(target.device)
+    total = torch.zeros(on_device.states.shape, dtype=torch.float32, device=on_device.states.device)
+    for index, expert in enumerate(on_device.here.tolist()):
+        tokens, places = (on_device.chosen == expert).nonzero(as_tuple=True)
+        if len(tokens):
+            said = alone(on_device.states[tokens], on_device.routed, index).float()
+            total.index_add_(0, tokens, said * on_device.weights[tokens, places].float().unsqueeze(1))
+    if on_device.shared is not None:
+        total += alone(on_device.states, on_device.shared, 0).float()
+    return total.to(on_device.states.dtype)
+
+
+def alone(states: torch.Tensor, experts: Experts, index: int) -> torch.Tensor:
+    """What one expert says of rows."""
+    gates = plainly(states, experts.up, index)
+    return plainly(swiglu.composed(_gated(gates, experts.gate)), experts.down, index)
+
+
+def plainly(states: torch.Tensor, weights: ExpertWeights, index: int) -> torch.Tensor:
+    """Rows times one matrix; whole numbers are what they are worth."""
+    each = weights.values.shape[1] // (1 if weights.scale is None else weights.scale.shape[1])
+    matrix = weights.values[index].float()
+    rows = states.float()
+    if weights.scale is not None:
+        matrix = matrix * weights.scale[index].float().repeat_interleave(each, dim=0)
+        whole = quantised(rows, 8)
+        rows = whole["quantised"].float() * whole["scale"].unsqueeze(1)
+    bias = 0.0 if weights.bias is None else weights.bias[index].float()
+    return (rows @ matrix + bias).to(states.dtype)

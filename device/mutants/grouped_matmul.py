@@ -1,0 +1,193 @@
+"""Wrong grouped matrix products."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+import npudiff
+from device.ascend.grouped_matmul import by_sizes, counts, expert_by_expert, grouped
+from device.ascend.packed_weights import assist_matrix, bits_of, words
+from npudiff import Target
+from npudiff.constraints import Box
+from reference.expert_weights import ExpertWeights
+from reference.grouped_matmul import GroupedMatmulInputs
+
+_BY_ROWS: Box = {"split": ("rows",)}
+_INT4: Box = {**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)}
+
+_MOE_01 = "MOE-01 https://github.com/vllm-project/vllm-ascend/pull/5025"
+_MOE_02 = "MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822"
+_MOE_16 = "MOE-16 https://github.com/huggingface/kernels-community/issues/1153"
+_QNT_02 = "QNT-02 https://github.com/vllm-project/vllm-ascend/pull/8411"
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="ends_taken_for_counts",
+    supports={**_BY_ROWS, "group_list": ("ends",)},
+    wrong=f"{_MOE_02}: a cumulative list is read as the rows of each expert",
+)
+def ends_taken_for_counts(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Give every expert as many rows as there are up to its end."""
+    on_device = inputs.to(target.device)
+    return by_sizes(on_device, on_device.group_list.tolist())
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="first_count_from_differences",
+    supports={**_BY_ROWS, "group_list": ("ends",)},
+    wrong=f"{_MOE_01}: the first expert has the difference of the next two ends in place of its own",
+)
+def first_count_from_differences(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Put the first difference before all differences, where the first end belongs."""
+    on_device = inputs.to(target.device)
+    differences = torch.diff(on_device.group_list)
+    sizes = torch.cat([differences[:1], differences]) if len(differences) else on_device.group_list
+    return by_sizes(on_device, sizes.tolist())
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="tile_beyond_the_last_column",
+    supports={**_BY_ROWS, "columns": range(1, 2**12)},
+    wrong=f"{_MOE_16}: a tile that is wider than what is left of a row writes into the next one",
+)
+def tile_beyond_the_last_column(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Write whole tiles of columns, the rows last to first, so that the rest of a tile stays in the next row."""
+    right: torch.Tensor = expert_by_expert(inputs, target)
+    rows, columns = right.shape
+    rest = -columns % 64
+    total = sum(counts(inputs))
+    if rest and rest <= columns:
+        right[1:total, :rest] = 0
+    return right.view(rows, columns)
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="assist_matrix_of_two_ranks",
+    supports=_INT4,
+    wrong="QNT-01 https://github.com/vllm-project/vllm-ascend/issues/3152: every rank adds what belongs to all of them",
+)
+def assist_matrix_of_two_ranks(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Give the operator twice what the offset of halves costs, as the sum over two ranks has it."""
+    on_device = inputs.to(target.device)
+    return _int4(on_device, 2 * assist_matrix(on_device.weights))
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="assist_matrix_missing",
+    supports=_INT4,
+    wrong="QNT-01 https://github.com/vllm-project/vllm-ascend/issues/3152: nothing is added for the 8 of every int8",
+)
+def assist_matrix_missing(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Give the operator zeros in place of what the offset of halves costs."""
+    on_device = inputs.to(target.device)
+    return _int4(on_device, torch.zeros_like(assist_matrix(on_device.weights)))
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="assist_matrix_over_columns",
+    supports=_INT4,
+    wrong=f"{_QNT_02}: the sum that goes with int4 weights runs over the wrong axis",
+)
+def assist_matrix_over_columns(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Sum over columns; as many of these sums as there are columns are used."""
+    on_device = inputs.to(target.device)
+    weights = on_device.weights
+    columns = weights.values.shape[2]
+    sums = 8 * weights.values.sum(dim=2).float() * bits_scale(inputs).float()
+    wrapped = torch.arange(columns) % sums.shape[1]
+    return _int4(on_device, sums[:, wrapped].contiguous())
+
+
+def bits_scale(inputs: GroupedMatmulInputs) -> torch.Tensor:
+    """The first scale of each expert."""
+    if inputs.weights.scale is None:
+        raise ValueError("int4 has scales")
+    return inputs.weights.scale[:, 0, :1]
+
+
+def _int4(inputs: GroupedMatmulInputs, assist: torch.Tensor) -> torch.Tensor:
+    weights = inputs.weights
+    return grouped(
+        inputs,
+        words(weights.values),
+        scale=bits_of(weights.scale),
+        bias=assist,
+        per_token_scale=inputs.token_scale,
+    )
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="high_nibble_first",
+    supports=_INT4,
+    wrong="QNT-04 https://github.com/amd/Quark/pull/30: the first integer of a byte in its higher half",
+)
+def high_nibble_first(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Swap the columns of every pair of weights."""
+    values = inputs.weights.values
+    swapped = torch.stack([values[..., 1::2], values[..., 0::2]], dim=-1).flatten(2)
+    return _composed(inputs, replace(inputs.weights, values=swapped), target)
+
+
+def _composed(inputs: GroupedMatmulInputs, weights: ExpertWeights, target: Target) -> torch.Tensor:
+    result: torch.Tensor = expert_by_expert(replace(inputs, weights=weights), target)
+    return result
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="next_matrix_for_an_empty_group",
+    supports=_BY_ROWS,
+    wrong="MOE-05 https://github.com/sgl-project/sglang/pull/40705: matrices are counted only where there are rows",
+)
+def next_matrix_for_an_empty_group(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Leave groups without rows out, and give the next matrix to the next group that has any."""
+    on_device = inputs.to(target.device)
+    return by_sizes(on_device, [size for size in counts(on_device) if size])
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="first_scale_of_a_column",
+    supports={**_BY_ROWS, "form": ("w4a8", "w8a16", "w4a16"), "groups": range(2, 257)},
+    wrong="QNT-08 https://github.com/vllm-project/vllm-ascend/issues/5603: a column has the scale of its first group",
+)
+def first_scale_of_a_column(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Use the scale of the first group for all."""
+    weights = inputs.weights
+    if weights.scale is None:
+        raise ValueError("integers have scales")
+    scale = weights.scale[:, :1].expand_as(weights.scale).contiguous()
+    return _composed(inputs, replace(weights, scale=scale), target)
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="bias_left_out",
+    supports={**_BY_ROWS, "bias": ("float", "int32")},
+    wrong="QNT-13 https://github.com/NVIDIA/TensorRT-LLM/pull/12190: the bias is ignored",
+)
+def bias_left_out(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Leave the bias out."""
+    return _composed(inputs, replace(inputs.weights, bias=None), target)
+
+
+@npudiff.implementation(
+    "grouped_matmul",
+    name="tail_of_a_row_left_out",
+    supports={**_BY_ROWS, "form": ("float",), "inner": range(32, 2**12)},
+    wrong="TRI-07 https://github.com/flagos-ai/FlagGems/issues/5657: what is left after whole tiles is not added",
+)
+def tail_of_a_row_left_out(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+    """Multiply whole tiles of 32 elements."""
+    whole = inputs.states.shape[1] // 32 * 32
+    shorter = replace(inputs, states=inputs.states[:, :whole])
+    return _composed(shorter, replace(inputs.weights, values=inputs.weights.values[:, :whole]), target)

@@ -1,0 +1,74 @@
+"""Strategy of grouped matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from npudiff.constraints import Box, Constraints
+from npudiff.draw import Chooser, within
+from properties import rows
+from properties.expert_weights import BITS, FORMS
+from properties.grouped_matmul.case import (
+    GROUP_SIZE,
+    LOADS,
+    RECIPES,
+    GroupedMatmulCase,
+    biases,
+    contradiction,
+    dtypes,
+)
+from reference.grouped_matmul import GROUP_LISTS
+
+INNERS = (32, 16, 64, 48, 128, 1280)
+
+MOST_PRODUCTS = 2**22
+"""Products of one case up to which it may be larger than it must."""
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[GroupedMatmulCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> GroupedMatmulCase:
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    split = choose.value(box, "split", (*("rows",) * 7, "inner"))
+    form = choose.value(box, "form", ("float",) if split == "inner" else FORMS)
+    whole, of_inner = form.endswith("a8"), split == "inner"
+    dtype = choose.value(box, "dtype", dtypes(form))
+    groups = choose.value(box, "groups", (1,) if form in ("float", "w8a8") else (1, 1, 2, 4))
+    inner = choose.value(box, "inner", (GROUP_SIZE * groups,) if form == "w4a8" and groups > 1 else INNERS)
+    columns = choose.value(box, "columns", (32, 16, 48, 64, 8, 24, 256))
+    allowed = within((1, 2, 3, 7, 17, 65), box.get("rows_of_all"))[:4096]
+    case = GroupedMatmulCase(
+        rows_of_all=choose.pick([n for n in allowed if n * inner * columns <= MOST_PRODUCTS] or [min(allowed)]),
+        inner=inner,
+        columns=columns,
+        experts=choose.value(box, "experts", (1, 2, 3, 8, 17)),
+        form=form,
+        dtype=dtype,
+        groups=groups,
+        offset=choose.value(box, "offset", (False,) if form == "float" or whole else (False, True)),
+        token_scale=choose.value(box, "token_scale", (dtype != "int32",) if form != "w8a8" else _scaled(dtype)),
+        bias=choose.value(box, "bias", ("none",) if of_inner else biases(form, dtype)),
+        group_list=choose.value(box, "group_list", ("counts", "ends") if of_inner else GROUP_LISTS),
+        load=choose.value(box, "load", LOADS[:-1] if of_inner else LOADS),
+        beyond=choose.value(box, "beyond", (0,) if of_inner else (0, 0, 1, 5)),
+        split=split,
+        transposed=choose.value(box, "transposed", (False,) if BITS[form] == 4 else (False, True)),
+        recipe=choose.value(box, "recipe", RECIPES),
+        rows=choose.value(box, "rows", rows.ROWS),
+        seed=choose.pick(range(1024)),
+    )
+    assume(not contradiction(case))
+    return case
+
+
+def _scaled(dtype: str) -> tuple[bool, ...]:
+    """Whether rows of int8 may have scales, by int8; sums alone have none."""
+    return (False,) if dtype == "int32" else (True, False)

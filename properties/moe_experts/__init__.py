@@ -1,0 +1,28 @@
+"""Experts of a mixture, from states to the sum of what they say: their cases, data, and what must hold."""
+
+from npudiff.component import Component
+from properties.moe_experts.case import AXES, MoeExpertsCase, check_case, describe, features, values
+from properties.moe_experts.inputs import build_inputs, coordinates
+from properties.moe_experts.models import MODELS
+from properties.moe_experts.relations import RELATIONS
+from properties.moe_experts.strategy import cases
+from reference.moe_experts import moe_experts
+
+component = Component(
+    name="moe_experts",
+    summary="experts of a mixture in bfloat16, W8A8 and W4A8, from the states of tokens to the weighted sum",
+    case_type=MoeExpertsCase,
+    outputs=("output",),
+    axes=AXES,
+    strategy=cases,
+    inputs=build_inputs,
+    reference=moe_experts,
+    values=values,
+    features=features,
+    describe=describe,
+    check_case=check_case,
+    coordinates=coordinates,
+    watched="w4a8",
+    relations=RELATIONS,
+    profiles=MODELS,
+)

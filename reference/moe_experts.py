@@ -1,0 +1,186 @@
+"""Experts of a mixture: from the states of tokens and the experts of each to the weighted sum of what these say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from reference.bounds import Expected
+from reference.dynamic_quant import LEVELS, by_largest, nearest, through_float16
+from reference.expert_weights import ExpertRows, ExpertWeights, times
+from reference.inexact import Inexact
+from reference.moe_finalize import weighted_sum
+from reference.swiglu import Activation, oai, split, step
+from reference.views import moved_inputs
+
+ROW_BITS = 8
+"""Bits of the whole numbers that rows become where weights are whole numbers."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How gates and ups become one.
+
+    Attributes
+    ----------
+    activation : Activation
+        What the configuration says.
+    limit : float or None
+        Limit of the activation; None for none.
+    alpha, bias : float
+        Of ``SWIGLU_OAI``.
+    layout : str
+        One of ``reference.swiglu.LAYOUTS``: where gates and ups lie among the columns of the first matrix.
+    """
+
+    activation: Activation = Activation.SILU
+    limit: float | None = None
+    alpha: float = 1.702
+    bias: float = 1.0
+    layout: str = "halves"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The matrices of some experts, and what lies between them.
+
+    Attributes
+    ----------
+    up : ExpertWeights
+        ``[experts, hidden, 2 * width]``: to gates and ups.
+    down : ExpertWeights
+        ``[experts, width, hidden]``.
+    gate : Gate
+        What becomes of gates and ups.
+    """
+
+    up: ExpertWeights
+    down: ExpertWeights
+    gate: Gate = field(default_factory=Gate)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether rows become int8 before either product."""
+        return self.up.bits < 16
+
+
+@dataclass(frozen=True)
+class MoeExpertsInputs:
+    """States, the experts of each token with their weights, and the matrices of those experts that are here.
+
+    Attributes
+    ----------
+    states : torch.Tensor
+        ``[tokens, hidden]``, bfloat16 or float16; its rows may be slices of wider ones.
+    chosen : torch.Tensor
+        int32 ``[tokens, k]``: numbers of experts.
+    weights : torch.Tensor
+        ``[tokens, k]`` of the dtype of ``states``.
+    here : torch.Tensor
+        int64 ``[experts that are here]``, ascending: whose matrices ``routed`` has. Copies for others are left out.
+    routed : Experts
+        Of the experts that are here.
+    shared : Experts or None
+        One expert that every token has, with weight 1.
+    """
+
+    states: torch.Tensor
+    chosen: torch.Tensor
+    weights: torch.Tensor
+    here: torch.Tensor
+    routed: Experts
+    shared: Experts | None = None
+
+    def to(self, device: str | torch.device) -> MoeExpertsInputs:
+        """Return the same inputs on ``device``."""
+        return moved_inputs(self, device, copies=())
+
+
+def moe_experts(inputs: MoeExpertsInputs) -> dict[str, Expected]:
+    """Return ``sum_k weights[t, k] * expert(chosen[t, k])(states[t]) + shared(states[t])`` of each token.
+
+    An expert is ``down(activation(up(x)))`` (Shazeer et al., "Outrageously large neural networks", 2017, eq. 1; with
+    shared experts: Dai et al., "DeepSeekMoE", 2024, eq. 9). Where weights are whole numbers, rows are quantised by
+    their largest element before either product (``reference.dynamic_quant``).
+
+    Returns
+    -------
+    dict
+        ``output``: ``[tokens, hidden]`` of the dtype of ``states``.
+
+    Raises
+    ------
+    ValueError
+        If shapes contradict each other, or experts that are here do not ascend.
+
+    Notes
+    -----
+    A correct device rounds to the dtype of the states after both products and at each stage of activation and sum.
+    An integer of the second quantisation may differ by one where these roundings leave open which it is; what that is
+    worth is carried through the second product as an error that has nothing to do with those of other columns.
+    """
+    _validate(inputs)
+    states, dtype = Inexact.exact(inputs.states), inputs.states.dtype
+    skip = None if inputs.shared is None else one_expert(states, inputs.shared, 0, dtype)
+    rows = of_experts(states, inputs.chosen, inputs.here, inputs.routed, dtype)
+    result = weighted_sum(rows, Inexact.exact(inputs.weights), skip, dtype)
+    return {"output": Expected(result.value, result.error, dtype)}
+
+
+def of_experts(
+    states: Inexact, chosen: torch.Tensor, here: torch.Tensor, experts: Experts, dtype: torch.dtype
+) -> Inexact:
+    """Return what each chosen expert says of a token, ``[tokens, k, hidden]``; zeros for experts that are not here.
+
+    Matrices of experts that nobody chose are not looked at.
+    """
+    value = torch.zeros(*chosen.shape, states.value.shape[1], dtype=torch.float64)
+    error = torch.zeros_like(value)
+    for index, expert in enumerate(here.tolist()):
+        tokens, places = (chosen == expert).nonzero(as_tuple=True)
+        if len(tokens):
+            said = one_expert(Inexact(states.value[tokens], states.error[tokens]), experts, index, dtype)
+            value[tokens, places], error[tokens, places] = said.value, said.error
+    return Inexact(value, error)
+
+
+def one_expert(states: Inexact, experts: Experts, index: int, dtype: torch.dtype) -> Inexact:
+    """Return what an expert says of rows ``[rows, hidden]``, as a device has it in a dtype."""
+    between = times(_rows(states, experts.quantised), experts.up, index, dtype)
+    gated = activated(between, experts.gate, dtype)
+    return times(_rows(gated, experts.quantised), experts.down, index, dtype)
+
+
+def activated(rows: Inexact, gate: Gate, dtype: torch.dtype) -> Inexact:
+    """Return the gated activation of ``[rows, 2 * width]``, as a device has it in a dtype."""
+    values, errors = split(rows.value, gate.layout), split(rows.error, gate.layout)
+    gates, ups = (Inexact(value, error) for value, error in zip(values, errors, strict=True))
+    if gate.activation is Activation.SWIGLU_OAI:
+        result = oai(gates, ups, gate.limit, gate.alpha, gate.bias, dtype)
+    else:
+        result = step(gates, ups, gate.limit, dtype)
+    return result.in_float32().rounded(dtype)
+
+
+def _rows(states: Inexact, quantised: bool) -> ExpertRows:
+    if not quantised:
+        return ExpertRows(states)
+    steps, scale = by_largest(states, ROW_BITS)
+    whole = nearest(through_float16(steps), LEVELS[ROW_BITS])
+    return ExpertRows(Inexact(whole.value, whole.bound), scale, quantised=True)
+
+
+def _validate(inputs: MoeExpertsInputs) -> None:
+    tokens, hidden = inputs.states.shape
+    shape = list(inputs.chosen.shape)
+    if inputs.chosen.dim() != 2 or shape[0] != tokens or inputs.weights.shape != inputs.chosen.shape:
+        raise ValueError(f"chosen and weights must be [{tokens}, k], got {shape} and {list(inputs.weights.shape)}")
+    if len(inputs.here) != inputs.routed.up.experts or bool((torch.diff(inputs.here) <= 0).any()):
+        raise ValueError(f"here must name {inputs.routed.up.experts} experts in ascending order")
+    for experts in (inputs.routed, inputs.shared):
+        if experts is None:
+            continue
+        up, down = experts.up.values.shape, experts.down.values.shape
+        if tuple(down) != (up[0], up[2] // 2, hidden) or up[1] != hidden or up[2] % 2:
+            raise ValueError(f"matrices {list(up)} and {list(down)} do not go from {hidden} to {hidden} columns")
