@@ -18,7 +18,7 @@ FLAGS = {
 }
 
 
-class FlagsRefused(ValueError):
+class FlagsRefused(ValueError):  # noqa: N818 - named for what happened
     """The backend has no path for these flags and this layer; the message is the reason."""
 
 

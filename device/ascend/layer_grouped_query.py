@@ -1,7 +1,7 @@
 """The layer of Step-3.5 as sglang's Ascend backend runs it: which operators, in which order.
 
-Sources: sglang 0.5.23, ``models/step3p5.py`` 430-560, ``hardware_backend/npu/attention/ascend_backend.py`` 1700-1924 and
-3168-3326, ``hardware_backend/npu/memory_pool_npu.py`` 290-360.
+Sources: sglang 0.5.23, ``models/step3p5.py`` 430-560, ``hardware_backend/npu/attention/ascend_backend.py``
+1700-1924 and 3168-3326, ``hardware_backend/npu/memory_pool_npu.py`` 290-360.
 """
 
 from __future__ import annotations

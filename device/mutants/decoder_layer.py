@@ -17,6 +17,7 @@ from device.ascend.layer_steps import Outputs
 from npudiff import Target
 from npudiff.constraints import Box
 from reference.decoder_layer import DecoderLayerInputs, LayerStep
+from reference.moe_experts import MoeExpertsInputs
 from reference.sliding_attention import SlidingAttentionInputs
 
 
@@ -252,21 +253,22 @@ def scaled_by_both(inputs: DecoderLayerInputs, target: Target) -> Outputs:
 
 
 class _Unlimited(AscendExperts):
-    """Routed experts run npu_swiglu."""
+    """Routed experts have no limit where weights are integers."""
 
-    def activated(self, both: torch.Tensor) -> torch.Tensor:
-        """No limit."""
-        return torch.ops.npu.npu_swiglu(both)  # type: ignore[no-any-return]
+    def adapter(self, inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+        """Choose the activation by the form of the weights."""
+        routed = replace(inputs.routed, gate=replace(inputs.routed.gate, limit=None))
+        return super().adapter(replace(inputs, routed=routed) if routed.quantised else inputs, target)
 
 
 @npudiff.implementation(
     "decoder_layer",
-    name="layer_limit_dropped",
-    supports=within(limit=(7.0, 1.5, 0.5)),
-    wrong="ACT-01 https://github.com/sgl-project/sglang/pull/24582: plain SwiGLU in layers that have a limit",
+    name="limit_dropped_when_quantised",
+    supports=within(limit=(7.0, 1.5, 0.5), form=("w8a8", "w4a8")),
+    wrong="ACT-06 https://github.com/sgl-project/sglang/pull/39920: the path of int8 rows does not know the limit",
 )
-def layer_limit_dropped(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Run the experts of a layer with a limit without it."""
+def limit_dropped_when_quantised(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Run npu_dequant_swiglu_quant, which has no limit, in layers that have one."""
     return with_experts(_Unlimited, inputs, target)
 
 
@@ -278,5 +280,5 @@ def layer_limit_dropped(inputs: DecoderLayerInputs, target: Target) -> Outputs:
 )
 def shared_limit_of_routed_experts(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Hand one limit to all experts."""
-    experts = replace(inputs.experts, shared_limit=inputs.experts.limit)
+    experts = replace(inputs.experts, shared=replace(inputs.experts.shared, gate=inputs.experts.routed.gate))
     return GroupedQueryLayer(replace(inputs, experts=experts), target).run()

@@ -13,6 +13,7 @@ KINDS = ("step-3.5", "deepseek")
 
 LIMITS = (7.0, 1.5, 0.5)
 ROTARY = ("whole", "half")
+FORMS = ("float", "w8a8", "w4a8")
 FLAGS = ("use_fia", "fia_nz", "mlapo", "native_norm")
 
 _SIZES = range(1, 2**14 + 1)
@@ -35,6 +36,7 @@ AXES = {
     "chosen": Axis("experts of a token", _SIZES),
     "groups": Axis("groups of experts, of which half are kept", (1, 2, 4)),
     "width": Axis("gates of an expert", _SIZES),
+    "form": Axis("what matrices of experts are; rows are int8 where these are integers", FORMS),
     "limit": Axis("limit of routed experts", LIMITS, optional=True),
     "shared_limit": Axis("limit of the shared expert", LIMITS, optional=True),
     "page_size": Axis("tokens per page", _SIZES),
@@ -73,6 +75,7 @@ class DecoderLayerCase:
     chosen: int = 1
     groups: int = 1
     width: int = 16
+    form: str = "float"
     limit: float | None = None
     shared_limit: float | None = None
     page_size: int = 16
@@ -121,6 +124,7 @@ def features(case: DecoderLayerCase) -> Collection[str]:
         "several requests": len(case.requests) > 1,
         "several pages": longest > case.page_size,
         "limited experts": case.limit is not None,
+        "quantised experts": case.form != "float",
         **{name: getattr(case, name) for name in FLAGS},
     }
     return [name for name, holds in checks.items() if holds]
@@ -146,6 +150,7 @@ def describe(case: DecoderLayerCase) -> str:
         "half rotary" if case.rotary == "half" else "",
         f"experts {case.chosen} of {case.experts}" + (f" in {case.groups} groups" if case.groups > 1 else ""),
         f"width {case.width}" if case.width != 16 else "",
+        case.form if case.form != "float" else "",
         *limits,
         f"page {case.page_size}",
         " ".join(name for name in FLAGS if getattr(case, name)) or "no flags",
@@ -163,7 +168,7 @@ def check_case(case: DecoderLayerCase) -> None:
     for name in ("hidden_size", "query_rank", "kv_heads", "group", "experts", "chosen", "width", "page_size"):
         if not 1 <= getattr(case, name) <= 2**14:
             raise ValueError(f"{name} must lie in 1..16384, got {getattr(case, name)}")
-    for name in ("kind", "head_dim", "rotary", "groups"):
+    for name in ("kind", "head_dim", "rotary", "groups", "form"):
         if getattr(case, name) not in AXES[name].legal:
             raise ValueError(f"{name} is one of {AXES[name].options}, got {getattr(case, name)}")
     if case.latent and (case.window is not None or case.kv_heads != 1 or case.rotary != "whole"):
@@ -186,6 +191,8 @@ def _check_experts(case: DecoderLayerCase) -> None:
         raise ValueError(f"{case.experts} experts do not make {case.groups} groups of at least two")
     if case.chosen > case.experts // case.groups * max(1, case.groups // 2):
         raise ValueError(f"{case.chosen} experts cannot be chosen of {case.experts} in {case.groups} groups")
+    if case.form == "w4a8" and (case.hidden_size % 8 or case.width % 4):
+        raise ValueError(f"columns of int4 fill words of eight, got {case.hidden_size} and {2 * case.width}")
     for limit in (case.limit, case.shared_limit):
         if limit is not None and not 1e-3 <= limit <= 1e4:
             raise ValueError(f"limits must be none or lie in 0.001..10000, got {limit}")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from npudiff.data import Stream
+from properties import expert_weights
 from properties.decoder_layer.case import DecoderLayerCase
+from properties.expert_weights import Shape
 from reference.decoder_layer import (
     DecoderLayerInputs,
-    ExpertWeights,
     GroupedQueryWeights,
     LatentWeights,
     LayerStep,
+    Mixture,
 )
+from reference.expert_weights import ExpertWeights
+from reference.moe_experts import Experts, Gate
 from reference.rope_cache import RopeCacheInputs, rope_cache
 from reference.rope_scaling import RopeConfig, softmax_scale
 
@@ -55,7 +60,7 @@ def build_inputs(case: DecoderLayerCase) -> DecoderLayerInputs:
         positions=position,
         cos_sin_cache=_angles(rope, max(case.lengths)),
         attention=_latent_weights(case) if case.latent else _grouped_query_weights(case),
-        experts=_experts(case),
+        experts=_mixture(case),
         input_norm=_norm(case, "input norm", case.hidden_size, plain=norms),
         post_norm=_norm(case, "post norm", case.hidden_size, plain=norms),
         epsilon=1e-6 if case.latent else 1e-5,
@@ -171,22 +176,33 @@ def _latent_weights(case: DecoderLayerCase) -> LatentWeights:
     )
 
 
-def _experts(case: DecoderLayerCase) -> ExpertWeights:
-    size, width = case.hidden_size, case.width
-    return ExpertWeights(
-        router=_matrix(case, "router", size, case.experts, gain=ROUTER_GAIN).float(),
+def _mixture(case: DecoderLayerCase) -> Mixture:
+    return Mixture(
+        router=_matrix(case, "router", case.hidden_size, case.experts, gain=ROUTER_GAIN).float(),
         bias=BIAS_GAIN * _normal(case, "bias", case.experts),
-        up=_matrix(case, "up", case.experts, size, 2 * width, gain=UP_GAIN),
-        down=_matrix(case, "down", case.experts, width, size, gain=DOWN_GAIN),
-        shared_up=_matrix(case, "shared up", 1, size, 2 * width, gain=UP_GAIN),
-        shared_down=_matrix(case, "shared down", 1, width, size, gain=DOWN_GAIN),
-        limit=case.limit,
-        shared_limit=case.shared_limit,
+        routed=_experts(case, "routed", case.experts, case.limit),
+        shared=_experts(case, "shared", 1, case.shared_limit),
         chosen=case.chosen,
         groups=case.groups,
         kept_groups=max(1, case.groups // 2),
         scaling=2.5 if case.latent else 3.0,
     )
+
+
+def _experts(case: DecoderLayerCase, name: str, count: int, limit: float | None) -> Experts:
+    up = Shape(range(count), case.hidden_size, 2 * case.width, case.form, 1, torch.bfloat16)
+    down = Shape(range(count), case.width, case.hidden_size, case.form, 1, torch.bfloat16)
+    return Experts(_of_experts(case, f"{name} up", up, UP_GAIN), _of_experts(case, f"{name} down", down, DOWN_GAIN),
+                   Gate(limit=limit))  # fmt: skip
+
+
+def _of_experts(case: DecoderLayerCase, name: str, shape: Shape, gain: float) -> ExpertWeights:
+    """Matrices of experts; gains are powers of two."""
+    weights = expert_weights.build(shape, case.seed, name)
+    if weights.scale is None:
+        return replace(weights, values=weights.values * gain)
+    scale = weights.scale * gain
+    return replace(weights, scale=scale.to(torch.bfloat16) if case.form == "w8a8" else scale)
 
 
 def coordinates(inputs: DecoderLayerInputs, output: str) -> Mapping[str, torch.Tensor]:

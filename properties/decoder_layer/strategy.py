@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
-from properties.decoder_layer.case import FLAGS, KINDS, LIMITS, ROTARY, DecoderLayerCase, LayerRequest
+from properties.decoder_layer.case import FLAGS, FORMS, KINDS, LIMITS, ROTARY, DecoderLayerCase, LayerRequest
 
 FIXED: Mapping[str, Mapping[str, object]] = {
     "step-3.5": {"groups": 1, "query_rank": 32},
@@ -46,6 +46,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
         "rotary": choose.value(box, "rotary", ROTARY),
         "groups": choose.value(box, "groups", [count for count in (1, 2) if chosen <= experts // 2 or count == 1]),
         "width": choose.value(box, "width", (16, 32)),
+        "form": choose.value(box, "form", FORMS),
         "limit": choose.value(box, "limit", (None, *LIMITS)),
         "shared_limit": choose.value(box, "shared_limit", (None, *LIMITS)),
         **{flag: choose.value(box, flag, (False, True)) for flag in FLAGS},

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from reference.decoder_layer.inputs import (
     DecoderLayerInputs,
-    ExpertWeights,
     GroupedQueryWeights,
     LatentWeights,
     LayerStep,
+    Mixture,
 )
 from reference.decoder_layer.layer import decoder_layer
 
 __all__ = [
     "DecoderLayerInputs",
-    "ExpertWeights",
     "GroupedQueryWeights",
     "LatentWeights",
     "LayerStep",
+    "Mixture",
     "decoder_layer",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
+from reference.moe_experts import Experts
 from reference.views import moved_inputs
 
 
@@ -87,7 +88,7 @@ class LatentWeights:
 
 
 @dataclass(frozen=True)
-class ExpertWeights:
+class Mixture:
     """A mixture of experts, and how they are chosen.
 
     Attributes
@@ -96,14 +97,10 @@ class ExpertWeights:
         float32 ``[hidden_size, experts]``: logits are computed and kept in float32.
     bias : torch.Tensor
         float32 ``[experts]``: added to sigmoids for the choice, and not to the weights.
-    up : torch.Tensor
-        ``[experts, hidden_size, 2 * width]``: gates, then ups.
-    down : torch.Tensor
-        ``[experts, width, hidden_size]``.
-    shared_up, shared_down : torch.Tensor
-        ``[1, hidden_size, 2 * width]`` and ``[1, width, hidden_size]``: an expert that every token has, with weight 1.
-    limit, shared_limit : float or None
-        Limits of ``swiglustep``, of routed experts and of the shared one.
+    routed : Experts
+        The matrices of all experts, and the limit of their activation.
+    shared : Experts
+        One expert that every token has, with weight 1.
     chosen : int
         Experts of a token.
     groups, kept_groups : int
@@ -114,12 +111,8 @@ class ExpertWeights:
 
     router: torch.Tensor
     bias: torch.Tensor
-    up: torch.Tensor
-    down: torch.Tensor
-    shared_up: torch.Tensor
-    shared_down: torch.Tensor
-    limit: float | None
-    shared_limit: float | None
+    routed: Experts
+    shared: Experts
     chosen: int
     groups: int
     kept_groups: int
@@ -165,7 +158,7 @@ class DecoderLayerInputs:
         bfloat16 ``[positions, rotary_dim]``: cosines of all frequencies, then their sines.
     attention : GroupedQueryWeights or LatentWeights
         They say of which kind the layer is.
-    experts : ExpertWeights
+    experts : Mixture
         The mixture of experts.
     input_norm, post_norm : torch.Tensor
         ``[hidden_size]``: weights of the norms before attention and before the experts; Gemma's with grouped queries.
@@ -194,7 +187,7 @@ class DecoderLayerInputs:
     positions: torch.Tensor
     cos_sin_cache: torch.Tensor
     attention: GroupedQueryWeights | LatentWeights
-    experts: ExpertWeights
+    experts: Mixture
     input_norm: torch.Tensor
     post_norm: torch.Tensor
     epsilon: float
@@ -233,11 +226,7 @@ class DecoderLayerInputs:
 
     def to(self, device: str | torch.device) -> DecoderLayerInputs:
         """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""
-        return replace(
-            moved_inputs(self, device, copies=("key_cache", "value_cache")),
-            attention=moved_inputs(self.attention, device, copies=()),
-            experts=moved_inputs(self.experts, device, copies=()),
-        )
+        return moved_inputs(self, device, copies=("key_cache", "value_cache"))
 
 
 def check_inputs(inputs: DecoderLayerInputs) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import torch
 
 from reference.bounds import Expected
-from reference.decoder_layer.experts import BfloatExperts, expert_sums
 from reference.decoder_layer.grouped_query import GroupedQueryAttention
 from reference.decoder_layer.inputs import DecoderLayerInputs, GroupedQueryWeights, check_inputs
 from reference.decoder_layer.latent import LatentAttention
 from reference.inexact import Inexact
 from reference.inexact_attention import visible
+from reference.moe_experts import of_experts, one_expert
+from reference.moe_finalize import weighted_sum
 from reference.moe_gating import MoeGatingInputs, chosen_experts
 from reference.spread import Spread, linear, normed
 
@@ -100,11 +101,8 @@ def _experts(inputs: DecoderLayerInputs, states: Spread) -> Inexact:
         logits,
     )
     weights = choice.weights.in_float32().rounded(dtype)
-    routed = expert_sums(states.scaled, choice.experts, weights, BfloatExperts(experts.up, experts.down, experts.limit))
-    first = torch.zeros(len(states.value), 1, dtype=torch.int64)
-    one = Inexact.exact(torch.ones(first.shape))
-    shared = expert_sums(
-        states.scaled, first, one, BfloatExperts(experts.shared_up, experts.shared_down, experts.shared_limit)
-    )
-    total = routed.plus(shared).in_float32().rounded(dtype)
+    given = states.scaled
+    everywhere = torch.arange(experts.routed.up.experts)
+    rows = of_experts(given, choice.experts, everywhere, experts.routed, dtype)
+    total = weighted_sum(rows, weights, one_expert(given, experts.shared, 0, dtype), dtype)
     return Inexact(total.value, total.error.masked_fill(choice.unsure.unsqueeze(1), torch.inf))
