@@ -26,6 +26,9 @@ CONFIDENCE = 6.0
 """Bound of an error, over its scale: a correct one is larger with probability ``2 exp(-CONFIDENCE**2 / 2)``, 3e-8. A
 run looks at ten million elements, and scales are exact where bounds of single roundings have room to spare."""
 
+CARRIED = ACCUMULATION_CONFIDENCE
+"""What ``reference.linear.carried`` multiplies by."""
+
 
 def rounding_scale(dtype: torch.dtype) -> float:
     """Return the scale of the relative error of rounding to a dtype."""
@@ -71,14 +74,6 @@ class Spread:
     def bounded(self) -> Inexact:
         """The same numbers with bounds, as ``CONFIDENCE`` says."""
         return Inexact(self.value, CONFIDENCE * self.own + self.value.abs() * self.shared)
-
-    @property
-    def scaled(self) -> Inexact:
-        """The same numbers for two products in a row, each of which multiplies by its confidence, where once is enough.
-
-        After the first one errors are scales, after the second bounds; those of what happens in between add up.
-        """
-        return Inexact(self.value, self.scale / ACCUMULATION_CONFIDENCE)
 
     def rounded(self, dtype: torch.dtype) -> Spread:
         """Return the numbers as a device stores them in a dtype."""

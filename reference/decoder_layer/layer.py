@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 
 from reference.bounds import Expected
+from reference.decoder_layer.experts import said_by_experts
 from reference.decoder_layer.grouped_query import GroupedQueryAttention
 from reference.decoder_layer.inputs import DecoderLayerInputs, GroupedQueryWeights, check_inputs
 from reference.decoder_layer.latent import LatentAttention
 from reference.inexact import Inexact
 from reference.inexact_attention import visible
-from reference.moe_experts import of_experts, one_expert
 from reference.moe_finalize import weighted_sum
 from reference.moe_gating import MoeGatingInputs, chosen_experts
 from reference.spread import Spread, linear, normed
@@ -101,8 +101,8 @@ def _experts(inputs: DecoderLayerInputs, states: Spread) -> Inexact:
         logits,
     )
     weights = choice.weights.in_float32().rounded(dtype)
-    given = states.scaled
-    everywhere = torch.arange(experts.routed.up.experts)
-    rows = of_experts(given, choice.experts, everywhere, experts.routed, dtype)
-    total = weighted_sum(rows, weights, one_expert(given, experts.shared, 0, dtype), dtype)
+    rows = said_by_experts(states, choice.experts, experts.routed, dtype)
+    everyone = torch.zeros(len(states.value), 1, dtype=torch.int64)
+    shared = said_by_experts(states, everyone, experts.shared, dtype)
+    total = weighted_sum(rows, weights, Inexact(shared.value[:, 0], shared.error[:, 0]), dtype)
     return Inexact(total.value, total.error.masked_fill(choice.unsure.unsqueeze(1), torch.inf))

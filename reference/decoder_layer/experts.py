@@ -1,0 +1,69 @@
+"""Experts on states that a device has with errors: what quantisation does is one more rounding of these."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from reference.bounds import unit_roundoff
+from reference.dynamic_quant import LEVELS
+from reference.expert_weights import ExpertRows, ExpertWeights, times
+from reference.inexact import Inexact
+from reference.moe_experts import ROW_BITS, Experts, activated
+from reference.spread import CARRIED, EVEN, Spread
+
+
+def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtype: torch.dtype) -> Inexact:
+    """Return what each chosen expert says of a token, ``[tokens, chosen, hidden_size]``.
+
+    It is ``reference.moe_experts`` on states that are not known exactly. There an integer that may be one off is an
+    error of a whole step; where the errors of states are as large as steps, nearly all are. So the integer times its
+    step is taken for the number that was rounded, with the error of a rounding, and the error of the step itself, which
+    a device divides and multiplies by, is nobody's.
+
+    Parameters
+    ----------
+    states : Spread
+        ``[tokens, hidden_size]``.
+    chosen : torch.Tensor
+        int64 ``[tokens, chosen]``.
+    experts : Experts
+        The matrices of all experts.
+    dtype : torch.dtype
+        Of what a device hands from product to product.
+    """
+    value = torch.zeros(*chosen.shape, states.value.shape[1], dtype=torch.float64)
+    error = torch.zeros_like(value)
+    plain = replace(experts, up=_worth(experts.up), down=_worth(experts.down))
+    for expert in range(experts.up.experts):
+        tokens, places = (chosen == expert).nonzero(as_tuple=True)
+        if len(tokens):
+            said = _one_expert(states.rows(tokens), plain, expert, dtype, quantised=experts.quantised)
+            value[tokens, places], error[tokens, places] = said.value, said.error
+    return Inexact(value, error)
+
+
+def _one_expert(states: Spread, experts: Experts, expert: int, dtype: torch.dtype, *, quantised: bool) -> Inexact:
+    """Two products, each of which multiplies by its confidence: errors are scales between them, and bounds after."""
+    rows = Inexact(states.value, states.scale)
+    rows = _in_steps(rows) if quantised else rows
+    between = times(ExpertRows(Inexact(rows.value, rows.error / CARRIED)), experts.up, expert, dtype)
+    gated = activated(between, experts.gate, dtype)
+    return times(ExpertRows(_in_steps(gated) if quantised else gated), experts.down, expert, dtype)
+
+
+def _in_steps(rows: Inexact) -> Inexact:
+    """The numbers after each was rounded to a multiple of its row's step, by way of float16."""
+    largest = (rows.value.abs() + rows.error).amax(dim=-1, keepdim=True)
+    rounding = largest / LEVELS[ROW_BITS] * 0.5 + rows.value.abs() * 2 * unit_roundoff(torch.float16)
+    return Inexact(rows.value, torch.hypot(rows.error, rounding * EVEN))
+
+
+def _worth(weights: ExpertWeights) -> ExpertWeights:
+    """Matrices of float64: whole numbers times what they are worth."""
+    if weights.scale is None:
+        return weights
+    each = weights.values.shape[1] // weights.scale.shape[1]
+    worth = weights.values.to(torch.float64) * weights.scale.to(torch.float64).repeat_interleave(each, dim=1)
+    return ExpertWeights(worth, bias=weights.bias)
