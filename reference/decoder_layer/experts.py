@@ -10,7 +10,7 @@ from reference.bounds import unit_roundoff
 from reference.dynamic_quant import LEVELS
 from reference.expert_weights import ExpertRows, ExpertWeights, times
 from reference.inexact import Inexact
-from reference.moe_experts import ROW_BITS, Experts, activated
+from reference.moe_experts import ROW_BITS, Experts, Gate, activated
 from reference.spread import CARRIED, EVEN, Spread
 
 
@@ -48,9 +48,28 @@ def _one_expert(states: Spread, experts: Experts, expert: int, dtype: torch.dtyp
     """Two products, each of which multiplies by its confidence: errors are scales between them, and bounds after."""
     rows = Inexact(states.value, states.scale)
     rows = _in_steps(rows) if quantised else rows
-    between = times(ExpertRows(Inexact(rows.value, rows.error / CARRIED)), experts.up, expert, dtype)
-    gated = activated(between, experts.gate, dtype)
+    exact = times(ExpertRows(Inexact.exact(rows.value)), experts.up, expert, dtype)
+    brought = times(ExpertRows(Inexact(rows.value, rows.error / CARRIED)), experts.up, expert, dtype)
+    between = Inexact(exact.value, torch.hypot(exact.error * EVEN, brought.error - exact.error))
+    gated = _activated(between, experts.gate, dtype)
     return times(ExpertRows(_in_steps(gated) if quantised else gated), experts.down, expert, dtype)
+
+
+def _activated(rows: Inexact, gate: Gate, dtype: torch.dtype) -> Inexact:
+    """The gated activation, with scales: errors of gates, of ups and of roundings have nothing to do with each other.
+
+    Each of the three is what ``activated`` says where the others are none; what it says of all together has the product
+    of the first two besides.
+    """
+    none = torch.zeros_like(rows.error)
+    is_gate = torch.arange(rows.value.shape[-1]) < rows.value.shape[-1] // 2
+    only_gates, only_ups = rows.error * is_gate, rows.error * ~is_gate
+    own, gates, ups, both = (
+        activated(Inexact(rows.value, error), gate, dtype) for error in (none, only_gates, only_ups, rows.error)
+    )
+    product = (both.error - gates.error - ups.error + own.error).clamp(min=0)
+    brought = torch.hypot(gates.error - own.error, ups.error - own.error)
+    return Inexact(own.value, torch.hypot(own.error * EVEN, brought) + product)
 
 
 def _in_steps(rows: Inexact) -> Inexact:
