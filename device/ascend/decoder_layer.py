@@ -5,6 +5,7 @@ from __future__ import annotations
 import npudiff
 from device.ascend.layer_flags import boxes
 from device.ascend.layer_grouped_query import GroupedQueryLayer
+from device.ascend.layer_latent import LatentLayer
 from device.ascend.layer_steps import AscendLayer, Outputs
 from npudiff import Target
 from npudiff.constraints import Box
@@ -15,13 +16,15 @@ STEP: Box = {"page_size": range(16, 1025, 16), "group": range(1, 65)}
 
 GROUPED_QUERY = boxes("step-3.5", STEP)
 
+LATENT = boxes("deepseek", {"page_size": range(16, 1025, 16), "group": range(1, 129)})
+
 
 def layer_of(inputs: DecoderLayerInputs, target: Target) -> AscendLayer:
     """Return the layer of the kind that the inputs are of."""
-    return GroupedQueryLayer(inputs, target)
+    return LatentLayer(inputs, target) if inputs.latent else GroupedQueryLayer(inputs, target)
 
 
-@npudiff.implementation("decoder_layer", name="layer_by_flags", supports=GROUPED_QUERY)
+@npudiff.implementation("decoder_layer", name="layer_by_flags", supports=[*GROUPED_QUERY, *LATENT])
 def layer_by_flags(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """The operators that the flags choose; flags that do not go together are refused."""
     return layer_of(inputs, target).run()

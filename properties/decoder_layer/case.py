@@ -187,8 +187,8 @@ def check_case(case: DecoderLayerCase) -> None:
 
 
 def _check_experts(case: DecoderLayerCase) -> None:
-    if case.experts % case.groups or (case.groups > 1 and case.experts // case.groups < 2):
-        raise ValueError(f"{case.experts} experts do not make {case.groups} groups of at least two")
+    if case.experts % case.groups or (case.groups > 1 and case.experts // case.groups <= 2):
+        raise ValueError(f"{case.experts} experts do not make {case.groups} groups of more than two")
     if case.chosen > case.experts // case.groups * max(1, case.groups // 2):
         raise ValueError(f"{case.chosen} experts cannot be chosen of {case.experts} in {case.groups} groups")
     if case.form == "w4a8" and (case.hidden_size % 8 or case.width % 4):

@@ -44,7 +44,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
         "group": choose.value(box, "group", (1, 2, 4)),
         "head_dim": choose.value(box, "head_dim", (64, 128)),
         "rotary": choose.value(box, "rotary", ROTARY),
-        "groups": choose.value(box, "groups", [count for count in (1, 2) if chosen <= experts // 2 or count == 1]),
+        "groups": choose.value(box, "groups", _groups(experts, chosen)),
         "width": choose.value(box, "width", (16, 32)),
         "form": choose.value(box, "form", FORMS),
         "limit": choose.value(box, "limit", (None, *LIMITS)),
@@ -60,6 +60,11 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
         page_size=page_size,
         seed=choose.pick(range(1024)),
     )
+
+
+def _groups(experts: int, chosen: int) -> list[int]:
+    """Numbers of groups of more than two experts, as the operator asks, with enough experts in half of them."""
+    return [1, *(count for count in (2, 4) if experts // count > 2 and chosen <= experts // 2)]
 
 
 def _fits(box: Box, kind: str) -> bool:
