@@ -52,7 +52,7 @@ class GroupedQueryLayer(AscendLayer):
         """Rotated queries and keys, and values, ``[tokens, heads, head_dim]``."""
         own = self.weights
         parts = [own.heads, own.kv_heads, own.kv_heads]
-        query, key, value = rounded(states, own.qkv).view(len(states), -1, own.head_dim).split(parts, dim=1)
+        query, key, value = torch.split(rounded(states, own.qkv).view(len(states), -1, own.head_dim), parts, dim=1)
         query, key = self.head_norm(query, own.query_norm), self.head_norm(key, own.key_norm)
         turned = self.rotated(RotaryInputs(query, key, positions, self.inputs.cos_sin_cache, "half"))
         return turned["query"], turned["key"], value.contiguous()

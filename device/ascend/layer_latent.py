@@ -147,9 +147,9 @@ class LatentLayer(AscendLayer):
 
     def composed(self, step: LayerStep, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """scaled_dot_product_attention, request by request."""
-        parts = zip(query.split(list(step.query_lengths)), key.split(list(step.kv_lengths)),
-                    value.split(list(step.kv_lengths)), strict=True)  # fmt: skip
-        return torch.cat([self.one(*(part.transpose(0, 1) for part in request)) for request in parts])
+        new, total = list(step.query_lengths), list(step.kv_lengths)
+        requests = zip(torch.split(query, new), torch.split(key, total), torch.split(value, total), strict=True)
+        return torch.cat([self.one(*(part.transpose(0, 1) for part in request)) for request in requests])
 
     def one(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Causal attention of the last rows of one request, ``[rows, heads, value_dim]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,15 +21,13 @@ from reference.moe_experts import MoeExpertsInputs
 from reference.sliding_attention import SlidingAttentionInputs
 
 
-def within(**axes: Sequence[object] | range) -> list[Box]:
-    """The boxes of the layer from which mutants are made, narrowed."""
-    narrowed = [
-        {**box, **{axis: _both(box.get(axis), values) for axis, values in axes.items()}} for box in GROUPED_QUERY
-    ]
+def within(boxes: list[Box], **axes: Sequence[object] | range) -> list[Box]:
+    """Boxes of the layer from which mutants are made, narrowed."""
+    narrowed = [{**box, **{name: _both(box.get(name), values) for name, values in axes.items()}} for box in boxes]
     return [box for box in narrowed if all(box.values())]
 
 
-def _both(allowed: Sequence[object] | None, values: Sequence[object] | range) -> Sequence[object] | range:
+def _both(allowed: Collection[object] | None, values: Sequence[object] | range) -> Collection[object]:
     return values if allowed is None else tuple(value for value in allowed if value in values)
 
 
@@ -119,7 +117,7 @@ class _WrittenAfterwards(GroupedQueryLayer):
 @npudiff.implementation(
     "decoder_layer",
     name="written_after_attention",
-    supports=within(decode_steps=DECODES),
+    supports=within(GROUPED_QUERY, decode_steps=DECODES),
     wrong="ascend_backend.py 1700: keys and values of a step are written before its attention, which reads the pool",
 )
 def written_after_attention(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -143,7 +141,7 @@ class _WindowOfPrefillOnly(GroupedQueryLayer):
 @npudiff.implementation(
     "decoder_layer",
     name="window_in_prefill_only",
-    supports=within(window=WINDOWS),
+    supports=within(GROUPED_QUERY, window=WINDOWS),
     wrong="SWA-01 https://github.com/sgl-project/sglang/pull/24582: query length 1 ignores the band of Step-3.5",
 )
 def window_in_prefill_only(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -162,7 +160,7 @@ class _SlotsOfTheFullPool(GroupedQueryLayer):
 @npudiff.implementation(
     "decoder_layer",
     name="slots_of_the_full_pool",
-    supports=within(window=WINDOWS),
+    supports=within(GROUPED_QUERY, window=WINDOWS),
     wrong="swa_memory_pool.py 253: a sliding layer writes at swa_loc, and not at the slots of the full pool",
 )
 def slots_of_the_full_pool(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -176,14 +174,14 @@ class _LengthsOfTheFirstDecode(GroupedQueryLayer):
     def attention_inputs(self, step: LayerStep, query: torch.Tensor) -> SlidingAttentionInputs:
         """Lengths that do not grow."""
         result = super().attention_inputs(step, query)
-        decodes = [other for other in self.inputs.steps if set(other.query_lengths) == {1}]
+        decodes = [one for one in self.inputs.steps if one.requests == step.requests and set(one.query_lengths) == {1}]
         return replace(result, kv_lengths=decodes[0].kv_lengths) if step in decodes[1:] else result
 
 
 @npudiff.implementation(
     "decoder_layer",
     name="lengths_of_the_first_decode",
-    supports=within(decode_steps=range(2, 65), prefill=range(2, 2**14 + 1)),
+    supports=within(GROUPED_QUERY, decode_steps=range(2, 65)),
     wrong="GRF-02 https://github.com/InfiniTensor/InfiniLM/pull/526: KV lengths are those of the captured step",
 )
 def lengths_of_the_first_decode(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -264,7 +262,7 @@ class _Unlimited(AscendExperts):
 @npudiff.implementation(
     "decoder_layer",
     name="limit_dropped_when_quantised",
-    supports=within(limit=(7.0, 1.5, 0.5), form=("w8a8", "w4a8")),
+    supports=within(GROUPED_QUERY, limit=(7.0, 1.5, 0.5), form=("w8a8", "w4a8")),
     wrong="ACT-06 https://github.com/sgl-project/sglang/pull/39920: the path of int8 rows does not know the limit",
 )
 def limit_dropped_when_quantised(inputs: DecoderLayerInputs, target: Target) -> Outputs:

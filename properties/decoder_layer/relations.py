@@ -23,7 +23,7 @@ Outputs = Mapping[str, torch.Tensor]
 
 def _flags_change_nothing(subject: Subject, case: DecoderLayerCase) -> Comparison:
     """The same case through every path that the backend has for this layer; the worst comparison counts."""
-    cases = [replace(case, **dict(zip(FLAGS, choice, strict=True))) for choice in _other_flags(case)]
+    cases = [_flagged(case, *choice) for choice in _other_flags(case)]
     constraints, values = subject.implementation.constraints, subject.component.values
     others = [other for other in cases if constraints.reason_against(values(other)) is None]
     if not others:
@@ -35,6 +35,16 @@ def _flags_change_nothing(subject: Subject, case: DecoderLayerCase) -> Compariso
         for other in others
     ]
     return max(comparisons, key=lambda comparison: comparison.worst)
+
+
+def _flagged(
+    case: DecoderLayerCase,
+    use_fia: bool,
+    fia_nz: bool,
+    mlapo: bool,
+    native_norm: bool,
+) -> DecoderLayerCase:
+    return replace(case, use_fia=use_fia, fia_nz=fia_nz, mlapo=mlapo, native_norm=native_norm)
 
 
 def _other_flags(case: DecoderLayerCase) -> list[tuple[bool, ...]]:

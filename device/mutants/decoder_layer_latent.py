@@ -1,0 +1,134 @@
+"""Layers whose parts are right and do not fit together: DeepSeek."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+import npudiff
+from device.ascend.decoder_layer import LATENT
+from device.ascend.layer_latent import LatentLayer
+from device.ascend.layer_steps import Outputs
+from device.mutants.decoder_layer import DECODES, within
+from npudiff import Target
+from reference.decoder_layer import DecoderLayerInputs, LayerStep
+from reference.mla_preprocess import MlaPreprocessInputs
+
+
+class _NzByTheWriterOnly(LatentLayer):
+    """Writer and reader each follow a flag of their own."""
+
+    @property
+    def read_in_nz(self) -> bool:
+        """Take the pages for ND."""
+        return False
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="nz_by_the_writer_only",
+    supports=within(LATENT, fia_nz=(True,)),
+    wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ by the writer's flag, ND by the reader's",
+)
+def nz_by_the_writer_only(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Read NZ pages as ND ones."""
+    return _NzByTheWriterOnly(inputs, target).run()
+
+
+class _QueryAsNeighbours(LatentLayer):
+    """The query of a decode keeps its pairs next to each other; rope keys are cached as halves."""
+
+    def preprocessed(self, given: MlaPreprocessInputs) -> Outputs:
+        """Bring rotated queries back to the order that the native path leaves them in."""
+        outputs = super().preprocessed(given)
+        first, second = outputs["query_rope"].chunk(2, dim=-1)
+        return {**outputs, "query_rope": torch.stack([first, second], dim=-1).flatten(-2)}
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="query_turned_unlike_its_keys",
+    supports=within(LATENT, decode_steps=DECODES),
+    wrong="MLA-01 https://github.com/vllm-project/vllm-ascend/pull/3857: rope rows of one side are not reordered",
+)
+def query_turned_unlike_its_keys(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Rotate queries natively and keys by the operator."""
+    return _QueryAsNeighbours(inputs, target).run()
+
+
+class _PlainScale(LatentLayer):
+    """The softmax scale knows only the head dim."""
+
+    @property
+    def scale(self) -> float:
+        """Leave mscale out."""
+        return 1 / math.sqrt(self.weights.nope_dim + self.inputs.cos_sin_cache.shape[1])
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="scale_without_mscale",
+    supports=LATENT,
+    wrong="ROP-09 https://github.com/huggingface/transformers/pull/47435: the correction by mscale ** 2 is missing",
+)
+def scale_without_mscale(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Take one over the root of the head dim."""
+    return _PlainScale(inputs, target).run()
+
+
+class _NewTokensOnly(LatentLayer):
+    """A prefill attends to what it has just computed."""
+
+    def gathered(self, step: LayerStep) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Latents and rope keys of the step alone, but in a decode."""
+        whole = super().gathered(step)
+        if set(step.query_lengths) == {1}:
+            return whole
+        return [(one[-new:], other[-new:]) for (one, other), new in zip(whole, step.query_lengths, strict=True)]
+
+    def fused(self, step: LayerStep, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """As many keys as queries."""
+        return super().fused(replace(step, kv_lengths=step.query_lengths), query, key, value)
+
+    def composed(self, step: LayerStep, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """As many keys as queries."""
+        return super().composed(replace(step, kv_lengths=step.query_lengths), query, key, value)
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="prefix_not_gathered",
+    supports=within(LATENT, prefix=range(1, 2**14 + 1)),
+    wrong="CPX-01 https://github.com/sgl-project/sglang/pull/22020: extend attends to the current chunk only",
+)
+def prefix_not_gathered(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Leave the pages of the prefix out of a prefill."""
+    return _NewTokensOnly(inputs, target).run()
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="one_group_of_experts",
+    supports=within(LATENT, groups=(2, 4)),
+    wrong="MOE-08 https://github.com/vllm-project/vllm-ascend/pull/4050: groups of experts are taken for one",
+)
+def one_group_of_experts(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Choose experts from all groups."""
+    layer = LatentLayer(inputs, target)
+    layer.experts.weights = replace(layer.experts.weights, groups=1, kept_groups=1)
+    return layer.run()
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="scaled_by_nobody",
+    supports=LATENT,
+    wrong="MOE-07 https://github.com/vllm-project/vllm-ascend/pull/9692: the scaling factor is 1 on one path",
+)
+def scaled_by_nobody(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Leave the scaling factor to a model that leaves it to the operator."""
+    layer = LatentLayer(inputs, target)
+    layer.experts.weights = replace(layer.experts.weights, scaling=1.0)
+    return layer.run()
