@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import math
+
+import torch
+
+from npudiff.data import Stream
+
+
+def evenly(shape, seed, name="even"):
+    """Numbers spread evenly over [-1, 1), float64: roundings, as large as their bounds at most."""
+    words = Stream(seed, name).words(math.prod(shape)).astype("float64")
+    return torch.from_numpy(words / 2.0**63 - 1).reshape(shape)
