@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -15,20 +15,16 @@ from device.ascend.layer_experts import AscendExperts
 from device.ascend.layer_grouped_query import GroupedQueryLayer
 from device.ascend.layer_steps import Outputs
 from npudiff import Target
-from npudiff.constraints import Box
+from npudiff.constraints import Box, Constraints
 from reference.decoder_layer import DecoderLayerInputs, LayerStep
 from reference.moe_experts import MoeExpertsInputs
 from reference.sliding_attention import SlidingAttentionInputs
 
 
-def within(boxes: list[Box], **axes: Sequence[object] | range) -> list[Box]:
+def within(boxes: list[Box], **axes: Collection[object]) -> list[Box]:
     """Boxes of the layer from which mutants are made, narrowed."""
-    narrowed = [{**box, **{name: _both(box.get(name), values) for name, values in axes.items()}} for box in boxes]
-    return [box for box in narrowed if all(box.values())]
-
-
-def _both(allowed: Collection[object] | None, values: Sequence[object] | range) -> Collection[object]:
-    return values if allowed is None else tuple(value for value in allowed if value in values)
+    result = Constraints.of(boxes).within(Constraints.of(axes))
+    return list(result.boxes)
 
 
 WINDOWS = range(1, 2**31)

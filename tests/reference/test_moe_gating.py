@@ -9,7 +9,8 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.moe_gating import MoeGatingInputs, moe_gating
+from reference.inexact import Inexact
+from reference.moe_gating import MoeGatingInputs, chosen_experts, moe_gating
 
 
 def logits(tokens=50, experts=16, name="logits", dtype=torch.float32):
@@ -134,3 +135,28 @@ def test_what_is_not_chosen_weighs_nothing():
 def test_what_contradicts_itself_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         moe_gating(MoeGatingInputs(**{"logits": logits(), "bias": None, "chosen": 1} | changed))
+
+
+@pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
+def test_weights_of_logits_with_errors_are_within_what_these_bring(scoring):
+    given_logits = Stream(9, "logits").normal((50, 8), torch.float32).double()
+    given = MoeGatingInputs(
+        given_logits.float(), None, 3, scoring=scoring, renormalise=scoring == "sigmoid", scaling=2.5
+    )
+    error = 0.01 * Stream(9, "errors").normal((50, 8), torch.float32).abs().double()
+    choice = chosen_experts(given, Inexact(given_logits, error))
+    exact = chosen_experts(given, Inexact.exact(given_logits))
+    assert torch.equal(choice.experts, exact.experts)
+    assert bool((choice.unsure >= exact.unsure).all())
+    assert 0 < int(choice.unsure.sum()) < 25
+    worst = 0.0
+    for seed in range(100):
+        moved = given_logits + error * Stream(seed, "signs").normal((50, 8), torch.float32).sign()
+        other = chosen_experts(given, Inexact.exact(moved))
+        alike = ~choice.unsure
+        assert torch.equal(other.experts.sort(dim=1).values[alike], exact.experts.sort(dim=1).values[alike])
+        dense = [torch.zeros(50, 8).double().scatter(1, one.experts, one.weights.value) for one in (other, exact)]
+        bound = torch.zeros(50, 8).double().scatter(1, choice.experts, choice.weights.error)
+        ratio = (dense[0] - dense[1]).abs() / bound.clamp(min=1e-12)
+        worst = max(worst, float(ratio[alike].max()))
+    assert 0.2 < worst <= 1

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from device import ascend
+from mutant_pairs.pair import Pair
+from properties.decoder_layer import DecoderLayerCase as Case
+from properties.decoder_layer import LayerRequest
+
+BY_FLAGS = ascend.layer_by_flags
+ONE = (LayerRequest(0, 1),)
+PREFILL = Case((LayerRequest(0, 5), LayerRequest(0, 7)), chosen=2, seed=3)
+DECODE = replace(PREFILL, decode_steps=2)
+SLIDING = replace(DECODE, window=3)
+LIMITED = replace(PREFILL, limit=0.5, form="w8a8")
+LATENT = replace(DECODE, kind="deepseek", experts=8)
+
+
+def line(tokens="1", window="none", more="", kind="step-3.5", flags="use_fia", experts="1 of 4", decode=""):
+    heads = "heads 1:1 · dim 64" if kind == "step-3.5" else "1 head"
+    window = f"window {window} · " if kind == "step-3.5" else ""
+    return (
+        f"{kind} · tokens {tokens} · {decode}{window}hidden 64 · {heads} · experts {experts}{more} · page 16 · {flags}"
+    )
+
+
+def latent(tokens="1", **more):
+    return line(tokens, kind="deepseek", **more)
+
+
+PAIRS = {
+    "residual_before_the_sum": Pair(BY_FLAGS, PREFILL, [], line(), everywhere=True),
+    "one_added_twice": Pair(BY_FLAGS, PREFILL, [], line(), everywhere=True),
+    "positions_of_the_step": Pair(BY_FLAGS, DECODE, [PREFILL], ""),
+    "written_after_attention": Pair(BY_FLAGS, DECODE, [PREFILL], line(decode="1 decode step · ")),
+    "window_in_prefill_only": Pair(
+        BY_FLAGS, SLIDING, [replace(SLIDING, decode_steps=0), replace(SLIDING, window=9)], ""
+    ),
+    "slots_of_the_full_pool": Pair(BY_FLAGS, SLIDING, [], "", everywhere=True),
+    "lengths_of_the_first_decode": Pair(
+        BY_FLAGS, DECODE, [replace(DECODE, decode_steps=1), replace(SLIDING, decode_steps=0)], ""
+    ),
+    "router_on_the_residual": Pair(BY_FLAGS, PREFILL, [], "", everywhere=True),
+    "scaled_by_both": Pair(BY_FLAGS, PREFILL, [], line(), everywhere=True),
+    "limit_dropped_when_quantised": Pair(BY_FLAGS, LIMITED, [replace(LIMITED, form="float")], ""),
+    "shared_limit_of_routed_experts": Pair(
+        BY_FLAGS, LIMITED, [replace(LIMITED, limit=None), replace(LIMITED, shared_limit=0.5)], ""
+    ),
+    "nz_by_the_writer_only": Pair(
+        BY_FLAGS, replace(LATENT, fia_nz=True), [], latent(flags="use_fia fia_nz"), everywhere=True
+    ),
+    "query_turned_unlike_its_keys": Pair(
+        BY_FLAGS, LATENT, [replace(LATENT, decode_steps=0)], latent(decode="1 decode step · ")
+    ),
+    "scale_without_mscale": Pair(BY_FLAGS, LATENT, [replace(LATENT, decode_steps=0, requests=ONE)], ""),
+    "prefix_not_gathered": Pair(BY_FLAGS, replace(LATENT, requests=(LayerRequest(3, 4),)), [LATENT], ""),
+    "one_group_of_experts": Pair(BY_FLAGS, replace(LATENT, groups=2), [LATENT], ""),
+    "scaled_by_nobody": Pair(BY_FLAGS, LATENT, [], latent(), everywhere=True),
+}
