@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import npudiff
+from device.ascend.layer_composed import ComposedGroupedQueryLayer, ComposedLatentLayer
 from device.ascend.layer_flags import boxes
 from device.ascend.layer_grouped_query import GroupedQueryLayer
 from device.ascend.layer_latent import LatentLayer
@@ -28,3 +29,10 @@ def layer_of(inputs: DecoderLayerInputs, target: Target) -> AscendLayer:
 def layer_by_flags(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """The operators that the flags choose; flags that do not go together are refused."""
     return layer_of(inputs, target).run()
+
+
+@npudiff.implementation("decoder_layer", name="composed_layer")
+def composed_layer(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Composed of plain torch operators; no flag changes anything."""
+    kind = ComposedLatentLayer if inputs.latent else ComposedGroupedQueryLayer
+    return kind(inputs, target).run()

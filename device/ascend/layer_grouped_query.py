@@ -59,7 +59,7 @@ class GroupedQueryLayer(AscendLayer):
 
     def head_norm(self, heads: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The Gemma norm of every head."""
-        flat = heads.reshape(-1, heads.shape[-1])
+        flat = heads.contiguous().view(-1, heads.shape[-1])
         inputs = RmsNormInputs(flat, None, weight, self.inputs.epsilon, self.kind)
         return self.norm_adapter(inputs, self.target)["output"].view(heads.shape)
 

@@ -170,14 +170,20 @@ class LatentLayer(AscendLayer):
         """
         outputs = self.preprocessed(given)
         self.keep(outputs)
-        query = torch.cat([outputs["query_nope"], outputs["query_rope"]], dim=-1).float()
+        return self.absorbed(step, torch.cat([outputs["query_nope"], outputs["query_rope"]], dim=-1))
+
+    def absorbed(self, step: LayerStep, query: torch.Tensor) -> torch.Tensor:
+        """Attention of queries ``[tokens, heads, latent_dim + rope_dim]`` over latents, brought up to values."""
         results = []
-        for row, (latents, ropes) in zip(query, self.gathered(step), strict=True):
-            scores = row @ torch.cat([latents, ropes], dim=-1).float().T * self.scale
-            weights = torch.softmax(scores, dim=-1).to(latents.dtype)
+        for rows, (latents, ropes) in zip(
+            torch.split(query, list(step.query_lengths)), self.gathered(step), strict=True
+        ):
+            keys = torch.cat([latents, ropes], dim=-1).float()
+            scores = rows.transpose(0, 1).float() @ keys.T * self.scale  # [heads, rows, tokens]
+            seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=query.device).tril(len(keys) - len(rows))
+            weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1).to(latents.dtype)
             results.append(rounded(weights, latents))
-        latent = torch.stack(results, dim=1)  # [heads, requests, latent_dim]
-        return rounded(latent, self.weights.v_up).transpose(0, 1)
+        return rounded(torch.cat(results, dim=1), self.weights.v_up).transpose(0, 1)
 
     def preprocessed(self, given: MlaPreprocessInputs) -> Outputs:
         """Queries and caches of a decode: fused where the sizes allow it, by norm and cache operators, or composed."""

@@ -35,10 +35,14 @@ class AscendLayer(ABC):
     kind = "gemma"
 
     def __init__(self, inputs: DecoderLayerInputs, target: Target) -> None:
-        check_flags(inputs)
+        self.check(inputs)
         self.inputs, self.target = inputs.to(target.device), target
         self.key_cache, self.value_cache = self.inputs.key_cache, self.inputs.value_cache
         self.experts = self.mixture()
+
+    def check(self, inputs: DecoderLayerInputs) -> None:
+        """Refuse flags for which there is no path."""
+        check_flags(inputs)
 
     def mixture(self) -> AscendExperts:
         """The layer's experts."""

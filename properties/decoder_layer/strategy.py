@@ -12,7 +12,7 @@ from npudiff.draw import Chooser, within
 from properties.decoder_layer.case import FLAGS, FORMS, KINDS, LIMITS, ROTARY, DecoderLayerCase, LayerRequest
 
 FIXED: Mapping[str, Mapping[str, object]] = {
-    "step-3.5": {"groups": 1, "query_rank": 32},
+    "step-3.5": {"query_rank": 32},
     "deepseek": {"window": None, "kv_heads": 1, "limit": None, "shared_limit": None, "rotary": "whole", "head_dim": 64},
 }
 """What the layers of a kind have in common; axes that say nothing of a kind are there as well."""
@@ -34,7 +34,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
     kind = choose.pick(kinds)
     page_size = choose.value(box, "page_size", (16, 32, 128))
     chosen = choose.value(box, "chosen", (1, 2, 3))
-    experts = choose.value(box, "experts", (4, 8))
+    groups = 1 if kind == "step-3.5" else choose.value(box, "groups", (1, 2))
+    experts = choose.pick(_experts(box, groups, chosen))
     choices = {
         "decode_steps": choose.value(box, "decode_steps", (0, 1, 2, 3)),
         "window": choose.value(box, "window", (None, 1, 2, 5, 15, 17)),
@@ -44,7 +45,6 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
         "group": choose.value(box, "group", (1, 2, 4)),
         "head_dim": choose.value(box, "head_dim", (64, 128)),
         "rotary": choose.value(box, "rotary", ROTARY),
-        "groups": choose.value(box, "groups", _groups(experts, chosen)),
         "width": choose.value(box, "width", (16, 32)),
         "form": choose.value(box, "form", FORMS),
         "limit": choose.value(box, "limit", (None, *LIMITS)),
@@ -56,20 +56,29 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
         requests=choose.several(box, "batch", (1, 2, 3), lambda: _draw_request(choose, box, page_size)),
         kind=kind,
         chosen=chosen,
+        groups=groups,
         experts=experts,
         page_size=page_size,
         seed=choose.pick(range(1024)),
     )
 
 
-def _groups(experts: int, chosen: int) -> list[int]:
-    """Numbers of groups of more than two experts, as the operator asks, with enough experts in half of them."""
-    return [1, *(count for count in (2, 4) if experts // count > 2 and chosen <= experts // 2)]
+def _experts(box: Box, groups: int, chosen: int) -> Sequence[int]:
+    """Numbers of experts: in groups, of more than two each, as the operator asks, and enough in half of the groups."""
+    fitting = [
+        count
+        for count in within((4, 8, 16), box.get("experts"))[:4096]
+        if chosen <= count and (groups == 1 or (count % groups == 0 and count > 2 * groups and chosen <= count // 2))
+    ]
+    assume(fitting)
+    return fitting
 
 
 def _fits(box: Box, kind: str) -> bool:
     """Whether a layer of a kind can be within the box."""
     told = {axis: value for axis, value in FIXED[kind].items() if axis not in _UNUSED[kind]}
+    if kind == "step-3.5":
+        told["groups"] = 1
     return all(axis not in box or allows(box[axis], value) for axis, value in told.items())
 
 

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import torch
 
 from device import targets
 from device.ascend.decoder_layer import layer_by_flags
@@ -84,3 +85,37 @@ def test_sizes_of_the_prolog_operator_take_it(layout, monkeypatch):
         result = compare(component.reference(inputs), layer_by_flags(inputs, target))
     assert called == ["PA_NZ" if layout else "PA_BSND"]
     assert result.worst <= 1
+
+
+@pytest.mark.parametrize("cann", ["8.5", "9.0", "pessimistic"])
+@pytest.mark.parametrize("layer", CASES)
+def test_every_version_of_cann_gives_the_same_answer(layer, cann):
+    """The pessimistic profile takes documented sizes only, and wants pools with room for latents in NZ."""
+    requests = (LayerRequest(0, 3), LayerRequest(2, 4))
+    case = replace(CASES[layer], requests=requests, page_size=128, head_dim=128)
+    inputs, target = component.inputs(case), targets.sim(cann)
+    if cann == "pessimistic" and layer == "latent":
+        inputs = roomy(inputs)
+    with target.activate():
+        assert compare(component.reference(inputs), layer_by_flags(inputs, target)).worst <= 1
+
+
+def roomy(inputs):
+    """The same layer with more pages that are nobody's."""
+    more = {name: torch.cat([getattr(inputs, name)] * 4) for name in ("key_cache", "value_cache")}
+    return replace(inputs, **more)
+
+
+def test_a_prefill_of_one_token_relies_on_a_band_that_not_every_version_may_honour():
+    """In TND the backend leaves the window of such a request to the band (spec of the operator: ignored at length 1)."""
+    requests = (LayerRequest(3, 1), LayerRequest(2, 4))
+    case = replace(CASES["sliding"], requests=requests, page_size=128, head_dim=128, decode_steps=0)
+    inputs = component.inputs(case)
+    worst = {}
+    for cann in ("8.5", "pessimistic"):
+        target = targets.sim(cann)
+        with target.activate():
+            result = compare(component.reference(inputs), layer_by_flags(inputs, target))
+        worst[cann] = {output.name: output.worst for output in result.outputs}
+    assert max(worst["8.5"].values()) <= 1
+    assert worst["pessimistic"]["residual"] > 1 >= worst["pessimistic"]["keys"]
