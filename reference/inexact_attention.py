@@ -89,8 +89,8 @@ def projected_attention(
     distance = through.unsqueeze(1) - result.unsqueeze(2)  # [heads, rows, keys, columns]
     moved = weights.unsqueeze(-1) * distance
     squares = (by_key.unsqueeze(-1) * moved.square()).sum(dim=2)
-    along = torch.einsum("hrkc,hkd->hrdc", moved, keys.value)
-    squares += scale**2 * torch.einsum("hrd,hrdc->hrc", queries.own.square(), along.square())
+    along = torch.einsum("hrkc,hkd->hrdc", moved.float(), keys.value.float())  # an error needs no more precision
+    squares += scale**2 * torch.einsum("hrd,hrdc->hrc", queries.own.square().float(), along.square_())
     squares += (queries.shared * (scores.unsqueeze(-1) * moved).sum(dim=2)).square()
     largest = torch.maximum(distance.abs(), through.abs().unsqueeze(1))  # a device divides by either sum
     squares += rounding**2 * (weights.unsqueeze(-1) * largest).square().sum(dim=2)

@@ -45,6 +45,10 @@ class LatentAttention:
         latent = slice(0, weights.latent_dim)
         self.keys = normed(compressed.part(latent), weights.kv_a_norm, "plain", epsilon, dtype)
         self.values = turned(compressed.part(slice(weights.latent_dim, None)), inputs, ROPE_STYLE)
+        self._k_up, self._v_up = weights.k_up.to(torch.float64), weights.v_up.to(torch.float64)
+        self._output = weights.output.to(torch.float64)
+        self._matrix = self._output.view(weights.heads, -1, self._output.shape[1])
+        self._through = self._v_up @ self._matrix
 
     def rows(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
         """Return the projected attention of some tokens of one request, ``[len(queries), hidden_size]``."""
@@ -53,9 +57,8 @@ class LatentAttention:
 
     def _expanded(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
         latents = self.keys.rows(keys)
-        k_up, v_up = (part.to(torch.float64) for part in (self._weights.k_up, self._weights.v_up))
-        nope = _by_token(linear(_by_head(latents), k_up.transpose(-1, -2), self._dtype))
-        values = _by_token(linear(_by_head(latents), v_up, self._dtype))
+        nope = _by_token(linear(_by_head(latents), self._k_up.transpose(-1, -2), self._dtype))
+        values = _by_token(linear(_by_head(latents), self._v_up, self._dtype))
         rope = self.values.rows(keys)
         wide = Spread(*(part.expand(-1, self._weights.heads, -1) for part in (rope.value, rope.own, rope.shared)))
         result = projected_attention(
@@ -70,8 +73,7 @@ class LatentAttention:
         return self._projected(result.output, result.scale.square())
 
     def _absorbed(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
-        k_up, v_up = (part.to(torch.float64) for part in (self._weights.k_up, self._weights.v_up))
-        absorbed = _by_token(linear(_by_head(self._nope.rows(queries)), k_up, self._dtype))
+        absorbed = _by_token(linear(_by_head(self._nope.rows(queries)), self._k_up, self._dtype))
         latents = self.keys.rows(keys)
         result = projected_attention(
             _joined(absorbed, self._rope.rows(queries)),
@@ -79,22 +81,17 @@ class LatentAttention:
             latents,
             seen,
             self._inputs.scale,
-            v_up @ self._matrix,
+            self._through,
             self._dtype,
         )
-        output = product(result.output, v_up, self._dtype)
+        output = product(result.output, self._v_up, self._dtype)
         return self._projected(
             output.value, result.scale.square() + (output.own * EVEN).square() @ self._matrix.square()
         )
 
-    @property
-    def _matrix(self) -> torch.Tensor:
-        """float64 ``[heads, value_dim, hidden_size]``."""
-        return self._weights.output.to(torch.float64).view(self._weights.heads, -1, self._weights.output.shape[1])
-
     def _projected(self, output: torch.Tensor, squares: torch.Tensor) -> Spread:
         """Sum over heads of ``[heads, rows, value_dim]``, with squares of scales ``[heads, rows, hidden_size]``."""
-        exact = product(output.transpose(0, 1).flatten(1), self._weights.output.to(torch.float64), self._dtype)
+        exact = product(output.transpose(0, 1).flatten(1), self._output, self._dtype)
         return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.own * EVEN))
 
 

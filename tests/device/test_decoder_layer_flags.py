@@ -107,7 +107,7 @@ def roomy(inputs):
 
 
 def test_a_prefill_of_one_token_relies_on_a_band_that_not_every_version_may_honour():
-    """In TND the backend leaves the window of such a request to the band (spec of the operator: ignored at length 1)."""
+    """In TND the window of such a request is left to the band, which the documentation ignores at length 1."""
     requests = (LayerRequest(3, 1), LayerRequest(2, 4))
     case = replace(CASES["sliding"], requests=requests, page_size=128, head_dim=128, decode_steps=0)
     inputs = component.inputs(case)
