@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from device import targets
-from device.ascend.decoder_layer import layer_by_flags
+from device.ascend.decoder_layer import composed_layer, layer_by_flags
 from device.ascend.layer_flags import FLAGS, FlagsRefused, reason_against
 from npudiff.compare import compare
 from properties.decoder_layer import DecoderLayerCase, LayerRequest, component
+from reference.spread import CONFIDENCE
 
 REQUESTS = (LayerRequest(0, 3), LayerRequest(2, 4))
 CASES = {
@@ -119,3 +120,19 @@ def test_a_prefill_of_one_token_relies_on_a_band_that_not_every_version_may_hono
         worst[cann] = {output.name: output.worst for output in result.outputs}
     assert max(worst["8.5"].values()) <= 1
     assert worst["pessimistic"]["residual"] > 1 >= worst["pessimistic"]["keys"]
+
+
+@pytest.mark.parametrize("kind", ["step-3.5", "deepseek"])
+def test_typical_errors_are_as_large_as_the_scales_say(kind):
+    """A composed layer rounds nearly wherever a device may; numbers have two thirds of their largest rounding."""
+    ratios = {}
+    for seed in range(6):
+        case = DecoderLayerCase(REQUESTS, kind=kind, decode_steps=2, seed=seed, chosen=2, kv_heads=1, group=2)
+        inputs, target = component.inputs(case), targets.sim(None)
+        with target.activate():
+            result = compare(component.reference(inputs), composed_layer(inputs, target))
+        for output in result.outputs:
+            ratios.setdefault(output.name, []).append(output.ratio[output.bound.isfinite()].flatten())
+    typical = {name: float(torch.cat(parts).square().mean().sqrt()) for name, parts in ratios.items()}
+    least = {"keys": 0.4, "values": 0.4, "residual": 0.35, "hidden": 0.15}  # weights of experts have bounds, not scales
+    assert all(least[name] / CONFIDENCE < ratio < 0.9 / CONFIDENCE for name, ratio in typical.items()), typical

@@ -10,7 +10,7 @@ from npudiff.data import Stream
 from reference.inexact_attention import projected_attention, visible
 from reference.paged_kv import PagedKV
 from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
-from reference.spread import CONFIDENCE, EVEN, Spread
+from reference.spread import CONFIDENCE, EVEN, Spread, rounding_scale
 
 HEADS, KV_HEADS, DIM, KEYS, ROWS, COLUMNS = 4, 2, 16, 21, 5, 7
 SCALE = 1 / math.sqrt(DIM)
@@ -82,3 +82,28 @@ def test_bounds_hold_where_errors_are_large():
         moved = Spread.exact(QUERY + own / EVEN * evenly(QUERY.shape, seed))
         error = attention(moved, Spread.exact(KEY), Spread.exact(VALUE), seen).value - result.value
         assert float((error.abs() / result.scale).max()) < CONFIDENCE
+
+
+def test_its_own_errors_are_those_of_rounded_weights_and_outputs():
+    """Weights are rounded before they are divided by their sum, and the output at the end."""
+    seen = visible(ROWS, KEYS, None)
+    ratios = []
+    for seed in range(40):
+        query = QUERY + evenly(QUERY.shape, seed)
+        result = attention(*map(Spread.exact, (query, KEY, VALUE)), seen, MATRIX)
+        scores = SCALE * query.transpose(0, 1) @ KEY.transpose(0, 1).repeat_interleave(2, dim=0).transpose(1, 2)
+        scores = scores.masked_fill(~seen, -torch.inf)
+        powers = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+        values = VALUE.transpose(0, 1).repeat_interleave(2, dim=0)
+        output = (powers.bfloat16().double() @ values / powers.sum(dim=-1, keepdim=True)).bfloat16().double()
+        ratios.append((output @ MATRIX - result.value) / result.scale)
+    spread = torch.stack(ratios).square().mean(dim=0).sqrt()
+    assert 0.6 < float(spread.median()) < 1
+    assert float(torch.stack(ratios).abs().max()) < CONFIDENCE
+
+
+def test_weight_and_output_of_one_visible_key_are_rounded_once_each():
+    """A weight of 1 is not rounded, but what a device divides by the sum may be."""
+    result = attention(*map(Spread.exact, (QUERY, KEY, VALUE)), visible(ROWS, KEYS, 1))
+    ratio = result.scale / (rounding_scale(torch.bfloat16) * result.output.abs())
+    assert torch.allclose(ratio, torch.full_like(ratio, math.sqrt(2)), rtol=5e-3)

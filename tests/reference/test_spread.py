@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch
 from even import evenly
 from npudiff.data import Stream
 from reference.bounds import unit_roundoff
+from reference.decoder_layer.turning import turned
 from reference.rms_norm import RmsNormInputs, rms_norm
+from reference.rotary import RotaryInputs, rotary
 from reference.spread import CONFIDENCE, EVEN, Spread, linear, normed, rounding_scale
 
 BFLOAT = torch.bfloat16
@@ -83,3 +86,44 @@ def test_heads_are_rows_of_their_own_and_bounds_are_six_scales():
     assert torch.equal(rows.bounded.error, CONFIDENCE * 0.5 + rows.value.abs() * rows.shared)
     assert torch.equal(rows.expected(BFLOAT).bound, rows.bounded.error)
     assert torch.equal(rows.rows([1]).value, rows.value[1:])
+
+
+def test_a_product_of_exact_rows_is_rounded_once():
+    result = linear(Spread.exact(numbers(4, 64)), numbers(64, 50, name="matrix"), BFLOAT)
+    ratio = result.own / (result.value.abs() * rounding_scale(BFLOAT) + 1e-9)
+    assert bool((ratio > 0.99).all())
+    assert float(ratio.median()) < 1.01
+
+
+@pytest.mark.parametrize(("kind", "roundings"), [("plain", 2), ("gemma", 3)])
+def test_a_norm_of_exact_rows_is_rounded_as_often_as_a_device_may(kind, roundings):
+    result = normed(Spread.exact(numbers(4, 64)), numbers(64, name="weight"), kind, 1e-5, BFLOAT)
+    ratio = result.own / (result.value.abs() * rounding_scale(BFLOAT))
+    assert torch.allclose(ratio, torch.full_like(ratio, math.sqrt(roundings)), rtol=1e-6)
+    assert 0 < float(result.shared.max()) < 1e-5
+
+
+@pytest.mark.parametrize("style", ["half", "interleaved", "interleaved_to_half"])
+def test_a_rotation_rounds_two_products_and_their_sum_and_turns_errors_of_pairs(style):
+    inputs = SimpleNamespace(
+        cos_sin_cache=numbers(5, 4, name="table").bfloat16(),
+        positions=torch.tensor([3, 1, 4]),
+        hidden=torch.ones(1).bfloat16(),
+    )
+    states, scale = numbers(3, 2, 6), numbers(3, 2, 6, name="scale").abs()
+    exact = turned(Spread.exact(states), inputs, style)
+    right = rotary(RotaryInputs(states, states, inputs.positions, inputs.cos_sin_cache, style))["query"].value
+    assert torch.equal(exact.value, right)
+    runs = [
+        turned(Spread.exact(states + scale / EVEN * evenly(states.shape, seed)), inputs, style).value - right
+        for seed in range(400)
+    ]
+    spread = torch.stack(runs).square().mean(dim=0).sqrt()
+    moved = turned(Spread.of(states, scale), inputs, style)
+    assert torch.allclose(spread, moved.own, rtol=0.15, atol=0.02)
+    cosine, sine = inputs.cos_sin_cache[inputs.positions].double().unsqueeze(1).chunk(2, dim=-1)
+    first, second = (states[..., :2], states[..., 2:4]) if style == "half" else (states[..., 0:4:2], states[..., 1:4:2])
+    sums = (first * cosine).square() + (second * sine).square() + (first * cosine - second * sine).square()
+    place = slice(0, 4, 2) if style == "interleaved" else slice(0, 2)
+    assert torch.allclose(exact.own[..., place], sums.sqrt() * rounding_scale(BFLOAT), rtol=1e-6)
+    assert bool((exact.own[..., 4:] == 0).all())
