@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected, unit_roundoff
+from reference.bounds import ACCUMULATION_CONFIDENCE, Expected, unit_roundoff
 from reference.inexact import Inexact
 from reference.views import moved_inputs
 
@@ -94,6 +94,42 @@ STEP_ROUNDINGS = 3
 def through_float16(steps: Inexact) -> Inexact:
     """Return steps that a device may have cut to float16 on its way to integers, as some operators do."""
     return Inexact(steps.value, steps.error + (steps.value.abs() + steps.error) * 2 * unit_roundoff(torch.float16))
+
+
+def as_terms(states: Inexact, bits: int) -> tuple[Inexact, Inexact]:
+    """Return rows that become integers as terms of a sum, and the size of a step.
+
+    Parameters
+    ----------
+    states : Inexact
+        ``[rows, width]``.
+    bits : int
+        Of the integers.
+
+    Returns
+    -------
+    tuple of Inexact
+        ``[rows, width]``, with errors that have nothing to do with each other; and ``[rows]``.
+
+    Notes
+    -----
+    There are two ways to see what a device has, and each row takes the one that says more. Either an integer is what
+    it must be, or the middle of those that it may be and off by a half; then steps of another size than this one are
+    an error that the row has in common. Or an integer times the size of its step is the number itself, off by what
+    the number is off and by half a step: a rounding of a number that is not known so well has nothing to do with it.
+    """
+    steps, scale = by_largest(states, bits)
+    steps, levels = through_float16(steps), LEVELS[bits]
+    low, high = ((steps.value + sign * steps.error).round().clamp(-levels, levels) for sign in (-1.0, 1.0))
+    middle, half = (low + high) / 2, (high - low) / 2
+    size = torch.where(scale.value > 0, scale.value, 1.0).unsqueeze(-1)
+    off = through_float16(Inexact(steps.value, states.error / size)).error
+    rounded = torch.hypot(off, torch.full((), 0.5, dtype=torch.float64))
+    common = middle.norm(dim=-1) * scale.error / size.squeeze(-1)
+    known = ACCUMULATION_CONFIDENCE * half.norm(dim=-1) + common <= ACCUMULATION_CONFIDENCE * rounded.norm(dim=-1)
+    by_row = known.unsqueeze(-1)
+    terms = Inexact(torch.where(by_row, middle, steps.value), torch.where(by_row, half, rounded))
+    return terms, Inexact(scale.value, torch.where(known, scale.error, 0.0))
 
 
 def nearest(steps: Inexact, levels: int) -> Expected:

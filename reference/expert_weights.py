@@ -69,7 +69,31 @@ class ExpertRows:
     quantised: bool = False
 
 
-def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dtype) -> Inexact:
+@dataclass(frozen=True)
+class ExpertProduct:
+    """Rows times the matrix of an expert, as a device has them.
+
+    Attributes
+    ----------
+    value : torch.Tensor
+        float64 ``[rows, columns]``.
+    own : torch.Tensor
+        The largest error that the product makes of itself.
+    brought : torch.Tensor
+        What the errors of the rows become, by ``reference.linear.carried``.
+    """
+
+    value: torch.Tensor
+    own: torch.Tensor
+    brought: torch.Tensor
+
+    @property
+    def inexact(self) -> Inexact:
+        """The numbers with all of their error."""
+        return Inexact(self.value, self.own + self.brought)
+
+
+def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dtype) -> ExpertProduct:
     """Return rows times the matrix of an expert, as a device has them in a dtype, ``[rows, columns]``.
 
     ``((x @ w + bias) * scale) * token_scale`` for whole numbers with an int32 bias, ``x @ ((w + offset) * scale) +
@@ -84,26 +108,35 @@ def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dt
     """
     bias = None if weights.bias is None else weights.bias[expert]
     if rows.quantised:
-        sums = _whole_sums(rows, weights, expert, bias if bias is not None and bias.dtype == torch.int32 else None)
+        before = bias if bias is not None and bias.dtype == torch.int32 else None
+        total, brought = _whole_sums(rows.values, weights, expert, before)
         if weights.scale is None:
-            return sums
-        total = sums if rows.scale is None else sums.times(_column(rows.scale)).in_float32()
+            return ExpertProduct(total.value, total.error, brought)
+        if rows.scale is not None:
+            total, brought = total.times(_column(rows.scale)).in_float32(), brought * rows.scale.value.unsqueeze(1)
+        bias = None if before is not None else bias
     else:
-        total = float_product(rows.values, _matrix(weights, expert, dtype))
-    if bias is not None and not (rows.quantised and bias.dtype == torch.int32):
+        matrix = _matrix(weights, expert, dtype)
+        total = float_product(Inexact.exact(rows.values.value), matrix)
+        brought = _carried(rows.values, matrix.value)
+    if bias is not None:
         total = total.plus(Inexact.exact(bias)).in_float32()
-    return total.rounded(dtype)
+    total = total.rounded(dtype)
+    return ExpertProduct(total.value, total.error, brought)
 
 
 def float_product(rows: Inexact, matrix: Inexact) -> Inexact:
     """Return float32 sums of rows and a matrix, each with errors that have nothing to do with each other."""
     exact = product(rows.value, matrix.value, torch.float32)
-    error = exact.own
-    if bool(rows.error.any()):
-        error = error + carried(rows.error, matrix.value)
-    if bool(matrix.error.any()):
-        error = error + carried(rows.value, matrix.error)
-    return Inexact(exact.value, error)
+    return Inexact(exact.value, exact.own + _carried(rows, matrix.value) + _carried(matrix, rows.value, left=True))
+
+
+def _carried(numbers: Inexact, other: torch.Tensor, *, left: bool = False) -> torch.Tensor:
+    """What errors become in a product with numbers that have none; zeros without looking if there are none at all."""
+    if not bool(numbers.error.any()):
+        shape = (len(other), numbers.error.shape[1]) if left else (len(numbers.error), other.shape[1])
+        return torch.zeros(shape, dtype=torch.float64)
+    return carried(other, numbers.error) if left else carried(numbers.error, other)
 
 
 def _matrix(weights: ExpertWeights, expert: int, dtype: torch.dtype) -> Inexact:
@@ -117,22 +150,24 @@ def _matrix(weights: ExpertWeights, expert: int, dtype: torch.dtype) -> Inexact:
     return matrix.times(Inexact.exact(weights.scale[expert].repeat_interleave(rows, dim=0))).rounded(dtype)
 
 
-def _whole_sums(rows: ExpertRows, weights: ExpertWeights, expert: int, bias: torch.Tensor | None) -> Inexact:
-    """Sums of whole numbers, scaled by column if there are scales, ``[rows, columns]``."""
+def _whole_sums(
+    rows: Inexact, weights: ExpertWeights, expert: int, bias: torch.Tensor | None
+) -> tuple[Inexact, torch.Tensor]:
+    """Sums of whole numbers, scaled by column if there are scales, and what the errors of the rows become."""
     values = weights.values[expert]
-    if weights.scale is None or weights.scale.shape[1] == 1:
-        sums = whole_product(rows.values, values, weights.bits)
-        if bias is not None:
-            sums = sums.plus(Inexact.exact(bias))
-        if weights.scale is None:
-            return sums
-        scale = Inexact.exact(weights.scale[expert])
-        scaled = sums.times(scale).in_float32(2)
-        return scaled if weights.bits == 8 else _plus_halves(scaled, values, scale)
-    return _in_groups(rows.values, values, weights.scale[expert])
+    if weights.scale is not None and weights.scale.shape[1] > 1:
+        return _in_groups(rows, values, weights.scale[expert])
+    sums, brought = whole_product(rows, values, weights.bits)
+    if bias is not None:
+        sums = sums + bias
+    if weights.scale is None:
+        return Inexact.exact(sums), brought
+    scale = Inexact.exact(weights.scale[expert])
+    scaled = Inexact.exact(sums).times(scale).in_float32(2)
+    return scaled if weights.bits == 8 else _plus_halves(scaled, values, scale), brought * scale.value
 
 
-def _in_groups(rows: Inexact, matrix: torch.Tensor, scale: torch.Tensor) -> Inexact:
+def _in_groups(rows: Inexact, matrix: torch.Tensor, scale: torch.Tensor) -> tuple[Inexact, torch.Tensor]:
     """Sums of products of both halves of rows with groups of a matrix, each in ``GROUP_PRODUCTS``."""
     groups, columns = scale.shape
     parts = matrix.to(torch.float32).view(groups, -1, columns)
@@ -141,32 +176,29 @@ def _in_groups(rows: Inexact, matrix: torch.Tensor, scale: torch.Tensor) -> Inex
     sums = torch.einsum("hrgk,gkc->ghrc", halves, parts).to(torch.float64)
     total = Inexact.exact(torch.zeros_like(sums[0]))
     for group in range(groups):
-        term = (
-            Inexact.exact(sums[group])
-            .rounded(GROUP_PRODUCTS)
-            .times(Inexact.exact(scale[group]))
-            .rounded(GROUP_PRODUCTS)
-        )
+        term = Inexact.exact(sums[group]).rounded(GROUP_PRODUCTS).times(Inexact.exact(scale[group]))
+        term = term.rounded(GROUP_PRODUCTS)
         total = total.plus(term).rounded(GROUP_PRODUCTS) if group else term
     scaled = (parts.sum(dim=1).to(torch.float64) * scale).sum(dim=0)
     value = 16 * total.value[0] + total.value[1] + 8 * scaled
     terms = 16 * total.value[0].abs() + total.value[1].abs() + 8 * scaled.abs()
     error = 16 * total.error[0] + total.error[1] + terms * HALVES_ROUNDINGS * FLOAT32_ROUNDOFF
     weighted = matrix * scale.to(torch.float64).repeat_interleave(matrix.shape[0] // groups, dim=0)
-    return Inexact(value, error + (carried(rows.error, weighted) if bool(rows.error.any()) else 0.0))
+    return Inexact(value, error), _carried(rows, weighted)
 
 
-def whole_product(rows: Inexact, matrix: torch.Tensor, bits: int) -> Inexact:
-    """Return sums of whole numbers: int8 in rows, int8 or int4 in the matrix; exact if the rows are.
+def whole_product(rows: Inexact, matrix: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return exact sums of products of int8 in rows with int8 or int4 in a matrix, and what errors of rows become.
 
-    Every partial sum is a whole number. Where none can leave the range of exact ones, float32 does what float64 does.
+    Every partial sum is a whole number, or half of one where it is open which integer a row has. Where none can leave
+    the range of exact ones, float32 does what float64 does.
     """
-    largest = 2**7 * 2 ** (bits - 1) * matrix.shape[0]
-    dtype = torch.float32 if largest <= FLOAT32_WHOLE_NUMBERS else torch.float64
-    exact = (rows.value.to(dtype) @ matrix.to(dtype)).to(torch.float64)
-    if not bool(rows.error.any()):
-        return Inexact.exact(exact)
-    return Inexact(exact, carried(rows.error.to(torch.float32), matrix.to(torch.float32)).to(torch.float64))
+    largest = 2 * 2**7 * 2 ** (bits - 1) * matrix.shape[0]
+    halves = bool((2 * rows.value == (2 * rows.value).round()).all())
+    dtype = torch.float32 if halves and largest <= FLOAT32_WHOLE_NUMBERS else torch.float64
+    narrow = matrix.to(dtype)
+    sums = (rows.value.to(dtype) @ narrow).to(torch.float64)
+    return sums, _carried(Inexact(rows.value, rows.error.to(dtype)), narrow).to(torch.float64)
 
 
 def _plus_halves(scaled: Inexact, values: torch.Tensor, scale: Inexact) -> Inexact:
