@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from reference.bounds import FLOAT32_ROUNDOFF
+from reference.bounds import ACCUMULATION_CONFIDENCE, FLOAT32_ROUNDOFF, accumulation_error
 from reference.inexact import Inexact
 from reference.linear import carried, product
 
@@ -15,6 +17,9 @@ FLOAT32_WHOLE_NUMBERS = 2**24
 
 GROUP_PRODUCTS = torch.float16
 """In which int8 by int4 with several scales per column has the product of a group, and adds those of all groups."""
+
+TILE_ELEMENTS = 2**18
+"""Elements of a matrix that are widened at once."""
 
 HALVES_ROUNDINGS = 4
 """Roundings to float32 where int8 by int4 is computed as two products: of each with its scale, and of their sums."""
@@ -115,8 +120,10 @@ def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dt
         if rows.scale is not None:
             total, brought = total.times(_column(rows.scale)).in_float32(), brought * rows.scale.value.unsqueeze(1)
         bias = None if before is not None else bias
+    elif weights.scale is None:
+        total, brought = _in_tiles(rows.values, weights.values[expert])
     else:
-        matrix = _matrix(weights, expert, dtype)
+        matrix = _matrix(weights, expert, weights.scale, dtype)
         total = float_product(Inexact.exact(rows.values.value), matrix)
         brought = _carried(rows.values, matrix.value)
     if bias is not None:
@@ -139,15 +146,35 @@ def _carried(numbers: Inexact, other: torch.Tensor, *, left: bool = False) -> to
     return carried(other, numbers.error) if left else carried(numbers.error, other)
 
 
-def _matrix(weights: ExpertWeights, expert: int, dtype: torch.dtype) -> Inexact:
-    """The matrix of an expert, float64 ``[inner, columns]``."""
+def _in_tiles(rows: Inexact, matrix: torch.Tensor) -> tuple[Inexact, torch.Tensor]:
+    """Return what ``float_product`` does for a matrix that a device has as it is, and what errors of rows become.
+
+    The matrix is widened in tiles that stay in the cache of a processor.
+    """
+    columns = matrix.shape[1]
+    value, errors, squares = rows.value.new_zeros(3, len(rows.value), columns)
+    for tile in _tiles(matrix):
+        wide = matrix[tile].to(torch.float64)
+        value += rows.value[:, tile] @ wide
+        wide.square_()
+        squares[0] += wide.sum(dim=0)
+        errors += rows.error[:, tile].square() @ wide
+    sizes = rows.value.norm(dim=1, keepdim=True) * squares[0].sqrt()
+    return Inexact(value, sizes * accumulation_error(len(matrix))), ACCUMULATION_CONFIDENCE * errors.sqrt()
+
+
+def _tiles(matrix: torch.Tensor) -> Iterator[slice]:
+    rows = max(1, TILE_ELEMENTS // matrix.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(matrix), rows))
+
+
+def _matrix(weights: ExpertWeights, expert: int, scale: torch.Tensor, dtype: torch.dtype) -> Inexact:
+    """The matrix of an expert whose whole numbers become floats, float64 ``[inner, columns]``."""
     matrix = Inexact.exact(weights.values[expert])
-    if weights.scale is None:
-        return matrix
-    rows = matrix.value.shape[0] // weights.scale.shape[1]
+    rows = matrix.value.shape[0] // scale.shape[1]
     if weights.offset is not None:
         matrix = matrix.plus(Inexact.exact(weights.offset[expert].repeat_interleave(rows, dim=0))).rounded(dtype)
-    return matrix.times(Inexact.exact(weights.scale[expert].repeat_interleave(rows, dim=0))).rounded(dtype)
+    return matrix.times(Inexact.exact(scale[expert].repeat_interleave(rows, dim=0))).rounded(dtype)
 
 
 def _whole_sums(
@@ -157,14 +184,17 @@ def _whole_sums(
     values = weights.values[expert]
     if weights.scale is not None and weights.scale.shape[1] > 1:
         return _in_groups(rows, values, weights.scale[expert])
-    sums, brought = whole_product(rows, values, weights.bits)
-    if bias is not None:
-        sums = sums + bias
+    product = whole_product(rows, values, weights.bits)
+    sums = product.sums if bias is None else product.sums + bias
     if weights.scale is None:
-        return Inexact.exact(sums), brought
+        return Inexact.exact(sums), product.brought
     scale = Inexact.exact(weights.scale[expert])
     scaled = Inexact.exact(sums).times(scale).in_float32(2)
-    return scaled if weights.bits == 8 else _plus_halves(scaled, values, scale), brought * scale.value
+    if weights.bits < 8:
+        # with the halves of a row, ``x = 16 * high + low + 8``, no term is larger than this
+        terms = scaled.value.abs() + 16 * product.sizes * scale.value
+        scaled = Inexact(scaled.value, scaled.error + terms * HALVES_ROUNDINGS * FLOAT32_ROUNDOFF)
+    return scaled, product.brought * scale.value
 
 
 def _in_groups(rows: Inexact, matrix: torch.Tensor, scale: torch.Tensor) -> tuple[Inexact, torch.Tensor]:
@@ -187,29 +217,41 @@ def _in_groups(rows: Inexact, matrix: torch.Tensor, scale: torch.Tensor) -> tupl
     return Inexact(value, error), _carried(rows, weighted)
 
 
-def whole_product(rows: Inexact, matrix: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return exact sums of products of int8 in rows with int8 or int4 in a matrix, and what errors of rows become.
+class WholeProduct(NamedTuple):
+    """Products of whole numbers, float64.
 
-    Every partial sum is a whole number, or half of one where it is open which integer a row has. Where none can leave
-    the range of exact ones, float32 does what float64 does.
+    Attributes
+    ----------
+    sums : torch.Tensor
+        ``[rows, columns]``, exact.
+    brought : torch.Tensor
+        ``[rows, columns]``: what errors of the rows become.
+    sizes : torch.Tensor
+        ``[columns]``: sums of the absolute values of the matrix.
     """
-    largest = 2 * 2**7 * 2 ** (bits - 1) * matrix.shape[0]
+
+    sums: torch.Tensor
+    brought: torch.Tensor
+    sizes: torch.Tensor
+
+
+def whole_product(rows: Inexact, matrix: torch.Tensor, bits: int) -> WholeProduct:
+    """Return products of int8 in rows, ``[rows, inner]``, with int8 or int4 in a matrix, ``[inner, columns]``.
+
+    Every partial sum is a whole number, or half of one where it is open which integer a row has. Where none of a tile
+    can leave the range of exact ones, float32 does what float64 does.
+    """
+    largest = 2 * 2**7 * 2 ** (bits - 1) * min(matrix.shape[0], max(1, TILE_ELEMENTS // matrix.shape[1]))
     halves = bool((2 * rows.value == (2 * rows.value).round()).all())
     dtype = torch.float32 if halves and largest <= FLOAT32_WHOLE_NUMBERS else torch.float64
-    narrow = matrix.to(dtype)
-    sums = (rows.value.to(dtype) @ narrow).to(torch.float64)
-    return sums, _carried(Inexact(rows.value, rows.error.to(dtype)), narrow).to(torch.float64)
-
-
-def _plus_halves(scaled: Inexact, values: torch.Tensor, scale: Inexact) -> Inexact:
-    """Add what computing with halves of the rows costs: terms larger than their sum, rounded to float32.
-
-    ``x = 16 * high + low + 8`` with ``low`` in [-8, 7]. None of the three terms is
-    larger than ``|x @ w| + 16 * sum(|w|)``, scaled.
-    """
-    sums = values.abs().sum(dim=0, dtype=torch.float64)
-    terms = scaled.value.abs() + 16 * sums * scale.value
-    return Inexact(scaled.value, scaled.error + terms * HALVES_ROUNDINGS * FLOAT32_ROUNDOFF)
+    value, squares = rows.value.to(dtype), rows.error.to(dtype).square()
+    sums, errors, sizes = torch.zeros(3, len(value), matrix.shape[1], dtype=torch.float64)
+    for tile in _tiles(matrix):
+        narrow = matrix[tile].to(dtype)
+        sums += value[:, tile] @ narrow
+        sizes[0] += narrow.abs().sum(dim=0)
+        errors += squares[:, tile] @ narrow.square_()
+    return WholeProduct(sums, ACCUMULATION_CONFIDENCE * errors.sqrt(), sizes[0])
 
 
 def _column(numbers: Inexact) -> Inexact:

@@ -11,9 +11,14 @@ HALF = 8
 
 
 def words(values: torch.Tensor) -> torch.Tensor:
-    """Pack int4 ``[..., columns]`` into int32 ``[..., columns / 8]``: two in a byte, the first in the lower half."""
-    low, high = values[..., 0::2], values[..., 1::2]
-    return ((low & 0xF) | (high << 4)).to(torch.int8).contiguous().view(torch.int32)
+    """Pack int4 ``[..., rows, columns]`` into int32 ``[..., rows, columns / 8]``: two in a byte, the first lower.
+
+    One matrix after the other, so that nothing is needed beside what is returned.
+    """
+    packed = torch.empty(*values.shape[:-1], values.shape[-1] // 2, dtype=torch.int8, device=values.device)
+    for byte, value in zip(packed.flatten(0, -3), values.flatten(0, -3), strict=True):
+        torch.bitwise_or(value[:, 0::2] & 0xF, value[:, 1::2] << 4, out=byte)
+    return packed.view(torch.int32)
 
 
 def bits_of(scale: torch.Tensor | None) -> torch.Tensor:
@@ -31,5 +36,6 @@ def assist_matrix(weights: ExpertWeights) -> torch.Tensor:
     if weights.scale is None:
         raise ValueError("int4 has scales")
     experts, groups, columns = weights.scale.shape
-    sums = weights.values.view(experts, groups, -1, columns).sum(dim=2, dtype=torch.int64)
+    parts = weights.values.view(experts, groups, -1, columns)
+    sums = torch.stack([part.sum(dim=1, dtype=torch.int32) for part in parts])
     return HALF * (sums * weights.scale).sum(dim=1)
