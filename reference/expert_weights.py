@@ -152,13 +152,15 @@ def _in_tiles(rows: Inexact, matrix: torch.Tensor) -> tuple[Inexact, torch.Tenso
     The matrix is widened in tiles that stay in the cache of a processor.
     """
     columns = matrix.shape[1]
+    uncertain = bool(rows.error.any())
     value, errors, squares = rows.value.new_zeros(3, len(rows.value), columns)
     for tile in _tiles(matrix):
         wide = matrix[tile].to(torch.float64)
         value += rows.value[:, tile] @ wide
         wide.square_()
         squares[0] += wide.sum(dim=0)
-        errors += rows.error[:, tile].square() @ wide
+        if uncertain:
+            errors += rows.error[:, tile].square() @ wide
     sizes = rows.value.norm(dim=1, keepdim=True) * squares[0].sqrt()
     return Inexact(value, sizes * accumulation_error(len(matrix))), ACCUMULATION_CONFIDENCE * errors.sqrt()
 
@@ -245,12 +247,14 @@ def whole_product(rows: Inexact, matrix: torch.Tensor, bits: int) -> WholeProduc
     halves = bool((2 * rows.value == (2 * rows.value).round()).all())
     dtype = torch.float32 if halves and largest <= FLOAT32_WHOLE_NUMBERS else torch.float64
     value, squares = rows.value.to(dtype), rows.error.to(dtype).square()
+    uncertain = bool(squares.any())
     sums, errors, sizes = torch.zeros(3, len(value), matrix.shape[1], dtype=torch.float64)
     for tile in _tiles(matrix):
         narrow = matrix[tile].to(dtype)
         sums += value[:, tile] @ narrow
         sizes[0] += narrow.abs().sum(dim=0)
-        errors += squares[:, tile] @ narrow.square_()
+        if uncertain:
+            errors += squares[:, tile] @ narrow.square_()
     return WholeProduct(sums, ACCUMULATION_CONFIDENCE * errors.sqrt(), sizes[0])
 
 
