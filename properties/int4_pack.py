@@ -158,9 +158,10 @@ def check_case(case: Int4PackCase) -> None:
 def coordinates(inputs: Int4PackInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to the words: matrix, row, and the first column of a word."""
     del output  # there is one
-    *matrices, rows, columns = inputs.values.shape
-    places = {"row": torch.arange(rows).unsqueeze(1), "first column": torch.arange(0, columns, INTEGERS_OF_A_WORD)}
-    return ({"matrix": torch.arange(matrices[0])[:, None, None]} if matrices else {}) | places
+    names = ("matrix", "row", "first column")[-inputs.values.dim() :]
+    steps = (*[1] * (inputs.values.dim() - 1), INTEGERS_OF_A_WORD)
+    places = [torch.arange(0, size, step) for size, step in zip(inputs.values.shape, steps, strict=True)]
+    return dict(zip(names, torch.meshgrid(*places, indexing="ij"), strict=True))
 
 
 def _unpacking_gives_them_back(subject: Subject, case: Int4PackCase) -> Comparison:
@@ -176,7 +177,7 @@ def _unpacking_gives_them_back(subject: Subject, case: Int4PackCase) -> Comparis
 def _groups_do_not_mix(subject: Subject, case: Int4PackCase) -> Comparison:
     inputs = build_inputs(case)
     order = Stream(case.seed, "order").permutation(case.columns // INTEGERS_OF_A_WORD)
-    groups = inputs.values.unflatten(-1, (-1, INTEGERS_OF_A_WORD))
+    groups = inputs.values.reshape(*inputs.values.shape[:-1], -1, INTEGERS_OF_A_WORD)
     before = subject.run(inputs)["words"][..., order]
     moved = groups[..., order, :].flatten(-2).clone()  # a tensor of its own, and no view of one that has an axis more
     after = subject.run(replace(inputs, values=moved))
@@ -206,7 +207,7 @@ component = Component(
                  within={"columns": range(16, 2**16 + 1, 8)}),
     ),
     profiles={
-        "deepseek-v3": {"rows": (7168, 2048), "columns": (4096, 7168)},
-        "step-3.5-flash": {"rows": (4096, 1280), "columns": (2560, 4096)},
+        "deepseek-v3": {"matrices": (1,), "rows": (2048,), "columns": (4096, 7168)},
+        "step-3.5-flash": {"matrices": (1,), "rows": (1280,), "columns": (2560, 4096)},
     },
 )  # fmt: skip

@@ -22,7 +22,7 @@ def signed(inputs: Int4PackInputs) -> torch.Tensor:
 def npu_convert_weight_to_int4pack(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     """npu_convert_weight_to_int4pack, matrices flattened first: of rank 3 it returns the first alone."""
     values = signed(inputs.to(target.device))
-    words = torch.ops.npu.npu_convert_weight_to_int4pack(values.flatten(0, -2).contiguous())
+    words: torch.Tensor = torch.ops.npu.npu_convert_weight_to_int4pack(values.flatten(0, -2).contiguous())
     return words.view(*values.shape[:-1], -1)
 
 
@@ -32,7 +32,7 @@ def npu_quantize_quint4x2(inputs: Int4PackInputs, target: Target) -> torch.Tenso
     values = inputs.to(target.device).values
     flat = values.flatten(0, -2).float().contiguous()
     scales = torch.ones(1, dtype=torch.float32, device=flat.device)
-    words = torch.ops.npu.npu_quantize(flat, scales, None, torch.quint4x2, -1, False)
+    words: torch.Tensor = torch.ops.npu.npu_quantize(flat, scales, None, torch.quint4x2, -1, False)
     return words.view(*values.shape[:-1], -1)
 
 
