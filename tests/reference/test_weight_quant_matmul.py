@@ -106,7 +106,7 @@ def test_equal_integers_round_alike_and_the_bound_knows():
     """Their errors have one sign and add up: independent ones would stay below a tenth of a unit in the last place."""
     scale = (1 + 2.0**-10) * 2.0**-9
     given = inputs(F16, 2048, 1, tokens=1, bias=False, offset=False, x=torch.ones(1, 2048, dtype=F16),
-                   weight=torch.full((2048, 1), 3, dtype=torch.int8), scale=torch.tensor([scale], dtype=F16))  # fmt: skip
+                   weight=integers(2048, 1, low=3, high=4), scale=torch.tensor([scale], dtype=F16))  # fmt: skip
     output, unit = expected(given), 2.0**-11
     stored = float(torch.tensor(3 * scale).to(F16))
     moved = abs(2048 * stored - float(exact(given, 0, 0)))
@@ -122,17 +122,6 @@ def test_the_bound_is_a_few_roundings(dtype):
     unit = torch.finfo(dtype).eps / 2
     sizes = given.x.double().norm(dim=1, keepdim=True) * 64
     assert float((output.bound - unit * output.value.abs()).div(sizes).median()) < unit
-
-
-def test_a_tie_may_go_either_way():
-    """3 * (1 + 2**-7) lies in the middle between two numbers of bfloat16."""
-    value = 3 * (1 + 2.0**-7)
-    given = inputs(BF16, 1, 1, tokens=1, offset=False, bias=False, x=torch.ones(1, 1, dtype=BF16),
-                   weight=torch.tensor([[3]], dtype=torch.int8), scale=torch.tensor([value / 3]).to(BF16))  # fmt: skip
-    for result in (math.floor(value * 64) / 64, math.ceil(value * 64) / 64):
-        assert compare({"output": expected(given)}, {"output": torch.tensor([[result]]).to(BF16)}).worst <= 1
-    wrong = {"output": torch.tensor([[math.ceil(value * 64) / 64 + 2.0**-5]]).to(BF16)}
-    assert not compare({"output": expected(given)}, wrong).holds
 
 
 def test_four_bits_are_the_same_arithmetic():

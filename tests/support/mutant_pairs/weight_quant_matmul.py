@@ -41,6 +41,6 @@ PAIRS = {
         rounded_once,
         replace(PLAIN, inner=1000),
         [replace(PLAIN, **ZEROS)],
-        "2 tokens x 64 x 16 · bfloat16 by int8 · scale per column",
+        line(),
     ),
 }
