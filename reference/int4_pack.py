@@ -66,6 +66,5 @@ def int4_pack(inputs: Int4PackInputs) -> dict[str, Expected]:
     nibbles = (values.to(torch.int64) - shift) % 2**BITS
     parts = nibbles.unflatten(-1, (-1, INTEGERS_OF_A_WORD))
     worth = torch.tensor([2 ** (BITS * place) for place in range(INTEGERS_OF_A_WORD)], device=values.device)
-    unsigned = (parts * worth).sum(dim=-1)
-    signed = torch.where(unsigned < 2**31, unsigned, unsigned - 2**32)
-    return {"words": exactly(signed.to(torch.int32))}
+    words = (parts * worth).sum(dim=-1)
+    return {"words": exactly(words.to(torch.int32))}  # the low 32 bits: from 2**31 on they are a negative number

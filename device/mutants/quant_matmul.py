@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.quant_matmul import biased, composed_quant_matmul, offsetted, scaled, summed, written
+from device.ascend.quant_matmul import biased, called, composed_quant_matmul, offsetted, scaled, summed, written
 from npudiff import Target
 from reference.quant_matmul import QuantMatmulInputs
 
@@ -97,6 +97,18 @@ def scale_rounded_to_bfloat16(inputs: QuantMatmulInputs, target: Target) -> torc
     """Round float32 scales."""
     rounded = inputs.scale.to(torch.bfloat16).to(torch.float32)
     return composed_quant_matmul(replace(inputs, scale=rounded), target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "quant_matmul",
+    name="scale_in_float16",
+    supports={"bits": (8,), "output": ("float16",)},
+    wrong="QNT-07 https://github.com/vllm-project/vllm-ascend/issues/7443: float16 models have scales of float16",
+)
+def scale_in_float16(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
+    """Give the operator scales of a dtype that it does not take."""
+    on_device = inputs.to(target.device)
+    return called(on_device, on_device.x, on_device.weight, on_device.scale.to(torch.float16))
 
 
 @npudiff.implementation(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.weight_quant_matmul import by_row, dequantised, multiplied, rounded_once, summed
+from device.ascend.weight_quant_matmul import by_row, called, dequantised, multiplied, rounded_once, summed
 from npudiff import Target
 from npudiff.constraints import Box
 from reference.weight_quant_matmul import WeightQuantMatmulInputs
@@ -108,6 +108,19 @@ def weights_without_sign(inputs: WeightQuantMatmulInputs, target: Target) -> tor
 def bias_of_linear_left_out(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Do not add the bias."""
     return rounded_once(replace(inputs, bias=None), target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "weight_quant_matmul",
+    name="bias_in_bfloat16",
+    supports={"bits": (8,), "bias": (True,), "dtype": ("bfloat16",)},
+    wrong="QNT-07 https://github.com/vllm-project/vllm-ascend/issues/7039: beside bfloat16 a bias has to be float32",
+)
+def bias_in_bfloat16(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+    """Give the operator a bias of the dtype of the states, which it does not take."""
+    on_device = inputs.to(target.device)
+    bias = None if on_device.bias is None else on_device.bias.to(on_device.x.dtype)
+    return called(replace(on_device, bias=bias), on_device.weight)
 
 
 @npudiff.implementation(

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from device.ascend.quant_matmul import composed_quant_matmul as composed
+from device.ascend.quant_matmul import npu_quant_matmul
 from mutant_pairs.pair import Pair
 from properties.quant_matmul import QuantMatmulCase
 
@@ -30,6 +31,9 @@ PAIRS = {
     "token_scale_left_out": Pair(composed, TOKENS, [], line(more=" · token scales"), everywhere=True),
     "scale_of_the_row": Pair(composed, PLAIN, [], line(), everywhere=True),
     "scale_rounded_to_bfloat16": Pair(composed, PLAIN, [replace(PLAIN, tokens=1, recipe="zero rows")], line()),
+    "scale_in_float16": Pair(
+        npu_quant_matmul, HALF, [], line("float16", " · token scales"), rejected=True, everywhere=True
+    ),
     "scale_of_19_bits_for_all": Pair(
         composed,
         replace(HALF, token_scale=True),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from device.ascend.weight_quant_matmul import rounded_once
+from device.ascend.weight_quant_matmul import npu_weight_quant_batchmatmul, rounded_once
 from mutant_pairs.pair import Pair
 from properties.weight_quant_matmul import WeightQuantMatmulCase
 
@@ -37,6 +37,14 @@ PAIRS = {
     "pairs_of_weights_swapped": Pair(rounded_once, INT4, [replace(INT4, **ZEROS)], line("int4")),
     "weights_without_sign": Pair(rounded_once, INT4, [replace(INT4, recipe="positive")], line("int4")),
     "bias_of_linear_left_out": Pair(rounded_once, replace(PLAIN, bias=True), [], line(more=" · bias"), everywhere=True),
+    "bias_in_bfloat16": Pair(
+        npu_weight_quant_batchmatmul,
+        replace(PLAIN, bias=True),
+        [],
+        line(more=" · bias"),
+        rejected=True,
+        everywhere=True,
+    ),
     "sums_in_dtype_of_states": Pair(
         rounded_once,
         replace(PLAIN, inner=1000),
