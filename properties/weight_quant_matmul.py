@@ -96,7 +96,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> WeightQuantMatmulCase:
     assume(boxes)
     box = choose.pick(boxes)
     inner = choose.value(box, "inner", (64, 16, 40, 1, 17, 100, 200, 1000, 2048))
-    columns = choose.value(box, "columns", (16, 8, 1, 7, 24, 33, 136))
+    columns = choose.value(box, "columns", (16, 8, 1, 7, 24, 33, 64, 136))
     allowed = within((1, 2, 3, 7, 17, 65), box.get("tokens"))[:4096]
     fitting = [count for count in allowed if count * inner * columns <= MOST_PRODUCTS]
     sizes = [size for size in within((0, 32, 64, 128, 96, 256), box.get("group_size")) if size < inner]

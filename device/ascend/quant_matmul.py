@@ -10,8 +10,13 @@ import torch
 
 import npudiff
 from device.ascend.scale_pack import cut
+from device.ascend.storage_format import FRACTAL_NZ, format_cast
 from npudiff import Target
+from npudiff.constraints import Box
 from reference.quant_matmul import QuantMatmulInputs
+
+WHOLE_TILES: Box = {"bits": (8,), "inner": range(16, 2**16, 16), "columns": range(32, 2**16, 32)}
+"""Weights of int8 that sglang casts to FRACTAL_NZ; others stay as they are (``hardware_backend/npu/utils.py``)."""
 
 
 def called(inputs: QuantMatmulInputs, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -45,6 +50,15 @@ def npu_quant_matmul_packed_scales(inputs: QuantMatmulInputs, target: Target) ->
     on_device = inputs.to(target.device)
     scale = torch.ops.npu.npu_trans_quant_param(on_device.scale)
     return called(on_device, on_device.x, on_device.weight, scale)
+
+
+@npudiff.implementation("quant_matmul", name="npu_quant_matmul_nz", supports=WHOLE_TILES)
+def npu_quant_matmul_nz(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_quant_matmul on a weight that was cast to FRACTAL_NZ after loading."""
+    on_device = inputs.to(target.device)
+    return called(
+        on_device, on_device.x, format_cast(on_device.weight.contiguous(), FRACTAL_NZ, target), on_device.scale
+    )
 
 
 @npudiff.implementation("quant_matmul", name="npu_quant_matmul_int4", supports={"bits": (4,)})

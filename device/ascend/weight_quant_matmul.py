@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.quant_matmul import words
+from device.ascend.quant_matmul import WHOLE_TILES, words
+from device.ascend.storage_format import FRACTAL_NZ, format_cast
 from npudiff import Target
 from reference.weight_quant_matmul import WeightQuantMatmulInputs
 
@@ -32,6 +33,13 @@ def npu_weight_quant_batchmatmul(inputs: WeightQuantMatmulInputs, target: Target
     """npu_weight_quant_batchmatmul on int8."""
     on_device = inputs.to(target.device)
     return called(on_device, on_device.weight)
+
+
+@npudiff.implementation("weight_quant_matmul", name="npu_weight_quant_batchmatmul_nz", supports=WHOLE_TILES)
+def npu_weight_quant_batchmatmul_nz(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_weight_quant_batchmatmul on a weight that was cast to FRACTAL_NZ after loading."""
+    on_device = inputs.to(target.device)
+    return called(on_device, format_cast(on_device.weight.contiguous(), FRACTAL_NZ, target))
 
 
 @npudiff.implementation("weight_quant_matmul", name="npu_weight_quant_batchmatmul_int4", supports={"bits": (4,)})

@@ -27,7 +27,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> QuantMatmulCase:
     assume(boxes)
     box = choose.pick(boxes)
     inner = choose.value(box, "inner", (64, 16, 8, 1, 17, 100, 1000, 2048, 4096))
-    columns = choose.value(box, "columns", (16, 8, 1, 7, 24, 33, 136))
+    columns = choose.value(box, "columns", (16, 8, 1, 7, 24, 33, 64, 136))
     allowed = within((1, 2, 3, 7, 17, 65), box.get("tokens"))[:4096]
     fitting = [count for count in allowed if count * inner * columns <= MOST_PRODUCTS]
     return QuantMatmulCase(
