@@ -8,7 +8,7 @@ import torch
 
 from reference.bounds import Expected, exactly
 from reference.inexact import Inexact
-from reference.scale_pack import CUT_BITS
+from reference.scale_pack import cut_to_19_bits
 from reference.views import moved_inputs
 
 OUTPUTS = (torch.bfloat16, torch.float16, torch.int8, torch.int32)
@@ -91,7 +91,7 @@ def quant_matmul(inputs: QuantMatmulInputs) -> dict[str, Expected]:
     sums = _sums(inputs)
     if inputs.output_dtype == torch.int32:
         return {"output": exactly(sums.to(torch.int32))}
-    scale = _kept(inputs.scale) if inputs.scale_is_cut else inputs.scale
+    scale = cut_to_19_bits(inputs.scale) if inputs.scale_is_cut else inputs.scale
     scaled = Inexact.exact(sums).in_float32().times(Inexact.exact(scale)).in_float32()
     if inputs.token_scale is not None:
         scaled = scaled.times(Inexact.exact(inputs.token_scale.unsqueeze(1))).in_float32()
@@ -111,13 +111,6 @@ def _sums(inputs: QuantMatmulInputs) -> torch.Tensor:
     if sums.numel() and float(sums.abs().max()) >= 2**31:
         raise ValueError("sums must fit int32")
     return sums
-
-
-def _kept(scale: torch.Tensor) -> torch.Tensor:
-    """The part of float32 scales that their upper 19 bits hold, float64: the fraction loses its lower 13 bits."""
-    fraction, exponent = torch.frexp(scale.to(torch.float64))
-    kept_bits = 24 - CUT_BITS
-    return torch.ldexp(torch.trunc(fraction * 2**kept_bits), exponent - kept_bits)
 
 
 def _plus(scaled: Inexact, addend: torch.Tensor) -> Inexact:
