@@ -14,6 +14,7 @@ from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
+from properties.models import Model, of_models
 from reference.int4_pack import ENCODINGS, INTEGERS_OF_A_WORD, Int4PackInputs, int4_pack
 
 SOURCES = ("integers", "high bits", "offset binary")
@@ -185,6 +186,10 @@ def _groups_do_not_mix(subject: Subject, case: Int4PackCase) -> Comparison:
     return compare(right, {"words": after["words"]}, "eight columns at a time in another order")
 
 
+def _sizes(model: Model) -> Box:
+    return {"matrices": (1,), "rows": (model.width,), "columns": (2 * model.width, model.hidden)}
+
+
 component = Component(
     name="int4_pack",
     summary="integers of four bits, packed eight to a word: the first column in the lowest bits",
@@ -206,8 +211,5 @@ component = Component(
         Property("groups_do_not_mix", "eight columns make a word of their own", _groups_do_not_mix,
                  within={"columns": range(16, 2**16 + 1, 8)}),
     ),
-    profiles={
-        "deepseek-v3": {"matrices": (1,), "rows": (2048,), "columns": (4096, 7168)},
-        "step-3.5-flash": {"matrices": (1,), "rows": (1280,), "columns": (2560, 4096)},
-    },
+    profiles=of_models(_sizes),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from npudiff.data import Stream
 from npudiff.draw import Chooser
 from npudiff.property import Property
 from npudiff.text import counted
+from properties.models import Model, of_models
 from reference.scale_pack import CUT_BITS, FORMS, MARKER, ROUND_MODES, ScalePackInputs, scale_pack
 
 RECIPES = ("usual", "19 bits", "near half", "subnormal", "large", "negative", "all ones", "zero")
@@ -219,6 +220,10 @@ def _offset_leaves_the_scale(subject: Subject, case: ScalePackCase) -> Compariso
     return compare(right, {"packed": after}, "scale and marker, with and without an offset")
 
 
+def _sizes(model: Model) -> Box:
+    return {"columns": (2 * model.width, model.hidden), "experts": (0, 8), "groups": (1,)}
+
+
 component = Component(
     name="scale_pack",
     summary="float32 scales as the hardware takes them, their bits in words of 64",
@@ -241,8 +246,5 @@ component = Component(
                  within={"form": ("fixpipe",), "offset": ("each", "one", "many for one scale")},
                  needs={"offset": ("none",)}),
     ),
-    profiles={
-        "deepseek-v3": {"columns": (4096, 7168), "experts": (0, 8), "groups": (1,)},
-        "step-3.5-flash": {"columns": (2560, 4096), "experts": (0, 8), "groups": (1,)},
-    },
+    profiles=of_models(_sizes),
 )  # fmt: skip

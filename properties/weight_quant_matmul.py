@@ -17,6 +17,7 @@ from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
+from properties.models import FEW, Model, of_models
 from properties.token_order import in_another_order
 from reference.quant_matmul import RANGES
 from reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
@@ -264,6 +265,11 @@ def _equal_groups_are_none(subject: Subject, case: WeightQuantMatmulCase) -> Com
     return agree(bounds, subject.run(equal), subject.run(none), "groups that have the same scales, and no groups")
 
 
+def _sizes(model: Model) -> Box:
+    inner, columns = (model.hidden, model.width), (model.width, model.hidden)
+    return {"tokens": FEW, "inner": inner, "columns": columns, "dtype": ("bfloat16",)}
+
+
 component = Component(
     name="weight_quant_matmul",
     summary="products of floats with a weight of int8 or int4, which is turned into floats first",
@@ -287,8 +293,5 @@ component = Component(
         Property("equal_groups_are_none", "groups with the same scales are as good as none", _equal_groups_are_none,
                  within={"scale_per": ("groups",)}, needs={"scale_per": ("columns",)}),
     ),
-    profiles={
-        "deepseek-v3": {"inner": (7168, 2048), "columns": (576, 1536), "dtype": ("bfloat16",)},
-        "step-3.5-flash": {"inner": (4096, 1280), "columns": (1280, 4096), "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )  # fmt: skip

@@ -38,6 +38,12 @@ from device.ascend.hybrid_pools import (
     fia_pools,
     torch_native_pools,
 )
+from device.ascend.int4_pack import (
+    bytes_viewed_as_words,
+    npu_convert_weight_to_int4pack,
+    npu_quantize_quint4x2,
+    shifted_words,
+)
 from device.ascend.kv_rmsnorm_rope_cache import (
     decode_norm,
     decode_pa_bnsd,
@@ -99,6 +105,13 @@ from device.ascend.paged_cache import (
     scatter_pa_norm,
     scatter_pa_nz,
 )
+from device.ascend.quant_matmul import (
+    composed_quant_matmul,
+    npu_quant_matmul,
+    npu_quant_matmul_int4,
+    npu_quant_matmul_nz,
+    npu_quant_matmul_packed_scales,
+)
 from device.ascend.rms_norm import (
     gemma_add_rms_norm,
     native_rms_norm,
@@ -120,6 +133,13 @@ from device.ascend.rotary import (
     npu_interleave_rope,
     npu_mrope,
     npu_rotary_mul,
+)
+from device.ascend.scale_pack import (
+    composed_fixpipe,
+    lower_halves,
+    npu_trans_quant_param,
+    reinterpreted_on_host,
+    view_widened,
 )
 from device.ascend.sliding_attention import (
     fia_decode_mask,
@@ -144,12 +164,23 @@ from device.ascend.swiglu import (
     npu_swiglu,
     swiglu_in_float32,
 )
+from device.ascend.weight_quant_matmul import (
+    npu_weight_quant_batchmatmul,
+    npu_weight_quant_batchmatmul_int4,
+    npu_weight_quant_batchmatmul_nz,
+    rounded_as_it_goes,
+    rounded_once,
+    scaled_afterwards,
+)
 
 __all__ = [
     "alloc_decode",
     "alloc_extend",
     "by_configuration",
+    "bytes_viewed_as_words",
     "composed_dynamic_quant",
+    "composed_fixpipe",
+    "composed_quant_matmul",
     "composed_swiglu",
     "converted_pool",
     "decode_norm",
@@ -182,6 +213,7 @@ __all__ = [
     "init_routing_v1",
     "init_routing_v2",
     "init_routing_v2_cumulative",
+    "lower_halves",
     "mlapo_nd",
     "mlapo_nz",
     "native_finalize",
@@ -197,6 +229,7 @@ __all__ = [
     "npu_add_rms_norm_v2",
     "npu_apply_rotary_pos_emb",
     "npu_clipped_swiglu",
+    "npu_convert_weight_to_int4pack",
     "npu_dynamic_quant",
     "npu_dynamic_quant_int4",
     "npu_format_cast",
@@ -216,24 +249,38 @@ __all__ = [
     "npu_moe_gating_top_k",
     "npu_moe_gating_top_k_softmax",
     "npu_mrope",
+    "npu_quant_matmul",
+    "npu_quant_matmul_int4",
+    "npu_quant_matmul_nz",
+    "npu_quant_matmul_packed_scales",
+    "npu_quantize_quint4x2",
     "npu_rms_norm",
     "npu_rotary_mul",
     "npu_swiglu",
+    "npu_trans_quant_param",
+    "npu_weight_quant_batchmatmul",
+    "npu_weight_quant_batchmatmul_int4",
+    "npu_weight_quant_batchmatmul_nz",
     "nz_pool",
     "pad_view_permute",
     "prefill_blk_bnsd",
     "prefill_blk_nz",
     "prefill_pa",
     "prefill_v2",
+    "reinterpreted_on_host",
     "reshape_and_cache",
     "rms_norm_cache_path",
     "rope_table",
+    "rounded_as_it_goes",
+    "rounded_once",
     "routed_v1",
     "routed_v2",
+    "scaled_afterwards",
     "scatter_nd_update",
     "scatter_nz_rows",
     "scatter_pa_norm",
     "scatter_pa_nz",
+    "shifted_words",
     "softmax_then_norm",
     "sum_in_the_product",
     "swa_mask_eager",
@@ -245,4 +292,5 @@ __all__ = [
     "torch_native",
     "torch_native_pools",
     "unpermuted",
+    "view_widened",
 ]

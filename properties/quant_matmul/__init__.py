@@ -1,11 +1,19 @@
 """Products of integers: cases, data, and what must hold."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
+from properties.models import FEW, Model, of_models
 from properties.quant_matmul.case import AXES, QuantMatmulCase, check_case, describe, features, values
 from properties.quant_matmul.inputs import build_inputs, coordinates
 from properties.quant_matmul.relations import RELATIONS
 from properties.quant_matmul.strategy import cases
 from reference.quant_matmul import quant_matmul
+
+
+def _sizes(model: Model) -> Box:
+    inner, columns = (model.hidden, model.width), (model.width, model.hidden)
+    return {"tokens": FEW, "inner": inner, "columns": columns, "bits": (8,), "output": ("bfloat16",)}
+
 
 component = Component(
     name="quant_matmul",
@@ -23,8 +31,5 @@ component = Component(
     coordinates=coordinates,
     watched="beyond float32",
     relations=RELATIONS,
-    profiles={
-        "deepseek-v3": {"inner": (7168, 2048), "columns": (576, 1536), "bits": (8,), "output": ("bfloat16",)},
-        "step-3.5-flash": {"inner": (4096, 1280), "columns": (1280, 4096), "bits": (8,), "output": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )
