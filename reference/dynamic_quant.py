@@ -94,10 +94,13 @@ STEP_ROUNDINGS = 3
 def nearest(steps: Inexact, levels: int) -> Expected:
     """Return the integer next to each number of steps, within ``levels`` on both sides.
 
-    Where both ends of the interval of correct numbers round to one integer, equality is asked for.
+    Where both ends of the interval of correct numbers round to one integer, equality is asked for; where nothing is
+    known of a number, nothing is said of its integer.
     """
-    value, low, high = ((steps.value + sign * steps.error).round().clamp(-levels, levels) for sign in (0.0, -1.0, 1.0))
-    return Expected(value, torch.maximum(high - value, value - low), torch.int8)
+    numbers = (steps.value, steps.value - steps.error, steps.value + steps.error)
+    value, low, high = (number.round().clamp(-levels, levels) for number in numbers)
+    bound = torch.maximum(high - value, value - low)
+    return Expected(value, torch.where(steps.error.isfinite(), bound, torch.inf), torch.int8)
 
 
 def scales(scale: Inexact) -> Expected:

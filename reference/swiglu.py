@@ -99,8 +99,10 @@ def swiglu(inputs: SwigluInputs) -> dict[str, Expected]:
     gate, up = (Inexact.exact(part) for part in split(inputs.states, inputs.layout))
     dtype = inputs.states.dtype
     stage = dtype if inputs.rounding == "stages" else torch.float32
-    formula = _oai if inputs.activation is Activation.SWIGLU_OAI else _step
-    gated = formula(inputs, gate, up, stage)
+    if inputs.activation is Activation.SWIGLU_OAI:
+        gated = oai(gate, up, inputs.limit, inputs.alpha, inputs.bias, stage)
+    else:
+        gated = step(gate, up, inputs.limit, stage)
     result = gated.in_float32().rounded(dtype)
     return {"output": Expected(result.value, result.error, dtype)}
 
@@ -113,21 +115,43 @@ def split(states: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor
     return gate, up
 
 
-def _step(inputs: SwigluInputs, gate: Inexact, up: Inexact, stage: torch.dtype) -> Inexact:
-    limit = inputs.limit
+def step(gate: Inexact, up: Inexact, limit: float | None, stage: torch.dtype) -> Inexact:
+    """Return ``silu(gate) * up``, each limited if there is a limit, before the product is rounded.
+
+    Parameters
+    ----------
+    gate, up : Inexact
+        Of the same shape.
+    limit : float or None
+        What ``silu(gate)`` is limited to from above, and ``up`` on both sides.
+    stage : torch.dtype
+        What a device rounds to between operations.
+    """
     silu = gate.times(sigmoid(gate)).in_float32(2).rounded(stage)
     if limit is None:
         return silu.times(up)
     return silu.at_most(limit, stage).times(up.within(limit, stage))
 
 
-def _oai(inputs: SwigluInputs, gate: Inexact, up: Inexact, stage: torch.dtype) -> Inexact:
-    limit = inputs.limit
+def oai(gate: Inexact, up: Inexact, limit: float | None, alpha: float, bias: float, stage: torch.dtype) -> Inexact:
+    """Return ``g * sigmoid(alpha * g) * (u + bias)``, before the product is rounded.
+
+    Parameters
+    ----------
+    gate, up : Inexact
+        Of the same shape.
+    limit : float or None
+        What ``gate`` is limited to from above, and ``up`` on both sides.
+    alpha, bias : float
+        As in the formula.
+    stage : torch.dtype
+        What a device rounds to between operations.
+    """
     if limit is not None:
         gate, up = gate.at_most(limit, stage), up.within(limit, stage)
-    inner = gate.times(inputs.alpha).in_float32(2).rounded(stage)
+    inner = gate.times(alpha).in_float32(2).rounded(stage)
     silu = gate.times(sigmoid(inner).rounded(stage)).in_float32().rounded(stage)
-    return silu.times(up.plus(inputs.bias).in_float32().rounded(stage))
+    return silu.times(up.plus(bias).in_float32().rounded(stage))
 
 
 def _validate(inputs: SwigluInputs) -> None:
