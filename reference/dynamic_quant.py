@@ -74,9 +74,13 @@ def dynamic_quant(inputs: DynamicQuantInputs) -> dict[str, Expected]:
 def by_largest(states: Inexact, bits: int) -> tuple[Inexact, Inexact]:
     """Return how many steps each element of rows ``[..., rows, width]`` has, and the size of a step, ``[..., rows]``.
 
-    The largest element of a device is off by no more than the largest error of a row. A row of zeros has steps 0.
+    The largest element of a device lies between the largest of all least ones and the largest of all most ones. A row
+    of zeros has steps 0.
     """
-    value, error = states.value.abs().amax(dim=-1, keepdim=True), states.error.amax(dim=-1, keepdim=True)
+    sizes = states.value.abs()
+    ends = (sizes, sizes - states.error, sizes + states.error)
+    value, least, most = (end.amax(dim=-1, keepdim=True) for end in ends)
+    error = torch.maximum(most - value, value - least)
     scale = Inexact(value, error).times(1 / LEVELS[bits]).in_float32(SCALE_ROUNDINGS)
     steps = states.over(scale).in_float32(STEP_ROUNDINGS)
     zero = (value == 0) & (error == 0)

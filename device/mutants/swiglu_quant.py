@@ -23,7 +23,6 @@ from device.ascend.swiglu_quant import (
     dequantised,
     dequantised_and_quantised,
     ends_of,
-    groups_of,
     quantised_by_groups,
     smoothed,
     turned_round,
@@ -31,7 +30,6 @@ from device.ascend.swiglu_quant import (
 from device.mutants.swiglu import limited
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.swiglu import Activation
 from reference.swiglu_quant import SwigluQuantInputs
 
 _STEP: Box = {**ONCE, "activation": ("swiglustep",), "gates": ("left",)}
@@ -43,7 +41,7 @@ _BY_OPERATOR: Box = {**ONCE, **SILU, "sums": ("none",), "smooth": (True,), "widt
     "swiglu_quant",
     name="half_by_default",
     supports=[{**ONCE, **SILU, **groups, "gates": ("left",)} for groups in (UNGROUPED, GROUPED)],
-    wrong="vllm-ascend https://github.com/vllm-project/vllm-ascend/pull/13301: activate_left, whose default is the "
+    wrong="https://github.com/vllm-project/vllm-ascend/pull/13301: activate_left, whose default is the "
     "right half, is left out",
 )
 def half_by_default(inputs: SwigluQuantInputs, target: Target) -> Outputs:
@@ -68,7 +66,7 @@ def limit_lost_when_quantised(inputs: SwigluQuantInputs, target: Target) -> Outp
     "swiglu_quant",
     name="plain_when_quantised",
     supports=[{**ONCE, **OAI, **groups, "gates": ("left", "right")} for groups in (UNGROUPED, GROUPED)],
-    wrong="vllm-ascend https://github.com/vllm-project/vllm-ascend/pull/11609: plain SwiGLU in all quantised experts, "
+    wrong="https://github.com/vllm-project/vllm-ascend/pull/11609: plain SwiGLU in all quantised experts, "
     "whatever is configured",
 )
 def plain_when_quantised(inputs: SwigluQuantInputs, target: Target) -> Outputs:
@@ -163,7 +161,7 @@ def reciprocal_scale(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     "swiglu_quant",
     name="smooth_in_the_scale_only",
     supports=_SMOOTH,
-    wrong="xpu-perf https://github.com/bytedance/xpu-perf/pull/200: what is quantised is not what was smoothed",
+    wrong="https://github.com/bytedance/xpu-perf/pull/200: what is quantised is not what was smoothed",
 )
 def smooth_in_the_scale_only(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Take the scale from smoothed rows, and quantise those that are not."""
@@ -178,7 +176,7 @@ def smooth_in_the_scale_only(inputs: SwigluQuantInputs, target: Target) -> Outpu
     "swiglu_quant",
     name="smooth_left_out",
     supports=_SMOOTH,
-    wrong="llm-compressor https://github.com/vllm-project/llm-compressor/pull/1455: experts are not told of the "
+    wrong="https://github.com/vllm-project/llm-compressor/pull/1455: experts are not told of the "
     "factors by which others divide",
 )
 def smooth_left_out(inputs: SwigluQuantInputs, target: Target) -> Outputs:
@@ -190,7 +188,7 @@ def smooth_left_out(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     "swiglu_quant",
     name="scales_of_the_first_group",
     supports={**ONCE, "sums": ("small", "beyond 2**24"), "groups": range(2, 1025)},
-    wrong="vllm-ascend https://github.com/vllm-project/vllm-ascend/pull/16806: scales of the first expert for all of them",
+    wrong="https://github.com/vllm-project/vllm-ascend/pull/16806: scales of the first expert for all of them",
 )
 def scales_of_the_first_group(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Use one row of scales for all groups."""
@@ -219,7 +217,7 @@ def bias_after_dequantisation(inputs: SwigluQuantInputs, target: Target) -> Outp
     "swiglu_quant",
     name="largest_element_in_bfloat16",
     supports={**ONCE, "dtype": ("bfloat16",)},
-    wrong="sgl-kernel-npu https://github.com/sgl-project/sgl-kernel-npu/pull/538: the largest element is rounded "
+    wrong="https://github.com/sgl-project/sgl-kernel-npu/pull/538: the largest element is rounded "
     "before it becomes a scale",
 )
 def largest_element_in_bfloat16(inputs: SwigluQuantInputs, target: Target) -> Outputs:

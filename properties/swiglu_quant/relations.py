@@ -52,10 +52,13 @@ def _with_ups_doubled(inputs: SwigluQuantInputs) -> SwigluQuantInputs:
 def _rows_to_spare(subject: Subject, case: SwigluQuantCase) -> Comparison:
     """Rows behind those of all groups, copies of the first one, are nobody's business."""
     inputs = build_inputs(case)
-    more = {"states": torch.cat([inputs.states, inputs.states[:1].expand(3, -1)])}
-    if inputs.token_scale is not None:
-        more["token_scale"] = torch.cat([inputs.token_scale, inputs.token_scale[:1].expand(3)])
-    outputs = subject.run(replace(inputs, **more))
+    tokens = inputs.token_scale
+    more = replace(
+        inputs,
+        states=torch.cat([inputs.states, inputs.states[:1].expand(3, -1)]),
+        token_scale=None if tokens is None else torch.cat([tokens, tokens[:1].expand(3)]),
+    )
+    outputs = subject.run(more)
     others = {name: output[: case.all_rows] for name, output in outputs.items()}
     return agree(bounds_of(subject.expected(inputs)), subject.run(inputs), others, "with three rows to spare")
 
@@ -71,9 +74,8 @@ def _a_group_in_two(subject: Subject, case: SwigluQuantCase) -> Comparison:
     counts = inputs.counts[twice]
     counts[largest] = inputs.counts[largest] // 2
     counts[largest + 1] -= counts[largest]
-    scales = {"weight_scale": inputs.weight_scale, "smooth": inputs.smooth}
-    split = {name: scale[twice] for name, scale in scales.items() if scale is not None}
-    other = replace(inputs, counts=counts, **split)
+    column, smooth = (scale if scale is None else scale[twice] for scale in (inputs.weight_scale, inputs.smooth))
+    other = replace(inputs, counts=counts, weight_scale=column, smooth=smooth)
     return agree(bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(other), "a group in two")
 
 

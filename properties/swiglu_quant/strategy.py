@@ -42,7 +42,9 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwigluQuantCase:
     width = choose.value(box, "width", (64, 128, 1, 2, 16, 17, 33, 320, 1280))
     allowed = within((1, 2, 3, 7, 17, 65), box.get("tokens"))[:4096]
     bias = choose.value(box, "bias", (False, False, False, True))
-    groups = _fitting(choose, within((None, 1, 2, 3, 8), box.get("groups"))[:4096], lambda groups: groups is None or not bias)
+    groups = _fitting(
+        choose, within((None, 1, 2, 3, 8), box.get("groups"))[:4096], lambda groups: groups is None or not bias
+    )
     return SwigluQuantCase(
         tokens=choose.pick([count for count in allowed if 2 * count * width <= MOST_ELEMENTS] or [min(allowed)]),
         width=width,
