@@ -116,6 +116,15 @@ def test_a_sum_and_its_bias_are_added_as_integers():
     assert float(expected.bound / expected.value) < 2e-6
 
 
+def test_a_sum_is_rounded_by_itself_and_with_each_scale():
+    numbers_, sums = torch.tensor([[96, 48]]).bfloat16(), torch.tensor([[96, 48]], dtype=torch.int32)
+    ones = {"weight_scale": torch.ones(1, 2), "token_scale": torch.ones(1)}
+    plain, worth = (swiglu_quant(given)["scale"] for given in (of_numbers(numbers_), of_numbers(sums, **ones)))
+    assert torch.equal(plain.value, worth.value)
+    more = float((worth.bound - plain.bound) / plain.value * 2.0**24)
+    assert more == pytest.approx(2 * (3 + 1), rel=0.01), "three and that of the stage, for the gate and for the up"
+
+
 def test_nothing_is_said_of_rows_behind_those_of_all_groups():
     inputs = of_sums(counts=[2, 1])
     states, tokens = inputs.states.clone(), inputs.token_scale.clone()
