@@ -36,7 +36,7 @@ def _more_padding(subject: Subject, case: PaddedTokensCase) -> Comparison:
     inputs = build_inputs(case)
     states, experts, weights = (_longer(inputs, part) for part in (inputs.states, inputs.experts, inputs.weights))
     outputs = subject.run(replace(inputs, states=states, experts=experts, weights=weights))
-    added = experts.unflatten(0, (case.ranks, -1))[:, case.chunk :]
+    added = _chunks(inputs, experts)[:, case.chunk :]
     others = {name: _cut(outputs[name], inputs) for name in OF_ROWS}
     others["counts"] = outputs["counts"] - torch.bincount(added.flatten().to(torch.int64), minlength=case.experts)
     return agree(
@@ -44,13 +44,18 @@ def _more_padding(subject: Subject, case: PaddedTokensCase) -> Comparison:
     )
 
 
+def _chunks(inputs: PaddedTokensInputs, rows: torch.Tensor) -> torch.Tensor:
+    """Rows by chunk, ``[chunks, rows of one, columns]``."""
+    return rows.reshape(len(inputs.totals), -1, rows.shape[1])
+
+
 def _longer(inputs: PaddedTokensInputs, rows: torch.Tensor) -> torch.Tensor:
-    chunks = rows.unflatten(0, (len(inputs.totals), -1))
+    chunks = _chunks(inputs, rows)
     return torch.cat([chunks, chunks[:, :1].expand(-1, MORE, -1)], dim=1).flatten(0, 1)
 
 
 def _cut(rows: torch.Tensor, inputs: PaddedTokensInputs) -> torch.Tensor:
-    return rows.unflatten(0, (len(inputs.totals), -1))[:, : inputs.chunk].flatten(0, 1)
+    return _chunks(inputs, rows)[:, : inputs.chunk].flatten(0, 1)
 
 
 def _every_rank_alone(subject: Subject, case: PaddedTokensCase) -> Comparison:
