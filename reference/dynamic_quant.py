@@ -108,11 +108,12 @@ def nearest(steps: Inexact, levels: int) -> Expected:
 
 
 def scales(scale: Inexact) -> Expected:
-    """Return the scales of rows; where a row holds nothing but zeros, any of ``ZERO_ROW_SCALE`` and between."""
+    """Return the scales of rows; where a device may have nothing but zeros, any of ``ZERO_ROW_SCALE`` and between."""
     low, high = ZERO_ROW_SCALE
-    zero = scale.value == 0
-    value = torch.where(zero, (low + high) / 2, scale.value)
-    return Expected(value, torch.where(zero, (high - low) / 2, scale.error), torch.float32)
+    maybe_zero = scale.value <= scale.error
+    value = torch.where(maybe_zero, (low + high) / 2, scale.value)
+    most = (scale.value + scale.error).clamp(min=high)
+    return Expected(value, torch.where(maybe_zero, most - value, scale.error), torch.float32)
 
 
 def _factors(inputs: DynamicQuantInputs) -> torch.Tensor:

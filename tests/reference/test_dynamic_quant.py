@@ -8,7 +8,7 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.dynamic_quant import LEVELS, DynamicQuantInputs, by_largest, dynamic_quant, nearest
+from reference.dynamic_quant import LEVELS, DynamicQuantInputs, by_largest, dynamic_quant, nearest, scales
 from reference.inexact import Inexact
 
 
@@ -58,6 +58,20 @@ def test_a_row_of_zeros_has_zeros_and_a_scale_of_0_or_1():
         actual = expected["scale"].value.float()
         actual[2] = scale
         assert (compare({"scale": expected["scale"]}, {"scale": actual}).worst <= 1) == right
+
+
+def test_where_a_device_may_have_zeros_the_scale_of_zeros_is_right_too():
+    scale = Inexact(torch.tensor([0.0, 1e-42, 1e-30, 3.0]).double(), torch.tensor([0.0, 1e-38, 1e-38, 5.0]).double())
+    expected = scales(scale)
+    for given, right in (
+        ([0.0, 0.0, 1e-30, 0.0], True),
+        ([1.0, 1.0, 1e-30, 8.0], True),
+        ([-1e-3, 0.0, 1e-30, 0.0], False),
+        ([0.0, 1.001, 1e-30, 0.0], False),
+        ([0.0, 0.0, 0.0, 0.0], False),
+        ([0.0, 0.0, 1e-30, 8.1], False),
+    ):
+        assert (compare({"scale": expected}, {"scale": torch.tensor(given)}).worst <= 1) == right, given
 
 
 def test_the_middle_between_two_integers_may_go_either_way_and_nothing_else_may():
