@@ -74,9 +74,13 @@ def dynamic_quant(inputs: DynamicQuantInputs) -> dict[str, Expected]:
 def by_largest(states: Inexact, bits: int) -> tuple[Inexact, Inexact]:
     """Return how many steps each element of rows ``[..., rows, width]`` has, and the size of a step, ``[..., rows]``.
 
-    The largest element of a device is off by no more than the largest error of a row. A row of zeros has steps 0.
+    The largest element of a device lies between the largest of all least ones and the largest of all most ones. A row
+    of zeros has steps 0.
     """
-    value, error = states.value.abs().amax(dim=-1, keepdim=True), states.error.amax(dim=-1, keepdim=True)
+    sizes = states.value.abs()
+    ends = (sizes, sizes - states.error, sizes + states.error)
+    value, least, most = (end.amax(dim=-1, keepdim=True) for end in ends)
+    error = torch.maximum(most - value, value - least)
     scale = Inexact(value, error).times(1 / LEVELS[bits]).in_float32(SCALE_ROUNDINGS)
     steps = states.over(scale).in_float32(STEP_ROUNDINGS)
     zero = (value == 0) & (error == 0)
@@ -145,11 +149,12 @@ def nearest(steps: Inexact, levels: int) -> Expected:
 
 
 def scales(scale: Inexact) -> Expected:
-    """Return the scales of rows; where a row holds nothing but zeros, any of ``ZERO_ROW_SCALE`` and between."""
+    """Return the scales of rows; where a device may have nothing but zeros, any of ``ZERO_ROW_SCALE`` and between."""
     low, high = ZERO_ROW_SCALE
-    zero = scale.value == 0
-    value = torch.where(zero, (low + high) / 2, scale.value)
-    return Expected(value, torch.where(zero, (high - low) / 2, scale.error), torch.float32)
+    maybe_zero = scale.value <= scale.error
+    value = torch.where(maybe_zero, (low + high) / 2, scale.value)
+    most = (scale.value + scale.error).clamp(min=high)
+    return Expected(value, torch.where(maybe_zero, most - value, scale.error), torch.float32)
 
 
 def _factors(inputs: DynamicQuantInputs) -> torch.Tensor:
