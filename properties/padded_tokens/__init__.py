@@ -1,11 +1,18 @@
 """Batches that are padded for a graph, among experts: their cases, data, and what must hold."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
+from properties.models import Model, of_models
 from properties.padded_tokens.case import AXES, PaddedTokensCase, check_case, describe, features, values
 from properties.padded_tokens.inputs import build_inputs, coordinates
 from properties.padded_tokens.relations import RELATIONS
 from properties.padded_tokens.strategy import cases
 from reference.padded_tokens import padded_tokens
+
+
+def _sizes(model: Model) -> Box:
+    return {"experts": (model.experts,), "chosen": (model.top_k,), "width": (model.hidden,), "dtype": ("bfloat16",)}
+
 
 component = Component(
     name="padded_tokens",
@@ -23,8 +30,5 @@ component = Component(
     coordinates=coordinates,
     watched="real rows are no prefix",
     relations=RELATIONS,
-    profiles={
-        "deepseek-v3": {"experts": (256,), "chosen": (8,), "width": (7168,), "dtype": ("bfloat16",)},
-        "step-3.5-flash": {"experts": (288,), "chosen": (8,), "width": (4096,), "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )

@@ -1,11 +1,25 @@
 """The activation between the two products of quantised experts: its cases, data, and what must hold."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
+from properties.models import FEW, Model, of_models
 from properties.swiglu_quant.case import AXES, SwigluQuantCase, check_case, describe, features, values
 from properties.swiglu_quant.inputs import build_inputs, coordinates
 from properties.swiglu_quant.relations import RELATIONS
 from properties.swiglu_quant.strategy import cases
 from reference.swiglu_quant import swiglu_quant
+
+
+def _sizes(model: Model) -> Box:
+    return {
+        "tokens": FEW,
+        "width": (model.width,),
+        "activation": ("silu", "swiglustep") if model.limit and model.activation == "silu" else (model.activation,),
+        "limit": (model.limit or 7.0,),
+        "gates": ("even",) if model.activation == "swiglu_oai" else ("left",),
+        "dtype": ("bfloat16",),
+    }
+
 
 component = Component(
     name="swiglu_quant",
@@ -23,14 +37,5 @@ component = Component(
     coordinates=coordinates,
     watched="sums",
     relations=RELATIONS,
-    profiles={
-        "deepseek-v3": {"width": (2048,), "activation": ("silu",), "gates": ("left",), "dtype": ("bfloat16",)},
-        "step-3.5-flash": {
-            "width": (1280,),
-            "activation": ("silu", "swiglustep"),
-            "limit": (7.0,),
-            "gates": ("left",),
-            "dtype": ("bfloat16",),
-        },
-    },
+    profiles=of_models(_sizes),
 )
