@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import pkgutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -98,6 +99,26 @@ def built_in_implementations() -> list[Implementation]:
 def implementations_in(module: ModuleType) -> list[Implementation]:
     """Return the implementations among a module's public names, in their order."""
     return [item for name, item in vars(module).items() if isinstance(item, Implementation) and name[0] != "_"]
+
+
+def implementations_below(package: str, paths: Iterable[str]) -> dict[str, Implementation]:
+    """Return the implementations that the modules of a package define, by the names of their functions.
+
+    Raises
+    ------
+    ValueError
+        If two modules have functions of one name.
+    """
+    found: dict[str, Implementation] = {}
+    for info in pkgutil.iter_modules(paths):
+        module = importlib.import_module(f"{package}.{info.name}")
+        for name, item in vars(module).items():
+            if not isinstance(item, Implementation) or name[0] == "_" or item.origin != module.__name__:
+                continue
+            if name in found:
+                raise ValueError(f"two implementations in {package} are named {name}")
+            found[name] = item
+    return found
 
 
 def select_implementations(components: Iterable[Component], selectors: Sequence[str]) -> list[Implementation]:

@@ -17,6 +17,7 @@ from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
+from properties.models import FEW, Model, of_models
 from properties.token_order import in_another_order
 from reference.dynamic_quant import LEVELS, DynamicQuantInputs, dynamic_quant
 
@@ -207,6 +208,10 @@ def _tokens_do_not_mix(subject: Subject, case: DynamicQuantCase) -> Comparison:
     return in_another_order(subject, build_inputs(case), order, ("states",))
 
 
+def _sizes(model: Model) -> Box:
+    return {"tokens": FEW, "width": (model.hidden, model.width), "bits": (8,), "dtype": ("bfloat16",)}
+
+
 component = Component(
     name="dynamic_quant",
     summary="quantisation of rows to int8 or int4, by a scale that comes from the largest element of each",
@@ -228,8 +233,5 @@ component = Component(
         Property("twice_the_row", "states twice as large have scales twice as large, and the same integers",
                  _twice_the_row, within={"recipe": ("gaussian", "outlier", "negative", "two values")}),
     ),
-    profiles={
-        "deepseek-v3": {"width": (7168, 2048), "bits": (8,), "dtype": ("bfloat16",)},
-        "step-3.5-flash": {"width": (4096, 1280), "bits": (8,), "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )  # fmt: skip

@@ -20,6 +20,10 @@ NIBBLES_OF_A_WORD = 8
 """Integers of four bits in a word; columns of int4 come in as many."""
 
 
+POOL = 2**22
+"""Different numbers of a matrix, at most."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """Sizes and form of the matrices of all experts.
@@ -54,7 +58,10 @@ def build(shape: Shape, seed: int, name: str, extreme: bool = False) -> ExpertWe
     differ from column to column.
     """
     bits = BITS[shape.form]
-    values = torch.stack([_matrix(shape, Stream(seed, f"{name} {expert}"), extreme) for expert in shape.experts])
+    kind = shape.dtype if bits == 16 else torch.int8
+    values = torch.empty(len(shape.experts), shape.inner, shape.columns, dtype=kind)
+    for matrix, expert in zip(values, shape.experts, strict=True):
+        matrix.copy_(_matrix(shape, Stream(seed, f"{name} {expert}"), extreme))
     if bits == 16:
         return ExpertWeights(values)
     spread = torch.stack([_spread(shape, Stream(seed, f"{name} scale {expert}")) for expert in shape.experts])
@@ -71,8 +78,10 @@ def _matrix(shape: Shape, stream: Stream, extreme: bool) -> torch.Tensor:
     size = (shape.inner, shape.columns)
     bits = BITS[shape.form]
     if bits == 16:
-        numbers = stream.normal(size, torch.float32)
-        return (numbers / math.sqrt(shape.inner)).to(shape.dtype)
+        parts = (stream.normal((1, min(size[0] * size[1], POOL)), torch.float32) / math.sqrt(shape.inner)).to(
+            shape.dtype
+        )
+        return _from_pool(stream, parts.flatten(), size)
     if extreme:
         signs = torch.tensor(stream.integers(0, 2, shape.columns)) == 1
         largest = (1 << bits - 1) - 1
@@ -80,8 +89,17 @@ def _matrix(shape: Shape, stream: Stream, extreme: bool) -> torch.Tensor:
         values = column.to(torch.int8).repeat(shape.inner, 1)
         values[-1] = 2
         return values
-    values = whole_numbers(stream, size)
-    return values if bits == 8 else values.div(16, rounding_mode="floor").to(torch.int8)
+    values = whole_numbers(stream, (1, min(size[0] * size[1], POOL))).flatten()
+    return _from_pool(stream, values if bits == 8 else torch.bitwise_right_shift(values, 4), size)
+
+
+def _from_pool(stream: Stream, pool: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A matrix of the numbers of a pool: all in their order, or for larger ones, each row from some place on."""
+    inner, columns = size
+    if inner * columns == len(pool):
+        return pool.view(size)
+    places = torch.tensor(stream.integers(0, len(pool) - columns + 1, inner))
+    return pool.unfold(0, columns, 1)[places]
 
 
 def whole_numbers(stream: Stream, shape: tuple[int, int]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
+from properties.models import FEW, Model, of_models
 from reference.moe_finalize import MoeFinalizeInputs, moe_finalize
 from reference.moe_routing import NOWHERE
 
@@ -213,6 +214,10 @@ def _place_of_rows(subject: Subject, case: MoeFinalizeCase) -> Comparison:
     return agree(bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(other), "rows in another order")
 
 
+def _sizes(model: Model) -> Box:
+    return {"tokens": FEW, "chosen": (model.top_k,), "width": (model.hidden,), "dtype": ("bfloat16",)}
+
+
 component = Component(
     name="moe_finalize",
     summary="the weighted sum of what a token's experts return, wherever their rows are",
@@ -233,8 +238,5 @@ component = Component(
                  _order_of_choices, within={"chosen": range(2, 513)}),
         Property("place_of_rows", "where rows lie does not matter", _place_of_rows),
     ),
-    profiles={
-        "deepseek-v3": {"chosen": (8,), "width": (7168,), "dtype": ("bfloat16",)},
-        "step-3.5-flash": {"chosen": (8,), "width": (4096,), "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )  # fmt: skip

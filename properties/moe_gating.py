@@ -17,6 +17,7 @@ from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
+from properties.models import FEW, Model, of_models
 from properties.token_order import in_another_order
 from reference.moe_gating import GROUP_SCORES, SCORINGS, MoeGatingInputs, moe_gating
 
@@ -237,6 +238,21 @@ def _weights_add_up(subject: Subject, case: MoeGatingCase) -> Comparison:
     return compare({"weights": Derived(size, bound)}, {"weights": weights.sum(dim=1)}, "sums of a token's weights")
 
 
+def _sizes(model: Model) -> Box:
+    return {
+        "tokens": FEW,
+        "experts": (model.experts,),
+        "chosen": (model.top_k,),
+        "scoring": (model.scoring,),
+        "bias": (model.router_bias,),
+        "groups": (model.router_groups,),
+        "kept_groups": (model.kept_groups,),
+        "renormalise": (True,),
+        "scaling": (model.scaling,),
+        "dtype": ("float32",),
+    }
+
+
 component = Component(
     name="moe_gating",
     summary="which experts a token goes to, and with what weights",
@@ -260,10 +276,5 @@ component = Component(
         Property("weights_add_up", "renormalised weights add up to the scaling", _weights_add_up,
                  within={"renormalise": (True,), "recipe": ("gaussian", "peaked", "flat")}),
     ),
-    profiles={
-        "deepseek-v3": {"experts": (256,), "chosen": (8,), "scoring": ("sigmoid",), "bias": (True,), "groups": (8,),
-                        "kept_groups": (4,), "renormalise": (True,), "scaling": (2.5,), "dtype": ("float32",)},
-        "step-3.5-flash": {"experts": (288,), "chosen": (8,), "scoring": ("sigmoid",), "bias": (True,), "groups": (1,),
-                           "renormalise": (True,), "scaling": (3.0,), "dtype": ("float32",)},
-    },
+    profiles=of_models(_sizes),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from npudiff.pattern import NOWHERE as NO_COORDINATE
 from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
+from properties.models import FEW, Model, of_models
 from properties.moved_data import random_bits
 from reference.moe_routing import NOWHERE, MoeRoutingInputs, moe_routing
 
@@ -239,6 +240,16 @@ def _order_of_choices(subject: Subject, case: MoeRoutingCase) -> Comparison:
     return compare(exact, {name: after[name] for name in names}, "experts of each token named in reverse")
 
 
+def _sizes(model: Model) -> Box:
+    return {
+        "tokens": FEW,
+        "experts": (model.experts,),
+        "chosen": (model.top_k,),
+        "width": (model.hidden,),
+        "dtype": ("bfloat16",),
+    }
+
+
 component = Component(
     name="moe_routing",
     summary="tokens sorted by expert: which copy goes where, and how many each expert gets",
@@ -261,8 +272,5 @@ component = Component(
         Property("order_of_choices", "the order in which a token names its experts does not matter",
                  _order_of_choices, within={"chosen": range(2, 513)}),
     ),
-    profiles={
-        "deepseek-v3": {"experts": (256,), "chosen": (8,), "width": (7168,), "dtype": ("bfloat16",)},
-        "step-3.5-flash": {"experts": (288,), "chosen": (8,), "width": (4096,), "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )  # fmt: skip

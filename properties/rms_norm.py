@@ -15,6 +15,7 @@ from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from properties import rows
+from properties.models import Model, of_models
 from properties.token_order import in_another_order
 from reference.rms_norm import ROUNDINGS, WEIGHT_OFFSETS, RmsNormInputs, rms_norm
 
@@ -203,6 +204,13 @@ def _first_token_alone(subject: Subject, case: RmsNormCase) -> Comparison:
     )
 
 
+def _sizes(model: Model) -> Box | None:
+    if model.epsilon is None:
+        return None
+    sizes = (model.hidden, 1536, 512) if model.latent else (model.hidden,)
+    return {"hidden_size": sizes, "kind": (model.norm,), "epsilon": (model.epsilon,), "dtype": ("bfloat16",)}
+
+
 component = Component(
     name="rms_norm",
     summary="RMS normalisation, plain or Gemma, with a residual that is added before or without",
@@ -224,8 +232,5 @@ component = Component(
         Property("first_token_alone", "a token's company does not matter", _first_token_alone,
                  within={"tokens": range(2, 2**16 + 1)}, needs={"tokens": (1,)}),
     ),
-    profiles={
-        "step-3.5-flash": {"hidden_size": (4096,), "kind": ("gemma",), "epsilon": (1e-5,), "dtype": ("bfloat16",)},
-        "deepseek-v3": {"hidden_size": (7168, 1536, 512), "kind": ("plain",), "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )  # fmt: skip

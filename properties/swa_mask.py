@@ -15,6 +15,7 @@ from npudiff.constraints import Allowed, Axis, Box, Constraints, intersection
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
+from properties.models import Model, of_models
 from reference.swa_mask import SwaMaskInputs, swa_mask
 
 AXES = {
@@ -206,6 +207,10 @@ def _wide_window_equals_none(subject: Subject, case: SwaMaskCase) -> Comparison:
     )
 
 
+def _sizes(model: Model) -> Box | None:
+    return None if model.window is None else {"window": model.windows}
+
+
 component = Component(
     name="swa_mask",
     summary="which keys each request of a decode batch hides",
@@ -231,5 +236,5 @@ component = Component(
         Property("capacity_does_not_matter", "spare columns do not matter", _capacity_does_not_matter),
         Property("wide_window_equals_none", "a window as long as the history equals none", _wide_window_equals_none),
     ),
-    profiles={"step-3.5-flash": {"window": (512, None)}, "gpt-oss": {"window": (128, None)}},
+    profiles=of_models(_sizes),
 )

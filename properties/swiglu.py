@@ -17,6 +17,7 @@ from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
+from properties.models import FEW, Model, of_models
 from properties.token_order import in_another_order
 from reference.swiglu import LAYOUTS, ROUNDINGS, Activation, SwigluInputs, swiglu
 
@@ -247,6 +248,18 @@ def _others_limit(subject: Subject, case: SwigluCase) -> Comparison:
     )
 
 
+def _sizes(model: Model) -> Box:
+    return {
+        "tokens": FEW,
+        "width": (model.width,),
+        "activation": (model.activation,),
+        "limit": model.limits,
+        "alpha": (1.702,),
+        "bias": (1.0,),
+        "dtype": ("bfloat16",),
+    }
+
+
 component = Component(
     name="swiglu",
     summary="gated activations: SwiGLU, limits after or before the gate, and which of them a configuration means",
@@ -270,9 +283,5 @@ component = Component(
         Property("others_limit", "the limit of shared experts is nothing to routed ones, and the other way round",
                  _others_limit),
     ),
-    profiles={
-        "step-3.5-flash": {"width": (1280,), "activation": ("silu",), "limit": (7.0, None), "dtype": ("bfloat16",)},
-        "gpt-oss": {"width": (2880,), "activation": ("swiglu_oai",), "limit": (7.0,), "alpha": (1.702,),
-                    "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected, unit_roundoff
+from reference.bounds import ACCUMULATION_CONFIDENCE, Expected, unit_roundoff
 from reference.inexact import Inexact
 from reference.views import moved_inputs
 
@@ -74,9 +74,13 @@ def dynamic_quant(inputs: DynamicQuantInputs) -> dict[str, Expected]:
 def by_largest(states: Inexact, bits: int) -> tuple[Inexact, Inexact]:
     """Return how many steps each element of rows ``[..., rows, width]`` has, and the size of a step, ``[..., rows]``.
 
-    The largest element of a device is off by no more than the largest error of a row. A row of zeros has steps 0.
+    The largest element of a device lies between the largest of all least ones and the largest of all most ones. A row
+    of zeros has steps 0.
     """
-    value, error = states.value.abs().amax(dim=-1, keepdim=True), states.error.amax(dim=-1, keepdim=True)
+    sizes = states.value.abs()
+    ends = (sizes, sizes - states.error, sizes + states.error)
+    value, least, most = (end.amax(dim=-1, keepdim=True) for end in ends)
+    error = torch.maximum(most - value, value - least)
     scale = Inexact(value, error).times(1 / LEVELS[bits]).in_float32(SCALE_ROUNDINGS)
     steps = states.over(scale).in_float32(STEP_ROUNDINGS)
     zero = (value == 0) & (error == 0)
@@ -96,6 +100,42 @@ def through_float16(steps: Inexact) -> Inexact:
     return Inexact(steps.value, steps.error + (steps.value.abs() + steps.error) * 2 * unit_roundoff(torch.float16))
 
 
+def as_terms(states: Inexact, bits: int) -> tuple[Inexact, Inexact]:
+    """Return rows that become integers as terms of a sum, and the size of a step.
+
+    Parameters
+    ----------
+    states : Inexact
+        ``[rows, width]``.
+    bits : int
+        Of the integers.
+
+    Returns
+    -------
+    tuple of Inexact
+        ``[rows, width]``, with errors that have nothing to do with each other; and ``[rows]``.
+
+    Notes
+    -----
+    There are two ways to see what a device has, and each row takes the one that says more. Either an integer is what
+    it must be, or the middle of those that it may be and off by a half; then steps of another size than this one are
+    an error that the row has in common. Or an integer times the size of its step is the number itself, off by what
+    the number is off and by half a step: a rounding of a number that is not known so well has nothing to do with it.
+    """
+    steps, scale = by_largest(states, bits)
+    steps, levels = through_float16(steps), LEVELS[bits]
+    low, high = ((steps.value + sign * steps.error).round().clamp(-levels, levels) for sign in (-1.0, 1.0))
+    middle, half = (low + high) / 2, (high - low) / 2
+    size = torch.where(scale.value > 0, scale.value, 1.0).unsqueeze(-1)
+    off = through_float16(Inexact(steps.value, states.error / size)).error
+    rounded = torch.hypot(off, torch.full((), 0.5, dtype=torch.float64))
+    common = middle.norm(dim=-1) * scale.error / size.squeeze(-1)
+    known = ACCUMULATION_CONFIDENCE * half.norm(dim=-1) + common <= ACCUMULATION_CONFIDENCE * rounded.norm(dim=-1)
+    by_row = known.unsqueeze(-1)
+    terms = Inexact(torch.where(by_row, middle, steps.value), torch.where(by_row, half, rounded))
+    return terms, Inexact(scale.value, torch.where(known, scale.error, 0.0))
+
+
 def nearest(steps: Inexact, levels: int) -> Expected:
     """Return the integer next to each number of steps, within ``levels`` on both sides.
 
@@ -109,11 +149,12 @@ def nearest(steps: Inexact, levels: int) -> Expected:
 
 
 def scales(scale: Inexact) -> Expected:
-    """Return the scales of rows; where a row holds nothing but zeros, any of ``ZERO_ROW_SCALE`` and between."""
+    """Return the scales of rows; where a device may have nothing but zeros, any of ``ZERO_ROW_SCALE`` and between."""
     low, high = ZERO_ROW_SCALE
-    zero = scale.value == 0
-    value = torch.where(zero, (low + high) / 2, scale.value)
-    return Expected(value, torch.where(zero, (high - low) / 2, scale.error), torch.float32)
+    maybe_zero = scale.value <= scale.error
+    value = torch.where(maybe_zero, (low + high) / 2, scale.value)
+    most = (scale.value + scale.error).clamp(min=high)
+    return Expected(value, torch.where(maybe_zero, most - value, scale.error), torch.float32)
 
 
 def _factors(inputs: DynamicQuantInputs) -> torch.Tensor:

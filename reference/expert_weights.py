@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from reference.bounds import FLOAT32_ROUNDOFF
+from reference.bounds import ACCUMULATION_CONFIDENCE, FLOAT32_ROUNDOFF, accumulation_error
 from reference.inexact import Inexact
 from reference.linear import carried, product
 
@@ -15,6 +17,9 @@ FLOAT32_WHOLE_NUMBERS = 2**24
 
 GROUP_PRODUCTS = torch.float16
 """In which int8 by int4 with several scales per column has the product of a group, and adds those of all groups."""
+
+TILE_ELEMENTS = 2**18
+"""Elements of a matrix that are widened at once."""
 
 HALVES_ROUNDINGS = 4
 """Roundings to float32 where int8 by int4 is computed as two products: of each with its scale, and of their sums."""
@@ -69,7 +74,31 @@ class ExpertRows:
     quantised: bool = False
 
 
-def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dtype) -> Inexact:
+@dataclass(frozen=True)
+class ExpertProduct:
+    """Rows times the matrix of an expert, as a device has them.
+
+    Attributes
+    ----------
+    value : torch.Tensor
+        float64 ``[rows, columns]``.
+    own : torch.Tensor
+        The largest error that the product makes of itself.
+    brought : torch.Tensor
+        What the errors of the rows become, by ``reference.linear.carried``.
+    """
+
+    value: torch.Tensor
+    own: torch.Tensor
+    brought: torch.Tensor
+
+    @property
+    def inexact(self) -> Inexact:
+        """The numbers with all of their error."""
+        return Inexact(self.value, self.own + self.brought)
+
+
+def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dtype) -> ExpertProduct:
     """Return rows times the matrix of an expert, as a device has them in a dtype, ``[rows, columns]``.
 
     ``((x @ w + bias) * scale) * token_scale`` for whole numbers with an int32 bias, ``x @ ((w + offset) * scale) +
@@ -84,55 +113,93 @@ def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dt
     """
     bias = None if weights.bias is None else weights.bias[expert]
     if rows.quantised:
-        sums = _whole_sums(rows, weights, expert, bias if bias is not None and bias.dtype == torch.int32 else None)
+        before = bias if bias is not None and bias.dtype == torch.int32 else None
+        total, brought = _whole_sums(rows.values, weights, expert, before)
         if weights.scale is None:
-            return sums
-        total = sums if rows.scale is None else sums.times(_column(rows.scale)).in_float32()
+            return ExpertProduct(total.value, total.error, brought)
+        if rows.scale is not None:
+            total, brought = total.times(_column(rows.scale)).in_float32(), brought * rows.scale.value.unsqueeze(1)
+        bias = None if before is not None else bias
+    elif weights.scale is None:
+        total, brought = _in_tiles(rows.values, weights.values[expert])
     else:
-        total = float_product(rows.values, _matrix(weights, expert, dtype))
-    if bias is not None and not (rows.quantised and bias.dtype == torch.int32):
+        matrix = _matrix(weights, expert, weights.scale, dtype)
+        total = float_product(Inexact.exact(rows.values.value), matrix)
+        brought = _carried(rows.values, matrix.value)
+    if bias is not None:
         total = total.plus(Inexact.exact(bias)).in_float32()
-    return total.rounded(dtype)
+    total = total.rounded(dtype)
+    return ExpertProduct(total.value, total.error, brought)
 
 
 def float_product(rows: Inexact, matrix: Inexact) -> Inexact:
     """Return float32 sums of rows and a matrix, each with errors that have nothing to do with each other."""
     exact = product(rows.value, matrix.value, torch.float32)
-    error = exact.own
-    if bool(rows.error.any()):
-        error = error + carried(rows.error, matrix.value)
-    if bool(matrix.error.any()):
-        error = error + carried(rows.value, matrix.error)
-    return Inexact(exact.value, error)
+    return Inexact(exact.value, exact.own + _carried(rows, matrix.value) + _carried(matrix, rows.value, left=True))
 
 
-def _matrix(weights: ExpertWeights, expert: int, dtype: torch.dtype) -> Inexact:
-    """The matrix of an expert, float64 ``[inner, columns]``."""
+def _carried(numbers: Inexact, other: torch.Tensor, *, left: bool = False) -> torch.Tensor:
+    """What errors become in a product with numbers that have none; zeros without looking if there are none at all."""
+    if not bool(numbers.error.any()):
+        shape = (len(other), numbers.error.shape[1]) if left else (len(numbers.error), other.shape[1])
+        return torch.zeros(shape, dtype=torch.float64)
+    return carried(other, numbers.error) if left else carried(numbers.error, other)
+
+
+def _in_tiles(rows: Inexact, matrix: torch.Tensor) -> tuple[Inexact, torch.Tensor]:
+    """Return what ``float_product`` does for a matrix that a device has as it is, and what errors of rows become.
+
+    The matrix is widened in tiles that stay in the cache of a processor.
+    """
+    columns = matrix.shape[1]
+    uncertain = bool(rows.error.any())
+    value, errors, squares = rows.value.new_zeros(3, len(rows.value), columns)
+    for tile in _tiles(matrix):
+        wide = matrix[tile].to(torch.float64)
+        value += rows.value[:, tile] @ wide
+        wide.square_()
+        squares[0] += wide.sum(dim=0)
+        if uncertain:
+            errors += rows.error[:, tile].square() @ wide
+    sizes = rows.value.norm(dim=1, keepdim=True) * squares[0].sqrt()
+    return Inexact(value, sizes * accumulation_error(len(matrix))), ACCUMULATION_CONFIDENCE * errors.sqrt()
+
+
+def _tiles(matrix: torch.Tensor) -> Iterator[slice]:
+    rows = max(1, TILE_ELEMENTS // matrix.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(matrix), rows))
+
+
+def _matrix(weights: ExpertWeights, expert: int, scale: torch.Tensor, dtype: torch.dtype) -> Inexact:
+    """The matrix of an expert whose whole numbers become floats, float64 ``[inner, columns]``."""
     matrix = Inexact.exact(weights.values[expert])
-    if weights.scale is None:
-        return matrix
-    rows = matrix.value.shape[0] // weights.scale.shape[1]
+    rows = matrix.value.shape[0] // scale.shape[1]
     if weights.offset is not None:
         matrix = matrix.plus(Inexact.exact(weights.offset[expert].repeat_interleave(rows, dim=0))).rounded(dtype)
-    return matrix.times(Inexact.exact(weights.scale[expert].repeat_interleave(rows, dim=0))).rounded(dtype)
+    return matrix.times(Inexact.exact(scale[expert].repeat_interleave(rows, dim=0))).rounded(dtype)
 
 
-def _whole_sums(rows: ExpertRows, weights: ExpertWeights, expert: int, bias: torch.Tensor | None) -> Inexact:
-    """Sums of whole numbers, scaled by column if there are scales, ``[rows, columns]``."""
+def _whole_sums(
+    rows: Inexact, weights: ExpertWeights, expert: int, bias: torch.Tensor | None
+) -> tuple[Inexact, torch.Tensor]:
+    """Sums of whole numbers, scaled by column if there are scales, and what the errors of the rows become."""
     values = weights.values[expert]
-    if weights.scale is None or weights.scale.shape[1] == 1:
-        sums = whole_product(rows.values, values, weights.bits)
-        if bias is not None:
-            sums = sums.plus(Inexact.exact(bias))
-        if weights.scale is None:
-            return sums
-        scale = Inexact.exact(weights.scale[expert])
-        scaled = sums.times(scale).in_float32(2)
-        return scaled if weights.bits == 8 else _plus_halves(scaled, values, scale)
-    return _in_groups(rows.values, values, weights.scale[expert])
+    if weights.scale is not None and weights.scale.shape[1] > 1:
+        return _in_groups(rows, values, weights.scale[expert])
+    product = whole_product(rows, values, weights.bits)
+    sums = product.sums if bias is None else product.sums + bias
+    if weights.scale is None:
+        return Inexact.exact(sums), product.brought
+    scale = Inexact.exact(weights.scale[expert])
+    scaled = Inexact.exact(sums).times(scale).in_float32(2)
+    if weights.bits < 8:
+        # with the halves of a row, ``x = 16 * high + low + 8``, no term is larger than this
+        terms = scaled.value.abs() + 16 * product.sizes * scale.value
+        scaled = Inexact(scaled.value, scaled.error + terms * HALVES_ROUNDINGS * FLOAT32_ROUNDOFF)
+    return scaled, product.brought * scale.value
 
 
-def _in_groups(rows: Inexact, matrix: torch.Tensor, scale: torch.Tensor) -> Inexact:
+def _in_groups(rows: Inexact, matrix: torch.Tensor, scale: torch.Tensor) -> tuple[Inexact, torch.Tensor]:
     """Sums of products of both halves of rows with groups of a matrix, each in ``GROUP_PRODUCTS``."""
     groups, columns = scale.shape
     parts = matrix.to(torch.float32).view(groups, -1, columns)
@@ -141,43 +208,54 @@ def _in_groups(rows: Inexact, matrix: torch.Tensor, scale: torch.Tensor) -> Inex
     sums = torch.einsum("hrgk,gkc->ghrc", halves, parts).to(torch.float64)
     total = Inexact.exact(torch.zeros_like(sums[0]))
     for group in range(groups):
-        term = (
-            Inexact.exact(sums[group])
-            .rounded(GROUP_PRODUCTS)
-            .times(Inexact.exact(scale[group]))
-            .rounded(GROUP_PRODUCTS)
-        )
+        term = Inexact.exact(sums[group]).rounded(GROUP_PRODUCTS).times(Inexact.exact(scale[group]))
+        term = term.rounded(GROUP_PRODUCTS)
         total = total.plus(term).rounded(GROUP_PRODUCTS) if group else term
     scaled = (parts.sum(dim=1).to(torch.float64) * scale).sum(dim=0)
     value = 16 * total.value[0] + total.value[1] + 8 * scaled
     terms = 16 * total.value[0].abs() + total.value[1].abs() + 8 * scaled.abs()
     error = 16 * total.error[0] + total.error[1] + terms * HALVES_ROUNDINGS * FLOAT32_ROUNDOFF
     weighted = matrix * scale.to(torch.float64).repeat_interleave(matrix.shape[0] // groups, dim=0)
-    return Inexact(value, error + (carried(rows.error, weighted) if bool(rows.error.any()) else 0.0))
+    return Inexact(value, error), _carried(rows, weighted)
 
 
-def whole_product(rows: Inexact, matrix: torch.Tensor, bits: int) -> Inexact:
-    """Return sums of whole numbers: int8 in rows, int8 or int4 in the matrix; exact if the rows are.
+class WholeProduct(NamedTuple):
+    """Products of whole numbers, float64.
 
-    Every partial sum is a whole number. Where none can leave the range of exact ones, float32 does what float64 does.
+    Attributes
+    ----------
+    sums : torch.Tensor
+        ``[rows, columns]``, exact.
+    brought : torch.Tensor
+        ``[rows, columns]``: what errors of the rows become.
+    sizes : torch.Tensor
+        ``[columns]``: sums of the absolute values of the matrix.
     """
-    largest = 2**7 * 2 ** (bits - 1) * matrix.shape[0]
-    dtype = torch.float32 if largest <= FLOAT32_WHOLE_NUMBERS else torch.float64
-    exact = (rows.value.to(dtype) @ matrix.to(dtype)).to(torch.float64)
-    if not bool(rows.error.any()):
-        return Inexact.exact(exact)
-    return Inexact(exact, carried(rows.error.to(torch.float32), matrix.to(torch.float32)).to(torch.float64))
+
+    sums: torch.Tensor
+    brought: torch.Tensor
+    sizes: torch.Tensor
 
 
-def _plus_halves(scaled: Inexact, values: torch.Tensor, scale: Inexact) -> Inexact:
-    """Add what computing with halves of the rows costs: terms larger than their sum, rounded to float32.
+def whole_product(rows: Inexact, matrix: torch.Tensor, bits: int) -> WholeProduct:
+    """Return products of int8 in rows, ``[rows, inner]``, with int8 or int4 in a matrix, ``[inner, columns]``.
 
-    ``x = 16 * high + low + 8`` with ``low`` in [-8, 7]. None of the three terms is
-    larger than ``|x @ w| + 16 * sum(|w|)``, scaled.
+    Every partial sum is a whole number, or half of one where it is open which integer a row has. Where none of a tile
+    can leave the range of exact ones, float32 does what float64 does.
     """
-    sums = values.abs().sum(dim=0, dtype=torch.float64)
-    terms = scaled.value.abs() + 16 * sums * scale.value
-    return Inexact(scaled.value, scaled.error + terms * HALVES_ROUNDINGS * FLOAT32_ROUNDOFF)
+    largest = 2 * 2**7 * 2 ** (bits - 1) * min(matrix.shape[0], max(1, TILE_ELEMENTS // matrix.shape[1]))
+    halves = bool((2 * rows.value == (2 * rows.value).round()).all())
+    dtype = torch.float32 if halves and largest <= FLOAT32_WHOLE_NUMBERS else torch.float64
+    value, squares = rows.value.to(dtype), rows.error.to(dtype).square()
+    uncertain = bool(squares.any())
+    sums, errors, sizes = torch.zeros(3, len(value), matrix.shape[1], dtype=torch.float64)
+    for tile in _tiles(matrix):
+        narrow = matrix[tile].to(dtype)
+        sums += value[:, tile] @ narrow
+        sizes[0] += narrow.abs().sum(dim=0)
+        if uncertain:
+            errors += squares[:, tile] @ narrow.square_()
+    return WholeProduct(sums, ACCUMULATION_CONFIDENCE * errors.sqrt(), sizes[0])
 
 
 def _column(numbers: Inexact) -> Inexact:

@@ -80,7 +80,7 @@ def grouped_matmul(inputs: GroupedMatmulInputs) -> dict[str, Expected]:
         if count:
             group = slice(start, start + count)
             product = times(_rows(inputs, group), inputs.weights, expert, inputs.output_dtype)
-            value[group], bound[group] = product.value, product.error
+            value[group], bound[group] = product.value, product.own
             start += count
     return {"output": Expected(value, bound, inputs.output_dtype)}
 

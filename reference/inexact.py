@@ -73,9 +73,9 @@ class Inexact:
         return self.at_most(limit, dtype).negated().at_most(limit, dtype).negated()
 
     def rounded(self, dtype: torch.dtype) -> Inexact:
-        """Return the numbers as a device stores them in a dtype; beyond its range nothing is said of them."""
+        """Return the numbers as a device stores them in a dtype: 0 as it is, and beyond its range nothing is said."""
         size = self.value.abs() + self.error
-        error = self.error + size * unit_roundoff(dtype) + underflow_step(dtype)
+        error = self.error + size * unit_roundoff(dtype) + underflow_step(dtype) * size.sign()
         return Inexact(self.value, torch.where(size <= torch.finfo(dtype).max, error, torch.inf))
 
     def in_float32(self, roundings: int = 1) -> Inexact:

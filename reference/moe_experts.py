@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from reference.bounds import Expected
-from reference.dynamic_quant import LEVELS, by_largest, nearest, through_float16
-from reference.expert_weights import ExpertRows, ExpertWeights, times
+from reference.dynamic_quant import as_terms
+from reference.expert_weights import ExpertProduct, ExpertRows, ExpertWeights, times
 from reference.inexact import Inexact
 from reference.moe_finalize import weighted_sum
 from reference.swiglu import Activation, oai, split, step
@@ -122,32 +122,34 @@ def moe_experts(inputs: MoeExpertsInputs) -> dict[str, Expected]:
     """
     _validate(inputs)
     states, dtype = Inexact.exact(inputs.states), inputs.states.dtype
-    skip = None if inputs.shared is None else one_expert(states, inputs.shared, 0, dtype)
+    skip = None if inputs.shared is None else one_expert(states, inputs.shared, 0, dtype).inexact
     rows = of_experts(states, inputs.chosen, inputs.here, inputs.routed, dtype)
-    result = weighted_sum(rows, Inexact.exact(inputs.weights), skip, dtype)
+    own, weights = Inexact(rows.value, rows.own), Inexact.exact(inputs.weights)
+    result = weighted_sum(own, weights, skip, dtype, rows.brought)
     return {"output": Expected(result.value, result.error, dtype)}
 
 
 def of_experts(
     states: Inexact, chosen: torch.Tensor, here: torch.Tensor, experts: Experts, dtype: torch.dtype
-) -> Inexact:
+) -> ExpertProduct:
     """Return what each chosen expert says of a token, ``[tokens, k, hidden]``; zeros for experts that are not here.
 
     Matrices of experts that nobody chose are not looked at.
     """
     value = torch.zeros(*chosen.shape, states.value.shape[1], dtype=torch.float64)
-    error = torch.zeros_like(value)
+    own, brought = torch.zeros_like(value), torch.zeros_like(value)
     for index, expert in enumerate(here.tolist()):
         tokens, places = (chosen == expert).nonzero(as_tuple=True)
         if len(tokens):
             said = one_expert(Inexact(states.value[tokens], states.error[tokens]), experts, index, dtype)
-            value[tokens, places], error[tokens, places] = said.value, said.error
-    return Inexact(value, error)
+            value[tokens, places], own[tokens, places] = said.value, said.own
+            brought[tokens, places] = said.brought
+    return ExpertProduct(value, own, brought)
 
 
-def one_expert(states: Inexact, experts: Experts, index: int, dtype: torch.dtype) -> Inexact:
+def one_expert(states: Inexact, experts: Experts, index: int, dtype: torch.dtype) -> ExpertProduct:
     """Return what an expert says of rows ``[rows, hidden]``, as a device has it in a dtype."""
-    between = times(_rows(states, experts.quantised), experts.up, index, dtype)
+    between = times(_rows(states, experts.quantised), experts.up, index, dtype).inexact
     gated = activated(between, experts.gate, dtype)
     return times(_rows(gated, experts.quantised), experts.down, index, dtype)
 
@@ -166,9 +168,8 @@ def activated(rows: Inexact, gate: Gate, dtype: torch.dtype) -> Inexact:
 def _rows(states: Inexact, quantised: bool) -> ExpertRows:
     if not quantised:
         return ExpertRows(states)
-    steps, scale = by_largest(states, ROW_BITS)
-    whole = nearest(through_float16(steps), LEVELS[ROW_BITS])
-    return ExpertRows(Inexact(whole.value, whole.bound), scale, quantised=True)
+    terms, scale = as_terms(states, ROW_BITS)
+    return ExpertRows(terms, scale, quantised=True)
 
 
 def _validate(inputs: MoeExpertsInputs) -> None:

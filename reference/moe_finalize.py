@@ -68,7 +68,9 @@ def moe_finalize(inputs: MoeFinalizeInputs) -> dict[str, Expected]:
     return {"output": Expected(result.value, result.error, dtype)}
 
 
-def weighted_sum(rows: Inexact, weights: Inexact, skip: Inexact | None, dtype: torch.dtype) -> Inexact:
+def weighted_sum(
+    rows: Inexact, weights: Inexact, skip: Inexact | None, dtype: torch.dtype, brought: torch.Tensor | None = None
+) -> Inexact:
     """Return the weighted sum of each token's rows, as a device has it in a dtype.
 
     Parameters
@@ -81,6 +83,9 @@ def weighted_sum(rows: Inexact, weights: Inexact, skip: Inexact | None, dtype: t
         ``[tokens, width]``.
     dtype : torch.dtype
         Of the rows and of the result.
+    brought : torch.Tensor or None
+        ``[tokens, chosen, width]``: further bounds on errors of the rows, by ``reference.linear.carried``. They come
+        out of matrices that have nothing to do with each other, so that their squares add up.
     """
     wide = Inexact(weights.value.unsqueeze(2), weights.error.unsqueeze(2))
     products = rows.times(wide).in_float32().rounded(dtype)
@@ -88,7 +93,10 @@ def weighted_sum(rows: Inexact, weights: Inexact, skip: Inexact | None, dtype: t
     if skip is not None:
         sizes = sizes + skip.value.abs()
     added = sizes * accumulation_error(rows.value.shape[1] + 2)
-    total = Inexact(products.value.sum(dim=1), products.error.sum(dim=1) + added)
+    error = products.error.sum(dim=1) + added
+    if brought is not None:
+        error = error + (brought * wide.value).square().sum(dim=1).sqrt()
+    total = Inexact(products.value.sum(dim=1), error)
     if skip is not None:
         total = total.rounded(dtype).plus(skip).in_float32()
     return total.rounded(dtype)

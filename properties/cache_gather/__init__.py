@@ -1,11 +1,23 @@
 """Reading tokens out of a paged cache: its cases, data, and what must hold."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
 from properties.cache_gather.case import AXES, CacheGatherCase, check_case, describe, features, values
 from properties.cache_gather.inputs import build_inputs, coordinates
 from properties.cache_gather.relations import RELATIONS
 from properties.cache_gather.strategy import cases
+from properties.models import PAGE_SIZE, Model, of_models
 from reference.cache_gather import cache_gather
+
+
+def _sizes(model: Model) -> Box:
+    return {
+        "head_dims": (model.head_dim,),
+        "kv_heads": model.kv_heads,
+        "page_size": (PAGE_SIZE,),
+        "dtype": ("bfloat16",),
+    }
+
 
 component = Component(
     name="cache_gather",
@@ -23,8 +35,5 @@ component = Component(
     coordinates=coordinates,
     watched="NZ",
     relations=RELATIONS,
-    profiles={
-        "step-3.5-flash": {"head_dims": ("128",), "kv_heads": (8,), "page_size": (128,), "dtype": ("bfloat16",)},
-        "deepseek-v3": {"head_dims": ("512/64",), "kv_heads": (1,), "page_size": (128,), "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )

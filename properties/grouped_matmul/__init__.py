@@ -1,11 +1,26 @@
 """Grouped matrix products: their cases, data, and what must hold."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
 from properties.grouped_matmul.case import AXES, GroupedMatmulCase, check_case, describe, features, values
 from properties.grouped_matmul.inputs import build_inputs, coordinates
 from properties.grouped_matmul.relations import RELATIONS
 from properties.grouped_matmul.strategy import cases
+from properties.models import FEW, Model, of_models
 from reference.grouped_matmul import grouped_matmul
+
+
+def _sizes(model: Model) -> Box:
+    return {
+        "rows_of_all": FEW,
+        "inner": (model.hidden, model.width),
+        "columns": (2 * model.width, model.hidden),
+        "experts": range(1, 5),
+        "groups": (1,),
+        "dtype": ("bfloat16",),
+        "split": ("rows",),
+    }
+
 
 component = Component(
     name="grouped_matmul",
@@ -23,8 +38,5 @@ component = Component(
     coordinates=coordinates,
     watched="empty groups",
     relations=RELATIONS,
-    profiles={
-        "step-3.5-flash": {"inner": (4096, 1280), "columns": (2560, 4096), "experts": (4,), "dtype": ("bfloat16",)},
-        "deepseek-v3": {"inner": (7168, 2048), "columns": (4096, 7168), "experts": (4,), "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Two pools of pages and the requests in them: cases, a state machine that draws steps, and what is compared."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
 from npudiff.history import History
 from properties.hybrid_pools.case import AXES, HybridPoolsCase, check_case, describe, features, values
 from properties.hybrid_pools.coordinates import coordinates
@@ -9,7 +10,21 @@ from properties.hybrid_pools.machine import HybridPoolsMachine
 from properties.hybrid_pools.session import PoolsSession
 from properties.hybrid_pools.simpler import SIMPLER
 from properties.hybrid_pools.strategy import cases
+from properties.models import PAGE_SIZE, Model, of_models
 from reference.hybrid_pools import hybrid_pools
+
+
+def _sizes(model: Model) -> Box | None:
+    if model.window is None:
+        return None
+    return {
+        "head_dims": (model.head_dim,),
+        "kv_heads": (1,),  # one card's share
+        "group": model.group,
+        "window": (model.window,),
+        "page_size": (PAGE_SIZE,),
+    }
+
 
 component = Component(
     name="hybrid_pools",
@@ -26,21 +41,6 @@ component = Component(
     check_case=check_case,
     coordinates=coordinates,
     watched="shared",
-    profiles={
-        "step-3.5-flash": {
-            "head_dims": ("128",),
-            "kv_heads": (1,),  # of 8, on 8 cards
-            "group": (8,),
-            "window": (512,),
-            "page_size": (128,),
-        },
-        "gpt-oss": {
-            "head_dims": ("64",),
-            "kv_heads": (1,),
-            "group": (8,),
-            "window": (128,),
-            "page_size": (128,),
-        },
-    },
+    profiles=of_models(_sizes),
     history=History(machine=HybridPoolsMachine, open=PoolsSession, simpler=SIMPLER, runs=0.35, steps=20),
 )

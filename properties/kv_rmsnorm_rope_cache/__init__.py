@@ -1,6 +1,7 @@
 """MLA's write into the cache, normalised and rotated on the way: its cases, data, and what must hold."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
 from properties.kv_rmsnorm_rope_cache.case import (
     AXES,
     KvRmsnormRopeCacheCase,
@@ -12,7 +13,15 @@ from properties.kv_rmsnorm_rope_cache.case import (
 from properties.kv_rmsnorm_rope_cache.inputs import build_inputs, coordinates
 from properties.kv_rmsnorm_rope_cache.relations import RELATIONS
 from properties.kv_rmsnorm_rope_cache.strategy import cases
+from properties.models import PAGE_SIZE, Model, of_models
 from reference.kv_rmsnorm_rope_cache import kv_rmsnorm_rope_cache
+
+
+def _sizes(model: Model) -> Box | None:
+    if not model.latent:
+        return None
+    return {"dims": (model.head_dim,), "dtype": ("bfloat16",), "epsilon": (1e-6,), "page_size": (PAGE_SIZE,)}
+
 
 component = Component(
     name="kv_rmsnorm_rope_cache",
@@ -31,5 +40,5 @@ component = Component(
     watched="NZ",
     relations=RELATIONS,
     share=0.5,
-    profiles={"deepseek-v3": {"dims": ("512/64",), "dtype": ("bfloat16",), "epsilon": (1e-6,), "page_size": (128,)}},
+    profiles=of_models(_sizes),
 )

@@ -1,11 +1,26 @@
 """What stands before MLA attention, from hidden states to queries and caches: its cases, data, and what must hold."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
 from properties.mla_preprocess.case import AXES, MlaPreprocessCase, check_case, describe, features, values
 from properties.mla_preprocess.inputs import build_inputs, coordinates
 from properties.mla_preprocess.relations import RELATIONS
 from properties.mla_preprocess.strategy import cases
+from properties.models import PAGE_SIZE, Model, of_models
 from reference.mla_preprocess import mla_preprocess
+
+
+def _sizes(model: Model) -> Box | None:
+    if not model.latent:
+        return None
+    return {
+        "hidden_size": (model.hidden,),
+        "query_rank": (1536,),
+        "dims": ("128/64/512",),
+        "page_size": (PAGE_SIZE,),
+        "epsilon": (1e-6,),
+    }
+
 
 component = Component(
     name="mla_preprocess",
@@ -24,13 +39,5 @@ component = Component(
     watched="NZ",
     relations=RELATIONS,
     share=0.04,
-    profiles={
-        "deepseek-v3": {
-            "hidden_size": (7168,),
-            "query_rank": (1536,),
-            "dims": ("128/64/512",),
-            "page_size": (128,),
-            "epsilon": (1e-6,),
-        }
-    },
+    profiles=of_models(_sizes),
 )

@@ -1,12 +1,31 @@
 """Experts of a mixture, from states to the sum of what they say: their cases, data, and what must hold."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
+from properties.models import FEW, Model, of_models
 from properties.moe_experts.case import AXES, MoeExpertsCase, check_case, describe, features, values
 from properties.moe_experts.inputs import build_inputs, coordinates
-from properties.moe_experts.models import MODELS
 from properties.moe_experts.relations import RELATIONS
 from properties.moe_experts.strategy import cases
 from reference.moe_experts import moe_experts
+
+
+def _sizes(model: Model) -> Box:
+    return {
+        "tokens": FEW,
+        "hidden": (model.hidden,),
+        "width": (model.width,),
+        "experts": (model.experts,),
+        "top_k": (model.top_k,),
+        "groups": (1,),
+        "activation": (model.activation,),
+        "limit": model.limits,
+        "layout": ("interleaved" if model.activation == "swiglu_oai" else "halves",),
+        "shared_width": (model.shared_width,),
+        "here": ("chosen",),
+        "dtype": ("bfloat16",),
+    }
+
 
 component = Component(
     name="moe_experts",
@@ -24,5 +43,5 @@ component = Component(
     coordinates=coordinates,
     watched="w4a8",
     relations=RELATIONS,
-    profiles=MODELS,
+    profiles=of_models(_sizes),
 )

@@ -41,8 +41,10 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeExpertsCase:
     groups = choose.value(box, "groups", (1, 1, 1, 2) if form == "w4a8" else (1,))
     hidden = choose.value(box, "hidden", (GROUP_SIZE * groups,) if groups > 1 else (32, 16, 64, 96, 48))
     width = choose.value(box, "width", (32, 16, 64, 40, 96))
-    experts = choose.value(box, "experts", (2, 1, 3, 4, 8, 16, 288))
-    top_k = choose.pick([k for k in within((1, 2, 3, 4, 8), box.get("top_k"))[:64] if k <= experts] or [experts])
+    top_k = choose.value(box, "top_k", (1, 2, 3, 4, 8))
+    enough = [n for n in within((2, 1, 3, 4, 8, 16, 288), box.get("experts"))[:1024] if n >= top_k]
+    assume(enough)
+    experts = choose.pick(enough)
     shared_width = choose.value(box, "shared_width", (0, 0, width, 2 * width))
     case = MoeExpertsCase(
         tokens=choose.pick(_tokens(box, hidden * width * top_k)),

@@ -1,11 +1,23 @@
 """Writing into a paged cache: its cases, data, and what must hold."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
+from properties.models import PAGE_SIZE, Model, of_models
 from properties.paged_cache.case import AXES, PagedCacheCase, check_case, describe, features, values
 from properties.paged_cache.inputs import build_inputs, coordinates
 from properties.paged_cache.relations import RELATIONS
 from properties.paged_cache.strategy import cases
 from reference.paged_cache import paged_cache
+
+
+def _sizes(model: Model) -> Box:
+    return {
+        "head_dims": (model.head_dim,),
+        "kv_heads": model.kv_heads,
+        "page_size": (PAGE_SIZE,),
+        "dtype": ("bfloat16",),
+    }
+
 
 component = Component(
     name="paged_cache",
@@ -23,8 +35,5 @@ component = Component(
     coordinates=coordinates,
     watched="NZ",
     relations=RELATIONS,
-    profiles={
-        "step-3.5-flash": {"head_dims": ("128",), "kv_heads": (8,), "page_size": (128,), "dtype": ("bfloat16",)},
-        "deepseek-v3": {"head_dims": ("512/64",), "kv_heads": (1,), "page_size": (128,), "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(_sizes),
 )

@@ -37,7 +37,7 @@ component = Component(
             "attention_factor": (1.0,),
             "rows": range(1, 163_841),
         },
-        "gpt-oss": {
+        "gpt-oss-120b": {
             "kind": ("yarn",),
             "dims": ("64",),
             "base": (150_000.0,),

@@ -27,6 +27,9 @@ component = Component(
     relations=RELATIONS,
     profiles={
         "step-3.5-flash": {"dims": ("64/128", "128"), "style": ("half",), "dtype": ("bfloat16",)},
+        "gpt-oss-120b": {"dims": ("64",), "style": ("half",), "dtype": ("bfloat16",)},
+        "qwen3-30b-a3b": {"dims": ("128",), "style": ("half",), "dtype": ("bfloat16",)},
+        "mimo-v2-flash": {"dims": ("64/192",), "style": ("half",), "dtype": ("bfloat16",)},
         "deepseek-v3": {"dims": ("64",), "style": ("interleaved", "interleaved_to_half"), "dtype": ("bfloat16",)},
     },
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """Sliding-window attention over a paged KV cache: its cases, data, and what must hold."""
 
 from npudiff.component import Component
+from npudiff.constraints import Box
+from properties.models import PAGE_SIZE, Model, of_models
 from properties.sliding_attention.case import (
     AXES,
     SlidingAttentionCase,
@@ -14,6 +16,20 @@ from properties.sliding_attention.inputs import build_inputs
 from properties.sliding_attention.relations import RELATIONS
 from properties.sliding_attention.strategy import cases
 from reference.sliding_attention import sliding_attention
+
+
+def _sizes(model: Model) -> Box | None:
+    if model.latent:
+        return None
+    return {
+        "head_dims": (model.head_dim,),
+        "kv_heads": model.kv_heads,
+        "group": model.group,
+        "window": model.windows,
+        "sinks": (model.sinks,),
+        "page_size": (PAGE_SIZE,),
+    }
+
 
 component = Component(
     name="sliding_attention",
@@ -31,35 +47,5 @@ component = Component(
     coordinates=coordinates,
     watched="query length 1",
     relations=RELATIONS,
-    profiles={
-        "step-3.5-flash": {
-            "head_dims": ("128",),
-            "kv_heads": (8,),
-            "group": (8, 12),
-            "window": (512, None),
-            "page_size": (128,),
-        },
-        "gpt-oss": {
-            "head_dims": ("64",),
-            "kv_heads": (8,),
-            "group": (8,),
-            "window": (128, None),
-            "sinks": (True,),
-            "page_size": (128,),
-        },
-        "mimo-v2-flash": {
-            "head_dims": ("192/128",),
-            "kv_heads": (4, 8),
-            "group": (8, 16),
-            "window": (128, None),
-            "page_size": (128,),
-        },
-        "qwen3-30b-a3b": {
-            "head_dims": ("128",),
-            "kv_heads": (4,),
-            "group": (8,),
-            "window": (None,),
-            "page_size": (128,),
-        },
-    },
+    profiles=of_models(_sizes),
 )

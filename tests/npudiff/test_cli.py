@@ -211,7 +211,7 @@ def test_where_and_profile_narrow_what_is_drawn(cli):
     common = ("check", "swa_mask", "--impl", "mask_left_context_512", *QUICK)
     assert cli(*common, "--where", "window=512").code == ExitCode.CLEAN
     assert cli(*common, "--profile", "step-3.5-flash", "--where", "window=512").code == ExitCode.CLEAN
-    assert cli(*common, "--profile", "gpt-oss", "--where", "window=128", "--where", "kv_length=200..600").code == 1
+    assert cli(*common, "--profile", "gpt-oss-120b", "--where", "window=128", "--where", "kv_length=200..600").code == 1
 
 
 def test_a_budget_of_time_is_kept(cli):
@@ -254,7 +254,12 @@ def test_list_shows_what_there_is(cli):
     for text in ("sliding_attention: ", "swa_mask: ", "fia_decode_tnd", "mask_minus_one", "targets: npu, sim"):
         assert text in result.out
     full = cli("list", "swa_mask").out
-    for text in ("order_does_not_matter", "kv_length", "gpt-oss, step-3.5-flash", "SWA-03 https://"):
+    for text in (
+        "order_does_not_matter",
+        "kv_length",
+        "gpt-oss-120b, mimo-v2-flash, step-3.5-flash",
+        "SWA-03 https://",
+    ):
         assert text in full
 
 

@@ -59,8 +59,8 @@ def test_an_implementation_that_supports_nothing_of_it_is_left_out():
 
 
 def test_a_model_profile_of_one_component_does_not_narrow_another():
-    # mimo-v2-flash gives sizes for attention only; the mask has no such profile and keeps its own.
-    made = make_plan(Request(("sliding_attention", "swa_mask"), target="sim", model="mimo-v2-flash"))
+    # qwen3-30b-a3b has no window: the mask has no such profile and keeps its own sizes.
+    made = make_plan(Request(("sliding_attention", "swa_mask"), target="sim", model="qwen3-30b-a3b"))
     (box, *_) = made.jobs[-1].constraints.boxes
     assert made.jobs[-1].subject.component.name == "swa_mask"
     assert box == {}
@@ -92,12 +92,15 @@ def test_a_value_that_only_some_components_know_chooses_those():
         ({"implementations": ("nope",)}, "unknown implementation 'nope'; known: "),
         ({"target": "nope"}, "unknown target 'nope'; known: npu, sim"),
         ({"cann": "nope"}, "unknown CANN profile 'nope'; known: 8.5, 9.0, pessimistic"),
-        ({"model": "nope"}, "unknown model profile 'nope'; known: gpt-oss, step-3.5-flash"),
+        ({"model": "nope"}, "unknown model profile 'nope'; known: gpt-oss-120b, mimo-v2-flash, step-3.5-flash"),
         ({"hypothesis_profile": "nope"}, "unknown hypothesis profile 'nope'; known: ci, dev, nightly"),
         ({"where": ("nope=1",)}, "--where: unknown axis 'nope'; known: batch, capacity, "),
         ({"where": ("window=3", "nope=1")}, "--where: unknown axis 'nope'; known: batch, capacity, "),
         ({"where": ("window=0",)}, "--where: window is one of 1..2147483647 or none, got 0"),
-        ({"model": "gpt-oss", "where": ("window=5",)}, "no implementation supports a case that --where and --profile "),
+        (
+            {"model": "gpt-oss-120b", "where": ("window=5",)},
+            "no implementation supports a case that --where and --profile ",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused_with_what_was_given(request_, expected):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.dynamic_quant import LEVELS, DynamicQuantInputs, dynamic_quant, nearest
+from reference.dynamic_quant import LEVELS, DynamicQuantInputs, by_largest, dynamic_quant, nearest, scales
 from reference.inexact import Inexact
 
 
@@ -59,11 +60,41 @@ def test_a_row_of_zeros_has_zeros_and_a_scale_of_0_or_1():
         assert (compare({"scale": expected["scale"]}, {"scale": actual}).worst <= 1) == right
 
 
+def test_where_a_device_may_have_zeros_the_scale_of_zeros_is_right_too():
+    scale = Inexact(torch.tensor([0.0, 1e-42, 1e-30, 3.0]).double(), torch.tensor([0.0, 1e-38, 1e-38, 5.0]).double())
+    expected = scales(scale)
+    for given, right in (
+        ([0.0, 0.0, 1e-30, 0.0], True),
+        ([1.0, 1.0, 1e-30, 8.0], True),
+        ([-1e-3, 0.0, 1e-30, 0.0], False),
+        ([0.0, 1.001, 1e-30, 0.0], False),
+        ([0.0, 0.0, 0.0, 0.0], False),
+        ([0.0, 0.0, 1e-30, 8.1], False),
+    ):
+        assert (compare({"scale": expected}, {"scale": torch.tensor(given)}).worst <= 1) == right, given
+
+
 def test_the_middle_between_two_integers_may_go_either_way_and_nothing_else_may():
     steps = Inexact(torch.tensor([0.5, 0.49, -1.5, 126.9999, 200.0]).double(), torch.full((5,), 0.001).double())
     result = nearest(steps, 127)
     assert result.value.tolist() == [0.0, 0.0, -2.0, 127.0, 127.0]
     assert result.bound.tolist() == [1.0, 0.0, 1.0, 0.0, 0.0]
+
+
+def test_nothing_is_said_of_an_integer_of_which_nothing_is_known():
+    steps = Inexact(torch.tensor([3.0, 3.0]).double(), torch.tensor([math.inf, 300.0]).double())
+    result = nearest(steps, 127)
+    assert result.value.tolist() == [3.0, 3.0]
+    assert result.bound.tolist() == [math.inf, 130.0]
+
+
+def test_the_largest_element_of_a_device_lies_between_the_largest_ends():
+    """What an element may be off counts as far as it may make another one the largest."""
+    values = torch.tensor([[4.0, -2.0, 1.0], [4.0, -3.9, 1.0]]).double()
+    errors = torch.tensor([[0.25, 1.0, 0.0], [0.25, 1.0, 3.5]]).double()
+    _, scale = by_largest(Inexact(values, errors), 8)
+    assert (scale.value * 127).tolist() == pytest.approx([4.0, 4.0])
+    assert (scale.error * 127).tolist() == pytest.approx([0.25, 0.9], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,14 @@ def test_a_rounding_is_covered(dtype):
     assert bool((result.error <= values.abs() * torch.finfo(dtype).eps * 0.51 + 1e-7).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_zero_is_zero_in_every_dtype_and_what_may_underflow_is_not(dtype):
+    assert number(0.0).rounded(dtype).error.item() == 0
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    assert number(smallest / 4).rounded(dtype).error.item() >= smallest / 2
+    assert number(0.0, smallest / 4).rounded(dtype).error.item() >= smallest * 3 / 4
+
+
 def test_roundings_to_float32_add_up():
     once, thrice = number(1.0).in_float32().error.item(), number(1.0).in_float32(3).error.item()
     assert once == 2.0**-24

@@ -88,21 +88,21 @@ def dequantised(x: Tensor, words: Tensor, scale: Tensor, assist: Tensor, profile
         float32 [rows, columns].
     """
     weight = unpacked(words)
-    upper, lower = x >> 4, (x & 15) - 8
-    total = 16.0 * _scaled(upper, weight, scale, profile) + _scaled(lower, weight, scale, profile)
-    return total + assist
+    halves = torch.cat((x >> 4, (x & 15) - 8))  # together, so that the weight is widened once
+    upper, lower = _scaled(halves, weight, scale, profile).chunk(2)
+    return 16.0 * upper + lower + assist
 
 
-def _scaled(half: Tensor, weight: Tensor, scale: Tensor, profile: CannProfile) -> Tensor:
+def _scaled(halves: Tensor, weight: Tensor, scale: Tensor, profile: CannProfile) -> Tensor:
     """Multiply int4 by int4 and by the scale; float32 [rows, columns]."""
     if len(scale) == 1:
-        values = integer_product(half, weight, INT4_PRODUCT).float() * scale
+        values = integer_product(halves, weight, INT4_PRODUCT).float() * scale
         return values.half().float() if profile.gmm_a8w4_channel_products == "float16" else values
     dtype = torch.float16 if profile.gmm_a8w4_group_products == "float16" else torch.float32
-    total = torch.zeros(len(half), weight.shape[1], dtype=dtype)
+    total = torch.zeros(len(halves), weight.shape[1], dtype=dtype)
     size = len(weight) // len(scale)
     for group, factors in enumerate(scale):
         inner = slice(group * size, (group + 1) * size)
         # A sum over 256 products of int4 is exact in float32.
-        total += (half[:, inner].float() @ weight[inner].float()).to(dtype) * factors.to(dtype)
+        total += (halves[:, inner].float() @ weight[inner].float()).to(dtype) * factors.to(dtype)
     return total.float()

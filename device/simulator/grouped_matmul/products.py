@@ -45,7 +45,7 @@ def integer_product(x: Tensor, weight: Tensor, largest: int) -> Tensor:
         int32 [rows, columns].
     """
     total = x.new_zeros((len(x), weight.shape[1]), dtype=torch.int32)
-    step = _EXACT // largest
+    step = min(_EXACT // largest, max(64, _PIECE // max(weight.shape[1], 1)))
     for start in range(0, len(weight), step):
         piece = slice(start, start + step)
         total += (x[:, piece].float() @ weight[piece].float()).int()

@@ -1,0 +1,102 @@
+"""Products with a quantised weight as vllm-ascend and sglang call them: W8A16 and W4A16 linear layers, dense W4A8.
+
+Sources: vllm-ascend, ``quantization/methods/w8a16.py`` and ``w4a8.py``; sglang 0.5.23,
+``hardware_backend/npu/quantization/linear_method_npu.py`` (389-392).
+"""
+
+from __future__ import annotations
+
+import torch
+
+import npudiff
+from device.ascend.quant_matmul import WHOLE_TILES, words
+from device.ascend.storage_format import FRACTAL_NZ, format_cast
+from npudiff import Target
+from reference.weight_quant_matmul import WeightQuantMatmulInputs
+
+
+def called(inputs: WeightQuantMatmulInputs, weight: torch.Tensor) -> torch.Tensor:
+    """Call the operator."""
+    result: torch.Tensor = torch.ops.npu.npu_weight_quant_batchmatmul(
+        inputs.x,
+        weight,
+        inputs.scale,
+        antiquant_offset=inputs.offset,
+        bias=inputs.bias,
+        antiquant_group_size=inputs.group_size,
+    )
+    return result
+
+
+@npudiff.implementation("weight_quant_matmul", name="npu_weight_quant_batchmatmul", supports={"bits": (8,)})
+def npu_weight_quant_batchmatmul(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_weight_quant_batchmatmul on int8."""
+    on_device = inputs.to(target.device)
+    return called(on_device, on_device.weight)
+
+
+@npudiff.implementation("weight_quant_matmul", name="npu_weight_quant_batchmatmul_nz", supports=WHOLE_TILES)
+def npu_weight_quant_batchmatmul_nz(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_weight_quant_batchmatmul on a weight that was cast to FRACTAL_NZ after loading."""
+    on_device = inputs.to(target.device)
+    return called(on_device, format_cast(on_device.weight.contiguous(), FRACTAL_NZ, target))
+
+
+@npudiff.implementation("weight_quant_matmul", name="npu_weight_quant_batchmatmul_int4", supports={"bits": (4,)})
+def npu_weight_quant_batchmatmul_int4(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+    """npu_weight_quant_batchmatmul on words of eight integers; a transposed weight is packed along its own rows."""
+    on_device = inputs.to(target.device)
+    if on_device.weight.is_contiguous():
+        return called(on_device, words(on_device.weight))
+    return called(on_device, words(on_device.weight.t()).t())
+
+
+@npudiff.implementation("weight_quant_matmul", name="rounded_as_it_goes")
+def rounded_as_it_goes(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+    """Composed: the weight dequantised in the dtype of the states."""
+    on_device = inputs.to(target.device)
+    total = summed(on_device, on_device.weight.to(on_device.x.dtype))
+    return multiplied(on_device, total * by_row(on_device, on_device.scale))
+
+
+@npudiff.implementation("weight_quant_matmul", name="rounded_once")
+def rounded_once(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+    """Composed: the weight dequantised in float32, and rounded to the dtype of the states."""
+    on_device = inputs.to(target.device)
+    return multiplied(on_device, dequantised(on_device))
+
+
+def by_row(inputs: WeightQuantMatmulInputs, numbers: torch.Tensor) -> torch.Tensor:
+    """Scales or offsets of each row of the weight."""
+    if not inputs.group_size:
+        return numbers
+    return numbers.repeat_interleave(inputs.group_size, dim=0)[: len(inputs.weight)]
+
+
+def summed(inputs: WeightQuantMatmulInputs, weight: torch.Tensor) -> torch.Tensor:
+    """A weight and its offset, in the dtype of the weight."""
+    return weight if inputs.offset is None else weight + by_row(inputs, inputs.offset).to(weight.dtype)
+
+
+def dequantised(inputs: WeightQuantMatmulInputs) -> torch.Tensor:
+    """The weight as floats, float32 rounded to the dtype of the states."""
+    scale = by_row(inputs, inputs.scale).float()
+    return (summed(inputs, inputs.weight.float()) * scale).to(inputs.x.dtype)
+
+
+def multiplied(inputs: WeightQuantMatmulInputs, weight: torch.Tensor) -> torch.Tensor:
+    """Product and bias, accumulated in float32 and rounded once."""
+    result = inputs.x.float() @ weight.float()
+    if inputs.bias is not None:
+        result = result + inputs.bias.float()
+    return result.to(inputs.x.dtype)
+
+
+@npudiff.implementation("weight_quant_matmul", name="scaled_afterwards", supports={"scale_per": ("tensor", "columns")})
+def scaled_afterwards(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+    """Composed: products of the integers themselves, and their sums scaled, which groups do not allow."""
+    on_device = inputs.to(target.device)
+    sums = on_device.x.float() @ summed(on_device, on_device.weight.float()) * on_device.scale.float()
+    if on_device.bias is not None:
+        sums = sums + on_device.bias.float()
+    return sums.to(on_device.x.dtype)

@@ -1,0 +1,219 @@
+"""Wrong chains of experts: what is right by itself, put together wrongly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+import npudiff
+from device.ascend.dynamic_quant import quantised
+from device.ascend.moe_experts import (
+    ALL_HERE,
+    PLAIN_SILU,
+    Copies,
+    between,
+    by_row,
+    of_copies,
+    of_shared,
+    routed_v2,
+    sorted_copies,
+    times,
+    unpermuted,
+)
+from device.ascend.moe_finalize import BY_COLUMN, finalized
+from npudiff import Target
+from npudiff.constraints import Box
+from reference.moe_experts import Experts, MoeExpertsInputs
+from reference.moe_finalize import MoeFinalizeInputs
+from reference.swiglu import Activation
+
+_W8A8: Box = {**ALL_HERE, "form": ("w8a8",)}
+_INT8: Box = {**ALL_HERE, "form": ("w8a8", "w4a8")}
+_STEP: Box = {"activation": ("silu", "swiglustep"), "limit": (7.0, 1.5)}
+
+_MOE_05 = "MOE-05 https://github.com/sgl-project/sglang/pull/40705"
+
+
+def _limited(experts: Experts, limit: float | None) -> Experts:
+    return replace(experts, gate=replace(experts.gate, limit=limit))
+
+
+def _right(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    result: torch.Tensor = routed_v2(inputs, target)
+    return result
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="no_limit_in_int8",
+    supports={**_INT8, **_STEP},
+    wrong="ACT-09 https://github.com/vllm-project/vllm-ascend/pull/10491: what quantises as well has no limit",
+)
+def no_limit_in_int8(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Use npu_dequant_swiglu_quant, which has no limit after the gate, where the configuration has one."""
+    return _right(replace(inputs, routed=_limited(inputs.routed, None)), target)
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="routed_limit_for_the_shared_expert",
+    supports={**ALL_HERE, "activation": ("silu", "swiglustep"), "shared_width": range(1, 2**14)},
+    wrong="ACT-05 https://github.com/vllm-project/vllm-ascend/pull/11184: the shared expert has another limit",
+)
+def routed_limit_for_the_shared_expert(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Give the shared expert the limit of the others."""
+    shared = None if inputs.shared is None else _limited(inputs.shared, inputs.routed.gate.limit)
+    return _right(replace(inputs, shared=shared), target)
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="shared_expert_on_two_ranks",
+    supports={**ALL_HERE, "shared_width": range(1, 2**14)},
+    wrong="MOE-14 https://github.com/vllm-project/vllm-ascend/issues/6710: a second sum over ranks",
+)
+def shared_expert_on_two_ranks(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Add the shared expert twice."""
+    on_device = inputs.to(target.device)
+    shared = of_shared(on_device)
+    result = _right(inputs, target)
+    return result if shared is None else result + shared
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="second_half_gates",
+    supports={**_INT8, **PLAIN_SILU},
+    wrong="https://github.com/vllm-project/vllm-ascend/pull/13301: the default of activate_left gates the second half",
+)
+def second_half_gates(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Leave activate_left at its default."""
+    on_device = inputs.to(target.device)
+    copies = sorted_copies(on_device)
+    dtype = on_device.states.dtype
+    first = times(copies.rows, copies.scale, on_device.routed.up, copies.counts, dtype)
+    rows, scale = torch.ops.npu.npu_dequant_swiglu_quant(first, quant_mode=1)
+    return by_row(on_device, times(rows, scale, on_device.routed.down, copies.counts, dtype), copies.places)
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="reciprocal_for_the_scale",
+    supports={**_INT8, **PLAIN_SILU},
+    wrong="op-plugin test_npu_swiglu_quant.py 42: npu_swiglu_quant returns 127 / max, all others max / 127",
+)
+def reciprocal_for_the_scale(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Take what npu_swiglu_quant returns for a scale."""
+    on_device = inputs.to(target.device)
+    copies = sorted_copies(on_device)
+    dtype = on_device.states.dtype
+    first = times(copies.rows, copies.scale, on_device.routed.up, copies.counts, dtype)
+    rows, scale = torch.ops.npu.npu_swiglu_quant(first, activate_left=True, quant_mode=1)
+    return by_row(on_device, times(rows, scale, on_device.routed.down, copies.counts, dtype), copies.places)
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="counts_where_ends_belong",
+    supports={**_W8A8, **PLAIN_SILU},
+    wrong="MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822: the fused operator wants cumulative rows",
+)
+def counts_where_ends_belong(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Read counts as ends: an expert begins where the one before ended, and has none if its count is not larger."""
+    on_device = inputs.to(target.device)
+    copies, dtype = sorted_copies(on_device), on_device.states.dtype
+    ends = copies.counts.cummax(0).values
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    first = torch.zeros(len(copies.rows), on_device.routed.up.values.shape[2], dtype=dtype, device=target.device)
+    done = int(counts.sum())
+    first[:done] = times(copies.rows, copies.scale, on_device.routed.up, counts, dtype)[:done]
+    rows, scale = between(first, on_device.routed)
+    return by_row(on_device, times(rows, scale, on_device.routed.down, copies.counts, dtype), copies.places)
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="places_of_the_other_version",
+    supports={**ALL_HERE, "tokens": range(2, 4097), "top_k": range(2, 65)},
+    wrong="finalize.py 34: places by row go with drop_pad_mode 2, not with the default",
+)
+def places_of_the_other_version(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Bring rows back with drop_pad_mode 0, after the routing that numbers copies by row."""
+    on_device = inputs.to(target.device)
+    copies = sorted_copies(on_device)
+    rows = of_copies(copies, on_device.routed, on_device.states.dtype)
+    finalize = MoeFinalizeInputs(rows, copies.places, on_device.weights, of_shared(on_device))
+    return finalized(finalize, copies.places, BY_COLUMN, rows)
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="numbers_of_all_for_local_matrices",
+    supports={"here": ("local",)},
+    wrong=f"{_MOE_05}: global numbers of experts index the matrices of a rank",
+)
+def numbers_of_all_for_local_matrices(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Take the number among all experts for the number among those of this rank, round and round."""
+    local = inputs.chosen % len(inputs.here)
+    result: torch.Tensor = unpermuted(replace(inputs, chosen=inputs.here[local.long()].to(torch.int32)), target)
+    return result
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="weights_of_missing_experts_kept",
+    supports={"here": ("local",)},
+    wrong=f"{_MOE_05}: copies that were left out take some row, with their weight",
+)
+def weights_of_missing_experts_kept(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Give every copy without a row row 0, and leave its weight as it is."""
+    on_device = inputs.to(target.device)
+    copies = sorted_copies(on_device)
+    result: torch.Tensor = unpermuted(inputs, target)
+    if bool((copies.places < 0).all()):
+        return result
+    rows = of_copies(copies, on_device.routed, on_device.states.dtype)
+    missing = (copies.places < 0).view(on_device.weights.shape)
+    extra = on_device.weights.float().masked_fill(~missing, 0.0).sum(dim=1)
+    return (result.float() + extra.unsqueeze(1) * rows[0].float()).to(result.dtype)
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="scales_of_the_dispatch_discarded",
+    supports=_W8A8,
+    wrong="QNT-10 https://github.com/sgl-project/sglang/pull/31529: int8 rows are quantised again, their scales lost",
+)
+def scales_of_the_dispatch_discarded(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Quantise the integers as if they were the states."""
+    on_device = inputs.to(target.device)
+    copies = sorted_copies(on_device)
+    again = quantised(copies.rows.float(), 8)
+    wrong = Copies(again["quantised"], again["scale"], copies.places, copies.counts)
+    return by_row(on_device, of_copies(wrong, on_device.routed, on_device.states.dtype), copies.places)
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="bias_on_two_ranks",
+    supports={**ALL_HERE, "biased": (True,)},
+    wrong="QNT-14 https://github.com/vllm-project/vllm-ascend/pull/14018: every rank adds the bias before their sum",
+)
+def bias_on_two_ranks(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Add the bias of the second product twice."""
+    down = inputs.routed.down
+    twice = replace(down, bias=None if down.bias is None else 2 * down.bias)
+    return _right(replace(inputs, routed=replace(inputs.routed, down=twice)), target)
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="plain_swiglu_for_oai",
+    supports={**ALL_HERE, "activation": ("swiglu_oai",), "layout": ("halves",)},
+    wrong="ACT-08 https://github.com/sgl-project/sglang/pull/14197: npu_swiglu in place of GPT-OSS's activation",
+)
+def plain_swiglu_for_oai(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Use silu without alpha, bias and limit."""
+    gate = replace(inputs.routed.gate, activation=Activation.SILU, limit=None)
+    return _right(replace(inputs, routed=replace(inputs.routed, gate=gate)), target)

@@ -1,0 +1,55 @@
+"""How cases are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from npudiff.constraints import Box, Constraints
+from npudiff.draw import Chooser, within
+from properties import rows
+from properties.padded_tokens.case import DTYPES, EARLIER, POISONS, Batch, PaddedTokensCase
+
+MOST_ELEMENTS = 2**16
+"""Elements of all copies up to which a chunk may have more rows than it must."""
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[PaddedTokensCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PaddedTokensCase:
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    experts = choose.value(box, "experts", (4, 8, 16, 64, 256))
+    counts = [count for count in within((1, 2, 3, 4, 8), box.get("chosen"))[:512] if count <= experts]
+    assume(counts)
+    chosen = choose.pick(counts)
+    width = choose.value(box, "width", (64, 16, 32, 80))
+    allowed = within((2, 1, 3, 4, 8, 16, 33), box.get("chunk"))[:4096]
+    chunk = choose.pick([rows for rows in allowed if rows * chosen * width <= MOST_ELEMENTS] or [min(allowed)])
+    return PaddedTokensCase(
+        batches=choose.several(box, "ranks", (1, 1, 2, 3, 4), lambda: _batch(choose, box, chunk)),
+        chunk=chunk,
+        experts=experts,
+        chosen=chosen,
+        width=width,
+        dtype=choose.value(box, "dtype", tuple(DTYPES)),
+        poison=choose.value(box, "poison", POISONS),
+        earlier=choose.value(box, "earlier", EARLIER),
+        rows=choose.value(box, "rows", rows.ROWS),
+        seed=choose.pick(range(1024)),
+    )
+
+
+def _batch(choose: Chooser, box: Box, chunk: int) -> Batch:
+    """Where a chunk comes from: from one real row on, to borders of the chunk and beyond, where it is a part."""
+    real = (1, 0, chunk // 2, chunk - 1, chunk)
+    if not choose.value(box, "split", (False, False, True)):
+        return Batch(choose.pick(real))
+    offset = choose.pick((1, 2, 3)) * chunk
+    return Batch(choose.pick((*(offset + count for count in real), offset - 1, 0, offset + chunk + 1)), offset)

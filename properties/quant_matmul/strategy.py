@@ -1,0 +1,48 @@
+"""Drawing cases of products of integers, within what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from npudiff.constraints import Box, Constraints
+from npudiff.draw import Chooser, within
+from properties.quant_matmul.case import BIASES, LAYOUTS, OFFSETS, OUTPUTS, PER, RECIPES, RULES, QuantMatmulCase
+from properties.rows import ROWS
+
+MOST_PRODUCTS = 2**20
+"""Products up to which a case may have more tokens than it must."""
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[QuantMatmulCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.within(Constraints(RULES)).boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> QuantMatmulCase:
+    choose = Chooser(draw)
+    assume(boxes)
+    box = choose.pick(boxes)
+    inner = choose.value(box, "inner", (64, 16, 8, 1, 17, 100, 1000, 2048, 4096))
+    columns = choose.value(box, "columns", (16, 8, 1, 7, 24, 33, 64, 136))
+    allowed = within((1, 2, 3, 7, 17, 65), box.get("tokens"))[:4096]
+    fitting = [count for count in allowed if count * inner * columns <= MOST_PRODUCTS]
+    return QuantMatmulCase(
+        tokens=choose.pick(fitting or [min(allowed)]),
+        inner=inner,
+        columns=columns,
+        bits=choose.value(box, "bits", (8, 4)),
+        output=choose.value(box, "output", OUTPUTS),
+        scale=choose.value(box, "scale", ("float32", "bfloat16")),
+        scale_per=choose.value(box, "scale_per", PER),
+        token_scale=choose.value(box, "token_scale", (False, True)),
+        bias=choose.value(box, "bias", BIASES),
+        offset=choose.value(box, "offset", OFFSETS),
+        recipe=choose.value(box, "recipe", RECIPES),
+        layout=choose.value(box, "layout", LAYOUTS),
+        rows=choose.value(box, "rows", ROWS),
+        seed=choose.pick(range(1024)),
+    )

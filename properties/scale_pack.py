@@ -1,0 +1,250 @@
+"""Scales as the hardware takes them: cases, data, and what must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from npudiff.compare import Comparison, Derived, compare
+from npudiff.component import Component, Subject
+from npudiff.constraints import Axis, Box, Constraints
+from npudiff.data import Stream
+from npudiff.draw import Chooser
+from npudiff.property import Property
+from npudiff.text import counted
+from properties.models import Model, of_models
+from reference.scale_pack import CUT_BITS, FORMS, MARKER, ROUND_MODES, ScalePackInputs, scale_pack
+
+RECIPES = ("usual", "19 bits", "near half", "subnormal", "large", "negative", "all ones", "zero")
+"""usual: 2**-14 to 2**-3. 19 bits: the same, with nothing in the bits that are cut. near half: the bits that are cut
+are a half, or one less or more. large: up to 2**125. negative: of both signs. all ones: a carry reaches the exponent.
+zero: some are zero."""
+OFFSETS = ("none", "each", "one", "many for one scale")
+"""each: as many as there are scales. one: for all of them."""
+LAYOUTS = ("contiguous", "transposed")
+"""transposed: a view of tensors ``[experts, columns, groups]``, as a checkpoint has them."""
+
+AXES = {
+    "columns": Axis("columns of the weight, which have a scale each", range(1, 2**16 + 1)),
+    "groups": Axis("groups of rows of the weight, which have scales each", range(1, 257)),
+    "experts": Axis("experts; 0 is a tensor of one axis", range(1025)),
+    "form": Axis("plain bits of the float32, or what npu_trans_quant_param returns", FORMS),
+    "round_mode": Axis("bits are cut off, or rounded to the nearest", ROUND_MODES),
+    "offset": Axis("offsets beside the scales", OFFSETS),
+    "recipe": Axis("how the scales are made", RECIPES),
+    "layout": Axis("how the scales lie in memory", LAYOUTS),
+}
+
+_EXPONENTS = {"subnormal": (0, 1), "large": (200, 253), "all ones": (110, 130)}
+
+_SOME_OFFSETS = (-1.5, 0.5, 1.5, 2.5, -0.5, -3.0, 127.4, -128.0, 255.5, 300.0, -256.5, -300.0, 0.0, 7.0, -0.75)
+"""Halves of both kinds, and what nine bits do not hold; one after the other."""
+
+_MAX_ELEMENTS = 2**24
+
+
+@dataclass(frozen=True)
+class ScalePackCase:
+    """One call, as sizes and recipes; see the axes for their meaning."""
+
+    columns: int
+    groups: int = 1
+    experts: int = 0
+    form: str = "bits"
+    round_mode: int = 0
+    offset: str = "none"
+    recipe: str = "usual"
+    layout: str = "contiguous"
+    seed: int = 0
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[ScalePackCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> ScalePackCase:
+    choose = Chooser(draw)
+    consistent = Constraints(tuple(boxes)).within(Constraints(_RULES)).boxes
+    assume(consistent)
+    box = choose.pick(consistent)
+    experts = choose.value(box, "experts", (0, 1, 2, 8))
+    return ScalePackCase(
+        columns=choose.value(box, "columns", (1, 2, 7, 16, 33, 256)),
+        groups=choose.value(box, "groups", (1, 2, 3)),
+        experts=experts,
+        form=choose.value(box, "form", FORMS),
+        round_mode=choose.value(box, "round_mode", ROUND_MODES),
+        offset=choose.value(box, "offset", OFFSETS),
+        recipe=choose.value(box, "recipe", RECIPES),
+        layout=choose.value(box, "layout", LAYOUTS),
+        seed=choose.pick(range(1024)),
+    )
+
+
+_RULES: tuple[Box, ...] = (
+    {"experts": (0,), "groups": (1,), "layout": ("contiguous",), "form": ("bits",), "round_mode": (0,),
+     "offset": ("none",)},
+    {"experts": range(1, 1025), "form": ("bits",), "round_mode": (0,), "offset": ("none",)},
+    {"experts": (0,), "groups": (1,), "layout": ("contiguous",), "form": ("fixpipe",)},
+    {"experts": range(1, 1025), "form": ("fixpipe",), "offset": OFFSETS[:3]},
+)  # fmt: skip
+"""What goes together: groups and layouts where there are experts, offsets and modes where there is room for them."""
+
+
+def build_inputs(case: ScalePackCase) -> ScalePackInputs:
+    """Build the inputs of a case."""
+    shape = (case.experts, case.groups, case.columns) if case.experts else (case.columns,)
+    scale = _scales(case, int(np.prod(shape))).reshape(shape)
+    if case.layout == "transposed":
+        scale = scale.transpose(1, 2).contiguous().transpose(1, 2)
+    offset = None
+    if case.offset != "none":
+        picked = (torch.arange(scale.numel()) + case.seed) % len(_SOME_OFFSETS)
+        offset = torch.tensor(_SOME_OFFSETS)[picked].reshape(shape)
+        offset = offset.flatten()[:1] if case.offset == "one" else offset
+        scale = scale[:1] if case.offset == "many for one scale" else scale
+    return ScalePackInputs(scale, offset, case.form, case.round_mode)
+
+
+def _scales(case: ScalePackCase, count: int) -> torch.Tensor:
+    """Finite float32 numbers, made of sign, exponent and fraction; none is a half where halves may go either way."""
+    stream = Stream(case.seed, "scale")
+    low, high = _EXPONENTS.get(case.recipe, (113, 124))
+    exponents = torch.tensor(stream.integers(low, high, count))
+    words = torch.from_numpy((stream.words(count) >> 24).astype("int64"))
+    fractions = words % 2**23 | 1
+    fractions[0] |= 2 ** (CUT_BITS - 1)  # the first of any case is one that rounding makes larger
+    if case.recipe == "19 bits":
+        fractions -= fractions % 2**CUT_BITS
+    if case.recipe == "near half":
+        fractions += (words >> 25) % 3 - 1 + 2 ** (CUT_BITS - 1) - fractions % 2**CUT_BITS
+    if case.recipe == "all ones":
+        fractions |= 2**23 - 2**CUT_BITS
+    if case.round_mode == 1:
+        fractions += fractions % 2**CUT_BITS == 2 ** (CUT_BITS - 1)
+    bits = exponents * 2**23 + fractions
+    if case.recipe == "negative":
+        bits -= 2**31 * (words >> 30 & 1 | (torch.arange(count) == 0))
+    if case.recipe == "zero":
+        bits[::2] = 0
+    return bits.to(torch.int32).view(torch.float32)
+
+
+def values(case: ScalePackCase) -> Mapping[str, Collection[object]]:
+    """Return the values of each axis that the case uses."""
+    return {name: (getattr(case, name),) for name in AXES}
+
+
+def features(case: ScalePackCase) -> Collection[str]:
+    """Return the regions of the input space that the case is in."""
+    checks = {
+        case.form: True,
+        "offset": case.offset != "none",
+        "rounded": case.round_mode == 1,
+        "experts": case.experts > 0,
+        "transposed": case.layout == "transposed" and case.groups > 1 and case.columns > 1,
+        case.recipe: case.recipe != "usual",
+    }
+    return [name for name, holds in checks.items() if holds]
+
+
+def describe(case: ScalePackCase) -> str:
+    """Return the case as one short line."""
+    parts = [
+        counted(case.columns, "scale") if not case.experts else "",
+        f"{counted(case.experts, 'expert')} x {counted(case.groups, 'group')} x {case.columns}" if case.experts else "",
+        case.form,
+        "rounded" if case.round_mode == 1 else "",
+        f"offset {case.offset}" if case.offset != "none" else "",
+        case.recipe if case.recipe != "usual" else "",
+        "transposed" if case.layout == "transposed" else "",
+        f"seed {case.seed}" if case.seed else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def check_case(case: ScalePackCase) -> None:
+    """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
+    for name, least, most in (("columns", 1, 2**16), ("groups", 1, 256), ("experts", 0, 1024)):
+        if not least <= getattr(case, name) <= most:
+            raise ValueError(f"{name} must lie in {least}..{most}, got {getattr(case, name)}")
+    if max(case.experts, 1) * case.groups * case.columns > _MAX_ELEMENTS:
+        raise ValueError(f"there would be more than {_MAX_ELEMENTS} scales")
+    words = {"form": FORMS, "round_mode": ROUND_MODES, "offset": OFFSETS, "recipe": RECIPES, "layout": LAYOUTS}
+    for name, known in words.items():
+        if getattr(case, name) not in known:
+            raise ValueError(f"{name} is one of {', '.join(map(str, known))}, got {getattr(case, name)}")
+    why = Constraints(_RULES).reason_against(values(case))
+    if why is not None:
+        raise ValueError(f"these do not go together: {why}")
+    if not 0 <= case.seed < 2**63:
+        raise ValueError(f"seed {case.seed} out of range")
+
+
+def coordinates(inputs: ScalePackInputs, output: str) -> Mapping[str, torch.Tensor]:
+    """Return integer tensors that broadcast to the words: expert, group and column."""
+    del output  # there is one
+    shape = inputs.scale.shape
+    if inputs.offset is not None and inputs.offset.numel() > inputs.scale.numel():
+        shape = inputs.offset.shape
+    names = ("expert", "group", "column")[-len(shape) :]
+    return dict(zip(names, torch.meshgrid(*map(torch.arange, shape), indexing="ij"), strict=True))
+
+
+def _scales_can_be_read(subject: Subject, case: ScalePackCase) -> Comparison:
+    """The low half of a word, as the bits of a float32, is the scale but for what was cut off or rounded."""
+    inputs = build_inputs(case)
+    low = subject.run(inputs)["packed"].bitwise_and(2**32 - 1)
+    bits = inputs.scale.view(torch.int32).to(torch.int64).bitwise_and(2**32 - 1).expand(low.shape)
+    step = 2**CUT_BITS if case.form == "fixpipe" else 1
+    off = (step - 1) / 2 if case.round_mode == 0 else step / 2
+    middle = bits.to(torch.float64) - (off if case.round_mode == 0 else 0)
+    right = {"packed": Derived(middle, torch.full_like(middle, off), torch.int64)}
+    return compare(right, {"packed": low}, "scale before and after")
+
+
+def _offset_leaves_the_scale(subject: Subject, case: ScalePackCase) -> Comparison:
+    subject.require(replace(case, offset="none"), "without an offset")
+    inputs = build_inputs(case)
+    kept = MARKER | 2**37 - 1
+    after = subject.run(inputs)["packed"].bitwise_and(kept)
+    before = subject.run(replace(inputs, offset=None))["packed"].bitwise_and(kept).expand(after.shape)
+    right = {"packed": Derived(before, torch.zeros(before.shape, dtype=torch.float64), torch.int64)}
+    return compare(right, {"packed": after}, "scale and marker, with and without an offset")
+
+
+def _sizes(model: Model) -> Box:
+    return {"columns": (2 * model.width, model.hidden), "experts": (0, 8), "groups": (1,)}
+
+
+component = Component(
+    name="scale_pack",
+    summary="float32 scales as the hardware takes them, their bits in words of 64",
+    case_type=ScalePackCase,
+    outputs=("packed",),
+    axes=AXES,
+    strategy=cases,
+    inputs=build_inputs,
+    reference=scale_pack,
+    values=values,
+    features=features,
+    describe=describe,
+    check_case=check_case,
+    coordinates=coordinates,
+    watched="offset",
+    relations=(
+        Property("scales_can_be_read", "the low half of a word is the scale, but for what has no room",
+                 _scales_can_be_read),
+        Property("offset_leaves_the_scale", "an offset changes no bit of the scale", _offset_leaves_the_scale,
+                 within={"form": ("fixpipe",), "offset": ("each", "one", "many for one scale")},
+                 needs={"offset": ("none",)}),
+    ),
+    profiles=of_models(_sizes),
+)  # fmt: skip

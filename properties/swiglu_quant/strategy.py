@@ -1,0 +1,79 @@
+"""How cases are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from npudiff.constraints import Box, Constraints
+from npudiff.draw import Chooser, within
+from properties import rows
+from properties.swiglu_quant.case import (
+    ACTIVATIONS,
+    ALPHAS,
+    BIASES,
+    DTYPES,
+    LIMITS,
+    LOADS,
+    RECIPES,
+    SUMS,
+    SwigluQuantCase,
+)
+from reference.swiglu_quant import GATES
+
+Option = TypeVar("Option")
+
+MOST_ELEMENTS = 2**17
+"""Elements of the states up to which a case may have more rows than it must."""
+
+
+def cases(constraints: Constraints) -> st.SearchStrategy[SwigluQuantCase]:
+    """Return a strategy of cases that lie within the constraints."""
+    return _draw_case(constraints.boxes)
+
+
+@st.composite
+def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwigluQuantCase:
+    choose = Chooser(draw)
+    box = choose.pick(boxes)
+    width = choose.value(box, "width", (64, 128, 1, 2, 16, 17, 33, 320, 1280))
+    allowed = within((1, 2, 3, 7, 17, 65), box.get("tokens"))[:4096]
+    bias = choose.value(box, "bias", (False, False, False, True))
+    groups = _fitting(
+        choose, within((None, 1, 2, 3, 8), box.get("groups"))[:4096], lambda groups: groups is None or not bias
+    )
+    return SwigluQuantCase(
+        tokens=choose.pick([count for count in allowed if 2 * count * width <= MOST_ELEMENTS] or [min(allowed)]),
+        width=width,
+        sums=_fitting(choose, within(SUMS, box.get("sums")), lambda sums: not bias or sums != "none"),
+        dtype=choose.value(box, "dtype", tuple(DTYPES)),
+        bias=bias,
+        smooth=choose.value(box, "smooth", (False, True)),
+        groups=groups,
+        load=choose.value(box, "load", LOADS),
+        spare_rows=choose.pick(_spare_rows(box, groups)),
+        activation=choose.value(box, "activation", ACTIVATIONS),
+        limit=choose.value(box, "limit", LIMITS),
+        alpha=choose.value(box, "alpha", ALPHAS),
+        glu_bias=choose.value(box, "glu_bias", BIASES),
+        gates=choose.value(box, "gates", GATES),
+        recipe=choose.value(box, "recipe", RECIPES),
+        rounding=choose.value(box, "rounding", ("stages",)),  # the stricter bound is for those who ask for it
+        rows=choose.value(box, "rows", rows.ROWS),
+        seed=choose.pick(range(1024)),
+    )
+
+
+def _spare_rows(box: Box, groups: int | None) -> Sequence[int]:
+    """Rows to spare: only behind groups."""
+    return (0,) if groups is None else within((0, 0, 1, 5), box.get("spare_rows"))[:4096]
+
+
+def _fitting(choose: Chooser, options: Sequence[Option], fits: Callable[[Option], bool]) -> Option:
+    fitting = [option for option in options if fits(option)]
+    assume(fitting)
+    chosen: Option = choose.pick(fitting)
+    return chosen

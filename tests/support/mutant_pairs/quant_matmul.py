@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from device.ascend.quant_matmul import composed_quant_matmul as composed
+from device.ascend.quant_matmul import npu_quant_matmul
+from mutant_pairs.pair import Pair
+from properties.quant_matmul import QuantMatmulCase
+
+PLAIN = QuantMatmulCase(3, 64, 7)
+TOKENS = replace(PLAIN, token_scale=True)
+BIASED = replace(PLAIN, bias="int32")
+HALF = replace(PLAIN, output="float16", columns=33)
+INT8 = replace(PLAIN, output="int8")
+LARGE = QuantMatmulCase(2, 4096, 16, output="int32", recipe="extremes")
+
+
+def line(output="bfloat16", more=""):
+    return f"1 token x 64 x 16 · int8 to {output} · float32 scale{more}"
+
+
+PAIRS = {
+    "sums_in_float32": Pair(
+        composed,
+        LARGE,
+        [replace(LARGE, inner=1000)],
+        "1 token x 2048 x 16 · int8 to int32 · float32 scale · extremes",
+    ),
+    "integer_bias_after_scaling": Pair(composed, BIASED, [], line(more=" · int32 bias"), everywhere=True),
+    "bias_of_product_left_out": Pair(composed, BIASED, [], line(more=" · int32 bias"), everywhere=True),
+    "token_scale_left_out": Pair(composed, TOKENS, [], line(more=" · token scales"), everywhere=True),
+    "scale_of_the_row": Pair(composed, PLAIN, [], line(), everywhere=True),
+    "scale_rounded_to_bfloat16": Pair(composed, PLAIN, [replace(PLAIN, tokens=1, recipe="zero rows")], line()),
+    "scale_in_float16": Pair(
+        npu_quant_matmul, HALF, [], line("float16", " · token scales"), rejected=True, everywhere=True
+    ),
+    "scale_of_19_bits_for_all": Pair(
+        composed,
+        replace(HALF, token_scale=True),
+        [replace(HALF, tokens=1, token_scale=True, recipe="zero rows")],
+        line("float16", " · token scales"),
+    ),
+    "scale_of_32_bits_for_all": Pair(composed, HALF, [replace(HALF, tokens=1, recipe="zero rows")], line("float16")),
+    "int8_output_wraps": Pair(composed, INT8, [replace(INT8, tokens=1, recipe="zero rows")], line("int8")),
+    "int8_output_ends_at_minus_127": Pair(composed, INT8, [replace(INT8, tokens=1, recipe="zero rows")], line("int8")),
+}
