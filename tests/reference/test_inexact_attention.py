@@ -84,6 +84,19 @@ def test_bounds_hold_where_errors_are_large():
         assert float((error.abs() / result.scale).max()) < CONFIDENCE
 
 
+def test_scales_grow_faster_than_errors():
+    seen = visible(ROWS, KEYS, None)
+    small, large = (
+        attention(
+            Spread.of(QUERY, QUERY.abs() * part), Spread.exact(KEY), Spread.exact(VALUE), seen, dtype=torch.float64
+        )
+        for part in (1e-4, 1e-1)
+    )
+    growth = large.scale / small.scale / 1000
+    assert float(growth.min()) > 1.05
+    assert float(growth.max()) < 20
+
+
 def test_its_own_errors_are_those_of_rounded_weights_and_outputs():
     """Weights are rounded before they are divided by their sum, and the output at the end."""
     seen = visible(ROWS, KEYS, None)
