@@ -8,13 +8,13 @@ import torch
 
 from reference.bounds import unit_roundoff
 from reference.dynamic_quant import LEVELS
-from reference.expert_weights import ExpertRows, ExpertWeights, times
+from reference.expert_weights import ExpertProduct, ExpertRows, ExpertWeights, times
 from reference.inexact import Inexact
 from reference.moe_experts import ROW_BITS, Experts, Gate, activated
 from reference.spread import CARRIED, EVEN, Spread
 
 
-def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtype: torch.dtype) -> Inexact:
+def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtype: torch.dtype) -> ExpertProduct:
     """Return what each chosen expert says of a token, ``[tokens, chosen, hidden_size]``.
 
     It is ``reference.moe_experts`` on states that are not known exactly. There an integer that may be one off is an
@@ -34,23 +34,23 @@ def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtyp
         Of what a device hands from product to product.
     """
     value = torch.zeros(*chosen.shape, states.value.shape[1], dtype=torch.float64)
-    error = torch.zeros_like(value)
+    own, brought = torch.zeros_like(value), torch.zeros_like(value)
     plain = replace(experts, up=_worth(experts.up), down=_worth(experts.down))
     for expert in range(experts.up.experts):
         tokens, places = (chosen == expert).nonzero(as_tuple=True)
         if len(tokens):
             said = _one_expert(states.rows(tokens), plain, expert, dtype, quantised=experts.quantised)
-            value[tokens, places], error[tokens, places] = said.value, said.error
-    return Inexact(value, error)
+            value[tokens, places], own[tokens, places] = said.value, said.own
+            brought[tokens, places] = said.brought
+    return ExpertProduct(value, own, brought)
 
 
-def _one_expert(states: Spread, experts: Experts, expert: int, dtype: torch.dtype, *, quantised: bool) -> Inexact:
+def _one_expert(states: Spread, experts: Experts, expert: int, dtype: torch.dtype, *, quantised: bool) -> ExpertProduct:
     """Two products, each of which multiplies by its confidence: errors are scales between them, and bounds after."""
     rows = Inexact(states.value, states.scale)
     rows = _in_steps(rows) if quantised else rows
-    exact = times(ExpertRows(Inexact.exact(rows.value)), experts.up, expert, dtype)
-    brought = times(ExpertRows(Inexact(rows.value, rows.error / CARRIED)), experts.up, expert, dtype)
-    between = Inexact(exact.value, torch.hypot(exact.error * EVEN, brought.error - exact.error))
+    first = times(ExpertRows(Inexact(rows.value, rows.error / CARRIED)), experts.up, expert, dtype)
+    between = Inexact(first.value, torch.hypot(first.own * EVEN, first.brought))
     gated = _activated(between, experts.gate, dtype)
     return times(ExpertRows(_in_steps(gated) if quantised else gated), experts.down, expert, dtype)
 

@@ -103,6 +103,7 @@ def _experts(inputs: DecoderLayerInputs, states: Spread) -> Inexact:
     weights = choice.weights.in_float32().rounded(dtype)
     rows = said_by_experts(states, choice.experts, experts.routed, dtype)
     everyone = torch.zeros(len(states.value), 1, dtype=torch.int64)
-    shared = said_by_experts(states, everyone, experts.shared, dtype)
-    total = weighted_sum(rows, weights, Inexact(shared.value[:, 0], shared.error[:, 0]), dtype)
+    shared = said_by_experts(states, everyone, experts.shared, dtype).inexact
+    skip = Inexact(shared.value[:, 0], shared.error[:, 0])
+    total = weighted_sum(Inexact(rows.value, rows.own), weights, skip, dtype, rows.brought)
     return Inexact(total.value, total.error.masked_fill(choice.unsure.unsqueeze(1), torch.inf))
