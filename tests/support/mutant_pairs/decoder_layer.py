@@ -34,15 +34,23 @@ PAIRS = {
     "positions_of_the_step": Pair(BY_FLAGS, DECODE, [PREFILL], ""),
     "written_after_attention": Pair(BY_FLAGS, DECODE, [PREFILL], line(decode="1 decode step · ")),
     "window_in_prefill_only": Pair(
-        BY_FLAGS, SLIDING, [replace(SLIDING, decode_steps=0), replace(SLIDING, window=9)], ""
+        BY_FLAGS,
+        SLIDING,
+        [replace(SLIDING, decode_steps=0), replace(SLIDING, window=9)],
+        line(window="1", decode="1 decode step · "),
     ),
     "slots_of_the_full_pool": Pair(BY_FLAGS, SLIDING, [], "", everywhere=True),
     "lengths_of_the_first_decode": Pair(
-        BY_FLAGS, DECODE, [replace(DECODE, decode_steps=1), replace(SLIDING, decode_steps=0)], ""
+        BY_FLAGS,
+        DECODE,
+        [replace(DECODE, decode_steps=1), replace(SLIDING, decode_steps=0)],
+        line(decode="2 decode steps · "),
     ),
     "router_on_the_residual": Pair(BY_FLAGS, PREFILL, [], "", everywhere=True),
     "scaled_by_both": Pair(BY_FLAGS, PREFILL, [], line(), everywhere=True),
-    "limit_dropped_when_quantised": Pair(BY_FLAGS, LIMITED, [replace(LIMITED, form="float")], ""),
+    "limit_dropped_when_quantised": Pair(
+        BY_FLAGS, LIMITED, [replace(LIMITED, form="float")], line(more=" · w8a8 · limit 7")
+    ),
     "shared_limit_of_routed_experts": Pair(
         BY_FLAGS, LIMITED, [replace(LIMITED, limit=None), replace(LIMITED, shared_limit=0.5)], ""
     ),
@@ -53,7 +61,7 @@ PAIRS = {
         BY_FLAGS, LATENT, [replace(LATENT, decode_steps=0)], latent(decode="1 decode step · ")
     ),
     "scale_without_mscale": Pair(BY_FLAGS, LATENT, [replace(LATENT, decode_steps=0, requests=ONE)], ""),
-    "prefix_not_gathered": Pair(BY_FLAGS, replace(LATENT, requests=(LayerRequest(3, 4),)), [LATENT], ""),
+    "prefix_not_gathered": Pair(BY_FLAGS, replace(LATENT, requests=(LayerRequest(3, 4),)), [LATENT], latent("1+2")),
     "one_group_of_experts": Pair(BY_FLAGS, replace(LATENT, groups=2), [LATENT], ""),
     "scaled_by_nobody": Pair(BY_FLAGS, LATENT, [], latent(), everywhere=True),
 }
