@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from npudiff.component import Component
+from npudiff.constraints import Box
 from properties.decoder_layer.case import (
     AXES,
     DecoderLayerCase,
@@ -15,9 +16,20 @@ from properties.decoder_layer.case import (
 from properties.decoder_layer.inputs import build_inputs, coordinates
 from properties.decoder_layer.relations import RELATIONS
 from properties.decoder_layer.strategy import cases
+from properties.models import PAGE_SIZE, Model, of_models
 from reference.decoder_layer import decoder_layer
 
 __all__ = ["DecoderLayerCase", "LayerRequest", "component"]
+
+
+def _sizes(model: Model) -> Box | None:
+    """What a model has that costs nothing: a layer of its widths would take minutes in float64."""
+    if model.latent:
+        return {"kind": ("deepseek",), "page_size": (PAGE_SIZE,)}
+    if model.norm == "gemma" and model.limit is not None:
+        return {"kind": ("step-3.5",), "head_dim": (128,), "page_size": (PAGE_SIZE,), "limit": model.limits}
+    return None
+
 
 component = Component(
     name="decoder_layer",
@@ -35,5 +47,6 @@ component = Component(
     coordinates=coordinates,
     watched="decode beyond the window",
     relations=RELATIONS,
+    profiles=of_models(_sizes),
     share=0.5,
 )
