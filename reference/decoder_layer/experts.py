@@ -17,6 +17,8 @@ from reference.spread import CARRIED, EVEN, Spread
 def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtype: torch.dtype) -> ExpertProduct:
     """Return what each chosen expert says of a token, ``[tokens, chosen, hidden_size]``.
 
+    Errors are scales between the two products, and bounds after them.
+
     It is ``reference.moe_experts`` on states that are not known exactly. There an integer that may be one off is an
     error of a whole step; where the errors of states are as large as steps, nearly all are. So the integer times its
     step is taken for the number that was rounded, with the error of a rounding, and the error of the step itself, which
@@ -33,26 +35,32 @@ def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtyp
     dtype : torch.dtype
         Of what a device hands from product to product.
     """
-    value = torch.zeros(*chosen.shape, states.value.shape[1], dtype=torch.float64)
-    own, brought = torch.zeros_like(value), torch.zeros_like(value)
     plain = replace(experts, up=_worth(experts.up), down=_worth(experts.down))
-    for expert in range(experts.up.experts):
-        tokens, places = (chosen == expert).nonzero(as_tuple=True)
-        if len(tokens):
-            said = _one_expert(states.rows(tokens), plain, expert, dtype, quantised=experts.quantised)
-            value[tokens, places], own[tokens, places] = said.value, said.own
-            brought[tokens, places] = said.brought
-    return ExpertProduct(value, own, brought)
-
-
-def _one_expert(states: Spread, experts: Experts, expert: int, dtype: torch.dtype, *, quantised: bool) -> ExpertProduct:
-    """Two products, each of which multiplies by its confidence: errors are scales between them, and bounds after."""
     rows = Inexact(states.value, states.scale)
-    rows = _in_steps(rows) if quantised else rows
-    first = times(ExpertRows(Inexact(rows.value, rows.error / CARRIED)), experts.up, expert, dtype)
+    rows = _in_steps(rows) if experts.quantised else rows
+    given = _of_copies(Inexact(rows.value, rows.error / CARRIED), chosen.shape[1])
+    first = _times(given, plain.up, chosen.flatten(), dtype)
     between = Inexact(first.value, torch.hypot(first.own * EVEN, first.brought))
     gated = _activated(between, experts.gate, dtype)
-    return times(ExpertRows(_in_steps(gated) if quantised else gated), experts.down, expert, dtype)
+    said = _times(_in_steps(gated) if experts.quantised else gated, plain.down, chosen.flatten(), dtype)
+    shape = (*chosen.shape, -1)
+    return ExpertProduct(said.value.view(shape), said.own.view(shape), said.brought.view(shape))
+
+
+def _of_copies(rows: Inexact, count: int) -> Inexact:
+    return Inexact(rows.value.repeat_interleave(count, dim=0), rows.error.repeat_interleave(count, dim=0))
+
+
+def _times(rows: Inexact, weights: ExpertWeights, experts: torch.Tensor, dtype: torch.dtype) -> ExpertProduct:
+    """Each row times the matrix of its own expert; a product multiplies errors by its confidence."""
+    value = torch.zeros(len(rows.value), weights.values.shape[2], dtype=torch.float64)
+    own, brought = torch.zeros_like(value), torch.zeros_like(value)
+    for expert in range(weights.experts):
+        copies = (experts == expert).nonzero()[:, 0]
+        if len(copies):
+            said = times(ExpertRows(Inexact(rows.value[copies], rows.error[copies])), weights, expert, dtype)
+            value[copies], own[copies], brought[copies] = said.value, said.own, said.brought
+    return ExpertProduct(value, own, brought)
 
 
 def _activated(rows: Inexact, gate: Gate, dtype: torch.dtype) -> Inexact:
@@ -61,15 +69,12 @@ def _activated(rows: Inexact, gate: Gate, dtype: torch.dtype) -> Inexact:
     Each of the three is what ``activated`` says where the others are none; what it says of all together has the product
     of the first two besides.
     """
-    none = torch.zeros_like(rows.error)
     is_gate = torch.arange(rows.value.shape[-1]) < rows.value.shape[-1] // 2
-    only_gates, only_ups = rows.error * is_gate, rows.error * ~is_gate
-    own, gates, ups, both = (
-        activated(Inexact(rows.value, error), gate, dtype) for error in (none, only_gates, only_ups, rows.error)
-    )
-    product = (both.error - gates.error - ups.error + own.error).clamp(min=0)
-    brought = torch.hypot(gates.error - own.error, ups.error - own.error)
-    return Inexact(own.value, torch.hypot(own.error * EVEN, brought) + product)
+    errors = torch.stack([torch.zeros_like(rows.error), rows.error * is_gate, rows.error * ~is_gate, rows.error])
+    result = activated(Inexact(rows.value.expand_as(errors), errors), gate, dtype)
+    own, gates, ups, both = result.error
+    product = (both - gates - ups + own).clamp(min=0)
+    return Inexact(result.value[0], torch.hypot(own * EVEN, torch.hypot(gates - own, ups - own)) + product)
 
 
 def _in_steps(rows: Inexact) -> Inexact:

@@ -45,10 +45,16 @@ class LatentAttention:
         latent = slice(0, weights.latent_dim)
         self.keys = normed(compressed.part(latent), weights.kv_a_norm, "plain", epsilon, dtype)
         self.values = turned(compressed.part(slice(weights.latent_dim, None)), inputs, ROPE_STYLE)
-        self._k_up, self._v_up = weights.k_up.to(torch.float64), weights.v_up.to(torch.float64)
+        k_up, self._v_up = weights.k_up.to(torch.float64), weights.v_up.to(torch.float64)
         self._output = weights.output.to(torch.float64)
         self._matrix = self._output.view(weights.heads, -1, self._output.shape[1])
         self._through = self._v_up @ self._matrix
+        ropes = Spread(*(_of_heads(part, weights.heads) for part in vars(self.values).values()))
+        keys = _by_token(linear(_by_head(self.keys), k_up.transpose(-1, -2), dtype))
+        self._head_queries, self._head_keys = _joined(self._nope, self._rope), _joined(keys, ropes)
+        self._head_values = _by_token(linear(_by_head(self.keys), self._v_up, dtype))
+        absorbed = _by_token(linear(_by_head(self._nope), k_up, dtype))
+        self._latent_queries, self._latent_keys = _joined(absorbed, self._rope), _joined(self.keys, self.values)
 
     def rows(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
         """Return the projected attention of some tokens of one request, ``[len(queries), hidden_size]``."""
@@ -56,15 +62,10 @@ class LatentAttention:
         return Spread.of(expanded.value, torch.maximum(expanded.own, absorbed.own))
 
     def _expanded(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
-        latents = self.keys.rows(keys)
-        nope = _by_token(linear(_by_head(latents), self._k_up.transpose(-1, -2), self._dtype))
-        values = _by_token(linear(_by_head(latents), self._v_up, self._dtype))
-        rope = self.values.rows(keys)
-        wide = Spread(*(part.expand(-1, self._weights.heads, -1) for part in (rope.value, rope.own, rope.shared)))
         result = projected_attention(
-            _joined(self._nope.rows(queries), self._rope.rows(queries)),
-            _joined(nope, wide),
-            values,
+            self._head_queries.rows(queries),
+            self._head_keys.rows(keys),
+            self._head_values.rows(keys),
             seen,
             self._inputs.scale,
             self._matrix,
@@ -73,12 +74,10 @@ class LatentAttention:
         return self._projected(result.output, result.scale.square())
 
     def _absorbed(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
-        absorbed = _by_token(linear(_by_head(self._nope.rows(queries)), self._k_up, self._dtype))
-        latents = self.keys.rows(keys)
         result = projected_attention(
-            _joined(absorbed, self._rope.rows(queries)),
-            _joined(latents, self.values.rows(keys)),
-            latents,
+            self._latent_queries.rows(queries),
+            self._latent_keys.rows(keys),
+            self.keys.rows(keys),
             seen,
             self._inputs.scale,
             self._through,
@@ -93,6 +92,10 @@ class LatentAttention:
         """Sum over heads of ``[heads, rows, value_dim]``, with squares of scales ``[heads, rows, hidden_size]``."""
         exact = product(output.transpose(0, 1).flatten(1), self._output, self._dtype)
         return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.own * EVEN))
+
+
+def _of_heads(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    return rows.expand(-1, heads, -1)
 
 
 def _joined(first: Spread, second: Spread) -> Spread:
