@@ -14,7 +14,7 @@ from reference.inexact import Inexact
 from reference.mla_preprocess import MlaPreprocessInputs, mla_preprocess
 from reference.moe_experts import of_experts
 from reference.paged_cache import PagedCacheInputs, paged_cache
-from reference.spread import Spread
+from reference.spread import CONFIDENCE, Spread, rounding_scale
 
 STEP = DecoderLayerCase((LayerRequest(0, 5), LayerRequest(3, 7)), decode_steps=2, window=4, group=2, chosen=2, seed=5)
 LATENT = DecoderLayerCase(STEP.requests, kind="deepseek", decode_steps=2, group=2, chosen=2, seed=5)
@@ -141,3 +141,21 @@ def test_steps_that_do_not_follow_each_other_are_refused():
     first, *rest = inputs.steps
     with pytest.raises(ValueError, match="request 1 has 0 tokens, and 3 more are not 4"):
         decoder_layer(replace(inputs, steps=(replace(first, kv_lengths=(4,)), *rest)))
+
+
+def test_a_step_has_a_token_of_every_request_in_it():
+    inputs = build_inputs(STEP)
+    first, *rest = inputs.steps
+    empty = replace(first, requests=(0, 1), query_lengths=(0, 3), kv_lengths=(0, 3))
+    with pytest.raises(ValueError, match="request 0 has 0 tokens, and 0 more are not 0"):
+        decoder_layer(replace(inputs, steps=(empty, *rest)))
+
+
+@KINDS
+def test_the_residual_is_rounded_before_attention_and_after_it(case):
+    inputs = build_inputs(case)
+    silent = replace(inputs.attention, output=torch.zeros_like(inputs.attention.output))
+    residual = decoder_layer(replace(inputs, attention=silent))["residual"]
+    assert torch.equal(residual.value, inputs.hidden.double() + inputs.residual.double())
+    roundings = 2**0.5 * CONFIDENCE * rounding_scale(torch.bfloat16)
+    assert torch.allclose(residual.bound, roundings * residual.value.abs(), rtol=1e-6, atol=1e-30)
