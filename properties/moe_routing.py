@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, Derived, compare
 from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints
+from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.pattern import NOWHERE as NO_COORDINATE
@@ -180,19 +180,11 @@ def describe(case: MoeRoutingCase) -> str:
 
 def check_case(case: MoeRoutingCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name, most in (("tokens", 2**16), ("width", 2**16), ("experts", 2048)):
-        if not 1 <= getattr(case, name) <= most:
-            raise ValueError(f"{name} must lie in 1..{most}, got {getattr(case, name)}")
-    if not 1 <= case.chosen <= min(case.experts, 512):
-        raise ValueError(f"chosen must lie in 1..{min(case.experts, 512)}, got {case.chosen}")
+    check_axes(case, AXES)
+    if case.chosen > case.experts:
+        raise ValueError(f"chosen must lie in 1..{case.experts}, got {case.chosen}")
     if case.tokens * max(case.chosen * case.width, case.experts) > _MAX_ELEMENTS:
         raise ValueError(f"there would be more than {_MAX_ELEMENTS} elements")
-    for name, known in {"dtype": tuple(DTYPES), "load": LOADS, "form": FORMS}.items():
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
-    if not 0 <= case.seed < 2**63:
-        raise ValueError(f"seed {case.seed} out of range")
-    rows.check_rows(case.rows)
 
 
 def coordinates(inputs: MoeRoutingInputs, output: str) -> Mapping[str, torch.Tensor]:
