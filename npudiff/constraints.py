@@ -241,3 +241,40 @@ def _parse_value(text: str) -> object:
     if re.fullmatch(r"[+-]?\d+", text):
         return int(text)
     return float(text) if re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text) else text
+
+
+def check_axes(case: object, axes: Mapping[str, Axis], free: Collection[str] = ()) -> None:
+    """Refuse a case that has a value which its axis does not have, or no seed.
+
+    Parameters
+    ----------
+    case : object
+        What has an attribute for each axis; axes that are none of its attributes are not looked at.
+    axes : mapping
+        By name.
+    free : collection of str
+        Axes that say which values are drawn, while others may be given.
+
+    Raises
+    ------
+    ValueError
+        Naming the axis, what it has and what was given.
+    """
+    for name, axis in axes.items():
+        given = getattr(case, name, None)
+        if name in free or not hasattr(case, name) or (given is None and axis.optional):
+            continue
+        if isinstance(axis.legal, range):
+            many = "" if axis.legal.step == 1 else f"be a multiple of {axis.legal.step} and "
+            none = "be none or " if axis.optional else ""
+            if not allows(axis.legal, given):
+                raise ValueError(f"{name} must {many}{none}lie in {axis.legal[0]}..{axis.legal[-1]}, got {given}")
+        elif given not in axis.legal:
+            raise ValueError(f"{name} is one of {', '.join(map(str, axis.legal))}, got {given}")
+    seed = getattr(case, "seed", 0)
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"seed {seed} out of range")
+
+
+SEEDS = 2**63
+"""Seeds of a case are below."""

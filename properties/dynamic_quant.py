@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, Derived, bounds_of, compare
 from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints
+from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
@@ -160,23 +160,13 @@ def describe(case: DynamicQuantCase) -> str:
 
 def check_case(case: DynamicQuantCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name in ("tokens", "width"):
-        if not 1 <= getattr(case, name) <= 2**16:
-            raise ValueError(f"{name} must lie in 1..65536, got {getattr(case, name)}")
+    check_axes(case, AXES)
     if case.tokens * case.width > _MAX_ELEMENTS:
         raise ValueError(f"the states would have more than {_MAX_ELEMENTS} elements")
-    for name, known in {"dtype": tuple(DTYPES), "smooth": SMOOTH, "recipe": RECIPES}.items():
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
-    if case.bits not in LEVELS:
-        raise ValueError(f"bits is one of {', '.join(map(str, LEVELS))}, got {case.bits}")
-    rows.check_rows(case.rows)
     if not _has_words(case.width, case.bits):
         raise ValueError(f"int4 needs a width that 8 divides, got {case.width}")
-    if not 1 <= case.experts <= case.tokens or (case.experts > 1 and case.smooth != "per expert"):
+    if case.experts > case.tokens or (case.experts > 1 and case.smooth != "per expert"):
         raise ValueError(f"experts must lie in 1..{case.tokens}, and have factors each, got {case.experts}")
-    if not 0 <= case.seed < 2**63:
-        raise ValueError(f"seed {case.seed} out of range")
 
 
 def coordinates(inputs: DynamicQuantInputs, output: str) -> Mapping[str, torch.Tensor]:

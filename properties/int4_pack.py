@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, Derived, compare
 from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints
+from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
@@ -142,18 +142,9 @@ def describe(case: Int4PackCase) -> str:
 
 def check_case(case: Int4PackCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name, most in (("rows", 2**16), ("columns", 2**16), ("matrices", 1024)):
-        if not 1 <= getattr(case, name) <= most:
-            raise ValueError(f"{name} must lie in 1..{most}, got {getattr(case, name)}")
-    if case.columns % INTEGERS_OF_A_WORD:
-        raise ValueError(f"columns must be a multiple of 8, got {case.columns}")
+    check_axes(case, AXES)
     if case.matrices * case.rows * case.columns > _MAX_ELEMENTS:
         raise ValueError(f"there would be more than {_MAX_ELEMENTS} integers")
-    for name, known in {"source": SOURCES, "recipe": RECIPES, "layout": LAYOUTS}.items():
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
-    if not 0 <= case.seed < 2**63:
-        raise ValueError(f"seed {case.seed} out of range")
 
 
 def coordinates(inputs: Int4PackInputs, output: str) -> Mapping[str, torch.Tensor]:

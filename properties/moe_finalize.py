@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, agree, bounds_of
 from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints
+from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
@@ -173,17 +173,9 @@ def describe(case: MoeFinalizeCase) -> str:
 
 def check_case(case: MoeFinalizeCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name, most in (("tokens", 2**16), ("width", 2**16), ("chosen", 512)):
-        if not 1 <= getattr(case, name) <= most:
-            raise ValueError(f"{name} must lie in 1..{most}, got {getattr(case, name)}")
-    if not 0 <= case.spare_rows < 2**16 or not 0 <= case.seed < 2**63:
-        raise ValueError("spare_rows or seed out of range")
+    check_axes(case, AXES)
     if (case.tokens * case.chosen + case.spare_rows) * case.width > _MAX_ELEMENTS:
         raise ValueError(f"there would be more than {_MAX_ELEMENTS} elements")
-    for name, known in {"dtype": tuple(DTYPES), "dropped": DROPPED, "weights": WEIGHTS}.items():
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
-    rows.check_rows(case.rows)
 
 
 def coordinates(inputs: MoeFinalizeInputs, output: str) -> Mapping[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, Derived, compare
 from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints
+from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.pattern import NOWHERE as NO_COORDINATE
@@ -19,7 +19,7 @@ from npudiff.text import counted
 from properties import rows
 from properties.models import FEW, Model, of_models
 from properties.moved_data import random_bits
-from reference.moe_routing import NOWHERE, MoeRoutingInputs, moe_routing
+from reference.moe_routing import FORMS, NOWHERE, MoeRoutingInputs, moe_routing
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 LOADS = ("even", "one gets all", "first gets none", "few")
@@ -33,7 +33,7 @@ AXES = {
     "chosen": Axis("experts of a token", range(1, 513)),
     "width": Axis("elements of a row", range(1, 2**16 + 1)),
     "dtype": Axis("dtype of the states", tuple(DTYPES)),
-    "quantised": Axis("whether copies are int8", (False, True)),
+    "form": Axis("what copies become", FORMS),
     "local": Axis("whether only some of the experts are here", (False, True)),
     "load": Axis("how tokens are spread over experts", LOADS),
     "rows": rows.AXIS,
@@ -54,7 +54,7 @@ class MoeRoutingCase:
     chosen: int = 1
     width: int = 64
     dtype: str = "bfloat16"
-    quantised: bool = False
+    form: str = "as they are"
     local: bool = False
     load: str = "even"
     rows: str = "contiguous"
@@ -88,7 +88,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeRoutingCase:
         chosen=chosen,
         width=width,
         dtype=choose.value(box, "dtype", tuple(DTYPES)),
-        quantised=choose.value(box, "quantised", (False, False, True)),
+        form=choose.value(box, "form", (FORMS[0], *FORMS)),
         local=choose.value(box, "local", (False, False, True)),
         load=choose.value(box, "load", LOADS),
         rows=choose.value(box, "rows", rows.ROWS),
@@ -104,14 +104,29 @@ def build_inputs(case: MoeRoutingCase) -> MoeRoutingInputs:
         all_experts=case.experts,
         first=case.here.start,
         last=case.here.stop,
-        quantised=case.quantised,
+        form=case.form,
+        scale=_scale(case),
+        offset=torch.tensor([3.25]) if case.form == "one scale" else None,
     )
+
+
+def _scale(case: MoeRoutingCase) -> torch.Tensor | None:
+    """Scales of tokens, factors about 1 of elements, or one scale that leaves integers within int8."""
+    stream = Stream(case.seed, "scale")
+    if case.form == "with scales":
+        return stream.normal((case.tokens,), torch.float32)
+    if case.form == "smoothed":
+        rows = 1 if case.seed % 4 == 3 else len(case.here)
+        return 1 + stream.normal((rows, case.width), torch.float32).abs()
+    return torch.tensor([30.4]) if case.form == "one scale" else None
 
 
 def _states(case: MoeRoutingCase) -> torch.Tensor:
     stream, shape = Stream(case.seed, "states"), (case.tokens, case.width)
     return (
-        stream.normal(shape, DTYPES[case.dtype]) if case.quantised else random_bits(stream, shape, DTYPES[case.dtype])
+        random_bits(stream, shape, DTYPES[case.dtype])
+        if case.form in ("as they are", "with scales")
+        else stream.normal(shape, DTYPES[case.dtype])
     )
 
 
@@ -137,7 +152,7 @@ def values(case: MoeRoutingCase) -> Mapping[str, Collection[object]]:
 def features(case: MoeRoutingCase) -> Collection[str]:
     """Return the regions of the input space that the case is in."""
     checks = {
-        "int8": case.quantised,
+        case.form: case.form != "as they are",
         "experts elsewhere": case.local,
         "several experts": case.chosen > 1,
         "one token": case.tokens == 1,
@@ -156,7 +171,7 @@ def describe(case: MoeRoutingCase) -> str:
         case.load if case.load != "even" else "",
         f"width {case.width}",
         case.dtype,
-        "int8" if case.quantised else "",
+        case.form if case.form != "as they are" else "",
         "sliced rows" if case.rows == "sliced" else "",
         f"seed {case.seed}" if case.seed else "",
     ]
@@ -165,16 +180,11 @@ def describe(case: MoeRoutingCase) -> str:
 
 def check_case(case: MoeRoutingCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name, most in (("tokens", 2**16), ("width", 2**16), ("experts", 2048)):
-        if not 1 <= getattr(case, name) <= most:
-            raise ValueError(f"{name} must lie in 1..{most}, got {getattr(case, name)}")
-    if not 1 <= case.chosen <= min(case.experts, 512):
-        raise ValueError(f"chosen must lie in 1..{min(case.experts, 512)}, got {case.chosen}")
+    check_axes(case, AXES)
+    if case.chosen > case.experts:
+        raise ValueError(f"chosen must lie in 1..{case.experts}, got {case.chosen}")
     if case.tokens * max(case.chosen * case.width, case.experts) > _MAX_ELEMENTS:
         raise ValueError(f"there would be more than {_MAX_ELEMENTS} elements")
-    if case.dtype not in DTYPES or case.load not in LOADS or not 0 <= case.seed < 2**63:
-        raise ValueError(f"no dtype {case.dtype} or load {case.load}, or seed out of range")
-    rows.check_rows(case.rows)
 
 
 def coordinates(inputs: MoeRoutingInputs, output: str) -> Mapping[str, torch.Tensor]:
@@ -185,7 +195,7 @@ def coordinates(inputs: MoeRoutingInputs, output: str) -> Mapping[str, torch.Ten
     if output == "places":
         names = {"token": torch.arange(tokens).unsqueeze(1), "choice": torch.arange(chosen).unsqueeze(0)}
         return names | {"expert": inputs.experts.to(torch.int64)}
-    if output == "scale" and not inputs.quantised:
+    if output == "scale" and inputs.form in ("as they are", "one scale"):
         return {"row": torch.arange(0)}
     places = moe_routing(inputs)["places"].value.flatten()
     pair = torch.full((tokens * chosen,), NO_COORDINATE)
@@ -268,7 +278,7 @@ component = Component(
     relations=(
         Property("counts_add_up", "counts add up to the copies that are here", _counts_add_up),
         Property("copies_are_found", "every token is found at its places", _copies_are_found,
-                 within={"quantised": (False,)}),
+                 within={"form": ("as they are", "with scales")}),
         Property("order_of_choices", "the order in which a token names its experts does not matter",
                  _order_of_choices, within={"chosen": range(2, 513)}),
     ),

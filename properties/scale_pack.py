@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, Derived, compare
 from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints
+from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser
 from npudiff.property import Property
@@ -172,20 +172,12 @@ def describe(case: ScalePackCase) -> str:
 
 def check_case(case: ScalePackCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name, least, most in (("columns", 1, 2**16), ("groups", 1, 256), ("experts", 0, 1024)):
-        if not least <= getattr(case, name) <= most:
-            raise ValueError(f"{name} must lie in {least}..{most}, got {getattr(case, name)}")
+    check_axes(case, AXES)
     if max(case.experts, 1) * case.groups * case.columns > _MAX_ELEMENTS:
         raise ValueError(f"there would be more than {_MAX_ELEMENTS} scales")
-    words = {"form": FORMS, "round_mode": ROUND_MODES, "offset": OFFSETS, "recipe": RECIPES, "layout": LAYOUTS}
-    for name, known in words.items():
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(map(str, known))}, got {getattr(case, name)}")
     why = Constraints(_RULES).reason_against(values(case))
     if why is not None:
         raise ValueError(f"these do not go together: {why}")
-    if not 0 <= case.seed < 2**63:
-        raise ValueError(f"seed {case.seed} out of range")
 
 
 def coordinates(inputs: ScalePackInputs, output: str) -> Mapping[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, agree, bounds_of
 from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints, allows
+from npudiff.constraints import Axis, Box, Constraints, allows, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
@@ -196,23 +196,15 @@ def describe(case: SwigluCase) -> str:
 
 def check_case(case: SwigluCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name in ("tokens", "width"):
-        if not 1 <= getattr(case, name) <= 2**16:
-            raise ValueError(f"{name} must lie in 1..65536, got {getattr(case, name)}")
+    check_axes(case, AXES, free=("limit", "shared_limit", "alpha", "bias"))
     if 2 * case.tokens * case.width > _MAX_ELEMENTS:
         raise ValueError(f"the states would have more than {_MAX_ELEMENTS} elements")
-    words = {"dtype": DTYPES, "activation": ACTIVATIONS, "layout": LAYOUTS, "recipe": RECIPES, "rounding": ROUNDINGS,
-             "experts": ("routed", "shared")}  # fmt: skip
-    for name, known in words.items():
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
-    rows.check_rows(case.rows)
     for name in ("limit", "shared_limit"):
         limit = getattr(case, name)
         if limit is not None and not 1e-3 <= limit <= 1e4:
             raise ValueError(f"{name} must be none or lie in 0.001..10000, got {limit}")
-    if not 0 <= abs(case.alpha) <= 100 or not abs(case.bias) <= 100 or not 0 <= case.seed < 2**63:
-        raise ValueError("alpha, bias or seed out of range")
+    if not 0 <= abs(case.alpha) <= 100 or not abs(case.bias) <= 100:
+        raise ValueError(f"alpha or bias out of range: {case.alpha}, {case.bias}")
 
 
 def coordinates(inputs: SwigluInputs, output: str) -> Mapping[str, torch.Tensor]:

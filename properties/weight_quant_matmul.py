@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from npudiff.compare import Comparison, agree, bounds_of
 from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints
+from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
@@ -211,22 +211,13 @@ def describe(case: WeightQuantMatmulCase) -> str:
 
 def check_case(case: WeightQuantMatmulCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name, most in (("tokens", 2**16), ("inner", 2**16 - 1), ("columns", 2**16 - 1)):
-        if not 1 <= getattr(case, name) <= most:
-            raise ValueError(f"{name} must lie in 1..{most}, got {getattr(case, name)}")
+    check_axes(case, AXES)
     sizes = (case.tokens * case.inner, case.inner * case.columns, case.tokens * case.columns)
     if max(sizes) > _MAX_ELEMENTS or case.tokens * case.inner * case.columns > 2**34:
         raise ValueError(f"there would be more than {_MAX_ELEMENTS} elements or {2**34} products")
-    for name in ("dtype", "bits", "scale_per", "offset", "recipe", "layout"):
-        known = AXES[name].legal
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(map(str, known))}, got {getattr(case, name)}")
-    rows.check_rows(case.rows)
     why = RULES.reason_against(values(case))
     if why is not None or case.group_size >= max(case.inner, 1):
         raise ValueError(f"these do not go together: {why or f'groups of {case.group_size} in {case.inner} rows'}")
-    if not 0 <= case.seed < 2**63:
-        raise ValueError(f"seed {case.seed} out of range")
 
 
 def coordinates(inputs: WeightQuantMatmulInputs, output: str) -> Mapping[str, torch.Tensor]:

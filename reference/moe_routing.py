@@ -15,6 +15,12 @@ NOWHERE = -1
 """Place of a token's copy for an expert that is not here."""
 
 
+FORMS = ("as they are", "with scales", "by largest", "smoothed", "one scale")
+"""What copies become. with scales: as they are, each with the scale of its token. by largest: int8 by the largest
+element of each. smoothed: the same, after a product with the factors of its expert. one scale: int8 of
+``x * scale + offset``."""
+
+
 @dataclass(frozen=True)
 class MoeRoutingInputs:
     """Tokens and the experts that each goes to.
@@ -29,8 +35,12 @@ class MoeRoutingInputs:
         Experts of the model.
     first, last : int
         Experts ``first`` to ``last - 1`` are here; copies for others are left out.
-    quantised : bool
-        Whether copies are int8, each with a scale.
+    form : str
+        One of ``FORMS``.
+    scale : torch.Tensor or None
+        float32: ``[tokens]`` of tokens, ``[last - first, width]`` or ``[1, width]`` factors of elements, or ``[1]``.
+    offset : torch.Tensor or None
+        float32 ``[1]``, with one scale.
     """
 
     states: torch.Tensor
@@ -38,7 +48,9 @@ class MoeRoutingInputs:
     all_experts: int
     first: int
     last: int
-    quantised: bool = False
+    form: str = "as they are"
+    scale: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
 
     def to(self, device: str | torch.device) -> MoeRoutingInputs:
         """Return the same inputs on ``device``."""
@@ -55,8 +67,8 @@ def moe_routing(inputs: MoeRoutingInputs) -> dict[str, Expected]:
     dict
         ``rows``: ``[tokens * chosen, width]``, of the dtype of ``states`` or int8. ``places``: int64 ``[tokens,
         chosen]``, the row of each copy, ``NOWHERE`` for experts that are not here. ``counts``: int64 ``[last -
-        first]``, copies for each expert that is here. ``scale``: float32 ``[tokens * chosen]``, or empty if nothing is
-        quantised.
+        first]``, copies for each expert that is here. ``scale``: float32 ``[tokens * chosen]``, or empty if copies
+        have none.
 
     Raises
     ------
@@ -65,7 +77,8 @@ def moe_routing(inputs: MoeRoutingInputs) -> dict[str, Expected]:
 
     Notes
     -----
-    In int8 a correct device may cut the quotient to float16 on its way, by a part of 2**-10.
+    In int8 a correct device may cut the quotient to float16 on its way, by a part of 2**-10. With one scale it computes
+    in float16, and rounds state, scale, product, offset and sum.
     """
     _validate(inputs)
     tokens, chosen = inputs.experts.shape
@@ -74,9 +87,8 @@ def moe_routing(inputs: MoeRoutingInputs) -> dict[str, Expected]:
     order = torch.argsort(flat.masked_fill(~here, inputs.all_experts), stable=True)[: int(here.sum())]
     places = torch.full((tokens * chosen,), NOWHERE).index_copy(0, order, torch.arange(len(order)))
     counts = torch.bincount(flat[here] - inputs.first, minlength=inputs.last - inputs.first)
-    copies = inputs.states[order // chosen]
     rest = tokens * chosen - len(order)
-    outputs = _quantised(copies) if inputs.quantised else {"rows": exactly(copies)}
+    outputs = _formed(inputs, order // chosen, flat[order] - inputs.first)
     outputs = {name: _followed_by_nothing(output, rest) for name, output in outputs.items()}
     return {
         "rows": outputs["rows"],
@@ -86,9 +98,27 @@ def moe_routing(inputs: MoeRoutingInputs) -> dict[str, Expected]:
     }
 
 
-def _quantised(copies: torch.Tensor) -> dict[str, Expected]:
-    steps, scale = by_largest(Inexact.exact(copies), 8)
-    return {"rows": nearest(through_float16(steps), LEVELS[8]), "scale": scales(scale)}
+def _formed(inputs: MoeRoutingInputs, tokens: torch.Tensor, experts: torch.Tensor) -> dict[str, Expected]:
+    """Copies of tokens for experts, as numbers among those that are here, and their scales."""
+    copies, scale = inputs.states[tokens], inputs.scale
+    if inputs.form == "with scales" and scale is not None:
+        return {"rows": exactly(copies), "scale": exactly(scale[tokens])}
+    if inputs.form == "one scale" and scale is not None and inputs.offset is not None:
+        return {"rows": nearest(_in_float16(copies, scale, inputs.offset), LEVELS[8])}
+    if inputs.form in ("by largest", "smoothed"):
+        states = Inexact.exact(copies)
+        if scale is not None:
+            factors = scale if len(scale) == 1 else scale[experts]
+            states = states.times(Inexact.exact(factors)).in_float32()
+        steps, size = by_largest(states, 8)
+        return {"rows": nearest(through_float16(steps), LEVELS[8]), "scale": scales(size)}
+    return {"rows": exactly(copies)}
+
+
+def _in_float16(copies: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> Inexact:
+    half = torch.float16
+    factor, addend = (Inexact.exact(number).rounded(half) for number in (scale, offset))
+    return Inexact.exact(copies).rounded(half).times(factor).rounded(half).plus(addend).rounded(half)
 
 
 def _followed_by_nothing(output: Expected, rows: int) -> Expected:
@@ -100,6 +130,19 @@ def _followed_by_nothing(output: Expected, rows: int) -> Expected:
 
 
 def _validate(inputs: MoeRoutingInputs) -> None:
+    here, width = inputs.last - inputs.first, inputs.states.shape[1]
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "with scales": [(len(inputs.states),)],
+        "smoothed": [(here, width), (1, width)],
+        "one scale": [(1,)],
+    }
+    if inputs.form not in FORMS:
+        raise ValueError(f"form is one of {', '.join(FORMS)}, got {inputs.form}")
+    given = None if inputs.scale is None else tuple(inputs.scale.shape)
+    if (given not in shapes[inputs.form]) if inputs.form in shapes else given is not None:
+        raise ValueError(f"scale does not go with {inputs.form}, of shape {given}")
+    if (inputs.offset is not None) != (inputs.form == "one scale"):
+        raise ValueError("an offset goes with one scale, and with nothing else")
     if inputs.experts.dim() != 2 or len(inputs.experts) != len(inputs.states):
         raise ValueError(f"experts must be [{len(inputs.states)}, chosen], got {list(inputs.experts.shape)}")
     if not 0 <= inputs.first < inputs.last <= inputs.all_experts:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import real_bugs
 from npudiff.cli import build_parser, main
 from npudiff.errors import ExitCode
 
@@ -68,3 +69,9 @@ def test_ci_runs_the_test_command_of_the_readme():
     pattern = re.search(r"s/\^ {4}\\\((.+)\\\)\$/", script).group(1)
     (command,) = re.findall(rf"^    ({pattern})$", README, re.MULTILINE)
     assert command == "python -m pip install -c constraints.txt -e '.[test]' && pytest"
+
+
+def test_every_mutant_stands_in_the_tables_of_real_bugs():
+    """``python tests/support/real_bugs.py`` writes them anew."""
+    text = real_bugs.DOCUMENT.read_text(encoding="utf-8")
+    assert text.partition(real_bugs.BEGIN)[2] == real_bugs.tables()

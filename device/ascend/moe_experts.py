@@ -62,9 +62,8 @@ def numbered_here(inputs: MoeExpertsInputs) -> torch.Tensor:
 def sorted_copies(inputs: MoeExpertsInputs) -> Copies:
     """npu_moe_init_routing_v2, which also quantises rows where weights are integers."""
     experts = len(inputs.here)
-    request = MoeRoutingInputs(
-        inputs.states, numbered_here(inputs), experts + 1, 0, experts, quantised=inputs.routed.quantised
-    )
+    form = "by largest" if inputs.routed.quantised else "as they are"
+    request = MoeRoutingInputs(inputs.states, numbered_here(inputs), experts + 1, 0, experts, form)
     rows, places, counts, scale = second(request, COUNTS)
     return Copies(rows, scale if inputs.routed.quantised else None, places, counts)
 

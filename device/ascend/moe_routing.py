@@ -18,20 +18,31 @@ Outputs = dict[str, torch.Tensor]
 CUMULATIVE, COUNTS = 0, 1
 """What expert_tokens_num_type asks for."""
 
-_PLAIN: Box = {"quantised": (False,), "local": (False,)}
+PLACE_OF_COPY, COPY_AT_PLACE = 0, 1
+"""row_idx_type: for each copy the row where it is, or for each row which copy it is."""
+
+_MOVED: Box = {"form": ("as they are",)}
+_PLAIN: Box = {**_MOVED, "local": (False,)}
+
+QUANT_MODES = {"as they are": -1, "with scales": -1, "by largest": 1, "smoothed": 1, "one scale": 0}
 
 
-def second(inputs: MoeRoutingInputs, kind: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def second(
+    inputs: MoeRoutingInputs, kind: int, row_index: int = PLACE_OF_COPY
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Call npu_moe_init_routing_v2. It is told which experts are here: its default is that of the first call."""
     return torch.ops.npu.npu_moe_init_routing_v2(  # type: ignore[no-any-return]
         inputs.states,
         inputs.experts,
+        scale=inputs.scale,
+        offset=inputs.offset,
         active_num=inputs.experts.numel(),
         expert_num=inputs.all_experts,
         expert_tokens_num_type=kind,
         expert_tokens_num_flag=True,
         active_expert_range=[inputs.first, inputs.last],
-        quant_mode=1 if inputs.quantised else -1,
+        row_idx_type=row_index,
+        quant_mode=QUANT_MODES[inputs.form],
     )
 
 
@@ -40,7 +51,7 @@ def outputs_of(
 ) -> Outputs:
     """Outputs of the component, from those of the second operator."""
     result = {"rows": rows, "places": places.view(inputs.experts.shape).long(), "counts": counts}
-    return {**result, "scale": scale} if inputs.quantised else result
+    return {**result, "scale": scale} if inputs.form in ("with scales", "by largest", "smoothed") else result
 
 
 @npudiff.implementation("moe_routing", name="init_routing_v2")
@@ -56,6 +67,22 @@ def init_routing_v2_cumulative(inputs: MoeRoutingInputs, target: Target) -> Outp
     on_device = inputs.to(target.device)
     rows, places, ends, scale = second(on_device, CUMULATIVE)
     return outputs_of(on_device, rows, places, torch.diff(ends, prepend=ends.new_zeros(1)), scale)
+
+
+@npudiff.implementation("moe_routing", name="init_routing_v2_scatter")
+def init_routing_v2_scatter(inputs: MoeRoutingInputs, target: Target) -> Outputs:
+    """npu_moe_init_routing_v2 with row_idx_type 1: the copy at each row, of which places are taken."""
+    on_device = inputs.to(target.device)
+    rows, copies, counts, scale = second(on_device, COUNTS, COPY_AT_PLACE)
+    return outputs_of(on_device, rows, turned(copies, counts), counts, scale)
+
+
+def turned(copies: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Places of copies, -1 for those that are nowhere, from the copies at the rows of all groups."""
+    here = torch.arange(len(copies), device=copies.device) < counts.sum()
+    places = torch.full_like(copies, -1)
+    places[copies[here].long()] = torch.arange(len(copies), dtype=copies.dtype, device=copies.device)[here]
+    return places
 
 
 @npudiff.implementation("moe_routing", name="init_routing_v1", supports=_PLAIN)
@@ -91,7 +118,7 @@ def token_permute(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     return {"rows": rows, "places": places.view(on_device.experts.shape).long(), "counts": counts}
 
 
-@npudiff.implementation("moe_routing", name="native_routing", supports={"quantised": (False,)})
+@npudiff.implementation("moe_routing", name="native_routing", supports={"form": ("as they are", "with scales")})
 def native_routing(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """Composed of a stable sort, an index and a histogram."""
     on_device = inputs.to(target.device)
@@ -100,7 +127,12 @@ def native_routing(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     rows[: len(order)] = on_device.states[order // on_device.experts.shape[1]]
     places = torch.full_like(on_device.experts, -1, dtype=torch.int64).flatten()
     places[order] = torch.arange(len(order), device=order.device)
-    return {"rows": rows, "places": places.view(on_device.experts.shape), "counts": counts}
+    outputs = {"rows": rows, "places": places.view(on_device.experts.shape), "counts": counts}
+    if on_device.scale is None:
+        return outputs
+    scale = on_device.scale.new_zeros(len(rows))
+    scale[: len(order)] = on_device.scale[order // on_device.experts.shape[1]]
+    return {**outputs, "scale": scale}
 
 
 def sorted_copies(inputs: MoeRoutingInputs) -> tuple[torch.Tensor, torch.Tensor]:

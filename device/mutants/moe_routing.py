@@ -40,7 +40,7 @@ def ends_for_counts(inputs: MoeRoutingInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "moe_routing",
     name="all_experts_are_here",
-    supports={"quantised": (False,)},
+    supports={"form": ("as they are",)},
     wrong="MOE-05 https://github.com/sgl-project/sglang/pull/40705: global experts beside local weights",
 )
 def all_experts_are_here(inputs: MoeRoutingInputs, target: Target) -> Outputs:
@@ -60,3 +60,30 @@ def row_of_the_last_for_none(inputs: MoeRoutingInputs, target: Target) -> Output
     on_device = inputs.to(target.device)
     rows, places, counts, scale = second(on_device, COUNTS)
     return outputs_of(on_device, rows, torch.where(places < 0, places + len(places), places), counts, scale)
+
+
+@npudiff.implementation(
+    "moe_routing",
+    name="factors_of_the_first_expert",
+    supports={"form": ("smoothed",)},
+    wrong="https://github.com/vllm-project/vllm-ascend/pull/16806: factors of the first expert for all of them",
+)
+def factors_of_the_first_expert(inputs: MoeRoutingInputs, target: Target) -> Outputs:
+    """Give the operator the first row of factors, which it takes for all experts."""
+    on_device = inputs.to(target.device)
+    scale = None if on_device.scale is None else on_device.scale[:1].contiguous()
+    wrong = replace(on_device, scale=scale)
+    return outputs_of(wrong, *second(wrong, COUNTS))
+
+
+@npudiff.implementation(
+    "moe_routing",
+    name="scales_in_the_order_of_tokens",
+    supports={"form": ("with scales",)},
+    wrong="QNT-10 https://github.com/sgl-project/sglang/pull/31529: scales of the dispatch do not follow its rows",
+)
+def scales_in_the_order_of_tokens(inputs: MoeRoutingInputs, target: Target) -> Outputs:
+    """Repeat the scale of each token for its copies, and leave them where they are."""
+    outputs: Outputs = native_routing(inputs, target)
+    scale = None if inputs.scale is None else inputs.scale.repeat_interleave(inputs.experts.shape[1])
+    return outputs if scale is None else {**outputs, "scale": scale}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis
+from npudiff.constraints import Axis, check_axes
 from npudiff.data import Stream
 from npudiff.text import counted
 from properties import rows
@@ -171,17 +171,7 @@ def describe(case: GroupedMatmulCase) -> str:
 
 def check_case(case: GroupedMatmulCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name, most in {"rows_of_all": 2**16, "inner": 2**16 - 1, "columns": 2**16 - 1, "experts": 1024}.items():
-        if not 1 <= getattr(case, name) <= most:
-            raise ValueError(f"{name} must lie in 1..{most}, got {getattr(case, name)}")
-    if not 1 <= case.groups <= 256 or not 0 <= case.beyond < 2**16 or not 0 <= case.seed < 2**63:
-        raise ValueError(f"groups, beyond or seed out of range: {case.groups}, {case.beyond}, {case.seed}")
-    words = {"form": FORMS, "dtype": tuple(DTYPES), "bias": BIASES, "group_list": GROUP_LISTS, "load": LOADS,
-             "split": SPLITS, "recipe": RECIPES}  # fmt: skip
-    for name, known in words.items():
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
-    rows.check_rows(case.rows)
+    check_axes(case, AXES)
     wrong = contradiction(case)
     if wrong:
         raise ValueError(f"{wrong} {getattr(case, wrong)} does not go with {describe(case)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis
+from npudiff.constraints import Axis, check_axes
 from npudiff.text import counted
 from properties import rows
 from properties.expert_weights import NIBBLES_OF_A_WORD
@@ -140,17 +140,7 @@ def describe(case: MoeExpertsCase) -> str:
 
 def check_case(case: MoeExpertsCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    sizes = {"tokens": (1, 4096), "hidden": (1, 2**14 - 1), "width": (1, 2**14 - 1), "experts": (1, 1024),
-             "top_k": (1, 64), "groups": (1, 64), "shared_width": (0, 2**14 - 1), "seed": (0, 2**63 - 1)}  # fmt: skip
-    for name, (least, most) in sizes.items():
-        if not least <= getattr(case, name) <= most:
-            raise ValueError(f"{name} must lie in {least}..{most}, got {getattr(case, name)}")
-    words = {"form": FORMS, "dtype": tuple(DTYPES), "activation": ACTIVATIONS, "layout": LAYOUTS, "load": LOADS,
-             "here": HERE, "recipe": RECIPES}  # fmt: skip
-    for name, known in words.items():
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
-    rows.check_rows(case.rows)
+    check_axes(case, AXES, free=("limit", "shared_limit"))
     for name in ("limit", "shared_limit"):
         limit = getattr(case, name)
         if limit is not None and not 1e-3 <= limit <= 1e4:

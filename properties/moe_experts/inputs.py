@@ -77,7 +77,9 @@ def _states(case: MoeExpertsCase) -> torch.Tensor:
 
 
 def coordinates(inputs: MoeExpertsInputs, output: str) -> Mapping[str, torch.Tensor]:
-    """Return integer tensors that broadcast to the output: token and column."""
+    """Return integer tensors that broadcast to the output: token, column, and how many of its copies are left out."""
     del output  # there is one
     tokens, hidden = inputs.states.shape
-    return {"token": torch.arange(tokens).unsqueeze(1), "column": torch.arange(hidden).unsqueeze(0)}
+    places = {"token": torch.arange(tokens).unsqueeze(1), "column": torch.arange(hidden).unsqueeze(0)}
+    elsewhere = (~torch.isin(inputs.chosen, inputs.here)).sum(dim=1, keepdim=True)
+    return places | ({"experts elsewhere": elsewhere} if bool(elsewhere.any()) else {})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis, Box, Constraints
+from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.text import counted
 from properties import rows
 from reference.quant_matmul import RANGES
@@ -129,19 +129,10 @@ def describe(case: QuantMatmulCase) -> str:
 
 def check_case(case: QuantMatmulCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name, most in (("tokens", 2**16), ("inner", 2**16 - 1), ("columns", 2**16 - 1)):
-        if not 1 <= getattr(case, name) <= most:
-            raise ValueError(f"{name} must lie in 1..{most}, got {getattr(case, name)}")
+    check_axes(case, AXES)
     sizes = (case.tokens * case.inner, case.inner * case.columns, case.tokens * case.columns)
     if max(sizes) > _MAX_ELEMENTS or case.tokens * case.inner * case.columns > 2**34:
         raise ValueError(f"there would be more than {_MAX_ELEMENTS} elements or {2**34} products")
-    for name in ("bits", "output", "scale", "scale_per", "bias", "offset", "recipe", "layout"):
-        known = AXES[name].legal
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(map(str, known))}, got {getattr(case, name)}")
-    rows.check_rows(case.rows)
     why = Constraints(RULES).reason_against(values(case))
     if why is not None:
         raise ValueError(f"these do not go together: {why}")
-    if not 0 <= case.seed < 2**63:
-        raise ValueError(f"seed {case.seed} out of range")

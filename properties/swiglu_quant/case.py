@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis
+from npudiff.constraints import Axis, check_axes
 from npudiff.text import counted
 from properties import rows
 from reference.swiglu import ROUNDINGS, Activation
@@ -144,24 +144,12 @@ def describe(case: SwigluQuantCase) -> str:
 
 def check_case(case: SwigluQuantCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    for name in ("tokens", "width"):
-        if not 1 <= getattr(case, name) <= 2**16:
-            raise ValueError(f"{name} must lie in 1..65536, got {getattr(case, name)}")
-    words = {"dtype": DTYPES, "sums": SUMS, "activation": ACTIVATIONS, "load": LOADS, "gates": GATES,
-             "recipe": RECIPES, "rounding": ROUNDINGS}  # fmt: skip
-    for name, known in words.items():
-        if getattr(case, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
-    rows.check_rows(case.rows)
-    if case.groups is not None and not 1 <= case.groups <= 1024:
-        raise ValueError(f"groups must be none or lie in 1..1024, got {case.groups}")
-    if not 0 <= case.spare_rows < 2**16 or (case.spare_rows and case.groups is None):
-        raise ValueError("spare_rows out of range, or without groups")
+    check_axes(case, AXES, free=("limit", "alpha", "glu_bias"))
+    if case.spare_rows and case.groups is None:
+        raise ValueError("spare_rows without groups")
     if case.bias and (case.sums == "none" or case.groups is not None):
         raise ValueError("a bias needs sums, and a call without groups")
     if 2 * max(case.all_rows, case.groups or 1) * case.width > _MAX_ELEMENTS:
         raise ValueError(f"the states would have more than {_MAX_ELEMENTS} elements")
     if not 1e-3 <= case.limit <= 1e4 or not abs(case.alpha) <= 100 or not abs(case.glu_bias) <= 100:
         raise ValueError("limit, alpha or glu_bias out of range")
-    if not 0 <= case.seed < 2**63:
-        raise ValueError(f"seed {case.seed} out of range")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
 import time
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npudiff.constraints import Axis, Constraints, allows, describe, intersection, parse_where
+from npudiff.constraints import Axis, Constraints, allows, check_axes, describe, intersection, parse_where
 from npudiff.errors import UsageError
 
 LAWS = settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -216,3 +218,49 @@ def test_what_an_axis_cannot_have_is_left_out_and_a_box_of_nothing_else_as_well(
     assert Constraints.of({"window": range(50, 500)}).legal(axes).boxes == ({"window": range(50, 100)},)
     assert not Constraints.of({"window": range(100, 500)}).legal(axes)
     assert Constraints().legal(axes) == Constraints()
+
+
+@dataclass(frozen=True)
+class Sized:
+    size: object = 8
+    rows: object = 16
+    kind: object = "plain"
+    window: object = None
+    limit: object = 1.0
+    seed: int = 0
+
+
+SIZED = {
+    "size": Axis("s", range(1, 65)),
+    "rows": Axis("r", range(8, 65, 8)),
+    "kind": Axis("k", ("plain", "gemma")),
+    "window": Axis("w", range(1, 9), optional=True),
+    "limit": Axis("l", (1.0, 2.0)),
+    "derived": Axis("d", (1,)),
+}
+
+
+def test_a_case_with_values_that_its_axes_have_is_let_through():
+    check_axes(Sized(), SIZED)
+    check_axes(Sized(size=64, rows=64, kind="gemma", window=8, seed=2**63 - 1), SIZED)
+    check_axes(Sized(limit=1.5), SIZED, free=("limit",))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"size": 0}, "size must lie in 1..64, got 0"),
+        ({"size": 65}, "size must lie in 1..64, got 65"),
+        ({"size": "8"}, "size must lie in 1..64, got 8"),
+        ({"size": None}, "size must lie in 1..64, got None"),
+        ({"rows": 12}, "rows must be a multiple of 8 and lie in 8..64, got 12"),
+        ({"kind": "other"}, "kind is one of plain, gemma, got other"),
+        ({"window": 9}, "window must be none or lie in 1..8, got 9"),
+        ({"limit": 1.5}, "limit is one of 1.0, 2.0, got 1.5"),
+        ({"seed": -1}, "seed -1 out of range"),
+        ({"seed": 2**63}, "out of range"),
+    ],
+)
+def test_a_case_with_another_value_is_refused(changed, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_axes(Sized(**changed), SIZED)

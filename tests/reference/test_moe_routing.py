@@ -45,7 +45,7 @@ def test_it_is_a_walk_over_experts_and_tokens():
 
 
 def test_int8_copies_have_the_scale_of_their_token():
-    result = moe_routing(replace(ALL, quantised=True))
+    result = moe_routing(replace(ALL, form="by largest"))
     assert result["scale"].value.tolist() == [x / 127 for x in (2, 5, 11, 8, 2, 8, 11, 5)]
     assert result["rows"].value[0].tolist() == [0.0, 64.0, 127.0]  # 63.5 is the middle, and rounds to even
     assert result["rows"].bound[0].tolist() == [0.0, 1.0, 0.0]
@@ -53,7 +53,7 @@ def test_int8_copies_have_the_scale_of_their_token():
 
 def test_the_cut_to_float16_is_allowed_and_no_more():
     states = torch.linspace(-1, 1, 4001).to(torch.bfloat16).view(1, -1)
-    given = MoeRoutingInputs(states, torch.zeros(1, 1, dtype=torch.int32), 1, 0, 1, quantised=True)
+    given = MoeRoutingInputs(states, torch.zeros(1, 1, dtype=torch.int32), 1, 0, 1, "by largest")
     exact = states.double() / states.double().abs().max() * 127
     cut = exact.float().half()
     cut = torch.where(cut.double().abs() > exact.abs(), torch.nextafter(cut, torch.zeros_like(cut)), cut)
@@ -63,6 +63,33 @@ def test_the_cut_to_float16_is_allowed_and_no_more():
         assert compare(moe_routing(given), {"rows": rounded.to(torch.int8), "scale": scale}).worst <= 1
     truncated = exact.trunc().to(torch.int8)
     assert compare(moe_routing(given), {"rows": truncated, "scale": scale}).worst > 1
+
+
+def test_factors_are_those_of_the_expert_that_a_copy_is_for():
+    factors = torch.tensor([[1.0, 1, 1], [2, 2, 2], [1, 1, 4], [8, 1, 1]])
+    result = moe_routing(replace(ALL, form="smoothed", scale=factors))
+    largest = [2, 5, 11, 16, 8, 32, 44, 24]
+    assert result["scale"].value.tolist() == pytest.approx([x / 127 for x in largest])
+    assert result["rows"].value[7].tolist() == [127, round(4 * 127 / 24), round(5 * 127 / 24)]
+    one = moe_routing(replace(ALL, form="smoothed", scale=factors[2:3]))
+    assert one["scale"].value[:3].tolist() == pytest.approx([8 / 127, 20 / 127, 44 / 127])
+
+
+def test_scales_of_tokens_go_with_their_copies():
+    result = moe_routing(replace(ALL, form="with scales", scale=torch.tensor([0.5, 1.5, 2.5, 3.5])))
+    assert result["scale"].value.tolist() == [0.5, 1.5, 3.5, 2.5, 0.5, 2.5, 3.5, 1.5]
+    assert not bool(result["scale"].bound.any())
+    assert result["rows"].value.dtype == torch.bfloat16
+
+
+def test_one_scale_is_a_product_and_a_sum_in_float16():
+    given = replace(ALL, form="one scale", scale=torch.tensor([1.3]), offset=torch.tensor([-2.0]))
+    result = moe_routing(given)
+    assert result["rows"].value[7].tolist() == [round(x * 1.3 - 2) for x in (3, 4, 5)]
+    assert result["scale"].value.shape == (0,)
+    halves = (STATES.half() * torch.tensor(1.3).half() - 2).round()
+    assert bool(((result["rows"].value[[0, 1, 2]] - halves[[0, 1, 3]]).abs() <= result["rows"].bound[:3]).all())
+    assert float(result["rows"].bound.mean()) < 0.2
 
 
 def test_no_tokens():
@@ -75,6 +102,10 @@ def test_no_tokens():
     ("changed", "message"),
     [
         ({"experts": EXPERTS[:3]}, r"experts must be \[4, chosen\], got \[3, 2\]"),
+        ({"form": "int4"}, "form is one of as they are, with scales, by largest, smoothed, one scale, got int4"),
+        ({"form": "smoothed"}, "scale does not go with smoothed, of shape None"),
+        ({"scale": torch.ones(1)}, r"scale does not go with as they are, of shape \(1,\)"),
+        ({"form": "one scale", "scale": torch.ones(1)}, "an offset goes with one scale, and with nothing else"),
         ({"last": 5}, "experts 0 to 5 are not among 4"),
         ({"first": 2, "last": 2}, "experts 2 to 2"),
         ({"experts": EXPERTS + 1}, r"experts must lie in 0\.\.3"),

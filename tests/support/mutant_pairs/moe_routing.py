@@ -18,4 +18,16 @@ PAIRS = {
     "row_of_the_last_for_none": Pair(
         ascend.init_routing_v2, LOCAL, [replace(LOCAL, experts=1, chosen=1)], SMALLEST_LOCAL
     ),
+    "factors_of_the_first_expert": Pair(
+        ascend.init_routing_v2,
+        replace(PLAIN, form="smoothed"),
+        [replace(PLAIN, form="smoothed", seed=3)],
+        "",
+    ),
+    "scales_in_the_order_of_tokens": Pair(
+        ascend.native_routing,
+        replace(PLAIN, form="with scales"),
+        [replace(PLAIN, form="with scales", tokens=1)],
+        "",
+    ),
 }
