@@ -65,7 +65,7 @@ class _OneAddedTwice(GroupedQueryLayer):
     "decoder_layer",
     name="one_added_twice",
     supports=GROUPED_QUERY,
-    wrong="layernorm.py 1236: weights with 1 added are for npu_add_rms_norm, npu_gemma_rms_norm takes raw ones",
+    wrong="layernorm.py 1236: weights with 1 added, for npu_add_rms_norm, go to npu_gemma_rms_norm, which adds it",
 )
 def one_added_twice(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Give the Gemma norm of heads the weight of the fused one."""
@@ -86,7 +86,7 @@ class _PositionsOfTheStep(GroupedQueryLayer):
     "decoder_layer",
     name="positions_of_the_step",
     supports=GROUPED_QUERY,
-    wrong="SWA-15 https://github.com/vllm-project/vllm/pull/47332: positions within a chunk, not a request",
+    wrong="SWA-15 https://github.com/vllm-project/vllm/pull/47332: positions within a chunk are taken for absolute",
 )
 def positions_of_the_step(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Rotate the tokens of every step from position 0 on."""
@@ -114,7 +114,7 @@ class _WrittenAfterwards(GroupedQueryLayer):
     "decoder_layer",
     name="written_after_attention",
     supports=within(GROUPED_QUERY, decode_steps=DECODES),
-    wrong="ascend_backend.py 1700: keys and values of a step are written before its attention, which reads the pool",
+    wrong="ascend_backend.py 1700: keys of a decode are written after its attention, which reads the pool, not before",
 )
 def written_after_attention(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Write the decoded token after attention has looked for it."""
@@ -157,7 +157,7 @@ class _SlotsOfTheFullPool(GroupedQueryLayer):
     "decoder_layer",
     name="slots_of_the_full_pool",
     supports=within(GROUPED_QUERY, window=WINDOWS),
-    wrong="swa_memory_pool.py 253: a sliding layer writes at swa_loc, and not at the slots of the full pool",
+    wrong="swa_memory_pool.py 253: a sliding layer writes at the slots of the full pool, not at swa_loc",
 )
 def slots_of_the_full_pool(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Write a sliding layer's keys at the slots of the full pool."""
@@ -212,7 +212,7 @@ class _RouterOnTheResidual(GroupedQueryLayer):
     "decoder_layer",
     name="router_on_the_residual",
     supports=GROUPED_QUERY,
-    wrong="step3p5.py 218: the gate takes normalised hidden states, as the experts do",
+    wrong="step3p5.py 218: the gate takes states that were not normalised, unlike the experts",
 )
 def router_on_the_residual(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Choose experts by states that were not normalised."""
