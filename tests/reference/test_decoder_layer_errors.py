@@ -10,11 +10,12 @@ import torch
 from even import evenly
 from properties.decoder_layer import DecoderLayerCase, LayerRequest
 from properties.decoder_layer.inputs import build_inputs
-from reference.decoder_layer import decoder_layer, layer
+from reference.decoder_layer import decoder_layer, experts, layer
+from reference.decoder_layer.experts import said_by_experts
 from reference.decoder_layer.grouped_query import GroupedQueryAttention
 from reference.decoder_layer.latent import LatentAttention
 from reference.inexact import Inexact
-from reference.inexact_attention import visible
+from reference.inexact_attention import projected_attention, visible
 from reference.linear import product
 from reference.spread import EVEN, Spread, rounding_scale
 
@@ -102,3 +103,40 @@ def test_each_source_makes_hidden_states_less_certain(which, monkeypatch):
     after = decoder_layer(inputs)["hidden"].bound
     finite = before.isfinite()
     assert float((after / before)[finite].median()) > 1.2
+
+
+@pytest.mark.parametrize(("form", "count"), [("float", 0), ("w8a8", 2), ("w4a8", 2)])
+def test_rows_are_rounded_to_steps_before_either_product(form, count, monkeypatch):
+    calls = []
+    original = experts._in_steps
+    monkeypatch.setattr(experts, "_in_steps", lambda rows: calls.append(rows) or original(rows))
+    inputs = build_inputs(replace(CASE, form=form))
+    states = Spread.exact(inputs.hidden)
+    said_by_experts(states, torch.zeros(6, 1, dtype=torch.int64), inputs.experts.routed, torch.bfloat16)
+    assert len(calls) == count
+    rows = Inexact.exact(inputs.hidden)
+    half = rows.value.abs().amax(dim=1, keepdim=True) / 254 + rows.value.abs() * 2.0**-10
+    assert torch.allclose(original(rows).error, half * EVEN, rtol=1e-6)
+
+
+def test_gates_and_ups_are_rounded_before_they_are_multiplied():
+    inputs = build_inputs(CASE)
+    routed, chosen = inputs.experts.routed, torch.zeros(6, 1, dtype=torch.int64)
+    said = said_by_experts(Spread.exact(inputs.hidden), chosen, routed, torch.bfloat16)
+    first = inputs.hidden.double() @ routed.up.values[0].double()
+    exact = experts._activated(Inexact.exact(first), routed.gate, torch.bfloat16)
+    without = experts._times(exact, routed.down, chosen[:, 0], torch.bfloat16).brought
+    assert float((said.brought[:, 0] / without).median()) > 1.2
+
+
+def test_what_is_brought_up_from_latents_is_rounded():
+    _, attention = attention_of(torch.bfloat16, replace(CASE, kind="deepseek"), LatentAttention)
+    seen = visible(6, 6, None)
+    result = projected_attention(attention._latent_queries, attention._latent_keys, attention.keys, seen,
+                                 attention._inputs.scale, attention._through, torch.bfloat16)  # fmt: skip
+    values = result.output @ attention._v_up
+    rounded = (rounding_scale(torch.bfloat16) * values).square() @ attention._matrix.square()
+    last = product(values.transpose(0, 1).flatten(1), attention._output, torch.bfloat16).own * EVEN
+    whole = (result.scale.square() + rounded).sum(dim=0) + last.square()
+    assert torch.allclose(attention._absorbed(ROWS, ROWS, seen).own.square(), whole, rtol=1e-3)
+    assert float((rounded.sum(dim=0) / whole).median()) > 0.01
