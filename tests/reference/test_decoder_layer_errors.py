@@ -138,5 +138,5 @@ def test_what_is_brought_up_from_latents_is_rounded():
     rounded = (rounding_scale(torch.bfloat16) * values).square() @ attention._matrix.square()
     last = product(values.transpose(0, 1).flatten(1), attention._output, torch.bfloat16).own * EVEN
     whole = (result.scale.square() + rounded).sum(dim=0) + last.square()
-    assert torch.allclose(attention._absorbed(ROWS, ROWS, seen).own.square(), whole, rtol=1e-3)
-    assert float((rounded.sum(dim=0) / whole).median()) > 0.01
+    assert torch.allclose(attention._absorbed(ROWS, ROWS, seen).own.square(), whole, rtol=0.01)
+    assert float((rounded.sum(dim=0) / whole).median()) > 0.03
