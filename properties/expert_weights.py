@@ -54,8 +54,8 @@ def build(shape: Shape, seed: int, name: str, extreme: bool = False) -> ExpertWe
     """Return matrices of which a product with normal rows, or with int8 worth about 0.01, is about normal.
 
     Whole numbers take all values, or only the largest of both signs if they are to be extreme: then columns have one
-    sign and sums grow as far as they can, but for a last row that makes some of them odd. Scales have 11 bits and
-    differ from column to column.
+    sign and sums grow as far as they can, but for a last row that makes some of them odd. Scales differ from column to
+    column; those of int4 for int8 rows have 11 bits.
     """
     bits = BITS[shape.form]
     kind = shape.dtype if bits == 16 else torch.int8
@@ -66,7 +66,9 @@ def build(shape: Shape, seed: int, name: str, extreme: bool = False) -> ExpertWe
         return ExpertWeights(values)
     spread = torch.stack([_spread(shape, Stream(seed, f"{name} scale {expert}")) for expert in shape.experts])
     typical = (1 << bits - 1) * math.sqrt(shape.inner) * (0.5 if shape.form.endswith("a8") else 1.0)
-    scale = ((1 + spread.abs()) / typical).to(torch.float16)
+    scale = (1 + spread.abs()) / typical
+    if shape.form == "w4a8":
+        scale = scale.to(torch.float16)  # what the operator's documentation asks for
     return ExpertWeights(values, bits, scale.to(shape.dtype if shape.form.endswith("a16") else torch.float32))
 
 

@@ -63,9 +63,9 @@ def cases(constraints: Constraints) -> st.SearchStrategy[Int4PackCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> Int4PackCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    columns = choose.value(box, "columns", (8, 16, 24, 64, 72, 136, 1024))
-    matrices = choose.value(box, "matrices", (1, 1, 2, 3, 8))
-    allowed = within((1, 2, 3, 7, 16, 33, 128), box.get("rows"))[:4096]
+    columns = choose.value(box, "columns", (8, 16, 24, 64, 72, 88, 136, 1024, 4104))
+    matrices = choose.value(box, "matrices", (1, 1, 2, 3, 8, 17))
+    allowed = within((1, 2, 3, 7, 8, 16, 24, 33, 64, 128, 300), box.get("rows"))[:4096]
     fitting = [count for count in allowed if count * columns * matrices <= MOST_ELEMENTS]
     return Int4PackCase(
         rows=choose.pick(fitting or [min(allowed)]),
@@ -84,9 +84,10 @@ def build_inputs(case: Int4PackCase) -> Int4PackInputs:
     encoding = ENCODINGS[case.source == "offset binary"]
     if case.source == "offset binary":
         values = values + 8
+        if case.seed % 2:
+            values = values + _above(case, values)
     if case.source == "high bits":
-        above = Stream(case.seed, "high bits").words(values.numel()).view("int64") >> 36
-        values = values + 16 * torch.from_numpy(above).view(values.shape)
+        values = values + _above(case, values)
     values = values.to(torch.int32)
     if case.matrices == 1:
         values = values[0]
@@ -110,6 +111,12 @@ def integers(case: Int4PackCase) -> torch.Tensor:
         column = Stream(case.seed, "column").integers(0, case.columns, 1)[0]
         return torch.where(torch.arange(case.columns) == column, values, 0)
     return values
+
+
+def _above(case: Int4PackCase, values: torch.Tensor) -> torch.Tensor:
+    """Bits above the lowest four, which nobody may look at."""
+    words = Stream(case.seed, "high bits").words(values.numel()).view("int64") >> 36
+    return 16 * torch.from_numpy(words).view(values.shape)
 
 
 def values(case: Int4PackCase) -> Mapping[str, Collection[object]]:

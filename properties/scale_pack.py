@@ -40,7 +40,7 @@ AXES = {
     "layout": Axis("how the scales lie in memory", LAYOUTS),
 }
 
-_EXPONENTS = {"subnormal": (0, 1), "large": (200, 253), "all ones": (110, 130)}
+_EXPONENTS = {"subnormal": (0, 1), "large": (200, 255), "all ones": (110, 130)}
 
 _SOME_OFFSETS = (-1.5, 0.5, 1.5, 2.5, -0.5, -3.0, 127.4, -128.0, 255.5, 300.0, -256.5, -300.0, 0.0, 7.0, -0.75)
 """Halves of both kinds, and what nine bits do not hold; one after the other."""
@@ -74,10 +74,10 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> ScalePackCase:
     consistent = Constraints(tuple(boxes)).within(Constraints(_RULES)).boxes
     assume(consistent)
     box = choose.pick(consistent)
-    experts = choose.value(box, "experts", (0, 1, 2, 8))
+    experts = choose.value(box, "experts", (0, 1, 2, 8, 17))
     return ScalePackCase(
-        columns=choose.value(box, "columns", (1, 2, 7, 16, 33, 256)),
-        groups=choose.value(box, "groups", (1, 2, 3)),
+        columns=choose.value(box, "columns", (1, 2, 7, 16, 33, 256, 1030)),
+        groups=choose.value(box, "groups", (1, 2, 3, 5)),
         experts=experts,
         form=choose.value(box, "form", FORMS),
         round_mode=choose.value(box, "round_mode", ROUND_MODES),
@@ -134,6 +134,7 @@ def _scales(case: ScalePackCase, count: int) -> torch.Tensor:
         bits -= 2**31 * (words >> 30 & 1 | (torch.arange(count) == 0))
     if case.recipe == "zero":
         bits[::2] = 0
+        bits[::4] = -(2**31)  # -0.0
     return bits.to(torch.int32).view(torch.float32)
 
 

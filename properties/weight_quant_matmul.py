@@ -26,10 +26,11 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PER = ("columns", "tensor", "groups")
 OFFSETS = ("none", "whole", "fraction")
 """whole: of whole numbers, as zero points are. fraction: of others, so that the sum with an integer is rounded."""
-RECIPES = ("gaussian", "extremes", "positive", "one row", "zero rows")
+RECIPES = ("gaussian", "extremes", "positive", "one row", "zero rows", "large")
 """gaussian: integers of a fourth of the range. extremes: the smallest and the largest. positive: no state and no
 integer is negative, so that nothing cancels. one row: each token sees one row of the weight, near the end of a group or
-of the weight more often than not. zero rows: some tokens hold nothing but zeros."""
+of the weight more often than not. zero rows: some tokens hold nothing but zeros. large: states beyond the range of
+float16, where they are bfloat16."""
 LAYOUTS = ("row major", "transposed")
 """transposed: the weight is a view of one that lies the other way, as a checkpoint has it."""
 
@@ -66,6 +67,9 @@ _MAX_ELEMENTS = 2**26
 MOST_PRODUCTS = 2**19
 """Products up to which a case may have more tokens than it must."""
 
+MOST_WEIGHTS = 2**19
+"""Elements of a matrix up to which it may have more columns than it must."""
+
 
 @dataclass(frozen=True)
 class WeightQuantMatmulCase:
@@ -96,11 +100,11 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> WeightQuantMatmulCase:
     choose = Chooser(draw)
     assume(boxes)
     box = choose.pick(boxes)
-    inner = choose.value(box, "inner", (64, 16, 40, 1, 17, 100, 200, 1000, 2048))
-    columns = choose.value(box, "columns", (16, 8, 1, 7, 24, 33, 64, 136))
-    allowed = within((1, 2, 3, 7, 17, 65), box.get("tokens"))[:4096]
+    inner = choose.value(box, "inner", (64, 16, 40, 1, 17, 100, 200, 1000, 2048, 4160))
+    columns = choose.pick(_narrow(within((16, 8, 1, 7, 24, 33, 64, 136, 264), box.get("columns")), inner))
+    allowed = within((1, 2, 3, 7, 17, 65, 130, 300), box.get("tokens"))[:4096]
     fitting = [count for count in allowed if count * inner * columns <= MOST_PRODUCTS]
-    sizes = [size for size in within((0, 32, 64, 128, 96, 256), box.get("group_size")) if size < inner]
+    sizes = [size for size in within((0, 32, 64, 128, 96, 256, 320), box.get("group_size")) if size < inner]
     assume(sizes)
     return WeightQuantMatmulCase(
         tokens=choose.pick(fitting or [min(allowed)]),
@@ -117,6 +121,11 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> WeightQuantMatmulCase:
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
+
+
+def _narrow(columns: Sequence[int], inner: int) -> Sequence[int]:
+    """Columns of matrices that are not too large, or the fewest."""
+    return [count for count in columns[:4096] if inner * count <= MOST_WEIGHTS] or [min(columns)]
 
 
 def build_inputs(case: WeightQuantMatmulCase) -> WeightQuantMatmulInputs:
@@ -161,6 +170,8 @@ def _states(case: WeightQuantMatmulCase) -> torch.Tensor:
         return states.abs()
     if case.recipe == "zero rows":
         states[::2] = 0.0
+    if case.recipe == "large":
+        states *= 2.0**17 if case.dtype == "bfloat16" else 16.0  # beyond the range of float16, or well inside it
     if case.recipe == "one row":
         size = case.group_size or case.inner
         near = [at for start in range(0, case.inner, size) for at in (start, min(start + size, case.inner) - 1)]

@@ -10,13 +10,17 @@ import torch
 
 from reference.bounds import ACCUMULATION_CONFIDENCE, FLOAT32_ROUNDOFF, accumulation_error
 from reference.inexact import Inexact
-from reference.linear import carried, product
+from reference.linear import carried
+from reference.weight_quant_matmul import dequantised_product
 
 FLOAT32_WHOLE_NUMBERS = 2**24
 """Whole numbers up to here are exact in float32."""
 
 GROUP_PRODUCTS = torch.float16
 """In which int8 by int4 with several scales per column has the product of a group, and adds those of all groups."""
+
+CHANNEL_PRODUCTS = torch.float32
+"""In which int8 by int4 with one scale per column has the products of both halves, once scaled. No source says."""
 
 TILE_ELEMENTS = 2**18
 """Elements of a matrix that are widened at once."""
@@ -109,7 +113,7 @@ def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dt
     -----
     A correct device adds whole numbers exactly, and floats in float32. int8 by int4 may be computed as 16 times the
     product of the high halves of the rows and that of the low ones; with several scales per column these products
-    may be float16. Weights of floats' rows may be rounded to the dtype of the rows after offset and scale.
+    may be float16. Integer weights of rows that are floats are dequantised as in ``reference.weight_quant_matmul``.
     """
     bias = None if weights.bias is None else weights.bias[expert]
     if rows.quantised:
@@ -121,33 +125,26 @@ def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dt
             total, brought = total.times(_column(rows.scale)).in_float32(), brought * rows.scale.value.unsqueeze(1)
         bias = None if before is not None else bias
     elif weights.scale is None:
-        total, brought = _in_tiles(rows.values, weights.values[expert])
+        total, brought = float_product(rows.values, weights.values[expert])
     else:
-        matrix = _matrix(weights, expert, weights.scale, dtype)
-        total = float_product(Inexact.exact(rows.values.value), matrix)
-        brought = _carried(rows.values, matrix.value)
+        matrix, scale = _integers_and_scales(weights, expert, weights.scale)
+        total = dequantised_product(rows.values.value, matrix, scale, dtype)
+        brought = _carried(rows.values, matrix * scale)
     if bias is not None:
         total = total.plus(Inexact.exact(bias)).in_float32()
     total = total.rounded(dtype)
     return ExpertProduct(total.value, total.error, brought)
 
 
-def float_product(rows: Inexact, matrix: Inexact) -> Inexact:
-    """Return float32 sums of rows and a matrix, each with errors that have nothing to do with each other."""
-    exact = product(rows.value, matrix.value, torch.float32)
-    return Inexact(exact.value, exact.own + _carried(rows, matrix.value) + _carried(matrix, rows.value, left=True))
+def _carried(rows: Inexact, matrix: torch.Tensor) -> torch.Tensor:
+    """What errors of rows become; zeros without looking if there are none at all."""
+    if not bool(rows.error.any()):
+        return torch.zeros(len(rows.error), matrix.shape[1], dtype=torch.float64)
+    return carried(rows.error, matrix)
 
 
-def _carried(numbers: Inexact, other: torch.Tensor, *, left: bool = False) -> torch.Tensor:
-    """What errors become in a product with numbers that have none; zeros without looking if there are none at all."""
-    if not bool(numbers.error.any()):
-        shape = (len(other), numbers.error.shape[1]) if left else (len(numbers.error), other.shape[1])
-        return torch.zeros(shape, dtype=torch.float64)
-    return carried(other, numbers.error) if left else carried(numbers.error, other)
-
-
-def _in_tiles(rows: Inexact, matrix: torch.Tensor) -> tuple[Inexact, torch.Tensor]:
-    """Return what ``float_product`` does for a matrix that a device has as it is, and what errors of rows become.
+def float_product(rows: Inexact, matrix: torch.Tensor) -> tuple[Inexact, torch.Tensor]:
+    """Return float32 sums of rows and a matrix that a device has as it is, and what errors of the rows become.
 
     The matrix is widened in tiles that stay in the cache of a processor.
     """
@@ -170,13 +167,13 @@ def _tiles(matrix: torch.Tensor) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
 
 
-def _matrix(weights: ExpertWeights, expert: int, scale: torch.Tensor, dtype: torch.dtype) -> Inexact:
-    """The matrix of an expert whose whole numbers become floats, float64 ``[inner, columns]``."""
-    matrix = Inexact.exact(weights.values[expert])
-    rows = matrix.value.shape[0] // scale.shape[1]
+def _integers_and_scales(weights: ExpertWeights, expert: int, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole numbers with their offsets, and what each is worth, float64 ``[inner, columns]``."""
+    matrix = weights.values[expert].to(torch.float64)
+    rows = len(matrix) // scale.shape[1]
     if weights.offset is not None:
-        matrix = matrix.plus(Inexact.exact(weights.offset[expert].repeat_interleave(rows, dim=0))).rounded(dtype)
-    return matrix.times(Inexact.exact(scale[expert].repeat_interleave(rows, dim=0))).rounded(dtype)
+        matrix = matrix + weights.offset[expert].to(torch.float64).repeat_interleave(rows, dim=0)
+    return matrix, scale[expert].to(torch.float64).repeat_interleave(rows, dim=0)
 
 
 def _whole_sums(
@@ -195,8 +192,19 @@ def _whole_sums(
     if weights.bits < 8:
         # with the halves of a row, ``x = 16 * high + low + 8``, no term is larger than this
         terms = scaled.value.abs() + 16 * product.sizes * scale.value
-        scaled = Inexact(scaled.value, scaled.error + terms * HALVES_ROUNDINGS * FLOAT32_ROUNDOFF)
+        halves = terms * HALVES_ROUNDINGS * FLOAT32_ROUNDOFF + _rounding_of_halves(rows, values, scale)
+        scaled = Inexact(scaled.value, scaled.error + halves)
     return scaled, product.brought * scale.value
+
+
+def _rounding_of_halves(rows: Inexact, matrix: torch.Tensor, scale: Inexact) -> torch.Tensor:
+    """What rounding both products of halves to ``CHANNEL_PRODUCTS`` makes; float32 is counted already."""
+    if torch.float32 == CHANNEL_PRODUCTS:
+        return torch.zeros(())
+    high = (rows.value / 16).floor()
+    parts = (whole_product(Inexact.exact(half), matrix, 4).sums for half in (high, rows.value - 16 * high - 8))
+    upper, lower = (Inexact.exact(part).times(scale).rounded(CHANNEL_PRODUCTS).error for part in parts)
+    return 16 * upper + lower
 
 
 def _in_groups(rows: Inexact, matrix: torch.Tensor, scale: torch.Tensor) -> tuple[Inexact, torch.Tensor]:

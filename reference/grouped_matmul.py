@@ -116,7 +116,7 @@ def _split_inner(inputs: GroupedMatmulInputs, counts: torch.Tensor) -> Expected:
     ends = counts.cumsum(0).tolist()
     parts = []
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        product = float_product(Inexact.exact(states[:, start:end]), Inexact.exact(matrix[start:end]))
+        product, _ = float_product(Inexact.exact(states[:, start:end]), matrix[start:end])
         parts.append(product.rounded(inputs.output_dtype))
     value, error = torch.stack([part.value for part in parts]), torch.stack([part.error for part in parts])
     return Expected(value, error, inputs.output_dtype)

@@ -87,10 +87,12 @@ def sigmoid(argument: Inexact) -> Inexact:
     """Return ``1 / (1 + exp(-x))`` as a device has it in float32.
 
     Its slope is ``s (1 - s)``, and at most ``exp(d)`` times as large within ``d`` of the argument. The exponential is a
-    part ``1 - s`` of the denominator; sum and quotient round once each.
+    part ``1 - s`` of the denominator. Where it is computed as a power of two, the product with ``log2(e)`` and that
+    constant are rounded. Sum and quotient round once each.
     """
     value = torch.sigmoid(argument.value)
     slope = value * torch.sigmoid(-argument.value)
     moved = slope * torch.expm1(argument.error.clamp(max=700.0))
-    own = slope * EXPONENTIAL_FUNCTION_ERROR + value * 2 * FLOAT32_ROUNDOFF
+    exponential = EXPONENTIAL_FUNCTION_ERROR + argument.value.abs() * 2 * FLOAT32_ROUNDOFF
+    own = slope * exponential + value * 2 * FLOAT32_ROUNDOFF
     return Inexact(value, torch.minimum(moved, torch.ones(())) + own + torch.finfo(torch.float32).tiny)

@@ -71,25 +71,40 @@ def weight_quant_matmul(inputs: WeightQuantMatmulInputs) -> dict[str, Expected]:
     Notes
     -----
     A correct device rounds the dequantised weight to the dtype of ``x``: after the sum with the offset, after the
-    product with the scale, or after both, as op-plugin's own test does. Which one is not documented. Each of these
-    weights is known, and so is what its roundings add up to in every element of the output: the largest counts. They
-    are no independent errors, as equal integers round alike. Then the device accumulates in float32, adds the bias
-    there, and rounds once.
+    product with the scale, after both, as op-plugin's own test does, or not at all. Which one is not documented. Each
+    of these weights is known, and so is what its roundings add up to in every element of the output: the largest
+    counts. They are no independent errors, as equal integers round alike. Then the device accumulates in float32, adds
+    the bias there, and rounds once.
     """
     _validate(inputs)
     dtype = inputs.x.dtype
-    x = inputs.x.to(torch.float64)
     scale, offset = _by_row(inputs, inputs.scale), _by_row(inputs, inputs.offset)
-    total = inputs.weight.to(torch.float64) + offset
-    exact = product(x, total * scale, torch.float32)
-    moved = torch.zeros_like(exact.value)
-    for weight in _stored(total, scale, dtype):
-        moved = torch.maximum(moved, (x @ (weight - total * scale)).abs())
-    result = Inexact(exact.value, exact.own + moved)
+    result = dequantised_product(inputs.x.to(torch.float64), inputs.weight.to(torch.float64) + offset, scale, dtype)
     if inputs.bias is not None:
         result = result.plus(Inexact.exact(inputs.bias)).in_float32()
     result = result.rounded(dtype)
     return {"output": Expected(result.value, result.error, dtype)}
+
+
+def dequantised_product(x: torch.Tensor, total: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> Inexact:
+    """Return rows times a weight that a device dequantises first, as float32 sums.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        float64 ``[rows, inner]``.
+    total : torch.Tensor
+        float64 ``[inner, columns]``: integers and their offsets.
+    scale : torch.Tensor
+        float64, broadcasts to ``total``.
+    dtype : torch.dtype
+        To which a device may round sum and product.
+    """
+    exact = product(x, total * scale, torch.float32)
+    moved = torch.zeros_like(exact.value)
+    for weight in _stored(total, scale, dtype):
+        moved = torch.maximum(moved, (x @ (weight - total * scale)).abs())
+    return Inexact(exact.value, exact.own + moved)
 
 
 def _stored(total: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:

@@ -24,10 +24,14 @@ _PLAIN: Box = {**_BY_ROWS, "form": ("float",), "group_list": ("counts", "ends")}
 
 
 def grouped(inputs: GroupedMatmulInputs, weights: torch.Tensor, **quantised: torch.Tensor | None) -> torch.Tensor:
-    """Call npu_grouped_matmul with one tensor of weights; arguments come as lists, those that are None not at all."""
+    """Call npu_grouped_matmul with one tensor of weights; arguments come as lists, those that are None not at all.
+
+    On int8 by int4 it may write into the rows, so it gets a copy of them.
+    """
+    states = inputs.states.clone() if inputs.weights.bits == 4 and inputs.states.dtype == torch.int8 else inputs.states
     lists = {name: [tensor] for name, tensor in quantised.items() if tensor is not None}
     outputs = torch.ops.npu.npu_grouped_matmul(
-        [inputs.states],
+        [states],
         [weights],
         **lists,
         group_list=inputs.group_list,

@@ -20,8 +20,8 @@ LOADS = ("even", "last", "first", "scattered", "none")
 many experts most have none. none: no expert has any."""
 BIASES = ("none", "float", "int32")
 RECIPES = ("gaussian", "extreme", "zero rows")
-"""gaussian: normal numbers, or all whole numbers alike. extreme: columns of the largest weights of one sign, and rows
-of the largest numbers of one sign. zero rows: some rows hold nothing but zeros."""
+"""gaussian: normal numbers, or all whole numbers alike. extreme: columns of the largest integers of one sign, and rows
+of int8 of one sign, or floats of two and more. zero rows: some rows hold nothing but zeros."""
 SPLITS = ("rows", "inner")
 GROUP_SIZE = 256
 """Rows of an int4 matrix that share a scale, for int8 rows and several scales per column: what the operator has."""
@@ -99,7 +99,8 @@ def contradiction(case: GroupedMatmulCase) -> str:
         "columns": BITS[case.form] == 4 and case.columns % NIBBLES_OF_A_WORD != 0,
         "transposed": case.transposed and BITS[case.form] == 4,
         "inner": case.form == "w4a8" and case.groups > 1 and case.inner != GROUP_SIZE * case.groups,
-        "split": case.split == "inner" and (case.form != "float" or case.bias != "none" or case.group_list == "pairs"),
+        "split": case.split == "inner" and (case.form != "float" or case.bias != "none"),
+        "group_list": case.group_list == "pairs" and case.form != "w8a8",
         "beyond": case.beyond > 0 and case.split == "inner",
         "load": case.load == "none" and case.split == "inner",
     }

@@ -52,7 +52,9 @@ def _scaled(case: GroupedMatmulCase, weights: ExpertWeights) -> ExpertWeights:
     if case.bias == "float":
         bias = numbers.to(torch.float16 if case.dtype == "float16" and case.form != "w8a8" else torch.float32)
     if case.offset and scale is not None:
-        offset = Stream(case.seed, "offset").normal(tuple(scale.shape), torch.float32).mul(4).round().to(scale.dtype)
+        steps = 4 if case.seed % 2 else 1  # whole numbers, as zero points are, or quarters
+        spread = Stream(case.seed, "offset").normal(tuple(scale.shape), torch.float32)
+        offset = (4 * steps * spread).round().div(steps).to(scale.dtype)
     if case.form == "w8a8" and scale is not None:
         scale = (
             None if case.dtype == "int32" else scale.to(torch.bfloat16 if case.dtype == "bfloat16" else torch.float32)

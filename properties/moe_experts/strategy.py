@@ -38,9 +38,9 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeExpertsCase:
     box = choose.pick(boxes)
     form = choose.value(box, "form", FORMS)
     activation = choose.value(box, "activation", ACTIVATIONS)
-    groups = choose.value(box, "groups", (1, 1, 1, 2) if form == "w4a8" else (1,))
+    groups = choose.value(box, "groups", (1, 1, 2, 3) if form == "w4a8" else (1,))
     hidden = choose.value(box, "hidden", (GROUP_SIZE * groups,) if groups > 1 else (32, 16, 64, 96, 48))
-    width = choose.value(box, "width", (32, 16, 64, 40, 96))
+    width = choose.value(box, "width", (32, 16, 64, 40, 96, 264))
     top_k = choose.value(box, "top_k", (1, 2, 3, 4, 8))
     enough = [n for n in within((2, 1, 3, 4, 8, 16, 288), box.get("experts"))[:1024] if n >= top_k]
     assume(enough)
@@ -72,7 +72,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeExpertsCase:
 
 
 def _tokens(box: Box, products: int) -> Sequence[int]:
-    allowed = within((1, 2, 3, 7, 17, 33), box.get("tokens"))[:4096]
+    allowed = within((1, 2, 3, 7, 17, 33, 70, 130), box.get("tokens"))[:4096]
     return [count for count in allowed if count * products <= MOST_PRODUCTS] or [min(allowed)]
 
 

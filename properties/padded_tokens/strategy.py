@@ -25,15 +25,15 @@ def cases(constraints: Constraints) -> st.SearchStrategy[PaddedTokensCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PaddedTokensCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    experts = choose.value(box, "experts", (4, 8, 16, 64, 256))
+    experts = choose.value(box, "experts", (4, 8, 16, 64, 257, 288))
     counts = [count for count in within((1, 2, 3, 4, 8), box.get("chosen"))[:512] if count <= experts]
     assume(counts)
     chosen = choose.pick(counts)
     width = choose.value(box, "width", (64, 16, 32, 80))
-    allowed = within((2, 1, 3, 4, 8, 16, 33), box.get("chunk"))[:4096]
+    allowed = within((2, 1, 3, 4, 8, 16, 33, 65, 130, 300), box.get("chunk"))[:4096]
     chunk = choose.pick([rows for rows in allowed if rows * chosen * width <= MOST_ELEMENTS] or [min(allowed)])
     return PaddedTokensCase(
-        batches=choose.several(box, "ranks", (1, 1, 2, 3, 4), lambda: _batch(choose, box, chunk)),
+        batches=choose.several(box, "ranks", (1, 1, 2, 3, 4, 9), lambda: _batch(choose, box, chunk)),
         chunk=chunk,
         experts=experts,
         chosen=chosen,
@@ -51,5 +51,5 @@ def _batch(choose: Chooser, box: Box, chunk: int) -> Batch:
     real = (1, 0, chunk // 2, chunk - 1, chunk)
     if not choose.value(box, "split", (False, False, True)):
         return Batch(choose.pick(real))
-    offset = choose.pick((1, 2, 3)) * chunk
+    offset = choose.pick((1, 2, 3, 300, 40000)) * chunk
     return Batch(choose.pick((*(offset + count for count in real), offset - 1, 0, offset + chunk + 1)), offset)

@@ -15,6 +15,9 @@ from properties.rows import ROWS
 MOST_PRODUCTS = 2**20
 """Products up to which a case may have more tokens than it must."""
 
+MOST_WEIGHTS = 2**19
+"""Elements of a matrix up to which it may have more columns than it must."""
+
 
 def cases(constraints: Constraints) -> st.SearchStrategy[QuantMatmulCase]:
     """Return a strategy of cases that lie within the constraints."""
@@ -26,9 +29,9 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> QuantMatmulCase:
     choose = Chooser(draw)
     assume(boxes)
     box = choose.pick(boxes)
-    inner = choose.value(box, "inner", (64, 16, 8, 1, 17, 100, 1000, 2048, 4096))
-    columns = choose.value(box, "columns", (16, 8, 1, 7, 24, 33, 64, 136))
-    allowed = within((1, 2, 3, 7, 17, 65), box.get("tokens"))[:4096]
+    inner = choose.value(box, "inner", (64, 16, 8, 1, 17, 100, 1000, 2048, 4096, 8200))
+    columns = choose.pick(_narrow(within((16, 8, 1, 7, 24, 33, 64, 136, 264, 1032), box.get("columns")), inner))
+    allowed = within((1, 2, 3, 7, 17, 65, 130, 300), box.get("tokens"))[:4096]
     fitting = [count for count in allowed if count * inner * columns <= MOST_PRODUCTS]
     return QuantMatmulCase(
         tokens=choose.pick(fitting or [min(allowed)]),
@@ -46,3 +49,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> QuantMatmulCase:
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
+
+
+def _narrow(columns: Sequence[int], inner: int) -> Sequence[int]:
+    """Columns of matrices that are not too large, or the fewest."""
+    return [count for count in columns[:4096] if inner * count <= MOST_WEIGHTS] or [min(columns)]

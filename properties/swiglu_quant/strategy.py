@@ -39,11 +39,11 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SwigluQuantCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwigluQuantCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    width = choose.value(box, "width", (64, 128, 1, 2, 16, 17, 33, 320, 1280))
-    allowed = within((1, 2, 3, 7, 17, 65), box.get("tokens"))[:4096]
+    width = choose.value(box, "width", (64, 128, 1, 2, 16, 17, 33, 200, 320, 1280, 2112))
+    allowed = within((1, 2, 3, 7, 17, 65, 130, 300), box.get("tokens"))[:4096]
     bias = choose.value(box, "bias", (False, False, False, True))
     groups = _fitting(
-        choose, within((None, 1, 2, 3, 8), box.get("groups"))[:4096], lambda groups: groups is None or not bias
+        choose, within((None, 1, 2, 3, 9, 40, 130), box.get("groups"))[:4096], lambda groups: groups is None or not bias
     )
     return SwigluQuantCase(
         tokens=choose.pick([count for count in allowed if 2 * count * width <= MOST_ELEMENTS] or [min(allowed)]),

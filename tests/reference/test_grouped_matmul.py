@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from npudiff.data import Stream
+from reference import expert_weights
 from reference.expert_weights import ExpertRows, ExpertWeights, times, whole_product
 from reference.grouped_matmul import GroupedMatmulInputs, counts_of, grouped_matmul
 from reference.inexact import Inexact
@@ -126,6 +127,33 @@ def test_groups_of_the_inner_axis_are_products_of_slices():
     )["output"].value  # fmt: skip
     x, w = states.double(), weights.values[0].double()
     assert torch.allclose(result, torch.stack([x[:, :3] @ w[:3], torch.zeros(4, 6).double(), x[:, 3:] @ w[3:]]))
+
+
+def test_equal_weights_round_alike_and_so_do_their_errors():
+    """All states and integers are positive, so that roundings of the dequantised weight add up."""
+    states = torch.full((1, 1024), 1.0).bfloat16()
+    scale = torch.tensor([[[0.0123, 0.0217]]]).bfloat16()
+    weights = ExpertWeights(torch.full((1, 1024, 2), 87, dtype=torch.int8), 8, scale)
+    result = grouped_matmul(inputs(states, weights, torch.tensor([1])))["output"]
+    stored = (weights.values[0].float() * scale[0].float()).bfloat16()
+    right = (states.double() @ stored.double()).to(torch.bfloat16).double()
+    assert bool(((right - result.value).abs() <= result.bound).all())
+    assert bool(((right - result.value).abs() > 0.3 * result.bound).any())
+
+
+def test_products_of_halves_may_round_to_float16_if_one_line_says_so(monkeypatch):
+    states, weights, token_scale = whole(4, inner=64, columns=8)
+    given = inputs(states, weights, token_scale=token_scale, output_dtype=torch.float32)
+    before = grouped_matmul(given)["output"]
+    monkeypatch.setattr(expert_weights, "CHANNEL_PRODUCTS", torch.float16)
+    after = grouped_matmul(given)["output"]
+    x, w, scale = states[:2].double(), weights.values[0].double(), weights.scale[0].double()
+    high = (x / 16).floor()
+    halves = [((part @ w).float() * scale.float()).half().double() for part in (high, x - 16 * high - 8)]
+    total = 16 * halves[0] + halves[1] + 8 * (w * scale).sum(dim=0)
+    off = (total * token_scale[:2].double().unsqueeze(1) - after.value[:2]).abs()
+    assert bool((off <= after.bound[:2]).all())
+    assert bool((off > before.bound[:2]).any())
 
 
 def test_an_integer_of_the_rows_that_is_not_sure_is_carried_through():

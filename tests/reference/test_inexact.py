@@ -87,3 +87,14 @@ def test_overflow_is_not_specified_and_stays_so():
     assert far.plus(1.0).error.item() == math.inf
     assert far.at_most(7.0, torch.float16).error.item() == math.inf
     assert number(65_504.0).rounded(torch.float16).error.item() < math.inf
+
+
+def test_an_exponential_by_powers_of_two_is_covered_where_its_argument_is_large():
+    from reference.inexact import sigmoid
+
+    gate = torch.linspace(-80, 20, 4001)
+    device = 1 / (1 + torch.exp2((-gate * torch.tensor(1.4426950408889634)).float()))
+    right = sigmoid(Inexact.exact(gate))
+    assert bool(((device.double() - right.value).abs() <= right.error).all())
+    relative = (device.double() - right.value).abs() / right.value
+    assert float(relative.max()) > 8 * 2.0**-24  # the rounding of the argument is seen

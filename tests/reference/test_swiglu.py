@@ -97,7 +97,7 @@ def test_both_chains_stay_within_the_bound_and_come_near_it(dtype, activation, l
     once = composed(given.float(), activation, limit).to(dtype)
     for rounding, actual in (("stages", composed(given, activation, limit)), ("once", once)):
         comparison = compare(swiglu(inputs(given, activation, limit, rounding=rounding)), {"output": actual})
-        assert 0.2 < comparison.worst <= 1, rounding
+        assert 0.15 < comparison.worst <= 1, rounding
 
 
 @pytest.mark.parametrize("activation", ["silu", "swiglu_oai"])
