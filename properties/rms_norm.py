@@ -232,5 +232,6 @@ component = Component(
         Property("first_token_alone", "a token's company does not matter", _first_token_alone,
                  within={"tokens": range(2, 2**16 + 1)}, needs={"tokens": (1,)}),
     ),
+    share=0.7,
     profiles=of_models(_sizes),
 )  # fmt: skip

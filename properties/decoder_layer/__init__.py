@@ -48,5 +48,5 @@ component = Component(
     watched="decode beyond the window",
     relations=RELATIONS,
     profiles=of_models(_sizes),
-    share=0.5,
+    share=0.4,
 )

@@ -38,5 +38,6 @@ component = Component(
     coordinates=coordinates,
     watched="empty groups",
     relations=RELATIONS,
+    share=0.7,
     profiles=of_models(_sizes),
 )  # fmt: skip

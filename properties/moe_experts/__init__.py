@@ -43,5 +43,6 @@ component = Component(
     coordinates=coordinates,
     watched="w4a8",
     relations=RELATIONS,
+    share=0.4,
     profiles=of_models(_sizes),
 )

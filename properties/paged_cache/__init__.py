@@ -35,5 +35,6 @@ component = Component(
     coordinates=coordinates,
     watched="NZ",
     relations=RELATIONS,
+    share=0.7,
     profiles=of_models(_sizes),
 )

@@ -25,6 +25,7 @@ component = Component(
     coordinates=coordinates,
     watched="partial rotary",
     relations=RELATIONS,
+    share=0.6,
     profiles={
         "step-3.5-flash": {"dims": ("64/128", "128"), "style": ("half",), "dtype": ("bfloat16",)},
         "gpt-oss-120b": {"dims": ("64",), "style": ("half",), "dtype": ("bfloat16",)},

@@ -47,5 +47,6 @@ component = Component(
     coordinates=coordinates,
     watched="query length 1",
     relations=RELATIONS,
+    share=0.85,
     profiles=of_models(_sizes),
 )

@@ -37,5 +37,6 @@ component = Component(
     coordinates=coordinates,
     watched="sums",
     relations=RELATIONS,
+    share=0.7,
     profiles=of_models(_sizes),
 )
