@@ -50,7 +50,7 @@ def in_workers(tasks, workers=2):
 
 
 def test_outcomes_are_those_of_running_the_jobs_here(tmp_path):
-    jobs = [job(right), job(wrong), job(raising), *make_plan(Request(("swa_mask",), target="sim")).jobs[:3]]
+    jobs = [job(right), job(wrong), job(raising, "raising"), *make_plan(Request(("swa_mask",), target="sim")).jobs[:3]]
     results = in_workers([(one, BUDGET, tmp_path) for one in jobs])
     assert [index for index, _, _ in results] == list(range(len(jobs)))
     for one, (_, outcome, folder) in zip(jobs, results, strict=True):

@@ -36,6 +36,7 @@ def test_states_and_weight_are_what_their_recipe_says(recipe, bits):
         "positive": int(inputs.weight.min()) >= 0 and bool((inputs.x >= 0).all()),
         "one row": (inputs.x != 0).sum(dim=1).tolist() == [1] * 6,
         "zero rows": not bool(inputs.x[::2].any()) and bool(inputs.x[1::2].any()),
+        "large": float(inputs.x.abs().max()) > 65504,
     }
     assert holds[recipe]
 
