@@ -42,8 +42,7 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
     -----
     All other attributes are choices; the comment above each says what is disputed and by whom. Those of the
     operators before multi-head latent attention are in :class:`device.simulator.mla.choices.MlaChoices`, those of
-    quantisation and activation in :class:`device.simulator.quantisation.choices.QuantisationChoices`.
-    mixtures of experts in :class:`device.simulator.moe.choices.MoeChoices`.
+    quantisation and activation in :class:`device.simulator.quantisation.choices.QuantisationChoices`, those of
     mixtures of experts in :class:`device.simulator.moe.choices.MoeChoices` and
     :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`.
     """

@@ -20,7 +20,7 @@ DTYPES = {
     "int32": torch.int32,
 }
 OUTPUTS = ("bfloat16", "float16", "int8", "int32")
-BIASES = ("none", "int32", "float32", "bfloat16")
+BIASES = ("none", "int32", "float32", "bfloat16", "float16")
 PER = ("columns", "tensor")
 OFFSETS = ("none", *PER)
 RECIPES = ("gaussian", "extremes", "cancelling", "zero rows")
@@ -49,9 +49,10 @@ AXES = {
 _FLOATS: Box = {"offset": ("none",)}
 _WORDS: Box = {"bits": (4,), "inner": range(8, 2**16, 8), "columns": range(8, 2**16, 8), "scale": ("float32",)}
 RULES: tuple[Box, ...] = (
-    {**_FLOATS, "bits": (8,), "output": ("bfloat16",)},
+    {**_FLOATS, "bits": (8,), "output": ("bfloat16",),
+     "bias": ("none", "int32", "float32", "bfloat16")},
     {**_FLOATS, "bits": (8,), "output": ("float16",), "scale": ("float32",), "token_scale": (True,),
-     "bias": ("none", "int32", "float32")},
+     "bias": ("none", "int32", "float32", "float16")},
     {**_FLOATS, "bits": (8,), "output": ("float16",), "scale": ("float32",), "token_scale": (False,),
      "bias": ("none", "int32")},
     {"bits": (8,), "output": ("int8",), "scale": ("float32",), "token_scale": (False,), "bias": ("none", "int32")},
