@@ -97,7 +97,8 @@ def test_it_is_found_within_the_default_budget_and_shrunk(item):
 def test_it_is_found_and_shrunk_whatever_the_seed_is(item):
     outcomes = [found(item.name, seed) for seed in range(1, 6)]
     assert [outcome.failure is not None for outcome in outcomes] == [True] * 5
-    assert not PAIRS[item.name].smallest or {described(one) for one in outcomes} == {PAIRS[item.name].smallest}
+    pair = PAIRS[item.name]
+    assert not pair.smallest or {described(one) for one in outcomes} <= {pair.smallest, *pair.otherwise}
 
 
 @pytest.mark.slow

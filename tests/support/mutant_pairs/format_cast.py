@@ -27,12 +27,14 @@ PAIRS = {
         case(20, 40),
         [case(16, 40), case(20, 16), case(20, 32, "int8", (3,))],
         "17 x 17 · bfloat16",
+        otherwise=("129 x 17 · bfloat16", "17 x 129 · bfloat16"),
     ),
     "rows_not_padded": Pair(
         ascend.pad_view_permute,
         case(5, 20, leading=(2,)),
         [case(5, 16, leading=(2,)), case(32, 20)],
         "1 x 17 · bfloat16",
+        otherwise=("1 x 129 · bfloat16",),
     ),
     "holes_not_cleared": Pair(
         ascend.pad_view_permute, case(5, 20), [case(16, 32), case(32, 64, "int8")], "1 x 1 · bfloat16"

@@ -20,6 +20,8 @@ class Pair:
         Cases in which it does not: there both give the same bits.
     smallest : str
         The case that every seed shrinks to, as the console prints it; empty if that depends on the seed.
+    otherwise : tuple of str
+        Other small cases at which some seeds end.
     rejected : bool
         Whether the operator refuses the wrong call, which is a finding too.
     everywhere : bool
@@ -32,3 +34,4 @@ class Pair:
     smallest: str
     rejected: bool = False
     everywhere: bool = False
+    otherwise: tuple[str, ...] = ()
