@@ -39,8 +39,8 @@ PAIRS = {
     "gate_limited_from_below": Pair(composed, OAI, [replace(OAI, recipe=QUIET)], ""),
     "limit_of_the_operator": Pair(fused, OAI, [replace(OAI, limit=7.0), replace(OAI, recipe=QUIET)],
                                   line("swiglu_oai · limit 10 · alpha 1.702", more=AT_LIMIT),
-                                  otherwise=("2 tokens x 64 · swiglu_oai · limit 10 · alpha 1.702 · bfloat16 · "
-                                             "one rounding",)),
+                                  otherwise=(("2 tokens x 64 · swiglu_oai · limit 10 · alpha 1.702 · bfloat16 · "
+                                             "one rounding"),)),
     "ends_for_group_counts": Pair(fused, GROUPS, [LAST, replace(SUMS, groups=3, tokens=1)], ""),
     "counts_for_group_ends": Pair(
         by_ends, replace(GROUPED_NUMBERS, seed=1), [replace(GROUPED_NUMBERS, load="one gets all")],
