@@ -243,6 +243,10 @@ def _parse_value(text: str) -> object:
     return float(text) if re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text) else text
 
 
+SEEDS = 2**63
+"""Seeds of a case are below."""
+
+
 def check_axes(case: object, axes: Mapping[str, Axis], free: Collection[str] = ()) -> None:
     """Refuse a case that has a value which its axis does not have, or no seed.
 
@@ -274,7 +278,3 @@ def check_axes(case: object, axes: Mapping[str, Axis], free: Collection[str] = (
     seed = getattr(case, "seed", 0)
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed {seed} out of range")
-
-
-SEEDS = 2**63
-"""Seeds of a case are below."""

@@ -16,9 +16,6 @@ FORMS = ("float", "w8a8", "w4a8", "w8a16", "w4a16")
 
 BITS = {"float": 16, "w8a8": 8, "w4a8": 4, "w8a16": 8, "w4a16": 4}
 
-NIBBLES_OF_A_WORD = 8
-"""Integers of four bits in a word; columns of int4 come in as many."""
-
 
 POOL = 2**22
 """Different numbers of a matrix, at most."""

@@ -7,7 +7,7 @@ the absolute-value twin of its computation beside the value and sums these.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -109,6 +109,13 @@ def rounding_gain(
 def exactly(value: torch.Tensor) -> Expected:
     """Return the expectation that an output equals ``value`` bit for bit (masks, indices, moved data)."""
     return Expected(value, torch.zeros(value.shape, dtype=torch.float64), value.dtype)
+
+
+def unspecified(output: Expected, rows: torch.Tensor) -> Expected:
+    """Return the same expectation with nothing said of some rows, bool ``[rows]``, whatever they hold."""
+    wide = rows.view(-1, *[1] * (output.value.dim() - 1))
+    value, bound = output.value.masked_fill(wide, 0.0), output.bound.masked_fill(wide, torch.inf)
+    return replace(output, value=value, bound=bound)
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:

@@ -136,14 +136,14 @@ def as_terms(states: Inexact, bits: int) -> tuple[Inexact, Inexact]:
     return terms, Inexact(scale.value, torch.where(known, scale.error, 0.0))
 
 
-def nearest(steps: Inexact, levels: int) -> Expected:
-    """Return the integer next to each number of steps, within ``levels`` on both sides.
+def nearest(steps: Inexact, levels: int, least: int | None = None) -> Expected:
+    """Return the int8 next to each number of steps, halves to even, within ``levels`` on both sides or from ``least``.
 
     Where both ends of the interval of correct numbers round to one integer, equality is asked for; where nothing is
     known of a number, nothing is said of its integer.
     """
     numbers = (steps.value, steps.value - steps.error, steps.value + steps.error)
-    value, low, high = (number.round().clamp(-levels, levels) for number in numbers)
+    value, low, high = (number.round().clamp(-levels if least is None else least, levels) for number in numbers)
     bound = torch.maximum(high - value, value - low)
     return Expected(value, torch.where(steps.error.isfinite(), bound, torch.inf), torch.int8)
 

@@ -122,14 +122,15 @@ def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dt
         if weights.scale is None:
             return ExpertProduct(total.value, total.error, brought)
         if rows.scale is not None:
-            total, brought = total.times(_column(rows.scale)).in_float32(), brought * rows.scale.value.unsqueeze(1)
+            scale = _column(rows.scale)
+            total, brought = total.times(scale).in_float32(), brought * scale.value.abs()
         bias = None if before is not None else bias
     elif weights.scale is None:
         total, brought = float_product(rows.values, weights.values[expert])
     else:
-        matrix, scale = _integers_and_scales(weights, expert, weights.scale)
-        total = dequantised_product(rows.values.value, matrix, scale, dtype)
-        brought = _carried(rows.values, matrix * scale)
+        matrix, worth = _integers_and_scales(weights, expert, weights.scale)
+        total = dequantised_product(rows.values.value, matrix, worth, dtype)
+        brought = _carried(rows.values, matrix * worth)
     if bias is not None:
         total = total.plus(Inexact.exact(bias)).in_float32()
     total = total.rounded(dtype)
@@ -191,10 +192,10 @@ def _whole_sums(
     scaled = Inexact.exact(sums).times(scale).in_float32(2)
     if weights.bits < 8:
         # with the halves of a row, ``x = 16 * high + low + 8``, no term is larger than this
-        terms = scaled.value.abs() + 16 * product.sizes * scale.value
+        terms = scaled.value.abs() + 16 * product.sizes * scale.value.abs()
         halves = terms * HALVES_ROUNDINGS * FLOAT32_ROUNDOFF + _rounding_of_halves(rows, values, scale)
         scaled = Inexact(scaled.value, scaled.error + halves)
-    return scaled, product.brought * scale.value
+    return scaled, product.brought * scale.value.abs()
 
 
 def _rounding_of_halves(rows: Inexact, matrix: torch.Tensor, scale: Inexact) -> torch.Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from reference.bounds import ACCUMULATION_CONFIDENCE, accumulation_error, underflow_step, unit_roundoff
-from reference.inexact import Inexact
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,3 @@ def carried(errors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     and would hide any bug.
     """
     return ACCUMULATION_CONFIDENCE * (errors.square() @ matrix.square()).sqrt()
-
-
-def linear(rows: Inexact, matrix: torch.Tensor, dtype: torch.dtype) -> Inexact:
-    """Return rows that a device has with errors, times a matrix ``[inner, columns]`` that it has as it is.
-
-    Errors of the rows go by ``carried``: they have nothing to do with each other.
-    """
-    exact = product(rows.value, matrix, dtype)
-    return Inexact(exact.value, exact.own + carried(rows.error, matrix))

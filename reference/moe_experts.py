@@ -11,7 +11,7 @@ from reference.dynamic_quant import as_terms
 from reference.expert_weights import ExpertProduct, ExpertRows, ExpertWeights, times
 from reference.inexact import Inexact
 from reference.moe_finalize import weighted_sum
-from reference.swiglu import Activation, oai, split, step
+from reference.swiglu import Activation, gated, split
 from reference.views import moved_inputs
 
 ROW_BITS = 8
@@ -150,19 +150,14 @@ def of_experts(
 def one_expert(states: Inexact, experts: Experts, index: int, dtype: torch.dtype) -> ExpertProduct:
     """Return what an expert says of rows ``[rows, hidden]``, as a device has it in a dtype."""
     between = times(_rows(states, experts.quantised), experts.up, index, dtype).inexact
-    gated = activated(between, experts.gate, dtype)
-    return times(_rows(gated, experts.quantised), experts.down, index, dtype)
+    rows = activated(between, experts.gate, dtype)
+    return times(_rows(rows, experts.quantised), experts.down, index, dtype)
 
 
 def activated(rows: Inexact, gate: Gate, dtype: torch.dtype) -> Inexact:
     """Return the gated activation of ``[rows, 2 * width]``, as a device has it in a dtype."""
-    values, errors = split(rows.value, gate.layout), split(rows.error, gate.layout)
-    gates, ups = (Inexact(value, error) for value, error in zip(values, errors, strict=True))
-    if gate.activation is Activation.SWIGLU_OAI:
-        result = oai(gates, ups, gate.limit, gate.alpha, gate.bias, dtype)
-    else:
-        result = step(gates, ups, gate.limit, dtype)
-    return result.in_float32().rounded(dtype)
+    gates, ups = split(rows, gate.layout)
+    return gated(gates, ups, gate.activation, gate.limit, gate.alpha, gate.bias, dtype).rounded(dtype)
 
 
 def _rows(states: Inexact, quantised: bool) -> ExpertRows:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected, exactly
+from reference.bounds import Expected, exactly, unspecified
 from reference.moe_finalize import MoeFinalizeInputs, moe_finalize
 from reference.moe_routing import MoeRoutingInputs, moe_routing
 from reference.views import moved_inputs
@@ -89,13 +89,11 @@ def padded_tokens(inputs: PaddedTokensInputs) -> dict[str, Expected]:
     expert = torch.arange(len(inputs.factors)).repeat_interleave(routed["counts"])
     rows = routed["rows"] * inputs.factors[expert].unsqueeze(1)
     total = moe_finalize(MoeFinalizeInputs(rows, routed["places"].to(torch.int32), weights, None))["output"]
-    nobodys = ~real.unsqueeze(1)
-    value, bound = total.value.masked_fill(nobodys, 0.0), total.bound.masked_fill(nobodys, torch.inf)
     return {
         "weights": exactly(weights),
         "experts": exactly(inputs.experts),
         "counts": exactly(routed["counts"]),
-        "output": replace(total, value=value, bound=bound),
+        "output": unspecified(total, ~real),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from reference.bounds import Expected, exactly
+from reference.dynamic_quant import nearest
 from reference.inexact import Inexact
 from reference.scale_pack import cut_to_19_bits
 from reference.views import moved_inputs
@@ -34,7 +35,7 @@ class QuantMatmulInputs:
     offset : torch.Tensor or None
         float32 ``[columns]`` or ``[1]``, whole numbers; with int8 output only.
     bias : torch.Tensor or None
-        ``[columns]``: int32 is added to the sums, float32 or bfloat16 after scaling.
+        ``[columns]``: int32 is added to the sums, floats of any dtype after scaling.
     output_dtype : torch.dtype
         One of ``OUTPUTS``.
     bits : int
@@ -96,7 +97,8 @@ def quant_matmul(inputs: QuantMatmulInputs) -> dict[str, Expected]:
     if inputs.token_scale is not None:
         scaled = scaled.times(Inexact.exact(inputs.token_scale.unsqueeze(1))).in_float32()
     if inputs.output_dtype == torch.int8:
-        return {"output": _saturated(scaled if inputs.offset is None else _plus(scaled, inputs.offset))}
+        least, most = RANGES[8]
+        return {"output": nearest(scaled if inputs.offset is None else _plus(scaled, inputs.offset), most, least)}
     if inputs.bias is not None and inputs.bias.is_floating_point():
         scaled = _plus(scaled, inputs.bias)
     result = scaled.rounded(inputs.output_dtype)
@@ -115,12 +117,6 @@ def _sums(inputs: QuantMatmulInputs) -> torch.Tensor:
 
 def _plus(scaled: Inexact, addend: torch.Tensor) -> Inexact:
     return scaled.plus(Inexact.exact(addend)).in_float32()
-
-
-def _saturated(numbers: Inexact) -> Expected:
-    """The integers next to numbers, halves to even, limited to int8; one off where both ends differ."""
-    value, low, high = ((numbers.value + sign * numbers.error).round().clamp(*RANGES[8]) for sign in (0.0, -1.0, 1.0))
-    return Expected(value, torch.maximum(high - value, value - low), torch.int8)
 
 
 def _validate(inputs: QuantMatmulInputs) -> None:

@@ -96,23 +96,51 @@ def swiglu(inputs: SwigluInputs) -> dict[str, Expected]:
     quotient in float32. In ``stages`` it rounds to the dtype of the states after each operation, the limit included.
     """
     _validate(inputs)
-    gate, up = (Inexact.exact(part) for part in split(inputs.states, inputs.layout))
     dtype = inputs.states.dtype
     stage = dtype if inputs.rounding == "stages" else torch.float32
-    if inputs.activation is Activation.SWIGLU_OAI:
-        gated = oai(gate, up, inputs.limit, inputs.alpha, inputs.bias, stage)
-    else:
-        gated = step(gate, up, inputs.limit, stage)
-    result = gated.in_float32().rounded(dtype)
+    gate, up = split(Inexact.exact(inputs.states), inputs.layout)
+    result = gated(gate, up, inputs.activation, inputs.limit, inputs.alpha, inputs.bias, stage).rounded(dtype)
     return {"output": Expected(result.value, result.error, dtype)}
 
 
-def split(states: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return gates and ups, ``[tokens, width]`` each."""
+def split(states: Inexact, layout: str) -> tuple[Inexact, Inexact]:
+    """Return gates and ups, ``[..., width]`` each, of ``[..., 2 * width]``."""
     if layout == "interleaved":
-        return states[..., 0::2], states[..., 1::2]
-    gate, up = states.chunk(2, dim=-1)
+        first, second = slice(0, None, 2), slice(1, None, 2)
+    else:
+        width = states.value.shape[-1] // 2
+        first, second = slice(0, width), slice(width, None)
+    gate, up = (Inexact(states.value[..., part], states.error[..., part]) for part in (first, second))
     return gate, up
+
+
+def gated(
+    gate: Inexact,
+    up: Inexact,
+    activation: Activation,
+    limit: float | None,
+    alpha: float,
+    bias: float,
+    stage: torch.dtype,
+) -> Inexact:
+    """Return the gated activation, before the last product is stored.
+
+    Parameters
+    ----------
+    gate, up : Inexact
+        Of the same shape.
+    activation : Activation
+        What the configuration says.
+    limit : float or None
+        Of the activation; None for none.
+    alpha, bias : float
+        Of ``SWIGLU_OAI``.
+    stage : torch.dtype
+        What a device rounds to between operations.
+    """
+    if activation is Activation.SWIGLU_OAI:
+        return oai(gate, up, limit, alpha, bias, stage).in_float32()
+    return step(gate, up, limit, stage).in_float32()
 
 
 def step(gate: Inexact, up: Inexact, limit: float | None, stage: torch.dtype) -> Inexact:

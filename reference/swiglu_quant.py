@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected
+from reference.bounds import Expected, unspecified
 from reference.dynamic_quant import LEVELS, by_largest, nearest, scales
 from reference.inexact import Inexact
-from reference.swiglu import ROUNDINGS, Activation, oai, split, step
+from reference.swiglu import ROUNDINGS, Activation, gated, split
 from reference.views import moved_inputs
 
 GATES = ("left", "right", "even")
@@ -109,16 +109,12 @@ def swiglu_quant(inputs: SwigluQuantInputs) -> dict[str, Expected]:
     stage = inputs.dtype if inputs.rounding == "stages" else torch.float32
     group, nobodys = _groups(inputs)
     gate, up = _parts(_numbers(inputs, group, stage), inputs.gates)
-    if inputs.activation is Activation.SWIGLU_OAI:
-        gated = oai(gate, up, inputs.limit, inputs.alpha, inputs.glu_bias, stage)
-    else:
-        gated = step(gate, up, inputs.limit, stage)
-    gated = gated.in_float32().rounded(stage)
+    rows = gated(gate, up, inputs.activation, inputs.limit, inputs.alpha, inputs.glu_bias, stage).rounded(stage)
     if inputs.smooth is not None:
-        gated = gated.times(Inexact.exact(inputs.smooth[group])).in_float32().rounded(stage)
-    steps, scale = by_largest(gated, BITS)
+        rows = rows.times(Inexact.exact(inputs.smooth[group])).in_float32().rounded(stage)
+    steps, scale = by_largest(rows, BITS)
     outputs = {"quantised": nearest(steps, LEVELS[BITS]), "scale": scales(scale)}
-    return {name: _but_for(output, nobodys) for name, output in outputs.items()}
+    return {name: unspecified(output, nobodys) for name, output in outputs.items()}
 
 
 def _groups(inputs: SwigluQuantInputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,17 +146,8 @@ def _sums(inputs: SwigluQuantInputs) -> Inexact:
 
 def _parts(numbers: Inexact, gates: str) -> tuple[Inexact, Inexact]:
     """Gates and ups."""
-    layout = "interleaved" if gates == "even" else "halves"
-    values, errors = split(numbers.value, layout), split(numbers.error, layout)
-    first, second = (Inexact(value, error) for value, error in zip(values, errors, strict=True))
+    first, second = split(numbers, "interleaved" if gates == "even" else "halves")
     return (second, first) if gates == "right" else (first, second)
-
-
-def _but_for(output: Expected, nobodys: torch.Tensor) -> Expected:
-    """The output, with nothing said of some rows, whatever they hold."""
-    rows = nobodys.view(-1, *[1] * (output.value.dim() - 1))
-    value, bound = output.value.masked_fill(rows, 0.0), output.bound.masked_fill(rows, torch.inf)
-    return Expected(value, bound, output.dtype)
 
 
 def _validate(inputs: SwigluQuantInputs) -> None:

@@ -104,9 +104,15 @@ def between(rows: torch.Tensor, experts: Experts) -> tuple[torch.Tensor, torch.T
 
 def of_copies(copies: Copies, experts: Experts, dtype: torch.dtype) -> torch.Tensor:
     """What the expert of each copy says, ``[tokens * k, hidden]``."""
-    first = times(copies.rows, copies.scale, experts.up, copies.counts, dtype)
-    rows, scale = between(first, experts)
-    return times(rows, scale, experts.down, copies.counts, dtype)
+    return said(copies.rows, copies.scale, copies.counts, experts, dtype)
+
+
+def said(
+    rows: torch.Tensor, scale: torch.Tensor | None, counts: torch.Tensor, experts: Experts, dtype: torch.dtype
+) -> torch.Tensor:
+    """What experts say of as many rows each."""
+    rows, scale = between(times(rows, scale, experts.up, counts, dtype), experts)
+    return times(rows, scale, experts.down, counts, dtype)
 
 
 def of_shared(inputs: MoeExpertsInputs) -> torch.Tensor | None:
@@ -118,7 +124,7 @@ def of_shared(inputs: MoeExpertsInputs) -> torch.Tensor | None:
     scale = None
     if inputs.shared.quantised:
         rows, scale = torch.ops.npu.npu_dynamic_quant(inputs.states.contiguous())
-    return of_copies(Copies(rows, scale, counts, counts), inputs.shared, inputs.states.dtype)
+    return said(rows, scale, counts, inputs.shared, inputs.states.dtype)
 
 
 def by_row(inputs: MoeExpertsInputs, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -223,8 +229,8 @@ def expert_by_expert_composed(inputs: MoeExpertsInputs, target: Target) -> torch
     for index, expert in enumerate(on_device.here.tolist()):
         tokens, places = (on_device.chosen == expert).nonzero(as_tuple=True)
         if len(tokens):
-            said = alone(on_device.states[tokens], on_device.routed, index).float()
-            total.index_add_(0, tokens, said * on_device.weights[tokens, places].float().unsqueeze(1))
+            rows = alone(on_device.states[tokens], on_device.routed, index).float()
+            total.index_add_(0, tokens, rows * on_device.weights[tokens, places].float().unsqueeze(1))
     if on_device.shared is not None:
         total += alone(on_device.states, on_device.shared, 0).float()
     return total.to(on_device.states.dtype)

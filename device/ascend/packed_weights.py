@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from device.ascend.int4_pack import paired
+from device.ascend.scale_pack import widened
 from reference.expert_weights import ExpertWeights
 
 HALF = 8
@@ -18,17 +20,17 @@ def words(values: torch.Tensor) -> torch.Tensor:
 
     One matrix after the other, so that nothing is needed beside what is returned.
     """
-    packed = torch.empty(*values.shape[:-1], values.shape[-1] // 2, dtype=torch.int8, device=values.device)
-    for byte, value in zip(packed.flatten(0, -3), values.flatten(0, -3), strict=True):
-        torch.bitwise_or(value[:, 0::2] & 0xF, value[:, 1::2] << 4, out=byte)
-    return packed.view(torch.int32)
+    packed = torch.empty(*values.shape[:-1], values.shape[-1] // 8, dtype=torch.int32, device=values.device)
+    for matrix, value in zip(packed.flatten(0, -3), values.flatten(0, -3), strict=True):
+        matrix.copy_(paired(value[:, 0::2], value[:, 1::2]))
+    return packed
 
 
 def bits_of(scale: torch.Tensor | None) -> torch.Tensor:
     """Return the bits of float32 scales as int64, ``[experts, groups, columns]``; raises ``ValueError`` without any."""
     if scale is None:
         raise ValueError("int4 has scales")
-    return scale.contiguous().view(torch.int32).long() & 0xFFFFFFFF
+    return widened(scale.contiguous())
 
 
 def assist_matrix(weights: ExpertWeights) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from npudiff.constraints import Axis
+from npudiff.constraints import Axis, check_axes
 from npudiff.text import counted
 
 KINDS = ("step-3.5", "deepseek")
@@ -165,18 +165,9 @@ def check_case(case: DecoderLayerCase) -> None:
         not 0 <= one.prefix <= 2**14 or not 1 <= one.prefill <= 2**14 for one in case.requests
     ):
         raise ValueError("a case has 1 to 256 requests of up to 16384 tokens, at least one of them after a prefix")
-    for name in ("hidden_size", "query_rank", "kv_heads", "group", "experts", "chosen", "width", "page_size"):
-        if not 1 <= getattr(case, name) <= 2**14:
-            raise ValueError(f"{name} must lie in 1..16384, got {getattr(case, name)}")
-    for name in ("kind", "head_dim", "rotary", "groups", "form"):
-        if getattr(case, name) not in AXES[name].legal:
-            raise ValueError(f"{name} is one of {AXES[name].options}, got {getattr(case, name)}")
+    check_axes(case, AXES, free=("limit", "shared_limit"))
     if case.latent and (case.window is not None or case.kv_heads != 1 or case.rotary != "whole"):
         raise ValueError("layers with latents have no window, one KV head, and a rope part that turns as a whole")
-    if not 0 <= case.decode_steps <= 64 or not 0 <= case.seed < 2**63:
-        raise ValueError("decode_steps or seed out of range")
-    if case.window is not None and not 1 <= case.window < 2**31:
-        raise ValueError(f"window must be none or in 1..2**31-1, got {case.window}")
     _check_experts(case)
     heads = case.kv_heads * case.group
     columns = max(heads * 192, case.experts * 2 * case.width, case.query_rank + 576)

@@ -11,8 +11,9 @@ from npudiff.constraints import Axis, check_axes
 from npudiff.data import Stream
 from npudiff.text import counted
 from properties import rows
-from properties.expert_weights import BITS, FORMS, NIBBLES_OF_A_WORD
+from properties.expert_weights import BITS, FORMS
 from reference.grouped_matmul import GROUP_LISTS
+from reference.int4_pack import INTEGERS_OF_A_WORD
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
 LOADS = ("even", "last", "first", "scattered", "none")
@@ -96,7 +97,7 @@ def contradiction(case: GroupedMatmulCase) -> str:
         "offset": case.offset and not case.form.endswith("a16"),
         "token_scale": case.token_scale == (sums and case.form == "w8a8") or (not case.token_scale and not whole),
         "groups": case.inner % case.groups != 0 or (case.groups > 1 and case.form in ("float", "w8a8")),
-        "columns": BITS[case.form] == 4 and case.columns % NIBBLES_OF_A_WORD != 0,
+        "columns": BITS[case.form] == 4 and case.columns % INTEGERS_OF_A_WORD != 0,
         "transposed": case.transposed and BITS[case.form] == 4,
         "inner": case.form == "w4a8" and case.groups > 1 and case.inner != GROUP_SIZE * case.groups,
         "split": case.split == "inner" and (case.form != "float" or case.bias != "none"),

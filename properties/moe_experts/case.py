@@ -10,7 +10,7 @@ import torch
 from npudiff.constraints import Axis, check_axes
 from npudiff.text import counted
 from properties import rows
-from properties.expert_weights import NIBBLES_OF_A_WORD
+from reference.int4_pack import INTEGERS_OF_A_WORD
 from reference.swiglu import LAYOUTS, Activation
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,7 +82,7 @@ def contradiction(case: MoeExpertsCase) -> str:
     sizes = (case.hidden, 2 * case.width, 2 * case.shared_width)
     checks = {
         "top_k": case.top_k > case.experts,
-        "hidden": case.form == "w4a8" and any(size % NIBBLES_OF_A_WORD for size in sizes),
+        "hidden": case.form == "w4a8" and any(size % INTEGERS_OF_A_WORD for size in sizes),
         "groups": case.groups > 1 and (case.form != "w4a8" or case.hidden != GROUP_SIZE * case.groups),
         "biased": case.biased and case.form != "float",
         "layout": case.layout == "interleaved" and case.activation != "swiglu_oai",

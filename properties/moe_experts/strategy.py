@@ -23,6 +23,9 @@ from properties.moe_experts.case import (
     contradiction,
 )
 
+MANY = 64
+"""Experts whose matrices are not made for nothing."""
+
 MOST_PRODUCTS = 2**22
 """Products with one matrix up to which a case may be larger than it must."""
 
@@ -62,7 +65,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeExpertsCase:
         shared_width=shared_width,
         shared_limit=choose.value(box, "shared_limit", (None, *LIMITS) if shared_width else (None,)),
         load=choose.value(box, "load", LOADS),
-        here=choose.value(box, "here", HERE if experts > 1 else HERE[:2]) if experts < 64 else _not_all(choose, box),
+        here=choose.value(box, "here", _here(experts)),
         recipe=choose.value(box, "recipe", RECIPES),
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
@@ -76,6 +79,8 @@ def _tokens(box: Box, products: int) -> Sequence[int]:
     return [count for count in allowed if count * products <= MOST_PRODUCTS] or [min(allowed)]
 
 
-def _not_all(choose: Chooser, box: Box) -> str:
-    """Of many experts, only the matrices of those that are chosen are made, unless all are asked for."""
-    return str(choose.value(box, "here", ("chosen",)))
+def _here(experts: int) -> tuple[str, ...]:
+    """Of many experts, only the matrices of those that are chosen are made; one expert has no halves."""
+    if experts >= MANY:
+        return ("chosen",)
+    return HERE if experts > 1 else HERE[:2]

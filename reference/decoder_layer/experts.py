@@ -19,10 +19,13 @@ def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtyp
 
     Errors are scales between the two products, and bounds after them.
 
-    It is ``reference.moe_experts`` on states that are not known exactly. There an integer that may be one off is an
-    error of a whole step; where the errors of states are as large as steps, nearly all are. So the integer times its
-    step is taken for the number that was rounded, with the error of a rounding, and the error of the step itself, which
-    a device divides and multiplies by, is nobody's.
+    It is ``reference.moe_experts`` on states that are not known exactly. Of the two ways in which
+    ``reference.dynamic_quant.as_terms`` sees an integer it is always the second: where the errors of states are as
+    large as steps, an integer times its step is the number that was rounded, with the error of a rounding.
+
+    What leaves the second product has the confidence of ``reference.linear.carried``, four scales, and not the six of
+    ``reference.spread``: several roundings of an activation are added up as bounds before they are a scale, so that
+    scales are larger here than the errors that they stand for.
 
     Parameters
     ----------

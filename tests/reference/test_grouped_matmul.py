@@ -37,11 +37,8 @@ def whole(bits, rows=5, inner=4, columns=3, groups=1, experts=3):
     return integers(rows, inner, name="x"), weights, numbers(rows, name="t").abs()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("bits", "groups"), [(8, 1), (4, 1), (4, 2)])
 def test_whole_numbers_are_exact_arithmetic_with_fractions(bits, groups):
-    if bits == 8 and groups == 2:
-        groups = 1
     states, weights, token_scale = whole(bits, groups=groups)
     result = grouped_matmul(inputs(states, weights, token_scale=token_scale))["output"]
     row = 0
@@ -127,6 +124,18 @@ def test_groups_of_the_inner_axis_are_products_of_slices():
     )["output"].value  # fmt: skip
     x, w = states.double(), weights.values[0].double()
     assert torch.allclose(result, torch.stack([x[:, :3] @ w[:3], torch.zeros(4, 6).double(), x[:, 3:] @ w[3:]]))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_scale_may_be_negative_and_a_bound_never_is(bits):
+    states, weights, token_scale = whole(bits)
+    turned = replace(weights, scale=-weights.scale)
+    before, after = (grouped_matmul(inputs(states, w, token_scale=token_scale))["output"] for w in (weights, turned))
+    assert torch.equal(after.value, -before.value)
+    assert torch.allclose(after.bound, before.bound, rtol=1e-12)
+    values = states[:1].double()
+    uncertain = ExpertRows(Inexact(values, torch.full_like(values, 0.5)), Inexact.exact(torch.ones(1)), quantised=True)
+    assert bool((times(uncertain, turned, 0, torch.float32).brought > 0).all())
 
 
 def test_equal_weights_round_alike_and_so_do_their_errors():
