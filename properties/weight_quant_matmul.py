@@ -19,6 +19,7 @@ from npudiff.text import counted
 from properties import rows
 from properties.models import FEW, Model, of_models
 from properties.token_order import in_another_order
+from properties.weight_matrix import check_sizes, columns_in_another_order, coordinates, narrow
 from reference.quant_matmul import RANGES
 from reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
 
@@ -62,13 +63,9 @@ RULES = Constraints(_SCALES).within(Constraints(_INTEGERS))
 """Groups have a size, and integers of four bits fill words along the axis that lies together in memory; a single row or
 column of words lies both ways."""
 
-_MAX_ELEMENTS = 2**26
 
 MOST_PRODUCTS = 2**19
 """Products up to which a case may have more tokens than it must."""
-
-MOST_WEIGHTS = 2**19
-"""Elements of a matrix up to which it may have more columns than it must."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> WeightQuantMatmulCase:
     assume(boxes)
     box = choose.pick(boxes)
     inner = choose.value(box, "inner", (64, 16, 40, 1, 17, 100, 200, 1000, 2048, 4160))
-    columns = choose.pick(_narrow(within((16, 8, 1, 7, 24, 33, 64, 136, 264), box.get("columns")), inner))
+    columns = choose.pick(narrow(within((16, 8, 1, 7, 24, 33, 64, 136, 264), box.get("columns")), inner))
     allowed = within((1, 2, 3, 7, 17, 65, 130, 300), box.get("tokens"))[:4096]
     fitting = [count for count in allowed if count * inner * columns <= MOST_PRODUCTS]
     sizes = [size for size in within((0, 32, 64, 128, 96, 256, 320), box.get("group_size")) if size < inner]
@@ -121,11 +118,6 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> WeightQuantMatmulCase:
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
-
-
-def _narrow(columns: Sequence[int], inner: int) -> Sequence[int]:
-    """Columns of matrices that are not too large, or the fewest."""
-    return [count for count in columns[:4096] if inner * count <= MOST_WEIGHTS] or [min(columns)]
 
 
 def build_inputs(case: WeightQuantMatmulCase) -> WeightQuantMatmulInputs:
@@ -223,19 +215,10 @@ def describe(case: WeightQuantMatmulCase) -> str:
 def check_case(case: WeightQuantMatmulCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
     check_axes(case, AXES)
-    sizes = (case.tokens * case.inner, case.inner * case.columns, case.tokens * case.columns)
-    if max(sizes) > _MAX_ELEMENTS or case.tokens * case.inner * case.columns > 2**34:
-        raise ValueError(f"there would be more than {_MAX_ELEMENTS} elements or {2**34} products")
+    check_sizes(case.tokens, case.inner, case.columns)
     why = RULES.reason_against(values(case))
     if why is not None or case.group_size >= max(case.inner, 1):
         raise ValueError(f"these do not go together: {why or f'groups of {case.group_size} in {case.inner} rows'}")
-
-
-def coordinates(inputs: WeightQuantMatmulInputs, output: str) -> Mapping[str, torch.Tensor]:
-    """Return integer tensors that broadcast to the output: token and column."""
-    del output  # there is one
-    tokens, columns = len(inputs.x), inputs.weight.shape[1]
-    return {"token": torch.arange(tokens).unsqueeze(1), "column": torch.arange(columns).unsqueeze(0)}
 
 
 def _tokens_do_not_mix(subject: Subject, case: WeightQuantMatmulCase) -> Comparison:
@@ -244,16 +227,7 @@ def _tokens_do_not_mix(subject: Subject, case: WeightQuantMatmulCase) -> Compari
 
 
 def _columns_do_not_mix(subject: Subject, case: WeightQuantMatmulCase) -> Comparison:
-    inputs = build_inputs(case)
-    order = Stream(case.seed, "columns").permutation(case.columns)
-    own = {name: getattr(inputs, name) for name in ("scale", "offset", "bias")}
-    moved = {name: each[..., order] for name, each in own.items() if each is not None and each.numel() > 1}
-    weight = inputs.weight[:, order].contiguous()
-    if case.layout == "transposed":
-        weight = weight.t().contiguous().t()
-    other = replace(inputs, weight=weight, **moved)
-    before = {"output": subject.run(inputs)["output"][:, order]}
-    return agree(bounds_of(subject.expected(other)), before, subject.run(other), "columns in another order")
+    return columns_in_another_order(subject, build_inputs(case), Stream(case.seed, "columns").permutation(case.columns))
 
 
 def _equal_groups_are_none(subject: Subject, case: WeightQuantMatmulCase) -> Comparison:

@@ -4,9 +4,10 @@ from npudiff.component import Component
 from npudiff.constraints import Box
 from properties.models import FEW, Model, of_models
 from properties.quant_matmul.case import AXES, QuantMatmulCase, check_case, describe, features, values
-from properties.quant_matmul.inputs import build_inputs, coordinates
+from properties.quant_matmul.inputs import build_inputs
 from properties.quant_matmul.relations import RELATIONS
 from properties.quant_matmul.strategy import cases
+from properties.weight_matrix import coordinates
 from reference.quant_matmul import quant_matmul
 
 

@@ -10,6 +10,7 @@ import torch
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.text import counted
 from properties import rows
+from properties.weight_matrix import check_sizes
 from reference.quant_matmul import RANGES
 
 DTYPES = {
@@ -63,8 +64,6 @@ RULES: tuple[Box, ...] = (
 )  # fmt: skip
 """What the operator's table of dtypes allows. A bias of bfloat16 beside an output of float16 is left out: the table
 prints it, the text beside it says something else."""
-
-_MAX_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,7 @@ def describe(case: QuantMatmulCase) -> str:
 def check_case(case: QuantMatmulCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
     check_axes(case, AXES)
-    sizes = (case.tokens * case.inner, case.inner * case.columns, case.tokens * case.columns)
-    if max(sizes) > _MAX_ELEMENTS or case.tokens * case.inner * case.columns > 2**34:
-        raise ValueError(f"there would be more than {_MAX_ELEMENTS} elements or {2**34} products")
+    check_sizes(case.tokens, case.inner, case.columns)
     why = Constraints(RULES).reason_against(values(case))
     if why is not None:
         raise ValueError(f"these do not go together: {why}")

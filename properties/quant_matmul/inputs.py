@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from npudiff.data import Stream
@@ -112,10 +110,3 @@ def _bias(case: QuantMatmulCase, x: torch.Tensor, weight: torch.Tensor) -> torch
     if case.recipe in ("extremes", "cancelling") and case.inner < 2**15:  # twice a sum has to fit
         return ((numbers * 100).to(torch.int64) - (x[:1].to(torch.int64) * weight.t()).sum(dim=1)).to(torch.int32)
     return (numbers * _sum_size(case) / 4).to(torch.int32)
-
-
-def coordinates(inputs: QuantMatmulInputs, output: str) -> Mapping[str, torch.Tensor]:
-    """Return integer tensors that broadcast to the output: token and column."""
-    del output  # there is one
-    tokens, columns = len(inputs.x), inputs.weight.shape[1]
-    return {"token": torch.arange(tokens).unsqueeze(1), "column": torch.arange(columns).unsqueeze(0)}

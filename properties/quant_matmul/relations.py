@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, Derived, agree, bounds_of, compare
+from npudiff.compare import Comparison, Derived, compare
 from npudiff.component import Subject
 from npudiff.data import Stream
 from npudiff.property import Property
 from properties.quant_matmul.case import QuantMatmulCase
 from properties.quant_matmul.inputs import build_inputs
 from properties.token_order import in_another_order
+from properties.weight_matrix import columns_in_another_order
 from reference.bounds import underflow_step
 
 
@@ -22,13 +23,7 @@ def _tokens_do_not_mix(subject: Subject, case: QuantMatmulCase) -> Comparison:
 
 
 def _columns_do_not_mix(subject: Subject, case: QuantMatmulCase) -> Comparison:
-    inputs = build_inputs(case)
-    order = Stream(case.seed, "columns").permutation(case.columns)
-    own = {name: getattr(inputs, name) for name in ("scale", "offset", "bias")}
-    moved = {name: each[order] for name, each in own.items() if each is not None and len(each) == case.columns}
-    other = replace(inputs, weight=inputs.weight.t()[order].contiguous().t(), **moved)
-    before = {"output": subject.run(inputs)["output"][:, order]}
-    return agree(bounds_of(subject.expected(other)), before, subject.run(other), "columns in another order")
+    return columns_in_another_order(subject, build_inputs(case), Stream(case.seed, "columns").permutation(case.columns))
 
 
 def _sums_of_halves(subject: Subject, case: QuantMatmulCase) -> Comparison:

@@ -11,12 +11,10 @@ from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
 from properties.quant_matmul.case import BIASES, LAYOUTS, OFFSETS, OUTPUTS, PER, RECIPES, RULES, QuantMatmulCase
 from properties.rows import ROWS
+from properties.weight_matrix import narrow
 
 MOST_PRODUCTS = 2**20
 """Products up to which a case may have more tokens than it must."""
-
-MOST_WEIGHTS = 2**19
-"""Elements of a matrix up to which it may have more columns than it must."""
 
 
 def cases(constraints: Constraints) -> st.SearchStrategy[QuantMatmulCase]:
@@ -30,7 +28,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> QuantMatmulCase:
     assume(boxes)
     box = choose.pick(boxes)
     inner = choose.value(box, "inner", (64, 16, 8, 1, 17, 100, 1000, 2048, 4096, 8200))
-    columns = choose.pick(_narrow(within((16, 8, 1, 7, 24, 33, 64, 136, 264, 1032), box.get("columns")), inner))
+    columns = choose.pick(narrow(within((16, 8, 1, 7, 24, 33, 64, 136, 264, 1032), box.get("columns")), inner))
     allowed = within((1, 2, 3, 7, 17, 65, 130, 300), box.get("tokens"))[:4096]
     fitting = [count for count in allowed if count * inner * columns <= MOST_PRODUCTS]
     return QuantMatmulCase(
@@ -49,8 +47,3 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> QuantMatmulCase:
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
-
-
-def _narrow(columns: Sequence[int], inner: int) -> Sequence[int]:
-    """Columns of matrices that are not too large, or the fewest."""
-    return [count for count in columns[:4096] if inner * count <= MOST_WEIGHTS] or [min(columns)]

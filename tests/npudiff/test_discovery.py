@@ -68,6 +68,7 @@ def test_components_and_their_targets_are_found():
         "moved_data",
         "rows",
         "token_order",
+        "weight_matrix",
     }
     assert component_names() == sorted(rooms - shared - {"test_components"})
     assert target_names() == ["npu", "sim"]
