@@ -2,9 +2,9 @@
 
 ``reference.inexact`` carries the largest error of each number, and ``reference.linear.carried`` multiplies by its
 confidence at every product. Through a whole layer of five products that would be a factor of 1024. Here a number has
-the scale of its error in place of a bound: a bounded error of mean zero has its bound for a scale, a sum of independent
-errors the root of the sum of squares (both Hoeffding, 1963), and only what comes out of the layer is multiplied by the
-confidence.
+the scale of its error, its standard deviation, in place of a bound: a rounding is spread evenly, a sum of independent
+errors has the root of the sum of squares, and only what comes out of the layer is multiplied by the confidence. That
+sums of many are distributed normally, up to that confidence, is taken for granted.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from npudiff.discovery import (
     built_in_implementations,
     component_names,
     default_target,
+    implementations_below,
     implementations_in,
     load_component,
     load_components,
@@ -278,3 +279,12 @@ def test_what_a_foreign_entry_point_gives_is_checked(monkeypatch):
         load_target("strange", None)
     with pytest.raises(UsageError, match=r"'strange' of npudiff\.components is not a Component"):
         load_component("strange")
+
+
+def test_two_implementations_of_one_name_in_a_room_are_refused(module):
+    kernels = {"one": decorated(name="first"), "two": decorated(name="second")}
+    module("room.__init__", "")
+    for name, text in kernels.items():
+        module(f"room.{name}", text)
+    with pytest.raises(ValueError, match="two implementations in room are named kernel"):
+        implementations_below("room", importlib.import_module("room").__path__)
