@@ -1,0 +1,1 @@
+"""The virtual NPU: the real torch_npu on host memory, for machines without a card."""

@@ -1,0 +1,186 @@
+"""Building the stand-in for CANN: small shared libraries that torch_npu finds where it asks for CANN's.
+
+All functions are in one library, compiled from the C files in ``runtime/``; the others depend on it, and whoever looks
+a function up in one of them finds it there. What torch_npu needs to be loaded and the C files do not have is made
+as functions that fail and say their name. Which those are is read from torch_npu's own libraries, so that another
+version of it needs no change here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from device.virtual.elf import NotSharedLibrary, SharedLibrary, read_shared_library
+
+SOURCES = Path(__file__).parent / "runtime"
+RUNTIME = "libascendcl.so"
+"""The library that has all functions; torch_npu knows it by this name."""
+
+MACHINES = ("x86_64", "aarch64")
+"""Machines for which torch_npu exists. The C files do not depend on them."""
+
+_FLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-Werror")
+
+
+class CannotBuild(RuntimeError):  # noqa: N818 - named for what is the case
+    """The stand-in cannot be built here; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a torch_npu asks of CANN.
+
+    Attributes
+    ----------
+    libraries : tuple of str
+        Names of libraries that must be there to load it.
+    symbols : tuple of str
+        Symbols that these must define.
+    """
+
+    libraries: tuple[str, ...]
+    symbols: tuple[str, ...]
+
+
+def build(torch_npu: Path, torch: Path, version: str) -> Path:
+    """Return the folder of the stand-in for a torch_npu; build it if it is not in the cache.
+
+    Parameters
+    ----------
+    torch_npu, torch : Path
+        Folders of the installed packages; they are read, never imported.
+    version : str
+        The version of torch_npu.
+
+    Raises
+    ------
+    CannotBuild
+        If there is no C compiler, or none of the machines that torch_npu is made for.
+    """
+    if platform.system() != "Linux" or platform.machine() not in MACHINES:
+        raise CannotBuild(
+            f"the virtual NPU needs Linux on {' or '.join(MACHINES)}, where torch_npu exists; "
+            f"this is {platform.system()} on {platform.machine()}"
+        )
+    folder = cache_folder() / f"{version}-{platform.machine()}-{_digest()}"
+    if not folder.is_dir():
+        compiler = _compiler()
+        demand = demand_of(torch_npu, torch)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as place:
+            made = Path(place) / "libraries"
+            made.mkdir()
+            _compile(compiler, demand, made)
+            _move(made, folder)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Return where stand-ins are kept: the user's cache directory, never the checkout."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "npudiff" / "virtual"
+
+
+def demand_of(torch_npu: Path, torch: Path) -> Demand:
+    """Read what a torch_npu needs that neither torch nor this process has: what CANN would give.
+
+    Raises
+    ------
+    CannotBuild
+        If the package has no libraries that can be read.
+    """
+    try:
+        own = [read_shared_library(path) for path in sorted((*torch_npu.glob("lib/*.so"), *torch_npu.glob("_C*.so")))]
+        others = [read_shared_library(path) for path in sorted(torch.glob("lib/*.so"))]
+    except NotSharedLibrary as error:
+        raise CannotBuild(str(error)) from error
+    if not own or not others:
+        raise CannotBuild(f"no libraries in {torch_npu if not own else torch}: the package is not complete")
+    process = ctypes.CDLL(None)
+    wanted = _all(own, "wanted") - _all([*own, *others], "defined")
+    given = {library.soname for library in (*own, *others)}
+    asked = {name for library in own for name in library.needed if name.endswith(".so")}
+    return Demand(
+        libraries=tuple(sorted((asked - given) | {RUNTIME})),
+        symbols=tuple(sorted(name for name in wanted if not hasattr(process, name))),
+    )
+
+
+def _all(libraries: list[SharedLibrary], what: str) -> set[str]:
+    return {name for library in libraries for name in getattr(library, what)}
+
+
+def _compiler() -> str:
+    """Return the system's C compiler: ``CC`` if it is set, else ``cc`` or ``gcc`` or ``clang``."""
+    for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise CannotBuild("the virtual NPU needs a C compiler, and there is no cc, gcc or clang; install gcc, or set CC")
+
+
+def _compile(compiler: str, demand: Demand, folder: Path) -> None:
+    """Compile the runtime, add what is missing of the demand, and make the other libraries depend on it."""
+    sources = sorted(str(path) for path in SOURCES.glob("*.c"))
+    runtime = folder / RUNTIME
+    _run([compiler, *_FLAGS, f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), *sources, "-lpthread"])
+    missing = sorted(set(demand.symbols) - read_shared_library(runtime).defined)
+    generated = folder / "missing.c"
+    generated.write_text(_failing(missing), encoding="utf-8")
+    _run([
+        compiler, *_FLAGS, f"-I{SOURCES}", f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), *sources, str(generated),
+        "-lpthread",
+    ])  # fmt: skip
+    empty = folder / "empty.c"
+    empty.write_text("typedef int nothing;\n", encoding="utf-8")
+    for name in demand.libraries:
+        if name != RUNTIME:
+            target = str(folder / name)
+            depend = ["-Wl,--no-as-needed", f"-L{folder}", f"-l:{RUNTIME}"]
+            _run([compiler, *_FLAGS, f"-Wl,-soname,{name}", "-o", target, str(empty), *depend])
+
+
+def _failing(symbols: list[str]) -> str:
+    """Return C code of functions that are not simulated: each remembers its name, and fails.
+
+    Some of them return a handle, which nobody looks into; the result is as wide as one, so that it is not torn.
+    """
+    text = "not part of the virtual NPU"
+    functions = (
+        f'intptr_t {name}(void);\nintptr_t {name}(void) {{\n    remember("{name}: {text}");\n'
+        "    return FEATURE_NOT_SUPPORTED;\n}\n"
+        for name in symbols
+    )
+    return "\n".join(['#include "runtime.h"\n', *functions])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the system's compiler
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+        raise CannotBuild(f"{command[0]} cannot build the virtual NPU: {said[0]} (exit code {done.returncode})")
+
+
+def _digest() -> str:
+    """A name for these sources: another version of npudiff never meets libraries of this one."""
+    digest = hashlib.sha256()
+    for path in (*sorted(SOURCES.iterdir()), Path(__file__)):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _move(made: Path, folder: Path) -> None:
+    """Put a finished folder where it belongs; another process may have been faster, with the same libraries."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise

@@ -1,0 +1,92 @@
+"""Loading torch_npu where there is no CANN: the stand-in first, then the package itself."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from device.virtual.build import RUNTIME, CannotBuild, build
+
+
+class VirtualNpuUnavailable(RuntimeError):  # noqa: N818 - named for what is the case
+    """The virtual NPU cannot run here; the message says why in one line."""
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """Import the real torch_npu on the stand-in for CANN, and return the stand-in.
+
+    Every operator of torch_npu exists afterwards, with its true schema and its own shape rules; its device is there, and
+    has memory and streams, but no operators. Idempotent. Call it before anything imports torch_npu, and before the
+    simulator defines operators.
+
+    Raises
+    ------
+    VirtualNpuUnavailable
+        If torch_npu is missing, belongs to another torch, has been imported on a real CANN, or does not load; or if the
+        stand-in cannot be built.
+    """
+    _check_versions()
+    if "torch_npu" in sys.modules:
+        raise VirtualNpuUnavailable("torch_npu has been imported without the virtual NPU: enable it before that")
+    try:
+        folder = build(package_folder("torch_npu"), package_folder("torch"), importlib.metadata.version("torch_npu"))
+    except CannotBuild as error:
+        raise VirtualNpuUnavailable(str(error)) from error
+    # In the calling thread, or copies would run beside operators, which are over when their call returns.
+    os.environ["TASK_QUEUE_ENABLE"] = "0"
+    runtime = ctypes.CDLL(str(folder / RUNTIME), mode=ctypes.RTLD_GLOBAL)
+    for path in sorted(folder.glob("*.so")):
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    with _environment({"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "ASCEND_HOME_PATH": str(folder)}):
+        try:
+            import torch  # noqa: F401, PLC0415 - the first import of a process, perhaps, with autoload off
+            import torch_npu  # noqa: F401, PLC0415
+        except Exception as error:
+            raise VirtualNpuUnavailable(f"torch_npu does not load on the stand-in: {error}") from error
+    return runtime
+
+
+def package_folder(name: str) -> Path:
+    """Return the folder of an installed package, without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise VirtualNpuUnavailable(f"{name} is not installed: pip install 'npudiff[npu]'")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _check_versions() -> None:
+    """Refuse a torch_npu that was built for another torch: it would crash where its symbols differ."""
+    package_folder("torch")
+    package_folder("torch_npu")
+    torch, torch_npu = (importlib.metadata.version(name) for name in ("torch", "torch_npu"))
+    if _series(torch) != _series(torch_npu):
+        wanted = ".".join(_series(torch_npu))
+        raise VirtualNpuUnavailable(f"torch_npu {torch_npu} needs torch {wanted}, and torch is {torch}")
+
+
+def _series(version: str) -> Sequence[str]:
+    """Return the numbers that torch and torch_npu have in common, of ``2.13.0+cpu`` or ``2.13.0.post2``."""
+    return version.partition("+")[0].split(".")[:3]
+
+
+@contextlib.contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """Set variables for a while."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,253 @@
+/* The device itself: one of them, always there, and what it answers when it is asked about itself. */
+
+#include "runtime.h"
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Numbers of the public headers of CANN: aclCannAttr, aclDeviceInfo, aclSysParamOpt. */
+enum { CANN_INF_NAN = 0, CANN_BF16 = 1 };
+enum { INFO_AI_CORES = 0, INFO_VECTOR_CORES = 1, INFO_L2_SIZE = 2 };
+
+enum { MESSAGE_BYTES = 512, SYSTEM_PARAMETERS = 16, CUBE_CORES = 24, VECTOR_CORES = 48 };
+
+static atomic_int lost_with = SUCCESS;
+static pthread_mutex_t message_lock = PTHREAD_MUTEX_INITIALIZER;
+static char message[MESSAGE_BYTES];
+static _Thread_local char answer[MESSAGE_BYTES];
+static _Thread_local int32_t current_device = -1;
+static atomic_llong system_parameters[SYSTEM_PARAMETERS];
+static int context;
+
+void remember(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    pthread_mutex_lock(&message_lock);
+    vsnprintf(message, sizeof message, format, arguments);
+    pthread_mutex_unlock(&message_lock);
+    va_end(arguments);
+}
+
+status_t device_status(void) { return atomic_load(&lost_with); }
+
+/* For npudiff: from now on every task fails with this code, as on a card after an exception; SUCCESS heals it. */
+void npudiff_lose_device(status_t code, const char *why) {
+    remember("%s", why);
+    atomic_store(&lost_with, code);
+}
+
+status_t npudiff_device_status(void) { return device_status(); }
+
+/* The message is taken: a second call has none, as with CANN. */
+const char *aclGetRecentErrMsg(void) {
+    pthread_mutex_lock(&message_lock);
+    memcpy(answer, message, sizeof answer);
+    message[0] = '\0';
+    pthread_mutex_unlock(&message_lock);
+    return answer;
+}
+
+status_t aclInit(const char *config) {
+    (void)config;
+    return SUCCESS;
+}
+
+status_t aclFinalize(void) { return SUCCESS; }
+
+const char *aclrtGetSocName(void) { return "Ascend910B3"; }
+
+status_t aclrtGetDeviceCount(uint32_t *count) {
+    *count = 1;
+    return SUCCESS;
+}
+
+status_t aclrtSetDevice(int32_t device) {
+    if (device != 0) {
+        remember("the virtual NPU has one device, 0; asked for %d", (int)device);
+        return INVALID_DEVICE;
+    }
+    current_device = device;
+    return SUCCESS;
+}
+
+status_t aclrtResetDevice(int32_t device) {
+    (void)device;
+    current_device = -1;
+    return SUCCESS;
+}
+
+status_t aclrtGetDevice(int32_t *device) {
+    *device = current_device;
+    return current_device < 0 ? CONTEXT_NULL : SUCCESS;
+}
+
+status_t aclrtGetCurrentContext(void **current) {
+    *current = current_device < 0 ? NULL : &context;
+    return current_device < 0 ? CONTEXT_NULL : SUCCESS;
+}
+
+status_t aclrtSetCurrentContext(void *chosen) {
+    if (chosen != &context) {
+        return PARAM_INVALID;
+    }
+    current_device = 0;
+    return SUCCESS;
+}
+
+status_t aclrtGetPrimaryCtxState(int32_t device, uint32_t *flags, int32_t *active) {
+    if (flags != NULL) {
+        *flags = 0;
+    }
+    *active = device == 0;
+    return device == 0 ? SUCCESS : INVALID_DEVICE;
+}
+
+status_t aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer) {
+    (void)device;
+    (void)peer;
+    *can = 0;
+    return SUCCESS;
+}
+
+status_t aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t flags) {
+    (void)peer;
+    (void)flags;
+    return FEATURE_NOT_SUPPORTED;
+}
+
+status_t aclrtSynchronizeDevice(void) { return device_status(); }
+
+status_t aclrtSynchronizeDeviceWithTimeout(int32_t milliseconds) {
+    (void)milliseconds;
+    return device_status();
+}
+
+status_t aclGetDeviceCapability(uint32_t device, int32_t information, int64_t *value) {
+    (void)device;
+    switch (information) {
+    case INFO_AI_CORES:
+        *value = CUBE_CORES;
+        return SUCCESS;
+    case INFO_VECTOR_CORES:
+        *value = VECTOR_CORES;
+        return SUCCESS;
+    case INFO_L2_SIZE:
+        *value = INT64_C(192) << 20;
+        return SUCCESS;
+    default:
+        remember("the virtual NPU does not know device information %d", (int)information);
+        return PARAM_INVALID;
+    }
+}
+
+status_t aclGetCannAttribute(int32_t attribute, int32_t *value) {
+    *value = attribute == CANN_INF_NAN || attribute == CANN_BF16;
+    return SUCCESS;
+}
+
+status_t aclGetCannAttributeList(const int32_t **attributes, size_t *count) {
+    static const int32_t known[] = {CANN_INF_NAN, CANN_BF16};
+    *attributes = known;
+    *count = sizeof known / sizeof known[0];
+    return SUCCESS;
+}
+
+status_t aclrtSetSysParamOpt(int32_t option, int64_t value) {
+    if (option < 0 || option >= SYSTEM_PARAMETERS) {
+        return PARAM_INVALID;
+    }
+    atomic_store(&system_parameters[option], value);
+    return SUCCESS;
+}
+
+status_t aclrtCtxSetSysParamOpt(int32_t option, int64_t value) { return aclrtSetSysParamOpt(option, value); }
+
+status_t aclrtGetSysParamOpt(int32_t option, int64_t *value) {
+    if (option < 0 || option >= SYSTEM_PARAMETERS) {
+        return PARAM_INVALID;
+    }
+    *value = atomic_load(&system_parameters[option]);
+    return SUCCESS;
+}
+
+status_t aclrtSetDeviceSatMode(int32_t mode) {
+    (void)mode;
+    return SUCCESS;
+}
+
+/* Options of the operator compiler, which is not there: any value is taken, and none is remembered. */
+size_t aclGetCompileoptSize(int32_t option) {
+    (void)option;
+    return 1;
+}
+
+status_t aclGetCompileopt(int32_t option, char *value, size_t length) {
+    (void)option;
+    if (length == 0) {
+        return PARAM_INVALID;
+    }
+    value[0] = '\0';
+    return SUCCESS;
+}
+
+status_t aclSetCompileopt(int32_t option, const char *value) {
+    (void)option;
+    (void)value;
+    return SUCCESS;
+}
+
+status_t aclrtSetOpWaitTimeout(uint32_t seconds) {
+    (void)seconds;
+    return SUCCESS;
+}
+
+status_t aclrtSetOpExecuteTimeOut(uint32_t seconds) {
+    (void)seconds;
+    return SUCCESS;
+}
+
+/* Profiling and logs: nobody listens. */
+void aclAppLog(int32_t level, const char *function, const char *file, uint32_t line, const char *format, ...) {
+    (void)level;
+    (void)function;
+    (void)file;
+    (void)line;
+    (void)format;
+}
+
+uint64_t MsprofSysCycleTime(void) { return 0; }
+
+uint64_t MsprofGetHashId(const char *text, size_t length) {
+    (void)text;
+    (void)length;
+    return 0;
+}
+
+int32_t MsprofRegisterCallback(uint32_t module, void *callback) {
+    (void)module;
+    (void)callback;
+    return 0;
+}
+
+int32_t MsprofReportApi(uint32_t ageing, const void *api) {
+    (void)ageing;
+    (void)api;
+    return 0;
+}
+
+int32_t MsprofReportCompactInfo(uint32_t ageing, const void *data, uint32_t length) {
+    (void)ageing;
+    (void)data;
+    (void)length;
+    return 0;
+}
+
+int32_t MsprofReportAdditionalInfo(uint32_t ageing, const void *data, uint32_t length) {
+    (void)ageing;
+    (void)data;
+    (void)length;
+    return 0;
+}
