@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,7 @@ def load() -> ctypes.CDLL:
     runtime = ctypes.CDLL(str(folder / RUNTIME), mode=ctypes.RTLD_GLOBAL)
     for path in sorted(folder.glob("*.so")):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    with _environment({"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "ASCEND_HOME_PATH": str(folder)}):
+    with _without_autoload(), _without_the_word_that_cann_is_missing():
         try:
             import torch  # noqa: F401, PLC0415 - the first import of a process, perhaps, with autoload off
             import torch_npu  # noqa: F401, PLC0415
@@ -78,15 +79,26 @@ def _series(version: str) -> Sequence[str]:
 
 
 @contextlib.contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """Set variables for a while."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
+def _without_autoload() -> Iterator[None]:
+    """Keep torch from importing torch_npu by itself, which is done here."""
+    before = os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD")
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        del os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"]
+        if before is not None:
+            os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = before
+
+
+@contextlib.contextmanager
+def _without_the_word_that_cann_is_missing() -> Iterator[None]:
+    """Hold back one line that torch_npu prints when it is imported; all else that it prints is passed on."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        lines = [line for line in printed.getvalue().splitlines() if "ASCEND_HOME_PATH" not in line]
+        if lines:
+            print("\n".join(lines))  # what torch_npu said
