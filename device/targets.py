@@ -1,4 +1,4 @@
-"""Where implementations run: the CPU simulator, or an NPU."""
+"""Where implementations run: the CPU simulator, a virtual NPU, or hardware."""
 
 from __future__ import annotations
 
@@ -17,11 +17,43 @@ def sim(cann: str | None) -> Target:
     """
     from device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
 
+    name = _profile(cann)
+    simulator.install()
+    return Target("sim", "cpu", name, lambda: simulator.use_profile(name))
+
+
+def virtual(cann: str | None) -> Target:
+    """The real torch_npu on host memory: ``npu:0`` tensors, the simulator's kernels, as the CANN profile says.
+
+    Raises
+    ------
+    TargetUnavailable
+        If torch_npu is not installed or does not fit, or the stand-in for CANN cannot be built.
+    ValueError
+        If there is no profile of this name.
+    """
+    from device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
+    from device.virtual import VirtualNpuUnavailable, enable  # noqa: PLC0415
+
+    name = _profile(cann)
+    try:
+        enable()
+    except VirtualNpuUnavailable as error:
+        raise TargetUnavailable(str(error)) from error
+    import torch  # noqa: PLC0415
+
+    synchronize = torch.get_device_module("npu").synchronize
+    return Target("virtual", "npu:0", name, lambda: simulator.use_profile(name), synchronize)
+
+
+def _profile(cann: str | None) -> str:
+    """Return the name of a CANN profile: the one that was asked for, if there is one of this name."""
+    from device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
+
     name = cann or simulator.DEFAULT_PROFILE
     if name not in simulator.PROFILES:
         raise ValueError(f"unknown CANN profile {name!r}; known: {', '.join(sorted(simulator.PROFILES))}")
-    simulator.install()
-    return Target("sim", "cpu", name, lambda: simulator.use_profile(name))
+    return name
 
 
 def npu(cann: str | None) -> Target:

@@ -27,11 +27,14 @@ class Operator:
         Kernel for CPU tensors.
     meta : callable
         Kernel that gives shapes and dtypes only.
+    formatted : tuple of str
+        Arguments whose storage format the kernel looks at. It takes all others as their bytes lie.
     """
 
     schema: str
     cpu: Callable[..., Any]
     meta: Callable[..., Any]
+    formatted: tuple[str, ...] = ()
 
 
 def install() -> None:

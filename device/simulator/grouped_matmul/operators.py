@@ -9,10 +9,10 @@ from device.simulator.grouped_matmul import swiglu_quant as swiglu
 from device.simulator.library import Operator
 
 OPERATORS = (
-    Operator(schemas.GROUPED_MATMUL, grouped.grouped_matmul, grouped.grouped_matmul_meta),
-    Operator(schemas.GROUPED_MATMUL_LIST, grouped.grouped_matmul_list, grouped.grouped_matmul_list_meta),
-    Operator(schemas.SWIGLU_QUANT, swiglu.swiglu_quant, swiglu.swiglu_quant_meta),
-    Operator(schemas.SWIGLU_QUANT_V2, swiglu.swiglu_quant_v2, swiglu.swiglu_quant_v2_meta),
-    Operator(schemas.FINALIZE_ROUTING, finalize.finalize_routing, finalize.finalize_routing_meta),
+    Operator(schemas.GROUPED_MATMUL, grouped.grouped_matmul, grouped.grouped_matmul_meta, ("weight",)),
+    Operator(schemas.GROUPED_MATMUL_LIST, grouped.grouped_matmul_list, grouped.grouped_matmul_list_meta, ("weight",)),
+    Operator(schemas.SWIGLU_QUANT, swiglu.swiglu_quant, swiglu.swiglu_quant_meta, ("weight",)),
+    Operator(schemas.SWIGLU_QUANT_V2, swiglu.swiglu_quant_v2, swiglu.swiglu_quant_v2_meta, ("weight",)),
+    Operator(schemas.FINALIZE_ROUTING, finalize.finalize_routing, finalize.finalize_routing_meta, ("w",)),
 )
 """Every operator of the family."""

@@ -1,0 +1,133 @@
+"""``aten`` operators on the virtual NPU: the CPU's own kernels, on the device's memory.
+
+torch_npu registers kernels for some 1,500 of its operators, which end in calls of CANN. Over them go kernels that run the
+same operator on CPU tensors. Only what needs no device code is left to torch_npu: allocation, views, resizing, streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from device.virtual.autograd import composite, differentiated_on_host
+from device.virtual.kernels import Call, Signature, device_kernel, signature_of
+from device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
+
+_KEY, _AUTOGRAD_KEY = "PrivateUse1", "AutogradPrivateUse1"
+
+LEFT_TO_TORCH_NPU = frozenset({
+    "empty.memory_format", "empty_strided", "empty_like", "new_empty_strided", "empty_with_format",
+    "unsafe_empty_with_format", "empty_with_swapped_memory", "_empty_affine_quantized", "get_npu_format",
+    "get_storage_size", "is_pinned", "_pin_memory", "record_stream", "resize_", "resize_as_", "as_strided_",
+    "set_", "set_.source_Storage", "set_.source_Storage_storage_offset", "set_.source_Tensor", "is_set_to",
+    "_lazy_clone",
+})  # fmt: skip
+"""Operators without device code: they allocate, look at a tensor's metadata, or change it."""
+
+DEVICE_DECIDES = frozenset({"scaled_dot_product_attention", "lstm.input", "lstm.data", "gru.input", "gru.data"})
+"""Composite operators that choose kernels by the device; they are differentiated on the host as a whole."""
+
+
+def register(library: Any) -> int:  # noqa: ANN401 - torch.library.Library of aten
+    """Register kernels for all ``aten`` operators, and return how many."""
+    count = 0
+    own = _registered(_KEY) | _registered(_AUTOGRAD_KEY)
+    composites = _registered("CompositeImplicitAutograd")
+    for name in sorted(own | _registered("CPU")):
+        overload = _overload(name)
+        if overload is None or name in LEFT_TO_TORCH_NPU or _is_view(overload):
+            continue
+        library.impl(name, _kernel(name, overload), _KEY, allow_override=True)
+        if name in composites:
+            library.impl(name, _differentiable(name, overload), _AUTOGRAD_KEY, allow_override=True)
+        count += 1
+    return count
+
+
+def _registered(key: str) -> set[str]:
+    """Return the ``aten`` operators that have a kernel for a dispatch key, without the namespace."""
+    names: list[str] = torch._C._dispatch_get_registrations_for_dispatch_key(key)
+    return {name.removeprefix("aten::") for name in names if name.startswith("aten::")}
+
+
+def _overload(name: str) -> Any | None:  # noqa: ANN401 - torch._ops.OpOverload
+    """Return an overload; None for a kernel whose operator nobody has defined."""
+    packet, _, overload = name.partition(".")
+    if not torch._C._dispatch_has_kernel(f"aten::{name}"):
+        return None
+    try:
+        return getattr(getattr(torch.ops.aten, packet), overload or "default")
+    except AttributeError:
+        return None
+
+
+def _is_view(overload: Any) -> bool:  # noqa: ANN401
+    """Whether an operator only gives another view; ``contiguous`` is one by its schema, and copies."""
+    schema = overload._schema
+    if schema.is_mutable or schema.name == "aten::contiguous":
+        return False
+    return any(result.alias_info is not None for result in schema.returns)
+
+
+def _kernel(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
+    signature = signature_of(overload)
+    if name == "_to_copy":
+        return _to_copy(signature, overload)
+    if name in ("_copy_from", "_copy_from_and_resize"):
+        return _missing(signature)
+    return device_kernel(signature, _on_cpu(signature, overload))
+
+
+def _differentiable(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
+    return differentiated_on_host(overload) if name in DEVICE_DECIDES else composite(overload)
+
+
+def _on_cpu(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
+    """Return the operator for CPU tensors; where the CPU has none, one that says so by the operator's name."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's
+        try:
+            return overload(*args, **kwargs)
+        except NotImplementedError as error:
+            if "Could not run" not in str(error):
+                raise
+            raise _no_kernel(signature) from error
+
+    return run
+
+
+def _no_kernel(signature: Signature) -> NotOnVirtualNpu:
+    return NotOnVirtualNpu(f"{signature.name} has no kernel on the virtual NPU: neither the CPU nor the simulator has it")
+
+
+def _missing(signature: Signature) -> Callable[..., Any]:
+    def kernel(*_: object, **__: object) -> Any:  # noqa: ANN401
+        raise _no_kernel(signature)
+
+    return kernel
+
+
+def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
+    """Return the kernel of ``_to_copy``, whose result may be on the host."""
+
+    def kernel(tensor: Tensor, **options: Any) -> Tensor:  # noqa: ANN401 - dtype, layout, device, memory format
+        to = torch.device(options.pop("device", None) or device())
+        pinned = bool(options.pop("pin_memory", None))
+        options.pop("non_blocking", None)
+        values = overload(Call(None).on_host("self", tensor), **options, device="cpu")
+        if to.type == "npu":
+            return moved_to_device(values)
+        if to.type != "cpu":
+            raise NotOnVirtualNpu(f"{signature.name}: no copies to {to}; the virtual NPU knows the host and itself")
+        copied: Tensor = values.pin_memory() if pinned else values
+        return copied
+
+    return kernel
+
+
+def names_left() -> Iterator[str]:
+    """Yield the operators that torch_npu keeps, for listings."""
+    yield from sorted(LEFT_TO_TORCH_NPU)

@@ -1,0 +1,104 @@
+"""Gradients: composite operators are taken apart as on any device, or differentiated on the host as a whole.
+
+torch_npu differentiates some composite operators with functions of its own (``matmul``, ``where``), whose backward
+operators only a device has. What torch itself does with them gives the numbers of the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from device.virtual.memory import is_on_device, moved_to_device, same_bytes
+
+
+def composite(overload: Any) -> Callable[..., Any]:  # noqa: ANN401 - torch._ops.OpOverload
+    """Return a kernel that takes a composite operator apart into others."""
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's
+        return overload.decompose(*args, **kwargs)
+
+    return kernel
+
+
+def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
+    """Return a kernel that runs an operator on the host, and its backward there too.
+
+    What the host's own kernel needs for its backward is kept on the host. Gradients of gradients are not there.
+    """
+
+    class OnHost(torch.autograd.Function):
+        """The operator, between tensors of the device."""
+
+        @staticmethod
+        def forward(ctx: Any, arguments: _Arguments, *tensors: Tensor) -> Any:  # noqa: ANN401
+            needed = [tensor.requires_grad for tensor in tensors]
+            with torch.enable_grad():
+                hosts = [
+                    same_bytes(tensor).requires_grad_(tensor.requires_grad and tensor.is_floating_point())
+                    for tensor in tensors
+                ]
+                results = arguments.call(overload, hosts)
+            ctx.needed, ctx.hosts = needed, hosts
+            ctx.results = results if isinstance(results, tuple) else (results,)
+            moved = tuple(moved_to_device(result.detach()) for result in ctx.results)
+            return moved if isinstance(results, tuple) else moved[0]
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # noqa: ANN401
+            pairs = [
+                (result, same_bytes(gradient))
+                for result, gradient in zip(ctx.results, gradients, strict=True)
+                if gradient is not None and result.requires_grad
+            ]
+            wanted = [host for host, needed in zip(ctx.hosts, ctx.needed, strict=True) if needed]
+            found = iter(
+                torch.autograd.grad(
+                    [result for result, _ in pairs], wanted, [gradient for _, gradient in pairs], allow_unused=True
+                )
+            )
+            moved = (next(found) if needed else None for needed in ctx.needed)
+            return None, *(None if gradient is None else moved_to_device(gradient) for gradient in moved)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's
+        arguments = _Arguments(args, kwargs)
+        return OnHost.apply(arguments, *arguments.tensors)  # type: ignore[no-untyped-call]
+
+    return kernel
+
+
+class _Arguments:
+    """Arguments of a call with its device tensors taken out, also from lists, in their order."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.tensors: list[Tensor] = []
+        self._args = [self._taken(value) for value in args]
+        self._kwargs = {name: self._taken(value) for name, value in kwargs.items()}
+
+    def _taken(self, value: Any) -> Any:  # noqa: ANN401
+        if is_on_device(value):
+            self.tensors.append(value)
+            return _Place(len(self.tensors) - 1)
+        if isinstance(value, (list, tuple)):
+            return type(value)([self._taken(item) for item in value])
+        return value
+
+    def call(self, overload: Any, tensors: list[Tensor]) -> Any:  # noqa: ANN401
+        """Call an operator with other tensors in the places of those that were taken out."""
+
+        def put(value: Any) -> Any:  # noqa: ANN401
+            if isinstance(value, _Place):
+                return tensors[value]
+            if isinstance(value, (list, tuple)):
+                return type(value)([put(item) for item in value])
+            return value
+
+        return overload(*map(put, self._args), **{name: put(value) for name, value in self._kwargs.items()})
+
+
+class _Place(int):
+    """Where a tensor was taken out."""

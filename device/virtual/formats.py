@@ -1,0 +1,88 @@
+"""Casts between storage formats on the virtual NPU: the elements really change places in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from device.simulator.cache import format_cast as simulated
+from device.simulator.cache.formats import BASE_FORMATS
+from device.simulator.profiles import active_profile
+from device.virtual.kernels import Call
+from device.virtual.memory import device, in_tiles, moved_to_device, same_bytes, storage_format
+
+_FORMATTED = ("input", "dst", "src")
+
+Cast = Callable[..., Tensor]
+
+
+def format_cast(rename: Cast) -> Cast:
+    """Return the kernel of ``npu_format_cast``.
+
+    Parameters
+    ----------
+    rename : callable
+        torch_npu's own kernel: where both formats are base formats it renames the storage, without device code.
+    """
+
+    def kernel(
+        input: Tensor,  # noqa: A002 - the schema's name
+        acl_format: int,
+        *,
+        customize_dtype: int | None = None,
+        input_dtype: int | None = None,
+    ) -> Tensor:
+        if storage_format(input) in BASE_FORMATS and acl_format in BASE_FORMATS:
+            return rename(input, acl_format)
+        if not _tiles_are_allowed(acl_format):
+            return moved_to_device(same_bytes(input))
+        host = Call(_FORMATTED).on_host("input", input)
+        result = simulated.format_cast(host, acl_format, customize_dtype=customize_dtype, input_dtype=input_dtype)
+        return input if result is host else moved_to_device(result)
+
+    return kernel
+
+
+def _tiles_are_allowed(acl_format: int) -> bool:
+    """Whether torch_npu gives a tensor of this format one; else it gives a base format instead, and warns."""
+    probe = torch.ops.npu.empty_with_format.default(
+        (16, 16), dtype=torch.float16, device=device(), acl_format=acl_format
+    )
+    return storage_format(probe) not in BASE_FORMATS or acl_format in BASE_FORMATS
+
+
+def format_cast_like(cast: Cast) -> Cast:
+    """Return the kernel of ``npu_format_cast.Tensor``."""
+
+    def kernel(input: Tensor, dst: Tensor, **options: int | None) -> Tensor:  # noqa: A002
+        return cast(input, int(storage_format(dst)), **options)
+
+    return kernel
+
+
+def format_cast_in_place(cast: Cast) -> Cast:
+    """Return the kernel of ``npu_format_cast_.acl_format``: the tensor gets the storage of its cast."""
+
+    def kernel(input: Tensor, acl_format: int, **options: int | None) -> Tensor:  # noqa: A002
+        made = cast(input, acl_format, **options)
+        if made is not input:
+            with torch.no_grad():
+                input.set_(made.untyped_storage(), made.storage_offset(), made.size(), made.stride())
+        return input
+
+    return kernel
+
+
+def format_cast_in_place_from(cast_in_place: Cast) -> Cast:
+    """Return the kernel of ``npu_format_cast_``, which copies values across formats."""
+    def kernel(input: Tensor, src: Tensor, **options: int | None) -> Tensor:  # noqa: A002
+        differ = in_tiles(input) != in_tiles(src)
+        if differ and active_profile().format_cast_from_tensor == "takes_format":
+            return cast_in_place(input, int(storage_format(src)), **options)
+        with torch.no_grad():
+            return input.copy_(src)
+
+    return kernel
+

@@ -1,0 +1,210 @@
+"""A kernel of the virtual NPU: run a CPU function on the memory of device tensors, and give device tensors back.
+
+What the function writes into its arguments is in the device's memory at once, since it is the same memory. New results
+are copied into memory that torch_npu's own allocator gives, so that its statistics are true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from device.virtual import faults
+from device.virtual.generators import host_generator, with_host_generator
+from device.virtual.memory import (
+    in_tiles,
+    is_on_device,
+    logical,
+    moved_to_device,
+    noted,
+    same_bytes,
+    store_logical,
+    view_of,
+)
+
+_CPU = torch.device("cpu")
+_UNRESIZABLE = "not resizable"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a kernel must know of an operator's schema.
+
+    Attributes
+    ----------
+    name : str
+        ``namespace::name.overload``, for messages.
+    arguments : tuple of str
+        Names, in order.
+    written : frozenset of str
+        Arguments that the operator writes into.
+    returned : tuple of (str or None)
+        For each result, the argument that it is, or None for a new tensor or a number.
+    out : frozenset of str
+        Arguments that are resized to hold the result.
+    random : bool
+        Whether it draws from a generator.
+    several : bool
+        Whether the results are a tuple.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    written: frozenset[str]
+    returned: tuple[str | None, ...]
+    out: frozenset[str]
+    random: bool
+    several: bool
+
+
+def signature_of(overload: Any) -> Signature:  # noqa: ANN401 - torch._ops.OpOverload
+    """Read the schema of an overload."""
+    schema = overload._schema
+    labels = {
+        label: argument.name
+        for argument in schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for label in argument.alias_info.before_set
+    }
+
+    def argument_of(result: Any) -> str | None:  # noqa: ANN401 - torch._C.Argument
+        if result.alias_info is None or not result.alias_info.is_write:
+            return None
+        return next((labels[label] for label in result.alias_info.before_set if label in labels), None)
+
+    tags = getattr(overload, "tags", ())
+    return Signature(
+        name=str(schema.name) + (f".{schema.overload_name}" if schema.overload_name else ""),
+        arguments=tuple(argument.name for argument in schema.arguments),
+        written=frozenset(labels.values()),
+        returned=tuple(argument_of(result) for result in schema.returns),
+        out=frozenset(argument.name for argument in schema.arguments if argument.is_out),
+        random=torch.Tag.nondeterministic_seeded in tags,
+        several=len(schema.returns) > 1,
+    )
+
+
+class Call:
+    """One call: device tensors that were given, and the CPU tensors that stand for them."""
+
+    def __init__(self, formatted: Collection[str] | None) -> None:
+        self._formatted = formatted  # arguments whose format the function knows; None where it knows none and needs values
+        self._origins: dict[int, torch.UntypedStorage] = {}
+        self._copies: list[tuple[Tensor, Tensor]] = []
+
+    def on_host(self, name: str, value: Any, own: bool = False) -> Any:  # noqa: ANN401 - any value of an operator
+        """Return what stands for an argument on the host: a tensor over the same memory, or the value itself."""
+        if isinstance(value, Tensor):
+            return self._tensor(name, value, own) if is_on_device(value) else value
+        if isinstance(value, (list, tuple)):
+            return type(value)([self.on_host(name, item, own) for item in value])
+        if isinstance(value, torch.device):
+            return _CPU
+        if isinstance(value, torch.Generator):
+            return host_generator(value)
+        return value
+
+    def _tensor(self, name: str, value: Tensor, own: bool) -> Tensor:
+        looked_at = self._formatted is not None and name in self._formatted
+        if in_tiles(value) and (self._formatted is None or looked_at):
+            copy = logical(value)
+            self._copies.append((value, copy))
+            return copy
+        view = noted(value) if looked_at else same_bytes(value)
+        if own:  # memory of its own, which torch may resize
+            return view.clone()
+        self._origins[view.untyped_storage().data_ptr()] = value.untyped_storage()
+        return view
+
+    def on_device(self, result: Any) -> Any:  # noqa: ANN401 - any value of an operator
+        """Return a new result on the device: a view if it lies in the memory of an argument."""
+        if isinstance(result, Tensor):
+            origin = self._origins.get(result.untyped_storage().data_ptr()) if result.numel() else None
+            return moved_to_device(result) if origin is None else view_of(origin, result)
+        if isinstance(result, (list, tuple)):
+            return type(result)([self.on_device(item) for item in result])
+        return result
+
+    def store(self) -> None:
+        """Put copies of tensors in FRACTAL_NZ back into their tiles."""
+        for tensor, copy in self._copies:
+            store_logical(tensor, copy)
+
+
+def device_kernel(
+    signature: Signature, function: Callable[..., Any], formatted: Collection[str] | None = None
+) -> Callable[..., Any]:
+    """Return a kernel for device tensors that runs a function of CPU tensors.
+
+    Parameters
+    ----------
+    signature : Signature
+        Of the operator.
+    function : callable
+        Takes and returns what the operator does.
+    formatted : collection of str, optional
+        Arguments whose storage format the function looks at: in FRACTAL_NZ it gets them in logical order, with a note of
+        the format, and all others as their bytes lie. By default it knows nothing of formats, and gets every tensor in
+        logical order, as torch_npu converts tensors for ``aten`` operators.
+    """
+    if signature.random:
+        function = with_host_generator(function, signature.arguments)
+
+    def attempt(args: tuple[Any, ...], kwargs: dict[str, Any], own: frozenset[str]) -> Any:  # noqa: ANN401
+        call = Call(formatted)
+        names = signature.arguments
+        given = [call.on_host(name, value, name in own) for name, value in zip(names, args, strict=False)]
+        named = {name: call.on_host(name, value, name in own) for name, value in kwargs.items()}
+        result = function(*given, **named)
+        if signature.written:
+            call.store()
+        if own:
+            _take_over(own, kwargs, named)
+        return _results(signature, call, result, args, kwargs)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        faults.before(signature.name)
+        try:
+            result = attempt(args, kwargs, frozenset())
+        except RuntimeError as error:
+            if not signature.out or _UNRESIZABLE not in str(error):
+                raise
+            result = attempt(args, kwargs, signature.out)
+        faults.after(signature.name, result)
+        return result
+
+    kernel.__name__ = signature.name
+    return kernel
+
+
+def _take_over(own: frozenset[str], kwargs: dict[str, Any], named: dict[str, Any]) -> None:
+    """Give outputs the sizes and values that their stand-ins got."""
+    for name in own & kwargs.keys():
+        outputs = kwargs[name] if isinstance(kwargs[name], (list, tuple)) else [kwargs[name]]
+        values = named[name] if isinstance(named[name], (list, tuple)) else [named[name]]
+        for output, value in zip(outputs, values, strict=True):
+            output.resize_(value.shape)
+            same_bytes(output).copy_(value)
+
+
+def _results(
+    signature: Signature,
+    call: Call,
+    result: Any,  # noqa: ANN401
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:  # noqa: ANN401
+    """Return the results on the device; what an operator returns of its arguments are those very tensors."""
+    if not signature.returned:
+        return None
+    given = dict(zip(signature.arguments, args, strict=False)) | kwargs
+    results = result if signature.several else (result,)
+    answers = tuple(
+        call.on_device(value) if name is None else given[name]
+        for name, value in zip(signature.returned, results, strict=True)
+    )
+    return answers if signature.several else answers[0]

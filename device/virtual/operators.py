@@ -1,0 +1,81 @@
+"""torch_npu's own operators on the virtual NPU: the simulator's kernels, and a clear error for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from device.simulator.library import install, operators
+from device.simulator.schemas import namespace, qualified_name
+from device.virtual import formats
+from device.virtual.kernels import device_kernel, signature_of
+from device.virtual.memory import NotOnVirtualNpu
+
+_KEY = "PrivateUse1"
+_NAMESPACES = ("npu", "atb")
+
+LEFT_TO_TORCH_NPU = frozenset({
+    "npu::get_npu_format", "npu::get_storage_size", "npu::empty_with_format", "npu::empty_with_format.names",
+    "npu::unsafe_empty_with_format", "npu::empty_with_swapped_memory", "npu::npu_change_data_ptr",
+})  # fmt: skip
+"""Operators without device code: they allocate, or look at a tensor's metadata."""
+
+def register(library: Callable[[str], Any]) -> int:
+    """Register a kernel for every operator of torch_npu, and return how many the simulator has.
+
+    Parameters
+    ----------
+    library : callable
+        Returns the ``torch.library.Library`` to register in, of a namespace.
+    """
+    install()
+    done: set[str] = set()
+    for operator in operators():
+        space, name = namespace(operator.schema), qualified_name(operator.schema)
+        done.add(f"{space}::{name}")
+        if f"{space}::{name}" not in LEFT_TO_TORCH_NPU:
+            kernel = device_kernel(signature_of(_overload(space, name)), operator.cpu, operator.formatted)
+            library(space).impl(name, kernel, _KEY, allow_override=True)
+    _register_casts(library("npu"))
+    for qualified in _registered() - done - LEFT_TO_TORCH_NPU:
+        space, _, name = qualified.partition("::")
+        if torch._C._dispatch_has_kernel(qualified):
+            library(space).impl(name, _missing(qualified), _KEY, allow_override=True)
+    return len(done)
+
+
+def _overload(space: str, name: str) -> Any:  # noqa: ANN401 - torch._ops.OpOverload
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(getattr(torch.ops, space), packet), overload or "default")
+
+
+def _registered() -> set[str]:
+    """Return torch_npu's own operators that have a kernel for its device."""
+    names: list[str] = torch._C._dispatch_get_registrations_for_dispatch_key(_KEY)
+    return {name for name in names if name.partition("::")[0] in _NAMESPACES}
+
+
+def _register_casts(library: Any) -> None:  # noqa: ANN401 - torch.library.Library
+    """Casts change the storage of a device tensor, which no function of CPU tensors can."""
+    own = torch.library.get_kernel("npu::npu_format_cast", _KEY)
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
+    cast = formats.format_cast(partial(own.call_boxed, keys))
+    in_place = formats.format_cast_in_place(cast)
+    casts = {
+        "npu_format_cast": cast,
+        "npu_format_cast.Tensor": formats.format_cast_like(cast),
+        "npu_format_cast_.acl_format": in_place,
+        "npu_format_cast_": formats.format_cast_in_place_from(in_place),
+    }
+    for name, kernel in casts.items():
+        library.impl(name, kernel, _KEY, allow_override=True)
+
+
+def _missing(qualified: str) -> Callable[..., Any]:
+    def kernel(*_: object, **__: object) -> Any:  # noqa: ANN401 - never returns
+        raise NotOnVirtualNpu(f"{qualified} has no kernel on the virtual NPU: the simulator does not have it")
+
+    return kernel
