@@ -107,6 +107,7 @@ def logical(tensor: Tensor) -> Tensor:
     """
     described = description(tensor)
     whole = from_fractal_nz(_tiles(tensor, described), described.sizes)
+    whole = whole.clone(memory_format=torch.contiguous_format)  # a storage of just its own elements
     copy = torch.empty(0, dtype=tensor.dtype).set_(
         whole.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
     )
