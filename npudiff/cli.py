@@ -60,6 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     doctor = commands.add_parser("doctor", help="say what this machine can run, and what is missing")
     doctor.set_defaults(command="doctor")
+    virtual = commands.add_parser(
+        "virtual",
+        help="run a program on a virtual NPU: npudiff virtual -- python script.py",
+        description="Run a program in whose Python processes device='npu' is a virtual NPU on host memory.",
+    )
+    virtual.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...", help="what to run")
     return parser
 
 
@@ -121,7 +127,9 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|MODULE|FILE",
         help="implementations to use: a name, a module, or a Python file with @npudiff.implementation functions",
     )
-    parser.add_argument("--target", metavar="NAME", help="sim or npu; by default npu where a device is visible")
+    parser.add_argument(
+        "--target", metavar="NAME", help="sim, virtual or npu; by default npu where a device is visible"
+    )
     parser.add_argument("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
 
 
@@ -163,6 +171,8 @@ def _run(options: argparse.Namespace) -> int:
         from npudiff.commands.listing import listing as run  # noqa: PLC0415
     elif options.command == "replay":
         from npudiff.commands.replay import replay as run  # noqa: PLC0415
+    elif options.command == "virtual":
+        from npudiff.commands.virtual import virtual as run  # noqa: PLC0415
     else:
         from npudiff.commands.doctor import doctor as run  # noqa: PLC0415
     return int(run(options))

@@ -10,7 +10,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -78,6 +78,21 @@ def load_target(name: str, cann: str | None) -> Target:
     if not isinstance(target, Target):
         raise UsageError(f"entry point {name!r} of npudiff.targets did not return a Target")
     return target
+
+
+def load_launcher(name: str) -> Callable[[Sequence[str]], int]:
+    """Return what runs a program on a device of a kind.
+
+    Raises
+    ------
+    UsageError
+        If there is none of this name.
+    """
+    points = _entry_points("launchers")
+    if name not in points:
+        raise unknown("launcher", name, points)
+    launcher: Callable[[Sequence[str]], int] = points[name].load()
+    return launcher
 
 
 def default_target(cann: str | None) -> Target:

@@ -30,7 +30,7 @@ _PROFILES = ("dev", "ci", "nightly")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add npudiff's options."""
     group = parser.getgroup("npudiff", "differential testing of NPU implementations")
-    group.addoption("--target", metavar="NAME", help="sim or npu; by default npu where a device is visible")
+    group.addoption("--target", metavar="NAME", help="sim, virtual or npu; by default npu")
     group.addoption("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="implementations to test")
     group.addoption("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
     group.addoption("--examples", type=_count, metavar="N", help="cases of equivalence per implementation")

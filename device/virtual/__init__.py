@@ -22,9 +22,11 @@ Importing this package imports neither torch nor torch_npu.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from device.virtual import faults
 from device.virtual.loading import VirtualNpuUnavailable, load
 
 if TYPE_CHECKING:
@@ -56,7 +58,11 @@ def enabled() -> bool:
 @cache
 def _enabled() -> dict[str, Library]:
     """Load and register once; the cache keeps the libraries alive, and with them the registrations."""
-    load()
+    try:
+        asked = faults.parse(os.environ.get(faults.VARIABLE, ""))
+    except ValueError as error:
+        raise VirtualNpuUnavailable(f"{faults.VARIABLE}: {error}") from None
+    faults.arm(load(), asked)
     from torch.library import Library  # noqa: PLC0415 - loaded now
 
     from device.virtual import aten, operators  # noqa: PLC0415 - they import torch

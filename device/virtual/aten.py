@@ -100,7 +100,9 @@ def _on_cpu(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa:
 
 
 def _no_kernel(signature: Signature) -> NotOnVirtualNpu:
-    return NotOnVirtualNpu(f"{signature.name} has no kernel on the virtual NPU: neither the CPU nor the simulator has it")
+    return NotOnVirtualNpu(
+        f"{signature.name} has no kernel on the virtual NPU: neither the CPU nor the simulator has it"
+    )
 
 
 def _missing(signature: Signature) -> Callable[..., Any]:

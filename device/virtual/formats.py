@@ -77,6 +77,7 @@ def format_cast_in_place(cast: Cast) -> Cast:
 
 def format_cast_in_place_from(cast_in_place: Cast) -> Cast:
     """Return the kernel of ``npu_format_cast_``, which copies values across formats."""
+
     def kernel(input: Tensor, src: Tensor, **options: int | None) -> Tensor:  # noqa: A002
         differ = in_tiles(input) != in_tiles(src)
         if differ and active_profile().format_cast_from_tensor == "takes_format":
@@ -85,4 +86,3 @@ def format_cast_in_place_from(cast_in_place: Cast) -> Cast:
             return input.copy_(src)
 
     return kernel
-

@@ -6,7 +6,7 @@ are copied into memory that torch_npu's own allocator gives, so that its statist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,9 @@ class Call:
     """One call: device tensors that were given, and the CPU tensors that stand for them."""
 
     def __init__(self, formatted: Collection[str] | None) -> None:
-        self._formatted = formatted  # arguments whose format the function knows; None where it knows none and needs values
+        self._formatted = (
+            formatted  # arguments whose format the function knows; None where it knows none and needs values
+        )
         self._origins: dict[int, torch.UntypedStorage] = {}
         self._copies: list[tuple[Tensor, Tensor]] = []
 
@@ -160,6 +162,7 @@ def device_kernel(
         given = [call.on_host(name, value, name in own) for name, value in zip(names, args, strict=False)]
         named = {name: call.on_host(name, value, name in own) for name, value in kwargs.items()}
         result = function(*given, **named)
+        faults.after(_outputs(signature, result, dict(zip(names, given, strict=False)) | named))
         if signature.written:
             call.store()
         if own:
@@ -169,16 +172,20 @@ def device_kernel(
     def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         faults.before(signature.name)
         try:
-            result = attempt(args, kwargs, frozenset())
+            return attempt(args, kwargs, frozenset())
         except RuntimeError as error:
             if not signature.out or _UNRESIZABLE not in str(error):
                 raise
-            result = attempt(args, kwargs, signature.out)
-        faults.after(signature.name, result)
-        return result
+            return attempt(args, kwargs, signature.out)
 
     kernel.__name__ = signature.name
     return kernel
+
+
+def _outputs(signature: Signature, result: Any, given: dict[str, Any]) -> Iterator[Any]:  # noqa: ANN401
+    """Yield what a call gives: its results, then the arguments that it writes into."""
+    for value in (result, *(given[name] for name in signature.written if name in given)):
+        yield from value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _take_over(own: frozenset[str], kwargs: dict[str, Any], named: dict[str, Any]) -> None:

@@ -34,19 +34,8 @@ def load() -> ctypes.CDLL:
         If torch_npu is missing, belongs to another torch, has been imported on a real CANN, or does not load; or if the
         stand-in cannot be built.
     """
-    _check_versions()
-    if "torch_npu" in sys.modules:
-        raise VirtualNpuUnavailable("torch_npu has been imported without the virtual NPU: enable it before that")
-    try:
-        folder = build(package_folder("torch_npu"), package_folder("torch"), importlib.metadata.version("torch_npu"))
-    except CannotBuild as error:
-        raise VirtualNpuUnavailable(str(error)) from error
-    # In the calling thread, or copies would run beside operators, which are over when their call returns.
-    os.environ["TASK_QUEUE_ENABLE"] = "0"
-    runtime = ctypes.CDLL(str(folder / RUNTIME), mode=ctypes.RTLD_GLOBAL)
-    for path in sorted(folder.glob("*.so")):
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    with _without_autoload(), _without_the_word_that_cann_is_missing():
+    runtime = stand_in()
+    with _without_autoload(), without_the_word_that_cann_is_missing():
         try:
             import torch  # noqa: F401, PLC0415 - the first import of a process, perhaps, with autoload off
             import torch_npu  # noqa: F401, PLC0415
@@ -55,22 +44,53 @@ def load() -> ctypes.CDLL:
     return runtime
 
 
-def package_folder(name: str) -> Path:
-    """Return the folder of an installed package, without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise VirtualNpuUnavailable(f"{name} is not installed: pip install 'npudiff[npu]'")
-    return Path(next(iter(spec.submodule_search_locations)))
+@cache
+def stand_in() -> ctypes.CDLL:
+    """Load the stand-in for CANN, so that torch_npu finds it when it is imported next. Idempotent.
+
+    Raises
+    ------
+    VirtualNpuUnavailable
+        As :func:`load`.
+    """
+    version = version_of_torch_npu()
+    if "torch_npu" in sys.modules:
+        raise VirtualNpuUnavailable("torch_npu has been imported without the virtual NPU: enable it before that")
+    try:
+        folder = build(package_folder("torch_npu"), package_folder("torch"), version)
+    except CannotBuild as error:
+        raise VirtualNpuUnavailable(str(error)) from error
+    # In the calling thread, or copies would run beside operators, which are over when their call returns.
+    os.environ["TASK_QUEUE_ENABLE"] = "0"
+    runtime = ctypes.CDLL(str(folder / RUNTIME), mode=ctypes.RTLD_GLOBAL)
+    for path in sorted(folder.glob("*.so")):
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    return runtime
 
 
-def _check_versions() -> None:
-    """Refuse a torch_npu that was built for another torch: it would crash where its symbols differ."""
+def version_of_torch_npu() -> str:
+    """Return the version of the installed torch_npu, if it fits the installed torch.
+
+    Raises
+    ------
+    VirtualNpuUnavailable
+        If one is missing, or torch_npu was built for another torch: it would crash where their symbols differ.
+    """
     package_folder("torch")
     package_folder("torch_npu")
     torch, torch_npu = (importlib.metadata.version(name) for name in ("torch", "torch_npu"))
     if _series(torch) != _series(torch_npu):
         wanted = ".".join(_series(torch_npu))
         raise VirtualNpuUnavailable(f"torch_npu {torch_npu} needs torch {wanted}, and torch is {torch}")
+    return torch_npu
+
+
+def package_folder(name: str) -> Path:
+    """Return the folder of an installed package, without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise VirtualNpuUnavailable(f"{name} is not installed: pip install 'npudiff[npu]'")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _series(version: str) -> Sequence[str]:
@@ -92,7 +112,7 @@ def _without_autoload() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_the_word_that_cann_is_missing() -> Iterator[None]:
+def without_the_word_that_cann_is_missing() -> Iterator[None]:
     """Hold back one line that torch_npu prints when it is imported; all else that it prints is passed on."""
     printed = io.StringIO()
     try:

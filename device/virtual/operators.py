@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from device.simulator.library import install, operators
+from device.simulator.moe.token_permute import token_unpermute
 from device.simulator.schemas import namespace, qualified_name
 from device.virtual import formats
 from device.virtual.kernels import device_kernel, signature_of
@@ -22,6 +24,7 @@ LEFT_TO_TORCH_NPU = frozenset({
     "npu::unsafe_empty_with_format", "npu::empty_with_swapped_memory", "npu::npu_change_data_ptr",
 })  # fmt: skip
 """Operators without device code: they allocate, or look at a tensor's metadata."""
+
 
 def register(library: Callable[[str], Any]) -> int:
     """Register a kernel for every operator of torch_npu, and return how many the simulator has.
@@ -40,6 +43,7 @@ def register(library: Callable[[str], Any]) -> int:
             kernel = device_kernel(signature_of(_overload(space, name)), operator.cpu, operator.formatted)
             library(space).impl(name, kernel, _KEY, allow_override=True)
     _register_casts(library("npu"))
+    done |= _register_internal(library("npu"))
     for qualified in _registered() - done - LEFT_TO_TORCH_NPU:
         space, _, name = qualified.partition("::")
         if torch._C._dispatch_has_kernel(qualified):
@@ -72,6 +76,17 @@ def _register_casts(library: Any) -> None:  # noqa: ANN401 - torch.library.Libra
     }
     for name, kernel in casts.items():
         library.impl(name, kernel, _KEY, allow_override=True)
+
+
+def _register_internal(library: Any) -> set[str]:  # noqa: ANN401
+    """Some operators have another inside, by which torch_npu differentiates them; it also keeps what the backward needs."""
+    name = "_npu_moe_token_unpermute"
+
+    def unpermuted(permuted_tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        return token_unpermute(permuted_tokens, *args, **kwargs), permuted_tokens
+
+    library.impl(name, device_kernel(signature_of(_overload("npu", name)), unpermuted), _KEY, allow_override=True)
+    return {f"npu::{name}"}
 
 
 def _missing(qualified: str) -> Callable[..., Any]:

@@ -17,7 +17,9 @@ from device.simulator.quantisation.weight_quant_batchmatmul import (
 OPERATORS = (
     Operator(schemas.DYNAMIC_QUANT, dynamic_quant, dynamic_quant_meta),
     Operator(schemas.QUANTIZE, quantize, quantize_meta, ("input",)),
-    Operator(schemas.CONVERT_WEIGHT_TO_INT4PACK, convert_weight_to_int4pack, convert_weight_to_int4pack_meta, ("weight",)),
+    Operator(
+        schemas.CONVERT_WEIGHT_TO_INT4PACK, convert_weight_to_int4pack, convert_weight_to_int4pack_meta, ("weight",)
+    ),
     Operator(schemas.TRANS_QUANT_PARAM, trans_quant_param, trans_quant_param_meta),
     Operator(schemas.QUANT_MATMUL, quant_matmul, quant_matmul_meta, ("x2",)),
     Operator(schemas.WEIGHT_QUANT_BATCHMATMUL, weight_quant_batchmatmul, weight_quant_batchmatmul_meta, ("weight",)),
