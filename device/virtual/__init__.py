@@ -12,10 +12,10 @@
 
 Or, without a change to a script: ``npudiff virtual -- python script.py``.
 
-What it is: torch_npu's own tensors, allocator, streams, storage formats and Python code; ``aten`` operators run the CPU's
-kernels on the device's memory, torch_npu's operators run the simulator's. What it is not: fast, or a model of time; there
-are no graphs, no collective communication, and one device. An operator that neither the CPU nor the simulator has raises
-:class:`NotOnVirtualNpu`, which names it.
+What it is: torch_npu's own tensors, allocator, streams, storage formats and Python code; ``aten`` operators run the
+CPU's kernels on the device's memory, torch_npu's operators run the simulator's. What it is not: fast, or a model of
+time; there are no graphs, no collective communication, and one device. An operator that neither the CPU nor the
+simulator has raises an error that names it.
 
 Importing this package imports neither torch nor torch_npu.
 """
@@ -44,8 +44,8 @@ def enable() -> None:
     Raises
     ------
     VirtualNpuUnavailable
-        If there is no C compiler, torch_npu is missing or belongs to another torch, or it has been imported already; the
-        message is one line.
+        If there is no C compiler, torch_npu is missing or belongs to another torch, or it has been imported already;
+        the message is one line.
     """
     _enabled()
 

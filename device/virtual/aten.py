@@ -1,7 +1,8 @@
 """``aten`` operators on the virtual NPU: the CPU's own kernels, on the device's memory.
 
-torch_npu registers kernels for some 1,500 of its operators, which end in calls of CANN. Over them go kernels that run the
-same operator on CPU tensors. Only what needs no device code is left to torch_npu: allocation, views, resizing, streams.
+torch_npu registers kernels for some 1,500 of its operators, which end in calls of CANN. Over them go kernels that run
+the same operator on CPU tensors. Only what needs no device code is left to torch_npu: allocation, views, resizing,
+streams.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from device.virtual import faults
 from device.virtual.autograd import composite, differentiated_on_host
 from device.virtual.kernels import Call, Signature, device_kernel, signature_of
 from device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
@@ -116,6 +118,7 @@ def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa
     """Return the kernel of ``_to_copy``, whose result may be on the host."""
 
     def kernel(tensor: Tensor, **options: Any) -> Tensor:  # noqa: ANN401 - dtype, layout, device, memory format
+        faults.before(signature.name)
         to = torch.device(options.pop("device", None) or device())
         pinned = bool(options.pop("pin_memory", None))
         options.pop("non_blocking", None)

@@ -44,8 +44,8 @@ class SharedLibrary:
     defined : frozenset of str
         Symbols that it gives.
     wanted : frozenset of str
-        Symbols that somebody else must give. Weak ones, which may be missing, and those with a version, which are of the
-        C library or a compiler's, are left out.
+        Symbols that somebody else must give. Weak ones, which may be missing, and those with a version, which are of
+        the C library or a compiler's, are left out.
     """
 
     soname: str

@@ -82,8 +82,8 @@ def parse(text: str) -> list[Fault]:
         match = _WRITTEN.fullmatch(part)
         if match is None:
             raise ValueError(
-                f"{part!r} is no fault: expected OPERATOR:WHAT or OPERATOR:WHAT@CALL, where WHAT is the number of an error "
-                "(507015), hang, memory or value"
+                f"{part!r} is no fault: expected OPERATOR:WHAT or OPERATOR:WHAT@CALL, where WHAT is the number of an "
+                "error (507015), hang, memory or value"
             )
         found.append(Fault(match["operator"], match["what"], int(match["call"] or 1)))
     return found
@@ -109,7 +109,7 @@ def injected(text: str) -> Iterator[None]:
 
 
 def set_memory(size: int) -> None:
-    """Give the device another amount of memory, in bytes; it has 64 GiB by default, of which only what is used is real."""
+    """Give the device another amount of memory, in bytes; by default 64 GiB, of which only what is used is real."""
     runtime = _runtime()
     runtime.npudiff_set_memory.argtypes = [ctypes.c_uint64]
     runtime.npudiff_set_memory(size)

@@ -10,6 +10,7 @@ from torch import Tensor
 from device.simulator.cache import format_cast as simulated
 from device.simulator.cache.formats import BASE_FORMATS
 from device.simulator.profiles import active_profile
+from device.virtual import faults
 from device.virtual.kernels import Call
 from device.virtual.memory import device, in_tiles, moved_to_device, same_bytes, storage_format
 
@@ -34,6 +35,7 @@ def format_cast(rename: Cast) -> Cast:
         customize_dtype: int | None = None,
         input_dtype: int | None = None,
     ) -> Tensor:
+        faults.before("npu::npu_format_cast")
         if storage_format(input) in BASE_FORMATS and acl_format in BASE_FORMATS:
             return rename(input, acl_format)
         if not _tiles_are_allowed(acl_format):

@@ -1,7 +1,7 @@
 """Random numbers: a device generator's seed and offset choose those of a CPU generator.
 
-So ``torch.npu.manual_seed`` and a generator's state mean what they mean on a device: equal states give equal numbers, and
-every draw moves the offset on. The numbers are those of the CPU, not those of a device.
+So ``torch.npu.manual_seed`` and a generator's state mean what they mean on a device: equal states give equal numbers,
+and every draw moves the offset on. The numbers are those of the CPU, not those of a device.
 """
 
 from __future__ import annotations

@@ -149,9 +149,9 @@ def device_kernel(
     function : callable
         Takes and returns what the operator does.
     formatted : collection of str, optional
-        Arguments whose storage format the function looks at: in FRACTAL_NZ it gets them in logical order, with a note of
-        the format, and all others as their bytes lie. By default it knows nothing of formats, and gets every tensor in
-        logical order, as torch_npu converts tensors for ``aten`` operators.
+        Arguments whose storage format the function looks at: in FRACTAL_NZ it gets them in logical order, with a note
+        of the format, and all others as their bytes lie. By default it knows nothing of formats, and gets every tensor
+        in logical order, as torch_npu converts tensors for ``aten`` operators.
     """
     if signature.random:
         function = with_host_generator(function, signature.arguments)

@@ -24,8 +24,8 @@ class VirtualNpuUnavailable(RuntimeError):  # noqa: N818 - named for what is the
 def load() -> ctypes.CDLL:
     """Import the real torch_npu on the stand-in for CANN, and return the stand-in.
 
-    Every operator of torch_npu exists afterwards, with its true schema and its own shape rules; its device is there, and
-    has memory and streams, but no operators. Idempotent. Call it before anything imports torch_npu, and before the
+    Every operator of torch_npu exists afterwards, with its true schema and its own shape rules; its device is there,
+    and has memory and streams, but no operators. Idempotent. Call it before anything imports torch_npu, and before the
     simulator defines operators.
 
     Raises

@@ -1,10 +1,11 @@
-"""Device memory seen from the host: a CPU tensor over the same bytes, and tensors in FRACTAL_NZ in their logical order."""
+"""Device memory seen from the host: a CPU tensor over the same bytes, and FRACTAL_NZ in its logical order."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,10 +46,12 @@ def _host_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:
     """Return the host storage over a device storage: always the same one, so that torch sees what overlaps."""
     shared: torch.UntypedStorage | None = getattr(storage, _SHARED, None)
     pointer, size = storage.data_ptr(), storage.nbytes()
-    if shared is None or shared.data_ptr() != pointer or shared.nbytes() != size:
-        shared = torch._C._construct_storage_from_data_pointer(pointer, torch.device("cpu"), size)
-        setattr(storage, _SHARED, shared)
-    return shared
+    if shared is not None and shared.data_ptr() == pointer and shared.nbytes() == size:
+        return shared
+    made: Any = torch._C._construct_storage_from_data_pointer(pointer, torch.device("cpu"), size)
+    setattr(storage, _SHARED, made)
+    host: torch.UntypedStorage = made
+    return host
 
 
 def storage_format(tensor: Tensor) -> Format:

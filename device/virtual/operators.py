@@ -79,7 +79,7 @@ def _register_casts(library: Any) -> None:  # noqa: ANN401 - torch.library.Libra
 
 
 def _register_internal(library: Any) -> set[str]:  # noqa: ANN401
-    """Some operators have another inside, by which torch_npu differentiates them; it also keeps what the backward needs."""
+    """Some operators have another inside, by which torch_npu differentiates them and keeps what that needs."""
     name = "_npu_moe_token_unpermute"
 
     def unpermuted(permuted_tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401

@@ -1,7 +1,7 @@
 """Found first on ``PYTHONPATH`` by what ``npudiff virtual`` runs: the virtual NPU is there when torch_npu is imported.
 
-Python runs this file when it starts. It only looks out for the import of torch_npu, which torch does by itself, so that a
-program that uses neither pays nothing.
+Python runs this file when it starts. It only looks out for the import of torch_npu, which torch does by itself, so that
+a program that uses neither pays nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Lookout:
         del path, target
         if name != "torch_npu":
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
             return None
@@ -55,5 +55,5 @@ def _run_the_next() -> None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-sys.meta_path.insert(0, _Lookout())  # type: ignore[arg-type]
+sys.meta_path.insert(0, _Lookout())
 _run_the_next()
