@@ -43,7 +43,7 @@ def virtual(cann: str | None) -> Target:
     import torch  # noqa: PLC0415
 
     synchronize = torch.get_device_module("npu").synchronize
-    return Target("virtual", "npu:0", name, lambda: simulator.use_profile(name), synchronize)
+    return Target("virtual", "npu:0", name, lambda: simulator.use_profile(name), synchronize, on_host=True)
 
 
 def _profile(cann: str | None) -> str:
@@ -77,6 +77,10 @@ def npu(cann: str | None) -> Target:
         import torch_npu  # noqa: F401, PLC0415
     except (ImportError, OSError, RuntimeError) as error:
         raise TargetUnavailable(f"torch_npu does not import: {error}; run 'npudiff doctor'") from error
+    from device.virtual import enabled  # noqa: PLC0415
+
+    if enabled():
+        raise TargetUnavailable("torch_npu runs on the virtual NPU in this process: ask for --target virtual")
     if not torch.get_device_module("npu").is_available():
         raise TargetUnavailable("torch_npu sees no NPU: see npu-smi info and ASCEND_RT_VISIBLE_DEVICES")
     if cann is not None:

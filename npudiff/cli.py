@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_list(commands)
     _add_replay(commands)
     doctor = commands.add_parser("doctor", help="say what this machine can run, and what is missing")
-    doctor.set_defaults(command="doctor")
+    doctor.add_argument("--target", metavar="NAME", help="say only whether this target works, in one line")
     virtual = commands.add_parser(
         "virtual",
         help="run a program on a virtual NPU: npudiff virtual -- python script.py",

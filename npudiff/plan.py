@@ -92,7 +92,7 @@ class Plan:
     @property
     def workers(self) -> int:
         """Processes in which jobs run."""
-        return self.request.workers or default_workers(self.target.device)
+        return self.request.workers or default_workers(self.target)
 
     @property
     def judges_mutants(self) -> bool:

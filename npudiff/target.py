@@ -27,6 +27,9 @@ class Target:
         Returns a context manager inside which operators behave as on this target.
     synchronize : callable
         Waits for the device, so that an error surfaces in the case that caused it.
+    on_host : bool
+        Whether its memory and kernels are the host's, whatever its device is called: forked processes then have a device
+        each.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Target:
     cann: str
     activate: Callable[[], AbstractContextManager[object]]
     synchronize: Callable[[], None] = lambda: None
+    on_host: bool = False
 
 
 TargetFactory = Callable[[str | None], Target]

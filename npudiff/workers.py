@@ -25,6 +25,7 @@ from npudiff.engine import run_job
 from npudiff.evidence import finding_of
 from npudiff.findings import write_finding
 from npudiff.outcome import Budget, Failure, Job, Outcome, Verdict
+from npudiff.target import Target
 
 MOST_WORKERS = 4
 """Processes that a run starts by itself; each holds torch and the tensors of a case."""
@@ -49,9 +50,9 @@ def usable_processors() -> int:
     return os.cpu_count() or 1
 
 
-def default_workers(device: str) -> int:
-    """Return how many processes to run jobs in: several for the simulator, one where a device is shared."""
-    if device != "cpu" or sys.platform != "linux":  # elsewhere a fork of a process with torch is not safe
+def default_workers(target: Target) -> int:
+    """Return how many processes to run jobs in: several on the host, one where a device is shared."""
+    if not (target.on_host or target.device == "cpu") or sys.platform != "linux":  # elsewhere a fork of a process with torch is not safe
         return 1
     return max(1, min(MOST_WORKERS, usable_processors()))
 

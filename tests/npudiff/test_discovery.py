@@ -72,7 +72,7 @@ def test_components_and_their_targets_are_found():
         "weight_matrix",
     }
     assert component_names() == sorted(rooms - shared - {"test_components"})
-    assert target_names() == ["npu", "sim"]
+    assert target_names() == ["npu", "sim", "virtual"]
     assert [component.name for component in load_components([])] == component_names()
     assert all(isinstance(component, Component) for component in load_components([]))
 

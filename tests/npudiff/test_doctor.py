@@ -19,14 +19,16 @@ def no_cann(monkeypatch):
 
 @pytest.fixture
 def no_npu(monkeypatch):
+    """Only the simulator is there, and every target is tried in this process."""
     original = discovery.load_target
 
     def load_target(name, cann):
-        if name == "npu":
+        if name != "sim":
             raise TargetUnavailable("torch_npu sees no NPU")
         return original(name, cann)
 
     monkeypatch.setattr(module, "load_target", load_target)
+    monkeypatch.setattr(module, "_probe_alone", module._probe)
 
 
 def test_it_says_what_this_machine_can_run(cli, no_npu):
@@ -58,7 +60,42 @@ def test_a_target_that_gives_wrong_answers_does_not_work(cli, no_npu, monkeypatc
 def test_the_npu_is_the_default_where_it_works(cli, monkeypatch):
     original = discovery.load_target
     monkeypatch.setattr(module, "load_target", lambda name, cann: replace(original("sim", None), name=name))
+    monkeypatch.setattr(module, "_probe_alone", module._probe)
     assert "default target   npu" in cli("doctor").out
+
+
+def test_one_target_is_one_line(cli, no_npu):
+    works = cli("doctor", "--target", "sim")
+    assert (works.code, works.out) == (ExitCode.CLEAN, "works (CANN 8.5; 5 known answers per component)\n")
+    missing = cli("doctor", "--target", "npu")
+    assert (missing.code, missing.out) == (ExitCode.DEVICE_LOST, "not available: torch_npu sees no NPU\n")
+
+
+def test_an_unknown_target_is_refused(cli):
+    result = cli("doctor", "--target", "gpu")
+    assert result.code == ExitCode.USAGE
+    assert "unknown target 'gpu'; known: npu, sim, virtual" in result.err
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "answer"),
+    [
+        (0, "W a warning\nworks (CANN 8.5)\n", "", (True, "works (CANN 8.5)")),
+        (6, "not available: no compiler\n", "", (False, "not available: no compiler")),
+        (-11, "half a li", "x.so: bad\n", (False, "crashed with exit code -11: x.so: bad")),
+        (-11, "", "", (False, "crashed with exit code -11: it said nothing")),
+    ],
+)
+def test_each_target_is_tried_in_a_process_of_its_own(monkeypatch, code, out, err, answer):
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        return module.subprocess.CompletedProcess(command, code, out, err)
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    assert module._probe_alone("virtual") == answer
+    assert asked == [[module.sys.executable, "-m", "npudiff", "doctor", "--target", "virtual"]]
 
 
 def test_it_says_that_torch_would_not_import(cli, no_npu, monkeypatch):

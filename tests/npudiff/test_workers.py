@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from npudiff.engine import EQUIVALENCE, run_job
 from npudiff.findings import read_finding
 from npudiff.outcome import Budget, Job, Verdict
 from npudiff.plan import Request, make_plan
+from npudiff.target import Target
 from npudiff.workers import WorkerFailed, default_workers, run_in_workers, usable_processors
 
 BUDGET = Budget(examples=20, seed=1)
@@ -121,8 +123,11 @@ def test_results_that_are_not_taken_leave_no_process_behind():
 
 
 def test_several_processes_are_for_the_simulator_only():
-    assert default_workers("npu:0") == 1
-    assert 1 <= default_workers("cpu") <= 4
+    def workers(device, **more):
+        return default_workers(Target("any", device, "0", contextlib.nullcontext, **more))
+
+    assert workers("npu:0") == 1
+    assert workers("cpu") == workers("npu:0", on_host=True) == min(4, usable_processors())
     assert usable_processors() >= 1
 
 

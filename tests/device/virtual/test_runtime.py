@@ -1,0 +1,160 @@
+"""The stand-in for CANN by itself: what its functions do, called as torch_npu calls them."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+
+import pytest
+
+from device.virtual.build import SOURCES
+
+COMPILER = shutil.which("cc")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+
+CONTEXT_NULL, INVALID_DEVICE, OUT_OF_MEMORY, EXCEPTION = 107002, 107001, 207001, 507015
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runtime") / "libruntime.so"
+    sources = [str(source) for source in SOURCES.glob("*.c")]
+    flags = ["-std=c11", "-O2", "-fPIC", "-shared", "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-Wpedantic"]
+    subprocess.run([COMPILER, *flags, "-Werror", "-o", str(path), *sources, "-lpthread"], check=True)
+    return path
+
+
+@pytest.fixture
+def runtime(library):
+    """Load it, with a device that works, is chosen, and has memory; and leave it so."""
+    runtime = ctypes.CDLL(str(library))
+    runtime.aclGetRecentErrMsg.restype = ctypes.c_char_p
+    runtime.npudiff_set_memory.argtypes = [ctypes.c_uint64]
+    runtime.aclrtMalloc.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_int]
+    runtime.aclrtFree.argtypes = [ctypes.c_void_p]
+    runtime.aclrtSetDevice(0)
+    yield runtime
+    runtime.npudiff_lose_device(0, b"")
+    runtime.npudiff_set_memory(64 << 30)
+    runtime.aclrtSetDevice(0)
+
+
+def allocated(runtime, size):
+    address = ctypes.c_void_p()
+    return runtime.aclrtMalloc(ctypes.byref(address), size, 0), address.value
+
+
+def figures(runtime):
+    values = [ctypes.c_uint64() for _ in range(3)]
+    runtime.npudiff_memory(*map(ctypes.byref, values))
+    return [value.value for value in values]
+
+
+def test_there_is_one_device(runtime):
+    count, device = ctypes.c_uint32(), ctypes.c_int32()
+    assert runtime.aclrtGetDeviceCount(ctypes.byref(count)) == 0
+    assert count.value == 1
+    assert runtime.aclrtGetDevice(ctypes.byref(device)) == 0
+    assert device.value == 0
+    assert runtime.aclrtSetDevice(1) == INVALID_DEVICE
+    assert runtime.aclGetRecentErrMsg() == b"the virtual NPU has one device, 0; asked for 1"
+
+
+def test_a_thread_that_chose_no_device_has_no_context(runtime):
+    context = ctypes.c_void_p()
+    assert runtime.aclrtGetCurrentContext(ctypes.byref(context)) == 0
+    assert context.value
+    runtime.aclrtResetDevice(0)
+    assert runtime.aclrtGetDevice(ctypes.byref(ctypes.c_int32())) == CONTEXT_NULL
+    assert runtime.aclrtGetCurrentContext(ctypes.byref(context)) == CONTEXT_NULL
+
+
+def test_memory_is_aligned_counted_and_freed(runtime):
+    before = figures(runtime)
+    blocks = [allocated(runtime, size) for size in (1, 511, 512, 100_000)]
+    assert all(status == 0 and address % 512 == 0 for status, address in blocks)
+    total, used, count = figures(runtime)
+    assert (used - before[1], count - before[2]) == (1 + 511 + 512 + 100_000, 4)
+    left, whole = ctypes.c_size_t(), ctypes.c_size_t()
+    runtime.aclrtGetMemInfo(0, ctypes.byref(left), ctypes.byref(whole))
+    assert (whole.value, left.value) == (total, total - used)
+    for _, address in blocks:
+        assert runtime.aclrtFree(address) == 0
+    assert figures(runtime) == before
+
+
+def test_memory_ends(runtime):
+    runtime.npudiff_set_memory(figures(runtime)[1] + 1000)
+    assert allocated(runtime, 1001) == (OUT_OF_MEMORY, None)
+    assert runtime.aclGetRecentErrMsg() == b"the virtual NPU is out of memory: 1001 bytes asked for, 1000 left"
+    status, address = allocated(runtime, 1000)
+    assert status == 0
+    assert allocated(runtime, 1)[0] == OUT_OF_MEMORY
+    runtime.aclrtFree(address)
+    assert allocated(runtime, 2**64 - 1)[0] == OUT_OF_MEMORY
+    assert allocated(runtime, 0)[0] != 0
+
+
+def test_copies_stay_within_their_room(runtime):
+    target = ctypes.create_string_buffer(b"........", 8)
+    assert runtime.aclrtMemcpy(target, 4, b"abcdef", 4, 1) == 0
+    assert target.raw == b"abcd...."
+    assert runtime.aclrtMemcpyAsync(target, 4, b"abcdef", 5, 1, None) != 0
+    assert runtime.aclrtMemset(target, 8, ord("x"), 2) == 0
+    assert target.raw == b"xxcd...."
+    assert runtime.aclrtMemset(target, 1, 0, 2) != 0
+
+
+def test_events_tell_time(runtime):
+    first, last, stream = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+    assert runtime.aclrtCreateStreamWithConfig(ctypes.byref(stream), 0, 0) == 0
+    for event in (first, last):
+        assert runtime.aclrtCreateEventExWithFlag(ctypes.byref(event), 0) == 0
+    status, milliseconds = ctypes.c_int32(7), ctypes.c_float(-1)
+    assert runtime.aclrtQueryEventStatus(first, ctypes.byref(status)) == 0
+    assert status.value == 0  # not recorded
+    assert runtime.aclrtEventElapsedTime(ctypes.byref(milliseconds), first, last) == 107006
+    for event in (first, last):
+        assert runtime.aclrtRecordEvent(event, stream) == 0
+    runtime.aclrtQueryEventStatus(first, ctypes.byref(status))
+    assert status.value == 1
+    assert runtime.aclrtEventElapsedTime(ctypes.byref(milliseconds), first, last) == 0
+    assert 0 <= milliseconds.value < 1000
+    assert runtime.aclrtSynchronizeStream(stream) == runtime.aclrtStreamQuery(stream, ctypes.byref(status)) == 0
+    for event in (first, last):
+        runtime.aclrtDestroyEvent(event)
+    runtime.aclrtDestroyStream(stream)
+
+
+def test_host_functions_run_at_once(runtime):
+    called = []
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(called.append)
+    assert runtime.aclrtLaunchHostFunc(None, function, ctypes.c_void_p(5)) == 0
+    assert called == [5]
+
+
+def test_a_lost_device_fails_everywhere_until_it_is_healed(runtime):
+    runtime.npudiff_lose_device(EXCEPTION, b"the reason")
+    assert runtime.aclGetRecentErrMsg() == b"the reason"
+    status, event = ctypes.c_int32(), ctypes.c_void_p()
+    runtime.aclrtCreateEvent(ctypes.byref(event))
+    buffer = ctypes.create_string_buffer(8)
+    answers = {
+        "device": runtime.aclrtSynchronizeDevice(),
+        "device, with patience": runtime.aclrtSynchronizeDeviceWithTimeout(5),
+        "stream": runtime.aclrtSynchronizeStream(None),
+        "stream, with patience": runtime.aclrtSynchronizeStreamWithTimeout(None, 5),
+        "query": runtime.aclrtStreamQuery(None, ctypes.byref(status)),
+        "event": runtime.aclrtSynchronizeEvent(event),
+        "record": runtime.aclrtRecordEvent(event, None),
+        "wait": runtime.aclrtStreamWaitEvent(None, event),
+        "copy": runtime.aclrtMemcpy(buffer, 8, b"abc", 3, 1),
+        "set": runtime.aclrtMemset(buffer, 8, 1, 8),
+        "allocate": allocated(runtime, 8)[0],
+    }
+    assert answers == dict.fromkeys(answers, EXCEPTION)
+    assert buffer.raw == bytes(8)
+    runtime.npudiff_lose_device(0, b"")
+    assert runtime.aclrtSynchronizeDevice() == 0
+    runtime.aclrtDestroyEvent(event)
