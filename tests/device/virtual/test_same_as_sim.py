@@ -1,0 +1,77 @@
+"""What an implementation computes on the virtual NPU is, bit for bit, what it computes on the simulator."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from draws import drawn
+
+from npudiff.component import Subject
+from npudiff.constraints import Constraints
+from npudiff.discovery import load_components, load_target, select_implementations
+from npudiff.walk import Walk
+
+pytestmark = pytest.mark.virtual
+
+CASES = 12
+COMPONENTS = {component.name: component for component in load_components([])}
+IMPLEMENTATIONS = [item for item in select_implementations(COMPONENTS.values(), []) if item.wrong is None]
+
+
+@pytest.fixture(scope="module")
+def targets():
+    return [load_target(name, None) for name in ("virtual", "sim")]
+
+
+def tensors_of(value):
+    """Yield the tensors of an answer, wherever they are in it, on the host."""
+    if isinstance(value, torch.Tensor):
+        yield value.detach().cpu().clone()  # it may be live memory, which later steps write to
+    elif isinstance(value, dict):
+        for name in sorted(value):
+            yield from tensors_of(value[name])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_of(item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from tensors_of(getattr(value, field.name))
+
+
+class Recording(Subject):
+    """A subject that remembers every answer of its implementation."""
+
+    def ask(self, question, *given):
+        answer = super().ask(question, *given)
+        self.__dict__.setdefault("answers", []).extend(tensors_of(answer))
+        return answer
+
+
+def answers(component, item, target, case):
+    """Return all tensors that an implementation gives for a case, up to and including its rejection, if it rejects."""
+    subject = Recording(component, item, target)
+    with target.activate():
+        if component.history is not None:
+            assert Walk(subject).to(case).holds
+        else:
+            subject.run(component.inputs(case))
+    return subject.__dict__["answers"]
+
+
+def bits(tensor):
+    """Return the bytes of a tensor; two NaN of different payloads are not the same here."""
+    return tensor.dtype, tuple(tensor.shape), bytes(
+        tensor.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes()
+    )
+
+
+@pytest.mark.parametrize("item", IMPLEMENTATIONS, ids=lambda item: f"{item.component}-{item.name}")
+def test_the_same_bits(item, targets):
+    component = COMPONENTS[item.component]
+    within = item.constraints.within(Constraints())
+    for case in drawn(component, within, CASES):
+        virtual, sim = (answers(component, item, target, case) for target in targets)
+        assert virtual, "nothing was compared"
+        assert [bits(tensor) for tensor in virtual] == [bits(tensor) for tensor in sim], component.describe(case)
