@@ -52,7 +52,9 @@ def usable_processors() -> int:
 
 def default_workers(target: Target) -> int:
     """Return how many processes to run jobs in: several on the host, one where a device is shared."""
-    if not (target.on_host or target.device == "cpu") or sys.platform != "linux":  # elsewhere a fork of a process with torch is not safe
+    if (
+        not (target.on_host or target.device == "cpu") or sys.platform != "linux"
+    ):  # elsewhere a fork of a process with torch is not safe
         return 1
     return max(1, min(MOST_WORKERS, usable_processors()))
 

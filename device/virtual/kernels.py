@@ -40,8 +40,8 @@ class Signature:
         ``namespace::name.overload``, for messages.
     arguments : tuple of str
         Names, in order.
-    written : frozenset of str
-        Arguments that the operator writes into.
+    written : tuple of str
+        Arguments that the operator writes into, in order.
     returned : tuple of (str or None)
         For each result, the argument that it is, or None for a new tensor or a number.
     out : frozenset of str
@@ -54,7 +54,7 @@ class Signature:
 
     name: str
     arguments: tuple[str, ...]
-    written: frozenset[str]
+    written: tuple[str, ...]
     returned: tuple[str | None, ...]
     out: frozenset[str]
     random: bool
@@ -80,7 +80,7 @@ def signature_of(overload: Any) -> Signature:  # noqa: ANN401 - torch._ops.OpOve
     return Signature(
         name=str(schema.name) + (f".{schema.overload_name}" if schema.overload_name else ""),
         arguments=tuple(argument.name for argument in schema.arguments),
-        written=frozenset(labels.values()),
+        written=tuple(dict.fromkeys(labels.values())),
         returned=tuple(argument_of(result) for result in schema.returns),
         out=frozenset(argument.name for argument in schema.arguments if argument.is_out),
         random=torch.Tag.nondeterministic_seeded in tags,

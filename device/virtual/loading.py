@@ -53,9 +53,13 @@ def stand_in() -> ctypes.CDLL:
     VirtualNpuUnavailable
         As :func:`load`.
     """
-    version = version_of_torch_npu()
     if "torch_npu" in sys.modules:
         raise VirtualNpuUnavailable("torch_npu has been imported without the virtual NPU: enable it before that")
+    if _operators_are_defined():  # torch_npu would define them again, and end the process
+        raise VirtualNpuUnavailable(
+            "the simulator has defined torch_npu's operators: enable the virtual NPU before that"
+        )
+    version = version_of_torch_npu()
     try:
         folder = build(package_folder("torch_npu"), package_folder("torch"), version)
     except CannotBuild as error:
@@ -66,6 +70,15 @@ def stand_in() -> ctypes.CDLL:
     for path in sorted(folder.glob("*.so")):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     return runtime
+
+
+def _operators_are_defined() -> bool:
+    """Whether somebody has defined operators that torch_npu defines."""
+    if "torch" not in sys.modules:
+        return False
+    import torch  # noqa: PLC0415 - imported already
+
+    return bool(torch._C._jit_get_schemas_for_operator("npu::get_npu_format"))
 
 
 def version_of_torch_npu() -> str:

@@ -139,8 +139,7 @@ def test_another_machine_is_one_line(packages, monkeypatch, system, machine):
     with pytest.raises(CannotBuild) as raised:
         build(*packages, "2.13.0")
     assert str(raised.value) == (
-        "the virtual NPU needs Linux on x86_64 or aarch64, where torch_npu exists; "
-        f"this is {system} on {machine}"
+        f"the virtual NPU needs Linux on x86_64 or aarch64, where torch_npu exists; this is {system} on {machine}"
     )
 
 

@@ -62,8 +62,10 @@ def answers(component, item, target, case):
 
 def bits(tensor):
     """Return the bytes of a tensor; two NaN of different payloads are not the same here."""
-    return tensor.dtype, tuple(tensor.shape), bytes(
-        tensor.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes()
+    return (
+        tensor.dtype,
+        tuple(tensor.shape),
+        bytes(tensor.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes()),
     )
 
 
