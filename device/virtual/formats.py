@@ -12,7 +12,7 @@ from device.simulator.cache.formats import BASE_FORMATS
 from device.simulator.profiles import active_profile
 from device.virtual import faults
 from device.virtual.kernels import Call
-from device.virtual.memory import device, in_tiles, moved_to_device, same_bytes, storage_format
+from device.virtual.memory import in_tiles, moved_to_device, same_bytes, storage_format
 
 _FORMATTED = ("input", "dst", "src")
 
@@ -49,7 +49,7 @@ def format_cast(rename: Cast) -> Cast:
 
 
 def _is_allowed(acl_format: int) -> bool:
-    """Whether torch_npu's configuration allows a format; by default only base formats, and a cast gives one of those."""
+    """Whether torch_npu's configuration allows a format; by default only base formats, which a cast gives instead."""
     import torch_npu  # noqa: PLC0415 - imported already
 
     return acl_format in BASE_FORMATS or torch_npu._C._npu_getOption("ALLOW_INTERNAL_FORMAT") == b"enable"

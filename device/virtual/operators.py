@@ -35,20 +35,23 @@ def register(library: Callable[[str], Any]) -> int:
         Returns the ``torch.library.Library`` to register in, of a namespace.
     """
     install()
-    done: set[str] = set()
-    for operator in operators():
-        space, name = namespace(operator.schema), qualified_name(operator.schema)
-        done.add(f"{space}::{name}")
-        if f"{space}::{name}" not in LEFT_TO_TORCH_NPU:
-            kernel = device_kernel(signature_of(_overload(space, name)), operator.cpu, operator.formatted)
-            library(space).impl(name, kernel, _KEY, allow_override=True)
-    _register_casts(library("npu"))
-    done |= _register_internal(library("npu"))
-    for qualified in _registered() - done - LEFT_TO_TORCH_NPU:
+    special = {**_casts(), **_internal()}  # torch_npu's own kernels are asked for before others take their places
+    simulated = {
+        f"{namespace(operator.schema)}::{qualified_name(operator.schema)}": operator for operator in operators()
+    }
+    for qualified in (_registered() | simulated.keys()) - LEFT_TO_TORCH_NPU:
+        if not torch._C._dispatch_has_kernel(qualified):
+            continue  # a kernel whose operator nobody has defined
         space, _, name = qualified.partition("::")
-        if torch._C._dispatch_has_kernel(qualified):
-            library(space).impl(name, _missing(qualified), _KEY, allow_override=True)
-    return len(done)
+        if qualified in special:
+            kernel = special[qualified]
+        elif qualified in simulated:
+            operator = simulated[qualified]
+            kernel = device_kernel(signature_of(_overload(space, name)), operator.cpu, operator.formatted)
+        else:
+            kernel = _missing(qualified)
+        library(space).impl(name, kernel, _KEY, allow_override=True)
+    return len(simulated)
 
 
 def _overload(space: str, name: str) -> Any:  # noqa: ANN401 - torch._ops.OpOverload
@@ -62,31 +65,28 @@ def _registered() -> set[str]:
     return {name for name in names if name.partition("::")[0] in _NAMESPACES}
 
 
-def _register_casts(library: Any) -> None:  # noqa: ANN401 - torch.library.Library
-    """Casts change the storage of a device tensor, which no function of CPU tensors can."""
+def _casts() -> dict[str, Callable[..., Any]]:
+    """Return kernels of casts: they change the storage of a device tensor, which no function of CPU tensors can."""
     own = torch.library.get_kernel("npu::npu_format_cast", _KEY)
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
     cast = formats.format_cast(partial(own.call_boxed, keys))
     in_place = formats.format_cast_in_place(cast)
-    casts = {
-        "npu_format_cast": cast,
-        "npu_format_cast.Tensor": formats.format_cast_like(cast),
-        "npu_format_cast_.acl_format": in_place,
-        "npu_format_cast_": formats.format_cast_in_place_from(in_place),
+    return {
+        "npu::npu_format_cast": cast,
+        "npu::npu_format_cast.Tensor": formats.format_cast_like(cast),
+        "npu::npu_format_cast_.acl_format": in_place,
+        "npu::npu_format_cast_": formats.format_cast_in_place_from(in_place),
     }
-    for name, kernel in casts.items():
-        library.impl(name, kernel, _KEY, allow_override=True)
 
 
-def _register_internal(library: Any) -> set[str]:  # noqa: ANN401
-    """Some operators have another inside, by which torch_npu differentiates them and keeps what that needs."""
-    name = "_npu_moe_token_unpermute"
+def _internal() -> dict[str, Callable[..., Any]]:
+    """Return kernels of operators inside others, by which torch_npu differentiates them and keeps what that needs."""
 
     def unpermuted(permuted_tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         return token_unpermute(permuted_tokens, *args, **kwargs), permuted_tokens
 
-    library.impl(name, device_kernel(signature_of(_overload("npu", name)), unpermuted), _KEY, allow_override=True)
-    return {f"npu::{name}"}
+    name = "_npu_moe_token_unpermute"
+    return {f"npu::{name}": device_kernel(signature_of(_overload("npu", name)), unpermuted)}
 
 
 def _missing(qualified: str) -> Callable[..., Any]:

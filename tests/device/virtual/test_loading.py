@@ -12,7 +12,6 @@ import pytest
 
 from device.virtual import VirtualNpuUnavailable, enabled, loading
 
-
 SET_BY_A_VIRTUAL_PROCESS = ("TORCH_DEVICE_BACKEND_AUTOLOAD", "TASK_QUEUE_ENABLE")
 
 

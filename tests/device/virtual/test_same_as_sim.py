@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from draws import drawn
 
+from draws import drawn
 from npudiff.component import Subject
 from npudiff.constraints import Constraints
 from npudiff.discovery import load_components, load_target, select_implementations
