@@ -28,8 +28,8 @@ class Target:
     synchronize : callable
         Waits for the device, so that an error surfaces in the case that caused it.
     on_host : bool
-        Whether its memory and kernels are the host's, whatever its device is called: forked processes then have a device
-        each.
+        Whether its memory and kernels are the host's, whatever its device is called: forked processes then have a
+        device each.
     """
 
     name: str

@@ -27,7 +27,17 @@ RUNTIME = "libascendcl.so"
 MACHINES = ("x86_64", "aarch64")
 """Machines for which torch_npu exists. The C files do not depend on them."""
 
-_FLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-Werror")
+_FLAGS = (
+    "-std=c11",
+    "-O2",
+    "-fPIC",
+    "-shared",
+    "-D_POSIX_C_SOURCE=200809L",
+    "-Wl,-Bsymbolic",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
 
 
 class CannotBuild(RuntimeError):  # noqa: N818 - named for what is the case

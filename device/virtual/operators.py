@@ -67,12 +67,13 @@ def _registered() -> set[str]:
 
 def _casts() -> dict[str, Callable[..., Any]]:
     """Return kernels of casts: they change the storage of a device tensor, which no function of CPU tensors can."""
-    own = torch.library.get_kernel("npu::npu_format_cast", _KEY)
+    own = torch.library.get_kernel("npu::_npu_format_cast", _KEY)
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
     cast = formats.format_cast(partial(own.call_boxed, keys))
     in_place = formats.format_cast_in_place(cast)
     return {
         "npu::npu_format_cast": cast,
+        "npu::_npu_format_cast": cast,
         "npu::npu_format_cast.Tensor": formats.format_cast_like(cast),
         "npu::npu_format_cast_.acl_format": in_place,
         "npu::npu_format_cast_": formats.format_cast_in_place_from(in_place),

@@ -62,7 +62,7 @@ def test_the_demand_is_what_neither_torch_nor_the_process_has(packages):
 
 
 def test_a_package_without_libraries_is_refused(packages, tmp_path):
-    with pytest.raises(CannotBuild, match="no libraries in .*: the package is not complete"):
+    with pytest.raises(CannotBuild, match=r"no libraries in .*: the package is not complete"):
         demand_of(tmp_path, packages[1])
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libtorch_npu.so").write_text("not yet downloaded")

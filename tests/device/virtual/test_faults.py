@@ -30,8 +30,10 @@ def test_what_is_no_fault_is_refused(text):
 
 @pytest.mark.parametrize(
     ("name", "hit"),
-    [("add", True), ("add.Tensor", True), ("aten::add", True), ("aten::add.Tensor", True), ("*", True)]
-    + [("add_", False), ("npu::add", False), ("add.Scalar", False), ("ad", False)],
+    [
+        *((name, True) for name in ("add", "add.Tensor", "aten::add", "aten::add.Tensor", "*")),
+        *((name, False) for name in ("add_", "npu::add", "add.Scalar", "ad")),
+    ],
 )
 def test_operators_are_named_in_short_or_in_full(name, hit):
     assert Fault(name, "value").strikes("aten::add.Tensor") is hit
@@ -67,7 +69,7 @@ class TestOnTheDevice:
             for attempt in (
                 lambda: ones @ ones,
                 lambda: other + 1,
-                lambda: other.cpu(),
+                other.cpu,
                 lambda: torch.ops.npu.npu_swiglu(ones),
                 torch.npu.synchronize,
                 event.record,
@@ -92,7 +94,7 @@ class TestOnTheDevice:
 
         with faults.injected("*:memory@2"):
             assert (ones + 1).shape == (4, 4)
-            with pytest.raises(torch.OutOfMemoryError, match="NPU out of memory. Tried to allocate"):
+            with pytest.raises(torch.OutOfMemoryError, match=r"NPU out of memory. Tried to allocate"):
                 ones + 1
             assert (ones + 1).sum().item() == 32
 
@@ -149,7 +151,7 @@ def run(code, **environment):
 
 @pytest.mark.virtual
 def test_a_process_has_its_faults_from_the_environment():
-    code = "x = torch.ones(2, device='npu')\nx + 1\ntry: x + 1\nexcept RuntimeError as error: print('507015' in str(error))"
+    code = "x = torch.ones(2, device='npu')\nx + 1\ntry: x + 1\nexcept RuntimeError as e: print('507015' in str(e))"
     done = run(code, NPUDIFF_VIRTUAL_FAULTS="add:507015@2")
     assert done.stdout == "True\n"
 

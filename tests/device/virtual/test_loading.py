@@ -52,7 +52,10 @@ def test_a_missing_package_is_one_line():
 
 
 def test_asking_whether_it_is_enabled_enables_nothing():
-    code = "import sys, device.virtual; print(device.virtual.enabled(), 'torch' in sys.modules, 'torch_npu' in sys.modules)"
+    code = (
+        "import sys, device.virtual; "
+        "print(device.virtual.enabled(), 'torch' in sys.modules, 'torch_npu' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False False\n"
 
