@@ -30,7 +30,11 @@ def commands(text):
 @by_name
 def test_every_command_line_parses(document):
     for _, *arguments in commands(document.read_text(encoding="utf-8")):
-        if arguments[0] in ("check", "list", "replay", "doctor") and "--help" not in arguments and len(arguments) > 1:
+        if (
+            arguments[0] in ("check", "list", "replay", "doctor", "virtual")
+            and "--help" not in arguments
+            and len(arguments) > 1
+        ):
             assert build_parser().parse_args(arguments).command == arguments[0]
 
 
