@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from device.virtual.build import _FLAGS, SOURCES
+from device.virtual.build import SOURCES
 
 COMPILER = shutil.which("cc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
