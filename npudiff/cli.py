@@ -58,8 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_list(commands)
     _add_replay(commands)
-    doctor = commands.add_parser("doctor", help="say what this machine can run, and what is missing")
-    doctor.set_defaults(command="doctor")
+    _add_doctor(commands)
     return parser
 
 
@@ -111,6 +110,18 @@ def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     replay.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="finding folders, or a folder of them")
     _add_target(replay)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    doctor = commands.add_parser("doctor", help="say what this machine can run, and what is missing")
+    doctor.add_argument(
+        "--contract",
+        nargs="*",
+        type=Path,
+        metavar="WHEEL|FOLDER",
+        help="show which versions of torch_npu accept the calls of the implementations, and these besides",
+    )
+    doctor.set_defaults(command="doctor")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -87,4 +87,4 @@ class Contract:
 
 
 ContractFactory = Callable[[Sequence[Path]], Contract]
-"""Builds a contract; releases in wheels or folders that are given are read, and judged, too. May raise ``UsageError``."""
+"""Builds a contract; releases in given wheels or folders are read and judged too. May raise ``UsageError``."""

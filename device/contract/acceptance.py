@@ -122,9 +122,7 @@ def changed_meaning(call: Call, schema: str, base: str) -> str:
     for number, (mine, other) in enumerate(zip(*places, strict=False), start=1):
         if number <= len(call.positional) and mine != other:
             return f"positional argument {number} is {other!r}, not {mine!r}"
-    left_out = [
-        one for one in ours.arguments if one.name not in (*places[0][: len(call.positional)], *call.keywords)
-    ]
+    left_out = [one for one in ours.arguments if one.name not in (*places[0][: len(call.positional)], *call.keywords)]
     defaults = {one.name: one.default_value for one in theirs.arguments if one.has_default_value()}
     for one in left_out:
         if one.name in defaults and defaults[one.name] != one.default_value:

@@ -82,7 +82,9 @@ class Call:
     def merged(self, other: Call) -> Call:
         """Return the form of the calls of both; they must be alike but for the kinds of what they pass."""
         positional = tuple(mine | theirs for mine, theirs in zip(self.positional, other.positional, strict=True))
-        return Call(self.operator, positional, {name: self.keywords[name] | other.keywords[name] for name in self.keywords})
+        return Call(
+            self.operator, positional, {name: self.keywords[name] | other.keywords[name] for name in self.keywords}
+        )
 
     def is_among(self, recorded: Mapping[tuple[str, int, tuple[str, ...]], Call]) -> bool:
         """Whether a recorded form covers this one."""

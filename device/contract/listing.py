@@ -113,7 +113,7 @@ def listed_schemas(lines: Iterable[str]) -> dict[str, str]:
 def registered(listed: str) -> str:
     """Return the schema as the library registers it.
 
-    The listing has another way of writing two things: it calls an argument ``self`` that is registered as ``input``, and
+    The listing writes two things in another way: it calls an argument ``self`` that is registered as ``input``, and it
     names the two outputs of the fused attention's ``.out``, which are registered as one list without aliasing.
     """
     return re.sub(r"(Tensor(?:\(\w+!?\))?\??) self\b", r"\1 input", listed, count=1).replace(

@@ -82,5 +82,5 @@ def _notes(wheels: Sequence[Wheel]) -> list[str]:
     first, last = wheels[0].listing.version, wheels[-1].listing.version
     return [
         f"recorded from the listings of {len(wheels)} wheels, {first} to {last}: device/contract/versions.json",
-        f"{len(changing)} of {len(BASE_SCHEMAS)} schemas are not the same in all of them, in what the calls do not use too",
+        f"{len(changing)} of {len(BASE_SCHEMAS)} schemas differ between them; below is what the calls notice of that",
     ]

@@ -1,4 +1,4 @@
-"""What the wheels of torch_npu list of the simulated operators, recorded: facts, with the wheels they were read from."""
+"""What the wheels of torch_npu list of the simulated operators: recorded facts, and the wheels they come from."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def write_wheels(wheels: Iterable[Wheel], path: Path = RECORDED_VERSIONS) -> Non
     ordered = sorted(wheels, key=lambda wheel: version_key(wheel.listing.version))
     listings = [of_simulated(wheel.listing) for wheel in ordered]
     content = {
-        "about": "Schemas of the simulated operators in the listings of torch_npu's wheels, as they are registered; null "
-        "where the operator is not listed. Written by: python -m device.contract versions WHEEL...",
+        "about": "Schemas of the simulated operators in the listings of torch_npu's wheels, as they are registered; "
+        "null where the operator is not listed. Written by: python -m device.contract versions WHEEL...",
         "wheels": {wheel.listing.version: {"file": wheel.file, "sha256": wheel.sha256} for wheel in ordered},
         "schemas": {
             name: _variants({one.version: one.schemas.get(name) for one in listings})

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from npudiff import TargetUnavailable, __version__
+from npudiff.commands.contract import contract
 from npudiff.component import Subject
 from npudiff.console import Console
 from npudiff.constraints import Constraints
@@ -29,8 +30,9 @@ NO_TORCH_NPU = "not installed (needed for the npu target: the extra 'npu' of thi
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Run ``npudiff doctor`` and return its exit code: 0 if the default target works."""
-    del options  # it has none
+    """Run ``npudiff doctor`` and return its exit code: 0 if the default target works, or the calls are accepted."""
+    if options.contract is not None:
+        return contract(options.contract)
     console = Console(verbose=False)
     console.lines([*_software(), ""])
     console.lines([*_torch_npu()])

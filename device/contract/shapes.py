@@ -1,0 +1,136 @@
+"""What the simulator returns against the shape functions of torch_npu itself, call by call.
+
+For the contract tests: torch_npu must have been imported, on the virtual NPU or a real one, before the simulator's
+kernels were added to its operators.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from device.contract.calls import NAMESPACES
+
+Described = tuple[tuple[int, ...], torch.dtype] | str
+"""Shape and dtype of an output that is a tensor, else what it is, such as ``None`` or ``2``."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One output of one call.
+
+    Attributes
+    ----------
+    operator : str
+        ``namespace::name``, and ``.overload`` unless that is the default.
+    output : int or None
+        Which output; None if the numbers of outputs differ, or a side raised.
+    simulated, wheel : tuple or str
+        What each side says of it.
+    inputs : str
+        Shapes and dtypes of the call.
+    """
+
+    operator: str
+    output: int | None
+    simulated: Described
+    wheel: Described
+    inputs: str
+
+    def __str__(self) -> str:
+        """One line."""
+        place = "outputs" if self.output is None else f"output {self.output}"
+        return f"{self.operator}: {place}: simulated {self.simulated}, wheel {self.wheel}, of {self.inputs}"
+
+
+class ShapeWatch(TorchDispatchMode):
+    """Runs every operator call a second time, on meta tensors, and compares shapes and dtypes.
+
+    Attributes
+    ----------
+    calls : Counter
+        Calls of each overload.
+    compared : Counter
+        Those that a meta function was asked about.
+    disagreements : list of Disagreement
+        What did not agree. Nothing is raised: in an adapter it would look like the adapter's error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: Counter[str] = Counter()
+        self.compared: Counter[str] = Counter()
+        self.disagreements: list[Disagreement] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - an overload, which has no public type
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the operator returns
+        """Make the call, and compare."""
+        del types
+        kwargs = kwargs or {}
+        if func.namespace not in NAMESPACES:
+            return func(*args, **kwargs)
+        name = str(func.name())
+        # Before the call, which may write into what it is given; _op, so that the call is seen once by who watches.
+        on_meta = pytree.tree_map_only(torch.Tensor, meta_like, (args, kwargs))
+        result = func._op(*args, **kwargs)
+        self.calls[name] += 1
+        if has_meta_function(name):
+            self.compared[name] += 1
+            self.disagreements += compare_with_meta(func, on_meta, result)
+        return result
+
+
+def meta_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a meta tensor of the same sizes, strides and dtype."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def has_meta_function(operator: str) -> bool:
+    """Whether an overload has a shape function of its own; a fallback that stands for all operators is none."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, "Meta")
+
+
+def is_of_torch_npu(operator: str) -> bool:
+    """Whether an overload has a kernel for the NPU, which only torch_npu registers."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, "PrivateUse1")
+
+
+def registered_schemas(operator: str) -> list[str]:
+    """Return the schemas with which an operator, without overload, is registered, as torch writes them."""
+    return [str(schema) for schema in torch._C._jit_get_schemas_for_operator(operator)]
+
+
+def compare_with_meta(func: Any, on_meta: tuple[Any, dict[str, Any]], result: object) -> list[Disagreement]:  # noqa: ANN401
+    """Compare the result of a call with what the shape function says of the same call."""
+    args, kwargs = on_meta
+    name, inputs = str(func.name()), ", ".join(map(_text, described(on_meta)))
+    try:
+        wheel = described(func._op(*args, **kwargs))
+    except Exception as error:  # noqa: BLE001 - the wheel's own code, and whatever it raises is a disagreement
+        return [Disagreement(name, None, "returns", f"{type(error).__name__}: {error}", inputs)]
+    simulated = described(result)
+    if len(simulated) != len(wheel):
+        return [Disagreement(name, None, f"{len(simulated)} outputs", f"{len(wheel)} outputs", inputs)]
+    pairs = enumerate(zip(simulated, wheel, strict=True))
+    return [Disagreement(name, place, ours, theirs, inputs) for place, (ours, theirs) in pairs if ours != theirs]
+
+
+def described(values: object) -> list[Described]:
+    """Describe every leaf of nested outputs; None is a leaf, where an operator has nothing to return."""
+    leaves = pytree.tree_leaves(values, is_leaf=lambda leaf: leaf is None)
+    return [(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else f"{leaf}" for leaf in leaves]
+
+
+def _text(one: Described) -> str:
+    return one if isinstance(one, str) else f"{list(one[0])} {one[1]}"
