@@ -19,7 +19,11 @@ _SCALARS: Mapping[str, frozenset[str]] = {
     "bool": frozenset(("bool",)),
     "str": frozenset(("str",)),
 }
-"""Kinds of values that torch's dispatcher takes for each type; a test asks it."""
+"""Kinds of values that torch's dispatcher takes for each type; a test asks it.
+
+It takes more than that: None for a tensor, which the operator then lacks, and numbers and None for a bool. Whoever
+passes these means something else, so it is not accepted here.
+"""
 
 
 def answer(call: Call, listed: Mapping[str, str], base: Mapping[str, str]) -> Answer:
@@ -101,7 +105,7 @@ def takes(argument: Any, kind: str) -> bool:  # noqa: ANN401 - torch._C.Argument
     element = type_name[:-2]
     if not kind.endswith("[]"):
         # int[2] takes one number for all its elements
-        return argument.N is not None and kind in _SCALARS.get(element, ())
+        return argument.N is not None and kind != "dtype" and kind in _SCALARS.get(element, ())
     return set(filter(None, kind[:-2].split("+"))) <= _SCALARS.get(element, frozenset())
 
 
@@ -127,8 +131,8 @@ def changed_meaning(call: Call, schema: str, base: str) -> str:
     for one in left_out:
         if one.name in defaults and defaults[one.name] != one.default_value:
             return f"argument {one.name!r} is left out and by default {defaults[one.name]!r}, not {one.default_value!r}"
-    outputs = [[str(one.type) for one in side.returns] for side in (ours, theirs)]
-    return "" if outputs[0] == outputs[1] else f"returns {len(outputs[1])} values of other types or another number"
+    mine, other = (", ".join(type_text(one) for one in side.returns) for side in (ours, theirs))
+    return "" if mine == other else f"returns ({other}), not ({mine})"
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,35 @@ class Listing:
     schemas: Mapping[str, str]
 
 
+def read_file(path: Path, name: str) -> bytes:
+    """Read one file of a torch_npu, without importing anything of it.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        A ``.whl`` file, an unpacked wheel, or an installed package's folder.
+    name : str
+        The file's path below the package.
+
+    Raises
+    ------
+    ListingError
+        If there is no such package, or no such file in it.
+    """
+    if not path.exists():
+        raise ListingError(f"{path}: no such file or folder")
+    try:
+        if path.is_dir():
+            folder = path / PACKAGE if (path / PACKAGE).is_dir() else path
+            return (folder / name).read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(f"{PACKAGE}/{name}")
+    except zipfile.BadZipFile:
+        raise ListingError(f"{path}: neither a wheel nor a folder") from None
+    except (KeyError, OSError):
+        raise ListingError(f"{path}: no {PACKAGE} with a file {name} in it") from None
+
+
 def read_listing(path: Path) -> Listing:
     """Read the listing of a ``.whl`` file, of an unpacked wheel, or of an installed package's folder.
 
@@ -50,36 +79,20 @@ def read_listing(path: Path) -> Listing:
     ListingError
         If there is none, or it cannot be read.
     """
-    if path.is_dir():
-        folder = path / PACKAGE if (path / PACKAGE).is_dir() else path
-        return _listing(path, lambda name: (folder / name).read_bytes())
-    if not path.exists():
-        raise ListingError(f"{path}: no such file or folder")
+    listing, module = (read_file(path, name).decode(errors="replace") for name in (LISTING, "version.py"))
+    version = _VERSION.search(module)
+    if version is None:
+        raise ListingError(f"{path}: version.py does not say __version__")
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _listing(path, lambda name: archive.read(f"{PACKAGE}/{name}"))
-    except zipfile.BadZipFile:
-        raise ListingError(f"{path}: neither a wheel nor a folder") from None
+        return Listing(version[1], path.name, listed_schemas(listing.splitlines()))
+    except ListingError as error:
+        raise ListingError(f"{path}: {error}") from None
 
 
 def installed_folder() -> Path | None:
     """Return where torch_npu is installed, without importing it; None if it is not."""
     spec = importlib.util.find_spec(PACKAGE)
     return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
-
-
-def _listing(path: Path, read: Callable[[str], bytes]) -> Listing:
-    try:
-        text, version = (read(name).decode() for name in (LISTING, "version.py"))
-    except (KeyError, OSError, UnicodeDecodeError) as error:
-        raise ListingError(f"{path}: no {PACKAGE} with {LISTING} and version.py in it: {error}") from None
-    found = _VERSION.search(version)
-    if found is None:
-        raise ListingError(f"{path}: version.py does not say __version__")
-    try:
-        return Listing(found[1], path.name, listed_schemas(text.splitlines()))
-    except ListingError as error:
-        raise ListingError(f"{path}: {error}") from None
 
 
 def listed_schemas(lines: Iterable[str]) -> dict[str, str]:

@@ -48,7 +48,7 @@ def contract_lines(contract: Contract) -> Iterator[str]:
         yield from _rows(rows, columns, notes)
     yield ""
     if rows:
-        yield f"all other {len(operators) - len(rows)} operators: {Standing.ACCEPTED.value} everywhere"
+        yield f"{Standing.ACCEPTED.value} everywhere: {counted(len(operators) - len(rows), 'other operator')}"
     for reason, number in notes.items():
         yield from wrap(reason, WIDTH, initial_indent=f"[{number}]  ", subsequent_indent="     ")
     yield from _verdict(contract)

@@ -2,8 +2,8 @@
 
 Those that ask are marked ``contract`` and run by themselves: ``pytest -m contract``. They import torch_npu on the
 virtual NPU, which gives a process other operators, another device and other errors for as long as it lives, and they
-must do so before anything is simulated. In any other selection of tests they are therefore skipped, also where torch_npu
-is installed; what is asked of the package's files without importing it runs there as well.
+must do so before anything is simulated. In any other selection of tests they are therefore skipped, also where
+torch_npu is installed; what is asked of the package's files without importing it runs there as well.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ NOT_TORCH_NPUS = {"npu::mla_preprocess"}
 
 
 def _placeholder(simulated, wheel):
-    """No elements or one: hardware's answer is not documented, and a profile's field (mla_prolog_placeholders) says it."""
+    """No elements or one is not documented: a field of the profiles, mla_prolog_placeholders, says what is assumed."""
     return simulated[0] == (0,) and wheel[0] == (1,) and simulated[1] == wheel[1]
 
 
 def _norm_that_nobody_asked_for(simulated, wheel):
-    """The third output is documented to be there with ``out_flag`` only, which no adapter sets; the wheel shows it always."""
+    """Documented to be there with ``out_flag`` only, which no adapter sets; the shape function always has it."""
     return simulated == "None" and wheel[1] == torch.float32
 
 
