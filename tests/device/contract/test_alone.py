@@ -1,4 +1,4 @@
-"""How the contract tests end where torch_npu cannot be asked: skipped without it, and failed where it is and does not load."""
+"""How the contract tests end where torch_npu cannot be asked: skipped without it, failed where it does not load."""
 
 from __future__ import annotations
 
@@ -32,24 +32,28 @@ SIMULATED = (
 )
 
 
+@pytest.mark.contract
 def test_without_torch_npu_they_are_skipped():
     code, text = run(HIDDEN, "-m", "contract")
     assert code == 0, text
     assert "torch_npu is not installed" in text
 
 
+@pytest.mark.contract
 def test_in_any_other_selection_they_are_skipped():
     code, text = run(SHOWN)
     assert code == 0, text
     assert "run pytest -m contract" in text
 
 
+@pytest.mark.contract
 def test_a_torch_npu_that_does_not_load_is_a_failure():
     code, text = run(SHOWN + "import sys\nsys.modules['torch_npu'] = sys\n", "-m", "contract")
     assert code == 1, text
     assert "torch_npu is installed and does not load: " in text
 
 
+@pytest.mark.contract
 def test_operators_that_are_simulated_already_are_a_failure():
     code, text = run(SIMULATED + SHOWN, "-m", "contract")
     assert code == 1, text
