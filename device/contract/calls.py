@@ -66,7 +66,7 @@ class Call:
                 keywords[name] = frozenset(kinds.split("|"))
             else:
                 positional.append(frozenset(kinds.split("|")))
-        return cls(match[1], tuple(positional), keywords)
+        return cls(match[1], tuple(positional), dict(sorted(keywords.items())))
 
     def __str__(self) -> str:
         """``npu_quantize(Tensor, None|Tensor, int, axis=int)``."""

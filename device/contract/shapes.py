@@ -57,7 +57,7 @@ class ShapeWatch(TorchDispatchMode):
     calls : Counter
         Calls of each overload.
     compared : Counter
-        Those that a meta function was asked about.
+        Those that a meta function of torch_npu was asked about.
     disagreements : list of Disagreement
         What did not agree. Nothing is raised: in an adapter it would look like the adapter's error.
     """
@@ -85,7 +85,7 @@ class ShapeWatch(TorchDispatchMode):
         on_meta = pytree.tree_map_only(torch.Tensor, meta_like, (args, kwargs))
         result = func._op(*args, **kwargs)
         self.calls[name] += 1
-        if has_meta_function(name):
+        if has_meta_function(name) and is_of_torch_npu(name):
             self.compared[name] += 1
             self.disagreements += compare_with_meta(func, on_meta, result)
         return result

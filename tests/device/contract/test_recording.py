@@ -18,7 +18,7 @@ from npudiff.discovery import load_component
 def written(monkeypatch):
     """What would have been written."""
     found = []
-    monkeypatch.setattr(recording, "write_wheels", lambda wheels: found.extend(wheels))
+    monkeypatch.setattr(recording, "write_wheels", found.extend)
     monkeypatch.setattr(recording, "write_calls", found.extend)
     return found
 

@@ -27,11 +27,16 @@ def operators():
         library.define(f"{name}(Tensor x) -> (Tensor, Tensor)")
         library.impl(name, cpu, "CPU")
         library.impl(name, meta, "Meta")
+        library.impl(name, cpu, "PrivateUse1")  # as torch_npu's have
+    library.define("simulated(Tensor x) -> Tensor")
+    library.impl("simulated", lambda x: x.clone(), "CPU")
+    library.impl("simulated", lambda x: x.half(), "Meta")
     library.define("plain(Tensor x) -> int")
     library.impl("plain", lambda x: 1, "CPU")
     library.define("writes(Tensor(a!) x) -> ()")
     library.impl("writes", lambda x: x.resize_(1) and None, "CPU")
     library.impl("writes", lambda x: None, "Meta")
+    library.impl("writes", lambda x: None, "PrivateUse1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "NAMESPACES", ("npudiff_shapes",))
         yield
@@ -79,6 +84,11 @@ def test_an_operator_without_a_shape_function_is_counted_and_not_compared():
     assert has_meta_function("npudiff_shapes::right")
 
 
+def test_a_shape_function_that_is_not_torch_npus_is_not_asked():
+    watch, _ = watched("simulated")
+    assert (watch.calls, watch.compared, watch.disagreements) == ({"npudiff_shapes::simulated": 1}, {}, [])
+
+
 def test_shapes_are_those_before_the_call():
     watch, _ = watched("writes", torch.ones(2))
     assert watch.disagreements == []
@@ -90,8 +100,9 @@ def test_none_and_numbers_are_outputs_too():
     assert described((None, [X, 2], ())) == ["None", ((3, 4), torch.float32), "2"]
 
 
-def test_what_is_registered_here_is_seen_and_is_not_torch_npus():
+def test_what_is_registered_here_is_seen():
     (schema,) = registered_schemas("npudiff_shapes::right")
     assert schema == "npudiff_shapes::right(Tensor x) -> (Tensor, Tensor)"
     assert registered_schemas("npudiff_shapes::none") == []
-    assert not is_of_torch_npu("npudiff_shapes::right")
+    assert is_of_torch_npu("npudiff_shapes::right")
+    assert not is_of_torch_npu("npudiff_shapes::simulated")
