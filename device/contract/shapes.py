@@ -7,7 +7,7 @@ kernels were added to its operators.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class Disagreement:
     operator : str
         ``namespace::name``, and ``.overload`` unless that is the default.
     output : int or None
-        Which output; None if the numbers of outputs differ, or a side raised.
+        Which output; None if the numbers of outputs differ.
     simulated, wheel : tuple or str
         What each side says of it.
     inputs : str
@@ -52,6 +52,11 @@ class Disagreement:
 class ShapeWatch(TorchDispatchMode):
     """Runs every operator call a second time, on meta tensors, and compares shapes and dtypes.
 
+    Parameters
+    ----------
+    ours : mapping
+        Shape functions of our own by ``namespace::name``, which are asked about the same calls and have to agree too.
+
     Attributes
     ----------
     calls : Counter
@@ -62,8 +67,9 @@ class ShapeWatch(TorchDispatchMode):
         What did not agree. Nothing is raised: in an adapter it would look like the adapter's error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ours: Mapping[str, Callable[..., object]] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._ours = ours or {}
         self.calls: Counter[str] = Counter()
         self.compared: Counter[str] = Counter()
         self.disagreements: list[Disagreement] = []
@@ -87,7 +93,10 @@ class ShapeWatch(TorchDispatchMode):
         self.calls[name] += 1
         if has_meta_function(name) and is_of_torch_npu(name):
             self.compared[name] += 1
-            self.disagreements += compare_with_meta(func, on_meta, result)
+            results = [result]
+            if name in self._ours:
+                results.append(_attempted(self._ours[name], on_meta))
+            self.disagreements += compare_with_meta(func, on_meta, results)
         return result
 
 
@@ -111,19 +120,31 @@ def registered_schemas(operator: str) -> list[str]:
     return [str(schema) for schema in torch._C._jit_get_schemas_for_operator(operator)]
 
 
-def compare_with_meta(func: Any, on_meta: tuple[Any, dict[str, Any]], result: object) -> list[Disagreement]:  # noqa: ANN401
-    """Compare the result of a call with what the shape function says of the same call."""
-    args, kwargs = on_meta
+Arguments = tuple[Sequence[Any], dict[str, Any]]
+"""Positional and keyword arguments of a call."""
+
+
+def compare_with_meta(func: Any, on_meta: Arguments, results: Sequence[object]) -> list[Disagreement]:  # noqa: ANN401
+    """Compare what a call has returned, or several things, with what the shape function says of the same call."""
     name, inputs = str(func.name()), ", ".join(map(_text, described(on_meta)))
+    wheel = described(_attempted(func._op, on_meta))
+    found = []
+    for simulated in map(described, results):
+        if len(simulated) != len(wheel):
+            ours, theirs = (", ".join(map(_text, side)) for side in (simulated, wheel))
+            found.append(Disagreement(name, None, ours, theirs, inputs))
+            continue
+        outputs = enumerate(zip(simulated, wheel, strict=True))
+        found += [Disagreement(name, place, one, other, inputs) for place, (one, other) in outputs if one != other]
+    return found
+
+
+def _attempted(function: Callable[..., object], arguments: Arguments) -> object:
+    """Return what a shape function returns, or the text of what it raises: that agrees with no output."""
     try:
-        wheel = described(func._op(*args, **kwargs))
-    except Exception as error:  # noqa: BLE001 - the wheel's own code, and whatever it raises is a disagreement
-        return [Disagreement(name, None, "returns", f"{type(error).__name__}: {error}", inputs)]
-    simulated = described(result)
-    if len(simulated) != len(wheel):
-        return [Disagreement(name, None, f"{len(simulated)} outputs", f"{len(wheel)} outputs", inputs)]
-    pairs = enumerate(zip(simulated, wheel, strict=True))
-    return [Disagreement(name, place, ours, theirs, inputs) for place, (ours, theirs) in pairs if ours != theirs]
+        return function(*arguments[0], **arguments[1])
+    except Exception as error:  # noqa: BLE001 - somebody else's code, and whatever it raises is a disagreement
+        return f"{type(error).__name__}: {error}"
 
 
 def described(values: object) -> list[Described]:

@@ -1,4 +1,7 @@
-"""Every adapter on drawn cases, through the operators that torch_npu registers, beside its own shape functions."""
+"""Every adapter on drawn cases, through the operators that torch_npu registers, beside its own shape functions.
+
+The simulator's shape functions, which stand in for those where torch_npu is absent, are asked about the same calls.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from device import targets
 from device.contract.calls import recorded_calls, watching
 from device.contract.drawing import implementations, run_drawn
 from device.contract.shapes import ShapeWatch, is_of_torch_npu
+from device.simulator.library import operators
+from device.simulator.schemas import namespace, qualified_name
 from npudiff.discovery import component_names, load_component
 
 EXAMPLES = 30
@@ -48,7 +53,8 @@ def is_agreed(disagreement):
 @pytest.fixture(scope="module")
 def account():
     """What all tests of this module have seen."""
-    total = {"components": set(), "agreed": set(), "cases": 0, "calls": Counter(), "compared": Counter()}
+    ours = {f"{namespace(one.schema)}::{qualified_name(one.schema)}": one.meta for one in operators()}
+    total = {"ours": ours, "components": set(), "agreed": set(), "cases": 0, "calls": Counter(), "compared": Counter()}
     yield total
     print(
         f"\n{total['cases']} cases, {total['calls'].total()} calls of {len(total['calls'])} operators; "
@@ -61,7 +67,7 @@ def test_calls_bind_are_recorded_and_give_the_wheels_shapes(name, account):
     component, target, recorded = load_component(name), targets.sim(None), recorded_calls()
     account["components"].add(name)
     for item in implementations(component):
-        watch, made = ShapeWatch(), []
+        watch, made = ShapeWatch(account["ours"]), []
         with watching(made.append), watch:
             outcome = run_drawn(component, item, target, EXAMPLES)
         assert outcome.failure is None, f"{item.name}: {outcome.failure}"

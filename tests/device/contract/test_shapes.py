@@ -62,7 +62,12 @@ def test_equal_shapes_and_dtypes_are_no_disagreement():
     [
         ("shape", 1, ((2, 4), torch.float32), ((1, 4), torch.float32)),
         ("dtype", 0, ((3, 4), torch.float16), ((3, 4), torch.float32)),
-        ("raises", None, "returns", "ZeroDivisionError: integer division or modulo by zero"),
+        (
+            "raises",
+            None,
+            "[3, 4] torch.float32, [1, 4] torch.float32",
+            "ZeroDivisionError: integer division or modulo by zero",
+        ),
     ],
 )
 def test_every_difference_is_one(name, output, simulated, wheel):
@@ -73,8 +78,21 @@ def test_every_difference_is_one(name, output, simulated, wheel):
 
 def test_another_number_of_outputs_is_a_difference():
     func = torch.ops.npudiff_shapes.right.default
-    (one,) = shapes.compare_with_meta(func, ((shapes.meta_like(X),), {}), (X, X, X))
-    assert str(one) == "npudiff_shapes::right: outputs: simulated 3 outputs, wheel 2 outputs, of [3, 4] torch.float32"
+    (one,) = shapes.compare_with_meta(func, ((shapes.meta_like(X),), {}), [(X, X[:1]), X])
+    assert str(one) == (
+        "npudiff_shapes::right: outputs: simulated [3, 4] torch.float32, "
+        "wheel [3, 4] torch.float32, [1, 4] torch.float32, of [3, 4] torch.float32"
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "outputs"), [(KERNELS["right"][1], []), (lambda x: (x, x[:2]), [1]), (lambda x: 1 // 0, [None])]
+)
+def test_our_own_shape_function_has_to_agree_too(function, outputs):
+    watch = ShapeWatch({"npudiff_shapes::right": function})
+    with watch:
+        torch.ops.npudiff_shapes.right(X)
+    assert [one.output for one in watch.disagreements] == outputs
 
 
 def test_an_operator_without_a_shape_function_is_counted_and_not_compared():
