@@ -35,7 +35,7 @@ def contract(paths: Sequence[Path]) -> Contract:
     calls = list(recorded_calls().values())
     wheels = recorded_wheels()
     here = [("installed", folder)] if (folder := installed_folder()) else []
-    here += [(path.name or str(path), path) for path in paths]
+    here += [("given", path) for path in paths]
     releases = [
         Release(one.version, one.source, answers(calls, one), judged=not here and one.version == BASE)
         for one in (wheel.listing for wheel in wheels)

@@ -78,9 +78,9 @@ def _accepts(release: Release, name: str) -> bool:
 
 
 def _ranges(members: Sequence[Release], releases: Sequence[Release]) -> Iterator[str]:
-    """Write releases that follow each other as ``first to last``."""
+    """Write releases that follow each other as ``first to last``; those that are not recorded, by themselves."""
     places = [place for place, release in enumerate(releases) if release in members]
-    for _, run in groupby(enumerate(places), key=lambda pair: pair[1] - pair[0]):
+    for _, run in groupby(enumerate(places), key=lambda pair: (pair[1] - pair[0], "(" in releases[pair[1]].name)):
         names = [releases[place].name for _, place in run]
         yield names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}" if len(names) > 2 else ", ".join(names)
 

@@ -97,6 +97,14 @@ def test_no_line_is_wider_than_a_terminal():
     assert sum(line.startswith("operator ") for line in lines) == 4  # 6 columns at once
 
 
+def test_a_version_that_is_not_recorded_is_in_no_range():
+    names = ("1.0", "1.1", "1.2", "1.2 (installed)", "1.4 (given)")
+    (line,) = [
+        line for line in contract_lines(replace(CONTRACT, releases=tuple(map(release, names)))) if line[:1] == "A"
+    ]
+    assert line.endswith(": 1.0 to 1.2, 1.2 (installed), 1.4 (given)")
+
+
 def test_nothing_to_show_is_no_table():
     lines = list(contract_lines(replace(CONTRACT, releases=(release("1.3", judged=True),))))
     assert lines[3:] == [

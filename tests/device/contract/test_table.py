@@ -63,7 +63,7 @@ def test_every_recorded_version_but_the_first_accepts_every_call():
 def test_a_given_version_is_read_and_judged(package):
     found = contract([package("3.0.0", npu_swiglu="npu_swiglu(Tensor x, int dim) -> Tensor", npu_rms_norm=None)])
     last = found.releases[-1]
-    assert (last.name, last.judged) == (f"3.0.0 ({table.Path(last.source).name})", True)
+    assert (last.name, last.judged) == ("3.0.0 (given)", True)
     assert [release.judged for release in found.releases[:-1]] == [False] * len(recorded_wheels())
     assert last.answers["npu_swiglu"] == Answer(Standing.REFUSED, "argument 'dim' has no default and is left out")
     assert last.answers["npu_rms_norm"].standing is Standing.MISSING
