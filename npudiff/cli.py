@@ -58,8 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_list(commands)
     _add_replay(commands)
-    doctor = commands.add_parser("doctor", help="say what this machine can run, and what is missing")
-    doctor.add_argument("--target", metavar="NAME", help="say only whether this target works, in one line")
+    _add_doctor(commands)
     virtual = commands.add_parser(
         "virtual",
         help="run a program on a virtual NPU: npudiff virtual -- python script.py",
@@ -117,6 +116,18 @@ def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     replay.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="finding folders, or a folder of them")
     _add_target(replay)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    doctor = commands.add_parser("doctor", help="say what this machine can run, and what is missing")
+    doctor.add_argument("--target", metavar="NAME", help="say only whether this target works, in one line")
+    doctor.add_argument(
+        "--contract",
+        nargs="*",
+        type=Path,
+        metavar="WHEEL|FOLDER",
+        help="show which versions of torch_npu accept the calls of the implementations, and these besides",
+    )
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Finding components, implementations and targets: entry points of installed packages, and ``--impl``."""
+"""Finding components, implementations, targets and contracts: entry points of installed packages, and ``--impl``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from npudiff.component import Component
+from npudiff.contract import Contract
 from npudiff.errors import UsageError, unknown
 from npudiff.implementation import Implementation
 from npudiff.target import Target, TargetUnavailable
@@ -101,6 +102,29 @@ def default_target(cann: str | None) -> Target:
         return load_target("npu", cann)
     except TargetUnavailable:
         return load_target("sim", cann)
+
+
+def load_contracts(paths: Sequence[Path]) -> list[Contract]:
+    """Ask every package that has a contract for it.
+
+    Parameters
+    ----------
+    paths : sequence of pathlib.Path
+        Wheels or folders that are read too.
+
+    Raises
+    ------
+    UsageError
+        If no package has one, or a path cannot be read.
+    """
+    points = _entry_points("contracts")
+    if not points:
+        raise UsageError("--contract: no installed package has a contract (entry points npudiff.contracts)")
+    contracts = [(name, points[name].load()(paths)) for name in sorted(points)]
+    for name, contract in contracts:
+        if not isinstance(contract, Contract):
+            raise UsageError(f"entry point {name!r} of npudiff.contracts did not return a Contract")
+    return [contract for _, contract in contracts]
 
 
 def built_in_implementations() -> list[Implementation]:

@@ -37,14 +37,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--npudiff-output", default=".npudiff", metavar="DIR", help="where findings go (.npudiff)")
 
 
+def pytest_load_initial_conftests() -> None:
+    """Set what torch reads when it is imported, before a conftest imports it."""
+    from npudiff.environment import autoload_would_fail  # noqa: PLC0415 - a few file look-ups, on a real run only
+
+    if autoload_would_fail():
+        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and Hypothesis profiles, and refuse ``-m npu`` without a device."""
-    from npudiff.environment import autoload_would_fail  # noqa: PLC0415 - a few file look-ups, on a real run only
-
     config.addinivalue_line("markers", "npu: runs implementations on a target; with -m npu, on a device only")
-    if autoload_would_fail():
-        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     if config.getoption("hypothesis_profile", None) in _PROFILES:
         from npudiff.profiles import register_profiles  # noqa: PLC0415 - imports Hypothesis, which was asked for
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from npudiff import TargetUnavailable, __version__
+from npudiff.commands.contract import contract
 from npudiff.component import Subject
 from npudiff.console import Console
 from npudiff.constraints import Constraints
@@ -30,7 +31,9 @@ NO_TORCH_NPU = "not installed (needed for the npu target: the extra 'npu' of thi
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Run ``npudiff doctor`` and return its exit code: 0 if the target that was named works, or the default one."""
+    """Run ``npudiff doctor`` and return its exit code: 0 if the default target works, or what it was asked about."""
+    if options.contract is not None:
+        return contract(options.contract)
     console = Console(verbose=False)
     if options.target:
         works, text = _probe(options.target)

@@ -1,0 +1,74 @@
+"""Recording: ``python -m device.contract calls`` and ``python -m device.contract versions WHEEL...``."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from device import targets
+from device.contract.calls import Call, recorded_calls, watching, write_calls
+from device.contract.drawing import implementations, run_drawn
+from device.contract.listing import ListingError, read_listing
+from device.contract.versions import Wheel, recorded_wheels, write_wheels
+from npudiff.discovery import load_components
+
+EXAMPLES = 200
+"""Cases of each implementation from which the forms of calls are recorded."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m device.contract", description="Write the files of the contract.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    calls = commands.add_parser("calls", help="record the forms of the calls that the adapters make")
+    calls.add_argument("--examples", type=int, default=EXAMPLES, help="cases of each implementation")
+    versions = commands.add_parser("versions", help="add versions to the table, or read them again")
+    versions.add_argument("wheels", nargs="+", type=Path, metavar="WHEEL")
+    options = parser.parse_args(arguments)
+    try:
+        return _calls(options.examples) if options.command == "calls" else _versions(options.wheels)
+    except (ListingError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+
+
+def _calls(examples: int) -> int:
+    made = list(_made(examples))
+    before = {str(call) for call in recorded_calls().values()}
+    write_calls(made)
+    after = {str(call) for call in recorded_calls().values()}
+    for sign, texts in (("+", after - before), ("-", before - after)):
+        for text in sorted(texts):
+            print(sign, text)
+    print(f"{len(after)} forms of {len(made)} calls")
+    return 0
+
+
+def _made(examples: int) -> Iterator[Call]:
+    """Run everything, and yield the calls."""
+    target = targets.sim(None)
+    for component in load_components([]):
+        for item in implementations(component):
+            calls: list[Call] = []
+            with watching(calls.append):
+                outcome = run_drawn(component, item, target, examples)
+            if outcome.failure is not None:
+                raise OSError(f"{component.name}.{item.name} fails on {outcome.failure.case}: {outcome.failure.error}")
+            yield from calls
+
+
+def _versions(paths: Sequence[Path]) -> int:
+    wheels = {wheel.listing.version: wheel for wheel in recorded_wheels()}
+    for path in paths:
+        listing = read_listing(path)
+        wheels[listing.version] = Wheel(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), listing)
+        print(f"{listing.version}: {len(listing.schemas)} schemas")
+    write_wheels(wheels.values())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Every adapter on drawn cases, through the operators that torch_npu registers, beside its own shape functions.
+
+The simulator's shape functions, which stand in for those where torch_npu is absent, are asked about the same calls.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from device import targets
+from device.contract.calls import recorded_calls, watching
+from device.contract.drawing import implementations, run_drawn
+from device.contract.shapes import ShapeWatch, is_of_torch_npu
+from device.simulator.library import operators
+from device.simulator.schemas import namespace, qualified_name
+from npudiff.discovery import component_names, load_component
+
+EXAMPLES = 30
+"""Cases of each implementation."""
+
+NOT_TORCH_NPUS = {"npu::mla_preprocess"}
+
+
+def _placeholder(simulated, wheel):
+    """No elements or one is not documented: a field of the profiles, mla_prolog_placeholders, says what is assumed."""
+    return simulated[0] == (0,) and wheel[0] == (1,) and simulated[1] == wheel[1]
+
+
+def _norm_that_nobody_asked_for(simulated, wheel):
+    """Documented to be there with ``out_flag`` only, which no adapter sets; the shape function always has it."""
+    return simulated == "None" and wheel[1] == torch.float32
+
+
+AGREED = {
+    ("npu::npu_mla_prolog_v3", 2): _placeholder,
+    ("npu::npu_mla_prolog_v3", 3): _placeholder,
+    ("npu::npu_mla_prolog_v3", 4): _placeholder,
+    ("npu::npu_moe_gating_top_k", 2): _norm_that_nobody_asked_for,
+}
+"""Where the simulator knows better than the shape function, or another profile would agree: by operator and output."""
+
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("torch_npu")]
+
+
+def is_agreed(disagreement):
+    known = AGREED.get((disagreement.operator, disagreement.output))
+    return known is not None and known(disagreement.simulated, disagreement.wheel)
+
+
+@pytest.fixture(scope="module")
+def account():
+    """What all tests of this module have seen."""
+    ours = {f"{namespace(one.schema)}::{qualified_name(one.schema)}": one.meta for one in operators()}
+    total = {"ours": ours, "components": set(), "agreed": set(), "cases": 0, "calls": Counter(), "compared": Counter()}
+    yield total
+    print(
+        f"\n{total['cases']} cases, {total['calls'].total()} calls of {len(total['calls'])} operators; "
+        f"{total['compared'].total()} calls of {len(total['compared'])} compared with the wheel's shape functions"
+    )
+
+
+@pytest.mark.parametrize("name", component_names())
+def test_calls_bind_are_recorded_and_give_the_wheels_shapes(name, account):
+    component, target, recorded = load_component(name), targets.sim(None), recorded_calls()
+    account["components"].add(name)
+    for item in implementations(component):
+        watch, made = ShapeWatch(account["ours"]), []
+        with watching(made.append), watch:
+            outcome = run_drawn(component, item, target, EXAMPLES)
+        assert outcome.failure is None, f"{item.name}: {outcome.failure}"
+        assert outcome.cases
+        assert sorted({str(call) for call in made if not call.is_among(recorded)}) == [], item.name
+        assert {one for one in watch.calls if not is_of_torch_npu(one)} <= NOT_TORCH_NPUS
+        assert len(made) == watch.calls.total(), f"{item.name}: a call went past the dispatcher"
+        assert [str(one) for one in watch.disagreements if not is_agreed(one)][:3] == [], item.name
+        account["agreed"] |= {(one.operator, one.output) for one in watch.disagreements}
+        account["cases"] += outcome.cases
+        account["calls"] += watch.calls
+        account["compared"] += watch.compared
+
+
+def test_no_exception_has_become_needless(account):
+    if account["components"] != set(component_names()):
+        pytest.skip("not all components ran")
+    assert account["agreed"] == set(AGREED)

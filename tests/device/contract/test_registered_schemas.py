@@ -1,0 +1,65 @@
+"""Every schema that the simulator records is the one with which torch_npu registers the operator; atb's too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from device.contract.shapes import has_meta_function, is_of_torch_npu, registered_schemas
+from device.simulator.library import operators
+from device.simulator.schemas import (
+    SCHEMAS,
+    SCHEMAS_OF_OTHER_PACKAGES,
+    namespace,
+    qualified_name,
+    unqualified,
+)
+
+WITHOUT_META = {
+    "npu::npu_fused_infer_attention_score.out": "writes into what it is given",
+    "npu::npu_fused_infer_attention_score_v2.out": "writes into what it is given",
+    "npu::_npu_fused_infer_attention_score_get_max_workspace": "asks the device for a size in bytes",
+    "npu::_npu_fused_infer_attention_score_v2_get_max_workspace": "asks the device for a size in bytes",
+    "npu::_npu_fused_infer_attention_score_infer_output": "is a shape function itself, on the device's tensors",
+    "npu::_npu_fused_infer_attention_score_v2_infer_output": "is a shape function itself, on the device's tensors",
+    "atb::_npu_reshape_and_cache": "returns nothing",
+    "atb::_npu_reshape_and_cache_siso": "returns nothing",
+    "npu::npu_gather_pa_kv_cache": "returns nothing; the functional form has one",
+    "npu::npu_format_cast": "storage formats exist on the device only",
+    "npu::npu_format_cast.Tensor": "storage formats exist on the device only",
+    "npu::npu_format_cast_": "storage formats exist on the device only",
+    "npu::npu_format_cast_.acl_format": "storage formats exist on the device only",
+    "npu::get_npu_format": "storage formats exist on the device only",
+    "npu::npu_convert_weight_to_int4pack": "the wheel has none",
+}
+"""Operators of torch_npu without a shape function, and what speaks for that; the shapes of these are not compared."""
+
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("torch_npu")]
+
+
+def full_name(schema):
+    return f"{namespace(schema)}::{qualified_name(schema)}"
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=qualified_name)
+def test_torch_npu_registers_exactly_this_schema(schema):
+    operator = full_name(schema).partition(".")[0]
+    written = str(torch._C.parse_schema(f"{namespace(schema)}::{unqualified(schema)}"))
+    overload = [one for one in registered_schemas(operator) if one.partition("(")[0] == full_name(schema)]
+    assert overload == [written]
+    assert is_of_torch_npu(full_name(schema))
+
+
+def test_every_simulated_operator_is_asked_about():
+    others = {schema for schemas in SCHEMAS_OF_OTHER_PACKAGES.values() for schema in schemas}
+    assert {operator.schema for operator in operators()} - others == set(SCHEMAS)
+
+
+def test_operators_of_other_packages_are_not_torch_npus():
+    for schemas in SCHEMAS_OF_OTHER_PACKAGES.values():
+        for schema in schemas:
+            assert not is_of_torch_npu(full_name(schema))
+
+
+def test_every_other_operator_has_a_shape_function():
+    assert {full_name(one) for one in SCHEMAS if not has_meta_function(full_name(one))} == set(WITHOUT_META)
