@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from device.contract.calls import NAMESPACES
+from device.simulator import library
 
 Described = tuple[tuple[int, ...], torch.dtype] | str
 """Shape and dtype of an output that is a tensor, else what it is, such as ``None`` or ``2``."""
@@ -111,8 +112,11 @@ def has_meta_function(operator: str) -> bool:
 
 
 def is_of_torch_npu(operator: str) -> bool:
-    """Whether an overload has a kernel for the NPU, which only torch_npu registers."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, "PrivateUse1")
+    """Whether torch_npu defined an overload that has a kernel for the NPU, and not the simulator."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(operator, "PrivateUse1"):
+        return False
+    defined = next(line for line in torch._C._dispatch_dump(operator).splitlines() if line.startswith("debug:"))
+    return library.__file__ not in defined
 
 
 def registered_schemas(operator: str) -> list[str]:

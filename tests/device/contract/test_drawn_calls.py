@@ -18,7 +18,7 @@ from device.simulator.library import operators
 from device.simulator.schemas import namespace, qualified_name
 from npudiff.discovery import component_names, load_component
 
-EXAMPLES = 30
+EXAMPLES = 15
 """Cases of each implementation."""
 
 NOT_TORCH_NPUS = {"npu::mla_preprocess"}
