@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from device.virtual import faults
-from device.virtual.autograd import composite, differentiated_on_host
+from device.virtual.autograd import composite, differentiated_by_torch, differentiated_on_host
 from device.virtual.kernels import Call, Signature, device_kernel, signature_of
 from device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
 
@@ -36,7 +36,8 @@ DEVICE_DECIDES = frozenset({"scaled_dot_product_attention", "lstm.input", "lstm.
 def register(library: Any) -> int:  # noqa: ANN401 - torch.library.Library of aten
     """Register kernels for all ``aten`` operators, and return how many."""
     count = 0
-    own = _registered(_KEY) | _registered(_AUTOGRAD_KEY)
+    differentiated = _registered(_AUTOGRAD_KEY)
+    own = _registered(_KEY) | differentiated
     composites = _registered("CompositeImplicitAutograd")
     for name in sorted(own | _registered("CPU")):
         overload = _overload(name)
@@ -45,6 +46,9 @@ def register(library: Any) -> int:  # noqa: ANN401 - torch.library.Library of at
         library.impl(name, _kernel(name, overload), _KEY, allow_override=True)
         if name in composites:
             library.impl(name, _differentiable(name, overload), _AUTOGRAD_KEY, allow_override=True)
+        elif name in differentiated:
+            by_torch = differentiated_by_torch(overload)
+            library.impl(name, by_torch, _AUTOGRAD_KEY, allow_override=True, with_keyset=True)
         count += 1
     return count
 

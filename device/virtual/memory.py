@@ -39,7 +39,17 @@ def same_bytes(tensor: Tensor) -> Tensor:
     Of a tensor in FRACTAL_NZ it shows the bytes as they lie, which is not the tensor's order.
     """
     shared = _host_storage(tensor.untyped_storage())
-    return torch.empty(0, dtype=tensor.dtype).set_(shared, tensor.storage_offset(), tensor.size(), tensor.stride())
+    alias = torch.empty(0, dtype=tensor.dtype).set_(shared, tensor.storage_offset(), tensor.size(), tensor.stride())
+    return _with_bits_of(tensor, alias)
+
+
+def _with_bits_of(tensor: Tensor, alias: Tensor) -> Tensor:
+    """Let a tensor over the same memory be conjugated or negated where the other is, which only a bit of it says."""
+    if tensor.is_conj():
+        torch._C._set_conj(alias, True)
+    if tensor.is_neg():
+        torch._C._set_neg(alias, True)
+    return alias
 
 
 def _host_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:
@@ -56,6 +66,10 @@ def _host_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:
 
 def storage_format(tensor: Tensor) -> Format:
     """Return the format of a device tensor's storage, as torch_npu knows it."""
+    if tensor.is_conj():  # operators other than torch's own get such a tensor as a copy
+        tensor = tensor.conj()
+    if tensor.is_neg():
+        tensor = torch._neg_view(tensor)
     return Format(torch.ops.npu.get_npu_format.default(tensor))
 
 
@@ -187,6 +201,5 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def view_of(storage: torch.UntypedStorage, result: Tensor) -> Tensor:
     """Return the device tensor that a CPU tensor over the same memory stands for."""
-    return torch.empty(0, dtype=result.dtype, device=device()).set_(
-        storage, result.storage_offset(), result.size(), result.stride()
-    )
+    made = torch.empty(0, dtype=result.dtype, device=device())
+    return _with_bits_of(result, made.set_(storage, result.storage_offset(), result.size(), result.stride()))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from npu_programs.choices import Act, Choices, both, broadcasts, floating, inexact, numeric, ranked, real
+from npu_programs.choices import Act, Choices, both, broadcasts, floating, inexact, laid_out_alike, numeric, ranked, real
 from npu_programs.operations import named, operation
 
 Wanted = Callable[[Tensor], bool]
@@ -107,8 +107,8 @@ _UNARY: dict[str, tuple[Callable[[Tensor], Any], Wanted]] = {
     "roll": (lambda x: x.roll(1, 0) if x.dim() else x, _anything),
     "repeat": (lambda x: x.repeat(2, *([1] * x.dim())), ranked(0, 3)),
     "tile_interleave": (lambda x: x.repeat_interleave(2, 0) if x.dim() else x, _anything),
-    "ones_like": (torch.ones_like, _anything),
-    "full_like": (lambda x: torch.full_like(x, 2), _anything),
+    "ones_like": (torch.ones_like, laid_out_alike),
+    "full_like": (lambda x: torch.full_like(x, 2), laid_out_alike),
     "new_zeros": (lambda x: x.new_zeros((2, 3)), _anything),
     "new_tensor": (lambda x: x.new_tensor([1, 2]), _anything),
     "frexp": (torch.frexp, floating),

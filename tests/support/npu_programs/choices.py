@@ -28,6 +28,14 @@ class Side(list[Tensor]):
     def __init__(self, device: str) -> None:
         super().__init__()
         self.device = device
+        self._first: dict[int, int] = {}
+
+    def changes(self, place: int) -> int:
+        """How often a value was written to since it was first looked at, as autograd counts; new ones may differ."""
+        value = self[place]
+        if value.is_inference():
+            return 0
+        return value._version - self._first.setdefault(place, value._version)
 
     def new(self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, salt: int = 0) -> Tensor:
         """A tensor whose values depend on nothing but the arguments."""
@@ -179,6 +187,14 @@ def both(*conditions: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]:
 
 def filled(tensor: Tensor) -> bool:
     return tensor.numel() > 0
+
+
+def laid_out_alike(tensor: Tensor) -> bool:
+    """Whether torch_npu's ``empty_like`` gives a tensor the strides that torch's does.
+
+    It takes its own way with tensors that are empty or have dimensions of size 1, and not contiguous.
+    """
+    return tensor.numel() > 0 and (tensor.is_contiguous() or min(tensor.shape) > 1)
 
 
 def writable(tensor: Tensor) -> bool:

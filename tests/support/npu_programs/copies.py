@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
 import torch
 
-from npu_programs.choices import DTYPES, Act, Choices, OnHost, Side, filled, inexact, ranked, real
+from npu_programs.choices import DTYPES, Act, Choices, OnHost, Side, filled, inexact, laid_out_alike, ranked, real
 from npu_programs.operations import operation
 
 _FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last)
@@ -15,8 +17,8 @@ _FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last)
 @operation
 def to_dtype(c: Choices) -> Act:
     i = c.place()
-    dtype, copy = c.of(DTYPES), c.flag()
-    return lambda s: s[i].to(dtype, copy=copy)
+    dtype, again = c.of(DTYPES), c.flag()
+    return lambda s: s[i].to(dtype, copy=again)
 
 
 @operation
@@ -98,15 +100,15 @@ def contiguous(c: Choices) -> Act:
 
 @operation
 def zeros_like(c: Choices) -> Act:
-    i = c.place()
+    i = c.place(laid_out_alike)
     dtype = c.of((None, torch.float16, torch.int32))
-    layout = c.of(_FORMATS[: 3 if c[i].dim() == 4 else 2])
+    layout = c.of(_FORMATS[:2])
     return lambda s: torch.zeros_like(s[i], dtype=dtype, memory_format=layout)
 
 
 @operation
 def empty_and_copy(c: Choices) -> Act:
-    i = c.place()
+    i = c.place(laid_out_alike)
     how = c.below(3)
 
     def act(s: Side) -> Any:
@@ -176,7 +178,11 @@ def same_storage(c: Choices) -> Act:
 
 @operation
 def deep_copy(c: Choices) -> Act:
-    import copy
-
     i = c.place(lambda x: x.is_leaf)
-    return lambda s: copy.deepcopy(s[i])
+
+    def act(s: Side) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the host's tensors are copied by a class that torch calls deprecated
+            return copy.deepcopy(s[i])
+
+    return act

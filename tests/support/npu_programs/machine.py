@@ -115,8 +115,8 @@ def _attempt(act: Any, side: Side) -> tuple[Any, set[str]]:
 
 
 def _neutral(message: str) -> str:
-    """Return a message without the names of devices."""
-    first = message.partition("\nException raised from")[0]
+    """Return a message without the names of devices, and without the line that torch_npu adds to those of its own."""
+    first = message.partition("\nException raised from")[0].partition("\n[ERROR] ")[0]
     return _DEVICE_WORDS.sub("DEVICE", first).strip()
 
 
@@ -171,20 +171,29 @@ def _same_object(one: Tensor, two: Tensor, host: Side, other: Side, here: str) -
 def _agree(host: Side, other: Side, here: str) -> None:
     """Compare all values, their gradients, and which of them share memory."""
     for place, (one, two) in enumerate(zip(host, other, strict=True)):
+        if host.changes(place) != other.changes(place):
+            raise Difference(f"{here}: value {place} changed {other.changes(place)} times (host: {host.changes(place)})")
         _same(one, two, other.device, f"{here}: value {place}")
         if one.is_leaf and one.requires_grad or one.retains_grad:
             if (one.grad is None) != (two.grad is None):
                 raise Difference(f"{here}: value {place} has a gradient on one device only")
             if one.grad is not None and two.grad is not None:
                 _same(one.grad, two.grad, other.device, f"{here}: gradient of value {place}")
-    if _sharing(host) != _sharing(other):
-        raise Difference(f"{here}: share memory {_sharing(other)}, and on the host {_sharing(host)}")
+    for what, relation in (("share memory", _sharing), ("are views of", _bases)):
+        if relation(host) != relation(other):
+            raise Difference(f"{here}: {what} {relation(other)}, and on the host {relation(host)}")
 
 
 def _sharing(side: Side) -> list[int]:
     """Return for each value the first one with the same storage."""
     firsts: dict[int, int] = {}
     return [firsts.setdefault(value.untyped_storage()._cdata, place) for place, value in enumerate(side)]
+
+
+def _bases(side: Side) -> list[int | None]:
+    """Return for each value the one that autograd takes it for a view of, if that is a value of the program."""
+    places = {id(value): place for place, value in enumerate(side)}
+    return [places.get(id(value._base)) if value._is_view() else None for value in side]
 
 
 def _same(one: Tensor, two: Tensor, device: str, here: str) -> None:
@@ -213,15 +222,12 @@ def _description(tensor: Tensor) -> dict[str, Any]:
         "shape": tuple(tensor.shape),
         "strides": tensor.stride(),
         "offset": tensor.storage_offset(),
-        "bytes": tensor.untyped_storage().nbytes(),
         "requires_grad": tensor.requires_grad,
         "is_leaf": tensor.is_leaf,
         "grad_fn": tensor.grad_fn is not None,
         "is_conj": tensor.is_conj(),
         "is_neg": tensor.is_neg(),
         "is_inference": tensor.is_inference(),
-        "is a view": tensor._is_view(),
-        "version": None if tensor.is_inference() else tensor._version,
     }
 
 

@@ -67,7 +67,7 @@ def _given(name: str, act: Callable[..., Any], wanted: Callable[[Tensor], bool])
             with torch.no_grad():
                 known = act(s[i])
             if isinstance(known, Tensor):
-                out = s[i] if itself else _output(s, known, how, salt)
+                out = s[i] if itself and known.shape == s[i].shape else _output(s, known, how, salt)
                 return act(s[i], out=out), out
             outs = tuple(_output(s, one, how if n == 0 else second, salt) for n, one in enumerate(known))
             return tuple(act(s[i], out=outs)), outs
