@@ -124,7 +124,7 @@ class Call:
             return copy
         view = noted(value) if looked_at else same_bytes(value)
         if id(value) in self._resized:
-            view = view.clone()
+            view = _own_copy(view)
         else:
             self._origins[view.untyped_storage().data_ptr()] = value.untyped_storage()
         self._standing[id(value), looked_at] = value, view, _version(view)
@@ -133,7 +133,8 @@ class Call:
     def on_device(self, result: Any) -> Any:  # noqa: ANN401 - any value of an operator
         """Return a new result on the device: a view if it lies in the memory of an argument."""
         if isinstance(result, Tensor):
-            origin = self._origins.get(result.untyped_storage().data_ptr()) if result.numel() else None
+            somewhere = result.numel() and not result._is_zerotensor()
+            origin = self._origins.get(result.untyped_storage().data_ptr()) if somewhere else None
             return moved_to_device(result) if origin is None else view_of(origin, result)
         if isinstance(result, (list, tuple)):
             return type(result)([self.on_device(item) for item in result])
@@ -153,6 +154,13 @@ class Call:
                 same_bytes(tensor).copy_(standing)
             for _ in range(_version(standing) - version):  # autograd counts them: operators within an operator
                 torch.autograd.graph.increment_version(tensor)
+
+
+def _own_copy(view: Tensor) -> Tensor:
+    """Return a copy in memory of its own with the same strides, unless they lay several elements in one place."""
+    if not all(view.stride()):
+        return view.clone()
+    return torch.empty_strided(view.size(), view.stride(), dtype=view.dtype).copy_(view)
 
 
 def _version(tensor: Tensor) -> int:

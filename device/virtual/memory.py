@@ -38,6 +38,9 @@ def same_bytes(tensor: Tensor) -> Tensor:
 
     Of a tensor in FRACTAL_NZ it shows the bytes as they lie, which is not the tensor's order.
     """
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        with torch.inference_mode():  # what may not be done to such a tensor may not be done to this one
+            return same_bytes(tensor)
     shared = _host_storage(tensor.untyped_storage())
     alias = torch.empty(0, dtype=tensor.dtype).set_(shared, tensor.storage_offset(), tensor.size(), tensor.stride())
     return _with_bits_of(tensor, alias)
@@ -168,6 +171,8 @@ def moved_to_device(result: Tensor) -> Tensor:
     described = noted_format(result)
     if described is not None:
         return _moved_storage(result, described)
+    if result._is_zerotensor():  # gradients of nothing, which have no memory on the host
+        return torch.zeros(result.size(), dtype=result.dtype, device=device())
     result = result.resolve_conj().resolve_neg()
     made = torch.empty_strided(result.size(), result.stride(), dtype=result.dtype, device=device())
     if result.numel():

@@ -111,7 +111,7 @@ _UNARY: dict[str, tuple[Callable[[Tensor], Any], Wanted]] = {
     "full_like": (lambda x: torch.full_like(x, 2), laid_out_alike),
     "new_zeros": (lambda x: x.new_zeros((2, 3)), _anything),
     "new_tensor": (lambda x: x.new_tensor([1, 2]), _anything),
-    "frexp": (torch.frexp, floating),
+    "frexp": (torch.frexp, both(floating, laid_out_alike)),
     "foreach": (lambda x: torch._foreach_add([x, x], 1), numeric),
     "foreach_norm": (lambda x: torch._foreach_norm([x, x * 2]), floating),
     "arange_like": (lambda x: torch.arange(5, device=x.device), _anything),

@@ -121,7 +121,7 @@ class Choices:
 
     def leaves(self) -> list[int]:
         """Places of tensors that gradients are kept of."""
-        return [place for place, value in enumerate(self._values) if value.is_leaf and value.requires_grad]
+        return [place for place, value in enumerate(self._values) if value.requires_grad and is_leaf(value)]
 
     def dim(self, tensor: Tensor) -> int:
         """A dimension, also from the end, and once in a while none that there is."""
@@ -147,6 +147,14 @@ class Choices:
 
 def broadcasts(one: Tensor, other: Tensor) -> bool:
     return all(a == b or 1 in (a, b) for a, b in zip(reversed(one.shape), reversed(other.shape), strict=False))
+
+
+def is_leaf(tensor: Tensor) -> bool | None:
+    """Whether nothing was computed to get a tensor; None where torch refuses to say, of a view that was written to."""
+    try:
+        return tensor.is_leaf
+    except RuntimeError:
+        return None
 
 
 def expandable(source: Tensor, target: Tensor) -> bool:
@@ -192,13 +200,13 @@ def filled(tensor: Tensor) -> bool:
 def laid_out_alike(tensor: Tensor) -> bool:
     """Whether torch_npu's ``empty_like`` gives a tensor the strides that torch's does.
 
-    It takes its own way with tensors that are empty or have dimensions of size 1, and not contiguous.
+    It takes its own way with tensors that are empty, or have dimensions of size 1 with strides of no use.
     """
-    return tensor.numel() > 0 and (tensor.is_contiguous() or min(tensor.shape) > 1)
+    return tensor.numel() > 0 and (1 not in tensor.shape or tensor.stride() == torch.empty(tensor.shape).stride())
 
 
 def writable(tensor: Tensor) -> bool:
     """Whether a tensor may be written to: no leaf of a graph, and nothing twice in one place."""
-    return not (tensor.requires_grad and tensor.is_leaf) and all(
+    return not (tensor.requires_grad and is_leaf(tensor)) and all(
         stride or size < 2 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from npu_programs.choices import DTYPES, Act, Choices, OnHost, Side, filled, inexact, laid_out_alike, ranked, real
+from npu_programs.choices import DTYPES, Act, Choices, OnHost, Side, filled, inexact, is_leaf, laid_out_alike, ranked, real
 from npu_programs.operations import operation
 
 _FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last)
@@ -178,7 +178,7 @@ def same_storage(c: Choices) -> Act:
 
 @operation
 def deep_copy(c: Choices) -> Act:
-    i = c.place(lambda x: x.is_leaf)
+    i = c.place(is_leaf)
 
     def act(s: Side) -> Any:
         with warnings.catch_warnings():

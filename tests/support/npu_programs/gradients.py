@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from npu_programs.choices import Act, Choices, NotPossible, Side, both, floating, inexact, ranked, single
+from npu_programs.choices import Act, Choices, NotPossible, Side, both, floating, inexact, is_leaf, laid_out_alike, ranked, single
 from npu_programs.operations import operation
 
 
 def _joined(tensor: Tensor) -> bool:
-    return tensor.requires_grad and not tensor.is_leaf
+    return tensor.requires_grad and is_leaf(tensor) is False
 
 
 @operation
@@ -25,7 +25,7 @@ def leaf(c: Choices) -> Act:
 
 @operation
 def leaf_shared(c: Choices) -> Act:
-    i = c.place(both(inexact, lambda x: x.is_leaf))
+    i = c.place(both(inexact, is_leaf))
     return lambda s: s[i].requires_grad_()
 
 
@@ -183,7 +183,7 @@ def forgotten(c: Choices) -> Act:
 
 @operation
 def optimizer(c: Choices) -> Act:
-    i = c.place(both(single, lambda x: x.dim() > 0))
+    i = c.place(both(single, laid_out_alike))
     how, salt = c.below(5), c.below(256)
 
     def act(s: Side) -> Any:

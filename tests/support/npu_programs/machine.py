@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_programs.choices import DTYPES, Choices, NotPossible, OnHost, Side, pattern
+from npu_programs.choices import DTYPES, Choices, NotPossible, OnHost, Side, is_leaf, pattern
 from npu_programs.operations import OPERATIONS
 
 _MOST_VALUES, _MOST_ELEMENTS = 40, 3000
-_DEVICE_WORDS = re.compile(r"\b(npu|cpu)(:0)?\b|PrivateUse1(?=\b|_)|\bAutogradPrivateUse1\b", re.IGNORECASE)
+_DEVICE_WORDS = re.compile(r"\btorch\.(?=\w+Tensor\b)|(?<=\[)npu(?=\w+Type\b)|(?<=[a-z])(Tensor|Type)(?= \[)|\b(npu|cpu)(:0)?\b|PrivateUse1(?=\b|_)|\bAutogradPrivateUse1\b", re.IGNORECASE)
+_OF_TORCH_NPU = "Cannot create tensor with internal format while allow_internal_format=False"
+"""What torch_npu's ``empty_like`` warns of, on hardware too, when it is asked for a memory format."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def _attempt(act: Any, side: Side) -> tuple[Any, set[str]]:
             result = act(side)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is to be the same on both
             result = _Raised(type(error), _neutral(str(error)))
-    return result, {_neutral(str(warning.message)) for warning in warned}
+    said = {_neutral(str(warning.message)) for warning in warned}
+    return result, {message for message in said if not message.startswith(_OF_TORCH_NPU)}
 
 
 def _neutral(message: str) -> str:
@@ -174,7 +177,7 @@ def _agree(host: Side, other: Side, here: str) -> None:
         if host.changes(place) != other.changes(place):
             raise Difference(f"{here}: value {place} changed {other.changes(place)} times (host: {host.changes(place)})")
         _same(one, two, other.device, f"{here}: value {place}")
-        if one.is_leaf and one.requires_grad or one.retains_grad:
+        if one.requires_grad and (is_leaf(one) or one.retains_grad):
             if (one.grad is None) != (two.grad is None):
                 raise Difference(f"{here}: value {place} has a gradient on one device only")
             if one.grad is not None and two.grad is not None:
@@ -223,8 +226,7 @@ def _description(tensor: Tensor) -> dict[str, Any]:
         "strides": tensor.stride(),
         "offset": tensor.storage_offset(),
         "requires_grad": tensor.requires_grad,
-        "is_leaf": tensor.is_leaf,
-        "grad_fn": tensor.grad_fn is not None,
+        "is_leaf": is_leaf(tensor),
         "is_conj": tensor.is_conj(),
         "is_neg": tensor.is_neg(),
         "is_inference": tensor.is_inference(),
