@@ -17,7 +17,11 @@ from npu_programs.choices import DTYPES, Choices, NotPossible, OnHost, Side, is_
 from npu_programs.operations import OPERATIONS
 
 _MOST_VALUES, _MOST_ELEMENTS = 40, 3000
-_DEVICE_WORDS = re.compile(r"\btorch\.(?=\w+Tensor\b)|(?<=\[)npu(?=\w+Type\b)|(?<=[a-z])(Tensor|Type)(?= \[)|\b(npu|cpu)(:0)?\b|PrivateUse1(?=\b|_)|\bAutogradPrivateUse1\b", re.IGNORECASE)
+_DEVICE_WORDS = re.compile(
+    r"(?<=\[)(?:torch\.|npu|CPU)(?=\w+(?:Type|Tensor) \[)|(?<=\w)(?:Type|Tensor)(?= \[)|"  # [npuHalfType [2, 3]]
+    r"\b(?:npu|cpu)(?::0)?\b|\b(?:Autograd)?PrivateUse1\b",
+    re.IGNORECASE,
+)
 _OF_TORCH_NPU = "Cannot create tensor with internal format while allow_internal_format=False"
 """What torch_npu's ``empty_like`` warns of, on hardware too, when it is asked for a memory format."""
 
@@ -182,9 +186,11 @@ def _agree(host: Side, other: Side, here: str) -> None:
                 raise Difference(f"{here}: value {place} has a gradient on one device only")
             if one.grad is not None and two.grad is not None:
                 _same(one.grad, two.grad, other.device, f"{here}: gradient of value {place}")
-    for what, relation in (("share memory", _sharing), ("are views of", _bases)):
-        if relation(host) != relation(other):
-            raise Difference(f"{here}: {what} {relation(other)}, and on the host {relation(host)}")
+    if _sharing(host) != _sharing(other):
+        raise Difference(f"{here}: share memory {_sharing(other)}, and on the host {_sharing(host)}")
+    bases = zip(_bases(host), _bases(other), strict=True)
+    if any(one != two for one, two in bases if None not in (one, two)):  # None: of something that is no value
+        raise Difference(f"{here}: are views of {_bases(other)}, and on the host {_bases(host)}")
 
 
 def _sharing(side: Side) -> list[int]:
