@@ -7,6 +7,6 @@ with the values so far before its eyes, so that most choices are valid and fewer
 from npu_programs.choices import Choices, NotPossible
 from npu_programs.machine import Difference, Outcome, Program, Step, run
 from npu_programs import arithmetic, copies, gradients, indexing, layers, outputs, reductions, views, writes  # noqa: F401 - they register operations
-from npu_programs.operations import OPERATIONS
+from npu_programs.operations import FAMILIES, OPERATIONS
 
-__all__ = ["OPERATIONS", "Choices", "Difference", "NotPossible", "Outcome", "Program", "Step", "run"]
+__all__ = ["FAMILIES", "OPERATIONS", "Choices", "Difference", "NotPossible", "Outcome", "Program", "Step", "run"]

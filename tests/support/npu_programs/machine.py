@@ -98,11 +98,14 @@ def run(program: Program, device: str = "npu") -> Outcome:
 def _input(choices: Choices, host: Side, other: Side) -> None:
     """Add an input: a base, and mostly another view of it."""
     dtype = choices.of((torch.float32, *DTYPES, torch.float32, torch.float32))
-    sizes = [choices.of((2, 3, 1, 4, 5, 2, 3, 0)) for _ in range(choices.of((2, 3, 1, 2, 4, 0)))]
+    sizes = [choices.of((2, 3, 1, 4, 5, 2, 3, 0)) for _ in range(choices.of((2, 3, 4, 1, 3, 0, 2)))]
     salt, layout = choices.below(256), choices.below(8)
     for side in (host, other):
         base = pattern(sizes, dtype, salt).to(side.device)
         side.append(base)
+        if layout == 1 and (dtype.is_floating_point or dtype.is_complex):  # a leaf, and something computed from it
+            base.requires_grad_()
+            side.append(base * 2)
         if not sizes or layout < 2:
             continue
         views = (base.t() if len(sizes) == 2 else base.transpose(0, -1), base[1:], base[..., ::2], base[:1].expand(3, *sizes[1:]) if sizes[0] else base, base[1::2], base.unsqueeze(0))  # fmt: skip
