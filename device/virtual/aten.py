@@ -19,6 +19,7 @@ from device.virtual.kernels import Call, Signature, device_kernel, signature_of
 from device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
 
 _KEY, _AUTOGRAD_KEY = "PrivateUse1", "AutogradPrivateUse1"
+_COMPOSITE_KEYS = tuple(f"Composite{kind}" for kind in ("ImplicitAutograd", "ExplicitAutograd", "ExplicitAutogradNonFunctional"))
 
 LEFT_TO_TORCH_NPU = frozenset({
     "empty.memory_format", "empty_strided", "empty_like", "new_empty_strided", "empty_with_format",
@@ -36,10 +37,10 @@ DEVICE_DECIDES = frozenset({"scaled_dot_product_attention", "lstm.input", "lstm.
 def register(library: Any) -> int:  # noqa: ANN401 - torch.library.Library of aten
     """Register kernels for all ``aten`` operators, and return how many."""
     count = 0
-    differentiated = _registered(_AUTOGRAD_KEY)
+    host, differentiated = _registered("CPU"), _registered(_AUTOGRAD_KEY)
     own = _registered(_KEY) | differentiated
-    composites = _registered("CompositeImplicitAutograd")
-    for name in sorted(own | _registered("CPU")):
+    composites = _registered("CompositeImplicitAutograd") - host  # as on the host, where a kernel goes first
+    for name in sorted(own | host):
         overload = _overload(name)
         if overload is None or name in LEFT_TO_TORCH_NPU or _is_view(overload):
             continue
@@ -50,7 +51,18 @@ def register(library: Any) -> int:  # noqa: ANN401 - torch.library.Library of at
             by_torch = differentiated_by_torch(overload)
             library.impl(name, by_torch, _AUTOGRAD_KEY, allow_override=True, with_keyset=True)
         count += 1
-    return count
+    return count + _register_missing(library)
+
+
+def _register_missing(library: Any) -> int:  # noqa: ANN401
+    """Let operators that neither torch_npu nor the CPU has say so; else torch_npu tries them on the CPU, and warns."""
+    names = {name.removeprefix("aten::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")}
+    for key in (_KEY, "CPU", *_COMPOSITE_KEYS):
+        names -= _registered(key)
+    missing = {name: overload for name in sorted(names) if (overload := _overload(name)) is not None}
+    for name, overload in missing.items():
+        library.impl(name, _missing(signature_of(overload)), _KEY)
+    return len(missing)
 
 
 def _registered(key: str) -> set[str]:

@@ -57,6 +57,8 @@ def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
                 ]
                 results = arguments.call(overload, hosts)
             ctx.needed, ctx.hosts = needed, hosts
+            ctx.save_for_backward(*tensors)  # so that it is seen when one is written to before the backward
+            ctx.set_materialize_grads(False)  # nothing is not zero: it leaves no operator behind
             ctx.results = results if isinstance(results, tuple) else (results,)
             moved = tuple(moved_to_device(result.detach()) for result in ctx.results)
             constant = (on_device for on_device, result in zip(moved, ctx.results, strict=True) if not result.requires_grad)
@@ -66,6 +68,7 @@ def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # noqa: ANN401
+            _ = ctx.saved_tensors
             pairs = [
                 (result, same_bytes(gradient))
                 for result, gradient in zip(ctx.results, gradients, strict=True)

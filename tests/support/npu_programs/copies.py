@@ -148,7 +148,7 @@ def truth(c: Choices) -> Act:
 @operation
 def to_numpy(c: Choices) -> Act:
     i = c.place(lambda x: x.dtype != torch.bfloat16)
-    return lambda s: s[i].detach().cpu().resolve_conj().numpy().tobytes()
+    return lambda s: s.on_host(i).resolve_conj().numpy().tobytes()
 
 
 @operation
