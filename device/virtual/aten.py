@@ -19,7 +19,9 @@ from device.virtual.kernels import Call, Signature, device_kernel, signature_of
 from device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
 
 _KEY, _AUTOGRAD_KEY = "PrivateUse1", "AutogradPrivateUse1"
-_COMPOSITE_KEYS = tuple(f"Composite{kind}" for kind in ("ImplicitAutograd", "ExplicitAutograd", "ExplicitAutogradNonFunctional"))
+_COMPOSITE_KEYS = tuple(
+    f"Composite{kind}" for kind in ("ImplicitAutograd", "ExplicitAutograd", "ExplicitAutogradNonFunctional")
+)
 
 LEFT_TO_TORCH_NPU = frozenset({
     "empty.memory_format", "empty_strided", "empty_like", "new_empty_strided", "empty_with_format",

@@ -17,7 +17,6 @@ from device.virtual.memory import is_on_device, moved_to_device, same_bytes
 
 def composite(overload: Any) -> Callable[..., Any]:  # noqa: ANN401 - torch._ops.OpOverload
     """Return a kernel that takes a composite operator apart into others."""
-
     # Not overload.decompose(): it prefers a decomposition in Python, whose results have other strides and versions.
     take_apart, key = overload._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd
 
@@ -61,7 +60,9 @@ def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
             ctx.set_materialize_grads(False)  # nothing is not zero: it leaves no operator behind
             ctx.results = results if isinstance(results, tuple) else (results,)
             moved = tuple(moved_to_device(result.detach()) for result in ctx.results)
-            constant = (on_device for on_device, result in zip(moved, ctx.results, strict=True) if not result.requires_grad)
+            constant = (
+                on_device for on_device, result in zip(moved, ctx.results, strict=True) if not result.requires_grad
+            )
             ctx.mark_non_differentiable(*constant)
             return moved if isinstance(results, tuple) else moved[0]
 

@@ -1,9 +1,10 @@
-"""Nothing leaks: over 10,000 allocations the allocator, the device below it and the process come back to their start."""
+"""Nothing leaks over 10,000 allocations: the allocator, the device below it and the process are where they were."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,7 @@ MIB = 1 << 20
 
 def resident():
     """Bytes of this process in memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
 def one_round(number, torch):
@@ -74,7 +74,8 @@ def test_nothing_leaks_over_ten_thousand_allocations(tiles_allowed):
     assert torch.npu.memory_allocated() == allocated
     assert faults.memory()[2] <= blocks
     assert resident() - before < 8 * MIB
-    print(f"{number} rounds, {statistics()['allocation.all.allocated'] - made} allocations, {(resident() - before) / MIB:.1f} MiB")
+    made = statistics()["allocation.all.allocated"] - made
+    print(f"{number} rounds, {made} allocations, {(resident() - before) / MIB:.1f} MiB")
 
 
 def test_the_cache_of_the_allocator_is_given_back():

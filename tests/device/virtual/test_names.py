@@ -1,4 +1,4 @@
-"""Nothing is silently skipped: every operator is the virtual NPU's own, a view, or on a list; all others say no by name."""
+"""Nothing is silently skipped: operators are ours, views, or on a list; all others say no by name."""
 
 from __future__ import annotations
 
@@ -132,7 +132,10 @@ def test_an_operator_of_torch_without_a_kernel_of_the_cpu_raises_its_name():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for call, name in (
-            (lambda: torch.ops.aten._cudnn_rnn_flatten_weight([x], 1, 4, 2, 2, 0, 1, False, False), "_cudnn_rnn_flatten"),
+            (
+                lambda: torch.ops.aten._cudnn_rnn_flatten_weight([x], 1, 4, 2, 2, 0, 1, False, False),
+                "_cudnn_rnn_flatten",
+            ),
             (lambda: torch.ops.aten._thnn_fused_lstm_cell(x, x, x), "_thnn_fused_lstm_cell"),
             (lambda: torch.ops.aten.cudnn_convolution_relu(x, x, None, [1], [0], [1], 1), "cudnn_convolution_relu"),
         ):

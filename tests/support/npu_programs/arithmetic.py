@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from npu_programs.choices import Act, Choices, both, broadcasts, floating, inexact, laid_out_alike, numeric, ranked, real
+from npu_programs.choices import (
+    Act,
+    Choices,
+    both,
+    broadcasts,
+    floating,
+    inexact,
+    laid_out_alike,
+    numeric,
+    ranked,
+    real,
+)
 from npu_programs.operations import named, operation
 
 Wanted = Callable[[Tensor], bool]
@@ -36,16 +47,19 @@ _BINARY: dict[str, tuple[Callable[..., Any], Wanted]] = {
     "at_least": (torch.ge, real),
     "maximum": (lambda x, y: torch.maximum(x, torch.as_tensor(y, device=x.device)), real),
     "logical_and": (lambda x, y: torch.logical_and(x, torch.as_tensor(y, device=x.device)), _anything),
-    "bitwise_or": (lambda x, y: x | (y if isinstance(y, Tensor) else int(y) if y == y and abs(y) < 9 else 1), _whole),
+    "bitwise_or": (lambda x, y: x | (y if isinstance(y, Tensor) else int(y) if abs(y) < 9 else 1), _whole),
     "add_alpha": (lambda x, y: torch.add(x, y, alpha=2), numeric),
     "atan2": (lambda x, y: torch.atan2(x, torch.as_tensor(y, device=x.device, dtype=x.dtype)), floating),
-    "where": (lambda x, y: torch.where(x == x, x, y), _anything),
-    "where_host_number": (lambda x, y: torch.where(x != x, torch.tensor(1.0), x), floating),
+    "where": (lambda x, y: torch.where(x.isnan(), x, y), _anything),
+    "where_host_number": (lambda x, y: torch.where(x.isnan(), torch.tensor(1.0), x), floating),
     "addcdiv": (lambda x, y: torch.addcdiv(x, x, torch.as_tensor(y, device=x.device, dtype=x.dtype)), inexact),
     "lerp": (lambda x, y: torch.lerp(x, x * 2, 0.3), floating),
     "reflected": (lambda x, y: 2 - x if y is None else 3.5 * x, numeric),
     "allclose": (lambda x, y: torch.allclose(x, x), floating),
-    "equal_whole": (lambda x, y: torch.equal(x, y) if isinstance(y, Tensor) and y.dtype == x.dtype else torch.equal(x, x), _anything),  # fmt: skip
+    "equal_whole": (
+        lambda x, y: torch.equal(x, y) if isinstance(y, Tensor) and y.dtype == x.dtype else torch.equal(x, x),
+        _anything,
+    ),
     "isclose": (lambda x, y: torch.isclose(x, x * 1), inexact),
 }
 

@@ -18,7 +18,7 @@ DTYPES = (*FLOATS, *INTEGERS, torch.bool, torch.complex64)
 NUMBERS = (0.5, 2, -3, 0, 1, -1.25, 100, float("inf"), float("nan"), True)
 
 
-class NotPossible(Exception):
+class NotPossible(Exception):  # noqa: N818 - named for what is the case
     """No value that the operation could be applied to."""
 
 
@@ -75,7 +75,11 @@ def pattern(sizes: Sequence[int], dtype: torch.dtype, salt: int) -> Tensor:
     if salt % 8 == 7:
         for value, place in ((float("nan"), 3), (float("inf"), 5), (-0.0, 11)):
             values = torch.where(whole == place, value, values)
-    return torch.complex(values, values.flip(0) if values.dim() else values).to(dtype) if dtype.is_complex else values.to(dtype)
+    return (
+        torch.complex(values, values.flip(0) if values.dim() else values).to(dtype)
+        if dtype.is_complex
+        else values.to(dtype)
+    )
 
 
 class Choices:

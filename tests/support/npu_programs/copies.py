@@ -8,7 +8,19 @@ from typing import Any
 
 import torch
 
-from npu_programs.choices import DTYPES, Act, Choices, OnHost, Side, filled, inexact, is_leaf, laid_out_alike, ranked, real
+from npu_programs.choices import (
+    DTYPES,
+    Act,
+    Choices,
+    OnHost,
+    Side,
+    filled,
+    inexact,
+    is_leaf,
+    laid_out_alike,
+    ranked,
+    real,
+)
 from npu_programs.operations import operation
 
 _FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last)
@@ -41,7 +53,9 @@ def to_host(c: Choices) -> Act:
     how = c.below(3)
     if how == 0:
         return lambda s: OnHost(s[i].detach().to("cpu", dtype, copy=True))
-    return lambda s: OnHost(s[i].detach().clone().cpu() if how == 1 else s[i].detach().to("cpu", dtype, copy=True, non_blocking=True))
+    return lambda s: OnHost(
+        s[i].detach().clone().cpu() if how == 1 else s[i].detach().to("cpu", dtype, copy=True, non_blocking=True)
+    )
 
 
 @operation
@@ -171,7 +185,6 @@ def same_storage(c: Choices) -> Act:
         s[i].is_contiguous(),
         s[i].untyped_storage().nbytes(),
         s[i].element_size(),
-        s[i].is_shared() if s.device == "cpu" and False else None,
         s[i].is_nonzero() if s[i].numel() == 1 else None,
     ]
 

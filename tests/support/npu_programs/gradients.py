@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from npu_programs.choices import Act, Choices, NotPossible, Side, both, floating, inexact, is_leaf, laid_out_alike, ranked, single
+from npu_programs.choices import (
+    Act,
+    Choices,
+    NotPossible,
+    Side,
+    both,
+    floating,
+    inexact,
+    is_leaf,
+    laid_out_alike,
+    ranked,
+    single,
+)
 from npu_programs.operations import operation
 
 

@@ -61,14 +61,17 @@ def gather(c: Choices) -> Act:
     d, salt = c.dim(c[i]), c.below(256)
     size = c[i].size(d)
     narrow = c.flag()
-    return lambda s: s[i].gather(d, s.whole(s[i].shape, size + (9 if salt == 77 else 0), salt)[:1 if narrow else None])
+    return lambda s: s[i].gather(d, s.whole(s[i].shape, size + (9 if salt == 77 else 0), salt)[: 1 if narrow else None])
 
 
 @operation
 def take_along(c: Choices) -> Act:
     i = c.place(both(ranked(1), filled))
     salt = c.below(256)
-    return lambda s: (s[i].take(s.whole((2, 2), s[i].numel(), salt)), s[i].take_along_dim(s.whole(s[i].shape, 1, 0), -1))
+    return lambda s: (
+        s[i].take(s.whole((2, 2), s[i].numel(), salt)),
+        s[i].take_along_dim(s.whole(s[i].shape, 1, 0), -1),
+    )
 
 
 @operation

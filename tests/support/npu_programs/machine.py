@@ -52,7 +52,7 @@ class Outcome:
     errors: Counter[str] = field(default_factory=Counter)
 
 
-class Difference(AssertionError):
+class Difference(AssertionError):  # noqa: N818 - named for what is the case
     """Two devices do not agree."""
 
 
@@ -182,7 +182,9 @@ def _agree(host: Side, other: Side, here: str) -> None:
     """Compare all values, their gradients, and which of them share memory."""
     for place, (one, two) in enumerate(zip(host, other, strict=True)):
         if host.changes(place) != other.changes(place):
-            raise Difference(f"{here}: value {place} changed {other.changes(place)} times (host: {host.changes(place)})")
+            raise Difference(
+                f"{here}: value {place} changed {other.changes(place)} times (host: {host.changes(place)})"
+            )
         _same(one, two, other.device, f"{here}: value {place}")
         if one.requires_grad and (is_leaf(one) or one.retains_grad):
             if (one.grad is None) != (two.grad is None):

@@ -22,7 +22,10 @@ _ONE: dict[str, tuple[Callable[..., Any], Callable[[Tensor], bool]]] = {
     "stack_out": (lambda x, **o: torch.stack([x, x], **o), ranked(0, 4)),
     "matmul_out": (lambda x, **o: torch.matmul(x, x.mT, **o), both(inexact, ranked(2, 3))),
     "mm_out": (lambda x, **o: torch.mm(x, x.t(), **o), both(inexact, ranked(2, 2))),
-    "index_select_out": (lambda x, **o: torch.index_select(x, 0, torch.zeros(2, dtype=torch.int64, device=x.device), **o), both(ranked(1), filled)),  # fmt: skip
+    "index_select_out": (
+        lambda x, **o: torch.index_select(x, 0, torch.zeros(2, dtype=torch.int64, device=x.device), **o),
+        both(ranked(1), filled),
+    ),
     "where_out": (lambda x, **o: torch.where(x == 1, x, x, **o), lambda _: True),
     "clamp_out": (lambda x, **o: torch.clamp(x, -1, 1, **o), both(real, numeric)),
     "argsort_out": (lambda x, **o: torch.argmax(x, **o), both(real, numeric, filled)),
@@ -39,7 +42,7 @@ _SEVERAL: dict[str, tuple[Callable[..., Any], Callable[[Tensor], bool]]] = {
 }
 
 
-def _output(s: Side, result: Tensor, how: int, salt: int) -> Tensor:
+def _output(s: Side, result: Tensor, how: int, salt: int) -> Tensor:  # noqa: PLR0911 - eight kinds
     """An output for a result that is known."""
     if how == 0:
         return s.new(result.shape, result.dtype, salt)

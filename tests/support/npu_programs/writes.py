@@ -41,7 +41,9 @@ def _with_value(name: str, act: Callable[[Tensor, Any], Any], wanted: Callable[[
             return lambda s: act(window(s[i]), number)
         if c.rarely():
             return lambda s: act(window(s[i]), torch.tensor(2))  # a number on the host
-        j = c.place(lambda other: wanted(other) and expandable(other, target) and torch.can_cast(other.dtype, target.dtype))
+        j = c.place(
+            lambda other: wanted(other) and expandable(other, target) and torch.can_cast(other.dtype, target.dtype)
+        )
         return lambda s: act(window(s[i]), s[j])
 
     choose.__module__ = __name__
