@@ -97,8 +97,8 @@ def run(program: Program, device: str = "npu") -> Outcome:
 
 def _input(choices: Choices, host: Side, other: Side) -> None:
     """Add an input: a base, and mostly another view of it."""
-    dtype = choices.of((torch.float32, *DTYPES, torch.float32, torch.float32))
-    sizes = [choices.of((2, 3, 1, 4, 5, 2, 3, 0)) for _ in range(choices.of((2, 3, 4, 1, 3, 0, 2)))]
+    dtype = choices.of((*DTYPES, torch.complex64, *[torch.float32] * 7))
+    sizes = [choices.of((2, 3, 4, 1, 5, 2, 3, 4, 2, 3, 0)) for _ in range(choices.of((2, 3, 1, 3, 4, 3, 0, 3)))]
     salt, layout = choices.below(256), choices.below(8)
     for side in (host, other):
         base = pattern(sizes, dtype, salt).to(side.device)
