@@ -20,7 +20,7 @@ def test_the_median_overhead_of_an_operator_is_at_most_100_microseconds():
         index = torch.zeros(4, dtype=torch.int64, device=place)
         return (
             lambda: x + x, lambda: x.add_(0), lambda: x @ weight, lambda: x.softmax(-1), lambda: x[index],
-            lambda: x.max(-1), lambda: torch.cat([x, x]), lambda: x.half(), lambda: x.t().contiguous(), x.cpu,
+            lambda: x.max(-1), lambda: torch.cat([x, x]), x.half, lambda: x.t().contiguous(), x.cpu,
         )  # fmt: skip
 
     over = []

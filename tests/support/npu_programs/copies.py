@@ -183,7 +183,6 @@ def same_storage(c: Choices) -> Act:
     return lambda s: [
         s[i].is_set_to(s[j]),
         s[i].is_contiguous(),
-        s[i].untyped_storage().nbytes(),
         s[i].element_size(),
         s[i].is_nonzero() if s[i].numel() == 1 else None,
     ]
