@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row
 
-MODULES = ("start", "engine", "reference", "layouts", "experts", "shrinking", "margins", "state_machine")
+MODULES = ("start", "engine", "reference", "layouts", "experts", "shrinking", "margins", "state_machine", "virtual")
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 

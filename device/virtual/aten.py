@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from device.virtual import faults
-from device.virtual.autograd import composite, differentiated_on_host
+from device.virtual.autograd import composite, differentiated_by_torch, differentiated_on_host
 from device.virtual.kernels import Call, Signature, device_kernel, signature_of
 from device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
 
 _KEY, _AUTOGRAD_KEY = "PrivateUse1", "AutogradPrivateUse1"
+_COMPOSITE_KEYS = tuple(
+    f"Composite{kind}" for kind in ("ImplicitAutograd", "ExplicitAutograd", "ExplicitAutogradNonFunctional")
+)
 
 LEFT_TO_TORCH_NPU = frozenset({
     "empty.memory_format", "empty_strided", "empty_like", "new_empty_strided", "empty_with_format",
@@ -36,17 +39,32 @@ DEVICE_DECIDES = frozenset({"scaled_dot_product_attention", "lstm.input", "lstm.
 def register(library: Any) -> int:  # noqa: ANN401 - torch.library.Library of aten
     """Register kernels for all ``aten`` operators, and return how many."""
     count = 0
-    own = _registered(_KEY) | _registered(_AUTOGRAD_KEY)
-    composites = _registered("CompositeImplicitAutograd")
-    for name in sorted(own | _registered("CPU")):
+    host, differentiated = _registered("CPU"), _registered(_AUTOGRAD_KEY)
+    own = _registered(_KEY) | differentiated
+    composites = _registered("CompositeImplicitAutograd") - host  # as on the host, where a kernel goes first
+    for name in sorted(own | host):
         overload = _overload(name)
         if overload is None or name in LEFT_TO_TORCH_NPU or _is_view(overload):
             continue
         library.impl(name, _kernel(name, overload), _KEY, allow_override=True)
         if name in composites:
             library.impl(name, _differentiable(name, overload), _AUTOGRAD_KEY, allow_override=True)
+        elif name in differentiated:
+            by_torch = differentiated_by_torch(overload)
+            library.impl(name, by_torch, _AUTOGRAD_KEY, allow_override=True, with_keyset=True)
         count += 1
-    return count
+    return count + _register_missing(library)
+
+
+def _register_missing(library: Any) -> int:  # noqa: ANN401
+    """Let operators that neither torch_npu nor the CPU has say so; else torch_npu tries them on the CPU, and warns."""
+    names = {name.removeprefix("aten::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")}
+    for key in (_KEY, "CPU", *_COMPOSITE_KEYS):
+        names -= _registered(key)
+    missing = {name: overload for name in sorted(names) if (overload := _overload(name)) is not None}
+    for name, overload in missing.items():
+        library.impl(name, _missing(signature_of(overload)), _KEY)
+    return len(missing)
 
 
 def _registered(key: str) -> set[str]:
@@ -80,7 +98,7 @@ def _kernel(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
         return _to_copy(signature, overload)
     if name in ("_copy_from", "_copy_from_and_resize"):
         return _missing(signature)
-    return device_kernel(signature, _on_cpu(signature, overload))
+    return device_kernel(signature, _histc_of_integers(overload) if name == "histc" else _on_cpu(signature, overload))
 
 
 def _differentiable(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
@@ -97,6 +115,17 @@ def _on_cpu(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa:
             if "Could not run" not in str(error):
                 raise
             raise _no_kernel(signature) from error
+
+    return run
+
+
+def _histc_of_integers(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
+    """Return ``histc`` for integers too: devices have it, and models count tokens with it where they are not on a CPU."""
+
+    def run(values: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's
+        if values.is_floating_point():
+            return overload(values, *args, **kwargs)
+        return overload(values.double(), *args, **kwargs).to(values.dtype)
 
     return run
 

@@ -17,10 +17,23 @@ from device.virtual.memory import is_on_device, moved_to_device, same_bytes
 
 def composite(overload: Any) -> Callable[..., Any]:  # noqa: ANN401 - torch._ops.OpOverload
     """Return a kernel that takes a composite operator apart into others."""
+    # Not overload.decompose(): it prefers a decomposition in Python, whose results have other strides and versions.
+    take_apart, key = overload._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd
 
     def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's
-        return overload.decompose(*args, **kwargs)
+        return take_apart(key, *args, **kwargs)
 
+    return kernel
+
+
+def differentiated_by_torch(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
+    """Return torch's own kernel for gradients of an operator, in place of torch_npu's; it takes dispatch keys first.
+
+    Torch's calls the operator's kernel for the device, and in the backward operators that have kernels here.
+    """
+    schema = overload._schema
+    name = schema.name + (f".{schema.overload_name}" if schema.overload_name else "")
+    kernel: Callable[..., Any] = torch.library.get_kernel(name, "AutogradCPU").call_boxed
     return kernel
 
 
@@ -43,13 +56,20 @@ def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
                 ]
                 results = arguments.call(overload, hosts)
             ctx.needed, ctx.hosts = needed, hosts
+            ctx.save_for_backward(*tensors)  # so that it is seen when one is written to before the backward
+            ctx.set_materialize_grads(False)  # nothing is not zero: it leaves no operator behind
             ctx.results = results if isinstance(results, tuple) else (results,)
             moved = tuple(moved_to_device(result.detach()) for result in ctx.results)
+            constant = (
+                on_device for on_device, result in zip(moved, ctx.results, strict=True) if not result.requires_grad
+            )
+            ctx.mark_non_differentiable(*constant)
             return moved if isinstance(results, tuple) else moved[0]
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # noqa: ANN401
+            _ = ctx.saved_tensors
             pairs = [
                 (result, same_bytes(gradient))
                 for result, gradient in zip(ctx.results, gradients, strict=True)

@@ -6,7 +6,7 @@ are copied into memory that torch_npu's own allocator gives, so that its statist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +64,8 @@ class Signature:
 def signature_of(overload: Any) -> Signature:  # noqa: ANN401 - torch._ops.OpOverload
     """Read the schema of an overload."""
     schema = overload._schema
-    labels = {
-        label: argument.name
-        for argument in schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-        for label in argument.alias_info.before_set
-    }
+    written = [one for one in schema.arguments if one.alias_info is not None and one.alias_info.is_write]
+    labels = {label: argument.name for argument in written for label in argument.alias_info.before_set}
 
     def argument_of(result: Any) -> str | None:  # noqa: ANN401 - torch._C.Argument
         if result.alias_info is None or not result.alias_info.is_write:
@@ -80,7 +76,7 @@ def signature_of(overload: Any) -> Signature:  # noqa: ANN401 - torch._ops.OpOve
     return Signature(
         name=str(schema.name) + (f".{schema.overload_name}" if schema.overload_name else ""),
         arguments=tuple(argument.name for argument in schema.arguments),
-        written=tuple(dict.fromkeys(labels.values())),
+        written=tuple(argument.name for argument in written),  # lists have no labels
         returned=tuple(argument_of(result) for result in schema.returns),
         out=frozenset(argument.name for argument in schema.arguments if argument.is_out),
         random=torch.Tag.nondeterministic_seeded in tags,
@@ -89,52 +85,87 @@ def signature_of(overload: Any) -> Signature:  # noqa: ANN401 - torch._ops.OpOve
 
 
 class Call:
-    """One call: device tensors that were given, and the CPU tensors that stand for them."""
+    """One call: device tensors that were given, and the CPU tensors that stand for them.
 
-    def __init__(self, formatted: Collection[str] | None) -> None:
-        self._formatted = (
-            formatted  # arguments whose format the function knows; None where it knows none and needs values
-        )
+    Parameters
+    ----------
+    formatted : collection of str, optional
+        Arguments whose format the function knows; None where it knows none and needs values.
+    resized : collection of int, optional
+        The ``id`` of tensors that stand on the host in memory of their own, which torch may resize.
+    """
+
+    def __init__(self, formatted: Collection[str] | None, resized: Collection[int] = ()) -> None:
+        self._formatted, self._resized = formatted, resized
         self._origins: dict[int, torch.UntypedStorage] = {}
         self._copies: list[tuple[Tensor, Tensor]] = []
+        self._standing: dict[tuple[int, bool], tuple[Tensor, Tensor, int]] = {}
 
-    def on_host(self, name: str, value: Any, own: bool = False) -> Any:  # noqa: ANN401 - any value of an operator
+    def on_host(self, name: str, value: Any) -> Any:  # noqa: ANN401 - any value of an operator
         """Return what stands for an argument on the host: a tensor over the same memory, or the value itself."""
         if isinstance(value, Tensor):
-            return self._tensor(name, value, own) if is_on_device(value) else value
+            return self._tensor(name, value) if is_on_device(value) else value
         if isinstance(value, (list, tuple)):
-            return type(value)([self.on_host(name, item, own) for item in value])
+            return type(value)([self.on_host(name, item) for item in value])
         if isinstance(value, torch.device):
             return _CPU
         if isinstance(value, torch.Generator):
             return host_generator(value)
         return value
 
-    def _tensor(self, name: str, value: Tensor, own: bool) -> Tensor:
+    def _tensor(self, name: str, value: Tensor) -> Tensor:
         looked_at = self._formatted is not None and name in self._formatted
+        known = self._standing.get((id(value), looked_at))
+        if known is not None:  # an output that is an input stays one
+            return known[1]
         if in_tiles(value) and (self._formatted is None or looked_at):
             copy = logical(value)
             self._copies.append((value, copy))
             return copy
         view = noted(value) if looked_at else same_bytes(value)
-        if own:  # memory of its own, which torch may resize
-            return view.clone()
-        self._origins[view.untyped_storage().data_ptr()] = value.untyped_storage()
+        if id(value) in self._resized:
+            view = _own_copy(view)
+        else:
+            self._origins[view.untyped_storage().data_ptr()] = value.untyped_storage()
+        self._standing[id(value), looked_at] = value, view, _version(view)
         return view
 
     def on_device(self, result: Any) -> Any:  # noqa: ANN401 - any value of an operator
         """Return a new result on the device: a view if it lies in the memory of an argument."""
         if isinstance(result, Tensor):
-            origin = self._origins.get(result.untyped_storage().data_ptr()) if result.numel() else None
+            somewhere = result.numel() and not result._is_zerotensor()
+            origin = self._origins.get(result.untyped_storage().data_ptr()) if somewhere else None
             return moved_to_device(result) if origin is None else view_of(origin, result)
         if isinstance(result, (list, tuple)):
             return type(result)([self.on_device(item) for item in result])
         return result
 
     def store(self) -> None:
-        """Put copies of tensors in FRACTAL_NZ back into their tiles."""
+        """Let tensors that were written to have what stands for them has: values, sizes, and changes that count."""
         for tensor, copy in self._copies:
             store_logical(tensor, copy)
+        for tensor, standing, version in self._standing.values():
+            own = id(tensor) in self._resized
+            if own:
+                tensor.resize_(standing.shape)
+            if standing.shape != tensor.shape or standing.stride() != tensor.stride():
+                tensor.set_(tensor.untyped_storage(), tensor.storage_offset(), standing.size(), standing.stride())
+            if own:
+                same_bytes(tensor).copy_(standing)
+            for _ in range(_version(standing) - version):  # autograd counts them: operators within an operator
+                torch.autograd.graph.increment_version(tensor)
+
+
+def _own_copy(view: Tensor) -> Tensor:
+    """Return a copy in memory of its own with the same strides, unless they lay several elements in one place."""
+    if not all(view.stride()):
+        return view.clone()
+    return torch.empty_strided(view.size(), view.stride(), dtype=view.dtype).copy_(view)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to; nobody counts in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def device_kernel(
@@ -156,27 +187,31 @@ def device_kernel(
     if signature.random:
         function = with_host_generator(function, signature.arguments)
 
-    def attempt(args: tuple[Any, ...], kwargs: dict[str, Any], own: frozenset[str]) -> Any:  # noqa: ANN401
-        call = Call(formatted)
+    def attempt(args: tuple[Any, ...], kwargs: dict[str, Any], resized: Collection[int]) -> Any:  # noqa: ANN401
+        call = Call(formatted, resized)
         names = signature.arguments
-        given = [call.on_host(name, value, name in own) for name, value in zip(names, args, strict=False)]
-        named = {name: call.on_host(name, value, name in own) for name, value in kwargs.items()}
-        result = function(*given, **named)
+        given = [call.on_host(name, value) for name, value in zip(names, args, strict=False)]
+        named = {name: call.on_host(name, value) for name, value in kwargs.items()}
+        try:
+            result = function(*given, **named)
+        except Exception as error:
+            if signature.written and not (signature.out and _UNRESIZABLE in str(error)):
+                call.store()  # what was done before the error is done
+            raise
         faults.after(_outputs(signature, result, dict(zip(names, given, strict=False)) | named))
         if signature.written:
             call.store()
-        if own:
-            _take_over(own, kwargs, named)
         return _results(signature, call, result, args, kwargs)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         faults.before(signature.name)
         try:
-            return attempt(args, kwargs, frozenset())
+            return attempt(args, kwargs, ())
         except RuntimeError as error:
             if not signature.out or _UNRESIZABLE not in str(error):
                 raise
-            return attempt(args, kwargs, signature.out)
+            outputs = (kwargs.get(name) for name in signature.out)
+            return attempt(args, kwargs, {id(tensor) for output in outputs for tensor in _each(output)})
 
     kernel.__name__ = signature.name
     return kernel
@@ -185,17 +220,11 @@ def device_kernel(
 def _outputs(signature: Signature, result: Any, given: dict[str, Any]) -> Iterator[Any]:  # noqa: ANN401
     """Yield what a call gives: its results, then the arguments that it writes into."""
     for value in (result, *(given[name] for name in signature.written if name in given)):
-        yield from value if isinstance(value, (list, tuple)) else (value,)
+        yield from _each(value)
 
 
-def _take_over(own: frozenset[str], kwargs: dict[str, Any], named: dict[str, Any]) -> None:
-    """Give outputs the sizes and values that their stand-ins got."""
-    for name in own & kwargs.keys():
-        outputs = kwargs[name] if isinstance(kwargs[name], (list, tuple)) else [kwargs[name]]
-        values = named[name] if isinstance(named[name], (list, tuple)) else [named[name]]
-        for output, value in zip(outputs, values, strict=True):
-            output.resize_(value.shape)
-            same_bytes(output).copy_(value)
+def _each(value: Any) -> Iterable[Any]:  # noqa: ANN401
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _results(

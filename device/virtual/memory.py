@@ -38,8 +38,21 @@ def same_bytes(tensor: Tensor) -> Tensor:
 
     Of a tensor in FRACTAL_NZ it shows the bytes as they lie, which is not the tensor's order.
     """
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        with torch.inference_mode():  # what may not be done to such a tensor may not be done to this one
+            return same_bytes(tensor)
     shared = _host_storage(tensor.untyped_storage())
-    return torch.empty(0, dtype=tensor.dtype).set_(shared, tensor.storage_offset(), tensor.size(), tensor.stride())
+    alias = torch.empty(0, dtype=tensor.dtype).set_(shared, tensor.storage_offset(), tensor.size(), tensor.stride())
+    return _with_bits_of(tensor, alias)
+
+
+def _with_bits_of(tensor: Tensor, alias: Tensor) -> Tensor:
+    """Let a tensor over the same memory be conjugated or negated where the other is, which only a bit of it says."""
+    if tensor.is_conj():
+        torch._C._set_conj(alias, True)
+    if tensor.is_neg():
+        torch._C._set_neg(alias, True)
+    return alias
 
 
 def _host_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:
@@ -56,6 +69,10 @@ def _host_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:
 
 def storage_format(tensor: Tensor) -> Format:
     """Return the format of a device tensor's storage, as torch_npu knows it."""
+    if tensor.is_conj():  # operators other than torch's own get such a tensor as a copy
+        tensor = tensor.conj()
+    if tensor.is_neg():
+        tensor = torch._neg_view(tensor)
     return Format(torch.ops.npu.get_npu_format.default(tensor))
 
 
@@ -154,6 +171,8 @@ def moved_to_device(result: Tensor) -> Tensor:
     described = noted_format(result)
     if described is not None:
         return _moved_storage(result, described)
+    if result._is_zerotensor():  # gradients of nothing, which have no memory on the host
+        return torch.zeros(result.size(), dtype=result.dtype, device=device())
     result = result.resolve_conj().resolve_neg()
     made = torch.empty_strided(result.size(), result.stride(), dtype=result.dtype, device=device())
     if result.numel():
@@ -187,6 +206,5 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def view_of(storage: torch.UntypedStorage, result: Tensor) -> Tensor:
     """Return the device tensor that a CPU tensor over the same memory stands for."""
-    return torch.empty(0, dtype=result.dtype, device=device()).set_(
-        storage, result.storage_offset(), result.size(), result.stride()
-    )
+    made = torch.empty(0, dtype=result.dtype, device=device())
+    return _with_bits_of(result, made.set_(storage, result.storage_offset(), result.size(), result.stride()))
