@@ -120,7 +120,7 @@ def _on_cpu(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa:
 
 
 def _histc_of_integers(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
-    """Return ``histc`` for integers too: devices have it, and models count tokens with it where they are not on a CPU."""
+    """Return ``histc`` for integers too, which the CPU does not have: models count tokens with it on devices."""
 
     def run(values: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's
         if values.is_floating_point():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.virtual.memory import is_on_device, moved_to_device, same_bytes
+from device.virtual.memory import is_on_device, moved_to_device, same_bytes, view_of
 
 
 def composite(overload: Any) -> Callable[..., Any]:  # noqa: ANN401 - torch._ops.OpOverload
@@ -81,14 +81,29 @@ def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
                     [result for result, _ in pairs], wanted, [gradient for _, gradient in pairs], allow_unused=True
                 )
             )
-            moved = (next(found) if needed else None for needed in ctx.needed)
-            return None, *(None if gradient is None else moved_to_device(gradient) for gradient in moved)
+            return None, *_moved_together([next(found) if needed else None for needed in ctx.needed])
 
     def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's
         arguments = _Arguments(args, kwargs)
         return OnHost.apply(arguments, *arguments.tensors)  # type: ignore[no-untyped-call]
 
     return kernel
+
+
+def _moved_together(tensors: list[Tensor | None]) -> list[Tensor | None]:
+    """Return device tensors of CPU tensors; those that share memory still do."""
+    storages = [None if tensor is None else tensor.untyped_storage() for tensor in tensors]
+    pointers = [storage.data_ptr() for storage in storages if storage is not None]
+    whole: dict[int, Tensor] = {}
+    moved: list[Tensor | None] = []
+    for tensor, storage in zip(tensors, storages, strict=True):
+        if tensor is None or storage is None or pointers.count(storage.data_ptr()) < 2:
+            moved.append(None if tensor is None else moved_to_device(tensor))
+            continue
+        if storage.data_ptr() not in whole:
+            whole[storage.data_ptr()] = moved_to_device(torch.empty(0, dtype=tensor.dtype).set_(storage))
+        moved.append(view_of(whole[storage.data_ptr()].untyped_storage(), tensor))
+    return moved
 
 
 class _Arguments:

@@ -29,6 +29,13 @@ from device.virtual.memory import (
 _CPU = torch.device("cpu")
 _UNRESIZABLE = "not resizable"
 
+_ACROSS_DEVICES = frozenset({
+    "aten::copy_", "aten::_foreach_copy_", "aten::index", "aten::index_put", "aten::index_put_",
+    "aten::_index_put_impl_", "aten::_unsafe_index", "aten::_unsafe_index_put", "aten::_pack_padded_sequence",
+    "aten::_pad_packed_sequence", "aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu",
+})  # fmt: skip
+"""Operators that take tensors of the host beside those of the device: copies, indices, lengths of packed sequences."""
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -59,6 +66,11 @@ class Signature:
     out: frozenset[str]
     random: bool
     several: bool
+
+    @property
+    def crosses_devices(self) -> bool:
+        """Whether tensors of the host may be among the arguments."""
+        return self.name.partition(".")[0] in _ACROSS_DEVICES
 
 
 def signature_of(overload: Any) -> Signature:  # noqa: ANN401 - torch._ops.OpOverload
@@ -100,11 +112,15 @@ class Call:
         self._origins: dict[int, torch.UntypedStorage] = {}
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._standing: dict[tuple[int, bool], tuple[Tensor, Tensor, int]] = {}
+        self.mixes_devices = False
 
     def on_host(self, name: str, value: Any) -> Any:  # noqa: ANN401 - any value of an operator
         """Return what stands for an argument on the host: a tensor over the same memory, or the value itself."""
         if isinstance(value, Tensor):
-            return self._tensor(name, value) if is_on_device(value) else value
+            if is_on_device(value):
+                return self._tensor(name, value)
+            self.mixes_devices |= value.dim() > 0  # numbers may come as tensors of the host
+            return value
         if isinstance(value, (list, tuple)):
             return type(value)([self.on_host(name, item) for item in value])
         if isinstance(value, torch.device):
@@ -192,6 +208,11 @@ def device_kernel(
         names = signature.arguments
         given = [call.on_host(name, value) for name, value in zip(names, args, strict=False)]
         named = {name: call.on_host(name, value) for name, value in kwargs.items()}
+        if call.mixes_devices and not signature.crosses_devices:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, npu:0 and cpu! "
+                f"(when checking the arguments of {signature.name})"
+            )
         try:
             result = function(*given, **named)
         except Exception as error:

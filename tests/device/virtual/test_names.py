@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.virtual
 
@@ -14,15 +15,11 @@ SPACES = ("aten", "npu", "atb")
 
 def registered():
     """Operators of torch and torch_npu that have a kernel for the device and can be called."""
-    import torch
-
     names = torch._C._dispatch_get_registrations_for_dispatch_key(KEY)
     return sorted(name for name in names if name.partition("::")[0] in SPACES and schema(name) is not None)
 
 
 def schema(qualified):
-    import torch
-
     name, _, overload = qualified.partition(".")
     try:  # torch_npu registers kernels for some operators of other versions, which nobody can call
         return torch._C._dispatch_find_schema_or_throw(name, overload) and overload_of(qualified)._schema
@@ -31,8 +28,6 @@ def schema(qualified):
 
 
 def overload_of(qualified):
-    import torch
-
     space, _, rest = qualified.partition("::")
     name, _, overload = rest.partition(".")
     return getattr(getattr(getattr(torch.ops, space), name), overload or "default")
@@ -40,8 +35,6 @@ def overload_of(qualified):
 
 def of_python(qualified):
     """Whether the kernel that the dispatcher would run is one of ours; torch_npu's are in C++."""
-    import torch
-
     table = torch._C._dispatch_dump_table(qualified).splitlines()
     line = next(line for line in table if line.startswith(f"{KEY}: "))
     return "csrc" not in line and "RegisterNPU" not in line
@@ -71,8 +64,6 @@ def only_views(qualified):
 
 def test_gradients_are_torchs_own():
     """No operator of torch's is differentiated by a function of torch_npu's."""
-    import torch
-
     names = torch._C._dispatch_get_registrations_for_dispatch_key(f"Autograd{KEY}")
     aten = [name for name in names if name.startswith("aten::") and schema(name) is not None]
     theirs = []
@@ -86,8 +77,6 @@ def test_gradients_are_torchs_own():
 
 def test_operators_that_are_left_do_what_they_do_without_device_code():
     """They allocate, or change what a tensor says of itself; the memory that they give is the device's."""
-    import torch
-
     x = torch.empty(2, 3, device="npu").fill_(1)
     assert torch.empty_like(x).shape == (2, 3)
     assert torch.empty_strided((2, 3), (1, 2), device="npu").stride() == (1, 2)
@@ -114,8 +103,6 @@ MISSING = (  # of torch_npu, with arguments that its shape rules let through
 
 @pytest.mark.parametrize(("name", "call"), MISSING, ids=[name for name, _ in MISSING])
 def test_an_operator_that_nobody_has_raises_its_name(name, call):
-    import torch
-
     from device.virtual.memory import NotOnVirtualNpu
 
     x = torch.ones(4, 4, device="npu")
@@ -126,8 +113,6 @@ def test_an_operator_that_nobody_has_raises_its_name(name, call):
 
 
 def test_an_operator_of_torch_without_a_kernel_of_the_cpu_raises_its_name():
-    import torch
-
     x = torch.ones(4, 4, device="npu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -145,15 +130,13 @@ def test_an_operator_of_torch_without_a_kernel_of_the_cpu_raises_its_name():
 
 def test_every_operator_that_nobody_has_is_a_kernel_that_only_raises():
     """All of torch_npu's that the simulator does not have, called as the dispatcher calls them."""
-    import torch
-
     from device.simulator.library import operators as simulated
     from device.simulator.schemas import namespace, qualified_name
     from device.virtual import operators
     from device.virtual.memory import NotOnVirtualNpu
 
     known = {f"{namespace(one.schema)}::{qualified_name(one.schema)}" for one in simulated()}
-    known |= operators.LEFT_TO_TORCH_NPU | {"npu::_npu_moe_token_unpermute"}
+    known |= operators.LEFT_TO_TORCH_NPU | {"npu::_npu_moe_token_unpermute", "npu::_npu_format_cast"}
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, KEY))
     names = [name for name in registered() if name.partition("::")[0] != "aten" and name not in known]
     names = [name for name in names if not name.startswith("npu::npu_format_cast")]
@@ -168,8 +151,6 @@ def test_every_operator_that_nobody_has_is_a_kernel_that_only_raises():
 
 def _plain(argument):
     """Some value of an argument's type."""
-    import torch
-
     kind = str(argument.type)
     values = {
         "Tensor": torch.empty(0), "List[Tensor]": [], "int": 0, "float": 0.0, "bool": False, "str": "", "number": 0,
@@ -180,8 +161,6 @@ def _plain(argument):
 
 def test_torch_npus_fallback_to_the_cpu_is_not_taken():
     """It warns; what runs here says nothing."""
-    import torch
-
     x = torch.ones(4, 4, device="npu")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -191,3 +170,32 @@ def test_torch_npus_fallback_to_the_cpu_is_not_taken():
         torch.polygamma(1, x)
         torch.linalg.lstsq(x, x)
     assert not [one for one in said if "npu" in str(one.message).lower() or "fall" in str(one.message).lower()]
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda here, there: here + there,
+        lambda here, there: there * here,
+        lambda here, there: here @ there,
+        lambda here, there: torch.cat([here, there]),
+        lambda here, there: torch.where(here > 0, here, there),
+        lambda here, there: torch.add(here, here, out=there),
+        lambda here, there: here.add_(there),
+        lambda here, there: here.index_select(0, torch.tensor([0])),
+        torch.nn.functional.linear,
+        lambda here, there: torch.ops.npu.npu_rms_norm(here, there[0]),
+    ],
+)
+def test_tensors_of_two_devices_do_not_mix(mixed):
+    """As on a card: it is one of the bugs that only show there."""
+    here, there = torch.ones(2, 2, device="npu"), torch.ones(2, 2)
+    with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        mixed(here, there)
+
+
+def test_copies_indices_and_numbers_may_come_from_the_host():
+    here = torch.arange(4.0, device="npu")
+    here[torch.tensor([0, 1])] = torch.tensor(5.0)
+    here.copy_(here.cpu() + 1)
+    assert ((here + torch.tensor(1.0))[torch.tensor([0, 3])]).tolist() == [7.0, 5.0]
