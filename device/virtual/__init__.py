@@ -23,6 +23,7 @@ Importing this package imports neither torch nor torch_npu.
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,9 @@ def _enabled() -> dict[str, Library]:
             libraries[space] = Library(space, "IMPL")  # type: ignore[no-untyped-call]
         return libraries[space]
 
-    operators.register(library)
-    aten.register(library("aten"))
+    with warnings.catch_warnings():
+        # Torch says once that a kernel is registered over another one, which is what is done here.
+        warnings.filterwarnings("ignore", message=r".*other operators may also be overridden")
+        operators.register(library)
+        aten.register(library("aten"))
     return libraries
