@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import seed as with_seed
 from hypothesis.errors import Unsatisfiable
 
-from npudiff.constraints import Box, Constraints
+from npudiff.constraints import Box, Constraints, allows
 
 if TYPE_CHECKING:
     from npudiff.component import Component
@@ -56,39 +56,40 @@ def fixed_cases(component: Component, constraints: Constraints) -> tuple[Any, ..
     ordinary = component.ordinary
     if ordinary is None:
         return ()
-    return tuple(_drawn(component, constraints, ordinary, _combinations(ordinary.fixed), 0))
+    fixed = supported(ordinary.fixed, constraints)
+    combinations = itertools.islice(itertools.product(*fixed.values()), MOST_FIXED)
+    boxes = ({axis: (value,) for axis, value in zip(fixed, values, strict=True)} for values in combinations)
+    return tuple(_drawn(component, constraints, ordinary, boxes, 0))
 
 
 def random_cases(component: Component, constraints: Constraints, seed: int, count: int) -> tuple[Any, ...]:
-    """Return cases of a loop over random shapes, as far as an implementation supports them.
-
-    An axis of which an implementation supports none of the values that were drawn is drawn again, so that a loop within
-    a narrow implementation is not empty.
-    """
+    """Return cases of a loop over random shapes, as far as an implementation supports them."""
     ordinary = component.ordinary
     if ordinary is None:
         return ()
     random = Random(seed)  # noqa: S311 - a test's own loop
-    boxes = ({axis: (_any_of(random, values),) for axis, values in ordinary.sizes.items()} for _ in range(8 * count))
+    sizes = {axis: tuple(values) for axis, values in supported(ordinary.sizes, constraints).items()}
+    boxes = ({axis: (random.choice(values),) for axis, values in sizes.items()} for _ in range(4 * count))
     return tuple(itertools.islice(_drawn(component, constraints, ordinary, boxes, seed), count))
 
 
-def _combinations(box: Box) -> Iterator[Box]:
-    """Yield a box for each combination of values, the first ones if there are many."""
-    combinations = itertools.product(*box.values())
-    for values in itertools.islice(combinations, MOST_FIXED):
-        yield {axis: (value,) for axis, value in zip(box, values, strict=True)}
+def supported(box: Box, constraints: Constraints) -> dict[str, Sequence[Any]]:
+    """Return the values of each axis that an implementation supports; an axis with none of them is left free.
 
-
-def _any_of(random: Random, values: Any) -> Any:  # noqa: ANN401 - a collection of an axis's own type
-    return random.choice(values if isinstance(values, Sequence) else tuple(values))
+    A test of a decode has query length 1, and one of an operator for NZ pages has NZ pages.
+    """
+    found = {
+        axis: [value for value in values if any(allows(own.get(axis, (value,)), value) for own in constraints.boxes)]
+        for axis, values in box.items()
+    }
+    return {axis: values for axis, values in found.items() if values}
 
 
 def _drawn(
     component: Component, constraints: Constraints, ordinary: Ordinary, boxes: Iterator[Box], seed: int
 ) -> Iterator[Any]:
     """Yield a case within each box, where the implementation supports one."""
-    plain = Constraints((ordinary.plain,))
+    plain = Constraints((supported(ordinary.plain, constraints),))
     for number, box in enumerate(boxes):
         within = constraints.within(plain).within(Constraints((box,)))
         if within:
