@@ -31,6 +31,8 @@ class MethodScore:
         Mutants for which it has a case.
     found, reliable : int
         Mutants that it finds from at least one seed, and from nine of ten.
+    accused, right : int
+        Correct implementations that it accuses from some seed, of how many.
     cases, seconds : float or None
         Median up to the first finding, of the trials that find something.
     missed : tuple of str
@@ -41,15 +43,19 @@ class MethodScore:
     mutants: int
     found: int
     reliable: int
+    accused: int
+    right: int
     cases: float | None
     seconds: float | None
     missed: tuple[str, ...]
 
 
-def by_mutant(trials: Iterable[Trial]) -> dict[str, dict[str, list[Trial]]]:
-    """Return trials by method and mutant."""
+def by_mutant(trials: Iterable[Trial], *, right: bool = False) -> dict[str, dict[str, list[Trial]]]:
+    """Return trials by method and mutant, or by method and correct implementation."""
     table: dict[str, dict[str, list[Trial]]] = {method.name: {} for method in METHODS}
     for trial in trials:
+        if trial.right is not right:
+            continue
         table.setdefault(trial.method, {}).setdefault(trial.mutant, []).append(trial)
     return table
 
@@ -61,16 +67,21 @@ def share_found(trials: Sequence[Trial]) -> float:
 
 def scores(trials: Sequence[Trial]) -> list[MethodScore]:
     """Return what each method finds, in their order; one without trials is left out."""
-    return [_score(method, mutants) for method, mutants in by_mutant(trials).items() if mutants]
+    correct = by_mutant(trials, right=True)
+    return [
+        _score(method, mutants, correct.get(method, {})) for method, mutants in by_mutant(trials).items() if mutants
+    ]
 
 
-def _score(method: str, mutants: Mapping[str, Sequence[Trial]]) -> MethodScore:
+def _score(method: str, mutants: Mapping[str, Sequence[Trial]], correct: Mapping[str, Sequence[Trial]]) -> MethodScore:
     hits = [trial for trials in mutants.values() for trial in trials if trial.found]
     return MethodScore(
         method,
         len(mutants),
         sum(any(trial.found for trial in trials) for trials in mutants.values()),
         sum(share_found(trials) >= RELIABLE for trials in mutants.values()),
+        sum(any(trial.found for trial in trials) for trials in correct.values()),
+        len(correct),
         statistics.median(trial.cases for trial in hits) if hits else None,
         statistics.median(trial.seconds for trial in hits) if hits else None,
         tuple(name for name, trials in mutants.items() if share_found(trials) < RELIABLE),
@@ -102,7 +113,7 @@ def reliably_found(path: Path) -> set[str]:
             raise UsageError(f"{path} has schema {document['schema']}, expected {SCHEMA}")
         seen: dict[str, list[bool]] = defaultdict(list)
         for trial in document["trials"]:
-            if trial["method"] == METHODS[0].name:
+            if trial["method"] == METHODS[0].name and not trial["right"]:
                 seen[str(trial["mutant"])].append(bool(trial["found"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not what npudiff score writes: {error}") from None

@@ -53,15 +53,17 @@ def page(trials: Sequence[Trial], about: Mapping[str, Any]) -> str:
 
 
 def _methods(rows: Sequence[MethodScore]) -> Iterator[str]:
-    yield "<table><thead><tr><th scope=col>method<th scope=col>mutants<th scope=col>found"
-    yield "<th scope=col>from 9 of 10 seeds<th scope=col>median cases<th scope=col>median seconds</tr></thead><tbody>"
+    names = ("method", "mutants", "found", "from 9 of 10 seeds", "false alarms", "median cases", "median seconds")
+    yield "<table><thead><tr>"
+    yield from (f"<th scope=col>{name}" for name in names)
+    yield "</tr></thead><tbody>"
     about = {method.name: method.summary for method in METHODS}
     for row in rows:
         cases = "-" if row.cases is None else f"{row.cases:.0f}"
         seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
         yield f"<tr><td><b>{html.escape(row.method)}</b><br>{html.escape(about.get(row.method, ''))}"
         yield f"<td>{row.mutants}<td>{row.found}<td>{row.reliable} ({row.reliable / row.mutants:.0%})"
-        yield f"<td>{cases}<td>{seconds}</tr>"
+        yield f"<td>{row.accused} of {row.right}<td>{cases}<td>{seconds}</tr>"
     yield "</tbody></table>"
 
 
@@ -130,7 +132,7 @@ def _mutants(trials: Sequence[Trial]) -> Iterator[str]:
         for mutants in methods.values():
             yield _cell(mutants.get(mutant, ()))
         smallest = min(
-            (trial for trial in methods[METHODS[0].name][mutant] if trial.size is not None),
+            (trial for trial in methods.get(METHODS[0].name, {}).get(mutant, ()) if trial.size is not None),
             key=lambda trial: trial.size or 0,
             default=None,
         )

@@ -18,7 +18,16 @@ _WORST = 12
 def table_of(scores: Sequence[MethodScore]) -> Table:
     """Return a table with a row per method."""
     table = Table(box=box.SIMPLE_HEAD, title="mutants found", title_justify="left")
-    for name in ("method", "mutants", "found", "found from 9 of 10 seeds", "", "median cases", "median seconds"):
+    for name in (
+        "method",
+        "mutants",
+        "found",
+        "found from 9 of 10 seeds",
+        "",
+        "false alarms",
+        "median cases",
+        "median seconds",
+    ):
         table.add_column(name, justify="left" if name == "method" else "right")
     for score in scores:
         table.add_row(
@@ -27,6 +36,7 @@ def table_of(scores: Sequence[MethodScore]) -> Table:
             str(score.found),
             str(score.reliable),
             f"{score.reliable / score.mutants:.0%}",
+            f"{score.accused} of {score.right}",
             "-" if score.cases is None else f"{score.cases:.0f}",
             "-" if score.seconds is None else f"{score.seconds:.2f}",
         )
@@ -39,7 +49,7 @@ def lines_of(trials: Sequence[Trial]) -> Iterator[str]:
     for method in METHODS:
         if methods.get(method.name):
             yield f"{method.name:20} {method.summary}"
-    ours = methods[METHODS[0].name]
+    ours = methods.get(METHODS[0].name, {})
     unsure = sorted((share_found(found), name) for name, found in ours.items() if share_found(found) < 1)
     if unsure:
         yield ""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from npudiff.component import Component
-from npudiff.discovery import load_components
 from npudiff.outcome import Budget, Job, Outcome
 from npudiff.score.methods import METHODS, Method
 from npudiff.workers import run_in_workers
@@ -21,7 +20,9 @@ class Trial:
     Attributes
     ----------
     mutant : str
-        ``component.name``.
+        ``component.name`` of what was tested.
+    right : bool
+        Whether it is a correct implementation, and what is found a false alarm.
     method : str
         Name of the method.
     seed : int
@@ -44,6 +45,7 @@ class Trial:
     method: str
     seed: int
     found: bool
+    right: bool = False
     prop: str = ""
     cases: int = 0
     seconds: float = 0.0
@@ -57,29 +59,33 @@ class _Task:
     seed: int
     job: Job
     examples: int
+    component: Component  # as it is: the job's may have other cases
 
 
 def run_trials(
-    mutants: Sequence[Job],
+    jobs: Sequence[Job],
     *,
     seeds: Sequence[int],
     baseline_seeds: Sequence[int],
     examples: int,
     workers: int,
+    methods: Sequence[Method] = METHODS,
     follow: Callable[[Trial], None] = lambda _: None,
 ) -> list[Trial]:
     """Run all methods.
 
     Parameters
     ----------
-    mutants : sequence of Job
-        Equivalence of each mutant, as ``npudiff check`` runs it.
+    jobs : sequence of Job
+        Equivalence of each mutant, and of correct implementations, which must not be found.
     seeds, baseline_seeds : sequence of int
         Seeds of our own method, and of the others.
     examples : int
         Cases of equivalence, and of each other method; relations get their share.
     workers : int
         Processes.
+    methods : sequence of Method
+        Which to run.
     follow : callable
         Called with each trial that is over.
 
@@ -88,11 +94,11 @@ def run_trials(
     list of Trial
         In the order of mutants, methods and seeds; a method that has no case for a mutant has no trial.
     """
-    tasks = list(_tasks(mutants, seeds, baseline_seeds, examples))
+    tasks = list(_tasks(jobs, methods, seeds, baseline_seeds, examples))
     first = _run(tasks, workers, follow)
     second = [
         [dataclasses.replace(task, job=job, examples=_share(job, examples)) for job in _relations(task.job)]
-        if task.method.ours and not trial.found
+        if task.method.ours and not trial.found and not trial.right
         else []
         for task, trial in zip(tasks, first, strict=True)
     ]
@@ -104,14 +110,19 @@ def run_trials(
 
 
 def _tasks(
-    mutants: Sequence[Job], seeds: Sequence[int], baseline_seeds: Sequence[int], examples: int
+    jobs: Sequence[Job],
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    baseline_seeds: Sequence[int],
+    examples: int,
 ) -> Iterator[_Task]:
-    for mutant in mutants:
-        for method in METHODS:
-            for seed in seeds if method.ours else baseline_seeds:
-                job = method.job(mutant.subject, mutant.constraints, seed, examples)
+    for given in jobs:
+        right = given.subject.implementation.wrong is None
+        for method in methods:
+            for seed in seeds if method.ours and not right else baseline_seeds:
+                job = method.job(given.subject, given.constraints, seed, examples)
                 if job is not None:
-                    yield _Task(method, seed, job, _share(job, examples))
+                    yield _Task(method, seed, job, _share(job, examples), given.subject.component)
 
 
 def _share(job: Job, examples: int) -> int:
@@ -131,24 +142,25 @@ def _run(tasks: Sequence[_Task], workers: int, follow: Callable[[Trial], None]) 
     budgets = [
         (task.job, Budget(examples=task.examples, seed=task.seed, shrink=task.method.ours), None) for task in tasks
     ]
-    own = {component.name: component for component in load_components(())}
     trials: dict[int, Trial] = {}
     for index, outcome, _ in run_in_workers(budgets, max(1, min(workers, len(tasks)))):
-        trials[index] = _trial(tasks[index], outcome, own[outcome.job.subject.component.name])
+        trials[index] = _trial(tasks[index], outcome)
         follow(trials[index])
     return [trials[index] for index in range(len(tasks))]
 
 
-def _trial(task: _Task, outcome: Outcome, component: Component) -> Trial:
-    subject, failure = task.job.subject, outcome.failure
+def _trial(task: _Task, outcome: Outcome) -> Trial:
+    subject, component, failure = task.job.subject, task.component, outcome.failure
     name = f"{subject.component.name}.{subject.implementation.name}"
+    right = subject.implementation.wrong is None
     if failure is None:
-        return Trial(name, task.method.name, task.seed, found=False, cases=outcome.cases, seconds=outcome.seconds)
+        return Trial(name, task.method.name, task.seed, False, right, cases=outcome.cases, seconds=outcome.seconds)
     return Trial(
         name,
         task.method.name,
         task.seed,
         found=True,
+        right=right,
         prop=task.job.prop.name,
         cases=outcome.cases,
         seconds=outcome.seconds_to_failure,
