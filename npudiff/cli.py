@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_list(commands)
     _add_replay(commands)
+    _add_score(commands)
     _add_doctor(commands)
     virtual = commands.add_parser(
         "virtual",
@@ -116,6 +117,27 @@ def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     replay.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="finding folders, or a folder of them")
     _add_target(replay)
+
+
+def _add_score(commands: argparse._SubParsersAction[_Parser]) -> None:
+    score = commands.add_parser(
+        "score",
+        help="measure how many of the planted bugs are found, by npudiff and by ordinary tests",
+        description="Run npudiff, and tests as they are usually written, on every mutant from several seeds.",
+    )
+    score.add_argument("components", nargs="*", metavar="COMPONENT", help="components to score; all by default")
+    score.add_argument("--mutant", action="append", default=[], metavar="NAME", help="score these mutants only")
+    score.add_argument("--method", action="append", default=[], metavar="NAME", help="run these methods only")
+    score.add_argument("--target", metavar="NAME", help="sim, virtual or npu; by default npu where one is visible")
+    score.add_argument("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
+    score.add_argument("--seeds", type=_count, default=10, metavar="N", help="seeds of npudiff's own method (10)")
+    score.add_argument("--baseline-seeds", type=_count, default=2, metavar="N", help="seeds of the other methods (2)")
+    score.add_argument("--examples", type=_count, default=100, metavar="N", help="cases per method and mutant (100)")
+    score.add_argument("--workers", type=_count, metavar="N", help="processes; by default up to 4 on the host")
+    score.add_argument("--expect", type=Path, metavar="FILE", help="fail if a mutant that this score.json has is lost")
+    score.add_argument(
+        "--output", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where it is written (.npudiff)"
+    )
 
 
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -182,6 +204,8 @@ def _run(options: argparse.Namespace) -> int:
         from npudiff.commands.listing import listing as run  # noqa: PLC0415
     elif options.command == "replay":
         from npudiff.commands.replay import replay as run  # noqa: PLC0415
+    elif options.command == "score":
+        from npudiff.commands.score import score as run  # noqa: PLC0415
     elif options.command == "virtual":
         from npudiff.commands.virtual import virtual as run  # noqa: PLC0415
     else:

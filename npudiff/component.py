@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from npudiff.constraints import Axis, Box, Constraints
 from npudiff.history import History
 from npudiff.implementation import Implementation, outputs_of
+from npudiff.ordinary import Ordinary
 from npudiff.property import NotApplicable, Property
 from npudiff.target import Target
 
@@ -85,6 +86,8 @@ class Component:
         For a component whose right answer depends on what was done before. Its cases have a field ``steps``: the
         strategy draws them without any, an implementation returns a live object, and ``inputs`` and ``reference`` speak
         of what can be seen after the last step. It has no relations, which need cases that are drawn whole.
+    ordinary : Ordinary or None
+        What is ordinary in tests of this component, for measuring what they find; None where nobody has said.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Component:
     profiles: Mapping[str, Box] = field(default_factory=dict)
     share: float = 1.0
     history: History | None = None
+    ordinary: Ordinary | None = None
 
     def __post_init__(self) -> None:
         if self.history is not None and self.relations:

@@ -17,6 +17,7 @@ from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from properties import rows
+from properties.ordinary import ORDINARY
 from reference.bounds import Expected
 from reference.cached_attention import CachedAttentionInputs, cached_attention
 from reference.paged_kv import LAYOUTS
@@ -248,4 +249,5 @@ component = Component(
         Property("layouts_do_not_matter", "the layouts of the pool change the path, not the result",
                  _layouts_do_not_matter, within={"write_layout": ("PA_BSND",)}, needs={"write_layout": ("PA_NZ",)}),
     ),
+    ordinary=ORDINARY["cached_attention"],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
 from properties.models import FEW, Model, of_models
+from properties.ordinary import ORDINARY
 from properties.token_order import in_another_order
 from reference.dynamic_quant import LEVELS, DynamicQuantInputs, dynamic_quant
 
@@ -224,4 +225,5 @@ component = Component(
                  _twice_the_row, within={"recipe": ("gaussian", "outlier", "negative", "two values")}),
     ),
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["dynamic_quant"],
 )  # fmt: skip

@@ -15,6 +15,7 @@ from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from properties.models import Model, of_models
+from properties.ordinary import ORDINARY
 from reference.int4_pack import ENCODINGS, INTEGERS_OF_A_WORD, Int4PackInputs, int4_pack
 
 SOURCES = ("integers", "high bits", "offset binary")
@@ -210,4 +211,5 @@ component = Component(
                  within={"columns": range(16, 2**16 + 1, 8)}),
     ),
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["int4_pack"],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
 from properties.models import FEW, Model, of_models
+from properties.ordinary import ORDINARY
 from reference.moe_finalize import MoeFinalizeInputs, moe_finalize
 from reference.moe_routing import NOWHERE
 
@@ -231,4 +232,5 @@ component = Component(
         Property("place_of_rows", "where rows lie does not matter", _place_of_rows),
     ),
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["moe_finalize"],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
 from properties.models import FEW, Model, of_models
+from properties.ordinary import ORDINARY
 from properties.token_order import in_another_order
 from reference.moe_gating import GROUP_SCORES, SCORINGS, MoeGatingInputs, moe_gating
 
@@ -271,4 +272,5 @@ component = Component(
                  within={"renormalise": (True,), "recipe": ("gaussian", "peaked", "flat")}),
     ),
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["moe_gating"],
 )  # fmt: skip

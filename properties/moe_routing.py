@@ -19,6 +19,7 @@ from npudiff.text import counted
 from properties import rows
 from properties.models import FEW, Model, of_models
 from properties.moved_data import random_bits
+from properties.ordinary import ORDINARY
 from reference.moe_routing import FORMS, NOWHERE, MoeRoutingInputs, moe_routing
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -283,4 +284,5 @@ component = Component(
                  _order_of_choices, within={"chosen": range(2, 513)}),
     ),
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["moe_routing"],
 )  # fmt: skip

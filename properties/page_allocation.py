@@ -16,6 +16,7 @@ from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
 from npudiff.text import counted
+from properties.ordinary import ORDINARY
 from reference.bounds import exactly
 from reference.page_allocation import PageAllocationInputs, page_allocation
 
@@ -232,4 +233,5 @@ component = Component(
             needs={"new_tokens": (1,)},
         ),
     ),
+    ordinary=ORDINARY["page_allocation"],
 )

@@ -16,6 +16,7 @@ from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from properties import rows
 from properties.models import Model, of_models
+from properties.ordinary import ORDINARY
 from properties.token_order import in_another_order
 from reference.rms_norm import ROUNDINGS, WEIGHT_OFFSETS, RmsNormInputs, rms_norm
 
@@ -234,4 +235,5 @@ component = Component(
     ),
     share=0.7,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["rms_norm"],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from npudiff.draw import Chooser
 from npudiff.property import Property
 from npudiff.text import counted
 from properties.models import Model, of_models
+from properties.ordinary import ORDINARY
 from reference.scale_pack import CUT_BITS, FORMS, MARKER, ROUND_MODES, ScalePackInputs, scale_pack
 
 RECIPES = ("usual", "19 bits", "near half", "subnormal", "large", "negative", "all ones", "zero")
@@ -240,4 +241,5 @@ component = Component(
                  needs={"offset": ("none",)}),
     ),
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["scale_pack"],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
 from properties.models import Model, of_models
+from properties.ordinary import ORDINARY
 from reference.swa_mask import SwaMaskInputs, swa_mask
 
 AXES = {
@@ -237,4 +238,5 @@ component = Component(
         Property("wide_window_equals_none", "a window as long as the history equals none", _wide_window_equals_none),
     ),
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["swa_mask"],
 )

@@ -18,6 +18,7 @@ from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
 from properties.models import FEW, Model, of_models
+from properties.ordinary import ORDINARY
 from properties.token_order import in_another_order
 from reference.swiglu import LAYOUTS, ROUNDINGS, Activation, SwigluInputs, swiglu
 
@@ -276,4 +277,5 @@ component = Component(
                  _others_limit),
     ),
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["swiglu"],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
 from properties.models import FEW, Model, of_models
+from properties.ordinary import ORDINARY
 from properties.token_order import in_another_order
 from properties.weight_matrix import check_sizes, columns_in_another_order, coordinates, narrow
 from reference.quant_matmul import RANGES
@@ -270,4 +271,5 @@ component = Component(
                  within={"scale_per": ("groups",)}, needs={"scale_per": ("columns",)}),
     ),
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["weight_quant_matmul"],
 )  # fmt: skip

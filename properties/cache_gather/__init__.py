@@ -7,6 +7,7 @@ from properties.cache_gather.inputs import build_inputs, coordinates
 from properties.cache_gather.relations import RELATIONS
 from properties.cache_gather.strategy import cases
 from properties.models import PAGE_SIZE, Model, of_models
+from properties.ordinary import ORDINARY
 from reference.cache_gather import cache_gather
 
 
@@ -36,4 +37,5 @@ component = Component(
     watched="NZ",
     relations=RELATIONS,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["cache_gather"],
 )

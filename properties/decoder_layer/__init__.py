@@ -17,6 +17,7 @@ from properties.decoder_layer.inputs import build_inputs, coordinates
 from properties.decoder_layer.relations import RELATIONS
 from properties.decoder_layer.strategy import cases
 from properties.models import PAGE_SIZE, Model, of_models
+from properties.ordinary import ORDINARY
 from reference.decoder_layer import decoder_layer
 
 __all__ = ["DecoderLayerCase", "LayerRequest", "component"]
@@ -49,4 +50,5 @@ component = Component(
     relations=RELATIONS,
     profiles=of_models(_sizes),
     share=0.4,
+    ordinary=ORDINARY["decoder_layer"],
 )

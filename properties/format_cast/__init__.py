@@ -5,6 +5,7 @@ from properties.format_cast.case import AXES, FormatCastCase, check_case, descri
 from properties.format_cast.inputs import build_inputs, coordinates
 from properties.format_cast.relations import RELATIONS
 from properties.format_cast.strategy import cases
+from properties.ordinary import ORDINARY
 from reference.format_cast import format_cast
 
 component = Component(
@@ -26,4 +27,5 @@ component = Component(
     profiles={
         "deepseek-v3": {"rank": (2,), "rows": (1536,), "columns": (1536,), "dtype": ("int8",), "view": ("whole",)},
     },
+    ordinary=ORDINARY["format_cast"],
 )

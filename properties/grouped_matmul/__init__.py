@@ -7,6 +7,7 @@ from properties.grouped_matmul.inputs import build_inputs, coordinates
 from properties.grouped_matmul.relations import RELATIONS
 from properties.grouped_matmul.strategy import cases
 from properties.models import FEW, Model, of_models
+from properties.ordinary import ORDINARY
 from reference.grouped_matmul import grouped_matmul
 
 
@@ -40,4 +41,5 @@ component = Component(
     relations=RELATIONS,
     share=0.7,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["grouped_matmul"],
 )  # fmt: skip

@@ -14,6 +14,7 @@ from properties.kv_rmsnorm_rope_cache.inputs import build_inputs, coordinates
 from properties.kv_rmsnorm_rope_cache.relations import RELATIONS
 from properties.kv_rmsnorm_rope_cache.strategy import cases
 from properties.models import PAGE_SIZE, Model, of_models
+from properties.ordinary import ORDINARY
 from reference.kv_rmsnorm_rope_cache import kv_rmsnorm_rope_cache
 
 
@@ -41,4 +42,5 @@ component = Component(
     relations=RELATIONS,
     share=0.5,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["kv_rmsnorm_rope_cache"],
 )

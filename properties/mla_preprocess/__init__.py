@@ -7,6 +7,7 @@ from properties.mla_preprocess.inputs import build_inputs, coordinates
 from properties.mla_preprocess.relations import RELATIONS
 from properties.mla_preprocess.strategy import cases
 from properties.models import PAGE_SIZE, Model, of_models
+from properties.ordinary import ORDINARY
 from reference.mla_preprocess import mla_preprocess
 
 
@@ -40,4 +41,5 @@ component = Component(
     relations=RELATIONS,
     share=0.04,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["mla_preprocess"],
 )

@@ -7,6 +7,7 @@ from properties.moe_experts.case import AXES, MoeExpertsCase, check_case, descri
 from properties.moe_experts.inputs import build_inputs, coordinates
 from properties.moe_experts.relations import RELATIONS
 from properties.moe_experts.strategy import cases
+from properties.ordinary import ORDINARY
 from reference.moe_experts import moe_experts
 
 
@@ -45,4 +46,5 @@ component = Component(
     relations=RELATIONS,
     share=0.4,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["moe_experts"],
 )

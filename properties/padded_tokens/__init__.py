@@ -3,6 +3,7 @@
 from npudiff.component import Component
 from npudiff.constraints import Box
 from properties.models import Model, of_models
+from properties.ordinary import ORDINARY
 from properties.padded_tokens.case import AXES, PaddedTokensCase, check_case, describe, features, values
 from properties.padded_tokens.inputs import build_inputs, coordinates
 from properties.padded_tokens.relations import RELATIONS
@@ -31,4 +32,5 @@ component = Component(
     watched="real rows are no prefix",
     relations=RELATIONS,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["padded_tokens"],
 )

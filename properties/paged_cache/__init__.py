@@ -3,6 +3,7 @@
 from npudiff.component import Component
 from npudiff.constraints import Box
 from properties.models import PAGE_SIZE, Model, of_models
+from properties.ordinary import ORDINARY
 from properties.paged_cache.case import AXES, PagedCacheCase, check_case, describe, features, values
 from properties.paged_cache.inputs import build_inputs, coordinates
 from properties.paged_cache.relations import RELATIONS
@@ -37,4 +38,5 @@ component = Component(
     relations=RELATIONS,
     share=0.7,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["paged_cache"],
 )

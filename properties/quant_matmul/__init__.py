@@ -3,6 +3,7 @@
 from npudiff.component import Component
 from npudiff.constraints import Box
 from properties.models import FEW, Model, of_models
+from properties.ordinary import ORDINARY
 from properties.quant_matmul.case import AXES, QuantMatmulCase, check_case, describe, features, values
 from properties.quant_matmul.inputs import build_inputs
 from properties.quant_matmul.relations import RELATIONS
@@ -33,4 +34,5 @@ component = Component(
     watched="beyond float32",
     relations=RELATIONS,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["quant_matmul"],
 )

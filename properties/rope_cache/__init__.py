@@ -1,6 +1,7 @@
 """Tables of cosines and sines of rotary embedding: their cases, data, and what must hold."""
 
 from npudiff.component import Component
+from properties.ordinary import ORDINARY
 from properties.rope_cache.case import AXES, RopeCacheCase, check_case, describe, features, values
 from properties.rope_cache.inputs import build_inputs, coordinates
 from properties.rope_cache.relations import RELATIONS
@@ -53,4 +54,5 @@ component = Component(
         "mimo-v2-flash": {"kind": ("base",), "dims": ("64/192",)},
         "qwen3-30b-a3b": {"kind": ("base",), "dims": ("128",), "base": (1_000_000.0,), "dtype": ("bfloat16",)},
     },
+    ordinary=ORDINARY["rope_cache"],
 )

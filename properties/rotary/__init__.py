@@ -1,6 +1,7 @@
 """Rotary position embedding: its cases, data, and what must hold."""
 
 from npudiff.component import Component
+from properties.ordinary import ORDINARY
 from properties.rotary.case import AXES, DATA, RotaryCase, check_case, describe, features, values
 from properties.rotary.inputs import build_inputs, coordinates
 from properties.rotary.relations import RELATIONS
@@ -33,4 +34,5 @@ component = Component(
         "mimo-v2-flash": {"dims": ("64/192",), "style": ("half",), "dtype": ("bfloat16",)},
         "deepseek-v3": {"dims": ("64",), "style": ("interleaved", "interleaved_to_half"), "dtype": ("bfloat16",)},
     },
+    ordinary=ORDINARY["rotary"],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from npudiff.component import Component
 from npudiff.constraints import Box
 from properties.models import PAGE_SIZE, Model, of_models
+from properties.ordinary import ORDINARY
 from properties.sliding_attention.case import (
     AXES,
     SlidingAttentionCase,
@@ -49,4 +50,5 @@ component = Component(
     relations=RELATIONS,
     share=0.85,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["sliding_attention"],
 )

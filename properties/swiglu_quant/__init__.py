@@ -3,6 +3,7 @@
 from npudiff.component import Component
 from npudiff.constraints import Box
 from properties.models import FEW, Model, of_models
+from properties.ordinary import ORDINARY
 from properties.swiglu_quant.case import AXES, SwigluQuantCase, check_case, describe, features, values
 from properties.swiglu_quant.inputs import build_inputs, coordinates
 from properties.swiglu_quant.relations import RELATIONS
@@ -39,4 +40,5 @@ component = Component(
     relations=RELATIONS,
     share=0.7,
     profiles=of_models(_sizes),
+    ordinary=ORDINARY["swiglu_quant"],
 )

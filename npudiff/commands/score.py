@@ -1,0 +1,112 @@
+"""``npudiff score``: how many of the bugs that were planted are found, by npudiff and by ordinary tests."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from npudiff import __version__
+from npudiff.console import Console
+from npudiff.engine import EQUIVALENCE
+from npudiff.errors import ExitCode, unknown
+from npudiff.outcome import Job
+from npudiff.plan import Plan, Request, make_plan
+from npudiff.score.account import encode, reliably_found, scores
+from npudiff.score.methods import METHODS, Method
+from npudiff.score.page import page
+from npudiff.score.table import lines_of, table_of
+from npudiff.score.trials import Trial, run_trials
+
+
+def score(options: argparse.Namespace) -> int:
+    """Run ``npudiff score`` and return its exit code: 1 if a mutant that was found before is not found any more."""
+    before = set() if options.expect is None else reliably_found(options.expect)
+    plan = make_plan(Request(components=tuple(options.components), target=options.target, cann=options.cann))
+    jobs = _jobs(plan, options.mutant)
+    console = Console(verbose=False)
+    mutants = {_name(job) for job in jobs if job.subject.implementation.wrong is not None}
+    told = f"{len(mutants)} mutants, {len(jobs) - len(mutants)} correct implementations"
+    console.lines([f"npudiff {__version__} · target {plan.target.name}, CANN {plan.target.cann} · {told}"])
+    started = time.perf_counter()
+    trials = _run(jobs, options, plan.workers if options.workers is None else options.workers, console)
+    console.rich.print(table_of(scores(trials)))
+    console.lines(list(lines_of(trials)))
+    about = {
+        "npudiff": __version__,
+        "target": plan.target.name,
+        "cann": plan.target.cann,
+        "examples": options.examples,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    _write(options.output, trials, about, console)
+    return _verdict(console, trials, before & mutants)
+
+
+def _jobs(plan: Plan, names: list[str]) -> list[Job]:
+    """Return what is tested: the mutants that were named, or all of them and every correct implementation."""
+    if not names:
+        return [*plan.mutants, *(job for job in plan.jobs if job.prop is EQUIVALENCE)]
+    known = {job.subject.implementation.name: job for job in plan.mutants}
+    missing = [name for name in names if name.rpartition(".")[2] not in known]
+    if missing:
+        raise unknown("mutant", missing[0], known)
+    return [known[name.rpartition(".")[2]] for name in names]
+
+
+def _methods(names: list[str]) -> Sequence[Method]:
+    """Return the methods of these names, or all."""
+    known = {method.name: method for method in METHODS}
+    for name in names:
+        if name not in known:
+            raise unknown("method", name, known)
+    return [known[name] for name in names] or METHODS
+
+
+def _name(job: Job) -> str:
+    return f"{job.subject.component.name}.{job.subject.implementation.name}"
+
+
+def _run(jobs: list[Job], options: argparse.Namespace, workers: int, console: Console) -> list[Trial]:
+    """Run all methods, with a bar that says where they are."""
+    with _progress(console) as progress:
+        task = progress.add_task("trials", total=None)
+
+        def follow(trial: Trial) -> None:
+            progress.update(task, advance=1, description=f"{trial.method}: {trial.mutant}")
+
+        return run_trials(
+            jobs,
+            seeds=range(1, options.seeds + 1),
+            baseline_seeds=range(1, options.baseline_seeds + 1),
+            examples=options.examples,
+            workers=workers,
+            methods=_methods(options.method),
+            follow=follow,
+        )
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console.rich, transient=True, disable=not console.rich.is_terminal)
+
+
+def _write(folder: Path, trials: list[Trial], about: dict[str, object], console: Console) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "score.json").write_text(encode(trials, about), encoding="utf-8")
+    (folder / "score.html").write_text(page(trials, about), encoding="utf-8")
+    console.lines([f"written: {folder / 'score.json'}, {folder / 'score.html'}"])
+
+
+def _verdict(console: Console, trials: list[Trial], before: set[str]) -> int:
+    """Say which mutants were found before and are not any more."""
+    if not trials:
+        return ExitCode.NOTHING_RAN
+    ours = next(iter(scores(trials)))
+    lost = sorted(before & set(ours.missed))
+    for name in lost:
+        console.lines([f"LOST {name}: it was found reliably before, and is not any more"])
+    return ExitCode.FINDINGS if lost else ExitCode.CLEAN

@@ -1,0 +1,120 @@
+"""What trials amount to: how many mutants each method finds, how reliably, and how soon."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from npudiff.errors import UsageError
+from npudiff.score.methods import METHODS
+from npudiff.score.trials import Trial
+
+SCHEMA = 1
+RELIABLE = 0.9
+"""Share of seeds from which a mutant must be found to count as found reliably."""
+
+
+@dataclass(frozen=True)
+class MethodScore:
+    """What one method finds.
+
+    Attributes
+    ----------
+    method : str
+        Its name.
+    mutants : int
+        Mutants for which it has a case.
+    found, reliable : int
+        Mutants that it finds from at least one seed, and from nine of ten.
+    accused, right : int
+        Correct implementations that it accuses from some seed, of how many.
+    cases, seconds : float or None
+        Median up to the first finding, of the trials that find something.
+    missed : tuple of str
+        Mutants that it does not find reliably.
+    """
+
+    method: str
+    mutants: int
+    found: int
+    reliable: int
+    accused: int
+    right: int
+    cases: float | None
+    seconds: float | None
+    missed: tuple[str, ...]
+
+
+def by_mutant(trials: Iterable[Trial], *, right: bool = False) -> dict[str, dict[str, list[Trial]]]:
+    """Return trials by method and mutant, or by method and correct implementation."""
+    table: dict[str, dict[str, list[Trial]]] = {method.name: {} for method in METHODS}
+    for trial in trials:
+        if trial.right is not right:
+            continue
+        table.setdefault(trial.method, {}).setdefault(trial.mutant, []).append(trial)
+    return table
+
+
+def share_found(trials: Sequence[Trial]) -> float:
+    """Return the share of trials that find something."""
+    return sum(trial.found for trial in trials) / len(trials)
+
+
+def scores(trials: Sequence[Trial]) -> list[MethodScore]:
+    """Return what each method finds, in their order; one without trials is left out."""
+    correct = by_mutant(trials, right=True)
+    return [
+        _score(method, mutants, correct.get(method, {})) for method, mutants in by_mutant(trials).items() if mutants
+    ]
+
+
+def _score(method: str, mutants: Mapping[str, Sequence[Trial]], correct: Mapping[str, Sequence[Trial]]) -> MethodScore:
+    hits = [trial for trials in mutants.values() for trial in trials if trial.found]
+    return MethodScore(
+        method,
+        len(mutants),
+        sum(any(trial.found for trial in trials) for trials in mutants.values()),
+        sum(share_found(trials) >= RELIABLE for trials in mutants.values()),
+        sum(any(trial.found for trial in trials) for trials in correct.values()),
+        len(correct),
+        statistics.median(trial.cases for trial in hits) if hits else None,
+        statistics.median(trial.seconds for trial in hits) if hits else None,
+        tuple(name for name, trials in mutants.items() if share_found(trials) < RELIABLE),
+    )
+
+
+def encode(trials: Sequence[Trial], about: Mapping[str, Any]) -> str:
+    """Return the JSON of a run: what it was, what came out, and every trial."""
+    document = {
+        "schema": SCHEMA,
+        **about,
+        "scores": [asdict(score) for score in scores(trials)],
+        "trials": [asdict(trial) for trial in trials],
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def reliably_found(path: Path) -> set[str]:
+    """Return the mutants that npudiff found reliably in a run that was written before.
+
+    Raises
+    ------
+    UsageError
+        If the file is not one that ``npudiff score`` wrote.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != SCHEMA:
+            raise UsageError(f"{path} has schema {document['schema']}, expected {SCHEMA}")
+        seen: dict[str, list[bool]] = defaultdict(list)
+        for trial in document["trials"]:
+            if trial["method"] == METHODS[0].name and not trial["right"]:
+                seen[str(trial["mutant"])].append(bool(trial["found"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not what npudiff score writes: {error}") from None
+    return {name for name, found in seen.items() if sum(found) / len(found) >= RELIABLE}

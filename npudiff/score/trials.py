@@ -1,0 +1,190 @@
+"""Running every method on every mutant from several seeds: what was found, how soon, and how small."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from npudiff.component import Component
+from npudiff.outcome import Budget, Job, Outcome
+from npudiff.score.methods import METHODS, Method
+from npudiff.workers import run_in_workers
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method, one mutant, one seed.
+
+    Attributes
+    ----------
+    mutant : str
+        ``component.name`` of what was tested.
+    right : bool
+        Whether it is a correct implementation, and what is found a false alarm.
+    method : str
+        Name of the method.
+    seed : int
+        Seed of its cases.
+    found : bool
+        Whether a case fails.
+    prop : str
+        The property that fails; empty if none does.
+    cases : int
+        Cases up to and including the first that fails, or all.
+    seconds : float
+        Time until the first that fails, or of all.
+    size : int or None
+        Elements of all inputs of the smallest failing case; None where nothing was found or shrunk.
+    case : str
+        The smallest failing case, in a line.
+    """
+
+    mutant: str
+    method: str
+    seed: int
+    found: bool
+    right: bool = False
+    prop: str = ""
+    cases: int = 0
+    seconds: float = 0.0
+    size: int | None = None
+    case: str = ""
+
+
+@dataclass(frozen=True)
+class _Task:
+    method: Method
+    seed: int
+    job: Job
+    examples: int
+    component: Component  # as it is: the job's may have other cases
+
+
+def run_trials(
+    jobs: Sequence[Job],
+    *,
+    seeds: Sequence[int],
+    baseline_seeds: Sequence[int],
+    examples: int,
+    workers: int,
+    methods: Sequence[Method] = METHODS,
+    follow: Callable[[Trial], None] = lambda _: None,
+) -> list[Trial]:
+    """Run all methods.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        Equivalence of each mutant, and of correct implementations, which must not be found.
+    seeds, baseline_seeds : sequence of int
+        Seeds of our own method, and of the others.
+    examples : int
+        Cases of equivalence, and of each other method; relations get their share.
+    workers : int
+        Processes.
+    methods : sequence of Method
+        Which to run.
+    follow : callable
+        Called with each trial that is over.
+
+    Returns
+    -------
+    list of Trial
+        In the order of mutants, methods and seeds; a method that has no case for a mutant has no trial.
+    """
+    tasks = list(_tasks(jobs, methods, seeds, baseline_seeds, examples))
+    first = _run(tasks, workers, follow)
+    second = [
+        [dataclasses.replace(task, job=job, examples=_share(job, examples)) for job in _relations(task.job)]
+        if task.method.ours and not trial.found and not trial.right
+        else []
+        for task, trial in zip(tasks, first, strict=True)
+    ]
+    flat = _run([task for several in second for task in several], workers, lambda _: None)
+    followed = iter(flat)
+    return [
+        _with_relations(trial, [next(followed) for _ in several]) for trial, several in zip(first, second, strict=True)
+    ]
+
+
+def _tasks(
+    jobs: Sequence[Job],
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    baseline_seeds: Sequence[int],
+    examples: int,
+) -> Iterator[_Task]:
+    for given in jobs:
+        right = given.subject.implementation.wrong is None
+        for method in methods:
+            for seed in seeds if method.ours and not right else baseline_seeds:
+                job = method.job(given.subject, given.constraints, seed, examples)
+                if job is not None:
+                    yield _Task(method, seed, job, _share(job, examples), given.subject.component)
+
+
+def _share(job: Job, examples: int) -> int:
+    """Cases that a property gets where equivalence gets ``examples``; a run of a machine counts as many."""
+    history = job.subject.component.history
+    return max(1, round(examples * job.prop.share * (1.0 if history is None else history.runs)))
+
+
+def _relations(job: Job) -> list[Job]:
+    """What else must hold of the mutant."""
+    relations = (dataclasses.replace(job, prop=prop) for prop in job.subject.component.relations)
+    return [relation for relation in relations if relation.applies]
+
+
+def _run(tasks: Sequence[_Task], workers: int, follow: Callable[[Trial], None]) -> list[Trial]:
+    """Run tasks in processes, and return their trials in order."""
+    budgets = [
+        (task.job, Budget(examples=task.examples, seed=task.seed, shrink=task.method.ours), None) for task in tasks
+    ]
+    trials: dict[int, Trial] = {}
+    for index, outcome, _ in run_in_workers(budgets, max(1, min(workers, len(tasks)))):
+        trials[index] = _trial(tasks[index], outcome)
+        follow(trials[index])
+    return [trials[index] for index in range(len(tasks))]
+
+
+def _trial(task: _Task, outcome: Outcome) -> Trial:
+    subject, component, failure = task.job.subject, task.component, outcome.failure
+    name = f"{subject.component.name}.{subject.implementation.name}"
+    right = subject.implementation.wrong is None
+    if failure is None:
+        return Trial(name, task.method.name, task.seed, False, right, cases=outcome.cases, seconds=outcome.seconds)
+    return Trial(
+        name,
+        task.method.name,
+        task.seed,
+        found=True,
+        right=right,
+        prop=task.job.prop.name,
+        cases=outcome.cases,
+        seconds=outcome.seconds_to_failure,
+        size=elements(component.inputs(failure.case)) if task.method.ours else None,
+        case=component.describe(failure.case),
+    )
+
+
+def _with_relations(trial: Trial, relations: Sequence[Trial]) -> Trial:
+    """Add what relations found where equivalence did not: their cases and seconds come after its own."""
+    cases, seconds = trial.cases, trial.seconds
+    for relation in relations:
+        cases, seconds = cases + relation.cases, seconds + relation.seconds
+        if relation.found:
+            return dataclasses.replace(relation, cases=cases, seconds=seconds)
+    return dataclasses.replace(trial, cases=cases, seconds=seconds)
+
+
+def elements(inputs: Any) -> int:  # noqa: ANN401 - the component's own contract
+    """Return how many elements the tensors of (nested) dataclass inputs have: the size of a case."""
+    if hasattr(inputs, "numel"):
+        return int(inputs.numel())
+    if isinstance(inputs, (list, tuple)):
+        return sum(map(elements, inputs))
+    if not dataclasses.is_dataclass(inputs):
+        return 0
+    return sum(elements(getattr(inputs, field.name)) for field in dataclasses.fields(inputs))

@@ -1,0 +1,299 @@
+"""What tests of each component are usually like: what ``npudiff score`` compares with.
+
+Round shapes are those of backends' own tests: batches of 1 to 4, lengths of 128 and 1,024, pages of 128, head dims of
+128, widths that are powers of two. Random loops draw sizes evenly from what is usual. Data are Gaussian; nothing is at
+a limit, nothing unused holds anything but zeros, and pages are in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TypeVar
+
+import torch
+
+from npudiff.ordinary import Ordinary
+from reference.cache_gather import CacheGatherInputs
+from reference.cached_attention import CachedAttentionInputs
+from reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
+from reference.mla_preprocess import MlaPreprocessInputs
+from reference.paged_cache import PagedCacheInputs
+from reference.sliding_attention import SlidingAttentionInputs
+
+_Cached = TypeVar("_Cached", KvRmsnormRopeCacheInputs, MlaPreprocessInputs)
+
+_CONTIGUOUS = {"rows": ("contiguous",)}
+_GAUSSIAN = {"recipe": ("gaussian",)}
+_ROUND_DIMS = {"head_dims": ("128",), "dtype": ("bfloat16", "float16")}
+_ANY = range(1, 300)
+
+
+def in_order(
+    table: torch.Tensor, lengths: tuple[int, ...], page_size: int, *caches: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Lay the pages of each request one after the other, with zeros where there is no token.
+
+    Parameters
+    ----------
+    table : torch.Tensor
+        Integers [batch, columns].
+    lengths : tuple of int
+        Tokens of each request.
+    page_size : int
+        Tokens per page.
+    caches : torch.Tensor
+        [pages, page size, ...]; one that is too small for pages that several requests share grows.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        The new table, then the new caches.
+    """
+    counts = [-(-length // page_size) for length in lengths]
+    made = [cache.new_zeros(max(len(cache), 1 + sum(counts)), *cache.shape[1:]) for cache in caches]
+    ordered, page = torch.zeros_like(table), 1
+    for request, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        for number in range(count):
+            ordered[request, number] = page
+            rows = min(page_size, length - number * page_size)
+            for new, old in zip(made, caches, strict=True):
+                new[page, :rows] = old[int(table[request, number]), :rows]
+            page += 1
+    return ordered, *made
+
+
+def _attention(inputs: SlidingAttentionInputs) -> SlidingAttentionInputs:
+    pool = inputs.full
+    table, key, value = in_order(pool.block_table, inputs.kv_lengths, pool.page_size, pool.key, pool.value)
+    return replace(inputs, full=replace(pool, key=key, value=value, block_table=table))
+
+
+def _gather(inputs: CacheGatherInputs) -> CacheGatherInputs:
+    lengths = tuple(inputs.lengths.tolist())
+    table, key, value = in_order(inputs.block_table, lengths, inputs.page_size, inputs.key_cache, inputs.value_cache)
+    return replace(
+        inputs,
+        block_table=table,
+        key_cache=key,
+        value_cache=value,
+        key=torch.zeros_like(inputs.key),
+        value=torch.zeros_like(inputs.value),
+    )
+
+
+def _written(inputs: PagedCacheInputs) -> PagedCacheInputs:
+    slots = torch.arange(len(inputs.slots), dtype=inputs.slots.dtype)
+    return replace(
+        inputs,
+        key_cache=torch.zeros_like(inputs.key_cache),
+        value_cache=torch.zeros_like(inputs.value_cache),
+        slots=slots,
+    )
+
+
+def _empty_caches(inputs: _Cached) -> _Cached:
+    latent, rope = torch.zeros_like(inputs.latent_cache), torch.zeros_like(inputs.rope_cache)
+    return replace(inputs, latent_cache=latent, rope_cache=rope)
+
+
+def _cached_attention(inputs: CachedAttentionInputs) -> CachedAttentionInputs:
+    """Zeros where no request has a token; slots and table stay, since they belong together."""
+    used = torch.zeros(len(inputs.key_cache), dtype=torch.bool)
+    used[inputs.block_table.flatten().long()] = True
+    key, value = inputs.key_cache.clone(), inputs.value_cache.clone()
+    key[~used], value[~used] = 0, 0
+    return replace(inputs, key_cache=key, value_cache=value)
+
+
+ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
+    "sliding_attention": Ordinary(
+        fixed={
+            "batch": (1, 4), "query_length": (1, 128), "kv_length": (128, 1024), "window": (None, 512),
+            "page_size": (128,), "kv_heads": (1,), "group": (4,), **_ROUND_DIMS,
+        },
+        sizes={
+            "batch": range(1, 5), "query_length": (1, *range(1, 64)), "kv_length": range(64, 700),
+            "window": (None, *range(1, 700)), "page_size": (16, 32, 64, 128), "kv_heads": (1, 2), "group": (1, 2, 4),
+            "head_dims": ("64", "128"), "dtype": ("bfloat16", "float16"),
+        },
+        plain={
+            **_GAUSSIAN, **_CONTIGUOUS, "layout": ("PA_BSND",), "hybrid": (False,), "padded_rows": (0,),
+            "blind_rows": ("none",), "scale": (1.0,), "poison": ("large",),
+        },
+        inputs=_attention,
+    ),
+    "cached_attention": Ordinary(
+        fixed={
+            "batch": (1, 4), "query_length": (1, 128), "kv_length": (128, 1024), "window": (None, 512),
+            "page_size": (128,), "kv_heads": (1,), "group": (4,), "head_dim": (128,), "dtype": ("bfloat16",),
+        },
+        sizes={
+            "batch": range(1, 5), "query_length": (1, *range(1, 64)), "kv_length": range(64, 500),
+            "window": (None, *range(1, 500)), "page_size": (16, 32, 64, 128), "kv_heads": (1, 2), "group": (1, 2),
+        },
+        plain=_CONTIGUOUS,
+        inputs=_cached_attention,
+    ),
+    "cache_gather": Ordinary(
+        fixed={
+            "batch": (1, 4), "length": (128, 1024), "page_size": (128,), "kv_heads": (1, 4), **_ROUND_DIMS,
+        },
+        sizes={
+            "batch": range(1, 5), "length": range(1, 600), "page_size": (16, 32, 64, 128), "kv_heads": (1, 2, 4),
+            "head_dims": ("64", "128"),
+        },
+        plain={
+            "starts": ("none",), "spare_rows": (0,), "layout": ("PA_BSND",), "shared_pages": (0,),
+            "unused": ("page 0",), "spare_columns": (0,),
+        },
+        inputs=_gather,
+    ),
+    "paged_cache": Ordinary(
+        fixed={
+            "tokens": (1, 128), "pages": (8, 16), "page_size": (128,), "kv_heads": (1, 4), **_ROUND_DIMS,
+        },
+        sizes={
+            "tokens": range(1, 200), "pages": range(17, 33), "page_size": (16, 32, 64, 128), "kv_heads": (1, 2, 4),
+            "head_dims": ("64", "128"),
+        },
+        plain={"padding": ("slot 0",), "padded_tokens": (0,), **_CONTIGUOUS},
+        inputs=_written,
+    ),
+    "page_allocation": Ordinary(
+        fixed={"batch": (1, 4), "prefix": (0, 128), "new_tokens": (1, 128), "page_size": (128,)},
+        sizes={
+            "batch": range(1, 5), "prefix": range(300), "new_tokens": (1, *_ANY), "page_size": (16, 32, 64, 128),
+        },
+    ),
+    "swa_mask": Ordinary(
+        fixed={"batch": (1, 4), "kv_length": (128, 1024), "window": (None, 512), "capacity": (1024, 2048)},
+        sizes={
+            "batch": range(1, 5), "kv_length": range(1, 1000), "window": (None, *range(1, 1000)),
+            "capacity": range(1000, 2000),
+        },
+    ),
+    "format_cast": Ordinary(
+        fixed={"rank": (2, 3), "leading": (1, 4), "rows": (128, 256), "columns": (128, 512)},
+        sizes={"rank": (2, 3), "leading": range(1, 5), "rows": _ANY, "columns": _ANY},
+        plain={"view": ("whole",)},
+    ),
+    "rope_cache": Ordinary(
+        fixed={"dims": ("64", "128"), "max_positions": (2048, 4096), "tokens": (128,), "dtype": ("bfloat16",
+        "float32")}, sizes={"dims": ("64", "128", "80", "96"), "max_positions": range(500, 4000), "tokens": _ANY},
+        plain={"positions": ("consecutive",), "offsets": ("none",), "growths": (0,), "other": ("none",)},
+    ),
+    "rotary": Ordinary(
+        fixed={
+            "tokens": (1, 128), "heads": (8,), "kv_heads": (1, 8), "dims": ("64", "128"), "table": (4096,),
+            "dtype": ("bfloat16", "float16"),
+        },
+        sizes={
+            "tokens": _ANY, "heads": range(1, 9), "kv_heads": (1, 2), "dims": ("64", "128"), "table": range(512, 4097),
+        },
+        plain={**_CONTIGUOUS, "positions": ("consecutive",), "data": ("numbers",)},
+    ),
+    "rms_norm": Ordinary(
+        fixed={"tokens": (1, 128), "hidden_size": (128, 1024, 4096), "dtype": ("bfloat16", "float16")},
+        sizes={"tokens": _ANY, "hidden_size": range(16, 2049, 16)},
+        plain={**_GAUSSIAN, **_CONTIGUOUS, "weights": ("near 1",)},
+    ),
+    "kv_rmsnorm_rope_cache": Ordinary(
+        fixed={"batch": (1, 4), "length": (1, 128), "page_size": (128,), "dims": ("512/64",)},
+        sizes={"batch": range(1, 5), "length": range(1, 100), "page_size": (16, 32, 64, 128)},
+        plain={
+            **_GAUSSIAN, **_CONTIGUOUS, "padding": ("slot 0",), "padded_tokens": (0,),
+            "placement": ("pages", "scattered"),
+        },
+        inputs=_empty_caches,
+    ),
+    "mla_preprocess": Ordinary(
+        fixed={"tokens": (1, 32), "page_size": (128,), "heads": (16, 32)},
+        sizes={"tokens": range(1, 40), "page_size": (16, 32, 64, 128)},
+        plain={**_GAUSSIAN, **_CONTIGUOUS, "padding": ("slot 0",), "padded_tokens": (0,)},
+        inputs=_empty_caches,
+    ),
+    "swiglu": Ordinary(
+        fixed={"tokens": (1, 128), "width": (128, 1024), "dtype": ("bfloat16", "float16")},
+        sizes={"tokens": _ANY, "width": range(16, 2049, 16)},
+        plain={**_GAUSSIAN, **_CONTIGUOUS},
+    ),
+    "swiglu_quant": Ordinary(
+        fixed={"tokens": (4, 128), "width": (128, 1024), "groups": (None, 4, 8)},
+        sizes={"tokens": _ANY, "width": range(16, 1025, 16), "groups": (None, 2, 4, 8)},
+        plain={**_GAUSSIAN, **_CONTIGUOUS, "spare_rows": (0,), "load": ("any",)},
+    ),
+    "dynamic_quant": Ordinary(
+        fixed={"tokens": (1, 128), "width": (128, 1024), "dtype": ("bfloat16", "float16")},
+        sizes={"tokens": _ANY, "width": range(16, 2049, 16)},
+        plain={**_GAUSSIAN, **_CONTIGUOUS},
+    ),
+    "int4_pack": Ordinary(
+        fixed={"matrices": (1,), "rows": (128, 256), "columns": (128, 256)},
+        sizes={"matrices": (1, 2, 4), "rows": _ANY, "columns": range(8, 513, 8)},
+        plain={"recipe": ("all values",)},
+    ),
+    "scale_pack": Ordinary(
+        fixed={"columns": (128, 1024), "groups": (1,)},
+        sizes={"columns": _ANY, "groups": (1, 2, 4)},
+        plain={"recipe": ("usual",), "layout": ("contiguous",)},
+    ),
+    "quant_matmul": Ordinary(
+        fixed={"tokens": (1, 128), "inner": (128, 512), "columns": (128, 256)},
+        sizes={"tokens": range(1, 65), "inner": range(32, 513, 32), "columns": range(32, 257, 32)},
+        plain={**_GAUSSIAN, **_CONTIGUOUS},
+    ),
+    "weight_quant_matmul": Ordinary(
+        fixed={"tokens": (1, 32), "inner": (128, 512), "columns": (128, 256)},
+        sizes={"tokens": range(1, 65), "inner": range(64, 513, 64), "columns": range(64, 257, 64)},
+        plain={**_GAUSSIAN, **_CONTIGUOUS},
+    ),
+    "moe_gating": Ordinary(
+        fixed={"tokens": (1, 128), "experts": (64, 256), "chosen": (2, 8)},
+        sizes={"tokens": _ANY, "experts": (8, 16, 32, 64, 128, 256), "chosen": (1, 2, 4, 8)},
+        plain={**_GAUSSIAN, **_CONTIGUOUS},
+    ),
+    "moe_routing": Ordinary(
+        fixed={"tokens": (4, 128), "experts": (8, 64), "chosen": (2, 8), "width": (128,)},
+        sizes={"tokens": _ANY, "experts": (4, 8, 16, 64), "chosen": (1, 2, 4), "width": range(32, 257, 32)},
+        plain={**_CONTIGUOUS, "load": ("even",)},
+    ),
+    "moe_finalize": Ordinary(
+        fixed={"tokens": (4, 128), "chosen": (2, 8), "width": (128, 1024)},
+        sizes={"tokens": _ANY, "chosen": (1, 2, 4, 8), "width": range(16, 513, 16)},
+        plain={**_CONTIGUOUS, "dropped": ("none",), "spare_rows": (0,), "weights": ("renormalised",)},
+    ),
+    "padded_tokens": Ordinary(
+        fixed={"ranks": (1, 2), "chunk": (16, 64), "experts": (8,), "chosen": (2,), "width": (128,)},
+        sizes={
+            "ranks": range(1, 5), "chunk": range(2, 65), "experts": (4, 8, 16), "chosen": (1, 2, 4),
+            "width": range(32, 257, 32),
+        },
+        plain={**_CONTIGUOUS, "poison": ("stale",), "earlier": ("all",)},
+    ),
+    "grouped_matmul": Ordinary(
+        fixed={"rows_of_all": (16, 128), "inner": (128,), "columns": (128,), "experts": (4, 8)},
+        sizes={
+            "rows_of_all": range(1, 129), "inner": range(32, 257, 32), "columns": range(32, 257, 32),
+            "experts": (1, 2, 4, 8),
+        },
+        plain={**_GAUSSIAN, **_CONTIGUOUS, "load": ("even",), "beyond": (0,)},
+    ),
+    "moe_experts": Ordinary(
+        fixed={"tokens": (4, 32), "hidden": (128,), "width": (128,), "experts": (8,), "top_k": (2,)},
+        sizes={
+            "tokens": range(1, 33), "hidden": range(64, 257, 64), "width": range(64, 257, 64), "experts": (4, 8),
+            "top_k": (1, 2, 4),
+        },
+        plain={**_GAUSSIAN, **_CONTIGUOUS, "load": ("random",)},
+    ),
+    "decoder_layer": Ordinary(
+        fixed={"batch": (1, 2), "prefix": (0,), "prefill": (16, 64), "decode_steps": (0, 2), "page_size": (128,)},
+        sizes={
+            "batch": (1, 2, 3), "prefix": (0, *range(64)), "prefill": range(1, 65), "decode_steps": (0, 1, 2),
+            "page_size": (16, 32, 64, 128),
+        },
+    ),
+})  # fmt: skip
+"""Of every component but those with history, whose tests have no usual form."""
