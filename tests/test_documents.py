@@ -31,7 +31,7 @@ def commands(text):
 def test_every_command_line_parses(document):
     for _, *arguments in commands(document.read_text(encoding="utf-8")):
         if (
-            arguments[0] in ("check", "list", "replay", "doctor", "virtual")
+            arguments[0] in ("check", "list", "replay", "doctor", "virtual", "score")
             and "--help" not in arguments
             and len(arguments) > 1
         ):

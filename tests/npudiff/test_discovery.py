@@ -66,6 +66,7 @@ def test_components_and_their_targets_are_found():
         "head_dims",
         "long_table",
         "models",
+        "ordinary",
         "moved_data",
         "rows",
         "token_order",
