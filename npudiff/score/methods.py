@@ -19,9 +19,9 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Constraints
 from npudiff.criteria import COSINE, MIXED, SINGLE, judge
 from npudiff.engine import EQUIVALENCE
-from npudiff.ordinary import fixed_cases, random_cases
 from npudiff.outcome import Job
 from npudiff.property import Property
+from npudiff.score.cases import fixed_cases, random_cases
 
 CLOSE = 1e-2
 """Relative and absolute tolerance that tests of backends have most often."""

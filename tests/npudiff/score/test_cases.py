@@ -8,7 +8,8 @@ import pytest
 
 from npudiff.constraints import Constraints
 from npudiff.discovery import load_components, select_implementations
-from npudiff.ordinary import MOST_FIXED, Ordinary, fixed_cases, random_cases, supported
+from npudiff.ordinary import Ordinary
+from npudiff.score.cases import MOST_FIXED, fixed_cases, random_cases, supported
 
 ORDINARY = Ordinary(
     fixed={"count": (1, 4), "number": (8, 16)}, sizes={"count": range(1, 9)}, plain={"kind": ("plain",)}
