@@ -1,0 +1,49 @@
+"""What all components without history share: a call does not depend on the calls before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from npudiff import neighbours
+from npudiff.compare import Comparison, compare, same_bits
+from npudiff.component import Subject
+from npudiff.property import NotApplicable, Property
+
+
+def _earlier_calls(subject: Subject, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component
+    """Call one and the same implementation with less, as much, the case, more, and the case again.
+
+    The first answer to the case is compared with the reference: what was captured for another batch of its size, or
+    made for a smaller one, is wrong there. The second must have the bits of the first, whatever a larger batch left.
+    """
+    live, component = subject.opened(), subject.component
+    before = [other for find in (neighbours.smaller, neighbours.alike) if (other := find(subject, case)) is not None]
+    after = neighbours.larger(subject, case)
+    if not before and after is None:
+        raise NotApplicable("no other case can be derived from this one")
+    for other in before:
+        live.run(component.inputs(other))
+    inputs = component.inputs(case)
+    once = _kept(live.run(inputs))
+    first = compare(subject.expected(inputs), once, "after calls with other inputs")
+    if not first.holds:
+        return first
+    if after is not None:
+        live.run(component.inputs(after))
+    return same_bits(once, live.run(inputs), "the same inputs again, after others")
+
+
+def _kept(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Outputs in memory of their own: a buffer may be used again for the next call."""
+    return {name: tensor.clone() for name, tensor in outputs.items()}
+
+
+EARLIER_CALLS = Property(
+    "earlier_calls_change_nothing",
+    "calls before, with less, as much and more, change no bit of an answer",
+    _earlier_calls,
+    share=0.05,
+)
