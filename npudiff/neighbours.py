@@ -1,6 +1,6 @@
 """Other cases of the same model: what a running backend is asked before and after a case, derived from the case alone.
 
-Heads, widths, dtypes and layouts stay; what changes is how much a call is given, which is the first field of every case,
+Heads, widths, dtypes and layouts stay; what changes is how much a call is given, which is the first field of a case,
 and the data. So nothing has to be stored beside a case: a finding has its neighbours as well.
 """
 
@@ -92,7 +92,9 @@ def _other_lengths(parts: tuple[Any, ...], changes: Iterable[Callable[[int], int
     """As many parts, each of another length: a part is an integer, or has integers, of which one changes."""
     for change in changes:
         for name in _lengths_of(parts[0]) if parts else ():
-            yield tuple(_with_length(part, name, change) for part in parts)
+            others = tuple(_with_length(part, name, change) for part in parts)
+            if others != parts:
+                yield others
 
 
 def _lengths_of(part: Any) -> list[str | None]:  # noqa: ANN401
