@@ -50,8 +50,8 @@ class Component:
     name, summary : str
         Name, and one line for listings.
     case_type : type
-        Frozen dataclass of plain values from which inputs are built. Its first field says how much one call is given:
-        a number of rows, or the requests of a batch.
+        Frozen dataclass of plain values from which inputs are built. Its first field that is a number or a tuple
+        says how much one call is given: rows, or the requests of a batch.
     outputs : tuple of str
         Names of the outputs; an implementation that returns a single tensor returns the first.
     axes : mapping

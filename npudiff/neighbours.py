@@ -1,20 +1,20 @@
 """Other cases of the same model: what a running backend is asked before and after a case, derived from the case alone.
 
-Heads, widths, dtypes and layouts stay; what changes is how much a call is given, which is the first field of a case,
-and the data. So nothing has to be stored beside a case: a finding has its neighbours as well.
+Heads, widths, dtypes and layouts stay; what changes is how much a call is given, which is the first number or tuple of
+a case, and the data. So nothing has to be stored beside a case: a finding has its neighbours as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from npudiff.component import Subject
 from npudiff.constraints import SEEDS
 
 Size = Any
-"""The first field of a case: an integer, or a tuple of parts. One of another type is left as it is."""
+"""How much a call is given: a number of rows, or a tuple of requests."""
 
 _LENGTHS: tuple[Callable[[int], int], ...] = (
     lambda length: length // 2,
@@ -43,12 +43,17 @@ def larger(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case 
 
 def _first_legal(subject: Subject, case: Any, sizes: Callable[[Size], Iterable[Size]], step: int) -> Any | None:  # noqa: ANN401
     """The first case of some sizes that can be built and that the implementation supports."""
-    (first, *_) = dataclasses.fields(case)
-    for size in sizes(getattr(case, first.name)):
-        other = _of_other_data(dataclasses.replace(case, **{first.name: size}), step)
+    name = _field_of_size(case)
+    for size in () if name is None else sizes(getattr(case, name)):
+        other = _of_other_data(dataclasses.replace(case, **{str(name): size}), step)
         if other != case and _is_legal(subject, other):
             return other
     return None
+
+
+def _field_of_size(case: Any) -> str | None:  # noqa: ANN401
+    names = (field.name for field in dataclasses.fields(case))
+    return next((name for name in names if type(getattr(case, name)) in (int, tuple)), None)
 
 
 def _of_other_data(case: Any, step: int) -> Any:  # noqa: ANN401
@@ -68,9 +73,9 @@ def _is_legal(subject: Subject, case: Any) -> bool:  # noqa: ANN401
 def _smaller(size: Size) -> Iterator[Size]:
     if isinstance(size, int):
         yield from (size // 2, size - 1)
-    elif isinstance(size, tuple) and len(size) > 1:
+    elif len(size) > 1:
         yield from (size[: len(size) // 2], size[:-1])
-    elif isinstance(size, tuple):
+    else:
         yield from _other_lengths(size, _LENGTHS[::2])
 
 
@@ -83,7 +88,7 @@ def _alike(size: Size) -> Iterator[Size]:
 def _larger(size: Size) -> Iterator[Size]:
     if isinstance(size, int):
         yield from (2 * size, size + 1)
-    elif isinstance(size, tuple):
+    else:
         yield from (size + size[:1], size + size[-1:])
         yield from _other_lengths(size, _LENGTHS[1:2])
 
@@ -97,7 +102,7 @@ def _other_lengths(parts: tuple[Any, ...], changes: Iterable[Callable[[int], int
                 yield others
 
 
-def _lengths_of(part: Any) -> list[str | None]:  # noqa: ANN401
+def _lengths_of(part: Any) -> Sequence[str | None]:  # noqa: ANN401
     """What may be a length in a part: its integers, the last one first; None for a part that is an integer."""
     if not dataclasses.is_dataclass(part):
         return [None] if type(part) is int else []

@@ -249,7 +249,7 @@ def quantised_where_latency_counts(inputs: MoeExpertsInputs, target: Target) -> 
         "tokens": (1, 2),
         "top_k": (1,),
         "experts": (1024,),
-        "hidden": (2048,),
+        "hidden": (1024,),
         "width": (2048,),
         "shared_width": (0,),
     },

@@ -156,13 +156,12 @@ def padded_rows_of_a_batch_before() -> Callable[[PagedCacheInputs, Target], Outp
 
     def write(inputs: PagedCacheInputs, target: Target) -> Outputs:
         given = (inputs.key, inputs.value, inputs.slots)
-        key = (inputs.key_cache.shape, inputs.value_cache.shape, inputs.key.dtype, inputs.slots.dtype)
+        kind = (inputs.key_cache.shape, inputs.value_cache.shape, inputs.key.dtype, inputs.slots.dtype)
         real = len(inputs.slots)
         captured = -(-real // CAPTURED) * CAPTURED
-        held = buffers.get(key, given)
-        rows = [torch.cat([now, before[real:captured]]) for now, before in zip(given, held, strict=True)]
-        buffers[key] = tuple(torch.cat([now, before[real:]]) for now, before in zip(given, held, strict=True))
-        taken = dict(zip(("key", "value", "slots"), rows, strict=True))
-        return scatter_pa_norm(replace(inputs, **taken), target)  # type: ignore[no-any-return]
+        held = buffers.get(kind, given)
+        key, value, slots = (torch.cat([now, before[real:captured]]) for now, before in zip(given, held, strict=True))
+        buffers[kind] = tuple(torch.cat([now, before[real:]]) for now, before in zip(given, held, strict=True))
+        return scatter_pa_norm(replace(inputs, key=key, value=value, slots=slots), target)  # type: ignore[no-any-return]
 
     return write
