@@ -40,7 +40,7 @@ def _earlier_calls(subject: Subject, case: Any) -> Comparison:  # noqa: ANN401 -
 
 
 def _call(live: Subject, other: Any) -> None:  # noqa: ANN401
-    """Make another call. What it raises says nothing of the case: it is a case of its own, and equivalence has those."""
+    """Make another call. What it raises says nothing of the case; equivalence is there for cases by themselves."""
     with contextlib.suppress(ImplementationRaised):
         live.run(live.component.inputs(other))
 
