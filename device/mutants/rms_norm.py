@@ -90,6 +90,20 @@ def rows_beyond_the_buffer(inputs: RmsNormInputs, target: Target) -> Outputs:
 
 @npudiff.implementation(
     "rms_norm",
+    name="rounded_before_the_weight",
+    supports={"kind": ("plain",), "dtype": ("bfloat16", "float16"), **_ONCE},
+    wrong="NRM-01 https://github.com/vllm-project/vllm/issues/42325: kernel and model do not agree on whether states "
+    "are rounded before the weight multiplies",
+)
+def rounded_before_the_weight(inputs: RmsNormInputs, target: Target) -> Outputs:
+    """Round the normalised states, and then once more their product with the weight."""
+    ones = torch.ones_like(inputs.weight)
+    normalised = native_rms_norm(replace(inputs, weight=ones), target)
+    return {**normalised, "output": normalised["output"] * inputs.weight.to(normalised["output"].device)}
+
+
+@npudiff.implementation(
+    "rms_norm",
     name="replay_before_its_rows",
     supports={"tokens": range(2, 2**16), **_ONCE},
     keeps=True,

@@ -46,6 +46,7 @@ PAIRS = {
         [replace(LARGE, seed=5)],
         "1 token x 1024 · top 1 of 1024 x 2048 · bfloat16 · chosen here",
         rejected=True,
+        otherwise=("2 tokens x 1024 · top 1 of 1024 x 2048 · bfloat16 · chosen here",),
     ),
     "shared_rows_over_those_still_read": Pair(FUSED, SHARED, [PLAIN], ONE + " · shared 32"),
 }
