@@ -42,7 +42,7 @@ def test_a_users_file_gets_a_test_per_property(run, kernel):
         assert f"test_property_holds[swa_mask-mine-{name}] PASSED" in result.stdout
     assert outcome(result)["passed"] == 5
     assert re.search(
-        r"^npudiff: 8 cases on sim, CANN 8\.5; 0 draws not applicable; worst error/bound 0\.00$",
+        r"^npudiff: 9 cases on sim, CANN 8\.5; 0 draws not applicable; worst error/bound 0\.00$",
         result.stdout,
         re.MULTILINE,
     )
