@@ -10,6 +10,7 @@ import torch
 import npudiff
 from npudiff.calls import EARLIER_CALLS
 from npudiff.constraints import Constraints
+from npudiff.discovery import load_component
 from npudiff.engine import EQUIVALENCE, properties_of, run_case, run_job
 from npudiff.implementation import Implementation
 from npudiff.outcome import Budget, Job, Verdict
@@ -169,7 +170,7 @@ def test_every_call_of_one_that_keeps_something_begins_afresh_until_it_is_opened
 
 def test_all_components_but_those_with_history_have_it(toy):
     assert properties_of(toy.component)[-1] is EARLIER_CALLS
-    assert properties_of(npudiff.discovery.load_component("hybrid_pools")) == (EQUIVALENCE,)
+    assert properties_of(load_component("hybrid_pools")) == (EQUIVALENCE,)
 
 
 STATEFUL = '''
