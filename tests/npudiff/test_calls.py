@@ -119,6 +119,16 @@ def test_memory_that_the_next_call_uses_again_is_no_finding(toy):
     assert run_job(toy.job(reused(toy), prop=EARLIER_CALLS), FEW).verdict is Verdict.HOLDS
 
 
+def test_memory_that_is_used_again_does_not_hide_what_changed(toy):
+    memory, stale = torch.zeros(1000), stale_end(toy)
+
+    def function(inputs, target):
+        memory[: len(inputs.x)] = stale(inputs, target)
+        return memory[: len(inputs.x)]
+
+    assert run_case(toy.job(function, prop=EARLIER_CALLS), toy.Case((6, 8))).failure is not None
+
+
 def test_other_calls_that_raise_by_themselves_are_no_finding_of_this_case(toy):
     def only(inputs, target):
         if inputs.x.tolist() != [6, 8]:
