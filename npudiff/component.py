@@ -51,7 +51,8 @@ class Component:
     name, summary : str
         Name, and one line for listings.
     case_type : type
-        Frozen dataclass of plain values from which inputs are built.
+        Frozen dataclass of plain values from which inputs are built. Its first field that is a number or a tuple
+        says how much one call is given: rows, or the requests of a batch.
     outputs : tuple of str
         Names of the outputs; an implementation that returns a single tensor returns the first.
     axes : mapping
@@ -198,6 +199,13 @@ class Subject:
             If the implementation raises, returns something that is not its outputs, or writes into its inputs.
         """
         return self.ask(lambda: self._outputs(inputs), inputs)
+
+    def opened(self) -> Subject:
+        """Return the same subject, with whatever its implementation keeps between calls empty.
+
+        Of an implementation that does not say that it keeps something, nothing can be emptied: it is the same.
+        """
+        return dataclasses.replace(self, implementation=self.implementation.opened())
 
     def open(self, inputs: Any) -> Any:  # noqa: ANN401 - the component's own contract
         """Return the live object that the implementation of a component with history makes of its inputs.

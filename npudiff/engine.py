@@ -7,9 +7,11 @@ from typing import Any
 
 from hypothesis.errors import Unsatisfiable
 
+from npudiff.calls import EARLIER_CALLS
 from npudiff.case_run import CaseRun, Fails, Progress, Stop
 from npudiff.compare import Comparison, compare
-from npudiff.component import Subject
+from npudiff.component import Component, Subject
+from npudiff.implementation import Implementation
 from npudiff.outcome import Budget, Job, Outcome, Verdict
 from npudiff.property import Property
 from npudiff.trace_run import TraceRun
@@ -29,6 +31,20 @@ EQUIVALENCE = Property(
     _equivalent,
     share=1.0,
 )
+
+
+def properties_of(component: Component) -> tuple[Property, ...]:
+    """Return everything that must hold for each implementation of a component: what it says itself, and what all share.
+
+    A component with history is tested by nothing but sequences of calls already.
+    """
+    shared = () if component.history is not None else (EARLIER_CALLS,)
+    return (EQUIVALENCE, *component.relations, *shared)
+
+
+def property_of_mutant(item: Implementation) -> Property:
+    """Return the property by which an implementation that is wrong on purpose has to be found."""
+    return EQUIVALENCE if item.opens is None else EARLIER_CALLS
 
 
 def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from npudiff.constraints import Box, Constraints
@@ -32,6 +32,9 @@ class Implementation:
         For a mutant, the real bug that it re-creates; a run is expected to find it.
     origin : str
         Module or file that it comes from.
+    opens : callable or None
+        For one that keeps something between calls (a captured graph, a workspace): makes a function that has not been
+        called yet. ``function`` then makes one for each call.
     """
 
     component: str
@@ -41,6 +44,11 @@ class Implementation:
     summary: str = ""
     wrong: str | None = None
     origin: str = ""
+    opens: Callable[[], ImplementationFunction] | None = None
+
+    def opened(self) -> Implementation:
+        """Return the same implementation with something of its own to keep between calls; itself if it keeps none."""
+        return self if self.opens is None else replace(self, function=self.opens(), opens=None)
 
     def __call__(self, inputs: Any, target: Any) -> Any:  # noqa: ANN401 - the component's own contract
         """Run it."""
@@ -53,7 +61,8 @@ def implementation(
     name: str,
     supports: Box | Sequence[Box] | None = None,
     wrong: str | None = None,
-) -> Callable[[ImplementationFunction], Implementation]:
+    keeps: bool = False,
+) -> Callable[[Callable[..., Any]], Implementation]:
     """Turn a function ``f(inputs, target)`` into an implementation that npudiff finds.
 
     Parameters
@@ -67,6 +76,9 @@ def implementation(
         axes. By default everything is supported.
     wrong : str, optional
         Marks a mutant and names the bug that it re-creates.
+    keeps : bool, optional
+        Whether it keeps something between calls. Then what is decorated takes nothing and returns ``f(inputs,
+        target)``, which may refer to it; each case is given one of its own, so that a finding fails again by itself.
 
     Examples
     --------
@@ -76,12 +88,23 @@ def implementation(
     ...     return my_kernel(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window)
     """
 
-    def decorate(function: ImplementationFunction) -> Implementation:
+    def decorate(function: Callable[..., Any]) -> Implementation:
         summary = (function.__doc__ or "").strip().partition("\n")[0]
         constraints = Constraints() if supports is None else Constraints.of(supports)
-        return Implementation(component, name, function, constraints, summary, wrong, function.__module__)
+        called = _afresh(function) if keeps else function
+        opens = function if keeps else None
+        return Implementation(component, name, called, constraints, summary, wrong, function.__module__, opens)
 
     return decorate
+
+
+def _afresh(opens: Callable[[], ImplementationFunction]) -> ImplementationFunction:
+    """Make a function that opens another one for each call."""
+
+    def function(inputs: Any, target: Any) -> Any:  # noqa: ANN401 - the component's own contract
+        return opens()(inputs, target)
+
+    return function
 
 
 def outputs_of(result: object, names: Sequence[str]) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from npudiff.component import Component, Subject
 from npudiff.constraints import Constraints, parse_where
 from npudiff.discovery import default_target, load_components, load_target, select_implementations
-from npudiff.engine import EQUIVALENCE
+from npudiff.engine import properties_of, property_of_mutant
 from npudiff.errors import UsageError, unknown
 from npudiff.implementation import Implementation
 from npudiff.outcome import Budget, Job
@@ -79,7 +79,8 @@ class Plan:
     jobs : tuple of Job
         Properties of implementations that are expected to hold.
     mutants : tuple of Job
-        Equivalence of implementations that are wrong on purpose, and are expected to be found.
+        One property of each implementation that is wrong on purpose, and is expected to be found: equivalence, or that
+        earlier calls change nothing if it keeps something between calls.
     request : Request
         What was asked for.
     """
@@ -150,7 +151,7 @@ def make_plan(request: Request) -> Plan:
             continue
         component = by_name[item.component]
         is_mutant = item.wrong is not None and not request.implementations
-        properties = (EQUIVALENCE,) if is_mutant else (EQUIVALENCE, *component.relations)
+        properties = (property_of_mutant(item),) if is_mutant else properties_of(component)
         destination = mutants if is_mutant else jobs
         destination.extend(_jobs(component, item, target, properties, restrictions[item.component]))
     if not jobs and not mutants:

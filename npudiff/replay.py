@@ -10,7 +10,7 @@ from pathlib import Path
 from npudiff.codec import from_plain
 from npudiff.component import Component, Subject
 from npudiff.discovery import load_component, load_target, select_implementations
-from npudiff.engine import EQUIVALENCE, run_case
+from npudiff.engine import properties_of, run_case
 from npudiff.errors import UsageError, unknown
 from npudiff.findings import FINDING_FILE, Finding, read_finding
 from npudiff.outcome import Job, Outcome, Verdict
@@ -119,7 +119,7 @@ def _job(finding: Finding, selectors: Sequence[str], target: str | None, cann: s
 
 
 def _property(component: Component, name: str) -> Property:
-    properties = {item.name: item for item in (EQUIVALENCE, *component.relations)}
+    properties = {item.name: item for item in properties_of(component)}
     if name not in properties:
         raise unknown("property", name, properties)
     return properties[name]

@@ -146,3 +146,33 @@ def pages_in_order_of_address(inputs: CacheGatherInputs, target: Target) -> Outp
 def starts_ignored(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """Read as many tokens as asked for, from the first page of each request."""
     return gather_with_operator(replace(inputs, starts=None), target, cumulative=False)
+
+
+@npudiff.implementation(
+    "cache_gather",
+    name="masked_lanes_are_loaded",
+    supports=_ND,
+    wrong="TRI-01 https://github.com/triton-lang/triton-ascend/issues/2332: a mask is for values, not for their loads",
+)
+def masked_lanes_are_loaded(inputs: CacheGatherInputs, target: Target) -> Outputs:
+    """Load the page of every entry of the block table, and fault where there is none; what is masked is not used."""
+    on_device = inputs.to(target.device)
+    pages = on_device.block_table
+    if bool(((pages < 0) | (pages >= on_device.key_cache.shape[0])).any()):
+        raise RuntimeError("vector core exception: an address is not mapped")
+    return gathered(on_device, *places(on_device))
+
+
+@npudiff.implementation(
+    "cache_gather",
+    name="launch_of_no_programs",
+    supports=_ND,
+    wrong="TRI-08 https://github.com/flagos-ai/FlagGems/issues/5953: an empty tensor gives a launch of no programs",
+)
+def launch_of_no_programs(inputs: CacheGatherInputs, target: Target) -> Outputs:
+    """Launch a program for each token that is read, also where there is none."""
+    on_device = inputs.to(target.device)
+    page, offset = places(on_device)
+    if not page.numel():
+        raise RuntimeError("the runtime refuses a launch with a grid of 0")
+    return gathered(on_device, page, offset)

@@ -61,3 +61,23 @@ def quantised_twice(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """Quantise the integers, and return the second scale."""
     first: Outputs = composed_dynamic_quant(inputs, target)
     return quantised(first["quantised"].float(), inputs.bits)
+
+
+IN_MEMORY = 3.0e4
+"""What lanes hold that no load has written."""
+
+
+@npudiff.implementation(
+    "dynamic_quant",
+    name="masked_lanes_hold_memory",
+    wrong="TRI-02 https://github.com/triton-lang/triton-ascend/pull/714: lanes that a masked load leaves out are not 0",
+)
+def masked_lanes_hold_memory(inputs: DynamicQuantInputs, target: Target) -> Outputs:
+    """Look for the largest element of a row in a whole tile, whose size is a power of two."""
+    on_device = inputs.to(target.device)
+    states = smoothed(on_device)
+    width = states.shape[1]
+    lanes = 2 ** (width - 1).bit_length()
+    tile = torch.nn.functional.pad(states, (0, lanes - width), value=IN_MEMORY)
+    outputs = quantised(tile, on_device.bits)
+    return {**outputs, "quantised": outputs["quantised"][:, :width]}

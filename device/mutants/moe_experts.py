@@ -217,3 +217,65 @@ def plain_swiglu_for_oai(inputs: MoeExpertsInputs, target: Target) -> torch.Tens
     """Use silu without alpha, bias and limit."""
     gate = replace(inputs.routed.gate, activation=Activation.SILU, limit=None)
     return _right(replace(inputs, routed=replace(inputs.routed, gate=gate)), target)
+
+
+FEW_TOKENS = 3
+"""Tokens up to which the dispatch with the least latency is taken."""
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="quantised_where_latency_counts",
+    supports={**ALL_HERE, "form": ("float",)},
+    wrong="QNT-11 https://github.com/sgl-project/sglang/pull/23815: one dispatch of two ignores the flag for bfloat16",
+)
+def quantised_where_latency_counts(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Quantise the rows of few tokens, although matrices are floats."""
+    on_device = inputs.to(target.device)
+    copies = sorted_copies(on_device)
+    if len(on_device.states) <= FEW_TOKENS:
+        rows, scale = torch.ops.npu.npu_dynamic_quant(copies.rows)
+        copies = replace(copies, rows=rows, scale=scale)
+    result = of_copies(copies, on_device.routed, on_device.states.dtype)
+    return by_row(on_device, result, copies.places)
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="offsets_of_32_bits",
+    supports={
+        **ALL_HERE,
+        "form": ("float",),
+        "tokens": (1, 2),
+        "top_k": (1,),
+        "experts": (1024,),
+        "hidden": (1024,),
+        "width": (2048,),
+        "shared_width": (0,),
+    },
+    wrong="MOE-17 https://github.com/sgl-project/sglang/pull/4727: an expert times the size of its matrix passes 2**31",
+)
+def offsets_of_32_bits(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Compute where the matrix of an expert begins in 32 bits; what wraps around is in no memory of ours."""
+    right: torch.Tensor = routed_v2(inputs, target)
+    size = inputs.routed.up.values[0].numel()
+    offsets = inputs.here.to(torch.int32) * size
+    if not torch.equal(offsets.long(), inputs.here.long() * size):
+        raise RuntimeError("vector core exception: an address is not mapped")
+    return right
+
+
+@npudiff.implementation(
+    "moe_experts",
+    name="shared_rows_over_those_still_read",
+    supports={**ALL_HERE, "shared_width": range(1, 16_384)},
+    wrong="GRF-11 https://github.com/vllm-project/vllm-ascend/pull/14337: memory is given away while a stream reads it",
+)
+def shared_rows_over_those_still_read(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+    """Write the shared expert's rows where those of the routed experts are that wait for their sum."""
+    on_device = inputs.to(target.device)
+    copies, shared = sorted_copies(on_device), of_shared(on_device)
+    rows = of_copies(copies, on_device.routed, on_device.states.dtype)
+    if shared is not None:
+        rows[: len(shared)] = shared
+    return by_row(on_device, rows, copies.places)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 import npudiff
@@ -178,3 +180,22 @@ def zeros_times_padded_rows(inputs: PaddedTokensInputs, target: Target) -> Outpu
     factors = on_device.factors[on_device.experts.long()].float()
     gains = torch.diag((weights.float() * factors).sum(dim=1))
     return {**right, "output": (gains @ on_device.states.float()).to(on_device.states.dtype)}
+
+
+@npudiff.implementation(
+    "padded_tokens",
+    name="distribution_of_the_capture",
+    keeps=True,
+    wrong="GRF-07 https://github.com/xLLM-AI/xllm/pull/2065: a graph is found by its size, whatever each rank has",
+)
+def distribution_of_the_capture() -> Callable[[PaddedTokensInputs, Target], Outputs]:
+    """Keep how many rows of each rank were real when a buffer of this size was captured."""
+    graphs: dict[object, torch.Tensor] = {}
+
+    def replayed(inputs: PaddedTokensInputs, target: Target) -> Outputs:
+        on_device = inputs.to(target.device)
+        key = (len(on_device.totals), on_device.chunk)
+        counts = graphs.setdefault(key, real_of_chunks(on_device, on_device.totals))
+        return native(on_device, masked(on_device, real_in(on_device, counts)), on_device.experts)
+
+    return replayed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 import npudiff
@@ -60,3 +62,25 @@ def decode_last_slot_shared(inputs: PageAllocationInputs, target: Target) -> Out
     right = decode(on_device, on_device.lengths % on_device.page_size == 1)
     shared = torch.where(on_device.lengths % on_device.page_size == 1, right["slots"], right["slots"] - 1)
     return {**right, "slots": shared}
+
+
+CAPTURED = 8
+"""Captured batches are multiples of it."""
+
+
+@npudiff.implementation(
+    "page_allocation",
+    name="padded_requests_take_pages",
+    supports=_DECODE,
+    wrong="GRF-04 https://github.com/vllm-project/vllm-ascend/pull/7460: the number of requests is that of the padded "
+    "batch",
+)
+def padded_requests_take_pages(inputs: PageAllocationInputs, target: Target) -> Outputs:
+    """Decode that takes the requests which fill a captured batch for real: their first token begins a page."""
+    on_device = inputs.to(target.device)
+    real = len(on_device.lengths)
+    lengths = torch.nn.functional.pad(on_device.lengths, (0, -real % CAPTURED), value=1)
+    last = torch.nn.functional.pad(on_device.last_slots, (0, -real % CAPTURED), value=-1)
+    padded = replace(on_device, lengths=lengths, last_slots=last)
+    outputs = decode(padded, lengths % on_device.page_size == 1)
+    return {**outputs, "slots": outputs["slots"][:real]}

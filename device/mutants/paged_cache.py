@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -116,3 +117,51 @@ def strides_from_shapes(inputs: PagedCacheInputs, target: Target) -> Outputs:
         for rows in (inputs.key, inputs.value)
     )
     return index_put(replace(inputs, key=key, value=value), target)  # type: ignore[no-any-return]
+
+
+@npudiff.implementation(
+    "paged_cache",
+    name="pools_cut_by_elements",
+    supports=_ND,
+    wrong="PKV-18 https://github.com/vllm-project/vllm-ascend/pull/7209: a raw buffer is cut by elements, not by bytes",
+)
+def pools_cut_by_elements(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """Begin the values as many bytes behind the keys as these have elements."""
+    keys, values = inputs.key_cache, inputs.value_cache
+    raw = torch.zeros(keys.nbytes + values.nbytes, dtype=torch.uint8)
+    begins = (0, keys.numel())
+    key, value = (
+        raw[first : first + pool.nbytes].view(pool.dtype).view(pool.shape)
+        for first, pool in zip(begins, (keys, values), strict=True)
+    )
+    key.copy_(keys)
+    value.copy_(values)
+    return scatter_pa_norm(replace(inputs, key_cache=key, value_cache=value), target)  # type: ignore[no-any-return]
+
+
+CAPTURED = 64
+"""Captured numbers of rows are multiples of it."""
+
+
+@npudiff.implementation(
+    "paged_cache",
+    name="padded_rows_of_a_batch_before",
+    supports=_ND,
+    keeps=True,
+    wrong="GRF-05 https://github.com/vllm-project/vllm-ascend/pull/11408: requests that pad a graph's batch write too",
+)
+def padded_rows_of_a_batch_before() -> Callable[[PagedCacheInputs, Target], Outputs]:
+    """Fill a captured batch up with the rows and slots that its buffers hold from an earlier call."""
+    buffers: dict[object, tuple[torch.Tensor, ...]] = {}
+
+    def write(inputs: PagedCacheInputs, target: Target) -> Outputs:
+        given = (inputs.key, inputs.value, inputs.slots)
+        kind = (inputs.key_cache.shape, inputs.value_cache.shape, inputs.key.dtype, inputs.slots.dtype)
+        real = len(inputs.slots)
+        captured = -(-real // CAPTURED) * CAPTURED
+        held = buffers.get(kind, given)
+        key, value, slots = (torch.cat([now, before[real:captured]]) for now, before in zip(given, held, strict=True))
+        buffers[kind] = tuple(torch.cat([now, before[real:]]) for now, before in zip(given, held, strict=True))
+        return scatter_pa_norm(replace(inputs, key=key, value=value, slots=slots), target)  # type: ignore[no-any-return]
+
+    return write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import npudiff
@@ -149,3 +150,47 @@ def decode_nz_pages_as_nd(inputs: SlidingAttentionInputs, target: Target) -> Out
     call = decode_call(on_device)
     rows = (call.key.shape[0], inputs.kv.page_size, -1)
     return run_decode(on_device, replace(call, key=call.key.reshape(rows), value=call.value.reshape(rows)))
+
+
+TILE_OF_HEADS = 16
+"""Heads for which a kernel is made."""
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="heads_padded_beside_their_buffer",
+    supports=[{**box, "group": (1, 2, 4, 8, 16), "kv_heads": (1,)} for box in _DECODE],
+    wrong="MLA-07 https://github.com/vllm-project/vllm/pull/38615: heads are padded, and buffers are not",
+)
+def heads_padded_beside_their_buffer(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+    """Repeat heads until there are 16, and copy what comes out into a buffer for as many as the model has."""
+    on_device = inputs.to(target.device)
+    heads = on_device.query.shape[1]
+    query = on_device.query.repeat_interleave(TILE_OF_HEADS // heads, dim=1)
+    outputs = run_decode(on_device, decode_call(replace(on_device, query=query)))
+    rows = len(query)
+    buffers = {
+        "output": outputs["output"].new_empty(rows, heads, inputs.kv.value_head_dim),
+        "lse": outputs["lse"].new_empty(rows, heads),
+    }
+    return {name: buffer.copy_(outputs[name]) for name, buffer in buffers.items()}
+
+
+@npudiff.implementation(
+    "sliding_attention",
+    name="lengths_of_the_captured_step",
+    supports=_DECODE,
+    keeps=True,
+    wrong="GRF-08 https://github.com/sgl-project/sglang/pull/21255: lengths on the host are those of the first step",
+)
+def lengths_of_the_captured_step() -> Callable[[SlidingAttentionInputs, Target], Outputs]:
+    """Decode in a graph of its batch, with the KV lengths that were current when it was captured."""
+    graphs: dict[int, tuple[int, ...]] = {}
+
+    def step(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
+        on_device = inputs.to(target.device)
+        lengths = graphs.setdefault(len(inputs.kv_lengths), tuple(inputs.kv_lengths))
+        call = decode_call(on_device).having(actual_seq_kvlen=list(lengths))
+        return run_decode(on_device, call)
+
+    return step

@@ -32,3 +32,19 @@ def mask_without_tail(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     mask = window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window)
     keys = torch.arange(inputs.capacity, device=mask.device)
     return mask & (keys < inputs.kv_lengths.to(mask.device).reshape(-1, 1)).unsqueeze(1)
+
+
+MOST_PROGRAMS = 65_535
+"""Programs of one launch: the product of all axes of its grid."""
+
+
+@npudiff.implementation(
+    "swa_mask",
+    name="mask_of_65535_programs",
+    wrong="TRI-04 https://github.com/vllm-project/vllm-ascend/pull/10138: the product of a grid's axes is cut to 65535",
+)
+def mask_of_65535_programs(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
+    """A program for each key of each request, up to the most that there are; the rest of the mask stays cleared."""
+    mask = window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window).contiguous()
+    mask.view(-1)[MOST_PROGRAMS:] = False
+    return mask

@@ -7,7 +7,7 @@ import argparse
 from npudiff.component import Component
 from npudiff.console import Console
 from npudiff.discovery import load_components, select_implementations, target_names
-from npudiff.engine import EQUIVALENCE
+from npudiff.engine import properties_of
 from npudiff.errors import ExitCode
 from npudiff.implementation import Implementation
 
@@ -39,7 +39,7 @@ def _summary(component: Component, implementations: list[Implementation], *, ful
                 lines += [f"    {'':26} supports {line}" for line in item.constraints.summary()]
     if full:
         lines += ["  properties"]
-        lines += [f"    {prop.name:26} {prop.summary}" for prop in (EQUIVALENCE, *component.relations)]
+        lines += [f"    {prop.name:26} {prop.summary}" for prop in properties_of(component)]
         lines += ["  axes, for --where and supports="]
         for name, axis in component.axes.items():
             lines += [f"    {name:26} {axis.meaning}", f"    {'':26} {axis.options}"]

@@ -11,10 +11,12 @@ from device import mutants, targets
 from draws import drawn
 from mutant_pairs import PAIRS
 from mutant_pairs.sliding_attention import AT_LENGTH
+from npudiff.calls import EARLIER_CALLS
 from npudiff.compare import same_bits
 from npudiff.component import ImplementationRaised, Subject
 from npudiff.discovery import load_components
-from npudiff.engine import run_job
+from npudiff.engine import run_case, run_job
+from npudiff.outcome import Job
 from npudiff.plan import Request as RunRequest
 from npudiff.plan import make_plan
 from properties.sliding_attention.case import Request
@@ -34,11 +36,18 @@ def run(item, drawn):
         return Subject(component, item, target).run(component.inputs(drawn))
 
 
+def among_others(item, drawn):
+    """Call an implementation with a case between calls with others, and return the outcome."""
+    return run_case(
+        Job(Subject(COMPONENTS[item.component], item, targets.sim(None)), EARLIER_CALLS, item.constraints), drawn
+    )
+
+
 def found(name, seed, where=(), profile="dev"):
     """Look for one mutant as a run of all would, and return its outcome."""
     plan = make_plan(RunRequest(target="sim", seed=seed, where=where, hypothesis_profile=profile))
     (job,) = [job for job in plan.mutants if job.subject.implementation.name == name]
-    assert plan.budget(job).examples == 100
+    assert plan.budget(job).examples == (100 if job.subject.implementation.opens is None else 5)
     return run_job(job, plan.budget(job))
 
 
@@ -74,6 +83,11 @@ def test_it_is_wrong_where_its_bug_is(item):
         with pytest.raises(ImplementationRaised):
             run(item, pair.shows)
         return
+    if item.opens is not None:  # by itself each call is right
+        assert same_bits(right, run(item, pair.shows), "").holds
+        assert among_others(item, pair.shows).failure is not None
+        assert among_others(pair.adapter, pair.shows).failure is None
+        return
     assert not same_bits(right, run(item, pair.shows), "").holds
 
 
@@ -83,6 +97,7 @@ def test_it_is_right_where_its_bug_is_not(item):
     assert pair.elsewhere or pair.everywhere
     for case in pair.elsewhere:
         assert same_bits(run(pair.adapter, case), run(item, case), "").holds, case
+        assert item.opens is None or among_others(item, case).failure is None, case
 
 
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from npudiff.calls import EARLIER_CALLS
 from npudiff.constraints import Constraints
 from npudiff.discovery import component_names, load_components
 from npudiff.engine import EQUIVALENCE
@@ -21,10 +22,11 @@ def names(jobs):
 
 def test_every_property_of_every_implementation_is_a_job_and_every_mutant_is_one():
     made = plan()
-    relations = ("equivalence", "order_does_not_matter", "capacity_does_not_matter", "wide_window_equals_none")
+    own = ("order_does_not_matter", "capacity_does_not_matter", "wide_window_equals_none")
+    relations = ("equivalence", *own, "earlier_calls_change_nothing")
     assert names(made.jobs) == [f"swa_mask.{item}.{prop}" for item in ("eager", "graph_buffer") for prop in relations]
     assert all(job.prop is EQUIVALENCE for job in made.mutants)
-    assert len(made.mutants) == 3
+    assert len(made.mutants) == 4
 
 
 def test_all_components_are_planned_by_default():
@@ -35,8 +37,20 @@ def test_all_components_are_planned_by_default():
 
 def test_a_mutant_that_is_named_is_an_ordinary_implementation():
     made = plan(implementations=("mask_minus_one",))
-    assert len(made.jobs) == 4
+    assert len(made.jobs) == 5
     assert made.mutants == ()
+
+
+def test_a_mutant_that_keeps_something_is_looked_for_where_calls_follow_each_other():
+    made = make_plan(Request(("rms_norm",), target="sim"))
+    (job,) = [job for job in made.mutants if job.subject.implementation.opens is not None]
+    assert job.prop is EARLIER_CALLS
+    assert made.budget(job).examples == 5  # no more than any implementation gets
+
+
+def test_a_component_with_history_has_no_other_calls():
+    made = make_plan(Request(("hybrid_pools",), target="sim"))
+    assert all(job.prop is EQUIVALENCE for job in (*made.jobs, *made.mutants))
 
 
 def test_where_narrows_the_cases_of_every_job():

@@ -7,10 +7,14 @@ import json
 import pytest
 import torch
 
+from device import targets
 from draws import drawn
+from npudiff import neighbours
 from npudiff.codec import dumps, loads
+from npudiff.component import Subject
 from npudiff.constraints import Constraints
 from npudiff.discovery import load_components
+from npudiff.implementation import Implementation
 
 COMPONENTS = load_components(())
 
@@ -103,3 +107,20 @@ def test_relations_have_names_and_summaries_of_their_own(component):
     for relation in component.relations:
         Constraints((relation.within,)).checked(component.axes, relation.name)
         Constraints((relation.needs,)).checked(component.axes, relation.name)
+
+
+@every_component
+def test_cases_before_and_after_a_case_can_be_derived_from_it(component):
+    subject = Subject(component, Implementation(component.name, "any", component.reference), targets.sim(None))
+    found = {neighbours.smaller: 0, neighbours.alike: 0, neighbours.larger: 0}
+    cases = drawn(component, Constraints(), 40) if component.history is None else []
+    for case in cases:
+        for find in found:
+            other = find(subject, case)
+            assert other == find(subject, case) != case
+            if other is not None:
+                component.check_case(other)
+                found[find] += 1
+    assert found[neighbours.alike] == len(cases)
+    assert found[neighbours.larger] >= 0.8 * len(cases)
+    assert found[neighbours.smaller] >= 0.4 * len(cases)

@@ -23,4 +23,7 @@ PAIRS = {
     "quantised_twice": Pair(
         ascend.composed_dynamic_quant, PLAIN, [], "1 token x 64 · int8 · bfloat16", everywhere=True
     ),
+    "masked_lanes_hold_memory": Pair(
+        ascend.composed_dynamic_quant, PLAIN, [replace(PLAIN, width=64)], "1 token x 24 · int8 · bfloat16"
+    ),
 }

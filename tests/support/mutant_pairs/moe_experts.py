@@ -11,6 +11,7 @@ INT8 = replace(PLAIN, form="w8a8")
 STEP = replace(INT8, limit=1.5, recipe="at limit")
 SHARED = replace(PLAIN, shared_width=32)
 LOCAL = replace(PLAIN, here="local")
+LARGE = MoeExpertsCase(1, 1024, 2048, experts=1024, top_k=1, here="chosen", seed=1)
 FUSED, UNPERMUTED = ascend.routed_v2, ascend.unpermuted
 ONE, ONE_INT8 = "1 token x 32 · top 1 of 2 x 32 · bfloat16", "1 token x 32 · top 1 of 2 x 32 · w8a8 · bfloat16"
 
@@ -38,4 +39,14 @@ PAIRS = {
     "plain_swiglu_for_oai": Pair(
         FUSED, replace(PLAIN, activation="swiglu_oai"), [], ONE + " · swiglu_oai", everywhere=True
     ),
+    "quantised_where_latency_counts": Pair(FUSED, replace(PLAIN, tokens=2), [PLAIN], ONE, rejected=True),
+    "offsets_of_32_bits": Pair(
+        FUSED,
+        LARGE,
+        [replace(LARGE, seed=5)],
+        "1 token x 1024 · top 1 of 1024 x 2048 · bfloat16 · chosen here",
+        rejected=True,
+        otherwise=("2 tokens x 1024 · top 1 of 1024 x 2048 · bfloat16 · chosen here",),
+    ),
+    "shared_rows_over_those_still_read": Pair(FUSED, SHARED, [PLAIN], ONE + " · shared 32"),
 }

@@ -36,4 +36,10 @@ PAIRS = {
     "zeros_times_padded_rows": Pair(
         native, NAN, [replace(NAN, poison="stale"), replace(NAN, batches=(Batch(5),))], f"{SMALLEST} · nan"
     ),
+    "distribution_of_the_capture": Pair(
+        native,
+        ONE,
+        [replace(ONE, batches=(Batch(0),))],
+        "1 rank of 2 rows · 1 real · to 1 of 4 · width 64 · bfloat16",
+    ),
 }

@@ -14,4 +14,7 @@ PAIRS = {
     "extend_crosses_page": Pair(ascend.alloc_extend, case(5, 8), [case(5, 2), case(5, 3), case(4, 9)], "1+2 · page 2"),
     "decode_new_page_late": Pair(ascend.alloc_decode, case(4, 1), [case(5, 1)], "0+1 · page 2"),
     "decode_last_slot_shared": Pair(ascend.alloc_decode, case(5, 1), [case(4, 1)], "1+1 · page 2"),
+    "padded_requests_take_pages": Pair(
+        ascend.alloc_decode, case(4, 1), [PageAllocationCase((Growth(4, 1),) * 8, 4)], "0+1 · page 2"
+    ),
 }

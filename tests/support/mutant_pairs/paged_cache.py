@@ -44,4 +44,13 @@ PAIRS = {
         [PagedCacheCase(5)],
         line(2, "PA_BSND") + " · sliced rows",
     ),
+    "pools_cut_by_elements": Pair(
+        ascend.scatter_pa_norm, PagedCacheCase(5), [PagedCacheCase(5, dtype="int8")], line(1, "PA_BSND")
+    ),
+    "padded_rows_of_a_batch_before": Pair(
+        ascend.scatter_pa_norm,
+        PagedCacheCase(5),
+        [PagedCacheCase(64, pages=3, page_size=64)],
+        line(1, "PA_BSND"),
+    ),
 }

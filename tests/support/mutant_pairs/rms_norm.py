@@ -27,4 +27,16 @@ PAIRS = {
     "rows_of_the_result": Pair(
         ascend.native_rms_norm, case(rows="sliced"), [case()], "2 x 64 · bfloat16 · one rounding · sliced rows"
     ),
+    "rows_beyond_the_buffer": Pair(
+        ascend.native_rms_norm, case(3, 4096), [case(3, 1536)], "1 x 4096 · bfloat16 · one rounding"
+    ),
+    "rounded_before_the_weight": Pair(
+        ascend.native_rms_norm,
+        case(weights="wide"),
+        [case(recipe="zero rows", tokens=1)],
+        "1 x 64 · bfloat16 · one rounding",
+    ),
+    "replay_before_its_rows": Pair(
+        ascend.native_rms_norm, case(), [], "2 x 64 · bfloat16 · one rounding", everywhere=True
+    ),
 }

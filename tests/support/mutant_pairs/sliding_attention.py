@@ -59,7 +59,13 @@ PAIRS = {
         [case(1, 10, 3, layout="PA_NZ", head_dim=16, value_head_dim=16)],
         line("q1/kv1", more=" · NZ pages"),
     ),
+    "heads_padded_beside_their_buffer": Pair(
+        ascend.fia_decode_mask, case(1, 10, 3), [case(1, 10, 3, group=16)], line("q1/kv1"), rejected=True
+    ),
+    "lengths_of_the_captured_step": Pair(ascend.fia_decode_mask, case(1, 10, 3), [], line("q1/kv1"), everywhere=True),
 }
 
 # Where kv_length is 131072 and window 4096, these bugs exist; the rest cannot show there.
-AT_LENGTH = [name for name in PAIRS if name not in ("extend_wrong_pool", "decode_nz_pages_as_nd")]
+AT_LENGTH = [
+    name for name in PAIRS if name not in ("extend_wrong_pool", "decode_nz_pages_as_nd", "lengths_of_the_captured_step")
+]

@@ -23,4 +23,7 @@ PAIRS = {
         [SwaMaskCase((10, 10), 3)],
         "kv0 · window 1 · capacity 1 · int32",
     ),
+    "mask_of_65535_programs": Pair(
+        ascend.swa_mask_eager, SwaMaskCase((70_000,), 3), [SwaMaskCase((65_535,), 3), SwaMaskCase((70_000,), None)], ""
+    ),
 }

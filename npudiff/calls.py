@@ -1,0 +1,56 @@
+"""What all components without history share: a call does not depend on the calls before it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from npudiff import neighbours
+from npudiff.compare import Comparison, same_bits
+from npudiff.component import ImplementationRaised, Subject
+from npudiff.property import NotApplicable, Property
+
+
+def _earlier_calls(subject: Subject, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component
+    """Call with the case alone; then one object with less, as much, the case, more, and the case again.
+
+    All answers to the case must have the same bits. What was captured for another batch of its size, or made for a
+    smaller one, shows in the second, and what a larger batch left behind shows in the third.
+    """
+    live, component = subject.opened(), subject.component
+    before = [other for find in (neighbours.smaller, neighbours.alike) if (other := find(subject, case)) is not None]
+    after = neighbours.larger(subject, case)
+    if not before and after is None:
+        raise NotApplicable("no other case can be derived from this one")
+    inputs = component.inputs(case)
+    alone = _kept(subject.opened().run(inputs))
+    for other in before:
+        _call(live, other)
+    last = f"after {component.describe(before[-1])}" if before else "again"
+    second = same_bits(alone, live.run(inputs), f"the same inputs alone, and {last}")
+    if not second.holds or after is None:
+        return second
+    _call(live, after)
+    return same_bits(alone, live.run(inputs), f"the same inputs alone, and after {component.describe(after)}")
+
+
+def _call(live: Subject, other: Any) -> None:  # noqa: ANN401
+    """Make another call. What it raises says nothing of the case; equivalence is there for cases by themselves."""
+    with contextlib.suppress(ImplementationRaised):
+        live.run(live.component.inputs(other))
+
+
+def _kept(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Outputs in memory of their own: a buffer may be used again for the next call."""
+    return {name: tensor.clone() for name, tensor in outputs.items()}
+
+
+EARLIER_CALLS = Property(
+    "earlier_calls_change_nothing",
+    "calls before, with less, as much and more, change no bit of an answer",
+    _earlier_calls,
+    share=0.05,
+)
