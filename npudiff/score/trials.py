@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npudiff.component import Component
+from npudiff.engine import properties_of
 from npudiff.outcome import Budget, Job, Outcome
 from npudiff.score.methods import METHODS, Method
 from npudiff.workers import run_in_workers
@@ -133,7 +134,7 @@ def _share(job: Job, examples: int) -> int:
 
 def _relations(job: Job) -> list[Job]:
     """What else must hold of the mutant."""
-    relations = (dataclasses.replace(job, prop=prop) for prop in job.subject.component.relations)
+    relations = (dataclasses.replace(job, prop=prop) for prop in properties_of(job.subject.component)[1:])
     return [relation for relation in relations if relation.applies]
 
 
