@@ -23,4 +23,11 @@ PAIRS = {
         [SwaMaskCase((10, 10), 3)],
         "kv0 · window 1 · capacity 1 · int32",
     ),
+    "mask_table_of_10000": Pair(
+        ascend.swa_mask_eager,
+        SwaMaskCase((10_001,), None),
+        [SwaMaskCase((10_000, 0), None, 5), SwaMaskCase((10, 0), 3)],
+        "kv10001 · window none · capacity 10001 · int32",
+        rejected=True,
+    ),
 }
