@@ -242,7 +242,7 @@ class LseInOtherOrder(SplitAttention):
         outputs = super().run()
         batch, rows = len(self.inputs.query_lengths), set(self.inputs.query_lengths)
         if rows == {1} and self.heads > self.kv_heads and max(self.inputs.kv_lengths) > self.page_size:
-            outputs["lse"][:batch] = outputs["lse"][:batch].T.reshape(batch, -1)
+            outputs["lse"][:batch] = outputs["lse"][:batch].T.contiguous().view(batch, -1)
         return outputs
 
 
