@@ -80,7 +80,10 @@ PAIRS = {
         case(1, 60, 3, sinks=True),
         [case(1, 60, 60, sinks=True), case(1, 60, None, sinks=True), case(1, 10, 3, sinks=True)],
         line("q1/kv17", more=" · sinks"),
-        otherwise=(line("q1/kv1025", more=" · sinks"),),
+        otherwise=(
+            line("q1/kv1025", more=" · sinks"),
+            line("q1/kv383", window=191, page_size=192, more=" · sinks"),
+        ),
     ),
     "split_sink_dropped_in_merge": Pair(
         ascend.split_kv,
