@@ -133,7 +133,7 @@ def decode_short_history_lost(inputs: SlidingAttentionInputs, target: Target) ->
 @npudiff.implementation(
     "sliding_attention",
     name="extend_rows_by_total_lengths",
-    supports=fia_extend_tnd.constraints.boxes,
+    supports=[{**box, "blind_rows": ("none",)} for box in fia_extend_tnd.constraints.boxes],
     wrong="CPX-02 https://github.com/ROCm/ATOM/pull/1551: rows are counted by all tokens, also those of the prefix",
 )
 def extend_rows_by_total_lengths(inputs: SlidingAttentionInputs, target: Target) -> Outputs:

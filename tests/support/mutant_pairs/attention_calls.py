@@ -47,7 +47,7 @@ PAIRS = {
         ascend.fia_extend_tnd,
         case(3, 10, 3),
         [case(3, 3, 3)],
-        "",
+        line("q1/kv2"),
         rejected=True,
     ),
 }
