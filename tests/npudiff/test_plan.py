@@ -24,7 +24,7 @@ def test_every_property_of_every_implementation_is_a_job_and_every_mutant_is_one
     relations = ("equivalence", "order_does_not_matter", "capacity_does_not_matter", "wide_window_equals_none")
     assert names(made.jobs) == [f"swa_mask.{item}.{prop}" for item in ("eager", "graph_buffer") for prop in relations]
     assert all(job.prop is EQUIVALENCE for job in made.mutants)
-    assert len(made.mutants) == 3
+    assert len(made.mutants) == 4
 
 
 def test_all_components_are_planned_by_default():
