@@ -9,6 +9,7 @@ import torch
 
 import npudiff
 from device.ascend.decoder_layer import LATENT
+from device.ascend.layer_experts import rounded
 from device.ascend.layer_latent import LatentLayer
 from device.ascend.layer_steps import Outputs
 from device.mutants.decoder_layer import DECODES, within
@@ -132,3 +133,37 @@ def scaled_by_nobody(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     layer = LatentLayer(inputs, target)
     layer.experts.weights = replace(layer.experts.weights, scaling=1.0)
     return layer.run()
+
+
+class _DecodePathInMixedBatches(LatentLayer):
+    """A step with a request that decodes takes the path of decodes, whatever the others do."""
+
+    def attention(self, step: LayerStep, rows: slice, states: torch.Tensor) -> torch.Tensor:
+        """Look for one decode, not for decodes only."""
+        given = self.preprocess_inputs(rows, states)
+        attended = self.decode(step, given) if 1 in step.query_lengths else self.prefill(step, given)
+        return rounded(attended.flatten(1), self.weights.output)
+
+    def absorbed(self, step: LayerStep, query: torch.Tensor) -> torch.Tensor:
+        """Every row is the newest token of its request, and sees all the others, as a decode's does."""
+        counts = torch.tensor(step.query_lengths)
+        return super().absorbed(
+            replace(
+                step,
+                requests=tuple(torch.tensor(step.requests).repeat_interleave(counts).tolist()),
+                query_lengths=(1,) * step.tokens,
+                kv_lengths=tuple(torch.tensor(step.kv_lengths).repeat_interleave(counts).tolist()),
+            ),
+            query,
+        )
+
+
+@npudiff.implementation(
+    "decoder_layer",
+    name="decode_path_in_mixed_batches",
+    supports=LATENT,
+    wrong="CPX-05 https://github.com/vllm-project/vllm-ascend/pull/8647: nobody asks whether others prefill",
+)
+def decode_path_in_mixed_batches(inputs: DecoderLayerInputs, target: Target) -> Outputs:
+    """Prepare and attend chunks of prompts as if they were decodes, where they share a step with one."""
+    return _DecodePathInMixedBatches(inputs, target).run()

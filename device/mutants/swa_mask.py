@@ -48,3 +48,14 @@ def mask_of_65535_programs(inputs: SwaMaskInputs, target: Target) -> torch.Tenso
     mask = window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window).contiguous()
     mask.view(-1)[MOST_PROGRAMS:] = False
     return mask
+
+
+@npudiff.implementation(
+    "swa_mask",
+    name="mask_table_of_10000",
+    wrong="SWA-36 https://github.com/vllm-project/vllm-ascend/issues/3024: the table is cut at 10,000",
+)
+def mask_table_of_10000(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
+    """Positions come from a table of 10,000 entries, whatever the longest request is."""
+    table = torch.arange(10_000 + 1, device=target.device)
+    return window_mask(table[inputs.kv_lengths.to(target.device).long()], inputs.capacity, inputs.window)

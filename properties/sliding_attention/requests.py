@@ -15,6 +15,9 @@ from properties.sliding_attention.case import Request
 
 BATCHES = (1, 2, 3, 4)
 FEW_ROWS = range(1, 9)
+DRAFTS = (2, 3, 4, 8, 8)
+"""Rows of a draft that backends verify, and for which kernels have tiles: drawn more often than their neighbours."""
+
 MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300, 513)
 LONG_PROMPTS = (1025, 2047, 2048, 2049)
 LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 131_072, 131_073)
@@ -152,6 +155,7 @@ def _query_options(lengths: Lengths, kind: str, blind: str) -> Sequence[Options]
     A request with a long history is a draft, so that a case stays cheap.
     """
     few, many = (lengths.queries(rows, blind) for rows in (FEW_ROWS, MANY_ROWS))
+    few = ordered((*few, *(rows for rows in DRAFTS if rows in few)))
     if kind == "prompt" and (prompts := lengths.queries(LONG_PROMPTS, blind)):
         return [long_after_short(prompts, few)]
     if not few and not many:

@@ -16,7 +16,7 @@ from reference.swa_mask import SwaMaskInputs, swa_mask
 V1, V2 = "npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2"
 NO_LIMIT = 2**31 - 1
 ATTENTION = [item for item in map(vars(ascend).get, ascend.__all__) if item.component == "sliding_attention"]
-FUSED = [item for item in ATTENTION if item.name != "torch_native"]
+FUSED = [item for item in ATTENTION if item.name not in ("torch_native", "split_kv")]
 WINDOWLESS = ("fia_v1_extend_tnd",)
 
 

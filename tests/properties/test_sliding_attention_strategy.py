@@ -189,3 +189,10 @@ def test_no_default_case_is_dear(default_cases):
         start = time.process_time()
         sliding_attention(build_inputs(case))
         assert time.process_time() - start < 1.5, case
+
+
+def test_drafts_of_the_sizes_that_kernels_have_are_drawn_more_often_than_their_neighbours():
+    constraints = Constraints.of({"query_length": range(2, 9), "batch": (1,), "blind_rows": ("none",)})
+    sizes = [case.requests[0].query for case in drawn(constraints, 600)]
+    assert all(size in sizes for size in range(2, 9))
+    assert sizes.count(8) > 1.5 * sizes.count(7)

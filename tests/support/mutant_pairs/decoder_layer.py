@@ -64,4 +64,10 @@ PAIRS = {
     "prefix_not_gathered": Pair(BY_FLAGS, replace(LATENT, requests=(LayerRequest(3, 4),)), [LATENT], latent("1+2")),
     "one_group_of_experts": Pair(BY_FLAGS, replace(LATENT, groups=2), [LATENT], ""),
     "scaled_by_nobody": Pair(BY_FLAGS, LATENT, [], latent(), everywhere=True),
+    "decode_path_in_mixed_batches": Pair(
+        BY_FLAGS,
+        replace(LATENT, requests=(LayerRequest(0, 1), LayerRequest(0, 5))),
+        [LATENT, replace(LATENT, requests=(LayerRequest(0, 1), LayerRequest(3, 1)))],
+        latent("1 2"),
+    ),
 }
