@@ -26,7 +26,7 @@ def test_every_property_of_every_implementation_is_a_job_and_every_mutant_is_one
     relations = ("equivalence", *own, "earlier_calls_change_nothing")
     assert names(made.jobs) == [f"swa_mask.{item}.{prop}" for item in ("eager", "graph_buffer") for prop in relations]
     assert all(job.prop is EQUIVALENCE for job in made.mutants)
-    assert len(made.mutants) == 4
+    assert len(made.mutants) == 5
 
 
 def test_all_components_are_planned_by_default():

@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 
 import device.virtual
+from device.simulator import library
 
 
 @pytest.fixture(autouse=True)
@@ -16,4 +17,6 @@ def virtual_npu(request):
         return
     if importlib.util.find_spec("torch_npu") is None:
         pytest.skip("no torch_npu: pip install 'npudiff[npu]'")
+    if not device.virtual.enabled() and library._register.cache_info().currsize:
+        pytest.skip("the simulator was here first, in a run of other tests: run pytest -m virtual")
     device.virtual.enable()

@@ -25,6 +25,7 @@ PAIRS = {
     ),
     "mask_of_65535_programs": Pair(
         ascend.swa_mask_eager, SwaMaskCase((70_000,), 3), [SwaMaskCase((65_535,), 3), SwaMaskCase((70_000,), None)], ""
+    ),
     "mask_table_of_10000": Pair(
         ascend.swa_mask_eager,
         SwaMaskCase((10_001,), None),
