@@ -55,7 +55,7 @@ def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
                     for tensor in tensors
                 ]
                 results = arguments.call(overload, hosts)
-            ctx.needed, ctx.hosts = needed, hosts
+            ctx.needed, ctx.hosts, ctx.released = needed, hosts, False
             ctx.save_for_backward(*tensors)  # so that it is seen when one is written to before the backward
             ctx.set_materialize_grads(False)  # nothing is not zero: it leaves no operator behind
             ctx.results = results if isinstance(results, tuple) else (results,)
@@ -69,7 +69,10 @@ def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # noqa: ANN401
-            _ = ctx.saved_tensors
+            keep = torch._C._autograd._get_current_graph_task_keep_graph()
+            if not ctx.released:  # the host's own graph says so where it is gone, which not every graph is
+                _ = ctx.saved_tensors
+            ctx.released = not keep
             pairs = [
                 (result, same_bytes(gradient))
                 for result, gradient in zip(ctx.results, gradients, strict=True)
@@ -78,7 +81,11 @@ def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
             wanted = [host for host, needed in zip(ctx.hosts, ctx.needed, strict=True) if needed]
             found = iter(
                 torch.autograd.grad(
-                    [result for result, _ in pairs], wanted, [gradient for _, gradient in pairs], allow_unused=True
+                    [result for result, _ in pairs],
+                    wanted,
+                    [gradient for _, gradient in pairs],
+                    retain_graph=keep,
+                    allow_unused=True,
                 )
             )
             return None, *_moved_together([next(found) if needed else None for needed in ctx.needed])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -41,4 +42,6 @@ def launch(command: Sequence[str]) -> NoReturn:
     paths = [str(STARTUP), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TASK_QUEUE_ENABLE": "0"}
     environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # torch loads torch_npu, as it does where there is a card
+    sys.stdout.flush()
+    sys.stderr.flush()
     os.execve(program, list(command), environment)  # noqa: S606 - the user's own command

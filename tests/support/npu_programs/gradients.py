@@ -114,7 +114,9 @@ def gradient_of_function(c: Choices) -> Act:
         (first,) = torch.autograd.grad(function(start).sum(), start, create_graph=more)
         if more and first.requires_grad:
             (second,) = torch.autograd.grad(first.sum(), start, allow_unused=True)
-            return [start, first, *([] if second is None else [second])]
+            # Torch has tensors of zeros without memory, for the CPU: where they become real ones on a device, zeros lose
+            # their sign, and what is computed of them has the strides of real zeros.
+            return [start, first, *([] if second is None else [second.contiguous() + 0])]
         return [start, first]
 
     return act
