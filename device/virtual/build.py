@@ -27,7 +27,7 @@ RUNTIME = "libascendcl.so"
 MACHINES = ("x86_64", "aarch64")
 """Machines for which torch_npu exists. The C files do not depend on them."""
 
-_FLAGS = (
+FLAGS = (
     "-std=c11",
     "-O2",
     "-fPIC",
@@ -38,6 +38,7 @@ _FLAGS = (
     "-Wextra",
     "-Werror",
 )
+"""Flags of a shared library; -Bsymbolic lets its functions call each other, and not those of another of its name."""
 
 
 class CannotBuild(RuntimeError):  # noqa: N818 - named for what is the case
@@ -140,12 +141,12 @@ def _compile(compiler: str, demand: Demand, folder: Path) -> None:
     """Compile the runtime, add what is missing of the demand, and make the other libraries depend on it."""
     sources = sorted(str(path) for path in SOURCES.glob("*.c"))
     runtime = folder / RUNTIME
-    _run([compiler, *_FLAGS, f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), *sources, "-lpthread"])
+    _run([compiler, *FLAGS, f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), *sources, "-lpthread"])
     missing = sorted(set(demand.symbols) - read_shared_library(runtime).defined)
     generated = folder / "missing.c"
     generated.write_text(_failing(missing), encoding="utf-8")
     _run([
-        compiler, *_FLAGS, f"-I{SOURCES}", f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), *sources, str(generated),
+        compiler, *FLAGS, f"-I{SOURCES}", f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), *sources, str(generated),
         "-lpthread",
     ])  # fmt: skip
     empty = folder / "empty.c"
@@ -154,7 +155,7 @@ def _compile(compiler: str, demand: Demand, folder: Path) -> None:
         if name != RUNTIME:
             target = str(folder / name)
             depend = ["-Wl,--no-as-needed", f"-L{folder}", f"-l:{RUNTIME}"]
-            _run([compiler, *_FLAGS, f"-Wl,-soname,{name}", "-o", target, str(empty), *depend])
+            _run([compiler, *FLAGS, f"-Wl,-soname,{name}", "-o", target, str(empty), *depend])
 
 
 def _failing(symbols: list[str]) -> str:

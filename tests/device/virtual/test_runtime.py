@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from device.virtual.build import SOURCES
+from device.virtual.build import FLAGS, SOURCES
 
 COMPILER = shutil.which("cc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
@@ -20,18 +20,8 @@ CONTEXT_NULL, INVALID_DEVICE, OUT_OF_MEMORY, EXCEPTION = 107002, 107001, 207001,
 def library(tmp_path_factory):
     path = tmp_path_factory.mktemp("runtime") / "libruntime.so"
     sources = [str(source) for source in SOURCES.glob("*.c")]
-    flags = [
-        "-std=c11",
-        "-O2",
-        "-fPIC",
-        "-shared",
-        "-D_POSIX_C_SOURCE=200809L",
-        "-Wl,-Bsymbolic",
-        "-Wall",
-        "-Wextra",
-        "-Wpedantic",
-    ]
-    subprocess.run([COMPILER, *flags, "-Werror", "-o", str(path), *sources, "-lpthread"], check=True)
+    flags = [*FLAGS, "-Wpedantic"]
+    subprocess.run([COMPILER, *flags, "-o", str(path), *sources, "-lpthread"], check=True)
     return path
 
 
