@@ -116,7 +116,11 @@ def gradient_of_function(c: Choices) -> Act:
             (second,) = torch.autograd.grad(first.sum(), start, allow_unused=True)
             # Torch has tensors of zeros without memory, for the CPU: where they become real ones on a device, zeros lose
             # their sign, and what is computed of them has the strides of real zeros.
-            return [start, first, *([] if second is None else [second.contiguous() + 0])]
+            return [
+                start,
+                first,
+                *([] if second is None else [(second + 0).clone(memory_format=torch.contiguous_format)]),
+            ]
         return [start, first]
 
     return act

@@ -234,7 +234,7 @@ def _description(tensor: Tensor) -> dict[str, Any]:
     return {
         "dtype": tensor.dtype,
         "shape": tuple(tensor.shape),
-        "strides": tensor.stride(),
+        "strides": _strides(tensor),
         "offset": tensor.storage_offset(),
         "requires_grad": tensor.requires_grad,
         "is_leaf": is_leaf(tensor),
@@ -242,6 +242,13 @@ def _description(tensor: Tensor) -> dict[str, Any]:
         "is_neg": tensor.is_neg(),
         "is_inference": tensor.is_inference(),
     }
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """Return the strides of dimensions that have several elements; torch_npu's own ``empty_like`` chooses the others."""
+    return tuple(
+        stride if tensor.numel() and size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def elements(tensor: Tensor) -> bytes:
