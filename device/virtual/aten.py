@@ -7,7 +7,7 @@ streams.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from device.virtual import faults
 from device.virtual.autograd import composite, differentiated_by_torch, differentiated_on_host
+from device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, registered
 from device.virtual.kernels import Call, Signature, device_kernel, signature_of
 from device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
 
-_KEY, _AUTOGRAD_KEY = "PrivateUse1", "AutogradPrivateUse1"
 _COMPOSITE_KEYS = tuple(
     f"Composite{kind}" for kind in ("ImplicitAutograd", "ExplicitAutograd", "ExplicitAutogradNonFunctional")
 )
@@ -39,19 +39,19 @@ DEVICE_DECIDES = frozenset({"scaled_dot_product_attention", "lstm.input", "lstm.
 def register(library: Any) -> int:  # noqa: ANN401 - torch.library.Library of aten
     """Register kernels for all ``aten`` operators, and return how many."""
     count = 0
-    host, differentiated = _registered("CPU"), _registered(_AUTOGRAD_KEY)
-    own = _registered(_KEY) | differentiated
-    composites = _registered("CompositeImplicitAutograd") - host  # as on the host, where a kernel goes first
+    host, differentiated = _names("CPU"), _names(AUTOGRAD_KEY)
+    own = _names(KEY) | differentiated
+    composites = _names("CompositeImplicitAutograd") - host  # as on the host, where a kernel goes first
     for name in sorted(own | host):
-        overload = _overload(name)
+        overload = overload_of(f"aten::{name}")
         if overload is None or name in LEFT_TO_TORCH_NPU or _is_view(overload):
             continue
-        library.impl(name, _kernel(name, overload), _KEY, allow_override=True)
+        library.impl(name, _kernel(name, overload), KEY, allow_override=True)
         if name in composites:
-            library.impl(name, _differentiable(name, overload), _AUTOGRAD_KEY, allow_override=True)
+            library.impl(name, _differentiable(name, overload), AUTOGRAD_KEY, allow_override=True)
         elif name in differentiated:
             by_torch = differentiated_by_torch(overload)
-            library.impl(name, by_torch, _AUTOGRAD_KEY, allow_override=True, with_keyset=True)
+            library.impl(name, by_torch, AUTOGRAD_KEY, allow_override=True, with_keyset=True)
         count += 1
     return count + _register_missing(library)
 
@@ -59,29 +59,17 @@ def register(library: Any) -> int:  # noqa: ANN401 - torch.library.Library of at
 def _register_missing(library: Any) -> int:  # noqa: ANN401
     """Let operators that neither torch_npu nor the CPU has say so; else torch_npu tries them on the CPU, and warns."""
     names = {name.removeprefix("aten::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")}
-    for key in (_KEY, "CPU", *_COMPOSITE_KEYS):
-        names -= _registered(key)
-    missing = {name: overload for name in sorted(names) if (overload := _overload(name)) is not None}
+    for key in (KEY, "CPU", *_COMPOSITE_KEYS):
+        names -= _names(key)
+    missing = {name: overload for name in sorted(names) if (overload := overload_of(f"aten::{name}")) is not None}
     for name, overload in missing.items():
-        library.impl(name, _missing(signature_of(overload)), _KEY)
+        library.impl(name, _missing(signature_of(overload)), KEY)
     return len(missing)
 
 
-def _registered(key: str) -> set[str]:
+def _names(key: str) -> set[str]:
     """Return the ``aten`` operators that have a kernel for a dispatch key, without the namespace."""
-    names: list[str] = torch._C._dispatch_get_registrations_for_dispatch_key(key)
-    return {name.removeprefix("aten::") for name in names if name.startswith("aten::")}
-
-
-def _overload(name: str) -> Any | None:  # noqa: ANN401 - torch._ops.OpOverload
-    """Return an overload; None for a kernel whose operator nobody has defined."""
-    packet, _, overload = name.partition(".")
-    if not torch._C._dispatch_has_kernel(f"aten::{name}"):
-        return None
-    try:
-        return getattr(getattr(torch.ops.aten, packet), overload or "default")
-    except AttributeError:
-        return None
+    return {name.removeprefix("aten::") for name in registered(key, "aten")}
 
 
 def _is_view(overload: Any) -> bool:  # noqa: ANN401
@@ -160,8 +148,3 @@ def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa
         return copied
 
     return kernel
-
-
-def names_left() -> Iterator[str]:
-    """Yield the operators that torch_npu keeps, for listings."""
-    yield from sorted(LEFT_TO_TORCH_NPU)

@@ -31,9 +31,7 @@ def differentiated_by_torch(overload: Any) -> Callable[..., Any]:  # noqa: ANN40
 
     Torch's calls the operator's kernel for the device, and in the backward operators that have kernels here.
     """
-    schema = overload._schema
-    name = schema.name + (f".{schema.overload_name}" if schema.overload_name else "")
-    kernel: Callable[..., Any] = torch.library.get_kernel(name, "AutogradCPU").call_boxed
+    kernel: Callable[..., Any] = torch.library.get_kernel(overload.name(), "AutogradCPU").call_boxed
     return kernel
 
 

@@ -86,7 +86,7 @@ def signature_of(overload: Any) -> Signature:  # noqa: ANN401 - torch._ops.OpOve
 
     tags = getattr(overload, "tags", ())
     return Signature(
-        name=str(schema.name) + (f".{schema.overload_name}" if schema.overload_name else ""),
+        name=overload.name(),
         arguments=tuple(argument.name for argument in schema.arguments),
         written=tuple(argument.name for argument in written),  # lists have no labels
         returned=tuple(argument_of(result) for result in schema.returns),

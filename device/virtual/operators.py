@@ -13,10 +13,10 @@ from device.simulator.library import install, operators
 from device.simulator.moe.token_permute import token_unpermute
 from device.simulator.schemas import namespace, qualified_name
 from device.virtual import formats
+from device.virtual.dispatch import KEY, overload_of, registered
 from device.virtual.kernels import device_kernel, signature_of
 from device.virtual.memory import NotOnVirtualNpu
 
-_KEY = "PrivateUse1"
 _NAMESPACES = ("npu", "atb")
 
 LEFT_TO_TORCH_NPU = frozenset({
@@ -39,35 +39,25 @@ def register(library: Callable[[str], Any]) -> int:
     simulated = {
         f"{namespace(operator.schema)}::{qualified_name(operator.schema)}": operator for operator in operators()
     }
-    for qualified in (_registered() | simulated.keys()) - LEFT_TO_TORCH_NPU:
-        if not torch._C._dispatch_has_kernel(qualified):
-            continue  # a kernel whose operator nobody has defined
+    for qualified in (registered(KEY, *_NAMESPACES) | simulated.keys()) - LEFT_TO_TORCH_NPU:
+        overload = overload_of(qualified)
+        if overload is None:
+            continue
         space, _, name = qualified.partition("::")
         if qualified in special:
             kernel = special[qualified]
         elif qualified in simulated:
             operator = simulated[qualified]
-            kernel = device_kernel(signature_of(_overload(space, name)), operator.cpu, operator.formatted)
+            kernel = device_kernel(signature_of(overload), operator.cpu, operator.formatted)
         else:
             kernel = _missing(qualified)
-        library(space).impl(name, kernel, _KEY, allow_override=True)
+        library(space).impl(name, kernel, KEY, allow_override=True)
     return len(simulated)
-
-
-def _overload(space: str, name: str) -> Any:  # noqa: ANN401 - torch._ops.OpOverload
-    packet, _, overload = name.partition(".")
-    return getattr(getattr(getattr(torch.ops, space), packet), overload or "default")
-
-
-def _registered() -> set[str]:
-    """Return torch_npu's own operators that have a kernel for its device."""
-    names: list[str] = torch._C._dispatch_get_registrations_for_dispatch_key(_KEY)
-    return {name for name in names if name.partition("::")[0] in _NAMESPACES}
 
 
 def _casts() -> dict[str, Callable[..., Any]]:
     """Return kernels of casts: they change the storage of a device tensor, which no function of CPU tensors can."""
-    own = torch.library.get_kernel("npu::_npu_format_cast", _KEY)
+    own = torch.library.get_kernel("npu::_npu_format_cast", KEY)
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
     cast = formats.format_cast(partial(own.call_boxed, keys))
     in_place = formats.format_cast_in_place(cast)
@@ -86,8 +76,8 @@ def _internal() -> dict[str, Callable[..., Any]]:
     def unpermuted(permuted_tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         return token_unpermute(permuted_tokens, *args, **kwargs), permuted_tokens
 
-    name = "_npu_moe_token_unpermute"
-    return {f"npu::{name}": device_kernel(signature_of(_overload("npu", name)), unpermuted)}
+    name = "npu::_npu_moe_token_unpermute"
+    return {name: device_kernel(signature_of(overload_of(name)), unpermuted)}
 
 
 def _missing(qualified: str) -> Callable[..., Any]:
