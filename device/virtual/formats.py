@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from device.simulator.cache import format_cast as simulated
-from device.simulator.cache.formats import BASE_FORMATS
+from device.simulator.cache.formats import BASE_FORMATS, Format
 from device.simulator.profiles import active_profile
 from device.virtual import faults
 from device.virtual.kernels import Call
-from device.virtual.memory import in_tiles, moved_to_device, same_bytes, storage_format
+from device.virtual.memory import in_tiles, moved_to_device, storage_format
 
 _FORMATTED = ("input", "dst", "src")
 
@@ -39,9 +39,11 @@ def format_cast(rename: Cast) -> Cast:
         if storage_format(input) in BASE_FORMATS and acl_format in BASE_FORMATS:
             rename(input, acl_format)
             return input
-        if not _is_allowed(acl_format):
-            return moved_to_device(same_bytes(input))
         host = Call(_FORMATTED).on_host("input", input)
+        if not _is_allowed(acl_format):
+            if not in_tiles(input):
+                return moved_to_device(host)
+            acl_format = Format.ND
         result = simulated.format_cast(host, acl_format, customize_dtype=customize_dtype, input_dtype=input_dtype)
         return input if result is host else moved_to_device(result)
 

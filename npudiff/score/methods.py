@@ -1,7 +1,8 @@
 """Ways of testing that are compared: which cases are run, and what is called wrong.
 
 Each is a job of the same engine: the component with other cases or ordinary inputs, and a property that judges outputs
-in another way. Time and cases therefore mean the same for all of them.
+in another way. Time and cases therefore mean the same for all of them. What keeps something between calls is opened
+once for a whole test, as tests do; ours opens it for each case, so that a finding fails again by itself.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _drawn(prop: Property, subject: Subject, constraints: Constraints, seed: int
     del seed, count
     if subject.component.history is not None and prop is not EQUIVALENCE:
         return None
-    return Job(subject, prop, constraints)
+    return Job(subject if prop is EQUIVALENCE else subject.opened(), prop, constraints)
 
 
 def _fixed(prop: Property, subject: Subject, constraints: Constraints, seed: int, count: int) -> Job | None:
@@ -116,7 +117,7 @@ def _random(prop: Property, subject: Subject, constraints: Constraints, seed: in
 def _given(prop: Property, subject: Subject, constraints: Constraints, cases: tuple[Any, ...]) -> Job | None:
     if not cases:
         return None
-    return Job(replace(subject, component=_with_cases(subject.component, cases)), prop, constraints)
+    return Job(replace(subject.opened(), component=_with_cases(subject.component, cases)), prop, constraints)
 
 
 METHODS = (

@@ -155,6 +155,12 @@ def test_where_tiles_are_not_allowed_there_are_none():
     cast = torch.ops.npu.npu_format_cast(matrix.npu(), NZ)
     assert format_of(cast) == ND
     assert torch.equal(cast.cpu(), matrix)
+    torch.npu.config.allow_internal_format = True
+    tiles = torch.ops.npu.npu_format_cast(matrix.npu(), NZ)
+    torch.npu.config.allow_internal_format = False
+    again = torch.ops.npu.npu_format_cast(tiles, NZ)  # in its values, not in the bytes of its tiles
+    assert format_of(again) == ND
+    assert torch.equal(again.cpu(), matrix)
     layer = torch.nn.Conv2d(3, 4, 3).to("npu")  # torch_npu casts its weights
     assert layer(torch.ones(1, 3, 5, 5, device="npu")).shape == (1, 4, 3, 3)
 

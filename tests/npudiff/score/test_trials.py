@@ -74,6 +74,29 @@ def test_what_equivalence_misses_relations_may_find(toy):
         assert trial.cases > 30  # those of equivalence, which found nothing, come first
 
 
+def test_what_is_kept_between_calls_is_kept_through_a_test(toy):
+    """Every second call of one object is wrong: one object a case never shows it, one object a test does."""
+
+    def opens():
+        calls = []
+
+        def function(inputs, target):
+            calls.append(None)
+            return toy.double(inputs) * (1 if len(calls) % 2 else 2)
+
+        return function
+
+    def afresh(inputs, target):
+        return opens()(inputs, target)
+
+    made = job(toy, afresh, "mine")
+    item = replace(made.subject.implementation, opens=opens)
+    made = replace(made, subject=replace(made.subject, implementation=item))
+    table = by_method(run_trials([made], seeds=(1,), baseline_seeds=(1,), examples=60, workers=1))
+    assert table["fixed shapes"][0].found
+    assert table["npudiff"][0].prop != "equivalence"
+
+
 def test_a_right_implementation_is_asked_too(toy):
     made = job(toy, lambda inputs, target: toy.double(inputs) * (1 + 2e-4), "right", wrong=None)
     found = run_trials([made], seeds=(1, 2, 3), baseline_seeds=(1,), examples=60, workers=1)
