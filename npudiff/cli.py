@@ -128,6 +128,11 @@ def _add_score(commands: argparse._SubParsersAction[_Parser]) -> None:
     score.add_argument("components", nargs="*", metavar="COMPONENT", help="components to score; all by default")
     score.add_argument("--mutant", action="append", default=[], metavar="NAME", help="score these mutants only")
     score.add_argument("--method", action="append", default=[], metavar="NAME", help="run these methods only")
+    score.add_argument(
+        "--suite",
+        metavar="COMMAND",
+        help="run this command with each mutant in place of the built-in implementation: 'pytest -x tests/mine'",
+    )
     score.add_argument("--target", metavar="NAME", help="sim, virtual or npu; by default npu where one is visible")
     score.add_argument("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
     score.add_argument("--seeds", type=_count, default=10, metavar="N", help="seeds of npudiff's own method (10)")

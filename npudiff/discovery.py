@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from npudiff import in_place
 from npudiff.component import Component
 from npudiff.contract import Contract
 from npudiff.errors import UsageError, unknown
@@ -51,6 +52,8 @@ def load_component(name: str) -> Component:
     component = points[name].load()
     if not isinstance(component, Component):
         raise UsageError(f"entry point {name!r} of npudiff.components is not a Component")
+    if in_place.active():
+        component = replace(component, inputs=in_place.remembering(component.inputs))
     return component
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from npudiff import in_place
 from npudiff.constraints import Box, Constraints
 
 ImplementationFunction = Callable[[Any, Any], Any]
@@ -30,6 +31,8 @@ class Implementation:
         One line for listings: the first line of the function's docstring.
     wrong : str or None
         For a mutant, the real bug that it re-creates; a run is expected to find it.
+    mutant_of : str or None
+        For a mutant, the name of the correct implementation of the component that it differs from.
     origin : str
         Module or file that it comes from.
     opens : callable or None
@@ -43,6 +46,7 @@ class Implementation:
     constraints: Constraints = field(default_factory=Constraints)
     summary: str = ""
     wrong: str | None = None
+    mutant_of: str | None = None
     origin: str = ""
     opens: Callable[[], ImplementationFunction] | None = None
 
@@ -61,6 +65,7 @@ def implementation(
     name: str,
     supports: Box | Sequence[Box] | None = None,
     wrong: str | None = None,
+    mutant_of: str | None = None,
     keeps: bool = False,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     """Turn a function ``f(inputs, target)`` into an implementation that npudiff finds.
@@ -76,6 +81,8 @@ def implementation(
         axes. By default everything is supported.
     wrong : str, optional
         Marks a mutant and names the bug that it re-creates.
+    mutant_of : str, optional
+        Name of the correct implementation that a mutant is made from, in whose place ``npudiff score --suite`` puts it.
     keeps : bool, optional
         Whether it keeps something between calls. Then what is decorated takes nothing and returns ``f(inputs,
         target)``, which may refer to it; each case is given one of its own, so that a finding fails again by itself.
@@ -93,7 +100,11 @@ def implementation(
         constraints = Constraints() if supports is None else Constraints.of(supports)
         called = _afresh(function) if keeps else function
         opens = function if keeps else None
-        return Implementation(component, name, called, constraints, summary, wrong, function.__module__, opens)
+        if in_place.active():
+            called, opens = in_place.placed(f"{component}.{name}", called, opens, wrong=wrong is not None)
+        return Implementation(
+            component, name, called, constraints, summary, wrong, mutant_of, function.__module__, opens
+        )
 
     return decorate
 

@@ -35,6 +35,7 @@ DRAFT = 8
     "sliding_attention",
     name="extend_symmetric_window",
     supports=fia_extend_tnd.constraints.boxes,
+    mutant_of="fia_extend_tnd",
     wrong="SWA-09 https://github.com/ModelTC/LightLLM/pull/1311: the window is open to the right as well",
 )
 def extend_symmetric_window(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -48,6 +49,7 @@ def extend_symmetric_window(inputs: SlidingAttentionInputs, target: Target) -> O
     "sliding_attention",
     name="decode_output_not_written",
     supports=fia_v1_decode_bsh.constraints.boxes,
+    mutant_of="fia_v1_decode_bsh",
     wrong="SWA-11 https://github.com/vllm-project/vllm-ascend/pull/6558: what layers with a window return is not kept",
 )
 def decode_output_not_written(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -65,6 +67,7 @@ def decode_output_not_written(inputs: SlidingAttentionInputs, target: Target) ->
     "sliding_attention",
     name="decode_mask_forgotten_past_512",
     supports=[{**box, "query_length": (1,)} for box in fia_extend_bsnd.constraints.boxes],
+    mutant_of="fia_extend_bsnd",
     wrong="SWA-12 https://github.com/vllm-project/vllm-ascend/issues/15503: of a mask [1, 1, 1, S], 512 columns count",
 )
 def decode_mask_forgotten_past_512(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -87,6 +90,7 @@ def decode_mask_forgotten_past_512(inputs: SlidingAttentionInputs, target: Targe
     "sliding_attention",
     name="verify_one_row_one_head",
     supports=fia_verify_tnd.constraints.boxes,
+    mutant_of="fia_verify_tnd",
     wrong="SWA-18 https://github.com/flashinfer-ai/flashinfer/issues/3864: one pair of row and head is off at 8 rows",
 )
 def verify_one_row_one_head(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -105,6 +109,7 @@ def verify_one_row_one_head(inputs: SlidingAttentionInputs, target: Target) -> O
     "sliding_attention",
     name="verify_without_window",
     supports=fia_verify_tnd.constraints.boxes,
+    mutant_of="fia_verify_tnd",
     wrong="SWA-33 https://github.com/sgl-project/sglang/issues/22679: drafts have no indices of their window",
 )
 def verify_without_window(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -119,6 +124,7 @@ def verify_without_window(inputs: SlidingAttentionInputs, target: Target) -> Out
     "sliding_attention",
     name="decode_short_history_lost",
     supports=fia_decode_mask.constraints.boxes,
+    mutant_of="fia_decode_mask",
     wrong="SWA-23 https://github.com/MinghuasLab/flash-attention-npu/issues/277: 2 keys in a page of 128, and a window",
 )
 def decode_short_history_lost(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -134,6 +140,7 @@ def decode_short_history_lost(inputs: SlidingAttentionInputs, target: Target) ->
     "sliding_attention",
     name="extend_rows_by_total_lengths",
     supports=[{**box, "blind_rows": ("none",)} for box in fia_extend_tnd.constraints.boxes],
+    mutant_of="fia_extend_tnd",
     wrong="CPX-02 https://github.com/ROCm/ATOM/pull/1551: rows are counted by all tokens, also those of the prefix",
 )
 def extend_rows_by_total_lengths(inputs: SlidingAttentionInputs, target: Target) -> Outputs:

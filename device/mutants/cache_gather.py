@@ -22,6 +22,7 @@ TILE = 128
     "cache_gather",
     name="page_tail_dropped",
     supports={**_ND, **_BORDERS, "page_size": (192,), "length": range(193)},
+    mutant_of="index_pages",
     wrong="PKV-12 https://github.com/tile-ai/TileOPs/pull/1787: tiles per page are counted by a floor division",
 )
 def page_tail_dropped(inputs: CacheGatherInputs, target: Target) -> Outputs:
@@ -40,6 +41,7 @@ def page_tail_dropped(inputs: CacheGatherInputs, target: Target) -> Outputs:
     "cache_gather",
     name="pages_128_wide",
     supports={**_ND, "page_size": range(1, TILE)},
+    mutant_of="index_pages",
     wrong="PKV-01 https://github.com/sgl-project/sglang/issues/38196: pages of other sizes are read as pages of 128",
 )
 def pages_128_wide(inputs: CacheGatherInputs, target: Target) -> Outputs:
@@ -55,6 +57,7 @@ def pages_128_wide(inputs: CacheGatherInputs, target: Target) -> Outputs:
     "cache_gather",
     name="value_of_key_dim",
     supports={**_ND, "head_dims": ("192/128", "512/64")},
+    mutant_of="index_pages",
     wrong="PKV-03 https://github.com/sgl-project/sglang/pull/24582: values addressed with the head dim of keys",
 )
 def value_of_key_dim(inputs: CacheGatherInputs, target: Target) -> Outputs:
@@ -73,6 +76,7 @@ def value_of_key_dim(inputs: CacheGatherInputs, target: Target) -> Outputs:
     "cache_gather",
     name="nz_pool_read_as_nd",
     supports={"layout": ("PA_NZ",)},
+    mutant_of="index_nz_pages",
     wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ on the writer's side only",
 )
 def nz_pool_read_as_nd(inputs: CacheGatherInputs, target: Target) -> Outputs:
@@ -92,6 +96,7 @@ def nz_pool_read_as_nd(inputs: CacheGatherInputs, target: Target) -> Outputs:
     "cache_gather",
     name="page_too_many",
     supports={**_ND, **_BORDERS, "spare_rows": range(1, 2**16)},
+    mutant_of="index_pages",
     wrong="PKV-11 https://github.com/pegainfer-project/pegainfer/issues/291: a full last page makes one too many",
 )
 def page_too_many(inputs: CacheGatherInputs, target: Target) -> Outputs:
@@ -109,6 +114,7 @@ def page_too_many(inputs: CacheGatherInputs, target: Target) -> Outputs:
     "cache_gather",
     name="rows_of_the_batch_before",
     supports={**_ND, "batch": range(2, 4097)},
+    mutant_of="index_pages",
     wrong="https://github.com/ProjectDMX/DMI/issues/67: which row is which request is from before the batch changed",
 )
 def rows_of_the_batch_before(inputs: CacheGatherInputs, target: Target) -> Outputs:
@@ -123,6 +129,7 @@ def rows_of_the_batch_before(inputs: CacheGatherInputs, target: Target) -> Outpu
     "cache_gather",
     name="pages_in_order_of_address",
     supports={**_ND, "starts": ("none",)},
+    mutant_of="index_pages",
     wrong="https://github.com/vllm-project/vllm-ascend/pull/14038: one copy of two pages begins at the lower address",
 )
 def pages_in_order_of_address(inputs: CacheGatherInputs, target: Target) -> Outputs:
@@ -141,6 +148,7 @@ def pages_in_order_of_address(inputs: CacheGatherInputs, target: Target) -> Outp
     "cache_gather",
     name="starts_ignored",
     supports={**_ND, "starts": ("page",)},
+    mutant_of="gather_pa",
     wrong="SWA-27 https://github.com/vllm-project/vllm/pull/23010: pages that are skipped are not taken off positions",
 )
 def starts_ignored(inputs: CacheGatherInputs, target: Target) -> Outputs:
@@ -152,6 +160,7 @@ def starts_ignored(inputs: CacheGatherInputs, target: Target) -> Outputs:
     "cache_gather",
     name="masked_lanes_are_loaded",
     supports=_ND,
+    mutant_of="index_pages",
     wrong="TRI-01 https://github.com/triton-lang/triton-ascend/issues/2332: a mask is for values, not for their loads",
 )
 def masked_lanes_are_loaded(inputs: CacheGatherInputs, target: Target) -> Outputs:
@@ -167,6 +176,7 @@ def masked_lanes_are_loaded(inputs: CacheGatherInputs, target: Target) -> Output
     "cache_gather",
     name="launch_of_no_programs",
     supports=_ND,
+    mutant_of="index_pages",
     wrong="TRI-08 https://github.com/flagos-ai/FlagGems/issues/5953: an empty tensor gives a launch of no programs",
 )
 def launch_of_no_programs(inputs: CacheGatherInputs, target: Target) -> Outputs:

@@ -14,6 +14,7 @@ from reference.cached_attention import CachedAttentionInputs
     "cached_attention",
     name="layouts_by_two_flags",
     supports=converted_pool.constraints.boxes,
+    mutant_of="converted_pool",
     wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: writer and reader each follow a flag of their own",
 )
 def layouts_by_two_flags(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:

@@ -46,6 +46,7 @@ class _ResidualBeforeTheSum(GroupedQueryLayer):
     "decoder_layer",
     name="residual_before_the_sum",
     supports=GROUPED_QUERY,
+    mutant_of="layer_by_flags",
     wrong="NRM-07 https://github.com/sgl-project/sglang/pull/40131: an addition to the residual is dropped on one path",
 )
 def residual_before_the_sum(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -65,6 +66,7 @@ class _OneAddedTwice(GroupedQueryLayer):
     "decoder_layer",
     name="one_added_twice",
     supports=GROUPED_QUERY,
+    mutant_of="layer_by_flags",
     wrong="layernorm.py 1236: weights with 1 added, for npu_add_rms_norm, go to npu_gemma_rms_norm, which adds it",
 )
 def one_added_twice(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -86,6 +88,7 @@ class _PositionsOfTheStep(GroupedQueryLayer):
     "decoder_layer",
     name="positions_of_the_step",
     supports=GROUPED_QUERY,
+    mutant_of="layer_by_flags",
     wrong="SWA-15 https://github.com/vllm-project/vllm/pull/47332: positions within a chunk are taken for absolute",
 )
 def positions_of_the_step(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -114,6 +117,7 @@ class _WrittenAfterwards(GroupedQueryLayer):
     "decoder_layer",
     name="written_after_attention",
     supports=within(GROUPED_QUERY, decode_steps=DECODES),
+    mutant_of="layer_by_flags",
     wrong="ascend_backend.py 1700: keys of a decode are written after its attention, which reads the pool, not before",
 )
 def written_after_attention(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -138,6 +142,7 @@ class _WindowOfPrefillOnly(GroupedQueryLayer):
     "decoder_layer",
     name="window_in_prefill_only",
     supports=within(GROUPED_QUERY, window=WINDOWS),
+    mutant_of="layer_by_flags",
     wrong="SWA-01 https://github.com/sgl-project/sglang/pull/24582: query length 1 ignores the band of Step-3.5",
 )
 def window_in_prefill_only(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -157,6 +162,7 @@ class _SlotsOfTheFullPool(GroupedQueryLayer):
     "decoder_layer",
     name="slots_of_the_full_pool",
     supports=within(GROUPED_QUERY, window=WINDOWS),
+    mutant_of="layer_by_flags",
     wrong="swa_memory_pool.py 253: a sliding layer writes at the slots of the full pool, not at swa_loc",
 )
 def slots_of_the_full_pool(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -178,6 +184,7 @@ class _LengthsOfTheFirstDecode(GroupedQueryLayer):
     "decoder_layer",
     name="lengths_of_the_first_decode",
     supports=within(GROUPED_QUERY, decode_steps=range(2, 65)),
+    mutant_of="layer_by_flags",
     wrong="GRF-02 https://github.com/InfiniTensor/InfiniLM/pull/526: KV lengths are those of the captured step",
 )
 def lengths_of_the_first_decode(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -212,6 +219,7 @@ class _RouterOnTheResidual(GroupedQueryLayer):
     "decoder_layer",
     name="router_on_the_residual",
     supports=GROUPED_QUERY,
+    mutant_of="layer_by_flags",
     wrong="step3p5.py 218: the gate takes states that were not normalised, unlike the experts",
 )
 def router_on_the_residual(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -239,6 +247,7 @@ class _ScaledTwice(AscendExperts):
     "decoder_layer",
     name="scaled_by_both",
     supports=GROUPED_QUERY,
+    mutant_of="layer_by_flags",
     wrong="MOE-07 https://github.com/vllm-project/vllm-ascend/pull/9692: the scaling factor is applied twice",
 )
 def scaled_by_both(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -259,6 +268,7 @@ class _Unlimited(AscendExperts):
     "decoder_layer",
     name="limit_dropped_when_quantised",
     supports=within(GROUPED_QUERY, limit=(7.0, 1.5, 0.5), form=("w8a8", "w4a8")),
+    mutant_of="layer_by_flags",
     wrong="ACT-06 https://github.com/sgl-project/sglang/pull/39920: the path of int8 rows does not know the limit",
 )
 def limit_dropped_when_quantised(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -270,6 +280,7 @@ def limit_dropped_when_quantised(inputs: DecoderLayerInputs, target: Target) -> 
     "decoder_layer",
     name="shared_limit_of_routed_experts",
     supports=GROUPED_QUERY,
+    mutant_of="layer_by_flags",
     wrong="ACT-05 https://github.com/vllm-project/vllm-ascend/pull/11184: the shared expert has the routed ones' limit",
 )
 def shared_limit_of_routed_experts(inputs: DecoderLayerInputs, target: Target) -> Outputs:

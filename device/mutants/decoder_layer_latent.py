@@ -31,6 +31,7 @@ class _NzByTheWriterOnly(LatentLayer):
     "decoder_layer",
     name="nz_by_the_writer_only",
     supports=within(LATENT, fia_nz=(True,)),
+    mutant_of="layer_by_flags",
     wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ by the writer's flag, ND by the reader's",
 )
 def nz_by_the_writer_only(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -52,6 +53,7 @@ class _QueryAsNeighbours(LatentLayer):
     "decoder_layer",
     name="query_turned_unlike_its_keys",
     supports=within(LATENT, decode_steps=DECODES),
+    mutant_of="layer_by_flags",
     wrong="MLA-01 https://github.com/vllm-project/vllm-ascend/pull/3857: rope rows of one side are not reordered",
 )
 def query_turned_unlike_its_keys(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -72,6 +74,7 @@ class _PlainScale(LatentLayer):
     "decoder_layer",
     name="scale_without_mscale",
     supports=LATENT,
+    mutant_of="layer_by_flags",
     wrong="ROP-09 https://github.com/huggingface/transformers/pull/47435: the correction by mscale ** 2 is missing",
 )
 def scale_without_mscale(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -102,6 +105,7 @@ class _NewTokensOnly(LatentLayer):
     "decoder_layer",
     name="prefix_not_gathered",
     supports=within(LATENT, prefix=range(1, 2**14 + 1)),
+    mutant_of="layer_by_flags",
     wrong="CPX-01 https://github.com/sgl-project/sglang/pull/22020: extend attends to the current chunk only",
 )
 def prefix_not_gathered(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -113,6 +117,7 @@ def prefix_not_gathered(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     "decoder_layer",
     name="one_group_of_experts",
     supports=within(LATENT, groups=(2, 4)),
+    mutant_of="layer_by_flags",
     wrong="MOE-08 https://github.com/vllm-project/vllm-ascend/pull/4050: groups of experts are taken for one",
 )
 def one_group_of_experts(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -126,6 +131,7 @@ def one_group_of_experts(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     "decoder_layer",
     name="scaled_by_nobody",
     supports=LATENT,
+    mutant_of="layer_by_flags",
     wrong="MOE-07 https://github.com/vllm-project/vllm-ascend/pull/9692: the scaling factor is 1 on one path",
 )
 def scaled_by_nobody(inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -162,6 +168,7 @@ class _DecodePathInMixedBatches(LatentLayer):
     "decoder_layer",
     name="decode_path_in_mixed_batches",
     supports=LATENT,
+    mutant_of="layer_by_flags",
     wrong="CPX-05 https://github.com/vllm-project/vllm-ascend/pull/8647: nobody asks whether others prefill",
 )
 def decode_path_in_mixed_batches(inputs: DecoderLayerInputs, target: Target) -> Outputs:

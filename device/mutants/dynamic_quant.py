@@ -14,6 +14,7 @@ from reference.dynamic_quant import DynamicQuantInputs
     "dynamic_quant",
     name="counts_for_ends",
     supports={"smooth": ("per expert",), "experts": range(2, 1025)},
+    mutant_of="composed_dynamic_quant",
     wrong="MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822: counts of rows where ends of experts belong",
 )
 def counts_for_ends(inputs: DynamicQuantInputs, target: Target) -> Outputs:
@@ -31,6 +32,7 @@ def counts_for_ends(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     "dynamic_quant",
     name="low_nibble_not_masked",
     supports={"bits": (4,)},
+    mutant_of="npu_dynamic_quant_int4",
     wrong="QNT-05 https://github.com/vllm-project/compressed-tensors/pull/518: a negative low nibble is not masked",
 )
 def low_nibble_not_masked(inputs: DynamicQuantInputs, target: Target) -> Outputs:
@@ -44,6 +46,7 @@ def low_nibble_not_masked(inputs: DynamicQuantInputs, target: Target) -> Outputs
     "dynamic_quant",
     name="nibbles_swapped",
     supports={"bits": (4,)},
+    mutant_of="npu_dynamic_quant_int4",
     wrong="QNT-04 https://github.com/amd/Quark/pull/30: integers in another order than the reader expects",
 )
 def nibbles_swapped(inputs: DynamicQuantInputs, target: Target) -> Outputs:
@@ -55,6 +58,7 @@ def nibbles_swapped(inputs: DynamicQuantInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "dynamic_quant",
     name="quantised_twice",
+    mutant_of="composed_dynamic_quant",
     wrong="QNT-10 https://github.com/sgl-project/sglang/pull/31529: what is quantised already is quantised again",
 )
 def quantised_twice(inputs: DynamicQuantInputs, target: Target) -> Outputs:
@@ -70,6 +74,7 @@ IN_MEMORY = 3.0e4
 @npudiff.implementation(
     "dynamic_quant",
     name="masked_lanes_hold_memory",
+    mutant_of="composed_dynamic_quant",
     wrong="TRI-02 https://github.com/triton-lang/triton-ascend/pull/714: lanes that a masked load leaves out are not 0",
 )
 def masked_lanes_hold_memory(inputs: DynamicQuantInputs, target: Target) -> Outputs:

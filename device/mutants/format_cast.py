@@ -24,6 +24,7 @@ _WHOLE = {"view": ("whole",)}
     "format_cast",
     name="transdata_pads_swapped",
     supports={"rank": (2,), "dtype": ("int8",), **_WHOLE},
+    mutant_of="pad_view_permute",
     wrong="https://github.com/vllm-project/vllm-ascend/pull/16783: rows are padded by what columns lack",
 )
 def transdata_pads_swapped(inputs: FormatCastInputs, target: Target) -> Outputs:
@@ -39,6 +40,7 @@ def transdata_pads_swapped(inputs: FormatCastInputs, target: Target) -> Outputs:
     "format_cast",
     name="tiles_of_16_columns",
     supports={"columns": range(17, 2**16 + 1)},
+    mutant_of="pad_view_permute",
     wrong="https://github.com/tile-ai/tilelang-ascend/pull/1401: 16 columns, whatever the dtype is",
 )
 def tiles_of_16_columns(inputs: FormatCastInputs, target: Target) -> Outputs:
@@ -50,6 +52,7 @@ def tiles_of_16_columns(inputs: FormatCastInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "format_cast",
     name="tiles_row_by_row",
+    mutant_of="pad_view_permute",
     wrong="https://github.com/tile-ai/tilelang-ascend/issues/1310: nZ where zN is meant",
 )
 def tiles_row_by_row(inputs: FormatCastInputs, target: Target) -> Outputs:
@@ -61,6 +64,7 @@ def tiles_row_by_row(inputs: FormatCastInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "format_cast",
     name="rows_not_padded",
+    mutant_of="pad_view_permute",
     wrong="https://github.com/hw-native-sys/pypto/issues/724: rows are not filled up to 16",
 )
 def rows_not_padded(inputs: FormatCastInputs, target: Target) -> Outputs:
@@ -75,6 +79,7 @@ def rows_not_padded(inputs: FormatCastInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "format_cast",
     name="holes_not_cleared",
+    mutant_of="pad_view_permute",
     wrong="https://github.com/tile-ai/tilelang-ascend/pull/1723: the padding keeps what was there",
 )
 def holes_not_cleared(inputs: FormatCastInputs, target: Target) -> Outputs:
@@ -89,6 +94,7 @@ def holes_not_cleared(inputs: FormatCastInputs, target: Target) -> Outputs:
     "format_cast",
     name="format_without_transdata",
     supports={"rank": (2,), "rows": range(2, 2**16 + 1), **_WHOLE},
+    mutant_of="npu_format_cast",
     wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ on the reader's side only",
 )
 def format_without_transdata(inputs: FormatCastInputs, target: Target) -> Outputs:
@@ -104,6 +110,7 @@ def format_without_transdata(inputs: FormatCastInputs, target: Target) -> Output
     "format_cast",
     name="view_read_as_contiguous",
     supports={"rank": (2,)},
+    mutant_of="pad_view_permute",
     wrong="PKV-17 https://github.com/vllm-project/vllm/issues/49716: addresses by shape, although there are strides",
 )
 def view_read_as_contiguous(inputs: FormatCastInputs, target: Target) -> Outputs:

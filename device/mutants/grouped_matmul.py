@@ -27,6 +27,7 @@ _QNT_02 = "QNT-02 https://github.com/vllm-project/vllm-ascend/pull/8411"
     "grouped_matmul",
     name="ends_taken_for_counts",
     supports={**_BY_ROWS, "group_list": ("ends",)},
+    mutant_of="expert_by_expert",
     wrong=f"{_MOE_02}: a cumulative list is read as the rows of each expert",
 )
 def ends_taken_for_counts(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
@@ -39,6 +40,7 @@ def ends_taken_for_counts(inputs: GroupedMatmulInputs, target: Target) -> torch.
     "grouped_matmul",
     name="first_count_from_differences",
     supports={**_BY_ROWS, "group_list": ("ends",)},
+    mutant_of="expert_by_expert",
     wrong=f"{_MOE_01}: the first expert has the difference of the next two ends in place of its own",
 )
 def first_count_from_differences(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
@@ -53,6 +55,7 @@ def first_count_from_differences(inputs: GroupedMatmulInputs, target: Target) ->
     "grouped_matmul",
     name="tile_beyond_the_last_column",
     supports={**_BY_ROWS, "columns": range(1, 2**12)},
+    mutant_of="expert_by_expert",
     wrong=f"{_MOE_16}: a tile that is wider than what is left of a row writes into the next one",
 )
 def tile_beyond_the_last_column(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
@@ -70,6 +73,7 @@ def tile_beyond_the_last_column(inputs: GroupedMatmulInputs, target: Target) -> 
     "grouped_matmul",
     name="assist_matrix_of_two_ranks",
     supports=_INT4,
+    mutant_of="npu_grouped_matmul_w4a8",
     wrong="QNT-01 https://github.com/vllm-project/vllm-ascend/issues/3152: every rank adds what belongs to all of them",
 )
 def assist_matrix_of_two_ranks(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
@@ -82,6 +86,7 @@ def assist_matrix_of_two_ranks(inputs: GroupedMatmulInputs, target: Target) -> t
     "grouped_matmul",
     name="assist_matrix_missing",
     supports=_INT4,
+    mutant_of="npu_grouped_matmul_w4a8",
     wrong="QNT-01 https://github.com/vllm-project/vllm-ascend/issues/3152: nothing is added for the 8 of every int8",
 )
 def assist_matrix_missing(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
@@ -94,6 +99,7 @@ def assist_matrix_missing(inputs: GroupedMatmulInputs, target: Target) -> torch.
     "grouped_matmul",
     name="assist_matrix_over_columns",
     supports=_INT4,
+    mutant_of="npu_grouped_matmul_w4a8",
     wrong=f"{_QNT_02}: the sum that goes with int4 weights runs over the wrong axis",
 )
 def assist_matrix_over_columns(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
@@ -128,6 +134,7 @@ def _int4(inputs: GroupedMatmulInputs, assist: torch.Tensor) -> torch.Tensor:
     "grouped_matmul",
     name="high_nibble_first",
     supports=_INT4,
+    mutant_of="expert_by_expert",
     wrong="QNT-04 https://github.com/amd/Quark/pull/30: the first integer of a byte in its higher half",
 )
 def high_nibble_first(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
@@ -146,6 +153,7 @@ def _composed(inputs: GroupedMatmulInputs, weights: ExpertWeights, target: Targe
     "grouped_matmul",
     name="next_matrix_for_an_empty_group",
     supports=_BY_ROWS,
+    mutant_of="expert_by_expert",
     wrong="MOE-05 https://github.com/sgl-project/sglang/pull/40705: matrices are counted only where there are rows",
 )
 def next_matrix_for_an_empty_group(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
@@ -158,6 +166,7 @@ def next_matrix_for_an_empty_group(inputs: GroupedMatmulInputs, target: Target) 
     "grouped_matmul",
     name="first_scale_of_a_column",
     supports={**_BY_ROWS, "form": ("w4a8", "w8a16", "w4a16"), "groups": range(2, 257)},
+    mutant_of="expert_by_expert",
     wrong="QNT-08 https://github.com/vllm-project/vllm-ascend/issues/5603: a column has the scale of its first group",
 )
 def first_scale_of_a_column(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
@@ -173,6 +182,7 @@ def first_scale_of_a_column(inputs: GroupedMatmulInputs, target: Target) -> torc
     "grouped_matmul",
     name="bias_left_out",
     supports={**_BY_ROWS, "bias": ("float", "int32")},
+    mutant_of="expert_by_expert",
     wrong="QNT-13 https://github.com/NVIDIA/TensorRT-LLM/pull/12190: the bias is ignored",
 )
 def bias_left_out(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
@@ -184,6 +194,7 @@ def bias_left_out(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     "grouped_matmul",
     name="tail_of_a_row_left_out",
     supports={**_BY_ROWS, "form": ("float",), "inner": range(32, 2**12)},
+    mutant_of="expert_by_expert",
     wrong="TRI-07 https://github.com/flagos-ai/FlagGems/issues/5657: what is left after whole tiles is not added",
 )
 def tail_of_a_row_left_out(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:

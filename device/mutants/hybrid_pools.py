@@ -22,7 +22,7 @@ _LLAMA_CPP = "SWA-29 https://github.com/ggml-org/llama.cpp/pull/18720"
 
 
 def _mutant(name: str, wrong: str) -> Callable[[type[AscendPools]], Implementation]:
-    return npudiff.implementation("hybrid_pools", name=name, supports=FUSED, wrong=wrong)
+    return npudiff.implementation("hybrid_pools", name=name, mutant_of="fia_pools", supports=FUSED, wrong=wrong)
 
 
 @_mutant("mapping_kept", f"{_ALLOCATOR} 499: slots that are given back have to be mapped to 0")

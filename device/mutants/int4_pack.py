@@ -15,6 +15,7 @@ from reference.int4_pack import Int4PackInputs
 @npudiff.implementation(
     "int4_pack",
     name="awq_column_order",
+    mutant_of="shifted_words",
     wrong="QNT-04 https://github.com/amd/Quark/pull/30: columns in the order of AWQ, 0 2 4 6 1 3 5 7",
 )
 def awq_column_order(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
@@ -26,6 +27,7 @@ def awq_column_order(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     "int4_pack",
     name="even_column_not_masked",
     supports={"source": ("integers", "offset binary")},
+    mutant_of="bytes_viewed_as_words",
     wrong="QNT-05 https://github.com/vllm-project/compressed-tensors/pull/518: a negative low nibble is not masked",
 )
 def even_column_not_masked(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
@@ -38,6 +40,7 @@ def even_column_not_masked(inputs: Int4PackInputs, target: Target) -> torch.Tens
 @npudiff.implementation(
     "int4_pack",
     name="even_column_above",
+    mutant_of="bytes_viewed_as_words",
     wrong="QNT-04 https://github.com/vllm-project/vllm-ascend/pull/9625: the even column in the upper half of a byte",
 )
 def even_column_above(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
@@ -49,6 +52,7 @@ def even_column_above(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
 @npudiff.implementation(
     "int4_pack",
     name="offset_binary_as_it_is",
+    mutant_of="shifted_words",
     wrong="moe_methods.py 880-1012: nibbles of WNA16 checkpoints are integers plus 8, and are packed as they are",
 )
 def offset_binary_as_it_is(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
@@ -59,6 +63,7 @@ def offset_binary_as_it_is(inputs: Int4PackInputs, target: Target) -> torch.Tens
 @npudiff.implementation(
     "int4_pack",
     name="first_matrix_only",
+    mutant_of="shifted_words",
     wrong="w4a16.py 103: of rank 3, npu_convert_weight_to_int4pack returns the first matrix, so callers flatten",
 )
 def first_matrix_only(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
@@ -71,6 +76,7 @@ def first_matrix_only(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     "int4_pack",
     name="memory_for_matrix",
     supports={"layout": ("transposed",), "rows": range(2, 2**16 + 1)},
+    mutant_of="shifted_words",
     wrong="moe_methods.py 919: weights are transposed views, which have to be made contiguous before they are packed",
 )
 def memory_for_matrix(inputs: Int4PackInputs, target: Target) -> torch.Tensor:

@@ -29,6 +29,7 @@ _NZ = decode_pa_nz.constraints.boxes
     "kv_rmsnorm_rope_cache",
     name="nz_cache_written_as_nd",
     supports=_NZ,
+    mutant_of="decode_pa_nz",
     wrong="PKV-04 https://github.com/vllm-project/vllm-ascend/pull/2988: decode writes ND into a cache that is read NZ",
 )
 def nz_cache_written_as_nd(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
@@ -41,6 +42,7 @@ def nz_cache_written_as_nd(inputs: KvRmsnormRopeCacheInputs, target: Target) -> 
     "kv_rmsnorm_rope_cache",
     name="cache_mode_is_a_tuple",
     supports=_NZ,
+    mutant_of="decode_pa_nz",
     wrong="PKV-05 https://github.com/sgl-project/sglang/pull/14423: a comma after the mode makes it a tuple",
 )
 def cache_mode_is_a_tuple(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
@@ -54,6 +56,7 @@ def cache_mode_is_a_tuple(inputs: KvRmsnormRopeCacheInputs, target: Target) -> O
     "kv_rmsnorm_rope_cache",
     name="outputs_that_were_not_asked_for",
     supports=prefill_pa.constraints.boxes,
+    mutant_of="prefill_pa",
     wrong="PKV-04 https://github.com/vllm-project/vllm-ascend/pull/2988: the wrong return values are used",
 )
 def outputs_that_were_not_asked_for(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
@@ -67,6 +70,7 @@ def outputs_that_were_not_asked_for(inputs: KvRmsnormRopeCacheInputs, target: Ta
 @npudiff.implementation(
     "kv_rmsnorm_rope_cache",
     name="rope_key_read_as_halves",
+    mutant_of="native_mla_write",
     wrong="MLA-01 https://github.com/vllm-project/vllm-ascend/pull/3857: the reorder of the rope rows is left out",
 )
 def rope_key_read_as_halves(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
@@ -79,6 +83,7 @@ def rope_key_read_as_halves(inputs: KvRmsnormRopeCacheInputs, target: Target) ->
 @npudiff.implementation(
     "kv_rmsnorm_rope_cache",
     name="latent_with_the_stride_of_its_output",
+    mutant_of="native_mla_write",
     wrong="NRM-05 https://github.com/NVIDIA/TensorRT-LLM/pull/12089: a slice is read with the stride of the result",
 )
 def latent_with_the_stride_of_its_output(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:

@@ -21,6 +21,7 @@ from reference.mla_preprocess import MlaPreprocessInputs
 @npudiff.implementation(
     "mla_preprocess",
     name="rope_rows_not_reordered",
+    mutant_of="native_mla_preprocess",
     wrong="MLA-01 https://github.com/vllm-project/vllm-ascend/pull/3857: the reorder of the rope rows is left out",
 )
 def rope_rows_not_reordered(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
@@ -35,6 +36,7 @@ def rope_rows_not_reordered(inputs: MlaPreprocessInputs, target: Target) -> Outp
     "mla_preprocess",
     name="nd_mode_on_nz_caches",
     supports=[{**box, "layout": ("PA_NZ",)} for box in rms_norm_cache_path.constraints.boxes],
+    mutant_of="rms_norm_cache_path",
     wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ by the reader's flag, ND by the writer's",
 )
 def nd_mode_on_nz_caches(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
@@ -49,6 +51,7 @@ def nd_mode_on_nz_caches(inputs: MlaPreprocessInputs, target: Target) -> Outputs
     "mla_preprocess",
     name="pages_of_16_whatever_they_are",
     supports={"layout": ("PA_NZ",), "page_size": (16, 32, 48, 128, 256)},
+    mutant_of="native_mla_preprocess",
     wrong="MLA-05 https://github.com/vllm-project/vllm-ascend/pull/88: right for pages of 16, wrong for 128",
 )
 def pages_of_16_whatever_they_are(inputs: MlaPreprocessInputs, target: Target) -> Outputs:

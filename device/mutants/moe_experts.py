@@ -48,6 +48,7 @@ def _right(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     "moe_experts",
     name="no_limit_in_int8",
     supports={**_INT8, **_STEP},
+    mutant_of="routed_v2",
     wrong="ACT-09 https://github.com/vllm-project/vllm-ascend/pull/10491: what quantises as well has no limit",
 )
 def no_limit_in_int8(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -59,6 +60,7 @@ def no_limit_in_int8(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     "moe_experts",
     name="routed_limit_for_the_shared_expert",
     supports={**ALL_HERE, "activation": ("silu", "swiglustep"), "shared_width": range(1, 2**14)},
+    mutant_of="routed_v2",
     wrong="ACT-05 https://github.com/vllm-project/vllm-ascend/pull/11184: the shared expert has another limit",
 )
 def routed_limit_for_the_shared_expert(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -71,6 +73,7 @@ def routed_limit_for_the_shared_expert(inputs: MoeExpertsInputs, target: Target)
     "moe_experts",
     name="shared_expert_on_two_ranks",
     supports={**ALL_HERE, "shared_width": range(1, 2**14)},
+    mutant_of="routed_v2",
     wrong="MOE-14 https://github.com/vllm-project/vllm-ascend/issues/6710: a second sum over ranks",
 )
 def shared_expert_on_two_ranks(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -85,6 +88,7 @@ def shared_expert_on_two_ranks(inputs: MoeExpertsInputs, target: Target) -> torc
     "moe_experts",
     name="second_half_gates",
     supports={**_INT8, **PLAIN_SILU},
+    mutant_of="routed_v2",
     wrong="https://github.com/vllm-project/vllm-ascend/pull/13301: the default of activate_left gates the second half",
 )
 def second_half_gates(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -101,6 +105,7 @@ def second_half_gates(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     "moe_experts",
     name="reciprocal_for_the_scale",
     supports={**_INT8, **PLAIN_SILU},
+    mutant_of="routed_v2",
     wrong="op-plugin test_npu_swiglu_quant.py 42: npu_swiglu_quant returns 127 / max, all others max / 127",
 )
 def reciprocal_for_the_scale(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -117,6 +122,7 @@ def reciprocal_for_the_scale(inputs: MoeExpertsInputs, target: Target) -> torch.
     "moe_experts",
     name="counts_where_ends_belong",
     supports={**_W8A8, **PLAIN_SILU},
+    mutant_of="routed_v2",
     wrong="MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822: the fused operator wants cumulative rows",
 )
 def counts_where_ends_belong(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -136,6 +142,7 @@ def counts_where_ends_belong(inputs: MoeExpertsInputs, target: Target) -> torch.
     "moe_experts",
     name="places_of_the_other_version",
     supports={**ALL_HERE, "tokens": range(2, 4097), "top_k": range(2, 65)},
+    mutant_of="routed_v2",
     wrong="finalize.py 34: places by row go with drop_pad_mode 2, not with the default",
 )
 def places_of_the_other_version(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -151,6 +158,7 @@ def places_of_the_other_version(inputs: MoeExpertsInputs, target: Target) -> tor
     "moe_experts",
     name="numbers_of_all_for_local_matrices",
     supports={"here": ("local",)},
+    mutant_of="unpermuted",
     wrong=f"{_MOE_05}: global numbers of experts index the matrices of a rank",
 )
 def numbers_of_all_for_local_matrices(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -164,6 +172,7 @@ def numbers_of_all_for_local_matrices(inputs: MoeExpertsInputs, target: Target) 
     "moe_experts",
     name="weights_of_missing_experts_kept",
     supports={"here": ("local",)},
+    mutant_of="unpermuted",
     wrong=f"{_MOE_05}: copies that were left out take some row, with their weight",
 )
 def weights_of_missing_experts_kept(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -183,6 +192,7 @@ def weights_of_missing_experts_kept(inputs: MoeExpertsInputs, target: Target) ->
     "moe_experts",
     name="scales_of_the_dispatch_discarded",
     supports=_W8A8,
+    mutant_of="routed_v2",
     wrong="QNT-10 https://github.com/sgl-project/sglang/pull/31529: int8 rows are quantised again, their scales lost",
 )
 def scales_of_the_dispatch_discarded(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -198,6 +208,7 @@ def scales_of_the_dispatch_discarded(inputs: MoeExpertsInputs, target: Target) -
     "moe_experts",
     name="bias_on_two_ranks",
     supports={**ALL_HERE, "biased": (True,)},
+    mutant_of="routed_v2",
     wrong="QNT-14 https://github.com/vllm-project/vllm-ascend/pull/14018: every rank adds the bias before their sum",
 )
 def bias_on_two_ranks(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -211,6 +222,7 @@ def bias_on_two_ranks(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     "moe_experts",
     name="plain_swiglu_for_oai",
     supports={**ALL_HERE, "activation": ("swiglu_oai",), "layout": ("halves",)},
+    mutant_of="routed_v2",
     wrong="ACT-08 https://github.com/sgl-project/sglang/pull/14197: npu_swiglu in place of GPT-OSS's activation",
 )
 def plain_swiglu_for_oai(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -227,6 +239,7 @@ FEW_TOKENS = 3
     "moe_experts",
     name="quantised_where_latency_counts",
     supports={**ALL_HERE, "form": ("float",)},
+    mutant_of="routed_v2",
     wrong="QNT-11 https://github.com/sgl-project/sglang/pull/23815: one dispatch of two ignores the flag for bfloat16",
 )
 def quantised_where_latency_counts(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -253,6 +266,7 @@ def quantised_where_latency_counts(inputs: MoeExpertsInputs, target: Target) -> 
         "width": (2048,),
         "shared_width": (0,),
     },
+    mutant_of="routed_v2",
     wrong="MOE-17 https://github.com/sgl-project/sglang/pull/4727: an expert times the size of its matrix passes 2**31",
 )
 def offsets_of_32_bits(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
@@ -269,6 +283,7 @@ def offsets_of_32_bits(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor
     "moe_experts",
     name="shared_rows_over_those_still_read",
     supports={**ALL_HERE, "shared_width": range(1, 16_384)},
+    mutant_of="routed_v2",
     wrong="GRF-11 https://github.com/vllm-project/vllm-ascend/pull/14337: memory is given away while a stream reads it",
 )
 def shared_rows_over_those_still_read(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:

@@ -15,6 +15,7 @@ from reference.moe_finalize import MoeFinalizeInputs
 @npudiff.implementation(
     "moe_finalize",
     name="last_row_for_none",
+    mutant_of="native_finalize",
     wrong="MOE-05 https://github.com/sgl-project/sglang/pull/40705: a copy that was left out reads the last row",
 )
 def last_row_for_none(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
@@ -28,6 +29,7 @@ def last_row_for_none(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor
     "moe_finalize",
     name="places_by_row_read_by_column",
     supports={**ALL_THERE, "spare_rows": (0,), "tokens": range(2, 2**16 + 1), "chosen": range(2, 513)},
+    mutant_of="finalize_by_row",
     wrong="MOE-05 https://github.com/sgl-project/sglang/pull/40705: drop_pad_mode that does not go with the places",
 )
 def places_by_row_read_by_column(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
@@ -40,6 +42,7 @@ def places_by_row_read_by_column(inputs: MoeFinalizeInputs, target: Target) -> t
     "moe_finalize",
     name="padding_weighs",
     supports={"weights": ("zero for padding",), "tokens": range(3, 2**16 + 1)},
+    mutant_of="native_finalize",
     wrong="MOE-11 https://github.com/sgl-project/sglang/pull/24850: what padded tokens hold reaches the result",
 )
 def padding_weighs(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
@@ -52,6 +55,7 @@ def padding_weighs(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
 @npudiff.implementation(
     "moe_finalize",
     name="summed_twice",
+    mutant_of="native_finalize",
     wrong="MOE-14 https://github.com/vllm-project/vllm-ascend/issues/6710: what is reduced already is reduced again",
 )
 def summed_twice(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:

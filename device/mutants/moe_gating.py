@@ -13,6 +13,7 @@ from reference.moe_gating import MoeGatingInputs
 @npudiff.implementation(
     "moe_gating",
     name="scaled_twice",
+    mutant_of="native_gating",
     wrong="MOE-07 https://github.com/vllm-project/vllm-ascend/pull/9692: the operator scales, and so does the model",
 )
 def scaled_twice(inputs: MoeGatingInputs, target: Target) -> Outputs:
@@ -23,6 +24,7 @@ def scaled_twice(inputs: MoeGatingInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "moe_gating",
     name="scaling_left_out",
+    mutant_of="native_gating",
     wrong="MOE-07 https://github.com/vllm-project/vllm-ascend/pull/9692: the operator is given a scaling of 1",
 )
 def scaling_left_out(inputs: MoeGatingInputs, target: Target) -> Outputs:
@@ -34,6 +36,7 @@ def scaling_left_out(inputs: MoeGatingInputs, target: Target) -> Outputs:
     "moe_gating",
     name="scaled_before_the_norm",
     supports={"renormalise": (True,)},
+    mutant_of="native_gating",
     wrong="MOE-07 https://github.com/vllm-project/vllm-ascend/pull/9692: renormalised after they are scaled",
 )
 def scaled_before_the_norm(inputs: MoeGatingInputs, target: Target) -> Outputs:
@@ -48,6 +51,7 @@ def scaled_before_the_norm(inputs: MoeGatingInputs, target: Target) -> Outputs:
     "moe_gating",
     name="groups_left_out",
     supports={"scoring": ("softmax",)},
+    mutant_of="native_gating",
     wrong="MOE-08 https://github.com/vllm-project/vllm-ascend/pull/4050: softmax is taken for a router without groups",
 )
 def groups_left_out(inputs: MoeGatingInputs, target: Target) -> Outputs:

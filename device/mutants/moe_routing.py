@@ -16,6 +16,7 @@ from reference.moe_routing import MoeRoutingInputs
     "moe_routing",
     name="first_count_is_the_seconds",
     supports={"experts": range(4, 2049)},
+    mutant_of="init_routing_v2",
     wrong="MOE-01 https://github.com/vllm-project/vllm-ascend/pull/5025: the first difference twice",
 )
 def first_count_is_the_seconds(inputs: MoeRoutingInputs, target: Target) -> Outputs:
@@ -29,6 +30,7 @@ def first_count_is_the_seconds(inputs: MoeRoutingInputs, target: Target) -> Outp
 @npudiff.implementation(
     "moe_routing",
     name="ends_for_counts",
+    mutant_of="init_routing_v2",
     wrong="MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822: cumulative counts where counts belong",
 )
 def ends_for_counts(inputs: MoeRoutingInputs, target: Target) -> Outputs:
@@ -41,6 +43,7 @@ def ends_for_counts(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     "moe_routing",
     name="all_experts_are_here",
     supports={"form": ("as they are",)},
+    mutant_of="native_routing",
     wrong="MOE-05 https://github.com/sgl-project/sglang/pull/40705: global experts beside local weights",
 )
 def all_experts_are_here(inputs: MoeRoutingInputs, target: Target) -> Outputs:
@@ -53,6 +56,7 @@ def all_experts_are_here(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     "moe_routing",
     name="row_of_the_last_for_none",
     supports={"local": (True,)},
+    mutant_of="init_routing_v2",
     wrong="MOE-05 https://github.com/sgl-project/sglang/pull/40705: -1 is read as the last row",
 )
 def row_of_the_last_for_none(inputs: MoeRoutingInputs, target: Target) -> Outputs:
@@ -66,6 +70,7 @@ def row_of_the_last_for_none(inputs: MoeRoutingInputs, target: Target) -> Output
     "moe_routing",
     name="factors_of_the_first_expert",
     supports={"form": ("smoothed",)},
+    mutant_of="init_routing_v2",
     wrong="https://github.com/vllm-project/vllm-ascend/pull/16806: factors of the first expert for all of them",
 )
 def factors_of_the_first_expert(inputs: MoeRoutingInputs, target: Target) -> Outputs:
@@ -80,6 +85,7 @@ def factors_of_the_first_expert(inputs: MoeRoutingInputs, target: Target) -> Out
     "moe_routing",
     name="scales_in_the_order_of_tokens",
     supports={"form": ("with scales",)},
+    mutant_of="native_routing",
     wrong="QNT-10 https://github.com/sgl-project/sglang/pull/31529: scales of the dispatch do not follow its rows",
 )
 def scales_in_the_order_of_tokens(inputs: MoeRoutingInputs, target: Target) -> Outputs:

@@ -23,6 +23,7 @@ def padded(inputs: PaddedTokensInputs) -> torch.Tensor:
     "padded_tokens",
     name="first_rows_of_a_gathered_buffer",
     supports={"ranks": range(2, 65)},
+    mutant_of="native_masked",
     wrong="MOE-10 https://github.com/sgl-project/sglang/pull/40672: the number of one rank's real rows bounds those of "
     "all ranks",
 )
@@ -38,6 +39,7 @@ def first_rows_of_a_gathered_buffer(inputs: PaddedTokensInputs, target: Target) 
     "padded_tokens",
     name="all_real_rows_first",
     supports={"ranks": range(2, 65)},
+    mutant_of="native_masked",
     wrong="MOE-10 https://github.com/sgl-project/sglang/pull/40672: real rows are taken for the first ones of the "
     "gathered buffer",
 )
@@ -53,6 +55,7 @@ def all_real_rows_first(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     "padded_tokens",
     name="total_of_all_ranks_for_each",
     supports={"split": (True,)},
+    mutant_of="native_masked",
     wrong="https://github.com/sgl-project/sglang/pull/9107: real rows of the whole batch, where those of a chunk "
     "belong",
 )
@@ -66,6 +69,7 @@ def total_of_all_ranks_for_each(inputs: PaddedTokensInputs, target: Target) -> O
 @npudiff.implementation(
     "padded_tokens",
     name="one_padded_row_too_many",
+    mutant_of="native_masked",
     wrong="MOE-20 https://github.com/sgl-project/sgl-kernel-npu/pull/723: at most, where less is meant",
 )
 def one_padded_row_too_many(inputs: PaddedTokensInputs, target: Target) -> Outputs:
@@ -78,6 +82,7 @@ def one_padded_row_too_many(inputs: PaddedTokensInputs, target: Target) -> Outpu
 @npudiff.implementation(
     "padded_tokens",
     name="total_of_the_batch_before",
+    mutant_of="native_masked",
     wrong="https://github.com/sgl-project/sglang/pull/14423: num_token_non_padded_cpu is not renewed when a batch is "
     "padded",
 )
@@ -91,6 +96,7 @@ def total_of_the_batch_before(inputs: PaddedTokensInputs, target: Target) -> Out
 @npudiff.implementation(
     "padded_tokens",
     name="padding_not_masked",
+    mutant_of="native_masked",
     wrong="https://github.com/sgl-project/sglang/pull/31838: one way of routing is not told how many rows are real",
 )
 def padding_not_masked(inputs: PaddedTokensInputs, target: Target) -> Outputs:
@@ -102,6 +108,7 @@ def padding_not_masked(inputs: PaddedTokensInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "padded_tokens",
     name="weights_times_zero",
+    mutant_of="native_masked",
     wrong="NAN-05 https://github.com/flashinfer-ai/flashinfer/issues/941: 0 times NaN is NaN",
 )
 def weights_times_zero(inputs: PaddedTokensInputs, target: Target) -> Outputs:
@@ -114,6 +121,7 @@ def weights_times_zero(inputs: PaddedTokensInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "padded_tokens",
     name="padded_rows_have_no_experts",
+    mutant_of="native_masked",
     wrong="sglang 0.5.23 layers/moe/topk.py 1913: experts of padded rows are -1 on other devices; the operators that "
     "count them here want all rows",
 )
@@ -127,6 +135,7 @@ def padded_rows_have_no_experts(inputs: PaddedTokensInputs, target: Target) -> O
 @npudiff.implementation(
     "padded_tokens",
     name="padded_experts_uninitialised",
+    mutant_of="native_masked",
     wrong="MOE-11 https://github.com/sgl-project/sglang/pull/24850: experts of padded rows are what memory holds",
 )
 def padded_experts_uninitialised(inputs: PaddedTokensInputs, target: Target) -> Outputs:
@@ -140,6 +149,7 @@ def padded_experts_uninitialised(inputs: PaddedTokensInputs, target: Target) -> 
 @npudiff.implementation(
     "padded_tokens",
     name="padded_rows_not_counted",
+    mutant_of="native_masked",
     wrong="MOE-19 https://github.com/vllm-project/vllm-ascend/issues/6059: counts add up to fewer rows than there are",
 )
 def padded_rows_not_counted(inputs: PaddedTokensInputs, target: Target) -> Outputs:
@@ -153,6 +163,7 @@ def padded_rows_not_counted(inputs: PaddedTokensInputs, target: Target) -> Outpu
 @npudiff.implementation(
     "padded_tokens",
     name="mask_of_unpadded_chunks",
+    mutant_of="native_masked",
     wrong="MOE-13 https://github.com/vllm-project/vllm-ascend/pull/15827: the mask has as many entries for a rank as "
     "it has tokens, without their padding",
 )
@@ -170,6 +181,7 @@ def mask_of_unpadded_chunks(inputs: PaddedTokensInputs, target: Target) -> Outpu
 @npudiff.implementation(
     "padded_tokens",
     name="zeros_times_padded_rows",
+    mutant_of="native_masked",
     wrong="NAN-05 https://github.com/Dao-AILab/flash-attention/issues/2374: what has no weight is multiplied by it",
 )
 def zeros_times_padded_rows(inputs: PaddedTokensInputs, target: Target) -> Outputs:
@@ -186,6 +198,7 @@ def zeros_times_padded_rows(inputs: PaddedTokensInputs, target: Target) -> Outpu
     "padded_tokens",
     name="distribution_of_the_capture",
     keeps=True,
+    mutant_of="native_masked",
     wrong="GRF-07 https://github.com/xLLM-AI/xllm/pull/2065: a graph is found by its size, whatever each rank has",
 )
 def distribution_of_the_capture() -> Callable[[PaddedTokensInputs, Target], Outputs]:

@@ -17,6 +17,7 @@ _DECODE = {"new_tokens": (1,), "page_size": range(2, 2**16 + 1)}
 @npudiff.implementation(
     "page_allocation",
     name="extend_skips_partial_page",
+    mutant_of="alloc_extend",
     wrong="PKV-14 https://github.com/sgl-project/sglang/issues/13065: the free tail of the last page is ignored",
 )
 def extend_skips_partial_page(inputs: PageAllocationInputs, target: Target) -> Outputs:
@@ -28,6 +29,7 @@ def extend_skips_partial_page(inputs: PageAllocationInputs, target: Target) -> O
 @npudiff.implementation(
     "page_allocation",
     name="extend_crosses_page",
+    mutant_of="alloc_extend",
     wrong="PKV-14 https://github.com/sgl-project/sglang/issues/13065: the page border is crossed without a new page",
 )
 def extend_crosses_page(inputs: PageAllocationInputs, target: Target) -> Outputs:
@@ -42,6 +44,7 @@ def extend_crosses_page(inputs: PageAllocationInputs, target: Target) -> Outputs
     "page_allocation",
     name="decode_new_page_late",
     supports=_DECODE,
+    mutant_of="alloc_decode",
     wrong="PKV-11 https://github.com/pegainfer-project/pegainfer/issues/291: the page border is off by one",
 )
 def decode_new_page_late(inputs: PageAllocationInputs, target: Target) -> Outputs:
@@ -54,6 +57,7 @@ def decode_new_page_late(inputs: PageAllocationInputs, target: Target) -> Output
     "page_allocation",
     name="decode_last_slot_shared",
     supports=_DECODE,
+    mutant_of="alloc_decode",
     wrong="PKV-15 https://github.com/sgl-project/sglang/pull/39040: the last slot is looked up one token early",
 )
 def decode_last_slot_shared(inputs: PageAllocationInputs, target: Target) -> Outputs:
@@ -72,6 +76,7 @@ CAPTURED = 8
     "page_allocation",
     name="padded_requests_take_pages",
     supports=_DECODE,
+    mutant_of="alloc_decode",
     wrong="GRF-04 https://github.com/vllm-project/vllm-ascend/pull/7460: the number of requests is that of the padded "
     "batch",
 )

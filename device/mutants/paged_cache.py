@@ -29,6 +29,7 @@ _ND = {"layout": ("PA_BSND",), "rows": ("contiguous",)}
     "paged_cache",
     name="nz_pool_written_as_nd",
     supports=_NZ,
+    mutant_of="scatter_pa_nz",
     wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ on the reader's side only",
 )
 def nz_pool_written_as_nd(inputs: PagedCacheInputs, target: Target) -> Outputs:
@@ -42,6 +43,7 @@ def nz_pool_written_as_nd(inputs: PagedCacheInputs, target: Target) -> Outputs:
     "paged_cache",
     name="cache_mode_default_on_nd",
     supports={**_ND, "kv_heads": (1, 2, 4, 8), "head_dims": ("64", "128", "192/128", "512/64", "256")},
+    mutant_of="scatter_pa_norm",
     wrong="PKV-05 https://github.com/sgl-project/sglang/pull/14423: the mode does not arrive; its default is PA_NZ",
 )
 def cache_mode_default_on_nd(inputs: PagedCacheInputs, target: Target) -> Outputs:
@@ -66,6 +68,7 @@ def _as_before(inputs: PagedCacheInputs, written: Outputs) -> Outputs:
     "paged_cache",
     name="slots_int64_as_int32",
     supports={**_ND, "slots_dtype": ("int64",)},
+    mutant_of="scatter_pa_norm",
     wrong="PKV-08 https://github.com/vllm-project/vllm-ascend/pull/16775: int64 slots read as int32",
 )
 def slots_int64_as_int32(inputs: PagedCacheInputs, target: Target) -> Outputs:
@@ -78,6 +81,7 @@ def slots_int64_as_int32(inputs: PagedCacheInputs, target: Target) -> Outputs:
     "paged_cache",
     name="slots_truncated",
     supports={**_ND, "tokens": range(2, 2**16)},
+    mutant_of="scatter_pa_norm",
     wrong="PKV-09 https://github.com/vllm-project/vllm-ascend/pull/16775: only the local tokens are written",
 )
 def slots_truncated(inputs: PagedCacheInputs, target: Target) -> Outputs:
@@ -91,6 +95,7 @@ def slots_truncated(inputs: PagedCacheInputs, target: Target) -> Outputs:
     "paged_cache",
     name="nz_rows_of_key_dim",
     supports={"layout": ("PA_NZ",), "kv_heads": (1,), "dtype": ("bfloat16", "float16"), "padding": ("slot 0",)},
+    mutant_of="scatter_nz_rows",
     wrong="PKV-03 https://github.com/sgl-project/sglang/pull/24582: values addressed with the head dim of keys",
 )
 def nz_rows_of_key_dim(inputs: PagedCacheInputs, target: Target) -> Outputs:
@@ -108,6 +113,7 @@ def nz_rows_of_key_dim(inputs: PagedCacheInputs, target: Target) -> Outputs:
     "paged_cache",
     name="strides_from_shapes",
     supports=[{**box, "tokens": range(2, 2**16)} for box in index_put.constraints.boxes],
+    mutant_of="index_put",
     wrong="PKV-17 https://github.com/vllm-project/vllm/issues/49716: strides are derived from shapes",
 )
 def strides_from_shapes(inputs: PagedCacheInputs, target: Target) -> Outputs:
@@ -123,6 +129,7 @@ def strides_from_shapes(inputs: PagedCacheInputs, target: Target) -> Outputs:
     "paged_cache",
     name="pools_cut_by_elements",
     supports=_ND,
+    mutant_of="scatter_pa_norm",
     wrong="PKV-18 https://github.com/vllm-project/vllm-ascend/pull/7209: a raw buffer is cut by elements, not by bytes",
 )
 def pools_cut_by_elements(inputs: PagedCacheInputs, target: Target) -> Outputs:
@@ -148,6 +155,7 @@ CAPTURED = 64
     name="padded_rows_of_a_batch_before",
     supports=_ND,
     keeps=True,
+    mutant_of="scatter_pa_norm",
     wrong="GRF-05 https://github.com/vllm-project/vllm-ascend/pull/11408: requests that pad a graph's batch write too",
 )
 def padded_rows_of_a_batch_before() -> Callable[[PagedCacheInputs, Target], Outputs]:

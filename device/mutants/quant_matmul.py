@@ -19,6 +19,7 @@ _BLOCK = 128
     "quant_matmul",
     name="sums_in_float32",
     supports={"output": ("int32",), "recipe": ("extremes", "cancelling")},
+    mutant_of="composed_quant_matmul",
     wrong="https://github.com/ROCm/triton/issues/958: the int32 accumulator becomes float32, which ends at 2**24",
 )
 def sums_in_float32(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -35,6 +36,7 @@ def sums_in_float32(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     "quant_matmul",
     name="integer_bias_after_scaling",
     supports={"bias": ("int32",), "output": ("bfloat16", "float16", "int8")},
+    mutant_of="composed_quant_matmul",
     wrong="w8a8_static.py 124: the bias of static W8A8 is int32, and belongs to the sums before they are scaled",
 )
 def integer_bias_after_scaling(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -52,6 +54,7 @@ def integer_bias_after_scaling(inputs: QuantMatmulInputs, target: Target) -> tor
     "quant_matmul",
     name="bias_of_product_left_out",
     supports={"bias": ("int32", "float32", "bfloat16")},
+    mutant_of="composed_quant_matmul",
     wrong="QNT-13 https://github.com/vllm-project/vllm-ascend/pull/8220: the bias is given on the first rank only",
 )
 def bias_of_product_left_out(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -63,6 +66,7 @@ def bias_of_product_left_out(inputs: QuantMatmulInputs, target: Target) -> torch
     "quant_matmul",
     name="token_scale_left_out",
     supports={"token_scale": (True,)},
+    mutant_of="composed_quant_matmul",
     wrong="QNT-10 https://github.com/sgl-project/sglang/pull/31529: the scales of quantised states are discarded",
 )
 def token_scale_left_out(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -78,6 +82,7 @@ def token_scale_left_out(inputs: QuantMatmulInputs, target: Target) -> torch.Ten
     "quant_matmul",
     name="scale_of_the_row",
     supports={"scale_per": ("columns",), "columns": range(2, 2**16), "output": ("bfloat16", "float16", "int8")},
+    mutant_of="composed_quant_matmul",
     wrong="QNT-02 https://github.com/vllm-project/vllm-ascend/pull/8411: a scale of columns taken along the other axis",
 )
 def scale_of_the_row(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -91,6 +96,7 @@ def scale_of_the_row(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     "quant_matmul",
     name="scale_rounded_to_bfloat16",
     supports={"scale": ("float32",), "output": ("bfloat16", "float16")},
+    mutant_of="composed_quant_matmul",
     wrong="QNT-07 https://github.com/vllm-project/vllm-ascend/issues/7443: scales of the dtype of the model",
 )
 def scale_rounded_to_bfloat16(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -103,6 +109,7 @@ def scale_rounded_to_bfloat16(inputs: QuantMatmulInputs, target: Target) -> torc
     "quant_matmul",
     name="scale_in_float16",
     supports={"bits": (8,), "output": ("float16",)},
+    mutant_of="npu_quant_matmul",
     wrong="QNT-07 https://github.com/vllm-project/vllm-ascend/issues/7443: float16 models have scales of float16",
 )
 def scale_in_float16(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -115,6 +122,7 @@ def scale_in_float16(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     "quant_matmul",
     name="scale_of_19_bits_for_all",
     supports={"scale": ("float32",), "output": ("float16",), "token_scale": (True,)},
+    mutant_of="composed_quant_matmul",
     wrong="test_npu_quant_matmul.py 18: a scale is cut to 19 bits where it is applied while writing, and only there",
 )
 def scale_of_19_bits_for_all(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -127,6 +135,7 @@ def scale_of_19_bits_for_all(inputs: QuantMatmulInputs, target: Target) -> torch
     "quant_matmul",
     name="scale_of_32_bits_for_all",
     supports={"output": ("float16",), "token_scale": (False,)},
+    mutant_of="composed_quant_matmul",
     wrong="test_npu_quant_matmul.py 18: a scale that is applied while writing has 19 bits",
 )
 def scale_of_32_bits_for_all(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -139,6 +148,7 @@ def scale_of_32_bits_for_all(inputs: QuantMatmulInputs, target: Target) -> torch
     "quant_matmul",
     name="int8_output_wraps",
     supports={"output": ("int8",)},
+    mutant_of="composed_quant_matmul",
     wrong="https://github.com/microsoft/onnxruntime/issues/29727: what should saturate at 127 wraps to -128",
 )
 def int8_output_wraps(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -152,6 +162,7 @@ def int8_output_wraps(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor
     "quant_matmul",
     name="int8_output_ends_at_minus_127",
     supports={"output": ("int8",)},
+    mutant_of="composed_quant_matmul",
     wrong="https://github.com/tenstorrent/tt-metal/issues/56526: -128 is never produced",
 )
 def int8_output_ends_at_minus_127(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:

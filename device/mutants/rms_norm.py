@@ -25,6 +25,7 @@ ROWS_AT_ONCE = 16
     "rms_norm",
     name="residual_dropped",
     supports={"residual": (True,), **_ONCE},
+    mutant_of="native_rms_norm",
     wrong="NRM-07 https://github.com/sgl-project/sglang/pull/40131: the native fallback loses the residual",
 )
 def residual_dropped(inputs: RmsNormInputs, target: Target) -> Outputs:
@@ -36,6 +37,7 @@ def residual_dropped(inputs: RmsNormInputs, target: Target) -> Outputs:
     "rms_norm",
     name="variance_halved",
     supports={"hidden_size": range(2, 2**16), **_ONCE},
+    mutant_of="native_rms_norm",
     wrong="NRM-04 https://github.com/vllm-project/vllm-ascend/issues/12642: the mean of squares is wrong for one shape",
 )
 def variance_halved(inputs: RmsNormInputs, target: Target) -> Outputs:
@@ -54,6 +56,7 @@ def variance_halved(inputs: RmsNormInputs, target: Target) -> Outputs:
     "rms_norm",
     name="gemma_weight_rounded",
     supports={"kind": ("gemma",), "dtype": ("bfloat16", "float16"), **_ONCE},
+    mutant_of="native_rms_norm",
     wrong="NRM-02 https://github.com/vllm-project/vllm/pull/29810: 1 + weight is rounded before it multiplies",
 )
 def gemma_weight_rounded(inputs: RmsNormInputs, target: Target) -> Outputs:
@@ -65,6 +68,7 @@ def gemma_weight_rounded(inputs: RmsNormInputs, target: Target) -> Outputs:
     "rms_norm",
     name="rows_of_the_result",
     supports={"tokens": range(2, 2**16), **_ONCE},
+    mutant_of="native_rms_norm",
     wrong="NRM-05 https://github.com/NVIDIA/TensorRT-LLM/pull/12089: the rows of a slice with the stride of the result",
 )
 def rows_of_the_result(inputs: RmsNormInputs, target: Target) -> Outputs:
@@ -77,6 +81,7 @@ def rows_of_the_result(inputs: RmsNormInputs, target: Target) -> Outputs:
     "rms_norm",
     name="rows_beyond_the_buffer",
     supports=_ONCE,
+    mutant_of="native_rms_norm",
     wrong="TRI-05 https://github.com/triton-lang/triton-ascend/issues/302: a tile has more bytes than a vector core's "
     "memory",
 )
@@ -92,6 +97,7 @@ def rows_beyond_the_buffer(inputs: RmsNormInputs, target: Target) -> Outputs:
     "rms_norm",
     name="rounded_before_the_weight",
     supports={"kind": ("plain",), "dtype": ("bfloat16", "float16"), **_ONCE},
+    mutant_of="native_rms_norm",
     wrong="NRM-01 https://github.com/vllm-project/vllm/issues/42325: kernel and model do not agree on whether states "
     "are rounded before the weight multiplies",
 )
@@ -107,6 +113,7 @@ def rounded_before_the_weight(inputs: RmsNormInputs, target: Target) -> Outputs:
     name="replay_before_its_rows",
     supports={"tokens": range(2, 2**16), **_ONCE},
     keeps=True,
+    mutant_of="native_rms_norm",
     wrong="GRF-10 https://github.com/vllm-project/vllm-ascend/pull/5965: a replay does not wait for what it reads",
 )
 def replay_before_its_rows() -> Callable[[RmsNormInputs, Target], Outputs]:

@@ -30,6 +30,7 @@ _WITHOUT_MSCALE = ("base", "linear", "dynamic", "llama3", "proportional")
     "rope_cache",
     name="sine_beyond_padding",
     supports={"dims": ("96", "80", "192", "96/128"), "kind": ("base", "linear", "llama3", "yarn")},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-01 https://github.com/vllm-project/vllm-ascend/issues/12723: sines at the next power of two",
 )
 def sine_beyond_padding(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -44,6 +45,7 @@ def sine_beyond_padding(inputs: RopeCacheInputs, target: Target) -> Outputs:
     "rope_cache",
     name="last_table_wins",
     supports={"other": ("plain", "yarn", "theta")},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-05 https://github.com/vllm-project/vllm-ascend/pull/5516: one cache for all ropes, the last one's",
 )
 def last_table_wins(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -56,6 +58,7 @@ def last_table_wins(inputs: RopeCacheInputs, target: Target) -> Outputs:
     "rope_cache",
     name="table_of_the_head_dim",
     supports={"dims": ("64/192", "64/128", "96/128", "32/80", "16/64"), "kind": ("base", "linear", "llama3", "yarn")},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-07 https://github.com/vllm-project/vllm-ascend/pull/2847: the head dim is passed for the rotary dim",
 )
 def table_of_the_head_dim(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -69,6 +72,7 @@ def table_of_the_head_dim(inputs: RopeCacheInputs, target: Target) -> Outputs:
     "rope_cache",
     name="mscale_on_the_base_class",
     supports={"kind": _WITHOUT_MSCALE},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-08 https://github.com/sgl-project/sglang/pull/14423: the base class has no mscale to multiply by",
 )
 def mscale_on_the_base_class(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -85,6 +89,7 @@ def mscale_on_the_base_class(inputs: RopeCacheInputs, target: Target) -> Outputs
     "rope_cache",
     name="mscale_missing",
     supports={"kind": _YARN},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-08 https://github.com/sgl-project/sglang/pull/14423: no mscale in cosines and sines",
 )
 def mscale_missing(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -102,6 +107,7 @@ class _Unscaled(RepeatedHalves):
     "rope_cache",
     name="mscale_twice",
     supports={"kind": _YARN},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-08 https://github.com/sgl-project/sglang/pull/14423: mscale in the buffers and again when read",
 )
 def mscale_twice(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -115,6 +121,7 @@ def mscale_twice(inputs: RopeCacheInputs, target: Target) -> Outputs:
     "rope_cache",
     name="softmax_scale_uncorrected",
     supports={"kind": ("deepseek_yarn",)},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-09 https://github.com/huggingface/transformers/pull/47435: no mscale ** 2 in the softmax scale",
 )
 def softmax_scale_uncorrected(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -127,6 +134,7 @@ def softmax_scale_uncorrected(inputs: RopeCacheInputs, target: Target) -> Output
     "rope_cache",
     name="softmax_scale_of_padding",
     supports={"dims": ("96", "80", "192", "64/192", "32/80")},
+    mutant_of="get_cos_sin_cache",
     wrong="MLA-04 https://github.com/vllm-project/vllm-ascend/pull/1958: the softmax scale of the padded head dim",
 )
 def softmax_scale_of_padding(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -139,6 +147,7 @@ def softmax_scale_of_padding(inputs: RopeCacheInputs, target: Target) -> Outputs
     "rope_cache",
     name="yarn_for_every_layer",
     supports={"kind": ("base",), "other": ("yarn",)},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-11 https://github.com/sgl-project/sglang/pull/25144: layers with plain rope get the YaRN of the others",
 )
 def yarn_for_every_layer(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -151,6 +160,7 @@ def yarn_for_every_layer(inputs: RopeCacheInputs, target: Target) -> Outputs:
     "rope_cache",
     name="offsets_ignored",
     supports={"offsets": ("int64", "int32")},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: rows of positions without their offsets",
 )
 def offsets_ignored(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -162,6 +172,7 @@ def offsets_ignored(inputs: RopeCacheInputs, target: Target) -> Outputs:
     "rope_cache",
     name="offsets_added_twice",
     supports={"offsets": ("int64", "int32")},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: offsets added by the caller and by the rope",
 )
 def offsets_added_twice(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -179,6 +190,7 @@ def offsets_added_twice(inputs: RopeCacheInputs, target: Target) -> Outputs:
     "rope_cache",
     name="growth_counts_from_zero",
     supports={"growths": range(1, 4)},
+    mutant_of="get_cos_sin_cache",
     wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: appended rows without the offset of those before",
 )
 def growth_counts_from_zero(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -196,6 +208,7 @@ class _Restarting(RepeatedHalves):
     "rope_cache",
     name="sections_count_through",
     supports={"kind": ("linear",), "sections": range(2, 5)},
+    mutant_of="rope_table",
     wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: the offset of a section is added to its positions",
 )
 def sections_count_through(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -213,6 +226,7 @@ class _CountingThrough(Rope):
 @npudiff.implementation(
     "rope_cache",
     name="coarse_range_reduction",
+    mutant_of="get_cos_sin_cache",
     wrong="NRM-08 https://github.com/flagos-ai/FlagGems/issues/6277: imprecise sines of large arguments",
 )
 def coarse_range_reduction(inputs: RopeCacheInputs, target: Target) -> Outputs:
@@ -231,6 +245,7 @@ class _Coarse(RepeatedHalves):
     "rope_cache",
     name="overwritten_sector",
     supports={"tokens": range(16, 2**16)},
+    mutant_of="rope_table",
     wrong="ROP-15 https://github.com/lvyufeng/PocketLLM/pull/280: another kernel writes over 32 bytes of the table",
 )
 def overwritten_sector(inputs: RopeCacheInputs, target: Target) -> Outputs:

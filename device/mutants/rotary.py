@@ -18,6 +18,7 @@ _PLAIN = {"sections": ("none",)}
     "rotary",
     name="sine_at_padded_offset",
     supports={"dims": ("192", "96/128"), **_PLAIN},
+    mutant_of="native_rotary",
     wrong="ROP-01 https://github.com/vllm-project/vllm-ascend/issues/12723: sines at the next power of two",
 )
 def sine_at_padded_offset(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -33,6 +34,7 @@ def sine_at_padded_offset(inputs: RotaryInputs, target: Target) -> Outputs:
     "rotary",
     name="always_halves",
     supports={"style": ("interleaved",), **_PLAIN},
+    mutant_of="native_rotary",
     wrong="ROP-02 https://github.com/vllm-project/vllm-ascend/issues/12765: the style is ignored",
 )
 def always_halves(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -44,6 +46,7 @@ def always_halves(inputs: RotaryInputs, target: Target) -> Outputs:
     "rotary",
     name="half_of_the_frequencies",
     supports={"style": ("interleaved",), **_PLAIN},
+    mutant_of="native_rotary",
     wrong="ROP-04 https://github.com/vllm-project/vllm-ascend/pull/11027: the first half of the frequencies twice",
 )
 def half_of_the_frequencies(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -58,6 +61,7 @@ def half_of_the_frequencies(inputs: RotaryInputs, target: Target) -> Outputs:
     "rotary",
     name="head_dim_for_rotary_dim",
     supports={"dims": ("32/64", "64/128", "96/128"), **_PLAIN},
+    mutant_of="native_rotary",
     wrong="ROP-07 https://github.com/vllm-project/vllm-ascend/pull/2847: the head dim is passed for the rotary dim",
 )
 def head_dim_for_rotary_dim(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -73,6 +77,7 @@ def head_dim_for_rotary_dim(inputs: RotaryInputs, target: Target) -> Outputs:
     "rotary",
     name="positions_without_offset",
     supports={"tokens": range(2, 2**16), **_PLAIN},
+    mutant_of="native_rotary",
     wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: offsets of positions ignored",
 )
 def positions_without_offset(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -85,6 +90,7 @@ def positions_without_offset(inputs: RotaryInputs, target: Target) -> Outputs:
     "rotary",
     name="first_positions_for_all_sections",
     supports={"sections": ("16/24/24", "24/20/20", "8/12/12", "16/16/16/16")},
+    mutant_of="native_mrope",
     wrong="ROP-16 https://github.com/ikawrakow/ik_llama.cpp/pull/2149: the buffer of positions has room for one kind",
 )
 def first_positions_for_all_sections(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -101,6 +107,7 @@ ROWS_OF_A_ROUND = 13_312
     "rotary",
     name="position_of_the_round_before",
     supports=_PLAIN,
+    mutant_of="native_rotary",
     wrong="ROP-13 https://github.com/vllm-project/vllm-ascend/issues/16674: a position is read before it is loaded",
 )
 def position_of_the_round_before(inputs: RotaryInputs, target: Target) -> Outputs:

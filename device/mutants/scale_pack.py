@@ -19,6 +19,7 @@ _OFFSETS: Box = {**FIXPIPE, "offset": ("each", "one", "many for one scale")}
     "scale_pack",
     name="sign_of_scale_extended",
     supports=BITS,
+    mutant_of="view_widened",
     wrong="moe_methods.py 804-809: the bits are those of an unsigned number, whose upper half is zero",
 )
 def sign_of_scale_extended(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
@@ -30,6 +31,7 @@ def sign_of_scale_extended(inputs: ScalePackInputs, target: Target) -> torch.Ten
     "scale_pack",
     name="scale_as_a_number",
     supports=BITS,
+    mutant_of="view_widened",
     wrong="QNT-07 https://github.com/vllm-project/vllm-ascend/issues/7443: a scale of another dtype than is asked for",
 )
 def scale_as_a_number(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
@@ -41,6 +43,7 @@ def scale_as_a_number(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     "scale_pack",
     name="scale_in_the_upper_half",
     supports=BITS,
+    mutant_of="view_widened",
     wrong="moe_methods.py 811-828: scales go to even slots of a buffer of 32 bits, and odd ones stay zero",
 )
 def scale_in_the_upper_half(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
@@ -52,6 +55,7 @@ def scale_in_the_upper_half(inputs: ScalePackInputs, target: Target) -> torch.Te
     "scale_pack",
     name="marker_where_none_belongs",
     supports=BITS,
+    mutant_of="view_widened",
     wrong="test_npu_quant_matmul.py 29: the marker belongs to the form of npu_quant_matmul, and not to W4A8",
 )
 def marker_where_none_belongs(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
@@ -63,6 +67,7 @@ def marker_where_none_belongs(inputs: ScalePackInputs, target: Target) -> torch.
     "scale_pack",
     name="marker_missing",
     supports=FIXPIPE,
+    mutant_of="composed_fixpipe",
     wrong="test_npu_quant_matmul.py 29: 2**46 is set in every scale of an int8 output",
 )
 def marker_missing(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
@@ -75,6 +80,7 @@ def marker_missing(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     "scale_pack",
     name="low_bits_of_scale_kept",
     supports=FIXPIPE,
+    mutant_of="composed_fixpipe",
     wrong="test_npu_quant_matmul.py 18: the hardware reads 19 bits of a scale, and the others have to be zero",
 )
 def low_bits_of_scale_kept(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
@@ -87,6 +93,7 @@ def low_bits_of_scale_kept(inputs: ScalePackInputs, target: Target) -> torch.Ten
     "scale_pack",
     name="scale_rounded_where_cut",
     supports={**FIXPIPE, "round_mode": (0,)},
+    mutant_of="composed_fixpipe",
     wrong="test_npu_quant_matmul.py 18: the default round_mode cuts bits off, as a mask does",
 )
 def scale_rounded_where_cut(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
@@ -98,6 +105,7 @@ def scale_rounded_where_cut(inputs: ScalePackInputs, target: Target) -> torch.Te
     "scale_pack",
     name="scale_cut_where_rounded",
     supports={**FIXPIPE, "round_mode": (1,)},
+    mutant_of="composed_fixpipe",
     wrong="test_npu_quant_matmul.py 18: what holds for the default round_mode does not for the other",
 )
 def scale_cut_where_rounded(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
@@ -109,6 +117,7 @@ def scale_cut_where_rounded(inputs: ScalePackInputs, target: Target) -> torch.Te
     "scale_pack",
     name="sign_of_offset_extended",
     supports=_OFFSETS,
+    mutant_of="composed_fixpipe",
     wrong="QNT-05 https://github.com/vllm-project/compressed-tensors/pull/518: a negative part is not masked",
 )
 def sign_of_offset_extended(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
@@ -124,6 +133,7 @@ def sign_of_offset_extended(inputs: ScalePackInputs, target: Target) -> torch.Te
     "scale_pack",
     name="offset_cut_to_an_integer",
     supports=_OFFSETS,
+    mutant_of="composed_fixpipe",
     wrong="test_npu_quant_matmul.py 29: offsets are rounded to the nearest integer before they are packed",
 )
 def offset_cut_to_an_integer(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
@@ -137,6 +147,7 @@ def offset_cut_to_an_integer(inputs: ScalePackInputs, target: Target) -> torch.T
     "scale_pack",
     name="memory_of_scales",
     supports={**BITS, "layout": ("transposed",)},
+    mutant_of="view_widened",
     wrong="moe_methods.py 804-809: scales are a transposed view, which has to be made contiguous",
 )
 def memory_of_scales(inputs: ScalePackInputs, target: Target) -> torch.Tensor:

@@ -26,7 +26,11 @@ _EXTEND = fia_extend_tnd.constraints.boxes
 
 
 @npudiff.implementation(
-    "sliding_attention", name="decode_pre_tokens", supports=_DECODE, wrong=f"SWA-01 {SEED_PULL_REQUEST}"
+    "sliding_attention",
+    name="decode_pre_tokens",
+    supports=_DECODE,
+    mutant_of="fia_decode_mask",
+    wrong=f"SWA-01 {SEED_PULL_REQUEST}",
 )
 def decode_pre_tokens(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode that leaves the window to pre_tokens, which the operator ignores at query length 1."""
@@ -45,7 +49,11 @@ def _decode_with_context(inputs: SlidingAttentionInputs, target: Target, left_co
 
 
 @npudiff.implementation(
-    "sliding_attention", name="decode_left_context_512", supports=_DECODE, wrong=f"SWA-02 {SEED_PULL_REQUEST}"
+    "sliding_attention",
+    name="decode_left_context_512",
+    supports=_DECODE,
+    mutant_of="fia_decode_mask",
+    wrong=f"SWA-02 {SEED_PULL_REQUEST}",
 )
 def decode_left_context_512(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode whose mask keeps its default of 512 visible keys, whatever the layer's window is."""
@@ -56,6 +64,7 @@ def decode_left_context_512(inputs: SlidingAttentionInputs, target: Target) -> O
     "sliding_attention",
     name="decode_one_key_many",
     supports=_DECODE,
+    mutant_of="fia_decode_mask",
     wrong="SWA-05 https://github.com/sgl-project/sglang/pull/26147",
 )
 def decode_one_key_many(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -67,6 +76,7 @@ def decode_one_key_many(inputs: SlidingAttentionInputs, target: Target) -> Outpu
     "sliding_attention",
     name="decode_one_key_few",
     supports=_DECODE,
+    mutant_of="fia_decode_mask",
     wrong="SWA-06 https://github.com/sgl-project/sglang/pull/32087",
 )
 def decode_one_key_few(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -78,6 +88,7 @@ def decode_one_key_few(inputs: SlidingAttentionInputs, target: Target) -> Output
     "sliding_attention",
     name="extend_one_key_many",
     supports=_EXTEND,
+    mutant_of="fia_extend_tnd",
     wrong="SWA-05 https://github.com/sgl-project/sglang/pull/26147",
 )
 def extend_one_key_many(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -91,6 +102,7 @@ def extend_one_key_many(inputs: SlidingAttentionInputs, target: Target) -> Outpu
     "sliding_attention",
     name="extend_one_key_few",
     supports=_EXTEND,
+    mutant_of="fia_extend_tnd",
     wrong="SWA-06 https://github.com/sgl-project/sglang/pull/32087",
 )
 def extend_one_key_few(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -101,7 +113,11 @@ def extend_one_key_few(inputs: SlidingAttentionInputs, target: Target) -> Output
 
 
 @npudiff.implementation(
-    "sliding_attention", name="decode_block_size_128", supports=_DECODE, wrong=f"PKV-02 {SEED_PULL_REQUEST}"
+    "sliding_attention",
+    name="decode_block_size_128",
+    supports=_DECODE,
+    mutant_of="fia_decode_mask",
+    wrong=f"PKV-02 {SEED_PULL_REQUEST}",
 )
 def decode_block_size_128(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode that views the cache in blocks of 128 and says so, whatever the page size is."""
@@ -113,7 +129,11 @@ def decode_block_size_128(inputs: SlidingAttentionInputs, target: Target) -> Out
 
 
 @npudiff.implementation(
-    "sliding_attention", name="extend_value_as_key_dim", supports=_EXTEND, wrong=f"PKV-03 {SEED_PULL_REQUEST}"
+    "sliding_attention",
+    name="extend_value_as_key_dim",
+    supports=_EXTEND,
+    mutant_of="fia_extend_tnd",
+    wrong=f"PKV-03 {SEED_PULL_REQUEST}",
 )
 def extend_value_as_key_dim(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend that views the value cache with the head dim of the keys."""
@@ -130,6 +150,7 @@ def extend_value_as_key_dim(inputs: SlidingAttentionInputs, target: Target) -> O
     "sliding_attention",
     name="extend_wrong_pool",
     supports=_EXTEND,
+    mutant_of="fia_extend_tnd",
     wrong="sglang 0.5.23 ascend_backend.py 3300: layers with a window read through the full block table",
 )
 def extend_wrong_pool(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -142,6 +163,7 @@ def extend_wrong_pool(inputs: SlidingAttentionInputs, target: Target) -> Outputs
     "sliding_attention",
     name="decode_nz_pages_as_nd",
     supports=fia_decode_nz.constraints.boxes,
+    mutant_of="fia_decode_nz",
     wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: the writer's flag says NZ, the reader's says ND",
 )
 def decode_nz_pages_as_nd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -160,6 +182,7 @@ TILE_OF_HEADS = 16
     "sliding_attention",
     name="heads_padded_beside_their_buffer",
     supports=[{**box, "group": (1, 2, 4, 8, 16), "kv_heads": (1,)} for box in _DECODE],
+    mutant_of="fia_decode_mask",
     wrong="MLA-07 https://github.com/vllm-project/vllm/pull/38615: heads are padded, and buffers are not",
 )
 def heads_padded_beside_their_buffer(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -181,6 +204,7 @@ def heads_padded_beside_their_buffer(inputs: SlidingAttentionInputs, target: Tar
     name="lengths_of_the_captured_step",
     supports=_DECODE,
     keeps=True,
+    mutant_of="fia_decode_mask",
     wrong="GRF-08 https://github.com/sgl-project/sglang/pull/21255: lengths on the host are those of the first step",
 )
 def lengths_of_the_captured_step() -> Callable[[SlidingAttentionInputs, Target], Outputs]:

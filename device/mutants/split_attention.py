@@ -34,7 +34,9 @@ def _mutant(name: str, wrong: str, supports: Box | None = None) -> Callable[[typ
             return kind(inputs, target).run()
 
         run.__doc__, run.__module__ = kind.__doc__, kind.__module__
-        return npudiff.implementation("sliding_attention", name=name, supports=supports or {}, wrong=wrong)(run)
+        return npudiff.implementation(
+            "sliding_attention", name=name, mutant_of="split_kv", supports=supports or {}, wrong=wrong
+        )(run)
 
     return registered
 

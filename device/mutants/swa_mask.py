@@ -12,21 +12,23 @@ from reference.swa_mask import SwaMaskInputs
 SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
 
 
-@npudiff.implementation("swa_mask", name="mask_left_context_512", wrong=f"SWA-02 {SEED_PULL_REQUEST}")
+@npudiff.implementation(
+    "swa_mask", name="mask_left_context_512", mutant_of="eager", wrong=f"SWA-02 {SEED_PULL_REQUEST}"
+)
 def mask_left_context_512(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """The caller forgets the window, and the default of 512 stays."""
     left_context = None if inputs.window is None else 512
     return window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, left_context)
 
 
-@npudiff.implementation("swa_mask", name="mask_minus_one", wrong=f"SWA-03 {SEED_PULL_REQUEST}")
+@npudiff.implementation("swa_mask", name="mask_minus_one", mutant_of="eager", wrong=f"SWA-03 {SEED_PULL_REQUEST}")
 def mask_minus_one(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """A layer without a window passes -1 into the arithmetic of the window."""
     left_context = -1 if inputs.window is None else inputs.window
     return window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, left_context)
 
 
-@npudiff.implementation("swa_mask", name="mask_without_tail", wrong=f"SWA-04 {SEED_PULL_REQUEST}")
+@npudiff.implementation("swa_mask", name="mask_without_tail", mutant_of="eager", wrong=f"SWA-04 {SEED_PULL_REQUEST}")
 def mask_without_tail(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """Keys that are not written yet stay visible."""
     mask = window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window)
@@ -41,6 +43,7 @@ MOST_PROGRAMS = 65_535
 @npudiff.implementation(
     "swa_mask",
     name="mask_of_65535_programs",
+    mutant_of="eager",
     wrong="TRI-04 https://github.com/vllm-project/vllm-ascend/pull/10138: the product of a grid's axes is cut to 65535",
 )
 def mask_of_65535_programs(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
@@ -53,6 +56,7 @@ def mask_of_65535_programs(inputs: SwaMaskInputs, target: Target) -> torch.Tenso
 @npudiff.implementation(
     "swa_mask",
     name="mask_table_of_10000",
+    mutant_of="eager",
     wrong="SWA-36 https://github.com/vllm-project/vllm-ascend/issues/3024: the table is cut at 10,000",
 )
 def mask_table_of_10000(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:

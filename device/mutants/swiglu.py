@@ -24,6 +24,7 @@ def limited(numbers: torch.Tensor, limit: float | None) -> torch.Tensor:
     "swiglu",
     name="step_without_limit",
     supports=_STEP,
+    mutant_of="composed_swiglu",
     wrong="ACT-01 https://github.com/sgl-project/sglang/pull/24582: plain SwiGLU for layers that have a limit",
 )
 def step_without_limit(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -35,6 +36,7 @@ def step_without_limit(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     "swiglu",
     name="limit_before_the_gate",
     supports=_STEP,
+    mutant_of="composed_swiglu",
     wrong="ACT-02 https://github.com/vllm-project/vllm-ascend/pull/10491: silu of the limited gate",
 )
 def limit_before_the_gate(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -47,6 +49,7 @@ def limit_before_the_gate(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     "swiglu",
     name="gate_limited_on_both_sides",
     supports=_OAI | {"limited": (True,)},
+    mutant_of="composed_swiglu",
     wrong="ACT-02 https://github.com/sgl-project/sglang/pull/39920: the gate has a lower limit too",
 )
 def gate_limited_on_both_sides(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -59,6 +62,7 @@ def gate_limited_on_both_sides(inputs: SwigluInputs, target: Target) -> torch.Te
     "swiglu",
     name="limited_parts_not_joined",
     supports=_STEP,
+    mutant_of="composed_swiglu",
     wrong="ACT-03 https://github.com/vllm-project/vllm-ascend/pull/9897: what was limited is not what is used",
 )
 def limited_parts_not_joined(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -71,6 +75,7 @@ def limited_parts_not_joined(inputs: SwigluInputs, target: Target) -> torch.Tens
 @npudiff.implementation(
     "swiglu",
     name="shared_experts_without_limit",
+    mutant_of="composed_swiglu",
     wrong="ACT-05 https://github.com/vllm-project/vllm-ascend/pull/11184: only routed experts are limited",
 )
 def shared_experts_without_limit(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -81,6 +86,7 @@ def shared_experts_without_limit(inputs: SwigluInputs, target: Target) -> torch.
 @npudiff.implementation(
     "swiglu",
     name="one_limit_for_all",
+    mutant_of="composed_swiglu",
     wrong="ACT-05 https://github.com/vllm-project/vllm-ascend/pull/11184: shared experts take the routed ones' limit",
 )
 def one_limit_for_all(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -92,6 +98,7 @@ def one_limit_for_all(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     "swiglu",
     name="limit_of_another_name",
     supports=_OAI,
+    mutant_of="composed_swiglu",
     wrong="ACT-06 https://github.com/sgl-project/sglang/pull/39920: the limit is read under a name that nobody sets",
 )
 def limit_of_another_name(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -102,6 +109,7 @@ def limit_of_another_name(inputs: SwigluInputs, target: Target) -> torch.Tensor:
 @npudiff.implementation(
     "swiglu",
     name="limit_of_seven",
+    mutant_of="composed_swiglu",
     wrong="ACT-06 https://github.com/vllm-project/vllm/pull/42855: the default 7 where the configuration says nothing",
 )
 def limit_of_seven(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -117,6 +125,7 @@ def limit_of_seven(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     "swiglu",
     name="oai_as_silu",
     supports=_OAI,
+    mutant_of="composed_swiglu",
     wrong="ACT-08 https://github.com/sgl-project/sglang/pull/14197: plain SwiGLU for swiglu_oai",
 )
 def oai_as_silu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -128,6 +137,7 @@ def oai_as_silu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     "swiglu",
     name="alpha_hard_coded",
     supports=_OAI,
+    mutant_of="composed_swiglu",
     wrong="ACT-08 https://github.com/vllm-project/vllm/pull/45738: alpha 1.702 whatever the configuration says",
 )
 def alpha_hard_coded(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -139,6 +149,7 @@ def alpha_hard_coded(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     "swiglu",
     name="name_compared_with_a_string",
     supports=_STEP,
+    mutant_of="composed_swiglu",
     wrong="ACT-09 https://github.com/vllm-project/vllm-ascend/pull/10491: an enumeration is never equal to its name",
 )
 def name_compared_with_a_string(inputs: SwigluInputs, target: Target) -> torch.Tensor:
@@ -153,6 +164,7 @@ def name_compared_with_a_string(inputs: SwigluInputs, target: Target) -> torch.T
     "swiglu",
     name="halves_for_interleaved",
     supports=_OAI | {"layout": ("interleaved",), "width": range(2, 2**16 + 1)},
+    mutant_of="composed_swiglu",
     wrong="ACT-08 https://github.com/vllm-project/vllm/pull/43589: gates and ups read where another layout has them",
 )
 def halves_for_interleaved(inputs: SwigluInputs, target: Target) -> torch.Tensor:

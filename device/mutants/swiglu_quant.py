@@ -41,6 +41,7 @@ _BY_OPERATOR: Box = {**ONCE, **SILU, "sums": ("none",), "smooth": (True,), "widt
     "swiglu_quant",
     name="half_by_default",
     supports=[{**ONCE, **SILU, **groups, "gates": ("left",)} for groups in (UNGROUPED, GROUPED)],
+    mutant_of="npu_dequant_swiglu_quant",
     wrong="https://github.com/vllm-project/vllm-ascend/pull/13301: activate_left, whose default is the "
     "right half, is left out",
 )
@@ -54,6 +55,7 @@ def half_by_default(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     "swiglu_quant",
     name="limit_lost_when_quantised",
     supports={**ONCE, "activation": ("swiglustep",)},
+    mutant_of="swiglu_quant_in_float32",
     wrong="ACT-09 https://github.com/vllm-project/vllm-ascend/pull/10491: experts lose their limit where they are "
     "quantised",
 )
@@ -66,6 +68,7 @@ def limit_lost_when_quantised(inputs: SwigluQuantInputs, target: Target) -> Outp
     "swiglu_quant",
     name="plain_when_quantised",
     supports=[{**ONCE, **OAI, **groups, "gates": ("left", "right")} for groups in (UNGROUPED, GROUPED)],
+    mutant_of="npu_dequant_swiglu_quant",
     wrong="https://github.com/vllm-project/vllm-ascend/pull/11609: plain SwiGLU in all quantised experts, "
     "whatever is configured",
 )
@@ -79,6 +82,7 @@ def plain_when_quantised(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     "swiglu_quant",
     name="silu_of_the_limited_gate",
     supports=_STEP,
+    mutant_of="swiglu_quant_in_float32",
     wrong="ACT-02 https://github.com/vllm-project/vllm-ascend/pull/10491: the limit comes before the gate",
 )
 def silu_of_the_limited_gate(inputs: SwigluQuantInputs, target: Target) -> Outputs:
@@ -93,6 +97,7 @@ def silu_of_the_limited_gate(inputs: SwigluQuantInputs, target: Target) -> Outpu
     "swiglu_quant",
     name="gate_limited_from_below",
     supports={**ONCE, **OAI, "gates": ("left",)},
+    mutant_of="swiglu_quant_in_float32",
     wrong="ACT-02 https://github.com/sgl-project/sglang/pull/39920: the gate has a lower limit too",
 )
 def gate_limited_from_below(inputs: SwigluQuantInputs, target: Target) -> Outputs:
@@ -107,6 +112,7 @@ def gate_limited_from_below(inputs: SwigluQuantInputs, target: Target) -> Output
     "swiglu_quant",
     name="limit_of_the_operator",
     supports=[{**ONCE, **OAI, **groups} for groups in (UNGROUPED, GROUPED)],
+    mutant_of="npu_dequant_swiglu_quant",
     wrong="ACT-06 https://github.com/vllm-project/vllm/pull/42855: the limit does not arrive; clamp_limit is 7",
 )
 def limit_of_the_operator(inputs: SwigluQuantInputs, target: Target) -> Outputs:
@@ -119,6 +125,7 @@ def limit_of_the_operator(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     "swiglu_quant",
     name="ends_for_group_counts",
     supports={**ONCE, **SILU, **GROUPED, "groups": range(3, 1025)},
+    mutant_of="npu_dequant_swiglu_quant",
     wrong="MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822: npu_dequant_swiglu_quant is given the ends of "
     "groups",
 )
@@ -136,6 +143,7 @@ def ends_for_group_counts(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     "swiglu_quant",
     name="counts_for_group_ends",
     supports={**_BY_OPERATOR, "groups": range(2, 1025)},
+    mutant_of="npu_swiglu_quant_of_ends",
     wrong="MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822: counts of rows where ends of groups belong",
 )
 def counts_for_group_ends(inputs: SwigluQuantInputs, target: Target) -> Outputs:
@@ -148,6 +156,7 @@ def counts_for_group_ends(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     "swiglu_quant",
     name="reciprocal_scale",
     supports={**_BY_OPERATOR, **UNGROUPED},
+    mutant_of="npu_swiglu_quant",
     wrong="op-plugin test_npu_swiglu_quant.py 42: npu_swiglu_quant returns 127 over the largest element, and not the "
     "other way round",
 )
@@ -161,6 +170,7 @@ def reciprocal_scale(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     "swiglu_quant",
     name="smooth_in_the_scale_only",
     supports=_SMOOTH,
+    mutant_of="swiglu_quant_in_float32",
     wrong="https://github.com/bytedance/xpu-perf/pull/200: what is quantised is not what was smoothed",
 )
 def smooth_in_the_scale_only(inputs: SwigluQuantInputs, target: Target) -> Outputs:
@@ -176,6 +186,7 @@ def smooth_in_the_scale_only(inputs: SwigluQuantInputs, target: Target) -> Outpu
     "swiglu_quant",
     name="smooth_left_out",
     supports=_SMOOTH,
+    mutant_of="swiglu_quant_in_float32",
     wrong="https://github.com/vllm-project/llm-compressor/pull/1455: experts are not told of the "
     "factors by which others divide",
 )
@@ -188,6 +199,7 @@ def smooth_left_out(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     "swiglu_quant",
     name="scales_of_the_first_group",
     supports={**ONCE, "sums": ("small", "beyond 2**24"), "groups": range(2, 1025)},
+    mutant_of="swiglu_quant_in_float32",
     wrong="https://github.com/vllm-project/vllm-ascend/pull/16806: scales of the first expert for all of them",
 )
 def scales_of_the_first_group(inputs: SwigluQuantInputs, target: Target) -> Outputs:
@@ -202,6 +214,7 @@ def scales_of_the_first_group(inputs: SwigluQuantInputs, target: Target) -> Outp
     "swiglu_quant",
     name="bias_after_dequantisation",
     supports={**ONCE, "sums": ("small", "beyond 2**24"), "bias": (True,)},
+    mutant_of="swiglu_quant_in_float32",
     wrong="QNT-13 https://github.com/vllm-project/vllm/pull/31676: a bias is added on the wrong side of dequantisation",
 )
 def bias_after_dequantisation(inputs: SwigluQuantInputs, target: Target) -> Outputs:
@@ -217,6 +230,7 @@ def bias_after_dequantisation(inputs: SwigluQuantInputs, target: Target) -> Outp
     "swiglu_quant",
     name="largest_element_in_bfloat16",
     supports={**ONCE, "dtype": ("bfloat16",)},
+    mutant_of="swiglu_quant_in_float32",
     wrong="https://github.com/sgl-project/sgl-kernel-npu/pull/538: the largest element is rounded "
     "before it becomes a scale",
 )

@@ -27,6 +27,7 @@ def of_groups(inputs: WeightQuantMatmulInputs, group: torch.Tensor) -> torch.Ten
     "weight_quant_matmul",
     name="groups_of_equal_size",
     supports=_GROUPS,
+    mutant_of="rounded_once",
     wrong="QNT-08 https://github.com/vllm-project/vllm-ascend/issues/5603: sizes of groups that a kernel is not for",
 )
 def groups_of_equal_size(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -40,6 +41,7 @@ def groups_of_equal_size(inputs: WeightQuantMatmulInputs, target: Target) -> tor
     "weight_quant_matmul",
     name="groups_of_128",
     supports=_GROUPS,
+    mutant_of="rounded_once",
     wrong="QNT-08 https://github.com/vllm-project/vllm-ascend/issues/5603: groups of 128 rows, whatever their size is",
 )
 def groups_of_128(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -53,6 +55,7 @@ def groups_of_128(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tens
     "weight_quant_matmul",
     name="offset_of_weight_after_scaling",
     supports=_OFFSETS,
+    mutant_of="rounded_once",
     wrong="https://github.com/onnx/tensorflow-onnx/pull/189: scaled first, and then the offset is added",
 )
 def offset_of_weight_after_scaling(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -66,6 +69,7 @@ def offset_of_weight_after_scaling(inputs: WeightQuantMatmulInputs, target: Targ
     "weight_quant_matmul",
     name="offset_of_weight_subtracted",
     supports=_OFFSETS,
+    mutant_of="rounded_once",
     wrong="https://github.com/pytorch/executorch/pull/2374: a zero point is subtracted; the operator's offset is added",
 )
 def offset_of_weight_subtracted(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -78,6 +82,7 @@ def offset_of_weight_subtracted(inputs: WeightQuantMatmulInputs, target: Target)
     "weight_quant_matmul",
     name="pairs_of_weights_swapped",
     supports={"bits": (4,), "layout": ("row major",)},
+    mutant_of="rounded_once",
     wrong="QNT-04 https://github.com/vllm-project/vllm-ascend/pull/9625: the integers of a byte in the other order",
 )
 def pairs_of_weights_swapped(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -91,6 +96,7 @@ def pairs_of_weights_swapped(inputs: WeightQuantMatmulInputs, target: Target) ->
     "weight_quant_matmul",
     name="weights_without_sign",
     supports={"bits": (4,)},
+    mutant_of="rounded_once",
     wrong="moe_methods.py 880-1012: four bits are two's complement here, and not the numbers from 0 to 15",
 )
 def weights_without_sign(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -103,6 +109,7 @@ def weights_without_sign(inputs: WeightQuantMatmulInputs, target: Target) -> tor
     "weight_quant_matmul",
     name="bias_of_linear_left_out",
     supports={"bias": (True,)},
+    mutant_of="rounded_once",
     wrong="QNT-13 https://github.com/NVIDIA/TensorRT-LLM/pull/12190: the bias is ignored",
 )
 def bias_of_linear_left_out(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -114,6 +121,7 @@ def bias_of_linear_left_out(inputs: WeightQuantMatmulInputs, target: Target) -> 
     "weight_quant_matmul",
     name="bias_in_bfloat16",
     supports={"bits": (8,), "bias": (True,), "dtype": ("bfloat16",)},
+    mutant_of="npu_weight_quant_batchmatmul",
     wrong="QNT-07 https://github.com/vllm-project/vllm-ascend/issues/7039: beside bfloat16 a bias has to be float32",
 )
 def bias_in_bfloat16(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
@@ -126,6 +134,7 @@ def bias_in_bfloat16(inputs: WeightQuantMatmulInputs, target: Target) -> torch.T
 @npudiff.implementation(
     "weight_quant_matmul",
     name="sums_in_dtype_of_states",
+    mutant_of="rounded_once",
     wrong="https://github.com/uxlfoundation/oneDNN/pull/3332: float16 products are accumulated in float16",
 )
 def sums_in_dtype_of_states(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:

@@ -18,13 +18,16 @@ from npudiff.plan import Plan, Request, make_plan
 from npudiff.score.account import encode, reliably_found, scores
 from npudiff.score.methods import METHODS, Method
 from npudiff.score.page import page
+from npudiff.score.suite import SUITE, run_suite
 from npudiff.score.table import lines_of, table_of
 from npudiff.score.trials import Trial, run_trials
 
 
 def score(options: argparse.Namespace) -> int:
     """Run ``npudiff score`` and return its exit code: 1 if a mutant that was found before is not found any more."""
-    before = set() if options.expect is None else reliably_found(options.expect)
+    methods = _methods(options)
+    judged = METHODS[0].name if METHODS[0] in methods else SUITE
+    before = set() if options.expect is None else reliably_found(options.expect, judged)
     plan = make_plan(Request(components=tuple(options.components), target=options.target, cann=options.cann))
     jobs = _jobs(plan, options.mutant)
     console = Console(verbose=False)
@@ -32,7 +35,7 @@ def score(options: argparse.Namespace) -> int:
     told = f"{len(mutants)} mutants, {len(jobs) - len(mutants)} correct implementations"
     console.lines([f"npudiff {__version__} · target {plan.target.name}, CANN {plan.target.cann} · {told}"])
     started = time.perf_counter()
-    trials = _run(jobs, options, plan.workers if options.workers is None else options.workers, console)
+    trials = _run(jobs, methods, options, plan.workers if options.workers is None else options.workers, console)
     console.rich.print(table_of(scores(trials)))
     console.lines(list(lines_of(trials)))
     about = {
@@ -40,10 +43,11 @@ def score(options: argparse.Namespace) -> int:
         "target": plan.target.name,
         "cann": plan.target.cann,
         "examples": options.examples,
+        **({} if options.suite is None else {"suite": options.suite}),
         "seconds": round(time.perf_counter() - started, 1),
     }
     _write(options.output, trials, about, console)
-    return _verdict(console, trials, before & mutants)
+    return _verdict(console, trials, judged, before & mutants)
 
 
 def _jobs(plan: Plan, names: list[str]) -> list[Job]:
@@ -57,20 +61,22 @@ def _jobs(plan: Plan, names: list[str]) -> list[Job]:
     return [known[name.rpartition(".")[2]] for name in names]
 
 
-def _methods(names: list[str]) -> Sequence[Method]:
-    """Return the methods of these names, or all."""
+def _methods(options: argparse.Namespace) -> Sequence[Method]:
+    """Return the methods of these names; without names all, or none beside somebody's own suite."""
     known = {method.name: method for method in METHODS}
-    for name in names:
+    for name in options.method:
         if name not in known:
             raise unknown("method", name, known)
-    return [known[name] for name in names] or METHODS
+    return [known[name] for name in options.method] or (() if options.suite else METHODS)
 
 
 def _name(job: Job) -> str:
     return f"{job.subject.component.name}.{job.subject.implementation.name}"
 
 
-def _run(jobs: list[Job], options: argparse.Namespace, workers: int, console: Console) -> list[Trial]:
+def _run(
+    jobs: list[Job], methods: Sequence[Method], options: argparse.Namespace, workers: int, console: Console
+) -> list[Trial]:
     """Run all methods, with a bar that says where they are."""
     with _progress(console) as progress:
         task = progress.add_task("trials", total=None)
@@ -78,15 +84,21 @@ def _run(jobs: list[Job], options: argparse.Namespace, workers: int, console: Co
         def follow(trial: Trial) -> None:
             progress.update(task, advance=1, description=f"{trial.method}: {trial.mutant}")
 
-        return run_trials(
-            jobs,
-            seeds=range(1, options.seeds + 1),
-            baseline_seeds=range(1, options.baseline_seeds + 1),
-            examples=options.examples,
-            workers=workers,
-            methods=_methods(options.method),
-            follow=follow,
-        )
+        trials: list[Trial] = []
+        if options.suite is not None:
+            mutants = [job.subject.implementation for job in jobs if job.subject.implementation.wrong is not None]
+            trials += run_suite(options.suite, mutants, options.output / SUITE, workers=workers, follow=follow)
+        if methods:
+            trials += run_trials(
+                jobs,
+                seeds=range(1, options.seeds + 1),
+                baseline_seeds=range(1, options.baseline_seeds + 1),
+                examples=options.examples,
+                workers=workers,
+                methods=methods,
+                follow=follow,
+            )
+        return trials
 
 
 def _progress(console: Console) -> Progress:
@@ -101,12 +113,11 @@ def _write(folder: Path, trials: list[Trial], about: dict[str, object], console:
     console.lines([f"written: {folder / 'score.json'}, {folder / 'score.html'}"])
 
 
-def _verdict(console: Console, trials: list[Trial], before: set[str]) -> int:
+def _verdict(console: Console, trials: list[Trial], judged: str, before: set[str]) -> int:
     """Say which mutants were found before and are not any more."""
     if not trials:
         return ExitCode.NOTHING_RAN
-    ours = next(iter(scores(trials)))
-    lost = sorted(before & set(ours.missed))
+    lost = sorted(before & {name for score in scores(trials) if score.method == judged for name in score.missed})
     for name in lost:
         console.lines([f"LOST {name}: it was found reliably before, and is not any more"])
     return ExitCode.FINDINGS if lost else ExitCode.CLEAN

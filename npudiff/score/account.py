@@ -34,7 +34,7 @@ class MethodScore:
     accused, right : int
         Correct implementations that it accuses from some seed, of how many.
     cases, seconds : float or None
-        Median up to the first finding, of the trials that find something.
+        Median up to the first finding, of the trials that find something; None where none does, or nobody knows.
     missed : tuple of str
         Mutants that it does not find reliably.
     """
@@ -75,6 +75,7 @@ def scores(trials: Sequence[Trial]) -> list[MethodScore]:
 
 def _score(method: str, mutants: Mapping[str, Sequence[Trial]], correct: Mapping[str, Sequence[Trial]]) -> MethodScore:
     hits = [trial for trials in mutants.values() for trial in trials if trial.found]
+    counted = [trial.cases for trial in hits if trial.cases]  # of somebody's own suite nobody knows
     return MethodScore(
         method,
         len(mutants),
@@ -82,7 +83,7 @@ def _score(method: str, mutants: Mapping[str, Sequence[Trial]], correct: Mapping
         sum(share_found(trials) >= RELIABLE for trials in mutants.values()),
         sum(any(trial.found for trial in trials) for trials in correct.values()),
         len(correct),
-        statistics.median(trial.cases for trial in hits) if hits else None,
+        statistics.median(counted) if counted else None,
         statistics.median(trial.seconds for trial in hits) if hits else None,
         tuple(name for name, trials in mutants.items() if share_found(trials) < RELIABLE),
     )
@@ -99,8 +100,8 @@ def encode(trials: Sequence[Trial], about: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def reliably_found(path: Path) -> set[str]:
-    """Return the mutants that npudiff found reliably in a run that was written before.
+def reliably_found(path: Path, method: str = METHODS[0].name) -> set[str]:
+    """Return the mutants that a method, by default npudiff, found reliably in a run that was written before.
 
     Raises
     ------
@@ -113,7 +114,7 @@ def reliably_found(path: Path) -> set[str]:
             raise UsageError(f"{path} has schema {document['schema']}, expected {SCHEMA}")
         seen: dict[str, list[bool]] = defaultdict(list)
         for trial in document["trials"]:
-            if trial["method"] == METHODS[0].name and not trial["right"]:
+            if trial["method"] == method and not trial["right"]:
                 seen[str(trial["mutant"])].append(bool(trial["found"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not what npudiff score writes: {error}") from None

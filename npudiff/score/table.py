@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 
 from npudiff.score.account import MethodScore, by_mutant, share_found
 from npudiff.score.methods import METHODS
+from npudiff.score.suite import SUITE
 from npudiff.score.trials import Trial
 
 _WORST = 12
@@ -60,3 +62,17 @@ def lines_of(trials: Sequence[Trial]) -> Iterator[str]:
     relations = sum(trial.prop != "equivalence" for trial in sizes)
     if sizes:
         yield f"{relations} of {len(sizes)} findings are of relations, the others of equivalence"
+    yield from _of_suite(methods.get(SUITE, {}))
+
+
+def _of_suite(mutants: Mapping[str, Sequence[Trial]]) -> Iterator[str]:
+    """Yield what somebody's own suite misses, and how many mutants nothing in it could see."""
+    missed = [trial for trials in mutants.values() for trial in trials if not trial.found]
+    unseen = sorted(trial.prop for trial in missed if trial.prop)
+    through = [trial.mutant for trial in missed if not trial.prop]
+    if through:
+        yield f"not found by the suite, which calls what they were made from: {len(through)}"
+        yield from (f"  {name}" for name in through)
+    if unseen:
+        yield f"not run, because nothing calls what they were made from: {len(unseen)}"
+        yield from (f"  {count:3} mutants: {reason}" for reason, count in Counter(unseen).items())

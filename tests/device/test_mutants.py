@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from device import mutants, targets
+from device import ascend, mutants, targets
 from draws import drawn
 from mutant_pairs import PAIRS
 from mutant_pairs.sliding_attention import AT_LENGTH
@@ -25,9 +25,15 @@ COMPONENTS = {component.name: component for component in load_components(())}
 # Those of components with history are wrong after some steps, and have tests of their own (test_hybrid_pools.py).
 MUTANTS = [item for item in map(vars(mutants).get, mutants.__all__) if COMPONENTS[item.component].history is None]
 
+ORIGINALS = {(item.component, item.name): item for item in map(vars(ascend).get, ascend.__all__)}
+
 
 def by_name(item):
     return item.name
+
+
+def original(item):
+    return ORIGINALS[item.component, item.mutant_of]
 
 
 def run(item, drawn):
@@ -59,16 +65,16 @@ def test_every_mutant_has_its_pair():
     assert {item.name for item in MUTANTS} == set(PAIRS)
 
 
-@pytest.mark.parametrize("item", MUTANTS, ids=by_name)
-def test_it_names_the_real_bug(item):
+@pytest.mark.parametrize("item", [vars(mutants)[name] for name in mutants.__all__], ids=by_name)
+def test_it_names_the_real_bug_and_the_implementation_that_it_was_made_from(item):
+    assert original(item).wrong is None
     assert re.search(r"https://github\.com/\S+/(pull|issues)/\d+|\S+\.py \d+", item.wrong)
     assert item.summary.endswith(".")
 
 
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)
 def test_it_draws_nothing_that_the_adapter_does_not_support_from_which_it_was_made(item):
-    component, adapter = COMPONENTS[item.component], PAIRS[item.name].adapter
-    assert adapter.component == item.component
+    component, adapter = COMPONENTS[item.component], original(item)
     for case in drawn(component, item.constraints):
         assert adapter.constraints.reason_against(component.values(case)) is None
 
@@ -78,7 +84,7 @@ def test_it_is_wrong_where_its_bug_is(item):
     pair, component = PAIRS[item.name], COMPONENTS[item.component]
     component.check_case(pair.shows)
     assert item.constraints.reason_against(component.values(pair.shows)) is None
-    right = run(pair.adapter, pair.shows)
+    right = run(original(item), pair.shows)
     if pair.rejected:
         with pytest.raises(ImplementationRaised):
             run(item, pair.shows)
@@ -86,7 +92,7 @@ def test_it_is_wrong_where_its_bug_is(item):
     if item.opens is not None:  # by itself each call is right
         assert same_bits(right, run(item, pair.shows), "").holds
         assert among_others(item, pair.shows).failure is not None
-        assert among_others(pair.adapter, pair.shows).failure is None
+        assert among_others(original(item), pair.shows).failure is None
         return
     assert not same_bits(right, run(item, pair.shows), "").holds
 
@@ -96,7 +102,7 @@ def test_it_is_right_where_its_bug_is_not(item):
     pair = PAIRS[item.name]
     assert pair.elsewhere or pair.everywhere
     for case in pair.elsewhere:
-        assert same_bits(run(pair.adapter, case), run(item, case), "").holds, case
+        assert same_bits(run(original(item), case), run(item, case), "").holds, case
         assert item.opens is None or among_others(item, case).failure is None, case
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from mutant_pairs.sliding_attention import case, line
 from properties.sliding_attention.case import Request, SlidingAttentionCase
@@ -10,22 +9,17 @@ DRAFTS = (Request(8, 10), Request(8, 40))
 
 PAIRS = {
     "extend_symmetric_window": Pair(
-        ascend.fia_extend_tnd,
         case(3, 10, 3),
         [case(3, 10, 1), case(1, 10, 3), case(3, 10, None)],
         line("q2/kv2", window=2),
     ),
-    "decode_output_not_written": Pair(
-        ascend.fia_v1_decode_bsh, case(1, 10, 3), [case(1, 10, None, padded_rows=1)], line("q1/kv1")
-    ),
+    "decode_output_not_written": Pair(case(1, 10, 3), [case(1, 10, None, padded_rows=1)], line("q1/kv1")),
     "decode_mask_forgotten_past_512": Pair(
-        ascend.fia_extend_bsnd,
         case(1, 600, 3),
         [case(1, 513, 1), case(1, 600, 88), case(1, 512, 3), case(1, 2000, None)],
         "",
     ),
     "verify_one_row_one_head": Pair(
-        ascend.fia_verify_tnd,
         SlidingAttentionCase(DRAFTS, 12, group=2),
         [
             SlidingAttentionCase(DRAFTS, 40),
@@ -34,17 +28,13 @@ PAIRS = {
         ],
         line("q8/kv8"),
     ),
-    "verify_without_window": Pair(
-        ascend.fia_verify_tnd, case(3, 10, 3), [case(1, 10, 3), case(3, 10, 10), case(3, 10, None)], line("q2/kv2")
-    ),
+    "verify_without_window": Pair(case(3, 10, 3), [case(1, 10, 3), case(3, 10, 10), case(3, 10, None)], line("q2/kv2")),
     "decode_short_history_lost": Pair(
-        ascend.fia_decode_mask,
         case(1, 2, 3, 128),
         [case(1, 3, 3, 128), case(1, 2, 3, 64), case(1, 2, None, 128), case(1, 0, 3, 128)],
         line("q1/kv1", page_size=64),
     ),
     "extend_rows_by_total_lengths": Pair(
-        ascend.fia_extend_tnd,
         case(3, 10, 3),
         [case(3, 3, 3)],
         line("q1/kv2"),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from properties.cache_gather.case import CacheGatherCase, Stretch
 
@@ -19,49 +18,41 @@ def line(tokens, layout="PA_BSND", page=16, dims="64"):
 
 PAIRS = {
     "page_tail_dropped": Pair(
-        ascend.index_pages,
         case(150, page_size=192),
         [case(128, page_size=192), case(300, page_size=256), case(200, page_size=128)],
         line("tokens 191", page=192),
     ),
-    "pages_128_wide": Pair(ascend.index_pages, case(40, 3), [case(300, page_size=128), case(0)], line("tokens 1")),
+    "pages_128_wide": Pair(case(40, 3), [case(300, page_size=128), case(0)], line("tokens 1")),
     "value_of_key_dim": Pair(
-        ascend.index_pages,
         case(40, head_dim=192, value_head_dim=128),
         [case(40), case(40, kv_heads=2)],
         line("tokens 1", dims="192/128"),
     ),
     "nz_pool_read_as_nd": Pair(
-        ascend.index_nz_pages,
         case(40, layout="PA_NZ"),
         [case(40, layout="PA_NZ", head_dim=16, value_head_dim=16)],
         line("tokens 1", "PA_NZ"),
     ),
     "page_too_many": Pair(
-        ascend.index_pages,
         case(32, 5, spare_rows=3),
         [case(31, 5, spare_rows=3), case(32), case(0, 3, spare_rows=1)],
         line("tokens 16 · 1 spare row"),
     ),
-    "rows_of_the_batch_before": Pair(
-        ascend.index_pages, case(5, 20), [case(20), case(10, 10, shared_pages=1)], line("tokens 1 1")
-    ),
+    "rows_of_the_batch_before": Pair(case(5, 20), [case(20), case(10, 10, shared_pages=1)], line("tokens 1 1")),
     "pages_in_order_of_address": Pair(
-        ascend.index_pages, case(40), [case(16), case(9, 3, 0)], line("tokens 17"), otherwise=(line("tokens 49"),)
+        case(40), [case(16), case(9, 3, 0)], line("tokens 17"), otherwise=(line("tokens 49"),)
     ),
     "starts_ignored": Pair(
-        ascend.gather_pa,
         started((20, 32), (3, 0)),
         [started((20, 0), (3, 0)), case(20)],
         line("tokens 1@16 · starts page"),
     ),
     "masked_lanes_are_loaded": Pair(
-        ascend.index_pages,
         case(40, 3, unused="-1"),
         [case(40, 3), case(40, unused="-1")],
         line("tokens 1").replace("bfloat16", "bfloat16 · 1 spare column · unused -1"),
         rejected=True,
         otherwise=(line("tokens 0").replace("bfloat16", "bfloat16 · unused -1"),),
     ),
-    "launch_of_no_programs": Pair(ascend.index_pages, case(0), [case(0, 3)], line("tokens 0"), rejected=True),
+    "launch_of_no_programs": Pair(case(0), [case(0, 3)], line("tokens 0"), rejected=True),
 }

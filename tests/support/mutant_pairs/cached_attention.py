@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from properties.cached_attention import CachedAttentionCase, Request
 
@@ -11,7 +10,6 @@ def case(write, read, **changes):
 
 PAIRS = {
     "layouts_by_two_flags": Pair(
-        ascend.converted_pool,
         case("PA_BSND", "PA_NZ"),
         [case("PA_NZ", "PA_NZ"), case("PA_BSND", "PA_BSND")],
         "q1/kv1 · written PA_BSND, read PA_NZ · window 1 · page 16 · heads 1:1 · dim 64 · bfloat16",

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from properties.decoder_layer import DecoderLayerCase as Case
 from properties.decoder_layer import LayerRequest
 
-BY_FLAGS = ascend.layer_by_flags
 ONE = (LayerRequest(0, 1),)
 PREFILL = Case((LayerRequest(0, 5), LayerRequest(0, 7)), chosen=2, seed=3)
 DECODE = replace(PREFILL, decode_steps=2)
@@ -29,43 +27,34 @@ def latent(tokens="1", **more):
 
 
 PAIRS = {
-    "residual_before_the_sum": Pair(BY_FLAGS, PREFILL, [], line(), everywhere=True),
-    "one_added_twice": Pair(BY_FLAGS, PREFILL, [], line(), everywhere=True),
-    "positions_of_the_step": Pair(BY_FLAGS, DECODE, [PREFILL], ""),
-    "written_after_attention": Pair(BY_FLAGS, DECODE, [PREFILL], line(decode="1 decode step · ")),
+    "residual_before_the_sum": Pair(PREFILL, [], line(), everywhere=True),
+    "one_added_twice": Pair(PREFILL, [], line(), everywhere=True),
+    "positions_of_the_step": Pair(DECODE, [PREFILL], ""),
+    "written_after_attention": Pair(DECODE, [PREFILL], line(decode="1 decode step · ")),
     "window_in_prefill_only": Pair(
-        BY_FLAGS,
         SLIDING,
         [replace(SLIDING, decode_steps=0), replace(SLIDING, window=9)],
         line(window="1", decode="1 decode step · "),
     ),
-    "slots_of_the_full_pool": Pair(BY_FLAGS, SLIDING, [], "", everywhere=True),
+    "slots_of_the_full_pool": Pair(SLIDING, [], "", everywhere=True),
     "lengths_of_the_first_decode": Pair(
-        BY_FLAGS,
         DECODE,
         [replace(DECODE, decode_steps=1), replace(SLIDING, decode_steps=0)],
         line(decode="2 decode steps · "),
     ),
-    "router_on_the_residual": Pair(BY_FLAGS, PREFILL, [], "", everywhere=True),
-    "scaled_by_both": Pair(BY_FLAGS, PREFILL, [], line(), everywhere=True),
-    "limit_dropped_when_quantised": Pair(
-        BY_FLAGS, LIMITED, [replace(LIMITED, form="float")], line(more=" · w8a8 · limit 7")
-    ),
+    "router_on_the_residual": Pair(PREFILL, [], "", everywhere=True),
+    "scaled_by_both": Pair(PREFILL, [], line(), everywhere=True),
+    "limit_dropped_when_quantised": Pair(LIMITED, [replace(LIMITED, form="float")], line(more=" · w8a8 · limit 7")),
     "shared_limit_of_routed_experts": Pair(
-        BY_FLAGS, LIMITED, [replace(LIMITED, limit=None), replace(LIMITED, shared_limit=0.5)], ""
+        LIMITED, [replace(LIMITED, limit=None), replace(LIMITED, shared_limit=0.5)], ""
     ),
-    "nz_by_the_writer_only": Pair(
-        BY_FLAGS, replace(LATENT, fia_nz=True), [], latent(flags="use_fia fia_nz"), everywhere=True
-    ),
-    "query_turned_unlike_its_keys": Pair(
-        BY_FLAGS, LATENT, [replace(LATENT, decode_steps=0)], latent(decode="1 decode step · ")
-    ),
-    "scale_without_mscale": Pair(BY_FLAGS, LATENT, [replace(LATENT, decode_steps=0, requests=ONE)], ""),
-    "prefix_not_gathered": Pair(BY_FLAGS, replace(LATENT, requests=(LayerRequest(3, 4),)), [LATENT], latent("1+2")),
-    "one_group_of_experts": Pair(BY_FLAGS, replace(LATENT, groups=2), [LATENT], ""),
-    "scaled_by_nobody": Pair(BY_FLAGS, LATENT, [], latent(), everywhere=True),
+    "nz_by_the_writer_only": Pair(replace(LATENT, fia_nz=True), [], latent(flags="use_fia fia_nz"), everywhere=True),
+    "query_turned_unlike_its_keys": Pair(LATENT, [replace(LATENT, decode_steps=0)], latent(decode="1 decode step · ")),
+    "scale_without_mscale": Pair(LATENT, [replace(LATENT, decode_steps=0, requests=ONE)], ""),
+    "prefix_not_gathered": Pair(replace(LATENT, requests=(LayerRequest(3, 4),)), [LATENT], latent("1+2")),
+    "one_group_of_experts": Pair(replace(LATENT, groups=2), [LATENT], ""),
+    "scaled_by_nobody": Pair(LATENT, [], latent(), everywhere=True),
     "decode_path_in_mixed_batches": Pair(
-        BY_FLAGS,
         replace(LATENT, requests=(LayerRequest(0, 1), LayerRequest(0, 5))),
         [LATENT, replace(LATENT, requests=(LayerRequest(0, 1), LayerRequest(3, 1)))],
         latent("1 2"),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from properties.mla_preprocess import MlaPreprocessCase as Case
 
@@ -12,9 +11,7 @@ def line(layout="PA_BSND", page_size=16):
 NZ = {"layout": "PA_NZ"}
 
 PAIRS = {
-    "rope_rows_not_reordered": Pair(ascend.native_mla_preprocess, Case(3), [Case(3, rope_dim=2, nope_dim=16)], line()),
-    "nd_mode_on_nz_caches": Pair(ascend.rms_norm_cache_path, Case(3, **NZ), [], line("PA_NZ"), everywhere=True),
-    "pages_of_16_whatever_they_are": Pair(
-        ascend.native_mla_preprocess, Case(3, page_size=128, **NZ), [Case(3, **NZ)], line("PA_NZ", 128)
-    ),
+    "rope_rows_not_reordered": Pair(Case(3), [Case(3, rope_dim=2, nope_dim=16)], line()),
+    "nd_mode_on_nz_caches": Pair(Case(3, **NZ), [], line("PA_NZ"), everywhere=True),
+    "pages_of_16_whatever_they_are": Pair(Case(3, page_size=128, **NZ), [Case(3, **NZ)], line("PA_NZ", 128)),
 }

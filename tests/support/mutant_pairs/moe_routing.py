@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from properties.moe_routing import MoeRoutingCase
 
@@ -12,20 +11,16 @@ SMALLEST = "1 token to 1 of 4 · width 64 · bfloat16"
 SMALLEST_LOCAL = "1 token to 1 of 4 · 1 to 2 here · width 64 · bfloat16"
 
 PAIRS = {
-    "first_count_is_the_seconds": Pair(ascend.init_routing_v2, PLAIN, [replace(PLAIN, chosen=8)], SMALLEST),
-    "ends_for_counts": Pair(ascend.init_routing_v2, PLAIN, [MoeRoutingCase(7, 1, 1, 16)], SMALLEST),
-    "all_experts_are_here": Pair(ascend.native_routing, LOCAL, [PLAIN], SMALLEST_LOCAL),
-    "row_of_the_last_for_none": Pair(
-        ascend.init_routing_v2, LOCAL, [replace(LOCAL, experts=1, chosen=1)], SMALLEST_LOCAL
-    ),
+    "first_count_is_the_seconds": Pair(PLAIN, [replace(PLAIN, chosen=8)], SMALLEST),
+    "ends_for_counts": Pair(PLAIN, [MoeRoutingCase(7, 1, 1, 16)], SMALLEST),
+    "all_experts_are_here": Pair(LOCAL, [PLAIN], SMALLEST_LOCAL),
+    "row_of_the_last_for_none": Pair(LOCAL, [replace(LOCAL, experts=1, chosen=1)], SMALLEST_LOCAL),
     "factors_of_the_first_expert": Pair(
-        ascend.init_routing_v2,
         replace(PLAIN, form="smoothed"),
         [replace(PLAIN, form="smoothed", seed=3)],
         "",
     ),
     "scales_in_the_order_of_tokens": Pair(
-        ascend.native_routing,
         replace(PLAIN, form="with scales"),
         [replace(PLAIN, form="with scales", tokens=1)],
         "",

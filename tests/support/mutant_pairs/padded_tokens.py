@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from device.ascend.padded_tokens import native_masked as native
 from mutant_pairs.pair import Pair
 from properties.padded_tokens.case import Batch, PaddedTokensCase
 
@@ -17,27 +16,25 @@ SMALLEST = "1 rank of 2 rows · 1 real · to 1 of 4 · width 64 · bfloat16"
 SMALLEST_GATHERED = "2 ranks of 2 rows · 1 real, 1 real · to 1 of 4 · width 64 · bfloat16"
 
 PAIRS = {
-    "first_rows_of_a_gathered_buffer": Pair(native, GATHERED, [IN_FRONT], SMALLEST_GATHERED),
-    "all_real_rows_first": Pair(native, GATHERED, [IN_FRONT], SMALLEST_GATHERED),
+    "first_rows_of_a_gathered_buffer": Pair(GATHERED, [IN_FRONT], SMALLEST_GATHERED),
+    "all_real_rows_first": Pair(GATHERED, [IN_FRONT], SMALLEST_GATHERED),
     "total_of_all_ranks_for_each": Pair(
-        native,
         PART,
         [replace(PART, batches=(Batch(10, 5),))],
         "1 rank of 2 rows · 1 real (from 2 on of 3) · to 1 of 4 · width 64 · bfloat16",
     ),
-    "one_padded_row_too_many": Pair(native, ONE, [FULL], SMALLEST),
-    "total_of_the_batch_before": Pair(native, ONE, [FULL, replace(ONE, batches=(Batch(0),), earlier="none")], SMALLEST),
-    "padding_not_masked": Pair(native, ONE, [FULL], SMALLEST),
-    "weights_times_zero": Pair(native, NAN, [ONE, replace(NAN, poison="large")], f"{SMALLEST} · nan"),
-    "padded_rows_have_no_experts": Pair(native, ONE, [FULL], SMALLEST),
-    "padded_experts_uninitialised": Pair(native, ONE, [FULL], SMALLEST),
-    "padded_rows_not_counted": Pair(native, ONE, [FULL], SMALLEST),
-    "mask_of_unpadded_chunks": Pair(native, ONE, [FULL], SMALLEST),
+    "one_padded_row_too_many": Pair(ONE, [FULL], SMALLEST),
+    "total_of_the_batch_before": Pair(ONE, [FULL, replace(ONE, batches=(Batch(0),), earlier="none")], SMALLEST),
+    "padding_not_masked": Pair(ONE, [FULL], SMALLEST),
+    "weights_times_zero": Pair(NAN, [ONE, replace(NAN, poison="large")], f"{SMALLEST} · nan"),
+    "padded_rows_have_no_experts": Pair(ONE, [FULL], SMALLEST),
+    "padded_experts_uninitialised": Pair(ONE, [FULL], SMALLEST),
+    "padded_rows_not_counted": Pair(ONE, [FULL], SMALLEST),
+    "mask_of_unpadded_chunks": Pair(ONE, [FULL], SMALLEST),
     "zeros_times_padded_rows": Pair(
-        native, NAN, [replace(NAN, poison="stale"), replace(NAN, batches=(Batch(5),))], f"{SMALLEST} · nan"
+        NAN, [replace(NAN, poison="stale"), replace(NAN, batches=(Batch(5),))], f"{SMALLEST} · nan"
     ),
     "distribution_of_the_capture": Pair(
-        native,
         ONE,
         [replace(ONE, batches=(Batch(0),))],
         "1 rank of 2 rows · 1 real · to 1 of 4 · width 64 · bfloat16",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from properties.page_allocation import Growth, PageAllocationCase
 
@@ -10,11 +9,9 @@ def case(prefix, new, page_size=4):
 
 
 PAIRS = {
-    "extend_skips_partial_page": Pair(ascend.alloc_extend, case(5, 3), [case(4, 3), case(0, 9)], "1+1 · page 2"),
-    "extend_crosses_page": Pair(ascend.alloc_extend, case(5, 8), [case(5, 2), case(5, 3), case(4, 9)], "1+2 · page 2"),
-    "decode_new_page_late": Pair(ascend.alloc_decode, case(4, 1), [case(5, 1)], "0+1 · page 2"),
-    "decode_last_slot_shared": Pair(ascend.alloc_decode, case(5, 1), [case(4, 1)], "1+1 · page 2"),
-    "padded_requests_take_pages": Pair(
-        ascend.alloc_decode, case(4, 1), [PageAllocationCase((Growth(4, 1),) * 8, 4)], "0+1 · page 2"
-    ),
+    "extend_skips_partial_page": Pair(case(5, 3), [case(4, 3), case(0, 9)], "1+1 · page 2"),
+    "extend_crosses_page": Pair(case(5, 8), [case(5, 2), case(5, 3), case(4, 9)], "1+2 · page 2"),
+    "decode_new_page_late": Pair(case(4, 1), [case(5, 1)], "0+1 · page 2"),
+    "decode_last_slot_shared": Pair(case(5, 1), [case(4, 1)], "1+1 · page 2"),
+    "padded_requests_take_pages": Pair(case(4, 1), [PageAllocationCase((Growth(4, 1),) * 8, 4)], "0+1 · page 2"),
 }

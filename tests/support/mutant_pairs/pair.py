@@ -3,17 +3,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from npudiff.implementation import Implementation
-
 
 @dataclass(frozen=True)
 class Pair:
-    """A mutant beside the correct implementation from which it differs.
+    """Where a mutant differs from the correct implementation that it was made from, and where it does not.
 
     Attributes
     ----------
-    adapter : Implementation
-        The correct one.
     shows : case
         A case in which the bug shows, written by hand.
     elsewhere : list of cases
@@ -28,7 +24,6 @@ class Pair:
         Whether every case shows the bug, so that there is none elsewhere.
     """
 
-    adapter: Implementation
     shows: Any
     elsewhere: list[Any]
     smallest: str

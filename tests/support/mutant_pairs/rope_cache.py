@@ -2,13 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from npudiff.text import counted
 from properties.rope_cache import RopeCacheCase as Case
 from reference.rope_scaling import RopeConfig
 
-HALVES, TABLE = ascend.get_cos_sin_cache, ascend.rope_table
 BASE = RopeConfig()
 WIDE = RopeConfig(rotary_dim=96, head_dim=96)
 PARTIAL = RopeConfig(rotary_dim=64, head_dim=192)
@@ -29,46 +27,39 @@ SMALLEST_DEEPSEEK = line(
 SMALLEST_SECTIONS = line("linear · factor 2, 2 · dim 64 · base 10000 · max positions 16", rows="64")
 
 PAIRS = {
-    "sine_beyond_padding": Pair(HALVES, Case(WIDE, 3, (9,)), [Case(BASE, 3, (9,))], line("base · dim 96 · base 10000")),
+    "sine_beyond_padding": Pair(Case(WIDE, 3, (9,)), [Case(BASE, 3, (9,))], line("base · dim 96 · base 10000")),
     "last_table_wins": Pair(
-        HALVES,
         Case(replace(BASE, base=5e6), 3, (9,), other="plain"),
         [Case(BASE, lengths=(1,), other="plain")],
         line(more=" · beside plain"),
     ),
     "table_of_the_head_dim": Pair(
-        HALVES, Case(PARTIAL, 3, (9,)), [Case(PARTIAL, lengths=(1,))], line("base · dim 64/192 · base 10000")
+        Case(PARTIAL, 3, (9,)), [Case(PARTIAL, lengths=(1,))], line("base · dim 64/192 · base 10000")
     ),
-    "mscale_on_the_base_class": Pair(HALVES, Case(BASE, 3, (9,)), [], line(), rejected=True, everywhere=True),
-    "mscale_missing": Pair(HALVES, Case(YARN, 3, (9,)), [Case(DEEPSEEK), Case(UNSCALED)], SMALLEST_YARN),
-    "mscale_twice": Pair(HALVES, Case(YARN, 3, (9,)), [Case(DEEPSEEK), Case(UNSCALED)], SMALLEST_YARN),
+    "mscale_on_the_base_class": Pair(Case(BASE, 3, (9,)), [], line(), rejected=True, everywhere=True),
+    "mscale_missing": Pair(Case(YARN, 3, (9,)), [Case(DEEPSEEK), Case(UNSCALED)], SMALLEST_YARN),
+    "mscale_twice": Pair(Case(YARN, 3, (9,)), [Case(DEEPSEEK), Case(UNSCALED)], SMALLEST_YARN),
     "softmax_scale_uncorrected": Pair(
-        HALVES, Case(DEEPSEEK, 3, (9,)), [Case(replace(DEEPSEEK, mscale_all_dim=0.0))], SMALLEST_DEEPSEEK
+        Case(DEEPSEEK, 3, (9,)), [Case(replace(DEEPSEEK, mscale_all_dim=0.0))], SMALLEST_DEEPSEEK
     ),
-    "softmax_scale_of_padding": Pair(
-        HALVES, Case(WIDE, 3, (9,)), [Case(BASE, 3, (9,))], line("base · dim 96 · base 10000")
-    ),
-    "yarn_for_every_layer": Pair(
-        HALVES, Case(BASE, 3, (9,), other="yarn"), [], line(more=" · beside yarn"), everywhere=True
-    ),
+    "softmax_scale_of_padding": Pair(Case(WIDE, 3, (9,)), [Case(BASE, 3, (9,))], line("base · dim 96 · base 10000")),
+    "yarn_for_every_layer": Pair(Case(BASE, 3, (9,), other="yarn"), [], line(more=" · beside yarn"), everywhere=True),
     "offsets_ignored": Pair(
-        HALVES,
         Case(BASE, 3, (9,), offsets="int32"),
         [Case(BASE, lengths=(1,), offsets="int32")],
         line(more=" · int64 offsets"),
     ),
     "offsets_added_twice": Pair(
-        HALVES,
         Case(BASE, 3, (9,), offsets="int32"),
         [Case(BASE, lengths=(1,), offsets="int32")],
         line(more=" · int64 offsets"),
     ),
     "growth_counts_from_zero": Pair(
-        HALVES, Case(BASE, 3, (9, 20)), [Case(BASE, lengths=(98, 99), positions="consecutive")], line(rows="1 -> 2")
+        Case(BASE, 3, (9, 20)), [Case(BASE, lengths=(98, 99), positions="consecutive")], line(rows="1 -> 2")
     ),
     "sections_count_through": Pair(
-        TABLE, Case(SECTIONS, 3, (656,)), [Case(SECTIONS, lengths=(656,), positions="consecutive")], SMALLEST_SECTIONS
+        Case(SECTIONS, 3, (656,)), [Case(SECTIONS, lengths=(656,), positions="consecutive")], SMALLEST_SECTIONS
     ),
-    "coarse_range_reduction": Pair(HALVES, Case(BASE, 3, (65_537,), 64_513), [Case(BASE, 6, (6,))], ""),
-    "overwritten_sector": Pair(TABLE, Case(BASE, 16, (9,)), [], line(tokens=16), everywhere=True),
+    "coarse_range_reduction": Pair(Case(BASE, 3, (65_537,), 64_513), [Case(BASE, 6, (6,))], ""),
+    "overwritten_sector": Pair(Case(BASE, 16, (9,)), [], line(tokens=16), everywhere=True),
 }

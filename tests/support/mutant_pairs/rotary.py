@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from npudiff.text import counted
 from properties.rotary import RotaryCase
@@ -15,32 +14,21 @@ def case(rotary_dim=64, head_dim=64, **changes):
 
 
 PAIRS = {
-    "sine_at_padded_offset": Pair(
-        ascend.native_rotary, case(96, 128), [case(128, 128), case(64, 128)], line(1, "192", "half")
-    ),
-    "always_halves": Pair(
-        ascend.native_rotary, case(style="interleaved"), [case(style="half")], line(1, "64", "interleaved")
-    ),
+    "sine_at_padded_offset": Pair(case(96, 128), [case(128, 128), case(64, 128)], line(1, "192", "half")),
+    "always_halves": Pair(case(style="interleaved"), [case(style="half")], line(1, "64", "interleaved")),
     "half_of_the_frequencies": Pair(
-        ascend.native_rotary,
         case(style="interleaved"),
         [case(2, 64, style="interleaved")],
         line(1, "64", "interleaved"),
     ),
-    "head_dim_for_rotary_dim": Pair(
-        ascend.native_rotary, case(64, 128), [case(), case(128, 128)], line(1, "32/64", "half")
-    ),
-    "positions_without_offset": Pair(
-        ascend.native_rotary, case(positions="last"), [case(table=1)], line(2, "64", "half")
-    ),
+    "head_dim_for_rotary_dim": Pair(case(64, 128), [case(), case(128, 128)], line(1, "32/64", "half")),
+    "positions_without_offset": Pair(case(positions="last"), [case(table=1)], line(2, "64", "half")),
     "position_of_the_round_before": Pair(
-        ascend.native_rotary,
         RotaryCase(257, 64, 1),
         [RotaryCase(200, 64, 1), RotaryCase(1025, 2, 1)],
         "257 tokens · heads 64:1 · dim 64 · half · bfloat16 · consecutive of 64",
     ),
     "first_positions_for_all_sections": Pair(
-        ascend.native_mrope,
         case(sections="8/12/12"),
         [case(sections="8/12/12", table=1)],
         line(1, "64", "half") + " · sections 8/12/12",

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from device.ascend.scale_pack import composed_fixpipe, view_widened
 from mutant_pairs.pair import Pair
 from properties.scale_pack import ScalePackCase
 
@@ -14,25 +13,18 @@ EXACT = {"recipe": "19 bits"}
 
 PAIRS = {
     "sign_of_scale_extended": Pair(
-        view_widened, replace(BITS, recipe="negative"), [BITS, replace(BITS, experts=2)], "1 scale · bits · negative"
+        replace(BITS, recipe="negative"), [BITS, replace(BITS, experts=2)], "1 scale · bits · negative"
     ),
-    "scale_as_a_number": Pair(view_widened, BITS, [], "1 scale · bits", everywhere=True),
-    "scale_in_the_upper_half": Pair(view_widened, BITS, [], "1 scale · bits", everywhere=True),
-    "marker_where_none_belongs": Pair(view_widened, BITS, [], "1 scale · bits", everywhere=True),
-    "marker_missing": Pair(composed_fixpipe, FIXPIPE, [], "1 scale · fixpipe", everywhere=True),
-    "low_bits_of_scale_kept": Pair(composed_fixpipe, FIXPIPE, [replace(FIXPIPE, **EXACT)], "1 scale · fixpipe"),
-    "scale_rounded_where_cut": Pair(composed_fixpipe, FIXPIPE, [replace(FIXPIPE, **EXACT)], "1 scale · fixpipe"),
-    "scale_cut_where_rounded": Pair(
-        composed_fixpipe, ROUNDED, [replace(ROUNDED, **EXACT)], "1 scale · fixpipe · rounded"
-    ),
-    "sign_of_offset_extended": Pair(
-        composed_fixpipe, OFFSET, [replace(OFFSET, columns=1, seed=1)], "1 scale · fixpipe · offset each"
-    ),
-    "offset_cut_to_an_integer": Pair(
-        composed_fixpipe, OFFSET, [replace(OFFSET, columns=1, seed=12)], "1 scale · fixpipe · offset each"
-    ),
+    "scale_as_a_number": Pair(BITS, [], "1 scale · bits", everywhere=True),
+    "scale_in_the_upper_half": Pair(BITS, [], "1 scale · bits", everywhere=True),
+    "marker_where_none_belongs": Pair(BITS, [], "1 scale · bits", everywhere=True),
+    "marker_missing": Pair(FIXPIPE, [], "1 scale · fixpipe", everywhere=True),
+    "low_bits_of_scale_kept": Pair(FIXPIPE, [replace(FIXPIPE, **EXACT)], "1 scale · fixpipe"),
+    "scale_rounded_where_cut": Pair(FIXPIPE, [replace(FIXPIPE, **EXACT)], "1 scale · fixpipe"),
+    "scale_cut_where_rounded": Pair(ROUNDED, [replace(ROUNDED, **EXACT)], "1 scale · fixpipe · rounded"),
+    "sign_of_offset_extended": Pair(OFFSET, [replace(OFFSET, columns=1, seed=1)], "1 scale · fixpipe · offset each"),
+    "offset_cut_to_an_integer": Pair(OFFSET, [replace(OFFSET, columns=1, seed=12)], "1 scale · fixpipe · offset each"),
     "memory_of_scales": Pair(
-        view_widened,
         replace(BITS, experts=1, groups=2, layout="transposed"),
         [replace(BITS, experts=2, layout="transposed")],
         "1 expert x 2 groups x 2 · bits · transposed",

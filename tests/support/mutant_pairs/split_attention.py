@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from mutant_pairs.sliding_attention import case, line
 from properties.sliding_attention.case import Request, SlidingAttentionCase
@@ -19,17 +18,13 @@ def batch(*lengths, window=3, **changes):
 BLIND_LATER = batch((1, 9), (1, 9), (3, 2), (1, 9), group=2)
 
 PAIRS = {
-    "split_window_edge_kept": Pair(
-        ascend.split_kv, case(1, 10, 9), [case(1, 10, 10), case(1, 10, None)], line("q1/kv2")
-    ),
+    "split_window_edge_kept": Pair(case(1, 10, 9), [case(1, 10, 10), case(1, 10, None)], line("q1/kv2")),
     "split_first_tile_unwindowed": Pair(
-        ascend.split_kv,
         case(1, 10, 3),
         [case(10, 10, 3), case(1, 10, 10), case(1, 10, None)],
         line("q1/kv2"),
     ),
     "split_clear_by_two_origins": Pair(
-        ascend.split_kv,
         BLIND_LATER,
         [
             batch((1, 9), (1, 9), (3, 2), (1, 9)),
@@ -39,44 +34,35 @@ PAIRS = {
         "",
     ),
     "split_remainder_head_cleared": Pair(
-        ascend.split_kv,
         case(2, 10, 3, group=13),
         [case(2, 10, 3, group=8), case(2, 10, 3), case(2, 10, None, group=13)],
         line("q1/kv1").replace("heads 1:1", "heads 13:1"),
     ),
     "split_tile_without_keys": Pair(
-        ascend.split_kv, ROWS_IN_TWO_PARTS, [LAST_PART, TWO_PARTS, case(2, 34, None)], line("q1/kv0"), otherwise=BETWEEN
+        ROWS_IN_TWO_PARTS, [LAST_PART, TWO_PARTS, case(2, 34, None)], line("q1/kv0"), otherwise=BETWEEN
     ),
     "split_query_padded_to_window": Pair(
-        ascend.split_kv,
         case(1, 10, 3),
         [case(10, 10, 3), case(1, 10, 1)],
         line("q1/kv2", window=2),
         rejected=True,
     ),
-    "split_sentinel_of_50000": Pair(
-        ascend.split_kv, case(1, 10, 3, recipe="cold"), [case(1, 10, 3)], line("q1/kv1", more=" · cold")
-    ),
+    "split_sentinel_of_50000": Pair(case(1, 10, 3, recipe="cold"), [case(1, 10, 3)], line("q1/kv1", more=" · cold")),
     "split_minus_infinity_unguarded": Pair(
-        ascend.split_kv, ROWS_IN_TWO_PARTS, [LAST_PART, TWO_PARTS, case(2, 34, None)], line("q1/kv0"), otherwise=BETWEEN
+        ROWS_IN_TWO_PARTS, [LAST_PART, TWO_PARTS, case(2, 34, None)], line("q1/kv0"), otherwise=BETWEEN
     ),
-    "split_two_masks_added": Pair(
-        ascend.split_kv, case(3, 2, 3), [case(3, 0, 3), LAST_PART, case(4, 34, None)], line("q2/kv1")
-    ),
+    "split_two_masks_added": Pair(case(3, 2, 3), [case(3, 0, 3), LAST_PART, case(4, 34, None)], line("q2/kv1")),
     "split_reads_stale_pages": Pair(
-        ascend.split_kv,
         case(1, 40, 3, poison="nan"),
         [case(1, 40, 40, poison="nan"), case(1, 40, None, poison="nan")],
         line("q1/kv2", more=" · NaN poison"),
     ),
     "split_tail_not_cleared": Pair(
-        ascend.split_kv,
         case(1, 40, 3, poison="nan"),
         [case(1, 48, 3, poison="nan")],
         line("q1/kv1", more=" · NaN poison"),
     ),
     "split_sink_seeded_again": Pair(
-        ascend.split_kv,
         case(1, 60, 3, sinks=True),
         [case(1, 60, 60, sinks=True), case(1, 60, None, sinks=True), case(1, 10, 3, sinks=True)],
         line("q1/kv17", more=" · sinks"),
@@ -86,13 +72,11 @@ PAIRS = {
         ),
     ),
     "split_sink_dropped_in_merge": Pair(
-        ascend.split_kv,
         case(1, 50, 3, sinks=True),
         [case(1, 50, 3), case(1, 16, None, sinks=True), case(4, 9, 3, sinks=True)],
         "",
     ),
     "split_lse_in_other_order": Pair(
-        ascend.split_kv,
         batch((1, 40), (1, 9), group=2),
         [
             batch((1, 40), group=2),
@@ -102,7 +86,5 @@ PAIRS = {
         ],
         "",
     ),
-    "split_idle_part_writes_lse": Pair(
-        ascend.split_kv, case(1, 10, 3), [TWO_PARTS, LAST_PART, case(1, 60, None)], line("q1/kv1")
-    ),
+    "split_idle_part_writes_lse": Pair(case(1, 10, 3), [TWO_PARTS, LAST_PART, case(1, 60, None)], line("q1/kv1")),
 }

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from device import ascend
 from mutant_pairs.pair import Pair
 from properties.swiglu import SwigluCase
 
@@ -11,7 +10,6 @@ OAI = replace(STEP, activation="swiglu_oai", alpha=0.5)
 SHARED = replace(STEP, experts="shared")
 FREE = replace(STEP, limit=None)
 QUIET = replace(STEP, recipe="gaussian")
-COMPOSED = ascend.composed_swiglu
 
 
 def line(activation="silu", limit="7", shared="none", more=" · at limit"):
@@ -21,34 +19,30 @@ def line(activation="silu", limit="7", shared="none", more=" · at limit"):
 AT_LIMIT = " · bfloat16 · at limit"
 
 PAIRS = {
-    "step_without_limit": Pair(COMPOSED, STEP, [QUIET], line(more=AT_LIMIT)),
-    "limit_before_the_gate": Pair(COMPOSED, replace(STEP, dtype="float16"), [QUIET], ""),
+    "step_without_limit": Pair(STEP, [QUIET], line(more=AT_LIMIT)),
+    "limit_before_the_gate": Pair(replace(STEP, dtype="float16"), [QUIET], ""),
     "gate_limited_on_both_sides": Pair(
-        COMPOSED, OAI, [replace(OAI, recipe="gaussian")], line("swiglu_oai", more=" · alpha 1.702" + AT_LIMIT)
+        OAI, [replace(OAI, recipe="gaussian")], line("swiglu_oai", more=" · alpha 1.702" + AT_LIMIT)
     ),
-    "limited_parts_not_joined": Pair(COMPOSED, STEP, [QUIET], line(more=AT_LIMIT)),
+    "limited_parts_not_joined": Pair(STEP, [QUIET], line(more=AT_LIMIT)),
     "shared_experts_without_limit": Pair(
-        COMPOSED, SHARED, [STEP], line(limit="none", shared="7", more=" · shared experts" + AT_LIMIT)
+        SHARED, [STEP], line(limit="none", shared="7", more=" · shared experts" + AT_LIMIT)
     ),
-    "one_limit_for_all": Pair(COMPOSED, SHARED, [STEP, replace(SHARED, shared_limit=7.0)], ""),
+    "one_limit_for_all": Pair(SHARED, [STEP, replace(SHARED, shared_limit=7.0)], ""),
     "limit_of_another_name": Pair(
-        COMPOSED,
         OAI,
         [replace(OAI, recipe="gaussian"), replace(OAI, limit=None)],
         line("swiglu_oai", more=" · alpha 1.702" + AT_LIMIT),
     ),
-    "limit_of_seven": Pair(COMPOSED, FREE, [STEP, QUIET], line(limit="none", more=AT_LIMIT)),
-    "oai_as_silu": Pair(
-        COMPOSED, OAI, [], line("swiglu_oai", "none", more=" · alpha 1.702 · bfloat16"), everywhere=True
-    ),
+    "limit_of_seven": Pair(FREE, [STEP, QUIET], line(limit="none", more=AT_LIMIT)),
+    "oai_as_silu": Pair(OAI, [], line("swiglu_oai", "none", more=" · alpha 1.702 · bfloat16"), everywhere=True),
     "alpha_hard_coded": Pair(
-        COMPOSED, OAI, [replace(OAI, alpha=1.702)], line("swiglu_oai", "none", more=" · alpha 1 · bfloat16")
+        OAI, [replace(OAI, alpha=1.702)], line("swiglu_oai", "none", more=" · alpha 1 · bfloat16")
     ),
     "name_compared_with_a_string": Pair(
-        COMPOSED, STEP, [QUIET, replace(STEP, activation="silu")], line("swiglustep", more=AT_LIMIT)
+        STEP, [QUIET, replace(STEP, activation="silu")], line("swiglustep", more=AT_LIMIT)
     ),
     "halves_for_interleaved": Pair(
-        COMPOSED,
         replace(OAI, layout="interleaved"),
         [],
         line("swiglu_oai", "none", more=" · alpha 1.702 · interleaved · bfloat16"),

@@ -2,10 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from device.ascend.swiglu_quant import npu_dequant_swiglu_quant as fused
-from device.ascend.swiglu_quant import npu_swiglu_quant as by_groups
-from device.ascend.swiglu_quant import npu_swiglu_quant_of_ends as by_ends
-from device.ascend.swiglu_quant import swiglu_quant_in_float32 as composed
 from mutant_pairs.pair import Pair
 from properties.swiglu_quant.case import SwigluQuantCase
 
@@ -28,31 +24,31 @@ AT_LIMIT = " · bfloat16 · at limit · one rounding"
 SMOOTHED = " · smooth · bfloat16 · one rounding"
 
 PAIRS = {
-    "half_by_default": Pair(fused, SUMS, [], line(), everywhere=True),
+    "half_by_default": Pair(SUMS, [], line(), everywhere=True),
     "limit_lost_when_quantised": Pair(
-        composed, STEP, [replace(STEP, recipe=QUIET)], line("swiglustep · limit 7", more=AT_LIMIT)
+        STEP, [replace(STEP, recipe=QUIET)], line("swiglustep · limit 7", more=AT_LIMIT)
     ),
-    "plain_when_quantised": Pair(fused, OAI, [], line("swiglu_oai · limit 7 · alpha 1.702"), everywhere=True),
+    "plain_when_quantised": Pair(OAI, [], line("swiglu_oai · limit 7 · alpha 1.702"), everywhere=True),
     "silu_of_the_limited_gate": Pair(
-        composed, replace(STEP, limit=0.5), [replace(STEP, recipe=QUIET)], line("swiglustep · limit 7", more=AT_LIMIT)
+        replace(STEP, limit=0.5), [replace(STEP, recipe=QUIET)], line("swiglustep · limit 7", more=AT_LIMIT)
     ),
-    "gate_limited_from_below": Pair(composed, OAI, [replace(OAI, recipe=QUIET)], ""),
-    "limit_of_the_operator": Pair(fused, OAI, [replace(OAI, limit=7.0), replace(OAI, recipe=QUIET)],
+    "gate_limited_from_below": Pair(OAI, [replace(OAI, recipe=QUIET)], ""),
+    "limit_of_the_operator": Pair(OAI, [replace(OAI, limit=7.0), replace(OAI, recipe=QUIET)],
                                   line("swiglu_oai · limit 10 · alpha 1.702", more=AT_LIMIT),
                                   otherwise=(("2 tokens x 64 · swiglu_oai · limit 10 · alpha 1.702 · bfloat16 · "
                                              "one rounding"),)),
-    "ends_for_group_counts": Pair(fused, GROUPS, [LAST, replace(SUMS, groups=3, tokens=1)], ""),
+    "ends_for_group_counts": Pair(GROUPS, [LAST, replace(SUMS, groups=3, tokens=1)], ""),
     "counts_for_group_ends": Pair(
-        by_ends, replace(GROUPED_NUMBERS, seed=1), [replace(GROUPED_NUMBERS, load="one gets all")],
+        replace(GROUPED_NUMBERS, seed=1), [replace(GROUPED_NUMBERS, load="one gets all")],
         line(before="2 groups · ", more=SMOOTHED),
     ),
-    "reciprocal_scale": Pair(by_groups, replace(NUMBERS, smooth=True), [], line(more=SMOOTHED), everywhere=True),
-    "smooth_in_the_scale_only": Pair(composed, SMOOTH, [], line(more=SMOOTHED), everywhere=True),
-    "smooth_left_out": Pair(composed, GROUPS, [], line(more=SMOOTHED), everywhere=True),
+    "reciprocal_scale": Pair(replace(NUMBERS, smooth=True), [], line(more=SMOOTHED), everywhere=True),
+    "smooth_in_the_scale_only": Pair(SMOOTH, [], line(more=SMOOTHED), everywhere=True),
+    "smooth_left_out": Pair(GROUPS, [], line(more=SMOOTHED), everywhere=True),
     "scales_of_the_first_group": Pair(
-        composed, LAST, [replace(LAST, groups=1), replace(LAST, load="any", groups=1)], ""
+        LAST, [replace(LAST, groups=1), replace(LAST, load="any", groups=1)], ""
     ),
-    "bias_after_dequantisation": Pair(composed, replace(SUMS, bias=True), [], line(before="small sums · bias · "),
+    "bias_after_dequantisation": Pair(replace(SUMS, bias=True), [], line(before="small sums · bias · "),
                                       everywhere=True),
-    "largest_element_in_bfloat16": Pair(composed, SUMS, [], line(), everywhere=True),
+    "largest_element_in_bfloat16": Pair(SUMS, [], line(), everywhere=True),
 }  # fmt: skip

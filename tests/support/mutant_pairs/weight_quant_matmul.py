@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from device.ascend.weight_quant_matmul import npu_weight_quant_batchmatmul, rounded_once
 from mutant_pairs.pair import Pair
 from properties.weight_quant_matmul import WeightQuantMatmulCase
 
@@ -19,26 +18,21 @@ def line(integers="int8", per="column", more=""):
 
 PAIRS = {
     "groups_of_equal_size": Pair(
-        rounded_once,
         GROUPS,
         [replace(GROUPS, inner=96)],
         "1 token x 40 x 16 · bfloat16 by int8 · scale per group of 32",
     ),
     "groups_of_128": Pair(
-        rounded_once,
         GROUPS,
         [replace(GROUPS, inner=300, group_size=128)],
         line(per="group of 32"),
     ),
-    "offset_of_weight_after_scaling": Pair(
-        rounded_once, OFFSET, [replace(OFFSET, **ZEROS)], line(more=" · offset whole")
-    ),
-    "offset_of_weight_subtracted": Pair(rounded_once, OFFSET, [replace(OFFSET, **ZEROS)], line(more=" · offset whole")),
-    "pairs_of_weights_swapped": Pair(rounded_once, INT4, [replace(INT4, **ZEROS)], line("int4")),
-    "weights_without_sign": Pair(rounded_once, INT4, [replace(INT4, recipe="positive")], line("int4")),
-    "bias_of_linear_left_out": Pair(rounded_once, replace(PLAIN, bias=True), [], line(more=" · bias"), everywhere=True),
+    "offset_of_weight_after_scaling": Pair(OFFSET, [replace(OFFSET, **ZEROS)], line(more=" · offset whole")),
+    "offset_of_weight_subtracted": Pair(OFFSET, [replace(OFFSET, **ZEROS)], line(more=" · offset whole")),
+    "pairs_of_weights_swapped": Pair(INT4, [replace(INT4, **ZEROS)], line("int4")),
+    "weights_without_sign": Pair(INT4, [replace(INT4, recipe="positive")], line("int4")),
+    "bias_of_linear_left_out": Pair(replace(PLAIN, bias=True), [], line(more=" · bias"), everywhere=True),
     "bias_in_bfloat16": Pair(
-        npu_weight_quant_batchmatmul,
         replace(PLAIN, bias=True),
         [],
         line(more=" · bias"),
@@ -46,7 +40,6 @@ PAIRS = {
         everywhere=True,
     ),
     "sums_in_dtype_of_states": Pair(
-        rounded_once,
         replace(PLAIN, inner=1000),
         [replace(PLAIN, **ZEROS)],
         line(),
