@@ -139,7 +139,11 @@ def _add_score(commands: argparse._SubParsersAction[_Parser]) -> None:
     score.add_argument("--baseline-seeds", type=_count, default=2, metavar="N", help="seeds of the other methods (2)")
     score.add_argument("--examples", type=_count, default=100, metavar="N", help="cases per method and mutant (100)")
     score.add_argument("--workers", type=_count, metavar="N", help="processes; by default up to 4 on the host")
-    score.add_argument("--expect", type=Path, metavar="FILE", help="fail if a mutant that this score.json has is lost")
+    score.add_argument(
+        "--budget", type=_seconds, metavar="TIME", help="begin no other seed after this time, such as 2m"
+    )
+    score.add_argument("--record", type=Path, metavar="FILE", help="write what --expect needs to this file, too")
+    score.add_argument("--expect", type=Path, metavar="FILE", help="fail if a mutant that this record has is lost")
     score.add_argument(
         "--output", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where it is written (.npudiff)"
     )

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from npudiff import __version__
 from npudiff.console import Console
 from npudiff.engine import EQUIVALENCE
-from npudiff.errors import ExitCode, unknown
+from npudiff.errors import ExitCode, UsageError, unknown
 from npudiff.outcome import Job
 from npudiff.plan import Plan, Request, make_plan
 from npudiff.score.account import encode, reliably_found, scores
@@ -24,9 +24,11 @@ from npudiff.score.trials import Trial, run_trials
 
 
 def score(options: argparse.Namespace) -> int:
-    """Run ``npudiff score`` and return its exit code: 1 if a mutant that was found before is not found any more."""
+    """Run ``npudiff score`` and return its exit code: 1 if a mutant is lost, or a correct implementation accused."""
     methods = _methods(options)
     judged = METHODS[0].name if METHODS[0] in methods else SUITE
+    if options.expect is not None and judged == SUITE and options.suite is None:
+        raise UsageError(f"--expect is about {METHODS[0].name} or a --suite, and neither is run")
     before = set() if options.expect is None else reliably_found(options.expect, judged)
     plan = make_plan(Request(components=tuple(options.components), target=options.target, cann=options.cann))
     jobs = _jobs(plan, options.mutant)
@@ -47,6 +49,8 @@ def score(options: argparse.Namespace) -> int:
         "seconds": round(time.perf_counter() - started, 1),
     }
     _write(options.output, trials, about, console)
+    if options.record is not None:
+        options.record.write_text(encode(trials, about, brief=True), encoding="utf-8")
     return _verdict(console, trials, judged, before & mutants)
 
 
@@ -96,6 +100,7 @@ def _run(
                 examples=options.examples,
                 workers=workers,
                 methods=methods,
+                seconds=options.budget,
                 follow=follow,
             )
         return trials
@@ -114,10 +119,13 @@ def _write(folder: Path, trials: list[Trial], about: dict[str, object], console:
 
 
 def _verdict(console: Console, trials: list[Trial], judged: str, before: set[str]) -> int:
-    """Say which mutants were found before and are not any more."""
+    """Say which mutants were found before and are not any more, and which correct implementations are accused."""
     if not trials:
         return ExitCode.NOTHING_RAN
     lost = sorted(before & {name for score in scores(trials) if score.method == judged for name in score.missed})
     for name in lost:
         console.lines([f"LOST {name}: it was found reliably before, and is not any more"])
-    return ExitCode.FINDINGS if lost else ExitCode.CLEAN
+    accused = [trial for trial in trials if trial.method == judged and trial.right and trial.found]
+    for trial in accused:
+        console.lines([f"FALSE ALARM {trial.mutant}, seed {trial.seed}: {trial.case}"])
+    return ExitCode.FINDINGS if lost or accused else ExitCode.CLEAN

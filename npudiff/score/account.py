@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from npudiff.errors import UsageError
 from npudiff.score.methods import METHODS
 from npudiff.score.trials import Trial
 
-SCHEMA = 1
+SCHEMA = 2
 RELIABLE = 0.9
 """Share of seeds from which a mutant must be found to count as found reliably."""
 
@@ -89,15 +89,24 @@ def _score(method: str, mutants: Mapping[str, Sequence[Trial]], correct: Mapping
     )
 
 
-def encode(trials: Sequence[Trial], about: Mapping[str, Any]) -> str:
-    """Return the JSON of a run: what it was, what came out, and every trial."""
+def encode(trials: Sequence[Trial], about: Mapping[str, Any], *, brief: bool = False) -> str:
+    """Return the JSON of a run: what it was, what came out, and unless it has to be brief every trial."""
     document = {
         "schema": SCHEMA,
         **about,
         "scores": [asdict(score) for score in scores(trials)],
-        "trials": [asdict(trial) for trial in trials],
+        "found": {
+            method: {
+                mutant: [sum(trial.found for trial in several), len(several)] for mutant, several in mutants.items()
+            }
+            for method, mutants in by_mutant(trials).items()
+            if mutants
+        },
     }
-    return json.dumps(document, indent=1) + "\n"
+    if not brief:
+        document["trials"] = [asdict(trial) for trial in trials]
+    lines = json.dumps(document, indent=1)
+    return re.sub(r"\[\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2]", lines) + "\n"
 
 
 def reliably_found(path: Path, method: str = METHODS[0].name) -> set[str]:
@@ -106,16 +115,15 @@ def reliably_found(path: Path, method: str = METHODS[0].name) -> set[str]:
     Raises
     ------
     UsageError
-        If the file is not one that ``npudiff score`` wrote.
+        If the file is not one that ``npudiff score`` wrote, or says nothing of the method.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema"] != SCHEMA:
             raise UsageError(f"{path} has schema {document['schema']}, expected {SCHEMA}")
-        seen: dict[str, list[bool]] = defaultdict(list)
-        for trial in document["trials"]:
-            if trial["method"] == method and not trial["right"]:
-                seen[str(trial["mutant"])].append(bool(trial["found"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        counts = document["found"][method]
+        return {str(name) for name, (found, seeds) in counts.items() if found / seeds >= RELIABLE}
+    except KeyError as error:
+        raise UsageError(f"{path} is not what npudiff score writes: nothing is said of {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UsageError(f"{path} is not what npudiff score writes: {error}") from None
-    return {name for name, found in seen.items() if sum(found) / len(found) >= RELIABLE}

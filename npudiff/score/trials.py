@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class _Task:
+    place: int  # of what is tested, among all
     method: Method
     seed: int
     job: Job
@@ -71,22 +73,25 @@ def run_trials(
     examples: int,
     workers: int,
     methods: Sequence[Method] = METHODS,
+    seconds: float | None = None,
     follow: Callable[[Trial], None] = lambda _: None,
 ) -> list[Trial]:
-    """Run all methods.
+    """Run all methods, seed by seed.
 
     Parameters
     ----------
     jobs : sequence of Job
         Equivalence of each mutant, and of correct implementations, which must not be found.
     seeds, baseline_seeds : sequence of int
-        Seeds of our own method, and of the others.
+        Seeds of our own method, and of the others, which correct implementations get of all methods.
     examples : int
         Cases of equivalence, and of each other method; relations get their share.
     workers : int
         Processes.
     methods : sequence of Method
         Which to run.
+    seconds : float or None
+        Time after which no other seed is begun; the first is run in any case.
     follow : callable
         Called with each trial that is over.
 
@@ -95,7 +100,41 @@ def run_trials(
     list of Trial
         In the order of mutants, methods and seeds; a method that has no case for a mutant has no trial.
     """
-    tasks = list(_tasks(jobs, methods, seeds, baseline_seeds, examples))
+    started = time.perf_counter()
+    done: list[tuple[_Task, Trial]] = []
+    for seed in sorted({*seeds, *baseline_seeds}):
+        if done and seconds is not None and time.perf_counter() - started > seconds:
+            break
+        tasks = [
+            task
+            for place, job in enumerate(jobs)
+            for task in _tasks(place, job, methods, seed, (seeds, baseline_seeds), examples)
+        ]
+        done += zip(tasks, _with_all_properties(tasks, examples, workers, follow), strict=True)
+    return [trial for _, trial in sorted(done, key=lambda pair: (pair[0].place, methods.index(pair[0].method)))]
+
+
+def _tasks(
+    place: int,
+    given: Job,
+    methods: Sequence[Method],
+    seed: int,
+    seeds: tuple[Sequence[int], Sequence[int]],
+    examples: int,
+) -> Iterator[_Task]:
+    """Yield what one seed is tried with on one implementation."""
+    right = given.subject.implementation.wrong is None
+    for method in methods:
+        if seed in seeds[0 if method.ours and not right else 1]:
+            job = method.job(given.subject, given.constraints, seed, examples)
+            if job is not None:
+                yield _Task(place, method, seed, job, _share(job, examples), given.subject.component)
+
+
+def _with_all_properties(
+    tasks: Sequence[_Task], examples: int, workers: int, follow: Callable[[Trial], None]
+) -> list[Trial]:
+    """Run tasks, and for those of ours that find nothing what else must hold."""
     first = _run(tasks, workers, follow)
     second = [
         [dataclasses.replace(task, job=job, examples=_share(job, examples)) for job in _relations(task.job)]
@@ -103,27 +142,10 @@ def run_trials(
         else []
         for task, trial in zip(tasks, first, strict=True)
     ]
-    flat = _run([task for several in second for task in several], workers, lambda _: None)
-    followed = iter(flat)
+    followed = iter(_run([task for several in second for task in several], workers, lambda _: None))
     return [
         _with_relations(trial, [next(followed) for _ in several]) for trial, several in zip(first, second, strict=True)
     ]
-
-
-def _tasks(
-    jobs: Sequence[Job],
-    methods: Sequence[Method],
-    seeds: Sequence[int],
-    baseline_seeds: Sequence[int],
-    examples: int,
-) -> Iterator[_Task]:
-    for given in jobs:
-        right = given.subject.implementation.wrong is None
-        for method in methods:
-            for seed in seeds if method.ours and not right else baseline_seeds:
-                job = method.job(given.subject, given.constraints, seed, examples)
-                if job is not None:
-                    yield _Task(method, seed, job, _share(job, examples), given.subject.component)
 
 
 def _share(job: Job, examples: int) -> int:

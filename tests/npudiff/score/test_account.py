@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from npudiff.commands.score import _verdict
+from npudiff.console import Console
 from npudiff.errors import ExitCode, UsageError
 from npudiff.score.account import encode, reliably_found, scores
 from npudiff.score.page import curve, page
@@ -42,11 +44,20 @@ def test_a_file_is_read_again(tmp_path):
     path.write_text(encode(TRIALS, {"target": "sim"}), encoding="utf-8")
     assert reliably_found(path) == {"a.one", "a.two"}
     document = json.loads(path.read_text(encoding="utf-8"))
-    assert (document["schema"], document["target"], len(document["trials"])) == (1, "sim", len(TRIALS))
+    assert (document["schema"], document["target"], len(document["trials"])) == (2, "sim", len(TRIALS))
+    brief = encode(TRIALS, {}, brief=True)
+    assert '"a.two": [9, 10]' in brief
+    assert "trials" not in json.loads(brief)
+    path.write_text(brief, encoding="utf-8")
+    assert reliably_found(path) == {"a.one", "a.two"}
+    assert reliably_found(path, "fixed shapes") == {"a.one"}
+    with pytest.raises(UsageError, match="nothing is said of 'suite'"):
+        reliably_found(path, "suite")
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 1, "trials": [{}]}', '{"schema": 1, "trials": 3}']
+    "text",
+    ["", "[]", "{}", '{"schema": 2}', *(f'{{"schema": 2, "found": {it}}}' for it in ("3", '{"npudiff": 3}'))],
 )
 def test_another_file_is_one_line(tmp_path, text):
     path = tmp_path / "score.json"
@@ -58,8 +69,8 @@ def test_another_file_is_one_line(tmp_path, text):
 def test_a_missing_file_and_another_schema_are_one_line(tmp_path):
     with pytest.raises(UsageError, match="is not what npudiff score writes"):
         reliably_found(tmp_path / "none.json")
-    (tmp_path / "new.json").write_text('{"schema": 2, "trials": []}', encoding="utf-8")
-    with pytest.raises(UsageError, match="has schema 2, expected 1"):
+    (tmp_path / "new.json").write_text('{"schema": 1, "trials": []}', encoding="utf-8")
+    with pytest.raises(UsageError, match="has schema 1, expected 2"):
         reliably_found(tmp_path / "new.json")
 
 
@@ -100,9 +111,20 @@ def test_a_mutant_that_is_lost_fails_the_command(cli, tmp_path):
     before.write_text(encode([trial("swa_mask.mask_minus_one")], {}), encoding="utf-8")
     arguments = ("score", "swa_mask", "--mutant", "mask_minus_one", "--target", "sim", "--seeds", "1", "--workers", "1")
     assert cli(*arguments, "--examples", "40", "--expect", before).code == ExitCode.CLEAN
-    result = cli(*arguments, "--examples", "1", "--expect", before)
+    record = tmp_path / "record.json"
+    result = cli(*arguments, "--examples", "1", "--expect", before, "--record", record)
     assert result.code == ExitCode.FINDINGS
     assert "LOST swa_mask.mask_minus_one: it was found reliably before, and is not any more" in result.out
+    assert json.loads(record.read_text())["found"]["npudiff"] == {"swa_mask.mask_minus_one": [0, 1]}
+    assert "--expect is about npudiff or a --suite" in cli(*arguments, "--method=fixed shapes", "--expect", before).err
+
+
+def test_a_correct_implementation_that_is_accused_fails_the_command(capsys):
+    console = Console(verbose=False)
+    accused = trial("a.right", seed=2, right=True, case="q1")
+    assert _verdict(console, [*TRIALS, accused], "npudiff", set()) == ExitCode.FINDINGS
+    assert "FALSE ALARM a.right, seed 2: q1" in capsys.readouterr().out
+    assert _verdict(console, TRIALS, "npudiff", set()) == ExitCode.CLEAN  # what fixed shapes accuse is theirs
 
 
 def test_some_methods_only(cli):

@@ -47,6 +47,23 @@ def test_a_bug_of_large_numbers_is_ours(toy):
     assert {trial.seed for trial in table["npudiff"]} == {1, 2}
 
 
+def test_trials_are_in_order_of_mutants_methods_and_seeds(toy):
+    jobs = [job(toy, toy.wrong_above(1), "one"), job(toy, toy.wrong_above(1), "two")]
+    methods = METHODS[:2]
+    found = run_trials(jobs, seeds=(3, 1), baseline_seeds=(2,), examples=5, workers=2, methods=methods)
+    names = [(trial.mutant[4:], trial.method, trial.seed) for trial in found]
+    each = [("npudiff", 1), ("npudiff", 3), ("fixed shapes", 2)]
+    assert names == [(mutant, *one) for mutant in ("one", "two") for one in each]
+
+
+def test_no_seed_is_begun_after_the_time_but_the_first(toy):
+    made = [job(toy, toy.wrong_above(1), "mine")]
+    found = run_trials(
+        made, seeds=range(5, 9), baseline_seeds=(), examples=5, workers=1, methods=METHODS[:1], seconds=0
+    )
+    assert [trial.seed for trial in found] == [5]
+
+
 def test_a_bug_of_every_number_is_everybodys(toy):
     table = by_method(trials(toy, toy.wrong_above(1)))
     blind = "ours, cosine"  # half of everything has the direction of everything
