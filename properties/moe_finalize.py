@@ -15,7 +15,7 @@ from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from npudiff.text import counted
-from properties import rows
+from properties import magnitudes, rows
 from properties.models import FEW, Model, of_models
 from properties.ordinary import ORDINARY
 from reference.moe_finalize import MoeFinalizeInputs, moe_finalize
@@ -26,6 +26,8 @@ DROPPED = ("none", "some", "all of a token")
 WEIGHTS = ("renormalised", "any sign", "zero for padding")
 """renormalised: positive ones that add up to 1 or so. any sign: normal numbers. zero for padding: those of the last
 third of the tokens are zero, whose rows hold large numbers."""
+MAGNITUDES = ("usual", "large", "small")
+"""large: near the end of the dtype, where every right sum still is inside. small: subnormal in float16."""
 POISON = 4096.0
 """What rows hold that nobody asks for, and those of padded tokens: finite, and seen where it is added."""
 
@@ -38,6 +40,7 @@ AXES = {
     "spare_rows": Axis("rows that nobody asks for", range(2**16)),
     "weights": Axis("how the weights are made", WEIGHTS),
     "skip": Axis("whether the result of shared experts is added", (False, True)),
+    "magnitude": Axis("how large the rows are", MAGNITUDES),
     "rows": rows.AXIS,
 }
 
@@ -59,6 +62,7 @@ class MoeFinalizeCase:
     spare_rows: int = 0
     weights: str = "renormalised"
     skip: bool = False
+    magnitude: str = "usual"
     rows: str = "contiguous"
     seed: int = 0
 
@@ -85,6 +89,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeFinalizeCase:
         spare_rows=choose.value(box, "spare_rows", (0, 1, 5)),
         weights=choose.value(box, "weights", WEIGHTS),
         skip=choose.value(box, "skip", (False, True)),
+        magnitude=choose.value(box, "magnitude", MAGNITUDES),
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
@@ -93,7 +98,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeFinalizeCase:
 def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
     """Build the inputs of a case: copies lie in any order, and rows that no place names are poison."""
     dtype, copies = DTYPES[case.dtype], case.tokens * case.chosen
-    states = Stream(case.seed, "rows").normal((copies + case.spare_rows, case.width), torch.float32)
+    states = Stream(case.seed, "rows").normal((copies + case.spare_rows, case.width), torch.float32) * _factor(case)
     places = torch.tensor(Stream(case.seed, "places").permutation(copies + case.spare_rows)[:copies])
     places = places.view(case.tokens, case.chosen)
     weights = _weights(case)
@@ -110,6 +115,13 @@ def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
         weights=weights.to(dtype),
         skip=None if skip is None else rows.laid(skip, case.rows),
     )
+
+
+def _factor(case: MoeFinalizeCase) -> float:
+    """By what rows are multiplied: a sum of as many as a token has, with weights of 3.7, is inside the dtype."""
+    dtype = DTYPES[case.dtype]
+    factors = {"large": magnitudes.LARGE[dtype] / max(8, case.chosen), "small": magnitudes.SMALL[dtype]}
+    return factors.get(case.magnitude, 1.0)
 
 
 def _padded(case: MoeFinalizeCase) -> slice:
@@ -148,6 +160,7 @@ def features(case: MoeFinalizeCase) -> Collection[str]:
         "left out": case.dropped != "none",
         "several experts": case.chosen > 1,
         "skip": case.skip,
+        f"{case.magnitude} rows": case.magnitude != "usual",
         "rows to spare": case.spare_rows > 0,
         "padding": case.weights == "zero for padding" and case.tokens > 2,
         "sliced rows": case.rows == "sliced",
@@ -166,6 +179,7 @@ def describe(case: MoeFinalizeCase) -> str:
         case.dtype,
         f"weights {case.weights}" if case.weights != "renormalised" else "",
         "skip" if case.skip else "",
+        f"{case.magnitude} rows" if case.magnitude != "usual" else "",
         "sliced rows" if case.rows == "sliced" else "",
         f"seed {case.seed}" if case.seed else "",
     ]

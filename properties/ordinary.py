@@ -25,6 +25,7 @@ from reference.sliding_attention import SlidingAttentionInputs
 _Cached = TypeVar("_Cached", KvRmsnormRopeCacheInputs, MlaPreprocessInputs)
 
 _CONTIGUOUS = {"rows": ("contiguous",)}
+_USUAL = {**_CONTIGUOUS, "magnitude": ("usual",)}
 _GAUSSIAN = {"recipe": ("gaussian",)}
 _ROUND_DIMS = {"head_dims": ("128",), "dtype": ("bfloat16", "float16")}
 _ANY = range(1, 300)
@@ -192,7 +193,7 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
         sizes={
             "tokens": _ANY, "heads": range(1, 9), "kv_heads": (1, 2), "dims": ("64", "128"), "table": range(512, 4097),
         },
-        plain={**_CONTIGUOUS, "positions": ("consecutive",), "data": ("numbers",)},
+        plain={**_USUAL, "positions": ("consecutive",), "data": ("numbers",)},
     ),
     "rms_norm": Ordinary(
         fixed={"tokens": (1, 128), "hidden_size": (128, 1024, 4096), "dtype": ("bfloat16", "float16")},
@@ -262,7 +263,7 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
     "moe_finalize": Ordinary(
         fixed={"tokens": (4, 128), "chosen": (2, 8), "width": (128, 1024)},
         sizes={"tokens": _ANY, "chosen": (1, 2, 4, 8), "width": range(16, 513, 16)},
-        plain={**_CONTIGUOUS, "dropped": ("none",), "spare_rows": (0,), "weights": ("renormalised",)},
+        plain={**_USUAL, "dropped": ("none",), "spare_rows": (0,), "weights": ("renormalised",)},
     ),
     "padded_tokens": Ordinary(
         fixed={"ranks": (1, 2), "chunk": (16, 64), "experts": (8,), "chosen": (2,), "width": (128,)},

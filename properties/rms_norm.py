@@ -14,16 +14,17 @@ from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
-from properties import rows
+from properties import magnitudes, rows
 from properties.models import Model, of_models
 from properties.ordinary import ORDINARY
 from properties.token_order import in_another_order
 from reference.rms_norm import ROUNDINGS, WEIGHT_OFFSETS, RmsNormInputs, rms_norm
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-RECIPES = ("gaussian", "outlier", "tiny", "large", "zero rows")
+RECIPES = ("gaussian", "outlier", "tiny", "large", "small", "zero rows")
 """outlier: one element of a row is 64 times larger. tiny: values around the square root of epsilon, which then decides.
-large: squares far beyond the range of float16. zero rows: some rows hold nothing but zeros."""
+large: squares far beyond the range of float16. small: subnormal in float16, or such that squares vanish. zero rows:
+some rows hold nothing but zeros."""
 WEIGHTS = ("near 1", "wide", "tiny")
 """near 1: around the weight that changes nothing. wide: magnitudes up to 16, where 1 + w rounds. tiny: below 2**-9,
 where 1 + w in bfloat16 is 1."""
@@ -116,7 +117,7 @@ def _states(case: RmsNormCase, name: str) -> torch.Tensor:
     if case.recipe == "outlier":
         columns = stream.integers(0, case.hidden_size, case.tokens)
         states[range(case.tokens), columns] *= 64
-    factors = {"tiny": case.epsilon**0.5, "large": 2000.0}
+    factors = {"tiny": case.epsilon**0.5, "large": 2000.0, "small": magnitudes.SMALL[DTYPES[case.dtype]]}
     states *= factors.get(case.recipe, 1.0)
     if case.recipe == "zero rows":
         states[::2] = 0.0

@@ -16,7 +16,7 @@ from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
 from npudiff.text import counted
-from properties import rows
+from properties import magnitudes, rows
 from properties.models import FEW, Model, of_models
 from properties.ordinary import ORDINARY
 from properties.token_order import in_another_order
@@ -28,9 +28,10 @@ LIMITS = (7.0, 10.0, 1.5, 7.1, 0.5, 1000.0)
 """The default of every backend and values that are not: one that 16 bits do not hold, and one that nothing reaches."""
 ALPHAS = (1.702, 1.0, 0.5)
 BIASES = (1.0, 0.0, 0.5)
-RECIPES = ("gaussian", "at limit", "beyond", "tiny", "zero rows")
+RECIPES = ("gaussian", "at limit", "beyond", "large", "tiny", "small", "zero rows")
 """gaussian: within the limit. at limit: gates and ups at the limit and 1 % on both sides of it, of both signs.
-beyond: three times the limit. tiny: below 1e-3. zero rows: some rows hold nothing but zeros."""
+beyond: three times the limit. large: products near the end of the dtype, where there is no limit. tiny: below 1e-3.
+small: subnormal in float16. zero rows: some rows hold nothing but zeros."""
 
 AXES = {
     "tokens": Axis("rows", range(1, 2**16 + 1)),
@@ -144,7 +145,10 @@ def _numbers(case: SwigluCase, name: str) -> torch.Tensor:
         picked = torch.from_numpy(stream.words(case.tokens * case.width).astype("int64") % len(near))
         return near[picked].reshape(case.tokens, case.width)
     numbers = stream.normal((case.tokens, case.width), torch.float32)
-    numbers *= {"beyond": 3 * limit, "tiny": 2.0**-12}.get(case.recipe, min(2.0, limit / 4))
+    large = 16.0 if name == "gate" else magnitudes.LARGE[DTYPES[case.dtype]] / 16
+    small = magnitudes.SMALL[DTYPES[case.dtype]]
+    factors = {"beyond": 3 * limit, "tiny": 2.0**-12, "large": large, "small": small}
+    numbers *= factors.get(case.recipe, min(2.0, limit / 4))
     if case.recipe == "zero rows":
         numbers[::2] = 0.0
     return numbers

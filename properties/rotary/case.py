@@ -19,6 +19,9 @@ POSITIONS = ("consecutive", "scattered", "last")
 DATA = ("numbers", "cosines")
 """numbers: a table whose entries are all different, so that one which is read in another's place shows. cosines: real
 cosines and sines of base 10000, so that queries and keys are turned, and relations between turns can be asked for."""
+MAGNITUDES = ("usual", "large", "small")
+"""large: near the end of the dtype, where every right result still is inside. small: subnormal in float16, and such
+that squares vanish in others."""
 DIMS = ("64", "128", "192", "32/64", "64/128", "64/192", "96/128", "16/80")
 
 SECTIONS = ("none", "16/24/24", "24/20/20", "8/12/12", "16/16/16/16")
@@ -38,6 +41,7 @@ AXES = {
     "sections": Axis("how many frequencies belong to each kind of position", SECTIONS),
     "rows": rows.AXIS,
     "data": Axis("what the table holds", DATA),
+    "magnitude": Axis("how large the states are", MAGNITUDES),
 }
 
 _MAX_ELEMENTS = 2**26
@@ -58,6 +62,7 @@ class RotaryCase:
     table: int = 64
     data: str = "numbers"
     sections: str = "none"
+    magnitude: str = "usual"
     rows: str = "contiguous"
     seed: int = 0
 
@@ -88,6 +93,7 @@ def features(case: RotaryCase) -> Collection[str]:
         "large positions": case.table > 65_536,
         "real cosines": case.data == "cosines",
         "sections": case.sections != "none",
+        f"{case.magnitude} states": case.magnitude != "usual",
         "sliced rows": case.rows == "sliced" and case.tokens > 1,
     }
     return [name for name, holds in checks.items() if holds]
@@ -105,9 +111,13 @@ def describe(case: RotaryCase) -> str:
         f"sections {case.sections}" if case.sections != "none" else "",
         "sliced rows" if case.rows == "sliced" else "",
         "cosines" if case.data == "cosines" else "",
+        f"{case.magnitude} states" if case.magnitude != "usual" else "",
         f"seed {case.seed}" if case.seed else "",
     ]
     return " · ".join(part for part in parts if part)
+
+
+_NAMED = {"data": DATA, "sections": SECTIONS, "rows": rows.ROWS, "magnitude": MAGNITUDES}
 
 
 def check_case(case: RotaryCase) -> None:
@@ -119,7 +129,7 @@ def check_case(case: RotaryCase) -> None:
         raise ValueError(f"rotary_dim must be even and at most head_dim, got {case.rotary_dim} and {case.head_dim}")
     if case.dtype not in DTYPES or case.style not in STYLES or case.positions not in POSITIONS:
         raise ValueError(f"unknown dtype, style or positions: {case.dtype}, {case.style}, {case.positions}")
-    for name, known in {"data": DATA, "sections": SECTIONS, "rows": rows.ROWS}.items():
+    for name, known in _NAMED.items():
         if getattr(case, name) not in known:
             raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(case, name)}")
     if case.section_sizes and 2 * sum(case.section_sizes) != case.rotary_dim:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.data import Stream
+from properties import magnitudes
 from properties.long_table import table_of_numbers
 from properties.rotary.case import DTYPES, RotaryCase
 from properties.rows import laid
@@ -17,7 +18,7 @@ def build_inputs(case: RotaryCase) -> RotaryInputs:
     """Build the inputs of a case."""
     dtype = DTYPES[case.dtype]
     states = {
-        name: laid(Stream(case.seed, name).normal((case.tokens, heads, case.head_dim), dtype), case.rows)
+        name: laid(_states(case, name, heads), case.rows)
         for name, heads in (("query", case.heads), ("key", case.kv_heads))
     }
     return RotaryInputs(
@@ -28,6 +29,14 @@ def build_inputs(case: RotaryCase) -> RotaryInputs:
         case.style,
         case.section_sizes,
     )
+
+
+def _states(case: RotaryCase, name: str, heads: int) -> torch.Tensor:
+    """Queries or keys, ``[tokens, heads, head_dim]``."""
+    dtype = DTYPES[case.dtype]
+    states = Stream(case.seed, name).normal((case.tokens, heads, case.head_dim), dtype)
+    factors = {"large": magnitudes.LARGE, "small": magnitudes.SMALL}.get(case.magnitude)
+    return states if factors is None else states * factors[dtype]
 
 
 def _stored_table(case: RotaryCase, dtype: torch.dtype) -> torch.Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
-from properties.rotary.case import DIMS, DTYPES, POSITIONS, SECTIONS, RotaryCase
+from properties.rotary.case import DIMS, DTYPES, MAGNITUDES, POSITIONS, SECTIONS, RotaryCase
 from properties.rows import ROWS
 from reference.rotary import STYLES
 
@@ -57,6 +57,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
         table=table,
         data=data,
         sections=_sections(choose, box, int(rotary_dim)),
+        magnitude=choose.value(box, "magnitude", MAGNITUDES),
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
