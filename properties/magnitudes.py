@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import torch
 
-LARGE = {torch.float16: 2.0**12, torch.bfloat16: 2.0**100, torch.float32: 2.0**100}
-"""Factors for normal numbers of at most 3.7. float16: up to a quarter of its largest number, so that a sum of a few
-leaves it where it is not made in float32. Others: squares leave float32."""
+_LARGEST = {torch.float16: 2.0**14, torch.bfloat16: 2.0**100, torch.float32: 2.0**100}
+_SMALL = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-100, torch.float32: 2.0**-100}
 
-SMALL = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-100, torch.float32: 2.0**-100}
-"""Factors for normal numbers. float16: subnormal numbers, which a kernel may lose that takes them for zero; whether a
-device keeps those of the wider dtypes is not known, so there only squares vanish."""
+
+def large(numbers: torch.Tensor, dtype: torch.dtype, factor: float = 1.0) -> torch.Tensor:
+    """Return numbers of the same signs between 0.75 and 1 times the largest that is drawn of a dtype.
+
+    Of float16 that is ``factor`` times a quarter of what it holds: sums of four stay inside, most of more do not. Of
+    the wider dtypes it is so much that squares leave float32.
+
+    Parameters
+    ----------
+    numbers : torch.Tensor
+        Normal numbers, at most 3.75 in magnitude.
+    dtype : torch.dtype
+        What they are rounded to later.
+    factor : float
+        By what they are multiplied.
+    """
+    return torch.copysign(0.75 + numbers.abs() / 15, numbers) * (factor * _LARGEST[dtype])
+
+
+def small(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return normal numbers as subnormal ones of float16, which a kernel may lose that takes them for zero.
+
+    Whether a device keeps those of the wider dtypes is not known: of these numbers are so small that squares vanish.
+    """
+    return numbers * _SMALL[dtype]

@@ -98,7 +98,11 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeFinalizeCase:
 def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
     """Build the inputs of a case: copies lie in any order, and rows that no place names are poison."""
     dtype, copies = DTYPES[case.dtype], case.tokens * case.chosen
-    states = Stream(case.seed, "rows").normal((copies + case.spare_rows, case.width), torch.float32) * _factor(case)
+    states = Stream(case.seed, "rows").normal((copies + case.spare_rows, case.width), torch.float32)
+    if case.magnitude != "usual":
+        sums = 3.5 if case.weights == "renormalised" else 1 / case.chosen  # of weights that add up to 1, or of 3.7 each
+        small = case.magnitude == "small"
+        states = magnitudes.small(states, dtype) if small else magnitudes.large(states, dtype, sums)
     places = torch.tensor(Stream(case.seed, "places").permutation(copies + case.spare_rows)[:copies])
     places = places.view(case.tokens, case.chosen)
     weights = _weights(case)
@@ -115,13 +119,6 @@ def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
         weights=weights.to(dtype),
         skip=None if skip is None else rows.laid(skip, case.rows),
     )
-
-
-def _factor(case: MoeFinalizeCase) -> float:
-    """By what rows are multiplied: a sum of as many as a token has, with weights of 3.7, is inside the dtype."""
-    dtype = DTYPES[case.dtype]
-    factors = {"large": magnitudes.LARGE[dtype] / max(8, case.chosen), "small": magnitudes.SMALL[dtype]}
-    return factors.get(case.magnitude, 1.0)
 
 
 def _padded(case: MoeFinalizeCase) -> slice:

@@ -145,9 +145,11 @@ def _numbers(case: SwigluCase, name: str) -> torch.Tensor:
         picked = torch.from_numpy(stream.words(case.tokens * case.width).astype("int64") % len(near))
         return near[picked].reshape(case.tokens, case.width)
     numbers = stream.normal((case.tokens, case.width), torch.float32)
-    large = 16.0 if name == "gate" else magnitudes.LARGE[DTYPES[case.dtype]] / 16
-    small = magnitudes.SMALL[DTYPES[case.dtype]]
-    factors = {"beyond": 3 * limit, "tiny": 2.0**-12, "large": large, "small": small}
+    if case.recipe == "small":
+        return magnitudes.small(numbers, DTYPES[case.dtype])
+    if case.recipe == "large" and name == "up":
+        return magnitudes.large(numbers, DTYPES[case.dtype], 1 / 16)
+    factors = {"beyond": 3 * limit, "tiny": 2.0**-12, "large": 16.0}
     numbers *= factors.get(case.recipe, min(2.0, limit / 4))
     if case.recipe == "zero rows":
         numbers[::2] = 0.0

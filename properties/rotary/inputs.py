@@ -34,9 +34,12 @@ def build_inputs(case: RotaryCase) -> RotaryInputs:
 def _states(case: RotaryCase, name: str, heads: int) -> torch.Tensor:
     """Queries or keys, ``[tokens, heads, head_dim]``."""
     dtype = DTYPES[case.dtype]
-    states = Stream(case.seed, name).normal((case.tokens, heads, case.head_dim), dtype)
-    factors = {"large": magnitudes.LARGE, "small": magnitudes.SMALL}.get(case.magnitude)
-    return states if factors is None else states * factors[dtype]
+    shape = (case.tokens, heads, case.head_dim)
+    if case.magnitude == "usual":
+        return Stream(case.seed, name).normal(shape, dtype)
+    numbers = Stream(case.seed, name).normal(shape, torch.float32)
+    make = magnitudes.large if case.magnitude == "large" else magnitudes.small
+    return make(numbers, dtype).to(dtype)
 
 
 def _stored_table(case: RotaryCase, dtype: torch.dtype) -> torch.Tensor:

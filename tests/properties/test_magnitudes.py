@@ -9,6 +9,7 @@ import torch
 
 from device import ascend, targets
 from npudiff.component import Subject
+from npudiff.constraints import Constraints
 from npudiff.discovery import load_component
 from npudiff.engine import EQUIVALENCE, run_job
 from npudiff.outcome import Budget, Job
@@ -32,14 +33,15 @@ def doubled(inputs, *names):
     return replace(inputs, **twice)
 
 
-def halved(outputs, inputs):
+def halved(outputs):
     return {name: value / 2 if value.dtype == torch.float16 else value for name, value in outputs.items()}
 
 
 def found(item, function, **within):
     component = load_component(item.component)
     wrong = replace(item, function=function)
-    job = Job(Subject(component, wrong, targets.sim(None)), EQUIVALENCE, item.constraints)
+    constraints = item.constraints.within(Constraints((within,)))
+    job = Job(Subject(component, wrong, targets.sim(None)), EQUIVALENCE, constraints)
     return run_job(job, Budget(examples=100, seed=3)).failure
 
 
@@ -61,16 +63,20 @@ def test_a_kernel_whose_sums_leave_float16_on_their_way_is_found(item, names):
     def function(inputs, target):
         if getattr(inputs, "skip", None) is not None:
             return item.function(inputs, target)
-        return halved(item.function(doubled(inputs, *names), target), inputs)
+        outputs = item.function(doubled(inputs, *names), target)
+        return halved(outputs if isinstance(outputs, dict) else {"output": outputs})
 
-    failure = found(item, function)
+    assert found(item, function, magnitude=("usual",)) is None
+    failure = found(item, function, magnitude=("usual", "large"), dtype=("float16",))
     assert failure is not None
     assert failure.case.magnitude == "large"
 
 
-def test_the_largest_numbers_and_what_is_made_of_them_are_inside():
-    for dtype, factor in magnitudes.LARGE.items():
-        assert 4 * 3.7 * factor < torch.finfo(dtype).max
-    half = magnitudes.SMALL[torch.float16]
-    assert 3.7 * half < torch.finfo(torch.float16).smallest_normal
-    assert half > torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_large_and_small_numbers_are_inside(dtype):
+    numbers = torch.linspace(-3.7, 3.7, 100)
+    large, small, least = magnitudes.large(numbers, dtype), magnitudes.small(numbers, dtype), torch.finfo(dtype)
+    assert torch.equal(large.sign(), numbers.sign())
+    assert 4 * large.abs().max() <= 2**16 if dtype == torch.float16 else large.square().isinf().all()
+    assert (small.to(dtype) != 0).all()
+    assert small.abs().max() < least.smallest_normal if dtype == torch.float16 else (small.square() == 0).all()
