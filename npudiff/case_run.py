@@ -12,6 +12,7 @@ from hypothesis import seed as with_seed
 from npudiff.compare import Comparison
 from npudiff.component import ImplementationRaised
 from npudiff.constraints import Constraints
+from npudiff.judge import Judge
 from npudiff.outcome import Budget, Failure, Outcome
 from npudiff.profiles import UNBOUNDED_EXAMPLES, hypothesis_settings
 from npudiff.property import NotApplicable
@@ -42,10 +43,12 @@ class CaseRun:
         How long to look.
     progress : callable
         Called after each case.
+    judge : Judge
+        Judges cases.
     """
 
-    def __init__(self, outcome: Outcome, budget: Budget, progress: Progress) -> None:
-        self.outcome, self.budget, self.progress = outcome, budget, progress
+    def __init__(self, outcome: Outcome, budget: Budget, progress: Progress, judge: Judge) -> None:
+        self.outcome, self.budget, self.progress, self.judge = outcome, budget, progress, judge
         self.started = time.perf_counter()
         job = outcome.job
         self._passed: set[Any] = set()
@@ -121,28 +124,24 @@ class CaseRun:
             self.outcome.flaky = self._judge(self.outcome.failure.case) is None
 
     def _judge(self, case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component
+        """Judge a case; of a trace, what fails is the part up to the step that failed."""
         self._require(case)
-        job = self.outcome.job
-        return self._verdict(lambda: job.prop.check(job.subject, case), lambda: case)
+        outcome = self.outcome
+        try:
+            comparison = self.judge.check(case, thorough=outcome.failure is None)
+        except ImplementationRaised as error:
+            return Failure(self.judge.case, None, error.__cause__ or error)
+        if isinstance(comparison, Comparison) and not comparison.holds:
+            return Failure(self.judge.case, comparison, None)
+        outcome.exact = outcome.exact and comparison.exact
+        if outcome.failure is None and comparison.worst >= outcome.worst_ratio:
+            outcome.worst_ratio, outcome.worst_case = comparison.worst, self.judge.case
+        return None
 
     def _require(self, case: Any) -> None:  # noqa: ANN401 - a case of any component
         reason = self.allowed.reason_against(self.outcome.job.subject.component.values(case))
         if reason is not None:
             raise NotApplicable(reason)
-
-    def _verdict(self, check: Callable[[], Comparison], case: Callable[[], Any]) -> Failure | None:
-        """Make a check, after which ``case`` tells what was checked."""
-        outcome = self.outcome
-        try:
-            comparison = check()
-        except ImplementationRaised as error:
-            return Failure(case(), None, error.__cause__ or error)
-        if not comparison.holds:
-            return Failure(case(), comparison, None)
-        outcome.exact = outcome.exact and comparison.exact
-        if outcome.failure is None and comparison.worst >= outcome.worst_ratio:
-            outcome.worst_ratio, outcome.worst_case = comparison.worst, case()
-        return None
 
     def _record(self, failure: Failure) -> None:
         now = self.seconds

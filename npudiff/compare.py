@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -111,6 +111,23 @@ class Comparison:
         """The first output that is wrong, in the component's order; if none is, the one with the largest ratio."""
         wrong = [output for output in self.outputs if output.worst > 1]
         return wrong[0] if wrong else max(self.outputs, key=lambda output: output.worst)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is left of a comparison that holds, where nobody needs its tensors.
+
+    Attributes
+    ----------
+    worst : float
+        The largest error over bound of all outputs.
+    exact : bool
+        Whether every output asks for equality only.
+    """
+
+    worst: float
+    exact: bool
+    holds: ClassVar[bool] = True
 
 
 def compare(

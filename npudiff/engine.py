@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis.errors import Unsatisfiable
@@ -12,7 +13,8 @@ from npudiff.case_run import CaseRun, Fails, Progress, Stop
 from npudiff.compare import Comparison, compare
 from npudiff.component import Component, Subject
 from npudiff.implementation import Implementation
-from npudiff.outcome import Budget, Job, Outcome, Verdict
+from npudiff.judge import Judge, LocalJudge
+from npudiff.outcome import Budget, Isolation, Job, Outcome, Verdict
 from npudiff.property import Property
 from npudiff.trace_run import TraceRun
 from npudiff.walk import Walk
@@ -59,8 +61,7 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Ou
         return outcome
     memory = None if budget.memory is None else budget.memory / job.name
     outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
-    run = _run_of(outcome, budget, progress)
-    with job.subject.target.activate():
+    with job.subject.target.activate(), _run_of(outcome, budget, progress) as run:
         try:
             run.with_hypothesis()
         except (Fails, Stop):
@@ -72,11 +73,15 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Ou
     return outcome
 
 
-def run_case(job: Job, case: Any) -> Outcome:  # noqa: ANN401 - a case of any component
+def run_case(job: Job, case: Any, isolation: Isolation | None = None) -> Outcome:  # noqa: ANN401 - of any component
     """Run the property on one given case."""
     outcome = Outcome(job)
-    run = _run_of(outcome, Budget(), lambda _: None)
-    with job.subject.target.activate(), contextlib.suppress(Fails):
+    budget = Budget(isolation=isolation)
+    with (
+        job.subject.target.activate(),
+        _run_of(outcome, budget, lambda _: None) as run,
+        contextlib.suppress(Fails),
+    ):
         run.case(case)
     outcome.seconds = run.seconds
     _conclude(outcome)
@@ -90,6 +95,23 @@ def _conclude(outcome: Outcome) -> None:
         outcome.verdict = Verdict.NOT_APPLICABLE
 
 
-def _run_of(outcome: Outcome, budget: Budget, progress: Progress) -> CaseRun:
+@contextlib.contextmanager
+def _run_of(outcome: Outcome, budget: Budget, progress: Progress) -> Iterator[CaseRun]:
+    """Give what runs cases of a job, with a judge that is closed at the end."""
     history = outcome.job.subject.component.history
-    return CaseRun(outcome, budget, progress) if history is None else TraceRun(outcome, budget, progress, history)
+    judge = _judge_of(outcome.job, budget)
+    try:
+        if history is None:
+            yield CaseRun(outcome, budget, progress, judge)
+        else:
+            yield TraceRun(outcome, budget, progress, judge, history)
+    finally:
+        judge.close(outcome)
+
+
+def _judge_of(job: Job, budget: Budget) -> Judge:
+    if budget.isolation is None:
+        return LocalJudge(job)
+    from npudiff.isolation.judge import IsolatedJudge  # noqa: PLC0415 - the parts that are not on every system
+
+    return IsolatedJudge(job, budget.isolation)

@@ -49,6 +49,25 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Isolation:
+    """How cases are run in processes that may die of them.
+
+    Attributes
+    ----------
+    journal : pathlib.Path
+        Folder of the journals, in which a case is written down before it is run.
+    warm_up : float
+        Seconds that a process may take until it gets a known answer from its device, before any case.
+    run : float
+        Seconds that a case may take.
+    """
+
+    journal: Path
+    warm_up: float = 300.0
+    run: float = 60.0
+
+
+@dataclass(frozen=True)
 class Budget:
     """How long one job may look.
 
@@ -68,6 +87,8 @@ class Budget:
         Folder in which failing cases are remembered.
     steps : int or None
         Steps of each run of a component with history; None for as many as the component says.
+    isolation : Isolation or None
+        Run cases in a process of their own; None for this one.
     """
 
     examples: int | None = 100
@@ -77,6 +98,26 @@ class Budget:
     shrink: bool = True
     memory: Path | None = None
     steps: int | None = None
+    isolation: Isolation | None = None
+
+
+@dataclass(frozen=True)
+class Poisoning:
+    """A case that held by itself, and after which another one fails that is right by itself.
+
+    Attributes
+    ----------
+    case : str
+        What poisons, as JSON; empty if it was not found which of the cases before it was.
+    victim : str
+        In what it was seen, as JSON.
+    error : str
+        What was seen in it.
+    """
+
+    case: str
+    victim: str
+    error: str
 
 
 @dataclass(frozen=True)
@@ -118,6 +159,13 @@ class Outcome:
         Whether cases that failed in an earlier run were tried first.
     flaky : bool
         Whether the failing case did not fail again when it was repeated.
+    alone : tuple of int
+        Where cases run in processes of their own, how often the failing case failed when it was run alone, and of how
+        many times; both 0 if nobody looked.
+    poisonings : list of Poisoning
+        Cases that spoiled the device for others, which were judged again.
+    journal : pathlib.Path or None
+        Journal of a job that has something to report; to be removed when that is written down.
     verdict : Verdict
         How it ended.
     """
@@ -137,4 +185,13 @@ class Outcome:
     failure: Failure | None = None
     remembered: bool = False
     flaky: bool = False
+    alone: tuple[int, int] = (0, 0)
+    poisonings: list[Poisoning] = field(default_factory=list)
+    journal: Path | None = None
     verdict: Verdict = Verdict.HOLDS
+
+    def settle(self) -> None:
+        """Remove the journal: all that it says is written elsewhere, or need not be."""
+        if self.journal is not None:
+            self.journal.unlink(missing_ok=True)
+            self.journal = None

@@ -14,11 +14,11 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from npudiff.case_run import CaseRun, Fails, Progress, Stop
 from npudiff.history import History
+from npudiff.judge import Judge
 from npudiff.machine import Machine
 from npudiff.outcome import Budget, Failure, Outcome
 from npudiff.profiles import hypothesis_settings
 from npudiff.property import NotApplicable
-from npudiff.walk import Walk
 
 RUNS_AT_ONCE = 9
 """Runs of a machine for which Hypothesis is called once. From the tenth on it copies steps of a run over each other, so
@@ -34,16 +34,15 @@ class TraceRun(CaseRun):
 
     Parameters
     ----------
-    outcome, budget, progress
+    outcome, budget, progress, judge
         As of ``CaseRun``.
     history : History
         What the component says of its machine.
     """
 
-    def __init__(self, outcome: Outcome, budget: Budget, progress: Progress, history: History) -> None:
-        super().__init__(outcome, budget, progress)
+    def __init__(self, outcome: Outcome, budget: Budget, progress: Progress, judge: Judge, history: History) -> None:
+        super().__init__(outcome, budget, progress, judge)
         self._history = history
-        self._walk = Walk(outcome.job.subject)
         self._seen: dict[Any, Any] = {}
         self._place = self._seen
         self._applies, self._counted = True, False
@@ -86,7 +85,7 @@ class TraceRun(CaseRun):
 
     def begin(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
         """Begin a trace, unless there were enough."""
-        self._walk = Walk(self.outcome.job.subject)
+        self.judge.begin()
         self._place = self._seen
         self._applies, self._counted = True, False
         if self._over and self.outcome.failure is None:
@@ -117,7 +116,7 @@ class TraceRun(CaseRun):
         if self.outcome.failure is not None and self.budget.shrink:
             with contextlib.suppress(Stop):
                 self._shrink()
-        self._walk = Walk(self.outcome.job.subject)
+        self.judge.begin()
         super().conclude()
 
     @property
@@ -165,7 +164,7 @@ class TraceRun(CaseRun):
             self.outcome.job.subject.component.check_case(case)
         except ValueError:
             return None
-        self._walk = Walk(self.outcome.job.subject)
+        self.judge.begin()
         try:
             return self._judge(case)
         except NotApplicable:
@@ -186,11 +185,6 @@ class TraceRun(CaseRun):
         if failure is not None:
             self._record(failure)
         return failure is not None
-
-    def _judge(self, case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component with history
-        """Walk on to a trace; what fails is the part up to the step that failed."""
-        self._require(case)
-        return self._verdict(lambda: self._walk.to(case), lambda: self._walk.case)
 
 
 def _without_steps(case: Any) -> Iterator[Any]:  # noqa: ANN401 - a case of any component with history

@@ -1,0 +1,87 @@
+"""What an error says of the device: whether it can be used on, or everything after it is invalid."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from enum import Enum
+
+_REJECTED = re.compile(r"\b(561\d{3}|161\d{3}|EZ\d{4})\b")
+"""Calls that the host refuses before anything is launched: tiling (561002), parameters (161002, EZ1001)."""
+
+_FAULT = re.compile(r"\b(507\d{3}|107030)\b|context is abort", re.IGNORECASE)
+"""The runtime's errors. 507899 is what a dead context says; 107030 is a capture that is invalid."""
+
+_MEMORY = re.compile(r"out of memory|\b207018\b", re.IGNORECASE)
+
+
+class Kind(Enum):
+    """What happened to a call."""
+
+    RAISED = "exception"
+    REJECTED = "rejected call"
+    OUT_OF_MEMORY = "out of memory"
+    FAULT = "device fault"
+    DIED = "process died"
+    TIMED_OUT = "time-out"
+
+    @property
+    def ends_worker(self) -> bool:
+        """Whether nothing that the process says afterwards counts."""
+        return self in (Kind.FAULT, Kind.DIED, Kind.TIMED_OUT)
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether the device has to answer a question of which the answer is known, before it is used on."""
+        return self in (Kind.REJECTED, Kind.OUT_OF_MEMORY)
+
+
+def kind_of(text: str) -> Kind:
+    """Tell what kind of error an exception is, by its text: a fault before all that it may mention besides."""
+    if _FAULT.search(text):
+        return Kind.FAULT
+    if _REJECTED.search(text):
+        return Kind.REJECTED
+    return Kind.OUT_OF_MEMORY if _MEMORY.search(text) else Kind.RAISED
+
+
+class Faulted(Exception):  # noqa: N818 - what happened
+    """A case could not be judged, because of what it did to the process or the device.
+
+    Parameters
+    ----------
+    kind : Kind
+        What happened.
+    text : str
+        What was said, or seen from outside.
+    """
+
+    def __init__(self, kind: Kind, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class RemoteError(Exception):
+    """An exception of the implementation in its process: its type and text.
+
+    Parameters
+    ----------
+    name, text : str
+        Type and text.
+    kind : Kind
+        What it says of the device.
+    """
+
+    def __init__(self, name: str, text: str, kind: Kind) -> None:
+        super().__init__(f"{name}: {text}")
+        self.kind = kind
+
+
+def died(status: int) -> str:
+    """Say how a process ended, by its wait status: a signal, or an exit code."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return f"the process died: {name}" + (" (killed, as for want of memory)" if name == "SIGKILL" else "")
+    return f"the process ended: exit code {os.WEXITSTATUS(status)}"

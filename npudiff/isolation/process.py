@@ -1,0 +1,114 @@
+"""A worker as its parent sees it: questions with a clock, and an end that takes the whole process group."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+import traceback
+import warnings
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+from npudiff.isolation.faults import Faulted, Kind, died
+from npudiff.isolation.wire import SharedTensors
+from npudiff.isolation.worker import live
+from npudiff.outcome import Job
+
+_GRACE = 2.0
+"""Seconds that a process whose connection has ended gets to say how it died."""
+
+
+class WorkerDefect(Exception):  # noqa: N818 - what happened
+    """Something other than an implementation raised in a worker; the message is its traceback."""
+
+
+class WorkerProcess:
+    """A forked process that judges cases of one job.
+
+    A fork takes milliseconds, and what it is made from never touches a device: each worker is as new.
+
+    Parameters
+    ----------
+    job : Job
+        Whose cases it judges.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.shared = SharedTensors()
+        self._connection, theirs = Pipe()
+        read, self._lifeline = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
+            self._pid = os.fork()
+        if not self._pid:
+            self._begin(job, theirs, read)
+        theirs.close()
+        os.close(read)
+
+    def _begin(self, job: Job, theirs: Connection, lifeline: int) -> None:
+        """The child's side; whatever happens, it never goes back to what the parent does."""
+        try:
+            self._connection.close()
+            os.close(self._lifeline)
+            live(job, theirs, lifeline, self.shared)
+        except BaseException:  # noqa: BLE001 - there is nobody else to tell
+            traceback.print_exc()
+        finally:
+            os._exit(70)
+
+    def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Return the answer to a question.
+
+        Raises
+        ------
+        Faulted
+            If the process dies, or does not answer in time; it is gone then.
+        WorkerDefect
+            If npudiff itself, or a component, raised.
+        """
+        try:
+            self._connection.send_bytes(json.dumps(question).encode())
+            if not self._connection.poll(seconds):
+                self.kill()
+                raise Faulted(Kind.TIMED_OUT, f"no answer within {seconds:g} s")
+            answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            raise Faulted(Kind.DIED, died(self._reaped())) from None
+        if answer["verdict"] == "defect":
+            raise WorkerDefect(answer["text"])
+        return answer
+
+    def kill(self) -> None:
+        """End the process and all that it started, and let go of what is shared with it."""
+        if self._pid:
+            self._kill_group()
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+            self._release()
+
+    def _kill_group(self) -> None:
+        for end in (os.killpg, os.kill):  # before it has a group of its own it is a process of ours
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                end(self._pid, signal.SIGKILL)
+
+    def _reaped(self) -> int:
+        """Wait for a process that is ending, and return how it did."""
+        until, done, status = time.monotonic() + _GRACE, 0, 0
+        while not done and time.monotonic() < until:
+            done, status = os.waitpid(self._pid, os.WNOHANG)
+            if not done:
+                time.sleep(0.002)
+        self._kill_group()  # what it started, and itself if it has only closed its connection
+        if not done:
+            _, status = os.waitpid(self._pid, 0)
+        self._pid = 0
+        self._release()
+        return status
+
+    def _release(self) -> None:
+        self._connection.close()
+        os.close(self._lifeline)
+        self.shared.close()
