@@ -121,14 +121,14 @@ class CaseRun:
     def conclude(self) -> None:
         """Run the smallest failing case once more: each case was run once only."""
         if self.outcome.failure is not None:
-            self.outcome.flaky = self._judge(self.outcome.failure.case) is None
+            self.outcome.flaky = self._judge(self.outcome.failure.case, thorough=True) is None
 
-    def _judge(self, case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component
+    def _judge(self, case: Any, *, thorough: bool = False) -> Failure | None:  # noqa: ANN401 - a case of any component
         """Judge a case; of a trace, what fails is the part up to the step that failed."""
         self._require(case)
         outcome = self.outcome
         try:
-            comparison = self.judge.check(case, thorough=outcome.failure is None)
+            comparison = self.judge.check(case, thorough=thorough or outcome.failure is None)
         except ImplementationRaised as error:
             return Failure(self.judge.case, None, error.__cause__ or error)
         if isinstance(comparison, Comparison) and not comparison.holds:

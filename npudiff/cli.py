@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from npudiff import TargetUnavailable, __version__
-from npudiff.errors import ExitCode, UsageError
+from npudiff.errors import DeviceLost, ExitCode, UsageError
 
 DEFAULT_ROOT = Path(".npudiff")
 """Folder below which findings and remembered cases are kept."""
@@ -99,6 +99,7 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="NAME",
         help="dev, ci (the same cases every time) or nightly",
     )
+    _add_isolation(check)
     check.add_argument("--output", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where findings go (.npudiff)")
     check.add_argument("-v", "--verbose", action="store_true", help="show every property, and where the cases were")
 
@@ -116,6 +117,7 @@ def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
         description="Run the cases of findings again. Nothing in a finding is executed, and no path in it is followed.",
     )
     replay.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="finding folders, or a folder of them")
+    _add_isolation(replay)
     _add_target(replay)
 
 
@@ -161,6 +163,18 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
 
 
+def _add_isolation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--isolate",
+        action=argparse.BooleanOptionalAction,
+        help="run cases in a process that may die of them; by default on a device, and for crashes that are replayed",
+    )
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="TIME", help="isolated, for a case (60s)")
+    parser.add_argument(
+        "--warm-up", type=_seconds, default=300.0, metavar="TIME", help="isolated, until the device answers (5m)"
+    )
+
+
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--impl",
@@ -186,6 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, TargetUnavailable) as error:
         print(f"npudiff: {error}", file=sys.stderr)
         return ExitCode.USAGE
+    except DeviceLost as error:
+        print(f"npudiff: {error}", file=sys.stderr)
+        return ExitCode.DEVICE_LOST
     except KeyboardInterrupt:
         print("npudiff: interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED

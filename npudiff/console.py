@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,9 @@ from rich.table import Table
 
 from npudiff import __version__
 from npudiff.component import Component
+from npudiff.engine import EQUIVALENCE
 from npudiff.findings import Finding
+from npudiff.isolation.journal import LeftBehind
 from npudiff.outcome import Outcome, Verdict
 from npudiff.plan import Plan
 from npudiff.replay import Replay, ReplayVerdict
@@ -140,6 +143,17 @@ class Console:
         self.rich.print(f"  [dim]cases by region: {escape(shares)}[/]")
         for reason, count in reasons.most_common(5):
             self.rich.print(f"  [dim]not applicable {count} times: {escape(reason)}[/]")
+
+    def left_behind(self, cases: Sequence[LeftBehind]) -> None:
+        """Say what a run that was killed was doing."""
+        for one in cases:
+            what = f"failed ({one.verdict}), and was not reported" if one.verdict else "was being run"
+            component, implementation, prop = [*one.job.split("."), "", ""][:3]
+            command = f"npudiff check {component} --impl {implementation} --case {shlex.quote(one.case)}"
+            said = f"a run before this one was killed: a case of {printable(one.job)} {what}"
+            self.rich.print(f"[bold red]{escape(said)}[/]", soft_wrap=True)
+            if prop == EQUIVALENCE.name:
+                self.rich.print(f"  {escape(printable(command))}", soft_wrap=True)
 
     def finding(self, finding: Finding, folder: Path) -> None:
         """Show a finding and the line that replays it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hypothesis.errors import Unsatisfiable
@@ -75,14 +75,19 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Ou
 
 def run_case(job: Job, case: Any, isolation: Isolation | None = None) -> Outcome:  # noqa: ANN401 - of any component
     """Run the property on one given case."""
+    return run_cases(job, (case,), isolation)
+
+
+def run_cases(job: Job, cases: Sequence[Any], isolation: Isolation | None = None) -> Outcome:
+    """Run the property on given cases, one after the other in one process, until one fails."""
     outcome = Outcome(job)
-    budget = Budget(isolation=isolation)
     with (
         job.subject.target.activate(),
-        _run_of(outcome, budget, lambda _: None) as run,
+        _run_of(outcome, Budget(isolation=isolation), lambda _: None) as run,
         contextlib.suppress(Fails),
     ):
-        run.case(case)
+        for case in cases:
+            run.case(case)
     outcome.seconds = run.seconds
     _conclude(outcome)
     return outcome

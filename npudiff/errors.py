@@ -23,6 +23,10 @@ class UsageError(Exception):
     """What the user asked for cannot be done as asked; the message is the one line that they see."""
 
 
+class DeviceLost(Exception):  # noqa: N818 - what happened
+    """A fresh process does not get a known answer from the device: no result counts any more."""
+
+
 MANY = 32
 """Names above which only those are listed that look like the unknown one."""
 

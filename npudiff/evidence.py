@@ -9,15 +9,45 @@ from typing import Any
 
 import torch
 
-from npudiff.codec import to_plain
+from npudiff.codec import loads, to_plain
 from npudiff.compare import OutputComparison
 from npudiff.component import Component
 from npudiff.criteria import judge
 from npudiff.findings import Finding
-from npudiff.outcome import Failure, Outcome, Verdict
+from npudiff.isolation.faults import RemoteError
+from npudiff.outcome import Failure, Outcome, Poisoning, Verdict
 from npudiff.pattern import describe_pattern, worst_element, worst_gain
 from npudiff.strays import describe_strays
 from npudiff.text import printable
+
+POISONS = "poisons the device"
+"""Verdict of a case that holds, and after which another one fails that is right by itself."""
+
+
+def findings_of(outcome: Outcome) -> list[tuple[Finding, Failure | None]]:
+    """Describe all that an outcome has to report: its failure, and cases that spoiled the device for others."""
+    failed = [(finding_of(outcome), outcome.failure)] if outcome.failure is not None else []
+    poisonings = sorted(outcome.poisonings, key=lambda one: (not one.case, len(one.case) + len(one.victim)))
+    return [*failed, *((_poisoning(outcome, one), None) for one in poisonings[:1])]
+
+
+def _poisoning(outcome: Outcome, poisoning: Poisoning) -> Finding:
+    """Describe the smallest case that poisons, or one that only fails after others if it was not found which."""
+    subject = outcome.job.subject
+    culprit, victim = (
+        loads(subject.component.case_type, text) if text else None for text in (poisoning.case, poisoning.victim)
+    )
+    detail = {
+        "line": subject.component.describe(victim if culprit is None else culprit),
+        "error": printable(poisoning.error)[:2000],
+        "then": "" if culprit is None else subject.component.describe(victim),
+        "victim": {} if culprit is None else _plain_case(victim),
+        "examples_to_finding": outcome.cases,
+        "flaky": culprit is None,
+        "more": len(outcome.poisonings) - 1,
+    }
+    verdict = POISONS if culprit is not None else "fails after other cases only"
+    return _described(outcome, victim if culprit is None else culprit, verdict, detail)
 
 
 def finding_of(outcome: Outcome) -> Finding:
@@ -28,18 +58,30 @@ def finding_of(outcome: Outcome) -> Finding:
     ValueError
         If the outcome has no failure.
     """
-    failure, subject = outcome.failure, outcome.job.subject
+    failure = outcome.failure
     if failure is None:
         raise ValueError(f"{outcome.job.name} has no failure")
+    return _described(outcome, failure.case, _verdict_of(failure), _detail(outcome, failure))
+
+
+def _verdict_of(failure: Failure) -> str:
+    """``wrong value``, ``exception``, or what the case did to the process or the device."""
+    if failure.error is None:
+        return Verdict.WRONG.value
+    return failure.error.kind.value if isinstance(failure.error, RemoteError) else Verdict.RAISED.value
+
+
+def _described(outcome: Outcome, case: object, verdict: str, detail: Mapping[str, Any]) -> Finding:
+    subject = outcome.job.subject
     return Finding(
         component=subject.component.name,
         implementation=subject.implementation.name,
         target=subject.target.name,
         cann=subject.target.cann,
         property_name=outcome.job.prop.name,
-        verdict=(Verdict.RAISED if failure.error is not None else Verdict.WRONG).value,
-        case=_plain_case(failure.case),
-        detail=_detail(outcome, failure),
+        verdict=verdict,
+        case=_plain_case(case),
+        detail=detail,
         environment=environment(),
         options=_replay_options(subject.implementation.origin),
     )
@@ -80,6 +122,7 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         "examples_to_finding": outcome.cases,
         "remembered": outcome.remembered,
         "flaky": outcome.flaky,
+        "alone": list(outcome.alone),
         "first": _first(outcome),
     }
     if failure.error is not None:
@@ -109,7 +152,8 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
 
 def _error_text(error: BaseException) -> str:
     """The exception's type and text, with line breaks marked: device errors have several lines."""
-    lines = f"{type(error).__name__}: {error}"[:2000].splitlines()
+    text = str(error) if isinstance(error, RemoteError) else f"{type(error).__name__}: {error}"
+    lines = text[:2000].splitlines()
     return " | ".join(printable(line.strip()) for line in lines if line.strip())
 
 

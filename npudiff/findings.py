@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from npudiff.codec import dumps
+from npudiff.compare import Comparison
 from npudiff.errors import UsageError
 from npudiff.outcome import Failure
 
@@ -43,7 +44,7 @@ class Finding:
     component, implementation, target, cann, property_name : str
         What failed where.
     verdict : str
-        ``wrong value`` or ``exception``.
+        ``wrong value``, ``exception``, or what the case did to the process or the device.
     case : mapping
         The case, as plain JSON.
     detail : mapping
@@ -99,14 +100,14 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:60].lstrip(".") or "unnamed"
 
 
-def write_finding(finding: Finding, failure: Failure, root: Path) -> Path:
+def write_finding(finding: Finding, failure: Failure | None, root: Path) -> Path:
     """Write a finding as a folder below ``root``, and return the folder.
 
     Tensors are kept as far as the size cap allows; the checksum of their file is part of ``finding.json``.
     """
     folder = root / finding.key
     folder.mkdir(parents=True, exist_ok=True)
-    checksum = _write_tensors(failure, folder / TENSOR_FILE)
+    checksum = _write_tensors(None if failure is None else failure.comparison, folder / TENSOR_FILE)
     content = {
         "schema_version": SCHEMA_VERSION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -129,10 +130,10 @@ def _finite(value: object) -> object:
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_tensors(failure: Failure, path: Path) -> str | None:
+def _write_tensors(comparison: Comparison | None, path: Path) -> str | None:
     kept: dict[str, torch.Tensor] = {}
     size = 0
-    for output in failure.comparison.outputs if failure.comparison is not None else ():
+    for output in comparison.outputs if comparison is not None else ():
         for kind in ("actual", "value", "bound"):
             tensor = getattr(output, kind)
             if tensor is not None and size + tensor.nbytes <= MAX_TENSORS_KEPT:

@@ -54,15 +54,15 @@ class Isolation:
 
     Attributes
     ----------
-    journal : pathlib.Path
-        Folder of the journals, in which a case is written down before it is run.
+    journal : pathlib.Path or None
+        Folder of the journals, in which a case is written down before it is run; None for no journal.
     warm_up : float
         Seconds that a process may take until it gets a known answer from its device, before any case.
     run : float
         Seconds that a case may take.
     """
 
-    journal: Path
+    journal: Path | None = None
     warm_up: float = 300.0
     run: float = 60.0
 

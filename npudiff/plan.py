@@ -12,11 +12,11 @@ from npudiff.discovery import default_target, load_components, load_target, sele
 from npudiff.engine import properties_of, property_of_mutant
 from npudiff.errors import UsageError, unknown
 from npudiff.implementation import Implementation
-from npudiff.outcome import Budget, Job
+from npudiff.outcome import Budget, Isolation, Job
 from npudiff.profiles import DEFAULT_RUN_PROFILE, RUN_PROFILES, run_profile
 from npudiff.property import Property
 from npudiff.target import Target
-from npudiff.workers import default_workers
+from npudiff.workers import default_workers, on_this_host
 
 DEFAULT_EXAMPLES = RUN_PROFILES[DEFAULT_RUN_PROFILE].examples
 """Cases of equivalence within which every mutant has to be found."""
@@ -52,6 +52,12 @@ class Request:
         Folder in which failing cases are remembered.
     workers : int or None
         Processes in which jobs run; None for as many as the target and the machine are good for.
+    isolate : bool or None
+        Whether cases run in processes that may die of them; None for where a device is shared.
+    journal : pathlib.Path or None
+        Folder in which a case is written down before it is run.
+    timeout, warm_up : float
+        Seconds that a case may take, and a process until it has a known answer from its device.
     """
 
     components: tuple[str, ...] = ()
@@ -66,6 +72,10 @@ class Request:
     hypothesis_profile: str = DEFAULT_RUN_PROFILE
     memory: Path | None = None
     workers: int | None = None
+    isolate: bool | None = None
+    journal: Path | None = None
+    timeout: float = 60.0
+    warm_up: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,13 @@ class Plan:
         fewer = request.seconds is not None or (request.examples or DEFAULT_EXAMPLES) < DEFAULT_EXAMPLES
         return not (request.where or request.model or fewer)
 
+    @property
+    def isolation(self) -> Isolation | None:
+        """How cases are run in processes that may die of them; None if they are not."""
+        request = self.request
+        wanted = not on_this_host(self.target) if request.isolate is None else request.isolate
+        return Isolation(request.journal, request.warm_up, request.timeout) if wanted else None
+
     def budget(self, job: Job) -> Budget:
         """Return how long one job may look."""
         profile = run_profile(self.request.hypothesis_profile)
@@ -116,6 +133,7 @@ class Plan:
             seed=self.request.seed,
             deterministic=profile.deterministic,
             memory=None if job in self.mutants else self.request.memory,
+            isolation=self.isolation,
         )
 
     def _share(self, job: Job) -> float:

@@ -34,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="implementations to test")
     group.addoption("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
     group.addoption("--examples", type=_count, metavar="N", help="cases of equivalence per implementation")
+    group.addoption(
+        "--isolate",
+        action=argparse.BooleanOptionalAction,
+        help="run cases in a process that may die of them; by default on a device",
+    )
     group.addoption("--npudiff-output", default=".npudiff", metavar="DIR", help="where findings go (.npudiff)")
 
 
@@ -122,6 +127,8 @@ def _plan(config: pytest.Config) -> Plan:
             examples=config.getoption("--examples"),
             hypothesis_profile=profile if profile in _PROFILES else "dev",
             memory=_output(config) / "examples",
+            isolate=config.getoption("--isolate"),
+            journal=_output(config) / "journal",
         )
         try:
             config.stash[_PLAN] = make_plan(request)
@@ -161,18 +168,20 @@ class Runner:
         return outcome
 
     def fail(self, outcome: Outcome) -> None:
-        """Write the finding of a failed outcome, and fail the test with it."""
-        from npudiff.evidence import finding_of  # noqa: PLC0415 - needed for a finding only
+        """Write what an outcome has to report, and fail the test with it."""
+        from npudiff.evidence import findings_of  # noqa: PLC0415 - needed for a finding only
         from npudiff.findings import write_finding  # noqa: PLC0415 - needed for a finding only
         from npudiff.report import finding_lines  # noqa: PLC0415
 
-        if outcome.failure is None:
-            raise ValueError(f"{outcome.job.name} has no failure")
-        finding = finding_of(outcome)
-        folder = write_finding(finding, outcome.failure, _output(self._config) / "findings")
-        lines = [f"{label:10} {text}" for label, text in finding_lines(finding, folder)]
-        title = f"{finding.component}.{finding.implementation}: {finding.property_name}: {finding.verdict}"
-        pytest.fail("\n".join([title, *lines]), pytrace=False)
+        lines = []
+        for finding, failure in findings_of(outcome):
+            folder = write_finding(finding, failure, _output(self._config) / "findings")
+            lines.append(f"{finding.component}.{finding.implementation}: {finding.property_name}: {finding.verdict}")
+            lines += [f"{label:10} {text}" for label, text in finding_lines(finding, folder)]
+        outcome.settle()
+        if not lines:
+            raise ValueError(f"{outcome.job.name} has nothing to report")
+        pytest.fail("\n".join(lines), pytrace=False)
 
 
 @pytest.fixture

@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from npudiff.codec import from_plain
 from npudiff.component import Component, Subject
 from npudiff.discovery import load_component, load_target, select_implementations
-from npudiff.engine import properties_of, run_case
-from npudiff.errors import UsageError, unknown
+from npudiff.engine import properties_of, run_case, run_cases
+from npudiff.errors import DeviceLost, UsageError, unknown
+from npudiff.evidence import POISONS
 from npudiff.findings import FINDING_FILE, Finding, read_finding
-from npudiff.outcome import Job, Outcome, Verdict
+from npudiff.isolation.faults import Kind
+from npudiff.outcome import Isolation, Job, Outcome, Verdict
 from npudiff.property import Property
 from npudiff.target import TargetUnavailable
+from npudiff.workers import on_this_host
 
 
 class ReplayVerdict(Enum):
@@ -63,7 +67,15 @@ def finding_folders(paths: Sequence[Path]) -> list[Path]:
     return folders
 
 
-def replay(folder: Path, implementations: Sequence[str], target: str | None, cann: str | None) -> Replay:
+def replay(
+    folder: Path,
+    implementations: Sequence[str],
+    target: str | None,
+    cann: str | None,
+    *,
+    isolation: Isolation | None = None,
+    isolate: bool | None = None,
+) -> Replay:
     """Run the case of a finding again.
 
     Parameters
@@ -75,17 +87,26 @@ def replay(folder: Path, implementations: Sequence[str], target: str | None, can
         imported.
     target, cann : str or None
         Where to run, instead of where it was found.
+    isolation : Isolation or None
+        How to run what may kill the process.
+    isolate : bool or None
+        Whether to; None for on a device, and for what killed one before.
     """
     try:
-        job, case = _job(read_finding(folder), implementations, target, cann)
-        outcome = run_case(job, case)
+        finding = read_finding(folder)
+        job, case = _job(finding, implementations, target, cann)
+        outcome = _run(finding, job, case, isolation or Isolation(), isolate)
     except (UsageError, TargetUnavailable) as error:
         text = str(error)
         return Replay(folder, ReplayVerdict.ERROR, text if text.startswith(str(folder)) else f"{folder}: {text}")
+    except DeviceLost:
+        raise
     except Exception as error:  # noqa: BLE001 - a finding from elsewhere may hold a case that no strategy would draw
         text = f"{folder}: the case cannot be run: {type(error).__name__}: {error}"
         return Replay(folder, ReplayVerdict.ERROR, text)
     described = f"{job.name}: {job.subject.component.describe(case)}"
+    if outcome.poisonings:
+        return Replay(folder, ReplayVerdict.FAILED, f"{described}, and then another one", outcome)
     if outcome.verdict is Verdict.HOLDS:
         line = f"{described} (error {outcome.worst_ratio:.2g} of the bound)"
         return Replay(folder, ReplayVerdict.FIXED, line, outcome)
@@ -93,6 +114,21 @@ def replay(folder: Path, implementations: Sequence[str], target: str | None, can
         reason = next(iter(outcome.not_applicable), "the property says nothing about the case")
         return Replay(folder, ReplayVerdict.ERROR, f"{described}: not applicable: {reason}", outcome)
     return Replay(folder, ReplayVerdict.FAILED, described, outcome)
+
+
+def _run(finding: Finding, job: Job, case: Any, isolation: Isolation, isolate: bool | None) -> Outcome:  # noqa: ANN401
+    """Run the case; one that poisons is run before the case in which that was seen."""
+    if finding.verdict == POISONS:
+        component = job.subject.component
+        victim = from_plain(component.case_type, finding.detail.get("victim"))
+        component.check_case(victim)
+        outcome = run_cases(job, (case, victim), isolation)
+    else:
+        kills = finding.verdict in {kind.value for kind in Kind if kind is not Kind.RAISED}
+        wanted = kills or not on_this_host(job.subject.target) if isolate is None else isolate
+        outcome = run_case(job, case, isolation if wanted else None)
+    outcome.settle()
+    return outcome
 
 
 def _job(finding: Finding, selectors: Sequence[str], target: str | None, cann: str | None) -> tuple[Job, object]:

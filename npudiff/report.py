@@ -91,8 +91,13 @@ def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
     lines = [("case", str(detail.get("line", "")))]
     if detail.get("context"):
         lines.append(("compared", str(detail["context"])))
+    if detail.get("then"):
+        lines.append(("then", str(detail["then"])))
     if "error" in detail:
         lines.append(("raised", str(detail["error"])))
+    if detail.get("more"):
+        lines.append(("besides", f"{counted(int(detail['more']), 'other case')} of this run did the same"))
+    lines += _alone(detail)
     if "problem" in detail:
         lines.append(("output", f"{detail['output']}: {detail['problem']}"))
     elif detail.get("gain"):
@@ -109,6 +114,14 @@ def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
     lines += _first(detail)
     lines.append(("replay", finding.replay_command(folder)))
     return lines
+
+
+def _alone(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How often the case failed when it was run in processes of its own."""
+    match detail.get("alone"):
+        case [int(failed), int(runs)] if runs:
+            return [("alone", f"failed {failed} of {runs} times in a process of its own")]
+    return []
 
 
 def _first(detail: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -22,9 +22,10 @@ import torch
 
 from npudiff.codec import dumps, loads
 from npudiff.engine import run_job
-from npudiff.evidence import finding_of
+from npudiff.errors import DeviceLost
+from npudiff.evidence import findings_of
 from npudiff.findings import write_finding
-from npudiff.outcome import Budget, Failure, Job, Outcome, Verdict
+from npudiff.outcome import Budget, Failure, Job, Outcome, Poisoning, Verdict
 from npudiff.target import Target
 
 MOST_WORKERS = 4
@@ -33,8 +34,8 @@ MOST_WORKERS = 4
 Task = tuple[Job, Budget, Path | None]
 """A job, how long it may look, and the folder for its finding; None for a mutant, which leaves none."""
 
-Result = tuple[int, Outcome, Path | None]
-"""Number of the task, its outcome without tensors, and the folder of its finding."""
+Result = tuple[int, Outcome, list[Path]]
+"""Number of the task, its outcome without tensors, and the folders of its findings."""
 
 _CASES = ("worst_case", "first_failure", "failure")
 
@@ -50,11 +51,14 @@ def usable_processors() -> int:
     return os.cpu_count() or 1
 
 
+def on_this_host(target: Target) -> bool:
+    """Whether memory and kernels of a target are the host's."""
+    return target.on_host or target.device == "cpu"
+
+
 def default_workers(target: Target) -> int:
     """Return how many processes to run jobs in: several on the host, one where a device is shared."""
-    if (
-        not (target.on_host or target.device == "cpu") or sys.platform != "linux"
-    ):  # elsewhere a fork of a process with torch is not safe
+    if not on_this_host(target) or sys.platform != "linux":  # elsewhere a fork of a process with torch is not safe
         return 1
     return max(1, min(MOST_WORKERS, usable_processors()))
 
@@ -101,7 +105,7 @@ def _collected(
             process, index = team[ready]
             try:
                 message = _received(ready, process, tasks[index][0])
-            except (WorkerFailed, KeyboardInterrupt) as error:
+            except (WorkerFailed, KeyboardInterrupt, DeviceLost) as error:
                 defect = defect or error
                 busy.remove(ready)
                 continue
@@ -124,6 +128,8 @@ def _received(connection: Connection, process: BaseProcess, job: Job) -> dict[st
         code = process.exitcode or 0
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise WorkerFailed(f"the process that ran {job.name} died: {how}") from None
+    if "lost" in message:
+        raise DeviceLost(message["lost"])
     if "interrupted" in message:
         raise KeyboardInterrupt
     if "defect" in message:
@@ -147,6 +153,8 @@ def _work(connection: Connection, tasks: Sequence[Task], not_ours: Sequence[Conn
             message = _message(*tasks[index])
         except KeyboardInterrupt:
             message = {"interrupted": True}
+        except DeviceLost as error:
+            message = {"lost": str(error)}
         except BaseException:  # noqa: BLE001 - whatever it is, the parent has to say it
             message = {"defect": traceback.format_exc()}
         connection.send_bytes(json.dumps(message).encode())
@@ -163,16 +171,19 @@ def _message(job: Job, budget: Budget, folder: Path | None) -> dict[str, Any]:
             message[item.name] = None if case is None else dumps(case)
         elif item.name == "verdict":
             message[item.name] = value.name
-        elif item.name != "job":
+        elif item.name == "poisonings":
+            message[item.name] = [dataclasses.astuple(one) for one in value]
+        elif item.name not in ("job", "journal"):
             message[item.name] = value
-    if outcome.failure is not None and folder is not None:
-        message["folder"] = str(write_finding(finding_of(outcome), outcome.failure, folder))
+    if folder is not None:
+        message["folders"] = [str(write_finding(*found, folder)) for found in findings_of(outcome)]
+    outcome.settle()
     return message
 
 
 def _result(index: int, job: Job, message: dict[str, Any]) -> Result:
     """The outcome that a message tells of. Its failures have their cases; the evidence is in the folder."""
-    folder = message.pop("folder", None)
+    folders = [Path(folder) for folder in message.pop("folders", [])]
     cases = {
         name: None if message[name] is None else loads(job.subject.component.case_type, message[name])
         for name in _CASES
@@ -183,9 +194,11 @@ def _result(index: int, job: Job, message: dict[str, Any]) -> Result:
         "first_failure": _failure(cases["first_failure"]),
         "failure": _failure(cases["failure"]),
         "verdict": Verdict[message["verdict"]],
+        "alone": tuple(message["alone"]),
+        "poisonings": [Poisoning(*one) for one in message["poisonings"]],
         **{name: Counter(message[name]) for name in ("not_applicable", "features")},
     }
-    return index, Outcome(job, **values), None if folder is None else Path(folder)
+    return index, Outcome(job, **values), folders
 
 
 def _failure(case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component

@@ -10,7 +10,7 @@ from npudiff.plugin import Runner
 
 def test_property_holds(npudiff_job: Job, npudiff_runner: Runner) -> None:
     outcome = npudiff_runner.run(npudiff_job)
-    if outcome.failure is not None:
+    if outcome.failure is not None or outcome.poisonings:
         npudiff_runner.fail(outcome)
     if outcome.verdict is Verdict.NOT_APPLICABLE:
         reasons = ", ".join(outcome.not_applicable) or "the implementation supports no such case"

@@ -13,8 +13,9 @@ from npudiff.codec import loads
 from npudiff.console import Console
 from npudiff.engine import EQUIVALENCE, run_case, run_job
 from npudiff.errors import ExitCode, UsageError
-from npudiff.evidence import finding_of
+from npudiff.evidence import findings_of
 from npudiff.findings import Finding, read_finding, write_finding
+from npudiff.isolation.journal import JOURNALS, left_behind
 from npudiff.outcome import Job, Outcome, Verdict
 from npudiff.plan import Plan, Request, make_plan
 from npudiff.workers import Result, run_in_workers
@@ -26,11 +27,12 @@ def check(options: argparse.Namespace) -> int:
     cases = None if options.case is None else _single_case(plan, options.case)
     console = Console(verbose=options.verbose)
     console.header(plan)
+    console.left_behind(left_behind(options.output / JOURNALS))
     run = _Run(plan, console, options.output / "findings")
     try:
         if cases is not None:
             for job, case in cases:
-                run.add(run_case(job, case))
+                run.add(run_case(job, case, plan.budget(job).isolation))
         else:
             run.everything()
     except BrokenPipeError:
@@ -62,39 +64,39 @@ class _Run:
                 progress.job(self.outcomes[-1])
             for job in self.plan.mutants:
                 self.mutants.append(run_job(job, self.plan.budget(job), progress.case))
+                self.mutants[-1].settle()
                 progress.job(self.mutants[-1])
 
     def _in_workers(self) -> None:
         """Run all jobs in several processes; they are shown in the order of the plan."""
         jobs = (*self.plan.jobs, *self.plan.mutants)
         tasks = [(job, self.plan.budget(job), self.folder if job in self.plan.jobs else None) for job in jobs]
-        done: dict[int, tuple[Outcome, Path | None]] = {}
+        done: dict[int, tuple[Outcome, list[Path]]] = {}
         try:
             results = run_in_workers(tasks, self.plan.workers)
             with contextlib.closing(results):
                 self._follow(results, done)
         finally:
             for index in sorted(done):
-                outcome, folder = done[index]
+                outcome, folders = done[index]
                 (self.outcomes if index < len(self.plan.jobs) else self.mutants).append(outcome)
-                if folder is not None:
-                    self.findings.append((read_finding(folder), folder))
+                self.findings += [(read_finding(folder), folder) for folder in folders]
 
-    def _follow(self, results: Iterator[Result], done: dict[int, tuple[Outcome, Path | None]]) -> None:
+    def _follow(self, results: Iterator[Result], done: dict[int, tuple[Outcome, list[Path]]]) -> None:
         """Show progress while results come."""
         first = next(results, None)  # workers are forked before the bar starts its thread
         with self.console.progress(self.plan) as progress:
-            for index, outcome, folder in itertools.chain([] if first is None else [first], results):
-                done[index] = (outcome, folder)
+            for index, outcome, folders in itertools.chain([] if first is None else [first], results):
+                done[index] = (outcome, folders)
                 progress.cases(outcome.cases)
                 progress.job(outcome)
 
     def add(self, outcome: Outcome) -> None:
-        """Keep an outcome, and write its finding."""
+        """Keep an outcome, and write what it has to report."""
         self.outcomes.append(outcome)
-        if outcome.failure is not None:
-            finding = finding_of(outcome)
-            self.findings.append((finding, write_finding(finding, outcome.failure, self.folder)))
+        for finding, failure in findings_of(outcome):
+            self.findings.append((finding, write_finding(finding, failure, self.folder)))
+        outcome.settle()
 
     def report(self) -> int:
         """Show everything and return the exit code."""
@@ -140,6 +142,10 @@ def request_of(options: argparse.Namespace) -> Request:
         where=tuple(options.where),
         hypothesis_profile=options.hypothesis_profile,
         memory=options.output / "examples",
+        isolate=options.isolate,
+        journal=options.output / JOURNALS,
+        timeout=options.timeout,
+        warm_up=options.warm_up,
         workers=options.workers,
     )
 

@@ -6,6 +6,7 @@ import argparse
 
 from npudiff.console import Console
 from npudiff.errors import ExitCode
+from npudiff.outcome import Isolation
 from npudiff.replay import ReplayVerdict, finding_folders
 from npudiff.replay import replay as replay_one
 
@@ -14,8 +15,11 @@ def replay(options: argparse.Namespace) -> int:
     """Run ``npudiff replay`` and return its exit code."""
     console = Console(verbose=False)
     seen: set[ReplayVerdict] = set()
+    isolation = Isolation(warm_up=options.warm_up, run=options.timeout)
     for folder in finding_folders(options.paths):
-        result = replay_one(folder, options.impl, options.target, options.cann)
+        result = replay_one(
+            folder, options.impl, options.target, options.cann, isolation=isolation, isolate=options.isolate
+        )
         seen.add(result.verdict)
         console.replay(result)
     if ReplayVerdict.FAILED in seen:

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+JOURNALS = "journal"
+"""Folder of the journals below where findings go."""
+
 SUFFIX = ".journal"
 MOST_BYTES = 2**22
 """A journal is written anew, with the newest entries only, when it has become longer."""

@@ -10,6 +10,7 @@ from typing import Any
 from npudiff.codec import dumps, loads
 from npudiff.compare import Comparison, Held
 from npudiff.component import ImplementationRaised
+from npudiff.errors import DeviceLost
 from npudiff.isolation.faults import Faulted, Kind, RemoteError
 from npudiff.isolation.journal import Journal
 from npudiff.isolation.process import WorkerProcess
@@ -26,10 +27,6 @@ SUSPECTS = 32
 PROBE_SECONDS = 30.0
 
 Answer = dict[str, Any]
-
-
-class DeviceLost(Exception):  # noqa: N818 - what happened
-    """A fresh worker does not get the known answer from the device: no result counts any more."""
 
 
 class IsolatedJudge:
@@ -54,7 +51,7 @@ class IsolatedJudge:
 
     def __init__(self, job: Job, isolation: Isolation) -> None:
         self._job, self._isolation = job, isolation
-        self._journal = Journal(isolation.journal)
+        self._journal = None if isolation.journal is None else Journal(isolation.journal)
         self._worker: WorkerProcess | None = None
         self._before: deque[str] = deque(maxlen=SUSPECTS)
         self._failed = False
@@ -76,7 +73,7 @@ class IsolatedJudge:
             If a fresh worker does not get the known answer from the device.
         """
         self.case, text = case, dumps(case)
-        number = self._journal.begin(self._job.name, text)
+        number = 0 if self._journal is None else self._journal.begin(self._job.name, text)
         try:
             verdict = self._verdict(self._judged(text, thorough=thorough))
         except (ImplementationRaised, NotApplicable) as error:
@@ -87,13 +84,15 @@ class IsolatedJudge:
 
     def _end(self, number: int, word: str) -> None:
         self._failed = self._failed or word not in ("holds", "not applicable") or bool(self.poisonings)
-        self._journal.end(number, word)
+        if self._journal is not None:
+            self._journal.end(number, word)
 
     def close(self, outcome: Outcome) -> None:
         """End the worker and the journal, and add what is known of faults."""
         self._end_worker()
         outcome.alone, outcome.poisonings = self.alone, self.poisonings
-        outcome.journal = self._journal.close(keep=self._failed)
+        if self._journal is not None:
+            outcome.journal = self._journal.close(keep=self._failed)
 
     def _judged(self, text: str, *, thorough: bool) -> Answer:
         """Judge a case; one that is wrong after others is judged again alone, which then counts."""

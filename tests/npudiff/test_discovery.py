@@ -65,6 +65,7 @@ def test_components_and_their_targets_are_found():
         "expert_weights",
         "head_dims",
         "long_table",
+        "magnitudes",
         "models",
         "ordinary",
         "moved_data",

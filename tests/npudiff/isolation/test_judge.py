@@ -9,9 +9,10 @@ import torch
 
 from npudiff.component import ImplementationRaised
 from npudiff.engine import run_case, run_job
+from npudiff.errors import DeviceLost
 from npudiff.isolation.faults import Kind, RemoteError
 from npudiff.isolation.journal import left_behind
-from npudiff.isolation.judge import DeviceLost, IsolatedJudge
+from npudiff.isolation.judge import IsolatedJudge
 from npudiff.outcome import Budget, Outcome, Verdict
 
 
