@@ -84,7 +84,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SwigluCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwigluCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    width = choose.value(box, "width", (64, 1, 2, 16, 17, 33, 96, 1000, 1280))
+    width = choose.value(box, "width", (1, 2, 16, 17, 33, 64, 96, 1000, 1280))
     allowed = within((1, 2, 3, 7, 17, 65, 257), box.get("tokens"))[:4096]
     tokens = choose.pick([count for count in allowed if count * width <= MOST_ELEMENTS] or [min(allowed)])
     experts = choose.value(box, "experts", ("routed", "routed", "shared"))
