@@ -36,7 +36,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[PagedCacheCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    page_size = choose.value(box, "page_size", (16, 32, 48, 64, 128, 192, 256))
+    page_size = choose.value(box, "page_size", (2, 16, 32, 48, 64, 128, 192, 256))
     far = choose.pick(range(FAR_SHARE)) == FAR_SHARE - 1
     kv_heads = choose.value(box, "kv_heads", (1,) if far else (1, 2, 3, 8))
     dtype = choose.value(box, "dtype", DTYPES)

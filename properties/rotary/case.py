@@ -19,7 +19,7 @@ POSITIONS = ("consecutive", "scattered", "last")
 DATA = ("numbers", "cosines")
 """numbers: a table whose entries are all different, so that one which is read in another's place shows. cosines: real
 cosines and sines of base 10000, so that queries and keys are turned, and relations between turns can be asked for."""
-DIMS = ("64", "128", "192", "32/64", "64/128", "64/192", "96/128", "16/80")
+DIMS = ("64", "32/64", "64/128", "64/192", "128", "192", "96/128", "16/80")
 
 SECTIONS = ("none", "16/24/24", "24/20/20", "8/12/12", "16/16/16/16")
 """How many frequencies belong to each kind of position (time, height and width of an image); none: all to one."""

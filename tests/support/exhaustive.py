@@ -19,8 +19,8 @@ from npudiff.outcome import Job
 from npudiff.score.trials import elements
 from npudiff.target import Target
 
-_FIRST_BOUND, _NEXT_BOUND = 8, 2
-"""Cases are listed up to a size, and up to twice as much where none of them fails: most bugs show in very few elements."""
+_FIRST_BOUND = 64
+"""Cases are listed up to at least this size at first, and up to twice as much where none of them fails."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def smallest_failing(
         Says of which cases nothing is asked.
     """
     job = Job(Subject(component, item, target), property_of_mutant(item), item.constraints)
-    tried, above, bound = 0, -1, min(_FIRST_BOUND, at_most)
-    while above < at_most:
+    tried, above = 0, -1
+    for bound in _bounds(at_most):
         listed = cases_up_to(component, space, bound, item.constraints)
         for size, case in sorted((pair for pair in listed if pair[0] > above), key=lambda pair: pair[0]):
             if without(case):
@@ -133,8 +133,13 @@ def smallest_failing(
             tried += 1
             if run_case(job, case).failure is not None:
                 return Smallest(case, size, tried)
-        above, bound = bound, min(bound * _NEXT_BOUND, at_most)
+        above = bound
     return None
+
+
+def _bounds(at_most: int) -> Iterator[int]:
+    halvings = max(0, min(3, (at_most // _FIRST_BOUND).bit_length() - 1))
+    return (at_most >> times for times in range(halvings, -1, -1))
 
 
 def check_rising(component: Component, space: Space, samples: int, furthest: int = 64) -> None:

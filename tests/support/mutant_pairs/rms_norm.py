@@ -13,19 +13,19 @@ WIDE = {"kind": "gemma", "weights": "wide"}
 
 PAIRS = {
     "residual_dropped": Pair(
-        ascend.native_rms_norm, case(residual=True), [case()], "1 x 64 · bfloat16 · residual · one rounding"
+        ascend.native_rms_norm, case(residual=True), [case()], "1 x 2 · bfloat16 · residual · one rounding"
     ),
     "variance_halved": Pair(
-        ascend.native_rms_norm, case(3, 192), [case(), case(3, 4096)], "1 x 192 · bfloat16 · one rounding"
+        ascend.native_rms_norm, case(3, 192), [case(), case(3, 4096)], "1 x 3 · bfloat16 · one rounding"
     ),
     "gemma_weight_rounded": Pair(
         ascend.native_rms_norm,
         case(**WIDE),
         [case(kind="gemma", dtype="float32")],
-        "1 x 64 · bfloat16 · gemma · one rounding",
+        "1 x 2 · float16 · gemma · one rounding",
     ),
     "rows_of_the_result": Pair(
-        ascend.native_rms_norm, case(rows="sliced"), [case()], "2 x 64 · bfloat16 · one rounding · sliced rows"
+        ascend.native_rms_norm, case(rows="sliced"), [case()], "2 x 2 · bfloat16 · one rounding · sliced rows"
     ),
     "rows_beyond_the_buffer": Pair(
         ascend.native_rms_norm, case(3, 4096), [case(3, 1536)], "1 x 4096 · bfloat16 · one rounding"
@@ -34,9 +34,9 @@ PAIRS = {
         ascend.native_rms_norm,
         case(weights="wide"),
         [case(recipe="zero rows", tokens=1)],
-        "1 x 64 · bfloat16 · one rounding",
+        "1 x 2 · float16 · one rounding",
     ),
     "replay_before_its_rows": Pair(
-        ascend.native_rms_norm, case(), [], "2 x 64 · bfloat16 · one rounding", everywhere=True
+        ascend.native_rms_norm, case(), [], "2 x 2 · bfloat16 · one rounding", everywhere=True
     ),
 }
