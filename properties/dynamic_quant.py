@@ -92,7 +92,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DynamicQuantCase:
 
 
 _WIDTHS = (1, 3, 8, 17, 16, 24, 64, 1000, 2048, 7168)
-"""Elements of a row. Shrinking goes down by one option or by two, and stops where neither fails: powers of two and other
+"""Elements of a row. Shrinking goes down by one option or two, and stops where neither fails: powers of two and other
 widths take turns, so that what one of the two kinds does wrong shrinks to the smallest of its kind."""
 
 

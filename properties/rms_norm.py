@@ -92,7 +92,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RmsNormCase:
 
 
 _SIZES = (2, 3, 16, 192, 64, 576, 128, 1000, 512, 1536, 4096, 7168, 12_289)
-"""Elements of a row. Shrinking goes down by one option or by two, and stops where neither fails: powers of two and other
+"""Elements of a row. Shrinking goes down by one option or two, and stops where neither fails: powers of two and other
 sizes take turns, so that what one of the two kinds does wrong shrinks to the smallest of its kind."""
 
 

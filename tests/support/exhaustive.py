@@ -143,7 +143,7 @@ def _bounds(at_most: int) -> Iterator[int]:
 
 
 def check_rising(component: Component, space: Space, samples: int, furthest: int = 64) -> None:
-    """Check in random places that cases do not get smaller along rising fields, also where nothing else is at its first.
+    """Check in random places that cases do not get smaller along rising fields, whatever the others are.
 
     Values beyond the first ``furthest`` of a field are not asked, since such cases may be too large to build.
 
@@ -154,7 +154,7 @@ def check_rising(component: Component, space: Space, samples: int, furthest: int
     """
     source = random.Random(0)  # noqa: S311 - places to look at
     for _ in range(samples):
-        place = {name: source.choice(values[:furthest]) for name, values in (space.free | space.rising).items()}
+        place = {name: source.choice(values[:furthest]) for name, values in {**space.free, **space.rising}.items()}
         for name, values in space.rising.items():
             index = source.randrange(1, min(furthest, len(values))) if len(values) > 1 else 0
             less, more = ({**place, name: values[at]} for at in (max(0, index - 1), index))

@@ -1,7 +1,7 @@
 """Which cases are tried for the smallest one: written from what a case may be, and not from what is drawn.
 
-What is left out here is larger, or the same to every implementation: strides (``rows``) where there is one row, names of
-pages and bits of data beyond a few seeds, numbers beside those that a size allows.
+A field that a space does not name has its plainest value. Fields are left out where other values make a case larger
+(padded rows, spare pages, sinks), or only say how the same elements lie in memory. Seeds are the first few.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from properties.head_dims import split_head_dims
 from properties.moe_routing import LOADS, MoeRoutingCase
 from properties.page_allocation import Growth, PageAllocationCase
 from properties.paged_cache.case import PADDINGS, PagedCacheCase
-from properties.quant_matmul import QuantMatmulCase
+from properties.quant_matmul.case import QuantMatmulCase
 from properties.rms_norm import RECIPES as NORM_RECIPES
 from properties.rms_norm import WEIGHTS, RmsNormCase
 from properties.rotary.case import DIMS, RotaryCase
@@ -37,7 +37,7 @@ SEEDS = range(4)
 
 
 def _masks() -> Space:
-    """Two requests at most: the size is their number. Lengths around a few windows, and where a table of positions ends."""
+    """Two requests at most: the size is their number. Lengths around a few windows, and where a table ends."""
     lengths = (*range(9), 9_999, 10_000, 10_001)
     return Space(
         SwaMaskCase,
@@ -72,7 +72,7 @@ def _gathers(
 
 
 def _writes(**narrower: Any) -> Space:
-    """Two pages at least, of which one is for padding; a pool may have room for more tokens than there are."""
+    """Two pages at least, of which one is for padding: of one token, since operators ask for a slot for each."""
 
     def make(dims: str, **fields: Any) -> PagedCacheCase:
         head_dim, value_head_dim = split_head_dims(dims)
@@ -89,7 +89,7 @@ def _writes(**narrower: Any) -> Space:
     return Space(
         make,
         free | narrower,
-        {"kv_heads": SIZES, "page_size": SIZES, "pages": range(2, 2**16), "tokens": SIZES, "padded_tokens": range(9)},
+        {"kv_heads": SIZES, "page_size": SIZES, "pages": range(2, 2**16), "tokens": SIZES, "padded_tokens": range(2)},
     )
 
 

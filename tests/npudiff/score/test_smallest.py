@@ -1,4 +1,4 @@
-"""What a finding is shrunk to is at most twice as large as the smallest case that shows the bug: every smaller one holds."""
+"""What a finding is shrunk to is at most twice the smallest case that shows the bug: every case below half of it holds."""
 
 from __future__ import annotations
 

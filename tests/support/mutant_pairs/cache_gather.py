@@ -46,9 +46,7 @@ PAIRS = {
     "rows_of_the_batch_before": Pair(
         ascend.index_pages, case(5, 20), [case(20), case(10, 10, shared_pages=1)], line("tokens 1 1")
     ),
-    "pages_in_order_of_address": Pair(
-        ascend.index_pages, case(40), [case(16), case(9, 3, 0)], line("tokens 2")
-    ),
+    "pages_in_order_of_address": Pair(ascend.index_pages, case(40), [case(16), case(9, 3, 0)], line("tokens 2")),
     "starts_ignored": Pair(
         ascend.gather_pa,
         started((20, 32), (3, 0)),

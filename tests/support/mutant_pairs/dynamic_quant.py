@@ -20,9 +20,7 @@ PAIRS = {
     ),
     "low_nibble_not_masked": Pair(FUSED_INT4, INT4, [], "", everywhere=True),
     "nibbles_swapped": Pair(FUSED_INT4, INT4, [], "1 token x 8 · int4 · bfloat16", everywhere=True),
-    "quantised_twice": Pair(
-        ascend.composed_dynamic_quant, PLAIN, [], "1 token x 1 · int8 · bfloat16", everywhere=True
-    ),
+    "quantised_twice": Pair(ascend.composed_dynamic_quant, PLAIN, [], "1 token x 1 · int8 · bfloat16", everywhere=True),
     "masked_lanes_hold_memory": Pair(
         ascend.composed_dynamic_quant, PLAIN, [replace(PLAIN, width=64)], "1 token x 3 · int8 · bfloat16"
     ),

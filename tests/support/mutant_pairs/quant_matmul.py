@@ -30,7 +30,9 @@ PAIRS = {
     "bias_of_product_left_out": Pair(composed, BIASED, [], line(more=" · int32 bias"), everywhere=True),
     "token_scale_left_out": Pair(composed, TOKENS, [], line(more=" · token scales"), everywhere=True),
     "scale_of_the_row": Pair(composed, PLAIN, [], line(size="1 x 2"), everywhere=True),
-    "scale_rounded_to_bfloat16": Pair(composed, PLAIN, [replace(PLAIN, tokens=1, recipe="zero rows")], line(size="1 x 2")),
+    "scale_rounded_to_bfloat16": Pair(
+        composed, PLAIN, [replace(PLAIN, tokens=1, recipe="zero rows")], line(size="1 x 2")
+    ),
     "scale_in_float16": Pair(
         npu_quant_matmul, HALF, [], line("float16", " · token scales"), rejected=True, everywhere=True
     ),

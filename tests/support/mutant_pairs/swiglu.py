@@ -23,9 +23,7 @@ BEYOND = " · bfloat16 · beyond"
 PAIRS = {
     "step_without_limit": Pair(COMPOSED, STEP, [QUIET], line(more=BEYOND)),
     "limit_before_the_gate": Pair(COMPOSED, replace(STEP, dtype="float16"), [QUIET], ""),
-    "gate_limited_on_both_sides": Pair(
-        COMPOSED, OAI, [replace(OAI, recipe="gaussian")], ""
-    ),
+    "gate_limited_on_both_sides": Pair(COMPOSED, OAI, [replace(OAI, recipe="gaussian")], ""),
     "limited_parts_not_joined": Pair(COMPOSED, STEP, [QUIET], ""),
     "shared_experts_without_limit": Pair(
         COMPOSED, SHARED, [STEP], line(limit="none", shared="7", more=" · shared experts" + BEYOND)
