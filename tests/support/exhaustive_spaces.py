@@ -72,7 +72,10 @@ def _gathers(
 
 
 def _writes(**narrower: Any) -> Space:
-    """Two pages at least, of which one is for padding: of one token, since operators ask for a slot for each."""
+    """Two pages at least, of which one is for padding: of one token, since operators ask for a slot for each.
+
+    17 tokens and their slots have more than 2,200 elements.
+    """
 
     def make(dims: str, **fields: Any) -> PagedCacheCase:
         head_dim, value_head_dim = split_head_dims(dims)
@@ -89,7 +92,13 @@ def _writes(**narrower: Any) -> Space:
     return Space(
         make,
         free | narrower,
-        {"kv_heads": SIZES, "page_size": SIZES, "pages": range(2, 2**16), "tokens": SIZES, "padded_tokens": range(2)},
+        {
+            "kv_heads": SIZES,
+            "page_size": SIZES,
+            "pages": range(2, 2**16),
+            "tokens": range(1, 17),
+            "padded_tokens": range(2),
+        },
     )
 
 

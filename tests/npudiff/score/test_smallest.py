@@ -1,4 +1,4 @@
-"""What a finding is shrunk to is at most twice the smallest case that shows the bug: every case below half of it holds."""
+"""A finding is shrunk to at most twice the smallest case that shows its bug: every case below half of it holds."""
 
 from __future__ import annotations
 
