@@ -70,7 +70,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[DynamicQuantCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DynamicQuantCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    width = choose.value(box, "width", (64, 8, 16, 24, 1, 17, 1000, 2048, 7168))
+    width = choose.value(box, "width", _WIDTHS)
     allowed = within((1, 2, 3, 7, 17, 65, 257), box.get("tokens"))[:4096]
     tokens = choose.pick([count for count in allowed if count * width <= MOST_ELEMENTS] or [min(allowed)])
     bits = choose.value(box, "bits", (8, 8, 4))
@@ -89,6 +89,11 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DynamicQuantCase:
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
+
+
+_WIDTHS = (1, 3, 8, 17, 16, 24, 64, 1000, 2048, 7168)
+"""Elements of a row. Shrinking goes down by one option or two, and stops where neither fails: powers of two and other
+widths take turns, so that what one of the two kinds does wrong shrinks to the smallest of its kind."""
 
 
 def _has_words(width: int, bits: int) -> bool:

@@ -80,7 +80,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeRoutingCase:
     box = choose.pick(boxes)
     experts = choose.value(box, "experts", EXPERTS)
     chosen = choose.value(box, "chosen", [count for count in (1, 2, 3, 4, 6, 8) if count <= experts])
-    width = choose.value(box, "width", (64, 16, 32, 80, 1000))
+    width = choose.value(box, "width", (1, 16, 32, 64, 80, 1000))
     allowed = within((1, 2, 3, 7, 17, 65, 257, 1025), box.get("tokens"))[:4096]
     fitting = [count for count in allowed if count * chosen * width <= MOST_ELEMENTS] or [min(allowed)]
     return MoeRoutingCase(

@@ -77,7 +77,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwaMaskCase:
     window = choose.value(box, "window", _WINDOWS)
     batch = choose.value(box, "batch", (1, 2, 3, 4, 8, 33))
     options = _lengths(box, window, _CELLS // batch)
-    lengths = tuple(choose.pick(choose.pick(options)) for _ in range(batch))
+    lengths = choose.several(box, "batch", (batch,), lambda: choose.pick(choose.pick(options)))
     longest = max(1, *lengths)
     return SwaMaskCase(
         kv_lengths=lengths,

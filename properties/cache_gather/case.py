@@ -14,7 +14,7 @@ from properties.moved_data import DTYPES as TORCH_DTYPES
 from reference.cache_layout import LAYOUTS, CacheLayout
 
 DTYPES = ("bfloat16", "float16", "int8")
-HEAD_DIMS = ("64", "128", "192/128", "512/64", "80", "96", "32", "256", "576")
+HEAD_DIMS = ("32", "64", "128", "192/128", "512/64", "80", "96", "256", "576")
 STARTS = ("none", "page", "token")
 UNUSED = ("page 0", "-1", "any page")
 

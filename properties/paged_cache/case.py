@@ -15,7 +15,7 @@ from reference.cache_layout import LAYOUTS, CacheLayout
 
 DTYPES = ("bfloat16", "float16", "int8")
 PADDINGS = ("slot 0", "slot -1")
-HEAD_DIMS = ("64", "128", "192/128", "512/64", "80", "96", "32", "256", "576")
+HEAD_DIMS = ("32", "64", "128", "192/128", "512/64", "80", "96", "256", "576")
 
 _SIZES = range(1, 2**16 + 1)
 

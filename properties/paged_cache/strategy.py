@@ -36,7 +36,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[PagedCacheCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    page_size = choose.value(box, "page_size", (16, 32, 48, 64, 128, 192, 256))
+    page_size = choose.value(box, "page_size", (2, 16, 32, 48, 64, 128, 192, 256))
     far = choose.pick(range(FAR_SHARE)) == FAR_SHARE - 1
     kv_heads = choose.value(box, "kv_heads", (1,) if far else (1, 2, 3, 8))
     dtype = choose.value(box, "dtype", DTYPES)
@@ -47,7 +47,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     page_elements = page_size * kv_heads * (head_dim + value_head_dim)
     pages = choose.value(box, "pages", _pages(page_size, page_elements, far))
     room = (pages - 1) * page_size
-    padded = choose.value(box, "padded_tokens", (0, 0, 1, 3))
+    # The operator asks for a slot for each token, padding included: what is padding has room in the dummy page.
+    padded = choose.value(box, "padded_tokens", [min(count, page_size) for count in (0, 0, 1, 3)])
     counts = sorted({1, 2, 3, page_size - 1, page_size, page_size + 1, room, room // 2 or 1} - {0})
     counts = counts if room <= MOST_TOKENS else [3, 2049, 4097]
     tokens = choose.pick(_allowed_counts(box, counts, room, padded))

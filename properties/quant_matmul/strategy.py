@@ -27,8 +27,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> QuantMatmulCase:
     choose = Chooser(draw)
     assume(boxes)
     box = choose.pick(boxes)
-    inner = choose.value(box, "inner", (64, 16, 8, 1, 17, 100, 1000, 2048, 4096, 8200))
-    columns = choose.pick(narrow(within((16, 8, 1, 7, 24, 33, 64, 136, 264, 1032), box.get("columns")), inner))
+    inner = choose.value(box, "inner", (1, 8, 16, 17, 64, 100, 1000, 1536, 2048, 4096, 8200))
+    columns = choose.pick(narrow(within((1, 2, 7, 8, 16, 24, 33, 64, 136, 264, 1032), box.get("columns")), inner))
     allowed = within((1, 2, 3, 7, 17, 65, 130, 300), box.get("tokens"))[:4096]
     fitting = [count for count in allowed if count * inner * columns <= MOST_PRODUCTS]
     return QuantMatmulCase(

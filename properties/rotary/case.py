@@ -22,7 +22,7 @@ cosines and sines of base 10000, so that queries and keys are turned, and relati
 MAGNITUDES = ("usual", "large", "small")
 """large: near the end of the dtype, where every right result still is inside. small: subnormal in float16, and such
 that squares vanish in others."""
-DIMS = ("64", "128", "192", "32/64", "64/128", "64/192", "96/128", "16/80")
+DIMS = ("64", "32/64", "64/128", "64/192", "128", "192", "96/128", "16/80")
 
 SECTIONS = ("none", "16/24/24", "24/20/20", "8/12/12", "16/16/16/16")
 """How many frequencies belong to each kind of position (time, height and width of an image); none: all to one."""

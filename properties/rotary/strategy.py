@@ -13,7 +13,7 @@ from properties.rotary.case import DIMS, DTYPES, MAGNITUDES, POSITIONS, SECTIONS
 from properties.rows import ROWS
 from reference.rotary import STYLES
 
-TABLES = (*(64, 1, 5, 1025, 4097) * 9, 70_001, 2**20)
+TABLES = (*(1, 5, 64, 1025, 4097) * 9, 70_001, 2**20)
 MOST_COSINES = 100_000
 
 MOST_ROWS = 2**13

@@ -13,10 +13,10 @@ PAIRS = {
     "counts_for_ends": Pair(
         EXPERTS,
         [replace(EXPERTS, experts=1)],
-        "3 tokens x 64 · int8 · bfloat16 · smooth per expert · 3 experts",
+        "3 tokens x 1 · int8 · bfloat16 · smooth per expert · 3 experts",
     ),
-    "low_nibble_not_masked": Pair(INT4, [], "1 token x 64 · int4 · bfloat16", everywhere=True),
-    "nibbles_swapped": Pair(INT4, [], "1 token x 64 · int4 · bfloat16", everywhere=True),
-    "quantised_twice": Pair(PLAIN, [], "1 token x 64 · int8 · bfloat16", everywhere=True),
-    "masked_lanes_hold_memory": Pair(PLAIN, [replace(PLAIN, width=64)], "1 token x 24 · int8 · bfloat16"),
+    "low_nibble_not_masked": Pair(INT4, [], "", everywhere=True),
+    "nibbles_swapped": Pair(INT4, [], "1 token x 8 · int4 · bfloat16", everywhere=True),
+    "quantised_twice": Pair(PLAIN, [], "1 token x 1 · int8 · bfloat16", everywhere=True),
+    "masked_lanes_hold_memory": Pair(PLAIN, [replace(PLAIN, width=64)], "1 token x 3 · int8 · bfloat16"),
 }

@@ -7,8 +7,8 @@ from properties.moe_routing import MoeRoutingCase
 
 PLAIN = MoeRoutingCase(7, 8, 2, 16)
 LOCAL = replace(PLAIN, local=True)
-SMALLEST = "1 token to 1 of 4 · width 64 · bfloat16"
-SMALLEST_LOCAL = "1 token to 1 of 4 · 1 to 2 here · width 64 · bfloat16"
+SMALLEST = "1 token to 1 of 4 · width 1 · bfloat16"
+SMALLEST_LOCAL = "1 token to 1 of 4 · 1 to 2 here · width 1 · bfloat16"
 
 PAIRS = {
     "first_count_is_the_seconds": Pair(PLAIN, [replace(PLAIN, chosen=8)], SMALLEST),

@@ -5,8 +5,8 @@ from npudiff.text import counted
 from properties.paged_cache import PagedCacheCase
 
 
-def line(tokens, layout, dims="64", slots="int32"):
-    return f"{counted(tokens, 'token')} · {layout} · pages 2 x 16 · heads 1 · dim {dims} · bfloat16 · {slots} slots"
+def line(tokens, layout, dims="32", slots="int32"):
+    return f"{counted(tokens, 'token')} · {layout} · pages 2 x 2 · heads 1 · dim {dims} · bfloat16 · {slots} slots"
 
 
 NARROW = {"head_dim": 16, "value_head_dim": 16}
@@ -20,7 +20,7 @@ PAIRS = {
     "cache_mode_default_on_nd": Pair(
         PagedCacheCase(5),
         [PagedCacheCase(5, **NARROW)],
-        line(1, "PA_BSND"),
+        line(1, "PA_BSND", dims="64"),
     ),
     "slots_int64_as_int32": Pair(
         PagedCacheCase(5, slots_dtype="int64"),

@@ -13,21 +13,21 @@ INT8 = replace(PLAIN, output="int8")
 LARGE = QuantMatmulCase(2, 4096, 16, output="int32", recipe="extremes")
 
 
-def line(output="bfloat16", more=""):
-    return f"1 token x 64 x 16 · int8 to {output} · float32 scale{more}"
+def line(output="bfloat16", more="", size="1 x 1"):
+    return f"1 token x {size} · int8 to {output} · float32 scale{more}"
 
 
 PAIRS = {
     "sums_in_float32": Pair(
         LARGE,
         [replace(LARGE, inner=1000)],
-        "1 token x 2048 x 16 · int8 to int32 · float32 scale · extremes",
+        "1 token x 1536 x 1 · int8 to int32 · float32 scale · extremes",
     ),
     "integer_bias_after_scaling": Pair(BIASED, [], line(more=" · int32 bias"), everywhere=True),
     "bias_of_product_left_out": Pair(BIASED, [], line(more=" · int32 bias"), everywhere=True),
     "token_scale_left_out": Pair(TOKENS, [], line(more=" · token scales"), everywhere=True),
-    "scale_of_the_row": Pair(PLAIN, [], line(), everywhere=True),
-    "scale_rounded_to_bfloat16": Pair(PLAIN, [replace(PLAIN, tokens=1, recipe="zero rows")], line()),
+    "scale_of_the_row": Pair(PLAIN, [], line(size="1 x 2"), everywhere=True),
+    "scale_rounded_to_bfloat16": Pair(PLAIN, [replace(PLAIN, tokens=1, recipe="zero rows")], line(size="1 x 2")),
     "scale_in_float16": Pair(HALF, [], line("float16", " · token scales"), rejected=True, everywhere=True),
     "scale_of_19_bits_for_all": Pair(
         replace(HALF, token_scale=True),

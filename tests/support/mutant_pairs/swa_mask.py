@@ -8,6 +8,7 @@ PAIRS = {
         SwaMaskCase((10,), 3),
         [SwaMaskCase((600,), 512), SwaMaskCase((600,), None)],
         "kv2 · window 1 · capacity 2 · int32",
+        otherwise=("kv513 · window 513 · capacity 513 · int32",),
     ),
     "mask_minus_one": Pair(
         SwaMaskCase((10,), None),
