@@ -144,10 +144,23 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
     if output.only_gain:
         detail["gain"] = worst_gain(output, coordinates)
     detail["where"] = worst_element(output, coordinates)
-    detail["pattern"] = describe_pattern(output, coordinates)
-    detail["instead"] = describe_strays(output, coordinates, getattr(inputs, output.name, None))
-    detail["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
-    return detail
+    return detail | _described_output(output, coordinates, inputs)
+
+
+def _described_output(
+    output: OutputComparison,
+    coordinates: Mapping[str, torch.Tensor],
+    inputs: Any,  # noqa: ANN401 - the component's own contract
+) -> dict[str, Any]:
+    """Say in words where it is wrong, and what others would say; a defect in that is told, and costs no finding."""
+    try:
+        return {
+            "pattern": describe_pattern(output, coordinates),
+            "instead": describe_strays(output, coordinates, getattr(inputs, output.name, None)),
+            "published_criteria": [to_plain(verdict) for verdict in judge(output)],
+        }
+    except Exception as error:  # noqa: BLE001 - whatever it is, the finding is worth more
+        return {"pattern": [f"npudiff could not describe it, please report: {_error_text(error)}"]}
 
 
 def _error_text(error: BaseException) -> str:
@@ -167,9 +180,7 @@ def _first(outcome: Outcome) -> dict[str, Any]:
         output = failure.comparison.worst_output
         inputs = component.inputs(failure.case)
         coordinates = _coordinates(component, inputs, output)
-        first["pattern"] = describe_pattern(output, coordinates)
-        first["instead"] = describe_strays(output, coordinates, getattr(inputs, output.name, None))
-        first["published_criteria"] = [to_plain(verdict) for verdict in judge(output)]
+        first |= _described_output(output, coordinates, inputs)
     return first
 
 

@@ -78,4 +78,5 @@ def _belongs_elsewhere(
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8).view(-1).view(torch.int64)
+    # A tensor with one column may have any stride there and be called contiguous: it is copied with strides of its own.
+    return tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).view(torch.int64)

@@ -199,3 +199,14 @@ def test_a_field_that_does_not_fit_is_named(failed, tmp_path, change, expected):
         read_finding(folder)
     assert str(caught.value).startswith(str(folder))
     assert expected in str(caught.value)
+
+
+def test_a_defect_in_the_description_costs_no_finding(failed, monkeypatch):
+    def broken(*arguments):
+        raise ValueError("no such stride")
+
+    outcome = failed()
+    monkeypatch.setattr("npudiff.evidence.describe_strays", broken)
+    detail = finding_of(outcome).detail
+    assert detail["pattern"] == ["npudiff could not describe it, please report: ValueError: no such stride"]
+    assert detail["worst_ratio"] > 1

@@ -72,3 +72,13 @@ def test_of_what_is_computed_only_what_was_there_before_is_told():
     (output,) = compare({"y": right}, {"y": before}).outputs
     wrong = int(output.wrong.sum())
     assert describe_strays(output, PLACES, before) == [f"{wrong} hold what was there before"]
+
+
+def test_a_column_whose_stride_is_not_its_own():
+    column = torch.randn(1, 65, dtype=torch.float64).t()
+    assert column.is_contiguous()
+    moved = column.clone()
+    moved[3] = column[60]
+    (output,) = compare({"y": exactly(column)}, {"y": moved}).outputs
+    told = describe_strays(output, {"row": torch.arange(65)[:, None]})
+    assert told == ["1 hold what belongs elsewhere: row 3 has that of row 60"]
