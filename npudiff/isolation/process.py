@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
+import re
 import signal
 import time
 import traceback
 import warnings
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any
 
 from npudiff.isolation.faults import Faulted, Kind, died
+from npudiff.isolation.guardian import Guardian, guardian
 from npudiff.isolation.wire import SharedTensors
 from npudiff.isolation.worker import live
 from npudiff.outcome import Job
 
 _GRACE = 2.0
 """Seconds that a process whose connection has ended gets to say how it died."""
+
+
+_STACK = 2**16
+"""Bytes of a stack that are read; the innermost call comes first."""
 
 
 class WorkerDefect(Exception):  # noqa: N818 - what happened
@@ -38,22 +46,24 @@ class WorkerProcess:
 
     def __init__(self, job: Job) -> None:
         self.shared = SharedTensors()
+        self._stack = os.memfd_create("npudiff-stack", os.MFD_CLOEXEC)
         self._connection, theirs = Pipe()
-        read, self._lifeline = os.pipe()
+        watching = guardian()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
             self._pid = os.fork()
         if not self._pid:
-            self._begin(job, theirs, read)
+            self._begin(job, theirs, watching)
+        watching.watch(self._pid)
         theirs.close()
-        os.close(read)
 
-    def _begin(self, job: Job, theirs: Connection, lifeline: int) -> None:
+    def _begin(self, job: Job, theirs: Connection, watching: Guardian) -> None:
         """The child's side; whatever happens, it never goes back to what the parent does."""
         try:
             self._connection.close()
-            os.close(self._lifeline)
-            live(job, theirs, lifeline, self.shared)
+            watching.leave()
+            faulthandler.enable(self._stack, all_threads=False)
+            live(job, theirs, self.shared)
         except BaseException:  # noqa: BLE001 - there is nobody else to tell
             traceback.print_exc()
         finally:
@@ -76,7 +86,7 @@ class WorkerProcess:
                 raise Faulted(Kind.TIMED_OUT, f"no answer within {seconds:g} s")
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
-            raise Faulted(Kind.DIED, died(self._reaped())) from None
+            raise Faulted(Kind.DIED, self._reaped()) from None
         if answer["verdict"] == "defect":
             raise WorkerDefect(answer["text"])
         return answer
@@ -86,7 +96,6 @@ class WorkerProcess:
         if self._pid:
             self._kill_group()
             os.waitpid(self._pid, 0)
-            self._pid = 0
             self._release()
 
     def _kill_group(self) -> None:
@@ -94,8 +103,8 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 end(self._pid, signal.SIGKILL)
 
-    def _reaped(self) -> int:
-        """Wait for a process that is ending, and return how it did."""
+    def _reaped(self) -> str:
+        """Wait for a process that is ending, and say how it did, and where it was."""
         until, done, status = time.monotonic() + _GRACE, 0, 0
         while not done and time.monotonic() < until:
             done, status = os.waitpid(self._pid, os.WNOHANG)
@@ -104,11 +113,19 @@ class WorkerProcess:
         self._kill_group()  # what it started, and itself if it has only closed its connection
         if not done:
             _, status = os.waitpid(self._pid, 0)
-        self._pid = 0
+        place = _innermost(os.pread(self._stack, _STACK, 0).decode("utf-8", errors="replace"))
         self._release()
-        return status
+        return died(status) + (f", in {place}" if place else "")
 
     def _release(self) -> None:
+        guardian().watch(self._pid, over=False)
+        self._pid = 0
         self._connection.close()
-        os.close(self._lifeline)
+        os.close(self._stack)
         self.shared.close()
+
+
+def _innermost(stack: str) -> str:
+    """Return where a stack that faulthandler wrote begins: function, file and line; empty if there is none."""
+    match = re.search(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+) in (?P<function>\S+)', stack)
+    return f"{match['function']} ({Path(match['file']).name}:{match['line']})" if match else ""

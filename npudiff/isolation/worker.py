@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import signal
-import threading
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -30,7 +29,7 @@ PROBE = 85_344
 """Sum of the squares of 0 to 63: what a device that can be used says when it is asked."""
 
 
-def live(job: Job, connection: Connection, lifeline: int, shared: SharedTensors) -> NoReturn:
+def live(job: Job, connection: Connection, shared: SharedTensors) -> NoReturn:
     """Answer until the other side is gone; never return to what was forked.
 
     Parameters
@@ -39,13 +38,11 @@ def live(job: Job, connection: Connection, lifeline: int, shared: SharedTensors)
         Whose cases are judged.
     connection : Connection
         Questions come in, and answers go out.
-    lifeline : int
-        A pipe on which nothing is ever sent: its end is that of the parent.
     shared : SharedTensors
         Where tensors of answers go.
     """
     os.setsid()  # a group of its own, with all that the implementation starts
-    _die_with_parent(lifeline)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # should the guardian be gone as well
     torch.set_num_threads(1)  # OpenMP's threads are not in a forked process, and waiting for them has no end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -101,15 +98,3 @@ def probed(target: Target) -> bool:
         return int(answer.cpu()) == PROBE
     except Exception:  # noqa: BLE001 - whatever it says, the device is not good
         return False
-
-
-def _die_with_parent(lifeline: int) -> None:
-    """End this process and its group when its parent is gone, even while it hangs."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-    def watch() -> None:
-        while os.read(lifeline, 1):
-            pass
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, name="npudiff lifeline", daemon=True).start()

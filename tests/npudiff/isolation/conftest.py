@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from npudiff.isolation.guardian import guardian
 from npudiff.outcome import Isolation
 
 STATE = {"poisoned": False}
@@ -18,7 +19,8 @@ STATE = {"poisoned": False}
 def children():
     """Processes whose parent this one is."""
     here = os.getpid()
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == here]
+    found = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == here]
+    return [pid for pid in found if pid != guardian().pid]
 
 
 def _parent(path):

@@ -1,0 +1,72 @@
+"""A process that outlives its parent by a moment: it ends the process groups that the parent has not ended itself.
+
+A worker that hangs cannot notice that its parent was killed, and a signal at the parent's death reaches the worker
+alone, not what the implementation has started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import struct
+from typing import NoReturn
+
+_ENTRY = struct.Struct("<?q")
+_FILES = 2**20
+
+
+class Guardian:
+    """Watches over the process groups of one process.
+
+    Attributes
+    ----------
+    pid : int
+        Its process.
+    """
+
+    def __init__(self) -> None:
+        read, self._write = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            _watch(read)
+        os.close(read)
+
+    def watch(self, group: int, *, over: bool = True) -> None:
+        """Watch over a process group, or no longer."""
+        os.write(self._write, _ENTRY.pack(over, group))
+
+    def leave(self) -> None:
+        """Let go of it, in a process that was forked and is watched itself: it must not keep the line open."""
+        os.close(self._write)
+
+
+def guardian() -> Guardian:
+    """Return the guardian of this process."""
+    return _guardian_of(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _guardian_of(pid: int) -> Guardian:
+    del pid  # what it is remembered by: a forked process needs one of its own
+    return Guardian()
+
+
+def _watch(line: int) -> NoReturn:
+    """The guardian's life: it keeps a list until the line is cut, then ends what is on it."""
+    try:
+        os.dup2(line, 0)
+        os.closerange(1, _FILES)  # it must hold nothing open of which others wait for the end
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        groups: set[int] = set()
+        while entry := os.read(0, _ENTRY.size):  # less than a page is written at once, and arrives whole
+            over, group = _ENTRY.unpack(entry)
+            (groups.add if over else groups.discard)(group)
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+    finally:
+        os._exit(0)
