@@ -25,6 +25,9 @@ SUFFIX = ".journal"
 MOST_BYTES = 2**22
 """A journal is written anew, with the newest entries only, when it has become longer."""
 
+PASSED = ("holds", "not applicable")
+"""Verdicts that nobody has to hear of."""
+
 MOST_READ = 2 * MOST_BYTES
 KEPT = 64
 """Entries that are kept then."""
@@ -64,6 +67,7 @@ class Journal:
         self._file = _locked(self._path)
         self._written = 0
         self._next = 0
+        self._held = ""
         self._recent: deque[str] = deque(maxlen=KEPT)
 
     def begin(self, job: str, case: str) -> int:
@@ -73,18 +77,28 @@ class Journal:
         return self._next
 
     def end(self, number: int, verdict: str) -> None:
-        """Write down what was seen of a case: ``holds``, or another word."""
-        self._write({"n": number, "verdict": verdict})
+        """Write down what was seen of a case: ``holds``, or another word.
+
+        That one holds is written together with the next one: if it never is, the case is run once more for nothing.
+        """
+        entry = {"n": number, "verdict": verdict}
+        if verdict in PASSED:
+            self._held = _line(entry)
+        else:
+            self._write(entry)
 
     def close(self, *, keep: bool) -> Path | None:
         """End the journal of a run that came to its end; return it if it is kept, since something is to be reported."""
-        if not keep:
+        if keep:
+            self._file.write(self._held)
+        else:
             self._path.unlink(missing_ok=True)
         self._file.close()
         return self._path if keep else None
 
     def _write(self, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry, separators=(",", ":")) + "\n"
+        line = self._held + _line(entry)
+        self._held = ""
         self._recent.append(line)
         self._file.write(line)
         self._file.flush()  # into the kernel, which outlives the process; not onto the disk, which would take longer
@@ -99,6 +113,10 @@ class Journal:
         self._path.with_suffix(".partial").replace(self._path)
         self._file.close()
         self._file, self._written = shorter, 0
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, separators=(",", ":")) + "\n"
 
 
 def _locked(path: Path) -> IO[str]:
@@ -144,7 +162,7 @@ def _told(lines: list[str]) -> list[LeftBehind]:
             begun[number] = (job, case)
         elif isinstance(number, int) and isinstance(verdict, str) and number in begun:
             ended = begun.pop(number)
-            if verdict not in ("holds", "not applicable"):
+            if verdict not in PASSED:
                 failed.append(LeftBehind(*ended, verdict))
     return [*failed, *(LeftBehind(*one) for one in list(begun.values())[-1:])]
 

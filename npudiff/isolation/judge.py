@@ -12,7 +12,7 @@ from npudiff.compare import Comparison, Held
 from npudiff.component import ImplementationRaised
 from npudiff.errors import DeviceLost
 from npudiff.isolation.faults import Faulted, Kind, RemoteError
-from npudiff.isolation.journal import Journal
+from npudiff.isolation.journal import PASSED, Journal
 from npudiff.isolation.process import WorkerProcess
 from npudiff.isolation.wire import unpacked
 from npudiff.outcome import Isolation, Job, Outcome, Poisoning
@@ -83,7 +83,7 @@ class IsolatedJudge:
         return verdict
 
     def _end(self, number: int, word: str) -> None:
-        self._failed = self._failed or word not in ("holds", "not applicable") or bool(self.poisonings)
+        self._failed = self._failed or word not in PASSED or bool(self.poisonings)
         if self._journal is not None:
             self._journal.end(number, word)
 

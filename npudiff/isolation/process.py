@@ -7,6 +7,7 @@ import faulthandler
 import json
 import os
 import re
+import select
 import signal
 import time
 import traceback
@@ -56,6 +57,8 @@ class WorkerProcess:
             self._begin(job, theirs, watching)
         watching.watch(self._pid)
         theirs.close()
+        self._waiting = select.poll()
+        self._waiting.register(self._connection.fileno(), select.POLLIN)
 
     def _begin(self, job: Job, theirs: Connection, watching: Guardian) -> None:
         """The child's side; whatever happens, it never goes back to what the parent does."""
@@ -81,7 +84,7 @@ class WorkerProcess:
         """
         try:
             self._connection.send_bytes(json.dumps(question).encode())
-            if not self._connection.poll(seconds):
+            if not self._waiting.poll(seconds * 1000):
                 self.kill()
                 raise Faulted(Kind.TIMED_OUT, f"no answer within {seconds:g} s")
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())

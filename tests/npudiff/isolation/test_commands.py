@@ -41,7 +41,21 @@ def poisons(inputs, target):
 @pytest.fixture
 def kernels(tmp_path):
     (tmp_path / "mine.py").write_text(textwrap.dedent(KERNELS))
-    return ("check", "swa_mask", "--impl", "mine.py", "--target", "sim", "--isolate", "--workers", "1", "--seed", "3", "--examples", "60")
+    return (
+        "check",
+        "swa_mask",
+        "--impl",
+        "mine.py",
+        "--target",
+        "sim",
+        "--isolate",
+        "--workers",
+        "1",
+        "--seed",
+        "3",
+        "--examples",
+        "60",
+    )
 
 
 def findings(folder, name):

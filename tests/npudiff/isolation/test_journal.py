@@ -37,6 +37,13 @@ def test_what_is_to_be_reported_is_kept_until_it_is(tmp_path):
     assert not path.exists()
 
 
+def test_a_case_that_held_last_is_told_as_in_flight(tmp_path):
+    book = Journal(tmp_path)
+    book.end(book.begin(JOB, "{}"), "holds")
+    book._file.close()  # killed before anything else was begun
+    assert left_behind(tmp_path) == [LeftBehind(JOB, "{}")]
+
+
 def test_the_case_in_flight_is_told_and_cases_that_hold_are_not(tmp_path):
     book = Journal(tmp_path)
     for number in range(3):
