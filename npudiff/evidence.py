@@ -140,7 +140,7 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         detail["problem"] = output.problem
         return detail
     inputs = component.inputs(failure.case)
-    coordinates = _coordinates(component, inputs, output)
+    coordinates = coordinates_of(component, inputs, output)
     if output.only_gain:
         detail["gain"] = worst_gain(output, coordinates)
     detail["where"] = worst_element(output, coordinates)
@@ -179,12 +179,12 @@ def _first(outcome: Outcome) -> dict[str, Any]:
     if failure.comparison is not None and failure.comparison.worst_output.problem is None:
         output = failure.comparison.worst_output
         inputs = component.inputs(failure.case)
-        coordinates = _coordinates(component, inputs, output)
+        coordinates = coordinates_of(component, inputs, output)
         first |= _described_output(output, coordinates, inputs)
     return first
 
 
-def _coordinates(component: Component, inputs: Any, output: OutputComparison) -> Mapping[str, torch.Tensor]:  # noqa: ANN401
+def coordinates_of(component: Component, inputs: Any, output: OutputComparison) -> Mapping[str, torch.Tensor]:  # noqa: ANN401
     """Where each element is, in the component's words; by index where a relation compared other rows."""
     named = component.coordinates(inputs, output.name)
     if all(_broadcasts(values, output.ratio) for values in named.values()):

@@ -169,16 +169,13 @@ class Runner:
 
     def fail(self, outcome: Outcome) -> None:
         """Write what an outcome has to report, and fail the test with it."""
-        from npudiff.evidence import findings_of  # noqa: PLC0415 - needed for a finding only
-        from npudiff.findings import write_finding  # noqa: PLC0415 - needed for a finding only
+        from npudiff.finding_page import keep_findings  # noqa: PLC0415 - needed for a finding only
         from npudiff.report import finding_lines  # noqa: PLC0415
 
         lines = []
-        for finding, failure in findings_of(outcome):
-            folder = write_finding(finding, failure, _output(self._config) / "findings")
+        for finding, folder in keep_findings(outcome, _output(self._config) / "findings"):
             lines.append(f"{finding.component}.{finding.implementation}: {finding.property_name}: {finding.verdict}")
             lines += [f"{label:10} {text}" for label, text in finding_lines(finding, folder)]
-        outcome.settle()
         if not lines:
             raise ValueError(f"{outcome.job.name} has nothing to report")
         pytest.fail("\n".join(lines), pytrace=False)

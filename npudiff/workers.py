@@ -23,8 +23,7 @@ import torch
 from npudiff.codec import dumps, loads
 from npudiff.engine import run_job
 from npudiff.errors import DeviceLost
-from npudiff.evidence import findings_of
-from npudiff.findings import write_finding
+from npudiff.finding_page import keep_findings
 from npudiff.outcome import Budget, Failure, Job, Outcome, Poisoning, Verdict
 from npudiff.target import Target
 
@@ -176,7 +175,7 @@ def _message(job: Job, budget: Budget, folder: Path | None) -> dict[str, Any]:
         elif item.name not in ("job", "journal"):
             message[item.name] = value
     if folder is not None:
-        message["folders"] = [str(write_finding(*found, folder)) for found in findings_of(outcome)]
+        message["folders"] = [str(path) for _, path in keep_findings(outcome, folder)]
     outcome.settle()
     return message
 

@@ -13,8 +13,8 @@ from npudiff.codec import loads
 from npudiff.console import Console
 from npudiff.engine import EQUIVALENCE, run_case, run_job
 from npudiff.errors import ExitCode, UsageError
-from npudiff.evidence import findings_of
-from npudiff.findings import Finding, read_finding, write_finding
+from npudiff.finding_page import keep_findings
+from npudiff.findings import Finding, read_finding
 from npudiff.isolation.journal import JOURNALS, left_behind
 from npudiff.outcome import Job, Outcome, Verdict
 from npudiff.plan import Plan, Request, make_plan
@@ -94,9 +94,7 @@ class _Run:
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome, and write what it has to report."""
         self.outcomes.append(outcome)
-        for finding, failure in findings_of(outcome):
-            self.findings.append((finding, write_finding(finding, failure, self.folder)))
-        outcome.settle()
+        self.findings += keep_findings(outcome, self.folder)
 
     def report(self) -> int:
         """Show everything and return the exit code."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from npudiff.html_page import page_of
 from npudiff.score.account import MethodScore, by_mutant, scores, share_found
 from npudiff.score.methods import METHODS
 from npudiff.score.trials import Trial
@@ -14,20 +15,6 @@ from npudiff.score.trials import Trial
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _RIGHT, _TOP = 860, 380, 56, 44, 210, 16
 _COLOURS = ("#0b6e4f", "#b23a48", "#c97b18", "#7a6c00", "#37508f", "#7b3f98", "#1f7a8c", "#5c5c5c")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 2", "1 3", "10 4", "3 3 1 3")
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem;
-  color: #1c1c1c; background: #fff }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse; width: 100% } th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd;
-  text-align: right; font-variant-numeric: tabular-nums } th:first-child, td:first-child { text-align: left }
-thead th { position: sticky; top: 0; background: #fff }
-.no { color: #8a1c1c; font-weight: 600 } .few { color: #8a5a00 }
-.none { color: #777 } svg text { font: 12px system-ui, sans-serif; fill: #333 } .wide { overflow-x: auto }
-@media (prefers-color-scheme: dark) {
-  body, thead th { background: #16181a; color: #e8e6e3 } th, td { border-color: #3a3d40 }
-  svg text { fill: #d8d6d3 } .no { color: #ff8a80 } .few { color: #ffc46b } .none { color: #999 } }
-"""
 
 
 def page(trials: Sequence[Trial], about: Mapping[str, Any]) -> str:
@@ -41,15 +28,12 @@ def page(trials: Sequence[Trial], about: Mapping[str, Any]) -> str:
         What the run was, in a few words each.
     """
     told = " · ".join(f"{html.escape(name)} {html.escape(str(value))}" for name, value in about.items())
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>npudiff score</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><h1>How many planted bugs are found</h1><p>{told}</p>"
-        f"{''.join(_methods(scores(trials)))}"
+    body = (
+        f"<p>{told}</p>{''.join(_methods(scores(trials)))}"
         "<h2>Found over cases</h2><p>Share of mutants that half of a method's trials have found, after so many cases."
-        f"</p>{_plot(trials)}"
-        f"<h2>Every mutant</h2><div class=wide>{''.join(_mutants(trials))}</div></body></html>\n"
+        f"</p>{_plot(trials)}<h2>Every mutant</h2><div class=wide>{''.join(_mutants(trials))}</div>"
     )
+    return page_of("How many planted bugs are found", body)
 
 
 def _methods(rows: Sequence[MethodScore]) -> Iterator[str]:
