@@ -19,6 +19,7 @@ from rich.table import Table
 from npudiff import __version__
 from npudiff.component import Component
 from npudiff.engine import EQUIVALENCE
+from npudiff.finding_page import PAGE_FILE
 from npudiff.findings import Finding
 from npudiff.isolation.journal import LeftBehind
 from npudiff.outcome import Outcome, Verdict
@@ -159,7 +160,7 @@ class Console:
         """Show a finding and the line that replays it."""
         title = f"FINDING {finding.component}.{finding.implementation} · {finding.property_name} · {finding.verdict}"
         self.rich.print(f"\n[bold red]{escape(title)}[/]")
-        for label, text in finding_lines(finding, folder):
+        for label, text in [*finding_lines(finding, folder), ("picture", str(folder / PAGE_FILE))]:
             self.rich.print(f"  [bold]{label:10}[/] {escape(printable(text))}", soft_wrap=True)
 
     def finding_again(self, finding: Finding, folder: Path) -> None:
