@@ -12,7 +12,7 @@ from npudiff import __version__, discovery
 from npudiff.discovery import load_component
 from npudiff.errors import ExitCode
 
-QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
+QUICK = ("--target", "sim", "--examples", "10", "--seed", "1")
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ distance to query -1
   pattern    4 of 10 elements are wrong; only at key 2, 3, 4; only at distance to query -3, -2, -1
   found      at case 1
   replay     npudiff replay .npudiff/findings/swa_mask-mask_without_tail-equivalence-DIGEST
+  picture    .npudiff/findings/swa_mask-mask_without_tail-equivalence-DIGEST/finding.html
 1 case in T s · 1 implementation · 1 finding
 """
 
@@ -156,7 +157,7 @@ def test_verbose_shows_every_property_and_where_the_cases_were(cli):
 def test_a_users_file_is_all_it_takes(cli, kernel):
     result = cli("check", "swa_mask", "--impl", kernel("right"), *QUICK)
     assert result.code == ExitCode.CLEAN
-    assert re.search(r"mine +9 .* ok, 5 properties", result.out)
+    assert re.search(r"mine +14 .* ok, 5 properties", result.out)
     assert cli("check", "swa_mask", "--impl", kernel("wrong"), *QUICK, "--where", "window=4").code == ExitCode.FINDINGS
 
 
