@@ -74,10 +74,11 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SwaMaskCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwaMaskCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "batch")
     window = choose.value(box, "window", _WINDOWS)
     batch = choose.value(box, "batch", (1, 2, 3, 4, 8, 33))
     options = _lengths(box, window, _CELLS // batch)
-    lengths = choose.several(box, "batch", (batch,), lambda: choose.pick(choose.pick(options)))
+    lengths = choose.parts(box, "batch", batch, lambda: choose.pick(choose.pick(options)))
     longest = max(1, *lengths)
     return SwaMaskCase(
         kv_lengths=lengths,
