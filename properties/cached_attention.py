@@ -16,6 +16,7 @@ from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
+from npudiff.text import listed
 from properties import rows
 from properties.ordinary import ORDINARY
 from reference.bounds import Expected
@@ -194,7 +195,7 @@ def features(case: CachedAttentionCase) -> Collection[str]:
 def describe(case: CachedAttentionCase) -> str:
     """Return the case as one short line."""
     parts = [
-        " ".join(f"q{request.query}/kv{request.kv}" for request in case.requests),
+        listed([f"q{request.query}/kv{request.kv}" for request in case.requests], "request"),
         f"written {case.write_layout}, read {case.read_layout}",
         f"window {'none' if case.window is None else case.window}",
         f"page {case.page_size}",

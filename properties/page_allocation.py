@@ -15,7 +15,7 @@ from npudiff.constraints import Axis, Box, Constraints, intersection
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
-from npudiff.text import counted
+from npudiff.text import counted, listed
 from properties.ordinary import ORDINARY
 from reference.bounds import exactly
 from reference.page_allocation import PageAllocationInputs, page_allocation
@@ -162,7 +162,7 @@ def features(case: PageAllocationCase) -> Collection[str]:
 
 def describe(case: PageAllocationCase) -> str:
     """Return the case as one short line."""
-    requests = " ".join(f"{request.prefix}+{request.new}" for request in case.requests)
+    requests = listed([f"{request.prefix}+{request.new}" for request in case.requests], "request")
     parts = [
         requests,
         f"page {case.page_size}",

@@ -15,6 +15,7 @@ from npudiff.constraints import Allowed, Axis, Box, Constraints, intersection
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
+from npudiff.text import listed
 from properties.models import Model, of_models
 from properties.ordinary import ORDINARY
 from reference.swa_mask import SwaMaskInputs, swa_mask
@@ -146,7 +147,7 @@ def features(case: SwaMaskCase) -> Collection[str]:
 
 def describe(case: SwaMaskCase) -> str:
     """Return the case as one short line."""
-    lengths = " ".join(f"kv{length}" for length in case.kv_lengths)
+    lengths = listed([f"kv{length}" for length in case.kv_lengths], "request")
     parts = [
         lengths,
         f"window {'none' if case.window is None else case.window}",
