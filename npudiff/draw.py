@@ -29,11 +29,11 @@ FAR_COUNTS = (5, 6, 7, 9, 12, 13, 17, 33, 40, 48, 63, 65, 100, 127, 129, 257)
 """Counts that an axis has now and then, beyond those that a component lists: remainders of fours, eights and tiles, one
 away from what fits into a tile, a table or a block, and the cores of devices."""
 
-FAR_SHARE = 12
+FAR_SHARE = 10
 """In one of so many cases, one count goes far."""
 
-FAR_WEIGHT = 4
-"""How much more often a count that goes far is a far one than a usual one."""
+FAR_WEIGHT = 3
+"""How much more often a count that goes far is a certain far one than a usual one; the larger half, twice that."""
 
 EQUAL_SHARE = 8
 """In one of so many cases, two sizes are equal."""
@@ -121,7 +121,7 @@ class Chooser:
         if axis != self.far:
             return usual
         far = [count for count in self._far_counts if allowed is None or allows(allowed, count)]
-        return [*usual[: LISTED // 2], *far * FAR_WEIGHT]
+        return [*usual[: LISTED // 2], *[*far, *far[len(far) // 2 :]] * FAR_WEIGHT]
 
     def equal(
         self,

@@ -76,7 +76,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MoeFinalizeCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeFinalizeCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "chosen", "chosen", "tokens", "width", "spare_rows")
+    choose.go_far(AXES, "chosen", "chosen", "tokens", "width")
     chosen = choose.value(box, "chosen", (1, 2, 3, 4, 6, 8))
     width = choose.value(box, "width", (64, 16, 32, 80, 1000))
     allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 257, 1025))

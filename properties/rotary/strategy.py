@@ -41,7 +41,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
     choose.go_far(AXES, "heads", "kv_heads", "tokens")
     many = choose.pick(range(MANY_SHARE)) == MANY_SHARE - 1
     rotary_dim, _, head_dim = str(choose.value(box, "dims", ("64", "32/64") if many else DIMS)).partition("/")
-    tokens = choose.value(box, "tokens", MANY_TOKENS if many else (1, 2, 3, 7, 16, 17, 65, 257, 513))
+    tokens = choose.value(box, "tokens", MANY_TOKENS if many else (1, 1, 2, 3, 7, 16, 17, 65, 257, 513))
     heads, most = (_many_heads(tokens), MOST_OF_MANY) if many else ((1, 2, 3, 8, 33), MOST_ROWS)
     table = choose.value(box, "table", TABLES)
     data = choose.pick(within(("numbers", "numbers", "cosines"), box.get("data")))
@@ -75,10 +75,9 @@ def _many_heads(tokens: int) -> Sequence[int]:
 
 
 def _sections(choose: Chooser, box: Box, rotary_dim: int, tokens: int) -> str:
-    """None, or sections that add up to half of the rotary dim: for half of the single tokens that can have them."""
+    """None, or sections that add up to half of the rotary dim; more often for a single token, which few cases have."""
     fitting = [text for text in SECTIONS[1:] if 2 * sum(map(int, text.split("/"))) == rotary_dim]
-    options = [
-        text for text in (*["none"] * (1 if tokens == 1 else 2), *fitting) if allows(box.get("sections", (text,)), text)
-    ]
+    others = fitting if tokens == 1 else ["none"]
+    options = [text for text in ("none", *fitting, *others) if allows(box.get("sections", (text,)), text)]
     assume(options)
     return str(choose.pick(options))

@@ -58,6 +58,7 @@ SHORT = {
     ("moe_experts", "shared_width"): "as wide as an expert, or twice as wide",
     ("moe_gating", "groups"): GROUPED,
     ("moe_gating", "kept_groups"): GROUPED,
+    ("moe_finalize", "spare_rows"): EXTRA,
     ("padded_tokens", "width"): "rows are only moved, and moe_routing draws their widths",
     ("paged_cache", "padded_tokens"): PADDING,
     ("rope_cache", "growths"): "each is a call",
