@@ -51,8 +51,8 @@ _MAX_ELEMENTS = 2**24
 TILES = (63, 64, 65, 70, 127, 128, 129)
 """New tokens around those that a kernel takes in one go."""
 
-MOST_HEADS = 264
-"""Query heads up to which a case may have more than one per KV head."""
+MOST_HEADS = 256
+"""Query heads that a case has at most where there is a choice; operators take no more."""
 
 TILED_SHARE = 12
 """One of so many cases has chunks of so many tokens, and a window that is smaller, or none."""
@@ -103,7 +103,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CachedAttentionCase:
     window = choose.value(
         box, "window", (1, 2, 15, 16, 17, *([] if tiled else [page_size + 1]), *[None] * (1 if tiled else 2))
     )
-    kv_heads = choose.value(box, "kv_heads", (1, 2, 3))
+    heads = choose.options(box, "kv_heads", (1, 2, 3))
+    kv_heads = choose.pick([count for count in heads if count <= MOST_HEADS] or [min(heads)])
     groups = choose.options(box, "group", (1, 2, 5))
     case = CachedAttentionCase(
         requests=choose.several(

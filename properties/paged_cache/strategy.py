@@ -78,7 +78,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
         slots_dtype=choose.value(box, "slots_dtype", ("int32", "int64")),
         seed=choose.pick(range(1024)),
     )
-    return choose.equal(case, ("tokens", "kv_heads", "page_size", "head_dim"), values, check_case, box)
+    return choose.equal(case, ("tokens", "kv_heads", "pages"), values, check_case, box)
 
 
 def _pages(page_size: int, page_elements: int, far: bool) -> Sequence[int]:

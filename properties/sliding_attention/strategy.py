@@ -46,8 +46,8 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SlidingAttentionCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     choose = Chooser(draw)
-    box = choose.pick(boxes)
     choose.go_far(AXES, "group", "kv_heads", "batch")
+    box = choose.pick(boxes)
     page_size = choose.value(box, "page_size", PAGE_SIZES[:2] if choose.far else PAGE_SIZES)
     long = choose.pick(LONG[:1] if choose.far else LONG)
     window = choose.value(box, "window", _windows(page_size, long))
