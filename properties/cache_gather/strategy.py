@@ -31,8 +31,8 @@ def cases(constraints: Constraints) -> st.SearchStrategy[CacheGatherCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CacheGatherCase:
     choose = Chooser(draw)
-    box = choose.pick(boxes)
     choose.go_far(AXES, "kv_heads", "batch")
+    box = choose.pick(boxes)
     page_size = choose.value(box, "page_size", (1, 2, 16) if choose.far else (1, 2, 16, 32, 48, 64, 128, 192, 256))
     kv_heads = choose.value(box, "kv_heads", (1, 2, 3, 8))
     dtype = choose.value(box, "dtype", DTYPES)

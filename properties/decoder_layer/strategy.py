@@ -34,11 +34,11 @@ def cases(constraints: Constraints) -> st.SearchStrategy[DecoderLayerCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
     choose = Chooser(draw)
+    choose.go_far(AXES, "group", "kv_heads", "batch", "experts")
     box = choose.pick(boxes)
     kinds = [kind for kind in within(KINDS, box.get("kind")) if _fits(box, kind)]
     assume(kinds)
     kind = choose.pick(kinds)
-    choose.go_far(AXES, "group", "kv_heads", "batch", "experts")
     far_prefix = choose.pick(range(FAR_PREFIX_SHARE)) == FAR_PREFIX_SHARE - 1 and not choose.far
     page_size = choose.value(box, "page_size", (16, 32) if far_prefix or choose.far else (16, 32, 128))
     chosen = choose.value(box, "chosen", (1, 2, 3))

@@ -42,8 +42,8 @@ def cases(constraints: Constraints) -> st.SearchStrategy[GroupedMatmulCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> GroupedMatmulCase:
     choose = Chooser(draw)
-    box = choose.pick(boxes)
     choose.go_far(AXES, "experts", "columns", "rows_of_all", "inner")
+    box = choose.pick(boxes)
     split = choose.value(box, "split", (*("rows",) * 7, "inner"))
     form = choose.value(box, "form", ("float",) if split == "inner" else FORMS)
     whole, of_inner = form.endswith("a8"), split == "inner"

@@ -34,6 +34,9 @@ CACHE_ELEMENTS = 2**20
 SCORES = 2**19
 """Scores up to which a case may have more than one query head per KV head."""
 
+MOST_HEADS = 256
+"""Query heads that a case with far more heads than usual has at most; operators take no more."""
+
 MOST_SCORES, MOST_ROWS = 2**24, 2**17
 """Scores, and rows of all heads, up to which a case may have more heads than it must."""
 
@@ -91,7 +94,9 @@ def _kv_heads(choose: Chooser, box: Box, requests: Sequence[Request], page_size:
     defaults = [heads for heads in KV_HEADS if heads == 1 or heads * elements <= CACHE_ELEMENTS]
     options = choose.options(box, "kv_heads", defaults)
     if choose.far == "kv_heads":
-        options = [heads for heads in options if heads * elements <= 2 * CACHE_ELEMENTS] or options[:1]
+        options = [
+            heads for heads in options if heads * elements <= 2 * CACHE_ELEMENTS and heads <= MOST_HEADS
+        ] or options[:1]
     return _up_to_most_scores(options, requests, min(box.get("group", GROUPS)))
 
 
@@ -99,8 +104,10 @@ def _groups(choose: Chooser, box: Box, requests: Sequence[Request], kv_heads: in
     scores = kv_heads * sum(request.query * request.kv for request in requests)
     defaults = [group for group in GROUPS if group == 1 or group * scores <= SCORES]
     options = choose.options(box, "group", defaults)
-    if choose.far == "group":
-        options = [group for group in options if group * scores <= 2 * SCORES] or options[:1]
+    if choose.far:
+        options = [
+            group for group in options if group * scores <= 2 * SCORES and group * kv_heads <= MOST_HEADS
+        ] or options[:1]
     return _up_to_most_scores(options, requests, kv_heads)
 
 
