@@ -54,7 +54,7 @@ TILES = (63, 64, 65, 70, 127, 128, 129)
 MOST_HEADS = 256
 """Query heads that a case has at most where there is a choice; operators take no more."""
 
-TILED_SHARE = 12
+TILED_SHARE = 9
 """One of so many cases has chunks of so many tokens, and a window that is smaller, or none."""
 
 

@@ -42,7 +42,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[GroupedMatmulCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> GroupedMatmulCase:
     choose = Chooser(draw)
-    choose.go_far(AXES, "experts", "columns", "rows_of_all", "inner")
+    choose.go_far(AXES, "columns", "experts", "rows_of_all", "inner")
     box = choose.pick(boxes)
     split = choose.value(box, "split", (*("rows",) * 7, "inner"))
     form = choose.value(box, "form", ("float",) if split == "inner" else FORMS)
