@@ -16,6 +16,7 @@ from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import Property
+from npudiff.text import listed
 from properties import rows
 from properties.ordinary import ORDINARY
 from reference.bounds import Expected
@@ -46,6 +47,15 @@ POISON = 4096.0
 """What the pool holds before: finite, exact in 16 bits, and far above what any right output holds."""
 
 _MAX_ELEMENTS = 2**24
+
+TILES = (63, 64, 65, 70, 127, 128, 129)
+"""New tokens around those that a kernel takes in one go."""
+
+MOST_HEADS = 256
+"""Query heads that a case has at most where there is a choice; operators take no more."""
+
+TILED_SHARE = 9
+"""One of so many cases has chunks of so many tokens, and a window that is smaller, or none."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +97,23 @@ def cases(constraints: Constraints) -> st.SearchStrategy[CachedAttentionCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CachedAttentionCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    page_size = choose.value(box, "page_size", (16, 32, 48, 64, 128))
-    window = choose.value(box, "window", (1, 2, 15, 16, 17, page_size + 1, None, None))
-    return CachedAttentionCase(
-        requests=choose.several(box, "batch", (1, 2, 3), lambda: _draw_request(choose, box, page_size)),
+    choose.go_far(AXES, "batch", "kv_heads", "group")
+    tiled = choose.pick(range(TILED_SHARE)) == TILED_SHARE - 1 and not choose.far
+    page_size = choose.value(box, "page_size", (16, 32) if choose.far else (16, 32, 48, 64, 128))
+    window = choose.value(
+        box, "window", (1, 2, 15, 16, 17, *([] if tiled else [page_size + 1]), *[None] * (1 if tiled else 2))
+    )
+    heads = choose.options(box, "kv_heads", (1, 2, 3))
+    kv_heads = choose.pick([count for count in heads if count <= MOST_HEADS] or [min(heads)])
+    groups = choose.options(box, "group", (1, 2, 5))
+    case = CachedAttentionCase(
+        requests=choose.several(
+            box, "batch", (1, 2) if tiled else (1, 2, 3), lambda: _draw_request(choose, box, page_size, tiled)
+        ),
         window=window,
         page_size=page_size,
-        kv_heads=choose.value(box, "kv_heads", (1, 2, 3)),
-        group=choose.value(box, "group", (1, 2, 5)),
+        kv_heads=kv_heads,
+        group=choose.pick([count for count in groups if count * kv_heads <= MOST_HEADS] or [min(groups)]),
         head_dim=choose.value(box, "head_dim", (64, 128)),
         dtype=choose.value(box, "dtype", tuple(DTYPES)),
         write_layout=choose.value(box, "write_layout", LAYOUTS),
@@ -102,12 +121,20 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CachedAttentionCase:
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
+    return choose.equal(case, ("kv_heads", "group", "page_size"), values, check_case, box)
 
 
-def _draw_request(choose: Chooser, box: Box, page_size: int) -> Request:
+def _draw_request(choose: Chooser, box: Box, page_size: int, tiled: bool) -> Request:
+    queries = within(TILES if tiled else (1, 1, 2, 7, 17), box.get("query_length"))[:4096]
     totals = [1, 2, 5, page_size - 1, page_size, page_size + 1, 2 * page_size + 3]
-    total = choose.value(box, "kv_length", totals)
-    fitting = [rows for rows in within((1, 1, 2, 7, 17), box.get("query_length"))[:4096] if rows <= total]
+    if tiled:
+        totals = [*totals, *(rows + more for rows in TILES for more in (0, 1, 20))]
+    elif min(queries) > min(totals):  # what a user asks for
+        totals = [*totals, *(rows + more for rows in queries for more in (0, 1, page_size))]
+    totals = [total for total in within(totals, box.get("kv_length"))[:4096] if total >= min(queries)]
+    assume(totals)
+    total = choose.pick(totals)
+    fitting = [rows for rows in queries if rows <= total]
     assume(fitting)
     return Request(choose.pick(fitting), total)
 
@@ -169,7 +196,7 @@ def features(case: CachedAttentionCase) -> Collection[str]:
 def describe(case: CachedAttentionCase) -> str:
     """Return the case as one short line."""
     parts = [
-        " ".join(f"q{request.query}/kv{request.kv}" for request in case.requests),
+        listed([f"q{request.query}/kv{request.kv}" for request in case.requests], "request"),
         f"written {case.write_layout}, read {case.read_layout}",
         f"window {'none' if case.window is None else case.window}",
         f"page {case.page_size}",

@@ -13,7 +13,7 @@ from npudiff.compare import Comparison, Derived, bounds_of, compare
 from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
-from npudiff.draw import Chooser, within
+from npudiff.draw import Chooser
 from npudiff.property import Property
 from npudiff.text import counted
 from properties import rows
@@ -70,13 +70,15 @@ def cases(constraints: Constraints) -> st.SearchStrategy[DynamicQuantCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DynamicQuantCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    width = choose.value(box, "width", _WIDTHS)
-    allowed = within((1, 2, 3, 7, 17, 65, 257), box.get("tokens"))[:4096]
+    choose.go_far(AXES, "experts", "tokens", "width")
+    many = choose.far == "experts"
+    width = choose.value(box, "width", _WIDTHS[:7] if many else _WIDTHS)
+    allowed = choose.options(box, "tokens", (7, 17, 65, 257) if many else (1, 2, 3, 7, 17, 65, 257))
     tokens = choose.pick([count for count in allowed if count * width <= MOST_ELEMENTS] or [min(allowed)])
     bits = choose.value(box, "bits", (8, 8, 4))
     assume(_has_words(width, bits))
-    smooth = choose.value(box, "smooth", SMOOTH)
-    counts = [count for count in within((1, 2, 3, 8), box.get("experts"))[:1024] if count <= tokens]
+    smooth = choose.value(box, "smooth", ("per expert",) if many else SMOOTH)
+    counts = [count for count in choose.options(box, "experts", (1, 2, 3, 8)) if count <= tokens]
     assume(counts)
     return DynamicQuantCase(
         tokens=tokens,

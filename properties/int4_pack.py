@@ -12,7 +12,7 @@ from npudiff.compare import Comparison, Derived, compare
 from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
-from npudiff.draw import Chooser, within
+from npudiff.draw import Chooser
 from npudiff.property import Property
 from properties.models import Model, of_models
 from properties.ordinary import ORDINARY
@@ -64,9 +64,12 @@ def cases(constraints: Constraints) -> st.SearchStrategy[Int4PackCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> Int4PackCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    columns = choose.value(box, "columns", (8, 16, 24, 64, 72, 88, 136, 1024, 4104))
+    choose.go_far(AXES, "matrices", "rows")
+    columns = choose.value(
+        box, "columns", (8, 16, 24, 64, 72, 88, 136) if choose.far else (8, 16, 24, 64, 72, 88, 136, 1024, 4104)
+    )
     matrices = choose.value(box, "matrices", (1, 1, 2, 3, 8, 17))
-    allowed = within((1, 2, 3, 7, 8, 16, 24, 33, 64, 128, 300), box.get("rows"))[:4096]
+    allowed = choose.options(box, "rows", (1, 2, 3, 7, 8, 16, 24, 33, 64, 128, 300))
     fitting = [count for count in allowed if count * columns * matrices <= MOST_ELEMENTS]
     return Int4PackCase(
         rows=choose.pick(fitting or [min(allowed)]),

@@ -12,7 +12,7 @@ from npudiff.compare import Comparison, agree, bounds_of
 from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
-from npudiff.draw import Chooser, within
+from npudiff.draw import Chooser
 from npudiff.property import Property
 from npudiff.text import counted
 from properties import magnitudes, rows
@@ -76,9 +76,10 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MoeFinalizeCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeFinalizeCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "chosen", "chosen", "tokens", "width")
     chosen = choose.value(box, "chosen", (1, 2, 3, 4, 6, 8))
     width = choose.value(box, "width", (64, 16, 32, 80, 1000))
-    allowed = within((1, 2, 3, 7, 17, 65, 257, 1025), box.get("tokens"))[:4096]
+    allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 257, 1025))
     fitting = [count for count in allowed if count * chosen * width <= MOST_ELEMENTS] or [min(allowed)]
     return MoeFinalizeCase(
         tokens=choose.pick(fitting),

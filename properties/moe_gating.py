@@ -52,6 +52,10 @@ MOST_ELEMENTS = 2**17
 """Logits up to which a case may have more rows than it must."""
 
 
+MOST_KEPT = 64
+"""Experts of the kept groups up to which all of them may be chosen: what is left out otherwise is the worst of them."""
+
+
 @dataclass(frozen=True)
 class MoeGatingCase:
     """One call, as sizes, configuration and a recipe; see the axes for their meaning."""
@@ -81,17 +85,19 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MoeGatingCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeGatingCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    experts = choose.value(box, "experts", EXPERTS)
-    allowed = within((1, 2, 3, 7, 17, 65, 257), box.get("tokens"))[:4096]
+    choose.go_far(AXES, "chosen", "experts", "tokens")
+    experts = choose.value(box, "experts", EXPERTS[3:] if choose.far == "chosen" else EXPERTS)
+    allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 257))
     tokens = choose.pick([count for count in allowed if count * experts <= MOST_ELEMENTS] or [min(allowed)])
     groups = _fitting(choose, within(GROUPS, box.get("groups")), lambda count: experts % count == 0
                       and (count == 1 or experts // count > 2))  # fmt: skip
     kept = _fitting(choose, within((1, 2, 4, 8), box.get("kept_groups")), lambda count: count <= groups)
     room = experts // groups * kept
+    all_kept = (room,) if kept < groups and room <= MOST_KEPT else ()
     return MoeGatingCase(
         tokens=tokens,
         experts=experts,
-        chosen=_fitting(choose, within((1, 2, 4, 6, 8), box.get("chosen")), lambda count: count <= room),
+        chosen=_fitting(choose, choose.options(box, "chosen", (1, 2, 4, 6, 8, *all_kept)), lambda count: count <= room),
         dtype=choose.value(box, "dtype", tuple(DTYPES)),
         scoring=choose.value(box, "scoring", SCORINGS),
         bias=choose.value(box, "bias", (False, True)),

@@ -12,7 +12,7 @@ from npudiff.compare import Comparison, Derived, compare
 from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
-from npudiff.draw import Chooser, within
+from npudiff.draw import Chooser
 from npudiff.pattern import NOWHERE as NO_COORDINATE
 from npudiff.property import Property
 from npudiff.text import counted
@@ -78,10 +78,12 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MoeRoutingCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeRoutingCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    experts = choose.value(box, "experts", EXPERTS)
-    chosen = choose.value(box, "chosen", [count for count in (1, 2, 3, 4, 6, 8) if count <= experts])
+    choose.go_far(AXES, "chosen", "experts", "tokens", "width")
+    experts = choose.value(box, "experts", EXPERTS[2:] if choose.far == "chosen" else EXPERTS)
+    counts = choose.options(box, "chosen", (1, 2, 3, 4, 6, 8))
+    chosen = choose.pick([count for count in counts if count <= experts] or counts)
     width = choose.value(box, "width", (1, 16, 32, 64, 80, 1000))
-    allowed = within((1, 2, 3, 7, 17, 65, 257, 1025), box.get("tokens"))[:4096]
+    allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 257, 1025))
     fitting = [count for count in allowed if count * chosen * width <= MOST_ELEMENTS] or [min(allowed)]
     return MoeRoutingCase(
         tokens=choose.pick(fitting),

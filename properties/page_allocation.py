@@ -15,7 +15,7 @@ from npudiff.constraints import Axis, Box, Constraints, intersection
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
-from npudiff.text import counted
+from npudiff.text import counted, listed
 from properties.ordinary import ORDINARY
 from reference.bounds import exactly
 from reference.page_allocation import PageAllocationInputs, page_allocation
@@ -31,6 +31,9 @@ AXES = {
 _PAGE_SIZES = (2, 3, 16, 32, 48, 64, 128, 192, 256)
 _BATCHES = (1, 2, 3, 4, 8, 33)
 _MAX_TOKENS = 2**22
+
+_FEW_TOKENS = 600
+"""Most tokens that a request of a far larger batch has, and gets."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,17 @@ def cases(constraints: Constraints) -> st.SearchStrategy[PageAllocationCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PageAllocationCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "batch")
     page_size = choose.value(box, "page_size", _PAGE_SIZES)
+    most = _FEW_TOKENS if choose.far else _MAX_TOKENS
     kind = choose.pick(("decode", "extend", "mixed"))
     requests = choose.several(
         box,
         "batch",
         _BATCHES,
         lambda: Growth(
-            choose.value(box, "prefix", _prefixes(page_size)), choose.pick(_new_tokens(box, page_size, kind))
+            choose.value(box, "prefix", [count for count in _prefixes(page_size) if count <= most]),
+            choose.pick(_new_tokens(box, page_size, kind, most)),
         ),
     )
     assume(sum(request.prefix + request.new for request in requests) <= _MAX_TOKENS)
@@ -102,7 +108,7 @@ def _prefixes(page_size: int) -> Sequence[int]:
     return sorted({*borders, page_size // 2, 1025, 10_001, 65_537, 100_001, 1_000_003})
 
 
-def _new_tokens(box: Box, page_size: int, kind: str) -> Sequence[int]:
+def _new_tokens(box: Box, page_size: int, kind: str, most: int) -> Sequence[int]:
     borders = {pages * page_size + step for pages in (1, 2, 3) for step in (-2, -1, 0, 1, 2)} | {
         1,
         2,
@@ -111,7 +117,7 @@ def _new_tokens(box: Box, page_size: int, kind: str) -> Sequence[int]:
         150 * page_size + 1,
     }
     options = {"decode": [1], "extend": sorted(borders), "mixed": [1, *sorted(borders)]}[kind]
-    return within([count for count in options if count > 0], box.get("new_tokens"))
+    return within([count for count in options if 0 < count <= most], box.get("new_tokens"))
 
 
 def build_inputs(case: PageAllocationCase) -> PageAllocationInputs:
@@ -156,7 +162,7 @@ def features(case: PageAllocationCase) -> Collection[str]:
 
 def describe(case: PageAllocationCase) -> str:
     """Return the case as one short line."""
-    requests = " ".join(f"{request.prefix}+{request.new}" for request in case.requests)
+    requests = listed([f"{request.prefix}+{request.new}" for request in case.requests], "request")
     parts = [
         requests,
         f"page {case.page_size}",

@@ -75,9 +75,10 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> ScalePackCase:
     consistent = Constraints(tuple(boxes)).within(Constraints(_RULES)).boxes
     assume(consistent)
     box = choose.pick(consistent)
+    choose.go_far(AXES, "experts", "groups", "columns")
     experts = choose.value(box, "experts", (0, 1, 2, 8, 17))
     return ScalePackCase(
-        columns=choose.value(box, "columns", (1, 2, 7, 16, 33, 256, 1030)),
+        columns=choose.value(box, "columns", (1, 2, 7, 16, 33) if choose.far else (1, 2, 7, 16, 33, 256, 1030)),
         groups=choose.value(box, "groups", (1, 2, 3, 5)),
         experts=experts,
         form=choose.value(box, "form", FORMS),

@@ -15,6 +15,7 @@ from npudiff.constraints import Allowed, Axis, Box, Constraints, intersection
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
 from npudiff.property import NotApplicable, Property
+from npudiff.text import listed
 from properties.models import Model, of_models
 from properties.ordinary import ORDINARY
 from reference.swa_mask import SwaMaskInputs, swa_mask
@@ -74,10 +75,11 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SwaMaskCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwaMaskCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "batch")
     window = choose.value(box, "window", _WINDOWS)
     batch = choose.value(box, "batch", (1, 2, 3, 4, 8, 33))
     options = _lengths(box, window, _CELLS // batch)
-    lengths = choose.several(box, "batch", (batch,), lambda: choose.pick(choose.pick(options)))
+    lengths = choose.parts(box, "batch", batch, lambda: choose.pick(choose.pick(options)))
     longest = max(1, *lengths)
     return SwaMaskCase(
         kv_lengths=lengths,
@@ -145,7 +147,7 @@ def features(case: SwaMaskCase) -> Collection[str]:
 
 def describe(case: SwaMaskCase) -> str:
     """Return the case as one short line."""
-    lengths = " ".join(f"kv{length}" for length in case.kv_lengths)
+    lengths = listed([f"kv{length}" for length in case.kv_lengths], "request")
     parts = [
         lengths,
         f"window {'none' if case.window is None else case.window}",

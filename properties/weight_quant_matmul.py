@@ -98,13 +98,14 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> WeightQuantMatmulCase:
     choose = Chooser(draw)
     assume(boxes)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "columns", "inner", "tokens")
     inner = choose.value(box, "inner", (64, 16, 40, 1, 17, 100, 200, 1000, 2048, 4160))
-    columns = choose.pick(narrow(within((16, 8, 1, 7, 24, 33, 64, 136, 264), box.get("columns")), inner))
-    allowed = within((1, 2, 3, 7, 17, 65, 130, 300), box.get("tokens"))[:4096]
+    columns = choose.pick(narrow(choose.options(box, "columns", (16, 8, 1, 7, 24, 33, 64, 136, 264)), inner))
+    allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 130, 300))
     fitting = [count for count in allowed if count * inner * columns <= MOST_PRODUCTS]
     sizes = [size for size in within((0, 32, 64, 128, 96, 256, 320), box.get("group_size")) if size < inner]
     assume(sizes)
-    return WeightQuantMatmulCase(
+    case = WeightQuantMatmulCase(
         tokens=choose.pick(fitting or [min(allowed)]),
         inner=inner,
         columns=columns,
@@ -119,6 +120,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> WeightQuantMatmulCase:
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
+    return choose.equal(case, ("inner", "columns"), values, check_case, box)
 
 
 def build_inputs(case: WeightQuantMatmulCase) -> WeightQuantMatmulInputs:

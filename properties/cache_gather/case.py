@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
-from npudiff.text import counted
+from npudiff.text import counted, listed
 from properties.head_dims import join_head_dims
 from properties.moved_data import DTYPES as TORCH_DTYPES
 from reference.cache_layout import LAYOUTS, CacheLayout
@@ -163,9 +163,9 @@ def features(case: CacheGatherCase) -> Collection[str]:
 
 def describe(case: CacheGatherCase) -> str:
     """Return the case as one short line."""
+    requests = [f"{one.length}@{one.start}" if one.start else f"{one.length}" for one in case.requests]
     parts = [
-        "tokens " + " ".join(f"{request.length}@{request.start}" if request.start else f"{request.length}"
-                             for request in case.requests),
+        f"tokens {listed(requests, 'request')}",
         f"starts {case.starts}" if case.starts != "none" else "",
         counted(case.spare_rows, "spare row") if case.spare_rows else "",
         case.layout,

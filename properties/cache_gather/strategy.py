@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
-from properties.cache_gather.case import DTYPES, HEAD_DIMS, STARTS, UNUSED, CacheGatherCase, Stretch
+from properties.cache_gather.case import AXES, DTYPES, HEAD_DIMS, STARTS, UNUSED, CacheGatherCase, Stretch
 from properties.head_dims import split_head_dims
 from properties.moved_data import DTYPES as TORCH_DTYPES
 from reference.cache_layout import LAYOUTS, strip_width
@@ -31,8 +31,9 @@ def cases(constraints: Constraints) -> st.SearchStrategy[CacheGatherCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CacheGatherCase:
     choose = Chooser(draw)
+    choose.go_far(AXES, "kv_heads", "batch")
     box = choose.pick(boxes)
-    page_size = choose.value(box, "page_size", (1, 2, 16, 32, 48, 64, 128, 192, 256))
+    page_size = choose.value(box, "page_size", (1, 2, 16) if choose.far else (1, 2, 16, 32, 48, 64, 128, 192, 256))
     kv_heads = choose.value(box, "kv_heads", (1, 2, 3, 8))
     dtype = choose.value(box, "dtype", DTYPES)
     layout = choose.value(box, "layout", LAYOUTS)
@@ -41,9 +42,11 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CacheGatherCase:
     head_dim, value_head_dim = split_head_dims(choose.pick(dims))
     starts = choose.value(box, "starts", STARTS)
     most_pages = POOL_ELEMENTS // (page_size * kv_heads * (head_dim + value_head_dim))
-    lengths, offsets = _lengths(page_size, most_pages // 4), _starts(page_size, starts)
+    usual, offsets = _lengths(page_size, most_pages // 4), _starts(page_size, starts)
+    lengths = usual
     if choose.pick(range(16)) == 15:
-        lengths = _long_lengths(page_size, LONG_POOL_ELEMENTS // POOL_ELEMENTS * most_pages) or lengths
+        lengths = [] if choose.far else _long_lengths(page_size, LONG_POOL_ELEMENTS // POOL_ELEMENTS * most_pages)
+        lengths = lengths or usual
     requests = choose.several(
         box,
         "batch",

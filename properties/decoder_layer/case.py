@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from npudiff.constraints import Axis, check_axes
-from npudiff.text import counted
+from npudiff.text import counted, listed
 
 KINDS = ("step-3.5", "deepseek")
 """step-3.5: Gemma norms, grouped queries with a window or without, swiglustep. deepseek: plain norms, latents."""
@@ -141,7 +141,7 @@ def describe(case: DecoderLayerCase) -> str:
     ]
     parts = [
         case.kind,
-        f"tokens {' '.join(requests)}",
+        f"tokens {listed(requests, 'request')}",
         counted(case.decode_steps, "decode step") if case.decode_steps else "",
         "" if case.latent else f"window {'none' if case.window is None else case.window}",
         f"hidden {case.hidden_size}",

@@ -8,17 +8,20 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
-from npudiff.draw import Chooser, within
+from npudiff.draw import Chooser
 from properties import rows
 from properties.expert_weights import BITS, FORMS
 from properties.grouped_matmul.case import (
+    AXES,
     GROUP_SIZE,
     LOADS,
     RECIPES,
     GroupedMatmulCase,
     biases,
+    check_case,
     contradiction,
     dtypes,
+    values,
 )
 from reference.grouped_matmul import GROUP_LISTS
 
@@ -39,6 +42,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[GroupedMatmulCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> GroupedMatmulCase:
     choose = Chooser(draw)
+    choose.go_far(AXES, "columns", "experts", "rows_of_all", "inner")
     box = choose.pick(boxes)
     split = choose.value(box, "split", (*("rows",) * 7, "inner"))
     form = choose.value(box, "form", ("float",) if split == "inner" else FORMS)
@@ -47,8 +51,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> GroupedMatmulCase:
     groups = choose.value(box, "groups", (1,) if form in ("float", "w8a8") else (1, 1, 2, 5))
     inner = choose.value(box, "inner", (GROUP_SIZE * groups,) if form == "w4a8" and groups > 1 else INNERS)
     columns = choose.value(box, "columns", _columns(form, inner))
-    experts = within((1, 2, 3, 8, 17, 40, 130), box.get("experts"))[:1024]
-    allowed = within((1, 2, 3, 7, 17, 65, 130, 300), box.get("rows_of_all"))[:4096]
+    experts = choose.options(box, "experts", (1, 2, 3, 8, 17, 40, 130))
+    allowed = choose.options(box, "rows_of_all", (1, 2, 3, 7, 17, 65, 130, 300))
     case = GroupedMatmulCase(
         rows_of_all=choose.pick([n for n in allowed if n * inner * columns <= MOST_PRODUCTS] or [min(allowed)]),
         inner=inner,
@@ -70,7 +74,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> GroupedMatmulCase:
         seed=choose.pick(range(1024)),
     )
     assume(not contradiction(case))
-    return case
+    return choose.equal(case, ("inner", "columns", "experts"), values, check_case, box)
 
 
 def _columns(form: str, inner: int) -> tuple[int, ...]:

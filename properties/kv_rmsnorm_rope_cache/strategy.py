@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
 from properties.kv_rmsnorm_rope_cache.case import (
+    AXES,
     DIMS,
     DTYPES,
     LAYOUTS,
@@ -17,6 +18,8 @@ from properties.kv_rmsnorm_rope_cache.case import (
     PLACEMENTS,
     RECIPES,
     KvRmsnormRopeCacheCase,
+    check_case,
+    values,
 )
 from properties.rows import ROWS
 
@@ -39,14 +42,15 @@ def cases(constraints: Constraints) -> st.SearchStrategy[KvRmsnormRopeCacheCase]
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> KvRmsnormRopeCacheCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "batch", "length", "spare_pages")
     page_size = choose.value(box, "page_size", (16, 32, 48, 64, 128, 192, 256))
     placement = choose.value(box, "placement", PLACEMENTS)
     kind = choose.pick(("decode", "extend"))
     lengths = [1] if kind == "decode" else [2, 3, page_size - 1, page_size, page_size + 1, 2 * page_size]
-    length = choose.pick(_lengths(box, lengths, page_size, placement))
-    batch = choose.pick(_batches(box, length))
+    length = choose.pick(_lengths(choose.options(box, "length", lengths), page_size, placement))
+    batch = choose.pick(_batches(choose, box, length))
     latent_dim, _, rope_dim = str(choose.value(box, "dims", DIMS)).partition("/")
-    return KvRmsnormRopeCacheCase(
+    case = KvRmsnormRopeCacheCase(
         batch=batch,
         length=length,
         spare_pages=_spare_pages(choose, box, placement, page_size),
@@ -65,18 +69,19 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> KvRmsnormRopeCacheCase:
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
+    return choose.equal(case, ("batch", "length", "page_size"), values, check_case, box)
 
 
-def _batches(box: Box, length: int) -> Sequence[int]:
+def _batches(choose: Chooser, box: Box, length: int) -> Sequence[int]:
     """Numbers of requests; where the constraints leave none that is cheap, the smallest that they allow."""
     defaults = [1, *(count for count in (2, 3, 8, 17, 65) if count * length <= TOKENS)]
-    allowed = within(defaults, box.get("batch"))[:4096]
-    return [count for count in allowed if count * length <= MOST_TOKENS] or [min(allowed)]
+    allowed = choose.options(box, "batch", defaults)
+    most = TOKENS if choose.far else MOST_TOKENS
+    return [count for count in allowed if count * length <= most] or [min(allowed)]
 
 
-def _lengths(box: Box, lengths: Sequence[int], page_size: int, placement: str) -> Sequence[int]:
-    allowed = within(lengths, box.get("length"))
-    fitting = [length for length in allowed[:4096] if placement != "rows" or length <= page_size]
+def _lengths(allowed: Sequence[int], page_size: int, placement: str) -> Sequence[int]:
+    fitting = [length for length in allowed if placement != "rows" or length <= page_size]
     assume(fitting)
     return fitting
 

@@ -9,11 +9,23 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
-from properties.mla_preprocess.case import DIMS, LAYOUTS, PADDINGS, RECIPES, MlaPreprocessCase
+from properties.mla_preprocess.case import (
+    AXES,
+    DIMS,
+    LAYOUTS,
+    PADDINGS,
+    RECIPES,
+    MlaPreprocessCase,
+    check_case,
+    values,
+)
 from properties.rows import ROWS
 
 WORK = 2**22
 """Elements of hidden states and weights, times heads, up to which a case may have more than one head."""
+
+ABSORBED = 2**22
+"""Elements of all heads' matrices that are absorbed into the query, up to which a case may have more than one head."""
 
 
 def cases(constraints: Constraints) -> st.SearchStrategy[MlaPreprocessCase]:
@@ -25,16 +37,20 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MlaPreprocessCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "heads", "tokens", "spare_pages")
+    far_rows = choose.far in ("heads", "tokens")
     page_size = choose.value(box, "page_size", (16, 128, 32, 48, 256))
     tokens = choose.value(box, "tokens", (1, 2, 3, 7, page_size - 1, page_size + 1))
-    hidden_size = choose.value(box, "hidden_size", (*(256, 64, 80, 1024) * 6, 6144, 7168, 7680))
-    query_rank = choose.value(box, "query_rank", (64, 16, 96, 1536))
-    heads = choose.value(box, "heads", [1, *(count for count in (2, 3, 4, 8) if count * query_rank * 1024 <= WORK)])
+    hidden_size = choose.value(
+        box, "hidden_size", (256, 64, 80) if far_rows else (*(256, 64, 80, 1024) * 6, 6144, 7168, 7680)
+    )
+    query_rank = choose.value(box, "query_rank", (64, 16) if far_rows else (64, 16, 96, 1536))
     nope_dim, rope_dim, latent_dim = map(int, str(choose.value(box, "dims", DIMS)).split("/"))
+    heads = choose.pick(_heads(choose.options(box, "heads", (1, 2, 3, 4, 8)), query_rank, nope_dim * latent_dim))
     quantised = bool(choose.value(box, "quantised", (False, False, True)))
     recipe = choose.value(box, "recipe", ("gaussian",) if quantised else RECIPES)
     assume(not quantised or recipe == "gaussian")
-    return MlaPreprocessCase(
+    case = MlaPreprocessCase(
         tokens=tokens,
         padded_tokens=_padded_tokens(choose, box, tokens),
         padding=choose.value(box, "padding", PADDINGS),
@@ -54,6 +70,13 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
+    return choose.equal(case, ("tokens", "heads", "query_rank"), values, check_case, box)
+
+
+def _heads(allowed: Sequence[int], query_rank: int, absorbed: int) -> Sequence[int]:
+    """Numbers of heads whose matrices are not too large, or the fewest."""
+    cheap = [count for count in allowed if count * query_rank * 1024 <= WORK and count * absorbed <= ABSORBED]
+    return cheap or [min(allowed)]
 
 
 def _padded_tokens(choose: Chooser, box: Box, tokens: int) -> int:

@@ -8,10 +8,11 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
-from npudiff.draw import Chooser, within
+from npudiff.draw import Chooser
 from properties import rows
 from properties.moe_experts.case import (
     ACTIVATIONS,
+    AXES,
     DTYPES,
     FORMS,
     GROUP_SIZE,
@@ -22,6 +23,9 @@ from properties.moe_experts.case import (
     MoeExpertsCase,
     contradiction,
 )
+
+EXPERTS = (2, 1, 3, 4, 8, 16, 288)
+TOKENS = (1, 2, 3, 7, 17, 33, 70, 130)
 
 MANY = 64
 """Experts whose matrices are not made for nothing."""
@@ -39,18 +43,19 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MoeExpertsCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeExpertsCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "experts", "top_k", "tokens", "width")
     form = choose.value(box, "form", FORMS)
     activation = choose.value(box, "activation", ACTIVATIONS)
     groups = choose.value(box, "groups", (1, 1, 2, 3) if form == "w4a8" else (1,))
     hidden = choose.value(box, "hidden", (GROUP_SIZE * groups,) if groups > 1 else (32, 16, 64, 96, 48))
     width = choose.value(box, "width", (32, 16, 64, 40, 96, 264))
     top_k = choose.value(box, "top_k", (1, 2, 3, 4, 8))
-    enough = [n for n in within((2, 1, 3, 4, 8, 16, 288), box.get("experts"))[:1024] if n >= top_k]
+    enough = [n for n in choose.options(box, "experts", EXPERTS) if n >= top_k]
     assume(enough)
     experts = choose.pick(enough)
     shared_width = choose.value(box, "shared_width", (0, 0, width, 2 * width))
     case = MoeExpertsCase(
-        tokens=choose.pick(_tokens(box, hidden * width * top_k)),
+        tokens=choose.pick(_tokens(choose.options(box, "tokens", TOKENS), hidden * width * top_k)),
         hidden=hidden,
         width=width,
         experts=experts,
@@ -74,8 +79,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeExpertsCase:
     return case
 
 
-def _tokens(box: Box, products: int) -> Sequence[int]:
-    allowed = within((1, 2, 3, 7, 17, 33, 70, 130), box.get("tokens"))[:4096]
+def _tokens(allowed: Sequence[int], products: int) -> Sequence[int]:
     return [count for count in allowed if count * products <= MOST_PRODUCTS] or [min(allowed)]
 
 

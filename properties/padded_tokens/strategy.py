@@ -8,9 +8,9 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
-from npudiff.draw import Chooser, within
+from npudiff.draw import Chooser
 from properties import rows
-from properties.padded_tokens.case import DTYPES, EARLIER, POISONS, Batch, PaddedTokensCase
+from properties.padded_tokens.case import AXES, DTYPES, EARLIER, POISONS, Batch, PaddedTokensCase
 
 MOST_ELEMENTS = 2**16
 """Elements of all copies up to which a chunk may have more rows than it must."""
@@ -25,12 +25,14 @@ def cases(constraints: Constraints) -> st.SearchStrategy[PaddedTokensCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PaddedTokensCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    experts = choose.value(box, "experts", (4, 8, 16, 64, 257, 288))
-    counts = [count for count in within((1, 2, 3, 4, 8), box.get("chosen"))[:512] if count <= experts]
+    choose.go_far(AXES, "chosen", "ranks", "experts", "chunk")
+    experts = choose.value(box, "experts", (64, 257, 288) if choose.far == "chosen" else (4, 8, 16, 64, 257, 288))
+    counts = [count for count in choose.options(box, "chosen", (1, 2, 3, 4, 8)) if count <= experts]
     assume(counts)
     chosen = choose.pick(counts)
     width = choose.value(box, "width", (64, 16, 32, 80))
-    allowed = within((2, 1, 3, 4, 8, 16, 33, 65, 130, 300), box.get("chunk"))[:4096]
+    chunks = (2, 1, 3, 4) if choose.far == "ranks" else (2, 1, 3, 4, 8, 16, 33, 65, 130, 300)
+    allowed = choose.options(box, "chunk", chunks)
     chunk = choose.pick([rows for rows in allowed if rows * chosen * width <= MOST_ELEMENTS] or [min(allowed)])
     return PaddedTokensCase(
         batches=choose.several(box, "ranks", (1, 1, 2, 3, 4, 9), lambda: _batch(choose, box, chunk)),

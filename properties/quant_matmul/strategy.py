@@ -8,8 +8,20 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
-from npudiff.draw import Chooser, within
-from properties.quant_matmul.case import BIASES, LAYOUTS, OFFSETS, OUTPUTS, PER, RECIPES, RULES, QuantMatmulCase
+from npudiff.draw import Chooser
+from properties.quant_matmul.case import (
+    AXES,
+    BIASES,
+    LAYOUTS,
+    OFFSETS,
+    OUTPUTS,
+    PER,
+    RECIPES,
+    RULES,
+    QuantMatmulCase,
+    check_case,
+    values,
+)
 from properties.rows import ROWS
 from properties.weight_matrix import narrow
 
@@ -27,11 +39,12 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> QuantMatmulCase:
     choose = Chooser(draw)
     assume(boxes)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "columns", "inner", "tokens")
     inner = choose.value(box, "inner", (1, 8, 16, 17, 64, 100, 1000, 1536, 2048, 4096, 8200))
-    columns = choose.pick(narrow(within((1, 2, 7, 8, 16, 24, 33, 64, 136, 264, 1032), box.get("columns")), inner))
-    allowed = within((1, 2, 3, 7, 17, 65, 130, 300), box.get("tokens"))[:4096]
+    columns = choose.pick(narrow(choose.options(box, "columns", (1, 2, 7, 8, 16, 24, 33, 64, 136, 264, 1032)), inner))
+    allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 130, 300))
     fitting = [count for count in allowed if count * inner * columns <= MOST_PRODUCTS]
-    return QuantMatmulCase(
+    case = QuantMatmulCase(
         tokens=choose.pick(fitting or [min(allowed)]),
         inner=inner,
         columns=columns,
@@ -47,3 +60,4 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> QuantMatmulCase:
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
+    return choose.equal(case, ("inner", "columns", "tokens"), values, check_case, box)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
-from properties.rotary.case import DIMS, DTYPES, MAGNITUDES, POSITIONS, SECTIONS, RotaryCase
+from properties.rotary.case import AXES, DIMS, DTYPES, MAGNITUDES, POSITIONS, SECTIONS, RotaryCase
 from properties.rows import ROWS
 from reference.rotary import STYLES
 
@@ -38,17 +38,18 @@ def cases(constraints: Constraints) -> st.SearchStrategy[RotaryCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "heads", "kv_heads", "tokens")
     many = choose.pick(range(MANY_SHARE)) == MANY_SHARE - 1
     rotary_dim, _, head_dim = str(choose.value(box, "dims", ("64", "32/64") if many else DIMS)).partition("/")
-    tokens = choose.value(box, "tokens", MANY_TOKENS if many else (1, 2, 3, 7, 16, 17, 65, 257, 513))
+    tokens = choose.value(box, "tokens", MANY_TOKENS if many else (1, 1, 2, 3, 7, 16, 17, 65, 257, 513))
     heads, most = (_many_heads(tokens), MOST_OF_MANY) if many else ((1, 2, 3, 8, 33), MOST_ROWS)
     table = choose.value(box, "table", TABLES)
     data = choose.pick(within(("numbers", "numbers", "cosines"), box.get("data")))
     assume(data == "numbers" or table <= MOST_COSINES)
     return RotaryCase(
         tokens=tokens,
-        heads=choose.pick(_heads(box, "heads", tokens, heads, most)),
-        kv_heads=choose.pick(_heads(box, "kv_heads", tokens, (1, 2, 3), MOST_ROWS)),
+        heads=choose.pick(_cheap(choose.options(box, "heads", heads), tokens, most)),
+        kv_heads=choose.pick(_cheap(choose.options(box, "kv_heads", (1, 2, 3)), tokens, MOST_ROWS)),
         rotary_dim=int(rotary_dim),
         head_dim=int(head_dim or rotary_dim),
         dtype=choose.value(box, "dtype", tuple(DTYPES)),
@@ -56,16 +57,15 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RotaryCase:
         positions=choose.value(box, "positions", POSITIONS),
         table=table,
         data=data,
-        sections=_sections(choose, box, int(rotary_dim)),
+        sections=_sections(choose, box, int(rotary_dim), tokens),
         magnitude=choose.value(box, "magnitude", MAGNITUDES),
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
     )
 
 
-def _heads(box: Box, axis: str, tokens: int, defaults: Sequence[int], most: int) -> Sequence[int]:
+def _cheap(allowed: Sequence[int], tokens: int, most: int) -> Sequence[int]:
     """Numbers of heads; where the constraints leave none that is cheap, the smallest that they allow."""
-    allowed = within(defaults, box.get(axis))[:4096]
     return [count for count in allowed if count * tokens <= most] or [min(allowed)]
 
 
@@ -74,9 +74,10 @@ def _many_heads(tokens: int) -> Sequence[int]:
     return [count for count in MANY_HEADS if LEAST_OF_MANY <= count * tokens <= MOST_OF_MANY] or [min(MANY_HEADS)]
 
 
-def _sections(choose: Chooser, box: Box, rotary_dim: int) -> str:
-    """None, or sections that add up to half of the rotary dim."""
+def _sections(choose: Chooser, box: Box, rotary_dim: int, tokens: int) -> str:
+    """None, or sections that add up to half of the rotary dim; more often for a single token, which few cases have."""
     fitting = [text for text in SECTIONS[1:] if 2 * sum(map(int, text.split("/"))) == rotary_dim]
-    options = [text for text in ("none", "none", *fitting) if allows(box.get("sections", (text,)), text)]
+    others = fitting if tokens == 1 else ["none"]
+    options = [text for text in ("none", *fitting, *others) if allows(box.get("sections", (text,)), text)]
     assume(options)
     return str(choose.pick(options))

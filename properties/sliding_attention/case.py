@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from npudiff.constraints import Axis
-from npudiff.text import counted
+from npudiff.text import counted, listed
 from properties import rows
 from properties.head_dims import join_head_dims
 from reference.paged_kv import LAYOUTS
@@ -184,7 +184,7 @@ def features(case: SlidingAttentionCase) -> Collection[str]:
 
 def describe(case: SlidingAttentionCase) -> str:
     """Return the case as one short line; what is at its plainest value is left out."""
-    requests = " ".join(f"q{request.query}/kv{request.kv}" for request in case.requests)
+    requests = listed([f"q{request.query}/kv{request.kv}" for request in case.requests], "request")
     parts = [
         requests,
         f"window {'none' if case.window is None else case.window}",

@@ -6,11 +6,12 @@ import bisect
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 
 from hypothesis import assume
 
 from npudiff.constraints import Allowed, Box, allows, intersection
-from npudiff.draw import Chooser
+from npudiff.draw import DISTINCT, Chooser
 from properties.sliding_attention.case import Request
 
 BATCHES = (1, 2, 3, 4)
@@ -122,7 +123,8 @@ def draw_requests(
     special = _draw_request(choose, lengths, kind if long == "no" else long, blind)
     if not allows(box.get("ragged", (True,)), True):
         lengths = replace(lengths, query=(special.query,))
-    others = [_draw_request(choose, lengths, kind, "none") for _ in range(batch - 1)]
+    others = [_draw_request(choose, lengths, kind, "none") for _ in range(min(batch, DISTINCT) - 1)]
+    others = list(islice(cycle(others), batch - 1))
     place = choose.pick(range(batch))
     requests = (*others[:place], special, *others[place:])
     assume(_is_inside(box, requests))

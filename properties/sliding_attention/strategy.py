@@ -8,10 +8,11 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
-from npudiff.draw import Chooser, within
+from npudiff.draw import Chooser
 from properties.head_dims import split_head_dims
 from properties.rows import ROWS
 from properties.sliding_attention.case import (
+    AXES,
     HEAD_DIMS,
     POISONS,
     RECIPES,
@@ -33,6 +34,9 @@ CACHE_ELEMENTS = 2**20
 SCORES = 2**19
 """Scores up to which a case may have more than one query head per KV head."""
 
+MOST_HEADS = 256
+"""Query heads that a case with far more heads than usual has at most; operators take no more."""
+
 MOST_SCORES, MOST_ROWS = 2**24, 2**17
 """Scores, and rows of all heads, up to which a case may have more heads than it must."""
 
@@ -45,14 +49,15 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SlidingAttentionCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     choose = Chooser(draw)
+    choose.go_far(AXES, "group", "kv_heads", "batch")
     box = choose.pick(boxes)
-    page_size = choose.value(box, "page_size", PAGE_SIZES)
-    long = choose.pick(LONG)
+    page_size = choose.value(box, "page_size", PAGE_SIZES[:2] if choose.far else PAGE_SIZES)
+    long = choose.pick(LONG[:1] if choose.far else LONG)
     window = choose.value(box, "window", _windows(page_size, long))
     requests = draw_requests(choose, box, page_size, window, _fewest_heads(box), long)
     head_dim, value_head_dim = split_head_dims(choose.value(box, "head_dims", HEAD_DIMS))
-    kv_heads = choose.pick(_kv_heads(box, requests, page_size, head_dim + value_head_dim))
-    group = choose.pick(_groups(box, requests, kv_heads))
+    kv_heads = choose.pick(_kv_heads(choose, box, requests, page_size, head_dim + value_head_dim))
+    group = choose.pick(_groups(choose, box, requests, kv_heads))
     sinks = choose.value(box, "sinks", (False, True))
     recipe = choose.value(box, "recipe", RECIPES)
     layout = choose.value(box, "layout", _layouts(head_dim, value_head_dim))
@@ -83,16 +88,27 @@ def _fewest_heads(box: Box) -> int:
     return int(min(box.get("kv_heads", KV_HEADS)) * min(box.get("group", GROUPS)))
 
 
-def _kv_heads(box: Box, requests: Sequence[Request], page_size: int, dims: int) -> Sequence[int]:
+def _kv_heads(choose: Chooser, box: Box, requests: Sequence[Request], page_size: int, dims: int) -> Sequence[int]:
     pages = 6 + sum(min(8, 1 + request.kv // page_size) for request in requests)
-    defaults = [heads for heads in KV_HEADS if heads == 1 or heads * pages * page_size * dims <= CACHE_ELEMENTS]
-    return _up_to_most_scores(within(defaults, box.get("kv_heads")), requests, min(box.get("group", GROUPS)))
+    elements = pages * page_size * dims
+    defaults = [heads for heads in KV_HEADS if heads == 1 or heads * elements <= CACHE_ELEMENTS]
+    options = choose.options(box, "kv_heads", defaults)
+    if choose.far == "kv_heads":
+        options = [
+            heads for heads in options if heads * elements <= 2 * CACHE_ELEMENTS and heads <= MOST_HEADS
+        ] or options[:1]
+    return _up_to_most_scores(options, requests, min(box.get("group", GROUPS)))
 
 
-def _groups(box: Box, requests: Sequence[Request], kv_heads: int) -> Sequence[int]:
+def _groups(choose: Chooser, box: Box, requests: Sequence[Request], kv_heads: int) -> Sequence[int]:
     scores = kv_heads * sum(request.query * request.kv for request in requests)
     defaults = [group for group in GROUPS if group == 1 or group * scores <= SCORES]
-    return _up_to_most_scores(within(defaults, box.get("group")), requests, kv_heads)
+    options = choose.options(box, "group", defaults)
+    if choose.far:
+        options = [
+            group for group in options if group * scores <= 2 * SCORES and group * kv_heads <= MOST_HEADS
+        ] or options[:1]
+    return _up_to_most_scores(options, requests, kv_heads)
 
 
 def _up_to_most_scores(options: Sequence[int], requests: Sequence[Request], times: int) -> Sequence[int]:

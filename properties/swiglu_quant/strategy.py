@@ -14,6 +14,7 @@ from properties import rows
 from properties.swiglu_quant.case import (
     ACTIVATIONS,
     ALPHAS,
+    AXES,
     BIASES,
     DTYPES,
     LIMITS,
@@ -39,11 +40,12 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SwigluQuantCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwigluQuantCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
+    choose.go_far(AXES, "groups", "tokens", "width")
     width = choose.value(box, "width", (64, 128, 1, 2, 16, 17, 33, 200, 320, 1280, 2112))
-    allowed = within((1, 2, 3, 7, 17, 65, 130, 300), box.get("tokens"))[:4096]
+    allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 130, 300))
     bias = choose.value(box, "bias", (False, False, False, True))
     groups = _fitting(
-        choose, within((None, 1, 2, 3, 9, 40, 130), box.get("groups"))[:4096], lambda groups: groups is None or not bias
+        choose, choose.options(box, "groups", (None, 1, 2, 3, 9, 40, 130)), lambda groups: groups is None or not bias
     )
     return SwigluQuantCase(
         tokens=choose.pick([count for count in allowed if 2 * count * width <= MOST_ELEMENTS] or [min(allowed)]),

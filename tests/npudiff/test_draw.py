@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from npudiff.draw import CHOICES, FIRST_CHOICE, Chooser, place, within
+from npudiff.constraints import Axis
+from npudiff.draw import (
+    CHOICES,
+    DISTINCT,
+    EQUAL_SHARE,
+    FAR_COUNTS,
+    FAR_SHARE,
+    FIRST_CHOICE,
+    Chooser,
+    place,
+    within,
+)
 
 
 class Fixed:
@@ -138,3 +151,103 @@ def test_choices_have_no_literal_of_any_module_and_are_flat():
     shares = [drawn.count(value) / len(drawn) for value in range(8)]
     assert max(shares) < 0.2
     assert min(shares) > 0.07
+
+
+AXES = {"heads": Axis("heads", range(1, 41)), "batch": Axis("requests", range(1, 4097))}
+
+
+def far(name, *choices):
+    """A chooser that goes far on one axis, and its next choices."""
+    names = tuple(AXES)
+    choose = chooser((FAR_SHARE - 1) * len(names) + names.index(name), *choices)
+    choose.go_far(AXES, *names)
+    return choose
+
+
+def test_in_most_cases_no_count_goes_far():
+    choose = chooser((FAR_SHARE - 1) * 2 - 1)
+    choose.go_far(AXES, "heads", "batch")
+    assert choose.far == ""
+    assert choose.options({}, "heads", (1, 2)) == (1, 2)
+
+
+def test_a_count_goes_far_as_its_axis_and_box_allow_and_usual_ones_stay_in_front():
+    options = far("heads").options({}, "heads", (1, 2))
+    assert list(options[:2]) == [1, 2]
+    assert set(options[2:]) == {count for count in FAR_COUNTS if count <= 40}
+    assert set(far("heads").options({"heads": range(2, 10)}, "heads", (1, 2))) == {2, 5, 6, 7, 9}
+    assert list(far("heads").options({"heads": (2,)}, "heads", (1, 2))) == [2]
+
+
+def test_only_one_axis_goes_far():
+    assert far("heads").options({}, "batch", (1, 2)) == (1, 2)
+
+
+def test_far_more_parts_than_usual_are_a_few_that_repeat():
+    numbers = iter(range(99))
+    place_of_65 = 3 + FAR_COUNTS.index(65)
+    parts = far("batch", place_of_65, *[GO] * DISTINCT).several({}, "batch", (1, 2, 3), lambda: next(numbers))
+    assert len(parts) == 65
+    assert parts[: DISTINCT + 2] == (*range(DISTINCT), 0, 1)
+
+
+def test_a_failure_of_many_parts_shrinks_to_the_smallest_far_count_of_one_part():
+    def drawn_parts(choose):
+        choose.go_far(AXES, "batch")
+        return choose.several({}, "batch", (1, 2, 3), lambda: choose.pick(range(9)))
+
+    @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
+    @given(st.composite(lambda draw: drawn_parts(Chooser(draw)))())
+    def fails(parts):
+        smallest.append(parts)
+        assert len(parts) <= 64
+
+    smallest = []
+    with pytest.raises(AssertionError):
+        fails()
+    assert smallest[-1] == (0,) * 65
+
+
+def test_a_failure_that_needs_no_far_count_shrinks_to_the_usual_one():
+    def drawn_count(choose):
+        choose.go_far(AXES, "heads")
+        return choose.value({}, "heads", (1, 2, 8)), choose.pick(range(9))
+
+    @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
+    @given(st.composite(lambda draw: drawn_count(Chooser(draw)))())
+    def fails(drawn):
+        smallest.append(drawn)
+        assert drawn[0] < 2 or drawn[1] < 3
+
+    smallest = []
+    with pytest.raises(AssertionError):
+        fails()
+    assert smallest[-1] == (2, 3)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    rows: int
+    columns: int
+
+
+def values_of(matrix):
+    return {"rows": (matrix.rows,), "columns": (matrix.columns,)}
+
+
+def refuse_squares_of_5(matrix):
+    if matrix == Matrix(5, 5):
+        raise ValueError
+
+
+def equal(choice, matrix, box):
+    return chooser(choice).equal(matrix, ("rows", "columns"), values_of, refuse_squares_of_5, box)
+
+
+def test_two_sizes_become_the_smaller_one_where_that_is_legal():
+    last = EQUAL_SHARE - 1
+    assert equal(last, Matrix(3, 7), {}) == Matrix(3, 3)
+    assert equal(last, Matrix(7, 3), {}) == Matrix(3, 3)
+    assert equal(last - 1, Matrix(3, 7), {}) == Matrix(3, 7)
+    assert equal(last, Matrix(5, 7), {}) == Matrix(5, 7)
+    assert equal(last, Matrix(3, 7), {"columns": (7, 8)}) == Matrix(3, 7)
