@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
 from properties.mla_preprocess.case import DIMS, LAYOUTS, PADDINGS, RECIPES, MlaPreprocessCase
+from properties.padding import draw_place
 from properties.rows import ROWS
 
 WORK = 2**22
@@ -34,9 +35,10 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
     quantised = bool(choose.value(box, "quantised", (False, False, True)))
     recipe = choose.value(box, "recipe", ("gaussian",) if quantised else RECIPES)
     assume(not quantised or recipe == "gaussian")
+    padded = _padded_tokens(choose, box, tokens)
     return MlaPreprocessCase(
         tokens=tokens,
-        padded_tokens=_padded_tokens(choose, box, tokens),
+        padded_tokens=padded,
         padding=choose.value(box, "padding", PADDINGS),
         hidden_size=hidden_size,
         query_rank=query_rank,
@@ -53,6 +55,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
         table=choose.value(box, "table", (*(64, 1, 5, 4097) * 12, 2**20)),
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
+        padding_place=draw_place(choose, box, padded),
     )
 
 
