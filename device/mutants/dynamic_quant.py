@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.dynamic_quant import Outputs, composed_dynamic_quant, npu_dynamic_quant_int4, quantised, smoothed
+from device.ascend.dynamic_quant import (
+    RISING_ENDS,
+    Outputs,
+    composed_dynamic_quant,
+    npu_dynamic_quant_int4,
+    quantised,
+    smoothed,
+)
 from npudiff import Target
 from reference.dynamic_quant import DynamicQuantInputs
 
@@ -31,7 +38,7 @@ def counts_for_ends(inputs: DynamicQuantInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "dynamic_quant",
     name="low_nibble_not_masked",
-    supports={"bits": (4,)},
+    supports={"bits": (4,), **RISING_ENDS},
     mutant_of="npu_dynamic_quant_int4",
     wrong="QNT-05 https://github.com/vllm-project/compressed-tensors/pull/518: a negative low nibble is not masked",
 )
@@ -45,7 +52,7 @@ def low_nibble_not_masked(inputs: DynamicQuantInputs, target: Target) -> Outputs
 @npudiff.implementation(
     "dynamic_quant",
     name="nibbles_swapped",
-    supports={"bits": (4,)},
+    supports={"bits": (4,), **RISING_ENDS},
     mutant_of="npu_dynamic_quant_int4",
     wrong="QNT-04 https://github.com/amd/Quark/pull/30: integers in another order than the reader expects",
 )

@@ -1,0 +1,39 @@
+"""Parts of a list that are empty: requests without rows, experts without tokens, at every place where one may stand.
+
+What leaves empty parts out of one list and not of another is right while the empty ones are the last, and wrong for
+all parts behind one in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+KINDS = ("none", "first", "middle", "last", "all but one")
+"""Which parts are empty."""
+
+OFTEN = (*["none"] * 12, *KINDS[1:])
+"""One list in four has an empty part: for lists that have several parts in few cases."""
+
+_FEWEST = {"none": 0, "first": 2, "middle": 3, "last": 2, "all but one": 2}
+
+
+def which(kind: str, parts: int) -> Collection[int]:
+    """Return the parts that are empty of as many; none where there are too few for a part to stand there.
+
+    Parameters
+    ----------
+    kind : str
+        One of ``KINDS``.
+    parts : int
+        Parts of the list, the empty ones included.
+    """
+    if parts < _FEWEST[kind]:
+        return ()
+    if kind == "all but one":
+        return [part for part in range(parts) if part != parts // 2]
+    return {"none": [], "first": [0], "middle": [parts // 2], "last": [parts - 1]}[kind]
+
+
+def fits(kind: str, parts: int) -> bool:
+    """Whether there are enough parts for one to stand there."""
+    return parts >= _FEWEST[kind]
