@@ -14,6 +14,9 @@ KINDS = ("none", "first", "middle", "last", "all but one")
 OFTEN = (*["none"] * 12, *KINDS[1:])
 """One list in four has an empty part: for lists that have several parts in few cases."""
 
+SELDOM = (*["none"] * 20, *KINDS[1:])
+"""One list in six: for lists that have several parts in most cases."""
+
 _FEWEST = {"none": 0, "first": 2, "middle": 3, "last": 2, "all but one": 2}
 
 

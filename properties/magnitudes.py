@@ -6,10 +6,10 @@ import torch
 
 from npudiff.data import Stream
 
-EXPONENTS = {torch.float16: range(-14, 15), torch.bfloat16: range(-110, 121), torch.float32: range(-110, 121)}
-"""Exponents of the largest number of a row: all of normal float16, but for the last, which rounding may leave. Of the
-wider dtypes as far as a 127th of the number, 127 divided by it, and four times the number are normal float32: what
-devices do with subnormal results, and with reciprocals that overflow, no source says."""
+EXPONENTS = {torch.float16: range(-24, 15), torch.bfloat16: range(-110, 121), torch.float32: range(-110, 121)}
+"""Exponents of the largest number of a row: all of float16, subnormal numbers included, but for the last, which rounds
+beyond it. Of the wider dtypes as far as a 127th of the number, 127 divided by it, and four times the number are normal
+float32: what devices do with subnormal results, and with reciprocals that overflow, no source says."""
 
 _LARGEST = {torch.float16: 2.0**14, torch.bfloat16: 2.0**100, torch.float32: 2.0**100}
 _SMALL = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-100, torch.float32: 2.0**-100}
@@ -18,7 +18,7 @@ _SMALL = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-100, torch.float32: 2.0
 def of_exponents(rows: torch.Tensor, dtype: torch.dtype, stream: Stream) -> torch.Tensor:
     """Return rows times powers of two, so that the largest magnitude of each has an exponent of its own.
 
-    One row of four is at an end of ``EXPONENTS``, and the others are anywhere in between.
+    Every second row is at an end of ``EXPONENTS``, and the others are anywhere in between.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def of_exponents(rows: torch.Tensor, dtype: torch.dtype, stream: Stream) -> torc
     exponents = EXPONENTS[dtype]
     drawn = stream.integers(exponents.start, exponents.stop, len(rows))
     ends = (exponents.start, exponents.stop - 1)
-    wanted = [ends[place // 2 % 2] if place % 4 == 3 else drawn[place] for place in range(len(rows))]
+    wanted = [ends[place // 2 % 2] if place % 2 else drawn[place] for place in range(len(rows))]
     largest = rows.abs().amax(dim=1)
     present = torch.frexp(torch.where(largest == 0, 1.0, largest)).exponent - 1
     return torch.ldexp(torch.ldexp(rows, -present.unsqueeze(1)), torch.tensor(wanted).unsqueeze(1))
