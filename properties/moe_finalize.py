@@ -129,7 +129,7 @@ def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
         expert_rows=rows.laid(states.to(dtype), case.rows),
         places=places.masked_fill(left_out, NOWHERE).to(torch.int32),
         weights=weights.to(dtype),
-        skip=None if skip is None else rows.laid(skip, case.rows),
+        skip=None if skip is None else rows.laid(skip, case.rows, rows.GAPS[1]),
     )
 
 
