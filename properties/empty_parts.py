@@ -17,11 +17,11 @@ OFTEN = (*["none"] * 12, *KINDS[1:])
 SELDOM = (*["none"] * 20, *KINDS[1:])
 """One list in six: for lists that have several parts in most cases."""
 
-_FEWEST = {"none": 0, "first": 2, "middle": 3, "last": 2, "all but one": 2}
-
 
 def which(kind: str, parts: int) -> Collection[int]:
-    """Return the parts that are empty of as many; none where there are too few for a part to stand there.
+    """Return the parts that are empty of as many: some part is always left.
+
+    Of two parts the middle is the first, so that what shows behind any empty part shrinks to two.
 
     Parameters
     ----------
@@ -30,13 +30,13 @@ def which(kind: str, parts: int) -> Collection[int]:
     parts : int
         Parts of the list, the empty ones included.
     """
-    if parts < _FEWEST[kind]:
+    if not fits(kind, parts):
         return ()
     if kind == "all but one":
         return [part for part in range(parts) if part != parts // 2]
-    return {"none": [], "first": [0], "middle": [parts // 2], "last": [parts - 1]}[kind]
+    return {"none": [], "first": [0], "middle": [(parts - 1) // 2], "last": [parts - 1]}[kind]
 
 
 def fits(kind: str, parts: int) -> bool:
-    """Whether there are enough parts for one to stand there."""
-    return parts >= _FEWEST[kind]
+    """Whether there are enough parts for some to be empty."""
+    return kind == "none" or parts > 1

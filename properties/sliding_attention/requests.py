@@ -125,13 +125,14 @@ def draw_requests(
         lengths = replace(lengths, query=(special.query,))
     others = [_draw_request(choose, lengths, kind, "none") for _ in range(batch - 1)]
     place = choose.pick(range(batch))
-    requests = _with_empty(choose, box, (*others[:place], special, *others[place:]), place)
+    kept = place if long != "no" or blind != "none" else None
+    requests = _with_empty(choose, box, (*others[:place], special, *others[place:]), kept)
     assume(_is_inside(box, requests))
     return requests
 
 
-def _with_empty(choose: Chooser, box: Box, requests: Sequence[Request], kept: int) -> tuple[Request, ...]:
-    """Take the new tokens of some requests away, but not of the one that is kept; their history stays."""
+def _with_empty(choose: Chooser, box: Box, requests: Sequence[Request], kept: int | None) -> tuple[Request, ...]:
+    """Take the new tokens of some requests away, but not of one that is kept; their history stays."""
     empty = empty_parts.which(choose.pick(empty_parts.SELDOM), len(requests))
     if not (allows(box.get("query_length", (0,)), 0) and allows(box.get("ragged", (True,)), True)):
         return tuple(requests)
