@@ -77,7 +77,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DynamicQuantCase:
     tokens = choose.pick([count for count in allowed if count * width <= MOST_ELEMENTS] or [min(allowed)])
     bits = choose.value(box, "bits", (8, 8, 4))
     assume(_has_words(width, bits))
-    smooth = choose.value(box, "smooth", SMOOTH)
+    smooth = choose.value(box, "smooth", (*SMOOTH, SMOOTH[-1]))
     counts = [count for count in within((1, 2, 3, 8), box.get("experts"))[:1024] if count <= tokens]
     assume(counts)
     experts = choose.pick(counts) if smooth == "per expert" else choose.pick((1,))
@@ -97,7 +97,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DynamicQuantCase:
     )
 
 
-_EMPTY = ("none", "none", *empty_parts.KINDS)
+_EMPTY = ("none", *empty_parts.KINDS, "middle")
 
 _WIDTHS = (1, 3, 8, 17, 16, 24, 64, 1000, 2048, 7168)
 """Elements of a row. Shrinking goes down by one option or two, and stops where neither fails: powers of two and other

@@ -18,7 +18,7 @@ _SMALL = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-100, torch.float32: 2.0
 def of_exponents(rows: torch.Tensor, dtype: torch.dtype, stream: Stream) -> torch.Tensor:
     """Return rows times powers of two, so that the largest magnitude of each has an exponent of its own.
 
-    Every second row is at an end of ``EXPONENTS``, and the others are anywhere in between.
+    Every second row is at an end of ``EXPONENTS``, the first one at the lower, and the others are anywhere in between.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def of_exponents(rows: torch.Tensor, dtype: torch.dtype, stream: Stream) -> torc
     exponents = EXPONENTS[dtype]
     drawn = stream.integers(exponents.start, exponents.stop, len(rows))
     ends = (exponents.start, exponents.stop - 1)
-    wanted = [ends[place // 2 % 2] if place % 2 else drawn[place] for place in range(len(rows))]
+    wanted = [ends[place // 2 % 2] if place % 2 == 0 else drawn[place] for place in range(len(rows))]
     largest = rows.abs().amax(dim=1)
     present = torch.frexp(torch.where(largest == 0, 1.0, largest)).exponent - 1
     return torch.ldexp(torch.ldexp(rows, -present.unsqueeze(1)), torch.tensor(wanted).unsqueeze(1))
