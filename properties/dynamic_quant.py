@@ -129,7 +129,7 @@ def _ends(case: DynamicQuantCase) -> list[int]:
     ends = iter([*(1 + border for border in borders), case.tokens])
     found = [0]
     for expert in range(case.experts):
-        found.append(found[-1] if expert in empty else next(ends))
+        found.append(found[-1] if expert in empty else next(ends, case.tokens))
     return found[1:]
 
 
