@@ -15,13 +15,14 @@ from npudiff.property import NotApplicable, Property
 
 
 def _earlier_calls(subject: Subject, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component
-    """Call with the case alone; then one object with less, as much, the case, more, and the case again.
+    """Call with the case alone; then one object with less, as many that are longer, as much, the case, more, the case.
 
-    All answers to the case must have the same bits. What was captured for another batch of its size, or made for a
-    smaller one, shows in the second, and what a larger batch left behind shows in the third.
+    All answers to the case must have the same bits. What was captured for another batch of its size, made for a
+    smaller one, or kept from the longest, shows in the second, and what a larger batch left behind shows in the third.
     """
     live, component = subject.opened(), subject.component
-    before = [other for find in (neighbours.smaller, neighbours.alike) if (other := find(subject, case)) is not None]
+    others = (neighbours.smaller(subject, case), *neighbours.fuller(subject, case), neighbours.alike(subject, case))
+    before = [other for other in others if other is not None]
     after = neighbours.larger(subject, case)
     if not before and after is None:
         raise NotApplicable("no other case can be derived from this one")
@@ -54,3 +55,6 @@ EARLIER_CALLS = Property(
     _earlier_calls,
     share=0.05,
 )
+
+SHARE_OF_KEEPERS = 0.25
+"""Examples of ``EARLIER_CALLS`` per example of equivalence, of an implementation that says that it keeps something."""

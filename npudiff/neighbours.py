@@ -41,6 +41,19 @@ def larger(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case 
     return _first_legal(subject, case, _larger, 3)
 
 
+def fuller(subject: Subject, case: Any) -> Sequence[Any]:  # noqa: ANN401 - a case of any component
+    """Return cases with as many parts, all of them longer than the longest, by each of the lengths that a part has.
+
+    What keeps the most that it has seen, and writes it only where there is more, is then right for nothing smaller.
+    """
+    name = _field_of_size(case)
+    parts = getattr(case, name) if name is not None else None
+    if not isinstance(parts, tuple) or not parts:
+        return []
+    found = (_first_legal(subject, case, _beyond_the_longest(length), 4) for length in _lengths_of(parts[0]))
+    return [other for other in found if other is not None]
+
+
 def _first_legal(subject: Subject, case: Any, sizes: Callable[[Size], Iterable[Size]], step: int) -> Any | None:  # noqa: ANN401
     """The first case of some sizes that can be built and that the implementation supports."""
     name = _field_of_size(case)
@@ -91,6 +104,17 @@ def _larger(size: Size) -> Iterator[Size]:
     else:
         yield from (size + size[:1], size + size[-1:])
         yield from _other_lengths(size, _LENGTHS[1:2])
+
+
+def _beyond_the_longest(name: str | None) -> Callable[[Size], Iterable[Size]]:
+    """What gives every part the longest length of them all, and one more where that is legal."""
+
+    def sizes(parts: Size) -> Iterator[Size]:
+        most = max(part if name is None else getattr(part, name) for part in parts)
+        for length in (most + 1, most):
+            yield tuple(length if name is None else dataclasses.replace(part, **{name: length}) for part in parts)
+
+    return sizes
 
 
 def _other_lengths(parts: tuple[Any, ...], changes: Iterable[Callable[[int], int]]) -> Iterator[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from npudiff.calls import EARLIER_CALLS, SHARE_OF_KEEPERS
 from npudiff.component import Component, Subject
 from npudiff.constraints import Constraints, parse_where
 from npudiff.discovery import default_target, load_components, load_target, select_implementations
@@ -141,7 +142,9 @@ class Plan:
         component = job.subject.component
         runs = 1.0 if component.history is None else component.history.runs
         named = bool(self.request.implementations)  # whoever asks for one implementation gets all its cases
-        return job.prop.share * runs * (1.0 if named or job in self.mutants else component.share)
+        keeps = job.prop is EARLIER_CALLS and job.subject.implementation.opens is not None and job not in self.mutants
+        share = SHARE_OF_KEEPERS if keeps else job.prop.share
+        return share * runs * (1.0 if named or job in self.mutants else component.share)
 
 
 def make_plan(request: Request) -> Plan:

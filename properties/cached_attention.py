@@ -155,8 +155,8 @@ def build_inputs(case: CachedAttentionCase) -> CachedAttentionInputs:
     pool = torch.full((case.pages, size, case.kv_heads, case.head_dim), POISON, dtype=dtype)
     return CachedAttentionInputs(
         query=rows.laid(Stream(case.seed, "query").normal(query_shape, dtype), case.rows),
-        key=rows.laid(Stream(case.seed, "key").normal(shape, dtype), case.rows),
-        value=rows.laid(Stream(case.seed, "value").normal(shape, dtype), case.rows),
+        key=rows.laid(Stream(case.seed, "key").normal(shape, dtype), case.rows, rows.GAPS[1]),
+        value=rows.laid(Stream(case.seed, "value").normal(shape, dtype), case.rows, rows.GAPS[2]),
         key_cache=pool,
         value_cache=pool.clone(),
         slots=rows.laid(torch.tensor(slots, dtype=torch.int32), case.rows),

@@ -16,7 +16,7 @@ from npudiff.data import Stream
 from npudiff.draw import Chooser
 from npudiff.property import Property
 from npudiff.text import counted
-from properties import rows
+from properties import empty_parts, magnitudes, rows
 from properties.models import FEW, Model, of_models
 from properties.ordinary import ORDINARY
 from properties.token_order import in_another_order
@@ -24,10 +24,10 @@ from reference.dynamic_quant import LEVELS, DynamicQuantInputs, dynamic_quant
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SMOOTH = ("none", "for all", "per expert")
-RECIPES = ("gaussian", "outlier", "negative", "tiny", "zero rows", "two values", "large")
+RECIPES = ("gaussian", "outlier", "negative", "tiny", "zero rows", "two values", "large", "any exponent")
 """outlier: one element of a row is 64 times larger. negative: the largest element of every row is negative. tiny:
 below 2**-8. zero rows: some rows hold nothing but zeros. two values: only one magnitude, of both signs. large: near the
-end of the range of float16."""
+end of the range of float16. any exponent: the largest element of each row has an exponent of its own."""
 
 AXES = {
     "tokens": Axis("rows", range(1, 2**16 + 1)),
@@ -36,6 +36,7 @@ AXES = {
     "bits": Axis("bits of an integer", tuple(LEVELS)),
     "smooth": Axis("factors before: none, a row of them for all, or one per expert", SMOOTH),
     "experts": Axis("experts among which the rows are divided, where each has factors", range(1, 1025)),
+    "empty_experts": Axis("which experts have no rows, where each has factors", empty_parts.KINDS),
     "recipe": Axis("how the states are made", RECIPES),
     "rows": rows.AXIS,
 }
@@ -59,6 +60,7 @@ class DynamicQuantCase:
     recipe: str = "gaussian"
     rows: str = "contiguous"
     seed: int = 0
+    empty_experts: str = "none"
 
 
 def cases(constraints: Constraints) -> st.SearchStrategy[DynamicQuantCase]:
@@ -77,21 +79,27 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DynamicQuantCase:
     tokens = choose.pick([count for count in allowed if count * width <= MOST_ELEMENTS] or [min(allowed)])
     bits = choose.value(box, "bits", (8, 8, 4))
     assume(_has_words(width, bits))
-    smooth = choose.value(box, "smooth", ("per expert",) if many else SMOOTH)
+    smooth = choose.value(box, "smooth", ("per expert",) if many else (*SMOOTH, SMOOTH[-1]))
     counts = [count for count in choose.options(box, "experts", (1, 2, 3, 8)) if count <= tokens]
     assume(counts)
+    experts = choose.pick(counts) if smooth == "per expert" else choose.pick((1,))
+    empty = choose.value(box, "empty_experts", [kind for kind in _EMPTY if empty_parts.fits(kind, experts)])
+    assume(empty_parts.fits(empty, experts))
     return DynamicQuantCase(
         tokens=tokens,
         width=width,
         dtype=choose.value(box, "dtype", tuple(DTYPES)),
         bits=bits,
         smooth=smooth,
-        experts=choose.pick(counts) if smooth == "per expert" else choose.pick((1,)),
-        recipe=choose.value(box, "recipe", RECIPES),
+        experts=experts,
+        empty_experts=empty,
+        recipe=choose.value(box, "recipe", (*RECIPES, RECIPES[-1])),
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
 
+
+_EMPTY = ("none", *empty_parts.KINDS, "middle")
 
 _WIDTHS = (1, 3, 8, 17, 16, 24, 64, 1000, 2048, 7168)
 """Elements of a row. Shrinking goes down by one option or two, and stops where neither fails: powers of two and other
@@ -104,7 +112,7 @@ def _has_words(width: int, bits: int) -> bool:
 
 
 def build_inputs(case: DynamicQuantCase) -> DynamicQuantInputs:
-    """Build the inputs of a case. No expert is without rows: operators ask for ends that rise."""
+    """Build the inputs of a case."""
     dtype = DTYPES[case.dtype]
     smooth = None
     if case.smooth != "none":
@@ -112,9 +120,19 @@ def build_inputs(case: DynamicQuantCase) -> DynamicQuantInputs:
         smooth = (1 + 0.25 * spread).to(dtype)
     ends = None
     if case.smooth == "per expert":
-        borders = sorted(Stream(case.seed, "ends").permutation(case.tokens - 1)[: case.experts - 1])
-        ends = torch.tensor([*(1 + border for border in borders), case.tokens], dtype=torch.int32)
+        ends = torch.tensor(_ends(case), dtype=torch.int32)
     return DynamicQuantInputs(rows.laid(_states(case).to(dtype), case.rows), smooth, ends, case.bits)
+
+
+def _ends(case: DynamicQuantCase) -> list[int]:
+    """The row behind the last one of each expert; every expert has a row but those that are to be empty."""
+    empty = empty_parts.which(case.empty_experts, case.experts)
+    borders = sorted(Stream(case.seed, "ends").permutation(case.tokens - 1)[: case.experts - len(empty) - 1])
+    ends = iter([*(1 + border for border in borders), case.tokens])
+    found = [0]
+    for expert in range(case.experts):
+        found.append(found[-1] if expert in empty else next(ends, case.tokens))
+    return found[1:]
 
 
 def _states(case: DynamicQuantCase) -> torch.Tensor:
@@ -129,13 +147,15 @@ def _states(case: DynamicQuantCase) -> torch.Tensor:
         states = torch.sign(states) + (states == 0)
     if case.recipe == "zero rows":
         states[::2] = 0.0
+    if case.recipe == "any exponent":
+        return magnitudes.of_exponents(states, DTYPES[case.dtype], Stream(case.seed, "exponents"))
     return states * {"tiny": 2.0**-10, "large": 8000.0}.get(case.recipe, 1.0)
 
 
 def values(case: DynamicQuantCase) -> Mapping[str, Collection[object]]:
     """Return the values of each axis that the case uses."""
     used: dict[str, Collection[object]] = {name: (getattr(case, name),) for name in AXES}
-    return used if case.smooth == "per expert" else used | {"experts": ()}
+    return used if case.smooth == "per expert" else used | {"experts": (), "empty_experts": ()}
 
 
 def features(case: DynamicQuantCase) -> Collection[str]:
@@ -144,6 +164,7 @@ def features(case: DynamicQuantCase) -> Collection[str]:
         "int4": case.bits == 4,
         "smooth": case.smooth != "none",
         "several experts": case.experts > 1,
+        "experts without rows": case.empty_experts != "none",
         "odd width": case.width % 2 == 1,
         "sliced rows": case.rows == "sliced" and case.tokens > 1,
         case.recipe: case.recipe != "gaussian",
@@ -159,6 +180,7 @@ def describe(case: DynamicQuantCase) -> str:
         case.dtype,
         f"smooth {case.smooth}" if case.smooth != "none" else "",
         counted(case.experts, "expert") if case.smooth == "per expert" else "",
+        f"{case.empty_experts} empty" if case.empty_experts != "none" else "",
         case.recipe if case.recipe != "gaussian" else "",
         "sliced rows" if case.rows == "sliced" else "",
         f"seed {case.seed}" if case.seed else "",
@@ -175,6 +197,8 @@ def check_case(case: DynamicQuantCase) -> None:
         raise ValueError(f"int4 needs a width that 8 divides, got {case.width}")
     if case.experts > case.tokens or (case.experts > 1 and case.smooth != "per expert"):
         raise ValueError(f"experts must lie in 1..{case.tokens}, and have factors each, got {case.experts}")
+    if not empty_parts.fits(case.empty_experts, case.experts):
+        raise ValueError(f"of {case.experts} experts none can be empty as {case.empty_experts}")
 
 
 def coordinates(inputs: DynamicQuantInputs, output: str) -> Mapping[str, torch.Tensor]:

@@ -4,8 +4,38 @@ from __future__ import annotations
 
 import torch
 
+from npudiff.data import Stream
+
+EXPONENTS = {torch.float16: range(-24, 15), torch.bfloat16: range(-110, 121), torch.float32: range(-110, 121)}
+"""Exponents of the largest number of a row: all of float16, subnormal numbers included, but for the last, which rounds
+beyond it. Of the wider dtypes as far as a 127th of the number, 127 divided by it, and four times the number are normal
+float32: what devices do with subnormal results, and with reciprocals that overflow, no source says."""
+
 _LARGEST = {torch.float16: 2.0**14, torch.bfloat16: 2.0**100, torch.float32: 2.0**100}
 _SMALL = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-100, torch.float32: 2.0**-100}
+
+
+def of_exponents(rows: torch.Tensor, dtype: torch.dtype, stream: Stream) -> torch.Tensor:
+    """Return rows times powers of two, so that the largest magnitude of each has an exponent of its own.
+
+    Every second row is at an end of ``EXPONENTS``, the first one at the lower, and the others are anywhere in between.
+
+    Parameters
+    ----------
+    rows : torch.Tensor
+        float32 ``[rows, width]``.
+    dtype : torch.dtype
+        What they are rounded to later.
+    stream : Stream
+        Where the exponents come from.
+    """
+    exponents = EXPONENTS[dtype]
+    drawn = stream.integers(exponents.start, exponents.stop, len(rows))
+    ends = (exponents.start, exponents.stop - 1)
+    wanted = [ends[place // 2 % 2] if place % 2 == 0 else drawn[place] for place in range(len(rows))]
+    largest = rows.abs().amax(dim=1)
+    present = torch.frexp(torch.where(largest == 0, 1.0, largest)).exponent - 1
+    return torch.ldexp(torch.ldexp(rows, -present.unsqueeze(1)), torch.tensor(wanted).unsqueeze(1))
 
 
 def large(numbers: torch.Tensor, dtype: torch.dtype, factor: float = 1.0) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,8 +29,10 @@ WEIGHTS = ("renormalised", "any sign", "zero for padding")
 third of the tokens are zero, whose rows hold large numbers."""
 MAGNITUDES = ("usual", "large", "small")
 """large: near the end of the dtype, where every right sum still is inside. small: subnormal in float16."""
-POISON = 4096.0
-"""What rows hold that nobody asks for, and those of padded tokens: finite, and seen where it is added."""
+LARGE = 4096.0
+"""What rows of padded tokens hold, whose weights are zero: finite, and seen where it is added."""
+POISONS = {"large": LARGE, "nan": math.nan}
+"""What rows hold that nobody asks for. NaN is seen where such a row is multiplied by 0 instead of left out."""
 
 AXES = {
     "tokens": Axis("rows of the result", range(1, 2**16 + 1)),
@@ -42,6 +45,7 @@ AXES = {
     "skip": Axis("whether the result of shared experts is added", (False, True)),
     "magnitude": Axis("how large the rows are", MAGNITUDES),
     "rows": rows.AXIS,
+    "poison": Axis("what rows hold that no place names: large finite values, or NaN", tuple(POISONS)),
 }
 
 _MAX_ELEMENTS = 2**26
@@ -65,6 +69,7 @@ class MoeFinalizeCase:
     magnitude: str = "usual"
     rows: str = "contiguous"
     seed: int = 0
+    poison: str = "large"
 
 
 def cases(constraints: Constraints) -> st.SearchStrategy[MoeFinalizeCase]:
@@ -81,7 +86,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeFinalizeCase:
     width = choose.value(box, "width", (64, 16, 32, 80, 1000))
     allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 257, 1025))
     fitting = [count for count in allowed if count * chosen * width <= MOST_ELEMENTS] or [min(allowed)]
-    return MoeFinalizeCase(
+    case = MoeFinalizeCase(
         tokens=choose.pick(fitting),
         chosen=chosen,
         width=width,
@@ -94,6 +99,13 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeFinalizeCase:
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
+    poison = choose.value(box, "poison", tuple(POISONS))
+    return replace(case, poison=poison) if _has_unnamed(case) else case
+
+
+def _has_unnamed(case: MoeFinalizeCase) -> bool:
+    """Whether there are rows that no place names."""
+    return case.spare_rows > 0 or case.dropped != "none"
 
 
 def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
@@ -108,17 +120,17 @@ def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
     places = places.view(case.tokens, case.chosen)
     weights = _weights(case)
     if case.weights == "zero for padding":
-        states[places[_padded(case)].flatten()] = POISON
+        states[places[_padded(case)].flatten()] = LARGE
     left_out = _left_out(case)
     named = torch.zeros(len(states), dtype=torch.bool)
     named[places[~left_out]] = True
-    states[~named] = POISON
+    states[~named] = POISONS[case.poison]
     skip = Stream(case.seed, "skip").normal((case.tokens, case.width), dtype) if case.skip else None
     return MoeFinalizeInputs(
         expert_rows=rows.laid(states.to(dtype), case.rows),
         places=places.masked_fill(left_out, NOWHERE).to(torch.int32),
         weights=weights.to(dtype),
-        skip=None if skip is None else rows.laid(skip, case.rows),
+        skip=None if skip is None else rows.laid(skip, case.rows, rows.GAPS[1]),
     )
 
 
@@ -149,7 +161,8 @@ def _left_out(case: MoeFinalizeCase) -> torch.Tensor:
 
 def values(case: MoeFinalizeCase) -> Mapping[str, Collection[object]]:
     """Return the values of each axis that the case uses."""
-    return {name: (getattr(case, name),) for name in AXES}
+    used: dict[str, Collection[object]] = {name: (getattr(case, name),) for name in AXES}
+    return used if _has_unnamed(case) else used | {"poison": ()}
 
 
 def features(case: MoeFinalizeCase) -> Collection[str]:
@@ -160,6 +173,7 @@ def features(case: MoeFinalizeCase) -> Collection[str]:
         "skip": case.skip,
         f"{case.magnitude} rows": case.magnitude != "usual",
         "rows to spare": case.spare_rows > 0,
+        "nan": case.poison == "nan" and _has_unnamed(case),
         "padding": case.weights == "zero for padding" and case.tokens > 2,
         "sliced rows": case.rows == "sliced",
         "one token": case.tokens == 1,
@@ -179,6 +193,7 @@ def describe(case: MoeFinalizeCase) -> str:
         "skip" if case.skip else "",
         f"{case.magnitude} rows" if case.magnitude != "usual" else "",
         "sliced rows" if case.rows == "sliced" else "",
+        f"poison {case.poison}" if case.poison != "large" else "",
         f"seed {case.seed}" if case.seed else "",
     ]
     return " · ".join(part for part in parts if part)

@@ -24,9 +24,11 @@ from reference.moe_gating import GROUP_SCORES, SCORINGS, MoeGatingInputs, moe_ga
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALINGS = (1.0, 2.5, 0.5, 3.0)
-RECIPES = ("gaussian", "peaked", "flat", "ties")
+RECIPES = ("gaussian", "peaked", "flat", "ties", "far")
 """gaussian: independent logits. peaked: eight times as large. flat: a hundredth. ties: few different logits, so that
-many experts are worth the same."""
+many experts are worth the same. far: peaked, and all of a token shifted so far that exponentials leave float32, which
+changes no softmax; only for those, since sigmoids that far out have nothing to tell them apart."""
+SHIFTS = (100.0, -100.0, 200.0, -200.0)
 EXPERTS = (8, 16, 24, 64, 128, 160, 256, 288)
 GROUPS = (1, 1, 2, 4, 8)
 
@@ -94,19 +96,22 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeGatingCase:
     kept = _fitting(choose, within((1, 2, 4, 8), box.get("kept_groups")), lambda count: count <= groups)
     room = experts // groups * kept
     all_kept = (room,) if kept < groups and room <= MOST_KEPT else ()
+    scoring = choose.value(box, "scoring", SCORINGS)
+    recipe = choose.value(box, "recipe", RECIPES if scoring == "softmax" else RECIPES[:-1])
+    assume(recipe != "far" or scoring == "softmax")
     return MoeGatingCase(
         tokens=tokens,
         experts=experts,
         chosen=_fitting(choose, choose.options(box, "chosen", (1, 2, 4, 6, 8, *all_kept)), lambda count: count <= room),
         dtype=choose.value(box, "dtype", tuple(DTYPES)),
-        scoring=choose.value(box, "scoring", SCORINGS),
+        scoring=scoring,
         bias=choose.value(box, "bias", (False, True)),
         groups=groups,
         kept_groups=kept,
         group_score=choose.value(box, "group_score", GROUP_SCORES),
         renormalise=choose.value(box, "renormalise", (False, True)),
         scaling=choose.value(box, "scaling", SCALINGS),
-        recipe=choose.value(box, "recipe", RECIPES),
+        recipe=recipe,
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
@@ -146,7 +151,11 @@ def _logits(case: MoeGatingCase) -> torch.Tensor:
         return (logits * 2).round() / 2
     fine = torch.from_numpy(stream.words(case.tokens * case.experts) >> 44).to(torch.float32)
     logits += fine.reshape(case.tokens, case.experts) * 2.0**-32
-    return logits * {"peaked": 8.0, "flat": 0.01}.get(case.recipe, 1.0)
+    logits *= {"peaked": 8.0, "flat": 0.01, "far": 8.0}.get(case.recipe, 1.0)
+    if case.recipe == "far":
+        shifts = torch.tensor(SHIFTS)[torch.arange(case.tokens) % len(SHIFTS)]
+        logits += shifts.unsqueeze(1)
+    return logits
 
 
 def values(case: MoeGatingCase) -> Mapping[str, Collection[object]]:
@@ -194,6 +203,8 @@ def check_case(case: MoeGatingCase) -> None:
     check_axes(case, AXES, free=("groups", "kept_groups", "scaling"))
     if case.tokens * case.experts > _MAX_ELEMENTS:
         raise ValueError(f"there would be more than {_MAX_ELEMENTS} logits")
+    if case.recipe == "far" and case.scoring != "softmax":
+        raise ValueError(f"recipe far is for softmax, got {case.scoring}")
     if not 1e-3 <= case.scaling <= 1e3:
         raise ValueError(f"scaling must lie in 0.001..1000, got {case.scaling}")
     if not 1 <= case.kept_groups <= case.groups or case.experts % case.groups:
@@ -273,9 +284,9 @@ component = Component(
         Property("tokens_do_not_mix", "the order of tokens does not matter", _tokens_do_not_mix,
                  within={"tokens": range(2, 2**16 + 1)}),
         Property("experts_are_alike", "the order of experts does not matter", _experts_are_alike,
-                 within={"groups": (1,), "recipe": ("gaussian", "peaked")}),
+                 within={"groups": (1,), "recipe": ("gaussian", "peaked", "far")}),
         Property("weights_add_up", "renormalised weights add up to the scaling", _weights_add_up,
-                 within={"renormalise": (True,), "recipe": ("gaussian", "peaked", "flat")}),
+                 within={"renormalise": (True,), "recipe": ("gaussian", "peaked", "flat", "far")}),
     ),
     profiles=of_models(_sizes),
     ordinary=ORDINARY["moe_gating"],

@@ -228,7 +228,7 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
     "dynamic_quant": Ordinary(
         fixed={"tokens": (1, 128), "width": (128, 1024), "dtype": ("bfloat16", "float16")},
         sizes={"tokens": _ANY, "width": range(16, 2049, 16)},
-        plain={**_GAUSSIAN, **_CONTIGUOUS},
+        plain={**_GAUSSIAN, **_CONTIGUOUS, "empty_experts": ("none",)},
     ),
     "int4_pack": Ordinary(
         fixed={"matrices": (1,), "rows": (128, 256), "columns": (128, 256)},
@@ -263,7 +263,7 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
     "moe_finalize": Ordinary(
         fixed={"tokens": (4, 128), "chosen": (2, 8), "width": (128, 1024)},
         sizes={"tokens": _ANY, "chosen": (1, 2, 4, 8), "width": range(16, 513, 16)},
-        plain={**_USUAL, "dropped": ("none",), "spare_rows": (0,), "weights": ("renormalised",)},
+        plain={**_USUAL, "dropped": ("none",), "spare_rows": (0,), "weights": ("renormalised",), "poison": ("large",)},
     ),
     "padded_tokens": Ordinary(
         fixed={"ranks": (1, 2), "chunk": (16, 64), "experts": (8,), "chosen": (2,), "width": (128,)},

@@ -108,7 +108,7 @@ def build_inputs(case: RmsNormCase) -> RmsNormInputs:
     dtype = DTYPES[case.dtype]
     return RmsNormInputs(
         hidden=rows.laid(_states(case, "hidden").to(dtype), case.rows),
-        residual=rows.laid(_states(case, "residual").to(dtype), case.rows) if case.residual else None,
+        residual=rows.laid(_states(case, "residual").to(dtype), case.rows, rows.GAPS[1]) if case.residual else None,
         weight=_weight(case).to(dtype),
         epsilon=case.epsilon,
         kind=case.kind,

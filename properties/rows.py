@@ -12,13 +12,14 @@ ROWS = ("contiguous", "sliced")
 
 AXIS = Axis("whether rows follow each other, or are slices of wider ones", ROWS)
 
-GAP = 24
-"""Elements before the first row of a slice, and between its rows."""
+GAPS = (24, 40, 56)
+"""Elements before the first row of a slice, and between its rows. Tensors that stand side by side have a gap each: then
+the stride of one is wrong for the others, also where they are as wide."""
 
 
-def laid(tensor: torch.Tensor, rows: str) -> torch.Tensor:
+def laid(tensor: torch.Tensor, rows: str, gap: int = GAPS[0]) -> torch.Tensor:
     """Return a tensor whose rows lie as the case says; tables that are views already stay as they are."""
-    return sliced(tensor, GAP) if rows == "sliced" and tensor.is_contiguous() else tensor
+    return sliced(tensor, gap) if rows == "sliced" and tensor.is_contiguous() else tensor
 
 
 def check_rows(rows: str) -> None:

@@ -14,7 +14,13 @@ _MOST_OFFSET = 4096
 """A view begins as far into its storage where it is moved to, but for whole multiples of this."""
 
 GAP = 4096.0
-"""What lies between the rows of a view: finite, exact in every 16-bit type, and seen where it is taken for data."""
+"""What lies between the rows of a view, and behind the last: finite, exact in every 16-bit type, and seen where it is
+taken for data."""
+
+
+MOST_SPARE = 2**16
+"""Elements behind the last row of a view, unless eight times its extent are fewer: so that rows which are read with the
+stride of a wider tensor, as those of a fused projection's queries, are read out of this storage, and seen."""
 
 
 def sliced(rows: torch.Tensor, gap: int) -> torch.Tensor:
@@ -50,5 +56,6 @@ def moved_inputs(inputs: Inputs, device: str | torch.device, copies: Collection[
 def _stored(tensor: torch.Tensor, strides: tuple[int, ...], offset: int, device: str | torch.device) -> torch.Tensor:
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
     filler = GAP if tensor.is_floating_point() else 77
-    storage = torch.full((offset + max(extent, 0),), filler, dtype=tensor.dtype, device=device)
+    size = offset + max(extent, 0) + min(8 * max(extent, 0), MOST_SPARE)
+    storage = torch.full((size,), filler, dtype=tensor.dtype, device=device)
     return storage.as_strided(tensor.shape, strides, offset).copy_(tensor)

@@ -6,14 +6,18 @@ import torch
 
 import npudiff
 from npudiff import Target
+from npudiff.constraints import Box
 from reference.dynamic_quant import DynamicQuantInputs
 
 Outputs = dict[str, torch.Tensor]
 
 INTEGERS_OF_A_WORD = 8
 
+RISING_ENDS: Box = {"empty_experts": ("none",)}
+"""The documentation of group_index asks for ends that rise strictly: an expert without rows cannot be said."""
 
-@npudiff.implementation("dynamic_quant", name="npu_dynamic_quant", supports={"bits": (8,)})
+
+@npudiff.implementation("dynamic_quant", name="npu_dynamic_quant", supports={"bits": (8,), **RISING_ENDS})
 def npu_dynamic_quant(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """npu_dynamic_quant to int8."""
     on_device = inputs.to(target.device)
@@ -30,7 +34,7 @@ def factors(inputs: DynamicQuantInputs) -> torch.Tensor | None:
     return inputs.smooth[0]
 
 
-@npudiff.implementation("dynamic_quant", name="npu_dynamic_quant_int4", supports={"bits": (4,)})
+@npudiff.implementation("dynamic_quant", name="npu_dynamic_quant_int4", supports={"bits": (4,), **RISING_ENDS})
 def npu_dynamic_quant_int4(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """npu_dynamic_quant to int4, eight in a word."""
     on_device = inputs.to(target.device)

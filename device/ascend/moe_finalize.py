@@ -50,9 +50,12 @@ def finalize_with_none(inputs: MoeFinalizeInputs, target: Target) -> torch.Tenso
     return finalized(on_device, on_device.places.flatten(), BY_ROW_OR_NONE, on_device.expert_rows.unsqueeze(0))
 
 
-@npudiff.implementation("moe_finalize", name="token_unpermute")
+@npudiff.implementation("moe_finalize", name="token_unpermute", supports={"poison": ("large",)})
 def token_unpermute(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
-    """npu_moe_token_unpermute. It does not know -1: such copies take row 0, with weight 0."""
+    """npu_moe_token_unpermute. It does not know -1: such copies take row 0, with weight 0.
+
+    So row 0 must be finite even where no place names it: 0 * NaN is NaN.
+    """
     on_device = inputs.to(target.device)
     weights = on_device.weights.masked_fill(on_device.places < 0, 0.0)
     total: torch.Tensor = torch.ops.npu.npu_moe_token_unpermute(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.dynamic_quant import Outputs, composed_dynamic_quant, npu_dynamic_quant_int4, quantised, smoothed
+from device.ascend.dynamic_quant import (
+    RISING_ENDS,
+    Outputs,
+    composed_dynamic_quant,
+    npu_dynamic_quant_int4,
+    quantised,
+    smoothed,
+)
 from npudiff import Target
 from reference.dynamic_quant import DynamicQuantInputs
 
@@ -13,7 +20,7 @@ from reference.dynamic_quant import DynamicQuantInputs
 @npudiff.implementation(
     "dynamic_quant",
     name="counts_for_ends",
-    supports={"smooth": ("per expert",), "experts": range(2, 1025)},
+    supports={"smooth": ("per expert",), "experts": range(2, 1025), **RISING_ENDS},
     mutant_of="composed_dynamic_quant",
     wrong="MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822: counts of rows where ends of experts belong",
 )
@@ -31,7 +38,7 @@ def counts_for_ends(inputs: DynamicQuantInputs, target: Target) -> Outputs:
 @npudiff.implementation(
     "dynamic_quant",
     name="low_nibble_not_masked",
-    supports={"bits": (4,)},
+    supports={"bits": (4,), **RISING_ENDS},
     mutant_of="npu_dynamic_quant_int4",
     wrong="QNT-05 https://github.com/vllm-project/compressed-tensors/pull/518: a negative low nibble is not masked",
 )
@@ -45,7 +52,7 @@ def low_nibble_not_masked(inputs: DynamicQuantInputs, target: Target) -> Outputs
 @npudiff.implementation(
     "dynamic_quant",
     name="nibbles_swapped",
-    supports={"bits": (4,)},
+    supports={"bits": (4,), **RISING_ENDS},
     mutant_of="npu_dynamic_quant_int4",
     wrong="QNT-04 https://github.com/amd/Quark/pull/30: integers in another order than the reader expects",
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.constraints import Box, Constraints
+from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
+from properties import empty_parts
 from properties.cache_gather.case import AXES, DTYPES, HEAD_DIMS, STARTS, UNUSED, CacheGatherCase, Stretch
 from properties.head_dims import split_head_dims
 from properties.moved_data import DTYPES as TORCH_DTYPES
@@ -53,6 +55,9 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CacheGatherCase:
         [1, 2, *(batch for batch in (3, 4) if batch <= most_pages // 2)],
         lambda: Stretch(choose.value(box, "length", choose.pick(lengths)), choose.pick(offsets)),
     )
+    if allows(box.get("length", (0,)), 0):
+        empty = empty_parts.which(choose.pick(empty_parts.OFTEN), len(requests))
+        requests = tuple(replace(one, length=0) if place in empty else one for place, one in enumerate(requests))
     case = CacheGatherCase(
         requests=requests,
         starts=starts,

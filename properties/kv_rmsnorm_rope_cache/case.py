@@ -9,7 +9,7 @@ import torch
 
 from npudiff.constraints import Axis
 from npudiff.text import counted
-from properties import rows
+from properties import padding, rows
 from reference.cache_layout import CacheLayout
 
 DTYPES = ("bfloat16", "float16")
@@ -36,7 +36,8 @@ AXES = {
     "layout": Axis("how the caches lie", LAYOUTS),
     "placement": Axis("which slots a request has", PLACEMENTS),
     "padding": Axis("where padded tokens go", PADDINGS),
-    "padded_tokens": Axis("tokens at the end that are padding; only among scattered slots", range(2**16)),
+    "padded_tokens": Axis("tokens that are padding; only among scattered slots", range(2**16)),
+    "padding_place": padding.AXIS,
     "recipe": Axis("how the tokens are made", RECIPES),
     "epsilon": Axis("added to the mean of squares", (1e-6, 1e-5)),
     "rows": rows.AXIS,
@@ -67,6 +68,7 @@ class KvRmsnormRopeCacheCase:
     table: int = 64
     rows: str = "contiguous"
     seed: int = 0
+    padding_place: str = "end"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -103,10 +105,9 @@ def dims_of(case: KvRmsnormRopeCacheCase) -> str:
 
 def values(case: KvRmsnormRopeCacheCase) -> Mapping[str, Collection[object]]:
     """Return the values of each axis that the case uses."""
-    used: dict[str, Collection[object]] = {
-        name: (getattr(case, name),) for name in AXES if name not in ("dims", "padding")
-    }
-    return used | {"dims": (dims_of(case),), "padding": (case.padding,) if case.padded_tokens else ()}
+    used: dict[str, Collection[object]] = {name: (getattr(case, name),) for name in AXES if name != "dims"}
+    used["dims"] = (dims_of(case),)
+    return used if case.padded_tokens else used | {"padding": (), "padding_place": ()}
 
 
 def features(case: KvRmsnormRopeCacheCase) -> Collection[str]:
@@ -117,6 +118,7 @@ def features(case: KvRmsnormRopeCacheCase) -> Collection[str]:
         "int8": case.quantised,
         "sliced rows": case.rows == "sliced",
         "padded tokens": case.padded_tokens > 0,
+        "padding before others": case.padded_tokens > 0 and case.padding_place != "end",
         "crosses pages": case.placement == "pages" and case.length > case.page_size,
         "partial page": case.placement == "pages" and case.length % case.page_size != 0,
         case.recipe: case.recipe != "gaussian",
@@ -129,6 +131,7 @@ def describe(case: KvRmsnormRopeCacheCase) -> str:
     parts = [
         f"{counted(case.batch, 'request')} of {counted(case.length, 'token')}",
         f"{case.padded_tokens} padded to {case.padding}" if case.padded_tokens else "",
+        f"padding {case.padding_place}" if case.padding_place != "end" else "",
         case.placement if case.placement != "scattered" else "",
         case.layout,
         f"page {case.page_size}",
@@ -159,6 +162,7 @@ def check_case(case: KvRmsnormRopeCacheCase) -> None:
     if not 0 <= case.spare_pages <= 2**16 or not 0 <= case.seed < 2**63:
         raise ValueError("spare_pages or seed out of range")
     rows.check_rows(case.rows)
+    padding.check_place(case.padding_place)
     _check_placement(case)
     width = case.latent_dim + case.rope_dim
     if width * max(case.pages * case.page_size, case.batch * case.length) > _MAX_ELEMENTS:

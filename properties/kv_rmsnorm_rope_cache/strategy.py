@@ -21,6 +21,7 @@ from properties.kv_rmsnorm_rope_cache.case import (
     check_case,
     values,
 )
+from properties.padding import draw_place
 from properties.rows import ROWS
 
 TOKENS = 256
@@ -49,6 +50,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> KvRmsnormRopeCacheCase:
     lengths = [1] if kind == "decode" else [2, 3, page_size - 1, page_size, page_size + 1, 2 * page_size]
     length = choose.pick(_lengths(choose.options(box, "length", lengths), page_size, placement))
     batch = choose.pick(_batches(choose, box, length))
+    padded = _padded_tokens(choose, box, placement, batch * length)
     latent_dim, _, rope_dim = str(choose.value(box, "dims", DIMS)).partition("/")
     case = KvRmsnormRopeCacheCase(
         batch=batch,
@@ -62,12 +64,13 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> KvRmsnormRopeCacheCase:
         layout=choose.value(box, "layout", LAYOUTS),
         placement=placement,
         padding=choose.value(box, "padding", PADDINGS),
-        padded_tokens=_padded_tokens(choose, box, placement, batch * length),
+        padded_tokens=padded,
         recipe=choose.value(box, "recipe", RECIPES),
         epsilon=choose.value(box, "epsilon", (1e-6, 1e-5)),
         table=choose.value(box, "table", (*(64, 1, 5, 4097) * 12, 70_001, 2**20)),
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
+        padding_place=draw_place(choose, box, padded),
     )
     return choose.equal(case, ("batch", "length", "page_size"), values, check_case, box)
 

@@ -9,7 +9,7 @@ import torch
 
 from npudiff.constraints import Axis
 from npudiff.text import counted
-from properties import rows
+from properties import padding, rows
 from reference.cache_layout import CacheLayout
 
 LAYOUTS = ("PA_BSND", "PA_NZ")
@@ -23,7 +23,8 @@ _SIZES = range(1, 2**16 + 1)
 
 AXES = {
     "tokens": Axis("new tokens, padded ones included", _SIZES),
-    "padded_tokens": Axis("tokens at the end that are padding", range(2**16)),
+    "padded_tokens": Axis("tokens that are padding", range(2**16)),
+    "padding_place": padding.AXIS,
     "padding": Axis("where padded tokens go", PADDINGS),
     "hidden_size": Axis("elements of a hidden state", _SIZES),
     "query_rank": Axis("elements of the query's latent", _SIZES),
@@ -64,6 +65,7 @@ class MlaPreprocessCase:
     quantised: bool = False
     rows: str = "contiguous"
     seed: int = 0
+    padding_place: str = "end"
 
     @property
     def real_tokens(self) -> int:
@@ -88,10 +90,9 @@ def dims_of(case: MlaPreprocessCase) -> str:
 
 def values(case: MlaPreprocessCase) -> Mapping[str, Collection[object]]:
     """Return the values of each axis that the case uses."""
-    used: dict[str, Collection[object]] = {
-        name: (getattr(case, name),) for name in AXES if name not in ("dims", "padding")
-    }
-    return used | {"dims": (dims_of(case),), "padding": (case.padding,) if case.padded_tokens else ()}
+    used: dict[str, Collection[object]] = {name: (getattr(case, name),) for name in AXES if name != "dims"}
+    used["dims"] = (dims_of(case),)
+    return used if case.padded_tokens else used | {"padding": (), "padding_place": ()}
 
 
 def features(case: MlaPreprocessCase) -> Collection[str]:
@@ -101,6 +102,7 @@ def features(case: MlaPreprocessCase) -> Collection[str]:
         "NZ": case.layout == "PA_NZ",
         "several heads": case.heads > 1,
         "padded tokens": case.padded_tokens > 0,
+        "padding before others": case.padded_tokens > 0 and case.padding_place != "end",
         "int8": case.quantised,
         "sliced rows": case.rows == "sliced",
         "production size": case.hidden_size >= 6144,
@@ -114,6 +116,7 @@ def describe(case: MlaPreprocessCase) -> str:
     parts = [
         counted(case.tokens, "token"),
         f"{case.padded_tokens} padded to {case.padding}" if case.padded_tokens else "",
+        f"padding {case.padding_place}" if case.padding_place != "end" else "",
         f"hidden {case.hidden_size}",
         f"rank {case.query_rank}",
         counted(case.heads, "head"),
@@ -146,6 +149,7 @@ def check_case(case: MlaPreprocessCase) -> None:
     if case.rope_dim % 2 or not 1e-12 <= case.epsilon <= 1 or not 1 <= case.table <= 2**20:
         raise ValueError("rope_dim, epsilon or table out of range")
     rows.check_rows(case.rows)
+    padding.check_place(case.padding_place)
     if not 0 <= case.seed < 2**63:
         raise ValueError(f"seed {case.seed} out of range")
     heads = case.heads * (case.nope_dim + case.rope_dim)

@@ -19,6 +19,7 @@ from properties.mla_preprocess.case import (
     check_case,
     values,
 )
+from properties.padding import draw_place
 from properties.rows import ROWS
 
 WORK = 2**22
@@ -50,9 +51,10 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
     quantised = bool(choose.value(box, "quantised", (False, False, True)))
     recipe = choose.value(box, "recipe", ("gaussian",) if quantised else RECIPES)
     assume(not quantised or recipe == "gaussian")
+    padded = _padded_tokens(choose, box, tokens)
     case = MlaPreprocessCase(
         tokens=tokens,
-        padded_tokens=_padded_tokens(choose, box, tokens),
+        padded_tokens=padded,
         padding=choose.value(box, "padding", PADDINGS),
         hidden_size=hidden_size,
         query_rank=query_rank,
@@ -69,6 +71,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
         table=choose.value(box, "table", (*(64, 1, 5, 4097) * 12, 2**20)),
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(range(1024)),
+        padding_place=draw_place(choose, box, padded),
     )
     return choose.equal(case, ("tokens", "heads", "query_rank"), values, check_case, box)
 

@@ -9,7 +9,7 @@ import torch
 
 from npudiff.constraints import Axis
 from npudiff.text import counted
-from properties import rows
+from properties import padding, rows
 from properties.head_dims import join_head_dims
 from reference.cache_layout import LAYOUTS, CacheLayout
 
@@ -30,7 +30,8 @@ AXES = {
     "slots_dtype": Axis("dtype of the slots", ("int32", "int64")),
     "padding": Axis("where padded tokens go", PADDINGS),
     "rows": rows.AXIS,
-    "padded_tokens": Axis("tokens at the end that are padding", range(2**16)),
+    "padded_tokens": Axis("tokens that are padding", range(2**16)),
+    "padding_place": padding.AXIS,
 }
 
 _MAX_ELEMENTS = 2**26
@@ -45,12 +46,12 @@ class PagedCacheCase:
     tokens : int
         New tokens that go to slots of their own.
     padded_tokens : int
-        Padded tokens after them.
+        Padded tokens besides.
     padding : str
         ``slot 0`` or ``slot -1``: where padded tokens go.
     pages, page_size, kv_heads, head_dim, value_head_dim : int
         Geometry; page 0 is a dummy.
-    dtype, layout, slots_dtype, rows : str
+    dtype, layout, slots_dtype, rows, padding_place : str
         See the axes.
     seed : int
         Seed of data and slots.
@@ -69,6 +70,7 @@ class PagedCacheCase:
     slots_dtype: str = "int32"
     rows: str = "contiguous"
     seed: int = 0
+    padding_place: str = "end"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -95,6 +97,7 @@ def values(case: PagedCacheCase) -> Mapping[str, Collection[object]]:
         "rows": (case.rows,),
         "padding": (case.padding,) if case.padded_tokens else (),
         "padded_tokens": (case.padded_tokens,),
+        "padding_place": (case.padding_place,) if case.padded_tokens else (),
     }
 
 
@@ -106,6 +109,7 @@ def features(case: PagedCacheCase) -> Collection[str]:
         "several heads": case.kv_heads > 1,
         "V dim differs": case.head_dim != case.value_head_dim,
         "padded tokens": case.padded_tokens > 0,
+        "padding before others": case.padded_tokens > 0 and case.padding_place != "end",
         "sliced rows": case.rows == "sliced" and case.tokens > 1,
         "int8": case.dtype == "int8",
         "slots beyond 16 bits": case.pages * case.page_size > 2**16,
@@ -119,6 +123,7 @@ def describe(case: PagedCacheCase) -> str:
     parts = [
         counted(case.tokens, "token"),
         f"{case.padded_tokens} padded to {case.padding}" if case.padded_tokens else "",
+        f"padding {case.padding_place}" if case.padding_place != "end" else "",
         case.layout,
         f"pages {case.pages} x {case.page_size}",
         f"heads {case.kv_heads}",
@@ -139,6 +144,7 @@ def check_case(case: PagedCacheCase) -> None:
     if case.dtype not in DTYPES or case.layout not in LAYOUTS or case.padding not in PADDINGS:
         raise ValueError(f"unknown dtype, layout or padding: {case.dtype}, {case.layout}, {case.padding}")
     rows.check_rows(case.rows)
+    padding.check_place(case.padding_place)
     if case.slots_dtype not in ("int32", "int64") or not 0 <= case.padded_tokens < 2**16 or not 0 <= case.seed < 2**63:
         raise ValueError("slots_dtype, padded_tokens or seed out of range")
     if case.tokens > (case.pages - 1) * case.page_size:

@@ -8,8 +8,9 @@ import torch
 
 from npudiff.data import Stream
 from properties.cache_coordinates import cache_coordinates
+from properties.padding import arranged
 from properties.paged_cache.case import PagedCacheCase, layout_of
-from properties.rows import laid
+from properties.rows import GAPS, laid
 from reference.paged_cache import SKIPPED, PagedCacheInputs
 
 
@@ -17,12 +18,12 @@ def build_inputs(case: PagedCacheCase) -> PagedCacheInputs:
     """Build the inputs of a case: every element of data and caches has bits of its own, as far as there are enough."""
     room = (case.pages - 1) * case.page_size
     order = Stream(case.seed, "slots").permutation(room)[: case.tokens]
-    padding = 0 if case.padding == "slot 0" else SKIPPED
-    slots = [case.page_size + slot for slot in order] + [padding] * case.padded_tokens
+    padded = [0 if case.padding == "slot 0" else SKIPPED] * case.padded_tokens
+    slots = arranged([case.page_size + slot for slot in order], padded, case.padding_place)
     rows = len(slots)
     return PagedCacheInputs(
         key=_rows(case, "key", (rows, case.kv_heads, case.head_dim)),
-        value=_rows(case, "value", (rows, case.kv_heads, case.value_head_dim)),
+        value=_rows(case, "value", (rows, case.kv_heads, case.value_head_dim), GAPS[1]),
         key_cache=_data(case, "key cache", layout_of(case, case.head_dim).shape),
         value_cache=_data(case, "value cache", layout_of(case, case.value_head_dim).shape),
         slots=laid(torch.tensor(slots, dtype=torch.int32 if case.slots_dtype == "int32" else torch.int64), case.rows),
@@ -31,8 +32,8 @@ def build_inputs(case: PagedCacheCase) -> PagedCacheInputs:
     )
 
 
-def _rows(case: PagedCacheCase, name: str, shape: Sequence[int]) -> torch.Tensor:
-    return laid(_data(case, name, shape), case.rows)
+def _rows(case: PagedCacheCase, name: str, shape: Sequence[int], gap: int = GAPS[0]) -> torch.Tensor:
+    return laid(_data(case, name, shape), case.rows, gap)
 
 
 def _data(case: PagedCacheCase, name: str, shape: Sequence[int]) -> torch.Tensor:

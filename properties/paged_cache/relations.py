@@ -13,6 +13,7 @@ from npudiff.property import NotApplicable, Property
 from properties.paged_cache.case import PagedCacheCase, layout_of
 from properties.paged_cache.inputs import build_inputs
 from reference.bounds import exactly
+from reference.paged_cache import PagedCacheInputs
 
 
 def _rewrite_is_idempotent(subject: Subject, case: PagedCacheCase) -> Comparison:
@@ -26,8 +27,10 @@ def _halves_equal_whole(subject: Subject, case: PagedCacheCase) -> Comparison:
     if case.tokens < 2:
         raise NotApplicable("one token cannot be written in two calls")
     inputs, cut = build_inputs(case), case.tokens // 2
-    subject.require(replace(case, tokens=cut, padded_tokens=0), "the first half")
-    subject.require(replace(case, tokens=case.tokens - cut), "the second half")
+    padded = cut - int(_is_real(inputs)[:cut].sum())
+    subject.require(replace(case, tokens=cut - padded, padded_tokens=padded), "the first half")
+    rest_padded = case.padded_tokens - padded
+    subject.require(replace(case, tokens=case.tokens - cut + padded, padded_tokens=rest_padded), "the second half")
     whole = subject.run(inputs)
     part = replace(inputs, key=inputs.key[:cut], value=inputs.value[:cut], slots=inputs.slots[:cut])
     first = subject.run(part)
@@ -48,11 +51,17 @@ def _what_is_written_is_read(subject: Subject, case: PagedCacheCase) -> Comparis
     """Read the tokens back by the addresses of the layout."""
     inputs = build_inputs(case)
     outputs = subject.run(inputs)
-    slots = inputs.slots[: case.tokens].to(torch.int64)
+    real = _is_real(inputs)
+    slots = inputs.slots[real].to(torch.int64)
     places = (("key_cache", case.head_dim), ("value_cache", case.value_head_dim))
     read = {name: outputs[name].reshape(-1)[layout_of(case, dim).addresses(slots)] for name, dim in places}
-    right = {"key_cache": exactly(inputs.key[: case.tokens]), "value_cache": exactly(inputs.value[: case.tokens])}
+    right = {"key_cache": exactly(inputs.key[real]), "value_cache": exactly(inputs.value[real])}
     return compare(right, read, "read back against what was given")
+
+
+def _is_real(inputs: PagedCacheInputs) -> torch.Tensor:
+    """Which tokens are no padding, bool ``[tokens]``: padded ones go nowhere or to slot 0."""
+    return inputs.slots > 0
 
 
 def _without_dummy(outputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
 from properties.head_dims import split_head_dims
+from properties.padding import draw_place
 from properties.paged_cache.case import AXES, DTYPES, HEAD_DIMS, PADDINGS, PagedCacheCase, check_case, values
 from properties.rows import ROWS
 from reference.cache_layout import LAYOUTS, strip_width
@@ -77,6 +78,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
         rows=choose.value(box, "rows", ROWS),
         slots_dtype=choose.value(box, "slots_dtype", ("int32", "int64")),
         seed=choose.pick(range(1024)),
+        padding_place=draw_place(choose, box, padded),
     )
     return choose.equal(case, ("tokens", "kv_heads", "pages"), values, check_case, box)
 

@@ -10,7 +10,7 @@ from npudiff.data import Stream
 from properties import magnitudes
 from properties.long_table import table_of_numbers
 from properties.rotary.case import DTYPES, RotaryCase
-from properties.rows import laid
+from properties.rows import GAPS, laid
 from reference.rotary import RotaryInputs
 
 
@@ -18,8 +18,8 @@ def build_inputs(case: RotaryCase) -> RotaryInputs:
     """Build the inputs of a case."""
     dtype = DTYPES[case.dtype]
     states = {
-        name: laid(_states(case, name, heads), case.rows)
-        for name, heads in (("query", case.heads), ("key", case.kv_heads))
+        name: laid(_states(case, name, heads), case.rows, gap)
+        for name, heads, gap in (("query", case.heads, GAPS[0]), ("key", case.kv_heads, GAPS[1]))
     }
     return RotaryInputs(
         states["query"],

@@ -174,6 +174,7 @@ def features(case: SlidingAttentionCase) -> Collection[str]:
         "prefix": any(0 < request.query < request.kv for request in case.requests),
         "window cuts": window is not None and any(request.kv > window for request in case.requests),
         "long history": any(request.kv > 8192 for request in case.requests),
+        "request without rows": any(not request.query for request in case.requests),
         "partial page": any(request.kv % case.page_size for request in case.requests),
         "blind rows": blind_rows(case) != "none",
         "NZ pages": case.layout == "PA_NZ",

@@ -12,6 +12,7 @@ from hypothesis import assume
 
 from npudiff.constraints import Allowed, Box, allows, intersection
 from npudiff.draw import DISTINCT, Chooser
+from properties import empty_parts
 from properties.sliding_attention.case import Request
 
 BATCHES = (1, 2, 3, 4)
@@ -126,9 +127,20 @@ def draw_requests(
     others = [_draw_request(choose, lengths, kind, "none") for _ in range(min(batch, DISTINCT) - 1)]
     others = list(islice(cycle(others), batch - 1))
     place = choose.pick(range(batch))
-    requests = (*others[:place], special, *others[place:])
+    kept = place if long != "no" or blind != "none" else None
+    requests = _with_empty(choose, box, (*others[:place], special, *others[place:]), kept)
     assume(_is_inside(box, requests))
     return requests
+
+
+def _with_empty(choose: Chooser, box: Box, requests: Sequence[Request], kept: int | None) -> tuple[Request, ...]:
+    """Take the new tokens of some requests away, but not of one that is kept; their history stays."""
+    empty = empty_parts.which(choose.pick(empty_parts.SELDOM), len(requests))
+    if not (allows(box.get("query_length", (0,)), 0) and allows(box.get("ragged", (True,)), True)):
+        return tuple(requests)
+    return tuple(
+        replace(one, query=0) if place in empty and place != kept else one for place, one in enumerate(requests)
+    )
 
 
 def _is_inside(box: Box, requests: Sequence[Request]) -> bool:

@@ -67,7 +67,19 @@ def reused(toy):
     return function
 
 
-KINDS = {"captured": captured, "too_small": too_small, "stale_end": stale_end}
+def held(toy):
+    """Keep numbers as a graph's input that is only written where they grow."""
+    largest = {}
+
+    def function(inputs, target):
+        count = len(inputs.x)
+        largest[count] = torch.maximum(largest.get(count, inputs.x), inputs.x)
+        return toy.double(replace(inputs, x=largest[count]))
+
+    return function
+
+
+KINDS = {"captured": captured, "too_small": too_small, "stale_end": stale_end, "held": held}
 
 
 def kept(toy, opens, prop):
@@ -152,7 +164,7 @@ def test_calls_grow_and_shrink_on_one_object(toy):
         return function
 
     run_case(kept(toy, opens, EARLIER_CALLS), toy.Case((6, 8)))
-    assert sorted(objects) == [[[6], [3, 4], [6, 8], [6, 8, 6], [6, 8]], [[6, 8]]]
+    assert sorted(objects) == [[[6], [9, 9], [3, 4], [6, 8], [6, 8, 6], [6, 8]], [[6, 8]]]
 
 
 def test_a_case_that_has_no_others_is_not_applicable(toy):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from npudiff.constraints import SEEDS
-from npudiff.neighbours import alike, larger, smaller
+from npudiff.neighbours import alike, fuller, larger, smaller
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,23 @@ def test_a_batch_loses_half_of_its_requests_or_has_one_more(subject):
     one, two, three = Part("a", 1, 8), Part("b", 2, 9), Part("c", 1, 4)
     changed = (replace(one, kv=4), replace(two, kv=4), replace(three, kv=2))
     assert sizes(subject, (one, two, three)) == [(one,), changed, (one, two, three, one)]
+
+
+def test_all_requests_get_longer_than_the_longest_by_one_length_or_the_other(subject):
+    one, two = Part("a", 1, 8), Part("b", 2, 4)
+    found = [case.size for case in fuller(subject, Sized("any", True, (one, two)))]
+    longer = ((replace(one, kv=9), replace(two, kv=9)), (replace(one, query=3), replace(two, query=3)))
+    assert found == list(longer)
+    assert fuller(subject, Sized("any", True, 8)) == fuller(subject, Sized("any", True, ())) == []
+
+
+def test_as_long_as_the_longest_where_no_longer_one_can_be_built(toy):
+    def at_most_eight(case):
+        if max(case.size) > 8:
+            raise ValueError("too long")
+
+    subject = toy.job(values=lambda case: {}, check_case=at_most_eight).subject
+    assert [case.size for case in fuller(subject, Sized("any", True, (8, 4)))] == [(8, 8)]
 
 
 def test_a_single_request_gets_shorter(subject):

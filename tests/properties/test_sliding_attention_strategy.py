@@ -118,6 +118,7 @@ def test_default_cases_reach_every_region(default_cases):
         "prefix",
         "window cuts",
         "long history",
+        "request without rows",
         "partial page",
         "blind rows",
         "NZ pages",

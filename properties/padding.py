@@ -1,0 +1,48 @@
+"""Where padded tokens stand among the others: what stops at the first of them shows only where others follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from npudiff.constraints import Axis, Box
+from npudiff.draw import Chooser
+
+PLACES = ("end", "start", "between", "alternating")
+"""between: behind the first half of the tokens. alternating: a padded one behind each of the first tokens."""
+
+AXIS = Axis("where padded tokens stand: behind the others, before them, in their middle, or in turns", PLACES)
+
+
+def draw_place(choose: Chooser, box: Box, padded: int) -> str:
+    """Draw where padded tokens stand; without any they stand at the end, so that there is one case and not four."""
+    place = str(choose.value(box, "padding_place", PLACES))
+    return place if padded else PLACES[0]
+
+
+def arranged(own: Sequence[int], padded: Sequence[int], place: str) -> list[int]:
+    """Return slots of tokens in the order of a batch.
+
+    Parameters
+    ----------
+    own : sequence of int
+        Of tokens that are real; they keep their order.
+    padded : sequence of int
+        Of those that are padding.
+    place : str
+        One of ``PLACES``.
+    """
+    if place == "start":
+        return [*padded, *own]
+    if place == "between":
+        middle = (len(own) + 1) // 2
+        return [*own[:middle], *padded, *own[middle:]]
+    if place == "alternating":
+        turns = [slot for pair in zip(own, padded, strict=False) for slot in pair]
+        return [*turns, *own[len(padded) :], *padded[len(own) :]]
+    return [*own, *padded]
+
+
+def check_place(place: str) -> None:
+    """Raise ``ValueError`` if there is no such place."""
+    if place not in PLACES:
+        raise ValueError(f"padding_place is one of {', '.join(PLACES)}, got {place}")
