@@ -37,6 +37,9 @@ SCORES = 2**19
 MOST_HEADS = 256
 """Query heads that a case with far more heads than usual has at most; operators take no more."""
 
+MOST_GROUP = 64
+"""Query heads per KV head of such a case at most; decoding operators take no more."""
+
 MOST_SCORES, MOST_ROWS = 2**24, 2**17
 """Scores, and rows of all heads, up to which a case may have more heads than it must."""
 
@@ -51,7 +54,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     choose = Chooser(draw)
     choose.go_far(AXES, "group", "kv_heads", "batch")
     box = choose.pick(boxes)
-    page_size = choose.value(box, "page_size", PAGE_SIZES[:2] if choose.far else PAGE_SIZES)
+    page_size = choose.value(box, "page_size", PAGE_SIZES)
     long = choose.pick(LONG[:1] if choose.far else LONG)
     window = choose.value(box, "window", _windows(page_size, long))
     requests = draw_requests(choose, box, page_size, window, _fewest_heads(box), long)
@@ -106,7 +109,9 @@ def _groups(choose: Chooser, box: Box, requests: Sequence[Request], kv_heads: in
     options = choose.options(box, "group", defaults)
     if choose.far:
         options = [
-            group for group in options if group * scores <= 2 * SCORES and group * kv_heads <= MOST_HEADS
+            group
+            for group in options
+            if group * scores <= 2 * SCORES and group * kv_heads <= MOST_HEADS and group <= MOST_GROUP
         ] or options[:1]
     return _up_to_most_scores(options, requests, kv_heads)
 
