@@ -16,6 +16,8 @@ from properties import empty_parts
 from properties.sliding_attention.case import Request
 
 BATCHES = (1, 2, 3, 4)
+MOST_SLOTS = 2**14
+"""Pages of far more requests than usual, times page size and heads, at most."""
 FEW_ROWS = range(1, 9)
 DRAFTS = (2, 3, 4, 8, 8)
 """Rows of a draft that backends verify, and for which kernels have tiles: drawn more often than their neighbours."""
@@ -118,7 +120,7 @@ def draw_requests(
         window,
         heads,
     )
-    batch = choose.value(box, "batch", BATCHES)
+    batch = choose.pick(_batches(choose, box, page_size, heads))
     blind = choose.value(box, "blind_rows", ("none", "none", "empty", "any"))
     kind = choose.pick(("decode", "extend", "mixed"))
     special = _draw_request(choose, lengths, kind if long == "no" else long, blind)
@@ -131,6 +133,14 @@ def draw_requests(
     requests = _with_empty(choose, box, (*others[:place], special, *others[place:]), kept)
     assume(_is_inside(box, requests))
     return requests
+
+
+def _batches(choose: Chooser, box: Box, page_size: int, heads: int) -> Sequence[int]:
+    """Numbers of requests; far ones as far as their pages, of the largest dims, are no more than a pool may have."""
+    options = choose.options(box, "batch", BATCHES)
+    if choose.far != "batch":
+        return options
+    return [batch for batch in options if batch * page_size * heads <= MOST_SLOTS] or options[:1]
 
 
 def _with_empty(choose: Chooser, box: Box, requests: Sequence[Request], kept: int | None) -> tuple[Request, ...]:

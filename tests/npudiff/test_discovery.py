@@ -62,12 +62,14 @@ def test_components_and_their_targets_are_found():
     rooms = {item.name for item in pkgutil.iter_modules([str(Path(properties.__file__).parent)])}
     shared = {
         "cache_coordinates",
+        "empty_parts",
         "expert_weights",
         "head_dims",
         "long_table",
         "magnitudes",
         "models",
         "ordinary",
+        "padding",
         "moved_data",
         "rows",
         "token_order",

@@ -136,11 +136,11 @@ def test_default_cases_reach_every_region(default_cases):
     assert {None, 1} < by_axis["window"]
     assert len(by_axis["window"]) > 12
     assert len(by_axis["head_dims"]) == 8
-    assert {1, 2, 3, 4} == by_axis["batch"]
+    assert {1, 2, 3, 4} <= by_axis["batch"]
     assert {0} < by_axis["padded_rows"]
     assert {0, 1} < by_axis["kv_length"]
     assert by_axis["group"] > {1, 2, 3}
-    assert by_axis["kv_heads"] == {1, 2, 3}
+    assert by_axis["kv_heads"] > {1, 2, 3}
 
 
 def test_default_cases_mix_what_bugs_need_together(default_cases):
