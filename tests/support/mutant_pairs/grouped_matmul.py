@@ -14,7 +14,7 @@ PAIRS = {
     "ends_taken_for_counts": Pair(
         ENDS,
         [replace(ENDS, experts=1), replace(ENDS, load="first")],
-        "3 rows x 32 x 32 · 3 experts · bfloat16 · ends",
+        "",
     ),
     "first_count_from_differences": Pair(
         ENDS, [replace(ENDS, experts=1)], "1 row x 32 x 32 · 2 experts · bfloat16 · ends"
