@@ -42,7 +42,14 @@ def npu_weight_quant_batchmatmul_nz(inputs: WeightQuantMatmulInputs, target: Tar
     return called(on_device, format_cast(on_device.weight.contiguous(), FRACTAL_NZ, target))
 
 
-@npudiff.implementation("weight_quant_matmul", name="npu_weight_quant_batchmatmul_int4", supports={"bits": (4,)})
+PACKED = (
+    {"bits": (4,), "layout": ("row major",)},
+    {"bits": (4,), "layout": ("transposed",), "inner": range(9, 2**16)},
+)
+"""Columns of one word lie in memory as rows of one word do: nobody can tell that they are transposed."""
+
+
+@npudiff.implementation("weight_quant_matmul", name="npu_weight_quant_batchmatmul_int4", supports=PACKED)
 def npu_weight_quant_batchmatmul_int4(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_weight_quant_batchmatmul on words of eight integers; a transposed weight is packed along its own rows."""
     on_device = inputs.to(target.device)

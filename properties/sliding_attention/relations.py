@@ -117,6 +117,8 @@ def _prefix_hit_equals_cold(subject: Subject, case: SlidingAttentionCase) -> Com
     hits = [request for request in case.requests if request.query <= request.kv]
     if all(hit == cold for hit, cold in zip(hits, cold_requests, strict=True)):
         raise NotApplicable("no request has a prefix")
+    if not any(hit.query for hit in hits):
+        raise NotApplicable("no request without blind rows has new tokens")
     cold_case = _changed(case, cold_requests)
     subject.require(cold_case, "the cold run")
     inputs, starts = build_inputs(cold_case), _starts(cold_case)

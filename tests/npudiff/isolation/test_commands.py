@@ -70,7 +70,7 @@ def test_findings_of_a_crash_and_of_a_poisoning_are_shown_and_replayed(cli, kern
     assert "failed 3 of 3 times in a process of its own" in result.out
     assert "FINDING swa_mask.poisons · equivalence · poisons the device" in result.out
     crash = findings(tmp_path, "crashes")["equivalence"]
-    assert len(crash["case"]["kv_lengths"]) == 3
+    assert len(crash["case"]["kv_lengths"]) < 10
     assert "exit code 9" in crash["detail"]["error"]
     assert findings(tmp_path, "poisons")["equivalence"]["case"]["window"] == 3
     assert not list((tmp_path / ".npudiff" / "journal").iterdir())
