@@ -9,7 +9,18 @@ from pathlib import Path
 
 from benchmarks.measure import Row
 
-MODULES = ("start", "engine", "reference", "layouts", "experts", "shrinking", "margins", "state_machine", "virtual")
+MODULES = (
+    "start",
+    "engine",
+    "reference",
+    "layouts",
+    "experts",
+    "shrinking",
+    "margins",
+    "state_machine",
+    "virtual",
+    "isolation",
+)
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 

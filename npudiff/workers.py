@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -11,32 +11,27 @@ import signal
 import sys
 import traceback
 import warnings
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from npudiff.codec import dumps, loads
 from npudiff.engine import run_job
 from npudiff.errors import DeviceLost
-from npudiff.finding_page import keep_findings
-from npudiff.outcome import Budget, Failure, Job, Outcome, Poisoning, Verdict
+from npudiff.forked import begin
+from npudiff.messages import Task, heard, told
+from npudiff.outcome import Job, Outcome
 from npudiff.target import Target
 
 MOST_WORKERS = 4
 """Processes that a run starts by itself; each holds torch and the tensors of a case."""
 
-Task = tuple[Job, Budget, Path | None]
-"""A job, how long it may look, and the folder for its finding; None for a mutant, which leaves none."""
-
 Result = tuple[int, Outcome, list[Path]]
 """Number of the task, its outcome without tensors, and the folders of its findings."""
 
-_CASES = ("worst_case", "first_failure", "failure")
+_CLOSING = 5.0
+"""Seconds that a worker without a task gets to end what it holds."""
 
 
 class WorkerFailed(Exception):  # noqa: N818 - what happened
@@ -53,6 +48,11 @@ def usable_processors() -> int:
 def on_this_host(target: Target) -> bool:
     """Whether memory and kernels of a target are the host's."""
     return target.on_host or target.device == "cpu"
+
+
+def can_isolate() -> bool:
+    """Whether cases can be run in processes that may die of them: with Linux's process groups and nameless memory."""
+    return sys.platform == "linux"
 
 
 def default_workers(target: Target) -> int:
@@ -85,6 +85,9 @@ def run_in_workers(tasks: Sequence[Task], workers: int) -> Generator[Result, Non
             team[ours] = (process, index)
             ours.send_bytes(str(index).encode())
         yield from _collected(tasks, team, waiting)
+        for ours, (process, _) in team.items():
+            ours.close()
+            process.join(_CLOSING)
     finally:
         for ours, (process, _) in team.items():
             process.terminate()
@@ -114,7 +117,7 @@ def _collected(
             else:
                 team[ready] = (process, following)
                 ready.send_bytes(str(following).encode())
-            yield _result(index, tasks[index][0], message)
+            yield index, *heard(tasks[index][0], message)
     if defect is not None:
         raise defect
 
@@ -136,69 +139,49 @@ def _received(connection: Connection, process: BaseProcess, job: Job) -> dict[st
     return dict(message)
 
 
+class _Ended(BaseException):
+    """The parent wants no more of a worker."""
+
+
 def _work(connection: Connection, tasks: Sequence[Task], not_ours: Sequence[Connection]) -> None:
     """The life of a worker: a number in, a result out, until the other side is closed."""
     for other in not_ours:
         other.close()
-    torch.set_num_threads(1)  # OpenMP's threads are not in a forked process, and waiting for them has no end
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    while True:
-        try:
-            index = int(connection.recv_bytes())
-        except EOFError:
-            return
-        try:
-            message = _message(*tasks[index])
-        except KeyboardInterrupt:
-            message = {"interrupted": True}
-        except DeviceLost as error:
-            message = {"lost": str(error)}
-        except BaseException:  # noqa: BLE001 - whatever it is, the parent has to say it
-            message = {"defect": traceback.format_exc()}
-        connection.send_bytes(json.dumps(message).encode())
+    begin()
+    try:
+        with _runner(tasks) as run:
+            while True:
+                index = int(connection.recv_bytes())
+                connection.send_bytes(json.dumps(_message(run, index)).encode())
+    except (EOFError, ConnectionError, _Ended):
+        return
 
 
-def _message(job: Job, budget: Budget, folder: Path | None) -> dict[str, Any]:
-    """Run a job and say what came out, as plain values."""
-    outcome = run_job(job, budget)
-    message: dict[str, Any] = {}
-    for item in dataclasses.fields(outcome):
-        value = getattr(outcome, item.name)
-        if item.name in _CASES:
-            case = value.case if isinstance(value, Failure) else value
-            message[item.name] = None if case is None else dumps(case)
-        elif item.name == "verdict":
-            message[item.name] = value.name
-        elif item.name == "poisonings":
-            message[item.name] = [dataclasses.astuple(one) for one in value]
-        elif item.name not in ("job", "journal"):
-            message[item.name] = value
-    if folder is not None:
-        message["folders"] = [str(path) for _, path in keep_findings(outcome, folder)]
-    outcome.settle()
-    return message
+def _message(run: Callable[[int], dict[str, Any]], index: int) -> dict[str, Any]:
+    """Run a task; whatever happens, the parent has to say it."""
+    try:
+        return run(index)
+    except _Ended:
+        raise
+    except KeyboardInterrupt:
+        return {"interrupted": True}
+    except DeviceLost as error:
+        return {"lost": str(error)}
+    except BaseException:  # noqa: BLE001 - a defect, of whatever kind
+        return {"defect": traceback.format_exc()}
 
 
-def _result(index: int, job: Job, message: dict[str, Any]) -> Result:
-    """The outcome that a message tells of. Its failures have their cases; the evidence is in the folder."""
-    folders = [Path(folder) for folder in message.pop("folders", [])]
-    cases = {
-        name: None if message[name] is None else loads(job.subject.component.case_type, message[name])
-        for name in _CASES
-    }
-    values = {
-        **message,
-        "worst_case": cases["worst_case"],
-        "first_failure": _failure(cases["first_failure"]),
-        "failure": _failure(cases["failure"]),
-        "verdict": Verdict[message["verdict"]],
-        "alone": tuple(message["alone"]),
-        "poisonings": [Poisoning(*one) for one in message["poisonings"]],
-        **{name: Counter(message[name]) for name in ("not_applicable", "features")},
-    }
-    return index, Outcome(job, **values), folders
+@contextlib.contextmanager
+def _runner(tasks: Sequence[Task]) -> Iterator[Callable[[int], dict[str, Any]]]:
+    """Give what runs a task and tells its outcome: this process, or a scout where cases are isolated."""
+    if tasks[0][1].isolation is None:
+        yield lambda index: told(run_job(*tasks[index][:2]), tasks[index][2])
+        return
+    from npudiff.isolation.scouting import Scouting  # noqa: PLC0415 - the parts that are not on every system
 
+    def end(*_: object) -> None:
+        raise _Ended
 
-def _failure(case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component
-    return None if case is None else Failure(case, None, None)
+    signal.signal(signal.SIGTERM, end)  # it runs nothing of the implementation, and can end what does
+    with contextlib.closing(Scouting(tasks)) as scouting:
+        yield scouting.run

@@ -75,7 +75,13 @@ class RemoteError(Exception):
 
     def __init__(self, name: str, text: str, kind: Kind) -> None:
         super().__init__(f"{name}: {text}")
-        self.kind = kind
+        self.name, self.text, self.kind = name, text, kind
+
+    @classmethod
+    def of(cls, error: BaseException) -> RemoteError:
+        """Tell of an exception, as from another process."""
+        name = type(error).__name__
+        return cls(name, str(error), kind_of(f"{name}: {error}"))
 
 
 def died(status: int) -> str:

@@ -1,13 +1,13 @@
 """The journal of a run: each case is written down before it is run, so that a run that is killed has not forgotten it.
 
-A file per process, a line of JSON per event. Its process holds a lock on it; a file without one was left behind. What
-is read comes from a folder that others may write to: nothing in it is trusted, and only plain files are opened.
+A line of JSON per event. Whoever reports holds a lock on the file; one without it was left behind. What is read comes
+from a folder that others may write to: nothing in it is trusted, and only plain files are opened.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import importlib.util
 import json
 import os
 import stat
@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 JOURNALS = "journal"
 """Folder of the journals below where findings go."""
@@ -53,22 +53,20 @@ class LeftBehind:
 
 
 class Journal:
-    """What one process runs.
+    """What one process runs. It may be made before a fork: the lock is then held by both, and both can read.
 
     Parameters
     ----------
-    folder : pathlib.Path
-        Where journals are; it is made if it is not there.
+    folder : pathlib.Path or None
+        Where journals are; it is made if it is not there. None for one that nobody finds afterwards.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"{os.getpid()}-{time.time_ns()}{SUFFIX}"
-        self._file = _locked(self._path)
-        self._written = 0
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / f"{os.getpid()}-{time.time_ns()}{SUFFIX}"
+        self._file = _unnamed() if self._path is None else _locked(self._path)
         self._next = 0
-        self._held = ""
-        self._recent: deque[str] = deque(maxlen=KEPT)
+        self._held = b""
+        self._recent: deque[bytes] = deque(maxlen=KEPT)
 
     def begin(self, job: str, case: str) -> int:
         """Write down a case that is run next; return its number."""
@@ -87,51 +85,75 @@ class Journal:
         else:
             self._write(entry)
 
+    def settle(self) -> None:
+        """Write down that all before this was reported."""
+        self._write({"reported": True})
+
+    def forget(self) -> None:
+        """Take back all that was written: it was reported, and whoever wrote it is gone."""
+        os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+
+    def begun(self) -> list[tuple[str, str]]:
+        """Return the jobs and cases that were begun, in their order; also what another process has written."""
+        size = os.fstat(self._file).st_size
+        text = os.pread(self._file, MOST_READ, max(0, size - MOST_READ)).decode("utf-8", errors="replace")
+        told = [(entry.get("job"), entry.get("case")) for entry in map(_entry, text.splitlines())]
+        return [(job, case) for job, case in told if isinstance(job, str) and isinstance(case, str)]
+
     def close(self, *, keep: bool) -> Path | None:
         """End the journal of a run that came to its end; return it if it is kept, since something is to be reported."""
-        if keep:
-            self._file.write(self._held)
-        else:
+        if self._path is not None and keep:
+            os.write(self._file, self._held)
+        elif self._path is not None:
             self._path.unlink(missing_ok=True)
-        self._file.close()
+        os.close(self._file)
         return self._path if keep else None
 
     def _write(self, entry: dict[str, Any]) -> None:
         line = self._held + _line(entry)
-        self._held = ""
+        self._held = b""
         self._recent.append(line)
-        self._file.write(line)
-        self._file.flush()  # into the kernel, which outlives the process; not onto the disk, which would take longer
-        self._written += len(line)
-        if self._written > MOST_BYTES:
+        os.write(self._file, line)  # into the kernel, which outlives the process; not onto the disk, which takes longer
+        if os.lseek(self._file, 0, os.SEEK_CUR) > MOST_BYTES:
             self._shorten()
 
     def _shorten(self) -> None:
-        shorter = _locked(self._path.with_suffix(".partial"))
-        shorter.writelines(self._recent)
-        shorter.flush()
-        self._path.with_suffix(".partial").replace(self._path)
-        self._file.close()
-        self._file, self._written = shorter, 0
+        """Keep the newest entries only.
+
+        Between writing them at the beginning and cutting off the rest they are still at the end as well, so that what
+        is read says the same whenever the process is killed.
+        """
+        newest = b"".join(self._recent)
+        os.pwrite(self._file, newest, 0)
+        os.ftruncate(self._file, len(newest))
+        os.lseek(self._file, 0, os.SEEK_END)
 
 
-def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, separators=(",", ":")) + "\n"
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
 
-def _locked(path: Path) -> IO[str]:
-    file = path.open("w", encoding="utf-8")
+def _unnamed() -> int:
+    return os.memfd_create("npudiff-journal", os.MFD_CLOEXEC)
+
+
+def _locked(path: Path) -> int:
+    import fcntl  # noqa: PLC0415 - not on every system; runs that isolate nothing have no journal
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
 
 
 def left_behind(folder: Path) -> list[LeftBehind]:
-    """Return what runs that were killed were doing, and forget it."""
+    """Return what runs that were killed were doing, and forget it; nothing where there are no journals."""
     found: list[LeftBehind] = []
-    if not folder.is_dir():
+    if importlib.util.find_spec("fcntl") is None or not folder.is_dir():
         return found
     for path in sorted(folder.iterdir()):
-        if path.suffix in (SUFFIX, ".partial"):
+        if path.suffix == SUFFIX:
             with contextlib.suppress(OSError), _abandoned(path) as lines:
                 found.extend(_told(lines))
                 path.unlink()
@@ -141,6 +163,8 @@ def left_behind(folder: Path) -> list[LeftBehind]:
 @contextlib.contextmanager
 def _abandoned(path: Path) -> Iterator[list[str]]:
     """Give the newest lines of a journal that no process writes; raises ``OSError`` for everything else."""
+    import fcntl  # noqa: PLC0415 - not on every system
+
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
@@ -157,6 +181,9 @@ def _told(lines: list[str]) -> list[LeftBehind]:
     failed: list[LeftBehind] = []
     for line in lines:
         entry = _entry(line)
+        if "reported" in entry:
+            begun.clear()
+            failed.clear()
         number, job, case, verdict = (entry.get(name) for name in ("n", "job", "case", "verdict"))
         if isinstance(number, int) and isinstance(job, str) and isinstance(case, str):
             begun[number] = (job, case)

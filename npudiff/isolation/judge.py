@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from npudiff.codec import dumps, loads
 from npudiff.compare import Comparison, Held
 from npudiff.component import ImplementationRaised
-from npudiff.errors import DeviceLost
 from npudiff.isolation.faults import Faulted, Kind, RemoteError
 from npudiff.isolation.journal import PASSED, Journal
-from npudiff.isolation.process import WorkerProcess
+from npudiff.isolation.process import WorkerProcess, answering
 from npudiff.isolation.wire import unpacked
+from npudiff.isolation.worker import live
 from npudiff.outcome import Isolation, Job, Outcome, Poisoning
 from npudiff.property import NotApplicable
 
@@ -27,6 +28,7 @@ SUSPECTS = 32
 PROBE_SECONDS = 30.0
 
 Answer = dict[str, Any]
+Before = TypeVar("Before")
 
 
 class IsolatedJudge:
@@ -90,12 +92,14 @@ class IsolatedJudge:
     def close(self, outcome: Outcome) -> None:
         """End the worker and the journal, and add what is known of faults."""
         self._end_worker()
+        outcome.isolated = True
         outcome.alone, outcome.poisonings = self.alone, self.poisonings
         if self._journal is not None:
             outcome.journal = self._journal.close(keep=self._failed)
 
     def _judged(self, text: str, *, thorough: bool) -> Answer:
         """Judge a case; one that is wrong after others is judged again alone, which then counts."""
+        self.alone = (0, 0)
         before = list(self._before) if self._worker is not None else []
         answer = self._ask(text)
         if answer["verdict"] == "raised" and not self._still_good(answer):
@@ -162,26 +166,12 @@ class IsolatedJudge:
 
     def _poisoner(self, before: Sequence[str], text: str) -> str:
         """Return the last case before it after which a case fails; empty if it does not fail after them at all."""
-        if not before or not _fails(self._alone([*before, text])):
-            return ""
-        first, last = 0, len(before)  # it fails after before[first:], and not after before[last:]
-        while last - first > 1:
-            middle = (first + last) // 2
-            if _fails(self._alone([*before[middle:], text])):
-                first = middle
-            else:
-                last = middle
-        return before[first]
+        return poisoner(before, lambda some: _fails(self._alone([*some, text]))) or ""
 
     def _started(self) -> WorkerProcess:
-        """Return a new worker whose device gives the known answer; the device is lost if two do not."""
-        for _ in range(2):
-            worker = WorkerProcess(self._job)
-            with contextlib.suppress(Faulted):
-                if worker.ask({"probe": True}, self._isolation.warm_up)["good"]:
-                    return worker
-                worker.kill()
-        raise DeviceLost(f"{self._job.subject.target.name}: two fresh processes got no known answer from the device")
+        """Return a new worker whose device gives the known answer."""
+        life = functools.partial(live, self._job)
+        return answering(lambda: WorkerProcess(life), self._job.subject.target, self._isolation.warm_up)
 
     def _verdict(self, answer: Answer) -> Comparison | Held:
         if "case" in answer:
@@ -203,6 +193,20 @@ class IsolatedJudge:
         if self._worker is not None:
             self._worker.kill()
             self._worker = None
+
+
+def poisoner(before: Sequence[Before], fails_after: Callable[[Sequence[Before]], bool]) -> Before | None:
+    """Return the last one after which, and those that followed it, something fails; None if it does not after all."""
+    if not before or not fails_after(before):
+        return None
+    first, last = 0, len(before)  # it fails after before[first:], and not after before[last:]
+    while last - first > 1:
+        middle = (first + last) // 2
+        if fails_after(before[middle:]):
+            first = middle
+        else:
+            last = middle
+    return before[first]
 
 
 def _fails(answer: Answer) -> bool:

@@ -12,15 +12,17 @@ import signal
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
+from npudiff import forked
+from npudiff.errors import DeviceLost
 from npudiff.isolation.faults import Faulted, Kind, died
 from npudiff.isolation.guardian import Guardian, guardian
 from npudiff.isolation.wire import SharedTensors
-from npudiff.isolation.worker import live
-from npudiff.outcome import Job
+from npudiff.target import Target
 
 _GRACE = 2.0
 """Seconds that a process whose connection has ended gets to say how it died."""
@@ -30,22 +32,26 @@ _STACK = 2**16
 """Bytes of a stack that are read; the innermost call comes first."""
 
 
+Life = Callable[[Connection, SharedTensors], NoReturn]
+"""What a forked process does: questions come in by the connection, and tensors of answers go into shared memory."""
+
+
 class WorkerDefect(Exception):  # noqa: N818 - what happened
     """Something other than an implementation raised in a worker; the message is its traceback."""
 
 
 class WorkerProcess:
-    """A forked process that judges cases of one job.
+    """A forked process that answers questions.
 
     A fork takes milliseconds, and what it is made from never touches a device: each worker is as new.
 
     Parameters
     ----------
-    job : Job
-        Whose cases it judges.
+    life : callable
+        What it does.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, life: Life) -> None:
         self.shared = SharedTensors()
         self._stack = os.memfd_create("npudiff-stack", os.MFD_CLOEXEC)
         self._connection, theirs = Pipe()
@@ -54,19 +60,21 @@ class WorkerProcess:
             warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
             self._pid = os.fork()
         if not self._pid:
-            self._begin(job, theirs, watching)
+            self._begin(life, theirs, watching)
         watching.watch(self._pid)
         theirs.close()
         self._waiting = select.poll()
         self._waiting.register(self._connection.fileno(), select.POLLIN)
 
-    def _begin(self, job: Job, theirs: Connection, watching: Guardian) -> None:
+    def _begin(self, life: Life, theirs: Connection, watching: Guardian) -> None:
         """The child's side; whatever happens, it never goes back to what the parent does."""
         try:
             self._connection.close()
             watching.leave()
             faulthandler.enable(self._stack, all_threads=False)
-            live(job, theirs, self.shared)
+            os.setsid()  # a group of its own, with all that the implementation starts
+            forked.begin()
+            life(theirs, self.shared)
         except BaseException:  # noqa: BLE001 - there is nobody else to tell
             traceback.print_exc()
         finally:
@@ -84,15 +92,22 @@ class WorkerProcess:
         """
         try:
             self._connection.send_bytes(json.dumps(question).encode())
-            if not self._waiting.poll(seconds * 1000):
-                self.kill()
-                raise Faulted(Kind.TIMED_OUT, f"no answer within {seconds:g} s")
+            self._await(seconds)
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             raise Faulted(Kind.DIED, self._reaped()) from None
         if answer["verdict"] == "defect":
             raise WorkerDefect(answer["text"])
         return answer
+
+    def _await(self, seconds: float) -> None:
+        """Wait for an answer, or for the end of the process."""
+        if not self._answers(seconds):
+            self.kill()
+            raise Faulted(Kind.TIMED_OUT, f"no answer within {seconds:g} s")
+
+    def _answers(self, seconds: float) -> bool:
+        return bool(self._waiting.poll(max(0.0, seconds) * 1000))
 
     def kill(self) -> None:
         """End the process and all that it started, and let go of what is shared with it."""
@@ -126,6 +141,31 @@ class WorkerProcess:
         self._connection.close()
         os.close(self._stack)
         self.shared.close()
+
+
+Made = TypeVar("Made", bound=WorkerProcess)
+
+
+def answering(made: Callable[[], Made], target: Target, seconds: float) -> Made:
+    """Return a new process whose device gives the known answer.
+
+    Raises
+    ------
+    DeviceLost
+        If two do not get it.
+    """
+    for _ in range(2):
+        worker = made()
+        try:
+            if worker.ask({"probe": True}, seconds)["good"]:
+                return worker
+        except Faulted:
+            continue
+        except BaseException:
+            worker.kill()
+            raise
+        worker.kill()
+    raise DeviceLost(f"{target.name}: two fresh processes got no known answer from the device")
 
 
 def _innermost(stack: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
-import signal
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -16,14 +15,12 @@ import torch
 from npudiff.codec import dumps, loads
 from npudiff.compare import Comparison
 from npudiff.component import ImplementationRaised
-from npudiff.isolation.faults import kind_of
+from npudiff.isolation.faults import RemoteError
 from npudiff.isolation.wire import SharedTensors, packed
 from npudiff.judge import LocalJudge
 from npudiff.outcome import Job
 from npudiff.property import NotApplicable
 from npudiff.target import Target
-
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>: the kernel signals a process whose parent is gone
 
 PROBE = 85_344
 """Sum of the squares of 0 to 63: what a device that can be used says when it is asked."""
@@ -41,20 +38,25 @@ def live(job: Job, connection: Connection, shared: SharedTensors) -> NoReturn:
     shared : SharedTensors
         Where tensors of answers go.
     """
-    os.setsid()  # a group of its own, with all that the implementation starts
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # should the guardian be gone as well
-    torch.set_num_threads(1)  # OpenMP's threads are not in a forked process, and waiting for them has no end
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     judge = LocalJudge(job)
+    serve(connection, lambda question: _answer(question, judge, job, shared))
+
+
+def serve(connection: Connection, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> NoReturn:
+    """Answer questions until the other side is gone; a defect is an answer as well."""
     while True:
         try:
             question = json.loads(connection.recv_bytes())
-            connection.send_bytes(json.dumps(_answer(question, judge, job, shared)).encode())
         except (EOFError, OSError):
             os._exit(0)
+        try:
+            reply = answer(question)
         except BaseException:  # noqa: BLE001 - whatever it is, the parent has to say it
-            connection.send_bytes(json.dumps({"verdict": "defect", "text": traceback.format_exc()}).encode())
+            reply = {"verdict": "defect", "text": traceback.format_exc()}
+        try:
+            connection.send_bytes(json.dumps(reply).encode())
+        except OSError:
+            os._exit(0)
 
 
 def _answer(question: dict[str, Any], judge: LocalJudge, job: Job, shared: SharedTensors) -> dict[str, Any]:
@@ -81,9 +83,8 @@ def _judged(case: Any, judge: LocalJudge, shared: SharedTensors) -> dict[str, An
     except NotApplicable as error:
         return {"verdict": "not applicable", "text": str(error)}
     except ImplementationRaised as error:
-        cause = error.__cause__ or error
-        text = f"{type(cause).__name__}: {cause}"
-        return {"verdict": "raised", "name": type(cause).__name__, "text": str(cause), "kind": kind_of(text).name}
+        remote = RemoteError.of(error.__cause__ or error)
+        return {"verdict": "raised", "name": remote.name, "text": remote.text, "kind": remote.kind.name}
     if isinstance(comparison, Comparison) and not comparison.holds:
         return {"verdict": "differs", **packed(comparison, shared)}
     return {"verdict": "holds", "worst": comparison.worst, "exact": comparison.exact}

@@ -42,6 +42,13 @@ def shared_files():
 
 
 @pytest.fixture
+def state():
+    """What implementations of a test keep between calls: each process has its own, and this one's stays as it is."""
+    yield STATE
+    assert STATE == {"poisoned": False}
+
+
+@pytest.fixture
 def planted(toy):
     """Make an implementation of planted faults, by the first number of a case."""
 

@@ -69,8 +69,9 @@ def test_findings_of_a_crash_and_of_a_poisoning_are_shown_and_replayed(cli, kern
     assert "FINDING swa_mask.crashes · equivalence · process died" in result.out
     assert "failed 3 of 3 times in a process of its own" in result.out
     assert "FINDING swa_mask.poisons · equivalence · poisons the device" in result.out
+    assert f" · {len(list((tmp_path / '.npudiff' / 'findings').iterdir()))} findings" in result.out
     crash = findings(tmp_path, "crashes")["equivalence"]
-    assert len(crash["case"]["kv_lengths"]) < 10
+    assert len(crash["case"]["kv_lengths"]) == 3
     assert "exit code 9" in crash["detail"]["error"]
     assert findings(tmp_path, "poisons")["equivalence"]["case"]["window"] == 3
     assert not list((tmp_path / ".npudiff" / "journal").iterdir())
@@ -87,6 +88,41 @@ def test_in_processes_beside_each_other_as_well(cli, kernels):
     assert result.code == ExitCode.FINDINGS
     assert "FINDING swa_mask.crashes · equivalence · process died" in result.out
     assert "FINDING swa_mask.poisons · equivalence · poisons the device" in result.out
+
+
+def test_isolation_that_cannot_be_had_is_refused_in_one_line(cli, kernels, monkeypatch):
+    monkeypatch.setattr("npudiff.plan.can_isolate", lambda: False)
+    result = cli(*kernels)
+    assert (result.code, result.err.splitlines()[-1]) == (ExitCode.USAGE, "npudiff: --isolate needs Linux")
+
+
+HOLDS = """
+import os
+import npudiff
+from device.ascend.swa_mask import window_mask
+
+@npudiff.implementation("swa_mask", name="holds")
+def holds(inputs, target):
+    with open("pids", "a") as file:
+        file.write(f"{os.getppid()} {os.getpid()}\\n")
+    return window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window)
+"""
+
+
+def test_tests_that_hold_share_a_process(tmp_path):
+    (tmp_path / "mine.py").write_text(HOLDS)
+    command = [sys.executable, "-m", "pytest", "--pyargs", "properties", "--impl", "mine.py", "--target", "sim"]
+    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    run = subprocess.Popen(
+        [*command, "--isolate", "--examples", "20", "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    out, _ = run.communicate()
+    assert run.returncode == ExitCode.CLEAN
+    assert "5 passed" in out
+    assert len(set((tmp_path / "pids").read_text().splitlines())) == 1
+    assert (tmp_path / "pids").read_text().split()[0] == str(run.pid)
+    assert not list((tmp_path / ".npudiff" / "journal").iterdir())
 
 
 def test_a_test_of_an_implementation_that_crashes_fails_and_the_others_run(kernels, tmp_path):

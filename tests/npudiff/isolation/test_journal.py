@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-import signal
 import string
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def test_what_is_to_be_reported_is_kept_until_it_is(tmp_path):
 def test_a_case_that_held_last_is_told_as_in_flight(tmp_path):
     book = Journal(tmp_path)
     book.end(book.begin(JOB, "{}"), "holds")
-    book._file.close()  # killed before anything else was begun
+    os.close(book._file)  # killed before anything else was begun
     assert left_behind(tmp_path) == [LeftBehind(JOB, "{}")]
 
 
@@ -49,9 +50,60 @@ def test_the_case_in_flight_is_told_and_cases_that_hold_are_not(tmp_path):
     for number in range(3):
         book.end(book.begin(JOB, f'{{"n":{number}}}'), "holds")
     book.begin(JOB, '{"n":3}')
-    book._file.close()  # as when its process is killed
+    os.close(book._file)  # as when its process is killed
     assert left_behind(tmp_path) == [LeftBehind(JOB, '{"n":3}')]
     assert left_behind(tmp_path) == []
+
+
+def test_what_was_reported_is_not_told_again(tmp_path):
+    book = Journal(tmp_path)
+    book.end(book.begin(JOB, '{"n":0}'), "wrong value")
+    book.settle()
+    book.end(book.begin(JOB, '{"n":1}'), "wrong value")
+    book.begin(JOB, '{"n":2}')
+    assert book.begun() == [(JOB, f'{{"n":{number}}}') for number in range(3)]
+    os.close(book._file)
+    assert left_behind(tmp_path) == [LeftBehind(JOB, '{"n":1}', "wrong value"), LeftBehind(JOB, '{"n":2}')]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_a_forked_process_has_written_can_be_read_and_taken_back(tmp_path, named):
+    book = Journal(tmp_path if named else None)
+    pid = os.fork()
+    if not pid:
+        book.begin(JOB, "{}")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert book.begun() == [(JOB, "{}")]
+    assert left_behind(tmp_path) == []  # this process holds the lock
+    book.forget()
+    assert book.begun() == []
+    assert book.close(keep=False) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_there_are_no_locks_there_are_no_journals(tmp_path, monkeypatch):
+    book = Journal(tmp_path)
+    book.begin(JOB, "{}")
+    os.close(book._file)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fcntl", None)
+        assert left_behind(tmp_path) == []
+    assert left_behind(tmp_path) == [LeftBehind(JOB, "{}")]
+
+
+def test_without_locks_a_run_that_isolates_nothing_works(tmp_path):
+    script = """
+import sys
+sys.modules["fcntl"] = None
+from npudiff.cli import main
+sys.exit(main(["check", "swa_mask", "--impl", "eager", "--target", "sim", "--examples", "3", "--workers", "1"]))
+"""
+    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_journal_of_a_process_that_lives_is_left_alone(tmp_path):
@@ -69,8 +121,34 @@ def test_a_long_journal_is_shortened_and_keeps_the_newest(tmp_path, monkeypatch)
     book.begin(JOB, '{"n":2000}')
     (path,) = tmp_path.iterdir()
     assert path.stat().st_size < 25_000
-    book._file.close()
+    os.close(book._file)
     assert left_behind(tmp_path) == [LeftBehind(JOB, '{"n":2000}')]
+
+
+@pytest.mark.parametrize("cut", ["ftruncate", "lseek"])
+def test_a_journal_is_whole_whenever_its_process_is_killed_while_it_is_shortened(tmp_path, monkeypatch, cut):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal, "MOST_BYTES", 20_000)
+    book = Journal(tmp_path)
+    for number in range(2000):
+        book.end(book.begin(JOB, f'{{"n":{number}}}'), "wrong value" if number == 150 else "holds")
+        if os.lseek(book._file, 0, os.SEEK_CUR) > 19_800:
+            break
+    seek, begun = os.lseek, []
+    with monkeypatch.context() as patch:
+        if cut == "ftruncate":
+            patch.setattr(os, cut, killed)
+        else:
+            patch.setattr(os, cut, lambda file, at, how: killed() if how == os.SEEK_END else seek(file, at, how))
+        with contextlib.suppress(KeyboardInterrupt):
+            for later in range(2000, 2010):
+                begun.append(f'{{"n":{later}}}')
+                book.end(book.begin(JOB, begun[-1]), "holds")
+    assert len(begun) < 10
+    os.close(book._file)
+    assert left_behind(tmp_path)[-1] == LeftBehind(JOB, begun[-1])
 
 
 LINES = st.one_of(
@@ -124,37 +202,68 @@ def mine(inputs, target):
 """
 
 
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+def started_in(folder):
+    """Processes that a run in a folder has started, and that live: they have its environment."""
+    mark = f"NPUDIFF_TEST={folder}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (path / "environ").read_bytes().split(b"\0"):
+                found.append(int(path.name))
+    return found
 
 
-@pytest.fixture
-def killed(tmp_path):
-    """A run that is killed while a case hangs, with a process that the implementation has started."""
+@pytest.fixture(params=[("--timeout", "60s"), ("--timeout", "1s")], ids=["in a scout", "in a worker"])
+def killed(request, tmp_path):
+    """A folder in which a run was killed while a case hung, with a process that the implementation had started.
+
+    With a short time-out that was when the job was run again, each case in a worker.
+    """
     (tmp_path / "mine.py").write_text(textwrap.dedent(KERNEL))
     command = [sys.executable, "-m", "npudiff", "check", "swa_mask", "--impl", "mine.py", "--target", "sim"]
-    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "NPUDIFF_TEST": str(tmp_path)}
     with (tmp_path / "out.txt").open("wb") as output:
         run = subprocess.Popen(
-            [*command, "--isolate", "--workers", "1"], cwd=tmp_path, env=environment, stdout=output, stderr=output
-        )
-        pids, until = tmp_path / "pids", time.monotonic() + 60
-        while not (pids.exists() and pids.read_text()) and time.monotonic() < until:
-            time.sleep(0.05)
-        run.send_signal(signal.SIGKILL)
+            [*command, "--isolate", "--workers", "1", *request.param],
+            cwd=tmp_path, env=environment, stdout=output, stderr=output,
+        )  # fmt: skip
+        _wait_for(lambda: _written(tmp_path), 60)
+        first = _written(tmp_path)
+        if request.param[1] == "1s":
+            _wait_for(lambda: _written(tmp_path) not in ("", first), 20)
+        seen = _written(tmp_path), len(started_in(tmp_path))
+        run.kill()
         run.wait()
-    return [int(pid) for pid in pids.read_text().split()]
+    assert (seen[0] != first) == (request.param[1] == "1s")
+    assert seen[1] >= 5  # the run, its worker, that one's guardian, who judges, and what the implementation has started
+    return tmp_path
 
 
-def test_a_killed_run_leaves_no_process_and_the_next_one_says_what_it_was_doing(killed, cli, tmp_path):
-    until = time.monotonic() + 10
-    while any(map(alive, killed)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(map(alive, killed))
+def _written(folder):
+    return (folder / "pids").read_text() if (folder / "pids").exists() else ""
+
+
+def _is_free(folder):
+    """Whether nobody holds a journal: a process that ends loses its name some time before its locks."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+    return True
+
+
+def _wait_for(condition, seconds):
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def test_a_killed_run_leaves_no_process_and_the_next_one_says_what_it_was_doing(killed, cli):
+    _wait_for(lambda: not started_in(killed), 10)
+    assert not started_in(killed)
+    _wait_for(lambda: _is_free(killed / ".npudiff" / "journal"), 10)
     result = cli("check", "swa_mask", "--impl", "eager", "--target", "sim", "--examples", "3")
     assert "a run before this one was killed: a case of swa_mask.mine.equivalence was being run" in result.out
     assert 'npudiff check swa_mask --impl mine --case \'{"kv_lengths":[' in result.out

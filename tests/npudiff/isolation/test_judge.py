@@ -102,6 +102,17 @@ def test_a_fault_that_comes_and_goes_is_counted(toy, isolation, left, tmp_path):
     assert outcome.alone == (2, 3)
 
 
+def test_what_was_counted_of_one_case_is_not_told_of_the_next(toy, planted, isolation, left):
+    judge, outcome = IsolatedJudge(toy.job(planted(segfaults={1}, rejects={2})), isolation), Outcome(toy.job())
+    with pytest.raises(ImplementationRaised, match="SIGSEGV"):
+        judge.check(toy.Case((1,)))
+    assert judge.alone == (3, 3)
+    with pytest.raises(ImplementationRaised, match="561002"):
+        judge.check(toy.Case((2,)))
+    judge.close(outcome)
+    assert outcome.alone == (0, 0)
+
+
 def test_the_engine_shrinks_a_crash(toy, planted, isolation, left):
     faults = {"segfaults": range(600, 1001)}
     outcome = run_job(toy.job(planted(**faults)), Budget(examples=100, seed=1, isolation=isolation))
