@@ -23,6 +23,9 @@ from npudiff.text import printable
 POISONS = "poisons the device"
 """Verdict of a case that holds, and after which another one fails that is right by itself."""
 
+AFTER_OTHERS = "fails after other cases only"
+"""Verdict of a case that is right by itself, and failed after others of which none could be found guilty."""
+
 
 def findings_of(outcome: Outcome) -> list[tuple[Finding, Failure | None]]:
     """Describe all that an outcome has to report: its failure, and cases that spoiled the device for others."""
@@ -46,7 +49,7 @@ def _poisoning(outcome: Outcome, poisoning: Poisoning) -> Finding:
         "flaky": culprit is None,
         "more": len(outcome.poisonings) - 1,
     }
-    verdict = POISONS if culprit is not None else "fails after other cases only"
+    verdict = POISONS if culprit is not None else AFTER_OTHERS
     return _described(outcome, victim if culprit is None else culprit, verdict, detail)
 
 
@@ -122,6 +125,7 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         "examples_to_finding": outcome.cases,
         "remembered": outcome.remembered,
         "flaky": outcome.flaky,
+        "repeated": list(outcome.repeated),
         "alone": list(outcome.alone),
         "first": _first(outcome),
     }

@@ -1,7 +1,8 @@
 """Findings as folders: what failed, on which case, with which evidence, and how to replay it.
 
-A folder holds ``finding.json`` and ``tensors.safetensors``. Nothing in a folder is ever executed, and no path in it is
-followed: folders come from other people's pull requests.
+A folder holds ``finding.json`` and ``tensors.safetensors``, and the calls as a script for people without npudiff.
+Nothing in a folder is ever executed, the script included, and no path in it is followed: folders come from other
+people's pull requests.
 """
 
 from __future__ import annotations
@@ -28,11 +29,37 @@ from npudiff.outcome import Failure
 SCHEMA_VERSION = 1
 FINDING_FILE = "finding.json"
 TENSOR_FILE = "tensors.safetensors"
+SCRIPT_FILE = "reproduce.py"
+REPRODUCE_TENSORS = "reproduce.safetensors"
 
 MAX_FINDING_BYTES = 2**20
 MAX_TENSOR_BYTES = 2**26
 MAX_TENSORS_KEPT = 2**25
 """Bytes of tensors that a finding keeps; larger outputs are left out, since the case rebuilds them."""
+
+MAX_REPRODUCE_TENSORS = 2**25
+"""Bytes of tensors that a script is given, inputs and expected outputs; with more there is no script."""
+
+MAX_SCRIPT_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Script:
+    """The calls of a finding as a program that needs torch and torch_npu only, or why there is none.
+
+    Attributes
+    ----------
+    text : str
+        The program; empty if there is none.
+    tensors : bytes
+        A safetensors file with what it loads; empty if it loads nothing.
+    why_not : str
+        Why there is none, as the end of a sentence.
+    """
+
+    text: str = ""
+    tensors: bytes = b""
+    why_not: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,10 +127,10 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:60].lstrip(".") or "unnamed"
 
 
-def write_finding(finding: Finding, failure: Failure | None, root: Path) -> Path:
+def write_finding(finding: Finding, failure: Failure | None, root: Path, script: Script | None = None) -> Path:
     """Write a finding as a folder below ``root``, and return the folder.
 
-    Tensors are kept as far as the size cap allows; the checksum of their file is part of ``finding.json``.
+    Tensors are kept as far as the size cap allows; the checksums of all files are part of ``finding.json``.
     """
     folder = root / finding.key
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +141,7 @@ def write_finding(finding: Finding, failure: Failure | None, root: Path) -> Path
         **{name: getattr(finding, name) for name in Finding.__dataclass_fields__},
         "command": finding.replay_command(folder),
         "tensors_sha256": checksum,
+        **_write_script(script or Script(), folder),
     }
     partial = folder / (FINDING_FILE + ".partial")
     partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -146,6 +174,24 @@ def _write_tensors(comparison: Comparison | None, path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+_OF_SCRIPT = {
+    SCRIPT_FILE: ("script_sha256", MAX_SCRIPT_BYTES),
+    REPRODUCE_TENSORS: ("reproduce_sha256", MAX_REPRODUCE_TENSORS + 2**20),
+}
+"""Files of a script: where their checksums stand, and how large they may be."""
+
+
+def _write_script(script: Script, folder: Path) -> dict[str, str | None]:
+    checksums: dict[str, str | None] = {}
+    for name, content in {SCRIPT_FILE: script.text.encode(), REPRODUCE_TENSORS: script.tensors}.items():
+        path = folder / name
+        path.unlink(missing_ok=True)  # that of an earlier run, which may be a link to elsewhere
+        if content:
+            path.write_bytes(content)
+        checksums[_OF_SCRIPT[name][0]] = hashlib.sha256(content).hexdigest() if content else None
+    return checksums
+
+
 def read_finding(folder: Path) -> Finding:
     """Read a finding folder, trusting nothing in it.
 
@@ -162,7 +208,10 @@ def read_finding(folder: Path) -> Finding:
         raise UsageError(
             f"{folder}: written by a newer npudiff (schema {version}, this one reads up to {SCHEMA_VERSION}): upgrade"
         )
-    _check_tensors(folder, content.get("tensors_sha256"))
+    _check_file(folder / TENSOR_FILE, "tensors_sha256", content, MAX_TENSOR_BYTES)
+    for name, (field, limit) in _OF_SCRIPT.items():
+        if (folder / name).exists() or (folder / name).is_symlink():  # what makes the script is not needed to replay it
+            _check_file(folder / name, field, content, limit)
     fields: dict[str, Any] = {}
     for name in Finding.__dataclass_fields__:
         wanted = dict if name in ("case", "detail", "environment") else str
@@ -176,7 +225,7 @@ def read_finding(folder: Path) -> Finding:
 def _read_json(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: not a finding folder" if folder.exists() else f"{folder}: no such folder")
-    text = _read_plain_file(folder / FINDING_FILE, MAX_FINDING_BYTES).decode("utf-8", errors="replace")
+    text = read_plain_file(folder / FINDING_FILE, MAX_FINDING_BYTES).decode("utf-8", errors="replace")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -186,17 +235,17 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _check_tensors(folder: Path, checksum: object) -> None:
-    path = folder / TENSOR_FILE
+def _check_file(path: Path, field: str, content: Mapping[str, Any], limit: int) -> None:
+    checksum = content.get(field)
     if checksum is None:
         return
     if not isinstance(checksum, str):
-        raise UsageError(f"{folder}: tensors_sha256 must be text")
-    if hashlib.sha256(_read_plain_file(path, MAX_TENSOR_BYTES)).hexdigest() != checksum:
-        raise UsageError(f"{folder}: {TENSOR_FILE} does not match its checksum: damaged or changed")
+        raise UsageError(f"{path.parent}: {field} must be text")
+    if hashlib.sha256(read_plain_file(path, limit)).hexdigest() != checksum:
+        raise UsageError(f"{path.parent}: {path.name} does not match its checksum: damaged or changed")
 
 
-def _read_plain_file(path: Path, limit: int) -> bytes:
+def read_plain_file(path: Path, limit: int) -> bytes:
     """Read a regular file that is not a link and not larger than ``limit``."""
     if path.is_symlink() or not path.is_file():
         raise UsageError(f"{path.parent}: {path.name} is missing, or not a plain file")
