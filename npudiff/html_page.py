@@ -25,7 +25,7 @@ svg text.small { font-size: 11px } .wide { overflow-x: auto }
 """
 
 
-def page_of(title: str, body: str) -> str:
+def page_of(title: str, body: str, style: str = "") -> str:
     """Return a whole page.
 
     Parameters
@@ -34,6 +34,8 @@ def page_of(title: str, body: str) -> str:
         Text, not HTML.
     body : str
         HTML below the title.
+    style : str
+        CSS of this page, after what all share.
     """
     # Nothing a finding says may load or run anything, whoever wrote it.
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -41,5 +43,5 @@ def page_of(title: str, body: str) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>{body}</main></body></html>\n"
+        f"<style>{STYLE}{style}</style></head><body><main><h1>{html.escape(title)}</h1>{body}</main></body></html>\n"
     )

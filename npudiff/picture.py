@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,11 +18,14 @@ MOST_ROWS, MOST_COLUMNS = 96, 96
 PARTS = ("request", "page", "group", "expert", "section", "page offset", "head", "kv head", "matrix", "token")
 """Coordinates whose changes are drawn as borders, most important first."""
 
-_MOST_BORDERS = 24
+MOST_BORDERS = 24
+"""Changes of a coordinate that are drawn; one that changes more often is not."""
+
 _WIDTH, _LEFT, _TOP, _BOTTOM = 760, 130, 12, 40
 _LEVELS = (0.0, 0.25, 0.5, 1.0, 10.0, 1000.0, math.inf)
 _COLOURS = ("#e8eef4", "#c5d8ea", "#93b7d8", "#4a86b8", "#f2a65a", "#d1495b", "#3b0918")
-_NOT_SPECIFIED = "url(#unspecified)"
+LEVELS = len(_COLOURS)
+_HATCH_NAME = "unspecified"
 _NAMES = ("0", "up to 0.25", "up to 0.5", "up to 1: right", "up to 10: wrong", "up to 1000", "more, or not finite")
 
 
@@ -42,6 +45,8 @@ class Grid:
         The same of columns.
     labels : tuple of str
         What the first of the borders' coordinates is in each of its parts.
+    title : str
+        What the picture shows, in words.
     """
 
     levels: torch.Tensor
@@ -49,6 +54,7 @@ class Grid:
     borders: Mapping[str, Sequence[int]]
     sides: Mapping[str, Sequence[int]]
     labels: tuple[str, ...] = ()
+    title: str = ""
 
 
 def grid_of(output: OutputComparison, coordinates: Mapping[str, torch.Tensor]) -> Grid | None:
@@ -77,7 +83,8 @@ def grid_of(output: OutputComparison, coordinates: Mapping[str, torch.Tensor]) -
     labels: tuple[str, ...] = ()
     for name, places in list(borders.items())[:1]:
         labels = tuple(f"{name} {coordinate_text(int(wide[name][place, 0]))}" for place in (0, *places))
-    return Grid(cells.clamp(max=len(_COLOURS) - 1), (rows, columns), borders, sides, labels)
+    said = f"{output.name}: {int((ratio > 1).sum())} of {rows * columns} elements beyond their bound"
+    return Grid(cells.clamp(max=len(_COLOURS) - 1), (rows, columns), borders, sides, labels, said)
 
 
 def _worst_of(level: torch.Tensor, most: int) -> torch.Tensor:
@@ -90,53 +97,68 @@ def _worst_of(level: torch.Tensor, most: int) -> torch.Tensor:
     return worst.scatter_reduce(0, cell[:, None].expand(level.shape), level, "amax")
 
 
+def coarser(grid: Grid, most: int) -> Grid:
+    """Return the grid with at most so many rows and columns of cells; each shows the worst of what it covers."""
+    return replace(grid, levels=_worst_of(_worst_of(grid.levels, most).T, most).T)
+
+
 def _borders(lines: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, list[int]]]:
     """Yield the coordinates that change along a line, and where; not those that change nearly everywhere."""
     for name in PARTS:
         if name in lines and len(lines[name]) > 1:
             changes = (lines[name][1:] != lines[name][:-1]).nonzero().flatten() + 1
-            if 0 < len(changes) <= min(_MOST_BORDERS, len(lines[name]) // 2):
+            if 0 < len(changes) <= min(MOST_BORDERS, len(lines[name]) // 2):
                 yield name, changes.tolist()
 
 
 def picture(output: OutputComparison, coordinates: Mapping[str, torch.Tensor]) -> str:
     """Return the picture as SVG, with a title that says in words what it shows; empty if there is nothing to draw."""
     grid = grid_of(output, coordinates)
-    if grid is None:
-        return ""
+    return "" if grid is None else drawn(grid)
+
+
+def drawn(grid: Grid, number: int = 0) -> str:
+    """Return a grid as SVG.
+
+    Parameters
+    ----------
+    grid : Grid
+        What is drawn.
+    number : int
+        Which picture of its page it is: what others refer to needs a name of its own in a page.
+    """
     rows, columns = grid.levels.shape
     width = _WIDTH - _LEFT
     cell = max(2.0, min(24.0, width / columns)), max(2.0, min(24.0, 480 / rows))
     size = columns * cell[0], rows * cell[1]
-    wrong = int((output.ratio > 1).sum()) if output.ratio is not None else 0
-    said = f"{output.name}: {wrong} of {grid.elements[0] * grid.elements[1]} elements beyond their bound"
     height = _TOP + size[1] + _BOTTOM + 22
+    hatch = f"{_HATCH_NAME}-{number}" if number else _HATCH_NAME
     return "".join(
         (
-            f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{html.escape(said, quote=True)}">',
-            f"<title>{html.escape(said)}</title>{_HATCH}",
-            *_cells(grid.levels, cell),
+            f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{html.escape(grid.title, quote=True)}">',
+            f"<title>{html.escape(grid.title)}</title>{_HATCH.format(name=hatch)}",
+            *_cells(grid.levels, cell, f"url(#{hatch})"),
             *_lines(grid, size),
             *_axes(grid, size),
-            *_legend(_TOP + size[1] + _BOTTOM),
+            *_legend(_TOP + size[1] + _BOTTOM, f"url(#{hatch})"),
             "</svg>",
         )
     )
 
 
 _HATCH = (
-    '<defs><pattern id="unspecified" width="6" height="6" patternUnits="userSpaceOnUse">'
+    '<defs><pattern id="{name}" width="6" height="6" patternUnits="userSpaceOnUse">'
     '<rect width="6" height="6" fill="#fff"/><path d="M0,6L6,0" stroke="#bbb"/></pattern></defs>'
 )
 
 
-def _cells(levels: torch.Tensor, cell: tuple[float, float]) -> Iterator[str]:
+def _cells(levels: torch.Tensor, cell: tuple[float, float], unspecified: str) -> Iterator[str]:
     """Yield a rectangle per stretch of cells that are alike."""
     for row, line in enumerate(levels.tolist()):
         start = 0
         for place in range(1, len(line) + 1):
             if place == len(line) or line[place] != line[start]:
-                fill = _NOT_SPECIFIED if line[start] < 0 else _COLOURS[line[start]]
+                fill = unspecified if line[start] < 0 else _COLOURS[line[start]]
                 x, y = _LEFT + start * cell[0], _TOP + row * cell[1]
                 yield (
                     f'<rect x="{x:.1f}" y="{y:.1f}" width="{(place - start) * cell[0] + 0.2:.1f}" '
@@ -180,9 +202,9 @@ def _axes(grid: Grid, size: tuple[float, float]) -> Iterator[str]:
     )
 
 
-def _legend(top: float) -> Iterator[str]:
+def _legend(top: float, unspecified: str) -> Iterator[str]:
     x = 4.0
-    for colour, name in zip((*_COLOURS, _NOT_SPECIFIED), (*_NAMES, "not specified"), strict=True):
+    for colour, name in zip((*_COLOURS, unspecified), (*_NAMES, "not specified"), strict=True):
         yield f'<rect x="{x:.0f}" y="{top:.0f}" width="12" height="12" fill="{colour}" stroke="#888"/>'
         yield f'<text x="{x + 16:.0f}" y="{top + 11:.0f}" class="small">{name}</text>'
         x += 24 + 5.6 * len(name)
