@@ -1,0 +1,146 @@
+"""``npudiff gate``: run the gate of a CI job, and tell everybody who wants to know."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from npudiff.commands.check import request_of
+from npudiff.console import Console
+from npudiff.errors import ExitCode, UsageError
+from npudiff.gate.changes import changed_since, repository_of, touched_by
+from npudiff.gate.draft import draft
+from npudiff.gate.github import summary, workflow_commands
+from npudiff.gate.junit import junit
+from npudiff.gate.known import FILE, KnownIssue, read_known
+from npudiff.gate.machine import machine_of
+from npudiff.gate.problems import Level, Problem, problems_of
+from npudiff.gate.progress import GateProgress
+from npudiff.gate.result import GateResult
+from npudiff.gate.rotation import rotation_of
+from npudiff.gate.run import Course, run_gate
+from npudiff.gate.sarif import sarif
+from npudiff.gate.triage import Triage, triage
+from npudiff.isolation.journal import JOURNALS, left_behind
+from npudiff.plan import Plan, make_plan
+from npudiff.run_page.write import Ran, keep_record
+from npudiff.shared import FINDINGS
+from npudiff.text import clipped, listed, printable
+
+JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "known_issues.draft.toml"
+"""Files that each gate leaves in its output folder."""
+
+
+def gate(options: argparse.Namespace) -> int:
+    """Run ``npudiff gate`` and return its exit code."""
+    today = dt.datetime.now(dt.timezone.utc).date()
+    plan = make_plan(replace(request_of(options), hypothesis_profile="ci"))
+    file, issues = _known(options.known, today)
+    sorted_out = triage(plan, issues, machine_of(plan.target, issues), today, str(file))
+    result = GateResult(plan, rotation_of(options.rotation), options.budget, file)
+    touched = _touched(plan, options, result)
+    console = Console(verbose=options.verbose)
+    console.header(plan)
+    console.left_behind(left_behind(options.output / JOURNALS))
+    console.lines([f"budget {options.budget:.0f} s · rotation {result.rotation}", *result.notes])
+    with GateProgress(console.rich, options.budget) as progress:
+        course = Course(
+            sorted_out,
+            touched,
+            options.rotating,
+            options.output / FINDINGS,
+            options.output / "known",
+            progress.follow,
+        )
+        began = time.time()
+        try:
+            run_gate(result, course)
+        except BaseException as error:  # what was seen before is not lost, whatever ended the run
+            _record(result, sorted_out, options.output, began, error)
+            _tell(result, console, options.output)
+            raise
+    _record(result, sorted_out, options.output, began, None)
+    _tell(result, console, options.output)
+    return result.code
+
+
+def _known(given: Path | None, today: dt.date) -> tuple[Path | None, list[KnownIssue]]:
+    """The file of known issues and what it says; where none is named, that of the usual name if it is there."""
+    path = given or Path(FILE)
+    if given is None and not path.exists():
+        return None, []
+    return path, read_known(path, today)
+
+
+def _touched(plan: Plan, options: argparse.Namespace, result: GateResult) -> frozenset[tuple[str, str]]:
+    """Implementations that come first, since a change touches them; what is said of it goes to the notes."""
+    if options.since is None:
+        if options.touches:
+            raise UsageError("--touches says what changed files touch, and needs --since")
+        return frozenset()
+    change = changed_since(options.since, Path.cwd())
+    touched = touched_by(change, plan, options.touches)
+    names = [".".join(name) for name in sorted(touched.implementations)]
+    first = f"first {listed(names, 'implementations')}" if names else "nothing that comes first"
+    result.notes.append(f"since {printable(options.since)}: {len(change.files)} files have changed; {first}")
+    if touched.unknown:
+        unknown = printable(listed(touched.unknown, "files"))
+        result.notes.append(clipped(f"no implementation is known to use {unknown} (--touches says which do)"))
+    return touched.implementations
+
+
+def _tell(result: GateResult, console: Console, folder: Path) -> None:
+    """Tell what was seen: on the console, in files, and to GitHub where this is a step of a job of it."""
+    root = _root()
+    problems = problems_of(result, root)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = summary(result, problems)
+    (folder / JUNIT).write_text(junit(result, problems, root), encoding="utf-8")
+    (folder / SARIF).write_text(sarif(result, problems), encoding="utf-8")
+    (folder / SUMMARY).write_text(text, encoding="utf-8")
+    (folder / DRAFT).write_text(draft([told.finding for told in result.findings]), encoding="utf-8")
+    _show(result, problems, console, folder)
+    if os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as file:
+            file.write(text)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in workflow_commands(problems):
+            print(line, flush=True)
+
+
+def _record(result: GateResult, sorted_out: Triage, folder: Path, began: float, error: BaseException | None) -> None:
+    """Leave a record of what there is, from which ``npudiff report`` makes a page."""
+    outcomes = [outcome for _, outcome in result.outcomes]
+    findings = [(told.finding, told.folder) for told in result.findings]
+    seconds = time.time() - began
+    left_out = [issue.name for issue, _ in sorted_out.again]
+    ran = Ran(result.plan, outcomes, (), findings, began, seconds, error, command="gate", left_out=left_out)
+    keep_record(ran, folder)
+
+
+def _root() -> Path:
+    """Folder that files are named relative to: the repository's, or this one."""
+    try:
+        return repository_of(Path.cwd())
+    except UsageError:
+        return Path.cwd()
+
+
+def _show(result: GateResult, problems: Sequence[Problem], console: Console, folder: Path) -> None:
+    console.table([outcome for outcomes in result.by_implementation().values() for outcome in outcomes])
+    for told in result.findings:
+        console.finding(told.finding, told.folder)
+        console.lines([f"  part       {told.part.value}" + (", told only" if told.warns else "")])
+    others = [one for one in problems if one.rule in ("known-issue", "unfinished") or one.level is Level.NOTE]
+    console.lines(["", *(f"{one.level.value:8} {clipped(one.title)}" for one in others)])
+    if result.turns:
+        console.lines([f"{result.turns} turns of rotation {result.rotation}; --rotation repeats them"])
+    if result.findings:
+        console.lines([f"to accept findings for a while, complete the entries of {folder / DRAFT}"])
+    style = "green" if result.code is ExitCode.CLEAN else "red"
+    console.verdict(f"{result.cases} cases in {result.seconds:.1f} s · gate {printable(result.verdict)}", style)

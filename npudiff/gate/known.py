@@ -1,0 +1,209 @@
+"""Known issues: findings that a team has accepted for a while, each with a link and a day on which that ends.
+
+They are read from a file in TOML, strictly: what is not understood is refused, since an entry that says nothing would
+hide nothing, and one that says too much would hide everything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from npudiff.constraints import Constraints, parse_where
+from npudiff.errors import UsageError
+from npudiff.gate.where import Range, Versions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - the same module under its own name
+    import tomli as tomllib
+
+FILE = "known_issues.toml"
+
+MOST_DAYS = 366
+"""An entry may expire so many days from now at most: a date far away is no date."""
+
+MOST_BYTES = 2**20
+
+_KEYS: Mapping[str, type] = {
+    "component": str,
+    "implementation": str,
+    "property": str,
+    "verdict": str,
+    "where": list,
+    "case": str,
+    "link": str,
+    "expires": date,
+    "reason": str,
+    "intermittent": bool,
+    "target": list,
+    "cann": str,
+    "torch_npu": str,
+    "soc": str,
+}
+_NEEDED = ("component", "implementation", "link", "expires")
+
+
+@dataclass(frozen=True)
+class KnownIssue:
+    """A finding that is expected.
+
+    Attributes
+    ----------
+    component, implementation : str
+        Whose it is.
+    link : str
+        Where it is tracked.
+    expires : datetime.date
+        The last day on which it is accepted.
+    line : int
+        Where the entry begins in its file.
+    prop : str
+        The property that fails; empty for any.
+    verdict : str
+        ``wrong value``, ``exception``, ``time-out``, …; empty for any.
+    condition : tuple of str
+        ``axis=values``, as after ``--where``: the cases that fail. Empty for all.
+    where : Constraints
+        The condition.
+    case : str
+        A case that fails, as JSON: it is run first to see whether the issue is still there. Empty for none.
+    reason : str
+        A word for people.
+    intermittent : bool
+        Whether it comes and goes: then a run in which it does not fail is no reason to remove it.
+    targets : tuple of str
+        Targets on which it is known; empty for all.
+    versions : Versions
+        CANN, torch_npu and SoC with which it is known.
+    """
+
+    component: str
+    implementation: str
+    link: str
+    expires: date
+    line: int = 1
+    prop: str = ""
+    verdict: str = ""
+    condition: tuple[str, ...] = ()
+    where: Constraints = field(default_factory=Constraints)
+    case: str = ""
+    reason: str = ""
+    intermittent: bool = False
+    targets: tuple[str, ...] = ()
+    versions: Versions = field(default_factory=Versions)
+
+    @property
+    def name(self) -> str:
+        """What it is about, in one line."""
+        parts = (self.component, self.implementation, *([self.prop] if self.prop else []))
+        return ".".join(parts) + (f" where {', '.join(self.condition)}" if self.condition else "")
+
+
+def read_known(path: Path, today: date) -> list[KnownIssue]:
+    """Read a file of known issues.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file.
+    today : datetime.date
+        Expiry dates lie within ``MOST_DAYS`` from here.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, or an entry is not complete, or says something that there is not.
+    """
+    text = _text_of(path)
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None
+    strange = sorted(set(content) - {"issue"})
+    entries = content.get("issue", [])
+    if strange or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        what = f"unknown table or key {strange[0]!r}" if strange else "'issue' is not a list of tables"
+        raise UsageError(f"{path}: {what}; each known issue begins with [[issue]]")
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if line.strip().startswith("[[issue]]")]
+    places = lines if len(lines) == len(entries) else [1] * len(entries)
+    return [_issue(entry, line, f"{path}:{line}", today) for entry, line in zip(entries, places, strict=True)]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        if len(data) > MOST_BYTES:
+            raise UsageError(f"{path}: has {len(data)} bytes, at most {MOST_BYTES} are read")
+        return data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+
+
+def _issue(entry: Mapping[str, Any], line: int, place: str, today: date) -> KnownIssue:
+    _check_keys(entry, place)
+    return KnownIssue(
+        component=entry["component"],
+        implementation=entry["implementation"],
+        link=_link(entry["link"], place),
+        expires=_expiry(entry["expires"], place, today),
+        line=line,
+        prop=entry.get("property", ""),
+        verdict=entry.get("verdict", ""),
+        condition=tuple(_texts(entry, "where", place)),
+        where=_where(_texts(entry, "where", place), place),
+        case=entry.get("case", ""),
+        reason=entry.get("reason", ""),
+        intermittent=entry.get("intermittent", False),
+        targets=tuple(_texts(entry, "target", place)),
+        versions=Versions(
+            cann=Range.parsed(entry.get("cann", ""), f"{place}: cann"),
+            torch_npu=Range.parsed(entry.get("torch_npu", ""), f"{place}: torch_npu"),
+            soc=entry.get("soc", ""),
+        ),
+    )
+
+
+def _check_keys(entry: Mapping[str, Any], place: str) -> None:
+    missing = [name for name in _NEEDED if not entry.get(name)]
+    if missing:
+        raise UsageError(f"{place}: a known issue needs {', '.join(_NEEDED)}; missing: {', '.join(missing)}")
+    for name, value in entry.items():
+        if name not in _KEYS:
+            raise UsageError(f"{place}: unknown key {name!r}; known: {', '.join(_KEYS)}")
+        if not isinstance(value, _KEYS[name]):
+            raise UsageError(f"{place}: {name} must be a {_KEYS[name].__name__}, got {value!r}")
+
+
+def _link(link: str, place: str) -> str:
+    parts = urlsplit(link)
+    if parts.scheme not in ("http", "https") or not parts.netloc or not link.isprintable() or " " in link:
+        raise UsageError(f"{place}: link must be the address of an issue, such as https://…/issues/7, got {link!r}")
+    return link
+
+
+def _expiry(expires: date, place: str, today: date) -> date:
+    if isinstance(expires, datetime):
+        expires = expires.date()
+    if expires > today + timedelta(days=MOST_DAYS):
+        raise UsageError(f"{place}: expires {expires}, more than {MOST_DAYS} days from now: look at it again by then")
+    return expires
+
+
+def _texts(entry: Mapping[str, Any], name: str, place: str) -> list[str]:
+    values = entry.get(name, [])
+    if not all(isinstance(value, str) for value in values):
+        raise UsageError(f"{place}: {name} must be a list of texts, got {values!r}")
+    return list(values)
+
+
+def _where(texts: list[str], place: str) -> Constraints:
+    try:
+        return parse_where(texts)
+    except UsageError as error:
+        raise UsageError(f"{place}: {str(error).replace('--where', 'where')}") from None

@@ -1,0 +1,183 @@
+"""What a gate has seen, and whether it is open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from npudiff.errors import ExitCode
+from npudiff.findings import Finding
+from npudiff.gate.known import KnownIssue
+from npudiff.outcome import Outcome
+from npudiff.plan import Plan
+from npudiff.text import counted
+
+
+class Part(Enum):
+    """Parts of a gate."""
+
+    SHARED = "what others found"
+    FIXED = "the same cases every time"
+    KNOWN = "cases of a known issue"
+    ROTATING = "rotating"
+
+
+class State(Enum):
+    """What a known issue is in this run."""
+
+    SEEN = "still fails"
+    QUIET = "did not fail this time, and comes and goes"
+    ELSEWHERE = "not known here"
+    STALE = "does not fail any more"
+    UNMATCHED = "matches nothing"
+    EXPIRED = "has expired"
+    NOT_RUN = "was not run"
+
+    @property
+    def closes(self) -> bool:
+        """Whether the gate is closed by it."""
+        return self in (State.STALE, State.UNMATCHED, State.EXPIRED)
+
+
+@dataclass(frozen=True)
+class KnownStatus:
+    """A known issue, and what it is in this run.
+
+    Attributes
+    ----------
+    issue : KnownIssue
+        The entry.
+    state : State
+        What became of it.
+    why : str
+        More of that, for people.
+    """
+
+    issue: KnownIssue
+    state: State
+    why: str = ""
+
+    @property
+    def line(self) -> str:
+        """What to say about it."""
+        return f"{self.issue.name}: {self.state.value}" + (f": {self.why}" if self.why else "")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A finding of the gate.
+
+    Attributes
+    ----------
+    finding : Finding
+        What was found.
+    folder : pathlib.Path
+        Where it was written.
+    part : Part
+        By which part.
+    warns : bool
+        Whether it is told only, and does not close the gate.
+    """
+
+    finding: Finding
+    folder: Path
+    part: Part
+    warns: bool = False
+
+
+@dataclass
+class GateResult:
+    """What a gate has seen.
+
+    Attributes
+    ----------
+    plan : Plan
+        What it was to run.
+    rotation : str
+        Name of the rotating part.
+    budget : float
+        Seconds that it may take.
+    known_file : pathlib.Path or None
+        Where known issues are from.
+    outcomes : list of (Part, Outcome)
+        What ran, in the order in which it ended.
+    findings : list of Told
+        What is to be reported.
+    known : list of KnownStatus
+        What became of each known issue.
+    unfinished : list of str
+        Jobs of the fixed part for which there was no time.
+    turns : int
+        Turns of the rotating part that were begun.
+    notes : list of str
+        What else a reader should know.
+    seconds : float
+        What it took.
+    lost : str
+        Why the device is lost; empty if it is not.
+    ended : str
+        What ended the run before its time (an interrupt, a defect); empty if nothing did.
+    """
+
+    plan: Plan
+    rotation: str
+    budget: float
+    known_file: Path | None = None
+    outcomes: list[tuple[Part, Outcome]] = field(default_factory=list)
+    findings: list[Told] = field(default_factory=list)
+    known: list[KnownStatus] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    turns: int = 0
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    lost: str = ""
+    ended: str = ""
+
+    @property
+    def cases(self) -> int:
+        """Cases that were run to a verdict."""
+        return sum(outcome.cases for _, outcome in self.outcomes)
+
+    @property
+    def closing(self) -> list[Told]:
+        """Findings that close the gate."""
+        return [told for told in self.findings if not told.warns]
+
+    @property
+    def code(self) -> ExitCode:
+        """Exit code: whether it is open, and if not, why."""
+        if self.lost:
+            return ExitCode.DEVICE_LOST
+        if self.ended:
+            return ExitCode.INTERRUPTED if self.ended == KeyboardInterrupt.__name__ else ExitCode.INTERNAL
+        if self.closing or any(status.state.closes for status in self.known) or self.unfinished:
+            return ExitCode.FINDINGS
+        seen = any(status.state is State.SEEN for status in self.known)
+        return ExitCode.CLEAN if self.cases or seen else ExitCode.NOTHING_RAN
+
+    @property
+    def verdict(self) -> str:
+        """How it ended, in one line."""
+        if self.lost:
+            return f"device lost, nothing counts: {self.lost}"
+        if self.ended:
+            return f"ended early: {self.ended}"
+        parts = [counted(len(self.closing), "finding")] if self.closing else []
+        closed = [status for status in self.known if status.state.closes]
+        parts += [f"{counted(len(closed), 'known issue')} to look at"] if closed else []
+        parts += [f"{counted(len(self.unfinished), 'job')} for which there was no time"] if self.unfinished else []
+        if parts:
+            return "closed: " + ", ".join(parts)
+        return "open" if self.code is ExitCode.CLEAN else "closed: nothing ran"
+
+    def by_implementation(self) -> Mapping[tuple[str, str], list[Outcome]]:
+        """Outcomes of all parts by component and implementation, in the order of the plan."""
+        groups: dict[tuple[str, str], list[Outcome]] = {
+            (job.subject.component.name, job.subject.implementation.name): [] for job in self.plan.jobs
+        }
+        for _, outcome in self.outcomes:
+            subject = outcome.job.subject
+            groups[subject.component.name, subject.implementation.name].append(outcome)
+        return groups

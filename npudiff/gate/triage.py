@@ -1,0 +1,171 @@
+"""Which known issues concern a run: what each leaves out, how each is looked at again, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+from npudiff.codec import loads
+from npudiff.component import Component
+from npudiff.constraints import Constraints
+from npudiff.discovery import component_names, load_component
+from npudiff.engine import properties_of
+from npudiff.errors import UsageError, unknown
+from npudiff.exclusion import Exclusion
+from npudiff.findings import Finding
+from npudiff.gate.known import KnownIssue
+from npudiff.gate.result import KnownStatus, State
+from npudiff.gate.where import Machine
+from npudiff.outcome import Job, Outcome
+from npudiff.plan import Plan
+
+
+@dataclass(frozen=True)
+class Triage:
+    """Known issues sorted.
+
+    Attributes
+    ----------
+    jobs : tuple of Job
+        The jobs of the plan, each without the cases that are known to fail; those of which nothing is left are not
+        among them.
+    again : tuple of (KnownIssue, tuple of Job)
+        Issues that are known here, and jobs that draw only cases of which they say that they fail.
+    settled : tuple of KnownStatus
+        Issues that are not looked at, and why.
+    """
+
+    jobs: tuple[Job, ...]
+    again: tuple[tuple[KnownIssue, tuple[Job, ...]], ...]
+    settled: tuple[KnownStatus, ...]
+
+
+def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date, place: str) -> Triage:
+    """Sort known issues.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is run.
+    issues : sequence of KnownIssue
+        From the file.
+    here : Machine
+        What it is run on.
+    today : datetime.date
+        What has expired is an ordinary finding again.
+    place : str
+        The file, for errors.
+
+    Raises
+    ------
+    UsageError
+        If an issue names a component, property or axis that there is not.
+    """
+    jobs = list(plan.jobs)
+    again: list[tuple[KnownIssue, tuple[Job, ...]]] = []
+    settled: list[KnownStatus] = []
+    for issue in issues:
+        checked = _checked(issue, f"{place}:{issue.line}")
+        status = _set_aside(plan, checked, here, today)
+        mine = [] if status is not None else [job for job in plan.jobs if _concerns(checked, job)]
+        within = [replace(job, constraints=job.constraints.within(checked.where)) for job in mine]
+        drawing = tuple(job for job in within if job.applies)
+        if status is None and not drawing:
+            status = KnownStatus(checked, State.UNMATCHED, _why_unmatched(checked, mine))
+        if status is not None:
+            settled.append(status)
+            continue
+        again.append((checked, drawing))
+        exclusion = Exclusion(checked.where, f"known: {checked.link}")
+        jobs = [_without(exclusion, job) if _concerns(checked, job) else job for job in jobs]
+    return Triage(tuple(job for job in jobs if not _leaves_nothing(job)), tuple(again), tuple(settled))
+
+
+def _checked(issue: KnownIssue, place: str) -> KnownIssue:
+    """The issue with the values of its condition in the form of the component's axes."""
+    if issue.component not in component_names():
+        raise UsageError(f"{place}: {unknown('component', issue.component, component_names())}")
+    component = load_component(issue.component)
+    where = issue.where.checked(component.axes, place)
+    if issue.prop and issue.prop not in {prop.name for prop in properties_of(component)}:
+        raise UsageError(f"{place}: {unknown('property', issue.prop, (one.name for one in properties_of(component)))}")
+    if issue.case:
+        _check_case(issue, component, where, place)
+    return replace(issue, where=where)
+
+
+def _check_case(issue: KnownIssue, component: Component, where: Constraints, place: str) -> None:
+    try:
+        case = loads(component.case_type, issue.case)
+        component.check_case(case)
+    except ValueError as error:
+        raise UsageError(f"{place}: case: {error}") from None
+    if not where.touches(component.values(case)):
+        raise UsageError(f"{place}: case: no part of it lies within 'where'")
+
+
+def _set_aside(plan: Plan, issue: KnownIssue, here: Machine, today: date) -> KnownStatus | None:
+    """The status of an issue that is not looked at, or None."""
+    if issue.expires < today:
+        return KnownStatus(issue, State.EXPIRED, f"on {issue.expires}: mend it, or look at {issue.link} again")
+    if plan.request.components and issue.component not in plan.request.components:
+        return KnownStatus(issue, State.NOT_RUN, f"this run is of {', '.join(plan.request.components)}")
+    if issue.targets and here.target not in issue.targets:
+        return KnownStatus(issue, State.ELSEWHERE, f"target {here.target}, the issue is of {', '.join(issue.targets)}")
+    reason = issue.versions.reason_against(here)
+    return None if reason is None else KnownStatus(issue, State.ELSEWHERE, reason)
+
+
+def _concerns(issue: KnownIssue, job: Job) -> bool:
+    subject = job.subject
+    return (
+        subject.component.name == issue.component
+        and subject.implementation.name == issue.implementation
+        and issue.prop in ("", job.prop.name)
+    )
+
+
+def _why_unmatched(issue: KnownIssue, jobs: Collection[Job]) -> str:
+    if jobs:
+        return "the implementation supports no case of the condition"
+    what = f"property {issue.prop}" if issue.prop else "such implementation"
+    return f"this run has no {what}: correct the entry, or remove it"
+
+
+def _without(exclusion: Exclusion, job: Job) -> Job:
+    return replace(job, subject=replace(job.subject, excluded=(*job.subject.excluded, exclusion)))
+
+
+def _leaves_nothing(job: Job) -> bool:
+    """Whether an issue without a condition leaves out every case."""
+    return any(not box for exclusion in job.subject.excluded for box in exclusion.where.boxes)
+
+
+def judged(issue: KnownIssue, seen: Sequence[tuple[Outcome, Sequence[Finding]]]) -> KnownStatus:
+    """What became of an issue whose cases were run again.
+
+    Parameters
+    ----------
+    issue : KnownIssue
+        The entry.
+    seen : sequence of (Outcome, sequence of Finding)
+        What the jobs of its cases came to; empty if there was no time.
+    """
+    findings = [finding for _, found in seen for finding in found]
+    if any(is_known(issue, finding) for finding in findings):
+        return KnownStatus(issue, State.SEEN, issue.link)
+    cases = sum(outcome.cases for outcome, _ in seen)
+    if not seen:
+        return KnownStatus(issue, State.NOT_RUN, "there was no time")
+    if not cases:
+        return KnownStatus(issue, State.UNMATCHED, "no case of the condition could be run")
+    if issue.intermittent:
+        return KnownStatus(issue, State.QUIET, f"{cases} cases hold")
+    other = f", but for {findings[0].verdict}" if findings else ""
+    return KnownStatus(issue, State.STALE, f"{cases} cases of the condition hold{other}: remove the entry")
+
+
+def is_known(issue: KnownIssue, finding: Finding) -> bool:
+    """Whether a finding in cases of an issue is the issue, and not something else that they show."""
+    return issue.verdict in ("", finding.verdict)
