@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypothesis import given
 from hypothesis import seed as with_seed
 
+from npudiff.codec import loads
 from npudiff.compare import Comparison
 from npudiff.component import ImplementationRaised
 from npudiff.constraints import Constraints
@@ -19,6 +20,10 @@ from npudiff.property import NotApplicable
 
 SHRINK_SECONDS = 30.0
 """A finding that is not minimal after this time is reported as small as it is."""
+
+
+REPEATED = 3
+"""Times that the smallest failing case is run again, to tell whether it always fails."""
 
 
 class Fails(Exception):  # noqa: N818 - tells Hypothesis that a case fails
@@ -52,6 +57,7 @@ class CaseRun:
         self.started = time.perf_counter()
         job = outcome.job
         self._passed: set[Any] = set()
+        self.gives, self.given_cases = False, 0  # those do not count towards the cases that are drawn
         self.allowed = job.subject.implementation.constraints.within(Constraints((job.prop.within,)))
 
     @property
@@ -59,9 +65,16 @@ class CaseRun:
         """Time since the run began."""
         return time.perf_counter() - self.started
 
+    @property
+    def time_is_up(self) -> bool:
+        """Whether no new case may be started."""
+        budget = self.budget
+        over = budget.seconds is not None and self.seconds > budget.seconds
+        return over or (budget.until is not None and time.monotonic() > budget.until)
+
     def with_hypothesis(self) -> None:
         """Draw cases and run them."""
-        job, seed = self.outcome.job, self.budget.seed
+        job, seed = self.outcome.job, self.budget.drawn_with
 
         def test(case: Any) -> None:  # noqa: ANN401 - a case of any component
             self.case(case)
@@ -72,10 +85,26 @@ class CaseRun:
             deterministic=budget.deterministic,
             seeded=seed is not None,
             shrink=budget.shrink,
-            memory=None if budget.memory is None else budget.memory / job.name,
+            memory=None if budget.memory is None or budget.seed is not None else budget.memory / job.name,
+            shared=None if budget.shared is None or budget.seed is not None else budget.shared / job.name,
         )
-        wrapped = configured(given(case=job.subject.component.strategy(job.drawn_within))(test))
-        (wrapped if seed is None else with_seed(seed)(wrapped))()
+        wrapped = given(case=job.subject.component.strategy(job.drawn_within))(test)
+        configured(
+            wrapped if seed is None else with_seed(seed)(wrapped)
+        )()  # a seed that came later would take the memory
+
+    def given(self, texts: Sequence[str]) -> None:
+        """Run cases that are there as JSON, as far as they make sense: they may come from elsewhere."""
+        component = self.outcome.job.subject.component
+        self.gives = True
+        for text in texts:
+            try:
+                case = loads(component.case_type, text)
+                component.check_case(case)
+            except ValueError:
+                continue  # of another version
+            self.case(case)
+        self.gives, self.given_cases = False, self.outcome.cases
 
     def case(self, case: Any) -> None:  # noqa: ANN401 - a case of any component
         """Run one case; raises ``Fails`` if the property does not hold."""
@@ -119,9 +148,19 @@ class CaseRun:
         return failure is not None
 
     def conclude(self) -> None:
-        """Run the smallest failing case once more: each case was run once only."""
-        if self.outcome.failure is not None:
-            self.outcome.flaky = self._judge(self.outcome.failure.case, thorough=True) is None
+        """Run the smallest failing case again, to tell whether it always fails: each case was run once only.
+
+        Where it is judged in processes of its own that is done there, and asking once is enough.
+        """
+        failure = self.outcome.failure
+        if failure is None:
+            return
+        runs = 1 if self.budget.isolation is not None else REPEATED
+        failed = 0
+        for _ in range(runs):
+            self.judge.begin()
+            failed += self._judge(failure.case, thorough=True) is not None
+        self.outcome.repeated = (failed, runs)
 
     def _judge(self, case: Any, *, thorough: bool = False) -> Failure | None:  # noqa: ANN401 - a case of any component
         """Judge a case; of a trace, what fails is the part up to the step that failed."""
@@ -139,7 +178,12 @@ class CaseRun:
         return None
 
     def _require(self, case: Any) -> None:  # noqa: ANN401 - a case of any component
-        reason = self.allowed.reason_against(self.outcome.job.subject.component.values(case))
+        job = self.outcome.job
+        values = job.subject.component.values(case)
+        reason = self.allowed.reason_against(values)
+        if reason is not None:
+            raise NotApplicable(reason)
+        reason = job.subject.reason_against(case)
         if reason is not None:
             raise NotApplicable(reason)
 
@@ -156,5 +200,5 @@ class CaseRun:
         if self.outcome.failure is not None:
             if now - self.outcome.seconds_to_failure > SHRINK_SECONDS:
                 raise Stop
-        elif self.budget.seconds is not None and now > self.budget.seconds:
+        elif self.time_is_up:
             raise Stop

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from npudiff.constraints import Axis, Box, Constraints
+from npudiff.exclusion import Exclusion
 from npudiff.history import History
 from npudiff.implementation import Implementation, outputs_of
 from npudiff.ordinary import Ordinary
@@ -187,6 +188,7 @@ class Subject:
     component: Component
     implementation: Implementation
     target: Target
+    excluded: tuple[Exclusion, ...] = field(default=(), kw_only=True)
 
     def run(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401 - the component's own contract
         """Return the outputs on the host.
@@ -258,7 +260,14 @@ class Subject:
         return self.component.reference(inputs)
 
     def require(self, case: object, why: str) -> None:
-        """Raise ``NotApplicable`` if the implementation does not support ``case``, which a relation derived."""
-        reason = self.implementation.constraints.reason_against(self.component.values(case))
+        """Raise ``NotApplicable`` if ``case``, which a relation derived, is not supported, or not to be run."""
+        reason = self.reason_against(case)
         if reason is not None:
             raise NotApplicable(f"{why}: {reason}")
+
+    def reason_against(self, case: object) -> str | None:
+        """Return why a case is not run: it is not supported, or left out; None if it is."""
+        values = self.component.values(case)
+        reason = self.implementation.constraints.reason_against(values)
+        left_out = (one.reason for one in self.excluded if one.where.touches(values))
+        return next(left_out, None) if reason is None else reason

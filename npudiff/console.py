@@ -76,6 +76,8 @@ class Console:
         self.rich.print(f"[bold]{escape(' · '.join(parts))}[/]")
         if plan.target.name == "sim":
             self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
+        if request.shared is not None:
+            self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
 
     @contextmanager
     def progress(self, plan: Plan) -> Iterator[RunProgress]:
@@ -205,7 +207,7 @@ class Console:
         if seconds is None:
             seconds = sum(outcome.seconds for outcome in (*outcomes, *mutants))
         implementations = len(grouped(outcomes))
-        findings = sum(outcome.failure is not None for outcome in outcomes)
+        findings = sum(outcome.findings for outcome in outcomes)
         parts = [
             f"{counted(cases, 'case')} in {seconds:.1f} s",
             counted(implementations, "implementation"),
@@ -216,6 +218,10 @@ class Console:
         missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
         style = "red" if findings or missed or not cases else "green"
         self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")
+
+    def verdict(self, text: str, style: str) -> None:
+        """Say in one line how it ended."""
+        self.rich.print(f"[bold {style}]{escape(text)}[/]", soft_wrap=True)
 
     def replay(self, result: Replay) -> None:
         """Say what became of one finding."""

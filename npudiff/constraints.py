@@ -107,6 +107,13 @@ class Constraints:
             return "nothing is allowed"
         return "; ".join(reasons[0]) or None
 
+    def touches(self, values: Mapping[str, Collection[Any]]) -> bool:
+        """Whether any part of a case lies inside: of an axis with several values (one per request), one is enough."""
+        return any(
+            all(any(allows(allowed, value) for value in values.get(axis, ())) for axis, allowed in box.items())
+            for box in self.boxes
+        )
+
     def summary(self) -> list[str]:
         """Return one line per box: its axes and allowed values; nothing for a box that allows everything."""
         return ["; ".join(f"{axis} {describe(allowed)}" for axis, allowed in box.items()) for box in self.boxes if box]

@@ -170,13 +170,14 @@ class Chooser:
         Before each part comes a choice to stop. So each part and the choice before it can be left out by themselves,
         and a failure that needs only the last of three parts shrinks to that part.
 
-        Of an axis that goes far, a few parts are drawn and repeated.
+        Of an axis that goes far, a few parts are drawn and repeated; never fewer, or many copies of one part would be
+        fewer choices than three parts, and what needs three would shrink to many.
         """
         parts: list[Part] = []
         repeated = axis == self.far and most > DISTINCT
         while len(parts) < (DISTINCT if repeated else most):
             stops = self.pick((True, *[False] * 31))
-            if stops and parts and (repeated or allows(box.get(axis, (len(parts),)), len(parts))):
+            if stops and parts and not repeated and allows(box.get(axis, (len(parts),)), len(parts)):
                 break
             parts.append(draw_part())
         return tuple(islice(cycle(parts), most)) if repeated else tuple(parts)

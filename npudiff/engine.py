@@ -49,8 +49,10 @@ def property_of_mutant(item: Implementation) -> Property:
     return EQUIVALENCE if item.opens is None else EARLIER_CALLS
 
 
-def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Outcome:
+def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, judge: Judge | None = None) -> Outcome:
     """Draw cases, run the property on each, and shrink the first failure.
+
+    They are judged as the budget says, or by the judge that is given.
 
     Exceptions of the implementation are findings. Exceptions of anything else (strategy, inputs, reference) are
     defects of npudiff or of the component and propagate.
@@ -60,10 +62,13 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Ou
         outcome.verdict = Verdict.NOT_APPLICABLE
         return outcome
     memory = None if budget.memory is None else budget.memory / job.name
-    outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
-    with job.subject.target.activate(), _run_of(outcome, budget, progress) as run:
+    remembers = memory is not None and not budget.deterministic and budget.seed is None
+    outcome.remembered = remembers and memory is not None and memory.is_dir() and any(memory.iterdir())
+    with job.subject.target.activate(), _run_of(outcome, budget, progress, judge) as run:
         try:
-            run.with_hypothesis()
+            run.given(budget.first)
+            if budget.examples != 0:
+                run.with_hypothesis()
         except (Fails, Stop):
             run.conclude()
         except Unsatisfiable:
@@ -73,17 +78,25 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None) -> Ou
     return outcome
 
 
-def run_case(job: Job, case: Any, isolation: Isolation | None = None) -> Outcome:  # noqa: ANN401 - of any component
+def run_case(
+    job: Job,
+    case: Any,  # noqa: ANN401 - of any component
+    isolation: Isolation | None = None,
+    *,
+    judge: Judge | None = None,
+) -> Outcome:
     """Run the property on one given case."""
-    return run_cases(job, (case,), isolation)
+    return run_cases(job, (case,), isolation, judge=judge)
 
 
-def run_cases(job: Job, cases: Sequence[Any], isolation: Isolation | None = None) -> Outcome:
+def run_cases(
+    job: Job, cases: Sequence[Any], isolation: Isolation | None = None, *, judge: Judge | None = None
+) -> Outcome:
     """Run the property on given cases, one after the other in one process, until one fails."""
     outcome = Outcome(job)
     with (
         job.subject.target.activate(),
-        _run_of(outcome, Budget(isolation=isolation), lambda _: None) as run,
+        _run_of(outcome, Budget(isolation=isolation), lambda _: None, judge) as run,
         contextlib.suppress(Fails),
     ):
         for case in cases:
@@ -101,10 +114,10 @@ def _conclude(outcome: Outcome) -> None:
 
 
 @contextlib.contextmanager
-def _run_of(outcome: Outcome, budget: Budget, progress: Progress) -> Iterator[CaseRun]:
+def _run_of(outcome: Outcome, budget: Budget, progress: Progress, judge: Judge | None = None) -> Iterator[CaseRun]:
     """Give what runs cases of a job, with a judge that is closed at the end."""
     history = outcome.job.subject.component.history
-    judge = _judge_of(outcome.job, budget)
+    judge = judge or _judge_of(outcome.job, budget)
     try:
         if history is None:
             yield CaseRun(outcome, budget, progress, judge)

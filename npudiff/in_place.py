@@ -6,6 +6,7 @@ implementations asks here. A test that imports the implementation, or finds it b
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -88,7 +89,8 @@ def remembering(inputs: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def made(case: Any) -> Any:  # noqa: ANN401 - the component's own contract
         result = inputs(case)
         key = id(result)
-        _CASES[key] = weakref.ref(result, lambda _: _CASES.pop(key, None)), case
+        with contextlib.suppress(TypeError):  # a class with __slots__ has no weak references: its case stays unknown
+            _CASES[key] = weakref.ref(result, lambda _: _CASES.pop(key, None)), case
         return result
 
     return made

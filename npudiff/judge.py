@@ -10,15 +10,11 @@ from npudiff.walk import Walk
 
 
 class Judge(Protocol):
-    """Says of cases whether the property of a job holds.
+    """Says of cases whether the property of a job holds."""
 
-    Attributes
-    ----------
-    case : object
-        What was judged last. Of a component with history that is the part of the trace up to the step that failed.
-    """
-
-    case: Any
+    @property
+    def case(self) -> Any:  # noqa: ANN401 - a case of any component
+        """What was judged last. Of a component with history: the part of the trace up to the step that failed."""
 
     def begin(self) -> None:
         """Forget how far a trace was walked: the next one is walked from its beginning."""

@@ -80,7 +80,7 @@ def _is_legal(subject: Subject, case: Any) -> bool:  # noqa: ANN401
         subject.component.check_case(case)
     except ValueError:
         return False
-    return subject.implementation.constraints.reason_against(subject.component.values(case)) is None
+    return subject.reason_against(case) is None
 
 
 def _smaller(size: Size) -> Iterator[Size]:

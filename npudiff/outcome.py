@@ -25,7 +25,17 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Job:
-    """One property of one implementation on one target."""
+    """One property of one implementation on one target.
+
+    Attributes
+    ----------
+    subject : Subject
+        Component, implementation and target, and cases that are not run.
+    prop : Property
+        What must hold.
+    constraints : Constraints
+        Where cases are drawn.
+    """
 
     subject: Subject
     prop: Property
@@ -74,11 +84,15 @@ class Budget:
     Attributes
     ----------
     examples : int or None
-        Cases to run; None for as many as the time allows.
+        Cases to run; None for as many as the time allows, 0 for none but those of ``first``.
     seconds : float or None
         Time after which no new case is started; None for no limit.
+    until : float or None
+        The same as a time of ``time.monotonic()``, for jobs that share one end; None for no limit.
     seed : int or None
         Seed of the draws.
+    redrawn : int or None
+        Seed where nobody gave one, of a job that may have to be run again: with the same one it draws the same cases.
     deterministic : bool
         Draw the same cases every time even without a seed.
     shrink : bool
@@ -89,16 +103,29 @@ class Budget:
         Steps of each run of a component with history; None for as many as the component says.
     isolation : Isolation or None
         Run cases in a process of their own; None for this one.
+    first : tuple of str
+        Cases as JSON that are run before any is drawn: those of findings that somebody else had.
+    shared : pathlib.Path or None
+        Folder of failing cases that others remember; it is read, and never written.
     """
 
     examples: int | None = 100
     seconds: float | None = None
+    until: float | None = None
     seed: int | None = None
+    redrawn: int | None = None
     deterministic: bool = True
     shrink: bool = True
     memory: Path | None = None
     steps: int | None = None
     isolation: Isolation | None = None
+    first: tuple[str, ...] = ()
+    shared: Path | None = None
+
+    @property
+    def drawn_with(self) -> int | None:
+        """Seed of the draws, whoever chose it; None for other cases every time, or the same ones if deterministic."""
+        return self.redrawn if self.seed is None and not self.deterministic else self.seed
 
 
 @dataclass(frozen=True)
@@ -157,11 +184,13 @@ class Outcome:
         The failing case as drawn, and as small as it became.
     remembered : bool
         Whether cases that failed in an earlier run were tried first.
-    flaky : bool
-        Whether the failing case did not fail again when it was repeated.
+    repeated : tuple of int
+        How often the failing case failed when it was run again, and of how many times.
     alone : tuple of int
         Where cases run in processes of their own, how often the failing case failed when it was run alone, and of how
         many times; both 0 if nobody looked.
+    isolated : bool
+        Whether each case was run in a process of its own, and this one runs nothing of the implementation.
     poisonings : list of Poisoning
         Cases that spoiled the device for others, which were judged again.
     journal : pathlib.Path or None
@@ -184,11 +213,23 @@ class Outcome:
     first_failure: Failure | None = None
     failure: Failure | None = None
     remembered: bool = False
-    flaky: bool = False
+    repeated: tuple[int, int] = (0, 0)
     alone: tuple[int, int] = (0, 0)
+    isolated: bool = False
     poisonings: list[Poisoning] = field(default_factory=list)
     journal: Path | None = None
     verdict: Verdict = Verdict.HOLDS
+
+    @property
+    def flaky(self) -> bool:
+        """Whether the failing case did not always fail when it was run again. It is a finding all the same."""
+        failed, runs = self.repeated
+        return failed < runs
+
+    @property
+    def findings(self) -> int:
+        """Things to report: a failure, and cases that spoiled the device for others, of which one is written down."""
+        return (self.failure is not None) + bool(self.poisonings)
 
     def settle(self) -> None:
         """Remove the journal: all that it says is written elsewhere, or need not be."""

@@ -13,11 +13,13 @@ from npudiff.discovery import default_target, load_components, load_target, sele
 from npudiff.engine import properties_of, property_of_mutant
 from npudiff.errors import UsageError, unknown
 from npudiff.implementation import Implementation
+from npudiff.messages import Task
 from npudiff.outcome import Budget, Isolation, Job
 from npudiff.profiles import DEFAULT_RUN_PROFILE, RUN_PROFILES, run_profile
 from npudiff.property import Property
+from npudiff.shared import Shared, read_shared
 from npudiff.target import Target
-from npudiff.workers import default_workers, on_this_host
+from npudiff.workers import can_isolate, default_workers, on_this_host
 
 DEFAULT_EXAMPLES = RUN_PROFILES[DEFAULT_RUN_PROFILE].examples
 """Cases of equivalence within which every mutant has to be found."""
@@ -59,6 +61,8 @@ class Request:
         Folder in which a case is written down before it is run.
     timeout, warm_up : float
         Seconds that a case may take, and a process until it has a known answer from its device.
+    shared : pathlib.Path or None
+        Output folder of others, whose findings come first.
     """
 
     components: tuple[str, ...] = ()
@@ -77,6 +81,7 @@ class Request:
     journal: Path | None = None
     timeout: float = 60.0
     warm_up: float = 300.0
+    shared: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,15 @@ class Plan:
         earlier calls change nothing if it keeps something between calls.
     request : Request
         What was asked for.
+    shared : Shared
+        Cases that failed for others.
     """
 
     target: Target
     jobs: tuple[Job, ...]
     mutants: tuple[Job, ...]
     request: Request = field(default_factory=Request)
+    shared: Shared = field(default_factory=Shared)
 
     @property
     def workers(self) -> int:
@@ -115,9 +123,17 @@ class Plan:
 
     @property
     def isolation(self) -> Isolation | None:
-        """How cases are run in processes that may die of them; None if they are not."""
+        """How cases are run in processes that may die of them; None if they are not.
+
+        Raises
+        ------
+        UsageError
+            If that was asked for where it cannot be done.
+        """
         request = self.request
-        wanted = not on_this_host(self.target) if request.isolate is None else request.isolate
+        if request.isolate and not can_isolate():
+            raise UsageError("--isolate needs Linux")
+        wanted = can_isolate() and not on_this_host(self.target) if request.isolate is None else request.isolate
         return Isolation(request.journal, request.warm_up, request.timeout) if wanted else None
 
     def budget(self, job: Job) -> Budget:
@@ -135,7 +151,16 @@ class Plan:
             deterministic=profile.deterministic,
             memory=None if job in self.mutants else self.request.memory,
             isolation=self.isolation,
+            first=self.shared.cases.get(job.name, ()),
+            shared=self.shared.examples,
         )
+
+    def tasks(self, folder: Path) -> list[Task]:
+        """Return all jobs and then all mutants, with their budgets; findings of jobs go below ``folder``."""
+        return [
+            *((job, self.budget(job), folder) for job in self.jobs),
+            *((job, self.budget(job), None) for job in self.mutants),
+        ]
 
     def _share(self, job: Job) -> float:
         """Cases of a job per example: what its property says, and what its component does."""
@@ -177,7 +202,10 @@ def make_plan(request: Request) -> Plan:
         destination.extend(_jobs(component, item, target, properties, restrictions[item.component]))
     if not jobs and not mutants:
         raise UsageError("no implementation supports a case that --where and --profile allow: nothing to run")
-    return Plan(target, tuple(jobs), tuple(mutants), request)
+    shared = Shared() if request.shared is None else read_shared(request.shared, jobs)
+    plan = Plan(target, tuple(jobs), tuple(mutants), request, shared)
+    _ = plan.isolation  # refused before anything is run
+    return plan
 
 
 def _jobs(

@@ -19,10 +19,13 @@ from npudiff.errors import UsageError
 from npudiff.target import TargetUnavailable
 
 if TYPE_CHECKING:
+    from npudiff.findings import Finding
+    from npudiff.isolation.scouting import Scouting
     from npudiff.outcome import Outcome
     from npudiff.plan import Plan
 
 _PLAN = pytest.StashKey["Plan"]()
+_SCOUTING = pytest.StashKey["Scouting"]()
 _FIXTURES = {"npudiff_job": "jobs", "npudiff_mutant": "mutants"}
 _PROFILES = ("dev", "ci", "nightly")
 
@@ -40,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run cases in a process that may die of them; by default on a device",
     )
     group.addoption("--npudiff-output", default=".npudiff", metavar="DIR", help="where findings go (.npudiff)")
+    group.addoption("--npudiff-shared", metavar="DIR", help="an output folder of others: what failed there comes first")
 
 
 def pytest_load_initial_conftests() -> None:
@@ -129,12 +133,33 @@ def _plan(config: pytest.Config) -> Plan:
             memory=_output(config) / "examples",
             isolate=config.getoption("--isolate"),
             journal=_output(config) / "journal",
+            shared=_shared(config),
         )
         try:
             config.stash[_PLAN] = make_plan(request)
         except (UsageError, TargetUnavailable) as error:
             raise pytest.UsageError(str(error)) from None
     return config.stash[_PLAN]
+
+
+def _shared(config: pytest.Config) -> Path | None:
+    folder = config.getoption("--npudiff-shared")
+    return None if folder is None else config.invocation_params.dir / str(folder)
+
+
+def _scouting(config: pytest.Config) -> Scouting:
+    """What runs the jobs of this run where they are isolated: one process for the jobs of all tests, while it lives."""
+    if _SCOUTING not in config.stash:
+        from npudiff.isolation.scouting import Scouting  # noqa: PLC0415 - the parts that are not on every system
+
+        config.stash[_SCOUTING] = Scouting(_plan(config).tasks(_output(config) / "findings"))
+    return config.stash[_SCOUTING]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what was started."""
+    if _SCOUTING in config.stash:
+        config.stash[_SCOUTING].close()
 
 
 def _output(config: pytest.Config) -> Path:
@@ -146,6 +171,7 @@ class Runner:
 
     def __init__(self, config: pytest.Config, record: Any) -> None:  # noqa: ANN401 - pytest's record_property
         self._config, self._record = config, record
+        self._kept: list[tuple[Finding, Path]] = []
 
     @property
     def judges_mutants(self) -> bool:
@@ -154,9 +180,8 @@ class Runner:
 
     def run(self, job: Any) -> Outcome:  # noqa: ANN401 - a Job; naming it would import the engine
         """Run a job and record its figures in the test report."""
-        from npudiff.engine import run_job  # noqa: PLC0415 - imported when the first job runs
-
-        outcome = run_job(job, _plan(self._config).budget(job))
+        plan = _plan(self._config)
+        outcome = self._run(job, plan) if plan.isolation is None else self._isolated(job, plan)
         figures = {
             "target": f"{job.subject.target.name}, CANN {job.subject.target.cann}",
             "cases": outcome.cases,
@@ -167,13 +192,31 @@ class Runner:
         self._record("npudiff", figures)
         return outcome
 
+    @staticmethod
+    def _run(job: Any, plan: Plan) -> Outcome:  # noqa: ANN401 - as above
+        from npudiff.engine import run_job  # noqa: PLC0415 - imported when the first job runs
+
+        return run_job(job, plan.budget(job))
+
+    def _isolated(self, job: Any, plan: Plan) -> Outcome:  # noqa: ANN401 - as above
+        """Run a job elsewhere; its findings are written there."""
+        from npudiff.findings import read_finding  # noqa: PLC0415 - imported when the first job runs
+        from npudiff.messages import heard  # noqa: PLC0415
+
+        jobs = (*plan.jobs, *plan.mutants)
+        if job not in jobs:  # a test's own
+            return self._run(job, plan)
+        outcome, folders = heard(job, _scouting(self._config).run(jobs.index(job)))
+        self._kept = [(read_finding(folder), folder) for folder in folders]
+        return outcome
+
     def fail(self, outcome: Outcome) -> None:
         """Write what an outcome has to report, and fail the test with it."""
         from npudiff.finding_page import keep_findings  # noqa: PLC0415 - needed for a finding only
         from npudiff.report import finding_lines  # noqa: PLC0415
 
         lines = []
-        for finding, folder in keep_findings(outcome, _output(self._config) / "findings"):
+        for finding, folder in self._kept or keep_findings(outcome, _output(self._config) / "findings"):
             lines.append(f"{finding.component}.{finding.implementation}: {finding.property_name}: {finding.verdict}")
             lines += [f"{label:10} {text}" for label, text in finding_lines(finding, folder)]
         if not lines:

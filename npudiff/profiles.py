@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, Verbosity, settings
-from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.database import (
+    DirectoryBasedExampleDatabase,
+    ExampleDatabase,
+    MultiplexedDatabase,
+    ReadOnlyDatabase,
+)
 
 from npudiff.errors import unknown
 
@@ -54,7 +59,14 @@ def run_profile(name: str) -> RunProfile:
 
 
 def hypothesis_settings(
-    examples: int, *, deterministic: bool, seeded: bool, shrink: bool, memory: Path | None, steps: int = 1
+    examples: int,
+    *,
+    deterministic: bool,
+    seeded: bool,
+    shrink: bool,
+    memory: Path | None,
+    shared: Path | None = None,
+    steps: int = 1,
 ) -> settings:
     """Return Hypothesis settings for one job.
 
@@ -70,15 +82,16 @@ def hypothesis_settings(
         Whether a failing case is shrunk.
     memory : pathlib.Path, optional
         Folder in which failing cases are remembered and tried first next time.
+    shared : pathlib.Path, optional
+        Folder in which others remember theirs, which are tried as well; it is not written.
     steps : int
         Steps of each run of a state machine.
     """
     phases: Sequence[Phase] = [Phase.reuse, Phase.generate, Phase.shrink] if shrink else [Phase.reuse, Phase.generate]
-    remember = memory is not None and not deterministic
     return settings(
         max_examples=examples,
         stateful_step_count=steps,
-        database=DirectoryBasedExampleDatabase(memory) if remember and memory is not None else None,
+        database=None if deterministic else _database(memory, shared),
         deadline=None,
         derandomize=deterministic and not seeded,
         phases=phases,
@@ -87,6 +100,13 @@ def hypothesis_settings(
         verbosity=Verbosity.quiet,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.nested_given],
     )
+
+
+def _database(memory: Path | None, shared: Path | None) -> ExampleDatabase | None:
+    mine = [] if memory is None else [DirectoryBasedExampleDatabase(memory)]
+    theirs = [] if shared is None or not shared.is_dir() else [ReadOnlyDatabase(DirectoryBasedExampleDatabase(shared))]
+    databases: list[ExampleDatabase] = [*mine, *theirs]
+    return MultiplexedDatabase(*databases) if len(databases) > 1 else next(iter(databases), None)
 
 
 def register_profiles() -> None:

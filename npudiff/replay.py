@@ -13,7 +13,7 @@ from npudiff.component import Component, Subject
 from npudiff.discovery import load_component, load_target, select_implementations
 from npudiff.engine import properties_of, run_case, run_cases
 from npudiff.errors import DeviceLost, UsageError, unknown
-from npudiff.evidence import POISONS
+from npudiff.evidence import AFTER_OTHERS, POISONS
 from npudiff.findings import FINDING_FILE, Finding, read_finding
 from npudiff.isolation.faults import Kind
 from npudiff.outcome import Isolation, Job, Outcome, Verdict
@@ -104,16 +104,24 @@ def replay(
     except Exception as error:  # noqa: BLE001 - a finding from elsewhere may hold a case that no strategy would draw
         text = f"{folder}: the case cannot be run: {type(error).__name__}: {error}"
         return Replay(folder, ReplayVerdict.ERROR, text)
-    described = f"{job.name}: {job.subject.component.describe(case)}"
+    return _told(folder, finding, outcome, case)
+
+
+def _told(folder: Path, finding: Finding, outcome: Outcome, case: Any) -> Replay:  # noqa: ANN401 - of any component
+    """What became of a finding whose case was run again."""
+    described = f"{outcome.job.name}: {outcome.job.subject.component.describe(case)}"
     if outcome.poisonings:
         return Replay(folder, ReplayVerdict.FAILED, f"{described}, and then another one", outcome)
-    if outcome.verdict is Verdict.HOLDS:
-        line = f"{described} (error {outcome.worst_ratio:.2g} of the bound)"
-        return Replay(folder, ReplayVerdict.FIXED, line, outcome)
     if outcome.verdict is Verdict.NOT_APPLICABLE:
         reason = next(iter(outcome.not_applicable), "the property says nothing about the case")
         return Replay(folder, ReplayVerdict.ERROR, f"{described}: not applicable: {reason}", outcome)
-    return Replay(folder, ReplayVerdict.FAILED, described, outcome)
+    if outcome.verdict is not Verdict.HOLDS:
+        return Replay(folder, ReplayVerdict.FAILED, described, outcome)
+    if finding.verdict == AFTER_OTHERS:
+        line = f"{described}: cannot be replayed: it holds by itself, and failed after cases that are not known"
+        return Replay(folder, ReplayVerdict.ERROR, line, outcome)
+    line = f"{described} (error {outcome.worst_ratio:.2g} of the bound)"
+    return Replay(folder, ReplayVerdict.FIXED, line, outcome)
 
 
 def _run(finding: Finding, job: Job, case: Any, isolation: Isolation, isolate: bool | None) -> Outcome:  # noqa: ANN401

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npudiff.findings import Finding
+from npudiff.findings import SCRIPT_FILE, Finding
 from npudiff.outcome import Outcome
 from npudiff.pattern import NOT_PLACES, coordinate_text
 from npudiff.text import counted
@@ -46,8 +47,8 @@ class Group:
 
     @property
     def findings(self) -> int:
-        """Properties that do not hold."""
-        return sum(outcome.failure is not None for outcome in self.outcomes)
+        """Findings of all properties."""
+        return sum(outcome.findings for outcome in self.outcomes)
 
     def share(self, feature: str) -> float:
         """Share of the cases that are in a region."""
@@ -55,7 +56,7 @@ class Group:
 
     def result(self) -> tuple[str, str]:
         """Return the verdict in words, and a colour for it."""
-        ran = sum(outcome.cases > 0 for outcome in self.outcomes)
+        ran = len({outcome.job.prop.name for outcome in self.outcomes if outcome.cases})
         if self.findings:
             return counted(self.findings, "finding"), "bold red"
         if not ran:
@@ -85,6 +86,15 @@ def bound_text(group: Group) -> str:
     return f"{max(outcome.worst_ratio for outcome in held):.2f}"
 
 
+NO_SCRIPT = "no script: "
+"""How the line of a script begins where there is none."""
+
+
+def is_command(label: str, text: str) -> bool:
+    """Whether a line of a finding is one to paste into a shell."""
+    return label == "replay" or (label == "script" and not text.startswith(NO_SCRIPT))
+
+
 def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
     """Return a finding as labelled lines."""
     detail = finding.detail
@@ -109,11 +119,17 @@ def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
         for name, ratio in (detail.get("also_wrong") or {}).items()
     ]
     lines += _wrong_elements(detail)
-    if detail.get("flaky"):
-        lines.append(("flaky", "the same case did not fail again when it was repeated"))
+    lines += _flaky(detail)
     lines += _first(detail)
     lines.append(("replay", finding.replay_command(folder)))
+    if "script" in detail:
+        lines.append(("script", _script(str(detail["script"]), folder)))
     return lines
+
+
+def _script(said: str, folder: Path) -> str:
+    """Why there is no script, or the line that runs it: never a line that the finding brings along."""
+    return said if said.startswith(NO_SCRIPT) else f"python {shlex.quote(str(folder / SCRIPT_FILE))}"
 
 
 def _alone(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -122,6 +138,16 @@ def _alone(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
         case [int(failed), int(runs)] if runs:
             return [("alone", f"failed {failed} of {runs} times in a process of its own")]
     return []
+
+
+def _flaky(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """That the case does not always fail: a race, or something that is kept between calls."""
+    if not detail.get("flaky"):
+        return []
+    match detail.get("repeated"):
+        case [int(failed), int(runs)] if runs > 1:
+            return [("flaky", f"failed {failed} of {runs} times when it was repeated")]
+    return [("flaky", "the same case did not fail again when it was repeated")]
 
 
 def _first(detail: Mapping[str, Any]) -> list[tuple[str, str]]:

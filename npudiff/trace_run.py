@@ -54,9 +54,10 @@ class TraceRun(CaseRun):
         configured = hypothesis_settings(
             RUNS_AT_ONCE,
             deterministic=budget.deterministic,
-            seeded=budget.deterministic or budget.seed is not None,
+            seeded=budget.deterministic or budget.drawn_with is not None,
             shrink=False,
             memory=budget.memory / self.outcome.job.name if remembers and budget.memory is not None else None,
+            shared=None if budget.shared is None or budget.seed is not None else budget.shared / self.outcome.job.name,
             steps=1 + (budget.steps or self._history.steps),  # Hypothesis counts the opening
         )
         for batch in itertools.count():
@@ -116,17 +117,16 @@ class TraceRun(CaseRun):
         if self.outcome.failure is not None and self.budget.shrink:
             with contextlib.suppress(Stop):
                 self._shrink()
-        self.judge.begin()
         super().conclude()
 
     @property
     def _over(self) -> bool:
         """Whether there were enough runs, or the time is up."""
-        seconds = self.budget.seconds
-        return self.outcome.cases == self.budget.examples or (seconds is not None and self.seconds > seconds)
+        enough = self.outcome.cases - self.given_cases == self.budget.examples
+        return (enough and not self.gives) or self.time_is_up
 
     def _factory(self, batch: int) -> Any:  # noqa: ANN401 - Hypothesis takes a function for a class
-        constraints, seed = self.outcome.job.drawn_within, self.budget.seed
+        constraints, seed = self.outcome.job.drawn_within, self.budget.drawn_with
 
         def machine() -> Machine:
             return self._history.machine(constraints, self)

@@ -19,6 +19,7 @@ from npudiff.property import Property
 from npudiff.text import listed
 from properties import rows
 from properties.ordinary import ORDINARY
+from properties.sliding_attention.strategy import MOST_HEADS
 from reference.bounds import Expected
 from reference.cached_attention import CachedAttentionInputs, cached_attention
 from reference.paged_kv import LAYOUTS
@@ -50,9 +51,6 @@ _MAX_ELEMENTS = 2**24
 
 TILES = (63, 64, 65, 70, 127, 128, 129)
 """New tokens around those that a kernel takes in one go."""
-
-MOST_HEADS = 256
-"""Query heads that a case has at most where there is a choice; operators take no more."""
 
 TILED_SHARE = 9
 """One of so many cases has chunks of so many tokens, and a window that is smaller, or none."""

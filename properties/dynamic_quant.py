@@ -75,7 +75,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DynamicQuantCase:
     choose.go_far(AXES, "experts", "tokens", "width")
     many = choose.far == "experts"
     width = choose.value(box, "width", _WIDTHS[:7] if many else _WIDTHS)
-    allowed = choose.options(box, "tokens", (7, 17, 65, 257) if many else (1, 2, 3, 7, 17, 65, 257))
+    allowed = choose.options(box, "tokens", (3, 7, 17, 65, 257) if many else (1, 2, 3, 7, 17, 65, 257))
     tokens = choose.pick([count for count in allowed if count * width <= MOST_ELEMENTS] or [min(allowed)])
     bits = choose.value(box, "bits", (8, 8, 4))
     assume(_has_words(width, bits))
@@ -99,7 +99,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DynamicQuantCase:
     )
 
 
-_EMPTY = ("none", *empty_parts.KINDS, "middle")
+_EMPTY = ("none", "first", "middle", "none", "last", "middle", "none", "all but one")
+"""Shrinking goes down by one option or two: from each it comes to none."""
 
 _WIDTHS = (1, 3, 8, 17, 16, 24, 64, 1000, 2048, 7168)
 """Elements of a row. Shrinking goes down by one option or two, and stops where neither fails: powers of two and other

@@ -11,10 +11,11 @@ from collections.abc import Collection
 KINDS = ("none", "first", "middle", "last", "all but one")
 """Which parts are empty."""
 
-OFTEN = (*["none"] * 12, *KINDS[1:])
-"""One list in four has an empty part: for lists that have several parts in few cases."""
+OFTEN = tuple(choice for kind in KINDS[1:] for choice in (*["none"] * 3, kind))
+"""One list in four has an empty part: for lists that have several parts in few cases. Shrinking goes down by one option
+or two, so that each kind stands behind none."""
 
-SELDOM = (*["none"] * 20, *KINDS[1:])
+SELDOM = tuple(choice for kind in KINDS[1:] for choice in (*["none"] * 5, kind))
 """One list in six: for lists that have several parts in most cases."""
 
 

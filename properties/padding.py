@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from npudiff.constraints import Axis, Box
 from npudiff.draw import Chooser
+from reference.paged_cache import SKIPPED
 
 PLACES = ("end", "start", "between", "alternating")
 """between: behind the first half of the tokens. alternating: a padded one behind each of the first tokens."""
@@ -19,18 +21,37 @@ def draw_place(choose: Chooser, box: Box, padded: int) -> str:
     return place if padded else PLACES[0]
 
 
-def arranged(own: Sequence[int], padded: Sequence[int], place: str) -> list[int]:
-    """Return slots of tokens in the order of a batch.
+class Padded(Protocol):
+    """A case with padded tokens."""
+
+    @property
+    def padding(self) -> str:
+        """Slots of padded tokens: ``slot 0``, or the number that says to skip them."""
+
+    @property
+    def padded_tokens(self) -> int:
+        """How many there are."""
+
+    @property
+    def padding_place(self) -> str:
+        """One of ``PLACES``."""
+
+
+def with_padding(own: Sequence[int], case: Padded) -> list[int]:
+    """Return slots of all tokens in the order of a batch.
 
     Parameters
     ----------
     own : sequence of int
-        Of tokens that are real; they keep their order.
-    padded : sequence of int
-        Of those that are padding.
-    place : str
-        One of ``PLACES``.
+        Slots of the real tokens; they keep their order.
+    case : Padded
+        Says how many tokens are padding, what their slots are, and where they stand.
     """
+    padded = [0 if case.padding == "slot 0" else SKIPPED] * case.padded_tokens
+    return _arranged(own, padded, case.padding_place)
+
+
+def _arranged(own: Sequence[int], padded: Sequence[int], place: str) -> list[int]:
     if place == "start":
         return [*padded, *own]
     if place == "between":

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+from datetime import date
 from pathlib import Path
 
 import pytest
+import yaml
 
 import real_bugs
-from npudiff.cli import build_parser, main
+from npudiff.arguments import DEFAULT_ROOT, build_parser
+from npudiff.cli import main
+from npudiff.discovery import load_component, select_implementations
 from npudiff.errors import ExitCode
+from npudiff.gate.known import read_known
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted(
@@ -31,11 +36,42 @@ def commands(text):
 def test_every_command_line_parses(document):
     for _, *arguments in commands(document.read_text(encoding="utf-8")):
         if (
-            arguments[0] in ("check", "list", "replay", "doctor", "virtual", "score")
+            arguments[0] in ("check", "list", "replay", "doctor", "virtual", "score", "gate", "report")
             and "--help" not in arguments
             and len(arguments) > 1
         ):
             assert build_parser().parse_args(arguments).command == arguments[0]
+
+
+WORKFLOWS = sorted(ROOT.glob("docs/examples/*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_call_what_there_is_and_may_do_no_more_than_they_need(path):
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read", "actions": "read", "security-events": "write"}
+    (job,) = workflow["jobs"].values()
+    lines = [line.strip() for step in job["steps"] for line in step.get("run", "").splitlines()]
+    gates = [
+        re.sub(r"\$\{\{.*?\}\}", "sim", line) for line in lines if re.search(r"npudiff (gate|doctor|report)", line)
+    ]
+    assert [line.partition("npudiff ")[2].split()[0] for line in gates][-2:] == ["gate", "report"]
+    for line in gates:
+        _, *arguments = shlex.split(line.replace("$BUDGET", "10m").replace("$ROTATING", "warns"))
+        assert build_parser().parse_args(arguments).command == arguments[0]
+    uploaded = [step["with"]["path"] for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
+    assert uploaded == [str(DEFAULT_ROOT)]
+
+
+def test_the_known_issue_of_the_guide_is_read(tmp_path):
+    text = (ROOT / "docs" / "gate-your-ci.md").read_text(encoding="utf-8")
+    (entry,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "known_issues.toml"
+    path.write_text(entry, encoding="utf-8")
+    (issue,) = read_known(path, date(2026, 11, 23))
+    component = load_component(issue.component)
+    assert issue.where.checked(component.axes, "guide").boxes[0]["query_length"] == (1,)
+    assert issue.implementation in {item.name for item in select_implementations([component], [])}
 
 
 @by_name

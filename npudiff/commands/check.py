@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from npudiff.codec import loads
@@ -18,44 +19,50 @@ from npudiff.findings import Finding, read_finding
 from npudiff.isolation.journal import JOURNALS, left_behind
 from npudiff.outcome import Job, Outcome, Verdict
 from npudiff.plan import Plan, Request, make_plan
+from npudiff.run_page.write import Ran, keep_record
+from npudiff.shared import EXAMPLES, FINDINGS
 from npudiff.workers import Result, run_in_workers
 
 
 def check(options: argparse.Namespace) -> int:
     """Run ``npudiff check`` and return its exit code."""
-    plan = make_plan(request_of(options))
+    plan = make_plan(_request_of_check(options))
     cases = None if options.case is None else _single_case(plan, options.case)
     console = Console(verbose=options.verbose)
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
-    run = _Run(plan, console, options.output / "findings")
+    run = _Run(plan, console, options.output, options.case)
     try:
         if cases is not None:
             for job, case in cases:
                 run.add(run_case(job, case, plan.budget(job).isolation))
         else:
             run.everything()
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        run.record(error)
         raise
-    except BaseException:  # interrupted, or a defect of a component: what was found before is not lost
+    except BaseException as error:  # interrupted, or a defect of a component: what was found before is not lost
+        run.record(error)
         run.report()
         raise
+    run.record()
     return run.report()
 
 
 class _Run:
     """The outcomes of a run so far; a finding is written as soon as it is there."""
 
-    def __init__(self, plan: Plan, console: Console, folder: Path) -> None:
-        self.plan, self.console, self.folder = plan, console, folder
-        self.started = time.perf_counter()
+    def __init__(self, plan: Plan, console: Console, root: Path, case: str | None) -> None:
+        self.plan, self.console, self.root, self.case = plan, console, root, case
+        self.folder = root / FINDINGS
+        self.began, self.started = time.time(), time.perf_counter()
         self.outcomes: list[Outcome] = []
         self.mutants: list[Outcome] = []
         self.findings: list[tuple[Finding, Path]] = []
 
     def everything(self) -> None:
         """Run all jobs of the plan."""
-        if self.plan.workers > 1:
+        if self.plan.workers > 1 or self.plan.isolation is not None:
             self._in_workers()
             return
         with self.console.progress(self.plan) as progress:
@@ -69,11 +76,9 @@ class _Run:
 
     def _in_workers(self) -> None:
         """Run all jobs in several processes; they are shown in the order of the plan."""
-        jobs = (*self.plan.jobs, *self.plan.mutants)
-        tasks = [(job, self.plan.budget(job), self.folder if job in self.plan.jobs else None) for job in jobs]
         done: dict[int, tuple[Outcome, list[Path]]] = {}
         try:
-            results = run_in_workers(tasks, self.plan.workers)
+            results = run_in_workers(self.plan.tasks(self.folder), self.plan.workers)
             with contextlib.closing(results):
                 self._follow(results, done)
         finally:
@@ -95,6 +100,12 @@ class _Run:
         """Keep an outcome, and write what it has to report."""
         self.outcomes.append(outcome)
         self.findings += keep_findings(outcome, self.folder)
+
+    def record(self, error: BaseException | None = None) -> None:
+        """Leave a record of what there is, from which ``npudiff report`` makes a page."""
+        seconds = time.perf_counter() - self.started
+        said = (self.outcomes, self.mutants, self.findings, self.began, seconds, error, self.case)
+        keep_record(Ran(self.plan, *said), self.root)
 
     def report(self) -> int:
         """Show everything and return the exit code."""
@@ -134,17 +145,24 @@ def request_of(options: argparse.Namespace) -> Request:
         target=options.target,
         cann=options.cann,
         examples=options.examples,
-        seconds=options.budget,
-        seed=options.seed,
-        model=options.profile,
-        where=tuple(options.where),
-        hypothesis_profile=options.hypothesis_profile,
-        memory=options.output / "examples",
+        memory=options.output / EXAMPLES,
         isolate=options.isolate,
         journal=options.output / JOURNALS,
         timeout=options.timeout,
         warm_up=options.warm_up,
         workers=options.workers,
+        shared=options.shared,
+    )
+
+
+def _request_of_check(options: argparse.Namespace) -> Request:
+    return replace(
+        request_of(options),
+        seconds=options.budget,
+        seed=options.seed,
+        model=options.profile,
+        where=tuple(options.where),
+        hypothesis_profile=options.hypothesis_profile,
     )
 
 

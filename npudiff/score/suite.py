@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -83,12 +84,15 @@ def run_suite(
             how = "" if run.code == 0 else "took too long" if run.code is None else f"exit code {run.code}"
             return Trial(name, SUITE, 0, found=run.code != 0, prop=how, seconds=run.seconds)
 
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            trials = []
+        pool = ThreadPoolExecutor(max(1, workers))
+        trials = []
+        try:
             for done in pool.map(trial, mutants):
                 follow(done)
                 trials.append(done)
-            return trials
+        finally:  # after Ctrl-C nothing that waits is begun
+            pool.shutdown(cancel_futures=True)
+        return trials
 
 
 def _alone(words: Sequence[str], folder: Path, scratch: Path) -> tuple[set[str], float]:
@@ -126,7 +130,7 @@ def _run(words: Sequence[str], placed: InPlace, output: Path, storage: Path, pat
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # also what it started and did not wait for
+            process.wait()
     return _Run(code, time.perf_counter() - started)

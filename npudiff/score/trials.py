@@ -32,7 +32,7 @@ class Trial:
     found : bool
         Whether a case fails.
     prop : str
-        The property that fails; empty if none does.
+        The property that fails, or how somebody's own suite does; empty if none does.
     cases : int
         Cases up to and including the first that fails, or all.
     seconds : float

@@ -10,10 +10,9 @@ from npudiff.data import Stream
 from properties.cache_coordinates import cache_coordinates
 from properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
 from properties.long_table import table_of_numbers
-from properties.padding import arranged
+from properties.padding import with_padding
 from properties.rows import laid
 from reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
-from reference.paged_cache import SKIPPED
 
 
 def build_inputs(case: KvRmsnormRopeCacheCase) -> KvRmsnormRopeCacheInputs:
@@ -66,8 +65,7 @@ def _slots(case: KvRmsnormRopeCacheCase) -> Sequence[int]:
         ]
     real = tokens - case.padded_tokens
     slots = [size + slot for slot in stream.permutation((case.pages - 1) * size)[:real]]
-    padded = [0 if case.padding == "slot 0" else SKIPPED] * case.padded_tokens
-    return arranged(slots, padded, case.padding_place)
+    return with_padding(slots, case)
 
 
 def _cache(case: KvRmsnormRopeCacheCase, name: str, dim: int) -> torch.Tensor:

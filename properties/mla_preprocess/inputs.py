@@ -11,10 +11,9 @@ from npudiff.data import Stream
 from properties.cache_coordinates import cache_coordinates
 from properties.long_table import table_of_numbers
 from properties.mla_preprocess.case import MlaPreprocessCase, layout_of
-from properties.padding import arranged
+from properties.padding import with_padding
 from properties.rows import laid
 from reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
-from reference.paged_cache import SKIPPED
 
 ROW_STEP = 7
 """Every row of a weight matrix is a stretch of one stream of numbers that begins so many further than the row before:
@@ -97,8 +96,7 @@ def _norm(case: MlaPreprocessCase, name: str, size: int) -> torch.Tensor:
 def _slots(case: MlaPreprocessCase) -> torch.Tensor:
     room = (case.pages - 1) * case.page_size
     own = [case.page_size + slot for slot in Stream(case.seed, "slots").permutation(room)[: case.real_tokens]]
-    padded = [0 if case.padding == "slot 0" else SKIPPED] * case.padded_tokens
-    return torch.tensor(arranged(own, padded, case.padding_place))
+    return torch.tensor(with_padding(own, case))
 
 
 def coordinates(inputs: MlaPreprocessInputs, output: str) -> Mapping[str, torch.Tensor]:

@@ -8,18 +8,17 @@ import torch
 
 from npudiff.data import Stream
 from properties.cache_coordinates import cache_coordinates
-from properties.padding import arranged
+from properties.padding import with_padding
 from properties.paged_cache.case import PagedCacheCase, layout_of
 from properties.rows import GAPS, laid
-from reference.paged_cache import SKIPPED, PagedCacheInputs
+from reference.paged_cache import PagedCacheInputs
 
 
 def build_inputs(case: PagedCacheCase) -> PagedCacheInputs:
     """Build the inputs of a case: every element of data and caches has bits of its own, as far as there are enough."""
     room = (case.pages - 1) * case.page_size
     order = Stream(case.seed, "slots").permutation(room)[: case.tokens]
-    padded = [0 if case.padding == "slot 0" else SKIPPED] * case.padded_tokens
-    slots = arranged([case.page_size + slot for slot in order], padded, case.padding_place)
+    slots = with_padding([case.page_size + slot for slot in order], case)
     rows = len(slots)
     return PagedCacheInputs(
         key=_rows(case, "key", (rows, case.kv_heads, case.head_dim)),

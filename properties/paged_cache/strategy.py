@@ -24,10 +24,10 @@ MOST_OF_POOL = 2**22
 MOST_DIMS = 1152
 """Elements of a key and a value of one head at most."""
 
-FAR_SLOTS, FAR_ELEMENTS = 2**16 + 2**12, 9 * 2**20
+LARGE_SLOTS, LARGE_ELEMENTS = 2**16 + 2**12, 9 * 2**20
 """Slots of a large pool, beyond 16 bits, and elements of both caches up to which it is that large."""
 
-FAR_SHARE = 48
+LARGE_SHARE = 48
 """One of so many cases has a large pool."""
 
 MOST_TOKENS = 2**13
@@ -45,8 +45,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     box = choose.pick(boxes)
     choose.go_far(AXES, "kv_heads", "tokens", "pages")
     page_size = choose.value(box, "page_size", (2, 16, 32) if choose.far else (2, 16, 32, 48, 64, 128, 192, 256))
-    far = choose.pick(range(FAR_SHARE)) == FAR_SHARE - 1 and not choose.far
-    heads = choose.options(box, "kv_heads", (1,) if far else (1, 2, 3, 8))
+    large = choose.pick(range(LARGE_SHARE)) == LARGE_SHARE - 1 and not choose.far
+    heads = choose.options(box, "kv_heads", (1,) if large else (1, 2, 3, 8))
     most_heads = MOST_OF_POOL // (2 * page_size * MOST_DIMS)
     kv_heads = choose.pick([count for count in heads if not choose.far or count <= most_heads] or [min(heads)])
     dtype = choose.value(box, "dtype", DTYPES)
@@ -55,8 +55,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     assume(dims)
     head_dim, value_head_dim = split_head_dims(choose.pick(dims))
     page_elements = page_size * kv_heads * (head_dim + value_head_dim)
-    sizes = choose.options(box, "pages", _pages(page_size, page_elements, far))
-    pages = choose.pick([count for count in sizes if far or count * page_elements <= MOST_OF_POOL] or [min(sizes)])
+    sizes = choose.options(box, "pages", _pages(page_size, page_elements, large))
+    pages = choose.pick([count for count in sizes if large or count * page_elements <= MOST_OF_POOL] or [min(sizes)])
     room = (pages - 1) * page_size
     # The operator asks for a slot for each token, padding included: what is padding has room in the dummy page.
     padded = choose.value(box, "padded_tokens", [min(count, page_size) for count in (0, 0, 1, 3)])
@@ -83,10 +83,10 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     return choose.equal(case, ("tokens", "kv_heads", "pages"), values, check_case, box)
 
 
-def _pages(page_size: int, page_elements: int, far: bool) -> Sequence[int]:
+def _pages(page_size: int, page_elements: int, large: bool) -> Sequence[int]:
     """Sizes of the pool; a large one as far as its elements allow."""
-    if far:
-        return [max(2, min(FAR_SLOTS // page_size, FAR_ELEMENTS // page_elements))]
+    if large:
+        return [max(2, min(LARGE_SLOTS // page_size, LARGE_ELEMENTS // page_elements))]
     return [2, *(count for count in (3, 5, 9) if count * page_elements <= CACHE_ELEMENTS)]
 
 

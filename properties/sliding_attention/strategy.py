@@ -35,7 +35,7 @@ SCORES = 2**19
 """Scores up to which a case may have more than one query head per KV head."""
 
 MOST_HEADS = 256
-"""Query heads that a case with far more heads than usual has at most; operators take no more."""
+"""Query heads that a case has at most where there is a choice; operators take no more."""
 
 MOST_GROUP = 64
 """Query heads per KV head of such a case at most; decoding operators take no more."""

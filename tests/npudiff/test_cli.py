@@ -64,6 +64,7 @@ distance to query -1
   pattern    4 of 10 elements are wrong; only at key 2, 3, 4; only at distance to query -3, -2, -1
   found      at case 1
   replay     npudiff replay .npudiff/findings/swa_mask-mask_without_tail-equivalence-DIGEST
+  script     python .npudiff/findings/swa_mask-mask_without_tail-equivalence-DIGEST/reproduce.py
   picture    .npudiff/findings/swa_mask-mask_without_tail-equivalence-DIGEST/finding.html
 1 case in T s · 1 implementation · 1 finding
 """
@@ -247,7 +248,7 @@ def test_findings_go_where_they_are_asked_to(cli, tmp_path):
 def test_ci_leaves_no_memory_and_dev_does(cli, tmp_path):
     common = ("check", "swa_mask", "--impl", "mask_without_tail", "--target", "sim", "--examples", "5")
     cli(*common, "--hypothesis-profile", "ci", "--output", tmp_path / "ci")
-    assert [path.name for path in (tmp_path / "ci").iterdir()] == ["findings"]
+    assert sorted(path.name for path in (tmp_path / "ci").iterdir()) == ["findings", "runs"]
     cli(*common, "--output", tmp_path / "dev")
     again = cli(*common, "--output", tmp_path / "dev")
     assert "at case 1 (cases that failed before are tried first)" in again.out

@@ -58,7 +58,7 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
         (("replay",), "npudiff replay: the following arguments are required: PATH; see npudiff replay --help"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_ends_with_4(cli, arguments, expected):
+def test_what_cannot_be_done_is_one_line_and_ends_with_6(cli, arguments, expected):
     result = cli(*arguments)
     assert result.code == ExitCode.USAGE == 4
     assert result.out == ""
@@ -66,13 +66,13 @@ def test_what_cannot_be_done_is_one_line_and_ends_with_4(cli, arguments, expecte
     assert result.err.count("\n") == 1
 
 
-def test_a_device_that_is_not_there_is_one_line_and_ends_with_4(cli, monkeypatch):
+def test_a_device_that_is_not_there_is_one_line_and_ends_with_6(cli, monkeypatch):
     def load_target(name, cann):
         raise TargetUnavailable("torch_npu sees no NPU")
 
     monkeypatch.setattr("npudiff.plan.load_target", load_target)
     result = cli("check", "swa_mask", "--target", "npu")
-    assert (result.code, result.err) == (ExitCode.USAGE, "npudiff: torch_npu sees no NPU\n")
+    assert (result.code, result.err) == (ExitCode.DEVICE_LOST, "npudiff: torch_npu sees no NPU\n")
 
 
 def test_nothing_that_ran_ends_with_5(cli, kernel):

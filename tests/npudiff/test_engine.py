@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from npudiff.constraints import Constraints
 from npudiff.engine import EQUIVALENCE, run_case, run_job
+from npudiff.exclusion import Exclusion
 from npudiff.outcome import Budget, Verdict
 from npudiff.property import NotApplicable, Property
 
@@ -106,6 +108,51 @@ def test_a_failure_that_does_not_repeat_is_flaky_and_still_a_finding(toy):
     assert outcome.verdict is Verdict.WRONG
     assert outcome.flaky
     assert outcome.cases == 3
+
+
+def test_a_failure_that_comes_and_goes_says_how_often(toy):
+    calls = []
+
+    def function(inputs, target):
+        calls.append(1)
+        return toy.double(inputs) + (10 if len(calls) >= 3 and len(calls) % 3 else 0)
+
+    outcome = run_job(toy.job(function), replace(SEEDED, shrink=False))
+    assert outcome.verdict is Verdict.WRONG
+    assert outcome.repeated == (2, 3)
+    assert outcome.flaky
+
+
+def without(job, *excluded):
+    return replace(job, subject=replace(job.subject, excluded=excluded))
+
+
+def test_what_is_excluded_is_not_run_and_counted_with_its_reason(toy):
+    odd = Exclusion(Constraints(({"kind": ("odd",)},)), "known: link")
+    job, seen = recorded(toy)
+    job = without(job, odd)
+    outcome = run_job(job, SEEDED)
+    assert outcome.cases == len(seen) == 100 - outcome.not_applicable["known: link"]
+    assert 0 < outcome.cases < 100
+    assert outcome.features == {"plain": outcome.cases, "many": outcome.features["many"]}
+    assert not run_job(without(job, Exclusion(Constraints(), "all")), SEEDED).cases
+
+
+def test_a_case_is_excluded_if_any_part_of_it_is(toy):
+    job = without(toy.job(toy.wrong_above(100)), Exclusion(Constraints(({"number": (5,)},)), "five"))
+    assert run_case(job, toy.Case((5, 101))).not_applicable == {"five": 1}
+    assert run_case(job, toy.Case((6, 101))).verdict is Verdict.WRONG
+
+
+def test_given_cases_come_first_and_those_that_make_no_sense_are_passed_over(toy):
+    job, seen = recorded(toy)
+    texts = ('{"numbers": [7], "kind": "odd"}', "junk", '{"numbers": [2000]}', '{"other": 1}', '{"numbers": [8, 9]}')
+    outcome = run_job(job, replace(SEEDED, first=texts))
+    assert seen[:2] == [(7.0,), (8.0, 9.0)]
+    assert outcome.cases == 102
+    failing = replace(toy.job(toy.wrong_above(100)), constraints=job.constraints)
+    found = run_job(failing, replace(SEEDED, first=(*texts[:1], '{"numbers": [300, 1]}')))
+    assert (found.cases, found.failure.case) == (2, toy.Case((300, 1)))
 
 
 def test_every_case_runs_on_the_active_target_and_waits_for_it(toy):

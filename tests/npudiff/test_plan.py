@@ -186,3 +186,21 @@ def test_jobs_keep_the_constraints_of_their_implementation(kernel):
     path.write_text(path.read_text().replace('name="mine"', 'name="mine", supports={"batch": range(1, 9)}'))
     (job, *_) = plan(implementations=(str(path),), where=("batch=4..20",)).jobs
     assert job.constraints == Constraints(({"batch": range(4, 9)},))
+
+
+def test_isolation_is_refused_where_it_cannot_be_had_and_not_used_where_nobody_asked(monkeypatch):
+    assert plan(isolate=True).isolation is not None
+    monkeypatch.setattr("npudiff.plan.can_isolate", lambda: False)
+    with pytest.raises(UsageError, match=r"^--isolate needs Linux$"):
+        plan(isolate=True)
+    monkeypatch.setattr("npudiff.plan.on_this_host", lambda target: False)
+    assert plan().isolation is None
+    monkeypatch.setattr("npudiff.plan.can_isolate", lambda: True)
+    assert plan().isolation is not None
+
+
+def test_the_tasks_of_a_plan_are_its_jobs_with_a_folder_and_its_mutants_without(tmp_path):
+    made = plan(seed=1)
+    tasks = made.tasks(tmp_path)
+    assert [task[0] for task in tasks] == [*made.jobs, *made.mutants]
+    assert [task[2] for task in tasks] == [tmp_path] * len(made.jobs) + [None] * len(made.mutants)

@@ -29,6 +29,21 @@ def made(tmp_path, **changes):
     return hypothesis_settings(50, **{**arguments, **changes})
 
 
+def test_what_others_remember_is_tried_and_never_written(tmp_path):
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    theirs.mkdir()
+    shared = DirectoryBasedExampleDatabase(theirs)
+    shared.save(b"key", b"theirs")
+    database = made(mine, memory=mine, shared=theirs).database
+    database.save(b"key", b"mine")
+    assert set(database.fetch(b"key")) == {b"mine", b"theirs"}
+    assert set(shared.fetch(b"key")) == {b"theirs"}
+    assert set(DirectoryBasedExampleDatabase(mine).fetch(b"key")) == {b"mine"}
+    assert made(mine, memory=mine, shared=theirs, deterministic=True).database is None
+    assert set(made(mine, memory=None, shared=theirs).database.fetch(b"key")) == {b"theirs"}
+    assert made(mine, memory=None, shared=tmp_path / "nowhere").database is None
+
+
 def test_there_are_three_profiles_and_only_ci_draws_the_same_cases_every_time():
     assert {name: profile.deterministic for name, profile in RUN_PROFILES.items()} == {
         "dev": False,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from npudiff.errors import ExitCode
+from npudiff.evidence import AFTER_OTHERS
 from npudiff.findings import FINDING_FILE
 from npudiff.replay import finding_folders
 
@@ -48,6 +49,18 @@ def test_a_finding_fails_until_it_is_fixed(cli, kernel, found):
     assert_one_error_line(again, found)
     assert "unknown implementation 'mine'" in again.out
     assert "give its file with --impl" in again.out
+
+
+def test_what_failed_after_unknown_cases_only_is_not_called_fixed(cli, kernel, found):
+    content = json.loads((found / FINDING_FILE).read_text())
+    (found / FINDING_FILE).write_text(json.dumps({**content, "verdict": AFTER_OTHERS}))
+    path = kernel("right")
+    result = cli("replay", found, "--impl", path)
+    assert result.code == ExitCode.USAGE
+    assert result.out.startswith("ERROR  swa_mask.mine.equivalence: kv2 ")
+    assert "cannot be replayed: it holds by itself" in result.out
+    kernel("wrong")
+    assert cli("replay", found, "--impl", path).code == ExitCode.FINDINGS
 
 
 def test_replaying_changes_no_file(cli, hostile, tmp_path):

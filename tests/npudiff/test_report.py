@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,14 @@ def test_outcomes_are_grouped_by_implementation_in_their_order(toy):
     ],
 )
 def test_the_result_says_what_matters_most(toy, changes, text):
-    assert Group("mine", tuple(outcome(toy, **change) for change in changes)).result()[0] == text
+    outcomes = [outcome(toy, **change) for change in changes]
+    for number, one in enumerate(outcomes):
+        one.job = replace(one.job, prop=replace(one.job.prop, name=f"property {number}"))
+    assert Group("mine", tuple(outcomes)).result()[0] == text
+
+
+def test_a_property_that_ran_several_times_is_one(toy):
+    assert Group("mine", (outcome(toy), outcome(toy))).result()[0] == "ok, 1 property"
 
 
 def test_the_bound_column_is_the_worst_of_what_holds(toy):
@@ -116,7 +124,7 @@ def test_a_flaky_finding_says_so(toy):
         return toy.double(inputs) + (10 if len(calls) == 3 else 0)
 
     result = run_job(toy.job(function), Budget(seed=1))
-    assert "did not fail again" in dict(finding_lines(finding_of(result), FOLDER))["flaky"]
+    assert dict(finding_lines(finding_of(result), FOLDER))["flaky"] == "failed 0 of 3 times when it was repeated"
 
 
 def test_a_gain_is_said_in_percent_with_its_row():

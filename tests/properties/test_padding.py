@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
@@ -20,6 +21,16 @@ from properties.mla_preprocess.case import MlaPreprocessCase
 from properties.paged_cache.case import PagedCacheCase
 
 COMPONENTS = ("paged_cache", "kv_rmsnorm_rope_cache", "mla_preprocess")
+
+
+class Case(NamedTuple):
+    """What padding asks of a case."""
+
+    padding: str
+    padded_tokens: int
+    padding_place: str
+
+
 PADDED = (
     PagedCacheCase(4, padded_tokens=2, padding="slot -1"),
     KvRmsnormRopeCacheCase(6, padded_tokens=2, padding="slot -1"),
@@ -28,8 +39,8 @@ PADDED = (
 
 
 def test_the_places_are_those_that_are_named():
-    own, padded = [5, 6, 7], [-1, -1]
-    assert {place: padding.arranged(own, padded, place) for place in padding.PLACES} == {
+    placed = {place: padding.with_padding([5, 6, 7], Case("slot -1", 2, place)) for place in padding.PLACES}
+    assert placed == {
         "end": [5, 6, 7, -1, -1],
         "start": [-1, -1, 5, 6, 7],
         "between": [5, 6, -1, -1, 7],
@@ -41,9 +52,9 @@ def test_the_places_are_those_that_are_named():
 def test_no_token_is_lost_and_real_ones_keep_their_order(place):
     for own in range(1, 5):
         for padded in range(5):
-            slots = padding.arranged(range(1, own + 1), [-1] * padded, place)
-            assert [slot for slot in slots if slot > 0] == list(range(1, own + 1))
-            assert len(slots) == own + padded
+            slots = padding.with_padding(range(1, own + 1), Case("slot 0", padded, place))
+            assert [slot for slot in slots if slot] == list(range(1, own + 1))
+            assert slots.count(0) == padded
 
 
 @pytest.mark.parametrize("case", PADDED, ids=COMPONENTS)

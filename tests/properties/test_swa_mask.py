@@ -125,3 +125,10 @@ def test_a_case_that_cannot_be_built_is_refused(changes):
     check_case(plain)
     with pytest.raises(ValueError):
         check_case(replace(plain, **changes))
+
+
+def test_a_batch_of_thousands_has_short_requests():
+    """With a window of which no border is affordable, any length would do, up to gigabytes."""
+    batches = Constraints(({"batch": range(2, 4097)},))
+    cells = [len(case.kv_lengths) * case.capacity for case in draws.drawn(component, batches, 800)]
+    assert 2**18 < max(cells) < 2**23

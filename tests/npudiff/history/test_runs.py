@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hypothesis.stateful import rule
 
+from npudiff.codec import dumps
 from npudiff.constraints import Constraints
 from npudiff.engine import run_job
 from npudiff.outcome import Budget, Verdict
@@ -196,3 +197,11 @@ def test_a_machine_with_one_trace_ends(watched, tally):
     assert outcome.verdict is Verdict.HOLDS
     assert (outcome.cases, outcome.steps) == (1, 12)
     assert len(watched.traces) == 1
+
+
+def test_traces_that_are_given_leave_room_for_drawn_ones(tally):
+    texts = tuple(dumps(tally.TallyCase(start, (tally.Add(7),))) for start in range(8))
+    drawn = run_job(tally.job(tally.Tally), replace(tally.SEEDED, examples=5)).cases
+    outcome = run_job(tally.job(tally.Tally), replace(tally.SEEDED, examples=5, first=texts))
+    assert outcome.cases == drawn + 8
+    assert run_job(tally.job(tally.Tally), replace(tally.SEEDED, examples=0, first=texts)).cases == 8

@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,16 @@ with target.activate():
     mask = ascend.swa_mask_eager(SwaMaskInputs(torch.tensor([LENGTH], dtype=torch.int32), 700, WINDOW), target)
 keys = torch.arange(700)
 sys.exit(not torch.equal(mask[0, 0], (keys < LENGTH - WINDOW) | (keys >= LENGTH)))
+"""
+
+LEAVES = """
+import pathlib, subprocess
+pathlib.Path("PIDS").open("a").write(f"{subprocess.Popen(['sleep', '60']).pid}\\n")
+"""
+
+COUNTS = """
+import pathlib
+pathlib.Path("RUNS").open("a").write("x")
 """
 
 
@@ -80,6 +92,43 @@ def test_a_mutant_that_hangs_the_suite_is_found_and_nothing_is_left(suite, tmp_p
         "(keys >= LENGTH)))", "(keys >= LENGTH)): subprocess.run(['sleep', '60'])"
     )
     assert found(suite(script, LENGTH=600, WINDOW=512), tmp_path, "mask_without_tail") == [True]
+
+
+def test_what_a_suite_started_and_left_is_ended_with_it(suite, tmp_path):
+    """As a server that a test suite starts and forgets."""
+    command = suite(LEAVES + GOOD, LENGTH=600, WINDOW=512, PIDS=tmp_path / "pids")
+    assert found(command, tmp_path, "mask_without_tail") == [True]
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 2
+    for pid in pids:
+        until = time.monotonic() + 5
+        while (state := status(pid)) not in ("gone", "Z") and time.monotonic() < until:
+            time.sleep(0.01)
+        assert state in ("gone", "Z")
+
+
+def status(pid):
+    """Letter of a process's state, or that there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+
+
+def test_after_an_interrupt_no_other_mutant_is_begun(suite, tmp_path):
+    def interrupted(trial):
+        raise KeyboardInterrupt
+
+    names = ["mask_without_tail", "mask_left_context_512", "mask_without_tail", "mask_left_context_512"]
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(
+            suite(COUNTS + GOOD, LENGTH=600, WINDOW=512, RUNS=tmp_path / "runs"),
+            [MUTANTS[name] for name in names],
+            tmp_path / "out",
+            workers=1,
+            follow=interrupted,
+        )
+    assert len((tmp_path / "runs").read_text()) <= 3  # alone, the first, and the one that had begun
 
 
 def test_the_command_line_names_what_is_missed_and_holds_what_was_found(suite, tmp_path, capsys):

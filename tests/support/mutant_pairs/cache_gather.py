@@ -48,8 +48,12 @@ PAIRS = {
     "masked_lanes_are_loaded": Pair(
         case(40, 3, unused="-1"),
         [case(40, 3), case(40, unused="-1")],
-        "",
+        line("tokens 1").replace("bfloat16", "bfloat16 · 1 spare column · unused -1"),
         rejected=True,
+        otherwise=(
+            line("tokens 1@1 · starts page").replace("bfloat16", "bfloat16 · unused -1"),
+            line("tokens 1 2").replace("bfloat16", "bfloat16 · unused -1"),
+        ),
     ),
     "launch_of_no_programs": Pair(case(0), [case(0, 3)], line("tokens 0"), rejected=True),
 }

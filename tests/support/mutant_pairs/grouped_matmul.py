@@ -15,6 +15,11 @@ PAIRS = {
         ENDS,
         [replace(ENDS, experts=1), replace(ENDS, load="first")],
         "",
+        otherwise=(
+            "3 rows x 32 x 32 · 3 experts · bfloat16 · ends",
+            "2 rows x 32 x 32 · 3 experts · bfloat16 · ends · load scattered",
+            "2 rows x 32 x 32 · 8 experts · bfloat16 · ends · load scattered",
+        ),
     ),
     "first_count_from_differences": Pair(
         ENDS, [replace(ENDS, experts=1)], "1 row x 32 x 32 · 2 experts · bfloat16 · ends"

@@ -17,7 +17,7 @@ class Pair:
     smallest : str
         The case that every seed shrinks to, as the console prints it; empty if that depends on the seed.
     otherwise : tuple of str
-        Other small cases at which some seeds end.
+        Other small cases at which some seeds end; without a smallest one, all at which they do.
     rejected : bool
         Whether the operator refuses the wrong call, which is a finding too.
     everywhere : bool
