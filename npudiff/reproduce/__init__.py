@@ -59,8 +59,8 @@ def _script(outcome: Outcome, finding: Finding, failure: Failure | None) -> Scri
     error = None if failure is None else failure.error
     may_kill = kind is not None or failure is None or isinstance(error, RemoteError)
     apart = needs_process(subject.target, kills=may_kill or outcome.isolated)
-    if error is not None and kind_of(str(error)) is Kind.FAULT and not apart and subject.target.device != "cpu":
-        raise NoScript("the device of this process is lost; run it with --isolate")
+    if not apart and subject.target.device != "cpu":
+        _refuse_here(outcome, kind, failure)
     if apart and sys.platform != "linux":
         raise NoScript("its calls have to be made in a process of their own, and that is done on Linux only")
     tape = Tape()
@@ -74,6 +74,14 @@ def _script(outcome: Outcome, finding: Finding, failure: Failure | None) -> Scri
         return _of(recording, tape, finding, subject.target.device, kind)
     finally:
         tape.close()
+
+
+def _refuse_here(outcome: Outcome, kind: Kind | None, failure: Failure | None) -> None:
+    """Refuse to make calls in this process that it would not survive, or that it cannot make any more."""
+    if outcome.isolated and (kind is not None or failure is None):
+        raise NoScript("its calls have to be made in a process of their own, and one that has used the device has none")
+    if failure is not None and failure.error is not None and kind_of(str(failure.error)) is Kind.FAULT:
+        raise NoScript("the device of this process is lost; run it with --isolate")
 
 
 def _cases(finding: Finding, failure: Failure | None, case_type: type) -> list[Any]:

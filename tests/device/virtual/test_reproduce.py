@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from device import ascend, mutants, targets
 from device.virtual import faults
@@ -17,7 +18,8 @@ from npudiff.discovery import load_components
 from npudiff.engine import EQUIVALENCE, run_case
 from npudiff.evidence import finding_of
 from npudiff.finding_page import keep_findings
-from npudiff.findings import write_finding
+from npudiff.errors import ExitCode
+from npudiff.findings import read_finding, write_finding
 from npudiff.outcome import Isolation, Job
 from npudiff.reproduce import reproduction
 
@@ -65,7 +67,35 @@ def test_what_it_was_made_from_is_right_on_the_device(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def npudiff(*arguments, **environment):
+    """Run a command on the virtual NPU, in a process that is new to it."""
+    command = [sys.executable, "-m", "npudiff", "virtual", "--", sys.executable, "-m", "npudiff", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=90, check=False, env={**os.environ, **environment}
+    )
+
+
 def test_the_call_of_which_a_device_is_lost_is_the_last_one(tmp_path):
+    options = ["--target", "virtual", "--isolate", "--workers", "1", "--examples", "2", "--output", tmp_path]
+    lost = {"NPUDIFF_VIRTUAL_FAULTS": "npu_rms_norm:507015"}
+    done = npudiff("check", "rms_norm", "--impl", "npu_rms_norm", *options, **lost)
+    assert done.returncode == ExitCode.FINDINGS, done.stdout + done.stderr
+    found = {folder: read_finding(folder) for folder in (tmp_path / "findings").iterdir()}
+    assert {finding.verdict for finding in found.values()} == {"device fault"}
+    folder, finding = next(one for one in found.items() if one[1].property_name == "equivalence")
+    assert finding.detail["script"] == ""
+    text = (folder / "reproduce.py").read_text()
+    assert "    run.last()\n" in text
+    assert "torch.ops.npu.npu_rms_norm.default(" in text.partition("    run.last()\n")[2].partition("OPERATORS")[0]
+    done = ran(folder, **lost)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED in line" in done.stdout
+    done = ran(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("the last call returned, which it did not when this was found: ")
+
+
+def test_a_process_that_has_used_the_device_makes_no_script_of_what_it_would_not_survive(tmp_path):
     right, target = ascend.npu_rms_norm, targets.virtual(None)
 
     def function(inputs, target):
@@ -75,19 +105,11 @@ def test_the_call_of_which_a_device_is_lost_is_the_last_one(tmp_path):
     component = COMPONENTS["rms_norm"]
     job = Job(Subject(component, replace(right, function=function), target), EQUIVALENCE, right.constraints)
     with target.activate():
+        torch.zeros(1, device=target.device)
         outcome = run_case(job, component.case_type(2, hidden_size=16), Isolation(tmp_path, warm_up=20.0, run=5.0))
-        ((finding, folder),) = keep_findings(outcome, tmp_path)
-    assert finding.verdict == "device fault"
-    assert finding.detail["script"] == ""
-    text = (folder / "reproduce.py").read_text()
-    assert "    run.last()\n" in text
-    assert "torch.ops.npu.npu_rms_norm.default(" in text.partition("    run.last()\n")[2].partition("OPERATORS")[0]
-    done = ran(folder, NPUDIFF_VIRTUAL_FAULTS="npu_rms_norm:507015")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "FAILED in line" in done.stdout
-    done = ran(folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("the last call returned, which it did not when this was found: ")
+        ((finding, _),) = keep_findings(outcome, tmp_path)
+    assert finding.detail["script"].startswith("no script: its calls have to be made in a process of their own")
+    assert not faults._state.lost
 
 
 def test_without_the_device_it_says_so_in_a_line(tmp_path):
