@@ -108,17 +108,18 @@ def test_it_is_right_where_its_bug_is_not(item):
 
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)
 def test_it_is_found_within_the_default_budget_and_shrunk(item):
-    for outcome in (found(item.name, seed=0), found(item.name, None, profile="ci")):
-        assert outcome.failure is not None
-        smallest, others = PAIRS[item.name].smallest, PAIRS[item.name].otherwise
-        assert described(outcome) in ((smallest,) if smallest else others or (described(outcome),))
+    """By the draws that CI has every time; those of any seed are looked for in properties, and below."""
+    outcome = found(item.name, None, profile="ci")
+    assert outcome.failure is not None
+    smallest, others = PAIRS[item.name].smallest, PAIRS[item.name].otherwise
+    assert described(outcome) in ((smallest,) if smallest else others or (described(outcome),))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)
 def test_it_is_found_and_shrunk_whatever_the_seed_is(item):
-    outcomes = [found(item.name, seed) for seed in range(1, 6)]
-    assert [outcome.failure is not None for outcome in outcomes] == [True] * 5
+    outcomes = [found(item.name, seed) for seed in range(6)]
+    assert [outcome.failure is not None for outcome in outcomes] == [True] * 6
     pair = PAIRS[item.name]
     assert not pair.smallest or {described(one) for one in outcomes} <= {pair.smallest, *pair.otherwise}
 

@@ -64,7 +64,7 @@ def test_a_relation_sees_the_device_that_breaks_it(name):
 @pytest.mark.parametrize("supports", [None, {"starts": ("none", "page")}, {"layout": ("PA_BSND", "PA_NZ")}])
 def test_relations_apply_to_every_case_that_is_drawn(supports):
     for relation in component.relations:
-        assert not outcome(relation.name, run, 40, supports).not_applicable
+        assert not outcome(relation.name, run, 15, supports).not_applicable
 
 
 def test_a_device_without_starts_or_with_one_layout_is_not_asked_for_others():

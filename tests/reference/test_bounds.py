@@ -22,7 +22,7 @@ from reference.paged_kv import PagedKV
 from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
 
 DRAWN = settings(
-    max_examples=300, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=120, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 ND = Constraints.of({"layout": ("PA_BSND",)})
 FEW_KEYS = ND.within(Constraints.of({"window": (1, 2, 3, 4), "kv_length": range(300), "query_length": range(1, 17)}))

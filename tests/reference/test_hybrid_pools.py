@@ -185,6 +185,12 @@ def test_attention_does_not_depend_on_how_the_tokens_came():
         assert torch.equal(expected.value, reference.attention()[name].value)
 
 
+def same_rows(ones, others):
+    """Rows of one and the same tokens: a CPU may multiply another number of rows with other code, which rounds last
+    bits otherwise."""
+    torch.testing.assert_close(ones, others, rtol=1e-12, atol=1e-12)
+
+
 def test_what_is_known_is_not_computed_again_and_never_mixed_up():
     reference, _ = taken(Allocate(0, 5), Allocate(1, 5))
     first = reference.attention()
@@ -192,12 +198,12 @@ def test_what_is_known_is_not_computed_again_and_never_mixed_up():
     assert torch.equal(first["full"].value, again["full"].value)
     assert reference.memory.attention({1: 5})["full"].value.shape[0] == 5
     swapped = reference.memory.attention({1: 5, 0: 1})
-    assert torch.equal(swapped["full"].value[5:], first["full"].value[:1])
+    same_rows(swapped["full"].value[5:], first["full"].value[:1])
     reference.take(Free(0), tokens(0, 0))
     reference.take(Allocate(0, 5), tokens(40, 5))
-    assert not torch.equal(reference.attention()["full"].value[1:], first["full"].value[:1].expand(5, -1, -1))
+    assert not torch.allclose(reference.attention()["full"].value[1:], first["full"].value[:1].expand(5, -1, -1))
     memory = reference.memory
-    assert torch.equal(memory.attention({0: 1})["full"].value, reference.attention()["full"].value[-1:])
+    same_rows(memory.attention({0: 1})["full"].value, reference.attention()["full"].value[-1:])
 
 
 def test_nobody_live_is_no_rows():

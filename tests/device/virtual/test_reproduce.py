@@ -16,9 +16,9 @@ from mutant_pairs import PAIRS
 from npudiff.component import Subject
 from npudiff.discovery import load_components
 from npudiff.engine import EQUIVALENCE, run_case
+from npudiff.errors import ExitCode
 from npudiff.evidence import finding_of
 from npudiff.finding_page import keep_findings
-from npudiff.errors import ExitCode
 from npudiff.findings import read_finding, write_finding
 from npudiff.outcome import Isolation, Job
 from npudiff.reproduce import reproduction

@@ -212,10 +212,10 @@ def test_what_failed_is_remembered_and_a_colleague_finds_it_with_that(gate, tmp_
 def test_the_finding_of_a_colleague_comes_first(gate, cli, tmp_path):
     assert gate(examples=100).code == ExitCode.FINDINGS
     (tmp_path / ".npudiff").rename(tmp_path / "theirs")
-    result = gate("--shared", "theirs", examples=1, rotating="warns", budget="20s")
+    result = gate("--shared", "theirs", examples=1, rotating="warns", budget="3s")
     assert "part       what others found, told only" in result.out
     assert re.search(r"found +at case 1\b", result.out)
-    result = gate("--shared", "theirs", examples=1, rotating="fails", budget="5s")
+    result = gate("--shared", "theirs", examples=1, rotating="fails", budget="3s")
     assert result.code == ExitCode.FINDINGS
     assert "part       what others found\n" in result.out
     assert not (tmp_path / "theirs" / "journal").exists()
@@ -310,8 +310,8 @@ def test_a_relation_does_not_run_what_is_known_either(gate, known, tmp_path):
     for prop in ("equivalence", "wide_window_equals_none"):
         changed = {**finding, "property_name": prop, "case": case, "tensors_sha256": None}
         (theirs / "finding.json").write_text(json.dumps(changed))
-        assert gate("--shared", "theirs", rotating="fails", budget="5s").code == ExitCode.CLEAN
+        assert gate("--shared", "theirs", examples=1, rotating="fails", budget="2s").code == ExitCode.CLEAN
     (tmp_path / "known_issues.toml").unlink()
-    result = gate("--shared", "theirs", rotating="fails", budget="5s")
+    result = gate("--shared", "theirs", examples=1, rotating="fails", budget="2s")
     assert "FINDING swa_mask.bad · wide_window_equals_none" in result.out
     assert "part       what others found\n" in result.out

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from npudiff.isolation import journal
@@ -161,7 +161,9 @@ LINES = st.one_of(
 )
 
 
-@settings(max_examples=200)
+@settings(
+    max_examples=200, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(lines=st.lists(LINES, max_size=6), junk=st.binary(max_size=40), cut=st.integers(0, 80))
 def test_damaged_journals_are_read_as_far_as_they_make_sense(tmp_path_factory, lines, junk, cut):
     folder = tmp_path_factory.mktemp("journal")
