@@ -172,7 +172,7 @@ def select_implementations(components: Iterable[Component], selectors: Sequence[
     Raises
     ------
     UsageError
-        If a selector names nothing, or its module fails to import.
+        If a selector names nothing, or its module fails to import, or two implementations have one name.
     """
     names = {component.name: component for component in components}
     built_in = built_in_implementations()
@@ -188,11 +188,22 @@ def select_implementations(components: Iterable[Component], selectors: Sequence[
         chosen.extend(fitting)
     if not selectors:
         chosen = [item for item in built_in if item.component in names]
-    unique = {(item.component, item.name, item.origin): item for item in chosen}.values()
     return [
         replace(item, constraints=item.constraints.checked(names[item.component].axes, f"implementation {item.name}"))
-        for item in unique
+        for item in _each_once(chosen)
     ]
+
+
+def _each_once(items: Sequence[Implementation]) -> list[Implementation]:
+    """Refuse namesakes: findings, tests and known issues say which implementation they are of by its name alone."""
+    seen: dict[tuple[str, str], Implementation] = {}
+    for item in items:
+        other = seen.setdefault((item.component, item.name), item)
+        if other.function is not item.function:
+            raise UsageError(
+                f"--impl: {item.component}.{item.name} is in {other.origin} and in {item.origin}: rename one of them"
+            )
+    return list(seen.values())
 
 
 def _external(selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:

@@ -19,7 +19,7 @@ from npudiff.isolation.faults import Kind
 from npudiff.outcome import Isolation, Job, Outcome, Verdict
 from npudiff.property import Property
 from npudiff.target import TargetUnavailable
-from npudiff.workers import on_this_host
+from npudiff.workers import can_isolate, on_this_host
 
 
 class ReplayVerdict(Enum):
@@ -126,14 +126,17 @@ def _told(folder: Path, finding: Finding, outcome: Outcome, case: Any) -> Replay
 
 def _run(finding: Finding, job: Job, case: Any, isolation: Isolation, isolate: bool | None) -> Outcome:  # noqa: ANN401
     """Run the case; one that poisons is run before the case in which that was seen."""
-    if finding.verdict == POISONS:
+    poisons = finding.verdict == POISONS
+    kills = poisons or finding.verdict in {kind.value for kind in Kind if kind is not Kind.RAISED}
+    wanted = kills or not on_this_host(job.subject.target) if isolate is None else isolate or poisons
+    if wanted and not can_isolate():
+        raise UsageError("--isolate needs Linux" + ("" if poisons else "; --no-isolate runs the case in this process"))
+    if poisons:
         component = job.subject.component
         victim = from_plain(component.case_type, finding.detail.get("victim"))
         component.check_case(victim)
         outcome = run_cases(job, (case, victim), isolation)
     else:
-        kills = finding.verdict in {kind.value for kind in Kind if kind is not Kind.RAISED}
-        wanted = kills or not on_this_host(job.subject.target) if isolate is None else isolate
         outcome = run_case(job, case, isolation if wanted else None)
     outcome.settle()
     return outcome

@@ -21,14 +21,15 @@ from npudiff.gate.known import FILE, KnownIssue, read_known
 from npudiff.gate.machine import machine_of
 from npudiff.gate.problems import Level, Problem, problems_of
 from npudiff.gate.progress import GateProgress
-from npudiff.gate.result import GateResult
+from npudiff.gate.result import GateResult, KnownStatus
 from npudiff.gate.rotation import rotation_of
 from npudiff.gate.run import Course, run_gate
 from npudiff.gate.sarif import sarif
 from npudiff.gate.triage import Triage, triage
 from npudiff.isolation.journal import JOURNALS, left_behind
 from npudiff.plan import Plan, make_plan
-from npudiff.run_page.write import Ran, keep_record
+from npudiff.run_page.record import KnownRecord
+from npudiff.run_page.write import Ran, keep_record, known_record
 from npudiff.shared import FINDINGS
 from npudiff.text import clipped, listed, printable
 
@@ -115,12 +116,30 @@ def _tell(result: GateResult, console: Console, folder: Path) -> None:
 
 def _record(result: GateResult, sorted_out: Triage, folder: Path, began: float, error: BaseException | None) -> None:
     """Leave a record of what there is, from which ``npudiff report`` makes a page."""
-    outcomes = [outcome for _, outcome in result.outcomes]
-    findings = [(told.finding, told.folder) for told in result.findings]
-    seconds = time.time() - began
-    left_out = [issue.name for issue, _ in sorted_out.again]
-    ran = Ran(result.plan, outcomes, (), findings, began, seconds, error, command="gate", left_out=left_out)
+    without: dict[str, list[str]] = {}
+    for issue, jobs in sorted_out.again:
+        for job in jobs:
+            without.setdefault(job.name, []).append(issue.name)
+    ran = Ran(
+        result.plan,
+        [outcome for _, outcome in result.outcomes],
+        (),
+        [(told.finding, told.folder) for told in result.findings],
+        began,
+        time.time() - began,
+        error,
+        command="gate",
+        without=without,
+        known=[_known_record(one) for one in result.known],
+        gate=result.verdict,
+    )
     keep_record(ran, folder)
+
+
+def _known_record(status: KnownStatus) -> KnownRecord:
+    issue, why = status.issue, "" if status.why == status.issue.link else status.why
+    said = f"{status.state.value}: {why}" if why else status.state.value
+    return known_record(issue.name, said, closes=status.state.closes, link=issue.link, expires=str(issue.expires))
 
 
 def _root() -> Path:

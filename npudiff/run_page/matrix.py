@@ -53,14 +53,18 @@ def _cells(
 def cell(jobs: Sequence[Now]) -> tuple[str, str, str]:
     """Return what a cell says of jobs, which class it has, and what it says in small."""
     findings, cases = findings_of(jobs), sum(now.job.cases for now in jobs)
-    missing = sum(now.job.verdict == "not run" for now in jobs)
     narrowed = bool(jobs) and all(now.kept.record.scope for now in jobs if now.job.cases)
-    more = counted(cases, "case")
-    more += "".join((", narrowed" if narrowed else "", f", {number(missing)} not run" if missing else ""))
+    without = len({name for now in jobs for name in now.job.without})
+    known = counted(without, "known issue")
+    more = counted(cases, "case") + (", narrowed" if narrowed else "") + (f", without {known}" if without else "")
+    missing = sum(now.job.verdict == "not run" and not now.job.without for now in jobs)
+    more += f", {number(missing)} not run" if missing else ""
     if findings:
         return counted(findings, "finding"), "no", more
     if cases:
         return ("ok", "yes", more) if not missing else ("ok so far", "few", more)
+    if without and not missing:
+        return known, "few", "nothing else was run"
     if missing or not jobs:
         return "not run", "none", ""
     return "not applicable", "none", ""

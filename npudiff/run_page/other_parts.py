@@ -11,7 +11,7 @@ from npudiff.run_page.card import finding_list
 from npudiff.run_page.state import MutantNow, Now, State
 from npudiff.run_page.words import counted, folded, left_out, name_of, number, phone, table, words
 
-MOST_MUTANTS, MOST_REASONS, MOST_SUBJECTS = 2_000, 8, 1_000
+MOST_MUTANTS, MOST_REASONS, MOST_SUBJECTS, MOST_KNOWN = 2_000, 8, 1_000, 500
 
 
 def mutants(state: State) -> str:
@@ -30,6 +30,24 @@ def mutants(state: State) -> str:
     if found:
         parts.append(folded(f"{number(len(found))} found", _mutant_table("Mutants that were found", found)))
     return "".join(parts)
+
+
+def known(state: State) -> str:
+    """Return the part about known issues of gates, if there are any."""
+    if not state.known:
+        return ""
+    rows = []
+    for one in state.known[:MOST_KNOWN]:
+        issue = one.known
+        rows.append(
+            f"<tr><th scope=row>{words(issue.name)}</th><td>{words(one.place.text)}</td>"
+            f"<td class={'no' if issue.closes else 'few'}>{words(issue.state)}</td>"
+            f"<td>{words(issue.link)}</td><td>{words(issue.expires, 40)}</td></tr>"
+        )
+    columns = ("known issue", "where", "state", "tracked in", "accepted until")
+    said = "What the latest gate saw of them. The cases of those that are known there were left out of everything else."
+    shown = table("Known issues", columns, rows, "words list") + left_out(len(state.known), MOST_KNOWN, "issues")
+    return f"<h2 id=known>Known issues</h2><p>{said}</p>{shown}"
 
 
 def _mutant_table(caption: str, ones: Sequence[MutantNow]) -> str:

@@ -20,6 +20,7 @@ RUNS_SHOWN = 5
 _PARTS = {
     "findings": "Findings",
     "matrix": "What was checked where",
+    "known": "Known issues",
     "margins": "Margins",
     "mutants": "Wrong on purpose",
     "regions": "Where the cases were",
@@ -45,6 +46,7 @@ def run_page(kept: Sequence[Kept], problems: Sequence[str], strays: Sequence[str
         *_overview(state),
         findings_part(state, page),
         matrix(state),
+        other_parts.known(state),
         margins(state),
         other_parts.mutants(state),
         other_parts.regions(state),
@@ -70,7 +72,8 @@ def _overview(state: State) -> Iterator[str]:
         yield f"<div><dt>{name}</dt><dd>{value}</dd></div>"
     yield "</dl><nav aria-label=Contents><ul>"
     for name, title in _PARTS.items():
-        yield f"<li><a href=#{name}>{title}</a></li>"
+        if name != "known" or state.known:
+            yield f"<li><a href=#{name}>{title}</a></li>"
     yield "</ul></nav><h2 id=runs>Runs</h2>"
     shared = _versions(state.kept[-1]) if state.kept else ""
     yield f"<p>{shared}</p>"
@@ -81,8 +84,10 @@ def _overview(state: State) -> Iterator[str]:
 
 def verdict_of(state: State) -> tuple[str, str]:
     """Return in one sentence how things are, and a class for it."""
-    lost = len(state.missed)
+    lost, due = len(state.missed), sum(one.known.closes for one in state.known)
     missed = f"{counted(lost, 'mutant')} that had to be found {'was' if lost == 1 else 'were'} missed." if lost else ""
+    looks = f"{counted(due, 'known issue')} {'has' if due == 1 else 'have'} to be looked at." if due else ""
+    missed = f"{missed} {looks}".strip()
     accused = sum(any(findings_of(jobs) for jobs in cells.values()) for cells in state.by_subject.values())
     if accused:
         wrong = f"{counted(findings_of(state.jobs), 'finding')} in {number(accused)} of"
@@ -91,8 +96,10 @@ def verdict_of(state: State) -> tuple[str, str]:
         return "Nothing ran: nothing is known.", "few"
     if missed:
         return f"No findings, but {missed}", "no"
-    incomplete = any(now.job.verdict == "not run" for now in state.jobs)
+    incomplete = any(now.job.verdict == "not run" and not now.job.without for now in state.jobs)
     held = f"Every property held, in {number(sum(now.job.cases for now in state.jobs))} cases"
+    without = {name for now in state.jobs for name in now.job.without}
+    held += f", without those of {counted(len(without), 'known issue')}" if without else ""
     return (f"{held}; some were not run.", "few") if incomplete else (f"{held}.", "yes")
 
 
@@ -102,6 +109,8 @@ def _numbers(state: State) -> Iterator[tuple[str, str]]:
     yield "properties", number(len(state.jobs))
     yield "cases", number(state.cases)
     yield "findings", number(findings_of(state.jobs))
+    if state.known:
+        yield "known issues", number(len(state.known))
     if state.mutants:
         yield "mutants found", f"{number(found)} of {number(len(state.mutants))}"
     yield "targets", words("; ".join(place.text for place in state.places) or "none", 160)
@@ -121,6 +130,9 @@ def _run(kept: Kept, shared: str) -> str:
     drawn += said.scope[:10]
     cases = sum(job.cases for job in said.jobs) + sum(mutant.cases for mutant in said.mutants)
     ended = "" if said.ended == "complete" else f"<br><span class=few>{words(said.ended)}</span>"
+    ended += (
+        f"<br><span class={'yes' if said.gate == 'open' else 'no'}>gate {words(said.gate)}</span>" if said.gate else ""
+    )
     started = words(said.started.replace("T", " ").rstrip("Z"))
     return (
         f"<tr><th scope=row>{started}<br><small>npudiff {words(said.command, 30)}</small></th>"

@@ -77,6 +77,8 @@ class JobRecord:
         How often the failing case failed in a process of its own, and of how many times.
     findings : tuple of str
         Names of the folders of its findings.
+    without : tuple of str
+        Known issues whose cases were left out.
     """
 
     component: str
@@ -96,6 +98,7 @@ class JobRecord:
     flaky: bool = False
     alone: tuple[int, ...] = ()
     findings: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,29 @@ class MutantRecord:
 
 
 @dataclass(frozen=True)
+class KnownRecord:
+    """A known issue, and what a gate saw of it.
+
+    Attributes
+    ----------
+    name : str
+        What it is about: component, implementation, property, condition.
+    state : str
+        What became of it, in words.
+    closes : bool
+        Whether the gate is closed by it.
+    link, expires : str
+        Where it is tracked, and until which day it is accepted.
+    """
+
+    name: str
+    state: str
+    closes: bool
+    link: str
+    expires: str
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """A run.
 
@@ -177,6 +203,10 @@ class RunRecord:
         Whether a mutant that was not found is the run's fault.
     jobs, findings, mutants : tuple
         What came out.
+    known : tuple of KnownRecord
+        Known issues of a gate.
+    gate : str
+        Whether a gate was open, and if not, why; empty for any other run.
     """
 
     npudiff: str
@@ -198,3 +228,5 @@ class RunRecord:
     jobs: tuple[JobRecord, ...]
     findings: tuple[FindingRecord, ...]
     mutants: tuple[MutantRecord, ...]
+    known: tuple[KnownRecord, ...] = ()
+    gate: str = ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from npudiff.run_page.read import Kept
-from npudiff.run_page.record import FindingRecord, JobRecord, MutantRecord
+from npudiff.run_page.record import FindingRecord, JobRecord, KnownRecord, MutantRecord
 
 TARGETS = ("npu", "virtual", "sim")
 """Targets in the order of what a reader trusts most."""
@@ -61,6 +61,14 @@ class MutantNow:
     place: Place
 
 
+@dataclass(frozen=True)
+class KnownNow:
+    """A known issue, as the latest gate at a place saw it."""
+
+    known: KnownRecord
+    place: Place
+
+
 Subject = tuple[str, str]
 """Component and implementation."""
 
@@ -81,13 +89,15 @@ class State:
     def jobs(self) -> list[Now]:
         """Of each property of each implementation at each place: the latest run, in the order of first mention.
 
-        A run that was narrowed is no later word on a whole run, nor on one that was narrowed otherwise. A whole run is
-        one on all before it. A job that a run did not get to says nothing where another run did.
+        A run that was narrowed, or that left out cases of known issues, is no later word on a whole run, nor on one
+        that was narrowed otherwise. A whole run is one on all before it.
+        A job that a run did not get to says nothing where another run did.
         """
         latest: dict[tuple[object, ...], dict[tuple[str, ...], Now]] = {}
         for kept in self.kept:
-            place, scope = Place.of(kept), kept.record.scope
+            place = Place.of(kept)
             for job in kept.record.jobs:
+                scope = (*kept.record.scope, *job.without)
                 key = (job.component, job.implementation, job.property_name, place)
                 scopes = latest.setdefault(key, {})
                 if job.verdict == "not run" and scopes:
@@ -110,6 +120,13 @@ class State:
                 if not weaker or mutant.found:
                     latest[key] = MutantNow(mutant, kept, place)
         return list(latest.values())
+
+    @cached_property
+    def known(self) -> list[KnownNow]:
+        """Known issues of the latest gate at each place; those that close it first."""
+        latest = {Place.of(kept): kept.record.known for kept in self.kept if kept.record.gate}
+        ones = [KnownNow(known, place) for place, some in sorted(latest.items()) for known in some]
+        return sorted(ones, key=lambda one: not one.known.closes)
 
     @cached_property
     def findings(self) -> list[FoundNow]:
@@ -146,7 +163,7 @@ class State:
     @cached_property
     def places(self) -> list[Place]:
         """Where something ran, or was to run."""
-        return sorted({now.place for now in self.jobs} | {one.place for one in self.mutants})
+        return sorted({now.place for now in self.jobs} | {one.place for one in (*self.mutants, *self.known)})
 
     @cached_property
     def by_subject(self) -> Mapping[Subject, Mapping[Place, list[Now]]]:

@@ -10,8 +10,8 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from npudiff.findings import Finding
 from npudiff.outcome import Job, Outcome
 from npudiff.plan import Plan
 from npudiff.run_page import record
-from npudiff.run_page.record import Count, Ended, FindingRecord, JobRecord, MutantRecord, RunRecord, Said
+from npudiff.run_page.record import Count, Ended, FindingRecord, JobRecord, KnownRecord, MutantRecord, RunRecord, Said
 from npudiff.shared import FINDINGS
 from npudiff.text import clipped
 
@@ -52,8 +52,12 @@ class Ran:
         The one case that was run, as JSON.
     command : str
         What ran it.
-    left_out : sequence of str
-        Known issues, whose cases were not run with the others: the run looked at a part only.
+    without : mapping of str to sequence of str
+        By name of a job: known issues whose cases it did not run.
+    known : sequence of KnownRecord
+        Known issues.
+    gate : str
+        What the gate came to.
     """
 
     plan: Plan
@@ -65,7 +69,9 @@ class Ran:
     error: BaseException | None = None
     case: str | None = None
     command: str = "check"
-    left_out: Sequence[str] = ()
+    without: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    known: Sequence[KnownRecord] = ()
+    gate: str = ""
 
 
 def keep_record(ran: Ran, root: Path) -> None:
@@ -106,6 +112,9 @@ def record_of(ran: Ran) -> RunRecord:
         done.setdefault(outcome.job.name, []).append(outcome)
     missing = [job for job in ran.plan.jobs if job.name not in done] if ran.case is None else []
     error = ran.error
+    jobs = [(name, _job(outcomes, names)) for name, outcomes in done.items()]
+    jobs += [(job.name, _not_run(job)) for job in missing]
+    without = {name: tuple(_text(one, record.MOST_LINE) for one in known) for name, known in ran.without.items()}
     return RunRecord(
         npudiff=__version__,
         command=ran.command,
@@ -118,9 +127,11 @@ def record_of(ran: Ran) -> RunRecord:
         device=_text(target.device),
         cann=_text(target.cann),
         **_asked_for(ran),
-        jobs=(*(_job(outcomes, names) for outcomes in done.values()), *(_not_run(job) for job in missing)),
+        jobs=tuple(replace(job, without=without.get(name, ())) for name, job in jobs),
         findings=tuple(_finding(finding, folder) for finding, folder in findings),
         mutants=tuple(_mutant(outcome) for outcome in ran.mutants),
+        known=tuple(ran.known),
+        gate=_text(ran.gate),
     )
 
 
@@ -130,13 +141,12 @@ def _asked_for(ran: Ran) -> dict[str, Any]:
     model = [f"--profile {request.model}"] if request.model else []
     only = [f"--case {ran.case}"] if ran.case is not None else []
     where = [f"--where {one}" for one in request.where]
-    left_out = [f"without the known issue {one}" for one in ran.left_out]
     return {
         "profile": request.hypothesis_profile,
         "seed": _said(request.seed),
         "examples": _said(request.examples),
         "budget": _said(request.seconds),
-        "scope": tuple(_text(one) for one in (*model, *where, *only, *left_out)),
+        "scope": tuple(_text(one) for one in (*model, *where, *only)),
         "judged": ran.plan.judges_mutants and ran.case is None,
     }
 
@@ -211,6 +221,11 @@ def _finding(finding: Finding, folder: Path) -> FindingRecord:
         line,
         _text(str(finding.detail.get("error") or line), record.MOST_LINE),
     )
+
+
+def known_record(name: str, state: str, *, closes: bool, link: str, expires: str) -> KnownRecord:
+    """Return the record of a known issue, with texts that are not too long for one."""
+    return KnownRecord(_text(name, record.MOST_LINE), _text(state, record.MOST_LINE), closes, _text(link), expires)
 
 
 def _mutant(outcome: Outcome) -> MutantRecord:

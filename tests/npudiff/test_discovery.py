@@ -169,6 +169,15 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(mask, kernel, text,
     assert not [name for name in sys.modules if name.endswith("my_kernel")] or "fails" not in expected
 
 
+def test_what_is_named_twice_is_there_once_and_namesakes_are_refused(mask, tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.py").write_text(decorated())
+    one, other = str(tmp_path / "one.py"), str(tmp_path / "other.py")
+    assert len(select_implementations(mask, [one, one, "eager", "device.ascend.swa_mask"])) == 3
+    with pytest.raises(UsageError, match=rf"--impl: swa_mask\.mine is in {one} and in {other}: rename one of them"):
+        select_implementations(mask, [one, other])
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [

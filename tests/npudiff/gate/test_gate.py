@@ -10,6 +10,7 @@ import pytest
 
 from npudiff.errors import DeviceLost, ExitCode
 from npudiff.gate import run as gate_run
+from npudiff.run_page.read import read_records
 
 
 def test_a_finding_closes_the_gate(gate, tmp_path):
@@ -30,12 +31,17 @@ def test_two_gates_run_the_same_cases(gate):
     assert first == second
 
 
-def test_a_known_issue_opens_it_and_hides_nothing_else(gate, known):
+def test_a_known_issue_opens_it_and_hides_nothing_else(gate, known, tmp_path):
     known(("bad", 'where = ["window=3"]'))
     result = gate()
     assert result.code == ExitCode.CLEAN
     assert "note     known issue swa_mask.bad where window=3: still fails" in result.out
     assert "gate open" in result.out
+    ((kept,), _) = read_records([tmp_path / ".npudiff"])
+    (issue,) = kept.record.known
+    assert (issue.name, issue.state, issue.closes) == ("swa_mask.bad where window=3", "still fails", False)
+    assert {job.implementation for job in kept.record.jobs if job.without == (issue.name,)} == {"bad"}
+    assert (kept.record.gate, kept.record.scope) == ("open", ())
     (noted,) = result.sarif["runs"][0]["results"]
     assert noted["level"] == "note"
     assert noted["suppressions"] == [

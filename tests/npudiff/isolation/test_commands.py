@@ -83,6 +83,16 @@ def test_findings_of_a_crash_and_of_a_poisoning_are_shown_and_replayed(cli, kern
     assert {line.split()[0] for line in fixed.out.splitlines()} == {"FIXED"}
 
 
+def test_a_replay_that_would_need_isolation_is_refused_where_there_is_none(cli, kernels, tmp_path, monkeypatch):
+    cli(*kernels)
+    monkeypatch.setattr("npudiff.replay.can_isolate", lambda: False)
+    for name, hint in (("crashes", "; --no-isolate runs the case in this process"), ("poisons", "")):
+        folder = next((tmp_path / ".npudiff" / "findings").glob(f"*{name}*"))
+        refused = cli("replay", folder, "--impl", "mine.py")
+        assert refused.code == ExitCode.USAGE
+        assert refused.out == f"ERROR  {folder}: --isolate needs Linux{hint}\n"
+
+
 def test_in_processes_beside_each_other_as_well(cli, kernels):
     result = cli(*kernels[:-6], "--workers", "2", "--seed", "3", "--examples", "60")
     assert result.code == ExitCode.FINDINGS

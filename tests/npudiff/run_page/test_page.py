@@ -14,7 +14,7 @@ from npudiff.run_page.findings_part import IN_FULL, WITH_PICTURES
 from npudiff.run_page.margins import length
 from npudiff.run_page.page import run_page
 from npudiff.run_page.read import Kept, read_records
-from npudiff.run_page.record import Count
+from npudiff.run_page.record import Count, KnownRecord
 
 
 @pytest.fixture
@@ -155,6 +155,23 @@ def test_missed_mutants_are_told_first(page_of, record, mutant):
     _, page = page_of(record(mutants=(mutant(found=False),), judged=False))
     assert "Every property held" in page.words
     assert "1 mutant not shown: the run was narrowed or shortened" in page.words
+
+
+def test_known_issues_are_told_and_what_they_leave_out(page_of, record, job):
+    seen = KnownRecord("toy.mine where a=<1>", "still fails", False, "https://example.org/<7>", "2027-01-31")
+    due = replace(seen, name="toy.late", state="has expired", closes=True)
+    jobs = (job(without=(seen.name,)), job(implementation="all", verdict="not run", cases=0, without=("toy.all",)))
+    _, page = page_of(record(command="gate", gate="open", jobs=jobs, known=(seen,)))
+    assert "Every property held, in 10 cases, without those of 2 known issues." in page.words
+    assert "gate open" in page.words
+    assert "10 cases, without 1 known issue" in page.words
+    assert "nothing else was run" in page.words
+    assert "toy.mine where a=<1>" in page.words
+    assert "https://example.org/<7>" in page.words
+    assert "#known" in page.links
+    _, page = page_of(record(command="gate", gate="closed: 1 known issue to look at", known=(seen, due)))
+    assert "No findings, but 1 known issue has to be looked at." in page.words
+    assert page.words.index("toy.late") < page.words.index("toy.mine where")
 
 
 def test_margins_are_told_with_the_case(page_of, record, job):

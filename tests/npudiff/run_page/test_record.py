@@ -82,7 +82,7 @@ def test_mutants_are_in_it(cli, only, workers):
 def test_a_gate_leaves_one_in_which_its_parts_are_one(cli, only, tmp_path, check_page):
     """The rotating part runs properties again, on other cases."""
     cli("gate", "swa_mask", "--impl", "eager", "--impl", "mask_without_tail", "--target", "sim", "--cann", "8.5",
-        "--examples", "5", "--budget", "2s")  # fmt: skip
+        "--examples", "5", "--budget", "4s")  # fmt: skip
     said = only()
     assert (said.command, said.ended, said.profile) == ("gate", "complete", "ci")
     names = [(job.implementation, job.property_name) for job in said.jobs]

@@ -8,7 +8,7 @@ import pytest
 
 from npudiff.run_page.matrix import cell
 from npudiff.run_page.read import Kept
-from npudiff.run_page.record import FindingRecord
+from npudiff.run_page.record import FindingRecord, KnownRecord
 from npudiff.run_page.state import State
 
 
@@ -72,6 +72,27 @@ def test_a_narrowed_run_says_nothing_of_the_rest(run, job):
     assert verdicts(State([run(1, failed(job), scope=narrow), run(2, job())])) == ["holds"]
 
 
+def test_a_gate_that_left_out_known_issues_says_nothing_of_their_cases(run, job):
+    left_out = job(without=("toy.mine where a=1",))
+    assert verdicts(State([run(1, failed(job)), run(2, left_out)])) == ["wrong value", "holds"]
+    assert verdicts(State([run(1, failed(job)), run(2, left_out), run(3, job())])) == ["holds"]
+    assert verdicts(State([run(1, failed(job, implementation="other")), run(2, job(implementation="other"))])) == [
+        "holds"
+    ]
+
+
+def test_known_issues_are_those_of_the_latest_gate_at_each_place(run, job):
+    one, other, elsewhere = (KnownRecord(name, "still fails", False, "x", "2027-01-31") for name in "abc")
+    runs = [
+        run(1, job(), gate="open", known=(one,)),
+        run(2, job(), gate="open", known=(other,)),
+        run(3, job(), gate="open", known=(elsewhere,), target="npu"),
+        run(4, job()),
+    ]
+    assert [now.known.name for now in State(runs).known] == ["c", "b"]
+    assert not State([*runs, run(5, job(), gate="open"), run(6, job(), gate="open", target="npu")]).known
+
+
 def test_what_a_run_did_not_get_to_says_nothing(run, job):
     missing = job(verdict="not run", cases=0)
     assert verdicts(State([run(1, failed(job)), run(2, missing)])) == ["wrong value"]
@@ -109,6 +130,11 @@ def test_a_mutant_counts_where_it_was_judged(run, mutant):
         ([{"verdict": "exception", "cases": 3}], ("1 finding", "no", "3 cases")),
         ([{"verdict": "wrong value", "cases": 3, "findings": ("a", "b")}, {}], ("2 findings", "no", "13 cases")),
         ([{"findings": ("poisoned",)}], ("1 finding", "no", "10 cases")),
+        ([{"without": ("a",)}, {"without": ("a",)}], ("ok", "yes", "20 cases, without 1 known issue")),
+        (
+            [{"verdict": "not run", "cases": 0, "without": ("a", "b")}],
+            ("2 known issues", "few", "nothing else was run"),
+        ),
     ],
 )
 def test_a_cell_says_it_in_words(run, job, jobs, said):
