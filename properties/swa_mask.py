@@ -91,8 +91,9 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwaMaskCase:
 
 
 def _lengths(box: Box, window: int | None, affordable: int) -> Sequence[Sequence[int]]:
-    """Lengths: anything small, or one away from the window, or at a threshold of some kernel."""
-    borders = {0, *_LONG} if window is None else {max(0, window + step) for step in (-1, 0, 1, 2, window + 1)}
+    """Lengths: anything small, or one away from the window, or at a threshold of some kernel, or long."""
+    near_window = {max(0, window + step) for step in (-1, 0, 1, 2, window + 1)} if window else set()
+    borders = near_window | {*_LONG[-2:]} if window else {0, *_LONG}
     borders = {length for length in borders if length <= affordable}
     widest = max(ends) if (ends := _ends(box.get("capacity"))) else _MAX_CAPACITY
     allowed = intersection(range(widest + 1), box.get("kv_length", range(widest + 1)))

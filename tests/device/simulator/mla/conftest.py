@@ -153,11 +153,11 @@ def placed(cache, rows, slots, *, nz=False):
 def tiled(weight):
     """Cut int8 [columns, inner] into [1, inner / 32, columns, 32], element by element."""
     columns, inner = weight.shape
-    tiles = torch.zeros(1, inner // 32, columns, 32, dtype=torch.int8)
-    for column in range(columns):
-        for element in range(inner):
-            tiles[0, element // 32, column, element % 32] = weight[column, element]
-    return tiles
+    tiles = [[0] * (columns * 32) for _ in range(inner // 32)]
+    for column, row in enumerate(weight.tolist()):
+        for element, value in enumerate(row):
+            tiles[element // 32][column * 32 + element % 32] = value
+    return torch.tensor(tiles, dtype=torch.int8).view(1, inner // 32, columns, 32)
 
 
 def preprocess_inputs(tokens=3, *, seed=0, blocks=2, block_size=4):
