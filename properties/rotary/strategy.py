@@ -19,7 +19,7 @@ MOST_COSINES = 100_000
 MOST_ROWS = 2**13
 """Rows of all heads up to which a case may have more heads than it must."""
 
-MANY_SHARE = 14
+MANY_SHARE = 8
 """One of so many cases has more rows than a kernel turns in one go."""
 
 LEAST_OF_MANY, MOST_OF_MANY = 12_000, 2**15

@@ -19,7 +19,7 @@ BATCHES = (1, 2, 3, 4)
 MOST_SLOTS = 2**14
 """Pages of far more requests than usual, times page size and heads, at most."""
 FEW_ROWS = range(1, 9)
-DRAFTS = (2, 3, 4, 8, 8)
+DRAFTS = (2, 3, 4, *[8] * 5)
 """Rows of a draft that backends verify, and for which kernels have tiles: drawn more often than their neighbours."""
 
 MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300, 513)
@@ -121,14 +121,14 @@ def draw_requests(
         heads,
     )
     batch = choose.pick(_batches(choose, box, page_size, heads))
-    blind = choose.value(box, "blind_rows", ("none", "none", "empty", "any"))
+    blind = choose.value(box, "blind_rows", (*("none",) * 3, "empty", "any", "any"))
     kind = choose.pick(("decode", "extend", "mixed"))
     special = _draw_request(choose, lengths, kind if long == "no" else long, blind)
     if not allows(box.get("ragged", (True,)), True):
         lengths = replace(lengths, query=(special.query,))
     others = [_draw_request(choose, lengths, kind, "none") for _ in range(min(batch, DISTINCT) - 1)]
     others = list(islice(cycle(others), batch - 1))
-    place = choose.pick(range(batch))
+    place = choose.pick((*range(batch), *range(1, batch)))  # where it is not first, places in it and the batch differ
     kept = place if long != "no" or blind != "none" else None
     requests = _with_empty(choose, box, (*others[:place], special, *others[place:]), kept)
     assume(_is_inside(box, requests))

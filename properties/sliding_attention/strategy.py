@@ -23,7 +23,7 @@ from properties.sliding_attention.requests import LONG, draw_requests
 
 PAGE_SIZES = (16, 32, 48, 64, 96, 128, 192, 256)
 KV_HEADS = (1, 2, 3)
-GROUPS = (1, 2, 3, 5, 6, 8, 13)
+GROUPS = (1, 1, 2, 3, 5, 6, 7, 8, 13)
 WINDOWS = (1, 2, 3, 4, 15, 16, 17, 31, 33, 64, 127, 128, 129, 512, 513, 4096)
 SCALES = (1.0, 0.5, 4.0)
 SEEDS = (range(1), *[range(1, 4096)] * 6)  # 0 stands alone so that shrinking meets it first
@@ -54,7 +54,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     choose = Chooser(draw)
     choose.go_far(AXES, "group", "kv_heads", "batch")
     box = choose.pick(boxes)
-    page_size = choose.value(box, "page_size", PAGE_SIZES)
+    page_size = choose.value(box, "page_size", PAGE_SIZES[:2] if choose.far == "kv_heads" else PAGE_SIZES)
     long = choose.pick(LONG[:1] if choose.far else LONG)
     window = choose.value(box, "window", _windows(page_size, long))
     requests = draw_requests(choose, box, page_size, window, _fewest_heads(box), long)

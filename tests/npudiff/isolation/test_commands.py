@@ -63,7 +63,7 @@ def findings(folder, name):
     return {one["property_name"]: one for one in found}
 
 
-def test_findings_of_a_crash_and_of_a_poisoning_are_shown_and_replayed(cli, kernels, tmp_path):
+def test_findings_of_a_crash_and_of_a_poisoning_are_shown_and_replayed(cli, kernels, tmp_path, monkeypatch):
     result = cli(*kernels)
     assert result.code == ExitCode.FINDINGS
     assert "FINDING swa_mask.crashes · equivalence · process died" in result.out
@@ -75,22 +75,19 @@ def test_findings_of_a_crash_and_of_a_poisoning_are_shown_and_replayed(cli, kern
     assert "exit code 9" in crash["detail"]["error"]
     assert findings(tmp_path, "poisons")["equivalence"]["case"]["window"] == 3
     assert not list((tmp_path / ".npudiff" / "journal").iterdir())
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("npudiff.replay.can_isolate", lambda: False)
+        for name, hint in (("crashes", "; --no-isolate runs the case in this process"), ("poisons", "")):
+            folder = next((tmp_path / ".npudiff" / "findings").glob(f"*{name}*"))
+            refused = cli("replay", folder, "--impl", "mine.py")
+            assert refused.code == ExitCode.USAGE
+            assert refused.out == f"ERROR  {folder}: --isolate needs Linux{hint}\n"
     replayed = cli("replay", ".npudiff/findings", "--impl", "mine.py")
     assert replayed.code == ExitCode.FINDINGS
     assert {line.split()[0] for line in replayed.out.splitlines()} == {"FAILED"}
     (tmp_path / "mine.py").write_text(textwrap.dedent(KERNELS).replace("os._exit(9)", "pass").replace("== 3", "== -1"))
     fixed = cli("replay", ".npudiff/findings", "--impl", "mine.py")
     assert {line.split()[0] for line in fixed.out.splitlines()} == {"FIXED"}
-
-
-def test_a_replay_that_would_need_isolation_is_refused_where_there_is_none(cli, kernels, tmp_path, monkeypatch):
-    cli(*kernels)
-    monkeypatch.setattr("npudiff.replay.can_isolate", lambda: False)
-    for name, hint in (("crashes", "; --no-isolate runs the case in this process"), ("poisons", "")):
-        folder = next((tmp_path / ".npudiff" / "findings").glob(f"*{name}*"))
-        refused = cli("replay", folder, "--impl", "mine.py")
-        assert refused.code == ExitCode.USAGE
-        assert refused.out == f"ERROR  {folder}: --isolate needs Linux{hint}\n"
 
 
 def test_in_processes_beside_each_other_as_well(cli, kernels):

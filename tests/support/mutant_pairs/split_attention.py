@@ -36,7 +36,7 @@ PAIRS = {
     "split_remainder_head_cleared": Pair(
         case(2, 10, 3, group=13),
         [case(2, 10, 3, group=8), case(2, 10, 3), case(2, 10, None, group=13)],
-        line("q1/kv1").replace("heads 1:1", "heads 13:1"),
+        line("q1/kv1").replace("heads 1:1", "heads 7:1"),
     ),
     "split_tile_without_keys": Pair(
         ROWS_IN_TWO_PARTS, [LAST_PART, TWO_PARTS, case(2, 34, None)], line("q1/kv0"), otherwise=BETWEEN
