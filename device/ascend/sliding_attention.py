@@ -36,9 +36,9 @@ SMALL_PAGES: Box = {**ND, "head_dims": ("64", "128"), "page_size": range(16, 102
 MANY_ROWS_PAGES: Box = {
     **ND,
     "head_dims": ("80", "96", "192", "256", "192/128"),
-    "page_size": range(128, 1025, 128),
+    "page_size": range(128, 513, 128),
 }
-"""Pages for other head dims, more than one row per request."""
+"""Pages for other head dims: what is taken for one row per request, and for more, which alone may have up to 1,024."""
 
 TND: Box = {"dtype": ("bfloat16",), "poison": POISON, "blind_rows": ("none", "empty"), "group": range(1, 65)}
 """Ragged layout: bfloat16 only, and no request with more rows than keys, unless it has no keys at all."""
