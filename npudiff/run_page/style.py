@@ -47,6 +47,8 @@ table.words thead th { white-space: nowrap; color: var(--dim) }
   table.words, .words tbody, .words tr, .words th, .words td { display: block; width: auto !important }
   .words thead { display: none } .words th, .words td { border: 0; padding: .1rem .3rem; min-width: 0 !important }
   .words tr { border-bottom: 1px solid var(--line); padding: .3rem 0 } .finding svg { min-width: 560px } }
-@media print { .tall { max-height: none; overflow: visible } .finding, .implementation { content-visibility: visible }
+@media print { .wide, .tall { max-height: none; overflow: visible }
+  .list th, .list td, .margins th, .margins td { min-width: 0 !important; white-space: normal !important;
+  overflow-wrap: break-word !important; font-size: .9em } .finding, .implementation { content-visibility: visible }
   .finding { break-inside: avoid } nav, .skip { display: none } thead th { position: static } }
 """
