@@ -163,7 +163,8 @@ class State:
     @cached_property
     def places(self) -> list[Place]:
         """Where something ran, or was to run."""
-        return sorted({now.place for now in self.jobs} | {one.place for one in (*self.mutants, *self.known)})
+        places = {now.place for now in self.jobs} | {one.place for one in self.mutants}
+        return sorted(places | {one.place for one in self.known})
 
     @cached_property
     def by_subject(self) -> Mapping[Subject, Mapping[Place, list[Now]]]:
