@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from npudiff import __version__
 from npudiff.errors import ExitCode
+from npudiff.gate.rotation import ROTATING
 
 DEFAULT_ROOT = Path(".npudiff")
 """Folder below which findings and remembered cases are kept."""
@@ -34,7 +35,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _count(text: str) -> int:
+def positive(text: str) -> int:
     """Read a positive number."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
@@ -76,11 +77,8 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check.add_argument("--case", metavar="JSON", help="run this one case instead of drawing any")
     _add_target(check)
     amount = check.add_mutually_exclusive_group()
-    amount.add_argument("--examples", type=_count, metavar="N", help="cases of equivalence per implementation")
+    amount.add_argument("--examples", type=positive, metavar="N", help="cases of equivalence per implementation")
     amount.add_argument("--budget", type=_seconds, metavar="TIME", help="time for the whole run, such as 60s or 10m")
-    check.add_argument(
-        "--workers", type=_count, metavar="N", help="processes; by default up to 4 on the simulator, 1 on a device"
-    )
     check.add_argument("--profile", metavar="MODEL", help="draw within a model's sizes, such as step-3.5-flash")
     check.add_argument(
         "--where",
@@ -96,10 +94,7 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="NAME",
         help="dev, ci (the same cases every time) or nightly",
     )
-    _add_shared(check)
-    _add_isolation(check)
-    check.add_argument("--output", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where findings go (.npudiff)")
-    check.add_argument("-v", "--verbose", action="store_true", help="show every property, and where the cases were")
+    _add_run(check)
 
 
 def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -111,8 +106,7 @@ def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:
     gate.add_argument("components", nargs="*", metavar="COMPONENT", help="components to check; all by default")
     _add_target(gate)
     gate.add_argument("--budget", type=_seconds, default=600.0, metavar="TIME", help="time for all of it (10m)")
-    gate.add_argument("--examples", type=_count, metavar="N", help="cases of equivalence that are always run (100)")
-    gate.add_argument("--workers", type=_count, metavar="N", help="processes; by default up to 4 on the host")
+    gate.add_argument("--examples", type=positive, metavar="N", help="cases of equivalence that are always run (100)")
     gate.add_argument("--known", type=Path, metavar="FILE", help="known issues (known_issues.toml, if it is there)")
     gate.add_argument("--since", metavar="REV", help="run first what has changed since this revision")
     gate.add_argument(
@@ -125,14 +119,11 @@ def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:
     gate.add_argument("--rotation", metavar="NAME", help="name of the rotating part; the time (UTC) by default")
     gate.add_argument(
         "--rotating",
-        choices=("fails", "warns", "off"),
+        choices=ROTATING,
         default="fails",
         help="what a finding of the rotating part does (fails)",
     )
-    _add_shared(gate)
-    _add_isolation(gate)
-    gate.add_argument("--output", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where it is written (.npudiff)")
-    gate.add_argument("-v", "--verbose", action="store_true", help="show every property, and where the cases were")
+    _add_run(gate)
 
 
 def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -183,20 +174,17 @@ def _add_score(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="COMMAND",
         help="run this command with each mutant in place of the built-in implementation: 'pytest -x tests/mine'",
     )
-    score.add_argument("--target", metavar="NAME", help="sim, virtual or npu; by default npu where one is visible")
-    score.add_argument("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
-    score.add_argument("--seeds", type=_count, default=10, metavar="N", help="seeds of npudiff's own method (10)")
-    score.add_argument("--baseline-seeds", type=_count, default=2, metavar="N", help="seeds of the other methods (2)")
-    score.add_argument("--examples", type=_count, default=100, metavar="N", help="cases per method and mutant (100)")
-    score.add_argument("--workers", type=_count, metavar="N", help="processes; by default up to 4 on the host")
+    _add_place(score)
+    score.add_argument("--seeds", type=positive, default=10, metavar="N", help="seeds of npudiff's own method (10)")
+    score.add_argument("--baseline-seeds", type=positive, default=2, metavar="N", help="seeds of the other methods (2)")
+    score.add_argument("--examples", type=positive, default=100, metavar="N", help="cases per method and mutant (100)")
+    _add_workers(score)
     score.add_argument(
         "--budget", type=_seconds, metavar="TIME", help="begin no other seed after this time, such as 2m"
     )
     score.add_argument("--record", type=Path, metavar="FILE", help="write what --expect needs to this file, too")
     score.add_argument("--expect", type=Path, metavar="FILE", help="fail if a mutant that this record has is lost")
-    score.add_argument(
-        "--output", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where it is written (.npudiff)"
-    )
+    _add_output(score)
 
 
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -211,12 +199,29 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
 
 
-def _add_shared(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Add what every run of a plan can be told."""
+    _add_workers(parser)
     parser.add_argument(
         "--shared",
         type=Path,
         metavar="DIR",
         help="an output folder of others, such as CI publishes: what failed there is tried first; it is not written",
+    )
+    _add_isolation(parser)
+    _add_output(parser)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show every property, and where the cases were")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="processes; by default up to 4 on the host, 1 on a device"
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where it is written (.npudiff)"
     )
 
 
@@ -240,6 +245,10 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|MODULE|FILE",
         help="implementations to use: a name, a module, or a Python file with @npudiff.implementation functions",
     )
+    _add_place(parser)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", metavar="NAME", help="sim, virtual or npu; by default npu where a device is visible"
     )

@@ -85,8 +85,8 @@ class CaseRun:
             deterministic=budget.deterministic,
             seeded=seed is not None,
             shrink=budget.shrink,
-            memory=None if budget.memory is None or budget.seed is not None else budget.memory / job.name,
-            shared=None if budget.shared is None or budget.seed is not None else budget.shared / job.name,
+            memory=budget.memory_of(job),
+            shared=budget.shared_of(job),
         )
         wrapped = given(case=job.subject.component.strategy(job.drawn_within))(test)
         configured(

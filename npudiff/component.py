@@ -190,6 +190,11 @@ class Subject:
     target: Target
     excluded: tuple[Exclusion, ...] = field(default=(), kw_only=True)
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Component and implementation: what tables and findings are grouped by."""
+        return self.component.name, self.implementation.name
+
     def run(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401 - the component's own contract
         """Return the outputs on the host.
 

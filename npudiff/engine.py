@@ -61,9 +61,8 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, ju
     if not job.applies:
         outcome.verdict = Verdict.NOT_APPLICABLE
         return outcome
-    memory = None if budget.memory is None else budget.memory / job.name
-    remembers = memory is not None and not budget.deterministic and budget.seed is None
-    outcome.remembered = remembers and memory is not None and memory.is_dir() and any(memory.iterdir())
+    memory = budget.memory_of(job)
+    outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
     with job.subject.target.activate(), _run_of(outcome, budget, progress, judge) as run:
         try:
             run.given(budget.first)

@@ -101,6 +101,11 @@ class Finding:
         return f"npudiff replay {shlex.quote(str(folder))}" + (f" {self.options}" if self.options else "")
 
     @property
+    def job(self) -> str:
+        """Name of the job that found it."""
+        return f"{self.component}.{self.implementation}.{self.property_name}"
+
+    @property
     def key(self) -> str:
         """A name that the same finding always has: what failed, and a digest of the case."""
         text = "\n".join(

@@ -54,8 +54,7 @@ class Job:
     @property
     def name(self) -> str:
         """``component.implementation.property``."""
-        parts = (self.subject.component.name, self.subject.implementation.name, self.prop.name)
-        return ".".join(parts)
+        return ".".join((*self.subject.names, self.prop.name))
 
 
 @dataclass(frozen=True)
@@ -126,6 +125,14 @@ class Budget:
     def drawn_with(self) -> int | None:
         """Seed of the draws, whoever chose it; None for other cases every time, or the same ones if deterministic."""
         return self.redrawn if self.seed is None and not self.deterministic else self.seed
+
+    def memory_of(self, job: Job) -> Path | None:
+        """Folder in which Hypothesis remembers what failed of a job; None where somebody chose the draws."""
+        return None if self.memory is None or self.deterministic or self.seed is not None else self.memory / job.name
+
+    def shared_of(self, job: Job) -> Path | None:
+        """Folder in which others' Hypothesis does; None as above."""
+        return None if self.shared is None or self.deterministic or self.seed is not None else self.shared / job.name
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from npudiff.arguments import positive
 from npudiff.errors import UsageError
 from npudiff.target import TargetUnavailable
 
@@ -36,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--target", metavar="NAME", help="sim, virtual or npu; by default npu")
     group.addoption("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="implementations to test")
     group.addoption("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
-    group.addoption("--examples", type=_count, metavar="N", help="cases of equivalence per implementation")
+    group.addoption("--examples", type=positive, metavar="N", help="cases of equivalence per implementation")
     group.addoption(
         "--isolate",
         action=argparse.BooleanOptionalAction,
@@ -66,13 +67,6 @@ def pytest_configure(config: pytest.Config) -> None:
         _require_device(config)
     if any(config.getoption(option) for option in ("--impl", "--target", "--cann")):
         _plan(config)  # a wrong name is refused before anything is collected
-
-
-def _count(text: str) -> int:
-    """Read a positive number."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return int(text)
 
 
 def wants_device(expression: str) -> bool:

@@ -71,8 +71,7 @@ def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
     """Group outcomes by component and implementation, in their order."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
-        subject = outcome.job.subject
-        groups.setdefault((subject.component.name, subject.implementation.name), []).append(outcome)
+        groups.setdefault(outcome.job.subject.names, []).append(outcome)
     return [Group(name, tuple(members)) for (_, name), members in groups.items()]
 
 

@@ -72,9 +72,8 @@ def read_shared(folder: Path, jobs: Iterable[Job]) -> Shared:
         except (UsageError, OSError) as error:
             unread.append(str(error))
             continue
-        name = f"{finding.component}.{finding.implementation}.{finding.property_name}"
-        if name in names:
-            cases[name] = tuple(dict.fromkeys((*cases.get(name, ()), *_cases_of(finding))))
+        if finding.job in names:
+            cases[finding.job] = tuple(dict.fromkeys((*cases.get(finding.job, ()), *_cases_of(finding))))
     examples = folder / EXAMPLES
     strange = _strange(examples)
     if strange:

@@ -50,14 +50,13 @@ class TraceRun(CaseRun):
     def with_hypothesis(self) -> None:
         """Run the state machine until there were enough runs, or one fails."""
         budget = self.budget
-        remembers = budget.memory is not None and budget.seed is None
         configured = hypothesis_settings(
             RUNS_AT_ONCE,
             deterministic=budget.deterministic,
             seeded=budget.deterministic or budget.drawn_with is not None,
             shrink=False,
-            memory=budget.memory / self.outcome.job.name if remembers and budget.memory is not None else None,
-            shared=None if budget.shared is None or budget.seed is not None else budget.shared / self.outcome.job.name,
+            memory=budget.memory_of(self.outcome.job),
+            shared=budget.shared_of(self.outcome.job),
             steps=1 + (budget.steps or self._history.steps),  # Hypothesis counts the opening
         )
         for batch in itertools.count():

@@ -107,13 +107,7 @@ def touched_by(change: Change, plan: Plan, rules: Sequence[str]) -> Touched:
     UsageError
         If a rule has another form, or names a component that there is not.
     """
-    subjects = {
-        (job.subject.component.name, job.subject.implementation.name): (
-            job.subject.component,
-            job.subject.implementation,
-        )
-        for job in plan.jobs
-    }
+    subjects = {job.subject.names: (job.subject.component, job.subject.implementation) for job in plan.jobs}
     used = {name: _used(*subject, change.root) for name, subject in subjects.items()}
     touched = {name for name, files in used.items() if files & change.files}
     explained = set().union(*used.values())

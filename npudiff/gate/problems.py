@@ -72,10 +72,7 @@ def problems_of(result: GateResult, root: Path) -> list[Problem]:
     root : pathlib.Path
         Folder that places are relative to: that of the repository.
     """
-    items = {
-        (job.subject.component.name, job.subject.implementation.name): job.subject.implementation
-        for job in result.plan.jobs
-    }
+    items = {job.subject.names: job.subject.implementation for job in result.plan.jobs}
     told = [_of_finding(one, items, root) for one in result.findings]
     known = [_of_known(status, result, items, root) for status in result.known]
     unfinished = [_unfinished(name) for name in result.unfinished]
@@ -104,7 +101,7 @@ def _of_finding(told: Told, items: Mapping[tuple[str, str], Implementation], roo
         lines=(*lines, ("part", told.part.value)),
         place=None if item is None else place_of(item, root),
         fingerprint=_digest(name, finding.property_name, finding.verdict, finding.target),
-        job=f"{name}.{finding.property_name}",
+        job=finding.job,
     )
 
 

@@ -174,10 +174,7 @@ class GateResult:
 
     def by_implementation(self) -> Mapping[tuple[str, str], list[Outcome]]:
         """Outcomes of all parts by component and implementation, in the order of the plan."""
-        groups: dict[tuple[str, str], list[Outcome]] = {
-            (job.subject.component.name, job.subject.implementation.name): [] for job in self.plan.jobs
-        }
+        groups: dict[tuple[str, str], list[Outcome]] = {job.subject.names: [] for job in self.plan.jobs}
         for _, outcome in self.outcomes:
-            subject = outcome.job.subject
-            groups[subject.component.name, subject.implementation.name].append(outcome)
+            groups[outcome.job.subject.names].append(outcome)
         return groups

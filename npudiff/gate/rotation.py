@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 
+ROTATING = ("fails", "warns", "off")
+"""What a finding of the rotating part does to the gate; off: the rotating part is not run."""
+
 
 def rotation_of(given: str | None) -> str:
     """Return the name of this run's rotation: the one that was given, or the minute (UTC) in which it begins."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from npudiff.engine import run_job
 from npudiff.errors import DeviceLost
@@ -19,9 +20,6 @@ from npudiff.gate.triage import Triage, is_known, judged
 from npudiff.messages import Task
 from npudiff.outcome import Job, Outcome
 from npudiff.workers import Result, run_in_workers
-
-ROTATING = ("fails", "warns", "off")
-"""What a finding of the rotating part does to the gate; off: the rotating part is not run."""
 
 Follow = Callable[[str, Outcome], None]
 
@@ -37,7 +35,7 @@ class Course:
     touched : collection of (str, str)
         Component and implementation of those that come first.
     rotating : str
-        One of ``ROTATING``.
+        One of ``rotation.ROTATING``.
     findings, known : pathlib.Path
         Folders for findings, and for those of known issues.
     follow : callable
@@ -85,7 +83,7 @@ class _Gate:
         self._result, self._course, self._until = result, course, until
         self._plan = result.plan
         jobs = course.triage.jobs
-        self._jobs = sorted(jobs, key=lambda job: _whose(job) not in course.touched)  # a stable sort
+        self._jobs = sorted(jobs, key=lambda job: job.subject.names not in course.touched)  # a stable sort
         self._failed: set[str] = set()
 
     @property
@@ -94,10 +92,7 @@ class _Gate:
 
     def shared(self) -> None:
         """Run the cases that failed for others, and nothing else."""
-        budgets = [(job, self._plan.budget(job)) for job in self._jobs]
-        tasks: list[Task] = [
-            (job, replace(budget, examples=0), self._course.findings) for job, budget in budgets if budget.first
-        ]
+        tasks = [task for task in (self._task(job, examples=0) for job in self._jobs) if task[1].first]
         for _, outcome, folders in self._results(tasks):
             self._add(Part.SHARED, outcome, folders, warns=self._course.rotating != "fails")
             if self._left < 0:
@@ -105,9 +100,7 @@ class _Gate:
 
     def fixed(self) -> None:
         """Run every job on the cases that it always has."""
-        tasks: list[Task] = [
-            (job, replace(self._plan.budget(job), first=()), self._course.findings) for job in self._jobs
-        ]
+        tasks = [self._task(job, first=()) for job in self._jobs]
         waiting = {index: job.name for index, (job, _, _) in enumerate(tasks)}
         try:
             for index, outcome, folders in self._results(tasks):
@@ -159,15 +152,17 @@ class _Gate:
                 return
 
     def _turn(self, turn: int, jobs: Sequence[Job]) -> None:
-        tasks: list[Task] = []
-        for job in jobs:
-            seed = seed_of(self._result.rotation, turn, job.name)
-            # As if nobody had chosen the seed: what fails is remembered, can be published, and comes first next time.
-            budget = replace(self._plan.budget(job), redrawn=seed, deterministic=False, until=self._until, first=())
-            tasks.append((job, budget, self._course.findings))
+        # As if nobody had chosen the seeds: what fails is remembered, can be published, and comes first next time.
+        drawn = {"deterministic": False, "until": self._until, "first": ()}
+        rotation = self._result.rotation
+        tasks = [self._task(job, redrawn=seed_of(rotation, turn, job.name), **drawn) for job in jobs]
         warns = self._course.rotating == "warns"
         for _, outcome, folders in self._results(tasks):
             self._add(Part.ROTATING, outcome, folders, warns=warns)
+
+    def _task(self, job: Job, **changes: Any) -> Task:  # noqa: ANN401 - fields of a budget
+        """A job as the plan has it, but for some of its budget."""
+        return job, replace(self._plan.budget(job), **changes), self._course.findings
 
     def _add(self, part: Part, outcome: Outcome, folders: Sequence[Path], *, warns: bool) -> None:
         self._result.outcomes.append((part, outcome))
@@ -192,7 +187,3 @@ class _Gate:
 
 def _turns() -> Iterator[int]:
     return itertools.count(1)
-
-
-def _whose(job: Job) -> tuple[str, str]:
-    return job.subject.component.name, job.subject.implementation.name

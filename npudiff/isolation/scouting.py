@@ -219,7 +219,7 @@ class _Memory:
     """Cases of a job that failed in earlier runs; a run that does not count must not add to them."""
 
     def __init__(self, job: Job, budget: Budget) -> None:
-        self._folder = None if budget.memory is None else budget.memory / job.name
+        self._folder = budget.memory_of(job)
         self._was_there = self._folder is not None and self._folder.is_dir()
 
     def restore(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from npudiff.engine import EQUIVALENCE
 from npudiff.run_page.card import PICTURES_OF_ONE, card, finding_list
 from npudiff.run_page.state import FoundNow, State, Subject, findings_of
-from npudiff.run_page.words import anchors, counted, name_of, number
+from npudiff.run_page.words import anchors, counted, folded, name_of, number
 
 WITH_PICTURES = 24
 """Findings whose pictures are on the page; each has a page of its own, with all of them."""
@@ -118,7 +118,7 @@ def _group(group: Accused, ranks: dict[tuple[Subject, int], int], page: Path) ->
             first = 1 + rank * PICTURES_OF_ONE if rank < WITH_PICTURES else 0
             yield card(symptom.head, symptom.findings[1:], page, first)
     if rest:
-        yield f"<details><summary>{counted(len(rest), 'more finding')}</summary>{finding_list(rest, page)}</details>"
+        yield folded(counted(len(rest), "more finding"), finding_list(rest, page))
     if group.secondary:
         said = f"{counted(len(group.secondary), 'finding')} of relations, which say little where values are wrong"
-        yield f"<details><summary>{said}</summary>{finding_list(group.secondary, page)}</details>"
+        yield folded(said, finding_list(group.secondary, page))

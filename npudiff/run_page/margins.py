@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from npudiff.run_page.state import Now, Place, State, Subject
-from npudiff.run_page.words import counted, few_and_rest, left_out, name_of, phone, words
+from npudiff.run_page.words import counted, few_and_rest, folded, left_out, name_of, phone, words
 
 LEAST = 1e-3
 """Where the scale begins; it ends at 1, the bound."""
@@ -77,8 +77,8 @@ def _part(state: State) -> Iterator[str]:
     if exact:
         names = dict.fromkeys(".".join(margin.subject) for margin in found if margin.worst is None)
         listed = ", ".join(words(name, 80) for name in list(names)[:MOST])
-        yield f"<details><summary>{counted(len(names), 'implementation')} of which only equality was asked"
-        yield f"</summary><p>{listed}</p></details>"
+        said = f"{counted(len(names), 'implementation')} of which only equality was asked"
+        yield folded(said, f"<p>{listed}</p>")
 
 
 def _row(margin: Margin) -> str:
