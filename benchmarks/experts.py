@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Row, medians, seconds
-from device.ascend.moe_experts import routed_v2
 from npudiff.compare import compare
 from npudiff.component import Subject
+from npudiff.device.ascend.moe_experts import routed_v2
 from npudiff.discovery import load_target
-from properties.grouped_matmul.case import GroupedMatmulCase
-from properties.grouped_matmul.inputs import build_inputs
-from properties.moe_experts import component
-from properties.moe_experts.case import MoeExpertsCase
-from reference.grouped_matmul import GroupedMatmulInputs, counts_of, grouped_matmul
+from npudiff.properties.grouped_matmul.case import GroupedMatmulCase
+from npudiff.properties.grouped_matmul.inputs import build_inputs
+from npudiff.properties.moe_experts import component
+from npudiff.properties.moe_experts.case import MoeExpertsCase
+from npudiff.reference.grouped_matmul import GroupedMatmulInputs, counts_of, grouped_matmul
 
 CASES = {
     "bfloat16, a row per expert": GroupedMatmulCase(8, 2048, 1536, 8),

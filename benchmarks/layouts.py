@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.measure import Row, medians
-from reference.cache_layout import CacheLayout
+from npudiff.reference.cache_layout import CacheLayout
 
 SIZE = 2**30
 """Bytes of a cache. Three are in memory at a time: tokens, the cache, and what is made of one of them."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Row, medians
-from properties.sliding_attention.case import Request, SlidingAttentionCase
-from properties.sliding_attention.inputs import build_inputs
-from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.sliding_attention.inputs import build_inputs
+from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_attention
 
 CASES = {
     "decode, batch 8, 128K history": SlidingAttentionCase((Request(1, 131_072),) * 8, 512, 128, 8, 8, 128, 128),

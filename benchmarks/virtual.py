@@ -27,7 +27,7 @@ _LOAD = """
 import os, time
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 import torch
-from device.virtual import enable, loading
+from npudiff.device.virtual import enable, loading
 begin = time.perf_counter()
 loading.stand_in()
 built = time.perf_counter()
@@ -69,9 +69,9 @@ def table() -> None:
 
 def overhead() -> dict[str, tuple[float, float]]:
     """Return microseconds per call on the CPU and on the virtual NPU, rounds of both interleaved."""
-    import device.virtual
+    import npudiff.device.virtual
 
-    device.virtual.enable()
+    npudiff.device.virtual.enable()
     host, npu = operators("cpu"), operators("npu")
     found = {}
     for name, act in host.items():

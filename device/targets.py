@@ -15,7 +15,7 @@ def sim(cann: str | None) -> Target:
     ValueError
         If there is no profile of this name.
     """
-    from device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
+    from npudiff.device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
 
     name = _profile(cann)
     simulator.install()
@@ -32,8 +32,8 @@ def virtual(cann: str | None) -> Target:
     ValueError
         If there is no profile of this name.
     """
-    from device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
-    from device.virtual import VirtualNpuUnavailable, enable  # noqa: PLC0415
+    from npudiff.device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
+    from npudiff.device.virtual import VirtualNpuUnavailable, enable  # noqa: PLC0415
 
     name = _profile(cann)
     try:
@@ -48,7 +48,7 @@ def virtual(cann: str | None) -> Target:
 
 def _profile(cann: str | None) -> str:
     """Return the name of a CANN profile: the one that was asked for, if there is one of this name."""
-    from device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
+    from npudiff.device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
 
     name = cann or simulator.DEFAULT_PROFILE
     if name not in simulator.PROFILES:
@@ -77,7 +77,7 @@ def npu(cann: str | None) -> Target:
         import torch_npu  # noqa: F401, PLC0415
     except (ImportError, OSError, RuntimeError) as error:
         raise TargetUnavailable(f"torch_npu does not import: {error}; run 'npudiff doctor'") from error
-    from device.virtual import enabled  # noqa: PLC0415
+    from npudiff.device.virtual import enabled  # noqa: PLC0415
 
     if enabled():
         raise TargetUnavailable("torch_npu runs on the virtual NPU in this process: ask for --target virtual")

@@ -28,9 +28,27 @@ def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=f"npudiff.{group}")}
 
 
+@functools.cache
+def _component_modules() -> dict[str, str]:
+    """Return the module of each component: that of an entry point, or each module of a package that one names.
+
+    Of a package, names that begin with an underscore or with ``test_`` are no components. Nothing is imported but the
+    package itself, so that a run of one component does not pay for the others.
+    """
+    found: dict[str, str] = {}
+    for point in _entry_points("components").values():
+        if point.attr:
+            found[point.name] = point.module
+            continue
+        for info in pkgutil.iter_modules(importlib.import_module(point.module).__path__):
+            if not info.name.startswith(("_", "test_")):
+                found[info.name] = f"{point.module}.{info.name}"
+    return found
+
+
 def component_names() -> list[str]:
     """Return the names of all components, without importing them."""
-    return sorted(_entry_points("components"))
+    return sorted(_component_modules())
 
 
 def target_names() -> list[str]:
@@ -46,12 +64,13 @@ def load_component(name: str) -> Component:
     UsageError
         If there is none of this name.
     """
-    points = _entry_points("components")
-    if name not in points:
-        raise unknown("component", name, points)
-    component = points[name].load()
+    modules, points = _component_modules(), _entry_points("components")
+    if name not in modules:
+        raise unknown("component", name, modules)
+    attribute = (points[name].attr if name in points else None) or "component"
+    component = getattr(importlib.import_module(modules[name]), attribute, None)
     if not isinstance(component, Component):
-        raise UsageError(f"entry point {name!r} of npudiff.components is not a Component")
+        raise UsageError(f"{modules[name]} has no Component called {attribute!r} (entry points npudiff.components)")
     if in_place.active():
         component = replace(component, inputs=in_place.remembering(component.inputs))
     return component
@@ -211,7 +230,11 @@ def _external(selector: str, built_in: Sequence[Implementation]) -> list[Impleme
     if not looks_like_file and not _importable(selector):
         raise unknown("implementation", selector, {item.name for item in built_in})
     module = _import_file(Path(selector)) if looks_like_file else _import(selector, selector)
-    found = [replace(item, origin=selector) for item in implementations_in(module)]
+    provided = {item.function for item in built_in}
+    found = [
+        item if item.function in provided else replace(item, origin=selector, selector=selector)
+        for item in implementations_in(module)
+    ]
     twice = [name for name, count in Counter((item.component, item.name) for item in found).items() if count > 1]
     if twice:
         raise UsageError(f"--impl {selector}: two implementations are called {'.'.join(twice[0])}")

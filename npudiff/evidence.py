@@ -86,14 +86,8 @@ def _described(outcome: Outcome, case: object, verdict: str, detail: Mapping[str
         case=_plain_case(case),
         detail=detail,
         environment=environment(),
-        options=_replay_options(subject.implementation.origin),
+        options=f"--impl {shlex.quote(selector)}" if (selector := subject.implementation.selector) else "",
     )
-
-
-def _replay_options(origin: str) -> str:
-    """``--impl ORIGIN`` where the implementation came from the command line; a built-in one has a module of device."""
-    external = origin.endswith(".py") or not origin.startswith("device.")
-    return f"--impl {shlex.quote(origin)}" if origin and external else ""
 
 
 def _plain_case(case: object) -> dict[str, Any]:

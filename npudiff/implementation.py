@@ -35,6 +35,8 @@ class Implementation:
         For a mutant, the name of the correct implementation of the component that it differs from.
     origin : str
         Module or file that it comes from.
+    selector : str
+        What ``--impl`` has to name to find it: a module or a file. Empty for what an installed package provides.
     opens : callable or None
         For one that keeps something between calls (a captured graph, a workspace): makes a function that has not been
         called yet. ``function`` then makes one for each call.
@@ -48,6 +50,7 @@ class Implementation:
     wrong: str | None = None
     mutant_of: str | None = None
     origin: str = ""
+    selector: str = ""
     opens: Callable[[], ImplementationFunction] | None = None
 
     def opened(self) -> Implementation:
@@ -103,7 +106,7 @@ def implementation(
         if in_place.active():
             called, opens = in_place.placed(f"{component}.{name}", called, opens, wrong=wrong is not None)
         return Implementation(
-            component, name, called, constraints, summary, wrong, mutant_of, function.__module__, opens
+            component, name, called, constraints, summary, wrong, mutant_of, function.__module__, opens=opens
         )
 
     return decorate

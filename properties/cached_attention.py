@@ -15,14 +15,14 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
+from npudiff.properties._shared import rows
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.sliding_attention.strategy import MOST_HEADS
 from npudiff.property import Property
+from npudiff.reference.bounds import Expected
+from npudiff.reference.cached_attention import CachedAttentionInputs, cached_attention
+from npudiff.reference.paged_kv import LAYOUTS
 from npudiff.text import listed
-from properties import rows
-from properties.ordinary import ORDINARY
-from properties.sliding_attention.strategy import MOST_HEADS
-from reference.bounds import Expected
-from reference.cached_attention import CachedAttentionInputs, cached_attention
-from reference.paged_kv import LAYOUTS
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

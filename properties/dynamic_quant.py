@@ -14,13 +14,13 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser
+from npudiff.properties._shared import empty_parts, magnitudes, rows
+from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.token_order import in_another_order
 from npudiff.property import Property
+from npudiff.reference.dynamic_quant import LEVELS, DynamicQuantInputs, dynamic_quant
 from npudiff.text import counted
-from properties import empty_parts, magnitudes, rows
-from properties.models import FEW, Model, of_models
-from properties.ordinary import ORDINARY
-from properties.token_order import in_another_order
-from reference.dynamic_quant import LEVELS, DynamicQuantInputs, dynamic_quant
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SMOOTH = ("none", "for all", "per expert")

@@ -13,10 +13,10 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser
+from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.property import Property
-from properties.models import Model, of_models
-from properties.ordinary import ORDINARY
-from reference.int4_pack import ENCODINGS, INTEGERS_OF_A_WORD, Int4PackInputs, int4_pack
+from npudiff.reference.int4_pack import ENCODINGS, INTEGERS_OF_A_WORD, Int4PackInputs, int4_pack
 
 SOURCES = ("integers", "high bits", "offset binary")
 """integers: from -8 to 7. high bits: something else stands above the four bits that count. offset binary: from 0 to

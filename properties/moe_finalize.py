@@ -14,13 +14,13 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser
+from npudiff.properties._shared import magnitudes, rows
+from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.property import Property
+from npudiff.reference.moe_finalize import MoeFinalizeInputs, moe_finalize
+from npudiff.reference.moe_routing import NOWHERE
 from npudiff.text import counted
-from properties import magnitudes, rows
-from properties.models import FEW, Model, of_models
-from properties.ordinary import ORDINARY
-from reference.moe_finalize import MoeFinalizeInputs, moe_finalize
-from reference.moe_routing import NOWHERE
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 DROPPED = ("none", "some", "all of a token")

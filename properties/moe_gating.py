@@ -14,13 +14,13 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
+from npudiff.properties._shared import rows
+from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.token_order import in_another_order
 from npudiff.property import Property
+from npudiff.reference.moe_gating import GROUP_SCORES, SCORINGS, MoeGatingInputs, moe_gating
 from npudiff.text import counted
-from properties import rows
-from properties.models import FEW, Model, of_models
-from properties.ordinary import ORDINARY
-from properties.token_order import in_another_order
-from reference.moe_gating import GROUP_SCORES, SCORINGS, MoeGatingInputs, moe_gating
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALINGS = (1.0, 2.5, 0.5, 3.0)

@@ -14,13 +14,13 @@ from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser
 from npudiff.pattern import NOWHERE as NO_COORDINATE
+from npudiff.properties._shared import rows
+from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.moved_data import random_bits
+from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.property import Property
+from npudiff.reference.moe_routing import FORMS, NOWHERE, MoeRoutingInputs, moe_routing
 from npudiff.text import counted
-from properties import rows
-from properties.models import FEW, Model, of_models
-from properties.moved_data import random_bits
-from properties.ordinary import ORDINARY
-from reference.moe_routing import FORMS, NOWHERE, MoeRoutingInputs, moe_routing
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 LOADS = ("even", "one gets all", "first gets none", "few")

@@ -14,11 +14,11 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, intersection
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
+from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.property import NotApplicable, Property
+from npudiff.reference.bounds import exactly
+from npudiff.reference.page_allocation import PageAllocationInputs, page_allocation
 from npudiff.text import counted, listed
-from properties.ordinary import ORDINARY
-from reference.bounds import exactly
-from reference.page_allocation import PageAllocationInputs, page_allocation
 
 AXES = {
     "batch": Axis("number of requests", range(1, 4097)),

@@ -13,12 +13,12 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
+from npudiff.properties._shared import magnitudes, rows
+from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.token_order import in_another_order
 from npudiff.property import Property
-from properties import magnitudes, rows
-from properties.models import Model, of_models
-from properties.ordinary import ORDINARY
-from properties.token_order import in_another_order
-from reference.rms_norm import ROUNDINGS, WEIGHT_OFFSETS, RmsNormInputs, rms_norm
+from npudiff.reference.rms_norm import ROUNDINGS, WEIGHT_OFFSETS, RmsNormInputs, rms_norm
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 RECIPES = ("gaussian", "outlier", "tiny", "large", "small", "zero rows")

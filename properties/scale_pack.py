@@ -15,11 +15,11 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser
+from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.property import Property
+from npudiff.reference.scale_pack import CUT_BITS, FORMS, MARKER, ROUND_MODES, ScalePackInputs, scale_pack
 from npudiff.text import counted
-from properties.models import Model, of_models
-from properties.ordinary import ORDINARY
-from reference.scale_pack import CUT_BITS, FORMS, MARKER, ROUND_MODES, ScalePackInputs, scale_pack
 
 RECIPES = ("usual", "19 bits", "near half", "subnormal", "large", "negative", "all ones", "zero")
 """usual: 2**-14 to 2**-3. 19 bits: the same, with nothing in the bits that are cut. near half: the bits that are cut

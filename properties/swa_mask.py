@@ -14,11 +14,11 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Allowed, Axis, Box, Constraints, intersection
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
+from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.property import NotApplicable, Property
+from npudiff.reference.swa_mask import SwaMaskInputs, swa_mask
 from npudiff.text import listed
-from properties.models import Model, of_models
-from properties.ordinary import ORDINARY
-from reference.swa_mask import SwaMaskInputs, swa_mask
 
 AXES = {
     "batch": Axis("number of requests", range(1, 4097)),

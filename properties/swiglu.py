@@ -14,13 +14,13 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, allows, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
+from npudiff.properties._shared import magnitudes, rows
+from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.token_order import in_another_order
 from npudiff.property import Property
+from npudiff.reference.swiglu import LAYOUTS, ROUNDINGS, Activation, SwigluInputs, swiglu
 from npudiff.text import counted
-from properties import magnitudes, rows
-from properties.models import FEW, Model, of_models
-from properties.ordinary import ORDINARY
-from properties.token_order import in_another_order
-from reference.swiglu import LAYOUTS, ROUNDINGS, Activation, SwigluInputs, swiglu
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 ACTIVATIONS = tuple(activation.value for activation in Activation)

@@ -14,15 +14,15 @@ from npudiff.component import Component, Subject
 from npudiff.constraints import Axis, Box, Constraints, check_axes
 from npudiff.data import Stream
 from npudiff.draw import Chooser, within
+from npudiff.properties._shared import rows
+from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.token_order import in_another_order
+from npudiff.properties._shared.weight_matrix import check_sizes, columns_in_another_order, coordinates, narrow
 from npudiff.property import Property
+from npudiff.reference.quant_matmul import RANGES
+from npudiff.reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
 from npudiff.text import counted
-from properties import rows
-from properties.models import FEW, Model, of_models
-from properties.ordinary import ORDINARY
-from properties.token_order import in_another_order
-from properties.weight_matrix import check_sizes, columns_in_another_order, coordinates, narrow
-from reference.quant_matmul import RANGES
-from reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PER = ("columns", "tensor", "groups")

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import torch
 
-from reference.bounds import (
+from npudiff.reference.bounds import (
     EXPONENTIAL_ERROR,
     FLOAT32_ROUNDOFF,
     accumulation_error,
     underflow_step,
     unit_roundoff,
 )
-from reference.cache_reader import CacheReader, CacheSpan
+from npudiff.reference.cache_reader import CacheReader, CacheSpan
 
 SCORE_TILE = 2**22
 """Scores that may be in memory at once (32 MiB in float64)."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.bounds import Expected, exactly
-from reference.cache_layout import CacheLayout
+from npudiff.reference.bounds import Expected, exactly
+from npudiff.reference.cache_layout import CacheLayout
 
 
 @dataclass(frozen=True)

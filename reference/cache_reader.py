@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.paged_kv import PagedKV
+from npudiff.reference.paged_kv import PagedKV
 
 CACHE_TILE = 2**22
 """Elements of keys and values that are converted to float64 together."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected
-from reference.paged_cache import PagedCacheInputs, paged_cache
-from reference.paged_kv import PagedKV
-from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected
+from npudiff.reference.paged_cache import PagedCacheInputs, paged_cache
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_attention
+from npudiff.reference.views import moved_inputs
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import ACCUMULATION_CONFIDENCE, Expected, unit_roundoff
-from reference.inexact import Inexact
-from reference.views import moved_inputs
+from npudiff.reference.bounds import ACCUMULATION_CONFIDENCE, Expected, unit_roundoff
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.views import moved_inputs
 
 LEVELS = {8: 127, 4: 7}
 """The largest integer of as many bits. The smallest one that there is, -128 or -8, is not used."""

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from reference.bounds import ACCUMULATION_CONFIDENCE, FLOAT32_ROUNDOFF, accumulation_error
-from reference.inexact import Inexact
-from reference.linear import carried
-from reference.weight_quant_matmul import dequantised_product
+from npudiff.reference.bounds import ACCUMULATION_CONFIDENCE, FLOAT32_ROUNDOFF, accumulation_error
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.linear import carried
+from npudiff.reference.weight_quant_matmul import dequantised_product
 
 FLOAT32_WHOLE_NUMBERS = 2**24
 """Whole numbers up to here are exact in float32."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.bounds import Expected, exactly
+from npudiff.reference.bounds import Expected, exactly
 
 FRACTAL_NZ = 29
 """The format's number, as ``get_npu_format`` reports it (``aclFormat`` in CANN's ``acl_base_rt.h``)."""

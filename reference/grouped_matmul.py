@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected
-from reference.expert_weights import ExpertRows, ExpertWeights, float_product, times
-from reference.inexact import Inexact
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected
+from npudiff.reference.expert_weights import ExpertRows, ExpertWeights, float_product, times
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.views import moved_inputs
 
 GROUP_LISTS = ("counts", "ends", "pairs")
 """counts: rows of each expert. ends: the row behind the last one of each. pairs: an expert's number and its rows,

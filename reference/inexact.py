@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import EXPONENTIAL_FUNCTION_ERROR, FLOAT32_ROUNDOFF, underflow_step, unit_roundoff
+from npudiff.reference.bounds import EXPONENTIAL_FUNCTION_ERROR, FLOAT32_ROUNDOFF, underflow_step, unit_roundoff
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import (
+from npudiff.reference.bounds import (
     EXPONENTIAL_ERROR,
     FLOAT32_ROUNDOFF,
     accumulation_error,
 )
-from reference.spread import CONFIDENCE, Spread, rounding_scale
+from npudiff.reference.spread import CONFIDENCE, Spread, rounding_scale
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected, exactly
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected, exactly
+from npudiff.reference.views import moved_inputs
 
 ENCODINGS = ("two's complement", "offset binary")
 """What the low four bits of a given element mean: the integer itself, or the integer plus 8."""

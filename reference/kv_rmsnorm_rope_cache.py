@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import FLOAT32_ROUNDOFF, Expected
-from reference.paged_cache import written
-from reference.rms_norm import RmsNormInputs, rms_norm
-from reference.rotary import RotaryInputs, rotary
-from reference.views import moved_inputs
+from npudiff.reference.bounds import FLOAT32_ROUNDOFF, Expected
+from npudiff.reference.paged_cache import written
+from npudiff.reference.rms_norm import RmsNormInputs, rms_norm
+from npudiff.reference.rotary import RotaryInputs, rotary
+from npudiff.reference.views import moved_inputs
 
 INT8 = (-128, 127)
 

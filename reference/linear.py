@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import ACCUMULATION_CONFIDENCE, accumulation_error, underflow_step, unit_roundoff
+from npudiff.reference.bounds import ACCUMULATION_CONFIDENCE, accumulation_error, underflow_step, unit_roundoff
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.bounds import Expected, gain_bound, rounding_gain, unit_roundoff
-from reference.linear import Product, carried, carried_gain, product
-from reference.paged_cache import written
-from reference.rms_norm import Normalised, normalised
-from reference.rotary import rotated
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected, gain_bound, rounding_gain, unit_roundoff
+from npudiff.reference.linear import Product, carried, carried_gain, product
+from npudiff.reference.paged_cache import written
+from npudiff.reference.rms_norm import Normalised, normalised
+from npudiff.reference.rotary import rotated
+from npudiff.reference.views import moved_inputs
 
 ROPE_STYLE = "interleaved_to_half"
 """Pairs of rope elements are neighbours in the weights' order, and halves in what is returned and cached."""

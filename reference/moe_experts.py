@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from reference.bounds import Expected
-from reference.dynamic_quant import as_terms
-from reference.expert_weights import ExpertProduct, ExpertRows, ExpertWeights, times
-from reference.inexact import Inexact
-from reference.moe_finalize import weighted_sum
-from reference.swiglu import Activation, gated, split
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected
+from npudiff.reference.dynamic_quant import as_terms
+from npudiff.reference.expert_weights import ExpertProduct, ExpertRows, ExpertWeights, times
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.moe_finalize import weighted_sum
+from npudiff.reference.swiglu import Activation, gated, split
+from npudiff.reference.views import moved_inputs
 
 ROW_BITS = 8
 """Bits of the whole numbers that rows become where weights are whole numbers."""

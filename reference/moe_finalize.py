@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected, accumulation_error
-from reference.inexact import Inexact
-from reference.moe_routing import NOWHERE
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected, accumulation_error
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.moe_routing import NOWHERE
+from npudiff.reference.views import moved_inputs
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import EXPONENTIAL_ERROR, FLOAT32_ROUNDOFF, Expected, accumulation_error, exactly
-from reference.inexact import Inexact, sigmoid
-from reference.views import moved_inputs
+from npudiff.reference.bounds import EXPONENTIAL_ERROR, FLOAT32_ROUNDOFF, Expected, accumulation_error, exactly
+from npudiff.reference.inexact import Inexact, sigmoid
+from npudiff.reference.views import moved_inputs
 
 SCORINGS = ("softmax", "sigmoid")
 GROUP_SCORES = ("sum of two", "largest")

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.bounds import Expected, exactly
-from reference.dynamic_quant import LEVELS, by_largest, nearest, scales, through_float16
-from reference.inexact import Inexact
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected, exactly
+from npudiff.reference.dynamic_quant import LEVELS, by_largest, nearest, scales, through_float16
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.views import moved_inputs
 
 NOWHERE = -1
 """Place of a token's copy for an expert that is not here."""

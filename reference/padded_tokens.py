@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected, exactly, unspecified
-from reference.moe_finalize import MoeFinalizeInputs, moe_finalize
-from reference.moe_routing import MoeRoutingInputs, moe_routing
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected, exactly, unspecified
+from npudiff.reference.moe_finalize import MoeFinalizeInputs, moe_finalize
+from npudiff.reference.moe_routing import MoeRoutingInputs, moe_routing
+from npudiff.reference.views import moved_inputs
 
 
 @dataclass(frozen=True)

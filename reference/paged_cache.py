@@ -7,9 +7,9 @@ from typing import Protocol
 
 import torch
 
-from reference.bounds import Expected, exactly
-from reference.cache_layout import CacheLayout
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected, exactly
+from npudiff.reference.cache_layout import CacheLayout
+from npudiff.reference.views import moved_inputs
 
 SKIPPED = -1
 """A slot that says: write this token nowhere."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.views import moved
+from npudiff.reference.views import moved
 
 LAYOUTS = ("PA_BSND", "PA_NZ")
 """How pages that attention reads may lie: ``[pages, page_size, heads, dim]`` or

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected, exactly
-from reference.dynamic_quant import nearest
-from reference.inexact import Inexact
-from reference.scale_pack import cut_to_19_bits
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected, exactly
+from npudiff.reference.dynamic_quant import nearest
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.scale_pack import cut_to_19_bits
+from npudiff.reference.views import moved_inputs
 
 OUTPUTS = (torch.bfloat16, torch.float16, torch.int8, torch.int32)
 

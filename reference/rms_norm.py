@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import (
+from npudiff.reference.bounds import (
     ACCUMULATION_CONFIDENCE,
     FLOAT32_ROUNDOFF,
     Expected,
@@ -16,7 +16,7 @@ from reference.bounds import (
     underflow_step,
     unit_roundoff,
 )
-from reference.views import moved_inputs
+from npudiff.reference.views import moved_inputs
 
 ROUNDINGS = ("stages", "once")
 """stages: a device may round what it normalised, and the weight of a Gemma norm after adding 1, before it multiplies.

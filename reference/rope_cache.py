@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.bounds import FLOAT32_ROUNDOFF, Expected, underflow_step, unit_roundoff
-from reference.rope_scaling import (
+from npudiff.reference.bounds import FLOAT32_ROUNDOFF, Expected, underflow_step, unit_roundoff
+from npudiff.reference.rope_scaling import (
     FLOAT32_INTEGERS,
     FUNCTION_ERROR,
     RopeConfig,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import FLOAT32_ROUNDOFF
+from npudiff.reference.bounds import FLOAT32_ROUNDOFF
 
 KINDS = ("base", "linear", "dynamic", "llama3", "yarn", "deepseek_yarn", "proportional")
 """base: no scaling. linear: positions divided by a factor (Chen et al., 2023). dynamic: the base grows with the factor

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import FLOAT32_ROUNDOFF, Expected, underflow_step, unit_roundoff
-from reference.views import moved_inputs
+from npudiff.reference.bounds import FLOAT32_ROUNDOFF, Expected, underflow_step, unit_roundoff
+from npudiff.reference.views import moved_inputs
 
 STYLES = ("half", "interleaved", "interleaved_to_half")
 """Which elements of a head form a pair, and where the rotated pair goes.

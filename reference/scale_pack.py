@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected
+from npudiff.reference.views import moved_inputs
 
 FORMS = ("bits", "fixpipe")
 """bits: those of the float32 in the low half, nothing above (products of W4A8). fixpipe: the upper 19 bits of the

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.attention_tile import AttentionTile
-from reference.bounds import Expected
-from reference.cache_reader import CacheReader
-from reference.paged_kv import PagedKV
-from reference.views import moved
+from npudiff.reference.attention_tile import AttentionTile
+from npudiff.reference.bounds import Expected
+from npudiff.reference.cache_reader import CacheReader
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.views import moved
 
 ROW_TILE = 64
 """Query rows that are computed together."""

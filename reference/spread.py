@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import ACCUMULATION_CONFIDENCE, Expected, underflow_step, unit_roundoff
-from reference.inexact import Inexact
-from reference.linear import product
-from reference.rms_norm import WEIGHT_OFFSETS, normalised
+from npudiff.reference.bounds import ACCUMULATION_CONFIDENCE, Expected, underflow_step, unit_roundoff
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.linear import product
+from npudiff.reference.rms_norm import WEIGHT_OFFSETS, normalised
 
 EVEN = 1 / math.sqrt(3)
 """Scale of an error that is spread evenly, over its largest size."""

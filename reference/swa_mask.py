@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reference.bounds import Expected, exactly
+from npudiff.reference.bounds import Expected, exactly
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected
-from reference.inexact import Inexact, sigmoid
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected
+from npudiff.reference.inexact import Inexact, sigmoid
+from npudiff.reference.views import moved_inputs
 
 ROUNDINGS = ("stages", "once")
 """stages: a device may round to the dtype of the states after each operation, as composed PyTorch does. once:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected, unspecified
-from reference.dynamic_quant import LEVELS, by_largest, nearest, scales
-from reference.inexact import Inexact
-from reference.swiglu import ROUNDINGS, Activation, gated, split
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected, unspecified
+from npudiff.reference.dynamic_quant import LEVELS, by_largest, nearest, scales
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.swiglu import ROUNDINGS, Activation, gated, split
+from npudiff.reference.views import moved_inputs
 
 GATES = ("left", "right", "even")
 """Which columns are gates: the left half, the right half, or every other one from the first. The others are ups."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected
-from reference.inexact import Inexact
-from reference.linear import product
-from reference.quant_matmul import RANGES
-from reference.views import moved_inputs
+from npudiff.reference.bounds import Expected
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.linear import product
+from npudiff.reference.quant_matmul import RANGES
+from npudiff.reference.views import moved_inputs
 
 BIAS_DTYPES = {torch.float16: torch.float16, torch.bfloat16: torch.float32}
 """Dtype of a bias, by that of the states."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.storage_format import FRACTAL_NZ, format_cast
 from npudiff import Target
-from reference.cache_gather import CacheGatherInputs
+from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast
+from npudiff.reference.cache_gather import CacheGatherInputs
 
 Outputs = dict[str, torch.Tensor]
 

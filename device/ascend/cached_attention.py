@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.fused_attention import tnd_call
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.cached_attention import CachedAttentionInputs
-from reference.paged_kv import PagedKV
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.device.ascend.fused_attention import tnd_call
+from npudiff.reference.cached_attention import CachedAttentionInputs
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 STRIP = 16
 """C0 of two-byte elements: columns per strip of PA_NZ."""

@@ -7,7 +7,7 @@ import torch
 import npudiff
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.dynamic_quant import DynamicQuantInputs
+from npudiff.reference.dynamic_quant import DynamicQuantInputs
 
 Outputs = dict[str, torch.Tensor]
 

@@ -6,9 +6,9 @@ import torch
 from torch.nn.functional import pad
 
 import npudiff
-from device.ascend.storage_format import FRACTAL_NZ, ND, allow_internal_formats, format_cast, physical_storage
 from npudiff import Target
-from reference.format_cast import FormatCastInputs, part_of
+from npudiff.device.ascend.storage_format import FRACTAL_NZ, ND, allow_internal_formats, format_cast, physical_storage
+from npudiff.reference.format_cast import FormatCastInputs, part_of
 
 Outputs = dict[str, torch.Tensor]
 

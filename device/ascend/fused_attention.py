@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from device.ascend.swa_mask import window_mask
-from reference.paged_kv import PagedKV
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.device.ascend.swa_mask import window_mask
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 NO_LIMIT = 2**31 - 1
 """``pre_tokens`` or ``next_tokens`` that limit nothing."""

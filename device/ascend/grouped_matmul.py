@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 import npudiff
-from device.ascend.packed_weights import assist_matrix, bits_of, words
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.expert_weights import ExpertWeights
-from reference.grouped_matmul import GroupedMatmulInputs
+from npudiff.device.ascend.packed_weights import assist_matrix, bits_of, words
+from npudiff.reference.expert_weights import ExpertWeights
+from npudiff.reference.grouped_matmul import GroupedMatmulInputs
 
 GROUP_LIST_TYPES = {"ends": 0, "counts": 1, "pairs": 2}
 ROWS, INNER, NOTHING = 0, 2, -1

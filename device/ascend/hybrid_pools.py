@@ -13,17 +13,17 @@ from collections.abc import Mapping, Sequence
 import torch
 
 import npudiff
-from device.ascend import page_allocation, sliding_attention
-from device.ascend.fused_attention import decode_call, tnd_call
-from device.ascend.page_pool import PagePool
 from npudiff import Target
-from reference.hybrid_pools import HybridPoolsInputs, PoolsSnapshot, TokenStates
-from reference.page_allocation import PageAllocationInputs
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.device.ascend import page_allocation, sliding_attention
+from npudiff.device.ascend.fused_attention import decode_call, tnd_call
+from npudiff.device.ascend.page_pool import PagePool
+from npudiff.reference.hybrid_pools import HybridPoolsInputs, PoolsSnapshot, TokenStates
+from npudiff.reference.page_allocation import PageAllocationInputs
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 
 class AscendPools:
-    """Both pools and the requests in them; the methods are those of ``reference.hybrid_pools.HybridPools``.
+    """Both pools and the requests in them; the methods are those of ``npudiff.reference.hybrid_pools.HybridPools``.
 
     Parameters
     ----------

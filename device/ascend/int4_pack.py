@@ -10,7 +10,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from reference.int4_pack import Int4PackInputs
+from npudiff.reference.int4_pack import Int4PackInputs
 
 
 def signed(inputs: Int4PackInputs) -> torch.Tensor:

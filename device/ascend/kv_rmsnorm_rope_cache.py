@@ -16,7 +16,7 @@ import torch
 import npudiff
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
+from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 
 Outputs = dict[str, torch.Tensor]
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import torch
 
-from device.ascend import mla_preprocess, moe_experts, moe_gating, paged_cache, rms_norm, rotary, sliding_attention
-from device.ascend.layer_experts import AscendExperts
-from device.ascend.layer_grouped_query import GroupedQueryLayer
-from device.ascend.layer_latent import LatentLayer
-from device.ascend.layer_steps import AscendLayer, Outputs
 from npudiff import Target
-from reference.decoder_layer import DecoderLayerInputs, LayerStep
-from reference.mla_preprocess import MlaPreprocessInputs
-from reference.moe_experts import MoeExpertsInputs
-from reference.moe_gating import MoeGatingInputs
-from reference.paged_cache import PagedCacheInputs
-from reference.rms_norm import RmsNormInputs
-from reference.rotary import RotaryInputs
+from npudiff.device.ascend import (
+    mla_preprocess,
+    moe_experts,
+    moe_gating,
+    paged_cache,
+    rms_norm,
+    rotary,
+    sliding_attention,
+)
+from npudiff.device.ascend.layer_experts import AscendExperts
+from npudiff.device.ascend.layer_grouped_query import GroupedQueryLayer
+from npudiff.device.ascend.layer_latent import LatentLayer
+from npudiff.device.ascend.layer_steps import AscendLayer, Outputs
+from npudiff.reference.decoder_layer import DecoderLayerInputs, LayerStep
+from npudiff.reference.mla_preprocess import MlaPreprocessInputs
+from npudiff.reference.moe_experts import MoeExpertsInputs
+from npudiff.reference.moe_gating import MoeGatingInputs
+from npudiff.reference.paged_cache import PagedCacheInputs
+from npudiff.reference.rms_norm import RmsNormInputs
+from npudiff.reference.rotary import RotaryInputs
 
 
 class ComposedExperts(AscendExperts):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from device.ascend import moe_experts
 from npudiff import Target
-from reference.decoder_layer import Mixture
-from reference.moe_experts import MoeExpertsInputs
+from npudiff.device.ascend import moe_experts
+from npudiff.reference.decoder_layer import Mixture
+from npudiff.reference.moe_experts import MoeExpertsInputs
 
 
 class AscendExperts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 
 from npudiff.constraints import Box
-from reference.decoder_layer import DecoderLayerInputs
+from npudiff.reference.decoder_layer import DecoderLayerInputs
 
 FLAGS = {
     "use_fia": "ASCEND_USE_FIA",

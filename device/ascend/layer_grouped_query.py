@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import torch
 
-from device.ascend import paged_cache, rotary, sliding_attention
-from device.ascend.fused_attention import decode_call, tnd_call
-from device.ascend.layer_experts import rounded
-from device.ascend.layer_steps import AscendLayer
-from reference.decoder_layer import GroupedQueryWeights, LayerStep
-from reference.paged_cache import PagedCacheInputs
-from reference.paged_kv import PagedKV
-from reference.rms_norm import RmsNormInputs
-from reference.rotary import RotaryInputs
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.device.ascend import paged_cache, rotary, sliding_attention
+from npudiff.device.ascend.fused_attention import decode_call, tnd_call
+from npudiff.device.ascend.layer_experts import rounded
+from npudiff.device.ascend.layer_steps import AscendLayer
+from npudiff.reference.decoder_layer import GroupedQueryWeights, LayerStep
+from npudiff.reference.paged_cache import PagedCacheInputs
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.rms_norm import RmsNormInputs
+from npudiff.reference.rotary import RotaryInputs
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 
 class GroupedQueryLayer(AscendLayer):

@@ -10,12 +10,12 @@ import itertools
 
 import torch
 
-from device.ascend import mla_preprocess
-from device.ascend.fused_attention import FusedCall, compressed_mask
-from device.ascend.layer_experts import rounded
-from device.ascend.layer_steps import AscendLayer, Outputs
-from reference.decoder_layer import LatentWeights, LayerStep
-from reference.mla_preprocess import MlaPreprocessInputs
+from npudiff.device.ascend import mla_preprocess
+from npudiff.device.ascend.fused_attention import FusedCall, compressed_mask
+from npudiff.device.ascend.layer_experts import rounded
+from npudiff.device.ascend.layer_steps import AscendLayer, Outputs
+from npudiff.reference.decoder_layer import LatentWeights, LayerStep
+from npudiff.reference.mla_preprocess import MlaPreprocessInputs
 
 STRIP = 16
 """C0 of two-byte elements: columns per strip of PA_NZ."""

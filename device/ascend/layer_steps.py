@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from device.ascend import rms_norm
-from device.ascend.layer_experts import AscendExperts
-from device.ascend.layer_flags import check_flags
 from npudiff import Target
-from reference.decoder_layer import DecoderLayerInputs, LayerStep
-from reference.rms_norm import RmsNormInputs
+from npudiff.device.ascend import rms_norm
+from npudiff.device.ascend.layer_experts import AscendExperts
+from npudiff.device.ascend.layer_flags import check_flags
+from npudiff.reference.decoder_layer import DecoderLayerInputs, LayerStep
+from npudiff.reference.rms_norm import RmsNormInputs
 
 Outputs = dict[str, torch.Tensor]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.kv_rmsnorm_rope_cache import half_tables, normalised, turned, write_at
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.mla_preprocess import MlaPreprocessInputs
+from npudiff.device.ascend.kv_rmsnorm_rope_cache import half_tables, normalised, turned, write_at
+from npudiff.reference.mla_preprocess import MlaPreprocessInputs
 
 Outputs = dict[str, torch.Tensor]
 

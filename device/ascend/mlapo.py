@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.mla_preprocess import DIMS, NO_SKIPPING, Outputs, caches, declared, tables
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
+from npudiff.device.ascend.mla_preprocess import DIMS, NO_SKIPPING, Outputs, caches, declared, tables
+from npudiff.reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
 
 TILE = 32
 """Columns of a tile of int8 weights."""

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 import torch
 
 import npudiff
-from device.ascend import grouped_matmul, swiglu
-from device.ascend.dynamic_quant import quantised
-from device.ascend.moe_finalize import BY_COLUMN, BY_ROW, finalized
-from device.ascend.moe_routing import COUNTS, by_column, first, second
-from device.ascend.packed_weights import assist_matrix, bits_of, words
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.expert_weights import ExpertWeights
-from reference.grouped_matmul import GroupedMatmulInputs
-from reference.moe_experts import Experts, Gate, MoeExpertsInputs
-from reference.moe_finalize import MoeFinalizeInputs
-from reference.moe_routing import MoeRoutingInputs
-from reference.swiglu import Activation, SwigluInputs
+from npudiff.device.ascend import grouped_matmul, swiglu
+from npudiff.device.ascend.dynamic_quant import quantised
+from npudiff.device.ascend.moe_finalize import BY_COLUMN, BY_ROW, finalized
+from npudiff.device.ascend.moe_routing import COUNTS, by_column, first, second
+from npudiff.device.ascend.packed_weights import assist_matrix, bits_of, words
+from npudiff.reference.expert_weights import ExpertWeights
+from npudiff.reference.grouped_matmul import GroupedMatmulInputs
+from npudiff.reference.moe_experts import Experts, Gate, MoeExpertsInputs
+from npudiff.reference.moe_finalize import MoeFinalizeInputs
+from npudiff.reference.moe_routing import MoeRoutingInputs
+from npudiff.reference.swiglu import Activation, SwigluInputs
 
 ALL_HERE: Box = {"here": ("all", "chosen")}
 QUANTISED: Box = {"form": ("w8a8", "w4a8")}

@@ -7,7 +7,7 @@ import torch
 import npudiff
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.moe_finalize import MoeFinalizeInputs
+from npudiff.reference.moe_finalize import MoeFinalizeInputs
 
 ALL_THERE: Box = {"dropped": ("none",)}
 

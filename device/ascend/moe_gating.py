@@ -6,7 +6,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from reference.moe_gating import MoeGatingInputs
+from npudiff.reference.moe_gating import MoeGatingInputs
 
 Outputs = dict[str, torch.Tensor]
 

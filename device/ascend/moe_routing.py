@@ -11,7 +11,7 @@ import torch
 import npudiff
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.moe_routing import MoeRoutingInputs
+from npudiff.reference.moe_routing import MoeRoutingInputs
 
 Outputs = dict[str, torch.Tensor]
 

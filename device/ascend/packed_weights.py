@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from device.ascend.int4_pack import paired
-from device.ascend.scale_pack import widened
-from reference.expert_weights import ExpertWeights
+from npudiff.device.ascend.int4_pack import paired
+from npudiff.device.ascend.scale_pack import widened
+from npudiff.reference.expert_weights import ExpertWeights
 
 HALF = 8
 """What is taken from the lower half of an int8, so that it is an int4."""

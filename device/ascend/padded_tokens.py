@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend import moe_routing as routing
-from device.ascend.moe_finalize import BY_COLUMN, BY_ROW, finalized, together
 from npudiff import Target
-from reference.moe_finalize import MoeFinalizeInputs
-from reference.moe_routing import MoeRoutingInputs
-from reference.padded_tokens import PaddedTokensInputs
+from npudiff.device.ascend import moe_routing as routing
+from npudiff.device.ascend.moe_finalize import BY_COLUMN, BY_ROW, finalized, together
+from npudiff.reference.moe_finalize import MoeFinalizeInputs
+from npudiff.reference.moe_routing import MoeRoutingInputs
+from npudiff.reference.padded_tokens import PaddedTokensInputs
 
 Outputs = dict[str, torch.Tensor]
 

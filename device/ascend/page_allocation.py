@@ -6,7 +6,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from reference.page_allocation import PageAllocationInputs
+from npudiff.reference.page_allocation import PageAllocationInputs
 
 Outputs = dict[str, torch.Tensor]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from reference.hybrid_pools import PoolStorage
-from reference.paged_kv import PagedKV
+from npudiff.reference.hybrid_pools import PoolStorage
+from npudiff.reference.paged_kv import PagedKV
 
 
 class PagePool:

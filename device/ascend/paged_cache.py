@@ -6,7 +6,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from reference.paged_cache import PagedCacheInputs
+from npudiff.reference.paged_cache import PagedCacheInputs
 
 Outputs = dict[str, torch.Tensor]
 

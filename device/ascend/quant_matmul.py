@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.scale_pack import cut
-from device.ascend.storage_format import FRACTAL_NZ, format_cast
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.quant_matmul import QuantMatmulInputs
+from npudiff.device.ascend.scale_pack import cut
+from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast
+from npudiff.reference.quant_matmul import QuantMatmulInputs
 
 WHOLE_TILES: Box = {"bits": (8,), "inner": range(16, 2**16, 16), "columns": range(32, 2**16, 32)}
 """Weights of int8 that sglang casts to FRACTAL_NZ; others stay as they are (``hardware_backend/npu/utils.py``)."""

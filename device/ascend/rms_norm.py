@@ -6,7 +6,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from reference.rms_norm import RmsNormInputs
+from npudiff.reference.rms_norm import RmsNormInputs
 
 Outputs = dict[str, torch.Tensor]
 

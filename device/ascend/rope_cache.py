@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.rope_frequencies import inverse_frequencies, mscale, softmax_scale
 from npudiff import Target
-from reference.rope_cache import RopeCacheInputs
-from reference.rope_scaling import RopeConfig
+from npudiff.device.ascend.rope_frequencies import inverse_frequencies, mscale, softmax_scale
+from npudiff.reference.rope_cache import RopeCacheInputs
+from npudiff.reference.rope_scaling import RopeConfig
 
 Outputs = dict[str, torch.Tensor]
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from reference.rope_scaling import RopeConfig
+from npudiff.reference.rope_scaling import RopeConfig
 
 
 def inverse_frequencies(config: RopeConfig, device: str) -> torch.Tensor:

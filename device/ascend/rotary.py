@@ -8,7 +8,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from reference.rotary import RotaryInputs
+from npudiff.reference.rotary import RotaryInputs
 
 Outputs = dict[str, torch.Tensor]
 

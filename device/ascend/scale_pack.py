@@ -11,7 +11,7 @@ import torch
 import npudiff
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.scale_pack import ScalePackInputs
+from npudiff.reference.scale_pack import ScalePackInputs
 
 FIXPIPE: Box = {"form": ("fixpipe",)}
 BITS: Box = {"form": ("bits",)}

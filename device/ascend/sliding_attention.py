@@ -7,7 +7,8 @@ import itertools
 import torch
 
 import npudiff
-from device.ascend.fused_attention import (
+from npudiff.constraints import Box
+from npudiff.device.ascend.fused_attention import (
     FusedCall,
     bsnd_call,
     cache_views,
@@ -17,9 +18,8 @@ from device.ascend.fused_attention import (
     real_rows,
     tnd_call,
 )
-from npudiff.constraints import Box
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 from npudiff.target import Target
-from reference.sliding_attention import SlidingAttentionInputs
 
 Outputs = dict[str, torch.Tensor]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 import npudiff
-from device.ascend.sliding_attention import Outputs
 from npudiff import Target
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.device.ascend.sliding_attention import Outputs
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 SPLITS = 4
 """Parts of a history. They are made of whole pages, so that a short one, or a narrow window, leaves some empty."""

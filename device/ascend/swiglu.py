@@ -14,7 +14,7 @@ import torch
 import npudiff
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.swiglu import Activation, SwigluInputs
+from npudiff.reference.swiglu import Activation, SwigluInputs
 
 Outputs = Mapping[str, torch.Tensor]
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.dynamic_quant import Outputs, quantised
-from device.ascend.swiglu import oai, parted, step
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.swiglu import Activation
-from reference.swiglu_quant import SwigluQuantInputs
+from npudiff.device.ascend.dynamic_quant import Outputs, quantised
+from npudiff.device.ascend.swiglu import oai, parted, step
+from npudiff.reference.swiglu import Activation
+from npudiff.reference.swiglu_quant import SwigluQuantInputs
 
 DYNAMIC = 1
 """What quant_mode says: a scale for each row."""

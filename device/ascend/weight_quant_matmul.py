@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.quant_matmul import WHOLE_TILES, words
-from device.ascend.storage_format import FRACTAL_NZ, format_cast
 from npudiff import Target
-from reference.weight_quant_matmul import WeightQuantMatmulInputs
+from npudiff.device.ascend.quant_matmul import WHOLE_TILES, words
+from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast
+from npudiff.reference.weight_quant_matmul import WeightQuantMatmulInputs
 
 
 def called(inputs: WeightQuantMatmulInputs, weight: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,6 @@ whether a schema takes a call, ``versions`` what the wheels list, ``table`` puts
 drawn cases; both are for the contract tests.
 """
 
-from device.contract.table import contract
+from npudiff.device.contract.table import contract
 
 __all__ = ["contract"]

@@ -1,4 +1,4 @@
-"""Recording: ``python -m device.contract calls`` and ``python -m device.contract versions WHEEL...``."""
+"""Recording: ``python -m npudiff.device.contract calls``, or ``versions WHEEL...``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from device import targets
-from device.contract.calls import Call, recorded_calls, watching, write_calls
-from device.contract.drawing import implementations, run_drawn
-from device.contract.listing import ListingError, read_listing
-from device.contract.versions import Wheel, recorded_wheels, write_wheels
+from npudiff.device import targets
+from npudiff.device.contract.calls import Call, recorded_calls, watching, write_calls
+from npudiff.device.contract.drawing import implementations, run_drawn
+from npudiff.device.contract.listing import ListingError, read_listing
+from npudiff.device.contract.versions import Wheel, recorded_wheels, write_wheels
 from npudiff.discovery import load_components
 
 EXAMPLES = 200
@@ -21,7 +21,9 @@ EXAMPLES = 200
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m device.contract", description="Write the files of the contract.")
+    parser = argparse.ArgumentParser(
+        prog="python -m npudiff.device.contract", description="Write the files of the contract."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     calls = commands.add_parser("calls", help="record the forms of the calls that the adapters make")
     calls.add_argument("--examples", type=int, default=EXAMPLES, help="cases of each implementation")

@@ -126,7 +126,7 @@ def recorded_calls(path: Path = RECORDED_CALLS) -> dict[tuple[str, int, tuple[st
 
 def write_calls(calls: Iterable[Call], path: Path = RECORDED_CALLS) -> None:
     """Record forms: sorted, one a line."""
-    about = "Forms of the operator calls of device/ascend. Written by: python -m device.contract calls"
+    about = "Forms of the operator calls of device/ascend. Written by: python -m npudiff.device.contract calls"
     texts = sorted(str(call) for call in merge(calls).values())
     path.write_text(json.dumps({"about": about, "calls": texts}, indent=1) + "\n", encoding="utf-8")
 

@@ -15,8 +15,8 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from device.contract.calls import NAMESPACES
-from device.simulator import library
+from npudiff.device.contract.calls import NAMESPACES
+from npudiff.device.simulator import library
 
 Described = tuple[tuple[int, ...], torch.dtype] | str
 """Shape and dtype of an output that is a tensor, else what it is, such as ``None`` or ``2``."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from device.contract.listing import Listing
-from device.simulator.schemas import SCHEMAS, namespace, qualified_name
+from npudiff.device.contract.listing import Listing
+from npudiff.device.simulator.schemas import SCHEMAS, namespace, qualified_name
 
 RECORDED_VERSIONS = Path(__file__).with_name("versions.json")
 
@@ -79,7 +79,7 @@ def write_wheels(wheels: Iterable[Wheel], path: Path = RECORDED_VERSIONS) -> Non
     listings = [of_simulated(wheel.listing) for wheel in ordered]
     content = {
         "about": "Schemas of the simulated operators in the listings of torch_npu's wheels, as they are registered; "
-        "null where the operator is not listed. Written by: python -m device.contract versions WHEEL...",
+        "null where the operator is not listed. Written by: python -m npudiff.device.contract versions WHEEL...",
         "wheels": {wheel.listing.version: {"file": wheel.file, "sha256": wheel.sha256} for wheel in ordered},
         "schemas": {
             name: _variants({one.version: one.schemas.get(name) for one in listings})

@@ -7,8 +7,9 @@ import itertools
 import torch
 
 import npudiff
-from device.ascend.fused_attention import band, bsnd_call, tnd_call
-from device.ascend.sliding_attention import (
+from npudiff import Target
+from npudiff.device.ascend.fused_attention import band, bsnd_call, tnd_call
+from npudiff.device.ascend.sliding_attention import (
     Outputs,
     fia_decode_mask,
     fia_extend_bsnd,
@@ -18,8 +19,7 @@ from device.ascend.sliding_attention import (
     run_tnd,
     with_padding,
 )
-from npudiff import Target
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 MASK_COLUMNS = 512
 """Columns of a mask without rows that an operator looks at."""

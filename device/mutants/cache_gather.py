@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.cache_gather import Outputs, gather_with_operator, gathered, places, tokens
 from npudiff import Target
-from reference.cache_gather import CacheGatherInputs
+from npudiff.device.ascend.cache_gather import Outputs, gather_with_operator, gathered, places, tokens
+from npudiff.reference.cache_gather import CacheGatherInputs
 
 _ND = {"layout": ("PA_BSND",)}
 _BORDERS = {"starts": ("none", "page")}

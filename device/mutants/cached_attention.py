@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.cached_attention import attend, converted_pool, seen, written
 from npudiff import Target
-from reference.cached_attention import CachedAttentionInputs
+from npudiff.device.ascend.cached_attention import attend, converted_pool, seen, written
+from npudiff.reference.cached_attention import CachedAttentionInputs
 
 
 @npudiff.implementation(

@@ -8,17 +8,17 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend import sliding_attention
-from device.ascend.decoder_layer import GROUPED_QUERY
-from device.ascend.fused_attention import decode_call
-from device.ascend.layer_experts import AscendExperts
-from device.ascend.layer_grouped_query import GroupedQueryLayer
-from device.ascend.layer_steps import Outputs
 from npudiff import Target
 from npudiff.constraints import Box, Constraints
-from reference.decoder_layer import DecoderLayerInputs, LayerStep
-from reference.moe_experts import MoeExpertsInputs
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.device.ascend import sliding_attention
+from npudiff.device.ascend.decoder_layer import GROUPED_QUERY
+from npudiff.device.ascend.fused_attention import decode_call
+from npudiff.device.ascend.layer_experts import AscendExperts
+from npudiff.device.ascend.layer_grouped_query import GroupedQueryLayer
+from npudiff.device.ascend.layer_steps import Outputs
+from npudiff.reference.decoder_layer import DecoderLayerInputs, LayerStep
+from npudiff.reference.moe_experts import MoeExpertsInputs
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 
 def within(boxes: list[Box], **axes: Collection[object]) -> list[Box]:

@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.decoder_layer import LATENT
-from device.ascend.layer_experts import rounded
-from device.ascend.layer_latent import LatentLayer
-from device.ascend.layer_steps import Outputs
-from device.mutants.decoder_layer import DECODES, within
 from npudiff import Target
-from reference.decoder_layer import DecoderLayerInputs, LayerStep
-from reference.mla_preprocess import MlaPreprocessInputs
+from npudiff.device.ascend.decoder_layer import LATENT
+from npudiff.device.ascend.layer_experts import rounded
+from npudiff.device.ascend.layer_latent import LatentLayer
+from npudiff.device.ascend.layer_steps import Outputs
+from npudiff.device.mutants.decoder_layer import DECODES, within
+from npudiff.reference.decoder_layer import DecoderLayerInputs, LayerStep
+from npudiff.reference.mla_preprocess import MlaPreprocessInputs
 
 
 class _NzByTheWriterOnly(LatentLayer):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.dynamic_quant import (
+from npudiff import Target
+from npudiff.device.ascend.dynamic_quant import (
     RISING_ENDS,
     Outputs,
     composed_dynamic_quant,
@@ -13,8 +14,7 @@ from device.ascend.dynamic_quant import (
     quantised,
     smoothed,
 )
-from npudiff import Target
-from reference.dynamic_quant import DynamicQuantInputs
+from npudiff.reference.dynamic_quant import DynamicQuantInputs
 
 
 @npudiff.implementation(

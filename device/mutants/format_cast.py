@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import pad
 
 import npudiff
-from device.ascend.format_cast import ROWS, Outputs, cast_outputs, tile_columns, tiled, tiled_outputs
-from device.ascend.storage_format import FRACTAL_NZ, format_cast, physical_storage
 from npudiff import Target
-from reference.format_cast import FormatCastInputs
+from npudiff.device.ascend.format_cast import ROWS, Outputs, cast_outputs, tile_columns, tiled, tiled_outputs
+from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast, physical_storage
+from npudiff.reference.format_cast import FormatCastInputs
 
 _WHOLE = {"view": ("whole",)}
 

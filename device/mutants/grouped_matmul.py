@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.grouped_matmul import by_sizes, counts, expert_by_expert, grouped
-from device.ascend.packed_weights import assist_matrix, bits_of, words
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.expert_weights import ExpertWeights
-from reference.grouped_matmul import GroupedMatmulInputs
+from npudiff.device.ascend.grouped_matmul import by_sizes, counts, expert_by_expert, grouped
+from npudiff.device.ascend.packed_weights import assist_matrix, bits_of, words
+from npudiff.reference.expert_weights import ExpertWeights
+from npudiff.reference.grouped_matmul import GroupedMatmulInputs
 
 _BY_ROWS: Box = {"split": ("rows",)}
 _INT4: Box = {**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)}

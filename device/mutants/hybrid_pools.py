@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend import page_allocation
-from device.ascend.hybrid_pools import FUSED, AscendPools
 from npudiff import Target
+from npudiff.device.ascend import page_allocation
+from npudiff.device.ascend.hybrid_pools import FUSED, AscendPools
 from npudiff.implementation import Implementation
-from reference.hybrid_pools import HybridPoolsInputs, TokenStates
-from reference.page_allocation import PageAllocationInputs
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.reference.hybrid_pools import HybridPoolsInputs, TokenStates
+from npudiff.reference.page_allocation import PageAllocationInputs
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 _ALLOCATOR = "sglang 0.5.23 mem_cache/allocator/swa.py"
 _EVICTION = "sglang 0.5.23 mem_cache/common.py 75"

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.int4_pack import paired, shifted, shifted_words, signed
 from npudiff import Target
-from reference.int4_pack import Int4PackInputs
+from npudiff.device.ascend.int4_pack import paired, shifted, shifted_words, signed
+from npudiff.reference.int4_pack import Int4PackInputs
 
 
 @npudiff.implementation(

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.kv_rmsnorm_rope_cache import (
+from npudiff import Target
+from npudiff.device.ascend.kv_rmsnorm_rope_cache import (
     Outputs,
     caches,
     decode,
@@ -19,8 +20,7 @@ from device.ascend.kv_rmsnorm_rope_cache import (
     turned,
     written,
 )
-from npudiff import Target
-from reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
+from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 
 _NZ = decode_pa_nz.constraints.boxes
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.mla_preprocess import (
+from npudiff import Target
+from npudiff.device.ascend.mla_preprocess import (
     Outputs,
     caches,
     native_mla_preprocess,
     rms_norm_cache_path,
     write_keys,
 )
-from npudiff import Target
-from reference.mla_preprocess import MlaPreprocessInputs
+from npudiff.reference.mla_preprocess import MlaPreprocessInputs
 
 
 @npudiff.implementation(

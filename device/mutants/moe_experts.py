@@ -7,8 +7,10 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.dynamic_quant import quantised
-from device.ascend.moe_experts import (
+from npudiff import Target
+from npudiff.constraints import Box
+from npudiff.device.ascend.dynamic_quant import quantised
+from npudiff.device.ascend.moe_experts import (
     ALL_HERE,
     PLAIN_SILU,
     Copies,
@@ -21,12 +23,10 @@ from device.ascend.moe_experts import (
     times,
     unpermuted,
 )
-from device.ascend.moe_finalize import BY_COLUMN, finalized
-from npudiff import Target
-from npudiff.constraints import Box
-from reference.moe_experts import Experts, MoeExpertsInputs
-from reference.moe_finalize import MoeFinalizeInputs
-from reference.swiglu import Activation
+from npudiff.device.ascend.moe_finalize import BY_COLUMN, finalized
+from npudiff.reference.moe_experts import Experts, MoeExpertsInputs
+from npudiff.reference.moe_finalize import MoeFinalizeInputs
+from npudiff.reference.swiglu import Activation
 
 _W8A8: Box = {**ALL_HERE, "form": ("w8a8",)}
 _INT8: Box = {**ALL_HERE, "form": ("w8a8", "w4a8")}

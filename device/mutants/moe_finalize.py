@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.moe_finalize import ALL_THERE, BY_COLUMN, finalized, together
 from npudiff import Target
-from reference.moe_finalize import MoeFinalizeInputs
+from npudiff.device.ascend.moe_finalize import ALL_THERE, BY_COLUMN, finalized, together
+from npudiff.reference.moe_finalize import MoeFinalizeInputs
 
 
 @npudiff.implementation(

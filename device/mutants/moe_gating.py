@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import npudiff
-from device.ascend.moe_gating import Outputs, best, by_expert, native_gating, scored, weighted
 from npudiff import Target
-from reference.moe_gating import MoeGatingInputs
+from npudiff.device.ascend.moe_gating import Outputs, best, by_expert, native_gating, scored, weighted
+from npudiff.reference.moe_gating import MoeGatingInputs
 
 
 @npudiff.implementation(

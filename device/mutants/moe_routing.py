@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.moe_routing import COUNTS, CUMULATIVE, Outputs, native_routing, outputs_of, second
 from npudiff import Target
-from reference.moe_routing import MoeRoutingInputs
+from npudiff.device.ascend.moe_routing import COUNTS, CUMULATIVE, Outputs, native_routing, outputs_of, second
+from npudiff.reference.moe_routing import MoeRoutingInputs
 
 
 @npudiff.implementation(

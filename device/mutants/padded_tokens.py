@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 
 import npudiff
-from device.ascend.padded_tokens import Outputs, masked, native, real_in, real_of_chunks, weights_of
 from npudiff import Target
-from reference.padded_tokens import PaddedTokensInputs
+from npudiff.device.ascend.padded_tokens import Outputs, masked, native, real_in, real_of_chunks, weights_of
+from npudiff.reference.padded_tokens import PaddedTokensInputs
 
 NOWHERE = -1
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.page_allocation import Outputs, decode, extend, room_in_last_page
 from npudiff import Target
-from reference.page_allocation import PageAllocationInputs
+from npudiff.device.ascend.page_allocation import Outputs, decode, extend, room_in_last_page
+from npudiff.reference.page_allocation import PageAllocationInputs
 
 _DECODE = {"new_tokens": (1,), "page_size": range(2, 2**16 + 1)}
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.paged_cache import (
+from npudiff import Target
+from npudiff.device.ascend.paged_cache import (
     Outputs,
     caches,
     index_put,
@@ -18,8 +19,7 @@ from device.ascend.paged_cache import (
     scatter_pa_nz,
     scatter_rows,
 )
-from npudiff import Target
-from reference.paged_cache import PagedCacheInputs
+from npudiff.reference.paged_cache import PagedCacheInputs
 
 _NZ = scatter_pa_nz.constraints.boxes
 _ND = {"layout": ("PA_BSND",), "rows": ("contiguous",)}

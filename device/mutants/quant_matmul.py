@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.quant_matmul import biased, called, composed_quant_matmul, offsetted, scaled, summed, written
 from npudiff import Target
-from reference.quant_matmul import QuantMatmulInputs
+from npudiff.device.ascend.quant_matmul import biased, called, composed_quant_matmul, offsetted, scaled, summed, written
+from npudiff.reference.quant_matmul import QuantMatmulInputs
 
 _BLOCK = 128
 """Elements of a sum that a tile of float32 holds exactly."""

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.rms_norm import Outputs, native_rms_norm
 from npudiff import Target
-from reference.rms_norm import RmsNormInputs
+from npudiff.device.ascend.rms_norm import Outputs, native_rms_norm
+from npudiff.reference.rms_norm import RmsNormInputs
 
 _ONCE = {"rounding": ("once",)}
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.rope_cache import (
+from npudiff import Target
+from npudiff.device.ascend.rope_cache import (
     Outputs,
     RepeatedHalves,
     Rope,
@@ -18,9 +19,8 @@ from device.ascend.rope_cache import (
     scale_of,
     spread,
 )
-from device.ascend.rope_frequencies import mscale
-from npudiff import Target
-from reference.rope_cache import RopeCacheInputs
+from npudiff.device.ascend.rope_frequencies import mscale
+from npudiff.reference.rope_cache import RopeCacheInputs
 
 _YARN = ("yarn", "deepseek_yarn")
 _WITHOUT_MSCALE = ("base", "linear", "dynamic", "llama3", "proportional")

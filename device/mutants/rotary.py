@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.rotary import Outputs, native_mrope, native_rotary
 from npudiff import Target
-from reference.rotary import RotaryInputs
+from npudiff.device.ascend.rotary import Outputs, native_mrope, native_rotary
+from npudiff.reference.rotary import RotaryInputs
 
 _PLAIN = {"sections": ("none",)}
 

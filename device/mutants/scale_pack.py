@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.scale_pack import BITS, FIXPIPE, composed_fixpipe, cut, halves, placed, view_widened, widened
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.scale_pack import ScalePackInputs
+from npudiff.device.ascend.scale_pack import BITS, FIXPIPE, composed_fixpipe, cut, halves, placed, view_widened, widened
+from npudiff.reference.scale_pack import ScalePackInputs
 
 _OFFSETS: Box = {**FIXPIPE, "offset": ("each", "one", "many for one scale")}
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import npudiff
-from device.ascend.fused_attention import decode_call, tnd_call
-from device.ascend.sliding_attention import (
+from npudiff.device.ascend.fused_attention import decode_call, tnd_call
+from npudiff.device.ascend.sliding_attention import (
     Outputs,
     fia_decode_mask,
     fia_decode_nz,
@@ -15,9 +15,9 @@ from device.ascend.sliding_attention import (
     run_decode,
     run_tnd,
 )
-from device.ascend.swa_mask import window_mask
+from npudiff.device.ascend.swa_mask import window_mask
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 from npudiff.target import Target
-from reference.sliding_attention import SlidingAttentionInputs
 
 SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.sliding_attention import Outputs
-from device.ascend.split_attention import SPLITS, Part, SplitAttention
 from npudiff import Target
 from npudiff.constraints import Box
+from npudiff.device.ascend.sliding_attention import Outputs
+from npudiff.device.ascend.split_attention import SPLITS, Part, SplitAttention
 from npudiff.implementation import Implementation
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 _FLASHINFER = "https://github.com/flashinfer-ai/flashinfer"
 _FLASH_NPU = "https://github.com/MinghuasLab/flash-attention-npu/issues"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 import npudiff
-from device.ascend.swa_mask import window_mask
+from npudiff.device.ascend.swa_mask import window_mask
+from npudiff.reference.swa_mask import SwaMaskInputs
 from npudiff.target import Target
-from reference.swa_mask import SwaMaskInputs
 
 SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.swiglu import composed, oai, parted, step
 from npudiff import Target
-from reference.swiglu import Activation, SwigluInputs
+from npudiff.device.ascend.swiglu import composed, oai, parted, step
+from npudiff.reference.swiglu import Activation, SwigluInputs
 
 _STEP = {"activation": ("silu", "swiglustep"), "limited": (True,)}
 _OAI = {"activation": ("swiglu_oai",)}

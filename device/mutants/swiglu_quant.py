@@ -7,9 +7,11 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.dynamic_quant import Outputs, quantised
-from device.ascend.swiglu import oai, parted, step
-from device.ascend.swiglu_quant import (
+from npudiff import Target
+from npudiff.constraints import Box
+from npudiff.device.ascend.dynamic_quant import Outputs, quantised
+from npudiff.device.ascend.swiglu import oai, parted, step
+from npudiff.device.ascend.swiglu_quant import (
     COUNTS,
     ENDS,
     GROUPED,
@@ -27,10 +29,8 @@ from device.ascend.swiglu_quant import (
     smoothed,
     turned_round,
 )
-from device.mutants.swiglu import limited
-from npudiff import Target
-from npudiff.constraints import Box
-from reference.swiglu_quant import SwigluQuantInputs
+from npudiff.device.mutants.swiglu import limited
+from npudiff.reference.swiglu_quant import SwigluQuantInputs
 
 _STEP: Box = {**ONCE, "activation": ("swiglustep",), "gates": ("left",)}
 _SMOOTH: Box = {**ONCE, "smooth": (True,)}

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 
 import npudiff
-from device.ascend.weight_quant_matmul import by_row, called, dequantised, multiplied, rounded_once, summed
 from npudiff import Target
 from npudiff.constraints import Box
-from reference.weight_quant_matmul import WeightQuantMatmulInputs
+from npudiff.device.ascend.weight_quant_matmul import by_row, called, dequantised, multiplied, rounded_once, summed
+from npudiff.reference.weight_quant_matmul import WeightQuantMatmulInputs
 
 _GROUPS: Box = {"scale_per": ("groups",)}
 _OFFSETS: Box = {"offset": ("whole", "fraction")}

@@ -5,10 +5,10 @@ documented behaviours and quirks they show. The kernels follow the operators' co
 ``reference``.
 """
 
-from device.simulator.errors import DeviceFault, NotSimulated, OperatorRejected, UndefinedBehaviour
-from device.simulator.library import install
-from device.simulator.profiles import DEFAULT_PROFILE, PROFILES, CannProfile, active_profile, use_profile
-from device.simulator.quirks import Quirk
+from npudiff.device.simulator.errors import DeviceFault, NotSimulated, OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator.library import install
+from npudiff.device.simulator.profiles import DEFAULT_PROFILE, PROFILES, CannProfile, active_profile, use_profile
+from npudiff.device.simulator.quirks import Quirk
 
 __all__ = [
     "DEFAULT_PROFILE",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from device.simulator.schemas import namespace, qualified_name, unqualified
+from npudiff.device.simulator.schemas import namespace, qualified_name, unqualified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ FAMILIES = ("fused_attention", "cache", "rotary", "norms", "mla", "activation", 
 def operators() -> Iterator[Operator]:
     """Yield every simulated operator; imports the kernels, and torch with them."""
     for family in FAMILIES:
-        yield from importlib.import_module(f"device.simulator.{family}.operators").OPERATORS
+        yield from importlib.import_module(f"npudiff.device.simulator.{family}.operators").OPERATORS
 
 
 @cache

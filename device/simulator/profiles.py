@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from device.simulator.grouped_matmul.choices import GroupedMatmulChoices
-from device.simulator.mla.choices import MlaChoices
-from device.simulator.moe.choices import MoeChoices
-from device.simulator.quantisation.choices import QuantisationChoices
-from device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
+from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
+from npudiff.device.simulator.mla.choices import MlaChoices
+from npudiff.device.simulator.moe.choices import MoeChoices
+from npudiff.device.simulator.quantisation.choices import QuantisationChoices
+from npudiff.device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from device.simulator.fused_attention.request import FusedAttentionRequest
-    from device.simulator.fused_attention.visibility import Visibility
+    from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
+    from npudiff.device.simulator.fused_attention.visibility import Visibility
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from device.simulator.activation.schemas import SCHEMAS as ACTIVATION
-from device.simulator.cache.schemas import SCHEMAS as CACHE
-from device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
-from device.simulator.grouped_matmul.schemas import SCHEMAS as GROUPED_MATMUL
-from device.simulator.mla.schemas import OF_SGL_KERNEL_NPU
-from device.simulator.mla.schemas import SCHEMAS as MLA
-from device.simulator.moe.schemas import SCHEMAS as MOE
-from device.simulator.norms.schemas import SCHEMAS as NORMS
-from device.simulator.quantisation.schemas import SCHEMAS as QUANTISATION
-from device.simulator.rotary.schemas import SCHEMAS as ROTARY
+from npudiff.device.simulator.activation.schemas import SCHEMAS as ACTIVATION
+from npudiff.device.simulator.cache.schemas import SCHEMAS as CACHE
+from npudiff.device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
+from npudiff.device.simulator.grouped_matmul.schemas import SCHEMAS as GROUPED_MATMUL
+from npudiff.device.simulator.mla.schemas import OF_SGL_KERNEL_NPU
+from npudiff.device.simulator.mla.schemas import SCHEMAS as MLA
+from npudiff.device.simulator.moe.schemas import SCHEMAS as MOE
+from npudiff.device.simulator.norms.schemas import SCHEMAS as NORMS
+from npudiff.device.simulator.quantisation.schemas import SCHEMAS as QUANTISATION
+from npudiff.device.simulator.rotary.schemas import SCHEMAS as ROTARY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

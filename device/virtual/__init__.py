@@ -2,9 +2,9 @@
 
 ::
 
-    import device.virtual
+    import npudiff.device.virtual
 
-    device.virtual.enable()
+    npudiff.device.virtual.enable()
 
     import torch
 
@@ -27,8 +27,8 @@ import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from device.virtual import faults
-from device.virtual.loading import VirtualNpuUnavailable, load
+from npudiff.device.virtual import faults
+from npudiff.device.virtual.loading import VirtualNpuUnavailable, load
 
 if TYPE_CHECKING:
     from torch.library import Library
@@ -66,7 +66,7 @@ def _enabled() -> dict[str, Library]:
     faults.arm(load(), asked)
     from torch.library import Library  # noqa: PLC0415 - loaded now
 
-    from device.virtual import aten, operators  # noqa: PLC0415 - they import torch
+    from npudiff.device.virtual import aten, operators  # noqa: PLC0415 - they import torch
 
     libraries: dict[str, Any] = {}
 

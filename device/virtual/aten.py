@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.virtual import faults
-from device.virtual.autograd import composite, differentiated_by_torch, differentiated_on_host
-from device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, registered
-from device.virtual.kernels import Call, Signature, device_kernel, signature_of
-from device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
+from npudiff.device.virtual import faults
+from npudiff.device.virtual.autograd import composite, differentiated_by_torch, differentiated_on_host
+from npudiff.device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, registered
+from npudiff.device.virtual.kernels import Call, Signature, device_kernel, signature_of
+from npudiff.device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
 
 _COMPOSITE_KEYS = tuple(
     f"Composite{kind}" for kind in ("ImplicitAutograd", "ExplicitAutograd", "ExplicitAutogradNonFunctional")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.virtual.memory import is_on_device, moved_to_device, same_bytes, view_of
+from npudiff.device.virtual.memory import is_on_device, moved_to_device, same_bytes, view_of
 
 
 def composite(overload: Any) -> Callable[..., Any]:  # noqa: ANN401 - torch._ops.OpOverload

@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from device.virtual.elf import NotSharedLibrary, SharedLibrary, read_shared_library
+from npudiff.device.virtual.elf import NotSharedLibrary, SharedLibrary, read_shared_library
 
 SOURCES = Path(__file__).parent / "runtime"
 RUNTIME = "libascendcl.so"

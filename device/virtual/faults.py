@@ -176,7 +176,7 @@ def after(results: Iterable[Any]) -> None:
 
 def _runtime() -> ctypes.CDLL:
     if _state.runtime is None:
-        raise RuntimeError("there is no virtual NPU in this process: device.virtual.enable() comes first")
+        raise RuntimeError("there is no virtual NPU in this process: npudiff.device.virtual.enable() comes first")
     return _state.runtime
 
 

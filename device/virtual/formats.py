@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from device.simulator.cache import format_cast as simulated
-from device.simulator.cache.formats import BASE_FORMATS, Format
-from device.simulator.profiles import active_profile
-from device.virtual import faults
-from device.virtual.kernels import Call
-from device.virtual.memory import in_tiles, moved_to_device, storage_format
+from npudiff.device.simulator.cache import format_cast as simulated
+from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.virtual import faults
+from npudiff.device.virtual.kernels import Call
+from npudiff.device.virtual.memory import in_tiles, moved_to_device, storage_format
 
 _FORMATTED = ("input", "dst", "src")
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.virtual import faults
-from device.virtual.generators import host_generator, with_host_generator
-from device.virtual.memory import (
+from npudiff.device.virtual import faults
+from npudiff.device.virtual.generators import host_generator, with_host_generator
+from npudiff.device.virtual.memory import (
     in_tiles,
     is_on_device,
     logical,

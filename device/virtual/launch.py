@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from device.virtual.build import CannotBuild, build
-from device.virtual.loading import VirtualNpuUnavailable, package_folder, version_of_torch_npu
+from npudiff.device.virtual.build import CannotBuild, build
+from npudiff.device.virtual.loading import VirtualNpuUnavailable, package_folder, version_of_torch_npu
 from npudiff.errors import UsageError
 from npudiff.target import TargetUnavailable
 

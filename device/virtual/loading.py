@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from device.virtual.build import RUNTIME, CannotBuild, build
+from npudiff.device.virtual.build import RUNTIME, CannotBuild, build
 
 
 class VirtualNpuUnavailable(RuntimeError):  # noqa: N818 - named for what is the case

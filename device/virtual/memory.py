@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.simulator.cache.formats import BASE_FORMATS, Format, StorageFormat, note, noted_format
-from device.simulator.cache.fractal import fractal_shape, from_fractal_nz, to_fractal_nz
+from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, StorageFormat, note, noted_format
+from npudiff.device.simulator.cache.fractal import fractal_shape, from_fractal_nz, to_fractal_nz
 
 _SHARED = "_npudiff_host_storage"
 _DESCRIBED = "_npudiff_storage_format"

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.simulator.library import install, operators
-from device.simulator.moe.token_permute import token_unpermute
-from device.simulator.schemas import namespace, qualified_name
-from device.virtual import formats
-from device.virtual.dispatch import KEY, overload_of, registered
-from device.virtual.kernels import device_kernel, signature_of
-from device.virtual.memory import NotOnVirtualNpu
+from npudiff.device.simulator.library import install, operators
+from npudiff.device.simulator.moe.token_permute import token_unpermute
+from npudiff.device.simulator.schemas import namespace, qualified_name
+from npudiff.device.virtual import formats
+from npudiff.device.virtual.dispatch import KEY, overload_of, registered
+from npudiff.device.virtual.kernels import device_kernel, signature_of
+from npudiff.device.virtual.memory import NotOnVirtualNpu
 
 _NAMESPACES = ("npu", "atb")
 

@@ -39,8 +39,8 @@ def place_of(item: Implementation, root: Path) -> Place | None:
     line = max(1, function.__code__.co_firstlineno)
     if file.is_relative_to(root.resolve()):
         return Place(file.relative_to(root.resolve()).as_posix(), line)
-    parents = function.__module__.count(".") + (file.name == "__init__.py")
-    return Place("/".join(file.parts[-1 - parents :]), line)
+    package = "/__init__" if file.name == "__init__.py" else ""
+    return Place(f"{function.__module__.replace('.', '/')}{package}.py", line)
 
 
 def file_of(function: Callable[..., Any] | None) -> Path | None:

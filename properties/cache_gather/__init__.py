@@ -2,13 +2,13 @@
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.cache_gather.case import AXES, CacheGatherCase, check_case, describe, features, values
-from properties.cache_gather.inputs import build_inputs, coordinates
-from properties.cache_gather.relations import RELATIONS
-from properties.cache_gather.strategy import cases
-from properties.models import PAGE_SIZE, Model, of_models
-from properties.ordinary import ORDINARY
-from reference.cache_gather import cache_gather
+from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.cache_gather.case import AXES, CacheGatherCase, check_case, describe, features, values
+from npudiff.properties.cache_gather.inputs import build_inputs, coordinates
+from npudiff.properties.cache_gather.relations import RELATIONS
+from npudiff.properties.cache_gather.strategy import cases
+from npudiff.reference.cache_gather import cache_gather
 
 
 def _sizes(model: Model) -> Box:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
+from npudiff.properties._shared.head_dims import join_head_dims
+from npudiff.properties._shared.moved_data import DTYPES as TORCH_DTYPES
+from npudiff.reference.cache_layout import LAYOUTS, CacheLayout
 from npudiff.text import counted, listed
-from properties.head_dims import join_head_dims
-from properties.moved_data import DTYPES as TORCH_DTYPES
-from reference.cache_layout import LAYOUTS, CacheLayout
 
 DTYPES = ("bfloat16", "float16", "int8")
 HEAD_DIMS = ("32", "64", "128", "192/128", "512/64", "80", "96", "256", "576")

@@ -8,9 +8,9 @@ import torch
 
 from npudiff.data import Stream
 from npudiff.pattern import NOWHERE
-from properties.cache_gather.case import CacheGatherCase, layout_of
-from properties.moved_data import random_bits
-from reference.cache_gather import CacheGatherInputs
+from npudiff.properties._shared.moved_data import random_bits
+from npudiff.properties.cache_gather.case import CacheGatherCase, layout_of
+from npudiff.reference.cache_gather import CacheGatherInputs
 
 
 def build_inputs(case: CacheGatherCase) -> CacheGatherInputs:

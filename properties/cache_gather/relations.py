@@ -11,9 +11,9 @@ import torch
 from npudiff.compare import Comparison, same_bits
 from npudiff.component import Subject
 from npudiff.data import Stream
+from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch, layout_of
+from npudiff.properties.cache_gather.inputs import build_inputs
 from npudiff.property import Property
-from properties.cache_gather.case import CacheGatherCase, Stretch, layout_of
-from properties.cache_gather.inputs import build_inputs
 
 PLAIN = "PA_BSND"
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
-from properties import empty_parts
-from properties.cache_gather.case import AXES, DTYPES, HEAD_DIMS, STARTS, UNUSED, CacheGatherCase, Stretch
-from properties.head_dims import split_head_dims
-from properties.moved_data import DTYPES as TORCH_DTYPES
-from reference.cache_layout import LAYOUTS, strip_width
+from npudiff.properties._shared import empty_parts
+from npudiff.properties._shared.head_dims import split_head_dims
+from npudiff.properties._shared.moved_data import DTYPES as TORCH_DTYPES
+from npudiff.properties.cache_gather.case import AXES, DTYPES, HEAD_DIMS, STARTS, UNUSED, CacheGatherCase, Stretch
+from npudiff.reference.cache_layout import LAYOUTS, strip_width
 
 POOL_ELEMENTS = 2**17
 """Elements of the caches to which pages and requests are kept where a page alone does not have more."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.decoder_layer.case import (
+from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.decoder_layer.case import (
     AXES,
     DecoderLayerCase,
     LayerRequest,
@@ -13,12 +15,10 @@ from properties.decoder_layer.case import (
     features,
     values,
 )
-from properties.decoder_layer.inputs import build_inputs, coordinates
-from properties.decoder_layer.relations import RELATIONS
-from properties.decoder_layer.strategy import cases
-from properties.models import PAGE_SIZE, Model, of_models
-from properties.ordinary import ORDINARY
-from reference.decoder_layer import decoder_layer
+from npudiff.properties.decoder_layer.inputs import build_inputs, coordinates
+from npudiff.properties.decoder_layer.relations import RELATIONS
+from npudiff.properties.decoder_layer.strategy import cases
+from npudiff.reference.decoder_layer import decoder_layer
 
 __all__ = ["DecoderLayerCase", "LayerRequest", "component"]
 

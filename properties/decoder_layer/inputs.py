@@ -9,20 +9,20 @@ from dataclasses import replace
 import torch
 
 from npudiff.data import Stream
-from properties import expert_weights
-from properties.decoder_layer.case import DecoderLayerCase
-from properties.expert_weights import Shape
-from reference.decoder_layer import (
+from npudiff.properties._shared import expert_weights
+from npudiff.properties._shared.expert_weights import Shape
+from npudiff.properties.decoder_layer.case import DecoderLayerCase
+from npudiff.reference.decoder_layer import (
     DecoderLayerInputs,
     GroupedQueryWeights,
     LatentWeights,
     LayerStep,
     Mixture,
 )
-from reference.expert_weights import ExpertWeights
-from reference.moe_experts import Experts, Gate
-from reference.rope_cache import RopeCacheInputs, rope_cache
-from reference.rope_scaling import RopeConfig, softmax_scale
+from npudiff.reference.expert_weights import ExpertWeights
+from npudiff.reference.moe_experts import Experts, Gate
+from npudiff.reference.rope_cache import RopeCacheInputs, rope_cache
+from npudiff.reference.rope_scaling import RopeConfig, softmax_scale
 
 NOPE_DIM, ROPE_DIM, LATENT_DIM, VALUE_DIM = 128, 64, 512, 128
 """Dims of DeepSeek's heads, for which the operators are made."""

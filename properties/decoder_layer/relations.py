@@ -13,10 +13,10 @@ import torch
 
 from npudiff.compare import Comparison, agree, bounds_of
 from npudiff.component import Subject
+from npudiff.properties.decoder_layer.case import FLAGS, DecoderLayerCase
+from npudiff.properties.decoder_layer.inputs import build_inputs, token_places
 from npudiff.property import NotApplicable, Property
-from properties.decoder_layer.case import FLAGS, DecoderLayerCase
-from properties.decoder_layer.inputs import build_inputs, token_places
-from reference.decoder_layer import DecoderLayerInputs, LayerStep
+from npudiff.reference.decoder_layer import DecoderLayerInputs, LayerStep
 
 Outputs = Mapping[str, torch.Tensor]
 

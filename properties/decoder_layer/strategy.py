@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
-from properties.decoder_layer.case import AXES, FLAGS, FORMS, KINDS, LIMITS, ROTARY, DecoderLayerCase, LayerRequest
+from npudiff.properties.decoder_layer.case import (
+    AXES,
+    FLAGS,
+    FORMS,
+    KINDS,
+    LIMITS,
+    ROTARY,
+    DecoderLayerCase,
+    LayerRequest,
+)
 
 FIXED: Mapping[str, Mapping[str, object]] = {
     "step-3.5": {"query_rank": 32},

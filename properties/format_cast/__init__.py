@@ -1,12 +1,12 @@
 """Casting a tensor to FRACTAL_NZ and back: its cases, data, and what must hold."""
 
 from npudiff.component import Component
-from properties.format_cast.case import AXES, FormatCastCase, check_case, describe, features, values
-from properties.format_cast.inputs import build_inputs, coordinates
-from properties.format_cast.relations import RELATIONS
-from properties.format_cast.strategy import cases
-from properties.ordinary import ORDINARY
-from reference.format_cast import format_cast
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.format_cast.case import AXES, FormatCastCase, check_case, describe, features, values
+from npudiff.properties.format_cast.inputs import build_inputs, coordinates
+from npudiff.properties.format_cast.relations import RELATIONS
+from npudiff.properties.format_cast.strategy import cases
+from npudiff.reference.format_cast import format_cast
 
 component = Component(
     name="format_cast",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
-from properties.moved_data import DTYPES
-from reference.format_cast import TILE_ROWS, VIEWS, tile_width, tiles
+from npudiff.properties._shared.moved_data import DTYPES
+from npudiff.reference.format_cast import TILE_ROWS, VIEWS, tile_width, tiles
 
 _SIZES = range(1, 2**16 + 1)
 

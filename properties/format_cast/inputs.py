@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.data import Stream
-from properties.format_cast.case import FormatCastCase
-from properties.moved_data import random_bits
-from reference.format_cast import FormatCastInputs, addresses, part_of, tiles
+from npudiff.properties._shared.moved_data import random_bits
+from npudiff.properties.format_cast.case import FormatCastCase
+from npudiff.reference.format_cast import FormatCastInputs, addresses, part_of, tiles
 
 
 def build_inputs(case: FormatCastCase) -> FormatCastInputs:

@@ -8,11 +8,11 @@ import torch
 
 from npudiff.compare import Comparison, same_bits
 from npudiff.component import Subject
+from npudiff.properties._shared.moved_data import DTYPES
+from npudiff.properties.format_cast.case import FormatCastCase
+from npudiff.properties.format_cast.inputs import build_inputs
 from npudiff.property import Property
-from properties.format_cast.case import FormatCastCase
-from properties.format_cast.inputs import build_inputs
-from properties.moved_data import DTYPES
-from reference.format_cast import FormatCastInputs
+from npudiff.reference.format_cast import FormatCastInputs
 
 WIDEST_TILE = 32
 _SAME_SIZE = {"bfloat16": "float16", "float16": "bfloat16", "float32": "int32", "int32": "float32"}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser
-from properties.format_cast.case import FormatCastCase, tiles_elements
-from properties.moved_data import DTYPES
-from reference.format_cast import VIEWS
+from npudiff.properties._shared.moved_data import DTYPES
+from npudiff.properties.format_cast.case import FormatCastCase, tiles_elements
+from npudiff.reference.format_cast import VIEWS
 
 SIZES = (1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100)
 """Rows and columns: one away from the border of a tile of 16 or 32, and what fits neither."""

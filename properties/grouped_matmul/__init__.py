@@ -2,13 +2,13 @@
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.grouped_matmul.case import AXES, GroupedMatmulCase, check_case, describe, features, values
-from properties.grouped_matmul.inputs import build_inputs, coordinates
-from properties.grouped_matmul.relations import RELATIONS
-from properties.grouped_matmul.strategy import cases
-from properties.models import FEW, Model, of_models
-from properties.ordinary import ORDINARY
-from reference.grouped_matmul import grouped_matmul
+from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.grouped_matmul.case import AXES, GroupedMatmulCase, check_case, describe, features, values
+from npudiff.properties.grouped_matmul.inputs import build_inputs, coordinates
+from npudiff.properties.grouped_matmul.relations import RELATIONS
+from npudiff.properties.grouped_matmul.strategy import cases
+from npudiff.reference.grouped_matmul import grouped_matmul
 
 
 def _sizes(model: Model) -> Box:

@@ -9,11 +9,11 @@ import torch
 
 from npudiff.constraints import Axis, check_axes
 from npudiff.data import Stream
+from npudiff.properties._shared import rows
+from npudiff.properties._shared.expert_weights import BITS, FORMS
+from npudiff.reference.grouped_matmul import GROUP_LISTS
+from npudiff.reference.int4_pack import INTEGERS_OF_A_WORD
 from npudiff.text import counted
-from properties import rows
-from properties.expert_weights import BITS, FORMS
-from reference.grouped_matmul import GROUP_LISTS
-from reference.int4_pack import INTEGERS_OF_A_WORD
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
 LOADS = ("even", "last", "first", "scattered", "none")

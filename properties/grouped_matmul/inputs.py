@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 
 from npudiff.data import Stream
-from properties import expert_weights, rows
-from properties.expert_weights import Shape, whole_numbers
-from properties.grouped_matmul.case import DTYPES, GroupedMatmulCase, group_sizes
-from reference.expert_weights import ExpertWeights
-from reference.grouped_matmul import GroupedMatmulInputs, counts_of
+from npudiff.properties._shared import expert_weights, rows
+from npudiff.properties._shared.expert_weights import Shape, whole_numbers
+from npudiff.properties.grouped_matmul.case import DTYPES, GroupedMatmulCase, group_sizes
+from npudiff.reference.expert_weights import ExpertWeights
+from npudiff.reference.grouped_matmul import GroupedMatmulInputs, counts_of
 
 
 def build_inputs(case: GroupedMatmulCase) -> GroupedMatmulInputs:

@@ -9,11 +9,11 @@ import torch
 from npudiff.compare import Comparison, agree, bounds_of
 from npudiff.component import Subject
 from npudiff.data import Stream
+from npudiff.properties.grouped_matmul.case import GroupedMatmulCase
+from npudiff.properties.grouped_matmul.inputs import build_inputs
 from npudiff.property import Property
-from properties.grouped_matmul.case import GroupedMatmulCase
-from properties.grouped_matmul.inputs import build_inputs
-from reference.expert_weights import ExpertWeights
-from reference.grouped_matmul import counts_of
+from npudiff.reference.expert_weights import ExpertWeights
+from npudiff.reference.grouped_matmul import counts_of
 
 
 def _experts_in_another_order(subject: Subject, case: GroupedMatmulCase) -> Comparison:

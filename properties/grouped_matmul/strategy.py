@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser
-from properties import rows
-from properties.expert_weights import BITS, FORMS
-from properties.grouped_matmul.case import (
+from npudiff.properties._shared import rows
+from npudiff.properties._shared.expert_weights import BITS, FORMS
+from npudiff.properties.grouped_matmul.case import (
     AXES,
     GROUP_SIZE,
     LOADS,
@@ -23,7 +23,7 @@ from properties.grouped_matmul.case import (
     dtypes,
     values,
 )
-from reference.grouped_matmul import GROUP_LISTS
+from npudiff.reference.grouped_matmul import GROUP_LISTS
 
 INNERS = (32, 16, 64, 48, 40, 100, 128, 1280, 2064)
 

@@ -3,15 +3,15 @@
 from npudiff.component import Component
 from npudiff.constraints import Box
 from npudiff.history import History
-from properties.hybrid_pools.case import AXES, HybridPoolsCase, check_case, describe, features, values
-from properties.hybrid_pools.coordinates import coordinates
-from properties.hybrid_pools.inputs import build_inputs
-from properties.hybrid_pools.machine import HybridPoolsMachine
-from properties.hybrid_pools.session import PoolsSession
-from properties.hybrid_pools.simpler import SIMPLER
-from properties.hybrid_pools.strategy import cases
-from properties.models import PAGE_SIZE, Model, of_models
-from reference.hybrid_pools import hybrid_pools
+from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
+from npudiff.properties.hybrid_pools.case import AXES, HybridPoolsCase, check_case, describe, features, values
+from npudiff.properties.hybrid_pools.coordinates import coordinates
+from npudiff.properties.hybrid_pools.inputs import build_inputs
+from npudiff.properties.hybrid_pools.machine import HybridPoolsMachine
+from npudiff.properties.hybrid_pools.session import PoolsSession
+from npudiff.properties.hybrid_pools.simpler import SIMPLER
+from npudiff.properties.hybrid_pools.strategy import cases
+from npudiff.reference.hybrid_pools import hybrid_pools
 
 
 def _sizes(model: Model) -> Box | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from npudiff.constraints import Axis, allows
 from npudiff.constraints import describe as described
-from properties.head_dims import join_head_dims
-from reference.hybrid_pools import PageLedger, PoolSizes, Step, in_words, new_tokens
-from reference.hybrid_pools.steps import Allocate, Evict, Readmit
+from npudiff.properties._shared.head_dims import join_head_dims
+from npudiff.reference.hybrid_pools import PageLedger, PoolSizes, Step, in_words, new_tokens
+from npudiff.reference.hybrid_pools.steps import Allocate, Evict, Readmit
 
 POISONS = ("large", "nan")
 HEAD_DIMS = ("64", "128", "192/128", "80", "96", "192", "256")

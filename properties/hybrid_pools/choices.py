@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from reference.hybrid_pools import (
+from npudiff.reference.hybrid_pools import (
     Allocate,
     Decode,
     Evict,

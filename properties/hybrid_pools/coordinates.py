@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from reference.hybrid_pools import HybridPoolsHistory, HybridPoolsReference
+from npudiff.reference.hybrid_pools import HybridPoolsHistory, HybridPoolsReference
 
 
 def coordinates(inputs: HybridPoolsHistory, output: str) -> Mapping[str, torch.Tensor]:

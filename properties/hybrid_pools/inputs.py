@@ -7,8 +7,8 @@ import math
 import torch
 
 from npudiff.data import Stream
-from properties.hybrid_pools.case import HybridPoolsCase
-from reference.hybrid_pools import (
+from npudiff.properties.hybrid_pools.case import HybridPoolsCase
+from npudiff.reference.hybrid_pools import (
     HybridPoolsHistory,
     HybridPoolsInputs,
     PoolStorage,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis.stateful import rule
 
 from npudiff.machine import Machine
-from properties.hybrid_pools.case import KINDS, HybridPoolsCase
-from properties.hybrid_pools.choices import CHOICES
-from properties.hybrid_pools.strategy import draw_opening
-from reference.hybrid_pools import Allocate, PageLedger
+from npudiff.properties.hybrid_pools.case import KINDS, HybridPoolsCase
+from npudiff.properties.hybrid_pools.choices import CHOICES
+from npudiff.properties.hybrid_pools.strategy import draw_opening
+from npudiff.reference.hybrid_pools import Allocate, PageLedger
 
 _INSTEAD = {
     "allocate": ("decode_all",),

@@ -7,9 +7,9 @@ import torch
 from npudiff.compare import Comparison, OutputComparison, compare
 from npudiff.component import Subject
 from npudiff.implementation import outputs_of
-from properties.hybrid_pools.case import HybridPoolsCase
-from properties.hybrid_pools.inputs import TokenSource, open_inputs
-from reference.hybrid_pools import (
+from npudiff.properties.hybrid_pools.case import HybridPoolsCase
+from npudiff.properties.hybrid_pools.inputs import TokenSource, open_inputs
+from npudiff.reference.hybrid_pools import (
     Allocate,
     Decode,
     Evict,
@@ -27,7 +27,7 @@ from reference.hybrid_pools import (
     in_words,
     new_tokens,
 )
-from reference.hybrid_pools.memory import LAYERS
+from npudiff.reference.hybrid_pools.memory import LAYERS
 
 _SHOWN = 3
 """Violations that are shown; what one mistake breaks is often broken everywhere."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
-from properties.hybrid_pools.case import HybridPoolsCase
-from reference.hybrid_pools import Allocate, Decode, Evict, Extend, Fork, Free, Preempt, Share, Step, new_tokens
+from npudiff.properties.hybrid_pools.case import HybridPoolsCase
+from npudiff.reference.hybrid_pools import Allocate, Decode, Evict, Extend, Fork, Free, Preempt, Share, Step, new_tokens
 
 _PLAIN: tuple[dict[str, Any], ...] = (
     {"seed": 0},

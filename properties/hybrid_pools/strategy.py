@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser
-from properties.head_dims import split_head_dims
-from properties.hybrid_pools.case import POISONS, HybridPoolsCase
+from npudiff.properties._shared.head_dims import split_head_dims
+from npudiff.properties.hybrid_pools.case import POISONS, HybridPoolsCase
 
 PAGE_SIZES = (2, 3, 4, 5, 8, 16, 32)
 PAGES = (1, 2, 4, 6, 6, 8, 8, 12, 12, 12, 16, 16, 16, 16)

@@ -2,7 +2,9 @@
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.kv_rmsnorm_rope_cache.case import (
+from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.kv_rmsnorm_rope_cache.case import (
     AXES,
     KvRmsnormRopeCacheCase,
     check_case,
@@ -10,12 +12,10 @@ from properties.kv_rmsnorm_rope_cache.case import (
     features,
     values,
 )
-from properties.kv_rmsnorm_rope_cache.inputs import build_inputs, coordinates
-from properties.kv_rmsnorm_rope_cache.relations import RELATIONS
-from properties.kv_rmsnorm_rope_cache.strategy import cases
-from properties.models import PAGE_SIZE, Model, of_models
-from properties.ordinary import ORDINARY
-from reference.kv_rmsnorm_rope_cache import kv_rmsnorm_rope_cache
+from npudiff.properties.kv_rmsnorm_rope_cache.inputs import build_inputs, coordinates
+from npudiff.properties.kv_rmsnorm_rope_cache.relations import RELATIONS
+from npudiff.properties.kv_rmsnorm_rope_cache.strategy import cases
+from npudiff.reference.kv_rmsnorm_rope_cache import kv_rmsnorm_rope_cache
 
 
 def _sizes(model: Model) -> Box | None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
+from npudiff.properties._shared import padding, rows
+from npudiff.reference.cache_layout import CacheLayout
 from npudiff.text import counted
-from properties import padding, rows
-from reference.cache_layout import CacheLayout
 
 DTYPES = ("bfloat16", "float16")
 DIMS = ("512/64", "128/64", "64/32")

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from npudiff.data import Stream
-from properties.cache_coordinates import cache_coordinates
-from properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
-from properties.long_table import table_of_numbers
-from properties.padding import with_padding
-from properties.rows import laid
-from reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
+from npudiff.properties._shared.cache_coordinates import cache_coordinates
+from npudiff.properties._shared.long_table import table_of_numbers
+from npudiff.properties._shared.padding import with_padding
+from npudiff.properties._shared.rows import laid
+from npudiff.properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
+from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 
 
 def build_inputs(case: KvRmsnormRopeCacheCase) -> KvRmsnormRopeCacheInputs:

@@ -9,10 +9,10 @@ import torch
 
 from npudiff.compare import Comparison, agree, bounds_of, same_bits
 from npudiff.component import Subject
+from npudiff.properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
+from npudiff.properties.kv_rmsnorm_rope_cache.inputs import build_inputs
 from npudiff.property import Property
-from properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
-from properties.kv_rmsnorm_rope_cache.inputs import build_inputs
-from reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
+from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 
 
 def _a_request_alone(subject: Subject, case: KvRmsnormRopeCacheCase) -> Comparison:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
-from properties.kv_rmsnorm_rope_cache.case import (
+from npudiff.properties._shared.padding import draw_place
+from npudiff.properties._shared.rows import ROWS
+from npudiff.properties.kv_rmsnorm_rope_cache.case import (
     AXES,
     DIMS,
     DTYPES,
@@ -21,8 +23,6 @@ from properties.kv_rmsnorm_rope_cache.case import (
     check_case,
     values,
 )
-from properties.padding import draw_place
-from properties.rows import ROWS
 
 TOKENS = 256
 """Tokens of all requests up to which a case may have more than one request."""

@@ -2,13 +2,13 @@
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.mla_preprocess.case import AXES, MlaPreprocessCase, check_case, describe, features, values
-from properties.mla_preprocess.inputs import build_inputs, coordinates
-from properties.mla_preprocess.relations import RELATIONS
-from properties.mla_preprocess.strategy import cases
-from properties.models import PAGE_SIZE, Model, of_models
-from properties.ordinary import ORDINARY
-from reference.mla_preprocess import mla_preprocess
+from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.mla_preprocess.case import AXES, MlaPreprocessCase, check_case, describe, features, values
+from npudiff.properties.mla_preprocess.inputs import build_inputs, coordinates
+from npudiff.properties.mla_preprocess.relations import RELATIONS
+from npudiff.properties.mla_preprocess.strategy import cases
+from npudiff.reference.mla_preprocess import mla_preprocess
 
 
 def _sizes(model: Model) -> Box | None:

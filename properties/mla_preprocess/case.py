@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
+from npudiff.properties._shared import padding, rows
+from npudiff.reference.cache_layout import CacheLayout
 from npudiff.text import counted
-from properties import padding, rows
-from reference.cache_layout import CacheLayout
 
 LAYOUTS = ("PA_BSND", "PA_NZ")
 DIMS = ("128/64/512", "32/16/64")

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.data import Stream
-from properties.cache_coordinates import cache_coordinates
-from properties.long_table import table_of_numbers
-from properties.mla_preprocess.case import MlaPreprocessCase, layout_of
-from properties.padding import with_padding
-from properties.rows import laid
-from reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
+from npudiff.properties._shared.cache_coordinates import cache_coordinates
+from npudiff.properties._shared.long_table import table_of_numbers
+from npudiff.properties._shared.padding import with_padding
+from npudiff.properties._shared.rows import laid
+from npudiff.properties.mla_preprocess.case import MlaPreprocessCase, layout_of
+from npudiff.reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
 
 ROW_STEP = 7
 """Every row of a weight matrix is a stretch of one stream of numbers that begins so many further than the row before:

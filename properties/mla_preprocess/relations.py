@@ -10,10 +10,10 @@ import torch
 from npudiff.compare import Comparison, agree, bounds_of
 from npudiff.component import Subject
 from npudiff.data import Stream
+from npudiff.properties.mla_preprocess.case import MlaPreprocessCase, layout_of
+from npudiff.properties.mla_preprocess.inputs import build_inputs
 from npudiff.property import Property
-from properties.mla_preprocess.case import MlaPreprocessCase, layout_of
-from properties.mla_preprocess.inputs import build_inputs
-from reference.mla_preprocess import MlaPreprocessInputs
+from npudiff.reference.mla_preprocess import MlaPreprocessInputs
 
 Outputs = Mapping[str, torch.Tensor]
 PER_TOKEN = ("hidden", "positions", "slots")

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
-from properties.mla_preprocess.case import (
+from npudiff.properties._shared.padding import draw_place
+from npudiff.properties._shared.rows import ROWS
+from npudiff.properties.mla_preprocess.case import (
     AXES,
     DIMS,
     LAYOUTS,
@@ -19,8 +21,6 @@ from properties.mla_preprocess.case import (
     check_case,
     values,
 )
-from properties.padding import draw_place
-from properties.rows import ROWS
 
 WORK = 2**22
 """Elements of hidden states and weights, times heads, up to which a case may have more than one head."""

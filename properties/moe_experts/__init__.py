@@ -2,13 +2,13 @@
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.models import FEW, Model, of_models
-from properties.moe_experts.case import AXES, MoeExpertsCase, check_case, describe, features, values
-from properties.moe_experts.inputs import build_inputs, coordinates
-from properties.moe_experts.relations import RELATIONS
-from properties.moe_experts.strategy import cases
-from properties.ordinary import ORDINARY
-from reference.moe_experts import moe_experts
+from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.moe_experts.case import AXES, MoeExpertsCase, check_case, describe, features, values
+from npudiff.properties.moe_experts.inputs import build_inputs, coordinates
+from npudiff.properties.moe_experts.relations import RELATIONS
+from npudiff.properties.moe_experts.strategy import cases
+from npudiff.reference.moe_experts import moe_experts
 
 
 def _sizes(model: Model) -> Box:

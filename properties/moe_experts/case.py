@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis, check_axes
+from npudiff.properties._shared import rows
+from npudiff.reference.int4_pack import INTEGERS_OF_A_WORD
+from npudiff.reference.swiglu import LAYOUTS, Activation
 from npudiff.text import counted
-from properties import rows
-from reference.int4_pack import INTEGERS_OF_A_WORD
-from reference.swiglu import LAYOUTS, Activation
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMS = ("float", "w8a8", "w4a8")

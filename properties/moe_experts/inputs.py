@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 
 from npudiff.data import Stream
-from properties import expert_weights, rows
-from properties.expert_weights import Shape
-from properties.moe_experts.case import DTYPES, LIMITS, MoeExpertsCase
-from reference.expert_weights import ExpertWeights
-from reference.moe_experts import Experts, Gate, MoeExpertsInputs
-from reference.swiglu import Activation
+from npudiff.properties._shared import expert_weights, rows
+from npudiff.properties._shared.expert_weights import Shape
+from npudiff.properties.moe_experts.case import DTYPES, LIMITS, MoeExpertsCase
+from npudiff.reference.expert_weights import ExpertWeights
+from npudiff.reference.moe_experts import Experts, Gate, MoeExpertsInputs
+from npudiff.reference.swiglu import Activation
 
 
 def build_inputs(case: MoeExpertsCase) -> MoeExpertsInputs:

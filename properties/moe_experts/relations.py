@@ -9,12 +9,12 @@ import torch
 from npudiff.compare import Comparison, agree, bounds_of
 from npudiff.component import Subject
 from npudiff.data import Stream
+from npudiff.properties._shared.token_order import in_another_order
+from npudiff.properties.moe_experts.case import MoeExpertsCase
+from npudiff.properties.moe_experts.inputs import build_inputs
 from npudiff.property import Property
-from properties.moe_experts.case import MoeExpertsCase
-from properties.moe_experts.inputs import build_inputs
-from properties.token_order import in_another_order
-from reference.expert_weights import ExpertWeights
-from reference.moe_experts import Experts, MoeExpertsInputs
+from npudiff.reference.expert_weights import ExpertWeights
+from npudiff.reference.moe_experts import Experts, MoeExpertsInputs
 
 
 def _tokens_do_not_mix(subject: Subject, case: MoeExpertsCase) -> Comparison:

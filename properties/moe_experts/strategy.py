@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser
-from properties import rows
-from properties.moe_experts.case import (
+from npudiff.properties._shared import rows
+from npudiff.properties.moe_experts.case import (
     ACTIVATIONS,
     AXES,
     DTYPES,

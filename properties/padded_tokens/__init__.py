@@ -2,13 +2,13 @@
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.models import Model, of_models
-from properties.ordinary import ORDINARY
-from properties.padded_tokens.case import AXES, PaddedTokensCase, check_case, describe, features, values
-from properties.padded_tokens.inputs import build_inputs, coordinates
-from properties.padded_tokens.relations import RELATIONS
-from properties.padded_tokens.strategy import cases
-from reference.padded_tokens import padded_tokens
+from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.padded_tokens.case import AXES, PaddedTokensCase, check_case, describe, features, values
+from npudiff.properties.padded_tokens.inputs import build_inputs, coordinates
+from npudiff.properties.padded_tokens.relations import RELATIONS
+from npudiff.properties.padded_tokens.strategy import cases
+from npudiff.reference.padded_tokens import padded_tokens
 
 
 def _sizes(model: Model) -> Box:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis, check_axes
+from npudiff.properties._shared import rows
 from npudiff.text import counted
-from properties import rows
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 POISONS = ("stale", "large", "nan", "infinite")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.data import Stream
-from properties.padded_tokens.case import DTYPES, PaddedTokensCase
-from properties.rows import laid
-from reference.padded_tokens import PaddedTokensInputs, real_rows
+from npudiff.properties._shared.rows import laid
+from npudiff.properties.padded_tokens.case import DTYPES, PaddedTokensCase
+from npudiff.reference.padded_tokens import PaddedTokensInputs, real_rows
 
 POISON = {"large": 4096.0, "nan": math.nan, "infinite": math.inf}
 

@@ -9,10 +9,10 @@ import torch
 
 from npudiff.compare import Comparison, agree, bounds_of
 from npudiff.component import Subject
+from npudiff.properties.padded_tokens.case import PaddedTokensCase
+from npudiff.properties.padded_tokens.inputs import build_inputs
 from npudiff.property import Property
-from properties.padded_tokens.case import PaddedTokensCase
-from properties.padded_tokens.inputs import build_inputs
-from reference.padded_tokens import PaddedTokensInputs, real_rows
+from npudiff.reference.padded_tokens import PaddedTokensInputs, real_rows
 
 OF_ROWS = ("weights", "experts", "output")
 """Outputs that have a row for each row of the buffer."""

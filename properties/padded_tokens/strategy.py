@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser
-from properties import rows
-from properties.padded_tokens.case import AXES, DTYPES, EARLIER, POISONS, Batch, PaddedTokensCase
+from npudiff.properties._shared import rows
+from npudiff.properties.padded_tokens.case import AXES, DTYPES, EARLIER, POISONS, Batch, PaddedTokensCase
 
 MOST_ELEMENTS = 2**16
 """Elements of all copies up to which a chunk may have more rows than it must."""

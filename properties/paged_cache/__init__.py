@@ -2,13 +2,13 @@
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.models import PAGE_SIZE, Model, of_models
-from properties.ordinary import ORDINARY
-from properties.paged_cache.case import AXES, PagedCacheCase, check_case, describe, features, values
-from properties.paged_cache.inputs import build_inputs, coordinates
-from properties.paged_cache.relations import RELATIONS
-from properties.paged_cache.strategy import cases
-from reference.paged_cache import paged_cache
+from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.paged_cache.case import AXES, PagedCacheCase, check_case, describe, features, values
+from npudiff.properties.paged_cache.inputs import build_inputs, coordinates
+from npudiff.properties.paged_cache.relations import RELATIONS
+from npudiff.properties.paged_cache.strategy import cases
+from npudiff.reference.paged_cache import paged_cache
 
 
 def _sizes(model: Model) -> Box:

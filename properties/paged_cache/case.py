@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
+from npudiff.properties._shared import padding, rows
+from npudiff.properties._shared.head_dims import join_head_dims
+from npudiff.reference.cache_layout import LAYOUTS, CacheLayout
 from npudiff.text import counted
-from properties import padding, rows
-from properties.head_dims import join_head_dims
-from reference.cache_layout import LAYOUTS, CacheLayout
 
 DTYPES = ("bfloat16", "float16", "int8")
 PADDINGS = ("slot 0", "slot -1")

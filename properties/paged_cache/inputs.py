@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from npudiff.data import Stream
-from properties.cache_coordinates import cache_coordinates
-from properties.padding import with_padding
-from properties.paged_cache.case import PagedCacheCase, layout_of
-from properties.rows import GAPS, laid
-from reference.paged_cache import PagedCacheInputs
+from npudiff.properties._shared.cache_coordinates import cache_coordinates
+from npudiff.properties._shared.padding import with_padding
+from npudiff.properties._shared.rows import GAPS, laid
+from npudiff.properties.paged_cache.case import PagedCacheCase, layout_of
+from npudiff.reference.paged_cache import PagedCacheInputs
 
 
 def build_inputs(case: PagedCacheCase) -> PagedCacheInputs:

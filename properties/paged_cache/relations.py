@@ -9,11 +9,11 @@ import torch
 
 from npudiff.compare import Comparison, compare, same_bits
 from npudiff.component import Subject
+from npudiff.properties.paged_cache.case import PagedCacheCase, layout_of
+from npudiff.properties.paged_cache.inputs import build_inputs
 from npudiff.property import NotApplicable, Property
-from properties.paged_cache.case import PagedCacheCase, layout_of
-from properties.paged_cache.inputs import build_inputs
-from reference.bounds import exactly
-from reference.paged_cache import PagedCacheInputs
+from npudiff.reference.bounds import exactly
+from npudiff.reference.paged_cache import PagedCacheInputs
 
 
 def _rewrite_is_idempotent(subject: Subject, case: PagedCacheCase) -> Comparison:

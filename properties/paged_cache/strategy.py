@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
-from properties.head_dims import split_head_dims
-from properties.padding import draw_place
-from properties.paged_cache.case import AXES, DTYPES, HEAD_DIMS, PADDINGS, PagedCacheCase, check_case, values
-from properties.rows import ROWS
-from reference.cache_layout import LAYOUTS, strip_width
+from npudiff.properties._shared.head_dims import split_head_dims
+from npudiff.properties._shared.padding import draw_place
+from npudiff.properties._shared.rows import ROWS
+from npudiff.properties.paged_cache.case import AXES, DTYPES, HEAD_DIMS, PADDINGS, PagedCacheCase, check_case, values
+from npudiff.reference.cache_layout import LAYOUTS, strip_width
 
 CACHE_ELEMENTS = 2**19
 """Elements of both caches up to which a case may have more than two pages."""

@@ -2,14 +2,14 @@
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.models import FEW, Model, of_models
-from properties.ordinary import ORDINARY
-from properties.quant_matmul.case import AXES, QuantMatmulCase, check_case, describe, features, values
-from properties.quant_matmul.inputs import build_inputs
-from properties.quant_matmul.relations import RELATIONS
-from properties.quant_matmul.strategy import cases
-from properties.weight_matrix import coordinates
-from reference.quant_matmul import quant_matmul
+from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.weight_matrix import coordinates
+from npudiff.properties.quant_matmul.case import AXES, QuantMatmulCase, check_case, describe, features, values
+from npudiff.properties.quant_matmul.inputs import build_inputs
+from npudiff.properties.quant_matmul.relations import RELATIONS
+from npudiff.properties.quant_matmul.strategy import cases
+from npudiff.reference.quant_matmul import quant_matmul
 
 
 def _sizes(model: Model) -> Box:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis, Box, Constraints, check_axes
+from npudiff.properties._shared import rows
+from npudiff.properties._shared.weight_matrix import check_sizes
+from npudiff.reference.quant_matmul import RANGES
 from npudiff.text import counted
-from properties import rows
-from properties.weight_matrix import check_sizes
-from reference.quant_matmul import RANGES
 
 DTYPES = {
     "bfloat16": torch.bfloat16,

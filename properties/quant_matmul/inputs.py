@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from npudiff.data import Stream
-from properties.quant_matmul.case import DTYPES, QuantMatmulCase
-from properties.rows import laid
-from reference.quant_matmul import RANGES, QuantMatmulInputs
+from npudiff.properties._shared.rows import laid
+from npudiff.properties.quant_matmul.case import DTYPES, QuantMatmulCase
+from npudiff.reference.quant_matmul import RANGES, QuantMatmulInputs
 
 
 def build_inputs(case: QuantMatmulCase) -> QuantMatmulInputs:

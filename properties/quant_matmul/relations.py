@@ -9,12 +9,12 @@ import torch
 from npudiff.compare import Comparison, Derived, compare
 from npudiff.component import Subject
 from npudiff.data import Stream
+from npudiff.properties._shared.token_order import in_another_order
+from npudiff.properties._shared.weight_matrix import columns_in_another_order
+from npudiff.properties.quant_matmul.case import QuantMatmulCase
+from npudiff.properties.quant_matmul.inputs import build_inputs
 from npudiff.property import Property
-from properties.quant_matmul.case import QuantMatmulCase
-from properties.quant_matmul.inputs import build_inputs
-from properties.token_order import in_another_order
-from properties.weight_matrix import columns_in_another_order
-from reference.bounds import underflow_step
+from npudiff.reference.bounds import underflow_step
 
 
 def _tokens_do_not_mix(subject: Subject, case: QuantMatmulCase) -> Comparison:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser
-from properties.quant_matmul.case import (
+from npudiff.properties._shared.rows import ROWS
+from npudiff.properties._shared.weight_matrix import narrow
+from npudiff.properties.quant_matmul.case import (
     AXES,
     BIASES,
     LAYOUTS,
@@ -22,8 +24,6 @@ from properties.quant_matmul.case import (
     check_case,
     values,
 )
-from properties.rows import ROWS
-from properties.weight_matrix import narrow
 
 MOST_PRODUCTS = 2**20
 """Products up to which a case may have more tokens than it must."""

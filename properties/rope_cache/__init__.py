@@ -1,12 +1,12 @@
 """Tables of cosines and sines of rotary embedding: their cases, data, and what must hold."""
 
 from npudiff.component import Component
-from properties.ordinary import ORDINARY
-from properties.rope_cache.case import AXES, RopeCacheCase, check_case, describe, features, values
-from properties.rope_cache.inputs import build_inputs, coordinates
-from properties.rope_cache.relations import RELATIONS
-from properties.rope_cache.strategy import cases
-from reference.rope_cache import rope_cache
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.rope_cache.case import AXES, RopeCacheCase, check_case, describe, features, values
+from npudiff.properties.rope_cache.inputs import build_inputs, coordinates
+from npudiff.properties.rope_cache.relations import RELATIONS
+from npudiff.properties.rope_cache.strategy import cases
+from npudiff.reference.rope_cache import rope_cache
 
 component = Component(
     name="rope_cache",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
+from npudiff.properties._shared.head_dims import join_head_dims
+from npudiff.reference.rope_scaling import KINDS, RopeConfig, amplitude, check_config
 from npudiff.text import counted
-from properties.head_dims import join_head_dims
-from reference.rope_scaling import KINDS, RopeConfig, amplitude, check_config
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 POSITIONS = ("last", "consecutive", "scattered")

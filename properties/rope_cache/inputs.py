@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from npudiff.data import Stream
-from properties.rope_cache.case import DTYPES, RopeCacheCase
-from reference.rope_cache import RopeCacheInputs
-from reference.rope_scaling import RopeConfig
+from npudiff.properties.rope_cache.case import DTYPES, RopeCacheCase
+from npudiff.reference.rope_cache import RopeCacheInputs
+from npudiff.reference.rope_scaling import RopeConfig
 
 
 def build_inputs(case: RopeCacheCase) -> RopeCacheInputs:

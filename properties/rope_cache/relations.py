@@ -10,11 +10,11 @@ import torch
 from npudiff.compare import Comparison, Derived, compare, same_bits
 from npudiff.component import ExpectedOutput, Subject
 from npudiff.data import Stream
+from npudiff.properties.rope_cache.case import RopeCacheCase
+from npudiff.properties.rope_cache.inputs import build_inputs
 from npudiff.property import NotApplicable, Property
-from properties.rope_cache.case import RopeCacheCase
-from properties.rope_cache.inputs import build_inputs
-from reference.rope_cache import RopeCacheInputs, entry_rounding
-from reference.rope_scaling import amplitude
+from npudiff.reference.rope_cache import RopeCacheInputs, entry_rounding
+from npudiff.reference.rope_scaling import amplitude
 
 Outputs = Mapping[str, torch.Tensor]
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
-from properties.head_dims import split_head_dims
-from properties.rope_cache.case import (
+from npudiff.properties._shared.head_dims import split_head_dims
+from npudiff.properties.rope_cache.case import (
     BASES,
     BETAS,
     DIMS,
@@ -24,7 +24,7 @@ from properties.rope_cache.case import (
     SMOOTHING,
     RopeCacheCase,
 )
-from reference.rope_scaling import KINDS, RopeConfig
+from npudiff.reference.rope_scaling import KINDS, RopeConfig
 
 ROWS = (2, 1, 3, 17, 64, 65, 129, 1000, 4097, 8193, 40_000, 65_537, 131_073, 1_000_000, 2**20)
 SECTIONED = (16, 48, 100, 256)

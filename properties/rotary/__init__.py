@@ -1,12 +1,12 @@
 """Rotary position embedding: its cases, data, and what must hold."""
 
 from npudiff.component import Component
-from properties.ordinary import ORDINARY
-from properties.rotary.case import AXES, DATA, RotaryCase, check_case, describe, features, values
-from properties.rotary.inputs import build_inputs, coordinates
-from properties.rotary.relations import RELATIONS
-from properties.rotary.strategy import cases
-from reference.rotary import rotary
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.rotary.case import AXES, DATA, RotaryCase, check_case, describe, features, values
+from npudiff.properties.rotary.inputs import build_inputs, coordinates
+from npudiff.properties.rotary.relations import RELATIONS
+from npudiff.properties.rotary.strategy import cases
+from npudiff.reference.rotary import rotary
 
 __all__ = ["DATA", "RotaryCase", "build_inputs", "cases", "check_case", "component"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis
+from npudiff.properties._shared import rows
+from npudiff.properties._shared.long_table import ROW_STEP
+from npudiff.reference.rotary import STYLES
 from npudiff.text import counted
-from properties import rows
-from properties.long_table import ROW_STEP
-from reference.rotary import STYLES
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 POSITIONS = ("consecutive", "scattered", "last")

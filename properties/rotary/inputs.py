@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.data import Stream
-from properties import magnitudes
-from properties.long_table import table_of_numbers
-from properties.rotary.case import DTYPES, RotaryCase
-from properties.rows import GAPS, laid
-from reference.rotary import RotaryInputs
+from npudiff.properties._shared import magnitudes
+from npudiff.properties._shared.long_table import table_of_numbers
+from npudiff.properties._shared.rows import GAPS, laid
+from npudiff.properties.rotary.case import DTYPES, RotaryCase
+from npudiff.reference.rotary import RotaryInputs
 
 
 def build_inputs(case: RotaryCase) -> RotaryInputs:

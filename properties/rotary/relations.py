@@ -10,10 +10,10 @@ import torch
 from npudiff.compare import Comparison, Derived, agree, bounds_of, compare
 from npudiff.component import Subject
 from npudiff.data import Stream
+from npudiff.properties.rotary.case import RotaryCase
+from npudiff.properties.rotary.inputs import build_inputs, exact_table
 from npudiff.property import NotApplicable, Property
-from properties.rotary.case import RotaryCase
-from properties.rotary.inputs import build_inputs, exact_table
-from reference.rotary import RotaryInputs
+from npudiff.reference.rotary import RotaryInputs
 
 
 def _tokens_do_not_mix(subject: Subject, case: RotaryCase) -> Comparison:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser, within
-from properties.rotary.case import AXES, DIMS, DTYPES, MAGNITUDES, POSITIONS, SECTIONS, RotaryCase
-from properties.rows import ROWS
-from reference.rotary import STYLES
+from npudiff.properties._shared.rows import ROWS
+from npudiff.properties.rotary.case import AXES, DIMS, DTYPES, MAGNITUDES, POSITIONS, SECTIONS, RotaryCase
+from npudiff.reference.rotary import STYLES
 
 TABLES = (*(1, 5, 64, 1025, 4097) * 9, 70_001, 2**20)
 MOST_COSINES = 100_000

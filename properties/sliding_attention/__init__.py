@@ -2,9 +2,9 @@
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.models import PAGE_SIZE, Model, of_models
-from properties.ordinary import ORDINARY
-from properties.sliding_attention.case import (
+from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.sliding_attention.case import (
     AXES,
     SlidingAttentionCase,
     check_case,
@@ -12,11 +12,11 @@ from properties.sliding_attention.case import (
     features,
     values,
 )
-from properties.sliding_attention.coordinates import coordinates
-from properties.sliding_attention.inputs import build_inputs
-from properties.sliding_attention.relations import RELATIONS
-from properties.sliding_attention.strategy import cases
-from reference.sliding_attention import sliding_attention
+from npudiff.properties.sliding_attention.coordinates import coordinates
+from npudiff.properties.sliding_attention.inputs import build_inputs
+from npudiff.properties.sliding_attention.relations import RELATIONS
+from npudiff.properties.sliding_attention.strategy import cases
+from npudiff.reference.sliding_attention import sliding_attention
 
 
 def _sizes(model: Model) -> Box | None:

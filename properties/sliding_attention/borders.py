@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from npudiff.data import Stream
-from properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 
 _THRESHOLDS = (128, 512, 1024, 2048, 8192, 10_000)
 """Key positions at which kernels change tiles, masks or tables: tiles of 128, masks of 512 and 2048 columns, tables of

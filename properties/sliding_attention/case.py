@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from npudiff.constraints import Axis
+from npudiff.properties._shared import rows
+from npudiff.properties._shared.head_dims import join_head_dims
+from npudiff.reference.paged_kv import LAYOUTS
 from npudiff.text import counted, listed
-from properties import rows
-from properties.head_dims import join_head_dims
-from reference.paged_kv import LAYOUTS
 
 RECIPES = ("gaussian", "needle", "outlier", "cold")
 """gaussian: independent values. needle: keys at every border take about half of the weight each. outlier: values at the

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.pattern import NOWHERE
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 
 def coordinates(inputs: SlidingAttentionInputs, output: str) -> Mapping[str, torch.Tensor]:

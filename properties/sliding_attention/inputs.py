@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.data import Stream
-from properties.rows import laid
-from properties.sliding_attention.borders import LiveRange, border_tokens
-from properties.sliding_attention.case import Request, SlidingAttentionCase
-from properties.sliding_attention.pages import PagePlan, plan_pages
-from reference.paged_kv import PagedKV
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.properties._shared.rows import laid
+from npudiff.properties.sliding_attention.borders import LiveRange, border_tokens
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.sliding_attention.pages import PagePlan, plan_pages
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 LARGE = 4096.0
 """Finite poison of values: exact in every 16-bit type, and far above what any right output holds."""

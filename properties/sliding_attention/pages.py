@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from npudiff.data import Stream
-from properties.sliding_attention.borders import LiveRange, border_tokens, live_range
-from properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.sliding_attention.borders import LiveRange, border_tokens, live_range
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 
 DUMMY_PAGE = 0
 _SHARED_PAGES = 4

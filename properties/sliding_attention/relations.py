@@ -15,11 +15,11 @@ import torch
 from npudiff.compare import Comparison, agree, bounds_of, same_bits
 from npudiff.component import Subject
 from npudiff.data import Stream
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.sliding_attention.inputs import build_inputs
 from npudiff.property import NotApplicable, Property
-from properties.sliding_attention.case import Request, SlidingAttentionCase
-from properties.sliding_attention.inputs import build_inputs
-from reference.paged_kv import PagedKV
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 Outputs = Mapping[str, torch.Tensor]
 

@@ -12,8 +12,8 @@ from hypothesis import assume
 
 from npudiff.constraints import Allowed, Box, allows, intersection
 from npudiff.draw import DISTINCT, Chooser
-from properties import empty_parts
-from properties.sliding_attention.case import Request
+from npudiff.properties._shared import empty_parts
+from npudiff.properties.sliding_attention.case import Request
 
 BATCHES = (1, 2, 3, 4)
 MOST_SLOTS = 2**14

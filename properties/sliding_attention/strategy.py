@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints, allows
 from npudiff.draw import Chooser
-from properties.head_dims import split_head_dims
-from properties.rows import ROWS
-from properties.sliding_attention.case import (
+from npudiff.properties._shared.head_dims import split_head_dims
+from npudiff.properties._shared.rows import ROWS
+from npudiff.properties.sliding_attention.case import (
     AXES,
     HEAD_DIMS,
     POISONS,
@@ -19,7 +19,7 @@ from properties.sliding_attention.case import (
     Request,
     SlidingAttentionCase,
 )
-from properties.sliding_attention.requests import LONG, draw_requests
+from npudiff.properties.sliding_attention.requests import LONG, draw_requests
 
 PAGE_SIZES = (16, 32, 48, 64, 96, 128, 192, 256)
 KV_HEADS = (1, 2, 3)

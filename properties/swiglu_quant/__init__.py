@@ -2,13 +2,13 @@
 
 from npudiff.component import Component
 from npudiff.constraints import Box
-from properties.models import FEW, Model, of_models
-from properties.ordinary import ORDINARY
-from properties.swiglu_quant.case import AXES, SwigluQuantCase, check_case, describe, features, values
-from properties.swiglu_quant.inputs import build_inputs, coordinates
-from properties.swiglu_quant.relations import RELATIONS
-from properties.swiglu_quant.strategy import cases
-from reference.swiglu_quant import swiglu_quant
+from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties.swiglu_quant.case import AXES, SwigluQuantCase, check_case, describe, features, values
+from npudiff.properties.swiglu_quant.inputs import build_inputs, coordinates
+from npudiff.properties.swiglu_quant.relations import RELATIONS
+from npudiff.properties.swiglu_quant.strategy import cases
+from npudiff.reference.swiglu_quant import swiglu_quant
 
 
 def _sizes(model: Model) -> Box:

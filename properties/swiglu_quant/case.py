@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.constraints import Axis, check_axes
+from npudiff.properties._shared import rows
+from npudiff.reference.swiglu import ROUNDINGS, Activation
+from npudiff.reference.swiglu_quant import GATES
 from npudiff.text import counted
-from properties import rows
-from reference.swiglu import ROUNDINGS, Activation
-from reference.swiglu_quant import GATES
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SUMS = ("none", "small", "beyond 2**24")

@@ -8,10 +8,10 @@ import torch
 
 from npudiff.data import Stream
 from npudiff.pattern import NOWHERE
-from properties.rows import laid
-from properties.swiglu_quant.case import DTYPES, SwigluQuantCase
-from reference.swiglu import Activation
-from reference.swiglu_quant import SwigluQuantInputs
+from npudiff.properties._shared.rows import laid
+from npudiff.properties.swiglu_quant.case import DTYPES, SwigluQuantCase
+from npudiff.reference.swiglu import Activation
+from npudiff.reference.swiglu_quant import SwigluQuantInputs
 
 COLUMN_STEPS = {"small": 2.0**-8, "beyond 2**24": 2.0**-16}
 """What a sum is worth by its column, as a mean."""

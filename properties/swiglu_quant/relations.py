@@ -9,11 +9,11 @@ import torch
 from npudiff.compare import Comparison, Derived, agree, bounds_of, compare
 from npudiff.component import Subject
 from npudiff.data import Stream
+from npudiff.properties._shared.token_order import in_another_order
+from npudiff.properties.swiglu_quant.case import SwigluQuantCase
+from npudiff.properties.swiglu_quant.inputs import build_inputs
 from npudiff.property import NotApplicable, Property
-from properties.swiglu_quant.case import SwigluQuantCase
-from properties.swiglu_quant.inputs import build_inputs
-from properties.token_order import in_another_order
-from reference.swiglu_quant import SwigluQuantInputs
+from npudiff.reference.swiglu_quant import SwigluQuantInputs
 
 
 def _tokens_do_not_mix(subject: Subject, case: SwigluQuantCase) -> Comparison:

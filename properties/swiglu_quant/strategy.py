@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from npudiff.constraints import Box, Constraints
 from npudiff.draw import Chooser, within
-from properties import rows
-from properties.swiglu_quant.case import (
+from npudiff.properties._shared import rows
+from npudiff.properties.swiglu_quant.case import (
     ACTIVATIONS,
     ALPHAS,
     AXES,
@@ -23,7 +23,7 @@ from properties.swiglu_quant.case import (
     SUMS,
     SwigluQuantCase,
 )
-from reference.swiglu_quant import GATES
+from npudiff.reference.swiglu_quant import GATES
 
 Option = TypeVar("Option")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from reference.decoder_layer.inputs import (
+from npudiff.reference.decoder_layer.inputs import (
     DecoderLayerInputs,
     GroupedQueryWeights,
     LatentWeights,
     LayerStep,
     Mixture,
 )
-from reference.decoder_layer.layer import decoder_layer
+from npudiff.reference.decoder_layer.layer import decoder_layer
 
 __all__ = [
     "DecoderLayerInputs",

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from reference.bounds import unit_roundoff
-from reference.dynamic_quant import LEVELS
-from reference.expert_weights import ExpertProduct, ExpertRows, ExpertWeights, times
-from reference.inexact import Inexact
-from reference.moe_experts import ROW_BITS, Experts, Gate, activated
-from reference.spread import CARRIED, EVEN, Spread
+from npudiff.reference.bounds import unit_roundoff
+from npudiff.reference.dynamic_quant import LEVELS
+from npudiff.reference.expert_weights import ExpertProduct, ExpertRows, ExpertWeights, times
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.moe_experts import ROW_BITS, Experts, Gate, activated
+from npudiff.reference.spread import CARRIED, EVEN, Spread
 
 
 def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtype: torch.dtype) -> ExpertProduct:

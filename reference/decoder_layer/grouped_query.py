@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from reference.decoder_layer.inputs import DecoderLayerInputs, GroupedQueryWeights
-from reference.decoder_layer.turning import turned
-from reference.inexact import Inexact, sigmoid
-from reference.inexact_attention import projected_attention
-from reference.linear import product
-from reference.spread import EVEN, Spread, linear, normed, rounding_scale
+from npudiff.reference.decoder_layer.inputs import DecoderLayerInputs, GroupedQueryWeights
+from npudiff.reference.decoder_layer.turning import turned
+from npudiff.reference.inexact import Inexact, sigmoid
+from npudiff.reference.inexact_attention import projected_attention
+from npudiff.reference.linear import product
+from npudiff.reference.spread import EVEN, Spread, linear, normed, rounding_scale
 
 
 class GroupedQueryAttention:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.moe_experts import Experts
-from reference.views import moved_inputs
+from npudiff.reference.moe_experts import Experts
+from npudiff.reference.views import moved_inputs
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from reference.decoder_layer.inputs import DecoderLayerInputs, LatentWeights
-from reference.decoder_layer.turning import turned
-from reference.inexact_attention import projected_attention
-from reference.linear import product
-from reference.mla_preprocess import ROPE_STYLE
-from reference.spread import EVEN, Spread, linear, normed
+from npudiff.reference.decoder_layer.inputs import DecoderLayerInputs, LatentWeights
+from npudiff.reference.decoder_layer.turning import turned
+from npudiff.reference.inexact_attention import projected_attention
+from npudiff.reference.linear import product
+from npudiff.reference.mla_preprocess import ROPE_STYLE
+from npudiff.reference.spread import EVEN, Spread, linear, normed
 
 
 class LatentAttention:

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import torch
 
-from reference.bounds import Expected
-from reference.decoder_layer.experts import said_by_experts
-from reference.decoder_layer.grouped_query import GroupedQueryAttention
-from reference.decoder_layer.inputs import DecoderLayerInputs, GroupedQueryWeights, check_inputs
-from reference.decoder_layer.latent import LatentAttention
-from reference.inexact import Inexact
-from reference.inexact_attention import visible
-from reference.moe_finalize import weighted_sum
-from reference.moe_gating import MoeGatingInputs, chosen_experts
-from reference.spread import Spread, linear, normed
+from npudiff.reference.bounds import Expected
+from npudiff.reference.decoder_layer.experts import said_by_experts
+from npudiff.reference.decoder_layer.grouped_query import GroupedQueryAttention
+from npudiff.reference.decoder_layer.inputs import DecoderLayerInputs, GroupedQueryWeights, check_inputs
+from npudiff.reference.decoder_layer.latent import LatentAttention
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.inexact_attention import visible
+from npudiff.reference.moe_finalize import weighted_sum
+from npudiff.reference.moe_gating import MoeGatingInputs, chosen_experts
+from npudiff.reference.spread import Spread, linear, normed
 
 
 def decoder_layer(inputs: DecoderLayerInputs) -> dict[str, Expected]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from reference.bounds import underflow_step
-from reference.decoder_layer.inputs import DecoderLayerInputs
-from reference.rotary import joined, pairs, rotated
-from reference.spread import Spread, rounding_scale
+from npudiff.reference.bounds import underflow_step
+from npudiff.reference.decoder_layer.inputs import DecoderLayerInputs
+from npudiff.reference.rotary import joined, pairs, rotated
+from npudiff.reference.spread import Spread, rounding_scale
 
 
 def turned(rows: Spread, inputs: DecoderLayerInputs, style: str) -> Spread:

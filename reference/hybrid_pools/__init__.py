@@ -4,11 +4,17 @@ A hybrid model keeps the tokens of its sliding layers in a pool of their own, wh
 the window. What is right is a matter of history: of all steps that were taken on the pools.
 """
 
-from reference.hybrid_pools.contract import HybridPools, HybridPoolsInputs, PoolsSnapshot, PoolStorage, TokenStates
-from reference.hybrid_pools.history import HybridPoolsHistory, HybridPoolsReference, hybrid_pools
-from reference.hybrid_pools.ledger import PageLedger, PoolSizes
-from reference.hybrid_pools.memory import TokenMemory, Tokens
-from reference.hybrid_pools.steps import (
+from npudiff.reference.hybrid_pools.contract import (
+    HybridPools,
+    HybridPoolsInputs,
+    PoolsSnapshot,
+    PoolStorage,
+    TokenStates,
+)
+from npudiff.reference.hybrid_pools.history import HybridPoolsHistory, HybridPoolsReference, hybrid_pools
+from npudiff.reference.hybrid_pools.ledger import PageLedger, PoolSizes
+from npudiff.reference.hybrid_pools.memory import TokenMemory, Tokens
+from npudiff.reference.hybrid_pools.steps import (
     Allocate,
     Decode,
     Evict,

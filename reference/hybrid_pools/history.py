@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reference.bounds import Expected
-from reference.hybrid_pools.contract import HybridPoolsInputs, PoolsSnapshot
-from reference.hybrid_pools.invariants import violations
-from reference.hybrid_pools.ledger import PageLedger, PoolSizes
-from reference.hybrid_pools.memory import TokenMemory, Tokens
-from reference.hybrid_pools.steps import Step, in_words, new_tokens
+from npudiff.reference.bounds import Expected
+from npudiff.reference.hybrid_pools.contract import HybridPoolsInputs, PoolsSnapshot
+from npudiff.reference.hybrid_pools.invariants import violations
+from npudiff.reference.hybrid_pools.ledger import PageLedger, PoolSizes
+from npudiff.reference.hybrid_pools.memory import TokenMemory, Tokens
+from npudiff.reference.hybrid_pools.steps import Step, in_words, new_tokens
 
 
 @dataclass(frozen=True)

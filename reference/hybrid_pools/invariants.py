@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from reference.hybrid_pools.contract import PoolsSnapshot
-from reference.hybrid_pools.ledger import PageLedger
-from reference.hybrid_pools.steps import names, request_name
+from npudiff.reference.hybrid_pools.contract import PoolsSnapshot
+from npudiff.reference.hybrid_pools.ledger import PageLedger
+from npudiff.reference.hybrid_pools.steps import names, request_name
 
 Places = Mapping[int, int]
 """Name of a page in the ledger to its place in a pool."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from reference.hybrid_pools.steps import (
+from npudiff.reference.hybrid_pools.steps import (
     Allocate,
     Decode,
     Evict,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.bounds import Expected
-from reference.hybrid_pools.contract import HybridPoolsInputs, TokenStates
-from reference.hybrid_pools.steps import (
+from npudiff.reference.bounds import Expected
+from npudiff.reference.hybrid_pools.contract import HybridPoolsInputs, TokenStates
+from npudiff.reference.hybrid_pools.steps import (
     Allocate,
     Decode,
     Extend,
@@ -20,8 +20,8 @@ from reference.hybrid_pools.steps import (
     Share,
     Step,
 )
-from reference.paged_kv import PagedKV
-from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_attention
 
 LAYERS = ("full", "sliding")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from device import ascend, targets
-from properties.sliding_attention import component
-from properties.sliding_attention.case import Request, SlidingAttentionCase
-from reference.swa_mask import SwaMaskInputs, swa_mask
+from npudiff.device import ascend, targets
+from npudiff.properties.sliding_attention import component
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.reference.swa_mask import SwaMaskInputs, swa_mask
 
 V1, V2 = "npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2"
 NO_LIMIT = 2**31 - 1

@@ -8,17 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from device import ascend, targets
-from device.ascend.swa_mask import window_mask
 from npudiff.compare import compare
 from npudiff.component import ImplementationRaised
 from npudiff.constraints import Constraints
+from npudiff.device import ascend, targets
+from npudiff.device.ascend.swa_mask import window_mask
 from npudiff.engine import EQUIVALENCE, Subject, run_job
 from npudiff.outcome import Budget, Job, Verdict
-from properties.sliding_attention import component
-from properties.sliding_attention.case import Request, SlidingAttentionCase
-from properties.swa_mask import SwaMaskCase
-from properties.swa_mask import component as mask_component
+from npudiff.properties.sliding_attention import component
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.swa_mask import SwaMaskCase
+from npudiff.properties.swa_mask import component as mask_component
 
 ATTENTION = [item for item in map(vars(ascend).get, ascend.__all__) if item.component == "sliding_attention"]
 DECODES = [item for item in ATTENTION if "decode" in item.name]

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from device import targets
-from device.ascend.decoder_layer import composed_layer, layer_by_flags
-from device.ascend.layer_flags import FLAGS, FlagsRefused, reason_against
 from npudiff.compare import compare
-from properties.decoder_layer import DecoderLayerCase, LayerRequest, component
-from reference.spread import CONFIDENCE
+from npudiff.device import targets
+from npudiff.device.ascend.decoder_layer import composed_layer, layer_by_flags
+from npudiff.device.ascend.layer_flags import FLAGS, FlagsRefused, reason_against
+from npudiff.properties.decoder_layer import DecoderLayerCase, LayerRequest, component
+from npudiff.reference.spread import CONFIDENCE
 
 REQUESTS = (LayerRequest(0, 3), LayerRequest(2, 4))
 CASES = {
@@ -74,7 +74,7 @@ def test_every_reason_is_given_for_some_combination():
 @pytest.mark.parametrize("layout", [False, True], ids=["ND", "NZ"])
 def test_sizes_of_the_prolog_operator_take_it(layout, monkeypatch):
     """Production sizes of hidden states: MLAPO without quantised weights is npu_mla_prolog_v3."""
-    from device.ascend import mla_preprocess
+    from npudiff.device.ascend import mla_preprocess
 
     called = []
     original = mla_preprocess.prolog_v3

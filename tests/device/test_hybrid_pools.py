@@ -8,19 +8,30 @@ from dataclasses import replace
 import pytest
 import torch
 
-from device.ascend import hybrid_pools as ascend
-from device.mutants import hybrid_pools as mutants
-from device.targets import sim
 from npudiff.component import Subject
+from npudiff.device.ascend import hybrid_pools as ascend
+from npudiff.device.mutants import hybrid_pools as mutants
+from npudiff.device.targets import sim
 from npudiff.discovery import implementations_in
 from npudiff.engine import EQUIVALENCE, run_job
 from npudiff.outcome import Budget, Job, Verdict
 from npudiff.plan import DEFAULT_EXAMPLES
+from npudiff.properties.hybrid_pools import component
+from npudiff.properties.hybrid_pools.case import HybridPoolsCase
+from npudiff.properties.hybrid_pools.inputs import TokenSource, open_inputs
+from npudiff.reference.hybrid_pools import (
+    Allocate,
+    Decode,
+    Evict,
+    Extend,
+    Fork,
+    Free,
+    Preempt,
+    Readmit,
+    Share,
+    in_words,
+)
 from npudiff.walk import Walk
-from properties.hybrid_pools import component
-from properties.hybrid_pools.case import HybridPoolsCase
-from properties.hybrid_pools.inputs import TokenSource, open_inputs
-from reference.hybrid_pools import Allocate, Decode, Evict, Extend, Fork, Free, Preempt, Readmit, Share, in_words
 
 RIGHT = implementations_in(ascend)
 MUTANTS = implementations_in(mutants)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from device import targets
-from device.ascend import cache_gather as gather
-from device.ascend import format_cast as cast
 from npudiff.compare import compare
 from npudiff.component import ImplementationRaised, Subject
-from properties import cache_gather, format_cast
-from properties.cache_gather.case import CacheGatherCase, Stretch
-from properties.format_cast import FormatCastCase
+from npudiff.device import targets
+from npudiff.device.ascend import cache_gather as gather
+from npudiff.device.ascend import format_cast as cast
+from npudiff.properties import cache_gather, format_cast
+from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
+from npudiff.properties.format_cast import FormatCastCase
 
 PAIR = CacheGatherCase((Stretch(20, 16), Stretch(0, 32), Stretch(3)), "page", 2, kv_heads=2, unused="-1")
 OPERATORS = [gather.gather_pa, gather.gather_pa_cumulative]
@@ -122,7 +122,7 @@ def test_the_cast_in_place_gives_the_tensor_another_storage_and_returns_it():
 @pytest.mark.parametrize("item", [cast.npu_format_cast, cast.npu_format_cast_in_place], ids=by_name)
 def test_a_program_that_does_not_allow_internal_formats_is_found(item):
     """torch_npu's own default: the cast gives ND, and whoever trusts the bytes is wrong."""
-    from device.simulator import PROFILES, use_profile
+    from npudiff.device.simulator import PROFILES, use_profile
 
     component, target = format_cast.component, targets.sim(None)
     inputs = component.inputs(FormatCastCase(5, 20))

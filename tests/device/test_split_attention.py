@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from device import ascend, targets
-from device.ascend.split_attention import Part, SplitAttention
 from npudiff.compare import compare
 from npudiff.component import Subject
-from properties.sliding_attention import component
-from properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.device import ascend, targets
+from npudiff.device.ascend.split_attention import Part, SplitAttention
+from npudiff.properties.sliding_attention import component
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 
 CASE = SlidingAttentionCase((Request(1, 40),), 3)
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from device import targets
-from device.ascend import storage_format as module
-from device.ascend.storage_format import FRACTAL_NZ, format_cast, physical_storage
 from npudiff import Target
+from npudiff.device import targets
+from npudiff.device.ascend import storage_format as module
+from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast, physical_storage
 
 
 def a_device(waits):

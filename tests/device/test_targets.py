@@ -7,8 +7,8 @@ import types
 import pytest
 import torch
 
-from device import simulator, targets
 from npudiff import TargetUnavailable
+from npudiff.device import simulator, targets
 
 
 @pytest.fixture

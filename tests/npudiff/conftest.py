@@ -23,8 +23,8 @@ from npudiff.engine import EQUIVALENCE
 from npudiff.implementation import Implementation
 from npudiff.outcome import Job
 from npudiff.property import Property
+from npudiff.reference.bounds import Expected
 from npudiff.target import Target
-from reference.bounds import Expected
 
 AXES = {
     "count": Axis("how many numbers", range(1, 101)),
@@ -154,7 +154,7 @@ def toy():
 
 RIGHT_KERNEL = '''
 import npudiff
-from device.ascend.swa_mask import window_mask
+from npudiff.device.ascend.swa_mask import window_mask
 
 @npudiff.implementation("swa_mask", name="mine")
 def swa_mask(inputs, target):

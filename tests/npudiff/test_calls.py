@@ -197,7 +197,7 @@ def test_all_components_but_those_with_history_have_it(toy):
 
 STATEFUL = '''
 import npudiff
-from device.ascend.swa_mask import window_mask
+from npudiff.device.ascend.swa_mask import window_mask
 
 @npudiff.implementation("swa_mask", name="mine", keeps=True)
 def swa_mask():

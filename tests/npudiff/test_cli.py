@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from device.ascend import swa_mask_eager
 from npudiff import __version__, discovery
+from npudiff.device.ascend import swa_mask_eager
 from npudiff.discovery import load_component
 from npudiff.errors import ExitCode
 

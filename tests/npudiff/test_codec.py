@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from npudiff.codec import dumps, from_plain, loads, to_plain
 from npudiff.constraints import Constraints
 from npudiff.discovery import load_components
-from properties.sliding_attention import SlidingAttentionCase
-from properties.sliding_attention import cases as attention_cases
-from properties.swa_mask import SwaMaskCase
-from properties.swa_mask import cases as mask_cases
+from npudiff.properties.sliding_attention import SlidingAttentionCase
+from npudiff.properties.sliding_attention import cases as attention_cases
+from npudiff.properties.swa_mask import SwaMaskCase
+from npudiff.properties.swa_mask import cases as mask_cases
 
 DRAWN = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npudiff.compare import compare, error_ratio, same_bits
-from reference.bounds import Expected, exactly
+from npudiff.reference.bounds import Expected, exactly
 
 INF, NAN = math.inf, math.nan
 

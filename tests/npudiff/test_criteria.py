@@ -9,7 +9,7 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.criteria import judge
-from reference.bounds import Expected, exactly
+from npudiff.reference.bounds import Expected, exactly
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 SINGLE = list(zip(DTYPES, (2**-10, 2**-7, 2**-13), strict=True))

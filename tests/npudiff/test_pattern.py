@@ -6,7 +6,7 @@ import torch
 
 from npudiff.compare import OutputComparison, compare
 from npudiff.pattern import NOWHERE, describe_pattern, worst_element, worst_gain
-from reference.bounds import Expected, exactly
+from npudiff.reference.bounds import Expected, exactly
 
 ROW = torch.arange(6)[:, None]
 COLUMN = torch.arange(4)[None, :]

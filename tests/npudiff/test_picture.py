@@ -12,7 +12,7 @@ import torch
 from npudiff.compare import OutputComparison, compare
 from npudiff.finding_page import PAGE_FILE, keep_findings
 from npudiff.picture import MOST_COLUMNS, MOST_ROWS, grid_of, picture
-from reference.bounds import Expected
+from npudiff.reference.bounds import Expected
 
 WHERE = {"request": torch.tensor([0, 0, 0, 1, 1, 2])[:, None], "dim": torch.arange(4)}
 

@@ -13,7 +13,7 @@ import pytest
 
 from npudiff.plugin import wants_device
 
-COMPONENTS = ("--pyargs", "properties.test_components")
+COMPONENTS = ("--pyargs", "npudiff.properties.test_components")
 
 
 @pytest.fixture

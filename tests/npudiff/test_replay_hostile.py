@@ -72,7 +72,7 @@ def _no_device(cann):
     ],
 )
 def test_a_hostile_field_is_one_line_that_names_the_folder(cli, hostile, tmp_path, monkeypatch, changes, expected):
-    monkeypatch.setattr("device.targets.npu", _no_device)
+    monkeypatch.setattr("npudiff.device.targets.npu", _no_device)
     (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
     folder = hostile(**changes)
     before = tree(tmp_path)

@@ -5,9 +5,9 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
+from npudiff.properties._shared.moved_data import random_bits
+from npudiff.reference.bounds import Expected, exactly
 from npudiff.strays import describe_strays
-from properties.moved_data import random_bits
-from reference.bounds import Expected, exactly
 
 PLACES = {"page": torch.arange(4)[:, None, None], "offset": torch.arange(8)[None, :, None], "dim": torch.arange(16)}
 

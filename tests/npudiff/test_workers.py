@@ -30,7 +30,7 @@ def job(function, name="mine", prop=EQUIVALENCE, **changes):
 
 
 def right(inputs, target):
-    from device.ascend import swa_mask_eager
+    from npudiff.device.ascend import swa_mask_eager
 
     return swa_mask_eager(inputs, target)
 

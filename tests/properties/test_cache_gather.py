@@ -13,10 +13,10 @@ from npudiff.discovery import load_target
 from npudiff.engine import run_job
 from npudiff.outcome import Budget, Job, Verdict
 from npudiff.pattern import NOWHERE
-from properties.cache_gather import build_inputs, check_case, component, describe, features, values
-from properties.cache_gather.case import CacheGatherCase, Stretch
-from properties.cache_gather.inputs import page_names
-from reference.cache_gather import cache_gather, token_slots
+from npudiff.properties.cache_gather import build_inputs, check_case, component, describe, features, values
+from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
+from npudiff.properties.cache_gather.inputs import page_names
+from npudiff.reference.cache_gather import cache_gather, token_slots
 
 BUSY = CacheGatherCase(
     (Stretch(17, 16), Stretch(0, 48), Stretch(32), Stretch(5, 32)),

@@ -3,16 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from device import targets
-from device.ascend.decoder_layer import layer_by_flags
-from device.mutants import decoder_layer as mutants
-from device.mutants import decoder_layer_latent as latent_mutants
 from npudiff.component import Subject
+from npudiff.device import targets
+from npudiff.device.ascend.decoder_layer import layer_by_flags
+from npudiff.device.mutants import decoder_layer as mutants
+from npudiff.device.mutants import decoder_layer_latent as latent_mutants
+from npudiff.properties.decoder_layer import DecoderLayerCase, LayerRequest, component
+from npudiff.properties.decoder_layer.inputs import build_inputs, steps_of, token_places
+from npudiff.properties.decoder_layer.relations import regrouped
 from npudiff.property import NotApplicable
-from properties.decoder_layer import DecoderLayerCase, LayerRequest, component
-from properties.decoder_layer.inputs import build_inputs, steps_of, token_places
-from properties.decoder_layer.relations import regrouped
-from reference.decoder_layer import LayerStep
+from npudiff.reference.decoder_layer import LayerStep
 
 REQUESTS = (LayerRequest(0, 5), LayerRequest(3, 7))
 STEP = DecoderLayerCase(REQUESTS, decode_steps=2, chosen=2, seed=3)

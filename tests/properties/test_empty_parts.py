@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import npudiff
-from device import ascend, targets
-from device.ascend.cache_gather import gathered, tokens
-from device.ascend.dynamic_quant import quantised
 from draws import drawn
 from npudiff.component import Subject
 from npudiff.constraints import Constraints
+from npudiff.device import ascend, targets
+from npudiff.device.ascend.cache_gather import gathered, tokens
+from npudiff.device.ascend.dynamic_quant import quantised
 from npudiff.discovery import load_component
 from npudiff.engine import EQUIVALENCE, run_job
 from npudiff.outcome import Budget, Job
-from properties import empty_parts
-from properties.dynamic_quant import DynamicQuantCase, build_inputs, check_case
+from npudiff.properties._shared import empty_parts
+from npudiff.properties.dynamic_quant import DynamicQuantCase, build_inputs, check_case
 
 ALL = range(1, 9)
 

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from device import targets
 from draws import drawn
 from npudiff import neighbours
 from npudiff.codec import dumps, loads
 from npudiff.component import Subject
 from npudiff.constraints import Constraints
+from npudiff.device import targets
 from npudiff.discovery import load_components
 from npudiff.implementation import Implementation
 

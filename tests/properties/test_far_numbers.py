@@ -8,18 +8,18 @@ import pytest
 import torch
 
 import npudiff
-from device import ascend, targets
-from device.ascend.dynamic_quant import quantised, smoothed
-from device.ascend.moe_gating import best, by_expert, scored, weighted
 from npudiff.component import Subject
 from npudiff.constraints import Constraints
 from npudiff.data import Stream
+from npudiff.device import ascend, targets
+from npudiff.device.ascend.dynamic_quant import quantised, smoothed
+from npudiff.device.ascend.moe_gating import best, by_expert, scored, weighted
 from npudiff.discovery import load_component
 from npudiff.engine import EQUIVALENCE, run_job
 from npudiff.outcome import Budget, Job, Verdict
-from properties import magnitudes
-from properties.moe_finalize import MoeFinalizeCase
-from properties.moe_gating import MoeGatingCase, check_case
+from npudiff.properties._shared import magnitudes
+from npudiff.properties.moe_finalize import MoeFinalizeCase
+from npudiff.properties.moe_gating import MoeGatingCase, check_case
 
 
 def outcome(component, function, **within):

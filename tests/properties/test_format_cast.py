@@ -14,8 +14,8 @@ from npudiff.discovery import load_target
 from npudiff.engine import run_job
 from npudiff.evidence import worst_element
 from npudiff.outcome import Budget, Job, Verdict
-from properties.format_cast import FormatCastCase, check_case, component, describe, features
-from reference.format_cast import format_cast
+from npudiff.properties.format_cast import FormatCastCase, check_case, component, describe, features
+from npudiff.reference.format_cast import format_cast
 
 
 def run(inputs, target):

@@ -11,20 +11,19 @@ import torch
 from hypothesis import seed
 from hypothesis.stateful import run_state_machine_as_test
 
-from device.ascend.hybrid_pools import AscendPools, NativePools
-from device.targets import sim
 from npudiff.codec import dumps, loads
 from npudiff.component import ImplementationRaised, Subject
 from npudiff.constraints import Constraints
+from npudiff.device.ascend.hybrid_pools import AscendPools, NativePools
+from npudiff.device.targets import sim
 from npudiff.implementation import Implementation
 from npudiff.profiles import hypothesis_settings
-from npudiff.walk import Walk
-from properties.hybrid_pools import component
-from properties.hybrid_pools.case import KINDS, HybridPoolsCase, check_case, describe, features
-from properties.hybrid_pools.choices import CHOICES
-from properties.hybrid_pools.inputs import LARGE, TokenSource, build_inputs, open_inputs
-from properties.hybrid_pools.simpler import SIMPLER
-from reference.hybrid_pools import (
+from npudiff.properties.hybrid_pools import component
+from npudiff.properties.hybrid_pools.case import KINDS, HybridPoolsCase, check_case, describe, features
+from npudiff.properties.hybrid_pools.choices import CHOICES
+from npudiff.properties.hybrid_pools.inputs import LARGE, TokenSource, build_inputs, open_inputs
+from npudiff.properties.hybrid_pools.simpler import SIMPLER
+from npudiff.reference.hybrid_pools import (
     Allocate,
     Decode,
     Evict,
@@ -37,6 +36,7 @@ from reference.hybrid_pools import (
     Share,
     in_words,
 )
+from npudiff.walk import Walk
 
 
 def case(*steps, **sizes):

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from broken import verdict
-from device.ascend.int4_pack import shifted_words
+from npudiff.device.ascend.int4_pack import shifted_words
 from npudiff.outcome import Verdict
-from properties.int4_pack import (
+from npudiff.properties.int4_pack import (
     LAYOUTS,
     RECIPES,
     SOURCES,
@@ -16,7 +16,7 @@ from properties.int4_pack import (
     coordinates,
     integers,
 )
-from reference.int4_pack import ENCODINGS, int4_pack
+from npudiff.reference.int4_pack import ENCODINGS, int4_pack
 
 BROKEN = {
     "unpacking_gives_them_back": lambda inputs, words: words ^ 1 << 28,

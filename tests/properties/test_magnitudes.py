@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from device import ascend, targets
 from npudiff.component import Subject
 from npudiff.constraints import Constraints
+from npudiff.device import ascend, targets
 from npudiff.discovery import load_component
 from npudiff.engine import EQUIVALENCE, run_job
 from npudiff.outcome import Budget, Job
-from properties import magnitudes
+from npudiff.properties._shared import magnitudes
 
 
 def flushed(inputs):

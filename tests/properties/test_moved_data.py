@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from npudiff.data import Stream
-from properties.moved_data import DTYPES, random_bits
+from npudiff.properties._shared.moved_data import DTYPES, random_bits
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)

@@ -8,17 +8,17 @@ from typing import NamedTuple
 import pytest
 
 import npudiff
-from device import ascend, targets
 from draws import drawn
 from npudiff.component import Subject
 from npudiff.constraints import Constraints
+from npudiff.device import ascend, targets
 from npudiff.discovery import load_component
 from npudiff.engine import EQUIVALENCE, run_job
 from npudiff.outcome import Budget, Job
-from properties import padding
-from properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase
-from properties.mla_preprocess.case import MlaPreprocessCase
-from properties.paged_cache.case import PagedCacheCase
+from npudiff.properties._shared import padding
+from npudiff.properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase
+from npudiff.properties.mla_preprocess.case import MlaPreprocessCase
+from npudiff.properties.paged_cache.case import PagedCacheCase
 
 COMPONENTS = ("paged_cache", "kv_rmsnorm_rope_cache", "mla_preprocess")
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from broken import verdict
-from device.ascend.quant_matmul import composed_quant_matmul
+from npudiff.device.ascend.quant_matmul import composed_quant_matmul
 from npudiff.outcome import Verdict
-from properties.quant_matmul import QuantMatmulCase, build_inputs, check_case, component
-from reference.quant_matmul import quant_matmul
+from npudiff.properties.quant_matmul import QuantMatmulCase, build_inputs, check_case, component
+from npudiff.reference.quant_matmul import quant_matmul
 
 BROKEN = {
     "tokens_do_not_mix": lambda i, o: o + torch.arange(len(o)).unsqueeze(1).to(o.dtype) * 64,

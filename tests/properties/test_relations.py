@@ -7,14 +7,14 @@ import itertools
 import pytest
 import torch
 
-from device.ascend.sliding_attention import torch_native
 from npudiff import implementation
 from npudiff.component import Subject
+from npudiff.device.ascend.sliding_attention import torch_native
 from npudiff.discovery import load_target
 from npudiff.engine import run_job
 from npudiff.outcome import Budget, Job, Verdict
-from properties.sliding_attention import component
-from reference.sliding_attention import sliding_attention
+from npudiff.properties.sliding_attention import component
+from npudiff.reference.sliding_attention import sliding_attention
 
 CALLS = itertools.count()
 

@@ -10,17 +10,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from device.ascend.rope_cache import RepeatedHalves, read_halves, read_table
 from draws import drawn
 from npudiff import implementation
 from npudiff.component import Subject
 from npudiff.constraints import Constraints, parse_where
+from npudiff.device.ascend.rope_cache import RepeatedHalves, read_halves, read_table
 from npudiff.discovery import load_target
 from npudiff.engine import run_job
 from npudiff.outcome import Budget, Job, Verdict
-from properties.rope_cache import RopeCacheCase, build_inputs, check_case, component, coordinates, describe
-from reference.rope_cache import rope_cache
-from reference.rope_scaling import KINDS, RopeConfig, amplitude
+from npudiff.properties.rope_cache import RopeCacheCase, build_inputs, check_case, component, coordinates, describe
+from npudiff.reference.rope_cache import rope_cache
+from npudiff.reference.rope_scaling import KINDS, RopeConfig, amplitude
 
 DEFAULTS = RopeConfig()
 

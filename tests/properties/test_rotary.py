@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from device.ascend.rotary import rotate
 from npudiff import implementation
 from npudiff.component import Subject
 from npudiff.constraints import parse_where
+from npudiff.device.ascend.rotary import rotate
 from npudiff.discovery import load_target
 from npudiff.engine import run_case, run_job
 from npudiff.outcome import Budget, Job, Verdict
-from properties.rotary import DATA, RotaryCase, build_inputs, check_case, component
-from properties.rotary.inputs import exact_table
-from properties.rotary.relations import turned
-from reference.rotary import rotary
+from npudiff.properties.rotary import DATA, RotaryCase, build_inputs, check_case, component
+from npudiff.properties.rotary.inputs import exact_table
+from npudiff.properties.rotary.relations import turned
+from npudiff.reference.rotary import rotary
 
 
 def right(inputs, _target=None):

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import npudiff
-from device import ascend, targets
 from npudiff.component import Subject
+from npudiff.device import ascend, targets
 from npudiff.discovery import load_component
 from npudiff.engine import EQUIVALENCE, run_job
 from npudiff.outcome import Budget, Job
-from properties.rows import GAPS, laid
-from reference.views import GAP, MOST_SPARE, moved
+from npudiff.properties._shared.rows import GAPS, laid
+from npudiff.reference.views import GAP, MOST_SPARE, moved
 
 
 def storage_of(tensor):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from broken import verdict
-from device.ascend.scale_pack import FIXPIPE, composed_fixpipe, view_widened
+from npudiff.device.ascend.scale_pack import FIXPIPE, composed_fixpipe, view_widened
 from npudiff.outcome import Verdict
-from properties.scale_pack import RECIPES, ScalePackCase, build_inputs, check_case, component, coordinates
+from npudiff.properties.scale_pack import RECIPES, ScalePackCase, build_inputs, check_case, component, coordinates
 
 VARIANTS = [
     ("scales_can_be_read", view_widened, None, lambda i, o: o + (1 << 20)),

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from properties.sliding_attention.borders import LiveRange, border_tokens, live_range
-from properties.sliding_attention.case import Request, SlidingAttentionCase
-from properties.sliding_attention.inputs import build_inputs
-from properties.sliding_attention.pages import plan_pages
+from npudiff.properties.sliding_attention.borders import LiveRange, border_tokens, live_range
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.sliding_attention.inputs import build_inputs
+from npudiff.properties.sliding_attention.pages import plan_pages
 
 
 def tokens(request, window, page_size=16, seed=0):

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 
 from npudiff.codec import dumps, loads
 from npudiff.constraints import Constraints
-from properties.head_dims import join_head_dims, split_head_dims
-from properties.sliding_attention import cases
-from properties.sliding_attention.case import (
+from npudiff.properties._shared.head_dims import join_head_dims, split_head_dims
+from npudiff.properties.sliding_attention import cases
+from npudiff.properties.sliding_attention.case import (
     AXES,
     Request,
     SlidingAttentionCase,

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 
 from npudiff.constraints import Constraints
 from npudiff.data import Stream
-from properties.sliding_attention import build_inputs, cases
-from properties.sliding_attention.case import Request, SlidingAttentionCase
-from reference.cache_layout import CacheLayout
-from reference.sliding_attention import sliding_attention
+from npudiff.properties.sliding_attention import build_inputs, cases
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.reference.cache_layout import CacheLayout
+from npudiff.reference.sliding_attention import sliding_attention
 
 DRAWN = settings(
     max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)

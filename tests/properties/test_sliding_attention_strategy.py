@@ -6,10 +6,10 @@ import pytest
 
 import draws
 from npudiff.constraints import Constraints, parse_where
-from properties.sliding_attention import build_inputs, component
-from properties.sliding_attention.case import POISONS, RECIPES, check_case, features, values
-from properties.sliding_attention.strategy import PAGE_SIZES
-from reference.sliding_attention import sliding_attention
+from npudiff.properties.sliding_attention import build_inputs, component
+from npudiff.properties.sliding_attention.case import POISONS, RECIPES, check_case, features, values
+from npudiff.properties.sliding_attention.strategy import PAGE_SIZES
+from npudiff.reference.sliding_attention import sliding_attention
 
 SUPPORTED = {
     "anything": {},

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 import draws
 from npudiff.codec import dumps, loads
 from npudiff.constraints import Constraints, parse_where
-from properties.swa_mask import (
+from npudiff.properties.swa_mask import (
     AXES,
     SwaMaskCase,
     build_inputs,
@@ -21,7 +21,7 @@ from properties.swa_mask import (
     features,
     values,
 )
-from reference.swa_mask import swa_mask
+from npudiff.reference.swa_mask import swa_mask
 
 DRAWN = settings(
     max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]

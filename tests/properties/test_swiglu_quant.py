@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from device.ascend.swiglu_quant import composed
 from draws import drawn
 from npudiff import implementation
 from npudiff.component import Subject
 from npudiff.constraints import Constraints
+from npudiff.device.ascend.swiglu_quant import composed
 from npudiff.discovery import load_target
 from npudiff.engine import run_job
 from npudiff.outcome import Budget, Job, Verdict
-from properties.swiglu_quant import component
-from properties.swiglu_quant.case import SUMS, SwigluQuantCase
+from npudiff.properties.swiglu_quant import component
+from npudiff.properties.swiglu_quant.case import SUMS, SwigluQuantCase
 
 BROKEN = {
     "tokens_do_not_mix": lambda i, scale: scale * (1 + torch.arange(len(scale))),

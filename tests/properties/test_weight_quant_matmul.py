@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from broken import verdict
-from device.ascend.weight_quant_matmul import rounded_once
+from npudiff.device.ascend.weight_quant_matmul import rounded_once
 from npudiff.outcome import Verdict
-from properties.weight_quant_matmul import RECIPES, WeightQuantMatmulCase, build_inputs, check_case, component
+from npudiff.properties.weight_quant_matmul import RECIPES, WeightQuantMatmulCase, build_inputs, check_case, component
 
 BROKEN = {
     "tokens_do_not_mix": lambda i, o: o + torch.arange(len(o)).unsqueeze(1) * 4,

@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.nn.attention import flex_attention as flex
 
 from npudiff.constraints import Constraints
-from properties.sliding_attention import build_inputs, cases
-from reference.sliding_attention import sliding_attention
+from npudiff.properties.sliding_attention import build_inputs, cases
+from npudiff.reference.sliding_attention import sliding_attention
 
 TOLERANCE = 1e-9
 """Relative to the largest value. Both sides are float64; a score of the cold recipe is about -60,000, and its dot

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, seed, settings
 
 from npudiff.compare import compare
 from npudiff.constraints import Constraints
-from properties.sliding_attention import build_inputs, cases
-from properties.sliding_attention.case import RECIPES, Request, SlidingAttentionCase
-from reference.bounds import EXPONENTIAL_ERROR, accumulation_error, exactly, underflow_step, unit_roundoff
-from reference.paged_kv import PagedKV
-from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
+from npudiff.properties.sliding_attention import build_inputs, cases
+from npudiff.properties.sliding_attention.case import RECIPES, Request, SlidingAttentionCase
+from npudiff.reference.bounds import EXPONENTIAL_ERROR, accumulation_error, exactly, underflow_step, unit_roundoff
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_attention
 
 DRAWN = settings(
     max_examples=120, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)

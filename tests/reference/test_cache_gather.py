@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference.cache_gather import CacheGatherInputs, cache_gather, token_slots
-from reference.cache_layout import LAYOUTS, CacheLayout
-from reference.paged_cache import PagedCacheInputs, paged_cache
+from npudiff.reference.cache_gather import CacheGatherInputs, cache_gather, token_slots
+from npudiff.reference.cache_layout import LAYOUTS, CacheLayout
+from npudiff.reference.paged_cache import PagedCacheInputs, paged_cache
 
 LAWS = settings(max_examples=60, derandomize=True, database=None, deadline=None)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference.cache_layout import LAYOUTS, CacheLayout, strip_width
+from npudiff.reference.cache_layout import LAYOUTS, CacheLayout, strip_width
 
 LAWS = settings(max_examples=100, derandomize=True, database=None, deadline=None)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from properties.cached_attention import CachedAttentionCase, Request, build_inputs
-from reference.cached_attention import cached_attention
+from npudiff.properties.cached_attention import CachedAttentionCase, Request, build_inputs
+from npudiff.reference.cached_attention import cached_attention
 
 CASE = CachedAttentionCase((Request(3, 20), Request(1, 7)), page_size=4, kv_heads=2, group=3)
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from properties.decoder_layer import DecoderLayerCase, LayerRequest
-from properties.decoder_layer.inputs import build_inputs
-from properties.decoder_layer.relations import regrouped
-from reference.decoder_layer import LayerStep, decoder_layer
-from reference.decoder_layer.experts import said_by_experts
-from reference.inexact import Inexact
-from reference.mla_preprocess import MlaPreprocessInputs, mla_preprocess
-from reference.moe_experts import of_experts
-from reference.paged_cache import PagedCacheInputs, paged_cache
-from reference.spread import CONFIDENCE, Spread, rounding_scale
+from npudiff.properties.decoder_layer import DecoderLayerCase, LayerRequest
+from npudiff.properties.decoder_layer.inputs import build_inputs
+from npudiff.properties.decoder_layer.relations import regrouped
+from npudiff.reference.decoder_layer import LayerStep, decoder_layer
+from npudiff.reference.decoder_layer.experts import said_by_experts
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.mla_preprocess import MlaPreprocessInputs, mla_preprocess
+from npudiff.reference.moe_experts import of_experts
+from npudiff.reference.paged_cache import PagedCacheInputs, paged_cache
+from npudiff.reference.spread import CONFIDENCE, Spread, rounding_scale
 
 STEP = DecoderLayerCase((LayerRequest(0, 5), LayerRequest(3, 7)), decode_steps=2, window=4, group=2, chosen=2, seed=5)
 LATENT = DecoderLayerCase(STEP.requests, kind="deepseek", decode_steps=2, group=2, chosen=2, seed=5)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from properties.decoder_layer import DecoderLayerCase, LayerRequest
-from properties.decoder_layer.inputs import build_inputs
-from reference.decoder_layer import decoder_layer
-from reference.rope_scaling import RopeConfig
+from npudiff.properties.decoder_layer import DecoderLayerCase, LayerRequest
+from npudiff.properties.decoder_layer.inputs import build_inputs
+from npudiff.reference.decoder_layer import decoder_layer
+from npudiff.reference.rope_scaling import RopeConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -150,6 +150,6 @@ def test_deepseek(groups):
 
 
 def test_the_rope_of_cases_is_that_of_the_model():
-    from properties.decoder_layer.inputs import rope_of
+    from npudiff.properties.decoder_layer.inputs import rope_of
 
     assert rope_of(DecoderLayerCase(REQUESTS, rotary="half")) == RopeConfig("base", 32, 64)

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from even import evenly
-from properties.decoder_layer import DecoderLayerCase, LayerRequest
-from properties.decoder_layer.inputs import build_inputs
-from reference.decoder_layer import decoder_layer, experts, layer
-from reference.decoder_layer.experts import said_by_experts
-from reference.decoder_layer.grouped_query import GroupedQueryAttention
-from reference.decoder_layer.latent import LatentAttention
-from reference.inexact import Inexact
-from reference.inexact_attention import projected_attention, visible
-from reference.linear import product
-from reference.spread import EVEN, Spread, rounding_scale
+from npudiff.properties.decoder_layer import DecoderLayerCase, LayerRequest
+from npudiff.properties.decoder_layer.inputs import build_inputs
+from npudiff.reference.decoder_layer import decoder_layer, experts, layer
+from npudiff.reference.decoder_layer.experts import said_by_experts
+from npudiff.reference.decoder_layer.grouped_query import GroupedQueryAttention
+from npudiff.reference.decoder_layer.latent import LatentAttention
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.inexact_attention import projected_attention, visible
+from npudiff.reference.linear import product
+from npudiff.reference.spread import EVEN, Spread, rounding_scale
 
 CASE = DecoderLayerCase((LayerRequest(0, 6),), group=2, chosen=2, seed=8)
 ROWS = torch.arange(6)

@@ -8,8 +8,8 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.dynamic_quant import LEVELS, DynamicQuantInputs, by_largest, dynamic_quant, nearest, scales
-from reference.inexact import Inexact
+from npudiff.reference.dynamic_quant import LEVELS, DynamicQuantInputs, by_largest, dynamic_quant, nearest, scales
+from npudiff.reference.inexact import Inexact
 
 
 def states(tokens=6, width=40, dtype=torch.bfloat16):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from reference.format_cast import VIEWS, FormatCastInputs, addresses, format_cast, part_of, tile_width, tiles
+from npudiff.reference.format_cast import VIEWS, FormatCastInputs, addresses, format_cast, part_of, tile_width, tiles
 
 LAWS = settings(max_examples=100, derandomize=True, database=None, deadline=None)
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.int8, torch.int32]

@@ -7,9 +7,9 @@ import torch
 
 from npudiff.compare import compare, gain_error
 from npudiff.data import Stream
-from reference.bounds import gain_bound, rounding_gain, unit_roundoff
-from reference.linear import carried_gain
-from reference.rms_norm import RmsNormInputs, rms_norm
+from npudiff.reference.bounds import gain_bound, rounding_gain, unit_roundoff
+from npudiff.reference.linear import carried_gain
+from npudiff.reference.rms_norm import RmsNormInputs, rms_norm
 
 
 def random(*shape, name="x", dtype=torch.float32):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from npudiff.data import Stream
-from reference import expert_weights
-from reference.expert_weights import ExpertRows, ExpertWeights, times, whole_product
-from reference.grouped_matmul import GroupedMatmulInputs, counts_of, grouped_matmul
-from reference.inexact import Inexact
+from npudiff.reference import expert_weights
+from npudiff.reference.expert_weights import ExpertRows, ExpertWeights, times, whole_product
+from npudiff.reference.grouped_matmul import GroupedMatmulInputs, counts_of, grouped_matmul
+from npudiff.reference.inexact import Inexact
 
 COUNTS = torch.tensor([2, 0, 3])
 

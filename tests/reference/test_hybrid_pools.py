@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reference.hybrid_pools import (
+from npudiff.reference.hybrid_pools import (
     Allocate,
     Decode,
     Evict,

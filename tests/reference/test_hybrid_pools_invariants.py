@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reference.hybrid_pools import Allocate, Evict, PageLedger, PoolSizes, PoolsSnapshot, Share
-from reference.hybrid_pools.invariants import violations
+from npudiff.reference.hybrid_pools import Allocate, Evict, PageLedger, PoolSizes, PoolsSnapshot, Share
+from npudiff.reference.hybrid_pools.invariants import violations
 
 PAGE = 4
 

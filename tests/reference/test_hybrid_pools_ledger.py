@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from reference.hybrid_pools import (
+from npudiff.reference.hybrid_pools import (
     Allocate,
     Decode,
     Evict,

@@ -7,10 +7,10 @@ import torch
 
 from even import evenly
 from npudiff.data import Stream
-from reference.inexact_attention import projected_attention, visible
-from reference.paged_kv import PagedKV
-from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
-from reference.spread import CONFIDENCE, EVEN, Spread, rounding_scale
+from npudiff.reference.inexact_attention import projected_attention, visible
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_attention
+from npudiff.reference.spread import CONFIDENCE, EVEN, Spread, rounding_scale
 
 HEADS, KV_HEADS, DIM, KEYS, ROWS, COLUMNS = 4, 2, 16, 21, 5, 7
 SCALE = 1 / math.sqrt(DIM)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from npudiff.data import Stream
-from reference.int4_pack import Int4PackInputs, int4_pack
+from npudiff.reference.int4_pack import Int4PackInputs, int4_pack
 
 
 def packed(values, encoding="two's complement"):

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from properties.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheCase, build_inputs
-from reference.kv_rmsnorm_rope_cache import kv_rmsnorm_rope_cache
+from npudiff.properties.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheCase, build_inputs
+from npudiff.reference.kv_rmsnorm_rope_cache import kv_rmsnorm_rope_cache
 
 SMALL = KvRmsnormRopeCacheCase(2, 3, latent_dim=32, rope_dim=32, page_size=4)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from npudiff.data import Stream
-from reference.bounds import unit_roundoff
-from reference.linear import carried, product
+from npudiff.reference.bounds import unit_roundoff
+from npudiff.reference.linear import carried, product
 
 ROWS, INNER, COLUMNS = 64, 1536, 32
 

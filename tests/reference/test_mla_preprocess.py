@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from device import ascend, targets
 from npudiff.compare import compare
-from properties.mla_preprocess import MlaPreprocessCase, build_inputs
-from reference.mla_preprocess import MlaPreprocessInputs, mla_preprocess
+from npudiff.device import ascend, targets
+from npudiff.properties.mla_preprocess import MlaPreprocessCase, build_inputs
+from npudiff.reference.mla_preprocess import MlaPreprocessInputs, mla_preprocess
 
 SMALL = MlaPreprocessCase(5, heads=3, nope_dim=32, rope_dim=16, latent_dim=64, hidden_size=80)
 

@@ -8,13 +8,13 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from properties.moe_experts.case import MoeExpertsCase
-from properties.moe_experts.inputs import build_inputs
-from reference.dynamic_quant import as_terms, by_largest
-from reference.expert_weights import ExpertWeights
-from reference.inexact import Inexact
-from reference.moe_experts import Experts, Gate, MoeExpertsInputs, moe_experts
-from reference.swiglu import Activation
+from npudiff.properties.moe_experts.case import MoeExpertsCase
+from npudiff.properties.moe_experts.inputs import build_inputs
+from npudiff.reference.dynamic_quant import as_terms, by_largest
+from npudiff.reference.expert_weights import ExpertWeights
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.moe_experts import Experts, Gate, MoeExpertsInputs, moe_experts
+from npudiff.reference.swiglu import Activation
 
 TOKENS, HIDDEN, WIDTH, EXPERTS, TOP_K = 9, 24, 16, 5, 3
 

@@ -7,7 +7,7 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.moe_finalize import MoeFinalizeInputs, moe_finalize
+from npudiff.reference.moe_finalize import MoeFinalizeInputs, moe_finalize
 
 ROWS = torch.tensor([[1.0, -2.0], [4.0, 0.5], [8.0, 16.0], [-1.0, 3.0]])
 PLACES = torch.tensor([[2, 0], [-1, 3]], dtype=torch.int32)

@@ -9,8 +9,8 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.inexact import Inexact
-from reference.moe_gating import MoeGatingInputs, chosen_experts, moe_gating
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.moe_gating import MoeGatingInputs, chosen_experts, moe_gating
 
 
 def logits(tokens=50, experts=16, name="logits", dtype=torch.float32):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from npudiff.compare import compare
-from reference.moe_routing import NOWHERE, MoeRoutingInputs, moe_routing
+from npudiff.reference.moe_routing import NOWHERE, MoeRoutingInputs, moe_routing
 
 STATES = torch.arange(12, dtype=torch.bfloat16).view(4, 3)
 EXPERTS = torch.tensor([[2, 0], [0, 3], [2, 1], [0, 2]], dtype=torch.int32)

@@ -10,7 +10,7 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.padded_tokens import PaddedTokensInputs, padded_tokens, real_rows, real_rows_of_chunks
+from npudiff.reference.padded_tokens import PaddedTokensInputs, padded_tokens, real_rows, real_rows_of_chunks
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHUNKS = {"totals": [3, 5, 0, 12], "offsets": [0, 0, 0, 10]}

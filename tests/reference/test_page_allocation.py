@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference.page_allocation import PageAllocationInputs, page_allocation
+from npudiff.reference.page_allocation import PageAllocationInputs, page_allocation
 
 LAWS = settings(max_examples=150, derandomize=True, database=None, deadline=None)
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reference.cache_layout import LAYOUTS, CacheLayout
-from reference.paged_cache import PagedCacheInputs, paged_cache
+from npudiff.reference.cache_layout import LAYOUTS, CacheLayout
+from npudiff.reference.paged_cache import PagedCacheInputs, paged_cache
 
 
 def numbered(*shape, start=0):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reference.paged_kv import PagedKV
+from npudiff.reference.paged_kv import PagedKV
 
 PAGES, SIZE = 6, 4
 

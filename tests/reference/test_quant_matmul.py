@@ -9,7 +9,7 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.quant_matmul import QuantMatmulInputs, quant_matmul
+from npudiff.reference.quant_matmul import QuantMatmulInputs, quant_matmul
 
 BF16, F16, INT8, INT32 = torch.bfloat16, torch.float16, torch.int8, torch.int32
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reference.rms_norm import RmsNormInputs, rms_norm
+from npudiff.reference.rms_norm import RmsNormInputs, rms_norm
 
 GENERATOR = torch.Generator().manual_seed(6)
 

@@ -17,8 +17,8 @@ from transformers.models.glm import modeling_glm as glm  # its plain rope may be
 from transformers.models.llama import modeling_llama as llama
 
 from npudiff.compare import error_ratio
-from reference.rope_cache import RopeCacheInputs, rope_cache
-from reference.rope_scaling import RopeConfig, amplitude, frequencies, get_mscale, softmax_scale
+from npudiff.reference.rope_cache import RopeCacheInputs, rope_cache
+from npudiff.reference.rope_scaling import RopeConfig, amplitude, frequencies, get_mscale, softmax_scale
 
 DIMS = [(64, 1e4), (96, 5e5), (80, 5e6), (192, 1.5e5), (32, 1e6)]
 

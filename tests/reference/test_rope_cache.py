@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from npudiff.compare import error_ratio
-from reference.bounds import FLOAT32_ROUNDOFF, unit_roundoff
-from reference.rope_cache import RopeCacheInputs, entry_rounding, rope_cache
-from reference.rope_scaling import KINDS, RopeConfig, amplitude, frequencies
+from npudiff.reference.bounds import FLOAT32_ROUNDOFF, unit_roundoff
+from npudiff.reference.rope_cache import RopeCacheInputs, entry_rounding, rope_cache
+from npudiff.reference.rope_scaling import KINDS, RopeConfig, amplitude, frequencies
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from npudiff.compare import error_ratio
-from reference.bounds import FLOAT32_ROUNDOFF
-from reference.rope_scaling import (
+from npudiff.reference.bounds import FLOAT32_ROUNDOFF
+from npudiff.reference.rope_scaling import (
     KINDS,
     RopeConfig,
     _corners,

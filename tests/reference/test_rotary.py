@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from properties.rotary import RotaryCase, build_inputs
-from reference.rotary import STYLES, RotaryInputs, rotary
+from npudiff.properties.rotary import RotaryCase, build_inputs
+from npudiff.reference.rotary import STYLES, RotaryInputs, rotary
 
 GENERATOR = torch.Generator().manual_seed(5)
 

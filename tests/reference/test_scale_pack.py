@@ -8,7 +8,7 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.scale_pack import ScalePackInputs, cut_to_19_bits, scale_pack
+from npudiff.reference.scale_pack import ScalePackInputs, cut_to_19_bits, scale_pack
 
 
 def packed(scale, form="bits", offset=None, mode=0):

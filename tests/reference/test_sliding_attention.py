@@ -12,12 +12,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from npudiff.constraints import Constraints
-from properties.sliding_attention import build_inputs, cases
-from properties.sliding_attention.case import Request, SlidingAttentionCase
-from reference import attention_tile, cache_reader
-from reference import sliding_attention as module
-from reference.paged_kv import PagedKV
-from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
+from npudiff.properties.sliding_attention import build_inputs, cases
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.reference import attention_tile, cache_reader
+from npudiff.reference import sliding_attention as module
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_attention
 
 DRAWN = settings(
     max_examples=200, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
@@ -219,9 +219,9 @@ def test_what_contradicts_itself_is_refused():
 
 MEASURE = """
     import resource, sys
-    from properties.sliding_attention import build_inputs
-    from properties.sliding_attention.case import Request, SlidingAttentionCase
-    from reference.sliding_attention import sliding_attention
+    from npudiff.properties.sliding_attention import build_inputs
+    from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+    from npudiff.reference.sliding_attention import sliding_attention
 
     case = SlidingAttentionCase({requests}, {window}, 128, 8, 8, 128, 128)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

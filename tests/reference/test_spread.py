@@ -8,11 +8,11 @@ import torch
 
 from even import evenly
 from npudiff.data import Stream
-from reference.bounds import unit_roundoff
-from reference.decoder_layer.turning import turned
-from reference.rms_norm import RmsNormInputs, rms_norm
-from reference.rotary import RotaryInputs, rotary
-from reference.spread import CONFIDENCE, EVEN, Spread, linear, normed, rounding_scale
+from npudiff.reference.bounds import unit_roundoff
+from npudiff.reference.decoder_layer.turning import turned
+from npudiff.reference.rms_norm import RmsNormInputs, rms_norm
+from npudiff.reference.rotary import RotaryInputs, rotary
+from npudiff.reference.spread import CONFIDENCE, EVEN, Spread, linear, normed, rounding_scale
 
 BFLOAT = torch.bfloat16
 ROUNDING = unit_roundoff(BFLOAT)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from npudiff.constraints import Constraints
-from properties.swa_mask import build_inputs, cases
-from reference.swa_mask import SwaMaskInputs, swa_mask
+from npudiff.properties.swa_mask import build_inputs, cases
+from npudiff.reference.swa_mask import SwaMaskInputs, swa_mask
 
 DRAWN = settings(
     max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -52,8 +52,8 @@ def test_a_request_sees_what_the_last_row_of_its_prompt_sees(case):
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 6, 9])
 @pytest.mark.parametrize("window", [1, 2, 4, 5, None])
 def test_a_prompt_row_of_the_attention_reference_sees_what_the_mask_of_its_length_shows(length, window):
-    from reference.paged_kv import PagedKV
-    from reference.sliding_attention import SlidingAttentionInputs, sliding_attention
+    from npudiff.reference.paged_kv import PagedKV
+    from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_attention
 
     # One-hot values and equal scores: an output is positive exactly at the keys that are seen.
     pool = PagedKV(

@@ -10,7 +10,7 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.swiglu import Activation, SwigluInputs, swiglu
+from npudiff.reference.swiglu import Activation, SwigluInputs, swiglu
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

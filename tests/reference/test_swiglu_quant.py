@@ -10,8 +10,8 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.swiglu import Activation
-from reference.swiglu_quant import GATES, SwigluQuantInputs, swiglu_quant
+from npudiff.reference.swiglu import Activation
+from npudiff.reference.swiglu_quant import GATES, SwigluQuantInputs, swiglu_quant
 
 WIDTH = 12
 ACTIVATIONS = {"silu": None, "swiglustep": 1.5, "swiglu_oai": 1.5}

@@ -9,7 +9,7 @@ import torch
 
 from npudiff.compare import compare
 from npudiff.data import Stream
-from reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
+from npudiff.reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
 
 BF16, F16 = torch.bfloat16, torch.float16
 DTYPES = (BF16, F16)

@@ -9,24 +9,24 @@ from __future__ import annotations
 from typing import Any
 
 from exhaustive import Space
-from properties.cache_gather.case import CacheGatherCase, Stretch
-from properties.dynamic_quant import RECIPES as QUANT_RECIPES
-from properties.dynamic_quant import DynamicQuantCase
-from properties.head_dims import split_head_dims
-from properties.moe_routing import LOADS, MoeRoutingCase
-from properties.page_allocation import Growth, PageAllocationCase
-from properties.paged_cache.case import PADDINGS, PagedCacheCase
-from properties.quant_matmul.case import QuantMatmulCase
-from properties.rms_norm import RECIPES as NORM_RECIPES
-from properties.rms_norm import WEIGHTS, RmsNormCase
-from properties.rotary.case import DIMS, RotaryCase
-from properties.sliding_attention.case import Request, SlidingAttentionCase
-from properties.swa_mask import SwaMaskCase
-from properties.swiglu import RECIPES as GATE_RECIPES
-from properties.swiglu import SwigluCase
-from reference.cache_layout import LAYOUTS
-from reference.moe_routing import FORMS
-from reference.rotary import STYLES
+from npudiff.properties._shared.head_dims import split_head_dims
+from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
+from npudiff.properties.dynamic_quant import RECIPES as QUANT_RECIPES
+from npudiff.properties.dynamic_quant import DynamicQuantCase
+from npudiff.properties.moe_routing import LOADS, MoeRoutingCase
+from npudiff.properties.page_allocation import Growth, PageAllocationCase
+from npudiff.properties.paged_cache.case import PADDINGS, PagedCacheCase
+from npudiff.properties.quant_matmul.case import QuantMatmulCase
+from npudiff.properties.rms_norm import RECIPES as NORM_RECIPES
+from npudiff.properties.rms_norm import WEIGHTS, RmsNormCase
+from npudiff.properties.rotary.case import DIMS, RotaryCase
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.swa_mask import SwaMaskCase
+from npudiff.properties.swiglu import RECIPES as GATE_RECIPES
+from npudiff.properties.swiglu import SwigluCase
+from npudiff.reference.cache_layout import LAYOUTS
+from npudiff.reference.moe_routing import FORMS
+from npudiff.reference.rotary import STYLES
 
 ROWS = ("contiguous", "sliced")
 HALVES = ("bfloat16", "float16")

@@ -47,9 +47,10 @@ def outcome(folder, device):
 
 
 if __name__ == "__main__":
-    from device import simulator
+    from npudiff.device import simulator
 
     simulator.install()
-    assert not [name for name in sys.modules if name.partition(".")[0] in ("npudiff", "safetensors", "reference")]
+    strange = ("safetensors", "npudiff.reference", "npudiff.properties", "npudiff.findings", "npudiff.reproduce")
+    assert not [name for name in sys.modules if name.startswith(strange)]
     with simulator.use_profile(sys.argv[1]):
         print(json.dumps({folder: outcome(Path(folder), "cpu") for folder in sys.argv[2:]}))

@@ -10,12 +10,12 @@ import math
 
 from torch import Tensor
 
-from device.simulator.activation.gates import clipped_gate
-from device.simulator.activation.swiglu import half_of
-from device.simulator.norms.unwritten import unwritten
-from device.simulator.quantisation.groups import group_of_rows
-from device.simulator.quantisation.requirements import Requirements
-from device.simulator.rotary.requirements import FLOATS
+from npudiff.device.simulator.activation.gates import clipped_gate
+from npudiff.device.simulator.activation.swiglu import half_of
+from npudiff.device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.quantisation.groups import group_of_rows
+from npudiff.device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.rotary.requirements import FLOATS
 
 _require = Requirements("npu_clipped_swiglu")
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode
-from device.simulator.quantisation.requirements import Requirements
-from device.simulator.quantisation.scalar_types import INT8
-from device.simulator.rotary.requirements import FLOATS
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.quantisation.scalar_types import INT8
+from npudiff.device.simulator.rotary.requirements import FLOATS
 
 NAME = "npu_dequant_swiglu_quant"
 _require = Requirements(NAME)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.activation.dequant_request import NAME, DequantRequest, check_dequant
-from device.simulator.activation.gates import clipped_gate, swish_gate
-from device.simulator.norms.unwritten import unwritten
-from device.simulator.profiles import active_profile
-from device.simulator.quantisation.groups import group_of_rows
-from device.simulator.quantisation.integers import INT8, saturated
+from npudiff.device.simulator.activation.dequant_request import NAME, DequantRequest, check_dequant
+from npudiff.device.simulator.activation.gates import clipped_gate, swish_gate
+from npudiff.device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation.groups import group_of_rows
+from npudiff.device.simulator.quantisation.integers import INT8, saturated
 
 
 def dequant_swiglu_quant(

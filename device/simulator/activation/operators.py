@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from device.simulator.activation import schemas
-from device.simulator.activation.clipped_swiglu import clipped_swiglu, clipped_swiglu_meta
-from device.simulator.activation.dequant_swiglu_quant import dequant_swiglu_quant, dequant_swiglu_quant_meta
-from device.simulator.activation.swiglu import swiglu, swiglu_meta
-from device.simulator.activation.swiglu_quant import swiglu_quant, swiglu_quant_meta
-from device.simulator.library import Operator
+from npudiff.device.simulator.activation import schemas
+from npudiff.device.simulator.activation.clipped_swiglu import clipped_swiglu, clipped_swiglu_meta
+from npudiff.device.simulator.activation.dequant_swiglu_quant import dequant_swiglu_quant, dequant_swiglu_quant_meta
+from npudiff.device.simulator.activation.swiglu import swiglu, swiglu_meta
+from npudiff.device.simulator.activation.swiglu_quant import swiglu_quant, swiglu_quant_meta
+from npudiff.device.simulator.library import Operator
 
 OPERATORS = (
     Operator(schemas.SWIGLU, swiglu, swiglu_meta),

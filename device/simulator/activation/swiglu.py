@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from device.simulator.activation.gates import swish_gate
-from device.simulator.quantisation.requirements import Requirements
-from device.simulator.rotary.requirements import FLOATS
+from npudiff.device.simulator.activation.gates import swish_gate
+from npudiff.device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.rotary.requirements import FLOATS
 
 _require = Requirements("npu_swiglu")
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.activation.gates import swish_gate
-from device.simulator.errors import ErrorCode
-from device.simulator.norms.unwritten import unwritten
-from device.simulator.profiles import active_profile
-from device.simulator.quantisation.groups import counts_of_ends, group_of_rows
-from device.simulator.quantisation.integers import INT8, saturated
-from device.simulator.quantisation.requirements import Requirements
-from device.simulator.rotary.requirements import FLOATS
+from npudiff.device.simulator.activation.gates import swish_gate
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation.groups import counts_of_ends, group_of_rows
+from npudiff.device.simulator.quantisation.integers import INT8, saturated
+from npudiff.device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.rotary.requirements import FLOATS
 
 NAME = "npu_swiglu_quant"
 _require = Requirements(NAME)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.cache.formats import (
+from npudiff.device.simulator.cache.formats import (
     BASE_FORMATS,
     Format,
     StorageFormat,
@@ -21,9 +21,9 @@ from device.simulator.cache.formats import (
     note,
     noted_format,
 )
-from device.simulator.cache.requirements import Requirements
-from device.simulator.errors import ErrorCode
-from device.simulator.profiles import active_profile
+from npudiff.device.simulator.cache.requirements import Requirements
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.profiles import active_profile
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.cache.formats import Format, noted_format
-from device.simulator.errors import NotSimulated
+from npudiff.device.simulator.cache.formats import Format, noted_format
+from npudiff.device.simulator.errors import NotSimulated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

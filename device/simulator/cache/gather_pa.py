@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.cache.formats import Format, format_of
-from device.simulator.cache.fractal import device_bytes
-from device.simulator.cache.requirements import Requirements
-from device.simulator.cache.slots import TILE_BYTES, read
-from device.simulator.cache.store import layout_of
-from device.simulator.errors import DeviceFault, UndefinedBehaviour
-from device.simulator.profiles import active_profile
+from npudiff.device.simulator.cache.formats import Format, format_of
+from npudiff.device.simulator.cache.fractal import device_bytes
+from npudiff.device.simulator.cache.requirements import Requirements
+from npudiff.device.simulator.cache.slots import TILE_BYTES, read
+from npudiff.device.simulator.cache.store import layout_of
+from npudiff.device.simulator.errors import DeviceFault, UndefinedBehaviour
+from npudiff.device.simulator.profiles import active_profile
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from device.simulator.cache import schemas
-from device.simulator.cache.format_cast import (
+from npudiff.device.simulator.cache import schemas
+from npudiff.device.simulator.cache.format_cast import (
     format_cast,
     format_cast_in_place,
     format_cast_in_place_from,
@@ -12,30 +12,30 @@ from device.simulator.cache.format_cast import (
     format_cast_meta,
     get_format,
 )
-from device.simulator.cache.gather_pa import (
+from npudiff.device.simulator.cache.gather_pa import (
     gather_pa,
     gather_pa_functional,
     gather_pa_functional_meta,
     gather_pa_meta,
 )
-from device.simulator.cache.reshape_and_cache import (
+from npudiff.device.simulator.cache.reshape_and_cache import (
     reshape_and_cache,
     reshape_and_cache_meta,
     reshape_and_cache_siso,
 )
-from device.simulator.cache.scatter_nd import (
+from npudiff.device.simulator.cache.scatter_nd import (
     scatter_nd,
     scatter_nd_in_place,
     scatter_nd_in_place_meta,
     scatter_nd_meta,
 )
-from device.simulator.cache.scatter_pa import (
+from npudiff.device.simulator.cache.scatter_pa import (
     scatter_pa,
     scatter_pa_functional,
     scatter_pa_functional_meta,
     scatter_pa_meta,
 )
-from device.simulator.library import Operator
+from npudiff.device.simulator.library import Operator
 
 _CACHES = ("key_cache", "value_cache")
 _CAST = ("input", "dst", "src")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected, UndefinedBehaviour
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from device.simulator.cache.formats import Format, format_of
-from device.simulator.cache.requirements import Requirements
-from device.simulator.cache.slots import TILE_BYTES
-from device.simulator.cache.store import Target, layout_of, store
-from device.simulator.errors import DeviceFault, ErrorCode
-from device.simulator.profiles import active_profile
+from npudiff.device.simulator.cache.formats import Format, format_of
+from npudiff.device.simulator.cache.requirements import Requirements
+from npudiff.device.simulator.cache.slots import TILE_BYTES
+from npudiff.device.simulator.cache.store import Target, layout_of, store
+from npudiff.device.simulator.errors import DeviceFault, ErrorCode
+from npudiff.device.simulator.profiles import active_profile
 
 if TYPE_CHECKING:
     from torch import Tensor

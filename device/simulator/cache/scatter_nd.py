@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.cache.requirements import Requirements
-from device.simulator.cache.slots import written_tokens
-from device.simulator.errors import DeviceFault
+from npudiff.device.simulator.cache.requirements import Requirements
+from npudiff.device.simulator.cache.slots import written_tokens
+from npudiff.device.simulator.errors import DeviceFault
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from device.simulator.cache.requirements import Requirements, dtype_name
-from device.simulator.cache.slots import TILE_BYTES
-from device.simulator.cache.store import Target, layout_of, store
-from device.simulator.errors import DeviceFault, ErrorCode
-from device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.cache.requirements import Requirements, dtype_name
+from npudiff.device.simulator.cache.slots import TILE_BYTES
+from npudiff.device.simulator.cache.store import Target, layout_of, store
+from npudiff.device.simulator.errors import DeviceFault, ErrorCode
+from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 if TYPE_CHECKING:
     from torch import Tensor

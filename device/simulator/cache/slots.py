@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from device.simulator.errors import DeviceFault
+from npudiff.device.simulator.errors import DeviceFault
 
 if TYPE_CHECKING:
     from torch import Tensor

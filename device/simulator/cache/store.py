@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.cache.fractal import written_bytes
-from device.simulator.cache.slots import Layout, Rows, Tiles, check_slots, write, written_tokens
+from npudiff.device.simulator.cache.fractal import written_bytes
+from npudiff.device.simulator.cache.slots import Layout, Rows, Tiles, check_slots, write, written_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.errors import ErrorCode
-from device.simulator.fused_attention.extras_checks import check_extras
-from device.simulator.fused_attention.layouts import SIMULATED_LAYOUTS, Geometry, measure
-from device.simulator.fused_attention.length_checks import check_lengths, check_paging, check_tiles
-from device.simulator.fused_attention.mask_checks import check_inner_precise, check_mask, check_sparse_mode
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.extras_checks import check_extras
+from npudiff.device.simulator.fused_attention.layouts import SIMULATED_LAYOUTS, Geometry, measure
+from npudiff.device.simulator.fused_attention.length_checks import check_lengths, check_paging, check_tiles
+from npudiff.device.simulator.fused_attention.mask_checks import check_inner_precise, check_mask, check_sparse_mode
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from device.simulator.fused_attention.request import FusedAttentionRequest
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
+    from npudiff.device.simulator.profiles import CannProfile
 
 _MAX_HEADS = 256
 _MAX_HEAD_DIM = 512

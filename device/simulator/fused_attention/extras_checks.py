@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.errors import ErrorCode
-from device.simulator.fused_attention.request import V1_NAMES
-from device.simulator.fused_attention.shapes import LAYOUTS
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.request import V1_NAMES
+from npudiff.device.simulator.fused_attention.shapes import LAYOUTS
 
 if TYPE_CHECKING:
-    from device.simulator.fused_attention.request import FusedAttentionRequest
+    from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
 
 _PADDING = ("query_padding_size", "kv_padding_size")
 _PREFIX = ("key_shared_prefix", "value_shared_prefix", "actual_shared_prefix_len")

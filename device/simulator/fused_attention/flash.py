@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.fused_attention.rounding import narrow
+from npudiff.device.simulator.fused_attention.rounding import narrow
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from device.simulator.fused_attention.paging import KeyValues
-    from device.simulator.fused_attention.visibility import Visibility
+    from npudiff.device.simulator.fused_attention.paging import KeyValues
+    from npudiff.device.simulator.fused_attention.visibility import Visibility
 
 KEY_TILE = 512
 """Keys per tile; tiles are aligned to position 0 of the sequence."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from device.simulator.fused_attention.shapes import query_sizes, value_head_dim
+from npudiff.device.simulator.fused_attention.shapes import query_sizes, value_head_dim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from device.simulator.fused_attention.request import FusedAttentionRequest
+    from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
 
 SIMULATED_LAYOUTS = ("BSH", "BSND", "BNSD", "TND")
 

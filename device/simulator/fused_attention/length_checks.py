@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.errors import ErrorCode
-from device.simulator.fused_attention.layouts import expand
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.layouts import expand
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from device.simulator.fused_attention.layouts import Geometry
-    from device.simulator.fused_attention.request import FusedAttentionRequest
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.fused_attention.layouts import Geometry
+    from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
+    from npudiff.device.simulator.profiles import CannProfile
 
 _MAX_TND_SEQUENCES = 4096
 # A row of a [blocks, block size, kv heads * dim] cache is moved by one instruction with a 16-bit size.

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.errors import ErrorCode
-from device.simulator.fused_attention.layouts import spans
-from device.simulator.fused_attention.visibility import COMPRESSED_MODES
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.layouts import spans
+from npudiff.device.simulator.fused_attention.visibility import COMPRESSED_MODES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from device.simulator.fused_attention.layouts import Geometry
-    from device.simulator.fused_attention.request import FusedAttentionRequest
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.fused_attention.layouts import Geometry
+    from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
+    from npudiff.device.simulator.profiles import CannProfile
 
 _TEMPLATE = 2048
 _TREE_MODE = 9

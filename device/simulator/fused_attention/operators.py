@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from device.simulator.errors import ErrorCode, OperatorRejected
-from device.simulator.fused_attention import schemas
-from device.simulator.fused_attention.checks import check
-from device.simulator.fused_attention.flash import Softmax, attend
-from device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans
-from device.simulator.fused_attention.paging import key_values
-from device.simulator.fused_attention.request import (
+from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.fused_attention import schemas
+from npudiff.device.simulator.fused_attention.checks import check
+from npudiff.device.simulator.fused_attention.flash import Softmax, attend
+from npudiff.device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans
+from npudiff.device.simulator.fused_attention.paging import key_values
+from npudiff.device.simulator.fused_attention.request import (
     V1_NAMES,
     V2_NAMES,
     ArgumentNames,
     FusedAttentionRequest,
     normalise,
 )
-from device.simulator.fused_attention.shapes import check_wrapper, empty_outputs
-from device.simulator.fused_attention.visibility import check_template, see
-from device.simulator.library import Operator
-from device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.fused_attention.shapes import check_wrapper, empty_outputs
+from npudiff.device.simulator.fused_attention.visibility import check_template, see
+from npudiff.device.simulator.library import Operator
+from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

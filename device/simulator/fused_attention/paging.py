@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from device.simulator.errors import DeviceFault
-from device.simulator.fused_attention.layouts import rows
+from npudiff.device.simulator.errors import DeviceFault
+from npudiff.device.simulator.fused_attention.layouts import rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from device.simulator.fused_attention.layouts import Span
-    from device.simulator.fused_attention.request import FusedAttentionRequest
+    from npudiff.device.simulator.fused_attention.layouts import Span
+    from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
 
 
 class KeyValues(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
+from npudiff.device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode
+from npudiff.device.simulator.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from device.simulator.fused_attention.request import FusedAttentionRequest
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
+    from npudiff.device.simulator.profiles import CannProfile
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.errors import UndefinedBehaviour
+from npudiff.device.simulator.errors import UndefinedBehaviour
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from device.simulator.fused_attention.layouts import Geometry, Span
-    from device.simulator.fused_attention.request import FusedAttentionRequest
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.fused_attention.layouts import Geometry, Span
+    from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
+    from npudiff.device.simulator.profiles import CannProfile
 
 COMPRESSED_MODES = (2, 3, 4)
 """Modes whose mask is a 2048 x 2048 template of a causal triangle; the band alone decides."""

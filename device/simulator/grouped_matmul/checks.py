@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.errors import ErrorCode
-from device.simulator.grouped_matmul.groups import check_group_list
-from device.simulator.grouped_matmul.request import INNER, NO_GROUPS, ONE_EACH, REQUIRE, ROWS, GroupedRequest
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.grouped_matmul.groups import check_group_list
+from npudiff.device.simulator.grouped_matmul.request import INNER, NO_GROUPS, ONE_EACH, REQUIRE, ROWS, GroupedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

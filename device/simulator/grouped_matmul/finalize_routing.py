@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode
-from device.simulator.grouped_matmul import int4
-from device.simulator.grouped_matmul.groups import check_group_list, read_groups
-from device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product
-from device.simulator.moe.requirements import Requirements
-from device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.grouped_matmul import int4
+from npudiff.device.simulator.grouped_matmul.groups import check_group_list, read_groups
+from npudiff.device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product
+from npudiff.device.simulator.moe.requirements import Requirements
+from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 _REQUIRE = Requirements("npu_grouped_matmul_finalize_routing")
 _OF_950 = ("x_dtype", "w_dtype", "scale_dtype", "pertoken_scale_dtype")

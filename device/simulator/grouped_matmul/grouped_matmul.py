@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from device.simulator.grouped_matmul.checks import check, check_host
-from device.simulator.grouped_matmul.groups import COUNTS, from_ends, read_groups
-from device.simulator.grouped_matmul.products import product
-from device.simulator.grouped_matmul.request import (
+from npudiff.device.simulator.grouped_matmul.checks import check, check_host
+from npudiff.device.simulator.grouped_matmul.groups import COUNTS, from_ends, read_groups
+from npudiff.device.simulator.grouped_matmul.products import product
+from npudiff.device.simulator.grouped_matmul.request import (
     INNER,
     ONE_EACH,
     REQUIRE,
@@ -21,10 +21,10 @@ from device.simulator.grouped_matmul.request import (
     normalise,
     output_shapes,
 )
-from device.simulator.grouped_matmul.scenarios import Part, kernel
-from device.simulator.moe.requirements import FLOATS, dtype_name
-from device.simulator.norms.unwritten import POISON_BYTE, unwritten
-from device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.grouped_matmul.scenarios import Part, kernel
+from npudiff.device.simulator.moe.requirements import FLOATS, dtype_name
+from npudiff.device.simulator.norms.unwritten import POISON_BYTE, unwritten
+from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from device.simulator.errors import DeviceFault, UndefinedBehaviour
+from npudiff.device.simulator.errors import DeviceFault, UndefinedBehaviour
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from device.simulator.moe.requirements import Requirements
+    from npudiff.device.simulator.moe.requirements import Requirements
 
 ENDS, COUNTS, PAIRS = range(3)
 """Values of ``group_list_type``: where rows end, how many there are, pairs of expert and count."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode
-from device.simulator.grouped_matmul.products import INT4_PRODUCT, integer_product
-from device.simulator.moe.requirements import Requirements
-from device.simulator.profiles import CannProfile
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.grouped_matmul.products import INT4_PRODUCT, integer_product
+from npudiff.device.simulator.moe.requirements import Requirements
+from npudiff.device.simulator.profiles import CannProfile
 
 _MAX_INNER_OF_GROUPS = 18432
 PER_WORD = 8

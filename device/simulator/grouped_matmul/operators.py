@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from device.simulator.grouped_matmul import finalize_routing as finalize
-from device.simulator.grouped_matmul import grouped_matmul as grouped
-from device.simulator.grouped_matmul import schemas
-from device.simulator.grouped_matmul import swiglu_quant as swiglu
-from device.simulator.library import Operator
+from npudiff.device.simulator.grouped_matmul import finalize_routing as finalize
+from npudiff.device.simulator.grouped_matmul import grouped_matmul as grouped
+from npudiff.device.simulator.grouped_matmul import schemas
+from npudiff.device.simulator.grouped_matmul import swiglu_quant as swiglu
+from npudiff.device.simulator.library import Operator
 
 OPERATORS = (
     Operator(schemas.GROUPED_MATMUL, grouped.grouped_matmul, grouped.grouped_matmul_meta, ("weight",)),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from device.simulator.grouped_matmul.int4 import PER_WORD
-from device.simulator.moe.requirements import Requirements
+from npudiff.device.simulator.grouped_matmul.int4 import PER_WORD
+from npudiff.device.simulator.moe.requirements import Requirements
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

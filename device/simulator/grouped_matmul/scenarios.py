@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from device.simulator.grouped_matmul import int4
-from device.simulator.grouped_matmul.checks import per_expert
-from device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product, product
-from device.simulator.grouped_matmul.request import ONE_EACH, REQUIRE, ROWS, GroupedRequest
-from device.simulator.moe.requirements import FLOATS, dtype_name
+from npudiff.device.simulator.grouped_matmul import int4
+from npudiff.device.simulator.grouped_matmul.checks import per_expert
+from npudiff.device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product, product
+from npudiff.device.simulator.grouped_matmul.request import ONE_EACH, REQUIRE, ROWS, GroupedRequest
+from npudiff.device.simulator.moe.requirements import FLOATS, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.profiles import CannProfile
 
 
 class Part(NamedTuple):

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode
-from device.simulator.grouped_matmul import int4
-from device.simulator.grouped_matmul.groups import ENDS, read_groups
-from device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product
-from device.simulator.grouped_matmul.swiglu_quant_checks import V1, V2, SwigluRequest, check, check_lists
-from device.simulator.norms.unwritten import unwritten
-from device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.grouped_matmul import int4
+from npudiff.device.simulator.grouped_matmul.groups import ENDS, read_groups
+from npudiff.device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product
+from npudiff.device.simulator.grouped_matmul.swiglu_quant_checks import V1, V2, SwigluRequest, check, check_lists
+from npudiff.device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from device.simulator.cache.formats import Format, format_of
-from device.simulator.errors import ErrorCode
-from device.simulator.grouped_matmul import int4
-from device.simulator.grouped_matmul.groups import check_group_list
-from device.simulator.moe.requirements import FLOATS, Requirements
+from npudiff.device.simulator.cache.formats import Format, format_of
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.grouped_matmul import int4
+from npudiff.device.simulator.grouped_matmul.groups import check_group_list
+from npudiff.device.simulator.moe.requirements import FLOATS, Requirements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.profiles import CannProfile
 
 V1 = Requirements("npu_grouped_matmul_swiglu_quant")
 V2 = Requirements("npu_grouped_matmul_swiglu_quant_v2")

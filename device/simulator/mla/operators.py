@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from device.simulator.library import Operator
-from device.simulator.mla import prolog, prolog_shapes, schemas
-from device.simulator.mla.preprocess import mla_preprocess, mla_preprocess_meta
+from npudiff.device.simulator.library import Operator
+from npudiff.device.simulator.mla import prolog, prolog_shapes, schemas
+from npudiff.device.simulator.mla.preprocess import mla_preprocess, mla_preprocess_meta
 
 _WEIGHTS = ("weight_dq", "weight_uq_qr", "weight_dkv_kr")
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from device.simulator.errors import DeviceFault
-from device.simulator.norms.kv_slots import element_offsets
-from device.simulator.norms.unwritten import unwritten
-from device.simulator.profiles import CannProfile
+from npudiff.device.simulator.errors import DeviceFault
+from npudiff.device.simulator.norms.kv_slots import element_offsets
+from npudiff.device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.profiles import CannProfile
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.simulator.mla.pages import pages, write
-from device.simulator.mla.preprocess_checks import (
+from npudiff.device.simulator.mla.pages import pages, write
+from npudiff.device.simulator.mla.preprocess_checks import (
     CACHE_MODES,
     NAME,
     PreprocessRequest,
@@ -31,8 +31,8 @@ from device.simulator.mla.preprocess_checks import (
     check,
     normalise,
 )
-from device.simulator.mla.stages import handed_on, product_of_int8, product_per_head, rms, turned
-from device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.mla.stages import handed_on, product_of_int8, product_per_head, rms, turned
+from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 _EPSILON = 1e-6
 

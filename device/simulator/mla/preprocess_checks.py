@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from device.simulator.cache.requirements import Requirements, dtype_name
-from device.simulator.errors import UndefinedBehaviour
-from device.simulator.mla.stages import TILE_COLUMNS
+from npudiff.device.simulator.cache.requirements import Requirements, dtype_name
+from npudiff.device.simulator.errors import UndefinedBehaviour
+from npudiff.device.simulator.mla.stages import TILE_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.profiles import CannProfile
 
 NAME = "mla_preprocess"
 

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from device.simulator.mla.pages import pages, write
-from device.simulator.mla.prolog_checks import CACHE_MODES, check
-from device.simulator.mla.prolog_request import V1, V2, V3, V3_FUNCTIONAL, PrologRequest, normalise
-from device.simulator.mla.prolog_shapes import placeholders
-from device.simulator.mla.stages import handed_on, product, product_per_head, rms, turned
-from device.simulator.norms.unwritten import unwritten
-from device.simulator.profiles import CannProfile, active_profile
-from device.simulator.rotary.rotation import deinterleave
+from npudiff.device.simulator.mla.pages import pages, write
+from npudiff.device.simulator.mla.prolog_checks import CACHE_MODES, check
+from npudiff.device.simulator.mla.prolog_request import V1, V2, V3, V3_FUNCTIONAL, PrologRequest, normalise
+from npudiff.device.simulator.mla.prolog_shapes import placeholders
+from npudiff.device.simulator.mla.stages import handed_on, product, product_per_head, rms, turned
+from npudiff.device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.rotary.rotation import deinterleave
 
 if TYPE_CHECKING:
-    from device.simulator.mla.prolog_sizes import PrologSizes
+    from npudiff.device.simulator.mla.prolog_sizes import PrologSizes
 
 _DTYPE = torch.bfloat16
 

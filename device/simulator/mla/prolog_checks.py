@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from device.simulator.cache.formats import Format, format_of
-from device.simulator.errors import ErrorCode
-from device.simulator.mla.prolog_request import V1, PrologRequest, check_host
-from device.simulator.mla.prolog_sizes import PrologSizes, check_sizes
-from device.simulator.rotary.requirements import dtype_name, require_dtype, require_rank, require_shape
+from npudiff.device.simulator.cache.formats import Format, format_of
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.mla.prolog_request import V1, PrologRequest, check_host
+from npudiff.device.simulator.mla.prolog_sizes import PrologSizes, check_sizes
+from npudiff.device.simulator.rotary.requirements import dtype_name, require_dtype, require_rank, require_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.profiles import CannProfile
 
 CACHE_MODES = {"PA_BSND": False, "PA_NZ": True}
 """Cache modes that are simulated, and whether their blocks are in NZ order."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
-from device.simulator.rotary.requirements import require_rank
+from npudiff.device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
+from npudiff.device.simulator.rotary.requirements import require_rank
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

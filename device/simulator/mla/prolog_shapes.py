@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.simulator.mla.prolog_request import V1, V2, V3, V3_FUNCTIONAL, PrologRequest, check_host, normalise
-from device.simulator.profiles import active_profile
+from npudiff.device.simulator.mla.prolog_request import V1, V2, V3, V3_FUNCTIONAL, PrologRequest, check_host, normalise
+from npudiff.device.simulator.profiles import active_profile
 
 _DTYPE = torch.bfloat16
 

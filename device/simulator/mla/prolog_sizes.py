@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from device.simulator.errors import ErrorCode
-from device.simulator.rotary.requirements import require_rank, require_shape
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.rotary.requirements import require_rank, require_shape
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from device.simulator.mla.prolog_request import PrologRequest
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.mla.prolog_request import PrologRequest
+    from npudiff.device.simulator.profiles import CannProfile
 
 _MAX_BATCH = 65536
 _MAX_LENGTH = 16

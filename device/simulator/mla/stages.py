@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.profiles import CannProfile
-from device.simulator.rotary.rotation import rotate_half, turn
+from npudiff.device.simulator.profiles import CannProfile
+from npudiff.device.simulator.rotary.rotation import rotate_half, turn
 
 # Elements of a weight that become float32 at a time: a whole weight of 7168 x 2112 would be 60 MB, and most of the
 # time would go into memory that is touched for the first time.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode
-from device.simulator.moe.requirements import FLOATS, Requirements, dtype_name
-from device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.moe.requirements import FLOATS, Requirements, dtype_name
+from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 _REQUIRE = Requirements("npu_moe_finalize_routing")
 

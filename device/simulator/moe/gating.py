@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode
-from device.simulator.moe.requirements import FLOATS, Requirements, dtype_name
-from device.simulator.profiles import active_profile
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.moe.requirements import FLOATS, Requirements, dtype_name
+from npudiff.device.simulator.profiles import active_profile
 
 _SOFTMAX = Requirements("npu_moe_gating_top_k_softmax")
 _GATING = Requirements("npu_moe_gating_top_k")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode, UndefinedBehaviour
-from device.simulator.moe.requirements import FLOATS, Requirements
-from device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.errors import ErrorCode, UndefinedBehaviour
+from npudiff.device.simulator.moe.requirements import FLOATS, Requirements
+from npudiff.device.simulator.norms.unwritten import unwritten
 
 _ROUTING = Requirements("npu_moe_init_routing")
 _TOKENS = Requirements("npu_moe_compute_expert_tokens")

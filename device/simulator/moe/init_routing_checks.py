@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from device.simulator.errors import ErrorCode
-from device.simulator.moe.requirements import FLOATS, Requirements
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.moe.requirements import FLOATS, Requirements
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.moe.init_routing_checks import RoutingRequest, check, check_host, normalise
-from device.simulator.moe.quantisation import dynamic_int8, static_int8
-from device.simulator.norms.unwritten import unwritten
-from device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.moe.init_routing_checks import RoutingRequest, check, check_host, normalise
+from npudiff.device.simulator.moe.quantisation import dynamic_int8, static_int8
+from npudiff.device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 
 def init_routing_v2(x: Tensor, expert_idx: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:

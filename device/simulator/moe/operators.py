@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from device.simulator.library import Operator
-from device.simulator.moe import finalize_routing as finalize
-from device.simulator.moe import gating, schemas
-from device.simulator.moe import init_routing as v1
-from device.simulator.moe import init_routing_v2 as v2
-from device.simulator.moe import token_permute as permute
+from npudiff.device.simulator.library import Operator
+from npudiff.device.simulator.moe import finalize_routing as finalize
+from npudiff.device.simulator.moe import gating, schemas
+from npudiff.device.simulator.moe import init_routing as v1
+from npudiff.device.simulator.moe import init_routing_v2 as v2
+from npudiff.device.simulator.moe import token_permute as permute
 
 OPERATORS = (
     Operator(schemas.GATING_TOP_K_SOFTMAX, gating.gating_top_k_softmax, gating.gating_top_k_softmax_meta),

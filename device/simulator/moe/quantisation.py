@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.profiles import CannProfile
+from npudiff.device.simulator.profiles import CannProfile
 
 _LARGEST = 127.0
 

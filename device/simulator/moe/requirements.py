@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from device.simulator.errors import DeviceFault, ErrorCode, NotSimulated, OperatorRejected
-from device.simulator.rotary.requirements import FLOATS, dtype_name
+from npudiff.device.simulator.errors import DeviceFault, ErrorCode, NotSimulated, OperatorRejected
+from npudiff.device.simulator.rotary.requirements import FLOATS, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode
-from device.simulator.moe.requirements import FLOATS, Requirements
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.moe.requirements import FLOATS, Requirements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.errors import UndefinedBehaviour
-from device.simulator.norms.rms import reciprocal_root, rstd_shape, times_gamma
-from device.simulator.norms.rms_norm import check_norm
-from device.simulator.rotary.requirements import require_same_dtype, require_shape
+from npudiff.device.simulator.errors import UndefinedBehaviour
+from npudiff.device.simulator.norms.rms import reciprocal_root, rstd_shape, times_gamma
+from npudiff.device.simulator.norms.rms_norm import check_norm
+from npudiff.device.simulator.rotary.requirements import require_same_dtype, require_shape
 
 ADD_RMS_NORM = "npu_add_rms_norm"
 ADD_RMS_NORM_V2 = "npu_add_rms_norm_v2"

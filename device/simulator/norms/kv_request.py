@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
-from device.simulator.norms.kv_slots import CACHE_MODES
-from device.simulator.rotary.requirements import (
+from npudiff.device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
+from npudiff.device.simulator.norms.kv_slots import CACHE_MODES
+from npudiff.device.simulator.rotary.requirements import (
     dtype_name,
     require_dtype,
     require_rank,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.profiles import CannProfile
 
 LATENT_DIM = 512
 ROPE_DIM = 64

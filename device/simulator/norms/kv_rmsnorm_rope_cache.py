@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from device.simulator.norms.kv_request import LATENT_DIM, KvRequest, check, check_host, normalise
-from device.simulator.norms.kv_slots import CACHE_MODES, element_offsets, slots
-from device.simulator.norms.unwritten import unwritten
-from device.simulator.profiles import active_profile
-from device.simulator.rotary.rotation import deinterleave, rotate_half, turn
+from npudiff.device.simulator.norms.kv_request import LATENT_DIM, KvRequest, check, check_host, normalise
+from npudiff.device.simulator.norms.kv_slots import CACHE_MODES, element_offsets, slots
+from npudiff.device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.rotary.rotation import deinterleave, rotate_half, turn
 
 if TYPE_CHECKING:
-    from device.simulator.profiles import CannProfile
+    from npudiff.device.simulator.profiles import CannProfile
 
 V1 = "npu_kv_rmsnorm_rope_cache"
 V2 = "npu_kv_rmsnorm_rope_cache_v2"

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from device.simulator.errors import DeviceFault, UndefinedBehaviour
+from npudiff.device.simulator.errors import DeviceFault, UndefinedBehaviour
 
 if TYPE_CHECKING:
-    from device.simulator.norms.kv_request import KvRequest
+    from npudiff.device.simulator.norms.kv_request import KvRequest
 
 # Bytes of one fractal's row: 16 elements of 16 bits, or 32 of int8.
 _FRACTAL_ROW_BYTES = 32

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from device.simulator.library import Operator
-from device.simulator.norms import add_rms_norm as add
-from device.simulator.norms import kv_rmsnorm_rope_cache as kv
-from device.simulator.norms import schemas
-from device.simulator.norms.rms_norm import gemma_rms_norm, norm_meta, rms_norm
+from npudiff.device.simulator.library import Operator
+from npudiff.device.simulator.norms import add_rms_norm as add
+from npudiff.device.simulator.norms import kv_rmsnorm_rope_cache as kv
+from npudiff.device.simulator.norms import schemas
+from npudiff.device.simulator.norms.rms_norm import gemma_rms_norm, norm_meta, rms_norm
 
 OPERATORS = (
     Operator(schemas.RMS_NORM, rms_norm, norm_meta),

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode, OperatorRejected
-from device.simulator.norms.rms import reciprocal_root, rstd_shape, times_gamma
-from device.simulator.profiles import active_profile
-from device.simulator.rotary.requirements import FLOATS, dtype_name, require_dtype, require_same_dtype
+from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.norms.rms import reciprocal_root, rstd_shape, times_gamma
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.rotary.requirements import FLOATS, dtype_name, require_dtype, require_same_dtype
 
 RMS_NORM = "npu_rms_norm"
 GEMMA_RMS_NORM = "npu_gemma_rms_norm"

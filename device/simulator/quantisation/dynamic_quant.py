@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode, UndefinedBehaviour
-from device.simulator.profiles import active_profile
-from device.simulator.quantisation.groups import counts_of_ends, group_of_rows
-from device.simulator.quantisation.integers import INT4, INT8, PER_WORD, packed, saturated
-from device.simulator.quantisation.requirements import Requirements
-from device.simulator.quantisation.scalar_types import INT8 as INT8_TYPE
-from device.simulator.quantisation.scalar_types import QUINT4X2
-from device.simulator.rotary.requirements import dtype_name
+from npudiff.device.simulator.errors import ErrorCode, UndefinedBehaviour
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation.groups import counts_of_ends, group_of_rows
+from npudiff.device.simulator.quantisation.integers import INT4, INT8, PER_WORD, packed, saturated
+from npudiff.device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.quantisation.scalar_types import INT8 as INT8_TYPE
+from npudiff.device.simulator.quantisation.scalar_types import QUINT4X2
+from npudiff.device.simulator.rotary.requirements import dtype_name
 
 _require = Requirements("npu_dynamic_quant")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.errors import DeviceFault, UndefinedBehaviour
+from npudiff.device.simulator.errors import DeviceFault, UndefinedBehaviour
 
 
 def group_of_rows(operator: str, argument: str, counts: Tensor, rows: int) -> Tensor:

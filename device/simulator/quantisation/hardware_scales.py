@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.quantisation.integers import saturated
+from npudiff.device.simulator.quantisation.integers import saturated
 
 _LOST_BITS = 13
 _KEPT = 0xFFFFE000

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.cache.formats import Format, StorageFormat, format_of, note
-from device.simulator.errors import ErrorCode
-from device.simulator.profiles import active_profile
-from device.simulator.quantisation.integers import PER_WORD, packed
-from device.simulator.quantisation.requirements import Requirements
-from device.simulator.rotary.requirements import dtype_name
+from npudiff.device.simulator.cache.formats import Format, StorageFormat, format_of, note
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation.integers import PER_WORD, packed
+from npudiff.device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.rotary.requirements import dtype_name
 
 _require = Requirements("npu_convert_weight_to_int4pack")
 

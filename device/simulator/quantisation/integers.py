@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.profiles import active_profile
-from device.simulator.quantisation.choices import Ties
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation.choices import Ties
 
 INT8 = (-128, 127)
 INT4 = (-8, 7)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from device.simulator.library import Operator
-from device.simulator.quantisation import schemas
-from device.simulator.quantisation.dynamic_quant import dynamic_quant, dynamic_quant_meta
-from device.simulator.quantisation.int4pack import convert_weight_to_int4pack, convert_weight_to_int4pack_meta
-from device.simulator.quantisation.quant_matmul import quant_matmul, quant_matmul_meta
-from device.simulator.quantisation.quantize import quantize, quantize_meta
-from device.simulator.quantisation.trans_quant_param import trans_quant_param, trans_quant_param_meta
-from device.simulator.quantisation.weight_quant_batchmatmul import (
+from npudiff.device.simulator.library import Operator
+from npudiff.device.simulator.quantisation import schemas
+from npudiff.device.simulator.quantisation.dynamic_quant import dynamic_quant, dynamic_quant_meta
+from npudiff.device.simulator.quantisation.int4pack import convert_weight_to_int4pack, convert_weight_to_int4pack_meta
+from npudiff.device.simulator.quantisation.quant_matmul import quant_matmul, quant_matmul_meta
+from npudiff.device.simulator.quantisation.quantize import quantize, quantize_meta
+from npudiff.device.simulator.quantisation.trans_quant_param import trans_quant_param, trans_quant_param_meta
+from npudiff.device.simulator.quantisation.weight_quant_batchmatmul import (
     weight_quant_batchmatmul,
     weight_quant_batchmatmul_meta,
 )

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from device.simulator.profiles import active_profile
-from device.simulator.quantisation.hardware_scales import decoded, encoded
-from device.simulator.quantisation.integers import INT8, saturated
-from device.simulator.quantisation.products import integer_product
-from device.simulator.quantisation.quant_matmul_request import (
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation.hardware_scales import decoded, encoded
+from npudiff.device.simulator.quantisation.integers import INT8, saturated
+from npudiff.device.simulator.quantisation.products import integer_product
+from npudiff.device.simulator.quantisation.quant_matmul_request import (
     NAME,
     QuantMatmulRequest,
     check_group_sizes,
     check_request,
     output_type,
 )
-from device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.quantisation.requirements import Requirements
 
 _require = Requirements(NAME)
 _INT32 = (-(2**31), 2**31 - 1)

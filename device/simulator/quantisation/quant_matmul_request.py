@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from device.simulator.cache.formats import BASE_FORMATS, Format, format_of
-from device.simulator.errors import ErrorCode, OperatorRejected
-from device.simulator.quantisation import scalar_types as types
-from device.simulator.quantisation.integers import PER_WORD, unpacked
-from device.simulator.quantisation.requirements import Requirements
-from device.simulator.rotary.requirements import dtype_name
+from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, format_of
+from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.quantisation import scalar_types as types
+from npudiff.device.simulator.quantisation.integers import PER_WORD, unpacked
+from npudiff.device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.rotary.requirements import dtype_name
 
 NAME = "npu_quant_matmul"
 _require = Requirements(NAME)

@@ -11,13 +11,13 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from device.simulator.cache.formats import Format, StorageFormat, format_of, note
-from device.simulator.errors import ErrorCode
-from device.simulator.profiles import active_profile
-from device.simulator.quantisation import scalar_types as types
-from device.simulator.quantisation.integers import INT4, INT8, PER_WORD, packed, saturated
-from device.simulator.quantisation.requirements import Requirements
-from device.simulator.rotary.requirements import FLOATS, dtype_name
+from npudiff.device.simulator.cache.formats import Format, StorageFormat, format_of, note
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation import scalar_types as types
+from npudiff.device.simulator.quantisation.integers import INT4, INT8, PER_WORD, packed, saturated
+from npudiff.device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.rotary.requirements import FLOATS, dtype_name
 
 _require = Requirements("npu_quantize")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
-from device.simulator.profiles import active_profile
-from device.simulator.rotary.requirements import dtype_name
+from npudiff.device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.rotary.requirements import dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode
-from device.simulator.quantisation.hardware_scales import encoded
-from device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.quantisation.hardware_scales import encoded
+from npudiff.device.simulator.quantisation.requirements import Requirements
 
 _require = Requirements("npu_trans_quant_param")
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.profiles import active_profile
-from device.simulator.quantisation.hardware_scales import decoded, encoded
-from device.simulator.quantisation.integers import INT8, saturated
-from device.simulator.quantisation.requirements import Requirements
-from device.simulator.quantisation.weight_quant_request import NAME, WeightQuantRequest, check_weight_quant
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation.hardware_scales import decoded, encoded
+from npudiff.device.simulator.quantisation.integers import INT8, saturated
+from npudiff.device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.quantisation.weight_quant_request import NAME, WeightQuantRequest, check_weight_quant
 
 _require = Requirements(NAME)
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from device.simulator.cache.formats import BASE_FORMATS, Format, format_of
-from device.simulator.errors import ErrorCode
-from device.simulator.profiles import active_profile
-from device.simulator.quantisation.integers import PER_WORD, unpacked
-from device.simulator.quantisation.requirements import Requirements
-from device.simulator.rotary.requirements import dtype_name
+from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, format_of
+from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation.integers import PER_WORD, unpacked
+from npudiff.device.simulator.quantisation.requirements import Requirements
+from npudiff.device.simulator.rotary.requirements import dtype_name
 
 NAME = "npu_weight_quant_batchmatmul"
 _require = Requirements(NAME)

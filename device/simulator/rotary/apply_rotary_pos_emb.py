@@ -10,16 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode, OperatorRejected
-from device.simulator.profiles import CannProfile, active_profile
-from device.simulator.rotary.requirements import (
+from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.rotary.requirements import (
     FLOATS,
     require_dtype,
     require_rank,
     require_same_dtype,
     require_shape,
 )
-from device.simulator.rotary.rotation import rotate_half, to_bfloat16_half_away, turn
+from npudiff.device.simulator.rotary.rotation import rotate_half, to_bfloat16_half_away, turn
 
 NAME = "npu_apply_rotary_pos_emb"
 _HEAD_DIMS = (64, 128)

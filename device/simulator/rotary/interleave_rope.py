@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode, OperatorRejected
-from device.simulator.profiles import CannProfile, active_profile
-from device.simulator.rotary.requirements import require_dtype, require_rank, require_same_dtype, require_shape
-from device.simulator.rotary.rotation import deinterleave, rotate_half, turn
+from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.rotary.requirements import require_dtype, require_rank, require_same_dtype, require_shape
+from npudiff.device.simulator.rotary.rotation import deinterleave, rotate_half, turn
 
 NAME = "npu_interleave_rope"
 HEAD_DIM = 64

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from device.simulator.errors import DeviceFault, ErrorCode, NotSimulated, OperatorRejected, UndefinedBehaviour
-from device.simulator.profiles import CannProfile, active_profile
-from device.simulator.rotary.requirements import FLOATS, require_dtype, require_rank, require_same_dtype
-from device.simulator.rotary.rotation import rotate_half, rotate_pairs, turn
+from npudiff.device.simulator.errors import DeviceFault, ErrorCode, NotSimulated, OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.rotary.requirements import FLOATS, require_dtype, require_rank, require_same_dtype
+from npudiff.device.simulator.rotary.rotation import rotate_half, rotate_pairs, turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from device.simulator.library import Operator
-from device.simulator.rotary import schemas
-from device.simulator.rotary.apply_rotary_pos_emb import apply_rotary_pos_emb, apply_rotary_pos_emb_meta
-from device.simulator.rotary.interleave_rope import interleave_rope, interleave_rope_meta
-from device.simulator.rotary.mrope import mrope, mrope_meta
-from device.simulator.rotary.rotary_mul import rotary_mul, rotary_mul_meta
+from npudiff.device.simulator.library import Operator
+from npudiff.device.simulator.rotary import schemas
+from npudiff.device.simulator.rotary.apply_rotary_pos_emb import apply_rotary_pos_emb, apply_rotary_pos_emb_meta
+from npudiff.device.simulator.rotary.interleave_rope import interleave_rope, interleave_rope_meta
+from npudiff.device.simulator.rotary.mrope import mrope, mrope_meta
+from npudiff.device.simulator.rotary.rotary_mul import rotary_mul, rotary_mul_meta
 
 OPERATORS = (
     Operator(schemas.ROTARY_MUL, rotary_mul, rotary_mul_meta),

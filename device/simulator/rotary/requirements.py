@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

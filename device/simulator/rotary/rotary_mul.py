@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from device.simulator.errors import ErrorCode, OperatorRejected
-from device.simulator.profiles import CannProfile, active_profile
-from device.simulator.rotary.requirements import FLOATS, require_dtype, require_rank, require_shape
-from device.simulator.rotary.rotation import rotate_half, rotate_pairs, turn
+from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.rotary.requirements import FLOATS, require_dtype, require_rank, require_shape
+from npudiff.device.simulator.rotary.rotation import rotate_half, rotate_pairs, turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -28,8 +28,8 @@ class _Lookout:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
             return None
-        from device.virtual import VirtualNpuUnavailable, enable  # noqa: PLC0415 - when it is needed
-        from device.virtual.loading import stand_in, without_the_word_that_cann_is_missing  # noqa: PLC0415
+        from npudiff.device.virtual import VirtualNpuUnavailable, enable  # noqa: PLC0415 - when it is needed
+        from npudiff.device.virtual.loading import stand_in, without_the_word_that_cann_is_missing  # noqa: PLC0415
 
         try:
             stand_in()

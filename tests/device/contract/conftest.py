@@ -18,8 +18,8 @@ ALONE = "imports torch_npu, which must be the first thing that a process does: r
 
 def load_torch_npu():
     """Import torch_npu and then simulate its operators; returns why that is impossible, or None."""
-    from device.simulator import library
-    from device.virtual.loading import load
+    from npudiff.device.simulator import library
+    from npudiff.device.virtual.loading import load
 
     if library._register.cache_info().currsize and not load.cache_info().currsize:
         return f"the simulator has defined the operators already; this test {ALONE}"

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from device import targets
-from device.contract.calls import Call, kind_of, merge, recorded_calls, watching, write_calls
-from device.contract.drawing import implementations, run_drawn
-from device.simulator import install
+from npudiff.device import targets
+from npudiff.device.contract.calls import Call, kind_of, merge, recorded_calls, watching, write_calls
+from npudiff.device.contract.drawing import implementations, run_drawn
+from npudiff.device.simulator import install
 from npudiff.discovery import component_names, load_component
 
 EXAMPLES = 3
@@ -87,4 +87,4 @@ def test_adapters_make_no_call_whose_form_is_not_recorded(name):
             outcome = run_drawn(component, item, targets.sim(None), EXAMPLES)
         assert outcome.failure is None
     unknown = sorted({str(call) for call in made if not call.is_among(recorded)})
-    assert unknown == [], "record them: python -m device.contract calls"
+    assert unknown == [], "record them: python -m npudiff.device.contract calls"

@@ -10,12 +10,12 @@ from collections import Counter
 import pytest
 import torch
 
-from device import targets
-from device.contract.calls import recorded_calls, watching
-from device.contract.drawing import implementations, run_drawn
-from device.contract.shapes import ShapeWatch, is_of_torch_npu
-from device.simulator.library import operators
-from device.simulator.schemas import namespace, qualified_name
+from npudiff.device import targets
+from npudiff.device.contract.calls import recorded_calls, watching
+from npudiff.device.contract.drawing import implementations, run_drawn
+from npudiff.device.contract.shapes import ShapeWatch, is_of_torch_npu
+from npudiff.device.simulator.library import operators
+from npudiff.device.simulator.schemas import namespace, qualified_name
 from npudiff.discovery import component_names, load_component
 
 EXAMPLES = 15

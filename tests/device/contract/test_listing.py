@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from device.contract.listing import LISTING, ListingError, listed_schemas, read_file, read_listing, registered
+from npudiff.device.contract.listing import LISTING, ListingError, listed_schemas, read_file, read_listing, registered
 
 TEXT = """\
 backend: NPU

@@ -1,4 +1,4 @@
-"""``python -m device.contract``: what it records, and how it ends."""
+"""``python -m npudiff.device.contract``: what it records, and how it ends."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import device.contract.__main__ as recording
-from device.contract.listing import LISTING
-from device.contract.versions import recorded_wheels
+import npudiff.device.contract.__main__ as recording
+from npudiff.device.contract.listing import LISTING
+from npudiff.device.contract.versions import recorded_wheels
 from npudiff.discovery import load_component
 
 

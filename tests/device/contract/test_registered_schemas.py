@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from device.contract.shapes import has_meta_function, is_of_torch_npu, registered_schemas
-from device.simulator.library import operators
-from device.simulator.schemas import (
+from npudiff.device.contract.shapes import has_meta_function, is_of_torch_npu, registered_schemas
+from npudiff.device.simulator.library import operators
+from npudiff.device.simulator.schemas import (
     SCHEMAS,
     SCHEMAS_OF_OTHER_PACKAGES,
     namespace,

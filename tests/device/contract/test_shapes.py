@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from device.contract import shapes
-from device.contract.shapes import ShapeWatch, described, has_meta_function, is_of_torch_npu, registered_schemas
+from npudiff.device.contract import shapes
+from npudiff.device.contract.shapes import ShapeWatch, described, has_meta_function, is_of_torch_npu, registered_schemas
 
 X = torch.ones(3, 4)
 

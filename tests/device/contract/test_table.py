@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from device.contract import contract, table
-from device.contract.calls import Call, recorded_calls
-from device.contract.listing import LISTING, Listing
-from device.contract.versions import BASE, BASE_SCHEMAS, recorded_wheels
 from npudiff.contract import Answer, Standing
+from npudiff.device.contract import contract, table
+from npudiff.device.contract.calls import Call, recorded_calls
+from npudiff.device.contract.listing import LISTING, Listing
+from npudiff.device.contract.versions import BASE, BASE_SCHEMAS, recorded_wheels
 from npudiff.errors import UsageError
 
 

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from device.contract.listing import Listing
-from device.contract.versions import (
+from npudiff.device.contract.listing import Listing
+from npudiff.device.contract.versions import (
     BASE,
     BASE_SCHEMAS,
     RECORDED_VERSIONS,

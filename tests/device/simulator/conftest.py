@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from device import simulator
+from npudiff.device import simulator
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from device import simulator
-from device.simulator.schemas import ALL_SCHEMAS, namespace, qualified_name, unqualified
+from npudiff.device import simulator
+from npudiff.device.simulator.schemas import ALL_SCHEMAS, namespace, qualified_name, unqualified
 
 
 def run(code):
@@ -16,7 +16,7 @@ def run(code):
 
 
 def test_import_is_light():
-    code = "import sys, device.simulator as s; s.PROFILES; assert 'torch' not in sys.modules"
+    code = "import sys, npudiff.device.simulator as s; s.PROFILES; assert 'torch' not in sys.modules"
     done = run(code)
     assert done.returncode == 0, done.stderr
 
@@ -35,11 +35,11 @@ def test_install_adds_kernels_to_operators_that_exist():
     """As with torch_npu imported first: its definitions and shape rules stay. What it has not is defined."""
     code = """
 import torch
-from device.simulator.schemas import SCHEMAS, namespace, unqualified
+from npudiff.device.simulator.schemas import SCHEMAS, namespace, unqualified
 theirs = {space: torch.library.Library(space, "DEF") for space in set(map(namespace, SCHEMAS))}
 for schema in SCHEMAS:
     theirs[namespace(schema)].define(unqualified(schema))
-from device import simulator
+from npudiff.device import simulator
 simulator.install()
 q = torch.ones(1, 1, 16, dtype=torch.bfloat16)
 out, lse = torch.ops.npu.npu_fused_infer_attention_score(q, q, q)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import NotSimulated, OperatorRejected
+from npudiff.device.simulator import NotSimulated, OperatorRejected
 
 
 def zeros(*shape, dtype=torch.bfloat16):

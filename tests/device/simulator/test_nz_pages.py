@@ -5,7 +5,7 @@ import struct
 import pytest
 import torch
 
-from device.simulator import OperatorRejected
+from npudiff.device.simulator import OperatorRejected
 
 LAYOUTS = ["BSH", "BSND", "BNSD", "TND"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from device.simulator import OperatorRejected
+from npudiff.device.simulator import OperatorRejected
 
 NAME = {1: "npu_fused_infer_attention_score", 2: "npu_fused_infer_attention_score_v2"}
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from device.simulator import DeviceFault
+from npudiff.device.simulator import DeviceFault
 
 TND, BSND = "TND", "BSND"
 

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from device import simulator
-from device.simulator import PROFILES, OperatorRejected, active_profile, use_profile
+from npudiff.device import simulator
+from npudiff.device.simulator import PROFILES, OperatorRejected, active_profile, use_profile
 
 
 def changed(**choices):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from device import simulator
-from device.simulator import quirks
+from npudiff.device import simulator
+from npudiff.device.simulator import quirks
 
 
 @pytest.mark.parametrize("quirk", [q for p in simulator.PROFILES.values() for q in p.quirks], ids=lambda q: q.name)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator import OperatorRejected, UndefinedBehaviour
 
 
 def zeros(*shape, dtype=torch.bfloat16):

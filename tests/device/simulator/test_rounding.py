@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from device.simulator.fused_attention.rounding import narrow
+from npudiff.device.simulator.fused_attention.rounding import narrow
 
 
 def test_float16_rounds_half_away_from_zero():

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from device.contract.listing import LISTING, installed_folder, listed_schemas, read_file
-from device.simulator.library import operators
-from device.simulator.schemas import (
+from npudiff.device.contract.listing import LISTING, installed_folder, listed_schemas, read_file
+from npudiff.device.simulator.library import operators
+from npudiff.device.simulator.schemas import (
     ALL_SCHEMAS,
     SCHEMAS,
     SCHEMAS_OF_OTHER_PACKAGES,

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from device import simulator
+from npudiff.device import simulator
 
 
 @pytest.fixture

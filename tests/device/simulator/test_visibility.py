@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from device.simulator.fused_attention.visibility import Visibility, sequence_mask
+from npudiff.device.simulator.fused_attention.visibility import Visibility, sequence_mask
 
 
 @pytest.mark.parametrize("before", [None, -2, 0, 3])

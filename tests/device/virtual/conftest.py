@@ -6,8 +6,8 @@ import importlib.util
 
 import pytest
 
-import device.virtual
-from device.simulator import library
+import npudiff.device.virtual
+from npudiff.device.simulator import library
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +17,6 @@ def virtual_npu(request):
         return
     if importlib.util.find_spec("torch_npu") is None:
         pytest.skip("no torch_npu: pip install 'npudiff[npu]'")
-    if not device.virtual.enabled() and library._register.cache_info().currsize:
+    if not npudiff.device.virtual.enabled() and library._register.cache_info().currsize:
         pytest.skip("the simulator was here first, in a run of other tests: run pytest -m virtual")
-    device.virtual.enable()
+    npudiff.device.virtual.enable()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from device.virtual import build as module
-from device.virtual.build import RUNTIME, CannotBuild, Demand, build, cache_folder, demand_of
+from npudiff.device.virtual import build as module
+from npudiff.device.virtual.build import RUNTIME, CannotBuild, Demand, build, cache_folder, demand_of
 
 COMPILER = shutil.which("cc")
 PACKAGE = """

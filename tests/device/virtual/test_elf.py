@@ -9,7 +9,7 @@ from dataclasses import astuple
 
 import pytest
 
-from device.virtual.elf import NotSharedLibrary, read_shared_library
+from npudiff.device.virtual.elf import NotSharedLibrary, read_shared_library
 
 COMPILER = shutil.which("cc")
 SOURCE = """

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from device.virtual import faults
-from device.virtual.faults import Fault, parse
+from npudiff.device.virtual import faults
+from npudiff.device.virtual.faults import Fault, parse
 
 
 def test_faults_are_read():
@@ -46,7 +46,7 @@ def test_the_call_that_is_meant_is_struck_and_no_other():
 
 def test_without_a_virtual_npu_there_is_nothing_to_break(monkeypatch):
     monkeypatch.setattr(faults._state, "runtime", None)
-    with pytest.raises(RuntimeError, match=r"device.virtual.enable\(\) comes first"):
+    with pytest.raises(RuntimeError, match=r"npudiff.device.virtual.enable\(\) comes first"):
         faults.set_memory(1)
 
 
@@ -141,7 +141,7 @@ class TestOnTheDevice:
 
 def run(code, **environment):
     return subprocess.run(
-        [sys.executable, "-c", "import device.virtual; device.virtual.enable(); import torch\n" + code],
+        [sys.executable, "-c", "import npudiff.device.virtual; npudiff.device.virtual.enable(); import torch\n" + code],
         env={**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **environment},
         capture_output=True,
         text=True,
@@ -167,7 +167,11 @@ def test_a_fault_that_cannot_be_read_is_one_line():
 @pytest.mark.virtual
 def test_a_call_that_hangs_does_not_return():
     code = "print('begun', flush=True)\ntorch.ones(2, device='npu') + 1\nprint('over')"
-    command = [sys.executable, "-c", "import device.virtual; device.virtual.enable(); import torch\n" + code]
+    command = [
+        sys.executable,
+        "-c",
+        "import npudiff.device.virtual; npudiff.device.virtual.enable(); import torch\n" + code,
+    ]
     environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "NPUDIFF_VIRTUAL_FAULTS": "aten::add:hang"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout.readline() == b"begun\n"

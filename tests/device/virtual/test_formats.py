@@ -166,7 +166,7 @@ def test_where_tiles_are_not_allowed_there_are_none():
 
 
 def test_other_formats_are_refused_by_name():
-    from device.simulator import NotSimulated
+    from npudiff.device.simulator import NotSimulated
 
     with pytest.raises(NotSimulated, match="acl_format was 4 FRACTAL_Z, which is not simulated"):
         torch.ops.npu.npu_format_cast(torch.zeros(16, 16, 3, 3).npu(), 4)

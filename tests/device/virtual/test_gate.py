@@ -16,7 +16,7 @@ pytestmark = pytest.mark.virtual
 KERNEL = """
 import npudiff
 import torch
-from device.ascend.swa_mask import window_mask
+from npudiff.device.ascend.swa_mask import window_mask
 
 
 @npudiff.implementation("swa_mask", name="mixes_devices")

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from device import ascend, targets
-from device.virtual import faults
 from npudiff.component import Subject
+from npudiff.device import ascend, targets
+from npudiff.device.virtual import faults
 from npudiff.discovery import load_component
 from npudiff.engine import EQUIVALENCE
 from npudiff.isolation.faults import Kind

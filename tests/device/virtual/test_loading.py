@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from device.virtual import VirtualNpuUnavailable, enabled, loading
+from npudiff.device.virtual import VirtualNpuUnavailable, enabled, loading
 
 SET_BY_A_VIRTUAL_PROCESS = ("TORCH_DEVICE_BACKEND_AUTOLOAD", "TASK_QUEUE_ENABLE")
 
@@ -52,8 +52,8 @@ def test_a_missing_package_is_one_line():
 
 def test_asking_whether_it_is_enabled_enables_nothing():
     code = (
-        "import sys, device.virtual; "
-        "print(device.virtual.enabled(), 'torch' in sys.modules, 'torch_npu' in sys.modules)"
+        "import sys, npudiff.device.virtual; "
+        "print(npudiff.device.virtual.enabled(), 'torch' in sys.modules, 'torch_npu' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False False\n"
@@ -76,16 +76,21 @@ class TestWithTorchNpu:
         assert torch.npu.is_available()
         assert torch.npu.device_count() == 1
 
-    @pytest.mark.parametrize("first", ["", "import torch; ", "import device.virtual; device.virtual.enable(); "])
+    @pytest.mark.parametrize(
+        "first", ["", "import torch; ", "import npudiff.device.virtual; npudiff.device.virtual.enable(); "]
+    )
     def test_before_or_after_torch(self, first):
-        code = first + "import device.virtual; device.virtual.enable(); import torch; print(torch.ones(2).npu() + 1)"
+        code = (
+            first + "import npudiff.device.virtual; npudiff.device.virtual.enable(); "
+            "import torch; print(torch.ones(2).npu() + 1)"
+        )
         autoload = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"} if first.startswith("import torch") else {}
         done = run(code, **autoload)
         assert done.stdout == "tensor([2., 2.], device='npu:0')\n", done.stderr
 
     def test_it_leaves_the_environment_as_it_was(self):
         code = (
-            "import os; before = dict(os.environ); import device.virtual; device.virtual.enable(); "
+            "import os; before = dict(os.environ); import npudiff.device.virtual; npudiff.device.virtual.enable(); "
             "print(sorted(set(os.environ.items()) ^ set(before.items())))"
         )
         assert run(code).stdout == "[('TASK_QUEUE_ENABLE', '0')]\n"
@@ -93,20 +98,20 @@ class TestWithTorchNpu:
     def test_too_late_is_one_line(self):
         code = (
             "import sys, types; sys.modules['torch_npu'] = types.ModuleType('torch_npu'); "
-            "import device.virtual; device.virtual.enable()"
+            "import npudiff.device.virtual; npudiff.device.virtual.enable()"
         )
         line = run(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0").stderr.strip().splitlines()[-1]
         assert line.endswith("torch_npu has been imported without the virtual NPU: enable it before that")
 
     def test_after_the_simulator_defined_operators_is_one_error(self):
-        code = "from device.simulator import install; install(); import device.virtual; device.virtual.enable()"
+        code = "from npudiff.device import simulator, virtual; simulator.install(); virtual.enable()"
         done = run(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
         line = done.stderr.strip().splitlines()[-1]
         assert line.endswith("the simulator has defined torch_npu's operators: enable the virtual NPU before that")
 
     def test_the_npu_target_is_hardware(self):
         """A virtual device must not be reported as a real one."""
-        from device.targets import npu
+        from npudiff.device.targets import npu
         from npudiff.target import TargetUnavailable
 
         with pytest.raises(
@@ -164,8 +169,8 @@ def cli_errors():
 
 def test_packaging_keeps_the_files_that_are_not_modules():
     """C files and the startup file lie beside the package, wherever it was installed."""
-    from device.virtual.build import SOURCES
-    from device.virtual.launch import STARTUP
+    from npudiff.device.virtual.build import SOURCES
+    from npudiff.device.virtual.launch import STARTUP
 
     assert {path.suffix for path in SOURCES.iterdir()} == {".c", ".h"}
     assert (STARTUP / "sitecustomize.py").is_file()

@@ -56,7 +56,7 @@ def tiles_allowed():
 def test_nothing_leaks_over_ten_thousand_allocations(tiles_allowed):
     import torch
 
-    from device.virtual import faults
+    from npudiff.device.virtual import faults
 
     statistics = torch.npu.memory_stats
     for number in range(40):  # what is made once: caches, kernels
@@ -81,7 +81,7 @@ def test_nothing_leaks_over_ten_thousand_allocations(tiles_allowed):
 def test_the_cache_of_the_allocator_is_given_back():
     import torch
 
-    from device.virtual import faults
+    from npudiff.device.virtual import faults
 
     gc.collect()
     torch.npu.empty_cache()

@@ -41,7 +41,7 @@ def of_python(qualified):
 
 
 def test_every_operator_is_ours_or_left_to_torch_npu_by_name():
-    from device.virtual import aten, operators
+    from npudiff.device.virtual import aten, operators
 
     left = {f"aten::{name}" for name in aten.LEFT_TO_TORCH_NPU} | operators.LEFT_TO_TORCH_NPU
     names = registered()
@@ -103,7 +103,7 @@ MISSING = (  # of torch_npu, with arguments that its shape rules let through
 
 @pytest.mark.parametrize(("name", "call"), MISSING, ids=[name for name, _ in MISSING])
 def test_an_operator_that_nobody_has_raises_its_name(name, call):
-    from device.virtual.memory import NotOnVirtualNpu
+    from npudiff.device.virtual.memory import NotOnVirtualNpu
 
     x = torch.ones(4, 4, device="npu")
     with warnings.catch_warnings():
@@ -130,10 +130,10 @@ def test_an_operator_of_torch_without_a_kernel_of_the_cpu_raises_its_name():
 
 def test_every_operator_that_nobody_has_is_a_kernel_that_only_raises():
     """All of torch_npu's that the simulator does not have, called as the dispatcher calls them."""
-    from device.simulator.library import operators as simulated
-    from device.simulator.schemas import namespace, qualified_name
-    from device.virtual import operators
-    from device.virtual.memory import NotOnVirtualNpu
+    from npudiff.device.simulator.library import operators as simulated
+    from npudiff.device.simulator.schemas import namespace, qualified_name
+    from npudiff.device.virtual import operators
+    from npudiff.device.virtual.memory import NotOnVirtualNpu
 
     known = {f"{namespace(one.schema)}::{qualified_name(one.schema)}" for one in simulated()}
     known |= operators.LEFT_TO_TORCH_NPU | {"npu::_npu_moe_token_unpermute", "npu::_npu_format_cast"}

@@ -82,8 +82,8 @@ def test_every_operation_came_up_often_and_few_raised():
 
 def test_a_difference_is_found_and_named(always_warn):
     """One wrong element of one operator is enough."""
-    from device.virtual import faults
     from npu_programs import Difference, Program, Step, run
+    from npudiff.device.virtual import faults
 
     program = Program((b"",), (Step("add", b""),))
     assert run(program).ran == {"add": 1}

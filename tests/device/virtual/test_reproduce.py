@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from device import ascend, mutants, targets
-from device.virtual import faults
 from mutant_pairs import PAIRS
 from npudiff.component import Subject
+from npudiff.device import ascend, mutants, targets
+from npudiff.device.virtual import faults
 from npudiff.discovery import load_components
 from npudiff.engine import EQUIVALENCE, run_case
 from npudiff.errors import ExitCode

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from device.virtual.build import FLAGS, SOURCES
+from npudiff.device.virtual.build import FLAGS, SOURCES
 
 COMPILER = shutil.which("cc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")

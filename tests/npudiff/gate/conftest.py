@@ -12,7 +12,7 @@ import pytest
 
 KERNELS = """
 import npudiff
-from device.ascend.swa_mask import window_mask
+from npudiff.device.ascend.swa_mask import window_mask
 
 
 def right(inputs, target):

@@ -21,8 +21,8 @@ from npudiff.history import History
 from npudiff.implementation import Implementation
 from npudiff.machine import Machine
 from npudiff.outcome import Budget, Job
+from npudiff.reference.bounds import Expected
 from npudiff.target import Target
-from reference.bounds import Expected
 
 SEEDED = Budget(examples=20, seed=1)
 

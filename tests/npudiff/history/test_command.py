@@ -9,7 +9,7 @@ from npudiff.errors import ExitCode
 
 POOLS = '''
 import npudiff
-from device.ascend.hybrid_pools import NativePools
+from npudiff.device.ascend.hybrid_pools import NativePools
 
 class Pools(NativePools):
     def unused(self, pages):

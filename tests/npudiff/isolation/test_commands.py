@@ -15,7 +15,7 @@ from npudiff.errors import ExitCode
 KERNELS = """
 import os
 import npudiff
-from device.ascend.swa_mask import window_mask
+from npudiff.device.ascend.swa_mask import window_mask
 
 LOST = []
 
@@ -106,7 +106,7 @@ def test_isolation_that_cannot_be_had_is_refused_in_one_line(cli, kernels, monke
 HOLDS = """
 import os
 import npudiff
-from device.ascend.swa_mask import window_mask
+from npudiff.device.ascend.swa_mask import window_mask
 
 @npudiff.implementation("swa_mask", name="holds")
 def holds(inputs, target):
@@ -118,7 +118,7 @@ def holds(inputs, target):
 
 def test_tests_that_hold_share_a_process(tmp_path):
     (tmp_path / "mine.py").write_text(HOLDS)
-    command = [sys.executable, "-m", "pytest", "--pyargs", "properties", "--impl", "mine.py", "--target", "sim"]
+    command = [sys.executable, "-m", "pytest", "--pyargs", "npudiff.properties", "--impl", "mine.py", "--target", "sim"]
     environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     run = subprocess.Popen(
         [*command, "--isolate", "--examples", "20", "-q", "-p", "no:cacheprovider"],
@@ -133,7 +133,7 @@ def test_tests_that_hold_share_a_process(tmp_path):
 
 
 def test_a_test_of_an_implementation_that_crashes_fails_and_the_others_run(kernels, tmp_path):
-    command = [sys.executable, "-m", "pytest", "--pyargs", "properties", "--impl", "mine.py", "--target", "sim"]
+    command = [sys.executable, "-m", "pytest", "--pyargs", "npudiff.properties", "--impl", "mine.py", "--target", "sim"]
     environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     result = subprocess.run(
         [*command, "--isolate", "-k", "equivalence", "-q", "-p", "no:cacheprovider"],

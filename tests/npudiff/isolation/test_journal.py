@@ -192,7 +192,7 @@ KERNEL = """
 import os, subprocess, time
 import npudiff
 from pathlib import Path
-from device.ascend.swa_mask import window_mask
+from npudiff.device.ascend.swa_mask import window_mask
 
 @npudiff.implementation("swa_mask", name="mine")
 def mine(inputs, target):

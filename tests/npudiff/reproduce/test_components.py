@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from device import ascend, mutants
-from device.targets import sim
 from mutant_pairs import PAIRS
 from npudiff.calls import EARLIER_CALLS
 from npudiff.component import Subject
+from npudiff.device import ascend, mutants
+from npudiff.device.targets import sim
 from npudiff.discovery import load_components
 from npudiff.engine import EQUIVALENCE, run_case
 from npudiff.evidence import finding_of

@@ -292,7 +292,7 @@ def test_a_loop_without_end_leaves_no_script(calls_of, monkeypatch):
 
 
 def test_what_is_right_is_kept_with_the_sign_of_its_zeros(toy, calls_of, here):
-    from reference.bounds import Expected
+    from npudiff.reference.bounds import Expected
 
     zeros = torch.tensor([0.0, -0.0, 0.0])
 
@@ -348,7 +348,7 @@ def test_a_wrong_shape_and_a_wrong_dtype_are_wrong(calls_of, here, capsys):
 
 
 def test_the_gain_of_rows_is_judged(calls_of, here, capsys):
-    from reference.bounds import Expected
+    from npudiff.reference.bounds import Expected
 
     def gained(inputs):
         value = inputs.x.to(torch.float64)[None] * 2

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from device import mutants, targets
 from exhaustive import check_rising, size_of, smallest_failing
 from exhaustive_spaces import SPACES
+from npudiff.device import mutants, targets
 from npudiff.discovery import load_components
 from npudiff.engine import run_job
 from npudiff.plan import Request, make_plan

@@ -21,8 +21,8 @@ MUTANTS = {item.name: item for item in built_in_implementations() if item.wrong 
 
 GOOD = """
 import sys, torch
-from device import ascend, targets
-from reference.swa_mask import SwaMaskInputs
+from npudiff.device import ascend, targets
+from npudiff.reference.swa_mask import SwaMaskInputs
 
 target = targets.sim(None)
 with target.activate():
@@ -163,7 +163,7 @@ class Inputs:
 
 
 def test_outside_of_what_a_mutant_was_made_for_stands_the_original(monkeypatch):
-    from properties.cache_gather.case import CacheGatherCase, Stretch
+    from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
 
     function, opens = placed(monkeypatch, "page_tail_dropped")
     assert opens is None

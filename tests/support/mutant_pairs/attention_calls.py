@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from mutant_pairs.pair import Pair
 from mutant_pairs.sliding_attention import case, line
-from properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 
 DRAFTS = (Request(8, 10), Request(8, 40))
 

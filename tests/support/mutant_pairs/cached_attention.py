@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
-from properties.cached_attention import CachedAttentionCase, Request
+from npudiff.properties.cached_attention import CachedAttentionCase, Request
 
 
 def case(write, read, **changes):

@@ -3,8 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from properties.decoder_layer import DecoderLayerCase as Case
-from properties.decoder_layer import LayerRequest
+from npudiff.properties.decoder_layer import DecoderLayerCase as Case
+from npudiff.properties.decoder_layer import LayerRequest
 
 ONE = (LayerRequest(0, 1),)
 PREFILL = Case((LayerRequest(0, 5), LayerRequest(0, 7)), chosen=2, seed=3)

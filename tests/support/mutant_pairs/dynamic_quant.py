@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from properties.dynamic_quant import DynamicQuantCase
+from npudiff.properties.dynamic_quant import DynamicQuantCase
 
 PLAIN = DynamicQuantCase(4, 24)
 EXPERTS = replace(PLAIN, smooth="per expert", experts=3)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
-from properties.format_cast import FormatCastCase
+from npudiff.properties.format_cast import FormatCastCase
 
 
 def case(rows, columns, dtype="bfloat16", leading=(), view="whole"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from properties.int4_pack import Int4PackCase
+from npudiff.properties.int4_pack import Int4PackCase
 
 PLAIN = Int4PackCase(3, 16)
 SEVERAL = replace(PLAIN, matrices=2)

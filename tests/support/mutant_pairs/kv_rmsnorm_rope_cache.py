@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
-from properties.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheCase as Case
+from npudiff.properties.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheCase as Case
 
 
 def line(layout="PA_BSND", batch="1 request", dims="512/64"):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
-from properties.mla_preprocess import MlaPreprocessCase as Case
+from npudiff.properties.mla_preprocess import MlaPreprocessCase as Case
 
 
 def line(layout="PA_BSND", page_size=16):

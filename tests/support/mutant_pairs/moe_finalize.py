@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from properties.moe_finalize import MoeFinalizeCase
+from npudiff.properties.moe_finalize import MoeFinalizeCase
 
 PLAIN = MoeFinalizeCase(7, 3, 16)
 DROPPED = replace(PLAIN, dropped="some")

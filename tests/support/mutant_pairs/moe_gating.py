@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from properties.moe_gating import MoeGatingCase
+from npudiff.properties.moe_gating import MoeGatingCase
 
 PLAIN = MoeGatingCase(3, 16, 4)
 SCALED = replace(PLAIN, scaling=2.5)

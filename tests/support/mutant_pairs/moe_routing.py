@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from properties.moe_routing import MoeRoutingCase
+from npudiff.properties.moe_routing import MoeRoutingCase
 
 PLAIN = MoeRoutingCase(7, 8, 2, 16)
 LOCAL = replace(PLAIN, local=True)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
-from properties.page_allocation import Growth, PageAllocationCase
+from npudiff.properties.page_allocation import Growth, PageAllocationCase
 
 
 def case(prefix, new, page_size=4):

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
+from npudiff.properties.paged_cache import PagedCacheCase
 from npudiff.text import counted
-from properties.paged_cache import PagedCacheCase
 
 
 def line(tokens, layout, dims="32", slots="int32"):

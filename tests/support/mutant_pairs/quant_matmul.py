@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from properties.quant_matmul import QuantMatmulCase
+from npudiff.properties.quant_matmul import QuantMatmulCase
 
 PLAIN = QuantMatmulCase(3, 64, 7)
 TOKENS = replace(PLAIN, token_scale=True)

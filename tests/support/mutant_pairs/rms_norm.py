@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
-from properties.rms_norm import RmsNormCase
+from npudiff.properties.rms_norm import RmsNormCase
 
 
 def case(tokens=3, hidden_size=64, **changes):

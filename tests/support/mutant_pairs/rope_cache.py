@@ -3,9 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
+from npudiff.properties.rope_cache import RopeCacheCase as Case
+from npudiff.reference.rope_scaling import RopeConfig
 from npudiff.text import counted
-from properties.rope_cache import RopeCacheCase as Case
-from reference.rope_scaling import RopeConfig
 
 BASE = RopeConfig()
 WIDE = RopeConfig(rotary_dim=96, head_dim=96)

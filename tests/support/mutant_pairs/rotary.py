@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
+from npudiff.properties.rotary import RotaryCase
 from npudiff.text import counted
-from properties.rotary import RotaryCase
 
 
 def line(tokens, dims, style, table=1):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from properties.scale_pack import ScalePackCase
+from npudiff.properties.scale_pack import ScalePackCase
 
 BITS = ScalePackCase(7)
 FIXPIPE = replace(BITS, form="fixpipe")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
-from properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 
 
 def case(query, kv, window, page_size=16, **changes):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from mutant_pairs.pair import Pair
 from mutant_pairs.sliding_attention import case, line
-from properties.sliding_attention.case import Request, SlidingAttentionCase
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 
 # Four parts of a page of 16 tokens each.
 LAST_PART = case(1, 60, 3)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
-from properties.swa_mask import SwaMaskCase
+from npudiff.properties.swa_mask import SwaMaskCase
 
 PAIRS = {
     "mask_left_context_512": Pair(

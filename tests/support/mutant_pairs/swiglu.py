@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from properties.swiglu import SwigluCase
+from npudiff.properties.swiglu import SwigluCase
 
 STEP = SwigluCase(3, 33, activation="swiglustep", limit=7.0, shared_limit=10.0, recipe="at limit")
 OAI = replace(STEP, activation="swiglu_oai", alpha=0.5)

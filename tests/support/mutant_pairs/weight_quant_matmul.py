@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from properties.weight_quant_matmul import WeightQuantMatmulCase
+from npudiff.properties.weight_quant_matmul import WeightQuantMatmulCase
 
 PLAIN = WeightQuantMatmulCase(3, 64, 7)
 ZEROS = {"tokens": 1, "recipe": "zero rows"}

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from device.simulator import PROFILES, NotSimulated, OperatorRejected, UndefinedBehaviour, use_profile
-from device.simulator.errors import DeviceFault
-from device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator import PROFILES, NotSimulated, OperatorRejected, UndefinedBehaviour, use_profile
+from npudiff.device.simulator.errors import DeviceFault
+from npudiff.device.simulator.norms.unwritten import unwritten
 
 NEARLY_A_127TH = torch.tensor(1 / 127, dtype=torch.float32)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from device.simulator.activation.operators import OPERATORS
+from npudiff.device.simulator.activation.operators import OPERATORS
 
 OPS = torch.ops.npu
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from device.simulator import OperatorRejected
+from npudiff.device.simulator import OperatorRejected
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 

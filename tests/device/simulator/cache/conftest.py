@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from device.simulator import PROFILES, use_profile
+from npudiff.device.simulator import PROFILES, use_profile
 
 
 def tokens(count, heads, dim, dtype=torch.float16, seed=0):

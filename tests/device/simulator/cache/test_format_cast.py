@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 
-from device.simulator import NotSimulated, OperatorRejected
-from device.simulator.cache.formats import Format, format_of, noted_format
-from device.simulator.cache.fractal import physical, to_fractal_nz
+from npudiff.device.simulator import NotSimulated, OperatorRejected
+from npudiff.device.simulator.cache.formats import Format, format_of, noted_format
+from npudiff.device.simulator.cache.fractal import physical, to_fractal_nz
 
 ND, NCHW, NHWC, NZ, NCDHW = 2, 0, 1, 29, 30
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from device.simulator import NotSimulated
-from device.simulator.cache.fractal import (
+from npudiff.device.simulator import NotSimulated
+from npudiff.device.simulator.cache.fractal import (
     device_bytes,
     fractal_shape,
     from_fractal_nz,

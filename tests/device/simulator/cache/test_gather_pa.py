@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import DeviceFault, OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator import DeviceFault, OperatorRejected, UndefinedBehaviour
 
 DTYPES = [torch.float16, torch.bfloat16, torch.int8]
 TABLE = [[4, 2, 0], [1, 3, 5]]

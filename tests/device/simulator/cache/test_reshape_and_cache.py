@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from device.simulator import DeviceFault, NotSimulated, OperatorRejected
-from device.simulator.cache.fractal import from_fractal_nz, physical
+from npudiff.device.simulator import DeviceFault, NotSimulated, OperatorRejected
+from npudiff.device.simulator.cache.fractal import from_fractal_nz, physical
 
 DTYPES = [torch.float16, torch.bfloat16, torch.int8]
 SLOTS = [5, -1, 0, 11, 7]

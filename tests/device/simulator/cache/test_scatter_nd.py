@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from device.simulator import DeviceFault, NotSimulated, OperatorRejected
+from npudiff.device.simulator import DeviceFault, NotSimulated, OperatorRejected
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.int64, torch.int8]
 

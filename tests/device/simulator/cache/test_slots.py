@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from device.simulator import DeviceFault
-from device.simulator.cache.slots import Rows, Tiles, check_slots, read, write, written_tokens
+from npudiff.device.simulator import DeviceFault
+from npudiff.device.simulator.cache.slots import Rows, Tiles, check_slots, read, write, written_tokens
 
 
 @pytest.mark.parametrize(

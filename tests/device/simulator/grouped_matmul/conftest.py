@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from device.simulator import PROFILES, use_profile
+from npudiff.device.simulator import PROFILES, use_profile
 
 GARBAGE = {torch.float16: 0x5A5A, torch.bfloat16: 0x5A5A, torch.float32: 0x5A5A5A5A, torch.int8: 0x5A}
 

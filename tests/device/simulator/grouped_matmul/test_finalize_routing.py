@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from device.simulator import DeviceFault, NotSimulated, OperatorRejected
+from npudiff.device.simulator import DeviceFault, NotSimulated, OperatorRejected
 
 
 def finalize(**more):

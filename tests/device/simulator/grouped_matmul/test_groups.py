@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import DeviceFault, OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator import DeviceFault, OperatorRejected, UndefinedBehaviour
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32]
 # Weight of expert e is 10**e times the identity, but for one more in a corner.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import PROFILES, use_profile
+from npudiff.device.simulator import PROFILES, use_profile
 
 OPS = torch.ops.npu
 TOKENS, EXPERTS, K, HIDDEN, INNER = 24, 8, 3, 32, 48

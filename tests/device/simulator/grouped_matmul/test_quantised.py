@@ -5,8 +5,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from device.simulator import NotSimulated, OperatorRejected
-from device.simulator.grouped_matmul.int4 import scale_from_bits, unpacked
+from npudiff.device.simulator import NotSimulated, OperatorRejected
+from npudiff.device.simulator.grouped_matmul.int4 import scale_from_bits, unpacked
 
 
 def grouped(x, weight, groups, *, kind=1, **more):

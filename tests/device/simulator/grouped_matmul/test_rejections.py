@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import NotSimulated, OperatorRejected
+from npudiff.device.simulator import NotSimulated, OperatorRejected
 
 X, WEIGHT = torch.zeros(5, 3), torch.zeros(4, 3, 2)
 ENDS = torch.tensor([1, 2, 3, 5])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import DeviceFault, NotSimulated, OperatorRejected
+from npudiff.device.simulator import DeviceFault, NotSimulated, OperatorRejected
 
 V1, V2 = "npu_grouped_matmul_swiglu_quant", "npu_grouped_matmul_swiglu_quant_v2"
 FP32 = torch.float32
@@ -81,7 +81,7 @@ def test_a_row_of_zeros(gmm):
 
 
 def test_the_chain_of_int8():
-    from device.simulator.grouped_matmul.swiglu_quant import _quantised
+    from npudiff.device.simulator.grouped_matmul.swiglu_quant import _quantised
 
     # Beside 127 the scale is 1. 2.5 goes to the even 2; 2.5 + 2**-12 is 2.5 in float16; 3.5 + 2**-12 goes to 4 in any
     # case, and 100.5 + 2**-7, whose unit is 2**-4, is 100.5 in float16 and goes to 100.

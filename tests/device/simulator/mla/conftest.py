@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from device.simulator import PROFILES, use_profile
+from npudiff.device.simulator import PROFILES, use_profile
 
 MARK = 9  # what caches hold before a call; no value of the inputs below comes near it
 

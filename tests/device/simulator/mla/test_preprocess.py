@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from device.simulator import PROFILES, DeviceFault
-from device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator import PROFILES, DeviceFault
+from npudiff.device.simulator.norms.unwritten import unwritten
 
 pytestmark = pytest.mark.usefixtures("free")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import NotSimulated, OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator import NotSimulated, OperatorRejected, UndefinedBehaviour
 
 
 def run(pre, spoil):

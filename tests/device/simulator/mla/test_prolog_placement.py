@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from device.simulator import PROFILES, DeviceFault
-from device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator import PROFILES, DeviceFault
+from npudiff.device.simulator.norms.unwritten import unwritten
 
 pytestmark = pytest.mark.usefixtures("free")
 VERSIONS = ["", "_v2", "_v3", "_v3_functional"]

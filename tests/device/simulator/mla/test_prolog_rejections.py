@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import PROFILES, NotSimulated, OperatorRejected, use_profile
+from npudiff.device.simulator import PROFILES, NotSimulated, OperatorRejected, use_profile
 
 VERSIONS = ["", "_v2", "_v3", "_v3_functional"]
 V3 = ["_v3", "_v3_functional"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from device.simulator import PROFILES, use_profile
-from device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator import PROFILES, use_profile
+from npudiff.device.simulator.norms.unwritten import unwritten
 
 VERSIONS = ["", "_v2", "_v3", "_v3_functional"]
 

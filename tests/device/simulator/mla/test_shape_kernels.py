@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from device.simulator import NotSimulated, OperatorRejected
+from npudiff.device.simulator import NotSimulated, OperatorRejected
 
 OPS = torch.ops.npu
 VERSIONS = ["", "_v2", "_v3", "_v3_functional"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator.mla.stages import product, product_of_int8, product_per_head
+from npudiff.device.simulator.mla.stages import product, product_of_int8, product_per_head
 
 
 def whole(generator, *shape, top=3):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from device.simulator import PROFILES, DeviceFault, OperatorRejected, use_profile
+from npudiff.device.simulator import PROFILES, DeviceFault, OperatorRejected, use_profile
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import DeviceFault, OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator import DeviceFault, OperatorRejected, UndefinedBehaviour
 
 GARBAGE = 0x5A5A5A5A
 

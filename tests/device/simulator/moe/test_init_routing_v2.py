@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from device.simulator import PROFILES, NotSimulated, OperatorRejected, use_profile
-from device.simulator.moe.quantisation import cut_to_half
+from npudiff.device.simulator import PROFILES, NotSimulated, OperatorRejected, use_profile
+from npudiff.device.simulator.moe.quantisation import cut_to_half
 
 GARBAGE = 0x5A5A5A5A
 GARBAGE_64 = 0x5A5A5A5A5A5A5A5A

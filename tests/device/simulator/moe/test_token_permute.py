@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import DeviceFault, OperatorRejected
+from npudiff.device.simulator import DeviceFault, OperatorRejected
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator import OperatorRejected, UndefinedBehaviour
 
 OPS = torch.ops.npu
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]

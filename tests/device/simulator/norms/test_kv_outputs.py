@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from device.simulator import PROFILES, use_profile
-from device.simulator.norms.unwritten import POISON_BYTE, unwritten
+from npudiff.device.simulator import PROFILES, use_profile
+from npudiff.device.simulator.norms.unwritten import POISON_BYTE, unwritten
 
 PAGED = ["PA", "PA_BNSD", "PA_NZ", "PA_BLK_BNSD", "PA_BLK_NZ"]
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from device.simulator import PROFILES, DeviceFault, UndefinedBehaviour, use_profile
-from device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator import PROFILES, DeviceFault, UndefinedBehaviour, use_profile
+from npudiff.device.simulator.norms.unwritten import unwritten
 
 DTYPES = [torch.float16, torch.bfloat16]
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from device.simulator import PROFILES, NotSimulated, OperatorRejected, use_profile
+from npudiff.device.simulator import PROFILES, NotSimulated, OperatorRejected, use_profile
 
 VERSIONS = ["", "_v2", "_v2_functional"]
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from device.simulator import PROFILES, OperatorRejected, use_profile
+from npudiff.device.simulator import PROFILES, OperatorRejected, use_profile
 
 DTYPES = [torch.float16, torch.bfloat16]
 

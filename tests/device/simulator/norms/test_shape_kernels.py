@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from device.simulator import OperatorRejected
+from npudiff.device.simulator import OperatorRejected
 
 OPS = torch.ops.npu
 KV = "npu_kv_rmsnorm_rope_cache"

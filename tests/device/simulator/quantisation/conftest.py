@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from device.simulator import PROFILES, use_profile
+from npudiff.device.simulator import PROFILES, use_profile
 
 
 def round32(value):

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from device.simulator import PROFILES, OperatorRejected, use_profile
-from device.simulator.quantisation.choices import QuantisationChoices
+from npudiff.device.simulator import PROFILES, OperatorRejected, use_profile
+from npudiff.device.simulator.quantisation.choices import QuantisationChoices
 
 
 def test_every_choice_has_a_default():

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from device.simulator import NotSimulated, OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator import NotSimulated, OperatorRejected, UndefinedBehaviour
 
 
 def quant(x, **more):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from device.simulator import OperatorRejected
-from device.simulator.cache.formats import Format, format_of
+from npudiff.device.simulator import OperatorRejected
+from npudiff.device.simulator.cache.formats import Format, format_of
 
 
 def pack(weight, *arguments):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from device.simulator.quantisation.integers import INT4, INT8, packed, rounded, saturated, unpacked
+from npudiff.device.simulator.quantisation.integers import INT4, INT8, packed, rounded, saturated, unpacked
 
 HALVES = [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]
 

@@ -5,9 +5,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-from device.simulator import NotSimulated, OperatorRejected
-from device.simulator.cache.formats import Format, StorageFormat, note
-from device.simulator.quantisation.products import integer_product
+from npudiff.device.simulator import NotSimulated, OperatorRejected
+from npudiff.device.simulator.cache.formats import Format, StorageFormat, note
+from npudiff.device.simulator.quantisation.products import integer_product
 
 BF16, F16 = torch.bfloat16, torch.float16
 

@@ -5,8 +5,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from device.simulator import NotSimulated, OperatorRejected
-from device.simulator.cache.formats import Format, format_of
+from npudiff.device.simulator import NotSimulated, OperatorRejected
+from npudiff.device.simulator.cache.formats import Format, format_of
 
 NZ = 29
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from device.simulator import OperatorRejected
-from device.simulator.quantisation.operators import OPERATORS
+from npudiff.device.simulator import OperatorRejected
+from npudiff.device.simulator.quantisation.operators import OPERATORS
 
 OPS = torch.ops.npu
 

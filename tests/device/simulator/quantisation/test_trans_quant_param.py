@@ -5,8 +5,8 @@ import struct
 import pytest
 import torch
 
-from device.simulator import OperatorRejected
-from device.simulator.quantisation.hardware_scales import decoded, shortened
+from npudiff.device.simulator import OperatorRejected
+from npudiff.device.simulator.quantisation.hardware_scales import decoded, shortened
 
 FLAG = 1 << 46
 

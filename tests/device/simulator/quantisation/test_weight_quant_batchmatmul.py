@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.simulator import NotSimulated, OperatorRejected
+from npudiff.device.simulator import NotSimulated, OperatorRejected
 
 BF16, F16 = torch.bfloat16, torch.float16
 

@@ -5,7 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from device.simulator import PROFILES, DeviceFault, NotSimulated, OperatorRejected, UndefinedBehaviour, use_profile
+from npudiff.device.simulator import (
+    PROFILES,
+    DeviceFault,
+    NotSimulated,
+    OperatorRejected,
+    UndefinedBehaviour,
+    use_profile,
+)
 
 
 def mrope(positions, query, key, cache, head_size, **more):

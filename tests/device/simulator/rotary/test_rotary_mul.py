@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from device.simulator import PROFILES, OperatorRejected, use_profile
+from npudiff.device.simulator import PROFILES, OperatorRejected, use_profile
 
 
 def rotary_mul(x, r1, r2, *arguments, **more):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from npudiff.constraints import Axis
-from reference.views import sliced
+from npudiff.reference.views import sliced
 
 ROWS = ("contiguous", "sliced")
 """sliced: states are slices of wider rows, as those of a fused projection are; tables, positions and slots as well."""

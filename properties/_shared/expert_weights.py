@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.data import Stream
-from reference.expert_weights import ExpertWeights
+from npudiff.reference.expert_weights import ExpertWeights
 
 FORMS = ("float", "w8a8", "w4a8", "w8a16", "w4a16")
 """float: as the rows. w8a8, w4a8: int8 or int4, for rows of int8. w8a16, w4a16: the same, for rows that are floats."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from npudiff.constraints import Axis, Box
 from npudiff.draw import Chooser
-from reference.paged_cache import SKIPPED
+from npudiff.reference.paged_cache import SKIPPED
 
 PLACES = ("end", "start", "between", "alternating")
 """between: behind the first half of the tokens. alternating: a padded one behind each of the first tokens."""

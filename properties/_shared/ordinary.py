@@ -15,12 +15,12 @@ from typing import TypeVar
 import torch
 
 from npudiff.ordinary import Ordinary
-from reference.cache_gather import CacheGatherInputs
-from reference.cached_attention import CachedAttentionInputs
-from reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
-from reference.mla_preprocess import MlaPreprocessInputs
-from reference.paged_cache import PagedCacheInputs
-from reference.sliding_attention import SlidingAttentionInputs
+from npudiff.reference.cache_gather import CacheGatherInputs
+from npudiff.reference.cached_attention import CachedAttentionInputs
+from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
+from npudiff.reference.mla_preprocess import MlaPreprocessInputs
+from npudiff.reference.paged_cache import PagedCacheInputs
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 _Cached = TypeVar("_Cached", KvRmsnormRopeCacheInputs, MlaPreprocessInputs)
 
