@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from benchmarks.measure import Row, medians
-from npudiff.compare import compare
-from npudiff.component import Subject
-from npudiff.discovery import load_component, load_target, select_implementations
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.implementation import outputs_of
-from npudiff.outcome import Budget, Job
+from npudiff.judge.compare import compare
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Subject
+from npudiff.model.implementation import outputs_of
+from npudiff.model.job import Budget, Job
+from npudiff.run.discovery import load_component, load_target, select_implementations
+from npudiff.run.engine import run_job
 
 EXAMPLES = 300
 ROUNDS = 5

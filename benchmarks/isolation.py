@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measure import Row, medians
-from npudiff.engine import run_job
-from npudiff.messages import Task
-from npudiff.outcome import Budget, Job
-from npudiff.plan import Plan, Request, make_plan
-from npudiff.workers import run_in_workers
+from npudiff.model.job import Budget, Job
+from npudiff.run.engine import run_job
+from npudiff.run.messages import Task
+from npudiff.run.plan import Plan, Request, make_plan
+from npudiff.run.workers import run_in_workers
+from npudiff.show.finding_page import keeper
 
 IMPLEMENTATIONS = {
     "swa_mask": ("eager", 15),
@@ -30,7 +31,7 @@ def rows() -> Iterator[Row]:
     for component, (implementation, often) in IMPLEMENTATIONS.items():
         with tempfile.TemporaryDirectory() as folder:
             plan = _plan(component, implementation, Path(folder))
-            tasks = plan.tasks(Path(folder)) * often
+            tasks = plan.tasks(keeper(Path(folder))) * often
             bare = [(job, replace(budget, isolation=None)) for job, budget, _ in tasks]
             cases = _here(bare)
             times = medians({"here": lambda: _here(bare), "isolated": lambda: _isolated(tasks)}, ROUNDS)  # noqa: B023

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.measure import Row
-from npudiff.engine import run_job
-from npudiff.plan import Request, make_plan
-from npudiff.report import bound_text, grouped
+from npudiff.run.engine import run_job
+from npudiff.run.plan import Request, make_plan
+from npudiff.show.report import bound_text, grouped
 
 EXAMPLES = 500
 PROFILES = ("8.5", "9.0")

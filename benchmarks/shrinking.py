@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Iterator
 
 from benchmarks.measure import Row
-from npudiff.component import Subject
-from npudiff.constraints import Constraints, parse_where
-from npudiff.discovery import load_components, load_target, select_implementations
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.outcome import Budget, Job, Outcome
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints, parse_where
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Outcome
+from npudiff.run.discovery import load_components, load_target, select_implementations
+from npudiff.run.engine import run_job
 
 SEEDS = range(5)
 LONG = ("kv_length=131072", "window=4096,none")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.measure import Row
-from npudiff.component import Subject
-from npudiff.discovery import load_component, load_target, select_implementations
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.outcome import Budget, Job
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Subject
+from npudiff.model.job import Budget, Job
+from npudiff.run.discovery import load_component, load_target, select_implementations
+from npudiff.run.engine import run_job
 
 RUNS, STEPS = 50, 200
 

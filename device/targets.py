@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from npudiff.target import Target, TargetUnavailable
+from npudiff.model.target import Target, TargetUnavailable
 
 
 def sim(cann: str | None) -> Target:

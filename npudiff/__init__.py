@@ -4,14 +4,13 @@ This room is generic: it knows components, implementations, targets and cases, n
 neither torch nor Hypothesis, so that a command line or a pytest start that does not use them pays nothing.
 """
 
-from npudiff.component import Component, Subject
-from npudiff.constraints import Constraints
-from npudiff.history import History
-from npudiff.implementation import Implementation, implementation
-from npudiff.property import NotApplicable, Property
-from npudiff.target import Target, TargetUnavailable
+from npudiff.model.component import Component, History, NotApplicable, Property, Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.implementation import Implementation, implementation
+from npudiff.model.target import Target, TargetUnavailable
+from npudiff.model.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Component",

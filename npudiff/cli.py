@@ -9,9 +9,9 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from npudiff import TargetUnavailable
-from npudiff.arguments import build_parser
+from npudiff.commands.arguments import build_parser
 from npudiff.errors import DeviceLost, ExitCode, UsageError
+from npudiff.model.target import TargetUnavailable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +76,7 @@ def prepare_environment() -> None:
     they bring, on a server with many cores much more.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from npudiff.environment import autoload_would_fail  # noqa: PLC0415
+    from npudiff.run.environment import autoload_would_fail  # noqa: PLC0415
 
     if autoload_would_fail():
         os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from npudiff.arguments import positive
+from npudiff.commands.arguments import positive
 from npudiff.errors import UsageError
-from npudiff.target import TargetUnavailable
+from npudiff.model.target import TargetUnavailable
 
 if TYPE_CHECKING:
-    from npudiff.findings import Finding
-    from npudiff.isolation.scouting import Scouting
-    from npudiff.outcome import Outcome
-    from npudiff.plan import Plan
+    from npudiff.findings.finding import Finding
+    from npudiff.model.outcome import Outcome
+    from npudiff.run.isolation.supervisor import Scouting
+    from npudiff.run.plan import Plan
 
 _PLAN = pytest.StashKey["Plan"]()
 _SCOUTING = pytest.StashKey["Scouting"]()
@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_load_initial_conftests() -> None:
     """Set what torch reads when it is imported, before a conftest imports it."""
-    from npudiff.environment import autoload_would_fail  # noqa: PLC0415 - a few file look-ups, on a real run only
+    from npudiff.run.environment import autoload_would_fail  # noqa: PLC0415 - a few file look-ups, on a real run only
 
     if autoload_would_fail():
         os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and Hypothesis profiles, and refuse ``-m npu`` without a device."""
     config.addinivalue_line("markers", "npu: runs implementations on a target; with -m npu, on a device only")
     if config.getoption("hypothesis_profile", None) in _PROFILES:
-        from npudiff.profiles import register_profiles  # noqa: PLC0415 - imports Hypothesis, which was asked for
+        from npudiff.draw.presets import register_profiles  # noqa: PLC0415 - imports Hypothesis, which was asked for
 
         register_profiles()
     if wants_device(config.getoption("markexpr", "")):
@@ -91,7 +91,7 @@ def _selects(tree: ast.expr, marks: set[str]) -> bool:
 
 
 def _require_device(config: pytest.Config) -> None:
-    from npudiff.discovery import load_target  # noqa: PLC0415 - the run needs torch from here on
+    from npudiff.run.discovery import load_target  # noqa: PLC0415 - the run needs torch from here on
 
     target = config.getoption("--target") or "npu"
     if target == "sim":
@@ -114,7 +114,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _plan(config: pytest.Config) -> Plan:
     """The plan of this run, made when the first test asks for it."""
     if _PLAN not in config.stash:
-        from npudiff.plan import Request, make_plan  # noqa: PLC0415 - imports torch and Hypothesis, now needed
+        from npudiff.findings.shared import plan_with_shared  # noqa: PLC0415
+        from npudiff.run.plan import Request  # noqa: PLC0415 - imports torch and Hypothesis, now needed
 
         profile = config.getoption("hypothesis_profile", None)
         request = Request(
@@ -130,7 +131,7 @@ def _plan(config: pytest.Config) -> Plan:
             shared=_shared(config),
         )
         try:
-            config.stash[_PLAN] = make_plan(request)
+            config.stash[_PLAN] = plan_with_shared(request)
         except (UsageError, TargetUnavailable) as error:
             raise pytest.UsageError(str(error)) from None
     return config.stash[_PLAN]
@@ -144,9 +145,10 @@ def _shared(config: pytest.Config) -> Path | None:
 def _scouting(config: pytest.Config) -> Scouting:
     """What runs the jobs of this run where they are isolated: one process for the jobs of all tests, while it lives."""
     if _SCOUTING not in config.stash:
-        from npudiff.isolation.scouting import Scouting  # noqa: PLC0415 - the parts that are not on every system
+        from npudiff.run.isolation.supervisor import Scouting  # noqa: PLC0415 - the parts that are not on every system
+        from npudiff.show.finding_page import keeper  # noqa: PLC0415
 
-        config.stash[_SCOUTING] = Scouting(_plan(config).tasks(_output(config) / "findings"))
+        config.stash[_SCOUTING] = Scouting(_plan(config).tasks(keeper(_output(config) / "findings")))
     return config.stash[_SCOUTING]
 
 
@@ -188,26 +190,26 @@ class Runner:
 
     @staticmethod
     def _run(job: Any, plan: Plan) -> Outcome:  # noqa: ANN401 - as above
-        from npudiff.engine import run_job  # noqa: PLC0415 - imported when the first job runs
+        from npudiff.run.engine import run_job  # noqa: PLC0415 - imported when the first job runs
 
         return run_job(job, plan.budget(job))
 
     def _isolated(self, job: Any, plan: Plan) -> Outcome:  # noqa: ANN401 - as above
         """Run a job elsewhere; its findings are written there."""
-        from npudiff.findings import read_finding  # noqa: PLC0415 - imported when the first job runs
-        from npudiff.messages import heard  # noqa: PLC0415
+        from npudiff.findings.finding import read_finding  # noqa: PLC0415 - imported when the first job runs
+        from npudiff.run.messages import outcome_from_message  # noqa: PLC0415
 
         jobs = (*plan.jobs, *plan.mutants)
         if job not in jobs:  # a test's own
             return self._run(job, plan)
-        outcome, folders = heard(job, _scouting(self._config).run(jobs.index(job)))
+        outcome, folders = outcome_from_message(job, _scouting(self._config).run(jobs.index(job)))
         self._kept = [(read_finding(folder), folder) for folder in folders]
         return outcome
 
     def fail(self, outcome: Outcome) -> None:
         """Write what an outcome has to report, and fail the test with it."""
-        from npudiff.finding_page import keep_findings  # noqa: PLC0415 - needed for a finding only
-        from npudiff.report import finding_lines  # noqa: PLC0415
+        from npudiff.show.finding_page import keep_findings  # noqa: PLC0415 - needed for a finding only
+        from npudiff.show.report import finding_lines  # noqa: PLC0415
 
         lines = []
         for finding, folder in self._kept or keep_findings(outcome, _output(self._config) / "findings"):

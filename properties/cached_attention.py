@@ -10,15 +10,15 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, compare
-from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints
-from npudiff.data import Stream
-from npudiff.draw import Chooser, within
+from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Axis, Box, Constraints
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.sliding_attention.strategy import MOST_HEADS
-from npudiff.property import Property
 from npudiff.reference.bounds import Expected
 from npudiff.reference.cached_attention import CachedAttentionInputs, cached_attention
 from npudiff.reference.paged_kv import LAYOUTS

@@ -9,16 +9,16 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, Derived, bounds_of, compare
-from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints, check_axes
-from npudiff.data import Stream
-from npudiff.draw import Chooser
+from npudiff.draw.chooser import Chooser
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import Derived, bounds_of, compare
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared import empty_parts, magnitudes, rows
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties._shared.token_order import in_another_order
-from npudiff.property import Property
 from npudiff.reference.dynamic_quant import LEVELS, DynamicQuantInputs, dynamic_quant
 from npudiff.text import counted
 

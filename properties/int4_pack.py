@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, Derived, compare
-from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints, check_axes
-from npudiff.data import Stream
-from npudiff.draw import Chooser
+from npudiff.draw.chooser import Chooser
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import Derived, compare
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared.models import Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
-from npudiff.property import Property
 from npudiff.reference.int4_pack import ENCODINGS, INTEGERS_OF_A_WORD, Int4PackInputs, int4_pack
 
 SOURCES = ("integers", "high bits", "offset binary")

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints, check_axes
-from npudiff.data import Stream
-from npudiff.draw import Chooser
+from npudiff.draw.chooser import Chooser
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
-from npudiff.property import Property
 from npudiff.reference.moe_finalize import MoeFinalizeInputs, moe_finalize
 from npudiff.reference.moe_routing import NOWHERE
 from npudiff.text import counted

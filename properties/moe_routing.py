@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, Derived, compare
-from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints, check_axes
-from npudiff.data import Stream
-from npudiff.draw import Chooser
-from npudiff.pattern import NOWHERE as NO_COORDINATE
+from npudiff.draw.chooser import Chooser
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import Derived, compare
+from npudiff.judge.pattern import NOWHERE as NO_COORDINATE
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.moved_data import random_bits
 from npudiff.properties._shared.ordinary import ORDINARY
-from npudiff.property import Property
 from npudiff.reference.moe_routing import FORMS, NOWHERE, MoeRoutingInputs, moe_routing
 from npudiff.text import counted
 

@@ -9,13 +9,13 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, compare
-from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints, intersection
-from npudiff.data import Stream
-from npudiff.draw import Chooser, within
+from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, NotApplicable, Property, Subject
+from npudiff.model.constraints import Axis, Box, Constraints, intersection
 from npudiff.properties._shared.ordinary import ORDINARY
-from npudiff.property import NotApplicable, Property
 from npudiff.reference.bounds import exactly
 from npudiff.reference.page_allocation import PageAllocationInputs, page_allocation
 from npudiff.text import counted, listed

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints
-from npudiff.data import Stream
-from npudiff.draw import Chooser, within
+from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Axis, Box, Constraints
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.models import Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties._shared.token_order import in_another_order
-from npudiff.property import Property
 from npudiff.reference.rms_norm import ROUNDINGS, WEIGHT_OFFSETS, RmsNormInputs, rms_norm
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

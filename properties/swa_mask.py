@@ -9,14 +9,14 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, same_bits
-from npudiff.component import Component, Subject
-from npudiff.constraints import Allowed, Axis, Box, Constraints, intersection
-from npudiff.data import Stream
-from npudiff.draw import Chooser, within
+from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import same_bits
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, NotApplicable, Property, Subject
+from npudiff.model.constraints import Allowed, Axis, Box, Constraints, intersection
 from npudiff.properties._shared.models import Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
-from npudiff.property import NotApplicable, Property
 from npudiff.reference.swa_mask import SwaMaskInputs, swa_mask
 from npudiff.text import listed
 

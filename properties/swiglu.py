@@ -9,16 +9,16 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints, allows, check_axes
-from npudiff.data import Stream
-from npudiff.draw import Chooser, within
+from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Axis, Box, Constraints, allows, check_axes
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties._shared.token_order import in_another_order
-from npudiff.property import Property
 from npudiff.reference.swiglu import LAYOUTS, ROUNDINGS, Activation, SwigluInputs, swiglu
 from npudiff.text import counted
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from npudiff.outcome import Job, Verdict
+from npudiff.model.job import Job
+from npudiff.model.outcome import Verdict
 from npudiff.plugin import Runner
 
 

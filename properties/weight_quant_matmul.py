@@ -9,17 +9,17 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Box, Constraints, check_axes
-from npudiff.data import Stream
-from npudiff.draw import Chooser, within
+from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties._shared.token_order import in_another_order
 from npudiff.properties._shared.weight_matrix import check_sizes, columns_in_another_order, coordinates, narrow
-from npudiff.property import Property
 from npudiff.reference.quant_matmul import RANGES
 from npudiff.reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
 from npudiff.text import counted

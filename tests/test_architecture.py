@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from npudiff.discovery import component_names
+from npudiff.run.discovery import component_names
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("reference", "device", "properties", "npudiff")
+WINGS = (
+    "errors", "text", "model", "draw", "judge", "run", "findings", "show", "gate", "score", "commands", "cli", "plugin",
+)  # fmt: skip
+"""The engine, from the bottom: each wing, and each module beside the wings, stands only on those before it."""
+DOORS = ("npudiff", "npudiff.__main__")
 
 MAY_IMPORT = {
     "reference": {"reference"},
@@ -39,7 +44,7 @@ GLOBAL_RANDOM = {
     "np.random.seed", "numpy.random.seed", "np.random.rand", "np.random.randn", "torch.rand", "torch.randn",
     "torch.randint", "torch.randperm", "torch.rand_like", "torch.randn_like",
 }  # fmt: skip
-MAX_LINES = 300
+MAX_LINES = 600
 SIMULATOR = "npudiff.device.simulator"
 
 
@@ -106,6 +111,50 @@ def test_imports_run_one_way(room, path):
     names = set(imported(path))
     assert {room_of(name) for name in names} - {None} <= MAY_IMPORT[room]
     assert not {name for name in names if name.partition(".")[0] in ("reference", "device", "properties")}
+
+
+def modules_of(room):
+    """The modules of a room by their names, and what each imports, wherever it does: also for type checkers."""
+    paths = {}
+    for path in python_files(ROOT / room):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts if parts[0] == "npudiff" else ("npudiff", *parts)
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+
+    def module_of(name):
+        return name if name in paths else name.rpartition(".")[0]
+
+    return {name: {module_of(one) for one in imported(path)} & set(paths) for name, path in paths.items()}
+
+
+def test_wings_stand_on_those_below_them():
+    def floor(name):
+        return WINGS.index(name.split(".")[1])
+
+    modules = modules_of("npudiff")
+    upwards = [
+        (name, other)
+        for name, others in modules.items()
+        if name not in DOORS
+        for other in others
+        if other in DOORS or floor(other) > floor(name)
+    ]
+    assert upwards == []
+    assert {name.split(".")[1] for name in modules if name not in DOORS} == set(WINGS)
+    directly = [path.name for path in (ROOT / "npudiff").iterdir() if path.suffix == ".py"]
+    assert len(directly) <= 6
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_modules_import_each_other_in_a_circle(room):
+    modules = modules_of(room)
+    while True:  # take away what stands on nothing that is left
+        free = [name for name, others in modules.items() if not others & set(modules) - {name}]
+        if not free:
+            break
+        for name in free:
+            del modules[name]
+    assert sorted(modules) == []
 
 
 @parametrized

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 import real_bugs
-from npudiff.arguments import DEFAULT_ROOT, build_parser
 from npudiff.cli import main
-from npudiff.discovery import load_component, select_implementations
+from npudiff.commands.arguments import DEFAULT_ROOT, build_parser
 from npudiff.errors import ExitCode
 from npudiff.gate.known import read_known
+from npudiff.run.discovery import load_component, select_implementations
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted(

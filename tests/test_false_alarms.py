@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from npudiff.engine import run_job
-from npudiff.plan import Request, make_plan
+from npudiff.run.engine import run_job
+from npudiff.run.plan import Request, make_plan
 
 
 @pytest.mark.slow

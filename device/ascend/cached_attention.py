@@ -10,8 +10,8 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.fused_attention import tnd_call
+from npudiff.model.constraints import Box
 from npudiff.reference.cached_attention import CachedAttentionInputs
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sliding_attention import SlidingAttentionInputs

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.layer_composed import ComposedGroupedQueryLayer, ComposedLatentLayer
 from npudiff.device.ascend.layer_flags import boxes
 from npudiff.device.ascend.layer_grouped_query import GroupedQueryLayer
 from npudiff.device.ascend.layer_latent import LatentLayer
 from npudiff.device.ascend.layer_steps import AscendLayer, Outputs
+from npudiff.model.constraints import Box
 from npudiff.reference.decoder_layer import DecoderLayerInputs
 
 STEP: Box = {"page_size": range(16, 1025, 16), "group": range(1, 65)}

@@ -6,7 +6,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
+from npudiff.model.constraints import Box
 from npudiff.reference.dynamic_quant import DynamicQuantInputs
 
 Outputs = dict[str, torch.Tensor]

@@ -8,8 +8,8 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.packed_weights import assist_matrix, bits_of, words
+from npudiff.model.constraints import Box
 from npudiff.reference.expert_weights import ExpertWeights
 from npudiff.reference.grouped_matmul import GroupedMatmulInputs
 

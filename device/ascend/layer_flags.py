@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 
-from npudiff.constraints import Box
+from npudiff.model.constraints import Box
 from npudiff.reference.decoder_layer import DecoderLayerInputs
 
 FLAGS = {

@@ -10,8 +10,8 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.kv_rmsnorm_rope_cache import half_tables, normalised, turned, write_at
+from npudiff.model.constraints import Box
 from npudiff.reference.mla_preprocess import MlaPreprocessInputs
 
 Outputs = dict[str, torch.Tensor]

@@ -9,8 +9,8 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.mla_preprocess import DIMS, NO_SKIPPING, Outputs, caches, declared, tables
+from npudiff.model.constraints import Box
 from npudiff.reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
 
 TILE = 32

@@ -12,12 +12,12 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend import grouped_matmul, swiglu
 from npudiff.device.ascend.dynamic_quant import quantised
 from npudiff.device.ascend.moe_finalize import BY_COLUMN, BY_ROW, finalized
 from npudiff.device.ascend.moe_routing import COUNTS, by_column, first, second
 from npudiff.device.ascend.packed_weights import assist_matrix, bits_of, words
+from npudiff.model.constraints import Box
 from npudiff.reference.expert_weights import ExpertWeights
 from npudiff.reference.grouped_matmul import GroupedMatmulInputs
 from npudiff.reference.moe_experts import Experts, Gate, MoeExpertsInputs

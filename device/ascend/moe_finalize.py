@@ -6,7 +6,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
+from npudiff.model.constraints import Box
 from npudiff.reference.moe_finalize import MoeFinalizeInputs
 
 ALL_THERE: Box = {"dropped": ("none",)}

@@ -10,7 +10,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
+from npudiff.model.constraints import Box
 from npudiff.reference.moe_routing import MoeRoutingInputs
 
 Outputs = dict[str, torch.Tensor]

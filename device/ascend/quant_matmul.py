@@ -10,9 +10,9 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.scale_pack import cut
 from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast
+from npudiff.model.constraints import Box
 from npudiff.reference.quant_matmul import QuantMatmulInputs
 
 WHOLE_TILES: Box = {"bits": (8,), "inner": range(16, 2**16, 16), "columns": range(32, 2**16, 32)}

@@ -10,7 +10,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
+from npudiff.model.constraints import Box
 from npudiff.reference.scale_pack import ScalePackInputs
 
 FIXPIPE: Box = {"form": ("fixpipe",)}

@@ -7,7 +7,6 @@ import itertools
 import torch
 
 import npudiff
-from npudiff.constraints import Box
 from npudiff.device.ascend.fused_attention import (
     FusedCall,
     bsnd_call,
@@ -18,8 +17,9 @@ from npudiff.device.ascend.fused_attention import (
     real_rows,
     tnd_call,
 )
+from npudiff.model.constraints import Box
+from npudiff.model.target import Target
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
-from npudiff.target import Target
 
 Outputs = dict[str, torch.Tensor]
 

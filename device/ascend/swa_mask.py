@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import npudiff
+from npudiff.model.target import Target
 from npudiff.reference.swa_mask import SwaMaskInputs
-from npudiff.target import Target
 
 
 def window_mask(kv_lengths: torch.Tensor, capacity: int, left_context: int | None) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
+from npudiff.model.constraints import Box
 from npudiff.reference.swiglu import Activation, SwigluInputs
 
 Outputs = Mapping[str, torch.Tensor]

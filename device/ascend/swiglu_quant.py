@@ -11,9 +11,9 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.dynamic_quant import Outputs, quantised
 from npudiff.device.ascend.swiglu import oai, parted, step
+from npudiff.model.constraints import Box
 from npudiff.reference.swiglu import Activation
 from npudiff.reference.swiglu_quant import SwigluQuantInputs
 

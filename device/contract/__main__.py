@@ -13,7 +13,7 @@ from npudiff.device.contract.calls import Call, recorded_calls, watching, write_
 from npudiff.device.contract.drawing import implementations, run_drawn
 from npudiff.device.contract.listing import ListingError, read_listing
 from npudiff.device.contract.versions import Wheel, recorded_wheels, write_wheels
-from npudiff.discovery import load_components
+from npudiff.run.discovery import load_components
 
 EXAMPLES = 200
 """Cases of each implementation from which the forms of calls are recorded."""

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from npudiff.contract import ACCEPTED, Answer, Standing
 from npudiff.device.contract.calls import Call
+from npudiff.model.contract import ACCEPTED, Answer, Standing
 
 if TYPE_CHECKING:
     from torch._C import FunctionSchema

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from npudiff.compare import Comparison
-from npudiff.component import Component, Subject
-from npudiff.constraints import Constraints
-from npudiff.discovery import select_implementations
-from npudiff.engine import run_job
-from npudiff.implementation import Implementation
-from npudiff.outcome import Budget, Job, Outcome
-from npudiff.property import Property
-from npudiff.target import Target
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.implementation import Implementation
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Outcome
+from npudiff.model.target import Target
+from npudiff.run.discovery import select_implementations
+from npudiff.run.engine import run_job
 
 
 def _runs(subject: Subject, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component

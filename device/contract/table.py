@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from npudiff.contract import Answer, Contract, Release, Standing
 from npudiff.device.contract.acceptance import answer
 from npudiff.device.contract.calls import Call, recorded_calls
 from npudiff.device.contract.listing import Listing, ListingError, installed_folder, read_listing
 from npudiff.device.contract.versions import BASE, BASE_SCHEMAS, Wheel, recorded_wheels
 from npudiff.device.simulator.schemas import SCHEMAS_OF_OTHER_PACKAGES, qualified_name
 from npudiff.errors import UsageError
+from npudiff.model.contract import Answer, Contract, Release, Standing
 
 NOT_LISTED = "registered by libop_plugin_atb.so, and no listing has it"
 

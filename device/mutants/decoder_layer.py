@@ -9,13 +9,13 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box, Constraints
 from npudiff.device.ascend import sliding_attention
 from npudiff.device.ascend.decoder_layer import GROUPED_QUERY
 from npudiff.device.ascend.fused_attention import decode_call
 from npudiff.device.ascend.layer_experts import AscendExperts
 from npudiff.device.ascend.layer_grouped_query import GroupedQueryLayer
 from npudiff.device.ascend.layer_steps import Outputs
+from npudiff.model.constraints import Box, Constraints
 from npudiff.reference.decoder_layer import DecoderLayerInputs, LayerStep
 from npudiff.reference.moe_experts import MoeExpertsInputs
 from npudiff.reference.sliding_attention import SlidingAttentionInputs

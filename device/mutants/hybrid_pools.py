@@ -11,7 +11,7 @@ import npudiff
 from npudiff import Target
 from npudiff.device.ascend import page_allocation
 from npudiff.device.ascend.hybrid_pools import FUSED, AscendPools
-from npudiff.implementation import Implementation
+from npudiff.model.implementation import Implementation
 from npudiff.reference.hybrid_pools import HybridPoolsInputs, TokenStates
 from npudiff.reference.page_allocation import PageAllocationInputs
 from npudiff.reference.sliding_attention import SlidingAttentionInputs

@@ -8,7 +8,6 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.dynamic_quant import quantised
 from npudiff.device.ascend.moe_experts import (
     ALL_HERE,
@@ -24,6 +23,7 @@ from npudiff.device.ascend.moe_experts import (
     unpermuted,
 )
 from npudiff.device.ascend.moe_finalize import BY_COLUMN, finalized
+from npudiff.model.constraints import Box
 from npudiff.reference.moe_experts import Experts, MoeExpertsInputs
 from npudiff.reference.moe_finalize import MoeFinalizeInputs
 from npudiff.reference.swiglu import Activation

@@ -8,8 +8,8 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.scale_pack import BITS, FIXPIPE, composed_fixpipe, cut, halves, placed, view_widened, widened
+from npudiff.model.constraints import Box
 from npudiff.reference.scale_pack import ScalePackInputs
 
 _OFFSETS: Box = {**FIXPIPE, "offset": ("each", "one", "many for one scale")}

@@ -16,8 +16,8 @@ from npudiff.device.ascend.sliding_attention import (
     run_tnd,
 )
 from npudiff.device.ascend.swa_mask import window_mask
+from npudiff.model.target import Target
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
-from npudiff.target import Target
 
 SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
 

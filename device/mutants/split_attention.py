@@ -9,10 +9,10 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.sliding_attention import Outputs
 from npudiff.device.ascend.split_attention import SPLITS, Part, SplitAttention
-from npudiff.implementation import Implementation
+from npudiff.model.constraints import Box
+from npudiff.model.implementation import Implementation
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 _FLASHINFER = "https://github.com/flashinfer-ai/flashinfer"

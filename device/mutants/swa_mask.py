@@ -6,8 +6,8 @@ import torch
 
 import npudiff
 from npudiff.device.ascend.swa_mask import window_mask
+from npudiff.model.target import Target
 from npudiff.reference.swa_mask import SwaMaskInputs
-from npudiff.target import Target
 
 SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
 

@@ -8,7 +8,6 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.dynamic_quant import Outputs, quantised
 from npudiff.device.ascend.swiglu import oai, parted, step
 from npudiff.device.ascend.swiglu_quant import (
@@ -30,6 +29,7 @@ from npudiff.device.ascend.swiglu_quant import (
     turned_round,
 )
 from npudiff.device.mutants.swiglu import limited
+from npudiff.model.constraints import Box
 from npudiff.reference.swiglu_quant import SwigluQuantInputs
 
 _STEP: Box = {**ONCE, "activation": ("swiglustep",), "gates": ("left",)}

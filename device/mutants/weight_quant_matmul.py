@@ -8,8 +8,8 @@ import torch
 
 import npudiff
 from npudiff import Target
-from npudiff.constraints import Box
 from npudiff.device.ascend.weight_quant_matmul import by_row, called, dequantised, multiplied, rounded_once, summed
+from npudiff.model.constraints import Box
 from npudiff.reference.weight_quant_matmul import WeightQuantMatmulInputs
 
 _GROUPS: Box = {"scale_per": ("groups",)}

@@ -12,7 +12,7 @@ from typing import NoReturn
 from npudiff.device.virtual.build import CannotBuild, build
 from npudiff.device.virtual.loading import VirtualNpuUnavailable, package_folder, version_of_torch_npu
 from npudiff.errors import UsageError
-from npudiff.target import TargetUnavailable
+from npudiff.model.target import TargetUnavailable
 
 STARTUP = Path(__file__).parent / "startup"
 

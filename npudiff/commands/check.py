@@ -10,23 +10,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from npudiff.codec import loads
-from npudiff.console import Console
-from npudiff.engine import EQUIVALENCE, run_case, run_job
 from npudiff.errors import ExitCode, UsageError
-from npudiff.finding_page import keep_findings
-from npudiff.findings import Finding, read_finding
-from npudiff.isolation.journal import JOURNALS, left_behind
-from npudiff.outcome import Job, Outcome, Verdict
-from npudiff.plan import Plan, Request, make_plan
-from npudiff.run_page.write import Ran, keep_record
-from npudiff.shared import EXAMPLES, FINDINGS
-from npudiff.workers import Result, run_in_workers
+from npudiff.findings.finding import Finding, read_finding
+from npudiff.findings.shared import EXAMPLES, FINDINGS, plan_with_shared
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.codec import loads
+from npudiff.model.job import Job
+from npudiff.model.outcome import Outcome, Verdict
+from npudiff.run.engine import run_case, run_job
+from npudiff.run.isolation.journal import JOURNALS, left_behind
+from npudiff.run.plan import Plan, Request
+from npudiff.run.workers import Result, run_in_workers
+from npudiff.show.console import Console
+from npudiff.show.finding_page import keep_findings, keeper
+from npudiff.show.run_page.write import Ran, keep_record
 
 
 def check(options: argparse.Namespace) -> int:
     """Run ``npudiff check`` and return its exit code."""
-    plan = make_plan(_request_of_check(options))
+    plan = plan_with_shared(_request_of_check(options))
     cases = None if options.case is None else _single_case(plan, options.case)
     console = Console(verbose=options.verbose)
     console.header(plan)
@@ -78,7 +80,7 @@ class _Run:
         """Run all jobs in several processes; they are shown in the order of the plan."""
         done: dict[int, tuple[Outcome, list[Path]]] = {}
         try:
-            results = run_in_workers(self.plan.tasks(self.folder), self.plan.workers)
+            results = run_in_workers(self.plan.tasks(keeper(self.folder)), self.plan.workers)
             with contextlib.closing(results):
                 self._follow(results, done)
         finally:

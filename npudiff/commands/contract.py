@@ -7,10 +7,10 @@ from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
 
-from npudiff.console import Console
-from npudiff.contract import Contract, Release, Standing
-from npudiff.discovery import load_contracts
 from npudiff.errors import ExitCode
+from npudiff.model.contract import Contract, Release, Standing
+from npudiff.run.discovery import load_contracts
+from npudiff.show.console import Console
 from npudiff.text import counted
 
 WIDTH = 100

@@ -9,22 +9,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from npudiff import TargetUnavailable, __version__
 from npudiff.commands.contract import contract
-from npudiff.component import Subject
-from npudiff.console import Console
-from npudiff.constraints import Constraints
-from npudiff.discovery import (
-    component_names,
-    load_components,
-    load_target,
-    select_implementations,
-    target_names,
-)
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.environment import autoload_would_fail, cann_library, version_of
 from npudiff.errors import ExitCode
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
+from npudiff.model.target import TargetUnavailable
+from npudiff.model.version import VERSION
+from npudiff.run.discovery import component_names, load_components, load_target, select_implementations, target_names
+from npudiff.run.engine import run_job
+from npudiff.run.environment import autoload_would_fail, cann_library, version_of
+from npudiff.show.console import Console
 
 _PROBE_CASES = 5
 NO_TORCH_NPU = "not installed (needed for the npu target: the extra 'npu' of this project)"
@@ -54,7 +51,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _software() -> Iterator[str]:
-    yield f"npudiff          {__version__}"
+    yield f"npudiff          {VERSION}"
     yield f"python           {platform.python_version()} on {platform.system()} {platform.machine()}"
     for name in ("torch", "numpy", "hypothesis", "safetensors", "rich", "pytest"):
         yield f"{name:16} {version_of(name) or 'not installed'}"

@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from npudiff.commands.check import request_of
-from npudiff.console import Console
 from npudiff.errors import ExitCode, UsageError
+from npudiff.findings.shared import FINDINGS, plan_with_shared
 from npudiff.gate.changes import changed_since, repository_of, touched_by
-from npudiff.gate.draft import draft
 from npudiff.gate.github import summary, workflow_commands
+from npudiff.gate.host import machine_of
 from npudiff.gate.junit import junit
 from npudiff.gate.known import FILE, KnownIssue, read_known
-from npudiff.gate.machine import machine_of
+from npudiff.gate.known_issue_template import draft
 from npudiff.gate.problems import Level, Problem, problems_of
 from npudiff.gate.progress import GateProgress
 from npudiff.gate.result import GateResult, KnownStatus
@@ -26,11 +26,11 @@ from npudiff.gate.rotation import rotation_of
 from npudiff.gate.run import Course, run_gate
 from npudiff.gate.sarif import sarif
 from npudiff.gate.triage import Triage, triage
-from npudiff.isolation.journal import JOURNALS, left_behind
-from npudiff.plan import Plan, make_plan
-from npudiff.run_page.record import KnownRecord
-from npudiff.run_page.write import Ran, keep_record, known_record
-from npudiff.shared import FINDINGS
+from npudiff.run.isolation.journal import JOURNALS, left_behind
+from npudiff.run.plan import Plan
+from npudiff.show.console import Console
+from npudiff.show.run_page.record import KnownRecord
+from npudiff.show.run_page.write import Ran, keep_record, known_record
 from npudiff.text import clipped, listed, printable
 
 JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "known_issues.draft.toml"
@@ -40,7 +40,7 @@ JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "know
 def gate(options: argparse.Namespace) -> int:
     """Run ``npudiff gate`` and return its exit code."""
     today = dt.datetime.now(dt.timezone.utc).date()
-    plan = make_plan(replace(request_of(options), hypothesis_profile="ci"))
+    plan = plan_with_shared(replace(request_of(options), hypothesis_profile="ci"))
     file, issues = _known(options.known, today)
     sorted_out = triage(plan, issues, machine_of(plan.target, issues), today, str(file))
     result = GateResult(plan, rotation_of(options.rotation), options.budget, file)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from npudiff.component import Component
-from npudiff.console import Console
-from npudiff.discovery import load_components, select_implementations, target_names
-from npudiff.engine import properties_of
 from npudiff.errors import ExitCode
-from npudiff.implementation import Implementation
+from npudiff.judge.properties import properties_of
+from npudiff.model.component import Component
+from npudiff.model.implementation import Implementation
+from npudiff.run.discovery import load_components, select_implementations, target_names
+from npudiff.show.console import Console
 
 
 def listing(options: argparse.Namespace) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from npudiff.console import Console
 from npudiff.errors import ExitCode
-from npudiff.outcome import Isolation
-from npudiff.replay import ReplayVerdict, finding_folders
-from npudiff.replay import replay as replay_one
+from npudiff.findings.replay import ReplayVerdict, finding_folders
+from npudiff.findings.replay import replay as replay_one
+from npudiff.model.job import Isolation
+from npudiff.show.console import Console
 
 
 def replay(options: argparse.Namespace) -> int:

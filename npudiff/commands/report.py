@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npudiff.errors import ExitCode, UsageError
-from npudiff.run_page.page import run_page
-from npudiff.run_page.read import Kept, finding_folder, read_records, root_of
-from npudiff.shared import FINDINGS
+from npudiff.findings.shared import FINDINGS
+from npudiff.show.run_page.page import run_page
+from npudiff.show.run_page.read import Kept, finding_folder, read_records, root_of
 
 PAGE_FILE = "report.html"
 

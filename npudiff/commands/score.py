@@ -9,18 +9,18 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from npudiff import __version__
-from npudiff.console import Console
-from npudiff.engine import EQUIVALENCE
 from npudiff.errors import ExitCode, UsageError, unknown
-from npudiff.outcome import Job
-from npudiff.plan import Plan, Request, make_plan
-from npudiff.score.account import encode, reliably_found, scores
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.job import Job
+from npudiff.model.version import VERSION
+from npudiff.run.plan import Plan, Request, make_plan
 from npudiff.score.methods import METHODS, Method
 from npudiff.score.page import page
 from npudiff.score.suite import SUITE, run_suite
+from npudiff.score.summary import encode, reliably_found, scores
 from npudiff.score.table import lines_of, table_of
 from npudiff.score.trials import Trial, run_trials
+from npudiff.show.console import Console
 
 
 def score(options: argparse.Namespace) -> int:
@@ -35,13 +35,13 @@ def score(options: argparse.Namespace) -> int:
     console = Console(verbose=False)
     mutants = {_name(job) for job in jobs if job.subject.implementation.wrong is not None}
     told = f"{len(mutants)} mutants, {len(jobs) - len(mutants)} correct implementations"
-    console.lines([f"npudiff {__version__} · target {plan.target.name}, CANN {plan.target.cann} · {told}"])
+    console.lines([f"npudiff {VERSION} · target {plan.target.name}, CANN {plan.target.cann} · {told}"])
     started = time.perf_counter()
     trials = _run(jobs, methods, options, plan.workers if options.workers is None else options.workers, console)
     console.rich.print(table_of(scores(trials)))
     console.lines(list(lines_of(trials)))
     about = {
-        "npudiff": __version__,
+        "npudiff": VERSION,
         "target": plan.target.name,
         "cann": plan.target.cann,
         "examples": options.examples,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from npudiff.discovery import load_launcher
 from npudiff.errors import UsageError
+from npudiff.run.discovery import load_launcher
 
 
 def virtual(options: argparse.Namespace) -> int:

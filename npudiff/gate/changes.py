@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from npudiff.component import Component
 from npudiff.errors import UsageError, unknown
-from npudiff.gate.place import file_of
-from npudiff.implementation import Implementation
-from npudiff.plan import Plan
+from npudiff.gate.source_location import file_of
+from npudiff.model.component import Component
+from npudiff.model.implementation import Implementation
+from npudiff.run.plan import Plan
 
 GIT_SECONDS = 60.0
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from npudiff.gate.problems import Level, Problem
 from npudiff.gate.result import GateResult, State
-from npudiff.outcome import Outcome
+from npudiff.model.outcome import Outcome
 from npudiff.text import clipped, counted, printable
 
 MOST_ANNOTATIONS = 10

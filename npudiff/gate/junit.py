@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from npudiff.gate.place import place_of
 from npudiff.gate.problems import Level, Problem
 from npudiff.gate.result import GateResult
-from npudiff.outcome import Outcome
+from npudiff.gate.source_location import place_of
+from npudiff.model.outcome import Outcome
 from npudiff.text import printable
 
 OTHERS = "gate"

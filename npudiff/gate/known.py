@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from npudiff.constraints import Constraints, parse_where
 from npudiff.errors import UsageError
 from npudiff.gate.where import Range, Versions
+from npudiff.model.constraints import Constraints, parse_where
 
 if sys.version_info >= (3, 11):
     import tomllib

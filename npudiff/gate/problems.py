@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from npudiff.gate.place import Place, place_of
 from npudiff.gate.result import GateResult, KnownStatus, State, Told
-from npudiff.implementation import Implementation
-from npudiff.report import finding_lines
+from npudiff.gate.source_location import Place, place_of
+from npudiff.model.implementation import Implementation
+from npudiff.show.report import finding_lines
 from npudiff.text import printable
 
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from npudiff.outcome import Outcome
+from npudiff.model.outcome import Outcome
 from npudiff.text import counted
 
 EVERY = 30.0

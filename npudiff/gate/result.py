@@ -8,10 +8,10 @@ from enum import Enum
 from pathlib import Path
 
 from npudiff.errors import ExitCode
-from npudiff.findings import Finding
+from npudiff.findings.finding import Finding
 from npudiff.gate.known import KnownIssue
-from npudiff.outcome import Outcome
-from npudiff.plan import Plan
+from npudiff.model.outcome import Outcome
+from npudiff.run.plan import Plan
 from npudiff.text import counted
 
 

@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from npudiff.engine import run_job
 from npudiff.errors import DeviceLost
-from npudiff.finding_page import keep_findings
-from npudiff.findings import Finding, read_finding
+from npudiff.findings.finding import Finding, read_finding
 from npudiff.gate.result import GateResult, Part, Told
 from npudiff.gate.rotation import seed_of
 from npudiff.gate.triage import Triage, is_known, judged
-from npudiff.messages import Task
-from npudiff.outcome import Job, Outcome
-from npudiff.workers import Result, run_in_workers
+from npudiff.model.job import Job
+from npudiff.model.outcome import Outcome
+from npudiff.run.engine import run_job
+from npudiff.run.messages import Task
+from npudiff.run.workers import Result, run_in_workers
+from npudiff.show.finding_page import keeper
 
 Follow = Callable[[str, Outcome], None]
 
@@ -119,7 +120,9 @@ class _Gate:
         for number, (issue, jobs) in enumerate(again):
             first = (issue.case,) if issue.case else ()
             for job in jobs:
-                tasks.append((job, replace(self._plan.budget(job), shrink=False, first=first), self._course.known))
+                tasks.append(
+                    (job, replace(self._plan.budget(job), shrink=False, first=first), keeper(self._course.known))
+                )
                 numbers.append(number)
         seen: list[list[tuple[Outcome, list[Finding]]]] = [[] for _ in again]
         if self._left > 0:
@@ -162,7 +165,7 @@ class _Gate:
 
     def _task(self, job: Job, **changes: Any) -> Task:  # noqa: ANN401 - fields of a budget
         """A job as the plan has it, but for some of its budget."""
-        return job, replace(self._plan.budget(job), **changes), self._course.findings
+        return job, replace(self._plan.budget(job), **changes), keeper(self._course.findings)
 
     def _add(self, part: Part, outcome: Outcome, folders: Sequence[Path], *, warns: bool) -> None:
         self._result.outcomes.append((part, outcome))
@@ -180,9 +183,9 @@ class _Gate:
             with contextlib.closing(run_in_workers(tasks, self._plan.workers)) as results:
                 yield from results
             return
-        for index, (job, budget, folder) in enumerate(tasks):
+        for index, (job, budget, keep) in enumerate(tasks):
             outcome = run_job(job, budget)
-            yield index, outcome, [path for _, path in keep_findings(outcome, folder)] if folder is not None else []
+            yield index, outcome, [] if keep is None else list(keep(outcome))
 
 
 def _turns() -> Iterator[int]:

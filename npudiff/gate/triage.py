@@ -6,19 +6,20 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
-from npudiff.codec import loads
-from npudiff.component import Component
-from npudiff.constraints import Constraints
-from npudiff.discovery import component_names, load_component
-from npudiff.engine import properties_of
 from npudiff.errors import UsageError, unknown
-from npudiff.exclusion import Exclusion
-from npudiff.findings import Finding
+from npudiff.findings.finding import Finding
 from npudiff.gate.known import KnownIssue
 from npudiff.gate.result import KnownStatus, State
 from npudiff.gate.where import Machine
-from npudiff.outcome import Job, Outcome
-from npudiff.plan import Plan
+from npudiff.judge.properties import properties_of
+from npudiff.model.codec import loads
+from npudiff.model.component import Component
+from npudiff.model.constraints import Constraints
+from npudiff.model.exclusion import Exclusion
+from npudiff.model.job import Job
+from npudiff.model.outcome import Outcome
+from npudiff.run.discovery import component_names, load_component
+from npudiff.run.plan import Plan
 
 
 @dataclass(frozen=True)

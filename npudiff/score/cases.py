@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import seed as with_seed
 from hypothesis.errors import Unsatisfiable
 
-from npudiff.component import Component
-from npudiff.constraints import Box, Constraints, allows
-from npudiff.ordinary import Ordinary
+from npudiff.model.baselines import Ordinary
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box, Constraints, allows
 
 MOST_FIXED = 16
 """Fixed shapes that a test has at most."""

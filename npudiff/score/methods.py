@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from npudiff.compare import Comparison, OutputComparison, compare
-from npudiff.component import Component, Subject
-from npudiff.constraints import Constraints
-from npudiff.criteria import COSINE, MIXED, SINGLE, judge
-from npudiff.engine import EQUIVALENCE
-from npudiff.outcome import Job
-from npudiff.property import Property
+from npudiff.judge.compare import compare
+from npudiff.judge.criteria import COSINE, MIXED, SINGLE, judge
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.comparison import Comparison, OutputComparison
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.job import Job
 from npudiff.score.cases import fixed_cases, random_cases
 
 CLOSE = 1e-2

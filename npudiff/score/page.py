@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from npudiff.html_page import page_of
-from npudiff.score.account import MethodScore, by_mutant, scores, share_found
 from npudiff.score.methods import METHODS
+from npudiff.score.summary import MethodScore, by_mutant, scores, share_found
 from npudiff.score.trials import Trial
+from npudiff.show.html_page import page_of
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _RIGHT, _TOP = 860, 380, 56, 44, 210, 16
 _COLOURS = ("#0b6e4f", "#b23a48", "#c97b18", "#7a6c00", "#37508f", "#7b3f98", "#1f7a8c", "#5c5c5c")

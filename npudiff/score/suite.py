@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npudiff.errors import UsageError
-from npudiff.implementation import Implementation
-from npudiff.in_place import InPlace
+from npudiff.model.implementation import Implementation
+from npudiff.score.substitute import InPlace
 from npudiff.score.trials import Trial
 
 SUITE = "suite"

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from npudiff.score.account import MethodScore, by_mutant, share_found
 from npudiff.score.methods import METHODS
 from npudiff.score.suite import SUITE
+from npudiff.score.summary import MethodScore, by_mutant, share_found
 from npudiff.score.trials import Trial
 
 _WORST = 12

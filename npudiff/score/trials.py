@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from npudiff.component import Component
-from npudiff.engine import properties_of
-from npudiff.outcome import Budget, Job, Outcome
+from npudiff.judge.properties import properties_of
+from npudiff.model.component import Component
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Outcome
+from npudiff.run.workers import run_in_workers
 from npudiff.score.methods import METHODS, Method
-from npudiff.workers import run_in_workers
 
 
 @dataclass(frozen=True)

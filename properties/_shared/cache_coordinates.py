@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from npudiff.pattern import NOWHERE
+from npudiff.judge.pattern import NOWHERE
 
 _AXES = {
     "PA_BSND": ("page", "offset", "head", "dim"),

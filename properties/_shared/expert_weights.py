@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.reference.expert_weights import ExpertWeights
 
 FORMS = ("float", "w8a8", "w4a8", "w8a16", "w4a16")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 
 LONG_TABLE, ROW_STEP = 10_000, 7
 """Tables with more rows are views of one stream of numbers, in which each row begins so many further than the last: a

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 
 EXPONENTS = {torch.float16: range(-24, 15), torch.bfloat16: range(-110, 121), torch.float32: range(-110, 121)}
 """Exponents of the largest number of a row: all of float16, subnormal numbers included, but for the last, which rounds

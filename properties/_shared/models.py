@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from npudiff.constraints import Box
+from npudiff.model.constraints import Box
 
 PAGE_SIZE = 128
 """Tokens per page, as backends have it on Ascend."""

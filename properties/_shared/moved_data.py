@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 
 DTYPES = {
     "bfloat16": torch.bfloat16,

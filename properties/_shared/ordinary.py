@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from npudiff.ordinary import Ordinary
+from npudiff.model.baselines import Ordinary
 from npudiff.reference.cache_gather import CacheGatherInputs
 from npudiff.reference.cached_attention import CachedAttentionInputs
 from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs

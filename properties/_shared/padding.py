@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from npudiff.constraints import Axis, Box
-from npudiff.draw import Chooser
+from npudiff.draw.chooser import Chooser
+from npudiff.model.constraints import Axis, Box
 from npudiff.reference.paged_cache import SKIPPED
 
 PLACES = ("end", "start", "between", "alternating")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from npudiff.constraints import Axis
+from npudiff.model.constraints import Axis
 from npudiff.reference.views import sliced
 
 ROWS = ("contiguous", "sliced")

@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Subject
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Subject
 
 
 def in_another_order(subject: Subject, inputs: Any, order: Sequence[int], names: Collection[str]) -> Comparison:  # noqa: ANN401 - of any component

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Subject
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Subject
 
 MOST_WEIGHTS = 2**19
 """Elements of a matrix up to which it may have more columns than it must."""

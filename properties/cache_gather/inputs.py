@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from npudiff.data import Stream
-from npudiff.pattern import NOWHERE
+from npudiff.draw.data import Stream
+from npudiff.judge.pattern import NOWHERE
 from npudiff.properties._shared.moved_data import random_bits
 from npudiff.properties.cache_gather.case import CacheGatherCase, layout_of
 from npudiff.reference.cache_gather import CacheGatherInputs

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, same_bits
-from npudiff.component import Subject
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import same_bits
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Property, Subject
 from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch, layout_of
 from npudiff.properties.cache_gather.inputs import build_inputs
-from npudiff.property import Property
 
 PLAIN = "PA_BSND"
 

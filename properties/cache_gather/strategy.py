@@ -8,8 +8,8 @@ from dataclasses import replace
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.constraints import Box, Constraints, allows
-from npudiff.draw import Chooser, within
+from npudiff.draw.chooser import Chooser, within
+from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.properties._shared import empty_parts
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties._shared.moved_data import DTYPES as TORCH_DTYPES

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from npudiff.component import Component
-from npudiff.constraints import Box
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.decoder_layer.case import (

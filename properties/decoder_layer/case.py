@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from npudiff.constraints import Axis, check_axes
+from npudiff.model.constraints import Axis, check_axes
 from npudiff.text import counted, listed
 
 KINDS = ("step-3.5", "deepseek")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties._shared import expert_weights
 from npudiff.properties._shared.expert_weights import Shape
 from npudiff.properties.decoder_layer.case import DecoderLayerCase

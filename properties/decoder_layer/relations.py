@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Subject
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import NotApplicable, Property, Subject
 from npudiff.properties.decoder_layer.case import FLAGS, DecoderLayerCase
 from npudiff.properties.decoder_layer.inputs import build_inputs, token_places
-from npudiff.property import NotApplicable, Property
 from npudiff.reference.decoder_layer import DecoderLayerInputs, LayerStep
 
 Outputs = Mapping[str, torch.Tensor]

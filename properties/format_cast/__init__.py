@@ -1,6 +1,6 @@
 """Casting a tensor to FRACTAL_NZ and back: its cases, data, and what must hold."""
 
-from npudiff.component import Component
+from npudiff.model.component import Component
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.format_cast.case import AXES, FormatCastCase, check_case, describe, features, values
 from npudiff.properties.format_cast.inputs import build_inputs, coordinates

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis
+from npudiff.model.constraints import Axis
 from npudiff.properties._shared.moved_data import DTYPES
 from npudiff.reference.format_cast import TILE_ROWS, VIEWS, tile_width, tiles
 

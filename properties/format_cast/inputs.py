@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties._shared.moved_data import random_bits
 from npudiff.properties.format_cast.case import FormatCastCase
 from npudiff.reference.format_cast import FormatCastInputs, addresses, part_of, tiles

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, same_bits
-from npudiff.component import Subject
+from npudiff.judge.compare import same_bits
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Property, Subject
 from npudiff.properties._shared.moved_data import DTYPES
 from npudiff.properties.format_cast.case import FormatCastCase
 from npudiff.properties.format_cast.inputs import build_inputs
-from npudiff.property import Property
 from npudiff.reference.format_cast import FormatCastInputs
 
 WIDEST_TILE = 32

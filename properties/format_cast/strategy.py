@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.constraints import Box, Constraints
-from npudiff.draw import Chooser
+from npudiff.draw.chooser import Chooser
+from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared.moved_data import DTYPES
 from npudiff.properties.format_cast.case import FormatCastCase, tiles_elements
 from npudiff.reference.format_cast import VIEWS

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis, check_axes
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.model.constraints import Axis, check_axes
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.expert_weights import BITS, FORMS
 from npudiff.reference.grouped_matmul import GROUP_LISTS

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Subject
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Property, Subject
 from npudiff.properties.grouped_matmul.case import GroupedMatmulCase
 from npudiff.properties.grouped_matmul.inputs import build_inputs
-from npudiff.property import Property
 from npudiff.reference.expert_weights import ExpertWeights
 from npudiff.reference.grouped_matmul import counts_of
 

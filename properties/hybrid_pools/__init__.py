@@ -1,8 +1,7 @@
 """Two pools of pages and the requests in them: cases, a state machine that draws steps, and what is compared."""
 
-from npudiff.component import Component
-from npudiff.constraints import Box
-from npudiff.history import History
+from npudiff.model.component import Component, History
+from npudiff.model.constraints import Box
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties.hybrid_pools.case import AXES, HybridPoolsCase, check_case, describe, features, values
 from npudiff.properties.hybrid_pools.coordinates import coordinates

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from npudiff.constraints import Axis, allows
-from npudiff.constraints import describe as described
+from npudiff.model.constraints import Axis, allows
+from npudiff.model.constraints import describe as described
 from npudiff.properties._shared.head_dims import join_head_dims
 from npudiff.reference.hybrid_pools import PageLedger, PoolSizes, Step, in_words, new_tokens
 from npudiff.reference.hybrid_pools.steps import Allocate, Evict, Readmit

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.reference.hybrid_pools import (
     HybridPoolsHistory,

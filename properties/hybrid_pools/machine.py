@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis.stateful import rule
 
-from npudiff.machine import Machine
+from npudiff.draw.state_machine import Machine
 from npudiff.properties.hybrid_pools.case import KINDS, HybridPoolsCase
 from npudiff.properties.hybrid_pools.choices import CHOICES
 from npudiff.properties.hybrid_pools.strategy import draw_opening

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from npudiff.compare import Comparison, OutputComparison, compare
-from npudiff.component import Subject
-from npudiff.implementation import outputs_of
+from npudiff.judge.compare import compare
+from npudiff.model.comparison import Comparison, OutputComparison
+from npudiff.model.component import Subject
+from npudiff.model.implementation import outputs_of
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.properties.hybrid_pools.inputs import TokenSource, open_inputs
 from npudiff.reference.hybrid_pools import (

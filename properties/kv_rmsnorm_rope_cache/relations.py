@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, agree, bounds_of, same_bits
-from npudiff.component import Subject
+from npudiff.judge.compare import agree, bounds_of, same_bits
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Property, Subject
 from npudiff.properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
 from npudiff.properties.kv_rmsnorm_rope_cache.inputs import build_inputs
-from npudiff.property import Property
 from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 
 

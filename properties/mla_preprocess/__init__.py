@@ -1,7 +1,7 @@
 """What stands before MLA attention, from hidden states to queries and caches: its cases, data, and what must hold."""
 
-from npudiff.component import Component
-from npudiff.constraints import Box
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.mla_preprocess.case import AXES, MlaPreprocessCase, check_case, describe, features, values

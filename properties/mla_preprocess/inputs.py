@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties._shared.cache_coordinates import cache_coordinates
 from npudiff.properties._shared.long_table import table_of_numbers
 from npudiff.properties._shared.padding import with_padding

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Subject
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Property, Subject
 from npudiff.properties.mla_preprocess.case import MlaPreprocessCase, layout_of
 from npudiff.properties.mla_preprocess.inputs import build_inputs
-from npudiff.property import Property
 from npudiff.reference.mla_preprocess import MlaPreprocessInputs
 
 Outputs = Mapping[str, torch.Tensor]

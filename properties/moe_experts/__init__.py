@@ -1,7 +1,7 @@
 """Experts of a mixture, from states to the sum of what they say: their cases, data, and what must hold."""
 
-from npudiff.component import Component
-from npudiff.constraints import Box
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.moe_experts.case import AXES, MoeExpertsCase, check_case, describe, features, values

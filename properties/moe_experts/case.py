@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis, check_axes
+from npudiff.model.constraints import Axis, check_axes
 from npudiff.properties._shared import rows
 from npudiff.reference.int4_pack import INTEGERS_OF_A_WORD
 from npudiff.reference.swiglu import LAYOUTS, Activation

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties._shared import expert_weights, rows
 from npudiff.properties._shared.expert_weights import Shape
 from npudiff.properties.moe_experts.case import DTYPES, LIMITS, MoeExpertsCase

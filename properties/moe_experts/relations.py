@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Subject
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Property, Subject
 from npudiff.properties._shared.token_order import in_another_order
 from npudiff.properties.moe_experts.case import MoeExpertsCase
 from npudiff.properties.moe_experts.inputs import build_inputs
-from npudiff.property import Property
 from npudiff.reference.expert_weights import ExpertWeights
 from npudiff.reference.moe_experts import Experts, MoeExpertsInputs
 

@@ -1,7 +1,7 @@
 """Batches that are padded for a graph, among experts: their cases, data, and what must hold."""
 
-from npudiff.component import Component
-from npudiff.constraints import Box
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box
 from npudiff.properties._shared.models import Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.padded_tokens.case import AXES, PaddedTokensCase, check_case, describe, features, values

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties._shared.rows import laid
 from npudiff.properties.padded_tokens.case import DTYPES, PaddedTokensCase
 from npudiff.reference.padded_tokens import PaddedTokensInputs, real_rows

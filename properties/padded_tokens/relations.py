@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, agree, bounds_of
-from npudiff.component import Subject
+from npudiff.judge.compare import agree, bounds_of
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Property, Subject
 from npudiff.properties.padded_tokens.case import PaddedTokensCase
 from npudiff.properties.padded_tokens.inputs import build_inputs
-from npudiff.property import Property
 from npudiff.reference.padded_tokens import PaddedTokensInputs, real_rows
 
 OF_ROWS = ("weights", "experts", "output")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.constraints import Box, Constraints
-from npudiff.draw import Chooser
+from npudiff.draw.chooser import Chooser
+from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared import rows
 from npudiff.properties.padded_tokens.case import AXES, DTYPES, EARLIER, POISONS, Batch, PaddedTokensCase
 

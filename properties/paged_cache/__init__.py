@@ -1,7 +1,7 @@
 """Writing into a paged cache: its cases, data, and what must hold."""
 
-from npudiff.component import Component
-from npudiff.constraints import Box
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.paged_cache.case import AXES, PagedCacheCase, check_case, describe, features, values

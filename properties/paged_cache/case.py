@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis
+from npudiff.model.constraints import Axis
 from npudiff.properties._shared import padding, rows
 from npudiff.properties._shared.head_dims import join_head_dims
 from npudiff.reference.cache_layout import LAYOUTS, CacheLayout

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties._shared.cache_coordinates import cache_coordinates
 from npudiff.properties._shared.padding import with_padding
 from npudiff.properties._shared.rows import GAPS, laid

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, compare, same_bits
-from npudiff.component import Subject
+from npudiff.judge.compare import compare, same_bits
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import NotApplicable, Property, Subject
 from npudiff.properties.paged_cache.case import PagedCacheCase, layout_of
 from npudiff.properties.paged_cache.inputs import build_inputs
-from npudiff.property import NotApplicable, Property
 from npudiff.reference.bounds import exactly
 from npudiff.reference.paged_cache import PagedCacheInputs
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis, Box, Constraints, check_axes
+from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.weight_matrix import check_sizes
 from npudiff.reference.quant_matmul import RANGES

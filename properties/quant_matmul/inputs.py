@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties._shared.rows import laid
 from npudiff.properties.quant_matmul.case import DTYPES, QuantMatmulCase
 from npudiff.reference.quant_matmul import RANGES, QuantMatmulInputs

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, Derived, compare
-from npudiff.component import Subject
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import Derived, compare
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import Property, Subject
 from npudiff.properties._shared.token_order import in_another_order
 from npudiff.properties._shared.weight_matrix import columns_in_another_order
 from npudiff.properties.quant_matmul.case import QuantMatmulCase
 from npudiff.properties.quant_matmul.inputs import build_inputs
-from npudiff.property import Property
 from npudiff.reference.bounds import underflow_step
 
 

@@ -1,6 +1,6 @@
 """Tables of cosines and sines of rotary embedding: their cases, data, and what must hold."""
 
-from npudiff.component import Component
+from npudiff.model.component import Component
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.rope_cache.case import AXES, RopeCacheCase, check_case, describe, features, values
 from npudiff.properties.rope_cache.inputs import build_inputs, coordinates

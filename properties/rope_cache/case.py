@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis
+from npudiff.model.constraints import Axis
 from npudiff.properties._shared.head_dims import join_head_dims
 from npudiff.reference.rope_scaling import KINDS, RopeConfig, amplitude, check_config
 from npudiff.text import counted

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties.rope_cache.case import DTYPES, RopeCacheCase
 from npudiff.reference.rope_cache import RopeCacheInputs
 from npudiff.reference.rope_scaling import RopeConfig

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, Derived, compare, same_bits
-from npudiff.component import ExpectedOutput, Subject
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import Derived, compare, same_bits
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import ExpectedOutput, NotApplicable, Property, Subject
 from npudiff.properties.rope_cache.case import RopeCacheCase
 from npudiff.properties.rope_cache.inputs import build_inputs
-from npudiff.property import NotApplicable, Property
 from npudiff.reference.rope_cache import RopeCacheInputs, entry_rounding
 from npudiff.reference.rope_scaling import amplitude
 

@@ -1,6 +1,6 @@
 """Rotary position embedding: its cases, data, and what must hold."""
 
-from npudiff.component import Component
+from npudiff.model.component import Component
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.rotary.case import AXES, DATA, RotaryCase, check_case, describe, features, values
 from npudiff.properties.rotary.inputs import build_inputs, coordinates

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis
+from npudiff.model.constraints import Axis
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.long_table import ROW_STEP
 from npudiff.reference.rotary import STYLES

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties._shared import magnitudes
 from npudiff.properties._shared.long_table import table_of_numbers
 from npudiff.properties._shared.rows import GAPS, laid

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, Derived, agree, bounds_of, compare
-from npudiff.component import Subject
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import Derived, agree, bounds_of, compare
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import NotApplicable, Property, Subject
 from npudiff.properties.rotary.case import RotaryCase
 from npudiff.properties.rotary.inputs import build_inputs, exact_table
-from npudiff.property import NotApplicable, Property
 from npudiff.reference.rotary import RotaryInputs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 
 _THRESHOLDS = (128, 512, 1024, 2048, 8192, 10_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from npudiff.constraints import Axis
+from npudiff.model.constraints import Axis
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.head_dims import join_head_dims
 from npudiff.reference.paged_kv import LAYOUTS

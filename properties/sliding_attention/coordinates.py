@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from npudiff.pattern import NOWHERE
+from npudiff.judge.pattern import NOWHERE
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties._shared.rows import laid
 from npudiff.properties.sliding_attention.borders import LiveRange, border_tokens
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties.sliding_attention.borders import LiveRange, border_tokens, live_range
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 

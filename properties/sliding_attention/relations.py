@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, agree, bounds_of, same_bits
-from npudiff.component import Subject
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import agree, bounds_of, same_bits
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import NotApplicable, Property, Subject
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 from npudiff.properties.sliding_attention.inputs import build_inputs
-from npudiff.property import NotApplicable, Property
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 

@@ -10,8 +10,8 @@ from itertools import cycle, islice
 
 from hypothesis import assume
 
-from npudiff.constraints import Allowed, Box, allows, intersection
-from npudiff.draw import DISTINCT, Chooser
+from npudiff.draw.chooser import DISTINCT, Chooser
+from npudiff.model.constraints import Allowed, Box, allows, intersection
 from npudiff.properties._shared import empty_parts
 from npudiff.properties.sliding_attention.case import Request
 

@@ -1,7 +1,7 @@
 """The activation between the two products of quantised experts: its cases, data, and what must hold."""
 
-from npudiff.component import Component
-from npudiff.constraints import Box
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.swiglu_quant.case import AXES, SwigluQuantCase, check_case, describe, features, values

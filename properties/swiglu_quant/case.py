@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.constraints import Axis, check_axes
+from npudiff.model.constraints import Axis, check_axes
 from npudiff.properties._shared import rows
 from npudiff.reference.swiglu import ROUNDINGS, Activation
 from npudiff.reference.swiglu_quant import GATES

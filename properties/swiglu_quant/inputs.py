@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from npudiff.data import Stream
-from npudiff.pattern import NOWHERE
+from npudiff.draw.data import Stream
+from npudiff.judge.pattern import NOWHERE
 from npudiff.properties._shared.rows import laid
 from npudiff.properties.swiglu_quant.case import DTYPES, SwigluQuantCase
 from npudiff.reference.swiglu import Activation

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.compare import Comparison, Derived, agree, bounds_of, compare
-from npudiff.component import Subject
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import Derived, agree, bounds_of, compare
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import NotApplicable, Property, Subject
 from npudiff.properties._shared.token_order import in_another_order
 from npudiff.properties.swiglu_quant.case import SwigluQuantCase
 from npudiff.properties.swiglu_quant.inputs import build_inputs
-from npudiff.property import NotApplicable, Property
 from npudiff.reference.swiglu_quant import SwigluQuantInputs
 
 

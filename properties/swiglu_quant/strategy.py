@@ -8,8 +8,8 @@ from typing import TypeVar
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.constraints import Box, Constraints
-from npudiff.draw import Chooser, within
+from npudiff.draw.chooser import Chooser, within
+from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared import rows
 from npudiff.properties.swiglu_quant.case import (
     ACTIVATIONS,

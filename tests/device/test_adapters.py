@@ -8,17 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.component import ImplementationRaised
-from npudiff.constraints import Constraints
 from npudiff.device import ascend, targets
 from npudiff.device.ascend.swa_mask import window_mask
-from npudiff.engine import EQUIVALENCE, Subject, run_job
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.judge.compare import compare
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import ImplementationRaised
+from npudiff.model.constraints import Constraints
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties.sliding_attention import component
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 from npudiff.properties.swa_mask import SwaMaskCase
 from npudiff.properties.swa_mask import component as mask_component
+from npudiff.run.engine import Subject, run_job
 
 ATTENTION = [item for item in map(vars(ascend).get, ascend.__all__) if item.component == "sliding_attention"]
 DECODES = [item for item in ATTENTION if "decode" in item.name]

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npudiff.compare import compare
 from npudiff.device import targets
 from npudiff.device.ascend.decoder_layer import composed_layer, layer_by_flags
 from npudiff.device.ascend.layer_flags import FLAGS, FlagsRefused, reason_against
+from npudiff.judge.compare import compare
 from npudiff.properties.decoder_layer import DecoderLayerCase, LayerRequest, component
 from npudiff.reference.spread import CONFIDENCE
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npudiff.component import Subject
 from npudiff.device.ascend import hybrid_pools as ascend
 from npudiff.device.mutants import hybrid_pools as mutants
 from npudiff.device.targets import sim
-from npudiff.discovery import implementations_in
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.outcome import Budget, Job, Verdict
-from npudiff.plan import DEFAULT_EXAMPLES
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.trace import Walk
+from npudiff.model.component import Subject
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties.hybrid_pools import component
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.properties.hybrid_pools.inputs import TokenSource, open_inputs
@@ -31,7 +31,9 @@ from npudiff.reference.hybrid_pools import (
     Share,
     in_words,
 )
-from npudiff.walk import Walk
+from npudiff.run.discovery import implementations_in
+from npudiff.run.engine import run_job
+from npudiff.run.plan import DEFAULT_EXAMPLES
 
 RIGHT = implementations_in(ascend)
 MUTANTS = implementations_in(mutants)

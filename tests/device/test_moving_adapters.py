@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from npudiff.compare import compare
-from npudiff.component import ImplementationRaised, Subject
 from npudiff.device import targets
 from npudiff.device.ascend import cache_gather as gather
 from npudiff.device.ascend import format_cast as cast
+from npudiff.judge.compare import compare
+from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.properties import cache_gather, format_cast
 from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
 from npudiff.properties.format_cast import FormatCastCase

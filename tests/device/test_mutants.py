@@ -10,16 +10,16 @@ import pytest
 from draws import drawn
 from mutant_pairs import PAIRS
 from mutant_pairs.sliding_attention import AT_LENGTH
-from npudiff.calls import EARLIER_CALLS
-from npudiff.compare import same_bits
-from npudiff.component import ImplementationRaised, Subject
 from npudiff.device import ascend, mutants, targets
-from npudiff.discovery import load_components
-from npudiff.engine import run_case, run_job
-from npudiff.outcome import Job
-from npudiff.plan import Request as RunRequest
-from npudiff.plan import make_plan
+from npudiff.judge.compare import same_bits
+from npudiff.judge.properties import EARLIER_CALLS
+from npudiff.model.component import ImplementationRaised, Subject
+from npudiff.model.job import Job
 from npudiff.properties.sliding_attention.case import Request
+from npudiff.run.discovery import load_components
+from npudiff.run.engine import run_case, run_job
+from npudiff.run.plan import Request as RunRequest
+from npudiff.run.plan import make_plan
 
 COMPONENTS = {component.name: component for component in load_components(())}
 # Those of components with history are wrong after some steps, and have tests of their own (test_hybrid_pools.py).

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from npudiff import implementation
-from npudiff.component import ImplementationRaised, Subject
 from npudiff.device.ascend import rope_cache as ascend
 from npudiff.device.ascend.rope_cache import RepeatedHalves, Rope, read_halves, rope_of
 from npudiff.device.mutants import rope_cache as mutants
-from npudiff.discovery import implementations_in, load_target
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import ImplementationRaised, Subject
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties.rope_cache import RopeCacheCase, build_inputs, component
 from npudiff.reference.rope_scaling import RopeConfig
+from npudiff.run.discovery import implementations_in, load_target
+from npudiff.run.engine import run_job
 
 ADAPTERS = [item for item in implementations_in(ascend) if item.component == "rope_cache"]
 MUTANTS = [item for item in implementations_in(mutants) if item.component == "rope_cache"]

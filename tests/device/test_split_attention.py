@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.component import Subject
 from npudiff.device import ascend, targets
 from npudiff.device.ascend.split_attention import Part, SplitAttention
+from npudiff.judge.compare import compare
+from npudiff.model.component import Subject
 from npudiff.properties.sliding_attention import component
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 

@@ -15,16 +15,15 @@ import torch
 from hypothesis import strategies as st
 
 import npudiff
-from npudiff.compare import same_bits
-from npudiff.component import Component, Subject
-from npudiff.constraints import Axis, Constraints
-from npudiff.draw import Chooser
-from npudiff.engine import EQUIVALENCE
-from npudiff.implementation import Implementation
-from npudiff.outcome import Job
-from npudiff.property import Property
+from npudiff.draw.chooser import Chooser
+from npudiff.judge.compare import same_bits
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Axis, Constraints
+from npudiff.model.implementation import Implementation
+from npudiff.model.job import Job
+from npudiff.model.target import Target
 from npudiff.reference.bounds import Expected
-from npudiff.target import Target
 
 AXES = {
     "count": Axis("how many numbers", range(1, 101)),

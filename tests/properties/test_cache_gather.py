@@ -7,16 +7,17 @@ import torch
 
 from draws import drawn
 from npudiff import implementation
-from npudiff.component import Subject
-from npudiff.constraints import Constraints, parse_where
-from npudiff.discovery import load_target
-from npudiff.engine import run_job
-from npudiff.outcome import Budget, Job, Verdict
-from npudiff.pattern import NOWHERE
+from npudiff.judge.pattern import NOWHERE
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints, parse_where
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties.cache_gather import build_inputs, check_case, component, describe, features, values
 from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
 from npudiff.properties.cache_gather.inputs import page_names
 from npudiff.reference.cache_gather import cache_gather, token_slots
+from npudiff.run.discovery import load_target
+from npudiff.run.engine import run_job
 
 BUSY = CacheGatherCase(
     (Stretch(17, 16), Stretch(0, 48), Stretch(32), Stretch(5, 32)),

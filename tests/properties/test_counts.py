@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 
 from draws import drawn
-from npudiff.constraints import Constraints
-from npudiff.discovery import load_components
+from npudiff.model.constraints import Constraints
+from npudiff.run.discovery import load_components
 
 COMPONENTS = {component.name: component for component in load_components(())}
 

@@ -3,15 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from npudiff.component import Subject
 from npudiff.device import targets
 from npudiff.device.ascend.decoder_layer import layer_by_flags
 from npudiff.device.mutants import decoder_layer as mutants
 from npudiff.device.mutants import decoder_layer_latent as latent_mutants
+from npudiff.model.component import NotApplicable, Subject
 from npudiff.properties.decoder_layer import DecoderLayerCase, LayerRequest, component
 from npudiff.properties.decoder_layer.inputs import build_inputs, steps_of, token_places
 from npudiff.properties.decoder_layer.relations import regrouped
-from npudiff.property import NotApplicable
 from npudiff.reference.decoder_layer import LayerStep
 
 REQUESTS = (LayerRequest(0, 5), LayerRequest(3, 7))
@@ -65,7 +64,7 @@ def unrestricted(mutant):
 def test_flags_say_nothing_of_a_layer_with_one_path():
     from dataclasses import replace
 
-    from npudiff.constraints import Constraints
+    from npudiff.model.constraints import Constraints
 
     single = replace(layer_by_flags, constraints=Constraints.of({"use_fia": (True,), "native_norm": (False,),
                                                                  "fia_nz": (False,), "mlapo": (False,)}))  # fmt: skip

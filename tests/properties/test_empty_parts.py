@@ -9,16 +9,17 @@ import torch
 
 import npudiff
 from draws import drawn
-from npudiff.component import Subject
-from npudiff.constraints import Constraints
 from npudiff.device import ascend, targets
 from npudiff.device.ascend.cache_gather import gathered, tokens
 from npudiff.device.ascend.dynamic_quant import quantised
-from npudiff.discovery import load_component
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.outcome import Budget, Job
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.job import Budget, Job
 from npudiff.properties._shared import empty_parts
 from npudiff.properties.dynamic_quant import DynamicQuantCase, build_inputs, check_case
+from npudiff.run.discovery import load_component
+from npudiff.run.engine import run_job
 
 ALL = range(1, 9)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from draws import drawn
-from npudiff import neighbours
-from npudiff.codec import dumps, loads
-from npudiff.component import Subject
-from npudiff.constraints import Constraints
 from npudiff.device import targets
-from npudiff.discovery import load_components
-from npudiff.implementation import Implementation
+from npudiff.draw import derived_cases
+from npudiff.model.codec import dumps, loads
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.implementation import Implementation
+from npudiff.run.discovery import load_components
 
 COMPONENTS = load_components(())
 
@@ -112,7 +112,7 @@ def test_relations_have_names_and_summaries_of_their_own(component):
 @every_component
 def test_cases_before_and_after_a_case_can_be_derived_from_it(component):
     subject = Subject(component, Implementation(component.name, "any", component.reference), targets.sim(None))
-    found = {neighbours.smaller: 0, neighbours.alike: 0, neighbours.larger: 0}
+    found = {derived_cases.smaller: 0, derived_cases.alike: 0, derived_cases.larger: 0}
     cases = drawn(component, Constraints(), 40) if component.history is None else []
     for case in cases:
         for find in found:
@@ -121,6 +121,6 @@ def test_cases_before_and_after_a_case_can_be_derived_from_it(component):
             if other is not None:
                 component.check_case(other)
                 found[find] += 1
-    assert found[neighbours.alike] == len(cases)
-    assert found[neighbours.larger] >= 0.8 * len(cases)
-    assert found[neighbours.smaller] >= 0.4 * len(cases)
+    assert found[derived_cases.alike] == len(cases)
+    assert found[derived_cases.larger] >= 0.8 * len(cases)
+    assert found[derived_cases.smaller] >= 0.4 * len(cases)

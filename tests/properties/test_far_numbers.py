@@ -8,18 +8,20 @@ import pytest
 import torch
 
 import npudiff
-from npudiff.component import Subject
-from npudiff.constraints import Constraints
-from npudiff.data import Stream
 from npudiff.device import ascend, targets
 from npudiff.device.ascend.dynamic_quant import quantised, smoothed
 from npudiff.device.ascend.moe_gating import best, by_expert, scored, weighted
-from npudiff.discovery import load_component
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.draw.data import Stream
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties._shared import magnitudes
 from npudiff.properties.moe_finalize import MoeFinalizeCase
 from npudiff.properties.moe_gating import MoeGatingCase, check_case
+from npudiff.run.discovery import load_component
+from npudiff.run.engine import run_job
 
 
 def outcome(component, function, **within):

@@ -7,15 +7,16 @@ import torch
 
 from draws import drawn
 from npudiff import implementation
-from npudiff.compare import compare
-from npudiff.component import Subject
-from npudiff.constraints import Constraints
-from npudiff.discovery import load_target
-from npudiff.engine import run_job
-from npudiff.evidence import worst_element
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.findings.evidence import worst_element
+from npudiff.judge.compare import compare
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties.format_cast import FormatCastCase, check_case, component, describe, features
 from npudiff.reference.format_cast import format_cast
+from npudiff.run.discovery import load_target
+from npudiff.run.engine import run_job
 
 
 def run(inputs, target):

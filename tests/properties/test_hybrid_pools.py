@@ -11,13 +11,14 @@ import torch
 from hypothesis import seed
 from hypothesis.stateful import run_state_machine_as_test
 
-from npudiff.codec import dumps, loads
-from npudiff.component import ImplementationRaised, Subject
-from npudiff.constraints import Constraints
 from npudiff.device.ascend.hybrid_pools import AscendPools, NativePools
 from npudiff.device.targets import sim
-from npudiff.implementation import Implementation
-from npudiff.profiles import hypothesis_settings
+from npudiff.draw.presets import hypothesis_settings
+from npudiff.judge.trace import Walk
+from npudiff.model.codec import dumps, loads
+from npudiff.model.component import ImplementationRaised, Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.implementation import Implementation
 from npudiff.properties.hybrid_pools import component
 from npudiff.properties.hybrid_pools.case import KINDS, HybridPoolsCase, check_case, describe, features
 from npudiff.properties.hybrid_pools.choices import CHOICES
@@ -36,7 +37,6 @@ from npudiff.reference.hybrid_pools import (
     Share,
     in_words,
 )
-from npudiff.walk import Walk
 
 
 def case(*steps, **sizes):

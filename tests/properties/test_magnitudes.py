@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npudiff.component import Subject
-from npudiff.constraints import Constraints
 from npudiff.device import ascend, targets
-from npudiff.discovery import load_component
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.outcome import Budget, Job
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.job import Budget, Job
 from npudiff.properties._shared import magnitudes
+from npudiff.run.discovery import load_component
+from npudiff.run.engine import run_job
 
 
 def flushed(inputs):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.properties._shared.moved_data import DTYPES, random_bits
 
 

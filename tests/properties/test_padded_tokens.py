@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from npudiff import implementation
-from npudiff.component import Subject
-from npudiff.constraints import Constraints
 from npudiff.device.ascend.padded_tokens import native, weights_of
-from npudiff.discovery import load_target
-from npudiff.engine import run_job
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties.padded_tokens import component
 from npudiff.properties.padded_tokens.case import Batch, PaddedTokensCase
 from npudiff.reference.padded_tokens import real_rows
+from npudiff.run.discovery import load_target
+from npudiff.run.engine import run_job
 
 BROKEN = {
     "what_padding_holds": lambda i, o: {"output": o["output"] + i.states[-1:].nan_to_num()},

@@ -9,16 +9,17 @@ import pytest
 
 import npudiff
 from draws import drawn
-from npudiff.component import Subject
-from npudiff.constraints import Constraints
 from npudiff.device import ascend, targets
-from npudiff.discovery import load_component
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.outcome import Budget, Job
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.job import Budget, Job
 from npudiff.properties._shared import padding
 from npudiff.properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase
 from npudiff.properties.mla_preprocess.case import MlaPreprocessCase
 from npudiff.properties.paged_cache.case import PagedCacheCase
+from npudiff.run.discovery import load_component
+from npudiff.run.engine import run_job
 
 COMPONENTS = ("paged_cache", "kv_rmsnorm_rope_cache", "mla_preprocess")
 

@@ -5,7 +5,7 @@ import torch
 
 from broken import verdict
 from npudiff.device.ascend.quant_matmul import composed_quant_matmul
-from npudiff.outcome import Verdict
+from npudiff.model.outcome import Verdict
 from npudiff.properties.quant_matmul import QuantMatmulCase, build_inputs, check_case, component
 from npudiff.reference.quant_matmul import quant_matmul
 

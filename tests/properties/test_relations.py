@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from npudiff import implementation
-from npudiff.component import Subject
 from npudiff.device.ascend.sliding_attention import torch_native
-from npudiff.discovery import load_target
-from npudiff.engine import run_job
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.model.component import Subject
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties.sliding_attention import component
 from npudiff.reference.sliding_attention import sliding_attention
+from npudiff.run.discovery import load_target
+from npudiff.run.engine import run_job
 
 CALLS = itertools.count()
 

@@ -12,15 +12,16 @@ import torch
 
 from draws import drawn
 from npudiff import implementation
-from npudiff.component import Subject
-from npudiff.constraints import Constraints, parse_where
 from npudiff.device.ascend.rope_cache import RepeatedHalves, read_halves, read_table
-from npudiff.discovery import load_target
-from npudiff.engine import run_job
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints, parse_where
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties.rope_cache import RopeCacheCase, build_inputs, check_case, component, coordinates, describe
 from npudiff.reference.rope_cache import rope_cache
 from npudiff.reference.rope_scaling import KINDS, RopeConfig, amplitude
+from npudiff.run.discovery import load_target
+from npudiff.run.engine import run_job
 
 DEFAULTS = RopeConfig()
 

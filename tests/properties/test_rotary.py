@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from npudiff import implementation
-from npudiff.component import Subject
-from npudiff.constraints import parse_where
 from npudiff.device.ascend.rotary import rotate
-from npudiff.discovery import load_target
-from npudiff.engine import run_case, run_job
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.model.component import Subject
+from npudiff.model.constraints import parse_where
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties.rotary import DATA, RotaryCase, build_inputs, check_case, component
 from npudiff.properties.rotary.inputs import exact_table
 from npudiff.properties.rotary.relations import turned
 from npudiff.reference.rotary import rotary
+from npudiff.run.discovery import load_target
+from npudiff.run.engine import run_case, run_job
 
 
 def right(inputs, _target=None):

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import npudiff
-from npudiff.component import Subject
 from npudiff.device import ascend, targets
-from npudiff.discovery import load_component
-from npudiff.engine import EQUIVALENCE, run_job
-from npudiff.outcome import Budget, Job
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Subject
+from npudiff.model.job import Budget, Job
 from npudiff.properties._shared.rows import GAPS, laid
 from npudiff.reference.views import GAP, MOST_SPARE, moved
+from npudiff.run.discovery import load_component
+from npudiff.run.engine import run_job
 
 
 def storage_of(tensor):

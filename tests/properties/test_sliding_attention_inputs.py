@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from npudiff.constraints import Constraints
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import build_inputs, cases
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 from npudiff.reference.cache_layout import CacheLayout

@@ -5,7 +5,7 @@ import time
 import pytest
 
 import draws
-from npudiff.constraints import Constraints, parse_where
+from npudiff.model.constraints import Constraints, parse_where
 from npudiff.properties.sliding_attention import build_inputs, component
 from npudiff.properties.sliding_attention.case import POISONS, RECIPES, check_case, features, values
 from npudiff.properties.sliding_attention.strategy import PAGE_SIZES

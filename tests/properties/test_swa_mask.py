@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import draws
-from npudiff.codec import dumps, loads
-from npudiff.constraints import Constraints, parse_where
+from npudiff.model.codec import dumps, loads
+from npudiff.model.constraints import Constraints, parse_where
 from npudiff.properties.swa_mask import (
     AXES,
     SwaMaskCase,

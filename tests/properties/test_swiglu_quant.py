@@ -7,14 +7,15 @@ import torch
 
 from draws import drawn
 from npudiff import implementation
-from npudiff.component import Subject
-from npudiff.constraints import Constraints
 from npudiff.device.ascend.swiglu_quant import composed
-from npudiff.discovery import load_target
-from npudiff.engine import run_job
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
 from npudiff.properties.swiglu_quant import component
 from npudiff.properties.swiglu_quant.case import SUMS, SwigluQuantCase
+from npudiff.run.discovery import load_target
+from npudiff.run.engine import run_job
 
 BROKEN = {
     "tokens_do_not_mix": lambda i, scale: scale * (1 + torch.arange(len(scale))),

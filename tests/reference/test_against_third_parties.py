@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from torch.nn import functional
 from torch.nn.attention import flex_attention as flex
 
-from npudiff.constraints import Constraints
+from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import build_inputs, cases
 from npudiff.reference.sliding_attention import sliding_attention
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
 
-from npudiff.compare import compare
-from npudiff.constraints import Constraints
+from npudiff.judge.compare import compare
+from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import build_inputs, cases
 from npudiff.properties.sliding_attention.case import RECIPES, Request, SlidingAttentionCase
 from npudiff.reference.bounds import EXPONENTIAL_ERROR, accumulation_error, exactly, underflow_step, unit_roundoff

@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
 from npudiff.reference.dynamic_quant import LEVELS, DynamicQuantInputs, by_largest, dynamic_quant, nearest, scales
 from npudiff.reference.inexact import Inexact
 

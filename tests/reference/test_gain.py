@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from npudiff.compare import compare, gain_error
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare, gain_error
 from npudiff.reference.bounds import gain_bound, rounding_gain, unit_roundoff
 from npudiff.reference.linear import carried_gain
 from npudiff.reference.rms_norm import RmsNormInputs, rms_norm

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.reference import expert_weights
 from npudiff.reference.expert_weights import ExpertRows, ExpertWeights, times, whole_product
 from npudiff.reference.grouped_matmul import GroupedMatmulInputs, counts_of, grouped_matmul

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from even import evenly
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.reference.inexact_attention import projected_attention, visible
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_attention

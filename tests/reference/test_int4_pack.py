@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.reference.int4_pack import Int4PackInputs, int4_pack
 
 

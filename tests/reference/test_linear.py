@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.reference.bounds import unit_roundoff
 from npudiff.reference.linear import carried, product
 

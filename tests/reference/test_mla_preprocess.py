@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npudiff.compare import compare
 from npudiff.device import ascend, targets
+from npudiff.judge.compare import compare
 from npudiff.properties.mla_preprocess import MlaPreprocessCase, build_inputs
 from npudiff.reference.mla_preprocess import MlaPreprocessInputs, mla_preprocess
 

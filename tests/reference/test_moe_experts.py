@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
 from npudiff.properties.moe_experts.case import MoeExpertsCase
 from npudiff.properties.moe_experts.inputs import build_inputs
 from npudiff.reference.dynamic_quant import as_terms, by_largest

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
 from npudiff.reference.moe_finalize import MoeFinalizeInputs, moe_finalize
 
 ROWS = torch.tensor([[1.0, -2.0], [4.0, 0.5], [8.0, 16.0], [-1.0, 3.0]])

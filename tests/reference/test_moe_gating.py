@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
 from npudiff.reference.inexact import Inexact
 from npudiff.reference.moe_gating import MoeGatingInputs, chosen_experts, moe_gating
 

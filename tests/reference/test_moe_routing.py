@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npudiff.compare import compare
+from npudiff.judge.compare import compare
 from npudiff.reference.moe_routing import NOWHERE, MoeRoutingInputs, moe_routing
 
 STATES = torch.arange(12, dtype=torch.bfloat16).view(4, 3)

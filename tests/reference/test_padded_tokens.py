@@ -8,8 +8,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
 from npudiff.reference.padded_tokens import PaddedTokensInputs, padded_tokens, real_rows, real_rows_of_chunks
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -7,8 +7,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
 from npudiff.reference.quant_matmul import QuantMatmulInputs, quant_matmul
 
 BF16, F16, INT8, INT32 = torch.bfloat16, torch.float16, torch.int8, torch.int32

@@ -16,7 +16,7 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 from transformers.models.glm import modeling_glm as glm  # its plain rope may be partial, Llama's not
 from transformers.models.llama import modeling_llama as llama
 
-from npudiff.compare import error_ratio
+from npudiff.judge.compare import error_ratio
 from npudiff.reference.rope_cache import RopeCacheInputs, rope_cache
 from npudiff.reference.rope_scaling import RopeConfig, amplitude, frequencies, get_mscale, softmax_scale
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npudiff.compare import error_ratio
+from npudiff.judge.compare import error_ratio
 from npudiff.reference.bounds import FLOAT32_ROUNDOFF, unit_roundoff
 from npudiff.reference.rope_cache import RopeCacheInputs, entry_rounding, rope_cache
 from npudiff.reference.rope_scaling import KINDS, RopeConfig, amplitude, frequencies

@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
 from npudiff.reference.scale_pack import ScalePackInputs, cut_to_19_bits, scale_pack
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from npudiff.constraints import Constraints
+from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import build_inputs, cases
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 from npudiff.reference import attention_tile, cache_reader

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from even import evenly
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 from npudiff.reference.bounds import unit_roundoff
 from npudiff.reference.decoder_layer.turning import turned
 from npudiff.reference.rms_norm import RmsNormInputs, rms_norm

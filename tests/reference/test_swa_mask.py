@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from npudiff.constraints import Constraints
+from npudiff.model.constraints import Constraints
 from npudiff.properties.swa_mask import build_inputs, cases
 from npudiff.reference.swa_mask import SwaMaskInputs, swa_mask
 

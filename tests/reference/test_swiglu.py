@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
 from npudiff.reference.swiglu import Activation, SwigluInputs, swiglu
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -7,8 +7,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from npudiff.compare import compare
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
 from npudiff.reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
 
 BF16, F16 = torch.bfloat16, torch.float16

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from npudiff import implementation
-from npudiff.component import Subject
-from npudiff.discovery import load_target
-from npudiff.engine import run_job
-from npudiff.outcome import Budget, Job, Verdict
+from npudiff.model.component import Subject
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
+from npudiff.run.discovery import load_target
+from npudiff.run.engine import run_job
 
 
 def verdict(component, relation, device, supports=None, examples=60) -> Verdict:

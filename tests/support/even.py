@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from npudiff.data import Stream
+from npudiff.draw.data import Stream
 
 
 def evenly(shape, seed, name="even"):

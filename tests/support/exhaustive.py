@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from npudiff.component import Component, Subject
-from npudiff.constraints import Constraints
-from npudiff.engine import property_of_mutant, run_case
-from npudiff.implementation import Implementation
-from npudiff.outcome import Job
+from npudiff.judge.properties import property_of_mutant
+from npudiff.model.component import Component, Subject
+from npudiff.model.constraints import Constraints
+from npudiff.model.implementation import Implementation
+from npudiff.model.job import Job
+from npudiff.model.target import Target
+from npudiff.run.engine import run_case
 from npudiff.score.trials import elements
-from npudiff.target import Target
 
 _FIRST_BOUND = 64
 """Cases are listed up to at least this size at first, and up to twice as much where none of them fails."""

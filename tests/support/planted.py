@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from npudiff.component import ImplementationRaised
-from npudiff.isolation.faults import Kind, RemoteError
-from npudiff.isolation.judge import IsolatedJudge
-from npudiff.outcome import Isolation, Job, Outcome
+from npudiff.model.component import ImplementationRaised
+from npudiff.model.job import Isolation, Job
+from npudiff.model.outcome import Outcome
+from npudiff.run.isolation.faults import Kind, RemoteError
+from npudiff.run.isolation.judge import IsolatedJudge
 
 
 @dataclass

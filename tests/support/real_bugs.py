@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from npudiff.discovery import built_in_implementations
-from npudiff.implementation import Implementation
+from npudiff.model.implementation import Implementation
+from npudiff.run.discovery import built_in_implementations
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "real-bugs.md"
 BEGIN = "## Mutants, by component\n"

@@ -50,7 +50,13 @@ if __name__ == "__main__":
     from npudiff.device import simulator
 
     simulator.install()
-    strange = ("safetensors", "npudiff.reference", "npudiff.properties", "npudiff.findings", "npudiff.reproduce")
+    strange = (
+        "safetensors",
+        "npudiff.reference",
+        "npudiff.properties",
+        "npudiff.findings.finding",
+        "npudiff.findings.reproduce",
+    )
     assert not [name for name in sys.modules if name.startswith(strange)]
     with simulator.use_profile(sys.argv[1]):
         print(json.dumps({folder: outcome(Path(folder), "cpu") for folder in sys.argv[2:]}))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from npudiff.contract import ACCEPTED, Answer, Standing
 from npudiff.device.contract.acceptance import answer, changed_meaning, parsed, refusal, takes, type_text
 from npudiff.device.contract.calls import Call, kind_of
+from npudiff.model.contract import ACCEPTED, Answer, Standing
 
 SCHEMA = "npu_f(Tensor x, int k, Tensor? bias=None, *, int[]? sizes=None, str mode='half', float eps=1e-06) -> Tensor"
 

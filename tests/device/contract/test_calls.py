@@ -11,7 +11,7 @@ from npudiff.device import targets
 from npudiff.device.contract.calls import Call, kind_of, merge, recorded_calls, watching, write_calls
 from npudiff.device.contract.drawing import implementations, run_drawn
 from npudiff.device.simulator import install
-from npudiff.discovery import component_names, load_component
+from npudiff.run.discovery import component_names, load_component
 
 EXAMPLES = 3
 

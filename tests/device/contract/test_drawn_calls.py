@@ -16,7 +16,7 @@ from npudiff.device.contract.drawing import implementations, run_drawn
 from npudiff.device.contract.shapes import ShapeWatch, is_of_torch_npu
 from npudiff.device.simulator.library import operators
 from npudiff.device.simulator.schemas import namespace, qualified_name
-from npudiff.discovery import component_names, load_component
+from npudiff.run.discovery import component_names, load_component
 
 EXAMPLES = 15
 """Cases of each implementation."""

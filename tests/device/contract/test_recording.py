@@ -11,7 +11,7 @@ import pytest
 import npudiff.device.contract.__main__ as recording
 from npudiff.device.contract.listing import LISTING
 from npudiff.device.contract.versions import recorded_wheels
-from npudiff.discovery import load_component
+from npudiff.run.discovery import load_component
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from npudiff.contract import Answer, Standing
 from npudiff.device.contract import contract, table
 from npudiff.device.contract.calls import Call, recorded_calls
 from npudiff.device.contract.listing import LISTING, Listing
 from npudiff.device.contract.versions import BASE, BASE_SCHEMAS, recorded_wheels
 from npudiff.errors import UsageError
+from npudiff.model.contract import Answer, Standing
 
 
 @pytest.fixture(autouse=True)

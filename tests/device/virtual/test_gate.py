@@ -8,8 +8,8 @@ import json
 import pytest
 
 from npudiff.cli import main
-from npudiff.environment import version_of
 from npudiff.errors import ExitCode
+from npudiff.run.environment import version_of
 
 pytestmark = pytest.mark.virtual
 

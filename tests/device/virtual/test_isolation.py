@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from npudiff.component import Subject
 from npudiff.device import ascend, targets
 from npudiff.device.virtual import faults
-from npudiff.discovery import load_component
-from npudiff.engine import EQUIVALENCE
-from npudiff.isolation.faults import Kind
-from npudiff.outcome import Isolation, Job
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Subject
+from npudiff.model.job import Isolation, Job
+from npudiff.run.discovery import load_component
+from npudiff.run.isolation.faults import Kind
 from planted import inspected, places
 
 pytestmark = pytest.mark.virtual

@@ -112,7 +112,7 @@ class TestWithTorchNpu:
     def test_the_npu_target_is_hardware(self):
         """A virtual device must not be reported as a real one."""
         from npudiff.device.targets import npu
-        from npudiff.target import TargetUnavailable
+        from npudiff.model.target import TargetUnavailable
 
         with pytest.raises(
             TargetUnavailable, match="runs on the virtual NPU in this process: ask for --target virtual"
@@ -120,7 +120,7 @@ class TestWithTorchNpu:
             npu(None)
 
     def test_the_default_target_is_not_the_virtual_one(self):
-        from npudiff.discovery import default_target
+        from npudiff.run.discovery import default_target
 
         assert default_target(None).name == "sim"
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from draws import drawn
-from npudiff.component import Subject
-from npudiff.constraints import Constraints
-from npudiff.discovery import load_components, load_target, select_implementations
-from npudiff.walk import Walk
+from npudiff.judge.trace import Walk
+from npudiff.model.component import Subject
+from npudiff.model.constraints import Constraints
+from npudiff.run.discovery import load_components, load_target, select_implementations
 
 pytestmark = pytest.mark.virtual
 

@@ -10,7 +10,7 @@ import pytest
 
 from npudiff.errors import DeviceLost, ExitCode
 from npudiff.gate import run as gate_run
-from npudiff.run_page.read import read_records
+from npudiff.show.run_page.read import read_records
 
 
 def test_a_finding_closes_the_gate(gate, tmp_path):

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from npudiff.constraints import Constraints
-from npudiff.discovery import load_components, select_implementations
-from npudiff.ordinary import Ordinary
+from npudiff.model.baselines import Ordinary
+from npudiff.model.constraints import Constraints
+from npudiff.run.discovery import load_components, select_implementations
 from npudiff.score.cases import MOST_FIXED, fixed_cases, random_cases, supported
 
 ORDINARY = Ordinary(

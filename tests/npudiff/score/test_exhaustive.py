@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from exhaustive import Space, cases_up_to, check_rising, smallest_failing
-from npudiff.constraints import Constraints
+from npudiff.model.constraints import Constraints
 
 KNOWN, LARGEST = 7, 40
 

@@ -10,9 +10,9 @@ import pytest
 from exhaustive import check_rising, size_of, smallest_failing
 from exhaustive_spaces import SPACES
 from npudiff.device import mutants, targets
-from npudiff.discovery import load_components
-from npudiff.engine import run_job
-from npudiff.plan import Request, make_plan
+from npudiff.run.discovery import load_components
+from npudiff.run.engine import run_job
+from npudiff.run.plan import Request, make_plan
 
 COMPONENTS = {component.name: component for component in load_components(())}
 SEEDS = range(1, 6)

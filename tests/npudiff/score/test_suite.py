@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from npudiff import in_place
 from npudiff.cli import main
-from npudiff.discovery import built_in_implementations
 from npudiff.errors import ExitCode, UsageError
+from npudiff.run.discovery import built_in_implementations
+from npudiff.score import substitute as in_place
 from npudiff.score.suite import run_suite
 
 MUTANTS = {item.name: item for item in built_in_implementations() if item.wrong is not None}

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npudiff.compare import OutputComparison, error_ratio
-from npudiff.component import ImplementationRaised
-from npudiff.implementation import Implementation
-from npudiff.ordinary import Ordinary
+from npudiff.judge.compare import error_ratio
+from npudiff.model.baselines import Ordinary
+from npudiff.model.comparison import OutputComparison
+from npudiff.model.component import ImplementationRaised
+from npudiff.model.implementation import Implementation
 from npudiff.score.methods import ALLCLOSE, METHODS, PUBLISHED, _not_close, _published
 from npudiff.score.trials import elements, run_trials
 

@@ -1,0 +1,255 @@
+"""What can be asked on the command line: commands, options, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from npudiff.errors import ExitCode
+from npudiff.gate.rotation import ROTATING
+from npudiff.model.version import VERSION
+
+DEFAULT_ROOT = Path(".npudiff")
+"""Folder below which findings and remembered cases are kept."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose usage errors have npudiff's exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave."""
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _seconds(text: str) -> float:
+    """Read a duration such as ``90``, ``60s`` or ``10m``."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a duration such as 60s or 10m, got {text!r}")
+    return seconds
+
+
+def positive(text: str) -> int:
+    """Read a positive number."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="npudiff",
+        description="Test Ascend NPU implementations against pure-PyTorch references, on drawn cases.",
+        epilog="Exit codes: 0 clean, 1 findings, 2 interrupted, 3 internal error, 4 usage, 5 nothing ran, 6 no device.",
+    )
+    parser.add_argument("--version", action="version", version=f"npudiff {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_check(commands)
+    _add_gate(commands)
+    _add_list(commands)
+    _add_replay(commands)
+    _add_report(commands)
+    _add_score(commands)
+    _add_doctor(commands)
+    virtual = commands.add_parser(
+        "virtual",
+        help="run a program on a virtual NPU: npudiff virtual -- python script.py",
+        description="Run a program in whose Python processes device='npu' is a virtual NPU on host memory.",
+    )
+    virtual.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...", help="what to run")
+    return parser
+
+
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="check implementations on drawn cases",
+        description="Check every implementation against its reference and its relations, on drawn cases.",
+    )
+    check.add_argument("components", nargs="*", metavar="COMPONENT", help="components to check; all by default")
+    check.add_argument("--case", metavar="JSON", help="run this one case instead of drawing any")
+    _add_target(check)
+    amount = check.add_mutually_exclusive_group()
+    amount.add_argument("--examples", type=positive, metavar="N", help="cases of equivalence per implementation")
+    amount.add_argument("--budget", type=_seconds, metavar="TIME", help="time for the whole run, such as 60s or 10m")
+    check.add_argument("--profile", metavar="MODEL", help="draw within a model's sizes, such as step-3.5-flash")
+    check.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="AXIS=VALUES",
+        help="draw within these values only: window=512,none or kv_length=1..4096 (see 'npudiff list COMPONENT')",
+    )
+    check.add_argument("--seed", type=int, metavar="N", help="seed of the draws")
+    check.add_argument(
+        "--hypothesis-profile",
+        default="dev",
+        metavar="NAME",
+        help="dev, ci (the same cases every time) or nightly",
+    )
+    _add_run(check)
+
+
+def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    gate = commands.add_parser(
+        "gate",
+        help="the gate of a CI job: the same cases every time, known issues, and other cases until the time is up",
+        description="Run the gate of a CI job. It leaves junit.xml, npudiff.sarif and summary.md in its output folder.",
+    )
+    gate.add_argument("components", nargs="*", metavar="COMPONENT", help="components to check; all by default")
+    _add_target(gate)
+    gate.add_argument("--budget", type=_seconds, default=600.0, metavar="TIME", help="time for all of it (10m)")
+    gate.add_argument("--examples", type=positive, metavar="N", help="cases of equivalence that are always run (100)")
+    gate.add_argument("--known", type=Path, metavar="FILE", help="known issues (known_issues.toml, if it is there)")
+    gate.add_argument("--since", metavar="REV", help="run first what has changed since this revision")
+    gate.add_argument(
+        "--touches",
+        action="append",
+        default=[],
+        metavar="PATTERN=COMPONENTS",
+        help="with --since, what files touch that no Python module imports: 'csrc/attention/*=sliding_attention'",
+    )
+    gate.add_argument("--rotation", metavar="NAME", help="name of the rotating part; the time (UTC) by default")
+    gate.add_argument(
+        "--rotating",
+        choices=ROTATING,
+        default="fails",
+        help="what a finding of the rotating part does (fails)",
+    )
+    _add_run(gate)
+
+
+def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
+    listing = commands.add_parser("list", help="list components, implementations, properties and axes")
+    listing.add_argument("components", nargs="*", metavar="COMPONENT", help="show these in full")
+    listing.add_argument("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="list these only")
+
+
+def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
+    replay = commands.add_parser(
+        "replay",
+        help="run the cases of findings again: FIXED, FAILED or ERROR",
+        description="Run the cases of findings again. Nothing in a finding is executed, and no path in it is followed.",
+    )
+    replay.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="finding folders, or a folder of them")
+    _add_isolation(replay)
+    _add_target(replay)
+
+
+def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
+    report = commands.add_parser(
+        "report",
+        help="make one page of the runs that were",
+        description="Make one HTML page of the runs that left a record, with their findings. Needs no network.",
+    )
+    report.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        default=[DEFAULT_ROOT],
+        metavar="PATH",
+        help="output folders of runs, or records of single runs (.npudiff)",
+    )
+    report.add_argument("--output", type=Path, metavar="FILE", help="the page; by default report.html in the first one")
+
+
+def _add_score(commands: argparse._SubParsersAction[_Parser]) -> None:
+    score = commands.add_parser(
+        "score",
+        help="measure how many of the planted bugs are found, by npudiff and by ordinary tests",
+        description="Run npudiff, and tests as they are usually written, on every mutant from several seeds.",
+    )
+    score.add_argument("components", nargs="*", metavar="COMPONENT", help="components to score; all by default")
+    score.add_argument("--mutant", action="append", default=[], metavar="NAME", help="score these mutants only")
+    score.add_argument("--method", action="append", default=[], metavar="NAME", help="run these methods only")
+    score.add_argument(
+        "--suite",
+        metavar="COMMAND",
+        help="run this command with each mutant in place of the built-in implementation: 'pytest -x tests/mine'",
+    )
+    _add_place(score)
+    score.add_argument("--seeds", type=positive, default=10, metavar="N", help="seeds of npudiff's own method (10)")
+    score.add_argument("--baseline-seeds", type=positive, default=2, metavar="N", help="seeds of the other methods (2)")
+    score.add_argument("--examples", type=positive, default=100, metavar="N", help="cases per method and mutant (100)")
+    _add_workers(score)
+    score.add_argument(
+        "--budget", type=_seconds, metavar="TIME", help="begin no other seed after this time, such as 2m"
+    )
+    score.add_argument("--record", type=Path, metavar="FILE", help="write what --expect needs to this file, too")
+    score.add_argument("--expect", type=Path, metavar="FILE", help="fail if a mutant that this record has is lost")
+    _add_output(score)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    doctor = commands.add_parser("doctor", help="say what this machine can run, and what is missing")
+    doctor.add_argument("--target", metavar="NAME", help="say only whether this target works, in one line")
+    doctor.add_argument(
+        "--contract",
+        nargs="*",
+        type=Path,
+        metavar="WHEEL|FOLDER",
+        help="show which versions of torch_npu accept the calls of the implementations, and these besides",
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Add what every run of a plan can be told."""
+    _add_workers(parser)
+    parser.add_argument(
+        "--shared",
+        type=Path,
+        metavar="DIR",
+        help="an output folder of others, such as CI publishes: what failed there is tried first; it is not written",
+    )
+    _add_isolation(parser)
+    _add_output(parser)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show every property, and where the cases were")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="processes; by default up to 4 on the host, 1 on a device"
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where it is written (.npudiff)"
+    )
+
+
+def _add_isolation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--isolate",
+        action=argparse.BooleanOptionalAction,
+        help="run cases in a process that may die of them; by default on a device, and for crashes that are replayed",
+    )
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="TIME", help="isolated, for a case (60s)")
+    parser.add_argument(
+        "--warm-up", type=_seconds, default=300.0, metavar="TIME", help="isolated, until the device answers (5m)"
+    )
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--impl",
+        action="append",
+        default=[],
+        metavar="NAME|MODULE|FILE",
+        help="implementations to use: a name, a module, or a Python file with @npudiff.implementation functions",
+    )
+    _add_place(parser)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", metavar="NAME", help="sim, virtual or npu; by default npu where a device is visible"
+    )
+    parser.add_argument("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")

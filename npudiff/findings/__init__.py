@@ -1,0 +1,1 @@
+"""What is kept of a failure: folders, evidence, replay, pictures as numbers, and scripts."""

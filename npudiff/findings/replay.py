@@ -1,0 +1,173 @@
+"""Replaying findings: whether what failed once still fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from npudiff.errors import DeviceLost, UsageError, unknown
+from npudiff.findings.evidence import AFTER_OTHERS, POISONS
+from npudiff.findings.finding import FINDING_FILE, Finding, read_finding
+from npudiff.judge.properties import properties_of
+from npudiff.model.codec import from_plain
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.job import Isolation, Job
+from npudiff.model.outcome import Outcome, Verdict
+from npudiff.model.target import TargetUnavailable
+from npudiff.run.discovery import load_component, load_target, select_implementations
+from npudiff.run.engine import run_case, run_cases
+from npudiff.run.host import can_isolate, on_this_host
+from npudiff.run.isolation.faults import Kind
+
+
+class ReplayVerdict(Enum):
+    """What became of a finding."""
+
+    FIXED = "FIXED"
+    FAILED = "FAILED"
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One replayed finding.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Its folder.
+    verdict : ReplayVerdict
+        FIXED if the property holds now, FAILED if it does not, ERROR if it could not be replayed.
+    line : str
+        What to say about it.
+    outcome : Outcome or None
+        The run.
+    """
+
+    path: Path
+    verdict: ReplayVerdict
+    line: str
+    outcome: Outcome | None = None
+
+
+def finding_folders(paths: Sequence[Path]) -> list[Path]:
+    """Return the finding folders that the paths name: a folder itself, its ``finding.json``, or all folders in it."""
+    folders: list[Path] = []
+    for path in paths:
+        if path.name == FINDING_FILE:
+            folders.append(path.parent)
+        elif path.is_dir() and not (path / FINDING_FILE).exists():
+            children = (child for child in path.iterdir() if not child.is_symlink())
+            inner = sorted(child for child in children if (child / FINDING_FILE).exists())
+            folders.extend(inner or [path])
+        else:
+            folders.append(path)
+    return folders
+
+
+def replay(
+    folder: Path,
+    implementations: Sequence[str],
+    target: str | None,
+    cann: str | None,
+    *,
+    isolation: Isolation | None = None,
+    isolate: bool | None = None,
+) -> Replay:
+    """Run the case of a finding again.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The finding.
+    implementations : sequence of str
+        Modules or files that provide implementations besides the built-in ones; a finding never names what is
+        imported.
+    target, cann : str or None
+        Where to run, instead of where it was found.
+    isolation : Isolation or None
+        How to run what may kill the process.
+    isolate : bool or None
+        Whether to; None for on a device, and for what killed one before.
+    """
+    try:
+        finding = read_finding(folder)
+        job, case = _job(finding, implementations, target, cann)
+        outcome = _run(finding, job, case, isolation or Isolation(), isolate)
+    except (UsageError, TargetUnavailable) as error:
+        text = str(error)
+        return Replay(folder, ReplayVerdict.ERROR, text if text.startswith(str(folder)) else f"{folder}: {text}")
+    except DeviceLost:
+        raise
+    except Exception as error:  # noqa: BLE001 - a finding from elsewhere may hold a case that no strategy would draw
+        text = f"{folder}: the case cannot be run: {type(error).__name__}: {error}"
+        return Replay(folder, ReplayVerdict.ERROR, text)
+    return _told(folder, finding, outcome, case)
+
+
+def _told(folder: Path, finding: Finding, outcome: Outcome, case: Any) -> Replay:  # noqa: ANN401 - of any component
+    """What became of a finding whose case was run again."""
+    described = f"{outcome.job.name}: {outcome.job.subject.component.describe(case)}"
+    if outcome.poisonings:
+        return Replay(folder, ReplayVerdict.FAILED, f"{described}, and then another one", outcome)
+    if outcome.verdict is Verdict.NOT_APPLICABLE:
+        reason = next(iter(outcome.not_applicable), "the property says nothing about the case")
+        return Replay(folder, ReplayVerdict.ERROR, f"{described}: not applicable: {reason}", outcome)
+    if outcome.verdict is not Verdict.HOLDS:
+        return Replay(folder, ReplayVerdict.FAILED, described, outcome)
+    if finding.verdict == AFTER_OTHERS:
+        line = f"{described}: cannot be replayed: it holds by itself, and failed after cases that are not known"
+        return Replay(folder, ReplayVerdict.ERROR, line, outcome)
+    line = f"{described} (error {outcome.worst_ratio:.2g} of the bound)"
+    return Replay(folder, ReplayVerdict.FIXED, line, outcome)
+
+
+def _run(finding: Finding, job: Job, case: Any, isolation: Isolation, isolate: bool | None) -> Outcome:  # noqa: ANN401
+    """Run the case; one that poisons is run before the case in which that was seen."""
+    poisons = finding.verdict == POISONS
+    kills = poisons or finding.verdict in {kind.value for kind in Kind if kind is not Kind.RAISED}
+    wanted = kills or not on_this_host(job.subject.target) if isolate is None else isolate or poisons
+    if wanted and not can_isolate():
+        raise UsageError("--isolate needs Linux" + ("" if poisons else "; --no-isolate runs the case in this process"))
+    if poisons:
+        component = job.subject.component
+        victim = from_plain(component.case_type, finding.detail.get("victim"))
+        component.check_case(victim)
+        outcome = run_cases(job, (case, victim), isolation)
+    else:
+        outcome = run_case(job, case, isolation if wanted else None)
+    outcome.settle()
+    return outcome
+
+
+def _job(finding: Finding, selectors: Sequence[str], target: str | None, cann: str | None) -> tuple[Job, object]:
+    component = load_component(finding.component)
+    try:
+        case = from_plain(component.case_type, dict(finding.case))
+        component.check_case(case)
+    except ValueError as error:
+        raise UsageError(f"the case is damaged: {error}") from None
+    available = select_implementations([component], selectors) if selectors else []
+    available += select_implementations([component], [])
+    chosen = [item for item in available if item.name == finding.implementation]
+    if not chosen:
+        names = [item.name for item in available]
+        raise UsageError(f"{unknown('implementation', finding.implementation, names)}; give its file with --impl")
+    where = load_target(
+        target or finding.target, cann or (finding.cann if finding.target == "sim" and not target else None)
+    )
+    return Job(
+        Subject(component, chosen[0], where),
+        _property(component, finding.property_name),
+        chosen[0].constraints,
+    ), case
+
+
+def _property(component: Component, name: str) -> Property:
+    properties = {item.name: item for item in properties_of(component)}
+    if name not in properties:
+        raise unknown("property", name, properties)
+    return properties[name]

@@ -1,0 +1,215 @@
+"""A recording as a script: the calls in a straight line, and after them the part that all scripts share."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from npudiff.findings.reproduce.operands import Words, names_in
+from npudiff.findings.reproduce.recording import Recording, Step, made_in
+from npudiff.text import clipped, printable
+
+WIDTH = 116
+
+_SHARED = Path(__file__).with_name("standalone.py")
+_FOR_CHECKERS = re.compile(r"  # (noqa|fmt): .*$", re.MULTILINE)
+_COPIED = "# --- what follows is copied\n"
+
+_FIRST_LINES = """\
+# Written by npudiff: the calls of an implementation, as the dispatcher saw them, and what must come of them.
+# It needs torch, torch_npu and a device: python reproduce.py [--device npu:0]
+# Exit code 1 if the result is wrong, 0 if it is not, 2 if the calls cannot be made here.
+#
+"""
+"""Nothing that comes from elsewhere stands in the first two lines, where Python looks for an encoding."""
+
+_IMPORTS = """\
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # torch_npu is imported below, where it can be said why not
+import torch
+"""
+
+
+def script_of(recording: Recording, about: Sequence[str], data: str | None, device: str, end: str) -> str:
+    """Return the script.
+
+    Parameters
+    ----------
+    recording : Recording
+        What it does; trimmed.
+    about : sequence of str
+        Lines that say what it is, for people. They may hold anything.
+    data : str or None
+        Name of the file with its tensors, beside it.
+    device : str
+        Kind of the device on which it was recorded.
+    end : str
+        What came of the last call, if it did not return.
+    """
+    shared = _FOR_CHECKERS.sub("", _SHARED.read_text(encoding="utf-8").partition(_COPIED)[2])
+    operators = sorted({f"{step.said['operator']}.{step.said['overload']}" for step in recording.calls})
+    operators = [name for name in operators if not name.startswith("aten::")]
+    where = "None" if data is None else f'Path(__file__).with_name("{data}")'
+    body = "\n".join(_Writer(recording, device).lines())
+    parts = [
+        _FIRST_LINES,
+        "".join(f"# {clipped(printable(line), 400)}\n" for line in about),
+        f"{_IMPORTS}\n\ndef calls(run: Run, DEVICE: str) -> None:\n{textwrap.indent(body, '    ')}\n\n\n",
+        f"OPERATORS = {_listed(operators)}\n\n",
+        shared.rstrip("\n"),
+        '\n\n\nif __name__ == "__main__":\n',
+        f"    sys.exit(main(calls, {where}, OPERATORS, {clipped(printable(end), 400)!a}))\n",
+    ]
+    return "".join(parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "[" + "".join(f"\n    {name!a}," for name in names) + ("\n]" if names else "]")
+
+
+class _Writer:
+    """Writes the calls. What is not part of a run is done on the host, as npudiff does it."""
+
+    def __init__(self, recording: Recording, device: str) -> None:
+        self.recording, self.device = recording, device
+        self.on_host: dict[str, str] = {}  # outputs of runs, by their variables on the device
+        self.inside, self.outside = Words(device), Words("", self._host)
+        inside = [step for step in recording.calls if step.said["inside"]]
+        self.on_device = {name for step in inside for name in step.names}
+        self.on_device |= {name for step in inside for name in step.given}
+        self.on_device |= set(names_in([item["tensor"] for item in recording.unchanged]))
+
+    def _host(self, name: str) -> str:
+        return self.on_host.get(name, f"{name}.cpu()" if name in self.on_device else name)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the body of the function."""
+        expected = set(
+            names_in([[item[part] for part in ("value", "bound", "gain") if part in item] for item in self.judged])
+        )
+        loaded = [step.said for step in self.recording.steps if step.kind == "loaded"]
+        yield from (self._load(said) for said in loaded if said["name"] not in expected)
+        runs, number = sum(step.kind == "run" for step in self.recording.steps), 0
+        for step in self.recording.steps:
+            if step.kind == "run":
+                number += 1
+                yield f"\n# run {number} of the implementation" if runs > 1 else ""
+            else:
+                yield from self._step(step)
+        if self.recording.is_cut_short and self.recording.last is None:
+            yield "\nrun.last()  # all calls returned, and the device is waited for"
+        if self.judged or self.recording.unchanged:
+            yield ""
+        if self.recording.context:
+            yield f"# compared: {clipped(printable(self.recording.context), 300)}"
+        if self.recording.skipped:
+            yield f"# not compared, since no operator has computed it: {printable(', '.join(self.recording.skipped))}"
+        yield from (self._load(said) for said in loaded if said["name"] in expected)
+        yield from self._judging()
+
+    @property
+    def judged(self) -> list[dict[str, Any]]:
+        return self.recording.judged
+
+    def _step(self, step: Step) -> Iterator[str]:
+        if step.kind == "read":
+            yield f"# Python read {step.said['number']!r} from {step.said['name']}"
+        elif step.kind == "fetched":
+            yield f"{step.said['name']} = {self.inside.of(step.said['of'])}.cpu()"
+            self.on_host.update((name, step.said["name"]) for name in names_in(step.said["of"]))
+        elif step.kind == "call":
+            if step is self.recording.last:
+                yield "\nrun.last()"
+            yield _call(step, self.inside if step.said["inside"] else self.outside)
+
+    def _load(self, said: dict[str, Any]) -> str:
+        """A line that takes a tensor from the file; of one that is not all of its memory in order, how it lies."""
+        shape, stride, offset = said["shape"], said["stride"], said["offset"]
+        parts = [repr(said["memory"]), said["dtype"], str(tuple(shape))]
+        if stride != _contiguous(shape):
+            parts.append(f"stride={tuple(stride)}")
+        if offset:
+            parts.append(f"offset={offset}")
+        if said["name"] not in self.on_device or said["device"].partition(":")[0] != self.device:
+            parts.append('device="cpu"')
+        return f"{said['name']} = run.load({', '.join(parts)})"
+
+    def _judging(self) -> Iterator[str]:
+        for item in self.judged:
+            parts = [self.outside.of(item[part]) for part in ("actual", "value", "bound", "gain") if part in item]
+            parts += ["nan_is_nan=True"] if item["nan_is_nan"] else []
+            yield f"run.check({printable(item['name'])!a}, {item['dtype']}, {', '.join(parts)})"
+        for item in self.recording.unchanged:
+            tensor = self.inside.of(item["tensor"])
+            yield f"run.unchanged({printable(item['name'])!a}, {item['memory']!r}, {tensor})"
+
+
+def _contiguous(shape: Sequence[int]) -> list[int]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return strides[::-1]
+
+
+def _call(step: Step, words: Words) -> str:
+    """A call with what it makes on its left, and shapes and dtypes of that beside it."""
+    arguments = list(_arguments(step.said, words))
+    target = _target(step.result)
+    function = _function(step.said["operator"], step.said["overload"])
+    line = f"{target} = {function}" if target else function
+    made = clipped(
+        "; ".join(f"{item['dtype'].removeprefix('torch.')} {item['shape']}" for item in made_in(step.result))
+    )
+    short = f"{line}({', '.join(arguments)})"
+    if len(short) <= WIDTH:
+        return short + (f"  # {made}" if made else "")
+    return (f"# {made}\n" if made else "") + f"{line}(\n" + "".join(f"    {one},\n" for one in arguments) + ")"
+
+
+def _arguments(said: dict[str, Any], words: Words) -> Iterator[str]:
+    """Arguments as text: by their names, but for torch's own operators, whose order everybody knows."""
+    names = said["names"][: len(said["positional"])]
+    named = not said["operator"].startswith("aten::") and all(map(_is_name, names)) and "self" not in names[1:]
+    for name, value in zip(names, said["positional"], strict=True):
+        yield f"{name}={words.of(value)}" if named and name != "self" else words.of(value)
+    for name, value in said["named"].items():
+        yield f"{name}={words.of(value)}" if _is_name(name) else f"**{{{name!a}: {words.of(value)}}}"
+
+
+def _is_name(text: str) -> bool:
+    return text.isidentifier() and text.isascii() and not keyword.iskeyword(text)
+
+
+def _function(operator: str, overload: str) -> str:
+    """``torch.ops.npu.npu_rms_norm.default``, whatever the parts are called."""
+    space, _, name = operator.partition("::")
+    text = "torch.ops"
+    for part in (space, name, overload):
+        text = f"{text}.{part}" if _is_name(part) else f"getattr({text}, {part!a})"
+    return text
+
+
+def _target(result: Any, *, inner: bool = False) -> str:  # noqa: ANN401 - a plain value
+    """What stands on the left of a call; empty where it makes nothing new."""
+    if isinstance(result, list):
+        if not any(True for _ in made_in(result)):
+            return "_" if inner else ""
+        parts = [_target(item, inner=True) for item in result]
+        return f"[{', '.join(parts)}]" if inner or len(parts) == 1 else ", ".join(parts)
+    if result is None:
+        return "_" if inner else ""
+    return str(result["name"])

@@ -1,0 +1,41 @@
+"""Entries for the file of known issues, one per finding, to be completed by whoever accepts them for a while."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from npudiff.findings.finding import Finding
+from npudiff.model.codec import dumps
+from npudiff.text import printable
+
+_HEAD = """# Findings of this gate as entries of a file of known issues. Each needs the link of an issue, and a day on
+# which it expires; "where" says which cases fail, in the words of 'npudiff list COMPONENT'. Where it stays empty, no
+# case is run but to see that the issue is still there.
+"""
+
+
+def draft(findings: Sequence[Finding]) -> str:
+    """Return the file; what has to be filled in is empty, and refused as long as it is."""
+    return _HEAD + "".join(f"\n{''.join(_entry(finding))}" for finding in findings)
+
+
+def _entry(finding: Finding) -> Iterator[str]:
+    yield f"# {printable(str(finding.detail.get('line', '')))}\n[[issue]]\n"
+    values = {
+        "component": finding.component,
+        "implementation": finding.implementation,
+        "property": finding.property_name,
+        "verdict": finding.verdict,
+        "case": dumps(dict(finding.case)),
+        "target": [finding.target],
+        "link": "",
+    }
+    for name, value in values.items():
+        yield f"{name} = {_quoted(value) if isinstance(value, str) else '[' + ', '.join(map(_quoted, value)) + ']'}\n"
+    yield "where = []\nexpires =\n"
+
+
+def _quoted(text: str) -> str:
+    """A basic string of TOML, which JSON's strings are as well once they have no surrogates."""
+    return json.dumps(printable(text), ensure_ascii=False)

@@ -1,0 +1,132 @@
+"""Comparison by bound: every element of every output, the worst ratio even when all is well, and where it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from npudiff.model.comparison import Comparison, OutputComparison
+from npudiff.model.component import ExpectedOutput
+
+
+def compare(
+    expected: Mapping[str, ExpectedOutput], actual: Mapping[str, torch.Tensor], context: str = ""
+) -> Comparison:
+    """Compare the outputs of an implementation with what the reference says of them.
+
+    Outputs that the implementation did not return are not compared.
+    """
+    outputs = tuple(_compare_output(name, expected[name], tensor.detach()) for name, tensor in actual.items())
+    return Comparison(outputs, context)
+
+
+def _compare_output(name: str, expected: ExpectedOutput, actual: torch.Tensor) -> OutputComparison:
+    if actual.shape != expected.value.shape:
+        return OutputComparison(
+            name, f"shape {list(actual.shape)}, expected {list(expected.value.shape)}", actual=actual
+        )
+    if actual.dtype != expected.dtype:
+        return OutputComparison(name, f"dtype {actual.dtype}, expected {expected.dtype}", actual=actual)
+    value = expected.value
+    ratio = error_ratio(actual, value, expected.bound)
+    gain = None if expected.gain is None else gain_error(actual, value)
+    return OutputComparison(name, None, ratio, actual, value, expected.bound, gain, expected.gain)
+
+
+def gain_error(actual: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return by which factor each row is too long along itself, less 1: ``sum((actual - value) * value) / |value|**2``.
+
+    0 for rows of zeros, and where anything is not finite: there the elements are wrong, or not specified.
+    """
+    error = (actual.to(torch.float64) - value) * value
+    return torch.nan_to_num(error.sum(dim=-1) / value.square().sum(dim=-1), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    """Return ``|actual - value| / bound`` per element, in float64.
+
+    An element that equals its value, infinities of one sign included, has ratio 0; an infinite bound gives 0; a wrong
+    element with bound 0, and any NaN or infinity that is not expected, gives infinity. A value of the dtype of
+    ``actual`` was moved and not computed: then equal means the same bits.
+    """
+    equal = _same_bits(actual, value) if actual.dtype == value.dtype else actual.to(torch.float64) == value
+    ratio = torch.zeros(actual.shape, dtype=torch.float64)
+    differs = ~equal  # a cache is equal nearly everywhere: only the rest is computed
+    ratio[differs] = _ratio_of_unequal(actual[differs], value[differs], bound[differs])
+    return ratio
+
+
+def _ratio_of_unequal(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    wide, value = actual.to(torch.float64), value.to(torch.float64)
+    ratio = (wide - value).abs_() / bound
+    finite = torch.isfinite(wide) & torch.isfinite(value) & (bound != 0)  # a bound of 0: 0 / 0 of large integers
+    return torch.where(finite, ratio, torch.inf).masked_fill_(torch.isposinf(bound), 0.0)
+
+
+_ONE_ONLY = "only one of the two runs returns it"
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _same_bits(actual: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Data that is moved and not computed: NaN equals the same NaN, and zeros of different sign differ."""
+    if not actual.is_floating_point():
+        return actual == value
+    bits = _BITS[actual.dtype.itemsize]
+    return actual.view(bits) == value.view(bits)
+
+
+def bounds_of(expected: Mapping[str, ExpectedOutput]) -> dict[str, torch.Tensor]:
+    """Return the bound of each output."""
+    return {name: output.bound for name, output in expected.items()}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What must be, taken from another run of the same implementation or from the inputs, and how far it may be off."""
+
+    value: torch.Tensor
+    bound: torch.Tensor
+    dtype: torch.dtype = torch.float64
+    gain: torch.Tensor | None = None
+
+
+def agree(
+    bounds: Mapping[str, torch.Tensor], one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], context: str
+) -> Comparison:
+    """Compare two runs that compute the same, each of which may be off by the bound: they differ by at most twice that.
+
+    A device may take another path for another shape (other tiles, another order of a sum), so equal bits may be asked
+    of moved data only.
+
+    Parameters
+    ----------
+    bounds : mapping
+        The reference's bound of each output, in the shape of the outputs.
+    """
+    both = {name: tensor for name, tensor in one.items() if name in other}
+    derived = {name: Derived(tensor, 2 * bounds[name], tensor.dtype) for name, tensor in both.items()}
+    agreement = compare(derived, {name: other[name] for name in both}, context)
+    missing = [name for name in {**one, **other} if name not in both]
+    alone = [OutputComparison(name, _ONE_ONLY, actual=one.get(name, other.get(name))) for name in missing]
+    return Comparison((*agreement.outputs, *alone), context)
+
+
+def same_bits(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], context: str) -> Comparison:
+    """Compare two runs that must agree bit for bit, but for the sign of a zero and the payload of a NaN."""
+    outputs = []
+    for name in {**first, **second}:
+        one, other = first.get(name), second.get(name)
+        if one is None or other is None:
+            present = one if other is None else other
+            outputs.append(OutputComparison(name, _ONE_ONLY, actual=present))
+            continue
+        if other.shape != one.shape or other.dtype != one.dtype:
+            outputs.append(OutputComparison(name, "the two runs return different shapes or dtypes", actual=one))
+            continue
+        differs = (one != other) & ~(one.isnan() & other.isnan())
+        ratio = torch.where(differs, torch.inf, 0.0).to(torch.float64)
+        outputs.append(OutputComparison(name, None, ratio, other, one.to(torch.float64), torch.zeros_like(ratio)))
+    return Comparison(tuple(outputs), context)

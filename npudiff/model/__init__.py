@@ -1,0 +1,1 @@
+"""The words of npudiff: components, implementations, targets, cases within constraints, jobs and their outcomes."""

@@ -1,0 +1,308 @@
+"""A component: one thing with one right answer, and everything that the engine needs to test it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from npudiff.model.baselines import Ordinary
+from npudiff.model.comparison import Comparison
+from npudiff.model.constraints import Axis, Box, Constraints
+from npudiff.model.exclusion import Exclusion
+from npudiff.model.fingerprint import fingerprint
+from npudiff.model.implementation import Implementation, outputs_of
+from npudiff.model.target import Target
+
+if TYPE_CHECKING:
+    import torch
+    from hypothesis.stateful import RuleBasedStateMachine
+    from hypothesis.strategies import SearchStrategy
+
+Answer = TypeVar("Answer")
+
+
+class ExpectedOutput(Protocol):
+    """What a reference says of one output: ``reference.bounds.Expected`` is one."""
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The right answer."""
+
+    @property
+    def bound(self) -> torch.Tensor:
+        """The largest correct deviation of each element."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that an implementation must return."""
+
+    @property
+    def gain(self) -> torch.Tensor | None:
+        """The largest correct gain error of each row; None where nothing is said of it."""
+
+
+class NotApplicable(Exception):  # noqa: N818 - it is an answer, not an error
+    """The property says nothing about this case and implementation; the message is the reason, and it is counted."""
+
+
+@dataclass(frozen=True)
+class Property:
+    """Something that must hold.
+
+    Attributes
+    ----------
+    name : str
+        Name in listings, a verb phrase with underscores.
+    summary : str
+        One sentence that says what must hold.
+    check : callable
+        ``check(subject, case)`` returns a comparison; raises ``NotApplicable`` where the property says nothing.
+    within : mapping
+        Axes that the property narrows, so that its cases stay cheap and it applies to them.
+    needs : mapping
+        Axes of the other runs that it compares with; an implementation that supports no such case is left out.
+    share : float
+        Examples of this property per example of equivalence.
+    """
+
+    name: str
+    summary: str
+    check: Callable[[Subject, Any], Comparison]
+    within: Box = field(default_factory=dict)
+    needs: Box = field(default_factory=dict)
+    share: float = 0.1
+
+
+class TraceListener(Protocol):
+    """What a machine tells of its run; the engine is one."""
+
+    def begin(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
+        """A run begins with a case without steps."""
+
+    def take(self, case: Any) -> None:  # noqa: ANN401
+        """The case has one more step. Raises to end the run if it fails."""
+
+    def end(self, case: Any) -> None:  # noqa: ANN401
+        """The run is over, whatever the reason."""
+
+
+class Session(Protocol):
+    """A live object of an implementation beside what the reference remembers."""
+
+    def take(self, step: Any) -> Comparison:  # noqa: ANN401 - a step of any component
+        """Take a step on both, and compare what can be seen of them."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What a component with history has besides: cases with a field ``steps``, of which every beginning is a case.
+
+    Attributes
+    ----------
+    machine : callable
+        Constraints and judge to a Hypothesis state machine that draws steps.
+    open : callable
+        Subject and case to a session in which no step has been taken.
+    simpler : tuple of callable
+        Ways to make a trace simpler: each turns a case into cases that say the same in simpler words, the simplest
+        first. They need not be legal. The first way is tried before steps are left out, the others after that, and all
+        of them again until none helps.
+    runs : float
+        Runs of the machine per example: a run has many steps, and costs as much as many cases.
+    steps : int
+        Steps of each run.
+    """
+
+    machine: Callable[[Constraints, TraceListener], RuleBasedStateMachine]
+    open: Callable[[Subject, Any], Session]
+    simpler: tuple[Callable[[Any], Iterable[Any]], ...] = ()
+    runs: float = 0.35
+    steps: int = 20
+
+
+@dataclass(frozen=True)
+class Component:
+    """One thing with one right answer.
+
+    Attributes
+    ----------
+    name, summary : str
+        Name, and one line for listings.
+    case_type : type
+        Frozen dataclass of plain values from which inputs are built. Its first field that is a number or a tuple
+        says how much one call is given: rows, or the requests of a batch.
+    outputs : tuple of str
+        Names of the outputs; an implementation that returns a single tensor returns the first.
+    axes : mapping
+        Every axis that constraints may name.
+    strategy : callable
+        Constraints to a Hypothesis strategy of cases.
+    inputs : callable
+        Case to inputs; the same case gives the same bits everywhere.
+    reference : callable
+        Inputs to expected outputs.
+    values : callable
+        Case to the values of each axis that it uses.
+    features : callable
+        Case to the names of the regions that it is in (``query length 1``); their shares are reported.
+    describe : callable
+        Case to one short line.
+    check_case : callable
+        Raises ``ValueError`` for a case whose inputs cannot or must not be built; findings from elsewhere pass here.
+    coordinates : callable
+        Inputs and output name to integer tensors that broadcast to the output: where each element is, in the
+        component's own words (``request``, ``token``, ``head``).
+    watched : str
+        A feature whose share of the cases every listing shows, because bugs live there; empty for none.
+    relations : tuple of Property
+        What must hold besides equivalence with the reference.
+    share : float
+        Part of the usual number of examples that implementations get: below 1 where a case costs much. Mutants, and
+        implementations that the user names, get all.
+    profiles : mapping
+        Production sizes, by model name, as values of axes.
+    history : History or None
+        For a component whose right answer depends on what was done before. Its cases have a field ``steps``: the
+        strategy draws them without any, an implementation returns a live object, and ``inputs`` and ``reference`` speak
+        of what can be seen after the last step. It has no relations, which need cases that are drawn whole.
+    ordinary : Ordinary or None
+        What is ordinary in tests of this component, for measuring what they find; None where nobody has said.
+    """
+
+    name: str
+    summary: str
+    case_type: type
+    outputs: tuple[str, ...]
+    axes: Mapping[str, Axis]
+    strategy: Callable[[Constraints], SearchStrategy[Any]]
+    inputs: Callable[[Any], Any]
+    reference: Callable[[Any], Mapping[str, ExpectedOutput]]
+    values: Callable[[Any], Mapping[str, Collection[Any]]]
+    features: Callable[[Any], Collection[str]]
+    describe: Callable[[Any], str]
+    check_case: Callable[[Any], None]
+    coordinates: Callable[[Any, str], Mapping[str, torch.Tensor]]
+    watched: str = ""
+    relations: tuple[Property, ...] = ()
+    profiles: Mapping[str, Box] = field(default_factory=dict)
+    share: float = 1.0
+    history: History | None = None
+    ordinary: Ordinary | None = None
+
+    def __post_init__(self) -> None:
+        if self.history is not None and self.relations:
+            raise ValueError(f"{self.name} has a history, and relations need cases that are drawn whole")
+
+
+class InputsChanged(Exception):  # noqa: N818 - named for what happened
+    """An implementation wrote into the tensors that it was given; on a device that corrupts a cache or a table."""
+
+
+class ImplementationRaised(Exception):  # noqa: N818 - named for what happened
+    """An implementation raised; the original exception is the cause. It is a finding, never a skip."""
+
+
+class Returned(dict[str, "torch.Tensor"]):
+    """Outputs of one run. An implementation may leave some out; a property that needs one says nothing of it then."""
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        raise NotApplicable(f"the implementation does not return {name}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An implementation on a target, as properties see it."""
+
+    component: Component
+    implementation: Implementation
+    target: Target
+    excluded: tuple[Exclusion, ...] = field(default=(), kw_only=True)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Component and implementation: what tables and findings are grouped by."""
+        return self.component.name, self.implementation.name
+
+    def run(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401 - the component's own contract
+        """Return the outputs on the host.
+
+        Asking them for an output that the implementation leaves out raises ``NotApplicable``.
+
+        Raises
+        ------
+        ImplementationRaised
+            If the implementation raises, returns something that is not its outputs, or writes into its inputs.
+        """
+        return self.ask(lambda: self._outputs(inputs), inputs)
+
+    def opened(self) -> Subject:
+        """Return the same subject, with whatever its implementation keeps between calls empty.
+
+        Of an implementation that does not say that it keeps something, nothing can be emptied: it is the same.
+        """
+        return dataclasses.replace(self, implementation=self.implementation.opened())
+
+    def open(self, inputs: Any) -> Any:  # noqa: ANN401 - the component's own contract
+        """Return the live object that the implementation of a component with history makes of its inputs.
+
+        Raises
+        ------
+        ImplementationRaised
+            If the implementation raises, or writes into its inputs.
+        """
+        return self.ask(lambda: self.implementation(inputs, self.target), inputs)
+
+    def ask(self, question: Callable[[], Answer], *given: object) -> Answer:
+        """Return what a call into the implementation returns, once the device is done with it.
+
+        Parameters
+        ----------
+        question : callable
+            Makes the call.
+        given : object
+            What the call is given: tensors, or (nested) dataclasses of them, which it must not write into.
+
+        Raises
+        ------
+        ImplementationRaised
+            If it raises, or writes into what it was given.
+        """
+        before = [fingerprint(one) for one in given]
+        try:
+            answer = question()
+            self.target.synchronize()
+        except (Exception, SystemExit) as error:  # leaving the process is no verdict
+            raise ImplementationRaised(f"{type(error).__name__}: {error}") from error
+        changed = [
+            name or "a tensor"
+            for one, digests in zip(given, before, strict=True)
+            for name, digest in fingerprint(one).items()
+            if digest != digests[name]
+        ]
+        if changed:
+            cause = InputsChanged(f"the implementation wrote into its inputs: {', '.join(changed)}")
+            raise ImplementationRaised(str(cause)) from cause
+        return answer
+
+    def _outputs(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401
+        result = outputs_of(self.implementation(inputs, self.target), self.component.outputs)
+        return Returned((name, tensor.detach().cpu()) for name, tensor in result.items())
+
+    def expected(self, inputs: Any) -> Mapping[str, ExpectedOutput]:  # noqa: ANN401 - the component's own contract
+        """Return what the reference says of these inputs."""
+        return self.component.reference(inputs)
+
+    def require(self, case: object, why: str) -> None:
+        """Raise ``NotApplicable`` if ``case``, which a relation derived, is not supported, or not to be run."""
+        reason = self.reason_against(case)
+        if reason is not None:
+            raise NotApplicable(f"{why}: {reason}")
+
+    def reason_against(self, case: object) -> str | None:
+        """Return why a case is not run: it is not supported, or left out; None if it is."""
+        values = self.component.values(case)
+        reason = self.implementation.constraints.reason_against(values)
+        left_out = (one.reason for one in self.excluded if one.where.touches(values))
+        return next(left_out, None) if reason is None else reason

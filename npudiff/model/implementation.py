@@ -1,0 +1,141 @@
+"""One way of computing a component, and the decorator that makes one from a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from npudiff.model.constraints import Box, Constraints
+from npudiff.score import substitute as in_place
+
+ImplementationFunction = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way of computing a component on a target.
+
+    Attributes
+    ----------
+    component : str
+        Name of the component.
+    name : str
+        Name in listings, unique within the component.
+    function : callable
+        Called as ``function(inputs, target)`` with inputs on the host; it moves them to ``target.device`` and returns
+        one tensor, or a mapping from output name to tensor. It may leave out outputs that it does not compute.
+    constraints : Constraints
+        The cases that the implementation supports.
+    summary : str
+        One line for listings: the first line of the function's docstring.
+    wrong : str or None
+        For a mutant, the real bug that it re-creates; a run is expected to find it.
+    mutant_of : str or None
+        For a mutant, the name of the correct implementation of the component that it differs from.
+    origin : str
+        Module or file that it comes from.
+    selector : str
+        What ``--impl`` has to name to find it: a module or a file. Empty for what an installed package provides.
+    opens : callable or None
+        For one that keeps something between calls (a captured graph, a workspace): makes a function that has not been
+        called yet. ``function`` then makes one for each call.
+    """
+
+    component: str
+    name: str
+    function: ImplementationFunction
+    constraints: Constraints = field(default_factory=Constraints)
+    summary: str = ""
+    wrong: str | None = None
+    mutant_of: str | None = None
+    origin: str = ""
+    selector: str = ""
+    opens: Callable[[], ImplementationFunction] | None = None
+
+    def opened(self) -> Implementation:
+        """Return the same implementation with something of its own to keep between calls; itself if it keeps none."""
+        return self if self.opens is None else replace(self, function=self.opens(), opens=None)
+
+    def __call__(self, inputs: Any, target: Any) -> Any:  # noqa: ANN401 - the component's own contract
+        """Run it."""
+        return self.function(inputs, target)
+
+
+def implementation(
+    component: str,
+    *,
+    name: str,
+    supports: Box | Sequence[Box] | None = None,
+    wrong: str | None = None,
+    mutant_of: str | None = None,
+    keeps: bool = False,
+) -> Callable[[Callable[..., Any]], Implementation]:
+    """Turn a function ``f(inputs, target)`` into an implementation that npudiff finds.
+
+    Parameters
+    ----------
+    component : str
+        Name of the component that the function computes.
+    name : str
+        Name in listings.
+    supports : mapping or sequence of mappings, optional
+        Allowed values per axis, or alternatives of that; cases are drawn within. ``npudiff list COMPONENT`` shows the
+        axes. By default everything is supported.
+    wrong : str, optional
+        Marks a mutant and names the bug that it re-creates.
+    mutant_of : str, optional
+        Name of the correct implementation that a mutant is made from, in whose place ``npudiff score --suite`` puts it.
+    keeps : bool, optional
+        Whether it keeps something between calls. Then what is decorated takes nothing and returns ``f(inputs,
+        target)``, which may refer to it; each case is given one of its own, so that a finding fails again by itself.
+
+    Examples
+    --------
+    >>> import npudiff
+    >>> @npudiff.implementation("swa_mask", name="mine", supports={"batch": range(1, 9)})
+    ... def swa_mask(inputs, target):
+    ...     return my_kernel(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window)
+    """
+
+    def decorate(function: Callable[..., Any]) -> Implementation:
+        summary = (function.__doc__ or "").strip().partition("\n")[0]
+        constraints = Constraints() if supports is None else Constraints.of(supports)
+        called = _afresh(function) if keeps else function
+        opens = function if keeps else None
+        if in_place.active():
+            called, opens = in_place.placed(f"{component}.{name}", called, opens, wrong=wrong is not None)
+        return Implementation(
+            component, name, called, constraints, summary, wrong, mutant_of, function.__module__, opens=opens
+        )
+
+    return decorate
+
+
+def _afresh(opens: Callable[[], ImplementationFunction]) -> ImplementationFunction:
+    """Make a function that opens another one for each call."""
+
+    def function(inputs: Any, target: Any) -> Any:  # noqa: ANN401 - the component's own contract
+        return opens()(inputs, target)
+
+    return function
+
+
+def outputs_of(result: object, names: Sequence[str]) -> Mapping[str, Any]:
+    """Name the outputs of an implementation: a mapping as it is, a single tensor as the first output.
+
+    Raises
+    ------
+    TypeError
+        If the result is neither, or names an output that the component does not have.
+    """
+    if isinstance(result, Mapping):
+        strange = [name for name in result if name not in names]
+        if strange or not result:
+            raise TypeError(f"an implementation must return outputs among {list(names)}, got {list(result)}")
+        return result
+    if hasattr(result, "shape") and hasattr(result, "dtype"):
+        return {names[0]: result}
+    raise TypeError(
+        f"an implementation must return a tensor or a mapping of {list(names)}, got {type(result).__name__}"
+    )

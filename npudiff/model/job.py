@@ -1,0 +1,121 @@
+"""A job: one property of one implementation on one target, how long it may look, and where its cases run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from npudiff.model.component import Property, Subject
+from npudiff.model.constraints import Constraints
+
+
+@dataclass(frozen=True)
+class Job:
+    """One property of one implementation on one target.
+
+    Attributes
+    ----------
+    subject : Subject
+        Component, implementation and target, and cases that are not run.
+    prop : Property
+        What must hold.
+    constraints : Constraints
+        Where cases are drawn.
+    """
+
+    subject: Subject
+    prop: Property
+    constraints: Constraints
+
+    @property
+    def drawn_within(self) -> Constraints:
+        """Where cases are drawn: what the implementation supports, narrowed by the property."""
+        return self.constraints.within(Constraints((self.prop.within,)))
+
+    @property
+    def applies(self) -> bool:
+        """Whether there is any case to draw, and any for the other run of a relation."""
+        return bool(self.drawn_within) and bool(self.constraints.within(Constraints((self.prop.needs,))))
+
+    @property
+    def name(self) -> str:
+        """``component.implementation.property``."""
+        return ".".join((*self.subject.names, self.prop.name))
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """How cases are run in processes that may die of them.
+
+    Attributes
+    ----------
+    journal : pathlib.Path or None
+        Folder of the journals, in which a case is written down before it is run; None for no journal.
+    warm_up : float
+        Seconds that a process may take until it gets a known answer from its device, before any case.
+    run : float
+        Seconds that a case may take.
+    """
+
+    journal: Path | None = None
+    warm_up: float = 300.0
+    run: float = 60.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long one job may look.
+
+    Attributes
+    ----------
+    examples : int or None
+        Cases to run; None for as many as the time allows, 0 for none but those of ``first``.
+    seconds : float or None
+        Time after which no new case is started; None for no limit.
+    until : float or None
+        The same as a time of ``time.monotonic()``, for jobs that share one end; None for no limit.
+    seed : int or None
+        Seed of the draws.
+    redrawn : int or None
+        Seed where nobody gave one, of a job that may have to be run again: with the same one it draws the same cases.
+    deterministic : bool
+        Draw the same cases every time even without a seed.
+    shrink : bool
+        Whether a failing case is shrunk.
+    memory : pathlib.Path or None
+        Folder in which failing cases are remembered.
+    steps : int or None
+        Steps of each run of a component with history; None for as many as the component says.
+    isolation : Isolation or None
+        Run cases in a process of their own; None for this one.
+    first : tuple of str
+        Cases as JSON that are run before any is drawn: those of findings that somebody else had.
+    shared : pathlib.Path or None
+        Folder of failing cases that others remember; it is read, and never written.
+    """
+
+    examples: int | None = 100
+    seconds: float | None = None
+    until: float | None = None
+    seed: int | None = None
+    redrawn: int | None = None
+    deterministic: bool = True
+    shrink: bool = True
+    memory: Path | None = None
+    steps: int | None = None
+    isolation: Isolation | None = None
+    first: tuple[str, ...] = ()
+    shared: Path | None = None
+
+    @property
+    def drawn_with(self) -> int | None:
+        """Seed of the draws, whoever chose it; None for other cases every time, or the same ones if deterministic."""
+        return self.redrawn if self.seed is None and not self.deterministic else self.seed
+
+    def memory_of(self, job: Job) -> Path | None:
+        """Folder in which Hypothesis remembers what failed of a job; None where somebody chose the draws."""
+        return None if self.memory is None or self.deterministic or self.seed is not None else self.memory / job.name
+
+    def shared_of(self, job: Job) -> Path | None:
+        """Folder in which others' Hypothesis does; None as above."""
+        return None if self.shared is None or self.deterministic or self.seed is not None else self.shared / job.name

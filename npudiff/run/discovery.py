@@ -1,0 +1,292 @@
+"""Finding components, implementations, targets and contracts: entry points of installed packages, and ``--impl``."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+from npudiff.errors import UsageError, unknown
+from npudiff.model.component import Component
+from npudiff.model.contract import Contract
+from npudiff.model.implementation import Implementation
+from npudiff.model.target import Target, TargetUnavailable
+from npudiff.score import substitute as in_place
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=f"npudiff.{group}")}
+
+
+@functools.cache
+def _component_modules() -> dict[str, str]:
+    """Return the module of each component: that of an entry point, or each module of a package that one names.
+
+    Of a package, names that begin with an underscore or with ``test_`` are no components. Nothing is imported but the
+    package itself, so that a run of one component does not pay for the others.
+    """
+    found: dict[str, str] = {}
+    for point in _entry_points("components").values():
+        if point.attr:
+            found[point.name] = point.module
+            continue
+        for info in pkgutil.iter_modules(importlib.import_module(point.module).__path__):
+            if not info.name.startswith(("_", "test_")):
+                found[info.name] = f"{point.module}.{info.name}"
+    return found
+
+
+def component_names() -> list[str]:
+    """Return the names of all components, without importing them."""
+    return sorted(_component_modules())
+
+
+def target_names() -> list[str]:
+    """Return the names of all targets, without importing them."""
+    return sorted(_entry_points("targets"))
+
+
+def load_component(name: str) -> Component:
+    """Import one component.
+
+    Raises
+    ------
+    UsageError
+        If there is none of this name.
+    """
+    modules, points = _component_modules(), _entry_points("components")
+    if name not in modules:
+        raise unknown("component", name, modules)
+    attribute = (points[name].attr if name in points else None) or "component"
+    component = getattr(importlib.import_module(modules[name]), attribute, None)
+    if not isinstance(component, Component):
+        raise UsageError(f"{modules[name]} has no Component called {attribute!r} (entry points npudiff.components)")
+    if in_place.active():
+        component = replace(component, inputs=in_place.remembering(component.inputs))
+    return component
+
+
+def load_components(names: Sequence[str]) -> list[Component]:
+    """Import the named components, or all of them."""
+    return [load_component(name) for name in names or component_names()]
+
+
+def load_target(name: str, cann: str | None) -> Target:
+    """Build a target.
+
+    Raises
+    ------
+    UsageError
+        If there is none of this name, or no such CANN profile.
+    TargetUnavailable
+        If it cannot run here.
+    """
+    points = _entry_points("targets")
+    if name not in points:
+        raise unknown("target", name, points)
+    try:
+        target = points[name].load()(cann)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not isinstance(target, Target):
+        raise UsageError(f"entry point {name!r} of npudiff.targets did not return a Target")
+    return target
+
+
+def load_launcher(name: str) -> Callable[[Sequence[str]], int]:
+    """Return what runs a program on a device of a kind.
+
+    Raises
+    ------
+    UsageError
+        If there is none of this name.
+    """
+    points = _entry_points("launchers")
+    if name not in points:
+        raise unknown("launcher", name, points)
+    launcher: Callable[[Sequence[str]], int] = points[name].load()
+    return launcher
+
+
+def default_target(cann: str | None) -> Target:
+    """Return the ``npu`` target where a device is visible, else ``sim``."""
+    try:
+        return load_target("npu", cann)
+    except TargetUnavailable:
+        return load_target("sim", cann)
+
+
+def load_contracts(paths: Sequence[Path]) -> list[Contract]:
+    """Ask every package that has a contract for it.
+
+    Parameters
+    ----------
+    paths : sequence of pathlib.Path
+        Wheels or folders that are read too.
+
+    Raises
+    ------
+    UsageError
+        If no package has one, or a path cannot be read.
+    """
+    points = _entry_points("contracts")
+    if not points:
+        raise UsageError("--contract: no installed package has a contract (entry points npudiff.contracts)")
+    contracts = [(name, points[name].load()(paths)) for name in sorted(points)]
+    for name, contract in contracts:
+        if not isinstance(contract, Contract):
+            raise UsageError(f"entry point {name!r} of npudiff.contracts did not return a Contract")
+    return [contract for _, contract in contracts]
+
+
+def built_in_implementations() -> list[Implementation]:
+    """Return the implementations that installed packages provide."""
+    found: list[Implementation] = []
+    for point in _entry_points("implementations").values():
+        found.extend(implementations_in(point.load()))
+    return found
+
+
+def implementations_in(module: ModuleType) -> list[Implementation]:
+    """Return the implementations among a module's public names, in their order."""
+    return [item for name, item in vars(module).items() if isinstance(item, Implementation) and name[0] != "_"]
+
+
+def implementations_below(package: str, paths: Iterable[str]) -> dict[str, Implementation]:
+    """Return the implementations that the modules of a package define, by the names of their functions.
+
+    Raises
+    ------
+    ValueError
+        If two modules have functions of one name.
+    """
+    found: dict[str, Implementation] = {}
+    for info in pkgutil.iter_modules(paths):
+        module = importlib.import_module(f"{package}.{info.name}")
+        for name, item in vars(module).items():
+            if not isinstance(item, Implementation) or name[0] == "_" or item.origin != module.__name__:
+                continue
+            if name in found:
+                raise ValueError(f"two implementations in {package} are named {name}")
+            found[name] = item
+    return found
+
+
+def select_implementations(components: Iterable[Component], selectors: Sequence[str]) -> list[Implementation]:
+    """Return the implementations of the components that the selectors name; without selectors, all built-in ones.
+
+    A selector is the name of an implementation (``fia_decode_mask`` or ``sliding_attention.fia_decode_mask``), an
+    importable module, or a Python file.
+
+    Raises
+    ------
+    UsageError
+        If a selector names nothing, or its module fails to import, or two implementations have one name.
+    """
+    names = {component.name: component for component in components}
+    built_in = built_in_implementations()
+    chosen: list[Implementation] = []
+    for selector in selectors:
+        found = [item for item in built_in if selector in (item.name, f"{item.component}.{item.name}")]
+        if not found:
+            found = _external(selector, built_in)
+        fitting = [item for item in found if item.component in names]
+        if not fitting:
+            owners = ", ".join(sorted({item.component for item in found}))
+            raise UsageError(f"--impl {selector}: implements {owners}, not {', '.join(sorted(names))}")
+        chosen.extend(fitting)
+    if not selectors:
+        chosen = [item for item in built_in if item.component in names]
+    return [
+        replace(item, constraints=item.constraints.checked(names[item.component].axes, f"implementation {item.name}"))
+        for item in _each_once(chosen)
+    ]
+
+
+def _each_once(items: Sequence[Implementation]) -> list[Implementation]:
+    """Refuse namesakes: findings, tests and known issues say which implementation they are of by its name alone."""
+    seen: dict[tuple[str, str], Implementation] = {}
+    for item in items:
+        other = seen.setdefault((item.component, item.name), item)
+        if other.function is not item.function:
+            raise UsageError(
+                f"--impl: {item.component}.{item.name} is in {other.origin} and in {item.origin}: rename one of them"
+            )
+    return list(seen.values())
+
+
+def _external(selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:
+    looks_like_file = selector.endswith(".py") or "/" in selector
+    if not looks_like_file and not _importable(selector):
+        raise unknown("implementation", selector, {item.name for item in built_in})
+    module = _import_file(Path(selector)) if looks_like_file else _import(selector, selector)
+    provided = {item.function for item in built_in}
+    found = [
+        item if item.function in provided else replace(item, origin=selector, selector=selector)
+        for item in implementations_in(module)
+    ]
+    twice = [name for name, count in Counter((item.component, item.name) for item in found).items() if count > 1]
+    if twice:
+        raise UsageError(f"--impl {selector}: two implementations are called {'.'.join(twice[0])}")
+    if not found:
+        raise UsageError(f"--impl {selector}: no function in it is decorated with @npudiff.implementation")
+    for item in found:
+        if item.component not in component_names():
+            raise UsageError(
+                f"--impl {selector}: {item.name}: {unknown('component', item.component, component_names())}"
+            )
+    return found
+
+
+def _importable(name: str) -> bool:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        return error.name is not None and not f"{name}.".startswith(f"{error.name}.")
+    except ValueError:
+        return False
+    except (Exception, SystemExit):  # noqa: BLE001 - its package exists and fails to import, which the import will say
+        return True
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"--impl {path}: no such file")
+    return _execute(path, path.resolve(), path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _execute(path: Path, resolved: Path, changed: int) -> ModuleType:
+    """Execute a file once, however often it is named, unless it changes."""
+    name = f"npudiff_impl_{path.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    del changed  # part of the key only
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--impl {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UsageError(f"--impl {path}: fails to import: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _import(name: str, selector: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"--impl {selector}: fails to import: {type(error).__name__}: {error}") from error

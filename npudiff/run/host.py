@@ -1,0 +1,35 @@
+"""What this host lets a run do: processors, forks, processes that may die."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from npudiff.model.target import Target
+
+MOST_WORKERS = 4
+"""Processes that a run starts by itself; each holds torch and the tensors of a case."""
+
+
+def usable_processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def on_this_host(target: Target) -> bool:
+    """Whether memory and kernels of a target are the host's."""
+    return target.on_host or target.device == "cpu"
+
+
+def can_isolate() -> bool:
+    """Whether cases can be run in processes that may die of them: with Linux's process groups and nameless memory."""
+    return sys.platform == "linux"
+
+
+def default_workers(target: Target) -> int:
+    """Return how many processes to run jobs in: several on the host, one where a device is shared."""
+    if not on_this_host(target) or sys.platform != "linux":  # elsewhere a fork of a process with torch is not safe
+        return 1
+    return max(1, min(MOST_WORKERS, usable_processors()))

@@ -1,0 +1,175 @@
+"""The life of a scout: it runs whole jobs in itself, and leaves as soon as nothing it says would count any more.
+
+It costs no message per case. What it needs to be watched it leaves where it can be seen from outside: the case in the
+journal, and the time at which that began in shared memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+from npudiff.judge.judge import LocalJudge
+from npudiff.model.codec import dumps, loads
+from npudiff.model.comparison import Comparison, Held
+from npudiff.model.component import ImplementationRaised, NotApplicable
+from npudiff.model.job import Job
+from npudiff.model.outcome import Outcome
+from npudiff.run.engine import run_case, run_job
+from npudiff.run.isolation.faults import RemoteError
+from npudiff.run.isolation.ipc import SharedTensors
+from npudiff.run.isolation.journal import Journal
+from npudiff.run.isolation.worker import probed, serve
+from npudiff.run.messages import Task, outcome_to_message
+
+_TIME = struct.Struct("d")
+"""Seconds; negative where nothing is being run. One store of eight aligned bytes, which is seen as a whole."""
+
+
+class Clock:
+    """Since when a case is run, or none is; in memory that has no name and is shared over a fork."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self.end()
+
+    def begin(self) -> None:
+        """A case begins."""
+        _TIME.pack_into(self._memory, 0, time.monotonic())
+
+    def end(self) -> None:
+        """A case has ended, or something else has begun."""
+        _TIME.pack_into(self._memory, 0, -time.monotonic())
+
+    def left(self, run: float, between: float) -> float:
+        """Return the seconds that are left of those that a case may take, or that may pass without one."""
+        (since,) = _TIME.unpack_from(self._memory, 0)
+        return float(abs(since) + (run if since > 0 else between) - time.monotonic())
+
+
+class ScoutJudge:
+    """A judge in this process that says what it begins, and leaves when the device is not to be believed any more.
+
+    Parameters
+    ----------
+    job : Job
+        Whose cases.
+    clock : Clock
+        Told when a case begins and ends.
+    journal : Journal
+        Told which case.
+    leave : callable
+        Ends the process, with what was seen.
+    """
+
+    def __init__(self, job: Job, clock: Clock, journal: Journal, leave: Callable[[RemoteError], NoReturn]) -> None:
+        self._job, self._clock, self._journal, self._leave = job, clock, journal, leave
+        self._local = LocalJudge(job)
+
+    @property
+    def case(self) -> Any:  # noqa: ANN401 - a case of any component
+        """What was judged last."""
+        return self._local.case
+
+    def begin(self) -> None:
+        """Forget how far a trace was walked."""
+        self._local.begin()
+
+    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Held:  # noqa: ANN401 - a case of any component
+        """Judge a case here; never return if it leaves the device unusable."""
+        del thorough
+        number = self._journal.begin(self._job.name, dumps(case))
+        self._clock.begin()
+        try:
+            verdict = self._local.check(case)
+        except NotApplicable:
+            self._end(number, "not applicable")
+            raise
+        except ImplementationRaised as error:
+            remote = RemoteError.of(error.__cause__ or error)
+            if remote.kind.ends_worker or (remote.kind.needs_probe and not self._still_good()):
+                self._leave(remote)
+            self._end(number, remote.kind.value)
+            raise ImplementationRaised(str(remote)) from remote
+        self._end(number, "holds" if verdict.holds else "wrong value")
+        return verdict
+
+    def _still_good(self) -> bool:
+        self._clock.begin()  # the question has the time of a case, and does not share it
+        return probed(self._job.subject.target)
+
+    def _end(self, number: int, word: str) -> None:
+        self._clock.end()
+        self._journal.end(number, word)
+
+    def close(self, outcome: Outcome) -> None:
+        """Nothing: the journal is the scout's, and not the job's."""
+
+
+def scout(
+    tasks: Sequence[Task], clock: Clock, journal: Journal, connection: Connection, shared: SharedTensors
+) -> NoReturn:
+    """Run the tasks whose numbers come in, one after the other; or single cases of several of them.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        All that there are.
+    clock, journal
+        Where it is said what is being run.
+    connection : Connection
+        Questions come in, and answers go out.
+    shared : SharedTensors
+        Not used: the findings are written here.
+    """
+    del shared
+
+    def leave(error: RemoteError) -> NoReturn:
+        connection.send_bytes(json.dumps({"verdict": "left", "text": str(error)}).encode())
+        os._exit(0)
+
+    def fails(index: int, text: str) -> bool:
+        job = tasks[index][0]
+        case = loads(job.subject.component.case_type, text)
+        return run_case(job, case, judge=ScoutJudge(job, clock, journal, leave)).failure is not None
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        if "probe" in question:
+            return {"verdict": "probed", "good": probed(tasks[0][0].subject.target)}
+        if "cases" in question:
+            return {"verdict": "judged", "fails": [fails(*one) for one in question["cases"]][-1]}
+        job, budget, keep = tasks[question["task"]]
+        budget = dataclasses.replace(budget, isolation=None, redrawn=question["redrawn"])
+        outcome = run_job(job, budget, judge=ScoutJudge(job, clock, journal, leave))
+        if outcome.failure is not None:
+            outcome.alone = _confirmed(outcome, connection)
+            clock.end()
+        message = outcome_to_message(outcome, keep)
+        journal.settle()
+        return {"verdict": "ran", "message": message}
+
+    serve(connection, answer)
+
+
+def _confirmed(outcome: Outcome, connection: Connection) -> tuple[int, int]:
+    """Ask whether the smallest case fails alone as well, and how often; if not, there is no answer but an end."""
+    failure = outcome.failure
+    assert failure is not None  # noqa: S101 - who calls this has seen it
+    text = "wrong value" if failure.error is None else str(failure.error)
+    question = {"verdict": "fails", "case": dumps(failure.case), "kind": kind_of_failure(outcome), "text": text}
+    connection.send_bytes(json.dumps(question).encode())
+    failed, runs = json.loads(connection.recv_bytes())["alone"]
+    return failed, runs
+
+
+def kind_of_failure(outcome: Outcome) -> str:
+    """Return what kind of failure an outcome has: the name of a ``faults.Kind``, or of a verdict."""
+    error = None if outcome.failure is None else outcome.failure.error
+    return error.kind.name if isinstance(error, RemoteError) else outcome.verdict.name

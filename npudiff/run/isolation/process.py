@@ -1,0 +1,174 @@
+"""A worker as its parent sees it: questions with a clock, and an end that takes the whole process group."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import re
+import select
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from npudiff.errors import DeviceLost
+from npudiff.model.target import Target
+from npudiff.run import after_fork
+from npudiff.run.isolation.faults import Faulted, Kind, died
+from npudiff.run.isolation.ipc import SharedTensors
+from npudiff.run.isolation.reaper import Guardian, guardian
+
+_GRACE = 2.0
+"""Seconds that a process whose connection has ended gets to say how it died."""
+
+
+_STACK = 2**16
+"""Bytes of a stack that are read; the innermost call comes first."""
+
+
+Life = Callable[[Connection, SharedTensors], NoReturn]
+"""What a forked process does: questions come in by the connection, and tensors of answers go into shared memory."""
+
+
+class WorkerDefect(Exception):  # noqa: N818 - what happened
+    """Something other than an implementation raised in a worker; the message is its traceback."""
+
+
+class WorkerProcess:
+    """A forked process that answers questions.
+
+    A fork takes milliseconds, and what it is made from never touches a device: each worker is as new.
+
+    Parameters
+    ----------
+    life : callable
+        What it does.
+    """
+
+    def __init__(self, life: Life) -> None:
+        self.shared = SharedTensors()
+        self._stack = os.memfd_create("npudiff-stack", os.MFD_CLOEXEC)
+        self._connection, theirs = Pipe()
+        watching = guardian()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
+            self._pid = os.fork()
+        if not self._pid:
+            self._begin(life, theirs, watching)
+        watching.watch(self._pid)
+        theirs.close()
+        self._waiting = select.poll()
+        self._waiting.register(self._connection.fileno(), select.POLLIN)
+
+    def _begin(self, life: Life, theirs: Connection, watching: Guardian) -> None:
+        """The child's side; whatever happens, it never goes back to what the parent does."""
+        try:
+            self._connection.close()
+            watching.leave()
+            faulthandler.enable(self._stack, all_threads=False)
+            os.setsid()  # a group of its own, with all that the implementation starts
+            after_fork.begin()
+            life(theirs, self.shared)
+        except BaseException:  # noqa: BLE001 - there is nobody else to tell
+            traceback.print_exc()
+        finally:
+            os._exit(70)
+
+    def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Return the answer to a question.
+
+        Raises
+        ------
+        Faulted
+            If the process dies, or does not answer in time; it is gone then.
+        WorkerDefect
+            If npudiff itself, or a component, raised.
+        """
+        try:
+            self._connection.send_bytes(json.dumps(question).encode())
+            self._await(seconds)
+            answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            raise Faulted(Kind.DIED, self._reaped()) from None
+        if answer["verdict"] == "defect":
+            raise WorkerDefect(answer["text"])
+        return answer
+
+    def _await(self, seconds: float) -> None:
+        """Wait for an answer, or for the end of the process."""
+        if not self._answers(seconds):
+            self.kill()
+            raise Faulted(Kind.TIMED_OUT, f"no answer within {seconds:g} s")
+
+    def _answers(self, seconds: float) -> bool:
+        return bool(self._waiting.poll(max(0.0, seconds) * 1000))
+
+    def kill(self) -> None:
+        """End the process and all that it started, and let go of what is shared with it."""
+        if self._pid:
+            self._kill_group()
+            os.waitpid(self._pid, 0)
+            self._release()
+
+    def _kill_group(self) -> None:
+        for end in (os.killpg, os.kill):  # before it has a group of its own it is a process of ours
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                end(self._pid, signal.SIGKILL)
+
+    def _reaped(self) -> str:
+        """Wait for a process that is ending, and say how it did, and where it was."""
+        until, done, status = time.monotonic() + _GRACE, 0, 0
+        while not done and time.monotonic() < until:
+            done, status = os.waitpid(self._pid, os.WNOHANG)
+            if not done:
+                time.sleep(0.002)
+        self._kill_group()  # what it started, and itself if it has only closed its connection
+        if not done:
+            _, status = os.waitpid(self._pid, 0)
+        place = _innermost(os.pread(self._stack, _STACK, 0).decode("utf-8", errors="replace"))
+        self._release()
+        return died(status) + (f", in {place}" if place else "")
+
+    def _release(self) -> None:
+        guardian().watch(self._pid, over=False)
+        self._pid = 0
+        self._connection.close()
+        os.close(self._stack)
+        self.shared.close()
+
+
+Made = TypeVar("Made", bound=WorkerProcess)
+
+
+def answering(made: Callable[[], Made], target: Target, seconds: float) -> Made:
+    """Return a new process whose device gives the known answer.
+
+    Raises
+    ------
+    DeviceLost
+        If two do not get it.
+    """
+    for _ in range(2):
+        worker = made()
+        try:
+            if worker.ask({"probe": True}, seconds)["good"]:
+                return worker
+        except Faulted:
+            continue
+        except BaseException:
+            worker.kill()
+            raise
+        worker.kill()
+    raise DeviceLost(f"{target.name}: two fresh processes got no known answer from the device")
+
+
+def _innermost(stack: str) -> str:
+    """Return where a stack that faulthandler wrote begins: function, file and line; empty if there is none."""
+    match = re.search(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+) in (?P<function>\S+)', stack)
+    return f"{match['function']} ({Path(match['file']).name}:{match['line']})" if match else ""

@@ -1,0 +1,236 @@
+"""Running jobs in a scout, and those of which it cannot be believed once more, each case in a worker.
+
+Most jobs end as well in one process as in many; that is found out at the price of one message per job. What a scout
+died of, or did not come back from, or says of a failure that is none alone, is looked into by ``IsolatedJudge``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from npudiff.errors import DeviceLost
+from npudiff.model.codec import loads
+from npudiff.model.job import Budget, Isolation, Job
+from npudiff.model.outcome import Outcome, Poisoning
+from npudiff.run.engine import run_case, run_job
+from npudiff.run.isolation.batch_worker import Clock, kind_of_failure, scout
+from npudiff.run.isolation.faults import Faulted, Kind
+from npudiff.run.isolation.journal import Journal
+from npudiff.run.isolation.judge import SUSPECTS, poisoner
+from npudiff.run.isolation.process import WorkerDefect, WorkerProcess, answering
+from npudiff.run.messages import Task, outcome_to_message
+
+Begun = tuple[str, str]
+"""Name of a job, and a case as JSON."""
+
+LONGER = 3.0
+"""Times as long as a scout took a job has, that is run again, to come to the same case."""
+
+AT_LEAST = 10.0
+"""Seconds that it has at least."""
+
+
+class Doubted(Exception):  # noqa: N818 - what happened
+    """What a scout says of a job, or that it says nothing any more, cannot be believed.
+
+    Parameters
+    ----------
+    text : str
+        What was seen.
+    case : str
+        In which case, as JSON; empty for the one that was run last.
+    """
+
+    def __init__(self, text: str, case: str = "") -> None:
+        super().__init__(text)
+        self.case = case
+
+
+class ScoutProcess(WorkerProcess):
+    """A scout as its parent sees it: each case has a clock, and so has the time between them.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        What it may be asked for.
+    isolation : Isolation
+        How long a case may take.
+    journal : Journal
+        Where it writes what it begins.
+    """
+
+    def __init__(self, tasks: Sequence[Task], isolation: Isolation, journal: Journal) -> None:
+        self._clock, self._run = Clock(), isolation.run
+        super().__init__(functools.partial(scout, tasks, self._clock, journal))
+
+    def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Return the answer to a question; ``seconds`` may pass between cases."""
+        self._clock.end()
+        return super().ask(question, seconds)
+
+    def _await(self, seconds: float) -> None:
+        while not self._answers(min(self._run, self._clock.left(self._run, seconds))):  # a case may begin meanwhile
+            if self._clock.left(self._run, seconds) <= 0:
+                self.kill()
+                raise Faulted(Kind.TIMED_OUT, "no answer in time")
+
+
+class Scouting:
+    """Runs tasks in a scout as long as it lives, and then in the next one.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        All that may have to be run, with the same isolation.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        isolation = tasks[0][1].isolation
+        if isolation is None:
+            raise ValueError("the tasks are not to be isolated")
+        self._tasks, self._isolation = tasks, isolation
+        self._journal = Journal(isolation.journal)
+        self._scout: ScoutProcess | None = None
+        self._unreported = False
+
+    def run(self, index: int) -> dict[str, Any]:
+        """Run a task, and tell its outcome as ``messages.outcome_to_message`` does.
+
+        Raises
+        ------
+        DeviceLost
+            If two fresh processes do not get the known answer from the device.
+        WorkerDefect
+            If npudiff itself, or a component, raises.
+        """
+        job, budget, keep = self._tasks[index]
+        budget = replace(budget, redrawn=secrets.randbits(64) if budget.redrawn is None else budget.redrawn)
+        memory, began = _Memory(job, budget), time.monotonic()
+        try:
+            return self._scouted(index, budget)
+        except Doubted as doubt:
+            self._unreported = True
+            self._end_scout()
+            memory.restore()
+            message = outcome_to_message(self._again(job, _longer(budget, time.monotonic() - began), doubt), keep)
+            self._journal.forget()
+            self._unreported = False
+            return message
+        except BaseException:  # interrupted, say: its answer would be taken for that of the next task
+            self._end_scout()
+            raise
+
+    def close(self) -> None:
+        """End the scout, and the journal."""
+        self._end_scout()
+        self._journal.close(keep=self._unreported)
+
+    def _scouted(self, index: int, budget: Budget) -> dict[str, Any]:
+        """Have a task run by the scout; raises ``Doubted`` if something was seen that may be another case's fault."""
+        if self._scout is None:
+            self._scout = self._started()
+        answer = self._asked({"task": index, "redrawn": budget.redrawn})
+        if answer["verdict"] == "fails":
+            self._unreported = True  # should the device be lost meanwhile
+            if not self._fails_alone(self._tasks[index][0], answer):
+                raise Doubted(answer["text"], answer["case"])
+            self._unreported = False
+            answer = self._asked({"alone": (1, 1)})
+        message: dict[str, Any] = answer["message"]
+        return message
+
+    def _asked(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._scout is not None  # noqa: S101 - it was started
+        try:
+            answer = self._scout.ask(question, self._isolation.warm_up)
+        except Faulted as fault:
+            raise Doubted(f"{fault.kind.value}: {fault}") from None
+        except WorkerDefect as defect:  # it is real if it is seen in another process as well
+            raise Doubted(str(defect).strip().rpartition("\n")[2]) from None
+        if answer["verdict"] == "left":
+            raise Doubted(answer["text"])
+        return answer
+
+    def _fails_alone(self, job: Job, answer: dict[str, Any]) -> bool:
+        """Whether a case fails alike in a process that has run nothing else."""
+        alone = run_case(job, loads(job.subject.component.case_type, answer["case"]), self._isolation)
+        alone.settle()
+        return bool(kind_of_failure(alone) == answer["kind"])
+
+    def _again(self, job: Job, budget: Budget, doubt: Doubted) -> Outcome:
+        """Run a job with each case in a worker; what was seen by the scout is told even if it is not seen again."""
+        begun = self._journal.begun()  # of all jobs of the scout
+        outcome = run_job(job, budget)
+        if outcome.failure is not None or outcome.poisonings:
+            return outcome
+        text = doubt.case or next((case for name, case in reversed(begun) if name == job.name), "")
+        if not text:
+            raise WorkerDefect(f"the process that ran {job.name} ended before its first case: {doubt}")
+        alone = run_case(job, loads(job.subject.component.case_type, text), self._isolation)
+        if alone.failure is not None or alone.poisonings:
+            return replace(
+                alone, cases=outcome.cases + 1, features=outcome.features, not_applicable=outcome.not_applicable
+            )
+        earlier = itertools.takewhile(lambda one: one[0] != job.name, begun)
+        culprit = None
+        with contextlib.suppress(DeviceLost):  # what was seen is told all the same; the next job says that it is lost
+            culprit = self._poisoner(list(earlier)[-SUSPECTS:], (job.name, text))
+        after = "" if culprit is None else f"; after {culprit[0]}: {culprit[1]}"
+        outcome.poisonings.append(Poisoning("", text, f"{doubt}{after}"))
+        return outcome
+
+    def _poisoner(self, before: Sequence[Begun], victim: Begun) -> Begun | None:
+        """Return the case of an earlier job after which one fails that does not alone; None if it is not found."""
+        places = {job.name: index for index, (job, _, _) in enumerate(self._tasks)}
+
+        def fails_after(some: Sequence[Begun]) -> bool:
+            self._scout = self._started()
+            try:
+                cases = [(places[name], text) for name, text in (*some, victim)]
+                return bool(self._asked({"cases": cases})["fails"])
+            except Doubted:
+                return self._journal.begun()[-1:] == [victim]
+            finally:
+                self._end_scout()
+
+        return poisoner(before, fails_after)
+
+    def _started(self) -> ScoutProcess:
+        def made() -> ScoutProcess:
+            return ScoutProcess(self._tasks, self._isolation, self._journal)
+
+        self._journal.forget()
+        return answering(made, self._tasks[0][0].subject.target, self._isolation.warm_up)
+
+    def _end_scout(self) -> None:
+        if self._scout is not None:
+            self._scout.kill()
+            self._scout = None
+
+
+class _Memory:
+    """Cases of a job that failed in earlier runs; a run that does not count must not add to them."""
+
+    def __init__(self, job: Job, budget: Budget) -> None:
+        self._folder = budget.memory_of(job)
+        self._was_there = self._folder is not None and self._folder.is_dir()
+
+    def restore(self) -> None:
+        """Take back what was added, if there was nothing before."""
+        if self._folder is not None and not self._was_there:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _longer(budget: Budget, seconds: float) -> Budget:
+    """Return a budget with time enough to come to a case that was reached after so many seconds."""
+    if budget.seconds is None and budget.until is None:
+        return budget
+    return replace(budget, seconds=LONGER * seconds + AT_LEAST, until=None)

@@ -1,0 +1,100 @@
+"""The life of a worker: it judges the cases that it is sent, until the other side is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+import torch
+
+from npudiff.judge.judge import LocalJudge
+from npudiff.model.codec import dumps, loads
+from npudiff.model.comparison import Comparison
+from npudiff.model.component import ImplementationRaised, NotApplicable
+from npudiff.model.job import Job
+from npudiff.model.target import Target
+from npudiff.run.isolation.faults import RemoteError
+from npudiff.run.isolation.ipc import SharedTensors, packed
+
+PROBE = 85_344
+"""Sum of the squares of 0 to 63: what a device that can be used says when it is asked."""
+
+
+def live(job: Job, connection: Connection, shared: SharedTensors) -> NoReturn:
+    """Answer until the other side is gone; never return to what was forked.
+
+    Parameters
+    ----------
+    job : Job
+        Whose cases are judged.
+    connection : Connection
+        Questions come in, and answers go out.
+    shared : SharedTensors
+        Where tensors of answers go.
+    """
+    judge = LocalJudge(job)
+    serve(connection, lambda question: _answer(question, judge, job, shared))
+
+
+def serve(connection: Connection, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> NoReturn:
+    """Answer questions until the other side is gone; a defect is an answer as well."""
+    while True:
+        try:
+            question = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)
+        try:
+            reply = answer(question)
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent has to say it
+            reply = {"verdict": "defect", "text": traceback.format_exc()}
+        try:
+            connection.send_bytes(json.dumps(reply).encode())
+        except OSError:
+            os._exit(0)
+
+
+def _answer(question: dict[str, Any], judge: LocalJudge, job: Job, shared: SharedTensors) -> dict[str, Any]:
+    if "probe" in question:
+        return {"verdict": "probed", "good": probed(job.subject.target)}
+    case = loads(job.subject.component.case_type, question["case"])
+    if job.subject.component.history is None:
+        return _judged(case, judge, shared)
+    if not _goes_on(judge.case, case):
+        judge.begin()
+    return {**_judged(case, judge, shared), "case": dumps(judge.case)}
+
+
+def _goes_on(before: Any, case: Any) -> bool:  # noqa: ANN401 - cases of any component with history
+    """Whether a trace begins with the one before, and has more steps."""
+    if before is None or len(before.steps) >= len(case.steps):
+        return False
+    return bool(dataclasses.replace(case, steps=case.steps[: len(before.steps)]) == before)
+
+
+def _judged(case: Any, judge: LocalJudge, shared: SharedTensors) -> dict[str, Any]:  # noqa: ANN401
+    try:
+        comparison = judge.check(case)
+    except NotApplicable as error:
+        return {"verdict": "not applicable", "text": str(error)}
+    except ImplementationRaised as error:
+        remote = RemoteError.of(error.__cause__ or error)
+        return {"verdict": "raised", "name": remote.name, "text": remote.text, "kind": remote.kind.name}
+    if isinstance(comparison, Comparison) and not comparison.holds:
+        return {"verdict": "differs", **packed(comparison, shared)}
+    return {"verdict": "holds", "worst": comparison.worst, "exact": comparison.exact}
+
+
+def probed(target: Target) -> bool:
+    """Whether the device gives the known answer to a small question."""
+    try:
+        numbers = torch.arange(64, dtype=torch.float32).to(target.device)
+        answer = (numbers * numbers).sum()
+        target.synchronize()
+        return int(answer.cpu()) == PROBE
+    except Exception:  # noqa: BLE001 - whatever it says, the device is not good
+        return False

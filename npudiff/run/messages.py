@@ -1,0 +1,69 @@
+"""Outcomes as messages between processes: text, never an object; tensors stay where the finding was written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from npudiff.model.codec import dumps, loads
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Failure, Outcome, Poisoning, Verdict
+
+Keep = Callable[[Outcome], Sequence[Path]]
+"""Writes the findings of an outcome where its tensors are, and returns their folders."""
+
+Task = tuple[Job, Budget, Keep | None]
+"""A job, how long it may look, and what writes its findings; None for a mutant, which leaves none."""
+
+_CASES = ("worst_case", "first_failure", "failure")
+
+
+def outcome_to_message(outcome: Outcome, keep: Keep | None) -> dict[str, Any]:
+    """Write what an outcome has to report, and say what came out, as plain values."""
+    message: dict[str, Any] = {}
+    for item in dataclasses.fields(outcome):
+        value = getattr(outcome, item.name)
+        if item.name in _CASES:
+            case = value.case if isinstance(value, Failure) else value
+            message[item.name] = None if case is None else dumps(case)
+        elif item.name == "verdict":
+            message[item.name] = value.name
+        elif item.name == "poisonings":
+            message[item.name] = [dataclasses.astuple(one) for one in value]
+        elif item.name not in ("job", "journal"):
+            message[item.name] = value
+    if keep is not None:
+        message["folders"] = [str(path) for path in keep(outcome)]
+    outcome.settle()
+    return message
+
+
+def outcome_from_message(job: Job, message: dict[str, Any]) -> tuple[Outcome, list[Path]]:
+    """Return the outcome that a message tells of, and the folders of its findings.
+
+    Its failures have their cases; the evidence is in the folders.
+    """
+    folders = [Path(folder) for folder in message.pop("folders", [])]
+    cases = {
+        name: None if message[name] is None else loads(job.subject.component.case_type, message[name])
+        for name in _CASES
+    }
+    values = {
+        **message,
+        "worst_case": cases["worst_case"],
+        "first_failure": _failure(cases["first_failure"]),
+        "failure": _failure(cases["failure"]),
+        "verdict": Verdict[message["verdict"]],
+        "alone": tuple(message["alone"]),
+        "repeated": tuple(message["repeated"]),
+        "poisonings": [Poisoning(*one) for one in message["poisonings"]],
+        **{name: Counter(message[name]) for name in ("not_applicable", "features")},
+    }
+    return Outcome(job, **values), folders
+
+
+def _failure(case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component
+    return None if case is None else Failure(case, None, None)

@@ -1,0 +1,287 @@
+"""What a run does: which implementations, which properties, how many cases of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from npudiff.draw.presets import DEFAULT_RUN_PROFILE, RUN_PROFILES, run_profile
+from npudiff.errors import UsageError, unknown
+from npudiff.judge.properties import EARLIER_CALLS, SHARE_OF_KEEPERS, properties_of, property_of_mutant
+from npudiff.model.component import Component, Property, Subject
+from npudiff.model.constraints import Constraints, parse_where
+from npudiff.model.implementation import Implementation
+from npudiff.model.job import Budget, Isolation, Job
+from npudiff.model.target import Target
+from npudiff.run.discovery import default_target, load_components, load_target, select_implementations
+from npudiff.run.host import can_isolate, default_workers, on_this_host
+from npudiff.run.messages import Keep, Task
+
+DEFAULT_EXAMPLES = RUN_PROFILES[DEFAULT_RUN_PROFILE].examples
+"""Cases of equivalence within which every mutant has to be found."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; the same from the command line and from pytest.
+
+    Attributes
+    ----------
+    components : tuple of str
+        Component names; empty for all.
+    implementations : tuple of str
+        Names, modules or files; empty for all built-in ones.
+    target : str or None
+        Target name; None for a visible NPU, else the simulator.
+    cann : str or None
+        CANN profile of the simulator.
+    examples : int or None
+        Cases of equivalence per implementation; None for those of the Hypothesis profile.
+    seconds : float or None
+        Time for the whole run, instead of a number of examples.
+    seed : int or None
+        Seed of the draws.
+    model : str or None
+        Model profile: production sizes to draw within.
+    where : tuple of str
+        ``axis=values`` restrictions.
+    hypothesis_profile : str
+        ``dev``, ``ci`` or ``nightly``.
+    memory : pathlib.Path or None
+        Folder in which failing cases are remembered.
+    workers : int or None
+        Processes in which jobs run; None for as many as the target and the machine are good for.
+    isolate : bool or None
+        Whether cases run in processes that may die of them; None for where a device is shared.
+    journal : pathlib.Path or None
+        Folder in which a case is written down before it is run.
+    timeout, warm_up : float
+        Seconds that a case may take, and a process until it has a known answer from its device.
+    shared : pathlib.Path or None
+        Output folder of others, whose findings come first.
+    """
+
+    components: tuple[str, ...] = ()
+    implementations: tuple[str, ...] = ()
+    target: str | None = None
+    cann: str | None = None
+    examples: int | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    model: str | None = None
+    where: tuple[str, ...] = ()
+    hypothesis_profile: str = DEFAULT_RUN_PROFILE
+    memory: Path | None = None
+    workers: int | None = None
+    isolate: bool | None = None
+    journal: Path | None = None
+    timeout: float = 60.0
+    warm_up: float = 300.0
+    shared: Path | None = None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Cases of others.
+
+    Attributes
+    ----------
+    cases : mapping
+        Name of a job to the cases that failed for somebody, as JSON.
+    examples : pathlib.Path or None
+        Folder of what others' Hypothesis remembers, for each job by its name.
+    unread : tuple of str
+        Why findings could not be read, a line each.
+    """
+
+    cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    examples: Path | None = None
+    unread: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """What to say of it."""
+        cases = sum(map(len, self.cases.values()))
+        unread = f"; not read {len(self.unread)}: {self.unread[0]}" if self.unread else ""
+        return f"{cases} cases of shared findings come first{unread}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does.
+
+    Attributes
+    ----------
+    target : Target
+        Where everything runs.
+    jobs : tuple of Job
+        Properties of implementations that are expected to hold.
+    mutants : tuple of Job
+        One property of each implementation that is wrong on purpose, and is expected to be found: equivalence, or that
+        earlier calls change nothing if it keeps something between calls.
+    request : Request
+        What was asked for.
+    shared : Shared
+        Cases that failed for others.
+    """
+
+    target: Target
+    jobs: tuple[Job, ...]
+    mutants: tuple[Job, ...]
+    request: Request = field(default_factory=Request)
+    shared: Shared = field(default_factory=Shared)
+
+    @property
+    def workers(self) -> int:
+        """Processes in which jobs run."""
+        return self.request.workers or default_workers(self.target)
+
+    @property
+    def judges_mutants(self) -> bool:
+        """Whether a mutant that is not found is the run's fault: not if the user narrowed or shortened the run."""
+        request = self.request
+        fewer = request.seconds is not None or (request.examples or DEFAULT_EXAMPLES) < DEFAULT_EXAMPLES
+        return not (request.where or request.model or fewer)
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """How cases are run in processes that may die of them; None if they are not.
+
+        Raises
+        ------
+        UsageError
+            If that was asked for where it cannot be done.
+        """
+        request = self.request
+        if request.isolate and not can_isolate():
+            raise UsageError("--isolate needs Linux")
+        wanted = can_isolate() and not on_this_host(self.target) if request.isolate is None else request.isolate
+        return Isolation(request.journal, request.warm_up, request.timeout) if wanted else None
+
+    def budget(self, job: Job) -> Budget:
+        """Return how long one job may look."""
+        profile = run_profile(self.request.hypothesis_profile)
+        examples = self.request.examples or profile.examples
+        seconds = None
+        if self.request.seconds is not None:
+            total = sum(other.prop.share for other in (*self.jobs, *self.mutants))
+            seconds = self.request.seconds * self.workers * job.prop.share / total
+        return Budget(
+            examples=None if seconds is not None else max(1, round(examples * self._share(job))),
+            seconds=seconds,
+            seed=self.request.seed,
+            deterministic=profile.deterministic,
+            memory=None if job in self.mutants else self.request.memory,
+            isolation=self.isolation,
+            first=self.shared.cases.get(job.name, ()),
+            shared=self.shared.examples,
+        )
+
+    def tasks(self, keep: Keep) -> list[Task]:
+        """Return all jobs and then all mutants, with their budgets; ``keep`` writes the findings of jobs."""
+        return [
+            *((job, self.budget(job), keep) for job in self.jobs),
+            *((job, self.budget(job), None) for job in self.mutants),
+        ]
+
+    def _share(self, job: Job) -> float:
+        """Cases of a job per example: what its property says, and what its component does."""
+        component = job.subject.component
+        runs = 1.0 if component.history is None else component.history.runs
+        named = bool(self.request.implementations)  # whoever asks for one implementation gets all its cases
+        keeps = job.prop is EARLIER_CALLS and job.subject.implementation.opens is not None and job not in self.mutants
+        share = SHARE_OF_KEEPERS if keeps else job.prop.share
+        return share * runs * (1.0 if named or job in self.mutants else component.share)
+
+
+def make_plan(request: Request) -> Plan:
+    """Turn what the user asked for into jobs.
+
+    An implementation that is wrong on purpose is a mutant when it came along with all the others, and an ordinary
+    implementation when the user named it.
+
+    Raises
+    ------
+    UsageError
+        If a name is not known, or nothing would run.
+    TargetUnavailable
+        If the target cannot run here.
+    """
+    run_profile(request.hypothesis_profile)
+    components = load_components(request.components)
+    restrictions = _restrictions(request, components)
+    target = load_target(request.target, request.cann) if request.target else default_target(request.cann)
+    by_name = {component.name: component for component in components}
+    jobs: list[Job] = []
+    mutants: list[Job] = []
+    for item in select_implementations(components, request.implementations):
+        if item.component not in restrictions:
+            continue
+        component = by_name[item.component]
+        is_mutant = item.wrong is not None and not request.implementations
+        properties = (property_of_mutant(item),) if is_mutant else properties_of(component)
+        destination = mutants if is_mutant else jobs
+        destination.extend(_jobs(component, item, target, properties, restrictions[item.component]))
+    if not jobs and not mutants:
+        raise UsageError("no implementation supports a case that --where and --profile allow: nothing to run")
+    plan = Plan(target, tuple(jobs), tuple(mutants), request)
+    _ = plan.isolation  # refused before anything is run
+    return plan
+
+
+def _jobs(
+    component: Component,
+    item: Implementation,
+    target: Target,
+    properties: Sequence[Property],
+    restriction: Constraints,
+) -> list[Job]:
+    """The properties that say something about what the implementation supports."""
+    constraints = item.constraints.within(restriction)
+    subject = Subject(component, item, target)
+    jobs = [Job(subject, prop, constraints) for prop in properties]
+    return [job for job in jobs if job.applies]
+
+
+def _restrictions(request: Request, components: Sequence[Component]) -> dict[str, Constraints]:
+    """What the user narrows each component to, by its name; one that cannot be narrowed so is not in it.
+
+    A component without an axis that is named has no case that was asked for. Of several values, each component takes
+    those that it has; one component at least must have them all, or one of them is a mistake. One without the model's
+    profile keeps its own sizes.
+    """
+    where = parse_where(request.where)
+    models = sorted({model for component in components for model in component.profiles})
+    if request.model is not None and request.model not in models:
+        raise unknown("model profile", request.model, models)
+    having = [one for one in components if all(axis in one.axes for box in where.boxes for axis in box)]
+    refusals = [refusal for one in having if (refusal := _refused(where, one)) is not None]
+    if len(refusals) == len(having):
+        raise refusals[0] if refusals else _without_axes(where, components)
+    restrictions = {}
+    for component in having:
+        profile = component.profiles.get(request.model, {}) if request.model is not None else {}
+        narrowed = where.legal(component.axes)
+        if narrowed:
+            restrictions[component.name] = narrowed.within(Constraints.of(profile))
+    return restrictions
+
+
+def _refused(where: Constraints, component: Component) -> UsageError | None:
+    """Why a component does not have all values, if so."""
+    try:
+        where.checked(component.axes, "--where")
+    except UsageError as refusal:
+        return refusal
+    return None
+
+
+def _without_axes(where: Constraints, components: Sequence[Component]) -> UsageError:
+    """Why no component has all axes: one that there is not, or axes of different components."""
+    axes = sorted({axis for component in components for axis in component.axes})
+    named = [axis for box in where.boxes for axis in box]
+    for axis in named:
+        if axis not in axes:
+            return UsageError(f"--where: {unknown('axis', axis, axes)}")
+    return UsageError(f"--where: no component has all of these axes: {', '.join(named)}")

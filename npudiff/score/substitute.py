@@ -1,0 +1,171 @@
+"""A mutant in place of the implementation that it was made from, in all processes of somebody's own tests.
+
+``npudiff score --suite`` says by an environment variable what stands in place of what; the decorator that makes
+implementations asks here. A test that imports the implementation, or finds it by its name, calls the mutant then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from npudiff.model.implementation import Implementation
+
+VARIABLE = "NPUDIFF_IN_PLACE"
+
+Function = Callable[[Any, Any], Any]
+Opens = Callable[[], Function]
+
+_INSIDE: ContextVar[bool] = ContextVar("inside a mutant", default=False)
+_CASES: dict[int, tuple[weakref.ref[Any], Any]] = {}
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """What stands in place of what.
+
+    Attributes
+    ----------
+    original, mutant : str
+        ``component.name`` of both; both empty where nothing is replaced.
+    keeps : bool
+        Whether the mutant keeps something between calls.
+    record : str
+        File to which the ``component.name`` of each implementation that is called is appended; empty for none.
+    """
+
+    original: str = ""
+    mutant: str = ""
+    keeps: bool = False
+    record: str = ""
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the processes in which it holds."""
+        return {VARIABLE: json.dumps(asdict(self))}
+
+
+def active() -> bool:
+    """Whether something is in place of something here, or calls are recorded."""
+    return VARIABLE in os.environ
+
+
+def placed(name: str, function: Function, opens: Opens | None, *, wrong: bool) -> tuple[Function, Opens | None]:
+    """Return what an implementation calls and opens here.
+
+    Parameters
+    ----------
+    name : str
+        ``component.name`` of the implementation.
+    function, opens : callable
+        What it calls and opens by itself.
+    wrong : bool
+        Whether it is a mutant: those call correct implementations as they are.
+    """
+    given = _given(os.environ[VARIABLE])
+    if wrong:
+        return _by_itself(function), opens
+    if name != given.original:
+        return _recorded(name, function, given), opens
+    opened = opens or (lambda: function)
+    stand = _recorded(name, _stand(opened(), given.mutant), given)
+    keeps = opens is not None or given.keeps
+    return stand, (lambda: _recorded(name, _stand(opened(), given.mutant), given)) if keeps else None
+
+
+def remembering(inputs: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make a component's inputs known by their cases: a mutant stands in only where it was made for the case."""
+
+    @functools.wraps(inputs)
+    def made(case: Any) -> Any:  # noqa: ANN401 - the component's own contract
+        result = inputs(case)
+        key = id(result)
+        with contextlib.suppress(TypeError):  # a class with __slots__ has no weak references: its case stays unknown
+            _CASES[key] = weakref.ref(result, lambda _: _CASES.pop(key, None)), case
+        return result
+
+    return made
+
+
+@functools.cache
+def _given(text: str) -> InPlace:
+    return InPlace(**json.loads(text))
+
+
+@functools.cache
+def _mutant(name: str) -> tuple[Implementation, Callable[[Any], Mapping[str, Any]]]:
+    """Return the mutant of this name, and what gives the values of its axes."""
+    from npudiff.run.discovery import load_component, select_implementations  # noqa: PLC0415 - it imports implementations
+
+    component = load_component(name.partition(".")[0])
+    (found,) = select_implementations([component], [name])
+    return found, component.values
+
+
+def _stand(original: Function, name: str) -> Function:
+    """Call the mutant where it was made for the case, and the original elsewhere.
+
+    Of inputs that were made by hand nobody knows the case: the mutant is called, and where it raises the original.
+    """
+    opened: list[Function] = []
+
+    def function(inputs: Any, target: Any) -> Any:  # noqa: ANN401 - the component's own contract
+        if _INSIDE.get():
+            return original(inputs, target)
+        mutant, values = _mutant(name)
+        known = _CASES.get(id(inputs))
+        if known is not None and mutant.constraints.reason_against(values(known[1])) is not None:
+            return original(inputs, target)
+        if not opened:
+            opened.append(mutant.opened().function)
+        try:
+            with _inside():
+                return opened[0](inputs, target)
+        except Exception:
+            if known is not None:
+                raise
+            return original(inputs, target)
+
+    return function
+
+
+def _by_itself(function: Function) -> Function:
+    def call(inputs: Any, target: Any) -> Any:  # noqa: ANN401 - the component's own contract
+        with _inside():
+            return function(inputs, target)
+
+    return call
+
+
+def _recorded(name: str, function: Function, given: InPlace) -> Function:
+    """Append the name to the record once, however often it is called here."""
+    if not given.record:
+        return function
+    seen: list[bool] = []
+
+    def call(inputs: Any, target: Any) -> Any:  # noqa: ANN401 - the component's own contract
+        if not seen and not _INSIDE.get():
+            seen.append(True)
+            with Path(given.record).open("a", encoding="utf-8") as record:
+                record.write(f"{name}\n")
+        return function(inputs, target)
+
+    return call
+
+
+@contextmanager
+def _inside() -> Iterator[None]:
+    token = _INSIDE.set(True)
+    try:
+        yield
+    finally:
+        _INSIDE.reset(token)

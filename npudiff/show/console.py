@@ -1,0 +1,263 @@
+"""What a person sees: progress while it runs, a table, findings with the line that replays them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from npudiff.findings.finding import Finding
+from npudiff.findings.replay import Replay, ReplayVerdict
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import Component
+from npudiff.model.outcome import Outcome, Verdict
+from npudiff.model.version import VERSION
+from npudiff.run.isolation.journal import LeftBehind
+from npudiff.run.plan import Plan
+from npudiff.show.finding_page import PAGE_FILE
+from npudiff.show.report import Group, bound_text, finding_lines, grouped
+from npudiff.text import clipped, counted, printable
+
+PLAIN_WIDTH = 132
+
+
+class _Terminal(RichConsole):
+    """A console that reports a reader who went away, instead of leaving the process with the code of a finding."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the command line end the run."""
+        raise BrokenPipeError
+
+
+_REPLAY_STYLE = {ReplayVerdict.FIXED: "green", ReplayVerdict.FAILED: "red", ReplayVerdict.ERROR: "yellow"}
+
+
+class Console:
+    """Writes to the terminal, or plain lines where there is none.
+
+    Parameters
+    ----------
+    verbose : bool
+        Whether every property has a row of its own.
+    """
+
+    def __init__(self, *, verbose: bool) -> None:
+        self.verbose = verbose
+        self.rich: RichConsole = _Terminal(highlight=False, soft_wrap=False)
+        if not self.rich.is_terminal:
+            self.rich = _Terminal(highlight=False, width=PLAIN_WIDTH, no_color=True)
+
+    def lines(self, lines: Sequence[str]) -> None:
+        """Write lines as they are."""
+        for line in lines:
+            self.rich.print(escape(line), soft_wrap=True)
+
+    def header(self, plan: Plan) -> None:
+        """Say what runs where."""
+        from npudiff.run.environment import version_of  # noqa: PLC0415 - reads package metadata
+
+        request = plan.request
+        parts = [
+            f"npudiff {VERSION}",
+            f"target {plan.target.name}, CANN {plan.target.cann}",
+            f"torch {version_of('torch')}",
+            f"profile {request.hypothesis_profile}" + (f", seed {request.seed}" if request.seed is not None else ""),
+        ]
+        self.rich.print(f"[bold]{escape(' · '.join(parts))}[/]")
+        if plan.target.name == "sim":
+            self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
+        if request.shared is not None:
+            self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
+
+    @contextmanager
+    def progress(self, plan: Plan) -> Iterator[RunProgress]:
+        """Show progress while jobs run: a bar on a terminal, a line per implementation elsewhere."""
+        bar = Progress(
+            TextColumn("{task.description:40}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} jobs · {task.fields[cases]} cases"),
+            TimeElapsedColumn(),
+            console=self.rich,
+            transient=True,
+            disable=not self.rich.is_terminal,
+        )
+        with bar:
+            yield RunProgress(bar, len(plan.jobs) + len(plan.mutants))
+
+    def table(self, outcomes: Sequence[Outcome]) -> None:
+        """Show one row per implementation, or per property when verbose."""
+        for component, members in groupby(outcomes, key=lambda outcome: outcome.job.subject.component):
+            watched = component.watched
+            table = Table(title=component.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+            table.add_column("implementation", no_wrap=True)
+            for column in (
+                "cases",
+                *(["steps"] if component.history is not None else []),
+                *([watched] if watched else []),
+                "not applicable",
+                "worst error/bound",
+                "seconds",
+            ):
+                table.add_column(column, justify="right")
+            table.add_column("result", no_wrap=True)
+            rows = list(members)
+            for group in grouped(rows):
+                self._row(table, group, group.name, component)
+                if self.verbose:
+                    for outcome in group.outcomes:
+                        self._row(table, Group(group.name, (outcome,)), f"  {outcome.job.prop.name}", component)
+            self.rich.print(table)
+            if self.verbose:
+                self._features(rows)
+
+    def _row(self, table: Table, group: Group, name: str, component: Component) -> None:
+        result, style = group.result()
+        cells = [escape(name), str(group.cases)]
+        if component.history is not None:
+            cells.append(str(group.steps))
+        if component.watched:
+            cells.append(f"{group.share(component.watched):.0%}" if group.cases else "-")
+        cells += [
+            str(group.not_applicable),
+            bound_text(group),
+            f"{group.seconds:.1f}",
+            f"[{style}]{escape(result)}[/]",
+        ]
+        table.add_row(*cells)
+
+    def _features(self, outcomes: Sequence[Outcome]) -> None:
+        total: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for outcome in outcomes:
+            total.update(outcome.features)
+            reasons.update(outcome.not_applicable)
+        cases = sum(outcome.cases for outcome in outcomes) or 1
+        shares = ", ".join(f"{name} {count / cases:.0%}" for name, count in total.most_common())
+        self.rich.print(f"  [dim]cases by region: {escape(shares)}[/]")
+        for reason, count in reasons.most_common(5):
+            self.rich.print(f"  [dim]not applicable {count} times: {escape(reason)}[/]")
+
+    def left_behind(self, cases: Sequence[LeftBehind]) -> None:
+        """Say what a run that was killed was doing."""
+        for one in cases:
+            what = f"failed ({one.verdict}), and was not reported" if one.verdict else "was being run"
+            component, implementation, prop = [*one.job.split("."), "", ""][:3]
+            command = f"npudiff check {component} --impl {implementation} --case {shlex.quote(one.case)}"
+            said = f"a run before this one was killed: a case of {printable(one.job)} {what}"
+            self.rich.print(f"[bold red]{escape(said)}[/]", soft_wrap=True)
+            if prop == EQUIVALENCE.name:
+                self.rich.print(f"  {escape(printable(command))}", soft_wrap=True)
+
+    def finding(self, finding: Finding, folder: Path) -> None:
+        """Show a finding and the line that replays it."""
+        title = f"FINDING {finding.component}.{finding.implementation} · {finding.property_name} · {finding.verdict}"
+        self.rich.print(f"\n[bold red]{escape(title)}[/]")
+        for label, text in [*finding_lines(finding, folder), ("picture", str(folder / PAGE_FILE))]:
+            self.rich.print(f"  [bold]{label:10}[/] {escape(printable(text))}", soft_wrap=True)
+
+    def finding_again(self, finding: Finding, folder: Path) -> None:
+        """Show in two lines a finding that looks like one which was shown before."""
+        title = f"also {finding.property_name}: {finding.verdict} on {finding.detail.get('line', '')}"
+        for text in (title, f"       {finding.replay_command(folder)}"):
+            self.rich.print(f"  [bold red]{escape(printable(text))}[/]", soft_wrap=True)
+
+    def mutants(self, outcomes: Sequence[Outcome], *, judged: bool) -> None:
+        """Show whether the implementations that are wrong on purpose were found, and had to be."""
+        if not outcomes:
+            return
+        table = Table(
+            title="wrong on purpose: each re-creates a real bug" + (", and this run has to find it" if judged else ""),
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+        )
+        for column in ("mutant", "found", "smallest case"):
+            table.add_column(column, overflow="fold")
+        for outcome in outcomes:
+            subject = outcome.job.subject
+            if outcome.failure is None:
+                found = "[red]MISSED[/]" if judged else "[dim]not shown[/]"
+                case = f"not in {outcome.cases} cases" + ("" if judged else ": this run was narrowed or shortened")
+            else:
+                found = f"[green]case {outcome.cases}, {outcome.seconds_to_failure:.1f} s[/]"
+                case = subject.component.describe(outcome.failure.case)
+            table.add_row(escape(f"{subject.component.name}.{subject.implementation.name}"), found, escape(case))
+        self.rich.print(table)
+
+    def summary(
+        self,
+        outcomes: Sequence[Outcome],
+        mutants: Sequence[Outcome],
+        *,
+        judged: bool = True,
+        seconds: float | None = None,
+    ) -> None:
+        """Say in one line how it ended, and how long it took: by the clock, or the sum over the jobs."""
+        cases = sum(outcome.cases for outcome in (*outcomes, *mutants))
+        if seconds is None:
+            seconds = sum(outcome.seconds for outcome in (*outcomes, *mutants))
+        implementations = len(grouped(outcomes))
+        findings = sum(outcome.findings for outcome in outcomes)
+        parts = [
+            f"{counted(cases, 'case')} in {seconds:.1f} s",
+            counted(implementations, "implementation"),
+            counted(findings, "finding"),
+        ]
+        if mutants:
+            parts.append(f"{sum(m.failure is not None for m in mutants)} of {len(mutants)} mutants found")
+        missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
+        style = "red" if findings or missed or not cases else "green"
+        self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")
+
+    def verdict(self, text: str, style: str) -> None:
+        """Say in one line how it ended."""
+        self.rich.print(f"[bold {style}]{escape(text)}[/]", soft_wrap=True)
+
+    def replay(self, result: Replay) -> None:
+        """Say what became of one finding."""
+        style = _REPLAY_STYLE[result.verdict]
+        line = escape(clipped(printable(result.line)))
+        self.rich.print(f"[bold {style}]{result.verdict.value:6}[/] {line}", soft_wrap=True)
+
+
+class RunProgress:
+    """Progress of a run; a bar on a terminal, else one line per implementation on standard error."""
+
+    def __init__(self, bar: Progress, jobs: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task("starting", total=jobs, cases=0)
+        self._cases = 0
+        self._plain = bar.disable
+        self._last = ""
+
+    def case(self, outcome: Outcome) -> None:
+        """Count one case."""
+        self._cases += 1
+        if not self._plain:
+            job = outcome.job
+            text = f"{job.subject.implementation.name} {job.prop.name}"
+            self._bar.update(self._task, description=text[:40], cases=self._cases)
+
+    def cases(self, number: int) -> None:
+        """Count the cases of a job that ran elsewhere."""
+        self._cases += number
+        self._bar.update(self._task, cases=self._cases)
+
+    def job(self, outcome: Outcome) -> None:
+        """Count one finished job."""
+        job = outcome.job
+        name = job.subject.implementation.name
+        if self._plain and name != self._last:
+            self._last = name
+            print(f"running {name} ...", file=sys.stderr, flush=True)
+        self._bar.update(self._task, advance=1, description=f"{name} {job.prop.name}"[:40])

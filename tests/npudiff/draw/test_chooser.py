@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from npudiff.draw.chooser import (
+    CHOICES,
+    DISTINCT,
+    EQUAL_SHARE,
+    FAR_COUNTS,
+    FAR_SHARE,
+    FIRST_CHOICE,
+    Chooser,
+    place,
+    within,
+)
+from npudiff.model.constraints import Axis
+
+
+class Fixed:
+    """A source whose choices are given, counted from the smallest that it may give."""
+
+    def __init__(self, *choices):
+        self.left, self.ranges = list(choices), []
+
+    def randint(self, first, last):
+        self.ranges.append((first, last))
+        return first + self.left.pop(0)
+
+
+def chooser(*choices):
+    return Chooser(lambda strategy: Fixed(*choices))
+
+
+def test_the_smallest_draw_is_the_first_option():
+    assert chooser(0).pick(("a", "b", "c")) == "a"
+
+
+def test_every_option_can_be_drawn():
+    choose = chooser(*range(3))
+    assert [choose.pick("abc") for _ in range(3)] == list("abc")
+
+
+def test_a_choice_among_one_costs_one_draw_so_that_the_sequence_stays_aligned():
+    source = Fixed(1)
+    assert Chooser(lambda strategy: source).pick(("only",)) == "only"
+    assert source.ranges == [(FIRST_CHOICE, FIRST_CHOICE + 1)]
+
+
+def several(*choices, allowed=None, sizes=(1, 2, 3)):
+    choose, numbers = chooser(*choices), iter(range(9))
+    return choose.several({} if allowed is None else {"batch": allowed}, "batch", sizes, lambda: next(numbers))
+
+
+GO, STOP = 1, 0
+
+
+def test_as_many_parts_are_drawn_as_the_size_says():
+    assert several(2, GO, GO, GO) == (0, 1, 2)
+    assert several(0, GO) == (0,)
+
+
+def test_parts_stop_early_but_never_before_the_first():
+    assert several(2, STOP, STOP) == (0,)
+    assert several(2, GO, GO, STOP) == (0, 1)
+
+
+def test_parts_stop_only_where_their_number_is_allowed():
+    assert several(0, GO, STOP, STOP, allowed=(3,)) == (0, 1, 2)
+    assert several(1, GO, STOP, STOP, allowed=(2, 3)) == (0, 1)
+
+
+def test_a_failure_that_needs_the_last_part_shrinks_to_that_part():
+    @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
+    @given(st.composite(lambda draw: drawn_parts(Chooser(draw)))())
+    def fails(parts):
+        smallest.append(parts)
+        assert not any(low == 3 and high > 4 for low, high in parts)
+
+    def drawn_parts(choose):
+        return choose.several({}, "batch", (1, 2, 3, 8), lambda: (choose.pick(range(9)), choose.pick(range(9))))
+
+    smallest = []
+    with pytest.raises(AssertionError):
+        fails()
+    assert smallest[-1] == ((3, 5),)
+
+
+def test_cases_are_not_variations_of_each_other():
+    """Hypothesis copies parts of a case over others that are drawn from the same strategy; then few are independent."""
+    drawn = set()
+
+    @seed(1)
+    @settings(max_examples=300, database=None, phases=[Phase.generate])
+    @given(st.composite(lambda draw: tuple(choose.pick(range(1000)) for choose in [Chooser(draw)] for _ in range(6)))())
+    def collect(values):
+        drawn.add(values)
+
+    collect()
+    repeated = sum(len(set(values) - {0}) < sum(value > 0 for value in values) for values in drawn)
+    assert len(drawn) > 290
+    assert repeated < 20  # 1.5 % would be by chance
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [
+        (None, [1, 2, 3]),
+        (range(2, 9), [2, 3]),
+        ((3, 1), [1, 3]),
+        (range(5, 9), [5, 6, 7, 8]),
+        ((7, None), [7, None]),
+    ],
+)
+def test_defaults_that_are_allowed_come_first_else_all_that_is_allowed(allowed, expected):
+    assert list(within((1, 2, 3), allowed)) == expected
+
+
+def test_a_huge_range_without_defaults_is_drawn_from_without_being_listed():
+    assert chooser(0).value({"a": range(100, 10**15)}, "a", (1, 2)) == 100
+    assert chooser(CHOICES - 1).value({"a": range(100, 10**15)}, "a", (1, 2)) == 10**15 - 1
+    assert within((1,), range(100, 10**15)) == range(100, 10**15)
+
+
+@pytest.mark.parametrize("options", [1, 3, CHOICES, CHOICES + 1, 3 * CHOICES + 7, 2**20, 2**31])
+def test_places_reach_from_the_first_option_to_the_last(options):
+    places = [place(choice, options) for choice in range(CHOICES)]
+    assert (min(places), max(places), places[0]) == (0, options - 1, 0)
+    assert len(set(places)) == min(options, CHOICES)
+    assert options <= CHOICES or places == sorted(places)
+
+
+def test_places_of_a_long_list_have_every_residue():
+    """Otherwise every length drawn from a long range would be a multiple of some power of two."""
+    assert {place(choice, 2**20) % 16 for choice in range(CHOICES)} == set(range(16))
+
+
+def test_choices_have_no_literal_of_any_module_and_are_flat():
+    drawn = []
+
+    @seed(1)
+    @settings(max_examples=1000, database=None, phases=[Phase.generate])
+    @given(st.composite(lambda draw: [choose.pick(range(8)) for choose in [Chooser(draw)] for _ in range(8)])())
+    def collect(values):
+        drawn.extend(values)
+
+    collect()
+    shares = [drawn.count(value) / len(drawn) for value in range(8)]
+    assert max(shares) < 0.2
+    assert min(shares) > 0.07
+
+
+AXES = {"heads": Axis("heads", range(1, 41)), "batch": Axis("requests", range(1, 4097))}
+
+
+def far(name, *choices):
+    """A chooser that goes far on one axis, and its next choices."""
+    names = tuple(AXES)
+    choose = chooser((FAR_SHARE - 1) * len(names) + names.index(name), *choices)
+    choose.go_far(AXES, *names)
+    return choose
+
+
+def test_in_most_cases_no_count_goes_far():
+    choose = chooser((FAR_SHARE - 1) * 2 - 1)
+    choose.go_far(AXES, "heads", "batch")
+    assert choose.far == ""
+    assert choose.options({}, "heads", (1, 2)) == (1, 2)
+
+
+def test_a_count_goes_far_as_its_axis_and_box_allow_and_usual_ones_stay_in_front():
+    options = far("heads").options({}, "heads", (1, 2))
+    assert list(options[:2]) == [1, 2]
+    assert set(options[2:]) == {count for count in FAR_COUNTS if count <= 40}
+    assert set(far("heads").options({"heads": range(2, 10)}, "heads", (1, 2))) == {2, 5, 6, 7, 9}
+    assert list(far("heads").options({"heads": (2,)}, "heads", (1, 2))) == [2]
+
+
+def test_only_one_axis_goes_far():
+    assert far("heads").options({}, "batch", (1, 2)) == (1, 2)
+
+
+def test_far_more_parts_than_usual_are_a_few_that_repeat():
+    numbers = iter(range(99))
+    place_of_65 = 3 + FAR_COUNTS.index(65)
+    parts = far("batch", place_of_65, *[GO] * DISTINCT).several({}, "batch", (1, 2, 3), lambda: next(numbers))
+    assert len(parts) == 65
+    assert parts[: DISTINCT + 2] == (*range(DISTINCT), 0, 1)
+
+
+def test_a_failure_of_many_parts_shrinks_to_the_smallest_far_count_of_one_part():
+    def drawn_parts(choose):
+        choose.go_far(AXES, "batch")
+        return choose.several({}, "batch", (1, 2, 3), lambda: choose.pick(range(9)))
+
+    @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
+    @given(st.composite(lambda draw: drawn_parts(Chooser(draw)))())
+    def fails(parts):
+        smallest.append(parts)
+        assert len(parts) <= 64
+
+    smallest = []
+    with pytest.raises(AssertionError):
+        fails()
+    assert smallest[-1] == (0,) * 65
+
+
+def test_a_failure_that_needs_no_far_count_shrinks_to_the_usual_one():
+    def drawn_count(choose):
+        choose.go_far(AXES, "heads")
+        return choose.value({}, "heads", (1, 2, 8)), choose.pick(range(9))
+
+    @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
+    @given(st.composite(lambda draw: drawn_count(Chooser(draw)))())
+    def fails(drawn):
+        smallest.append(drawn)
+        assert drawn[0] < 2 or drawn[1] < 3
+
+    smallest = []
+    with pytest.raises(AssertionError):
+        fails()
+    assert smallest[-1] == (2, 3)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    rows: int
+    columns: int
+
+
+def values_of(matrix):
+    return {"rows": (matrix.rows,), "columns": (matrix.columns,)}
+
+
+def refuse_squares_of_5(matrix):
+    if matrix == Matrix(5, 5):
+        raise ValueError
+
+
+def equal(choice, matrix, box):
+    return chooser(choice).equal(matrix, ("rows", "columns"), values_of, refuse_squares_of_5, box)
+
+
+def test_two_sizes_become_the_smaller_one_where_that_is_legal():
+    last = EQUAL_SHARE - 1
+    assert equal(last, Matrix(3, 7), {}) == Matrix(3, 3)
+    assert equal(last, Matrix(7, 3), {}) == Matrix(3, 3)
+    assert equal(last - 1, Matrix(3, 7), {}) == Matrix(3, 7)
+    assert equal(last, Matrix(5, 7), {}) == Matrix(5, 7)
+    assert equal(last, Matrix(3, 7), {"columns": (7, 8)}) == Matrix(3, 7)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+from npudiff.draw.presets import RUN_PROFILES, hypothesis_settings, register_profiles, run_profile
+from npudiff.errors import UsageError
+
+CI_VARIABLES = {
+    "CI",
+    "GITHUB_ACTIONS",
+    "GITLAB_CI",
+    "BUILDKITE",
+    "CIRCLECI",
+    "CIRRUS_CI",
+    "TF_BUILD",
+    "TEAMCITY_VERSION",
+}
+"""The usual ones of those by which Hypothesis knows that it runs in CI."""
+
+
+def made(tmp_path, **changes):
+    arguments = {"deterministic": False, "seeded": False, "shrink": True, "memory": tmp_path}
+    return hypothesis_settings(50, **{**arguments, **changes})
+
+
+def test_what_others_remember_is_tried_and_never_written(tmp_path):
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    theirs.mkdir()
+    shared = DirectoryBasedExampleDatabase(theirs)
+    shared.save(b"key", b"theirs")
+    database = made(mine, memory=mine, shared=theirs).database
+    database.save(b"key", b"mine")
+    assert set(database.fetch(b"key")) == {b"mine", b"theirs"}
+    assert set(shared.fetch(b"key")) == {b"theirs"}
+    assert set(DirectoryBasedExampleDatabase(mine).fetch(b"key")) == {b"mine"}
+    assert made(mine, memory=mine, shared=theirs, deterministic=True).database is None
+    assert set(made(mine, memory=None, shared=theirs).database.fetch(b"key")) == {b"theirs"}
+    assert made(mine, memory=None, shared=tmp_path / "nowhere").database is None
+
+
+def test_there_are_three_profiles_and_only_ci_draws_the_same_cases_every_time():
+    assert {name: profile.deterministic for name, profile in RUN_PROFILES.items()} == {
+        "dev": False,
+        "ci": True,
+        "nightly": False,
+    }
+    assert run_profile("nightly").examples >= 10 * run_profile("dev").examples
+
+
+def test_an_unknown_profile_is_named_with_those_that_there_are():
+    with pytest.raises(UsageError, match="unknown hypothesis profile 'night'; known: ci, dev, nightly"):
+        run_profile("night")
+
+
+def test_failing_cases_are_remembered_in_the_folder_that_is_given(tmp_path):
+    database = made(tmp_path).database
+    assert isinstance(database, DirectoryBasedExampleDatabase)
+    assert database.path == tmp_path
+    assert made(tmp_path, memory=None).database is None
+
+
+def test_a_deterministic_run_remembers_nothing(tmp_path):
+    chosen = made(tmp_path, deterministic=True)
+    assert chosen.database is None
+    assert chosen.derandomize
+
+
+def test_a_seed_is_not_overridden(tmp_path):
+    assert not made(tmp_path, deterministic=True, seeded=True).derandomize
+
+
+def test_shrinking_can_be_left_out(tmp_path):
+    assert Phase.shrink in made(tmp_path).phases
+    assert Phase.shrink not in made(tmp_path, shrink=False).phases
+    assert Phase.reuse in made(tmp_path, shrink=False).phases
+
+
+def test_slow_cases_are_no_failures(tmp_path):
+    assert made(tmp_path).deadline is None
+    assert HealthCheck.too_slow in made(tmp_path).suppress_health_check
+
+
+def test_registered_profiles_have_the_names_that_pytest_takes():
+    register_profiles()
+    for name, profile in RUN_PROFILES.items():
+        registered = settings.get_profile(name)
+        assert registered.max_examples == profile.examples
+        assert registered.derandomize is profile.deterministic
+        if profile.deterministic:
+            assert registered.database is None
+
+
+@pytest.mark.parametrize("in_ci", [False, True])
+def test_registered_profiles_remember_where_hypothesis_does(in_ci):
+    """Hypothesis keeps no examples where CI is set: read by itself at import, hence a process of its own."""
+    environment = {key: value for key, value in os.environ.items() if key not in CI_VARIABLES}
+    program = (
+        "from hypothesis import settings; from npudiff.draw.presets import register_profiles; register_profiles();"
+        "print([settings.get_profile(name).database is not None for name in ('dev', 'ci', 'nightly')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | ({"CI": "true"} if in_ci else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == str([not in_ci, False, not in_ci])

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from npudiff.errors import ExitCode
+from npudiff.findings.evidence import AFTER_OTHERS
+from npudiff.findings.finding import FINDING_FILE
+from npudiff.findings.replay import finding_folders
+
+MASK_CASE = {"kv_lengths": [2], "window": 1, "spare": 0, "dtype": "int32", "column": False}
+
+
+@pytest.fixture
+def found(cli, kernel, tmp_path):
+    """The folder of a finding of a user's wrong kernel."""
+    cli("check", "swa_mask", "--impl", kernel("wrong"), "--target", "sim", "--case", json.dumps(MASK_CASE))
+    (folder,) = (tmp_path / ".npudiff" / "findings").iterdir()
+    return folder
+
+
+def tree(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_one_error_line(result, folder):
+    assert result.code == ExitCode.USAGE
+    assert result.out.startswith("ERROR  ")
+    assert result.out.count("\n") == 1
+    assert str(folder) in result.out
+    assert result.out[:-1].isprintable()
+    assert len(result.out) < 2000
+    assert result.err == ""
+
+
+def test_a_finding_fails_until_it_is_fixed(cli, kernel, found):
+    path = kernel("wrong")
+    failed = cli("replay", found, "--impl", path)
+    assert failed.code == ExitCode.FINDINGS
+    assert failed.out == "FAILED swa_mask.mine.equivalence: kv2 · window 1 · capacity 2 · int32\n"
+    kernel("right")
+    fixed = cli("replay", found, "--impl", path)
+    assert fixed.code == ExitCode.CLEAN
+    assert fixed.out.startswith("FIXED  swa_mask.mine.equivalence: kv2 · window 1 ")
+    again = cli("replay", found)
+    assert_one_error_line(again, found)
+    assert "unknown implementation 'mine'" in again.out
+    assert "give its file with --impl" in again.out
+
+
+def test_what_failed_after_unknown_cases_only_is_not_called_fixed(cli, kernel, found):
+    content = json.loads((found / FINDING_FILE).read_text())
+    (found / FINDING_FILE).write_text(json.dumps({**content, "verdict": AFTER_OTHERS}))
+    path = kernel("right")
+    result = cli("replay", found, "--impl", path)
+    assert result.code == ExitCode.USAGE
+    assert result.out.startswith("ERROR  swa_mask.mine.equivalence: kv2 ")
+    assert "cannot be replayed: it holds by itself" in result.out
+    kernel("wrong")
+    assert cli("replay", found, "--impl", path).code == ExitCode.FINDINGS
+
+
+def test_replaying_changes_no_file(cli, hostile, tmp_path):
+    folder = hostile()
+    before = tree(tmp_path)
+    assert cli("replay", folder).code == ExitCode.FINDINGS
+    assert tree(tmp_path) == before
+
+
+def test_a_users_file_goes_before_a_built_in_implementation_of_the_same_name(cli, kernel, hostile):
+    folder, path = hostile(), kernel("right")
+    path.write_text(path.read_text().replace('"mine"', '"mask_left_context_512"'))
+    assert cli("replay", folder).code == ExitCode.FINDINGS
+    assert cli("replay", folder, "--impl", path).code == ExitCode.CLEAN
+
+
+def test_an_implementation_that_raises_now_has_not_fixed_it(cli, kernel, found):
+    path = kernel("right")
+    path.write_text(path.read_text().replace("return window_mask(", "raise RuntimeError("))
+    assert cli("replay", found, "--impl", path).code == ExitCode.FINDINGS
+
+
+def test_an_implementation_that_no_longer_supports_the_case_has_not_fixed_it(cli, kernel, found):
+    path = kernel("right")
+    path.write_text(path.read_text().replace('"mine"', '"mine", supports={"window": (7,)}'))
+    result = cli("replay", found, "--impl", path)
+    assert_one_error_line(result, "swa_mask.mine.equivalence")
+    assert "not applicable: window 1 is not in {7}" in result.out
+
+
+def test_many_findings_are_replayed_and_the_worst_decides(cli, kernel, found, hostile, tmp_path):
+    folder = hostile()
+    (tmp_path / "empty").mkdir()
+    path = kernel("right")
+    assert cli("replay", found, folder, "--impl", path).code == ExitCode.FINDINGS
+    assert cli("replay", found, tmp_path / "empty", "--impl", path).code == ExitCode.USAGE
+    result = cli("replay", folder.parent, tmp_path / "empty", "--impl", path)
+    assert result.code == ExitCode.FINDINGS
+    assert sorted(line.split()[0] for line in result.out.splitlines()) == ["ERROR", "FAILED", "FIXED"]
+
+
+def test_a_users_file_is_executed_once_for_many_findings(cli, kernel, found, tmp_path):
+    shutil.copytree(found, found.with_name("copy"))
+    log = tmp_path / "log"
+    path = kernel("right")
+    path.write_text(
+        f"import pathlib\nwith pathlib.Path({str(log)!r}).open('a') as f: f.write('x')\n" + path.read_text()
+    )
+    assert cli("replay", found.parent, "--impl", path).code == ExitCode.CLEAN
+    assert log.read_text() == "x"
+
+
+def test_paths_name_a_folder_a_file_or_a_folder_of_folders(found):
+    assert finding_folders([found]) == [found]
+    assert finding_folders([found / FINDING_FILE]) == [found]
+    assert finding_folders([found.parent]) == [found]
+    missing = Path("nowhere")
+    assert finding_folders([missing, found.parent.parent]) == [missing, found.parent.parent]
+
+
+def test_the_target_is_that_of_the_finding_unless_another_is_given(cli, hostile):
+    folder = hostile(cann="9.0")
+    assert cli("replay", folder).code == ExitCode.FINDINGS
+    assert cli("replay", folder, "--cann", "8.5").code == ExitCode.FINDINGS
+    assert_one_error_line(cli("replay", folder, "--cann", "7"), folder)
+    assert cli("replay", hostile(target="elsewhere"), "--target", "sim").code == ExitCode.FINDINGS
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file", "empty"])
+def test_what_is_no_finding_folder_is_one_line(cli, tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    assert_one_error_line(cli("replay", tmp_path / name), name)

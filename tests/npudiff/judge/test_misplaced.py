@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from npudiff.draw.data import Stream
+from npudiff.judge.compare import compare
+from npudiff.judge.misplaced import describe_strays
+from npudiff.properties._shared.moved_data import random_bits
+from npudiff.reference.bounds import Expected, exactly
+
+PLACES = {"page": torch.arange(4)[:, None, None], "offset": torch.arange(8)[None, :, None], "dim": torch.arange(16)}
+
+
+def data(name, dtype=torch.bfloat16):
+    return random_bits(Stream(1, name), (4, 8, 16), dtype)
+
+
+def told(right, actual, before=None):
+    (output,) = compare({"y": exactly(right)}, {"y": actual}).outputs
+    return describe_strays(output, PLACES, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8, torch.float32])
+def test_a_row_in_anothers_place_is_told_by_what_differs(dtype):
+    right = data("right", dtype)
+    actual = right.clone()
+    actual[2, 5] = right[1, 3]
+    assert told(right, actual) == ["16 hold what belongs elsewhere: page 2, offset 5 has that of page 1, offset 3"]
+    actual = right.clone()
+    actual[3, 7, 8:] = right[3, 7, :8]
+    assert told(right, actual) == ["8 hold what belongs elsewhere: dim 8 has that of dim 0"]
+
+
+def test_what_was_not_written_is_told():
+    right, before = data("right"), data("before")
+    actual = right.clone()
+    actual[1, 2] = before[1, 2]
+    actual[3, 0] = right[0, 0]
+    lines = ["16 hold what was there before", "16 hold what belongs elsewhere: page 3 has that of page 0"]
+    assert told(right, actual, before) == lines
+    assert told(right, actual, before.float()) == lines[1:]
+
+
+def test_nothing_is_told_of_what_is_right_or_from_nowhere():
+    right, other = data("right"), data("other")
+    assert told(right, right.clone(), other) == []
+    actual = right.clone()
+    actual[2] = other[2]
+    assert told(right, actual) == []
+    assert told(right, right[:3].clone()) == []
+
+
+def test_an_element_that_agrees_by_chance_is_not_told():
+    right, before = data("right"), data("before")
+    actual = data("other")
+    actual[0, 0, 0] = before[0, 0, 0]
+    assert told(right, actual, before) == []
+
+
+def test_what_stands_in_two_places_belongs_to_neither():
+    right = data("right")
+    right[1] = right[0]
+    actual = right.clone()
+    actual[3] = right[0]
+    assert told(right, actual) == []
+
+
+def test_of_what_is_computed_only_what_was_there_before_is_told():
+    before = data("before")
+    right = Expected(before.double() + 1, torch.full((4, 8, 16), 1e-3, dtype=torch.float64), torch.bfloat16)
+    (output,) = compare({"y": right}, {"y": before}).outputs
+    wrong = int(output.wrong.sum())
+    assert describe_strays(output, PLACES, before) == [f"{wrong} hold what was there before"]
+
+
+def test_a_column_whose_stride_is_not_its_own():
+    column = torch.randn(1, 65, dtype=torch.float64).t()
+    assert column.is_contiguous()
+    moved = column.clone()
+    moved[3] = column[60]
+    (output,) = compare({"y": exactly(column)}, {"y": moved}).outputs
+    told = describe_strays(output, {"row": torch.arange(65)[:, None]})
+    assert told == ["1 hold what belongs elsewhere: row 3 has that of row 60"]

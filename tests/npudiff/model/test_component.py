@@ -1,0 +1,122 @@
+"""What an implementation may return, as the engine sees it through its subject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from npudiff.model.component import ImplementationRaised, NotApplicable
+from npudiff.model.fingerprint import fingerprint
+from npudiff.model.job import Budget
+from npudiff.model.outcome import Verdict
+from npudiff.run.engine import run_job
+
+SEEDED = Budget(examples=100, seed=1)
+
+
+def boom(*_):
+    raise LookupError("my own defect")
+
+
+def test_leaving_the_process_is_a_finding(toy):
+    def function(inputs, target):
+        raise SystemExit(0)
+
+    assert run_job(toy.job(function), SEEDED).verdict is Verdict.RAISED
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        3,
+        [1.0],
+        {},
+        {"y": 3},
+        {"nope": torch.zeros(1)},
+    ],
+)
+def test_what_is_not_an_output_is_a_finding(toy, result):
+    outcome = run_job(toy.job(lambda inputs, target: result), SEEDED)
+    assert outcome.verdict is Verdict.RAISED
+    assert isinstance(outcome.failure.error, (TypeError, AttributeError))
+    assert outcome.cases == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (lambda inputs, target: (inputs.x * 2)[None], "shape [1, 1], expected [1]"),
+        (lambda inputs, target: inputs.x.double() * 2, "dtype torch.float64, expected torch.float32"),
+    ],
+)
+def test_a_wrong_shape_or_dtype_is_a_finding(toy, function, problem):
+    outcome = run_job(toy.job(function), SEEDED)
+    assert outcome.verdict is Verdict.WRONG
+    assert outcome.failure.comparison.worst_output.problem == problem
+
+
+def test_not_a_number_is_a_finding(toy):
+    outcome = run_job(toy.job(lambda inputs, target: toy.double(inputs) * torch.nan), SEEDED)
+    assert outcome.verdict is Verdict.WRONG
+    assert outcome.failure.comparison.worst == float("inf")
+
+
+def test_a_mapping_of_outputs_is_compared_by_name(toy):
+    assert run_job(toy.job(lambda inputs, target: {"y": toy.double(inputs)}), SEEDED).verdict is Verdict.HOLDS
+
+
+def test_a_subject_says_which_derived_cases_it_does_not_support(toy):
+    subject = toy.job(supports={"kind": ("plain",)}).subject
+    subject.require(toy.Case((1,)), "the same")
+    with pytest.raises(NotApplicable, match=r"^the other: kind odd is not in \{plain\}$"):
+        subject.require(toy.Case((1,), "odd"), "the other")
+
+
+def test_a_subject_keeps_the_exception_of_its_implementation(toy):
+    with pytest.raises(ImplementationRaised, match="LookupError: my own defect") as caught:
+        toy.job(boom).subject.run(None)
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.bfloat16, torch.float32, torch.float64])
+def test_a_fingerprint_changes_with_any_element_and_with_nothing_else(dtype):
+    for whole in (torch.arange(1, 40).to(dtype), torch.arange(1, 80).to(dtype)[::2], torch.arange(1, 41).to(dtype)[1:]):
+        before = fingerprint(whole)
+        assert fingerprint(whole) == before
+        for place in (0, 17, len(whole) - 1):
+            changed = whole.clone()
+            changed[place] = 0
+            assert fingerprint(changed) != before
+
+
+@pytest.mark.parametrize("rows", [4, 3000])
+@pytest.mark.parametrize("pair", [(0, 1), (1, 3), (0, 2), (2, -1)])
+def test_a_fingerprint_sees_rows_that_change_places_and_writes_between_rows(rows, pair):
+    first, second = pair
+    whole = torch.arange(rows * 24, dtype=torch.bfloat16).reshape(rows, 24)
+    view = whole[:, :16]
+    before = fingerprint(view)
+    whole[[first, second]] = whole[[second, first]]
+    assert fingerprint(view) != before
+    whole[[first, second]] = whole[[second, first]]
+    assert fingerprint(view) == before
+    whole[1, 20] += 64
+    assert fingerprint(view) != before
+
+
+def test_a_fingerprint_names_the_tensors_of_nested_inputs():
+    @dataclass
+    class Pool:
+        key: torch.Tensor
+
+    @dataclass
+    class Inputs:
+        query: torch.Tensor
+        pool: Pool
+        sinks: None = None
+        scale: float = 1.0
+
+    assert set(fingerprint(Inputs(torch.ones(2), Pool(torch.ones(3))))) == {"query", "pool.key"}

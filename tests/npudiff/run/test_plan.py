@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import pytest
+
+from npudiff.errors import UsageError
+from npudiff.judge.properties import EARLIER_CALLS, EQUIVALENCE
+from npudiff.model.constraints import Constraints
+from npudiff.run.discovery import component_names, load_components
+from npudiff.run.plan import Request, make_plan
+
+MASK = {"components": ("swa_mask",), "target": "sim"}
+
+
+def plan(**request):
+    return make_plan(Request(**{**MASK, **request}))
+
+
+def names(jobs):
+    return [job.name for job in jobs]
+
+
+def test_every_property_of_every_implementation_is_a_job_and_every_mutant_is_one():
+    made = plan()
+    own = ("order_does_not_matter", "capacity_does_not_matter", "wide_window_equals_none")
+    relations = ("equivalence", *own, "earlier_calls_change_nothing")
+    assert names(made.jobs) == [f"swa_mask.{item}.{prop}" for item in ("eager", "graph_buffer") for prop in relations]
+    assert all(job.prop is EQUIVALENCE for job in made.mutants)
+    assert len(made.mutants) == 5
+
+
+def test_all_components_are_planned_by_default():
+    made = make_plan(Request(target="sim"))
+    assert {job.subject.component.name for job in made.jobs} == set(component_names())
+    assert len({job.name for job in (*made.jobs, *made.mutants)}) == len(made.jobs) + len(made.mutants)
+
+
+def test_a_mutant_that_is_named_is_an_ordinary_implementation():
+    made = plan(implementations=("mask_minus_one",))
+    assert len(made.jobs) == 5
+    assert made.mutants == ()
+
+
+def test_a_mutant_that_keeps_something_is_looked_for_where_calls_follow_each_other():
+    made = make_plan(Request(("rms_norm",), target="sim"))
+    (job,) = [job for job in made.mutants if job.subject.implementation.opens is not None]
+    assert job.prop is EARLIER_CALLS
+    assert made.budget(job).examples == 5  # no more than any implementation gets
+
+
+def test_a_component_with_history_has_no_other_calls():
+    made = make_plan(Request(("hybrid_pools",), target="sim"))
+    assert all(job.prop is EQUIVALENCE for job in (*made.jobs, *made.mutants))
+
+
+def test_where_narrows_the_cases_of_every_job():
+    made = plan(where=("window=5", "batch=1..2"))
+    (box,) = made.jobs[0].constraints.boxes
+    assert box == {"window": (5,), "batch": range(1, 3)}
+
+
+def test_a_model_profile_narrows_the_cases_and_goes_with_where():
+    (box,) = plan(model="step-3.5-flash", where=("batch=2",)).jobs[0].constraints.boxes
+    assert box == {"batch": (2,), "window": (512, None)}
+    (box,) = plan(model="step-3.5-flash", where=("window=none",)).jobs[0].constraints.boxes
+    assert box == {"window": (None,)}
+
+
+def test_an_implementation_that_supports_nothing_of_it_is_left_out():
+    made = make_plan(Request(("sliding_attention",), target="sim", where=("window=5",)))
+    assert "fia_v1_extend_tnd" not in {job.subject.implementation.name for job in made.jobs}
+    assert "fia_extend_tnd" in {job.subject.implementation.name for job in made.jobs}
+
+
+def test_a_model_profile_of_one_component_does_not_narrow_another():
+    # qwen3-30b-a3b has no window: the mask has no such profile and keeps its own sizes.
+    made = make_plan(Request(("sliding_attention", "swa_mask"), target="sim", model="qwen3-30b-a3b"))
+    (box, *_) = made.jobs[-1].constraints.boxes
+    assert made.jobs[-1].subject.component.name == "swa_mask"
+    assert box == {}
+
+
+def test_a_model_profile_gives_each_component_its_own_sizes():
+    made = make_plan(Request(("rms_norm", "rotary"), target="sim", model="deepseek-v3"))
+    axes = {job.subject.component.name: set().union(*job.constraints.boxes) for job in made.jobs}
+    assert "dims" not in axes["rms_norm"]
+    assert "hidden_size" not in axes["rotary"]
+
+
+def test_a_component_without_an_axis_that_is_named_has_nothing_to_run():
+    made = make_plan(Request(target="sim", where=("page_size=16",)))
+    assert {job.subject.component.name for job in (*made.jobs, *made.mutants)} == {
+        component.name for component in load_components(()) if "page_size" in component.axes
+    }
+
+
+def test_a_value_that_only_some_components_know_chooses_those():
+    made = make_plan(Request(target="sim", where=("dtype=int8",)))
+    assert {job.subject.component.name for job in made.jobs} == {"cache_gather", "format_cast", "paged_cache"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ({"components": ("nope",)}, "unknown component 'nope'; known: "),
+        ({"implementations": ("nope",)}, "unknown implementation 'nope'; known: "),
+        ({"target": "nope"}, "unknown target 'nope'; known: npu, sim"),
+        ({"cann": "nope"}, "unknown CANN profile 'nope'; known: 8.5, 9.0, pessimistic"),
+        ({"model": "nope"}, "unknown model profile 'nope'; known: gpt-oss-120b, mimo-v2-flash, step-3.5-flash"),
+        ({"hypothesis_profile": "nope"}, "unknown hypothesis profile 'nope'; known: ci, dev, nightly"),
+        ({"where": ("nope=1",)}, "--where: unknown axis 'nope'; known: batch, capacity, "),
+        ({"where": ("window=3", "nope=1")}, "--where: unknown axis 'nope'; known: batch, capacity, "),
+        ({"where": ("window=0",)}, "--where: window is one of 1..2147483647 or none, got 0"),
+        (
+            {"model": "gpt-oss-120b", "where": ("window=5",)},
+            "no implementation supports a case that --where and --profile ",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_with_what_was_given(request_, expected):
+    with pytest.raises(UsageError) as caught:
+        plan(**request_)
+    assert str(caught.value).startswith(expected)
+
+
+def test_each_component_takes_those_of_several_values_that_it_has():
+    made = make_plan(Request(("rms_norm", "paged_cache"), target="sim", where=("dtype=bfloat16,int8",)))
+    drawn = {job.subject.component.name: job.constraints.boxes[0]["dtype"] for job in made.jobs}
+    assert set(drawn) == {"rms_norm", "paged_cache"}
+    assert drawn["rms_norm"] == ("bfloat16",)
+
+
+def test_a_value_that_no_component_has_beside_the_others_is_refused():
+    with pytest.raises(UsageError, match="dtype is one of"):
+        make_plan(Request(("rms_norm", "paged_cache"), target="sim", where=("dtype=bfloat16,int7",)))
+
+
+def test_axes_that_no_component_has_together_are_refused():
+    with pytest.raises(UsageError, match=r"^--where: no component has all of these axes: window, slots_dtype$"):
+        make_plan(Request(target="sim", where=("window=3", "slots_dtype=int32")))
+
+
+def test_relations_get_their_share_of_the_examples():
+    made = plan(examples=40)
+    equivalence, order, *_ = made.jobs
+    assert made.budget(equivalence).examples == 40
+    assert made.budget(order).examples == 4
+    assert plan(examples=1).budget(order).examples == 1
+
+
+def test_a_component_whose_cases_cost_much_gets_fewer_except_for_mutants():
+    made = make_plan(Request(("mla_preprocess",), target="sim", examples=200))
+    assert made.budget(made.jobs[0]).examples == 8
+    assert made.budget(made.mutants[0]).examples == 200
+
+
+def test_examples_are_those_of_the_hypothesis_profile_unless_given():
+    assert plan().budget(plan().jobs[0]).examples == 100
+    nightly = plan(hypothesis_profile="nightly")
+    assert nightly.budget(nightly.jobs[0]).examples == 2000
+
+
+def test_time_is_shared_among_all_jobs_so_that_it_adds_up():
+    made = plan(seconds=60.0)
+    budgets = [made.budget(job) for job in (*made.jobs, *made.mutants)]
+    assert sum(budget.seconds for budget in budgets) == pytest.approx(60.0 * made.workers)
+    assert {budget.examples for budget in budgets} == {None}
+    assert budgets[0].seconds == pytest.approx(budgets[1].seconds / 0.1)
+
+
+def test_only_the_ci_profile_is_deterministic_and_the_seed_is_passed_on():
+    made = plan(hypothesis_profile="ci", seed=5)
+    assert made.budget(made.jobs[0]).deterministic
+    assert made.budget(made.jobs[0]).seed == 5
+    assert not plan().budget(plan().jobs[0]).deterministic
+
+
+def test_mutants_are_never_remembered(tmp_path):
+    made = plan(memory=tmp_path)
+    assert made.budget(made.jobs[0]).memory == tmp_path
+    assert made.budget(made.mutants[0]).memory is None
+
+
+def test_jobs_keep_the_constraints_of_their_implementation(kernel):
+    path = kernel("right", "limited.py")
+    path.write_text(path.read_text().replace('name="mine"', 'name="mine", supports={"batch": range(1, 9)}'))
+    (job, *_) = plan(implementations=(str(path),), where=("batch=4..20",)).jobs
+    assert job.constraints == Constraints(({"batch": range(4, 9)},))
+
+
+def test_isolation_is_refused_where_it_cannot_be_had_and_not_used_where_nobody_asked(monkeypatch):
+    assert plan(isolate=True).isolation is not None
+    monkeypatch.setattr("npudiff.run.plan.can_isolate", lambda: False)
+    with pytest.raises(UsageError, match=r"^--isolate needs Linux$"):
+        plan(isolate=True)
+    monkeypatch.setattr("npudiff.run.plan.on_this_host", lambda target: False)
+    assert plan().isolation is None
+    monkeypatch.setattr("npudiff.run.plan.can_isolate", lambda: True)
+    assert plan().isolation is not None
+
+
+def test_the_tasks_of_a_plan_are_its_jobs_with_what_keeps_findings_and_its_mutants_without():
+    made = plan(seed=1)
+    tasks = made.tasks(keep := lambda outcome: [])
+    assert [task[0] for task in tasks] == [*made.jobs, *made.mutants]
+    assert [task[2] for task in tasks] == [keep] * len(made.jobs) + [None] * len(made.mutants)

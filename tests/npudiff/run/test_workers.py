@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from npudiff import implementation
+from npudiff.findings.finding import read_finding
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.codec import to_plain
+from npudiff.model.component import Subject
+from npudiff.model.job import Budget, Job
+from npudiff.model.outcome import Verdict
+from npudiff.model.target import Target
+from npudiff.run.discovery import load_component, load_target
+from npudiff.run.engine import run_job
+from npudiff.run.host import default_workers, usable_processors
+from npudiff.run.plan import Request, make_plan
+from npudiff.run.workers import WorkerFailed, run_in_workers
+from npudiff.show.finding_page import keeper
+
+BUDGET = Budget(examples=20, seed=1)
+
+
+def job(function, name="mine", prop=EQUIVALENCE, **changes):
+    component = replace(load_component("swa_mask"), **changes)
+    item = implementation("swa_mask", name=name)(function)
+    return Job(Subject(component, item, load_target("sim", None)), prop, item.constraints)
+
+
+def right(inputs, target):
+    from npudiff.device.ascend import swa_mask_eager
+
+    return swa_mask_eager(inputs, target)
+
+
+def wrong(inputs, target):
+    return ~right(inputs, target)
+
+
+def raising(inputs, target):
+    raise RuntimeError("a kernel that fails")
+
+
+def without_times(outcome):
+    times = {"seconds": 0, "seconds_to_failure": 0, "shrink_seconds": 0, "first_failure": None, "failure": None}
+    return replace(outcome, **times)
+
+
+def in_workers(tasks, workers=2):
+    return sorted(run_in_workers(tasks, workers), key=lambda result: result[0])
+
+
+def test_outcomes_are_those_of_running_the_jobs_here(tmp_path):
+    jobs = [job(right), job(wrong), job(raising, "raising"), *make_plan(Request(("swa_mask",), target="sim")).jobs[:3]]
+    results = in_workers([(one, BUDGET, keeper(tmp_path)) for one in jobs])
+    assert [index for index, _, _ in results] == list(range(len(jobs)))
+    for one, (_, outcome, folders) in zip(jobs, results, strict=True):
+        here = run_job(one, BUDGET)
+        assert without_times(outcome) == without_times(here)
+        assert len(folders) == (here.failure is not None)
+        if here.failure is not None:
+            assert outcome.failure.case == here.failure.case
+            assert outcome.first_failure.case == here.first_failure.case
+            assert read_finding(folders[0]).case == to_plain(here.failure.case)
+    assert [outcome.verdict for _, outcome, _ in results][:3] == [Verdict.HOLDS, Verdict.WRONG, Verdict.RAISED]
+
+
+def test_a_mutant_leaves_no_folder(tmp_path):
+    ((_, outcome, folders),) = in_workers([(job(wrong), BUDGET, None)])
+    assert outcome.failure is not None
+    assert not folders
+    assert not list(tmp_path.iterdir())
+
+
+def test_jobs_run_beside_each_other_in_processes_of_their_own(tmp_path):
+    def slow(inputs, target):
+        (tmp_path / str(os.getpid())).touch()
+        time.sleep(0.05)
+        return right(inputs, target)
+
+    tasks = [(job(slow), replace(BUDGET, examples=6), None)] * 4
+    started = time.perf_counter()
+    in_workers(tasks, 4)
+    beside = time.perf_counter() - started
+    processes = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(processes) == 4
+    assert os.getpid() not in processes
+    assert beside < 4 * 6 * 0.05
+
+
+def test_more_workers_than_jobs_are_not_started(tmp_path):
+    assert len(in_workers([(job(right), BUDGET, None)], 8)) == 1
+
+
+def test_a_defect_of_a_component_ends_the_run_with_its_traceback():
+    def broken(inputs):
+        raise ZeroDivisionError("in the reference")
+
+    with pytest.raises(WorkerFailed, match=r"swa_mask\.mine\.equivalence:(?s:.*)ZeroDivisionError: in the reference"):
+        in_workers([(job(right, reference=broken), BUDGET, None)])
+
+
+def test_a_process_that_dies_is_named_with_its_job_and_the_others_are_ended():
+    def dying(inputs, target):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(WorkerFailed, match=r"the process that ran swa_mask\.mine\.equivalence died: signal SIGKILL"):
+        in_workers([(job(dying), BUDGET, None), (job(right), BUDGET, None)])
+
+
+def test_results_that_are_not_taken_leave_no_process_behind():
+    def slow(inputs, target):
+        time.sleep(0.2)
+        return right(inputs, target)
+
+    results = run_in_workers([(job(right), BUDGET, None), (job(slow), Budget(examples=1000, seed=1), None)], 2)
+    index, _, _ = next(results)
+    assert index == 0
+    started = time.perf_counter()
+    results.close()
+    assert time.perf_counter() - started < 5
+
+
+def test_several_processes_are_for_the_simulator_only():
+    def workers(device, **more):
+        return default_workers(Target("any", device, "0", contextlib.nullcontext, **more))
+
+    assert workers("npu:0") == 1
+    assert workers("cpu") == workers("npu:0", on_host=True) == min(4, usable_processors())
+    assert usable_processors() >= 1
+
+
+def test_tensors_of_workers_are_their_own():
+    shared = torch.zeros(1)
+
+    def counting(inputs, target):
+        shared.add_(1)
+        return right(inputs, target)
+
+    in_workers([(job(counting), BUDGET, None)])
+    assert not shared.any()

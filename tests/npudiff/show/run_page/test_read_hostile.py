@@ -1,0 +1,285 @@
+"""Records from elsewhere: nothing in one is trusted, followed, or shown as HTML."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from npudiff.errors import UsageError
+from npudiff.model.codec import to_plain
+from npudiff.show.run_page import record as limits
+from npudiff.show.run_page.page import run_page
+from npudiff.show.run_page.read import Kept, finding_folder, read_record, read_records
+
+HTML = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[2J\x00\u202e&<!--'
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"schema_version": 2}, "written by a newer npudiff (schema 2): upgrade"),
+        ({"schema_version": 10**400}, "Exceeds|too large|newer npudiff"),
+        ({"schema_version": True}, "no schema_version"),
+        ({"schema_version": "1"}, "no schema_version"),
+        ({"started": "yesterday"}, "not a time"),
+        ({"started": "2026-01-02T03:04:05Z\n"}, "not a time"),
+        ({"seconds": "long"}, "expected float, got str"),
+        ({"seconds": -1}, "a number that is not between"),
+        ({"seconds": 1e16}, "a number that is not between"),
+        ({"judged": 1}, "expected bool, got int"),
+        ({"ended": "well"}, "expected 'complete'"),
+        ({"jobs": {}}, "expected a list, got dict"),
+        ({"jobs": [3]}, "expected an object, got int"),
+        ({"npudiff": "x" * 2001}, "a text of 2001 characters"),
+        ({"scope": ["x"] * 50_001}, "50001 entries"),
+        ({"more": 1}, "unknown 'more'"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(record, put, change, expected):
+    path = put({"schema_version": 1, **to_plain(record()), **change})
+    with pytest.raises(UsageError) as caught:
+        read_record(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    assert any(one in str(caught.value) for one in expected.split("|"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "1", '{"schema_version": 1}', "[" * 100_000, '{"a":' * 100_000, "\xed\xa0", "1" * 5000],
+)
+def test_damage_is_one_line(put, text):
+    kept, problems = read_records([put(text)])
+    assert not kept
+    assert len(problems) == 1
+    assert "not read: " in problems[0]
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_are_finite(record, put, constant):
+    text = json.dumps({"schema_version": 1, **to_plain(record())}).replace('"seconds": 1.5', f'"seconds": {constant}')
+    assert constant in text
+    with pytest.raises(UsageError):
+        read_record(put(text))
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "..", ".", "", "/etc", "a/b", "a\\b", "a\n", ".hidden", "x" * 300, "a b", "%2e%2e", "a\x00b", "é"]
+)
+def test_a_finding_is_a_name_and_no_path(record, job, put, tmp_path, name):
+    with pytest.raises(UsageError, match="not the name of a folder"):
+        read_record(put(record(jobs=(job(findings=(name,)),))))
+    assert finding_folder(tmp_path, name) is None
+
+
+def test_no_link_is_followed(tmp_path, make_finding, keep_finding):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    said = keep_finding(outside, make_finding(1))
+    (inside / "findings").mkdir(parents=True)
+    (inside / "findings" / said.folder).symlink_to(outside / "findings" / said.folder)
+    assert finding_folder(inside, said.folder) is None
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "findings").symlink_to(outside / "findings")
+    assert finding_folder(tmp_path / "third", said.folder) is None
+    assert finding_folder(outside, said.folder) is not None
+
+
+def test_a_linked_or_large_record_is_not_read(record, put, tmp_path, monkeypatch):
+    path = put(record())
+    (path.parent / "20260103T000000Z-x-y.json").symlink_to(path)
+    (path.parent / "20260104T000000Z-x-y.json").mkdir()
+    kept, problems = read_records([tmp_path / "out"])
+    assert len(kept) == 1
+    assert len(problems) == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "runs").symlink_to(path.parent)
+    assert read_records([tmp_path / "other"]) == ([], [])
+    monkeypatch.setattr(limits, "MAX_RECORD_BYTES", 100)
+    kept, problems = read_records([tmp_path / "out"])
+    assert not kept
+    assert "at most 100 are read" in "".join(problems)
+
+
+def test_one_that_is_damaged_does_not_hide_the_others(cli, record, put, tmp_path):
+    put(record())
+    put("{", name="20260103T000000Z-sim-8.5.json")
+    result = cli("report", tmp_path / "out")
+    assert result.code == 0
+    assert result.err.count("\n") == 1
+    assert "20260103T000000Z-sim-8.5.json: not read: " in result.err
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "20260103T000000Z-sim-8.5.json: not read: " in page
+    assert "Every property held, in 10 cases." in page
+
+
+def test_no_text_becomes_html(record, job, mutant, put, tmp_path, check_page, make_finding, keep_finding):
+    """Every text of a record, and every text of a finding."""
+
+    def spoilt(value):
+        if isinstance(value, str):
+            return HTML
+        if isinstance(value, tuple):
+            return tuple(spoilt(item) for item in value)
+        if hasattr(value, "__dataclass_fields__"):
+            kept = ("verdict", "ended", "started", "folder", "findings")
+            return replace(value, **{n: spoilt(getattr(value, n)) for n in value.__dataclass_fields__ if n not in kept})
+        return value
+
+    detail = {"line": HTML, "context": HTML, "error": HTML, "then": HTML, "pattern": [HTML], "instead": [HTML]}
+    bad = make_finding(1, component=HTML, implementation=HTML, property_name=HTML, verdict=HTML, detail=detail)
+    said = keep_finding(tmp_path / "out", bad)
+    count = (limits.Count(HTML, 3),)
+    jobs = (
+        job(verdict="wrong value", findings=(said.folder,), features=count, reasons=count, not_applicable=3),
+        job(property_name="other"),
+    )
+    content = record(jobs=jobs, findings=(said,), mutants=(mutant(), mutant(found=False)), scope=("a",), problem="x")
+    content = replace(spoilt(content), ended="defect")
+    content = replace(content, findings=(replace(said, line=HTML, symptom=HTML),))
+    put(content)
+    kept, _ = read_records([tmp_path / "out"])
+    text = run_page(kept, [HTML], [HTML], tmp_path / "out" / "report.html")
+    check_page(text, tmp_path / "out")
+    assert "alert(1)" in text
+    assert not [sign for sign in ("\x1b", "\x00", "\u202e", "<img", "<!--") if sign in text]
+
+
+def test_the_words_of_a_finding_may_be_of_any_shape(record, job, put, tmp_path, check_page, make_finding, keep_finding):
+    out = tmp_path / "out"
+    details = [
+        {"line": 3, "worst_ratio": [], "output": {}}, {"line": "x", "worst_ratio": "much", "output": 1, "where": 7},
+        {"line": "x", "also_wrong": [1]}, {"line": "x", "gain": {"error": {}}, "output": "y"},
+        {"line": "x", "published_criteria": [1]}, {"line": "x", "more": {}}, {"line": "x", "first": "y"},
+        {"line": "x", "pattern": [1, 2]}, {"line": "x" * 10**5},
+    ]  # fmt: skip
+    said = [keep_finding(out, make_finding(n, detail=detail)) for n, detail in enumerate(details)]
+    said = [replace(one, line=one.line[:300], symptom=str(n)) for n, one in enumerate(said)]
+    jobs = (job(verdict="wrong value", findings=tuple(one.folder for one in said)),)
+    put(record(jobs=jobs, findings=tuple(said)))
+    kept, problems = read_records([out])
+    assert not problems
+    text = run_page(kept, problems, [], out / "report.html")
+    check_page(text, out)
+    assert text.count("its words are damaged: ") >= 5
+    assert len(text) < 200_000
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ("--impl my/kernel.py", " --impl my/kernel.py"),
+        ("--impl 'a b.py'", " --impl &#x27;a b.py&#x27;"),
+        ("--impl x; rm -rf ~", ""),
+        ("; rm -rf ~", ""),
+        ("--impl '$(x)'", " --impl &#x27;$(x)&#x27;"),
+        ("--impl $(x)", " --impl &#x27;$(x)&#x27;"),
+        ("--impl 'x", ""),
+    ],
+)
+def test_the_line_to_paste_is_one_command(record, job, put, tmp_path, make_finding, keep_finding, options, shown):
+    out = tmp_path / "out"
+    said = keep_finding(out, make_finding(1, options=options))
+    put(record(jobs=(job(verdict="wrong value", findings=(said.folder,)),), findings=(said,)))
+    text = run_page(read_records([out])[0], [], [], out / "report.html")
+    assert f"/findings/{said.folder}{shown}</code>" in text
+
+
+TEXTS = st.sampled_from([HTML, "", "../x", "a" * 3000, "npu", "toy", "holds"]) | st.text(max_size=20)
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | st.sampled_from([10**400, 1e308, -0.0, 2**63]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def _places(plain, path=()):
+    """All places in plain values, from the outermost on."""
+    yield path
+    items = plain.items() if isinstance(plain, dict) else enumerate(plain) if isinstance(plain, list) else ()
+    for name, value in items:
+        yield from _places(value, (*path, name))
+
+
+def _changed(plain, path, value):
+    if not path:
+        return value
+    copy = dict(plain) if isinstance(plain, dict) else list(plain)
+    copy[path[0]] = _changed(copy[path[0]], path[1:], value)
+    return copy
+
+
+def plain_record(record, job, mutant, said):
+    count = (limits.Count("many", 3),)
+    jobs = (
+        job(verdict="wrong value", findings=(said.folder,), features=count, reasons=count, alone=(1, 2)),
+        job(property_name="b", exact=True),
+    )
+    full = record(jobs=jobs, findings=(said,), mutants=(mutant(), mutant(found=False)), scope=("--where a=1",))
+    return json.loads(json.dumps({"schema_version": 1, **to_plain(full)}))
+
+
+def _survives(plain, path, check_page):
+    path.write_text(json.dumps(plain), encoding="utf-8")
+    kept, problems = read_records([path])
+    assert len(kept) + len(problems) == 1
+    root = path.parent.parent
+    assert all(one.root == root for one in kept)
+    check_page(run_page(kept, problems, [], root / "report.html"), root)
+    return kept
+
+
+@pytest.fixture
+def fuzz(record, job, mutant, put, tmp_path, check_page, make_finding, keep_finding):
+    said = keep_finding(tmp_path / "out", make_finding(1))
+    path = put("{}")
+    valid = plain_record(record, job, mutant, said)
+    assert _survives(valid, path, check_page)
+    places = list(_places(valid))
+
+    def run(examples):
+        accepted = []
+
+        @settings(max_examples=examples, deadline=None, database=None, derandomize=True,
+                  suppress_health_check=list(HealthCheck))  # fmt: skip
+        @given(st.lists(st.tuples(st.sampled_from(places), ODD), min_size=1, max_size=3))
+        def hostile(changes):
+            plain = valid
+            for place, value in changes:
+                try:
+                    plain = _changed(plain, place, value)
+                except (KeyError, IndexError, TypeError):
+                    continue  # an earlier change took the place away
+            accepted.append(len(_survives(plain, path, check_page)))
+
+        hostile()
+        assert 0 < sum(accepted) < len(accepted)  # some fit, and most do not
+
+    return run
+
+
+def test_hostile_records_escape_nothing(fuzz):
+    fuzz(200)
+
+
+@pytest.mark.slow
+def test_many_hostile_records_escape_nothing(fuzz):
+    fuzz(3_000)
+
+
+def test_a_record_of_many_names_stays_small(record, job, mutant, tmp_path, check_page):
+    places = [record(target=f"t{n}", jobs=(job(),), started=f"2026-01-02T03:04:{n:02}Z") for n in range(60)]
+    wide = record(
+        jobs=tuple(job(implementation=f"i{n}", component=f"c{n % 700}") for n in range(20_000)),
+        mutants=tuple(mutant(implementation=f"m{n}") for n in range(20_000)),
+    )
+    kept = [Kept(one, tmp_path) for one in [*places, wide]]
+    text = run_page(kept, ["x"] * 10_000, ["y"] * 10_000, tmp_path / "r.html")
+    check_page(text)
+    assert len(text) < 6_000_000
+    assert text.count("TOY-1") == 2_000
+    for said in ("more implementations are left out", "more targets are left out", "more mutants are left out"):
+        assert said in text

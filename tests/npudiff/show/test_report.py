@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from npudiff.findings.evidence import finding_of
+from npudiff.findings.finding import Finding
+from npudiff.model.job import Budget
+from npudiff.model.outcome import Outcome
+from npudiff.run.engine import run_case, run_job
+from npudiff.show.report import Group, bound_text, finding_lines, grouped
+
+FOLDER = Path("findings") / "it"
+
+
+def outcome(toy, **changes):
+    return Outcome(toy.job(), **{"cases": 10, "worst_ratio": 0.25, "exact": False, **changes})
+
+
+def failed(toy, function, case, **changes):
+    result = run_case(toy.job(function, **changes), case)
+    return dict(finding_lines(finding_of(result), FOLDER))
+
+
+def test_outcomes_are_grouped_by_implementation_in_their_order(toy):
+    outcomes = [outcome(toy, cases=1), outcome(toy, cases=2)]
+    (group,) = grouped(outcomes)
+    assert group.name == "mine"
+    assert group.outcomes == tuple(outcomes)
+    assert group.cases == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ([{}], "ok, 1 property"),
+        ([{}, {}], "ok, 2 properties"),
+        ([{}, {"cases": 0}], "ok, 1 property"),
+        ([{"cases": 0}], "not applicable"),
+        ([{"cases": 95, "not_applicable": Counter(why=5)}], "ok, 1 property"),
+        ([{"cases": 94, "not_applicable": Counter(why=6)}], "ok, 1 property; many draws not applicable"),
+        ([{"failure": object()}, {}], "1 finding"),
+        ([{"failure": object()}, {"failure": object()}], "2 findings"),
+    ],
+)
+def test_the_result_says_what_matters_most(toy, changes, text):
+    outcomes = [outcome(toy, **change) for change in changes]
+    for number, one in enumerate(outcomes):
+        one.job = replace(one.job, prop=replace(one.job.prop, name=f"property {number}"))
+    assert Group("mine", tuple(outcomes)).result()[0] == text
+
+
+def test_a_property_that_ran_several_times_is_one(toy):
+    assert Group("mine", (outcome(toy), outcome(toy))).result()[0] == "ok, 1 property"
+
+
+def test_the_bound_column_is_the_worst_of_what_holds(toy):
+    def text(*changes):
+        return bound_text(Group("mine", tuple(outcome(toy, **change) for change in changes)))
+
+    assert text({}, {"worst_ratio": 0.5}) == "0.50"
+    assert text({"exact": True}) == "exact"
+    assert text({"exact": True}, {}) == "0.25"
+    assert text({"cases": 0}) == "-"
+    assert text({"cases": 1, "failure": object()}) == "-"
+
+
+def test_the_share_of_a_region_is_that_of_all_cases(toy):
+    one, other = outcome(toy, features=Counter(odd=5)), outcome(toy, cases=30, features=Counter(odd=5))
+    assert Group("mine", (one, other)).share("odd") == 0.25
+    assert Group("mine", (outcome(toy, cases=0),)).share("odd") == 0
+
+
+def test_a_wrong_value_is_said_with_its_place_and_pattern(toy):
+    lines = failed(toy, toy.wrong_above(100), toy.Case((1, 200, 300, 2)))
+    assert lines == {
+        "case": "1 200 300 2",
+        "worst": "y: error is 600 times the bound: got 300, expected 600 within 0.5, at place 2",
+        "pattern": "2 of 4 elements are wrong; only at place 1, 2",
+        "published": lines["published"],
+        "found": "at case 1",
+        "replay": f"npudiff replay {FOLDER}",
+    }
+    assert lines["published"].startswith("CANN single benchmark fails (mean relative error 0.25 of 0.00012, ")
+
+
+def test_an_exception_is_said_with_its_type(toy):
+    def function(inputs, target):
+        raise RuntimeError("507035")
+
+    assert failed(toy, function, toy.Case((1,)))["raised"] == "RuntimeError: 507035"
+
+
+def test_a_wrong_shape_is_said(toy):
+    lines = failed(toy, lambda inputs, target: inputs.x[:1], toy.Case((1, 2)))
+    assert lines["output"] == "y: shape [1], expected [2]"
+
+
+def test_a_relation_says_what_it_compared(toy):
+    calls = []
+
+    def function(inputs, target):
+        calls.append(1)
+        return inputs.x + len(calls)
+
+    assert failed(toy, function, toy.Case((1,)), prop=toy.REPEATS)["compared"] == "twice"
+
+
+def test_the_case_as_drawn_is_shown_beside_the_smallest(toy):
+    result = run_job(toy.job(toy.wrong_above(100)), Budget(seed=1))
+    lines = dict(finding_lines(finding_of(result), FOLDER))
+    assert lines["case"] == "101"
+    drawn = " ".join(str(number) for number in result.first_failure.case.numbers)
+    assert lines["found"] == f"at case {result.cases}, as {drawn}"
+
+
+def test_a_flaky_finding_says_so(toy):
+    calls = []
+
+    def function(inputs, target):
+        calls.append(1)
+        return toy.double(inputs) + (10 if len(calls) == 3 else 0)
+
+    result = run_job(toy.job(function), Budget(seed=1))
+    assert dict(finding_lines(finding_of(result), FOLDER))["flaky"] == "failed 0 of 3 times when it was repeated"
+
+
+def test_a_gain_is_said_in_percent_with_its_row():
+    detail = {"line": "a case", "output": "y", "worst_ratio": 2.5, "examples_to_finding": 3,
+              "gain": {"token": 4, "head": 0, "error": -0.0101, "most": 0.004, "wrong": 7, "rows": 8},
+              "where": {"token": 1, "actual": 1.0, "expected": 1.0, "bound": 0.5}}  # fmt: skip
+    finding = Finding("c", "i", "sim", "8.5", "equivalence", "wrong value", {}, detail, {})
+    lines = dict(finding_lines(finding, FOLDER))
+    assert lines["gain"] == (
+        "y: every element is within its bound, but all of a row are off together: 7 of 8 rows too long or too short,"
+        " the worst 1 % shorter where 0.4 % is the most, at token 4, head 0"
+    )
+    assert "worst" not in lines
