@@ -22,11 +22,11 @@ from npudiff.model.target import TargetUnavailable
 if TYPE_CHECKING:
     from npudiff.findings.finding import Finding
     from npudiff.model.outcome import Outcome
-    from npudiff.run.isolation.supervisor import Scouting
+    from npudiff.run.isolation.supervisor import Supervisor
     from npudiff.run.plan import Plan
 
 _PLAN = pytest.StashKey["Plan"]()
-_SCOUTING = pytest.StashKey["Scouting"]()
+_SCOUTING = pytest.StashKey["Supervisor"]()
 _FIXTURES = {"npudiff_job": "jobs", "npudiff_mutant": "mutants"}
 _PROFILES = ("dev", "ci", "nightly")
 
@@ -125,7 +125,7 @@ def _plan(config: pytest.Config) -> Plan:
             cann=config.getoption("--cann"),
             examples=config.getoption("--examples"),
             hypothesis_profile=profile if profile in _PROFILES else "dev",
-            memory=_output(config) / "examples",
+            example_database=_output(config) / "examples",
             isolate=config.getoption("--isolate"),
             journal=_output(config) / "journal",
             shared=_shared(config),
@@ -142,13 +142,13 @@ def _shared(config: pytest.Config) -> Path | None:
     return None if folder is None else config.invocation_params.dir / str(folder)
 
 
-def _scouting(config: pytest.Config) -> Scouting:
+def _scouting(config: pytest.Config) -> Supervisor:
     """What runs the jobs of this run where they are isolated: one process for the jobs of all tests, while it lives."""
     if _SCOUTING not in config.stash:
-        from npudiff.run.isolation.supervisor import Scouting  # noqa: PLC0415 - the parts that are not on every system
+        from npudiff.run.isolation.supervisor import Supervisor  # noqa: PLC0415 - the parts that are not on every system
         from npudiff.show.finding_page import keeper  # noqa: PLC0415
 
-        config.stash[_SCOUTING] = Scouting(_plan(config).tasks(keeper(_output(config) / "findings")))
+        config.stash[_SCOUTING] = Supervisor(_plan(config).tasks(keeper(_output(config) / "findings")))
     return config.stash[_SCOUTING]
 
 

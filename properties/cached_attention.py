@@ -17,7 +17,7 @@ from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints
 from npudiff.properties._shared import rows
-from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties.sliding_attention.strategy import MOST_HEADS
 from npudiff.reference.bounds import Expected
 from npudiff.reference.cached_attention import CachedAttentionInputs, cached_attention
@@ -95,7 +95,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[CachedAttentionCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CachedAttentionCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "batch", "kv_heads", "group")
+    choose.draw_outlier_axis(AXES, "batch", "kv_heads", "group")
     tiled = choose.pick(range(TILED_SHARE)) == TILED_SHARE - 1 and not choose.far
     page_size = choose.value(box, "page_size", (16, 32) if choose.far else (16, 32, 48, 64, 128))
     window = choose.value(
@@ -105,7 +105,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CachedAttentionCase:
     kv_heads = choose.pick([count for count in heads if count <= MOST_HEADS] or [min(heads)])
     groups = choose.options(box, "group", (1, 2, 5))
     case = CachedAttentionCase(
-        requests=choose.several(
+        requests=choose.draw_list(
             box, "batch", (1, 2) if tiled else (1, 2, 3), lambda: _draw_request(choose, box, page_size, tiled)
         ),
         window=window,
@@ -119,7 +119,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CachedAttentionCase:
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
-    return choose.equal(case, ("kv_heads", "group", "page_size"), values, check_case, box)
+    return choose.tie_sizes(case, ("kv_heads", "group", "page_size"), values, check_case, box)
 
 
 def _draw_request(choose: Chooser, box: Box, page_size: int, tiled: bool) -> Request:
@@ -152,13 +152,13 @@ def build_inputs(case: CachedAttentionCase) -> CachedAttentionInputs:
     query_shape = (sum(request.query for request in case.requests), case.kv_heads * case.group, case.head_dim)
     pool = torch.full((case.pages, size, case.kv_heads, case.head_dim), POISON, dtype=dtype)
     return CachedAttentionInputs(
-        query=rows.laid(Stream(case.seed, "query").normal(query_shape, dtype), case.rows),
-        key=rows.laid(Stream(case.seed, "key").normal(shape, dtype), case.rows, rows.GAPS[1]),
-        value=rows.laid(Stream(case.seed, "value").normal(shape, dtype), case.rows, rows.GAPS[2]),
+        query=rows.with_row_stride(Stream(case.seed, "query").normal(query_shape, dtype), case.rows),
+        key=rows.with_row_stride(Stream(case.seed, "key").normal(shape, dtype), case.rows, rows.GAPS[1]),
+        value=rows.with_row_stride(Stream(case.seed, "value").normal(shape, dtype), case.rows, rows.GAPS[2]),
         key_cache=pool,
         value_cache=pool.clone(),
-        slots=rows.laid(torch.tensor(slots, dtype=torch.int32), case.rows),
-        block_table=rows.laid(table, case.rows),
+        slots=rows.with_row_stride(torch.tensor(slots, dtype=torch.int32), case.rows),
+        block_table=rows.with_row_stride(table, case.rows),
         query_lengths=tuple(request.query for request in case.requests),
         kv_lengths=tuple(request.kv for request in case.requests),
         window=case.window,
@@ -269,10 +269,10 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="layouts differ",
+    highlighted_region="layouts differ",
     relations=(
         Property("layouts_do_not_matter", "the layouts of the pool change the path, not the result",
                  _layouts_do_not_matter, within={"write_layout": ("PA_BSND",)}, needs={"write_layout": ("PA_NZ",)}),
     ),
-    ordinary=ORDINARY["cached_attention"],
+    baselines=BASELINES["cached_attention"],
 )  # fmt: skip

@@ -16,8 +16,8 @@ from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared import empty_parts, magnitudes, rows
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties._shared.token_order import in_another_order
 from npudiff.reference.dynamic_quant import LEVELS, DynamicQuantInputs, dynamic_quant
 from npudiff.text import counted
@@ -72,7 +72,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[DynamicQuantCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DynamicQuantCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "experts", "tokens", "width")
+    choose.draw_outlier_axis(AXES, "experts", "tokens", "width")
     many = choose.far == "experts"
     width = choose.value(box, "width", _WIDTHS[:7] if many else _WIDTHS)
     allowed = choose.options(box, "tokens", (3, 7, 17, 65, 257) if many else (1, 2, 3, 7, 17, 65, 257))
@@ -122,7 +122,7 @@ def build_inputs(case: DynamicQuantCase) -> DynamicQuantInputs:
     ends = None
     if case.smooth == "per expert":
         ends = torch.tensor(_ends(case), dtype=torch.int32)
-    return DynamicQuantInputs(rows.laid(_states(case).to(dtype), case.rows), smooth, ends, case.bits)
+    return DynamicQuantInputs(rows.with_row_stride(_states(case).to(dtype), case.rows), smooth, ends, case.bits)
 
 
 def _ends(case: DynamicQuantCase) -> list[int]:
@@ -249,7 +249,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="int4",
+    highlighted_region="int4",
     relations=(
         Property("tokens_do_not_mix", "the order of tokens does not matter", _tokens_do_not_mix,
                  within={"tokens": range(2, 2**16 + 1), "smooth": ("none", "for all")}),
@@ -257,5 +257,5 @@ component = Component(
                  _twice_the_row, within={"recipe": ("gaussian", "outlier", "negative", "two values")}),
     ),
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["dynamic_quant"],
+    baselines=BASELINES["dynamic_quant"],
 )  # fmt: skip

@@ -14,8 +14,8 @@ from npudiff.judge.compare import Derived, compare
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints, check_axes
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.reference.int4_pack import ENCODINGS, INTEGERS_OF_A_WORD, Int4PackInputs, int4_pack
 
 SOURCES = ("integers", "high bits", "offset binary")
@@ -64,7 +64,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[Int4PackCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> Int4PackCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "matrices", "rows")
+    choose.draw_outlier_axis(AXES, "matrices", "rows")
     columns = choose.value(
         box, "columns", (8, 16, 24, 64, 72, 88, 136) if choose.far else (8, 16, 24, 64, 72, 88, 136, 1024, 4104)
     )
@@ -103,7 +103,7 @@ def build_inputs(case: Int4PackCase) -> Int4PackInputs:
 def integers(case: Int4PackCase) -> torch.Tensor:
     """Return the integers of a case, int64 ``[matrices, rows, columns]``."""
     shape = (case.matrices, case.rows, case.columns)
-    words = Stream(case.seed, "values").words(case.matrices * case.rows * case.columns) >> 8
+    words = Stream(case.seed, "values").random_uint64(case.matrices * case.rows * case.columns) >> 8
     values = torch.from_numpy(words.astype("int64")).view(shape) % 16 - 8
     if case.recipe == "extremes":
         return torch.where(values < 0, -8, 7)
@@ -119,7 +119,7 @@ def integers(case: Int4PackCase) -> torch.Tensor:
 
 def _above(case: Int4PackCase, values: torch.Tensor) -> torch.Tensor:
     """Bits above the lowest four, which nobody may look at."""
-    words = Stream(case.seed, "high bits").words(values.numel()).view("int64") >> 36
+    words = Stream(case.seed, "high bits").random_uint64(values.numel()).view("int64") >> 36
     return 16 * torch.from_numpy(words).view(values.shape)
 
 
@@ -206,7 +206,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="several matrices",
+    highlighted_region="several matrices",
     relations=(
         Property("unpacking_gives_them_back", "integers that were packed are there when words are unpacked",
                  _unpacking_gives_them_back),
@@ -214,5 +214,5 @@ component = Component(
                  within={"columns": range(16, 2**16 + 1, 8)}),
     ),
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["int4_pack"],
+    baselines=BASELINES["int4_pack"],
 )  # fmt: skip

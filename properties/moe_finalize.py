@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from npudiff.draw.chooser import Chooser
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared import magnitudes, rows
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.reference.moe_finalize import MoeFinalizeInputs, moe_finalize
 from npudiff.reference.moe_routing import NOWHERE
 from npudiff.text import counted
@@ -81,7 +81,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MoeFinalizeCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeFinalizeCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "chosen", "chosen", "tokens", "width")
+    choose.draw_outlier_axis(AXES, "chosen", "chosen", "tokens", "width")
     chosen = choose.value(box, "chosen", (1, 2, 3, 4, 6, 8))
     width = choose.value(box, "width", (64, 16, 32, 80, 1000))
     allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 257, 1025))
@@ -127,10 +127,10 @@ def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
     states[~named] = POISONS[case.poison]
     skip = Stream(case.seed, "skip").normal((case.tokens, case.width), dtype) if case.skip else None
     return MoeFinalizeInputs(
-        expert_rows=rows.laid(states.to(dtype), case.rows),
+        expert_rows=rows.with_row_stride(states.to(dtype), case.rows),
         places=places.masked_fill(left_out, NOWHERE).to(torch.int32),
         weights=weights.to(dtype),
-        skip=None if skip is None else rows.laid(skip, case.rows, rows.GAPS[1]),
+        skip=None if skip is None else rows.with_row_stride(skip, case.rows, rows.GAPS[1]),
     )
 
 
@@ -150,7 +150,7 @@ def _weights(case: MoeFinalizeCase) -> torch.Tensor:
 
 def _left_out(case: MoeFinalizeCase) -> torch.Tensor:
     """Copies that are left out, bool ``[tokens, chosen]``."""
-    words = torch.from_numpy(Stream(case.seed, "dropped").words(case.tokens * case.chosen) >> 2).to(torch.int64)
+    words = torch.from_numpy(Stream(case.seed, "dropped").random_uint64(case.tokens * case.chosen) >> 2).to(torch.int64)
     some = (words % 3 == 0).view(case.tokens, case.chosen)
     if case.dropped == "none":
         return torch.zeros_like(some)
@@ -219,7 +219,7 @@ def coordinates(inputs: MoeFinalizeInputs, output: str) -> Mapping[str, torch.Te
 def _order_of_choices(subject: Subject, case: MoeFinalizeCase) -> Comparison:
     inputs = build_inputs(case)
     other = replace(inputs, places=inputs.places.flip(1).contiguous(), weights=inputs.weights.flip(1).contiguous())
-    return agree(
+    return compare_runs(
         bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(other), "experts named in reverse"
     )
 
@@ -231,7 +231,9 @@ def _place_of_rows(subject: Subject, case: MoeFinalizeCase) -> Comparison:
     where = torch.argsort(order).to(torch.int32)
     places = torch.where(inputs.places == NOWHERE, NOWHERE, where[inputs.places.clamp(min=0).long()])
     other = replace(inputs, expert_rows=inputs.expert_rows[order], places=places.to(torch.int32))
-    return agree(bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(other), "rows in another order")
+    return compare_runs(
+        bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(other), "rows in another order"
+    )
 
 
 def _sizes(model: Model) -> Box:
@@ -252,12 +254,12 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="left out",
+    highlighted_region="left out",
     relations=(
         Property("order_of_choices", "the order in which a token names its experts does not matter",
                  _order_of_choices, within={"chosen": range(2, 513)}),
         Property("place_of_rows", "where rows lie does not matter", _place_of_rows),
     ),
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["moe_finalize"],
+    baselines=BASELINES["moe_finalize"],
 )  # fmt: skip

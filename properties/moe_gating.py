@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from npudiff.draw.chooser import Chooser, within
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import Derived, agree, bounds_of, compare
+from npudiff.judge.compare import Derived, bounds_of, compare, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared import rows
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties._shared.token_order import in_another_order
 from npudiff.reference.moe_gating import GROUP_SCORES, SCORINGS, MoeGatingInputs, moe_gating
 from npudiff.text import counted
@@ -87,7 +87,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MoeGatingCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeGatingCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "chosen", "experts", "tokens")
+    choose.draw_outlier_axis(AXES, "chosen", "experts", "tokens")
     experts = choose.value(box, "experts", EXPERTS[3:] if choose.far == "chosen" else EXPERTS)
     allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 257))
     tokens = choose.pick([count for count in allowed if count * experts <= MOST_ELEMENTS] or [min(allowed)])
@@ -131,7 +131,7 @@ def build_inputs(case: MoeGatingCase) -> MoeGatingInputs:
         size = 0.3 if case.scoring == "sigmoid" else 2.0 / case.experts
         bias = (Stream(case.seed, "bias").normal((case.experts,), torch.float32) * size).to(dtype)
     return MoeGatingInputs(
-        logits=rows.laid(_logits(case).to(dtype), case.rows),
+        logits=rows.with_row_stride(_logits(case).to(dtype), case.rows),
         bias=bias,
         chosen=case.chosen,
         scoring=case.scoring,
@@ -149,7 +149,7 @@ def _logits(case: MoeGatingCase) -> torch.Tensor:
     logits = stream.normal((case.tokens, case.experts), torch.float32)
     if case.recipe == "ties":
         return (logits * 2).round() / 2
-    fine = torch.from_numpy(stream.words(case.tokens * case.experts) >> 44).to(torch.float32)
+    fine = torch.from_numpy(stream.random_uint64(case.tokens * case.experts) >> 44).to(torch.float32)
     logits += fine.reshape(case.tokens, case.experts) * 2.0**-32
     logits *= {"peaked": 8.0, "flat": 0.01, "far": 8.0}.get(case.recipe, 1.0)
     if case.recipe == "far":
@@ -239,7 +239,7 @@ def _experts_are_alike(subject: Subject, case: MoeGatingCase) -> Comparison:
     before = {**outputs, "weights": outputs["weights"][:, order]}
     bias = None if inputs.bias is None else inputs.bias[order]
     other = replace(inputs, logits=inputs.logits[:, order].contiguous(), bias=bias)
-    return agree(bounds_of(subject.expected(other)), before, subject.run(other), "experts in another order")
+    return compare_runs(bounds_of(subject.expected(other)), before, subject.run(other), "experts in another order")
 
 
 def _weights_add_up(subject: Subject, case: MoeGatingCase) -> Comparison:
@@ -279,7 +279,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="groups",
+    highlighted_region="groups",
     relations=(
         Property("tokens_do_not_mix", "the order of tokens does not matter", _tokens_do_not_mix,
                  within={"tokens": range(2, 2**16 + 1)}),
@@ -289,5 +289,5 @@ component = Component(
                  within={"renormalise": (True,), "recipe": ("gaussian", "peaked", "flat", "far")}),
     ),
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["moe_gating"],
+    baselines=BASELINES["moe_gating"],
 )  # fmt: skip

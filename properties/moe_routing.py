@@ -16,9 +16,9 @@ from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared import rows
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.moved_data import random_bits
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.reference.moe_routing import FORMS, NOWHERE, MoeRoutingInputs, moe_routing
 from npudiff.text import counted
 
@@ -78,7 +78,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MoeRoutingCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeRoutingCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "chosen", "experts", "tokens", "width")
+    choose.draw_outlier_axis(AXES, "chosen", "experts", "tokens", "width")
     experts = choose.value(box, "experts", EXPERTS[2:] if choose.far == "chosen" else EXPERTS)
     counts = choose.options(box, "chosen", (1, 2, 3, 4, 6, 8))
     chosen = choose.pick([count for count in counts if count <= experts] or counts)
@@ -102,7 +102,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeRoutingCase:
 def build_inputs(case: MoeRoutingCase) -> MoeRoutingInputs:
     """Build the inputs of a case."""
     return MoeRoutingInputs(
-        states=rows.laid(_states(case), case.rows),
+        states=rows.with_row_stride(_states(case), case.rows),
         experts=_experts(case),
         all_experts=case.experts,
         first=case.here.start,
@@ -135,7 +135,9 @@ def _states(case: MoeRoutingCase) -> torch.Tensor:
 
 def _experts(case: MoeRoutingCase) -> torch.Tensor:
     """Different experts for each token: the first of an order of its own."""
-    worth = torch.from_numpy(Stream(case.seed, "experts").words(case.tokens * case.experts) >> 2).to(torch.int64)
+    worth = torch.from_numpy(Stream(case.seed, "experts").random_uint64(case.tokens * case.experts) >> 2).to(
+        torch.int64
+    )
     worth = worth.reshape(case.tokens, case.experts)
     favoured, least = case.here.start, case.chosen
     if case.load == "one gets all":
@@ -277,7 +279,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="experts elsewhere",
+    highlighted_region="experts elsewhere",
     relations=(
         Property("counts_add_up", "counts add up to the copies that are here", _counts_add_up),
         Property("copies_are_found", "every token is found at its places", _copies_are_found,
@@ -286,5 +288,5 @@ component = Component(
                  _order_of_choices, within={"chosen": range(2, 513)}),
     ),
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["moe_routing"],
+    baselines=BASELINES["moe_routing"],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from npudiff.judge.compare import compare
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints, intersection
-from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.reference.bounds import exactly
 from npudiff.reference.page_allocation import PageAllocationInputs, page_allocation
 from npudiff.text import counted, listed
@@ -80,11 +80,11 @@ def cases(constraints: Constraints) -> st.SearchStrategy[PageAllocationCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PageAllocationCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "batch")
+    choose.draw_outlier_axis(AXES, "batch")
     page_size = choose.value(box, "page_size", _PAGE_SIZES)
     most = _FEW_TOKENS if choose.far else _MAX_TOKENS
     kind = choose.pick(("decode", "extend", "mixed"))
-    requests = choose.several(
+    requests = choose.draw_list(
         box,
         "batch",
         _BATCHES,
@@ -229,7 +229,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="decode",
+    highlighted_region="decode",
     relations=(
         Property(
             "one_by_one_equals_at_once",
@@ -239,5 +239,5 @@ component = Component(
             needs={"new_tokens": (1,)},
         ),
     ),
-    ordinary=ORDINARY["page_allocation"],
+    baselines=BASELINES["page_allocation"],
 )

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from npudiff.draw.chooser import Chooser, within
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints
 from npudiff.properties._shared import magnitudes, rows
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties._shared.token_order import in_another_order
 from npudiff.reference.rms_norm import ROUNDINGS, WEIGHT_OFFSETS, RmsNormInputs, rms_norm
 
@@ -107,8 +107,10 @@ def build_inputs(case: RmsNormCase) -> RmsNormInputs:
     """Build the inputs of a case."""
     dtype = DTYPES[case.dtype]
     return RmsNormInputs(
-        hidden=rows.laid(_states(case, "hidden").to(dtype), case.rows),
-        residual=rows.laid(_states(case, "residual").to(dtype), case.rows, rows.GAPS[1]) if case.residual else None,
+        hidden=rows.with_row_stride(_states(case, "hidden").to(dtype), case.rows),
+        residual=rows.with_row_stride(_states(case, "residual").to(dtype), case.rows, rows.GAPS[1])
+        if case.residual
+        else None,
         weight=_weight(case).to(dtype),
         epsilon=case.epsilon,
         kind=case.kind,
@@ -208,7 +210,7 @@ def _first_token_alone(subject: Subject, case: RmsNormCase) -> Comparison:
     residual = None if inputs.residual is None else inputs.residual[:1]
     together = {name: output[:1] for name, output in subject.run(inputs).items()}
     alone = replace(inputs, hidden=inputs.hidden[:1], residual=residual)
-    return agree(
+    return compare_runs(
         bounds_of(subject.expected(alone)), together, subject.run(alone), "the first token alone against the batch"
     )
 
@@ -234,14 +236,14 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="residual",
+    highlighted_region="residual",
     relations=(
         Property("tokens_do_not_mix", "the order of tokens does not matter", _tokens_do_not_mix,
                  within={"tokens": range(2, 2**16 + 1)}),
         Property("first_token_alone", "a token's company does not matter", _first_token_alone,
                  within={"tokens": range(2, 2**16 + 1)}, needs={"tokens": (1,)}),
     ),
-    share=0.7,
+    example_ratio=0.7,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["rms_norm"],
+    baselines=BASELINES["rms_norm"],
 )  # fmt: skip

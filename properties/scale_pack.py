@@ -16,8 +16,8 @@ from npudiff.judge.compare import Derived, compare
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints, check_axes
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.reference.scale_pack import CUT_BITS, FORMS, MARKER, ROUND_MODES, ScalePackInputs, scale_pack
 from npudiff.text import counted
 
@@ -75,7 +75,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> ScalePackCase:
     consistent = Constraints(tuple(boxes)).within(Constraints(_RULES)).boxes
     assume(consistent)
     box = choose.pick(consistent)
-    choose.go_far(AXES, "experts", "groups", "columns")
+    choose.draw_outlier_axis(AXES, "experts", "groups", "columns")
     experts = choose.value(box, "experts", (0, 1, 2, 8, 17))
     return ScalePackCase(
         columns=choose.value(box, "columns", (1, 2, 7, 16, 33) if choose.far else (1, 2, 7, 16, 33, 256, 1030)),
@@ -120,7 +120,7 @@ def _scales(case: ScalePackCase, count: int) -> torch.Tensor:
     stream = Stream(case.seed, "scale")
     low, high = _EXPONENTS.get(case.recipe, (113, 124))
     exponents = torch.tensor(stream.integers(low, high, count))
-    words = torch.from_numpy((stream.words(count) >> 24).astype("int64"))
+    words = torch.from_numpy((stream.random_uint64(count) >> 24).astype("int64"))
     fractions = words % 2**23 | 1
     fractions[0] |= 2 ** (CUT_BITS - 1)  # the first of any case is one that rounding makes larger
     if case.recipe == "19 bits":
@@ -233,7 +233,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="offset",
+    highlighted_region="offset",
     relations=(
         Property("scales_can_be_read", "the low half of a word is the scale, but for what has no room",
                  _scales_can_be_read),
@@ -242,5 +242,5 @@ component = Component(
                  needs={"offset": ("none",)}),
     ),
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["scale_pack"],
+    baselines=BASELINES["scale_pack"],
 )  # fmt: skip

@@ -15,8 +15,8 @@ from npudiff.judge.compare import same_bits
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Allowed, Axis, Box, Constraints, intersection
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.reference.swa_mask import SwaMaskInputs, swa_mask
 from npudiff.text import listed
 
@@ -75,11 +75,11 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SwaMaskCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SwaMaskCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "batch")
+    choose.draw_outlier_axis(AXES, "batch")
     window = choose.value(box, "window", _WINDOWS)
     batch = choose.value(box, "batch", (1, 2, 3, 4, 8, 33))
     options = _lengths(box, window, _CELLS // batch)
-    lengths = choose.parts(box, "batch", batch, lambda: choose.pick(choose.pick(options)))
+    lengths = choose.draw_list_of(box, "batch", batch, lambda: choose.pick(choose.pick(options)))
     longest = max(1, *lengths)
     return SwaMaskCase(
         kv_lengths=lengths,
@@ -231,7 +231,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="query length 1",
+    highlighted_region="query length 1",
     relations=(
         Property(
             "order_does_not_matter",
@@ -243,5 +243,5 @@ component = Component(
         Property("wide_window_equals_none", "a window as long as the history equals none", _wide_window_equals_none),
     ),
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["swa_mask"],
+    baselines=BASELINES["swa_mask"],
 )

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from npudiff.draw.chooser import Chooser, within
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints, allows, check_axes
 from npudiff.properties._shared import magnitudes, rows
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties._shared.token_order import in_another_order
 from npudiff.reference.swiglu import LAYOUTS, ROUNDINGS, Activation, SwigluInputs, swiglu
 from npudiff.text import counted
@@ -125,7 +125,7 @@ def build_inputs(case: SwigluCase) -> SwigluInputs:
     parts = (_numbers(case, "gate"), _numbers(case, "up"))
     states = torch.stack(parts, dim=-1).flatten(1) if case.layout == "interleaved" else torch.cat(parts, dim=1)
     return SwigluInputs(
-        states=rows.laid(states.to(DTYPES[case.dtype]), case.rows),
+        states=rows.with_row_stride(states.to(DTYPES[case.dtype]), case.rows),
         activation=Activation(case.activation),
         routed_limit=case.limit,
         shared_limit=case.shared_limit,
@@ -143,7 +143,7 @@ def _numbers(case: SwigluCase, name: str) -> torch.Tensor:
     limit = (case.shared_limit if case.experts == "shared" else case.limit) or LIMITS[0]
     if case.recipe == "at limit":
         near = torch.tensor([limit * sign * step for sign in (1, -1) for step in (1.0, 0.99, 1.01, 1.3)])
-        picked = torch.from_numpy(stream.words(case.tokens * case.width).astype("int64") % len(near))
+        picked = torch.from_numpy(stream.random_uint64(case.tokens * case.width).astype("int64") % len(near))
         return near[picked].reshape(case.tokens, case.width)
     numbers = stream.normal((case.tokens, case.width), torch.float32)
     if case.recipe == "small":
@@ -234,7 +234,7 @@ def _limit_out_of_reach(subject: Subject, case: SwigluCase) -> Comparison:
         subject.require(other, "with a limit that nothing reaches, and without one")
     inputs = build_inputs(free)
     limited = replace(inputs, routed_limit=far.limit, shared_limit=far.shared_limit)
-    return agree(
+    return compare_runs(
         bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(limited), "a limit that nothing reaches"
     )
 
@@ -243,7 +243,7 @@ def _others_limit(subject: Subject, case: SwigluCase) -> Comparison:
     other = replace(case, limit=0.5) if case.experts == "shared" else replace(case, shared_limit=0.5)
     subject.require(other, "with another limit for the other experts")
     inputs, changed = build_inputs(case), build_inputs(other)
-    return agree(
+    return compare_runs(
         bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(changed), "the other experts' limit"
     )
 
@@ -274,7 +274,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="limited",
+    highlighted_region="limited",
     relations=(
         Property("tokens_do_not_mix", "the order of tokens does not matter", _tokens_do_not_mix,
                  within={"tokens": range(2, 2**16 + 1)}),
@@ -284,5 +284,5 @@ component = Component(
                  _others_limit),
     ),
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["swiglu"],
+    baselines=BASELINES["swiglu"],
 )  # fmt: skip

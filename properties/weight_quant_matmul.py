@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from npudiff.draw.chooser import Chooser, within
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints, check_axes
 from npudiff.properties._shared import rows
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties._shared.token_order import in_another_order
 from npudiff.properties._shared.weight_matrix import check_sizes, columns_in_another_order, coordinates, narrow
 from npudiff.reference.quant_matmul import RANGES
@@ -98,7 +98,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> WeightQuantMatmulCase:
     choose = Chooser(draw)
     assume(boxes)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "columns", "inner", "tokens")
+    choose.draw_outlier_axis(AXES, "columns", "inner", "tokens")
     inner = choose.value(box, "inner", (64, 16, 40, 1, 17, 100, 200, 1000, 2048, 4160))
     columns = choose.pick(narrow(choose.options(box, "columns", (16, 8, 1, 7, 24, 33, 64, 136, 264)), inner))
     allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 130, 300))
@@ -120,7 +120,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> WeightQuantMatmulCase:
         rows=choose.value(box, "rows", rows.ROWS),
         seed=choose.pick(range(1024)),
     )
-    return choose.equal(case, ("inner", "columns"), values, check_case, box)
+    return choose.tie_sizes(case, ("inner", "columns"), values, check_case, box)
 
 
 def build_inputs(case: WeightQuantMatmulCase) -> WeightQuantMatmulInputs:
@@ -136,7 +136,7 @@ def build_inputs(case: WeightQuantMatmulCase) -> WeightQuantMatmulInputs:
     bias = Stream(case.seed, "bias").normal((case.columns,), torch.float32) * case.inner**0.5
     weight = _weight(case)
     return WeightQuantMatmulInputs(
-        x=rows.laid(_states(case).to(dtype), case.rows),
+        x=rows.with_row_stride(_states(case).to(dtype), case.rows),
         weight=weight.t().contiguous().t() if case.layout == "transposed" else weight,
         scale=((0.25 * spread).exp() / quarter).to(dtype),
         offset=None if case.offset == "none" else offset.to(dtype),
@@ -241,7 +241,9 @@ def _equal_groups_are_none(subject: Subject, case: WeightQuantMatmulCase) -> Com
     equal = replace(inputs, **{name: each.expand(groups, -1).contiguous() for name, each in first.items()})
     none = replace(inputs, **first, group_size=0)
     bounds = bounds_of(subject.expected(none))
-    return agree(bounds, subject.run(equal), subject.run(none), "groups that have the same scales, and no groups")
+    return compare_runs(
+        bounds, subject.run(equal), subject.run(none), "groups that have the same scales, and no groups"
+    )
 
 
 def _sizes(model: Model) -> Box:
@@ -263,7 +265,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="shorter group",
+    highlighted_region="shorter group",
     relations=(
         Property("tokens_do_not_mix", "the order of tokens does not matter", _tokens_do_not_mix,
                  within={"tokens": range(2, 2**16 + 1)}),
@@ -273,5 +275,5 @@ component = Component(
                  within={"scale_per": ("groups",)}, needs={"scale_per": ("columns",)}),
     ),
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["weight_quant_matmul"],
+    baselines=BASELINES["weight_quant_matmul"],
 )  # fmt: skip

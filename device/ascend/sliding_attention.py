@@ -40,7 +40,7 @@ MANY_ROWS_PAGES: Box = {
 }
 """Pages for other head dims: what is taken for one row per request, and for more, which alone may have up to 1,024."""
 
-TND: Box = {"dtype": ("bfloat16",), "poison": POISON, "blind_rows": ("none", "empty"), "group": range(1, 65)}
+TND: Box = {"dtype": ("bfloat16",), "poison": POISON, "fully_masked_rows": ("none", "empty"), "group": range(1, 65)}
 """Ragged layout: bfloat16 only, and no request with more rows than keys, unless it has no keys at all."""
 
 TND_BOXES: tuple[Box, ...] = (

@@ -139,7 +139,7 @@ def decode_short_history_lost(inputs: SlidingAttentionInputs, target: Target) ->
 @npudiff.implementation(
     "sliding_attention",
     name="extend_rows_by_total_lengths",
-    supports=[{**box, "blind_rows": ("none",)} for box in fia_extend_tnd.constraints.boxes],
+    supports=[{**box, "fully_masked_rows": ("none",)} for box in fia_extend_tnd.constraints.boxes],
     mutant_of="fia_extend_tnd",
     wrong="CPX-02 https://github.com/ROCm/ATOM/pull/1551: rows are counted by all tokens, also those of the prefix",
 )

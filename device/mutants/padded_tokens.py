@@ -197,7 +197,7 @@ def zeros_times_padded_rows(inputs: PaddedTokensInputs, target: Target) -> Outpu
 @npudiff.implementation(
     "padded_tokens",
     name="distribution_of_the_capture",
-    keeps=True,
+    stateful=True,
     mutant_of="native_masked",
     wrong="GRF-07 https://github.com/xLLM-AI/xllm/pull/2065: a graph is found by its size, whatever each rank has",
 )

@@ -154,7 +154,7 @@ CAPTURED = 64
     "paged_cache",
     name="padded_rows_of_a_batch_before",
     supports=_ND,
-    keeps=True,
+    stateful=True,
     mutant_of="scatter_pa_norm",
     wrong="GRF-05 https://github.com/vllm-project/vllm-ascend/pull/11408: requests that pad a graph's batch write too",
 )

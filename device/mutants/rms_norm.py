@@ -112,7 +112,7 @@ def rounded_before_the_weight(inputs: RmsNormInputs, target: Target) -> Outputs:
     "rms_norm",
     name="replay_before_its_rows",
     supports={"tokens": range(2, 2**16), **_ONCE},
-    keeps=True,
+    stateful=True,
     mutant_of="native_rms_norm",
     wrong="GRF-10 https://github.com/vllm-project/vllm-ascend/pull/5965: a replay does not wait for what it reads",
 )

@@ -203,7 +203,7 @@ def heads_padded_beside_their_buffer(inputs: SlidingAttentionInputs, target: Tar
     "sliding_attention",
     name="lengths_of_the_captured_step",
     supports=_DECODE,
-    keeps=True,
+    stateful=True,
     mutant_of="fia_decode_mask",
     wrong="GRF-08 https://github.com/sgl-project/sglang/pull/21255: lengths on the host are those of the first step",
 )

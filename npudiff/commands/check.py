@@ -23,7 +23,7 @@ from npudiff.run.plan import Plan, Request
 from npudiff.run.workers import Result, run_in_workers
 from npudiff.show.console import Console
 from npudiff.show.finding_page import keep_findings, keeper
-from npudiff.show.run_page.write import Ran, keep_record
+from npudiff.show.run_page.write import RunSummary, keep_record
 
 
 def check(options: argparse.Namespace) -> int:
@@ -107,7 +107,7 @@ class _Run:
         """Leave a record of what there is, from which ``npudiff report`` makes a page."""
         seconds = time.perf_counter() - self.started
         said = (self.outcomes, self.mutants, self.findings, self.began, seconds, error, self.case)
-        keep_record(Ran(self.plan, *said), self.root)
+        keep_record(RunSummary(self.plan, *said), self.root)
 
     def report(self) -> int:
         """Show everything and return the exit code."""
@@ -147,7 +147,7 @@ def request_of(options: argparse.Namespace) -> Request:
         target=options.target,
         cann=options.cann,
         examples=options.examples,
-        memory=options.output / EXAMPLES,
+        example_database=options.output / EXAMPLES,
         isolate=options.isolate,
         journal=options.output / JOURNALS,
         timeout=options.timeout,

@@ -23,14 +23,14 @@ from npudiff.gate.problems import Level, Problem, problems_of
 from npudiff.gate.progress import GateProgress
 from npudiff.gate.result import GateResult, KnownStatus
 from npudiff.gate.rotation import rotation_of
-from npudiff.gate.run import Course, run_gate
+from npudiff.gate.run import GateConfig, run_gate
 from npudiff.gate.sarif import sarif
 from npudiff.gate.triage import Triage, triage
 from npudiff.run.isolation.journal import JOURNALS, left_behind
 from npudiff.run.plan import Plan
 from npudiff.show.console import Console
 from npudiff.show.run_page.record import KnownRecord
-from npudiff.show.run_page.write import Ran, keep_record, known_record
+from npudiff.show.run_page.write import RunSummary, keep_record, known_record
 from npudiff.text import clipped, listed, printable
 
 JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "known_issues.draft.toml"
@@ -50,7 +50,7 @@ def gate(options: argparse.Namespace) -> int:
     console.left_behind(left_behind(options.output / JOURNALS))
     console.lines([f"budget {options.budget:.0f} s · rotation {result.rotation}", *result.notes])
     with GateProgress(console.rich, options.budget) as progress:
-        course = Course(
+        course = GateConfig(
             sorted_out,
             touched,
             options.rotating,
@@ -120,7 +120,7 @@ def _record(result: GateResult, sorted_out: Triage, folder: Path, began: float, 
     for issue, jobs in sorted_out.again:
         for job in jobs:
             without.setdefault(job.name, []).append(issue.name)
-    ran = Ran(
+    ran = RunSummary(
         result.plan,
         [outcome for _, outcome in result.outcomes],
         (),

@@ -82,9 +82,9 @@ class Chooser:
         """Draw one of the options; shrinks towards the first."""
         count = len(options)
         last = FIRST_CHOICE + max(2, min(count, CHOICES)) - 1
-        return options[place(self._random.randint(FIRST_CHOICE, last) - FIRST_CHOICE, count)]
+        return options[choice_index(self._random.randint(FIRST_CHOICE, last) - FIRST_CHOICE, count)]
 
-    def go_far(self, axes: Mapping[str, Axis], *names: str) -> None:
+    def draw_outlier_axis(self, axes: Mapping[str, Axis], *names: str) -> None:
         """Draw whether one count goes far in this case, and which.
 
         Its values then are the usual ones and, many times more often, ``FAR_COUNTS`` as far as box and axis allow. The
@@ -123,7 +123,7 @@ class Chooser:
         far = [count for count in self._far_counts if allowed is None or allows(allowed, count)]
         return [*usual[: LISTED // 2], *[*far, *far[len(far) // 2 :]] * FAR_WEIGHT]
 
-    def equal(
+    def tie_sizes(
         self,
         case: Case,
         sizes: Sequence[str],
@@ -160,11 +160,11 @@ class Chooser:
             return case
         return case if Constraints((box,)).reason_against(values(same)) else same
 
-    def several(self, box: Box, axis: str, sizes: Sequence[int], draw_part: Callable[[], Part]) -> tuple[Part, ...]:
+    def draw_list(self, box: Box, axis: str, sizes: Sequence[int], draw_part: Callable[[], Part]) -> tuple[Part, ...]:
         """Draw as many parts as a size says, or now and then fewer."""
-        return self.parts(box, axis, self.value(box, axis, sizes), draw_part)
+        return self.draw_list_of(box, axis, self.value(box, axis, sizes), draw_part)
 
-    def parts(self, box: Box, axis: str, most: int, draw_part: Callable[[], Part]) -> tuple[Part, ...]:
+    def draw_list_of(self, box: Box, axis: str, most: int, draw_part: Callable[[], Part]) -> tuple[Part, ...]:
         """Draw a number of parts, or now and then fewer.
 
         Before each part comes a choice to stop. So each part and the choice before it can be left out by themselves,
@@ -183,7 +183,7 @@ class Chooser:
         return tuple(islice(cycle(parts), most)) if repeated else tuple(parts)
 
 
-def place(choice: int, options: int) -> int:
+def choice_index(choice: int, options: int) -> int:
     """Return which of ``options`` a choice means; 0 is the first.
 
     Up to ``CHOICES`` options there is a choice for each. Of more, each choice has a stretch of its own and means one

@@ -40,20 +40,20 @@ class Stream:
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
         self._bits = np.random.Philox(key=int.from_bytes(digest, "little"))
 
-    def words(self, count: int) -> np.ndarray:
+    def random_uint64(self, count: int) -> np.ndarray:
         """Return ``count`` raw 64-bit words."""
         return np.asarray(self._bits.random_raw(count))
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Return standard normal values (4,096 quantiles, at most 3.7 in magnitude) of a float dtype."""
         count = int(np.prod(shape))
-        index = self.words(-(-count // 4)).view(np.uint16)[:count] & (_QUANTILES - 1)
+        index = self.random_uint64(-(-count // 4)).view(np.uint16)[:count] & (_QUANTILES - 1)
         return torch.from_numpy(_normal_table(dtype)[index]).view(dtype).reshape(tuple(shape))
 
     def integers(self, low: int, high: int, count: int) -> list[int]:
         """Return ``count`` integers in ``[low, high)``."""
-        return [low + int(word % (high - low)) for word in self.words(count).tolist()]
+        return [low + int(word % (high - low)) for word in self.random_uint64(count).tolist()]
 
     def permutation(self, count: int) -> list[int]:
         """Return a permutation of ``range(count)``."""
-        return [int(index) for index in np.argsort(self.words(count), kind="stable")]
+        return [int(index) for index in np.argsort(self.random_uint64(count), kind="stable")]

@@ -23,25 +23,25 @@ _LENGTHS: tuple[Callable[[int], int], ...] = (
 )
 
 
-def smaller(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case of any component
+def shrunk(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case of any component
     """Return a case with half as many rows or requests, or with shorter ones; None where there is none."""
-    return _first_legal(subject, case, _smaller, 1)
+    return _first_legal(subject, case, _shrunk, 1)
 
 
-def alike(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case of any component
+def same_size(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case of any component
     """Return a case with as many rows or requests, of other lengths where they have lengths, and of other data.
 
     A graph that was captured for one of them is replayed for the other. None where there is none.
     """
-    return _first_legal(subject, case, _alike, 2)
+    return _first_legal(subject, case, _same_size, 2)
 
 
-def larger(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case of any component
+def grown(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case of any component
     """Return a case with twice as many rows, or with one request more; None where there is none."""
-    return _first_legal(subject, case, _larger, 3)
+    return _first_legal(subject, case, _grown, 3)
 
 
-def fuller(subject: Subject, case: Any) -> Sequence[Any]:  # noqa: ANN401 - a case of any component
+def longer(subject: Subject, case: Any) -> Sequence[Any]:  # noqa: ANN401 - a case of any component
     """Return cases with as many parts, all of them longer than the longest, by each of the lengths that a part has.
 
     What keeps the most that it has seen, and writes it only where there is more, is then right for nothing smaller.
@@ -83,7 +83,7 @@ def _is_legal(subject: Subject, case: Any) -> bool:  # noqa: ANN401
     return subject.reason_against(case) is None
 
 
-def _smaller(size: Size) -> Iterator[Size]:
+def _shrunk(size: Size) -> Iterator[Size]:
     if isinstance(size, int):
         yield from (size // 2, size - 1)
     elif len(size) > 1:
@@ -92,13 +92,13 @@ def _smaller(size: Size) -> Iterator[Size]:
         yield from _other_lengths(size, _LENGTHS[::2])
 
 
-def _alike(size: Size) -> Iterator[Size]:
+def _same_size(size: Size) -> Iterator[Size]:
     if isinstance(size, tuple):
         yield from _other_lengths(size, _LENGTHS)
     yield size
 
 
-def _larger(size: Size) -> Iterator[Size]:
+def _grown(size: Size) -> Iterator[Size]:
     if isinstance(size, int):
         yield from (2 * size, size + 1)
     else:

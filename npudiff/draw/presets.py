@@ -18,7 +18,7 @@ from npudiff.errors import unknown
 
 
 @dataclass(frozen=True)
-class RunProfile:
+class RunPreset:
     """How a run looks for findings.
 
     Attributes
@@ -36,26 +36,26 @@ class RunProfile:
     deterministic: bool
 
 
-RUN_PROFILES = {
+RUN_PRESETS = {
     profile.name: profile
     for profile in (
-        RunProfile("dev", examples=100, deterministic=False),
-        RunProfile("ci", examples=100, deterministic=True),
-        RunProfile("nightly", examples=2_000, deterministic=False),
+        RunPreset("dev", examples=100, deterministic=False),
+        RunPreset("ci", examples=100, deterministic=True),
+        RunPreset("nightly", examples=2_000, deterministic=False),
     )
 }
 
-DEFAULT_RUN_PROFILE = "dev"
+DEFAULT_RUN_PRESET = "dev"
 
 UNBOUNDED_EXAMPLES = 1_000_000
 """Examples of a run whose end is a time budget."""
 
 
-def run_profile(name: str) -> RunProfile:
+def run_preset(name: str) -> RunPreset:
     """Return the profile of this name; raises ``UsageError`` if there is none."""
-    if name not in RUN_PROFILES:
-        raise unknown("hypothesis profile", name, RUN_PROFILES)
-    return RUN_PROFILES[name]
+    if name not in RUN_PRESETS:
+        raise unknown("hypothesis profile", name, RUN_PRESETS)
+    return RUN_PRESETS[name]
 
 
 def hypothesis_settings(
@@ -111,7 +111,7 @@ def _database(memory: Path | None, shared: Path | None) -> ExampleDatabase | Non
 
 def register_profiles() -> None:
     """Make the profiles known to Hypothesis, so that ``--hypothesis-profile`` takes their names in pytest."""
-    for profile in RUN_PROFILES.values():
+    for profile in RUN_PRESETS.values():
         settings.register_profile(
             profile.name,
             max_examples=profile.examples,

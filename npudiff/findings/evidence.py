@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from npudiff.findings.finding import Finding
-from npudiff.judge.criteria import judge
-from npudiff.judge.misplaced import describe_strays
+from npudiff.judge.criteria import published_verdicts
+from npudiff.judge.misplaced import explain_misplaced
 from npudiff.judge.pattern import describe_pattern, worst_element, worst_gain
 from npudiff.model.codec import loads, to_plain
 from npudiff.model.comparison import OutputComparison
@@ -153,8 +153,8 @@ def _described_output(
     try:
         return {
             "pattern": describe_pattern(output, coordinates),
-            "instead": describe_strays(output, coordinates, getattr(inputs, output.name, None)),
-            "published_criteria": [to_plain(verdict) for verdict in judge(output)],
+            "instead": explain_misplaced(output, coordinates, getattr(inputs, output.name, None)),
+            "published_criteria": [to_plain(verdict) for verdict in published_verdicts(output)],
         }
     except Exception as error:  # noqa: BLE001 - whatever it is, the finding is worth more
         return {"pattern": [f"npudiff could not describe it, please report: {_error_text(error)}"]}

@@ -132,7 +132,7 @@ def _parsed(rules: Sequence[str], components: Collection[str]) -> Iterator[tuple
 
 def _used(component: Component, item: Implementation, root: Path) -> frozenset[Path]:
     """Files of the repository that an implementation and its component are made from."""
-    begin = [file_of(item.function), file_of(item.opens), file_of(component.strategy), file_of(component.reference)]
+    begin = [file_of(item.function), file_of(item.factory), file_of(component.strategy), file_of(component.reference)]
     return imported(frozenset(path for path in begin if path is not None), root)
 
 

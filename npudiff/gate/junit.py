@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 from npudiff.gate.problems import Level, Problem
 from npudiff.gate.result import GateResult
-from npudiff.gate.source_location import place_of
+from npudiff.gate.source_location import source_location_of
 from npudiff.model.outcome import Outcome
 from npudiff.text import printable
 
@@ -40,7 +40,7 @@ def junit(result: GateResult, problems: Sequence[Problem], root: Path) -> str:
         component, item = job.subject.component.name, job.subject.implementation
         if component not in suites:
             suites[component] = ET.SubElement(whole, "testsuite", name=component)
-        place = place_of(item, root)
+        place = source_location_of(item, root)
         where = {} if place is None else {"file": place.path, "line": str(place.line)}
         seconds = sum(outcome.seconds for outcome in runs[job.name])
         test = ET.SubElement(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from npudiff.gate.result import GateResult, KnownStatus, State, Told
-from npudiff.gate.source_location import Place, place_of
+from npudiff.gate.result import GateResult, KnownStatus, ReportedFinding, State
+from npudiff.gate.source_location import SourceLocation, source_location_of
 from npudiff.model.implementation import Implementation
 from npudiff.show.report import finding_lines
 from npudiff.text import printable
@@ -37,7 +37,7 @@ class Problem:
         One line.
     lines : tuple of (str, str)
         The rest, labelled.
-    place : Place or None
+    place : SourceLocation or None
         Where to show it.
     fingerprint : str
         The same for the same problem in another run, whichever case shows it.
@@ -51,7 +51,7 @@ class Problem:
     rule: str
     title: str
     lines: tuple[tuple[str, str], ...] = ()
-    place: Place | None = None
+    place: SourceLocation | None = None
     fingerprint: str = ""
     link: str = ""
     job: str = ""
@@ -85,7 +85,7 @@ def problems_of(result: GateResult, root: Path) -> list[Problem]:
     return sorted([*ended, *told, *known, *unfinished], key=lambda one: list(Level).index(one.level))
 
 
-def _of_finding(told: Told, items: Mapping[tuple[str, str], Implementation], root: Path) -> Problem:
+def _of_finding(told: ReportedFinding, items: Mapping[tuple[str, str], Implementation], root: Path) -> Problem:
     finding = told.finding
     name = f"{finding.component}.{finding.implementation}"
     case = finding.detail.get("line", "")
@@ -99,7 +99,7 @@ def _of_finding(told: Told, items: Mapping[tuple[str, str], Implementation], roo
         rule=f"{finding.component}/{finding.property_name}",
         title=printable(title),
         lines=(*lines, ("part", told.part.value)),
-        place=None if item is None else place_of(item, root),
+        place=None if item is None else source_location_of(item, root),
         fingerprint=_digest(name, finding.property_name, finding.verdict, finding.target),
         job=finding.job,
     )
@@ -110,7 +110,7 @@ def _of_known(
 ) -> Problem:
     issue = status.issue
     item = items.get((issue.component, issue.implementation))
-    place = place_of(item, root) if item is not None and status.state is State.SEEN else None
+    place = source_location_of(item, root) if item is not None and status.state is State.SEEN else None
     reason = [("reason", printable(issue.reason))] if issue.reason else []
     return Problem(
         level=Level.ERROR if status.state.closes else Level.NOTE,
@@ -124,10 +124,10 @@ def _of_known(
     )
 
 
-def _place_in(file: Path | None, line: int, root: Path) -> Place | None:
+def _place_in(file: Path | None, line: int, root: Path) -> SourceLocation | None:
     if file is None or not file.resolve().is_relative_to(root.resolve()):
         return None
-    return Place(file.resolve().relative_to(root.resolve()).as_posix(), line)
+    return SourceLocation(file.resolve().relative_to(root.resolve()).as_posix(), line)
 
 
 def _unfinished(name: str) -> Problem:

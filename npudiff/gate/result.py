@@ -66,7 +66,7 @@ class KnownStatus:
 
 
 @dataclass(frozen=True)
-class Told:
+class ReportedFinding:
     """A finding of the gate.
 
     Attributes
@@ -103,7 +103,7 @@ class GateResult:
         Where known issues are from.
     outcomes : list of (Part, Outcome)
         What ran, in the order in which it ended.
-    findings : list of Told
+    findings : list of ReportedFinding
         What is to be reported.
     known : list of KnownStatus
         What became of each known issue.
@@ -126,7 +126,7 @@ class GateResult:
     budget: float
     known_file: Path | None = None
     outcomes: list[tuple[Part, Outcome]] = field(default_factory=list)
-    findings: list[Told] = field(default_factory=list)
+    findings: list[ReportedFinding] = field(default_factory=list)
     known: list[KnownStatus] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
     turns: int = 0
@@ -141,7 +141,7 @@ class GateResult:
         return sum(outcome.cases for _, outcome in self.outcomes)
 
     @property
-    def closing(self) -> list[Told]:
+    def closing(self) -> list[ReportedFinding]:
         """Findings that close the gate."""
         return [told for told in self.findings if not told.warns]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from npudiff.errors import DeviceLost
 from npudiff.findings.finding import Finding, read_finding
-from npudiff.gate.result import GateResult, Part, Told
+from npudiff.gate.result import GateResult, Part, ReportedFinding
 from npudiff.gate.rotation import seed_of
 from npudiff.gate.triage import Triage, is_known, judged
 from npudiff.model.job import Job
@@ -26,7 +26,7 @@ Follow = Callable[[str, Outcome], None]
 
 
 @dataclass(frozen=True)
-class Course:
+class GateConfig:
     """How a gate is run.
 
     Attributes
@@ -51,7 +51,7 @@ class Course:
     follow: Follow
 
 
-def run_gate(result: GateResult, course: Course) -> None:
+def run_gate(result: GateResult, course: GateConfig) -> None:
     """Run a gate; the result is filled as it goes, so that it says what was seen whatever ends the run.
 
     Raises
@@ -80,7 +80,7 @@ def run_gate(result: GateResult, course: Course) -> None:
 class _Gate:
     """A run of a gate so far."""
 
-    def __init__(self, result: GateResult, course: Course, until: float) -> None:
+    def __init__(self, result: GateResult, course: GateConfig, until: float) -> None:
         self._result, self._course, self._until = result, course, until
         self._plan = result.plan
         jobs = course.triage.jobs
@@ -93,7 +93,7 @@ class _Gate:
 
     def shared(self) -> None:
         """Run the cases that failed for others, and nothing else."""
-        tasks = [task for task in (self._task(job, examples=0) for job in self._jobs) if task[1].first]
+        tasks = [task for task in (self._task(job, examples=0) for job in self._jobs) if task[1].explicit_cases]
         for _, outcome, folders in self._results(tasks):
             self._add(Part.SHARED, outcome, folders, warns=self._course.rotating != "fails")
             if self._left < 0:
@@ -101,7 +101,7 @@ class _Gate:
 
     def fixed(self) -> None:
         """Run every job on the cases that it always has."""
-        tasks = [self._task(job, first=()) for job in self._jobs]
+        tasks = [self._task(job, explicit_cases=()) for job in self._jobs]
         waiting = {index: job.name for index, (job, _, _) in enumerate(tasks)}
         try:
             for index, outcome, folders in self._results(tasks):
@@ -121,7 +121,11 @@ class _Gate:
             first = (issue.case,) if issue.case else ()
             for job in jobs:
                 tasks.append(
-                    (job, replace(self._plan.budget(job), shrink=False, first=first), keeper(self._course.known))
+                    (
+                        job,
+                        replace(self._plan.budget(job), shrink=False, explicit_cases=first),
+                        keeper(self._course.known),
+                    )
                 )
                 numbers.append(number)
         seen: list[list[tuple[Outcome, list[Finding]]]] = [[] for _ in again]
@@ -130,7 +134,7 @@ class _Gate:
                 found = [(read_finding(folder), folder) for folder in folders]
                 seen[numbers[index]].append((outcome, [finding for finding, _ in found]))
                 self._result.findings += [
-                    Told(finding, folder, Part.KNOWN)
+                    ReportedFinding(finding, folder, Part.KNOWN)
                     for finding, folder in found
                     if not is_known(again[numbers[index]][0], finding)
                 ]
@@ -156,9 +160,9 @@ class _Gate:
 
     def _turn(self, turn: int, jobs: Sequence[Job]) -> None:
         # As if nobody had chosen the seeds: what fails is remembered, can be published, and comes first next time.
-        drawn = {"deterministic": False, "until": self._until, "first": ()}
+        drawn = {"deterministic": False, "until": self._until, "explicit_cases": ()}
         rotation = self._result.rotation
-        tasks = [self._task(job, redrawn=seed_of(rotation, turn, job.name), **drawn) for job in jobs]
+        tasks = [self._task(job, fallback_seed=seed_of(rotation, turn, job.name), **drawn) for job in jobs]
         warns = self._course.rotating == "warns"
         for _, outcome, folders in self._results(tasks):
             self._add(Part.ROTATING, outcome, folders, warns=warns)
@@ -173,7 +177,10 @@ class _Gate:
         if folders:
             self._failed.add(outcome.job.name)
         others = [told for told in self._result.findings if told.folder not in folders]  # of a part before, the same
-        self._result.findings = [*others, *(Told(read_finding(folder), folder, part, warns) for folder in folders)]
+        self._result.findings = [
+            *others,
+            *(ReportedFinding(read_finding(folder), folder, part, warns) for folder in folders),
+        ]
 
     def _results(self, tasks: Sequence[Task]) -> Iterator[Result]:
         """Run tasks as the plan says: in processes, or here."""

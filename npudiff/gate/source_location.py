@@ -12,7 +12,7 @@ from npudiff.model.implementation import Implementation
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """A line of a file.
 
     Attributes
@@ -27,7 +27,7 @@ class Place:
     line: int
 
 
-def place_of(item: Implementation, root: Path) -> Place | None:
+def source_location_of(item: Implementation, root: Path) -> SourceLocation | None:
     """Return where an implementation is written, or None if that is in no file.
 
     What is not below the root, being installed, has the path that its module has in its package.
@@ -38,9 +38,9 @@ def place_of(item: Implementation, root: Path) -> Place | None:
         return None
     line = max(1, function.__code__.co_firstlineno)
     if file.is_relative_to(root.resolve()):
-        return Place(file.relative_to(root.resolve()).as_posix(), line)
+        return SourceLocation(file.relative_to(root.resolve()).as_posix(), line)
     package = "/__init__" if file.name == "__init__.py" else ""
-    return Place(f"{function.__module__.replace('.', '/')}{package}.py", line)
+    return SourceLocation(f"{function.__module__.replace('.', '/')}{package}.py", line)
 
 
 def file_of(function: Callable[..., Any] | None) -> Path | None:

@@ -93,7 +93,7 @@ class Derived:
     gain: torch.Tensor | None = None
 
 
-def agree(
+def compare_runs(
     bounds: Mapping[str, torch.Tensor], one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], context: str
 ) -> Comparison:
     """Compare two runs that compute the same, each of which may be off by the bound: they differ by at most twice that.

@@ -44,7 +44,7 @@ class Verdict:
     detail: str
 
 
-def judge(output: OutputComparison) -> tuple[Verdict, ...]:
+def published_verdicts(output: OutputComparison) -> tuple[Verdict, ...]:
     """Return the verdicts on one output; empty for outputs that are not floats or were not compared."""
     if output.actual is None or output.value is None or output.bound is None:
         return ()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from npudiff.judge.trace import Walk
-from npudiff.model.comparison import Comparison, Held
+from npudiff.judge.trace import TraceExecutor
+from npudiff.model.comparison import Comparison, Passed
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
 
@@ -20,7 +20,7 @@ class Judge(Protocol):
     def begin(self) -> None:
         """Forget how far a trace was walked: the next one is walked from its beginning."""
 
-    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Held:  # noqa: ANN401 - a case of any component
+    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Passed:  # noqa: ANN401 - a case of any component
         """Judge a case, or those steps of a trace that were not walked yet.
 
         Parameters
@@ -47,23 +47,23 @@ class LocalJudge:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._walk = Walk(job.subject)
+        self._executor = TraceExecutor(job.subject)
         self.case: Any = None
 
     def begin(self) -> None:
         """Forget how far a trace was walked."""
-        self._walk = Walk(self._job.subject)
+        self._executor = TraceExecutor(self._job.subject)
 
-    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Held:  # noqa: ANN401 - a case of any component
+    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Passed:  # noqa: ANN401 - a case of any component
         """Judge a case here."""
         del thorough
         self.case = case
         if self._job.subject.component.history is None:
             return self._job.prop.check(self._job.subject, case)
         try:
-            return self._walk.to(case)
+            return self._executor.run_to(case)
         finally:
-            self.case = self._walk.case
+            self.case = self._executor.case
 
     def close(self, outcome: Outcome) -> None:
         """Nothing to end, and nothing to add."""

@@ -18,7 +18,7 @@ _RARE = 100
 """One of so many elements may hold by chance what was there before."""
 
 
-def describe_strays(
+def explain_misplaced(
     output: OutputComparison, coordinates: Mapping[str, torch.Tensor], before: object = None
 ) -> list[str]:
     """Say what the wrong elements hold instead: what was there before the call, or what belongs elsewhere.
@@ -59,8 +59,8 @@ def _belongs_elsewhere(
 ) -> list[str]:
     size = _WORD // actual.dtype.itemsize
     here = wrong.reshape(-1, size).any(dim=1).nonzero().flatten()
-    ordered, order = torch.sort(_words(value), stable=True)
-    found = _words(actual)[here]
+    ordered, order = torch.sort(_as_int64(value), stable=True)
+    found = _as_int64(actual)[here]
     rank = torch.searchsorted(ordered, found).clamp_(max=len(ordered) - 1)
     after = (rank + 1).clamp_(max=len(ordered) - 1)
     once = (ordered[rank] == found) & ((ordered[after] != found) | (after == rank))
@@ -77,6 +77,6 @@ def _belongs_elsewhere(
     return [f"{count} hold what belongs elsewhere: {where} has that of {whence}"]
 
 
-def _words(tensor: torch.Tensor) -> torch.Tensor:
+def _as_int64(tensor: torch.Tensor) -> torch.Tensor:
     # A tensor with one column may have any stride there and be called contiguous: it is copied with strides of its own.
     return tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).view(torch.int64)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from npudiff.draw.derived_cases import alike, fuller, larger, smaller
+from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
 from npudiff.judge.compare import same_bits
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import ImplementationRaised, NotApplicable, Subject
@@ -20,18 +20,18 @@ def earlier_calls(subject: Subject, case: Any) -> Comparison:  # noqa: ANN401 - 
     All answers to the case must have the same bits. What was captured for another batch of its size, made for a
     smaller one, or kept from the longest, shows in the second, and what a larger batch left behind shows in the third.
     """
-    live, component = subject.opened(), subject.component
+    live, component = subject.fresh(), subject.component
     others = (
-        smaller(subject, case),
-        *fuller(subject, case),
-        alike(subject, case),
+        shrunk(subject, case),
+        *longer(subject, case),
+        same_size(subject, case),
     )
     before = [other for other in others if other is not None]
-    after = larger(subject, case)
+    after = grown(subject, case)
     if not before and after is None:
         raise NotApplicable("no other case can be derived from this one")
     inputs = component.inputs(case)
-    alone = _kept(subject.opened().run(inputs))
+    alone = _kept(subject.fresh().run(inputs))
     for other in before:
         _call(live, other)
     last = f"after {component.describe(before[-1])}" if before else "again"

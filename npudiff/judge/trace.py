@@ -9,7 +9,7 @@ from npudiff.model.comparison import Comparison
 from npudiff.model.component import Session, Subject
 
 
-class Walk:
+class TraceExecutor:
     """The steps of a trace on a live object, as far as they were taken.
 
     Parameters
@@ -28,7 +28,7 @@ class Walk:
         self._session: Session | None = None
         self.case: Any = None
 
-    def to(self, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component with history
+    def run_to(self, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component with history
         """Take those steps of a trace that were not taken yet, up to the first that fails.
 
         Returns
@@ -52,5 +52,5 @@ class Walk:
             if history is None:
                 raise ValueError(f"{self._subject.component.name} has no history")
             self.case = replace(case, steps=())
-            self._session = history.open(self._subject, self.case)
+            self._session = history.session(self._subject, self.case)
         return self._session

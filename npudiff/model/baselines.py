@@ -18,7 +18,7 @@ def _as_they_are(inputs: Any) -> Any:  # noqa: ANN401 - the component's own cont
 
 
 @dataclass(frozen=True)
-class Ordinary:
+class BaselineSpec:
     """What is ordinary for a component.
 
     Attributes

@@ -111,7 +111,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Held:
+class Passed:
     """What is left of a comparison that holds, where nobody needs its tensors.
 
     Attributes

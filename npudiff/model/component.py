@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from npudiff.model.baselines import Ordinary
+from npudiff.model.baselines import BaselineSpec
 from npudiff.model.comparison import Comparison
 from npudiff.model.constraints import Axis, Box, Constraints
 from npudiff.model.exclusion import Exclusion
@@ -63,7 +63,7 @@ class Property:
         Axes that the property narrows, so that its cases stay cheap and it applies to them.
     needs : mapping
         Axes of the other runs that it compares with; an implementation that supports no such case is left out.
-    share : float
+    example_ratio : float
         Examples of this property per example of equivalence.
     """
 
@@ -72,7 +72,7 @@ class Property:
     check: Callable[[Subject, Any], Comparison]
     within: Box = field(default_factory=dict)
     needs: Box = field(default_factory=dict)
-    share: float = 0.1
+    example_ratio: float = 0.1
 
 
 class TraceListener(Protocol):
@@ -103,7 +103,7 @@ class History:
     ----------
     machine : callable
         Constraints and judge to a Hypothesis state machine that draws steps.
-    open : callable
+    session : callable
         Subject and case to a session in which no step has been taken.
     simpler : tuple of callable
         Ways to make a trace simpler: each turns a case into cases that say the same in simpler words, the simplest
@@ -116,7 +116,7 @@ class History:
     """
 
     machine: Callable[[Constraints, TraceListener], RuleBasedStateMachine]
-    open: Callable[[Subject, Any], Session]
+    session: Callable[[Subject, Any], Session]
     simpler: tuple[Callable[[Any], Iterable[Any]], ...] = ()
     runs: float = 0.35
     steps: int = 20
@@ -154,11 +154,11 @@ class Component:
     coordinates : callable
         Inputs and output name to integer tensors that broadcast to the output: where each element is, in the
         component's own words (``request``, ``token``, ``head``).
-    watched : str
+    highlighted_region : str
         A feature whose share of the cases every listing shows, because bugs live there; empty for none.
     relations : tuple of Property
         What must hold besides equivalence with the reference.
-    share : float
+    example_ratio : float
         Part of the usual number of examples that implementations get: below 1 where a case costs much. Mutants, and
         implementations that the user names, get all.
     profiles : mapping
@@ -167,7 +167,7 @@ class Component:
         For a component whose right answer depends on what was done before. Its cases have a field ``steps``: the
         strategy draws them without any, an implementation returns a live object, and ``inputs`` and ``reference`` speak
         of what can be seen after the last step. It has no relations, which need cases that are drawn whole.
-    ordinary : Ordinary or None
+    baselines : BaselineSpec or None
         What is ordinary in tests of this component, for measuring what they find; None where nobody has said.
     """
 
@@ -184,12 +184,12 @@ class Component:
     describe: Callable[[Any], str]
     check_case: Callable[[Any], None]
     coordinates: Callable[[Any, str], Mapping[str, torch.Tensor]]
-    watched: str = ""
+    highlighted_region: str = ""
     relations: tuple[Property, ...] = ()
     profiles: Mapping[str, Box] = field(default_factory=dict)
-    share: float = 1.0
+    example_ratio: float = 1.0
     history: History | None = None
-    ordinary: Ordinary | None = None
+    baselines: BaselineSpec | None = None
 
     def __post_init__(self) -> None:
         if self.history is not None and self.relations:
@@ -235,16 +235,16 @@ class Subject:
         ImplementationRaised
             If the implementation raises, returns something that is not its outputs, or writes into its inputs.
         """
-        return self.ask(lambda: self._outputs(inputs), inputs)
+        return self.call_guarded(lambda: self._outputs(inputs), inputs)
 
-    def opened(self) -> Subject:
+    def fresh(self) -> Subject:
         """Return the same subject, with whatever its implementation keeps between calls empty.
 
         Of an implementation that does not say that it keeps something, nothing can be emptied: it is the same.
         """
-        return dataclasses.replace(self, implementation=self.implementation.opened())
+        return dataclasses.replace(self, implementation=self.implementation.fresh())
 
-    def open(self, inputs: Any) -> Any:  # noqa: ANN401 - the component's own contract
+    def create(self, inputs: Any) -> Any:  # noqa: ANN401 - the component's own contract
         """Return the live object that the implementation of a component with history makes of its inputs.
 
         Raises
@@ -252,9 +252,9 @@ class Subject:
         ImplementationRaised
             If the implementation raises, or writes into its inputs.
         """
-        return self.ask(lambda: self.implementation(inputs, self.target), inputs)
+        return self.call_guarded(lambda: self.implementation(inputs, self.target), inputs)
 
-    def ask(self, question: Callable[[], Answer], *given: object) -> Answer:
+    def call_guarded(self, question: Callable[[], Answer], *given: object) -> Answer:
         """Return what a call into the implementation returns, once the device is done with it.
 
         Parameters

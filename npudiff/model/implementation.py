@@ -37,7 +37,7 @@ class Implementation:
         Module or file that it comes from.
     selector : str
         What ``--impl`` has to name to find it: a module or a file. Empty for what an installed package provides.
-    opens : callable or None
+    factory : callable or None
         For one that keeps something between calls (a captured graph, a workspace): makes a function that has not been
         called yet. ``function`` then makes one for each call.
     """
@@ -51,11 +51,11 @@ class Implementation:
     mutant_of: str | None = None
     origin: str = ""
     selector: str = ""
-    opens: Callable[[], ImplementationFunction] | None = None
+    factory: Callable[[], ImplementationFunction] | None = None
 
-    def opened(self) -> Implementation:
+    def fresh(self) -> Implementation:
         """Return the same implementation with something of its own to keep between calls; itself if it keeps none."""
-        return self if self.opens is None else replace(self, function=self.opens(), opens=None)
+        return self if self.factory is None else replace(self, function=self.factory(), factory=None)
 
     def __call__(self, inputs: Any, target: Any) -> Any:  # noqa: ANN401 - the component's own contract
         """Run it."""
@@ -69,7 +69,7 @@ def implementation(
     supports: Box | Sequence[Box] | None = None,
     wrong: str | None = None,
     mutant_of: str | None = None,
-    keeps: bool = False,
+    stateful: bool = False,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     """Turn a function ``f(inputs, target)`` into an implementation that npudiff finds.
 
@@ -86,7 +86,7 @@ def implementation(
         Marks a mutant and names the bug that it re-creates.
     mutant_of : str, optional
         Name of the correct implementation that a mutant is made from, in whose place ``npudiff score --suite`` puts it.
-    keeps : bool, optional
+    stateful : bool, optional
         Whether it keeps something between calls. Then what is decorated takes nothing and returns ``f(inputs,
         target)``, which may refer to it; each case is given one of its own, so that a finding fails again by itself.
 
@@ -101,12 +101,12 @@ def implementation(
     def decorate(function: Callable[..., Any]) -> Implementation:
         summary = (function.__doc__ or "").strip().partition("\n")[0]
         constraints = Constraints() if supports is None else Constraints.of(supports)
-        called = _afresh(function) if keeps else function
-        opens = function if keeps else None
+        called = _afresh(function) if stateful else function
+        factory = function if stateful else None
         if in_place.active():
-            called, opens = in_place.placed(f"{component}.{name}", called, opens, wrong=wrong is not None)
+            called, factory = in_place.placed(f"{component}.{name}", called, factory, wrong=wrong is not None)
         return Implementation(
-            component, name, called, constraints, summary, wrong, mutant_of, function.__module__, opens=opens
+            component, name, called, constraints, summary, wrong, mutant_of, function.__module__, factory=factory
         )
 
     return decorate

@@ -76,21 +76,21 @@ class Budget:
         The same as a time of ``time.monotonic()``, for jobs that share one end; None for no limit.
     seed : int or None
         Seed of the draws.
-    redrawn : int or None
+    fallback_seed : int or None
         Seed where nobody gave one, of a job that may have to be run again: with the same one it draws the same cases.
     deterministic : bool
         Draw the same cases every time even without a seed.
     shrink : bool
         Whether a failing case is shrunk.
-    memory : pathlib.Path or None
+    example_database : pathlib.Path or None
         Folder in which failing cases are remembered.
     steps : int or None
         Steps of each run of a component with history; None for as many as the component says.
     isolation : Isolation or None
         Run cases in a process of their own; None for this one.
-    first : tuple of str
+    explicit_cases : tuple of str
         Cases as JSON that are run before any is drawn: those of findings that somebody else had.
-    shared : pathlib.Path or None
+    shared_database : pathlib.Path or None
         Folder of failing cases that others remember; it is read, and never written.
     """
 
@@ -98,24 +98,32 @@ class Budget:
     seconds: float | None = None
     until: float | None = None
     seed: int | None = None
-    redrawn: int | None = None
+    fallback_seed: int | None = None
     deterministic: bool = True
     shrink: bool = True
-    memory: Path | None = None
+    example_database: Path | None = None
     steps: int | None = None
     isolation: Isolation | None = None
-    first: tuple[str, ...] = ()
-    shared: Path | None = None
+    explicit_cases: tuple[str, ...] = ()
+    shared_database: Path | None = None
 
     @property
     def drawn_with(self) -> int | None:
         """Seed of the draws, whoever chose it; None for other cases every time, or the same ones if deterministic."""
-        return self.redrawn if self.seed is None and not self.deterministic else self.seed
+        return self.fallback_seed if self.seed is None and not self.deterministic else self.seed
 
-    def memory_of(self, job: Job) -> Path | None:
+    def example_database_of(self, job: Job) -> Path | None:
         """Folder in which Hypothesis remembers what failed of a job; None where somebody chose the draws."""
-        return None if self.memory is None or self.deterministic or self.seed is not None else self.memory / job.name
+        return (
+            None
+            if self.example_database is None or self.deterministic or self.seed is not None
+            else self.example_database / job.name
+        )
 
-    def shared_of(self, job: Job) -> Path | None:
+    def shared_database_of(self, job: Job) -> Path | None:
         """Folder in which others' Hypothesis does; None as above."""
-        return None if self.shared is None or self.deterministic or self.seed is not None else self.shared / job.name
+        return (
+            None
+            if self.shared_database is None or self.deterministic or self.seed is not None
+            else self.shared_database / job.name
+        )

@@ -85,15 +85,15 @@ class CaseRun:
             deterministic=budget.deterministic,
             seeded=seed is not None,
             shrink=budget.shrink,
-            memory=budget.memory_of(job),
-            shared=budget.shared_of(job),
+            memory=budget.example_database_of(job),
+            shared=budget.shared_database_of(job),
         )
         wrapped = given(case=job.subject.component.strategy(job.drawn_within))(test)
         configured(
             wrapped if seed is None else with_seed(seed)(wrapped)
         )()  # a seed that came later would take the memory
 
-    def given(self, texts: Sequence[str]) -> None:
+    def run_explicit_cases(self, texts: Sequence[str]) -> None:
         """Run cases that are there as JSON, as far as they make sense: they may come from elsewhere."""
         component = self.outcome.job.subject.component
         self.gives = True
@@ -109,10 +109,10 @@ class CaseRun:
     def case(self, case: Any) -> None:  # noqa: ANN401 - a case of any component
         """Run one case; raises ``Fails`` if the property does not hold."""
         self._check_time()
-        if self._first_look(case) if self.outcome.failure is None else self._fails_too(case):
+        if self._run_generated_case(case) if self.outcome.failure is None else self._still_fails(case):
             raise Fails
 
-    def _first_look(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component
+    def _run_generated_case(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component
         """Run a drawn case and count it; whether it fails."""
         outcome, component = self.outcome, self.outcome.job.subject.component
         try:
@@ -127,7 +127,7 @@ class CaseRun:
             self._record(failure)
         return failure is not None
 
-    def _fails_too(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component
+    def _still_fails(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component
         """Whether a case that may be smaller fails as well.
 
         Many sequences of choices give the same case, so the last one that failed, and those that did not, are not run

@@ -27,11 +27,11 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, ju
     if not job.applies:
         outcome.verdict = Verdict.NOT_APPLICABLE
         return outcome
-    memory = budget.memory_of(job)
+    memory = budget.example_database_of(job)
     outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
     with job.subject.target.activate(), _run_of(outcome, budget, progress, judge) as run:
         try:
-            run.given(budget.first)
+            run.run_explicit_cases(budget.explicit_cases)
             if budget.examples != 0:
                 run.with_hypothesis()
         except (Fails, Stop):

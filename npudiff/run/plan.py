@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from npudiff.draw.presets import DEFAULT_RUN_PROFILE, RUN_PROFILES, run_profile
+from npudiff.draw.presets import DEFAULT_RUN_PRESET, RUN_PRESETS, run_preset
 from npudiff.errors import UsageError, unknown
-from npudiff.judge.properties import EARLIER_CALLS, SHARE_OF_KEEPERS, properties_of, property_of_mutant
+from npudiff.judge.properties import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, properties_of, property_of_mutant
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.model.implementation import Implementation
@@ -18,7 +18,7 @@ from npudiff.run.discovery import default_target, load_components, load_target, 
 from npudiff.run.host import can_isolate, default_workers, on_this_host
 from npudiff.run.messages import Keep, Task
 
-DEFAULT_EXAMPLES = RUN_PROFILES[DEFAULT_RUN_PROFILE].examples
+DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
 """Cases of equivalence within which every mutant has to be found."""
 
 
@@ -48,7 +48,7 @@ class Request:
         ``axis=values`` restrictions.
     hypothesis_profile : str
         ``dev``, ``ci`` or ``nightly``.
-    memory : pathlib.Path or None
+    example_database : pathlib.Path or None
         Folder in which failing cases are remembered.
     workers : int or None
         Processes in which jobs run; None for as many as the target and the machine are good for.
@@ -71,8 +71,8 @@ class Request:
     seed: int | None = None
     model: str | None = None
     where: tuple[str, ...] = ()
-    hypothesis_profile: str = DEFAULT_RUN_PROFILE
-    memory: Path | None = None
+    hypothesis_profile: str = DEFAULT_RUN_PRESET
+    example_database: Path | None = None
     workers: int | None = None
     isolate: bool | None = None
     journal: Path | None = None
@@ -161,21 +161,21 @@ class Plan:
 
     def budget(self, job: Job) -> Budget:
         """Return how long one job may look."""
-        profile = run_profile(self.request.hypothesis_profile)
+        profile = run_preset(self.request.hypothesis_profile)
         examples = self.request.examples or profile.examples
         seconds = None
         if self.request.seconds is not None:
-            total = sum(other.prop.share for other in (*self.jobs, *self.mutants))
-            seconds = self.request.seconds * self.workers * job.prop.share / total
+            total = sum(other.prop.example_ratio for other in (*self.jobs, *self.mutants))
+            seconds = self.request.seconds * self.workers * job.prop.example_ratio / total
         return Budget(
             examples=None if seconds is not None else max(1, round(examples * self._share(job))),
             seconds=seconds,
             seed=self.request.seed,
             deterministic=profile.deterministic,
-            memory=None if job in self.mutants else self.request.memory,
+            example_database=None if job in self.mutants else self.request.example_database,
             isolation=self.isolation,
-            first=self.shared.cases.get(job.name, ()),
-            shared=self.shared.examples,
+            explicit_cases=self.shared.cases.get(job.name, ()),
+            shared_database=self.shared.examples,
         )
 
     def tasks(self, keep: Keep) -> list[Task]:
@@ -190,9 +190,11 @@ class Plan:
         component = job.subject.component
         runs = 1.0 if component.history is None else component.history.runs
         named = bool(self.request.implementations)  # whoever asks for one implementation gets all its cases
-        keeps = job.prop is EARLIER_CALLS and job.subject.implementation.opens is not None and job not in self.mutants
-        share = SHARE_OF_KEEPERS if keeps else job.prop.share
-        return share * runs * (1.0 if named or job in self.mutants else component.share)
+        keeps = (
+            job.prop is CALL_INDEPENDENCE and job.subject.implementation.factory is not None and job not in self.mutants
+        )
+        share = STATEFUL_EXAMPLE_RATIO if keeps else job.prop.example_ratio
+        return share * runs * (1.0 if named or job in self.mutants else component.example_ratio)
 
 
 def make_plan(request: Request) -> Plan:
@@ -208,7 +210,7 @@ def make_plan(request: Request) -> Plan:
     TargetUnavailable
         If the target cannot run here.
     """
-    run_profile(request.hypothesis_profile)
+    run_preset(request.hypothesis_profile)
     components = load_components(request.components)
     restrictions = _restrictions(request, components)
     target = load_target(request.target, request.cann) if request.target else default_target(request.cann)

@@ -54,8 +54,8 @@ class TraceRun(CaseRun):
             deterministic=budget.deterministic,
             seeded=budget.deterministic or budget.drawn_with is not None,
             shrink=False,
-            memory=budget.memory_of(self.outcome.job),
-            shared=budget.shared_of(self.outcome.job),
+            memory=budget.example_database_of(self.outcome.job),
+            shared=budget.shared_database_of(self.outcome.job),
             steps=1 + (budget.steps or self._history.steps),  # Hypothesis counts the opening
         )
         for batch in itertools.count():
@@ -99,7 +99,7 @@ class TraceRun(CaseRun):
         elif self._applies:
             self._check_time()
             newest = case.steps[-1] if case.steps else case
-            if newest not in self._place and self._first_look(case):
+            if newest not in self._place and self._run_generated_case(case):
                 raise Fails
             self._place = self._place.setdefault(newest, {})  # a tree of all traces that hold
 
@@ -168,7 +168,7 @@ class TraceRun(CaseRun):
         except NotApplicable:
             return None
 
-    def _first_look(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component with history
+    def _run_generated_case(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component with history
         """Judge the newest step of a trace and count it; whether it fails."""
         outcome = self.outcome
         try:

@@ -148,11 +148,11 @@ def _runner(tasks: Sequence[Task]) -> Iterator[Callable[[int], dict[str, Any]]]:
     if tasks[0][1].isolation is None:
         yield lambda index: outcome_to_message(run_job(*tasks[index][:2]), tasks[index][2])
         return
-    from npudiff.run.isolation.supervisor import Scouting  # noqa: PLC0415 - the parts that are not on every system
+    from npudiff.run.isolation.supervisor import Supervisor  # noqa: PLC0415 - the parts that are not on every system
 
     def end(*_: object) -> None:
         raise _Ended
 
     signal.signal(signal.SIGTERM, end)  # it runs nothing of the implementation, and can end what does
-    with contextlib.closing(Scouting(tasks)) as scouting:
+    with contextlib.closing(Supervisor(tasks)) as scouting:
         yield scouting.run

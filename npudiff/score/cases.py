@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import seed as with_seed
 from hypothesis.errors import Unsatisfiable
 
-from npudiff.model.baselines import Ordinary
+from npudiff.model.baselines import BaselineSpec
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box, Constraints, allows
 
@@ -21,7 +21,7 @@ MOST_FIXED = 16
 
 def fixed_cases(component: Component, constraints: Constraints) -> tuple[Any, ...]:
     """Return the cases of a test with fixed shapes, as far as an implementation supports them."""
-    ordinary = component.ordinary
+    ordinary = component.baselines
     if ordinary is None:
         return ()
     fixed = supported(ordinary.fixed, constraints)
@@ -32,7 +32,7 @@ def fixed_cases(component: Component, constraints: Constraints) -> tuple[Any, ..
 
 def random_cases(component: Component, constraints: Constraints, seed: int, count: int) -> tuple[Any, ...]:
     """Return cases of a loop over random shapes, as far as an implementation supports them."""
-    ordinary = component.ordinary
+    ordinary = component.baselines
     if ordinary is None:
         return ()
     random = Random(seed)  # noqa: S311 - a test's own loop
@@ -54,7 +54,7 @@ def supported(box: Box, constraints: Constraints) -> dict[str, Sequence[Any]]:
 
 
 def _drawn(
-    component: Component, constraints: Constraints, ordinary: Ordinary, boxes: Iterator[Box], seed: int
+    component: Component, constraints: Constraints, ordinary: BaselineSpec, boxes: Iterator[Box], seed: int
 ) -> Iterator[Any]:
     """Yield a case within each box, where the implementation supports one."""
     plain = Constraints((supported(ordinary.plain, constraints),))

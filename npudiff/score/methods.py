@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 
 from npudiff.judge.compare import compare
-from npudiff.judge.criteria import COSINE, MIXED, SINGLE, judge
+from npudiff.judge.criteria import COSINE, MIXED, SINGLE, published_verdicts
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.comparison import Comparison, OutputComparison
 from npudiff.model.component import Component, Property, Subject
@@ -72,14 +72,14 @@ def _not_close(output: OutputComparison) -> str | None:
 
 def _published(criterion: str, output: OutputComparison) -> str | None:
     """Say that a published criterion fails; of outputs that it says nothing about, that they differ."""
-    verdicts = [verdict for verdict in judge(output) if verdict.criterion == criterion]
+    verdicts = [verdict for verdict in published_verdicts(output) if verdict.criterion == criterion]
     if verdicts:
         return None if all(verdict.passes for verdict in verdicts) else criterion
     return "differs" if output.exact and output.worst > 1 else None
 
 
 def _property(name: str, summary: str, verdict: Callable[[OutputComparison], str | None]) -> Property:
-    return Property(name, summary, lambda subject, case: _judged(subject, case, verdict), share=1.0)
+    return Property(name, summary, lambda subject, case: _judged(subject, case, verdict), example_ratio=1.0)
 
 
 ALLCLOSE = _property("allclose", f"every element is within {CLOSE:g} of the reference", _not_close)
@@ -91,9 +91,9 @@ PUBLISHED = {
 
 def _with_cases(component: Component, cases: tuple[Any, ...]) -> Component:
     """Return a component whose cases are given, and whose inputs are ordinary."""
-    if component.ordinary is None:
+    if component.baselines is None:
         raise ValueError(f"{component.name} does not say what is ordinary")
-    make, inputs = component.ordinary.inputs, component.inputs
+    make, inputs = component.baselines.inputs, component.inputs
     return replace(component, strategy=lambda _: st.sampled_from(cases), inputs=lambda case: make(inputs(case)))
 
 
@@ -102,7 +102,7 @@ def _drawn(prop: Property, subject: Subject, constraints: Constraints, seed: int
     del seed, count
     if subject.component.history is not None and prop is not EQUIVALENCE:
         return None
-    return Job(subject if prop is EQUIVALENCE else subject.opened(), prop, constraints)
+    return Job(subject if prop is EQUIVALENCE else subject.fresh(), prop, constraints)
 
 
 def _fixed(prop: Property, subject: Subject, constraints: Constraints, seed: int, count: int) -> Job | None:
@@ -117,7 +117,7 @@ def _random(prop: Property, subject: Subject, constraints: Constraints, seed: in
 def _given(prop: Property, subject: Subject, constraints: Constraints, cases: tuple[Any, ...]) -> Job | None:
     if not cases:
         return None
-    return Job(replace(subject.opened(), component=_with_cases(subject.component, cases)), prop, constraints)
+    return Job(replace(subject.fresh(), component=_with_cases(subject.component, cases)), prop, constraints)
 
 
 METHODS = (

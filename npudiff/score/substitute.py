@@ -31,14 +31,14 @@ _CASES: dict[int, tuple[weakref.ref[Any], Any]] = {}
 
 
 @dataclass(frozen=True)
-class InPlace:
+class Substitution:
     """What stands in place of what.
 
     Attributes
     ----------
     original, mutant : str
         ``component.name`` of both; both empty where nothing is replaced.
-    keeps : bool
+    stateful : bool
         Whether the mutant keeps something between calls.
     record : str
         File to which the ``component.name`` of each implementation that is called is appended; empty for none.
@@ -46,7 +46,7 @@ class InPlace:
 
     original: str = ""
     mutant: str = ""
-    keeps: bool = False
+    stateful: bool = False
     record: str = ""
 
     def environment(self) -> dict[str, str]:
@@ -78,7 +78,7 @@ def placed(name: str, function: Function, opens: Opens | None, *, wrong: bool) -
         return _recorded(name, function, given), opens
     opened = opens or (lambda: function)
     stand = _recorded(name, _stand(opened(), given.mutant), given)
-    keeps = opens is not None or given.keeps
+    keeps = opens is not None or given.stateful
     return stand, (lambda: _recorded(name, _stand(opened(), given.mutant), given)) if keeps else None
 
 
@@ -97,8 +97,8 @@ def remembering(inputs: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 @functools.cache
-def _given(text: str) -> InPlace:
-    return InPlace(**json.loads(text))
+def _given(text: str) -> Substitution:
+    return Substitution(**json.loads(text))
 
 
 @functools.cache
@@ -126,7 +126,7 @@ def _stand(original: Function, name: str) -> Function:
         if known is not None and mutant.constraints.reason_against(values(known[1])) is not None:
             return original(inputs, target)
         if not opened:
-            opened.append(mutant.opened().function)
+            opened.append(mutant.fresh().function)
         try:
             with _inside():
                 return opened[0](inputs, target)
@@ -146,7 +146,7 @@ def _by_itself(function: Function) -> Function:
     return call
 
 
-def _recorded(name: str, function: Function, given: InPlace) -> Function:
+def _recorded(name: str, function: Function, given: Substitution) -> Function:
     """Append the name to the record once, however often it is called here."""
     if not given.record:
         return function

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from npudiff.errors import UsageError
 from npudiff.model.implementation import Implementation
-from npudiff.score.substitute import InPlace
+from npudiff.score.substitute import Substitution
 from npudiff.score.trials import Trial
 
 SUITE = "suite"
@@ -79,7 +79,7 @@ def run_suite(
             original = f"{mutant.component}.{mutant.mutant_of}"
             if original not in called:
                 return Trial(name, SUITE, 0, found=False, prop=f"{original} is not called")
-            placed = InPlace(original, name, keeps=mutant.opens is not None)
+            placed = Substitution(original, name, stateful=mutant.factory is not None)
             run = _run(words, placed, folder / f"{name}.txt", Path(scratch) / name, patience)
             how = "" if run.code == 0 else "took too long" if run.code is None else f"exit code {run.code}"
             return Trial(name, SUITE, 0, found=run.code != 0, prop=how, seconds=run.seconds)
@@ -98,7 +98,7 @@ def run_suite(
 def _alone(words: Sequence[str], folder: Path, scratch: Path) -> tuple[set[str], float]:
     """Run the command without a mutant; return what it calls, and how long one may take."""
     record, output = scratch / "calls", folder / "without a mutant.txt"
-    run = _run(words, InPlace(record=str(record)), output, scratch / "alone", None)
+    run = _run(words, Substitution(record=str(record)), output, scratch / "alone", None)
     if run.code != 0:
         tail = "\n".join(output.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:])
         raise UsageError(f"--suite: {shlex.join(words)} fails without a mutant (exit code {run.code}):\n{tail}")
@@ -108,7 +108,7 @@ def _alone(words: Sequence[str], folder: Path, scratch: Path) -> tuple[set[str],
     return called, max(_LEAST, PATIENCE * run.seconds)
 
 
-def _run(words: Sequence[str], placed: InPlace, output: Path, storage: Path, patience: float | None) -> _Run:
+def _run(words: Sequence[str], placed: Substitution, output: Path, storage: Path, patience: float | None) -> _Run:
     """Run the command in a process group of its own, which is ended as a whole."""
     # What one run finds is no help for the next: Hypothesis's examples are kept apart.
     environment = {**os.environ, **placed.environment(), "HYPOTHESIS_STORAGE_DIRECTORY": str(storage)}

@@ -152,7 +152,7 @@ def _with_all_properties(
 def _share(job: Job, examples: int) -> int:
     """Cases that a property gets where equivalence gets ``examples``; a run of a machine counts as many."""
     history = job.subject.component.history
-    return max(1, round(examples * job.prop.share * (1.0 if history is None else history.runs)))
+    return max(1, round(examples * job.prop.example_ratio * (1.0 if history is None else history.runs)))
 
 
 def _relations(job: Job) -> list[Job]:

@@ -97,7 +97,7 @@ class Console:
     def table(self, outcomes: Sequence[Outcome]) -> None:
         """Show one row per implementation, or per property when verbose."""
         for component, members in groupby(outcomes, key=lambda outcome: outcome.job.subject.component):
-            watched = component.watched
+            watched = component.highlighted_region
             table = Table(title=component.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
             table.add_column("implementation", no_wrap=True)
             for column in (
@@ -125,8 +125,8 @@ class Console:
         cells = [escape(name), str(group.cases)]
         if component.history is not None:
             cells.append(str(group.steps))
-        if component.watched:
-            cells.append(f"{group.share(component.watched):.0%}" if group.cases else "-")
+        if component.highlighted_region:
+            cells.append(f"{group.share(component.highlighted_region):.0%}" if group.cases else "-")
         cells += [
             str(group.not_applicable),
             bound_text(group),

@@ -104,7 +104,7 @@ def _from_pool(stream: Stream, pool: torch.Tensor, size: tuple[int, int]) -> tor
 def whole_numbers(stream: Stream, shape: tuple[int, int]) -> torch.Tensor:
     """Return int8 of all values."""
     count = shape[0] * shape[1]
-    return torch.from_numpy(stream.words(-(-count // 8)).view("int8")[:count]).reshape(shape)
+    return torch.from_numpy(stream.random_uint64(-(-count // 8)).view("int8")[:count]).reshape(shape)
 
 
 def lying(weights: ExpertWeights, transposed: bool) -> ExpertWeights:

@@ -27,7 +27,7 @@ def random_bits(stream: Stream, shape: Sequence[int], dtype: torch.dtype) -> tor
     cleared. The tensor has a storage of its own: casts between formats work on whole storages.
     """
     count, size = math.prod(shape), dtype.itemsize
-    bits = stream.words(-(-count * size // 8)).view(_WORDS[size])[:count] | 1
+    bits = stream.random_uint64(-(-count * size // 8)).view(_WORDS[size])[:count] | 1
     if dtype.is_floating_point:
         bits &= ~(1 << 8 * size - 2)
     return torch.from_numpy(bits).view(dtype).reshape(tuple(shape)).clone()

@@ -17,7 +17,7 @@ GAPS = (24, 40, 56)
 the stride of one is wrong for the others, also where they are as wide."""
 
 
-def laid(tensor: torch.Tensor, rows: str, gap: int = GAPS[0]) -> torch.Tensor:
+def with_row_stride(tensor: torch.Tensor, rows: str, gap: int = GAPS[0]) -> torch.Tensor:
     """Return a tensor whose rows lie as the case says; tables that are views already stay as they are."""
     return sliced(tensor, gap) if rows == "sliced" and tensor.is_contiguous() else tensor
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Subject
 
@@ -29,4 +29,4 @@ def in_another_order(subject: Subject, inputs: Any, order: Sequence[int], names:
     moved = {name: tensor[order] for name, tensor in tensors.items() if tensor is not None}
     before = {name: output[order] for name, output in subject.run(inputs).items()}
     other = replace(inputs, **moved)
-    return agree(bounds_of(subject.expected(other)), before, subject.run(other), "tokens in another order")
+    return compare_runs(bounds_of(subject.expected(other)), before, subject.run(other), "tokens in another order")

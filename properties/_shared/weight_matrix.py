@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Subject
 
@@ -49,4 +49,4 @@ def columns_in_another_order(subject: Subject, inputs: Any, order: Sequence[int]
         weight = weight.t().contiguous().t()
     other = replace(inputs, weight=weight, **moved)
     before = {"output": subject.run(inputs)["output"][:, order]}
-    return agree(bounds_of(subject.expected(other)), before, subject.run(other), "columns in another order")
+    return compare_runs(bounds_of(subject.expected(other)), before, subject.run(other), "columns in another order")

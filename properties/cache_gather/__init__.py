@@ -2,8 +2,8 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.cache_gather.case import AXES, CacheGatherCase, check_case, describe, features, values
 from npudiff.properties.cache_gather.inputs import build_inputs, coordinates
 from npudiff.properties.cache_gather.relations import RELATIONS
@@ -34,8 +34,8 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="NZ",
+    highlighted_region="NZ",
     relations=RELATIONS,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["cache_gather"],
+    baselines=BASELINES["cache_gather"],
 )

@@ -37,7 +37,7 @@ def _block_table(case: CacheGatherCase) -> torch.Tensor:
     """Pages of the requests; those before the first token that is read are pages as well, which nothing reads."""
     names = page_names(case.seed, case.pages)
     unused = {"page 0": [0], "-1": [-1], "any page": names}[case.unused]
-    words = Stream(case.seed, "unused").words(len(case.requests) * case.width).tolist()
+    words = Stream(case.seed, "unused").random_uint64(len(case.requests) * case.width).tolist()
     filler, fresh = iter([unused[int(word % len(unused))] for word in words]), iter(names)
     shared = [next(fresh) for _ in range(min(case.shared_pages, max(map(case.last_page, case.requests))))]
     table = []
@@ -54,7 +54,7 @@ def page_names(seed: int, pages: int) -> list[int]:
     Which of two pages lies first in the pool does not depend on how many there are, so that a case keeps it while it
     gets smaller.
     """
-    words = Stream(seed, "pages").words(pages - 1)
+    words = Stream(seed, "pages").random_uint64(pages - 1)
     return [pages - 1 - int(rank) for rank in words.argsort(kind="stable").argsort(kind="stable")]
 
 

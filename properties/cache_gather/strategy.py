@@ -33,7 +33,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[CacheGatherCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CacheGatherCase:
     choose = Chooser(draw)
-    choose.go_far(AXES, "kv_heads", "batch")
+    choose.draw_outlier_axis(AXES, "kv_heads", "batch")
     box = choose.pick(boxes)
     page_size = choose.value(box, "page_size", (1, 2, 16) if choose.far else (1, 2, 16, 32, 48, 64, 128, 192, 256))
     kv_heads = choose.value(box, "kv_heads", (1, 2, 3, 8))
@@ -49,7 +49,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CacheGatherCase:
     if choose.pick(range(16)) == 15:
         lengths = [] if choose.far else _long_lengths(page_size, LONG_POOL_ELEMENTS // POOL_ELEMENTS * most_pages)
         lengths = lengths or usual
-    requests = choose.several(
+    requests = choose.draw_list(
         box,
         "batch",
         [1, 2, *(batch for batch in (3, 4) if batch <= most_pages // 2)],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.decoder_layer.case import (
     AXES,
     DecoderLayerCase,
@@ -46,9 +46,9 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="decode beyond the window",
+    highlighted_region="decode beyond the window",
     relations=RELATIONS,
     profiles=of_models(_sizes),
-    share=0.4,
-    ordinary=ORDINARY["decoder_layer"],
+    example_ratio=0.4,
+    baselines=BASELINES["decoder_layer"],
 )

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import NotApplicable, Property, Subject
 from npudiff.properties.decoder_layer.case import FLAGS, DecoderLayerCase
@@ -31,7 +31,9 @@ def _flags_change_nothing(subject: Subject, case: DecoderLayerCase) -> Compariso
     inputs = build_inputs(case)
     before, bounds = subject.run(inputs), bounds_of(subject.expected(inputs))
     comparisons = [
-        agree(bounds, before, subject.run(build_inputs(other)), f"with {_named(other)} instead of {_named(case)}")
+        compare_runs(
+            bounds, before, subject.run(build_inputs(other)), f"with {_named(other)} instead of {_named(case)}"
+        )
         for other in others
     ]
     return max(comparisons, key=lambda comparison: comparison.worst)
@@ -71,7 +73,7 @@ def _in_other_steps(subject: Subject, case: DecoderLayerCase, steps: Sequence[La
     other, order = regrouped(inputs, steps)
     before = {name: output[order] for name, output in subject.run(inputs).items()}
     bounds = {name: bound[order] for name, bound in bounds_of(subject.expected(inputs)).items()}
-    return agree(bounds, before, subject.run(other), context)
+    return compare_runs(bounds, before, subject.run(other), context)
 
 
 def _decode_is_prefill(subject: Subject, case: DecoderLayerCase) -> Comparison:
@@ -103,7 +105,7 @@ def _requests_do_not_mix(subject: Subject, case: DecoderLayerCase) -> Comparison
 
 RELATIONS = (
     Property("flags_change_nothing", "flags of the backend change the path, never the result", _flags_change_nothing,
-             share=0.2),
+             example_ratio=0.2),
     Property("decode_is_prefill", "decode steps give what one longer prefill gives", _decode_is_prefill,
              within={"decode_steps": range(1, 65)}),
     Property("chunks_change_nothing", "where a request is cut into steps does not matter", _chunks_change_nothing),

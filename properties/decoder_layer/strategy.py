@@ -43,7 +43,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[DecoderLayerCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
     choose = Chooser(draw)
-    choose.go_far(AXES, "group", "kv_heads", "batch", "experts")
+    choose.draw_outlier_axis(AXES, "group", "kv_heads", "batch", "experts")
     box = choose.pick(boxes)
     kinds = [kind for kind in within(KINDS, box.get("kind")) if _fits(box, kind)]
     assume(kinds)
@@ -70,7 +70,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
     }
     return DecoderLayerCase(
         **{**choices, **FIXED[kind]},
-        requests=choose.several(box, "batch", (1, 2, 3), lambda: _draw_request(choose, box, page_size, far_prefix)),
+        requests=choose.draw_list(box, "batch", (1, 2, 3), lambda: _draw_request(choose, box, page_size, far_prefix)),
         kind=kind,
         chosen=chosen,
         groups=groups,

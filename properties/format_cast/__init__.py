@@ -1,7 +1,7 @@
 """Casting a tensor to FRACTAL_NZ and back: its cases, data, and what must hold."""
 
 from npudiff.model.component import Component
-from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties.format_cast.case import AXES, FormatCastCase, check_case, describe, features, values
 from npudiff.properties.format_cast.inputs import build_inputs, coordinates
 from npudiff.properties.format_cast.relations import RELATIONS
@@ -22,10 +22,10 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="padded",
+    highlighted_region="padded",
     relations=RELATIONS,
     profiles={
         "deepseek-v3": {"rank": (2,), "rows": (1536,), "columns": (1536,), "dtype": ("int8",), "view": ("whole",)},
     },
-    ordinary=ORDINARY["format_cast"],
+    baselines=BASELINES["format_cast"],
 )

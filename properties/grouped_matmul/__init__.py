@@ -2,8 +2,8 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.grouped_matmul.case import AXES, GroupedMatmulCase, check_case, describe, features, values
 from npudiff.properties.grouped_matmul.inputs import build_inputs, coordinates
 from npudiff.properties.grouped_matmul.relations import RELATIONS
@@ -37,9 +37,9 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="empty groups",
+    highlighted_region="empty groups",
     relations=RELATIONS,
-    share=0.7,
+    example_ratio=0.7,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["grouped_matmul"],
+    baselines=BASELINES["grouped_matmul"],
 )  # fmt: skip

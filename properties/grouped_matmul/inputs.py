@@ -28,7 +28,7 @@ def build_inputs(case: GroupedMatmulCase) -> GroupedMatmulInputs:
         spread = Stream(case.seed, "token scale").normal((case.rows_of_all + case.beyond,), torch.float32)
         token_scale = 0.01 * (1 + spread.abs())
     return GroupedMatmulInputs(
-        states=rows.laid(_states(case), case.rows),
+        states=rows.with_row_stride(_states(case), case.rows),
         weights=weights,
         group_list=_group_list(case),
         group_list_type=case.group_list,

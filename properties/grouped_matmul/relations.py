@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Property, Subject
 from npudiff.properties.grouped_matmul.case import GroupedMatmulCase
@@ -36,7 +36,7 @@ def _experts_in_another_order(subject: Subject, case: GroupedMatmulCase) -> Comp
     )
     subject.require(replace(case, group_list="counts", beyond=0, rows="contiguous", transposed=False), "as counts")
     before = {name: output[moved] for name, output in subject.run(inputs).items()}
-    return agree(bounds_of(subject.expected(other)), before, subject.run(other), "experts in another order")
+    return compare_runs(bounds_of(subject.expected(other)), before, subject.run(other), "experts in another order")
 
 
 def _rows_beyond_change_nothing(subject: Subject, case: GroupedMatmulCase) -> Comparison:
@@ -53,7 +53,7 @@ def _rows_beyond_change_nothing(subject: Subject, case: GroupedMatmulCase) -> Co
         scale = torch.cat([inputs.token_scale, scale[len(inputs.token_scale) :]])
     other = subject.run(replace(fuller, states=states, token_scale=scale))
     bounds = bounds_of(subject.expected(inputs))
-    return agree(bounds, subject.run(inputs), {"output": other["output"][: len(inputs.states)]}, "rows beyond")
+    return compare_runs(bounds, subject.run(inputs), {"output": other["output"][: len(inputs.states)]}, "rows beyond")
 
 
 RELATIONS = (

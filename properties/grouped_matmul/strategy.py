@@ -42,7 +42,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[GroupedMatmulCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> GroupedMatmulCase:
     choose = Chooser(draw)
-    choose.go_far(AXES, "columns", "experts", "rows_of_all", "inner")
+    choose.draw_outlier_axis(AXES, "columns", "experts", "rows_of_all", "inner")
     box = choose.pick(boxes)
     split = choose.value(box, "split", (*("rows",) * 7, "inner"))
     form = choose.value(box, "form", ("float",) if split == "inner" else FORMS)
@@ -74,7 +74,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> GroupedMatmulCase:
         seed=choose.pick(range(1024)),
     )
     assume(not contradiction(case))
-    return choose.equal(case, ("inner", "columns", "experts"), values, check_case, box)
+    return choose.tie_sizes(case, ("inner", "columns", "experts"), values, check_case, box)
 
 
 def _columns(form: str, inner: int) -> tuple[int, ...]:

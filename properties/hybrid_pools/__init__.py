@@ -39,7 +39,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="shared",
+    highlighted_region="shared",
     profiles=of_models(_sizes),
-    history=History(machine=HybridPoolsMachine, open=PoolsSession, simpler=SIMPLER, runs=0.35, steps=20),
+    history=History(machine=HybridPoolsMachine, session=PoolsSession, simpler=SIMPLER, runs=0.35, steps=20),
 )

@@ -52,7 +52,7 @@ class PoolsSession:
         self._subject = subject
         self._source = TokenSource(case)
         self._reference = HybridPoolsReference(inputs)
-        self._pools: HybridPools = subject.open(inputs)
+        self._pools: HybridPools = subject.create(inputs)
 
     def take(self, step: Step) -> Comparison:
         """Take a step; compare its answer, where everything lies, and the attention of all live requests."""
@@ -61,7 +61,7 @@ class PoolsSession:
         states = memory.waiting[step.request].states if isinstance(step, Readmit) else new.states
         needed, room = ledger.pages_needed(step), (ledger.free_pages, ledger.free_sliding_pages)
         taken = self._reference.take(step, new)
-        answer = self._subject.ask(lambda: self._call(step, states.copy()))
+        answer = self._subject.call_guarded(lambda: self._call(step, states.copy()))
         outputs = [self._answer(step, answer, taken=taken, needed=needed, room=room)]
         if outputs[0].problem is None:
             outputs += [self._pages(), *self._attention()]
@@ -98,7 +98,7 @@ class PoolsSession:
 
     def _pages(self) -> OutputComparison:
         """Where everything lies, as far as the implementation tells."""
-        snapshot: object = self._subject.ask(self._pools.snapshot)
+        snapshot: object = self._subject.call_guarded(self._pools.snapshot)
         if not isinstance(snapshot, PoolsSnapshot | None):
             given = f"snapshot answered {type(snapshot).__name__}, expected PoolsSnapshot or None"
             return OutputComparison("pages", given)
@@ -112,7 +112,7 @@ class PoolsSession:
             return ()
         live = self._reference.memory.live
         query = torch.cat([live[request].query[len(live[request]) - count :] for request, count in rows.items()])
-        actual = self._subject.ask(lambda: self._attend(rows, query))
+        actual = self._subject.call_guarded(lambda: self._attend(rows, query))
         return compare(self._reference.attention(), actual).outputs
 
     def _attend(self, rows: dict[int, int], query: torch.Tensor) -> dict[str, torch.Tensor]:

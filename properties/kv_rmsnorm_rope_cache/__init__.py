@@ -2,8 +2,8 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.kv_rmsnorm_rope_cache.case import (
     AXES,
     KvRmsnormRopeCacheCase,
@@ -38,9 +38,9 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="NZ",
+    highlighted_region="NZ",
     relations=RELATIONS,
-    share=0.5,
+    example_ratio=0.5,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["kv_rmsnorm_rope_cache"],
+    baselines=BASELINES["kv_rmsnorm_rope_cache"],
 )

@@ -10,7 +10,7 @@ from npudiff.draw.data import Stream
 from npudiff.properties._shared.cache_coordinates import cache_coordinates
 from npudiff.properties._shared.long_table import table_of_numbers
 from npudiff.properties._shared.padding import with_padding
-from npudiff.properties._shared.rows import laid
+from npudiff.properties._shared.rows import with_row_stride
 from npudiff.properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
 from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 
@@ -23,11 +23,13 @@ def build_inputs(case: KvRmsnormRopeCacheCase) -> KvRmsnormRopeCacheInputs:
         kv=_laid_tokens(case),
         weight=weight.to(case.torch_dtype),
         epsilon=case.epsilon,
-        positions=laid(torch.tensor(positions).reshape(case.batch, case.length), case.rows),
-        cos_sin_cache=laid(table_of_numbers(case.seed, case.table, case.rope_dim, case.torch_dtype), case.rows),
+        positions=with_row_stride(torch.tensor(positions).reshape(case.batch, case.length), case.rows),
+        cos_sin_cache=with_row_stride(
+            table_of_numbers(case.seed, case.table, case.rope_dim, case.torch_dtype), case.rows
+        ),
         latent_cache=_cache(case, "latent cache", case.latent_dim),
         rope_cache=_cache(case, "rope cache", case.rope_dim),
-        slots=laid(torch.tensor(_slots(case)).reshape(case.batch, case.length), case.rows),
+        slots=with_row_stride(torch.tensor(_slots(case)).reshape(case.batch, case.length), case.rows),
         page_size=case.page_size,
         layout=case.layout,
         latent_scale=_scale(case, "latent scale", case.latent_dim) if case.quantised else None,
@@ -38,7 +40,7 @@ def build_inputs(case: KvRmsnormRopeCacheCase) -> KvRmsnormRopeCacheInputs:
 def _laid_tokens(case: KvRmsnormRopeCacheCase) -> torch.Tensor:
     """The tokens; as slices, all of them lie as far apart as those of one projection do."""
     tokens = _tokens(case)
-    return laid(tokens.flatten(0, 1), case.rows).view(tokens.shape)
+    return with_row_stride(tokens.flatten(0, 1), case.rows).view(tokens.shape)
 
 
 def _tokens(case: KvRmsnormRopeCacheCase) -> torch.Tensor:
@@ -72,7 +74,7 @@ def _cache(case: KvRmsnormRopeCacheCase, name: str, dim: int) -> torch.Tensor:
     """What the cache holds before: finite numbers, all different as far as there are enough."""
     shape = layout_of(case, dim).shape
     if case.quantised:
-        words = Stream(case.seed, name).words(-(-int(torch.Size(shape).numel()) // 8)).view("int8")
+        words = Stream(case.seed, name).random_uint64(-(-int(torch.Size(shape).numel()) // 8)).view("int8")
         return torch.from_numpy(words[: torch.Size(shape).numel()].copy()).reshape(shape)
     return Stream(case.seed, name).normal(shape, case.torch_dtype)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.judge.compare import agree, bounds_of, same_bits
+from npudiff.judge.compare import bounds_of, compare_runs, same_bits
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Property, Subject
 from npudiff.properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase, layout_of
@@ -22,7 +22,7 @@ def _a_request_alone(subject: Subject, case: KvRmsnormRopeCacheCase) -> Comparis
     alone = replace(inputs, **{name: getattr(inputs, name)[:1] for name in ("kv", "positions", "slots")})
     together, apart = (_of_first(case, inputs, subject.run(one)) for one in (inputs, alone))
     bounds = _of_first(case, inputs, bounds_of(subject.expected(alone)))
-    return agree(bounds, together, apart, "the first request alone against the batch")
+    return compare_runs(bounds, together, apart, "the first request alone against the batch")
 
 
 def _of_first(
@@ -49,7 +49,9 @@ def _order_does_not_matter(subject: Subject, case: KvRmsnormRopeCacheCase) -> Co
     swapped = {name: getattr(inputs, name).flip(0) for name in ("kv", "positions", "slots")}
     reverse = replace(inputs, **swapped)
     bounds = _without_dummy(case, bounds_of(subject.expected(reverse)))
-    return agree(bounds, _without_dummy(case, one), _without_dummy(case, subject.run(reverse)), "requests in reverse")
+    return compare_runs(
+        bounds, _without_dummy(case, one), _without_dummy(case, subject.run(reverse)), "requests in reverse"
+    )
 
 
 def _without_dummy(case: KvRmsnormRopeCacheCase, outputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

@@ -43,7 +43,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[KvRmsnormRopeCacheCase]
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> KvRmsnormRopeCacheCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "batch", "length", "spare_pages")
+    choose.draw_outlier_axis(AXES, "batch", "length", "spare_pages")
     page_size = choose.value(box, "page_size", (16, 32, 48, 64, 128, 192, 256))
     placement = choose.value(box, "placement", PLACEMENTS)
     kind = choose.pick(("decode", "extend"))
@@ -72,7 +72,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> KvRmsnormRopeCacheCase:
         seed=choose.pick(range(1024)),
         padding_place=draw_place(choose, box, padded),
     )
-    return choose.equal(case, ("batch", "length", "page_size"), values, check_case, box)
+    return choose.tie_sizes(case, ("batch", "length", "page_size"), values, check_case, box)
 
 
 def _batches(choose: Chooser, box: Box, length: int) -> Sequence[int]:

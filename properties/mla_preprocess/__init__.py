@@ -2,8 +2,8 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.mla_preprocess.case import AXES, MlaPreprocessCase, check_case, describe, features, values
 from npudiff.properties.mla_preprocess.inputs import build_inputs, coordinates
 from npudiff.properties.mla_preprocess.relations import RELATIONS
@@ -37,9 +37,9 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="NZ",
+    highlighted_region="NZ",
     relations=RELATIONS,
-    share=0.04,
+    example_ratio=0.04,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["mla_preprocess"],
+    baselines=BASELINES["mla_preprocess"],
 )

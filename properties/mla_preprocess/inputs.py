@@ -11,7 +11,7 @@ from npudiff.draw.data import Stream
 from npudiff.properties._shared.cache_coordinates import cache_coordinates
 from npudiff.properties._shared.long_table import table_of_numbers
 from npudiff.properties._shared.padding import with_padding
-from npudiff.properties._shared.rows import laid
+from npudiff.properties._shared.rows import with_row_stride
 from npudiff.properties.mla_preprocess.case import MlaPreprocessCase, layout_of
 from npudiff.reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
 
@@ -31,7 +31,7 @@ def build_inputs(case: MlaPreprocessCase) -> MlaPreprocessInputs:
     heads = case.heads * (case.nope_dim + case.rope_dim)
     absorbed = _matrix(case, "k_up", case.heads * case.nope_dim, case.latent_dim, case.nope_dim)
     return MlaPreprocessInputs(
-        hidden=laid(_hidden(case), case.rows),
+        hidden=with_row_stride(_hidden(case), case.rows),
         q_a_weight=_matrix(case, "q_a", case.hidden_size, case.query_rank),
         q_a_norm=_norm(case, "q_a norm", case.query_rank),
         q_b_weight=_matrix(case, "q_b", case.query_rank, heads),
@@ -39,11 +39,15 @@ def build_inputs(case: MlaPreprocessCase) -> MlaPreprocessInputs:
         kv_a_weight=_matrix(case, "kv_a", case.hidden_size, case.latent_dim + case.rope_dim),
         kv_a_norm=_norm(case, "kv_a norm", case.latent_dim),
         epsilon=case.epsilon,
-        positions=laid(torch.tensor(Stream(case.seed, "positions").integers(0, case.table, case.tokens)), case.rows),
-        cos_sin_cache=laid(table_of_numbers(case.seed, case.table, case.rope_dim, torch.bfloat16), case.rows),
+        positions=with_row_stride(
+            torch.tensor(Stream(case.seed, "positions").integers(0, case.table, case.tokens)), case.rows
+        ),
+        cos_sin_cache=with_row_stride(
+            table_of_numbers(case.seed, case.table, case.rope_dim, torch.bfloat16), case.rows
+        ),
         latent_cache=Stream(case.seed, "latent cache").normal(layout_of(case, case.latent_dim).shape, torch.bfloat16),
         rope_cache=Stream(case.seed, "rope cache").normal(layout_of(case, case.rope_dim).shape, torch.bfloat16),
-        slots=laid(_slots(case), case.rows),
+        slots=with_row_stride(_slots(case), case.rows),
         page_size=case.page_size,
         layout=case.layout,
         steps=_steps(case),

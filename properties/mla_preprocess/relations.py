@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Property, Subject
 from npudiff.properties.mla_preprocess.case import MlaPreprocessCase, layout_of
@@ -27,7 +27,7 @@ def _tokens_do_not_mix(subject: Subject, case: MlaPreprocessCase) -> Comparison:
     before = {
         name: output[order] if name.startswith("query") else output for name, output in subject.run(inputs).items()
     }
-    return agree(bounds_of(subject.expected(moved)), before, subject.run(moved), "tokens in another order")
+    return compare_runs(bounds_of(subject.expected(moved)), before, subject.run(moved), "tokens in another order")
 
 
 def _a_token_alone(subject: Subject, case: MlaPreprocessCase) -> Comparison:
@@ -37,7 +37,7 @@ def _a_token_alone(subject: Subject, case: MlaPreprocessCase) -> Comparison:
     alone = replace(inputs, **{name: getattr(inputs, name)[:1] for name in PER_TOKEN})
     together, apart = (_of_first(case, inputs, subject.run(one)) for one in (inputs, alone))
     bounds = _of_first(case, inputs, bounds_of(subject.expected(alone)))
-    return agree(bounds, together, apart, "the first token alone against all")
+    return compare_runs(bounds, together, apart, "the first token alone against all")
 
 
 def _of_first(case: MlaPreprocessCase, inputs: MlaPreprocessInputs, outputs: Outputs) -> Outputs:

@@ -38,7 +38,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MlaPreprocessCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "heads", "tokens", "spare_pages")
+    choose.draw_outlier_axis(AXES, "heads", "tokens", "spare_pages")
     far_rows = choose.far in ("heads", "tokens")
     page_size = choose.value(box, "page_size", (16, 128, 32, 48, 256))
     tokens = choose.value(box, "tokens", (1, 2, 3, 7, page_size - 1, page_size + 1))
@@ -73,7 +73,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MlaPreprocessCase:
         seed=choose.pick(range(1024)),
         padding_place=draw_place(choose, box, padded),
     )
-    return choose.equal(case, ("tokens", "heads", "query_rank"), values, check_case, box)
+    return choose.tie_sizes(case, ("tokens", "heads", "query_rank"), values, check_case, box)
 
 
 def _heads(allowed: Sequence[int], query_rank: int, absorbed: int) -> Sequence[int]:

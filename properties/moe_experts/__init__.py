@@ -2,8 +2,8 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.moe_experts.case import AXES, MoeExpertsCase, check_case, describe, features, values
 from npudiff.properties.moe_experts.inputs import build_inputs, coordinates
 from npudiff.properties.moe_experts.relations import RELATIONS
@@ -42,9 +42,9 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="w4a8",
+    highlighted_region="w4a8",
     relations=RELATIONS,
-    share=0.4,
+    example_ratio=0.4,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["moe_experts"],
+    baselines=BASELINES["moe_experts"],
 )

@@ -30,7 +30,7 @@ def build_inputs(case: MoeExpertsCase) -> MoeExpertsInputs:
     spread = Stream(case.seed, "weights").normal((case.tokens, case.top_k), torch.float32)
     weights = (0.1 + spread.abs()) / case.top_k
     return MoeExpertsInputs(
-        states=rows.laid(_states(case), case.rows),
+        states=rows.with_row_stride(_states(case), case.rows),
         chosen=chosen,
         weights=weights.to(DTYPES[case.dtype]),
         here=here,

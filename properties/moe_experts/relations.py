@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Property, Subject
 from npudiff.properties._shared.token_order import in_another_order
@@ -36,7 +36,7 @@ def _experts_in_another_order(subject: Subject, case: MoeExpertsCase) -> Compari
         routed=_taken(inputs.routed, places),
     )
     bounds = bounds_of(subject.expected(inputs))
-    return agree(bounds, subject.run(inputs), subject.run(renamed), "experts with other numbers")
+    return compare_runs(bounds, subject.run(inputs), subject.run(renamed), "experts with other numbers")
 
 
 def _taken(experts: Experts, places: torch.Tensor) -> Experts:
@@ -54,7 +54,7 @@ def _in_two_calls(subject: Subject, case: MoeExpertsCase) -> Comparison:
     middle = case.tokens // 2
     parts = [subject.run(_some(inputs, part)) for part in (slice(middle), slice(middle, None))]
     other = {name: torch.cat([part[name] for part in parts]) for name in ("output",)}
-    return agree(bounds_of(subject.expected(inputs)), subject.run(inputs), other, "tokens in two calls")
+    return compare_runs(bounds_of(subject.expected(inputs)), subject.run(inputs), other, "tokens in two calls")
 
 
 def _some(inputs: MoeExpertsInputs, tokens: slice) -> MoeExpertsInputs:

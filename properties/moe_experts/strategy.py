@@ -43,7 +43,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[MoeExpertsCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeExpertsCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "experts", "top_k", "tokens", "width")
+    choose.draw_outlier_axis(AXES, "experts", "top_k", "tokens", "width")
     form = choose.value(box, "form", FORMS)
     activation = choose.value(box, "activation", ACTIVATIONS)
     groups = choose.value(box, "groups", (1, 1, 2, 3) if form == "w4a8" else (1,))

@@ -2,8 +2,8 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.padded_tokens.case import AXES, PaddedTokensCase, check_case, describe, features, values
 from npudiff.properties.padded_tokens.inputs import build_inputs, coordinates
 from npudiff.properties.padded_tokens.relations import RELATIONS
@@ -29,8 +29,8 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="real rows are no prefix",
+    highlighted_region="real rows are no prefix",
     relations=RELATIONS,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["padded_tokens"],
+    baselines=BASELINES["padded_tokens"],
 )

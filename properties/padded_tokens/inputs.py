@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from npudiff.draw.data import Stream
-from npudiff.properties._shared.rows import laid
+from npudiff.properties._shared.rows import with_row_stride
 from npudiff.properties.padded_tokens.case import DTYPES, PaddedTokensCase
 from npudiff.reference.padded_tokens import PaddedTokensInputs, real_rows
 
@@ -35,12 +35,14 @@ def build_inputs(case: PaddedTokensCase) -> PaddedTokensInputs:
     if case.poison in POISON:
         inputs.states[padded] = POISON[case.poison]
         inputs.weights[padded] = POISON[case.poison]
-    return PaddedTokensInputs(**{**vars(inputs), "states": laid(inputs.states, case.rows)})
+    return PaddedTokensInputs(**{**vars(inputs), "states": with_row_stride(inputs.states, case.rows)})
 
 
 def _experts(case: PaddedTokensCase) -> torch.Tensor:
     """Different experts for each row: the first of an order of its own."""
-    words = torch.from_numpy(Stream(case.seed, "experts").words(case.all_rows * case.experts) >> 2).to(torch.int64)
+    words = torch.from_numpy(Stream(case.seed, "experts").random_uint64(case.all_rows * case.experts) >> 2).to(
+        torch.int64
+    )
     order = words.reshape(case.all_rows, case.experts).argsort(dim=1, stable=True)
     return order[:, : case.chosen].to(torch.int32)
 

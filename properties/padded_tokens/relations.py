@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff.judge.compare import agree, bounds_of
+from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Property, Subject
 from npudiff.properties.padded_tokens.case import PaddedTokensCase
@@ -26,7 +26,7 @@ def _what_padding_holds(subject: Subject, case: PaddedTokensCase) -> Comparison:
     padded = ~real_rows(inputs).unsqueeze(1)
     states, weights = inputs.states.masked_fill(padded, 0.0), inputs.weights.masked_fill(padded, 0.0)
     other = replace(inputs, states=states, weights=weights)
-    return agree(
+    return compare_runs(
         bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(other), "padding that holds zeros"
     )
 
@@ -39,7 +39,7 @@ def _more_padding(subject: Subject, case: PaddedTokensCase) -> Comparison:
     added = _chunks(inputs, experts)[:, case.chunk :]
     others = {name: _cut(outputs[name], inputs) for name in OF_ROWS}
     others["counts"] = outputs["counts"] - torch.bincount(added.flatten().to(torch.int64), minlength=case.experts)
-    return agree(
+    return compare_runs(
         bounds_of(subject.expected(inputs)), subject.run(inputs), others, f"{MORE} more padded rows in every chunk"
     )
 
@@ -66,7 +66,7 @@ def _every_rank_alone(subject: Subject, case: PaddedTokensCase) -> Comparison:
         **{name: torch.cat([outputs[name] for outputs in alone]) for name in OF_ROWS},
         "counts": torch.stack([outputs["counts"] for outputs in alone]).sum(dim=0),
     }
-    return agree(bounds_of(subject.expected(inputs)), subject.run(inputs), others, "every chunk by itself")
+    return compare_runs(bounds_of(subject.expected(inputs)), subject.run(inputs), others, "every chunk by itself")
 
 
 def _chunk_of(inputs: PaddedTokensInputs, rank: int) -> PaddedTokensInputs:

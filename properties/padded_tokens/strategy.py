@@ -25,7 +25,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[PaddedTokensCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PaddedTokensCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "chosen", "ranks", "experts", "chunk")
+    choose.draw_outlier_axis(AXES, "chosen", "ranks", "experts", "chunk")
     experts = choose.value(box, "experts", (64, 257, 288) if choose.far == "chosen" else (4, 8, 16, 64, 257, 288))
     counts = [count for count in choose.options(box, "chosen", (1, 2, 3, 4, 8)) if count <= experts]
     assume(counts)
@@ -35,7 +35,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PaddedTokensCase:
     allowed = choose.options(box, "chunk", chunks)
     chunk = choose.pick([rows for rows in allowed if rows * chosen * width <= MOST_ELEMENTS] or [min(allowed)])
     return PaddedTokensCase(
-        batches=choose.several(box, "ranks", (1, 1, 2, 3, 4, 9), lambda: _batch(choose, box, chunk)),
+        batches=choose.draw_list(box, "ranks", (1, 1, 2, 3, 4, 9), lambda: _batch(choose, box, chunk)),
         chunk=chunk,
         experts=experts,
         chosen=chosen,

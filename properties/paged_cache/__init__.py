@@ -2,8 +2,8 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.paged_cache.case import AXES, PagedCacheCase, check_case, describe, features, values
 from npudiff.properties.paged_cache.inputs import build_inputs, coordinates
 from npudiff.properties.paged_cache.relations import RELATIONS
@@ -34,9 +34,9 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="NZ",
+    highlighted_region="NZ",
     relations=RELATIONS,
-    share=0.7,
+    example_ratio=0.7,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["paged_cache"],
+    baselines=BASELINES["paged_cache"],
 )

@@ -9,7 +9,7 @@ import torch
 from npudiff.draw.data import Stream
 from npudiff.properties._shared.cache_coordinates import cache_coordinates
 from npudiff.properties._shared.padding import with_padding
-from npudiff.properties._shared.rows import GAPS, laid
+from npudiff.properties._shared.rows import GAPS, with_row_stride
 from npudiff.properties.paged_cache.case import PagedCacheCase, layout_of
 from npudiff.reference.paged_cache import PagedCacheInputs
 
@@ -25,20 +25,22 @@ def build_inputs(case: PagedCacheCase) -> PagedCacheInputs:
         value=_rows(case, "value", (rows, case.kv_heads, case.value_head_dim), GAPS[1]),
         key_cache=_data(case, "key cache", layout_of(case, case.head_dim).shape),
         value_cache=_data(case, "value cache", layout_of(case, case.value_head_dim).shape),
-        slots=laid(torch.tensor(slots, dtype=torch.int32 if case.slots_dtype == "int32" else torch.int64), case.rows),
+        slots=with_row_stride(
+            torch.tensor(slots, dtype=torch.int32 if case.slots_dtype == "int32" else torch.int64), case.rows
+        ),
         page_size=case.page_size,
         layout=case.layout,
     )
 
 
 def _rows(case: PagedCacheCase, name: str, shape: Sequence[int], gap: int = GAPS[0]) -> torch.Tensor:
-    return laid(_data(case, name, shape), case.rows, gap)
+    return with_row_stride(_data(case, name, shape), case.rows, gap)
 
 
 def _data(case: PagedCacheCase, name: str, shape: Sequence[int]) -> torch.Tensor:
     """Random bits; of a float dtype with the exponent's top bit cleared, so that all are finite numbers."""
     count = int(torch.Size(shape).numel())
-    words = torch.from_numpy(Stream(case.seed, name).words(-(-count // 4)).view("int16")[:count].copy())
+    words = torch.from_numpy(Stream(case.seed, name).random_uint64(-(-count // 4)).view("int16")[:count].copy())
     if case.dtype == "int8":
         return (words & 0xFF).to(torch.int8).reshape(tuple(shape))
     return (words & -0x4001).view(case.torch_dtype).reshape(tuple(shape))

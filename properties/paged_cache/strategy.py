@@ -43,7 +43,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[PagedCacheCase]:
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
     choose = Chooser(draw)
     box = choose.pick(boxes)
-    choose.go_far(AXES, "kv_heads", "tokens", "pages")
+    choose.draw_outlier_axis(AXES, "kv_heads", "tokens", "pages")
     page_size = choose.value(box, "page_size", (2, 16, 32) if choose.far else (2, 16, 32, 48, 64, 128, 192, 256))
     large = choose.pick(range(LARGE_SHARE)) == LARGE_SHARE - 1 and not choose.far
     heads = choose.options(box, "kv_heads", (1,) if large else (1, 2, 3, 8))
@@ -80,7 +80,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PagedCacheCase:
         seed=choose.pick(range(1024)),
         padding_place=draw_place(choose, box, padded),
     )
-    return choose.equal(case, ("tokens", "kv_heads", "pages"), values, check_case, box)
+    return choose.tie_sizes(case, ("tokens", "kv_heads", "pages"), values, check_case, box)
 
 
 def _pages(page_size: int, page_elements: int, large: bool) -> Sequence[int]:

@@ -2,8 +2,8 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties._shared.weight_matrix import coordinates
 from npudiff.properties.quant_matmul.case import AXES, QuantMatmulCase, check_case, describe, features, values
 from npudiff.properties.quant_matmul.inputs import build_inputs
@@ -31,8 +31,8 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="beyond float32",
+    highlighted_region="beyond float32",
     relations=RELATIONS,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["quant_matmul"],
+    baselines=BASELINES["quant_matmul"],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from npudiff.draw.data import Stream
-from npudiff.properties._shared.rows import laid
+from npudiff.properties._shared.rows import with_row_stride
 from npudiff.properties.quant_matmul.case import DTYPES, QuantMatmulCase
 from npudiff.reference.quant_matmul import RANGES, QuantMatmulInputs
 
@@ -21,7 +21,7 @@ def build_inputs(case: QuantMatmulCase) -> QuantMatmulInputs:
     offsets = torch.tensor(Stream(case.seed, "offset").integers(-100, 101, case.columns))
     token_scale = (0.25 + _uniform(case, "token scale", case.tokens)) * 0.5 ** (tokens % 3)
     return QuantMatmulInputs(
-        x=laid(x, case.rows),
+        x=with_row_stride(x, case.rows),
         weight=weight.t().contiguous().t() if case.layout == "transposed" else weight,
         scale=_per(case.scale_per, scale).to(DTYPES[case.scale]),
         token_scale=token_scale.to(torch.float32) if case.token_scale else None,
@@ -43,7 +43,7 @@ def _per(per: str, numbers: torch.Tensor) -> torch.Tensor:
 
 def _uniform(case: QuantMatmulCase, name: str, count: int) -> torch.Tensor:
     """Numbers from 0 to 1, float64: as float32 they use all bits."""
-    words = (Stream(case.seed, name).words(count) >> 11).astype("int64")
+    words = (Stream(case.seed, name).random_uint64(count) >> 11).astype("int64")
     return torch.from_numpy(words).to(torch.float64) / 2**53
 
 
@@ -78,7 +78,9 @@ def _mostly_ends(case: QuantMatmulCase, name: str, lines: int, length: int) -> t
     low, high = RANGES[case.bits]
     spread = _spread(case, name, (lines, length))
     ends = torch.where(torch.arange(lines) % 2 == 0, high, low).to(torch.int8).unsqueeze(1)
-    other = torch.from_numpy((Stream(case.seed, f"{name} other").words(lines * length) >> 61).astype("int64")) == 7
+    other = (
+        torch.from_numpy((Stream(case.seed, f"{name} other").random_uint64(lines * length) >> 61).astype("int64")) == 7
+    )
     return torch.where(other.view(lines, length), spread, ends)
 
 

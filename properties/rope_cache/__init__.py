@@ -1,7 +1,7 @@
 """Tables of cosines and sines of rotary embedding: their cases, data, and what must hold."""
 
 from npudiff.model.component import Component
-from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties.rope_cache.case import AXES, RopeCacheCase, check_case, describe, features, values
 from npudiff.properties.rope_cache.inputs import build_inputs, coordinates
 from npudiff.properties.rope_cache.relations import RELATIONS
@@ -22,7 +22,7 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="beyond max positions",
+    highlighted_region="beyond max positions",
     relations=RELATIONS,
     profiles={
         "step-3.5-flash": {"kind": ("base",), "dims": ("64/128", "128"), "dtype": ("bfloat16",)},
@@ -54,5 +54,5 @@ component = Component(
         "mimo-v2-flash": {"kind": ("base",), "dims": ("64/192",)},
         "qwen3-30b-a3b": {"kind": ("base",), "dims": ("128",), "base": (1_000_000.0,), "dtype": ("bfloat16",)},
     },
-    ordinary=ORDINARY["rope_cache"],
+    baselines=BASELINES["rope_cache"],
 )

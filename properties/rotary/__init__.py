@@ -1,7 +1,7 @@
 """Rotary position embedding: its cases, data, and what must hold."""
 
 from npudiff.model.component import Component
-from npudiff.properties._shared.ordinary import ORDINARY
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties.rotary.case import AXES, DATA, RotaryCase, check_case, describe, features, values
 from npudiff.properties.rotary.inputs import build_inputs, coordinates
 from npudiff.properties.rotary.relations import RELATIONS
@@ -24,9 +24,9 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="partial rotary",
+    highlighted_region="partial rotary",
     relations=RELATIONS,
-    share=0.6,
+    example_ratio=0.6,
     profiles={
         "step-3.5-flash": {"dims": ("64/128", "128"), "style": ("half",), "dtype": ("bfloat16",)},
         "gpt-oss-120b": {"dims": ("64",), "style": ("half",), "dtype": ("bfloat16",)},
@@ -34,5 +34,5 @@ component = Component(
         "mimo-v2-flash": {"dims": ("64/192",), "style": ("half",), "dtype": ("bfloat16",)},
         "deepseek-v3": {"dims": ("64",), "style": ("interleaved", "interleaved_to_half"), "dtype": ("bfloat16",)},
     },
-    ordinary=ORDINARY["rotary"],
+    baselines=BASELINES["rotary"],
 )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from npudiff.draw.data import Stream
 from npudiff.properties._shared import magnitudes
 from npudiff.properties._shared.long_table import table_of_numbers
-from npudiff.properties._shared.rows import GAPS, laid
+from npudiff.properties._shared.rows import GAPS, with_row_stride
 from npudiff.properties.rotary.case import DTYPES, RotaryCase
 from npudiff.reference.rotary import RotaryInputs
 
@@ -18,14 +18,14 @@ def build_inputs(case: RotaryCase) -> RotaryInputs:
     """Build the inputs of a case."""
     dtype = DTYPES[case.dtype]
     states = {
-        name: laid(_states(case, name, heads), case.rows, gap)
+        name: with_row_stride(_states(case, name, heads), case.rows, gap)
         for name, heads, gap in (("query", case.heads, GAPS[0]), ("key", case.kv_heads, GAPS[1]))
     }
     return RotaryInputs(
         states["query"],
         states["key"],
-        laid(_positions(case), case.rows),
-        laid(_stored_table(case, dtype), case.rows),
+        with_row_stride(_positions(case), case.rows),
+        with_row_stride(_stored_table(case, dtype), case.rows),
         case.style,
         case.section_sizes,
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import Derived, agree, bounds_of, compare
+from npudiff.judge.compare import Derived, bounds_of, compare, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import NotApplicable, Property, Subject
 from npudiff.properties.rotary.case import RotaryCase
@@ -21,7 +21,7 @@ def _tokens_do_not_mix(subject: Subject, case: RotaryCase) -> Comparison:
     order = Stream(case.seed, "order").permutation(case.tokens)
     before = {name: output[order] for name, output in subject.run(inputs).items()}
     other = replace(inputs, query=inputs.query[order], key=inputs.key[order], positions=inputs.positions[..., order])
-    return agree(bounds_of(subject.expected(other)), before, subject.run(other), "tokens in another order")
+    return compare_runs(bounds_of(subject.expected(other)), before, subject.run(other), "tokens in another order")
 
 
 def _heads_do_not_mix(subject: Subject, case: RotaryCase) -> Comparison:
@@ -30,7 +30,7 @@ def _heads_do_not_mix(subject: Subject, case: RotaryCase) -> Comparison:
     subject.require(replace(case, heads=case.kv_heads, kv_heads=case.heads), "queries and keys swapped")
     one, other = subject.run(inputs), subject.run(replace(inputs, query=inputs.key, key=inputs.query))
     swapped = {name: other[source] for name, source in (("query", "key"), ("key", "query")) if source in other}
-    return agree(bounds_of(subject.expected(inputs)), one, swapped, "queries and keys swapped")
+    return compare_runs(bounds_of(subject.expected(inputs)), one, swapped, "queries and keys swapped")
 
 
 def turned(subject: Subject, case: RotaryCase, inputs: RotaryInputs) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -2,8 +2,8 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.sliding_attention.case import (
     AXES,
     SlidingAttentionCase,
@@ -46,9 +46,9 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="query length 1",
+    highlighted_region="query length 1",
     relations=RELATIONS,
-    share=0.85,
+    example_ratio=0.85,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["sliding_attention"],
+    baselines=BASELINES["sliding_attention"],
 )

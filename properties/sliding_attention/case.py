@@ -38,7 +38,7 @@ AXES = {
     "sinks": Axis("whether heads have a learned sink", (False, True)),
     "hybrid": Axis("whether the model has a second pool with a block table of its own", (False, True)),
     "padded_rows": Axis("query rows beyond the last request", range(2**16 + 1)),
-    "blind_rows": Axis(
+    "fully_masked_rows": Axis(
         "rows that see no key: none, empty (requests of length 0), any (query longer than KV)", BLIND_ROWS
     ),
     "scale": Axis("factor of the scores, in units of 1/sqrt(head dim)", (1.0, 0.5, 4.0)),
@@ -133,7 +133,7 @@ def head_dims(case: SlidingAttentionCase) -> str:
     return join_head_dims(case.head_dim, case.value_head_dim)
 
 
-def blind_rows(case: SlidingAttentionCase) -> str:
+def fully_masked_rows(case: SlidingAttentionCase) -> str:
     """Which query rows see no key: ``none``, ``empty`` (those of requests without tokens), or ``any``."""
     lengths = [request.kv for request in case.requests if request.query > request.kv]
     return "any" if any(lengths) else "empty" if lengths else "none"
@@ -157,7 +157,7 @@ def values(case: SlidingAttentionCase) -> Mapping[str, Collection[object]]:
         "sinks": (case.sinks,),
         "hybrid": (case.hybrid,),
         "padded_rows": (case.padded_rows,),
-        "blind_rows": (blind_rows(case),),
+        "fully_masked_rows": (fully_masked_rows(case),),
         "scale": (case.scale,),
         "recipe": (case.recipe,),
         "poison": (case.poison,),
@@ -176,7 +176,7 @@ def features(case: SlidingAttentionCase) -> Collection[str]:
         "long history": any(request.kv > 8192 for request in case.requests),
         "request without rows": any(not request.query for request in case.requests),
         "partial page": any(request.kv % case.page_size for request in case.requests),
-        "blind rows": blind_rows(case) != "none",
+        "blind rows": fully_masked_rows(case) != "none",
         "NZ pages": case.layout == "PA_NZ",
         "sliced rows": case.rows == "sliced",
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.draw.data import Stream
-from npudiff.properties._shared.rows import laid
+from npudiff.properties._shared.rows import with_row_stride
 from npudiff.properties.sliding_attention.borders import LiveRange, border_tokens
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 from npudiff.properties.sliding_attention.pages import PagePlan, plan_pages
@@ -82,7 +82,7 @@ def _query(case: SlidingAttentionCase, recipe: _Recipe, dtype: torch.dtype) -> t
     query = Stream(case.seed, "query").normal(shape, torch.float32) * recipe.query_noise
     query += recipe.direction.unsqueeze(1) * recipe.query_strength
     query[rows:] = _poison(case)
-    return laid(query.flatten(1, 2).to(dtype), case.rows)
+    return with_row_stride(query.flatten(1, 2).to(dtype), case.rows)
 
 
 def _poison(case: SlidingAttentionCase) -> float:
@@ -108,7 +108,7 @@ def _layer_pool(case: SlidingAttentionCase, plan: PagePlan, recipe: _Recipe, dty
 
 def _laid_out(case: SlidingAttentionCase, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor) -> PagedKV:
     """The pool in the layout of the case: in PA_NZ, strips of 16 elements of all tokens of a page lie together."""
-    laid_table = laid(table, case.rows)
+    laid_table = with_row_stride(table, case.rows)
     if case.layout == "PA_BSND":
         return PagedKV(key, value, laid_table)
     return PagedKV(_strips(key), _strips(value), laid_table, case.layout)
@@ -188,7 +188,7 @@ def _decoy_pool(case: SlidingAttentionCase, dtype: torch.dtype) -> PagedKV:
     shape = (3, case.page_size, case.kv_heads)
     key = torch.full((*shape, case.head_dim), _poison(case), dtype=dtype)
     value = torch.full((*shape, case.value_head_dim), _poison(case), dtype=dtype)
-    words = Stream(case.seed, "decoy").words(len(case.requests) * case.width)
+    words = Stream(case.seed, "decoy").random_uint64(len(case.requests) * case.width)
     table = torch.from_numpy((1 + words % 2).astype("int32")).reshape(len(case.requests), case.width)
     return _laid_out(case, key, value, table)
 

@@ -51,7 +51,7 @@ def plan_pages(case: SlidingAttentionCase) -> PagePlan:
     names = iter([1 + index for index in stream.permutation(pages - 1)])
     stale = (DUMMY_PAGE, next(names))
     shared = np.array([next(names) for _ in range(_SHARED_PAGES)])
-    words = stream.words(len(live) * case.width).reshape(len(live), case.width)
+    words = stream.random_uint64(len(live) * case.width).reshape(len(live), case.width)
     table = np.array(stale)[words % 2].astype(np.int32)
     for row, span in enumerate(live):
         if span:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import agree, bounds_of, same_bits
+from npudiff.judge.compare import bounds_of, compare_runs, same_bits
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import NotApplicable, Property, Subject
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
@@ -26,7 +26,7 @@ Outputs = Mapping[str, torch.Tensor]
 
 def _agree(subject: Subject, inputs: SlidingAttentionInputs, one: Outputs, other: Outputs, context: str) -> Comparison:
     """Compare two runs on the same rows, each of which may be off by the bound."""
-    return agree(bounds_of(subject.expected(inputs)), one, other, context)
+    return compare_runs(bounds_of(subject.expected(inputs)), one, other, context)
 
 
 def _rows(outputs: Outputs, rows: Sequence[int]) -> Outputs:

@@ -121,7 +121,7 @@ def draw_requests(
         heads,
     )
     batch = choose.pick(_batches(choose, box, page_size, heads))
-    blind = choose.value(box, "blind_rows", (*("none",) * 3, "empty", "any", "any"))
+    blind = choose.value(box, "fully_masked_rows", (*("none",) * 3, "empty", "any", "any"))
     kind = choose.pick(("decode", "extend", "mixed"))
     special = _draw_request(choose, lengths, kind if long == "no" else long, blind)
     if not allows(box.get("ragged", (True,)), True):
@@ -157,7 +157,7 @@ def _is_inside(box: Box, requests: Sequence[Request]) -> bool:
     """Whether a batch has what its box insists on, which some lengths leave no room for."""
     has_blind_rows = any(request.query > request.kv for request in requests)
     is_ragged = len({request.query for request in requests}) > 1
-    return (has_blind_rows or allows(box.get("blind_rows", ("none",)), "none")) and (
+    return (has_blind_rows or allows(box.get("fully_masked_rows", ("none",)), "none")) and (
         is_ragged or allows(box.get("ragged", (False,)), False)
     )
 

@@ -2,8 +2,8 @@
 
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.ordinary import ORDINARY
 from npudiff.properties.swiglu_quant.case import AXES, SwigluQuantCase, check_case, describe, features, values
 from npudiff.properties.swiglu_quant.inputs import build_inputs, coordinates
 from npudiff.properties.swiglu_quant.relations import RELATIONS
@@ -36,9 +36,9 @@ component = Component(
     describe=describe,
     check_case=check_case,
     coordinates=coordinates,
-    watched="sums",
+    highlighted_region="sums",
     relations=RELATIONS,
-    share=0.7,
+    example_ratio=0.7,
     profiles=of_models(_sizes),
-    ordinary=ORDINARY["swiglu_quant"],
+    baselines=BASELINES["swiglu_quant"],
 )

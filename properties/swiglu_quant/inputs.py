@@ -8,7 +8,7 @@ import torch
 
 from npudiff.draw.data import Stream
 from npudiff.judge.pattern import NOWHERE
-from npudiff.properties._shared.rows import laid
+from npudiff.properties._shared.rows import with_row_stride
 from npudiff.properties.swiglu_quant.case import DTYPES, SwigluQuantCase
 from npudiff.reference.swiglu import Activation
 from npudiff.reference.swiglu_quant import SwigluQuantInputs
@@ -41,7 +41,7 @@ def build_inputs(case: SwigluQuantCase) -> SwigluQuantInputs:
         spread = Stream(case.seed, "smooth").normal((case.groups or 1, case.width), torch.float32)
         smooth = 1 + 0.25 * spread
     return SwigluQuantInputs(
-        states=laid(states, case.rows),
+        states=with_row_stride(states, case.rows),
         weight_scale=column,
         token_scale=token,
         bias=bias,
@@ -74,7 +74,7 @@ def _part(case: SwigluQuantCase, name: str) -> torch.Tensor:
     limit = case.limit if case.limited else 7.0
     if case.recipe == "at limit":
         near = torch.tensor([limit * sign * step for sign in (1, -1) for step in (1.0, 0.99, 1.01, 1.3)])
-        picked = torch.from_numpy(stream.words(case.all_rows * case.width).astype("int64") % len(near))
+        picked = torch.from_numpy(stream.random_uint64(case.all_rows * case.width).astype("int64") % len(near))
         return near[picked].reshape(shape)
     numbers = stream.normal(shape, torch.float32) * (3 * limit if case.recipe == "beyond" else min(2.0, limit / 4))
     if case.recipe == "zero rows":

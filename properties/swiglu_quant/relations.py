@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import Derived, agree, bounds_of, compare
+from npudiff.judge.compare import Derived, bounds_of, compare, compare_runs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import NotApplicable, Property, Subject
 from npudiff.properties._shared.token_order import in_another_order
@@ -60,7 +60,7 @@ def _rows_to_spare(subject: Subject, case: SwigluQuantCase) -> Comparison:
     )
     outputs = subject.run(more)
     others = {name: output[: case.all_rows] for name, output in outputs.items()}
-    return agree(bounds_of(subject.expected(inputs)), subject.run(inputs), others, "with three rows to spare")
+    return compare_runs(bounds_of(subject.expected(inputs)), subject.run(inputs), others, "with three rows to spare")
 
 
 def _a_group_in_two(subject: Subject, case: SwigluQuantCase) -> Comparison:
@@ -76,7 +76,7 @@ def _a_group_in_two(subject: Subject, case: SwigluQuantCase) -> Comparison:
     counts[largest + 1] -= counts[largest]
     column, smooth = (scale if scale is None else scale[twice] for scale in (inputs.weight_scale, inputs.smooth))
     other = replace(inputs, counts=counts, weight_scale=column, smooth=smooth)
-    return agree(bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(other), "a group in two")
+    return compare_runs(bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(other), "a group in two")
 
 
 GROUPED = {"groups": range(1, 1024)}

@@ -12,7 +12,7 @@ from npudiff.device.ascend import hybrid_pools as ascend
 from npudiff.device.mutants import hybrid_pools as mutants
 from npudiff.device.targets import sim
 from npudiff.judge.properties import EQUIVALENCE
-from npudiff.judge.trace import Walk
+from npudiff.judge.trace import TraceExecutor
 from npudiff.model.component import Subject
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Verdict
@@ -56,7 +56,7 @@ def job(item):
 def walked(item, made):
     """The comparison of the step that fails, or of the last one."""
     with sim(None).activate():
-        return Walk(Subject(component, item, sim(None))).to(made)
+        return TraceExecutor(Subject(component, item, sim(None))).run_to(made)
 
 
 class Pools(ascend.NativePools):

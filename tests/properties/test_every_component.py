@@ -61,7 +61,7 @@ def test_a_case_is_one_short_line_and_says_where_it_is(component):
     assert all("\n" not in line and line for line in lines)
     assert max(map(len, lines)) < 400
     features = {feature for case in drawn(component, Constraints(), 150) for feature in component.features(case)}
-    assert component.watched in features
+    assert component.highlighted_region in features
 
 
 @every_component
@@ -112,7 +112,7 @@ def test_relations_have_names_and_summaries_of_their_own(component):
 @every_component
 def test_cases_before_and_after_a_case_can_be_derived_from_it(component):
     subject = Subject(component, Implementation(component.name, "any", component.reference), targets.sim(None))
-    found = {derived_cases.smaller: 0, derived_cases.alike: 0, derived_cases.larger: 0}
+    found = {derived_cases.shrunk: 0, derived_cases.same_size: 0, derived_cases.grown: 0}
     cases = drawn(component, Constraints(), 40) if component.history is None else []
     for case in cases:
         for find in found:
@@ -121,6 +121,6 @@ def test_cases_before_and_after_a_case_can_be_derived_from_it(component):
             if other is not None:
                 component.check_case(other)
                 found[find] += 1
-    assert found[derived_cases.alike] == len(cases)
-    assert found[derived_cases.larger] >= 0.8 * len(cases)
-    assert found[derived_cases.smaller] >= 0.4 * len(cases)
+    assert found[derived_cases.same_size] == len(cases)
+    assert found[derived_cases.grown] >= 0.8 * len(cases)
+    assert found[derived_cases.shrunk] >= 0.4 * len(cases)

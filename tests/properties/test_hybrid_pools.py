@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from npudiff.device.ascend.hybrid_pools import AscendPools, NativePools
 from npudiff.device.targets import sim
 from npudiff.draw.presets import hypothesis_settings
-from npudiff.judge.trace import Walk
+from npudiff.judge.trace import TraceExecutor
 from npudiff.model.codec import dumps, loads
 from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.constraints import Constraints
@@ -246,9 +246,9 @@ STEPS = (Allocate(0, 9), Evict((0,)), Fork(0, 1), Decode((0, 1)), Preempt(0), Ex
 
 
 def walked(pools, *steps, **sizes):
-    walk = Walk(opened(pools))
+    walk = TraceExecutor(opened(pools))
     with sim(None).activate():
-        return walk.to(case(*steps, **sizes)), walk
+        return walk.run_to(case(*steps, **sizes)), walk
 
 
 def test_a_right_implementation_holds_in_every_step():

@@ -12,7 +12,7 @@ from npudiff.device import ascend, targets
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.job import Budget, Job
-from npudiff.properties._shared.rows import GAPS, laid
+from npudiff.properties._shared.rows import GAPS, with_row_stride
 from npudiff.reference.views import GAP, MOST_SPARE, moved
 from npudiff.run.discovery import load_component
 from npudiff.run.engine import run_job
@@ -24,7 +24,7 @@ def storage_of(tensor):
 
 def test_all_but_the_rows_is_filled_and_goes_on_behind_the_last():
     rows = torch.arange(1.0, 13).view(3, 4)
-    view = laid(rows, "sliced")
+    view = with_row_stride(rows, "sliced")
     whole = storage_of(view)
     assert torch.equal(view, rows)
     assert int((whole == GAP).sum()) == len(whole) - rows.numel()
@@ -32,19 +32,19 @@ def test_all_but_the_rows_is_filled_and_goes_on_behind_the_last():
 
 
 def test_what_is_behind_is_not_more_than_a_limit():
-    view = laid(torch.zeros(2, 2**17), "sliced")
+    view = with_row_stride(torch.zeros(2, 2**17), "sliced")
     assert len(storage_of(view)) <= 2 * (2**17 + GAPS[0]) + MOST_SPARE
 
 
 def test_the_rows_that_are_moved_have_as_much_behind_them():
-    view = laid(torch.zeros(3, 4), "sliced")
+    view = with_row_stride(torch.zeros(3, 4), "sliced")
     copied = moved(view, "cpu", copy=True)
     assert len(storage_of(copied)) == len(storage_of(view))
     assert copied.stride() == view.stride()
 
 
 def test_contiguous_rows_have_nothing_behind_them():
-    assert len(storage_of(laid(torch.zeros(3, 4), "contiguous"))) == 12
+    assert len(storage_of(with_row_stride(torch.zeros(3, 4), "contiguous"))) == 12
 
 
 def with_stride_of(view, other):

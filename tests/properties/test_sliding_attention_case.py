@@ -14,10 +14,10 @@ from npudiff.properties.sliding_attention.case import (
     AXES,
     Request,
     SlidingAttentionCase,
-    blind_rows,
     check_case,
     describe,
     features,
+    fully_masked_rows,
     values,
 )
 
@@ -82,7 +82,7 @@ def test_axis_values_of_a_case():
     assert set(by_axis["query_length"]) == {1, 300}
     assert set(by_axis["kv_length"]) == {40, 7}
     assert tuple(by_axis["head_dims"]) == ("192/128",)
-    assert tuple(by_axis["blind_rows"]) == ("any",)
+    assert tuple(by_axis["fully_masked_rows"]) == ("any",)
     assert tuple(by_axis["batch"]) == (2,)
     assert tuple(by_axis["window"]) == (9,)
     assert tuple(values(PLAIN)["window"]) == (None,)
@@ -98,7 +98,7 @@ def test_axis_values_of_a_case():
     ],
 )
 def test_blind_rows_name_what_kind_of_request_has_them(requests, expected):
-    assert blind_rows(SlidingAttentionCase(tuple(Request(*lengths) for lengths in requests))) == expected
+    assert fully_masked_rows(SlidingAttentionCase(tuple(Request(*lengths) for lengths in requests))) == expected
 
 
 @pytest.mark.parametrize(

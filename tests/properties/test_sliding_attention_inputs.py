@@ -94,10 +94,12 @@ def test_building_leaves_the_global_generator_alone():
 
 def test_streams_of_other_names_or_seeds_differ():
     words = {
-        tuple(Stream(seed, name).words(4).tolist()) for seed in (0, 1, 2) for name in ("key", "value", "query", "k")
+        tuple(Stream(seed, name).random_uint64(4).tolist())
+        for seed in (0, 1, 2)
+        for name in ("key", "value", "query", "k")
     }
     assert len(words) == 12
-    assert Stream(5, "key").words(8)[:4].tolist() == Stream(5, "key").words(4).tolist()
+    assert Stream(5, "key").random_uint64(8)[:4].tolist() == Stream(5, "key").random_uint64(4).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

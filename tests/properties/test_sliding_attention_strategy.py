@@ -14,11 +14,11 @@ from npudiff.reference.sliding_attention import sliding_attention
 SUPPORTED = {
     "anything": {},
     "decode only": {"query_length": (1,), "kv_length": range(1, 4097)},
-    "drafts": {"query_length": range(2, 17), "dtype": ("bfloat16",), "blind_rows": ("none",)},
+    "drafts": {"query_length": range(2, 17), "dtype": ("bfloat16",), "fully_masked_rows": ("none",)},
     "sixteens": {"query_length": range(16, 513, 16), "page_size": range(16, 1025, 16)},
     "short": {"kv_length": range(257), "query_length": range(2, 513)},
-    "no empty requests": {"kv_length": range(1, 2**20), "blind_rows": ("none",), "batch": range(1, 65)},
-    "empty requests": {"blind_rows": ("none", "empty")},
+    "no empty requests": {"kv_length": range(1, 2**20), "fully_masked_rows": ("none",), "batch": range(1, 65)},
+    "empty requests": {"fully_masked_rows": ("none", "empty")},
     "unusual sizes": {"kv_heads": (4, 8), "group": (16, 64), "head_dims": ("512/384",), "page_size": (80,)},
     "plain data": {
         "recipe": ("gaussian",),
@@ -95,7 +95,7 @@ def test_a_short_history_does_not_lead_out_of_the_box(box):
 
 @pytest.mark.parametrize("kind", ["any", "empty"])
 def test_blind_rows_can_be_asked_for(kind):
-    assert_inside(Constraints.of({"blind_rows": (kind,)}))
+    assert_inside(Constraints.of({"fully_masked_rows": (kind,)}))
 
 
 def test_a_long_range_is_drawn_to_its_end():
@@ -131,7 +131,7 @@ def test_default_cases_reach_every_region(default_cases):
     assert by_axis["layout"] == {"PA_BSND", "PA_NZ"}
     assert by_axis["sinks"] == by_axis["hybrid"] == {False, True}
     assert by_axis["page_size"] == set(PAGE_SIZES)
-    assert by_axis["blind_rows"] == {"none", "empty", "any"}
+    assert by_axis["fully_masked_rows"] == {"none", "empty", "any"}
     assert by_axis["scale"] == {0.5, 1.0, 4.0}
     assert {None, 1} < by_axis["window"]
     assert len(by_axis["window"]) > 12
@@ -193,7 +193,7 @@ def test_no_default_case_is_dear(default_cases):
 
 
 def test_drafts_of_the_sizes_that_kernels_have_are_drawn_more_often_than_their_neighbours():
-    constraints = Constraints.of({"query_length": range(2, 9), "batch": (1,), "blind_rows": ("none",)})
+    constraints = Constraints.of({"query_length": range(2, 9), "batch": (1,), "fully_masked_rows": ("none",)})
     sizes = [case.requests[0].query for case in drawn(constraints, 600)]
     assert all(size in sizes for size in range(2, 9))
     assert sizes.count(8) > 1.5 * sizes.count(7)

@@ -25,7 +25,7 @@ product may be off by a few hundred roundings of 6e4 * 2**-53, 1e-9 in all, whic
 DRAWN = settings(
     max_examples=80, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
-WITHOUT_SINKS = {"sinks": (False,), "blind_rows": ("none",)}
+WITHOUT_SINKS = {"sinks": (False,), "fully_masked_rows": ("none",)}
 CASES = Constraints.of({**WITHOUT_SINKS, "kv_length": range(700)})
 LONG = Constraints.of(
     {**WITHOUT_SINKS, "kv_length": (8193, 10_001), "query_length": range(1, 9), "window": (1, 512, 4096, None)}

@@ -21,7 +21,7 @@ def pattern(number):
 
 def some(count=200):
     """Finite numbers of every size and sign."""
-    words = torch.from_numpy(Stream(4, "bits").words(count).astype("int64") >> 20).to(torch.int32)
+    words = torch.from_numpy(Stream(4, "bits").random_uint64(count).astype("int64") >> 20).to(torch.int32)
     numbers = words.view(torch.float32)
     return torch.where(numbers.isfinite() & (numbers.abs() < 1e38), numbers, 0.1)
 

@@ -31,7 +31,7 @@ TINY = {
     "group": (1, 2, 3),
     "head_dims": ("4", "6/5", "3/7"),
 }
-BLIND = Constraints.of(TINY | {"window": (1, 2, 3, 5, None), "blind_rows": ("any", "empty")})
+BLIND = Constraints.of(TINY | {"window": (1, 2, 3, 5, None), "fully_masked_rows": ("any", "empty")})
 CASES = Constraints.of([TINY | {"window": (1, 2, 3, 5, 100)}, TINY | {"window": (None,)}, TINY | {"sinks": (True,)}])
 
 

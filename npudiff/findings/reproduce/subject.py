@@ -27,7 +27,7 @@ class WatchedSubject(Subject):
     recorder: Recorder
     expectations: list[Mapping[str, ExpectedOutput]]
 
-    def ask(self, question: Callable[[], Answer], *given: object) -> Answer:
+    def call_guarded(self, question: Callable[[], Answer], *given: object) -> Answer:
         """Write down what the question calls; what surrounds it is ours."""
 
         def watched() -> Answer:
@@ -40,7 +40,7 @@ class WatchedSubject(Subject):
             return answer
 
         with self.recorder.at(Watching.NOTHING):
-            return super().ask(watched, *given)
+            return super().call_guarded(watched, *given)
 
     def _outputs(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401 - the component's own contract
         outputs = super()._outputs(inputs)
@@ -48,10 +48,10 @@ class WatchedSubject(Subject):
             self.recorder.fetched(name, tensor)
         return outputs
 
-    def opened(self) -> Subject:
+    def fresh(self) -> Subject:
         """What an implementation makes to keep between calls is made by calls too."""
         with self.recorder.at(Watching.EVERYTHING):
-            return super().opened()
+            return super().fresh()
 
     def expected(self, inputs: Any) -> Mapping[str, ExpectedOutput]:  # noqa: ANN401 - the component's own contract
         """Write down nothing of the reference: its values are stored."""

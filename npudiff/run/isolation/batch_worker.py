@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from npudiff.judge.judge import LocalJudge
 from npudiff.model.codec import dumps, loads
-from npudiff.model.comparison import Comparison, Held
+from npudiff.model.comparison import Comparison, Passed
 from npudiff.model.component import ImplementationRaised, NotApplicable
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
@@ -26,7 +26,7 @@ from npudiff.run.engine import run_case, run_job
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.journal import Journal
-from npudiff.run.isolation.worker import probed, serve
+from npudiff.run.isolation.worker import probe_device, serve
 from npudiff.run.messages import Task, outcome_to_message
 
 _TIME = struct.Struct("d")
@@ -54,7 +54,7 @@ class Clock:
         return float(abs(since) + (run if since > 0 else between) - time.monotonic())
 
 
-class ScoutJudge:
+class BatchJudge:
     """A judge in this process that says what it begins, and leaves when the device is not to be believed any more.
 
     Parameters
@@ -82,7 +82,7 @@ class ScoutJudge:
         """Forget how far a trace was walked."""
         self._local.begin()
 
-    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Held:  # noqa: ANN401 - a case of any component
+    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Passed:  # noqa: ANN401 - a case of any component
         """Judge a case here; never return if it leaves the device unusable."""
         del thorough
         number = self._journal.begin(self._job.name, dumps(case))
@@ -103,7 +103,7 @@ class ScoutJudge:
 
     def _still_good(self) -> bool:
         self._clock.begin()  # the question has the time of a case, and does not share it
-        return probed(self._job.subject.target)
+        return probe_device(self._job.subject.target)
 
     def _end(self, number: int, word: str) -> None:
         self._clock.end()
@@ -138,16 +138,16 @@ def scout(
     def fails(index: int, text: str) -> bool:
         job = tasks[index][0]
         case = loads(job.subject.component.case_type, text)
-        return run_case(job, case, judge=ScoutJudge(job, clock, journal, leave)).failure is not None
+        return run_case(job, case, judge=BatchJudge(job, clock, journal, leave)).failure is not None
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         if "probe" in question:
-            return {"verdict": "probed", "good": probed(tasks[0][0].subject.target)}
+            return {"verdict": "probe_device", "good": probe_device(tasks[0][0].subject.target)}
         if "cases" in question:
             return {"verdict": "judged", "fails": [fails(*one) for one in question["cases"]][-1]}
         job, budget, keep = tasks[question["task"]]
-        budget = dataclasses.replace(budget, isolation=None, redrawn=question["redrawn"])
-        outcome = run_job(job, budget, judge=ScoutJudge(job, clock, journal, leave))
+        budget = dataclasses.replace(budget, isolation=None, fallback_seed=question["fallback_seed"])
+        outcome = run_job(job, budget, judge=BatchJudge(job, clock, journal, leave))
         if outcome.failure is not None:
             outcome.alone = _confirmed(outcome, connection)
             clock.end()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from npudiff.model.codec import dumps, loads
-from npudiff.model.comparison import Comparison, Held
+from npudiff.model.comparison import Comparison, Passed
 from npudiff.model.component import ImplementationRaised, NotApplicable
 from npudiff.model.job import Isolation, Job
 from npudiff.model.outcome import Outcome, Poisoning
@@ -64,7 +64,7 @@ class IsolatedJudge:
     def begin(self) -> None:
         """Nothing: the worker sees where a trace does not go on."""
 
-    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Held:  # noqa: ANN401 - a case of any component
+    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Passed:  # noqa: ANN401 - a case of any component
         """Judge a case in the worker.
 
         Raises
@@ -173,11 +173,11 @@ class IsolatedJudge:
         life = functools.partial(live, self._job)
         return answering(lambda: WorkerProcess(life), self._job.subject.target, self._isolation.warm_up)
 
-    def _verdict(self, answer: Answer) -> Comparison | Held:
+    def _verdict(self, answer: Answer) -> Comparison | Passed:
         if "case" in answer:
             self.case = self._loaded(answer["case"])
         if answer["verdict"] == "holds":
-            return Held(answer["worst"], answer["exact"])
+            return Passed(answer["worst"], answer["exact"])
         if answer["verdict"] == "differs":
             comparison: Comparison = answer["comparison"]
             return comparison

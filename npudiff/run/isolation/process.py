@@ -22,7 +22,7 @@ from npudiff.model.target import Target
 from npudiff.run import after_fork
 from npudiff.run.isolation.faults import Faulted, Kind, died
 from npudiff.run.isolation.ipc import SharedTensors
-from npudiff.run.isolation.reaper import Guardian, guardian
+from npudiff.run.isolation.reaper import Reaper, guardian
 
 _GRACE = 2.0
 """Seconds that a process whose connection has ended gets to say how it died."""
@@ -66,7 +66,7 @@ class WorkerProcess:
         self._waiting = select.poll()
         self._waiting.register(self._connection.fileno(), select.POLLIN)
 
-    def _begin(self, life: Life, theirs: Connection, watching: Guardian) -> None:
+    def _begin(self, life: Life, theirs: Connection, watching: Reaper) -> None:
         """The child's side; whatever happens, it never goes back to what the parent does."""
         try:
             self._connection.close()

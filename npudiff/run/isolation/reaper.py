@@ -17,7 +17,7 @@ _ENTRY = struct.Struct("<?q")
 _FILES = 2**20
 
 
-class Guardian:
+class Reaper:
     """Watches over the process groups of one process.
 
     Attributes
@@ -42,15 +42,15 @@ class Guardian:
         os.close(self._write)
 
 
-def guardian() -> Guardian:
+def guardian() -> Reaper:
     """Return the guardian of this process."""
     return _guardian_of(os.getpid())
 
 
 @functools.lru_cache(maxsize=1)
-def _guardian_of(pid: int) -> Guardian:
+def _guardian_of(pid: int) -> Reaper:
     del pid  # what it is remembered by: a forked process needs one of its own
-    return Guardian()
+    return Reaper()
 
 
 def _watch(line: int) -> NoReturn:

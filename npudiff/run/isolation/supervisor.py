@@ -38,7 +38,7 @@ AT_LEAST = 10.0
 """Seconds that it has at least."""
 
 
-class Doubted(Exception):  # noqa: N818 - what happened
+class UntrustedResult(Exception):  # noqa: N818 - what happened
     """What a scout says of a job, or that it says nothing any more, cannot be believed.
 
     Parameters
@@ -54,7 +54,7 @@ class Doubted(Exception):  # noqa: N818 - what happened
         self.case = case
 
 
-class ScoutProcess(WorkerProcess):
+class BatchProcess(WorkerProcess):
     """A scout as its parent sees it: each case has a clock, and so has the time between them.
 
     Parameters
@@ -83,7 +83,7 @@ class ScoutProcess(WorkerProcess):
                 raise Faulted(Kind.TIMED_OUT, "no answer in time")
 
 
-class Scouting:
+class Supervisor:
     """Runs tasks in a scout as long as it lives, and then in the next one.
 
     Parameters
@@ -98,7 +98,7 @@ class Scouting:
             raise ValueError("the tasks are not to be isolated")
         self._tasks, self._isolation = tasks, isolation
         self._journal = Journal(isolation.journal)
-        self._scout: ScoutProcess | None = None
+        self._scout: BatchProcess | None = None
         self._unreported = False
 
     def run(self, index: int) -> dict[str, Any]:
@@ -112,11 +112,13 @@ class Scouting:
             If npudiff itself, or a component, raises.
         """
         job, budget, keep = self._tasks[index]
-        budget = replace(budget, redrawn=secrets.randbits(64) if budget.redrawn is None else budget.redrawn)
+        budget = replace(
+            budget, fallback_seed=secrets.randbits(64) if budget.fallback_seed is None else budget.fallback_seed
+        )
         memory, began = _Memory(job, budget), time.monotonic()
         try:
             return self._scouted(index, budget)
-        except Doubted as doubt:
+        except UntrustedResult as doubt:
             self._unreported = True
             self._end_scout()
             memory.restore()
@@ -134,14 +136,14 @@ class Scouting:
         self._journal.close(keep=self._unreported)
 
     def _scouted(self, index: int, budget: Budget) -> dict[str, Any]:
-        """Have a task run by the scout; raises ``Doubted`` if something was seen that may be another case's fault."""
+        """Have a task run by the batch worker; raises ``UntrustedResult`` if another case may be at fault."""
         if self._scout is None:
             self._scout = self._started()
-        answer = self._asked({"task": index, "redrawn": budget.redrawn})
+        answer = self._asked({"task": index, "fallback_seed": budget.fallback_seed})
         if answer["verdict"] == "fails":
             self._unreported = True  # should the device be lost meanwhile
             if not self._fails_alone(self._tasks[index][0], answer):
-                raise Doubted(answer["text"], answer["case"])
+                raise UntrustedResult(answer["text"], answer["case"])
             self._unreported = False
             answer = self._asked({"alone": (1, 1)})
         message: dict[str, Any] = answer["message"]
@@ -152,11 +154,11 @@ class Scouting:
         try:
             answer = self._scout.ask(question, self._isolation.warm_up)
         except Faulted as fault:
-            raise Doubted(f"{fault.kind.value}: {fault}") from None
+            raise UntrustedResult(f"{fault.kind.value}: {fault}") from None
         except WorkerDefect as defect:  # it is real if it is seen in another process as well
-            raise Doubted(str(defect).strip().rpartition("\n")[2]) from None
+            raise UntrustedResult(str(defect).strip().rpartition("\n")[2]) from None
         if answer["verdict"] == "left":
-            raise Doubted(answer["text"])
+            raise UntrustedResult(answer["text"])
         return answer
 
     def _fails_alone(self, job: Job, answer: dict[str, Any]) -> bool:
@@ -165,7 +167,7 @@ class Scouting:
         alone.settle()
         return bool(kind_of_failure(alone) == answer["kind"])
 
-    def _again(self, job: Job, budget: Budget, doubt: Doubted) -> Outcome:
+    def _again(self, job: Job, budget: Budget, doubt: UntrustedResult) -> Outcome:
         """Run a job with each case in a worker; what was seen by the scout is told even if it is not seen again."""
         begun = self._journal.begun()  # of all jobs of the scout
         outcome = run_job(job, budget)
@@ -196,16 +198,16 @@ class Scouting:
             try:
                 cases = [(places[name], text) for name, text in (*some, victim)]
                 return bool(self._asked({"cases": cases})["fails"])
-            except Doubted:
+            except UntrustedResult:
                 return self._journal.begun()[-1:] == [victim]
             finally:
                 self._end_scout()
 
         return poisoner(before, fails_after)
 
-    def _started(self) -> ScoutProcess:
-        def made() -> ScoutProcess:
-            return ScoutProcess(self._tasks, self._isolation, self._journal)
+    def _started(self) -> BatchProcess:
+        def made() -> BatchProcess:
+            return BatchProcess(self._tasks, self._isolation, self._journal)
 
         self._journal.forget()
         return answering(made, self._tasks[0][0].subject.target, self._isolation.warm_up)
@@ -220,7 +222,7 @@ class _Memory:
     """Cases of a job that failed in earlier runs; a run that does not count must not add to them."""
 
     def __init__(self, job: Job, budget: Budget) -> None:
-        self._folder = budget.memory_of(job)
+        self._folder = budget.example_database_of(job)
         self._was_there = self._folder is not None and self._folder.is_dir()
 
     def restore(self) -> None:

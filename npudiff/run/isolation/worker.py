@@ -60,7 +60,7 @@ def serve(connection: Connection, answer: Callable[[dict[str, Any]], dict[str, A
 
 def _answer(question: dict[str, Any], judge: LocalJudge, job: Job, shared: SharedTensors) -> dict[str, Any]:
     if "probe" in question:
-        return {"verdict": "probed", "good": probed(job.subject.target)}
+        return {"verdict": "probe_device", "good": probe_device(job.subject.target)}
     case = loads(job.subject.component.case_type, question["case"])
     if job.subject.component.history is None:
         return _judged(case, judge, shared)
@@ -89,7 +89,7 @@ def _judged(case: Any, judge: LocalJudge, shared: SharedTensors) -> dict[str, An
     return {"verdict": "holds", "worst": comparison.worst, "exact": comparison.exact}
 
 
-def probed(target: Target) -> bool:
+def probe_device(target: Target) -> bool:
     """Whether the device gives the known answer to a small question."""
     try:
         numbers = torch.arange(64, dtype=torch.float32).to(target.device)

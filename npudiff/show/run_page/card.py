@@ -13,7 +13,7 @@ from npudiff.findings.picture import coarser, read_pictures
 from npudiff.show.finding_page import PAGE_FILE
 from npudiff.show.picture import drawn
 from npudiff.show.report import finding_lines, is_command
-from npudiff.show.run_page.state import FoundNow
+from npudiff.show.run_page.state import LatestFinding
 from npudiff.show.run_page.words import address, folded, name_of, number, table, words
 
 MOST_LINES, LONGEST_LINE = 40, 1_200
@@ -27,14 +27,14 @@ MOST_OTHERS = 5_000
 """Rows of one list of findings."""
 
 
-def card(found: FoundNow, others: Sequence[FoundNow], page: Path, pictures: int) -> str:
+def card(found: LatestFinding, others: Sequence[LatestFinding], page: Path, pictures: int) -> str:
     """Return a finding in full, with those that look the same folded.
 
     Parameters
     ----------
-    found : FoundNow
+    found : LatestFinding
         The finding.
-    others : sequence of FoundNow
+    others : sequence of LatestFinding
         Findings with the same symptom.
     page : pathlib.Path
         The file that this becomes a part of.
@@ -51,7 +51,7 @@ def card(found: FoundNow, others: Sequence[FoundNow], page: Path, pictures: int)
     return "".join((*parts, "</article>"))
 
 
-def _body(found: FoundNow, page: Path, pictures: int) -> Iterator[str]:
+def _body(found: LatestFinding, page: Path, pictures: int) -> Iterator[str]:
     folder = found.kept.finding_folder(found.finding.folder)
     if folder is None:
         yield f"<p>{words(found.finding.line)}</p><p class=few>Its folder is gone: {words(found.finding.folder)}</p>"
@@ -110,7 +110,7 @@ def _figures(folder: Path, pictures: int) -> Iterator[str]:
         yield f"<figure>{shown}</figure>"
 
 
-def _link(found: FoundNow, page: Path) -> str:
+def _link(found: LatestFinding, page: Path) -> str:
     """A link to the finding's own page, where there is one."""
     folder = found.kept.finding_folder(found.finding.folder)
     file = None if folder is None else folder / PAGE_FILE
@@ -120,7 +120,7 @@ def _link(found: FoundNow, page: Path) -> str:
     return f'<a href="{address(file, page)}">its page<span class=hidden> ({words(said)})</span></a>'
 
 
-def finding_list(findings: Sequence[FoundNow], page: Path, *, named: bool = False) -> str:
+def finding_list(findings: Sequence[LatestFinding], page: Path, *, named: bool = False) -> str:
     """Return findings as rows: a line each, with a link to the page of each."""
     rows = []
     for found in findings[:MOST_OTHERS]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.show.run_page.card import PICTURES_OF_ONE, card, finding_list
-from npudiff.show.run_page.state import FoundNow, State, Subject, findings_of
+from npudiff.show.run_page.state import LatestFinding, State, Subject, findings_of
 from npudiff.show.run_page.words import anchors, counted, folded, name_of, number
 
 WITH_PICTURES = 24
@@ -26,10 +26,10 @@ OPEN = 12
 class Symptom:
     """Findings of one implementation that say the same."""
 
-    findings: tuple[FoundNow, ...]
+    findings: tuple[LatestFinding, ...]
 
     @property
-    def head(self) -> FoundNow:
+    def head(self) -> LatestFinding:
         """The one that is shown."""
         return self.findings[0]
 
@@ -40,7 +40,7 @@ class Accused:
 
     subject: Subject
     symptoms: tuple[Symptom, ...]
-    secondary: tuple[FoundNow, ...]
+    secondary: tuple[LatestFinding, ...]
 
     @property
     def count(self) -> int:
@@ -50,15 +50,15 @@ class Accused:
 
 def accused(state: State) -> list[Accused]:
     """Group findings by implementation, in the order in which they were found."""
-    groups: dict[Subject, list[FoundNow]] = {}
+    groups: dict[Subject, list[LatestFinding]] = {}
     for found in state.findings:
         groups.setdefault((found.finding.component, found.finding.implementation), []).append(found)
     return [_accused(subject, findings) for subject, findings in groups.items()]
 
 
-def _accused(subject: Subject, findings: Sequence[FoundNow]) -> Accused:
+def _accused(subject: Subject, findings: Sequence[LatestFinding]) -> Accused:
     wrong = {found.place for found in findings if found.finding.property_name == EQUIVALENCE.name}
-    symptoms: dict[tuple[object, ...], list[FoundNow]] = {}
+    symptoms: dict[tuple[object, ...], list[LatestFinding]] = {}
     secondary = []
     for found in sorted(findings, key=lambda one: one.finding.property_name != EQUIVALENCE.name):
         first = found.finding.property_name == EQUIVALENCE.name or found.place not in wrong
@@ -109,7 +109,7 @@ def _part(state: State, page: Path) -> Iterator[str]:
 
 
 def _group(group: Accused, ranks: dict[tuple[Subject, int], int], page: Path) -> Iterator[str]:
-    rest: list[FoundNow] = []
+    rest: list[LatestFinding] = []
     for place, symptom in enumerate(group.symptoms):
         rank = ranks.get((group.subject, place))
         if rank is None:

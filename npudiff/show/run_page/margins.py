@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from npudiff.show.run_page.state import Now, Place, State, Subject
+from npudiff.show.run_page.state import LatestResult, State, Subject, TargetColumn
 from npudiff.show.run_page.words import counted, few_and_rest, folded, left_out, name_of, phone, words
 
 LEAST = 1e-3
@@ -22,7 +22,7 @@ class Margin:
     """The largest error over bound of an implementation at a place; None where only equality was asked for."""
 
     subject: Subject
-    place: Place
+    place: TargetColumn
     worst: float | None
     case: str
     property_name: str
@@ -38,7 +38,7 @@ def margins_of(state: State) -> list[Margin]:
     return sorted(margins, key=lambda margin: -1.0 if margin.worst is None else margin.worst, reverse=True)
 
 
-def _margin(subject: Subject, place: Place, held: Sequence[Now]) -> Margin | None:
+def _margin(subject: Subject, place: TargetColumn, held: Sequence[LatestResult]) -> Margin | None:
     if not held:
         return None
     if all(now.job.exact for now in held):

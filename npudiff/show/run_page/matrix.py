@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-from npudiff.show.run_page.state import Now, Place, State, Subject, findings_of
+from npudiff.show.run_page.state import LatestResult, State, Subject, TargetColumn, findings_of
 from npudiff.show.run_page.words import anchors, counted, left_out, name_of, number, words
 
 MOST_ROWS, MOST_COLUMNS = 1_500, 12
@@ -42,7 +42,10 @@ def _matrix(state: State) -> Iterator[str]:
 
 
 def _cells(
-    subject: Subject, cells: Mapping[Place, Sequence[Now]], places: Sequence[Place], names: Mapping[Subject, str]
+    subject: Subject,
+    cells: Mapping[TargetColumn, Sequence[LatestResult]],
+    places: Sequence[TargetColumn],
+    names: Mapping[Subject, str],
 ) -> Iterator[str]:
     for place in places:
         said, kind, more = cell(cells.get(place, ()))
@@ -50,7 +53,7 @@ def _cells(
         yield f'<td class="{kind}">{shown}{f"<br><small>{more}</small>" if more else ""}</td>'
 
 
-def cell(jobs: Sequence[Now]) -> tuple[str, str, str]:
+def cell(jobs: Sequence[LatestResult]) -> tuple[str, str, str]:
     """Return what a cell says of jobs, which class it has, and what it says in small."""
     findings, cases = findings_of(jobs), sum(now.job.cases for now in jobs)
     narrowed = bool(jobs) and all(now.kept.record.scope for now in jobs if now.job.cases)

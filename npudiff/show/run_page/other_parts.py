@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from npudiff.show.run_page.card import finding_list
-from npudiff.show.run_page.state import MutantNow, Now, State
+from npudiff.show.run_page.state import LatestResult, MutantNow, State
 from npudiff.show.run_page.words import counted, folded, left_out, name_of, number, phone, table, words
 
 MOST_MUTANTS, MOST_REASONS, MOST_SUBJECTS, MOST_KNOWN = 2_000, 8, 1_000, 500
@@ -81,7 +81,7 @@ def regions(state: State) -> str:
     return "".join((*parts, left_out(len(subjects), MOST_SUBJECTS, "implementations")))
 
 
-def _region_row(name: str, jobs: Sequence[Now]) -> str:
+def _region_row(name: str, jobs: Sequence[LatestResult]) -> str:
     features: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for now in jobs:

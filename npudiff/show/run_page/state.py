@@ -14,7 +14,7 @@ TARGETS = ("npu", "virtual", "sim")
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class TargetColumn:
     """A column of the matrix: a target and its CANN."""
 
     order: int
@@ -22,7 +22,7 @@ class Place:
     cann: str
 
     @classmethod
-    def of(cls, kept: Kept) -> Place:
+    def of(cls, kept: Kept) -> TargetColumn:
         """Return where a run ran."""
         target = kept.record.target
         order = TARGETS.index(target) if target in TARGETS else len(TARGETS)
@@ -35,21 +35,21 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Now:
+class LatestResult:
     """A job that no later run has done again."""
 
     job: JobRecord
     kept: Kept
-    place: Place
+    place: TargetColumn
 
 
 @dataclass(frozen=True)
-class FoundNow:
+class LatestFinding:
     """A finding, and the run that has it."""
 
     finding: FindingRecord
     kept: Kept
-    place: Place
+    place: TargetColumn
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class MutantNow:
 
     mutant: MutantRecord
     kept: Kept
-    place: Place
+    place: TargetColumn
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class KnownNow:
     """A known issue, as the latest gate at a place saw it."""
 
     known: KnownRecord
-    place: Place
+    place: TargetColumn
 
 
 Subject = tuple[str, str]
@@ -86,16 +86,16 @@ class State:
     kept: Sequence[Kept]
 
     @cached_property
-    def jobs(self) -> list[Now]:
+    def jobs(self) -> list[LatestResult]:
         """Of each property of each implementation at each place: the latest run, in the order of first mention.
 
         A run that was narrowed, or that left out cases of known issues, is no later word on a whole run, nor on one
         that was narrowed otherwise. A whole run is one on all before it.
         A job that a run did not get to says nothing where another run did.
         """
-        latest: dict[tuple[object, ...], dict[tuple[str, ...], Now]] = {}
+        latest: dict[tuple[object, ...], dict[tuple[str, ...], LatestResult]] = {}
         for kept in self.kept:
-            place = Place.of(kept)
+            place = TargetColumn.of(kept)
             for job in kept.record.jobs:
                 scope = (*kept.record.scope, *job.without)
                 key = (job.component, job.implementation, job.property_name, place)
@@ -104,7 +104,7 @@ class State:
                     continue
                 if not scope or all(one.job.verdict == "not run" for one in scopes.values()):
                     scopes.clear()
-                scopes[scope] = Now(job, kept, place)
+                scopes[scope] = LatestResult(job, kept, place)
         return [now for scopes in latest.values() for now in scopes.values()]
 
     @cached_property
@@ -112,7 +112,7 @@ class State:
         """Of each mutant at each place: the latest run that judges it, or the latest if none does."""
         latest: dict[tuple[object, ...], MutantNow] = {}
         for kept in self.kept:
-            place = Place.of(kept)
+            place = TargetColumn.of(kept)
             for mutant in kept.record.mutants:
                 key = (mutant.component, mutant.implementation, place)
                 before = latest.get(key)
@@ -124,17 +124,17 @@ class State:
     @cached_property
     def known(self) -> list[KnownNow]:
         """Known issues of the latest gate at each place; those that close it first."""
-        latest = {Place.of(kept): kept.record.known for kept in self.kept if kept.record.gate}
+        latest = {TargetColumn.of(kept): kept.record.known for kept in self.kept if kept.record.gate}
         ones = [KnownNow(known, place) for place, some in sorted(latest.items()) for known in some]
         return sorted(ones, key=lambda one: not one.known.closes)
 
     @cached_property
-    def findings(self) -> list[FoundNow]:
+    def findings(self) -> list[LatestFinding]:
         """Findings of the jobs that are the latest word."""
         found = []
         for kept, names in self._names_now():
             by_name = {finding.folder: finding for finding in kept.record.findings}
-            found += [FoundNow(by_name[name], kept, Place.of(kept)) for name in names if name in by_name]
+            found += [LatestFinding(by_name[name], kept, TargetColumn.of(kept)) for name in names if name in by_name]
         return found
 
     def _names_now(self) -> Iterable[tuple[Kept, list[str]]]:
@@ -149,7 +149,7 @@ class State:
             yield kept, [name for (_, name), one in owner.items() if one is kept]
 
     @cached_property
-    def earlier(self) -> list[FoundNow]:
+    def earlier(self) -> list[LatestFinding]:
         """Findings of runs after which another one had no such finding."""
         now = {(str(one.kept.root), one.finding.folder) for one in self.findings}
         found = {}
@@ -157,19 +157,19 @@ class State:
             for finding in kept.record.findings:
                 key = (str(kept.root), finding.folder)
                 if key not in now:
-                    found[key] = FoundNow(finding, kept, Place.of(kept))
+                    found[key] = LatestFinding(finding, kept, TargetColumn.of(kept))
         return list(found.values())
 
     @cached_property
-    def places(self) -> list[Place]:
+    def places(self) -> list[TargetColumn]:
         """Where something ran, or was to run."""
         places = {now.place for now in self.jobs} | {one.place for one in self.mutants}
         return sorted(places | {one.place for one in self.known})
 
     @cached_property
-    def by_subject(self) -> Mapping[Subject, Mapping[Place, list[Now]]]:
+    def by_subject(self) -> Mapping[Subject, Mapping[TargetColumn, list[LatestResult]]]:
         """Jobs by component and implementation, and by place; components in the order of the alphabet."""
-        table: dict[Subject, dict[Place, list[Now]]] = {}
+        table: dict[Subject, dict[TargetColumn, list[LatestResult]]] = {}
         for now in self.jobs:
             cells = table.setdefault((now.job.component, now.job.implementation), {})
             cells.setdefault(now.place, []).append(now)
@@ -186,7 +186,7 @@ class State:
         return [one for one in self.mutants if one.kept.record.judged and not one.mutant.found]
 
 
-def findings_of(jobs: Sequence[Now]) -> int:
+def findings_of(jobs: Sequence[LatestResult]) -> int:
     """Return how many findings jobs have, each folder once; one whose folder the record does not name counts too."""
     named = {(now.kept.root, name) for now in jobs for name in now.job.findings}
     return len(named) + sum(not now.job.findings and now.job.verdict in ("wrong value", "exception") for now in jobs)

@@ -41,7 +41,7 @@ _KEPT_NAME = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_.\-]+\.json")
 
 
 @dataclass(frozen=True)
-class Ran:
+class RunSummary:
     """What there is to say of a run.
 
     Attributes
@@ -84,7 +84,7 @@ class Ran:
     gate: str = ""
 
 
-def keep_record(ran: Ran, root: Path) -> None:
+def keep_record(ran: RunSummary, root: Path) -> None:
     """Write the record of a run; if that fails, say so: what was found is worth more than the record of it."""
     try:
         write_record(ran, root)
@@ -92,7 +92,7 @@ def keep_record(ran: Ran, root: Path) -> None:
         print(f"npudiff: the record of the run was not written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def write_record(ran: Ran, root: Path) -> Path:
+def write_record(ran: RunSummary, root: Path) -> Path:
     """Write the record of a run below its output folder, and return the file.
 
     The file is there as a whole or not at all; the oldest records beyond ``MOST_KEPT`` are removed.
@@ -109,7 +109,7 @@ def write_record(ran: Ran, root: Path) -> Path:
     return path
 
 
-def record_of(ran: Ran) -> RunRecord:
+def record_of(ran: RunSummary) -> RunRecord:
     """Return the record of a run."""
     target = ran.plan.target
     names: dict[tuple[str, str, str], list[str]] = {}
@@ -145,7 +145,7 @@ def record_of(ran: Ran) -> RunRecord:
     )
 
 
-def _asked_for(ran: Ran) -> dict[str, Any]:
+def _asked_for(ran: RunSummary) -> dict[str, Any]:
     """What the user said about the draws, and whether the run looked at a part only."""
     request = ran.plan.request
     model = [f"--profile {request.model}"] if request.model else []

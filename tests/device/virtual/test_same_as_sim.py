@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from draws import drawn
-from npudiff.judge.trace import Walk
+from npudiff.judge.trace import TraceExecutor
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.run.discovery import load_components, load_target, select_implementations
@@ -54,7 +54,7 @@ def answers(component, item, target, case):
     subject = Recording(component, item, target)
     with target.activate():
         if component.history is not None:
-            assert Walk(subject).to(case).holds
+            assert TraceExecutor(subject).run_to(case).holds
         else:
             subject.run(component.inputs(case))
     return subject.__dict__["answers"]

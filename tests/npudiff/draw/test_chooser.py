@@ -14,7 +14,7 @@ from npudiff.draw.chooser import (
     FAR_SHARE,
     FIRST_CHOICE,
     Chooser,
-    place,
+    choice_index,
     within,
 )
 from npudiff.model.constraints import Axis
@@ -52,7 +52,7 @@ def test_a_choice_among_one_costs_one_draw_so_that_the_sequence_stays_aligned():
 
 def several(*choices, allowed=None, sizes=(1, 2, 3)):
     choose, numbers = chooser(*choices), iter(range(9))
-    return choose.several({} if allowed is None else {"batch": allowed}, "batch", sizes, lambda: next(numbers))
+    return choose.draw_list({} if allowed is None else {"batch": allowed}, "batch", sizes, lambda: next(numbers))
 
 
 GO, STOP = 1, 0
@@ -81,7 +81,7 @@ def test_a_failure_that_needs_the_last_part_shrinks_to_that_part():
         assert not any(low == 3 and high > 4 for low, high in parts)
 
     def drawn_parts(choose):
-        return choose.several({}, "batch", (1, 2, 3, 8), lambda: (choose.pick(range(9)), choose.pick(range(9))))
+        return choose.draw_list({}, "batch", (1, 2, 3, 8), lambda: (choose.pick(range(9)), choose.pick(range(9))))
 
     smallest = []
     with pytest.raises(AssertionError):
@@ -127,7 +127,7 @@ def test_a_huge_range_without_defaults_is_drawn_from_without_being_listed():
 
 @pytest.mark.parametrize("options", [1, 3, CHOICES, CHOICES + 1, 3 * CHOICES + 7, 2**20, 2**31])
 def test_places_reach_from_the_first_option_to_the_last(options):
-    places = [place(choice, options) for choice in range(CHOICES)]
+    places = [choice_index(choice, options) for choice in range(CHOICES)]
     assert (min(places), max(places), places[0]) == (0, options - 1, 0)
     assert len(set(places)) == min(options, CHOICES)
     assert options <= CHOICES or places == sorted(places)
@@ -135,7 +135,7 @@ def test_places_reach_from_the_first_option_to_the_last(options):
 
 def test_places_of_a_long_list_have_every_residue():
     """Otherwise every length drawn from a long range would be a multiple of some power of two."""
-    assert {place(choice, 2**20) % 16 for choice in range(CHOICES)} == set(range(16))
+    assert {choice_index(choice, 2**20) % 16 for choice in range(CHOICES)} == set(range(16))
 
 
 def test_choices_have_no_literal_of_any_module_and_are_flat():
@@ -160,13 +160,13 @@ def far(name, *choices):
     """A chooser that goes far on one axis, and its next choices."""
     names = tuple(AXES)
     choose = chooser((FAR_SHARE - 1) * len(names) + names.index(name), *choices)
-    choose.go_far(AXES, *names)
+    choose.draw_outlier_axis(AXES, *names)
     return choose
 
 
 def test_in_most_cases_no_count_goes_far():
     choose = chooser((FAR_SHARE - 1) * 2 - 1)
-    choose.go_far(AXES, "heads", "batch")
+    choose.draw_outlier_axis(AXES, "heads", "batch")
     assert choose.far == ""
     assert choose.options({}, "heads", (1, 2)) == (1, 2)
 
@@ -186,15 +186,15 @@ def test_only_one_axis_goes_far():
 def test_far_more_parts_than_usual_are_a_few_that_repeat():
     numbers = iter(range(99))
     place_of_65 = 3 + FAR_COUNTS.index(65)
-    parts = far("batch", place_of_65, *[GO] * DISTINCT).several({}, "batch", (1, 2, 3), lambda: next(numbers))
+    parts = far("batch", place_of_65, *[GO] * DISTINCT).draw_list({}, "batch", (1, 2, 3), lambda: next(numbers))
     assert len(parts) == 65
     assert parts[: DISTINCT + 2] == (*range(DISTINCT), 0, 1)
 
 
 def test_a_failure_of_many_parts_shrinks_to_the_smallest_far_count_of_one_part():
     def drawn_parts(choose):
-        choose.go_far(AXES, "batch")
-        return choose.several({}, "batch", (1, 2, 3), lambda: choose.pick(range(9)))
+        choose.draw_outlier_axis(AXES, "batch")
+        return choose.draw_list({}, "batch", (1, 2, 3), lambda: choose.pick(range(9)))
 
     @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
     @given(st.composite(lambda draw: drawn_parts(Chooser(draw)))())
@@ -210,7 +210,7 @@ def test_a_failure_of_many_parts_shrinks_to_the_smallest_far_count_of_one_part()
 
 def test_a_failure_that_needs_no_far_count_shrinks_to_the_usual_one():
     def drawn_count(choose):
-        choose.go_far(AXES, "heads")
+        choose.draw_outlier_axis(AXES, "heads")
         return choose.value({}, "heads", (1, 2, 8)), choose.pick(range(9))
 
     @settings(max_examples=500, database=None, report_multiple_bugs=False, derandomize=True)
@@ -240,14 +240,14 @@ def refuse_squares_of_5(matrix):
         raise ValueError
 
 
-def equal(choice, matrix, box):
-    return chooser(choice).equal(matrix, ("rows", "columns"), values_of, refuse_squares_of_5, box)
+def tied(choice, matrix, box):
+    return chooser(choice).tie_sizes(matrix, ("rows", "columns"), values_of, refuse_squares_of_5, box)
 
 
 def test_two_sizes_become_the_smaller_one_where_that_is_legal():
     last = EQUAL_SHARE - 1
-    assert equal(last, Matrix(3, 7), {}) == Matrix(3, 3)
-    assert equal(last, Matrix(7, 3), {}) == Matrix(3, 3)
-    assert equal(last - 1, Matrix(3, 7), {}) == Matrix(3, 7)
-    assert equal(last, Matrix(5, 7), {}) == Matrix(5, 7)
-    assert equal(last, Matrix(3, 7), {"columns": (7, 8)}) == Matrix(3, 7)
+    assert tied(last, Matrix(3, 7), {}) == Matrix(3, 3)
+    assert tied(last, Matrix(7, 3), {}) == Matrix(3, 3)
+    assert tied(last - 1, Matrix(3, 7), {}) == Matrix(3, 7)
+    assert tied(last, Matrix(5, 7), {}) == Matrix(5, 7)
+    assert tied(last, Matrix(3, 7), {"columns": (7, 8)}) == Matrix(3, 7)

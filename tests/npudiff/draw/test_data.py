@@ -34,7 +34,7 @@ def test_normal_values_have_the_recorded_bits(dtype):
 
 
 def test_words_integers_and_permutations_have_the_recorded_values():
-    assert Stream(0, "a").words(2).tolist() == WORDS
+    assert Stream(0, "a").random_uint64(2).tolist() == WORDS
     assert Stream(1, "b").integers(-3, 10, 8) == INTEGERS
     assert Stream(2, "c").permutation(9) == PERMUTATION
 
@@ -61,13 +61,15 @@ def test_streams_of_other_names_and_seeds_are_independent():
 
 
 def test_a_seed_and_a_name_are_not_run_together():
-    assert Stream(1, "1:a").words(1).tolist() != Stream(11, "a").words(1).tolist()
-    assert Stream(1, "2").words(1).tolist() != Stream(12, "").words(1).tolist()
+    assert Stream(1, "1:a").random_uint64(1).tolist() != Stream(11, "a").random_uint64(1).tolist()
+    assert Stream(1, "2").random_uint64(1).tolist() != Stream(12, "").random_uint64(1).tolist()
 
 
 def test_a_stream_goes_on_and_does_not_repeat():
     stream = Stream(0, "a")
-    assert [*stream.words(3).tolist(), *stream.words(3).tolist()] == Stream(0, "a").words(6).tolist()
+    assert [*stream.random_uint64(3).tolist(), *stream.random_uint64(3).tolist()] == Stream(0, "a").random_uint64(
+        6
+    ).tolist()
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-5, -2), (0, 7), (10**6, 10**6 + 3)])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from npudiff.draw.derived_cases import alike, fuller, larger, smaller
+from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
 from npudiff.model.constraints import SEEDS
 
 
@@ -35,7 +35,7 @@ def subject(toy):
 
 
 def sizes(subject, size):
-    found = [find(subject, Sized("any", True, size)) for find in (smaller, alike, larger)]
+    found = [find(subject, Sized("any", True, size)) for find in (shrunk, same_size, grown)]
     assert all((case.kind, case.flag, case.other) == ("any", True, 5) for case in found if case is not None)
     return [None if case is None else case.size for case in found]
 
@@ -53,10 +53,10 @@ def test_a_batch_loses_half_of_its_requests_or_has_one_more(subject):
 
 def test_all_requests_get_longer_than_the_longest_by_one_length_or_the_other(subject):
     one, two = Part("a", 1, 8), Part("b", 2, 4)
-    found = [case.size for case in fuller(subject, Sized("any", True, (one, two)))]
-    longer = ((replace(one, kv=9), replace(two, kv=9)), (replace(one, query=3), replace(two, query=3)))
-    assert found == list(longer)
-    assert fuller(subject, Sized("any", True, 8)) == fuller(subject, Sized("any", True, ())) == []
+    found = [case.size for case in longer(subject, Sized("any", True, (one, two)))]
+    lengths = ((replace(one, kv=9), replace(two, kv=9)), (replace(one, query=3), replace(two, query=3)))
+    assert found == list(lengths)
+    assert longer(subject, Sized("any", True, 8)) == longer(subject, Sized("any", True, ())) == []
 
 
 def test_as_long_as_the_longest_where_no_longer_one_can_be_built(toy):
@@ -65,7 +65,7 @@ def test_as_long_as_the_longest_where_no_longer_one_can_be_built(toy):
             raise ValueError("too long")
 
     subject = toy.job(values=lambda case: {}, check_case=at_most_eight).subject
-    assert [case.size for case in fuller(subject, Sized("any", True, (8, 4)))] == [(8, 8)]
+    assert [case.size for case in longer(subject, Sized("any", True, (8, 4)))] == [(8, 8)]
 
 
 def test_a_single_request_gets_shorter(subject):
@@ -82,8 +82,8 @@ def test_parts_may_be_numbers(subject):
 
 def test_the_data_are_others(subject):
     case = Sized("any", True, 8, seed=SEEDS - 2)
-    assert len({find(subject, case).seed for find in (smaller, alike, larger)} | {case.seed}) == 4
-    assert all(0 <= find(subject, case).seed < SEEDS for find in (smaller, alike, larger))
+    assert len({find(subject, case).seed for find in (shrunk, same_size, grown)} | {case.seed}) == 4
+    assert all(0 <= find(subject, case).seed < SEEDS for find in (shrunk, same_size, grown))
 
 
 def test_what_cannot_be_built_is_left_out_for_what_can(toy):
@@ -109,4 +109,4 @@ def test_a_case_without_a_size_has_no_neighbours(subject):
     class Named:
         name: str
 
-    assert [find(subject, Named("any")) for find in (smaller, alike, larger)] == [None] * 3
+    assert [find(subject, Named("any")) for find in (shrunk, same_size, grown)] == [None] * 3

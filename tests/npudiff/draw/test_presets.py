@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-from npudiff.draw.presets import RUN_PROFILES, hypothesis_settings, register_profiles, run_profile
+from npudiff.draw.presets import RUN_PRESETS, hypothesis_settings, register_profiles, run_preset
 from npudiff.errors import UsageError
 
 CI_VARIABLES = {
@@ -45,17 +45,17 @@ def test_what_others_remember_is_tried_and_never_written(tmp_path):
 
 
 def test_there_are_three_profiles_and_only_ci_draws_the_same_cases_every_time():
-    assert {name: profile.deterministic for name, profile in RUN_PROFILES.items()} == {
+    assert {name: profile.deterministic for name, profile in RUN_PRESETS.items()} == {
         "dev": False,
         "ci": True,
         "nightly": False,
     }
-    assert run_profile("nightly").examples >= 10 * run_profile("dev").examples
+    assert run_preset("nightly").examples >= 10 * run_preset("dev").examples
 
 
 def test_an_unknown_profile_is_named_with_those_that_there_are():
     with pytest.raises(UsageError, match="unknown hypothesis profile 'night'; known: ci, dev, nightly"):
-        run_profile("night")
+        run_preset("night")
 
 
 def test_failing_cases_are_remembered_in_the_folder_that_is_given(tmp_path):
@@ -88,7 +88,7 @@ def test_slow_cases_are_no_failures(tmp_path):
 
 def test_registered_profiles_have_the_names_that_pytest_takes():
     register_profiles()
-    for name, profile in RUN_PROFILES.items():
+    for name, profile in RUN_PRESETS.items():
         registered = settings.get_profile(name)
         assert registered.max_examples == profile.examples
         assert registered.derandomize is profile.deterministic

@@ -207,7 +207,7 @@ def test_a_defect_in_the_description_costs_no_finding(failed, monkeypatch):
         raise ValueError("no such stride")
 
     outcome = failed()
-    monkeypatch.setattr("npudiff.findings.evidence.describe_strays", broken)
+    monkeypatch.setattr("npudiff.findings.evidence.explain_misplaced", broken)
     detail = finding_of(outcome).detail
     assert detail["pattern"] == ["npudiff could not describe it, please report: ValueError: no such stride"]
     assert detail["worst_ratio"] > 1

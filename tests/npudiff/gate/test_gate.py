@@ -172,7 +172,7 @@ def test_the_rotating_part_draws_other_cases_and_repeats_them_by_name(gate, know
     original = gate_run.run_job
 
     def run_job(job, budget):
-        ran.append((job.name, budget.redrawn))
+        ran.append((job.name, budget.fallback_seed))
         return original(job, budget)
 
     monkeypatch.setattr(gate_run, "run_job", run_job)

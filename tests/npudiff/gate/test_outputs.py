@@ -23,9 +23,9 @@ from npudiff.gate.junit import junit
 from npudiff.gate.known import tomllib
 from npudiff.gate.known_issue_template import draft
 from npudiff.gate.problems import Level, Problem, problems_of
-from npudiff.gate.result import GateResult, Part, Told
+from npudiff.gate.result import GateResult, Part, ReportedFinding
 from npudiff.gate.sarif import MOST_RESULTS, sarif
-from npudiff.gate.source_location import Place, place_of
+from npudiff.gate.source_location import SourceLocation, source_location_of
 from npudiff.run.plan import Request, make_plan
 from npudiff.text import clipped, printable
 
@@ -58,7 +58,7 @@ def finding(**changes):
 
 
 def told(result, finding, folder=Path("folder")):
-    result.findings = [Told(finding, folder, Part.FIXED)]
+    result.findings = [ReportedFinding(finding, folder, Part.FIXED)]
     return problems_of(result, ROOT)
 
 
@@ -126,7 +126,9 @@ def test_whatever_texts_a_finding_has_every_format_stays_whole(name, line, error
 
 
 def problem(number, level=Level.ERROR):
-    return Problem(level, "swa_mask/equivalence", f"problem {number}", (("case", "x" * 100),), Place("a.py", 3))
+    return Problem(
+        level, "swa_mask/equivalence", f"problem {number}", (("case", "x" * 100),), SourceLocation("a.py", 3)
+    )
 
 
 def test_no_more_is_told_than_is_kept(result, monkeypatch):
@@ -180,9 +182,9 @@ def test_where_a_function_is_written_is_found_through_decorators():
 
     here = Path(__file__).resolve().relative_to(ROOT).as_posix()
     for function in (inner, outer, functools.partial(outer, target=None)):
-        place = place_of(SimpleNamespace(function=function), ROOT)
+        place = source_location_of(SimpleNamespace(function=function), ROOT)
         assert (place.path, place.line) == (here, inner.__code__.co_firstlineno)
-    installed = place_of(ascend.swa_mask_eager, ROOT / "npudiff")
-    assert installed.line == place_of(ascend.swa_mask_eager, ROOT).line
+    installed = source_location_of(ascend.swa_mask_eager, ROOT / "npudiff")
+    assert installed.line == source_location_of(ascend.swa_mask_eager, ROOT).line
     assert installed.path == "npudiff/device/ascend/swa_mask.py"
-    assert place_of(SimpleNamespace(function=len), ROOT) is None
+    assert source_location_of(SimpleNamespace(function=len), ROOT) is None

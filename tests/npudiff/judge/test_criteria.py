@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from npudiff.judge.compare import compare
-from npudiff.judge.criteria import judge
+from npudiff.judge.criteria import published_verdicts
 from npudiff.reference.bounds import Expected, exactly
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -19,7 +19,7 @@ def verdicts(golden, actual, dtype=torch.float32, bound=None):
     value = torch.tensor(golden, dtype=torch.float64)
     limits = torch.ones_like(value) if bound is None else torch.tensor(bound, dtype=torch.float64)
     (output,) = compare({"y": Expected(value, limits, dtype)}, {"y": torch.tensor(actual, dtype=dtype)}).outputs
-    return {verdict.criterion: verdict for verdict in judge(output)}
+    return {verdict.criterion: verdict for verdict in published_verdicts(output)}
 
 
 def test_equal_outputs_pass_everything():
@@ -119,4 +119,4 @@ def test_masks_numbers_and_wrong_shapes_have_no_verdicts():
         (torch.zeros(2), torch.zeros(3)),
     ):
         (output,) = compare({"y": exactly(right)}, {"y": actual}).outputs
-        assert judge(output) == ()
+        assert published_verdicts(output) == ()

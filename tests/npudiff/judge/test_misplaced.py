@@ -5,7 +5,7 @@ import torch
 
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import compare
-from npudiff.judge.misplaced import describe_strays
+from npudiff.judge.misplaced import explain_misplaced
 from npudiff.properties._shared.moved_data import random_bits
 from npudiff.reference.bounds import Expected, exactly
 
@@ -18,7 +18,7 @@ def data(name, dtype=torch.bfloat16):
 
 def told(right, actual, before=None):
     (output,) = compare({"y": exactly(right)}, {"y": actual}).outputs
-    return describe_strays(output, PLACES, before)
+    return explain_misplaced(output, PLACES, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8, torch.float32])
@@ -71,7 +71,7 @@ def test_of_what_is_computed_only_what_was_there_before_is_told():
     right = Expected(before.double() + 1, torch.full((4, 8, 16), 1e-3, dtype=torch.float64), torch.bfloat16)
     (output,) = compare({"y": right}, {"y": before}).outputs
     wrong = int(output.wrong.sum())
-    assert describe_strays(output, PLACES, before) == [f"{wrong} hold what was there before"]
+    assert explain_misplaced(output, PLACES, before) == [f"{wrong} hold what was there before"]
 
 
 def test_a_column_whose_stride_is_not_its_own():
@@ -80,5 +80,5 @@ def test_a_column_whose_stride_is_not_its_own():
     moved = column.clone()
     moved[3] = column[60]
     (output,) = compare({"y": exactly(column)}, {"y": moved}).outputs
-    told = describe_strays(output, {"row": torch.arange(65)[:, None]})
+    told = explain_misplaced(output, {"row": torch.arange(65)[:, None]})
     assert told == ["1 hold what belongs elsewhere: row 3 has that of row 60"]

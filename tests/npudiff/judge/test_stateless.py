@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import npudiff
-from npudiff.judge.properties import EARLIER_CALLS, EQUIVALENCE, properties_of
+from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE, properties_of
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Budget, Job
@@ -85,13 +85,13 @@ KINDS = {"captured": captured, "too_small": too_small, "stale_end": stale_end, "
 
 def kept(toy, opens, prop):
     """The job of an implementation that says that it keeps something."""
-    item = npudiff.implementation("toy", name="mine", keeps=True)(lambda: opens(toy))
+    item = npudiff.implementation("toy", name="mine", stateful=True)(lambda: opens(toy))
     plain = toy.job(prop=prop)
     return Job(replace(plain.subject, implementation=item), prop, Constraints())
 
 
 def test_a_right_implementation_holds(toy):
-    outcome = run_job(toy.job(prop=EARLIER_CALLS), FEW)
+    outcome = run_job(toy.job(prop=CALL_INDEPENDENCE), FEW)
     assert outcome.verdict is Verdict.HOLDS
     assert outcome.cases == 5
 
@@ -99,16 +99,16 @@ def test_a_right_implementation_holds(toy):
 @pytest.mark.parametrize("name", KINDS)
 def test_what_is_kept_between_calls_is_found_although_each_call_is_right_by_itself(toy, name):
     assert run_job(kept(toy, KINDS[name], EQUIVALENCE), FEW).failure is None
-    outcome = run_job(kept(toy, KINDS[name], EARLIER_CALLS), FEW)
+    outcome = run_job(kept(toy, KINDS[name], CALL_INDEPENDENCE), FEW)
     assert outcome.failure is not None
     assert not outcome.flaky
-    assert run_case(kept(toy, KINDS[name], EARLIER_CALLS), outcome.failure.case).failure is not None
+    assert run_case(kept(toy, KINDS[name], CALL_INDEPENDENCE), outcome.failure.case).failure is not None
 
 
 def test_a_plain_function_that_keeps_what_the_call_before_left_fails_in_a_process_of_its_own(toy):
-    failed = run_job(toy.job(stale_end(toy), prop=EARLIER_CALLS), FEW).failure
+    failed = run_job(toy.job(stale_end(toy), prop=CALL_INDEPENDENCE), FEW).failure
     assert failed is not None
-    assert run_case(toy.job(stale_end(toy), prop=EARLIER_CALLS), failed.case).failure is not None
+    assert run_case(toy.job(stale_end(toy), prop=CALL_INDEPENDENCE), failed.case).failure is not None
 
 
 def test_what_a_plain_function_captured_shows_in_the_next_case(toy):
@@ -116,20 +116,20 @@ def test_what_a_plain_function_captured_shows_in_the_next_case(toy):
 
 
 def test_what_is_wrong_by_itself_is_not_the_fault_of_other_calls(toy):
-    assert run_job(toy.job(toy.wrong_above(0), prop=EARLIER_CALLS), FEW).verdict is Verdict.HOLDS
+    assert run_job(toy.job(toy.wrong_above(0), prop=CALL_INDEPENDENCE), FEW).verdict is Verdict.HOLDS
 
 
 def test_the_finding_says_after_which_call(toy):
     case = toy.Case((6, 8))
-    first = run_case(kept(toy, captured, EARLIER_CALLS), case).failure.comparison
+    first = run_case(kept(toy, captured, CALL_INDEPENDENCE), case).failure.comparison
     assert first.context == "the same inputs alone, and after 3 4"
-    second = run_case(kept(toy, stale_end, EARLIER_CALLS), case).failure.comparison
+    second = run_case(kept(toy, stale_end, CALL_INDEPENDENCE), case).failure.comparison
     assert second.context == "the same inputs alone, and after 6 8 6"
 
 
 def test_memory_that_the_next_call_uses_again_is_no_finding(toy):
-    assert run_job(kept(toy, reused, EARLIER_CALLS), FEW).verdict is Verdict.HOLDS
-    assert run_job(toy.job(reused(toy), prop=EARLIER_CALLS), FEW).verdict is Verdict.HOLDS
+    assert run_job(kept(toy, reused, CALL_INDEPENDENCE), FEW).verdict is Verdict.HOLDS
+    assert run_job(toy.job(reused(toy), prop=CALL_INDEPENDENCE), FEW).verdict is Verdict.HOLDS
 
 
 def test_memory_that_is_used_again_does_not_hide_what_changed(toy):
@@ -139,7 +139,7 @@ def test_memory_that_is_used_again_does_not_hide_what_changed(toy):
         memory[: len(inputs.x)] = stale(inputs, target)
         return memory[: len(inputs.x)]
 
-    assert run_case(toy.job(function, prop=EARLIER_CALLS), toy.Case((6, 8))).failure is not None
+    assert run_case(toy.job(function, prop=CALL_INDEPENDENCE), toy.Case((6, 8))).failure is not None
 
 
 def test_other_calls_that_raise_by_themselves_are_no_finding_of_this_case(toy):
@@ -148,7 +148,7 @@ def test_other_calls_that_raise_by_themselves_are_no_finding_of_this_case(toy):
             raise ValueError("not for me")
         return toy.double(inputs)
 
-    assert run_case(toy.job(only, prop=EARLIER_CALLS), toy.Case((6, 8))).verdict is Verdict.HOLDS
+    assert run_case(toy.job(only, prop=CALL_INDEPENDENCE), toy.Case((6, 8))).verdict is Verdict.HOLDS
 
 
 def test_calls_grow_and_shrink_on_one_object(toy):
@@ -164,7 +164,7 @@ def test_calls_grow_and_shrink_on_one_object(toy):
 
         return function
 
-    run_case(kept(toy, opens, EARLIER_CALLS), toy.Case((6, 8)))
+    run_case(kept(toy, opens, CALL_INDEPENDENCE), toy.Case((6, 8)))
     assert sorted(objects) == [[[6], [9, 9], [3, 4], [6, 8], [6, 8, 6], [6, 8]], [[6, 8]]]
 
 
@@ -173,26 +173,26 @@ def test_a_case_that_has_no_others_is_not_applicable(toy):
         if case.numbers != (6,):
             raise ValueError("another")
 
-    outcome = run_case(toy.job(prop=EARLIER_CALLS, check_case=this_only), toy.Case((6,)))
+    outcome = run_case(toy.job(prop=CALL_INDEPENDENCE, check_case=this_only), toy.Case((6,)))
     assert dict(outcome.not_applicable) == {"no other case can be derived from this one": 1}
 
 
 def test_an_implementation_that_keeps_nothing_is_opened_as_itself():
     item = Implementation("toy", "mine", lambda inputs, target: None)
-    assert item.opened() is item
+    assert item.fresh() is item
 
 
 def test_every_call_of_one_that_keeps_something_begins_afresh_until_it_is_opened(toy):
-    item = npudiff.implementation("toy", name="mine", keeps=True)(lambda: captured(toy))
+    item = npudiff.implementation("toy", name="mine", stateful=True)(lambda: captured(toy))
     inputs = [toy.component.inputs(toy.Case((number,))) for number in (1, 2)]
     assert [float(item(one, None)) for one in inputs] == [2, 4]
-    opened = item.opened()
+    opened = item.fresh()
     assert [float(opened(one, None)) for one in inputs] == [2, 2]
-    assert opened.opened() is opened
+    assert opened.fresh() is opened
 
 
 def test_all_components_but_those_with_history_have_it(toy):
-    assert properties_of(toy.component)[-1] is EARLIER_CALLS
+    assert properties_of(toy.component)[-1] is CALL_INDEPENDENCE
     assert properties_of(load_component("hybrid_pools")) == (EQUIVALENCE,)
 
 
@@ -200,7 +200,7 @@ STATEFUL = '''
 import npudiff
 from npudiff.device.ascend.swa_mask import window_mask
 
-@npudiff.implementation("swa_mask", name="mine", keeps=True)
+@npudiff.implementation("swa_mask", name="mine", stateful=True)
 def swa_mask():
     """My graph."""
     graphs = {}
@@ -216,7 +216,7 @@ def swa_mask():
 def test_a_finding_is_listed_written_and_replayed_as_any_other(cli, kernel, tmp_path):
     path = kernel(STATEFUL)
     shown = cli("list", "swa_mask").out
-    assert f"{EARLIER_CALLS.name}" in shown
+    assert f"{CALL_INDEPENDENCE.name}" in shown
     ran = cli("check", "swa_mask", "--impl", path, "--target", "sim", "--seed", "1")
     assert ran.code == 1
     assert "mine · earlier_calls_change_nothing · wrong value" in ran.out

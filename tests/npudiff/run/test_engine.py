@@ -149,11 +149,11 @@ def test_a_case_is_excluded_if_any_part_of_it_is(toy):
 def test_given_cases_come_first_and_those_that_make_no_sense_are_passed_over(toy):
     job, seen = recorded(toy)
     texts = ('{"numbers": [7], "kind": "odd"}', "junk", '{"numbers": [2000]}', '{"other": 1}', '{"numbers": [8, 9]}')
-    outcome = run_job(job, replace(SEEDED, first=texts))
+    outcome = run_job(job, replace(SEEDED, explicit_cases=texts))
     assert seen[:2] == [(7.0,), (8.0, 9.0)]
     assert outcome.cases == 102
     failing = replace(toy.job(toy.wrong_above(100)), constraints=job.constraints)
-    found = run_job(failing, replace(SEEDED, first=(*texts[:1], '{"numbers": [300, 1]}')))
+    found = run_job(failing, replace(SEEDED, explicit_cases=(*texts[:1], '{"numbers": [300, 1]}')))
     assert (found.cases, found.failure.case) == (2, toy.Case((300, 1)))
 
 

@@ -89,7 +89,7 @@ def test_a_deterministic_run_draws_the_same_cases_every_time_and_remembers_nothi
             seen.append(tuple(inputs.x.tolist()))
             return function(inputs) if function is toy.double else function(inputs, target)
 
-        outcome = run_job(toy.job(watched), Budget(deterministic=True, memory=tmp_path))
+        outcome = run_job(toy.job(watched), Budget(deterministic=True, example_database=tmp_path))
         drawn.append(seen[: outcome.cases])
     assert drawn[1] == drawn[0][: len(drawn[1])]
     assert outcome.failure is not None
@@ -107,7 +107,7 @@ def test_a_free_run_draws_other_cases_every_time(toy):
 
 
 def test_failures_are_remembered_and_tried_first(toy, tmp_path):
-    budget = Budget(deterministic=False, memory=tmp_path)
+    budget = Budget(deterministic=False, example_database=tmp_path)
     first = run_job(toy.job(toy.wrong_above(990)), replace(budget, examples=2000))
     assert first.failure.case == toy.Case((991,))
     assert not first.remembered
@@ -119,7 +119,7 @@ def test_failures_are_remembered_and_tried_first(toy, tmp_path):
 
 
 def test_a_remembered_failure_that_is_fixed_is_tried_first_and_holds(toy, tmp_path):
-    budget = Budget(deterministic=False, memory=tmp_path, examples=20)
+    budget = Budget(deterministic=False, example_database=tmp_path, examples=20)
     run_job(toy.job(toy.wrong_above(100)), budget)
     job, seen = recorded(toy)
     assert run_job(job, budget).verdict is Verdict.HOLDS
@@ -128,6 +128,6 @@ def test_a_remembered_failure_that_is_fixed_is_tried_first_and_holds(toy, tmp_pa
 
 
 def test_memories_of_two_properties_are_apart(toy, tmp_path):
-    budget = Budget(deterministic=False, memory=tmp_path)
+    budget = Budget(deterministic=False, example_database=tmp_path)
     run_job(toy.job(toy.wrong_above(100)), budget)
     assert not run_job(toy.job(prop=toy.REPEATS), budget).remembered

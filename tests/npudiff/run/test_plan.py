@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from npudiff.errors import UsageError
-from npudiff.judge.properties import EARLIER_CALLS, EQUIVALENCE
+from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE
 from npudiff.model.constraints import Constraints
 from npudiff.run.discovery import component_names, load_components
 from npudiff.run.plan import Request, make_plan
@@ -42,8 +42,8 @@ def test_a_mutant_that_is_named_is_an_ordinary_implementation():
 
 def test_a_mutant_that_keeps_something_is_looked_for_where_calls_follow_each_other():
     made = make_plan(Request(("rms_norm",), target="sim"))
-    (job,) = [job for job in made.mutants if job.subject.implementation.opens is not None]
-    assert job.prop is EARLIER_CALLS
+    (job,) = [job for job in made.mutants if job.subject.implementation.factory is not None]
+    assert job.prop is CALL_INDEPENDENCE
     assert made.budget(job).examples == 5  # no more than any implementation gets
 
 
@@ -175,9 +175,9 @@ def test_only_the_ci_profile_is_deterministic_and_the_seed_is_passed_on():
 
 
 def test_mutants_are_never_remembered(tmp_path):
-    made = plan(memory=tmp_path)
-    assert made.budget(made.jobs[0]).memory == tmp_path
-    assert made.budget(made.mutants[0]).memory is None
+    made = plan(example_database=tmp_path)
+    assert made.budget(made.jobs[0]).example_database == tmp_path
+    assert made.budget(made.mutants[0]).example_database is None
 
 
 def test_jobs_keep_the_constraints_of_their_implementation(kernel):

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from npudiff.model.baselines import Ordinary
+from npudiff.model.baselines import BaselineSpec
 from npudiff.model.constraints import Constraints
 from npudiff.run.discovery import load_components, select_implementations
 from npudiff.score.cases import MOST_FIXED, fixed_cases, random_cases, supported
 
-ORDINARY = Ordinary(
+BASELINES = BaselineSpec(
     fixed={"count": (1, 4), "number": (8, 16)}, sizes={"count": range(1, 9)}, plain={"kind": ("plain",)}
 )
 COMPONENTS = load_components(())
@@ -19,7 +19,7 @@ COMPONENTS = load_components(())
 
 @pytest.fixture
 def component(toy):
-    return replace(toy.component, ordinary=ORDINARY)
+    return replace(toy.component, baselines=BASELINES)
 
 
 def test_fixed_shapes_are_all_combinations(component):
@@ -29,7 +29,7 @@ def test_fixed_shapes_are_all_combinations(component):
 
 
 def test_there_are_not_too_many(component):
-    many = replace(component, ordinary=replace(ORDINARY, fixed={"number": range(100)}))
+    many = replace(component, baselines=replace(BASELINES, fixed={"number": range(100)}))
     assert len(fixed_cases(many, Constraints())) == MOST_FIXED
 
 
@@ -60,11 +60,11 @@ def test_a_component_that_does_not_say_has_none(toy):
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
 def test_every_component_says_what_is_ordinary_in_its_own_words(component):
     if component.history is not None:
-        assert component.ordinary is None
+        assert component.baselines is None
         return
-    for box in (component.ordinary.fixed, component.ordinary.sizes, component.ordinary.plain):
+    for box in (component.baselines.fixed, component.baselines.sizes, component.baselines.plain):
         Constraints((box,)).checked(component.axes, component.name)
     item = select_implementations([component], [])[0]
     for case in (fixed_cases(component, item.constraints)[0], *random_cases(component, item.constraints, 1, 1)):
         component.check_case(case)
-        component.reference(component.ordinary.inputs(component.inputs(case)))
+        component.reference(component.baselines.inputs(component.inputs(case)))

@@ -153,7 +153,7 @@ def call(function, inputs):
 
 def placed(monkeypatch, mutant, **more):
     """Make the functions that stand where they should for a mutant of cache_gather; the original returns a word."""
-    given = in_place.InPlace("cache_gather.index_pages", f"cache_gather.{mutant}", **more)
+    given = in_place.Substitution("cache_gather.index_pages", f"cache_gather.{mutant}", **more)
     monkeypatch.setenv(in_place.VARIABLE, given.environment()[in_place.VARIABLE])
     return in_place.placed("cache_gather.index_pages", lambda inputs, target: "original", None, wrong=False)
 
@@ -177,7 +177,7 @@ def test_outside_of_what_a_mutant_was_made_for_stands_the_original(monkeypatch):
 
 
 def test_a_mutant_that_keeps_something_is_opened_for_each_that_is_opened(monkeypatch):
-    _, opens = placed(monkeypatch, "rows_of_the_batch_before", keeps=True)
+    _, opens = placed(monkeypatch, "rows_of_the_batch_before", stateful=True)
     assert opens is not None
     assert opens() is not opens()
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from npudiff.judge.compare import error_ratio
-from npudiff.model.baselines import Ordinary
+from npudiff.model.baselines import BaselineSpec
 from npudiff.model.comparison import OutputComparison
 from npudiff.model.component import ImplementationRaised
 from npudiff.model.implementation import Implementation
 from npudiff.score.methods import ALLCLOSE, METHODS, PUBLISHED, _not_close, _published
 from npudiff.score.trials import elements, run_trials
 
-ORDINARY = Ordinary(fixed={"count": (1, 4), "number": (8, 16)}, sizes={"count": range(1, 5), "number": range(64)})
+BASELINES = BaselineSpec(fixed={"count": (1, 4), "number": (8, 16)}, sizes={"count": range(1, 5), "number": range(64)})
 
 
 def job(toy, function, name, *, wrong="a bug", **changes):
-    made = toy.job(function, ordinary=ORDINARY, **changes)
+    made = toy.job(function, baselines=BASELINES, **changes)
     item = Implementation("toy", name, function, made.subject.implementation.constraints, wrong=wrong)
     return replace(made, subject=replace(made.subject, implementation=item))
 
@@ -108,7 +108,7 @@ def test_what_is_kept_between_calls_is_kept_through_a_test(toy):
         return opens()(inputs, target)
 
     made = job(toy, afresh, "mine")
-    item = replace(made.subject.implementation, opens=opens)
+    item = replace(made.subject.implementation, factory=opens)
     made = replace(made, subject=replace(made.subject, implementation=item))
     table = by_method(run_trials([made], seeds=(1,), baseline_seeds=(1,), examples=60, workers=1))
     assert table["fixed shapes"][0].found

@@ -17,7 +17,7 @@ from npudiff.device.targets import sim
 from npudiff.findings.evidence import finding_of
 from npudiff.findings.finding import read_finding, write_finding
 from npudiff.findings.reproduce import reproduction
-from npudiff.judge.properties import EARLIER_CALLS, EQUIVALENCE
+from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
@@ -58,7 +58,7 @@ def job_of(item, prop):
 
 def judged(name):
     item = MUTANTS[name]
-    return run_case(job_of(item, EARLIER_CALLS if name in OF_CALLS else EQUIVALENCE), PAIRS[name].shows)
+    return run_case(job_of(item, CALL_INDEPENDENCE if name in OF_CALLS else EQUIVALENCE), PAIRS[name].shows)
 
 
 @pytest.fixture(scope="module")

@@ -76,18 +76,18 @@ class TallySession:
 
     def __init__(self, subject, case):
         self.subject = subject
-        self.tally = subject.open(torch.tensor(case.start))
+        self.tally = subject.create(torch.tensor(case.start))
         self.numbers = [case.start]
 
     def take(self, step):
         if isinstance(step, Add):
             self.numbers.append(step.number)
             given = torch.tensor(step.number)
-            self.subject.ask(lambda: self.tally.add(given), given)
+            self.subject.call_guarded(lambda: self.tally.add(given), given)
         else:
             self.numbers = self.numbers[:1] + self.numbers[1:-1]
-            self.subject.ask(self.tally.undo)
-        total = self.subject.ask(self.tally.total)
+            self.subject.call_guarded(self.tally.undo)
+        total = self.subject.call_guarded(self.tally.total)
         return compare(exactly(sum(self.numbers)), {"total": total}, f"after {step}")
 
 
@@ -160,7 +160,7 @@ COMPONENT = Component(
     describe=lambda case: " ".join([str(case.start), *(str(getattr(step, "number", "undo")) for step in case.steps)]),
     check_case=check_case,
     coordinates=lambda case, output: {"step": torch.tensor([len(case.steps)])},
-    history=History(machine=TallyMachine, open=TallySession, simpler=(smaller,), runs=0.5, steps=12),
+    history=History(machine=TallyMachine, session=TallySession, simpler=(smaller,), runs=0.5, steps=12),
 )
 
 

@@ -29,10 +29,10 @@ def broken(tally):
     return {
         "values": {"values": boom},
         "features": {"features": boom},
-        "open": {"history": replace(tally.COMPONENT.history, open=boom)},
+        "open": {"history": replace(tally.COMPONENT.history, session=boom)},
         "opening": {"history": tally.machine(tally.TallyMachine, opening=boom)},
         "rule": {"history": tally.machine(tally.TallyMachine, add=rule()(boom))},
-        "session": {"history": replace(tally.COMPONENT.history, open=BrokenSession)},
+        "session": {"history": replace(tally.COMPONENT.history, session=BrokenSession)},
     }
 
 
@@ -53,7 +53,7 @@ def test_nor_are_they_while_a_trace_is_shrunk(part, tally):
     changes = {
         "check_case": {"check_case": boom},
         "simpler": {"history": replace(tally.COMPONENT.history, simpler=(boom,))},
-        "session": {"history": replace(tally.COMPONENT.history, open=Late)},
+        "session": {"history": replace(tally.COMPONENT.history, session=Late)},
     }[part]
     supports = {"start": range(5, 99)} if part == "session" else None
     made = tally.job(tally.Forgets, supports=supports, **changes)

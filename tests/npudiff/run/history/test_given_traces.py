@@ -12,7 +12,7 @@ from npudiff.findings.evidence import finding_of
 from npudiff.findings.finding import read_finding, write_finding
 from npudiff.findings.replay import ReplayVerdict, replay
 from npudiff.judge.properties import EQUIVALENCE
-from npudiff.judge.trace import Walk
+from npudiff.judge.trace import TraceExecutor
 from npudiff.model.codec import dumps, loads
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Budget
@@ -53,19 +53,19 @@ def test_the_property_itself_walks_a_trace_as_well(tally):
 
 
 def test_a_walk_ends_with_the_step_that_fails_and_goes_on_where_it_stood(watched, tally):
-    walk = Walk(tally.job(tally.Forgets).subject)
-    assert not walk.to(tally.TRACE).holds
+    walk = TraceExecutor(tally.job(tally.Forgets).subject)
+    assert not walk.run_to(tally.TRACE).holds
     assert walk.case == replace(tally.TRACE, steps=tally.TRACE.steps[:6])
-    walk = Walk(tally.job(watched).subject)
-    assert walk.to(replace(tally.TRACE, steps=())).outputs == ()
+    walk = TraceExecutor(tally.job(watched).subject)
+    assert walk.run_to(replace(tally.TRACE, steps=())).outputs == ()
     for count in (3, 8):
-        assert walk.to(replace(tally.TRACE, steps=tally.TRACE.steps[:count])).holds
+        assert walk.run_to(replace(tally.TRACE, steps=tally.TRACE.steps[:count])).holds
     assert watched.traces == ([3, 5, 6, "undo", 7, 30, "undo", 1, "undo"],)
 
 
 def test_a_component_without_history_has_no_walk(toy, tally):
     with pytest.raises(ValueError, match="toy has no history"):
-        Walk(toy.job().subject).to(toy.Case((1,)))
+        TraceExecutor(toy.job().subject).run_to(toy.Case((1,)))
 
 
 def test_steps_have_a_column_where_there_are_any(capsys, toy, tally):

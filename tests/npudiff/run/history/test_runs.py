@@ -165,7 +165,7 @@ def test_a_budget_of_seconds_runs_more_than_the_default_number(tally):
 
 
 def test_a_failure_is_remembered_and_tried_first(tmp_path, tally):
-    budget = Budget(examples=50, deterministic=False, memory=tmp_path)
+    budget = Budget(examples=50, deterministic=False, example_database=tmp_path)
     first = run_job(tally.job(tally.Forgets), budget)
     assert not first.remembered
     again = run_job(tally.job(tally.Forgets), budget)
@@ -176,7 +176,7 @@ def test_a_failure_is_remembered_and_tried_first(tmp_path, tally):
 
 
 def test_a_seeded_or_deterministic_run_remembers_nothing(tmp_path, tally):
-    for budget in (Budget(seed=1, memory=tmp_path), Budget(deterministic=True, memory=tmp_path)):
+    for budget in (Budget(seed=1, example_database=tmp_path), Budget(deterministic=True, example_database=tmp_path)):
         assert run_job(tally.job(tally.Forgets), budget).failure is not None
         assert list(tmp_path.iterdir()) == []
 
@@ -203,6 +203,6 @@ def test_a_machine_with_one_trace_ends(watched, tally):
 def test_traces_that_are_given_leave_room_for_drawn_ones(tally):
     texts = tuple(dumps(tally.TallyCase(start, (tally.Add(7),))) for start in range(8))
     drawn = run_job(tally.job(tally.Tally), replace(tally.SEEDED, examples=5)).cases
-    outcome = run_job(tally.job(tally.Tally), replace(tally.SEEDED, examples=5, first=texts))
+    outcome = run_job(tally.job(tally.Tally), replace(tally.SEEDED, examples=5, explicit_cases=texts))
     assert outcome.cases == drawn + 8
-    assert run_job(tally.job(tally.Tally), replace(tally.SEEDED, examples=0, first=texts)).cases == 8
+    assert run_job(tally.job(tally.Tally), replace(tally.SEEDED, examples=0, explicit_cases=texts)).cases == 8

@@ -75,7 +75,7 @@ def test_a_case_that_poisons_is_found_among_those_before(inspect, left):
 
 
 def test_a_device_that_stays_lost_ends_the_run(toy, isolation, left, monkeypatch):
-    monkeypatch.setattr("npudiff.run.isolation.worker.probed", lambda target: False)
+    monkeypatch.setattr("npudiff.run.isolation.worker.probe_device", lambda target: False)
 
     def function(inputs, target):
         raise RuntimeError("error code is 507015")

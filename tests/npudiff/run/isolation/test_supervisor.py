@@ -19,7 +19,7 @@ from npudiff.model.outcome import Verdict
 from npudiff.run.engine import run_job
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.isolation.process import WorkerDefect
-from npudiff.run.isolation.supervisor import Scouting
+from npudiff.run.isolation.supervisor import Supervisor
 from npudiff.run.messages import outcome_from_message
 from npudiff.run.workers import run_in_workers
 from npudiff.show.finding_page import keeper
@@ -51,7 +51,7 @@ def scouted(toy, isolation, tmp_path, left):
             for index, pair in enumerate(zip(functions, pids, strict=True))
         ]
         tasks = [(job, replace(budget, isolation=isolation), keeper(tmp_path / "findings")) for job in jobs]
-        with contextlib.closing(Scouting(tasks)) as scouting:
+        with contextlib.closing(Supervisor(tasks)) as scouting:
             outcomes = [outcome_from_message(job, scouting.run(index))[0] for index, job in enumerate(jobs)]
         assert not list(isolation.journal.iterdir())
         return outcomes, [list(dict.fromkeys(path.read_text().split())) for path in pids]
@@ -154,10 +154,10 @@ def test_time_between_cases_has_a_clock_too(toy, isolation, left, monkeypatch):
     def strategy(constraints):
         time.sleep(60)
 
-    monkeypatch.setattr(Scouting, "_again", lambda self, job, budget, doubt: pytest.fail(str(doubt)))
+    monkeypatch.setattr(Supervisor, "_again", lambda self, job, budget, doubt: pytest.fail(str(doubt)))
     task = (toy.job(strategy=strategy), replace(BUDGET, isolation=replace(isolation, warm_up=0.3)), None)
     doubted = pytest.raises(pytest.fail.Exception, match="time-out: no answer in time")
-    with contextlib.closing(Scouting([task])) as scouting, doubted:
+    with contextlib.closing(Supervisor([task])) as scouting, doubted:
         scouting.run(0)
 
 
@@ -170,8 +170,8 @@ def test_a_rejected_call_is_told_by_the_scout_if_the_device_still_answers(scoute
 
 
 def test_a_rejected_call_after_which_the_device_is_silent_ends_the_scout(scouted, right, state, monkeypatch, tmp_path):
-    monkeypatch.setattr("npudiff.run.isolation.batch_worker.probed", lambda target: not state["poisoned"])
-    monkeypatch.setattr("npudiff.run.isolation.worker.probed", lambda target: not state["poisoned"])
+    monkeypatch.setattr("npudiff.run.isolation.batch_worker.probe_device", lambda target: not state["poisoned"])
+    monkeypatch.setattr("npudiff.run.isolation.worker.probe_device", lambda target: not state["poisoned"])
 
     calls = tmp_path / "calls"
 
@@ -291,10 +291,10 @@ def test_a_fault_that_the_second_run_does_not_see_is_looked_for_alone(scouted, t
 
 
 def test_what_failed_in_a_spoiled_scout_is_not_remembered(toy, spoiling, victim, isolation, tmp_path):
-    budget = replace(BUDGET, isolation=isolation, memory=tmp_path / "memory", seed=None, deterministic=False)
+    budget = replace(BUDGET, isolation=isolation, example_database=tmp_path / "memory", seed=None, deterministic=False)
     functions = (spoiling, victim(raises=False), toy.wrong_above(600))
     jobs = [named(toy.job(function), f"mine{index}") for index, function in enumerate(functions)]
-    with contextlib.closing(Scouting([(job, budget, None) for job in jobs])) as scouting:
+    with contextlib.closing(Supervisor([(job, budget, None) for job in jobs])) as scouting:
         outcomes = [outcome_from_message(job, scouting.run(index))[0] for index, job in enumerate(jobs)]
         again = outcome_from_message(jobs[2], scouting.run(2))[0]
     assert [outcome.remembered for outcome in (*outcomes, again)] == [False, False, False, True]
@@ -326,25 +326,25 @@ def test_a_defect_that_only_a_spoiled_scout_has_is_none(scouted, toy, spoiling, 
 
 def test_what_was_told_of_a_job_is_not_in_the_journal_any_more(toy, planted, isolation, left):
     tasks = [(toy.job(planted(exits={1000, *range(600)})), replace(BUDGET, isolation=isolation), None)]
-    with contextlib.closing(Scouting(tasks)) as scouting:
+    with contextlib.closing(Supervisor(tasks)) as scouting:
         assert outcome_from_message(tasks[0][0], scouting.run(0))[0].verdict is Verdict.RAISED
         assert [path.read_text() for path in isolation.journal.iterdir()] == [""]
 
 
 def test_a_device_that_stays_lost_ends_the_run(toy, isolation, left, monkeypatch):
-    monkeypatch.setattr("npudiff.run.isolation.batch_worker.probed", lambda target: False)
+    monkeypatch.setattr("npudiff.run.isolation.batch_worker.probe_device", lambda target: False)
     task = (toy.job(), replace(BUDGET, isolation=isolation), None)
-    with contextlib.closing(Scouting([task])) as scouting, pytest.raises(DeviceLost, match="two fresh processes"):
+    with contextlib.closing(Supervisor([task])) as scouting, pytest.raises(DeviceLost, match="two fresh processes"):
         scouting.run(0)
     with pytest.raises(DeviceLost, match="two fresh processes"):
         list(run_in_workers([task], 1))
 
 
 def test_a_device_that_is_lost_by_a_job_ends_the_run(toy, planted, isolation, left, monkeypatch):
-    monkeypatch.setattr("npudiff.run.isolation.worker.probed", lambda target: False)
+    monkeypatch.setattr("npudiff.run.isolation.worker.probe_device", lambda target: False)
     job = toy.job(planted(segfaults=range(1001)))
     task = (job, replace(BUDGET, isolation=isolation), None)
-    with contextlib.closing(Scouting([task])) as scouting, pytest.raises(DeviceLost, match="two fresh processes"):
+    with contextlib.closing(Supervisor([task])) as scouting, pytest.raises(DeviceLost, match="two fresh processes"):
         scouting.run(0)
     (behind,) = left_behind(isolation.journal)
     assert behind.job == "toy.mine.equivalence"
@@ -356,7 +356,7 @@ def test_a_defect_of_a_component_is_told_with_its_traceback(toy, isolation, left
 
     task = (toy.job(reference=broken), replace(BUDGET, isolation=isolation), None)
     defect = pytest.raises(WorkerDefect, match=r"(?s)Traceback.*ZeroDivisionError: in the reference")
-    with contextlib.closing(Scouting([task])) as scouting, defect:
+    with contextlib.closing(Supervisor([task])) as scouting, defect:
         scouting.run(0)
 
 
@@ -382,13 +382,13 @@ def test_what_a_job_says_that_was_interrupted_is_not_taken_for_the_next_ones(
 
     if while_starting:
         monkeypatch.setattr(
-            "npudiff.run.isolation.batch_worker.probed", lambda target: wait_after_interrupting() is None
+            "npudiff.run.isolation.batch_worker.probe_device", lambda target: wait_after_interrupting() is None
         )
     before = signal.signal(signal.SIGALRM, interrupt)
     budget = replace(BUDGET, isolation=isolation)
     tasks = [(toy.job(slow), budget, None), (toy.job(), budget, None)]
     try:
-        with contextlib.closing(Scouting(tasks)) as scouting:
+        with contextlib.closing(Supervisor(tasks)) as scouting:
             with pytest.raises(Interrupted):
                 scouting.run(0)
             outcome = outcome_from_message(tasks[1][0], scouting.run(1))[0]

@@ -118,7 +118,7 @@ def test_a_finding_that_is_elsewhere_is_left_out(toy, tmp_path):
     for name in ("findings", "known"):
         kept = keep_findings(outcome, tmp_path / name)
         plan = Plan(job.subject.target, (job,), (), Request())
-        said = write.record_of(write.Ran(plan, (outcome, outcome), (), kept, 0.0, 1.0))
+        said = write.record_of(write.RunSummary(plan, (outcome, outcome), (), kept, 0.0, 1.0))
         assert len(said.findings) == (name == "findings")
         (one,) = said.jobs
         assert (one.cases, one.held) == (2 * outcome.cases, 2 * outcome.cases - 2)

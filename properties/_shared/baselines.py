@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from npudiff.model.baselines import Ordinary
+from npudiff.model.baselines import BaselineSpec
 from npudiff.reference.cache_gather import CacheGatherInputs
 from npudiff.reference.cached_attention import CachedAttentionInputs
 from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
@@ -108,8 +108,8 @@ def _cached_attention(inputs: CachedAttentionInputs) -> CachedAttentionInputs:
     return replace(inputs, key_cache=key, value_cache=value)
 
 
-ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
-    "sliding_attention": Ordinary(
+BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
+    "sliding_attention": BaselineSpec(
         fixed={
             "batch": (1, 4), "query_length": (1, 128), "kv_length": (128, 1024), "window": (None, 512),
             "page_size": (128,), "kv_heads": (1,), "group": (4,), **_ROUND_DIMS,
@@ -121,11 +121,11 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
         },
         plain={
             **_GAUSSIAN, **_CONTIGUOUS, "layout": ("PA_BSND",), "hybrid": (False,), "padded_rows": (0,),
-            "blind_rows": ("none",), "scale": (1.0,), "poison": ("large",),
+            "fully_masked_rows": ("none",), "scale": (1.0,), "poison": ("large",),
         },
         inputs=_attention,
     ),
-    "cached_attention": Ordinary(
+    "cached_attention": BaselineSpec(
         fixed={
             "batch": (1, 4), "query_length": (1, 128), "kv_length": (128, 1024), "window": (None, 512),
             "page_size": (128,), "kv_heads": (1,), "group": (4,), "head_dim": (128,), "dtype": ("bfloat16",),
@@ -137,7 +137,7 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
         plain=_CONTIGUOUS,
         inputs=_cached_attention,
     ),
-    "cache_gather": Ordinary(
+    "cache_gather": BaselineSpec(
         fixed={
             "batch": (1, 4), "length": (128, 1024), "page_size": (128,), "kv_heads": (1, 4), **_ROUND_DIMS,
         },
@@ -151,7 +151,7 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
         },
         inputs=_gather,
     ),
-    "paged_cache": Ordinary(
+    "paged_cache": BaselineSpec(
         fixed={
             "tokens": (1, 128), "pages": (8, 16), "page_size": (128,), "kv_heads": (1, 4), **_ROUND_DIMS,
         },
@@ -162,30 +162,30 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
         plain={"padding": ("slot 0",), "padded_tokens": (0,), **_CONTIGUOUS},
         inputs=_written,
     ),
-    "page_allocation": Ordinary(
+    "page_allocation": BaselineSpec(
         fixed={"batch": (1, 4), "prefix": (0, 128), "new_tokens": (1, 128), "page_size": (128,)},
         sizes={
             "batch": range(1, 5), "prefix": range(300), "new_tokens": (1, *_ANY), "page_size": (16, 32, 64, 128),
         },
     ),
-    "swa_mask": Ordinary(
+    "swa_mask": BaselineSpec(
         fixed={"batch": (1, 4), "kv_length": (128, 1024), "window": (None, 512), "capacity": (1024, 2048)},
         sizes={
             "batch": range(1, 5), "kv_length": range(1, 1000), "window": (None, *range(1, 1000)),
             "capacity": range(1000, 2000),
         },
     ),
-    "format_cast": Ordinary(
+    "format_cast": BaselineSpec(
         fixed={"rank": (2, 3), "leading": (1, 4), "rows": (128, 256), "columns": (128, 512)},
         sizes={"rank": (2, 3), "leading": range(1, 5), "rows": _ANY, "columns": _ANY},
         plain={"view": ("whole",)},
     ),
-    "rope_cache": Ordinary(
+    "rope_cache": BaselineSpec(
         fixed={"dims": ("64", "128"), "max_positions": (2048, 4096), "tokens": (128,), "dtype": ("bfloat16",
         "float32")}, sizes={"dims": ("64", "128", "80", "96"), "max_positions": range(500, 4000), "tokens": _ANY},
         plain={"positions": ("consecutive",), "offsets": ("none",), "growths": (0,), "other": ("none",)},
     ),
-    "rotary": Ordinary(
+    "rotary": BaselineSpec(
         fixed={
             "tokens": (1, 128), "heads": (8,), "kv_heads": (1, 8), "dims": ("64", "128"), "table": (4096,),
             "dtype": ("bfloat16", "float16"),
@@ -195,12 +195,12 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
         },
         plain={**_USUAL, "positions": ("consecutive",), "data": ("numbers",)},
     ),
-    "rms_norm": Ordinary(
+    "rms_norm": BaselineSpec(
         fixed={"tokens": (1, 128), "hidden_size": (128, 1024, 4096), "dtype": ("bfloat16", "float16")},
         sizes={"tokens": _ANY, "hidden_size": range(16, 2049, 16)},
         plain={**_GAUSSIAN, **_CONTIGUOUS, "weights": ("near 1",)},
     ),
-    "kv_rmsnorm_rope_cache": Ordinary(
+    "kv_rmsnorm_rope_cache": BaselineSpec(
         fixed={"batch": (1, 4), "length": (1, 128), "page_size": (128,), "dims": ("512/64",)},
         sizes={"batch": range(1, 5), "length": range(1, 100), "page_size": (16, 32, 64, 128)},
         plain={
@@ -209,63 +209,63 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
         },
         inputs=_empty_caches,
     ),
-    "mla_preprocess": Ordinary(
+    "mla_preprocess": BaselineSpec(
         fixed={"tokens": (1, 32), "page_size": (128,), "heads": (16, 32)},
         sizes={"tokens": range(1, 40), "page_size": (16, 32, 64, 128)},
         plain={**_GAUSSIAN, **_CONTIGUOUS, "padding": ("slot 0",), "padded_tokens": (0,)},
         inputs=_empty_caches,
     ),
-    "swiglu": Ordinary(
+    "swiglu": BaselineSpec(
         fixed={"tokens": (1, 128), "width": (128, 1024), "dtype": ("bfloat16", "float16")},
         sizes={"tokens": _ANY, "width": range(16, 2049, 16)},
         plain={**_GAUSSIAN, **_CONTIGUOUS},
     ),
-    "swiglu_quant": Ordinary(
+    "swiglu_quant": BaselineSpec(
         fixed={"tokens": (4, 128), "width": (128, 1024), "groups": (None, 4, 8)},
         sizes={"tokens": _ANY, "width": range(16, 1025, 16), "groups": (None, 2, 4, 8)},
         plain={**_GAUSSIAN, **_CONTIGUOUS, "spare_rows": (0,), "load": ("any",)},
     ),
-    "dynamic_quant": Ordinary(
+    "dynamic_quant": BaselineSpec(
         fixed={"tokens": (1, 128), "width": (128, 1024), "dtype": ("bfloat16", "float16")},
         sizes={"tokens": _ANY, "width": range(16, 2049, 16)},
         plain={**_GAUSSIAN, **_CONTIGUOUS, "empty_experts": ("none",)},
     ),
-    "int4_pack": Ordinary(
+    "int4_pack": BaselineSpec(
         fixed={"matrices": (1,), "rows": (128, 256), "columns": (128, 256)},
         sizes={"matrices": (1, 2, 4), "rows": _ANY, "columns": range(8, 513, 8)},
         plain={"recipe": ("all values",)},
     ),
-    "scale_pack": Ordinary(
+    "scale_pack": BaselineSpec(
         fixed={"columns": (128, 1024), "groups": (1,)},
         sizes={"columns": _ANY, "groups": (1, 2, 4)},
         plain={"recipe": ("usual",), "layout": ("contiguous",)},
     ),
-    "quant_matmul": Ordinary(
+    "quant_matmul": BaselineSpec(
         fixed={"tokens": (1, 128), "inner": (128, 512), "columns": (128, 256)},
         sizes={"tokens": range(1, 65), "inner": range(32, 513, 32), "columns": range(32, 257, 32)},
         plain={**_GAUSSIAN, **_CONTIGUOUS},
     ),
-    "weight_quant_matmul": Ordinary(
+    "weight_quant_matmul": BaselineSpec(
         fixed={"tokens": (1, 32), "inner": (128, 512), "columns": (128, 256)},
         sizes={"tokens": range(1, 65), "inner": range(64, 513, 64), "columns": range(64, 257, 64)},
         plain={**_GAUSSIAN, **_CONTIGUOUS},
     ),
-    "moe_gating": Ordinary(
+    "moe_gating": BaselineSpec(
         fixed={"tokens": (1, 128), "experts": (64, 256), "chosen": (2, 8)},
         sizes={"tokens": _ANY, "experts": (8, 16, 32, 64, 128, 256), "chosen": (1, 2, 4, 8)},
         plain={**_GAUSSIAN, **_CONTIGUOUS},
     ),
-    "moe_routing": Ordinary(
+    "moe_routing": BaselineSpec(
         fixed={"tokens": (4, 128), "experts": (8, 64), "chosen": (2, 8), "width": (128,)},
         sizes={"tokens": _ANY, "experts": (4, 8, 16, 64), "chosen": (1, 2, 4), "width": range(32, 257, 32)},
         plain={**_CONTIGUOUS, "load": ("even",)},
     ),
-    "moe_finalize": Ordinary(
+    "moe_finalize": BaselineSpec(
         fixed={"tokens": (4, 128), "chosen": (2, 8), "width": (128, 1024)},
         sizes={"tokens": _ANY, "chosen": (1, 2, 4, 8), "width": range(16, 513, 16)},
         plain={**_USUAL, "dropped": ("none",), "spare_rows": (0,), "weights": ("renormalised",), "poison": ("large",)},
     ),
-    "padded_tokens": Ordinary(
+    "padded_tokens": BaselineSpec(
         fixed={"ranks": (1, 2), "chunk": (16, 64), "experts": (8,), "chosen": (2,), "width": (128,)},
         sizes={
             "ranks": range(1, 5), "chunk": range(2, 65), "experts": (4, 8, 16), "chosen": (1, 2, 4),
@@ -273,7 +273,7 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
         },
         plain={**_CONTIGUOUS, "poison": ("stale",), "earlier": ("all",)},
     ),
-    "grouped_matmul": Ordinary(
+    "grouped_matmul": BaselineSpec(
         fixed={"rows_of_all": (16, 128), "inner": (128,), "columns": (128,), "experts": (4, 8)},
         sizes={
             "rows_of_all": range(1, 129), "inner": range(32, 257, 32), "columns": range(32, 257, 32),
@@ -281,7 +281,7 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
         },
         plain={**_GAUSSIAN, **_CONTIGUOUS, "load": ("even",), "beyond": (0,)},
     ),
-    "moe_experts": Ordinary(
+    "moe_experts": BaselineSpec(
         fixed={"tokens": (4, 32), "hidden": (128,), "width": (128,), "experts": (8,), "top_k": (2,)},
         sizes={
             "tokens": range(1, 33), "hidden": range(64, 257, 64), "width": range(64, 257, 64), "experts": (4, 8),
@@ -289,7 +289,7 @@ ORDINARY: Mapping[str, Ordinary] = MappingProxyType({
         },
         plain={**_GAUSSIAN, **_CONTIGUOUS, "load": ("random",)},
     ),
-    "decoder_layer": Ordinary(
+    "decoder_layer": BaselineSpec(
         fixed={"batch": (1, 2), "prefix": (0,), "prefill": (16, 64), "decode_steps": (0, 2), "page_size": (128,)},
         sizes={
             "batch": (1, 2, 3), "prefix": (0, *range(64)), "prefill": range(1, 65), "decode_steps": (0, 1, 2),
