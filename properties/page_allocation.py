@@ -46,24 +46,16 @@ class Growth:
 
 @dataclass(frozen=True)
 class PageAllocationCase:
-    """Requests that grow.
-
-    Attributes
-    ----------
-    requests : tuple of Growth
-        The batch.
-    page_size : int
-        Tokens per page.
-    spare_pages : int
-        Free pages beyond those that are needed.
-    seed : int
-        Seed of the names of pages.
-    """
+    """Requests that grow."""
 
     requests: tuple[Growth, ...]
+    """The batch."""
     page_size: int = 16
+    """Tokens per page."""
     spare_pages: int = 0
+    """Free pages beyond those that are needed."""
     seed: int = 0
+    """Seed of the names of pages."""
 
 
 def pages_of(tokens: int, page_size: int) -> int:

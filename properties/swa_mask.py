@@ -38,27 +38,18 @@ _MAX_CAPACITY = 2**25
 
 @dataclass(frozen=True)
 class SwaMaskCase:
-    """Lengths of a decode batch, and what to build their mask for.
-
-    Attributes
-    ----------
-    kv_lengths : tuple of int
-        Tokens of each request.
-    window : int or None
-        Visible keys, the query's own included.
-    spare : int
-        Columns beyond the longest length.
-    dtype : str
-        ``int32`` or ``int64``.
-    column : bool
-        Whether the lengths are ``[batch, 1]``.
-    """
+    """Lengths of a decode batch, and what to build their mask for."""
 
     kv_lengths: tuple[int, ...]
+    """Tokens of each request."""
     window: int | None = None
+    """Visible keys, the query's own included."""
     spare: int = 0
+    """Columns beyond the longest length."""
     dtype: str = "int32"
+    """``int32`` or ``int64``."""
     column: bool = False
+    """Whether the lengths are ``[batch, 1]``."""
 
     @property
     def capacity(self) -> int:

@@ -32,26 +32,18 @@ EXPONENTIAL_ERROR = EXPONENTIAL_FUNCTION_ERROR + 104.0 * FLOAT32_ROUNDOFF
 
 @dataclass(frozen=True)
 class Expected:
-    """What a correct implementation returns for one output.
-
-    Attributes
-    ----------
-    value : torch.Tensor
-        The right answer; float64 for computed floats, else the output's own dtype.
-    bound : torch.Tensor
-        float64, of the shape of ``value``: the largest correct ``|actual - value|`` of each element. 0 asks for
-        equality; infinity says that the element is not specified, and any content, NaN included, is right.
-    dtype : torch.dtype
-        The dtype that an implementation must return.
-    gain : torch.Tensor or None
-        float64, of the shape of ``value`` without its last axis: the largest correct gain error of each row, see
-        ``gain_bound``. None where nothing is said of it.
-    """
+    """What a correct implementation returns for one output."""
 
     value: torch.Tensor
+    """The right answer; float64 for computed floats, else the output's own dtype."""
     bound: torch.Tensor
+    """float64, of the shape of ``value``: the largest correct ``|actual - value|`` of each element. 0 asks for
+    equality; infinity says that the element is not specified, and any content, NaN included, is right."""
     dtype: torch.dtype
+    """The dtype that an implementation must return."""
     gain: torch.Tensor | None = None
+    """float64, of the shape of ``value`` without its last axis: the largest correct gain error of each row, see
+    ``gain_bound``. None where nothing is said of it."""
 
 
 def gain_bound(value: torch.Tensor, own: torch.Tensor, shared: torch.Tensor | float = 0.0) -> torch.Tensor:

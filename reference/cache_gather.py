@@ -12,38 +12,26 @@ from npudiff.reference.cache_layout import CacheLayout
 
 @dataclass(frozen=True)
 class CacheGatherInputs:
-    """Caches, the pages of each request, and which of its tokens are read.
-
-    Attributes
-    ----------
-    key_cache, value_cache : torch.Tensor
-        The caches in the shape of the layout (``reference.cache_layout``); bfloat16, float16 or int8.
-    block_table : torch.Tensor
-        int32 ``[batch, width]``: token ``t`` of a request lies in page ``block_table[request, t // page_size]``.
-        Entries of no token that is read hold anything, -1 as well.
-    lengths : torch.Tensor
-        int32 ``[batch]``: how many tokens of each request are read; 0 is none.
-    starts : torch.Tensor or None
-        int32 ``[batch]``: the first token of each request that is read; None is 0 for all.
-    key : torch.Tensor
-        ``[rows, kv_heads, head_dim]``: what the packed keys hold before; there are rows for all tokens at least.
-    value : torch.Tensor
-        ``[rows, kv_heads, value_head_dim]``, the same for values.
-    page_size : int
-        Tokens per page.
-    layout : str
-        ``PA_BSND``, ``PA_BNSD`` or ``PA_NZ``.
-    """
+    """Caches, the pages of each request, and which of its tokens are read."""
 
     key_cache: torch.Tensor
     value_cache: torch.Tensor
+    """The caches in the shape of the layout (``reference.cache_layout``); bfloat16, float16 or int8."""
     block_table: torch.Tensor
+    """int32 ``[batch, width]``: token ``t`` of a request lies in page ``block_table[request, t // page_size]``. Entries
+    of no token that is read hold anything, -1 as well."""
     lengths: torch.Tensor
+    """int32 ``[batch]``: how many tokens of each request are read; 0 is none."""
     starts: torch.Tensor | None
+    """int32 ``[batch]``: the first token of each request that is read; None is 0 for all."""
     key: torch.Tensor
+    """``[rows, kv_heads, head_dim]``: what the packed keys hold before; there are rows for all tokens at least."""
     value: torch.Tensor
+    """``[rows, kv_heads, value_head_dim]``, the same for values."""
     page_size: int
+    """Tokens per page."""
     layout: str
+    """``PA_BSND``, ``PA_BNSD`` or ``PA_NZ``."""
 
     def to(self, device: str | torch.device) -> CacheGatherInputs:
         """Return the same inputs on ``device``; ``key`` and ``value`` are copies, which can be written."""

@@ -24,24 +24,17 @@ def strip_width(dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """The shape of one cache and the address of each of its elements.
-
-    Attributes
-    ----------
-    name : str
-        One of ``LAYOUTS``.
-    pages, page_size, heads, dim : int
-        Sizes.
-    dtype : torch.dtype
-        Dtype of the elements; it sets the strip width of PA_NZ.
-    """
+    """The shape of one cache and the address of each of its elements."""
 
     name: str
+    """One of ``LAYOUTS``."""
     pages: int
     page_size: int
     heads: int
     dim: int
+    """Sizes."""
     dtype: torch.dtype
+    """Dtype of the elements; it sets the strip width of PA_NZ."""
 
     @property
     def shape(self) -> tuple[int, ...]:

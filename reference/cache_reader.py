@@ -14,25 +14,17 @@ CACHE_TILE = 2**22
 
 @dataclass(frozen=True)
 class CacheSpan:
-    """Consecutive tokens of one request.
-
-    Attributes
-    ----------
-    keys : torch.Tensor
-        float64 ``[kv_heads, head_dim, tokens]``.
-    values : torch.Tensor
-        float64 ``[kv_heads, tokens, value_head_dim]``.
-    twin : torch.Tensor
-        float32 ``[kv_heads, tokens, 2 * value_head_dim + 1]``: absolute values, the same times the norm of the token's
-        key, and that norm. Bounds are sums over these; they need no more precision.
-    largest_norm : float
-        The largest norm of a key.
-    """
+    """Consecutive tokens of one request."""
 
     keys: torch.Tensor
+    """float64 ``[kv_heads, head_dim, tokens]``."""
     values: torch.Tensor
+    """float64 ``[kv_heads, tokens, value_head_dim]``."""
     twin: torch.Tensor
+    """float32 ``[kv_heads, tokens, 2 * value_head_dim + 1]``: absolute values, the same times the norm of the token's
+    key, and that norm. Bounds are sums over these; they need no more precision."""
     largest_norm: float
+    """The largest norm of a key."""
 
     def narrow(self, first: int, last: int) -> CacheSpan:
         """Return tokens ``first`` to ``last - 1`` of the span, without a copy."""

@@ -15,45 +15,32 @@ from npudiff.reference.views import moved_inputs
 
 @dataclass(frozen=True)
 class CachedAttentionInputs:
-    """Keys and values of all tokens of some requests, where they go, and the queries that see them.
-
-    Attributes
-    ----------
-    query : torch.Tensor
-        ``[rows, heads, head_dim]``, bfloat16 or float16: the new tokens of all requests, one request after the other.
-    key, value : torch.Tensor
-        ``[tokens, kv_heads, head_dim]``, of the same dtype: all tokens of all requests, one request after the other.
-    key_cache, value_cache : torch.Tensor
-        ``[pages, page_size, kv_heads, head_dim]``: what the pool holds before; seen if it is read. A pool in another
-        layout holds as many bytes, of which none matters.
-    slots : torch.Tensor
-        int32 ``[tokens]``: ``page * page_size + offset``, each named once.
-    block_table : torch.Tensor
-        int32 ``[batch, width]``.
-    query_lengths, kv_lengths : tuple of int
-        New tokens and total tokens of each request.
-    window : int or None
-        Visible keys, the query's own included.
-    scale : float
-        Factor of the scores.
-    write_layout, read_layout : str
-        ``PA_BSND`` or ``PA_NZ``: how the writer leaves the pool, and how attention has to find it. Where they differ,
-        the pool has to be converted in between.
-    """
+    """Keys and values of all tokens of some requests, where they go, and the queries that see them."""
 
     query: torch.Tensor
+    """``[rows, heads, head_dim]``, bfloat16 or float16: the new tokens of all requests, one request after the other."""
     key: torch.Tensor
     value: torch.Tensor
+    """``[tokens, kv_heads, head_dim]``, of the same dtype: all tokens of all requests, one request after the other."""
     key_cache: torch.Tensor
     value_cache: torch.Tensor
+    """``[pages, page_size, kv_heads, head_dim]``: what the pool holds before; seen if it is read. A pool in another
+    layout holds as many bytes, of which none matters."""
     slots: torch.Tensor
+    """int32 ``[tokens]``: ``page * page_size + offset``, each named once."""
     block_table: torch.Tensor
+    """int32 ``[batch, width]``."""
     query_lengths: tuple[int, ...]
     kv_lengths: tuple[int, ...]
+    """New tokens and total tokens of each request."""
     window: int | None
+    """Visible keys, the query's own included."""
     scale: float
+    """Factor of the scores."""
     write_layout: str
     read_layout: str
+    """``PA_BSND`` or ``PA_NZ``: how the writer leaves the pool, and how attention has to find it. Where they differ,
+    the pool has to be converted in between."""
 
     @property
     def page_size(self) -> int:

@@ -19,24 +19,16 @@ ZERO_ROW_SCALE = (0.0, 1.0)
 
 @dataclass(frozen=True)
 class DynamicQuantInputs:
-    """Rows to quantise.
-
-    Attributes
-    ----------
-    states : torch.Tensor
-        ``[tokens, width]``, bfloat16 or float16; its rows may be slices of wider ones.
-    smooth : torch.Tensor or None
-        Factors ``[experts, width]`` of the dtype of ``states``, by which rows are multiplied first.
-    expert_ends : torch.Tensor or None
-        int32 ``[experts]``: the row behind the last one of each expert; None if one row of factors is for all.
-    bits : int
-        8 or 4.
-    """
+    """Rows to quantise."""
 
     states: torch.Tensor
+    """``[tokens, width]``, bfloat16 or float16; its rows may be slices of wider ones."""
     smooth: torch.Tensor | None
+    """Factors ``[experts, width]`` of the dtype of ``states``, by which rows are multiplied first."""
     expert_ends: torch.Tensor | None
+    """int32 ``[experts]``: the row behind the last one of each expert; None if one row of factors is for all."""
     bits: int
+    """8 or 4."""
 
     def to(self, device: str | torch.device) -> DynamicQuantInputs:
         """Return the same inputs on ``device``."""

@@ -31,27 +31,18 @@ HALVES_ROUNDINGS = 4
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """One matrix for each expert.
-
-    Attributes
-    ----------
-    values : torch.Tensor
-        ``[experts, inner, columns]``: a float dtype, or int8 with whole numbers of as many bits as ``bits``.
-    bits : int
-        8 or 4 for whole numbers, else 16.
-    scale : torch.Tensor or None
-        ``[experts, groups, columns]``: what a whole number is worth; each scale is for ``inner / groups`` rows.
-    offset : torch.Tensor or None
-        Of the same shape: added to whole numbers before they are scaled. Only for rows that are floats.
-    bias : torch.Tensor or None
-        ``[experts, columns]``. An int32 bias is added to the sums of whole numbers, any other to the result.
-    """
+    """One matrix for each expert."""
 
     values: torch.Tensor
+    """``[experts, inner, columns]``: a float dtype, or int8 with whole numbers of as many bits as ``bits``."""
     bits: int = 16
+    """8 or 4 for whole numbers, else 16."""
     scale: torch.Tensor | None = None
+    """``[experts, groups, columns]``: what a whole number is worth; each scale is for ``inner / groups`` rows."""
     offset: torch.Tensor | None = None
+    """Of the same shape: added to whole numbers before they are scaled. Only for rows that are floats."""
     bias: torch.Tensor | None = None
+    """``[experts, columns]``. An int32 bias is added to the sums of whole numbers, any other to the result."""
 
     @property
     def experts(self) -> int:
@@ -61,40 +52,26 @@ class ExpertWeights:
 
 @dataclass(frozen=True)
 class ExpertRows:
-    """Rows of one expert, as a device has them.
-
-    Attributes
-    ----------
-    values : Inexact
-        ``[rows, inner]``; whole numbers where rows are quantised.
-    scale : Inexact or None
-        ``[rows]``: what a whole number is worth.
-    quantised : bool
-        Whether the values are whole numbers.
-    """
+    """Rows of one expert, as a device has them."""
 
     values: Inexact
+    """``[rows, inner]``; whole numbers where rows are quantised."""
     scale: Inexact | None = None
+    """``[rows]``: what a whole number is worth."""
     quantised: bool = False
+    """Whether the values are whole numbers."""
 
 
 @dataclass(frozen=True)
 class ExpertProduct:
-    """Rows times the matrix of an expert, as a device has them.
-
-    Attributes
-    ----------
-    value : torch.Tensor
-        float64 ``[rows, columns]``.
-    own : torch.Tensor
-        The largest error that the product makes of itself.
-    brought : torch.Tensor
-        What the errors of the rows become, by ``reference.linear.carried``.
-    """
+    """Rows times the matrix of an expert, as a device has them."""
 
     value: torch.Tensor
+    """float64 ``[rows, columns]``."""
     own: torch.Tensor
+    """The largest error that the product makes of itself."""
     brought: torch.Tensor
+    """What the errors of the rows become, by ``reference.linear.carried``."""
 
     @property
     def inexact(self) -> Inexact:
@@ -229,21 +206,14 @@ def _in_groups(rows: Inexact, matrix: torch.Tensor, scale: torch.Tensor) -> tupl
 
 
 class WholeProduct(NamedTuple):
-    """Products of whole numbers, float64.
-
-    Attributes
-    ----------
-    sums : torch.Tensor
-        ``[rows, columns]``, exact.
-    brought : torch.Tensor
-        ``[rows, columns]``: what errors of the rows become.
-    sizes : torch.Tensor
-        ``[columns]``: sums of the absolute values of the matrix.
-    """
+    """Products of whole numbers, float64."""
 
     sums: torch.Tensor
+    """``[rows, columns]``, exact."""
     brought: torch.Tensor
+    """``[rows, columns]``: what errors of the rows become."""
     sizes: torch.Tensor
+    """``[columns]``: sums of the absolute values of the matrix."""
 
 
 def whole_product(rows: Inexact, matrix: torch.Tensor, bits: int) -> WholeProduct:

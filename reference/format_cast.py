@@ -20,18 +20,12 @@ VIEWS = ("whole", "rows", "columns", "transposed")
 
 @dataclass(frozen=True)
 class FormatCastInputs:
-    """A tensor that is cast to FRACTAL_NZ and back.
-
-    Attributes
-    ----------
-    tensor : torch.Tensor
-        ``[..., rows, columns]``, contiguous; bfloat16, float16, float32, int8 or int32.
-    view : str
-        One of ``VIEWS``: what of the tensor is cast.
-    """
+    """A tensor that is cast to FRACTAL_NZ and back."""
 
     tensor: torch.Tensor
+    """``[..., rows, columns]``, contiguous; bfloat16, float16, float32, int8 or int32."""
     view: str = "whole"
+    """One of ``VIEWS``: what of the tensor is cast."""
 
     def to(self, device: str | torch.device) -> FormatCastInputs:
         """Return the same inputs on ``device``; the tensor is a copy, whose format can be changed in place."""

@@ -18,33 +18,22 @@ GROUP_LISTS = ("counts", "ends", "pairs")
 
 @dataclass(frozen=True)
 class GroupedMatmulInputs:
-    """Rows, matrices, and which rows belong to which of them.
-
-    Attributes
-    ----------
-    states : torch.Tensor
-        ``[rows, inner]``: a float dtype, or int8. Where ``inner`` is split: ``[rows, all of inner]``.
-    weights : ExpertWeights
-        Of all experts. Where ``inner`` is split: of one, ``[1, all of inner, columns]``.
-    group_list : torch.Tensor
-        int64, as ``group_list_type`` says.
-    group_list_type : str
-        One of ``GROUP_LISTS``.
-    token_scale : torch.Tensor or None
-        float32 ``[rows]``: what a whole number is worth.
-    output_dtype : torch.dtype
-        Of the result; int32 for sums that are not scaled.
-    splits_inner : bool
-        Whether groups divide ``inner``, and not the rows.
-    """
+    """Rows, matrices, and which rows belong to which of them."""
 
     states: torch.Tensor
+    """``[rows, inner]``: a float dtype, or int8. Where ``inner`` is split: ``[rows, all of inner]``."""
     weights: ExpertWeights
+    """Of all experts. Where ``inner`` is split: of one, ``[1, all of inner, columns]``."""
     group_list: torch.Tensor
+    """int64, as ``group_list_type`` says."""
     group_list_type: str
+    """One of ``GROUP_LISTS``."""
     token_scale: torch.Tensor | None
+    """float32 ``[rows]``: what a whole number is worth."""
     output_dtype: torch.dtype
+    """Of the result; int32 for sums that are not scaled."""
     splits_inner: bool = False
+    """Whether groups divide ``inner``, and not the rows."""
 
     def to(self, device: str | torch.device) -> GroupedMatmulInputs:
         """Return the same inputs on ``device``."""

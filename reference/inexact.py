@@ -15,17 +15,12 @@ class Inexact:
 
     Every operation returns the bound that follows from those of its operands, without any rounding of its own; a
     device rounds where ``rounded`` is called.
-
-    Attributes
-    ----------
-    value : torch.Tensor
-        float64.
-    error : torch.Tensor
-        float64, of the same shape: the largest ``|device - value|``.
     """
 
     value: torch.Tensor
+    """float64."""
     error: torch.Tensor
+    """float64, of the same shape: the largest ``|device - value|``."""
 
     @classmethod
     def exact(cls, tensor: torch.Tensor) -> Inexact:

@@ -16,21 +16,14 @@ from npudiff.reference.spread import CONFIDENCE, Spread, rounding_scale
 
 @dataclass(frozen=True)
 class Projected:
-    """Attention of each head, seen through a matrix of its own.
-
-    Attributes
-    ----------
-    output : torch.Tensor
-        float64 ``[heads, rows, dim]``: what attention returns.
-    value : torch.Tensor
-        float64 ``[heads, rows, columns]``: ``output @ matrix`` of each head.
-    scale : torch.Tensor
-        Of the shape of ``value``: scale of its error, a correct attention's own roundings included.
-    """
+    """Attention of each head, seen through a matrix of its own."""
 
     output: torch.Tensor
+    """float64 ``[heads, rows, dim]``: what attention returns."""
     value: torch.Tensor
+    """float64 ``[heads, rows, columns]``: ``output @ matrix`` of each head."""
     scale: torch.Tensor
+    """Of the shape of ``value``: scale of its error, a correct attention's own roundings included."""
 
 
 def visible(query_length: int, kv_length: int, window: int | None) -> torch.Tensor:

@@ -19,18 +19,12 @@ BITS = 4
 
 @dataclass(frozen=True)
 class Int4PackInputs:
-    """Integers to pack, one per element.
-
-    Attributes
-    ----------
-    values : torch.Tensor
-        int32 ``[rows, columns]`` or ``[matrices, rows, columns]``; it may be a view. Only the low four bits count.
-    encoding : str
-        One of ``ENCODINGS``: what they mean. What is packed is always two's complement.
-    """
+    """Integers to pack, one per element."""
 
     values: torch.Tensor
+    """int32 ``[rows, columns]`` or ``[matrices, rows, columns]``; it may be a view. Only the low four bits count."""
     encoding: str
+    """One of ``ENCODINGS``: what they mean. What is packed is always two's complement."""
 
     def to(self, device: str | torch.device) -> Int4PackInputs:
         """Return the same inputs on ``device``."""

@@ -17,47 +17,33 @@ INT8 = (-128, 127)
 
 @dataclass(frozen=True)
 class KvRmsnormRopeCacheInputs:
-    """Compressed keys and values of new tokens, where they go, and what the caches hold before.
-
-    Attributes
-    ----------
-    kv : torch.Tensor
-        ``[batch, length, latent_dim + rope_dim]``, bfloat16 or float16: the latent, then the rope key, whose pairs are
-        neighbours.
-    weight : torch.Tensor
-        ``[latent_dim]``, of the same dtype.
-    epsilon : float
-        Added to the mean of squares of the latent.
-    positions : torch.Tensor
-        int64 ``[batch, length]``: rows of the table.
-    cos_sin_cache : torch.Tensor
-        ``[positions, rope_dim]``, of the same dtype: cosines of all frequencies, then their sines.
-    latent_cache, rope_cache : torch.Tensor
-        The caches before the write, of one head, in the shape of the layout (``reference.cache_layout``): of the dtype
-        of ``kv``, or int8 where there are scales.
-    slots : torch.Tensor
-        int64 ``[batch, length]``: ``page * page_size + offset``, or -1 for a token that is written nowhere. No slot but
-        0 is named twice.
-    page_size : int
-        Tokens per page.
-    layout : str
-        ``PA_BSND`` or ``PA_NZ``.
-    latent_scale, rope_scale : torch.Tensor or None
-        float32 ``[latent_dim]`` and ``[rope_dim]``: what an element is multiplied by before it is rounded to int8.
-    """
+    """Compressed keys and values of new tokens, where they go, and what the caches hold before."""
 
     kv: torch.Tensor
+    """``[batch, length, latent_dim + rope_dim]``, bfloat16 or float16: the latent, then the rope key, whose pairs are
+    neighbours."""
     weight: torch.Tensor
+    """``[latent_dim]``, of the same dtype."""
     epsilon: float
+    """Added to the mean of squares of the latent."""
     positions: torch.Tensor
+    """int64 ``[batch, length]``: rows of the table."""
     cos_sin_cache: torch.Tensor
+    """``[positions, rope_dim]``, of the same dtype: cosines of all frequencies, then their sines."""
     latent_cache: torch.Tensor
     rope_cache: torch.Tensor
+    """The caches before the write, of one head, in the shape of the layout (``reference.cache_layout``): of the dtype
+    of ``kv``, or int8 where there are scales."""
     slots: torch.Tensor
+    """int64 ``[batch, length]``: ``page * page_size + offset``, or -1 for a token that is written nowhere. No slot but
+    0 is named twice."""
     page_size: int
+    """Tokens per page."""
     layout: str
+    """``PA_BSND`` or ``PA_NZ``."""
     latent_scale: torch.Tensor | None = None
     rope_scale: torch.Tensor | None = None
+    """float32 ``[latent_dim]`` and ``[rope_dim]``: what an element is multiplied by before it is rounded to int8."""
 
     @property
     def latent_dim(self) -> int:

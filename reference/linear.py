@@ -11,19 +11,13 @@ from npudiff.reference.bounds import ACCUMULATION_CONFIDENCE, accumulation_error
 
 @dataclass(frozen=True)
 class Product:
-    """Rows times a matrix, as a device computes them.
-
-    Attributes
-    ----------
-    value : torch.Tensor
-        float64 ``[rows, columns]``.
-    own : torch.Tensor
-        Error of each element that has nothing to do with the others': float32 accumulation, and the rounding of the
-        result to the dtype of the device.
-    """
+    """Rows times a matrix, as a device computes them."""
 
     value: torch.Tensor
+    """float64 ``[rows, columns]``."""
     own: torch.Tensor
+    """Error of each element that has nothing to do with the others': float32 accumulation, and the rounding of the
+    result to the dtype of the device."""
 
 
 def product(rows: torch.Tensor, matrix: torch.Tensor, dtype: torch.dtype) -> Product:

@@ -23,79 +23,53 @@ MOST_STEPS = 120
 
 @dataclass(frozen=True)
 class Int8Steps:
-    """Where a device may work in int8: what it quantises is a multiple of these, but for the normalised query.
-
-    Attributes
-    ----------
-    hidden : float
-        Hidden states are whole multiples of it, at most 127 of them.
-    query : float
-        The normalised latent of the query is rounded to a multiple of it.
-    q_a, kv_a, q_b : torch.Tensor
-        float32, one for each column of these weights, which are whole multiples of it.
-    """
+    """Where a device may work in int8: what it quantises is a multiple of these, but for the normalised query."""
 
     hidden: float
+    """Hidden states are whole multiples of it, at most 127 of them."""
     query: float
+    """The normalised latent of the query is rounded to a multiple of it."""
     q_a: torch.Tensor
     kv_a: torch.Tensor
     q_b: torch.Tensor
+    """float32, one for each column of these weights, which are whole multiples of it."""
 
 
 @dataclass(frozen=True)
 class MlaPreprocessInputs:
-    """Hidden states of new tokens, the weights of the layer, and where latent and rope key go.
-
-    Attributes
-    ----------
-    hidden : torch.Tensor
-        ``[tokens, hidden_size]``, bfloat16.
-    q_a_weight : torch.Tensor
-        ``[hidden_size, query_rank]``: down to the query's latent.
-    q_a_norm : torch.Tensor
-        ``[query_rank]``.
-    q_b_weight : torch.Tensor
-        ``[query_rank, heads * (nope_dim + rope_dim)]``: up to the heads; each has its nope part first.
-    k_up_weight : torch.Tensor
-        ``[heads, nope_dim, latent_dim]``: the up-projection of keys, absorbed into queries.
-    kv_a_weight : torch.Tensor
-        ``[hidden_size, latent_dim + rope_dim]``: down to the keys' latent, and the rope key.
-    kv_a_norm : torch.Tensor
-        ``[latent_dim]``.
-    epsilon : float
-        Added to the mean of squares in both norms.
-    positions : torch.Tensor
-        int64 ``[tokens]``: rows of the table.
-    cos_sin_cache : torch.Tensor
-        ``[positions, rope_dim]``: cosines of all frequencies, then their sines.
-    latent_cache, rope_cache : torch.Tensor
-        The caches before the write, of one head, in the shape of the layout (``reference.cache_layout``).
-    slots : torch.Tensor
-        int64 ``[tokens]``: ``page * page_size + offset``, or -1 for a token that is written nowhere.
-    page_size : int
-        Tokens per page.
-    layout : str
-        ``PA_BSND`` or ``PA_NZ``.
-    steps : Int8Steps or None
-        Where a device may work in int8.
-    """
+    """Hidden states of new tokens, the weights of the layer, and where latent and rope key go."""
 
     hidden: torch.Tensor
+    """``[tokens, hidden_size]``, bfloat16."""
     q_a_weight: torch.Tensor
+    """``[hidden_size, query_rank]``: down to the query's latent."""
     q_a_norm: torch.Tensor
+    """``[query_rank]``."""
     q_b_weight: torch.Tensor
+    """``[query_rank, heads * (nope_dim + rope_dim)]``: up to the heads; each has its nope part first."""
     k_up_weight: torch.Tensor
+    """``[heads, nope_dim, latent_dim]``: the up-projection of keys, absorbed into queries."""
     kv_a_weight: torch.Tensor
+    """``[hidden_size, latent_dim + rope_dim]``: down to the keys' latent, and the rope key."""
     kv_a_norm: torch.Tensor
+    """``[latent_dim]``."""
     epsilon: float
+    """Added to the mean of squares in both norms."""
     positions: torch.Tensor
+    """int64 ``[tokens]``: rows of the table."""
     cos_sin_cache: torch.Tensor
+    """``[positions, rope_dim]``: cosines of all frequencies, then their sines."""
     latent_cache: torch.Tensor
     rope_cache: torch.Tensor
+    """The caches before the write, of one head, in the shape of the layout (``reference.cache_layout``)."""
     slots: torch.Tensor
+    """int64 ``[tokens]``: ``page * page_size + offset``, or -1 for a token that is written nowhere."""
     page_size: int
+    """Tokens per page."""
     layout: str
+    """``PA_BSND`` or ``PA_NZ``."""
     steps: Int8Steps | None = None
+    """Where a device may work in int8."""
 
     @property
     def heads(self) -> int:

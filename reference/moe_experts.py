@@ -20,44 +20,29 @@ ROW_BITS = 8
 
 @dataclass(frozen=True)
 class Gate:
-    """How gates and ups become one.
-
-    Attributes
-    ----------
-    activation : Activation
-        What the configuration says.
-    limit : float or None
-        Limit of the activation; None for none.
-    alpha, bias : float
-        Of ``SWIGLU_OAI``.
-    layout : str
-        One of ``reference.swiglu.LAYOUTS``: where gates and ups lie among the columns of the first matrix.
-    """
+    """How gates and ups become one."""
 
     activation: Activation = Activation.SILU
+    """What the configuration says."""
     limit: float | None = None
+    """Limit of the activation; None for none."""
     alpha: float = 1.702
     bias: float = 1.0
+    """Of ``SWIGLU_OAI``."""
     layout: str = "halves"
+    """One of ``reference.swiglu.LAYOUTS``: where gates and ups lie among the columns of the first matrix."""
 
 
 @dataclass(frozen=True)
 class Experts:
-    """The matrices of some experts, and what lies between them.
-
-    Attributes
-    ----------
-    up : ExpertWeights
-        ``[experts, hidden, 2 * width]``: to gates and ups.
-    down : ExpertWeights
-        ``[experts, width, hidden]``.
-    gate : Gate
-        What becomes of gates and ups.
-    """
+    """The matrices of some experts, and what lies between them."""
 
     up: ExpertWeights
+    """``[experts, hidden, 2 * width]``: to gates and ups."""
     down: ExpertWeights
+    """``[experts, width, hidden]``."""
     gate: Gate = field(default_factory=Gate)
+    """What becomes of gates and ups."""
 
     @property
     def quantised(self) -> bool:
@@ -67,30 +52,20 @@ class Experts:
 
 @dataclass(frozen=True)
 class MoeExpertsInputs:
-    """States, the experts of each token with their weights, and the matrices of those experts that are here.
-
-    Attributes
-    ----------
-    states : torch.Tensor
-        ``[tokens, hidden]``, bfloat16 or float16; its rows may be slices of wider ones.
-    chosen : torch.Tensor
-        int32 ``[tokens, k]``: numbers of experts.
-    weights : torch.Tensor
-        ``[tokens, k]`` of the dtype of ``states``.
-    here : torch.Tensor
-        int64 ``[experts that are here]``, ascending: whose matrices ``routed`` has. Copies for others are left out.
-    routed : Experts
-        Of the experts that are here.
-    shared : Experts or None
-        One expert that every token has, with weight 1.
-    """
+    """States, the experts of each token with their weights, and the matrices of those experts that are here."""
 
     states: torch.Tensor
+    """``[tokens, hidden]``, bfloat16 or float16; its rows may be slices of wider ones."""
     chosen: torch.Tensor
+    """int32 ``[tokens, k]``: numbers of experts."""
     weights: torch.Tensor
+    """``[tokens, k]`` of the dtype of ``states``."""
     here: torch.Tensor
+    """int64 ``[experts that are here]``, ascending: whose matrices ``routed`` has. Copies for others are left out."""
     routed: Experts
+    """Of the experts that are here."""
     shared: Experts | None = None
+    """One expert that every token has, with weight 1."""
 
     def to(self, device: str | torch.device) -> MoeExpertsInputs:
         """Return the same inputs on ``device``."""

@@ -14,24 +14,16 @@ from npudiff.reference.views import moved_inputs
 
 @dataclass(frozen=True)
 class MoeFinalizeInputs:
-    """Results of all experts, where those of each token are, and what they weigh.
-
-    Attributes
-    ----------
-    expert_rows : torch.Tensor
-        ``[copies, width]``, bfloat16, float16 or float32. Rows that no place names may hold anything.
-    places : torch.Tensor
-        int32 ``[tokens, chosen]``: the row of each copy, ``NOWHERE`` for one that is left out.
-    weights : torch.Tensor
-        ``[tokens, chosen]`` of the dtype of ``expert_rows``.
-    skip : torch.Tensor or None
-        ``[tokens, width]`` of the same dtype: added, as the result of shared experts is.
-    """
+    """Results of all experts, where those of each token are, and what they weigh."""
 
     expert_rows: torch.Tensor
+    """``[copies, width]``, bfloat16, float16 or float32. Rows that no place names may hold anything."""
     places: torch.Tensor
+    """int32 ``[tokens, chosen]``: the row of each copy, ``NOWHERE`` for one that is left out."""
     weights: torch.Tensor
+    """``[tokens, chosen]`` of the dtype of ``expert_rows``."""
     skip: torch.Tensor | None
+    """``[tokens, width]`` of the same dtype: added, as the result of shared experts is."""
 
     def to(self, device: str | torch.device) -> MoeFinalizeInputs:
         """Return the same inputs on ``device``."""

@@ -17,37 +17,25 @@ GROUP_SCORES = ("sum of two", "largest")
 
 @dataclass(frozen=True)
 class MoeGatingInputs:
-    """The router's logits, and how experts are chosen from them.
-
-    Attributes
-    ----------
-    logits : torch.Tensor
-        ``[tokens, experts]``, float32, bfloat16 or float16.
-    bias : torch.Tensor or None
-        ``[experts]`` of the dtype of ``logits``: added to the scores for the choice, and not to the weights.
-    chosen : int
-        Experts of a token.
-    scoring : str
-        One of ``SCORINGS``.
-    groups, kept_groups : int
-        Groups of experts that lie next to each other, and of how many of them the experts are taken.
-    group_score : str
-        One of ``GROUP_SCORES``.
-    renormalise : bool
-        Whether the weights of a token add up to 1 before they are scaled.
-    scaling : float
-        Factor of all weights.
-    """
+    """The router's logits, and how experts are chosen from them."""
 
     logits: torch.Tensor
+    """``[tokens, experts]``, float32, bfloat16 or float16."""
     bias: torch.Tensor | None
+    """``[experts]`` of the dtype of ``logits``: added to the scores for the choice, and not to the weights."""
     chosen: int
+    """Experts of a token."""
     scoring: str = "softmax"
+    """One of ``SCORINGS``."""
     groups: int = 1
     kept_groups: int = 1
+    """Groups of experts that lie next to each other, and of how many of them the experts are taken."""
     group_score: str = "sum of two"
+    """One of ``GROUP_SCORES``."""
     renormalise: bool = False
+    """Whether the weights of a token add up to 1 before they are scaled."""
     scaling: float = 1.0
+    """Factor of all weights."""
 
     def to(self, device: str | torch.device) -> MoeGatingInputs:
         """Return the same inputs on ``device``."""
@@ -92,21 +80,14 @@ def moe_gating(inputs: MoeGatingInputs) -> dict[str, Expected]:
 
 @dataclass(frozen=True)
 class Choice:
-    """The experts of every token.
-
-    Attributes
-    ----------
-    experts : torch.Tensor
-        int64 ``[tokens, chosen]``.
-    weights : Inexact
-        ``[tokens, chosen]``, before they are stored.
-    unsure : torch.Tensor
-        bool ``[tokens]``: a correct device may choose others.
-    """
+    """The experts of every token."""
 
     experts: torch.Tensor
+    """int64 ``[tokens, chosen]``."""
     weights: Inexact
+    """``[tokens, chosen]``, before they are stored."""
     unsure: torch.Tensor
+    """bool ``[tokens]``: a correct device may choose others."""
 
 
 def chosen_experts(inputs: MoeGatingInputs, logits: Inexact) -> Choice:

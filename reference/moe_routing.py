@@ -23,34 +23,23 @@ element of each. smoothed: the same, after a product with the factors of its exp
 
 @dataclass(frozen=True)
 class MoeRoutingInputs:
-    """Tokens and the experts that each goes to.
-
-    Attributes
-    ----------
-    states : torch.Tensor
-        ``[tokens, width]``, bfloat16 or float16; its rows may be slices of wider ones.
-    experts : torch.Tensor
-        int32 ``[tokens, chosen]``: different ones for each token, in ``0..all_experts - 1``.
-    all_experts : int
-        Experts of the model.
-    first, last : int
-        Experts ``first`` to ``last - 1`` are here; copies for others are left out.
-    form : str
-        One of ``FORMS``.
-    scale : torch.Tensor or None
-        float32: ``[tokens]`` of tokens, ``[last - first, width]`` or ``[1, width]`` factors of elements, or ``[1]``.
-    offset : torch.Tensor or None
-        float32 ``[1]``, with one scale.
-    """
+    """Tokens and the experts that each goes to."""
 
     states: torch.Tensor
+    """``[tokens, width]``, bfloat16 or float16; its rows may be slices of wider ones."""
     experts: torch.Tensor
+    """int32 ``[tokens, chosen]``: different ones for each token, in ``0..all_experts - 1``."""
     all_experts: int
+    """Experts of the model."""
     first: int
     last: int
+    """Experts ``first`` to ``last - 1`` are here; copies for others are left out."""
     form: str = "as they are"
+    """One of ``FORMS``."""
     scale: torch.Tensor | None = None
+    """float32: ``[tokens]`` of tokens, ``[last - first, width]`` or ``[1, width]`` factors of elements, or ``[1]``."""
     offset: torch.Tensor | None = None
+    """float32 ``[1]``, with one scale."""
 
     def to(self, device: str | torch.device) -> MoeRoutingInputs:
         """Return the same inputs on ``device``."""

@@ -18,34 +18,24 @@ class PaddedTokensInputs:
 
     A chunk is what one rank computes. It is a batch of its own, or a part of one that was split over ranks; a buffer
     into which the chunks of several ranks were gathered has several.
-
-    Attributes
-    ----------
-    states : torch.Tensor
-        ``[rows, width]``, bfloat16, float16 or float32. Its rows may be slices of wider ones. Padded rows hold
-        anything.
-    experts : torch.Tensor
-        int32 ``[rows, chosen]``: different ones for each row, in ``0..all_experts - 1``, for padded rows as well.
-    weights : torch.Tensor
-        ``[rows, chosen]`` of the dtype of ``states``, as they were gated; those of padded rows are anything.
-    factors : torch.Tensor
-        ``[all_experts]`` of the same dtype: by what each expert multiplies its rows, exactly. Powers of two stand for
-        experts here, so that what is lost is lost by padding alone.
-    totals : torch.Tensor
-        int64 ``[chunks]``: real rows of the whole batch of each chunk.
-    offsets : torch.Tensor
-        int64 ``[chunks]``: the row of its batch with which a chunk begins.
-    earlier : torch.Tensor
-        int64 ``[chunks]``: ``totals`` of the batch before, as a buffer of a graph holds them until it is written.
     """
 
     states: torch.Tensor
+    """``[rows, width]``, bfloat16, float16 or float32. Its rows may be slices of wider ones. Padded rows hold
+    anything."""
     experts: torch.Tensor
+    """int32 ``[rows, chosen]``: different ones for each row, in ``0..all_experts - 1``, for padded rows as well."""
     weights: torch.Tensor
+    """``[rows, chosen]`` of the dtype of ``states``, as they were gated; those of padded rows are anything."""
     factors: torch.Tensor
+    """``[all_experts]`` of the same dtype: by what each expert multiplies its rows, exactly. Powers of two stand for
+    experts here, so that what is lost is lost by padding alone."""
     totals: torch.Tensor
+    """int64 ``[chunks]``: real rows of the whole batch of each chunk."""
     offsets: torch.Tensor
+    """int64 ``[chunks]``: the row of its batch with which a chunk begins."""
     earlier: torch.Tensor
+    """int64 ``[chunks]``: ``totals`` of the batch before, as a buffer of a graph holds them until it is written."""
 
     @property
     def chunk(self) -> int:

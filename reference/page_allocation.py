@@ -11,27 +11,18 @@ from npudiff.reference.bounds import Expected, exactly
 
 @dataclass(frozen=True)
 class PageAllocationInputs:
-    """Requests that grow, and the pages that are free.
-
-    Attributes
-    ----------
-    prefix_lengths : torch.Tensor
-        int64 ``[batch]``: tokens that each request has already.
-    lengths : torch.Tensor
-        int64 ``[batch]``: tokens that it will have, at least one more. One more for all is a decode.
-    last_slots : torch.Tensor
-        int64 ``[batch]``: slot of each request's last token; -1 for a request without any.
-    free_pages : torch.Tensor
-        int64 ``[free]``: pages in the order in which they are taken. Page 0 is never among them.
-    page_size : int
-        Tokens per page.
-    """
+    """Requests that grow, and the pages that are free."""
 
     prefix_lengths: torch.Tensor
+    """int64 ``[batch]``: tokens that each request has already."""
     lengths: torch.Tensor
+    """int64 ``[batch]``: tokens that it will have, at least one more. One more for all is a decode."""
     last_slots: torch.Tensor
+    """int64 ``[batch]``: slot of each request's last token; -1 for a request without any."""
     free_pages: torch.Tensor
+    """int64 ``[free]``: pages in the order in which they are taken. Page 0 is never among them."""
     page_size: int
+    """Tokens per page."""
 
     def to(self, device: str | torch.device) -> PageAllocationInputs:
         """Return the same inputs on ``device``."""

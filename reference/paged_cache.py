@@ -17,33 +17,23 @@ SKIPPED = -1
 
 @dataclass(frozen=True)
 class PagedCacheInputs:
-    """New keys and values, where they go, and what the caches hold before.
-
-    Attributes
-    ----------
-    key : torch.Tensor
-        ``[tokens, kv_heads, head_dim]``, bfloat16, float16 or int8; its tokens may be slices of wider rows.
-    value : torch.Tensor
-        ``[tokens, kv_heads, value_head_dim]``, of the dtype of ``key``.
-    key_cache, value_cache : torch.Tensor
-        The caches before the write, in the shape of the layout (``reference.cache_layout``). Page 0 is a dummy to which
-        padded tokens are written.
-    slots : torch.Tensor
-        int32 or int64 ``[tokens]``: ``page * page_size + offset``, or -1 for a token that is written nowhere. No slot
-        but 0 is named twice.
-    page_size : int
-        Tokens per page.
-    layout : str
-        ``PA_BSND``, ``PA_BNSD`` or ``PA_NZ``.
-    """
+    """New keys and values, where they go, and what the caches hold before."""
 
     key: torch.Tensor
+    """``[tokens, kv_heads, head_dim]``, bfloat16, float16 or int8; its tokens may be slices of wider rows."""
     value: torch.Tensor
+    """``[tokens, kv_heads, value_head_dim]``, of the dtype of ``key``."""
     key_cache: torch.Tensor
     value_cache: torch.Tensor
+    """The caches before the write, in the shape of the layout (``reference.cache_layout``). Page 0 is a dummy to which
+    padded tokens are written."""
     slots: torch.Tensor
+    """int32 or int64 ``[tokens]``: ``page * page_size + offset``, or -1 for a token that is written nowhere. No slot
+    but 0 is named twice."""
     page_size: int
+    """Tokens per page."""
     layout: str
+    """``PA_BSND``, ``PA_BNSD`` or ``PA_NZ``."""
 
     def to(self, device: str | torch.device) -> PagedCacheInputs:
         """Return the same inputs on ``device``; the caches are copies, so that a write leaves these as they are."""

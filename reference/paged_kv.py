@@ -19,24 +19,17 @@ class PagedKV:
 
     Token ``t`` of request ``b`` lies in page ``block_table[b, t // page_size]`` at offset ``t % page_size``. Page 0 is
     a dummy that padded and evicted tokens point to.
-
-    Attributes
-    ----------
-    key : torch.Tensor
-        ``[pages, page_size, kv_heads, head_dim]``, bfloat16 or float16; or the same in the shape of the layout.
-    value : torch.Tensor
-        ``[pages, page_size, kv_heads, value_head_dim]``, of the dtype of ``key``; or in the shape of the layout.
-    block_table : torch.Tensor
-        int32 ``[batch, width]``. Entries beyond a request's pages, and entries of pages that left the window, hold
-        any valid page.
-    layout : str
-        One of ``LAYOUTS``.
     """
 
     key: torch.Tensor
+    """``[pages, page_size, kv_heads, head_dim]``, bfloat16 or float16; or the same in the shape of the layout."""
     value: torch.Tensor
+    """``[pages, page_size, kv_heads, value_head_dim]``, of the dtype of ``key``; or in the shape of the layout."""
     block_table: torch.Tensor
+    """int32 ``[batch, width]``. Entries beyond a request's pages, and entries of pages that left the window, hold any
+    valid page."""
     layout: str = "PA_BSND"
+    """One of ``LAYOUTS``."""
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

@@ -20,36 +20,25 @@ RANGES = {8: (-128, 127), 4: (-8, 7)}
 
 @dataclass(frozen=True)
 class QuantMatmulInputs:
-    """Quantised states and a quantised weight, and what turns their product into an output.
-
-    Attributes
-    ----------
-    x : torch.Tensor
-        int8 ``[tokens, inner]``; its rows may be slices of wider ones. Integers of four bits stand one in each element.
-    weight : torch.Tensor
-        int8 ``[inner, columns]``; it may be a transposed view.
-    scale : torch.Tensor
-        float32 or bfloat16 ``[columns]`` or ``[1]``.
-    token_scale : torch.Tensor or None
-        float32 ``[tokens]``.
-    offset : torch.Tensor or None
-        float32 ``[columns]`` or ``[1]``, whole numbers; with int8 output only.
-    bias : torch.Tensor or None
-        ``[columns]``: int32 is added to the sums, floats of any dtype after scaling.
-    output_dtype : torch.dtype
-        One of ``OUTPUTS``.
-    bits : int
-        8 or 4: of the integers of ``x`` and ``weight``.
-    """
+    """Quantised states and a quantised weight, and what turns their product into an output."""
 
     x: torch.Tensor
+    """int8 ``[tokens, inner]``; its rows may be slices of wider ones. Integers of four bits stand one in each
+    element."""
     weight: torch.Tensor
+    """int8 ``[inner, columns]``; it may be a transposed view."""
     scale: torch.Tensor
+    """float32 or bfloat16 ``[columns]`` or ``[1]``."""
     token_scale: torch.Tensor | None
+    """float32 ``[tokens]``."""
     offset: torch.Tensor | None
+    """float32 ``[columns]`` or ``[1]``, whole numbers; with int8 output only."""
     bias: torch.Tensor | None
+    """``[columns]``: int32 is added to the sums, floats of any dtype after scaling."""
     output_dtype: torch.dtype
+    """One of ``OUTPUTS``."""
     bits: int = 8
+    """8 or 4: of the integers of ``x`` and ``weight``."""
 
     @property
     def scale_is_cut(self) -> bool:

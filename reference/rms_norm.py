@@ -29,30 +29,20 @@ WEIGHT_OFFSETS = {"plain": 0.0, "gemma": 1.0}
 
 @dataclass(frozen=True)
 class RmsNormInputs:
-    """Hidden states, an optional residual, and the weight.
-
-    Attributes
-    ----------
-    hidden : torch.Tensor
-        ``[tokens, hidden_size]``, bfloat16, float16 or float32; its rows may be a slice of wider ones.
-    residual : torch.Tensor or None
-        Added to ``hidden`` first, of the same shape and dtype.
-    weight : torch.Tensor
-        ``[hidden_size]``, of the same dtype.
-    epsilon : float
-        Added to the mean of squares.
-    kind : str
-        ``plain`` or ``gemma``.
-    rounding : str
-        One of ``ROUNDINGS``: how precise an implementation has to be.
-    """
+    """Hidden states, an optional residual, and the weight."""
 
     hidden: torch.Tensor
+    """``[tokens, hidden_size]``, bfloat16, float16 or float32; its rows may be a slice of wider ones."""
     residual: torch.Tensor | None
+    """Added to ``hidden`` first, of the same shape and dtype."""
     weight: torch.Tensor
+    """``[hidden_size]``, of the same dtype."""
     epsilon: float
+    """Added to the mean of squares."""
     kind: str
+    """``plain`` or ``gemma``."""
     rounding: str = "stages"
+    """One of ``ROUNDINGS``: how precise an implementation has to be."""
 
     def to(self, device: str | torch.device) -> RmsNormInputs:
         """Return the same inputs on ``device``; hidden states and residual are copies, since operators write there."""
@@ -110,22 +100,15 @@ def rms_norm(inputs: RmsNormInputs) -> dict[str, Expected]:
 
 @dataclass(frozen=True)
 class Normalised:
-    """Normalised rows, and how far a correct device may be from them.
-
-    Attributes
-    ----------
-    value : torch.Tensor
-        float64 ``[rows, columns]``.
-    own : torch.Tensor
-        Error of each element that has nothing to do with the others': its roundings.
-    rstd, relative : torch.Tensor
-        float64 ``[rows, 1]``: the factor of a row, and its relative error, which all elements of the row share.
-    """
+    """Normalised rows, and how far a correct device may be from them."""
 
     value: torch.Tensor
+    """float64 ``[rows, columns]``."""
     own: torch.Tensor
+    """Error of each element that has nothing to do with the others': its roundings."""
     rstd: torch.Tensor
     relative: torch.Tensor
+    """float64 ``[rows, 1]``: the factor of a row, and its relative error, which all elements of the row share."""
 
     @property
     def bound(self) -> torch.Tensor:

@@ -29,33 +29,22 @@ the head dim (14). Backends compute it in double precision on the host and round
 
 @dataclass(frozen=True)
 class RopeCacheInputs:
-    """Positions of some tokens, and the rope of their layer.
-
-    Attributes
-    ----------
-    positions : torch.Tensor
-        int64 ``[tokens]``.
-    offsets : torch.Tensor or None
-        int32 or int64 ``[tokens]``, added to positions: together they are rows of the table.
-    config : RopeConfig
-        The rope of this layer.
-    other : RopeConfig or None
-        The rope of other layers of the model, which is built after this one. Nothing of it may show.
-    lengths : tuple of int
-        Rows of the table at first, and after each growth; rising.
-    first_row : int
-        No row before this one is asked for, so none has to be built: long contexts stay cheap to test.
-    dtype : torch.dtype
-        Dtype of cosines and sines: float32, bfloat16 or float16.
-    """
+    """Positions of some tokens, and the rope of their layer."""
 
     positions: torch.Tensor
+    """int64 ``[tokens]``."""
     offsets: torch.Tensor | None
+    """int32 or int64 ``[tokens]``, added to positions: together they are rows of the table."""
     config: RopeConfig
+    """The rope of this layer."""
     other: RopeConfig | None
+    """The rope of other layers of the model, which is built after this one. Nothing of it may show."""
     lengths: tuple[int, ...]
+    """Rows of the table at first, and after each growth; rising."""
     first_row: int
+    """No row before this one is asked for, so none has to be built: long contexts stay cheap to test."""
     dtype: torch.dtype
+    """Dtype of cosines and sines: float32, bfloat16 or float16."""
 
     @property
     def rows(self) -> torch.Tensor:

@@ -29,49 +29,34 @@ FLOAT32_INTEGERS = 2**24
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """The rope of one kind of layer, in the words of model configurations.
-
-    Attributes
-    ----------
-    kind : str
-        One of ``KINDS``; other fields than those it uses are ignored.
-    rotary_dim, head_dim : int
-        Elements of a head that turn, and elements of a query head, which give the softmax scale.
-    base : float
-        ``rope_theta``.
-    max_positions : int
-        Positions that the model was trained with (``original_max_position_embeddings``).
-    factors : tuple of float
-        Scaling factors; more than one for ``linear`` only, where each gets a section of the table.
-    low_freq_factor, high_freq_factor : float
-        llama3: wavelengths beyond ``max_positions / low`` are divided, those below ``max_positions / high`` kept.
-    beta_fast, beta_slow : float
-        YaRN: turns within ``max_positions`` from which a frequency is kept, and up to which it is divided.
-    truncate : bool
-        yarn: whether the dims of these turns are rounded outwards to integers.
-    extrapolation_factor : float
-        YaRN: weight of the kept frequencies, in (0, 1].
-    attention_factor : float
-        YaRN: additional factor of cosines and sines.
-    mscale, mscale_all_dim : float or None
-        YaRN: coefficients of the amplitude, and of the part of it that goes into the softmax scale.
-    """
+    """The rope of one kind of layer, in the words of model configurations."""
 
     kind: str = "base"
+    """One of ``KINDS``; other fields than those it uses are ignored."""
     rotary_dim: int = 64
     head_dim: int = 64
+    """Elements of a head that turn, and elements of a query head, which give the softmax scale."""
     base: float = 10000.0
+    """``rope_theta``."""
     max_positions: int = 4096
+    """Positions that the model was trained with (``original_max_position_embeddings``)."""
     factors: tuple[float, ...] = (1.0,)
+    """Scaling factors; more than one for ``linear`` only, where each gets a section of the table."""
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
+    """llama3: wavelengths beyond ``max_positions / low`` are divided, those below ``max_positions / high`` kept."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    """YaRN: turns within ``max_positions`` from which a frequency is kept, and up to which it is divided."""
     truncate: bool = True
+    """yarn: whether the dims of these turns are rounded outwards to integers."""
     extrapolation_factor: float = 1.0
+    """YaRN: weight of the kept frequencies, in (0, 1]."""
     attention_factor: float = 1.0
+    """YaRN: additional factor of cosines and sines."""
     mscale: float | None = None
     mscale_all_dim: float | None = None
+    """YaRN: coefficients of the amplitude, and of the part of it that goes into the softmax scale."""
 
     @property
     def width(self) -> int:
@@ -91,18 +76,12 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Angles per position of each pair, in radians.
-
-    Attributes
-    ----------
-    value : torch.Tensor
-        float64 ``[width / 2]``.
-    relative : torch.Tensor
-        float64, of the same shape: the largest relative error of a frequency that is computed in float32.
-    """
+    """Angles per position of each pair, in radians."""
 
     value: torch.Tensor
+    """float64 ``[width / 2]``."""
     relative: torch.Tensor
+    """float64, of the same shape: the largest relative error of a frequency that is computed in float32."""
 
 
 def frequencies(config: RopeConfig) -> Frequencies:

@@ -19,31 +19,21 @@ interleaved_to_half: read as interleaved, written as half, which is what ``npu_i
 
 @dataclass(frozen=True)
 class RotaryInputs:
-    """Queries and keys of some tokens, their positions, and the table.
-
-    Attributes
-    ----------
-    query : torch.Tensor
-        ``[tokens, heads, head_dim]``, bfloat16, float16 or float32.
-    key : torch.Tensor
-        ``[tokens, kv_heads, head_dim]``, of the same dtype.
-    positions : torch.Tensor
-        int64 ``[tokens]``: rows of the table; or ``[sections, tokens]``, a row for each section.
-    cos_sin_cache : torch.Tensor
-        ``[positions, rotary_dim]``, of the same dtype: the cosines of all frequencies, then their sines.
-    style : str
-        One of ``STYLES``.
-    sections : tuple of int
-        Frequencies of each section: the first so many columns of a token's row come from its first position, the next
-        ones from its second. Empty if there is one position per token.
-    """
+    """Queries and keys of some tokens, their positions, and the table."""
 
     query: torch.Tensor
+    """``[tokens, heads, head_dim]``, bfloat16, float16 or float32."""
     key: torch.Tensor
+    """``[tokens, kv_heads, head_dim]``, of the same dtype."""
     positions: torch.Tensor
+    """int64 ``[tokens]``: rows of the table; or ``[sections, tokens]``, a row for each section."""
     cos_sin_cache: torch.Tensor
+    """``[positions, rotary_dim]``, of the same dtype: the cosines of all frequencies, then their sines."""
     style: str
+    """One of ``STYLES``."""
     sections: tuple[int, ...] = ()
+    """Frequencies of each section: the first so many columns of a token's row come from its first position, the next
+    ones from its second. Empty if there is one position per token."""
 
     @property
     def rotary_dim(self) -> int:

@@ -29,24 +29,16 @@ ROUND_MODES = (0, 1)
 
 @dataclass(frozen=True)
 class ScalePackInputs:
-    """Scales to pack.
-
-    Attributes
-    ----------
-    scale : torch.Tensor
-        float32 of any shape; it may be a view.
-    offset : torch.Tensor or None
-        float32 that broadcasts with ``scale``: what is added after scaling, in the fixpipe form only.
-    form : str
-        One of ``FORMS``.
-    round_mode : int
-        One of ``ROUND_MODES``; 0 in the form of plain bits, which has room for all.
-    """
+    """Scales to pack."""
 
     scale: torch.Tensor
+    """float32 of any shape; it may be a view."""
     offset: torch.Tensor | None
+    """float32 that broadcasts with ``scale``: what is added after scaling, in the fixpipe form only."""
     form: str
+    """One of ``FORMS``."""
     round_mode: int = 0
+    """One of ``ROUND_MODES``; 0 in the form of plain bits, which has room for all."""
 
     def to(self, device: str | torch.device) -> ScalePackInputs:
         """Return the same inputs on ``device``."""

@@ -23,35 +23,25 @@ class SlidingAttentionInputs:
 
     Row ``r`` of a request with ``q`` new and ``L`` total tokens stands at position ``L - q + r`` and sees the keys at
     positions ``position - window + 1`` to ``position``: ``window`` keys, its own included.
-
-    Attributes
-    ----------
-    query : torch.Tensor
-        ``[tokens, heads, head_dim]``, bfloat16 or float16: the new tokens of all requests, one request after the
-        other. Rows beyond ``sum(query_lengths)`` are padding: their output is zero, their LSE is not specified.
-    full : PagedKV
-        The pool of the full-attention layers.
-    sliding : PagedKV or None
-        The pool of the sliding-window layers of a hybrid model, with a block table of its own. A layer with a window
-        reads this pool where there is one.
-    query_lengths, kv_lengths : tuple of int
-        New tokens and total tokens (the new ones included) of each request.
-    window : int or None
-        Number of visible keys, the query's own included; None for a full-attention layer.
-    scale : float
-        Factor of the scores.
-    sinks : torch.Tensor or None
-        bfloat16 ``[heads]``: a logit per head that joins the softmax's denominator, unscaled, and has no value.
     """
 
     query: torch.Tensor
+    """``[tokens, heads, head_dim]``, bfloat16 or float16: the new tokens of all requests, one request after the other.
+    Rows beyond ``sum(query_lengths)`` are padding: their output is zero, their LSE is not specified."""
     full: PagedKV
+    """The pool of the full-attention layers."""
     sliding: PagedKV | None
+    """The pool of the sliding-window layers of a hybrid model, with a block table of its own. A layer with a window
+    reads this pool where there is one."""
     query_lengths: tuple[int, ...]
     kv_lengths: tuple[int, ...]
+    """New tokens and total tokens (the new ones included) of each request."""
     window: int | None
+    """Number of visible keys, the query's own included; None for a full-attention layer."""
     scale: float
+    """Factor of the scores."""
     sinks: torch.Tensor | None
+    """bfloat16 ``[heads]``: a logit per head that joins the softmax's denominator, unscaled, and has no value."""
 
     @property
     def kv(self) -> PagedKV:

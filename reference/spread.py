@@ -37,22 +37,15 @@ def rounding_scale(dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """Rows of exact values, and the scales of the errors of what a device has in their place.
-
-    Attributes
-    ----------
-    value : torch.Tensor
-        float64 ``[..., columns]``.
-    own : torch.Tensor
-        float64, of the same shape: scale of the error of each element, which has nothing to do with that of others.
-    shared : torch.Tensor
-        float64 ``[..., 1]``: relative error that all elements of a row have in common, at its largest. A product with
-        a matrix leaves it as it is.
-    """
+    """Rows of exact values, and the scales of the errors of what a device has in their place."""
 
     value: torch.Tensor
+    """float64 ``[..., columns]``."""
     own: torch.Tensor
+    """float64, of the same shape: scale of the error of each element, which has nothing to do with that of others."""
     shared: torch.Tensor
+    """float64 ``[..., 1]``: relative error that all elements of a row have in common, at its largest. A product with a
+    matrix leaves it as it is."""
 
     @classmethod
     def exact(cls, rows: torch.Tensor) -> Spread:

@@ -15,22 +15,15 @@ from npudiff.reference.bounds import Expected, exactly
 
 @dataclass(frozen=True)
 class SwaMaskInputs:
-    """What a mask is built from.
-
-    Attributes
-    ----------
-    kv_lengths : torch.Tensor
-        int32 or int64, shape ``[batch]`` or ``[batch, 1]``: tokens of each request, the newest included. 0 is a dummy
-        request of a padded batch.
-    capacity : int
-        Number of key columns, at least the longest length (table width times page size).
-    window : int or None
-        Number of visible keys, the query's own included. None shows every key of the request.
-    """
+    """What a mask is built from."""
 
     kv_lengths: torch.Tensor
+    """int32 or int64, shape ``[batch]`` or ``[batch, 1]``: tokens of each request, the newest included. 0 is a dummy
+    request of a padded batch."""
     capacity: int
+    """Number of key columns, at least the longest length (table width times page size)."""
     window: int | None
+    """Number of visible keys, the query's own included. None shows every key of the request."""
 
     def to(self, device: str | torch.device) -> SwaMaskInputs:
         """Return the same inputs on ``device``."""

@@ -34,35 +34,24 @@ class Activation(enum.Enum):
 
 @dataclass(frozen=True)
 class SwigluInputs:
-    """Gates and ups of all rows, and the part of the configuration that says what becomes of them.
-
-    Attributes
-    ----------
-    states : torch.Tensor
-        ``[tokens, 2 * width]``, bfloat16, float16 or float32; its rows may be slices of wider ones.
-    activation : Activation
-        What the configuration says.
-    routed_limit, shared_limit : float or None
-        Limit of routed experts, and of shared experts and dense layers; None for none.
-    shared : bool
-        Whether this is a shared expert or a dense layer.
-    alpha, bias : float
-        Of ``SWIGLU_OAI``.
-    layout : str
-        One of ``LAYOUTS``.
-    rounding : str
-        One of ``ROUNDINGS``: how precise an implementation has to be.
-    """
+    """Gates and ups of all rows, and the part of the configuration that says what becomes of them."""
 
     states: torch.Tensor
+    """``[tokens, 2 * width]``, bfloat16, float16 or float32; its rows may be slices of wider ones."""
     activation: Activation
+    """What the configuration says."""
     routed_limit: float | None
     shared_limit: float | None
+    """Limit of routed experts, and of shared experts and dense layers; None for none."""
     shared: bool = False
+    """Whether this is a shared expert or a dense layer."""
     alpha: float = 1.702
     bias: float = 1.0
+    """Of ``SWIGLU_OAI``."""
     layout: str = "halves"
+    """One of ``LAYOUTS``."""
     rounding: str = "stages"
+    """One of ``ROUNDINGS``: how precise an implementation has to be."""
 
     @property
     def limit(self) -> float | None:

@@ -20,51 +20,35 @@ BITS = 8
 
 @dataclass(frozen=True)
 class SwigluQuantInputs:
-    """Gates and ups of all rows, what they are worth, and how they are activated.
-
-    Attributes
-    ----------
-    states : torch.Tensor
-        ``[tokens, 2 * width]``: int32 sums of products of int8, or bfloat16 or float16 numbers. Its rows may be slices
-        of wider ones.
-    weight_scale : torch.Tensor or None
-        float32 ``[groups, 2 * width]``, what one of the sums is worth by its column; None with numbers.
-    token_scale : torch.Tensor or None
-        float32 ``[tokens]``, what one of the sums is worth by its row; None with numbers.
-    bias : torch.Tensor or None
-        int32 ``[2 * width]``, added to the sums; not with groups.
-    smooth : torch.Tensor or None
-        float32 ``[groups, width]``, by which rows are multiplied before they are quantised.
-    counts : torch.Tensor or None
-        int64 ``[groups]``: rows of each group, one group after the other. Rows beyond them all are nobody's. None for
-        one group that has all rows.
-    activation : Activation
-        ``SILU`` has no limit here, the others have one.
-    limit : float or None
-        Of the activation.
-    alpha, glu_bias : float
-        Of ``SWIGLU_OAI``.
-    gates : str
-        One of ``GATES``.
-    dtype : torch.dtype
-        Of the model, bfloat16 or float16: that of the numbers, or what a device may round to between operations.
-    rounding : str
-        One of ``reference.swiglu.ROUNDINGS``.
-    """
+    """Gates and ups of all rows, what they are worth, and how they are activated."""
 
     states: torch.Tensor
+    """``[tokens, 2 * width]``: int32 sums of products of int8, or bfloat16 or float16 numbers. Its rows may be slices
+    of wider ones."""
     weight_scale: torch.Tensor | None
+    """float32 ``[groups, 2 * width]``, what one of the sums is worth by its column; None with numbers."""
     token_scale: torch.Tensor | None
+    """float32 ``[tokens]``, what one of the sums is worth by its row; None with numbers."""
     bias: torch.Tensor | None
+    """int32 ``[2 * width]``, added to the sums; not with groups."""
     smooth: torch.Tensor | None
+    """float32 ``[groups, width]``, by which rows are multiplied before they are quantised."""
     counts: torch.Tensor | None
+    """int64 ``[groups]``: rows of each group, one group after the other. Rows beyond them all are nobody's. None for
+    one group that has all rows."""
     activation: Activation = Activation.SILU
+    """``SILU`` has no limit here, the others have one."""
     limit: float | None = None
+    """Of the activation."""
     alpha: float = 1.702
     glu_bias: float = 1.0
+    """Of ``SWIGLU_OAI``."""
     gates: str = "left"
+    """One of ``GATES``."""
     dtype: torch.dtype = torch.bfloat16
+    """Of the model, bfloat16 or float16: that of the numbers, or what a device may round to between operations."""
     rounding: str = "stages"
+    """One of ``reference.swiglu.ROUNDINGS``."""
 
     @property
     def width(self) -> int:

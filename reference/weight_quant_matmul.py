@@ -19,33 +19,22 @@ BIAS_DTYPES = {torch.float16: torch.float16, torch.bfloat16: torch.float32}
 
 @dataclass(frozen=True)
 class WeightQuantMatmulInputs:
-    """States, and a quantised weight with what its integers are worth.
-
-    Attributes
-    ----------
-    x : torch.Tensor
-        ``[tokens, inner]``, bfloat16 or float16; its rows may be slices of wider ones.
-    weight : torch.Tensor
-        int8 ``[inner, columns]``; it may be a transposed view. Integers of four bits stand one in each element.
-    scale : torch.Tensor
-        ``[1]``, ``[columns]`` or ``[groups, columns]`` of the dtype of ``x``.
-    offset : torch.Tensor or None
-        Of the shape and dtype of ``scale``: added to the integers before they are scaled.
-    bias : torch.Tensor or None
-        ``[columns]``: float16 for float16, float32 for bfloat16.
-    group_size : int
-        Rows of the weight that share a scale, the last of them perhaps fewer; 0 where there are no groups.
-    bits : int
-        8 or 4.
-    """
+    """States, and a quantised weight with what its integers are worth."""
 
     x: torch.Tensor
+    """``[tokens, inner]``, bfloat16 or float16; its rows may be slices of wider ones."""
     weight: torch.Tensor
+    """int8 ``[inner, columns]``; it may be a transposed view. Integers of four bits stand one in each element."""
     scale: torch.Tensor
+    """``[1]``, ``[columns]`` or ``[groups, columns]`` of the dtype of ``x``."""
     offset: torch.Tensor | None
+    """Of the shape and dtype of ``scale``: added to the integers before they are scaled."""
     bias: torch.Tensor | None
+    """``[columns]``: float16 for float16, float32 for bfloat16."""
     group_size: int = 0
+    """Rows of the weight that share a scale, the last of them perhaps fewer; 0 where there are no groups."""
     bits: int = 8
+    """8 or 4."""
 
     def to(self, device: str | torch.device) -> WeightQuantMatmulInputs:
         """Return the same inputs on ``device``."""

@@ -28,23 +28,16 @@ COMPRESSED_MASK_SIZE = 2048
 
 @dataclass(frozen=True)
 class FusedCall:
-    """One call of a fused attention operator.
-
-    Attributes
-    ----------
-    operator : str
-        Name in ``torch.ops.npu``.
-    query, key, value : torch.Tensor
-        Positional arguments, on the device.
-    arguments : mapping
-        Keyword arguments.
-    """
+    """One call of a fused attention operator."""
 
     operator: str
+    """Name in ``torch.ops.npu``."""
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
+    """Positional arguments, on the device."""
     arguments: Mapping[str, Any]
+    """Keyword arguments."""
 
     def having(self, **changes: Any) -> FusedCall:  # noqa: ANN401 - operator arguments of many types
         """Return the same call with some keyword arguments changed."""

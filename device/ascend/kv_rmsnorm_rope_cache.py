@@ -33,18 +33,12 @@ ROWS: Box = {"placement": ("rows",), "quantised": (False,)}
 
 @dataclass(frozen=True)
 class FusedCall:
-    """One call of npu_kv_rmsnorm_rope_cache, whose caches are views of those that the inputs hold.
-
-    Attributes
-    ----------
-    tensors : tuple of torch.Tensor
-        kv ``[batch, 1, length, 576]``, gamma, cos and sin ``[batch, 1, length, 64]``, index, rope and latent cache.
-    options : mapping
-        Keyword arguments.
-    """
+    """One call of npu_kv_rmsnorm_rope_cache, whose caches are views of those that the inputs hold."""
 
     tensors: tuple[torch.Tensor, ...]
+    """kv ``[batch, 1, length, 576]``, gamma, cos and sin ``[batch, 1, length, 64]``, index, rope and latent cache."""
     options: Mapping[str, Any]
+    """Keyword arguments."""
 
     def having(self, **changes: Any) -> FusedCall:  # noqa: ANN401 - operator arguments of many types
         """Return the same call with some keyword arguments changed."""

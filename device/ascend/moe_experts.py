@@ -32,24 +32,16 @@ PLAIN_SILU: Box = {"activation": ("silu", "swiglustep"), "limit": (None,)}
 
 @dataclass(frozen=True)
 class Copies:
-    """Copies of tokens sorted by expert, and what belongs to them.
-
-    Attributes
-    ----------
-    rows : torch.Tensor
-        ``[tokens * k, hidden]``: int8 where weights are; rows behind the last group hold anything.
-    scale : torch.Tensor or None
-        float32 ``[tokens * k]`` of int8 rows.
-    places : torch.Tensor
-        int32 ``[tokens * k]``: the row of each copy, -1 for one whose expert is not here.
-    counts : torch.Tensor
-        int64 ``[experts that are here]``.
-    """
+    """Copies of tokens sorted by expert, and what belongs to them."""
 
     rows: torch.Tensor
+    """``[tokens * k, hidden]``: int8 where weights are; rows behind the last group hold anything."""
     scale: torch.Tensor | None
+    """float32 ``[tokens * k]`` of int8 rows."""
     places: torch.Tensor
+    """int32 ``[tokens * k]``: the row of each copy, -1 for one whose expert is not here."""
     counts: torch.Tensor
+    """int64 ``[experts that are here]``."""
 
 
 def numbered_here(inputs: MoeExpertsInputs) -> torch.Tensor:

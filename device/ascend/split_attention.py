@@ -22,18 +22,12 @@ SPLITS = 4
 
 @dataclass(frozen=True)
 class Part:
-    """Attention over some keys, for the rows of one request.
-
-    Attributes
-    ----------
-    output : torch.Tensor
-        float32 ``[heads, rows, value_dim]``.
-    lse : torch.Tensor
-        float32 ``[heads, rows]``; minus infinity for a row that sees none of the keys.
-    """
+    """Attention over some keys, for the rows of one request."""
 
     output: torch.Tensor
+    """float32 ``[heads, rows, value_dim]``."""
     lse: torch.Tensor
+    """float32 ``[heads, rows]``; minus infinity for a row that sees none of the keys."""
 
 
 class SplitAttention:

@@ -24,21 +24,15 @@ Kinds = frozenset[str]
 
 @dataclass(frozen=True)
 class Call:
-    """The form of one or more calls, as they stand in the adapter: nothing filled in, nothing left out.
-
-    Attributes
-    ----------
-    operator : str
-        ``name``, or ``name.overload`` where the adapter names the overload; with its namespace unless that is ``npu``.
-    positional : tuple of frozenset of str
-        Kinds of each positional argument.
-    keywords : mapping
-        Kinds of each keyword argument.
-    """
+    """The form of one or more calls, as they stand in the adapter: nothing filled in, nothing left out."""
 
     operator: str
+    """``name``, or ``name.overload`` where the adapter names the overload; with its namespace unless that is
+    ``npu``."""
     positional: tuple[Kinds, ...]
+    """Kinds of each positional argument."""
     keywords: Mapping[str, Kinds]
+    """Kinds of each keyword argument."""
 
     @classmethod
     def of(cls, operator: str, positional: Iterable[object], keywords: Mapping[str, object]) -> Call:

@@ -25,21 +25,14 @@ class ListingError(ValueError):
 
 @dataclass(frozen=True)
 class Listing:
-    """The operators that one torch_npu lists.
-
-    Attributes
-    ----------
-    version : str
-        Version of the package, such as ``2.9.0.post2``.
-    source : str
-        File name of the wheel, or the folder.
-    schemas : mapping
-        Schema by ``name`` or ``name.overload``, as the library registers it.
-    """
+    """The operators that one torch_npu lists."""
 
     version: str
+    """Version of the package, such as ``2.9.0.post2``."""
     source: str
+    """File name of the wheel, or the folder."""
     schemas: Mapping[str, str]
+    """Schema by ``name`` or ``name.overload``, as the library registers it."""
 
 
 def read_file(path: Path, name: str) -> bytes:

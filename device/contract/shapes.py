@@ -24,25 +24,17 @@ Described = tuple[tuple[int, ...], torch.dtype] | str
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One output of one call.
-
-    Attributes
-    ----------
-    operator : str
-        ``namespace::name``, and ``.overload`` unless that is the default.
-    output : int or None
-        Which output; None if the numbers of outputs differ.
-    simulated, wheel : tuple or str
-        What each side says of it.
-    inputs : str
-        Shapes and dtypes of the call.
-    """
+    """One output of one call."""
 
     operator: str
+    """``namespace::name``, and ``.overload`` unless that is the default."""
     output: int | None
+    """Which output; None if the numbers of outputs differ."""
     simulated: Described
     wheel: Described
+    """What each side says of it."""
     inputs: str
+    """Shapes and dtypes of the call."""
 
     def __str__(self) -> str:
         """One line."""

@@ -25,21 +25,14 @@ _OTHERS = "others"
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel that was read.
-
-    Attributes
-    ----------
-    file : str
-        Its name.
-    sha256 : str
-        Digest of the file.
-    listing : Listing
-        Its schemas of the simulated operators; one that it does not list is not in it.
-    """
+    """A wheel that was read."""
 
     file: str
+    """Its name."""
     sha256: str
+    """Digest of the file."""
     listing: Listing
+    """Its schemas of the simulated operators; one that it does not list is not in it."""
 
 
 def version_key(version: str) -> tuple[int, ...]:

@@ -17,24 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator overload of the ``npu`` namespace.
-
-    Attributes
-    ----------
-    schema : str
-        The registered schema, ``name[.overload](arguments) -> returns``.
-    cpu : callable
-        Kernel for CPU tensors.
-    meta : callable
-        Kernel that gives shapes and dtypes only.
-    formatted : tuple of str
-        Arguments whose storage format the kernel looks at. It takes all others as their bytes lie.
-    """
+    """One operator overload of the ``npu`` namespace."""
 
     schema: str
+    """The registered schema, ``name[.overload](arguments) -> returns``."""
     cpu: Callable[..., Any]
+    """Kernel for CPU tensors."""
     meta: Callable[..., Any]
+    """Kernel that gives shapes and dtypes only."""
     formatted: tuple[str, ...] = ()
+    """Arguments whose storage format the kernel looks at. It takes all others as their bytes lie."""
 
 
 def install() -> None:

@@ -29,15 +29,6 @@ if TYPE_CHECKING:
 class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices):
     """The behaviour of one CANN version, as far as it is known.
 
-    Attributes
-    ----------
-    name : str
-        The name under which the profile is chosen.
-    description : str
-        What the profile stands for.
-    quirks : tuple of Quirk
-        Reported deviations from the contract, applied in order.
-
     Notes
     -----
     All other attributes are choices; the comment above each says what is disputed and by whom. Those of the
@@ -48,8 +39,11 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
     """
 
     name: str
+    """The name under which the profile is chosen."""
     description: str
+    """What the profile stands for."""
     quirks: tuple[Quirk, ...] = ()
+    """Reported deviations from the contract, applied in order."""
 
     # TND, sparse mode 4, a sequence with one query: is the band honoured? DOC drops pre_tokens and
     # next_tokens when "Q_S is 1", and TND has no Q_S axis. sglang's graph decode relies on the band (sglang

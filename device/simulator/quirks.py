@@ -19,24 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Quirk:
-    """One deviation from the contract.
-
-    Attributes
-    ----------
-    name : str
-        Short name, for messages and reports.
-    source : str
-        Link to the report or document that is the reason.
-    on_request : callable, optional
-        Hook ``request -> request``, after the checks and before the computation.
-    on_visibility : callable, optional
-        Hook ``(request, visibility) -> visibility``, once per sequence.
-    """
+    """One deviation from the contract."""
 
     name: str
+    """Short name, for messages and reports."""
     source: str
+    """Link to the report or document that is the reason."""
     on_request: Callable[[FusedAttentionRequest], FusedAttentionRequest] | None = None
+    """Hook ``request -> request``, after the checks and before the computation."""
     on_visibility: Callable[[FusedAttentionRequest, Visibility], Visibility] | None = None
+    """Hook ``(request, visibility) -> visibility``, once per sequence."""
 
 
 # Positions up to here honour the mask in the report; 512 is also the width of the kernel's key tile.

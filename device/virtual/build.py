@@ -47,18 +47,12 @@ class CannotBuild(RuntimeError):  # noqa: N818 - named for what is the case
 
 @dataclass(frozen=True)
 class Demand:
-    """What a torch_npu asks of CANN.
-
-    Attributes
-    ----------
-    libraries : tuple of str
-        Names of libraries that must be there to load it.
-    symbols : tuple of str
-        Symbols that these must define.
-    """
+    """What a torch_npu asks of CANN."""
 
     libraries: tuple[str, ...]
+    """Names of libraries that must be there to load it."""
     symbols: tuple[str, ...]
+    """Symbols that these must define."""
 
 
 def build(torch_npu: Path, torch: Path, version: str) -> Path:

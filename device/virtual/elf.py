@@ -33,25 +33,17 @@ _VERSION = struct.Struct("<H")
 
 @dataclass(frozen=True)
 class SharedLibrary:
-    """The dynamic section of a shared library.
-
-    Attributes
-    ----------
-    soname : str
-        The name by which others ask for it; empty if it has none.
-    needed : tuple of str
-        The libraries that it asks for, by their names.
-    defined : frozenset of str
-        Symbols that it gives.
-    wanted : frozenset of str
-        Symbols that somebody else must give. Weak ones, which may be missing, and those with a version, which are of
-        the C library or a compiler's, are left out.
-    """
+    """The dynamic section of a shared library."""
 
     soname: str
+    """The name by which others ask for it; empty if it has none."""
     needed: tuple[str, ...]
+    """The libraries that it asks for, by their names."""
     defined: frozenset[str]
+    """Symbols that it gives."""
     wanted: frozenset[str]
+    """Symbols that somebody else must give. Weak ones, which may be missing, and those with a version, which are of the
+    C library or a compiler's, are left out."""
 
 
 class NotSharedLibrary(ValueError):  # noqa: N818 - named for what is the case

@@ -29,21 +29,14 @@ _MORE_THAN_THERE_IS = 1 << 50
 
 @dataclass
 class Fault:
-    """What is to happen to one call of an operator.
-
-    Attributes
-    ----------
-    operator : str
-        A name, with or without namespace and overload, or ``*`` for any.
-    what : str
-        ``hang``, ``memory``, ``value``, or the number of an error after which the device is lost.
-    call : int
-        Which call of this operator, from 1.
-    """
+    """What is to happen to one call of an operator."""
 
     operator: str
+    """A name, with or without namespace and overload, or ``*`` for any."""
     what: str
+    """``hang``, ``memory``, ``value``, or the number of an error after which the device is lost."""
     call: int = 1
+    """Which call of this operator, from 1."""
     _seen: int = field(default=0, repr=False)
 
     def strikes(self, operator: str) -> bool:

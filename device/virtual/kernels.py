@@ -39,33 +39,22 @@ _ACROSS_DEVICES = frozenset({
 
 @dataclass(frozen=True)
 class Signature:
-    """What a kernel must know of an operator's schema.
-
-    Attributes
-    ----------
-    name : str
-        ``namespace::name.overload``, for messages.
-    arguments : tuple of str
-        Names, in order.
-    written : tuple of str
-        Arguments that the operator writes into, in order.
-    returned : tuple of (str or None)
-        For each result, the argument that it is, or None for a new tensor or a number.
-    out : frozenset of str
-        Arguments that are resized to hold the result.
-    random : bool
-        Whether it draws from a generator.
-    several : bool
-        Whether the results are a tuple.
-    """
+    """What a kernel must know of an operator's schema."""
 
     name: str
+    """``namespace::name.overload``, for messages."""
     arguments: tuple[str, ...]
+    """Names, in order."""
     written: tuple[str, ...]
+    """Arguments that the operator writes into, in order."""
     returned: tuple[str | None, ...]
+    """For each result, the argument that it is, or None for a new tensor or a number."""
     out: frozenset[str]
+    """Arguments that are resized to hold the result."""
     random: bool
+    """Whether it draws from a generator."""
     several: bool
+    """Whether the results are a tuple."""
 
     @property
     def crosses_devices(self) -> bool:

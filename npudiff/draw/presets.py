@@ -19,21 +19,14 @@ from npudiff.errors import unknown
 
 @dataclass(frozen=True)
 class RunPreset:
-    """How a run looks for findings.
-
-    Attributes
-    ----------
-    name : str
-        ``dev``, ``ci`` or ``nightly``.
-    examples : int
-        Cases of equivalence per implementation; relations get their share of it.
-    deterministic : bool
-        Whether every run draws the same cases, and none are remembered between runs.
-    """
+    """How a run looks for findings."""
 
     name: str
+    """``dev``, ``ci`` or ``nightly``."""
     examples: int
+    """Cases of equivalence per implementation; relations get their share of it."""
     deterministic: bool
+    """Whether every run draws the same cases, and none are remembered between runs."""
 
 
 RUN_PRESETS = {

@@ -25,17 +25,12 @@ class Machine(RuleBasedStateMachine):
         Where steps and sizes are drawn.
     listener : TraceListener
         What is told of each step.
-
-    Attributes
-    ----------
-    case : object
-        The trace so far.
-    choose : Chooser
-        Draws options, in every rule of the run.
     """
 
     case: Any
+    """The trace so far."""
     choose: Chooser
+    """Draws options, in every rule of the run."""
 
     def __init__(self, constraints: Constraints, listener: TraceListener) -> None:
         super().__init__()

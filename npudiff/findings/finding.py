@@ -45,56 +45,38 @@ MAX_SCRIPT_BYTES = 2**22
 
 @dataclass(frozen=True)
 class Script:
-    """The calls of a finding as a program that needs torch and torch_npu only, or why there is none.
-
-    Attributes
-    ----------
-    text : str
-        The program; empty if there is none.
-    tensors : bytes
-        A safetensors file with what it loads; empty if it loads nothing.
-    why_not : str
-        Why there is none, as the end of a sentence.
-    """
+    """The calls of a finding as a program that needs torch and torch_npu only, or why there is none."""
 
     text: str = ""
+    """The program; empty if there is none."""
     tensors: bytes = b""
+    """A safetensors file with what it loads; empty if it loads nothing."""
     why_not: str = ""
+    """Why there is none, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A shrunk case on which a property fails.
-
-    Attributes
-    ----------
-    component, implementation, target, cann, property_name : str
-        What failed where.
-    verdict : str
-        ``wrong value``, ``exception``, or what the case did to the process or the device.
-    case : mapping
-        The case, as plain JSON.
-    detail : mapping
-        What was seen: worst ratio, place, pattern, published criteria, error text.
-    environment : mapping
-        Versions.
-    options : str
-        What a replay needs besides the folder: ``--impl FILE`` for an implementation that is not built in.
-    command : str
-        The line that replays the finding. Text for people: nothing reads it.
-    """
+    """A shrunk case on which a property fails."""
 
     component: str
     implementation: str
     target: str
     cann: str
     property_name: str
+    """What failed where."""
     verdict: str
+    """``wrong value``, ``exception``, or what the case did to the process or the device."""
     case: Mapping[str, Any]
+    """The case, as plain JSON."""
     detail: Mapping[str, Any]
+    """What was seen: worst ratio, place, pattern, published criteria, error text."""
     environment: Mapping[str, str]
+    """Versions."""
     options: str = ""
+    """What a replay needs besides the folder: ``--impl FILE`` for an implementation that is not built in."""
     command: str = ""
+    """The line that replays the finding. Text for people: nothing reads it."""
 
     def replay_command(self, folder: Path) -> str:
         """The line that replays the finding from a folder, with the file that the implementation comes from."""

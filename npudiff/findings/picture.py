@@ -40,30 +40,20 @@ LEVELS = len(_LEVELS)
 
 @dataclass(frozen=True)
 class Grid:
-    """What is drawn: the worst level of each cell, and where parts end.
-
-    Attributes
-    ----------
-    levels : torch.Tensor
-        int64 ``[rows, columns]``: the place in the scale, -1 where nothing is specified.
-    elements : tuple of int
-        Rows and columns of the output, before cells were made of them.
-    borders : dict
-        Name of a coordinate to the rows (of the output) before which it changes.
-    sides : dict
-        The same of columns.
-    labels : tuple of str
-        What the first of the borders' coordinates is in each of its parts.
-    title : str
-        What the picture shows, in words.
-    """
+    """What is drawn: the worst level of each cell, and where parts end."""
 
     levels: torch.Tensor
+    """int64 ``[rows, columns]``: the place in the scale, -1 where nothing is specified."""
     elements: tuple[int, int]
+    """Rows and columns of the output, before cells were made of them."""
     borders: Mapping[str, Sequence[int]]
+    """Name of a coordinate to the rows (of the output) before which it changes."""
     sides: Mapping[str, Sequence[int]]
+    """The same of columns."""
     labels: tuple[str, ...] = ()
+    """What the first of the borders' coordinates is in each of its parts."""
     title: str = ""
+    """What the picture shows, in words."""
 
 
 def grid_of(output: OutputComparison, coordinates: Mapping[str, torch.Tensor]) -> Grid | None:

@@ -33,24 +33,16 @@ class ReplayVerdict(Enum):
 
 @dataclass(frozen=True)
 class Replay:
-    """One replayed finding.
-
-    Attributes
-    ----------
-    path : pathlib.Path
-        Its folder.
-    verdict : ReplayVerdict
-        FIXED if the property holds now, FAILED if it does not, ERROR if it could not be replayed.
-    line : str
-        What to say about it.
-    outcome : Outcome or None
-        The run.
-    """
+    """One replayed finding."""
 
     path: Path
+    """Its folder."""
     verdict: ReplayVerdict
+    """FIXED if the property holds now, FAILED if it does not, ERROR if it could not be replayed."""
     line: str
+    """What to say about it."""
     outcome: Outcome | None = None
+    """The run."""
 
 
 def finding_folders(paths: Sequence[Path]) -> list[Path]:

@@ -22,18 +22,12 @@ GIT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Change:
-    """What has changed since a revision.
-
-    Attributes
-    ----------
-    root : pathlib.Path
-        Folder of the repository.
-    files : frozenset of pathlib.Path
-        What differs from where the branch left the revision, what is not committed included.
-    """
+    """What has changed since a revision."""
 
     root: Path
+    """Folder of the repository."""
     files: frozenset[Path]
+    """What differs from where the branch left the revision, what is not committed included."""
 
 
 def changed_since(revision: str, folder: Path) -> Change:
@@ -73,18 +67,12 @@ def _git(folder: Path, *arguments: str) -> str:
 
 @dataclass(frozen=True)
 class Touched:
-    """What a change touches.
-
-    Attributes
-    ----------
-    implementations : frozenset of (str, str)
-        Component and implementation.
-    unknown : tuple of str
-        Files of which nobody knows what they touch, as the repository names them.
-    """
+    """What a change touches."""
 
     implementations: frozenset[tuple[str, str]]
+    """Component and implementation."""
     unknown: tuple[str, ...]
+    """Files of which nobody knows what they touch, as the repository names them."""
 
 
 def touched_by(change: Change, plan: Plan, rules: Sequence[str]) -> Touched:

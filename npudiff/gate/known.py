@@ -51,52 +51,35 @@ _NEEDED = ("component", "implementation", "link", "expires")
 
 @dataclass(frozen=True)
 class KnownIssue:
-    """A finding that is expected.
-
-    Attributes
-    ----------
-    component, implementation : str
-        Whose it is.
-    link : str
-        Where it is tracked.
-    expires : datetime.date
-        The last day on which it is accepted.
-    line : int
-        Where the entry begins in its file.
-    prop : str
-        The property that fails; empty for any.
-    verdict : str
-        ``wrong value``, ``exception``, ``time-out``, …; empty for any.
-    condition : tuple of str
-        ``axis=values``, as after ``--where``: the cases that fail. Empty for all.
-    where : Constraints
-        The condition.
-    case : str
-        A case that fails, as JSON: it is run first to see whether the issue is still there. Empty for none.
-    reason : str
-        A word for people.
-    intermittent : bool
-        Whether it comes and goes: then a run in which it does not fail is no reason to remove it.
-    targets : tuple of str
-        Targets on which it is known; empty for all.
-    versions : Versions
-        CANN, torch_npu and SoC with which it is known.
-    """
+    """A finding that is expected."""
 
     component: str
     implementation: str
+    """Whose it is."""
     link: str
+    """Where it is tracked."""
     expires: date
+    """The last day on which it is accepted."""
     line: int = 1
+    """Where the entry begins in its file."""
     prop: str = ""
+    """The property that fails; empty for any."""
     verdict: str = ""
+    """``wrong value``, ``exception``, ``time-out``, …; empty for any."""
     condition: tuple[str, ...] = ()
+    """``axis=values``, as after ``--where``: the cases that fail. Empty for all."""
     where: Constraints = field(default_factory=Constraints)
+    """The condition."""
     case: str = ""
+    """A case that fails, as JSON: it is run first to see whether the issue is still there. Empty for none."""
     reason: str = ""
+    """A word for people."""
     intermittent: bool = False
+    """Whether it comes and goes: then a run in which it does not fail is no reason to remove it."""
     targets: tuple[str, ...] = ()
+    """Targets on which it is known; empty for all."""
     versions: Versions = field(default_factory=Versions)
+    """CANN, torch_npu and SoC with which it is known."""
 
     @property
     def name(self) -> str:

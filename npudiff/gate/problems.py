@@ -25,36 +25,24 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to tell.
-
-    Attributes
-    ----------
-    level : Level
-        Whether it closes the gate, is to be looked at, or is only said.
-    rule : str
-        What kind of thing it is: ``component/property``, ``known-issue`` or ``unfinished``.
-    title : str
-        One line.
-    lines : tuple of (str, str)
-        The rest, labelled.
-    place : SourceLocation or None
-        Where to show it.
-    fingerprint : str
-        The same for the same problem in another run, whichever case shows it.
-    link : str
-        Where it is tracked, for known issues.
-    job : str
-        Name of the job; empty where it is of none.
-    """
+    """Something to tell."""
 
     level: Level
+    """Whether it closes the gate, is to be looked at, or is only said."""
     rule: str
+    """What kind of thing it is: ``component/property``, ``known-issue`` or ``unfinished``."""
     title: str
+    """One line."""
     lines: tuple[tuple[str, str], ...] = ()
+    """The rest, labelled."""
     place: SourceLocation | None = None
+    """Where to show it."""
     fingerprint: str = ""
+    """The same for the same problem in another run, whichever case shows it."""
     link: str = ""
+    """Where it is tracked, for known issues."""
     job: str = ""
+    """Name of the job; empty where it is of none."""
 
     @property
     def text(self) -> str:

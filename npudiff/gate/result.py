@@ -43,21 +43,14 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class KnownStatus:
-    """A known issue, and what it is in this run.
-
-    Attributes
-    ----------
-    issue : KnownIssue
-        The entry.
-    state : State
-        What became of it.
-    why : str
-        More of that, for people.
-    """
+    """A known issue, and what it is in this run."""
 
     issue: KnownIssue
+    """The entry."""
     state: State
+    """What became of it."""
     why: str = ""
+    """More of that, for people."""
 
     @property
     def line(self) -> str:
@@ -67,73 +60,48 @@ class KnownStatus:
 
 @dataclass(frozen=True)
 class ReportedFinding:
-    """A finding of the gate.
-
-    Attributes
-    ----------
-    finding : Finding
-        What was found.
-    folder : pathlib.Path
-        Where it was written.
-    part : Part
-        By which part.
-    warns : bool
-        Whether it is told only, and does not close the gate.
-    """
+    """A finding of the gate."""
 
     finding: Finding
+    """What was found."""
     folder: Path
+    """Where it was written."""
     part: Part
+    """By which part."""
     warns: bool = False
+    """Whether it is told only, and does not close the gate."""
 
 
 @dataclass
 class GateResult:
-    """What a gate has seen.
-
-    Attributes
-    ----------
-    plan : Plan
-        What it was to run.
-    rotation : str
-        Name of the rotating part.
-    budget : float
-        Seconds that it may take.
-    known_file : pathlib.Path or None
-        Where known issues are from.
-    outcomes : list of (Part, Outcome)
-        What ran, in the order in which it ended.
-    findings : list of ReportedFinding
-        What is to be reported.
-    known : list of KnownStatus
-        What became of each known issue.
-    unfinished : list of str
-        Jobs of the fixed part for which there was no time.
-    turns : int
-        Turns of the rotating part that were begun.
-    notes : list of str
-        What else a reader should know.
-    seconds : float
-        What it took.
-    lost : str
-        Why the device is lost; empty if it is not.
-    ended : str
-        What ended the run before its time (an interrupt, a defect); empty if nothing did.
-    """
+    """What a gate has seen."""
 
     plan: Plan
+    """What it was to run."""
     rotation: str
+    """Name of the rotating part."""
     budget: float
+    """Seconds that it may take."""
     known_file: Path | None = None
+    """Where known issues are from."""
     outcomes: list[tuple[Part, Outcome]] = field(default_factory=list)
+    """What ran, in the order in which it ended."""
     findings: list[ReportedFinding] = field(default_factory=list)
+    """What is to be reported."""
     known: list[KnownStatus] = field(default_factory=list)
+    """What became of each known issue."""
     unfinished: list[str] = field(default_factory=list)
+    """Jobs of the fixed part for which there was no time."""
     turns: int = 0
+    """Turns of the rotating part that were begun."""
     notes: list[str] = field(default_factory=list)
+    """What else a reader should know."""
     seconds: float = 0.0
+    """What it took."""
     lost: str = ""
+    """Why the device is lost; empty if it is not."""
     ended: str = ""
+    """What ended the run before its time (an interrupt, a defect); empty if nothing did."""
 
     @property
     def cases(self) -> int:

@@ -27,28 +27,19 @@ Follow = Callable[[str, Outcome], None]
 
 @dataclass(frozen=True)
 class GateConfig:
-    """How a gate is run.
-
-    Attributes
-    ----------
-    triage : Triage
-        Jobs, and known issues that are looked at.
-    touched : collection of (str, str)
-        Component and implementation of those that come first.
-    rotating : str
-        One of ``rotation.ROTATING``.
-    findings, known : pathlib.Path
-        Folders for findings, and for those of known issues.
-    follow : callable
-        Called with the part and each outcome.
-    """
+    """How a gate is run."""
 
     triage: Triage
+    """Jobs, and known issues that are looked at."""
     touched: Collection[tuple[str, str]]
+    """Component and implementation of those that come first."""
     rotating: str
+    """One of ``rotation.ROTATING``."""
     findings: Path
     known: Path
+    """Folders for findings, and for those of known issues."""
     follow: Follow
+    """Called with the part and each outcome."""
 
 
 def run_gate(result: GateResult, course: GateConfig) -> None:

@@ -13,18 +13,12 @@ from npudiff.model.implementation import Implementation
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """A line of a file.
-
-    Attributes
-    ----------
-    path : str
-        Relative to the folder of the repository, or of the run, with ``/``.
-    line : int
-        From 1.
-    """
+    """A line of a file."""
 
     path: str
+    """Relative to the folder of the repository, or of the run, with ``/``."""
     line: int
+    """From 1."""
 
 
 def source_location_of(item: Implementation, root: Path) -> SourceLocation | None:

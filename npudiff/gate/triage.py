@@ -24,22 +24,15 @@ from npudiff.run.plan import Plan
 
 @dataclass(frozen=True)
 class Triage:
-    """Known issues sorted.
-
-    Attributes
-    ----------
-    jobs : tuple of Job
-        The jobs of the plan, each without the cases that are known to fail; those of which nothing is left are not
-        among them.
-    again : tuple of (KnownIssue, tuple of Job)
-        Issues that are known here, and jobs that draw only cases of which they say that they fail.
-    settled : tuple of KnownStatus
-        Issues that are not looked at, and why.
-    """
+    """Known issues sorted."""
 
     jobs: tuple[Job, ...]
+    """The jobs of the plan, each without the cases that are known to fail; those of which nothing is left are not among
+    them."""
     again: tuple[tuple[KnownIssue, tuple[Job, ...]], ...]
+    """Issues that are known here, and jobs that draw only cases of which they say that they fail."""
     settled: tuple[KnownStatus, ...]
+    """Issues that are not looked at, and why."""
 
 
 def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date, place: str) -> Triage:

@@ -40,19 +40,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Versions:
-    """Versions with which an issue is known.
-
-    Attributes
-    ----------
-    cann, torch_npu : Range
-        Ranges of versions.
-    soc : str
-        Name of the chip, with ``*`` and ``?`` as in file names: ``Ascend910B*``; empty for all.
-    """
+    """Versions with which an issue is known."""
 
     cann: Range = field(default_factory=Range)
     torch_npu: Range = field(default_factory=Range)
+    """Ranges of versions."""
     soc: str = ""
+    """Name of the chip, with ``*`` and ``?`` as in file names: ``Ascend910B*``; empty for all."""
 
     def reason_against(self, here: Machine) -> str | None:
         """Return why the issue is not known here, or None if it is."""
@@ -67,24 +61,16 @@ class Versions:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run runs on.
-
-    Attributes
-    ----------
-    target : str
-        Name of the target.
-    cann : str
-        CANN version, or the simulator's profile.
-    torch_npu : str
-        Version of the package, empty where it is not installed.
-    soc : str
-        Name of the chip; empty where there is none.
-    """
+    """What a run runs on."""
 
     target: str
+    """Name of the target."""
     cann: str = ""
+    """CANN version, or the simulator's profile."""
     torch_npu: str = ""
+    """Version of the package, empty where it is not installed."""
     soc: str = ""
+    """Name of the chip; empty where there is none."""
 
 
 def version_of(text: str) -> Version | None:

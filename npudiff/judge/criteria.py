@@ -27,21 +27,14 @@ SINGLE, MIXED, COSINE = "CANN single benchmark", "CANN mixed tolerance", "cosine
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one published criterion says.
-
-    Attributes
-    ----------
-    criterion : str
-        Its name.
-    passes : bool
-        Its verdict.
-    detail : str
-        The figures behind it.
-    """
+    """What one published criterion says."""
 
     criterion: str
+    """Its name."""
     passes: bool
+    """Its verdict."""
     detail: str
+    """The figures behind it."""
 
 
 def published_verdicts(output: OutputComparison) -> tuple[Verdict, ...]:

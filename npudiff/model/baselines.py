@@ -19,21 +19,13 @@ def _as_they_are(inputs: Any) -> Any:  # noqa: ANN401 - the component's own cont
 
 @dataclass(frozen=True)
 class BaselineSpec:
-    """What is ordinary for a component.
-
-    Attributes
-    ----------
-    fixed : mapping
-        Axis to the round values that tests usually have; all combinations are cases.
-    sizes : mapping
-        Axis to the values from which a random loop draws, evenly.
-    plain : mapping
-        Axis to the values that ordinary data have: no needles, no poison, nothing at a limit.
-    inputs : callable
-        Inputs to ordinary inputs of the same meaning: pages in order, zeros where nothing is used.
-    """
+    """What is ordinary for a component."""
 
     fixed: Box
+    """Axis to the round values that tests usually have; all combinations are cases."""
     sizes: Box
+    """Axis to the values from which a random loop draws, evenly."""
     plain: Box = field(default_factory=dict)
+    """Axis to the values that ordinary data have: no needles, no poison, nothing at a limit."""
     inputs: Callable[[Any], Any] = _as_they_are
+    """Inputs to ordinary inputs of the same meaning: pages in order, zeros where nothing is used."""

@@ -12,32 +12,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OutputComparison:
-    """How one output compares.
-
-    Attributes
-    ----------
-    name : str
-        Name of the output.
-    problem : str or None
-        A wrong shape or dtype, in words; then nothing else was compared.
-    ratio : torch.Tensor or None
-        float64 ``|actual - value| / bound`` of every element; 0 where both are right or the element is not
-        specified, infinity where a non-finite or exact element is wrong.
-    actual, value, bound : torch.Tensor or None
-        What was compared.
-    gain, most_gain : torch.Tensor or None
-        float64, of the shape of ``ratio`` without its last axis: the gain error of each row, and the largest correct
-        one; where the reference says so.
-    """
+    """How one output compares."""
 
     name: str
+    """Name of the output."""
     problem: str | None = None
+    """A wrong shape or dtype, in words; then nothing else was compared."""
     ratio: torch.Tensor | None = None
+    """float64 ``|actual - value| / bound`` of every element; 0 where both are right or the element is not specified,
+    infinity where a non-finite or exact element is wrong."""
     actual: torch.Tensor | None = None
     value: torch.Tensor | None = None
     bound: torch.Tensor | None = None
+    """What was compared."""
     gain: torch.Tensor | None = None
     most_gain: torch.Tensor | None = None
+    """float64, of the shape of ``ratio`` without its last axis: the gain error of each row, and the largest correct
+    one; where the reference says so."""
 
     @cached_property
     def worst(self) -> float:
@@ -75,18 +66,12 @@ def _largest(ratio: torch.Tensor | None) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How all outputs of one run compare.
-
-    Attributes
-    ----------
-    outputs : tuple of OutputComparison
-        One entry per output that the implementation returned.
-    context : str
-        What was compared with what, for a relation; empty for equivalence.
-    """
+    """How all outputs of one run compare."""
 
     outputs: tuple[OutputComparison, ...]
+    """One entry per output that the implementation returned."""
     context: str = ""
+    """What was compared with what, for a relation; empty for equivalence."""
 
     @property
     def worst(self) -> float:
@@ -112,16 +97,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Passed:
-    """What is left of a comparison that holds, where nobody needs its tensors.
-
-    Attributes
-    ----------
-    worst : float
-        The largest error over bound of all outputs.
-    exact : bool
-        Whether every output asks for equality only.
-    """
+    """What is left of a comparison that holds, where nobody needs its tensors."""
 
     worst: float
+    """The largest error over bound of all outputs."""
     exact: bool
+    """Whether every output asks for equality only."""
     holds: ClassVar[bool] = True

@@ -49,30 +49,20 @@ class NotApplicable(Exception):  # noqa: N818 - it is an answer, not an error
 
 @dataclass(frozen=True)
 class Property:
-    """Something that must hold.
-
-    Attributes
-    ----------
-    name : str
-        Name in listings, a verb phrase with underscores.
-    summary : str
-        One sentence that says what must hold.
-    check : callable
-        ``check(subject, case)`` returns a comparison; raises ``NotApplicable`` where the property says nothing.
-    within : mapping
-        Axes that the property narrows, so that its cases stay cheap and it applies to them.
-    needs : mapping
-        Axes of the other runs that it compares with; an implementation that supports no such case is left out.
-    example_ratio : float
-        Examples of this property per example of equivalence.
-    """
+    """Something that must hold."""
 
     name: str
+    """Name in listings, a verb phrase with underscores."""
     summary: str
+    """One sentence that says what must hold."""
     check: Callable[[Subject, Any], Comparison]
+    """``check(subject, case)`` returns a comparison; raises ``NotApplicable`` where the property says nothing."""
     within: Box = field(default_factory=dict)
+    """Axes that the property narrows, so that its cases stay cheap and it applies to them."""
     needs: Box = field(default_factory=dict)
+    """Axes of the other runs that it compares with; an implementation that supports no such case is left out."""
     example_ratio: float = 0.1
+    """Examples of this property per example of equivalence."""
 
 
 class TraceListener(Protocol):
@@ -97,99 +87,68 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class History:
-    """What a component with history has besides: cases with a field ``steps``, of which every beginning is a case.
-
-    Attributes
-    ----------
-    machine : callable
-        Constraints and judge to a Hypothesis state machine that draws steps.
-    session : callable
-        Subject and case to a session in which no step has been taken.
-    simpler : tuple of callable
-        Ways to make a trace simpler: each turns a case into cases that say the same in simpler words, the simplest
-        first. They need not be legal. The first way is tried before steps are left out, the others after that, and all
-        of them again until none helps.
-    runs : float
-        Runs of the machine per example: a run has many steps, and costs as much as many cases.
-    steps : int
-        Steps of each run.
-    """
+    """What a component with history has besides: cases with a field ``steps``, of which every beginning is a case."""
 
     machine: Callable[[Constraints, TraceListener], RuleBasedStateMachine]
+    """Constraints and judge to a Hypothesis state machine that draws steps."""
     session: Callable[[Subject, Any], Session]
+    """Subject and case to a session in which no step has been taken."""
     simpler: tuple[Callable[[Any], Iterable[Any]], ...] = ()
+    """Ways to make a trace simpler: each turns a case into cases that say the same in simpler words, the simplest
+    first. They need not be legal. The first way is tried before steps are left out, the others after that, and all
+    of them again until none helps."""
     runs: float = 0.35
+    """Runs of the machine per example: a run has many steps, and costs as much as many cases."""
     steps: int = 20
+    """Steps of each run."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """One thing with one right answer.
-
-    Attributes
-    ----------
-    name, summary : str
-        Name, and one line for listings.
-    case_type : type
-        Frozen dataclass of plain values from which inputs are built. Its first field that is a number or a tuple
-        says how much one call is given: rows, or the requests of a batch.
-    outputs : tuple of str
-        Names of the outputs; an implementation that returns a single tensor returns the first.
-    axes : mapping
-        Every axis that constraints may name.
-    strategy : callable
-        Constraints to a Hypothesis strategy of cases.
-    inputs : callable
-        Case to inputs; the same case gives the same bits everywhere.
-    reference : callable
-        Inputs to expected outputs.
-    values : callable
-        Case to the values of each axis that it uses.
-    features : callable
-        Case to the names of the regions that it is in (``query length 1``); their shares are reported.
-    describe : callable
-        Case to one short line.
-    check_case : callable
-        Raises ``ValueError`` for a case whose inputs cannot or must not be built; findings from elsewhere pass here.
-    coordinates : callable
-        Inputs and output name to integer tensors that broadcast to the output: where each element is, in the
-        component's own words (``request``, ``token``, ``head``).
-    highlighted_region : str
-        A feature whose share of the cases every listing shows, because bugs live there; empty for none.
-    relations : tuple of Property
-        What must hold besides equivalence with the reference.
-    example_ratio : float
-        Part of the usual number of examples that implementations get: below 1 where a case costs much. Mutants, and
-        implementations that the user names, get all.
-    profiles : mapping
-        Production sizes, by model name, as values of axes.
-    history : History or None
-        For a component whose right answer depends on what was done before. Its cases have a field ``steps``: the
-        strategy draws them without any, an implementation returns a live object, and ``inputs`` and ``reference`` speak
-        of what can be seen after the last step. It has no relations, which need cases that are drawn whole.
-    baselines : BaselineSpec or None
-        What is ordinary in tests of this component, for measuring what they find; None where nobody has said.
-    """
+    """One thing with one right answer."""
 
     name: str
     summary: str
+    """Name, and one line for listings."""
     case_type: type
+    """Frozen dataclass of plain values from which inputs are built. Its first field that is a number or a tuple says
+    how much one call is given: rows, or the requests of a batch."""
     outputs: tuple[str, ...]
+    """Names of the outputs; an implementation that returns a single tensor returns the first."""
     axes: Mapping[str, Axis]
+    """Every axis that constraints may name."""
     strategy: Callable[[Constraints], SearchStrategy[Any]]
+    """Constraints to a Hypothesis strategy of cases."""
     inputs: Callable[[Any], Any]
+    """Case to inputs; the same case gives the same bits everywhere."""
     reference: Callable[[Any], Mapping[str, ExpectedOutput]]
+    """Inputs to expected outputs."""
     values: Callable[[Any], Mapping[str, Collection[Any]]]
+    """Case to the values of each axis that it uses."""
     features: Callable[[Any], Collection[str]]
+    """Case to the names of the regions that it is in (``query length 1``); their shares are reported."""
     describe: Callable[[Any], str]
+    """Case to one short line."""
     check_case: Callable[[Any], None]
+    """Raises ``ValueError`` for a case whose inputs cannot or must not be built; findings from elsewhere pass here."""
     coordinates: Callable[[Any, str], Mapping[str, torch.Tensor]]
+    """Inputs and output name to integer tensors that broadcast to the output: where each element is, in the component's
+    own words (``request``, ``token``, ``head``)."""
     highlighted_region: str = ""
+    """A feature whose share of the cases every listing shows, because bugs live there; empty for none."""
     relations: tuple[Property, ...] = ()
+    """What must hold besides equivalence with the reference."""
     profiles: Mapping[str, Box] = field(default_factory=dict)
+    """Production sizes, by model name, as values of axes."""
     example_ratio: float = 1.0
+    """Part of the usual number of examples that implementations get: below 1 where a case costs much. Mutants, and
+    implementations that the user names, get all."""
     history: History | None = None
+    """For a component whose right answer depends on what was done before. Its cases have a field ``steps``: the
+    strategy draws them without any, an implementation returns a live object, and ``inputs`` and ``reference`` speak
+    of what can be seen after the last step. It has no relations, which need cases that are drawn whole."""
     baselines: BaselineSpec | None = None
+    """What is ordinary in tests of this component, for measuring what they find; None where nobody has said."""
 
     def __post_init__(self) -> None:
         if self.history is not None and self.relations:

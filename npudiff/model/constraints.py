@@ -28,21 +28,14 @@ def allows(allowed: Allowed, value: object) -> bool:
 
 @dataclass(frozen=True)
 class Axis:
-    """A named quantity of a case.
-
-    Attributes
-    ----------
-    meaning : str
-        One line for listings.
-    legal : collection
-        Every value that it can have: a range, or a few names or numbers.
-    optional : bool
-        Whether it can also be None.
-    """
+    """A named quantity of a case."""
 
     meaning: str
+    """One line for listings."""
     legal: Allowed
+    """Every value that it can have: a range, or a few names or numbers."""
     optional: bool = False
+    """Whether it can also be None."""
 
     @property
     def options(self) -> str:
@@ -72,16 +65,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Constraints:
-    """A union of boxes.
-
-    Attributes
-    ----------
-    boxes : tuple of mappings
-        Axis name to a collection of allowed values; a ``range`` is a collection. An axis that a box does not name is
-        free.
-    """
+    """A union of boxes."""
 
     boxes: tuple[Box, ...] = ({},)
+    """Axis name to a collection of allowed values; a ``range`` is a collection. An axis that a box does not name is
+    free."""
 
     @classmethod
     def of(cls, supports: Box | Sequence[Box]) -> Constraints:

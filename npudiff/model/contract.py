@@ -34,49 +34,32 @@ ACCEPTED = Answer(Standing.ACCEPTED)
 
 @dataclass(frozen=True)
 class Release:
-    """One version.
-
-    Attributes
-    ----------
-    name : str
-        The version, and where it is if it is not recorded: ``2.13.0``, ``2.13.0 (installed)``.
-    source : str
-        What was read: the name of a wheel, or a folder.
-    answers : mapping
-        An answer for every operator that is called.
-    judged : bool
-        Whether a call that it does not accept is a finding.
-    """
+    """One version."""
 
     name: str
+    """The version, and where it is if it is not recorded: ``2.13.0``, ``2.13.0 (installed)``."""
     source: str
+    """What was read: the name of a wheel, or a folder."""
     answers: Mapping[str, Answer]
+    """An answer for every operator that is called."""
     judged: bool = False
+    """Whether a call that it does not accept is a finding."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What versions of a package make of the calls.
-
-    Attributes
-    ----------
-    package : str
-        Name of the package.
-    base : str
-        The version that the calls are written for.
-    forms : int
-        Number of forms of calls.
-    releases : tuple of Release
-        From old to new.
-    notes : tuple of str
-        What else there is to say, a line each.
-    """
+    """What versions of a package make of the calls."""
 
     package: str
+    """Name of the package."""
     base: str
+    """The version that the calls are written for."""
     forms: int
+    """Number of forms of calls."""
     releases: tuple[Release, ...]
+    """From old to new."""
     notes: tuple[str, ...] = ()
+    """What else there is to say, a line each."""
 
     @property
     def findings(self) -> int:

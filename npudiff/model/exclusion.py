@@ -9,15 +9,9 @@ from npudiff.model.constraints import Constraints
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A region of cases that are not run.
-
-    Attributes
-    ----------
-    where : Constraints
-        The cases: all of which any part lies inside.
-    reason : str
-        What the account says of a case that was drawn and not run.
-    """
+    """A region of cases that are not run."""
 
     where: Constraints
+    """The cases: all of which any part lies inside."""
     reason: str
+    """What the account says of a case that was drawn and not run."""

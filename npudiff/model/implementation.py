@@ -14,44 +14,30 @@ ImplementationFunction = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way of computing a component on a target.
-
-    Attributes
-    ----------
-    component : str
-        Name of the component.
-    name : str
-        Name in listings, unique within the component.
-    function : callable
-        Called as ``function(inputs, target)`` with inputs on the host; it moves them to ``target.device`` and returns
-        one tensor, or a mapping from output name to tensor. It may leave out outputs that it does not compute.
-    constraints : Constraints
-        The cases that the implementation supports.
-    summary : str
-        One line for listings: the first line of the function's docstring.
-    wrong : str or None
-        For a mutant, the real bug that it re-creates; a run is expected to find it.
-    mutant_of : str or None
-        For a mutant, the name of the correct implementation of the component that it differs from.
-    origin : str
-        Module or file that it comes from.
-    selector : str
-        What ``--impl`` has to name to find it: a module or a file. Empty for what an installed package provides.
-    factory : callable or None
-        For one that keeps something between calls (a captured graph, a workspace): makes a function that has not been
-        called yet. ``function`` then makes one for each call.
-    """
+    """One way of computing a component on a target."""
 
     component: str
+    """Name of the component."""
     name: str
+    """Name in listings, unique within the component."""
     function: ImplementationFunction
+    """Called as ``function(inputs, target)`` with inputs on the host; it moves them to ``target.device`` and returns
+    one tensor, or a mapping from output name to tensor. It may leave out outputs that it does not compute."""
     constraints: Constraints = field(default_factory=Constraints)
+    """The cases that the implementation supports."""
     summary: str = ""
+    """One line for listings: the first line of the function's docstring."""
     wrong: str | None = None
+    """For a mutant, the real bug that it re-creates; a run is expected to find it."""
     mutant_of: str | None = None
+    """For a mutant, the name of the correct implementation of the component that it differs from."""
     origin: str = ""
+    """Module or file that it comes from."""
     selector: str = ""
+    """What ``--impl`` has to name to find it: a module or a file. Empty for what an installed package provides."""
     factory: Callable[[], ImplementationFunction] | None = None
+    """For one that keeps something between calls (a captured graph, a workspace): makes a function that has not been
+    called yet. ``function`` then makes one for each call."""
 
     def fresh(self) -> Implementation:
         """Return the same implementation with something of its own to keep between calls; itself if it keeps none."""

@@ -11,21 +11,14 @@ from npudiff.model.constraints import Constraints
 
 @dataclass(frozen=True)
 class Job:
-    """One property of one implementation on one target.
-
-    Attributes
-    ----------
-    subject : Subject
-        Component, implementation and target, and cases that are not run.
-    prop : Property
-        What must hold.
-    constraints : Constraints
-        Where cases are drawn.
-    """
+    """One property of one implementation on one target."""
 
     subject: Subject
+    """Component, implementation and target, and cases that are not run."""
     prop: Property
+    """What must hold."""
     constraints: Constraints
+    """Where cases are drawn."""
 
     @property
     def drawn_within(self) -> Constraints:
@@ -45,67 +38,44 @@ class Job:
 
 @dataclass(frozen=True)
 class Isolation:
-    """How cases are run in processes that may die of them.
-
-    Attributes
-    ----------
-    journal : pathlib.Path or None
-        Folder of the journals, in which a case is written down before it is run; None for no journal.
-    warm_up : float
-        Seconds that a process may take until it gets a known answer from its device, before any case.
-    run : float
-        Seconds that a case may take.
-    """
+    """How cases are run in processes that may die of them."""
 
     journal: Path | None = None
+    """Folder of the journals, in which a case is written down before it is run; None for no journal."""
     warm_up: float = 300.0
+    """Seconds that a process may take until it gets a known answer from its device, before any case."""
     run: float = 60.0
+    """Seconds that a case may take."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long one job may look.
-
-    Attributes
-    ----------
-    examples : int or None
-        Cases to run; None for as many as the time allows, 0 for none but those of ``first``.
-    seconds : float or None
-        Time after which no new case is started; None for no limit.
-    until : float or None
-        The same as a time of ``time.monotonic()``, for jobs that share one end; None for no limit.
-    seed : int or None
-        Seed of the draws.
-    fallback_seed : int or None
-        Seed where nobody gave one, of a job that may have to be run again: with the same one it draws the same cases.
-    deterministic : bool
-        Draw the same cases every time even without a seed.
-    shrink : bool
-        Whether a failing case is shrunk.
-    example_database : pathlib.Path or None
-        Folder in which failing cases are remembered.
-    steps : int or None
-        Steps of each run of a component with history; None for as many as the component says.
-    isolation : Isolation or None
-        Run cases in a process of their own; None for this one.
-    explicit_cases : tuple of str
-        Cases as JSON that are run before any is drawn: those of findings that somebody else had.
-    shared_database : pathlib.Path or None
-        Folder of failing cases that others remember; it is read, and never written.
-    """
+    """How long one job may look."""
 
     examples: int | None = 100
+    """Cases to run; None for as many as the time allows, 0 for none but those of ``explicit_cases``."""
     seconds: float | None = None
+    """Time after which no new case is started; None for no limit."""
     until: float | None = None
+    """The same as a time of ``time.monotonic()``, for jobs that share one end; None for no limit."""
     seed: int | None = None
+    """Seed of the draws."""
     fallback_seed: int | None = None
+    """Seed where nobody gave one, of a job that may have to be run again: with the same one it draws the same cases."""
     deterministic: bool = True
+    """Draw the same cases every time even without a seed."""
     shrink: bool = True
+    """Whether a failing case is shrunk."""
     example_database: Path | None = None
+    """Folder in which failing cases are remembered."""
     steps: int | None = None
+    """Steps of each run of a component with history; None for as many as the component says."""
     isolation: Isolation | None = None
+    """Run cases in a process of their own; None for this one."""
     explicit_cases: tuple[str, ...] = ()
+    """Cases as JSON that are run before any is drawn: those of findings that somebody else had."""
     shared_database: Path | None = None
+    """Folder of failing cases that others remember; it is read, and never written."""
 
     @property
     def drawn_with(self) -> int | None:

@@ -23,21 +23,14 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Poisoning:
-    """A case that held by itself, and after which another one fails that is right by itself.
-
-    Attributes
-    ----------
-    case : str
-        What poisons, as JSON; empty if it was not found which of the cases before it was.
-    victim : str
-        In what it was seen, as JSON.
-    error : str
-        What was seen in it.
-    """
+    """A case that held by itself, and after which another one fails that is right by itself."""
 
     case: str
+    """What poisons, as JSON; empty if it was not found which of the cases before it was."""
     victim: str
+    """In what it was seen, as JSON."""
     error: str
+    """What was seen in it."""
 
 
 @dataclass(frozen=True)
@@ -51,67 +44,46 @@ class Failure:
 
 @dataclass
 class Outcome:
-    """What happened to one job.
-
-    Attributes
-    ----------
-    job : Job
-        What was run.
-    cases : int
-        Cases that were run to a verdict, up to and including the first failure. Of a component with history, runs.
-    steps : int
-        Steps of these runs, each of which was judged; 0 for components without history.
-    not_applicable : Counter
-        Reasons why drawn cases were not run, with their numbers.
-    features : Counter
-        Regions that the cases were in.
-    worst_ratio : float
-        Largest error over bound of the cases that hold.
-    worst_case : object
-        The case of the largest ratio.
-    exact : bool
-        Whether every comparison asked for equality.
-    seconds, seconds_to_failure, shrink_seconds : float
-        Time of the whole job, until the first failure, and of shrinking.
-    first_failure, failure : Failure or None
-        The failing case as drawn, and as small as it became.
-    remembered : bool
-        Whether cases that failed in an earlier run were tried first.
-    repeated : tuple of int
-        How often the failing case failed when it was run again, and of how many times.
-    alone : tuple of int
-        Where cases run in processes of their own, how often the failing case failed when it was run alone, and of how
-        many times; both 0 if nobody looked.
-    isolated : bool
-        Whether each case was run in a process of its own, and this one runs nothing of the implementation.
-    poisonings : list of Poisoning
-        Cases that spoiled the device for others, which were judged again.
-    journal : pathlib.Path or None
-        Journal of a job that has something to report; to be removed when that is written down.
-    verdict : Verdict
-        How it ended.
-    """
+    """What happened to one job."""
 
     job: Job
+    """What was run."""
     cases: int = 0
+    """Cases that were run to a verdict, up to and including the first failure. Of a component with history, runs."""
     steps: int = 0
+    """Steps of these runs, each of which was judged; 0 for components without history."""
     not_applicable: Counter[str] = field(default_factory=Counter)
+    """Reasons why drawn cases were not run, with their numbers."""
     features: Counter[str] = field(default_factory=Counter)
+    """Regions that the cases were in."""
     worst_ratio: float = 0.0
+    """Largest error over bound of the cases that hold."""
     worst_case: Any = None
+    """The case of the largest ratio."""
     exact: bool = True
+    """Whether every comparison asked for equality."""
     seconds: float = 0.0
     seconds_to_failure: float = 0.0
     shrink_seconds: float = 0.0
+    """Time of the whole job, until the first failure, and of shrinking."""
     first_failure: Failure | None = None
     failure: Failure | None = None
+    """The failing case as drawn, and as small as it became."""
     remembered: bool = False
+    """Whether cases that failed in an earlier run were tried first."""
     repeated: tuple[int, int] = (0, 0)
+    """How often the failing case failed when it was run again, and of how many times."""
     alone: tuple[int, int] = (0, 0)
+    """Where cases run in processes of their own, how often the failing case failed when it was run alone, and of how
+    many times; both 0 if nobody looked."""
     isolated: bool = False
+    """Whether each case was run in a process of its own, and this one runs nothing of the implementation."""
     poisonings: list[Poisoning] = field(default_factory=list)
+    """Cases that spoiled the device for others, which were judged again."""
     journal: Path | None = None
+    """Journal of a job that has something to report; to be removed when that is written down."""
     verdict: Verdict = Verdict.HOLDS
+    """How it ended."""
 
     @property
     def flaky(self) -> bool:

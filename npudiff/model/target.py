@@ -13,31 +13,21 @@ class TargetUnavailable(Exception):  # noqa: N818 - named for what is the case
 
 @dataclass(frozen=True)
 class Target:
-    """A place to run implementations.
-
-    Attributes
-    ----------
-    name : str
-        ``sim``, ``virtual`` or ``npu``.
-    device : str
-        The torch device of the tensors that implementations get, such as ``cpu`` or ``npu:0``.
-    cann : str
-        The CANN profile of a simulator, or the CANN version of a device.
-    activate : callable
-        Returns a context manager inside which operators behave as on this target.
-    synchronize : callable
-        Waits for the device, so that an error surfaces in the case that caused it.
-    on_host : bool
-        Whether its memory and kernels are the host's, whatever its device is called: forked processes then have a
-        device each.
-    """
+    """A place to run implementations."""
 
     name: str
+    """``sim``, ``virtual`` or ``npu``."""
     device: str
+    """The torch device of the tensors that implementations get, such as ``cpu`` or ``npu:0``."""
     cann: str
+    """The CANN profile of a simulator, or the CANN version of a device."""
     activate: Callable[[], AbstractContextManager[object]]
+    """Returns a context manager inside which operators behave as on this target."""
     synchronize: Callable[[], None] = lambda: None
+    """Waits for the device, so that an error surfaces in the case that caused it."""
     on_host: bool = False
+    """Whether its memory and kernels are the host's, whatever its device is called: forked processes then have a device
+    each."""
 
 
 TargetFactory = Callable[[str | None], Target]

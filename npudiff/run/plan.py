@@ -24,80 +24,53 @@ DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; the same from the command line and from pytest.
-
-    Attributes
-    ----------
-    components : tuple of str
-        Component names; empty for all.
-    implementations : tuple of str
-        Names, modules or files; empty for all built-in ones.
-    target : str or None
-        Target name; None for a visible NPU, else the simulator.
-    cann : str or None
-        CANN profile of the simulator.
-    examples : int or None
-        Cases of equivalence per implementation; None for those of the Hypothesis profile.
-    seconds : float or None
-        Time for the whole run, instead of a number of examples.
-    seed : int or None
-        Seed of the draws.
-    model : str or None
-        Model profile: production sizes to draw within.
-    where : tuple of str
-        ``axis=values`` restrictions.
-    hypothesis_profile : str
-        ``dev``, ``ci`` or ``nightly``.
-    example_database : pathlib.Path or None
-        Folder in which failing cases are remembered.
-    workers : int or None
-        Processes in which jobs run; None for as many as the target and the machine are good for.
-    isolate : bool or None
-        Whether cases run in processes that may die of them; None for where a device is shared.
-    journal : pathlib.Path or None
-        Folder in which a case is written down before it is run.
-    timeout, warm_up : float
-        Seconds that a case may take, and a process until it has a known answer from its device.
-    shared : pathlib.Path or None
-        Output folder of others, whose findings come first.
-    """
+    """What the user asked for; the same from the command line and from pytest."""
 
     components: tuple[str, ...] = ()
+    """Component names; empty for all."""
     implementations: tuple[str, ...] = ()
+    """Names, modules or files; empty for all built-in ones."""
     target: str | None = None
+    """Target name; None for a visible NPU, else the simulator."""
     cann: str | None = None
+    """CANN profile of the simulator."""
     examples: int | None = None
+    """Cases of equivalence per implementation; None for those of the Hypothesis profile."""
     seconds: float | None = None
+    """Time for the whole run, instead of a number of examples."""
     seed: int | None = None
+    """Seed of the draws."""
     model: str | None = None
+    """Model profile: production sizes to draw within."""
     where: tuple[str, ...] = ()
+    """``axis=values`` restrictions."""
     hypothesis_profile: str = DEFAULT_RUN_PRESET
+    """``dev``, ``ci`` or ``nightly``."""
     example_database: Path | None = None
+    """Folder in which failing cases are remembered."""
     workers: int | None = None
+    """Processes in which jobs run; None for as many as the target and the machine are good for."""
     isolate: bool | None = None
+    """Whether cases run in processes that may die of them; None for where a device is shared."""
     journal: Path | None = None
+    """Folder in which a case is written down before it is run."""
     timeout: float = 60.0
     warm_up: float = 300.0
+    """Seconds that a case may take, and a process until it has a known answer from its device."""
     shared: Path | None = None
+    """Output folder of others, whose findings come first."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Cases of others.
-
-    Attributes
-    ----------
-    cases : mapping
-        Name of a job to the cases that failed for somebody, as JSON.
-    examples : pathlib.Path or None
-        Folder of what others' Hypothesis remembers, for each job by its name.
-    unread : tuple of str
-        Why findings could not be read, a line each.
-    """
+    """Cases of others."""
 
     cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of a job to the cases that failed for somebody, as JSON."""
     examples: Path | None = None
+    """Folder of what others' Hypothesis remembers, for each job by its name."""
     unread: tuple[str, ...] = ()
+    """Why findings could not be read, a line each."""
 
     @property
     def line(self) -> str:
@@ -109,28 +82,19 @@ class Shared:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does.
-
-    Attributes
-    ----------
-    target : Target
-        Where everything runs.
-    jobs : tuple of Job
-        Properties of implementations that are expected to hold.
-    mutants : tuple of Job
-        One property of each implementation that is wrong on purpose, and is expected to be found: equivalence, or that
-        earlier calls change nothing if it keeps something between calls.
-    request : Request
-        What was asked for.
-    shared : Shared
-        Cases that failed for others.
-    """
+    """What a run does."""
 
     target: Target
+    """Where everything runs."""
     jobs: tuple[Job, ...]
+    """Properties of implementations that are expected to hold."""
     mutants: tuple[Job, ...]
+    """One property of each implementation that is wrong on purpose, and is expected to be found: equivalence, or that
+    earlier calls change nothing if it keeps something between calls."""
     request: Request = field(default_factory=Request)
+    """What was asked for."""
     shared: Shared = field(default_factory=Shared)
+    """Cases that failed for others."""
 
     @property
     def workers(self) -> int:

@@ -30,22 +30,15 @@ CLOSE = 1e-2
 
 @dataclass(frozen=True)
 class Method:
-    """A way of testing.
-
-    Attributes
-    ----------
-    name, summary : str
-        Name in tables, and one line about it.
-    job : callable
-        Subject, constraints, seed and number of cases to a job; None where the method has no case for them.
-    ours : bool
-        Whether it is npudiff's own, which tries relations and shrinks.
-    """
+    """A way of testing."""
 
     name: str
     summary: str
+    """Name in tables, and one line about it."""
     job: Callable[[Subject, Constraints, int, int], Job | None]
+    """Subject, constraints, seed and number of cases to a job; None where the method has no case for them."""
     ours: bool = False
+    """Whether it is npudiff's own, which tries relations and shrinks."""
 
 
 def _judged(subject: Subject, case: Any, verdict: Callable[[OutputComparison], str | None]) -> Comparison:  # noqa: ANN401

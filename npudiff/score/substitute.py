@@ -32,22 +32,15 @@ _CASES: dict[int, tuple[weakref.ref[Any], Any]] = {}
 
 @dataclass(frozen=True)
 class Substitution:
-    """What stands in place of what.
-
-    Attributes
-    ----------
-    original, mutant : str
-        ``component.name`` of both; both empty where nothing is replaced.
-    stateful : bool
-        Whether the mutant keeps something between calls.
-    record : str
-        File to which the ``component.name`` of each implementation that is called is appended; empty for none.
-    """
+    """What stands in place of what."""
 
     original: str = ""
     mutant: str = ""
+    """``component.name`` of both; both empty where nothing is replaced."""
     stateful: bool = False
+    """Whether the mutant keeps something between calls."""
     record: str = ""
+    """File to which the ``component.name`` of each implementation that is called is appended; empty for none."""
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the processes in which it holds."""

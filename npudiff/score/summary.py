@@ -21,33 +21,23 @@ RELIABLE = 0.9
 
 @dataclass(frozen=True)
 class MethodScore:
-    """What one method finds.
-
-    Attributes
-    ----------
-    method : str
-        Its name.
-    mutants : int
-        Mutants for which it has a case.
-    found, reliable : int
-        Mutants that it finds from at least one seed, and from nine of ten.
-    accused, right : int
-        Correct implementations that it accuses from some seed, of how many.
-    cases, seconds : float or None
-        Median up to the first finding, of the trials that find something; None where none does, or nobody knows.
-    missed : tuple of str
-        Mutants that it does not find reliably.
-    """
+    """What one method finds."""
 
     method: str
+    """Its name."""
     mutants: int
+    """Mutants for which it has a case."""
     found: int
     reliable: int
+    """Mutants that it finds from at least one seed, and from nine of ten."""
     accused: int
     right: int
+    """Correct implementations that it accuses from some seed, of how many."""
     cases: float | None
     seconds: float | None
+    """Median up to the first finding, of the trials that find something; None where none does, or nobody knows."""
     missed: tuple[str, ...]
+    """Mutants that it does not find reliably."""
 
 
 def by_mutant(trials: Iterable[Trial], *, right: bool = False) -> dict[str, dict[str, list[Trial]]]:

@@ -18,42 +18,28 @@ from npudiff.score.methods import METHODS, Method
 
 @dataclass(frozen=True)
 class Trial:
-    """One method, one mutant, one seed.
-
-    Attributes
-    ----------
-    mutant : str
-        ``component.name`` of what was tested.
-    right : bool
-        Whether it is a correct implementation, and what is found a false alarm.
-    method : str
-        Name of the method.
-    seed : int
-        Seed of its cases.
-    found : bool
-        Whether a case fails.
-    prop : str
-        The property that fails, or how somebody's own suite does; empty if none does.
-    cases : int
-        Cases up to and including the first that fails, or all.
-    seconds : float
-        Time until the first that fails, or of all.
-    size : int or None
-        Elements of all inputs of the smallest failing case; None where nothing was found or shrunk.
-    case : str
-        The smallest failing case, in a line.
-    """
+    """One method, one mutant, one seed."""
 
     mutant: str
+    """``component.name`` of what was tested."""
     method: str
+    """Name of the method."""
     seed: int
+    """Seed of its cases."""
     found: bool
+    """Whether a case fails."""
     right: bool = False
+    """Whether it is a correct implementation, and what is found a false alarm."""
     prop: str = ""
+    """The property that fails, or how somebody's own suite does; empty if none does."""
     cases: int = 0
+    """Cases up to and including the first that fails, or all."""
     seconds: float = 0.0
+    """Time until the first that fails, or of all."""
     size: int | None = None
+    """Elements of all inputs of the smallest failing case; None where nothing was found or shrunk."""
     case: str = ""
+    """The smallest failing case, in a line."""
 
 
 @dataclass(frozen=True)

@@ -23,28 +23,19 @@ POOL = 2**22
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes and form of the matrices of all experts.
-
-    Attributes
-    ----------
-    experts : sequence of int
-        Their numbers. A matrix depends on the number of its expert, not on which others there are.
-    inner, columns : int
-        Of each matrix.
-    form : str
-        One of ``FORMS``.
-    groups : int
-        Scales of each column.
-    dtype : torch.dtype
-        Of floats, and of scales and offsets for rows that are floats.
-    """
+    """Sizes and form of the matrices of all experts."""
 
     experts: Sequence[int]
+    """Their numbers. A matrix depends on the number of its expert, not on which others there are."""
     inner: int
     columns: int
+    """Of each matrix."""
     form: str
+    """One of ``FORMS``."""
     groups: int
+    """Scales of each column."""
     dtype: torch.dtype
+    """Of floats, and of scales and offsets for rows that are floats."""
 
 
 def build(shape: Shape, seed: int, name: str, extreme: bool = False) -> ExpertWeights:

@@ -16,62 +16,43 @@ FEW = range(1, 9)
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes of a model, from its published configuration; see ``MODELS``.
-
-    Attributes
-    ----------
-    hidden : int
-        Elements of a hidden state.
-    experts, top_k, width, shared_width : int
-        Experts, how many of them a token has, gates of one, and of the shared expert; 0 for none.
-    scoring : str
-        What makes scores of router logits.
-    router_bias : bool
-        Whether a bias takes part in the choice.
-    router_groups, kept_groups : int
-        Groups of experts, and how many of them a token chooses from.
-    scaling : float
-        Factor of the weights.
-    activation : str
-        Of experts.
-    limit : float or None
-        Of the activation; layers without one exist beside it where it is not part of the activation.
-    head_dim : str
-        Of keys, and of values if it differs; of latent and rope key where there is a latent.
-    kv_heads, group : tuple of int
-        KV heads, and query heads for each, of the kinds of layers there are.
-    window : int or None
-        Visible keys of layers that have a window, the query's own included.
-    sinks : bool
-        Whether heads have a learned sink.
-    latent : bool
-        Whether attention is MLA.
-    norm : str
-        Kind of its norms.
-    epsilon : float or None
-        Of its norms, where it is known.
-    """
+    """Sizes of a model, from its published configuration; see ``MODELS``."""
 
     hidden: int
+    """Elements of a hidden state."""
     experts: int
     top_k: int
     width: int
     shared_width: int
+    """Experts, how many of them a token has, gates of one, and of the shared expert; 0 for none."""
     scoring: str
+    """What makes scores of router logits."""
     router_bias: bool
+    """Whether a bias takes part in the choice."""
     scaling: float
+    """Factor of the weights."""
     head_dim: str
+    """Of keys, and of values if it differs; of latent and rope key where there is a latent."""
     kv_heads: tuple[int, ...]
     group: tuple[int, ...]
+    """KV heads, and query heads for each, of the kinds of layers there are."""
     router_groups: int = 1
     kept_groups: int = 1
+    """Groups of experts, and how many of them a token chooses from."""
     activation: str = "silu"
+    """Of experts."""
     limit: float | None = None
+    """Of the activation; layers without one exist beside it where it is not part of the activation."""
     window: int | None = None
+    """Visible keys of layers that have a window, the query's own included."""
     sinks: bool = False
+    """Whether heads have a learned sink."""
     latent: bool = False
+    """Whether attention is MLA."""
     norm: str = "plain"
+    """Kind of its norms."""
     epsilon: float | None = None
+    """Of its norms, where it is known."""
 
     @property
     def limits(self) -> tuple[float | None, ...]:

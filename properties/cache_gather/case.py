@@ -49,43 +49,30 @@ class Stretch:
 
 @dataclass(frozen=True)
 class CacheGatherCase:
-    """Stretches of requests, read out of a paged cache.
-
-    Attributes
-    ----------
-    requests : tuple of Stretch
-        The batch.
-    starts : str
-        ``none``: nothing is said of starts, and all are 0. ``page``: all are at the border of a page. ``token``: any.
-    spare_rows : int
-        Rows of the packed outputs behind the last token.
-    page_size, kv_heads, head_dim, value_head_dim : int
-        Geometry; page 0 is a dummy.
-    dtype, layout : str
-        See the axes.
-    shared_pages : int
-        First pages that all requests share.
-    unused : str
-        What entries of the block table hold that name no page of a token that is read.
-    spare_columns : int
-        Columns of the block table beyond the longest request.
-    seed : int
-        Seed of data and of the names of pages.
-    """
+    """Stretches of requests, read out of a paged cache."""
 
     requests: tuple[Stretch, ...]
+    """The batch."""
     starts: str = "none"
+    """``none``: nothing is said of starts, and all are 0. ``page``: all are at the border of a page. ``token``: any."""
     spare_rows: int = 0
+    """Rows of the packed outputs behind the last token."""
     page_size: int = 16
     kv_heads: int = 1
     head_dim: int = 64
     value_head_dim: int = 64
+    """Geometry; page 0 is a dummy."""
     dtype: str = "bfloat16"
     layout: str = "PA_BSND"
+    """See the axes."""
     shared_pages: int = 0
+    """First pages that all requests share."""
     unused: str = "page 0"
+    """What entries of the block table hold that name no page of a token that is read."""
     spare_columns: int = 0
+    """Columns of the block table beyond the longest request."""
     seed: int = 0
+    """Seed of data and of the names of pages."""
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -28,26 +28,18 @@ _MAX_ELEMENTS = 2**26
 
 @dataclass(frozen=True)
 class FormatCastCase:
-    """A tensor, and the part of it that is cast.
-
-    Attributes
-    ----------
-    rows, columns : int
-        Sizes of the last two axes.
-    leading : tuple of int
-        Sizes of the axes before them.
-    dtype, view : str
-        See the axes.
-    seed : int
-        Seed of the data.
-    """
+    """A tensor, and the part of it that is cast."""
 
     rows: int
     columns: int
+    """Sizes of the last two axes."""
     leading: tuple[int, ...] = ()
+    """Sizes of the axes before them."""
     dtype: str = "bfloat16"
     view: str = "whole"
+    """See the axes."""
     seed: int = 0
+    """Seed of the data."""
 
     @property
     def shape(self) -> tuple[int, ...]:

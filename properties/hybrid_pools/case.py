@@ -42,46 +42,32 @@ _SHOWN_STEPS = 12
 
 @dataclass(frozen=True)
 class HybridPoolsCase:
-    """A pair of pools and what was done with it.
-
-    Attributes
-    ----------
-    page_size : int
-        Tokens per page.
-    full_pages, sliding_pages : int
-        Pages of each pool, page 0 not counted.
-    window : int
-        Visible keys of a layer with a window, the query's own included.
-    requests : int
-        Requests that are live at a time, at most.
-    prefix_sharing : bool
-        Whether requests may begin with pages of others.
-    kv_heads, group, head_dim, value_head_dim : int
-        Geometry; there are ``kv_heads * group`` query heads.
-    dtype : str
-        ``bfloat16`` or ``float16``.
-    poison : str
-        See ``POISONS``.
-    seed : int
-        Seed of the tokens.
-    steps : tuple of Step
-        The trace.
-    """
+    """A pair of pools and what was done with it."""
 
     page_size: int = 16
+    """Tokens per page."""
     full_pages: int = 1
     sliding_pages: int = 1
+    """Pages of each pool, page 0 not counted."""
     window: int = 1
+    """Visible keys of a layer with a window, the query's own included."""
     requests: int = 1
+    """Requests that are live at a time, at most."""
     prefix_sharing: bool = False
+    """Whether requests may begin with pages of others."""
     kv_heads: int = 1
     group: int = 1
     head_dim: int = 64
     value_head_dim: int = 64
+    """Geometry; there are ``kv_heads * group`` query heads."""
     dtype: str = "bfloat16"
+    """``bfloat16`` or ``float16``."""
     poison: str = "large"
+    """See ``POISONS``."""
     seed: int = 0
+    """Seed of the tokens."""
     steps: tuple[Step, ...] = ()
+    """The trace."""
 
     @property
     def heads(self) -> int:

@@ -54,33 +54,23 @@ _MAX_ELEMENTS = 2**26
 
 @dataclass(frozen=True)
 class RopeCacheCase:
-    """One look into a table.
-
-    Attributes
-    ----------
-    config : RopeConfig
-        The rope of the layer.
-    tokens : int
-        Rows that are asked for.
-    lengths : tuple of int
-        Rows of the table at first, and after each growth.
-    first_row : int
-        The first row that may be asked for.
-    dtype, positions, offsets, other : str
-        See the axes.
-    seed : int
-        Seed of positions and offsets.
-    """
+    """One look into a table."""
 
     config: RopeConfig
+    """The rope of the layer."""
     tokens: int = 1
+    """Rows that are asked for."""
     lengths: tuple[int, ...] = (2,)
+    """Rows of the table at first, and after each growth."""
     first_row: int = 0
+    """The first row that may be asked for."""
     dtype: str = "bfloat16"
     positions: str = "last"
     offsets: str = "none"
     other: str = "none"
+    """See the axes."""
     seed: int = 0
+    """Seed of positions and offsets."""
 
 
 def scaled_by(config: RopeConfig) -> Mapping[str, Collection[object]]:

@@ -62,54 +62,38 @@ class Request:
 
 @dataclass(frozen=True)
 class SlidingAttentionCase:
-    """One attention call, as sizes and a recipe.
-
-    Attributes
-    ----------
-    requests : tuple of Request
-        The batch.
-    window : int or None
-        Visible keys, the query's own included.
-    page_size, kv_heads, group, head_dim, value_head_dim : int
-        Geometry; there are ``kv_heads * group`` query heads.
-    dtype : str
-        ``bfloat16`` or ``float16``.
-    sinks, hybrid : bool
-        Whether heads have sinks, and whether there is a second pool.
-    padded_rows : int
-        Query rows beyond the last request.
-    spare_pages : int
-        Table columns beyond the longest request.
-    scale : float
-        Factor of the scores in units of ``1 / sqrt(head_dim)``.
-    recipe, poison : str
-        See ``RECIPES`` and ``POISONS``.
-    seed : int
-        Seed of the data.
-    layout : str
-        How the pages of every pool lie.
-    rows : str
-        How queries and block tables lie.
-    """
+    """One attention call, as sizes and a recipe."""
 
     requests: tuple[Request, ...]
+    """The batch."""
     window: int | None = None
+    """Visible keys, the query's own included."""
     page_size: int = 16
     kv_heads: int = 1
     group: int = 1
     head_dim: int = 64
     value_head_dim: int = 64
+    """Geometry; there are ``kv_heads * group`` query heads."""
     dtype: str = "bfloat16"
+    """``bfloat16`` or ``float16``."""
     sinks: bool = False
     hybrid: bool = False
+    """Whether heads have sinks, and whether there is a second pool."""
     padded_rows: int = 0
+    """Query rows beyond the last request."""
     spare_pages: int = 0
+    """Table columns beyond the longest request."""
     scale: float = 1.0
+    """Factor of the scores in units of ``1 / sqrt(head_dim)``."""
     recipe: str = "gaussian"
     poison: str = "large"
+    """See ``RECIPES`` and ``POISONS``."""
     seed: int = 0
+    """Seed of the data."""
     layout: str = "PA_BSND"
+    """How the pages of every pool lie."""
     rows: str = "contiguous"
+    """How queries and block tables lie."""
 
     @property
     def heads(self) -> int:

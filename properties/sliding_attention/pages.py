@@ -17,24 +17,16 @@ _EDGE_PAGES = 2
 
 @dataclass(frozen=True)
 class PagePlan:
-    """A block table and what its pages are for.
-
-    Attributes
-    ----------
-    table : numpy.ndarray
-        int32 ``[batch, width]``.
-    pages : int
-        Pages of the pool, the dummy page included.
-    stale : tuple of int
-        Pages whose content no request may use; the dummy page is one.
-    live : tuple of LiveRange
-        Per request, the tokens that are seen.
-    """
+    """A block table and what its pages are for."""
 
     table: np.ndarray
+    """int32 ``[batch, width]``."""
     pages: int
+    """Pages of the pool, the dummy page included."""
     stale: tuple[int, ...]
+    """Pages whose content no request may use; the dummy page is one."""
     live: tuple[LiveRange, ...]
+    """Per request, the tokens that are seen."""
 
 
 def plan_pages(case: SlidingAttentionCase) -> PagePlan:

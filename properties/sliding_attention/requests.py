@@ -44,25 +44,17 @@ Options = Sequence[int]
 
 @dataclass(frozen=True)
 class Lengths:
-    """What the lengths of a request may be.
-
-    Attributes
-    ----------
-    query, kv : sequence of int
-        Allowed new tokens and total tokens.
-    page_size : int
-        Tokens per page.
-    window : int or None
-        Visible keys.
-    heads : int
-        The fewest query heads that the case may have.
-    """
+    """What the lengths of a request may be."""
 
     query: Options
     kv: Options
+    """Allowed new tokens and total tokens."""
     page_size: int
+    """Tokens per page."""
     window: int | None
+    """Visible keys."""
     heads: int
+    """The fewest query heads that the case may have."""
 
     def scores(self, query: int, kv: int) -> int:
         """Scores that attention computes for one request."""

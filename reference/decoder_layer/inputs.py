@@ -12,25 +12,17 @@ from npudiff.reference.views import moved_inputs
 
 @dataclass(frozen=True)
 class GroupedQueryWeights:
-    """Attention of Step-3.5: grouped queries, Gemma norms of every head, and a gate for each.
-
-    Attributes
-    ----------
-    qkv : torch.Tensor
-        ``[hidden_size, (heads + 2 * kv_heads) * head_dim]``: queries, then keys, then values.
-    query_norm, key_norm : torch.Tensor
-        ``[head_dim]``: Gemma weights, to which 1 is added.
-    gate : torch.Tensor
-        ``[hidden_size, heads]``: the sigmoid of its product multiplies a head's output.
-    output : torch.Tensor
-        ``[heads * head_dim, hidden_size]``.
-    """
+    """Attention of Step-3.5: grouped queries, Gemma norms of every head, and a gate for each."""
 
     qkv: torch.Tensor
+    """``[hidden_size, (heads + 2 * kv_heads) * head_dim]``: queries, then keys, then values."""
     query_norm: torch.Tensor
     key_norm: torch.Tensor
+    """``[head_dim]``: Gemma weights, to which 1 is added."""
     gate: torch.Tensor
+    """``[hidden_size, heads]``: the sigmoid of its product multiplies a head's output."""
     output: torch.Tensor
+    """``[heads * head_dim, hidden_size]``."""
 
     @property
     def heads(self) -> int:
@@ -50,17 +42,7 @@ class GroupedQueryWeights:
 
 @dataclass(frozen=True)
 class LatentWeights:
-    """Attention of DeepSeek: queries and keys from latents, and one rope key for all heads.
-
-    Attributes
-    ----------
-    q_a, q_a_norm, q_b, kv_a, kv_a_norm, k_up : torch.Tensor
-        As in ``reference.mla_preprocess.MlaPreprocessInputs``.
-    v_up : torch.Tensor
-        ``[heads, latent_dim, value_dim]``: the up-projection of values.
-    output : torch.Tensor
-        ``[heads * value_dim, hidden_size]``.
-    """
+    """Attention of DeepSeek: queries and keys from latents, and one rope key for all heads."""
 
     q_a: torch.Tensor
     q_a_norm: torch.Tensor
@@ -68,8 +50,11 @@ class LatentWeights:
     kv_a: torch.Tensor
     kv_a_norm: torch.Tensor
     k_up: torch.Tensor
+    """As in ``reference.mla_preprocess.MlaPreprocessInputs``."""
     v_up: torch.Tensor
+    """``[heads, latent_dim, value_dim]``: the up-projection of values."""
     output: torch.Tensor
+    """``[heads * value_dim, hidden_size]``."""
 
     @property
     def heads(self) -> int:
@@ -89,51 +74,34 @@ class LatentWeights:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of experts, and how they are chosen.
-
-    Attributes
-    ----------
-    router : torch.Tensor
-        float32 ``[hidden_size, experts]``: logits are computed and kept in float32.
-    bias : torch.Tensor
-        float32 ``[experts]``: added to sigmoids for the choice, and not to the weights.
-    routed : Experts
-        The matrices of all experts, and the limit of their activation.
-    shared : Experts
-        One expert that every token has, with weight 1.
-    chosen : int
-        Experts of a token.
-    groups, kept_groups : int
-        As in ``reference.moe_gating``.
-    scaling : float
-        Factor of the weights, which are renormalised.
-    """
+    """A mixture of experts, and how they are chosen."""
 
     router: torch.Tensor
+    """float32 ``[hidden_size, experts]``: logits are computed and kept in float32."""
     bias: torch.Tensor
+    """float32 ``[experts]``: added to sigmoids for the choice, and not to the weights."""
     routed: Experts
+    """The matrices of all experts, and the limit of their activation."""
     shared: Experts
+    """One expert that every token has, with weight 1."""
     chosen: int
+    """Experts of a token."""
     groups: int
     kept_groups: int
+    """As in ``reference.moe_gating``."""
     scaling: float
+    """Factor of the weights, which are renormalised."""
 
 
 @dataclass(frozen=True)
 class LayerStep:
-    """One forward pass: the new tokens of some requests, one request after the other.
-
-    Attributes
-    ----------
-    requests : tuple of int
-        Rows of the block tables.
-    query_lengths, kv_lengths : tuple of int
-        New tokens and total tokens, the new ones included, of each of them.
-    """
+    """One forward pass: the new tokens of some requests, one request after the other."""
 
     requests: tuple[int, ...]
+    """Rows of the block tables."""
     query_lengths: tuple[int, ...]
     kv_lengths: tuple[int, ...]
+    """New tokens and total tokens, the new ones included, of each of them."""
 
     @property
     def tokens(self) -> int:
@@ -143,66 +111,48 @@ class LayerStep:
 
 @dataclass(frozen=True)
 class DecoderLayerInputs:
-    """One layer and the steps that go through it, one after the other, over the same cache.
-
-    Attributes
-    ----------
-    hidden, residual : torch.Tensor
-        bfloat16 ``[tokens, hidden_size]``: what the layer before hands over, for the tokens of all steps. Their sum is
-        normalised, and is the residual of attention.
-    steps : tuple of LayerStep
-        Their tokens follow each other in ``hidden``.
-    positions : torch.Tensor
-        int64 ``[tokens]``.
-    cos_sin_cache : torch.Tensor
-        bfloat16 ``[positions, rotary_dim]``: cosines of all frequencies, then their sines.
-    attention : GroupedQueryWeights or LatentWeights
-        They say of which kind the layer is.
-    experts : Mixture
-        The mixture of experts.
-    input_norm, post_norm : torch.Tensor
-        ``[hidden_size]``: weights of the norms before attention and before the experts; Gemma's with grouped queries.
-    epsilon : float
-        Of all norms.
-    scale : float
-        Factor of attention scores.
-    window : int or None
-        Visible keys, the query's own included; None for a full-attention layer.
-    key_cache, value_cache : torch.Tensor
-        The pool of this layer before the first step, ``[pages, page_size, kv_heads, dim]``; with latents, ``key_cache``
-        holds these and ``value_cache`` the rope keys, as the backend's pool calls them. A pool in another layout holds
-        as many bytes.
-    slots, sliding_slots : torch.Tensor
-        int64 ``[tokens]``: where a token goes in the pool of full layers, and in that of sliding ones.
-    block_table, sliding_block_table : torch.Tensor
-        int32 ``[requests, pages]`` of both pools.
-    use_fia, fia_nz, mlapo, native_norm : bool
-        Flags of the backend: ASCEND_USE_FIA, SGLANG_USE_FIA_NZ, SGLANG_NPU_USE_MLAPO and
-        SGLANG_NPU_FORWARD_NATIVE_GEMMA_RMS_NORM. They choose paths, and nothing here depends on them.
-    """
+    """One layer and the steps that go through it, one after the other, over the same cache."""
 
     hidden: torch.Tensor
     residual: torch.Tensor
+    """bfloat16 ``[tokens, hidden_size]``: what the layer before hands over, for the tokens of all steps. Their sum is
+    normalised, and is the residual of attention."""
     steps: tuple[LayerStep, ...]
+    """Their tokens follow each other in ``hidden``."""
     positions: torch.Tensor
+    """int64 ``[tokens]``."""
     cos_sin_cache: torch.Tensor
+    """bfloat16 ``[positions, rotary_dim]``: cosines of all frequencies, then their sines."""
     attention: GroupedQueryWeights | LatentWeights
+    """They say of which kind the layer is."""
     experts: Mixture
+    """The mixture of experts."""
     input_norm: torch.Tensor
     post_norm: torch.Tensor
+    """``[hidden_size]``: weights of the norms before attention and before the experts; Gemma's with grouped queries."""
     epsilon: float
+    """Of all norms."""
     scale: float
+    """Factor of attention scores."""
     window: int | None
+    """Visible keys, the query's own included; None for a full-attention layer."""
     key_cache: torch.Tensor
     value_cache: torch.Tensor
+    """The pool of this layer before the first step, ``[pages, page_size, kv_heads, dim]``; with latents, ``key_cache``
+    holds these and ``value_cache`` the rope keys, as the backend's pool calls them. A pool in another layout holds
+    as many bytes."""
     slots: torch.Tensor
     sliding_slots: torch.Tensor
+    """int64 ``[tokens]``: where a token goes in the pool of full layers, and in that of sliding ones."""
     block_table: torch.Tensor
     sliding_block_table: torch.Tensor
+    """int32 ``[requests, pages]`` of both pools."""
     use_fia: bool = True
     fia_nz: bool = False
     mlapo: bool = False
     native_norm: bool = False
+    """Flags of the backend: ASCEND_USE_FIA, SGLANG_USE_FIA_NZ, SGLANG_NPU_USE_MLAPO and
+    SGLANG_NPU_FORWARD_NATIVE_GEMMA_RMS_NORM. They choose paths, and nothing here depends on them."""
 
     @property
     def latent(self) -> bool:

@@ -11,18 +11,12 @@ import torch
 
 @dataclass(frozen=True)
 class PoolStorage:
-    """The storage of one pool before anything is in it: every slot is poison, and none of it may ever be used.
-
-    Attributes
-    ----------
-    key : torch.Tensor
-        ``[1 + pages, page_size, kv_heads, head_dim]``, bfloat16 or float16. Page 0 is a dummy that belongs to nobody.
-    value : torch.Tensor
-        ``[1 + pages, page_size, kv_heads, value_head_dim]``, of the dtype of ``key``.
-    """
+    """The storage of one pool before anything is in it: every slot is poison, and none of it may ever be used."""
 
     key: torch.Tensor
+    """``[1 + pages, page_size, kv_heads, head_dim]``, bfloat16 or float16. Page 0 is a dummy that belongs to nobody."""
     value: torch.Tensor
+    """``[1 + pages, page_size, kv_heads, value_head_dim]``, of the dtype of ``key``."""
 
     @property
     def pages(self) -> int:
@@ -39,30 +33,21 @@ class HybridPoolsInputs:
     """What a pair of pools is opened with: one for the full-attention layers, one for those with a window.
 
     One layer of each kind stands for all of them. Both have the same heads; a pool has slots of its own.
-
-    Attributes
-    ----------
-    full, sliding : PoolStorage
-        Storage of the two pools, with pages of the same size, but not as many.
-    heads : int
-        Query heads, a multiple of the KV heads.
-    window : int
-        Keys that a query of a sliding layer sees, its own included.
-    scale : float
-        Factor of the scores.
-    requests : int
-        Requests that are live at a time, at most.
-    prefix_sharing : bool
-        Whether requests may begin with pages of others (``share``, ``fork``). Eviction then keeps more.
     """
 
     full: PoolStorage
     sliding: PoolStorage
+    """Storage of the two pools, with pages of the same size, but not as many."""
     heads: int
+    """Query heads, a multiple of the KV heads."""
     window: int
+    """Keys that a query of a sliding layer sees, its own included."""
     scale: float
+    """Factor of the scores."""
     requests: int
+    """Requests that are live at a time, at most."""
     prefix_sharing: bool
+    """Whether requests may begin with pages of others (``share``, ``fork``). Eviction then keeps more."""
 
     @property
     def page_size(self) -> int:
@@ -107,27 +92,19 @@ class TokenStates:
 
 @dataclass(frozen=True)
 class PoolsSnapshot:
-    """Where everything lies. A slot is ``page * page_size + offset``; page 0 is nobody's.
-
-    Attributes
-    ----------
-    slots : mapping
-        Live request to int ``[tokens]``: the slot of each of its tokens in the full pool.
-    mapping : torch.Tensor
-        int64, at least ``[(1 + pages) * page_size]``: slot of the full pool to slot of the sliding pool, 0 for none.
-    block_table, sliding_block_table : torch.Tensor
-        int32 ``[live requests, width]`` in the order of ``slots``: pages as the attention of each pool gets them.
-        ``width`` is what the longest request needs. A page that was evicted is 0.
-    free_pages, free_sliding_pages : torch.Tensor
-        The pages of each pool that nobody has, in any order.
-    """
+    """Where everything lies. A slot is ``page * page_size + offset``; page 0 is nobody's."""
 
     slots: Mapping[int, torch.Tensor]
+    """Live request to int ``[tokens]``: the slot of each of its tokens in the full pool."""
     mapping: torch.Tensor
+    """int64, at least ``[(1 + pages) * page_size]``: slot of the full pool to slot of the sliding pool, 0 for none."""
     block_table: torch.Tensor
     sliding_block_table: torch.Tensor
+    """int32 ``[live requests, width]`` in the order of ``slots``: pages as the attention of each pool gets them.
+    ``width`` is what the longest request needs. A page that was evicted is 0."""
     free_pages: torch.Tensor
     free_sliding_pages: torch.Tensor
+    """The pages of each pool that nobody has, in any order."""
 
 
 class HybridPools(Protocol):

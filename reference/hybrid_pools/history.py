@@ -14,18 +14,12 @@ from npudiff.reference.hybrid_pools.steps import Step, in_words, new_tokens
 
 @dataclass(frozen=True)
 class HybridPoolsHistory:
-    """Pools, and the steps that were taken on them.
-
-    Attributes
-    ----------
-    pools : HybridPoolsInputs
-        What the pools are opened with.
-    steps : tuple
-        Pairs of a step and the tokens that it brings.
-    """
+    """Pools, and the steps that were taken on them."""
 
     pools: HybridPoolsInputs
+    """What the pools are opened with."""
     steps: tuple[tuple[Step, Tokens], ...]
+    """Pairs of a step and the tokens that it brings."""
 
 
 class HybridPoolsReference:

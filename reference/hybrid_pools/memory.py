@@ -28,18 +28,12 @@ LAYERS = ("full", "sliding")
 
 @dataclass(frozen=True)
 class Tokens:
-    """Queries, keys and values of consecutive tokens.
-
-    Attributes
-    ----------
-    query : torch.Tensor
-        ``[tokens, heads, head_dim]``; both kinds of layer have the same queries.
-    states : TokenStates
-        Keys and values of both kinds of layer.
-    """
+    """Queries, keys and values of consecutive tokens."""
 
     query: torch.Tensor
+    """``[tokens, heads, head_dim]``; both kinds of layer have the same queries."""
     states: TokenStates
+    """Keys and values of both kinds of layer."""
 
     def __len__(self) -> int:
         """How many there are."""

@@ -26,22 +26,15 @@ _FIRST_BOUND = 64
 
 @dataclass(frozen=True)
 class Space:
-    """Every case of a component that is looked at.
-
-    Attributes
-    ----------
-    make : callable
-        Makes a case of one value of each field, which are its keyword arguments; most often the case's own class.
-    free : mapping
-        Fields whose values all are tried, whatever that does to the size.
-    rising : mapping
-        Fields whose values come in an order in which a case never gets smaller, whatever the other fields are: after
-        one that is too large, the rest is left out. So a range may go as far as the axis does.
-    """
+    """Every case of a component that is looked at."""
 
     make: Callable[..., Any]
+    """Makes a case of one value of each field, which are its keyword arguments; most often the case's own class."""
     free: Mapping[str, Sequence[Any]]
+    """Fields whose values all are tried, whatever that does to the size."""
     rising: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Fields whose values come in an order in which a case never gets smaller, whatever the other fields are: after one
+    that is too large, the rest is left out. So a range may go as far as the axis does."""
 
 
 @dataclass(frozen=True)

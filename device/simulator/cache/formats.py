@@ -49,21 +49,14 @@ BASE_FORMATS = frozenset({Format.NCHW, Format.NHWC, Format.ND, Format.NCDHW})
 
 @dataclass(frozen=True)
 class StorageFormat:
-    """What is noted on a storage.
-
-    Attributes
-    ----------
-    format : Format
-        How its elements lie.
-    sizes : tuple of int
-        The logical shape of the whole storage; views of it have others.
-    dtype : torch.dtype
-        The dtype with which it was cast. A view may reinterpret its bytes.
-    """
+    """What is noted on a storage."""
 
     format: Format
+    """How its elements lie."""
     sizes: tuple[int, ...]
+    """The logical shape of the whole storage; views of it have others."""
     dtype: torch.dtype
+    """The dtype with which it was cast. A view may reinterpret its bytes."""
 
 
 _NOTE = "_npudiff_storage_format"

@@ -13,15 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Requirements:
-    """The requirements of one operator.
-
-    Attributes
-    ----------
-    operator : str
-        Its name, for messages.
-    """
+    """The requirements of one operator."""
 
     operator: str
+    """Its name, for messages."""
 
     def rejected(
         self, argument: str, given: object, allowed: str, code: ErrorCode = ErrorCode.TILING

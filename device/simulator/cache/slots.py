@@ -43,15 +43,10 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """ND, [blocks, block size, heads, dim]: a token is one piece, and tokens follow each other.
-
-    Attributes
-    ----------
-    token : int
-        Bytes per token, of all heads.
-    """
+    """ND, [blocks, block size, heads, dim]: a token is one piece, and tokens follow each other."""
 
     token: int
+    """Bytes per token, of all heads."""
 
     @property
     def unit(self) -> int:
@@ -69,18 +64,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Tiles:
-    """NZ, [blocks, heads * dim / C0, block size, C0]: a token is cut into tiles a block apart.
-
-    Attributes
-    ----------
-    token : int
-        Bytes per token, of all heads; a multiple of 32.
-    block_size : int
-        Tokens per block.
-    """
+    """NZ, [blocks, heads * dim / C0, block size, C0]: a token is cut into tiles a block apart."""
 
     token: int
+    """Bytes per token, of all heads; a multiple of 32."""
     block_size: int
+    """Tokens per block."""
 
     @property
     def unit(self) -> int:

@@ -18,24 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """Tokens, and the cache that they go into.
-
-    Attributes
-    ----------
-    name : str
-        The cache's argument.
-    tokens : Tensor
-        [tokens, kv heads, dim].
-    cache : Tensor
-        Contiguous, written.
-    layout : Layout
-        How tokens lie in it.
-    """
+    """Tokens, and the cache that they go into."""
 
     name: str
+    """The cache's argument."""
     tokens: Tensor
+    """[tokens, kv heads, dim]."""
     cache: Tensor
+    """Contiguous, written."""
     layout: Layout
+    """How tokens lie in it."""
 
 
 def layout_of(tokens: Tensor, nz_block_size: int | None) -> Layout:

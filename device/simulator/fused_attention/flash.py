@@ -34,21 +34,14 @@ _MAX_HEAD_ROWS = 8192
 
 @dataclass(frozen=True)
 class Softmax:
-    """What the softmax of a call is made with.
-
-    Attributes
-    ----------
-    scale : float
-        Multiplies the scores, not the sink.
-    sink : Tensor or None
-        float32 [heads]: adds ``exp(sink - maximum)`` to the denominator, without a value.
-    lse_includes_sink : bool
-        Whether the log-sum-exp is that of the enlarged denominator.
-    """
+    """What the softmax of a call is made with."""
 
     scale: float
+    """Multiplies the scores, not the sink."""
     sink: Tensor | None = None
+    """float32 [heads]: adds ``exp(sink - maximum)`` to the denominator, without a value."""
     lse_includes_sink: bool = True
+    """Whether the log-sum-exp is that of the enlarged denominator."""
 
 
 @dataclass(frozen=True)

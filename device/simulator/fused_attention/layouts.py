@@ -23,51 +23,34 @@ SIMULATED_LAYOUTS = ("BSH", "BSND", "BNSD", "TND")
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of a call, whatever its layout.
-
-    Attributes
-    ----------
-    batch : int
-        Sequences.
-    query_rows : int
-        Rows of the query's S axis; for TND the longest sequence's.
-    key_rows : int
-        Keys that a sequence can have at most: the S axis, all tokens of a TND key, or what a table row can
-        hold.
-    head_dim, value_dim : int
-        Of query and key, and of value.
-    decode : bool
-        Whether the call takes the one-query branch (IncreFlashAttention): layout with an S axis of length 1
-        and one head dim. It ignores pre_tokens, next_tokens, sparse_mode and actual query lengths.
-    """
+    """The sizes of a call, whatever its layout."""
 
     batch: int
+    """Sequences."""
     query_rows: int
+    """Rows of the query's S axis; for TND the longest sequence's."""
     key_rows: int
+    """Keys that a sequence can have at most: the S axis, all tokens of a TND key, or what a table row can hold."""
     head_dim: int
     value_dim: int
+    """Of query and key, and of value."""
     decode: bool
+    """Whether the call takes the one-query branch (IncreFlashAttention): layout with an S axis of length 1 and one head
+    dim. It ignores pre_tokens, next_tokens, sparse_mode and actual query lengths."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One sequence of a call: where its queries and its keys are.
-
-    Attributes
-    ----------
-    batch : int
-        Index of the sequence.
-    query_start, query_length : int
-        Rows in the T axis, or in the sequence's own S axis.
-    key_start, key_length : int
-        The same for keys; a paged sequence's keys start at 0 of its table row.
-    """
+    """One sequence of a call: where its queries and its keys are."""
 
     batch: int
+    """Index of the sequence."""
     query_start: int
     query_length: int
+    """Rows in the T axis, or in the sequence's own S axis."""
     key_start: int
     key_length: int
+    """The same for keys; a paged sequence's keys start at 0 of its table row."""
 
 
 def measure(request: FusedAttentionRequest) -> Geometry:

@@ -44,29 +44,20 @@ class ContiguousKeyValues:
 
 @dataclass(frozen=True)
 class PagedKeyValues:
-    """Keys and values in blocks of a cache.
-
-    Attributes
-    ----------
-    operator : str
-        For messages.
-    batch : int
-        Row of the block table.
-    blocks : list of int
-        That row.
-    key_cache, value_cache : Tensor
-        The caches.
-    block_size, kv_heads : int
-        Sizes of the caches' axes.
-    """
+    """Keys and values in blocks of a cache."""
 
     operator: str
+    """For messages."""
     batch: int
+    """Row of the block table."""
     blocks: list[int]
+    """That row."""
     key_cache: Tensor
     value_cache: Tensor
+    """The caches."""
     block_size: int
     kv_heads: int
+    """Sizes of the caches' axes."""
 
     def load(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return the tokens ``start`` to ``stop``; only their blocks are touched.

@@ -49,61 +49,43 @@ V2_NAMES = ArgumentNames(
 
 @dataclass(frozen=True)
 class FusedAttentionRequest:
-    """A call of ``npu_fused_infer_attention_score`` or its second version.
-
-    Attributes
-    ----------
-    operator : str
-        Name of the operator that was called.
-    names : ArgumentNames
-        The caller's words, for messages.
-    query, key, value : Tensor
-        As passed; with ``block_table`` the last two are caches.
-    layout : str
-        ``input_layout``.
-    heads, kv_heads : int
-        Query heads and key heads; key heads 0 has been replaced by the number of query heads.
-    scale : float
-        Multiplies the scores.
-    pre_tokens, next_tokens, sparse_mode, inner_precise : int
-        As passed.
-    mask : Tensor or None
-        ``atten_mask``; 1 hides.
-    query_lengths, key_lengths : tuple of int or None
-        As passed: cumulative or not, depending on layout and paging.
-    block_table : Tensor or None
-        int32 [batch, blocks per sequence].
-    block_size : int
-        Tokens per block.
-    sink : Tensor or None
-        ``learnable_sink`` [heads].
-    return_lse : bool
-        Whether the log-sum-exp is wanted.
-    extras : tuple of (str, object)
-        Arguments that were given and that the simulator has no use for, by name.
-    """
+    """A call of ``npu_fused_infer_attention_score`` or its second version."""
 
     operator: str
+    """Name of the operator that was called."""
     names: ArgumentNames
+    """The caller's words, for messages."""
     query: Tensor
     key: Tensor
     value: Tensor
+    """As passed; with ``block_table`` the last two are caches."""
     layout: str
+    """``input_layout``."""
     heads: int
     kv_heads: int
+    """Query heads and key heads; key heads 0 has been replaced by the number of query heads."""
     scale: float
+    """Multiplies the scores."""
     pre_tokens: int
     next_tokens: int
     sparse_mode: int
     inner_precise: int
+    """As passed."""
     mask: Tensor | None
+    """``atten_mask``; 1 hides."""
     query_lengths: tuple[int, ...] | None
     key_lengths: tuple[int, ...] | None
+    """As passed: cumulative or not, depending on layout and paging."""
     block_table: Tensor | None
+    """int32 [batch, blocks per sequence]."""
     block_size: int
+    """Tokens per block."""
     sink: Tensor | None
+    """``learnable_sink`` [heads]."""
     return_lse: bool
+    """Whether the log-sum-exp is wanted."""
     extras: tuple[tuple[str, object], ...]
+    """Arguments that were given and that the simulator has no use for, by name."""
 
     def given_extra(self, name: str) -> object | None:
         """Return the argument of that name if it was given and is not simulated."""

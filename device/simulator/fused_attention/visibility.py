@@ -38,32 +38,22 @@ _ROW_INVALID_CORRECTION = 2
 
 @dataclass(frozen=True)
 class Visibility:
-    """What the queries of one sequence may look at.
-
-    Attributes
-    ----------
-    queries, keys : int
-        Actual lengths.
-    before, after : int or None
-        The band, anchored at row 0 and key 0; None is unlimited.
-    mask : Tensor or None
-        bool, [``queries`` or more, ``keys`` or more]; True hides.
-    live_rows : range
-        Rows that are computed. All others are forced to output 0 and log-sum-exp +inf.
-    elementwise : bool
-        Whether the band hides single keys; if not, only whole tiles of keys outside it are left out.
-    zeroes_hidden_rows : bool
-        Whether a row that sees no key gives 0 and +inf, instead of the mean of the values.
-    """
+    """What the queries of one sequence may look at."""
 
     queries: int
     keys: int
+    """Actual lengths."""
     live_rows: range
+    """Rows that are computed. All others are forced to output 0 and log-sum-exp +inf."""
     before: int | None = None
     after: int | None = None
+    """The band, anchored at row 0 and key 0; None is unlimited."""
     mask: Tensor | None = None
+    """bool, [``queries`` or more, ``keys`` or more]; True hides."""
     elementwise: bool = True
+    """Whether the band hides single keys; if not, only whole tiles of keys outside it are left out."""
     zeroes_hidden_rows: bool = False
+    """Whether a row that sees no key gives 0 and +inf, instead of the mean of the values."""
 
     def key_range(self, rows: range) -> tuple[int, int]:
         """Return the first key, and the key after the last, that the band shows to any of some rows."""

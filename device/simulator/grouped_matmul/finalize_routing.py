@@ -26,57 +26,38 @@ _NEEDED = ("scale", "pertoken_scale", "logit", "row_index")
 
 @dataclass(frozen=True)
 class FinalizeRequest:
-    """One call. Names and defaults are those of the schema.
-
-    Attributes
-    ----------
-    x : Tensor
-        int8 [M, K], rows sorted by expert.
-    w : Tensor
-        int8 [E, K, N], or int32 [E, K, N / 8] with eight int4 each.
-    group_list : Tensor
-        int64 [E].
-    scale : Tensor
-        [E, N], float32 or bfloat16; for int4 as in :func:`int4.checked_scale`.
-    bias : Tensor, optional
-        float32 [E, N], for int4 only, which need it: ``8 * sum(w * scale)``.
-    offset : Tensor, optional
-        Not simulated.
-    pertoken_scale : Tensor
-        float32 [M].
-    shared_input : Tensor, optional
-        bfloat16 [L, N], added to L rows of the output from ``shared_input_offset`` on.
-    logit : Tensor
-        float32 [M], the weights of the rows.
-    row_index : Tensor
-        int64 or int32 [M], the tokens of the rows.
-    dtype : torch.dtype, optional
-        float32.
-    shared_input_weight : float
-        What shared_input is multiplied by.
-    shared_input_offset : int
-        Its first row.
-    output_bs : int
-        Rows of the output; 0 means M.
-    group_list_type : int
-        0: ends. 1: counts, the default.
-    """
+    """One call. Names and defaults are those of the schema."""
 
     x: Tensor
+    """int8 [M, K], rows sorted by expert."""
     w: Tensor
+    """int8 [E, K, N], or int32 [E, K, N / 8] with eight int4 each."""
     group_list: Tensor
+    """int64 [E]."""
     scale: Tensor | None = None
+    """[E, N], float32 or bfloat16; for int4 as in :func:`int4.checked_scale`."""
     bias: Tensor | None = None
+    """float32 [E, N], for int4 only, which need it: ``8 * sum(w * scale)``."""
     offset: Tensor | None = None
+    """Not simulated."""
     pertoken_scale: Tensor | None = None
+    """float32 [M]."""
     shared_input: Tensor | None = None
+    """bfloat16 [L, N], added to L rows of the output from ``shared_input_offset`` on."""
     logit: Tensor | None = None
+    """float32 [M], the weights of the rows."""
     row_index: Tensor | None = None
+    """int64 or int32 [M], the tokens of the rows."""
     dtype: torch.dtype | None = None
+    """float32."""
     shared_input_weight: float = 1.0
+    """What shared_input is multiplied by."""
     shared_input_offset: int = 0
+    """Its first row."""
     output_bs: int = 0
+    """Rows of the output; 0 means M."""
     group_list_type: int = 1
+    """0: ends. 1: counts, the default."""
     tuning_config: object = None
     x_dtype: int | None = None
     w_dtype: int | None = None

@@ -29,40 +29,27 @@ _MAX_INNER_OF_INT4 = 19999
 
 @dataclass(frozen=True)
 class SwigluRequest:
-    """One call of either version.
-
-    Attributes
-    ----------
-    require : Requirements
-        Of the version.
-    x : Tensor
-        int8 [M, K].
-    weight : Tensor
-        int8 [E, K, N], or int32 [E, K, N / 8] with eight int4 each.
-    weight_scale : Tensor
-        [E, N], float32, float16 or bfloat16; for int4 int64 or uint64 with float32 in its lower half, [E, 1, N] or
-        [E, K / 256, N].
-    x_scale : Tensor
-        float32 [M].
-    group_list : Tensor
-        int64 [E].
-    group_list_type : int
-        0: ends. 1: counts.
-    assist : Tensor, optional
-        float32 [E, N], for int4: ``8 * sum(w * scale)``.
-    assist_name : str
-        What the version calls it.
-    """
+    """One call of either version."""
 
     require: Requirements
+    """Of the version."""
     x: Tensor
+    """int8 [M, K]."""
     weight: Tensor
+    """int8 [E, K, N], or int32 [E, K, N / 8] with eight int4 each."""
     weight_scale: Tensor
+    """[E, N], float32, float16 or bfloat16; for int4 int64 or uint64 with float32 in its lower half, [E, 1, N] or [E, K
+    / 256, N]."""
     x_scale: Tensor
+    """float32 [M]."""
     group_list: Tensor
+    """int64 [E]."""
     group_list_type: int
+    """0: ends. 1: counts."""
     assist: Tensor | None
+    """float32 [E, N], for int4: ``8 * sum(w * scale)``."""
     assist_name: str
+    """What the version calls it."""
 
     @property
     def columns(self) -> int:

@@ -19,27 +19,18 @@ from npudiff.device.simulator.profiles import CannProfile
 
 @dataclass(frozen=True)
 class Pages:
-    """Where the tokens of a call go.
-
-    Attributes
-    ----------
-    slots : Tensor
-        int64, one per token that is written, ascending; equal ones are in the order of their tokens.
-    tokens : Tensor
-        int64, the token that goes to each slot.
-    is_last : Tensor
-        bool: no later token goes to the same slot.
-    block_size : int
-        Slots per block.
-    fractal : bool
-        Whether blocks are in NZ order.
-    """
+    """Where the tokens of a call go."""
 
     slots: Tensor
+    """int64, one per token that is written, ascending; equal ones are in the order of their tokens."""
     tokens: Tensor
+    """int64, the token that goes to each slot."""
     is_last: Tensor
+    """bool: no later token goes to the same slot."""
     block_size: int
+    """Slots per block."""
     fractal: bool
+    """Whether blocks are in NZ order."""
 
 
 def pages(

@@ -66,27 +66,20 @@ class PreprocessRequest:
 
 @dataclass(frozen=True)
 class PreprocessSizes:
-    """The sizes of a call; five of them are built into the kernel.
-
-    Attributes
-    ----------
-    hidden, query_rank, latent, rope, nope : int
-        Elements of a hidden state, of the query before it is projected up, of the latent, and of a head's parts
-        with and without position.
-    heads : int
-        Query heads.
-    blocks, block_size : int
-        Of the caches.
-    """
+    """The sizes of a call; five of them are built into the kernel."""
 
     hidden: int
     query_rank: int
     latent: int
     rope: int
     nope: int
+    """Elements of a hidden state, of the query before it is projected up, of the latent, and of a head's parts with and
+    without position."""
     heads: int
+    """Query heads."""
     blocks: int
     block_size: int
+    """Of the caches."""
 
 
 _BUILT_IN = {"hidden": 7168, "query_rank": 1536, "latent": 512, "rope": 64, "nope": 128}

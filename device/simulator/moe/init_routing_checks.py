@@ -24,55 +24,37 @@ _QUANT_MODES_OF_950 = (2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14, 15, 16, 17)
 
 @dataclass(frozen=True)
 class RoutingRequest:
-    """One call. Names and defaults are those of the schema.
-
-    Attributes
-    ----------
-    x : Tensor
-        [n, H].
-    expert_idx : Tensor
-        int32 [n, k].
-    scale : Tensor, optional
-        float32. ``quant_mode`` -1: [n], sorted as the rows are. 0: [1]. 1: [experts in range, H] or [1, H], factors of
-        the elements.
-    offset : Tensor, optional
-        float32 [1], with ``quant_mode`` 0.
-    active_num : int
-        How many rows at most, if positive.
-    expert_capacity : int
-        Rows per expert with ``drop_pad_mode`` 1; the first ones stay.
-    expert_num : int
-        How many experts there are.
-    drop_pad_mode : int
-        0: rows lie close. 1: every expert has as many rows.
-    expert_tokens_num_type : int
-        0: where rows end. 1: counts. 2: pairs of expert and count.
-    expert_tokens_num_flag : bool
-        Whether the third output is wanted.
-    quant_mode : int
-        -1: none. 0: int8 with one scale. 1: int8 with a scale per row.
-    active_expert_range : sequence of int
-        First expert, and the one behind the last; all experts if empty.
-    row_idx_type : int
-        0: the place of each pair. 1: the pair at each place.
-    x_dtype : int, optional
-        For dtypes that Ascend 950 has.
-    """
+    """One call. Names and defaults are those of the schema."""
 
     x: Tensor
+    """[n, H]."""
     expert_idx: Tensor
+    """int32 [n, k]."""
     scale: Tensor | None = None
+    """float32. ``quant_mode`` -1: [n], sorted as the rows are. 0: [1]. 1: [experts in range, H] or [1, H], factors of
+    the elements."""
     offset: Tensor | None = None
+    """float32 [1], with ``quant_mode`` 0."""
     active_num: int = -1
+    """How many rows at most, if positive."""
     expert_capacity: int = -1
+    """Rows per expert with ``drop_pad_mode`` 1; the first ones stay."""
     expert_num: int = -1
+    """How many experts there are."""
     drop_pad_mode: int = 0
+    """0: rows lie close. 1: every expert has as many rows."""
     expert_tokens_num_type: int = 0
+    """0: where rows end. 1: counts. 2: pairs of expert and count."""
     expert_tokens_num_flag: bool = False
+    """Whether the third output is wanted."""
     quant_mode: int = -1
+    """-1: none. 0: int8 with one scale. 1: int8 with a scale per row."""
     active_expert_range: Sequence[int] = ()
+    """First expert, and the one behind the last; all experts if empty."""
     row_idx_type: int = 0
+    """0: the place of each pair. 1: the pair at each place."""
     x_dtype: int | None = None
+    """For dtypes that Ascend 950 has."""
 
     @property
     def expert_range(self) -> tuple[int, int]:

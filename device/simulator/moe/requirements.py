@@ -18,15 +18,10 @@ __all__ = ["FLOATS", "Requirements", "dtype_name"]
 
 @dataclass(frozen=True)
 class Requirements:
-    """The requirements of one operator; every method raises ``OperatorRejected`` where one is not met.
-
-    Attributes
-    ----------
-    operator : str
-        Its name, for messages.
-    """
+    """The requirements of one operator; every method raises ``OperatorRejected`` where one is not met."""
 
     operator: str
+    """Its name, for messages."""
 
     def rejected(
         self, argument: str, given: object, allowed: str, code: ErrorCode = ErrorCode.PARAMETER

@@ -24,21 +24,14 @@ _FRACTAL_ROW_BYTES = 32
 
 @dataclass(frozen=True)
 class CacheMode:
-    """What a ``cache_mode`` means.
-
-    Attributes
-    ----------
-    paged : bool
-        The cache is [blocks, block size, 1, D]; otherwise [B, 1, cache length, D].
-    per_block : bool
-        ``index`` has one entry per block of a sequence, not one per token.
-    fractal : bool
-        The bytes of a block lie as [D / c, block size, 1, c], c elements being 32 bytes.
-    """
+    """What a ``cache_mode`` means."""
 
     paged: bool
+    """The cache is [blocks, block size, 1, D]; otherwise [B, 1, cache length, D]."""
     per_block: bool
+    """``index`` has one entry per block of a sequence, not one per token."""
     fractal: bool
+    """The bytes of a block lie as [D / c, block size, 1, c], c elements being 32 bytes."""
 
 
 CACHE_MODES = {

@@ -20,14 +20,10 @@ class Requirements:
     """The requirements of one operator.
 
     Every method but ``missing`` raises OperatorRejected where a requirement is not met.
-
-    Attributes
-    ----------
-    operator : str
-        Its name, for messages.
     """
 
     operator: str
+    """Its name, for messages."""
 
     def refuse(self, argument: str, given: object, allowed: str, code: ErrorCode = ErrorCode.PARAMETER) -> NoReturn:
         """Raise OperatorRejected."""

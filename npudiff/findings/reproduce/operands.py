@@ -62,18 +62,12 @@ def plain(value: object, tensor: Callable[[torch.Tensor], Any], storage: Callabl
 
 @dataclass(frozen=True)
 class Words:
-    """How arguments are written.
-
-    Attributes
-    ----------
-    device : str
-        The kind of the device on which it was recorded, which is the script's ``DEVICE``; any other stands as it is.
-    names : callable
-        Turns a variable into what stands for it.
-    """
+    """How arguments are written."""
 
     device: str
+    """The kind of the device on which it was recorded, which is the script's ``DEVICE``; any other stands as it is."""
     names: Callable[[str], str] = str
+    """Turns a variable into what stands for it."""
 
     def of(self, value: Any) -> str:  # noqa: ANN401 - what ``plain`` returns
         """Return an argument as Python."""

@@ -15,25 +15,17 @@ WAITED = "raised when the device was waited for"
 
 @dataclass
 class Step:
-    """Something that was written down: a tensor that is loaded, a call, a number that was read, an output, a new run.
-
-    Attributes
-    ----------
-    kind : str
-        ``loaded``, ``call``, ``read``, ``fetched`` or ``run``.
-    said : mapping
-        What was written.
-    result : plain value
-        Of a call, what it returned: names with their shapes, in lists as they were; None for what has a name already.
-    raised, returned : bool
-        Of a call, how it ended; both are false for one that never did.
-    """
+    """Something that was written down: a tensor that is loaded, a call, a number, an output, a new run."""
 
     kind: str
+    """``loaded``, ``call``, ``read``, ``fetched`` or ``run``."""
     said: Event
+    """What was written."""
     result: Any = None
+    """Of a call, what it returned: names with their shapes, in lists as they were; None for what has a name already."""
     raised: bool = False
     returned: bool = False
+    """Of a call, how it ended; both are false for one that never did."""
 
     @property
     def names(self) -> list[str]:
@@ -57,36 +49,24 @@ def made_in(result: Any) -> Iterator[Event]:  # noqa: ANN401 - a plain value
 
 @dataclass
 class Recording:
-    """What was written on a tape.
-
-    Attributes
-    ----------
-    steps : list of Step
-        In their order.
-    memories : mapping
-        Where the bytes of each loaded memory lie on the tape: first byte and count.
-    judged : list of events
-        Outputs and what they must be; tensors by their variables.
-    context : str
-        What was compared with what.
-    skipped : list of str
-        Outputs that no operator has computed, of which the script says nothing.
-    refused : str
-        Why there is no script, as the end of a sentence; empty if there may be one.
-    ended : str
-        How it ended; empty if the process did not live to say it.
-    unchanged : list of events
-        Inputs that must hold what they held.
-    """
+    """What was written on a tape."""
 
     steps: list[Step] = field(default_factory=list)
+    """In their order."""
     memories: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Where the bytes of each loaded memory lie on the tape: first byte and count."""
     judged: list[Event] = field(default_factory=list)
+    """Outputs and what they must be; tensors by their variables."""
     context: str = ""
+    """What was compared with what."""
     skipped: list[str] = field(default_factory=list)
+    """Outputs that no operator has computed, of which the script says nothing."""
     refused: str = ""
+    """Why there is no script, as the end of a sentence; empty if there may be one."""
     ended: str = ""
+    """How it ended; empty if the process did not live to say it."""
     unchanged: list[Event] = field(default_factory=list)
+    """Inputs that must hold what they held."""
 
     @classmethod
     def of(cls, events: Sequence[Event]) -> Recording:

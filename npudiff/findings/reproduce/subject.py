@@ -14,18 +14,12 @@ from npudiff.model.component import Answer, ExpectedOutput, Subject
 
 @dataclass(frozen=True)
 class WatchedSubject(Subject):
-    """A subject whose calls are written down.
-
-    Attributes
-    ----------
-    recorder : Recorder
-        Writes; it must be entered.
-    expectations : list
-        What the reference said, each time that it was asked.
-    """
+    """A subject whose calls are written down."""
 
     recorder: Recorder
+    """Writes; it must be entered."""
     expectations: list[Mapping[str, ExpectedOutput]]
+    """What the reference said, each time that it was asked."""
 
     def call_guarded(self, question: Callable[[], Answer], *given: object) -> Answer:
         """Write down what the question calls; what surrounds it is ours."""

@@ -20,30 +20,20 @@ RESERVED = ("torch", "run", "float", "getattr")
 
 @dataclass
 class Memory:
-    """A storage that variables of the script share.
-
-    Attributes
-    ----------
-    name : str
-        Its name in the script's file, and of the first variable.
-    alive : StorageWeakRef
-        Keeps its address from being used again, and not its bytes.
-    dtype : torch.dtype
-        Of the first variable.
-    loaded : bool
-        Whether it comes from outside.
-    derived : bool
-        Whether a recorded call has made it or written into it.
-    seal : int or None
-        Checksum of its bytes after the last recorded call that may have written into it; None if nobody looks.
-    """
+    """A storage that variables of the script share."""
 
     name: str
+    """Its name in the script's file, and of the first variable."""
     alive: StorageWeakRef
+    """Keeps its address from being used again, and not its bytes."""
     dtype: torch.dtype
+    """Of the first variable."""
     loaded: bool
+    """Whether it comes from outside."""
     derived: bool
+    """Whether a recorded call has made it or written into it."""
     seal: int | None = None
+    """Checksum of its bytes after the last recorded call that may have written into it; None if nobody looks."""
 
 
 class Variables:

@@ -35,21 +35,14 @@ KEPT = 64
 
 @dataclass(frozen=True)
 class LeftBehind:
-    """What a run that was killed says of a case.
-
-    Attributes
-    ----------
-    job : str
-        ``component.implementation.property``.
-    case : str
-        The case, as JSON.
-    verdict : str
-        Empty for the case that was being run; else what was seen, of one that nobody reported.
-    """
+    """What a run that was killed says of a case."""
 
     job: str
+    """``component.implementation.property``."""
     case: str
+    """The case, as JSON."""
     verdict: str = ""
+    """Empty for the case that was being run; else what was seen, of one that nobody reported."""
 
 
 class Journal:

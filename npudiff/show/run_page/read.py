@@ -29,18 +29,12 @@ _STARTED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 @dataclass(frozen=True)
 class Kept:
-    """A record, and where it was.
-
-    Attributes
-    ----------
-    record : RunRecord
-        What it says.
-    root : pathlib.Path
-        The output folder that it is about.
-    """
+    """A record, and where it was."""
 
     record: RunRecord
+    """What it says."""
     root: Path
+    """The output folder that it is about."""
 
     def finding_folder(self, name: str) -> Path | None:
         """Return the folder of a finding, or None where there is none."""

@@ -45,188 +45,128 @@ class Said:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What became of one property of one implementation.
-
-    Attributes
-    ----------
-    component, implementation, property_name : str
-        What was run.
-    verdict : str
-        How it ended; ``not run`` where the run ended before.
-    cases, steps : int
-        As in an outcome.
-    not_applicable : int
-        Draws that were not run.
-    reasons : tuple of Count
-        The most frequent reasons for that.
-    features : tuple of Count
-        Regions that the cases were in.
-    worst : float
-        Largest error over bound of the cases that hold.
-    worst_case : str
-        The case of it, in the component's words.
-    held : int
-        Cases that hold, of which ``worst`` is told.
-    exact : bool
-        Whether every comparison asked for equality.
-    seconds : float
-        Time of the job.
-    flaky : bool
-        Whether the failing case did not fail again.
-    alone : tuple of int
-        How often the failing case failed in a process of its own, and of how many times.
-    findings : tuple of str
-        Names of the folders of its findings.
-    without : tuple of str
-        Known issues whose cases were left out.
-    """
+    """What became of one property of one implementation."""
 
     component: str
     implementation: str
     property_name: str
+    """What was run."""
     verdict: JobVerdict
+    """How it ended; ``not run`` where the run ended before."""
     cases: int = 0
     steps: int = 0
+    """As in an outcome."""
     not_applicable: int = 0
+    """Draws that were not run."""
     reasons: tuple[Count, ...] = ()
+    """The most frequent reasons for that."""
     features: tuple[Count, ...] = ()
+    """Regions that the cases were in."""
     worst: float = 0.0
+    """Largest error over bound of the cases that hold."""
     worst_case: str = ""
+    """The case of it, in the component's words."""
     held: int = 0
+    """Cases that hold, of which ``worst`` is told."""
     exact: bool = True
+    """Whether every comparison asked for equality."""
     seconds: float = 0.0
+    """Time of the job."""
     flaky: bool = False
+    """Whether the failing case did not fail again."""
     alone: tuple[int, ...] = ()
+    """How often the failing case failed in a process of its own, and of how many times."""
     findings: tuple[str, ...] = ()
+    """Names of the folders of its findings."""
     without: tuple[str, ...] = ()
+    """Known issues whose cases were left out."""
 
 
 @dataclass(frozen=True)
 class FindingRecord:
-    """A finding, as far as a line of a list needs it.
-
-    Attributes
-    ----------
-    folder : str
-        Name of its folder; where that is, the place of the record says, and nothing in it.
-    symptom : str
-        What findings of one bug share: the exception, or the smallest case.
-    """
+    """A finding, as far as a line of a list needs it."""
 
     folder: str
+    """Name of its folder; where that is, the place of the record says, and nothing in it."""
     component: str
     implementation: str
     property_name: str
     verdict: str
     line: str
     symptom: str
+    """What findings of one bug share: the exception, or the smallest case."""
 
 
 @dataclass(frozen=True)
 class MutantRecord:
-    """Whether an implementation that is wrong on purpose was found.
-
-    Attributes
-    ----------
-    wrong : str
-        Which bug it re-creates.
-    found : bool
-        Whether a case failed.
-    cases : int
-        Cases up to and including that one.
-    seconds : float
-        Time until then, or of the whole job.
-    smallest : str
-        The smallest case that fails, in the component's words.
-    """
+    """Whether an implementation that is wrong on purpose was found."""
 
     component: str
     implementation: str
     property_name: str
     wrong: str
+    """Which bug it re-creates."""
     found: bool
+    """Whether a case failed."""
     cases: int
+    """Cases up to and including that one."""
     seconds: float
+    """Time until then, or of the whole job."""
     smallest: str
+    """The smallest case that fails, in the component's words."""
 
 
 @dataclass(frozen=True)
 class KnownRecord:
-    """A known issue, and what a gate saw of it.
-
-    Attributes
-    ----------
-    name : str
-        What it is about: component, implementation, property, condition.
-    state : str
-        What became of it, in words.
-    closes : bool
-        Whether the gate is closed by it.
-    link, expires : str
-        Where it is tracked, and until which day it is accepted.
-    """
+    """A known issue, and what a gate saw of it."""
 
     name: str
+    """What it is about: component, implementation, property, condition."""
     state: str
+    """What became of it, in words."""
     closes: bool
+    """Whether the gate is closed by it."""
     link: str
     expires: str
+    """Where it is tracked, and until which day it is accepted."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run.
-
-    Attributes
-    ----------
-    npudiff : str
-        Version of npudiff.
-    command : str
-        ``check`` or ``gate``.
-    started : str
-        UTC, as ``2026-01-31T08:05:00Z``.
-    seconds : float
-        How long it took, by the clock.
-    ended : str
-        Whether it came to its end.
-    problem : str
-        Why it did not.
-    environment : tuple of Said
-        Versions.
-    target, device, cann : str
-        Where it ran.
-    profile, seed, examples, budget : str
-        How cases were drawn; empty for what was not said.
-    scope : tuple of str
-        What the run was narrowed to: ``--where``, ``--profile``, ``--case``. Empty for a whole run.
-    judged : bool
-        Whether a mutant that was not found is the run's fault.
-    jobs, findings, mutants : tuple
-        What came out.
-    known : tuple of KnownRecord
-        Known issues of a gate.
-    gate : str
-        Whether a gate was open, and if not, why; empty for any other run.
-    """
+    """A run."""
 
     npudiff: str
+    """Version of npudiff."""
     command: str
+    """``check`` or ``gate``."""
     started: str
+    """UTC, as ``2026-01-31T08:05:00Z``."""
     seconds: float
+    """How long it took, by the clock."""
     ended: Ended
+    """Whether it came to its end."""
     problem: str
+    """Why it did not."""
     environment: tuple[Said, ...]
+    """Versions."""
     target: str
     device: str
     cann: str
+    """Where it ran."""
     profile: str
     seed: str
     examples: str
     budget: str
+    """How cases were drawn; empty for what was not said."""
     scope: tuple[str, ...]
+    """What the run was narrowed to: ``--where``, ``--profile``, ``--case``. Empty for a whole run."""
     judged: bool
+    """Whether a mutant that was not found is the run's fault."""
     jobs: tuple[JobRecord, ...]
     findings: tuple[FindingRecord, ...]
     mutants: tuple[MutantRecord, ...]
+    """What came out."""
     known: tuple[KnownRecord, ...] = ()
+    """Known issues of a gate."""
     gate: str = ""
+    """Whether a gate was open, and if not, why; empty for any other run."""

@@ -75,15 +75,10 @@ Subject = tuple[str, str]
 
 @dataclass(frozen=True)
 class State:
-    """What all runs say.
-
-    Attributes
-    ----------
-    kept : sequence of Kept
-        The runs, the earliest first.
-    """
+    """What all runs say."""
 
     kept: Sequence[Kept]
+    """The runs, the earliest first."""
 
     @cached_property
     def jobs(self) -> list[LatestResult]:

@@ -42,46 +42,31 @@ _KEPT_NAME = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_.\-]+\.json")
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What there is to say of a run.
-
-    Attributes
-    ----------
-    plan : Plan
-        What was to be run.
-    outcomes, mutants : sequence of Outcome
-        What was, so far.
-    findings : sequence of (Finding, pathlib.Path)
-        Findings, and their folders; those that are not in a folder ``findings`` are left out.
-    started : float
-        When it began, as ``time.time()`` says it.
-    seconds : float
-        How long it took.
-    error : BaseException or None
-        What ended it too early.
-    case : str or None
-        The one case that was run, as JSON.
-    command : str
-        What ran it.
-    without : mapping of str to sequence of str
-        By name of a job: known issues whose cases it did not run.
-    known : sequence of KnownRecord
-        Known issues.
-    gate : str
-        What the gate came to.
-    """
+    """What there is to say of a run."""
 
     plan: Plan
+    """What was to be run."""
     outcomes: Sequence[Outcome]
     mutants: Sequence[Outcome]
+    """What was, so far."""
     findings: Sequence[tuple[Finding, Path]]
+    """Findings, and their folders; those that are not in a folder ``findings`` are left out."""
     started: float
+    """When it began, as ``time.time()`` says it."""
     seconds: float
+    """How long it took."""
     error: BaseException | None = None
+    """What ended it too early."""
     case: str | None = None
+    """The one case that was run, as JSON."""
     command: str = "check"
+    """What ran it."""
     without: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By name of a job: known issues whose cases it did not run."""
     known: Sequence[KnownRecord] = ()
+    """Known issues."""
     gate: str = ""
+    """What the gate came to."""
 
 
 def keep_record(ran: RunSummary, root: Path) -> None:
