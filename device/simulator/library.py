@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator overload of the ``npu`` namespace."""
+    """One operator overload of the ``npu`` namespace.
+
+    Both kernels are given as functions that name what they use of the schema's arguments, and kept as the dispatcher
+    calls them; :func:`by_name` says how.
+    """
 
     schema: str
     """The registered schema, ``name[.overload](arguments) -> returns``."""
@@ -27,6 +32,61 @@ class Operator:
     """Kernel that gives shapes and dtypes only."""
     formatted: tuple[str, ...] = ()
     """Arguments whose storage format the kernel looks at. It takes all others as their bytes lie."""
+    request: Callable[..., Any] | None = None
+    """Makes of the arguments, by name, the one object that both kernels take instead."""
+
+    def __post_init__(self) -> None:
+        for kind in ("cpu", "meta"):
+            object.__setattr__(self, kind, self._bound(getattr(self, kind)))
+
+    def _bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if self.request is None:
+            return by_name(self.schema, function)
+        request = by_name(self.schema, self.request)
+        return lambda *args, **kwargs: function(request(*args, **kwargs))
+
+
+def by_name(schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel that passes on, by name, the arguments of a schema that a function's signature has.
+
+    The dispatcher leaves out what has its default; the function gets it if its signature has no default. ``**`` in the
+    signature takes whatever is given besides. Parameters before ``/`` are the schema's first, by any name.
+
+    Raises
+    ------
+    TypeError
+        The signature has a parameter that is not an argument of the schema.
+    """
+    import torch  # noqa: PLC0415 - loaded with the kernels, not on import
+
+    arguments = torch._C.parse_schema(unqualified(schema)).arguments
+    positional = [argument.name for argument in arguments if not argument.kwarg_only]
+    parameters = inspect.signature(function).parameters.values()
+    first = positional[: sum(parameter.kind is parameter.POSITIONAL_ONLY for parameter in parameters)]
+    named = {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    needed = {name for name, default in named.items() if default is inspect.Parameter.empty}
+    unknown = needed - {argument.name for argument in arguments}
+    if unknown or any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        raise TypeError(f"{function}: {', '.join(sorted(unknown)) or '*'} is no argument of {schema}")
+    defaults = {
+        argument.name: argument.default_value
+        for argument in arguments
+        if argument.has_default_value() and named.get(argument.name) is inspect.Parameter.empty
+    }
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    unused = [] if takes_all else [a.name for a in arguments if a.name not in {*first, *named}]
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the dispatcher calls it
+        given = defaults | dict(zip(positional, args, strict=False)) | kwargs
+        for name in unused:
+            given.pop(name, None)
+        return function(*[given.pop(name) for name in first], **given)
+
+    return kernel
 
 
 def install() -> None:
