@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from npudiff.device.simulator.schemas import namespace, qualified_name, unqualified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch.library import Library
 
@@ -50,43 +50,55 @@ def by_name(schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a kernel that passes on, by name, the arguments of a schema that a function's signature has.
 
     The dispatcher leaves out what has its default; the function gets it if its signature has no default. ``**`` in the
-    signature takes whatever is given besides. Parameters before ``/`` are the schema's first, by any name.
+    signature takes whatever is given besides. Parameters before ``/`` are the schema's first, by any name. A function
+    that takes all arguments as they come is returned itself.
 
     Raises
     ------
     TypeError
-        The signature has a parameter that is not an argument of the schema.
+        The signature needs an argument that the schema has not.
     """
     import torch  # noqa: PLC0415 - loaded with the kernels, not on import
 
     arguments = torch._C.parse_schema(unqualified(schema)).arguments
-    positional = [argument.name for argument in arguments if not argument.kwarg_only]
     parameters = inspect.signature(function).parameters.values()
-    first = positional[: sum(parameter.kind is parameter.POSITIONAL_ONLY for parameter in parameters)]
+    first = sum(parameter.kind is parameter.POSITIONAL_ONLY for parameter in parameters)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     named = {
         parameter.name: parameter.default
-        for parameter in parameters
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        for parameter in list(parameters)[first:]
+        if parameter.kind is not parameter.VAR_KEYWORD
     }
-    needed = {name for name, default in named.items() if default is inspect.Parameter.empty}
-    unknown = needed - {argument.name for argument in arguments}
-    if unknown or any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
-        raise TypeError(f"{function}: {', '.join(sorted(unknown)) or '*'} is no argument of {schema}")
+    others = [argument.name for argument in arguments[first:]]
+    unknown = {name for name in named.keys() - set(others) if named[name] is inspect.Parameter.empty}
+    if unknown:
+        raise TypeError(f"{function} needs {', '.join(sorted(unknown))}, which is no argument of {schema}")
+    if _is_as_called(named, arguments[first:]):
+        return function
+    positional = [argument.name for argument in arguments[first:] if not argument.kwarg_only]
+    unused = () if takes_all else tuple(name for name in others if name not in named)
     defaults = {
         argument.name: argument.default_value
         for argument in arguments
         if argument.has_default_value() and named.get(argument.name) is inspect.Parameter.empty
     }
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    unused = [] if takes_all else [a.name for a in arguments if a.name not in {*first, *named}]
 
     def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the dispatcher calls it
-        given = defaults | dict(zip(positional, args, strict=False)) | kwargs
+        given = defaults.copy()
+        given.update(zip(positional, args[first:], strict=False), **kwargs)
         for name in unused:
             given.pop(name, None)
-        return function(*[given.pop(name) for name in first], **given)
+        return function(*args[:first], **given)
 
     return kernel
+
+
+def _is_as_called(named: Mapping[str, object], arguments: Sequence[Any]) -> bool:
+    """Whether parameters are the arguments, in their order, with a default wherever the schema has one."""
+    return list(named) == [argument.name for argument in arguments] and all(
+        (default is not inspect.Parameter.empty) >= argument.has_default_value()
+        for default, argument in zip(named.values(), arguments, strict=True)
+    )
 
 
 def install() -> None:
