@@ -1,4 +1,4 @@
-"""What an operator requires of an argument, and the error where it is not met: one vocabulary for all families."""
+"""Checks of operator arguments: one vocabulary, one phrasing and one rule of error codes for all families."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def _size(size: int) -> str:
 
 @dataclass(frozen=True)
 class ArgumentChecks:
-    """The checks of one operator. Each raises ``OperatorRejected``, but for those whose docstring names another error.
+    """The checks of one operator. They raise ``OperatorRejected`` unless their docstring names another error.
 
-    A check takes the name of an argument, for the message, what was given, and what is allowed. ``code`` is that of the
-    layer that refuses; without it a dtype is refused with ``ErrorCode.PARAMETER``, all else with ``default``.
+    A check takes the name of an argument, the value, and what is allowed. The error has the ``code`` of the call;
+    without one a wrong dtype has ``ErrorCode.PARAMETER``, in every operator, and all else has ``default``.
     """
 
     operator: str
     """Its name, for messages."""
     default: ErrorCode = field(kw_only=True)
-    """The code of what is refused without another one."""
+    """The code of a rejection whose check names none."""
 
     def rejected(self, argument: str, given: object, allowed: str, code: ErrorCode | None = None) -> OperatorRejected:
         """Return the error for an argument that the operator refuses."""

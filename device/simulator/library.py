@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Operator:
     """One operator overload of the ``npu`` namespace.
 
-    Both kernels are given as functions that name what they use of the schema's arguments, and kept as the dispatcher
-    calls them; :func:`by_name` says how.
+    Kernels are written as functions that name the arguments they use. The attributes are what the dispatcher calls:
+    :func:`by_name` stands between.
     """
 
     schema: str
@@ -33,7 +33,7 @@ class Operator:
     formatted: tuple[str, ...] = ()
     """Arguments whose storage format the kernel looks at. It takes all others as their bytes lie."""
     request: Callable[..., Any] | None = None
-    """Makes of the arguments, by name, the one object that both kernels take instead."""
+    """Builds the only argument of both kernels from the call's arguments, by name; None passes these as they are."""
 
     def __post_init__(self) -> None:
         for kind in ("cpu", "meta"):
@@ -47,11 +47,11 @@ class Operator:
 
 
 def by_name(schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a kernel that passes on, by name, the arguments of a schema that a function's signature has.
+    """Return a kernel that passes a function only the arguments of the schema that its signature names.
 
-    The dispatcher leaves out what has its default; the function gets it if its signature has no default. ``**`` in the
-    signature takes whatever is given besides. Parameters before ``/`` are the schema's first, by any name. A function
-    that takes all arguments as they come is returned itself.
+    The dispatcher leaves out arguments that have their default. The function then gets the schema's default, unless its
+    signature states one. ``**`` takes all other arguments that were given. Parameters before ``/`` are the first ones
+    of the schema, under any name. A function that takes every argument is returned unchanged.
 
     Raises
     ------

@@ -129,8 +129,7 @@ def _check(
         integers["seq_offset"] = seq_offset
     for name, tensor in integers.items():
         _CHECK.dtype(name, tensor, "int32")
-        if not tensor.numel():
-            raise _CHECK.rejected(name, f"empty, {list(tensor.shape)}", "at least one element")
+        _CHECK.not_empty(name, tensor)
     _CHECK.dtype("key_cache", key_cache, *_DTYPES)
     for name, tensor in (("value_cache", value_cache), ("key", key), ("value", value)):
         _CHECK.same_dtype(name, tensor, "key_cache", key_cache)
@@ -144,8 +143,7 @@ def _check_shapes(key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Te
         axes = "[tokens, kv heads * dim] for a key cache in FRACTAL_NZ" if nz else "[tokens, kv heads, dim]"
         _CHECK.rank(name, output, 2 if nz else 3, axes)
         for argument, tensor in ((f"{name}_cache", cache), (name, output)):
-            if not tensor.numel():
-                raise _CHECK.rejected(argument, f"empty, {list(tensor.shape)}", "at least one element")
+            _CHECK.not_empty(argument, tensor)
     _CHECK.shape("value", value, (len(key), *[-1] * (value.dim() - 1)), meaning="as many tokens as key")
     for name, cache, output in (("key", key_cache, key), ("value", value_cache, value)):
         if nz:

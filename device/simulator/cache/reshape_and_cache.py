@@ -46,7 +46,8 @@ def reshape_and_cache(key: Tensor, value: Tensor, key_cache: Tensor, value_cache
         A slot beyond a cache, or fewer slots than tokens.
     """
     formats = [format_of(cache) is Format.FRACTAL_NZ for cache in (key_cache, value_cache)]
-    _check_caches_contiguous(_BOTH, key_cache=key_cache, value_cache=value_cache)
+    # AtTensor2AtbTensor refuses outputs with gaps, and copies inputs.
+    _BOTH.contiguous(key_cache=key_cache, value_cache=value_cache, code=ErrorCode.WRAPPER)
     _check_pair(key, value, key_cache, value_cache, slot_indices, nz=all(formats))
     if any(formats) and not all(formats):
         _check_lone_nz(_BOTH, "value_cache" if formats[0] else "key_cache", "FRACTAL_NZ, as the other cache")
@@ -72,7 +73,7 @@ def reshape_and_cache_siso(key: Tensor, key_cache: Tensor, slot_indices: Tensor)
     OperatorRejected, DeviceFault
         As :func:`reshape_and_cache`; here ATB wants as many slots as tokens.
     """
-    _check_caches_contiguous(_SISO, key_cache=key_cache)
+    _SISO.contiguous(key_cache=key_cache, code=ErrorCode.WRAPPER)
     _check_ranks(_SISO, slot_indices, key=key, key_cache=key_cache)
     _SISO.shape("slot_indices", slot_indices, (len(key),), meaning="one slot per token")
     _check_dtypes(_SISO, slot_indices, key=key, key_cache=key_cache)
@@ -139,14 +140,6 @@ def _check_dtypes(check: ArgumentChecks, slot_indices: Tensor, **tensors: Tensor
     check.dtype(name, tokens, *_DTYPES)
     check.same_dtype(cache_name, cache, name, tokens)
     check.dtype("slot_indices", slot_indices, "int32")
-
-
-def _check_caches_contiguous(check: ArgumentChecks, **caches: Tensor) -> None:
-    """Refuse caches with gaps: AtTensor2AtbTensor does for outputs, while inputs are copied."""
-    for name, cache in caches.items():
-        if not cache.is_contiguous():
-            given = f"not contiguous, strides {cache.stride()}"
-            raise check.rejected(name, given, "a contiguous tensor", ErrorCode.WRAPPER)
 
 
 def _check_lone_nz(check: ArgumentChecks, argument: str, allowed: str) -> None:

@@ -1,4 +1,4 @@
-"""What aclnn refuses, for the non-quantised forms without rope: entry point, forms, dtypes, sizes and sinks.
+"""What aclnn refuses of dtypes, sizes and sinks, in the forms without quantisation and rope; the entry to all checks.
 
 Sources: DOC of both operator versions and CANN's checkers for ``fused_infer_attention_score``. Where they
 disagree, the profile chooses.
@@ -52,7 +52,7 @@ def check(request: FusedAttentionRequest, profile: CannProfile) -> Geometry:
     OperatorRejected
         With aclnn's code, naming the argument.
     NotSimulated
-        A layout, dtype or feature that hardware has and the simulator has not.
+        A layout, dtype or feature that only hardware has.
     """
     check_extras(request)
     if request.layout not in SIMULATED_LAYOUTS:
@@ -97,9 +97,7 @@ def _check_contiguity(request: FusedAttentionRequest, profile: CannProfile) -> N
     # A cache may have gaps between its blocks (CANN's tests test_fia_*noncontiguous*).
     tensors["key"] = request.key[0] if paged and len(request.key) else request.key
     tensors["value"] = request.value[0] if paged and len(request.value) else request.value
-    for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_contiguous():
-            raise request.check.rejected(name, f"not contiguous, strides {tensor.stride()}", "a contiguous tensor")
+    request.check.contiguous(**tensors)
 
 
 def _check_heads(request: FusedAttentionRequest, profile: CannProfile) -> None:

@@ -1,7 +1,7 @@
-"""Arguments of features that are not simulated, and the combinations that the operator refuses anyway.
+"""The checks of arguments whose features are not simulated.
 
-A combination that hardware refuses must be a rejection even though the feature is missing here: a test of
-the caller would otherwise be told that the simulator is too small, when its call is wrong.
+A combination that hardware refuses is a rejection here too, although the feature is missing: otherwise a caller whose
+call is wrong would read that the simulator is too small.
 """
 
 from __future__ import annotations

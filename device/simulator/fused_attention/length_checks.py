@@ -1,4 +1,4 @@
-"""Actual sequence lengths, block tables and caches: what is refused.
+"""The checks of actual sequence lengths, block tables and caches.
 
 Sources: DOC of both versions (actual lengths, page attention), ACLNN for TND, CANN's paged checker.
 """

@@ -1,4 +1,4 @@
-"""Sparse modes, masks and inner_precise: what is refused.
+"""The checks of sparse modes, masks and inner_precise.
 
 Sources: CANN's mask checker and the tables of DOC.
 """

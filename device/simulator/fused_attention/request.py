@@ -88,7 +88,7 @@ class FusedAttentionRequest:
     out: Sequence[Tensor]
     """What the ``.out`` forms write into: attention and log-sum-exp."""
     extras: tuple[tuple[str, object], ...]
-    """Arguments that were given and that the simulator has no use for, by name."""
+    """Other arguments that were given, by name; the simulator implements none of them."""
 
     def given_extra(self, name: str) -> object | None:
         """Return the argument of that name if it was given and is not simulated."""

@@ -143,9 +143,8 @@ def _check_shapes(request: GroupedRequest) -> None:
     inner = [x.shape[-1] for x in request.x] if several else [request.x[0].shape[-1]] * request.experts
     for number, weight in enumerate(request.weight):
         CHECK.rank(f"weight[{number}]", weight, (3,) if request.is_stacked else (2,))
-        if weight.dtype == torch.int32 and not weight.is_contiguous():
-            given = f"not contiguous, strides {weight.stride()}"
-            raise CHECK.not_simulated(f"weight[{number}]", given, "contiguous weights of int4")
+        if weight.dtype == torch.int32:
+            CHECK.simulated_contiguous("contiguous weights of int4", **{f"weight[{number}]": weight})
     for expert in range(request.experts):
         weight = request.of_expert(request.weight, expert)
         if weight.shape[0] != inner[expert]:

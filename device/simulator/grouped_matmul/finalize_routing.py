@@ -186,8 +186,7 @@ def _check_scale(request: FinalizeRequest, scale: Tensor, profile: CannProfile) 
         _CHECK.dtype("scale", scale, "float32", "bfloat16")
         _CHECK.shape("scale", scale, shape, meaning="[E, N]")
         return scale.float()
-    if not request.w.is_contiguous():
-        raise _CHECK.not_simulated("w", f"not contiguous, strides {request.w.stride()}", "contiguous int4")
+    _CHECK.simulated_contiguous("contiguous int4", w=request.w)
     if request.bias is None:
         raise _CHECK.rejected("bias", None, "float32 [E, N], with w of int4")
     _CHECK.dtype("bias", request.bias, "float32")

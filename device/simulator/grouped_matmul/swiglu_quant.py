@@ -109,8 +109,8 @@ def check(request: SwigluRequest, profile: CannProfile) -> Tensor:
     experts, inner = len(weight), x.shape[1]
     width = request.columns // int4.PER_WORD if packed else request.columns
     check.shape("weight", weight, (experts, inner, width), meaning="[E, K, N], with K of x and N of weight_scale")
-    if packed and not weight.is_contiguous():
-        raise check.not_simulated("weight", f"not contiguous, strides {weight.stride()}", "contiguous int4")
+    if packed:
+        check.simulated_contiguous("contiguous int4", weight=weight)
     if profile.gmm_swiglu_weight_format == "fractal_nz" and format_of(weight) is not Format.FRACTAL_NZ:
         raise check.rejected("weight", f"in format {format_of(weight).name}", "FRACTAL_NZ")
     most = _MAX_INNER_OF_INT4 if packed else _MAX_INNER

@@ -1,8 +1,8 @@
-"""The arguments of sgl-kernel-npu's ``mla_preprocess``, what it refuses, and what is not simulated.
+"""The arguments of sgl-kernel-npu's ``mla_preprocess``, and their checks.
 
 Sources: sgl-kernel-npu's registration and README (SGL), its caller in sglang 0.5.23 (``mla_preprocess.py``), and the
-documentation of ``torch_npu.atb.npu_mla_preprocess`` (ATB), the operator from which it comes. The sizes are built into
-the kernel, and no source shows that they are checked: another size or dtype is reported as undefined, not as refused.
+documentation of ``torch_npu.atb.npu_mla_preprocess`` (ATB), the operator from which it comes. The kernel has its sizes
+built in, and no source shows a check: another size or dtype is undefined behaviour, not a rejection.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NZ_COLUMNS = 16
 
 @dataclass(frozen=True)
 class PreprocessRequest:
-    """One call. Names are those of the schema, but for ``hidden_state``; kv_cache and kv_cache_rope are not read."""
+    """One call, with the names of the schema but ``hidden_state``; kv_cache and kv_cache_rope are not read."""
 
     hidden_state: Tensor
     wdqkv: Tensor
@@ -104,7 +104,7 @@ def check(request: PreprocessRequest, profile: CannProfile) -> PreprocessSizes:
     Raises
     ------
     OperatorRejected
-        A mode that does not exist, more than 1024 tokens, or blocks of a size that there is not.
+        A mode that does not exist, more than 1024 tokens, or a block size that does not exist.
     NotSimulated
         Other ways of quantising, int8 caches, float16.
     UndefinedBehaviour

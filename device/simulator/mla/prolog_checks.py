@@ -1,4 +1,4 @@
-"""The arguments of ``npu_mla_prolog`` in all versions, by one set of names, and what is refused of them.
+"""The arguments of ``npu_mla_prolog`` in all versions under one set of names, and their checks.
 
 Only the unquantised form is simulated. DOC is the operators' documentation in torch_npu 2.13.0; NEWER is what the
 repositories of op-plugin and CANN say since then, with more sizes and cache modes for version 3; META is the wheel's
@@ -33,7 +33,7 @@ V3_FUNCTIONAL = "npu_mla_prolog_v3_functional"
 
 @dataclass(frozen=True)
 class PrologRequest:
-    """One call. Names are those of the schemas, and so are defaults; ``extras`` has what is given besides."""
+    """One call, with the names and defaults of the schemas; ``extras`` holds the other arguments that were given."""
 
     check: ArgumentChecks
     token_x: Tensor
@@ -103,7 +103,7 @@ _FRACTAL_COLUMNS = 16
 
 @dataclass(frozen=True)
 class PrologSizes:
-    """He, Hcq, N, D, Dr and Hckv, and the blocks of the caches."""
+    """The sizes He, Hcq, N, D, Dr and Hckv, and those of the caches."""
 
     hidden: int
     query_rank: int
@@ -228,7 +228,7 @@ def _listed(sizes: Collection[int]) -> str:
 
 
 def _check_divisibility(request: PrologRequest, sizes: PrologSizes, *, fractal: bool) -> None:
-    """Refuse what no size of an operator of this kind could be: nothing, odd pairs, tiles that are not full."""
+    """Refuse sizes that no such operator can have: empty axes, half a pair, tiles that are not full."""
     for argument, axis, size in (
         ("token_x", "He", sizes.hidden),
         ("weight_dq", "Hcq", sizes.query_rank),
@@ -268,7 +268,7 @@ _SCALES_OF_INT8_WEIGHTS = ("dequant_scale_w_uq_qr", "quant_scale_ckv", "quant_sc
 
 @dataclass(frozen=True)
 class _Mode:
-    """Values of a mode beside 0: those for quantised calls, and those that only Ascend 950 has."""
+    """The values of a mode other than 0: for quantised calls, and for Ascend 950."""
 
     quantised: tuple[int, ...]
     of_950: tuple[int, ...] = ()
@@ -334,7 +334,7 @@ def _check_modes(request: PrologRequest) -> None:
 
 
 def _check_dtypes(request: PrologRequest) -> None:
-    """Refuse all that is not bfloat16; int8 where DOC has it is quantisation."""
+    """Refuse dtypes other than bfloat16; int8 means quantisation where DOC has it."""
     quantised = ("weight_uq_qr",) if request.check.operator == V1 else ("token_x", *_FRACTAL_WEIGHTS)
     for argument in quantised:
         if getattr(request, argument).dtype == torch.int8:

@@ -38,7 +38,7 @@ _QUANT_MODES_OF_950 = (2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14, 15, 16, 17)
 
 @dataclass(frozen=True)
 class RoutingRequest:
-    """One call. Names and defaults are those of the schema."""
+    """One call, with the names of the schema."""
 
     x: Tensor
     """[n, H], float16, bfloat16 or float32; int8 with ``quant_mode`` -1."""

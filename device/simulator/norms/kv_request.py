@@ -1,4 +1,4 @@
-"""The arguments of ``npu_kv_rmsnorm_rope_cache`` in all versions, and what is refused.
+"""The arguments of ``npu_kv_rmsnorm_rope_cache`` in all versions, and their checks.
 
 Sources: the operator's documentation (DOC), op-plugin's host code and the wheel's META (HOST), and CANN's
 ``kv_rms_norm_rope_cache`` kernels for A2 and A3 (SOURCE).

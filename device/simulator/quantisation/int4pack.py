@@ -15,7 +15,7 @@ from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.profiles import active_profile
 from npudiff.device.simulator.quantisation.integers import PER_WORD, packed
 
-_CHECK = ArgumentChecks("npu_convert_weight_to_int4pack", default=ErrorCode.PARAMETER)
+_CHECK = ArgumentChecks("npu_convert_weight_to_int4pack", default=ErrorCode.WRAPPER)
 
 
 def convert_weight_to_int4pack(weight: Tensor) -> Tensor:
@@ -37,18 +37,16 @@ def convert_weight_to_int4pack(weight: Tensor) -> Tensor:
     OperatorRejected
         Dtype, rank, shape or format is not one of the above.
     """
-    code = ErrorCode.WRAPPER
-    if not weight.is_contiguous():
-        raise _CHECK.rejected("weight", f"not contiguous, strides {weight.stride()}", "a contiguous tensor", code)
-    _CHECK.rank("weight", weight, range(2, 4), code=code)
+    _CHECK.contiguous(weight=weight)
+    _CHECK.rank("weight", weight, range(2, 4))
     if weight.dtype != torch.int32:
-        raise _CHECK.rejected("weight", dtype_name(weight), "int32; float32 is of Ascend 950", code)
+        raise _CHECK.rejected("weight", dtype_name(weight), "int32; float32 is of Ascend 950")
     if not weight.numel() or weight.shape[-1] % PER_WORD:
         allowed = f"no empty axis, and a last one that is a multiple of {PER_WORD}"
-        raise _CHECK.rejected("weight", f"of shape {list(weight.shape)}", allowed, code)
+        raise _CHECK.rejected("weight", f"of shape {list(weight.shape)}", allowed)
     storage = format_of(weight)
     if storage not in (Format.ND, Format.NCL, Format.FRACTAL_NZ):
-        raise _CHECK.rejected("weight", f"in {storage.name}", "ND, NCL or FRACTAL_NZ", code)
+        raise _CHECK.rejected("weight", f"in {storage.name}", "ND, NCL or FRACTAL_NZ")
     words = packed(weight)
     if weight.dim() == 3 and active_profile().int4pack_rank_3 == "first_matrix":
         words = words[0].clone()

@@ -90,7 +90,13 @@ class QuantMatmulRequest:
 
     @property
     def output(self) -> torch.dtype:
-        """The dtype of the output; one that A2 and A3 have not is refused."""
+        """The dtype of the output.
+
+        Raises
+        ------
+        OperatorRejected
+            A2 and A3 do not have it.
+        """
         if self.output_dtype is None:
             return torch.int8
         if self.output_dtype not in OUTPUTS:
@@ -133,7 +139,7 @@ class QuantMatmulRequest:
 
 
 def _check_group_sizes(group_sizes: Sequence[int] | None) -> None:
-    """Refuse group sizes that op-plugin refuses, and those that int8 has not; [1, 128, 128] is not simulated."""
+    """Refuse group sizes that op-plugin refuses or int8 does not have; [1, 128, 128] is not simulated."""
     if group_sizes is None:
         return
     given = list(group_sizes)
@@ -173,10 +179,9 @@ def _check_inputs(request: QuantMatmulRequest) -> None:
     if storage not in BASE_FORMATS | {Format.NCL, Format.FRACTAL_NZ}:
         raise _CHECK.rejected("x2", f"in {storage.name}", "a base format or FRACTAL_NZ", ErrorCode.WRAPPER)
     for argument, tensor in (("x1", x1), ("x2", x2)):
-        given = f"of shape {list(tensor.shape)}"
-        if not tensor.numel():
-            raise _CHECK.rejected(argument, given, "a tensor with elements")
+        _CHECK.not_empty(argument, tensor)
         if tensor.shape[-1] > _MAX_LAST_AXIS:
+            given = f"of shape {list(tensor.shape)}"
             raise _CHECK.rejected(argument, given, f"a last axis up to {_MAX_LAST_AXIS}", ErrorCode.TILING)
     given, k = f"of shape {list(x2.shape)}", x1.shape[-1]
     if not request.words:
@@ -265,7 +270,7 @@ def quant_matmul(request: QuantMatmulRequest) -> Tensor:
 
 
 def quant_matmul_meta(request: QuantMatmulRequest) -> Tensor:
-    """Allocate the output; of torch_npu's checks this has those of ranks, batches and the dtype of the output."""
+    """Allocate the output, after torch_npu's checks of ranks, batches and the dtype of the output."""
     dtype = request.output
     return request.x1.new_empty(request.shape(), dtype=dtype)
 

@@ -127,8 +127,7 @@ def _check_inputs(request: WeightQuantRequest) -> None:
         raise _CHECK.not_simulated("weight", "float32", "int8, or words of int4 in int32")
     _CHECK.dtype("weight", weight, "int8", "int32")
     for argument, tensor in (("x", x), ("weight", weight)):
-        if not tensor.numel():
-            raise _CHECK.rejected(argument, f"of shape {list(tensor.shape)}", "a tensor with elements")
+        _CHECK.not_empty(argument, tensor)
     if max(request.weight_sizes) > _MAX_SIZE:
         given = f"of shape {list(weight.shape)}"
         raise _CHECK.rejected("weight", given, f"K and N up to {_MAX_SIZE}", ErrorCode.TILING)

@@ -179,7 +179,7 @@ def half(*shape):
     [
         ({"block_tables": int32([1, 2])}, {}, r"block_tables was of rank 1"),
         ({"block_tables": torch.tensor(TABLE)}, {}, r"block_tables was int64; allowed: int32"),
-        ({"block_tables": torch.zeros(2, 0, dtype=torch.int32)}, {}, r"block_tables was empty, \[2, 0\]"),
+        ({"block_tables": torch.zeros(2, 0, dtype=torch.int32)}, {}, r"block_tables was empty, of shape \[2, 0\]"),
         ({"seq_lens": int32([5])}, {}, r"seq_lens was of shape \[1\]; allowed: \[2\], as block_tables"),
         ({}, {"is_seq_lens_cumsum": True}, r"seq_lens was of shape \[2\]; allowed: \[3\], as block_tables"),
         ({"seq_lens": torch.tensor([5, 4])}, {}, r"seq_lens was int64; allowed: int32"),
