@@ -93,11 +93,11 @@ def _check_contiguity(request: FusedAttentionRequest, profile: CannProfile) -> N
     if profile.non_contiguous == "accepted":
         return
     paged = request.block_table is not None
-    tensors = {"query": request.query, "atten_mask": request.mask, "block_table": request.block_table}
     # A cache may have gaps between its blocks (CANN's tests test_fia_*noncontiguous*).
-    tensors["key"] = request.key[0] if paged and len(request.key) else request.key
-    tensors["value"] = request.value[0] if paged and len(request.value) else request.value
-    request.check.contiguous(**tensors)
+    key = request.key[0] if paged and len(request.key) else request.key
+    value = request.value[0] if paged and len(request.value) else request.value
+    table, mask = request.block_table, request.mask
+    request.check.contiguous(query=request.query, atten_mask=mask, block_table=table, key=key, value=value)
 
 
 def _check_heads(request: FusedAttentionRequest, profile: CannProfile) -> None:

@@ -6,11 +6,16 @@ kernel ``moe_token_unpermute.h`` (SOURCE).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _PERMUTE = ArgumentChecks("npu_moe_token_permute", default=ErrorCode.PARAMETER)
 _UNPERMUTE = ArgumentChecks("npu_moe_token_unpermute", default=ErrorCode.PARAMETER)
