@@ -61,14 +61,14 @@ class KvRequest:
     index: Tensor
     k_cache: Tensor
     ckv_cache: Tensor
-    k_rope_scale: Tensor | None = None
-    c_kv_scale: Tensor | None = None
-    k_rope_offset: Tensor | None = None
-    c_kv_offset: Tensor | None = None
-    v: Tensor | None = None
-    epsilon: float = 1e-5
-    cache_mode: str = "Norm"
-    is_output_kv: bool = False
+    k_rope_scale: Tensor | None
+    c_kv_scale: Tensor | None
+    k_rope_offset: Tensor | None
+    c_kv_offset: Tensor | None
+    v: Tensor | None
+    epsilon: float
+    cache_mode: str
+    is_output_kv: bool
     k_cache_dtype: int | None = None
     ckv_cache_dtype: int | None = None
 
