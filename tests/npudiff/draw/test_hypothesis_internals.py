@@ -17,8 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from npudiff.draw.chooser import CHOICES, FIRST_CHOICE, SOURCE
 from npudiff.findings.shared import MOST_BYTES
-from npudiff.run.case_run import Stop
-from npudiff.run.trace_run import RUNS_AT_ONCE
+from npudiff.run.engine import RUNS_AT_ONCE, Stop
 
 GENERATE = settings(
     max_examples=200,
@@ -147,7 +146,7 @@ def test_parts_that_come_from_one_source_are_not_copied_over_each_other():
     assert copied < 5, f"Hypothesis copies choices of one st.randoms over each other: in {copied} of 100 cases"
 
 
-# A job: npudiff/run/case_run.py, npudiff/run/engine.py, npudiff/draw/presets.py
+# A job: npudiff/run/engine.py, npudiff/draw/presets.py
 
 
 def fails_above(threshold, seen):
@@ -277,7 +276,7 @@ def test_everything_in_the_folder_of_a_key_is_read(tmp_path):
     )
 
 
-# State machines: npudiff/draw/state_machine.py, npudiff/run/trace_run.py
+# State machines: npudiff/draw/state_machine.py, TraceRun of npudiff/run/engine.py
 
 
 def test_a_source_that_the_opening_drew_serves_all_rules_of_the_run():
