@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from npudiff.findings.finding import Finding, read_finding
+from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
 from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.plan import Plan
@@ -35,8 +37,6 @@ class RunLog:
     ----------
     ended : list of JobEnded
         Jobs, in the order in which they ended.
-    findings : list of LoggedFinding
-        In the order in which they were written; a folder that is written again is the later one's.
     started, seconds : float
         When the run began, as ``time.time()`` says it, and how long it took.
     error : BaseException or None
@@ -46,7 +46,8 @@ class RunLog:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.ended: list[JobEnded] = []
-        self.findings: list[LoggedFinding] = []
+        self._findings: list[LoggedFinding] = []
+        self._order = {job.name: place for place, job in enumerate((*plan.jobs, *plan.mutants))}
         self.started = time.time()
         self._clock = time.perf_counter()
         self.seconds = 0.0
@@ -56,21 +57,27 @@ class RunLog:
         """Take an event down."""
         if isinstance(event, JobEnded):
             self.ended.append(event)
-            self.findings = [one for one in self.findings if one.folder not in event.folders]
-            self.findings += [LoggedFinding(read_finding(one), one, event.stage) for one in event.folders]
+            self._findings = [one for one in self._findings if one.folder not in event.folders]
+            self._findings += [LoggedFinding(read_finding(one), one, event.stage) for one in event.folders]
         elif isinstance(event, RunEnded):
             self.seconds, self.error = time.perf_counter() - self._clock, event.error
 
     @property
+    def findings(self) -> list[LoggedFinding]:
+        """Findings in the order of the plan; a folder that was written again is the later one's."""
+        return sorted(self._findings, key=lambda one: self._order.get(one.finding.job, len(self._order)))
+
+    @property
     def outcomes(self) -> list[Outcome]:
         """Outcomes of all but mutants, in the order of the plan; a job that ran several times has several."""
-        order = {job.name: place for place, job in enumerate(self.plan.jobs)}
-        seen = [one.outcome for one in self.ended if one.outcome.job.name in order]
-        return sorted(seen, key=lambda outcome: order[outcome.job.name])
+        return self._outcomes_of(self.plan.jobs)
 
     @property
     def mutants(self) -> list[Outcome]:
         """Outcomes of mutants, in the order of the plan."""
-        order = {job.name: place for place, job in enumerate(self.plan.mutants)}
-        seen = [one.outcome for one in self.ended if one.outcome.job.name in order]
-        return sorted(seen, key=lambda outcome: order[outcome.job.name])
+        return self._outcomes_of(self.plan.mutants)
+
+    def _outcomes_of(self, jobs: Sequence[Job]) -> list[Outcome]:
+        names = {job.name for job in jobs}
+        seen = [one.outcome for one in self.ended if one.outcome.job.name in names]
+        return sorted(seen, key=lambda outcome: self._order[outcome.job.name])

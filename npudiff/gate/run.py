@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class _Gate:
 
     def _rotate(self) -> None:
         """Run jobs that hold on other cases, again and again, until the time is up."""
-        for turn in itertools.count(1):
+        for turn in _turns():
             if self._left <= 0:
                 return
             before = self._result.cases
@@ -166,3 +166,7 @@ class _Gate:
     def _task(self, job: Job, keep: Keep | None = None, **changes: Any) -> Task:  # noqa: ANN401 - fields of a budget
         """A job as the plan has it, but for some of its budget."""
         return Task(job, replace(self._result.plan.budget(job), **changes), keep or self._keep)
+
+
+def _turns() -> Iterator[int]:
+    return itertools.count(1)
