@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import sys
+import types
 from datetime import date
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import yaml
 
 import benchmarks.__main__ as benchmarks
 import real_bugs
+from benchmarks.measure import Row
 from npudiff.cli import main
 from npudiff.commands.arguments import DEFAULT_ROOT, build_parser
 from npudiff.errors import ExitCode
@@ -243,6 +246,16 @@ def test_modules_that_the_changelog_names_as_new_are_there():
             assert importlib.util.find_spec(parent + name if name.startswith(".") else inner), name
 
 
-def test_benchmarks_have_their_place_in_the_page_of_measurements():
-    text = benchmarks.DOCUMENT.read_text(encoding="utf-8")
-    assert text.count(benchmarks.BEGIN) == text.count(benchmarks.END) == 1
+def test_benchmarks_write_into_the_page_of_measurements(tmp_path, monkeypatch):
+    page, module = tmp_path / "measured.md", types.ModuleType("benchmarks.start")
+    page.write_text(benchmarks.DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
+    module.rows = lambda: [Row("`npudiff --help`", "0.4 s", "≤ 0.3 s", holds=False)]
+    monkeypatch.setitem(sys.modules, "benchmarks.start", module)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "start", "--update", str(page)])
+    assert benchmarks.main() == 1
+    before, _, rest = benchmarks.DOCUMENT.read_text(encoding="utf-8").partition(benchmarks.BEGIN)
+    row = "| `npudiff --help` | 0.4 s **(missed)** | ≤ 0.3 s |"
+    head = "| measured | result | asked for |\n| --- | --- | --- |"
+    after = rest.partition(benchmarks.END)[2]
+    expected = f"{before}{benchmarks.BEGIN}\n{head}\n{row}\n{benchmarks.END}{after}"
+    assert page.read_text(encoding="utf-8") == expected
