@@ -177,5 +177,5 @@ def _single_case(plan: Plan, text: str) -> list[tuple[Job, object]]:
         case = loads(component.case_type, text)
         component.check_case(case)
     except ValueError as error:
-        raise UsageError(f"--case: {error}") from None
+        raise UsageError(f"--case: {str(error).removeprefix('case: ')}") from None
     return [(job, case) for job in plan.jobs if job.prop is EQUIVALENCE]

@@ -78,10 +78,15 @@ def test_a_union_takes_each_of_its_types():
         ("[]", "case: expected an object, got list"),
         ("null", "case: expected an object, got NoneType"),
         ("{}", "case: missing 'inner'"),
-        ('{"inner": [], "extra": 1}', "case: unknown 'extra'"),
+        ('{"inner": [], "extra": 1}', "case: unknown field 'extra'; known: inner, limit, on, scale"),
+        (
+            '{"inner": [], "limits": 1}',
+            "case: unknown field 'limits'; did you mean 'limit'? known: inner, limit, on, scale",
+        ),
+        ('{"iner": []}', "case: unknown field 'iner'; did you mean 'inner'? known: inner, limit, on, scale"),
         ('{"inner": [{}]}', "case.inner[0]: missing 'n'"),
-        ('{"x": 1}', "case: unknown 'x'; missing 'inner'"),
-        ('{"inner": [], "__class__": "os.system"}', "case: unknown '__class__'"),
+        ('{"x": 1}', "case: unknown field 'x'; known: inner, limit, on, scale; missing 'inner'"),
+        ('{"inner": [], "__class__": "os.system"}', "case: unknown field '__class__'; known: inner, limit, on, scale"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(text, place):
