@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import pkgutil
 from collections import Counter
@@ -23,7 +24,7 @@ from npudiff.run.user_modules import UserModule, import_named, is_file_name, is_
 COMPONENT_HOOKS: list[Callable[[Component], Component]] = []
 """What each component passes through when it is loaded; empty but in processes of ``npudiff score --suite``."""
 
-_FORMER_PACKAGES = {"device", "properties", "reference"}  # before version 0.2 they stood beside npudiff
+_FORMER_PACKAGES = {"device", "properties", "reference"}  # they stood beside npudiff, and are in it now
 
 
 @functools.cache
@@ -252,8 +253,11 @@ def _each_once(items: Sequence[Implementation]) -> list[Implementation]:
 
 
 def _external(selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:
-    if not is_file_name(selector) and not is_importable(selector):
-        raise _not_found(selector, built_in)
+    if not is_file_name(selector):
+        _refuse_former_name(selector)
+        if not is_importable(selector):
+            known = {f"{item.component}.{item.name}" if "." in selector else item.name for item in built_in}
+            raise unknown("implementation", selector, known)
     user = import_named(selector)
     found = _own(user, selector, built_in)
     twice = [name for name, count in Counter((item.component, item.name) for item in found).items() if count > 1]
@@ -284,8 +288,19 @@ def _own(user: UserModule, selector: str, built_in: Sequence[Implementation]) ->
     return found
 
 
-def _not_found(selector: str, built_in: Sequence[Implementation]) -> UsageError:
-    if selector.partition(".")[0] in _FORMER_PACKAGES and is_importable(f"npudiff.{selector}"):
-        return UsageError(f"--impl {selector}: this module is npudiff.{selector} now")
-    known = {f"{item.component}.{item.name}" if "." in selector else item.name for item in built_in}
-    return unknown("implementation", selector, known)
+def _refuse_former_name(selector: str) -> None:
+    """Refuse a module of npudiff under a name without ``npudiff``, unless the user has a module of this name.
+
+    Findings and workflows that were written when these were packages of their own name such modules; in a checkout
+    they would be imported twice.
+    """
+    top = selector.partition(".")[0]
+    if top in _FORMER_PACKAGES and is_importable(f"npudiff.{selector}"):
+        own, former = importlib.util.find_spec(f"npudiff.{top}"), importlib.util.find_spec(top)
+        same = own is not None and former is not None and _place(own.origin) == _place(former.origin)
+        if same or not is_importable(selector):
+            raise UsageError(f"--impl {selector}: this module is npudiff.{selector} now")
+
+
+def _place(origin: str | None) -> Path | None:
+    return None if origin is None else Path(origin).resolve()

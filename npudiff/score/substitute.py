@@ -92,7 +92,7 @@ def placed(item: Implementation) -> Implementation:
 
 
 def remembered(component: Component) -> Component:
-    """Return a component whose inputs are known by their cases: a mutant stands in only where it was made for the case."""
+    """Return a component whose inputs are known by their cases: a mutant stands in only where it supports the case."""
     return replace(component, inputs=remembering(component.inputs))
 
 

@@ -69,7 +69,7 @@ def test_no_entries_are_no_issues(read):
         (ENTRY + "windows = 3", "unknown key 'windows'"),
         (
             ENTRY.replace("expires", "expire"),
-            r"unknown key 'expire'; did you mean 'expires'\? known: cann, case, component",
+            r"unknown key 'expire'; did you mean 'expires'\? known: cann, case",
         ),
         ("isue = 1", r"unknown table or key 'isue'; did you mean 'issue'\? each known issue begins with"),
         (ENTRY + "property = 3", "property must be a str"),

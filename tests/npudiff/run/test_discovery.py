@@ -133,7 +133,7 @@ BUILT_IN = "from npudiff.device.ascend.swa_mask import swa_mask_eager\n"
 def test_built_in_implementations_that_a_file_imports_are_not_its_own(mask, kernel):
     assert selected(mask, str(kernel(BUILT_IN + decorated()))) == ["swa_mask.mine"]
     path = kernel(BUILT_IN + "from npudiff.device import ascend\nALL = [swa_mask_eager]\n", "no_kernel.py")
-    with pytest.raises(UsageError, match="no function in it is decorated with @npudiff.implementation"):
+    with pytest.raises(UsageError, match="no function in it is decorated"):
         selected(mask, str(path))
 
 
@@ -318,11 +318,24 @@ def test_what_can_be_called_or_has_no_signature_passes(mask, kernel, function):
 
 
 @pytest.mark.parametrize("former", ["device.mutants.swa_mask", "device.ascend", "properties.swa_mask"])
-def test_a_module_under_its_name_before_the_packages_were_one_is_answered_with_the_new_one(mask, former, monkeypatch):
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not Path(entry, "device").is_dir()])
+@pytest.mark.parametrize("checkout", [True, False])
+def test_a_module_under_its_name_before_the_packages_were_one_is_answered_with_the_new_one(
+    mask, former, checkout, monkeypatch
+):
+    elsewhere = [entry for entry in sys.path if not Path(entry, "device", "ascend").is_dir()]
+    root = str(Path(npudiff.properties.__file__).resolve().parent.parent)
+    monkeypatch.setattr(sys, "path", [*elsewhere, *([root] if checkout else [])])
     with pytest.raises(UsageError) as caught:
         selected(mask, former)
     assert str(caught.value) == f"--impl {former}: this module is npudiff.{former} now"
+
+
+def test_a_users_own_module_of_a_former_name_is_theirs(mask, module):
+    module("device.__init__", "")
+    module("device.swa_mask", decorated())
+    assert selected(mask, "device.swa_mask") == ["swa_mask.mine"]
+    with pytest.raises(UsageError, match=r"this module is npudiff\.device\.mutants now"):
+        selected(mask, "device.mutants")
 
 
 def test_a_file_is_executed_once_though_it_is_named_twice(mask, kernel, monkeypatch):
