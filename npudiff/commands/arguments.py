@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from npudiff.errors import ExitCode
+from npudiff.errors import ExitCode, did_you_mean, nearest
 from npudiff.gate.rotation import ROTATING
 from npudiff.model.version import VERSION
 
@@ -16,11 +16,30 @@ DEFAULT_ROOT = Path(".npudiff")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose usage errors have npudiff's exit code."""
+    """A parser whose usage errors have npudiff's exit code, and name what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave."""
-        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        end = "" if message.endswith("?") else ";"
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message}{end} see {self.prog} --help\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - as its overloads say
+        """Parse what is known, and refuse an option that looks like one of these."""
+        options, rest = super().parse_known_args(args, namespace)
+        for word in rest:
+            name = word.partition("=")[0]
+            known = {one.lstrip("-"): one for one in self._option_string_actions}
+            if name.startswith("-") and (near := nearest(name.lstrip("-"), known)):
+                self.error(f"unrecognized arguments: {' '.join(rest)}; did you mean {known[near]!r}?")
+        return options, rest
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """Refuse what is not among an argument's choices."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), action.choices or ())
+            raise
 
 
 class _Renamed(argparse.Action):

@@ -144,7 +144,7 @@ def _tasks(plan: Plan, keep: Keep, case: str | None) -> list[Task]:
     try:
         component.check_case(loads(component.case_type, case))
     except ValueError as error:
-        raise UsageError(f"--case: {error}") from None
+        raise UsageError(f"--case: {str(error).removeprefix('case: ')}") from None
     only: dict[str, Any] = {"examples": 0, "explicit_cases": (case,), "example_database": None, "shrink": False}
     jobs = (job for job in plan.jobs if job.prop is EQUIVALENCE)
     return [Task(job, replace(plan.budget(job), **only), keep) for job in jobs]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from npudiff.errors import UsageError
+from npudiff.errors import UsageError, did_you_mean, unknown
 from npudiff.gate.where import Range, Versions
 from npudiff.model.constraints import Constraints, parse_where
 
@@ -111,8 +111,9 @@ def read_known(path: Path, today: date) -> list[KnownIssue]:
     strange = sorted(set(content) - {"issue"})
     entries = content.get("issue", [])
     if strange or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        near = did_you_mean(strange[0], ["issue"]) if strange else ""
         what = f"unknown table or key {strange[0]!r}" if strange else "'issue' is not a list of tables"
-        raise UsageError(f"{path}: {what}; each known issue begins with [[issue]]")
+        raise UsageError(f"{path}: {what}{near or ';'} each known issue begins with [[issue]]")
     lines = [number for number, line in enumerate(text.splitlines(), 1) if line.strip().startswith("[[issue]]")]
     places = lines if len(lines) == len(entries) else [1] * len(entries)
     return [_issue(entry, line, f"{path}:{line}", today) for entry, line in zip(entries, places, strict=True)]
@@ -153,14 +154,14 @@ def _issue(entry: Mapping[str, Any], line: int, place: str, today: date) -> Know
 
 
 def _check_keys(entry: Mapping[str, Any], place: str) -> None:
+    for name, value in entry.items():
+        if name not in _KEYS:
+            raise UsageError(f"{place}: {unknown('key', name, _KEYS)}")
+        if not isinstance(value, _KEYS[name]):
+            raise UsageError(f"{place}: {name} must be a {_KEYS[name].__name__}, got {value!r}")
     missing = [name for name in _NEEDED if not entry.get(name)]
     if missing:
         raise UsageError(f"{place}: a known issue needs {', '.join(_NEEDED)}; missing: {', '.join(missing)}")
-    for name, value in entry.items():
-        if name not in _KEYS:
-            raise UsageError(f"{place}: unknown key {name!r}; known: {', '.join(_KEYS)}")
-        if not isinstance(value, _KEYS[name]):
-            raise UsageError(f"{place}: {name} must be a {_KEYS[name].__name__}, got {value!r}")
 
 
 def _link(link: str, place: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from npudiff.errors import UsageError
 from npudiff.model.constraints import Box, Constraints
-from npudiff.score import substitute as in_place
 
 ImplementationFunction = Callable[[Any, Any], Any]
 
@@ -48,6 +49,13 @@ class Implementation:
         return self.function(inputs, target)
 
 
+DEFINITION_HOOKS: list[Callable[[Implementation], Implementation]] = []
+"""What each implementation passes through when it is defined; empty but in processes of ``npudiff score --suite``."""
+
+DEFINED = "__npudiff_implementations__"
+"""Name in a module under which the implementations stand whose functions are written in it, in their order."""
+
+
 def implementation(
     component: str,
     *,
@@ -76,6 +84,11 @@ def implementation(
         Whether it keeps something between calls. Then what is decorated takes nothing and returns ``f(inputs,
         target)``, which may refer to it; each case is given one of its own, so that a finding fails again by itself.
 
+    Raises
+    ------
+    UsageError
+        If what is decorated cannot be called so.
+
     Examples
     --------
     >>> import npudiff
@@ -85,17 +98,49 @@ def implementation(
     """
 
     def decorate(function: Callable[..., Any]) -> Implementation:
+        _check_signature(name, function, stateful=stateful)
         summary = (function.__doc__ or "").strip().partition("\n")[0]
         constraints = Constraints() if supports is None else Constraints.of(supports)
         called = _afresh(function) if stateful else function
         factory = function if stateful else None
-        if in_place.active():
-            called, factory = in_place.placed(f"{component}.{name}", called, factory, wrong=wrong is not None)
-        return Implementation(
+        item = Implementation(
             component, name, called, constraints, summary, wrong, mutant_of, function.__module__, factory=factory
         )
+        return _defined(item, function)
 
     return decorate
+
+
+def _defined(item: Implementation, function: Callable[..., Any]) -> Implementation:
+    """Pass an implementation through the hooks, and note it in the module in which its function is written.
+
+    A loop or a factory leaves no name in the module by which it could be found. A private function is not noted.
+    """
+    for hook in DEFINITION_HOOKS:
+        item = hook(item)
+    written = inspect.unwrap(function)
+    module = getattr(written, "__globals__", None)
+    if module is not None and not written.__name__.startswith("_"):
+        module.setdefault(DEFINED, []).append(item)
+    return item
+
+
+def _check_signature(name: str, function: object, *, stateful: bool) -> None:
+    """Refuse what cannot be called as an implementation is; what has no signature, such as a builtin, passes."""
+    takes = "stateful=True decorates what takes nothing and returns f(inputs, target)"
+    takes = takes if stateful else "takes (inputs, target)"
+    if not callable(function):
+        raise UsageError(f"{name}: {takes}, got {type(function).__name__}, which cannot be called")
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return
+    try:
+        signature.bind(*(() if stateful else (None, None)))
+    except TypeError:
+        bare = [item.replace(annotation=item.empty) for item in signature.parameters.values()]
+        got = signature.replace(parameters=bare, return_annotation=signature.empty)
+        raise UsageError(f"{name}: {takes}, got {got}") from None
 
 
 def _afresh(opens: Callable[[], ImplementationFunction]) -> ImplementationFunction:

@@ -36,7 +36,7 @@ HTML = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[2J\x00\u202e
         ({"jobs": [3]}, "expected an object, got int"),
         ({"npudiff": "x" * 2001}, "a text of 2001 characters"),
         ({"scope": ["x"] * 50_001}, "50001 entries"),
-        ({"more": 1}, "unknown 'more'"),
+        ({"more": 1}, "unknown field 'more'"),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(record, put, change, expected):
