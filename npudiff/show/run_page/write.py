@@ -28,12 +28,12 @@ from npudiff.show.run_page import record
 from npudiff.show.run_page.record import (
     Count,
     Ended,
+    EnvironmentEntry,
     FindingRecord,
     JobRecord,
     KnownRecord,
     MutantRecord,
     RunRecord,
-    Said,
 )
 from npudiff.text import clipped
 
@@ -117,7 +117,7 @@ def record_of(ran: RunSummary) -> RunRecord:
         seconds=round(ran.seconds, 3),
         ended="complete" if error is None else _ended(error),
         problem="" if error is None else _problem(error),
-        environment=tuple(Said(name, _text(text)) for name, text in environment().items()),
+        environment=tuple(EnvironmentEntry(name, _text(text)) for name, text in environment().items()),
         target=_text(target.name),
         device=_text(target.device),
         cann=_text(target.cann),

@@ -13,7 +13,7 @@ from npudiff.errors import UsageError
 from npudiff.model.codec import to_plain
 from npudiff.show.run_page import record as limits
 from npudiff.show.run_page.page import run_page
-from npudiff.show.run_page.read import Kept, finding_folder, read_record, read_records
+from npudiff.show.run_page.read import StoredRun, finding_folder, read_record, read_records
 
 HTML = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[2J\x00\u202e&<!--'
 
@@ -172,11 +172,11 @@ def test_the_words_of_a_finding_may_be_of_any_shape(record, job, put, tmp_path, 
     ("options", "shown"),
     [
         ("--impl my/kernel.py", " --impl my/kernel.py"),
-        ("--impl 'a b.py'", " --impl &#x27;a b.py&#x27;"),
+        ("--impl 'a b.py'", " --impl &#39;a b.py&#39;"),
         ("--impl x; rm -rf ~", ""),
         ("; rm -rf ~", ""),
-        ("--impl '$(x)'", " --impl &#x27;$(x)&#x27;"),
-        ("--impl $(x)", " --impl &#x27;$(x)&#x27;"),
+        ("--impl '$(x)'", " --impl &#39;$(x)&#39;"),
+        ("--impl $(x)", " --impl &#39;$(x)&#39;"),
         ("--impl 'x", ""),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_record_of_many_names_stays_small(record, job, mutant, tmp_path, check
         jobs=tuple(job(implementation=f"i{n}", component=f"c{n % 700}") for n in range(20_000)),
         mutants=tuple(mutant(implementation=f"m{n}") for n in range(20_000)),
     )
-    kept = [Kept(one, tmp_path) for one in [*places, wide]]
+    kept = [StoredRun(one, tmp_path) for one in [*places, wide]]
     text = run_page(kept, ["x"] * 10_000, ["y"] * 10_000, tmp_path / "r.html")
     check_page(text)
     assert len(text) < 6_000_000
