@@ -1,12 +1,7 @@
-"""Makes the record of a run from its outcomes, and writes it to a file."""
+"""Makes the record of a run from its outcomes."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import os
-import re
 import sys
 import time
 from collections import Counter
@@ -17,9 +12,9 @@ from typing import Any
 
 from npudiff.errors import DeviceLost
 from npudiff.findings.evidence import environment
-from npudiff.findings.finding import Finding
+from npudiff.findings.finding import Finding, read_finding
+from npudiff.findings.log import RunLog
 from npudiff.findings.shared import FINDINGS
-from npudiff.model.codec import to_plain
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
 from npudiff.model.version import VERSION
@@ -35,9 +30,8 @@ from npudiff.show.run_page.record import (
     MutantRecord,
     RunRecord,
 )
+from npudiff.show.run_page.record_file import plain, write_record
 from npudiff.text import clipped
-
-_KEPT_NAME = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_.\-]+\.json")
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class RunSummary:
     case: str | None = None
     """The one case that was run, as JSON."""
     command: str = "check"
-    """``check`` or ``gate``."""
+    """The command that ran it."""
     without: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Known issues whose cases were left out, by the name of the job."""
     known: Sequence[KnownRecord] = ()
@@ -69,29 +63,30 @@ class RunSummary:
     """Result of the gate."""
 
 
+def summary_of(log: RunLog, **more: Any) -> RunSummary:  # noqa: ANN401 - the other fields
+    """Return the summary of a run that was logged."""
+    findings = [(one.finding, one.folder) for one in log.findings]
+    return RunSummary(log.plan, log.outcomes, log.mutants, findings, log.started, log.seconds, log.error, **more)
+
+
+def plain_record_of(
+    plan: Plan, outcome: Outcome, folders: Sequence[Path], started: float, *, command: str
+) -> dict[str, Any]:
+    """Return the record of one job, or mutant, of a plan as plain values, as a part of the record of a run."""
+    is_mutant = outcome.job in plan.mutants
+    one = replace(plan, jobs=() if is_mutant else (outcome.job,), mutants=(outcome.job,) if is_mutant else ())
+    outcomes, mutants = ([], [outcome]) if is_mutant else ([outcome], [])
+    findings = [(read_finding(folder), folder) for folder in folders]
+    summary = RunSummary(one, outcomes, mutants, findings, started, outcome.seconds, command=command)
+    return plain(record_of(summary))
+
+
 def keep_record(summary: RunSummary, root: Path) -> None:
     """Write the record of a run, or a line to standard error if that fails: the findings are worth more."""
     try:
-        write_record(summary, root)
+        write_record(record_of(summary), root)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run's own end must be seen
         print(f"npudiff: the record of the run was not written: {type(error).__name__}: {error}", file=sys.stderr)
-
-
-def write_record(summary: RunSummary, root: Path) -> Path:
-    """Write the record of a run below its output folder, and return the file.
-
-    The file is there as a whole or not at all; the oldest records beyond ``MOST_KEPT`` are removed.
-    """
-    run_record = record_of(summary)
-    content = {"schema_version": record.SCHEMA_VERSION, **_plain(run_record)}
-    folder = root / record.RUNS
-    folder.mkdir(parents=True, exist_ok=True)
-    path = _new_file(folder, run_record)
-    partial = folder / f".{path.name}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-    _forget_the_oldest(folder)
-    return path
 
 
 def record_of(summary: RunSummary) -> RunRecord:
@@ -133,7 +128,7 @@ def record_of(summary: RunSummary) -> RunRecord:
 def _options(summary: RunSummary) -> dict[str, Any]:
     """Return the options of the run: how cases were drawn, and what it was narrowed to."""
     request = summary.plan.request
-    model = [f"--profile {request.model}"] if request.model else []
+    model = [f"--model {request.model}"] if request.model else []
     only = [f"--case {summary.case}"] if summary.case is not None else []
     where = [f"--where {one}" for one in request.where]
     return {
@@ -233,35 +228,3 @@ def _mutant(outcome: Outcome) -> MutantRecord:
         seconds=round(outcome.seconds if failure is None else outcome.seconds_to_failure, 3),
         smallest="" if failure is None else _text(subject.component.describe(failure.case)),
     )
-
-
-def _plain(run_record: RunRecord) -> dict[str, object]:
-    """Return the record as plain values, without infinities: JSON has none, and no case that holds has one."""
-    plain = to_plain(run_record)
-    assert isinstance(plain, dict)  # noqa: S101 - what a dataclass becomes
-    for job in plain["jobs"]:
-        job["worst"] = job["worst"] if math.isfinite(job["worst"]) else 0.0
-    return plain
-
-
-def _new_file(folder: Path, run_record: RunRecord) -> Path:
-    """Reserve a file that no other run has."""
-    stamp = re.sub(r"[-:]", "", run_record.started)
-    stem = f"{stamp}-{_safe(run_record.target)}-{_safe(run_record.cann)}"
-    for number in range(1, 10_000):
-        path = folder / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
-        with contextlib.suppress(FileExistsError):
-            path.open("x").close()
-            return path
-    raise FileExistsError(f"{folder}: 10,000 runs in one second")
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:40] or "unnamed"
-
-
-def _forget_the_oldest(folder: Path) -> None:
-    """Remove the oldest records, and no other file."""
-    names = sorted(path for path in folder.iterdir() if _KEPT_NAME.fullmatch(path.name) and not path.is_symlink())
-    for path in names[: -record.MOST_KEPT]:
-        path.unlink(missing_ok=True)
