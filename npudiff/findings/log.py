@@ -1,4 +1,4 @@
-"""What a run has seen so far: the listener from which tables, records, reports and exit codes are made."""
+"""The log of a run: the listener that tables, records, reports and exit codes are made from."""
 
 from __future__ import annotations
 

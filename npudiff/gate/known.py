@@ -1,4 +1,4 @@
-"""Known issues: findings that a team has accepted for a while, each with a link and a day on which that ends.
+"""Known issues: findings that a team accepts for a while, each with a link and an expiry date.
 
 They are read from a file in TOML, strictly: what is not understood is refused, since an entry that says nothing would
 hide nothing, and one that says too much would hide everything.
@@ -26,7 +26,7 @@ else:  # pragma: no cover - the same module under its own name
 FILE = "known_issues.toml"
 
 MOST_DAYS = 366
-"""An entry may expire so many days from now at most: a date far away is no date."""
+"""Most days from now to the expiry of an entry."""
 
 MOST_BYTES = 2**20
 
@@ -55,7 +55,7 @@ class KnownIssue:
 
     component: str
     implementation: str
-    """Whose it is."""
+    """Component and implementation that fail."""
     link: str
     """Where it is tracked."""
     expires: date
@@ -73,9 +73,9 @@ class KnownIssue:
     case: str = ""
     """A case that fails, as JSON: it is run first to see whether the issue is still there. Empty for none."""
     reason: str = ""
-    """A word for people."""
+    """Why it is accepted, for people."""
     intermittent: bool = False
-    """Whether it comes and goes: then a run in which it does not fail is no reason to remove it."""
+    """Whether it fails only sometimes: a run without a failure does not make the entry stale."""
     targets: tuple[str, ...] = ()
     """Targets on which it is known; empty for all."""
     versions: Versions = field(default_factory=Versions)
@@ -83,7 +83,7 @@ class KnownIssue:
 
     @property
     def name(self) -> str:
-        """What it is about, in one line."""
+        """The entry in one line."""
         parts = (self.component, self.implementation, *([self.prop] if self.prop else []))
         return ".".join(parts) + (f" where {', '.join(self.condition)}" if self.condition else "")
 

@@ -1,4 +1,4 @@
-"""Running a gate: the same cases every time, known issues again, then other cases until the time is up."""
+"""The run of a gate: shared failures, the fixed cases, known issues, then other cases until the time is up."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run_gate(result: GateResult, config: GateConfig) -> None:
 
 
 class _Gate:
-    """A run of a gate so far; a listener that fills the result."""
+    """Runs the parts of a gate; it listens to the run and fills the result."""
 
     def __init__(self, result: GateResult, config: GateConfig, until: float) -> None:
         self._result, self._config, self._until = result, config, until
@@ -84,7 +84,7 @@ class _Gate:
             self._rotate()
 
     def __call__(self, event: Event) -> None:
-        """Take down what a job came to."""
+        """Add a job to the result."""
         if not isinstance(event, JobEnded):
             return
         self._ended.append(event)
@@ -110,12 +110,12 @@ class _Gate:
             self._run.run(tasks, stage=part.value, until=self._until)
 
     def _shared(self) -> None:
-        """Run the cases that failed for others, and nothing else."""
+        """Run the cases that failed for others."""
         tasks = (self._task(job, examples=0) for job in self._jobs)
         self._stage(Part.SHARED, [task for task in tasks if task.budget.explicit_cases])
 
     def _fixed(self) -> None:
-        """Run every job on the cases that it always has."""
+        """Run every job on its fixed cases."""
         tasks = [self._task(job, explicit_cases=()) for job in self._jobs]
         try:
             self._stage(Part.FIXED, tasks)
@@ -124,7 +124,7 @@ class _Gate:
             self._result.unfinished += [task.job.name for index, task in enumerate(tasks) if index not in done]
 
     def _known(self) -> None:
-        """Run cases of known issues: those that do not fail any more have to go."""
+        """Run cases of known issues, to see whether they still fail."""
         again = self._config.triage.again
         tasks, issues = [], []
         for number, (issue, jobs) in enumerate(again):

@@ -1,7 +1,7 @@
-"""What a run says of itself as it goes: one stream of events, for everybody who listens.
+"""Events of a run: one stream that every listener gets.
 
-The console's progress, the record of the run, a gate and the pytest plugin are listeners. What they know of a run they
-know from here, wherever its jobs run.
+The progress bar, the log of the run, a gate and a score are listeners. All that they know of a run is in its events,
+wherever its jobs run.
 """
 
 from __future__ import annotations

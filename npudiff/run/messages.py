@@ -1,4 +1,4 @@
-"""Outcomes as messages between processes: text, never an object; tensors stay where the finding was written."""
+"""Tasks, and outcomes as JSON messages between processes; tensors stay in the process that wrote the finding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run does: which implementations, which properties, how many cases of each."""
+"""The plan of a run: its implementations, their properties, and the number of cases of each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; the same from the command line and from pytest."""
+    """The request of a user, from the command line or from pytest."""
 
     components: tuple[str, ...] = ()
     """Component names; empty for all."""
@@ -42,7 +42,7 @@ class Request:
     seed: int | None = None
     """Seed of the draws."""
     model: str | None = None
-    """Model profile: production sizes to draw within."""
+    """Model within whose production sizes cases are drawn."""
     where: tuple[str, ...] = ()
     """``axis=values`` restrictions."""
     hypothesis_profile: str = DEFAULT_RUN_PRESET
@@ -61,12 +61,12 @@ class Request:
     shared: Path | None = None
     """Output folder of others, whose findings come first."""
     mutants: int | None = None
-    """Implementations of each component that are wrong on purpose and run beside the others; None for all."""
+    """Mutants of each component that run; None for all."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Cases of others."""
+    """Failures that others have shared."""
 
     cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of a job to the cases that failed for somebody, as JSON."""
@@ -77,7 +77,7 @@ class Shared:
 
     @property
     def line(self) -> str:
-        """What to say of it."""
+        """The shared failures in one line."""
         cases = sum(map(len, self.cases.values()))
         unread = f"; not read {len(self.unread)}: {self.unread[0]}" if self.unread else ""
         return f"{cases} cases of shared findings come first{unread}"
@@ -106,7 +106,7 @@ class Plan:
 
     @property
     def judges_mutants(self) -> bool:
-        """Whether a mutant that is not found is the run's fault: not if the user narrowed or shortened the run."""
+        """Whether the run fails if a mutant is not found: not if the user narrowed or shortened it."""
         request = self.request
         fewer = request.mutants is None and (request.examples or DEFAULT_EXAMPLES) < DEFAULT_EXAMPLES
         return not (request.where or request.model or request.seconds is not None or fewer)
@@ -220,7 +220,7 @@ def _jobs(
 
 
 def _restrictions(request: Request, components: Sequence[Component]) -> dict[str, Constraints]:
-    """What the user narrows each component to, by its name; one that cannot be narrowed so is not in it.
+    """The constraints of ``--where`` and ``--model`` by component; a component without these axes is left out.
 
     A component without an axis that is named has no case that was asked for. Of several values, each component takes
     those that it has; one component at least must have them all, or one of them is a mistake. One without the model's

@@ -1,4 +1,4 @@
-"""A run: jobs in this process or in several beside each other, and one stream of events for those who listen."""
+"""A run: tasks in this process or in several workers, and one stream of events for its listeners."""
 
 from __future__ import annotations
 

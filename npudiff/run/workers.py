@@ -1,4 +1,4 @@
-"""Running jobs in processes beside each other: what goes between them is text, never an object."""
+"""Workers: processes that run jobs in parallel, and send outcomes as JSON."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Result = tuple[int, Outcome, list[Path]]
 """Number of the task, its outcome, and the folders of its findings."""
 
 _CLOSING = 5.0
-"""Seconds that a worker without a task gets to end what it holds."""
+"""Seconds that an idle worker gets to exit."""
 
 TOLD_EVERY = 0.5
-"""Seconds after which a worker says again how many cases it has judged."""
+"""Seconds between two messages of a worker that say how many cases it has judged."""
 
 
 class TaskRunner:
@@ -78,7 +78,7 @@ class TaskRunner:
 
 
 class WorkerFailed(Exception):  # noqa: N818 - what happened
-    """A worker met a defect, or died; the message says on which job, and has its traceback if there is one."""
+    """A worker died, or npudiff or a component raised in it; the message names the job and has the traceback."""
 
 
 def run_in_workers(
@@ -128,7 +128,7 @@ def _collected(
     tell: Listener,
     stage: str,
 ) -> Iterator[Result]:
-    """Take results, and give each worker the next task; after a defect, what has begun is ended and nothing begins."""
+    """Yield results and give each worker its next task; after a failure no task is given out any more."""
     busy: set[Connection] = set(team)
     defect: BaseException | None = None
     while busy:
@@ -173,7 +173,7 @@ def _received(connection: Connection, process: BaseProcess, job: Job) -> dict[st
 
 
 class _Ended(BaseException):
-    """The parent wants no more of a worker."""
+    """The parent has ended this worker."""
 
 
 def _end(*_: object) -> None:
@@ -181,7 +181,7 @@ def _end(*_: object) -> None:
 
 
 def _work(connection: Connection, tasks: Sequence[Task], not_ours: Sequence[Connection]) -> None:
-    """The life of a worker: a number in, a result out, until the other side is closed."""
+    """The worker: it runs the tasks whose numbers it gets until the connection is closed."""
     for other in not_ours:
         other.close()
     begin()
@@ -201,7 +201,7 @@ def _send(connection: Connection, message: dict[str, Any]) -> None:
 
 
 def _message(runner: TaskRunner, index: int, connection: Connection) -> dict[str, Any]:
-    """Run a task; whatever happens, the parent has to say it."""
+    """Run a task and return its message, also where it fails."""
     told = time.monotonic()
 
     def judged(outcome: Outcome) -> None:
