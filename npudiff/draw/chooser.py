@@ -33,7 +33,7 @@ FAR_SHARE = 10
 """One axis is an outlier in one of so many cases."""
 
 FAR_WEIGHT = 3
-"""An outlier axis has each of ``FAR_COUNTS`` so many times as often as a usual value, and the larger half twice that."""
+"""An outlier axis has each of ``FAR_COUNTS`` this many times as often as a usual value, the larger half twice that."""
 
 EQUAL_SHARE = 8
 """Two sizes are tied in one of so many cases."""
