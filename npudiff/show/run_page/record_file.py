@@ -1,4 +1,4 @@
-"""The file of a record: it is there as a whole or not at all, and the oldest ones go.
+"""Writes the file of a record as a whole or not at all, and removes the oldest ones.
 
 Nothing here imports torch: the process that collects what several of pytest's workers ran has no other use for it.
 """
@@ -22,15 +22,15 @@ from npudiff.show.run_page.record import RunRecord
 _KEPT_NAME = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_.\-]+\.json")
 
 
-def write_record(said: RunRecord, root: Path) -> Path:
+def write_record(run: RunRecord, root: Path) -> Path:
     """Write a record below an output folder, and return the file.
 
     The oldest records beyond ``MOST_KEPT`` are removed.
     """
-    content = {"schema_version": record.SCHEMA_VERSION, **plain(said)}
+    content = {"schema_version": record.SCHEMA_VERSION, **plain(run)}
     folder = root / record.RUNS
     folder.mkdir(parents=True, exist_ok=True)
-    path = _new_file(folder, said)
+    path = _new_file(folder, run)
     partial = folder / f".{path.name}.{os.getpid()}.partial"
     partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)
@@ -39,7 +39,7 @@ def write_record(said: RunRecord, root: Path) -> Path:
 
 
 def merged(records: Sequence[RunRecord]) -> RunRecord:
-    """Return one record of what several of one run say: the first one, with the jobs of all."""
+    """Return the record of a run from the records of its parts: the first one, with the jobs of all."""
     first = records[0]
     return replace(
         first,
@@ -50,19 +50,19 @@ def merged(records: Sequence[RunRecord]) -> RunRecord:
     )
 
 
-def plain(said: RunRecord) -> dict[str, Any]:
-    """Return a record as plain values; JSON has no infinities, and no case that holds has one."""
-    values = to_plain(said)
+def plain(run: RunRecord) -> dict[str, Any]:
+    """Return a record as plain values, without infinities: JSON has none, and no case that holds has one."""
+    values = to_plain(run)
     assert isinstance(values, dict)  # noqa: S101 - what a dataclass becomes
     for job in values["jobs"]:
         job["worst"] = job["worst"] if math.isfinite(job["worst"]) else 0.0
     return values
 
 
-def _new_file(folder: Path, said: RunRecord) -> Path:
-    """Reserve a name that no other run has."""
-    stamp = re.sub(r"[-:]", "", said.started)
-    stem = f"{stamp}-{_safe(said.target)}-{_safe(said.cann)}"
+def _new_file(folder: Path, run: RunRecord) -> Path:
+    """Reserve a file that no other run has."""
+    stamp = re.sub(r"[-:]", "", run.started)
+    stem = f"{stamp}-{_safe(run.target)}-{_safe(run.cann)}"
     for number in range(1, 10_000):
         path = folder / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
         with contextlib.suppress(FileExistsError):
@@ -76,7 +76,7 @@ def _safe(name: str) -> str:
 
 
 def _forget_the_oldest(folder: Path) -> None:
-    """Remove records beyond those that are kept; never what is not named as one."""
+    """Remove the oldest records, and no other file."""
     names = sorted(path for path in folder.iterdir() if _KEPT_NAME.fullmatch(path.name) and not path.is_symlink())
     for path in names[: -record.MOST_KEPT]:
         path.unlink(missing_ok=True)

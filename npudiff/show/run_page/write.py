@@ -1,4 +1,4 @@
-"""From the outcomes of a run to its record, and the record to a file."""
+"""Makes the record of a run from its outcomes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from npudiff.show.run_page import record
 from npudiff.show.run_page.record import (
     Count,
     Ended,
+    EnvironmentEntry,
     FindingRecord,
     JobRecord,
     KnownRecord,
     MutantRecord,
     RunRecord,
-    Said,
 )
 from npudiff.show.run_page.record_file import plain, write_record
 from npudiff.text import clipped
@@ -36,13 +36,13 @@ from npudiff.text import clipped
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What there is to say of a run."""
+    """What a record is made of."""
 
     plan: Plan
-    """What was to be run."""
+    """The jobs of the run."""
     outcomes: Sequence[Outcome]
     mutants: Sequence[Outcome]
-    """What was, so far."""
+    """Outcomes of the jobs and mutants that were run, so far."""
     findings: Sequence[tuple[Finding, Path]]
     """Findings, and their folders; those that are not in a folder ``findings`` are left out."""
     started: float
@@ -50,21 +50,21 @@ class RunSummary:
     seconds: float
     """How long it took."""
     error: BaseException | None = None
-    """What ended it too early."""
+    """The exception that ended the run."""
     case: str | None = None
     """The one case that was run, as JSON."""
     command: str = "check"
-    """What ran it."""
+    """The command that ran it."""
     without: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By name of a job: known issues whose cases it did not run."""
+    """Known issues whose cases were left out, by the name of the job."""
     known: Sequence[KnownRecord] = ()
     """Known issues."""
     gate: str = ""
-    """What the gate came to."""
+    """Result of the gate."""
 
 
 def summary_of(log: RunLog, **more: Any) -> RunSummary:  # noqa: ANN401 - the other fields
-    """Return what there is to say of a run that was logged."""
+    """Return the summary of a run that was logged."""
     findings = [(one.finding, one.folder) for one in log.findings]
     return RunSummary(log.plan, log.outcomes, log.mutants, findings, log.started, log.seconds, log.error, **more)
 
@@ -77,72 +77,72 @@ def plain_record_of(
     one = replace(plan, jobs=() if is_mutant else (outcome.job,), mutants=(outcome.job,) if is_mutant else ())
     outcomes, mutants = ([], [outcome]) if is_mutant else ([outcome], [])
     findings = [(read_finding(folder), folder) for folder in folders]
-    ran = RunSummary(one, outcomes, mutants, findings, started, outcome.seconds, command=command)
-    return plain(record_of(ran))
+    summary = RunSummary(one, outcomes, mutants, findings, started, outcome.seconds, command=command)
+    return plain(record_of(summary))
 
 
-def keep_record(ran: RunSummary, root: Path) -> None:
-    """Write the record of a run; if that fails, say so: what was found is worth more than the record of it."""
+def keep_record(summary: RunSummary, root: Path) -> None:
+    """Write the record of a run, or a line to standard error if that fails: the findings are worth more."""
     try:
-        write_record(record_of(ran), root)
+        write_record(record_of(summary), root)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run's own end must be seen
         print(f"npudiff: the record of the run was not written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def record_of(ran: RunSummary) -> RunRecord:
+def record_of(summary: RunSummary) -> RunRecord:
     """Return the record of a run."""
-    target = ran.plan.target
+    target = summary.plan.target
     names: dict[tuple[str, str, str], list[str]] = {}
-    findings = [(finding, folder) for finding, folder in ran.findings if folder.parent.name == FINDINGS]
+    findings = [(finding, folder) for finding, folder in summary.findings if folder.parent.name == FINDINGS]
     for finding, folder in findings:
         key = (finding.component, finding.implementation, finding.property_name)
         names.setdefault(key, []).append(folder.name)
     done: dict[str, list[Outcome]] = {}
-    for outcome in ran.outcomes:
+    for outcome in summary.outcomes:
         done.setdefault(outcome.job.name, []).append(outcome)
-    missing = [job for job in ran.plan.jobs if job.name not in done] if ran.case is None else []
-    error = ran.error
+    missing = [job for job in summary.plan.jobs if job.name not in done] if summary.case is None else []
+    error = summary.error
     jobs = [(name, _job(outcomes, names)) for name, outcomes in done.items()]
     jobs += [(job.name, _not_run(job)) for job in missing]
-    without = {name: tuple(_text(one, record.MOST_LINE) for one in known) for name, known in ran.without.items()}
+    without = {name: tuple(_text(one, record.MOST_LINE) for one in known) for name, known in summary.without.items()}
     return RunRecord(
         npudiff=VERSION,
-        command=ran.command,
-        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ran.started)),
-        seconds=round(ran.seconds, 3),
+        command=summary.command,
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(summary.started)),
+        seconds=round(summary.seconds, 3),
         ended="complete" if error is None else _ended(error),
         problem="" if error is None else _problem(error),
-        environment=tuple(Said(name, _text(text)) for name, text in environment().items()),
+        environment=tuple(EnvironmentEntry(name, _text(text)) for name, text in environment().items()),
         target=_text(target.name),
         device=_text(target.device),
         cann=_text(target.cann),
-        **_asked_for(ran),
+        **_options(summary),
         jobs=tuple(replace(job, without=without.get(name, ())) for name, job in jobs),
         findings=tuple(_finding(finding, folder) for finding, folder in findings),
-        mutants=tuple(_mutant(outcome) for outcome in ran.mutants),
-        known=tuple(ran.known),
-        gate=_text(ran.gate),
+        mutants=tuple(_mutant(outcome) for outcome in summary.mutants),
+        known=tuple(summary.known),
+        gate=_text(summary.gate),
     )
 
 
-def _asked_for(ran: RunSummary) -> dict[str, Any]:
-    """What the user said about the draws, and whether the run looked at a part only."""
-    request = ran.plan.request
+def _options(summary: RunSummary) -> dict[str, Any]:
+    """Return the options of the run: how cases were drawn, and what it was narrowed to."""
+    request = summary.plan.request
     model = [f"--model {request.model}"] if request.model else []
-    only = [f"--case {ran.case}"] if ran.case is not None else []
+    only = [f"--case {summary.case}"] if summary.case is not None else []
     where = [f"--where {one}" for one in request.where]
     return {
         "profile": request.hypothesis_profile,
-        "seed": _said(request.seed),
-        "examples": _said(request.examples),
-        "budget": _said(request.seconds),
+        "seed": _option(request.seed),
+        "examples": _option(request.examples),
+        "budget": _option(request.seconds),
         "scope": tuple(_text(one) for one in (*model, *where, *only)),
-        "judged": ran.plan.judges_mutants and ran.case is None,
+        "judged": summary.plan.judges_mutants and summary.case is None,
     }
 
 
 def _problem(error: BaseException) -> str:
-    """What ended the run, without the traceback: its first line and its last one."""
+    """Return the first and the last line of an error."""
     lines = f"{type(error).__name__}: {error}".splitlines()
     return _text(" ... ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip()))))
 
@@ -153,7 +153,7 @@ def _ended(error: BaseException) -> Ended:
     return "interrupted" if isinstance(error, KeyboardInterrupt | BrokenPipeError) else "defect"
 
 
-def _said(value: object) -> str:
+def _option(value: object) -> str:
     return "" if value is None else clipped(str(value), 40)
 
 
@@ -166,7 +166,7 @@ def _counts(counter: Counter[str], most: int) -> tuple[Count, ...]:
 
 
 def _job(outcomes: Sequence[Outcome], names: dict[tuple[str, str, str], list[str]]) -> JobRecord:
-    """The record of a job, which may have run several times on different cases; a failure is what is told of it."""
+    """Return the record of a job; of outcomes on different cases, one that failed comes first."""
     key = _key(outcomes[0].job)
     told = max(outcomes, key=lambda one: (one.failure is not None, one.cases > 0))
     worst = max(outcomes, key=lambda one: one.worst_ratio)
@@ -214,7 +214,7 @@ def _finding(finding: Finding, folder: Path) -> FindingRecord:
 
 
 def known_record(name: str, state: str, *, closes: bool, link: str, expires: str) -> KnownRecord:
-    """Return the record of a known issue, with texts that are not too long for one."""
+    """Return the record of a known issue, with texts clipped to their limits."""
     return KnownRecord(_text(name, record.MOST_LINE), _text(state, record.MOST_LINE), closes, _text(link), expires)
 
 

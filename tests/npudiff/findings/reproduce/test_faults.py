@@ -202,7 +202,7 @@ def test_a_defect_in_writing_down_is_told_and_the_finding_is_kept(kept, monkeypa
     one = kept(lambda inputs, target: inputs.x + 1)
     assert one.why == "no script: npudiff could not write it, please report: KeyError: 'no such stride'"
     assert read_finding(one.folder).verdict == "wrong value"
-    assert one.why.replace("'", "&#x27;") in (one.folder / "finding.html").read_text()
+    assert one.why.replace("'", "&#39;") in (one.folder / "finding.html").read_text()
 
 
 def test_a_defect_in_the_script_is_told_and_the_finding_is_kept(kept, monkeypatch):
