@@ -16,17 +16,17 @@ ROWS = 16
 """Rows of a tile."""
 
 
-@npudiff.implementation("format_cast", name="npu_format_cast")
+@npudiff.implementation("format_cast", on_device=True)
 def npu_format_cast(inputs: FormatCastInputs, target: Target) -> Outputs:
     """npu_format_cast to FRACTAL_NZ, which returns a new tensor, and back to ND."""
-    part = inputs.to(target.device).part
+    part = inputs.part
     return cast_outputs(format_cast(part, FRACTAL_NZ, target), target)
 
 
-@npudiff.implementation("format_cast", name="npu_format_cast_in_place")
+@npudiff.implementation("format_cast", on_device=True)
 def npu_format_cast_in_place(inputs: FormatCastInputs, target: Target) -> Outputs:
     """npu_format_cast_, which gives the tensor itself a new storage, as sglang casts weights after loading."""
-    part = inputs.to(target.device).part
+    part = inputs.part
     allow_internal_formats(target)
     torch.ops.npu.npu_format_cast_(part, FRACTAL_NZ)
     return cast_outputs(part, target)
@@ -42,7 +42,7 @@ def cast_outputs(cast: torch.Tensor, target: Target) -> Outputs:
     }
 
 
-@npudiff.implementation("format_cast", name="pad_view_permute")
+@npudiff.implementation("format_cast")
 def pad_view_permute(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Tiling in plain torch, as MLA preprocessing prepares its weights; the result carries no format."""
     tensor = inputs.tensor.to(target.device)

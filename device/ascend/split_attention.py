@@ -155,7 +155,7 @@ class SplitAttention:
         return Part(self.normalised(summed, mass), (largest + mass.log()).squeeze(-1))
 
 
-@npudiff.implementation("sliding_attention", name="split_kv")
+@npudiff.implementation("sliding_attention")
 def split_kv(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Parts of the history one by one, merged by their log-sum-exps: the path of long histories and few rows."""
     return SplitAttention(inputs, target).run()
