@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, mutant
 from npudiff.device.ascend import sliding_attention
-from npudiff.device.ascend.decoder_layer import GROUPED_QUERY
+from npudiff.device.ascend.decoder_layer import GROUPED_QUERY, layer_by_flags
 from npudiff.device.ascend.fused_attention import decode_call
 from npudiff.device.ascend.layer_experts import AscendExperts
 from npudiff.device.ascend.layer_grouped_query import GroupedQueryLayer
@@ -42,12 +41,10 @@ class _ResidualBeforeTheSum(GroupedQueryLayer):
         return states, total if weight is self.inputs.input_norm else residual
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="residual_before_the_sum",
+@mutant(
+    layer_by_flags,
+    "NRM-07 sgl-project/sglang/pull/40131: an addition to the residual is dropped on one path",
     supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="NRM-07 https://github.com/sgl-project/sglang/pull/40131: an addition to the residual is dropped on one path",
 )
 def residual_before_the_sum(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Leave attention out of the residual; the norm has it."""
@@ -62,12 +59,10 @@ class _OneAddedTwice(GroupedQueryLayer):
         return super().head_norm(heads, (weight.float() + 1).to(weight.dtype))
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="one_added_twice",
+@mutant(
+    layer_by_flags,
+    "layernorm.py 1236: weights with 1 added, for npu_add_rms_norm, go to npu_gemma_rms_norm, which adds it",
     supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="layernorm.py 1236: weights with 1 added, for npu_add_rms_norm, go to npu_gemma_rms_norm, which adds it",
 )
 def one_added_twice(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Give the Gemma norm of heads the weight of the fused one."""
@@ -84,12 +79,10 @@ class _PositionsOfTheStep(GroupedQueryLayer):
         return torch.cat(parts)
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="positions_of_the_step",
+@mutant(
+    layer_by_flags,
+    "SWA-15 vllm-project/vllm/pull/47332: positions within a chunk are taken for absolute",
     supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="SWA-15 https://github.com/vllm-project/vllm/pull/47332: positions within a chunk are taken for absolute",
 )
 def positions_of_the_step(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Rotate the tokens of every step from position 0 on."""
@@ -113,12 +106,10 @@ class _WrittenAfterwards(GroupedQueryLayer):
         return result
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="written_after_attention",
+@mutant(
+    layer_by_flags,
+    "ascend_backend.py 1700: keys of a decode are written after its attention, which reads the pool, not before",
     supports=within(GROUPED_QUERY, decode_steps=DECODES),
-    mutant_of="layer_by_flags",
-    wrong="ascend_backend.py 1700: keys of a decode are written after its attention, which reads the pool, not before",
 )
 def written_after_attention(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Write the decoded token after attention has looked for it."""
@@ -138,12 +129,10 @@ class _WindowOfPrefillOnly(GroupedQueryLayer):
         ]
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="window_in_prefill_only",
-    supports=within(GROUPED_QUERY, window=WINDOWS),
-    mutant_of="layer_by_flags",
-    wrong="SWA-01 https://github.com/sgl-project/sglang/pull/24582: query length 1 ignores the band of Step-3.5",
+@mutant(
+    layer_by_flags,
+    "SWA-01 sgl-project/sglang/pull/24582: query length 1 ignores the band of Step-3.5",
+    supports={"window": WINDOWS},
 )
 def window_in_prefill_only(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Leave the window of decodes to the band."""
@@ -158,12 +147,10 @@ class _SlotsOfTheFullPool(GroupedQueryLayer):
         return self.inputs.slots[rows]
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="slots_of_the_full_pool",
-    supports=within(GROUPED_QUERY, window=WINDOWS),
-    mutant_of="layer_by_flags",
-    wrong="swa_memory_pool.py 253: a sliding layer writes at the slots of the full pool, not at swa_loc",
+@mutant(
+    layer_by_flags,
+    "swa_memory_pool.py 253: a sliding layer writes at the slots of the full pool, not at swa_loc",
+    supports={"window": WINDOWS},
 )
 def slots_of_the_full_pool(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Write a sliding layer's keys at the slots of the full pool."""
@@ -180,12 +167,10 @@ class _LengthsOfTheFirstDecode(GroupedQueryLayer):
         return replace(result, kv_lengths=decodes[0].kv_lengths) if step in decodes[1:] else result
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="lengths_of_the_first_decode",
+@mutant(
+    layer_by_flags,
+    "GRF-02 InfiniTensor/InfiniLM/pull/526: KV lengths are those of the captured step",
     supports=within(GROUPED_QUERY, decode_steps=range(2, 65)),
-    mutant_of="layer_by_flags",
-    wrong="GRF-02 https://github.com/InfiniTensor/InfiniLM/pull/526: KV lengths are those of the captured step",
 )
 def lengths_of_the_first_decode(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Show later decodes as many keys as the first one."""
@@ -215,12 +200,10 @@ class _RouterOnTheResidual(GroupedQueryLayer):
         return states, total
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="router_on_the_residual",
+@mutant(
+    layer_by_flags,
+    "step3p5.py 218: the gate takes states that were not normalised, unlike the experts",
     supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="step3p5.py 218: the gate takes states that were not normalised, unlike the experts",
 )
 def router_on_the_residual(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Choose experts by states that were not normalised."""
@@ -243,12 +226,10 @@ class _ScaledTwice(AscendExperts):
         return weights * self.weights.scaling, index
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="scaled_by_both",
+@mutant(
+    layer_by_flags,
+    "MOE-07 vllm-project/vllm-ascend/pull/9692: the scaling factor is applied twice",
     supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="MOE-07 https://github.com/vllm-project/vllm-ascend/pull/9692: the scaling factor is applied twice",
 )
 def scaled_by_both(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Scale the router's weights in the operator and in the model."""
@@ -264,24 +245,20 @@ class _Unlimited(AscendExperts):
         return super().adapter(replace(inputs, routed=routed) if routed.quantised else inputs, target)
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="limit_dropped_when_quantised",
+@mutant(
+    layer_by_flags,
+    "ACT-06 sgl-project/sglang/pull/39920: the path of int8 rows does not know the limit",
     supports=within(GROUPED_QUERY, limit=(7.0, 1.5, 0.5), form=("w8a8", "w4a8")),
-    mutant_of="layer_by_flags",
-    wrong="ACT-06 https://github.com/sgl-project/sglang/pull/39920: the path of int8 rows does not know the limit",
 )
 def limit_dropped_when_quantised(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Run npu_dequant_swiglu_quant, which has no limit, in layers that have one."""
     return with_experts(_Unlimited, inputs, target)
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="shared_limit_of_routed_experts",
+@mutant(
+    layer_by_flags,
+    "ACT-05 vllm-project/vllm-ascend/pull/11184: the shared expert has the routed ones' limit",
     supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="ACT-05 https://github.com/vllm-project/vllm-ascend/pull/11184: the shared expert has the routed ones' limit",
 )
 def shared_limit_of_routed_experts(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Hand one limit to all experts."""
