@@ -117,9 +117,9 @@ def rotate(inputs: RotaryInputs, states: torch.Tensor, rotary_dim: int) -> torch
 def native_mrope(inputs: RotaryInputs, target: Target) -> Outputs:
     """Cosines and sines of each section put together to one row per token, then as ``native_rotary``."""
     if not inputs.sections:
-        return native_rotary(inputs, target)  # type: ignore[no-any-return]
+        return native_rotary(inputs, target)
     rows = inputs.cos_sin_cache[inputs.positions]  # [sections, tokens, rotary_dim]
-    return native_rotary(one_row_per_token(inputs, rows), target)  # type: ignore[no-any-return]
+    return native_rotary(one_row_per_token(inputs, rows), target)
 
 
 def one_row_per_token(inputs: RotaryInputs, rows: torch.Tensor) -> RotaryInputs:

@@ -40,7 +40,7 @@ def extend_symmetric_window(inputs: SlidingAttentionInputs, target: Target) -> O
 @mutant(fia_v1_decode_bsh, "SWA-11 vllm-project/vllm-ascend/pull/6558: what layers with a window return is not kept")
 def decode_output_not_written(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode of a layer with a window whose caller goes on with the buffer that it gave, as it was before."""
-    outputs: Outputs = fia_v1_decode_bsh(inputs, target)
+    outputs = fia_v1_decode_bsh(inputs, target)
     if inputs.window is None:
         return outputs
     rows = sum(inputs.query_lengths)
@@ -90,7 +90,7 @@ def verify_without_window(inputs: SlidingAttentionInputs, target: Target) -> Out
 @mutant(fia_decode_mask, "SWA-23 MinghuasLab/flash-attention-npu/issues/277: 2 keys in a page of 128, and a window")
 def decode_short_history_lost(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode of a layer with a window that takes a page with few keys for one with none."""
-    outputs: Outputs = fia_decode_mask(inputs, target)
+    outputs = fia_decode_mask(inputs, target)
     for row, total in enumerate(inputs.kv_lengths):
         if inputs.window is not None and 0 < total * SHORT <= inputs.kv.page_size:
             outputs["output"][row], outputs["lse"][row] = 0, torch.inf

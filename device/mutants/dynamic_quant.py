@@ -33,7 +33,7 @@ def counts_for_ends(inputs: DynamicQuantInputs, target: Target) -> Outputs:
 @mutant(npu_dynamic_quant_int4, "QNT-05 vllm-project/compressed-tensors/pull/518: a negative low nibble is not masked")
 def low_nibble_not_masked(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """Pack pairs without masking the lower one, as a negative number is all ones above."""
-    right: Outputs = npu_dynamic_quant_int4(inputs, target)
+    right = npu_dynamic_quant_int4(inputs, target)
     low, high = right["quantised"][:, 0::2], right["quantised"][:, 1::2]
     return {**right, "quantised": torch.stack([low, torch.where(low < 0, -1, high)], dim=-1).flatten(1).to(torch.int8)}
 
@@ -41,14 +41,14 @@ def low_nibble_not_masked(inputs: DynamicQuantInputs, target: Target) -> Outputs
 @mutant(npu_dynamic_quant_int4, "QNT-04 amd/Quark/pull/30: integers in another order than the reader expects")
 def nibbles_swapped(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """Take the higher nibble of each pair for the first."""
-    right: Outputs = npu_dynamic_quant_int4(inputs, target)
+    right = npu_dynamic_quant_int4(inputs, target)
     return {**right, "quantised": right["quantised"].view(len(inputs.states), -1, 2).flip(2).flatten(1)}
 
 
 @mutant(composed_dynamic_quant, "QNT-10 sgl-project/sglang/pull/31529: what is quantised already is quantised again")
 def quantised_twice(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """Quantise the integers, and return the second scale."""
-    first: Outputs = composed_dynamic_quant(inputs, target)
+    first = composed_dynamic_quant(inputs, target)
     return quantised(first["quantised"].float(), inputs.bits)
 
 

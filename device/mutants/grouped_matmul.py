@@ -51,7 +51,7 @@ def first_count_from_differences(inputs: GroupedMatmulInputs, target: Target) ->
 )
 def tile_beyond_the_last_column(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """Write whole tiles of columns, the rows last to first, so that the rest of a tile stays in the next row."""
-    right: torch.Tensor = expert_by_expert(inputs, target)
+    right = expert_by_expert(inputs, target)
     rows, columns = right.shape
     rest = -columns % 64
     total = sum(counts(inputs))
@@ -113,8 +113,7 @@ def high_nibble_first(inputs: GroupedMatmulInputs, target: Target) -> torch.Tens
 
 
 def _composed(inputs: GroupedMatmulInputs, weights: ExpertWeights, target: Target) -> torch.Tensor:
-    result: torch.Tensor = expert_by_expert(replace(inputs, weights=weights), target)
-    return result
+    return expert_by_expert(replace(inputs, weights=weights), target)
 
 
 @mutant(expert_by_expert, "MOE-05 sgl-project/sglang/pull/40705: matrices are counted only where there are rows")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff import Target, mutant
+from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.dynamic_quant import quantised
 from npudiff.device.ascend.moe_experts import (
     ALL_HERE,
@@ -38,30 +38,25 @@ def _limited(experts: Experts, limit: float | None) -> Experts:
     return replace(experts, gate=replace(experts.gate, limit=limit))
 
 
-def _right(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
-    result: torch.Tensor = routed_v2(inputs, target)
-    return result
-
-
-@mutant(
+@perturbed(
     routed_v2,
     "ACT-09 vllm-project/vllm-ascend/pull/10491: what quantises as well has no limit",
     supports={**_INT8, **_STEP},
 )
-def no_limit_in_int8(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+def no_limit_in_int8(inputs: MoeExpertsInputs) -> MoeExpertsInputs:
     """Use npu_dequant_swiglu_quant, which has no limit after the gate, where the configuration has one."""
-    return _right(replace(inputs, routed=_limited(inputs.routed, None)), target)
+    return replace(inputs, routed=_limited(inputs.routed, None))
 
 
-@mutant(
+@perturbed(
     routed_v2,
     "ACT-05 vllm-project/vllm-ascend/pull/11184: the shared expert has another limit",
     supports={"activation": ("silu", "swiglustep"), "shared_width": range(1, 2**14)},
 )
-def routed_limit_for_the_shared_expert(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+def routed_limit_for_the_shared_expert(inputs: MoeExpertsInputs) -> MoeExpertsInputs:
     """Give the shared expert the limit of the others."""
     shared = None if inputs.shared is None else _limited(inputs.shared, inputs.routed.gate.limit)
-    return _right(replace(inputs, shared=shared), target)
+    return replace(inputs, shared=shared)
 
 
 @mutant(
@@ -72,7 +67,7 @@ def routed_limit_for_the_shared_expert(inputs: MoeExpertsInputs, target: Target)
 def shared_expert_on_two_ranks(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """Add the shared expert twice."""
     shared = of_shared(inputs)
-    result = _right(inputs, target)
+    result = routed_v2(inputs, target)
     return result if shared is None else result + shared
 
 
@@ -134,12 +129,13 @@ def places_of_the_other_version(inputs: MoeExpertsInputs, target: Target) -> tor
     return finalized(finalize, copies.places, BY_COLUMN, rows)
 
 
-@mutant(unpermuted, f"{_MOE_05}: global numbers of experts index the matrices of a rank", supports={"here": ("local",)})
-def numbers_of_all_for_local_matrices(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+@perturbed(
+    unpermuted, f"{_MOE_05}: global numbers of experts index the matrices of a rank", supports={"here": ("local",)}
+)
+def numbers_of_all_for_local_matrices(inputs: MoeExpertsInputs) -> MoeExpertsInputs:
     """Take the number among all experts for the number among those of this rank, round and round."""
     local = inputs.chosen % len(inputs.here)
-    result: torch.Tensor = unpermuted(replace(inputs, chosen=inputs.here[local.long()].to(torch.int32)), target)
-    return result
+    return replace(inputs, chosen=inputs.here[local.long()].to(torch.int32))
 
 
 @mutant(
@@ -148,7 +144,7 @@ def numbers_of_all_for_local_matrices(inputs: MoeExpertsInputs, target: Target) 
 def weights_of_missing_experts_kept(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """Give every copy without a row row 0, and leave its weight as it is."""
     copies = sorted_copies(inputs)
-    result: torch.Tensor = unpermuted(inputs, target)
+    result = unpermuted(inputs, target)
     if bool((copies.places < 0).all()):
         return result
     rows = of_copies(copies, inputs.routed, inputs.states.dtype)
@@ -168,27 +164,27 @@ def scales_of_the_dispatch_discarded(inputs: MoeExpertsInputs, target: Target) -
     return by_row(inputs, of_copies(wrong, inputs.routed, inputs.states.dtype), copies.places)
 
 
-@mutant(
+@perturbed(
     routed_v2,
     "QNT-14 vllm-project/vllm-ascend/pull/14018: every rank adds the bias before their sum",
     supports={"biased": (True,)},
 )
-def bias_on_two_ranks(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+def bias_on_two_ranks(inputs: MoeExpertsInputs) -> MoeExpertsInputs:
     """Add the bias of the second product twice."""
     down = inputs.routed.down
     twice = replace(down, bias=None if down.bias is None else 2 * down.bias)
-    return _right(replace(inputs, routed=replace(inputs.routed, down=twice)), target)
+    return replace(inputs, routed=replace(inputs.routed, down=twice))
 
 
-@mutant(
+@perturbed(
     routed_v2,
     "ACT-08 sgl-project/sglang/pull/14197: npu_swiglu in place of GPT-OSS's activation",
     supports={"activation": ("swiglu_oai",), "layout": ("halves",)},
 )
-def plain_swiglu_for_oai(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
+def plain_swiglu_for_oai(inputs: MoeExpertsInputs) -> MoeExpertsInputs:
     """Use silu without alpha, bias and limit."""
     gate = replace(inputs.routed.gate, activation=Activation.SILU, limit=None)
-    return _right(replace(inputs, routed=replace(inputs.routed, gate=gate)), target)
+    return replace(inputs, routed=replace(inputs.routed, gate=gate))
 
 
 FEW_TOKENS = 3
@@ -225,7 +221,7 @@ def quantised_where_latency_counts(inputs: MoeExpertsInputs, target: Target) -> 
 )
 def offsets_of_32_bits(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """Compute where the matrix of an expert begins in 32 bits; what wraps around is in no memory of ours."""
-    right: torch.Tensor = routed_v2(inputs, target)
+    right = routed_v2(inputs, target)
     size = inputs.routed.up.values[0].numel()
     offsets = inputs.here.to(torch.int32) * size
     if not torch.equal(offsets.long(), inputs.here.long() * size):

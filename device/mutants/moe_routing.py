@@ -76,6 +76,6 @@ def factors_of_the_first_expert(inputs: MoeRoutingInputs, target: Target) -> Out
 )
 def scales_in_the_order_of_tokens(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """Repeat the scale of each token for its copies, and leave them where they are."""
-    outputs: Outputs = native_routing(inputs, target)
+    outputs = native_routing(inputs, target)
     scale = None if inputs.scale is None else inputs.scale.repeat_interleave(inputs.experts.shape[1])
     return outputs if scale is None else {**outputs, "scale": scale}

@@ -90,7 +90,8 @@ def weights_times_zero(inputs: PaddedTokensInputs, target: Target) -> Outputs:
 
 @mutant(
     native_masked,
-    "sglang 0.5.23 layers/moe/topk.py 1913: experts of padded rows are -1 on other devices; the operators that count them here want all rows",
+    "sglang 0.5.23 layers/moe/topk.py 1913: experts of padded rows are -1 on other devices; "
+    "the operators that count them here want all rows",
 )
 def padded_rows_have_no_experts(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """Overwrite experts of padded rows with -1."""
@@ -116,7 +117,8 @@ def padded_rows_not_counted(inputs: PaddedTokensInputs, target: Target) -> Outpu
 
 @mutant(
     native_masked,
-    "MOE-13 vllm-project/vllm-ascend/pull/15827: the mask has as many entries for a rank as it has tokens, without their padding",
+    "MOE-13 vllm-project/vllm-ascend/pull/15827: the mask has as many entries for a rank as it has tokens, "
+    "without their padding",
 )
 def mask_of_unpadded_chunks(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """Lay out the mask by the largest number of real rows; what it does not reach is taken for real."""

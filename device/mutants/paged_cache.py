@@ -75,8 +75,7 @@ def slots_int64_as_int32(inputs: PagedCacheInputs) -> PagedCacheInputs:
 def slots_truncated(inputs: PagedCacheInputs) -> PagedCacheInputs:
     """Write the first half of the tokens only."""
     local = (len(inputs.slots) + 1) // 2
-    part = replace(inputs, key=inputs.key[:local], value=inputs.value[:local], slots=inputs.slots[:local])
-    return part
+    return replace(inputs, key=inputs.key[:local], value=inputs.value[:local], slots=inputs.slots[:local])
 
 
 @mutant(scatter_nz_rows, "PKV-03 sgl-project/sglang/pull/24582: values addressed with the head dim of keys")
@@ -140,6 +139,6 @@ def padded_rows_of_a_batch_before() -> Callable[[PagedCacheInputs, Target], Outp
         held = buffers.get(kind, given)
         key, value, slots = (torch.cat([now, before[real:captured]]) for now, before in zip(given, held, strict=True))
         buffers[kind] = tuple(torch.cat([now, before[real:]]) for now, before in zip(given, held, strict=True))
-        return scatter_pa_norm(replace(inputs, key=key, value=value, slots=slots), target)  # type: ignore[no-any-return]
+        return scatter_pa_norm(replace(inputs, key=key, value=value, slots=slots), target)
 
     return write

@@ -145,5 +145,5 @@ def int8_output_wraps(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor
 )
 def int8_output_ends_at_minus_127(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """Saturate as symmetric quantisation does."""
-    right: torch.Tensor = composed_quant_matmul(inputs, target)
+    right = composed_quant_matmul(inputs, target)
     return right.clamp(min=-127)

@@ -40,7 +40,7 @@ def variance_halved(inputs: RmsNormInputs, target: Target) -> Outputs:
     right = native_rms_norm(inputs, target)
     size = inputs.hidden.shape[1]
     if size & (size - 1) == 0:
-        return right  # type: ignore[no-any-return]
+        return right
     wide = right["sum"].float()
     rstd = torch.rsqrt(wide[:, : size // 2].pow(2).sum(dim=-1, keepdim=True) / size + inputs.epsilon)
     return {"output": (right["output"].float() / right["rstd"] * rstd).to(right["output"].dtype), "rstd": rstd}
@@ -80,7 +80,8 @@ def rows_beyond_the_buffer(inputs: RmsNormInputs, target: Target) -> Outputs:
 
 @mutant(
     native_rms_norm,
-    "NRM-01 vllm-project/vllm/issues/42325: kernel and model do not agree on whether states are rounded before the weight multiplies",
+    "NRM-01 vllm-project/vllm/issues/42325: kernel and model do not agree on whether states are rounded before the "
+    "weight multiplies",
     supports={"kind": ("plain",), "dtype": ("bfloat16", "float16")},
 )
 def rounded_before_the_weight(inputs: RmsNormInputs, target: Target) -> Outputs:
@@ -106,6 +107,6 @@ def replay_before_its_rows() -> Callable[[RmsNormInputs, Target], Outputs]:
         before, buffers[key] = buffers.get(key, hidden), hidden.clone()
         half = len(hidden) // 2
         hidden[half:] = before[half:]
-        return native_rms_norm(replace(inputs, hidden=hidden), target)  # type: ignore[no-any-return]
+        return native_rms_norm(replace(inputs, hidden=hidden), target)
 
     return norm

@@ -129,7 +129,8 @@ def counts_for_group_ends(inputs: SwigluQuantInputs, target: Target) -> Outputs:
 
 @mutant(
     npu_swiglu_quant,
-    "op-plugin test_npu_swiglu_quant.py 42: npu_swiglu_quant returns 127 over the largest element, and not the other way round",
+    "op-plugin test_npu_swiglu_quant.py 42: npu_swiglu_quant returns 127 over the largest element, and not the other "
+    "way round",
     supports={**_BY_OPERATOR, **UNGROUPED},
 )
 def reciprocal_scale(inputs: SwigluQuantInputs, target: Target) -> Outputs:

@@ -141,7 +141,7 @@ def implementation(
     refuse_unknown("npudiff.implementation", unknown)
 
     def decorate(function: Callable[..., Any]) -> Implementation:
-        own_name = name or getattr(function, "__name__", "")
+        own_name: str = getattr(function, "__name__", "") if name is None else name
         if name is None and not own_name.isidentifier():
             raise TypeError(
                 f"an implementation of {component}: {function!r} has no name of its own, give it one by name="
