@@ -16,10 +16,10 @@ from npudiff.reference.grouped_matmul import GroupedMatmulInputs
 _BY_ROWS: Box = {"split": ("rows",)}
 _INT4: Box = {**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)}
 
-_MOE_01 = "MOE-01 https://github.com/vllm-project/vllm-ascend/pull/5025"
-_MOE_02 = "MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822"
-_MOE_16 = "MOE-16 https://github.com/huggingface/kernels-community/issues/1153"
-_QNT_02 = "QNT-02 https://github.com/vllm-project/vllm-ascend/pull/8411"
+_MOE_01 = "MOE-01 vllm-project/vllm-ascend/pull/5025"
+_MOE_02 = "MOE-02 vllm-project/vllm-ascend/pull/4822"
+_MOE_16 = "MOE-16 huggingface/kernels-community/issues/1153"
+_QNT_02 = "QNT-02 vllm-project/vllm-ascend/pull/8411"
 
 
 @mutant(

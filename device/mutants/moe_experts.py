@@ -31,7 +31,7 @@ _W8A8: Box = {**ALL_HERE, "form": ("w8a8",)}
 _INT8: Box = {**ALL_HERE, "form": ("w8a8", "w4a8")}
 _STEP: Box = {"activation": ("silu", "swiglustep"), "limit": (7.0, 1.5)}
 
-_MOE_05 = "MOE-05 https://github.com/sgl-project/sglang/pull/40705"
+_MOE_05 = "MOE-05 sgl-project/sglang/pull/40705"
 
 
 def _limited(experts: Experts, limit: float | None) -> Experts:

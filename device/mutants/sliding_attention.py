@@ -19,7 +19,7 @@ from npudiff.device.ascend.swa_mask import window_mask
 from npudiff.model.target import Target
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
-SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
+SEED_PULL_REQUEST = "sgl-project/sglang/pull/24582"
 
 _DECODE = fia_decode_mask.constraints.boxes
 _EXTEND = fia_extend_tnd.constraints.boxes

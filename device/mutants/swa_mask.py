@@ -9,7 +9,7 @@ from npudiff.device.ascend.swa_mask import swa_mask_eager, window_mask
 from npudiff.model.target import Target
 from npudiff.reference.swa_mask import SwaMaskInputs
 
-SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
+SEED_PULL_REQUEST = "sgl-project/sglang/pull/24582"
 
 
 @mutant(swa_mask_eager, f"SWA-02 {SEED_PULL_REQUEST}")

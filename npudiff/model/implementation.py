@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
@@ -111,7 +112,7 @@ def implementation(
     component : str
         Name of the component that the function computes.
     name : str, optional
-        Name in listings; that of the function by default.
+        Name in listings; by default that of the function, or of the class in small letters.
     supports : mapping or sequence of mappings, optional
         Allowed values per axis, or alternatives of that; cases are drawn within. ``npudiff list COMPONENT`` shows the
         axes. By default everything is supported.
@@ -141,7 +142,7 @@ def implementation(
     refuse_unknown("npudiff.implementation", unknown)
 
     def decorate(function: Callable[..., Any]) -> Implementation:
-        own_name: str = getattr(function, "__name__", "") if name is None else name
+        own_name = snake_case(getattr(function, "__name__", "")) if name is None else name
         if name is None and not own_name.isidentifier():
             raise TypeError(
                 f"an implementation of {component}: {function!r} has no name of its own, give it one by name="
@@ -167,6 +168,11 @@ def implementation(
         )
 
     return decorate
+
+
+def snake_case(name: str) -> str:
+    """Return the name of a class as a function would have it; that of a function stays as it is."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower() if name[:1].isupper() else name
 
 
 def refuse_unknown(function: str, unknown: Mapping[str, object]) -> None:
