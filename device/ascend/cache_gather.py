@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast
 from npudiff.reference.cache_gather import CacheGatherInputs
 
@@ -18,13 +17,13 @@ _OPERATOR = (
 )
 
 
-@npudiff.implementation("cache_gather", supports=_OPERATOR)
+@implementation("cache_gather", supports=_OPERATOR)
 def gather_pa(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """npu_gather_pa_kv_cache with one length per request; caches in NZ order carry the format FRACTAL_NZ."""
     return gather_with_operator(inputs, target, cumulative=False)
 
 
-@npudiff.implementation("cache_gather", supports=_OPERATOR)
+@implementation("cache_gather", supports=_OPERATOR)
 def gather_pa_cumulative(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """npu_gather_pa_kv_cache with is_seq_lens_cumsum: lengths are where each request ends in the packed rows."""
     return gather_with_operator(inputs, target, cumulative=True)
@@ -58,7 +57,7 @@ def gather_with_operator(inputs: CacheGatherInputs, target: Target, *, cumulativ
     return {"key": on_device.key, "value": on_device.value}
 
 
-@npudiff.implementation("cache_gather", supports={"layout": ("PA_BSND", "PA_BNSD")}, on_device=True)
+@implementation("cache_gather", supports={"layout": ("PA_BSND", "PA_BNSD")}, on_device=True)
 def index_pages(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """Plain indexing with the page and the offset of every token."""
     return gathered(inputs, *places(inputs))
@@ -73,7 +72,7 @@ def gathered(on_device: CacheGatherInputs, page: torch.Tensor, offset: torch.Ten
     return outputs
 
 
-@npudiff.implementation("cache_gather", supports={"layout": ("PA_NZ",)}, on_device=True)
+@implementation("cache_gather", supports={"layout": ("PA_NZ",)}, on_device=True)
 def index_nz_pages(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """Bring the pages of the batch from NZ into ND order, as sglang's MLA cache is read, and index them."""
     page, offset = places(inputs)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.fused_attention import tnd_call
 from npudiff.model.constraints import Box
 from npudiff.reference.cached_attention import CachedAttentionInputs
@@ -23,7 +22,7 @@ SUPPORTED: Box = {"dtype": ("bfloat16",), "page_size": range(16, 1025, 16), "gro
 """What FIA v2 takes in layout TND with head dims of 64 and 128."""
 
 
-@npudiff.implementation(
+@implementation(
     "cached_attention",
     supports={**SUPPORTED, "write_layout": ("PA_BSND",), "read_layout": ("PA_BSND",)},
     on_device=True,
@@ -35,7 +34,7 @@ def nd_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
     return attend(inputs, PagedKV(inputs.key_cache, inputs.value_cache, inputs.block_table))
 
 
-@npudiff.implementation(
+@implementation(
     "cached_attention", supports={**SUPPORTED, "write_layout": ("PA_NZ",), "read_layout": ("PA_NZ",)}, on_device=True
 )
 def nz_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
@@ -43,7 +42,7 @@ def nz_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
     return attend(inputs, as_five_axes(inputs, *written_nz(inputs)))
 
 
-@npudiff.implementation("cached_attention", supports=SUPPORTED, on_device=True)
+@implementation("cached_attention", supports=SUPPORTED, on_device=True)
 def converted_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
     """Written in one layout and read in another: the pool is converted in between where they differ."""
     key, value = written(inputs)

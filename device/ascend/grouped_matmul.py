@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.packed_weights import assist_matrix, bits_of, words
 from npudiff.model.constraints import Box
 from npudiff.reference.expert_weights import ExpertWeights
@@ -74,27 +73,25 @@ def _weights_only(inputs: GroupedMatmulInputs) -> torch.Tensor:
     )
 
 
-@npudiff.implementation("grouped_matmul", supports=_PLAIN, on_device=True)
+@implementation("grouped_matmul", supports=_PLAIN, on_device=True)
 def npu_grouped_matmul(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on floats."""
     return by_form(inputs)
 
 
-@npudiff.implementation("grouped_matmul", supports={**_BY_ROWS, "form": ("w8a8",)}, on_device=True)
+@implementation("grouped_matmul", supports={**_BY_ROWS, "form": ("w8a8",)}, on_device=True)
 def npu_grouped_matmul_w8a8(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on int8 by int8."""
     return by_form(inputs)
 
 
-@npudiff.implementation(
-    "grouped_matmul", supports={**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)}, on_device=True
-)
+@implementation("grouped_matmul", supports={**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)}, on_device=True)
 def npu_grouped_matmul_w4a8(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on int8 by int4."""
     return by_form(inputs)
 
 
-@npudiff.implementation(
+@implementation(
     "grouped_matmul",
     supports={**_BY_ROWS, "form": ("w8a16", "w4a16"), "group_list": ("counts", "ends")},
     on_device=True,
@@ -104,7 +101,7 @@ def npu_grouped_matmul_weights_only(inputs: GroupedMatmulInputs, target: Target)
     return by_form(inputs)
 
 
-@npudiff.implementation("grouped_matmul", supports={**_PLAIN, "experts": range(1, 129)}, on_device=True)
+@implementation("grouped_matmul", supports={**_PLAIN, "experts": range(1, 129)}, on_device=True)
 def npu_grouped_matmul_listed(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul with a list of matrices, and one result for all."""
     outputs = torch.ops.npu.npu_grouped_matmul(
@@ -123,7 +120,7 @@ def _listed(weights: ExpertWeights) -> list[torch.Tensor] | None:
     return None if weights.bias is None else list(weights.bias)
 
 
-@npudiff.implementation("grouped_matmul", supports={**_PLAIN, "experts": range(1, 129)}, on_device=True)
+@implementation("grouped_matmul", supports={**_PLAIN, "experts": range(1, 129)}, on_device=True)
 def npu_grouped_matmul_ungrouped(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul with a tensor of rows for each matrix that has any, and as many results."""
     sizes = counts(inputs)
@@ -156,9 +153,7 @@ def counts(inputs: GroupedMatmulInputs) -> list[int]:
     return sizes
 
 
-@npudiff.implementation(
-    "grouped_matmul", supports={"split": ("inner",), "group_list": ("counts", "ends")}, on_device=True
-)
+@implementation("grouped_matmul", supports={"split": ("inner",), "group_list": ("counts", "ends")}, on_device=True)
 def npu_grouped_matmul_inner(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul whose groups divide the inner axis: rows come as a transposed view."""
     turned = inputs.states.t().contiguous().t()
@@ -173,7 +168,7 @@ def npu_grouped_matmul_inner(inputs: GroupedMatmulInputs, target: Target) -> tor
     return outputs[0]  # type: ignore[no-any-return]
 
 
-@npudiff.implementation("grouped_matmul", supports=_BY_ROWS, on_device=True)
+@implementation("grouped_matmul", supports=_BY_ROWS, on_device=True)
 def expert_by_expert(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """A matrix product for each expert that has rows, on dequantised numbers, composed of plain operators."""
     return by_sizes(inputs, counts(inputs))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.int4_pack import Int4PackInputs
 
 
@@ -18,7 +17,7 @@ def signed(inputs: Int4PackInputs) -> torch.Tensor:
     return inputs.values - 8 if inputs.encoding == "offset binary" else inputs.values
 
 
-@npudiff.implementation("int4_pack", on_device=True)
+@implementation("int4_pack", on_device=True)
 def npu_convert_weight_to_int4pack(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     """npu_convert_weight_to_int4pack, matrices flattened first: of rank 3 it returns the first alone."""
     values = signed(inputs)
@@ -26,7 +25,7 @@ def npu_convert_weight_to_int4pack(inputs: Int4PackInputs, target: Target) -> to
     return words.view(*values.shape[:-1], -1)
 
 
-@npudiff.implementation("int4_pack", supports={"source": ("integers",)}, on_device=True)
+@implementation("int4_pack", supports={"source": ("integers",)}, on_device=True)
 def npu_quantize_quint4x2(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     """npu_quantize to quint4x2 with scales of 1: integers as floats, which it would limit if they were larger."""
     values = inputs.values
@@ -36,7 +35,7 @@ def npu_quantize_quint4x2(inputs: Int4PackInputs, target: Target) -> torch.Tenso
     return words.view(*values.shape[:-1], -1)
 
 
-@npudiff.implementation("int4_pack", on_device=True)
+@implementation("int4_pack", on_device=True)
 def bytes_viewed_as_words(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     """Two to a byte, the even column in the lower half, and four bytes viewed as a word."""
     values = signed(inputs).contiguous()
@@ -48,7 +47,7 @@ def paired(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     return ((high & 15) << 4 | low & 15).to(torch.uint8).view(torch.int32)
 
 
-@npudiff.implementation("int4_pack", on_device=True)
+@implementation("int4_pack", on_device=True)
 def shifted_words(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     """Composed of shifts, one column of each eight after the other."""
     return shifted(signed(inputs), range(8))

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend import grouped_matmul, swiglu
 from npudiff.device.ascend.dynamic_quant import quantised
 from npudiff.device.ascend.moe_finalize import BY_COLUMN, BY_ROW, finalized
@@ -124,7 +123,7 @@ def by_row(inputs: MoeExpertsInputs, rows: torch.Tensor, places: torch.Tensor) -
     return finalized(MoeFinalizeInputs(rows, places, inputs.weights, of_shared(inputs)), places, BY_ROW, rows)
 
 
-@npudiff.implementation("moe_experts", supports=ALL_HERE, on_device=True)
+@implementation("moe_experts", supports=ALL_HERE, on_device=True)
 def routed_v2(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_moe_init_routing_v2, npu_grouped_matmul twice, npu_moe_finalize_routing."""
     copies = sorted_copies(inputs)
@@ -132,7 +131,7 @@ def routed_v2(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     return by_row(inputs, rows, copies.places)
 
 
-@npudiff.implementation("moe_experts", on_device=True)
+@implementation("moe_experts", on_device=True)
 def unpermuted(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_moe_token_unpermute at the end: copies of experts that are not here take row 0, with weight 0."""
     copies = sorted_copies(inputs)
@@ -147,7 +146,7 @@ def unpermuted(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     return total if shared is None else total + shared
 
 
-@npudiff.implementation("moe_experts", supports={**ALL_HERE, **QUANTISED, **PLAIN_SILU}, on_device=True)
+@implementation("moe_experts", supports={**ALL_HERE, **QUANTISED, **PLAIN_SILU}, on_device=True)
 def swiglu_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul_swiglu_quant, which wants cumulative rows of groups, in place of three operators."""
     copies, up = sorted_copies(inputs), inputs.routed.up
@@ -166,7 +165,7 @@ def swiglu_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Ten
     return by_row(inputs, result, copies.places)
 
 
-@npudiff.implementation("moe_experts", supports={**ALL_HERE, "form": ("w8a8",), "dtype": ("bfloat16",)}, on_device=True)
+@implementation("moe_experts", supports={**ALL_HERE, "form": ("w8a8",), "dtype": ("bfloat16",)}, on_device=True)
 def sum_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul_finalize_routing, which adds weighted rows to those of their tokens."""
     copies, down = sorted_copies(inputs), inputs.routed.down
@@ -190,7 +189,7 @@ def sum_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor
     return total.to(inputs.states.dtype)  # type: ignore[no-any-return]
 
 
-@npudiff.implementation("moe_experts", supports={**ALL_HERE, "form": ("float", "w8a8")}, on_device=True)
+@implementation("moe_experts", supports={**ALL_HERE, "form": ("float", "w8a8")}, on_device=True)
 def routed_v1(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_moe_init_routing, with cumulative rows of groups, copies numbered by column, and drop_pad_mode 0."""
     experts = len(inputs.here)
@@ -206,7 +205,7 @@ def routed_v1(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     return finalized(finalize, places, BY_COLUMN, result)
 
 
-@npudiff.implementation("moe_experts", on_device=True)
+@implementation("moe_experts", on_device=True)
 def expert_by_expert_composed(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """A loop over experts, composed of plain operators on dequantised numbers."""
     total = torch.zeros(inputs.states.shape, dtype=torch.float32, device=inputs.states.device)

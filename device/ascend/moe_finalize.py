@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.model.constraints import Box
 from npudiff.reference.moe_finalize import MoeFinalizeInputs
 
@@ -29,25 +28,25 @@ def finalized(inputs: MoeFinalizeInputs, places: torch.Tensor, mode: int, rows: 
     )
 
 
-@npudiff.implementation("moe_finalize", supports={**ALL_THERE, "spare_rows": (0,)}, on_device=True)
+@implementation("moe_finalize", supports={**ALL_THERE, "spare_rows": (0,)}, on_device=True)
 def finalize_by_row(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_finalize_routing with drop_pad_mode 2, which goes with the second version of init routing."""
     return finalized(inputs, inputs.places.flatten(), BY_ROW, inputs.expert_rows)
 
 
-@npudiff.implementation("moe_finalize", supports={**ALL_THERE, "spare_rows": (0,)}, on_device=True)
+@implementation("moe_finalize", supports={**ALL_THERE, "spare_rows": (0,)}, on_device=True)
 def finalize_by_column(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_finalize_routing with drop_pad_mode 0, which goes with the first version of init routing."""
     return finalized(inputs, inputs.places.T.flatten(), BY_COLUMN, inputs.expert_rows)
 
 
-@npudiff.implementation("moe_finalize", on_device=True)
+@implementation("moe_finalize", on_device=True)
 def finalize_with_none(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_finalize_routing with drop_pad_mode 3: rows of [experts, capacity, width], and -1 for none."""
     return finalized(inputs, inputs.places.flatten(), BY_ROW_OR_NONE, inputs.expert_rows.unsqueeze(0))
 
 
-@npudiff.implementation("moe_finalize", supports={"poison": ("large",)}, on_device=True)
+@implementation("moe_finalize", supports={"poison": ("large",)}, on_device=True)
 def token_unpermute(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_token_unpermute. It does not know -1: such copies take row 0, with weight 0.
 
@@ -60,7 +59,7 @@ def token_unpermute(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     return total if inputs.skip is None else total + inputs.skip
 
 
-@npudiff.implementation("moe_finalize", on_device=True)
+@implementation("moe_finalize", on_device=True)
 def native_finalize(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """Composed of an index, a product and a sum in float32."""
     return together(inputs)

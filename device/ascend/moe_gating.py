@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.moe_gating import MoeGatingInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -22,7 +21,7 @@ def by_expert(inputs: MoeGatingInputs, weights: torch.Tensor, index: torch.Tenso
     return {"weights": dense, "chosen": named.sum(dim=1)}
 
 
-@npudiff.implementation(
+@implementation(
     "moe_gating", supports={**_SOFTMAX, **_PLAIN, "renormalise": (False,), "scaling": (1.0,)}, on_device=True
 )
 def npu_moe_gating_top_k_softmax(inputs: MoeGatingInputs, target: Target) -> Outputs:
@@ -31,7 +30,7 @@ def npu_moe_gating_top_k_softmax(inputs: MoeGatingInputs, target: Target) -> Out
     return by_expert(inputs, weights, index)
 
 
-@npudiff.implementation(
+@implementation(
     "moe_gating", supports={**_SOFTMAX, **_PLAIN, "renormalise": (True,), "dtype": ("float32",)}, on_device=True
 )
 def softmax_then_norm(inputs: MoeGatingInputs, target: Target) -> Outputs:
@@ -40,7 +39,7 @@ def softmax_then_norm(inputs: MoeGatingInputs, target: Target) -> Outputs:
     return by_expert(inputs, weights / weights.sum(dim=1, keepdim=True) * inputs.scaling, index)
 
 
-@npudiff.implementation(
+@implementation(
     "moe_gating", supports=[{**_SIGMOID, "renormalise": (True,)}, {**_SOFTMAX, "renormalise": (False,)}], on_device=True
 )
 def npu_moe_gating_top_k(inputs: MoeGatingInputs, target: Target) -> Outputs:
@@ -63,7 +62,7 @@ def top_k(inputs: MoeGatingInputs) -> Outputs:
     return by_expert(inputs, weights, index)
 
 
-@npudiff.implementation("moe_gating", on_device=True)
+@implementation("moe_gating", on_device=True)
 def native_gating(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """Composed of plain torch operators in float32."""
     scores = scored(inputs)

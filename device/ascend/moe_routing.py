@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.model.constraints import Box
 from npudiff.reference.moe_routing import MoeRoutingInputs
 
@@ -54,20 +53,20 @@ def outputs_of(
     return {**result, "scale": scale} if inputs.form in ("with scales", "by largest", "smoothed") else result
 
 
-@npudiff.implementation("moe_routing", on_device=True)
+@implementation("moe_routing", on_device=True)
 def init_routing_v2(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 with counts."""
     return outputs_of(inputs, *second(inputs, COUNTS))
 
 
-@npudiff.implementation("moe_routing", on_device=True)
+@implementation("moe_routing", on_device=True)
 def init_routing_v2_cumulative(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 with cumulative counts, from which those of each expert are taken."""
     rows, places, ends, scale = second(inputs, CUMULATIVE)
     return outputs_of(inputs, rows, places, torch.diff(ends, prepend=ends.new_zeros(1)), scale)
 
 
-@npudiff.implementation("moe_routing", on_device=True)
+@implementation("moe_routing", on_device=True)
 def init_routing_v2_scatter(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 with row_idx_type 1: the copy at each row, of which places are taken."""
     rows, copies, counts, scale = second(inputs, COUNTS, COPY_AT_PLACE)
@@ -82,7 +81,7 @@ def turned(copies: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return places
 
 
-@npudiff.implementation("moe_routing", supports=_PLAIN, on_device=True)
+@implementation("moe_routing", supports=_PLAIN, on_device=True)
 def init_routing_v1(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing, whose copies are numbered by column, and npu_moe_compute_expert_tokens."""
     rows, places, sorted_experts = first(inputs, by_column(inputs))
@@ -105,7 +104,7 @@ def first(inputs: MoeRoutingInputs, numbers: torch.Tensor) -> tuple[torch.Tensor
     )
 
 
-@npudiff.implementation("moe_routing", supports=_PLAIN, on_device=True)
+@implementation("moe_routing", supports=_PLAIN, on_device=True)
 def token_permute(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_token_permute, with counts from a histogram."""
     rows, places = torch.ops.npu.npu_moe_token_permute(inputs.states, inputs.experts)
@@ -113,7 +112,7 @@ def token_permute(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     return {"rows": rows, "places": places.view(inputs.experts.shape).long(), "counts": counts}
 
 
-@npudiff.implementation("moe_routing", supports={"form": ("as they are", "with scales")}, on_device=True)
+@implementation("moe_routing", supports={"form": ("as they are", "with scales")}, on_device=True)
 def native_routing(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """Composed of a stable sort, an index and a histogram."""
     order, counts = sorted_copies(inputs)

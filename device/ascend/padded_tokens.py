@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend import moe_routing as routing
 from npudiff.device.ascend.moe_finalize import BY_COLUMN, BY_ROW, finalized, together
 from npudiff.reference.moe_finalize import MoeFinalizeInputs
@@ -57,7 +56,7 @@ def outputs_of(inputs: PaddedTokensInputs, weights: torch.Tensor, counts: torch.
     return {"weights": weights, "experts": inputs.experts, "counts": counts, "output": total}
 
 
-@npudiff.implementation("padded_tokens", on_device=True)
+@implementation("padded_tokens", on_device=True)
 def masked_routing_v2(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 and npu_moe_finalize_routing by row, with masked weights."""
     weights = weights_of(inputs)
@@ -67,7 +66,7 @@ def masked_routing_v2(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     return outputs_of(inputs, weights, counts, finalized(back, places, BY_ROW, rows))
 
 
-@npudiff.implementation("padded_tokens", on_device=True)
+@implementation("padded_tokens", on_device=True)
 def masked_routing_v1(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """npu_moe_init_routing and npu_moe_finalize_routing by column, with masked weights."""
     weights, everywhere = weights_of(inputs), to_all_experts(inputs, inputs.experts)
@@ -79,7 +78,7 @@ def masked_routing_v1(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     return outputs_of(inputs, weights, counts, finalized(back, places, BY_COLUMN, rows))
 
 
-@npudiff.implementation("padded_tokens", on_device=True)
+@implementation("padded_tokens", on_device=True)
 def masked_permute(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """npu_moe_token_permute and npu_moe_token_unpermute, with masked weights."""
     weights = weights_of(inputs)
@@ -90,7 +89,7 @@ def masked_permute(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     return outputs_of(inputs, weights, counts, total)
 
 
-@npudiff.implementation("padded_tokens", on_device=True)
+@implementation("padded_tokens", on_device=True)
 def native_masked(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """Composed of plain torch operators."""
     return native(inputs, weights_of(inputs), inputs.experts)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.paged_cache import PagedCacheInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -24,7 +23,7 @@ def caches(inputs: PagedCacheInputs) -> Outputs:
     return {"key_cache": inputs.key_cache, "value_cache": inputs.value_cache}
 
 
-@npudiff.implementation("paged_cache", supports={"layout": ("PA_BSND",), **_NO_SKIPPING}, on_device=True)
+@implementation("paged_cache", supports={"layout": ("PA_BSND",), **_NO_SKIPPING}, on_device=True)
 def scatter_nd_update(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """FIA pool of sglang: one row per slot of the cache seen as [slots, heads, dim]."""
     slots = inputs.slots.view(-1, 1)
@@ -33,7 +32,7 @@ def scatter_nd_update(inputs: PagedCacheInputs, target: Target) -> Outputs:
     return caches(inputs)
 
 
-@npudiff.implementation(
+@implementation(
     "paged_cache", supports={"layout": ("PA_BSND",), "slots_dtype": ("int32",), **_CONTIGUOUS}, on_device=True
 )
 def reshape_and_cache(inputs: PagedCacheInputs, target: Target) -> Outputs:
@@ -48,13 +47,13 @@ def reshape_and_cache(inputs: PagedCacheInputs, target: Target) -> Outputs:
     return caches(inputs)
 
 
-@npudiff.implementation("paged_cache", supports={"layout": ("PA_BSND",), **_CONTIGUOUS})
+@implementation("paged_cache", supports={"layout": ("PA_BSND",), **_CONTIGUOUS})
 def scatter_pa_norm(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """npu_scatter_pa_kv_cache with cache_mode="Norm"."""
     return scatter_pa(inputs, target, "Norm")
 
 
-@npudiff.implementation(
+@implementation(
     "paged_cache",
     supports=[
         {"layout": ("PA_NZ",), **_FLOATS, **_CONTIGUOUS},
@@ -85,7 +84,7 @@ def scatter_pa(inputs: PagedCacheInputs, target: Target, cache_mode: str) -> Out
     return caches(on_device)
 
 
-@npudiff.implementation(
+@implementation(
     "paged_cache", supports={"layout": ("PA_NZ",), "kv_heads": (1,), **_FLOATS, **_NO_SKIPPING}, on_device=True
 )
 def scatter_nz_rows(inputs: PagedCacheInputs, target: Target) -> Outputs:
@@ -107,7 +106,7 @@ def scatter_rows(cache: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -
     torch.ops.npu.npu_scatter_nd_update_(cache.view(-1, STRIP), index.reshape(-1, 1), rows.reshape(-1, STRIP))
 
 
-@npudiff.implementation("paged_cache", supports={"layout": ("PA_BSND", "PA_BNSD"), **_NO_SKIPPING}, on_device=True)
+@implementation("paged_cache", supports={"layout": ("PA_BSND", "PA_BNSD"), **_NO_SKIPPING}, on_device=True)
 def index_put(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """Plain indexing: the path without fused operators."""
     page, offset = inputs.slots // inputs.page_size, inputs.slots % inputs.page_size

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.rms_norm import RmsNormInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -15,27 +14,27 @@ _PLAIN = {"kind": ("plain",)}
 _GEMMA = {"kind": ("gemma",)}
 
 
-@npudiff.implementation("rms_norm", supports={**_PLAIN, **_ALONE}, on_device=True)
+@implementation("rms_norm", supports={**_PLAIN, **_ALONE}, on_device=True)
 def npu_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_rms_norm."""
     output, rstd = torch.ops.npu.npu_rms_norm(inputs.hidden, inputs.weight, inputs.epsilon)
     return {"output": output, "rstd": rstd}
 
 
-@npudiff.implementation("rms_norm", supports={**_GEMMA, **_ALONE}, on_device=True)
+@implementation("rms_norm", supports={**_GEMMA, **_ALONE}, on_device=True)
 def npu_gemma_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_gemma_rms_norm on the stored weight: the operator adds 1."""
     output, rstd = torch.ops.npu.npu_gemma_rms_norm(inputs.hidden, inputs.weight, inputs.epsilon)
     return {"output": output, "rstd": rstd}
 
 
-@npudiff.implementation("rms_norm", supports={**_PLAIN, "residual": (True,)}, on_device=True)
+@implementation("rms_norm", supports={**_PLAIN, "residual": (True,)}, on_device=True)
 def npu_add_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_add_rms_norm."""
     return add_rms_norm(inputs, inputs.weight)
 
 
-@npudiff.implementation("rms_norm", supports={**_GEMMA, "residual": (True,)}, on_device=True)
+@implementation("rms_norm", supports={**_GEMMA, "residual": (True,)}, on_device=True)
 def gemma_add_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """Gemma with a residual: npu_add_rms_norm on 1 + weight, added in float32 and rounded to the states' dtype."""
     return add_rms_norm(inputs, (1.0 + inputs.weight.float()).to(inputs.hidden.dtype))
@@ -47,7 +46,7 @@ def add_rms_norm(inputs: RmsNormInputs, weight: torch.Tensor) -> Outputs:
     return {"output": output, "rstd": rstd, "sum": total}
 
 
-@npudiff.implementation("rms_norm", supports={**_PLAIN, "residual": (True,)}, on_device=True)
+@implementation("rms_norm", supports={**_PLAIN, "residual": (True,)}, on_device=True)
 def npu_add_rms_norm_v2(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_add_rms_norm_v2: the first input becomes the output, the second the sum; only rstd is returned."""
     hidden, residual = inputs.hidden, inputs.residual
@@ -55,7 +54,7 @@ def npu_add_rms_norm_v2(inputs: RmsNormInputs, target: Target) -> Outputs:
     return {"output": hidden, "rstd": rstd, "sum": residual}
 
 
-@npudiff.implementation("rms_norm", supports={"rounding": ("once",)}, on_device=True)
+@implementation("rms_norm", supports={"rounding": ("once",)}, on_device=True)
 def native_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in float32, rounded once: the path that SGLANG_NPU_FORWARD_NATIVE_* selects."""
     total = inputs.hidden if inputs.residual is None else inputs.hidden + inputs.residual

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.rotary import RotaryInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -18,7 +17,7 @@ _CONTIGUOUS = {"rows": ("contiguous",)}
 _SIXTEEN_BITS = ("bfloat16", "float16")
 
 
-@npudiff.implementation(
+@implementation(
     "rotary",
     supports={"style": ("half", "interleaved"), "dims": ("64", "128", "192", "32/64", "64/128", "64/192", "96/128")},
     on_device=True,
@@ -42,9 +41,7 @@ def mrope(inputs: RotaryInputs, rotary_mode: str) -> Outputs:
     return {"query": query.view_as(inputs.query), "key": key.view_as(inputs.key)}
 
 
-@npudiff.implementation(
-    "rotary", supports={"style": ("half", "interleaved"), "dims": _WHOLE_HEADS, **_PLAIN}, on_device=True
-)
+@implementation("rotary", supports={"style": ("half", "interleaved"), "dims": _WHOLE_HEADS, **_PLAIN}, on_device=True)
 def npu_rotary_mul(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_rotary_mul on 4-D states, with cosines and sines spread over the whole head."""
     cosine, sine = spread(inputs)
@@ -65,7 +62,7 @@ def spread(inputs: RotaryInputs) -> tuple[torch.Tensor, torch.Tensor]:
     return wide[0][None, :, None, :], wide[1][None, :, None, :]
 
 
-@npudiff.implementation(
+@implementation(
     "rotary",
     supports={"style": ("interleaved_to_half",), "dims": ("64",), "dtype": _SIXTEEN_BITS, **_PLAIN, **_CONTIGUOUS},
     on_device=True,
@@ -79,7 +76,7 @@ def npu_interleave_rope(inputs: RotaryInputs, target: Target) -> Outputs:
     }
 
 
-@npudiff.implementation(
+@implementation(
     "rotary", supports={"style": ("half",), "dims": ("64", "128"), "dtype": _SIXTEEN_BITS, **_PLAIN}, on_device=True
 )
 def npu_apply_rotary_pos_emb(inputs: RotaryInputs, target: Target) -> Outputs:
@@ -91,7 +88,7 @@ def npu_apply_rotary_pos_emb(inputs: RotaryInputs, target: Target) -> Outputs:
     return {"query": query.squeeze(0), "key": key.squeeze(0)}
 
 
-@npudiff.implementation("rotary", supports=_PLAIN, on_device=True)
+@implementation("rotary", supports=_PLAIN, on_device=True)
 def native_rotary(inputs: RotaryInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in the dtype of the states: the path without fused operators."""
     return {
@@ -113,7 +110,7 @@ def rotate(inputs: RotaryInputs, states: torch.Tensor, rotary_dim: int) -> torch
     return torch.cat([whole, states[..., rotary_dim:]], dim=-1)
 
 
-@npudiff.implementation("rotary", on_device=True)
+@implementation("rotary", on_device=True)
 def native_mrope(inputs: RotaryInputs, target: Target) -> Outputs:
     """Cosines and sines of each section put together to one row per token, then as ``native_rotary``."""
     if not inputs.sections:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.model.constraints import Box
 from npudiff.reference.scale_pack import ScalePackInputs
 
@@ -22,7 +21,7 @@ HIGH_BITS = -(2**13)
 NINE_BITS = 2**9 - 1
 
 
-@npudiff.implementation("scale_pack", supports=FIXPIPE, on_device=True)
+@implementation("scale_pack", supports=FIXPIPE, on_device=True)
 def npu_trans_quant_param(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """npu_trans_quant_param, scales of experts as one axis."""
     offset = None if inputs.offset is None else inputs.offset.flatten()
@@ -30,7 +29,7 @@ def npu_trans_quant_param(inputs: ScalePackInputs, target: Target) -> torch.Tens
     return words.view(inputs.scale.shape) if inputs.scale.dim() > 1 else words
 
 
-@npudiff.implementation("scale_pack", supports=FIXPIPE, on_device=True)
+@implementation("scale_pack", supports=FIXPIPE, on_device=True)
 def composed_fixpipe(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Composed of shifts and masks."""
     return cut(inputs.scale, inputs.round_mode) | 1 << 46 | placed(inputs.offset)
@@ -53,20 +52,20 @@ def placed(offset: torch.Tensor | None) -> torch.Tensor | int:
     return (offset.round().clamp(-256, 255).to(torch.int64) & NINE_BITS) << 37
 
 
-@npudiff.implementation("scale_pack", supports=BITS, on_device=True)
+@implementation("scale_pack", supports=BITS, on_device=True)
 def view_widened(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Viewed as int32, widened to int64, and without the copies of the sign."""
     return widened(inputs.scale)
 
 
-@npudiff.implementation("scale_pack", supports=BITS, on_device=True)
+@implementation("scale_pack", supports=BITS, on_device=True)
 def reinterpreted_on_host(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Reinterpreted as uint32 by NumPy and widened, as sglang and vllm-ascend do."""
     words = inputs.scale.cpu().numpy().view("uint32").astype("int64")
     return torch.from_numpy(words).to(target.device)
 
 
-@npudiff.implementation("scale_pack", supports=BITS, on_device=True)
+@implementation("scale_pack", supports=BITS, on_device=True)
 def lower_halves(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Written to every other element of float32 zeros, and those viewed in pairs."""
     return halves(inputs.scale, 0)

@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-import npudiff
+from npudiff import Target, implementation
 from npudiff.device.ascend.fused_attention import (
     FusedCall,
     bsnd_call,
@@ -18,7 +18,6 @@ from npudiff.device.ascend.fused_attention import (
     tnd_call,
 )
 from npudiff.model.constraints import Box
-from npudiff.model.target import Target
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -81,13 +80,13 @@ def run_decode(inputs: SlidingAttentionInputs, call: FusedCall) -> Outputs:
     return with_padding(inputs, output.squeeze(1), lse.flatten(1))
 
 
-@npudiff.implementation("sliding_attention", supports=TND_BOXES, on_device=True)
+@implementation("sliding_attention", supports=TND_BOXES, on_device=True)
 def fia_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend through FIA v2 TND: ragged rows of all requests in one call."""
     return run_tnd(inputs, tnd_call(inputs))
 
 
-@npudiff.implementation(
+@implementation(
     "sliding_attention",
     supports=(
         {"poison": POISON, "sinks": (False,), **SMALL_PAGES},
@@ -110,7 +109,7 @@ def fia_extend_bsnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     return with_padding(inputs, output, lse)
 
 
-@npudiff.implementation(
+@implementation(
     "sliding_attention",
     supports=(
         {"query_length": (1,), "poison": POISON, "sinks": (False,), **SMALL_PAGES},
@@ -130,15 +129,13 @@ def fia_decode_mask(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     return run_decode(inputs, decode_call(inputs))
 
 
-@npudiff.implementation(
-    "sliding_attention", supports=[{**box, "query_length": (1,)} for box in TND_BOXES], on_device=True
-)
+@implementation("sliding_attention", supports=[{**box, "query_length": (1,)} for box in TND_BOXES], on_device=True)
 def fia_decode_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Graph-style decode through FIA v2 TND: the window is the band."""
     return run_tnd(inputs, graph_decode_call(inputs))
 
 
-@npudiff.implementation(
+@implementation(
     "sliding_attention",
     supports=[{**box, "query_length": range(1, 9), "ragged": (False,)} for box in TND_BOXES],
     on_device=True,
@@ -150,7 +147,7 @@ def fia_verify_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     return run_tnd(inputs, tnd_call(inputs).having(actual_seq_qlen=lengths))
 
 
-@npudiff.implementation(
+@implementation(
     "sliding_attention", supports=[{**box, "window": (None,), "sinks": (False,)} for box in TND_BOXES], on_device=True
 )
 def fia_v1_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -174,7 +171,7 @@ def fia_v1_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs
     return run_tnd(inputs, call)
 
 
-@npudiff.implementation("sliding_attention", supports=fia_decode_mask.constraints.boxes, on_device=True)
+@implementation("sliding_attention", supports=fia_decode_mask.constraints.boxes, on_device=True)
 def fia_v1_decode_bsh(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Graph decode through FIA v1 BSH with preallocated outputs and workspace (ascend_backend.py 2929-2990)."""
     batch, heads = len(inputs.query_lengths), inputs.query.shape[1]
@@ -203,7 +200,7 @@ def fia_v1_decode_bsh(inputs: SlidingAttentionInputs, target: Target) -> Outputs
     return with_padding(inputs, output.reshape(batch, heads, value_dim), lse.flatten(1))
 
 
-@npudiff.implementation(
+@implementation(
     "sliding_attention", supports=[{**box, **NZ} for box in fia_extend_tnd.constraints.boxes], on_device=True
 )
 def fia_extend_nz(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -211,7 +208,7 @@ def fia_extend_nz(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     return run_tnd(inputs, tnd_call(inputs))
 
 
-@npudiff.implementation(
+@implementation(
     "sliding_attention", supports=[{**box, **NZ} for box in fia_decode_mask.constraints.boxes], on_device=True
 )
 def fia_decode_nz(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -219,7 +216,7 @@ def fia_decode_nz(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     return run_decode(inputs, decode_call(inputs))
 
 
-@npudiff.implementation("sliding_attention", supports={"sinks": (False,), **ND}, on_device=True)
+@implementation("sliding_attention", supports={"sinks": (False,), **ND}, on_device=True)
 def torch_native(inputs: SlidingAttentionInputs, target: Target) -> torch.Tensor:
     """Gather each request's visible keys and call scaled_dot_product_attention: the path without fused operators."""
     pool = inputs.kv

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.model.constraints import Box
 from npudiff.reference.swiglu import Activation, SwigluInputs
 
@@ -22,13 +21,13 @@ HALVES: Box = {"layout": ("halves",)}
 STEP: Box = {"activation": ("silu", "swiglustep")}
 
 
-@npudiff.implementation("swiglu", supports={**STEP, **HALVES, "limited": (False,)}, on_device=True)
+@implementation("swiglu", supports={**STEP, **HALVES, "limited": (False,)}, on_device=True)
 def npu_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """npu_swiglu, which has no limit."""
     return torch.ops.npu.npu_swiglu(inputs.states)  # type: ignore[no-any-return]
 
 
-@npudiff.implementation("swiglu", supports={"activation": ("swiglu_oai",), "limited": (True,)}, on_device=True)
+@implementation("swiglu", supports={"activation": ("swiglu_oai",), "limited": (True,)}, on_device=True)
 def npu_clipped_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """npu_clipped_swiglu, in both layouts."""
     return clipped(inputs)
@@ -45,7 +44,7 @@ def clipped(inputs: SwigluInputs) -> torch.Tensor:
     )
 
 
-@npudiff.implementation("swiglu", on_device=True)
+@implementation("swiglu", on_device=True)
 def composed_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """Composed of elementwise operators in the dtype of the states."""
     return composed(inputs)
@@ -82,7 +81,7 @@ def oai(gate: torch.Tensor, up: torch.Tensor, limit: float | None, alpha: float,
     return gate * torch.sigmoid(gate * alpha) * (up + bias)
 
 
-@npudiff.implementation("swiglu", supports=HALVES, on_device=True)
+@implementation("swiglu", supports=HALVES, on_device=True)
 def by_configuration(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """The runner's choice: an operator where there is one, else composed."""
     if inputs.activation is Activation.SWIGLU_OAI:
@@ -92,7 +91,7 @@ def by_configuration(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     return composed(inputs)
 
 
-@npudiff.implementation("swiglu", supports={"rounding": ("once",)}, on_device=True)
+@implementation("swiglu", supports={"rounding": ("once",)}, on_device=True)
 def swiglu_in_float32(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """Composed in float32, and rounded once: what models are trained with."""
     return composed(replace(inputs, states=inputs.states.float())).to(inputs.states.dtype)
