@@ -41,11 +41,10 @@ def cast_outputs(cast: torch.Tensor, target: Target) -> Outputs:
     }
 
 
-@implementation("format_cast")
+@implementation("format_cast", on_device=True)
 def pad_view_permute(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Tiling in plain torch, as MLA preprocessing prepares its weights; the result carries no format."""
-    tensor = inputs.tensor.to(target.device)
-    return tiled_outputs(tiled(tensor, tile_columns(tensor.dtype)), inputs)
+    return tiled_outputs(tiled(inputs.tensor, tile_columns(inputs.tensor.dtype)), inputs)
 
 
 def tile_columns(dtype: torch.dtype) -> int:

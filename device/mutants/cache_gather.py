@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from npudiff import Target, mutant
+from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.cache_gather import (
     Outputs,
     gather_pa,
-    gather_with_operator,
     gathered,
     index_nz_pages,
     index_pages,
@@ -127,14 +126,14 @@ def pages_in_order_of_address(inputs: CacheGatherInputs, target: Target) -> Outp
     return gathered(inputs, first.to(torch.int64), token % inputs.page_size)
 
 
-@mutant(
+@perturbed(
     gather_pa,
     "SWA-27 vllm-project/vllm/pull/23010: pages that are skipped are not taken off positions",
     supports={**_ND, "starts": ("page",)},
 )
-def starts_ignored(inputs: CacheGatherInputs, target: Target) -> Outputs:
+def starts_ignored(inputs: CacheGatherInputs) -> CacheGatherInputs:
     """Read as many tokens as asked for, from the first page of each request."""
-    return gather_with_operator(replace(inputs, starts=None), target, cumulative=False)
+    return replace(inputs, starts=None)
 
 
 @mutant(

@@ -35,7 +35,7 @@ _WHOLE = {"view": ("whole",)}
 )
 def transdata_pads_swapped(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Swap the two paddings of a matrix; what has as many elements as it should is cut into tiles all the same."""
-    tensor = inputs.tensor.to(target.device)
+    tensor = inputs.tensor
     rows, columns = tensor.shape
     width = tile_columns(tensor.dtype)
     padded = pad(tensor, (0, -rows % ROWS, 0, -columns % width))
@@ -49,21 +49,21 @@ def transdata_pads_swapped(inputs: FormatCastInputs, target: Target) -> Outputs:
 )
 def tiles_of_16_columns(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Cut tiles of 16 columns for all dtypes."""
-    tensor = inputs.tensor.to(target.device)
+    tensor = inputs.tensor
     return _read_as_right(tiled(tensor, 16), inputs)
 
 
 @mutant(pad_view_permute, "tile-ai/tilelang-ascend/issues/1310: nZ where zN is meant")
 def tiles_row_by_row(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Let tiles lie row by row instead of column by column."""
-    tensor = inputs.tensor.to(target.device)
+    tensor = inputs.tensor
     return _read_as_right(tiled(tensor, tile_columns(tensor.dtype)).transpose(-4, -3), inputs)
 
 
 @mutant(pad_view_permute, "hw-native-sys/pypto/issues/724: rows are not filled up to 16")
 def rows_not_padded(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Let a strip of columns begin where the last row of the one before ends."""
-    tensor = inputs.tensor.to(target.device)
+    tensor = inputs.tensor
     width = tile_columns(tensor.dtype)
     padded = pad(tensor, (0, -tensor.shape[-1] % width))
     strips = padded.view(*padded.shape[:-1], -1, width).transpose(-3, -2)
@@ -73,7 +73,7 @@ def rows_not_padded(inputs: FormatCastInputs, target: Target) -> Outputs:
 @mutant(pad_view_permute, "tile-ai/tilelang-ascend/pull/1723: the padding keeps what was there")
 def holes_not_cleared(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Leave what is not 0 in the padding."""
-    tensor = inputs.tensor.to(target.device)
+    tensor = inputs.tensor
     tiles = tiled(tensor, tile_columns(tensor.dtype))
     covered = tiled(torch.ones_like(tensor), tile_columns(tensor.dtype))
     return tiled_outputs(torch.where(covered == 0, 1, tiles).to(tensor.dtype), inputs)
@@ -100,8 +100,7 @@ def format_without_transdata(inputs: FormatCastInputs, target: Target) -> Output
 )
 def view_read_as_contiguous(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Read a view as if its elements lay without gaps, from where it begins."""
-    on_device = inputs.to(target.device)
-    tensor, part = on_device.tensor, on_device.part
+    tensor, part = inputs.tensor, inputs.part
     outputs = tiled_outputs(tiled(tensor, tile_columns(tensor.dtype)), inputs)
     behind = torch.cat([tensor.flatten(), tensor.flatten()])[part.storage_offset() :]
     return {**outputs, "values": behind[: part.numel()].view(part.shape)}

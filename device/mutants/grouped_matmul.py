@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from npudiff import Target, mutant
+from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.grouped_matmul import by_sizes, counts, expert_by_expert, grouped, npu_grouped_matmul_w4a8
 from npudiff.device.ascend.packed_weights import assist_matrix, bits_of, words
 from npudiff.model.constraints import Box
-from npudiff.reference.expert_weights import ExpertWeights
 from npudiff.reference.grouped_matmul import GroupedMatmulInputs
 
 _BY_ROWS: Box = {"split": ("rows",)}
@@ -104,16 +103,12 @@ def _int4(inputs: GroupedMatmulInputs, assist: torch.Tensor) -> torch.Tensor:
     )
 
 
-@mutant(expert_by_expert, "QNT-04 amd/Quark/pull/30: the first integer of a byte in its higher half", supports=_INT4)
-def high_nibble_first(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+@perturbed(expert_by_expert, "QNT-04 amd/Quark/pull/30: the first integer of a byte in its higher half", supports=_INT4)
+def high_nibble_first(inputs: GroupedMatmulInputs) -> GroupedMatmulInputs:
     """Swap the columns of every pair of weights."""
     values = inputs.weights.values
     swapped = torch.stack([values[..., 1::2], values[..., 0::2]], dim=-1).flatten(2)
-    return _composed(inputs, replace(inputs.weights, values=swapped), target)
-
-
-def _composed(inputs: GroupedMatmulInputs, weights: ExpertWeights, target: Target) -> torch.Tensor:
-    return expert_by_expert(replace(inputs, weights=weights), target)
+    return replace(inputs, weights=replace(inputs.weights, values=swapped))
 
 
 @mutant(expert_by_expert, "MOE-05 sgl-project/sglang/pull/40705: matrices are counted only where there are rows")
@@ -122,37 +117,37 @@ def next_matrix_for_an_empty_group(inputs: GroupedMatmulInputs, target: Target) 
     return by_sizes(inputs, [size for size in counts(inputs) if size])
 
 
-@mutant(
+@perturbed(
     expert_by_expert,
     "QNT-08 vllm-project/vllm-ascend/issues/5603: a column has the scale of its first group",
     supports={"form": ("w4a8", "w8a16", "w4a16"), "groups": range(2, 257)},
 )
-def first_scale_of_a_column(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+def first_scale_of_a_column(inputs: GroupedMatmulInputs) -> GroupedMatmulInputs:
     """Use the scale of the first group for all."""
     weights = inputs.weights
     if weights.scale is None:
         raise ValueError("integers have scales")
     scale = weights.scale[:, :1].expand_as(weights.scale).contiguous()
-    return _composed(inputs, replace(weights, scale=scale), target)
+    return replace(inputs, weights=replace(weights, scale=scale))
 
 
-@mutant(
+@perturbed(
     expert_by_expert,
     "QNT-13 NVIDIA/TensorRT-LLM/pull/12190: the bias is ignored",
     supports={"bias": ("float", "int32")},
 )
-def bias_left_out(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+def bias_left_out(inputs: GroupedMatmulInputs) -> GroupedMatmulInputs:
     """Leave the bias out."""
-    return _composed(inputs, replace(inputs.weights, bias=None), target)
+    return replace(inputs, weights=replace(inputs.weights, bias=None))
 
 
-@mutant(
+@perturbed(
     expert_by_expert,
     "TRI-07 flagos-ai/FlagGems/issues/5657: what is left after whole tiles is not added",
     supports={"form": ("float",), "inner": range(32, 2**12)},
 )
-def tail_of_a_row_left_out(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
+def tail_of_a_row_left_out(inputs: GroupedMatmulInputs) -> GroupedMatmulInputs:
     """Multiply whole tiles of 32 elements."""
     whole = inputs.states.shape[1] // 32 * 32
-    shorter = replace(inputs, states=inputs.states[:, :whole])
-    return _composed(shorter, replace(inputs.weights, values=inputs.weights.values[:, :whole]), target)
+    weights = replace(inputs.weights, values=inputs.weights.values[:, :whole])
+    return replace(inputs, states=inputs.states[:, :whole], weights=weights)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff import Target, mutant
+from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.moe_finalize import (
     BY_COLUMN,
     finalize_by_row,
@@ -17,11 +17,11 @@ from npudiff.device.ascend.moe_finalize import (
 from npudiff.reference.moe_finalize import MoeFinalizeInputs
 
 
-@mutant(native_finalize, "MOE-05 sgl-project/sglang/pull/40705: a copy that was left out reads the last row")
-def last_row_for_none(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
+@perturbed(native_finalize, "MOE-05 sgl-project/sglang/pull/40705: a copy that was left out reads the last row")
+def last_row_for_none(inputs: MoeFinalizeInputs) -> MoeFinalizeInputs:
     """Index with -1."""
     last = len(inputs.expert_rows) - 1
-    return together(replace(inputs, places=torch.where(inputs.places < 0, last, inputs.places)))
+    return replace(inputs, places=torch.where(inputs.places < 0, last, inputs.places))
 
 
 @mutant(
@@ -34,15 +34,15 @@ def places_by_row_read_by_column(inputs: MoeFinalizeInputs, target: Target) -> t
     return finalized(inputs, inputs.places.flatten(), BY_COLUMN, inputs.expert_rows)
 
 
-@mutant(
+@perturbed(
     native_finalize,
     "MOE-11 sgl-project/sglang/pull/24850: what padded tokens hold reaches the result",
     supports={"weights": ("zero for padding",), "tokens": range(3, 2**16 + 1)},
 )
-def padding_weighs(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
+def padding_weighs(inputs: MoeFinalizeInputs) -> MoeFinalizeInputs:
     """Give padded tokens the weights of the first one."""
     none = (inputs.weights == 0).all(dim=1, keepdim=True)
-    return together(replace(inputs, weights=torch.where(none, inputs.weights[:1], inputs.weights)))
+    return replace(inputs, weights=torch.where(none, inputs.weights[:1], inputs.weights))
 
 
 @mutant(native_finalize, "MOE-14 vllm-project/vllm-ascend/issues/6710: what is reduced already is reduced again")

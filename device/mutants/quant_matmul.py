@@ -69,22 +69,22 @@ def bias_of_product_left_out(inputs: QuantMatmulInputs) -> QuantMatmulInputs:
 )
 def token_scale_left_out(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """Drop the scales of tokens."""
-    on_device = replace(inputs.to(target.device), token_scale=None)
-    result = summed(on_device).float() * on_device.scale.float()
-    if on_device.bias is not None and on_device.bias.is_floating_point():
-        result = result + on_device.bias.float()
+    of_weight = replace(inputs, token_scale=None)
+    result = summed(of_weight).float() * of_weight.scale.float()
+    if of_weight.bias is not None and of_weight.bias.is_floating_point():
+        result = result + of_weight.bias.float()
     return result.to(inputs.output_dtype)
 
 
-@mutant(
+@perturbed(
     composed_quant_matmul,
     "QNT-02 vllm-project/vllm-ascend/pull/8411: a scale of columns taken along the other axis",
     supports={"scale_per": ("columns",), "columns": range(2, 2**16), "output": ("bfloat16", "float16", "int8")},
 )
-def scale_of_the_row(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
+def scale_of_the_row(inputs: QuantMatmulInputs) -> QuantMatmulInputs:
     """Give each token the scale of the column of its number."""
     taken = torch.arange(len(inputs.x), device=inputs.x.device) % len(inputs.scale)
-    return written(replace(inputs, scale=inputs.scale[taken].unsqueeze(1)), summed(inputs))
+    return replace(inputs, scale=inputs.scale[taken].unsqueeze(1))
 
 
 @perturbed(

@@ -11,8 +11,6 @@ from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.rms_norm import Outputs, native_rms_norm
 from npudiff.reference.rms_norm import RmsNormInputs
 
-_ONCE = {"rounding": ("once",)}
-
 BUFFER = 192 * 2**10
 """Bytes of a vector core's memory."""
 

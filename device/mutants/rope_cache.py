@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff import Target, mutant
+from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.rope_cache import (
     Outputs,
     RepeatedHalves,
@@ -115,15 +115,15 @@ def softmax_scale_uncorrected(inputs: RopeCacheInputs, target: Target) -> Output
     return {**right, "softmax_scale": torch.tensor([inputs.config.head_dim**-0.5])}
 
 
-@mutant(
+@perturbed(
     get_cos_sin_cache,
     "MLA-04 vllm-project/vllm-ascend/pull/1958: the softmax scale of the padded head dim",
     supports={"dims": ("96", "80", "192", "64/192", "32/80")},
 )
-def softmax_scale_of_padding(inputs: RopeCacheInputs, target: Target) -> Outputs:
+def softmax_scale_of_padding(inputs: RopeCacheInputs) -> RopeCacheInputs:
     """Take the head dim that the kernel pads to."""
     padded = 1 << (inputs.config.head_dim - 1).bit_length()
-    return read_halves(replace(inputs, config=replace(inputs.config, head_dim=padded)), target.device)
+    return replace(inputs, config=replace(inputs.config, head_dim=padded))
 
 
 @mutant(
@@ -137,27 +137,27 @@ def yarn_for_every_layer(inputs: RopeCacheInputs, target: Target) -> Outputs:
     return {**read_halves(scaled, target.device), "softmax_scale": scale_of(inputs.config)}
 
 
-@mutant(
+@perturbed(
     get_cos_sin_cache,
     "ROP-12 sgl-project/sglang/pull/14423: rows of positions without their offsets",
     supports={"offsets": ("int64", "int32")},
 )
-def offsets_ignored(inputs: RopeCacheInputs, target: Target) -> Outputs:
+def offsets_ignored(inputs: RopeCacheInputs) -> RopeCacheInputs:
     """Read the rows of the positions."""
-    return read_halves(replace(inputs, offsets=None, first_row=0), target.device)
+    return replace(inputs, offsets=None, first_row=0)
 
 
-@mutant(
+@perturbed(
     get_cos_sin_cache,
     "ROP-12 sgl-project/sglang/pull/14423: offsets added by the caller and by the rope",
     supports={"offsets": ("int64", "int32")},
 )
-def offsets_added_twice(inputs: RopeCacheInputs, target: Target) -> Outputs:
+def offsets_added_twice(inputs: RopeCacheInputs) -> RopeCacheInputs:
     """Add offsets to positions that have them; where the table ends, its rows stand for whatever lies beyond."""
     assert inputs.offsets is not None  # noqa: S101 - it supports nothing else
     beyond = inputs.rows + inputs.offsets - inputs.first_row
     rows = inputs.first_row + beyond % (inputs.lengths[-1] - inputs.first_row)
-    return read_halves(replace(inputs, positions=rows, offsets=None), target.device)
+    return replace(inputs, positions=rows, offsets=None)
 
 
 # The next two make the mistake of ROP-12 in the other places where an offset is added; they are no recorded bugs.

@@ -21,9 +21,6 @@ from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 SEED_PULL_REQUEST = "sgl-project/sglang/pull/24582"
 
-_DECODE = fia_decode_mask.constraints.boxes
-_EXTEND = fia_extend_tnd.constraints.boxes
-
 
 @mutant(fia_decode_mask, f"SWA-01 {SEED_PULL_REQUEST}")
 def decode_pre_tokens(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
@@ -31,32 +28,31 @@ def decode_pre_tokens(inputs: SlidingAttentionInputs, target: Target) -> Outputs
     return run_decode(inputs, decode_call(inputs).having(atten_mask=None))
 
 
-def _decode_with_context(inputs: SlidingAttentionInputs, target: Target, left_context: int) -> Outputs:
-    on_device = inputs.to(target.device)
-    call = decode_call(on_device)
+def _decode_with_context(inputs: SlidingAttentionInputs, left_context: int) -> Outputs:
+    call = decode_call(inputs)
     mask = call.arguments["atten_mask"]
     if mask is not None:
         lengths = mask.new_tensor(inputs.kv_lengths, dtype=int)
         call = call.having(atten_mask=window_mask(lengths, mask.shape[-1], left_context))
-    return run_decode(on_device, call)
+    return run_decode(inputs, call)
 
 
 @mutant(fia_decode_mask, f"SWA-02 {SEED_PULL_REQUEST}")
 def decode_left_context_512(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode whose mask keeps its default of 512 visible keys, whatever the layer's window is."""
-    return _decode_with_context(inputs, target, 512)
+    return _decode_with_context(inputs, 512)
 
 
 @mutant(fia_decode_mask, "SWA-05 sgl-project/sglang/pull/26147")
 def decode_one_key_many(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode whose mask shows one key too many."""
-    return _decode_with_context(inputs, target, (inputs.window or 0) + 1)
+    return _decode_with_context(inputs, (inputs.window or 0) + 1)
 
 
 @mutant(fia_decode_mask, "SWA-06 sgl-project/sglang/pull/32087")
 def decode_one_key_few(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode whose mask hides the oldest key of the window."""
-    return _decode_with_context(inputs, target, (inputs.window or 0) - 1)
+    return _decode_with_context(inputs, (inputs.window or 0) - 1)
 
 
 @mutant(fia_extend_tnd, "SWA-05 sgl-project/sglang/pull/26147")

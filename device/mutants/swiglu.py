@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff import Target, mutant
+from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.swiglu import composed, composed_swiglu, oai, parted, step
 from npudiff.reference.swiglu import Activation, SwigluInputs
 
@@ -55,32 +55,32 @@ def limited_parts_not_joined(inputs: SwigluInputs, target: Target) -> torch.Tens
     return torch.nn.functional.silu(gate).clamp(max=inputs.limit) * up
 
 
-@mutant(composed_swiglu, "ACT-05 vllm-project/vllm-ascend/pull/11184: only routed experts are limited")
-def shared_experts_without_limit(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+@perturbed(composed_swiglu, "ACT-05 vllm-project/vllm-ascend/pull/11184: only routed experts are limited")
+def shared_experts_without_limit(inputs: SwigluInputs) -> SwigluInputs:
     """Drop the limit of shared experts."""
-    return composed(replace(inputs, shared_limit=None))
+    return replace(inputs, shared_limit=None)
 
 
-@mutant(composed_swiglu, "ACT-05 vllm-project/vllm-ascend/pull/11184: shared experts take the routed ones' limit")
-def one_limit_for_all(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+@perturbed(composed_swiglu, "ACT-05 vllm-project/vllm-ascend/pull/11184: shared experts take the routed ones' limit")
+def one_limit_for_all(inputs: SwigluInputs) -> SwigluInputs:
     """Take the limit of routed experts for all."""
-    return composed(replace(inputs, shared_limit=inputs.routed_limit))
+    return replace(inputs, shared_limit=inputs.routed_limit)
 
 
-@mutant(
+@perturbed(
     composed_swiglu,
     "ACT-06 sgl-project/sglang/pull/39920: the limit is read under a name that nobody sets",
     supports=_OAI,
 )
-def limit_of_another_name(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+def limit_of_another_name(inputs: SwigluInputs) -> SwigluInputs:
     """Read a limit that is always None."""
-    return composed(replace(inputs, routed_limit=None, shared_limit=None))
+    return replace(inputs, routed_limit=None, shared_limit=None)
 
 
-@mutant(composed_swiglu, "ACT-06 vllm-project/vllm/pull/42855: the default 7 where the configuration says nothing")
-def limit_of_seven(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+@perturbed(composed_swiglu, "ACT-06 vllm-project/vllm/pull/42855: the default 7 where the configuration says nothing")
+def limit_of_seven(inputs: SwigluInputs) -> SwigluInputs:
     """Put the default in the place of None."""
-    return composed(replace(inputs, routed_limit=inputs.routed_limit or 7.0, shared_limit=inputs.shared_limit or 7.0))
+    return replace(inputs, routed_limit=inputs.routed_limit or 7.0, shared_limit=inputs.shared_limit or 7.0)
 
 
 @mutant(composed_swiglu, "ACT-08 sgl-project/sglang/pull/14197: plain SwiGLU for swiglu_oai", supports=_OAI)
@@ -89,12 +89,12 @@ def oai_as_silu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     return step(*parted(inputs.states, inputs.layout), None)
 
 
-@mutant(
+@perturbed(
     composed_swiglu, "ACT-08 vllm-project/vllm/pull/45738: alpha 1.702 whatever the configuration says", supports=_OAI
 )
-def alpha_hard_coded(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+def alpha_hard_coded(inputs: SwigluInputs) -> SwigluInputs:
     """Use GPT-OSS's alpha."""
-    return composed(replace(inputs, alpha=1.702))
+    return replace(inputs, alpha=1.702)
 
 
 @mutant(
@@ -109,11 +109,11 @@ def name_compared_with_a_string(inputs: SwigluInputs, target: Target) -> torch.T
     return step(*parted(inputs.states, inputs.layout), None)
 
 
-@mutant(
+@perturbed(
     composed_swiglu,
     "ACT-08 vllm-project/vllm/pull/43589: gates and ups read where another layout has them",
     supports=_OAI | {"layout": ("interleaved",), "width": range(2, 2**16 + 1)},
 )
-def halves_for_interleaved(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+def halves_for_interleaved(inputs: SwigluInputs) -> SwigluInputs:
     """Take the first half for the gates."""
-    return composed(replace(inputs, layout="halves"))
+    return replace(inputs, layout="halves")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from npudiff import Target, mutant
+from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.dynamic_quant import Outputs, quantised
 from npudiff.device.ascend.swiglu import oai, parted, step
 from npudiff.device.ascend.swiglu_quant import (
@@ -49,14 +49,14 @@ def half_by_default(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     return dequantised_and_quantised(inputs, inputs.counts, activate_left=False)
 
 
-@mutant(
+@perturbed(
     swiglu_quant_in_float32,
     "ACT-09 vllm-project/vllm-ascend/pull/10491: experts lose their limit where they are quantised",
     supports={"activation": ("swiglustep",)},
 )
-def limit_lost_when_quantised(inputs: SwigluQuantInputs, target: Target) -> Outputs:
+def limit_lost_when_quantised(inputs: SwigluQuantInputs) -> SwigluQuantInputs:
     """Leave the limit out."""
-    return composed(replace(inputs, limit=None))
+    return replace(inputs, limit=None)
 
 
 @mutant(
@@ -149,14 +149,14 @@ def smooth_in_the_scale_only(inputs: SwigluQuantInputs, target: Target) -> Outpu
     return {"quantised": integers.to(torch.int8), "scale": scale}
 
 
-@mutant(
+@perturbed(
     swiglu_quant_in_float32,
     "vllm-project/llm-compressor/pull/1455: experts are not told of the factors by which others divide",
     supports=_SMOOTH,
 )
-def smooth_left_out(inputs: SwigluQuantInputs, target: Target) -> Outputs:
+def smooth_left_out(inputs: SwigluQuantInputs) -> SwigluQuantInputs:
     """Ignore the factors."""
-    return composed(replace(inputs, smooth=None))
+    return replace(inputs, smooth=None)
 
 
 @mutant(

@@ -9,7 +9,6 @@ import torch
 from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.weight_quant_matmul import (
     by_row,
-    called,
     dequantised,
     multiplied,
     npu_weight_quant_batchmatmul,
@@ -97,15 +96,15 @@ def bias_of_linear_left_out(inputs: WeightQuantMatmulInputs) -> WeightQuantMatmu
     return replace(inputs, bias=None)
 
 
-@mutant(
+@perturbed(
     npu_weight_quant_batchmatmul,
     "QNT-07 vllm-project/vllm-ascend/issues/7039: beside bfloat16 a bias has to be float32",
     supports={"bias": (True,), "dtype": ("bfloat16",)},
 )
-def bias_in_bfloat16(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+def bias_in_bfloat16(inputs: WeightQuantMatmulInputs) -> WeightQuantMatmulInputs:
     """Give the operator a bias of the dtype of the states, which it does not take."""
     bias = None if inputs.bias is None else inputs.bias.to(inputs.x.dtype)
-    return called(replace(inputs, bias=bias), inputs.weight)
+    return replace(inputs, bias=bias)
 
 
 @mutant(rounded_once, "uxlfoundation/oneDNN/pull/3332: float16 products are accumulated in float16")
