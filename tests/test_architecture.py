@@ -26,7 +26,17 @@ MAY_IMPORT = {
 }
 THIRD_PARTIES = {
     "reference": {"torch"},
-    "npudiff": {"torch", "numpy", "hypothesis", "packaging", "rich", "safetensors", "tomli", "pytest"},
+    "npudiff": {
+        "torch",
+        "numpy",
+        "hypothesis",
+        "packaging",
+        "rich",
+        "safetensors",
+        "tomli",
+        "pytest",
+        "typing_extensions",
+    },  # for type checkers only: the TypeVars of Implementation have a default
     "device": {"torch", "torch_npu"},
     "properties": {"torch", "numpy", "hypothesis", "pytest"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
@@ -20,6 +21,8 @@ from npudiff.model.target import Target
 
 _REPORT = re.compile(r"(?<![\w./-])[\w.-]+/[\w.-]+/(?:issues|pull)/\d+")
 """A report on GitHub, as its address has it behind the host."""
+
+_ANY = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 @overload
@@ -107,6 +110,10 @@ def perturbed(
         def function(inputs: InputsT, target: Target) -> OutputsT:
             return of(perturb(inputs), target)
 
+        # What it is written as takes inputs only; whoever asks for a signature asks how it is called.
+        vars(function)["__signature__"] = inspect.Signature(
+            [inspect.Parameter(name, _ANY) for name in ("inputs", "target")]
+        )
         return _made(of, bug, None, supports, on_device=False)(function)
 
     return decorate

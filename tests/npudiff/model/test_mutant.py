@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 
 import pytest
@@ -83,6 +84,7 @@ def test_perturbed_inputs_are_changed_on_the_host_and_moved_then():
     assert given == Numbers(1, 2)
     assert (second_lost.name, second_lost.mutant_of, second_lost.summary) == (
         "second_lost", "right", "Give 0 for the second.")  # fmt: skip
+    assert list(inspect.signature(second_lost.function).parameters) == ["inputs", "target"]
     assert second_lost.constraints.boxes == ({"dtype": ("float16",), "size": range(1, 9)},)
 
 
