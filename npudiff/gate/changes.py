@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from npudiff.errors import UsageError, unknown
-from npudiff.gate.source_location import file_of
 from npudiff.model.component import Component
 from npudiff.model.implementation import Implementation
 from npudiff.run.plan import Plan
+from npudiff.show.source_location import file_of
 
 GIT_SECONDS = 60.0
 

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from npudiff.errors import ExitCode
-from npudiff.findings.finding import Finding
+from npudiff.findings.log import LoggedFinding
 from npudiff.gate.known import KnownIssue
 from npudiff.model.outcome import Outcome
 from npudiff.run.plan import Plan
@@ -59,15 +59,9 @@ class KnownStatus:
 
 
 @dataclass(frozen=True)
-class ReportedFinding:
+class ReportedFinding(LoggedFinding):
     """A finding of the gate."""
 
-    finding: Finding
-    """What was found."""
-    folder: Path
-    """Where it was written."""
-    part: Part
-    """By which part."""
     warns: bool = False
     """Whether it is told only, and does not close the gate."""
 

@@ -259,9 +259,12 @@ class Subject:
         if reason is not None:
             raise NotApplicable(f"{why}: {reason}")
 
-    def reason_against(self, case: object) -> str | None:
-        """Return why a case is not run: it is not supported, or left out; None if it is."""
+    def reason_against(self, case: object, supported: Constraints | None = None) -> str | None:
+        """Return why a case is not run: it is not supported, or left out; None if it is.
+
+        ``supported`` narrows what the implementation supports.
+        """
         values = self.component.values(case)
-        reason = self.implementation.constraints.reason_against(values)
+        reason = (self.implementation.constraints if supported is None else supported).reason_against(values)
         left_out = (one.reason for one in self.excluded if one.where.touches(values))
         return next(left_out, None) if reason is None else reason

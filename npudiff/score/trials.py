@@ -12,7 +12,9 @@ from npudiff.judge.properties import properties_of
 from npudiff.model.component import Component
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Outcome
-from npudiff.run.workers import run_in_workers
+from npudiff.run.events import Event, JobEnded
+from npudiff.run.messages import Task as RunTask
+from npudiff.run.run import Run
 from npudiff.score.methods import METHODS, Method
 
 
@@ -149,13 +151,19 @@ def _relations(job: Job) -> list[Job]:
 
 def _run(tasks: Sequence[_Task], workers: int, follow: Callable[[Trial], None]) -> list[Trial]:
     """Run tasks in processes, and return their trials in order."""
-    budgets = [
-        (task.job, Budget(examples=task.examples, seed=task.seed, shrink=task.method.ours), None) for task in tasks
+    given = [
+        RunTask(task.job, Budget(examples=task.examples, seed=task.seed, shrink=task.method.ours), None)
+        for task in tasks
     ]
     trials: dict[int, Trial] = {}
-    for index, outcome, _ in run_in_workers(budgets, max(1, min(workers, len(tasks)))):
-        trials[index] = _trial(tasks[index], outcome)
-        follow(trials[index])
+
+    def listen(event: Event) -> None:
+        if isinstance(event, JobEnded):
+            trials[event.index] = _trial(tasks[event.index], event.outcome)
+            follow(trials[event.index])
+
+    with Run(max(1, min(workers, len(tasks))), [listen]) as run:
+        run.run(given)
     return [trials[index] for index in range(len(tasks))]
 
 

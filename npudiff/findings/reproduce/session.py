@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 
-from npudiff.findings.reproduce.operands import Refused
-from npudiff.findings.reproduce.recorder import Recorder, Watching
-from npudiff.findings.reproduce.recording import WAITED
-from npudiff.findings.reproduce.subject import WatchedSubject
-from npudiff.findings.reproduce.tape import Tape
+from npudiff.findings.reproduce.recorder import Recorder, WatchedSubject, Watching
+from npudiff.findings.reproduce.script import WAITED
+from npudiff.findings.reproduce.tape import Refused, Tape
 from npudiff.model.comparison import Comparison, OutputComparison
 from npudiff.model.component import ExpectedOutput, ImplementationRaised, InputsChanged, NotApplicable
 from npudiff.model.job import Job

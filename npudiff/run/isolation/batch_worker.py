@@ -136,22 +136,25 @@ def scout(
         os._exit(0)
 
     def fails(index: int, text: str) -> bool:
-        job = tasks[index][0]
+        job = tasks[index].job
         case = loads(job.subject.component.case_type, text)
         return run_case(job, case, judge=BatchJudge(job, clock, journal, leave)).failure is not None
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         if "probe" in question:
-            return {"verdict": "probe_device", "good": probe_device(tasks[0][0].subject.target)}
+            return {"verdict": "probed", "good": probe_device(tasks[0].job.subject.target)}
         if "cases" in question:
             return {"verdict": "judged", "fails": [fails(*one) for one in question["cases"]][-1]}
-        job, budget, keep = tasks[question["task"]]
-        budget = dataclasses.replace(budget, isolation=None, fallback_seed=question["fallback_seed"])
+        task = tasks[question["task"]]
+        job, budget = (
+            task.job,
+            dataclasses.replace(task.budget, isolation=None, fallback_seed=question["fallback_seed"]),
+        )
         outcome = run_job(job, budget, judge=BatchJudge(job, clock, journal, leave))
         if outcome.failure is not None:
             outcome.alone = _confirmed(outcome, connection)
             clock.end()
-        message = outcome_to_message(outcome, keep)
+        message = outcome_to_message(outcome, task.kept(outcome))
         journal.settle()
         return {"verdict": "ran", "message": message}
 

@@ -93,7 +93,7 @@ class Supervisor:
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        isolation = tasks[0][1].isolation
+        isolation = tasks[0].budget.isolation
         if isolation is None:
             raise ValueError("the tasks are not to be isolated")
         self._tasks, self._isolation = tasks, isolation
@@ -111,7 +111,8 @@ class Supervisor:
         WorkerDefect
             If npudiff itself, or a component, raises.
         """
-        job, budget, keep = self._tasks[index]
+        task = self._tasks[index]
+        job, budget = task.job, task.budget
         budget = replace(
             budget, fallback_seed=secrets.randbits(64) if budget.fallback_seed is None else budget.fallback_seed
         )
@@ -122,7 +123,8 @@ class Supervisor:
             self._unreported = True
             self._end_scout()
             memory.restore()
-            message = outcome_to_message(self._again(job, _longer(budget, time.monotonic() - began), doubt), keep)
+            outcome = self._again(job, _longer(budget, time.monotonic() - began), doubt)
+            message = outcome_to_message(outcome, task.kept(outcome))
             self._journal.forget()
             self._unreported = False
             return message
@@ -142,7 +144,7 @@ class Supervisor:
         answer = self._asked({"task": index, "fallback_seed": budget.fallback_seed})
         if answer["verdict"] == "fails":
             self._unreported = True  # should the device be lost meanwhile
-            if not self._fails_alone(self._tasks[index][0], answer):
+            if not self._fails_alone(self._tasks[index].job, answer):
                 raise UntrustedResult(answer["text"], answer["case"])
             self._unreported = False
             answer = self._asked({"alone": (1, 1)})
@@ -210,7 +212,7 @@ class Supervisor:
             return BatchProcess(self._tasks, self._isolation, self._journal)
 
         self._journal.forget()
-        return answering(made, self._tasks[0][0].subject.target, self._isolation.warm_up)
+        return answering(made, self._tasks[0].job.subject.target, self._isolation.warm_up)
 
     def _end_scout(self) -> None:
         if self._scout is not None:

@@ -60,7 +60,7 @@ def serve(connection: Connection, answer: Callable[[dict[str, Any]], dict[str, A
 
 def _answer(question: dict[str, Any], judge: LocalJudge, job: Job, shared: SharedTensors) -> dict[str, Any]:
     if "probe" in question:
-        return {"verdict": "probe_device", "good": probe_device(job.subject.target)}
+        return {"verdict": "probed", "good": probe_device(job.subject.target)}
     case = loads(job.subject.component.case_type, question["case"])
     if job.subject.component.history is None:
         return _judged(case, judge, shared)

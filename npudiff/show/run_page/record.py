@@ -159,7 +159,7 @@ class RunRecord:
     budget: str
     """How cases were drawn; empty for what was not said."""
     scope: tuple[str, ...]
-    """What the run was narrowed to: ``--where``, ``--profile``, ``--case``. Empty for a whole run."""
+    """What the run was narrowed to: ``--where``, ``--model``, ``--case``. Empty for a whole run."""
     judged: bool
     """Whether a mutant that was not found is the run's fault."""
     jobs: tuple[JobRecord, ...]

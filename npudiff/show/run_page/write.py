@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import os
-import re
 import sys
 import time
 from collections import Counter
@@ -17,9 +12,9 @@ from typing import Any
 
 from npudiff.errors import DeviceLost
 from npudiff.findings.evidence import environment
-from npudiff.findings.finding import Finding
+from npudiff.findings.finding import Finding, read_finding
+from npudiff.findings.log import RunLog
 from npudiff.findings.shared import FINDINGS
-from npudiff.model.codec import to_plain
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
 from npudiff.model.version import VERSION
@@ -35,9 +30,8 @@ from npudiff.show.run_page.record import (
     RunRecord,
     Said,
 )
+from npudiff.show.run_page.record_file import plain, write_record
 from npudiff.text import clipped
-
-_KEPT_NAME = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_.\-]+\.json")
 
 
 @dataclass(frozen=True)
@@ -69,29 +63,30 @@ class RunSummary:
     """What the gate came to."""
 
 
+def summary_of(log: RunLog, **more: Any) -> RunSummary:  # noqa: ANN401 - the other fields
+    """Return what there is to say of a run that was logged."""
+    findings = [(one.finding, one.folder) for one in log.findings]
+    return RunSummary(log.plan, log.outcomes, log.mutants, findings, log.started, log.seconds, log.error, **more)
+
+
+def plain_record_of(
+    plan: Plan, outcome: Outcome, folders: Sequence[Path], started: float, *, command: str
+) -> dict[str, Any]:
+    """Return the record of one job, or mutant, of a plan as plain values, as a part of the record of a run."""
+    is_mutant = outcome.job in plan.mutants
+    one = replace(plan, jobs=() if is_mutant else (outcome.job,), mutants=(outcome.job,) if is_mutant else ())
+    outcomes, mutants = ([], [outcome]) if is_mutant else ([outcome], [])
+    findings = [(read_finding(folder), folder) for folder in folders]
+    ran = RunSummary(one, outcomes, mutants, findings, started, outcome.seconds, command=command)
+    return plain(record_of(ran))
+
+
 def keep_record(ran: RunSummary, root: Path) -> None:
     """Write the record of a run; if that fails, say so: what was found is worth more than the record of it."""
     try:
-        write_record(ran, root)
+        write_record(record_of(ran), root)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run's own end must be seen
         print(f"npudiff: the record of the run was not written: {type(error).__name__}: {error}", file=sys.stderr)
-
-
-def write_record(ran: RunSummary, root: Path) -> Path:
-    """Write the record of a run below its output folder, and return the file.
-
-    The file is there as a whole or not at all; the oldest records beyond ``MOST_KEPT`` are removed.
-    """
-    said = record_of(ran)
-    content = {"schema_version": record.SCHEMA_VERSION, **_plain(said)}
-    folder = root / record.RUNS
-    folder.mkdir(parents=True, exist_ok=True)
-    path = _new_file(folder, said)
-    partial = folder / f".{path.name}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-    _forget_the_oldest(folder)
-    return path
 
 
 def record_of(ran: RunSummary) -> RunRecord:
@@ -133,7 +128,7 @@ def record_of(ran: RunSummary) -> RunRecord:
 def _asked_for(ran: RunSummary) -> dict[str, Any]:
     """What the user said about the draws, and whether the run looked at a part only."""
     request = ran.plan.request
-    model = [f"--profile {request.model}"] if request.model else []
+    model = [f"--model {request.model}"] if request.model else []
     only = [f"--case {ran.case}"] if ran.case is not None else []
     where = [f"--where {one}" for one in request.where]
     return {
@@ -233,35 +228,3 @@ def _mutant(outcome: Outcome) -> MutantRecord:
         seconds=round(outcome.seconds if failure is None else outcome.seconds_to_failure, 3),
         smallest="" if failure is None else _text(subject.component.describe(failure.case)),
     )
-
-
-def _plain(said: RunRecord) -> dict[str, object]:
-    """The record as plain values; JSON has no infinities, and no case that holds has one."""
-    plain = to_plain(said)
-    assert isinstance(plain, dict)  # noqa: S101 - what a dataclass becomes
-    for job in plain["jobs"]:
-        job["worst"] = job["worst"] if math.isfinite(job["worst"]) else 0.0
-    return plain
-
-
-def _new_file(folder: Path, said: RunRecord) -> Path:
-    """Reserve a name that no other run has."""
-    stamp = re.sub(r"[-:]", "", said.started)
-    stem = f"{stamp}-{_safe(said.target)}-{_safe(said.cann)}"
-    for number in range(1, 10_000):
-        path = folder / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
-        with contextlib.suppress(FileExistsError):
-            path.open("x").close()
-            return path
-    raise FileExistsError(f"{folder}: 10,000 runs in one second")
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:40] or "unnamed"
-
-
-def _forget_the_oldest(folder: Path) -> None:
-    """Remove records beyond those that are kept; never what is not named as one."""
-    names = sorted(path for path in folder.iterdir() if _KEPT_NAME.fullmatch(path.name) and not path.is_symlink())
-    for path in names[: -record.MOST_KEPT]:
-        path.unlink(missing_ok=True)

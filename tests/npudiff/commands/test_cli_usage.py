@@ -25,8 +25,8 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
         (("check", "swa_mask", "--target", "gpu"), "npudiff: unknown target 'gpu'; known: npu, sim"),
         (("check", "--target", "sim", "--cann", "7"), "npudiff: unknown CANN profile '7'; known: 8.5, 9.0, pessimist"),
         (
-            ("check", "swa_mask", "--profile", "x"),
-            "npudiff: unknown model profile 'x'; known: gpt-oss-120b, mimo-v2-flash, step-3.5-flash",
+            ("check", "swa_mask", "--model", "x"),
+            "npudiff: unknown model 'x'; known: gpt-oss-120b, mimo-v2-flash, step-3.5-flash",
         ),
         (
             ("check", "swa_mask", "--hypothesis-profile", "x"),

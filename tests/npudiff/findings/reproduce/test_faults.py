@@ -198,7 +198,7 @@ def test_a_defect_in_writing_down_is_told_and_the_finding_is_kept(kept, monkeypa
     def broken(*arguments):
         raise KeyError("no such stride")
 
-    monkeypatch.setattr("npudiff.findings.reproduce.variables.place", broken)
+    monkeypatch.setattr("npudiff.findings.reproduce.recorder.place", broken)
     one = kept(lambda inputs, target: inputs.x + 1)
     assert one.why == "no script: npudiff could not write it, please report: KeyError: 'no such stride'"
     assert read_finding(one.folder).verdict == "wrong value"

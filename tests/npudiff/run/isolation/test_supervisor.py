@@ -20,7 +20,7 @@ from npudiff.run.engine import run_job
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.isolation.process import WorkerDefect
 from npudiff.run.isolation.supervisor import Supervisor
-from npudiff.run.messages import outcome_from_message
+from npudiff.run.messages import Task, outcome_from_message
 from npudiff.run.workers import run_in_workers
 from npudiff.show.finding_page import keeper
 
@@ -50,7 +50,7 @@ def scouted(toy, isolation, tmp_path, left):
             named(toy.job(told(*pair), **changes), f"mine{index}")
             for index, pair in enumerate(zip(functions, pids, strict=True))
         ]
-        tasks = [(job, replace(budget, isolation=isolation), keeper(tmp_path / "findings")) for job in jobs]
+        tasks = [Task(job, replace(budget, isolation=isolation), keeper(tmp_path / "findings")) for job in jobs]
         with contextlib.closing(Supervisor(tasks)) as scouting:
             outcomes = [outcome_from_message(job, scouting.run(index))[0] for index, job in enumerate(jobs)]
         assert not list(isolation.journal.iterdir())
@@ -155,7 +155,7 @@ def test_time_between_cases_has_a_clock_too(toy, isolation, left, monkeypatch):
         time.sleep(60)
 
     monkeypatch.setattr(Supervisor, "_again", lambda self, job, budget, doubt: pytest.fail(str(doubt)))
-    task = (toy.job(strategy=strategy), replace(BUDGET, isolation=replace(isolation, warm_up=0.3)), None)
+    task = Task(toy.job(strategy=strategy), replace(BUDGET, isolation=replace(isolation, warm_up=0.3)), None)
     doubted = pytest.raises(pytest.fail.Exception, match="time-out: no answer in time")
     with contextlib.closing(Supervisor([task])) as scouting, doubted:
         scouting.run(0)
@@ -294,7 +294,7 @@ def test_what_failed_in_a_spoiled_scout_is_not_remembered(toy, spoiling, victim,
     budget = replace(BUDGET, isolation=isolation, example_database=tmp_path / "memory", seed=None, deterministic=False)
     functions = (spoiling, victim(raises=False), toy.wrong_above(600))
     jobs = [named(toy.job(function), f"mine{index}") for index, function in enumerate(functions)]
-    with contextlib.closing(Supervisor([(job, budget, None) for job in jobs])) as scouting:
+    with contextlib.closing(Supervisor([Task(job, budget, None) for job in jobs])) as scouting:
         outcomes = [outcome_from_message(job, scouting.run(index))[0] for index, job in enumerate(jobs)]
         again = outcome_from_message(jobs[2], scouting.run(2))[0]
     assert [outcome.remembered for outcome in (*outcomes, again)] == [False, False, False, True]
@@ -325,7 +325,7 @@ def test_a_defect_that_only_a_spoiled_scout_has_is_none(scouted, toy, spoiling, 
 
 
 def test_what_was_told_of_a_job_is_not_in_the_journal_any_more(toy, planted, isolation, left):
-    tasks = [(toy.job(planted(exits={1000, *range(600)})), replace(BUDGET, isolation=isolation), None)]
+    tasks = [Task(toy.job(planted(exits={1000, *range(600)})), replace(BUDGET, isolation=isolation), None)]
     with contextlib.closing(Supervisor(tasks)) as scouting:
         assert outcome_from_message(tasks[0][0], scouting.run(0))[0].verdict is Verdict.RAISED
         assert [path.read_text() for path in isolation.journal.iterdir()] == [""]
@@ -333,7 +333,7 @@ def test_what_was_told_of_a_job_is_not_in_the_journal_any_more(toy, planted, iso
 
 def test_a_device_that_stays_lost_ends_the_run(toy, isolation, left, monkeypatch):
     monkeypatch.setattr("npudiff.run.isolation.batch_worker.probe_device", lambda target: False)
-    task = (toy.job(), replace(BUDGET, isolation=isolation), None)
+    task = Task(toy.job(), replace(BUDGET, isolation=isolation), None)
     with contextlib.closing(Supervisor([task])) as scouting, pytest.raises(DeviceLost, match="two fresh processes"):
         scouting.run(0)
     with pytest.raises(DeviceLost, match="two fresh processes"):
@@ -343,7 +343,7 @@ def test_a_device_that_stays_lost_ends_the_run(toy, isolation, left, monkeypatch
 def test_a_device_that_is_lost_by_a_job_ends_the_run(toy, planted, isolation, left, monkeypatch):
     monkeypatch.setattr("npudiff.run.isolation.worker.probe_device", lambda target: False)
     job = toy.job(planted(segfaults=range(1001)))
-    task = (job, replace(BUDGET, isolation=isolation), None)
+    task = Task(job, replace(BUDGET, isolation=isolation), None)
     with contextlib.closing(Supervisor([task])) as scouting, pytest.raises(DeviceLost, match="two fresh processes"):
         scouting.run(0)
     (behind,) = left_behind(isolation.journal)
@@ -354,7 +354,7 @@ def test_a_defect_of_a_component_is_told_with_its_traceback(toy, isolation, left
     def broken(inputs):
         raise ZeroDivisionError("in the reference")
 
-    task = (toy.job(reference=broken), replace(BUDGET, isolation=isolation), None)
+    task = Task(toy.job(reference=broken), replace(BUDGET, isolation=isolation), None)
     defect = pytest.raises(WorkerDefect, match=r"(?s)Traceback.*ZeroDivisionError: in the reference")
     with contextlib.closing(Supervisor([task])) as scouting, defect:
         scouting.run(0)
@@ -386,7 +386,7 @@ def test_what_a_job_says_that_was_interrupted_is_not_taken_for_the_next_ones(
         )
     before = signal.signal(signal.SIGALRM, interrupt)
     budget = replace(BUDGET, isolation=isolation)
-    tasks = [(toy.job(slow), budget, None), (toy.job(), budget, None)]
+    tasks = [Task(toy.job(slow), budget, None), Task(toy.job(), budget, None)]
     try:
         with contextlib.closing(Supervisor(tasks)) as scouting:
             with pytest.raises(Interrupted):
@@ -401,7 +401,7 @@ def with_faults_in(jobs, isolation, toy, workers):
     """Run jobs beside each other and after each other, each with a fault or none, and see that each tells its own."""
     budget = replace(BUDGET, isolation=isolation)
     tasks = [
-        (named(toy.job(function), f"mine{index}"), replace(budget, shrink=fault != "hangs"), None)
+        Task(named(toy.job(function), f"mine{index}"), replace(budget, shrink=fault != "hangs"), None)
         for index, (fault, function) in enumerate(jobs)
     ]
     results = sorted(run_in_workers(tasks, workers), key=lambda result: result[0])
@@ -448,7 +448,7 @@ def test_results_that_are_not_taken_leave_no_process_and_no_journal_behind(toy, 
         return toy.double(inputs)
 
     budget = replace(BUDGET, isolation=isolation)
-    tasks = [(toy.job(), budget, None), (toy.job(slow), replace(budget, examples=1000), None)]
+    tasks = [Task(toy.job(), budget, None), Task(toy.job(slow), replace(budget, examples=1000), None)]
     results = run_in_workers(tasks, 2)
     next(results)
     until = time.monotonic() + 5

@@ -50,3 +50,9 @@ def _inner(function: Any) -> Any:  # noqa: ANN401 - whatever is called
     while hasattr(function, "func"):
         function = function.func
     return inspect.unwrap(function) if callable(function) else function
+
+
+def root_of_files() -> Path:
+    """Return the folder that files are named relative to: that of the repository around this folder, or this one."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)

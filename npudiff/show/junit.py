@@ -1,42 +1,48 @@
-"""A gate as JUnit XML, which every CI system shows: a suite per component, a test per property of an implementation."""
+"""A run as JUnit XML, which every CI system shows: a suite per component, a test per property of an implementation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from npudiff.gate.problems import Level, Problem
-from npudiff.gate.result import GateResult
-from npudiff.gate.source_location import source_location_of
+from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
+from npudiff.show.problems import Level, Problem
+from npudiff.show.source_location import source_location_of
 from npudiff.text import printable
 
 OTHERS = "gate"
 """The suite of what is of no job: known issues, a lost device."""
 
 
-def junit(result: GateResult, problems: Sequence[Problem], root: Path) -> str:
+def junit(
+    jobs: Sequence[Job], outcomes: Iterable[Outcome], problems: Sequence[Problem], root: Path, seconds: float
+) -> str:
     """Return the report.
 
     Parameters
     ----------
-    result : GateResult
-        What was run.
+    jobs : sequence of Job
+        What was to be run.
+    outcomes : iterable of Outcome
+        What was run; a job that ran several times has several.
     problems : sequence of Problem
-        What it has to tell.
+        What there is to tell.
     root : pathlib.Path
         Folder that files are relative to.
+    seconds : float
+        Time of the whole run.
     """
-    runs: dict[str, list[Outcome]] = {job.name: [] for job in result.plan.jobs}
-    for _, outcome in result.outcomes:
+    runs: dict[str, list[Outcome]] = {job.name: [] for job in jobs}
+    for outcome in outcomes:
         runs[outcome.job.name].append(outcome)
     by_job: dict[str, list[Problem]] = {}
     for problem in problems:
         by_job.setdefault(problem.job if problem.job in runs else "", []).append(problem)
-    whole = ET.Element("testsuites", name="npudiff", time=f"{result.seconds:.3f}")
+    whole = ET.Element("testsuites", name="npudiff", time=f"{seconds:.3f}")
     suites: dict[str, ET.Element] = {}
-    for job in result.plan.jobs:
+    for job in jobs:
         component, item = job.subject.component.name, job.subject.implementation
         if component not in suites:
             suites[component] = ET.SubElement(whole, "testsuite", name=component)
