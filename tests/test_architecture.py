@@ -26,6 +26,7 @@ MAY_IMPORT = {
 }
 THIRD_PARTIES = {
     "reference": {"torch"},
+    # typing_extensions is for type checkers only: the TypeVars of Implementation have a default
     "npudiff": {
         "torch",
         "numpy",
@@ -36,7 +37,7 @@ THIRD_PARTIES = {
         "tomli",
         "pytest",
         "typing_extensions",
-    },  # for type checkers only: the TypeVars of Implementation have a default
+    },  # fmt: skip
     "device": {"torch", "torch_npu"},
     "properties": {"torch", "numpy", "hypothesis", "pytest"},
 }
