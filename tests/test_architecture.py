@@ -37,7 +37,7 @@ THIRD_PARTIES = {
         "tomli",
         "pytest",
         "typing_extensions",
-    },  # fmt: skip
+    },
     "device": {"torch", "torch_npu"},
     "properties": {"torch", "numpy", "hypothesis", "pytest"},
 }
