@@ -1,6 +1,6 @@
 """The recorder: it writes every operator call down, as torch's dispatcher sees it.
 
-The inside of an operator is not seen, whether the operator runs on a device or is simulated. ``RecordedSubject`` is an
+The inside of an operator is not seen, whether the operator runs on a device or is simulated. ``WatchedSubject`` is an
 implementation whose calls are recorded while a property is checked.
 """
 

@@ -1,4 +1,4 @@
-"""The life of a worker: it judges the cases that it is sent, until the other side is gone."""
+"""The worker: a process that judges single cases until its parent closes the connection."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from npudiff.model.component import ImplementationRaised, NotApplicable
 from npudiff.model.job import Job
 from npudiff.model.target import Target
 from npudiff.run.isolation.faults import RemoteError
-from npudiff.run.isolation.ipc import SharedTensors, packed
+from npudiff.run.isolation.ipc import SharedTensors, pack_comparison
 
 PROBE = 85_344
-"""Sum of the squares of 0 to 63: what a device that can be used says when it is asked."""
+"""Known answer of the probe: the sum of the squares of 0 to 63."""
 
 
-def live(job: Job, connection: Connection, shared: SharedTensors) -> NoReturn:
+def worker_main(job: Job, connection: Connection, shared: SharedTensors) -> NoReturn:
     """Answer until the other side is gone; never return to what was forked.
 
     Parameters
@@ -85,7 +85,7 @@ def _judged(case: Any, judge: LocalJudge, shared: SharedTensors) -> dict[str, An
         remote = RemoteError.of(error.__cause__ or error)
         return {"verdict": "raised", "name": remote.name, "text": remote.text, "kind": remote.kind.name}
     if isinstance(comparison, Comparison) and not comparison.holds:
-        return {"verdict": "differs", **packed(comparison, shared)}
+        return {"verdict": "differs", **pack_comparison(comparison, shared)}
     return {"verdict": "holds", "worst": comparison.worst, "exact": comparison.exact}
 
 

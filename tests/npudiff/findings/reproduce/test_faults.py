@@ -12,7 +12,7 @@ import torch
 
 from npudiff.findings.finding import REPRODUCE_TENSORS, SCRIPT_FILE, read_finding
 from npudiff.model.job import Isolation
-from npudiff.run.isolation.reaper import guardian
+from npudiff.run.isolation.reaper import reaper
 
 
 @pytest.fixture
@@ -232,4 +232,4 @@ def test_a_defect_in_a_picture_is_told_and_the_finding_is_kept(kept, monkeypatch
 def test_nothing_is_left_running(kept, operator, isolation):
     kept(lambda inputs, target: operator.dies(inputs.x), isolation=isolation)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    assert set(map(int, children)) <= {guardian().pid}
+    assert set(map(int, children)) <= {reaper().pid}

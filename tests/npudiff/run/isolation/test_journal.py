@@ -215,7 +215,7 @@ def started_in(folder):
     return found
 
 
-@pytest.fixture(params=[("--timeout", "60s"), ("--timeout", "1s")], ids=["in a scout", "in a worker"])
+@pytest.fixture(params=[("--timeout", "60s"), ("--timeout", "1s")], ids=["in a batch worker", "in a worker"])
 def killed(request, tmp_path):
     """A folder in which a run was killed while a case hung, with a process that the implementation had started.
 
