@@ -40,7 +40,12 @@ def test_a_class_has_its_name_in_small_letters():
     class NewPageLate:
         """What computes a history."""
 
-    assert npudiff.implementation("toy")(NewPageLate).name == "new_page_late"
+        def __init__(self, inputs, target):
+            self.given = (inputs, target)
+
+    item = npudiff.implementation("toy")(NewPageLate)
+    assert item.name == "new_page_late"
+    assert item("inputs", "target").given == ("inputs", "target")
     assert [snake_case(name) for name in ("EvictsAPageEarly", "NPUPools", "SinkOf50", "as_it_is", "mixedCase")] == [
         "evicts_a_page_early", "npu_pools", "sink_of50", "as_it_is", "mixedCase"]  # fmt: skip
 
