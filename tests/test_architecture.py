@@ -26,7 +26,19 @@ MAY_IMPORT = {
 }
 THIRD_PARTIES = {
     "reference": {"torch"},
-    "npudiff": {"torch", "numpy", "hypothesis", "jinja2", "packaging", "rich", "safetensors", "tomli", "pytest"},
+    # typing_extensions is for type checkers only: the TypeVars of Implementation have a default
+    "npudiff": {
+        "torch",
+        "numpy",
+        "hypothesis",
+        "jinja2",
+        "packaging",
+        "rich",
+        "safetensors",
+        "tomli",
+        "pytest",
+        "typing_extensions",
+    },
     "device": {"torch", "torch_npu"},
     "properties": {"torch", "numpy", "hypothesis", "pytest"},
 }
