@@ -26,7 +26,7 @@ MAY_IMPORT = {
 }
 THIRD_PARTIES = {
     "reference": {"torch"},
-    "npudiff": {"torch", "numpy", "hypothesis", "packaging", "rich", "safetensors", "tomli", "pytest"},
+    "npudiff": {"torch", "numpy", "hypothesis", "packaging", "rich", "safetensors", "tomli", "pytest", "typing_extensions"},
     "device": {"torch", "torch_npu"},
     "properties": {"torch", "numpy", "hypothesis", "pytest"},
 }

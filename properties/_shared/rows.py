@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from npudiff.model import case as declared
 from npudiff.model.constraints import Axis
 from npudiff.reference.views import sliced
 
@@ -26,3 +29,12 @@ def check_rows(rows: str) -> None:
     """Raise ``ValueError`` if there is no such way."""
     if rows not in ROWS:
         raise ValueError(f"rows is one of {', '.join(ROWS)}, got {rows}")
+
+
+def axis(several: str = "") -> Any:  # noqa: ANN401 - a field of text
+    """Declare the field ``rows`` of a case; slices are a region where there is more than one of what is named."""
+
+    def region(case: Any) -> str:  # noqa: ANN401 - of any component
+        return "sliced rows" if case.rows == "sliced" and (not several or getattr(case, several) > 1) else ""
+
+    return declared.axis(AXIS.meaning, ROWS, ROWS[0], shown="sliced rows", region=region)
