@@ -37,7 +37,7 @@ class Changed(Generic[InputsT]):
     part: Callable[[Outputs], Outputs] = same
     """What is compared of the outputs of the run on the changed inputs, and of their bounds."""
     case: object = None
-    """The case that the changed inputs are like, which the implementation has to support."""
+    """The case that the changed inputs are like, or several, which the implementation has to support."""
     before: InputsT | None = None
     """Inputs of the run before, where they are not those of the case."""
 
@@ -69,8 +69,9 @@ def relation(
         inputs: InputsT = subject.component.inputs(case)
         answer = transform(inputs, case)
         changed = answer if isinstance(answer, Changed) else Changed(answer)
-        if changed.case is not None:
-            subject.require(changed.case, summary)
+        for other in changed.case if isinstance(changed.case, tuple) else (changed.case,):
+            if other is not None:
+                subject.require(other, summary)
         before = changed.outputs(subject.run(inputs if changed.before is None else changed.before))
         after = changed.part(subject.run(changed.inputs))
         if bits:
