@@ -54,7 +54,7 @@ class DynamicQuantCase(Case):
     dtype: str = axis("dtype of the states", tuple(DTYPES), "bfloat16", always=True)
     bits: int = axis(
         "bits of an integer", tuple(LEVELS), 8, drawn=(8, 8, 4),
-        fits=lambda case, bits: bits == 8 or case.width % 8 == 0, shown="int{}", always=True, region="int{}",
+        assumes=lambda case, bits: bits == 8 or case.width % 8 == 0, shown="int{}", always=True, region="int{}",
     )  # fmt: skip
     smooth: str = axis(
         "factors before: none, a row of them for all, or one per expert", SMOOTH, "none",

@@ -160,10 +160,9 @@ def coordinates(inputs: SwigluInputs, output: str) -> Mapping[str, torch.Tensor]
 
 
 def _limit_out_of_reach(inputs: SwigluInputs, case: SwigluCase) -> Changed[SwigluInputs]:
-    free = replace(inputs, routed_limit=None, shared_limit=None)
-    far = {"limit": 1000.0, "shared_limit": 1000.0}
-    limited = replace(inputs, routed_limit=far["limit"], shared_limit=far["shared_limit"])
-    return Changed(limited, case=(replace(case, limit=None, shared_limit=None), replace(case, **far)), before=free)
+    free, far = replace(case, limit=None, shared_limit=None), replace(case, limit=1000.0, shared_limit=1000.0)
+    without = replace(inputs, routed_limit=None, shared_limit=None)
+    return Changed(replace(inputs, routed_limit=1000.0, shared_limit=1000.0), case=(free, far), before=without)
 
 
 def _others_limit(inputs: SwigluInputs, case: SwigluCase) -> Changed[SwigluInputs]:

@@ -26,10 +26,12 @@ MAY_IMPORT = {
 }
 THIRD_PARTIES = {
     "reference": {"torch"},
-    "npudiff": {"torch", "numpy", "hypothesis", "packaging", "rich", "safetensors", "tomli", "pytest", "typing_extensions"},
+    "npudiff": {
+        "torch", "numpy", "hypothesis", "packaging", "rich", "safetensors", "tomli", "pytest", "typing_extensions",
+    },
     "device": {"torch", "torch_npu"},
     "properties": {"torch", "numpy", "hypothesis", "pytest"},
-}
+}  # fmt: skip
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 NETWORK_MODULES = {
     "socket", "ssl", "socketserver", "urllib", "http", "ftplib", "smtplib", "telnetlib", "xmlrpc", "requests",

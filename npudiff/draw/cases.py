@@ -45,6 +45,7 @@ def _draw_case(draw: st.DrawFn, kind: type[Case], boxes: Sequence[Box]) -> Any: 
     known.update(far=choose.far, box=box)
     for name, quantity in said.drawn:
         value = _drawn(choose, box, draft, name, quantity)
+        assume(quantity.assumes is None or quantity.assumes(draft, value))
         if name in said.defaults and quantity.applies is not None and not quantity.applies(draft):
             value = said.defaults[name]  # drawn all the same, so that choices keep their alignment
         known[name] = value

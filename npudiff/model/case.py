@@ -38,6 +38,9 @@ class Quantity:
     """Values that are drawn, the simplest first; one that stands there often is drawn often."""
     fits: Callable[[Any, Any], bool] | None = None
     """Draft and value to whether the value goes with what was drawn before; the others are left out."""
+    assumes: Callable[[Any, Any], bool] | None = None
+    """Draft and value to whether the value goes with what was drawn before; if it does not, the case is drawn anew.
+    Unlike with ``fits``, what was drawn before then is drawn less often."""
     affordable: Callable[[Any, Any], bool] | None = None
     """Draft and value to whether a case may cost as much; where none may, the smallest value is drawn."""
     draw: Callable[[Any, Any, Any], Any] | None = None
@@ -75,6 +78,7 @@ def axis(
     optional: bool = False,
     drawn: Options | None = None,
     fits: Callable[[Any, Any], bool] | None = None,
+    assumes: Callable[[Any, Any], bool] | None = None,
     affordable: Callable[[Any, Any], bool] | None = None,
     draw: Callable[[Any, Any, Any], Any] | None = None,
     applies: Callable[[Any], bool] | None = None,
@@ -95,7 +99,7 @@ def axis(
     if drawn is None and draw is None:
         drawn = legal if isinstance(legal, Sequence) else ()
     said = Quantity(
-        meaning, legal, optional, drawn, fits, affordable, draw, None, applies, shown, always, region
+        meaning, legal, optional, drawn, fits, assumes, affordable, draw, None, applies, shown, always, region
     )  # fmt: skip
     return _declared(said, default, was)
 
@@ -118,9 +122,9 @@ def seed() -> Any:  # noqa: ANN401 - a field of integers
     return part(0, range(SEEDS), drawn=range(1024), shown="seed {}")
 
 
-def choice(drawn: Options) -> Quantity:
+def choice(drawn: Options) -> Any:  # noqa: ANN401 - a value of a draft
     """Declare a draw that is no field: what is drawn after it may depend on it."""
-    return Quantity(drawn=drawn)
+    return Quantity(drawn=drawn, shown="")
 
 
 def _declared(said: Quantity, default: object, was: str) -> Any:  # noqa: ANN401 - a field of any type
@@ -153,6 +157,7 @@ def derived(
     optional: bool = False,
     drawn: Options | None = None,
     fits: Callable[[Any, Any], bool] | None = None,
+    assumes: Callable[[Any, Any], bool] | None = None,
     into: Callable[[Any], Mapping[str, Any]] | None = None,
     applies: Callable[[Any], bool] | None = None,
     shown: Text = "",
@@ -164,8 +169,8 @@ def derived(
     Where the axis is what is drawn, ``into`` says which fields keep the value.
     """
     said = Quantity(
-        meaning, legal, optional, drawn, fits, into=into, applies=applies, shown=shown, always=True, region=region,
-        each=each,
+        meaning, legal, optional, drawn, fits, assumes, into=into, applies=applies, shown=shown, always=True,
+        region=region, each=each,
     )  # fmt: skip
     return lambda function: Derived(said, function)
 

@@ -16,7 +16,7 @@ from npudiff.properties.dynamic_quant import DynamicQuantCase
 from npudiff.properties.moe_routing import LOADS, MoeRoutingCase
 from npudiff.properties.page_allocation import Growth, PageAllocationCase
 from npudiff.properties.paged_cache.case import PADDINGS, PagedCacheCase
-from npudiff.properties.quant_matmul.case import QuantMatmulCase
+from npudiff.properties.quant_matmul import QuantMatmulCase
 from npudiff.properties.rms_norm import RECIPES as NORM_RECIPES
 from npudiff.properties.rms_norm import WEIGHTS, RmsNormCase
 from npudiff.properties.rotary.case import DIMS, RotaryCase
