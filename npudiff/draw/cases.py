@@ -46,13 +46,12 @@ def _draw_case(draw: st.DrawFn, kind: type[Case], boxes: Sequence[Box]) -> Any: 
     for name, quantity in said.drawn:
         value = _drawn(choose, box, draft, name, quantity)
         assume(quantity.assumes is None or quantity.assumes(draft, value))
-        if name in said.defaults and quantity.applies is not None and not quantity.applies(draft):
-            value = said.defaults[name]  # drawn all the same, so that choices keep their alignment
         known[name] = value
         if quantity.into is not None:
             known.update(quantity.into(value))
-    case = kind(**{name: known[name] for name in said.fields})
-    assume(not any(True for _ in case.problems()))
+    unused = {name: said.defaults[name] for name, quantity in said.optional if not quantity(draft)}
+    case = kind(**{name: unused.get(name, known[name]) for name in said.fields})
+    assume(case.is_cheap() and not any(True for _ in case.problems()))
     return choose.tie_sizes(case, kind.tied, kind.values, kind.check, box) if kind.tied else case
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import MISSING, dataclass
 from typing import Any, ClassVar, Generic, TypeVar, overload
 
-from npudiff.model.constraints import SEEDS, Allowed, Axis, Constraints
+from npudiff.model.constraints import SEEDS, Allowed, Axis, Box, Constraints
 
 Kept = TypeVar("Kept")
 
@@ -56,7 +56,9 @@ class Quantity:
     region: Text = ""
     """Name of the region that values other than the default make, as a template or a function of the case."""
     each: bool = False
-    """Whether a derived axis has several values, one per part of a case."""
+    """Whether an axis has several values, one per part of a case."""
+    value: Callable[[Any], Any] | None = None
+    """Case to the value of the axis, where that is not what the field holds."""
 
     @property
     def is_drawn(self) -> bool:
@@ -85,6 +87,8 @@ def axis(
     shown: Text | None = None,
     always: bool = False,
     region: Text = "",
+    each: bool = False,
+    value: Callable[[Any], Any] | None = None,
     was: str = "",
 ) -> Any:  # noqa: ANN401 - a field of the annotated type
     """Declare a field of a case that is an axis; see ``Quantity`` for the parameters.
@@ -99,7 +103,8 @@ def axis(
     if drawn is None and draw is None:
         drawn = legal if isinstance(legal, Sequence) else ()
     said = Quantity(
-        meaning, legal, optional, drawn, fits, assumes, affordable, draw, None, applies, shown, always, region
+        meaning, legal, optional, drawn, fits, assumes, affordable, draw, None, applies, shown, always, region,
+        each, value,
     )  # fmt: skip
     return _declared(said, default, was)
 
@@ -191,6 +196,9 @@ class Declaration:
     """What texts say, in order."""
     drawn: tuple[tuple[str, Quantity], ...]
     """What is drawn, in order."""
+    optional: tuple[tuple[str, Callable[[Any], bool]], ...]
+    """Fields that not every case uses, and whether a case does. They are drawn all the same, so that choices keep their
+    alignment, and then have their default."""
 
 
 def _declaration(kind: Any) -> Declaration:  # noqa: ANN401 - a class of cases
@@ -202,15 +210,19 @@ def _declaration(kind: Any) -> Declaration:  # noqa: ANN401 - a class of cases
                 found[name] = value.said
             elif isinstance(value, Quantity):
                 found[name] = value
+    defaults = {name: one.default for name, one in fields.items() if one.default is not MISSING}
     shown = [*kind.shown_first, *(name for name in found if name not in (*kind.shown_first, "seed")), "seed"]
     drawn = [*kind.drawn_first, *(name for name in found if name not in kind.drawn_first)]
     return Declaration(
         quantities=found,
-        defaults={name: one.default for name, one in fields.items() if one.default is not MISSING},
+        defaults=defaults,
         fields=tuple(fields),
         axes={name: _as_axis(said) for name, said in found.items() if said.meaning},
         shown=tuple(name for name in shown if name in found and found[name].shown != ""),
         drawn=tuple((name, found[name]) for name in drawn if found[name].is_drawn),
+        optional=tuple(
+            (name, applies) for name in fields if (applies := found[name].applies) is not None and name in defaults
+        ),
     )
 
 
@@ -233,6 +245,9 @@ class DeclaredCase:
     """Fields of integers, two of which are equal now and then."""
     rules: ClassVar[Constraints | None] = None
     """Which values go together, as boxes."""
+    far: ClassVar[str] = ""
+    box: ClassVar[Box] = {}
+    """Of a draft: the axis that goes far, and what the constraints allow."""
 
     @classmethod
     def axes(cls) -> Mapping[str, Axis]:
@@ -248,6 +263,10 @@ class DeclaredCase:
         """Say why fields that are legal one by one make no case, or one that is larger than a test should be."""
         return ()
 
+    def is_cheap(self) -> bool:
+        """Return whether a case that was drawn is worth what it costs; others are drawn anew."""
+        return True
+
     def check(self) -> None:
         """Refuse a case that cannot be built, or that is larger than a test should be.
 
@@ -257,11 +276,11 @@ class DeclaredCase:
             Naming the field or axis, what it may be and what was given.
         """
         said = declaration(type(self))
-        for name in said.fields:
-            if said.quantities[name].legal:
-                said.quantities[name].refuse(name, getattr(self, name))
+        plain = [name for name in said.fields if said.quantities[name].legal and said.quantities[name].value is None]
+        for name in plain:
+            said.quantities[name].refuse(name, getattr(self, name))
         for name in said.axes:
-            if name not in said.fields:
+            if name not in plain:
                 for value in _values(self, name, said.quantities[name]):
                     said.quantities[name].refuse(name, value)
         reason = self.reason_against()
@@ -302,7 +321,7 @@ def _applies(case: DeclaredCase, said: Quantity) -> bool:
 def _values(case: DeclaredCase, name: str, said: Quantity) -> Collection[Any]:
     if not _applies(case, said):
         return ()
-    value = getattr(case, name)
+    value = getattr(case, name) if said.value is None else said.value(case)
     return value if said.each else (value,)
 
 

@@ -13,8 +13,7 @@ from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Verdict
-from npudiff.properties.padded_tokens import component
-from npudiff.properties.padded_tokens.case import Batch, PaddedTokensCase
+from npudiff.properties.padded_tokens import Batch, PaddedTokensCase, component
 from npudiff.reference.padded_tokens import real_rows
 from npudiff.run.discovery import load_target
 from npudiff.run.engine import run_job

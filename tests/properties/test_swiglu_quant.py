@@ -12,8 +12,7 @@ from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Verdict
-from npudiff.properties.swiglu_quant import component
-from npudiff.properties.swiglu_quant.case import SUMS, SwigluQuantCase
+from npudiff.properties.swiglu_quant import SUMS, SwigluQuantCase, component
 from npudiff.run.discovery import load_target
 from npudiff.run.engine import run_job
 
