@@ -211,7 +211,8 @@ def _declaration(kind: Any) -> Declaration:  # noqa: ANN401 - a class of cases
             elif isinstance(value, Quantity):
                 found[name] = value
     defaults = {name: one.default for name, one in fields.items() if one.default is not MISSING}
-    shown = [*kind.shown_first, *(name for name in found if name not in (*kind.shown_first, "seed")), "seed"]
+    shown = [*kind.shown_first, *(name for name in found if name not in (*kind.shown_first, "seed"))]
+    shown += [] if "seed" in shown else ["seed"]
     drawn = [*kind.drawn_first, *(name for name in found if name not in kind.drawn_first)]
     return Declaration(
         quantities=found,

@@ -351,3 +351,12 @@ def check_axes(case: object, axes: Mapping[str, Axis], free: Collection[str] = (
     seed = getattr(case, "seed", 0)
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed {seed} out of range")
+
+
+def check_values(values: Mapping[str, Collection[Any]], axes: Mapping[str, Axis]) -> None:
+    """Raise ``ValueError``, naming the axis, for values of a case that its axes do not have."""
+    for name, used in values.items():
+        for value in used:
+            reason = axes[name].reason_against(name, value)
+            if reason is not None:
+                raise ValueError(reason)

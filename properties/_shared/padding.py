@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from npudiff.model.case import axis
 from npudiff.reference.paged_cache import SKIPPED
 
+PADDINGS = ("slot 0", "slot -1")
+
 PLACES = ("end", "start", "between", "alternating")
 """between: behind the first half of the tokens. alternating: a padded one behind each of the first tokens."""
 
@@ -23,7 +25,7 @@ def padding_place_axis() -> Any:  # noqa: ANN401 - a field of text
 def padding_axis() -> Any:  # noqa: ANN401 - a field of text
     """Declare the field ``padding``: where padded tokens go."""
     return axis(
-        "where padded tokens go", ("slot 0", "slot -1"), "slot 0", applies=lambda case: case.padded_tokens > 0, shown=""
+        "where padded tokens go", PADDINGS, PADDINGS[0], applies=lambda case: case.padded_tokens > 0, shown=""
     )
 
 

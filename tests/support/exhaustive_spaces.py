@@ -15,7 +15,8 @@ from npudiff.properties.dynamic_quant import RECIPES as QUANT_RECIPES
 from npudiff.properties.dynamic_quant import DynamicQuantCase
 from npudiff.properties.moe_routing import LOADS, MoeRoutingCase
 from npudiff.properties.page_allocation import Growth, PageAllocationCase
-from npudiff.properties.paged_cache import PADDINGS, PagedCacheCase
+from npudiff.properties._shared.padding import PADDINGS
+from npudiff.properties.paged_cache import PagedCacheCase
 from npudiff.properties.quant_matmul import QuantMatmulCase
 from npudiff.properties.rms_norm import RECIPES as NORM_RECIPES
 from npudiff.properties.rms_norm import WEIGHTS, RmsNormCase
