@@ -88,7 +88,7 @@ class DynamicQuantCase(Case):
         if self.bits == 4 and self.width % 8:
             yield f"int4 needs a width that 8 divides, got {self.width}"
         if self.experts > self.tokens or (self.experts > 1 and self.smooth != "per expert"):
-            yield f"experts must lie in 1..{self.tokens}, and have factors each, got {self.experts}"
+            yield f"{self.experts} experts have a row and factors each, got {self.tokens} rows and smooth {self.smooth}"
         if not empty_parts.fits(self.empty_experts, self.experts):
             yield f"of {self.experts} experts none can be empty as {self.empty_experts}"
 

@@ -76,7 +76,7 @@ class MoeRoutingCase(Case):
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
         if self.chosen > self.experts:
-            yield f"chosen must lie in 1..{self.experts}, got {self.chosen}"
+            yield f"{self.chosen} experts cannot be chosen of {self.experts}"
         if self.tokens * max(self.chosen * self.width, self.experts) > 2**26:
             yield f"there would be more than {2**26} elements"
 

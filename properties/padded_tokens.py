@@ -123,7 +123,7 @@ class PaddedTokensCase(Case):
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
         if self.chosen > self.experts:
-            yield f"chosen must lie in 1..{self.experts}, got {self.chosen}"
+            yield f"{self.chosen} experts cannot be chosen of {self.experts}"
         for batch in self.batches:
             if not 0 <= batch.total < 2**31 or not 0 <= batch.offset < 2**31:
                 yield f"total and offset of a batch must lie in 0..2**31 - 1, got {batch}"

@@ -24,9 +24,7 @@ def padding_place_axis() -> Any:  # noqa: ANN401 - a field of text
 
 def padding_axis() -> Any:  # noqa: ANN401 - a field of text
     """Declare the field ``padding``: where padded tokens go."""
-    return axis(
-        "where padded tokens go", PADDINGS, PADDINGS[0], applies=lambda case: case.padded_tokens > 0, shown=""
-    )
+    return axis("where padded tokens go", PADDINGS, PADDINGS[0], applies=lambda case: case.padded_tokens > 0, shown="")
 
 
 def padded_text(case: Padded) -> str:

@@ -20,7 +20,7 @@ from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
 from npudiff.properties.hybrid_pools import component
-from npudiff.properties.hybrid_pools.case import HybridPoolsCase, KINDS
+from npudiff.properties.hybrid_pools.case import KINDS, HybridPoolsCase
 from npudiff.properties.hybrid_pools.choices import CHOICES
 from npudiff.properties.hybrid_pools.inputs import LARGE, TokenSource, build_inputs, open_inputs
 from npudiff.properties.hybrid_pools.simpler import SIMPLER

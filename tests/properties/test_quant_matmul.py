@@ -87,7 +87,7 @@ def test_float_outputs_stay_within_float16():
         ({"offset": "columns"}, "these do not go together"),
         ({"output": "int8", "token_scale": True}, "these do not go together"),
         ({"output": "float16", "bias": "bfloat16"}, "these do not go together"),
-        ({"seed": -1}, "seed -1 out of range"),
+        ({"seed": -1}, "seed must lie in 0"),
     ],
 )
 def test_cases_that_cannot_be_are_refused(changed, message):

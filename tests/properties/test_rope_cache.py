@@ -173,7 +173,7 @@ def test_a_case_is_described_in_the_words_of_configurations():
         ({"offsets": "int16"}, "unknown offsets or other"),
         ({"other": "linear"}, "unknown offsets or other"),
         ({"tokens": 0}, "tokens 0 or seed 0 out of range"),
-        ({"seed": -1}, "seed -1 out of range"),
+        ({"seed": -1}, "seed must lie in 0"),
         ({"lengths": ()}, "lengths must lie in"),
         ({"lengths": (2**21,)}, "lengths must lie in"),
         ({"lengths": (3, 2)}, "lengths must lie in"),

@@ -67,7 +67,7 @@ def test_coordinates_say_whose_scale_it_is():
         ({"offset": "each"}, "do not go together: offset each is not in {none}"),
         ({"groups": 2}, "do not go together: groups 2 is not in {1}"),
         ({"form": "fixpipe", "offset": "many for one scale", "experts": 1}, "do not go together"),
-        ({"seed": -1}, "seed -1 out of range"),
+        ({"seed": -1}, "seed must lie in 0"),
     ],
 )
 def test_cases_that_cannot_be_are_refused(changed, message):

@@ -10,7 +10,7 @@ from npudiff.model.codec import dumps, loads
 from npudiff.model.constraints import Constraints
 from npudiff.properties._shared.head_dims import join_head_dims, split_head_dims
 from npudiff.properties.sliding_attention import cases
-from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase, fully_masked_rows
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 
 AXES = SlidingAttentionCase.axes()
 check_case = SlidingAttentionCase.check
@@ -95,7 +95,7 @@ def test_axis_values_of_a_case():
     ],
 )
 def test_blind_rows_name_what_kind_of_request_has_them(requests, expected):
-    assert fully_masked_rows(SlidingAttentionCase(tuple(Request(*lengths) for lengths in requests))) == expected
+    assert SlidingAttentionCase(tuple(Request(*lengths) for lengths in requests)).fully_masked_rows == expected
 
 
 @pytest.mark.parametrize(
