@@ -326,33 +326,6 @@ SEEDS = 2**63
 """Seeds of a case are below."""
 
 
-def check_axes(case: object, axes: Mapping[str, Axis], free: Collection[str] = ()) -> None:
-    """Refuse a case that has a value which its axis does not have, or no seed.
-
-    Parameters
-    ----------
-    case : object
-        What has an attribute for each axis; axes that are none of its attributes are not looked at.
-    axes : mapping
-        By name.
-    free : collection of str
-        Axes that say which values are drawn, while others may be given.
-
-    Raises
-    ------
-    ValueError
-        Naming the axis, what it has and what was given.
-    """
-    for name, axis in axes.items():
-        if name not in free and hasattr(case, name):
-            reason = axis.reason_against(name, getattr(case, name))
-            if reason is not None:
-                raise ValueError(reason)
-    seed = getattr(case, "seed", 0)
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed {seed} out of range")
-
-
 def check_values(values: Mapping[str, Collection[Any]], axes: Mapping[str, Axis]) -> None:
     """Raise ``ValueError``, naming the axis, for values of a case that its axes do not have."""
     for name, used in values.items():

@@ -9,7 +9,6 @@ import pytest
 from npudiff.device import targets
 from npudiff.judge.relations import Changed, relation, rows_taken, tokens_do_not_mix
 from npudiff.model.component import NotApplicable, Subject
-from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
 from npudiff.properties.rms_norm import RmsNormCase, component
 from npudiff.reference.rms_norm import rms_norm
