@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import assume
-from hypothesis import strategies as st
 
+from npudiff.draw.cases import Case, axis, choice, derived, part, seed
 from npudiff.draw.chooser import Chooser, within
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import compare
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, Property, Subject
-from npudiff.model.constraints import Axis, Box, Constraints
+from npudiff.judge.relations import Changed, relation
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties.sliding_attention.strategy import MOST_HEADS
-from npudiff.reference.bounds import Expected
 from npudiff.reference.cached_attention import CachedAttentionInputs, cached_attention
 from npudiff.reference.paged_kv import LAYOUTS
 from npudiff.text import listed
@@ -29,25 +27,8 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _LENGTHS = range(1, 2**16 + 1)
 _SIZES = range(1, 2**12 + 1)
 
-AXES = {
-    "batch": Axis("number of requests", range(1, 257)),
-    "query_length": Axis("new tokens of a request; 1 is a decode", _LENGTHS),
-    "kv_length": Axis("tokens of a request, the new ones included", _LENGTHS),
-    "window": Axis("visible keys, the query's own included; none for all", range(1, 2**31), optional=True),
-    "page_size": Axis("tokens per page", _SIZES),
-    "kv_heads": Axis("KV heads", _SIZES),
-    "group": Axis("query heads per KV head", _SIZES),
-    "head_dim": Axis("elements of a head", (64, 128)),
-    "dtype": Axis("dtype of queries, keys and values", tuple(DTYPES)),
-    "write_layout": Axis("how the writer leaves the pool", LAYOUTS),
-    "rows": rows.AXIS,
-    "read_layout": Axis("how attention finds the pool", LAYOUTS),
-}
-
 POISON = 4096.0
 """What the pool holds before: finite, exact in 16 bits, and far above what any right output holds."""
-
-_MAX_ELEMENTS = 2**24
 
 TILES = (63, 64, 65, 70, 127, 128, 129)
 """New tokens around those that a kernel takes in one go."""
@@ -64,62 +45,97 @@ class Request:
     kv: int
 
 
-@dataclass(frozen=True)
-class CachedAttentionCase:
-    """A pool that is written and read; see the axes."""
+def _is_tiled(case: CachedAttentionCase) -> bool:
+    return bool(case.place_of_tiled == TILED_SHARE - 1 and not case.far)
 
-    requests: tuple[Request, ...]
-    window: int | None = None
-    page_size: int = 16
-    kv_heads: int = 1
-    group: int = 1
-    head_dim: int = 64
-    dtype: str = "bfloat16"
-    write_layout: str = "PA_BSND"
-    read_layout: str = "PA_BSND"
-    rows: str = "contiguous"
-    seed: int = 0
+
+def _draw_requests(choose: Chooser, box: Box, case: CachedAttentionCase) -> tuple[Request, ...]:
+    tiled = _is_tiled(case)
+    return choose.draw_list(
+        box, "batch", (1, 2) if tiled else (1, 2, 3), lambda: _draw_request(choose, box, case.page_size, tiled)
+    )
+
+
+@dataclass(frozen=True)
+class CachedAttentionCase(Case):
+    """A pool that is written and read."""
+
+    requests: tuple[Request, ...] = part(
+        draw=_draw_requests,
+        shown=lambda case: listed([f"q{request.query}/kv{request.kv}" for request in case.requests], "request"),
+    )
+    window: int | None = axis(
+        "visible keys, the query's own included; none for all", range(1, 2**31), None, optional=True,
+        drawn=lambda case: (1, 2, 15, 16, 17, *((None,) if _is_tiled(case) else (case.page_size + 1, None, None))),
+        shown="window {}", always=True,
+    )  # fmt: skip
+    page_size: int = axis(
+        "tokens per page", _SIZES, 16, drawn=lambda case: (16, 32) if case.far else (16, 32, 48, 64, 128),
+        shown="page {}", always=True,
+    )  # fmt: skip
+    kv_heads: int = axis(
+        "KV heads", _SIZES, 1, drawn=(1, 2, 3), affordable=lambda _, heads: heads <= MOST_HEADS,
+        shown=lambda case: f"heads {case.kv_heads * case.group}:{case.kv_heads}", region="several heads",
+    )  # fmt: skip
+    group: int = axis(
+        "query heads per KV head", _SIZES, 1, drawn=(1, 2, 5),
+        affordable=lambda case, group: group * case.kv_heads <= MOST_HEADS, shown="",
+    )  # fmt: skip
+    head_dim: int = axis(
+        "elements of a head, in whole strips", range(16, 2**12 + 1, 16), 64, drawn=(64, 128),
+        shown="dim {}", always=True,
+    )  # fmt: skip
+    dtype: str = axis("dtype of queries, keys and values", tuple(DTYPES), "bfloat16", always=True)
+    write_layout: str = axis(
+        "how the writer leaves the pool", LAYOUTS, "PA_BSND",
+        shown=lambda case: f"written {case.write_layout}, read {case.read_layout}",
+    )  # fmt: skip
+    read_layout: str = axis("how attention finds the pool", LAYOUTS, "PA_BSND", shown="")
+    rows: str = rows.axis()
+    seed: int = seed()
+
+    place_of_tiled = choice(range(TILED_SHARE))
+    drawn_first = ("place_of_tiled", "page_size", "window", "kv_heads")
+    shown_first = ("requests", "write_layout")
+    outliers = ("batch", "kv_heads", "group")
+    tied = ("kv_heads", "group", "page_size")
+
+    @derived("number of requests", range(1, 257))
+    def batch(self) -> int:
+        """Number of requests."""
+        return len(self.requests)
+
+    @derived("new tokens of a request; 1 is a decode", _LENGTHS, each=True)
+    def query_length(self) -> Collection[int]:
+        """New tokens of the requests."""
+        return {request.query for request in self.requests}
+
+    @derived("tokens of a request, the new ones included", _LENGTHS, each=True)
+    def kv_length(self) -> Collection[int]:
+        """Tokens of the requests."""
+        return {request.kv for request in self.requests}
 
     @property
     def pages(self) -> int:
         """Pages of the pool: the dummy page 0, one that is nobody's, and those of all requests."""
         return 2 + sum(-(-request.kv // self.page_size) for request in self.requests)
 
+    def problems(self) -> Iterator[str]:
+        """See ``DeclaredCase``."""
+        if any(request.query > request.kv for request in self.requests):
+            yield "a request has no more new tokens than tokens"
+        queries = sum(request.query for request in self.requests) * self.group
+        if max(self.pages * self.page_size, queries) * self.kv_heads * self.head_dim > 2**24:
+            yield f"the inputs would have more than {2**24} elements"
 
-def cases(constraints: Constraints) -> st.SearchStrategy[CachedAttentionCase]:
-    """Return a strategy of cases that lie within the constraints."""
-    return _draw_case(constraints.boxes)
-
-
-@st.composite
-def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> CachedAttentionCase:
-    choose = Chooser(draw)
-    box = choose.pick(boxes)
-    choose.draw_outlier_axis(AXES, "batch", "kv_heads", "group")
-    tiled = choose.pick(range(TILED_SHARE)) == TILED_SHARE - 1 and not choose.far
-    page_size = choose.value(box, "page_size", (16, 32) if choose.far else (16, 32, 48, 64, 128))
-    window = choose.value(
-        box, "window", (1, 2, 15, 16, 17, *([] if tiled else [page_size + 1]), *[None] * (1 if tiled else 2))
-    )
-    heads = choose.options(box, "kv_heads", (1, 2, 3))
-    kv_heads = choose.pick([count for count in heads if count <= MOST_HEADS] or [min(heads)])
-    groups = choose.options(box, "group", (1, 2, 5))
-    case = CachedAttentionCase(
-        requests=choose.draw_list(
-            box, "batch", (1, 2) if tiled else (1, 2, 3), lambda: _draw_request(choose, box, page_size, tiled)
-        ),
-        window=window,
-        page_size=page_size,
-        kv_heads=kv_heads,
-        group=choose.pick([count for count in groups if count * kv_heads <= MOST_HEADS] or [min(groups)]),
-        head_dim=choose.value(box, "head_dim", (64, 128)),
-        dtype=choose.value(box, "dtype", tuple(DTYPES)),
-        write_layout=choose.value(box, "write_layout", LAYOUTS),
-        read_layout=choose.value(box, "read_layout", LAYOUTS),
-        rows=choose.value(box, "rows", rows.ROWS),
-        seed=choose.pick(range(1024)),
-    )
-    return choose.tie_sizes(case, ("kv_heads", "group", "page_size"), values, check_case, box)
+    def regions(self) -> Mapping[str, bool]:
+        """See ``DeclaredCase``."""
+        return {
+            "layouts differ": self.write_layout != self.read_layout,
+            "NZ": "PA_NZ" in (self.write_layout, self.read_layout),
+            "query length 1": any(request.query == 1 for request in self.requests),
+            "partial page": any(request.kv % self.page_size for request in self.requests),
+        }
 
 
 def _draw_request(choose: Chooser, box: Box, page_size: int, tiled: bool) -> Request:
@@ -168,66 +184,6 @@ def build_inputs(case: CachedAttentionCase) -> CachedAttentionInputs:
     )
 
 
-def values(case: CachedAttentionCase) -> Mapping[str, Collection[object]]:
-    """Return the values of each axis that the case uses."""
-    used: dict[str, Collection[object]] = {name: (getattr(case, name, None),) for name in AXES}
-    return used | {
-        "batch": (len(case.requests),),
-        "query_length": {request.query for request in case.requests},
-        "kv_length": {request.kv for request in case.requests},
-    }
-
-
-def features(case: CachedAttentionCase) -> Collection[str]:
-    """Return the regions of the input space that the case is in."""
-    checks = {
-        "layouts differ": case.write_layout != case.read_layout,
-        "NZ": "PA_NZ" in (case.write_layout, case.read_layout),
-        "query length 1": any(request.query == 1 for request in case.requests),
-        "several heads": case.kv_heads > 1,
-        "sliced rows": case.rows == "sliced",
-        "partial page": any(request.kv % case.page_size for request in case.requests),
-    }
-    return [name for name, holds in checks.items() if holds]
-
-
-def describe(case: CachedAttentionCase) -> str:
-    """Return the case as one short line."""
-    parts = [
-        listed([f"q{request.query}/kv{request.kv}" for request in case.requests], "request"),
-        f"written {case.write_layout}, read {case.read_layout}",
-        f"window {'none' if case.window is None else case.window}",
-        f"page {case.page_size}",
-        f"heads {case.kv_heads * case.group}:{case.kv_heads}",
-        f"dim {case.head_dim}",
-        case.dtype,
-        "sliced rows" if case.rows == "sliced" else "",
-        f"seed {case.seed}" if case.seed else "",
-    ]
-    return " · ".join(part for part in parts if part)
-
-
-def check_case(case: CachedAttentionCase) -> None:
-    """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    if not 1 <= len(case.requests) <= 256 or any(
-        not 1 <= request.query <= request.kv <= 2**16 for request in case.requests
-    ):
-        raise ValueError("a case has 1 to 256 requests of 1 to 65536 tokens, and no more new tokens than tokens")
-    for name in ("page_size", "kv_heads", "group", "head_dim"):
-        if not 1 <= getattr(case, name) <= 4096:
-            raise ValueError(f"{name} must lie in 1..4096, got {getattr(case, name)}")
-    if case.window is not None and not 1 <= case.window < 2**31:
-        raise ValueError(f"window must be none or in 1..2**31-1, got {case.window}")
-    if case.dtype not in DTYPES or {case.write_layout, case.read_layout} - set(LAYOUTS) or case.head_dim % 16:
-        raise ValueError("unknown dtype or layout, or a head dim that fills no strips")
-    rows.check_rows(case.rows)
-    queries = sum(request.query for request in case.requests) * case.group
-    if max(case.pages * case.page_size, queries) * case.kv_heads * case.head_dim > _MAX_ELEMENTS:
-        raise ValueError(f"the inputs would have more than {_MAX_ELEMENTS} elements")
-    if not 0 <= case.seed < 2**63:
-        raise ValueError(f"seed {case.seed} out of range")
-
-
 def coordinates(inputs: CachedAttentionInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to the output: request, position, head and element."""
     del output  # there is one
@@ -243,16 +199,11 @@ def coordinates(inputs: CachedAttentionInputs, output: str) -> Mapping[str, torc
     }
 
 
-def _layouts_do_not_matter(subject: Subject, case: CachedAttentionCase) -> Comparison:
+def _other_layouts(inputs: CachedAttentionInputs, case: CachedAttentionCase) -> Changed[CachedAttentionInputs]:
     """The same tokens through pools in the other layout, on both sides."""
     swapped = {"PA_BSND": "PA_NZ", "PA_NZ": "PA_BSND"}
-    other = replace(case, write_layout=swapped[case.write_layout], read_layout=swapped[case.read_layout])
-    subject.require(other, "the same in the other layouts")
-    inputs = build_inputs(case)
-    first = subject.run(inputs)["output"]
-    bound = 2 * subject.expected(inputs)["output"].bound
-    right = {"output": Expected(first.to(torch.float64), bound, first.dtype)}
-    return compare(right, subject.run(build_inputs(other)), "pools in the other layouts")
+    layouts = {name: swapped[getattr(case, name)] for name in ("write_layout", "read_layout")}
+    return Changed(replace(inputs, **layouts), case=replace(case, **layouts))  # type: ignore[arg-type]
 
 
 component = Component(
@@ -260,19 +211,13 @@ component = Component(
     summary="keys and values written to a pool in one layout, and attention that reads them in another",
     case_type=CachedAttentionCase,
     outputs=("output",),
-    axes=AXES,
-    strategy=cases,
     inputs=build_inputs,
     reference=cached_attention,
-    values=values,
-    features=features,
-    describe=describe,
-    check_case=check_case,
     coordinates=coordinates,
     highlighted_region="layouts differ",
     relations=(
-        Property("layouts_do_not_matter", "the layouts of the pool change the path, not the result",
-                 _layouts_do_not_matter, within={"write_layout": ("PA_BSND",)}, needs={"write_layout": ("PA_NZ",)}),
+        relation("layouts_do_not_matter", "the layouts of the pool change the path, not the result", _other_layouts,
+                 within={"write_layout": ("PA_BSND",)}, needs={"write_layout": ("PA_NZ",)}),
     ),
     baselines=BASELINES["cached_attention"],
 )  # fmt: skip

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import strategies as st
 
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Case, axis, seed
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import bounds_of, compare_runs
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, Property, Subject
-from npudiff.model.constraints import Axis, Box, Constraints, check_axes
+from npudiff.judge.relations import relation
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
@@ -34,78 +32,54 @@ LARGE = 4096.0
 POISONS = {"large": LARGE, "nan": math.nan}
 """What rows hold that nobody asks for. NaN is seen where such a row is multiplied by 0 instead of left out."""
 
-AXES = {
-    "tokens": Axis("rows of the result", range(1, 2**16 + 1)),
-    "chosen": Axis("experts of a token", range(1, 513)),
-    "width": Axis("elements of a row", range(1, 2**16 + 1)),
-    "dtype": Axis("dtype of rows and weights", tuple(DTYPES)),
-    "dropped": Axis("which copies are left out", DROPPED),
-    "spare_rows": Axis("rows that nobody asks for", range(2**16)),
-    "weights": Axis("how the weights are made", WEIGHTS),
-    "skip": Axis("whether the result of shared experts is added", (False, True)),
-    "magnitude": Axis("how large the rows are", MAGNITUDES),
-    "rows": rows.AXIS,
-    "poison": Axis("what rows hold that no place names: large finite values, or NaN", tuple(POISONS)),
-}
-
-_MAX_ELEMENTS = 2**26
-
 MOST_ELEMENTS = 2**18
 """Elements of all copies up to which a case may have more tokens than it must."""
 
 
 @dataclass(frozen=True)
-class MoeFinalizeCase:
-    """One call, as sizes; see the axes for their meaning."""
+class MoeFinalizeCase(Case):
+    """One call, as sizes and recipes."""
 
-    tokens: int
-    chosen: int = 1
-    width: int = 64
-    dtype: str = "bfloat16"
-    dropped: str = "none"
-    spare_rows: int = 0
-    weights: str = "renormalised"
-    skip: bool = False
-    magnitude: str = "usual"
-    rows: str = "contiguous"
-    seed: int = 0
-    poison: str = "large"
-
-
-def cases(constraints: Constraints) -> st.SearchStrategy[MoeFinalizeCase]:
-    """Return a strategy of cases that lie within the constraints."""
-    return _draw_case(constraints.boxes)
-
-
-@st.composite
-def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeFinalizeCase:
-    choose = Chooser(draw)
-    box = choose.pick(boxes)
-    choose.draw_outlier_axis(AXES, "chosen", "chosen", "tokens", "width")
-    chosen = choose.value(box, "chosen", (1, 2, 3, 4, 6, 8))
-    width = choose.value(box, "width", (64, 16, 32, 80, 1000))
-    allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 257, 1025))
-    fitting = [count for count in allowed if count * chosen * width <= MOST_ELEMENTS] or [min(allowed)]
-    case = MoeFinalizeCase(
-        tokens=choose.pick(fitting),
-        chosen=chosen,
-        width=width,
-        dtype=choose.value(box, "dtype", tuple(DTYPES)),
-        dropped=choose.value(box, "dropped", DROPPED),
-        spare_rows=choose.value(box, "spare_rows", (0, 1, 5)),
-        weights=choose.value(box, "weights", WEIGHTS),
-        skip=choose.value(box, "skip", (False, True)),
-        magnitude=choose.value(box, "magnitude", MAGNITUDES),
-        rows=choose.value(box, "rows", rows.ROWS),
-        seed=choose.pick(range(1024)),
+    tokens: int = axis(
+        "rows of the result", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
+        affordable=lambda case, tokens: tokens * case.chosen * case.width <= MOST_ELEMENTS,
+        shown=lambda case: f"{counted(case.tokens, 'token')} of {counted(case.chosen, 'expert')}",
+    )  # fmt: skip
+    chosen: int = axis("experts of a token", range(1, 513), 1, drawn=(1, 2, 3, 4, 6, 8), shown="")
+    width: int = axis(
+        "elements of a row", range(1, 2**16 + 1), 64, drawn=(64, 16, 32, 80, 1000), shown="width {}", always=True
     )
-    poison = choose.value(box, "poison", tuple(POISONS))
-    return replace(case, poison=poison) if _has_unnamed(case) else case
+    dtype: str = axis("dtype of rows and weights", tuple(DTYPES), "bfloat16", always=True)
+    dropped: str = axis("which copies are left out", DROPPED, "none", shown="{} left out", region="left out")
+    spare_rows: int = axis(
+        "rows that nobody asks for", range(2**16), 0, drawn=(0, 1, 5), shown="{} spare row(s)", region="rows to spare"
+    )
+    weights: str = axis("how the weights are made", WEIGHTS, "renormalised", shown="weights {}")
+    skip: bool = axis("whether the result of shared experts is added", (False, True), False, region="skip")
+    magnitude: str = axis("how large the rows are", MAGNITUDES, "usual", shown="{} rows", region="{} rows")
+    rows: str = rows.axis()
+    seed: int = seed()
+    poison: str = axis(
+        "what rows hold that no place names: large finite values, or NaN", tuple(POISONS), "large",
+        applies=lambda case: case.spare_rows > 0 or case.dropped != "none", shown="poison {}", region="{}",
+    )  # fmt: skip
 
+    drawn_first = ("chosen", "width", "tokens")
+    shown_first = ("tokens", "dropped", "spare_rows")
+    outliers = ("chosen", "chosen", "tokens", "width")
 
-def _has_unnamed(case: MoeFinalizeCase) -> bool:
-    """Whether there are rows that no place names."""
-    return case.spare_rows > 0 or case.dropped != "none"
+    def problems(self) -> Iterator[str]:
+        """See ``DeclaredCase``."""
+        if (self.tokens * self.chosen + self.spare_rows) * self.width > 2**26:
+            yield f"there would be more than {2**26} elements"
+
+    def regions(self) -> Mapping[str, bool]:
+        """See ``DeclaredCase``."""
+        return {
+            "several experts": self.chosen > 1,
+            "padding": self.weights == "zero for padding" and self.tokens > 2,
+            "one token": self.tokens == 1,
+        }
 
 
 def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
@@ -159,53 +133,6 @@ def _left_out(case: MoeFinalizeCase) -> torch.Tensor:
     return some
 
 
-def values(case: MoeFinalizeCase) -> Mapping[str, Collection[object]]:
-    """Return the values of each axis that the case uses."""
-    used: dict[str, Collection[object]] = {name: (getattr(case, name),) for name in AXES}
-    return used if _has_unnamed(case) else used | {"poison": ()}
-
-
-def features(case: MoeFinalizeCase) -> Collection[str]:
-    """Return the regions of the input space that the case is in."""
-    checks = {
-        "left out": case.dropped != "none",
-        "several experts": case.chosen > 1,
-        "skip": case.skip,
-        f"{case.magnitude} rows": case.magnitude != "usual",
-        "rows to spare": case.spare_rows > 0,
-        "nan": case.poison == "nan" and _has_unnamed(case),
-        "padding": case.weights == "zero for padding" and case.tokens > 2,
-        "sliced rows": case.rows == "sliced",
-        "one token": case.tokens == 1,
-    }
-    return [name for name, holds in checks.items() if holds]
-
-
-def describe(case: MoeFinalizeCase) -> str:
-    """Return the case as one short line."""
-    parts = [
-        f"{counted(case.tokens, 'token')} of {counted(case.chosen, 'expert')}",
-        f"{case.dropped} left out" if case.dropped != "none" else "",
-        counted(case.spare_rows, "spare row") if case.spare_rows else "",
-        f"width {case.width}",
-        case.dtype,
-        f"weights {case.weights}" if case.weights != "renormalised" else "",
-        "skip" if case.skip else "",
-        f"{case.magnitude} rows" if case.magnitude != "usual" else "",
-        "sliced rows" if case.rows == "sliced" else "",
-        f"poison {case.poison}" if case.poison != "large" else "",
-        f"seed {case.seed}" if case.seed else "",
-    ]
-    return " · ".join(part for part in parts if part)
-
-
-def check_case(case: MoeFinalizeCase) -> None:
-    """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    check_axes(case, AXES)
-    if (case.tokens * case.chosen + case.spare_rows) * case.width > _MAX_ELEMENTS:
-        raise ValueError(f"there would be more than {_MAX_ELEMENTS} elements")
-
-
 def coordinates(inputs: MoeFinalizeInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to the output: token, copies of it that are here, and column."""
     del output  # there is one
@@ -216,24 +143,17 @@ def coordinates(inputs: MoeFinalizeInputs, output: str) -> Mapping[str, torch.Te
     }
 
 
-def _order_of_choices(subject: Subject, case: MoeFinalizeCase) -> Comparison:
-    inputs = build_inputs(case)
-    other = replace(inputs, places=inputs.places.flip(1).contiguous(), weights=inputs.weights.flip(1).contiguous())
-    return compare_runs(
-        bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(other), "experts named in reverse"
-    )
+def _choices_in_reverse(inputs: MoeFinalizeInputs, case: MoeFinalizeCase) -> MoeFinalizeInputs:
+    del case
+    return replace(inputs, places=inputs.places.flip(1).contiguous(), weights=inputs.weights.flip(1).contiguous())
 
 
-def _place_of_rows(subject: Subject, case: MoeFinalizeCase) -> Comparison:
+def _rows_in_another_order(inputs: MoeFinalizeInputs, case: MoeFinalizeCase) -> MoeFinalizeInputs:
     """Rows in another order, and places that say so."""
-    inputs = build_inputs(case)
     order = torch.tensor(Stream(case.seed, "order").permutation(len(inputs.expert_rows)))
     where = torch.argsort(order).to(torch.int32)
     places = torch.where(inputs.places == NOWHERE, NOWHERE, where[inputs.places.clamp(min=0).long()])
-    other = replace(inputs, expert_rows=inputs.expert_rows[order], places=places.to(torch.int32))
-    return compare_runs(
-        bounds_of(subject.expected(inputs)), subject.run(inputs), subject.run(other), "rows in another order"
-    )
+    return replace(inputs, expert_rows=inputs.expert_rows[order], places=places.to(torch.int32))
 
 
 def _sizes(model: Model) -> Box:
@@ -245,20 +165,14 @@ component = Component(
     summary="the weighted sum of what a token's experts return, wherever their rows are",
     case_type=MoeFinalizeCase,
     outputs=("output",),
-    axes=AXES,
-    strategy=cases,
     inputs=build_inputs,
     reference=moe_finalize,
-    values=values,
-    features=features,
-    describe=describe,
-    check_case=check_case,
     coordinates=coordinates,
     highlighted_region="left out",
     relations=(
-        Property("order_of_choices", "the order in which a token names its experts does not matter",
-                 _order_of_choices, within={"chosen": range(2, 513)}),
-        Property("place_of_rows", "where rows lie does not matter", _place_of_rows),
+        relation("order_of_choices", "the order in which a token names its experts does not matter",
+                 _choices_in_reverse, within={"chosen": range(2, 513)}),
+        relation("place_of_rows", "where rows lie does not matter", _rows_in_another_order),
     ),
     profiles=of_models(_sizes),
     baselines=BASELINES["moe_finalize"],

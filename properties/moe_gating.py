@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import assume
-from hypothesis import strategies as st
 
-from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.cases import Case, axis, seed
 from npudiff.draw.data import Stream
-from npudiff.judge.compare import Derived, bounds_of, compare, compare_runs
+from npudiff.judge.compare import Derived, compare
+from npudiff.judge.relations import Changed, relation, tokens_do_not_mix
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
-from npudiff.model.constraints import Axis, Box, Constraints, check_axes
+from npudiff.model.constraints import Box, Numbers
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.token_order import in_another_order
 from npudiff.reference.moe_gating import GROUP_SCORES, SCORINGS, MoeGatingInputs, moe_gating
 from npudiff.text import counted
 
@@ -30,97 +28,93 @@ many experts are worth the same. far: peaked, and all of a token shifted so far 
 changes no softmax; only for those, since sigmoids that far out have nothing to tell them apart."""
 SHIFTS = (100.0, -100.0, 200.0, -200.0)
 EXPERTS = (8, 16, 24, 64, 128, 160, 256, 288)
-GROUPS = (1, 1, 2, 4, 8)
-
-AXES = {
-    "tokens": Axis("rows", range(1, 2**16 + 1)),
-    "experts": Axis("routed experts", range(1, 2049)),
-    "chosen": Axis("experts of a token", range(1, 2049)),
-    "dtype": Axis("dtype of logits and weights", tuple(DTYPES)),
-    "scoring": Axis("how scores come from logits", SCORINGS),
-    "bias": Axis("whether experts have a bias for the choice", (False, True)),
-    "groups": Axis("groups of experts", range(1, 1025)),
-    "kept_groups": Axis("groups from which experts are taken", range(1, 1025)),
-    "group_score": Axis("what a group is worth", GROUP_SCORES),
-    "renormalise": Axis("whether weights add up to 1 before they are scaled", (False, True)),
-    "scaling": Axis("factor of the weights", SCALINGS),
-    "recipe": Axis("how the logits are made", RECIPES),
-    "rows": rows.AXIS,
-}
-
-_MAX_ELEMENTS = 2**26
 
 MOST_ELEMENTS = 2**17
 """Logits up to which a case may have more rows than it must."""
-
 
 MOST_KEPT = 64
 """Experts of the kept groups up to which all of them may be chosen: what is left out otherwise is the worst of them."""
 
 
 @dataclass(frozen=True)
-class MoeGatingCase:
-    """One call, as sizes, configuration and a recipe; see the axes for their meaning."""
+class MoeGatingCase(Case):
+    """One call, as sizes, configuration and a recipe."""
 
-    tokens: int
-    experts: int = 8
-    chosen: int = 1
-    dtype: str = "float32"
-    scoring: str = "softmax"
-    bias: bool = False
-    groups: int = 1
-    kept_groups: int = 1
-    group_score: str = "sum of two"
-    renormalise: bool = False
-    scaling: float = 1.0
-    recipe: str = "gaussian"
-    rows: str = "contiguous"
-    seed: int = 0
-
-
-def cases(constraints: Constraints) -> st.SearchStrategy[MoeGatingCase]:
-    """Return a strategy of cases that lie within the constraints."""
-    return _draw_case(constraints.boxes)
-
-
-@st.composite
-def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeGatingCase:
-    choose = Chooser(draw)
-    box = choose.pick(boxes)
-    choose.draw_outlier_axis(AXES, "chosen", "experts", "tokens")
-    experts = choose.value(box, "experts", EXPERTS[3:] if choose.far == "chosen" else EXPERTS)
-    allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 257))
-    tokens = choose.pick([count for count in allowed if count * experts <= MOST_ELEMENTS] or [min(allowed)])
-    groups = _fitting(choose, within(GROUPS, box.get("groups")), lambda count: experts % count == 0
-                      and (count == 1 or experts // count > 2))  # fmt: skip
-    kept = _fitting(choose, within((1, 2, 4, 8), box.get("kept_groups")), lambda count: count <= groups)
-    room = experts // groups * kept
-    all_kept = (room,) if kept < groups and room <= MOST_KEPT else ()
-    scoring = choose.value(box, "scoring", SCORINGS)
-    recipe = choose.value(box, "recipe", RECIPES if scoring == "softmax" else RECIPES[:-1])
-    assume(recipe != "far" or scoring == "softmax")
-    return MoeGatingCase(
-        tokens=tokens,
-        experts=experts,
-        chosen=_fitting(choose, choose.options(box, "chosen", (1, 2, 4, 6, 8, *all_kept)), lambda count: count <= room),
-        dtype=choose.value(box, "dtype", tuple(DTYPES)),
-        scoring=scoring,
-        bias=choose.value(box, "bias", (False, True)),
-        groups=groups,
-        kept_groups=kept,
-        group_score=choose.value(box, "group_score", GROUP_SCORES),
-        renormalise=choose.value(box, "renormalise", (False, True)),
-        scaling=choose.value(box, "scaling", SCALINGS),
-        recipe=recipe,
-        rows=choose.value(box, "rows", rows.ROWS),
-        seed=choose.pick(range(1024)),
+    tokens: int = axis(
+        "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257),
+        affordable=lambda case, tokens: tokens * case.experts <= MOST_ELEMENTS,
+        shown=lambda case: f"{counted(case.tokens, 'token')} to {case.chosen} of {case.experts}",
+    )  # fmt: skip
+    experts: int = axis(
+        "routed experts", range(1, 2049), 8, drawn=lambda case: EXPERTS[3:] if case.far == "chosen" else EXPERTS,
+        shown="",
+    )  # fmt: skip
+    chosen: int = axis(
+        "experts of a token", range(1, 2049), 1, drawn=lambda case: (1, 2, 4, 6, 8, *case.all_kept),
+        fits=lambda case, chosen: chosen <= case.room, shown="", region="several experts",
+    )  # fmt: skip
+    dtype: str = axis("dtype of logits and weights", tuple(DTYPES), "float32", always=True, region="16 bit")
+    scoring: str = axis(
+        "how scores come from logits", SCORINGS, "softmax", always=True, region=lambda case: case.scoring
     )
+    bias: bool = axis("whether experts have a bias for the choice", (False, True), False, region="bias")
+    groups: int = axis(
+        "groups of experts", range(1, 1025), 1, drawn=(1, 1, 2, 4, 8),
+        fits=lambda case, count: case.experts % count == 0 and (count == 1 or case.experts // count > 2),
+        shown=lambda case: f"{case.kept_groups} of {case.groups} groups by {case.group_score}" * (case.groups > 1),
+    )  # fmt: skip
+    kept_groups: int = axis(
+        "groups from which experts are taken", range(1, 1025), 1, drawn=(1, 2, 4, 8),
+        fits=lambda case, count: count <= case.groups, shown="",
+    )  # fmt: skip
+    group_score: str = axis(
+        "what a group is worth", GROUP_SCORES, "sum of two", applies=lambda case: case.groups > 1, shown=""
+    )
+    renormalise: bool = axis(
+        "whether weights add up to 1 before they are scaled", (False, True), False,
+        shown="renormalised", region="renormalised",
+    )  # fmt: skip
+    scaling: float = axis(
+        "factor of the weights", Numbers(1e-3, 1e3), 1.0, drawn=SCALINGS, shown="scaling {:g}", region="scaled"
+    )
+    recipe: str = axis(
+        "how the logits are made", RECIPES, "gaussian",
+        drawn=lambda case: RECIPES if case.scoring == "softmax" else RECIPES[:-1],
+        fits=lambda case, recipe: recipe != "far" or case.scoring == "softmax", region="{}",
+    )  # fmt: skip
+    rows: str = rows.axis(several="tokens")
+    seed: int = seed()
 
+    drawn_first = ("experts", "tokens", "groups", "kept_groups", "scoring", "recipe")
+    shown_first = ("tokens", "scoring", "bias", "groups", "renormalise", "scaling")
+    outliers = ("chosen", "experts", "tokens")
 
-def _fitting(choose: Chooser, options: Sequence[int], fits: Callable[[int], bool]) -> int:
-    fitting = [count for count in options[:4096] if fits(count)]
-    assume(fitting)
-    return int(choose.pick(fitting))
+    @property
+    def room(self) -> int:
+        """Experts of the kept groups."""
+        return self.experts // self.groups * self.kept_groups
+
+    @property
+    def all_kept(self) -> tuple[int, ...]:
+        """All experts of the kept groups, where they are few."""
+        return (self.room,) if self.kept_groups < self.groups and self.room <= MOST_KEPT else ()
+
+    def problems(self) -> Iterator[str]:
+        """See ``DeclaredCase``."""
+        if self.tokens * self.experts > 2**26:
+            yield f"there would be more than {2**26} logits"
+        if self.recipe == "far" and self.scoring != "softmax":
+            yield f"recipe far is for softmax, got {self.scoring}"
+        if self.kept_groups > self.groups or self.experts % self.groups:
+            yield f"{self.kept_groups} of {self.groups} groups cannot be kept of {self.experts} experts"
+        if self.groups > 1 and self.experts // self.groups <= 2:
+            yield "a group has more than two experts"
+        if self.chosen > self.room:
+            yield f"chosen lies beyond the experts that are left, got {self.chosen}"
+
+    def regions(self) -> Mapping[str, bool]:
+        """See ``DeclaredCase``."""
+        return {"groups": self.groups > self.kept_groups, "all experts": self.chosen == self.room}
 
 
 def build_inputs(case: MoeGatingCase) -> MoeGatingInputs:
@@ -158,63 +152,6 @@ def _logits(case: MoeGatingCase) -> torch.Tensor:
     return logits
 
 
-def values(case: MoeGatingCase) -> Mapping[str, Collection[object]]:
-    """Return the values of each axis that the case uses."""
-    used: dict[str, Collection[object]] = {name: (getattr(case, name),) for name in AXES}
-    return used if case.groups > 1 else used | {"group_score": ()}
-
-
-def features(case: MoeGatingCase) -> Collection[str]:
-    """Return the regions of the input space that the case is in."""
-    checks = {
-        "groups": case.groups > case.kept_groups,
-        "bias": case.bias,
-        case.scoring: True,
-        "several experts": case.chosen > 1,
-        "all experts": case.chosen == case.experts // case.groups * case.kept_groups,
-        "scaled": case.scaling != 1,
-        "renormalised": case.renormalise,
-        "16 bit": case.dtype != "float32",
-        "sliced rows": case.rows == "sliced" and case.tokens > 1,
-        case.recipe: case.recipe != "gaussian",
-    }
-    return [name for name, holds in checks.items() if holds]
-
-
-def describe(case: MoeGatingCase) -> str:
-    """Return the case as one short line."""
-    parts = [
-        f"{counted(case.tokens, 'token')} to {case.chosen} of {case.experts}",
-        case.scoring,
-        "bias" if case.bias else "",
-        f"{case.kept_groups} of {case.groups} groups by {case.group_score}" if case.groups > 1 else "",
-        "renormalised" if case.renormalise else "",
-        f"scaling {case.scaling:g}" if case.scaling != 1 else "",
-        case.dtype,
-        case.recipe if case.recipe != "gaussian" else "",
-        "sliced rows" if case.rows == "sliced" else "",
-        f"seed {case.seed}" if case.seed else "",
-    ]
-    return " · ".join(part for part in parts if part)
-
-
-def check_case(case: MoeGatingCase) -> None:
-    """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    check_axes(case, AXES, free=("groups", "kept_groups", "scaling"))
-    if case.tokens * case.experts > _MAX_ELEMENTS:
-        raise ValueError(f"there would be more than {_MAX_ELEMENTS} logits")
-    if case.recipe == "far" and case.scoring != "softmax":
-        raise ValueError(f"recipe far is for softmax, got {case.scoring}")
-    if not 1e-3 <= case.scaling <= 1e3:
-        raise ValueError(f"scaling must lie in 0.001..1000, got {case.scaling}")
-    if not 1 <= case.kept_groups <= case.groups or case.experts % case.groups:
-        raise ValueError(f"{case.kept_groups} of {case.groups} groups cannot be kept of {case.experts} experts")
-    if case.groups > 1 and case.experts // case.groups <= 2:
-        raise ValueError("a group has more than two experts")
-    if not 1 <= case.chosen <= case.experts // case.groups * case.kept_groups:
-        raise ValueError(f"chosen lies beyond the experts that are left, got {case.chosen}")
-
-
 def coordinates(inputs: MoeGatingInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to an output: token and expert."""
     tokens, experts = inputs.logits.shape
@@ -226,20 +163,12 @@ def coordinates(inputs: MoeGatingInputs, output: str) -> Mapping[str, torch.Tens
     return {"token": token.unsqueeze(1), "expert": expert.unsqueeze(0), "group": (expert // size).unsqueeze(0)}
 
 
-def _tokens_do_not_mix(subject: Subject, case: MoeGatingCase) -> Comparison:
-    order = Stream(case.seed, "order").permutation(case.tokens)
-    return in_another_order(subject, build_inputs(case), order, ("logits",))
-
-
-def _experts_are_alike(subject: Subject, case: MoeGatingCase) -> Comparison:
+def _experts_are_alike(inputs: MoeGatingInputs, case: MoeGatingCase) -> Changed[MoeGatingInputs]:
     """Experts in another order have the same weights there."""
-    inputs = build_inputs(case)
     order = Stream(case.seed, "experts").permutation(case.experts)
-    outputs = subject.run(inputs)
-    before = {**outputs, "weights": outputs["weights"][:, order]}
     bias = None if inputs.bias is None else inputs.bias[order]
     other = replace(inputs, logits=inputs.logits[:, order].contiguous(), bias=bias)
-    return compare_runs(bounds_of(subject.expected(other)), before, subject.run(other), "experts in another order")
+    return Changed(other, lambda outputs: {**outputs, "weights": outputs["weights"][:, order]})
 
 
 def _weights_add_up(subject: Subject, case: MoeGatingCase) -> Comparison:
@@ -270,20 +199,13 @@ component = Component(
     summary="which experts a token goes to, and with what weights",
     case_type=MoeGatingCase,
     outputs=("weights", "chosen"),
-    axes=AXES,
-    strategy=cases,
     inputs=build_inputs,
     reference=moe_gating,
-    values=values,
-    features=features,
-    describe=describe,
-    check_case=check_case,
     coordinates=coordinates,
     highlighted_region="groups",
     relations=(
-        Property("tokens_do_not_mix", "the order of tokens does not matter", _tokens_do_not_mix,
-                 within={"tokens": range(2, 2**16 + 1)}),
-        Property("experts_are_alike", "the order of experts does not matter", _experts_are_alike,
+        tokens_do_not_mix("logits"),
+        relation("experts_are_alike", "the order of experts does not matter", _experts_are_alike,
                  within={"groups": (1,), "recipe": ("gaussian", "peaked", "far")}),
         Property("weights_add_up", "renormalised weights add up to the scaling", _weights_add_up,
                  within={"renormalise": (True,), "recipe": ("gaussian", "peaked", "flat", "far")}),

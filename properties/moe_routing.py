@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import strategies as st
 
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Case, axis, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare
 from npudiff.judge.pattern import NOWHERE as NO_COORDINATE
+from npudiff.judge.relations import Changed, relation
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
-from npudiff.model.constraints import Axis, Box, Constraints, check_axes
+from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
@@ -28,38 +28,43 @@ LOADS = ("even", "one gets all", "first gets none", "few")
 the first expert that is here. few: only as many experts as a token has, and one more."""
 EXPERTS = (4, 8, 16, 64, 128, 256, 288)
 
-AXES = {
-    "tokens": Axis("rows", range(1, 2**16 + 1)),
-    "experts": Axis("experts of the model", range(1, 2049)),
-    "chosen": Axis("experts of a token", range(1, 513)),
-    "width": Axis("elements of a row", range(1, 2**16 + 1)),
-    "dtype": Axis("dtype of the states", tuple(DTYPES)),
-    "form": Axis("what copies become", FORMS),
-    "local": Axis("whether only some of the experts are here", (False, True)),
-    "load": Axis("how tokens are spread over experts", LOADS),
-    "rows": rows.AXIS,
-}
-
-_MAX_ELEMENTS = 2**26
-
 MOST_ELEMENTS = 2**18
 """Elements of all copies up to which a case may have more tokens than it must."""
 
 
 @dataclass(frozen=True)
-class MoeRoutingCase:
-    """One call, as sizes and a way to spread tokens; see the axes for their meaning."""
+class MoeRoutingCase(Case):
+    """One call, as sizes and a way to spread tokens."""
 
-    tokens: int
-    experts: int = 4
-    chosen: int = 1
-    width: int = 64
-    dtype: str = "bfloat16"
-    form: str = "as they are"
-    local: bool = False
-    load: str = "even"
-    rows: str = "contiguous"
-    seed: int = 0
+    tokens: int = axis(
+        "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
+        affordable=lambda case, tokens: tokens * case.chosen * case.width <= MOST_ELEMENTS,
+        shown=lambda case: f"{counted(case.tokens, 'token')} to {case.chosen} of {case.experts}",
+    )  # fmt: skip
+    experts: int = axis(
+        "experts of the model", range(1, 2049), 4, drawn=lambda case: EXPERTS[2:] if case.far == "chosen" else EXPERTS,
+        shown="",
+    )  # fmt: skip
+    chosen: int = axis(
+        "experts of a token", range(1, 513), 1, drawn=(1, 2, 3, 4, 6, 8),
+        fits=lambda case, chosen: chosen <= case.experts, shown="", region="several experts",
+    )  # fmt: skip
+    width: int = axis(
+        "elements of a row", range(1, 2**16 + 1), 64, drawn=(1, 16, 32, 64, 80, 1000), shown="width {}", always=True
+    )
+    dtype: str = axis("dtype of the states", tuple(DTYPES), "bfloat16", always=True)
+    form: str = axis("what copies become", FORMS, "as they are", drawn=(FORMS[0], *FORMS), region="{}")
+    local: bool = axis(
+        "whether only some of the experts are here", (False, True), False, drawn=(False, False, True),
+        shown=lambda case: f"{case.here.start} to {case.here.stop - 1} here" * case.local, region="experts elsewhere",
+    )  # fmt: skip
+    load: str = axis("how tokens are spread over experts", LOADS, "even", region="{}")
+    rows: str = rows.axis(several="tokens")
+    seed: int = seed()
+
+    drawn_first = ("experts", "chosen", "width", "tokens")
+    shown_first = ("tokens", "local", "load")
+    outliers = ("chosen", "experts", "tokens", "width")
 
     @property
     def here(self) -> range:
@@ -68,35 +73,19 @@ class MoeRoutingCase:
             range(self.experts // 4, self.experts // 4 + -(-self.experts // 2)) if self.local else range(self.experts)
         )
 
+    def problems(self) -> Iterator[str]:
+        """See ``DeclaredCase``."""
+        if self.chosen > self.experts:
+            yield f"{self.chosen} experts cannot be chosen of {self.experts}"
+        if self.tokens * max(self.chosen * self.width, self.experts) > 2**26:
+            yield f"there would be more than {2**26} elements"
 
-def cases(constraints: Constraints) -> st.SearchStrategy[MoeRoutingCase]:
-    """Return a strategy of cases that lie within the constraints."""
-    return _draw_case(constraints.boxes)
-
-
-@st.composite
-def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> MoeRoutingCase:
-    choose = Chooser(draw)
-    box = choose.pick(boxes)
-    choose.draw_outlier_axis(AXES, "chosen", "experts", "tokens", "width")
-    experts = choose.value(box, "experts", EXPERTS[2:] if choose.far == "chosen" else EXPERTS)
-    counts = choose.options(box, "chosen", (1, 2, 3, 4, 6, 8))
-    chosen = choose.pick([count for count in counts if count <= experts] or counts)
-    width = choose.value(box, "width", (1, 16, 32, 64, 80, 1000))
-    allowed = choose.options(box, "tokens", (1, 2, 3, 7, 17, 65, 257, 1025))
-    fitting = [count for count in allowed if count * chosen * width <= MOST_ELEMENTS] or [min(allowed)]
-    return MoeRoutingCase(
-        tokens=choose.pick(fitting),
-        experts=experts,
-        chosen=chosen,
-        width=width,
-        dtype=choose.value(box, "dtype", tuple(DTYPES)),
-        form=choose.value(box, "form", (FORMS[0], *FORMS)),
-        local=choose.value(box, "local", (False, False, True)),
-        load=choose.value(box, "load", LOADS),
-        rows=choose.value(box, "rows", rows.ROWS),
-        seed=choose.pick(range(1024)),
-    )
+    def regions(self) -> Mapping[str, bool]:
+        """See ``DeclaredCase``."""
+        return {
+            "one token": self.tokens == 1,
+            "fewer copies than experts": self.tokens * self.chosen < self.experts,
+        }
 
 
 def build_inputs(case: MoeRoutingCase) -> MoeRoutingInputs:
@@ -149,49 +138,6 @@ def _experts(case: MoeRoutingCase) -> torch.Tensor:
     return worth.argsort(dim=1, stable=True)[:, : case.chosen].to(torch.int32)
 
 
-def values(case: MoeRoutingCase) -> Mapping[str, Collection[object]]:
-    """Return the values of each axis that the case uses."""
-    return {name: (getattr(case, name),) for name in AXES}
-
-
-def features(case: MoeRoutingCase) -> Collection[str]:
-    """Return the regions of the input space that the case is in."""
-    checks = {
-        case.form: case.form != "as they are",
-        "experts elsewhere": case.local,
-        "several experts": case.chosen > 1,
-        "one token": case.tokens == 1,
-        "fewer copies than experts": case.tokens * case.chosen < case.experts,
-        "sliced rows": case.rows == "sliced" and case.tokens > 1,
-        case.load: case.load != "even",
-    }
-    return [name for name, holds in checks.items() if holds]
-
-
-def describe(case: MoeRoutingCase) -> str:
-    """Return the case as one short line."""
-    parts = [
-        f"{counted(case.tokens, 'token')} to {case.chosen} of {case.experts}",
-        f"{case.here.start} to {case.here.stop - 1} here" if case.local else "",
-        case.load if case.load != "even" else "",
-        f"width {case.width}",
-        case.dtype,
-        case.form if case.form != "as they are" else "",
-        "sliced rows" if case.rows == "sliced" else "",
-        f"seed {case.seed}" if case.seed else "",
-    ]
-    return " · ".join(part for part in parts if part)
-
-
-def check_case(case: MoeRoutingCase) -> None:
-    """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    check_axes(case, AXES)
-    if case.chosen > case.experts:
-        raise ValueError(f"chosen must lie in 1..{case.experts}, got {case.chosen}")
-    if case.tokens * max(case.chosen * case.width, case.experts) > _MAX_ELEMENTS:
-        raise ValueError(f"there would be more than {_MAX_ELEMENTS} elements")
-
-
 def coordinates(inputs: MoeRoutingInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to an output: token, expert and which of the token's experts."""
     tokens, chosen = inputs.experts.shape
@@ -240,19 +186,14 @@ def _copies_are_found(subject: Subject, case: MoeRoutingCase) -> Comparison:
     return compare(expected, given, "copies at their places")
 
 
-def _order_of_choices(subject: Subject, case: MoeRoutingCase) -> Comparison:
+def _choices_in_reverse(inputs: MoeRoutingInputs, case: MoeRoutingCase) -> Changed[MoeRoutingInputs]:
     """Which of a token's experts is named first changes places only."""
-    inputs = build_inputs(case)
-    turned = replace(inputs, experts=inputs.experts.flip(1).contiguous())
-    before, after = subject.run(inputs), subject.run(turned)
-    names = ("counts", "places")
-    right = {
-        "counts": before["counts"],
-        "places": before["places"].flip(1),
-    }
-    exact = {name: Derived(right[name], torch.zeros(right[name].shape, dtype=torch.float64), right[name].dtype)
-             for name in names}  # fmt: skip
-    return compare(exact, {name: after[name] for name in names}, "experts of each token named in reverse")
+    del case
+    return Changed(
+        replace(inputs, experts=inputs.experts.flip(1).contiguous()),
+        lambda outputs: {"counts": outputs["counts"], "places": outputs["places"].flip(1)},
+        lambda outputs: {"counts": outputs["counts"], "places": outputs["places"]},
+    )
 
 
 def _sizes(model: Model) -> Box:
@@ -270,22 +211,16 @@ component = Component(
     summary="tokens sorted by expert: which copy goes where, and how many each expert gets",
     case_type=MoeRoutingCase,
     outputs=("rows", "places", "counts", "scale"),
-    axes=AXES,
-    strategy=cases,
     inputs=build_inputs,
     reference=moe_routing,
-    values=values,
-    features=features,
-    describe=describe,
-    check_case=check_case,
     coordinates=coordinates,
     highlighted_region="experts elsewhere",
     relations=(
         Property("counts_add_up", "counts add up to the copies that are here", _counts_add_up),
         Property("copies_are_found", "every token is found at its places", _copies_are_found,
                  within={"form": ("as they are", "with scales")}),
-        Property("order_of_choices", "the order in which a token names its experts does not matter",
-                 _order_of_choices, within={"chosen": range(2, 513)}),
+        relation("order_of_choices", "the order in which a token names its experts does not matter",
+                 _choices_in_reverse, bits=True, within={"chosen": range(2, 513)}),
     ),
     profiles=of_models(_sizes),
     baselines=BASELINES["moe_routing"],

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import assume
-from hypothesis import strategies as st
 
+from npudiff.draw.cases import Case, axis, choice, derived, part, seed
 from npudiff.draw.chooser import Chooser, within
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import compare
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, NotApplicable, Property, Subject
-from npudiff.model.constraints import Axis, Box, Constraints, intersection
+from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.reference.bounds import exactly
 from npudiff.reference.page_allocation import PageAllocationInputs, page_allocation
-from npudiff.text import counted, listed
+from npudiff.text import listed
 
-AXES = {
-    "batch": Axis("number of requests", range(1, 4097)),
-    "prefix": Axis("tokens that a request has already", range(2**20 + 1)),
-    "new_tokens": Axis("tokens that it gets; 1 for all requests is a decode", range(1, 2**20 + 1)),
-    "page_size": Axis("tokens per page", range(1, 2**16 + 1)),
-    "spare_pages": Axis("free pages beyond those that are needed", range(2**20 + 1)),
-}
-
-_PAGE_SIZES = (2, 3, 16, 32, 48, 64, 128, 192, 256)
-_BATCHES = (1, 2, 3, 4, 8, 33)
 _MAX_TOKENS = 2**22
 
 _FEW_TOKENS = 600
@@ -44,54 +34,79 @@ class Growth:
     new: int
 
 
+def _draw_requests(choose: Chooser, box: Box, case: PageAllocationCase) -> tuple[Growth, ...]:
+    most = _FEW_TOKENS if choose.far else _MAX_TOKENS
+    prefixes = [count for count in _prefixes(case.page_size) if count <= most]
+    requests = choose.draw_list(
+        box,
+        "batch",
+        (1, 2, 3, 4, 8, 33),
+        lambda: Growth(
+            choose.value(box, "prefix", prefixes),
+            choose.pick(_new_tokens(box, case.page_size, str(case.kind), most)),
+        ),
+    )
+    assume(sum(request.prefix + request.new for request in requests) <= _MAX_TOKENS)
+    return requests
+
+
 @dataclass(frozen=True)
-class PageAllocationCase:
+class PageAllocationCase(Case):
     """Requests that grow."""
 
-    requests: tuple[Growth, ...]
-    """The batch."""
-    page_size: int = 16
-    """Tokens per page."""
-    spare_pages: int = 0
-    """Free pages beyond those that are needed."""
-    seed: int = 0
-    """Seed of the names of pages."""
+    requests: tuple[Growth, ...] = part(
+        draw=_draw_requests,
+        shown=lambda case: listed([f"{request.prefix}+{request.new}" for request in case.requests], "request"),
+    )
+    page_size: int = axis(
+        "tokens per page", range(1, 2**16 + 1), 16, drawn=(2, 3, 16, 32, 48, 64, 128, 192, 256),
+        shown="page {}", always=True,
+    )  # fmt: skip
+    spare_pages: int = axis(
+        "free pages beyond those that are needed", range(2**20 + 1), 0, drawn=(*(0, 1, 5) * 4, 40_000, 140_000),
+        shown="{} spare page(s)",
+    )  # fmt: skip
+    seed: int = seed()
+
+    kind = choice(("decode", "extend", "mixed"))
+    drawn_first = ("page_size", "kind")
+    outliers = ("batch",)
+
+    @derived("number of requests", range(1, 4097))
+    def batch(self) -> int:
+        """Number of requests."""
+        return len(self.requests)
+
+    @derived("tokens that a request has already", range(2**20 + 1), each=True)
+    def prefix(self) -> Collection[int]:
+        """Tokens that the requests have already."""
+        return {request.prefix for request in self.requests}
+
+    @derived("tokens that it gets; 1 for all requests is a decode", range(1, 2**20 + 1), each=True)
+    def new_tokens(self) -> Collection[int]:
+        """Tokens that the requests get."""
+        return {request.new for request in self.requests}
+
+    def problems(self) -> Iterator[str]:
+        """See ``DeclaredCase``."""
+        if sum(request.prefix + request.new for request in self.requests) > _MAX_TOKENS:
+            yield f"there would be more than {_MAX_TOKENS} tokens"
+
+    def regions(self) -> Mapping[str, bool]:
+        """See ``DeclaredCase``."""
+        size = self.page_size
+        return {
+            "decode": all(request.new == 1 for request in self.requests),
+            "prefix": any(request.prefix for request in self.requests),
+            "partial page": any(request.prefix % size for request in self.requests),
+            "ends on a page": any((request.prefix + request.new) % size == 0 for request in self.requests),
+            "new page": any(request.prefix % size + request.new > size for request in self.requests),
+        }
 
 
 def pages_of(tokens: int, page_size: int) -> int:
     """Pages that some tokens fill or begin."""
     return -(-tokens // page_size)
-
-
-def cases(constraints: Constraints) -> st.SearchStrategy[PageAllocationCase]:
-    """Return a strategy of cases that lie within the constraints."""
-    return _draw_case(constraints.boxes)
-
-
-@st.composite
-def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> PageAllocationCase:
-    choose = Chooser(draw)
-    box = choose.pick(boxes)
-    choose.draw_outlier_axis(AXES, "batch")
-    page_size = choose.value(box, "page_size", _PAGE_SIZES)
-    most = _FEW_TOKENS if choose.far else _MAX_TOKENS
-    kind = choose.pick(("decode", "extend", "mixed"))
-    requests = choose.draw_list(
-        box,
-        "batch",
-        _BATCHES,
-        lambda: Growth(
-            choose.value(box, "prefix", [count for count in _prefixes(page_size) if count <= most]),
-            choose.pick(_new_tokens(box, page_size, kind, most)),
-        ),
-    )
-    assume(sum(request.prefix + request.new for request in requests) <= _MAX_TOKENS)
-    return PageAllocationCase(
-        requests=requests,
-        page_size=page_size,
-        spare_pages=choose.value(box, "spare_pages", (*(0, 1, 5) * 4, 40_000, 140_000)),
-        seed=choose.pick(range(1024)),
-    )
 
 
 def _prefixes(page_size: int) -> Sequence[int]:
@@ -126,52 +141,6 @@ def build_inputs(case: PageAllocationCase) -> PageAllocationInputs:
     last_page, free = names[: len(held)], names[len(held) :]
     last = torch.where(prefixes > 0, last_page * case.page_size + (prefixes - 1) % case.page_size, -1)
     return PageAllocationInputs(prefixes, lengths, last, free, case.page_size)
-
-
-def values(case: PageAllocationCase) -> Mapping[str, Collection[object]]:
-    """Return the values of each axis that the case uses."""
-    return {
-        "batch": (len(case.requests),),
-        "prefix": {request.prefix for request in case.requests},
-        "new_tokens": {request.new for request in case.requests},
-        "page_size": (case.page_size,),
-        "spare_pages": (case.spare_pages,),
-    }
-
-
-def features(case: PageAllocationCase) -> Collection[str]:
-    """Return the regions of the input space that the case is in."""
-    size = case.page_size
-    checks = {
-        "decode": all(request.new == 1 for request in case.requests),
-        "prefix": any(request.prefix for request in case.requests),
-        "partial page": any(request.prefix % size for request in case.requests),
-        "ends on a page": any((request.prefix + request.new) % size == 0 for request in case.requests),
-        "new page": any(request.prefix % size + request.new > size for request in case.requests),
-    }
-    return [name for name, holds in checks.items() if holds]
-
-
-def describe(case: PageAllocationCase) -> str:
-    """Return the case as one short line."""
-    requests = listed([f"{request.prefix}+{request.new}" for request in case.requests], "request")
-    parts = [
-        requests,
-        f"page {case.page_size}",
-        counted(case.spare_pages, "spare page") if case.spare_pages else "",
-        f"seed {case.seed}" if case.seed else "",
-    ]
-    return " · ".join(part for part in parts if part)
-
-
-def check_case(case: PageAllocationCase) -> None:
-    """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    if not 1 <= len(case.requests) <= 4096 or not 1 <= case.page_size <= 2**16 or not 0 <= case.spare_pages <= 2**20:
-        raise ValueError("a case has 1 to 4096 requests, pages of at most 65536 tokens, and at most 2**20 spare pages")
-    if any(not 0 <= request.prefix <= 2**20 or not 1 <= request.new <= 2**20 for request in case.requests):
-        raise ValueError("prefix must lie in 0..2**20, new in 1..2**20")
-    if sum(request.prefix + request.new for request in case.requests) > _MAX_TOKENS or not 0 <= case.seed < 2**63:
-        raise ValueError(f"at most {_MAX_TOKENS} tokens, and a seed in 0..2**63")
 
 
 def coordinates(inputs: PageAllocationInputs, output: str) -> Mapping[str, torch.Tensor]:
@@ -212,14 +181,8 @@ component = Component(
     summary="which slots new tokens get: the rest of the last page, whole pages, and the tail",
     case_type=PageAllocationCase,
     outputs=("slots", "pages_taken"),
-    axes=AXES,
-    strategy=cases,
     inputs=build_inputs,
     reference=page_allocation,
-    values=values,
-    features=features,
-    describe=describe,
-    check_case=check_case,
     coordinates=coordinates,
     highlighted_region="decode",
     relations=(
@@ -227,7 +190,7 @@ component = Component(
             "one_by_one_equals_at_once",
             "growing token by token gives the same slots as growing at once",
             _one_by_one,
-            within={"new_tokens": intersection(range(2, 65), AXES["new_tokens"].legal), "batch": (1,)},
+            within={"new_tokens": range(2, 65), "batch": (1,)},
             needs={"new_tokens": (1,)},
         ),
     ),

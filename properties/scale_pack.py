@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from hypothesis import assume
-from hypothesis import strategies as st
 
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Case, axis, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
-from npudiff.model.constraints import Axis, Box, Constraints, check_axes
+from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
 from npudiff.reference.scale_pack import CUT_BITS, FORMS, MARKER, ROUND_MODES, ScalePackInputs, scale_pack
@@ -30,65 +28,10 @@ OFFSETS = ("none", "each", "one", "many for one scale")
 LAYOUTS = ("contiguous", "transposed")
 """transposed: a view of tensors ``[experts, columns, groups]``, as a checkpoint has them."""
 
-AXES = {
-    "columns": Axis("columns of the weight, which have a scale each", range(1, 2**16 + 1)),
-    "groups": Axis("groups of rows of the weight, which have scales each", range(1, 257)),
-    "experts": Axis("experts; 0 is a tensor of one axis", range(1025)),
-    "form": Axis("plain bits of the float32, or what npu_trans_quant_param returns", FORMS),
-    "round_mode": Axis("bits are cut off, or rounded to the nearest", ROUND_MODES),
-    "offset": Axis("offsets beside the scales", OFFSETS),
-    "recipe": Axis("how the scales are made", RECIPES),
-    "layout": Axis("how the scales lie in memory", LAYOUTS),
-}
-
 _EXPONENTS = {"subnormal": (0, 1), "large": (200, 255), "all ones": (110, 130)}
 
 _SOME_OFFSETS = (-1.5, 0.5, 1.5, 2.5, -0.5, -3.0, 127.4, -128.0, 255.5, 300.0, -256.5, -300.0, 0.0, 7.0, -0.75)
 """Halves of both kinds, and what nine bits do not hold; one after the other."""
-
-_MAX_ELEMENTS = 2**24
-
-
-@dataclass(frozen=True)
-class ScalePackCase:
-    """One call, as sizes and recipes; see the axes for their meaning."""
-
-    columns: int
-    groups: int = 1
-    experts: int = 0
-    form: str = "bits"
-    round_mode: int = 0
-    offset: str = "none"
-    recipe: str = "usual"
-    layout: str = "contiguous"
-    seed: int = 0
-
-
-def cases(constraints: Constraints) -> st.SearchStrategy[ScalePackCase]:
-    """Return a strategy of cases that lie within the constraints."""
-    return _draw_case(constraints.boxes)
-
-
-@st.composite
-def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> ScalePackCase:
-    choose = Chooser(draw)
-    consistent = Constraints(tuple(boxes)).within(Constraints(_RULES)).boxes
-    assume(consistent)
-    box = choose.pick(consistent)
-    choose.draw_outlier_axis(AXES, "experts", "groups", "columns")
-    experts = choose.value(box, "experts", (0, 1, 2, 8, 17))
-    return ScalePackCase(
-        columns=choose.value(box, "columns", (1, 2, 7, 16, 33) if choose.far else (1, 2, 7, 16, 33, 256, 1030)),
-        groups=choose.value(box, "groups", (1, 2, 3, 5)),
-        experts=experts,
-        form=choose.value(box, "form", FORMS),
-        round_mode=choose.value(box, "round_mode", ROUND_MODES),
-        offset=choose.value(box, "offset", OFFSETS),
-        recipe=choose.value(box, "recipe", RECIPES),
-        layout=choose.value(box, "layout", LAYOUTS),
-        seed=choose.pick(range(1024)),
-    )
-
 
 _RULES: tuple[Box, ...] = (
     {"experts": (0,), "groups": (1,), "layout": ("contiguous",), "form": ("bits",), "round_mode": (0,),
@@ -98,6 +41,52 @@ _RULES: tuple[Box, ...] = (
     {"experts": range(1, 1025), "form": ("fixpipe",), "offset": OFFSETS[:3]},
 )  # fmt: skip
 """What goes together: groups and layouts where there are experts, offsets and modes where there is room for them."""
+
+
+def _shape(case: ScalePackCase) -> str:
+    if not case.experts:
+        return counted(case.columns, "scale")
+    return f"{counted(case.experts, 'expert')} x {counted(case.groups, 'group')} x {case.columns}"
+
+
+@dataclass(frozen=True)
+class ScalePackCase(Case):
+    """One call, as sizes and recipes."""
+
+    columns: int = axis(
+        "columns of the weight, which have a scale each", range(1, 2**16 + 1),
+        drawn=lambda case: (1, 2, 7, 16, 33) if case.far else (1, 2, 7, 16, 33, 256, 1030), shown=_shape,
+    )  # fmt: skip
+    groups: int = axis(
+        "groups of rows of the weight, which have scales each", range(1, 257), 1, drawn=(1, 2, 3, 5), shown=""
+    )
+    experts: int = axis(
+        "experts; 0 is a tensor of one axis", range(1025), 0, drawn=(0, 1, 2, 8, 17), shown="", region="experts"
+    )
+    form: str = axis(
+        "plain bits of the float32, or what npu_trans_quant_param returns", FORMS, "bits", always=True,
+        region=lambda case: case.form,
+    )  # fmt: skip
+    round_mode: int = axis(
+        "bits are cut off, or rounded to the nearest", ROUND_MODES, 0, shown="rounded", region="rounded"
+    )
+    offset: str = axis("offsets beside the scales", OFFSETS, "none", shown="offset {}", region="offset")
+    recipe: str = axis("how the scales are made", RECIPES, "usual", region="{}")
+    layout: str = axis("how the scales lie in memory", LAYOUTS, "contiguous")
+    seed: int = seed()
+
+    drawn_first = ("experts",)
+    outliers = ("experts", "groups", "columns")
+    rules = Constraints(_RULES)
+
+    def problems(self) -> Iterator[str]:
+        """See ``DeclaredCase``."""
+        if max(self.experts, 1) * self.groups * self.columns > 2**24:
+            yield f"there would be more than {2**24} scales"
+
+    def regions(self) -> Mapping[str, bool]:
+        """See ``DeclaredCase``."""
+        return {"transposed": self.layout == "transposed" and self.groups > 1 and self.columns > 1}
 
 
 def build_inputs(case: ScalePackCase) -> ScalePackInputs:
@@ -138,49 +127,6 @@ def _scales(case: ScalePackCase, count: int) -> torch.Tensor:
         bits[::2] = 0
         bits[::4] = -(2**31)  # -0.0
     return bits.to(torch.int32).view(torch.float32)
-
-
-def values(case: ScalePackCase) -> Mapping[str, Collection[object]]:
-    """Return the values of each axis that the case uses."""
-    return {name: (getattr(case, name),) for name in AXES}
-
-
-def features(case: ScalePackCase) -> Collection[str]:
-    """Return the regions of the input space that the case is in."""
-    checks = {
-        case.form: True,
-        "offset": case.offset != "none",
-        "rounded": case.round_mode == 1,
-        "experts": case.experts > 0,
-        "transposed": case.layout == "transposed" and case.groups > 1 and case.columns > 1,
-        case.recipe: case.recipe != "usual",
-    }
-    return [name for name, holds in checks.items() if holds]
-
-
-def describe(case: ScalePackCase) -> str:
-    """Return the case as one short line."""
-    parts = [
-        counted(case.columns, "scale") if not case.experts else "",
-        f"{counted(case.experts, 'expert')} x {counted(case.groups, 'group')} x {case.columns}" if case.experts else "",
-        case.form,
-        "rounded" if case.round_mode == 1 else "",
-        f"offset {case.offset}" if case.offset != "none" else "",
-        case.recipe if case.recipe != "usual" else "",
-        "transposed" if case.layout == "transposed" else "",
-        f"seed {case.seed}" if case.seed else "",
-    ]
-    return " · ".join(part for part in parts if part)
-
-
-def check_case(case: ScalePackCase) -> None:
-    """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
-    check_axes(case, AXES)
-    if max(case.experts, 1) * case.groups * case.columns > _MAX_ELEMENTS:
-        raise ValueError(f"there would be more than {_MAX_ELEMENTS} scales")
-    why = Constraints(_RULES).reason_against(values(case))
-    if why is not None:
-        raise ValueError(f"these do not go together: {why}")
 
 
 def coordinates(inputs: ScalePackInputs, output: str) -> Mapping[str, torch.Tensor]:
@@ -224,14 +170,8 @@ component = Component(
     summary="float32 scales as the hardware takes them, their bits in words of 64",
     case_type=ScalePackCase,
     outputs=("packed",),
-    axes=AXES,
-    strategy=cases,
     inputs=build_inputs,
     reference=scale_pack,
-    values=values,
-    features=features,
-    describe=describe,
-    check_case=check_case,
     coordinates=coordinates,
     highlighted_region="offset",
     relations=(

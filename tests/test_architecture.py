@@ -41,7 +41,7 @@ THIRD_PARTIES = {
     },
     "device": {"torch", "torch_npu"},
     "properties": {"torch", "numpy", "hypothesis", "pytest"},
-}
+}  # fmt: skip
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 NETWORK_MODULES = {
     "socket", "ssl", "socketserver", "urllib", "http", "ftplib", "smtplib", "telnetlib", "xmlrpc", "requests",

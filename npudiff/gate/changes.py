@@ -120,7 +120,8 @@ def _parsed(rules: Sequence[str], components: Collection[str]) -> Iterator[tuple
 
 def _used(component: Component, item: Implementation, root: Path) -> frozenset[Path]:
     """Files of the repository that an implementation and its component are made from."""
-    begin = [file_of(item.function), file_of(item.factory), file_of(component.strategy), file_of(component.reference)]
+    made_by = (item.function, item.factory, component.strategy, component.inputs, component.reference)
+    begin = [file_of(function) for function in made_by]
     return imported(frozenset(path for path in begin if path is not None), root)
 
 

@@ -93,6 +93,9 @@ def _dataclass(kind: type, plain: object, path: str) -> object:
     if not isinstance(plain, dict):
         raise ValueError(f"{path}: expected an object, got {type(plain).__name__}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    earlier = {field.metadata["was"]: name for name, field in fields.items() if field.metadata.get("was")}
+    given = {str(name): value for name, value in plain.items()}
+    plain = {**{earlier[name]: given.pop(name) for name in earlier if name in given}, **given}
     strange = sorted(set(plain) - set(fields))
     missing = sorted(
         name

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol
+
+from typing_extensions import TypeVar
 
 from npudiff.model.baselines import BaselineSpec
+from npudiff.model.case import DeclaredCase
 from npudiff.model.comparison import Comparison
 from npudiff.model.constraints import Axis, Box, Constraints
 from npudiff.model.exclusion import Exclusion
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 Answer = TypeVar("Answer")
+CaseT = TypeVar("CaseT", default=Any)
+InputsT = TypeVar("InputsT", default=Any)
 
 
 class ExpectedOutput(Protocol):
@@ -48,14 +53,14 @@ class NotApplicable(Exception):  # noqa: N818 - it is an answer, not an error
 
 
 @dataclass(frozen=True)
-class Property:
+class Property(Generic[CaseT]):
     """Something that must hold."""
 
     name: str
     """Name in listings, a verb phrase with underscores."""
     summary: str
     """One sentence that says what must hold."""
-    check: Callable[[Subject, Any], Comparison]
+    check: Callable[[Subject, CaseT], Comparison]
     """``check(subject, case)`` returns a comparison; raises ``NotApplicable`` where the property says nothing."""
     within: Box = field(default_factory=dict)
     """Axes that the property narrows, so that its cases stay cheap and it applies to them."""
@@ -103,40 +108,48 @@ class History:
     """Steps of each run."""
 
 
+_DECLARED: Any = None
+"""What the case declares, where a component says nothing else."""
+
+
 @dataclass(frozen=True)
-class Component:
-    """One thing with one right answer."""
+class Component(Generic[CaseT, InputsT]):
+    """One thing with one right answer.
+
+    Of a declared case (``npudiff.draw.cases``), axes, strategy and what else is said of cases is derived; a component
+    gives its own where it has to.
+    """
 
     name: str
     summary: str
     """Name, and one line for listings."""
-    case_type: type
+    case_type: type[CaseT]
     """Frozen dataclass of plain values from which inputs are built. Its first field that is a number or a tuple says
     how much one call is given: rows, or the requests of a batch."""
     outputs: tuple[str, ...]
     """Names of the outputs; an implementation that returns a single tensor returns the first."""
-    axes: Mapping[str, Axis]
-    """Every axis that constraints may name."""
-    strategy: Callable[[Constraints], SearchStrategy[Any]]
-    """Constraints to a Hypothesis strategy of cases."""
-    inputs: Callable[[Any], Any]
+    inputs: Callable[[CaseT], InputsT]
     """Case to inputs; the same case gives the same bits everywhere."""
-    reference: Callable[[Any], Mapping[str, ExpectedOutput]]
+    reference: Callable[[InputsT], Mapping[str, ExpectedOutput]]
     """Inputs to expected outputs."""
-    values: Callable[[Any], Mapping[str, Collection[Any]]]
-    """Case to the values of each axis that it uses."""
-    features: Callable[[Any], Collection[str]]
-    """Case to the names of the regions that it is in (``query length 1``); their shares are reported."""
-    describe: Callable[[Any], str]
-    """Case to one short line."""
-    check_case: Callable[[Any], None]
-    """Raises ``ValueError`` for a case whose inputs cannot or must not be built; findings from elsewhere pass here."""
-    coordinates: Callable[[Any, str], Mapping[str, torch.Tensor]]
+    coordinates: Callable[[InputsT, str], Mapping[str, torch.Tensor]]
     """Inputs and output name to integer tensors that broadcast to the output: where each element is, in the component's
     own words (``request``, ``token``, ``head``)."""
+    axes: Mapping[str, Axis] = _DECLARED
+    """Every axis that constraints may name."""
+    strategy: Callable[[Constraints], SearchStrategy[CaseT]] = _DECLARED
+    """Constraints to a Hypothesis strategy of cases."""
+    values: Callable[[CaseT], Mapping[str, Collection[Any]]] = _DECLARED
+    """Case to the values of each axis that it uses."""
+    features: Callable[[CaseT], Collection[str]] = _DECLARED
+    """Case to the names of the regions that it is in (``query length 1``); their shares are reported."""
+    describe: Callable[[CaseT], str] = _DECLARED
+    """Case to one short line."""
+    check_case: Callable[[CaseT], None] = _DECLARED
+    """Raises ``ValueError`` for a case whose inputs cannot or must not be built; findings from elsewhere pass here."""
     highlighted_region: str = ""
     """A feature whose share of the cases every listing shows, because bugs live there; empty for none."""
-    relations: tuple[Property, ...] = ()
+    relations: tuple[Property[CaseT], ...] = ()
     """What must hold besides equivalence with the reference."""
     profiles: Mapping[str, Box] = field(default_factory=dict)
     """Production sizes, by model name, as values of axes."""
@@ -153,6 +166,18 @@ class Component:
     def __post_init__(self) -> None:
         if self.history is not None and self.relations:
             raise ValueError(f"{self.name} has a history, and relations need cases that are drawn whole")
+        kind = self.case_type
+        if issubclass(kind, DeclaredCase):
+            axes, strategy = kind.axes(), getattr(kind, "strategy", None)
+            said = {"axes": axes, "strategy": strategy, "values": kind.values, "features": kind.features,
+                    "describe": kind.describe, "check_case": kind.check}  # fmt: skip
+            for name, what in said.items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, what)
+        missing = [name for name in ("axes", "strategy", "values", "features", "describe", "check_case")
+                   if getattr(self, name) is None]  # fmt: skip
+        if missing:
+            raise ValueError(f"{self.name} says nothing of {', '.join(missing)}, and its cases are not declared")
 
 
 class InputsChanged(Exception):  # noqa: N818 - named for what happened

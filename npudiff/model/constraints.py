@@ -15,6 +15,68 @@ from typing import Any
 
 from npudiff.errors import UsageError, did_you_mean, unknown
 
+
+@dataclass(frozen=True)
+class Numbers(Collection[float]):
+    """All floats from the lowest to the highest, both included."""
+
+    lowest: float
+    highest: float
+
+    def __contains__(self, value: object) -> bool:
+        return type(value) is float and self.lowest <= value <= self.highest
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.lowest, self.highest))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __str__(self) -> str:
+        return f"{self.lowest:g}..{self.highest:g}"
+
+    def own(self, given: object) -> object:
+        """Return an integer as a float."""
+        return float(given) if type(given) is int and abs(given) < 2**53 else given
+
+
+@dataclass(frozen=True)
+class Joined(Collection[str]):
+    """Sizes joined by a slash, as one text: ``512/64``."""
+
+    sizes: tuple[range, ...]
+    """What each size may be."""
+    short: bool = False
+    """Whether the second of two is left out where it equals the first: ``128`` for ``128/128``."""
+
+    def __contains__(self, value: object) -> bool:
+        texts = value.split("/") if isinstance(value, str) and len(value) < 64 else []
+        if not texts or not all(text.isascii() and text.isdigit() and str(int(text)) == text for text in texts):
+            return False
+        sizes = [int(text) for text in texts]
+        if self.short and len(sizes) == 1:
+            sizes *= 2
+        elif self.short and len(set(sizes)) == 1:
+            return False
+        return len(sizes) == len(self.sizes) and all(
+            size in legal for size, legal in zip(sizes, self.sizes, strict=True)
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("/".join(str(legal[0]) for legal in self.sizes), "/".join(str(legal[-1]) for legal in self.sizes)))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __str__(self) -> str:
+        text = "/".join(describe(legal) for legal in self.sizes)
+        return f"{describe(self.sizes[0])} or {text}" if self.short else text
+
+    def own(self, given: object) -> object:
+        """Return a single size as text."""
+        return str(given) if type(given) is int else given
+
+
 Allowed = Collection[Any]
 Box = Mapping[str, Allowed]
 
@@ -36,11 +98,27 @@ class Axis:
     """Every value that it can have: a range, or a few names or numbers."""
     optional: bool = False
     """Whether it can also be None."""
+    usual: Sequence[Any] = ()
+    """Values that are drawn where nothing else is asked for; listings show them where the legal ones are no list."""
 
     @property
     def options(self) -> str:
         """Every value, in words."""
-        return describe(self.legal) + (" or none" if self.optional else "")
+        usual = f", usually {describe(self.usual)}" if self.usual and isinstance(self.legal, Numbers | Joined) else ""
+        return describe(self.legal) + (" or none" if self.optional else "") + usual
+
+    def reason_against(self, name: str, given: object) -> str | None:
+        """Return why a value in its own form is not legal, naming it; None if it is."""
+        if (given is None and self.optional) or allows(self.legal, given):
+            return None
+        none = "be none or " if self.optional else ""
+        if isinstance(self.legal, range):
+            many = "" if self.legal.step == 1 else f"be a multiple of {self.legal.step} and "
+            return f"{name} must {many}{none}lie in {self.legal[0]}..{self.legal[-1]}, got {given}"
+        if isinstance(self.legal, Numbers):
+            return f"{name} must {none}lie in {self.legal}, got {given}"
+        words = str(self.legal) if isinstance(self.legal, Joined) else ", ".join(map(str, self.legal))
+        return f"{name} is one of {words}{' or none' if self.optional else ''}, got {given}"
 
     def has(self, given: object) -> bool:
         """Whether ``given`` is a value of the axis, in its form or as text."""
@@ -58,6 +136,10 @@ class Axis:
             if isinstance(self.legal, range):
                 if allows(self.legal, candidate):
                     return candidate
+            elif isinstance(self.legal, Numbers | Joined):
+                own = self.legal.own(candidate)
+                if own in self.legal:
+                    return own
             elif candidate in self.legal:
                 return next(value for value in self.legal if value == candidate)
         names = () if isinstance(self.legal, range) else [one for one in self.legal if isinstance(one, str)]
@@ -190,6 +272,8 @@ def _common_range(first: range, second: range) -> range:
 
 def describe(allowed: Allowed) -> str:
     """Return a short text of a collection: ``16..1024 step 16`` or ``{a, b}``."""
+    if isinstance(allowed, Numbers | Joined):
+        return str(allowed)
     if isinstance(allowed, range) and allowed and abs(allowed[-1] - allowed[0]) >= 4 * abs(allowed.step):
         return f"{allowed[0]}..{allowed[-1]}" + (f" step {allowed.step}" if allowed.step != 1 else "")
     return "{" + ", ".join("none" if value is None else str(value) for value in allowed) + "}"
@@ -243,34 +327,10 @@ SEEDS = 2**63
 """Seeds of a case are below."""
 
 
-def check_axes(case: object, axes: Mapping[str, Axis], free: Collection[str] = ()) -> None:
-    """Refuse a case that has a value which its axis does not have, or no seed.
-
-    Parameters
-    ----------
-    case : object
-        What has an attribute for each axis; axes that are none of its attributes are not looked at.
-    axes : mapping
-        By name.
-    free : collection of str
-        Axes that say which values are drawn, while others may be given.
-
-    Raises
-    ------
-    ValueError
-        Naming the axis, what it has and what was given.
-    """
-    for name, axis in axes.items():
-        given = getattr(case, name, None)
-        if name in free or not hasattr(case, name) or (given is None and axis.optional):
-            continue
-        if isinstance(axis.legal, range):
-            many = "" if axis.legal.step == 1 else f"be a multiple of {axis.legal.step} and "
-            none = "be none or " if axis.optional else ""
-            if not allows(axis.legal, given):
-                raise ValueError(f"{name} must {many}{none}lie in {axis.legal[0]}..{axis.legal[-1]}, got {given}")
-        elif given not in axis.legal:
-            raise ValueError(f"{name} is one of {', '.join(map(str, axis.legal))}, got {given}")
-    seed = getattr(case, "seed", 0)
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed {seed} out of range")
+def check_values(values: Mapping[str, Collection[Any]], axes: Mapping[str, Axis]) -> None:
+    """Raise ``ValueError``, naming the axis, for values of a case that its axes do not have."""
+    for name, used in values.items():
+        for value in used:
+            reason = axes[name].reason_against(name, value)
+            if reason is not None:
+                raise ValueError(reason)

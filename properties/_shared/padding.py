@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from npudiff.draw.chooser import Chooser
-from npudiff.model.constraints import Axis, Box
+from npudiff.model.case import axis
 from npudiff.reference.paged_cache import SKIPPED
+
+PADDINGS = ("slot 0", "slot -1")
 
 PLACES = ("end", "start", "between", "alternating")
 """between: behind the first half of the tokens. alternating: a padded one behind each of the first tokens."""
 
-AXIS = Axis("where padded tokens stand: behind the others, before them, in their middle, or in turns", PLACES)
+
+def padding_place_axis() -> Any:  # noqa: ANN401 - a field of text
+    """Declare the field ``padding_place``; without padded tokens they stand at the end, so that there is one case."""
+    return axis(
+        "where padded tokens stand: behind the others, before them, in their middle, or in turns", PLACES, PLACES[0],
+        applies=lambda case: case.padded_tokens > 0, shown="padding {}", region="padding before others",
+    )  # fmt: skip
 
 
-def draw_place(choose: Chooser, box: Box, padded: int) -> str:
-    """Draw where padded tokens stand; without any they stand at the end, so that there is one case and not four."""
-    place = str(choose.value(box, "padding_place", PLACES))
-    return place if padded else PLACES[0]
+def padding_axis() -> Any:  # noqa: ANN401 - a field of text
+    """Declare the field ``padding``: where padded tokens go."""
+    return axis("where padded tokens go", PADDINGS, PADDINGS[0], applies=lambda case: case.padded_tokens > 0, shown="")
+
+
+def padded_text(case: Padded) -> str:
+    """Return how many tokens are padded, and to what."""
+    return f"{case.padded_tokens} padded to {case.padding}" if case.padded_tokens else ""
 
 
 class Padded(Protocol):
@@ -61,9 +72,3 @@ def _arranged(own: Sequence[int], padded: Sequence[int], place: str) -> list[int
         turns = [slot for pair in zip(own, padded, strict=False) for slot in pair]
         return [*turns, *own[len(padded) :], *padded[len(own) :]]
     return [*own, *padded]
-
-
-def check_place(place: str) -> None:
-    """Raise ``ValueError`` if there is no such place."""
-    if place not in PLACES:
-        raise ValueError(f"padding_place is one of {', '.join(PLACES)}, got {place}")

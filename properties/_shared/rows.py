@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from npudiff.model.constraints import Axis
+from npudiff.model import case as declared
 from npudiff.reference.views import sliced
 
 ROWS = ("contiguous", "sliced")
 """sliced: states are slices of wider rows, as those of a fused projection are; tables, positions and slots as well."""
-
-AXIS = Axis("whether rows follow each other, or are slices of wider ones", ROWS)
 
 GAPS = (24, 40, 56)
 """Elements before the first row of a slice, and between its rows. Tensors that stand side by side have a gap each: then
@@ -22,7 +22,12 @@ def with_row_stride(tensor: torch.Tensor, rows: str, gap: int = GAPS[0]) -> torc
     return sliced(tensor, gap) if rows == "sliced" and tensor.is_contiguous() else tensor
 
 
-def check_rows(rows: str) -> None:
-    """Raise ``ValueError`` if there is no such way."""
-    if rows not in ROWS:
-        raise ValueError(f"rows is one of {', '.join(ROWS)}, got {rows}")
+def axis(several: str = "") -> Any:  # noqa: ANN401 - a field of text
+    """Declare the field ``rows`` of a case; slices are a region where there is more than one of what is named."""
+
+    def region(case: Any) -> str:  # noqa: ANN401 - of any component
+        return "sliced rows" if case.rows == "sliced" and (not several or getattr(case, several) > 1) else ""
+
+    return declared.axis(
+        "whether rows follow each other, or are slices of wider ones", ROWS, ROWS[0], shown="sliced rows", region=region
+    )

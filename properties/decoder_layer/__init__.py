@@ -6,15 +6,7 @@ from npudiff.model.component import Component
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
-from npudiff.properties.decoder_layer.case import (
-    AXES,
-    DecoderLayerCase,
-    LayerRequest,
-    check_case,
-    describe,
-    features,
-    values,
-)
+from npudiff.properties.decoder_layer.case import DecoderLayerCase, LayerRequest
 from npudiff.properties.decoder_layer.inputs import build_inputs, coordinates
 from npudiff.properties.decoder_layer.relations import RELATIONS
 from npudiff.properties.decoder_layer.strategy import cases
@@ -37,14 +29,9 @@ component = Component(
     summary="one layer of Step-3.5 or DeepSeek: norms, attention over a paged cache, experts; whatever the flags are",
     case_type=DecoderLayerCase,
     outputs=("keys", "values", "residual", "hidden"),
-    axes=AXES,
     strategy=cases,
     inputs=build_inputs,
     reference=decoder_layer,
-    values=values,
-    features=features,
-    describe=describe,
-    check_case=check_case,
     coordinates=coordinates,
     highlighted_region="decode beyond the window",
     relations=RELATIONS,

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from npudiff.draw.chooser import Chooser, within
 from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.properties.decoder_layer.case import (
-    AXES,
     FLAGS,
     FORMS,
     KINDS,
@@ -43,7 +42,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[DecoderLayerCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
     choose = Chooser(draw)
-    choose.draw_outlier_axis(AXES, "group", "kv_heads", "batch", "experts")
+    choose.draw_outlier_axis(DecoderLayerCase.axes(), "group", "kv_heads", "batch", "experts")
     box = choose.pick(boxes)
     kinds = [kind for kind in within(KINDS, box.get("kind")) if _fits(box, kind)]
     assume(kinds)

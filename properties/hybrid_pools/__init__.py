@@ -3,7 +3,7 @@
 from npudiff.model.component import Component, History
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
-from npudiff.properties.hybrid_pools.case import AXES, HybridPoolsCase, check_case, describe, features, values
+from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.properties.hybrid_pools.coordinates import coordinates
 from npudiff.properties.hybrid_pools.inputs import build_inputs
 from npudiff.properties.hybrid_pools.machine import HybridPoolsMachine
@@ -30,14 +30,9 @@ component = Component(
     summary="full and sliding pool of a hybrid model: allocation, eviction, sharing, preemption, and attention on both",
     case_type=HybridPoolsCase,
     outputs=("full", "sliding"),
-    axes=AXES,
     strategy=cases,
     inputs=build_inputs,
     reference=hybrid_pools,
-    values=values,
-    features=features,
-    describe=describe,
-    check_case=check_case,
     coordinates=coordinates,
     highlighted_region="shared",
     profiles=of_models(_sizes),

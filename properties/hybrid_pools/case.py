@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from npudiff.model.constraints import Axis, allows
-from npudiff.model.constraints import describe as described
-from npudiff.properties._shared.head_dims import join_head_dims
+from npudiff.model.case import DeclaredCase, axis, derived, part, seed
+from npudiff.properties._shared.head_dims import HEAD_DIMS, join_head_dims
 from npudiff.reference.hybrid_pools import PageLedger, PoolSizes, Step, in_words, new_tokens
 from npudiff.reference.hybrid_pools.steps import Allocate, Evict, Readmit
 
 POISONS = ("large", "nan")
-HEAD_DIMS = ("64", "128", "192/128", "80", "96", "192", "256")
+DIMS = ("64", "64", "64", "128", "192/128")
 KINDS = ("decode", "extend", "evict", "free", "preempt", "readmit", "share", "fork")
 """Steps that an implementation may support or not; without ``allocate`` there is nothing to do."""
 
 _PAGES = range(1, 2**16 + 1)
 _SIZES = range(1, 2**10 + 1)
-
-AXES = {
-    "page_size": Axis("tokens per page", range(2, 2**10 + 1)),
-    "full_pages": Axis("pages of the pool of the full layers, page 0 not counted", _PAGES),
-    "sliding_pages": Axis("pages of the pool of the layers with a window, page 0 not counted", _PAGES),
-    "window": Axis("visible keys of a layer with a window, the query's own included", range(1, 2**31)),
-    "requests": Axis("requests that are live at a time, at most", range(1, 257)),
-    "prefix_sharing": Axis("whether requests may begin with pages of others", (False, True)),
-    "step": Axis("kinds of step besides allocate", KINDS),
-    "kv_heads": Axis("KV heads", _SIZES),
-    "group": Axis("query heads per KV head", _SIZES),
-    "head_dims": Axis("head dim of queries and keys, and of values if it differs: 128 or 192/128", HEAD_DIMS),
-    "dtype": Axis("dtype of queries, keys and values", ("bfloat16", "float16")),
-    "poison": Axis("what lies in slots that hold no token: large finite values, or NaN", POISONS),
-}
 
 _MAX_ELEMENTS = 2**26
 _MAX_SCORES = 2**32
@@ -40,34 +24,59 @@ _MAX_STEPS = 10_000
 _SHOWN_STEPS = 12
 
 
-@dataclass(frozen=True)
-class HybridPoolsCase:
-    """A pair of pools and what was done with it."""
+def _steps_text(case: HybridPoolsCase) -> str:
+    """The steps, the last ones of many."""
+    before = len(case.steps) - _SHOWN_STEPS
+    shown = [in_words(step) for step in case.steps[-_SHOWN_STEPS:]]
+    return " · ".join([*([f"{before} steps before"] if before > 0 else []), *shown])
 
-    page_size: int = 16
-    """Tokens per page."""
-    full_pages: int = 1
-    sliding_pages: int = 1
-    """Pages of each pool, page 0 not counted."""
-    window: int = 1
-    """Visible keys of a layer with a window, the query's own included."""
-    requests: int = 1
-    """Requests that are live at a time, at most."""
-    prefix_sharing: bool = False
-    """Whether requests may begin with pages of others."""
-    kv_heads: int = 1
-    group: int = 1
-    head_dim: int = 64
-    value_head_dim: int = 64
-    """Geometry; there are ``kv_heads * group`` query heads."""
-    dtype: str = "bfloat16"
-    """``bfloat16`` or ``float16``."""
-    poison: str = "large"
-    """See ``POISONS``."""
-    seed: int = 0
-    """Seed of the tokens."""
-    steps: tuple[Step, ...] = ()
+
+@dataclass(frozen=True)
+class HybridPoolsCase(DeclaredCase):
+    """A pair of pools and what was done with it; the state machine of the component draws it."""
+
+    page_size: int = axis("tokens per page", range(2, 2**10 + 1), 16, shown="page {}", always=True)
+    full_pages: int = axis(
+        "pages of the pool of the full layers, page 0 not counted", _PAGES, 1,
+        shown=lambda case: f"pools {case.full_pages}/{case.sliding_pages}",
+    )  # fmt: skip
+    sliding_pages: int = axis("pages of the pool of the layers with a window, page 0 not counted", _PAGES, 1, shown="")
+    window: int = axis(
+        "visible keys of a layer with a window, the query's own included", range(1, 2**31), 1,
+        shown="window {}", always=True,
+    )  # fmt: skip
+    requests: int = axis("requests that are live at a time, at most", range(1, 257), 1, shown="")
+    prefix_sharing: bool = axis("whether requests may begin with pages of others", (False, True), False)
+    kv_heads: int = axis(
+        "KV heads", _SIZES, 1, shown=lambda case: f"heads {case.heads}:{case.kv_heads}" * (case.heads > 1)
+    )
+    group: int = axis("query heads per KV head", _SIZES, 1, shown="")
+    head_dim: int = part(64)
+    value_head_dim: int = part(64)
+    dtype: str = axis("dtype of queries, keys and values", ("bfloat16", "float16"), "bfloat16")
+    poison: str = axis(
+        "what lies in slots that hold no token: large finite values, or NaN", POISONS, "large", shown="NaN poison"
+    )
+    seed: int = seed()
+    steps: tuple[Step, ...] = part((), shown=_steps_text)
     """The trace."""
+
+    shown_first = (
+        "page_size", "window", "full_pages", "prefix_sharing", "kv_heads", "head_dims", "dtype", "poison", "seed",
+    )  # fmt: skip
+
+    @derived("kinds of step besides allocate", KINDS, each=True)
+    def step(self) -> Collection[str]:
+        """Kinds of steps that were taken, besides allocate."""
+        return {step.kind for step in self.steps} - {Allocate.kind}
+
+    @derived(
+        "head dim of queries and keys, and of values if it differs: 128 or 192/128", HEAD_DIMS, drawn=DIMS,
+        shown=lambda case: f"dim {case.head_dims}" * (case.head_dims != "64"),
+    )  # fmt: skip
+    def head_dims(self) -> str:
+        """Head dim of queries and keys, and of values if it differs."""
+        return join_head_dims(self.head_dim, self.value_head_dim)
 
     @property
     def heads(self) -> int:
@@ -86,87 +95,45 @@ class HybridPoolsCase:
             prefix_sharing=self.prefix_sharing,
         )
 
+    def problems(self) -> Iterator[str]:
+        """See ``DeclaredCase``."""
+        if self.heads > 256 or len(self.steps) > _MAX_STEPS:
+            yield f"a case has at most 256 heads and {_MAX_STEPS} steps"
+        slots = max(self.full_pages, self.sliding_pages) * self.page_size
+        if slots * self.kv_heads * (self.head_dim + self.value_head_dim) > _MAX_ELEMENTS:
+            yield f"the pools would have more than {_MAX_ELEMENTS} elements"
+        ledger = PageLedger(self.sizes)
+        for number, step in enumerate(self.steps, 1):
+            reason = ledger.reason_against(step) or _too_much(self, sum(new_tokens(step).values()))
+            if reason is not None:
+                yield f"step {number}, {in_words(step)}: {reason}"
+            ledger.take(step)
 
-def values(case: HybridPoolsCase) -> Mapping[str, Collection[object]]:
-    """Return the values of each axis that the case uses."""
-    return {
-        "page_size": (case.page_size,),
-        "full_pages": (case.full_pages,),
-        "sliding_pages": (case.sliding_pages,),
-        "window": (case.window,),
-        "requests": (case.requests,),
-        "prefix_sharing": (case.prefix_sharing,),
-        "step": {step.kind for step in case.steps} - {Allocate.kind},
-        "kv_heads": (case.kv_heads,),
-        "group": (case.group,),
-        "head_dims": (join_head_dims(case.head_dim, case.value_head_dim),),
-        "dtype": (case.dtype,),
-        "poison": (case.poison,),
-    }
-
-
-def features(case: HybridPoolsCase) -> Collection[str]:
-    """Return the regions that the trace comes through."""
-    ledger, found = PageLedger(case.sizes), set()
-    highest = 0
-    for step in case.steps:
-        before = len(ledger.evicted)
-        if not ledger.take(step):
-            found.add("pages run out")
-            continue
-        found |= {
-            name
-            for name, holds in {
-                "evicted": isinstance(step, Evict) and len(ledger.evicted) > before,
-                "readmitted": isinstance(step, Readmit),
-                "shared": any(holders > 1 for holders in ledger.holders.values()),
-                "shared and evicted": any(ledger.holders[page] > 1 for page in ledger.evicted),
-                "longer than the window": any(length > case.window for length in ledger.lengths.values()),
-                "whole page": any(length % case.page_size == 0 for length in ledger.lengths.values()),
-            }.items()
-            if holds
-        }
-        highest = max(highest, *ledger.holders, 0)
-    if highest > min(case.full_pages, case.sliding_pages):
-        found.add("reused pages")
-    return sorted(found)
-
-
-def describe(case: HybridPoolsCase) -> str:
-    """Return the case as one line: sizes that are not at their plainest, then the steps, the last ones of many."""
-    parts = [
-        f"page {case.page_size}",
-        f"window {case.window}",
-        f"pools {case.full_pages}/{case.sliding_pages}",
-        "prefix sharing" if case.prefix_sharing else "",
-        f"heads {case.heads}:{case.kv_heads}" if case.heads > 1 else "",
-        f"dim {dims}" if (dims := join_head_dims(case.head_dim, case.value_head_dim)) != "64" else "",
-        case.dtype if case.dtype != "bfloat16" else "",
-        "NaN poison" if case.poison == "nan" else "",
-        f"seed {case.seed}" if case.seed else "",
-        f"{len(case.steps) - _SHOWN_STEPS} steps before" if len(case.steps) > _SHOWN_STEPS else "",
-        *[in_words(step) for step in case.steps[-_SHOWN_STEPS:]],
-    ]
-    return " · ".join(part for part in parts if part)
-
-
-def check_case(case: HybridPoolsCase) -> None:
-    """Refuse a case that cannot be built, or whose steps make no sense; raises ``ValueError`` with what is wrong."""
-    for name, used in values(case).items():
-        for value in used:
-            if not allows(AXES[name].legal, value):
-                raise ValueError(f"{name} must be one of {described(AXES[name].legal)}, got {value!r}")
-    if case.heads > 256 or not 0 <= case.seed < 2**63 or len(case.steps) > _MAX_STEPS:
-        raise ValueError(f"at most 256 heads and {_MAX_STEPS} steps, and a seed in 0..2**63")
-    slots = max(case.full_pages, case.sliding_pages) * case.page_size
-    if slots * case.kv_heads * (case.head_dim + case.value_head_dim) > _MAX_ELEMENTS:
-        raise ValueError(f"the pools would have more than {_MAX_ELEMENTS} elements")
-    ledger = PageLedger(case.sizes)
-    for number, step in enumerate(case.steps, 1):
-        reason = ledger.reason_against(step) or _too_much(case, sum(new_tokens(step).values()))
-        if reason is not None:
-            raise ValueError(f"step {number}, {in_words(step)}: {reason}")
-        ledger.take(step)
+    def features(self) -> Collection[str]:
+        """Return the regions that the trace comes through."""
+        ledger, found = PageLedger(self.sizes), set()
+        highest = 0
+        for step in self.steps:
+            before = len(ledger.evicted)
+            if not ledger.take(step):
+                found.add("pages run out")
+                continue
+            found |= {
+                name
+                for name, holds in {
+                    "evicted": isinstance(step, Evict) and len(ledger.evicted) > before,
+                    "readmitted": isinstance(step, Readmit),
+                    "shared": any(holders > 1 for holders in ledger.holders.values()),
+                    "shared and evicted": any(ledger.holders[page] > 1 for page in ledger.evicted),
+                    "longer than the window": any(length > self.window for length in ledger.lengths.values()),
+                    "whole page": any(length % self.page_size == 0 for length in ledger.lengths.values()),
+                }.items()
+                if holds
+            }
+            highest = max(highest, *ledger.holders, 0)
+        if highest > min(self.full_pages, self.sliding_pages):
+            found.add("reused pages")
+        return sorted(found)
 
 
 def _too_much(case: HybridPoolsCase, tokens: int) -> str | None:

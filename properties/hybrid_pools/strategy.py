@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 from npudiff.draw.chooser import Chooser
 from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared.head_dims import split_head_dims
-from npudiff.properties.hybrid_pools.case import POISONS, HybridPoolsCase
+from npudiff.properties.hybrid_pools.case import DIMS, POISONS, HybridPoolsCase
 
 PAGE_SIZES = (2, 3, 4, 5, 8, 16, 32)
 PAGES = (1, 2, 4, 6, 6, 8, 8, 12, 12, 12, 16, 16, 16, 16)
 REQUESTS = (1, 2, 3, 4, 4, 4, 4, 4, 4)
 KV_HEADS = (1, 1, 1, 2)
 GROUPS = (1, 1, 2, 3)
-DIMS = ("64", "64", "64", "128", "192/128")
 SEEDS = (range(1), *[range(1, 4096)] * 6)  # 0 stands alone so that shrinking meets it first
 
 

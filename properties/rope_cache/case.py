@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.model.constraints import Axis
+from npudiff.model.constraints import SEEDS, Axis, Joined, Numbers, check_values
 from npudiff.properties._shared.head_dims import join_head_dims
 from npudiff.reference.rope_scaling import KINDS, RopeConfig, amplitude, check_config
 from npudiff.text import counted
@@ -27,18 +27,20 @@ BETAS = ("32/1", "16/1", "64/2", "4/0.5", "2/2")
 SMOOTHING = ("1/4", "1/8", "2/3", "0.5/16")
 MSCALES = ("none", "1/1", "0.707/0.707", "1/0.707", "0.707/1", "1/0")
 
+_DIMS = Joined((range(4, 2**20 + 1, 2), range(4, 2**20 + 1, 2)), short=True)
+
 AXES = {
     "kind": Axis("how frequencies are scaled", KINDS),
-    "dims": Axis("rotary dim, and head dim if it differs: 64 or 64/192", DIMS),
-    "base": Axis("rope_theta", BASES),
+    "dims": Axis("rotary dim, and head dim if it differs: 64 or 64/192", _DIMS, usual=DIMS),
+    "base": Axis("rope_theta", Numbers(2, 1e12), usual=BASES),
     "max_positions": Axis("positions that the model was trained with", range(1, 2**20 + 1)),
-    "factor": Axis("scaling factor, of kinds that have one", FACTORS),
+    "factor": Axis("scaling factor, of kinds that have one", Numbers(1, 4096), usual=FACTORS),
     "sections": Axis("linear factors, each with a section of the table", range(1, 5)),
     "smoothing": Axis("low and high frequency factor of llama3", SMOOTHING),
     "betas": Axis("fast and slow beta of YaRN", BETAS),
     "truncate": Axis("whether YaRN rounds the corners of its ramp outwards", (True, False)),
-    "extrapolation_factor": Axis("weight of the frequencies that YaRN keeps", (1.0, 0.75)),
-    "attention_factor": Axis("additional factor of cosines and sines", (1.0, 0.8, 1.25)),
+    "extrapolation_factor": Axis("weight of the frequencies that YaRN keeps", Numbers(1e-6, 1), usual=(1.0, 0.75)),
+    "attention_factor": Axis("additional factor of cosines and sines", Numbers(1e-6, 16), usual=(1.0, 0.8, 1.25)),
     "mscales": Axis("mscale and mscale_all_dim of YaRN", MSCALES),
     "dtype": Axis("dtype of cosines and sines", tuple(DTYPES)),
     "tokens": Axis("asked rows", range(1, 2**16 + 1)),
@@ -161,15 +163,6 @@ def describe(case: RopeCacheCase) -> str:
 def check_case(case: RopeCacheCase) -> None:
     """Refuse a case that cannot be built, or that is larger than a test should be; raises ``ValueError``."""
     check_config(case.config)
-    for name in ("rotary_dim", "head_dim", "max_positions"):
-        if not 1 <= getattr(case.config, name) <= 2**20:
-            raise ValueError(f"{name} must lie in 1..{2**20}, got {getattr(case.config, name)}")
-    if case.dtype not in DTYPES or case.positions not in POSITIONS:
-        raise ValueError(f"unknown dtype or positions: {case.dtype}, {case.positions}")
-    if case.offsets not in OFFSETS or case.other not in OTHERS:
-        raise ValueError(f"unknown offsets or other: {case.offsets}, {case.other}")
-    if not 1 <= case.tokens <= 2**16 or not 0 <= case.seed < 2**63:
-        raise ValueError(f"tokens {case.tokens} or seed {case.seed} out of range")
     if not case.lengths or not 1 <= case.lengths[0] <= case.lengths[-1] <= 2**20:
         raise ValueError(f"lengths must lie in 1..{2**20}, got {case.lengths}")
     if sorted(set(case.lengths)) != list(case.lengths) or not 0 <= case.first_row < case.lengths[-1]:
@@ -177,6 +170,9 @@ def check_case(case: RopeCacheCase) -> None:
     sections = case.config.sections
     if sections and (case.lengths != (sum(sections),) or case.first_row):
         raise ValueError(f"a table of sections {sections} has {sum(sections)} rows from 0, got {case.lengths}")
+    check_values(values(case), AXES)
+    if not 0 <= case.seed < SEEDS:
+        raise ValueError(f"seed must lie in 0..{SEEDS - 1}, got {case.seed}")
     rows = max(case.tokens, case.lengths[-1] - case.first_row)
     if rows * case.config.width > _MAX_ELEMENTS:
         raise ValueError(f"the table would have more than {_MAX_ELEMENTS} elements")

@@ -4,14 +4,7 @@ from npudiff.model.component import Component
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
-from npudiff.properties.sliding_attention.case import (
-    AXES,
-    SlidingAttentionCase,
-    check_case,
-    describe,
-    features,
-    values,
-)
+from npudiff.properties.sliding_attention.case import SlidingAttentionCase
 from npudiff.properties.sliding_attention.coordinates import coordinates
 from npudiff.properties.sliding_attention.inputs import build_inputs
 from npudiff.properties.sliding_attention.relations import RELATIONS
@@ -37,14 +30,9 @@ component = Component(
     summary="prefill, chunked prefill and decode attention over a paged KV cache, with a window or without",
     case_type=SlidingAttentionCase,
     outputs=("output", "lse"),
-    axes=AXES,
     strategy=cases,
     inputs=build_inputs,
     reference=sliding_attention,
-    values=values,
-    features=features,
-    describe=describe,
-    check_case=check_case,
     coordinates=coordinates,
     highlighted_region="query length 1",
     relations=RELATIONS,

@@ -12,10 +12,10 @@ from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties._shared.rows import ROWS
 from npudiff.properties.sliding_attention.case import (
-    AXES,
-    HEAD_DIMS,
+    DIMS,
     POISONS,
     RECIPES,
+    SCALES,
     Request,
     SlidingAttentionCase,
 )
@@ -25,7 +25,6 @@ PAGE_SIZES = (16, 32, 48, 64, 96, 128, 192, 256)
 KV_HEADS = (1, 2, 3)
 GROUPS = (1, 1, 2, 3, 5, 6, 7, 8, 13)
 WINDOWS = (1, 2, 3, 4, 15, 16, 17, 31, 33, 64, 127, 128, 129, 512, 513, 4096)
-SCALES = (1.0, 0.5, 4.0)
 SEEDS = (range(1), *[range(1, 4096)] * 6)  # 0 stands alone so that shrinking meets it first
 
 CACHE_ELEMENTS = 2**20
@@ -52,14 +51,14 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SlidingAttentionCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     choose = Chooser(draw)
-    choose.draw_outlier_axis(AXES, "group", "kv_heads", "batch")
+    choose.draw_outlier_axis(SlidingAttentionCase.axes(), "group", "kv_heads", "batch")
     box = choose.pick(boxes)
     pages = choose.options(box, "page_size", PAGE_SIZES)
     page_size = choose.pick(pages[:2] if choose.far == "kv_heads" else pages)
     long = choose.pick(LONG[:1] if choose.far else LONG)
     window = choose.value(box, "window", _windows(page_size, long))
     requests = draw_requests(choose, box, page_size, window, _fewest_heads(box), long)
-    head_dim, value_head_dim = split_head_dims(choose.value(box, "head_dims", HEAD_DIMS))
+    head_dim, value_head_dim = split_head_dims(choose.value(box, "head_dims", DIMS))
     kv_heads = choose.pick(_kv_heads(choose, box, requests, page_size, head_dim + value_head_dim))
     group = choose.pick(_groups(choose, box, requests, kv_heads))
     sinks = choose.value(box, "sinks", (False, True))

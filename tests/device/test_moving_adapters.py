@@ -14,7 +14,7 @@ from npudiff.device.ascend import format_cast as cast
 from npudiff.judge.compare import compare
 from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.properties import cache_gather, format_cast
-from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
+from npudiff.properties.cache_gather import CacheGatherCase, Stretch
 from npudiff.properties.format_cast import FormatCastCase
 
 PAIR = CacheGatherCase((Stretch(20, 16), Stretch(0, 32), Stretch(3)), "page", 2, kv_heads=2, unused="-1")

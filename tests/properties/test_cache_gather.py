@@ -12,12 +12,15 @@ from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Verdict
-from npudiff.properties.cache_gather import build_inputs, check_case, component, describe, features, values
-from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
-from npudiff.properties.cache_gather.inputs import page_names
+from npudiff.properties.cache_gather import CacheGatherCase, Stretch, build_inputs, component, page_names
 from npudiff.reference.cache_gather import cache_gather, token_slots
 from npudiff.run.discovery import load_target
 from npudiff.run.engine import run_job
+
+check_case = CacheGatherCase.check
+describe = CacheGatherCase.describe
+features = CacheGatherCase.features
+values = CacheGatherCase.values
 
 BUSY = CacheGatherCase(
     (Stretch(17, 16), Stretch(0, 48), Stretch(32), Stretch(5, 32)),

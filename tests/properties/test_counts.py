@@ -27,6 +27,7 @@ GROUPED = "groups divide experts, and must leave more than two in each"
 
 SHORT = {
     ("cache_gather", "page_size"): PAGES,
+    ("cached_attention", "head_dim"): FILLS,
     ("cache_gather", "shared_pages"): EXTRA,
     ("cache_gather", "spare_columns"): EXTRA,
     ("cache_gather", "spare_rows"): EXTRA,

@@ -105,8 +105,8 @@ def test_the_pools_have_pages_of_their_own_and_poison_everywhere():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"requests": ()}, "a case has 1 to 256 requests"),
-        ({"requests": (LayerRequest(1, 0),)}, "at least one of them after a prefix"),
+        ({"requests": ()}, "batch must lie in 1..256, got 0"),
+        ({"requests": (LayerRequest(1, 0),)}, "prefill must lie in 1..16384, got 0"),
         ({"hidden_size": 0}, r"hidden_size must lie in 1..16384, got 0"),
         ({"kind": "gpt"}, "kind is one of step-3.5, deepseek, got gpt"),
         ({"form": "w8a16"}, "form is one of float, w8a8, w4a8, got w8a16"),
@@ -116,7 +116,7 @@ def test_the_pools_have_pages_of_their_own_and_poison_everywhere():
         ({"groups": 2}, "4 experts do not make 2 groups of more than two"),
         ({"experts": 8, "groups": 2, "chosen": 5}, "5 experts cannot be chosen of 8 in 2 groups"),
         ({"form": "w4a8", "hidden_size": 60}, "columns of int4 fill words of eight, got 60 and 32"),
-        ({"limit": -1.0}, "limits must be none or lie in 0.001..10000, got -1"),
+        ({"limit": -1.0}, "limit must be none or lie in 0.001..10000, got -1"),
         ({"requests": (LayerRequest(0, 9000),)}, "a tensor would have more than"),
     ],
 )

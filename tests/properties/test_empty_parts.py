@@ -17,9 +17,11 @@ from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job
 from npudiff.properties._shared import empty_parts
-from npudiff.properties.dynamic_quant import DynamicQuantCase, build_inputs, check_case
+from npudiff.properties.dynamic_quant import DynamicQuantCase, build_inputs
 from npudiff.run.discovery import load_component
 from npudiff.run.engine import run_job
+
+check_case = DynamicQuantCase.check
 
 ALL = range(1, 9)
 

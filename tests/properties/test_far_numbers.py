@@ -19,9 +19,11 @@ from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Verdict
 from npudiff.properties._shared import magnitudes
 from npudiff.properties.moe_finalize import MoeFinalizeCase
-from npudiff.properties.moe_gating import MoeGatingCase, check_case
+from npudiff.properties.moe_gating import MoeGatingCase
 from npudiff.run.discovery import load_component
 from npudiff.run.engine import run_job
+
+check_case = MoeGatingCase.check
 
 
 def outcome(component, function, **within):

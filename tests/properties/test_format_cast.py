@@ -13,10 +13,14 @@ from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Verdict
-from npudiff.properties.format_cast import FormatCastCase, check_case, component, describe, features
+from npudiff.properties.format_cast import FormatCastCase, component
 from npudiff.reference.format_cast import format_cast
 from npudiff.run.discovery import load_target
 from npudiff.run.engine import run_job
+
+check_case = FormatCastCase.check
+describe = FormatCastCase.describe
+features = FormatCastCase.features
 
 
 def run(inputs, target):

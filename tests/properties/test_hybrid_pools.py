@@ -20,7 +20,7 @@ from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
 from npudiff.properties.hybrid_pools import component
-from npudiff.properties.hybrid_pools.case import KINDS, HybridPoolsCase, check_case, describe, features
+from npudiff.properties.hybrid_pools.case import KINDS, HybridPoolsCase
 from npudiff.properties.hybrid_pools.choices import CHOICES
 from npudiff.properties.hybrid_pools.inputs import LARGE, TokenSource, build_inputs, open_inputs
 from npudiff.properties.hybrid_pools.simpler import SIMPLER
@@ -37,6 +37,10 @@ from npudiff.reference.hybrid_pools import (
     Share,
     in_words,
 )
+
+check_case = HybridPoolsCase.check
+describe = HybridPoolsCase.describe
+features = HybridPoolsCase.features
 
 
 def case(*steps, **sizes):

@@ -15,9 +15,9 @@ from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job
 from npudiff.properties._shared import padding
-from npudiff.properties.kv_rmsnorm_rope_cache.case import KvRmsnormRopeCacheCase
-from npudiff.properties.mla_preprocess.case import MlaPreprocessCase
-from npudiff.properties.paged_cache.case import PagedCacheCase
+from npudiff.properties.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheCase
+from npudiff.properties.mla_preprocess import MlaPreprocessCase
+from npudiff.properties.paged_cache import PagedCacheCase
 from npudiff.run.discovery import load_component
 from npudiff.run.engine import run_job
 

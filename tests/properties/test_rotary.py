@@ -13,12 +13,12 @@ from npudiff.model.component import Subject
 from npudiff.model.constraints import parse_where
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Verdict
-from npudiff.properties.rotary import DATA, RotaryCase, build_inputs, check_case, component
-from npudiff.properties.rotary.inputs import exact_table
-from npudiff.properties.rotary.relations import turned
+from npudiff.properties.rotary import DATA, RotaryCase, build_inputs, component, exact_table, turned
 from npudiff.reference.rotary import rotary
 from npudiff.run.discovery import load_target
 from npudiff.run.engine import run_case, run_job
+
+check_case = RotaryCase.check
 
 
 def right(inputs, _target=None):

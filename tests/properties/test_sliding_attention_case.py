@@ -10,16 +10,13 @@ from npudiff.model.codec import dumps, loads
 from npudiff.model.constraints import Constraints
 from npudiff.properties._shared.head_dims import join_head_dims, split_head_dims
 from npudiff.properties.sliding_attention import cases
-from npudiff.properties.sliding_attention.case import (
-    AXES,
-    Request,
-    SlidingAttentionCase,
-    check_case,
-    describe,
-    features,
-    fully_masked_rows,
-    values,
-)
+from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
+
+AXES = SlidingAttentionCase.axes()
+check_case = SlidingAttentionCase.check
+describe = SlidingAttentionCase.describe
+features = SlidingAttentionCase.features
+values = SlidingAttentionCase.values
 
 DRAWN = settings(
     max_examples=200, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -98,7 +95,7 @@ def test_axis_values_of_a_case():
     ],
 )
 def test_blind_rows_name_what_kind_of_request_has_them(requests, expected):
-    assert fully_masked_rows(SlidingAttentionCase(tuple(Request(*lengths) for lengths in requests))) == expected
+    assert SlidingAttentionCase(tuple(Request(*lengths) for lengths in requests)).fully_masked_rows == expected
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,13 @@ import pytest
 import draws
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.properties.sliding_attention import build_inputs, component
-from npudiff.properties.sliding_attention.case import POISONS, RECIPES, check_case, features, values
+from npudiff.properties.sliding_attention.case import POISONS, RECIPES, SlidingAttentionCase
 from npudiff.properties.sliding_attention.strategy import PAGE_SIZES
 from npudiff.reference.sliding_attention import sliding_attention
+
+check_case = SlidingAttentionCase.check
+features = SlidingAttentionCase.features
+values = SlidingAttentionCase.values
 
 SUPPORTED = {
     "anything": {},

@@ -9,19 +9,16 @@ from hypothesis import HealthCheck, given, settings
 import draws
 from npudiff.model.codec import dumps, loads
 from npudiff.model.constraints import Constraints, parse_where
-from npudiff.properties.swa_mask import (
-    AXES,
-    SwaMaskCase,
-    build_inputs,
-    cases,
-    check_case,
-    component,
-    coordinates,
-    describe,
-    features,
-    values,
-)
+from npudiff.properties.swa_mask import SwaMaskCase, build_inputs, component, coordinates
 from npudiff.reference.swa_mask import swa_mask
+
+AXES = SwaMaskCase.axes()
+
+cases = SwaMaskCase.strategy
+check_case = SwaMaskCase.check
+describe = SwaMaskCase.describe
+features = SwaMaskCase.features
+values = SwaMaskCase.values
 
 DRAWN = settings(
     max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -12,8 +12,7 @@ from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Verdict
-from npudiff.properties.swiglu_quant import component
-from npudiff.properties.swiglu_quant.case import SUMS, SwigluQuantCase
+from npudiff.properties.swiglu_quant import SUMS, SwigluQuantCase, component
 from npudiff.run.discovery import load_target
 from npudiff.run.engine import run_job
 
@@ -83,8 +82,8 @@ def test_rows_are_spread_as_they_say(load, empty, full):
         ({"bias": True}, "a bias needs sums, and a call without groups"),
         ({"bias": True, "sums": "small", "groups": 2}, "a bias needs sums, and a call without groups"),
         ({"tokens": 2**16, "width": 2**16}, "more than"),
-        ({"limit": 0.0}, "limit, alpha or glu_bias out of range"),
-        ({"seed": -1}, "seed -1 out of range"),
+        ({"limit": 0.0}, "limit must lie in 0.001..10000"),
+        ({"seed": -1}, "seed must lie in 0"),
     ],
 )
 def test_what_cannot_be_built_is_refused(changed, message):

@@ -6,7 +6,9 @@ import torch
 from broken import verdict
 from npudiff.device.ascend.weight_quant_matmul import rounded_once
 from npudiff.model.outcome import Verdict
-from npudiff.properties.weight_quant_matmul import RECIPES, WeightQuantMatmulCase, build_inputs, check_case, component
+from npudiff.properties.weight_quant_matmul import RECIPES, WeightQuantMatmulCase, build_inputs, component
+
+check_case = WeightQuantMatmulCase.check
 
 BROKEN = {
     "tokens_do_not_mix": lambda i, o: o + torch.arange(len(o)).unsqueeze(1) * 4,
@@ -70,7 +72,7 @@ def test_offsets_are_what_their_name_says(offset):
         ({"scale_per": "groups", "group_size": 64}, "groups of 64 in 64 rows"),
         ({"bits": 4, "columns": 7}, "these do not go together"),
         ({"bits": 4, "inner": 7, "layout": "transposed"}, "these do not go together"),
-        ({"seed": -1}, "seed -1 out of range"),
+        ({"seed": -1}, "seed must lie in 0"),
     ],
 )
 def test_cases_that_cannot_be_are_refused(changed, message):

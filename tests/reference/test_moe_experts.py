@@ -8,8 +8,7 @@ import torch
 
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import compare
-from npudiff.properties.moe_experts.case import MoeExpertsCase
-from npudiff.properties.moe_experts.inputs import build_inputs
+from npudiff.properties.moe_experts import MoeExpertsCase, build_inputs
 from npudiff.reference.dynamic_quant import as_terms, by_largest
 from npudiff.reference.expert_weights import ExpertWeights
 from npudiff.reference.inexact import Inexact

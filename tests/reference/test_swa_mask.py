@@ -7,8 +7,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from npudiff.model.constraints import Constraints
-from npudiff.properties.swa_mask import build_inputs, cases
+from npudiff.properties.swa_mask import SwaMaskCase, build_inputs
 from npudiff.reference.swa_mask import SwaMaskInputs, swa_mask
+
+cases = SwaMaskCase.strategy
 
 DRAWN = settings(
     max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -10,16 +10,17 @@ from typing import Any
 
 from exhaustive import Space
 from npudiff.properties._shared.head_dims import split_head_dims
-from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
+from npudiff.properties._shared.padding import PADDINGS
+from npudiff.properties.cache_gather import CacheGatherCase, Stretch
 from npudiff.properties.dynamic_quant import RECIPES as QUANT_RECIPES
 from npudiff.properties.dynamic_quant import DynamicQuantCase
 from npudiff.properties.moe_routing import LOADS, MoeRoutingCase
 from npudiff.properties.page_allocation import Growth, PageAllocationCase
-from npudiff.properties.paged_cache.case import PADDINGS, PagedCacheCase
-from npudiff.properties.quant_matmul.case import QuantMatmulCase
+from npudiff.properties.paged_cache import PagedCacheCase
+from npudiff.properties.quant_matmul import QuantMatmulCase
 from npudiff.properties.rms_norm import RECIPES as NORM_RECIPES
 from npudiff.properties.rms_norm import WEIGHTS, RmsNormCase
-from npudiff.properties.rotary.case import DIMS, RotaryCase
+from npudiff.properties.rotary import DIMS, RotaryCase
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 from npudiff.properties.swa_mask import SwaMaskCase
 from npudiff.properties.swiglu import RECIPES as GATE_RECIPES

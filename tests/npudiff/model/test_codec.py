@@ -13,8 +13,9 @@ from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import SlidingAttentionCase
 from npudiff.properties.sliding_attention import cases as attention_cases
 from npudiff.properties.swa_mask import SwaMaskCase
-from npudiff.properties.swa_mask import cases as mask_cases
 from npudiff.run.discovery import load_components
+
+mask_cases = SwaMaskCase.strategy
 
 DRAWN = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 

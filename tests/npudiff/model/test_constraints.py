@@ -2,14 +2,23 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npudiff.errors import UsageError
-from npudiff.model.constraints import Axis, Constraints, allows, check_axes, describe, intersection, parse_where
+from npudiff.model.constraints import (
+    Axis,
+    Constraints,
+    Joined,
+    Numbers,
+    allows,
+    check_values,
+    describe,
+    intersection,
+    parse_where,
+)
 
 LAWS = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
@@ -220,30 +229,30 @@ def test_what_an_axis_cannot_have_is_left_out_and_a_box_of_nothing_else_as_well(
     assert Constraints().legal(axes) == Constraints()
 
 
-@dataclass(frozen=True)
-class Sized:
-    size: object = 8
-    rows: object = 16
-    kind: object = "plain"
-    window: object = None
-    limit: object = 1.0
-    seed: int = 0
-
-
 SIZED = {
     "size": Axis("s", range(1, 65)),
     "rows": Axis("r", range(8, 65, 8)),
     "kind": Axis("k", ("plain", "gemma")),
     "window": Axis("w", range(1, 9), optional=True),
     "limit": Axis("l", (1.0, 2.0)),
-    "derived": Axis("d", (1,)),
+    "epsilon": Axis("e", Numbers(1e-6, 1), usual=(1e-5,)),
+    "dims": Axis("d", Joined((range(1, 65), range(1, 65)), short=True), usual=("8", "8/4")),
+    "sizes": Axis("d", Joined((range(1, 65), range(2, 65, 2), range(1, 9)))),
 }
+SOME = {
+    "size": 8, "rows": 16, "kind": "plain", "window": None, "limit": 1.0, "epsilon": 1e-4, "dims": "8/4",
+    "sizes": "3/4/5",
+}  # fmt: skip
+
+
+def check_case(**changed):
+    check_values({name: (value,) for name, value in {**SOME, **changed}.items()}, SIZED)
 
 
 def test_a_case_with_values_that_its_axes_have_is_let_through():
-    check_axes(Sized(), SIZED)
-    check_axes(Sized(size=64, rows=64, kind="gemma", window=8, seed=2**63 - 1), SIZED)
-    check_axes(Sized(limit=1.5), SIZED, free=("limit",))
+    check_case()
+    check_case(size=64, rows=64, kind="gemma", window=8, limit=2.0, epsilon=1.0, dims="64", sizes="64/2/8")
+    check_values({"size": (), "kind": ("plain", "gemma")}, SIZED)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +266,32 @@ def test_a_case_with_values_that_its_axes_have_is_let_through():
         ({"kind": "other"}, "kind is one of plain, gemma, got other"),
         ({"window": 9}, "window must be none or lie in 1..8, got 9"),
         ({"limit": 1.5}, "limit is one of 1.0, 2.0, got 1.5"),
-        ({"seed": -1}, "seed -1 out of range"),
-        ({"seed": 2**63}, "out of range"),
+        ({"epsilon": 0.0}, "epsilon must lie in 1e-06..1, got 0.0"),
+        ({"epsilon": 1.5}, "epsilon must lie in 1e-06..1, got 1.5"),
+        ({"epsilon": 1}, "epsilon must lie in 1e-06..1, got 1"),
+        ({"dims": "0/4"}, "dims is one of 1..64 or 1..64/1..64, got 0/4"),
+        ({"dims": "8/8"}, "dims is one of 1..64 or 1..64/1..64, got 8/8"),
+        ({"dims": "08"}, "got 08"),
+        ({"dims": "8/4/2"}, "got 8/4/2"),
+        ({"dims": ""}, "dims is one of"),
+        ({"dims": 8}, "dims is one of"),
+        ({"sizes": "3/5/4"}, "sizes is one of 1..64/2..64 step 2/1..8, got 3/5/4"),
+        ({"sizes": "3"}, "got 3"),
     ],
 )
 def test_a_case_with_another_value_is_refused(changed, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_axes(Sized(**changed), SIZED)
+        check_case(**changed)
+
+
+def test_numbers_and_joined_sizes_are_taken_as_they_are_typed():
+    where = parse_where(["epsilon=1", "dims=8,16/4", "sizes=1/2/3"]).checked(SIZED, "here")
+    assert where.boxes == ({"epsilon": (1.0,), "dims": ("8", "16/4"), "sizes": ("1/2/3",)},)
+    assert SIZED["epsilon"].options == "1e-06..1, usually {1e-05}"
+    assert SIZED["dims"].options == "1..64 or 1..64/1..64, usually {8, 8/4}"
+    with pytest.raises(UsageError, match=r"here: epsilon is one of 1e-06..1, usually \{1e-05\}, got 2.5"):
+        parse_where(["epsilon=2.5"]).checked(SIZED, "here")
+    with pytest.raises(UsageError, match="here: dims is one of"):
+        parse_where(["dims=0/4"]).checked(SIZED, "here")
+    with pytest.raises(UsageError, match="epsilon is one of"):
+        parse_where(["epsilon=1..2"]).checked(SIZED, "here")

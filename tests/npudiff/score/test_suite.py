@@ -170,7 +170,7 @@ class Inputs:
 
 
 def test_outside_of_what_a_mutant_was_made_for_stands_the_original(monkeypatch):
-    from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
+    from npudiff.properties.cache_gather import CacheGatherCase, Stretch
 
     function = placed(monkeypatch, "page_tail_dropped")
     assert function.factory is None

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mutant_pairs.pair import Pair
-from npudiff.properties.cache_gather.case import CacheGatherCase, Stretch
+from npudiff.properties.cache_gather import CacheGatherCase, Stretch
 
 
 def case(*lengths, **changes):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from npudiff.properties.grouped_matmul.case import GroupedMatmulCase
+from npudiff.properties.grouped_matmul import GroupedMatmulCase
 
 PLAIN = GroupedMatmulCase(7, experts=3)
 ENDS = replace(PLAIN, group_list="ends")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from npudiff.properties.moe_experts.case import MoeExpertsCase
+from npudiff.properties.moe_experts import MoeExpertsCase
 
 PLAIN = MoeExpertsCase(7, experts=4, top_k=2)
 INT8 = replace(PLAIN, form="w8a8")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from npudiff.properties.padded_tokens.case import Batch, PaddedTokensCase
+from npudiff.properties.padded_tokens import Batch, PaddedTokensCase
 
 ONE = PaddedTokensCase((Batch(3),), chunk=5, experts=8, chosen=2, width=16)
 FULL = replace(ONE, batches=(Batch(5),))

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant_pairs.pair import Pair
-from npudiff.properties.swiglu_quant.case import SwigluQuantCase
+from npudiff.properties.swiglu_quant import SwigluQuantCase
 
 SUMS = SwigluQuantCase(7, 64, sums="small", rounding="once")
 NUMBERS = replace(SUMS, sums="none")
