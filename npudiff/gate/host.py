@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 
 from npudiff.gate.known import KnownIssue
-from npudiff.gate.where import Machine
+from npudiff.gate.versions import Machine
 from npudiff.model.target import Target
 from npudiff.run.environment import version_of
 

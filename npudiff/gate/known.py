@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from npudiff.errors import UsageError, did_you_mean, unknown
-from npudiff.gate.where import Range, Versions
+from npudiff.gate.versions import Range, Versions
 from npudiff.model.constraints import Constraints, parse_where
 
 if sys.version_info >= (3, 11):

@@ -10,7 +10,7 @@ from npudiff.errors import UsageError, unknown
 from npudiff.findings.finding import Finding
 from npudiff.gate.known import KnownIssue
 from npudiff.gate.result import KnownStatus, State
-from npudiff.gate.where import Machine
+from npudiff.gate.versions import Machine
 from npudiff.judge.properties import properties_of
 from npudiff.model.codec import loads
 from npudiff.model.component import Component

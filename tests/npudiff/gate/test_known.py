@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from npudiff.errors import UsageError
 from npudiff.gate.known import MOST_DAYS, read_known
-from npudiff.gate.where import Machine, Range, Versions, version_of
+from npudiff.gate.versions import Machine, Range, Versions, version_of
 
 TODAY = date(2026, 11, 23)
 ENTRY = """
