@@ -1,4 +1,4 @@
-"""Print the table of measurements, and optionally keep it in a file between its markers."""
+"""Print the table of measurements, and with --update keep it in docs/measured.md between its markers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ MODULES = (
     "virtual",
     "isolation",
 )
+DOCUMENT = Path(__file__).parent.parent / "docs" / "measured.md"
+"""Page that shows the table."""
+
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
@@ -28,7 +31,9 @@ def main() -> int:
     """Run the measurements; 1 if one of them is not what is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("modules", nargs="*", choices=[[], *MODULES], help="which to run; all by default")
-    parser.add_argument("--update", type=Path, metavar="FILE", help="replace the table in this file")
+    parser.add_argument(
+        "--update", type=Path, nargs="?", const=DOCUMENT, metavar="FILE", help="replace the table in docs/measured.md"
+    )
     options = parser.parse_args()
     rows: list[Row] = []
     for name in options.modules or MODULES:

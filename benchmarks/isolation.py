@@ -1,4 +1,4 @@
-"""What isolation costs: cases per second with each job in a scout over those in this process, for cheap cases too."""
+"""What isolation costs: cases per second in a batch worker over those in this process, for cheap cases too."""
 
 from __future__ import annotations
 

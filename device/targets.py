@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from npudiff.errors import unknown
 from npudiff.model.target import Target, TargetUnavailable
 
 
@@ -52,7 +53,7 @@ def _profile(cann: str | None) -> str:
 
     name = cann or simulator.DEFAULT_PROFILE
     if name not in simulator.PROFILES:
-        raise ValueError(f"unknown CANN profile {name!r}; known: {', '.join(sorted(simulator.PROFILES))}")
+        raise ValueError(str(unknown("CANN profile", name, simulator.PROFILES)))
     return name
 
 

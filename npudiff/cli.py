@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
@@ -48,23 +49,14 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+_FUNCTIONS = {"list": "listing", "self-test": "self_test"}
+"""Functions of commands whose name is another one; the others are called as their command."""
+
+
 def _run(options: argparse.Namespace) -> int:
-    if options.command == "check":
-        from npudiff.commands.check import check as run  # noqa: PLC0415
-    elif options.command == "gate":
-        from npudiff.commands.gate import gate as run  # noqa: PLC0415
-    elif options.command == "list":
-        from npudiff.commands.listing import listing as run  # noqa: PLC0415
-    elif options.command == "replay":
-        from npudiff.commands.replay import replay as run  # noqa: PLC0415
-    elif options.command == "report":
-        from npudiff.commands.report import report as run  # noqa: PLC0415
-    elif options.command == "score":
-        from npudiff.commands.score import score as run  # noqa: PLC0415
-    elif options.command == "virtual":
-        from npudiff.commands.virtual import virtual as run  # noqa: PLC0415
-    else:
-        from npudiff.commands.doctor import doctor as run  # noqa: PLC0415
+    """Import the module of a command, and run it."""
+    name = _FUNCTIONS.get(options.command, options.command)
+    run = getattr(importlib.import_module(f"npudiff.commands.{name}"), name)
     return int(run(options))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 
@@ -30,11 +30,41 @@ class DeviceLost(Exception):  # noqa: N818 - what happened
 MANY = 32
 """Names above which only those are listed that look like the unknown one."""
 
+LIKENESS = 0.7
+"""Share of equal letters above which one name is taken for a misspelling of another."""
+
+
+def nearest(name: str, known: Iterable[object]) -> str | None:
+    """Return the known name that is most like a misspelled one; None if none is."""
+    similar = _similar(name, sorted(map(str, known)), LIKENESS)
+    return similar[0] if similar and similar[0] != name else None
+
+
+def did_you_mean(name: str, known: Iterable[object]) -> str:
+    """Return the end of a message, ``; did you mean 'rms_norm'?``; nothing if no known name is like this one."""
+    near = nearest(name, known)
+    return "" if near is None else f"; did you mean {near!r}?"
+
 
 def unknown(kind: str, name: str, known: Iterable[object]) -> UsageError:
-    """Return the error for a name that is not known, with the names that are, or those of many that are like it."""
-    names = sorted(str(item) for item in known)
+    """Return the error for a name that is not known: the nearest one, and all that are, or the similar ones of many."""
+    names = sorted({str(item) for item in known})
+    hint = did_you_mean(name, names)
+    said = f"unknown {kind} {name!r}{hint or ';'} known: "
     if len(names) <= MANY:
-        return UsageError(f"unknown {kind} {name!r}; known: {', '.join(names) or 'none'}")
-    similar = difflib.get_close_matches(name, names, n=3) or names[:3]
-    return UsageError(f"unknown {kind} {name!r}; known: {', '.join(similar)} and {len(names) - len(similar)} more")
+        return UsageError(said + (", ".join(names) or "none"))
+    similar = _similar(name, names, 0.6) or names[:3]
+    return UsageError(f"{said}{', '.join(similar)} and {len(names) - len(similar)} more")
+
+
+def _similar(name: str, names: Sequence[str], likeness: float) -> list[str]:
+    """Return up to three names that are like this one, the nearest first.
+
+    Case and hyphens make no difference, and what stands before the last dot counts for nothing where it is right.
+    """
+    plain = {one: one.lower().replace("-", "_") for one in (name, *names)}
+    head = plain[name].rpartition(".")[0] + "."
+    if any(plain[one].startswith(head) for one in names):
+        plain = {one: text.removeprefix(head) for one, text in plain.items()}
+    spelled = {plain[one]: one for one in reversed(names)}
+    return [spelled[match] for match in difflib.get_close_matches(plain[name], spelled, n=3, cutoff=likeness)]

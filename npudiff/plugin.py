@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import dataclasses
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +23,15 @@ from npudiff.errors import UsageError
 from npudiff.model.target import TargetUnavailable
 
 if TYPE_CHECKING:
-    from npudiff.findings.finding import Finding
     from npudiff.model.outcome import Outcome
-    from npudiff.run.isolation.supervisor import Supervisor
     from npudiff.run.plan import Plan
+    from npudiff.run.workers import TaskRunner
 
 _PLAN = pytest.StashKey["Plan"]()
-_SCOUTING = pytest.StashKey["Supervisor"]()
+_RUNNER = pytest.StashKey["TaskRunner"]()
+RECORD = "npudiff record"
+"""Name under which a test report carries the record of a job."""
+
 _FIXTURES = {"npudiff_job": "jobs", "npudiff_mutant": "mutants"}
 _PROFILES = ("dev", "ci", "nightly")
 
@@ -58,6 +63,7 @@ def pytest_load_initial_conftests() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and Hypothesis profiles, and refuse ``-m npu`` without a device."""
+    config.pluginmanager.register(_RecordCollector(config), "npudiff record")
     config.addinivalue_line("markers", "npu: runs implementations on a target; with -m npu, on a device only")
     if config.getoption("hypothesis_profile", None) in _PROFILES:
         from npudiff.draw.presets import register_profiles  # noqa: PLC0415 - imports Hypothesis, which was asked for
@@ -142,20 +148,49 @@ def _shared(config: pytest.Config) -> Path | None:
     return None if folder is None else config.invocation_params.dir / str(folder)
 
 
-def _scouting(config: pytest.Config) -> Supervisor:
-    """What runs the jobs of this run where they are isolated: one process for the jobs of all tests, while it lives."""
-    if _SCOUTING not in config.stash:
-        from npudiff.run.isolation.supervisor import Supervisor  # noqa: PLC0415 - the parts that are not on every system
+def _task_runner(config: pytest.Config) -> TaskRunner:
+    """What runs the jobs of the plan; where they are isolated, one process for the jobs of all tests while it lives."""
+    if _RUNNER not in config.stash:
+        from npudiff.run.workers import TaskRunner  # noqa: PLC0415 - imported when the first job runs
         from npudiff.show.finding_page import keeper  # noqa: PLC0415
 
-        config.stash[_SCOUTING] = Supervisor(_plan(config).tasks(keeper(_output(config) / "findings")))
-    return config.stash[_SCOUTING]
+        config.stash[_RUNNER] = TaskRunner(_plan(config).tasks(keeper(_output(config) / "findings")))
+    return config.stash[_RUNNER]
+
+
+class _RecordCollector:
+    """Leaves a record of the run for ``npudiff report``, from what test reports carry.
+
+    Reports of pytest-xdist's workers reach the process above them, which writes one record for all.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config, self._started = config, time.monotonic()
+        self._records: list[Any] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect what a test ran."""
+        if report.when == "call":
+            self._records += [value for name, value in report.user_properties if name == RECORD]
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Write the record, if anything was run."""
+        if not self._records or hasattr(self._config, "workerinput"):
+            return
+        from npudiff.model.codec import from_plain  # noqa: PLC0415 - a run that used npudiff
+        from npudiff.show.run_page.record import RunRecord  # noqa: PLC0415
+        from npudiff.show.run_page.record_file import merged, write_record  # noqa: PLC0415
+
+        whole = merged([from_plain(RunRecord, one) for one in self._records])
+        ended: Any = "interrupted" if exitstatus == pytest.ExitCode.INTERRUPTED else "complete"
+        seconds = round(time.monotonic() - self._started, 3)
+        write_record(dataclasses.replace(whole, ended=ended, seconds=seconds), _output(self._config))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what was started."""
-    if _SCOUTING in config.stash:
-        config.stash[_SCOUTING].close()
+    if _RUNNER in config.stash:
+        config.stash[_RUNNER].close()
 
 
 def _output(config: pytest.Config) -> Path:
@@ -163,11 +198,11 @@ def _output(config: pytest.Config) -> Path:
 
 
 class Runner:
-    """Runs jobs for tests: a finding is written to its folder and fails the test."""
+    """Runs jobs for tests: a finding is written to its folder, and fails the test."""
 
     def __init__(self, config: pytest.Config, record: Any) -> None:  # noqa: ANN401 - pytest's record_property
         self._config, self._record = config, record
-        self._kept: list[tuple[Finding, Path]] = []
+        self._folders: list[Path] = []
 
     @property
     def judges_mutants(self) -> bool:
@@ -175,9 +210,11 @@ class Runner:
         return _plan(self._config).judges_mutants
 
     def run(self, job: Any) -> Outcome:  # noqa: ANN401 - a Job; naming it would import the engine
-        """Run a job and record its figures in the test report."""
-        plan = _plan(self._config)
-        outcome = self._run(job, plan) if plan.isolation is None else self._isolated(job, plan)
+        """Run a job, write its findings, and record in the test report what came of it."""
+        from npudiff.show.run_page.write import plain_record_of  # noqa: PLC0415 - imported when the first job runs
+
+        plan, began = _plan(self._config), time.time()
+        outcome, self._folders = self._run(job, plan)
         figures = {
             "target": f"{job.subject.target.name}, CANN {job.subject.target.cann}",
             "cases": outcome.cases,
@@ -186,34 +223,30 @@ class Runner:
             "worst": outcome.worst_ratio,
         }
         self._record("npudiff", figures)
+        self._record(RECORD, plain_record_of(plan, outcome, self._folders, began, command="pytest"))
         return outcome
 
-    @staticmethod
-    def _run(job: Any, plan: Plan) -> Outcome:  # noqa: ANN401 - as above
-        from npudiff.run.engine import run_job  # noqa: PLC0415 - imported when the first job runs
-
-        return run_job(job, plan.budget(job))
-
-    def _isolated(self, job: Any, plan: Plan) -> Outcome:  # noqa: ANN401 - as above
-        """Run a job elsewhere; its findings are written there."""
-        from npudiff.findings.finding import read_finding  # noqa: PLC0415 - imported when the first job runs
-        from npudiff.run.messages import outcome_from_message  # noqa: PLC0415
+    def _run(self, job: Any, plan: Plan) -> tuple[Outcome, list[Path]]:  # noqa: ANN401 - as above
+        from npudiff.run.messages import Task  # noqa: PLC0415 - imported when the first job runs
+        from npudiff.run.workers import TaskRunner  # noqa: PLC0415
+        from npudiff.show.finding_page import keeper  # noqa: PLC0415
 
         jobs = (*plan.jobs, *plan.mutants)
-        if job not in jobs:  # a test's own
-            return self._run(job, plan)
-        outcome, folders = outcome_from_message(job, _scouting(self._config).run(jobs.index(job)))
-        self._kept = [(read_finding(folder), folder) for folder in folders]
-        return outcome
+        if job in jobs:
+            return _task_runner(self._config).run(jobs.index(job))
+        own = Task(job, plan.budget(job), keeper(_output(self._config) / "findings"))  # a job that the test made
+        with contextlib.closing(TaskRunner([own])) as runner:
+            return runner.run(0)
 
     def fail(self, outcome: Outcome) -> None:
-        """Write what an outcome has to report, and fail the test with it."""
-        from npudiff.show.finding_page import keep_findings  # noqa: PLC0415 - needed for a finding only
+        """Fail the test with the findings of an outcome."""
+        from npudiff.findings.finding import read_finding  # noqa: PLC0415 - needed for a finding only
         from npudiff.show.report import finding_lines  # noqa: PLC0415
 
         lines = []
-        for finding, folder in self._kept or keep_findings(outcome, _output(self._config) / "findings"):
-            lines.append(f"{finding.component}.{finding.implementation}: {finding.property_name}: {finding.verdict}")
+        for folder in self._folders:
+            finding = read_finding(folder)
+            lines.append(f"{'.'.join(finding.subject)}: {finding.property_name}: {finding.verdict}")
             lines += [f"{label:10} {text}" for label, text in finding_lines(finding, folder)]
         if not lines:
             raise ValueError(f"{outcome.job.name} has nothing to report")

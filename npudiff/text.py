@@ -13,6 +13,8 @@ MOST_LISTED, SHOWN = 33, 8
 
 def printable(text: str) -> str:
     """Return text without control characters and lone surrogates, so that it cannot steer a terminal."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

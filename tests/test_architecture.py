@@ -26,8 +26,18 @@ MAY_IMPORT = {
 }
 THIRD_PARTIES = {
     "reference": {"torch"},
+    # typing_extensions is for type checkers only: TypeVars of Implementation and Component have a default
     "npudiff": {
-        "torch", "numpy", "hypothesis", "packaging", "rich", "safetensors", "tomli", "pytest", "typing_extensions",
+        "torch",
+        "numpy",
+        "hypothesis",
+        "jinja2",
+        "packaging",
+        "rich",
+        "safetensors",
+        "tomli",
+        "pytest",
+        "typing_extensions",
     },
     "device": {"torch", "torch_npu"},
     "properties": {"torch", "numpy", "hypothesis", "pytest"},

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import sys
+import types
 from datetime import date
 from pathlib import Path
 
 import pytest
 import yaml
 
+import benchmarks.__main__ as benchmarks
 import real_bugs
+from benchmarks.measure import Row
 from npudiff.cli import main
 from npudiff.commands.arguments import DEFAULT_ROOT, build_parser
 from npudiff.errors import ExitCode
 from npudiff.gate.known import read_known
-from npudiff.run.discovery import load_component, select_implementations
+from npudiff.model.version import VERSION
+from npudiff.run.discovery import component_names, load_component, select_implementations
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted(
-    ROOT.glob("docs/*.md")
-)
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CONTRIBUTING", "SECURITY", "RELEASING")),
+    *sorted(ROOT.glob("docs/*.md")),
+]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 by_name = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -36,7 +43,7 @@ def commands(text):
 def test_every_command_line_parses(document):
     for _, *arguments in commands(document.read_text(encoding="utf-8")):
         if (
-            arguments[0] in ("check", "list", "replay", "doctor", "virtual", "score", "gate", "report")
+            arguments[0] in ("check", "self-test", "list", "replay", "doctor", "virtual", "score", "gate", "report")
             and "--help" not in arguments
             and len(arguments) > 1
         ):
@@ -81,7 +88,8 @@ def test_every_link_to_a_file_leads_somewhere(document):
 
 
 def test_the_commands_of_the_documents_are_found():
-    assert len(commands(README)) >= 5
+    assert len(commands(README)) >= 2
+    assert sum(len(commands(document.read_text(encoding="utf-8"))) for document in DOCUMENTS) >= 60
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/add-your-kernel.md"])
@@ -115,3 +123,139 @@ def test_every_mutant_stands_in_the_tables_of_real_bugs():
     """``python tests/support/real_bugs.py`` writes them anew."""
     text = real_bugs.DOCUMENT.read_text(encoding="utf-8")
     assert text.partition(real_bugs.BEGIN)[2] == real_bugs.tables()
+
+
+OWN_WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
+
+
+@pytest.mark.parametrize("path", OWN_WORKFLOWS, ids=lambda path: path.stem)
+def test_own_workflows_may_read_and_name_versions_of_what_they_use(path):
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert "permissions" not in job
+        assert job["timeout-minutes"] <= 60
+        for step in job["steps"]:
+            assert re.fullmatch(r"actions/[a-z-]+@v\d+", step.get("uses", "actions/checkout@v4"))
+            assert (ROOT / step["run"]).is_file() or not step["run"].startswith(".") if "run" in step else True
+            for arguments in commands("".join(f"    {line}\n" for line in step.get("run", "").splitlines())):
+                build_parser().parse_args(arguments[1:])
+
+
+def test_there_is_a_workflow_and_it_runs_on_every_supported_python():
+    (path,) = OWN_WORKFLOWS
+    tests = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]["tests"]
+    environments = re.search(r"py\{([\d,]+)\}", (ROOT / "tox.ini").read_text(encoding="utf-8")).group(1).split(",")
+    assert tests["strategy"]["matrix"]["python"] == [f"3.{name[1:]}" for name in environments]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob(".github/ISSUE_TEMPLATE/[0-9]*.yml")), ids=lambda path: path.stem)
+def test_issue_forms_have_fields_with_names_of_their_own_and_ask_what_is_needed(path):
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert form["name"]
+    assert form["description"]
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in fields}) == len(fields)
+    assert all(field["attributes"]["label"] for field in fields)
+    assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def listed(heading):
+    """Paths in the first column of the table that follows some words."""
+    table = CONTRIBUTING.partition(heading)[2].partition("\n\n|")[2].partition("\n\n")[0]
+    return set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "swiglu", "moe_finalize"])
+def test_a_component_has_the_files_that_contributing_counts(name):
+    """Operators have files of their own names in the simulator; some have the name of a component."""
+    carriers = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("reference", "properties", "device", "npudiff", "tests", "benchmarks", "docs")
+        for path in (ROOT / room).rglob("*")
+        if path.is_file() and path.stem in (name, f"test_{name}") and path.suffix != ".pyc"
+        if not {"simulator", ".npudiff"} & set(path.parts) and "npudiff/" not in path.relative_to(ROOT).as_posix()
+    }
+    assert carriers == {path.replace("NAME", name) for path in listed("These files carry its name")}
+
+
+WITHOUT_BASELINES = {"hybrid_pools"}
+"""Nobody has said what ordinary tests of a component with a history are."""
+
+
+def test_every_component_has_the_entries_that_contributing_counts():
+    for path in listed("These get an entry each"):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        missing = [name for name in component_names() if name not in text]
+        assert set(missing) <= WITHOUT_BASELINES if path.endswith("baselines.py") else not missing, (path, missing)
+
+
+PLACES = re.compile(r"`((?:reference|device|properties|npudiff|tests|benchmarks|docs)/[\w/.-]+\.(?:py|md|json|c))`")
+
+
+@by_name
+def test_every_file_that_a_document_names_is_there(document):
+    for path in PLACES.findall(document.read_text(encoding="utf-8")):
+        if not re.search(r"NAME|COMPONENT|FAMILY|OPERATOR|/X\.", path):
+            assert (ROOT / path).is_file(), path
+
+
+def test_the_life_of_one_case_names_files_that_are_there():
+    life = (
+        (ROOT / "ARCHITECTURE.md")
+        .read_text(encoding="utf-8")
+        .partition("## The life of one case")[2]
+        .partition("##")[0]
+    )
+    named = re.findall(r"`([\w/]+\.py|[\w/]+/)`", life)
+    assert len(named) > 15
+    for path in (name.replace("X.py", "rms_norm.py") for name in named):
+        assert (ROOT / path).exists() or (ROOT / "npudiff" / path).exists(), path
+
+
+@pytest.mark.parametrize(("name", "lines"), [("README.md", 90), ("ARCHITECTURE.md", 90)])
+def test_what_is_read_first_stays_one_page(name, lines):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= lines
+
+
+def test_every_page_is_in_the_navigation():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    assert {page for entry in nav for page in entry.values()} == {path.name for path in ROOT.glob("docs/*.md")}
+
+
+def test_the_version_is_the_same_everywhere_and_dated():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, newest = re.findall(r"^## (.+)$", changelog, re.MULTILINE)[:2]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert first == "Unreleased"
+    assert newest == f"{VERSION} ({citation['date-released']})"
+    assert citation["version"] == VERSION
+
+
+def test_modules_that_the_changelog_names_as_new_are_there():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("| before | now |")[2].partition("\n\n")[0]
+    for row in text.splitlines()[2:]:
+        parent = ""
+        for name in re.findall(r"`([\w.]+)`", row.split("|")[2]):
+            if name.startswith("npudiff"):
+                parent = name.rpartition(".")[0]
+            inner = name if name.startswith("npudiff") else f"npudiff.run.isolation.{name}"
+            assert importlib.util.find_spec(parent + name if name.startswith(".") else inner), name
+
+
+def test_benchmarks_write_into_the_page_of_measurements(tmp_path, monkeypatch):
+    page, module = tmp_path / "measured.md", types.ModuleType("benchmarks.start")
+    page.write_text(benchmarks.DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
+    module.rows = lambda: [Row("`npudiff --help`", "0.4 s", "≤ 0.3 s", holds=False)]
+    monkeypatch.setitem(sys.modules, "benchmarks.start", module)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "start", "--update", str(page)])
+    assert benchmarks.main() == 1
+    before, _, rest = benchmarks.DOCUMENT.read_text(encoding="utf-8").partition(benchmarks.BEGIN)
+    row = "| `npudiff --help` | 0.4 s **(missed)** | ≤ 0.3 s |"
+    head = "| measured | result | asked for |\n| --- | --- | --- |"
+    after = rest.partition(benchmarks.END)[2]
+    expected = f"{before}{benchmarks.BEGIN}\n{head}\n{row}\n{benchmarks.END}{after}"
+    assert page.read_text(encoding="utf-8") == expected

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast
 from npudiff.reference.cache_gather import CacheGatherInputs
 
@@ -18,21 +17,13 @@ _OPERATOR = (
 )
 
 
-@npudiff.implementation(
-    "cache_gather",
-    name="gather_pa",
-    supports=_OPERATOR,
-)
+@implementation("cache_gather", supports=_OPERATOR)
 def gather_pa(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """npu_gather_pa_kv_cache with one length per request; caches in NZ order carry the format FRACTAL_NZ."""
     return gather_with_operator(inputs, target, cumulative=False)
 
 
-@npudiff.implementation(
-    "cache_gather",
-    name="gather_pa_cumulative",
-    supports=_OPERATOR,
-)
+@implementation("cache_gather", supports=_OPERATOR)
 def gather_pa_cumulative(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """npu_gather_pa_kv_cache with is_seq_lens_cumsum: lengths are where each request ends in the packed rows."""
     return gather_with_operator(inputs, target, cumulative=True)
@@ -66,11 +57,10 @@ def gather_with_operator(inputs: CacheGatherInputs, target: Target, *, cumulativ
     return {"key": on_device.key, "value": on_device.value}
 
 
-@npudiff.implementation("cache_gather", name="index_pages", supports={"layout": ("PA_BSND", "PA_BNSD")})
+@implementation("cache_gather", supports={"layout": ("PA_BSND", "PA_BNSD")}, on_device=True)
 def index_pages(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """Plain indexing with the page and the offset of every token."""
-    on_device = inputs.to(target.device)
-    return gathered(on_device, *places(on_device))
+    return gathered(inputs, *places(inputs))
 
 
 def gathered(on_device: CacheGatherInputs, page: torch.Tensor, offset: torch.Tensor) -> Outputs:
@@ -82,15 +72,14 @@ def gathered(on_device: CacheGatherInputs, page: torch.Tensor, offset: torch.Ten
     return outputs
 
 
-@npudiff.implementation("cache_gather", name="index_nz_pages", supports={"layout": ("PA_NZ",)})
+@implementation("cache_gather", supports={"layout": ("PA_NZ",)}, on_device=True)
 def index_nz_pages(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """Bring the pages of the batch from NZ into ND order, as sglang's MLA cache is read, and index them."""
-    on_device = inputs.to(target.device)
-    page, offset = places(on_device)
+    page, offset = places(inputs)
     used, place = torch.unique(page, return_inverse=True)
-    outputs = {"key": on_device.key, "value": on_device.value}
-    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
-        nd = cache[used].permute(0, 2, 1, 3).reshape(len(used), on_device.page_size, *rows.shape[1:])
+    outputs = {"key": inputs.key, "value": inputs.value}
+    for cache, rows in ((inputs.key_cache, inputs.key), (inputs.value_cache, inputs.value)):
+        nd = cache[used].permute(0, 2, 1, 3).reshape(len(used), inputs.page_size, *rows.shape[1:])
         rows[: len(page)] = nd[place, offset]
     return outputs
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.fused_attention import tnd_call
 from npudiff.model.constraints import Box
 from npudiff.reference.cached_attention import CachedAttentionInputs
@@ -23,37 +22,34 @@ SUPPORTED: Box = {"dtype": ("bfloat16",), "page_size": range(16, 1025, 16), "gro
 """What FIA v2 takes in layout TND with head dims of 64 and 128."""
 
 
-@npudiff.implementation(
+@implementation(
     "cached_attention",
-    name="nd_pool",
     supports={**SUPPORTED, "write_layout": ("PA_BSND",), "read_layout": ("PA_BSND",)},
+    on_device=True,
 )
 def nd_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
     """npu_scatter_nd_update_ into an ND pool, and FIA v2 on it."""
-    on_device = inputs.to(target.device)
-    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
-        torch.ops.npu.npu_scatter_nd_update_(cache.view(-1, *rows.shape[1:]), on_device.slots.view(-1, 1), rows)
-    return attend(on_device, PagedKV(on_device.key_cache, on_device.value_cache, on_device.block_table))
+    for cache, rows in ((inputs.key_cache, inputs.key), (inputs.value_cache, inputs.value)):
+        torch.ops.npu.npu_scatter_nd_update_(cache.view(-1, *rows.shape[1:]), inputs.slots.view(-1, 1), rows)
+    return attend(inputs, PagedKV(inputs.key_cache, inputs.value_cache, inputs.block_table))
 
 
-@npudiff.implementation(
-    "cached_attention", name="nz_pool", supports={**SUPPORTED, "write_layout": ("PA_NZ",), "read_layout": ("PA_NZ",)}
+@implementation(
+    "cached_attention", supports={**SUPPORTED, "write_layout": ("PA_NZ",), "read_layout": ("PA_NZ",)}, on_device=True
 )
 def nz_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
     """npu_scatter_pa_kv_cache into an NZ pool, and FIA v2 on its five axes."""
-    on_device = inputs.to(target.device)
-    return attend(on_device, as_five_axes(on_device, *written_nz(on_device)))
+    return attend(inputs, as_five_axes(inputs, *written_nz(inputs)))
 
 
-@npudiff.implementation("cached_attention", name="converted_pool", supports=SUPPORTED)
+@implementation("cached_attention", supports=SUPPORTED, on_device=True)
 def converted_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
     """Written in one layout and read in another: the pool is converted in between where they differ."""
-    on_device = inputs.to(target.device)
-    key, value = written(on_device)
+    key, value = written(inputs)
     if inputs.write_layout != inputs.read_layout:
         convert = to_nz if inputs.read_layout == "PA_NZ" else to_nd
-        key, value = convert(on_device, key), convert(on_device, value)
-    return attend(on_device, seen(on_device, key, value))
+        key, value = convert(inputs, key), convert(inputs, value)
+    return attend(inputs, seen(inputs, key, value))
 
 
 def written(inputs: CachedAttentionInputs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.layer_composed import ComposedGroupedQueryLayer, ComposedLatentLayer
 from npudiff.device.ascend.layer_flags import boxes
 from npudiff.device.ascend.layer_grouped_query import GroupedQueryLayer
@@ -25,13 +24,13 @@ def layer_of(inputs: DecoderLayerInputs, target: Target) -> AscendLayer:
     return LatentLayer(inputs, target) if inputs.latent else GroupedQueryLayer(inputs, target)
 
 
-@npudiff.implementation("decoder_layer", name="layer_by_flags", supports=[*GROUPED_QUERY, *LATENT])
+@implementation("decoder_layer", supports=[*GROUPED_QUERY, *LATENT])
 def layer_by_flags(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """The operators that the flags choose; flags that do not go together are refused."""
     return layer_of(inputs, target).run()
 
 
-@npudiff.implementation("decoder_layer", name="composed_layer")
+@implementation("decoder_layer")
 def composed_layer(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Composed of plain torch operators; no flag changes anything."""
     kind = ComposedLatentLayer if inputs.latent else ComposedGroupedQueryLayer

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.model.constraints import Box
 from npudiff.reference.dynamic_quant import DynamicQuantInputs
 
@@ -17,12 +16,11 @@ RISING_ENDS: Box = {"empty_experts": ("none",)}
 """The documentation of group_index asks for ends that rise strictly: an expert without rows cannot be said."""
 
 
-@npudiff.implementation("dynamic_quant", name="npu_dynamic_quant", supports={"bits": (8,), **RISING_ENDS})
+@implementation("dynamic_quant", supports={"bits": (8,), **RISING_ENDS}, on_device=True)
 def npu_dynamic_quant(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """npu_dynamic_quant to int8."""
-    on_device = inputs.to(target.device)
     quantised, scale = torch.ops.npu.npu_dynamic_quant(
-        on_device.states, smooth_scales=factors(on_device), group_index=on_device.expert_ends
+        inputs.states, smooth_scales=factors(inputs), group_index=inputs.expert_ends
     )
     return {"quantised": quantised, "scale": scale}
 
@@ -34,14 +32,13 @@ def factors(inputs: DynamicQuantInputs) -> torch.Tensor | None:
     return inputs.smooth[0]
 
 
-@npudiff.implementation("dynamic_quant", name="npu_dynamic_quant_int4", supports={"bits": (4,), **RISING_ENDS})
+@implementation("dynamic_quant", supports={"bits": (4,), **RISING_ENDS}, on_device=True)
 def npu_dynamic_quant_int4(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """npu_dynamic_quant to int4, eight in a word."""
-    on_device = inputs.to(target.device)
     words, scale = torch.ops.npu.npu_dynamic_quant(
-        on_device.states,
-        smooth_scales=factors(on_device),
-        group_index=on_device.expert_ends,
+        inputs.states,
+        smooth_scales=factors(inputs),
+        group_index=inputs.expert_ends,
         dst_type=torch.quint4x2,
     )
     return {"quantised": unpacked(words), "scale": scale}
@@ -54,11 +51,10 @@ def unpacked(words: torch.Tensor) -> torch.Tensor:
     return torch.where(nibbles > 7, nibbles - 16, nibbles).flatten(-2).to(torch.int8)
 
 
-@npudiff.implementation("dynamic_quant", name="composed_dynamic_quant")
+@implementation("dynamic_quant", on_device=True)
 def composed_dynamic_quant(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in float32."""
-    on_device = inputs.to(target.device)
-    return quantised(smoothed(on_device), on_device.bits)
+    return quantised(smoothed(inputs), inputs.bits)
 
 
 def smoothed(inputs: DynamicQuantInputs) -> torch.Tensor:

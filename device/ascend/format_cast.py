@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.storage_format import FRACTAL_NZ, ND, allow_internal_formats, format_cast, physical_storage
 from npudiff.reference.format_cast import FormatCastInputs, part_of
 
@@ -16,17 +15,17 @@ ROWS = 16
 """Rows of a tile."""
 
 
-@npudiff.implementation("format_cast", name="npu_format_cast")
+@implementation("format_cast", on_device=True)
 def npu_format_cast(inputs: FormatCastInputs, target: Target) -> Outputs:
     """npu_format_cast to FRACTAL_NZ, which returns a new tensor, and back to ND."""
-    part = inputs.to(target.device).part
+    part = inputs.part
     return cast_outputs(format_cast(part, FRACTAL_NZ, target), target)
 
 
-@npudiff.implementation("format_cast", name="npu_format_cast_in_place")
+@implementation("format_cast", on_device=True)
 def npu_format_cast_in_place(inputs: FormatCastInputs, target: Target) -> Outputs:
     """npu_format_cast_, which gives the tensor itself a new storage, as sglang casts weights after loading."""
-    part = inputs.to(target.device).part
+    part = inputs.part
     allow_internal_formats(target)
     torch.ops.npu.npu_format_cast_(part, FRACTAL_NZ)
     return cast_outputs(part, target)
@@ -42,11 +41,10 @@ def cast_outputs(cast: torch.Tensor, target: Target) -> Outputs:
     }
 
 
-@npudiff.implementation("format_cast", name="pad_view_permute")
+@implementation("format_cast", on_device=True)
 def pad_view_permute(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Tiling in plain torch, as MLA preprocessing prepares its weights; the result carries no format."""
-    tensor = inputs.tensor.to(target.device)
-    return tiled_outputs(tiled(tensor, tile_columns(tensor.dtype)), inputs)
+    return tiled_outputs(tiled(inputs.tensor, tile_columns(inputs.tensor.dtype)), inputs)
 
 
 def tile_columns(dtype: torch.dtype) -> int:

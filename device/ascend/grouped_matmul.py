@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.packed_weights import assist_matrix, bits_of, words
 from npudiff.model.constraints import Box
 from npudiff.reference.expert_weights import ExpertWeights
@@ -74,52 +73,45 @@ def _weights_only(inputs: GroupedMatmulInputs) -> torch.Tensor:
     )
 
 
-@npudiff.implementation("grouped_matmul", name="npu_grouped_matmul", supports=_PLAIN)
+@implementation("grouped_matmul", supports=_PLAIN, on_device=True)
 def npu_grouped_matmul(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on floats."""
-    return by_form(inputs.to(target.device))
+    return by_form(inputs)
 
 
-@npudiff.implementation("grouped_matmul", name="npu_grouped_matmul_w8a8", supports={**_BY_ROWS, "form": ("w8a8",)})
+@implementation("grouped_matmul", supports={**_BY_ROWS, "form": ("w8a8",)}, on_device=True)
 def npu_grouped_matmul_w8a8(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on int8 by int8."""
-    return by_form(inputs.to(target.device))
+    return by_form(inputs)
 
 
-@npudiff.implementation(
-    "grouped_matmul",
-    name="npu_grouped_matmul_w4a8",
-    supports={**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)},
-)
+@implementation("grouped_matmul", supports={**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)}, on_device=True)
 def npu_grouped_matmul_w4a8(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on int8 by int4."""
-    return by_form(inputs.to(target.device))
+    return by_form(inputs)
 
 
-@npudiff.implementation(
+@implementation(
     "grouped_matmul",
-    name="npu_grouped_matmul_weights_only",
     supports={**_BY_ROWS, "form": ("w8a16", "w4a16"), "group_list": ("counts", "ends")},
+    on_device=True,
 )
 def npu_grouped_matmul_weights_only(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on floats by int8 or int4."""
-    return by_form(inputs.to(target.device))
+    return by_form(inputs)
 
 
-@npudiff.implementation(
-    "grouped_matmul", name="npu_grouped_matmul_listed", supports={**_PLAIN, "experts": range(1, 129)}
-)
+@implementation("grouped_matmul", supports={**_PLAIN, "experts": range(1, 129)}, on_device=True)
 def npu_grouped_matmul_listed(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul with a list of matrices, and one result for all."""
-    on_device = inputs.to(target.device)
     outputs = torch.ops.npu.npu_grouped_matmul(
-        [on_device.states],
-        list(on_device.weights.values),
-        bias=_listed(on_device.weights),
-        group_list=on_device.group_list,
+        [inputs.states],
+        list(inputs.weights.values),
+        bias=_listed(inputs.weights),
+        group_list=inputs.group_list,
         split_item=ONE_OUTPUT,
         group_type=ROWS,
-        group_list_type=GROUP_LIST_TYPES[on_device.group_list_type],
+        group_list_type=GROUP_LIST_TYPES[inputs.group_list_type],
     )
     return outputs[0]  # type: ignore[no-any-return]
 
@@ -128,21 +120,18 @@ def _listed(weights: ExpertWeights) -> list[torch.Tensor] | None:
     return None if weights.bias is None else list(weights.bias)
 
 
-@npudiff.implementation(
-    "grouped_matmul", name="npu_grouped_matmul_ungrouped", supports={**_PLAIN, "experts": range(1, 129)}
-)
+@implementation("grouped_matmul", supports={**_PLAIN, "experts": range(1, 129)}, on_device=True)
 def npu_grouped_matmul_ungrouped(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul with a tensor of rows for each matrix that has any, and as many results."""
-    on_device = inputs.to(target.device)
-    sizes = counts(on_device)
+    sizes = counts(inputs)
     here = [expert for expert, size in enumerate(sizes) if size]
-    output = on_device.states.new_zeros(len(on_device.states), on_device.weights.values.shape[2])
+    output = inputs.states.new_zeros(len(inputs.states), inputs.weights.values.shape[2])
     if not here:
         return output
-    bias = _listed(on_device.weights)
+    bias = _listed(inputs.weights)
     parts = torch.ops.npu.npu_grouped_matmul(
-        [part for part in torch.split(on_device.states[: sum(sizes)], sizes) if len(part)],
-        [on_device.weights.values[expert] for expert in here],
+        [part for part in torch.split(inputs.states[: sum(sizes)], sizes) if len(part)],
+        [inputs.weights.values[expert] for expert in here],
         bias=None if bias is None else [bias[expert] for expert in here],
         split_item=OUTPUT_PER_WEIGHT,
         group_type=NOTHING,
@@ -164,29 +153,25 @@ def counts(inputs: GroupedMatmulInputs) -> list[int]:
     return sizes
 
 
-@npudiff.implementation(
-    "grouped_matmul", name="npu_grouped_matmul_inner", supports={"split": ("inner",), "group_list": ("counts", "ends")}
-)
+@implementation("grouped_matmul", supports={"split": ("inner",), "group_list": ("counts", "ends")}, on_device=True)
 def npu_grouped_matmul_inner(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul whose groups divide the inner axis: rows come as a transposed view."""
-    on_device = inputs.to(target.device)
-    turned = on_device.states.t().contiguous().t()
+    turned = inputs.states.t().contiguous().t()
     outputs = torch.ops.npu.npu_grouped_matmul(
         [turned],
-        [on_device.weights.values[0]],
-        group_list=on_device.group_list,
+        [inputs.weights.values[0]],
+        group_list=inputs.group_list,
         split_item=ONE_OUTPUT,
         group_type=INNER,
-        group_list_type=GROUP_LIST_TYPES[on_device.group_list_type],
+        group_list_type=GROUP_LIST_TYPES[inputs.group_list_type],
     )
     return outputs[0]  # type: ignore[no-any-return]
 
 
-@npudiff.implementation("grouped_matmul", name="expert_by_expert", supports=_BY_ROWS)
+@implementation("grouped_matmul", supports=_BY_ROWS, on_device=True)
 def expert_by_expert(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """A matrix product for each expert that has rows, on dequantised numbers, composed of plain operators."""
-    on_device = inputs.to(target.device)
-    return by_sizes(on_device, counts(on_device))
+    return by_sizes(inputs, counts(inputs))
 
 
 def by_sizes(inputs: GroupedMatmulInputs, sizes: Sequence[int]) -> torch.Tensor:

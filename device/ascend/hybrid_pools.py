@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend import page_allocation, sliding_attention
 from npudiff.device.ascend.fused_attention import decode_call, tnd_call
 from npudiff.device.ascend.page_pool import PagePool
@@ -271,13 +270,13 @@ FUSED = {
 """Cases whose attention the fused operators compute, with several rows per request and with one."""
 
 
-@npudiff.implementation("hybrid_pools", name="fia_pools", supports=FUSED)
+@implementation("hybrid_pools", supports=FUSED)
 def fia_pools(inputs: HybridPoolsInputs, target: Target) -> AscendPools:
     """Attention by FIA v2: a mask for decodes, TND with a band for new tokens."""
     return AscendPools(inputs, target)
 
 
-@npudiff.implementation("hybrid_pools", name="torch_native_pools")
+@implementation("hybrid_pools")
 def torch_native_pools(inputs: HybridPoolsInputs, target: Target) -> NativePools:
     """Attention by scaled_dot_product_attention on gathered keys: any page, head dim and dtype."""
     return NativePools(inputs, target)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.int4_pack import Int4PackInputs
 
 
@@ -18,28 +17,28 @@ def signed(inputs: Int4PackInputs) -> torch.Tensor:
     return inputs.values - 8 if inputs.encoding == "offset binary" else inputs.values
 
 
-@npudiff.implementation("int4_pack", name="npu_convert_weight_to_int4pack")
+@implementation("int4_pack", on_device=True)
 def npu_convert_weight_to_int4pack(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     """npu_convert_weight_to_int4pack, matrices flattened first: of rank 3 it returns the first alone."""
-    values = signed(inputs.to(target.device))
+    values = signed(inputs)
     words: torch.Tensor = torch.ops.npu.npu_convert_weight_to_int4pack(values.flatten(0, -2).contiguous())
     return words.view(*values.shape[:-1], -1)
 
 
-@npudiff.implementation("int4_pack", name="npu_quantize_quint4x2", supports={"source": ("integers",)})
+@implementation("int4_pack", supports={"source": ("integers",)}, on_device=True)
 def npu_quantize_quint4x2(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     """npu_quantize to quint4x2 with scales of 1: integers as floats, which it would limit if they were larger."""
-    values = inputs.to(target.device).values
+    values = inputs.values
     flat = values.flatten(0, -2).float().contiguous()
     scales = torch.ones(1, dtype=torch.float32, device=flat.device)
     words: torch.Tensor = torch.ops.npu.npu_quantize(flat, scales, None, torch.quint4x2, -1, False)
     return words.view(*values.shape[:-1], -1)
 
 
-@npudiff.implementation("int4_pack", name="bytes_viewed_as_words")
+@implementation("int4_pack", on_device=True)
 def bytes_viewed_as_words(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     """Two to a byte, the even column in the lower half, and four bytes viewed as a word."""
-    values = signed(inputs.to(target.device)).contiguous()
+    values = signed(inputs).contiguous()
     return paired(values[..., 0::2], values[..., 1::2])
 
 
@@ -48,10 +47,10 @@ def paired(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     return ((high & 15) << 4 | low & 15).to(torch.uint8).view(torch.int32)
 
 
-@npudiff.implementation("int4_pack", name="shifted_words")
+@implementation("int4_pack", on_device=True)
 def shifted_words(inputs: Int4PackInputs, target: Target) -> torch.Tensor:
     """Composed of shifts, one column of each eight after the other."""
-    return shifted(signed(inputs.to(target.device)), range(8))
+    return shifted(signed(inputs), range(8))
 
 
 def shifted(values: torch.Tensor, order: range | tuple[int, ...]) -> torch.Tensor:

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.model.constraints import Box
 from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 
@@ -91,65 +90,57 @@ def page_starts(inputs: KvRmsnormRopeCacheInputs) -> torch.Tensor:
     return inputs.slots[:, :: inputs.page_size].flatten().contiguous()
 
 
-@npudiff.implementation("kv_rmsnorm_rope_cache", name="decode_pa_bnsd", supports={**OPERATOR, **ND, **PAGED})
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **PAGED}, on_device=True)
 def decode_pa_bnsd(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode PA_BNSD: a slot per token."""
-    on_device = inputs.to(target.device)
-    return decode(on_device, fused_call(on_device, "PA_BNSD", on_device.slots.flatten()))
+    return decode(inputs, fused_call(inputs, "PA_BNSD", inputs.slots.flatten()))
 
 
-@npudiff.implementation("kv_rmsnorm_rope_cache", name="prefill_pa", supports={**OPERATOR, **ND, **PAGED})
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **PAGED}, on_device=True)
 def prefill_pa(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode PA, with what was written as outputs besides."""
-    on_device = inputs.to(target.device)
-    return prefill(on_device, fused_call(on_device, "PA", on_device.slots.flatten()))
+    return prefill(inputs, fused_call(inputs, "PA", inputs.slots.flatten()))
 
 
-@npudiff.implementation("kv_rmsnorm_rope_cache", name="decode_pa_nz", supports={**OPERATOR, **NZ, **PAGED})
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **NZ, **PAGED}, on_device=True)
 def decode_pa_nz(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode PA_NZ: the same declared shape, bytes in strips."""
-    on_device = inputs.to(target.device)
-    return decode(on_device, fused_call(on_device, "PA_NZ", on_device.slots.flatten()))
+    return decode(inputs, fused_call(inputs, "PA_NZ", inputs.slots.flatten()))
 
 
-@npudiff.implementation("kv_rmsnorm_rope_cache", name="prefill_blk_bnsd", supports={**OPERATOR, **ND, **WHOLE_PAGES})
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **WHOLE_PAGES}, on_device=True)
 def prefill_blk_bnsd(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode PA_BLK_BNSD: the first slot of each page of a request."""
-    on_device = inputs.to(target.device)
-    return prefill(on_device, fused_call(on_device, "PA_BLK_BNSD", page_starts(on_device)))
+    return prefill(inputs, fused_call(inputs, "PA_BLK_BNSD", page_starts(inputs)))
 
 
-@npudiff.implementation("kv_rmsnorm_rope_cache", name="prefill_blk_nz", supports={**OPERATOR, **NZ, **WHOLE_PAGES})
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **NZ, **WHOLE_PAGES}, on_device=True)
 def prefill_blk_nz(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode PA_BLK_NZ."""
-    on_device = inputs.to(target.device)
-    return prefill(on_device, fused_call(on_device, "PA_BLK_NZ", page_starts(on_device)))
+    return prefill(inputs, fused_call(inputs, "PA_BLK_NZ", page_starts(inputs)))
 
 
-@npudiff.implementation("kv_rmsnorm_rope_cache", name="decode_norm", supports={**OPERATOR, **ND, **ROWS})
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **ROWS}, on_device=True)
 def decode_norm(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode Norm: a row of the cache per request, and a place in it per token."""
-    on_device = inputs.to(target.device)
-    return decode(on_device, fused_call(on_device, "Norm", on_device.slots % on_device.page_size))
+    return decode(inputs, fused_call(inputs, "Norm", inputs.slots % inputs.page_size))
 
 
-@npudiff.implementation("kv_rmsnorm_rope_cache", name="prefill_v2", supports={**OPERATOR, **ND, **PAGED})
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **PAGED}, on_device=True)
 def prefill_v2(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """npu_kv_rmsnorm_rope_cache_v2: returns rope keys and latents, and declares that it writes into the caches."""
-    on_device = inputs.to(target.device)
-    call = fused_call(on_device, "PA_BNSD", on_device.slots.flatten()).having(is_output_kv=True)
+    call = fused_call(inputs, "PA_BNSD", inputs.slots.flatten()).having(is_output_kv=True)
     rope, latent = torch.ops.npu.npu_kv_rmsnorm_rope_cache_v2(*call.tensors, **call.options)
-    return {"rope": rope.squeeze(1), "latent": latent.squeeze(1), **caches(on_device)}
+    return {"rope": rope.squeeze(1), "latent": latent.squeeze(1), **caches(inputs)}
 
 
-@npudiff.implementation("kv_rmsnorm_rope_cache", name="native_mla_write")
+@implementation("kv_rmsnorm_rope_cache", on_device=True)
 def native_mla_write(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Composed of elementwise operators and an indexed write: the path without the fused operator."""
-    on_device = inputs.to(target.device)
-    states, keys = on_device.kv.tensor_split([on_device.latent_dim], dim=-1)
-    latent = normalised(states, on_device.weight, on_device.epsilon)
-    rope = turned(keys, on_device.cos_sin_cache[on_device.positions])
-    return written(on_device, latent, rope)
+    states, keys = inputs.kv.tensor_split([inputs.latent_dim], dim=-1)
+    latent = normalised(states, inputs.weight, inputs.epsilon)
+    rope = turned(keys, inputs.cos_sin_cache[inputs.positions])
+    return written(inputs, latent, rope)
 
 
 def normalised(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

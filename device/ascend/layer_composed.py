@@ -41,7 +41,7 @@ class ComposedExperts(AscendExperts):
 
     def adapter(self, inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
         """A loop over experts."""
-        return moe_experts.expert_by_expert_composed(inputs, target)  # type: ignore[no-any-return]
+        return moe_experts.expert_by_expert_composed(inputs, target)
 
 
 class Composed(AscendLayer):
@@ -56,7 +56,7 @@ class Composed(AscendLayer):
 
     def norm_adapter(self, inputs: RmsNormInputs, target: Target) -> Outputs:
         """In float32, rounded once."""
-        return rms_norm.native_rms_norm(inputs, target)  # type: ignore[no-any-return]
+        return rms_norm.native_rms_norm(inputs, target)
 
 
 class ComposedGroupedQueryLayer(Composed, GroupedQueryLayer):
@@ -64,7 +64,7 @@ class ComposedGroupedQueryLayer(Composed, GroupedQueryLayer):
 
     def rotated(self, inputs: RotaryInputs) -> Outputs:
         """Rounded after every operation."""
-        return rotary.native_rotary(inputs, self.target)  # type: ignore[no-any-return]
+        return rotary.native_rotary(inputs, self.target)
 
     def write(self, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
         """By index."""
@@ -75,7 +75,7 @@ class ComposedGroupedQueryLayer(Composed, GroupedQueryLayer):
 
     def attend(self, step: LayerStep, query: torch.Tensor) -> torch.Tensor:
         """Gathered keys, and a mask."""
-        return sliding_attention.torch_native(self.attention_inputs(step, query), self.target)  # type: ignore[no-any-return]
+        return sliding_attention.torch_native(self.attention_inputs(step, query), self.target)
 
 
 class ComposedLatentLayer(Composed, LatentLayer):
@@ -97,4 +97,4 @@ class ComposedLatentLayer(Composed, LatentLayer):
 
     def preprocessed(self, given: MlaPreprocessInputs) -> Outputs:
         """Products, norms and rotation one after the other."""
-        return mla_preprocess.native_mla_preprocess(given, self.target)  # type: ignore[no-any-return]
+        return mla_preprocess.native_mla_preprocess(given, self.target)

@@ -65,7 +65,7 @@ class GroupedQueryLayer(AscendLayer):
 
     def rotated(self, inputs: RotaryInputs) -> dict[str, torch.Tensor]:
         """Rotate queries and keys."""
-        return rotary.npu_mrope(inputs, self.target)  # type: ignore[no-any-return]
+        return rotary.npu_mrope(inputs, self.target)
 
     def write(self, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
         """Write keys and values as the flags say."""
@@ -86,7 +86,7 @@ class GroupedQueryLayer(AscendLayer):
         """Attention over the pool: fused, a decode with a mask for its window; or without fused operators."""
         inputs = self.attention_inputs(step, query)
         if not self.inputs.use_fia:
-            return sliding_attention.torch_native(inputs, self.target)  # type: ignore[no-any-return]
+            return sliding_attention.torch_native(inputs, self.target)
         if set(step.query_lengths) == {1}:
             return sliding_attention.run_decode(inputs, decode_call(inputs))["output"]
         return sliding_attention.run_tnd(inputs, tnd_call(inputs))["output"]

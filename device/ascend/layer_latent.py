@@ -188,11 +188,11 @@ class LatentLayer(AscendLayer):
     def preprocessed(self, given: MlaPreprocessInputs) -> Outputs:
         """Queries and caches of a decode: fused where the sizes allow it, by norm and cache operators, or composed."""
         if not self.inputs.mlapo:
-            return mla_preprocess.native_mla_preprocess(given, self.target)  # type: ignore[no-any-return]
+            return mla_preprocess.native_mla_preprocess(given, self.target)
         size, rank = given.q_a_weight.shape
         if size in PROLOG_SIZES and rank == PROLOG_RANK:
             return mla_preprocess.prolog_v3(given, given.layout)
-        return mla_preprocess.rms_norm_cache_path(given, self.target)  # type: ignore[no-any-return]
+        return mla_preprocess.rms_norm_cache_path(given, self.target)
 
     def cached(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the pool, as they were written."""

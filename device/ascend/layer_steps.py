@@ -76,12 +76,12 @@ class AscendLayer(ABC):
     def norm_adapter(self, inputs: RmsNormInputs, target: Target) -> Outputs:
         """The norm that the flags choose."""
         if self.inputs.native_norm:
-            return rms_norm.native_rms_norm(inputs, target)  # type: ignore[no-any-return]
+            return rms_norm.native_rms_norm(inputs, target)
         if inputs.residual is None:
             alone = rms_norm.npu_gemma_rms_norm if self.kind == "gemma" else rms_norm.npu_rms_norm
-            return alone(inputs, target)  # type: ignore[no-any-return]
+            return alone(inputs, target)
         added = rms_norm.gemma_add_rms_norm if self.kind == "gemma" else rms_norm.npu_add_rms_norm
-        return added(inputs, target)  # type: ignore[no-any-return]
+        return added(inputs, target)
 
     @abstractmethod
     def attention(self, step: LayerStep, rows: slice, states: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.kv_rmsnorm_rope_cache import half_tables, normalised, turned, write_at
 from npudiff.model.constraints import Box
 from npudiff.reference.mla_preprocess import MlaPreprocessInputs
@@ -73,55 +72,49 @@ def prolog_v3(inputs: MlaPreprocessInputs, cache_mode: str) -> Outputs:
     return {"query_nope": query, "query_rope": rope, **caches(inputs)}
 
 
-@npudiff.implementation(
-    "mla_preprocess", name="npu_mla_prolog_v3", supports={**PROLOG, **ND, "hidden_size": (6144, 7168, 7680)}
-)
+@implementation("mla_preprocess", supports={**PROLOG, **ND, "hidden_size": (6144, 7168, 7680)}, on_device=True)
 def npu_mla_prolog_v3(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """npu_mla_prolog_v3 on ND caches, unquantised."""
-    return prolog_v3(inputs.to(target.device), "PA_BSND")
+    return prolog_v3(inputs, "PA_BSND")
 
 
-@npudiff.implementation(
-    "mla_preprocess", name="npu_mla_prolog_v3_nz", supports={**PROLOG, **NZ, "hidden_size": (6144, 7168, 7680)}
-)
+@implementation("mla_preprocess", supports={**PROLOG, **NZ, "hidden_size": (6144, 7168, 7680)}, on_device=True)
 def npu_mla_prolog_v3_nz(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """npu_mla_prolog_v3 on NZ caches, unquantised."""
-    return prolog_v3(inputs.to(target.device), "PA_NZ")
+    return prolog_v3(inputs, "PA_NZ")
 
 
-@npudiff.implementation("mla_preprocess", name="npu_mla_prolog_v2", supports={**PROLOG, "hidden_size": (7168,)})
+@implementation("mla_preprocess", supports={**PROLOG, "hidden_size": (7168,)}, on_device=True)
 def npu_mla_prolog_v2(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """npu_mla_prolog_v2, unquantised: the index comes before the caches, which are returned as well."""
-    on_device = inputs.to(target.device)
-    cosine, sine = tables(on_device)
-    latent, rope = declared(on_device)
+    cosine, sine = tables(inputs)
+    latent, rope = declared(inputs)
     query, query_rope, *_ = torch.ops.npu.npu_mla_prolog_v2(
-        on_device.hidden,
-        on_device.q_a_weight,
-        on_device.q_b_weight,
-        on_device.k_up_weight,
-        on_device.kv_a_weight,
-        on_device.q_a_norm,
-        on_device.kv_a_norm,
+        inputs.hidden,
+        inputs.q_a_weight,
+        inputs.q_b_weight,
+        inputs.k_up_weight,
+        inputs.kv_a_weight,
+        inputs.q_a_norm,
+        inputs.kv_a_norm,
         sine,
         cosine,
-        on_device.slots,
+        inputs.slots,
         latent,
         rope,
         rmsnorm_epsilon_cq=inputs.epsilon,
         rmsnorm_epsilon_ckv=inputs.epsilon,
         cache_mode=inputs.layout,
     )
-    return {"query_nope": query, "query_rope": query_rope, **caches(on_device)}
+    return {"query_nope": query, "query_rope": query_rope, **caches(inputs)}
 
 
-@npudiff.implementation("mla_preprocess", name="rms_norm_cache_path", supports=DIMS)
+@implementation("mla_preprocess", supports=DIMS, on_device=True)
 def rms_norm_cache_path(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """Products, norms and rotation one after the other, and npu_kv_rmsnorm_rope_cache for the caches."""
-    on_device = inputs.to(target.device)
-    normed, _ = torch.ops.npu.npu_rms_norm(rounded(on_device.hidden, on_device.q_a_weight), on_device.q_a_norm,
-                                           on_device.epsilon)  # fmt: skip
-    return after_query_norm(on_device, normed)
+    normed, _ = torch.ops.npu.npu_rms_norm(rounded(inputs.hidden, inputs.q_a_weight), inputs.q_a_norm,
+                                           inputs.epsilon)  # fmt: skip
+    return after_query_norm(inputs, normed)
 
 
 def after_query_norm(inputs: MlaPreprocessInputs, normed: torch.Tensor) -> Outputs:
@@ -158,20 +151,19 @@ def rounded(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (rows.float() @ weight.float()).to(rows.dtype)
 
 
-@npudiff.implementation("mla_preprocess", name="native_mla_preprocess")
+@implementation("mla_preprocess", on_device=True)
 def native_mla_preprocess(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """Composed of plain torch operators: the path without fused ones."""
-    on_device = inputs.to(target.device)
-    normed = normalised(rounded(on_device.hidden, on_device.q_a_weight), on_device.q_a_norm, on_device.epsilon)
-    queries = rounded(normed, on_device.q_b_weight).view(len(normed), on_device.heads, -1)
-    nope, rope = queries[..., : on_device.nope_dim], queries[..., on_device.nope_dim :]
-    absorbed = rounded(nope.transpose(0, 1), on_device.k_up_weight).transpose(0, 1)
-    keys = rounded(on_device.hidden, on_device.kv_a_weight)
-    latent = normalised(keys[:, : on_device.latent_dim], on_device.kv_a_norm, on_device.epsilon)
-    cos_sin = on_device.cos_sin_cache[on_device.positions]
-    write(on_device, on_device.latent_cache, latent)
-    write(on_device, on_device.rope_cache, turned(keys[:, on_device.latent_dim :], cos_sin))
-    return {"query_nope": absorbed, "query_rope": turned(rope, cos_sin.unsqueeze(1)), **caches(on_device)}
+    normed = normalised(rounded(inputs.hidden, inputs.q_a_weight), inputs.q_a_norm, inputs.epsilon)
+    queries = rounded(normed, inputs.q_b_weight).view(len(normed), inputs.heads, -1)
+    nope, rope = queries[..., : inputs.nope_dim], queries[..., inputs.nope_dim :]
+    absorbed = rounded(nope.transpose(0, 1), inputs.k_up_weight).transpose(0, 1)
+    keys = rounded(inputs.hidden, inputs.kv_a_weight)
+    latent = normalised(keys[:, : inputs.latent_dim], inputs.kv_a_norm, inputs.epsilon)
+    cos_sin = inputs.cos_sin_cache[inputs.positions]
+    write(inputs, inputs.latent_cache, latent)
+    write(inputs, inputs.rope_cache, turned(keys[:, inputs.latent_dim :], cos_sin))
+    return {"query_nope": absorbed, "query_rope": turned(rope, cos_sin.unsqueeze(1)), **caches(inputs)}
 
 
 def write(inputs: MlaPreprocessInputs, cache: torch.Tensor, rows: torch.Tensor) -> None:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.mla_preprocess import DIMS, NO_SKIPPING, Outputs, caches, declared, tables
 from npudiff.model.constraints import Box
 from npudiff.reference.mla_preprocess import Int8Steps, MlaPreprocessInputs
@@ -100,23 +99,20 @@ def mlapo(inputs: MlaPreprocessInputs, steps: Int8Steps, cache_mode: str) -> Out
     return {"query_nope": query_nope, "query_rope": query_rope, **caches(inputs)}
 
 
-@npudiff.implementation(
+@implementation(
     "mla_preprocess",
     name="mlapo",
     supports={**BUILT_IN, "layout": ("PA_BSND",), "page_size": (*range(1, 129), 256)},
+    on_device=True,
 )
 def mlapo_nd(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """mla_preprocess with int8 weights, cache mode krope_ctkv."""
-    on_device = inputs.to(target.device)
-    assert on_device.steps is not None  # noqa: S101 - quantised cases have them
-    return mlapo(on_device, on_device.steps, "krope_ctkv")
+    assert inputs.steps is not None  # noqa: S101 - quantised cases have them
+    return mlapo(inputs, inputs.steps, "krope_ctkv")
 
 
-@npudiff.implementation(
-    "mla_preprocess", name="mlapo_nz", supports={**BUILT_IN, "layout": ("PA_NZ",), "page_size": (128,)}
-)
+@implementation("mla_preprocess", supports={**BUILT_IN, "layout": ("PA_NZ",), "page_size": (128,)}, on_device=True)
 def mlapo_nz(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """mla_preprocess with int8 weights, cache mode nzcache."""
-    on_device = inputs.to(target.device)
-    assert on_device.steps is not None  # noqa: S101 - quantised cases have them
-    return mlapo(on_device, on_device.steps, "nzcache")
+    assert inputs.steps is not None  # noqa: S101 - quantised cases have them
+    return mlapo(inputs, inputs.steps, "nzcache")

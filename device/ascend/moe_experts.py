@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend import grouped_matmul, swiglu
 from npudiff.device.ascend.dynamic_quant import quantised
 from npudiff.device.ascend.moe_finalize import BY_COLUMN, BY_ROW, finalized
@@ -124,36 +123,33 @@ def by_row(inputs: MoeExpertsInputs, rows: torch.Tensor, places: torch.Tensor) -
     return finalized(MoeFinalizeInputs(rows, places, inputs.weights, of_shared(inputs)), places, BY_ROW, rows)
 
 
-@npudiff.implementation("moe_experts", name="routed_v2", supports=ALL_HERE)
+@implementation("moe_experts", supports=ALL_HERE, on_device=True)
 def routed_v2(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_moe_init_routing_v2, npu_grouped_matmul twice, npu_moe_finalize_routing."""
-    on_device = inputs.to(target.device)
-    copies = sorted_copies(on_device)
-    rows = of_copies(copies, on_device.routed, on_device.states.dtype)
-    return by_row(on_device, rows, copies.places)
+    copies = sorted_copies(inputs)
+    rows = of_copies(copies, inputs.routed, inputs.states.dtype)
+    return by_row(inputs, rows, copies.places)
 
 
-@npudiff.implementation("moe_experts", name="unpermuted")
+@implementation("moe_experts", on_device=True)
 def unpermuted(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_moe_token_unpermute at the end: copies of experts that are not here take row 0, with weight 0."""
-    on_device = inputs.to(target.device)
-    copies = sorted_copies(on_device)
-    shared = of_shared(on_device)
+    copies = sorted_copies(inputs)
+    shared = of_shared(inputs)
     missing = copies.places < 0
     if bool(missing.all()):  # there is no row 0 then
-        total = torch.zeros_like(on_device.states)
+        total = torch.zeros_like(inputs.states)
     else:
-        rows = of_copies(copies, on_device.routed, on_device.states.dtype)
-        weights = on_device.weights.masked_fill(missing.view(on_device.weights.shape), 0.0)
+        rows = of_copies(copies, inputs.routed, inputs.states.dtype)
+        weights = inputs.weights.masked_fill(missing.view(inputs.weights.shape), 0.0)
         total = torch.ops.npu.npu_moe_token_unpermute(rows, copies.places.clamp(min=0), probs=weights)
     return total if shared is None else total + shared
 
 
-@npudiff.implementation("moe_experts", name="swiglu_in_the_product", supports={**ALL_HERE, **QUANTISED, **PLAIN_SILU})
+@implementation("moe_experts", supports={**ALL_HERE, **QUANTISED, **PLAIN_SILU}, on_device=True)
 def swiglu_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul_swiglu_quant, which wants cumulative rows of groups, in place of three operators."""
-    on_device = inputs.to(target.device)
-    copies, up = sorted_copies(on_device), on_device.routed.up
+    copies, up = sorted_copies(inputs), inputs.routed.up
     if up.scale is None:
         raise ValueError("integers have scales")
     is_int4 = up.bits == 4
@@ -165,20 +161,17 @@ def swiglu_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Ten
         copies.scale,
         bias=assist_matrix(up) if is_int4 else None,
     )
-    result = times(rows, scale, on_device.routed.down, copies.counts, on_device.states.dtype)
-    return by_row(on_device, result, copies.places)
+    result = times(rows, scale, inputs.routed.down, copies.counts, inputs.states.dtype)
+    return by_row(inputs, result, copies.places)
 
 
-@npudiff.implementation(
-    "moe_experts", name="sum_in_the_product", supports={**ALL_HERE, "form": ("w8a8",), "dtype": ("bfloat16",)}
-)
+@implementation("moe_experts", supports={**ALL_HERE, "form": ("w8a8",), "dtype": ("bfloat16",)}, on_device=True)
 def sum_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul_finalize_routing, which adds weighted rows to those of their tokens."""
-    on_device = inputs.to(target.device)
-    copies, down = sorted_copies(on_device), on_device.routed.down
-    tokens, k = on_device.chosen.shape
-    first = times(copies.rows, copies.scale, on_device.routed.up, copies.counts, on_device.states.dtype)
-    rows, scale = between(first, on_device.routed)
+    copies, down = sorted_copies(inputs), inputs.routed.down
+    tokens, k = inputs.chosen.shape
+    first = times(copies.rows, copies.scale, inputs.routed.up, copies.counts, inputs.states.dtype)
+    rows, scale = between(first, inputs.routed)
     order = torch.argsort(copies.places)
     if down.scale is None:
         raise ValueError("integers have scales")
@@ -188,44 +181,42 @@ def sum_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor
         copies.counts,
         scale=down.scale.squeeze(1),
         pertoken_scale=scale,
-        shared_input=of_shared(on_device),
-        logit=on_device.weights.float().flatten()[order],
+        shared_input=of_shared(inputs),
+        logit=inputs.weights.float().flatten()[order],
         row_index=order // k,
         output_bs=tokens,
     )
-    return total.to(on_device.states.dtype)  # type: ignore[no-any-return]
+    return total.to(inputs.states.dtype)  # type: ignore[no-any-return]
 
 
-@npudiff.implementation("moe_experts", name="routed_v1", supports={**ALL_HERE, "form": ("float", "w8a8")})
+@implementation("moe_experts", supports={**ALL_HERE, "form": ("float", "w8a8")}, on_device=True)
 def routed_v1(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_moe_init_routing, with cumulative rows of groups, copies numbered by column, and drop_pad_mode 0."""
-    on_device = inputs.to(target.device)
-    experts = len(on_device.here)
-    request = MoeRoutingInputs(on_device.states.contiguous(), numbered_here(on_device), experts, 0, experts)
+    experts = len(inputs.here)
+    request = MoeRoutingInputs(inputs.states.contiguous(), numbered_here(inputs), experts, 0, experts)
     rows, places, sorted_experts = first(request, by_column(request))
     ends = torch.ops.npu.npu_moe_compute_expert_tokens(sorted_experts, experts).long()
     scale = None
-    if on_device.routed.quantised:
+    if inputs.routed.quantised:
         rows, scale = torch.ops.npu.npu_dynamic_quant(rows)
     counts = torch.diff(ends, prepend=ends.new_zeros(1))
-    result = of_copies(Copies(rows, scale, places, counts), on_device.routed, on_device.states.dtype)
-    finalize = MoeFinalizeInputs(result, places, on_device.weights, of_shared(on_device))
+    result = of_copies(Copies(rows, scale, places, counts), inputs.routed, inputs.states.dtype)
+    finalize = MoeFinalizeInputs(result, places, inputs.weights, of_shared(inputs))
     return finalized(finalize, places, BY_COLUMN, result)
 
 
-@npudiff.implementation("moe_experts", name="expert_by_expert_composed")
+@implementation("moe_experts", on_device=True)
 def expert_by_expert_composed(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """A loop over experts, composed of plain operators on dequantised numbers."""
-    on_device = inputs.to(target.device)
-    total = torch.zeros(on_device.states.shape, dtype=torch.float32, device=on_device.states.device)
-    for index, expert in enumerate(on_device.here.tolist()):
-        tokens, places = (on_device.chosen == expert).nonzero(as_tuple=True)
+    total = torch.zeros(inputs.states.shape, dtype=torch.float32, device=inputs.states.device)
+    for index, expert in enumerate(inputs.here.tolist()):
+        tokens, places = (inputs.chosen == expert).nonzero(as_tuple=True)
         if len(tokens):
-            rows = alone(on_device.states[tokens], on_device.routed, index).float()
-            total.index_add_(0, tokens, rows * on_device.weights[tokens, places].float().unsqueeze(1))
-    if on_device.shared is not None:
-        total += alone(on_device.states, on_device.shared, 0).float()
-    return total.to(on_device.states.dtype)
+            rows = alone(inputs.states[tokens], inputs.routed, index).float()
+            total.index_add_(0, tokens, rows * inputs.weights[tokens, places].float().unsqueeze(1))
+    if inputs.shared is not None:
+        total += alone(inputs.states, inputs.shared, 0).float()
+    return total.to(inputs.states.dtype)
 
 
 def alone(states: torch.Tensor, experts: Experts, index: int) -> torch.Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.model.constraints import Box
 from npudiff.reference.moe_finalize import MoeFinalizeInputs
 
@@ -29,45 +28,41 @@ def finalized(inputs: MoeFinalizeInputs, places: torch.Tensor, mode: int, rows: 
     )
 
 
-@npudiff.implementation("moe_finalize", name="finalize_by_row", supports={**ALL_THERE, "spare_rows": (0,)})
+@implementation("moe_finalize", supports={**ALL_THERE, "spare_rows": (0,)}, on_device=True)
 def finalize_by_row(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_finalize_routing with drop_pad_mode 2, which goes with the second version of init routing."""
-    on_device = inputs.to(target.device)
-    return finalized(on_device, on_device.places.flatten(), BY_ROW, on_device.expert_rows)
+    return finalized(inputs, inputs.places.flatten(), BY_ROW, inputs.expert_rows)
 
 
-@npudiff.implementation("moe_finalize", name="finalize_by_column", supports={**ALL_THERE, "spare_rows": (0,)})
+@implementation("moe_finalize", supports={**ALL_THERE, "spare_rows": (0,)}, on_device=True)
 def finalize_by_column(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_finalize_routing with drop_pad_mode 0, which goes with the first version of init routing."""
-    on_device = inputs.to(target.device)
-    return finalized(on_device, on_device.places.T.flatten(), BY_COLUMN, on_device.expert_rows)
+    return finalized(inputs, inputs.places.T.flatten(), BY_COLUMN, inputs.expert_rows)
 
 
-@npudiff.implementation("moe_finalize", name="finalize_with_none")
+@implementation("moe_finalize", on_device=True)
 def finalize_with_none(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_finalize_routing with drop_pad_mode 3: rows of [experts, capacity, width], and -1 for none."""
-    on_device = inputs.to(target.device)
-    return finalized(on_device, on_device.places.flatten(), BY_ROW_OR_NONE, on_device.expert_rows.unsqueeze(0))
+    return finalized(inputs, inputs.places.flatten(), BY_ROW_OR_NONE, inputs.expert_rows.unsqueeze(0))
 
 
-@npudiff.implementation("moe_finalize", name="token_unpermute", supports={"poison": ("large",)})
+@implementation("moe_finalize", supports={"poison": ("large",)}, on_device=True)
 def token_unpermute(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_token_unpermute. It does not know -1: such copies take row 0, with weight 0.
 
     So row 0 must be finite even where no place names it: 0 * NaN is NaN.
     """
-    on_device = inputs.to(target.device)
-    weights = on_device.weights.masked_fill(on_device.places < 0, 0.0)
+    weights = inputs.weights.masked_fill(inputs.places < 0, 0.0)
     total: torch.Tensor = torch.ops.npu.npu_moe_token_unpermute(
-        on_device.expert_rows, on_device.places.clamp(min=0).flatten(), probs=weights
+        inputs.expert_rows, inputs.places.clamp(min=0).flatten(), probs=weights
     )
-    return total if on_device.skip is None else total + on_device.skip
+    return total if inputs.skip is None else total + inputs.skip
 
 
-@npudiff.implementation("moe_finalize", name="native_finalize")
+@implementation("moe_finalize", on_device=True)
 def native_finalize(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """Composed of an index, a product and a sum in float32."""
-    return together(inputs.to(target.device))
+    return together(inputs)
 
 
 def together(inputs: MoeFinalizeInputs) -> torch.Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.moe_gating import MoeGatingInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -22,38 +21,30 @@ def by_expert(inputs: MoeGatingInputs, weights: torch.Tensor, index: torch.Tenso
     return {"weights": dense, "chosen": named.sum(dim=1)}
 
 
-@npudiff.implementation(
-    "moe_gating",
-    name="npu_moe_gating_top_k_softmax",
-    supports={**_SOFTMAX, **_PLAIN, "renormalise": (False,), "scaling": (1.0,)},
+@implementation(
+    "moe_gating", supports={**_SOFTMAX, **_PLAIN, "renormalise": (False,), "scaling": (1.0,)}, on_device=True
 )
 def npu_moe_gating_top_k_softmax(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """npu_moe_gating_top_k_softmax, whose weights do not add up to 1."""
-    on_device = inputs.to(target.device)
-    weights, index, _ = torch.ops.npu.npu_moe_gating_top_k_softmax(on_device.logits, k=on_device.chosen)
-    return by_expert(on_device, weights, index)
+    weights, index, _ = torch.ops.npu.npu_moe_gating_top_k_softmax(inputs.logits, k=inputs.chosen)
+    return by_expert(inputs, weights, index)
 
 
-@npudiff.implementation(
-    "moe_gating",
-    name="softmax_then_norm",
-    supports={**_SOFTMAX, **_PLAIN, "renormalise": (True,), "dtype": ("float32",)},
+@implementation(
+    "moe_gating", supports={**_SOFTMAX, **_PLAIN, "renormalise": (True,), "dtype": ("float32",)}, on_device=True
 )
 def softmax_then_norm(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """npu_moe_gating_top_k_softmax, and the weights divided by their sum."""
-    on_device = inputs.to(target.device)
-    weights, index, _ = torch.ops.npu.npu_moe_gating_top_k_softmax(on_device.logits, k=on_device.chosen)
-    return by_expert(on_device, weights / weights.sum(dim=1, keepdim=True) * on_device.scaling, index)
+    weights, index, _ = torch.ops.npu.npu_moe_gating_top_k_softmax(inputs.logits, k=inputs.chosen)
+    return by_expert(inputs, weights / weights.sum(dim=1, keepdim=True) * inputs.scaling, index)
 
 
-@npudiff.implementation(
-    "moe_gating",
-    name="npu_moe_gating_top_k",
-    supports=[{**_SIGMOID, "renormalise": (True,)}, {**_SOFTMAX, "renormalise": (False,)}],
+@implementation(
+    "moe_gating", supports=[{**_SIGMOID, "renormalise": (True,)}, {**_SOFTMAX, "renormalise": (False,)}], on_device=True
 )
 def npu_moe_gating_top_k(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """npu_moe_gating_top_k: sigmoids are renormalised, a softmax is not."""
-    return top_k(inputs.to(target.device))
+    return top_k(inputs)
 
 
 def top_k(inputs: MoeGatingInputs) -> Outputs:
@@ -71,13 +62,12 @@ def top_k(inputs: MoeGatingInputs) -> Outputs:
     return by_expert(inputs, weights, index)
 
 
-@npudiff.implementation("moe_gating", name="native_gating")
+@implementation("moe_gating", on_device=True)
 def native_gating(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """Composed of plain torch operators in float32."""
-    on_device = inputs.to(target.device)
-    scores = scored(on_device)
-    index = best(on_device, scores)
-    return by_expert(on_device, weighted(on_device, scores.gather(1, index)), index)
+    scores = scored(inputs)
+    index = best(inputs, scores)
+    return by_expert(inputs, weighted(inputs, scores.gather(1, index)), index)
 
 
 def scored(inputs: MoeGatingInputs) -> torch.Tensor:

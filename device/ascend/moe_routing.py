@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.model.constraints import Box
 from npudiff.reference.moe_routing import MoeRoutingInputs
 
@@ -54,27 +53,24 @@ def outputs_of(
     return {**result, "scale": scale} if inputs.form in ("with scales", "by largest", "smoothed") else result
 
 
-@npudiff.implementation("moe_routing", name="init_routing_v2")
+@implementation("moe_routing", on_device=True)
 def init_routing_v2(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 with counts."""
-    on_device = inputs.to(target.device)
-    return outputs_of(on_device, *second(on_device, COUNTS))
+    return outputs_of(inputs, *second(inputs, COUNTS))
 
 
-@npudiff.implementation("moe_routing", name="init_routing_v2_cumulative")
+@implementation("moe_routing", on_device=True)
 def init_routing_v2_cumulative(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 with cumulative counts, from which those of each expert are taken."""
-    on_device = inputs.to(target.device)
-    rows, places, ends, scale = second(on_device, CUMULATIVE)
-    return outputs_of(on_device, rows, places, torch.diff(ends, prepend=ends.new_zeros(1)), scale)
+    rows, places, ends, scale = second(inputs, CUMULATIVE)
+    return outputs_of(inputs, rows, places, torch.diff(ends, prepend=ends.new_zeros(1)), scale)
 
 
-@npudiff.implementation("moe_routing", name="init_routing_v2_scatter")
+@implementation("moe_routing", on_device=True)
 def init_routing_v2_scatter(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 with row_idx_type 1: the copy at each row, of which places are taken."""
-    on_device = inputs.to(target.device)
-    rows, copies, counts, scale = second(on_device, COUNTS, COPY_AT_PLACE)
-    return outputs_of(on_device, rows, turned(copies, counts), counts, scale)
+    rows, copies, counts, scale = second(inputs, COUNTS, COPY_AT_PLACE)
+    return outputs_of(inputs, rows, turned(copies, counts), counts, scale)
 
 
 def turned(copies: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -85,13 +81,12 @@ def turned(copies: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return places
 
 
-@npudiff.implementation("moe_routing", name="init_routing_v1", supports=_PLAIN)
+@implementation("moe_routing", supports=_PLAIN, on_device=True)
 def init_routing_v1(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing, whose copies are numbered by column, and npu_moe_compute_expert_tokens."""
-    on_device = inputs.to(target.device)
-    rows, places, sorted_experts = first(on_device, by_column(on_device))
-    ends = torch.ops.npu.npu_moe_compute_expert_tokens(sorted_experts, on_device.all_experts).long()
-    places = places.view(on_device.experts.shape[::-1]).T.contiguous().long()
+    rows, places, sorted_experts = first(inputs, by_column(inputs))
+    ends = torch.ops.npu.npu_moe_compute_expert_tokens(sorted_experts, inputs.all_experts).long()
+    places = places.view(inputs.experts.shape[::-1]).T.contiguous().long()
     return {"rows": rows, "places": places, "counts": torch.diff(ends, prepend=ends.new_zeros(1))}
 
 
@@ -109,29 +104,27 @@ def first(inputs: MoeRoutingInputs, numbers: torch.Tensor) -> tuple[torch.Tensor
     )
 
 
-@npudiff.implementation("moe_routing", name="token_permute", supports=_PLAIN)
+@implementation("moe_routing", supports=_PLAIN, on_device=True)
 def token_permute(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_token_permute, with counts from a histogram."""
-    on_device = inputs.to(target.device)
-    rows, places = torch.ops.npu.npu_moe_token_permute(on_device.states, on_device.experts)
-    counts = torch.bincount(on_device.experts.flatten(), minlength=on_device.all_experts)
-    return {"rows": rows, "places": places.view(on_device.experts.shape).long(), "counts": counts}
+    rows, places = torch.ops.npu.npu_moe_token_permute(inputs.states, inputs.experts)
+    counts = torch.bincount(inputs.experts.flatten(), minlength=inputs.all_experts)
+    return {"rows": rows, "places": places.view(inputs.experts.shape).long(), "counts": counts}
 
 
-@npudiff.implementation("moe_routing", name="native_routing", supports={"form": ("as they are", "with scales")})
+@implementation("moe_routing", supports={"form": ("as they are", "with scales")}, on_device=True)
 def native_routing(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """Composed of a stable sort, an index and a histogram."""
-    on_device = inputs.to(target.device)
-    order, counts = sorted_copies(on_device)
-    rows = on_device.states.new_zeros(on_device.experts.numel(), on_device.states.shape[1])
-    rows[: len(order)] = on_device.states[order // on_device.experts.shape[1]]
-    places = torch.full_like(on_device.experts, -1, dtype=torch.int64).flatten()
+    order, counts = sorted_copies(inputs)
+    rows = inputs.states.new_zeros(inputs.experts.numel(), inputs.states.shape[1])
+    rows[: len(order)] = inputs.states[order // inputs.experts.shape[1]]
+    places = torch.full_like(inputs.experts, -1, dtype=torch.int64).flatten()
     places[order] = torch.arange(len(order), device=order.device)
-    outputs = {"rows": rows, "places": places.view(on_device.experts.shape), "counts": counts}
-    if on_device.scale is None:
+    outputs = {"rows": rows, "places": places.view(inputs.experts.shape), "counts": counts}
+    if inputs.scale is None:
         return outputs
-    scale = on_device.scale.new_zeros(len(rows))
-    scale[: len(order)] = on_device.scale[order // on_device.experts.shape[1]]
+    scale = inputs.scale.new_zeros(len(rows))
+    scale[: len(order)] = inputs.scale[order // inputs.experts.shape[1]]
     return {**outputs, "scale": scale}
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend import moe_routing as routing
 from npudiff.device.ascend.moe_finalize import BY_COLUMN, BY_ROW, finalized, together
 from npudiff.reference.moe_finalize import MoeFinalizeInputs
@@ -57,47 +56,43 @@ def outputs_of(inputs: PaddedTokensInputs, weights: torch.Tensor, counts: torch.
     return {"weights": weights, "experts": inputs.experts, "counts": counts, "output": total}
 
 
-@npudiff.implementation("padded_tokens", name="masked_routing_v2")
+@implementation("padded_tokens", on_device=True)
 def masked_routing_v2(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 and npu_moe_finalize_routing by row, with masked weights."""
-    on_device = inputs.to(target.device)
-    weights = weights_of(on_device)
-    rows, places, counts, _ = routing.second(to_all_experts(on_device, on_device.experts), routing.COUNTS)
-    rows = computed(on_device, rows, counts)
+    weights = weights_of(inputs)
+    rows, places, counts, _ = routing.second(to_all_experts(inputs, inputs.experts), routing.COUNTS)
+    rows = computed(inputs, rows, counts)
     back = MoeFinalizeInputs(rows, places, weights, None)
-    return outputs_of(on_device, weights, counts, finalized(back, places, BY_ROW, rows))
+    return outputs_of(inputs, weights, counts, finalized(back, places, BY_ROW, rows))
 
 
-@npudiff.implementation("padded_tokens", name="masked_routing_v1")
+@implementation("padded_tokens", on_device=True)
 def masked_routing_v1(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """npu_moe_init_routing and npu_moe_finalize_routing by column, with masked weights."""
-    on_device = inputs.to(target.device)
-    weights, everywhere = weights_of(on_device), to_all_experts(on_device, on_device.experts)
+    weights, everywhere = weights_of(inputs), to_all_experts(inputs, inputs.experts)
     rows, places, experts = routing.first(everywhere, routing.by_column(everywhere))
     ends = torch.ops.npu.npu_moe_compute_expert_tokens(experts, everywhere.all_experts).long()
     counts = torch.diff(ends, prepend=ends.new_zeros(1))
-    rows = computed(on_device, rows, counts)
+    rows = computed(inputs, rows, counts)
     back = MoeFinalizeInputs(rows, places, weights, None)
-    return outputs_of(on_device, weights, counts, finalized(back, places, BY_COLUMN, rows))
+    return outputs_of(inputs, weights, counts, finalized(back, places, BY_COLUMN, rows))
 
 
-@npudiff.implementation("padded_tokens", name="masked_permute")
+@implementation("padded_tokens", on_device=True)
 def masked_permute(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """npu_moe_token_permute and npu_moe_token_unpermute, with masked weights."""
-    on_device = inputs.to(target.device)
-    weights = weights_of(on_device)
-    rows, places = torch.ops.npu.npu_moe_token_permute(on_device.states, on_device.experts)
-    counts = torch.bincount(on_device.experts.flatten(), minlength=len(on_device.factors))
-    rows = computed(on_device, rows, counts)
+    weights = weights_of(inputs)
+    rows, places = torch.ops.npu.npu_moe_token_permute(inputs.states, inputs.experts)
+    counts = torch.bincount(inputs.experts.flatten(), minlength=len(inputs.factors))
+    rows = computed(inputs, rows, counts)
     total = torch.ops.npu.npu_moe_token_unpermute(rows, places, probs=weights)
-    return outputs_of(on_device, weights, counts, total)
+    return outputs_of(inputs, weights, counts, total)
 
 
-@npudiff.implementation("padded_tokens", name="native_masked")
+@implementation("padded_tokens", on_device=True)
 def native_masked(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """Composed of plain torch operators."""
-    on_device = inputs.to(target.device)
-    return native(on_device, weights_of(on_device), on_device.experts)
+    return native(inputs, weights_of(inputs), inputs.experts)
 
 
 def native(inputs: PaddedTokensInputs, weights: torch.Tensor, experts: torch.Tensor) -> Outputs:

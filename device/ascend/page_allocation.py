@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.page_allocation import PageAllocationInputs
 
 Outputs = dict[str, torch.Tensor]
 
 
-@npudiff.implementation("page_allocation", name="alloc_extend")
+@implementation("page_allocation", on_device=True)
 def alloc_extend(inputs: PageAllocationInputs, target: Target) -> Outputs:
     """Three phases in one pass: the rest of the last page, whole new pages, the tail page."""
-    on_device = inputs.to(target.device)
-    return extend(on_device, room_in_last_page(on_device))
+    return extend(inputs, room_in_last_page(inputs))
 
 
-@npudiff.implementation(
-    "page_allocation",
-    name="alloc_decode",
-    supports={"new_tokens": (1,), "page_size": range(2, 2**16 + 1)},
-)
+@implementation("page_allocation", supports={"new_tokens": (1,), "page_size": range(2, 2**16 + 1)}, on_device=True)
 def alloc_decode(inputs: PageAllocationInputs, target: Target) -> Outputs:
     """A new page where the length is one past a page, else the slot after the last."""
-    on_device = inputs.to(target.device)
-    return decode(on_device, on_device.lengths % on_device.page_size == 1)
+    return decode(inputs, inputs.lengths % inputs.page_size == 1)
 
 
 def room_in_last_page(inputs: PageAllocationInputs) -> torch.Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.paged_cache import PagedCacheInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -24,41 +23,38 @@ def caches(inputs: PagedCacheInputs) -> Outputs:
     return {"key_cache": inputs.key_cache, "value_cache": inputs.value_cache}
 
 
-@npudiff.implementation("paged_cache", name="scatter_nd_update", supports={"layout": ("PA_BSND",), **_NO_SKIPPING})
+@implementation("paged_cache", supports={"layout": ("PA_BSND",), **_NO_SKIPPING}, on_device=True)
 def scatter_nd_update(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """FIA pool of sglang: one row per slot of the cache seen as [slots, heads, dim]."""
-    on_device = inputs.to(target.device)
-    slots = on_device.slots.view(-1, 1)
-    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
+    slots = inputs.slots.view(-1, 1)
+    for cache, rows in ((inputs.key_cache, inputs.key), (inputs.value_cache, inputs.value)):
         torch.ops.npu.npu_scatter_nd_update_(cache.view(-1, *rows.shape[1:]), slots, rows)
-    return caches(on_device)
+    return caches(inputs)
 
 
-@npudiff.implementation(
-    "paged_cache", name="reshape_and_cache", supports={"layout": ("PA_BSND",), "slots_dtype": ("int32",), **_CONTIGUOUS}
+@implementation(
+    "paged_cache", supports={"layout": ("PA_BSND",), "slots_dtype": ("int32",), **_CONTIGUOUS}, on_device=True
 )
 def reshape_and_cache(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """ATB operator on a 4-D cache, the path without FIA."""
-    on_device = inputs.to(target.device)
     torch.ops.atb._npu_reshape_and_cache(
-        key=on_device.key,
-        value=on_device.value,
-        key_cache=on_device.key_cache,
-        value_cache=on_device.value_cache,
-        slot_indices=on_device.slots,
+        key=inputs.key,
+        value=inputs.value,
+        key_cache=inputs.key_cache,
+        value_cache=inputs.value_cache,
+        slot_indices=inputs.slots,
     )
-    return caches(on_device)
+    return caches(inputs)
 
 
-@npudiff.implementation("paged_cache", name="scatter_pa_norm", supports={"layout": ("PA_BSND",), **_CONTIGUOUS})
+@implementation("paged_cache", supports={"layout": ("PA_BSND",), **_CONTIGUOUS})
 def scatter_pa_norm(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """npu_scatter_pa_kv_cache with cache_mode="Norm"."""
     return scatter_pa(inputs, target, "Norm")
 
 
-@npudiff.implementation(
+@implementation(
     "paged_cache",
-    name="scatter_pa_nz",
     supports=[
         {"layout": ("PA_NZ",), **_FLOATS, **_CONTIGUOUS},
         {
@@ -88,15 +84,14 @@ def scatter_pa(inputs: PagedCacheInputs, target: Target, cache_mode: str) -> Out
     return caches(on_device)
 
 
-@npudiff.implementation(
-    "paged_cache", name="scatter_nz_rows", supports={"layout": ("PA_NZ",), "kv_heads": (1,), **_FLOATS, **_NO_SKIPPING}
+@implementation(
+    "paged_cache", supports={"layout": ("PA_NZ",), "kv_heads": (1,), **_FLOATS, **_NO_SKIPPING}, on_device=True
 )
 def scatter_nz_rows(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """MLA pool of sglang in NZ: every token is cut into rows of 16, each scattered to a row of the cache."""
-    on_device = inputs.to(target.device)
-    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
-        scatter_rows(cache, rows, nz_rows(on_device.slots.to(torch.int64), on_device.page_size, rows.shape[2]))
-    return caches(on_device)
+    for cache, rows in ((inputs.key_cache, inputs.key), (inputs.value_cache, inputs.value)):
+        scatter_rows(cache, rows, nz_rows(inputs.slots.to(torch.int64), inputs.page_size, rows.shape[2]))
+    return caches(inputs)
 
 
 def nz_rows(slots: torch.Tensor, page_size: int, dim: int) -> torch.Tensor:
@@ -111,12 +106,11 @@ def scatter_rows(cache: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -
     torch.ops.npu.npu_scatter_nd_update_(cache.view(-1, STRIP), index.reshape(-1, 1), rows.reshape(-1, STRIP))
 
 
-@npudiff.implementation("paged_cache", name="index_put", supports={"layout": ("PA_BSND", "PA_BNSD"), **_NO_SKIPPING})
+@implementation("paged_cache", supports={"layout": ("PA_BSND", "PA_BNSD"), **_NO_SKIPPING}, on_device=True)
 def index_put(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """Plain indexing: the path without fused operators."""
-    on_device = inputs.to(target.device)
-    page, offset = on_device.slots // on_device.page_size, on_device.slots % on_device.page_size
-    for cache, rows in ((on_device.key_cache, on_device.key), (on_device.value_cache, on_device.value)):
-        pages = cache if on_device.layout == "PA_BSND" else cache.transpose(1, 2)
+    page, offset = inputs.slots // inputs.page_size, inputs.slots % inputs.page_size
+    for cache, rows in ((inputs.key_cache, inputs.key), (inputs.value_cache, inputs.value)):
+        pages = cache if inputs.layout == "PA_BSND" else cache.transpose(1, 2)
         pages[page, offset] = rows
-    return caches(on_device)
+    return caches(inputs)

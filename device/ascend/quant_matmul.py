@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.scale_pack import cut
 from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast
 from npudiff.model.constraints import Box
@@ -33,42 +32,36 @@ def called(inputs: QuantMatmulInputs, x: torch.Tensor, weight: torch.Tensor, sca
     return result
 
 
-@npudiff.implementation("quant_matmul", name="npu_quant_matmul", supports={"bits": (8,)})
+@implementation("quant_matmul", supports={"bits": (8,)}, on_device=True)
 def npu_quant_matmul(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_quant_matmul with scales as they are."""
-    on_device = inputs.to(target.device)
-    return called(on_device, on_device.x, on_device.weight, on_device.scale)
+    return called(inputs, inputs.x, inputs.weight, inputs.scale)
 
 
-@npudiff.implementation(
+@implementation(
     "quant_matmul",
-    name="npu_quant_matmul_packed_scales",
     supports={"bits": (8,), "output": ("float16", "int8"), "token_scale": (False,), "offset": ("none",)},
+    on_device=True,
 )
 def npu_quant_matmul_packed_scales(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_quant_matmul with scales that npu_trans_quant_param packed, as float16 models have them."""
-    on_device = inputs.to(target.device)
-    scale = torch.ops.npu.npu_trans_quant_param(on_device.scale)
-    return called(on_device, on_device.x, on_device.weight, scale)
+    scale = torch.ops.npu.npu_trans_quant_param(inputs.scale)
+    return called(inputs, inputs.x, inputs.weight, scale)
 
 
-@npudiff.implementation("quant_matmul", name="npu_quant_matmul_nz", supports=WHOLE_TILES)
+@implementation("quant_matmul", supports=WHOLE_TILES, on_device=True)
 def npu_quant_matmul_nz(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_quant_matmul on a weight that was cast to FRACTAL_NZ after loading."""
-    on_device = inputs.to(target.device)
-    return called(
-        on_device, on_device.x, format_cast(on_device.weight.contiguous(), FRACTAL_NZ, target), on_device.scale
-    )
+    return called(inputs, inputs.x, format_cast(inputs.weight.contiguous(), FRACTAL_NZ, target), inputs.scale)
 
 
-@npudiff.implementation("quant_matmul", name="npu_quant_matmul_int4", supports={"bits": (4,)})
+@implementation("quant_matmul", supports={"bits": (4,)}, on_device=True)
 def npu_quant_matmul_int4(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_quant_matmul on words of eight integers; a transposed weight is packed along its own rows."""
-    on_device = inputs.to(target.device)
-    x = words(on_device.x)
-    if on_device.weight.is_contiguous():
-        return called(on_device, x, words(on_device.weight), on_device.scale)
-    return called(on_device, x, words(on_device.weight.t()).t(), on_device.scale)
+    x = words(inputs.x)
+    if inputs.weight.is_contiguous():
+        return called(inputs, x, words(inputs.weight), inputs.scale)
+    return called(inputs, x, words(inputs.weight.t()).t(), inputs.scale)
 
 
 def words(integers: torch.Tensor) -> torch.Tensor:
@@ -77,11 +70,10 @@ def words(integers: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-@npudiff.implementation("quant_matmul", name="composed_quant_matmul")
+@implementation("quant_matmul", on_device=True)
 def composed_quant_matmul(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """Composed: a product of int32, then float32."""
-    on_device = inputs.to(target.device)
-    return written(on_device, summed(on_device))
+    return written(inputs, summed(inputs))
 
 
 def summed(inputs: QuantMatmulInputs) -> torch.Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.rms_norm import RmsNormInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -15,34 +14,30 @@ _PLAIN = {"kind": ("plain",)}
 _GEMMA = {"kind": ("gemma",)}
 
 
-@npudiff.implementation("rms_norm", name="npu_rms_norm", supports={**_PLAIN, **_ALONE})
+@implementation("rms_norm", supports={**_PLAIN, **_ALONE}, on_device=True)
 def npu_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_rms_norm."""
-    on_device = inputs.to(target.device)
-    output, rstd = torch.ops.npu.npu_rms_norm(on_device.hidden, on_device.weight, on_device.epsilon)
+    output, rstd = torch.ops.npu.npu_rms_norm(inputs.hidden, inputs.weight, inputs.epsilon)
     return {"output": output, "rstd": rstd}
 
 
-@npudiff.implementation("rms_norm", name="npu_gemma_rms_norm", supports={**_GEMMA, **_ALONE})
+@implementation("rms_norm", supports={**_GEMMA, **_ALONE}, on_device=True)
 def npu_gemma_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_gemma_rms_norm on the stored weight: the operator adds 1."""
-    on_device = inputs.to(target.device)
-    output, rstd = torch.ops.npu.npu_gemma_rms_norm(on_device.hidden, on_device.weight, on_device.epsilon)
+    output, rstd = torch.ops.npu.npu_gemma_rms_norm(inputs.hidden, inputs.weight, inputs.epsilon)
     return {"output": output, "rstd": rstd}
 
 
-@npudiff.implementation("rms_norm", name="npu_add_rms_norm", supports={**_PLAIN, "residual": (True,)})
+@implementation("rms_norm", supports={**_PLAIN, "residual": (True,)}, on_device=True)
 def npu_add_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_add_rms_norm."""
-    on_device = inputs.to(target.device)
-    return add_rms_norm(on_device, on_device.weight)
+    return add_rms_norm(inputs, inputs.weight)
 
 
-@npudiff.implementation("rms_norm", name="gemma_add_rms_norm", supports={**_GEMMA, "residual": (True,)})
+@implementation("rms_norm", supports={**_GEMMA, "residual": (True,)}, on_device=True)
 def gemma_add_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """Gemma with a residual: npu_add_rms_norm on 1 + weight, added in float32 and rounded to the states' dtype."""
-    on_device = inputs.to(target.device)
-    return add_rms_norm(on_device, (1.0 + on_device.weight.float()).to(on_device.hidden.dtype))
+    return add_rms_norm(inputs, (1.0 + inputs.weight.float()).to(inputs.hidden.dtype))
 
 
 def add_rms_norm(inputs: RmsNormInputs, weight: torch.Tensor) -> Outputs:
@@ -51,21 +46,19 @@ def add_rms_norm(inputs: RmsNormInputs, weight: torch.Tensor) -> Outputs:
     return {"output": output, "rstd": rstd, "sum": total}
 
 
-@npudiff.implementation("rms_norm", name="npu_add_rms_norm_v2", supports={**_PLAIN, "residual": (True,)})
+@implementation("rms_norm", supports={**_PLAIN, "residual": (True,)}, on_device=True)
 def npu_add_rms_norm_v2(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_add_rms_norm_v2: the first input becomes the output, the second the sum; only rstd is returned."""
-    on_device = inputs.to(target.device)
-    hidden, residual = on_device.hidden, on_device.residual
-    rstd = torch.ops.npu.npu_add_rms_norm_v2(hidden, residual, on_device.weight, on_device.epsilon)
+    hidden, residual = inputs.hidden, inputs.residual
+    rstd = torch.ops.npu.npu_add_rms_norm_v2(hidden, residual, inputs.weight, inputs.epsilon)
     return {"output": hidden, "rstd": rstd, "sum": residual}
 
 
-@npudiff.implementation("rms_norm", name="native_rms_norm", supports={"rounding": ("once",)})
+@implementation("rms_norm", supports={"rounding": ("once",)}, on_device=True)
 def native_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in float32, rounded once: the path that SGLANG_NPU_FORWARD_NATIVE_* selects."""
-    on_device = inputs.to(target.device)
-    total = on_device.hidden if on_device.residual is None else on_device.hidden + on_device.residual
+    total = inputs.hidden if inputs.residual is None else inputs.hidden + inputs.residual
     wide = total.float()
-    rstd = torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + on_device.epsilon)
-    weight = on_device.weight.float() + (1.0 if on_device.kind == "gemma" else 0.0)
+    rstd = torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + inputs.epsilon)
+    weight = inputs.weight.float() + (1.0 if inputs.kind == "gemma" else 0.0)
     return {"output": (wide * rstd * weight).to(total.dtype), "rstd": rstd, "sum": total}

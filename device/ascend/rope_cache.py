@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.rope_frequencies import inverse_frequencies, mscale, softmax_scale
 from npudiff.reference.rope_cache import RopeCacheInputs
 from npudiff.reference.rope_scaling import RopeConfig
@@ -125,19 +124,19 @@ def read_halves(inputs: RopeCacheInputs, device: str, kind: type[Rope] = Repeate
     }
 
 
-@npudiff.implementation("rope_cache", name="rope_table")
+@implementation("rope_cache")
 def rope_table(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Rows of the plain table, [cos | sin] in the dtype of the model, as npu_mrope reads it."""
     return {"table": read_table(inputs, target.device)}
 
 
-@npudiff.implementation("rope_cache", name="get_cos_sin_cache")
+@implementation("rope_cache")
 def get_cos_sin_cache(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Rows of float32 buffers with repeated halves, cast to the dtype that is asked for (sglang's DeepSeek class)."""
     return read_halves(inputs, target.device)
 
 
-@npudiff.implementation("rope_cache", name="get_sin_cos")
+@implementation("rope_cache")
 def get_sin_cos(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Rows of the plain table, split into cosines and sines, each repeated (sglang's MLA preprocessing)."""
     cosine, sine = read_table(inputs, target.device).chunk(2, dim=-1)
@@ -150,12 +149,11 @@ def spread(cosine: torch.Tensor, sine: torch.Tensor, config: RopeConfig) -> Outp
     return {**wide, "softmax_scale": scale_of(config)}
 
 
-@npudiff.implementation("rope_cache", name="from_positions")
+@implementation("rope_cache", on_device=True)
 def from_positions(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Computed from positions at every call, without a table, as models of transformers do."""
-    on_device = inputs.to(target.device)
     config = inputs.config
-    position = (on_device.positions if on_device.offsets is None else on_device.positions + on_device.offsets).float()
+    position = (inputs.positions if inputs.offsets is None else inputs.positions + inputs.offsets).float()
     frequencies = inverse_frequencies(config, target.device)
     if len(config.factors) > 1:
         ends = torch.tensor(config.sections, device=target.device).cumsum(0)

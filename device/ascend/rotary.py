@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.reference.rotary import RotaryInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -18,14 +17,14 @@ _CONTIGUOUS = {"rows": ("contiguous",)}
 _SIXTEEN_BITS = ("bfloat16", "float16")
 
 
-@npudiff.implementation(
+@implementation(
     "rotary",
-    name="npu_mrope",
     supports={"style": ("half", "interleaved"), "dims": ("64", "128", "192", "32/64", "64/128", "64/192", "96/128")},
+    on_device=True,
 )
 def npu_mrope(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_mrope: positions and table go to the operator; sections [0, 0, 0] are plain rope."""
-    return mrope(inputs.to(target.device), {"half": "half", "interleaved": "interleave"}[inputs.style])
+    return mrope(inputs, {"half": "half", "interleaved": "interleave"}[inputs.style])
 
 
 def mrope(inputs: RotaryInputs, rotary_mode: str) -> Outputs:
@@ -42,19 +41,14 @@ def mrope(inputs: RotaryInputs, rotary_mode: str) -> Outputs:
     return {"query": query.view_as(inputs.query), "key": key.view_as(inputs.key)}
 
 
-@npudiff.implementation(
-    "rotary",
-    name="npu_rotary_mul",
-    supports={"style": ("half", "interleaved"), "dims": _WHOLE_HEADS, **_PLAIN},
-)
+@implementation("rotary", supports={"style": ("half", "interleaved"), "dims": _WHOLE_HEADS, **_PLAIN}, on_device=True)
 def npu_rotary_mul(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_rotary_mul on 4-D states, with cosines and sines spread over the whole head."""
-    on_device = inputs.to(target.device)
-    cosine, sine = spread(on_device)
+    cosine, sine = spread(inputs)
     mode = {"half": "half", "interleaved": "interleave"}[inputs.style]
     return {
         name: torch.ops.npu.npu_rotary_mul(states.unsqueeze(0), cosine, sine, mode).squeeze(0)
-        for name, states in (("query", on_device.query), ("key", on_device.key))
+        for name, states in (("query", inputs.query), ("key", inputs.key))
     }
 
 
@@ -68,43 +62,38 @@ def spread(inputs: RotaryInputs) -> tuple[torch.Tensor, torch.Tensor]:
     return wide[0][None, :, None, :], wide[1][None, :, None, :]
 
 
-@npudiff.implementation(
+@implementation(
     "rotary",
-    name="npu_interleave_rope",
     supports={"style": ("interleaved_to_half",), "dims": ("64",), "dtype": _SIXTEEN_BITS, **_PLAIN, **_CONTIGUOUS},
+    on_device=True,
 )
 def npu_interleave_rope(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_interleave_rope, as DeepSeek models call it: interleaved in, halves out."""
-    on_device = inputs.to(target.device)
-    cosine, sine = (part.transpose(0, 1).contiguous() for part in spread(on_device))  # [tokens, 1, 1, 64]
+    cosine, sine = (part.transpose(0, 1).contiguous() for part in spread(inputs))  # [tokens, 1, 1, 64]
     return {
         name: torch.ops.npu.npu_interleave_rope(states.unsqueeze(2), cosine, sine).squeeze(2)
-        for name, states in (("query", on_device.query), ("key", on_device.key))
+        for name, states in (("query", inputs.query), ("key", inputs.key))
     }
 
 
-@npudiff.implementation(
-    "rotary",
-    name="npu_apply_rotary_pos_emb",
-    supports={"style": ("half",), "dims": ("64", "128"), "dtype": _SIXTEEN_BITS, **_PLAIN},
+@implementation(
+    "rotary", supports={"style": ("half",), "dims": ("64", "128"), "dtype": _SIXTEEN_BITS, **_PLAIN}, on_device=True
 )
 def npu_apply_rotary_pos_emb(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_apply_rotary_pos_emb in layout BSND: queries and keys in one call, written in place."""
-    on_device = inputs.to(target.device)
-    cosine, sine = spread(on_device)
+    cosine, sine = spread(inputs)
     query, key = torch.ops.npu.npu_apply_rotary_pos_emb(
-        on_device.query.unsqueeze(0), on_device.key.unsqueeze(0), cosine, sine, "BSND"
+        inputs.query.unsqueeze(0), inputs.key.unsqueeze(0), cosine, sine, "BSND"
     )
     return {"query": query.squeeze(0), "key": key.squeeze(0)}
 
 
-@npudiff.implementation("rotary", name="native_rotary", supports=_PLAIN)
+@implementation("rotary", supports=_PLAIN, on_device=True)
 def native_rotary(inputs: RotaryInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in the dtype of the states: the path without fused operators."""
-    on_device = inputs.to(target.device)
     return {
-        "query": rotate(on_device, on_device.query, on_device.rotary_dim),
-        "key": rotate(on_device, on_device.key, on_device.rotary_dim),
+        "query": rotate(inputs, inputs.query, inputs.rotary_dim),
+        "key": rotate(inputs, inputs.key, inputs.rotary_dim),
     }
 
 
@@ -121,14 +110,13 @@ def rotate(inputs: RotaryInputs, states: torch.Tensor, rotary_dim: int) -> torch
     return torch.cat([whole, states[..., rotary_dim:]], dim=-1)
 
 
-@npudiff.implementation("rotary", name="native_mrope")
+@implementation("rotary", on_device=True)
 def native_mrope(inputs: RotaryInputs, target: Target) -> Outputs:
     """Cosines and sines of each section put together to one row per token, then as ``native_rotary``."""
-    on_device = inputs.to(target.device)
     if not inputs.sections:
-        return native_rotary(on_device, target)  # type: ignore[no-any-return]
-    rows = on_device.cos_sin_cache[on_device.positions]  # [sections, tokens, rotary_dim]
-    return native_rotary(one_row_per_token(on_device, rows), target)  # type: ignore[no-any-return]
+        return native_rotary(inputs, target)
+    rows = inputs.cos_sin_cache[inputs.positions]  # [sections, tokens, rotary_dim]
+    return native_rotary(one_row_per_token(inputs, rows), target)
 
 
 def one_row_per_token(inputs: RotaryInputs, rows: torch.Tensor) -> RotaryInputs:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.model.constraints import Box
 from npudiff.reference.scale_pack import ScalePackInputs
 
@@ -22,20 +21,18 @@ HIGH_BITS = -(2**13)
 NINE_BITS = 2**9 - 1
 
 
-@npudiff.implementation("scale_pack", name="npu_trans_quant_param", supports=FIXPIPE)
+@implementation("scale_pack", supports=FIXPIPE, on_device=True)
 def npu_trans_quant_param(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """npu_trans_quant_param, scales of experts as one axis."""
-    on_device = inputs.to(target.device)
-    offset = None if on_device.offset is None else on_device.offset.flatten()
-    words: torch.Tensor = torch.ops.npu.npu_trans_quant_param(on_device.scale.flatten(), offset, inputs.round_mode)
-    return words.view(on_device.scale.shape) if on_device.scale.dim() > 1 else words
+    offset = None if inputs.offset is None else inputs.offset.flatten()
+    words: torch.Tensor = torch.ops.npu.npu_trans_quant_param(inputs.scale.flatten(), offset, inputs.round_mode)
+    return words.view(inputs.scale.shape) if inputs.scale.dim() > 1 else words
 
 
-@npudiff.implementation("scale_pack", name="composed_fixpipe", supports=FIXPIPE)
+@implementation("scale_pack", supports=FIXPIPE, on_device=True)
 def composed_fixpipe(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Composed of shifts and masks."""
-    on_device = inputs.to(target.device)
-    return cut(on_device.scale, inputs.round_mode) | 1 << 46 | placed(on_device.offset)
+    return cut(inputs.scale, inputs.round_mode) | 1 << 46 | placed(inputs.offset)
 
 
 def widened(scale: torch.Tensor) -> torch.Tensor:
@@ -55,23 +52,23 @@ def placed(offset: torch.Tensor | None) -> torch.Tensor | int:
     return (offset.round().clamp(-256, 255).to(torch.int64) & NINE_BITS) << 37
 
 
-@npudiff.implementation("scale_pack", name="view_widened", supports=BITS)
+@implementation("scale_pack", supports=BITS, on_device=True)
 def view_widened(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Viewed as int32, widened to int64, and without the copies of the sign."""
-    return widened(inputs.to(target.device).scale)
+    return widened(inputs.scale)
 
 
-@npudiff.implementation("scale_pack", name="reinterpreted_on_host", supports=BITS)
+@implementation("scale_pack", supports=BITS, on_device=True)
 def reinterpreted_on_host(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Reinterpreted as uint32 by NumPy and widened, as sglang and vllm-ascend do."""
-    words = inputs.to(target.device).scale.cpu().numpy().view("uint32").astype("int64")
+    words = inputs.scale.cpu().numpy().view("uint32").astype("int64")
     return torch.from_numpy(words).to(target.device)
 
 
-@npudiff.implementation("scale_pack", name="lower_halves", supports=BITS)
+@implementation("scale_pack", supports=BITS, on_device=True)
 def lower_halves(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Written to every other element of float32 zeros, and those viewed in pairs."""
-    return halves(inputs.to(target.device).scale, 0)
+    return halves(inputs.scale, 0)
 
 
 def halves(scale: torch.Tensor, which: int) -> torch.Tensor:

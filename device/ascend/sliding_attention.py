@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-import npudiff
+from npudiff import Target, implementation
 from npudiff.device.ascend.fused_attention import (
     FusedCall,
     bsnd_call,
@@ -18,7 +18,6 @@ from npudiff.device.ascend.fused_attention import (
     tnd_call,
 )
 from npudiff.model.constraints import Box
-from npudiff.model.target import Target
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -81,16 +80,14 @@ def run_decode(inputs: SlidingAttentionInputs, call: FusedCall) -> Outputs:
     return with_padding(inputs, output.squeeze(1), lse.flatten(1))
 
 
-@npudiff.implementation("sliding_attention", name="fia_extend_tnd", supports=TND_BOXES)
+@implementation("sliding_attention", supports=TND_BOXES, on_device=True)
 def fia_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend through FIA v2 TND: ragged rows of all requests in one call."""
-    on_device = inputs.to(target.device)
-    return run_tnd(on_device, tnd_call(on_device))
+    return run_tnd(inputs, tnd_call(inputs))
 
 
-@npudiff.implementation(
+@implementation(
     "sliding_attention",
-    name="fia_extend_bsnd",
     supports=(
         {"poison": POISON, "sinks": (False,), **SMALL_PAGES},
         {"poison": POISON, "sinks": (False,), **MANY_ROWS_PAGES, "head_dims": ("80", "96", "192", "256")},
@@ -102,19 +99,18 @@ def fia_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
             "window": (None,),
         },
     ),
+    on_device=True,
 )
 def fia_extend_bsnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend through FIA v2 BSND: one call per request."""
-    on_device = inputs.to(target.device)
-    results = [bsnd_call(on_device, request)() for request, rows in enumerate(inputs.query_lengths) if rows]
+    results = [bsnd_call(inputs, request)() for request, rows in enumerate(inputs.query_lengths) if rows]
     output = torch.cat([output.squeeze(0) for output, _ in results])
     lse = torch.cat([lse.squeeze(0).squeeze(-1).transpose(0, 1) for _, lse in results])
-    return with_padding(on_device, output, lse)
+    return with_padding(inputs, output, lse)
 
 
-@npudiff.implementation(
+@implementation(
     "sliding_attention",
-    name="fia_decode_mask",
     supports=(
         {"query_length": (1,), "poison": POISON, "sinks": (False,), **SMALL_PAGES},
         {
@@ -126,81 +122,73 @@ def fia_extend_bsnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
             "page_size": range(16, 513, 16),
         },
     ),
+    on_device=True,
 )
 def fia_decode_mask(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Eager decode through FIA v2 BSND: the window is a mask, since the operator ignores the band at query length 1."""
-    on_device = inputs.to(target.device)
-    return run_decode(on_device, decode_call(on_device))
+    return run_decode(inputs, decode_call(inputs))
 
 
-@npudiff.implementation(
-    "sliding_attention", name="fia_decode_tnd", supports=[{**box, "query_length": (1,)} for box in TND_BOXES]
-)
+@implementation("sliding_attention", supports=[{**box, "query_length": (1,)} for box in TND_BOXES], on_device=True)
 def fia_decode_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Graph-style decode through FIA v2 TND: the window is the band."""
-    on_device = inputs.to(target.device)
-    return run_tnd(on_device, graph_decode_call(on_device))
+    return run_tnd(inputs, graph_decode_call(inputs))
 
 
-@npudiff.implementation(
+@implementation(
     "sliding_attention",
-    name="fia_verify_tnd",
     supports=[{**box, "query_length": range(1, 9), "ragged": (False,)} for box in TND_BOXES],
+    on_device=True,
 )
 def fia_verify_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Multi-token decode (draft verification) through FIA v2 TND: every request has the same few rows."""
-    on_device = inputs.to(target.device)
     rows = inputs.query_lengths[0]
     lengths = list(range(rows, rows * len(inputs.query_lengths) + 1, rows))
-    return run_tnd(on_device, tnd_call(on_device).having(actual_seq_qlen=lengths))
+    return run_tnd(inputs, tnd_call(inputs).having(actual_seq_qlen=lengths))
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="fia_v1_extend_tnd",
-    supports=[{**box, "window": (None,), "sinks": (False,)} for box in TND_BOXES],
+@implementation(
+    "sliding_attention", supports=[{**box, "window": (None,), "sinks": (False,)} for box in TND_BOXES], on_device=True
 )
 def fia_v1_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend of full-attention layers through FIA v1 TND (ascend_backend.py 1875-1924)."""
-    on_device = inputs.to(target.device)
-    key, value = cache_views(on_device.kv)
-    modern = tnd_call(on_device).arguments
+    key, value = cache_views(inputs.kv)
+    modern = tnd_call(inputs).arguments
     arguments = {
         "input_layout": "TND",
         "actual_seq_lengths": list(itertools.accumulate(inputs.query_lengths)),
         "actual_seq_lengths_kv": list(inputs.kv_lengths),
         "atten_mask": modern["atten_mask"],
-        "block_table": on_device.kv.block_table,
-        "block_size": on_device.kv.page_size,
+        "block_table": inputs.kv.block_table,
+        "block_size": inputs.kv.page_size,
         "num_heads": modern["num_query_heads"],
         "num_key_value_heads": modern["num_key_value_heads"],
         "scale": inputs.scale,
         "sparse_mode": 3,
         "softmax_lse_flag": True,
     }
-    call = FusedCall("npu_fused_infer_attention_score", real_rows(on_device), key, value, arguments)
-    return run_tnd(on_device, call)
+    call = FusedCall("npu_fused_infer_attention_score", real_rows(inputs), key, value, arguments)
+    return run_tnd(inputs, call)
 
 
-@npudiff.implementation("sliding_attention", name="fia_v1_decode_bsh", supports=fia_decode_mask.constraints.boxes)
+@implementation("sliding_attention", supports=fia_decode_mask.constraints.boxes, on_device=True)
 def fia_v1_decode_bsh(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Graph decode through FIA v1 BSH with preallocated outputs and workspace (ascend_backend.py 2929-2990)."""
-    on_device = inputs.to(target.device)
     batch, heads = len(inputs.query_lengths), inputs.query.shape[1]
     value_dim = inputs.kv.value_head_dim
-    key, value = cache_views(on_device.kv)
-    query = real_rows(on_device).flatten(1).unsqueeze(1)
+    key, value = cache_views(inputs.kv)
+    query = real_rows(inputs).flatten(1).unsqueeze(1)
     arguments = {
         "input_layout": "BSH",
         "actual_seq_lengths_kv": list(inputs.kv_lengths),
-        "block_table": on_device.kv.block_table,
-        "block_size": on_device.kv.page_size,
+        "block_table": inputs.kv.block_table,
+        "block_size": inputs.kv.page_size,
         "num_heads": heads,
         "num_key_value_heads": inputs.kv.kv_heads,
         "scale": inputs.scale,
         "softmax_lse_flag": True,
         "sparse_mode": 0,
-        "atten_mask": decode_mask(on_device, list(range(batch)))["atten_mask"],
+        "atten_mask": decode_mask(inputs, list(range(batch)))["atten_mask"],
     }
     operators = torch.ops.npu
     workspace = operators._npu_fused_infer_attention_score_get_max_workspace(query, key, value, **arguments)
@@ -209,33 +197,30 @@ def fia_v1_decode_bsh(inputs: SlidingAttentionInputs, target: Target) -> Outputs
     operators.npu_fused_infer_attention_score.out(
         query, key, value, **arguments, workspace=workspace, out=[output, lse]
     )
-    return with_padding(on_device, output.reshape(batch, heads, value_dim), lse.flatten(1))
+    return with_padding(inputs, output.reshape(batch, heads, value_dim), lse.flatten(1))
 
 
-@npudiff.implementation(
-    "sliding_attention", name="fia_extend_nz", supports=[{**box, **NZ} for box in fia_extend_tnd.constraints.boxes]
+@implementation(
+    "sliding_attention", supports=[{**box, **NZ} for box in fia_extend_tnd.constraints.boxes], on_device=True
 )
 def fia_extend_nz(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend through FIA v2 TND on NZ pages: the caches go to the operator as they lie, with five axes."""
-    on_device = inputs.to(target.device)
-    return run_tnd(on_device, tnd_call(on_device))
+    return run_tnd(inputs, tnd_call(inputs))
 
 
-@npudiff.implementation(
-    "sliding_attention", name="fia_decode_nz", supports=[{**box, **NZ} for box in fia_decode_mask.constraints.boxes]
+@implementation(
+    "sliding_attention", supports=[{**box, **NZ} for box in fia_decode_mask.constraints.boxes], on_device=True
 )
 def fia_decode_nz(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Eager decode through FIA v2 BSND on NZ pages."""
-    on_device = inputs.to(target.device)
-    return run_decode(on_device, decode_call(on_device))
+    return run_decode(inputs, decode_call(inputs))
 
 
-@npudiff.implementation("sliding_attention", name="torch_native", supports={"sinks": (False,), **ND})
+@implementation("sliding_attention", supports={"sinks": (False,), **ND}, on_device=True)
 def torch_native(inputs: SlidingAttentionInputs, target: Target) -> torch.Tensor:
     """Gather each request's visible keys and call scaled_dot_product_attention: the path without fused operators."""
-    on_device = inputs.to(target.device)
-    pool = on_device.kv
-    output = on_device.query.new_zeros(*on_device.query.shape[:2], pool.value_head_dim)
+    pool = inputs.kv
+    output = inputs.query.new_zeros(*inputs.query.shape[:2], pool.value_head_dim)
     start = 0
     for request, (rows, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
         positions = torch.arange(total - rows, total, device=target.device)
@@ -246,7 +231,7 @@ def torch_native(inputs: SlidingAttentionInputs, target: Target) -> torch.Tensor
             seen &= keys[None, :] > positions[:, None] - inputs.window
         if len(keys) and rows:
             pages, offsets = pool.block_table[request].long()[keys // pool.page_size], keys % pool.page_size
-            query = on_device.query[start : start + rows].transpose(0, 1)
+            query = inputs.query[start : start + rows].transpose(0, 1)
             key, value = (cache[pages, offsets].transpose(0, 1) for cache in (pool.key, pool.value))
             result = torch.nn.functional.scaled_dot_product_attention(
                 query[None], key[None], value[None], attn_mask=seen, scale=inputs.scale, enable_gqa=True

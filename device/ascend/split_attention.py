@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.sliding_attention import Outputs
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
@@ -155,7 +154,7 @@ class SplitAttention:
         return Part(self.normalised(summed, mass), (largest + mass.log()).squeeze(-1))
 
 
-@npudiff.implementation("sliding_attention", name="split_kv")
+@implementation("sliding_attention")
 def split_kv(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Parts of the history one by one, merged by their log-sum-exps: the path of long histories and few rows."""
     return SplitAttention(inputs, target).run()

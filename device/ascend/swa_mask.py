@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff.model.target import Target
+from npudiff import Target, implementation
 from npudiff.reference.swa_mask import SwaMaskInputs
 
 
@@ -34,16 +33,16 @@ def window_mask(kv_lengths: torch.Tensor, capacity: int, left_context: int | Non
     return hidden.unsqueeze(1)
 
 
-@npudiff.implementation("swa_mask", name="eager")
+@implementation("swa_mask", name="eager", on_device=True)
 def swa_mask_eager(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """Compare key indices with the window's first key and the length (sglang: get_swa_mask)."""
-    return window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window)
+    return window_mask(inputs.kv_lengths, inputs.capacity, inputs.window)
 
 
-@npudiff.implementation("swa_mask", name="graph_buffer")
+@implementation("swa_mask", name="graph_buffer", on_device=True)
 def swa_mask_graph(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """Write into a captured buffer that is larger than the batch and holds what the last replay left."""
-    lengths = inputs.kv_lengths.to(target.device)
+    lengths = inputs.kv_lengths
     batch = lengths.shape[0]
     buffer = torch.zeros(batch + 2, 1, inputs.capacity + 5, dtype=torch.bool, device=target.device)
     buffer.fill_(True)

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.model.constraints import Box
 from npudiff.reference.swiglu import Activation, SwigluInputs
 
@@ -22,18 +21,16 @@ HALVES: Box = {"layout": ("halves",)}
 STEP: Box = {"activation": ("silu", "swiglustep")}
 
 
-@npudiff.implementation("swiglu", name="npu_swiglu", supports={**STEP, **HALVES, "limited": (False,)})
+@implementation("swiglu", supports={**STEP, **HALVES, "limited": (False,)}, on_device=True)
 def npu_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """npu_swiglu, which has no limit."""
-    return torch.ops.npu.npu_swiglu(inputs.to(target.device).states)  # type: ignore[no-any-return]
+    return torch.ops.npu.npu_swiglu(inputs.states)  # type: ignore[no-any-return]
 
 
-@npudiff.implementation(
-    "swiglu", name="npu_clipped_swiglu", supports={"activation": ("swiglu_oai",), "limited": (True,)}
-)
+@implementation("swiglu", supports={"activation": ("swiglu_oai",), "limited": (True,)}, on_device=True)
 def npu_clipped_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """npu_clipped_swiglu, in both layouts."""
-    return clipped(inputs.to(target.device))
+    return clipped(inputs)
 
 
 def clipped(inputs: SwigluInputs) -> torch.Tensor:
@@ -47,10 +44,10 @@ def clipped(inputs: SwigluInputs) -> torch.Tensor:
     )
 
 
-@npudiff.implementation("swiglu", name="composed_swiglu")
+@implementation("swiglu", on_device=True)
 def composed_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """Composed of elementwise operators in the dtype of the states."""
-    return composed(inputs.to(target.device))
+    return composed(inputs)
 
 
 def composed(inputs: SwigluInputs) -> torch.Tensor:
@@ -84,19 +81,17 @@ def oai(gate: torch.Tensor, up: torch.Tensor, limit: float | None, alpha: float,
     return gate * torch.sigmoid(gate * alpha) * (up + bias)
 
 
-@npudiff.implementation("swiglu", name="by_configuration", supports=HALVES)
+@implementation("swiglu", supports=HALVES, on_device=True)
 def by_configuration(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """The runner's choice: an operator where there is one, else composed."""
-    on_device = inputs.to(target.device)
-    if on_device.activation is Activation.SWIGLU_OAI:
-        return composed(on_device) if on_device.limit is None else clipped(on_device)
-    if on_device.limit is None:
-        return torch.ops.npu.npu_swiglu(on_device.states)  # type: ignore[no-any-return]
-    return composed(on_device)
+    if inputs.activation is Activation.SWIGLU_OAI:
+        return composed(inputs) if inputs.limit is None else clipped(inputs)
+    if inputs.limit is None:
+        return torch.ops.npu.npu_swiglu(inputs.states)  # type: ignore[no-any-return]
+    return composed(inputs)
 
 
-@npudiff.implementation("swiglu", name="swiglu_in_float32", supports={"rounding": ("once",)})
+@implementation("swiglu", supports={"rounding": ("once",)}, on_device=True)
 def swiglu_in_float32(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """Composed in float32, and rounded once: what models are trained with."""
-    on_device = inputs.to(target.device)
-    return composed(replace(on_device, states=on_device.states.float())).to(inputs.states.dtype)
+    return composed(replace(inputs, states=inputs.states.float())).to(inputs.states.dtype)

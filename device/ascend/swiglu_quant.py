@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.dynamic_quant import Outputs, quantised
 from npudiff.device.ascend.swiglu import oai, parted, step
 from npudiff.model.constraints import Box
@@ -34,15 +33,14 @@ SILU: Box = {"activation": ("silu",), "gates": HALVES}
 OAI: Box = {"activation": ("swiglu_oai",)}
 
 
-@npudiff.implementation(
+@implementation(
     "swiglu_quant",
-    name="npu_dequant_swiglu_quant",
     supports=[{**ONCE, **activation, **groups} for activation in (SILU, OAI) for groups in (UNGROUPED, GROUPED)],
+    on_device=True,
 )
 def npu_dequant_swiglu_quant(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """npu_dequant_swiglu_quant, of sums and of numbers; groups have counts."""
-    on_device = inputs.to(target.device)
-    return dequantised_and_quantised(on_device, on_device.counts)
+    return dequantised_and_quantised(inputs, inputs.counts)
 
 
 def dequantised_and_quantised(inputs: SwigluQuantInputs, counts: torch.Tensor | None, **changes: float) -> Outputs:
@@ -73,26 +71,20 @@ def dequantised_and_quantised(inputs: SwigluQuantInputs, counts: torch.Tensor | 
 _NUMBERS: Box = {**ONCE, **SILU, "sums": ("none",), "width": range(1, 4097)}
 
 
-@npudiff.implementation(
+@implementation(
     "swiglu_quant",
-    name="npu_swiglu_quant",
     supports=[{**_NUMBERS, **UNGROUPED}, {**_NUMBERS, "groups": range(1, 1025), "smooth": (True,)}],
+    on_device=True,
 )
 def npu_swiglu_quant(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """npu_swiglu_quant with counts. Its scale is the reciprocal of the others'."""
-    on_device = inputs.to(target.device)
-    return turned_round(quantised_by_groups(on_device, on_device.counts, COUNTS))
+    return turned_round(quantised_by_groups(inputs, inputs.counts, COUNTS))
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="npu_swiglu_quant_of_ends",
-    supports={**_NUMBERS, "groups": range(1, 1025), "smooth": (True,)},
-)
+@implementation("swiglu_quant", supports={**_NUMBERS, "groups": range(1, 1025), "smooth": (True,)}, on_device=True)
 def npu_swiglu_quant_of_ends(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """npu_swiglu_quant with the ends of groups, which are its default."""
-    on_device = inputs.to(target.device)
-    return turned_round(quantised_by_groups(on_device, ends_of(on_device), ENDS))
+    return turned_round(quantised_by_groups(inputs, ends_of(inputs), ENDS))
 
 
 def ends_of(inputs: SwigluQuantInputs) -> torch.Tensor | None:
@@ -121,22 +113,16 @@ def turned_round(outputs: Outputs) -> Outputs:
 _AS_SHIPPED: Box = {"smooth": (False,)}
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="npu_swiglu_then_dynamic_quant",
-    supports={**_AS_SHIPPED, "activation": ("silu",), "gates": ("left",)},
-)
+@implementation("swiglu_quant", supports={**_AS_SHIPPED, "activation": ("silu",), "gates": ("left",)}, on_device=True)
 def npu_swiglu_then_dynamic_quant(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """npu_swiglu of dequantised rows in the dtype of the model, then npu_dynamic_quant."""
-    on_device = inputs.to(target.device)
-    return then_dynamic_quant(torch.ops.npu.npu_swiglu(dequantised(on_device).to(on_device.dtype)))
+    return then_dynamic_quant(torch.ops.npu.npu_swiglu(dequantised(inputs).to(inputs.dtype)))
 
 
-@npudiff.implementation("swiglu_quant", name="composed_then_dynamic_quant", supports=_AS_SHIPPED)
+@implementation("swiglu_quant", supports=_AS_SHIPPED, on_device=True)
 def composed_then_dynamic_quant(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """The activation composed in the dtype of the model, with its limit, then npu_dynamic_quant."""
-    on_device = inputs.to(target.device)
-    return then_dynamic_quant(activated(on_device, dequantised(on_device).to(on_device.dtype)))
+    return then_dynamic_quant(activated(inputs, dequantised(inputs).to(inputs.dtype)))
 
 
 def then_dynamic_quant(rows: torch.Tensor) -> Outputs:
@@ -145,10 +131,10 @@ def then_dynamic_quant(rows: torch.Tensor) -> Outputs:
     return {"quantised": integers, "scale": scale}
 
 
-@npudiff.implementation("swiglu_quant", name="swiglu_quant_in_float32", supports=ONCE)
+@implementation("swiglu_quant", supports=ONCE, on_device=True)
 def swiglu_quant_in_float32(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in float32."""
-    return composed(inputs.to(target.device))
+    return composed(inputs)
 
 
 def composed(inputs: SwigluQuantInputs) -> Outputs:

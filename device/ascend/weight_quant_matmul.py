@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, implementation
 from npudiff.device.ascend.quant_matmul import WHOLE_TILES, words
 from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast
 from npudiff.reference.weight_quant_matmul import WeightQuantMatmulInputs
@@ -28,18 +27,16 @@ def called(inputs: WeightQuantMatmulInputs, weight: torch.Tensor) -> torch.Tenso
     return result
 
 
-@npudiff.implementation("weight_quant_matmul", name="npu_weight_quant_batchmatmul", supports={"bits": (8,)})
+@implementation("weight_quant_matmul", supports={"bits": (8,)}, on_device=True)
 def npu_weight_quant_batchmatmul(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_weight_quant_batchmatmul on int8."""
-    on_device = inputs.to(target.device)
-    return called(on_device, on_device.weight)
+    return called(inputs, inputs.weight)
 
 
-@npudiff.implementation("weight_quant_matmul", name="npu_weight_quant_batchmatmul_nz", supports=WHOLE_TILES)
+@implementation("weight_quant_matmul", supports=WHOLE_TILES, on_device=True)
 def npu_weight_quant_batchmatmul_nz(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_weight_quant_batchmatmul on a weight that was cast to FRACTAL_NZ after loading."""
-    on_device = inputs.to(target.device)
-    return called(on_device, format_cast(on_device.weight.contiguous(), FRACTAL_NZ, target))
+    return called(inputs, format_cast(inputs.weight.contiguous(), FRACTAL_NZ, target))
 
 
 PACKED = (
@@ -49,28 +46,25 @@ PACKED = (
 """Columns of one word lie in memory as rows of one word do: nobody can tell that they are transposed."""
 
 
-@npudiff.implementation("weight_quant_matmul", name="npu_weight_quant_batchmatmul_int4", supports=PACKED)
+@implementation("weight_quant_matmul", supports=PACKED, on_device=True)
 def npu_weight_quant_batchmatmul_int4(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_weight_quant_batchmatmul on words of eight integers; a transposed weight is packed along its own rows."""
-    on_device = inputs.to(target.device)
-    if on_device.weight.is_contiguous():
-        return called(on_device, words(on_device.weight))
-    return called(on_device, words(on_device.weight.t()).t())
+    if inputs.weight.is_contiguous():
+        return called(inputs, words(inputs.weight))
+    return called(inputs, words(inputs.weight.t()).t())
 
 
-@npudiff.implementation("weight_quant_matmul", name="rounded_as_it_goes")
+@implementation("weight_quant_matmul", on_device=True)
 def rounded_as_it_goes(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Composed: the weight dequantised in the dtype of the states."""
-    on_device = inputs.to(target.device)
-    total = summed(on_device, on_device.weight.to(on_device.x.dtype))
-    return multiplied(on_device, total * by_row(on_device, on_device.scale))
+    total = summed(inputs, inputs.weight.to(inputs.x.dtype))
+    return multiplied(inputs, total * by_row(inputs, inputs.scale))
 
 
-@npudiff.implementation("weight_quant_matmul", name="rounded_once")
+@implementation("weight_quant_matmul", on_device=True)
 def rounded_once(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Composed: the weight dequantised in float32, and rounded to the dtype of the states."""
-    on_device = inputs.to(target.device)
-    return multiplied(on_device, dequantised(on_device))
+    return multiplied(inputs, dequantised(inputs))
 
 
 def by_row(inputs: WeightQuantMatmulInputs, numbers: torch.Tensor) -> torch.Tensor:
@@ -99,11 +93,10 @@ def multiplied(inputs: WeightQuantMatmulInputs, weight: torch.Tensor) -> torch.T
     return result.to(inputs.x.dtype)
 
 
-@npudiff.implementation("weight_quant_matmul", name="scaled_afterwards", supports={"scale_per": ("tensor", "columns")})
+@implementation("weight_quant_matmul", supports={"scale_per": ("tensor", "columns")}, on_device=True)
 def scaled_afterwards(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Composed: products of the integers themselves, and their sums scaled, which groups do not allow."""
-    on_device = inputs.to(target.device)
-    sums = on_device.x.float() @ summed(on_device, on_device.weight.float()) * on_device.scale.float()
-    if on_device.bias is not None:
-        sums = sums + on_device.bias.float()
-    return sums.to(on_device.x.dtype)
+    sums = inputs.x.float() @ summed(inputs, inputs.weight.float()) * inputs.scale.float()
+    if inputs.bias is not None:
+        sums = sums + inputs.bias.float()
+    return sums.to(inputs.x.dtype)

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, mutant
 from npudiff.device.ascend import sliding_attention
-from npudiff.device.ascend.decoder_layer import GROUPED_QUERY
+from npudiff.device.ascend.decoder_layer import GROUPED_QUERY, layer_by_flags
 from npudiff.device.ascend.fused_attention import decode_call
 from npudiff.device.ascend.layer_experts import AscendExperts
 from npudiff.device.ascend.layer_grouped_query import GroupedQueryLayer
 from npudiff.device.ascend.layer_steps import Outputs
+from npudiff.device.mutants.class_mutant import class_mutant
 from npudiff.model.constraints import Box, Constraints
 from npudiff.reference.decoder_layer import DecoderLayerInputs, LayerStep
 from npudiff.reference.moe_experts import MoeExpertsInputs
@@ -31,8 +31,13 @@ WINDOWS = range(1, 2**31)
 DECODES = range(1, 65)
 
 
-class _ResidualBeforeTheSum(GroupedQueryLayer):
-    """Hands on what came in as residual, and not the sum that was normalised."""
+@class_mutant(
+    layer_by_flags,
+    "NRM-07 sgl-project/sglang/pull/40131: an addition to the residual is dropped on one path",
+    supports=GROUPED_QUERY,
+)
+class ResidualBeforeTheSum(GroupedQueryLayer):
+    """Leave attention out of the residual; the norm has it."""
 
     def norm(
         self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
@@ -42,40 +47,26 @@ class _ResidualBeforeTheSum(GroupedQueryLayer):
         return states, total if weight is self.inputs.input_norm else residual
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="residual_before_the_sum",
+@class_mutant(
+    layer_by_flags,
+    "layernorm.py 1236: weights with 1 added, for npu_add_rms_norm, go to npu_gemma_rms_norm, which adds it",
     supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="NRM-07 https://github.com/sgl-project/sglang/pull/40131: an addition to the residual is dropped on one path",
 )
-def residual_before_the_sum(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Leave attention out of the residual; the norm has it."""
-    return _ResidualBeforeTheSum(inputs, target).run()
-
-
-class _OneAddedTwice(GroupedQueryLayer):
-    """Norms of heads get the weight of the other operator, to which 1 was added already."""
+class OneAddedTwice(GroupedQueryLayer):
+    """Give the Gemma norm of heads the weight of the fused one."""
 
     def head_norm(self, heads: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Add 1 before the norm, which adds it again."""
         return super().head_norm(heads, (weight.float() + 1).to(weight.dtype))
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="one_added_twice",
+@class_mutant(
+    layer_by_flags,
+    "SWA-15 vllm-project/vllm/pull/47332: positions within a chunk are taken for absolute",
     supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="layernorm.py 1236: weights with 1 added, for npu_add_rms_norm, go to npu_gemma_rms_norm, which adds it",
 )
-def one_added_twice(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Give the Gemma norm of heads the weight of the fused one."""
-    return _OneAddedTwice(inputs, target).run()
-
-
-class _PositionsOfTheStep(GroupedQueryLayer):
-    """Every step counts its tokens from 0."""
+class PositionsOfTheStep(GroupedQueryLayer):
+    """Rotate the tokens of every step from position 0 on."""
 
     def positions(self, step: LayerStep, rows: slice) -> torch.Tensor:
         """Positions without what came before."""
@@ -84,20 +75,13 @@ class _PositionsOfTheStep(GroupedQueryLayer):
         return torch.cat(parts)
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="positions_of_the_step",
-    supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="SWA-15 https://github.com/vllm-project/vllm/pull/47332: positions within a chunk are taken for absolute",
+@class_mutant(
+    layer_by_flags,
+    "ascend_backend.py 1700: keys of a decode are written after its attention, which reads the pool, not before",
+    supports=within(GROUPED_QUERY, decode_steps=DECODES),
 )
-def positions_of_the_step(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Rotate the tokens of every step from position 0 on."""
-    return _PositionsOfTheStep(inputs, target).run()
-
-
-class _WrittenAfterwards(GroupedQueryLayer):
-    """In a decode, attention reads the pool before the new token is there."""
+class WrittenAfterAttention(GroupedQueryLayer):
+    """Write the decoded token after attention has looked for it."""
 
     def attention(self, step: LayerStep, rows: slice, states: torch.Tensor) -> torch.Tensor:
         """Attend over the pool of before, and write then."""
@@ -113,20 +97,13 @@ class _WrittenAfterwards(GroupedQueryLayer):
         return result
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="written_after_attention",
-    supports=within(GROUPED_QUERY, decode_steps=DECODES),
-    mutant_of="layer_by_flags",
-    wrong="ascend_backend.py 1700: keys of a decode are written after its attention, which reads the pool, not before",
+@class_mutant(
+    layer_by_flags,
+    "SWA-01 sgl-project/sglang/pull/24582: query length 1 ignores the band of Step-3.5",
+    supports={"window": WINDOWS},
 )
-def written_after_attention(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Write the decoded token after attention has looked for it."""
-    return _WrittenAfterwards(inputs, target).run()
-
-
-class _WindowOfPrefillOnly(GroupedQueryLayer):
-    """A decode passes the window as a band, which the operator ignores at query length 1."""
+class WindowInPrefillOnly(GroupedQueryLayer):
+    """Leave the window of decodes to the band."""
 
     def attend(self, step: LayerStep, query: torch.Tensor) -> torch.Tensor:
         """Decode without the mask."""
@@ -138,58 +115,32 @@ class _WindowOfPrefillOnly(GroupedQueryLayer):
         ]
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="window_in_prefill_only",
-    supports=within(GROUPED_QUERY, window=WINDOWS),
-    mutant_of="layer_by_flags",
-    wrong="SWA-01 https://github.com/sgl-project/sglang/pull/24582: query length 1 ignores the band of Step-3.5",
+@class_mutant(
+    layer_by_flags,
+    "swa_memory_pool.py 253: a sliding layer writes at the slots of the full pool, not at swa_loc",
+    supports={"window": WINDOWS},
 )
-def window_in_prefill_only(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Leave the window of decodes to the band."""
-    return _WindowOfPrefillOnly(inputs, target).run()
-
-
-class _SlotsOfTheFullPool(GroupedQueryLayer):
-    """The pool of sliding layers is written where the full one would be, and read by its own table."""
+class SlotsOfTheFullPool(GroupedQueryLayer):
+    """Write a sliding layer's keys at the slots of the full pool."""
 
     def slots(self, rows: slice) -> torch.Tensor:
         """Slots that were not translated."""
         return self.inputs.slots[rows]
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="slots_of_the_full_pool",
-    supports=within(GROUPED_QUERY, window=WINDOWS),
-    mutant_of="layer_by_flags",
-    wrong="swa_memory_pool.py 253: a sliding layer writes at the slots of the full pool, not at swa_loc",
+@class_mutant(
+    layer_by_flags,
+    "GRF-02 InfiniTensor/InfiniLM/pull/526: KV lengths are those of the captured step",
+    supports=within(GROUPED_QUERY, decode_steps=range(2, 65)),
 )
-def slots_of_the_full_pool(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Write a sliding layer's keys at the slots of the full pool."""
-    return _SlotsOfTheFullPool(inputs, target).run()
-
-
-class _LengthsOfTheFirstDecode(GroupedQueryLayer):
-    """Lengths were captured with the first decode."""
+class LengthsOfTheFirstDecode(GroupedQueryLayer):
+    """Show later decodes as many keys as the first one."""
 
     def attention_inputs(self, step: LayerStep, query: torch.Tensor) -> SlidingAttentionInputs:
         """Lengths that do not grow."""
         result = super().attention_inputs(step, query)
         decodes = [one for one in self.inputs.steps if one.requests == step.requests and set(one.query_lengths) == {1}]
         return replace(result, kv_lengths=decodes[0].kv_lengths) if step in decodes[1:] else result
-
-
-@npudiff.implementation(
-    "decoder_layer",
-    name="lengths_of_the_first_decode",
-    supports=within(GROUPED_QUERY, decode_steps=range(2, 65)),
-    mutant_of="layer_by_flags",
-    wrong="GRF-02 https://github.com/InfiniTensor/InfiniLM/pull/526: KV lengths are those of the captured step",
-)
-def lengths_of_the_first_decode(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Show later decodes as many keys as the first one."""
-    return _LengthsOfTheFirstDecode(inputs, target).run()
 
 
 class _RawStates(AscendExperts):
@@ -203,28 +154,25 @@ class _RawStates(AscendExperts):
         return super().choice(self.residual)
 
 
-class _RouterOnTheResidual(GroupedQueryLayer):
+@class_mutant(
+    layer_by_flags,
+    "step3p5.py 218: the gate takes states that were not normalised, unlike the experts",
+    supports=GROUPED_QUERY,
+)
+class RouterOnTheResidual(GroupedQueryLayer):
+    """Choose experts by states that were not normalised."""
+
     def mixture(self) -> AscendExperts:
+        """Experts whose router can be given other states."""
         return _RawStates(self.inputs.experts, self.target, scaled_by_operator=False)
 
     def norm(
         self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Show the router what was not normalised yet."""
         states, total = super().norm(hidden, residual, weight)
         vars(self.experts)["residual"] = total
         return states, total
-
-
-@npudiff.implementation(
-    "decoder_layer",
-    name="router_on_the_residual",
-    supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="step3p5.py 218: the gate takes states that were not normalised, unlike the experts",
-)
-def router_on_the_residual(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Choose experts by states that were not normalised."""
-    return _RouterOnTheResidual(inputs, target).run()
 
 
 def with_experts(kind: type[AscendExperts], inputs: DecoderLayerInputs, target: Target) -> Outputs:
@@ -243,12 +191,10 @@ class _ScaledTwice(AscendExperts):
         return weights * self.weights.scaling, index
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="scaled_by_both",
+@mutant(
+    layer_by_flags,
+    "MOE-07 vllm-project/vllm-ascend/pull/9692: the scaling factor is applied twice",
     supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="MOE-07 https://github.com/vllm-project/vllm-ascend/pull/9692: the scaling factor is applied twice",
 )
 def scaled_by_both(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Scale the router's weights in the operator and in the model."""
@@ -264,24 +210,20 @@ class _Unlimited(AscendExperts):
         return super().adapter(replace(inputs, routed=routed) if routed.quantised else inputs, target)
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="limit_dropped_when_quantised",
+@mutant(
+    layer_by_flags,
+    "ACT-06 sgl-project/sglang/pull/39920: the path of int8 rows does not know the limit",
     supports=within(GROUPED_QUERY, limit=(7.0, 1.5, 0.5), form=("w8a8", "w4a8")),
-    mutant_of="layer_by_flags",
-    wrong="ACT-06 https://github.com/sgl-project/sglang/pull/39920: the path of int8 rows does not know the limit",
 )
 def limit_dropped_when_quantised(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Run npu_dequant_swiglu_quant, which has no limit, in layers that have one."""
     return with_experts(_Unlimited, inputs, target)
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="shared_limit_of_routed_experts",
+@mutant(
+    layer_by_flags,
+    "ACT-05 vllm-project/vllm-ascend/pull/11184: the shared expert has the routed ones' limit",
     supports=GROUPED_QUERY,
-    mutant_of="layer_by_flags",
-    wrong="ACT-05 https://github.com/vllm-project/vllm-ascend/pull/11184: the shared expert has the routed ones' limit",
 )
 def shared_limit_of_routed_experts(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Hand one limit to all experts."""

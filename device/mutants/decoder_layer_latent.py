@@ -7,19 +7,24 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
-from npudiff.device.ascend.decoder_layer import LATENT
+from npudiff import Target, mutant
+from npudiff.device.ascend.decoder_layer import LATENT, layer_by_flags
 from npudiff.device.ascend.layer_experts import rounded
 from npudiff.device.ascend.layer_latent import LatentLayer
 from npudiff.device.ascend.layer_steps import Outputs
+from npudiff.device.mutants.class_mutant import class_mutant
 from npudiff.device.mutants.decoder_layer import DECODES, within
 from npudiff.reference.decoder_layer import DecoderLayerInputs, LayerStep
 from npudiff.reference.mla_preprocess import MlaPreprocessInputs
 
 
-class _NzByTheWriterOnly(LatentLayer):
-    """Writer and reader each follow a flag of their own."""
+@class_mutant(
+    layer_by_flags,
+    "PKV-06 sgl-project/sglang/pull/14423: NZ by the writer's flag, ND by the reader's",
+    supports={"fia_nz": (True,)},
+)
+class NzByTheWriterOnly(LatentLayer):
+    """Read NZ pages as ND ones."""
 
     @property
     def read_in_nz(self) -> bool:
@@ -27,20 +32,13 @@ class _NzByTheWriterOnly(LatentLayer):
         return False
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="nz_by_the_writer_only",
-    supports=within(LATENT, fia_nz=(True,)),
-    mutant_of="layer_by_flags",
-    wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ by the writer's flag, ND by the reader's",
+@class_mutant(
+    layer_by_flags,
+    "MLA-01 vllm-project/vllm-ascend/pull/3857: rope rows of one side are not reordered",
+    supports=within(LATENT, decode_steps=DECODES),
 )
-def nz_by_the_writer_only(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Read NZ pages as ND ones."""
-    return _NzByTheWriterOnly(inputs, target).run()
-
-
-class _QueryAsNeighbours(LatentLayer):
-    """The query of a decode keeps its pairs next to each other; rope keys are cached as halves."""
+class QueryTurnedUnlikeItsKeys(LatentLayer):
+    """Rotate queries natively and keys by the operator."""
 
     def preprocessed(self, given: MlaPreprocessInputs) -> Outputs:
         """Bring rotated queries back to the order that the native path leaves them in."""
@@ -49,20 +47,13 @@ class _QueryAsNeighbours(LatentLayer):
         return {**outputs, "query_rope": torch.stack([first, second], dim=-1).flatten(-2)}
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="query_turned_unlike_its_keys",
-    supports=within(LATENT, decode_steps=DECODES),
-    mutant_of="layer_by_flags",
-    wrong="MLA-01 https://github.com/vllm-project/vllm-ascend/pull/3857: rope rows of one side are not reordered",
+@class_mutant(
+    layer_by_flags,
+    "ROP-09 huggingface/transformers/pull/47435: the correction by mscale ** 2 is missing",
+    supports=LATENT,
 )
-def query_turned_unlike_its_keys(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Rotate queries natively and keys by the operator."""
-    return _QueryAsNeighbours(inputs, target).run()
-
-
-class _PlainScale(LatentLayer):
-    """The softmax scale knows only the head dim."""
+class ScaleWithoutMscale(LatentLayer):
+    """Take one over the root of the head dim."""
 
     @property
     def scale(self) -> float:
@@ -70,20 +61,13 @@ class _PlainScale(LatentLayer):
         return 1 / math.sqrt(self.weights.nope_dim + self.inputs.cos_sin_cache.shape[1])
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="scale_without_mscale",
-    supports=LATENT,
-    mutant_of="layer_by_flags",
-    wrong="ROP-09 https://github.com/huggingface/transformers/pull/47435: the correction by mscale ** 2 is missing",
+@class_mutant(
+    layer_by_flags,
+    "CPX-01 sgl-project/sglang/pull/22020: extend attends to the current chunk only",
+    supports=within(LATENT, prefix=range(1, 2**14 + 1)),
 )
-def scale_without_mscale(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Take one over the root of the head dim."""
-    return _PlainScale(inputs, target).run()
-
-
-class _NewTokensOnly(LatentLayer):
-    """A prefill attends to what it has just computed."""
+class PrefixNotGathered(LatentLayer):
+    """Leave the pages of the prefix out of a prefill."""
 
     def gathered(self, step: LayerStep) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Latents and rope keys of the step alone, but in a decode."""
@@ -101,24 +85,10 @@ class _NewTokensOnly(LatentLayer):
         return super().composed(replace(step, kv_lengths=step.query_lengths), query, key, value)
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="prefix_not_gathered",
-    supports=within(LATENT, prefix=range(1, 2**14 + 1)),
-    mutant_of="layer_by_flags",
-    wrong="CPX-01 https://github.com/sgl-project/sglang/pull/22020: extend attends to the current chunk only",
-)
-def prefix_not_gathered(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Leave the pages of the prefix out of a prefill."""
-    return _NewTokensOnly(inputs, target).run()
-
-
-@npudiff.implementation(
-    "decoder_layer",
-    name="one_group_of_experts",
+@mutant(
+    layer_by_flags,
+    "MOE-08 vllm-project/vllm-ascend/pull/4050: groups of experts are taken for one",
     supports=within(LATENT, groups=(2, 4)),
-    mutant_of="layer_by_flags",
-    wrong="MOE-08 https://github.com/vllm-project/vllm-ascend/pull/4050: groups of experts are taken for one",
 )
 def one_group_of_experts(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Choose experts from all groups."""
@@ -127,12 +97,8 @@ def one_group_of_experts(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     return layer.run()
 
 
-@npudiff.implementation(
-    "decoder_layer",
-    name="scaled_by_nobody",
-    supports=LATENT,
-    mutant_of="layer_by_flags",
-    wrong="MOE-07 https://github.com/vllm-project/vllm-ascend/pull/9692: the scaling factor is 1 on one path",
+@mutant(
+    layer_by_flags, "MOE-07 vllm-project/vllm-ascend/pull/9692: the scaling factor is 1 on one path", supports=LATENT
 )
 def scaled_by_nobody(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     """Leave the scaling factor to a model that leaves it to the operator."""
@@ -141,8 +107,11 @@ def scaled_by_nobody(inputs: DecoderLayerInputs, target: Target) -> Outputs:
     return layer.run()
 
 
-class _DecodePathInMixedBatches(LatentLayer):
-    """A step with a request that decodes takes the path of decodes, whatever the others do."""
+@class_mutant(
+    layer_by_flags, "CPX-05 vllm-project/vllm-ascend/pull/8647: nobody asks whether others prefill", supports=LATENT
+)
+class DecodePathInMixedBatches(LatentLayer):
+    """Prepare and attend chunks of prompts as if they were decodes, where they share a step with one."""
 
     def attention(self, step: LayerStep, rows: slice, states: torch.Tensor) -> torch.Tensor:
         """Look for one decode, not for decodes only."""
@@ -162,15 +131,3 @@ class _DecodePathInMixedBatches(LatentLayer):
             ),
             query,
         )
-
-
-@npudiff.implementation(
-    "decoder_layer",
-    name="decode_path_in_mixed_batches",
-    supports=LATENT,
-    mutant_of="layer_by_flags",
-    wrong="CPX-05 https://github.com/vllm-project/vllm-ascend/pull/8647: nobody asks whether others prefill",
-)
-def decode_path_in_mixed_batches(inputs: DecoderLayerInputs, target: Target) -> Outputs:
-    """Prepare and attend chunks of prompts as if they were decodes, where they share a step with one."""
-    return _DecodePathInMixedBatches(inputs, target).run()

@@ -11,112 +11,96 @@ import math
 import torch
 from torch.nn.functional import pad
 
-import npudiff
-from npudiff import Target
-from npudiff.device.ascend.format_cast import ROWS, Outputs, cast_outputs, tile_columns, tiled, tiled_outputs
+from npudiff import Target, mutant
+from npudiff.device.ascend.format_cast import (
+    ROWS,
+    Outputs,
+    cast_outputs,
+    npu_format_cast,
+    pad_view_permute,
+    tile_columns,
+    tiled,
+    tiled_outputs,
+)
 from npudiff.device.ascend.storage_format import FRACTAL_NZ, format_cast, physical_storage
 from npudiff.reference.format_cast import FormatCastInputs
 
 _WHOLE = {"view": ("whole",)}
 
 
-@npudiff.implementation(
-    "format_cast",
-    name="transdata_pads_swapped",
+@mutant(
+    pad_view_permute,
+    "vllm-project/vllm-ascend/pull/16783: rows are padded by what columns lack",
     supports={"rank": (2,), "dtype": ("int8",), **_WHOLE},
-    mutant_of="pad_view_permute",
-    wrong="https://github.com/vllm-project/vllm-ascend/pull/16783: rows are padded by what columns lack",
 )
 def transdata_pads_swapped(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Swap the two paddings of a matrix; what has as many elements as it should is cut into tiles all the same."""
-    tensor = inputs.tensor.to(target.device)
+    tensor = inputs.tensor
     rows, columns = tensor.shape
     width = tile_columns(tensor.dtype)
     padded = pad(tensor, (0, -rows % ROWS, 0, -columns % width))
     return tiled_outputs(tiled(padded.reshape(rows + -rows % ROWS, columns + -columns % width), width), inputs)
 
 
-@npudiff.implementation(
-    "format_cast",
-    name="tiles_of_16_columns",
+@mutant(
+    pad_view_permute,
+    "tile-ai/tilelang-ascend/pull/1401: 16 columns, whatever the dtype is",
     supports={"columns": range(17, 2**16 + 1)},
-    mutant_of="pad_view_permute",
-    wrong="https://github.com/tile-ai/tilelang-ascend/pull/1401: 16 columns, whatever the dtype is",
 )
 def tiles_of_16_columns(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Cut tiles of 16 columns for all dtypes."""
-    tensor = inputs.tensor.to(target.device)
+    tensor = inputs.tensor
     return _read_as_right(tiled(tensor, 16), inputs)
 
 
-@npudiff.implementation(
-    "format_cast",
-    name="tiles_row_by_row",
-    mutant_of="pad_view_permute",
-    wrong="https://github.com/tile-ai/tilelang-ascend/issues/1310: nZ where zN is meant",
-)
+@mutant(pad_view_permute, "tile-ai/tilelang-ascend/issues/1310: nZ where zN is meant")
 def tiles_row_by_row(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Let tiles lie row by row instead of column by column."""
-    tensor = inputs.tensor.to(target.device)
+    tensor = inputs.tensor
     return _read_as_right(tiled(tensor, tile_columns(tensor.dtype)).transpose(-4, -3), inputs)
 
 
-@npudiff.implementation(
-    "format_cast",
-    name="rows_not_padded",
-    mutant_of="pad_view_permute",
-    wrong="https://github.com/hw-native-sys/pypto/issues/724: rows are not filled up to 16",
-)
+@mutant(pad_view_permute, "hw-native-sys/pypto/issues/724: rows are not filled up to 16")
 def rows_not_padded(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Let a strip of columns begin where the last row of the one before ends."""
-    tensor = inputs.tensor.to(target.device)
+    tensor = inputs.tensor
     width = tile_columns(tensor.dtype)
     padded = pad(tensor, (0, -tensor.shape[-1] % width))
     strips = padded.view(*padded.shape[:-1], -1, width).transpose(-3, -2)
     return _read_as_right(strips, inputs)
 
 
-@npudiff.implementation(
-    "format_cast",
-    name="holes_not_cleared",
-    mutant_of="pad_view_permute",
-    wrong="https://github.com/tile-ai/tilelang-ascend/pull/1723: the padding keeps what was there",
-)
+@mutant(pad_view_permute, "tile-ai/tilelang-ascend/pull/1723: the padding keeps what was there")
 def holes_not_cleared(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Leave what is not 0 in the padding."""
-    tensor = inputs.tensor.to(target.device)
+    tensor = inputs.tensor
     tiles = tiled(tensor, tile_columns(tensor.dtype))
     covered = tiled(torch.ones_like(tensor), tile_columns(tensor.dtype))
     return tiled_outputs(torch.where(covered == 0, 1, tiles).to(tensor.dtype), inputs)
 
 
-@npudiff.implementation(
-    "format_cast",
-    name="format_without_transdata",
+@mutant(
+    npu_format_cast,
+    "PKV-06 sgl-project/sglang/pull/14423: NZ on the reader's side only",
     supports={"rank": (2,), "rows": range(2, 2**16 + 1), **_WHOLE},
-    mutant_of="npu_format_cast",
-    wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ on the reader's side only",
 )
 def format_without_transdata(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Report the format, and leave elements in their order."""
-    tensor = inputs.to(target.device).tensor
+    tensor = inputs.tensor
     outputs = cast_outputs(format_cast(tensor, FRACTAL_NZ, target), target)
     storage = torch.zeros_like(outputs["storage"])
     storage[: tensor.numel()] = physical_storage(tensor, target)
     return {**outputs, "storage": storage}
 
 
-@npudiff.implementation(
-    "format_cast",
-    name="view_read_as_contiguous",
+@mutant(
+    pad_view_permute,
+    "PKV-17 vllm-project/vllm/issues/49716: addresses by shape, although there are strides",
     supports={"rank": (2,)},
-    mutant_of="pad_view_permute",
-    wrong="PKV-17 https://github.com/vllm-project/vllm/issues/49716: addresses by shape, although there are strides",
 )
 def view_read_as_contiguous(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Read a view as if its elements lay without gaps, from where it begins."""
-    on_device = inputs.to(target.device)
-    tensor, part = on_device.tensor, on_device.part
+    tensor, part = inputs.tensor, inputs.part
     outputs = tiled_outputs(tiled(tensor, tile_columns(tensor.dtype)), inputs)
     behind = torch.cat([tensor.flatten(), tensor.flatten()])[part.storage_offset() :]
     return {**outputs, "values": behind[: part.numel()].view(part.shape)}

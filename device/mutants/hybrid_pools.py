@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, mutant
 from npudiff.device.ascend import page_allocation
-from npudiff.device.ascend.hybrid_pools import FUSED, AscendPools
-from npudiff.model.implementation import Implementation
+from npudiff.device.ascend.hybrid_pools import AscendPools, fia_pools
 from npudiff.reference.hybrid_pools import HybridPoolsInputs, TokenStates
 from npudiff.reference.page_allocation import PageAllocationInputs
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 _ALLOCATOR = "sglang 0.5.23 mem_cache/allocator/swa.py"
 _EVICTION = "sglang 0.5.23 mem_cache/common.py 75"
-_LLAMA_CPP = "SWA-29 https://github.com/ggml-org/llama.cpp/pull/18720"
+_LLAMA_CPP = "SWA-29 ggml-org/llama.cpp/pull/18720"
 
 
-def _mutant(name: str, wrong: str) -> Callable[[type[AscendPools]], Implementation]:
-    return npudiff.implementation("hybrid_pools", name=name, mutant_of="fia_pools", supports=FUSED, wrong=wrong)
-
-
-@_mutant("mapping_kept", f"{_ALLOCATOR} 499: slots that are given back have to be mapped to 0")
+@mutant(fia_pools, f"{_ALLOCATOR} 499: slots that are given back have to be mapped to 0")
 class MappingKept(AscendPools):
     """Pages that are given back stay mapped."""
 
@@ -33,7 +27,7 @@ class MappingKept(AscendPools):
         """Do nothing."""
 
 
-@_mutant("evicts_at_the_window", "SWA-30 https://github.com/huggingface/transformers/issues/37574: at W, not above it")
+@mutant(fia_pools, "SWA-30 huggingface/transformers/issues/37574: at W, not above it")
 class EvictsAtTheWindow(AscendPools):
     """Eviction counts the oldest visible token as out of the window."""
 
@@ -42,7 +36,7 @@ class EvictsAtTheWindow(AscendPools):
         return super().kept_tokens() - 1
 
 
-@_mutant("evicts_a_page_early", f"{_EVICTION}: the threshold is floored to a page")
+@mutant(fia_pools, f"{_EVICTION}: the threshold is floored to a page")
 class EvictsAPageEarly(AscendPools):
     """Eviction gives up a page when its first token leaves the window, and not its last."""
 
@@ -51,7 +45,7 @@ class EvictsAPageEarly(AscendPools):
         return super().kept_tokens() - self.size + 1
 
 
-@_mutant("evicts_by_longest", f"{_LLAMA_CPP}: the largest position of the batch decides for all of it")
+@mutant(fia_pools, f"{_LLAMA_CPP}: the largest position of the batch decides for all of it")
 class EvictsByLongest(AscendPools):
     """Eviction takes the length of the longest request of the batch for all."""
 
@@ -61,7 +55,7 @@ class EvictsByLongest(AscendPools):
             self.evict_up_to(request, max(self.lengths[request] for request in requests))
 
 
-@_mutant("extend_evicts_by_its_end", f"{_LLAMA_CPP}: the first tokens of a chunk still need what its last one does not")
+@mutant(fia_pools, f"{_LLAMA_CPP}: the first tokens of a chunk still need what its last one does not")
 class ExtendEvictsByItsEnd(AscendPools):
     """A chunk gives up what its last token does not see before its first one attends."""
 
@@ -73,7 +67,7 @@ class ExtendEvictsByItsEnd(AscendPools):
         return True
 
 
-@_mutant("evicts_for_others", f"{_ALLOCATOR} 499: the mapping belongs to a page, and a page to several requests")
+@mutant(fia_pools, f"{_ALLOCATOR} 499: the mapping belongs to a page, and a page to several requests")
 class EvictsForOthers(AscendPools):
     """Eviction gives up pages that other requests have as well, and still see."""
 
@@ -82,7 +76,7 @@ class EvictsForOthers(AscendPools):
         return pages
 
 
-@_mutant("evicts_shared_prefixes", f"{_EVICTION}: with prefix sharing, whole pages before the last one stay usable")
+@mutant(fia_pools, f"{_EVICTION}: with prefix sharing, whole pages before the last one stay usable")
 class EvictsSharedPrefixes(AscendPools):
     """Eviction keeps a window only, although requests may begin with pages of others."""
 
@@ -91,7 +85,7 @@ class EvictsSharedPrefixes(AscendPools):
         return self.inputs.window
 
 
-@_mutant("fork_without_copy", f"{_ALLOCATOR} 300: whoever writes into a page has it alone")
+@mutant(fia_pools, f"{_ALLOCATOR} 300: whoever writes into a page has it alone")
 class ForkWithoutCopy(AscendPools):
     """A fork takes over the last page although it has room, and both requests write into it."""
 
@@ -104,7 +98,7 @@ class ForkWithoutCopy(AscendPools):
         return True
 
 
-@_mutant("references_not_counted", f"{_ALLOCATOR} 499: pages go back when the last request that has them is gone")
+@mutant(fia_pools, f"{_ALLOCATOR} 499: pages go back when the last request that has them is gone")
 class ReferencesNotCounted(AscendPools):
     """A request that ends takes its pages along, whoever else has them."""
 
@@ -113,7 +107,7 @@ class ReferencesNotCounted(AscendPools):
         return pages
 
 
-@_mutant("partial_page_leaks", "PKV-14 https://github.com/sgl-project/sglang/issues/13065: pages leak")
+@mutant(fia_pools, "PKV-14 sgl-project/sglang/issues/13065: pages leak")
 class PartialPageLeaks(AscendPools):
     """A request that ends gives back its whole pages only; the one that it was filling is lost."""
 
@@ -124,9 +118,7 @@ class PartialPageLeaks(AscendPools):
         return super().unused(pages if bool(filled.all()) else pages[:-1])
 
 
-@_mutant(
-    "failed_allocation_keeps_pages", f"{_ALLOCATOR} 300: pages of one pool are given back if the other has too few"
-)
+@mutant(fia_pools, f"{_ALLOCATOR} 300: pages of one pool are given back if the other has too few")
 class FailedAllocationKeepsPages(AscendPools):
     """Pages of the full pool are taken before it is known that the sliding pool has too few."""
 
@@ -140,8 +132,8 @@ class FailedAllocationKeepsPages(AscendPools):
         return False
 
 
-@_mutant(
-    "pools_decode_new_page_late", "PKV-11 https://github.com/pegainfer-project/pegainfer/issues/291: off at seq % page"
+@mutant(
+    fia_pools, "PKV-11 pegainfer-project/pegainfer/issues/291: off at seq % page", name="pools_decode_new_page_late"
 )
 class DecodeNewPageLate(AscendPools):
     """A decode takes a new page for the last token of a page instead of the first."""
@@ -151,7 +143,7 @@ class DecodeNewPageLate(AscendPools):
         return page_allocation.decode(inputs, inputs.lengths % inputs.page_size == 0)
 
 
-@_mutant("decode_shares_last_slot", "PKV-15 https://github.com/sgl-project/sglang/pull/39040: looked up a token early")
+@mutant(fia_pools, "PKV-15 sgl-project/sglang/pull/39040: looked up a token early")
 class DecodeSharesLastSlot(AscendPools):
     """A token that needs no new page gets the slot of the one before it."""
 
@@ -160,8 +152,8 @@ class DecodeSharesLastSlot(AscendPools):
         return super().decode_slots(replace(inputs, last_slots=inputs.last_slots - 1))
 
 
-@_mutant(
-    "pools_extend_skips_partial_page", "PKV-14 https://github.com/sgl-project/sglang/issues/13065: the tail is ignored"
+@mutant(
+    fia_pools, "PKV-14 sgl-project/sglang/issues/13065: the tail is ignored", name="pools_extend_skips_partial_page"
 )
 class ExtendSkipsPartialPage(AscendPools):
     """A chunk begins a new page although the last one has room."""
@@ -171,7 +163,7 @@ class ExtendSkipsPartialPage(AscendPools):
         return page_allocation.extend(inputs, torch.zeros_like(inputs.lengths))
 
 
-@_mutant("sliding_written_at_full_slots", "sglang 0.5.23 attention/ascend_backend.py 733: slots are translated first")
+@mutant(fia_pools, "sglang 0.5.23 attention/ascend_backend.py 733: slots are translated first")
 class SlidingWrittenAtFullSlots(AscendPools):
     """Tokens are written into the sliding pool at their slots of the full pool."""
 
@@ -180,7 +172,7 @@ class SlidingWrittenAtFullSlots(AscendPools):
         return slots.long() % (self.sliding.key.shape[0] * self.size)
 
 
-@_mutant("sliding_lengths_filled", "SWA-26 https://github.com/vllm-project/vllm/pull/41757: W keys, whatever is there")
+@mutant(fia_pools, "SWA-26 vllm-project/vllm/pull/41757: W keys, whatever is there")
 class SlidingLengthsFilled(AscendPools):
     """Requests that are shorter than the window attend a whole window."""
 
@@ -191,7 +183,7 @@ class SlidingLengthsFilled(AscendPools):
         return super().attention(replace(inputs, kv_lengths=tuple(max(least, length) for length in inputs.kv_lengths)))
 
 
-@_mutant("evicted_pages_skipped", "SWA-27 https://github.com/vllm-project/vllm/pull/23010: the length is not shortened")
+@mutant(fia_pools, "SWA-27 vllm-project/vllm/pull/23010: the length is not shortened")
 class EvictedPagesSkipped(AscendPools):
     """The table of the sliding pool leaves out evicted pages, while lengths still count them."""
 
@@ -202,7 +194,7 @@ class EvictedPagesSkipped(AscendPools):
         return full, torch.gather(sliding, 1, order)
 
 
-@_mutant("table_row_kept", "GRF-01 https://github.com/vllm-project/vllm-ascend/pull/8508: the table of an earlier call")
+@mutant(fia_pools, "GRF-01 vllm-project/vllm-ascend/pull/8508: the table of an earlier call")
 class TableRowKept(AscendPools):
     """A request that is admitted again finds the pages that it had before in its block table."""
 

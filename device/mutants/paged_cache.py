@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.paged_cache import (
     Outputs,
     caches,
     index_put,
     nz_rows,
+    scatter_nz_rows,
     scatter_pa,
     scatter_pa_norm,
     scatter_pa_nz,
@@ -25,13 +25,7 @@ _NZ = scatter_pa_nz.constraints.boxes
 _ND = {"layout": ("PA_BSND",), "rows": ("contiguous",)}
 
 
-@npudiff.implementation(
-    "paged_cache",
-    name="nz_pool_written_as_nd",
-    supports=_NZ,
-    mutant_of="scatter_pa_nz",
-    wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: NZ on the reader's side only",
-)
+@mutant(scatter_pa_nz, "PKV-06 sgl-project/sglang/pull/14423: NZ on the reader's side only")
 def nz_pool_written_as_nd(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """Write in ND order into a cache that is read as NZ."""
     page = (inputs.key_cache.shape[0], inputs.page_size)
@@ -39,12 +33,10 @@ def nz_pool_written_as_nd(inputs: PagedCacheInputs, target: Target) -> Outputs:
     return _as_before(inputs, scatter_pa(seen, target, "Norm"))
 
 
-@npudiff.implementation(
-    "paged_cache",
-    name="cache_mode_default_on_nd",
-    supports={**_ND, "kv_heads": (1, 2, 4, 8), "head_dims": ("64", "128", "192/128", "512/64", "256")},
-    mutant_of="scatter_pa_norm",
-    wrong="PKV-05 https://github.com/sgl-project/sglang/pull/14423: the mode does not arrive; its default is PA_NZ",
+@mutant(
+    scatter_pa_norm,
+    "PKV-05 sgl-project/sglang/pull/14423: the mode does not arrive; its default is PA_NZ",
+    supports={"kv_heads": (1, 2, 4, 8), "head_dims": ("64", "128", "192/128", "512/64", "256")},
 )
 def cache_mode_default_on_nd(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """Leave out cache_mode on an ND cache."""
@@ -64,75 +56,55 @@ def _as_before(inputs: PagedCacheInputs, written: Outputs) -> Outputs:
     }
 
 
-@npudiff.implementation(
-    "paged_cache",
-    name="slots_int64_as_int32",
-    supports={**_ND, "slots_dtype": ("int64",)},
-    mutant_of="scatter_pa_norm",
-    wrong="PKV-08 https://github.com/vllm-project/vllm-ascend/pull/16775: int64 slots read as int32",
+@perturbed(
+    scatter_pa_norm,
+    "PKV-08 vllm-project/vllm-ascend/pull/16775: int64 slots read as int32",
+    supports={"slots_dtype": ("int64",)},
 )
-def slots_int64_as_int32(inputs: PagedCacheInputs, target: Target) -> Outputs:
+def slots_int64_as_int32(inputs: PagedCacheInputs) -> PagedCacheInputs:
     """Read the slots' memory as int32: every second one is 0, and the later half is missing."""
     narrow = inputs.slots.view(torch.int32)[: len(inputs.slots)]
-    return scatter_pa_norm(replace(inputs, slots=narrow), target)  # type: ignore[no-any-return]
+    return replace(inputs, slots=narrow)
 
 
-@npudiff.implementation(
-    "paged_cache",
-    name="slots_truncated",
-    supports={**_ND, "tokens": range(2, 2**16)},
-    mutant_of="scatter_pa_norm",
-    wrong="PKV-09 https://github.com/vllm-project/vllm-ascend/pull/16775: only the local tokens are written",
+@perturbed(
+    scatter_pa_norm,
+    "PKV-09 vllm-project/vllm-ascend/pull/16775: only the local tokens are written",
+    supports={"tokens": range(2, 2**16)},
 )
-def slots_truncated(inputs: PagedCacheInputs, target: Target) -> Outputs:
+def slots_truncated(inputs: PagedCacheInputs) -> PagedCacheInputs:
     """Write the first half of the tokens only."""
     local = (len(inputs.slots) + 1) // 2
-    part = replace(inputs, key=inputs.key[:local], value=inputs.value[:local], slots=inputs.slots[:local])
-    return scatter_pa_norm(part, target)  # type: ignore[no-any-return]
+    return replace(inputs, key=inputs.key[:local], value=inputs.value[:local], slots=inputs.slots[:local])
 
 
-@npudiff.implementation(
-    "paged_cache",
-    name="nz_rows_of_key_dim",
-    supports={"layout": ("PA_NZ",), "kv_heads": (1,), "dtype": ("bfloat16", "float16"), "padding": ("slot 0",)},
-    mutant_of="scatter_nz_rows",
-    wrong="PKV-03 https://github.com/sgl-project/sglang/pull/24582: values addressed with the head dim of keys",
-)
+@mutant(scatter_nz_rows, "PKV-03 sgl-project/sglang/pull/24582: values addressed with the head dim of keys")
 def nz_rows_of_key_dim(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """Compute the rows of the value cache as if its head dim were the keys'."""
-    on_device = inputs.to(target.device)
-    slots, size = on_device.slots.to(torch.int64), on_device.page_size
-    scatter_rows(on_device.key_cache, on_device.key, nz_rows(slots, size, on_device.key.shape[2]))
-    index = nz_rows(slots, size, on_device.key.shape[2])[:, : on_device.value.shape[2] // 16]
-    rows = on_device.value_cache.numel() // 16
-    scatter_rows(on_device.value_cache, on_device.value[..., : 16 * index.shape[1]], index % rows)
-    return caches(on_device)
+    slots, size = inputs.slots.to(torch.int64), inputs.page_size
+    scatter_rows(inputs.key_cache, inputs.key, nz_rows(slots, size, inputs.key.shape[2]))
+    index = nz_rows(slots, size, inputs.key.shape[2])[:, : inputs.value.shape[2] // 16]
+    rows = inputs.value_cache.numel() // 16
+    scatter_rows(inputs.value_cache, inputs.value[..., : 16 * index.shape[1]], index % rows)
+    return caches(inputs)
 
 
-@npudiff.implementation(
-    "paged_cache",
-    name="strides_from_shapes",
-    supports=[{**box, "tokens": range(2, 2**16)} for box in index_put.constraints.boxes],
-    mutant_of="index_put",
-    wrong="PKV-17 https://github.com/vllm-project/vllm/issues/49716: strides are derived from shapes",
+@perturbed(
+    index_put,
+    "PKV-17 vllm-project/vllm/issues/49716: strides are derived from shapes",
+    supports={"tokens": range(2, 2**16)},
 )
-def strides_from_shapes(inputs: PagedCacheInputs, target: Target) -> Outputs:
+def strides_from_shapes(inputs: PagedCacheInputs) -> PagedCacheInputs:
     """Take slices of wider rows for contiguous."""
     key, value = (
         rows.as_strided(rows.shape, (rows.shape[1] * rows.shape[2], rows.shape[2], 1))
         for rows in (inputs.key, inputs.value)
     )
-    return index_put(replace(inputs, key=key, value=value), target)  # type: ignore[no-any-return]
+    return replace(inputs, key=key, value=value)
 
 
-@npudiff.implementation(
-    "paged_cache",
-    name="pools_cut_by_elements",
-    supports=_ND,
-    mutant_of="scatter_pa_norm",
-    wrong="PKV-18 https://github.com/vllm-project/vllm-ascend/pull/7209: a raw buffer is cut by elements, not by bytes",
-)
-def pools_cut_by_elements(inputs: PagedCacheInputs, target: Target) -> Outputs:
+@perturbed(scatter_pa_norm, "PKV-18 vllm-project/vllm-ascend/pull/7209: a raw buffer is cut by elements, not by bytes")
+def pools_cut_by_elements(inputs: PagedCacheInputs) -> PagedCacheInputs:
     """Begin the values as many bytes behind the keys as these have elements."""
     keys, values = inputs.key_cache, inputs.value_cache
     raw = torch.zeros(keys.nbytes + values.nbytes, dtype=torch.uint8)
@@ -143,20 +115,17 @@ def pools_cut_by_elements(inputs: PagedCacheInputs, target: Target) -> Outputs:
     )
     key.copy_(keys)
     value.copy_(values)
-    return scatter_pa_norm(replace(inputs, key_cache=key, value_cache=value), target)  # type: ignore[no-any-return]
+    return replace(inputs, key_cache=key, value_cache=value)
 
 
 CAPTURED = 64
 """Captured numbers of rows are multiples of it."""
 
 
-@npudiff.implementation(
-    "paged_cache",
-    name="padded_rows_of_a_batch_before",
-    supports=_ND,
+@mutant(
+    scatter_pa_norm,
+    "GRF-05 vllm-project/vllm-ascend/pull/11408: requests that pad a graph's batch write too",
     stateful=True,
-    mutant_of="scatter_pa_norm",
-    wrong="GRF-05 https://github.com/vllm-project/vllm-ascend/pull/11408: requests that pad a graph's batch write too",
 )
 def padded_rows_of_a_batch_before() -> Callable[[PagedCacheInputs, Target], Outputs]:
     """Fill a captured batch up with the rows and slots that its buffers hold from an earlier call."""
@@ -170,6 +139,6 @@ def padded_rows_of_a_batch_before() -> Callable[[PagedCacheInputs, Target], Outp
         held = buffers.get(kind, given)
         key, value, slots = (torch.cat([now, before[real:captured]]) for now, before in zip(given, held, strict=True))
         buffers[kind] = tuple(torch.cat([now, before[real:]]) for now, before in zip(given, held, strict=True))
-        return scatter_pa_norm(replace(inputs, key=key, value=value, slots=slots), target)  # type: ignore[no-any-return]
+        return scatter_pa_norm(replace(inputs, key=key, value=value, slots=slots), target)
 
     return write

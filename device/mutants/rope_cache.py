@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.rope_cache import (
     Outputs,
     RepeatedHalves,
     Rope,
+    get_cos_sin_cache,
     read_halves,
     read_table,
     rope_of,
+    rope_table,
     scale_of,
     spread,
 )
@@ -26,12 +27,10 @@ _YARN = ("yarn", "deepseek_yarn")
 _WITHOUT_MSCALE = ("base", "linear", "dynamic", "llama3", "proportional")
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="sine_beyond_padding",
+@mutant(
+    get_cos_sin_cache,
+    "ROP-01 vllm-project/vllm-ascend/issues/12723: sines at the next power of two",
     supports={"dims": ("96", "80", "192", "96/128"), "kind": ("base", "linear", "llama3", "yarn")},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-01 https://github.com/vllm-project/vllm-ascend/issues/12723: sines at the next power of two",
 )
 def sine_beyond_padding(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Read the sines where they would begin if the dim were padded; what lies beyond the row is zero."""
@@ -41,12 +40,10 @@ def sine_beyond_padding(inputs: RopeCacheInputs, target: Target) -> Outputs:
     return spread(table[:, :half], wide[:, padded // 2 : padded // 2 + half], inputs.config)
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="last_table_wins",
+@mutant(
+    get_cos_sin_cache,
+    "ROP-05 vllm-project/vllm-ascend/pull/5516: one cache for all ropes, the last one's",
     supports={"other": ("plain", "yarn", "theta")},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-05 https://github.com/vllm-project/vllm-ascend/pull/5516: one cache for all ropes, the last one's",
 )
 def last_table_wins(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Keep the buffers where every instance finds those of the one that was built last."""
@@ -54,12 +51,10 @@ def last_table_wins(inputs: RopeCacheInputs, target: Target) -> Outputs:
     return {**read_halves(shared, target.device), "softmax_scale": scale_of(inputs.config)}
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="table_of_the_head_dim",
+@mutant(
+    get_cos_sin_cache,
+    "ROP-07 vllm-project/vllm-ascend/pull/2847: the head dim is passed for the rotary dim",
     supports={"dims": ("64/192", "64/128", "96/128", "32/80", "16/64"), "kind": ("base", "linear", "llama3", "yarn")},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-07 https://github.com/vllm-project/vllm-ascend/pull/2847: the head dim is passed for the rotary dim",
 )
 def table_of_the_head_dim(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Build the table for whole heads and use its first pairs."""
@@ -68,12 +63,10 @@ def table_of_the_head_dim(inputs: RopeCacheInputs, target: Target) -> Outputs:
     return spread(cosine, sine, inputs.config)
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="mscale_on_the_base_class",
+@mutant(
+    get_cos_sin_cache,
+    "ROP-08 sgl-project/sglang/pull/14423: the base class has no mscale to multiply by",
     supports={"kind": _WITHOUT_MSCALE},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-08 https://github.com/sgl-project/sglang/pull/14423: the base class has no mscale to multiply by",
 )
 def mscale_on_the_base_class(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Raise, as the base class does when a rope without YaRN is built."""
@@ -85,12 +78,8 @@ def mscale_on_the_base_class(inputs: RopeCacheInputs, target: Target) -> Outputs
     return read_halves(inputs, target.device, Unscaled)
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="mscale_missing",
-    supports={"kind": _YARN},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-08 https://github.com/sgl-project/sglang/pull/14423: no mscale in cosines and sines",
+@mutant(
+    get_cos_sin_cache, "ROP-08 sgl-project/sglang/pull/14423: no mscale in cosines and sines", supports={"kind": _YARN}
 )
 def mscale_missing(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Leave the amplitude of YaRN out of the buffers."""
@@ -103,12 +92,10 @@ class _Unscaled(RepeatedHalves):
         return angles.cos(), angles.sin()
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="mscale_twice",
+@mutant(
+    get_cos_sin_cache,
+    "ROP-08 sgl-project/sglang/pull/14423: mscale in the buffers and again when read",
     supports={"kind": _YARN},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-08 https://github.com/sgl-project/sglang/pull/14423: mscale in the buffers and again when read",
 )
 def mscale_twice(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Multiply rows that have the amplitude by the amplitude."""
@@ -117,12 +104,10 @@ def mscale_twice(inputs: RopeCacheInputs, target: Target) -> Outputs:
     return {**right, "cos": right["cos"] * factor, "sin": right["sin"] * factor}
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="softmax_scale_uncorrected",
+@mutant(
+    get_cos_sin_cache,
+    "ROP-09 huggingface/transformers/pull/47435: no mscale ** 2 in the softmax scale",
     supports={"kind": ("deepseek_yarn",)},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-09 https://github.com/huggingface/transformers/pull/47435: no mscale ** 2 in the softmax scale",
 )
 def softmax_scale_uncorrected(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Return the root of the head dim alone."""
@@ -130,25 +115,21 @@ def softmax_scale_uncorrected(inputs: RopeCacheInputs, target: Target) -> Output
     return {**right, "softmax_scale": torch.tensor([inputs.config.head_dim**-0.5])}
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="softmax_scale_of_padding",
+@perturbed(
+    get_cos_sin_cache,
+    "MLA-04 vllm-project/vllm-ascend/pull/1958: the softmax scale of the padded head dim",
     supports={"dims": ("96", "80", "192", "64/192", "32/80")},
-    mutant_of="get_cos_sin_cache",
-    wrong="MLA-04 https://github.com/vllm-project/vllm-ascend/pull/1958: the softmax scale of the padded head dim",
 )
-def softmax_scale_of_padding(inputs: RopeCacheInputs, target: Target) -> Outputs:
+def softmax_scale_of_padding(inputs: RopeCacheInputs) -> RopeCacheInputs:
     """Take the head dim that the kernel pads to."""
     padded = 1 << (inputs.config.head_dim - 1).bit_length()
-    return read_halves(replace(inputs, config=replace(inputs.config, head_dim=padded)), target.device)
+    return replace(inputs, config=replace(inputs.config, head_dim=padded))
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="yarn_for_every_layer",
+@mutant(
+    get_cos_sin_cache,
+    "ROP-11 sgl-project/sglang/pull/25144: layers with plain rope get the YaRN of the others",
     supports={"kind": ("base",), "other": ("yarn",)},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-11 https://github.com/sgl-project/sglang/pull/25144: layers with plain rope get the YaRN of the others",
 )
 def yarn_for_every_layer(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Build one rope, from the scaling that the model's configuration has."""
@@ -156,42 +137,36 @@ def yarn_for_every_layer(inputs: RopeCacheInputs, target: Target) -> Outputs:
     return {**read_halves(scaled, target.device), "softmax_scale": scale_of(inputs.config)}
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="offsets_ignored",
+@perturbed(
+    get_cos_sin_cache,
+    "ROP-12 sgl-project/sglang/pull/14423: rows of positions without their offsets",
     supports={"offsets": ("int64", "int32")},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: rows of positions without their offsets",
 )
-def offsets_ignored(inputs: RopeCacheInputs, target: Target) -> Outputs:
+def offsets_ignored(inputs: RopeCacheInputs) -> RopeCacheInputs:
     """Read the rows of the positions."""
-    return read_halves(replace(inputs, offsets=None, first_row=0), target.device)
+    return replace(inputs, offsets=None, first_row=0)
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="offsets_added_twice",
+@perturbed(
+    get_cos_sin_cache,
+    "ROP-12 sgl-project/sglang/pull/14423: offsets added by the caller and by the rope",
     supports={"offsets": ("int64", "int32")},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: offsets added by the caller and by the rope",
 )
-def offsets_added_twice(inputs: RopeCacheInputs, target: Target) -> Outputs:
+def offsets_added_twice(inputs: RopeCacheInputs) -> RopeCacheInputs:
     """Add offsets to positions that have them; where the table ends, its rows stand for whatever lies beyond."""
     assert inputs.offsets is not None  # noqa: S101 - it supports nothing else
     beyond = inputs.rows + inputs.offsets - inputs.first_row
     rows = inputs.first_row + beyond % (inputs.lengths[-1] - inputs.first_row)
-    return read_halves(replace(inputs, positions=rows, offsets=None), target.device)
+    return replace(inputs, positions=rows, offsets=None)
 
 
 # The next two make the mistake of ROP-12 in the other places where an offset is added; they are no recorded bugs.
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="growth_counts_from_zero",
+@mutant(
+    get_cos_sin_cache,
+    "ROP-12 sgl-project/sglang/pull/14423: appended rows without the offset of those before",
     supports={"growths": range(1, 4)},
-    mutant_of="get_cos_sin_cache",
-    wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: appended rows without the offset of those before",
 )
 def growth_counts_from_zero(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Append rows whose positions begin at 0 again."""
@@ -204,12 +179,10 @@ class _Restarting(RepeatedHalves):
         return super().count(0, stop - start) if built else super().count(start, stop)
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="sections_count_through",
+@mutant(
+    rope_table,
+    "ROP-12 sgl-project/sglang/pull/14423: the offset of a section is added to its positions",
     supports={"kind": ("linear",), "sections": range(2, 5)},
-    mutant_of="rope_table",
-    wrong="ROP-12 https://github.com/sgl-project/sglang/pull/14423: the offset of a section is added to its positions",
 )
 def sections_count_through(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Divide the rows of the whole table, where every section has to count from 0."""
@@ -223,12 +196,7 @@ class _CountingThrough(Rope):
         return (self.count(0, int(lengths.sum())) / factors.repeat_interleave(lengths))[start:stop]
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="coarse_range_reduction",
-    mutant_of="get_cos_sin_cache",
-    wrong="NRM-08 https://github.com/flagos-ai/FlagGems/issues/6277: imprecise sines of large arguments",
-)
+@mutant(get_cos_sin_cache, "NRM-08 flagos-ai/FlagGems/issues/6277: imprecise sines of large arguments")
 def coarse_range_reduction(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Reduce angles by a turn that is rounded to float32: 3e-8 of its size off, at every turn."""
     return read_halves(inputs, target.device, _Coarse)
@@ -241,12 +209,10 @@ class _Coarse(RepeatedHalves):
         return (right.double() - turns * torch.tensor(2 * math.pi, device=self.device).double()).float()
 
 
-@npudiff.implementation(
-    "rope_cache",
-    name="overwritten_sector",
+@mutant(
+    rope_table,
+    "ROP-15 lvyufeng/PocketLLM/pull/280: another kernel writes over 32 bytes of the table",
     supports={"tokens": range(16, 2**16)},
-    mutant_of="rope_table",
-    wrong="ROP-15 https://github.com/lvyufeng/PocketLLM/pull/280: another kernel writes over 32 bytes of the table",
 )
 def overwritten_sector(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Lose the first 32 bytes of the last asked row of cosines, from 16 tokens on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import npudiff
+from npudiff import mutant
 from npudiff.device.ascend.fused_attention import decode_call, tnd_call
 from npudiff.device.ascend.sliding_attention import (
     Outputs,
@@ -19,178 +19,104 @@ from npudiff.device.ascend.swa_mask import window_mask
 from npudiff.model.target import Target
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
-SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
-
-_DECODE = fia_decode_mask.constraints.boxes
-_EXTEND = fia_extend_tnd.constraints.boxes
+SEED_PULL_REQUEST = "sgl-project/sglang/pull/24582"
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="decode_pre_tokens",
-    supports=_DECODE,
-    mutant_of="fia_decode_mask",
-    wrong=f"SWA-01 {SEED_PULL_REQUEST}",
-)
+@mutant(fia_decode_mask, f"SWA-01 {SEED_PULL_REQUEST}")
 def decode_pre_tokens(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode that leaves the window to pre_tokens, which the operator ignores at query length 1."""
-    on_device = inputs.to(target.device)
-    return run_decode(on_device, decode_call(on_device).having(atten_mask=None))
+    return run_decode(inputs, decode_call(inputs).having(atten_mask=None))
 
 
-def _decode_with_context(inputs: SlidingAttentionInputs, target: Target, left_context: int) -> Outputs:
-    on_device = inputs.to(target.device)
-    call = decode_call(on_device)
+def _decode_with_context(inputs: SlidingAttentionInputs, left_context: int) -> Outputs:
+    call = decode_call(inputs)
     mask = call.arguments["atten_mask"]
     if mask is not None:
         lengths = mask.new_tensor(inputs.kv_lengths, dtype=int)
         call = call.having(atten_mask=window_mask(lengths, mask.shape[-1], left_context))
-    return run_decode(on_device, call)
+    return run_decode(inputs, call)
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="decode_left_context_512",
-    supports=_DECODE,
-    mutant_of="fia_decode_mask",
-    wrong=f"SWA-02 {SEED_PULL_REQUEST}",
-)
+@mutant(fia_decode_mask, f"SWA-02 {SEED_PULL_REQUEST}")
 def decode_left_context_512(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode whose mask keeps its default of 512 visible keys, whatever the layer's window is."""
-    return _decode_with_context(inputs, target, 512)
+    return _decode_with_context(inputs, 512)
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="decode_one_key_many",
-    supports=_DECODE,
-    mutant_of="fia_decode_mask",
-    wrong="SWA-05 https://github.com/sgl-project/sglang/pull/26147",
-)
+@mutant(fia_decode_mask, "SWA-05 sgl-project/sglang/pull/26147")
 def decode_one_key_many(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode whose mask shows one key too many."""
-    return _decode_with_context(inputs, target, (inputs.window or 0) + 1)
+    return _decode_with_context(inputs, (inputs.window or 0) + 1)
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="decode_one_key_few",
-    supports=_DECODE,
-    mutant_of="fia_decode_mask",
-    wrong="SWA-06 https://github.com/sgl-project/sglang/pull/32087",
-)
+@mutant(fia_decode_mask, "SWA-06 sgl-project/sglang/pull/32087")
 def decode_one_key_few(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode whose mask hides the oldest key of the window."""
-    return _decode_with_context(inputs, target, (inputs.window or 0) - 1)
+    return _decode_with_context(inputs, (inputs.window or 0) - 1)
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="extend_one_key_many",
-    supports=_EXTEND,
-    mutant_of="fia_extend_tnd",
-    wrong="SWA-05 https://github.com/sgl-project/sglang/pull/26147",
-)
+@mutant(fia_extend_tnd, "SWA-05 sgl-project/sglang/pull/26147")
 def extend_one_key_many(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend with pre_tokens = window: the band counts the query's own key besides."""
-    on_device = inputs.to(target.device)
-    call = tnd_call(on_device)
-    return run_tnd(on_device, call if inputs.window is None else call.having(pre_tokens=inputs.window))
+    call = tnd_call(inputs)
+    return run_tnd(inputs, call if inputs.window is None else call.having(pre_tokens=inputs.window))
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="extend_one_key_few",
-    supports=_EXTEND,
-    mutant_of="fia_extend_tnd",
-    wrong="SWA-06 https://github.com/sgl-project/sglang/pull/32087",
-)
+@mutant(fia_extend_tnd, "SWA-06 sgl-project/sglang/pull/32087")
 def extend_one_key_few(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend with a band that ends one key early."""
-    on_device = inputs.to(target.device)
-    call = tnd_call(on_device)
-    return run_tnd(on_device, call if inputs.window in (None, 1) else call.having(pre_tokens=inputs.window - 2))
+    call = tnd_call(inputs)
+    return run_tnd(inputs, call if inputs.window in (None, 1) else call.having(pre_tokens=inputs.window - 2))
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="decode_block_size_128",
-    supports=_DECODE,
-    mutant_of="fia_decode_mask",
-    wrong=f"PKV-02 {SEED_PULL_REQUEST}",
-)
+@mutant(fia_decode_mask, f"PKV-02 {SEED_PULL_REQUEST}")
 def decode_block_size_128(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode that views the cache in blocks of 128 and says so, whatever the page size is."""
-    on_device = inputs.to(target.device)
-    call = decode_call(on_device)
+    call = decode_call(inputs)
     slots = call.key.shape[0] * call.key.shape[1] // 128 * 128
     key, value = (cache.flatten(0, 1)[:slots].reshape(-1, 128, cache.shape[2]) for cache in (call.key, call.value))
-    return run_decode(on_device, replace(call, key=key, value=value).having(block_size=128))
+    return run_decode(inputs, replace(call, key=key, value=value).having(block_size=128))
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="extend_value_as_key_dim",
-    supports=_EXTEND,
-    mutant_of="fia_extend_tnd",
-    wrong=f"PKV-03 {SEED_PULL_REQUEST}",
-)
+@mutant(fia_extend_tnd, f"PKV-03 {SEED_PULL_REQUEST}")
 def extend_value_as_key_dim(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend that views the value cache with the head dim of the keys."""
-    on_device = inputs.to(target.device)
-    call = tnd_call(on_device)
+    call = tnd_call(inputs)
     width = call.key.shape[2]
     flat = call.value.flatten()
     pages = flat.numel() // (inputs.kv.page_size * width)
     value = flat[: pages * inputs.kv.page_size * width].view(pages, inputs.kv.page_size, width)
-    return run_tnd(on_device, replace(call, value=value))
+    return run_tnd(inputs, replace(call, value=value))
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="extend_wrong_pool",
-    supports=_EXTEND,
-    mutant_of="fia_extend_tnd",
-    wrong="sglang 0.5.23 ascend_backend.py 3300: layers with a window read through the full block table",
-)
+@mutant(fia_extend_tnd, "sglang 0.5.23 ascend_backend.py 3300: layers with a window read through the full block table")
 def extend_wrong_pool(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend of a sliding layer with the block table of the full layers."""
-    on_device = inputs.to(target.device)
-    return run_tnd(on_device, tnd_call(on_device).having(block_table=on_device.full.block_table))
+    return run_tnd(inputs, tnd_call(inputs).having(block_table=inputs.full.block_table))
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="decode_nz_pages_as_nd",
-    supports=fia_decode_nz.constraints.boxes,
-    mutant_of="fia_decode_nz",
-    wrong="PKV-06 https://github.com/sgl-project/sglang/pull/14423: the writer's flag says NZ, the reader's says ND",
-)
+@mutant(fia_decode_nz, "PKV-06 sgl-project/sglang/pull/14423: the writer's flag says NZ, the reader's says ND")
 def decode_nz_pages_as_nd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Decode that takes the bytes of NZ pages for [page_size, heads * dim]."""
-    on_device = inputs.to(target.device)
-    call = decode_call(on_device)
+    call = decode_call(inputs)
     rows = (call.key.shape[0], inputs.kv.page_size, -1)
-    return run_decode(on_device, replace(call, key=call.key.reshape(rows), value=call.value.reshape(rows)))
+    return run_decode(inputs, replace(call, key=call.key.reshape(rows), value=call.value.reshape(rows)))
 
 
 TILE_OF_HEADS = 16
 """Heads for which a kernel is made."""
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="heads_padded_beside_their_buffer",
-    supports=[{**box, "group": (1, 2, 4, 8, 16), "kv_heads": (1,)} for box in _DECODE],
-    mutant_of="fia_decode_mask",
-    wrong="MLA-07 https://github.com/vllm-project/vllm/pull/38615: heads are padded, and buffers are not",
+@mutant(
+    fia_decode_mask,
+    "MLA-07 vllm-project/vllm/pull/38615: heads are padded, and buffers are not",
+    supports={"group": (1, 2, 4, 8, 16), "kv_heads": (1,)},
 )
 def heads_padded_beside_their_buffer(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Repeat heads until there are 16, and copy what comes out into a buffer for as many as the model has."""
-    on_device = inputs.to(target.device)
-    heads = on_device.query.shape[1]
-    query = on_device.query.repeat_interleave(TILE_OF_HEADS // heads, dim=1)
-    outputs = run_decode(on_device, decode_call(replace(on_device, query=query)))
+    heads = inputs.query.shape[1]
+    query = inputs.query.repeat_interleave(TILE_OF_HEADS // heads, dim=1)
+    outputs = run_decode(inputs, decode_call(replace(inputs, query=query)))
     rows = len(query)
     buffers = {
         "output": outputs["output"].new_empty(rows, heads, inputs.kv.value_head_dim),
@@ -199,22 +125,18 @@ def heads_padded_beside_their_buffer(inputs: SlidingAttentionInputs, target: Tar
     return {name: buffer.copy_(outputs[name]) for name, buffer in buffers.items()}
 
 
-@npudiff.implementation(
-    "sliding_attention",
-    name="lengths_of_the_captured_step",
-    supports=_DECODE,
+@mutant(
+    fia_decode_mask,
+    "GRF-08 sgl-project/sglang/pull/21255: lengths on the host are those of the first step",
     stateful=True,
-    mutant_of="fia_decode_mask",
-    wrong="GRF-08 https://github.com/sgl-project/sglang/pull/21255: lengths on the host are those of the first step",
 )
 def lengths_of_the_captured_step() -> Callable[[SlidingAttentionInputs, Target], Outputs]:
     """Decode in a graph of its batch, with the KV lengths that were current when it was captured."""
     graphs: dict[int, tuple[int, ...]] = {}
 
     def step(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
-        on_device = inputs.to(target.device)
         lengths = graphs.setdefault(len(inputs.kv_lengths), tuple(inputs.kv_lengths))
-        call = decode_call(on_device).having(actual_seq_kvlen=list(lengths))
-        return run_decode(on_device, call)
+        call = decode_call(inputs).having(actual_seq_kvlen=list(lengths))
+        return run_decode(inputs, call)
 
     return step

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
 from npudiff.device.ascend.sliding_attention import Outputs
-from npudiff.device.ascend.split_attention import SPLITS, Part, SplitAttention
-from npudiff.model.constraints import Box
-from npudiff.model.implementation import Implementation
-from npudiff.reference.sliding_attention import SlidingAttentionInputs
+from npudiff.device.ascend.split_attention import SPLITS, Part, SplitAttention, split_kv
+from npudiff.device.mutants.class_mutant import class_mutant
 
-_FLASHINFER = "https://github.com/flashinfer-ai/flashinfer"
-_FLASH_NPU = "https://github.com/MinghuasLab/flash-attention-npu/issues"
+_FLASHINFER = "flashinfer-ai/flashinfer"
+_FLASH_NPU = "MinghuasLab/flash-attention-npu/issues"
 
 HEAD_TILE = 6
 """Query heads of one KV head that a kernel takes at once."""
@@ -28,28 +24,13 @@ SENTINEL = -5e4
 """A number that some kernel takes to be less than any score."""
 
 
-def _mutant(name: str, wrong: str, supports: Box | None = None) -> Callable[[type[SplitAttention]], Implementation]:
-    def registered(kind: type[SplitAttention]) -> Implementation:
-        def run(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
-            return kind(inputs, target).run()
-
-        run.__doc__, run.__module__ = kind.__doc__, kind.__module__
-        return npudiff.implementation(
-            "sliding_attention", name=name, mutant_of="split_kv", supports=supports or {}, wrong=wrong
-        )(run)
-
-    return registered
-
-
 def filled(parts: Sequence[Part]) -> list[bool]:
     """Which parts have a key that some row sees."""
     return [not bool(torch.isneginf(part.lse).all()) for part in parts]
 
 
-@_mutant(
-    "split_window_edge_kept", "SWA-08 https://github.com/huggingface/transformers/pull/26792: a diagonal without +1"
-)
-class WindowEdgeKept(SplitAttention):
+@class_mutant(split_kv, "SWA-08 huggingface/transformers/pull/26792: a diagonal without +1")
+class SplitWindowEdgeKept(SplitAttention):
     """The window begins at position - window, one key too early."""
 
     def oldest(self, positions: torch.Tensor) -> torch.Tensor:
@@ -57,8 +38,8 @@ class WindowEdgeKept(SplitAttention):
         return positions * 0 if self.inputs.window is None else (positions - self.inputs.window).clamp(min=0)
 
 
-@_mutant("split_first_tile_unwindowed", f"SWA-17 {_FLASHINFER}/issues/4972: the first tile of rows begins at key 0")
-class FirstTileUnwindowed(SplitAttention):
+@class_mutant(split_kv, f"SWA-17 {_FLASHINFER}/issues/4972: the first tile of rows begins at key 0")
+class SplitFirstTileUnwindowed(SplitAttention):
     """The first 128 rows behind a prefix see everything left of their window."""
 
     def oldest(self, positions: torch.Tensor) -> torch.Tensor:
@@ -69,10 +50,8 @@ class FirstTileUnwindowed(SplitAttention):
         return oldest
 
 
-@_mutant(
-    "split_clear_by_two_origins", f"SWA-20 {_FLASH_NPU}/238: an end within a request minus a start within the batch"
-)
-class ClearByTwoOrigins(SplitAttention):
+@class_mutant(split_kv, f"SWA-20 {_FLASH_NPU}/238: an end within a request minus a start within the batch")
+class SplitClearByTwoOrigins(SplitAttention):
     """Rows that see nothing are cleared, as many as an unsigned difference of unlike coordinates says; GQA only."""
 
     def run(self) -> Outputs:
@@ -87,10 +66,8 @@ class ClearByTwoOrigins(SplitAttention):
         return outputs
 
 
-@_mutant(
-    "split_remainder_head_cleared", f"SWA-21 {_FLASH_NPU}/235: keyed on the size of a head tile, not its remainder"
-)
-class RemainderHeadCleared(SplitAttention):
+@class_mutant(split_kv, f"SWA-21 {_FLASH_NPU}/235: keyed on the size of a head tile, not its remainder")
+class SplitRemainderHeadCleared(SplitAttention):
     """A last tile of one head has its rows cleared up to the first that sees a key, and that one too."""
 
     def attend(self, request: int, query: torch.Tensor) -> Part:
@@ -103,10 +80,8 @@ class RemainderHeadCleared(SplitAttention):
         return part
 
 
-@_mutant(
-    "split_tile_without_keys", f"SWA-24 {_FLASH_NPU}/168: 0 / 0 in a tile that is empty for some rows; LSE is finite"
-)
-class TileWithoutKeys(SplitAttention):
+@class_mutant(split_kv, f"SWA-24 {_FLASH_NPU}/168: 0 / 0 in a tile that is empty for some rows; LSE is finite")
+class SplitTileWithoutKeys(SplitAttention):
     """Sums of values are divided by sums of weights, also where these are 0."""
 
     def normalised(self, summed: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
@@ -114,10 +89,8 @@ class TileWithoutKeys(SplitAttention):
         return summed / mass
 
 
-@_mutant(
-    "split_query_padded_to_window", "SWA-32 https://github.com/sgl-project/sglang/pull/29374: as many rows as keys"
-)
-class QueryPaddedToWindow(SplitAttention):
+@class_mutant(split_kv, "SWA-32 sgl-project/sglang/pull/29374: as many rows as keys")
+class SplitQueryPaddedToWindow(SplitAttention):
     """The buffer of the query has as many rows as there are keys in the window."""
 
     def attend(self, request: int, query: torch.Tensor) -> Part:
@@ -127,8 +100,10 @@ class QueryPaddedToWindow(SplitAttention):
         return super().attend(request, torch.nn.functional.pad(query, (0, 0, 0, 0, 0, keys - len(query))))
 
 
-@_mutant("split_sentinel_of_50000", f"NAN-01 {_FLASHINFER}/pull/4401: the running maximum begins at -50,000")
-class SentinelOf50000(SplitAttention):
+@class_mutant(
+    split_kv, f"NAN-01 {_FLASHINFER}/pull/4401: the running maximum begins at -50,000", name="split_sentinel_of_50000"
+)
+class SplitSentinelOf50000(SplitAttention):
     """No score is taken to be below a finite sentinel."""
 
     def largest(self, scores: torch.Tensor) -> torch.Tensor:
@@ -136,8 +111,8 @@ class SentinelOf50000(SplitAttention):
         return super().largest(scores).clamp(min=SENTINEL)
 
 
-@_mutant("split_minus_infinity_unguarded", f"NAN-02 {_FLASHINFER}/pull/4401: minus infinity minus minus infinity")
-class MinusInfinityUnguarded(SplitAttention):
+@class_mutant(split_kv, f"NAN-02 {_FLASHINFER}/pull/4401: minus infinity minus minus infinity")
+class SplitMinusInfinityUnguarded(SplitAttention):
     """A row without a key in some part gets the difference of two infinities."""
 
     def finite(self, logarithm: torch.Tensor) -> torch.Tensor:
@@ -145,10 +120,8 @@ class MinusInfinityUnguarded(SplitAttention):
         return logarithm
 
 
-@_mutant(
-    "split_two_masks_added", "NAN-04 https://github.com/huggingface/transformers/pull/27114: both masks are finite"
-)
-class TwoMasksAdded(SplitAttention):
+@class_mutant(split_kv, "NAN-04 huggingface/transformers/pull/27114: both masks are finite")
+class SplitTwoMasksAdded(SplitAttention):
     """Hidden keys and rows before the first token have finite masks, which need no guard; their sum overflows."""
 
     lowest = torch.finfo(torch.float32).min
@@ -175,12 +148,12 @@ class TwoMasksAdded(SplitAttention):
         return Part(output, merged.lse.masked_fill(nothing, -torch.inf))
 
 
-@_mutant(
-    "split_reads_stale_pages",
-    "NAN-07 https://github.com/vllm-project/vllm/pull/53628: all pages are read, and scores masked",
-    {"poison": ("nan",)},
+@class_mutant(
+    split_kv,
+    "NAN-07 vllm-project/vllm/pull/53628: all pages are read, and scores masked",
+    supports={"poison": ("nan",)},
 )
-class ReadsStalePages(SplitAttention):
+class SplitReadsStalePages(SplitAttention):
     """Pages that left the window are multiplied by weights of 0."""
 
     def first_key(self, oldest: torch.Tensor) -> int:
@@ -189,12 +162,12 @@ class ReadsStalePages(SplitAttention):
         return 0
 
 
-@_mutant(
-    "split_tail_not_cleared",
-    "NAN-08 https://github.com/vllm-project/vllm-ascend/pull/10276: lanes behind the last key hold what memory held",
-    {"poison": ("nan",)},
+@class_mutant(
+    split_kv,
+    "NAN-08 vllm-project/vllm-ascend/pull/10276: lanes behind the last key hold what memory held",
+    supports={"poison": ("nan",)},
 )
-class TailNotCleared(SplitAttention):
+class SplitTailNotCleared(SplitAttention):
     """Whole pages are read, and what stands behind the last key is multiplied by weights of 0."""
 
     def spans(self, total: int) -> list[tuple[int, int]]:
@@ -202,12 +175,12 @@ class TailNotCleared(SplitAttention):
         return [(first, -(-last // self.page_size) * self.page_size) for first, last in super().spans(total)]
 
 
-@_mutant(
-    "split_sink_seeded_again",
-    "SNK-01 https://github.com/ROCm/rocm-libraries/issues/12227: an empty part leaves the next one to be first as well",
-    {"sinks": (True,)},
+@class_mutant(
+    split_kv,
+    "SNK-01 ROCm/rocm-libraries/issues/12227: an empty part leaves the next one to be first as well",
+    supports={"sinks": (True,)},
 )
-class SinkSeededAgain(SplitAttention):
+class SplitSinkSeededAgain(SplitAttention):
     """Every part counts the sink that no part with keys precedes."""
 
     def with_sink(self, parts: Sequence[Part], query: torch.Tensor) -> list[Part]:
@@ -217,12 +190,10 @@ class SinkSeededAgain(SplitAttention):
         return [sink] * (count.index(True) + 1 if any(count) else 1) + rest
 
 
-@_mutant(
-    "split_sink_dropped_in_merge",
-    "SNK-02 https://github.com/kekzl/imp/pull/1346: only the path without parts knows of sinks",
-    {"sinks": (True,)},
+@class_mutant(
+    split_kv, "SNK-02 kekzl/imp/pull/1346: only the path without parts knows of sinks", supports={"sinks": (True,)}
 )
-class SinkDroppedInMerge(SplitAttention):
+class SplitSinkDroppedInMerge(SplitAttention):
     """Histories that are long enough to be split have no sinks."""
 
     def attend(self, request: int, query: torch.Tensor) -> Part:
@@ -232,11 +203,8 @@ class SinkDroppedInMerge(SplitAttention):
         return SplitAttention(replace(self.inputs, sinks=None), self.target).attend(request, query)
 
 
-@_mutant(
-    "split_lse_in_other_order",
-    "SNK-04 https://github.com/vllm-project/flash-attention/pull/87: LSE of a decode with GQA as [heads, batch]",
-)
-class LseInOtherOrder(SplitAttention):
+@class_mutant(split_kv, "SNK-04 vllm-project/flash-attention/pull/87: LSE of a decode with GQA as [heads, batch]")
+class SplitLseInOtherOrder(SplitAttention):
     """The merge of a decode with grouped heads writes LSEs head by head, and its caller reads them row by row."""
 
     def run(self) -> Outputs:
@@ -248,12 +216,12 @@ class LseInOtherOrder(SplitAttention):
         return outputs
 
 
-@_mutant(
-    "split_idle_part_writes_lse",
-    "SNK-05 https://github.com/sgl-project/sgl-kernel-xpu/pull/487: with one part of keys nothing is merged, and all "
+@class_mutant(
+    split_kv,
+    "SNK-05 sgl-project/sgl-kernel-xpu/pull/487: with one part of keys nothing is merged, and all "
     "parts write to one place",
 )
-class IdlePartWritesLse(SplitAttention):
+class SplitIdlePartWritesLse(SplitAttention):
     """Where one part has all keys, every part writes the result's LSE, the empty last one too."""
 
     def merged(self, parts: Sequence[Part]) -> Part:

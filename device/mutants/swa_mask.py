@@ -4,62 +4,50 @@ from __future__ import annotations
 
 import torch
 
-import npudiff
-from npudiff.device.ascend.swa_mask import window_mask
+from npudiff import mutant
+from npudiff.device.ascend.swa_mask import swa_mask_eager, window_mask
 from npudiff.model.target import Target
 from npudiff.reference.swa_mask import SwaMaskInputs
 
-SEED_PULL_REQUEST = "https://github.com/sgl-project/sglang/pull/24582"
+SEED_PULL_REQUEST = "sgl-project/sglang/pull/24582"
 
 
-@npudiff.implementation(
-    "swa_mask", name="mask_left_context_512", mutant_of="eager", wrong=f"SWA-02 {SEED_PULL_REQUEST}"
-)
+@mutant(swa_mask_eager, f"SWA-02 {SEED_PULL_REQUEST}")
 def mask_left_context_512(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """The caller forgets the window, and the default of 512 stays."""
     left_context = None if inputs.window is None else 512
-    return window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, left_context)
+    return window_mask(inputs.kv_lengths, inputs.capacity, left_context)
 
 
-@npudiff.implementation("swa_mask", name="mask_minus_one", mutant_of="eager", wrong=f"SWA-03 {SEED_PULL_REQUEST}")
+@mutant(swa_mask_eager, f"SWA-03 {SEED_PULL_REQUEST}")
 def mask_minus_one(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """A layer without a window passes -1 into the arithmetic of the window."""
     left_context = -1 if inputs.window is None else inputs.window
-    return window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, left_context)
+    return window_mask(inputs.kv_lengths, inputs.capacity, left_context)
 
 
-@npudiff.implementation("swa_mask", name="mask_without_tail", mutant_of="eager", wrong=f"SWA-04 {SEED_PULL_REQUEST}")
+@mutant(swa_mask_eager, f"SWA-04 {SEED_PULL_REQUEST}")
 def mask_without_tail(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """Keys that are not written yet stay visible."""
-    mask = window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window)
+    mask = window_mask(inputs.kv_lengths, inputs.capacity, inputs.window)
     keys = torch.arange(inputs.capacity, device=mask.device)
-    return mask & (keys < inputs.kv_lengths.to(mask.device).reshape(-1, 1)).unsqueeze(1)
+    return mask & (keys < inputs.kv_lengths.reshape(-1, 1)).unsqueeze(1)
 
 
 MOST_PROGRAMS = 65_535
 """Programs of one launch: the product of all axes of its grid."""
 
 
-@npudiff.implementation(
-    "swa_mask",
-    name="mask_of_65535_programs",
-    mutant_of="eager",
-    wrong="TRI-04 https://github.com/vllm-project/vllm-ascend/pull/10138: the product of a grid's axes is cut to 65535",
-)
+@mutant(swa_mask_eager, "TRI-04 vllm-project/vllm-ascend/pull/10138: the product of a grid's axes is cut to 65535")
 def mask_of_65535_programs(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """A program for each key of each request, up to the most that there are; the rest of the mask stays cleared."""
-    mask = window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window).contiguous()
+    mask = window_mask(inputs.kv_lengths, inputs.capacity, inputs.window).contiguous()
     mask.view(-1)[MOST_PROGRAMS:] = False
     return mask
 
 
-@npudiff.implementation(
-    "swa_mask",
-    name="mask_table_of_10000",
-    mutant_of="eager",
-    wrong="SWA-36 https://github.com/vllm-project/vllm-ascend/issues/3024: the table is cut at 10,000",
-)
+@mutant(swa_mask_eager, "SWA-36 vllm-project/vllm-ascend/issues/3024: the table is cut at 10,000")
 def mask_table_of_10000(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """Positions come from a table of 10,000 entries, whatever the longest request is."""
     table = torch.arange(10_000 + 1, device=target.device)
-    return window_mask(table[inputs.kv_lengths.to(target.device).long()], inputs.capacity, inputs.window)
+    return window_mask(table[inputs.kv_lengths.long()], inputs.capacity, inputs.window)

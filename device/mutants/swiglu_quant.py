@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
+from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.dynamic_quant import Outputs, quantised
 from npudiff.device.ascend.swiglu import oai, parted, step
 from npudiff.device.ascend.swiglu_quant import (
     COUNTS,
     ENDS,
-    GROUPED,
     OAI,
     ONCE,
     PLAIN,
@@ -24,8 +22,12 @@ from npudiff.device.ascend.swiglu_quant import (
     dequantised,
     dequantised_and_quantised,
     ends_of,
+    npu_dequant_swiglu_quant,
+    npu_swiglu_quant,
+    npu_swiglu_quant_of_ends,
     quantised_by_groups,
     smoothed,
+    swiglu_quant_in_float32,
     turned_round,
 )
 from npudiff.device.mutants.swiglu import limited
@@ -37,206 +39,158 @@ _SMOOTH: Box = {**ONCE, "smooth": (True,)}
 _BY_OPERATOR: Box = {**ONCE, **SILU, "sums": ("none",), "smooth": (True,), "width": range(1, 4097)}
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="half_by_default",
-    supports=[{**ONCE, **SILU, **groups, "gates": ("left",)} for groups in (UNGROUPED, GROUPED)],
-    mutant_of="npu_dequant_swiglu_quant",
-    wrong="https://github.com/vllm-project/vllm-ascend/pull/13301: activate_left, whose default is the "
-    "right half, is left out",
+@mutant(
+    npu_dequant_swiglu_quant,
+    "vllm-project/vllm-ascend/pull/13301: activate_left, whose default is the right half, is left out",
+    supports={**ONCE, **SILU, "gates": ("left",)},
 )
 def half_by_default(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Leave it to the operator which half is gated."""
-    on_device = inputs.to(target.device)
-    return dequantised_and_quantised(on_device, on_device.counts, activate_left=False)
+    return dequantised_and_quantised(inputs, inputs.counts, activate_left=False)
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="limit_lost_when_quantised",
-    supports={**ONCE, "activation": ("swiglustep",)},
-    mutant_of="swiglu_quant_in_float32",
-    wrong="ACT-09 https://github.com/vllm-project/vllm-ascend/pull/10491: experts lose their limit where they are "
-    "quantised",
+@perturbed(
+    swiglu_quant_in_float32,
+    "ACT-09 vllm-project/vllm-ascend/pull/10491: experts lose their limit where they are quantised",
+    supports={"activation": ("swiglustep",)},
 )
-def limit_lost_when_quantised(inputs: SwigluQuantInputs, target: Target) -> Outputs:
+def limit_lost_when_quantised(inputs: SwigluQuantInputs) -> SwigluQuantInputs:
     """Leave the limit out."""
-    return composed(replace(inputs.to(target.device), limit=None))
+    return replace(inputs, limit=None)
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="plain_when_quantised",
-    supports=[{**ONCE, **OAI, **groups, "gates": ("left", "right")} for groups in (UNGROUPED, GROUPED)],
-    mutant_of="npu_dequant_swiglu_quant",
-    wrong="https://github.com/vllm-project/vllm-ascend/pull/11609: plain SwiGLU in all quantised experts, "
-    "whatever is configured",
+@mutant(
+    npu_dequant_swiglu_quant,
+    "vllm-project/vllm-ascend/pull/11609: plain SwiGLU in all quantised experts, whatever is configured",
+    supports={**ONCE, **OAI, "gates": ("left", "right")},
 )
 def plain_when_quantised(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Leave the mode of the operator at its default."""
-    on_device = inputs.to(target.device)
-    return dequantised_and_quantised(on_device, on_device.counts, swiglu_mode=PLAIN)
+    return dequantised_and_quantised(inputs, inputs.counts, swiglu_mode=PLAIN)
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="silu_of_the_limited_gate",
+@mutant(
+    swiglu_quant_in_float32,
+    "ACT-02 vllm-project/vllm-ascend/pull/10491: the limit comes before the gate",
     supports=_STEP,
-    mutant_of="swiglu_quant_in_float32",
-    wrong="ACT-02 https://github.com/vllm-project/vllm-ascend/pull/10491: the limit comes before the gate",
 )
 def silu_of_the_limited_gate(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Limit the gate, then apply silu."""
-    on_device = inputs.to(target.device)
-    gate, up = parted(dequantised(on_device), "halves")
+    gate, up = parted(dequantised(inputs), "halves")
     rows = step(gate.clamp(max=inputs.limit), limited(up, inputs.limit), None)
-    return quantised(smoothed(on_device, rows), 8)
+    return quantised(smoothed(inputs, rows), 8)
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="gate_limited_from_below",
-    supports={**ONCE, **OAI, "gates": ("left",)},
-    mutant_of="swiglu_quant_in_float32",
-    wrong="ACT-02 https://github.com/sgl-project/sglang/pull/39920: the gate has a lower limit too",
+@mutant(
+    swiglu_quant_in_float32,
+    "ACT-02 sgl-project/sglang/pull/39920: the gate has a lower limit too",
+    supports={**OAI, "gates": ("left",)},
 )
 def gate_limited_from_below(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Limit the gate on both sides."""
-    on_device = inputs.to(target.device)
-    gate, up = parted(dequantised(on_device), "halves")
+    gate, up = parted(dequantised(inputs), "halves")
     rows = oai(limited(gate, inputs.limit), up, inputs.limit, inputs.alpha, inputs.glu_bias)
-    return quantised(smoothed(on_device, rows), 8)
+    return quantised(smoothed(inputs, rows), 8)
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="limit_of_the_operator",
-    supports=[{**ONCE, **OAI, **groups} for groups in (UNGROUPED, GROUPED)],
-    mutant_of="npu_dequant_swiglu_quant",
-    wrong="ACT-06 https://github.com/vllm-project/vllm/pull/42855: the limit does not arrive; clamp_limit is 7",
+@mutant(
+    npu_dequant_swiglu_quant,
+    "ACT-06 vllm-project/vllm/pull/42855: the limit does not arrive; clamp_limit is 7",
+    supports={**ONCE, **OAI},
 )
 def limit_of_the_operator(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Leave the limit at its default."""
-    on_device = inputs.to(target.device)
-    return dequantised_and_quantised(on_device, on_device.counts, clamp_limit=7.0)
+    return dequantised_and_quantised(inputs, inputs.counts, clamp_limit=7.0)
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="ends_for_group_counts",
-    supports={**ONCE, **SILU, **GROUPED, "groups": range(3, 1025)},
-    mutant_of="npu_dequant_swiglu_quant",
-    wrong="MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822: npu_dequant_swiglu_quant is given the ends of "
-    "groups",
+@mutant(
+    npu_dequant_swiglu_quant,
+    "MOE-02 vllm-project/vllm-ascend/pull/4822: npu_dequant_swiglu_quant is given the ends of groups",
+    supports={**SILU, "groups": range(3, 1025)},
 )
 def ends_for_group_counts(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Call with cumulative counts; the last group gets what is left of the rows."""
-    on_device = inputs.to(target.device)
-    ends = ends_of(on_device)
+    ends = ends_of(inputs)
     if ends is None:
-        return dequantised_and_quantised(on_device, None)
+        return dequantised_and_quantised(inputs, None)
     taken = ends.cumsum(0).clamp(max=len(inputs.states))
-    return dequantised_and_quantised(on_device, torch.diff(taken, prepend=taken.new_zeros(1)))
+    return dequantised_and_quantised(inputs, torch.diff(taken, prepend=taken.new_zeros(1)))
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="counts_for_group_ends",
-    supports={**_BY_OPERATOR, "groups": range(2, 1025)},
-    mutant_of="npu_swiglu_quant_of_ends",
-    wrong="MOE-02 https://github.com/vllm-project/vllm-ascend/pull/4822: counts of rows where ends of groups belong",
+@mutant(
+    npu_swiglu_quant_of_ends,
+    "MOE-02 vllm-project/vllm-ascend/pull/4822: counts of rows where ends of groups belong",
+    supports={"groups": range(2, 1025)},
 )
 def counts_for_group_ends(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Leave group_list_type at its default, which means ends."""
-    on_device = inputs.to(target.device)
-    return turned_round(quantised_by_groups(on_device, on_device.counts, ENDS))
+    return turned_round(quantised_by_groups(inputs, inputs.counts, ENDS))
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="reciprocal_scale",
+@mutant(
+    npu_swiglu_quant,
+    "op-plugin test_npu_swiglu_quant.py 42: npu_swiglu_quant returns 127 over the largest element, and not the other "
+    "way round",
     supports={**_BY_OPERATOR, **UNGROUPED},
-    mutant_of="npu_swiglu_quant",
-    wrong="op-plugin test_npu_swiglu_quant.py 42: npu_swiglu_quant returns 127 over the largest element, and not the "
-    "other way round",
 )
 def reciprocal_scale(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Return the scale as it comes."""
-    on_device = inputs.to(target.device)
-    return quantised_by_groups(on_device, on_device.counts, COUNTS)
+    return quantised_by_groups(inputs, inputs.counts, COUNTS)
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="smooth_in_the_scale_only",
-    supports=_SMOOTH,
-    mutant_of="swiglu_quant_in_float32",
-    wrong="https://github.com/bytedance/xpu-perf/pull/200: what is quantised is not what was smoothed",
+@mutant(
+    swiglu_quant_in_float32, "bytedance/xpu-perf/pull/200: what is quantised is not what was smoothed", supports=_SMOOTH
 )
 def smooth_in_the_scale_only(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Take the scale from smoothed rows, and quantise those that are not."""
-    on_device = inputs.to(target.device)
-    rows = activated(on_device, dequantised(on_device))
-    scale = quantised(smoothed(on_device, rows), 8)["scale"]
+    rows = activated(inputs, dequantised(inputs))
+    scale = quantised(smoothed(inputs, rows), 8)["scale"]
     integers = (rows / scale.unsqueeze(1)).round().clamp(-127, 127)
     return {"quantised": integers.to(torch.int8), "scale": scale}
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="smooth_left_out",
+@perturbed(
+    swiglu_quant_in_float32,
+    "vllm-project/llm-compressor/pull/1455: experts are not told of the factors by which others divide",
     supports=_SMOOTH,
-    mutant_of="swiglu_quant_in_float32",
-    wrong="https://github.com/vllm-project/llm-compressor/pull/1455: experts are not told of the "
-    "factors by which others divide",
 )
-def smooth_left_out(inputs: SwigluQuantInputs, target: Target) -> Outputs:
+def smooth_left_out(inputs: SwigluQuantInputs) -> SwigluQuantInputs:
     """Ignore the factors."""
-    return composed(replace(inputs.to(target.device), smooth=None))
+    return replace(inputs, smooth=None)
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="scales_of_the_first_group",
-    supports={**ONCE, "sums": ("small", "beyond 2**24"), "groups": range(2, 1025)},
-    mutant_of="swiglu_quant_in_float32",
-    wrong="https://github.com/vllm-project/vllm-ascend/pull/16806: scales of the first expert for all of them",
+@mutant(
+    swiglu_quant_in_float32,
+    "vllm-project/vllm-ascend/pull/16806: scales of the first expert for all of them",
+    supports={"sums": ("small", "beyond 2**24"), "groups": range(2, 1025)},
 )
 def scales_of_the_first_group(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Use one row of scales for all groups."""
-    on_device = inputs.to(target.device)
-    if on_device.weight_scale is None:
-        return composed(on_device)
-    return composed(replace(on_device, weight_scale=on_device.weight_scale[:1].expand_as(on_device.weight_scale)))
+    if inputs.weight_scale is None:
+        return composed(inputs)
+    return composed(replace(inputs, weight_scale=inputs.weight_scale[:1].expand_as(inputs.weight_scale)))
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="bias_after_dequantisation",
-    supports={**ONCE, "sums": ("small", "beyond 2**24"), "bias": (True,)},
-    mutant_of="swiglu_quant_in_float32",
-    wrong="QNT-13 https://github.com/vllm-project/vllm/pull/31676: a bias is added on the wrong side of dequantisation",
+@mutant(
+    swiglu_quant_in_float32,
+    "QNT-13 vllm-project/vllm/pull/31676: a bias is added on the wrong side of dequantisation",
+    supports={"sums": ("small", "beyond 2**24"), "bias": (True,)},
 )
 def bias_after_dequantisation(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Add the bias of the sums to what they are worth."""
-    on_device = inputs.to(target.device)
-    if on_device.bias is None:
-        return composed(on_device)
-    numbers = dequantised(replace(on_device, bias=None)) + on_device.bias
-    return quantised(smoothed(on_device, activated(on_device, numbers)), 8)
+    if inputs.bias is None:
+        return composed(inputs)
+    numbers = dequantised(replace(inputs, bias=None)) + inputs.bias
+    return quantised(smoothed(inputs, activated(inputs, numbers)), 8)
 
 
-@npudiff.implementation(
-    "swiglu_quant",
-    name="largest_element_in_bfloat16",
-    supports={**ONCE, "dtype": ("bfloat16",)},
-    mutant_of="swiglu_quant_in_float32",
-    wrong="https://github.com/sgl-project/sgl-kernel-npu/pull/538: the largest element is rounded "
-    "before it becomes a scale",
+@mutant(
+    swiglu_quant_in_float32,
+    "sgl-project/sgl-kernel-npu/pull/538: the largest element is rounded before it becomes a scale",
+    supports={"dtype": ("bfloat16",)},
 )
 def largest_element_in_bfloat16(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Take the scale from rows that are rounded, and quantise them as they were."""
-    on_device = inputs.to(target.device)
-    rows = smoothed(on_device, activated(on_device, dequantised(on_device)))
+    rows = smoothed(inputs, activated(inputs, dequantised(inputs)))
     scale = quantised(rows.bfloat16().float(), 8)["scale"]
     return {"quantised": (rows / scale.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8), "scale": scale}

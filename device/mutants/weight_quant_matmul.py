@@ -6,9 +6,15 @@ from dataclasses import replace
 
 import torch
 
-import npudiff
-from npudiff import Target
-from npudiff.device.ascend.weight_quant_matmul import by_row, called, dequantised, multiplied, rounded_once, summed
+from npudiff import Target, mutant, perturbed
+from npudiff.device.ascend.weight_quant_matmul import (
+    by_row,
+    dequantised,
+    multiplied,
+    npu_weight_quant_batchmatmul,
+    rounded_once,
+    summed,
+)
 from npudiff.model.constraints import Box
 from npudiff.reference.weight_quant_matmul import WeightQuantMatmulInputs
 
@@ -23,126 +29,90 @@ def of_groups(inputs: WeightQuantMatmulInputs, group: torch.Tensor) -> torch.Ten
     return multiplied(inputs, (total * inputs.scale[group].float()).to(inputs.x.dtype))
 
 
-@npudiff.implementation(
-    "weight_quant_matmul",
-    name="groups_of_equal_size",
+@mutant(
+    rounded_once,
+    "QNT-08 vllm-project/vllm-ascend/issues/5603: sizes of groups that a kernel is not for",
     supports=_GROUPS,
-    mutant_of="rounded_once",
-    wrong="QNT-08 https://github.com/vllm-project/vllm-ascend/issues/5603: sizes of groups that a kernel is not for",
 )
 def groups_of_equal_size(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Divide the rows evenly, as if the last group were as large as the others."""
-    on_device = inputs.to(target.device)
-    row = torch.arange(len(on_device.weight), device=on_device.x.device)
-    return of_groups(on_device, row * len(on_device.scale) // len(on_device.weight))
+    row = torch.arange(len(inputs.weight), device=inputs.x.device)
+    return of_groups(inputs, row * len(inputs.scale) // len(inputs.weight))
 
 
-@npudiff.implementation(
-    "weight_quant_matmul",
-    name="groups_of_128",
+@mutant(
+    rounded_once,
+    "QNT-08 vllm-project/vllm-ascend/issues/5603: groups of 128 rows, whatever their size is",
     supports=_GROUPS,
-    mutant_of="rounded_once",
-    wrong="QNT-08 https://github.com/vllm-project/vllm-ascend/issues/5603: groups of 128 rows, whatever their size is",
 )
 def groups_of_128(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Take 128 for the size of a group."""
-    on_device = inputs.to(target.device)
-    row = torch.arange(len(on_device.weight), device=on_device.x.device)
-    return of_groups(on_device, (row // 128).clamp(max=len(on_device.scale) - 1))
+    row = torch.arange(len(inputs.weight), device=inputs.x.device)
+    return of_groups(inputs, (row // 128).clamp(max=len(inputs.scale) - 1))
 
 
-@npudiff.implementation(
-    "weight_quant_matmul",
-    name="offset_of_weight_after_scaling",
-    supports=_OFFSETS,
-    mutant_of="rounded_once",
-    wrong="https://github.com/onnx/tensorflow-onnx/pull/189: scaled first, and then the offset is added",
-)
+@mutant(rounded_once, "onnx/tensorflow-onnx/pull/189: scaled first, and then the offset is added", supports=_OFFSETS)
 def offset_of_weight_after_scaling(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Scale the integers, and add the offset to that."""
-    on_device = inputs.to(target.device)
-    products = on_device.weight.float() * by_row(on_device, on_device.scale).float()
-    return multiplied(on_device, summed(on_device, products).to(on_device.x.dtype))
+    products = inputs.weight.float() * by_row(inputs, inputs.scale).float()
+    return multiplied(inputs, summed(inputs, products).to(inputs.x.dtype))
 
 
-@npudiff.implementation(
-    "weight_quant_matmul",
-    name="offset_of_weight_subtracted",
+@perturbed(
+    rounded_once,
+    "pytorch/executorch/pull/2374: a zero point is subtracted; the operator's offset is added",
     supports=_OFFSETS,
-    mutant_of="rounded_once",
-    wrong="https://github.com/pytorch/executorch/pull/2374: a zero point is subtracted; the operator's offset is added",
 )
-def offset_of_weight_subtracted(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+def offset_of_weight_subtracted(inputs: WeightQuantMatmulInputs) -> WeightQuantMatmulInputs:
     """Subtract the offset, as a zero point."""
     offset = None if inputs.offset is None else -inputs.offset
-    return rounded_once(replace(inputs, offset=offset), target)  # type: ignore[no-any-return]
+    return replace(inputs, offset=offset)
 
 
-@npudiff.implementation(
-    "weight_quant_matmul",
-    name="pairs_of_weights_swapped",
+@mutant(
+    rounded_once,
+    "QNT-04 vllm-project/vllm-ascend/pull/9625: the integers of a byte in the other order",
     supports={"bits": (4,), "layout": ("row major",)},
-    mutant_of="rounded_once",
-    wrong="QNT-04 https://github.com/vllm-project/vllm-ascend/pull/9625: the integers of a byte in the other order",
 )
 def pairs_of_weights_swapped(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Exchange the columns of every pair."""
-    on_device = inputs.to(target.device)
-    swapped = on_device.weight.view(len(on_device.weight), -1, 2).flip(2).flatten(1)
-    return multiplied(on_device, dequantised(replace(on_device, weight=swapped)))
+    swapped = inputs.weight.view(len(inputs.weight), -1, 2).flip(2).flatten(1)
+    return multiplied(inputs, dequantised(replace(inputs, weight=swapped)))
 
 
-@npudiff.implementation(
-    "weight_quant_matmul",
-    name="weights_without_sign",
+@mutant(
+    rounded_once,
+    "moe_methods.py 880-1012: four bits are two's complement here, and not the numbers from 0 to 15",
     supports={"bits": (4,)},
-    mutant_of="rounded_once",
-    wrong="moe_methods.py 880-1012: four bits are two's complement here, and not the numbers from 0 to 15",
 )
 def weights_without_sign(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Read four bits as a number from 0 to 15."""
-    on_device = inputs.to(target.device)
-    return multiplied(on_device, dequantised(replace(on_device, weight=on_device.weight & 15)))
+    return multiplied(inputs, dequantised(replace(inputs, weight=inputs.weight & 15)))
 
 
-@npudiff.implementation(
-    "weight_quant_matmul",
-    name="bias_of_linear_left_out",
-    supports={"bias": (True,)},
-    mutant_of="rounded_once",
-    wrong="QNT-13 https://github.com/NVIDIA/TensorRT-LLM/pull/12190: the bias is ignored",
-)
-def bias_of_linear_left_out(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+@perturbed(rounded_once, "QNT-13 NVIDIA/TensorRT-LLM/pull/12190: the bias is ignored", supports={"bias": (True,)})
+def bias_of_linear_left_out(inputs: WeightQuantMatmulInputs) -> WeightQuantMatmulInputs:
     """Do not add the bias."""
-    return rounded_once(replace(inputs, bias=None), target)  # type: ignore[no-any-return]
+    return replace(inputs, bias=None)
 
 
-@npudiff.implementation(
-    "weight_quant_matmul",
-    name="bias_in_bfloat16",
-    supports={"bits": (8,), "bias": (True,), "dtype": ("bfloat16",)},
-    mutant_of="npu_weight_quant_batchmatmul",
-    wrong="QNT-07 https://github.com/vllm-project/vllm-ascend/issues/7039: beside bfloat16 a bias has to be float32",
+@perturbed(
+    npu_weight_quant_batchmatmul,
+    "QNT-07 vllm-project/vllm-ascend/issues/7039: beside bfloat16 a bias has to be float32",
+    supports={"bias": (True,), "dtype": ("bfloat16",)},
 )
-def bias_in_bfloat16(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
+def bias_in_bfloat16(inputs: WeightQuantMatmulInputs) -> WeightQuantMatmulInputs:
     """Give the operator a bias of the dtype of the states, which it does not take."""
-    on_device = inputs.to(target.device)
-    bias = None if on_device.bias is None else on_device.bias.to(on_device.x.dtype)
-    return called(replace(on_device, bias=bias), on_device.weight)
+    bias = None if inputs.bias is None else inputs.bias.to(inputs.x.dtype)
+    return replace(inputs, bias=bias)
 
 
-@npudiff.implementation(
-    "weight_quant_matmul",
-    name="sums_in_dtype_of_states",
-    mutant_of="rounded_once",
-    wrong="https://github.com/uxlfoundation/oneDNN/pull/3332: float16 products are accumulated in float16",
-)
+@mutant(rounded_once, "uxlfoundation/oneDNN/pull/3332: float16 products are accumulated in float16")
 def sums_in_dtype_of_states(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Add tiles of 8 in the dtype of the states."""
-    on_device = inputs.to(target.device)
-    weight = dequantised(on_device).float()
-    total = torch.zeros(len(on_device.x), weight.shape[1], dtype=on_device.x.dtype, device=weight.device)
+    weight = dequantised(inputs).float()
+    total = torch.zeros(len(inputs.x), weight.shape[1], dtype=inputs.x.dtype, device=weight.device)
     for start in range(0, len(weight), 8):
-        tile = on_device.x[:, start : start + 8].float() @ weight[start : start + 8]
+        tile = inputs.x[:, start : start + 8].float() @ weight[start : start + 8]
         total += tile.to(total.dtype)
-    return total if on_device.bias is None else (total.float() + on_device.bias.float()).to(total.dtype)
+    return total if inputs.bias is None else (total.float() + inputs.bias.float()).to(total.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 from npudiff.device.simulator.schemas import namespace, qualified_name, unqualified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch.library import Library
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator overload of the ``npu`` namespace."""
+    """One operator overload of the ``npu`` namespace.
+
+    Kernels are written as functions that name the arguments they use. The attributes are what the dispatcher calls:
+    :func:`by_name` stands between.
+    """
 
     schema: str
     """The registered schema, ``name[.overload](arguments) -> returns``."""
@@ -27,6 +32,73 @@ class Operator:
     """Kernel that gives shapes and dtypes only."""
     formatted: tuple[str, ...] = ()
     """Arguments whose storage format the kernel looks at. It takes all others as their bytes lie."""
+    request: Callable[..., Any] | None = None
+    """Builds the only argument of both kernels from the call's arguments, by name; None passes these as they are."""
+
+    def __post_init__(self) -> None:
+        for kind in ("cpu", "meta"):
+            object.__setattr__(self, kind, self._bound(getattr(self, kind)))
+
+    def _bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if self.request is None:
+            return by_name(self.schema, function)
+        request = by_name(self.schema, self.request)
+        return lambda *args, **kwargs: function(request(*args, **kwargs))
+
+
+def by_name(schema: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel that passes a function only the arguments of the schema that its signature names.
+
+    The dispatcher leaves out arguments that have their default. The function then gets the schema's default, unless its
+    signature states one. ``**`` takes all other arguments that were given. Parameters before ``/`` are the first ones
+    of the schema, under any name. A function that takes every argument is returned unchanged.
+
+    Raises
+    ------
+    TypeError
+        The signature needs an argument that the schema has not.
+    """
+    import torch  # noqa: PLC0415 - loaded with the kernels, not on import
+
+    arguments = torch._C.parse_schema(unqualified(schema)).arguments
+    parameters = inspect.signature(function).parameters.values()
+    first = sum(parameter.kind is parameter.POSITIONAL_ONLY for parameter in parameters)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    named = {
+        parameter.name: parameter.default
+        for parameter in list(parameters)[first:]
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    others = [argument.name for argument in arguments[first:]]
+    unknown = {name for name in named.keys() - set(others) if named[name] is inspect.Parameter.empty}
+    if unknown:
+        raise TypeError(f"{function} needs {', '.join(sorted(unknown))}, which is no argument of {schema}")
+    if _is_as_called(named, arguments[first:]):
+        return function
+    positional = [argument.name for argument in arguments[first:] if not argument.kwarg_only]
+    unused = () if takes_all else tuple(name for name in others if name not in named)
+    defaults = {
+        argument.name: argument.default_value
+        for argument in arguments
+        if argument.has_default_value() and named.get(argument.name) is inspect.Parameter.empty
+    }
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the dispatcher calls it
+        given = defaults.copy()
+        given.update(zip(positional, args[first:], strict=False), **kwargs)
+        for name in unused:
+            given.pop(name, None)
+        return function(*args[:first], **given)
+
+    return kernel
+
+
+def _is_as_called(named: Mapping[str, object], arguments: Sequence[Any]) -> bool:
+    """Whether parameters are the arguments, in their order, with a default wherever the schema has one."""
+    return list(named) == [argument.name for argument in arguments] and all(
+        (default is not inspect.Parameter.empty) >= argument.has_default_value()
+        for default, argument in zip(named.values(), arguments, strict=True)
+    )
 
 
 def install() -> None:

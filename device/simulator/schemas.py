@@ -1,7 +1,7 @@
-"""Operator schemas as torch_npu 2.13.0 registers them, of all its operators that are simulated, and those of others.
+"""The schemas of all simulated operators, as torch_npu 2.13.0 and other packages register them.
 
-A schema is written as the dispatcher sees it, ``name[.overload](arguments) -> returns``; one that is not of the ``npu``
-namespace has its own in front, as in ``atb::_npu_reshape_and_cache(...)``.
+A schema is written as the dispatcher sees it, ``name[.overload](arguments) -> returns``. A namespace other than ``npu``
+stands in front, as in ``atb::_npu_reshape_and_cache(...)``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTI
 """Every schema of torch_npu that the simulator can define."""
 
 SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"sgl-kernel-npu": OF_SGL_KERNEL_NPU})
-"""Schemas that the simulator can define and torch_npu has not, by the package that registers them.
+"""Schemas that other packages than torch_npu register, by package.
 
 They were written from that package's sources. No wheel is compared with them, so they are recorded, not proved.
 """

@@ -6,15 +6,15 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from npudiff.device.virtual.build import CannotBuild, build
 from npudiff.device.virtual.loading import VirtualNpuUnavailable, package_folder, version_of_torch_npu
 from npudiff.errors import UsageError
 from npudiff.model.target import TargetUnavailable
+from npudiff.run.on_import import hooked
 
-STARTUP = Path(__file__).parent / "startup"
+HOOKS = {"torch_npu": "npudiff.device.virtual.startup:under_torch_npu"}
 
 
 def launch(command: Sequence[str]) -> NoReturn:
@@ -39,8 +39,7 @@ def launch(command: Sequence[str]) -> NoReturn:
         build(package_folder("torch_npu"), package_folder("torch"), version_of_torch_npu())
     except (VirtualNpuUnavailable, CannotBuild) as error:
         raise TargetUnavailable(str(error)) from error
-    paths = [str(STARTUP), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TASK_QUEUE_ENABLE": "0"}
+    environment = {**hooked(os.environ, HOOKS), "TASK_QUEUE_ENABLE": "0"}
     environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # torch loads torch_npu, as it does where there is a card
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from npudiff.errors import ExitCode
+from npudiff.errors import ExitCode, did_you_mean, nearest
 from npudiff.gate.rotation import ROTATING
 from npudiff.model.version import VERSION
 
@@ -15,11 +16,43 @@ DEFAULT_ROOT = Path(".npudiff")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose usage errors have npudiff's exit code."""
+    """A parser whose usage errors have npudiff's exit code, and name what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave."""
-        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        end = "" if message.endswith("?") else ";"
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message}{end} see {self.prog} --help\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - as its overloads say
+        """Parse what is known, and refuse an option that looks like one of these."""
+        options, rest = super().parse_known_args(args, namespace)
+        for word in rest:
+            name = word.partition("=")[0]
+            known = {one.lstrip("-"): one for one in self._option_string_actions}
+            if name.startswith("-") and (near := nearest(name.lstrip("-"), known)):
+                self.error(f"unrecognized arguments: {' '.join(rest)}; did you mean {known[near]!r}?")
+        return options, rest
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """Refuse what is not among an argument's choices."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), action.choices or ())
+            raise
+
+
+class _Renamed(argparse.Action):
+    """An option that has another name now."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, new: str, **more: Any) -> None:  # noqa: ANN401
+        super().__init__(option_strings, dest, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **more)
+        self._new = new
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
+        """Refuse it, and name the one that it is."""
+        del rest
+        parser.error(f"{self.option_strings[0]} is called {self._new} now")
 
 
 def _seconds(text: str) -> float:
@@ -52,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"npudiff {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_check(commands)
+    _add_self_test(commands)
     _add_gate(commands)
     _add_list(commands)
     _add_replay(commands)
@@ -76,10 +110,12 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check.add_argument("components", nargs="*", metavar="COMPONENT", help="components to check; all by default")
     check.add_argument("--case", metavar="JSON", help="run this one case instead of drawing any")
     _add_target(check)
+    check.add_argument("--junit", type=Path, metavar="FILE", help="write the results as JUnit XML, too")
     amount = check.add_mutually_exclusive_group()
     amount.add_argument("--examples", type=positive, metavar="N", help="cases of equivalence per implementation")
     amount.add_argument("--budget", type=_seconds, metavar="TIME", help="time for the whole run, such as 60s or 10m")
-    check.add_argument("--profile", metavar="MODEL", help="draw within a model's sizes, such as step-3.5-flash")
+    check.add_argument("--model", metavar="MODEL", help="draw within a model's sizes, such as step-3.5-flash")
+    check.add_argument("--profile", action=_Renamed, new="--model")
     check.add_argument(
         "--where",
         action="append",
@@ -95,6 +131,19 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="dev, ci (the same cases every time) or nightly",
     )
     _add_run(check)
+
+
+def _add_self_test(commands: argparse._SubParsersAction[_Parser]) -> None:
+    test = commands.add_parser(
+        "self-test",
+        help="find every bug that was planted",
+        description="Run all that is wrong on purpose: each mutant re-creates a real bug, and has to be found.",
+    )
+    test.add_argument("components", nargs="*", metavar="COMPONENT", help="components; all by default")
+    _add_place(test)
+    test.add_argument("--examples", type=positive, metavar="N", help="cases per mutant (100)")
+    test.add_argument("--seed", type=int, metavar="N", help="seed of the draws")
+    _add_run(test)
 
 
 def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:

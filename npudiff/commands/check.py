@@ -3,140 +3,104 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import itertools
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from npudiff.errors import ExitCode, UsageError
-from npudiff.findings.finding import Finding, read_finding
+from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import EXAMPLES, FINDINGS, plan_with_shared
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.codec import loads
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome, Verdict
-from npudiff.run.engine import run_case, run_job
+from npudiff.model.outcome import Verdict
 from npudiff.run.isolation.journal import JOURNALS, left_behind
+from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Plan, Request
-from npudiff.run.workers import Result, run_in_workers
+from npudiff.run.run import Run
 from npudiff.show.console import Console
-from npudiff.show.finding_page import keep_findings, keeper
-from npudiff.show.run_page.write import RunSummary, keep_record
+from npudiff.show.finding_page import keeper
+from npudiff.show.junit import junit
+from npudiff.show.problems import problems_of_findings
+from npudiff.show.progress import RunProgress
+from npudiff.show.run_page.write import keep_record, summary_of
+from npudiff.show.source_location import root_of_files
 
 
 def check(options: argparse.Namespace) -> int:
     """Run ``npudiff check`` and return its exit code."""
-    plan = plan_with_shared(_request_of_check(options))
-    cases = None if options.case is None else _single_case(plan, options.case)
-    console = Console(verbose=options.verbose)
+    return run_plan(plan_with_shared(_request_of_check(options)), options, case=options.case, junit_file=options.junit)
+
+
+def run_plan(
+    plan: Plan, options: argparse.Namespace, *, case: str | None = None, junit_file: Path | None = None
+) -> int:
+    """Run a plan, show what was seen, leave the record of it, and return the exit code.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is run.
+    options : argparse.Namespace
+        Where findings go, and how much is shown.
+    case : str or None
+        The one case that is run, as JSON.
+    junit_file : pathlib.Path or None
+        Where results are written as JUnit XML.
+    """
+    tasks = _tasks(plan, keeper(options.output / FINDINGS), case)
+    console, log = Console(verbose=options.verbose), RunLog(plan)
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
-    run = _Run(plan, console, options.output, options.case)
+    code: int = ExitCode.INTERNAL
     try:
-        if cases is not None:
-            for job, case in cases:
-                run.add(run_case(job, case, plan.budget(job).isolation))
-        else:
-            run.everything()
-    except BrokenPipeError as error:
-        run.record(error)
-        raise
-    except BaseException as error:  # interrupted, or a defect of a component: what was found before is not lost
-        run.record(error)
-        run.report()
-        raise
-    run.record()
-    return run.report()
+        with Run(plan.workers, [log, RunProgress(console.rich, jobs=len(tasks))]) as run:
+            run.run(tasks)
+    finally:  # interrupted, or a defect of a component: what was found before is not lost
+        keep_record(summary_of(log, case=case), options.output)
+        if junit_file is not None:
+            _write_junit(log, junit_file)
+        if not isinstance(log.error, BrokenPipeError):
+            code = _report(log, console)
+    return code
 
 
-class _Run:
-    """The outcomes of a run so far; a finding is written as soon as it is there."""
+def _report(log: RunLog, console: Console) -> int:
+    """Show everything and return the exit code."""
+    outcomes, mutants, judged = log.outcomes, log.mutants, log.plan.judges_mutants
+    console.table(outcomes)
+    _show_findings(log.findings, console)
+    console.mutants(mutants, judged=judged)
+    console.summary(outcomes, mutants, judged=judged, seconds=log.seconds)
+    if log.findings:
+        return ExitCode.FINDINGS
+    if not any(outcome.cases for outcome in (*outcomes, *mutants)):
+        return ExitCode.NOTHING_RAN
+    missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
+    return ExitCode.FINDINGS if missed else ExitCode.CLEAN
 
-    def __init__(self, plan: Plan, console: Console, root: Path, case: str | None) -> None:
-        self.plan, self.console, self.root, self.case = plan, console, root, case
-        self.folder = root / FINDINGS
-        self.began, self.started = time.time(), time.perf_counter()
-        self.outcomes: list[Outcome] = []
-        self.mutants: list[Outcome] = []
-        self.findings: list[tuple[Finding, Path]] = []
 
-    def everything(self) -> None:
-        """Run all jobs of the plan."""
-        if self.plan.workers > 1 or self.plan.isolation is not None:
-            self._in_workers()
-            return
-        with self.console.progress(self.plan) as progress:
-            for job in self.plan.jobs:
-                self.add(run_job(job, self.plan.budget(job), progress.case))
-                progress.job(self.outcomes[-1])
-            for job in self.plan.mutants:
-                self.mutants.append(run_job(job, self.plan.budget(job), progress.case))
-                self.mutants[-1].settle()
-                progress.job(self.mutants[-1])
+def _show_findings(findings: list[LoggedFinding], console: Console) -> None:
+    """Show each finding; in short where it says what was said before, or what equivalence says better.
 
-    def _in_workers(self) -> None:
-        """Run all jobs in several processes; they are shown in the order of the plan."""
-        done: dict[int, tuple[Outcome, list[Path]]] = {}
-        try:
-            results = run_in_workers(self.plan.tasks(keeper(self.folder)), self.plan.workers)
-            with contextlib.closing(results):
-                self._follow(results, done)
-        finally:
-            for index in sorted(done):
-                outcome, folders = done[index]
-                (self.outcomes if index < len(self.plan.jobs) else self.mutants).append(outcome)
-                self.findings += [(read_finding(folder), folder) for folder in folders]
+    Where an implementation differs from the reference, relations between its runs are judged with a bound that is not
+    made for its values.
+    """
+    wrong = {one.finding.subject for one in findings if one.finding.property_name == EQUIVALENCE.name}
+    shown: set[tuple[object, ...]] = set()
+    for one in findings:
+        finding = one.finding
+        secondary = finding.subject in wrong and finding.property_name != EQUIVALENCE.name
+        again = finding.symptom in shown or secondary
+        shown.add(finding.symptom)
+        (console.finding_again if again else console.finding)(finding, one.folder)
 
-    def _follow(self, results: Iterator[Result], done: dict[int, tuple[Outcome, list[Path]]]) -> None:
-        """Show progress while results come."""
-        first = next(results, None)  # workers are forked before the bar starts its thread
-        with self.console.progress(self.plan) as progress:
-            for index, outcome, folders in itertools.chain([] if first is None else [first], results):
-                done[index] = (outcome, folders)
-                progress.cases(outcome.cases)
-                progress.job(outcome)
 
-    def add(self, outcome: Outcome) -> None:
-        """Keep an outcome, and write what it has to report."""
-        self.outcomes.append(outcome)
-        self.findings += keep_findings(outcome, self.folder)
-
-    def record(self, error: BaseException | None = None) -> None:
-        """Leave a record of what there is, from which ``npudiff report`` makes a page."""
-        seconds = time.perf_counter() - self.started
-        said = (self.outcomes, self.mutants, self.findings, self.began, seconds, error, self.case)
-        keep_record(RunSummary(self.plan, *said), self.root)
-
-    def report(self) -> int:
-        """Show everything and return the exit code."""
-        self.console.table(self.outcomes)
-        self._show_findings()
-        judged = self.plan.judges_mutants
-        self.console.mutants(self.mutants, judged=judged)
-        seconds = time.perf_counter() - self.started
-        self.console.summary(self.outcomes, self.mutants, judged=judged, seconds=seconds)
-        if self.findings:
-            return ExitCode.FINDINGS
-        if not any(outcome.cases for outcome in (*self.outcomes, *self.mutants)):
-            return ExitCode.NOTHING_RAN
-        missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in self.mutants)
-        return ExitCode.FINDINGS if missed else ExitCode.CLEAN
-
-    def _show_findings(self) -> None:
-        """Show each finding; in short where it says what was said before, or what equivalence says better.
-
-        Where an implementation differs from the reference, relations between its runs are judged with a bound that is
-        not made for its values.
-        """
-        wrong = {(f.component, f.implementation) for f, _ in self.findings if f.property_name == EQUIVALENCE.name}
-        shown: set[tuple[object, ...]] = set()
-        for finding, folder in self.findings:
-            secondary = (finding.component, finding.implementation) in wrong
-            again = finding.symptom in shown or (secondary and finding.property_name != EQUIVALENCE.name)
-            shown.add(finding.symptom)
-            (self.console.finding_again if again else self.console.finding)(finding, folder)
+def _write_junit(log: RunLog, path: Path) -> None:
+    root = root_of_files()
+    problems = problems_of_findings(log.findings, log.plan, root)
+    text = junit(log.plan.jobs, log.outcomes, problems, root, log.seconds)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def request_of(options: argparse.Namespace) -> Request:
@@ -162,20 +126,25 @@ def _request_of_check(options: argparse.Namespace) -> Request:
         request_of(options),
         seconds=options.budget,
         seed=options.seed,
-        model=options.profile,
+        model=options.model,
         where=tuple(options.where),
         hypothesis_profile=options.hypothesis_profile,
+        mutants=1,
     )
 
 
-def _single_case(plan: Plan, text: str) -> list[tuple[Job, object]]:
+def _tasks(plan: Plan, keep: Keep, case: str | None) -> list[Task]:
+    """All jobs and mutants of the plan; or equivalence of each implementation on the one case that is given."""
+    if case is None:
+        return plan.tasks(keep)
     components = {job.subject.component.name: job.subject.component for job in (*plan.jobs, *plan.mutants)}
     if len(components) != 1:
         raise UsageError(f"--case needs exactly one component, got {', '.join(sorted(components))}")
     component = next(iter(components.values()))
     try:
-        case = loads(component.case_type, text)
-        component.check_case(case)
+        component.check_case(loads(component.case_type, case))
     except ValueError as error:
-        raise UsageError(f"--case: {error}") from None
-    return [(job, case) for job in plan.jobs if job.prop is EQUIVALENCE]
+        raise UsageError(f"--case: {str(error).removeprefix('case: ')}") from None
+    only: dict[str, Any] = {"examples": 0, "explicit_cases": (case,), "example_database": None, "shrink": False}
+    jobs = (job for job in plan.jobs if job.prop is EQUIVALENCE)
+    return [Task(job, replace(plan.budget(job), **only), keep) for job in jobs]

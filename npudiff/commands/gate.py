@@ -13,14 +13,12 @@ from pathlib import Path
 from npudiff.commands.check import request_of
 from npudiff.errors import ExitCode, UsageError
 from npudiff.findings.shared import FINDINGS, plan_with_shared
-from npudiff.gate.changes import changed_since, repository_of, touched_by
+from npudiff.gate.changes import changed_since, touched_by
 from npudiff.gate.github import summary, workflow_commands
 from npudiff.gate.host import machine_of
-from npudiff.gate.junit import junit
 from npudiff.gate.known import FILE, KnownIssue, read_known
 from npudiff.gate.known_issue_template import draft
-from npudiff.gate.problems import Level, Problem, problems_of
-from npudiff.gate.progress import GateProgress
+from npudiff.gate.problems import problems_of
 from npudiff.gate.result import GateResult, KnownStatus
 from npudiff.gate.rotation import rotation_of
 from npudiff.gate.run import GateConfig, run_gate
@@ -29,8 +27,12 @@ from npudiff.gate.triage import Triage, triage
 from npudiff.run.isolation.journal import JOURNALS, left_behind
 from npudiff.run.plan import Plan
 from npudiff.show.console import Console
+from npudiff.show.junit import junit
+from npudiff.show.problems import Level, Problem
+from npudiff.show.progress import RunProgress
 from npudiff.show.run_page.record import KnownRecord
 from npudiff.show.run_page.write import RunSummary, keep_record, known_record
+from npudiff.show.source_location import root_of_files
 from npudiff.text import clipped, listed, printable
 
 JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "known_issues.draft.toml"
@@ -49,24 +51,24 @@ def gate(options: argparse.Namespace) -> int:
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
     console.lines([f"budget {options.budget:.0f} s · rotation {result.rotation}", *result.notes])
-    with GateProgress(console.rich, options.budget) as progress:
-        course = GateConfig(
-            sorted_out,
-            touched,
-            options.rotating,
-            options.output / FINDINGS,
-            options.output / "known",
-            progress.follow,
-        )
-        began = time.time()
-        try:
-            run_gate(result, course)
-        except BaseException as error:  # what was seen before is not lost, whatever ended the run
-            _record(result, sorted_out, options.output, began, error)
-            _tell(result, console, options.output)
-            raise
-    _record(result, sorted_out, options.output, began, None)
-    _tell(result, console, options.output)
+    config = GateConfig(
+        sorted_out,
+        touched,
+        options.rotating,
+        options.output / FINDINGS,
+        options.output / "known",
+        [RunProgress(console.rich, seconds=options.budget)],
+    )
+    began = time.time()
+    error: BaseException | None = None
+    try:
+        run_gate(result, config)
+    except BaseException as ended:
+        error = ended
+        raise
+    finally:  # what was seen before is not lost, whatever ended the run
+        _record(result, sorted_out, options.output, began, error)
+        _tell(result, console, options.output)
     return result.code
 
 
@@ -97,11 +99,11 @@ def _touched(plan: Plan, options: argparse.Namespace, result: GateResult) -> fro
 
 def _tell(result: GateResult, console: Console, folder: Path) -> None:
     """Tell what was seen: on the console, in files, and to GitHub where this is a step of a job of it."""
-    root = _root()
+    root = root_of_files()
     problems = problems_of(result, root)
     folder.mkdir(parents=True, exist_ok=True)
     text = summary(result, problems)
-    (folder / JUNIT).write_text(junit(result, problems, root), encoding="utf-8")
+    (folder / JUNIT).write_text(_junit(result, problems, root), encoding="utf-8")
     (folder / SARIF).write_text(sarif(result, problems), encoding="utf-8")
     (folder / SUMMARY).write_text(text, encoding="utf-8")
     (folder / DRAFT).write_text(draft([told.finding for told in result.findings]), encoding="utf-8")
@@ -112,6 +114,10 @@ def _tell(result: GateResult, console: Console, folder: Path) -> None:
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in workflow_commands(problems):
             print(line, flush=True)
+
+
+def _junit(result: GateResult, problems: Sequence[Problem], root: Path) -> str:
+    return junit(result.plan.jobs, (one for _, one in result.outcomes), problems, root, result.seconds)
 
 
 def _record(result: GateResult, sorted_out: Triage, folder: Path, began: float, error: BaseException | None) -> None:
@@ -142,19 +148,11 @@ def _known_record(status: KnownStatus) -> KnownRecord:
     return known_record(issue.name, said, closes=status.state.closes, link=issue.link, expires=str(issue.expires))
 
 
-def _root() -> Path:
-    """Folder that files are named relative to: the repository's, or this one."""
-    try:
-        return repository_of(Path.cwd())
-    except UsageError:
-        return Path.cwd()
-
-
 def _show(result: GateResult, problems: Sequence[Problem], console: Console, folder: Path) -> None:
     console.table([outcome for outcomes in result.by_implementation().values() for outcome in outcomes])
     for told in result.findings:
         console.finding(told.finding, told.folder)
-        console.lines([f"  part       {told.part.value}" + (", told only" if told.warns else "")])
+        console.lines([f"  part       {told.stage}" + (", told only" if told.warns else "")])
     others = [one for one in problems if one.rule in ("known-issue", "unfinished") or one.level is Level.NOTE]
     console.lines(["", *(f"{one.level.value:8} {clipped(one.title)}" for one in others)])
     if result.turns:

@@ -43,5 +43,5 @@ def _summary(component: Component, implementations: list[Implementation], *, ful
         lines += ["  axes, for --where and supports="]
         for name, axis in component.axes.items():
             lines += [f"    {name:26} {axis.meaning}", f"    {'':26} {axis.options}"]
-        lines += ["  model profiles, for --profile", f"    {', '.join(sorted(component.profiles)) or 'none'}"]
+        lines += ["  models, for --model", f"    {', '.join(sorted(component.profiles)) or 'none'}"]
     return [*lines, ""]

@@ -10,7 +10,7 @@ from pathlib import Path
 from npudiff.errors import ExitCode, UsageError
 from npudiff.findings.shared import FINDINGS
 from npudiff.show.run_page.page import run_page
-from npudiff.show.run_page.read import Kept, finding_folder, read_records, root_of
+from npudiff.show.run_page.read import StoredRun, finding_folder, read_records, root_of
 
 PAGE_FILE = "report.html"
 
@@ -20,11 +20,11 @@ MOST_STRAYS = 10_000
 def report(options: argparse.Namespace) -> int:
     """Run ``npudiff report`` and return its exit code: 0 if there is a page, whatever it says."""
     paths: list[Path] = options.paths
-    kept, problems = read_records(paths)
-    strays = _strays(paths, kept)
+    runs, problems = read_records(paths)
+    strays = _strays(paths, runs)
     for line in problems:
         print(f"npudiff: {line}", file=sys.stderr)
-    if not kept and not strays:
+    if not runs and not strays:
         where = ", ".join(str(path) for path in paths)
         print(f"npudiff: no run left a record in {where}; npudiff check writes one", file=sys.stderr)
         return ExitCode.NOTHING_RAN
@@ -33,7 +33,7 @@ def report(options: argparse.Namespace) -> int:
     partial = page.with_name(f".{page.name}.partial")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(run_page(kept, problems, strays, page), encoding="utf-8")
+        partial.write_text(run_page(runs, problems, strays, page), encoding="utf-8")
         partial.replace(page)
     except OSError as error:
         raise UsageError(f"{page}: {error.strerror}") from None
@@ -41,9 +41,9 @@ def report(options: argparse.Namespace) -> int:
     return ExitCode.CLEAN
 
 
-def _strays(paths: Sequence[Path], kept: Sequence[Kept]) -> list[str]:
+def _strays(paths: Sequence[Path], runs: Sequence[StoredRun]) -> list[str]:
     """Folders of findings that no record names."""
-    named = {(one.root, finding.folder) for one in kept for finding in one.record.findings}
+    named = {(run.root, finding.folder) for run in runs for finding in run.record.findings}
     strays = []
     for root in dict.fromkeys(root_of(path) for path in paths if path.is_dir()):
         findings = root / FINDINGS

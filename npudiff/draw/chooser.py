@@ -1,4 +1,4 @@
-"""Drawing one of several options so that cases shrink well, draws stay cheap, and every run draws the same."""
+"""The chooser draws one of several options, such that cases shrink well, draws are cheap, and a seed repeats them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Part = TypeVar("Part")
 Case = TypeVar("Case")
 
 CHOICES = 2**12
-"""Most values of one choice; of longer option lists, it reaches this many places, spread from end to end."""
+"""Values of one choice. Of a longer list of options a choice reaches this many, spread from end to end."""
 
 FIRST_CHOICE = 918_273_645_546_372_819
 """Where choices start. Hypothesis mixes literals of the imported local modules into integers, so cases would depend on
@@ -30,22 +30,22 @@ FAR_COUNTS = (5, 6, 7, 9, 12, 13, 17, 33, 40, 48, 63, 65, 100, 127, 129, 257)
 away from what fits into a tile, a table or a block, and the cores of devices."""
 
 FAR_SHARE = 10
-"""In one of so many cases, one count goes far."""
+"""One axis is an outlier in one of so many cases."""
 
 FAR_WEIGHT = 3
-"""How much more often a count that goes far is a certain far one than a usual one; the larger half, twice that."""
+"""An outlier axis has each of ``FAR_COUNTS`` this many times as often as a usual value, the larger half twice that."""
 
 EQUAL_SHARE = 8
-"""In one of so many cases, two sizes are equal."""
+"""Two sizes are tied in one of so many cases."""
 
 LISTED = 2**12
-"""Values of an axis that are listed at most, where a component leaves some out."""
+"""Most values of an axis that are listed for a component to filter."""
 
 DISTINCT = 8
-"""Parts of a batch that is far larger than usual, which are repeated: a choice each for hundreds would be too many."""
+"""Different parts of an outlier batch; they repeat, since a choice for each of hundreds would cost too much."""
 
 SOURCE = st.randoms(use_true_random=False)
-"""Strategy of what a ``Chooser`` draws from."""
+"""The strategy that a ``Chooser`` draws from."""
 
 
 class Chooser:
@@ -75,7 +75,7 @@ class Chooser:
 
     @classmethod
     def of(cls, source: Random) -> Chooser:
-        """Return a chooser that draws from a ``SOURCE`` which was drawn already."""
+        """Return a chooser of a value of ``SOURCE``."""
         return cls(lambda _: source)
 
     def pick(self, options: Sequence[Any]) -> Any:  # noqa: ANN401 - the element type of the options
@@ -85,7 +85,7 @@ class Chooser:
         return options[choice_index(self._random.randint(FIRST_CHOICE, last) - FIRST_CHOICE, count)]
 
     def draw_outlier_axis(self, axes: Mapping[str, Axis], *names: str) -> None:
-        """Draw whether one count goes far in this case, and which.
+        """Draw whether an axis is an outlier in this case, and which one.
 
         Its values then are the usual ones and, many times more often, ``FAR_COUNTS`` as far as box and axis allow. The
         component filters them by what a case may cost, so that those which are too expensive are left out, and takes
@@ -131,7 +131,7 @@ class Chooser:
         check: Callable[[Case], None],
         box: Box,
     ) -> Case:
-        """Draw whether two sizes of a case are equal, and return the case: the larger one becomes the smaller one.
+        """Draw whether two sizes are tied, and return the case in which the larger one equals the smaller one.
 
         A layout that is guessed from a shape is wrong where axes are as long as each other, and sizes that are drawn
         from lists of their own seldom are.
@@ -161,11 +161,11 @@ class Chooser:
         return case if Constraints((box,)).reason_against(values(same)) else same
 
     def draw_list(self, box: Box, axis: str, sizes: Sequence[int], draw_part: Callable[[], Part]) -> tuple[Part, ...]:
-        """Draw as many parts as a size says, or now and then fewer."""
+        """Draw a list whose length is a value of an axis, and now and then less."""
         return self.draw_list_of(box, axis, self.value(box, axis, sizes), draw_part)
 
     def draw_list_of(self, box: Box, axis: str, most: int, draw_part: Callable[[], Part]) -> tuple[Part, ...]:
-        """Draw a number of parts, or now and then fewer.
+        """Draw a list of ``most`` parts, and now and then fewer.
 
         Before each part comes a choice to stop. So each part and the choice before it can be left out by themselves,
         and a failure that needs only the last of three parts shrinks to that part.

@@ -1,4 +1,4 @@
-"""Other cases of the same model: what a running backend is asked before and after a case, derived from the case alone.
+"""Cases derived from a case: calls that a running backend of the same model gets before and after it.
 
 Heads, widths, dtypes and layouts stay; what changes is how much a call is given, which is the first number or tuple of
 a case, and the data. So nothing has to be stored beside a case: a finding has its neighbours as well.
@@ -14,7 +14,7 @@ from npudiff.model.component import Subject
 from npudiff.model.constraints import SEEDS
 
 Size = Any
-"""How much a call is given: a number of rows, or a tuple of requests."""
+"""The size of a call: a number of rows, or a tuple of requests."""
 
 _LENGTHS: tuple[Callable[[int], int], ...] = (
     lambda length: length // 2,
@@ -42,7 +42,7 @@ def grown(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case o
 
 
 def longer(subject: Subject, case: Any) -> Sequence[Any]:  # noqa: ANN401 - a case of any component
-    """Return cases with as many parts, all of them longer than the longest, by each of the lengths that a part has.
+    """Return cases of as many requests, each longer than the longest, one case for each length that a request has.
 
     What keeps the most that it has seen, and writes it only where there is more, is then right for nothing smaller.
     """
@@ -70,7 +70,7 @@ def _field_of_size(case: Any) -> str | None:  # noqa: ANN401
 
 
 def _of_other_data(case: Any, step: int) -> Any:  # noqa: ANN401
-    """The same case with another seed: a row that is left from another call must not be right by chance."""
+    """The same case with another seed: a row left by another call must not be right by chance."""
     seed = getattr(case, "seed", None)
     return case if seed is None else dataclasses.replace(case, seed=(seed + step) % SEEDS)
 

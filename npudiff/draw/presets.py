@@ -1,4 +1,4 @@
-"""Hypothesis profiles: how long to look, and whether the cases are the same on every run."""
+"""Presets of a run (``dev``, ``ci``, ``nightly``): the number of cases, and whether every run draws the same ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from npudiff.errors import unknown
 
 @dataclass(frozen=True)
 class RunPreset:
-    """How a run looks for findings."""
+    """The preset of a run."""
 
     name: str
     """``dev``, ``ci`` or ``nightly``."""
@@ -45,7 +45,7 @@ UNBOUNDED_EXAMPLES = 1_000_000
 
 
 def run_preset(name: str) -> RunPreset:
-    """Return the profile of this name; raises ``UsageError`` if there is none."""
+    """Return the preset of this name; raises ``UsageError`` if there is none."""
     if name not in RUN_PRESETS:
         raise unknown("hypothesis profile", name, RUN_PRESETS)
     return RUN_PRESETS[name]

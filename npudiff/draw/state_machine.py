@@ -1,4 +1,4 @@
-"""The state machine of a component with history: its rules draw steps, and the engine judges each at once."""
+"""The state machine of a component with history: rules draw steps, and each step is judged at once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(source=SOURCE)
     def begin(self, source: Random) -> None:
-        """Draw the opening, and say so."""
+        """Draw the opening and begin the trace."""
         self.choose = Chooser.of(source)
         self.case = self.opening()
         self._listener.begin(self.case)
@@ -54,6 +54,6 @@ class Machine(RuleBasedStateMachine):
         self._listener.take(self.case)
 
     def teardown(self) -> None:
-        """Say that the run is over."""
+        """End the trace."""
         if self.case is not None:
             self._listener.end(self.case)

@@ -83,6 +83,11 @@ class Finding:
         return f"npudiff replay {shlex.quote(str(folder))}" + (f" {self.options}" if self.options else "")
 
     @property
+    def subject(self) -> tuple[str, str]:
+        """Component and implementation, as ``Subject.names``."""
+        return self.component, self.implementation
+
+    @property
     def job(self) -> str:
         """Name of the job that found it."""
         return f"{self.component}.{self.implementation}.{self.property_name}"

@@ -1,1 +1,1 @@
-"""The gate of a backend's CI: what must hold, what is known not to, and how it is told."""
+"""The gate of a backend's CI: it runs the plan, knows accepted failures, and reports to the CI system."""

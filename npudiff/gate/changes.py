@@ -1,4 +1,4 @@
-"""What a change touches: from the files that git says have changed to the implementations that use them."""
+"""The implementations that a change affects, found from the changed files and their imports."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from npudiff.errors import UsageError, unknown
-from npudiff.gate.source_location import file_of
 from npudiff.model.component import Component
 from npudiff.model.implementation import Implementation
 from npudiff.run.plan import Plan
+from npudiff.show.source_location import file_of
 
 GIT_SECONDS = 60.0
 
@@ -27,7 +27,7 @@ class Change:
     root: Path
     """Folder of the repository."""
     files: frozenset[Path]
-    """What differs from where the branch left the revision, what is not committed included."""
+    """Files that differ from the merge base with the revision, uncommitted ones included."""
 
 
 def changed_since(revision: str, folder: Path) -> Change:
@@ -72,7 +72,7 @@ class Touched:
     implementations: frozenset[tuple[str, str]]
     """Component and implementation."""
     unknown: tuple[str, ...]
-    """Files of which nobody knows what they touch, as the repository names them."""
+    """Changed files that no implementation is known to use."""
 
 
 def touched_by(change: Change, plan: Plan, rules: Sequence[str]) -> Touched:

@@ -6,9 +6,9 @@ import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from npudiff.gate.problems import Level, Problem
 from npudiff.gate.result import GateResult, State
 from npudiff.model.outcome import Outcome
+from npudiff.show.problems import Level, Problem
 from npudiff.text import clipped, counted, printable
 
 MOST_ANNOTATIONS = 10

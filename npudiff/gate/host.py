@@ -1,4 +1,4 @@
-"""What a gate runs on, asked without touching a device in this process: forks of one that has are not safe."""
+"""The machine of a gate. Another process asks the device, since forks of a process that has used it are unsafe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Known issues: findings that a team has accepted for a while, each with a link and a day on which that ends.
+"""Known issues: findings that a team accepts for a while, each with a link and an expiry date.
 
 They are read from a file in TOML, strictly: what is not understood is refused, since an entry that says nothing would
 hide nothing, and one that says too much would hide everything.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from npudiff.errors import UsageError
+from npudiff.errors import UsageError, did_you_mean, unknown
 from npudiff.gate.where import Range, Versions
 from npudiff.model.constraints import Constraints, parse_where
 
@@ -26,7 +26,7 @@ else:  # pragma: no cover - the same module under its own name
 FILE = "known_issues.toml"
 
 MOST_DAYS = 366
-"""An entry may expire so many days from now at most: a date far away is no date."""
+"""Most days from now to the expiry of an entry."""
 
 MOST_BYTES = 2**20
 
@@ -55,7 +55,7 @@ class KnownIssue:
 
     component: str
     implementation: str
-    """Whose it is."""
+    """Component and implementation that fail."""
     link: str
     """Where it is tracked."""
     expires: date
@@ -73,9 +73,9 @@ class KnownIssue:
     case: str = ""
     """A case that fails, as JSON: it is run first to see whether the issue is still there. Empty for none."""
     reason: str = ""
-    """A word for people."""
+    """Why it is accepted, for people."""
     intermittent: bool = False
-    """Whether it comes and goes: then a run in which it does not fail is no reason to remove it."""
+    """Whether it fails only sometimes: a run without a failure does not make the entry stale."""
     targets: tuple[str, ...] = ()
     """Targets on which it is known; empty for all."""
     versions: Versions = field(default_factory=Versions)
@@ -83,7 +83,7 @@ class KnownIssue:
 
     @property
     def name(self) -> str:
-        """What it is about, in one line."""
+        """The entry in one line."""
         parts = (self.component, self.implementation, *([self.prop] if self.prop else []))
         return ".".join(parts) + (f" where {', '.join(self.condition)}" if self.condition else "")
 
@@ -111,8 +111,9 @@ def read_known(path: Path, today: date) -> list[KnownIssue]:
     strange = sorted(set(content) - {"issue"})
     entries = content.get("issue", [])
     if strange or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        near = did_you_mean(strange[0], ["issue"]) if strange else ""
         what = f"unknown table or key {strange[0]!r}" if strange else "'issue' is not a list of tables"
-        raise UsageError(f"{path}: {what}; each known issue begins with [[issue]]")
+        raise UsageError(f"{path}: {what}{near or ';'} each known issue begins with [[issue]]")
     lines = [number for number, line in enumerate(text.splitlines(), 1) if line.strip().startswith("[[issue]]")]
     places = lines if len(lines) == len(entries) else [1] * len(entries)
     return [_issue(entry, line, f"{path}:{line}", today) for entry, line in zip(entries, places, strict=True)]
@@ -153,14 +154,14 @@ def _issue(entry: Mapping[str, Any], line: int, place: str, today: date) -> Know
 
 
 def _check_keys(entry: Mapping[str, Any], place: str) -> None:
+    for name, value in entry.items():
+        if name not in _KEYS:
+            raise UsageError(f"{place}: {unknown('key', name, _KEYS)}")
+        if not isinstance(value, _KEYS[name]):
+            raise UsageError(f"{place}: {name} must be a {_KEYS[name].__name__}, got {value!r}")
     missing = [name for name in _NEEDED if not entry.get(name)]
     if missing:
         raise UsageError(f"{place}: a known issue needs {', '.join(_NEEDED)}; missing: {', '.join(missing)}")
-    for name, value in entry.items():
-        if name not in _KEYS:
-            raise UsageError(f"{place}: unknown key {name!r}; known: {', '.join(_KEYS)}")
-        if not isinstance(value, _KEYS[name]):
-            raise UsageError(f"{place}: {name} must be a {_KEYS[name].__name__}, got {value!r}")
 
 
 def _link(link: str, place: str) -> str:

@@ -1,4 +1,4 @@
-"""Entries for the file of known issues, one per finding, to be completed by whoever accepts them for a while."""
+"""A template of known issues: an entry per finding, whose link and expiry date somebody has to fill in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEAD = """# Findings of this gate as entries of a file of known issues. Each ne
 
 
 def draft(findings: Sequence[Finding]) -> str:
-    """Return the file; what has to be filled in is empty, and refused as long as it is."""
+    """Return the file. What has to be filled in is empty, and an empty value is refused."""
     return _HEAD + "".join(f"\n{''.join(_entry(finding))}" for finding in findings)
 
 

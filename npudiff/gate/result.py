@@ -1,4 +1,4 @@
-"""What a gate has seen, and whether it is open."""
+"""The result of a gate: outcomes, findings, known issues, and the exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from npudiff.errors import ExitCode
-from npudiff.findings.finding import Finding
+from npudiff.findings.log import LoggedFinding
 from npudiff.gate.known import KnownIssue
 from npudiff.model.outcome import Outcome
 from npudiff.run.plan import Plan
@@ -25,7 +25,7 @@ class Part(Enum):
 
 
 class State(Enum):
-    """What a known issue is in this run."""
+    """The state of a known issue in this run."""
 
     SEEN = "still fails"
     QUIET = "did not fail this time, and comes and goes"
@@ -43,7 +43,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class KnownStatus:
-    """A known issue, and what it is in this run."""
+    """A known issue and its state in this run."""
 
     issue: KnownIssue
     """The entry."""
@@ -59,22 +59,16 @@ class KnownStatus:
 
 
 @dataclass(frozen=True)
-class ReportedFinding:
+class ReportedFinding(LoggedFinding):
     """A finding of the gate."""
 
-    finding: Finding
-    """What was found."""
-    folder: Path
-    """Where it was written."""
-    part: Part
-    """By which part."""
     warns: bool = False
-    """Whether it is told only, and does not close the gate."""
+    """Whether it is a warning that does not close the gate."""
 
 
 @dataclass
 class GateResult:
-    """What a gate has seen."""
+    """The result of a gate so far."""
 
     plan: Plan
     """What it was to run."""

@@ -1,4 +1,4 @@
-"""Seeds of the rotating part of a gate: other cases in every run, and the same again for whoever has its name."""
+"""Seeds of the rotating part of a gate: every run draws other cases, and the name of a rotation repeats them."""
 
 from __future__ import annotations
 

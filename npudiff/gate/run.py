@@ -1,28 +1,24 @@
-"""Running a gate: the same cases every time, known issues again, then other cases until the time is up."""
+"""The run of a gate: shared failures, the fixed cases, known issues, then other cases until the time is up."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from npudiff.errors import DeviceLost
-from npudiff.findings.finding import Finding, read_finding
+from npudiff.findings.finding import read_finding
 from npudiff.gate.result import GateResult, Part, ReportedFinding
 from npudiff.gate.rotation import seed_of
 from npudiff.gate.triage import Triage, is_known, judged
 from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
-from npudiff.run.engine import run_job
-from npudiff.run.messages import Task
-from npudiff.run.workers import Result, run_in_workers
+from npudiff.run.events import Event, JobEnded, Listener
+from npudiff.run.messages import Keep, Task
+from npudiff.run.run import Run
 from npudiff.show.finding_page import keeper
-
-Follow = Callable[[str, Outcome], None]
 
 
 @dataclass(frozen=True)
@@ -36,13 +32,14 @@ class GateConfig:
     rotating: str
     """One of ``rotation.ROTATING``."""
     findings: Path
+    """Folder for findings."""
     known: Path
-    """Folders for findings, and for those of known issues."""
-    follow: Follow
-    """Called with the part and each outcome."""
+    """Folder for findings of known issues."""
+    listeners: Sequence[Listener] = ()
+    """Who else is told of events."""
 
 
-def run_gate(result: GateResult, course: GateConfig) -> None:
+def run_gate(result: GateResult, config: GateConfig) -> None:
     """Run a gate; the result is filled as it goes, so that it says what was seen whatever ends the run.
 
     Raises
@@ -51,13 +48,10 @@ def run_gate(result: GateResult, course: GateConfig) -> None:
         If the device gives no known answer any more; the result says so as well.
     """
     started = time.monotonic()
-    gate = _Gate(result, course, started + result.budget)
     try:
-        gate.shared()
-        gate.fixed()
-        gate.known()
-        if course.rotating != "off":
-            gate.rotate()
+        gate = _Gate(result, config, started + result.budget)
+        with Run(result.plan.workers, [gate, *config.listeners]) as run:
+            gate.run(run)
     except DeviceLost as error:
         result.lost = str(error)
         raise
@@ -69,121 +63,109 @@ def run_gate(result: GateResult, course: GateConfig) -> None:
 
 
 class _Gate:
-    """A run of a gate so far."""
+    """Runs the parts of a gate; it listens to the run and fills the result."""
 
-    def __init__(self, result: GateResult, course: GateConfig, until: float) -> None:
-        self._result, self._course, self._until = result, course, until
-        self._plan = result.plan
-        jobs = course.triage.jobs
-        self._jobs = sorted(jobs, key=lambda job: job.subject.names not in course.touched)  # a stable sort
+    def __init__(self, result: GateResult, config: GateConfig, until: float) -> None:
+        self._result, self._config, self._until = result, config, until
+        self._keep, self._keep_known = keeper(config.findings), keeper(config.known)
+        jobs = config.triage.jobs
+        self._jobs = sorted(jobs, key=lambda job: job.subject.names not in config.touched)  # a stable sort
         self._failed: set[str] = set()
+        self._ended: list[JobEnded] = []
+        """Jobs of the part that is run."""
+
+    def run(self, run: Run) -> None:
+        """Run the parts."""
+        self._run = run
+        self._shared()
+        self._fixed()
+        self._known()
+        if self._config.rotating != "off":
+            self._rotate()
+
+    def __call__(self, event: Event) -> None:
+        """Add a job to the result."""
+        if not isinstance(event, JobEnded):
+            return
+        self._ended.append(event)
+        part = Part(event.stage)
+        if part is Part.KNOWN:
+            return
+        self._result.outcomes.append((part, event.outcome))
+        if event.folders:
+            self._failed.add(event.outcome.job.name)
+        warns = part is not Part.FIXED and self._config.rotating == "warns"
+        warns = warns or (part is Part.SHARED and self._config.rotating != "fails")
+        again = [one for one in self._result.findings if one.folder in event.folders]  # of a part before, the same
+        self._result.findings = [one for one in self._result.findings if one not in again]
+        self._result.findings += [ReportedFinding(read_finding(one), one, event.stage, warns) for one in event.folders]
 
     @property
     def _left(self) -> float:
         return self._until - time.monotonic()
 
-    def shared(self) -> None:
-        """Run the cases that failed for others, and nothing else."""
-        tasks = [task for task in (self._task(job, examples=0) for job in self._jobs) if task[1].explicit_cases]
-        for _, outcome, folders in self._results(tasks):
-            self._add(Part.SHARED, outcome, folders, warns=self._course.rotating != "fails")
-            if self._left < 0:
-                break
+    def _stage(self, part: Part, tasks: Sequence[Task]) -> None:
+        self._ended = []
+        if tasks:
+            self._run.run(tasks, stage=part.value, until=self._until)
 
-    def fixed(self) -> None:
-        """Run every job on the cases that it always has."""
+    def _shared(self) -> None:
+        """Run the cases that failed for others."""
+        tasks = (self._task(job, examples=0) for job in self._jobs)
+        self._stage(Part.SHARED, [task for task in tasks if task.budget.explicit_cases])
+
+    def _fixed(self) -> None:
+        """Run every job on its fixed cases."""
         tasks = [self._task(job, explicit_cases=()) for job in self._jobs]
-        waiting = {index: job.name for index, (job, _, _) in enumerate(tasks)}
         try:
-            for index, outcome, folders in self._results(tasks):
-                del waiting[index]
-                self._add(Part.FIXED, outcome, folders, warns=False)
-                if self._left < 0:
-                    break
+            self._stage(Part.FIXED, tasks)
         finally:
-            self._result.unfinished += waiting.values()
+            done = {one.index for one in self._ended}
+            self._result.unfinished += [task.job.name for index, task in enumerate(tasks) if index not in done]
 
-    def known(self) -> None:
-        """Run cases of known issues: those that do not fail any more have to go."""
-        tasks: list[Task] = []
-        numbers: list[int] = []
-        again = self._course.triage.again
+    def _known(self) -> None:
+        """Run cases of known issues, to see whether they still fail."""
+        again = self._config.triage.again
+        tasks, issues = [], []
         for number, (issue, jobs) in enumerate(again):
             first = (issue.case,) if issue.case else ()
-            for job in jobs:
-                tasks.append(
-                    (
-                        job,
-                        replace(self._plan.budget(job), shrink=False, explicit_cases=first),
-                        keeper(self._course.known),
-                    )
-                )
-                numbers.append(number)
-        seen: list[list[tuple[Outcome, list[Finding]]]] = [[] for _ in again]
-        if self._left > 0:
-            for index, outcome, folders in self._results(tasks):
-                found = [(read_finding(folder), folder) for folder in folders]
-                seen[numbers[index]].append((outcome, [finding for finding, _ in found]))
-                self._result.findings += [
-                    ReportedFinding(finding, folder, Part.KNOWN)
-                    for finding, folder in found
-                    if not is_known(again[numbers[index]][0], finding)
-                ]
-                self._course.follow(Part.KNOWN.value, outcome)
-                if self._left < 0:
-                    break
-        for (issue, jobs), runs in zip(again, seen, strict=True):
+            tasks += [self._task(job, self._keep_known, shrink=False, explicit_cases=first) for job in jobs]
+            issues += [number] * len(jobs)
+        self._stage(Part.KNOWN, tasks if self._left > 0 else [])
+        for number, (issue, jobs) in enumerate(again):
+            ended = [one for one in self._ended if issues[one.index] == number]
+            runs = [(one.outcome, [read_finding(folder) for folder in one.folders]) for one in ended]
+            self._result.findings += [
+                ReportedFinding(finding, folder, Part.KNOWN.value)
+                for one, (_, found) in zip(ended, runs, strict=True)
+                for finding, folder in zip(found, one.folders, strict=True)
+                if not is_known(issue, finding)
+            ]
             complete = len(runs) == len(jobs) or any(found for _, found in runs)
             self._result.known.append(judged(issue, runs if complete else []))
             self._result.unfinished += [] if complete else [f"known issue {issue.name}"]
-        self._result.known += self._course.triage.settled
+        self._result.known += self._config.triage.settled
 
-    def rotate(self) -> None:
+    def _rotate(self) -> None:
         """Run jobs that hold on other cases, again and again, until the time is up."""
         for turn in _turns():
             if self._left <= 0:
                 return
             before = self._result.cases
             self._result.turns = turn
-            self._turn(turn, [job for job in self._jobs if job.name not in self._failed])
+            # As if nobody had chosen the seeds: what fails is remembered, can be published, and comes first next time.
+            seeds = {job.name: seed_of(self._result.rotation, turn, job.name) for job in self._jobs}
+            jobs = [job for job in self._jobs if job.name not in self._failed]
+            changes: dict[str, Any] = {"deterministic": False, "until": self._until, "explicit_cases": ()}
+            tasks = [self._task(job, None, fallback_seed=seeds[job.name], **changes) for job in jobs]
+            self._ended = []
+            self._run.run(tasks, stage=Part.ROTATING.value)
             if self._result.cases == before:  # nothing can be drawn
                 return
 
-    def _turn(self, turn: int, jobs: Sequence[Job]) -> None:
-        # As if nobody had chosen the seeds: what fails is remembered, can be published, and comes first next time.
-        drawn = {"deterministic": False, "until": self._until, "explicit_cases": ()}
-        rotation = self._result.rotation
-        tasks = [self._task(job, fallback_seed=seed_of(rotation, turn, job.name), **drawn) for job in jobs]
-        warns = self._course.rotating == "warns"
-        for _, outcome, folders in self._results(tasks):
-            self._add(Part.ROTATING, outcome, folders, warns=warns)
-
-    def _task(self, job: Job, **changes: Any) -> Task:  # noqa: ANN401 - fields of a budget
+    def _task(self, job: Job, keep: Keep | None = None, **changes: Any) -> Task:  # noqa: ANN401 - fields of a budget
         """A job as the plan has it, but for some of its budget."""
-        return job, replace(self._plan.budget(job), **changes), keeper(self._course.findings)
-
-    def _add(self, part: Part, outcome: Outcome, folders: Sequence[Path], *, warns: bool) -> None:
-        self._result.outcomes.append((part, outcome))
-        self._course.follow(part.value, outcome)
-        if folders:
-            self._failed.add(outcome.job.name)
-        others = [told for told in self._result.findings if told.folder not in folders]  # of a part before, the same
-        self._result.findings = [
-            *others,
-            *(ReportedFinding(read_finding(folder), folder, part, warns) for folder in folders),
-        ]
-
-    def _results(self, tasks: Sequence[Task]) -> Iterator[Result]:
-        """Run tasks as the plan says: in processes, or here."""
-        if not tasks:
-            return
-        if self._plan.workers > 1 or self._plan.isolation is not None:
-            with contextlib.closing(run_in_workers(tasks, self._plan.workers)) as results:
-                yield from results
-            return
-        for index, (job, budget, keep) in enumerate(tasks):
-            outcome = run_job(job, budget)
-            yield index, outcome, [] if keep is None else list(keep(outcome))
+        return Task(job, replace(self._result.plan.budget(job), **changes), keep or self._keep)
 
 
 def _turns() -> Iterator[int]:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from npudiff.gate.problems import Problem
 from npudiff.gate.result import GateResult
 from npudiff.model.version import VERSION
+from npudiff.show.problems import Problem
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 """Where the format is described: a name, which nobody here fetches."""

@@ -1,4 +1,4 @@
-"""Which known issues concern a run: what each leaves out, how each is looked at again, and what became of it."""
+"""Triage of known issues: which ones concern this run, which cases they exclude, and what became of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from npudiff.run.plan import Plan
 
 @dataclass(frozen=True)
 class Triage:
-    """Known issues sorted."""
+    """Known issues, sorted by what this run does with them."""
 
     jobs: tuple[Job, ...]
     """The jobs of the plan, each without the cases that are known to fail; those of which nothing is left are not among
     them."""
     again: tuple[tuple[KnownIssue, tuple[Job, ...]], ...]
-    """Issues that are known here, and jobs that draw only cases of which they say that they fail."""
+    """Issues that apply here, and jobs that draw only the cases that each says fail."""
     settled: tuple[KnownStatus, ...]
-    """Issues that are not looked at, and why."""
+    """Issues that this run does not check, and why."""
 
 
 def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date, place: str) -> Triage:
@@ -137,7 +137,7 @@ def _leaves_nothing(job: Job) -> bool:
 
 
 def judged(issue: KnownIssue, seen: Sequence[tuple[Outcome, Sequence[Finding]]]) -> KnownStatus:
-    """What became of an issue whose cases were run again.
+    """Return the status of an issue whose cases were run.
 
     Parameters
     ----------
@@ -161,5 +161,5 @@ def judged(issue: KnownIssue, seen: Sequence[tuple[Outcome, Sequence[Finding]]])
 
 
 def is_known(issue: KnownIssue, finding: Finding) -> bool:
-    """Whether a finding in cases of an issue is the issue, and not something else that they show."""
+    """Whether a finding in the cases of an issue has the verdict of the issue."""
     return issue.verdict in ("", finding.verdict)

@@ -1,4 +1,4 @@
-"""Where a known issue is known: which versions of CANN and torch_npu, which SoC."""
+"""The versions of CANN and torch_npu, and the SoC, for which a known issue is accepted."""
 
 from __future__ import annotations
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
-from npudiff.judge.trace import TraceExecutor
 from npudiff.model.comparison import Comparison, Passed
+from npudiff.model.component import Session, Subject
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
 
@@ -42,23 +43,71 @@ class Judge(Protocol):
         """End what it holds, and add to the account what it knows besides."""
 
 
+class TraceExecutor:
+    """The steps of a trace on a live object, as far as they were taken.
+
+    Parameters
+    ----------
+    subject : Subject
+        An implementation of a component with history.
+
+    Attributes
+    ----------
+    case : object
+        The part of the trace that was taken, the step that failed included; None before it was opened.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._session: Session | None = None
+        self.case: Any = None
+
+    def run_to(self, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component with history
+        """Take those steps of a trace that were not taken yet, up to the first that fails.
+
+        Returns
+        -------
+        Comparison
+            The one that fails, or else the one with the largest error over bound.
+        """
+        worst = Comparison(())
+        session = self._opened(case)
+        for step in case.steps[len(self.case.steps) :]:
+            self.case = replace(self.case, steps=(*self.case.steps, step))
+            comparison = session.take(step)
+            if not comparison.holds:
+                return comparison
+            worst = max(worst, comparison, key=lambda one: one.worst)
+        return worst
+
+    def _opened(self, case: Any) -> Session:  # noqa: ANN401 - a case of any component with history
+        if self._session is None:
+            history = self._subject.component.history
+            if history is None:
+                raise ValueError(f"{self._subject.component.name} has no history")
+            self.case = replace(case, steps=())
+            self._session = history.session(self._subject, self.case)
+        return self._session
+
+
 class LocalJudge:
     """A judge in this process."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._executor = TraceExecutor(job.subject)
         self.case: Any = None
+        self.begin()
 
     def begin(self) -> None:
-        """Forget how far a trace was walked."""
-        self._executor = TraceExecutor(self._job.subject)
+        """Run the next trace from its beginning."""
+        subject = self._job.subject
+        self._executor = None if subject.component.history is None else TraceExecutor(subject)
 
     def check(self, case: Any, *, thorough: bool = True) -> Comparison | Passed:  # noqa: ANN401 - a case of any component
         """Judge a case here."""
         del thorough
         self.case = case
-        if self._job.subject.component.history is None:
+        if self._executor is None:
             return self._job.prop.check(self._job.subject, case)
         try:
             return self._executor.run_to(case)

@@ -9,6 +9,8 @@ import types
 import typing
 from typing import Any
 
+from npudiff.errors import unknown
+
 
 def to_plain(value: object) -> object:
     """Turn a frozen dataclass of plain values into dictionaries and lists."""
@@ -101,15 +103,11 @@ def _dataclass(kind: type, plain: object, path: str) -> object:
         if name not in plain and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     )
     if strange or missing:
-        raise ValueError(
-            f"{path}: " + "; ".join(filter(None, [_named("unknown", strange), _named("missing", missing)]))
-        )
+        said = str(unknown("field", strange[0][:40], fields)) if strange else ""
+        lacking = ", ".join(repr(name) for name in missing if f"did you mean {name!r}" not in said)
+        raise ValueError(f"{path}: " + "; ".join(filter(None, [said, lacking and f"missing {lacking}"])))
     hints = _hints(kind)
     return kind(**{name: from_plain(hints[name], value, f"{path}.{name}") for name, value in plain.items()})
-
-
-def _named(what: str, names: list[str]) -> str:
-    return f"{what} {', '.join(repr(name[:40]) for name in names[:5])}" if names else ""
 
 
 def _union(kind: object, plain: object, path: str) -> object:

@@ -7,15 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from typing_extensions import TypeVar
-
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.case import DeclaredCase
 from npudiff.model.comparison import Comparison
 from npudiff.model.constraints import Axis, Box, Constraints
 from npudiff.model.exclusion import Exclusion
 from npudiff.model.fingerprint import fingerprint
-from npudiff.model.implementation import Implementation, outputs_of
+from npudiff.model.implementation import Implementation, InputsT, outputs_of
 from npudiff.model.target import Target
 
 if TYPE_CHECKING:
@@ -23,9 +21,17 @@ if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
     from hypothesis.strategies import SearchStrategy
 
+# A plain ``Component`` is one of any case and inputs, as in ``implementation``.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    CaseT = TypeVar("CaseT", default=Any)
+else:
+    from typing import TypeVar
+
+    CaseT = TypeVar("CaseT")
+
 Answer = TypeVar("Answer")
-CaseT = TypeVar("CaseT", default=Any)
-InputsT = TypeVar("InputsT", default=Any)
 
 
 class ExpectedOutput(Protocol):
@@ -284,9 +290,12 @@ class Subject:
         if reason is not None:
             raise NotApplicable(f"{why}: {reason}")
 
-    def reason_against(self, case: object) -> str | None:
-        """Return why a case is not run: it is not supported, or left out; None if it is."""
+    def reason_against(self, case: object, supported: Constraints | None = None) -> str | None:
+        """Return why a case is not run: it is not supported, or left out; None if it is.
+
+        ``supported`` narrows what the implementation supports.
+        """
         values = self.component.values(case)
-        reason = self.implementation.constraints.reason_against(values)
+        reason = (self.implementation.constraints if supported is None else supported).reason_against(values)
         left_out = (one.reason for one in self.excluded if one.where.touches(values))
         return next(left_out, None) if reason is None else reason

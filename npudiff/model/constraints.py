@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from npudiff.errors import UsageError, unknown
+from npudiff.errors import UsageError, did_you_mean, unknown
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class Axis:
                     return own
             elif candidate in self.legal:
                 return next(value for value in self.legal if value == candidate)
-        raise UsageError(f"{owner}: {name} is one of {self.options}, got {given!r}")
+        names = () if isinstance(self.legal, range) else [one for one in self.legal if isinstance(one, str)]
+        raise UsageError(f"{owner}: {name} is one of {self.options}, got {given!r}{did_you_mean(str(given), names)}")
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
+from npudiff.errors import UsageError
 from npudiff.model.constraints import Box, Constraints
-from npudiff.score import substitute as in_place
+from npudiff.model.target import Target
 
-ImplementationFunction = Callable[[Any, Any], Any]
+# A plain ``Implementation`` is one of anything: the engine runs all of them. Python 3.10 has no such default itself.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    InputsT = TypeVar("InputsT", default=Any)
+    OutputsT = TypeVar("OutputsT", default=Any)
+else:
+    from typing import TypeVar
+
+    InputsT = TypeVar("InputsT")
+    OutputsT = TypeVar("OutputsT")
+
+ImplementationFunction = Callable[[InputsT, Target], OutputsT]
+
+RENAMED = {"keeps": "stateful"}
+"""Arguments of the decorators that had another name, and the one that they have."""
 
 
 @dataclass(frozen=True)
-class Implementation:
+class Implementation(Generic[InputsT, OutputsT]):
     """One way of computing a component on a target."""
 
     component: str
     """Name of the component."""
     name: str
     """Name in listings, unique within the component."""
-    function: ImplementationFunction
+    function: ImplementationFunction[InputsT, OutputsT]
     """Called as ``function(inputs, target)`` with inputs on the host; it moves them to ``target.device`` and returns
     one tensor, or a mapping from output name to tensor. It may leave out outputs that it does not compute."""
     constraints: Constraints = field(default_factory=Constraints)
@@ -35,27 +54,64 @@ class Implementation:
     """Module or file that it comes from."""
     selector: str = ""
     """What ``--impl`` has to name to find it: a module or a file. Empty for what an installed package provides."""
-    factory: Callable[[], ImplementationFunction] | None = None
+    factory: Callable[[], ImplementationFunction[InputsT, OutputsT]] | None = None
     """For one that keeps something between calls (a captured graph, a workspace): makes a function that has not been
     called yet. ``function`` then makes one for each call."""
+    on_device: bool = False
+    """Whether what was decorated is given inputs that are on the target's device; ``function`` moves them."""
 
-    def fresh(self) -> Implementation:
+    def fresh(self) -> Implementation[InputsT, OutputsT]:
         """Return the same implementation with something of its own to keep between calls; itself if it keeps none."""
         return self if self.factory is None else replace(self, function=self.factory(), factory=None)
 
-    def __call__(self, inputs: Any, target: Any) -> Any:  # noqa: ANN401 - the component's own contract
+    def __call__(self, inputs: InputsT, target: Target) -> OutputsT:
         """Run it."""
         return self.function(inputs, target)
+
+
+DEFINITION_HOOKS: list[Callable[[Implementation], Implementation]] = []
+"""What each implementation passes through when it is defined; empty but in processes of ``npudiff score --suite``."""
+
+DEFINED = "__npudiff_implementations__"
+"""Name in a module under which the implementations stand whose functions are written in it, in their order."""
+
+
+@overload
+def implementation(
+    component: str,
+    *,
+    name: str | None = None,
+    supports: Box | Sequence[Box] | None = None,
+    on_device: bool = False,
+    wrong: str | None = None,
+    mutant_of: str | None = None,
+    stateful: Literal[False] = False,
+) -> Callable[[ImplementationFunction[InputsT, OutputsT]], Implementation[InputsT, OutputsT]]: ...
+
+
+@overload
+def implementation(
+    component: str,
+    *,
+    name: str | None = None,
+    supports: Box | Sequence[Box] | None = None,
+    on_device: bool = False,
+    wrong: str | None = None,
+    mutant_of: str | None = None,
+    stateful: Literal[True],
+) -> Callable[[Callable[[], ImplementationFunction[InputsT, OutputsT]]], Implementation[InputsT, OutputsT]]: ...
 
 
 def implementation(
     component: str,
     *,
-    name: str,
+    name: str | None = None,
     supports: Box | Sequence[Box] | None = None,
+    on_device: bool = False,
     wrong: str | None = None,
     mutant_of: str | None = None,
     stateful: bool = False,
+    **unknown: object,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     """Turn a function ``f(inputs, target)`` into an implementation that npudiff finds.
 
@@ -63,48 +119,136 @@ def implementation(
     ----------
     component : str
         Name of the component that the function computes.
-    name : str
-        Name in listings.
+    name : str, optional
+        Name in listings; by default that of the function, or of the class in small letters.
     supports : mapping or sequence of mappings, optional
         Allowed values per axis, or alternatives of that; cases are drawn within. ``npudiff list COMPONENT`` shows the
         axes. By default everything is supported.
+    on_device : bool, optional
+        Whether the function is given inputs that are on ``target.device`` already, and not on the host. For inputs
+        that have a method ``to``, as those of the built-in components.
     wrong : str, optional
-        Marks a mutant and names the bug that it re-creates.
+        Marks a mutant and names the bug that it re-creates; ``npudiff.mutant`` takes the rest from what it is made of.
     mutant_of : str, optional
         Name of the correct implementation that a mutant is made from, in whose place ``npudiff score --suite`` puts it.
     stateful : bool, optional
         Whether it keeps something between calls. Then what is decorated takes nothing and returns ``f(inputs,
         target)``, which may refer to it; each case is given one of its own, so that a finding fails again by itself.
 
+    Raises
+    ------
+    TypeError
+        If an argument is unknown, or has another name now.
+    UsageError
+        If what is decorated cannot be called so.
+
     Examples
     --------
     >>> import npudiff
-    >>> @npudiff.implementation("swa_mask", name="mine", supports={"batch": range(1, 9)})
-    ... def swa_mask(inputs, target):
+    >>> @npudiff.implementation("swa_mask", supports={"batch": range(1, 9)})
+    ... def mine(inputs, target):
     ...     return my_kernel(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window)
     """
+    refuse_unknown("npudiff.implementation", unknown)
 
     def decorate(function: Callable[..., Any]) -> Implementation:
+        own_name = snake_case(getattr(function, "__name__", "")) if name is None else name
+        if name is None and not own_name.isidentifier():
+            raise TypeError(
+                f"an implementation of {component}: {function!r} has no name of its own, give it one by name="
+            )
+        _check_signature(own_name, function, stateful=stateful)
         summary = (function.__doc__ or "").strip().partition("\n")[0]
         constraints = Constraints() if supports is None else Constraints.of(supports)
-        called = _afresh(function) if stateful else function
-        factory = function if stateful else None
-        if in_place.active():
-            called, factory = in_place.placed(f"{component}.{name}", called, factory, wrong=wrong is not None)
-        return Implementation(
-            component, name, called, constraints, summary, wrong, mutant_of, function.__module__, factory=factory
+        made = _moving(function, stateful=stateful) if on_device else function
+        item: Implementation = Implementation(
+            component,
+            own_name,
+            _afresh(made) if stateful else made,
+            constraints,
+            summary,
+            wrong,
+            mutant_of,
+            function.__module__,
+            factory=made if stateful else None,
+            on_device=on_device,
         )
+        return _defined(item, function)
 
     return decorate
+
+
+def _defined(item: Implementation, function: Callable[..., Any]) -> Implementation:
+    """Pass an implementation through the hooks, and note it in the module in which its function is written.
+
+    A loop or a factory leaves no name in the module by which it could be found. A private function is not noted.
+    """
+    for hook in DEFINITION_HOOKS:
+        item = hook(item)
+    written = inspect.unwrap(function)
+    module = getattr(written, "__globals__", None)
+    if module is not None and not written.__name__.startswith("_"):
+        module.setdefault(DEFINED, []).append(item)
+    return item
+
+
+def _check_signature(name: str, function: object, *, stateful: bool) -> None:
+    """Refuse what cannot be called as an implementation is; what has no signature, such as a builtin, passes."""
+    takes = "stateful=True decorates what takes nothing and returns f(inputs, target)"
+    takes = takes if stateful else "takes (inputs, target)"
+    if not callable(function):
+        raise UsageError(f"{name}: {takes}, got {type(function).__name__}, which cannot be called")
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return
+    try:
+        signature.bind(*(() if stateful else (None, None)))
+    except TypeError:
+        bare = [item.replace(annotation=item.empty) for item in signature.parameters.values()]
+        got = signature.replace(parameters=bare, return_annotation=signature.empty)
+        raise UsageError(f"{name}: {takes}, got {got}") from None
+
+
+def snake_case(name: str) -> str:
+    """Return the name of a class as a function would have it; that of a function stays as it is."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower() if name[:1].isupper() else name
+
+
+def refuse_unknown(function: str, unknown: Mapping[str, object]) -> None:
+    """Refuse arguments that a function does not have.
+
+    Raises
+    ------
+    TypeError
+        Naming the argument, and what it is called now if it was renamed.
+    """
+    for name in unknown:
+        now = f": it is called {RENAMED[name]}= now" if name in RENAMED else ""
+        raise TypeError(f"{function}() has no argument {name}={now}")
 
 
 def _afresh(opens: Callable[[], ImplementationFunction]) -> ImplementationFunction:
     """Make a function that opens another one for each call."""
 
-    def function(inputs: Any, target: Any) -> Any:  # noqa: ANN401 - the component's own contract
+    def function(inputs: Any, target: Target) -> Any:  # noqa: ANN401 - the component's own contract
         return opens()(inputs, target)
 
     return function
+
+
+def _moving(function: Callable[..., Any], *, stateful: bool) -> Callable[..., Any]:
+    """Make the same function, or what makes it if it is stateful, for inputs on the host."""
+
+    @functools.wraps(function)
+    def moving(inputs: Any, target: Target) -> Any:  # noqa: ANN401 - the component's own contract
+        return function(inputs.to(target.device), target)
+
+    @functools.wraps(function)
+    def opening() -> ImplementationFunction:
+        return _moving(function(), stateful=False)
+
+    return opening if stateful else moving
 
 
 def outputs_of(result: object, names: Sequence[str]) -> Mapping[str, Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import pkgutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,9 +17,14 @@ from types import ModuleType
 from npudiff.errors import UsageError, unknown
 from npudiff.model.component import Component
 from npudiff.model.contract import Contract
-from npudiff.model.implementation import Implementation
+from npudiff.model.implementation import DEFINED, Implementation
 from npudiff.model.target import Target, TargetUnavailable
-from npudiff.score import substitute as in_place
+from npudiff.run.user_modules import UserModule, import_named, is_file_name, is_importable
+
+COMPONENT_HOOKS: list[Callable[[Component], Component]] = []
+"""What each component passes through when it is loaded; empty but in processes of ``npudiff score --suite``."""
+
+_FORMER_PACKAGES = {"device", "properties", "reference"}  # they stood beside npudiff, and are in it now
 
 
 @functools.cache
@@ -71,8 +75,8 @@ def load_component(name: str) -> Component:
     component = getattr(importlib.import_module(modules[name]), attribute, None)
     if not isinstance(component, Component):
         raise UsageError(f"{modules[name]} has no Component called {attribute!r} (entry points npudiff.components)")
-    if in_place.active():
-        component = replace(component, inputs=in_place.remembering(component.inputs))
+    for hook in COMPONENT_HOOKS:
+        component = hook(component)
     return component
 
 
@@ -158,8 +162,31 @@ def built_in_implementations() -> list[Implementation]:
 
 
 def implementations_in(module: ModuleType) -> list[Implementation]:
-    """Return the implementations among a module's public names, in their order."""
-    return [item for name, item in vars(module).items() if isinstance(item, Implementation) and name[0] != "_"]
+    """Return the implementations of a module, each once.
+
+    They are those whose functions are written in it, as in a loop or in a factory, in the order in which they were
+    decorated; and those that its names hold, also in a list, tuple, set or dictionary. What begins with an underscore
+    is private: a function, or a name that alone holds an implementation.
+    """
+    public: list[Implementation] = []
+    private: list[Implementation] = []
+    for name, value in vars(module).items():
+        if name != DEFINED:
+            (private if name[0] == "_" else public).extend(_held(value))
+    shown, hidden = ({_identity(item): item for item in items} for items in (public, private))
+    defined = {_identity(item): item for item in vars(module).get(DEFINED, ())}
+    written = {key: shown.get(key, item) for key, item in defined.items() if key in shown or key not in hidden}
+    return list({**written, **shown}.values())
+
+
+def _held(value: object) -> list[Implementation]:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else (value,)
+    return [item for item in items if isinstance(item, Implementation)]
+
+
+def _identity(item: Implementation) -> tuple[str, str, int]:
+    """What two objects have in common that are one implementation, perhaps with other limits."""
+    return item.component, item.name, id(item.function)
 
 
 def implementations_below(package: str, paths: Iterable[str]) -> dict[str, Implementation]:
@@ -218,7 +245,7 @@ def _each_once(items: Sequence[Implementation]) -> list[Implementation]:
     seen: dict[tuple[str, str], Implementation] = {}
     for item in items:
         other = seen.setdefault((item.component, item.name), item)
-        if other.function is not item.function:
+        if inspect.unwrap(other.function) is not inspect.unwrap(item.function):
             raise UsageError(
                 f"--impl: {item.component}.{item.name} is in {other.origin} and in {item.origin}: rename one of them"
             )
@@ -226,15 +253,13 @@ def _each_once(items: Sequence[Implementation]) -> list[Implementation]:
 
 
 def _external(selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:
-    looks_like_file = selector.endswith(".py") or "/" in selector
-    if not looks_like_file and not _importable(selector):
-        raise unknown("implementation", selector, {item.name for item in built_in})
-    module = _import_file(Path(selector)) if looks_like_file else _import(selector, selector)
-    provided = {item.function for item in built_in}
-    found = [
-        item if item.function in provided else replace(item, origin=selector, selector=selector)
-        for item in implementations_in(module)
-    ]
+    if not is_file_name(selector):
+        _refuse_former_name(selector)
+        if not is_importable(selector):
+            known = {f"{item.component}.{item.name}" if "." in selector else item.name for item in built_in}
+            raise unknown("implementation", selector, known)
+    user = import_named(selector)
+    found = _own(user, selector, built_in)
     twice = [name for name, count in Counter((item.component, item.name) for item in found).items() if count > 1]
     if twice:
         raise UsageError(f"--impl {selector}: two implementations are called {'.'.join(twice[0])}")
@@ -248,45 +273,34 @@ def _external(selector: str, built_in: Sequence[Implementation]) -> list[Impleme
     return found
 
 
-def _importable(name: str) -> bool:
-    if not all(part.isidentifier() for part in name.split(".")):
-        return False
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError as error:
-        return error.name is not None and not f"{name}.".startswith(f"{error.name}.")
-    except ValueError:
-        return False
-    except (Exception, SystemExit):  # noqa: BLE001 - its package exists and fails to import, which the import will say
-        return True
+def _own(user: UserModule, selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:
+    """Return the implementations of a module without built-in ones that it imports; those of one that is built in."""
+    name = user.module.__name__
+    inside = {_identity(item) for item in built_in if f"{item.origin}.".startswith(f"{name}.")}
+    outside = {_identity(item) for item in built_in} - inside
+    found = []
+    for item in implementations_in(user.module):
+        if _identity(item) in inside:
+            found.append(item)
+        elif _identity(item) not in outside:
+            own = replace(item, origin=selector, selector=selector)
+            found.append(own if user.neighbours is None else user.neighbours.around(own))
+    return found
 
 
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"--impl {path}: no such file")
-    return _execute(path, path.resolve(), path.stat().st_mtime_ns)
+def _refuse_former_name(selector: str) -> None:
+    """Refuse a module of npudiff under a name without ``npudiff``, unless the user has a module of this name.
+
+    Findings and workflows that were written when these were packages of their own name such modules; in a checkout
+    they would be imported twice.
+    """
+    top = selector.partition(".")[0]
+    if top in _FORMER_PACKAGES and is_importable(f"npudiff.{selector}"):
+        own, former = importlib.util.find_spec(f"npudiff.{top}"), importlib.util.find_spec(top)
+        same = own is not None and former is not None and _place(own.origin) == _place(former.origin)
+        if same or not is_importable(selector):
+            raise UsageError(f"--impl {selector}: this module is npudiff.{selector} now")
 
 
-@functools.cache
-def _execute(path: Path, resolved: Path, changed: int) -> ModuleType:
-    """Execute a file once, however often it is named, unless it changes."""
-    name = f"npudiff_impl_{path.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
-    del changed  # part of the key only
-    spec = importlib.util.spec_from_file_location(name, resolved)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--impl {path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise UsageError(f"--impl {path}: fails to import: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _import(name: str, selector: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"--impl {selector}: fails to import: {type(error).__name__}: {error}") from error
+def _place(origin: str | None) -> Path | None:
+    return None if origin is None else Path(origin).resolve()

@@ -1,4 +1,4 @@
-"""What is installed here, found out without importing torch or torch_npu."""
+"""Installed packages and CANN libraries, found without importing torch or torch_npu."""
 
 from __future__ import annotations
 

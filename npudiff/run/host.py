@@ -1,4 +1,4 @@
-"""What this host lets a run do: processors, forks, processes that may die."""
+"""The limits of this host: processors, forks, and isolation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from npudiff.model.target import Target
 
 MOST_WORKERS = 4
-"""Processes that a run starts by itself; each holds torch and the tensors of a case."""
+"""Most workers of a run that does not say how many; each holds torch and the tensors of a case."""
 
 
 def usable_processors() -> int:
@@ -24,7 +24,7 @@ def on_this_host(target: Target) -> bool:
 
 
 def can_isolate() -> bool:
-    """Whether cases can be run in processes that may die of them: with Linux's process groups and nameless memory."""
+    """Whether isolation works here: it needs Linux's process groups and anonymous files."""
     return sys.platform == "linux"
 
 

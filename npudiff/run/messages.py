@@ -1,4 +1,4 @@
-"""Outcomes as messages between processes: text, never an object; tensors stay where the finding was written."""
+"""Tasks, and outcomes as JSON messages between processes; tensors stay in the process that wrote the finding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from npudiff.model.codec import dumps, loads
 from npudiff.model.job import Budget, Job
@@ -15,15 +15,28 @@ from npudiff.model.outcome import Failure, Outcome, Poisoning, Verdict
 Keep = Callable[[Outcome], Sequence[Path]]
 """Writes the findings of an outcome where its tensors are, and returns their folders."""
 
-Task = tuple[Job, Budget, Keep | None]
-"""A job, how long it may look, and what writes its findings; None for a mutant, which leaves none."""
+
+class Task(NamedTuple):
+    """A job to be run."""
+
+    job: Job
+    budget: Budget
+    keep: Keep | None
+    """Writes its findings; None for a mutant, which leaves none."""
+
+    def kept(self, outcome: Outcome) -> list[Path]:
+        """Write the findings of the outcome, and return their folders; its journal is not needed after that."""
+        folders = [] if self.keep is None else list(self.keep(outcome))
+        outcome.settle()
+        return folders
+
 
 _CASES = ("worst_case", "first_failure", "failure")
 
 
-def outcome_to_message(outcome: Outcome, keep: Keep | None) -> dict[str, Any]:
-    """Write what an outcome has to report, and say what came out, as plain values."""
-    message: dict[str, Any] = {}
+def outcome_to_message(outcome: Outcome, folders: Sequence[Path]) -> dict[str, Any]:
+    """Return an outcome, and the folders of its findings, as plain values."""
+    message: dict[str, Any] = {"folders": [str(folder) for folder in folders]}
     for item in dataclasses.fields(outcome):
         value = getattr(outcome, item.name)
         if item.name in _CASES:
@@ -35,9 +48,6 @@ def outcome_to_message(outcome: Outcome, keep: Keep | None) -> dict[str, Any]:
             message[item.name] = [dataclasses.astuple(one) for one in value]
         elif item.name not in ("job", "journal"):
             message[item.name] = value
-    if keep is not None:
-        message["folders"] = [str(path) for path in keep(outcome)]
-    outcome.settle()
     return message
 
 

@@ -1,7 +1,8 @@
-"""What a run does: which implementations, which properties, how many cases of each."""
+"""The plan of a run: its implementations, their properties, and the number of cases of each."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; the same from the command line and from pytest."""
+    """The request of a user, from the command line or from pytest."""
 
     components: tuple[str, ...] = ()
     """Component names; empty for all."""
@@ -41,7 +42,7 @@ class Request:
     seed: int | None = None
     """Seed of the draws."""
     model: str | None = None
-    """Model profile: production sizes to draw within."""
+    """Model within whose production sizes cases are drawn."""
     where: tuple[str, ...] = ()
     """``axis=values`` restrictions."""
     hypothesis_profile: str = DEFAULT_RUN_PRESET
@@ -59,11 +60,13 @@ class Request:
     """Seconds that a case may take, and a process until it has a known answer from its device."""
     shared: Path | None = None
     """Output folder of others, whose findings come first."""
+    mutants: int | None = None
+    """Mutants of each component that run; None for all."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Cases of others."""
+    """Failures that others have shared."""
 
     cases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of a job to the cases that failed for somebody, as JSON."""
@@ -74,7 +77,7 @@ class Shared:
 
     @property
     def line(self) -> str:
-        """What to say of it."""
+        """The shared failures in one line."""
         cases = sum(map(len, self.cases.values()))
         unread = f"; not read {len(self.unread)}: {self.unread[0]}" if self.unread else ""
         return f"{cases} cases of shared findings come first{unread}"
@@ -103,10 +106,10 @@ class Plan:
 
     @property
     def judges_mutants(self) -> bool:
-        """Whether a mutant that is not found is the run's fault: not if the user narrowed or shortened the run."""
+        """Whether the run fails if a mutant is not found: not if the user narrowed or shortened it."""
         request = self.request
-        fewer = request.seconds is not None or (request.examples or DEFAULT_EXAMPLES) < DEFAULT_EXAMPLES
-        return not (request.where or request.model or fewer)
+        fewer = request.mutants is None and (request.examples or DEFAULT_EXAMPLES) < DEFAULT_EXAMPLES
+        return not (request.where or request.model or request.seconds is not None or fewer)
 
     @property
     def isolation(self) -> Isolation | None:
@@ -127,6 +130,8 @@ class Plan:
         """Return how long one job may look."""
         profile = run_preset(self.request.hypothesis_profile)
         examples = self.request.examples or profile.examples
+        if self.request.mutants is not None and job in self.mutants:
+            examples = max(examples, DEFAULT_EXAMPLES)  # a few stand for all: they have to be found in a short run too
         seconds = None
         if self.request.seconds is not None:
             total = sum(other.prop.example_ratio for other in (*self.jobs, *self.mutants))
@@ -145,8 +150,8 @@ class Plan:
     def tasks(self, keep: Keep) -> list[Task]:
         """Return all jobs and then all mutants, with their budgets; ``keep`` writes the findings of jobs."""
         return [
-            *((job, self.budget(job), keep) for job in self.jobs),
-            *((job, self.budget(job), None) for job in self.mutants),
+            *(Task(job, self.budget(job), keep) for job in self.jobs),
+            *(Task(job, self.budget(job), None) for job in self.mutants),
         ]
 
     def _share(self, job: Job) -> float:
@@ -181,16 +186,20 @@ def make_plan(request: Request) -> Plan:
     by_name = {component.name: component for component in components}
     jobs: list[Job] = []
     mutants: list[Job] = []
+    chosen: Counter[str] = Counter()
     for item in select_implementations(components, request.implementations):
         if item.component not in restrictions:
             continue
         component = by_name[item.component]
-        is_mutant = item.wrong is not None and not request.implementations
-        properties = (property_of_mutant(item),) if is_mutant else properties_of(component)
-        destination = mutants if is_mutant else jobs
-        destination.extend(_jobs(component, item, target, properties, restrictions[item.component]))
+        restriction = restrictions[item.component]
+        if item.wrong is None or request.implementations:
+            jobs += _jobs(component, item, target, properties_of(component), restriction)
+        elif request.mutants is None or chosen[item.component] < request.mutants:
+            found = _jobs(component, item, target, (property_of_mutant(item),), restriction)
+            chosen[item.component] += len(found)
+            mutants += found
     if not jobs and not mutants:
-        raise UsageError("no implementation supports a case that --where and --profile allow: nothing to run")
+        raise UsageError("no implementation supports a case that --where and --model allow: nothing to run")
     plan = Plan(target, tuple(jobs), tuple(mutants), request)
     _ = plan.isolation  # refused before anything is run
     return plan
@@ -211,7 +220,7 @@ def _jobs(
 
 
 def _restrictions(request: Request, components: Sequence[Component]) -> dict[str, Constraints]:
-    """What the user narrows each component to, by its name; one that cannot be narrowed so is not in it.
+    """The constraints of ``--where`` and ``--model`` by component; a component without these axes is left out.
 
     A component without an axis that is named has no case that was asked for. Of several values, each component takes
     those that it has; one component at least must have them all, or one of them is a mistake. One without the model's
@@ -220,7 +229,7 @@ def _restrictions(request: Request, components: Sequence[Component]) -> dict[str
     where = parse_where(request.where)
     models = sorted({model for component in components for model in component.profiles})
     if request.model is not None and request.model not in models:
-        raise unknown("model profile", request.model, models)
+        raise unknown("model", request.model, models)
     having = [one for one in components if all(axis in one.axes for box in where.boxes for axis in box)]
     refusals = [refusal for one in having if (refusal := _refused(where, one)) is not None]
     if len(refusals) == len(having):

@@ -1,4 +1,4 @@
-"""Running jobs in processes beside each other: what goes between them is text, never an object."""
+"""Workers: processes that run jobs in parallel, and send outcomes as JSON."""
 
 from __future__ import annotations
 
@@ -7,33 +7,83 @@ import itertools
 import json
 import multiprocessing
 import signal
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npudiff.errors import DeviceLost
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
 from npudiff.run.after_fork import begin
-from npudiff.run.engine import run_job
+from npudiff.run.engine import Progress, run_job
+from npudiff.run.events import CasesJudged, JobStarted, Listener
 from npudiff.run.messages import Task, outcome_from_message, outcome_to_message
 
+if TYPE_CHECKING:
+    from npudiff.run.isolation.supervisor import Supervisor
+
 Result = tuple[int, Outcome, list[Path]]
-"""Number of the task, its outcome without tensors, and the folders of its findings."""
+"""Number of the task, its outcome, and the folders of its findings."""
 
 _CLOSING = 5.0
-"""Seconds that a worker without a task gets to end what it holds."""
+"""Seconds that an idle worker gets to exit."""
+
+TOLD_EVERY = 0.5
+"""Seconds between two messages of a worker that say how many cases it has judged."""
+
+
+class TaskRunner:
+    """Runs tasks one after the other: in this process, or under a supervisor where their cases are isolated.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        All that may have to be run, with the same isolation.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = tasks
+        self._supervisor: Supervisor | None = None
+
+    def run(self, index: int, progress: Progress = lambda _: None) -> tuple[Outcome, list[Path]]:
+        """Run a task; return its outcome, and the folders of its findings.
+
+        Raises
+        ------
+        DeviceLost
+            If a fresh process gets no known answer from the device.
+        """
+        task = self._tasks[index]
+        if task.budget.isolation is not None:
+            return outcome_from_message(task.job, self._supervised().run(index))
+        outcome = run_job(task.job, task.budget, progress)
+        return outcome, task.kept(outcome)
+
+    def close(self) -> None:
+        """End what was started."""
+        if self._supervisor is not None:
+            self._supervisor.close()
+
+    def _supervised(self) -> Supervisor:
+        if self._supervisor is None:
+            from npudiff.run.isolation.supervisor import Supervisor  # noqa: PLC0415 - not on every system
+
+            self._supervisor = Supervisor(self._tasks)
+        return self._supervisor
 
 
 class WorkerFailed(Exception):  # noqa: N818 - what happened
-    """A worker met a defect, or died; the message says on which job, and has its traceback if there is one."""
+    """A worker died, or npudiff or a component raised in it; the message names the job and has the traceback."""
 
 
-def run_in_workers(tasks: Sequence[Task], workers: int) -> Generator[Result, None, None]:
+def run_in_workers(
+    tasks: Sequence[Task], workers: int, tell: Listener = lambda _: None, stage: str = ""
+) -> Generator[Result, None, None]:
     """Run tasks in forked processes and yield results as they come.
 
     Raises
@@ -54,8 +104,8 @@ def run_in_workers(tasks: Sequence[Task], workers: int) -> Generator[Result, Non
                 process.start()
             theirs.close()
             team[ours] = (process, index)
-            ours.send_bytes(str(index).encode())
-        yield from _collected(tasks, team, waiting)
+            _give(ours, tasks, index, tell, stage)
+        yield from _collected(tasks, team, waiting, tell, stage)
         for ours, (process, _) in team.items():
             ours.close()
             process.join(_CLOSING)
@@ -66,10 +116,19 @@ def run_in_workers(tasks: Sequence[Task], workers: int) -> Generator[Result, Non
             ours.close()
 
 
+def _give(worker: Connection, tasks: Sequence[Task], index: int, tell: Listener, stage: str) -> None:
+    worker.send_bytes(str(index).encode())
+    tell(JobStarted(tasks[index].job, stage))
+
+
 def _collected(
-    tasks: Sequence[Task], team: dict[Connection, tuple[BaseProcess, int]], waiting: Iterator[int]
+    tasks: Sequence[Task],
+    team: dict[Connection, tuple[BaseProcess, int]],
+    waiting: Iterator[int],
+    tell: Listener,
+    stage: str,
 ) -> Iterator[Result]:
-    """Take results, and give each worker the next task; after a defect, what has begun is ended and nothing begins."""
+    """Yield results and give each worker its next task; after a failure no task is given out any more."""
     busy: set[Connection] = set(team)
     defect: BaseException | None = None
     while busy:
@@ -77,18 +136,21 @@ def _collected(
             assert isinstance(ready, Connection)  # noqa: S101 - what wait was given
             process, index = team[ready]
             try:
-                message = _received(ready, process, tasks[index][0])
+                message = _received(ready, process, tasks[index].job)
             except (WorkerFailed, KeyboardInterrupt, DeviceLost) as error:
                 defect = defect or error
                 busy.remove(ready)
+                continue
+            if "judged" in message:
+                tell(CasesJudged(tasks[index].job, message["judged"], stage))
                 continue
             following = next(waiting, None) if defect is None else None
             if following is None:
                 busy.remove(ready)
             else:
                 team[ready] = (process, following)
-                ready.send_bytes(str(following).encode())
-            yield index, *outcome_from_message(tasks[index][0], message)
+                _give(ready, tasks, following, tell, stage)
+            yield index, *outcome_from_message(tasks[index].job, message)
     if defect is not None:
         raise defect
 
@@ -111,27 +173,45 @@ def _received(connection: Connection, process: BaseProcess, job: Job) -> dict[st
 
 
 class _Ended(BaseException):
-    """The parent wants no more of a worker."""
+    """The parent has ended this worker."""
+
+
+def _end(*_: object) -> None:
+    raise _Ended
 
 
 def _work(connection: Connection, tasks: Sequence[Task], not_ours: Sequence[Connection]) -> None:
-    """The life of a worker: a number in, a result out, until the other side is closed."""
+    """The worker: it runs the tasks whose numbers it gets until the connection is closed."""
     for other in not_ours:
         other.close()
     begin()
+    if tasks[0].budget.isolation is not None:
+        signal.signal(signal.SIGTERM, _end)  # it runs nothing of the implementation, and can end what does
     try:
-        with _runner(tasks) as run:
+        with contextlib.closing(TaskRunner(tasks)) as runner:
             while True:
                 index = int(connection.recv_bytes())
-                connection.send_bytes(json.dumps(_message(run, index)).encode())
+                _send(connection, _message(runner, index, connection))
     except (EOFError, ConnectionError, _Ended):
         return
 
 
-def _message(run: Callable[[int], dict[str, Any]], index: int) -> dict[str, Any]:
-    """Run a task; whatever happens, the parent has to say it."""
+def _send(connection: Connection, message: dict[str, Any]) -> None:
+    connection.send_bytes(json.dumps(message).encode())
+
+
+def _message(runner: TaskRunner, index: int, connection: Connection) -> dict[str, Any]:
+    """Run a task and return its message, also where it fails."""
+    told = time.monotonic()
+
+    def judged(outcome: Outcome) -> None:
+        nonlocal told
+        if time.monotonic() - told > TOLD_EVERY:
+            told = time.monotonic()
+            _send(connection, {"judged": outcome.cases})
+
     try:
-        return run(index)
+        return outcome_to_message(*runner.run(index, judged))
     except _Ended:
         raise
     except KeyboardInterrupt:
@@ -140,19 +220,3 @@ def _message(run: Callable[[int], dict[str, Any]], index: int) -> dict[str, Any]
         return {"lost": str(error)}
     except BaseException:  # noqa: BLE001 - a defect, of whatever kind
         return {"defect": traceback.format_exc()}
-
-
-@contextlib.contextmanager
-def _runner(tasks: Sequence[Task]) -> Iterator[Callable[[int], dict[str, Any]]]:
-    """Give what runs a task and tells its outcome: this process, or a scout where cases are isolated."""
-    if tasks[0][1].isolation is None:
-        yield lambda index: outcome_to_message(run_job(*tasks[index][:2]), tasks[index][2])
-        return
-    from npudiff.run.isolation.supervisor import Supervisor  # noqa: PLC0415 - the parts that are not on every system
-
-    def end(*_: object) -> None:
-        raise _Ended
-
-    signal.signal(signal.SIGTERM, end)  # it runs nothing of the implementation, and can end what does
-    with contextlib.closing(Supervisor(tasks)) as scouting:
-        yield scouting.run

@@ -1,1 +1,1 @@
-"""How many bugs are found, by npudiff and by tests as they are usually written: the measurement that steers it."""
+"""The score: how many planted bugs npudiff finds, and how many other ways of testing find."""

@@ -1,4 +1,4 @@
-"""Ways of testing that are compared: which cases are run, and what is called wrong.
+"""The methods of testing that the score compares: the cases of each, and its pass criterion.
 
 Each is a job of the same engine: the component with other cases or ordinary inputs, and a property that judges outputs
 in another way. Time and cases therefore mean the same for all of them. What keeps something between calls is opened

@@ -1,7 +1,8 @@
 """A mutant in place of the implementation that it was made from, in all processes of somebody's own tests.
 
-``npudiff score --suite`` says by an environment variable what stands in place of what; the decorator that makes
-implementations asks here. A test that imports the implementation, or finds it by its name, calls the mutant then.
+``npudiff score --suite`` says by an environment variable what stands in place of what. In the processes of the suite
+the hooks below are installed when implementations and components are first imported; nowhere else does anything of
+this run. A test that imports the implementation, or finds it by its name, calls the mutant then.
 """
 
 from __future__ import annotations
@@ -14,17 +15,25 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+from npudiff.run.on_import import Execute
+
+if TYPE_CHECKING:  # its hooks are called while these are imported
+    from npudiff.model.component import Component
     from npudiff.model.implementation import Implementation
 
 VARIABLE = "NPUDIFF_IN_PLACE"
+HOOKS = {
+    "npudiff.model.implementation": f"{__name__}:on_implementations",
+    "npudiff.run.discovery": f"{__name__}:on_components",
+}
+"""What is called when a process of the suite imports these; see :func:`npudiff.run.on_import.hooked`."""
 
 Function = Callable[[Any, Any], Any]
-Opens = Callable[[], Function]
 
 _INSIDE: ContextVar[bool] = ContextVar("inside a mutant", default=False)
 _CASES: dict[int, tuple[weakref.ref[Any], Any]] = {}
@@ -47,36 +56,48 @@ class Substitution:
         return {VARIABLE: json.dumps(asdict(self))}
 
 
-def active() -> bool:
-    """Whether something is in place of something here, or calls are recorded."""
-    return VARIABLE in os.environ
+def on_implementations(execute: Execute) -> Execute:
+    """Put the mutant in its place as soon as implementations can be defined."""
+
+    def executed(module: ModuleType) -> None:
+        execute(module)
+        module.DEFINITION_HOOKS.append(placed)
+
+    return executed
 
 
-def placed(name: str, function: Function, opens: Opens | None, *, wrong: bool) -> tuple[Function, Opens | None]:
-    """Return what an implementation calls and opens here.
+def on_components(execute: Execute) -> Execute:
+    """Remember of all inputs by which case they were made."""
 
-    Parameters
-    ----------
-    name : str
-        ``component.name`` of the implementation.
-    function, opens : callable
-        What it calls and opens by itself.
-    wrong : bool
-        Whether it is a mutant: those call correct implementations as they are.
-    """
+    def executed(module: ModuleType) -> None:
+        execute(module)
+        module.COMPONENT_HOOKS.append(remembered)
+
+    return executed
+
+
+def placed(item: Implementation) -> Implementation:
+    """Return what stands in the place of an implementation here. Mutants call correct implementations as they are."""
     given = _given(os.environ[VARIABLE])
-    if wrong:
-        return _by_itself(function), opens
+    if item.wrong is not None:
+        return replace(item, function=_by_itself(item.function))
+    name = f"{item.component}.{item.name}"
     if name != given.original:
-        return _recorded(name, function, given), opens
-    opened = opens or (lambda: function)
-    stand = _recorded(name, _stand(opened(), given.mutant), given)
-    keeps = opens is not None or given.stateful
-    return stand, (lambda: _recorded(name, _stand(opened(), given.mutant), given)) if keeps else None
+        return replace(item, function=_recorded(name, item.function, given))
+
+    def opens() -> Function:
+        return _recorded(name, _stand(item.fresh().function, given.mutant), given)
+
+    return replace(item, function=opens(), factory=opens if item.factory is not None or given.stateful else None)
+
+
+def remembered(component: Component) -> Component:
+    """Return a component whose inputs are known by their cases: a mutant stands in only where it supports the case."""
+    return replace(component, inputs=remembering(component.inputs))
 
 
 def remembering(inputs: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Make a component's inputs known by their cases: a mutant stands in only where it was made for the case."""
+    """Make inputs known by their cases."""
 
     @functools.wraps(inputs)
     def made(case: Any) -> Any:  # noqa: ANN401 - the component's own contract

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from npudiff.errors import UsageError
 from npudiff.model.implementation import Implementation
-from npudiff.score.substitute import Substitution
+from npudiff.run.on_import import hooked
+from npudiff.score.substitute import HOOKS, Substitution
 from npudiff.score.trials import Trial
 
 SUITE = "suite"
@@ -104,20 +105,23 @@ def _alone(words: Sequence[str], folder: Path, scratch: Path) -> tuple[set[str],
         raise UsageError(f"--suite: {shlex.join(words)} fails without a mutant (exit code {run.code}):\n{tail}")
     called = set(record.read_text(encoding="utf-8").split()) if record.exists() else set[str]()
     if not called:
-        raise UsageError(f"--suite: {shlex.join(words)} calls no implementation of npudiff, so no mutant can be seen")
+        raise UsageError(
+            f"--suite: {shlex.join(words)} calls no implementation of npudiff, so no mutant can be seen; "
+            "if it does, it must leave PYTHONPATH as npudiff sets it"
+        )
     return called, max(_LEAST, PATIENCE * run.seconds)
 
 
 def _run(words: Sequence[str], placed: Substitution, output: Path, storage: Path, patience: float | None) -> _Run:
     """Run the command in a process group of its own, which is ended as a whole."""
     # What one run finds is no help for the next: Hypothesis's examples are kept apart.
-    environment = {**os.environ, **placed.environment(), "HYPOTHESIS_STORAGE_DIRECTORY": str(storage)}
+    given = {**os.environ, **placed.environment(), "HYPOTHESIS_STORAGE_DIRECTORY": str(storage)}
     started = time.perf_counter()
     with output.open("wb") as written:
         try:
             process = subprocess.Popen(  # noqa: S603 - the user's own command
                 words,
-                env=environment,
+                env=hooked(given, HOOKS),
                 stdin=subprocess.DEVNULL,
                 stdout=written,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""What trials amount to: how many mutants each method finds, how reliably, and how soon."""
+"""The summary of trials: how many mutants each method finds, how reliably, and how soon."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RELIABLE = 0.9
 
 @dataclass(frozen=True)
 class MethodScore:
-    """What one method finds."""
+    """The score of one method."""
 
     method: str
     """Its name."""

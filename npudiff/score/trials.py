@@ -1,4 +1,4 @@
-"""Running every method on every mutant from several seeds: what was found, how soon, and how small."""
+"""Trials: every method on every mutant from several seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from npudiff.judge.properties import properties_of
 from npudiff.model.component import Component
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Outcome
-from npudiff.run.workers import run_in_workers
+from npudiff.run.events import Event, JobEnded
+from npudiff.run.messages import Task as RunTask
+from npudiff.run.run import Run
 from npudiff.score.methods import METHODS, Method
 
 
@@ -109,7 +111,7 @@ def _tasks(
     seeds: tuple[Sequence[int], Sequence[int]],
     examples: int,
 ) -> Iterator[_Task]:
-    """Yield what one seed is tried with on one implementation."""
+    """Yield the trials of one seed on one implementation."""
     right = given.subject.implementation.wrong is None
     for method in methods:
         if seed in seeds[0 if method.ours and not right else 1]:
@@ -121,7 +123,7 @@ def _tasks(
 def _with_all_properties(
     tasks: Sequence[_Task], examples: int, workers: int, follow: Callable[[Trial], None]
 ) -> list[Trial]:
-    """Run tasks, and for those of ours that find nothing what else must hold."""
+    """Run tasks; where npudiff's own equivalence finds nothing, also its other properties."""
     first = _run(tasks, workers, follow)
     second = [
         [dataclasses.replace(task, job=job, examples=_share(job, examples)) for job in _relations(task.job)]
@@ -142,20 +144,26 @@ def _share(job: Job, examples: int) -> int:
 
 
 def _relations(job: Job) -> list[Job]:
-    """What else must hold of the mutant."""
+    """The other properties of the mutant."""
     relations = (dataclasses.replace(job, prop=prop) for prop in properties_of(job.subject.component)[1:])
     return [relation for relation in relations if relation.applies]
 
 
 def _run(tasks: Sequence[_Task], workers: int, follow: Callable[[Trial], None]) -> list[Trial]:
     """Run tasks in processes, and return their trials in order."""
-    budgets = [
-        (task.job, Budget(examples=task.examples, seed=task.seed, shrink=task.method.ours), None) for task in tasks
+    given = [
+        RunTask(task.job, Budget(examples=task.examples, seed=task.seed, shrink=task.method.ours), None)
+        for task in tasks
     ]
     trials: dict[int, Trial] = {}
-    for index, outcome, _ in run_in_workers(budgets, max(1, min(workers, len(tasks)))):
-        trials[index] = _trial(tasks[index], outcome)
-        follow(trials[index])
+
+    def listen(event: Event) -> None:
+        if isinstance(event, JobEnded):
+            trials[event.index] = _trial(tasks[event.index], event.outcome)
+            follow(trials[event.index])
+
+    with Run(max(1, min(workers, len(tasks))), [listen]) as run:
+        run.run(given)
     return [trials[index] for index in range(len(tasks))]
 
 
@@ -180,7 +188,7 @@ def _trial(task: _Task, outcome: Outcome) -> Trial:
 
 
 def _with_relations(trial: Trial, relations: Sequence[Trial]) -> Trial:
-    """Add what relations found where equivalence did not: their cases and seconds come after its own."""
+    """Add the findings of relations; their cases and seconds come after those of equivalence."""
     cases, seconds = trial.cases, trial.seconds
     for relation in relations:
         cases, seconds = cases + relation.cases, seconds + relation.seconds

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 from rich import box
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from npudiff.findings.finding import Finding
@@ -78,21 +75,6 @@ class Console:
             self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
         if request.shared is not None:
             self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
-
-    @contextmanager
-    def progress(self, plan: Plan) -> Iterator[RunProgress]:
-        """Show progress while jobs run: a bar on a terminal, a line per implementation elsewhere."""
-        bar = Progress(
-            TextColumn("{task.description:40}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} jobs · {task.fields[cases]} cases"),
-            TimeElapsedColumn(),
-            console=self.rich,
-            transient=True,
-            disable=not self.rich.is_terminal,
-        )
-        with bar:
-            yield RunProgress(bar, len(plan.jobs) + len(plan.mutants))
 
     def table(self, outcomes: Sequence[Outcome]) -> None:
         """Show one row per implementation, or per property when verbose."""
@@ -228,36 +210,3 @@ class Console:
         style = _REPLAY_STYLE[result.verdict]
         line = escape(clipped(printable(result.line)))
         self.rich.print(f"[bold {style}]{result.verdict.value:6}[/] {line}", soft_wrap=True)
-
-
-class RunProgress:
-    """Progress of a run; a bar on a terminal, else one line per implementation on standard error."""
-
-    def __init__(self, bar: Progress, jobs: int) -> None:
-        self._bar = bar
-        self._task = bar.add_task("starting", total=jobs, cases=0)
-        self._cases = 0
-        self._plain = bar.disable
-        self._last = ""
-
-    def case(self, outcome: Outcome) -> None:
-        """Count one case."""
-        self._cases += 1
-        if not self._plain:
-            job = outcome.job
-            text = f"{job.subject.implementation.name} {job.prop.name}"
-            self._bar.update(self._task, description=text[:40], cases=self._cases)
-
-    def cases(self, number: int) -> None:
-        """Count the cases of a job that ran elsewhere."""
-        self._cases += number
-        self._bar.update(self._task, cases=self._cases)
-
-    def job(self, outcome: Outcome) -> None:
-        """Count one finished job."""
-        job = outcome.job
-        name = job.subject.implementation.name
-        if self._plain and name != self._last:
-            self._last = name
-            print(f"running {name} ...", file=sys.stderr, flush=True)
-        self._bar.update(self._task, advance=1, description=f"{name} {job.prop.name}"[:40])

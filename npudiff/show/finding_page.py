@@ -1,8 +1,7 @@
-"""A finding as a page: what is wrong in words, the picture of where, and the line that replays it."""
+"""Writes the folder of a finding, and its page: the words, the pictures, and the command that replays it."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,26 +14,26 @@ from npudiff.findings.reproduce import reproduction
 from npudiff.model.comparison import OutputComparison
 from npudiff.model.outcome import Failure, Outcome
 from npudiff.run.messages import Keep
-from npudiff.show.html_page import page_of
 from npudiff.show.picture import drawn
+from npudiff.show.rendering import SafeHtml, render
 from npudiff.show.report import NO_SCRIPT, finding_lines, is_command
-from npudiff.text import printable
 
 PAGE_FILE = "finding.html"
 
 
 def keep_findings(outcome: Outcome, root: Path) -> list[tuple[Finding, Path]]:
-    """Write all that an outcome has to report below ``root``: a folder per finding, with its page; return both."""
+    """Write the findings of an outcome below ``root``, each in a folder with its page; return findings and folders."""
     kept = []
-    for finding, failure in findings_of(outcome):
-        script = reproduction(outcome, finding, failure)
-        said = replace(finding, detail={**finding.detail, "script": f"{NO_SCRIPT}{script.why_not}" * (not script.text)})
-        folder = write_finding(said, failure, root, script)
+    for original, failure in findings_of(outcome):
+        script = reproduction(outcome, original, failure)
+        why_not = "" if script.text else f"{NO_SCRIPT}{script.why_not}"
+        finding = replace(original, detail={**original.detail, "script": why_not})
+        folder = write_finding(finding, failure, root, script)
         pictures, defects = _pictures(outcome, failure)
         write_pictures(folder, [(caption, grid) for caption, grid, _ in pictures])
         drawings = [(caption, drawing) for caption, _, drawing in pictures]
-        (folder / PAGE_FILE).write_text(finding_page(said, folder, drawings, defects), encoding="utf-8")
-        kept.append((said, folder))
+        (folder / PAGE_FILE).write_text(finding_page(finding, folder, drawings, defects), encoding="utf-8")
+        kept.append((finding, folder))
     outcome.settle()
     return kept
 
@@ -44,26 +43,26 @@ def keeper(root: Path) -> Keep:
     return lambda outcome: [folder for _, folder in keep_findings(outcome, root)]
 
 
-Picture = tuple[str, Grid, str]
-"""A caption, what is drawn, and the drawing."""
+Picture = tuple[str, Grid, SafeHtml]
+"""Caption, grid and drawing."""
 
 
 def _pictures(outcome: Outcome, failure: Failure | None) -> tuple[list[Picture], list[str]]:
-    """Return pictures, and what went wrong in drawing: a defect there costs a picture, and no finding."""
+    """Return the pictures of a finding, and a line for each that could not be drawn: a finding is kept without it."""
     pictures: list[Picture] = []
     defects: list[str] = []
-    for caption, one in _pictured(outcome, failure):
-        for output in () if one.comparison is None else one.comparison.outputs:
+    for caption, pictured in _failures(outcome, failure):
+        for output in () if pictured.comparison is None else pictured.comparison.outputs:
             try:
-                pictures += _picture(outcome, one, output, caption, len(pictures))
+                pictures += _picture(outcome, pictured, output, caption, len(pictures))
             except Exception as error:  # noqa: BLE001 - whatever it is, the finding is worth more
-                seen = f"{type(error).__name__}: {error}"
-                defects.append(f"{output.name}, {caption}: npudiff could not draw it, please report: {seen}")
+                text = f"{type(error).__name__}: {error}"
+                defects.append(f"{output.name}, {caption}: npudiff could not draw it, please report: {text}")
     return pictures, defects
 
 
-def _pictured(outcome: Outcome, failure: Failure | None) -> list[tuple[str, Failure]]:
-    """The case as drawn, whose pattern is clearer, and the smallest."""
+def _failures(outcome: Outcome, failure: Failure | None) -> list[tuple[str, Failure]]:
+    """Return the failures that are drawn: the case as it was found, whose pattern is clearer, and the smallest."""
     if failure is None:
         return []
     first = outcome.first_failure
@@ -73,46 +72,39 @@ def _pictured(outcome: Outcome, failure: Failure | None) -> list[tuple[str, Fail
     ]
 
 
-def _picture(outcome: Outcome, one: Failure, output: OutputComparison, caption: str, number: int) -> Iterator[Picture]:
-    """Yield the picture of an output, if it is wrong and has anything to draw."""
+def _picture(
+    outcome: Outcome, failure: Failure, output: OutputComparison, caption: str, number: int
+) -> Iterator[Picture]:
+    """Yield the picture of an output, if it is wrong and has elements."""
     if output.worst > 1 and output.ratio is not None:
         component = outcome.job.subject.component
-        grid = grid_of(output, coordinates_of(component, component.inputs(one.case), output))
+        grid = grid_of(output, coordinates_of(component, component.inputs(failure.case), output))
         if grid is not None:
-            yield f"{output.name}, {caption}: {component.describe(one.case)}", grid, drawn(grid, number)
+            yield f"{output.name}, {caption}: {component.describe(failure.case)}", grid, drawn(grid, number)
 
 
-def finding_page(finding: Finding, folder: Path, pictures: list[tuple[str, str]], defects: Sequence[str] = ()) -> str:
+def finding_page(
+    finding: Finding, folder: Path, pictures: Sequence[tuple[str, SafeHtml]], defects: Sequence[str] = ()
+) -> str:
     """Return the page of a finding.
 
     Parameters
     ----------
     finding : Finding
-        What it is about.
+        The finding.
     folder : pathlib.Path
-        Its folder, as the line that replays it names it.
-    pictures : list of (str, str)
-        Captions, and pictures as SVG.
+        Its folder, as the command that replays it names it.
+    pictures : sequence of (str, SafeHtml)
+        Captions and drawings.
     defects : sequence of str
-        Why there are no other pictures.
+        A line for each picture that could not be drawn.
     """
-    title = f"{finding.component}.{finding.implementation}: {finding.property_name}: {finding.verdict}"
-    return page_of(printable(title), "".join(_body(finding, folder, pictures, defects)))
-
-
-def _body(finding: Finding, folder: Path, pictures: list[tuple[str, str]], defects: Sequence[str]) -> Iterator[str]:
-    yield "<table class=words><tbody>"
-    for label, text in finding_lines(finding, folder):
-        words = html.escape(printable(text))
-        shown = f"<code>{words}</code>" if is_command(label, text) else words
-        yield f"<tr><th scope=row>{html.escape(label)}<td>{shown}</tr>"
-    yield "</tbody></table>"
-    for caption, drawing in pictures:
-        yield f"<h2>Where: {html.escape(printable(caption))}</h2><div class=wide>{drawing}</div>"
-    for defect in defects:
-        yield f"<p>{html.escape(printable(defect))}</p>"
-    case = json.dumps(dict(finding.case), indent=1)
-    yield f"<h2>The case</h2><pre>{html.escape(case)}</pre><h2>Where it ran</h2><table class=words><tbody>"
-    for name, value in {"target": finding.target, "CANN": finding.cann, **finding.environment}.items():
-        yield f"<tr><th scope=row>{html.escape(str(name))}<td>{html.escape(printable(str(value)))}</tr>"
-    yield "</tbody></table>"
+    return render(
+        "finding.html",
+        title=f"{finding.component}.{finding.implementation}: {finding.property_name}: {finding.verdict}",
+        lines=[(label, text, is_command(label, text)) for label, text in finding_lines(finding, folder)],
+        pictures=pictures,
+        defects=defects,
+        case_lines=json.dumps(dict(finding.case), indent=1).splitlines(),
+        environment={"target": finding.target, "CANN": finding.cann, **finding.environment},
+    )

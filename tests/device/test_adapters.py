@@ -12,7 +12,7 @@ from npudiff.device import ascend, targets
 from npudiff.device.ascend.swa_mask import window_mask
 from npudiff.judge.compare import compare
 from npudiff.judge.properties import EQUIVALENCE
-from npudiff.model.component import ImplementationRaised
+from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Verdict
@@ -20,7 +20,7 @@ from npudiff.properties.sliding_attention import component
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 from npudiff.properties.swa_mask import SwaMaskCase
 from npudiff.properties.swa_mask import component as mask_component
-from npudiff.run.engine import Subject, run_job
+from npudiff.run.engine import run_job
 
 ATTENTION = [item for item in map(vars(ascend).get, ascend.__all__) if item.component == "sliding_attention"]
 DECODES = [item for item in ATTENTION if "decode" in item.name]

@@ -11,8 +11,8 @@ import torch
 from npudiff.device.ascend import hybrid_pools as ascend
 from npudiff.device.mutants import hybrid_pools as mutants
 from npudiff.device.targets import sim
+from npudiff.judge.judge import TraceExecutor
 from npudiff.judge.properties import EQUIVALENCE
-from npudiff.judge.trace import TraceExecutor
 from npudiff.model.component import Subject
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Verdict

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from npudiff.plugin import wants_device
+from npudiff.show.run_page.read import read_record
 
 COMPONENTS = ("--pyargs", "npudiff.properties.test_components")
 
@@ -63,6 +64,26 @@ def test_a_finding_fails_its_test_with_its_text_and_a_folder_that_replays(run, c
     assert json.loads((folder / "finding.json").read_text())["case"]["kv_lengths"] == [2]
     assert cli(*line.split(), "--impl", path).code == 1
     assert not (tmp_path / ".npudiff" / "examples").exists()
+
+
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_a_run_leaves_one_record_for_the_page_of_runs(run, cli, kernel, tmp_path, processes):
+    result = run(
+        *COMPONENTS, "--impl", kernel("wrong"), "--examples", "20", "--hypothesis-profile", "ci", "-n", processes
+    )
+    assert result.returncode == 1
+    (path,) = (tmp_path / ".npudiff" / "runs").iterdir()
+    record = read_record(path)
+    assert (record.command, record.ended, record.target, record.profile) == ("pytest", "complete", "sim", "ci")
+    jobs = {job.property_name: job for job in record.jobs}
+    assert len(jobs) == len(record.jobs) == 5
+    assert jobs["equivalence"].verdict == "wrong value"
+    assert {finding.folder for finding in record.findings} == {
+        path.name for path in (tmp_path / ".npudiff" / "findings").iterdir()
+    }
+    assert record.seconds > 0
+    assert cli("report").code == 0
+    assert "swa_mask" in (tmp_path / ".npudiff" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -35,20 +35,20 @@ def test_it_holds_of_the_right_layer(relation, case):
 @pytest.mark.parametrize(
     ("relation", "mutant", "case"),
     [
-        ("decode_is_prefill", mutants.window_in_prefill_only, SLIDING),
-        ("decode_is_prefill", mutants.written_after_attention, STEP),
-        ("decode_is_prefill", mutants.positions_of_the_step, STEP),
-        ("decode_is_prefill", latent_mutants.query_turned_unlike_its_keys, LATENT),
-        ("chunks_change_nothing", latent_mutants.prefix_not_gathered, LATENT),
-        ("chunks_change_nothing", mutants.positions_of_the_step, STEP),
-        ("requests_do_not_mix", mutants.slots_of_the_full_pool, None),
-        ("flags_change_nothing", latent_mutants.nz_by_the_writer_only, None),
+        ("decode_is_prefill", mutants.WindowInPrefillOnly, SLIDING),
+        ("decode_is_prefill", mutants.WrittenAfterAttention, STEP),
+        ("decode_is_prefill", mutants.PositionsOfTheStep, STEP),
+        ("decode_is_prefill", latent_mutants.QueryTurnedUnlikeItsKeys, LATENT),
+        ("chunks_change_nothing", latent_mutants.PrefixNotGathered, LATENT),
+        ("chunks_change_nothing", mutants.PositionsOfTheStep, STEP),
+        ("requests_do_not_mix", mutants.SlotsOfTheFullPool, None),
+        ("flags_change_nothing", latent_mutants.NzByTheWriterOnly, None),
     ],
 )
 def test_it_does_not_hold_of_a_wrong_one(relation, mutant, case):
-    if mutant is mutants.slots_of_the_full_pool:
+    if mutant is mutants.SlotsOfTheFullPool:
         case = SLIDING
-    if mutant is latent_mutants.nz_by_the_writer_only:
+    if mutant is latent_mutants.NzByTheWriterOnly:
         case = DecoderLayerCase(REQUESTS, kind="deepseek", use_fia=True, fia_nz=True, mlapo=True, seed=3)
         mutant = unrestricted(mutant)
     assert judged(relation, mutant, case).worst > 1

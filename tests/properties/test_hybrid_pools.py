@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from npudiff.device.ascend.hybrid_pools import AscendPools, NativePools
 from npudiff.device.targets import sim
 from npudiff.draw.presets import hypothesis_settings
-from npudiff.judge.trace import TraceExecutor
+from npudiff.judge.judge import TraceExecutor
 from npudiff.model.codec import dumps, loads
 from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.constraints import Constraints

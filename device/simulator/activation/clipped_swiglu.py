@@ -12,12 +12,13 @@ from torch import Tensor
 
 from npudiff.device.simulator.activation.gates import clipped_gate
 from npudiff.device.simulator.activation.swiglu import half_of
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.profiles import active_profile
 from npudiff.device.simulator.quantisation.groups import group_of_rows
-from npudiff.device.simulator.quantisation.requirements import Requirements
-from npudiff.device.simulator.rotary.requirements import FLOATS
 
-_require = Requirements("npu_clipped_swiglu")
+_CHECK = ArgumentChecks("npu_clipped_swiglu", default=ErrorCode.PARAMETER)
 
 
 def clipped_swiglu(
@@ -59,17 +60,18 @@ def clipped_swiglu(
     UndefinedBehaviour
         The content of group_index is not what is said above.
     """
-    _require.dtype("x", x, *FLOATS)
-    _require.rank("x", x, 2, 8)
-    _require.contiguous("x", x)
-    axis = _require.axis("dim", dim, x.dim())
-    _require.even("x", x, axis)
+    _CHECK.dtype("x", x, *FLOATS)
+    _CHECK.rank("x", x, range(2, 9))
+    if active_profile().non_contiguous == "rejected":
+        _CHECK.contiguous(x=x)
+    axis = _CHECK.axis("dim", dim, x.dim())
+    _CHECK.even("x", x, axis)
     rows = x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
     count = len(rows)
     if group_index is not None:
-        _require.dtype("group_index", group_index, "int64")
-        _require.rank("group_index", group_index, 1, 1)
-        count = len(group_of_rows(_require.operator, "group_index", group_index, len(rows)))
+        _CHECK.dtype("group_index", group_index, "int64")
+        _CHECK.rank("group_index", group_index, 1)
+        count = len(group_of_rows(_CHECK.operator, "group_index", group_index, len(rows)))
     wide = rows[:count].float()
     gate, up = (wide[:, ::2], wide[:, 1::2]) if interleaved else wide.tensor_split(2, 1)
     shape = list(x.shape)
@@ -79,15 +81,6 @@ def clipped_swiglu(
     return result.view(shape)
 
 
-def clipped_swiglu_meta(
-    x: Tensor,
-    *,
-    group_index: Tensor | None = None,  # noqa: ARG001 - the dispatcher passes what the schema has
-    dim: int = -1,
-    alpha: float = 1.702,  # noqa: ARG001
-    limit: float = 7.0,  # noqa: ARG001
-    bias: float = 1.0,  # noqa: ARG001
-    interleaved: bool = True,  # noqa: ARG001
-) -> Tensor:
+def clipped_swiglu_meta(x: Tensor, dim: int) -> Tensor:
     """Allocate the output; as torch_npu's META, this checks nothing."""
     return half_of(x, dim)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from npudiff.device.simulator.activation.gates import swish_gate
-from npudiff.device.simulator.quantisation.requirements import Requirements
-from npudiff.device.simulator.rotary.requirements import FLOATS
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode
 
-_require = Requirements("npu_swiglu")
+_CHECK = ArgumentChecks("npu_swiglu", default=ErrorCode.PARAMETER)
 
 
-def swiglu(x: Tensor, dim: int = -1) -> Tensor:
+def swiglu(x: Tensor, /, dim: int = -1) -> Tensor:
     """Return ``a * sigmoid(a) * b``, a and b the halves of x.
 
     Parameters
@@ -35,15 +35,15 @@ def swiglu(x: Tensor, dim: int = -1) -> Tensor:
     OperatorRejected
         Dtype, rank or axis is not one of the above.
     """
-    _require.dtype("input", x, *FLOATS)
-    _require.rank("input", x, 1, 8)
-    axis = _require.axis("dim", dim, x.dim())
-    _require.even("input", x, axis)
+    _CHECK.dtype("input", x, *FLOATS)
+    _CHECK.rank("input", x, range(1, 9))
+    axis = _CHECK.axis("dim", dim, x.dim())
+    _CHECK.even("input", x, axis)
     gate, up = x.float().tensor_split(2, axis)
     return swish_gate(gate, up).to(x.dtype)
 
 
-def swiglu_meta(x: Tensor, dim: int = -1) -> Tensor:
+def swiglu_meta(x: Tensor, /, dim: int) -> Tensor:
     """Allocate the output; as torch_npu's META, this checks nothing."""
     return half_of(x, dim)
 

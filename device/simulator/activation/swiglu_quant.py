@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from npudiff.device.simulator.activation.gates import swish_gate
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.norms.unwritten import unwritten
 from npudiff.device.simulator.profiles import active_profile
 from npudiff.device.simulator.quantisation.groups import counts_of_ends, group_of_rows
 from npudiff.device.simulator.quantisation.integers import INT8, saturated
-from npudiff.device.simulator.quantisation.requirements import Requirements
-from npudiff.device.simulator.rotary.requirements import FLOATS
 
 NAME = "npu_swiglu_quant"
-_require = Requirements(NAME)
+_CHECK = ArgumentChecks(NAME, default=ErrorCode.PARAMETER)
 _MAX_WIDTH = 8192
 
 
@@ -90,37 +89,27 @@ def swiglu_quant(
     return integers.view(*shape, gated.shape[1]), factor.view(shape)
 
 
-def swiglu_quant_meta(
-    x: Tensor,
-    *,
-    smooth_scales: Tensor | None = None,  # noqa: ARG001 - the dispatcher passes what the schema has
-    offsets: Tensor | None = None,  # noqa: ARG001
-    group_index: Tensor | None = None,  # noqa: ARG001
-    activate_left: bool = False,  # noqa: ARG001
-    quant_mode: int = 0,  # noqa: ARG001
-    group_list_type: int = 0,  # noqa: ARG001
-    dst_type: torch.dtype | None = None,  # noqa: ARG001
-) -> tuple[Tensor, Tensor]:
+def swiglu_quant_meta(x: Tensor) -> tuple[Tensor, Tensor]:
     """Allocate both outputs; as torch_npu's META, this checks nothing."""
     y = x.new_empty((*x.shape[:-1], x.shape[-1] // 2), dtype=torch.int8)
     return y, x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
 def _check_attributes(x: Tensor, quant_mode: int, group_list_type: int, dst_type: torch.dtype | None) -> None:
-    _require.dtype("x", x, *FLOATS)
-    _require.rank("x", x, 2, 8)
-    _require.one_of("quant_mode", quant_mode, (0, 1))
-    _require.one_of("group_list_type", group_list_type, (0, 1))
-    _require.one_of("dst_type", dst_type, (None, torch.int8, torch.quint4x2))
+    _CHECK.dtype("x", x, *FLOATS)
+    _CHECK.rank("x", x, range(2, 9))
+    _CHECK.choice("quant_mode", quant_mode, (0, 1), ErrorCode.WRAPPER)
+    _CHECK.choice("group_list_type", group_list_type, (0, 1), ErrorCode.WRAPPER)
+    _CHECK.choice("dst_type", dst_type, (None, torch.int8, torch.quint4x2), ErrorCode.WRAPPER)
     width = x.shape[-1]
     if width % 2 or not 0 < width <= _MAX_WIDTH:
         allowed = f"an even last axis up to {_MAX_WIDTH}"
-        _require.refuse("x", f"of shape {list(x.shape)}", allowed, ErrorCode.WRAPPER)
+        raise _CHECK.rejected("x", f"of shape {list(x.shape)}", allowed, ErrorCode.WRAPPER)
     if dst_type == torch.quint4x2:
         if width % 4:
             given = f"of shape {list(x.shape)} with dst_type quint4x2"
-            _require.refuse("x", given, "a last axis that is a multiple of 4", ErrorCode.WRAPPER)
-        _require.missing("dst_type", "torch.quint4x2", "None or torch.int8")
+            raise _CHECK.rejected("x", given, "a last axis that is a multiple of 4", ErrorCode.WRAPPER)
+        raise _CHECK.not_simulated("dst_type", "torch.quint4x2", "None or torch.int8")
 
 
 def _check_scales(
@@ -129,24 +118,24 @@ def _check_scales(
     half = x.shape[-1] // 2
     groups = 1
     if group_index is not None:
-        _require.dtype("group_index", group_index, "int32")
-        _require.rank("group_index", group_index, 1, 1)
+        _CHECK.dtype("group_index", group_index, "int32")
+        _CHECK.rank("group_index", group_index, 1)
         groups = len(group_index)
     if smooth_scales is not None:
-        _require.dtype("smooth_scales", smooth_scales, "float32")
+        _CHECK.dtype("smooth_scales", smooth_scales, "float32")
         shapes = ((groups, half), (groups,))
-        _require.shape("smooth_scales", smooth_scales, *shapes, meaning="[groups, H] or [groups]")
+        _CHECK.shape("smooth_scales", smooth_scales, *shapes, meaning="[groups, H] or [groups]")
     if quant_mode == 1:
         return
     # Two that are missing have no shapes that differ; what the kernel makes of none was not read.
     for argument, tensor in (("smooth_scales", smooth_scales), ("offsets", offsets)):
         if tensor is None:
-            _require.missing(argument, "None with quant_mode 0", "a tensor, with quant_mode 0")
+            raise _CHECK.not_simulated(argument, "None with quant_mode 0", "a tensor, with quant_mode 0")
     if smooth_scales is not None and offsets is not None:
-        _require.dtype("offsets", offsets, "float32")
+        _CHECK.dtype("offsets", offsets, "float32")
         if offsets.shape != smooth_scales.shape:
             given, allowed = f"of shape {list(offsets.shape)}", f"{list(smooth_scales.shape)}, as smooth_scales"
-            _require.refuse("offsets", given, allowed, ErrorCode.WRAPPER)
+            raise _CHECK.rejected("offsets", given, allowed, ErrorCode.WRAPPER)
 
 
 def _groups(group_index: Tensor | None, group_list_type: int, rows: int) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.cache.formats import (
     BASE_FORMATS,
     Format,
@@ -21,15 +22,14 @@ from npudiff.device.simulator.cache.formats import (
     note,
     noted_format,
 )
-from npudiff.device.simulator.cache.requirements import Requirements
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.profiles import active_profile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CAST = Requirements("npu_format_cast")
-_CAST_IN_PLACE = Requirements("npu_format_cast_")
+_CAST = ArgumentChecks("npu_format_cast", default=ErrorCode.TILING)
+_CAST_IN_PLACE = ArgumentChecks("npu_format_cast_", default=ErrorCode.TILING)
 
 
 def format_cast(
@@ -142,51 +142,51 @@ def get_format(input: Tensor) -> int:  # noqa: A002
     return int(format_of(input))
 
 
-def format_cast_meta(input: Tensor, *_: object, **__: object) -> Tensor:  # noqa: A002
+def format_cast_meta(x: Tensor, /) -> Tensor:
     """Return an empty tensor with the sizes and strides of ``input``."""
-    return input.new_empty_strided(input.shape, input.stride())
+    return x.new_empty_strided(x.shape, x.stride())
 
 
-def format_cast_in_place_meta(input: Tensor, *_: object, **__: object) -> Tensor:  # noqa: A002
+def format_cast_in_place_meta(x: Tensor, /) -> Tensor:
     """Return ``input``."""
-    return input
+    return x
 
 
-def _format(requirements: Requirements, number: int) -> Format:
+def _format(check: ArgumentChecks, number: int) -> Format:
     if number not in set(Format) or number == Format.UNDEFINED:
         allowed = ", ".join(f"{int(known)} {known.name}" for known in Format if known != Format.UNDEFINED)
-        raise requirements.rejected("acl_format", number, allowed, ErrorCode.WRAPPER)
+        raise check.rejected("acl_format", number, allowed, ErrorCode.WRAPPER)
     target = Format(number)
     if target not in BASE_FORMATS and target is not Format.FRACTAL_NZ:
         simulated = ", ".join(f"{int(known)} {known.name}" for known in sorted({*BASE_FORMATS, Format.FRACTAL_NZ}))
-        raise requirements.not_simulated("acl_format", f"{number} {target.name}", simulated)
+        raise check.not_simulated("acl_format", f"{number} {target.name}", simulated)
     return target
 
 
-def _cast_by_name(requirements: Requirements, tensor: Tensor, target: Format) -> bool:
+def _cast_by_name(check: ArgumentChecks, tensor: Tensor, target: Format) -> bool:
     """Do what needs no storage: nothing, or another name for a base format. Say whether that was all."""
     current = format_of(tensor)
     if current == target:
         return True
     if current in BASE_FORMATS and target in BASE_FORMATS:
-        note(tensor, replace(_described(requirements, tensor), format=target))
+        note(tensor, replace(_described(check, tensor), format=target))
         return True
     return False
 
 
-def _check_dtypes(requirements: Requirements, customize_dtype: int | None, input_dtype: int | None) -> None:
+def _check_dtypes(check: ArgumentChecks, customize_dtype: int | None, input_dtype: int | None) -> None:
     """Refuse the two options of aclnn: torch_npu hands ``input_dtype`` on as ``customize_dtype`` too."""
     for name, value in (("customize_dtype", customize_dtype), ("input_dtype", input_dtype)):
         if value is None:
             continue
         if active_profile().format_cast_customize_dtype == "rejected":
-            raise requirements.rejected(name, value, "None, before CANN 9.1", ErrorCode.WRAPPER)
-        raise requirements.not_simulated(name, value, "None, the dtype of the tensor")
+            raise check.rejected(name, value, "None, before CANN 9.1", ErrorCode.WRAPPER)
+        raise check.not_simulated(name, value, "None, the dtype of the tensor")
 
 
-def _cast(requirements: Requirements, tensor: Tensor, target: Format) -> Tensor:
+def _cast(check: ArgumentChecks, tensor: Tensor, target: Format) -> Tensor:
     """Copy the whole storage, note its new format, and return the part that the tensor is of it."""
-    described = _described(requirements, tensor)
+    described = _described(check, tensor)
     if target is Format.FRACTAL_NZ and active_profile().internal_format == "replaced_by_base_format":
         target = Format.ND
     storage = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
@@ -195,7 +195,7 @@ def _cast(requirements: Requirements, tensor: Tensor, target: Format) -> Tensor:
     return copy
 
 
-def _described(requirements: Requirements, tensor: Tensor) -> StorageFormat:
+def _described(check: ArgumentChecks, tensor: Tensor) -> StorageFormat:
     """Return what is noted of a storage, or would be if torch_npu had made it for the tensor it was made for.
 
     Raises
@@ -211,7 +211,7 @@ def _described(requirements: Requirements, tensor: Tensor) -> StorageFormat:
     base = base.permute(sorted(range(base.dim()), key=base.stride, reverse=True))
     if not base.is_contiguous() or base.numel() * base.itemsize != base.untyped_storage().nbytes():
         given = f"{list(tensor.shape)}, strides {tensor.stride()}, part of a storage of unknown shape"
-        raise requirements.not_simulated("input", given, "tensors that own their storage, and views that know theirs")
+        raise check.not_simulated("input", given, "tensors that own their storage, and views that know theirs")
     return StorageFormat(format_of(tensor), tuple(base.shape), base.dtype)
 
 

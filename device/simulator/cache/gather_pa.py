@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.cache.formats import Format, format_of
 from npudiff.device.simulator.cache.fractal import device_bytes
-from npudiff.device.simulator.cache.requirements import Requirements
 from npudiff.device.simulator.cache.slots import TILE_BYTES, read
 from npudiff.device.simulator.cache.store import layout_of
-from npudiff.device.simulator.errors import DeviceFault, UndefinedBehaviour
+from npudiff.device.simulator.errors import DeviceFault, ErrorCode, UndefinedBehaviour
 from npudiff.device.simulator.profiles import active_profile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _NAME = "npu_gather_pa_kv_cache"
-_REQUIREMENTS = Requirements(_NAME)
+_CHECK = ArgumentChecks(_NAME, default=ErrorCode.TILING)
 _DTYPES = ("int8", "float16", "bfloat16")
 
 
@@ -99,19 +99,11 @@ def gather_pa_functional(
     return outputs
 
 
-def gather_pa_meta(*_: Tensor, **__: object) -> None:
+def gather_pa_meta() -> None:
     """Give the shapes of nothing: the operator returns nothing."""
 
 
-def gather_pa_functional_meta(
-    key_cache: Tensor,  # noqa: ARG001 - the dispatcher passes what the schema has
-    value_cache: Tensor,  # noqa: ARG001
-    block_tables: Tensor,  # noqa: ARG001
-    seq_lens: Tensor,  # noqa: ARG001
-    key: Tensor,
-    value: Tensor,
-    **_: object,
-) -> tuple[Tensor, Tensor]:
+def gather_pa_functional_meta(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Return empty tensors like ``key`` and ``value``."""
     return key.new_empty(key.shape), value.new_empty(value.shape)
 
@@ -128,43 +120,41 @@ def _check(
     nz: bool,
     cumulative: bool,
 ) -> None:
-    _REQUIREMENTS.rank("block_tables", block_tables, (2,), "[batch, blocks per sequence]")
+    _CHECK.rank("block_tables", block_tables, 2, "[batch, blocks per sequence]")
     batch = len(block_tables)
-    _REQUIREMENTS.shape("seq_lens", seq_lens, (batch + cumulative,), "as block_tables and is_seq_lens_cumsum say")
+    _CHECK.shape("seq_lens", seq_lens, (batch + cumulative,), meaning="as block_tables and is_seq_lens_cumsum say")
     integers = {"block_tables": block_tables, "seq_lens": seq_lens}
     if seq_offset is not None:
-        _REQUIREMENTS.shape("seq_offset", seq_offset, (batch,), "one per sequence")
+        _CHECK.shape("seq_offset", seq_offset, (batch,), meaning="one per sequence")
         integers["seq_offset"] = seq_offset
     for name, tensor in integers.items():
-        _REQUIREMENTS.dtype(name, tensor, ("int32",))
-        if not tensor.numel():
-            raise _REQUIREMENTS.rejected(name, f"empty, {list(tensor.shape)}", "at least one element")
-    _REQUIREMENTS.dtype("key_cache", key_cache, _DTYPES)
+        _CHECK.dtype(name, tensor, "int32")
+        _CHECK.not_empty(name, tensor)
+    _CHECK.dtype("key_cache", key_cache, *_DTYPES)
     for name, tensor in (("value_cache", value_cache), ("key", key), ("value", value)):
-        _REQUIREMENTS.same_dtype(name, tensor, "key_cache", key_cache)
+        _CHECK.same_dtype(name, tensor, "key_cache", key_cache)
     _check_shapes(key_cache, value_cache, key, value, nz=nz)
-    _REQUIREMENTS.contiguous(key_cache=key_cache, value_cache=value_cache, key=key, value=value, **integers)
+    _CHECK.addressed_as_contiguous(key_cache=key_cache, value_cache=value_cache, key=key, value=value, **integers)
 
 
 def _check_shapes(key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tensor, *, nz: bool) -> None:
     for name, cache, output in (("key", key_cache, key), ("value", value_cache, value)):
-        _REQUIREMENTS.rank(f"{name}_cache", cache, (4,), "[blocks, block size, kv heads, dim], or NZ")
+        _CHECK.rank(f"{name}_cache", cache, 4, "[blocks, block size, kv heads, dim], or NZ")
         axes = "[tokens, kv heads * dim] for a key cache in FRACTAL_NZ" if nz else "[tokens, kv heads, dim]"
-        _REQUIREMENTS.rank(name, output, (2 if nz else 3,), axes)
+        _CHECK.rank(name, output, 2 if nz else 3, axes)
         for argument, tensor in ((f"{name}_cache", cache), (name, output)):
-            if not tensor.numel():
-                raise _REQUIREMENTS.rejected(argument, f"empty, {list(tensor.shape)}", "at least one element")
-    _REQUIREMENTS.shape("value", value, (len(key), *[-1] * (value.dim() - 1)), "as many tokens as key")
+            _CHECK.not_empty(argument, tensor)
+    _CHECK.shape("value", value, (len(key), *[-1] * (value.dim() - 1)), meaning="as many tokens as key")
     for name, cache, output in (("key", key_cache, key), ("value", value_cache, value)):
         if nz:
             width = TILE_BYTES // cache.itemsize
             wanted = (len(key_cache), output.shape[1] // width, key_cache.shape[2], width)
         else:
             wanted = (*key_cache.shape[:2], *output.shape[1:])
-        _REQUIREMENTS.shape(f"{name}_cache", cache, wanted, f"the blocks of key_cache and the tokens of {name}")
+        _CHECK.shape(f"{name}_cache", cache, wanted, meaning=f"the blocks of key_cache and the tokens of {name}")
         if nz and output.shape[1] % (TILE_BYTES // cache.itemsize):
             allowed = f"a multiple of {TILE_BYTES // cache.itemsize} per token in FRACTAL_NZ"
-            raise _REQUIREMENTS.rejected(name, f"of {output.shape[1]} elements per token", allowed)
+            raise _CHECK.rejected(name, f"of {output.shape[1]} elements per token", allowed)
 
 
 def _lengths(seq_lens: Tensor, *, cumulative: bool) -> Tensor:

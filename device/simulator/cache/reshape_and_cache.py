@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.cache.formats import Format, format_of
-from npudiff.device.simulator.cache.requirements import Requirements
 from npudiff.device.simulator.cache.slots import TILE_BYTES
 from npudiff.device.simulator.cache.store import Target, layout_of, store
 from npudiff.device.simulator.errors import DeviceFault, ErrorCode
@@ -19,8 +19,8 @@ from npudiff.device.simulator.profiles import active_profile
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BOTH = Requirements("_npu_reshape_and_cache")
-_SISO = Requirements("_npu_reshape_and_cache_siso")
+_BOTH = ArgumentChecks("_npu_reshape_and_cache", default=ErrorCode.TILING)
+_SISO = ArgumentChecks("_npu_reshape_and_cache_siso", default=ErrorCode.TILING)
 _DTYPES = ("float16", "bfloat16", "int8")
 _NZ_BLOCK_STEP = 16
 
@@ -46,7 +46,8 @@ def reshape_and_cache(key: Tensor, value: Tensor, key_cache: Tensor, value_cache
         A slot beyond a cache, or fewer slots than tokens.
     """
     formats = [format_of(cache) is Format.FRACTAL_NZ for cache in (key_cache, value_cache)]
-    _check_caches_contiguous(_BOTH, key_cache=key_cache, value_cache=value_cache)
+    # AtTensor2AtbTensor refuses outputs with gaps, and copies inputs.
+    _BOTH.contiguous(key_cache=key_cache, value_cache=value_cache, code=ErrorCode.WRAPPER)
     _check_pair(key, value, key_cache, value_cache, slot_indices, nz=all(formats))
     if any(formats) and not all(formats):
         _check_lone_nz(_BOTH, "value_cache" if formats[0] else "key_cache", "FRACTAL_NZ, as the other cache")
@@ -72,17 +73,17 @@ def reshape_and_cache_siso(key: Tensor, key_cache: Tensor, slot_indices: Tensor)
     OperatorRejected, DeviceFault
         As :func:`reshape_and_cache`; here ATB wants as many slots as tokens.
     """
-    _check_caches_contiguous(_SISO, key_cache=key_cache)
+    _SISO.contiguous(key_cache=key_cache, code=ErrorCode.WRAPPER)
     _check_ranks(_SISO, slot_indices, key=key, key_cache=key_cache)
-    _SISO.shape("slot_indices", slot_indices, (len(key),), "one slot per token")
+    _SISO.shape("slot_indices", slot_indices, (len(key),), meaning="one slot per token")
     _check_dtypes(_SISO, slot_indices, key=key, key_cache=key_cache)
-    _SISO.shape("key_cache", key_cache, (-1, -1, *key.shape[1:]), "[blocks, block size, kv heads, D] of key")
+    _SISO.shape("key_cache", key_cache, (-1, -1, *key.shape[1:]), meaning="[blocks, block size, kv heads, D] of key")
     if format_of(key_cache) is Format.FRACTAL_NZ:
         _check_lone_nz(_SISO, "key_cache", "a base format")
     _store(_SISO, slot_indices, None, {"key_cache": (key, key_cache)})
 
 
-def reshape_and_cache_meta(*_: Tensor) -> None:
+def reshape_and_cache_meta() -> None:
     """Give the shapes of nothing: the operators return nothing."""
 
 
@@ -92,15 +93,15 @@ def _check_pair(
     _check_ranks(_BOTH, slot_indices, key=key, value=value, key_cache=key_cache, value_cache=value_cache)
     _check_dtypes(_BOTH, slot_indices, key=key, key_cache=key_cache)
     _check_dtypes(_BOTH, slot_indices, value=value, value_cache=value_cache)
-    _BOTH.shape("value", value, (*key.shape[:2], -1), "the tokens and kv heads of key")
+    _BOTH.shape("value", value, (*key.shape[:2], -1), meaning="the tokens and kv heads of key")
     if nz:
         _check_nz(key, value, key_cache, value_cache)
         return
     # The IR of the ND operation has one dtype for all tensors (inferred from its documentation).
     _BOTH.same_dtype("value", value, "key", key)
-    _BOTH.shape("key_cache", key_cache, (-1, -1, *key.shape[1:]), "[blocks, block size, kv heads, D] of key")
+    _BOTH.shape("key_cache", key_cache, (-1, -1, *key.shape[1:]), meaning="[blocks, block size, kv heads, D] of key")
     wanted = (*key_cache.shape[:2], *value.shape[1:])
-    _BOTH.shape("value_cache", value_cache, wanted, "the blocks of key_cache, the kv heads and dim of value")
+    _BOTH.shape("value_cache", value_cache, wanted, meaning="the blocks of key_cache, the kv heads and dim of value")
 
 
 def _check_nz(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
@@ -110,50 +111,44 @@ def _check_nz(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor
         raise _BOTH.rejected(
             "key_cache", f"of block size {block_size} in FRACTAL_NZ", f"a multiple of {_NZ_BLOCK_STEP}"
         )
-    _BOTH.dtype("value", value, ("float16", "bfloat16"))
+    _BOTH.dtype("value", value, "float16", "bfloat16")
     for name, tokens, cache in (("key", key, key_cache), ("value", value, value_cache)):
         heads, dim = tokens.shape[1:]
         width = TILE_BYTES // tokens.itemsize
         if not heads * dim or heads * dim % width:
             raise _BOTH.rejected(name, f"of {heads} kv heads * {dim} in FRACTAL_NZ", f"a multiple of {width} per token")
         wanted = (-1, heads * dim // width, block_size, width)
-        _BOTH.shape(f"{name}_cache", cache, wanted, "[blocks, kv heads * dim / C0, block size, C0] in FRACTAL_NZ")
+        _BOTH.shape(
+            f"{name}_cache", cache, wanted, meaning="[blocks, kv heads * dim / C0, block size, C0] in FRACTAL_NZ"
+        )
 
 
-def _check_ranks(requirements: Requirements, slot_indices: Tensor, **tensors: Tensor) -> None:
+def _check_ranks(check: ArgumentChecks, slot_indices: Tensor, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if name.endswith("cache"):
-            requirements.rank(name, tensor, (4,), "[blocks, block size, kv heads, dim]")
+            check.rank(name, tensor, 4, "[blocks, block size, kv heads, dim]")
         else:
-            requirements.rank(name, tensor, (3,), "[tokens, kv heads, dim]")
+            check.rank(name, tensor, 3, "[tokens, kv heads, dim]")
             if 0 in tensor.shape:
-                raise requirements.not_simulated(name, f"empty, {list(tensor.shape)}", "at least one element")
-    requirements.rank("slot_indices", slot_indices, (1,), "[tokens]")
+                raise check.not_simulated(name, f"empty, {list(tensor.shape)}", "at least one element")
+    check.rank("slot_indices", slot_indices, 1, "[tokens]")
 
 
-def _check_dtypes(requirements: Requirements, slot_indices: Tensor, **tensors: Tensor) -> None:
+def _check_dtypes(check: ArgumentChecks, slot_indices: Tensor, **tensors: Tensor) -> None:
     """Refuse dtypes; the tensors are tokens and their cache."""
     (name, tokens), (cache_name, cache) = tensors.items()
-    requirements.dtype(name, tokens, _DTYPES)
-    requirements.same_dtype(cache_name, cache, name, tokens)
-    requirements.dtype("slot_indices", slot_indices, ("int32",))
+    check.dtype(name, tokens, *_DTYPES)
+    check.same_dtype(cache_name, cache, name, tokens)
+    check.dtype("slot_indices", slot_indices, "int32")
 
 
-def _check_caches_contiguous(requirements: Requirements, **caches: Tensor) -> None:
-    """Refuse caches with gaps: AtTensor2AtbTensor does for outputs, while inputs are copied."""
-    for name, cache in caches.items():
-        if not cache.is_contiguous():
-            given = f"not contiguous, strides {cache.stride()}"
-            raise requirements.rejected(name, given, "a contiguous tensor", ErrorCode.WRAPPER)
-
-
-def _check_lone_nz(requirements: Requirements, argument: str, allowed: str) -> None:
+def _check_lone_nz(check: ArgumentChecks, argument: str, allowed: str) -> None:
     if active_profile().reshape_and_cache_lone_nz == "rejected":
-        raise requirements.rejected(argument, "not of the format of the operation", allowed)
+        raise check.rejected(argument, "not of the format of the operation", allowed)
 
 
 def _store(
-    requirements: Requirements,
+    check: ArgumentChecks,
     slot_indices: Tensor,
     nz_block_size: int | None,
     pairs: dict[str, tuple[Tensor, Tensor]],
@@ -162,6 +157,6 @@ def _store(
     count = len(pairs["key_cache"][0])
     if len(slot_indices) < count:
         message = f"slot_indices has {len(slot_indices)} slots for {count} tokens"
-        raise DeviceFault(f"{requirements.operator}: {message}, and what lies behind them is read")
+        raise DeviceFault(f"{check.operator}: {message}, and what lies behind them is read")
     targets = [Target(name, tokens, cache, layout_of(tokens, nz_block_size)) for name, (tokens, cache) in pairs.items()]
-    store(requirements.operator, "slot_indices", slot_indices[:count], targets)
+    store(check.operator, "slot_indices", slot_indices[:count], targets)

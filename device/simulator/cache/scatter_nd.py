@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from npudiff.device.simulator.cache.requirements import Requirements
+from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.cache.slots import written_tokens
-from npudiff.device.simulator.errors import DeviceFault
+from npudiff.device.simulator.errors import DeviceFault, ErrorCode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,19 +57,19 @@ def scatter_nd(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:  # no
     return _update("npu_scatter_nd_update", input.clone(), indices, updates)
 
 
-def scatter_nd_in_place_meta(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:  # noqa: A002, ARG001
+def scatter_nd_in_place_meta(x: Tensor, /) -> Tensor:
     """Return ``input``."""
-    return input
+    return x
 
 
-def scatter_nd_meta(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:  # noqa: A002, ARG001
+def scatter_nd_meta(x: Tensor, /) -> Tensor:
     """Return an empty tensor like ``input``."""
-    return torch.empty_like(input)
+    return torch.empty_like(x)
 
 
 def _update(operator: str, target: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-    requirements = Requirements(operator)
-    _check(requirements, target, indices, updates)
+    check = ArgumentChecks(operator, default=ErrorCode.TILING)
+    _check(check, target, indices, updates)
     depth = indices.shape[-1]
     rows = indices.reshape(-1, depth).to(torch.int64)
     _check_indices(operator, target, rows)
@@ -81,23 +81,21 @@ def _update(operator: str, target: Tensor, indices: Tensor, updates: Tensor) -> 
     return target
 
 
-def _check(requirements: Requirements, target: Tensor, indices: Tensor, updates: Tensor) -> None:
-    requirements.dtype("input", target, _DTYPES)
-    requirements.same_dtype("updates", updates, "input", target)
-    requirements.dtype("indices", indices, ("int32", "int64"))
+def _check(check: ArgumentChecks, target: Tensor, indices: Tensor, updates: Tensor) -> None:
+    check.dtype("input", target, *_DTYPES)
+    check.same_dtype("updates", updates, "input", target)
+    check.dtype("indices", indices, "int32", "int64")
     if not 1 <= target.dim() <= _MAX_RANK:
-        raise requirements.rejected("input", f"of rank {target.dim()}", f"rank 1 to {_MAX_RANK}")
+        raise check.rejected("input", f"of rank {target.dim()}", f"rank 1 to {_MAX_RANK}")
     if indices.dim() < 2:
-        raise requirements.rejected("indices", f"of rank {indices.dim()}, {list(indices.shape)}", "rank 2 or more")
+        raise check.rejected("indices", f"of rank {indices.dim()}, {list(indices.shape)}", "rank 2 or more")
     depth = indices.shape[-1]
     if depth > target.dim():
-        raise requirements.rejected(
-            "indices", f"of {depth} numbers per index", f"up to {target.dim()}, the rank of input"
-        )
+        raise check.rejected("indices", f"of {depth} numbers per index", f"up to {target.dim()}, the rank of input")
     if depth == 0:
-        raise requirements.not_simulated("indices", "of 0 numbers per index", "at least 1")
+        raise check.not_simulated("indices", "of 0 numbers per index", "at least 1")
     wanted = (*indices.shape[:-1], *target.shape[depth:])
-    requirements.shape("updates", updates, wanted, f"indices without its last axis, then input from axis {depth} on")
+    check.shape("updates", updates, wanted, meaning=f"indices without its last axis, then input from axis {depth} on")
 
 
 def _check_indices(operator: str, target: Tensor, rows: Tensor) -> None:

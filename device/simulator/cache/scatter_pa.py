@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from npudiff.device.simulator.cache.requirements import Requirements, dtype_name
+from npudiff.device.simulator.argument_checks import ArgumentChecks, dtype_name
 from npudiff.device.simulator.cache.slots import TILE_BYTES
 from npudiff.device.simulator.cache.store import Target, layout_of, store
 from npudiff.device.simulator.errors import DeviceFault, ErrorCode
@@ -27,7 +27,7 @@ _NZ_AXES = "[blocks, kv heads * dim / C0, block size, C0] or [blocks, kv heads, 
 class _Call:
     """The tensors of one call; ``nz`` is what its cache mode says."""
 
-    requirements: Requirements
+    check: ArgumentChecks
     key: Tensor
     value: Tensor
     key_cache: Tensor
@@ -80,16 +80,16 @@ def scatter_pa(
     DeviceFault
         A slot beyond a cache, or fewer slots than tokens.
     """
-    requirements = Requirements("npu_scatter_pa_kv_cache")
+    check = ArgumentChecks("npu_scatter_pa_kv_cache", default=ErrorCode.TILING)
     compression = {"compress_lens": compress_lens, "compress_seq_offsets": compress_seq_offsets, "seq_lens": seq_lens}
     for name, tensor in compression.items():
         if tensor is not None:
-            raise requirements.not_simulated(name, "given", "None, no compression")
+            raise check.not_simulated(name, "given", "None, no compression")
     if key.dim() == 4:
-        raise requirements.not_simulated("key", "of rank 4, the compression scene", "[tokens, kv heads, dim]")
+        raise check.not_simulated("key", "of rank 4, the compression scene", "[tokens, kv heads, dim]")
     if cache_mode not in ("PA_NZ", "Norm", "", None):
-        raise requirements.rejected("cache_mode", repr(cache_mode), "'PA_NZ', 'Norm', '' or None")
-    call = _Call(requirements, key, value, key_cache, value_cache, slot_mapping, nz=cache_mode == "PA_NZ")
+        raise check.rejected("cache_mode", repr(cache_mode), "'PA_NZ', 'Norm', '' or None")
+    call = _Call(check, key, value, key_cache, value_cache, slot_mapping, nz=cache_mode == "PA_NZ")
     profile = active_profile()
     _check(call, profile)
     _write(call)
@@ -104,30 +104,23 @@ def scatter_pa_functional(
     return caches
 
 
-def scatter_pa_meta(*_: Tensor, **__: object) -> None:
+def scatter_pa_meta() -> None:
     """Give the shapes of nothing: the operator returns nothing."""
 
 
-def scatter_pa_functional_meta(
-    key: Tensor,  # noqa: ARG001 - the dispatcher passes what the schema has
-    value: Tensor,  # noqa: ARG001
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slot_mapping: Tensor,  # noqa: ARG001
-    **_: object,
-) -> tuple[Tensor, Tensor]:
+def scatter_pa_functional_meta(key_cache: Tensor, value_cache: Tensor) -> tuple[Tensor, Tensor]:
     """Return empty tensors like the caches."""
     return key_cache.new_empty(key_cache.shape), value_cache.new_empty(value_cache.shape)
 
 
 def _check(call: _Call, profile: CannProfile) -> None:
-    requirements = call.requirements
-    requirements.rank("key", call.key, (3,), "[tokens, kv heads, dim]")
-    requirements.rank("value", call.value, (3,), "[tokens, kv heads, dim]")
-    requirements.rank("slot_mapping", call.slot_mapping, (1,), "[tokens]")
+    check = call.check
+    check.rank("key", call.key, 3, "[tokens, kv heads, dim]")
+    check.rank("value", call.value, 3, "[tokens, kv heads, dim]")
+    check.rank("slot_mapping", call.slot_mapping, 1, "[tokens]")
     for name, cache in (("key_cache", call.key_cache), ("value_cache", call.value_cache)):
         ranks, axes = ((4, 5), _NZ_AXES) if call.nz else ((4,), "[blocks, block size, kv heads, dim]")
-        requirements.rank(name, cache, ranks, axes)
+        check.rank(name, cache, ranks, axes)
     _check_dtypes(call, profile)
     _check_sizes(call)
     if not call.nz:
@@ -136,7 +129,7 @@ def _check(call: _Call, profile: CannProfile) -> None:
         _check_nz(call)
         if profile.scatter_pa_nz_shapes == "checked":
             _check_nz_shapes(call)
-    requirements.contiguous(
+    check.addressed_as_contiguous(
         key=call.key,
         value=call.value,
         key_cache=call.key_cache,
@@ -146,53 +139,51 @@ def _check(call: _Call, profile: CannProfile) -> None:
 
 
 def _check_dtypes(call: _Call, profile: CannProfile) -> None:
-    requirements = call.requirements
-    requirements.dtype("key", call.key, profile.scatter_pa_dtypes)
-    requirements.dtype("value", call.value, profile.scatter_pa_dtypes)
-    requirements.same_dtype("key_cache", call.key_cache, "key", call.key)
-    requirements.same_dtype("value_cache", call.value_cache, "value", call.value)
-    requirements.dtype("slot_mapping", call.slot_mapping, ("int32", "int64"))
+    check = call.check
+    check.dtype("key", call.key, *profile.scatter_pa_dtypes)
+    check.dtype("value", call.value, *profile.scatter_pa_dtypes)
+    check.same_dtype("key_cache", call.key_cache, "key", call.key)
+    check.same_dtype("value_cache", call.value_cache, "value", call.value)
+    check.dtype("slot_mapping", call.slot_mapping, "int32", "int64")
     if call.value.dtype == call.key.dtype:
         return
     if profile.scatter_pa_mixed_dtypes == "rejected":
-        requirements.same_dtype("value", call.value, "key", call.key)
+        check.same_dtype("value", call.value, "key", call.key)
     if dtype_name(call.key) != "int8":
         allowed = f"{dtype_name(call.key)}, the dtype of key, which is not int8"
-        raise requirements.rejected("value", dtype_name(call.value), allowed, ErrorCode.PARAMETER)
+        raise check.rejected("value", dtype_name(call.value), allowed, ErrorCode.PARAMETER)
 
 
 def _check_sizes(call: _Call) -> None:
-    requirements = call.requirements
+    check = call.check
     for name, tokens in (("key", call.key), ("value", call.value)):
         if 0 in tokens.shape:
-            raise requirements.rejected(name, f"empty, {list(tokens.shape)}", "at least one token, head and element")
-    requirements.shape("value", call.value, (*call.key.shape[:2], -1), "the tokens and kv heads of key")
+            raise check.rejected(name, f"empty, {list(tokens.shape)}", "at least one token, head and element")
+    check.shape("value", call.value, (*call.key.shape[:2], -1), meaning="the tokens and kv heads of key")
     if len(call.key_cache) != len(call.value_cache):
         given = f"of {len(call.value_cache)} blocks"
-        raise requirements.rejected("value_cache", given, f"the {len(call.key_cache)} blocks of key_cache")
+        raise check.rejected("value_cache", given, f"the {len(call.key_cache)} blocks of key_cache")
     slots = len(call.key_cache) * call.block_size
     if slots < len(call.key):
-        raise requirements.rejected(
-            "key_cache", f"of {slots} slots", f"at least one for each of {len(call.key)} tokens"
-        )
+        raise check.rejected("key_cache", f"of {slots} slots", f"at least one for each of {len(call.key)} tokens")
 
 
 def _check_norm(call: _Call) -> None:
     blocks, block_size = call.key_cache.shape[:2]
     for name, tokens, cache in (("key", call.key, call.key_cache), ("value", call.value, call.value_cache)):
         wanted = (blocks, block_size, *tokens.shape[1:])
-        call.requirements.shape(f"{name}_cache", cache, wanted, f"the kv heads and dim of {name}, in cache_mode Norm")
+        call.check.shape(f"{name}_cache", cache, wanted, meaning=f"the kv heads and dim of {name}, in cache_mode Norm")
 
 
 def _check_nz(call: _Call) -> None:
     """Refuse heads that do not fill tiles, and blocks too large for a stride of 16 bit."""
     if not 0 < call.block_size <= _NZ_MAX_BLOCK_SIZE:
-        raise call.requirements.rejected("key_cache", f"of block size {call.block_size}", f"1 to {_NZ_MAX_BLOCK_SIZE}")
+        raise call.check.rejected("key_cache", f"of block size {call.block_size}", f"1 to {_NZ_MAX_BLOCK_SIZE}")
     for name, tokens in (("key", call.key), ("value", call.value)):
         size = tokens.shape[2] * tokens.itemsize
         if size % TILE_BYTES:
             given = f"of head dim {tokens.shape[2]} in {dtype_name(tokens)}, {size} bytes"
-            raise call.requirements.rejected(name, given, f"a multiple of {TILE_BYTES} bytes in cache_mode PA_NZ")
+            raise call.check.rejected(name, given, f"a multiple of {TILE_BYTES} bytes in cache_mode PA_NZ")
 
 
 def _check_nz_shapes(call: _Call) -> None:
@@ -201,7 +192,7 @@ def _check_nz_shapes(call: _Call) -> None:
         width = TILE_BYTES // tokens.itemsize
         middle = (heads * dim // width,) if cache.dim() == 4 else (heads, dim // width)
         wanted = (-1, *middle, call.block_size, width)
-        call.requirements.shape(f"{name}_cache", cache, wanted, f"{_NZ_AXES}, in cache_mode PA_NZ")
+        call.check.shape(f"{name}_cache", cache, wanted, meaning=f"{_NZ_AXES}, in cache_mode PA_NZ")
 
 
 def _write(call: _Call) -> None:
@@ -209,10 +200,10 @@ def _write(call: _Call) -> None:
     count = len(call.key)
     if len(call.slot_mapping) < count:
         message = f"slot_mapping has {len(call.slot_mapping)} slots for {count} tokens"
-        raise DeviceFault(f"{call.requirements.operator}: {message}, and what lies behind them is read")
+        raise DeviceFault(f"{call.check.operator}: {message}, and what lies behind them is read")
     block_size = call.block_size if call.nz else None
     targets = [
         Target("key_cache", call.key, call.key_cache, layout_of(call.key, block_size)),
         Target("value_cache", call.value, call.value_cache, layout_of(call.value, block_size)),
     ]
-    store(call.requirements.operator, "slot_mapping", call.slot_mapping[:count], targets)
+    store(call.check.operator, "slot_mapping", call.slot_mapping[:count], targets)

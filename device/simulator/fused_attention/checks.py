@@ -1,4 +1,4 @@
-"""What aclnn refuses, for the non-quantised forms without rope: entry point, forms, dtypes, sizes and sinks.
+"""What aclnn refuses of dtypes, sizes and sinks, in the forms without quantisation and rope; the entry to all checks.
 
 Sources: DOC of both operator versions and CANN's checkers for ``fused_infer_attention_score``. Where they
 disagree, the profile chooses.
@@ -52,11 +52,11 @@ def check(request: FusedAttentionRequest, profile: CannProfile) -> Geometry:
     OperatorRejected
         With aclnn's code, naming the argument.
     NotSimulated
-        A layout, dtype or feature that hardware has and the simulator has not.
+        A layout, dtype or feature that only hardware has.
     """
     check_extras(request)
     if request.layout not in SIMULATED_LAYOUTS:
-        raise request.not_simulated("input_layout", repr(request.layout), ", ".join(SIMULATED_LAYOUTS))
+        raise request.check.not_simulated("input_layout", repr(request.layout), ", ".join(SIMULATED_LAYOUTS))
     _check_dtypes(request)
     _check_contiguity(request, profile)
     _check_heads(request, profile)
@@ -77,45 +77,43 @@ def check(request: FusedAttentionRequest, profile: CannProfile) -> Geometry:
 def _check_dtypes(request: FusedAttentionRequest) -> None:
     query, key, value = request.query, request.key, request.value
     if query.dtype == torch.int8:
-        raise request.not_simulated("query", "int8", "float16 and bfloat16")
+        raise request.check.not_simulated("query", "int8", "float16 and bfloat16")
     if query.dtype not in (torch.float16, torch.bfloat16):
-        raise request.rejected("query", query.dtype, "float16, bfloat16 or int8", ErrorCode.PARAMETER)
+        raise request.check.rejected("query", query.dtype, "float16, bfloat16 or int8", ErrorCode.PARAMETER)
     for name, tensor in (("key", key), ("value", value)):
         if tensor.dtype in (torch.int8, torch.int32):
             if tensor.dtype == torch.int8 and request.block_table is not None and tensor.dim() == 5:
                 check_tiles(request, name, tensor)
-            raise request.not_simulated(name, tensor.dtype, "a cache in the query's dtype")
+            raise request.check.not_simulated(name, tensor.dtype, "a cache in the query's dtype")
         if tensor.dtype != query.dtype:
-            raise request.rejected(name, tensor.dtype, f"the query's dtype {query.dtype}", ErrorCode.PARAMETER)
+            raise request.check.rejected(name, tensor.dtype, f"the query's dtype {query.dtype}", ErrorCode.PARAMETER)
 
 
 def _check_contiguity(request: FusedAttentionRequest, profile: CannProfile) -> None:
     if profile.non_contiguous == "accepted":
         return
     paged = request.block_table is not None
-    tensors = {"query": request.query, "atten_mask": request.mask, "block_table": request.block_table}
     # A cache may have gaps between its blocks (CANN's tests test_fia_*noncontiguous*).
-    tensors["key"] = request.key[0] if paged and len(request.key) else request.key
-    tensors["value"] = request.value[0] if paged and len(request.value) else request.value
-    for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_contiguous():
-            raise request.rejected(name, f"not contiguous, strides {tensor.stride()}", "a contiguous tensor")
+    key = request.key[0] if paged and len(request.key) else request.key
+    value = request.value[0] if paged and len(request.value) else request.value
+    table, mask = request.block_table, request.mask
+    request.check.contiguous(query=request.query, atten_mask=mask, block_table=table, key=key, value=value)
 
 
 def _check_heads(request: FusedAttentionRequest, profile: CannProfile) -> None:
     heads, kv_heads = request.heads, request.kv_heads
     if heads > _MAX_HEADS:
-        raise request.rejected(request.names.heads, heads, f"at most {_MAX_HEADS}")
+        raise request.check.rejected(request.names.heads, heads, f"at most {_MAX_HEADS}")
     if heads % kv_heads:
-        raise request.rejected("num_key_value_heads", kv_heads, f"a divisor of {request.names.heads} {heads}")
+        raise request.check.rejected("num_key_value_heads", kv_heads, f"a divisor of {request.names.heads} {heads}")
     if profile.max_group_size is not None and heads // kv_heads > profile.max_group_size:
         allowed = f"at least {request.names.heads} / {profile.max_group_size}"
-        raise request.rejected("num_key_value_heads", kv_heads, allowed)
+        raise request.check.rejected("num_key_value_heads", kv_heads, allowed)
     _check_head_axis(request, "query", request.query, heads)
     if request.block_table is None:
         if request.key.dim() != request.query.dim():
             allowed = f"the query's rank {request.query.dim()}, without block_table"
-            raise request.rejected("key", f"of rank {request.key.dim()}", allowed, ErrorCode.PARAMETER)
+            raise request.check.rejected("key", f"of rank {request.key.dim()}", allowed, ErrorCode.PARAMETER)
         _check_head_axis(request, "key", request.key, kv_heads)
         _check_head_axis(request, "value", request.value, kv_heads)
 
@@ -123,30 +121,30 @@ def _check_heads(request: FusedAttentionRequest, profile: CannProfile) -> None:
 def _check_head_axis(request: FusedAttentionRequest, name: str, tensor: Tensor, heads: int) -> None:
     if request.layout == "BSH":
         if tensor.shape[2] % heads:
-            raise request.rejected(name, f"of hidden size {tensor.shape[2]}", f"a multiple of its {heads} heads")
+            raise request.check.rejected(name, f"of hidden size {tensor.shape[2]}", f"a multiple of its {heads} heads")
         return
     axis = {"BSND": 2, "BNSD": 1, "TND": 1}[request.layout]
     if tensor.shape[axis] != heads:
         given = f"{list(tensor.shape)} with {tensor.shape[axis]} heads on axis {axis}"
-        raise request.rejected(name, given, f"{heads} heads, as the head count arguments say")
+        raise request.check.rejected(name, given, f"{heads} heads, as the head count arguments say")
 
 
 def _check_head_dims(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
     key_dim = _key_head_dim(request)
     if key_dim != geometry.head_dim:
-        raise request.rejected("key", f"of head dim {key_dim}", f"the query's head dim {geometry.head_dim}")
+        raise request.check.rejected("key", f"of head dim {key_dim}", f"the query's head dim {geometry.head_dim}")
     for name, dim in (("query", geometry.head_dim), ("value", geometry.value_dim)):
         if not 0 < dim <= _MAX_HEAD_DIM or dim % _HEAD_DIM_STEP:
             allowed = f"a multiple of {_HEAD_DIM_STEP} up to {_MAX_HEAD_DIM}"
-            raise request.rejected(name, f"of head dim {dim}", allowed)
+            raise request.check.rejected(name, f"of head dim {dim}", allowed)
     if request.layout != "TND":
         return
     dims = (geometry.head_dim, geometry.value_dim)
     if dims not in profile.tnd_head_dims:
         allowed = ", ".join(f"{qk} with value {v}" for qk, v in sorted(profile.tnd_head_dims))
-        raise request.rejected("query", f"of head dim {dims[0]} with value {dims[1]} in TND", allowed)
+        raise request.check.rejected("query", f"of head dim {dims[0]} with value {dims[1]} in TND", allowed)
     if request.query.dtype == torch.float16 and profile.tnd_float16 == "rejected":
-        raise request.rejected("query", "float16 in TND", "bfloat16", ErrorCode.PARAMETER)
+        raise request.check.rejected("query", "float16 in TND", "bfloat16", ErrorCode.PARAMETER)
 
 
 def _key_head_dim(request: FusedAttentionRequest) -> int:
@@ -162,17 +160,19 @@ def _key_head_dim(request: FusedAttentionRequest) -> int:
 def _check_limits(request: FusedAttentionRequest, geometry: Geometry) -> None:
     query, key, value = request.query, request.key, request.value
     if geometry.batch > _MAX_BATCH:
-        raise request.rejected("query", f"of batch {geometry.batch}", f"at most {_MAX_BATCH}")
+        raise request.check.rejected("query", f"of batch {geometry.batch}", f"at most {_MAX_BATCH}")
     if request.block_table is None and request.layout != "TND" and len(key) != geometry.batch:
-        raise request.rejected("key", f"of batch {len(key)}", f"the query's batch {geometry.batch}")
+        raise request.check.rejected("key", f"of batch {len(key)}", f"the query's batch {geometry.batch}")
     if request.block_table is None and _token_axes(request, key) != _token_axes(request, value):
-        raise request.rejected("value", f"of shape {list(value.shape)}", f"as many tokens as key {list(key.shape)}")
+        raise request.check.rejected(
+            "value", f"of shape {list(value.shape)}", f"as many tokens as key {list(key.shape)}"
+        )
     hidden = request.heads * geometry.head_dim
     if request.layout in ("BSH", "BSND") and geometry.query_rows > 1 and hidden >= _MAX_HIDDEN:
-        raise request.rejected("query", f"of {hidden} elements per token", f"fewer than {_MAX_HIDDEN}")
+        raise request.check.rejected("query", f"of {hidden} elements per token", f"fewer than {_MAX_HIDDEN}")
     limit = _MAX_DECODE_KEYS if geometry.decode else _MAX_KEYS
     if request.block_table is None and geometry.key_rows > limit:
-        raise request.rejected("key", f"of {geometry.key_rows} tokens, queries {query.shape}", f"at most {limit}")
+        raise request.check.rejected("key", f"of {geometry.key_rows} tokens, queries {query.shape}", f"at most {limit}")
 
 
 def _token_axes(request: FusedAttentionRequest, tensor: Tensor) -> tuple[int, ...]:
@@ -186,12 +186,12 @@ def _axis_of_s(request: FusedAttentionRequest) -> int:
 def _check_sink(request: FusedAttentionRequest, sink: Tensor, geometry: Geometry, profile: CannProfile) -> None:
     """Refuse sinks outside TND; DOC: shape [heads], bfloat16, value head dim up to 128."""
     if request.layout != "TND":
-        raise request.rejected("learnable_sink", f"given with layout {request.layout}", "layout TND or NTD_TND")
+        raise request.check.rejected("learnable_sink", f"given with layout {request.layout}", "layout TND or NTD_TND")
     if tuple(sink.shape) != (request.heads,):
-        raise request.rejected("learnable_sink", f"of shape {list(sink.shape)}", f"[{request.heads}]")
+        raise request.check.rejected("learnable_sink", f"of shape {list(sink.shape)}", f"[{request.heads}]")
     if str(sink.dtype).removeprefix("torch.") not in profile.sink_dtypes:
         allowed = " or ".join(profile.sink_dtypes)
-        raise request.rejected("learnable_sink", sink.dtype, allowed, ErrorCode.PARAMETER)
+        raise request.check.rejected("learnable_sink", sink.dtype, allowed, ErrorCode.PARAMETER)
     if geometry.value_dim > _MAX_SINK_VALUE_DIM:
         given = f"given with value head dim {geometry.value_dim}"
-        raise request.rejected("learnable_sink", given, f"value head dim up to {_MAX_SINK_VALUE_DIM}")
+        raise request.check.rejected("learnable_sink", given, f"value head dim up to {_MAX_SINK_VALUE_DIM}")

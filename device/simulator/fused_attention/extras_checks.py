@@ -1,7 +1,7 @@
-"""Arguments of features that are not simulated, and the combinations that the operator refuses anyway.
+"""The checks of arguments whose features are not simulated.
 
-A combination that hardware refuses must be a rejection even though the feature is missing here: a test of
-the caller would otherwise be told that the simulator is too small, when its call is wrong.
+A combination that hardware refuses is a rejection here too, although the feature is missing: otherwise a caller whose
+call is wrong would read that the simulator is too small.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def check_extras(request: FusedAttentionRequest) -> None:
         quantised = [name for name in given if "quant" in name]
         _refuse_any(request, given, tuple(sorted(quantised)), "None with learnable_sink")
     name = min(given)
-    raise request.not_simulated(name, "given", "16-bit attention without rope, pse, prefix, padding, quantisation")
+    raise request.check.not_simulated(
+        name, "given", "16-bit attention without rope, pse, prefix, padding, quantisation"
+    )
 
 
 def _check_layout_for_queries(request: FusedAttentionRequest) -> None:
@@ -63,10 +65,10 @@ def _check_layout_for_queries(request: FusedAttentionRequest) -> None:
     axes = LAYOUTS[request.layout].query
     queries = request.query.shape[axes.index("S")] if "S" in axes else None
     if request.layout == "BNSD_BSND" and queries == 1:
-        raise request.rejected("input_layout", "'BNSD_BSND' with one query", "several queries, or BNSD")
+        raise request.check.rejected("input_layout", "'BNSD_BSND' with one query", "several queries, or BNSD")
     if request.layout.endswith("_NBSD") and queries is not None and queries > _MAX_NBSD_QUERIES:
         allowed = f"1 to {_MAX_NBSD_QUERIES} queries"
-        raise request.rejected("input_layout", f"{request.layout!r} with {queries} queries", allowed)
+        raise request.check.rejected("input_layout", f"{request.layout!r} with {queries} queries", allowed)
 
 
 def _check_int8(request: FusedAttentionRequest) -> None:
@@ -74,15 +76,15 @@ def _check_int8(request: FusedAttentionRequest) -> None:
     if request.given_extra("query_rope") is not None:
         return
     if request.block_table is not None:
-        raise request.rejected("query", "int8 with block_table", "float16 or bfloat16", ErrorCode.PARAMETER)
+        raise request.check.rejected("query", "int8 with block_table", "float16 or bfloat16", ErrorCode.PARAMETER)
     if _is_single_query(request):
-        raise request.rejected("query", "int8 with one query", "float16 or bfloat16", ErrorCode.PARAMETER)
+        raise request.check.rejected("query", "int8 with one query", "float16 or bfloat16", ErrorCode.PARAMETER)
     if request.sink is not None:
-        raise request.rejected("learnable_sink", "given with an int8 query", "a 16-bit query")
+        raise request.check.rejected("learnable_sink", "given with an int8 query", "a 16-bit query")
     if request.names is V1_NAMES:
         for name in _INPUT_QUANTISATION:
             if request.given_extra(name) is None:
-                raise request.rejected(name, "None", "given, for an int8 query")
+                raise request.check.rejected(name, "None", "given, for an int8 query")
 
 
 def _is_single_query(request: FusedAttentionRequest) -> bool:
@@ -96,16 +98,16 @@ def _check_pairs(request: FusedAttentionRequest, given: set[str]) -> None:
         present = [name for name in pair if name in given]
         if len(present) == 1:
             missing = pair[0] if present == [pair[1]] else pair[1]
-            raise request.rejected(missing, "None", f"given together with {present[0]}")
+            raise request.check.rejected(missing, "None", f"given together with {present[0]}")
     out_scale, out_offset = request.names.out_scale, request.names.out_offset
     if out_offset in given and out_scale not in given:
-        raise request.rejected(out_scale, "None", f"given together with {out_offset}")
+        raise request.check.rejected(out_scale, "None", f"given together with {out_offset}")
     rope = request.given_extra("query_rope")
     if isinstance(rope, torch.Tensor) and rope.dim() > 2 and request.layout != "BSH" and rope.shape[-1] != _ROPE_DIM:
-        raise request.rejected("query_rope", f"of head dim {rope.shape[-1]}", f"{_ROPE_DIM}")
+        raise request.check.rejected("query_rope", f"of head dim {rope.shape[-1]}", f"{_ROPE_DIM}")
 
 
 def _refuse_any(request: FusedAttentionRequest, given: set[str], names: tuple[str, ...], allowed: str) -> None:
     for name in names:
         if name in given:
-            raise request.rejected(name, "given", allowed)
+            raise request.check.rejected(name, "given", allowed)

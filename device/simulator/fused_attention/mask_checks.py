@@ -1,4 +1,4 @@
-"""Sparse modes, masks and inner_precise: what is refused.
+"""The checks of sparse modes, masks and inner_precise.
 
 Sources: CANN's mask checker and the tables of DOC.
 """
@@ -11,7 +11,7 @@ import torch
 
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention.layouts import spans
-from npudiff.device.simulator.fused_attention.visibility import COMPRESSED_MODES
+from npudiff.device.simulator.fused_attention.sparse_modes import COMPRESSED_MODES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,19 +40,19 @@ def check_sparse_mode(request: FusedAttentionRequest, geometry: Geometry, profil
         return
     mode, tnd = request.sparse_mode, request.layout == "TND"
     if mode == _TREE_MODE:
-        raise request.not_simulated("sparse_mode", mode, "0 to 4")
+        raise request.check.not_simulated("sparse_mode", mode, "0 to 4")
     if not 0 <= mode <= 4:
-        raise request.rejected("sparse_mode", mode, "0 to 4, or 9")
+        raise request.check.rejected("sparse_mode", mode, "0 to 4, or 9")
     if tnd and mode in (1, 2):
-        raise request.rejected("sparse_mode", f"{mode} in TND", "0 without a mask, 3 or 4")
+        raise request.check.rejected("sparse_mode", f"{mode} in TND", "0 without a mask, 3 or 4")
     if tnd and mode == 0 and request.mask is not None:
-        raise request.rejected("atten_mask", "given with sparse_mode 0 in TND", "None")
+        raise request.check.rejected("atten_mask", "given with sparse_mode 0 in TND", "None")
     unequal_dims_pass = tnd and profile.tnd_unequal_head_dims_in_mode_4 == "accepted"
     if geometry.head_dim != geometry.value_dim and mode in (1, 4) and not unequal_dims_pass:
         given = f"{mode} with head dim {geometry.head_dim} and value {geometry.value_dim}"
-        raise request.rejected("sparse_mode", given, "0, 2 or 3 where query and value differ in head dim")
+        raise request.check.rejected("sparse_mode", given, "0, 2 or 3 where query and value differ in head dim")
     if mode != 0 and request.mask is None:
-        raise request.rejected("atten_mask", f"None with sparse_mode {mode}", "a mask for every mode but 0")
+        raise request.check.rejected("atten_mask", f"None with sparse_mode {mode}", "a mask for every mode but 0")
     if mode == 4 or (mode == 0 and request.mask is not None):
         _check_band(request)
     if tnd and mode in (3, 4):
@@ -62,7 +62,7 @@ def check_sparse_mode(request: FusedAttentionRequest, geometry: Geometry, profil
 def _check_band(request: FusedAttentionRequest) -> None:
     if request.pre_tokens + request.next_tokens < 0:
         given = f"{request.pre_tokens} with next_tokens {request.next_tokens}"
-        raise request.rejected("pre_tokens", given, "at least -next_tokens")
+        raise request.check.rejected("pre_tokens", given, "at least -next_tokens")
 
 
 def _check_tnd_band(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
@@ -73,14 +73,14 @@ def _check_tnd_band(request: FusedAttentionRequest, geometry: Geometry, profile:
         where = f"sequence {span.batch} with {span.query_length} queries and {span.key_length} keys"
         if request.sparse_mode == 4:
             if request.pre_tokens < -span.query_length:
-                raise request.rejected("pre_tokens", f"{request.pre_tokens} for {where}", "at least -queries")
+                raise request.check.rejected("pre_tokens", f"{request.pre_tokens} for {where}", "at least -queries")
             if request.next_tokens < -span.key_length:
-                raise request.rejected("next_tokens", f"{request.next_tokens} for {where}", "at least -keys")
+                raise request.check.rejected("next_tokens", f"{request.next_tokens} for {where}", "at least -keys")
             continue
         spare = {"any": None, "at_most_keys": 0, "fewer_than_keys": 1}[profile.tnd_mode_3_queries]
         if spare is not None and span.key_length - span.query_length < spare:
             allowed = profile.tnd_mode_3_queries.replace("_", " ")
-            raise request.rejected(request.names.query_lengths, where, f"{allowed}, in TND with sparse_mode 3")
+            raise request.check.rejected(request.names.query_lengths, where, f"{allowed}, in TND with sparse_mode 3")
 
 
 def check_mask(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
@@ -95,14 +95,14 @@ def check_mask(request: FusedAttentionRequest, geometry: Geometry, profile: Cann
     if mask is None:
         return
     if mask.dtype not in (torch.bool, torch.int8, torch.uint8):
-        raise request.rejected("atten_mask", mask.dtype, "bool, int8 or uint8", ErrorCode.PARAMETER)
+        raise request.check.rejected("atten_mask", mask.dtype, "bool, int8 or uint8", ErrorCode.PARAMETER)
     if geometry.decode:
         _check_decode_mask(request, mask, geometry, profile)
     elif request.sparse_mode in COMPRESSED_MODES:
         shape = tuple(mask.shape)
         if shape[-2:] != (_TEMPLATE, _TEMPLATE) or len(shape) > 4 or any(size != 1 for size in shape[:-2]):
             allowed = "[2048, 2048], [1, 2048, 2048] or [1, 1, 2048, 2048]"
-            raise request.rejected(
+            raise request.check.rejected(
                 "atten_mask", f"of shape {list(shape)} with sparse_mode {request.sparse_mode}", allowed
             )
     else:
@@ -126,7 +126,7 @@ def _check_decode_mask(request: FusedAttentionRequest, mask: Tensor, geometry: G
         forms = {2: "[B, S]", 3: "[B, 1, S]", 4: "[B, 1, 1, S]"}
         allowed = " or ".join(forms[rank] for rank in profile.decode_mask_ranks)
         sizes = f"B 1 or {batch} and S at least {keys}"
-        raise request.rejected("atten_mask", f"of shape {list(shape)} for one query", f"{allowed}, {sizes}")
+        raise request.check.rejected("atten_mask", f"of shape {list(shape)} for one query", f"{allowed}, {sizes}")
 
 
 def _check_full_mask(request: FusedAttentionRequest, mask: Tensor, geometry: Geometry) -> None:
@@ -141,7 +141,7 @@ def _check_full_mask(request: FusedAttentionRequest, mask: Tensor, geometry: Geo
     if not fits or shape[-2] < geometry.query_rows or shape[-1] < geometry.key_rows:
         allowed = "[S1, S2] (equal head dims), [B, S1, S2] or [B, 1, S1, S2], "
         sizes = f"B 1 or {geometry.batch}, S1 at least {geometry.query_rows} and S2 at least {geometry.key_rows}"
-        raise request.rejected("atten_mask", f"of shape {list(shape)}", allowed + sizes)
+        raise request.check.rejected("atten_mask", f"of shape {list(shape)}", allowed + sizes)
 
 
 def check_inner_precise(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
@@ -164,4 +164,4 @@ def check_inner_precise(request: FusedAttentionRequest, geometry: Geometry, prof
     else:
         allowed, where = (0, 1, 2, 3), "several queries"
     if given not in allowed:
-        raise request.rejected("inner_precise", given, f"{', '.join(map(str, allowed))} for {where}")
+        raise request.check.rejected("inner_precise", given, f"{', '.join(map(str, allowed))} for {where}")

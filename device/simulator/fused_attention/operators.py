@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
-from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention import schemas
 from npudiff.device.simulator.fused_attention.checks import check
 from npudiff.device.simulator.fused_attention.flash import Softmax, attend
@@ -20,17 +22,13 @@ from npudiff.device.simulator.fused_attention.request import (
     normalise,
 )
 from npudiff.device.simulator.fused_attention.shapes import check_wrapper, empty_outputs
-from npudiff.device.simulator.fused_attention.visibility import check_template, see
+from npudiff.device.simulator.fused_attention.sparse_modes import check_template, see
 from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.schemas import qualified_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
-
-_V1 = "npu_fused_infer_attention_score"
-_V2 = "npu_fused_infer_attention_score_v2"
 
 # A number of our own: the content is scratch, and nothing reads it here.
 _WORKSPACE_BYTES = 1024
@@ -105,109 +103,79 @@ def _attend_sequences(
         )
 
 
-def _functional(name: str, names: ArgumentNames) -> Callable[..., tuple[Tensor, Tensor]]:
-    def kernel(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        return fused_attention(normalise(name, names, (query, key, value), arguments))
-
-    return kernel
-
-
-def _functional_meta(name: str, names: ArgumentNames) -> Callable[..., tuple[Tensor, Tensor]]:
-    def kernel(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        request = normalise(name, names, (query, key, value), arguments)
-        check_wrapper(request)
-        return empty_outputs(request, active_profile())
-
-    return kernel
+def _out(request: FusedAttentionRequest) -> tuple[Tensor, Tensor]:
+    attention, lse = fused_attention(request)
+    _check_out(request, attention, lse)
+    request.out[0].copy_(attention)
+    if request.return_lse:
+        request.out[1].copy_(lse)
+    return request.out[0], request.out[1]
 
 
-def _out(name: str, names: ArgumentNames) -> Callable[..., tuple[Tensor, Tensor]]:
-    def kernel(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        out: list[Tensor],
-        **arguments: Any,  # noqa: ANN401
-    ) -> tuple[Tensor, Tensor]:
-        request = normalise(name, names, (query, key, value), arguments)
-        attention, lse = fused_attention(request)
-        _check_out(request, out, attention, lse)
-        out[0].copy_(attention)
-        if request.return_lse:
-            out[1].copy_(lse)
-        return out[0], out[1]
-
-    return kernel
-
-
-def _check_out(request: FusedAttentionRequest, out: list[Tensor], attention: Tensor, lse: Tensor) -> None:
+def _check_out(request: FusedAttentionRequest, attention: Tensor, lse: Tensor) -> None:
     """Refuse outputs of another shape or dtype; the log-sum-exp only where it is written.
 
     Graph users pass any tensor for a log-sum-exp that they do not want (vllm-ascend, mla_v1.py).
     """
+    out = request.out
     if len(out) != 2:
         given = f"a list of {len(out)} tensors"
         allowed = "[attention_out, softmax_lse]"
-        raise OperatorRejected(request.operator, "out", given, allowed, ErrorCode.WRAPPER)
+        raise request.check.rejected("out", given, allowed, ErrorCode.WRAPPER)
     wanted = [("out[0]", attention, out[0])] + ([("out[1]", lse, out[1])] if request.return_lse else [])
     for argument, computed, given_tensor in wanted:
         if given_tensor.shape != computed.shape or given_tensor.dtype != computed.dtype:
             given = f"{given_tensor.dtype} {list(given_tensor.shape)}"
             allowed = f"{computed.dtype} {list(computed.shape)}"
-            raise OperatorRejected(request.operator, argument, given, allowed, ErrorCode.PARAMETER)
+            raise request.check.rejected(argument, given, allowed, ErrorCode.PARAMETER)
 
 
-def _out_meta(
-    query: Tensor,  # noqa: ARG001 - the dispatcher passes what the schema has
-    key: Tensor,  # noqa: ARG001
-    value: Tensor,  # noqa: ARG001
-    *,
-    out: list[Tensor],
-    **_: Any,  # noqa: ANN401
-) -> tuple[Tensor, Tensor]:
-    return out[0], out[1]
+def _out_meta(request: FusedAttentionRequest) -> tuple[Tensor, Tensor]:
+    return request.out[0], request.out[1]
 
 
-def _workspace(name: str, names: ArgumentNames) -> Callable[..., Tensor]:
-    def kernel(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:  # noqa: ANN401
-        # Asking aclnn for a workspace is its first phase, which checks all that the call would check.
-        request = normalise(name, names, (query, key, value), arguments)
-        check_wrapper(request)
-        if query.numel():
-            check(request, active_profile())
-        return query.new_empty(_WORKSPACE_BYTES, dtype=torch.uint8)
-
-    return kernel
+def _workspace(request: FusedAttentionRequest) -> Tensor:
+    # Asking aclnn for a workspace is its first phase, which checks all that the call would check.
+    check_wrapper(request)
+    if request.query.numel():
+        check(request, active_profile())
+    return _workspace_meta(request)
 
 
-def _workspace_meta(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:  # noqa: ANN401, ARG001
-    return query.new_empty(_WORKSPACE_BYTES, dtype=torch.uint8)
+def _workspace_meta(request: FusedAttentionRequest) -> Tensor:
+    return request.query.new_empty(_WORKSPACE_BYTES, dtype=torch.uint8)
 
 
-def _infer_output(name: str, names: ArgumentNames) -> Callable[..., tuple[Tensor, Tensor]]:
-    def kernel(query: Tensor, value: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        request = normalise(name, names, (query, value, value), arguments)
-        check_wrapper(request)
-        return empty_outputs(request, active_profile())
-
-    return kernel
+def _inferred(request: FusedAttentionRequest) -> tuple[Tensor, Tensor]:
+    check_wrapper(request)
+    return empty_outputs(request, active_profile())
 
 
-def _operators() -> tuple[Operator, ...]:
-    infer_v1 = _infer_output(f"_{_V1}_infer_output", V1_NAMES)
-    infer_v2 = _infer_output(f"_{_V2}_infer_output", V2_NAMES)
-    return (
-        Operator(schemas.FUSED_ATTENTION, _functional(_V1, V1_NAMES), _functional_meta(_V1, V1_NAMES)),
-        Operator(schemas.FUSED_ATTENTION_OUT, _out(_V1, V1_NAMES), _out_meta),
-        Operator(schemas.FUSED_ATTENTION_WORKSPACE, _workspace(_V1, V1_NAMES), _workspace_meta),
-        Operator(schemas.FUSED_ATTENTION_INFER_OUTPUT, infer_v1, infer_v1),
-        Operator(schemas.FUSED_ATTENTION_V2, _functional(_V2, V2_NAMES), _functional_meta(_V2, V2_NAMES)),
-        Operator(schemas.FUSED_ATTENTION_V2_OUT, _out(_V2, V2_NAMES), _out_meta),
-        Operator(schemas.FUSED_ATTENTION_V2_WORKSPACE, _workspace(_V2, V2_NAMES), _workspace_meta),
-        Operator(schemas.FUSED_ATTENTION_V2_INFER_OUTPUT, infer_v2, infer_v2),
-    )
+Kernel = Callable[[FusedAttentionRequest], object]
 
 
-OPERATORS = _operators()
+def _operators(name: str, names: ArgumentNames, kernels: Mapping[str, tuple[Kernel, Kernel]]) -> Iterator[Operator]:
+    """Yield the forms of one version, by their schemas; all but the inference of outputs go by the operator's name."""
+    for schema, (cpu, meta) in kernels.items():
+        called = qualified_name(schema) if cpu is _inferred else name
+        yield Operator(schema, cpu, meta, request=partial(normalise, called, names))
+
+
+_V1 = {
+    schemas.FUSED_ATTENTION: (fused_attention, _inferred),
+    schemas.FUSED_ATTENTION_OUT: (_out, _out_meta),
+    schemas.FUSED_ATTENTION_WORKSPACE: (_workspace, _workspace_meta),
+    schemas.FUSED_ATTENTION_INFER_OUTPUT: (_inferred, _inferred),
+}
+_V2 = {
+    schemas.FUSED_ATTENTION_V2: (fused_attention, _inferred),
+    schemas.FUSED_ATTENTION_V2_OUT: (_out, _out_meta),
+    schemas.FUSED_ATTENTION_V2_WORKSPACE: (_workspace, _workspace_meta),
+    schemas.FUSED_ATTENTION_V2_INFER_OUTPUT: (_inferred, _inferred),
+}
+
+OPERATORS = (
+    *_operators("npu_fused_infer_attention_score", V1_NAMES, _V1),
+    *_operators("npu_fused_infer_attention_score_v2", V2_NAMES, _V2),
+)
 """Both versions of the operator with all their forms."""

@@ -99,7 +99,7 @@ def key_values(request: FusedAttentionRequest, span: Span) -> KeyValues:
         where = (request.layout, request.kv_heads, span.batch, window)
         return ContiguousKeyValues(rows(request.key, *where), rows(request.value, *where))
     return PagedKeyValues(
-        operator=request.operator,
+        operator=request.check.operator,
         batch=span.batch,
         blocks=request.block_table[span.batch].tolist(),
         key_cache=request.key,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from npudiff.device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
+from npudiff.device.simulator.argument_checks import ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -51,8 +52,8 @@ V2_NAMES = ArgumentNames(
 class FusedAttentionRequest:
     """A call of ``npu_fused_infer_attention_score`` or its second version."""
 
-    operator: str
-    """Name of the operator that was called."""
+    check: ArgumentChecks
+    """Of the operator that was called."""
     names: ArgumentNames
     """The caller's words, for messages."""
     query: Tensor
@@ -84,22 +85,14 @@ class FusedAttentionRequest:
     """``learnable_sink`` [heads]."""
     return_lse: bool
     """Whether the log-sum-exp is wanted."""
+    out: Sequence[Tensor]
+    """What the ``.out`` forms write into: attention and log-sum-exp."""
     extras: tuple[tuple[str, object], ...]
-    """Arguments that were given and that the simulator has no use for, by name."""
+    """Other arguments that were given, by name; the simulator implements none of them."""
 
     def given_extra(self, name: str) -> object | None:
         """Return the argument of that name if it was given and is not simulated."""
         return dict(self.extras).get(name)
-
-    def rejected(
-        self, argument: str, given: object, allowed: str, code: ErrorCode = ErrorCode.TILING
-    ) -> OperatorRejected:
-        """Make the error of a call that the operator refuses."""
-        return OperatorRejected(self.operator, argument, given, allowed, code)
-
-    def not_simulated(self, argument: str, given: object, simulated: str) -> NotSimulated:
-        """Make the error of a call that the simulator cannot run."""
-        return NotSimulated(self.operator, argument, given, simulated)
 
 
 # Arguments with a place in FusedAttentionRequest, per version, beside those of ArgumentNames.
@@ -144,10 +137,13 @@ _MAXIMUM = 2147483647
 def normalise(
     operator: str,
     names: ArgumentNames,
-    tensors: tuple[Tensor, Tensor, Tensor],
-    arguments: Mapping[str, Any],
+    query: Tensor,
+    value: Tensor,
+    key: Tensor | None = None,
+    out: Sequence[Tensor] = (),
+    **arguments: Any,  # noqa: ANN401 - those of the schemas
 ) -> FusedAttentionRequest:
-    """Translate the keyword arguments of one operator version.
+    """Translate the arguments of one operator version; nothing is checked.
 
     Parameters
     ----------
@@ -155,24 +151,20 @@ def normalise(
         Name for messages.
     names : ArgumentNames
         ``V1_NAMES`` or ``V2_NAMES``.
-    tensors : tuple of Tensor
-        The positional arguments: query, key and value.
-    arguments : mapping
-        Keyword arguments, in the words of the version; absent ones have the schema's default.
-
-    Returns
-    -------
-    FusedAttentionRequest
-        The call; nothing has been checked.
+    query, value, key : Tensor
+        Forms that only say the shapes of outputs have no key.
+    out : sequence of Tensor
+        Of the ``.out`` forms.
+    **arguments : object
+        In the words of the version; absent ones have the schema's default.
     """
-    query, key, value = tensors
     heads = arguments.get(names.heads, 1)
     known = _COMMON | _WITHOUT_EFFECT | set(vars(names).values()) - {names.out_scale, names.out_offset}
     return FusedAttentionRequest(
-        operator=operator,
+        check=ArgumentChecks(operator, default=ErrorCode.TILING),
         names=names,
         query=query,
-        key=key,
+        key=value if key is None else key,
         value=value,
         layout=arguments.get("input_layout", "BSH"),
         heads=heads,
@@ -189,6 +181,7 @@ def normalise(
         block_size=arguments.get("block_size", 0),
         sink=arguments.get("learnable_sink"),
         return_lse=arguments.get(names.return_lse, False),
+        out=out,
         # A mode of 0 is the default, hence not given.
         extras=tuple(
             (name, given)

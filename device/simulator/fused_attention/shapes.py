@@ -57,22 +57,22 @@ def check_wrapper(request: FusedAttentionRequest) -> None:
         With the wrapper's code.
     """
     if request.heads <= 0:
-        raise request.rejected(request.names.heads, request.heads, "greater than 0", ErrorCode.WRAPPER)
+        raise request.check.rejected(request.names.heads, request.heads, "greater than 0", ErrorCode.WRAPPER)
     if request.kv_heads < 0:
-        raise request.rejected("num_key_value_heads", request.kv_heads, "0 or more", ErrorCode.WRAPPER)
+        raise request.check.rejected("num_key_value_heads", request.kv_heads, "0 or more", ErrorCode.WRAPPER)
     if request.layout not in LAYOUTS:
-        raise request.rejected("input_layout", repr(request.layout), ", ".join(LAYOUTS), ErrorCode.WRAPPER)
+        raise request.check.rejected("input_layout", repr(request.layout), ", ".join(LAYOUTS), ErrorCode.WRAPPER)
     axes = LAYOUTS[request.layout].query
     query, value = request.query, request.value
     if query.dim() != len(axes):
         allowed = f"rank {len(axes)} for layout {request.layout}"
-        raise request.rejected("query", f"of rank {query.dim()}", allowed, ErrorCode.WRAPPER)
+        raise request.check.rejected("query", f"of rank {query.dim()}", allowed, ErrorCode.WRAPPER)
     if request.block_table is None and value.dim() != query.dim():
         allowed = f"the query's rank {query.dim()}, without block_table"
-        raise request.rejected("value", f"of rank {value.dim()}", allowed, ErrorCode.WRAPPER)
+        raise request.check.rejected("value", f"of rank {value.dim()}", allowed, ErrorCode.WRAPPER)
     if request.block_table is not None and value.dim() not in (3, 4, 5):
         allowed = "rank 3, 4 or 5 for a paged cache"
-        raise request.rejected("value", f"of rank {value.dim()}", allowed, ErrorCode.WRAPPER)
+        raise request.check.rejected("value", f"of rank {value.dim()}", allowed, ErrorCode.WRAPPER)
 
 
 def query_sizes(request: FusedAttentionRequest) -> dict[str, int]:

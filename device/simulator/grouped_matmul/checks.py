@@ -9,7 +9,7 @@ import torch
 
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.grouped_matmul.groups import check_group_list
-from npudiff.device.simulator.grouped_matmul.request import INNER, NO_GROUPS, ONE_EACH, REQUIRE, ROWS, GroupedRequest
+from npudiff.device.simulator.grouped_matmul.request import CHECK, INNER, NO_GROUPS, ONE_EACH, ROWS, GroupedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,19 +34,17 @@ def check_host(request: GroupedRequest) -> None:
     wrapper = ErrorCode.WRAPPER
     for argument, tensors in (("x", request.x), ("weight", request.weight)):
         if not tensors:
-            raise REQUIRE.rejected(argument, "empty", "at least one tensor", wrapper)
-    REQUIRE.choice("split_item", request.split_item, (0, 1, 2, 3), wrapper)
+            raise CHECK.rejected(argument, "empty", "at least one tensor", wrapper)
+    CHECK.choice("split_item", request.split_item, (0, 1, 2, 3), wrapper)
     if request.is_list:
         _check_list_overload(request)
     elif request.group_type is None:
-        raise REQUIRE.rejected("group_type", None, "-1, 0 or 2: it has to be given", wrapper)
+        raise CHECK.rejected("group_type", None, "-1, 0 or 2: it has to be given", wrapper)
     else:
-        REQUIRE.choice("group_type", request.group_type, (NO_GROUPS, ROWS, INNER), wrapper)
+        CHECK.choice("group_type", request.group_type, (NO_GROUPS, ROWS, INNER), wrapper)
     if request.group_type == INNER and request.split_item not in ONE_EACH and len(request.weight) != 1:
         given = f"of {len(request.weight)} tensors"
-        raise REQUIRE.rejected(
-            "weight", given, "1 tensor, where the inner axis is cut and split_item is 2 or 3", wrapper
-        )
+        raise CHECK.rejected("weight", given, "1 tensor, where the inner axis is cut and split_item is 2 or 3", wrapper)
 
 
 def check(request: GroupedRequest) -> None:
@@ -62,15 +60,15 @@ def check(request: GroupedRequest) -> None:
     check_host(request)
     for argument in _OF_950:
         if getattr(request, argument) is not None:
-            raise REQUIRE.rejected(argument, getattr(request, argument), "None: dtypes of Ascend 950 alone have it")
+            raise CHECK.rejected(argument, getattr(request, argument), "None: dtypes of Ascend 950 alone have it")
     for argument in _OF_ACTIVATION_QUANTISATION:
         if getattr(request, argument):
-            raise REQUIRE.not_simulated(argument, f"of {len(getattr(request, argument))} tensors", "None")
-    REQUIRE.choice("act_type", request.act_type, (0, 1, 2, 4, 5))
+            raise CHECK.not_simulated(argument, f"of {len(getattr(request, argument))} tensors", "None")
+    CHECK.choice("act_type", request.act_type, (0, 1, 2, 4, 5))
     if request.act_type:
-        raise REQUIRE.not_simulated("act_type", request.act_type, "0")
+        raise CHECK.not_simulated("act_type", request.act_type, "0")
     most = _MAX_STACKED if request.is_stacked else _MAX_LISTED
-    REQUIRE.between("weight", request.experts, 1, most, ErrorCode.TILING)
+    CHECK.between("weight", request.experts, 1, most, ErrorCode.TILING)
     if request.group_type == INNER:
         _check_inner(request)
         return
@@ -83,25 +81,25 @@ def _check_list_overload(request: GroupedRequest) -> None:
     wrapper = ErrorCode.WRAPPER
     for argument in ("group_type", "group_list_type", "act_type"):
         if getattr(request, argument):
-            raise REQUIRE.rejected(argument, getattr(request, argument), "None, where group_list is a list", wrapper)
+            raise CHECK.rejected(argument, getattr(request, argument), "None, where group_list is a list", wrapper)
     ends = request.group_ends
     if ends is not None and (min(ends, default=0) < 0 or any(b < a for a, b in pairwise(ends))):
-        raise REQUIRE.rejected("group_list", list(ends), "ends of groups, which do not decrease", wrapper)
+        raise CHECK.rejected("group_list", list(ends), "ends of groups, which do not decrease", wrapper)
     if request.split_item not in ONE_EACH:
         return
     if ends is None:
         _require_one_each(request, wrapper)
     elif len(request.x) != 1:
         allowed = "1 tensor, with group_list and split_item 0 or 1"
-        raise REQUIRE.rejected("x", f"of {len(request.x)} tensors", allowed, wrapper)
+        raise CHECK.rejected("x", f"of {len(request.x)} tensors", allowed, wrapper)
     elif request.experts != len(ends):
-        raise REQUIRE.rejected("weight", f"{request.experts} weights", f"{len(ends)}, as group_list", wrapper)
+        raise CHECK.rejected("weight", f"{request.experts} weights", f"{len(ends)}, as group_list", wrapper)
 
 
 def _require_one_each(request: GroupedRequest, code: ErrorCode) -> None:
     if len(request.x) != request.experts:
         given = f"of {len(request.x)} tensors"
-        raise REQUIRE.rejected("x", given, f"{request.experts}, one for each weight", code)
+        raise CHECK.rejected("x", given, f"{request.experts}, one for each weight", code)
 
 
 def _check_grouping(request: GroupedRequest) -> None:
@@ -109,86 +107,85 @@ def _check_grouping(request: GroupedRequest) -> None:
     group_list = request.group_list
     if request.group_type == NO_GROUPS:
         if request.split_item not in ONE_EACH:
-            raise REQUIRE.rejected("split_item", request.split_item, "0 or 1, with group_type -1")
+            raise CHECK.rejected("split_item", request.split_item, "0 or 1, with group_type -1")
         if group_list is not None:
-            raise REQUIRE.rejected("group_list", "a tensor", "None, with group_type -1")
+            raise CHECK.rejected("group_list", "a tensor", "None, with group_type -1")
         _require_one_each(request, ErrorCode.PARAMETER)
         return
     if len(request.x) > 1 or (request.is_list and request.group_ends is None):
         if group_list is not None or request.group_ends is not None:
-            raise REQUIRE.not_simulated("group_list", f"given with {len(request.x)} tensors x", "one tensor x")
+            raise CHECK.not_simulated("group_list", f"given with {len(request.x)} tensors x", "one tensor x")
         _require_one_each(request, ErrorCode.PARAMETER)
         return
     if request.is_list:
         _check_ends(request)
         return
     if request.split_item in ONE_EACH:
-        raise REQUIRE.rejected("split_item", request.split_item, "2 or 3, with group_type 0 and one tensor x")
+        raise CHECK.rejected("split_item", request.split_item, "2 or 3, with group_type 0 and one tensor x")
     if group_list is None:
-        raise REQUIRE.rejected("group_list", None, "a tensor, with group_type 0 and one tensor x")
-    check_group_list(REQUIRE, group_list, request.group_list_type, request.experts)
+        raise CHECK.rejected("group_list", None, "a tensor, with group_type 0 and one tensor x")
+    check_group_list(CHECK, group_list, request.group_list_type, request.experts)
 
 
 def _check_ends(request: GroupedRequest) -> None:
     """HOST looks at order only; that the ends fit the weights and the rows is what a tiling stage would see."""
     ends = list(request.group_ends or ())
     if len(ends) != request.experts:
-        raise REQUIRE.rejected("group_list", f"of length {len(ends)}", f"{request.experts}, one for each weight")
+        raise CHECK.rejected("group_list", f"of length {len(ends)}", f"{request.experts}, one for each weight")
     if ends and ends[-1] > len(request.x[0]):
-        raise REQUIRE.rejected("group_list", ends, f"ends up to {len(request.x[0])}, the rows of x")
+        raise CHECK.rejected("group_list", ends, f"ends up to {len(request.x[0])}, the rows of x")
 
 
 def _check_shapes(request: GroupedRequest) -> None:
     several = len(request.x) > 1 or request.group_type == NO_GROUPS
     for number, x in enumerate(request.x):
-        REQUIRE.rank(f"x[{number}]", x, tuple(range(2, 7)) if request.split_item in ONE_EACH and several else (2,))
+        CHECK.rank(f"x[{number}]", x, tuple(range(2, 7)) if request.split_item in ONE_EACH and several else (2,))
     inner = [x.shape[-1] for x in request.x] if several else [request.x[0].shape[-1]] * request.experts
     for number, weight in enumerate(request.weight):
-        REQUIRE.rank(f"weight[{number}]", weight, (3,) if request.is_stacked else (2,))
-        if weight.dtype == torch.int32 and not weight.is_contiguous():
-            given = f"not contiguous, strides {weight.stride()}"
-            raise REQUIRE.not_simulated(f"weight[{number}]", given, "contiguous weights of int4")
+        CHECK.rank(f"weight[{number}]", weight, (3,) if request.is_stacked else (2,))
+        if weight.dtype == torch.int32:
+            CHECK.simulated_contiguous("contiguous weights of int4", **{f"weight[{number}]": weight})
     for expert in range(request.experts):
         weight = request.of_expert(request.weight, expert)
         if weight.shape[0] != inner[expert]:
             given = f"of {weight.shape[0]} rows"
-            raise REQUIRE.rejected(f"weight of expert {expert}", given, f"{inner[expert]}, the last axis of x")
+            raise CHECK.rejected(f"weight of expert {expert}", given, f"{inner[expert]}, the last axis of x")
         for argument, size in (("x", inner[expert]), ("weight", request.columns(expert))):
             if size > _MAX_INNER:
                 given = f"of last axis {size}"
-                raise REQUIRE.rejected(argument, given, f"at most {_MAX_INNER}", ErrorCode.TILING)
+                raise CHECK.rejected(argument, given, f"at most {_MAX_INNER}", ErrorCode.TILING)
         if request.split_item not in ONE_EACH and request.columns(expert) != request.columns(0):
             given = f"of {request.columns(expert)} columns"
-            raise REQUIRE.rejected(f"weight of expert {expert}", given, f"{request.columns(0)}, as the first")
+            raise CHECK.rejected(f"weight of expert {expert}", given, f"{request.columns(0)}, as the first")
 
 
 def _check_inner(request: GroupedRequest) -> None:
     """Groups of the inner axis: one x, which is a transposed view, and one weight [K, N]."""
     if request.split_item in ONE_EACH:
-        raise REQUIRE.not_simulated("split_item", request.split_item, "2 and 3, with group_type 2")
+        raise CHECK.not_simulated("split_item", request.split_item, "2 and 3, with group_type 2")
     x, weight = request.x[0], request.weight[0]
     if len(request.x) != 1:
-        raise REQUIRE.rejected("x", f"of {len(request.x)} tensors", "1 tensor, with group_type 2 and split_item 2 or 3")
-    REQUIRE.rank("x[0]", x, (2,))
-    REQUIRE.rank("weight[0]", weight, (2,))
+        raise CHECK.rejected("x", f"of {len(request.x)} tensors", "1 tensor, with group_type 2 and split_item 2 or 3")
+    CHECK.rank("x[0]", x, 2)
+    CHECK.rank("weight[0]", weight, 2)
     if not x.t().is_contiguous():
         given = f"of strides {x.stride()}"
-        raise REQUIRE.rejected("x[0]", given, "a transposed view of a tensor [K, M], with group_type 2")
-    REQUIRE.shape("weight[0]", weight, (x.shape[1], weight.shape[1]), "[K, N], the inner axis of x")
+        raise CHECK.rejected("x[0]", given, "a transposed view of a tensor [K, M], with group_type 2")
+    CHECK.shape("weight[0]", weight, (x.shape[1], weight.shape[1]), meaning="[K, N], the inner axis of x")
     if request.group_list is None:
-        raise REQUIRE.rejected("group_list", None, "a tensor, with group_type 2")
-    REQUIRE.rank("group_list", request.group_list, (1,))
+        raise CHECK.rejected("group_list", None, "a tensor, with group_type 2")
+    CHECK.rank("group_list", request.group_list, 1)
     if request.group_list_type > 1:
-        raise REQUIRE.rejected("group_list_type", request.group_list_type, "0 or 1, with group_type 2")
+        raise CHECK.rejected("group_list_type", request.group_list_type, "0 or 1, with group_type 2")
 
 
 def per_expert(request: GroupedRequest, argument: str, tensors: Sequence[Tensor], dtypes: Sequence[str]) -> None:
     """Require [E, N] of stacked weights, or [N] for each of several, in one of some dtypes."""
     if len(tensors) != len(request.weight):
         allowed = f"{len(request.weight)}, one for each weight"
-        raise REQUIRE.rejected(argument, f"of {len(tensors)} tensors", allowed)
+        raise CHECK.rejected(argument, f"of {len(tensors)} tensors", allowed)
     for number, tensor in enumerate(tensors):
-        REQUIRE.dtype(argument, tensor, dtypes)
+        CHECK.dtype(argument, tensor, *dtypes)
         columns = (request.columns(number),)
         shape, meaning = ((request.experts, *columns), "[E, N]") if request.is_stacked else (columns, "[N]")
-        REQUIRE.shape(argument, tensor, shape, meaning)
+        CHECK.shape(argument, tensor, shape, meaning=meaning)

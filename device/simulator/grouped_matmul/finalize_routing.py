@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.grouped_matmul import int4
 from npudiff.device.simulator.grouped_matmul.groups import check_group_list, read_groups
 from npudiff.device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product
-from npudiff.device.simulator.moe.requirements import Requirements
 from npudiff.device.simulator.profiles import CannProfile, active_profile
 
-_REQUIRE = Requirements("npu_grouped_matmul_finalize_routing")
+_CHECK = ArgumentChecks("npu_grouped_matmul_finalize_routing", default=ErrorCode.PARAMETER)
 _OF_950 = ("x_dtype", "w_dtype", "scale_dtype", "pertoken_scale_dtype")
 _NEEDED = ("scale", "pertoken_scale", "logit", "row_index")
 
@@ -81,10 +81,10 @@ class _Factors:
     tokens: Tensor
 
 
-def finalize_routing(x: Tensor, w: Tensor, group_list: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+def finalize_routing(request: FinalizeRequest) -> Tensor:
     """Return ``out[row_index[r]] += logit[r] * (x[r] @ w[e]) * scale[e] * pertoken_scale[r]`` over all rows r.
 
-    Rows behind the last group are left out. Parameters are those of :class:`FinalizeRequest`.
+    Rows behind the last group are left out. The arguments are those of :class:`FinalizeRequest`.
 
     Returns
     -------
@@ -100,12 +100,11 @@ def finalize_routing(x: Tensor, w: Tensor, group_list: Tensor, **options: Any) -
     DeviceFault, UndefinedBehaviour
         Groups or tokens that are none.
     """
-    request = _normalise(x, w, group_list, options)
     profile = active_profile()
     factors = _check(request, profile)
-    groups = read_groups(_REQUIRE, group_list, request.group_list_type, len(w), len(x))
+    groups = read_groups(_CHECK, request.group_list, request.group_list_type, len(request.w), len(request.x))
     used = groups[-1].stop if groups else 0
-    _REQUIRE.inside("row_index", factors.tokens[:used], request.shape[0], "rows of the output")
+    _CHECK.indices("row_index", factors.tokens[:used], request.shape[0], "rows of the output")
     output = torch.zeros(request.shape)
     if profile.gmm_finalize_order == "shared_first":
         _add_shared(request, output)
@@ -117,16 +116,15 @@ def finalize_routing(x: Tensor, w: Tensor, group_list: Tensor, **options: Any) -
     return output
 
 
-def finalize_routing_meta(x: Tensor, w: Tensor, group_list: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+def finalize_routing_meta(request: FinalizeRequest) -> Tensor:
     """Allocate the output, after the checks of the host."""
-    request = _normalise(x, w, group_list, options)
     _check_host(request)
-    return x.new_empty(request.shape, dtype=torch.float32)
+    return request.x.new_empty(request.shape, dtype=torch.float32)
 
 
-def _normalise(x: Tensor, w: Tensor, group_list: Tensor, options: dict[str, Any]) -> FinalizeRequest:
-    given = {name: value for name, value in options.items() if value is not None}
-    return FinalizeRequest(x, w, group_list, **given)
+def normalise(**arguments: Any) -> FinalizeRequest:  # noqa: ANN401 - those of the schema
+    """Return the arguments of a call; None counts as not given."""
+    return FinalizeRequest(**{name: value for name, value in arguments.items() if value is not None})
 
 
 def _products(request: FinalizeRequest, factors: _Factors, expert: int, rows: slice, profile: CannProfile) -> Tensor:
@@ -148,11 +146,11 @@ def _add_shared(request: FinalizeRequest, output: Tensor) -> None:
 
 def _check_host(request: FinalizeRequest) -> None:
     wrapper = ErrorCode.WRAPPER
-    _REQUIRE.choice("group_list_type", request.group_list_type, (0, 1), wrapper)
-    _REQUIRE.rank("x", request.x, (2,), wrapper)
-    _REQUIRE.rank("w", request.w, (3,), wrapper)
+    _CHECK.choice("group_list_type", request.group_list_type, (0, 1), wrapper)
+    _CHECK.rank("x", request.x, 2, code=wrapper)
+    _CHECK.rank("w", request.w, 3, code=wrapper)
     if request.dtype not in (None, torch.float32):
-        raise _REQUIRE.rejected("dtype", str(request.dtype), "torch.float32", wrapper)
+        raise _CHECK.rejected("dtype", str(request.dtype), "torch.float32", wrapper)
 
 
 def _check(request: FinalizeRequest, profile: CannProfile) -> _Factors:
@@ -160,21 +158,21 @@ def _check(request: FinalizeRequest, profile: CannProfile) -> _Factors:
     _check_host(request)
     for argument in _OF_950:
         if getattr(request, argument) is not None:
-            raise _REQUIRE.rejected(argument, getattr(request, argument), "None: dtypes of Ascend 950 alone have it")
-    _REQUIRE.dtype("x", request.x, ("int8",))
-    _REQUIRE.dtype("w", request.w, ("int8", "int32"))
+            raise _CHECK.rejected(argument, getattr(request, argument), "None: dtypes of Ascend 950 alone have it")
+    _CHECK.dtype("x", request.x, "int8")
+    _CHECK.dtype("w", request.w, "int8", "int32")
     shape = (len(request.w), request.x.shape[1], request.w.shape[2])
-    _REQUIRE.shape("w", request.w, shape, "[E, K, N], the inner axis of x")
-    check_group_list(_REQUIRE, request.group_list, request.group_list_type, len(request.w))
+    _CHECK.shape("w", request.w, shape, meaning="[E, K, N], the inner axis of x")
+    check_group_list(_CHECK, request.group_list, request.group_list_type, len(request.w))
     if request.offset is not None:
-        raise _REQUIRE.not_simulated("offset", "a tensor", "None")
+        raise _CHECK.not_simulated("offset", "a tensor", "None")
     scale, by_row, logit, tokens = (getattr(request, argument) for argument in _NEEDED)
     for argument, tensor in zip(_NEEDED, (scale, by_row, logit, tokens), strict=True):
         if tensor is None:
-            raise _REQUIRE.not_simulated(argument, None, "a tensor")
+            raise _CHECK.not_simulated(argument, None, "a tensor")
         if argument != "scale":
-            _REQUIRE.dtype(argument, tensor, ("int64", "int32") if argument == "row_index" else ("float32",))
-            _REQUIRE.shape(argument, tensor, (len(request.x),), "[M]")
+            _CHECK.dtype(argument, tensor, *(("int64", "int32") if argument == "row_index" else ("float32",)))
+            _CHECK.shape(argument, tensor, (len(request.x),), meaning="[M]")
     _check_shared(request)
     return _Factors(_check_scale(request, scale, profile), by_row, logit, tokens.long())
 
@@ -184,27 +182,26 @@ def _check_scale(request: FinalizeRequest, scale: Tensor, profile: CannProfile) 
     shape = (len(request.w), request.shape[1])
     if request.w.dtype == torch.int8:
         if request.bias is not None:
-            raise _REQUIRE.not_simulated("bias", "a tensor with w of int8", "None")
-        _REQUIRE.dtype("scale", scale, ("float32", "bfloat16"))
-        _REQUIRE.shape("scale", scale, shape, "[E, N]")
+            raise _CHECK.not_simulated("bias", "a tensor with w of int8", "None")
+        _CHECK.dtype("scale", scale, "float32", "bfloat16")
+        _CHECK.shape("scale", scale, shape, meaning="[E, N]")
         return scale.float()
-    if not request.w.is_contiguous():
-        raise _REQUIRE.not_simulated("w", f"not contiguous, strides {request.w.stride()}", "contiguous int4")
+    _CHECK.simulated_contiguous("contiguous int4", w=request.w)
     if request.bias is None:
-        raise _REQUIRE.rejected("bias", None, "float32 [E, N], with w of int4")
-    _REQUIRE.dtype("bias", request.bias, ("float32",))
-    _REQUIRE.shape("bias", request.bias, shape, "[E, N]")
-    return int4.checked_scale(_REQUIRE, "scale", scale, request.w, profile)
+        raise _CHECK.rejected("bias", None, "float32 [E, N], with w of int4")
+    _CHECK.dtype("bias", request.bias, "float32")
+    _CHECK.shape("bias", request.bias, shape, meaning="[E, N]")
+    return int4.checked_scale(_CHECK, "scale", scale, request.w, profile)
 
 
 def _check_shared(request: FinalizeRequest) -> None:
     shared, rows = request.shared_input, request.shape[0]
     if shared is None:
         return
-    _REQUIRE.dtype("shared_input", shared, ("bfloat16",))
-    _REQUIRE.rank("shared_input", shared, (2,))
-    _REQUIRE.shape("shared_input", shared, (len(shared), request.shape[1]), "[L, N]")
+    _CHECK.dtype("shared_input", shared, "bfloat16")
+    _CHECK.rank("shared_input", shared, 2)
+    _CHECK.shape("shared_input", shared, (len(shared), request.shape[1]), meaning="[L, N]")
     most = rows - len(shared)
     if not 0 <= request.shared_input_offset <= most:
         allowed = f"0 to {most}: {len(shared)} rows of {rows}"
-        raise _REQUIRE.rejected("shared_input_offset", request.shared_input_offset, allowed, ErrorCode.TILING)
+        raise _CHECK.rejected("shared_input_offset", request.shared_input_offset, allowed, ErrorCode.TILING)

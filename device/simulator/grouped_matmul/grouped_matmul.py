@@ -6,47 +6,38 @@ totals below the number of rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import FLOATS, dtype_name
 from npudiff.device.simulator.grouped_matmul.checks import check, check_host
 from npudiff.device.simulator.grouped_matmul.groups import COUNTS, from_ends, read_groups
 from npudiff.device.simulator.grouped_matmul.products import product
 from npudiff.device.simulator.grouped_matmul.request import (
+    CHECK,
     INNER,
     ONE_EACH,
-    REQUIRE,
     GroupedRequest,
-    normalise,
     output_shapes,
 )
 from npudiff.device.simulator.grouped_matmul.scenarios import Part, kernel
-from npudiff.device.simulator.moe.requirements import FLOATS, dtype_name
 from npudiff.device.simulator.norms.unwritten import POISON_BYTE, unwritten
 from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
 
-def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **options: Any) -> list[Tensor]:  # noqa: ANN401
-    """Multiply rows of each group by its weight; group_list is a tensor.
+def grouped_matmul(request: GroupedRequest) -> list[Tensor]:
+    """Multiply rows of each group by its weight, in both overloads.
 
-    Parameters
-    ----------
-    x : sequence of Tensor
-        One [M, K] whose rows are grouped, or one [m, K] for each weight.
-    weight : sequence of Tensor
-        One [E, K, N], or E of [K, N]; an int32 holds eight int4 along N.
-    **options : object
-        The other arguments of the schema. ``bias``, ``scale`` and the others that belong to weights are [E, N] with a
-        weight [E, K, N], and lists of [N] with several. ``group_list`` int64 [E] has the ends of the groups
-        (``group_list_type`` 0) or their rows (1), [E, 2] pairs of expert and rows (2). ``group_type`` 0: rows are
-        grouped; 2: the inner axis of x, a transposed view, and of the only weight [K, N]; -1: there are no groups.
-        ``output_dtype`` is a number; None means the dtype of x.
+    An int32 weight holds eight int4 along N. ``bias``, ``scale`` and what else belongs to weights are [E, N] with a
+    weight [E, K, N], and lists of [N] with several. ``group_list`` int64 [E] has the ends of the groups
+    (``group_list_type`` 0) or their rows (1), [E, 2] pairs of expert and rows (2). ``group_type`` 0: rows are
+    grouped; 2: the inner axis of x, a transposed view, and of the only weight [K, N]; -1: there are no groups.
+    ``output_dtype`` is a number; None means the dtype of x. The overload List has the ends of groups on the host, and
+    gives one output per group with ``split_item`` 0 and 1.
 
     Returns
     -------
@@ -63,30 +54,6 @@ def grouped_matmul(x: Sequence[Tensor], weight: Sequence[Tensor], **options: Any
     DeviceFault, UndefinedBehaviour
         Groups that are none.
     """
-    return _run(normalise(x, weight, options, is_list=False))
-
-
-def grouped_matmul_list(x: Sequence[Tensor], weight: Sequence[Tensor], **options: Any) -> list[Tensor]:  # noqa: ANN401
-    """Do the same with the ends of groups in a list on the host, one output per group with ``split_item`` 0 and 1."""
-    return _run(normalise(x, weight, options, is_list=True))
-
-
-def grouped_matmul_meta(x: Sequence[Tensor], weight: Sequence[Tensor], **options: Any) -> list[Tensor]:  # noqa: ANN401
-    """Allocate the outputs, after the checks of the host."""
-    return _allocate(normalise(x, weight, options, is_list=False))
-
-
-def grouped_matmul_list_meta(x: Sequence[Tensor], weight: Sequence[Tensor], **options: Any) -> list[Tensor]:  # noqa: ANN401
-    """Allocate the outputs, after the checks of the host."""
-    return _allocate(normalise(x, weight, options, is_list=True))
-
-
-def _allocate(request: GroupedRequest) -> list[Tensor]:
-    check_host(request)
-    return [request.x[0].new_empty(shape, dtype=request.dtype) for shape in output_shapes(request)]
-
-
-def _run(request: GroupedRequest) -> list[Tensor]:
     profile = active_profile()
     check(request)
     if request.group_type == INNER and request.group_list is not None:
@@ -108,6 +75,12 @@ def _run(request: GroupedRequest) -> list[Tensor]:
     return [output]
 
 
+def grouped_matmul_meta(request: GroupedRequest) -> list[Tensor]:
+    """Allocate the outputs, after the checks of the host."""
+    check_host(request)
+    return [request.x[0].new_empty(shape, dtype=request.dtype) for shape in output_shapes(request)]
+
+
 def _parts(request: GroupedRequest, profile: CannProfile) -> list[Part]:
     """Return which rows of which x meet which weight."""
     length = len(request.x[0])
@@ -116,7 +89,7 @@ def _parts(request: GroupedRequest, profile: CannProfile) -> list[Part]:
     elif request.group_list is not None:
         as_counts = _is_a8w4(request) and profile.gmm_a8w4_group_list == "counts"
         kind = COUNTS if as_counts else request.group_list_type
-        groups = read_groups(REQUIRE, request.group_list, kind, request.experts, length)
+        groups = read_groups(CHECK, request.group_list, kind, request.experts, length)
     else:
         return [Part(number, number, 0, x.shape[:-1].numel()) for number, x in enumerate(request.x)]
     return [Part(group.expert, 0, group.start, group.stop) for group in groups]
@@ -129,18 +102,18 @@ def _is_a8w4(request: GroupedRequest) -> bool:
 def _inner_groups(request: GroupedRequest, group_list: Tensor, profile: CannProfile) -> Tensor:
     """Multiply columns of x by rows of the weight, group by group: [E, M, N]."""
     x, weight = request.x[0], request.weight[0]
-    REQUIRE.dtype("x", x, FLOATS)
-    REQUIRE.dtype("weight", weight, (dtype_name(x),))
+    CHECK.dtype("x", x, *FLOATS)
+    CHECK.dtype("weight", weight, dtype_name(x))
     for argument in ("bias", "scale", "offset", "antiquant_scale", "antiquant_offset", "per_token_scale"):
         if getattr(request, argument):
-            raise REQUIRE.not_simulated(argument, "given with group_type 2", "None")
+            raise CHECK.not_simulated(argument, "given with group_type 2", "None")
     _require_dtype_of_x(request, x.dtype)
-    REQUIRE.dtype("group_list", group_list, ("int64",))
+    CHECK.dtype("group_list", group_list, "int64")
     shape = output_shapes(request)[0]
     output = unwritten(shape, x.dtype)
     if profile.gmm_empty_k_group == "zeros":
         output.zero_()
-    for group in read_groups(REQUIRE, group_list, request.group_list_type, len(group_list), x.shape[1]):
+    for group in read_groups(CHECK, group_list, request.group_list_type, len(group_list), x.shape[1]):
         inner = slice(group.start, group.stop)
         output[group.expert] = product(x[:, inner], weight[inner]).to(x.dtype)
     return output
@@ -148,4 +121,4 @@ def _inner_groups(request: GroupedRequest, group_list: Tensor, profile: CannProf
 
 def _require_dtype_of_x(request: GroupedRequest, dtype: torch.dtype) -> None:
     if request.dtype != dtype:
-        raise REQUIRE.rejected("output_dtype", str(request.dtype), f"{dtype}, as x")
+        raise CHECK.rejected("output_dtype", str(request.dtype), f"{dtype}, as x")

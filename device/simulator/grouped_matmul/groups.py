@@ -12,7 +12,7 @@ from npudiff.device.simulator.errors import DeviceFault, UndefinedBehaviour
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from npudiff.device.simulator.moe.requirements import Requirements
+    from npudiff.device.simulator.argument_checks import ArgumentChecks
 
 ENDS, COUNTS, PAIRS = range(3)
 """Values of ``group_list_type``: where rows end, how many there are, pairs of expert and count."""
@@ -26,7 +26,7 @@ class Group(NamedTuple):
     stop: int
 
 
-def check_group_list(require: Requirements, group_list: Tensor, kind: int, experts: int) -> None:
+def check_group_list(check: ArgumentChecks, group_list: Tensor, kind: int, experts: int) -> None:
     """Refuse a list of another dtype or shape.
 
     Raises
@@ -34,18 +34,18 @@ def check_group_list(require: Requirements, group_list: Tensor, kind: int, exper
     OperatorRejected
         Naming group_list or group_list_type.
     """
-    require.choice("group_list_type", kind, (ENDS, COUNTS, PAIRS))
-    require.dtype("group_list", group_list, ("int64",))
+    check.choice("group_list_type", kind, (ENDS, COUNTS, PAIRS))
+    check.dtype("group_list", group_list, "int64")
     shape, meaning = ((experts, 2), "[E, 2]") if kind == PAIRS else ((experts,), "[E]")
-    require.shape("group_list", group_list, shape, f"{meaning}, for group_list_type {kind}")
+    check.shape("group_list", group_list, shape, meaning=f"{meaning}, for group_list_type {kind}")
 
 
-def read_groups(require: Requirements, group_list: Tensor, kind: int, experts: int, length: int) -> list[Group]:
+def read_groups(check: ArgumentChecks, group_list: Tensor, kind: int, experts: int, length: int) -> list[Group]:
     """Return the groups that have rows.
 
     Parameters
     ----------
-    require : Requirements
+    check : ArgumentChecks
         Of the operator, for messages.
     group_list : Tensor
         int64 [E], or [E, 2] for pairs, of which the first without rows ends the list.
@@ -65,7 +65,7 @@ def read_groups(require: Requirements, group_list: Tensor, kind: int, experts: i
     """
     if kind == PAIRS:
         used = int((group_list[:, 1] != 0).long().cumprod(0).sum())
-        require.inside("group_list", group_list[:used, :1], experts, "experts")
+        check.indices("group_list", group_list[:used, :1], experts, "experts")
         numbers, counts = group_list[:used, 0].tolist(), group_list[:used, 1]
     else:
         numbers = list(range(experts))
@@ -74,12 +74,12 @@ def read_groups(require: Requirements, group_list: Tensor, kind: int, experts: i
     if len(negative):
         place = int(negative[0])
         message = f"group {place} of group_list has {int(counts[place])} rows, with group_list_type {kind}"
-        raise UndefinedBehaviour(f"{require.operator}: {message}")
+        raise UndefinedBehaviour(f"{check.operator}: {message}")
     ends = counts.cumsum(0)
     total = int(ends[-1]) if len(ends) else 0
     if total > length:
         message = f"the groups of group_list have {total} rows, there are {length}, with group_list_type {kind}"
-        raise DeviceFault(f"{require.operator}: {message}")
+        raise DeviceFault(f"{check.operator}: {message}")
     bounds = [0, *ends.tolist()]
     found = zip(numbers, bounds[:-1], bounds[1:], strict=True)
     return [Group(*group) for group in found if group[2] > group[1]]

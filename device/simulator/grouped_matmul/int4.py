@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.grouped_matmul.products import INT4_PRODUCT, integer_product
-from npudiff.device.simulator.moe.requirements import Requirements
 from npudiff.device.simulator.profiles import CannProfile
 
 _MAX_INNER_OF_GROUPS = 18432
@@ -31,12 +31,12 @@ def scale_from_bits(scale: Tensor) -> Tensor:
     return scale.contiguous().view(torch.int32)[..., ::2].contiguous().view(torch.float32)
 
 
-def checked_scale(require: Requirements, argument: str, scale: Tensor, weight: Tensor, profile: CannProfile) -> Tensor:
+def checked_scale(check: ArgumentChecks, argument: str, scale: Tensor, weight: Tensor, profile: CannProfile) -> Tensor:
     """Return float32 [E, groups, N] of a weight's scales, or refuse them.
 
     Parameters
     ----------
-    require : Requirements
+    check : ArgumentChecks
         Of the operator.
     argument : str
         What the operator calls the scales.
@@ -52,17 +52,17 @@ def checked_scale(require: Requirements, argument: str, scale: Tensor, weight: T
     OperatorRejected
         Dtype or shape is not one of the above.
     """
-    require.dtype(argument, scale, ("int64", "uint64"))
-    require.rank(argument, scale, (3,))
+    check.dtype(argument, scale, "int64", "uint64")
+    check.rank(argument, scale, 3)
     experts, inner, width = weight.shape
     groups, size = 1, profile.gmm_a8w4_group_size
     if scale.shape[1] != 1:
         if inner % size or inner > _MAX_INNER_OF_GROUPS:
             allowed = f"a multiple of {size} up to {_MAX_INNER_OF_GROUPS}, with scales per group"
-            raise require.rejected("x", f"of last axis {inner}", allowed, ErrorCode.TILING)
+            raise check.rejected("x", f"of last axis {inner}", allowed, ErrorCode.TILING)
         groups = inner // size
     shape = (experts, groups, width * PER_WORD)
-    require.shape(argument, scale, shape, f"[E, 1, N] or [E, K / {size}, N]")
+    check.shape(argument, scale, shape, meaning=f"[E, 1, N] or [E, K / {size}, N]")
     return scale_from_bits(scale)
 
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from npudiff.device.simulator.argument_checks import ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.grouped_matmul.int4 import PER_WORD
-from npudiff.device.simulator.moe.requirements import Requirements
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-REQUIRE = Requirements("npu_grouped_matmul")
+CHECK = ArgumentChecks("npu_grouped_matmul", default=ErrorCode.PARAMETER)
 
 ONE_EACH = (0, 1)
 """Values of ``split_item`` that give an output per group; 2 and 3 give one for all."""
@@ -104,18 +105,16 @@ class GroupedRequest:
             return self.output_dtype
         if self.output_dtype not in _DTYPES:
             allowed = "None or the number of int8, int32, float16, bfloat16 or float32"
-            raise REQUIRE.rejected("output_dtype", self.output_dtype, allowed)
+            raise CHECK.rejected("output_dtype", self.output_dtype, allowed)
         return _DTYPES[self.output_dtype]
 
 
-def normalise(
-    x: Sequence[Tensor], weight: Sequence[Tensor], options: Mapping[str, Any], *, is_list: bool
-) -> GroupedRequest:
-    """Return the arguments of a call as the dispatcher passes them; None counts as not given, as [] does."""
-    given = {name: value for name, value in options.items() if value is not None}
+def normalise(*, is_list: bool, **arguments: Any) -> GroupedRequest:  # noqa: ANN401 - those of the schemas
+    """Return the arguments of a call; None counts as not given, as [] does."""
+    given = {name: value for name, value in arguments.items() if value is not None}
     if is_list and "group_list" in given:
         given["group_ends"] = given.pop("group_list")
-    return GroupedRequest(x, weight, is_list=is_list, **given)
+    return GroupedRequest(is_list=is_list, **given)
 
 
 def output_shapes(request: GroupedRequest) -> list[tuple[int, ...]]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import FLOATS, dtype_name
 from npudiff.device.simulator.grouped_matmul import int4
 from npudiff.device.simulator.grouped_matmul.checks import per_expert
 from npudiff.device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product, product
-from npudiff.device.simulator.grouped_matmul.request import ONE_EACH, REQUIRE, ROWS, GroupedRequest
-from npudiff.device.simulator.moe.requirements import FLOATS, dtype_name
+from npudiff.device.simulator.grouped_matmul.request import CHECK, ONE_EACH, ROWS, GroupedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,10 +52,10 @@ def kernel(request: GroupedRequest, profile: CannProfile) -> Kernel:
     """
     for argument, tensors in (("x", request.x), ("weight", request.weight)):
         for tensor in tensors[1:]:
-            REQUIRE.dtype(argument, tensor, (dtype_name(tensors[0]),))
+            CHECK.dtype(argument, tensor, dtype_name(tensors[0]))
     x, weight = dtype_name(request.x[0]), dtype_name(request.weight[0])
     if request.group_list_type == 2 and (x, weight) != ("int8", "int8"):
-        raise REQUIRE.rejected("group_list_type", 2, f"0 or 1, with x of {x} and weight of {weight}")
+        raise CHECK.rejected("group_list_type", 2, f"0 or 1, with x of {x} and weight of {weight}")
     if x == weight and x in FLOATS:
         return _floating(request)
     if (x, weight) == ("int8", "int8"):
@@ -65,13 +65,11 @@ def kernel(request: GroupedRequest, profile: CannProfile) -> Kernel:
     if x in ("float16", "bfloat16") and weight in ("int8", "int32"):
         return _weight_only(request)
     if x == "int32":
-        raise REQUIRE.not_simulated("x", "int32, which is int4 in eights", "float16, bfloat16, float32 and int8")
+        raise CHECK.not_simulated("x", "int32, which is int4 in eights", "float16, bfloat16, float32 and int8")
     allowed = (
         f"int8, int32 (int4 in eights), or {x} as x" if x in FLOATS else "int8 or int32 (int4 in eights), with int8 x"
     )
-    raise REQUIRE.rejected(
-        "weight" if x in (*FLOATS, "int8") else "x", weight if x in (*FLOATS, "int8") else x, allowed
-    )
+    raise CHECK.rejected("weight" if x in (*FLOATS, "int8") else "x", weight if x in (*FLOATS, "int8") else x, allowed)
 
 
 def rows(request: GroupedRequest, part: Part) -> Tensor:
@@ -104,10 +102,10 @@ def _int8(request: GroupedRequest, profile: CannProfile) -> Kernel:
         return lambda part: _sums(request, part)
     scale = dtype_name(request.scale[0])
     if scale in ("int64", "uint64"):
-        raise REQUIRE.not_simulated("scale", scale, "scale of bfloat16 or float32, for int8 x and weight")
+        raise CHECK.not_simulated("scale", scale, "scale of bfloat16 or float32, for int8 x and weight")
     outputs = sorted(given for by, given in profile.gmm_int8_outputs if by == scale)
     if not outputs:
-        raise REQUIRE.rejected("scale", scale, " or ".join(sorted({by for by, _ in profile.gmm_int8_outputs})))
+        raise CHECK.rejected("scale", scale, " or ".join(sorted({by for by, _ in profile.gmm_int8_outputs})))
     _require_output(request, outputs)
     per_expert(request, "scale", request.scale, (scale,))
     if request.bias:
@@ -132,18 +130,18 @@ def _a8w4(request: GroupedRequest, profile: CannProfile) -> Kernel:
     """int8 by int4, as ``int4`` explains; the scale of the row comes last."""
     _refuse(request, ("antiquant_scale", "antiquant_offset"), "int4 weights and int8 x")
     if request.offset:
-        raise REQUIRE.not_simulated("offset", f"of {len(request.offset)} tensors", "None")
+        raise CHECK.not_simulated("offset", f"of {len(request.offset)} tensors", "None")
     if request.is_list or request.group_type != ROWS or not request.is_stacked or request.split_item in ONE_EACH:
         given = f"of {len(request.weight)} tensors, with group_type {request.group_type}"
-        raise REQUIRE.rejected("weight", given, "1 tensor [E, K, N / 8], with group_type 0 and a tensor group_list")
+        raise CHECK.rejected("weight", given, "1 tensor [E, K, N / 8], with group_type 0 and a tensor group_list")
     for argument in ("scale", "bias", "per_token_scale"):
         if len(getattr(request, argument)) != 1:
             given = f"of {len(getattr(request, argument))} tensors"
-            raise REQUIRE.rejected(argument, given, "1 tensor, with int4 weights and int8 x")
+            raise CHECK.rejected(argument, given, "1 tensor, with int4 weights and int8 x")
     _require_output(request, ("bfloat16", "float16"))
     _check_per_token(request)
     per_expert(request, "bias", request.bias, ("float32",))
-    scale = int4.checked_scale(REQUIRE, "scale", request.scale[0], request.weight[0], profile)
+    scale = int4.checked_scale(CHECK, "scale", request.scale[0], request.weight[0], profile)
 
     def run(part: Part) -> Tensor:
         words, assist = request.weight[0][part.expert], request.bias[0][part.expert]
@@ -162,7 +160,7 @@ def _weight_only(request: GroupedRequest) -> Kernel:
     if request.antiquant_offset:
         _check_antiquant(request, "antiquant_offset", request.antiquant_offset, dtype)
         for scale, offset in zip(request.antiquant_scale, request.antiquant_offset, strict=True):
-            REQUIRE.shape("antiquant_offset", offset, scale.shape, "as antiquant_scale")
+            CHECK.shape("antiquant_offset", offset, scale.shape, meaning="as antiquant_scale")
     if request.bias:
         per_expert(request, "bias", request.bias, (_FLOAT_BIAS[dtype],))
 
@@ -193,16 +191,16 @@ def _check_antiquant(request: GroupedRequest, argument: str, tensors: Sequence[T
     """Require [E, N] or [E, groups, N]; of several weights [N] or [groups, N]."""
     if len(tensors) != len(request.weight):
         given = f"of {len(tensors)} tensors"
-        raise REQUIRE.rejected(argument, given, f"{len(request.weight)}, one for each weight of integers")
+        raise CHECK.rejected(argument, given, f"{len(request.weight)}, one for each weight of integers")
     leading = (request.experts,) if request.is_stacked else ()
     for number, tensor in enumerate(tensors):
-        REQUIRE.dtype(argument, tensor, (dtype,))
-        REQUIRE.rank(argument, tensor, (len(leading) + 1, len(leading) + 2))
+        CHECK.dtype(argument, tensor, dtype)
+        CHECK.rank(argument, tensor, (len(leading) + 1, len(leading) + 2))
         groups = tensor.shape[len(leading) : -1]
-        REQUIRE.shape(argument, tensor, (*leading, *groups, request.columns(number)), "[E, N] or [E, groups, N]")
+        CHECK.shape(argument, tensor, (*leading, *groups, request.columns(number)), meaning="[E, N] or [E, groups, N]")
         inner = request.weight[number].shape[-2]
         if groups and (not groups[0] or inner % groups[0]):
-            raise REQUIRE.rejected(argument, f"of {groups[0]} groups", f"a divisor of the inner axis, {inner}")
+            raise CHECK.rejected(argument, f"of {groups[0]} groups", f"a divisor of the inner axis, {inner}")
 
 
 def _sums(request: GroupedRequest, part: Part) -> Tensor:
@@ -218,21 +216,21 @@ def _check_per_token(request: GroupedRequest) -> None:
         return
     if len(request.per_token_scale) != len(request.x):
         given = f"of {len(request.per_token_scale)} tensors"
-        raise REQUIRE.rejected("per_token_scale", given, f"{len(request.x)}, one for each x")
+        raise CHECK.rejected("per_token_scale", given, f"{len(request.x)}, one for each x")
     for scale, x in zip(request.per_token_scale, request.x, strict=True):
-        REQUIRE.dtype("per_token_scale", scale, ("float32",))
-        REQUIRE.shape("per_token_scale", scale, (x.shape[:-1].numel(),), "[M]")
+        CHECK.dtype("per_token_scale", scale, "float32")
+        CHECK.shape("per_token_scale", scale, (x.shape[:-1].numel(),), meaning="[M]")
 
 
 def _refuse(request: GroupedRequest, arguments: Sequence[str], why: str) -> None:
     for argument in arguments:
         if getattr(request, argument):
             given = f"of {len(getattr(request, argument))} tensors"
-            raise REQUIRE.rejected(argument, given, f"None, with {why}")
+            raise CHECK.rejected(argument, given, f"None, with {why}")
 
 
 def _require_output(request: GroupedRequest, names: Sequence[str]) -> None:
     given = str(request.dtype).removeprefix("torch.")
     if given not in names:
         shown = f"None, which means {given}" if request.output_dtype is None else given
-        raise REQUIRE.rejected("output_dtype", shown, " or ".join(names))
+        raise CHECK.rejected("output_dtype", shown, " or ".join(names))

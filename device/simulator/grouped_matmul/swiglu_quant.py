@@ -7,21 +7,138 @@ the columns is activated.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
+from npudiff.device.simulator.cache.formats import Format, format_of
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.grouped_matmul import int4
-from npudiff.device.simulator.grouped_matmul.groups import ENDS, read_groups
+from npudiff.device.simulator.grouped_matmul.groups import ENDS, check_group_list, read_groups
 from npudiff.device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product
-from npudiff.device.simulator.grouped_matmul.swiglu_quant_checks import V1, V2, SwigluRequest, check, check_lists
 from npudiff.device.simulator.norms.unwritten import unwritten
 from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from npudiff.device.simulator.profiles import CannProfile
+
+
+V1 = ArgumentChecks("npu_grouped_matmul_swiglu_quant", default=ErrorCode.PARAMETER)
+V2 = ArgumentChecks("npu_grouped_matmul_swiglu_quant_v2", default=ErrorCode.PARAMETER)
+
+_MAX_COLUMNS = 10240
+_MAX_INNER = 65535
+_MAX_INNER_OF_INT4 = 19999
+
+
+@dataclass(frozen=True)
+class SwigluRequest:
+    """One call of either version."""
+
+    check: ArgumentChecks
+    """Of the version."""
+    x: Tensor
+    """int8 [M, K]."""
+    weight: Tensor
+    """int8 [E, K, N], or int32 [E, K, N / 8] with eight int4 each."""
+    weight_scale: Tensor
+    """[E, N], float32, float16 or bfloat16; for int4 int64 or uint64 with float32 in its lower half, [E, 1, N] or [E, K
+    / 256, N]."""
+    x_scale: Tensor
+    """float32 [M]."""
+    group_list: Tensor
+    """int64 [E]."""
+    group_list_type: int
+    """0: ends. 1: counts."""
+    assist: Tensor | None
+    """float32 [E, N], for int4: ``8 * sum(w * scale)``."""
+    assist_name: str
+    """What the version calls it."""
+
+    @property
+    def columns(self) -> int:
+        """N, which META takes from the scales."""
+        return self.weight_scale.shape[-1]
+
+
+def check_lists(x: Tensor, weight: Sequence[Tensor], weight_scale: Sequence[Tensor]) -> None:
+    """Refuse what op-plugin refuses of version 2.
+
+    Raises
+    ------
+    OperatorRejected
+        With the wrapper's code.
+    """
+    wrapper = ErrorCode.WRAPPER
+    for argument, tensors in (("weight", weight), ("weight_scale", weight_scale)):
+        if len(tensors) != 1:
+            raise V2.rejected(argument, f"of {len(tensors)} tensors", "1 tensor", wrapper)
+    V2.rank("x", x, range(2, 9), code=wrapper)
+    V2.rank("weight", weight[0], 3, code=wrapper)
+    V2.rank("weight_scale", weight_scale[0], range(2, 9), code=wrapper)
+
+
+def check(request: SwigluRequest, profile: CannProfile) -> Tensor:
+    """Refuse what the operator refuses.
+
+    Returns
+    -------
+    Tensor
+        The scales of the weight: float32 [E, N], or [E, groups, N] with int4.
+
+    Raises
+    ------
+    OperatorRejected
+        Naming the argument.
+    NotSimulated
+        int4 rows, int4 weights that are not contiguous.
+    """
+    check, x, weight = request.check, request.x, request.weight
+    check.rank("x", x, 2)
+    if x.dtype == torch.int32:
+        raise check.not_simulated("x", "int32, which is int4 in eights", "int8")
+    check.dtype("x", x, "int8")
+    check.rank("weight", weight, 3)
+    check.dtype("weight", weight, "int8", "int32")
+    packed = weight.dtype == torch.int32
+    experts, inner = len(weight), x.shape[1]
+    width = request.columns // int4.PER_WORD if packed else request.columns
+    check.shape("weight", weight, (experts, inner, width), meaning="[E, K, N], with K of x and N of weight_scale")
+    if packed:
+        check.simulated_contiguous("contiguous int4", weight=weight)
+    if profile.gmm_swiglu_weight_format == "fractal_nz" and format_of(weight) is not Format.FRACTAL_NZ:
+        raise check.rejected("weight", f"in format {format_of(weight).name}", "FRACTAL_NZ")
+    most = _MAX_INNER_OF_INT4 if packed else _MAX_INNER
+    if inner > most:
+        raise check.rejected("x", f"of last axis {inner}", f"at most {most}", ErrorCode.TILING)
+    if request.columns > _MAX_COLUMNS or request.columns % 2:
+        given = f"of last axis {request.columns}"
+        raise check.rejected("weight_scale", given, f"an even number up to {_MAX_COLUMNS}", ErrorCode.TILING)
+    check.dtype("x_scale", request.x_scale, "float32")
+    check.shape("x_scale", request.x_scale, (len(x),), meaning="[M]")
+    check_group_list(check, request.group_list, request.group_list_type, experts)
+    return _check_scales(request, profile, packed=packed)
+
+
+def _check_scales(request: SwigluRequest, profile: CannProfile, *, packed: bool) -> Tensor:
+    check, scale, experts = request.check, request.weight_scale, len(request.weight)
+    if not packed:
+        check.dtype("weight_scale", scale, *FLOATS)
+        check.shape("weight_scale", scale, (experts, request.columns), meaning="[E, N]")
+        if request.assist is not None:
+            raise check.rejected(request.assist_name, "a tensor", "None, with weight of int8")
+        return scale.float()
+    if request.assist is None:
+        raise check.rejected(request.assist_name, None, "float32 [E, N], with weight of int4")
+    check.dtype(request.assist_name, request.assist, "float32")
+    check.shape(request.assist_name, request.assist, (experts, request.columns), meaning="[E, N]")
+    return int4.checked_scale(check, "weight_scale", scale, request.weight, profile)
+
 
 _LARGEST = 127.0
 _FLOAT32 = 6
@@ -71,14 +188,7 @@ def swiglu_quant(
     return *_run(request, active_profile()), unwritten((), torch.float32)
 
 
-def swiglu_quant_meta(
-    x: Tensor,
-    weight: Tensor,  # noqa: ARG001 - the dispatcher passes what the schema has
-    group_list: Tensor,  # noqa: ARG001
-    weight_scale: Tensor,
-    x_scale: Tensor,  # noqa: ARG001
-    **_: object,
-) -> tuple[Tensor, Tensor, Tensor]:
+def swiglu_quant_meta(x: Tensor, weight_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate the outputs; as torch_npu's META, this checks nothing."""
     return *_allocate(x, weight_scale), x.new_empty((), dtype=torch.float32)
 
@@ -98,8 +208,10 @@ def swiglu_quant_v2(
     quant_mode: int | None = 0,
     quant_dtype: int | None = _INT8,
     group_list_type: int | None = 0,
-    tuning_config: Sequence[int] | None = None,  # noqa: ARG001 - a hint
-    **dtypes: int | None,
+    x_dtype: int | None = None,
+    weight_dtype: int | None = None,
+    weight_scale_dtype: int | None = None,
+    x_scale_dtype: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do the same with arguments in another order, and lists of one tensor.
 
@@ -115,7 +227,7 @@ def swiglu_quant_v2(
         0.
     dequant_dtype, quant_dtype : int, optional
         6 and 1, float32 and int8; DOC has 0 for both.
-    smooth_scale, bias, **dtypes
+    smooth_scale, bias, x_dtype, weight_dtype, weight_scale_dtype, x_scale_dtype
         None.
 
     Returns
@@ -144,7 +256,8 @@ def swiglu_quant_v2(
     V2.choice("dequant_dtype", dequant_dtype or 0, (_FLOAT32, 0) if either else (_FLOAT32,), ErrorCode.WRAPPER)
     V2.choice("quant_dtype", quant_dtype or 0, (_INT8, 0) if either else (_INT8,), ErrorCode.WRAPPER)
     V2.choice("group_list_type", group_list_type or 0, (0, 1))
-    for argument, number in dtypes.items():
+    dtypes = {"x_dtype": x_dtype, "weight_dtype": weight_dtype, "weight_scale_dtype": weight_scale_dtype}
+    for argument, number in (dtypes | {"x_scale_dtype": x_scale_dtype}).items():
         if number is not None:
             raise V2.rejected(argument, number, "None: dtypes of Ascend 950 alone have it")
     assist = weight_assist_matrix or ()
@@ -155,9 +268,7 @@ def swiglu_quant_v2(
     return _run(request, active_profile())
 
 
-def swiglu_quant_v2_meta(
-    x: Tensor, weight: Sequence[Tensor], weight_scale: Sequence[Tensor], *_: Tensor, **__: object
-) -> tuple[Tensor, Tensor]:
+def swiglu_quant_v2_meta(x: Tensor, weight: Sequence[Tensor], weight_scale: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Allocate the outputs, after the checks of the host."""
     check_lists(x, weight, weight_scale)
     return _allocate(x, weight_scale[0])
@@ -173,7 +284,7 @@ def _run(request: SwigluRequest, profile: CannProfile) -> tuple[Tensor, Tensor]:
     rows, experts = len(request.x), len(request.weight)
     output = unwritten((rows, request.columns // 2), torch.int8)
     output_scale = unwritten((rows,), torch.float32)
-    groups = read_groups(request.require, request.group_list, request.group_list_type, experts, rows)
+    groups = read_groups(request.check, request.group_list, request.group_list_type, experts, rows)
     for expert, start, stop in groups:
         x, by_row = request.x[start:stop], request.x_scale[start:stop].unsqueeze(1)
         if request.assist is None:

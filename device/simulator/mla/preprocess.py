@@ -17,8 +17,6 @@ both norms add 1e-6 is said for the query and inferred for the latent.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -29,7 +27,6 @@ from npudiff.device.simulator.mla.preprocess_checks import (
     PreprocessRequest,
     PreprocessSizes,
     check,
-    normalise,
 )
 from npudiff.device.simulator.mla.stages import handed_on, product_of_int8, product_per_head, rms, turned
 from npudiff.device.simulator.profiles import CannProfile, active_profile
@@ -37,7 +34,7 @@ from npudiff.device.simulator.profiles import CannProfile, active_profile
 _EPSILON = 1e-6
 
 
-def mla_preprocess(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ANN401
+def mla_preprocess(request: PreprocessRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Write q_out0, kv_cache_out0, q_out1 and kv_cache_out1, and return them in this order.
 
     Raises
@@ -47,7 +44,7 @@ def mla_preprocess(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor, Te
     DeviceFault
         A slot is outside the caches.
     """
-    request, profile = normalise(tensors, options), active_profile()
+    profile = active_profile()
     sizes = check(request, profile)
     fractal = CACHE_MODES[request.cache_mode]
     where = pages(NAME, "slotmapping", request.slotmapping, sizes.blocks, sizes.block_size, profile, fractal=fractal)
@@ -63,9 +60,9 @@ def mla_preprocess(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor, Te
     return request.q_out0, request.kv_cache_out0, request.q_out1, request.kv_cache_out1
 
 
-def mla_preprocess_meta(*_: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ANN401
+def mla_preprocess_meta(request: PreprocessRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the outputs that were given."""
-    return options["q_out0"], options["kv_cache_out0"], options["q_out1"], options["kv_cache_out1"]
+    return request.q_out0, request.kv_cache_out0, request.q_out1, request.kv_cache_out1
 
 
 def _down(request: PreprocessRequest, profile: CannProfile) -> Tensor:

@@ -1,8 +1,8 @@
-"""The arguments of sgl-kernel-npu's ``mla_preprocess``, what it refuses, and what is not simulated.
+"""The arguments of sgl-kernel-npu's ``mla_preprocess``, and their checks.
 
 Sources: sgl-kernel-npu's registration and README (SGL), its caller in sglang 0.5.23 (``mla_preprocess.py``), and the
-documentation of ``torch_npu.atb.npu_mla_preprocess`` (ATB), the operator from which it comes. The sizes are built into
-the kernel, and no source shows that they are checked: another size or dtype is reported as undefined, not as refused.
+documentation of ``torch_npu.atb.npu_mla_preprocess`` (ATB), the operator from which it comes. The kernel has its sizes
+built in, and no source shows a check: another size or dtype is undefined behaviour, not a rejection.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from npudiff.device.simulator.cache.requirements import Requirements, dtype_name
-from npudiff.device.simulator.errors import UndefinedBehaviour
+from npudiff.device.simulator.argument_checks import ArgumentChecks, dtype_name
+from npudiff.device.simulator.errors import ErrorCode, UndefinedBehaviour
 from npudiff.device.simulator.mla.stages import TILE_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -36,7 +36,7 @@ _NZ_COLUMNS = 16
 
 @dataclass(frozen=True)
 class PreprocessRequest:
-    """One call. Names are those of the schema, but for ``hidden_state``; kv_cache and kv_cache_rope are not read."""
+    """One call, with the names of the schema but ``hidden_state``; kv_cache and kv_cache_rope are not read."""
 
     hidden_state: Tensor
     wdqkv: Tensor
@@ -84,41 +84,18 @@ class PreprocessSizes:
 
 _BUILT_IN = {"hidden": 7168, "query_rank": 1536, "latent": 512, "rope": 64, "nope": 128}
 
-_POSITIONAL = (
-    "hidden_state",
-    "gamma0",
-    "beta0",
-    "wdqkv",
-    "descale0",
-    "gamma1",
-    "beta1",
-    "wuq",
-    "descale1",
-    "gamma2",
-    "cos",
-    "sin",
-    "wuk",
-    "kv_cache",
-    "kv_cache_rope",
-    "slotmapping",
-    "quant_scale0",
-    "quant_offset0",
-    "bias0",
-    "quant_scale1",
-    "quant_offset1",
-    "bias1",
-)
-_NAMES = frozenset(field.name for field in fields(PreprocessRequest))
 
-
-def normalise(tensors: Sequence[Tensor], options: Mapping[str, Any]) -> PreprocessRequest:
+def normalise(hiddenState: Tensor, **arguments: Any) -> PreprocessRequest:  # noqa: ANN401, N803 - those of the schema
     """Name the arguments of a call; nothing is checked.
 
     gamma0 and beta0 are dropped: the kernel's first stage only quantises, so hidden states have to be normalised
     before (SGL). So are ctkv_scale and q_nope_scale, which belong to int8 caches.
     """
-    named = dict(zip(_POSITIONAL, tensors, strict=True)) | dict(options)
-    return PreprocessRequest(**{name: value for name, value in named.items() if name in _NAMES and value is not None})
+    given = {name: value for name, value in arguments.items() if name in _NAMES and value is not None}
+    return PreprocessRequest(hiddenState, **given)
+
+
+_NAMES = frozenset(field.name for field in fields(PreprocessRequest))
 
 
 def check(request: PreprocessRequest, profile: CannProfile) -> PreprocessSizes:
@@ -127,7 +104,7 @@ def check(request: PreprocessRequest, profile: CannProfile) -> PreprocessSizes:
     Raises
     ------
     OperatorRejected
-        A mode that does not exist, more than 1024 tokens, or blocks of a size that there is not.
+        A mode that does not exist, more than 1024 tokens, or a block size that does not exist.
     NotSimulated
         Other ways of quantising, int8 caches, float16.
     UndefinedBehaviour
@@ -136,32 +113,32 @@ def check(request: PreprocessRequest, profile: CannProfile) -> PreprocessSizes:
     _check_modes(request)
     if request.hidden_state.dtype == torch.float16:
         simulated = "bfloat16: the scales of float16 are coded in int64"
-        raise _requirements.not_simulated("hiddenState", "float16", simulated)
+        raise _CHECK.not_simulated("hiddenState", "float16", simulated)
     sizes = _measure(request)
     tokens = len(request.hidden_state)
     if not 1 <= tokens <= _MAX_TOKENS:
-        raise _requirements.rejected("hiddenState", f"of {tokens} tokens", f"1 to {_MAX_TOKENS}")
+        raise _CHECK.rejected("hiddenState", f"of {tokens} tokens", f"1 to {_MAX_TOKENS}")
     _check_sizes(sizes, profile, fractal=CACHE_MODES[request.cache_mode])
     _check_tensors(request, sizes, tokens)
     _check_gaps(request)
     return sizes
 
 
-_requirements = Requirements(NAME)
+_CHECK = ArgumentChecks(NAME, default=ErrorCode.TILING)
 
 
 def _check_modes(request: PreprocessRequest) -> None:
     if request.cache_mode == "int8_nzcache":
-        raise _requirements.not_simulated("cache_mode", "'int8_nzcache'", ", ".join(CACHE_MODES))
+        raise _CHECK.not_simulated("cache_mode", "'int8_nzcache'", ", ".join(CACHE_MODES))
     if request.cache_mode not in CACHE_MODES:
         allowed = "krope_ctkv, int8_nzcache, nzcache"
-        raise _requirements.rejected("cache_mode", repr(request.cache_mode), allowed)
+        raise _CHECK.rejected("cache_mode", repr(request.cache_mode), allowed)
     if request.quant_mode == "per_token_quant_symm":
         given = "'per_token_quant_symm', the default"
-        raise _requirements.not_simulated("quant_mode", given, "per_tensor_quant_asymm")
+        raise _CHECK.not_simulated("quant_mode", given, "per_tensor_quant_asymm")
     if request.quant_mode != "per_tensor_quant_asymm":
         allowed = "per_token_quant_symm, per_tensor_quant_asymm"
-        raise _requirements.rejected("quant_mode", repr(request.quant_mode), allowed)
+        raise _CHECK.rejected("quant_mode", repr(request.quant_mode), allowed)
 
 
 def _measure(request: PreprocessRequest) -> PreprocessSizes:
@@ -195,7 +172,7 @@ def _check_sizes(sizes: PreprocessSizes, profile: CannProfile, *, fractal: bool)
         allowed = (_NZ_BLOCK_SIZE,) if fractal else _BLOCK_SIZES
         if sizes.block_size not in allowed:
             meaning = f"{_NZ_BLOCK_SIZE} with cache_mode nzcache" if fractal else "up to 128, or 256"
-            raise _requirements.rejected("kv_cache_out0", f"of block size {sizes.block_size}", meaning)
+            raise _CHECK.rejected("kv_cache_out0", f"of block size {sizes.block_size}", meaning)
         return
     units = {"hidden": TILE_COLUMNS, "query_rank": TILE_COLUMNS, "rope": 2, "latent": 1, "nope": 1, "heads": 1}
     units |= {"rope": _NZ_COLUMNS, "latent": _NZ_COLUMNS} if fractal else {}
@@ -254,11 +231,9 @@ def _unexpected(argument: str, given: str, wanted: str) -> UndefinedBehaviour:
 
 def _check_gaps(request: PreprocessRequest) -> None:
     caches = ("kv_cache_out0", "kv_cache_out1")
-    for argument in caches:
-        tensor = getattr(request, argument)
-        if not tensor.is_contiguous():
-            # SGL: gaps between blocks work in some modes.
-            given = f"not contiguous, strides {tensor.stride()}"
-            raise _requirements.not_simulated(argument, given, "contiguous caches")
+    # SGL: gaps between blocks work in some modes.
+    _CHECK.simulated_contiguous("contiguous caches", **{name: getattr(request, name) for name in caches})
     others = (_NAMES - {"cache_mode", "quant_mode", *caches}) - {"hidden_state"}
-    _requirements.contiguous(hiddenState=request.hidden_state, **{name: getattr(request, name) for name in others})
+    _CHECK.addressed_as_contiguous(
+        hiddenState=request.hidden_state, **{name: getattr(request, name) for name in others}
+    )

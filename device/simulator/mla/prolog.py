@@ -17,22 +17,26 @@ enters a product is bfloat16 in any case. Norms and turns are float32 with one r
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from npudiff.device.simulator.mla.pages import pages, write
-from npudiff.device.simulator.mla.prolog_checks import CACHE_MODES, check
-from npudiff.device.simulator.mla.prolog_request import V1, V2, V3, V3_FUNCTIONAL, PrologRequest, normalise
-from npudiff.device.simulator.mla.prolog_shapes import placeholders
+from npudiff.device.simulator.mla.prolog_checks import (
+    CACHE_MODES,
+    PrologRequest,
+    check,
+    check_host,
+)
 from npudiff.device.simulator.mla.stages import handed_on, product, product_per_head, rms, turned
 from npudiff.device.simulator.norms.unwritten import unwritten
 from npudiff.device.simulator.profiles import CannProfile, active_profile
 from npudiff.device.simulator.rotary.rotation import deinterleave
 
 if TYPE_CHECKING:
-    from npudiff.device.simulator.mla.prolog_sizes import PrologSizes
+    from npudiff.device.simulator.mla.prolog_checks import PrologSizes
+
 
 _DTYPE = torch.bfloat16
 
@@ -63,7 +67,7 @@ def prolog(request: PrologRequest) -> tuple[Tensor, Tensor, Tensor]:
     fractal = CACHE_MODES[request.cache_mode]
     where = None
     if request.cache_index is not None:
-        place = (request.operator, "cache_index", request.cache_index, sizes.blocks, sizes.block_size, profile)
+        place = (request.check.operator, "cache_index", request.cache_index, sizes.blocks, sizes.block_size, profile)
         where = pages(*place, fractal=fractal)
     x = request.token_x.reshape(-1, sizes.hidden)
     query, query_rope, query_norm = _queries(request, x, sizes, profile)
@@ -103,16 +107,14 @@ def _keys(request: PrologRequest, x: Tensor, sizes: PrologSizes, profile: CannPr
     return latent.to(_DTYPE), turned(deinterleave(down[:, sizes.latent :]), cos, sin).to(_DTYPE)
 
 
-def mla_prolog(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ANN401
+def mla_prolog(request: PrologRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return query, query_rope and the caches, which are written in place; the schema shows no alias."""
-    request = normalise(V1, tensors, options)
     query, query_rope, _ = prolog(request)
     return query, query_rope, request.kv_cache, request.kr_cache
 
 
-def mla_prolog_v2(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # noqa: ANN401
+def mla_prolog_v2(request: PrologRequest) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return what version 1 returns, and a dequant_scale_q_nope [1] that nobody writes."""
-    request = normalise(V2, tensors, options)
     query, query_rope, _ = prolog(request)
     return query, query_rope, request.kv_cache, request.kr_cache, unwritten((1,), torch.float32)
 
@@ -123,13 +125,84 @@ def _outputs_v3(request: PrologRequest) -> tuple[Tensor, Tensor, Tensor, Tensor,
     return query, query_rope, nothing[0], query_norm if request.query_norm_flag else nothing[1], nothing[2]
 
 
-def mla_prolog_v3(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # noqa: ANN401
+def mla_prolog_v3(request: PrologRequest) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return query, query_rope, dequant_scale_q_nope, query_norm, dequant_scale_q_norm; caches are written."""
-    return _outputs_v3(normalise(V3, tensors, options))
+    return _outputs_v3(request)
 
 
-def mla_prolog_v3_functional(*tensors: Tensor, **options: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+def mla_prolog_v3_functional(request: PrologRequest) -> tuple[Tensor, ...]:
     """Return what version 3 returns and written copies of both caches."""
-    request = normalise(V3_FUNCTIONAL, tensors, options)
     copied = replace(request, kv_cache=request.kv_cache.clone(), kr_cache=request.kr_cache.clone())
     return *_outputs_v3(copied), copied.kv_cache, copied.kr_cache
+
+
+_DTYPE = torch.bfloat16
+
+
+def placeholders(like: Tensor, request: PrologRequest) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dequant_scale_q_nope, query_norm and dequant_scale_q_norm of a call that has none of them."""
+    shape = [0] if active_profile().mla_prolog_placeholders == "empty" else [1]
+    scale = like.new_zeros(shape, dtype=torch.float32)
+    return scale, like.new_zeros(shape, dtype=request.weight_uq_qr.dtype), scale.clone()
+
+
+def _query_shapes(request: PrologRequest) -> tuple[list[int], list[int]]:
+    """Return the shapes of query and query_rope by META's rule, after META's checks."""
+    check_host(request)
+    heads, _, latent = request.weight_uk.shape
+    axis = request.token_x.dim() - 1
+    if request.rope_sin.dim() <= axis:
+        # META would ask for an axis that is not there.
+        allowed = f"the rank of token_x, {request.token_x.dim()}"
+        raise request.check.rejected("rope_sin", f"of rank {request.rope_sin.dim()}", allowed)
+    return [*request.tokens, heads, latent], [*request.tokens, heads, request.rope_sin.shape[axis]]
+
+
+def mla_prolog_meta(request: PrologRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Allocate all outputs: META does not show the alias."""
+    query, query_rope = (request.rope_sin.new_empty(shape) for shape in _query_shapes(request))
+    return query, query_rope, torch.empty_like(request.kv_cache), torch.empty_like(request.kr_cache)
+
+
+def mla_prolog_v2_meta(request: PrologRequest) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Allocate all outputs; of quantised calls too, whose query is int8 and whose scales are many."""
+    query, query_rope = _query_shapes(request)
+    quantised = request.token_x.dtype == torch.int8 and "quant_scale_ckv" in dict(request.extras)
+    tokens = request.token_x.shape[:-1].numel()
+    scales = [tokens, request.weight_uk.shape[0], 1] if quantised else [1]
+    return (
+        request.rope_sin.new_empty(query, dtype=torch.int8 if quantised else request.rope_sin.dtype),
+        request.rope_sin.new_empty(query_rope, dtype=_DTYPE),
+        torch.empty_like(request.kv_cache),
+        torch.empty_like(request.kr_cache),
+        request.rope_sin.new_empty(scales, dtype=torch.float32),
+    )
+
+
+def _outputs_v3_meta(request: PrologRequest) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Follow META for calls without quantisation.
+
+    Raises
+    ------
+    NotSimulated
+        A weight_quant_mode or kv_cache_quant_mode, for which META has other rules.
+    """
+    for argument in ("weight_quant_mode", "kv_cache_quant_mode"):
+        given = dict(request.extras).get(argument, 0)
+        if given:
+            raise request.check.not_simulated(argument, given, "0, without quantisation")
+    query, query_rope = (request.rope_sin.new_empty(shape, dtype=_DTYPE) for shape in _query_shapes(request))
+    scale_nope, norm, scale_norm = placeholders(query, request)
+    if request.query_norm_flag:
+        norm = query.new_empty([*request.tokens, request.weight_dq.shape[1]], dtype=request.weight_uq_qr.dtype)
+    return query, query_rope, scale_nope, norm, scale_norm
+
+
+def mla_prolog_v3_meta(request: PrologRequest) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Allocate all outputs."""
+    return _outputs_v3_meta(request)
+
+
+def mla_prolog_v3_functional_meta(request: PrologRequest) -> tuple[Tensor, ...]:
+    """Allocate all outputs."""
+    return *_outputs_v3_meta(request), torch.empty_like(request.kv_cache), torch.empty_like(request.kr_cache)

@@ -1,26 +1,252 @@
-"""What ``npu_mla_prolog`` refuses in its unquantised form, and what is not simulated.
+"""The arguments of ``npu_mla_prolog`` in all versions under one set of names, and their checks.
 
-DOC is the operators' documentation in torch_npu 2.13.0; NEWER is what the repositories of op-plugin and CANN say since
-then, with more sizes and cache modes for version 3; META is the wheel's shape rules.
+Only the unquantised form is simulated. DOC is the operators' documentation in torch_npu 2.13.0; NEWER is what the
+repositories of op-plugin and CANN say since then, with more sizes and cache modes for version 3; META is the wheel's
+shape rules. The axes are those of DOC: He is the hidden size, Hcq the rank of the query, N its heads, D and Dr a head's
+dims without and with position, Hckv the latent's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from npudiff.device.simulator.argument_checks import ArgumentChecks, dtype_name
 from npudiff.device.simulator.cache.formats import Format, format_of
 from npudiff.device.simulator.errors import ErrorCode
-from npudiff.device.simulator.mla.prolog_request import V1, PrologRequest, check_host
-from npudiff.device.simulator.mla.prolog_sizes import PrologSizes, check_sizes
-from npudiff.device.simulator.rotary.requirements import dtype_name, require_dtype, require_rank, require_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
+
+    from torch import Tensor
 
     from npudiff.device.simulator.profiles import CannProfile
+
+
+V1 = "npu_mla_prolog"
+V2 = "npu_mla_prolog_v2"
+V3 = "npu_mla_prolog_v3"
+V3_FUNCTIONAL = "npu_mla_prolog_v3_functional"
+
+
+@dataclass(frozen=True)
+class PrologRequest:
+    """One call, with the names and defaults of the schemas; ``extras`` holds the other arguments that were given."""
+
+    check: ArgumentChecks
+    token_x: Tensor
+    weight_dq: Tensor
+    weight_uq_qr: Tensor
+    weight_uk: Tensor
+    weight_dkv_kr: Tensor
+    rmsnorm_gamma_cq: Tensor
+    rmsnorm_gamma_ckv: Tensor
+    rope_sin: Tensor
+    rope_cos: Tensor
+    kv_cache: Tensor
+    kr_cache: Tensor
+    cache_index: Tensor | None = None
+    rmsnorm_epsilon_cq: float = 1e-5
+    rmsnorm_epsilon_ckv: float = 1e-5
+    cache_mode: str = "PA_BSND"
+    query_norm_flag: bool = False
+    qc_qr_scale: float = 1.0
+    kc_scale: float = 1.0
+    extras: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def is_v3(self) -> bool:
+        """Version 3 or its functional form."""
+        return self.check.operator in (V3, V3_FUNCTIONAL)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """(T,) or (B, S), as token_x has them."""
+        return tuple(self.token_x.shape[:-1])
+
+
+def normalise(operator: str, **arguments: Any) -> PrologRequest:  # noqa: ANN401 - those of the schemas
+    """Name the arguments of a call to one of the versions; nothing is checked."""
+    names = {field.name for field in fields(PrologRequest)}
+    known = {name: value for name, value in arguments.items() if name in names}
+    extras = tuple((name, value) for name, value in arguments.items() if name not in names and value is not None)
+    return PrologRequest(ArgumentChecks(operator, default=ErrorCode.TILING), extras=extras, **known)
+
+
+def check_host(request: PrologRequest) -> None:
+    """Raise what the host code and META raise: ranks of token_x, weight_uk and rope_sin.
+
+    Raises
+    ------
+    OperatorRejected
+        With the wrapper's code.
+    """
+    token_x, rope_sin = request.token_x, request.rope_sin
+    if token_x.dim() not in (2, 3):
+        given = f"of rank {token_x.dim()}"
+        raise request.check.rejected("token_x", given, "rank 2, [T, He], or 3, [B, S, He]", ErrorCode.WRAPPER)
+    request.check.rank("weight_uk", request.weight_uk, 3, code=ErrorCode.WRAPPER)
+    if request.is_v3 and rope_sin.dim() != token_x.dim():
+        allowed = f"the rank of token_x, {token_x.dim()}"
+        raise request.check.rejected("rope_sin", f"of rank {rope_sin.dim()}", allowed, ErrorCode.WRAPPER)
+    if rope_sin.dim() not in (2, 3):
+        raise request.check.rejected("rope_sin", f"of rank {rope_sin.dim()}", "rank 2 or 3", ErrorCode.WRAPPER)
+
+
+_MAX_BATCH = 65536
+_MAX_LENGTH = 16
+_MAX_TOKENS = 1048576
+_FRACTAL_COLUMNS = 16
+
+
+@dataclass(frozen=True)
+class PrologSizes:
+    """The sizes He, Hcq, N, D, Dr and Hckv, and those of the caches."""
+
+    hidden: int
+    query_rank: int
+    heads: int
+    nope: int
+    rope: int
+    latent: int
+    blocks: int
+    block_size: int
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """The sizes that a version has."""
+
+    hidden: Collection[int]
+    query_rank: Collection[int]
+    nope: Collection[int]
+    block_size: Collection[int]
+
+
+_HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
+_ROPE = (64,)
+_LATENT = (512,)
+
+# DOC of versions 1 and 2; of version 3; newer sources of version 3.
+_V1_LIMITS = _Limits((7168,), (1536,), (128,), (16, 128))
+_V3_LIMITS = _Limits((6144, 7168, 7680), (1536,), (128,), (16, 128))
+_V3_NEWER_LIMITS = _Limits(
+    (1024, 2048, 3072, 4096, 5120, 6144, 7168, 7680, 8192), (1536, 2048), (128, 192), range(16, 1025, 16)
+)
+
+
+def check_sizes(request: PrologRequest, profile: CannProfile, *, fractal: bool) -> PrologSizes:
+    """Refuse shapes that do not belong together, and sizes that the operator does not have.
+
+    Parameters
+    ----------
+    request : PrologRequest
+        Ranks of token_x, weight_uk and rope_sin have been checked.
+    profile : CannProfile
+        Decides which sizes there are.
+    fractal : bool
+        Whether the caches are in NZ order.
+
+    Raises
+    ------
+    OperatorRejected
+        Naming the argument.
+    """
+    for argument in ("weight_dq", "kv_cache", "kr_cache"):
+        request.check.rank(
+            argument, getattr(request, argument), 2 if argument == "weight_dq" else 4, code=ErrorCode.PARAMETER
+        )
+    heads, nope, latent = request.weight_uk.shape
+    blocks, block_size = request.kv_cache.shape[:2]
+    sizes = PrologSizes(
+        hidden=request.token_x.shape[-1],
+        query_rank=request.weight_dq.shape[1],
+        heads=heads,
+        nope=nope,
+        rope=request.rope_sin.shape[-1],
+        latent=latent,
+        blocks=blocks,
+        block_size=block_size,
+    )
+    _check_shapes(request, sizes)
+    _check_tokens(request)
+    if profile.mla_sizes == "free":
+        _check_divisibility(request, sizes, fractal=fractal)
+    else:
+        _check_limits(request, sizes, profile)
+    return sizes
+
+
+def _check_shapes(request: PrologRequest, sizes: PrologSizes) -> None:
+    tokens = "T" if len(request.tokens) == 1 else "B, S"
+    up, down = sizes.heads * (sizes.nope + sizes.rope), sizes.latent + sizes.rope
+    angles = ((*request.tokens, sizes.rope), f"[{tokens}, Dr]")
+    shapes = {
+        "weight_dq": ((sizes.hidden, sizes.query_rank), "[He, Hcq]"),
+        "weight_uq_qr": ((sizes.query_rank, up), "[Hcq, N * (D + Dr)]"),
+        "weight_dkv_kr": ((sizes.hidden, down), "[He, Hckv + Dr]"),
+        "rmsnorm_gamma_cq": ((sizes.query_rank,), "[Hcq]"),
+        "rmsnorm_gamma_ckv": ((sizes.latent,), "[Hckv]"),
+        "rope_sin": angles,
+        "rope_cos": angles,
+        "kv_cache": ((sizes.blocks, sizes.block_size, 1, sizes.latent), "[blocks, block size, 1, Hckv]"),
+        "kr_cache": ((sizes.blocks, sizes.block_size, 1, sizes.rope), "[blocks, block size, 1, Dr]"),
+    }
+    for argument, (shape, meaning) in shapes.items():
+        request.check.shape(argument, getattr(request, argument), shape, meaning=meaning, code=ErrorCode.PARAMETER)
+
+
+def _check_tokens(request: PrologRequest) -> None:
+    limits = {1: (("T", _MAX_TOKENS),), 2: (("B", _MAX_BATCH), ("S", _MAX_LENGTH))}[len(request.tokens)]
+    for (axis, limit), size in zip(limits, request.tokens, strict=True):
+        if size > limit:
+            raise request.check.rejected("token_x", f"of {axis} = {size}", f"at most {limit}")
+
+
+def _check_limits(request: PrologRequest, sizes: PrologSizes, profile: CannProfile) -> None:
+    of_v3 = _V3_NEWER_LIMITS if profile.mla_sizes == "newer" else _V3_LIMITS
+    limits = of_v3 if request.is_v3 else _V1_LIMITS
+    for argument, axis, size, allowed in (
+        ("token_x", "He", sizes.hidden, limits.hidden),
+        ("weight_dq", "Hcq", sizes.query_rank, limits.query_rank),
+        ("weight_uk", "N", sizes.heads, _HEADS),
+        ("weight_uk", "D", sizes.nope, limits.nope),
+        ("weight_uk", "Hckv", sizes.latent, _LATENT),
+        ("rope_sin", "Dr", sizes.rope, _ROPE),
+        ("kv_cache", "block size", sizes.block_size, limits.block_size),
+    ):
+        if size not in allowed:
+            raise request.check.rejected(argument, f"of {axis} = {size}", _listed(allowed))
+
+
+def _listed(sizes: Collection[int]) -> str:
+    if isinstance(sizes, range):
+        return f"{sizes.start} to {sizes.stop - 1} in steps of {sizes.step}"
+    return " or ".join(map(str, sizes))
+
+
+def _check_divisibility(request: PrologRequest, sizes: PrologSizes, *, fractal: bool) -> None:
+    """Refuse sizes that no such operator can have: empty axes, half a pair, tiles that are not full."""
+    for argument, axis, size in (
+        ("token_x", "He", sizes.hidden),
+        ("weight_dq", "Hcq", sizes.query_rank),
+        ("weight_uk", "N", sizes.heads),
+        ("weight_uk", "D", sizes.nope),
+        ("weight_uk", "Hckv", sizes.latent),
+        ("rope_sin", "Dr", sizes.rope),
+        ("kv_cache", "block size", sizes.block_size),
+    ):
+        if size < 1:
+            raise request.check.rejected(argument, f"of {axis} = {size}", "at least 1", ErrorCode.PARAMETER)
+    if sizes.rope % 2:
+        raise request.check.rejected("rope_sin", f"of Dr = {sizes.rope}", "an even number", ErrorCode.PARAMETER)
+    for argument, axis, size in (("weight_uk", "Hckv", sizes.latent), ("rope_sin", "Dr", sizes.rope)):
+        if fractal and size % _FRACTAL_COLUMNS:
+            allowed = f"a multiple of {_FRACTAL_COLUMNS} with cache_mode PA_NZ"
+            raise request.check.rejected(argument, f"of {axis} = {size}", allowed, ErrorCode.PARAMETER)
+
 
 CACHE_MODES = {"PA_BSND": False, "PA_NZ": True}
 """Cache modes that are simulated, and whether their blocks are in NZ order."""
@@ -42,7 +268,7 @@ _SCALES_OF_INT8_WEIGHTS = ("dequant_scale_w_uq_qr", "quant_scale_ckv", "quant_sc
 
 @dataclass(frozen=True)
 class _Mode:
-    """Values of a mode beside 0: those for quantised calls, and those that only Ascend 950 has."""
+    """The values of a mode other than 0: for quantised calls, and for Ascend 950."""
 
     quantised: tuple[int, ...]
     of_950: tuple[int, ...] = ()
@@ -82,18 +308,16 @@ def check(request: PrologRequest, profile: CannProfile) -> PrologSizes:
     sizes = check_sizes(request, profile, fractal=CACHE_MODES[request.cache_mode])
     _check_index(request)
     for argument, cache in (("kv_cache", request.kv_cache), ("kr_cache", request.kr_cache)):
-        if not cache.is_contiguous():
-            given = f"not contiguous, strides {cache.stride()}"
-            raise request.not_simulated(argument, given, "contiguous caches")
+        request.check.simulated_contiguous("contiguous caches", **{argument: cache})
     return sizes
 
 
 def _check_cache_mode(request: PrologRequest) -> None:
     mode = request.cache_mode
     if request.is_v3 and mode in _OTHER_CACHE_MODES:
-        raise request.not_simulated("cache_mode", repr(mode), ", ".join(CACHE_MODES))
+        raise request.check.not_simulated("cache_mode", repr(mode), ", ".join(CACHE_MODES))
     if mode not in CACHE_MODES:
-        raise request.rejected("cache_mode", repr(mode), ", ".join(CACHE_MODES), ErrorCode.PARAMETER)
+        raise request.check.rejected("cache_mode", repr(mode), ", ".join(CACHE_MODES), ErrorCode.PARAMETER)
 
 
 def _check_modes(request: PrologRequest) -> None:
@@ -101,20 +325,20 @@ def _check_modes(request: PrologRequest) -> None:
     for argument, mode in _MODES.items():
         given = extras.get(argument, 0)
         if given in mode.quantised:
-            raise request.not_simulated(argument, given, "0, without quantisation")
+            raise request.check.not_simulated(argument, given, "0, without quantisation")
         if given in mode.of_950:
-            raise request.rejected(argument, f"{given}, which is for Ascend 950", "0, 1 or 2", ErrorCode.WRAPPER)
+            raise request.check.rejected(argument, f"{given}, which is for Ascend 950", "0, 1 or 2", ErrorCode.WRAPPER)
         if given != 0:
             allowed = f"0, {', '.join(map(str, mode.quantised))}"
-            raise request.rejected(argument, given, allowed, ErrorCode.PARAMETER)
+            raise request.check.rejected(argument, given, allowed, ErrorCode.PARAMETER)
 
 
 def _check_dtypes(request: PrologRequest) -> None:
-    """Refuse all that is not bfloat16; int8 where DOC has it is quantisation."""
-    quantised = ("weight_uq_qr",) if request.operator == V1 else ("token_x", *_FRACTAL_WEIGHTS)
+    """Refuse dtypes other than bfloat16; int8 means quantisation where DOC has it."""
+    quantised = ("weight_uq_qr",) if request.check.operator == V1 else ("token_x", *_FRACTAL_WEIGHTS)
     for argument in quantised:
         if getattr(request, argument).dtype == torch.int8:
-            raise request.not_simulated(argument, "int8", "bfloat16, without quantisation")
+            raise request.check.not_simulated(argument, "int8", "bfloat16, without quantisation")
     for argument in (
         "token_x",
         *_FRACTAL_WEIGHTS,
@@ -126,11 +350,11 @@ def _check_dtypes(request: PrologRequest) -> None:
         "kv_cache",
         "kr_cache",
     ):
-        require_dtype(request.operator, argument, getattr(request, argument), ("bfloat16",))
+        request.check.dtype(argument, getattr(request, argument), "bfloat16")
     for argument in _DTYPE_ARGUMENTS:
         given = dict(request.extras).get(argument, _BFLOAT16)
         if given != _BFLOAT16:
-            raise request.not_simulated(argument, given, f"None or {_BFLOAT16}, bfloat16")
+            raise request.check.not_simulated(argument, given, f"None or {_BFLOAT16}, bfloat16")
 
 
 def _check_scales(request: PrologRequest) -> None:
@@ -139,9 +363,9 @@ def _check_scales(request: PrologRequest) -> None:
         if argument in (*_WITHOUT_EFFECT, *_MODES, *_DTYPE_ARGUMENTS):
             continue
         description = f"of shape {list(given.shape)}"
-        if request.operator == V1 and argument in _SCALES_OF_INT8_WEIGHTS:
-            raise request.rejected(argument, description, "None with bfloat16 weights", ErrorCode.PARAMETER)
-        raise request.not_simulated(argument, description, "None, without quantisation")
+        if request.check.operator == V1 and argument in _SCALES_OF_INT8_WEIGHTS:
+            raise request.check.rejected(argument, description, "None with bfloat16 weights", ErrorCode.PARAMETER)
+        raise request.check.not_simulated(argument, description, "None, without quantisation")
 
 
 def _check_formats(request: PrologRequest, profile: CannProfile) -> None:
@@ -151,15 +375,17 @@ def _check_formats(request: PrologRequest, profile: CannProfile) -> None:
         found = format_of(getattr(request, argument))
         if found is not Format.FRACTAL_NZ:
             given = f"in format {found.name}"
-            raise request.rejected(argument, given, "FRACTAL_NZ: npu_format_cast(weight, 29)", ErrorCode.PARAMETER)
+            raise request.check.rejected(
+                argument, given, "FRACTAL_NZ: npu_format_cast(weight, 29)", ErrorCode.PARAMETER
+            )
 
 
 def _check_index(request: PrologRequest) -> None:
     index = request.cache_index
     if index is None:
         allowed = f"a tensor, with cache_mode {request.cache_mode}"
-        raise request.rejected("cache_index", "None", allowed, ErrorCode.PARAMETER)
+        raise request.check.rejected("cache_index", "None", allowed, ErrorCode.PARAMETER)
     if dtype_name(index) != "int64":
-        raise request.rejected("cache_index", dtype_name(index), "int64", ErrorCode.PARAMETER)
-    require_rank(request.operator, "cache_index", index, len(request.tokens))
-    require_shape(request.operator, "cache_index", index, request.tokens, "the tokens of token_x")
+        raise request.check.rejected("cache_index", dtype_name(index), "int64", ErrorCode.PARAMETER)
+    request.check.rank("cache_index", index, len(request.tokens), code=ErrorCode.PARAMETER)
+    request.check.shape("cache_index", index, request.tokens, meaning="the tokens of token_x", code=ErrorCode.PARAMETER)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks, dtype_name
 from npudiff.device.simulator.errors import ErrorCode
-from npudiff.device.simulator.moe.requirements import FLOATS, Requirements, dtype_name
 from npudiff.device.simulator.profiles import CannProfile, active_profile
 
-_REQUIRE = Requirements("npu_moe_finalize_routing")
+_CHECK = ArgumentChecks("npu_moe_finalize_routing", default=ErrorCode.PARAMETER)
 
 # Which numbers the pairs have, and whether rows lie in [E, C, H] with -1 for those that were dropped.
 _ROW_MAJOR = (2, 3)
@@ -69,13 +69,13 @@ def finalize_routing(
     profile = active_profile()
     rows = expanded_permuted_rows
     if profile.moe_finalize_version == "before_4" and k not in (None, 1):
-        raise _REQUIRE.rejected("k", k, "1, before version 4 of the operator", ErrorCode.WRAPPER)
+        raise _CHECK.rejected("k", k, "1, before version 4 of the operator", ErrorCode.WRAPPER)
     _check_rows(rows, expanded_src_to_dst_row, mode, experts_per_token)
     tokens = len(expanded_src_to_dst_row) // experts_per_token
     _check_others(rows, tokens, experts_per_token, profile, skip1=skip1, skip2=skip2, bias=bias, scales=scales)
     _check_experts(export_for_source_row, bias, (tokens, experts_per_token))
     flat = rows.reshape(-1, rows.shape[-1])
-    _REQUIRE.inside("expanded_src_to_dst_row", expanded_src_to_dst_row, len(flat), "rows", -1 if mode in _PADDED else 0)
+    _CHECK.indices("expanded_src_to_dst_row", expanded_src_to_dst_row, len(flat), "rows", -1 if mode in _PADDED else 0)
     total = _skipped(flat, skip1, skip2, tokens)
     of_expert = _by_token(expanded_src_to_dst_row, tokens, experts_per_token, mode)
     for j in range(experts_per_token):
@@ -87,15 +87,7 @@ def finalize_routing(
 
 
 def finalize_routing_meta(
-    expanded_permuted_rows: Tensor,
-    skip1: Tensor | None,  # noqa: ARG001 - the dispatcher passes what the schema has
-    skip2: Tensor | None,  # noqa: ARG001
-    bias: Tensor | None,  # noqa: ARG001
-    scales: Tensor | None,
-    expanded_src_to_dst_row: Tensor,
-    export_for_source_row: Tensor | None,  # noqa: ARG001
-    drop_pad_mode: int | None = 0,  # noqa: ARG001
-    k: int | None = 1,
+    expanded_permuted_rows: Tensor, scales: Tensor | None, expanded_src_to_dst_row: Tensor, k: int | None
 ) -> Tensor:
     """Allocate the output; as torch_npu's META, this checks nothing."""
     tokens = len(expanded_src_to_dst_row) // _experts_per_token(scales, k)
@@ -105,7 +97,7 @@ def finalize_routing_meta(
 def _experts_per_token(scales: Tensor | None, k: int | None) -> int:
     if scales is None:
         return 1 if k is None else k
-    _REQUIRE.rank("scales", scales, (2,))
+    _CHECK.rank("scales", scales, 2)
     return scales.shape[1]
 
 
@@ -133,16 +125,16 @@ def _gathered(flat: Tensor, rows: Tensor, profile: CannProfile) -> Tensor:
 
 
 def _check_rows(rows: Tensor, pairs: Tensor, mode: int, experts_per_token: int) -> None:
-    _REQUIRE.choice("drop_pad_mode", mode, (0, 1, 2, 3), ErrorCode.WRAPPER)
-    _REQUIRE.dtype("expanded_permuted_rows", rows, FLOATS)
-    _REQUIRE.rank("expanded_permuted_rows", rows, (3,) if mode in _PADDED else (2,))
-    _REQUIRE.dtype("expanded_src_to_dst_row", pairs, ("int32",))
-    _REQUIRE.rank("expanded_src_to_dst_row", pairs, (1,))
+    _CHECK.choice("drop_pad_mode", mode, (0, 1, 2, 3), ErrorCode.WRAPPER)
+    _CHECK.dtype("expanded_permuted_rows", rows, *FLOATS)
+    _CHECK.rank("expanded_permuted_rows", rows, (3,) if mode in _PADDED else (2,))
+    _CHECK.dtype("expanded_src_to_dst_row", pairs, "int32")
+    _CHECK.rank("expanded_src_to_dst_row", pairs, 1)
     if experts_per_token < 1:
-        raise _REQUIRE.rejected("k", experts_per_token, "1 or more")
+        raise _CHECK.rejected("k", experts_per_token, "1 or more")
     if len(pairs) % experts_per_token:
         allowed = f"a multiple of k, which is {experts_per_token}"
-        raise _REQUIRE.rejected("expanded_src_to_dst_row", f"of length {len(pairs)}", allowed)
+        raise _CHECK.rejected("expanded_src_to_dst_row", f"of length {len(pairs)}", allowed)
 
 
 def _check_others(
@@ -151,28 +143,28 @@ def _check_others(
     skip1, skip2, bias, scales = (given[name] for name in ("skip1", "skip2", "bias", "scales"))
     if profile.moe_finalize_version == "before_4":
         if skip1 is None:
-            raise _REQUIRE.rejected("skip1", None, "a tensor, before version 4 of the operator", ErrorCode.WRAPPER)
+            raise _CHECK.rejected("skip1", None, "a tensor, before version 4 of the operator", ErrorCode.WRAPPER)
     elif skip1 is None and skip2 is not None:
-        raise _REQUIRE.rejected("skip2", "a tensor", "None, without skip1")
+        raise _CHECK.rejected("skip2", "a tensor", "None, without skip1")
     for argument, tensor in (("skip1", skip1), ("skip2", skip2)):
         if tensor is not None:
-            _REQUIRE.dtype(argument, tensor, (dtype_name(rows),))
-            _REQUIRE.shape(argument, tensor, (tokens, rows.shape[-1]), "[n, H]")
+            _CHECK.dtype(argument, tensor, dtype_name(rows))
+            _CHECK.shape(argument, tensor, (tokens, rows.shape[-1]), meaning="[n, H]")
     if scales is not None:
-        _REQUIRE.dtype("scales", scales, sorted({dtype_name(rows), "float32"}))
-        _REQUIRE.shape("scales", scales, (tokens, experts_per_token), "[n, k]")
+        _CHECK.dtype("scales", scales, *sorted({dtype_name(rows), "float32"}))
+        _CHECK.shape("scales", scales, (tokens, experts_per_token), meaning="[n, k]")
     if bias is not None:
-        _REQUIRE.dtype("bias", bias, (dtype_name(rows),))
-        _REQUIRE.rank("bias", bias, (2,))
-        _REQUIRE.shape("bias", bias, (len(bias), rows.shape[-1]), "[E, H]")
+        _CHECK.dtype("bias", bias, dtype_name(rows))
+        _CHECK.rank("bias", bias, 2)
+        _CHECK.shape("bias", bias, (len(bias), rows.shape[-1]), meaning="[E, H]")
 
 
 def _check_experts(experts: Tensor | None, bias: Tensor | None, shape: tuple[int, int]) -> None:
     if experts is None:
         if bias is not None:
-            raise _REQUIRE.rejected("export_for_source_row", None, "a tensor [n, k], with bias")
+            raise _CHECK.rejected("export_for_source_row", None, "a tensor [n, k], with bias")
         return
-    _REQUIRE.dtype("export_for_source_row", experts, ("int32",))
-    _REQUIRE.shape("export_for_source_row", experts, shape, "[n, k]")
+    _CHECK.dtype("export_for_source_row", experts, "int32")
+    _CHECK.shape("export_for_source_row", experts, shape, meaning="[n, k]")
     if bias is not None:
-        _REQUIRE.inside("export_for_source_row", experts, len(bias), "experts with a bias")
+        _CHECK.indices("export_for_source_row", experts, len(bias), "experts with a bias")

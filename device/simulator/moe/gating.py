@@ -11,12 +11,12 @@ import math
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks, dtype_name
 from npudiff.device.simulator.errors import ErrorCode
-from npudiff.device.simulator.moe.requirements import FLOATS, Requirements, dtype_name
 from npudiff.device.simulator.profiles import active_profile
 
-_SOFTMAX = Requirements("npu_moe_gating_top_k_softmax")
-_GATING = Requirements("npu_moe_gating_top_k")
+_SOFTMAX = ArgumentChecks("npu_moe_gating_top_k_softmax", default=ErrorCode.PARAMETER)
+_GATING = ArgumentChecks("npu_moe_gating_top_k", default=ErrorCode.PARAMETER)
 
 _MAX_K = 1024
 _MAX_EXPERTS = 2048
@@ -64,9 +64,9 @@ def gating_top_k_softmax(x: Tensor, finished: Tensor | None = None, k: int = 1) 
     return y, expert_idx, row_idx.contiguous()
 
 
-def gating_top_k_softmax_meta(x: Tensor, finished: Tensor | None = None, k: int = 1) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
+def gating_top_k_softmax_meta(x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate the outputs; as torch_npu's META, this checks the rank."""
-    _SOFTMAX.rank("x", x, (2, 3), ErrorCode.WRAPPER)
+    _SOFTMAX.rank("x", x, (2, 3), code=ErrorCode.WRAPPER)
     shape = (*x.shape[:-1], k)
     return x.new_empty(shape), x.new_empty(shape, dtype=torch.int32), x.new_empty(shape, dtype=torch.int32)
 
@@ -147,13 +147,7 @@ def gating_top_k(
 
 
 def gating_top_k_meta(
-    x: Tensor,
-    k: int,
-    *,
-    bias: Tensor | None = None,
-    input_ids: Tensor | None = None,
-    tid2eid: Tensor | None = None,
-    **_: object,
+    x: Tensor, k: int, bias: Tensor | None, input_ids: Tensor | None, tid2eid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate the outputs; torch_npu's META has the third one always."""
     _check_gating(x, k, bias, input_ids, tid2eid)
@@ -177,36 +171,36 @@ def _in_best_groups(selection: Tensor, k_group: int, group_count: int, mode: int
 
 
 def _looked_up(input_ids: Tensor, tid2eid: Tensor, experts: int) -> Tensor:
-    _GATING.inside("input_ids", input_ids, len(tid2eid), "rows of tid2eid")
+    _GATING.indices("input_ids", input_ids, len(tid2eid), "rows of tid2eid")
     chosen = tid2eid[input_ids.long()].long()
-    _GATING.inside("tid2eid[input_ids]", chosen, experts, "experts")
+    _GATING.indices("tid2eid[input_ids]", chosen, experts, "experts")
     return chosen
 
 
 def _check_softmax(x: Tensor, finished: Tensor | None, k: int) -> None:
-    _SOFTMAX.rank("x", x, (2, 3), ErrorCode.WRAPPER)
-    _SOFTMAX.dtype("x", x, FLOATS, ErrorCode.WRAPPER)
+    _SOFTMAX.rank("x", x, (2, 3), code=ErrorCode.WRAPPER)
+    _SOFTMAX.dtype("x", x, *FLOATS, code=ErrorCode.WRAPPER)
     _SOFTMAX.between("k", k, 1, min(x.shape[-1], _MAX_K), ErrorCode.WRAPPER)
     if finished is not None:
-        _SOFTMAX.dtype("finished", finished, ("bool",), ErrorCode.WRAPPER)
-        _SOFTMAX.shape("finished", finished, x.shape[:-1], "the rows of x")
+        _SOFTMAX.dtype("finished", finished, "bool", code=ErrorCode.WRAPPER)
+        _SOFTMAX.shape("finished", finished, x.shape[:-1], meaning="the rows of x")
 
 
 def _check_gating(x: Tensor, k: int, bias: Tensor | None, input_ids: Tensor | None, tid2eid: Tensor | None) -> None:
-    _GATING.rank("x", x, (2,), ErrorCode.WRAPPER)
-    _GATING.dtype("x", x, FLOATS, ErrorCode.WRAPPER)
+    _GATING.rank("x", x, 2, code=ErrorCode.WRAPPER)
+    _GATING.dtype("x", x, *FLOATS, code=ErrorCode.WRAPPER)
     if bias is not None:
-        _GATING.dtype("bias", bias, (dtype_name(x),), ErrorCode.WRAPPER)
-        _GATING.shape("bias", bias, (x.shape[1],), "[E]")
+        _GATING.dtype("bias", bias, dtype_name(x), code=ErrorCode.WRAPPER)
+        _GATING.shape("bias", bias, (x.shape[1],), meaning="[E]")
     if (input_ids is None) != (tid2eid is None):
         argument = "input_ids" if input_ids is None else "tid2eid"
         raise _GATING.rejected(argument, None, "both input_ids and tid2eid, or neither", ErrorCode.WRAPPER)
     if input_ids is not None and tid2eid is not None:
-        _GATING.dtype("input_ids", input_ids, _INDICES, ErrorCode.WRAPPER)
-        _GATING.dtype("tid2eid", tid2eid, _INDICES, ErrorCode.WRAPPER)
-        _GATING.shape("input_ids", input_ids, (len(x),), "[T]")
-        _GATING.rank("tid2eid", tid2eid, (2,), ErrorCode.WRAPPER)
-        _GATING.shape("tid2eid", tid2eid, (len(tid2eid), k), "[V, k]")
+        _GATING.dtype("input_ids", input_ids, *_INDICES, code=ErrorCode.WRAPPER)
+        _GATING.dtype("tid2eid", tid2eid, *_INDICES, code=ErrorCode.WRAPPER)
+        _GATING.shape("input_ids", input_ids, (len(x),), meaning="[T]")
+        _GATING.rank("tid2eid", tid2eid, 2, code=ErrorCode.WRAPPER)
+        _GATING.shape("tid2eid", tid2eid, (len(tid2eid), k), meaning="[V, k]")
 
 
 def _check_groups(experts: int, k: int, k_group: int, group_count: int) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode, UndefinedBehaviour
-from npudiff.device.simulator.moe.requirements import FLOATS, Requirements
 from npudiff.device.simulator.norms.unwritten import unwritten
 
-_ROUTING = Requirements("npu_moe_init_routing")
-_TOKENS = Requirements("npu_moe_compute_expert_tokens")
+_ROUTING = ArgumentChecks("npu_moe_init_routing", default=ErrorCode.PARAMETER)
+_TOKENS = ArgumentChecks("npu_moe_compute_expert_tokens", default=ErrorCode.PARAMETER)
 
 _MAX_COUNTED_EXPERTS = 2048
 _MAX_COUNTED_ROWS = 2**24 - 1
@@ -52,7 +52,7 @@ def init_routing(x: Tensor, row_idx: Tensor, expert_idx: Tensor, active_num: int
     """
     _check(x, row_idx, expert_idx, active_num)
     rows, pairs = len(x), expert_idx.numel()
-    _ROUTING.inside("row_idx", row_idx, pairs, "rows and experts")
+    _ROUTING.indices("row_idx", row_idx, pairs, "rows and experts")
     experts, order = expert_idx.reshape(-1).sort(stable=True)
     numbers = row_idx.reshape(-1)[order].long()
     expanded_row_idx = unwritten((pairs,), torch.int32)
@@ -91,8 +91,8 @@ def compute_expert_tokens(sorted_expert_for_source_row: Tensor, num_expert: int)
         The experts are not sorted.
     """
     experts = sorted_expert_for_source_row
-    _TOKENS.rank("sorted_expert_for_source_row", experts, (1,))
-    _TOKENS.dtype("sorted_expert_for_source_row", experts, ("int32",))
+    _TOKENS.rank("sorted_expert_for_source_row", experts, 1)
+    _TOKENS.dtype("sorted_expert_for_source_row", experts, "int32")
     _TOKENS.between("num_expert", num_expert, 1, _MAX_COUNTED_EXPERTS, ErrorCode.TILING)
     if len(experts) > _MAX_COUNTED_ROWS:
         given = f"of {len(experts)} rows"
@@ -113,11 +113,11 @@ def compute_expert_tokens_meta(sorted_expert_for_source_row: Tensor, num_expert:
 
 def _check(x: Tensor, row_idx: Tensor, expert_idx: Tensor, active_num: int) -> None:
     for argument, tensor in (("x", x), ("row_idx", row_idx), ("expert_idx", expert_idx)):
-        _ROUTING.rank(argument, tensor, (2,), ErrorCode.WRAPPER)
-    _ROUTING.dtype("x", x, FLOATS, ErrorCode.WRAPPER)
-    _ROUTING.dtype("row_idx", row_idx, ("int32",), ErrorCode.WRAPPER)
-    _ROUTING.dtype("expert_idx", expert_idx, ("int32",), ErrorCode.WRAPPER)
-    _ROUTING.shape("expert_idx", expert_idx, (len(x), expert_idx.shape[1]), "[n, k], the rows of x")
-    _ROUTING.shape("row_idx", row_idx, expert_idx.shape, "the shape of expert_idx")
+        _ROUTING.rank(argument, tensor, 2, code=ErrorCode.WRAPPER)
+    _ROUTING.dtype("x", x, *FLOATS, code=ErrorCode.WRAPPER)
+    _ROUTING.dtype("row_idx", row_idx, "int32", code=ErrorCode.WRAPPER)
+    _ROUTING.dtype("expert_idx", expert_idx, "int32", code=ErrorCode.WRAPPER)
+    _ROUTING.shape("expert_idx", expert_idx, (len(x), expert_idx.shape[1]), meaning="[n, k], the rows of x")
+    _ROUTING.shape("row_idx", row_idx, expert_idx.shape, meaning="the shape of expert_idx")
     if active_num < 0:
         raise _ROUTING.rejected("active_num", active_num, "0 or more", ErrorCode.WRAPPER)

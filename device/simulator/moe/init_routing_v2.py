@@ -9,26 +9,177 @@ with another ``expert_num`` use a stale one. Here it is ``[0, expert_num]`` in e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from npudiff.device.simulator.moe.init_routing_checks import RoutingRequest, check, check_host, normalise
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.moe.quantisation import dynamic_int8, static_int8
 from npudiff.device.simulator.norms.unwritten import unwritten
 from npudiff.device.simulator.profiles import CannProfile, active_profile
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def init_routing_v2(x: Tensor, expert_idx: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from torch import Tensor
+
+
+_CHECK = ArgumentChecks("npu_moe_init_routing_v2", default=ErrorCode.PARAMETER)
+
+_MAX_EXPERTS = 10240
+_MAX_EXPERTS_IN_PAIRS = 5120
+_INT4 = 13
+# META's list without those that A2 and A3 have.
+_QUANT_MODES_OF_950 = (2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14, 15, 16, 17)
+
+
+@dataclass(frozen=True)
+class RoutingRequest:
+    """One call, with the names of the schema."""
+
+    x: Tensor
+    """[n, H], float16, bfloat16 or float32; int8 with ``quant_mode`` -1."""
+    expert_idx: Tensor
+    """int32 [n, k]. A pair whose expert is outside ``active_expert_range`` is sorted last and dropped."""
+    scale: Tensor | None
+    """float32. ``quant_mode`` -1: [n], sorted as the rows are. 0: [1]. 1: [experts in range, H] or [1, H], factors of
+    the elements."""
+    offset: Tensor | None
+    """float32 [1], with ``quant_mode`` 0."""
+    active_num: int
+    """How many rows at most, if positive."""
+    expert_capacity: int
+    """Rows per expert with ``drop_pad_mode`` 1; the first ones stay."""
+    expert_num: int
+    """How many experts there are."""
+    drop_pad_mode: int
+    """0: rows lie close. 1: every expert has as many rows."""
+    expert_tokens_num_type: int
+    """0: where rows end. 1: counts. 2: pairs of expert and count."""
+    expert_tokens_num_flag: bool
+    """Whether the third output is wanted."""
+    quant_mode: int
+    """-1: none. 0: int8 with one scale. 1: int8 with a scale per row."""
+    active_expert_range: Sequence[int]
+    """First expert, and the one behind the last; all experts if empty."""
+    row_idx_type: int
+    """0: the place of each pair. 1: the pair at each place."""
+    x_dtype: int | None
+    """For dtypes that Ascend 950 has."""
+
+    @property
+    def expert_range(self) -> tuple[int, int]:
+        """First expert, and the one behind the last."""
+        if not self.active_expert_range:
+            return 0, self.expert_num
+        return self.active_expert_range[0], self.active_expert_range[1]
+
+    @property
+    def expanded_rows(self) -> int:
+        """How many rows expanded_x has."""
+        if self.drop_pad_mode:
+            return self.expert_num * self.expert_capacity
+        pairs = self.expert_idx.numel()
+        return min(self.active_num, pairs) if self.active_num > 0 else pairs
+
+
+def check_host(request: RoutingRequest) -> None:
+    """Refuse what op-plugin and META refuse, and what the simulator cannot do.
+
+    Raises
+    ------
+    OperatorRejected
+        With the wrapper's code.
+    NotSimulated
+        ``quant_mode`` 13.
+    """
+    wrapper = ErrorCode.WRAPPER
+    _CHECK.rank("x", request.x, 2, code=wrapper)
+    _CHECK.rank("expert_idx", request.expert_idx, 2, code=wrapper)
+    shape = (len(request.x), request.expert_idx.shape[1])
+    _CHECK.shape("expert_idx", request.expert_idx, shape, meaning="[n, k], the rows of x")
+    given = list(request.active_expert_range)
+    if given and (len(given) != 2 or not 0 <= given[0] < given[1] <= _MAX_EXPERTS):
+        allowed = f"two increasing numbers from 0 to {_MAX_EXPERTS}"
+        raise _CHECK.rejected("active_expert_range", given, allowed, wrapper)
+    _CHECK.choice("drop_pad_mode", request.drop_pad_mode, (0, 1), wrapper)
+    _CHECK.choice("expert_tokens_num_type", request.expert_tokens_num_type, (0, 1, 2), wrapper)
+    _CHECK.choice("row_idx_type", request.row_idx_type, (0, 1), wrapper)
+    if request.quant_mode == _INT4:
+        raise _CHECK.not_simulated("quant_mode", _INT4, "-1, 0 and 1")
+    if request.quant_mode in _QUANT_MODES_OF_950:
+        given_mode = f"{request.quant_mode}, which is for Ascend 950"
+        raise _CHECK.rejected("quant_mode", given_mode, "-1, 0, 1 or 13")
+    _CHECK.choice("quant_mode", request.quant_mode, (-1, 0, 1, _INT4), wrapper)
+    if request.x_dtype is not None:
+        raise _CHECK.rejected("x_dtype", request.x_dtype, "None: dtypes of Ascend 950 alone have it")
+
+
+def check(request: RoutingRequest) -> None:
+    """Refuse what the operator refuses.
+
+    Raises
+    ------
+    OperatorRejected
+        Naming the argument.
+    NotSimulated
+        ``quant_mode`` 13.
+    """
+    check_host(request)
+    dtypes = (*FLOATS, "int8") if request.quant_mode == -1 else FLOATS
+    _CHECK.dtype("x", request.x, *dtypes)
+    _CHECK.dtype("expert_idx", request.expert_idx, "int32")
+    most = _MAX_EXPERTS_IN_PAIRS if request.expert_tokens_num_type == 2 else _MAX_EXPERTS
+    _CHECK.between("expert_num", request.expert_num, 1, most, ErrorCode.TILING)
+    if request.expert_range[1] > request.expert_num:
+        given = list(request.active_expert_range)
+        allowed = f"experts below expert_num, which is {request.expert_num}"
+        raise _CHECK.rejected("active_expert_range", given, allowed, ErrorCode.TILING)
+    _check_scales(request)
+    if request.drop_pad_mode == 1:
+        _check_drop_pad(request)
+
+
+def _check_scales(request: RoutingRequest) -> None:
+    scale, offset = request.scale, request.offset
+    for argument, tensor in (("scale", scale), ("offset", offset)):
+        if tensor is not None:
+            _CHECK.dtype(argument, tensor, "float32")
+    if request.quant_mode == 0:
+        for argument, tensor in (("scale", scale), ("offset", offset)):
+            if tensor is None:
+                raise _CHECK.rejected(argument, None, "a tensor [1], with quant_mode 0")
+            _CHECK.shape(argument, tensor, (1,), meaning="with quant_mode 0")
+    elif offset is not None:
+        raise _CHECK.rejected("offset", "a tensor", f"None, with quant_mode {request.quant_mode}")
+    elif scale is not None and request.quant_mode == -1:
+        _CHECK.shape("scale", scale, (len(request.x),), meaning="[n], with quant_mode -1")
+    elif scale is not None:
+        start, end = request.expert_range
+        _CHECK.rank("scale", scale, 2)
+        rows = 1 if len(scale) == 1 else end - start
+        _CHECK.shape(
+            "scale", scale, (rows, request.x.shape[1]), meaning="[1, H] or [experts in range, H], with quant_mode 1"
+        )
+
+
+def _check_drop_pad(request: RoutingRequest) -> None:
+    """DOC: every expert has rows, counts are of type 1 and the row index of type 0."""
+    tiling = ErrorCode.TILING
+    if request.expert_range != (0, request.expert_num):
+        allowed = f"[0, {request.expert_num}], with drop_pad_mode 1"
+        raise _CHECK.rejected("active_expert_range", list(request.active_expert_range), allowed, tiling)
+    _CHECK.choice("row_idx_type", request.row_idx_type, (0,), tiling)
+    if request.expert_tokens_num_flag:
+        _CHECK.choice("expert_tokens_num_type", request.expert_tokens_num_type, (1,), tiling)
+    _CHECK.between("expert_capacity", request.expert_capacity, 1, len(request.x), tiling)
+
+
+def init_routing_v2(request: RoutingRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sort the pairs of tokens and experts by expert, stably, and copy or quantise the tokens' rows.
-
-    Parameters
-    ----------
-    x : Tensor
-        [n, H], float16, bfloat16 or float32; int8 with ``quant_mode`` -1.
-    expert_idx : Tensor
-        int32 [n, k]. A pair whose expert is outside ``active_expert_range`` is sorted last and dropped.
-    **options : object
-        The other arguments of the schema, which :class:`RoutingRequest` explains.
 
     Returns
     -------
@@ -52,11 +203,10 @@ def init_routing_v2(x: Tensor, expert_idx: Tensor, **options: object) -> tuple[T
     NotSimulated
         ``quant_mode`` 13, which gives int4.
     """
-    request = normalise(x, expert_idx, options)
     profile = active_profile()
     check(request)
     start, end = request.expert_range
-    pairs = expert_idx.reshape(-1)
+    pairs = request.expert_idx.reshape(-1)
     active = (pairs >= start) & (pairs < end)
     experts, order = pairs.masked_fill(~active, torch.iinfo(torch.int32).max).sort(stable=True)
     count = int(active.sum())
@@ -151,10 +301,10 @@ def _statistics(request: RoutingRequest, counts: Tensor, profile: CannProfile) -
     return output
 
 
-def init_routing_v2_meta(x: Tensor, expert_idx: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def init_routing_v2_meta(request: RoutingRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Allocate the outputs, after META's checks."""
-    request = normalise(x, expert_idx, options)
     check_host(request)
+    x, expert_idx = request.x, request.expert_idx
     start, end = request.expert_range
     shape: tuple[int, ...] = (request.expanded_rows, x.shape[1])
     if request.drop_pad_mode:

@@ -13,7 +13,7 @@ OPERATORS = (
     Operator(schemas.GATING_TOP_K_SOFTMAX, gating.gating_top_k_softmax, gating.gating_top_k_softmax_meta),
     Operator(schemas.GATING_TOP_K, gating.gating_top_k, gating.gating_top_k_meta),
     Operator(schemas.INIT_ROUTING, v1.init_routing, v1.init_routing_meta),
-    Operator(schemas.INIT_ROUTING_V2, v2.init_routing_v2, v2.init_routing_v2_meta),
+    Operator(schemas.INIT_ROUTING_V2, v2.init_routing_v2, v2.init_routing_v2_meta, request=v2.RoutingRequest),
     Operator(schemas.COMPUTE_EXPERT_TOKENS, v1.compute_expert_tokens, v1.compute_expert_tokens_meta),
     Operator(schemas.FINALIZE_ROUTING, finalize.finalize_routing, finalize.finalize_routing_meta),
     Operator(schemas.PERMUTE, permute.token_permute, permute.token_permute_meta),

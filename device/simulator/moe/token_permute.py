@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
-from npudiff.device.simulator.moe.requirements import FLOATS, Requirements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PERMUTE = Requirements("npu_moe_token_permute")
-_UNPERMUTE = Requirements("npu_moe_token_unpermute")
+_PERMUTE = ArgumentChecks("npu_moe_token_permute", default=ErrorCode.PARAMETER)
+_UNPERMUTE = ArgumentChecks("npu_moe_token_unpermute", default=ErrorCode.PARAMETER)
 
 _MAX_K = 512
 _MAX_NUMBER = 2**24 - 1
@@ -61,15 +61,10 @@ def token_permute(
     return tokens[order[: _rows(num_out_tokens, pairs)] // max(k, 1)], sorted_indices
 
 
-def token_permute_meta(
-    tokens: Tensor,
-    indices: Tensor,
-    num_out_tokens: int | None = None,
-    padded_mode: bool = False,  # noqa: ARG001 - the dispatcher passes what the schema has
-) -> tuple[Tensor, Tensor]:
+def token_permute_meta(tokens: Tensor, indices: Tensor, num_out_tokens: int | None) -> tuple[Tensor, Tensor]:
     """Allocate the outputs, after META's checks."""
-    _PERMUTE.rank("tokens", tokens, (2,), ErrorCode.WRAPPER)
-    _PERMUTE.rank("indices", indices, (1, 2), ErrorCode.WRAPPER)
+    _PERMUTE.rank("tokens", tokens, 2, code=ErrorCode.WRAPPER)
+    _PERMUTE.rank("indices", indices, (1, 2), code=ErrorCode.WRAPPER)
     rows = _rows(num_out_tokens, indices.numel())
     return tokens.new_empty((rows, tokens.shape[1])), tokens.new_empty((indices.numel(),), dtype=torch.int32)
 
@@ -112,7 +107,7 @@ def token_unpermute(
     k = _check_unpermute(permuted_tokens, sorted_indices, probs, padded_mode=padded_mode)
     count = len(permuted_tokens)
     negative = sorted_indices.clamp(max=max(count - 1, 0))
-    _UNPERMUTE.inside("sorted_indices", negative, max(count, 1), "rows")
+    _UNPERMUTE.indices("sorted_indices", negative, max(count, 1), "rows")
     rows = sorted_indices.long().view(-1, k)
     present = rows < count
     total = torch.zeros(len(rows), permuted_tokens.shape[1])
@@ -126,18 +121,12 @@ def token_unpermute(
     return total.to(permuted_tokens.dtype)
 
 
-def token_unpermute_meta(
-    permuted_tokens: Tensor,
-    sorted_indices: Tensor,
-    probs: Tensor | None = None,
-    padded_mode: bool = False,  # noqa: ARG001
-    restore_shape: Sequence[int] | None = None,  # noqa: ARG001
-) -> Tensor:
+def token_unpermute_meta(permuted_tokens: Tensor, sorted_indices: Tensor, probs: Tensor | None) -> Tensor:
     """Allocate the output, after META's checks."""
     if probs is not None:
-        _UNPERMUTE.rank("probs", probs, (2,), ErrorCode.WRAPPER)
-    _UNPERMUTE.rank("permuted_tokens", permuted_tokens, (2,), ErrorCode.WRAPPER)
-    _UNPERMUTE.rank("sorted_indices", sorted_indices, (1,), ErrorCode.WRAPPER)
+        _UNPERMUTE.rank("probs", probs, 2, code=ErrorCode.WRAPPER)
+    _UNPERMUTE.rank("permuted_tokens", permuted_tokens, 2, code=ErrorCode.WRAPPER)
+    _UNPERMUTE.rank("sorted_indices", sorted_indices, 1, code=ErrorCode.WRAPPER)
     k = 1 if probs is None else probs.shape[1]
     return permuted_tokens.new_empty((len(sorted_indices) // k, permuted_tokens.shape[-1]))
 
@@ -150,11 +139,11 @@ def _rows(num_out_tokens: int | None, pairs: int) -> int:
 
 def _check_permute(tokens: Tensor, indices: Tensor, *, padded_mode: bool) -> None:
     _refuse_padded_mode(_PERMUTE, padded_mode=padded_mode)
-    _PERMUTE.rank("tokens", tokens, (2,))
-    _PERMUTE.dtype("tokens", tokens, FLOATS)
+    _PERMUTE.rank("tokens", tokens, 2)
+    _PERMUTE.dtype("tokens", tokens, *FLOATS)
     _PERMUTE.rank("indices", indices, (1, 2))
-    _PERMUTE.dtype("indices", indices, ("int32", "int64"))
-    _PERMUTE.shape("indices", indices, (len(tokens), *indices.shape[1:]), "[n, k] or [n], the rows of tokens")
+    _PERMUTE.dtype("indices", indices, "int32", "int64")
+    _PERMUTE.shape("indices", indices, (len(tokens), *indices.shape[1:]), meaning="[n, k] or [n], the rows of tokens")
     if indices.dim() == 2:
         _PERMUTE.between("indices", indices.shape[1], 1, _MAX_K, ErrorCode.TILING)
     if indices.numel() > _MAX_NUMBER:
@@ -165,14 +154,14 @@ def _check_permute(tokens: Tensor, indices: Tensor, *, padded_mode: bool) -> Non
 def _check_unpermute(tokens: Tensor, indices: Tensor, probs: Tensor | None, *, padded_mode: bool) -> int:
     """Refuse what the operator refuses, and return k."""
     _refuse_padded_mode(_UNPERMUTE, padded_mode=padded_mode)
-    _UNPERMUTE.rank("permuted_tokens", tokens, (2,))
-    _UNPERMUTE.dtype("permuted_tokens", tokens, FLOATS)
-    _UNPERMUTE.rank("sorted_indices", indices, (1,))
-    _UNPERMUTE.dtype("sorted_indices", indices, ("int32",))
+    _UNPERMUTE.rank("permuted_tokens", tokens, 2)
+    _UNPERMUTE.dtype("permuted_tokens", tokens, *FLOATS)
+    _UNPERMUTE.rank("sorted_indices", indices, 1)
+    _UNPERMUTE.dtype("sorted_indices", indices, "int32")
     if probs is None:
         return 1
-    _UNPERMUTE.rank("probs", probs, (2,))
-    _UNPERMUTE.dtype("probs", probs, FLOATS)
+    _UNPERMUTE.rank("probs", probs, 2)
+    _UNPERMUTE.dtype("probs", probs, *FLOATS)
     k = probs.shape[1]
     if not 1 <= k <= _MAX_K:
         raise _UNPERMUTE.rejected("probs", f"of {k} columns", f"1 to {_MAX_K}", ErrorCode.TILING)
@@ -182,6 +171,6 @@ def _check_unpermute(tokens: Tensor, indices: Tensor, probs: Tensor | None, *, p
     return k
 
 
-def _refuse_padded_mode(require: Requirements, *, padded_mode: bool) -> None:
+def _refuse_padded_mode(check: ArgumentChecks, *, padded_mode: bool) -> None:
     if padded_mode:
-        raise require.rejected("padded_mode", padded_mode, "False")
+        raise check.rejected("padded_mode", padded_mode, "False")

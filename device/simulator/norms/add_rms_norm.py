@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npudiff.device.simulator.errors import UndefinedBehaviour
+from npudiff.device.simulator.argument_checks import ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode, UndefinedBehaviour
 from npudiff.device.simulator.norms.rms import reciprocal_root, rstd_shape, times_gamma
 from npudiff.device.simulator.norms.rms_norm import check_norm
-from npudiff.device.simulator.rotary.requirements import require_same_dtype, require_shape
 
-ADD_RMS_NORM = "npu_add_rms_norm"
-ADD_RMS_NORM_V2 = "npu_add_rms_norm_v2"
-ADD_RMS_NORM_V2_FUNCTIONAL = "npu_add_rms_norm_v2_functional"
+_ADD = ArgumentChecks("npu_add_rms_norm", default=ErrorCode.PARAMETER)
+_V2 = ArgumentChecks("npu_add_rms_norm_v2", default=ErrorCode.PARAMETER)
+_V2_FUNCTIONAL = ArgumentChecks("npu_add_rms_norm_v2_functional", default=ErrorCode.PARAMETER)
 
 
 def add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +45,7 @@ def add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6) -
     OperatorRejected
         Dtype, rank or shape is not one of the above.
     """
-    return _add_and_normalise(ADD_RMS_NORM, x1, x2, gamma, epsilon)
+    return _add_and_normalise(_ADD, x1, x2, gamma, epsilon)
 
 
 def add_rms_norm_v2(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -61,8 +61,8 @@ def add_rms_norm_v2(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6
         x1 and x2 begin at one address: which of the two outputs remains is not said.
     """
     if x1.numel() and x1.data_ptr() == x2.data_ptr():
-        raise UndefinedBehaviour(f"{ADD_RMS_NORM_V2}: x1 and x2 share memory, and each is to receive an output")
-    y, rstd, x = _add_and_normalise(ADD_RMS_NORM_V2, x1, x2, gamma, epsilon)
+        raise UndefinedBehaviour(f"{_V2.operator}: x1 and x2 share memory, and each is to receive an output")
+    y, rstd, x = _add_and_normalise(_V2, x1, x2, gamma, epsilon)
     x1.copy_(y)
     x2.copy_(x)
     return rstd
@@ -80,16 +80,16 @@ def add_rms_norm_v2_functional(
     OperatorRejected
         Dtype, rank or shape is not one that is allowed.
     """
-    y, rstd, x = _add_and_normalise(ADD_RMS_NORM_V2_FUNCTIONAL, x1, x2, gamma, epsilon)
+    y, rstd, x = _add_and_normalise(_V2_FUNCTIONAL, x1, x2, gamma, epsilon)
     return rstd, y, x
 
 
 def _add_and_normalise(
-    operator: str, x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float
+    check: ArgumentChecks, x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_norm(operator, "x1", x1, gamma)
-    require_same_dtype(operator, "x2", x2, x1, "x1")
-    require_shape(operator, "x2", x2, x1.shape, "as x1")
+    check_norm(check, "x1", x1, gamma)
+    check.same_dtype("x2", x2, "x1", x1)
+    check.shape("x2", x2, x1.shape, meaning="as x1")
     # A float32 sum of two 16-bit numbers, rounded, is their correctly rounded 16-bit sum.
     x = (x1.float() + x2.float()).to(x1.dtype)
     wide = x.float()
@@ -97,18 +97,16 @@ def _add_and_normalise(
     return times_gamma(wide * rstd, gamma, x.dtype, rounded_first=True), rstd, x
 
 
-def add_rms_norm_meta(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
+def add_rms_norm_meta(x1: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate the outputs; as torch_npu's META, this checks nothing."""
-    return x1.new_empty(x1.shape), add_rms_norm_v2_meta(x1, x2, gamma), x1.new_empty(x1.shape)
+    return x1.new_empty(x1.shape), add_rms_norm_v2_meta(x1, gamma), x1.new_empty(x1.shape)
 
 
-def add_rms_norm_v2_meta(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> Tensor:  # noqa: ARG001
+def add_rms_norm_v2_meta(x1: Tensor, gamma: Tensor) -> Tensor:
     """Allocate rstd; as torch_npu's META, this checks nothing."""
     return x1.new_empty(rstd_shape(x1, gamma), dtype=torch.float32)
 
 
-def add_rms_norm_v2_functional_meta(
-    x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6
-) -> tuple[Tensor, Tensor, Tensor]:
+def add_rms_norm_v2_functional_meta(x1: Tensor, x2: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate the outputs; as torch_npu's META, this checks nothing."""
-    return add_rms_norm_v2_meta(x1, x2, gamma, epsilon), x1.new_empty(x1.shape), x2.new_empty(x2.shape)
+    return add_rms_norm_v2_meta(x1, gamma), x1.new_empty(x1.shape), x2.new_empty(x2.shape)

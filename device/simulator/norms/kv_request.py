@@ -1,4 +1,4 @@
-"""The arguments of ``npu_kv_rmsnorm_rope_cache`` in all versions, and what is refused.
+"""The arguments of ``npu_kv_rmsnorm_rope_cache`` in all versions, and their checks.
 
 Sources: the operator's documentation (DOC), op-plugin's host code and the wheel's META (HOST), and CANN's
 ``kv_rms_norm_rope_cache`` kernels for A2 and A3 (SOURCE).
@@ -7,23 +7,14 @@ Sources: the operator's documentation (DOC), op-plugin's host code and the wheel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from npudiff.device.simulator.errors import ErrorCode, NotSimulated, OperatorRejected
-from npudiff.device.simulator.norms.kv_slots import CACHE_MODES
-from npudiff.device.simulator.rotary.requirements import (
-    dtype_name,
-    require_dtype,
-    require_rank,
-    require_same_dtype,
-    require_shape,
-)
+from npudiff.device.simulator.argument_checks import ArgumentChecks, dtype_name
+from npudiff.device.simulator.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from torch import Tensor
 
     from npudiff.device.simulator.profiles import CannProfile
@@ -37,10 +28,32 @@ _SCALAR_TYPES = {torch.int8: 1, torch.float16: 5, torch.bfloat16: 15}
 
 
 @dataclass(frozen=True)
+class CacheMode:
+    """What a ``cache_mode`` means."""
+
+    paged: bool
+    """The cache is [blocks, block size, 1, D]; otherwise [B, 1, cache length, D]."""
+    per_block: bool
+    """``index`` has one entry per block of a sequence, not one per token."""
+    fractal: bool
+    """The bytes of a block lie as [D / c, block size, 1, c], c elements being 32 bytes."""
+
+
+CACHE_MODES = {
+    "Norm": CacheMode(paged=False, per_block=False, fractal=False),
+    "PA": CacheMode(paged=True, per_block=False, fractal=False),
+    "PA_BNSD": CacheMode(paged=True, per_block=False, fractal=False),
+    "PA_NZ": CacheMode(paged=True, per_block=False, fractal=True),
+    "PA_BLK_BNSD": CacheMode(paged=True, per_block=True, fractal=False),
+    "PA_BLK_NZ": CacheMode(paged=True, per_block=True, fractal=True),
+}
+
+
+@dataclass(frozen=True)
 class KvRequest:
     """One call. Names are those of the schemas; ``k_cache`` is the rope part, ``ckv_cache`` the latent one."""
 
-    operator: str
+    check: ArgumentChecks
     kv: Tensor
     gamma: Tensor
     cos: Tensor
@@ -48,14 +61,14 @@ class KvRequest:
     index: Tensor
     k_cache: Tensor
     ckv_cache: Tensor
-    k_rope_scale: Tensor | None = None
-    c_kv_scale: Tensor | None = None
-    k_rope_offset: Tensor | None = None
-    c_kv_offset: Tensor | None = None
-    v: Tensor | None = None
-    epsilon: float = 1e-5
-    cache_mode: str = "Norm"
-    is_output_kv: bool = False
+    k_rope_scale: Tensor | None
+    c_kv_scale: Tensor | None
+    k_rope_offset: Tensor | None
+    c_kv_offset: Tensor | None
+    v: Tensor | None
+    epsilon: float
+    cache_mode: str
+    is_output_kv: bool
     k_cache_dtype: int | None = None
     ckv_cache_dtype: int | None = None
 
@@ -74,29 +87,6 @@ class KvRequest:
         """Block size of a paged cache; cache length in mode Norm."""
         return self.k_cache.shape[1 if CACHE_MODES[self.cache_mode].paged else 2]
 
-    def rejected(self, argument: str, given: object, allowed: str, code: ErrorCode) -> OperatorRejected:
-        """Make the error of a call that the operator refuses."""
-        return OperatorRejected(self.operator, argument, given, allowed, code)
-
-
-_POSITIONAL = ("kv", "gamma", "cos", "sin", "index", "k_cache", "ckv_cache")
-
-
-def normalise(operator: str, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> KvRequest:
-    """Name the arguments of a call; nothing is checked.
-
-    Parameters
-    ----------
-    operator : str
-        Name for messages.
-    tensors : sequence of Tensor
-        The seven positional arguments, in the order of the schema.
-    options : mapping
-        Keyword arguments; absent ones have the schema's default.
-    """
-    named: dict[str, Any] = dict(zip(_POSITIONAL, tensors, strict=True))
-    return KvRequest(operator=operator, **named, **options)
-
 
 def check_host(request: KvRequest) -> None:
     """Raise what the host code raises: ranks of kv, gamma and cos.
@@ -107,7 +97,7 @@ def check_host(request: KvRequest) -> None:
         With the wrapper's code.
     """
     for argument, tensor, rank in (("kv", request.kv, 4), ("gamma", request.gamma, 1), ("cos", request.cos, 4)):
-        require_rank(request.operator, argument, tensor, rank, ErrorCode.WRAPPER)
+        request.check.rank(argument, tensor, rank, code=ErrorCode.WRAPPER)
 
 
 def check(request: KvRequest, profile: CannProfile) -> None:
@@ -123,10 +113,10 @@ def check(request: KvRequest, profile: CannProfile) -> None:
     check_host(request)
     if request.v is not None:
         simulated = "None: the form without v, which splits kv itself"
-        raise NotSimulated(request.operator, "v", f"of shape {list(request.v.shape)}", simulated)
+        raise request.check.not_simulated("v", f"of shape {list(request.v.shape)}", simulated)
     if request.cache_mode not in CACHE_MODES:
         allowed = ", ".join(CACHE_MODES)
-        raise request.rejected("cache_mode", repr(request.cache_mode), allowed, ErrorCode.PARAMETER)
+        raise request.check.rejected("cache_mode", repr(request.cache_mode), allowed)
     _check_inputs(request)
     _check_scales(request, profile)
     _check_caches(request, profile)
@@ -134,33 +124,33 @@ def check(request: KvRequest, profile: CannProfile) -> None:
 
 
 def _check_inputs(request: KvRequest) -> None:
-    operator = request.operator
-    require_dtype(operator, "kv", request.kv, ("float16", "bfloat16"))
+    check = request.check
+    check.dtype("kv", request.kv, "float16", "bfloat16")
     tokens = (request.batch, 1, request.length)
-    require_shape(operator, "kv", request.kv, (*tokens, HIDDEN_DIM), f"[B, 1, S, {HIDDEN_DIM}]")
-    require_shape(operator, "gamma", request.gamma, (LATENT_DIM,), f"[{LATENT_DIM}]")
+    check.shape("kv", request.kv, (*tokens, HIDDEN_DIM), meaning=f"[B, 1, S, {HIDDEN_DIM}]")
+    check.shape("gamma", request.gamma, (LATENT_DIM,), meaning=f"[{LATENT_DIM}]")
     for argument, tensor in (("cos", request.cos), ("sin", request.sin)):
-        require_shape(operator, argument, tensor, (*tokens, ROPE_DIM), f"[B, 1, S, {ROPE_DIM}]")
+        check.shape(argument, tensor, (*tokens, ROPE_DIM), meaning=f"[B, 1, S, {ROPE_DIM}]")
     # SOURCE reads all of them as the dtype of kv.
     for argument, tensor in (("gamma", request.gamma), ("cos", request.cos), ("sin", request.sin)):
-        require_same_dtype(operator, argument, tensor, request.kv, "kv")
+        check.same_dtype(argument, tensor, "kv", request.kv)
 
 
 def _check_scales(request: KvRequest, profile: CannProfile) -> None:
     for argument, offset in (("k_rope_offset", request.k_rope_offset), ("c_kv_offset", request.c_kv_offset)):
         if offset is not None:
             given = f"of shape {list(offset.shape)}"
-            raise request.rejected(argument, given, "None: offsets are not supported", ErrorCode.PARAMETER)
+            raise request.check.rejected(argument, given, "None: offsets are not supported")
     scales = (("k_rope_scale", request.k_rope_scale, ROPE_DIM), ("c_kv_scale", request.c_kv_scale, LATENT_DIM))
     for argument, scale, dim in scales:
         if scale is not None:
-            require_dtype(request.operator, argument, scale, ("float32",))
-            require_shape(request.operator, argument, scale, (dim,), f"[{dim}]")
+            request.check.dtype(argument, scale, "float32")
+            request.check.shape(argument, scale, (dim,), meaning=f"[{dim}]")
             if request.cache_mode == "Norm" and profile.kv_rmsnorm_scales_in_norm_mode == "rejected":
-                raise request.rejected(argument, "given in cache_mode 'Norm'", "None", ErrorCode.TILING)
+                raise request.check.rejected(argument, "given in cache_mode 'Norm'", "None", ErrorCode.TILING)
     missing = [argument for argument, scale, _ in scales if scale is None]
     if len(missing) == 1 and profile.kv_rmsnorm_scales == "both":
-        raise request.rejected(missing[0], "None", "a scale for both caches, or for neither", ErrorCode.PARAMETER)
+        raise request.check.rejected(missing[0], "None", "a scale for both caches, or for neither")
 
 
 def _check_caches(request: KvRequest, profile: CannProfile) -> None:
@@ -169,23 +159,21 @@ def _check_caches(request: KvRequest, profile: CannProfile) -> None:
         ("ckv_cache", request.ckv_cache, LATENT_DIM, request.c_kv_scale, request.ckv_cache_dtype),
     )
     for argument, cache, dim, scale, scalar_type in caches:
-        require_rank(request.operator, argument, cache, 4)
+        request.check.rank(argument, cache, 4)
         _check_cache_shape(request, argument, cache, dim)
-        require_dtype(request.operator, argument, cache, ["int8" if scale is not None else dtype_name(request.kv)])
+        request.check.dtype(argument, cache, "int8" if scale is not None else dtype_name(request.kv))
         if scalar_type not in (None, _SCALAR_TYPES[cache.dtype]):
             simulated = f"None or {_SCALAR_TYPES[cache.dtype]}, the dtype that the cache has"
-            raise NotSimulated(request.operator, f"{argument}_dtype", scalar_type, simulated)
-        if not cache.is_contiguous():
-            given = f"not contiguous, strides {cache.stride()}"
-            raise NotSimulated(request.operator, argument, given, "contiguous caches")
+            raise request.check.not_simulated(f"{argument}_dtype", scalar_type, simulated)
+        request.check.simulated_contiguous("contiguous caches", **{argument: cache})
     if CACHE_MODES[request.cache_mode].paged:
         blocks, needed = len(request.k_cache), -(-request.length // request.slots_per_block) * request.batch
         if profile.kv_rmsnorm_block_count == "documented" and blocks < needed:
             allowed = f"at least {needed}, ceil(S / block size) * B"
-            raise request.rejected("k_cache", f"of {blocks} blocks", allowed, ErrorCode.TILING)
+            raise request.check.rejected("k_cache", f"of {blocks} blocks", allowed, ErrorCode.TILING)
     elif request.slots_per_block < request.length:
         given = f"of cache length {request.slots_per_block}"
-        raise request.rejected("k_cache", given, f"at least S = {request.length}", ErrorCode.TILING)
+        raise request.check.rejected("k_cache", given, f"at least S = {request.length}", ErrorCode.TILING)
 
 
 def _check_cache_shape(request: KvRequest, argument: str, cache: Tensor, dim: int) -> None:
@@ -197,13 +185,13 @@ def _check_cache_shape(request: KvRequest, argument: str, cache: Tensor, dim: in
     else:
         shape, meaning = (request.batch, 1, third, dim), f"[B, 1, cache length, {dim}]"
         empty = False
-    require_shape(request.operator, argument, cache, shape, meaning)
+    request.check.shape(argument, cache, shape, meaning=meaning)
     if empty:
-        raise request.rejected(argument, "of block size 0", "at least 1", ErrorCode.PARAMETER)
+        raise request.check.rejected(argument, "of block size 0", "at least 1")
 
 
 def _check_index(request: KvRequest) -> None:
-    require_dtype(request.operator, "index", request.index, ("int64",))
+    request.check.dtype("index", request.index, "int64")
     mode, batch, length = CACHE_MODES[request.cache_mode], request.batch, request.length
     if not mode.paged:
         shape: tuple[int, ...] = (batch, length)
@@ -212,4 +200,4 @@ def _check_index(request: KvRequest) -> None:
         shape, meaning = (batch * -(-length // request.slots_per_block),), "[B * ceil(S / block size)]"
     else:
         shape, meaning = (batch * length,), "[B * S]"
-    require_shape(request.operator, "index", request.index, shape, meaning)
+    request.check.shape("index", request.index, shape, meaning=meaning)

@@ -10,23 +10,20 @@ the end. The norm divides by the root. int8 is made of the float32 values, not o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from npudiff.device.simulator.norms.kv_request import LATENT_DIM, KvRequest, check, check_host, normalise
-from npudiff.device.simulator.norms.kv_slots import CACHE_MODES, element_offsets, slots
+from npudiff.device.simulator.norms.kv_request import CACHE_MODES, LATENT_DIM, KvRequest, check, check_host
+from npudiff.device.simulator.norms.kv_slots import element_offsets, slots
 from npudiff.device.simulator.norms.unwritten import unwritten
 from npudiff.device.simulator.profiles import active_profile
 from npudiff.device.simulator.rotary.rotation import deinterleave, rotate_half, turn
 
 if TYPE_CHECKING:
     from npudiff.device.simulator.profiles import CannProfile
-
-V1 = "npu_kv_rmsnorm_rope_cache"
-V2 = "npu_kv_rmsnorm_rope_cache_v2"
-V2_FUNCTIONAL = "npu_kv_rmsnorm_rope_cache_v2_functional"
 
 
 def write(request: KvRequest) -> tuple[Tensor, Tensor]:
@@ -96,31 +93,20 @@ def _scatter(request: KvRequest, cache: Tensor, values: Tensor, slot: Tensor, pr
         flat[offsets[~is_last]] = unwritten((values.shape[-1],), values.dtype)
 
 
-def kv_rmsnorm_rope_cache(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ANN401
+def kv_rmsnorm_rope_cache(request: KvRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Write the caches that are given, and return them before rope and latent; the schema shows no alias."""
-    request = normalise(V1, tensors, options)
     rope, latent = write(request)
     return request.k_cache, request.ckv_cache, rope, latent
 
 
-def kv_rmsnorm_rope_cache_v2(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """Write the caches that are given, and return rope and latent."""
-    return write(normalise(V2, tensors, options))
-
-
-def kv_rmsnorm_rope_cache_v2_functional(
-    *tensors: Tensor,
-    **options: Any,  # noqa: ANN401
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def kv_rmsnorm_rope_cache_v2_functional(request: KvRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return rope, latent and updated copies of both caches."""
-    *inputs, k_cache, ckv_cache = tensors
-    copies = k_cache.clone(), ckv_cache.clone()
-    if active_profile().kv_rmsnorm_functional == "updates_inputs":
-        return *write(normalise(V2_FUNCTIONAL, tensors, options)), *copies
-    return *write(normalise(V2_FUNCTIONAL, (*inputs, *copies), options)), *copies
+    copied = replace(request, k_cache=request.k_cache.clone(), ckv_cache=request.ckv_cache.clone())
+    written = request if active_profile().kv_rmsnorm_functional == "updates_inputs" else copied
+    return *write(written), copied.k_cache, copied.ckv_cache
 
 
-def _outputs(request: KvRequest) -> tuple[Tensor, Tensor]:
+def kv_rmsnorm_rope_cache_v2_meta(request: KvRequest) -> tuple[Tensor, Tensor]:
     """Allocate rope and latent by META's rule, after META's checks."""
     check_host(request)
     tokens = request.kv.shape[:3]
@@ -130,23 +116,13 @@ def _outputs(request: KvRequest) -> tuple[Tensor, Tensor]:
     return request.kv.new_empty((*tokens, rope_dim)), request.kv.new_empty((*tokens, latent_dim))
 
 
-def kv_rmsnorm_rope_cache_meta(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ANN401
+def kv_rmsnorm_rope_cache_meta(request: KvRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Allocate all four outputs: torch_npu's META does not show the alias either."""
-    request = normalise(V1, tensors, options)
-    rope, latent = _outputs(request)
+    rope, latent = kv_rmsnorm_rope_cache_v2_meta(request)
     return torch.empty_like(request.k_cache), torch.empty_like(request.ckv_cache), rope, latent
 
 
-def kv_rmsnorm_rope_cache_v2_meta(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """Allocate rope and latent."""
-    return _outputs(normalise(V2, tensors, options))
-
-
-def kv_rmsnorm_rope_cache_v2_functional_meta(
-    *tensors: Tensor,
-    **options: Any,  # noqa: ANN401
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def kv_rmsnorm_rope_cache_v2_functional_meta(request: KvRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Allocate rope, latent and both caches."""
-    request = normalise(V2_FUNCTIONAL, tensors, options)
-    rope, latent = _outputs(request)
-    return rope, latent, torch.empty_like(request.k_cache), torch.empty_like(request.ckv_cache)
+    k_cache, ckv_cache, rope, latent = kv_rmsnorm_rope_cache_meta(request)
+    return rope, latent, k_cache, ckv_cache

@@ -7,41 +7,14 @@ kernels ``kv_rms_norm_rope_cache_b16_b1sd.h``, ``..._b16_pa.h`` and ``..._b16_pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from npudiff.device.simulator.errors import DeviceFault, UndefinedBehaviour
-
-if TYPE_CHECKING:
-    from npudiff.device.simulator.norms.kv_request import KvRequest
+from npudiff.device.simulator.norms.kv_request import CACHE_MODES, KvRequest
 
 # Bytes of one fractal's row: 16 elements of 16 bits, or 32 of int8.
 _FRACTAL_ROW_BYTES = 32
-
-
-@dataclass(frozen=True)
-class CacheMode:
-    """What a ``cache_mode`` means."""
-
-    paged: bool
-    """The cache is [blocks, block size, 1, D]; otherwise [B, 1, cache length, D]."""
-    per_block: bool
-    """``index`` has one entry per block of a sequence, not one per token."""
-    fractal: bool
-    """The bytes of a block lie as [D / c, block size, 1, c], c elements being 32 bytes."""
-
-
-CACHE_MODES = {
-    "Norm": CacheMode(paged=False, per_block=False, fractal=False),
-    "PA": CacheMode(paged=True, per_block=False, fractal=False),
-    "PA_BNSD": CacheMode(paged=True, per_block=False, fractal=False),
-    "PA_NZ": CacheMode(paged=True, per_block=False, fractal=True),
-    "PA_BLK_BNSD": CacheMode(paged=True, per_block=True, fractal=False),
-    "PA_BLK_NZ": CacheMode(paged=True, per_block=True, fractal=True),
-}
 
 
 def slots(request: KvRequest) -> Tensor:
@@ -73,7 +46,7 @@ def slots(request: KvRequest) -> Tensor:
     if not mode.paged and (given >= capacity).any():
         token = int((given >= capacity).nonzero()[0])
         raise UndefinedBehaviour(
-            f"{request.operator}: index of token {token} is {int(given[token])}, beyond cache length {capacity}: "
+            f"{request.check.operator}: index of token {token} is {int(given[token])}, beyond cache length {capacity}: "
             "it falls into the cache of another sequence"
         )
     return slot
@@ -84,7 +57,7 @@ def _check_inside(request: KvRequest, given: Tensor, slot: Tensor) -> None:
     outside = (slot >= total).nonzero()
     if len(outside):
         token = int(outside[0])
-        message = f"{request.operator}: index of token {token} is {int(given[token])}"
+        message = f"{request.check.operator}: index of token {token} is {int(given[token])}"
         raise DeviceFault(f"{message}, the caches have {total} slots")
 
 

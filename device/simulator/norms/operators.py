@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+from npudiff.device.simulator.argument_checks import ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.norms import add_rms_norm as add
 from npudiff.device.simulator.norms import kv_rmsnorm_rope_cache as kv
 from npudiff.device.simulator.norms import schemas
+from npudiff.device.simulator.norms.kv_request import KvRequest
 from npudiff.device.simulator.norms.rms_norm import gemma_rms_norm, norm_meta, rms_norm
+from npudiff.device.simulator.schemas import qualified_name
+
+
+def _kv(schema: str, cpu: Callable[[KvRequest], object], meta: Callable[[KvRequest], object]) -> Operator:
+    checks = ArgumentChecks(qualified_name(schema), default=ErrorCode.PARAMETER)
+    return Operator(schema, cpu, meta, request=partial(KvRequest, checks))
+
 
 OPERATORS = (
     Operator(schemas.RMS_NORM, rms_norm, norm_meta),
@@ -14,9 +27,9 @@ OPERATORS = (
     Operator(schemas.ADD_RMS_NORM, add.add_rms_norm, add.add_rms_norm_meta),
     Operator(schemas.ADD_RMS_NORM_V2, add.add_rms_norm_v2, add.add_rms_norm_v2_meta),
     Operator(schemas.ADD_RMS_NORM_V2_FUNCTIONAL, add.add_rms_norm_v2_functional, add.add_rms_norm_v2_functional_meta),
-    Operator(schemas.KV_RMSNORM_ROPE_CACHE, kv.kv_rmsnorm_rope_cache, kv.kv_rmsnorm_rope_cache_meta),
-    Operator(schemas.KV_RMSNORM_ROPE_CACHE_V2, kv.kv_rmsnorm_rope_cache_v2, kv.kv_rmsnorm_rope_cache_v2_meta),
-    Operator(
+    _kv(schemas.KV_RMSNORM_ROPE_CACHE, kv.kv_rmsnorm_rope_cache, kv.kv_rmsnorm_rope_cache_meta),
+    _kv(schemas.KV_RMSNORM_ROPE_CACHE_V2, kv.write, kv.kv_rmsnorm_rope_cache_v2_meta),
+    _kv(
         schemas.KV_RMSNORM_ROPE_CACHE_V2_FUNCTIONAL,
         kv.kv_rmsnorm_rope_cache_v2_functional,
         kv.kv_rmsnorm_rope_cache_v2_functional_meta,

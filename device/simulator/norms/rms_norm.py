@@ -9,17 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks, dtype_name
+from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.norms.rms import reciprocal_root, rstd_shape, times_gamma
 from npudiff.device.simulator.profiles import active_profile
-from npudiff.device.simulator.rotary.requirements import FLOATS, dtype_name, require_dtype, require_same_dtype
 
-RMS_NORM = "npu_rms_norm"
-GEMMA_RMS_NORM = "npu_gemma_rms_norm"
+_RMS = ArgumentChecks("npu_rms_norm", default=ErrorCode.PARAMETER)
+_GEMMA = ArgumentChecks("npu_gemma_rms_norm", default=ErrorCode.PARAMETER)
 _MAX_RANK = 8
 
 
-def rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, /, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Return ``x * rstd * gamma`` and rstd.
 
     Parameters
@@ -43,14 +43,14 @@ def rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, T
     OperatorRejected
         Dtype, rank or shape is not one of the above.
     """
-    check_norm(RMS_NORM, "input", x, gamma)
+    check_norm(_RMS, "input", x, gamma)
     wide = x.float()
     rstd = reciprocal_root(wide * wide, gamma.dim(), epsilon, scale_first=False)
     rounded_first = active_profile().rms_norm_chain == "rounded_before_gamma"
     return times_gamma(wide * rstd, gamma, x.dtype, rounded_first=rounded_first), rstd
 
 
-def gemma_rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+def gemma_rms_norm(x: Tensor, /, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Return ``x * rstd * (1 + gamma)`` and rstd, rounded once.
 
     Parameters and outputs are those of :func:`rms_norm`, with gamma in the dtype of x and nothing empty.
@@ -60,21 +60,18 @@ def gemma_rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Ten
     OperatorRejected
         Dtype, rank or shape is not one of the above.
     """
-    check_norm(GEMMA_RMS_NORM, "input", x, gamma)
-    require_same_dtype(GEMMA_RMS_NORM, "gamma", gamma, x, "input")
+    check_norm(_GEMMA, "input", x, gamma)
+    _GEMMA.same_dtype("gamma", gamma, "input", x)
     for argument, tensor in (("input", x), ("gamma", gamma)):
-        given = f"empty, of shape {list(tensor.shape)}"
-        if not tensor.numel():
-            raise OperatorRejected(GEMMA_RMS_NORM, argument, given, "a tensor with elements", ErrorCode.PARAMETER)
-        if active_profile().non_contiguous == "rejected" and not tensor.is_contiguous():
-            given = f"not contiguous, strides {tensor.stride()}"
-            raise OperatorRejected(GEMMA_RMS_NORM, argument, given, "a contiguous tensor", ErrorCode.PARAMETER)
+        _GEMMA.not_empty(argument, tensor)
+    if active_profile().non_contiguous == "rejected":
+        _GEMMA.contiguous(input=x, gamma=gamma)
     wide = x.float()
     rstd = reciprocal_root(wide * wide, gamma.dim(), epsilon, scale_first=False)
     return times_gamma(wide * rstd, gamma.float() + 1.0, x.dtype, rounded_first=False), rstd
 
 
-def norm_meta(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+def norm_meta(x: Tensor, /, gamma: Tensor) -> tuple[Tensor, Tensor]:
     """Allocate both outputs; as torch_npu's META, this checks nothing.
 
     DOC of npu_gemma_rms_norm says that rstd has the dtype of input; META and the kernel say float32.
@@ -82,7 +79,7 @@ def norm_meta(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, 
     return x.new_empty(x.shape), x.new_empty(rstd_shape(x, gamma), dtype=torch.float32)
 
 
-def check_norm(operator: str, argument: str, x: Tensor, gamma: Tensor) -> None:
+def check_norm(check: ArgumentChecks, argument: str, x: Tensor, gamma: Tensor) -> None:
     """Refuse a dtype or shape that no RMS norm takes; ``argument`` is the name of x.
 
     Raises
@@ -90,13 +87,11 @@ def check_norm(operator: str, argument: str, x: Tensor, gamma: Tensor) -> None:
     OperatorRejected
         With aclnn's code for parameters.
     """
-    require_dtype(operator, argument, x, FLOATS)
-    require_dtype(operator, "gamma", gamma, sorted({dtype_name(x), "float32"}))
+    check.dtype(argument, x, *FLOATS)
+    check.dtype("gamma", gamma, *sorted({dtype_name(x), "float32"}))
     for name, tensor in ((argument, x), ("gamma", gamma)):
-        if not 1 <= tensor.dim() <= _MAX_RANK:
-            given = f"of rank {tensor.dim()}"
-            raise OperatorRejected(operator, name, given, f"rank 1 to {_MAX_RANK}", ErrorCode.PARAMETER)
+        check.rank(name, tensor, range(1, _MAX_RANK + 1))
     if gamma.dim() > x.dim() or gamma.shape != x.shape[x.dim() - gamma.dim() :]:
         given = f"of shape {list(gamma.shape)}"
         allowed = f"the last axes of {argument}, whose shape is {list(x.shape)}"
-        raise OperatorRejected(operator, "gamma", given, allowed, ErrorCode.PARAMETER)
+        raise check.rejected("gamma", given, allowed)

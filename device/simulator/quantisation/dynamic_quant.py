@@ -9,20 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import ArgumentChecks, dtype_name
 from npudiff.device.simulator.errors import ErrorCode, UndefinedBehaviour
 from npudiff.device.simulator.profiles import active_profile
 from npudiff.device.simulator.quantisation.groups import counts_of_ends, group_of_rows
 from npudiff.device.simulator.quantisation.integers import INT4, INT8, PER_WORD, packed, saturated
-from npudiff.device.simulator.quantisation.requirements import Requirements
 from npudiff.device.simulator.quantisation.scalar_types import INT8 as INT8_TYPE
 from npudiff.device.simulator.quantisation.scalar_types import QUINT4X2
-from npudiff.device.simulator.rotary.requirements import dtype_name
 
-_require = Requirements("npu_dynamic_quant")
+_CHECK = ArgumentChecks("npu_dynamic_quant", default=ErrorCode.PARAMETER)
 
 
 def dynamic_quant(
     x: Tensor,
+    /,
     *,
     smooth_scales: Tensor | None = None,
     group_index: Tensor | None = None,
@@ -66,7 +66,9 @@ def dynamic_quant(
     _check(x, dst_type, quant_mode, dst_type_max)
     values = x.float()
     if smooth_scales is None and group_index is not None:
-        _require.missing("group_index", "given without smooth_scales", "group_index together with smooth_scales")
+        raise _CHECK.not_simulated(
+            "group_index", "given without smooth_scales", "group_index together with smooth_scales"
+        )
     if smooth_scales is not None:
         values = values * _smooth(x, smooth_scales, group_index)
     limits = INT4 if dst_type == QUINT4X2 else INT8
@@ -78,15 +80,7 @@ def dynamic_quant(
     return (packed(integers) if dst_type == QUINT4X2 else integers), scale
 
 
-def dynamic_quant_meta(
-    x: Tensor,
-    *,
-    smooth_scales: Tensor | None = None,  # noqa: ARG001 - the dispatcher passes what the schema has
-    group_index: Tensor | None = None,  # noqa: ARG001
-    dst_type: int | None = None,
-    quant_mode: str = "pertoken",
-    dst_type_max: float = 0.0,  # noqa: ARG001
-) -> tuple[Tensor, Tensor]:
+def dynamic_quant_meta(x: Tensor, /, dst_type: int | None, quant_mode: str) -> tuple[Tensor, Tensor]:
     """Allocate both outputs. As torch_npu's META, this checks only that words of int4 are full."""
     shape = {"pertensor": [1], "perchannel": [*x.shape[:-2], x.shape[-1]]}.get(quant_mode, x.shape[:-1])
     scale = x.new_empty(shape, dtype=torch.float32)
@@ -97,45 +91,45 @@ def dynamic_quant_meta(
 
 
 def _check(x: Tensor, dst_type: int | None, quant_mode: str, dst_type_max: float) -> None:
-    _require.rank("input", x, 2, 8, ErrorCode.WRAPPER)
-    _require.dtype("input", x, "float16", "bfloat16")
+    _CHECK.rank("input", x, range(2, 9), code=ErrorCode.WRAPPER)
+    _CHECK.dtype("input", x, "float16", "bfloat16")
     if dst_type not in (None, INT8_TYPE, QUINT4X2):
         # The float8 types and their like are of Ascend 950.
-        _require.refuse("dst_type", dst_type, f"None, {INT8_TYPE} (torch.int8) or {QUINT4X2} (torch.quint4x2)")
+        raise _CHECK.rejected("dst_type", dst_type, f"None, {INT8_TYPE} (torch.int8) or {QUINT4X2} (torch.quint4x2)")
     if dst_type == QUINT4X2:
         _require_words(x)
-    _require.one_of("quant_mode", quant_mode, ("pertoken", "pertensor", "perchannel"))
+    _CHECK.choice("quant_mode", quant_mode, ("pertoken", "pertensor", "perchannel"), ErrorCode.WRAPPER)
     if quant_mode != "pertoken":
-        _require.missing("quant_mode", repr(quant_mode), "'pertoken'")
+        raise _CHECK.not_simulated("quant_mode", repr(quant_mode), "'pertoken'")
     if dst_type_max != 0.0:
-        _require.missing("dst_type_max", dst_type_max, "0.0; others are for dtypes of Ascend 950")
+        raise _CHECK.not_simulated("dst_type_max", dst_type_max, "0.0; others are for dtypes of Ascend 950")
     if not x.shape[-1]:
-        _require.refuse("input", f"of shape {list(x.shape)}", "rows with elements")
+        raise _CHECK.rejected("input", f"of shape {list(x.shape)}", "rows with elements")
 
 
 def _require_words(x: Tensor) -> None:
     if x.shape[-1] % PER_WORD:
         given = f"of shape {list(x.shape)} with dst_type quint4x2"
-        _require.refuse("input", given, f"a last axis that is a multiple of {PER_WORD}", ErrorCode.WRAPPER)
+        raise _CHECK.rejected("input", given, f"a last axis that is a multiple of {PER_WORD}", ErrorCode.WRAPPER)
 
 
 def _smooth(x: Tensor, smooth_scales: Tensor, group_index: Tensor | None) -> Tensor:
     """Return float32 factors that broadcast over x."""
-    _require.dtype("smooth_scales", smooth_scales, dtype_name(x))
+    _CHECK.dtype("smooth_scales", smooth_scales, dtype_name(x))
     width = x.shape[-1]
     if group_index is None:
-        _require.shape("smooth_scales", smooth_scales, (width,), meaning="the last axis of input")
+        _CHECK.shape("smooth_scales", smooth_scales, (width,), meaning="the last axis of input")
         return smooth_scales.float()
-    _require.dtype("group_index", group_index, "int32")
-    _require.rank("group_index", group_index, 1, 1)
-    _require.shape("smooth_scales", smooth_scales, (len(group_index), width), meaning="[groups, last axis of input]")
+    _CHECK.dtype("group_index", group_index, "int32")
+    _CHECK.rank("group_index", group_index, 1)
+    _CHECK.shape("smooth_scales", smooth_scales, (len(group_index), width), meaning="[groups, last axis of input]")
     accepted = active_profile().dynamic_quant_empty_groups == "accepted"
-    counts = counts_of_ends(_require.operator, "group_index", group_index, empty_groups=accepted)
+    counts = counts_of_ends(_CHECK.operator, "group_index", group_index, empty_groups=accepted)
     rows = x.shape[:-1].numel()
-    group = group_of_rows(_require.operator, "group_index", counts, rows)
+    group = group_of_rows(_CHECK.operator, "group_index", counts, rows)
     if len(group) < rows:
         found = f"group_index ends with {len(group)} and input has {rows} rows"
-        raise UndefinedBehaviour(f"{_require.operator}: {found}; the last end is the number of rows on a legal call")
+        raise UndefinedBehaviour(f"{_CHECK.operator}: {found}; the last end is the number of rows on a legal call")
     return smooth_scales.float()[group].view(x.shape)
 
 

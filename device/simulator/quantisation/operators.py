@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from npudiff.device.simulator.library import Operator
+from npudiff.device.simulator.quantisation import quant_matmul as matmul
 from npudiff.device.simulator.quantisation import schemas
+from npudiff.device.simulator.quantisation import weight_quant_batchmatmul as weight_quant
 from npudiff.device.simulator.quantisation.dynamic_quant import dynamic_quant, dynamic_quant_meta
 from npudiff.device.simulator.quantisation.int4pack import convert_weight_to_int4pack, convert_weight_to_int4pack_meta
-from npudiff.device.simulator.quantisation.quant_matmul import quant_matmul, quant_matmul_meta
 from npudiff.device.simulator.quantisation.quantize import quantize, quantize_meta
 from npudiff.device.simulator.quantisation.trans_quant_param import trans_quant_param, trans_quant_param_meta
-from npudiff.device.simulator.quantisation.weight_quant_batchmatmul import (
-    weight_quant_batchmatmul,
-    weight_quant_batchmatmul_meta,
-)
 
 OPERATORS = (
     Operator(schemas.DYNAMIC_QUANT, dynamic_quant, dynamic_quant_meta),
@@ -21,7 +18,13 @@ OPERATORS = (
         schemas.CONVERT_WEIGHT_TO_INT4PACK, convert_weight_to_int4pack, convert_weight_to_int4pack_meta, ("weight",)
     ),
     Operator(schemas.TRANS_QUANT_PARAM, trans_quant_param, trans_quant_param_meta),
-    Operator(schemas.QUANT_MATMUL, quant_matmul, quant_matmul_meta, ("x2",)),
-    Operator(schemas.WEIGHT_QUANT_BATCHMATMUL, weight_quant_batchmatmul, weight_quant_batchmatmul_meta, ("weight",)),
+    Operator(schemas.QUANT_MATMUL, matmul.quant_matmul, matmul.quant_matmul_meta, ("x2",), matmul.QuantMatmulRequest),
+    Operator(
+        schemas.WEIGHT_QUANT_BATCHMATMUL,
+        weight_quant.weight_quant_batchmatmul,
+        weight_quant.weight_quant_batchmatmul_meta,
+        ("weight",),
+        weight_quant.WeightQuantRequest,
+    ),
 )
 """Every operator of the family."""

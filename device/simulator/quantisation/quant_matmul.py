@@ -1,70 +1,253 @@
 """``npu_quant_matmul``: a product of integers, with scales.
 
-Sources: the wheel's documentation of the operator and its META rule, op-plugin's code and the golden of its test.
+Sources: op-plugin's checks (ERR01003), its code and the golden of its test; the wheel's META rule and documentation of
+the operator, whose table of dtypes for A2 and A3 is ``_ROWS``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import ArgumentChecks, dtype_name
+from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, format_of
+from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation import scalar_types as types
 from npudiff.device.simulator.quantisation.hardware_scales import decoded, encoded
-from npudiff.device.simulator.quantisation.integers import INT8, saturated
+from npudiff.device.simulator.quantisation.integers import INT8, PER_WORD, saturated, unpacked
 from npudiff.device.simulator.quantisation.products import integer_product
-from npudiff.device.simulator.quantisation.quant_matmul_request import (
-    NAME,
-    QuantMatmulRequest,
-    check_group_sizes,
-    check_request,
-    output_type,
-)
-from npudiff.device.simulator.quantisation.requirements import Requirements
 
-_require = Requirements(NAME)
+_CHECK = ArgumentChecks("npu_quant_matmul", default=ErrorCode.PARAMETER)
+
+OUTPUTS = {
+    types.INT8: torch.int8,
+    types.FLOAT16: torch.float16,
+    types.BFLOAT16: torch.bfloat16,
+    types.INT32: torch.int32,
+}
+"""ScalarType numbers of outputs."""
+
+_MAX_LAST_AXIS = 65535
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One column of DOC's table: the dtypes of what goes with one kind of input and output."""
+
+    scale: tuple[str, ...]
+    bias: tuple[str, ...] = ("int32",)
+    offset: bool = False
+
+
+_WORDS = ("int64", "float32")
+_FLOAT = ("float32", "bfloat16")
+
+# By: whether inputs are words of int4, output, whether there is a pertoken_scale.
+_ROWS = {
+    (False, torch.float16, False): _Row(_WORDS),
+    (False, torch.int8, False): _Row(_WORDS, offset=True),
+    (False, torch.bfloat16, False): _Row(_FLOAT, ("int32", "bfloat16", "float32")),
+    (False, torch.bfloat16, True): _Row(_FLOAT, ("int32", "bfloat16", "float32")),
+    (False, torch.float16, True): _Row(("float32",), ("int32", "float16", "float32")),
+    (False, torch.int32, False): _Row(_FLOAT),
+    (True, torch.float16, False): _Row(_WORDS),
+    (True, torch.float16, True): _Row(("float32",), ()),
+    (True, torch.bfloat16, True): _Row(("float32",), ()),
+}
+
+
+@dataclass(frozen=True)
+class QuantMatmulRequest:
+    """One call. Names are those of the schema."""
+
+    x1: Tensor
+    x2: Tensor
+    """[..., m, k] and [..., k, n], int8, rank 2 to 6, batch axes broadcast. Or int32, eight integers of 4 bits in a
+    word: [..., m, k / 8], and [k, n / 8] or a transposed [n, k / 8]."""
+    scale: Tensor
+    """[1] or [n]: float32, bfloat16, or int64 of npu_trans_quant_param. Of float32 only 19 bits count where output is
+    int8 or float16 and there is no pertoken_scale: op-plugin makes such words of it."""
+    offset: Tensor | None
+    """float32, [1] or [n]: added to what has been scaled, as an integer of 9 bits; for output int8."""
+    pertoken_scale: Tensor | None
+    """float32, [m]."""
+    bias: Tensor | None
+    """[n], or [batch, 1, n] with an output of three axes. int32 is added to the product, floats at the end."""
+    output_dtype: int | None
+    """ScalarType: int8, which is the default, float16, bfloat16 or int32."""
+    x1_dtype: int | None
+    x2_dtype: int | None
+    pertoken_scale_dtype: int | None
+    scale_dtype: int | None
+    """Options of Ascend 950, as is y_scale."""
+    group_sizes: Sequence[int] | None
+    """Zeros."""
+    y_scale: Tensor | None
+
+    @property
+    def output(self) -> torch.dtype:
+        """The dtype of the output.
+
+        Raises
+        ------
+        OperatorRejected
+            A2 and A3 do not have it.
+        """
+        if self.output_dtype is None:
+            return torch.int8
+        if self.output_dtype not in OUTPUTS:
+            allowed = "None, " + ", ".join(f"{known} ({dtype})" for known, dtype in OUTPUTS.items())
+            raise _CHECK.rejected("output_dtype", self.output_dtype, allowed)
+        return OUTPUTS[self.output_dtype]
+
+    @property
+    def words(self) -> bool:
+        """Whether inputs are words of eight integers."""
+        return self.x1.dtype == torch.int32
+
+    @property
+    def transposed_words(self) -> bool:
+        """Whether the words of x2 lie along k: [k / 8, n], a view of [n, k / 8]."""
+        return self.words and self.x1.shape[-1] == self.x2.shape[-2]
+
+    @property
+    def columns(self) -> int:
+        """The n of the output."""
+        return self.x2.shape[-1] * (PER_WORD if self.words and not self.transposed_words else 1)
+
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """Return both inputs as int8, [..., m, k] and [..., k, n]."""
+        if not self.words:
+            return self.x1, self.x2
+        right = unpacked(self.x2.t()).t() if self.transposed_words else unpacked(self.x2)
+        return unpacked(self.x1), right
+
+    def shape(self) -> list[int]:
+        """Return the shape of the output; refuse ranks and batches that op-plugin refuses."""
+        for argument, tensor in (("x1", self.x1), ("x2", self.x2)):
+            _CHECK.rank(argument, tensor, range(2, 7), code=ErrorCode.WRAPPER)
+        try:
+            batch = torch.broadcast_shapes(self.x1.shape[:-2], self.x2.shape[:-2])  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            given, allowed = f"of shape {list(self.x2.shape)}", f"batch axes that broadcast with {list(self.x1.shape)}"
+            raise _CHECK.rejected("x2", given, allowed, ErrorCode.WRAPPER) from error
+        return [*batch, self.x1.shape[-2], self.columns]
+
+
+def _check_group_sizes(group_sizes: Sequence[int] | None) -> None:
+    """Refuse group sizes that op-plugin refuses or int8 does not have; [1, 128, 128] is not simulated."""
+    if group_sizes is None:
+        return
+    given = list(group_sizes)
+    if len(given) != 3 or not all(0 <= size <= _MAX_LAST_AXIS for size in given):
+        raise _CHECK.rejected("group_sizes", given, f"three sizes from 0 to {_MAX_LAST_AXIS}", ErrorCode.WRAPPER)
+    if given == [1, 128, 128]:
+        raise _CHECK.not_simulated("group_sizes", given, "None or [0, 0, 0]")
+    if any(given):
+        raise _CHECK.rejected("group_sizes", given, "None, [0, 0, 0] or [1, 128, 128]")
+
+
+def _check(request: QuantMatmulRequest) -> None:
+    """Refuse what the operator refuses, and what is not simulated."""
+    for argument in ("x1_dtype", "x2_dtype", "pertoken_scale_dtype", "scale_dtype", "y_scale"):
+        given = getattr(request, argument)
+        if given is not None:
+            shown = "given" if isinstance(given, Tensor) else given
+            raise _CHECK.not_simulated(argument, shown, "None; others are for dtypes of Ascend 950")
+    _check_group_sizes(request.group_sizes)
+    shape = request.shape()
+    _check_inputs(request)
+    row = _row(request)
+    _check_scale(request, row)
+    if request.pertoken_scale is not None:
+        _CHECK.dtype("pertoken_scale", request.pertoken_scale, "float32")
+        _CHECK.shape("pertoken_scale", request.pertoken_scale, shape[-2:-1], meaning="[m]")
+    _check_bias(request, row, shape)
+
+
+def _check_inputs(request: QuantMatmulRequest) -> None:
+    x1, x2 = request.x1, request.x2
+    if (x1.dtype, x2.dtype) == (torch.int8, torch.int32):
+        raise _CHECK.not_simulated("x2", "int32 with x1 int8", "x1 and x2 of one dtype")
+    _CHECK.dtype("x1", x1, "int8", "int32")
+    _CHECK.dtype("x2", x2, dtype_name(x1))
+    storage = format_of(x2)
+    if storage not in BASE_FORMATS | {Format.NCL, Format.FRACTAL_NZ}:
+        raise _CHECK.rejected("x2", f"in {storage.name}", "a base format or FRACTAL_NZ", ErrorCode.WRAPPER)
+    for argument, tensor in (("x1", x1), ("x2", x2)):
+        _CHECK.not_empty(argument, tensor)
+        if tensor.shape[-1] > _MAX_LAST_AXIS:
+            given = f"of shape {list(tensor.shape)}"
+            raise _CHECK.rejected(argument, given, f"a last axis up to {_MAX_LAST_AXIS}", ErrorCode.TILING)
+    given, k = f"of shape {list(x2.shape)}", x1.shape[-1]
+    if not request.words:
+        if x2.shape[-2] != k:
+            raise _CHECK.rejected("x2", given, f"[..., {k}, n], as x1 of shape {list(x1.shape)}", ErrorCode.WRAPPER)
+        return
+    if x2.dim() != 2 or x2.shape[0] not in (k, k * PER_WORD):
+        allowed = f"[{k * PER_WORD}, n / 8] or a transposed [n, {k}], as x1 of shape {list(x1.shape)}"
+        raise _CHECK.rejected("x2", given, allowed, ErrorCode.WRAPPER)
+    for argument, tensor in (("x1", x1), ("x2", x2.t() if request.transposed_words else x2)):
+        if not tensor.is_contiguous():
+            raise _CHECK.rejected(argument, f"not contiguous along k, strides {tensor.stride()}", "words without gaps")
+
+
+def _row(request: QuantMatmulRequest) -> _Row:
+    """Return the dtypes that go with inputs and output."""
+    pertoken = request.pertoken_scale is not None
+    kind = (request.words, request.output, pertoken)
+    if kind in _ROWS:
+        return _ROWS[kind]
+    what = f"with x1 {dtype_name(request.x1)} and output {request.output}"
+    if (request.words, request.output, not pertoken) not in _ROWS:
+        outputs = sorted({str(output) for words, output, _ in _ROWS if words == request.words})
+        allowed = f"{' or '.join(outputs)} with x1 {dtype_name(request.x1)}"
+        raise _CHECK.rejected("output_dtype", request.output, allowed)
+    given, allowed = ("given", "None") if pertoken else ("None", "a tensor")
+    raise _CHECK.rejected("pertoken_scale", given, f"{allowed} {what}")
+
+
+def _check_scale(request: QuantMatmulRequest, row: _Row) -> None:
+    scale, offset = request.scale, request.offset
+    if scale.dim() == 2 and request.words:
+        raise _CHECK.not_simulated("scale", f"of shape {list(scale.shape)}", "[1] or [n]")
+    _CHECK.dtype("scale", scale, *row.scale)
+    shapes = ((1,), (request.columns,))
+    _CHECK.shape("scale", scale, *shapes, meaning="1 or n")
+    if offset is None:
+        return
+    if not row.offset:
+        raise _CHECK.rejected("offset", "given", f"None with x1 {dtype_name(request.x1)} and output {request.output}")
+    _CHECK.dtype("offset", offset, "float32")
+    _CHECK.shape("offset", offset, *shapes, meaning="1 or n")
+    if scale.dtype == torch.int64:
+        raise _CHECK.not_simulated(
+            "offset", "given with scale int64", "an offset in the words of scale, or beside float32"
+        )
+
+
+def _check_bias(request: QuantMatmulRequest, row: _Row, shape: list[int]) -> None:
+    bias = request.bias
+    if bias is None:
+        return
+    if not row.bias:
+        raise _CHECK.rejected("bias", "given", f"None with x1 {dtype_name(request.x1)} and pertoken_scale")
+    _CHECK.dtype("bias", bias, *row.bias)
+    shapes = [[request.columns]]
+    if len(shape) == 3 and not request.words:
+        shapes.append([shape[0], 1, request.columns])
+    _CHECK.shape("bias", bias, *shapes, meaning="[n], or [batch, 1, n] of an output with three axes")
+
+
 _INT32 = (-(2**31), 2**31 - 1)
 
 
-def quant_matmul(
-    x1: Tensor,
-    x2: Tensor,
-    scale: Tensor,
-    *,
-    offset: Tensor | None = None,
-    pertoken_scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    output_dtype: int | None = None,
-    x1_dtype: int | None = None,
-    x2_dtype: int | None = None,
-    pertoken_scale_dtype: int | None = None,
-    scale_dtype: int | None = None,
-    group_sizes: Sequence[int] | None = None,
-    y_scale: Tensor | None = None,
-) -> Tensor:
+def quant_matmul(request: QuantMatmulRequest) -> Tensor:
     """Return ``(x1 @ x2 + bias) * scale``, with more factors and summands as the dtypes allow.
-
-    Parameters
-    ----------
-    x1, x2 : Tensor
-        [..., m, k] and [..., k, n], int8, rank 2 to 6, batch axes broadcast. Or int32, with eight integers of 4 bits
-        in a word: [..., m, k / 8], and [k, n / 8] or a transposed [n, k / 8].
-    scale : Tensor
-        [1] or [n]: float32, bfloat16, or int64 of npu_trans_quant_param. Of float32 only 19 bits count where output is
-        int8 or float16 and there is no pertoken_scale: op-plugin makes such words of it.
-    offset : Tensor, optional
-        float32, [1] or [n]: added to what has been scaled, as an integer of 9 bits; for output int8.
-    pertoken_scale : Tensor, optional
-        float32, [m].
-    bias : Tensor, optional
-        [n], or [batch, 1, n] with an output of three axes. int32 is added to the product, floats at the end.
-    output_dtype : int, optional
-        ScalarType: int8, which is the default, float16, bfloat16 or int32.
-    x1_dtype, x2_dtype, pertoken_scale_dtype, scale_dtype, y_scale : optional
-        Of Ascend 950.
-    group_sizes : sequence of int, optional
-        Zeros.
 
     Returns
     -------
@@ -79,39 +262,17 @@ def quant_matmul(
     NotSimulated
         int8 with words of int4; a scale per group; an option of Ascend 950; words of scales beside an offset.
     """
-    options = {"x1_dtype": x1_dtype, "x2_dtype": x2_dtype, "pertoken_scale_dtype": pertoken_scale_dtype}
-    for argument, given in (options | {"scale_dtype": scale_dtype, "y_scale": y_scale}).items():
-        if given is not None:
-            shown = "given" if isinstance(given, Tensor) else given
-            _require.missing(argument, shown, "None; others are for dtypes of Ascend 950")
-    request = QuantMatmulRequest(x1, x2, scale, offset, pertoken_scale, bias, output_type(output_dtype))
-    check_group_sizes(group_sizes)
-    check_request(request)
+    _check(request)
     accumulators = integer_product(*request.integers(), largest=64 if request.words else 2**14)
-    if bias is not None and bias.dtype == torch.int32:
-        accumulators = accumulators + bias
+    if request.bias is not None and request.bias.dtype == torch.int32:
+        accumulators = accumulators + request.bias
     return _scaled(request, accumulators.to(torch.int32))
 
 
-def quant_matmul_meta(
-    x1: Tensor,
-    x2: Tensor,
-    scale: Tensor,
-    *,
-    offset: Tensor | None = None,
-    pertoken_scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    output_dtype: int | None = None,
-    x1_dtype: int | None = None,  # noqa: ARG001 - the dispatcher passes what the schema has
-    x2_dtype: int | None = None,  # noqa: ARG001
-    pertoken_scale_dtype: int | None = None,  # noqa: ARG001
-    scale_dtype: int | None = None,  # noqa: ARG001
-    group_sizes: Sequence[int] | None = None,  # noqa: ARG001
-    y_scale: Tensor | None = None,  # noqa: ARG001
-) -> Tensor:
-    """Allocate the output; of torch_npu's checks this has those of ranks, batches and the dtype of the output."""
-    request = QuantMatmulRequest(x1, x2, scale, offset, pertoken_scale, bias, output_type(output_dtype))
-    return x1.new_empty(request.shape(), dtype=request.output)
+def quant_matmul_meta(request: QuantMatmulRequest) -> Tensor:
+    """Allocate the output, after torch_npu's checks of ranks, batches and the dtype of the output."""
+    dtype = request.output
+    return request.x1.new_empty(request.shape(), dtype=dtype)
 
 
 def _scaled(request: QuantMatmulRequest, accumulators: Tensor) -> Tensor:

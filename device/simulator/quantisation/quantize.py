@@ -11,15 +11,14 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks, dtype_name
 from npudiff.device.simulator.cache.formats import Format, StorageFormat, format_of, note
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.profiles import active_profile
 from npudiff.device.simulator.quantisation import scalar_types as types
 from npudiff.device.simulator.quantisation.integers import INT4, INT8, PER_WORD, packed, saturated
-from npudiff.device.simulator.quantisation.requirements import Requirements
-from npudiff.device.simulator.rotary.requirements import FLOATS, dtype_name
 
-_require = Requirements("npu_quantize")
+_CHECK = ArgumentChecks("npu_quantize", default=ErrorCode.PARAMETER)
 
 _UINT8 = ((0, 255), torch.uint8)
 _INT32 = ((-(2**31), 2**31 - 1), torch.int32)
@@ -36,7 +35,7 @@ _MULTIPLYING = (types.QINT8, types.INT8, types.QUINT4X2)
 
 
 def quantize(
-    x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int, axis: int = 1, div_mode: bool = True
+    x: Tensor, /, scales: Tensor, zero_points: Tensor | None, dtype: int, axis: int = 1, div_mode: bool = True
 ) -> Tensor:
     """Return ``round(x / scales) + zero_points``, or ``round(x * scales + zero_points)``, as integers.
 
@@ -70,20 +69,13 @@ def quantize(
     NotSimulated
         An input in FRACTAL_NZ that is no weight to pack.
     """
-    _require.dtype("input", x, *FLOATS)
-    _require.rank("input", x, 1, 8)
+    _CHECK.dtype("input", x, *FLOATS)
+    _CHECK.rank("input", x, range(1, 9))
     _check_nz(x, zero_points, dtype, div_mode=div_mode)
     return _divide(x, scales, zero_points, dtype, axis) if div_mode else _multiply(x, scales, zero_points, dtype, axis)
 
 
-def quantize_meta(
-    x: Tensor,
-    scales: Tensor,  # noqa: ARG001 - the dispatcher passes what the schema has
-    zero_points: Tensor | None,  # noqa: ARG001
-    dtype: int,
-    axis: int = 1,  # noqa: ARG001
-    div_mode: bool = True,  # noqa: ARG001
-) -> Tensor:
+def quantize_meta(x: Tensor, /, dtype: int) -> Tensor:
     """Allocate the output. As torch_npu's META, this checks only that words of int4 are full."""
     if dtype == types.QUINT4X2:
         _require_words(x)
@@ -95,14 +87,14 @@ def _divide(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int, a
     if dtype not in _DIVIDING:
         _refuse_dtype(dtype, _DIVIDING, "True")
     limits, integer = _DIVIDING[dtype]
-    axis = _require.axis("axis", axis, x.dim())
-    _require.dtype("scales", scales, "float32", "bfloat16")
+    axis = _CHECK.axis("axis", axis, x.dim())
+    _CHECK.dtype("scales", scales, "float32", "bfloat16")
     quotient = (x.float() / _broadcast("scales", scales, x, axis).float()).round()
     # Beyond the integers of float32 a zero point is exact only in more bits, and so is the largest int32.
     wide = quotient if zero_points is None and integer != torch.int32 else quotient.double()
     if zero_points is not None:
-        _require.dtype("zero_points", zero_points, "int8", "uint8", "int32", "bfloat16")
-        _require.shape("zero_points", zero_points, scales.shape, meaning="as scales")
+        _CHECK.dtype("zero_points", zero_points, "int8", "uint8", "int32", "bfloat16")
+        _CHECK.shape("zero_points", zero_points, scales.shape, meaning="as scales")
         wide = wide + _broadcast("zero_points", zero_points, x, axis).double()
     return saturated(wide, limits, integer)
 
@@ -113,14 +105,14 @@ def _multiply(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int,
     if dtype == types.QUINT4X2:
         _require_words(x)
     if not -2 <= axis < x.dim() or (axis == -2 and x.dim() == 1):
-        _require.refuse("axis", axis, f"{-min(2, x.dim())} to {x.dim() - 1} with div_mode False")
+        raise _CHECK.rejected("axis", axis, f"{-min(2, x.dim())} to {x.dim() - 1} with div_mode False")
     axis = x.dim() - 2 if axis == -2 else x.dim() - 1
     as_input = active_profile().quantize_scales == "as_input"
-    _require.dtype("scales", scales, *((dtype_name(x),) if as_input else FLOATS))
+    _CHECK.dtype("scales", scales, *((dtype_name(x),) if as_input else FLOATS))
     product = x.float() * _broadcast("scales", scales, x, axis).float()
     if zero_points is not None:
-        _require.dtype("zero_points", zero_points, dtype_name(scales))
-        _require.shape("zero_points", zero_points, scales.shape, meaning="as scales")
+        _CHECK.dtype("zero_points", zero_points, dtype_name(scales))
+        _CHECK.shape("zero_points", zero_points, scales.shape, meaning="as scales")
         product = product + _broadcast("zero_points", zero_points, x, axis).float()
     ties = active_profile().quantize_ties
     if dtype != types.QUINT4X2:
@@ -135,19 +127,19 @@ def _broadcast(argument: str, tensor: Tensor, x: Tensor, axis: int) -> Tensor:
     """Return a view that broadcasts over x along one axis."""
     size = x.shape[axis]
     shapes = [[1] * axis + [own] + [1] * (x.dim() - 1 - axis) for own in (1, size)]
-    _require.shape(argument, tensor, [1], [size], *shapes, meaning=f"1 or the size of axis {axis} of input")
+    _CHECK.shape(argument, tensor, [1], [size], *shapes, meaning=f"1 or the size of axis {axis} of input")
     return tensor.reshape(shapes[0 if tensor.numel() == 1 else 1])
 
 
 def _refuse_dtype(dtype: int, allowed: object, mode: str) -> NoReturn:
     numbers = ", ".join(map(str, allowed))  # type: ignore[call-overload]
-    _require.refuse("dtype", dtype, f"{numbers} (numbers of ScalarType) with div_mode {mode}", ErrorCode.WRAPPER)
+    raise _CHECK.rejected("dtype", dtype, f"{numbers} (numbers of ScalarType) with div_mode {mode}", ErrorCode.WRAPPER)
 
 
 def _require_words(x: Tensor) -> None:
     if x.shape[-1] % PER_WORD:
         given = f"of shape {list(x.shape)} with dtype quint4x2"
-        _require.refuse("input", given, f"a last axis that is a multiple of {PER_WORD}", ErrorCode.WRAPPER)
+        raise _CHECK.rejected("input", given, f"a last axis that is a multiple of {PER_WORD}", ErrorCode.WRAPPER)
 
 
 def _check_nz(x: Tensor, zero_points: Tensor | None, dtype: int, *, div_mode: bool) -> None:
@@ -157,4 +149,4 @@ def _check_nz(x: Tensor, zero_points: Tensor | None, dtype: int, *, div_mode: bo
     weight = x.dim() == 3 and x.is_contiguous() and x.dtype == torch.float32
     if not weight or div_mode or dtype != types.QUINT4X2 or zero_points is not None:
         simulated = "a contiguous float32 [experts, k, n] to quint4x2 without div_mode and zero_points"
-        _require.missing("input", f"{dtype_name(x)} of shape {list(x.shape)} in FRACTAL_NZ", simulated)
+        raise _CHECK.not_simulated("input", f"{dtype_name(x)} of shape {list(x.shape)} in FRACTAL_NZ", simulated)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.quantisation.hardware_scales import encoded
-from npudiff.device.simulator.quantisation.requirements import Requirements
 
-_require = Requirements("npu_trans_quant_param")
+_CHECK = ArgumentChecks("npu_trans_quant_param", default=ErrorCode.PARAMETER)
 
 
 def trans_quant_param(scale: Tensor, offset: Tensor | None = None, round_mode: int | None = 0) -> Tensor:
@@ -37,28 +37,28 @@ def trans_quant_param(scale: Tensor, offset: Tensor | None = None, round_mode: i
     OperatorRejected
         Dtype, rank, shape or mode is not one of the above.
     """
-    _require.dtype("scale", scale, "float32")
+    _CHECK.dtype("scale", scale, "float32")
     if offset is not None:
-        _require.dtype("offset", offset, "float32")
+        _CHECK.dtype("offset", offset, "float32")
     shape = _shape(scale, offset, round_mode)
     return encoded(scale, offset, nearest=round_mode == 1).expand(shape).contiguous()
 
 
-def trans_quant_param_meta(scale: Tensor, offset: Tensor | None = None, round_mode: int | None = 0) -> Tensor:
+def trans_quant_param_meta(scale: Tensor, offset: Tensor | None, round_mode: int | None) -> Tensor:
     """Allocate the output; torch_npu's META checks shapes and mode, as this does."""
     return scale.new_empty(_shape(scale, offset, round_mode), dtype=torch.int64)
 
 
 def _shape(scale: Tensor, offset: Tensor | None, round_mode: int | None) -> list[int]:
     """Return the shape of the output, or refuse the call."""
-    _require.one_of("round_mode", round_mode, (None, 0, 1))
+    _CHECK.choice("round_mode", round_mode, (None, 0, 1), ErrorCode.WRAPPER)
     if not (scale.dim() == 1 or (scale.dim() == 2 and scale.shape[0] == 1)) or not scale.numel():
-        _require.refuse("scale", f"of shape {list(scale.shape)}", "[t] or [1, n], not empty", ErrorCode.WRAPPER)
+        raise _CHECK.rejected("scale", f"of shape {list(scale.shape)}", "[t] or [1, n], not empty", ErrorCode.WRAPPER)
     if offset is None:
         return list(scale.shape)
     sizes = {scale.shape[-1], offset.shape[-1] if offset.dim() else 0}
     fits = offset.shape == scale.shape or (scale.dim() == offset.dim() == 1 and 1 in sizes and 0 not in sizes)
     if not fits:
         allowed = f"{list(scale.shape)}, as scale" + (", or one of both with one element" if scale.dim() == 1 else "")
-        _require.refuse("offset", f"of shape {list(offset.shape)}", allowed, ErrorCode.WRAPPER)
+        raise _CHECK.rejected("offset", f"of shape {list(offset.shape)}", allowed, ErrorCode.WRAPPER)
     return [*scale.shape[:-1], max(sizes)]

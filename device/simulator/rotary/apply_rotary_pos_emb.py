@@ -10,18 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.profiles import CannProfile, active_profile
-from npudiff.device.simulator.rotary.requirements import (
-    FLOATS,
-    require_dtype,
-    require_rank,
-    require_same_dtype,
-    require_shape,
-)
 from npudiff.device.simulator.rotary.rotation import rotate_half, to_bfloat16_half_away, turn
 
-NAME = "npu_apply_rotary_pos_emb"
+_CHECK = ArgumentChecks("npu_apply_rotary_pos_emb", default=ErrorCode.PARAMETER)
 _HEAD_DIMS = (64, 128)
 
 
@@ -59,14 +53,7 @@ def apply_rotary_pos_emb(
     return query, key
 
 
-def apply_rotary_pos_emb_meta(
-    query: Tensor,
-    key: Tensor,
-    cos: Tensor,  # noqa: ARG001 - the dispatcher passes what the schema has
-    sin: Tensor,  # noqa: ARG001
-    layout: str = "BSND",  # noqa: ARG001
-    rotary_mode: str = "half",  # noqa: ARG001
-) -> tuple[Tensor, Tensor]:
+def apply_rotary_pos_emb_meta(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Allocate two tensors: torch_npu's META does not show the alias either, and checks nothing."""
     return query.new_empty(query.shape), key.new_empty(key.shape)
 
@@ -84,30 +71,28 @@ def _turn_in_place(tensor: Tensor, cos: Tensor, sin: Tensor, profile: CannProfil
 
 def _check(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, layout: str, rotary_mode: str) -> None:
     if rotary_mode not in ("half", "quarter", "interleave"):
-        raise OperatorRejected(NAME, "rotary_mode", repr(rotary_mode), "'half'", ErrorCode.WRAPPER)
+        raise _CHECK.rejected("rotary_mode", repr(rotary_mode), "'half'", ErrorCode.WRAPPER)
     if rotary_mode != "half":
         given = f"{rotary_mode!r}, which is for Ascend 950"
-        raise OperatorRejected(NAME, "rotary_mode", given, "'half'", ErrorCode.PARAMETER)
+        raise _CHECK.rejected("rotary_mode", given, "'half'")
     if layout in ("SBND", "BNSD"):
         given = f"{layout!r}, which is for Ascend 950"
-        raise OperatorRejected(NAME, "layout", given, "'BSND' or 'TND'", ErrorCode.PARAMETER)
-    require_dtype(NAME, "query", query, FLOATS)
+        raise _CHECK.rejected("layout", given, "'BSND' or 'TND'")
+    _CHECK.dtype("query", query, *FLOATS)
     for argument, tensor in (("query", query), ("key", key), ("cos", cos), ("sin", sin)):
-        require_rank(NAME, argument, tensor, 3 if layout == "TND" else 4)
-        require_same_dtype(NAME, argument, tensor, query, "query")
-        if not tensor.numel():
-            given = f"empty, of shape {list(tensor.shape)}"
-            raise OperatorRejected(NAME, argument, given, "a tensor with elements", ErrorCode.PARAMETER)
+        _CHECK.rank(argument, tensor, 3 if layout == "TND" else 4)
+        _CHECK.same_dtype(argument, tensor, "query", query)
+        _CHECK.not_empty(argument, tensor)
     _check_shapes(query, key, cos, sin)
 
 
 def _check_shapes(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> None:
     tokens, dim, rotary_dim = tuple(query.shape[:-2]), query.shape[-1], cos.shape[-1]
     if dim not in _HEAD_DIMS:
-        raise OperatorRejected(NAME, "query", f"of head dim {dim}", "head dim 64 or 128", ErrorCode.PARAMETER)
-    require_shape(NAME, "key", key, (*tokens, key.shape[-2], dim), "the tokens and head dim of query")
+        raise _CHECK.rejected("query", f"of head dim {dim}", "head dim 64 or 128")
+    _CHECK.shape("key", key, (*tokens, key.shape[-2], dim), meaning="the tokens and head dim of query")
     if rotary_dim not in _HEAD_DIMS or rotary_dim > dim:
         allowed = f"64 or 128, at most the head dim {dim}"
-        raise OperatorRejected(NAME, "cos", f"of last dim {rotary_dim}", allowed, ErrorCode.PARAMETER)
-    require_shape(NAME, "cos", cos, (*tokens, 1, rotary_dim), "the tokens of query and one head")
-    require_shape(NAME, "sin", sin, cos.shape, "as cos")
+        raise _CHECK.rejected("cos", f"of last dim {rotary_dim}", allowed)
+    _CHECK.shape("cos", cos, (*tokens, 1, rotary_dim), meaning="the tokens of query and one head")
+    _CHECK.shape("sin", sin, cos.shape, meaning="as cos")

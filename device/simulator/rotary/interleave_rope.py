@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.argument_checks import ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.profiles import CannProfile, active_profile
-from npudiff.device.simulator.rotary.requirements import require_dtype, require_rank, require_same_dtype, require_shape
 from npudiff.device.simulator.rotary.rotation import deinterleave, rotate_half, turn
 
-NAME = "npu_interleave_rope"
+_CHECK = ArgumentChecks("npu_interleave_rope", default=ErrorCode.PARAMETER)
 HEAD_DIM = 64
 
 
@@ -42,26 +42,23 @@ def interleave_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turn(values, rotate_half(values), cos.float(), sin.float()).to(x.dtype)
 
 
-def interleave_rope_meta(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # noqa: ARG001
+def interleave_rope_meta(x: Tensor) -> Tensor:
     """Allocate the output; as torch_npu's META, this checks nothing."""
     return x.new_empty(x.shape)
 
 
 def _check(x: Tensor, cos: Tensor, sin: Tensor, profile: CannProfile) -> None:
-    require_rank(NAME, "x", x, 4)
-    require_dtype(NAME, "x", x, profile.interleave_rope_dtypes)
+    _CHECK.rank("x", x, 4)
+    _CHECK.dtype("x", x, *profile.interleave_rope_dtypes)
     batch, _, length, dim = x.shape
     if dim != HEAD_DIM:
-        raise OperatorRejected(NAME, "x", f"of head dim {dim}", f"head dim {HEAD_DIM}", ErrorCode.PARAMETER)
-    require_rank(NAME, "cos", cos, 4)
+        raise _CHECK.rejected("x", f"of head dim {dim}", f"head dim {HEAD_DIM}")
+    _CHECK.rank("cos", cos, 4)
     # aclnn speaks of broadcasting; every kernel (b11d, b1sd, split_s) has the batch in full.
     length = 1 if cos.shape[2] == 1 else length
-    require_shape(NAME, "cos", cos, (batch, 1, length, HEAD_DIM), "[B, 1, S or 1, 64]")
-    require_shape(NAME, "sin", sin, cos.shape, "as cos")
+    _CHECK.shape("cos", cos, (batch, 1, length, HEAD_DIM), meaning="[B, 1, S or 1, 64]")
+    _CHECK.shape("sin", sin, cos.shape, meaning="as cos")
     for argument, tensor in (("cos", cos), ("sin", sin)):
-        require_same_dtype(NAME, argument, tensor, x, "x")
+        _CHECK.same_dtype(argument, tensor, "x", x)
     if profile.non_contiguous == "rejected":
-        for argument, tensor in (("x", x), ("cos", cos), ("sin", sin)):
-            if not tensor.is_contiguous():
-                given = f"not contiguous, strides {tensor.stride()}"
-                raise OperatorRejected(NAME, argument, given, "a contiguous tensor", ErrorCode.PARAMETER)
+        _CHECK.contiguous(x=x, cos=cos, sin=sin)

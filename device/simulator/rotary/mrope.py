@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from npudiff.device.simulator.errors import DeviceFault, ErrorCode, NotSimulated, OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode, UndefinedBehaviour
 from npudiff.device.simulator.profiles import CannProfile, active_profile
-from npudiff.device.simulator.rotary.requirements import FLOATS, require_dtype, require_rank, require_same_dtype
 from npudiff.device.simulator.rotary.rotation import rotate_half, rotate_pairs, turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-NAME = "npu_mrope"
+_CHECK = ArgumentChecks("npu_mrope", default=ErrorCode.PARAMETER)
 
 
 def mrope(
@@ -78,21 +78,14 @@ def mrope(
     _check_sizes(query, key, cos_sin_cache, head_size)
     _check_sections(positions, cos_sin_cache, section, active_profile())
     if cache_mode == "interleave" and len(section) == 4:
-        raise NotSimulated(NAME, "mrope_section", list(section), "three sections with cache_mode 'interleave'")
-    _check_positions(positions, cos_sin_cache)
+        raise _CHECK.not_simulated("mrope_section", list(section), "three sections with cache_mode 'interleave'")
+    _CHECK.indices("positions", positions, len(cos_sin_cache), "rows of cos_sin_cache")
     rows = _rows_of_columns(section, cos_sin_cache.shape[1] // 2, interleave=cache_mode == "interleave")
     cos, sin = _cos_sin(positions, cos_sin_cache, rows)
     return _turn_heads(query, cos, sin, head_size, mode), _turn_heads(key, cos, sin, head_size, mode)
 
 
-def mrope_meta(
-    positions: Tensor,  # noqa: ARG001 - the dispatcher passes what the schema has
-    query: Tensor,
-    key: Tensor,
-    cos_sin_cache: Tensor,  # noqa: ARG001
-    head_size: int,  # noqa: ARG001
-    **_: object,
-) -> tuple[Tensor, Tensor]:
+def mrope_meta(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Allocate the outputs; as torch_npu's META, this checks nothing."""
     return query.new_empty(query.shape), key.new_empty(key.shape)
 
@@ -134,67 +127,57 @@ def _turn_heads(packed: Tensor, cos: Tensor, sin: Tensor, head_size: int, mode: 
 
 
 def _check_modes(rotary_mode: str, cache_mode: str) -> None:
-    if rotary_mode not in ("half", "interleave"):
-        # DOC of op-plugin spells it 'interleaved', which the code refuses.
-        given, allowed = repr(rotary_mode), "'half' or 'interleave'"
-        raise OperatorRejected(NAME, "rotary_mode", given, allowed, ErrorCode.WRAPPER)
-    if cache_mode not in ("default", "interleave"):
-        given, allowed = repr(cache_mode), "'default' or 'interleave'"
-        raise OperatorRejected(NAME, "cache_mode", given, allowed, ErrorCode.WRAPPER)
+    # DOC of op-plugin spells it 'interleaved', which the code refuses.
+    _CHECK.choice("rotary_mode", rotary_mode, ("half", "interleave"), ErrorCode.WRAPPER)
+    _CHECK.choice("cache_mode", cache_mode, ("default", "interleave"), ErrorCode.WRAPPER)
 
 
 def _check_tensors(positions: Tensor, query: Tensor, key: Tensor, cache: Tensor, profile: CannProfile) -> None:
     integers = ("int64", "int32") if profile.mrope_int32_positions == "accepted" else ("int64",)
-    require_dtype(NAME, "positions", positions, integers)
-    require_dtype(NAME, "query", query, FLOATS)
+    _CHECK.dtype("positions", positions, *integers)
+    _CHECK.dtype("query", query, *FLOATS)
     for argument, tensor in (("query", query), ("key", key), ("cos_sin_cache", cache)):
-        require_rank(NAME, argument, tensor, 2)
-        require_same_dtype(NAME, argument, tensor, query, "query")
+        _CHECK.rank(argument, tensor, 2)
+        _CHECK.same_dtype(argument, tensor, "query", query)
     if positions.dim() not in (1, 2) or (positions.dim() == 2 and len(positions) not in (3, 4)):
         given = f"of shape {list(positions.shape)}"
-        raise OperatorRejected(NAME, "positions", given, "[T], [3, T] or [4, T]", ErrorCode.PARAMETER)
+        raise _CHECK.rejected("positions", given, "[T], [3, T] or [4, T]")
     tokens = positions.shape[-1]
     for argument, tensor in (("query", query), ("key", key)):
         if len(tensor) != tokens:
             given = f"of {len(tensor)} tokens"
-            raise OperatorRejected(NAME, argument, given, f"{tokens} tokens, as positions", ErrorCode.TILING)
+            raise _CHECK.rejected(argument, given, f"{tokens} tokens, as positions", ErrorCode.TILING)
 
 
 def _check_sizes(query: Tensor, key: Tensor, cache: Tensor, head_size: int) -> None:
     step = 16 if query.dtype == torch.float32 else 32
     rotary_dim = cache.shape[1]
     if head_size <= 0 or head_size % step:
-        raise OperatorRejected(NAME, "head_size", head_size, f"a multiple of {step}", ErrorCode.TILING)
+        raise _CHECK.rejected("head_size", head_size, f"a multiple of {step}", ErrorCode.TILING)
     if not 0 < rotary_dim <= head_size or rotary_dim % step:
         allowed = f"a multiple of {step} up to head_size {head_size}"
-        raise OperatorRejected(NAME, "cos_sin_cache", f"of rotary dim {rotary_dim}", allowed, ErrorCode.TILING)
+        raise _CHECK.rejected("cos_sin_cache", f"of rotary dim {rotary_dim}", allowed, ErrorCode.TILING)
     for argument, tensor in (("query", query), ("key", key)):
         if tensor.shape[1] % head_size:
             allowed = f"a multiple of head_size {head_size}"
-            raise OperatorRejected(NAME, argument, f"of width {tensor.shape[1]}", allowed, ErrorCode.TILING)
+            raise _CHECK.rejected(argument, f"of width {tensor.shape[1]}", allowed, ErrorCode.TILING)
 
 
 def _check_sections(positions: Tensor, cache: Tensor, section: tuple[int, ...], profile: CannProfile) -> None:
     if not section:
         if positions.dim() == 2:
-            message = f"{NAME}: positions of shape {list(positions.shape)} without mrope_section; one row is read"
+            message = (
+                f"{_CHECK.operator}: positions of shape {list(positions.shape)} without mrope_section; one row is read"
+            )
             raise UndefinedBehaviour(message)
         return
     if section not in profile.mrope_sections:
         allowed = ", ".join(str(list(known)) for known in sorted(profile.mrope_sections)) + " or zeros"
-        raise OperatorRejected(NAME, "mrope_section", list(section), allowed, ErrorCode.TILING)
+        raise _CHECK.rejected("mrope_section", list(section), allowed, ErrorCode.TILING)
     if 2 * sum(section) != cache.shape[1]:
         allowed = f"sections with the sum {cache.shape[1] // 2}, half of rotary dim {cache.shape[1]}"
-        raise OperatorRejected(NAME, "mrope_section", list(section), allowed, ErrorCode.TILING)
+        raise _CHECK.rejected("mrope_section", list(section), allowed, ErrorCode.TILING)
     if positions.dim() != 2 or len(positions) != len(section):
         given = f"of shape {list(positions.shape)}"
         allowed = f"[{len(section)}, T], a row per section"
-        raise OperatorRejected(NAME, "positions", given, allowed, ErrorCode.TILING)
-
-
-def _check_positions(positions: Tensor, cache: Tensor) -> None:
-    outside = ((positions < 0) | (positions >= len(cache))).nonzero()
-    if len(outside):
-        where = tuple(outside[0].tolist())
-        position = positions[where].item()
-        raise DeviceFault(f"{NAME}: positions{list(where)} is {position}, cos_sin_cache has {len(cache)} rows")
+        raise _CHECK.rejected("positions", given, allowed, ErrorCode.TILING)

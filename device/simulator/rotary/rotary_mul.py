@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from npudiff.device.simulator.errors import ErrorCode, OperatorRejected
+from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
+from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.profiles import CannProfile, active_profile
-from npudiff.device.simulator.rotary.requirements import FLOATS, require_dtype, require_rank, require_shape
 from npudiff.device.simulator.rotary.rotation import rotate_half, rotate_pairs, turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NAME = "npu_rotary_mul"
+_CHECK = ArgumentChecks("npu_rotary_mul", default=ErrorCode.PARAMETER)
 _HEAD_DIM_END = 896
 _BATCH_OR_HEADS_END = 1000
 
@@ -56,7 +56,7 @@ _READINGS = (
 )
 
 
-def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None) -> Tensor:
+def rotary_mul(x: Tensor, /, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None) -> Tensor:
     """Return ``x * r1 + turned(x) * r2``.
 
     Parameters
@@ -95,43 +95,36 @@ def rotary_mul(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rot
     return turn(values, turned, cos, sin).to(x.dtype)
 
 
-def rotary_mul_meta(
-    x: Tensor,
-    r1: Tensor,  # noqa: ARG001 - the dispatcher passes what the schema has
-    r2: Tensor,  # noqa: ARG001
-    rotary_mode: str = "half",  # noqa: ARG001
-    rotate: Tensor | None = None,  # noqa: ARG001
-) -> Tensor:
+def rotary_mul_meta(x: Tensor, /) -> Tensor:
     """Allocate the output; as torch_npu's META, this checks nothing."""
     return x.new_empty(x.shape)
 
 
 def _check(x: Tensor, r1: Tensor, r2: Tensor, mode: str, rotate: Tensor | None, profile: CannProfile) -> None:
-    if mode not in ("half", "interleave"):
-        # quarter and interleave-half are of Ascend 950 (op-plugin test_npu_rotary_mul).
-        raise OperatorRejected(NAME, "rotary_mode", repr(mode), "'half' or 'interleave'", ErrorCode.WRAPPER)
+    # quarter and interleave-half are of Ascend 950 (op-plugin test_npu_rotary_mul).
+    _CHECK.choice("rotary_mode", mode, ("half", "interleave"), ErrorCode.WRAPPER)
     for argument, tensor in (("input", x), ("r1", r1), ("r2", r2)):
-        require_rank(NAME, argument, tensor, 4)
-        require_dtype(NAME, argument, tensor, FLOATS)
-    require_shape(NAME, "r2", r2, r1.shape, "as r1")
+        _CHECK.rank(argument, tensor, 4)
+        _CHECK.dtype(argument, tensor, *FLOATS)
+    _CHECK.shape("r2", r2, r1.shape, meaning="as r1")
     dim = x.shape[3]
     if dim % 2 or not 0 < dim < _HEAD_DIM_END:
         allowed = f"an even head dim below {_HEAD_DIM_END}"
-        raise OperatorRejected(NAME, "input", f"of head dim {dim}", allowed, ErrorCode.TILING)
+        raise _CHECK.rejected("input", f"of head dim {dim}", allowed, ErrorCode.TILING)
     if rotate is not None:
-        require_dtype(NAME, "rotate", rotate, FLOATS)
-        require_shape(NAME, "rotate", rotate, (dim, dim), "[D, D]")
+        _CHECK.dtype("rotate", rotate, *FLOATS)
+        _CHECK.shape("rotate", rotate, (dim, dim), meaning="[D, D]")
     readings = list(_readings(x, r1, mode))
     if not readings:
         allowed = "[1, 1, S, D], [1, S, 1, D] or [S, 1, 1, D]" + (
             ", or with the batch or every axis in full too" if mode == "half" else ""
         )
         given = f"of shape {list(r1.shape)} for input {list(x.shape)}"
-        raise OperatorRejected(NAME, "r1", given, allowed, ErrorCode.TILING)
+        raise _CHECK.rejected("r1", given, allowed, ErrorCode.TILING)
     if profile.rotary_mul_sizes == "documented" and not any(_fits(x, reading, mode) for reading in readings):
         what = "batch and heads below" if mode == "half" else "batch times heads below"
         given = f"of shape {list(x.shape)}"
-        raise OperatorRejected(NAME, "input", given, f"{what} {_BATCH_OR_HEADS_END}", ErrorCode.TILING)
+        raise _CHECK.rejected("input", given, f"{what} {_BATCH_OR_HEADS_END}", ErrorCode.TILING)
 
 
 def _readings(x: Tensor, r: Tensor, mode: str) -> Iterator[_Reading]:

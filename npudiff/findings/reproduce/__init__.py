@@ -11,8 +11,7 @@ from safetensors.torch import save
 
 from npudiff.findings.evidence import POISONS
 from npudiff.findings.finding import MAX_REPRODUCE_TENSORS, MAX_SCRIPT_BYTES, REPRODUCE_TENSORS, Finding, Script
-from npudiff.findings.reproduce.recording import Recording
-from npudiff.findings.reproduce.script import script_of
+from npudiff.findings.reproduce.script import Recording, script_of
 from npudiff.findings.reproduce.session import needs_process, record, record_apart
 from npudiff.findings.reproduce.tape import Tape
 from npudiff.model.codec import from_plain

@@ -14,18 +14,16 @@ from typing import Any
 
 import torch
 
-from npudiff.findings.reproduce.operands import Refused
-from npudiff.findings.reproduce.recorder import Recorder, Watching
-from npudiff.findings.reproduce.recording import WAITED
-from npudiff.findings.reproduce.subject import WatchedSubject
-from npudiff.findings.reproduce.tape import Tape
+from npudiff.findings.reproduce.recorder import Recorder, WatchedSubject, Watching
+from npudiff.findings.reproduce.script import WAITED
+from npudiff.findings.reproduce.tape import Refused, Tape
 from npudiff.model.comparison import Comparison, OutputComparison
 from npudiff.model.component import ExpectedOutput, ImplementationRaised, InputsChanged, NotApplicable
 from npudiff.model.job import Job
 from npudiff.model.target import Target
 from npudiff.run.after_fork import begin
 from npudiff.run.isolation.faults import Kind
-from npudiff.run.isolation.reaper import guardian
+from npudiff.run.isolation.reaper import reaper
 from npudiff.text import clipped, printable
 
 SECONDS = 120.0
@@ -125,7 +123,7 @@ def _nan_is_nan(output: OutputComparison) -> bool:
 def needs_process(target: Target, *, kills: bool) -> bool:
     """Whether calls must be made in a process of their own: they may kill it, or this one must not touch the device.
 
-    One that has touched it, as a scout has, cannot be forked: its child could not use the device.
+    One that has touched it, as a batch worker has, cannot be forked: its child could not use the device.
     """
     if target.device == "cpu":
         return kills
@@ -135,7 +133,7 @@ def needs_process(target: Target, *, kills: bool) -> bool:
 
 def record_apart(job: Job, cases: Sequence[Any], tape: Tape, kind: Kind | None) -> None:
     """Do as ``record`` does in a forked process, which may die or hang, as ``kind`` says that it did before."""
-    watching = guardian()
+    watching = reaper()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
         pid = os.fork()

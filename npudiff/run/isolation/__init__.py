@@ -1,7 +1,7 @@
-"""Judging cases in a process that may die of them: what died, hung or was poisoned is a finding like any other.
+"""Isolation: cases run in processes that may die of them, and a crash, a hang or a poisoned device is a finding.
 
-``scouting`` has jobs run by a ``scout``, which does so in itself, and once more by ``judge`` where that is not to be
-believed: each case in a ``worker``, to find out whose fault it was. ``process`` is how a parent sees either, and
-``guardian`` ends what is left. ``journal`` says what was begun before it is begun, ``wire`` is what goes between (text,
-and tensors in shared memory), and ``faults`` tells errors apart.
+``supervisor`` runs whole jobs in a ``batch_worker``. Where that worker dies, hangs or reports a failure that does not
+repeat, the supervisor runs the job again with ``judge``, which runs each case in a ``worker`` and finds the one at
+fault. ``process`` is a forked process as its parent sees it, and ``reaper`` kills what is left over. ``journal``
+records each case before it runs, ``ipc`` is the format of messages, and ``faults`` classifies errors.
 """

@@ -1,7 +1,7 @@
-"""The life of a scout: it runs whole jobs in itself, and leaves as soon as nothing it says would count any more.
+"""The batch worker: a process that runs whole jobs, and exits when the device cannot be trusted any more.
 
-It costs no message per case. What it needs to be watched it leaves where it can be seen from outside: the case in the
-journal, and the time at which that began in shared memory.
+It sends no message per case. The supervisor watches it from outside: each case is in the journal before it runs, and
+the time at which it began is in shared memory.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from npudiff.run.isolation.worker import probe_device, serve
 from npudiff.run.messages import Task, outcome_to_message
 
 _TIME = struct.Struct("d")
-"""Seconds; negative where nothing is being run. One store of eight aligned bytes, which is seen as a whole."""
+"""Seconds, negative while no case runs. Eight aligned bytes are stored at once, so no reader sees half of them."""
 
 
 class Clock:
-    """Since when a case is run, or none is; in memory that has no name and is shared over a fork."""
+    """The time since which a case runs, or no case does, in memory that is shared over a fork."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
@@ -49,13 +49,13 @@ class Clock:
         _TIME.pack_into(self._memory, 0, -time.monotonic())
 
     def left(self, run: float, between: float) -> float:
-        """Return the seconds that are left of those that a case may take, or that may pass without one."""
+        """Return the seconds left: of ``run`` for the case that runs, or of ``between`` while no case does."""
         (since,) = _TIME.unpack_from(self._memory, 0)
         return float(abs(since) + (run if since > 0 else between) - time.monotonic())
 
 
 class BatchJudge:
-    """A judge in this process that says what it begins, and leaves when the device is not to be believed any more.
+    """A judge in this process that journals each case, and ends the process when the device cannot be trusted.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class BatchJudge:
         self._local.begin()
 
     def check(self, case: Any, *, thorough: bool = True) -> Comparison | Passed:  # noqa: ANN401 - a case of any component
-        """Judge a case here; never return if it leaves the device unusable."""
+        """Judge a case here; do not return if it leaves the device unusable."""
         del thorough
         number = self._journal.begin(self._job.name, dumps(case))
         self._clock.begin()
@@ -110,13 +110,13 @@ class BatchJudge:
         self._journal.end(number, word)
 
     def close(self, outcome: Outcome) -> None:
-        """Nothing: the journal is the scout's, and not the job's."""
+        """Nothing: the journal belongs to the batch worker."""
 
 
-def scout(
+def batch_worker_main(
     tasks: Sequence[Task], clock: Clock, journal: Journal, connection: Connection, shared: SharedTensors
 ) -> NoReturn:
-    """Run the tasks whose numbers come in, one after the other; or single cases of several of them.
+    """Answer the supervisor: run the task of a number, or single cases of several tasks.
 
     Parameters
     ----------
@@ -136,22 +136,25 @@ def scout(
         os._exit(0)
 
     def fails(index: int, text: str) -> bool:
-        job = tasks[index][0]
+        job = tasks[index].job
         case = loads(job.subject.component.case_type, text)
         return run_case(job, case, judge=BatchJudge(job, clock, journal, leave)).failure is not None
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         if "probe" in question:
-            return {"verdict": "probe_device", "good": probe_device(tasks[0][0].subject.target)}
+            return {"verdict": "probed", "good": probe_device(tasks[0].job.subject.target)}
         if "cases" in question:
             return {"verdict": "judged", "fails": [fails(*one) for one in question["cases"]][-1]}
-        job, budget, keep = tasks[question["task"]]
-        budget = dataclasses.replace(budget, isolation=None, fallback_seed=question["fallback_seed"])
+        task = tasks[question["task"]]
+        job, budget = (
+            task.job,
+            dataclasses.replace(task.budget, isolation=None, fallback_seed=question["fallback_seed"]),
+        )
         outcome = run_job(job, budget, judge=BatchJudge(job, clock, journal, leave))
         if outcome.failure is not None:
             outcome.alone = _confirmed(outcome, connection)
             clock.end()
-        message = outcome_to_message(outcome, keep)
+        message = outcome_to_message(outcome, task.kept(outcome))
         journal.settle()
         return {"verdict": "ran", "message": message}
 
@@ -159,7 +162,7 @@ def scout(
 
 
 def _confirmed(outcome: Outcome, connection: Connection) -> tuple[int, int]:
-    """Ask whether the smallest case fails alone as well, and how often; if not, there is no answer but an end."""
+    """Ask the supervisor how often the smallest case fails alone; if it does not, this process is killed instead."""
     failure = outcome.failure
     assert failure is not None  # noqa: S101 - who calls this has seen it
     text = "wrong value" if failure.error is None else str(failure.error)

@@ -1,4 +1,4 @@
-"""What an error says of the device: whether it can be used on, or everything after it is invalid."""
+"""Classes of errors, by what they mean for the device: usable, in doubt, or lost for this process."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Kind(Enum):
 
     @property
     def ends_worker(self) -> bool:
-        """Whether nothing that the process says afterwards counts."""
+        """Whether results of this process are invalid from now on."""
         return self in (Kind.FAULT, Kind.DIED, Kind.TIMED_OUT)
 
     @property
     def needs_probe(self) -> bool:
-        """Whether the device has to answer a question of which the answer is known, before it is used on."""
+        """Whether the device has to pass a known-answer probe before it is used again."""
         return self in (Kind.REJECTED, Kind.OUT_OF_MEMORY)
 
 
 def kind_of(text: str) -> Kind:
-    """Tell what kind of error an exception is, by its text: a fault before all that it may mention besides."""
+    """Return the kind of an exception by its text; a device fault takes precedence."""
     if _FAULT.search(text):
         return Kind.FAULT
     if _REJECTED.search(text):

@@ -1,4 +1,4 @@
-"""What goes between a run and its worker: JSON, and beside it tensors in shared memory that has no name."""
+"""Messages between a run and its workers: JSON, and tensors in shared memory."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _bytes_of(memory: mmap.mmap, count: int, at: int) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8, count=count, offset=at)
 
 
-def packed(comparison: Comparison, shared: SharedTensors) -> dict[str, Any]:
+def pack_comparison(comparison: Comparison, shared: SharedTensors) -> dict[str, Any]:
     """Return a comparison as plain values; its tensors go into shared memory."""
     tensors: list[torch.Tensor] = []
     outputs = []
@@ -86,7 +86,7 @@ def packed(comparison: Comparison, shared: SharedTensors) -> dict[str, Any]:
     return {"context": comparison.context, "outputs": outputs, "tensors": shared.write(tensors)}
 
 
-def unpacked(plain: Mapping[str, Any], shared: SharedTensors) -> Comparison:
+def unpack_comparison(plain: Mapping[str, Any], shared: SharedTensors) -> Comparison:
     """Return the comparison that was packed."""
     tensors = shared.read(plain["tensors"])
     fields = {field.name for field in dataclasses.fields(OutputComparison)}

@@ -1,7 +1,8 @@
-"""The journal of a run: each case is written down before it is run, so that a run that is killed has not forgotten it.
+"""The journal of a run: each case is recorded before it runs, so that a run that was killed can be told from its file.
 
-A line of JSON per event. Whoever reports holds a lock on the file; one without it was left behind. What is read comes
-from a folder that others may write to: nothing in it is trusted, and only plain files are opened.
+The file has a line of JSON per event. The process that writes it holds a lock on it; a journal without a lock was left
+behind by a process that was killed. Others may write to the folder: nothing that is read is trusted, and only plain
+files are opened.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ JOURNALS = "journal"
 
 SUFFIX = ".journal"
 MOST_BYTES = 2**22
-"""A journal is written anew, with the newest entries only, when it has become longer."""
+"""A longer journal is cut to its newest entries."""
 
 PASSED = ("holds", "not applicable")
-"""Verdicts that nobody has to hear of."""
+"""Verdicts that need no report."""
 
 MOST_READ = 2 * MOST_BYTES
 KEPT = 64
-"""Entries that are kept then."""
+"""Newest entries that a journal is cut to."""
 
 
 @dataclass(frozen=True)
 class LeftBehind:
-    """What a run that was killed says of a case."""
+    """A case in the journal of a run that was killed."""
 
     job: str
     """``component.implementation.property``."""
@@ -46,7 +47,7 @@ class LeftBehind:
 
 
 class Journal:
-    """What one process runs. It may be made before a fork: the lock is then held by both, and both can read.
+    """The journal of one process. A forked process shares it, and its lock.
 
     Parameters
     ----------
@@ -79,11 +80,11 @@ class Journal:
             self._write(entry)
 
     def settle(self) -> None:
-        """Write down that all before this was reported."""
+        """Record that everything before was reported."""
         self._write({"reported": True})
 
     def forget(self) -> None:
-        """Take back all that was written: it was reported, and whoever wrote it is gone."""
+        """Remove all entries: they were reported, and their writer is gone."""
         os.ftruncate(self._file, 0)
         os.lseek(self._file, 0, os.SEEK_SET)
 
@@ -141,7 +142,7 @@ def _locked(path: Path) -> int:
 
 
 def left_behind(folder: Path) -> list[LeftBehind]:
-    """Return what runs that were killed were doing, and forget it; nothing where there are no journals."""
+    """Return the cases of runs that were killed, and remove their journals."""
     found: list[LeftBehind] = []
     if importlib.util.find_spec("fcntl") is None or not folder.is_dir():
         return found

@@ -1,4 +1,4 @@
-"""A judge whose cases run in a worker: what it dies of is looked into, and told as a failure of the case at fault."""
+"""A judge whose cases run in a worker: a crash or a hang becomes a failure of the case at fault."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from npudiff.model.component import ImplementationRaised, NotApplicable
 from npudiff.model.job import Isolation, Job
 from npudiff.model.outcome import Outcome, Poisoning
 from npudiff.run.isolation.faults import Faulted, Kind, RemoteError
-from npudiff.run.isolation.ipc import unpacked
+from npudiff.run.isolation.ipc import unpack_comparison
 from npudiff.run.isolation.journal import PASSED, Journal
 from npudiff.run.isolation.process import WorkerProcess, answering
-from npudiff.run.isolation.worker import live
+from npudiff.run.isolation.worker import worker_main
 
 ALONE = 3
-"""Times that a case is run alone, in a worker that has run nothing else, to tell what its fault is."""
+"""Times that a faulting case is run alone, each time in a fresh worker, to tell whether it always faults."""
 
 SUSPECTS = 32
-"""Cases before it that may have poisoned the device for a case that is right alone."""
+"""Earlier cases of the same worker that are suspected of poisoning the device."""
 
 PROBE_SECONDS = 30.0
 
@@ -128,7 +128,7 @@ class IsolatedJudge:
             self._worker = None
             return _failed(fault)
         if answer["verdict"] == "differs":
-            answer["comparison"] = unpacked(answer, self._worker.shared)
+            answer["comparison"] = unpack_comparison(answer, self._worker.shared)
         self._before.append(text)
         if answer["verdict"] == "raised" and Kind[answer["kind"]].ends_worker:
             self._end_worker()
@@ -170,7 +170,7 @@ class IsolatedJudge:
 
     def _started(self) -> WorkerProcess:
         """Return a new worker whose device gives the known answer."""
-        life = functools.partial(live, self._job)
+        life = functools.partial(worker_main, self._job)
         return answering(lambda: WorkerProcess(life), self._job.subject.target, self._isolation.warm_up)
 
     def _verdict(self, answer: Answer) -> Comparison | Passed:
@@ -196,7 +196,10 @@ class IsolatedJudge:
 
 
 def poisoner(before: Sequence[Before], fails_after: Callable[[Sequence[Before]], bool]) -> Before | None:
-    """Return the last one after which, and those that followed it, something fails; None if it does not after all."""
+    """Return the last element such that something fails after it and those that follow; None if it never fails.
+
+    It is found by bisection.
+    """
     if not before or not fails_after(before):
         return None
     first, last = 0, len(before)  # it fails after before[first:], and not after before[last:]

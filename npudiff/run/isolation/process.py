@@ -1,4 +1,4 @@
-"""A worker as its parent sees it: questions with a clock, and an end that takes the whole process group."""
+"""A forked worker as its parent sees it: questions with a time limit, and a kill that takes its whole process group."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from npudiff.model.target import Target
 from npudiff.run import after_fork
 from npudiff.run.isolation.faults import Faulted, Kind, died
 from npudiff.run.isolation.ipc import SharedTensors
-from npudiff.run.isolation.reaper import Reaper, guardian
+from npudiff.run.isolation.reaper import Reaper, reaper
 
 _GRACE = 2.0
 """Seconds that a process whose connection has ended gets to say how it died."""
@@ -55,7 +55,7 @@ class WorkerProcess:
         self.shared = SharedTensors()
         self._stack = os.memfd_create("npudiff-stack", os.MFD_CLOEXEC)
         self._connection, theirs = Pipe()
-        watching = guardian()
+        watching = reaper()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
             self._pid = os.fork()
@@ -136,7 +136,7 @@ class WorkerProcess:
         return died(status) + (f", in {place}" if place else "")
 
     def _release(self) -> None:
-        guardian().watch(self._pid, over=False)
+        reaper().watch(self._pid, over=False)
         self._pid = 0
         self._connection.close()
         os.close(self._stack)

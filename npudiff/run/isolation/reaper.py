@@ -1,4 +1,4 @@
-"""A process that outlives its parent by a moment: it ends the process groups that the parent has not ended itself.
+"""The reaper: a process that kills the process groups which its parent leaves behind when it dies.
 
 A worker that hangs cannot notice that its parent was killed, and a signal at the parent's death reaches the worker
 alone, not what the implementation has started.
@@ -18,7 +18,7 @@ _FILES = 2**20
 
 
 class Reaper:
-    """Watches over the process groups of one process.
+    """Kills the process groups of one process when that process is gone.
 
     Attributes
     ----------
@@ -34,27 +34,27 @@ class Reaper:
         os.close(read)
 
     def watch(self, group: int, *, over: bool = True) -> None:
-        """Watch over a process group, or no longer."""
+        """Add a process group, or (``over=False``) forget it."""
         os.write(self._write, _ENTRY.pack(over, group))
 
     def leave(self) -> None:
-        """Let go of it, in a process that was forked and is watched itself: it must not keep the line open."""
+        """Close the pipe in a forked process, whose copy would keep the reaper waiting."""
         os.close(self._write)
 
 
-def guardian() -> Reaper:
-    """Return the guardian of this process."""
-    return _guardian_of(os.getpid())
+def reaper() -> Reaper:
+    """Return the reaper of this process."""
+    return _reaper_of(os.getpid())
 
 
 @functools.lru_cache(maxsize=1)
-def _guardian_of(pid: int) -> Reaper:
+def _reaper_of(pid: int) -> Reaper:
     del pid  # what it is remembered by: a forked process needs one of its own
     return Reaper()
 
 
 def _watch(line: int) -> NoReturn:
-    """The guardian's life: it keeps a list until the line is cut, then ends what is on it."""
+    """The life of the reaper: it keeps a list of groups until the pipe closes, then kills them."""
     try:
         os.dup2(line, 0)
         os.closerange(1, _FILES)  # it must hold nothing open of which others wait for the end

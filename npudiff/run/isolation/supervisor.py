@@ -1,7 +1,7 @@
-"""Running jobs in a scout, and those of which it cannot be believed once more, each case in a worker.
+"""The supervisor: it runs jobs in a batch worker, and runs a job again, each case in a worker, when that fails.
 
-Most jobs end as well in one process as in many; that is found out at the price of one message per job. What a scout
-died of, or did not come back from, or says of a failure that is none alone, is looked into by ``IsolatedJudge``.
+Most jobs end alike in one process and in many, so a job costs one message. Where the batch worker crashes, hangs or
+reports a failure that the case alone does not show, ``IsolatedJudge`` finds the case at fault.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from npudiff.model.codec import loads
 from npudiff.model.job import Budget, Isolation, Job
 from npudiff.model.outcome import Outcome, Poisoning
 from npudiff.run.engine import run_case, run_job
-from npudiff.run.isolation.batch_worker import Clock, kind_of_failure, scout
+from npudiff.run.isolation.batch_worker import Clock, batch_worker_main, kind_of_failure
 from npudiff.run.isolation.faults import Faulted, Kind
 from npudiff.run.isolation.journal import Journal
 from npudiff.run.isolation.judge import SUSPECTS, poisoner
@@ -32,14 +32,14 @@ Begun = tuple[str, str]
 """Name of a job, and a case as JSON."""
 
 LONGER = 3.0
-"""Times as long as a scout took a job has, that is run again, to come to the same case."""
+"""A job that is run again has this many times the seconds that the batch worker took to come to the same case."""
 
 AT_LEAST = 10.0
-"""Seconds that it has at least."""
+"""The least seconds of a job that is run again."""
 
 
 class UntrustedResult(Exception):  # noqa: N818 - what happened
-    """What a scout says of a job, or that it says nothing any more, cannot be believed.
+    """The result of a batch worker, or its silence, cannot be trusted.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class UntrustedResult(Exception):  # noqa: N818 - what happened
 
 
 class BatchProcess(WorkerProcess):
-    """A scout as its parent sees it: each case has a clock, and so has the time between them.
+    """A batch worker as its parent sees it: each case has a time limit, and so has the time between cases.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class BatchProcess(WorkerProcess):
 
     def __init__(self, tasks: Sequence[Task], isolation: Isolation, journal: Journal) -> None:
         self._clock, self._run = Clock(), isolation.run
-        super().__init__(functools.partial(scout, tasks, self._clock, journal))
+        super().__init__(functools.partial(batch_worker_main, tasks, self._clock, journal))
 
     def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Return the answer to a question; ``seconds`` may pass between cases."""
@@ -84,7 +84,7 @@ class BatchProcess(WorkerProcess):
 
 
 class Supervisor:
-    """Runs tasks in a scout as long as it lives, and then in the next one.
+    """Runs tasks in a batch worker, and starts another one when it is gone.
 
     Parameters
     ----------
@@ -93,12 +93,12 @@ class Supervisor:
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        isolation = tasks[0][1].isolation
+        isolation = tasks[0].budget.isolation
         if isolation is None:
             raise ValueError("the tasks are not to be isolated")
         self._tasks, self._isolation = tasks, isolation
         self._journal = Journal(isolation.journal)
-        self._scout: BatchProcess | None = None
+        self._batch: BatchProcess | None = None
         self._unreported = False
 
     def run(self, index: int) -> dict[str, Any]:
@@ -111,38 +111,40 @@ class Supervisor:
         WorkerDefect
             If npudiff itself, or a component, raises.
         """
-        job, budget, keep = self._tasks[index]
+        task = self._tasks[index]
+        job, budget = task.job, task.budget
         budget = replace(
             budget, fallback_seed=secrets.randbits(64) if budget.fallback_seed is None else budget.fallback_seed
         )
         memory, began = _Memory(job, budget), time.monotonic()
         try:
-            return self._scouted(index, budget)
+            return self._run_in_batch(index, budget)
         except UntrustedResult as doubt:
             self._unreported = True
-            self._end_scout()
+            self._end_batch()
             memory.restore()
-            message = outcome_to_message(self._again(job, _longer(budget, time.monotonic() - began), doubt), keep)
+            outcome = self._again(job, _longer(budget, time.monotonic() - began), doubt)
+            message = outcome_to_message(outcome, task.kept(outcome))
             self._journal.forget()
             self._unreported = False
             return message
         except BaseException:  # interrupted, say: its answer would be taken for that of the next task
-            self._end_scout()
+            self._end_batch()
             raise
 
     def close(self) -> None:
-        """End the scout, and the journal."""
-        self._end_scout()
+        """End the batch worker, and the journal."""
+        self._end_batch()
         self._journal.close(keep=self._unreported)
 
-    def _scouted(self, index: int, budget: Budget) -> dict[str, Any]:
-        """Have a task run by the batch worker; raises ``UntrustedResult`` if another case may be at fault."""
-        if self._scout is None:
-            self._scout = self._started()
+    def _run_in_batch(self, index: int, budget: Budget) -> dict[str, Any]:
+        """Run a task in the batch worker; raises ``UntrustedResult`` if another case may be at fault."""
+        if self._batch is None:
+            self._batch = self._started()
         answer = self._asked({"task": index, "fallback_seed": budget.fallback_seed})
         if answer["verdict"] == "fails":
             self._unreported = True  # should the device be lost meanwhile
-            if not self._fails_alone(self._tasks[index][0], answer):
+            if not self._fails_alone(self._tasks[index].job, answer):
                 raise UntrustedResult(answer["text"], answer["case"])
             self._unreported = False
             answer = self._asked({"alone": (1, 1)})
@@ -150,9 +152,9 @@ class Supervisor:
         return message
 
     def _asked(self, question: dict[str, Any]) -> dict[str, Any]:
-        assert self._scout is not None  # noqa: S101 - it was started
+        assert self._batch is not None  # noqa: S101 - it was started
         try:
-            answer = self._scout.ask(question, self._isolation.warm_up)
+            answer = self._batch.ask(question, self._isolation.warm_up)
         except Faulted as fault:
             raise UntrustedResult(f"{fault.kind.value}: {fault}") from None
         except WorkerDefect as defect:  # it is real if it is seen in another process as well
@@ -168,8 +170,8 @@ class Supervisor:
         return bool(kind_of_failure(alone) == answer["kind"])
 
     def _again(self, job: Job, budget: Budget, doubt: UntrustedResult) -> Outcome:
-        """Run a job with each case in a worker; what was seen by the scout is told even if it is not seen again."""
-        begun = self._journal.begun()  # of all jobs of the scout
+        """Run a job with each case in a worker; report what the batch worker saw even if it does not repeat."""
+        begun = self._journal.begun()  # of all jobs of the batch worker
         outcome = run_job(job, budget)
         if outcome.failure is not None or outcome.poisonings:
             return outcome
@@ -190,18 +192,18 @@ class Supervisor:
         return outcome
 
     def _poisoner(self, before: Sequence[Begun], victim: Begun) -> Begun | None:
-        """Return the case of an earlier job after which one fails that does not alone; None if it is not found."""
+        """Return the case of an earlier job after which the victim fails; None if there is none."""
         places = {job.name: index for index, (job, _, _) in enumerate(self._tasks)}
 
         def fails_after(some: Sequence[Begun]) -> bool:
-            self._scout = self._started()
+            self._batch = self._started()
             try:
                 cases = [(places[name], text) for name, text in (*some, victim)]
                 return bool(self._asked({"cases": cases})["fails"])
             except UntrustedResult:
                 return self._journal.begun()[-1:] == [victim]
             finally:
-                self._end_scout()
+                self._end_batch()
 
         return poisoner(before, fails_after)
 
@@ -210,16 +212,16 @@ class Supervisor:
             return BatchProcess(self._tasks, self._isolation, self._journal)
 
         self._journal.forget()
-        return answering(made, self._tasks[0][0].subject.target, self._isolation.warm_up)
+        return answering(made, self._tasks[0].job.subject.target, self._isolation.warm_up)
 
-    def _end_scout(self) -> None:
-        if self._scout is not None:
-            self._scout.kill()
-            self._scout = None
+    def _end_batch(self) -> None:
+        if self._batch is not None:
+            self._batch.kill()
+            self._batch = None
 
 
 class _Memory:
-    """Cases of a job that failed in earlier runs; a run that does not count must not add to them."""
+    """The example database of a job: a run that does not count must add nothing to it."""
 
     def __init__(self, job: Job, budget: Budget) -> None:
         self._folder = budget.example_database_of(job)

@@ -1,4 +1,4 @@
-"""The life of a worker: it judges the cases that it is sent, until the other side is gone."""
+"""The worker: a process that judges single cases until its parent closes the connection."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from npudiff.model.component import ImplementationRaised, NotApplicable
 from npudiff.model.job import Job
 from npudiff.model.target import Target
 from npudiff.run.isolation.faults import RemoteError
-from npudiff.run.isolation.ipc import SharedTensors, packed
+from npudiff.run.isolation.ipc import SharedTensors, pack_comparison
 
 PROBE = 85_344
-"""Sum of the squares of 0 to 63: what a device that can be used says when it is asked."""
+"""Known answer of the probe: the sum of the squares of 0 to 63."""
 
 
-def live(job: Job, connection: Connection, shared: SharedTensors) -> NoReturn:
+def worker_main(job: Job, connection: Connection, shared: SharedTensors) -> NoReturn:
     """Answer until the other side is gone; never return to what was forked.
 
     Parameters
@@ -60,7 +60,7 @@ def serve(connection: Connection, answer: Callable[[dict[str, Any]], dict[str, A
 
 def _answer(question: dict[str, Any], judge: LocalJudge, job: Job, shared: SharedTensors) -> dict[str, Any]:
     if "probe" in question:
-        return {"verdict": "probe_device", "good": probe_device(job.subject.target)}
+        return {"verdict": "probed", "good": probe_device(job.subject.target)}
     case = loads(job.subject.component.case_type, question["case"])
     if job.subject.component.history is None:
         return _judged(case, judge, shared)
@@ -85,7 +85,7 @@ def _judged(case: Any, judge: LocalJudge, shared: SharedTensors) -> dict[str, An
         remote = RemoteError.of(error.__cause__ or error)
         return {"verdict": "raised", "name": remote.name, "text": remote.text, "kind": remote.kind.name}
     if isinstance(comparison, Comparison) and not comparison.holds:
-        return {"verdict": "differs", **packed(comparison, shared)}
+        return {"verdict": "differs", **pack_comparison(comparison, shared)}
     return {"verdict": "holds", "worst": comparison.worst, "exact": comparison.exact}
 
 

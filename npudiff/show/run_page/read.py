@@ -1,4 +1,4 @@
-"""Records read back, trusting nothing in them: they come from other people's machines and pull requests."""
+"""Reads records, and trusts nothing in them: they come from other people's machines and pull requests."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ _STARTED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A record, and where it was."""
+class StoredRun:
+    """The record of a run, and the output folder that it is in."""
 
     record: RunRecord
-    """What it says."""
     root: Path
-    """The output folder that it is about."""
 
     def finding_folder(self, name: str) -> Path | None:
         """Return the folder of a finding, or None where there is none."""
@@ -55,13 +53,13 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def read_records(paths: Sequence[Path]) -> tuple[list[Kept], list[str]]:
+def read_records(paths: Sequence[Path]) -> tuple[list[StoredRun], list[str]]:
     """Read the records that the paths name: files, or output folders with all records in them.
 
     Returns
     -------
-    list of Kept
-        The records, the earliest first.
+    list of StoredRun
+        The runs, the earliest first.
     list of str
         A line for each that cannot be read, and for what was left out.
 
@@ -70,15 +68,15 @@ def read_records(paths: Sequence[Path]) -> tuple[list[Kept], list[str]]:
     UsageError
         If a path does not exist.
     """
-    kept: list[Kept] = []
+    runs: list[StoredRun] = []
     problems: list[str] = []
     for path in _files(paths, problems):
         try:
-            kept.append(Kept(read_record(path), root_of(path)))
+            runs.append(StoredRun(read_record(path), root_of(path)))
         except (UsageError, OSError) as error:
             problems.append(clipped(printable(str(error))))
-    kept.sort(key=lambda one: one.record.started)
-    return kept, problems
+    runs.sort(key=lambda run: run.record.started)
+    return runs, problems
 
 
 def root_of(path: Path) -> Path:
@@ -133,21 +131,21 @@ def _record_of(text: str) -> RunRecord:
         raise ValueError("no schema_version: not the record of a run")
     if version > record.SCHEMA_VERSION:
         raise ValueError(f"written by a newer npudiff (schema {version:.6g}): upgrade")
-    said: RunRecord = from_plain(RunRecord, plain, "record")
-    _check(said)
-    return said
+    run: RunRecord = from_plain(RunRecord, plain, "record")
+    _check(run)
+    return run
 
 
-def _check(said: RunRecord) -> None:
+def _check(run: RunRecord) -> None:
     """Refuse what fits the types, and no run can have written."""
-    _check_sizes(said, "record")
-    if not _STARTED.fullmatch(said.started):
+    _check_sizes(run, "record")
+    if not _STARTED.fullmatch(run.started):
         raise ValueError("record.started: not a time")
-    names = [name for job in said.jobs for name in job.findings] + [finding.folder for finding in said.findings]
+    names = [name for job in run.jobs for name in job.findings] + [finding.folder for finding in run.findings]
     for name in names:
         if not is_name(name):
             raise ValueError(f"record.findings: {name[:40]!r} is not the name of a folder")
-    if any(len(job.alone) not in (0, 2) for job in said.jobs):
+    if any(len(job.alone) not in (0, 2) for job in run.jobs):
         raise ValueError("record.jobs: alone must be two numbers")
 
 

@@ -1,4 +1,4 @@
-"""The record of a run: plain values only, in the order in which they stand in the file."""
+"""The record of a run: plain values, in the order of the file."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ JobVerdict = Literal["holds", "wrong value", "exception", "not applicable", "not
 
 @dataclass(frozen=True)
 class Count:
-    """How often something was the case."""
+    """How often a region or a reason occurred."""
 
     name: str
     number: int
 
 
 @dataclass(frozen=True)
-class Said:
-    """Something that has a name, in words."""
+class EnvironmentEntry:
+    """A version that a result depends on, or the machine."""
 
     name: str
     text: str
@@ -45,7 +45,7 @@ class Said:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What became of one property of one implementation."""
+    """The result of one property of one implementation."""
 
     component: str
     implementation: str
@@ -65,9 +65,9 @@ class JobRecord:
     worst: float = 0.0
     """Largest error over bound of the cases that hold."""
     worst_case: str = ""
-    """The case of it, in the component's words."""
+    """The case of ``worst``, in the component's words."""
     held: int = 0
-    """Cases that hold, of which ``worst`` is told."""
+    """Cases that hold."""
     exact: bool = True
     """Whether every comparison asked for equality."""
     seconds: float = 0.0
@@ -84,10 +84,10 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class FindingRecord:
-    """A finding, as far as a line of a list needs it."""
+    """What a list of findings shows of a finding."""
 
     folder: str
-    """Name of its folder; where that is, the place of the record says, and nothing in it."""
+    """Name of its folder, which is beside the folder of the record."""
     component: str
     implementation: str
     property_name: str
@@ -147,7 +147,7 @@ class RunRecord:
     """Whether it came to its end."""
     problem: str
     """Why it did not."""
-    environment: tuple[Said, ...]
+    environment: tuple[EnvironmentEntry, ...]
     """Versions."""
     target: str
     device: str
@@ -159,7 +159,7 @@ class RunRecord:
     budget: str
     """How cases were drawn; empty for what was not said."""
     scope: tuple[str, ...]
-    """What the run was narrowed to: ``--where``, ``--profile``, ``--case``. Empty for a whole run."""
+    """What the run was narrowed to: ``--where``, ``--model``, ``--case``. Empty for a whole run."""
     judged: bool
     """Whether a mutant that was not found is the run's fault."""
     jobs: tuple[JobRecord, ...]

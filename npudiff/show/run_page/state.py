@@ -1,4 +1,4 @@
-"""What several runs together say now: of each job the latest word, and what was said before."""
+"""What several runs say together: the latest result of each job, and the findings that are no longer there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from npudiff.show.run_page.read import Kept
+from npudiff.show.run_page.read import StoredRun
 from npudiff.show.run_page.record import FindingRecord, JobRecord, KnownRecord, MutantRecord
 
 TARGETS = ("npu", "virtual", "sim")
@@ -22,15 +22,15 @@ class TargetColumn:
     cann: str
 
     @classmethod
-    def of(cls, kept: Kept) -> TargetColumn:
-        """Return where a run ran."""
-        target = kept.record.target
+    def of(cls, run: StoredRun) -> TargetColumn:
+        """Return the column of a run."""
+        target = run.record.target
         order = TARGETS.index(target) if target in TARGETS else len(TARGETS)
-        return cls(order, target, kept.record.cann)
+        return cls(order, target, run.record.cann)
 
     @property
     def text(self) -> str:
-        """The place in words."""
+        """Target and CANN in words."""
         return f"{self.target}, CANN {self.cann}"
 
 
@@ -39,8 +39,8 @@ class LatestResult:
     """A job that no later run has done again."""
 
     job: JobRecord
-    kept: Kept
-    place: TargetColumn
+    run: StoredRun
+    column: TargetColumn
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,25 @@ class LatestFinding:
     """A finding, and the run that has it."""
 
     finding: FindingRecord
-    kept: Kept
-    place: TargetColumn
+    run: StoredRun
+    column: TargetColumn
 
 
 @dataclass(frozen=True)
-class MutantNow:
+class LatestMutant:
     """A mutant that no later run has looked for again."""
 
     mutant: MutantRecord
-    kept: Kept
-    place: TargetColumn
+    run: StoredRun
+    column: TargetColumn
 
 
 @dataclass(frozen=True)
-class KnownNow:
-    """A known issue, as the latest gate at a place saw it."""
+class LatestKnownIssue:
+    """A known issue, as the latest gate on a target saw it."""
 
     known: KnownRecord
-    place: TargetColumn
+    column: TargetColumn
 
 
 Subject = tuple[str, str]
@@ -77,111 +77,118 @@ Subject = tuple[str, str]
 class State:
     """What all runs say."""
 
-    kept: Sequence[Kept]
+    runs: Sequence[StoredRun]
     """The runs, the earliest first."""
 
     @cached_property
     def jobs(self) -> list[LatestResult]:
-        """Of each property of each implementation at each place: the latest run, in the order of first mention.
+        """The latest result of each property of each implementation on each target, in the order of first mention.
 
-        A run that was narrowed, or that left out cases of known issues, is no later word on a whole run, nor on one
-        that was narrowed otherwise. A whole run is one on all before it.
+        A run that was narrowed, or that left out cases of known issues, replaces neither a whole run nor one that was
+        narrowed otherwise. A whole run replaces all before it.
         A job that a run did not get to says nothing where another run did.
         """
         latest: dict[tuple[object, ...], dict[tuple[str, ...], LatestResult]] = {}
-        for kept in self.kept:
-            place = TargetColumn.of(kept)
-            for job in kept.record.jobs:
-                scope = (*kept.record.scope, *job.without)
-                key = (job.component, job.implementation, job.property_name, place)
+        for run in self.runs:
+            column = TargetColumn.of(run)
+            for job in run.record.jobs:
+                scope = (*run.record.scope, *job.without)
+                key = (job.component, job.implementation, job.property_name, column)
                 scopes = latest.setdefault(key, {})
                 if job.verdict == "not run" and scopes:
                     continue
-                if not scope or all(one.job.verdict == "not run" for one in scopes.values()):
+                if not scope or all(result.job.verdict == "not run" for result in scopes.values()):
                     scopes.clear()
-                scopes[scope] = LatestResult(job, kept, place)
-        return [now for scopes in latest.values() for now in scopes.values()]
+                scopes[scope] = LatestResult(job, run, column)
+        return [result for scopes in latest.values() for result in scopes.values()]
 
     @cached_property
-    def mutants(self) -> list[MutantNow]:
-        """Of each mutant at each place: the latest run that judges it, or the latest if none does."""
-        latest: dict[tuple[object, ...], MutantNow] = {}
-        for kept in self.kept:
-            place = TargetColumn.of(kept)
-            for mutant in kept.record.mutants:
-                key = (mutant.component, mutant.implementation, place)
+    def mutants(self) -> list[LatestMutant]:
+        """The latest run that judges each mutant on each target, or the latest if none does."""
+        latest: dict[tuple[object, ...], LatestMutant] = {}
+        for run in self.runs:
+            column = TargetColumn.of(run)
+            for mutant in run.record.mutants:
+                key = (mutant.component, mutant.implementation, column)
                 before = latest.get(key)
-                weaker = before is not None and before.kept.record.judged and not kept.record.judged
+                weaker = before is not None and before.run.record.judged and not run.record.judged
                 if not weaker or mutant.found:
-                    latest[key] = MutantNow(mutant, kept, place)
+                    latest[key] = LatestMutant(mutant, run, column)
         return list(latest.values())
 
     @cached_property
-    def known(self) -> list[KnownNow]:
-        """Known issues of the latest gate at each place; those that close it first."""
-        latest = {TargetColumn.of(kept): kept.record.known for kept in self.kept if kept.record.gate}
-        ones = [KnownNow(known, place) for place, some in sorted(latest.items()) for known in some]
-        return sorted(ones, key=lambda one: not one.known.closes)
+    def known(self) -> list[LatestKnownIssue]:
+        """Known issues of the latest gate on each target; those that close it first."""
+        latest = {TargetColumn.of(run): run.record.known for run in self.runs if run.record.gate}
+        issues = [LatestKnownIssue(known, column) for column, some in sorted(latest.items()) for known in some]
+        return sorted(issues, key=lambda issue: not issue.known.closes)
 
     @cached_property
     def findings(self) -> list[LatestFinding]:
-        """Findings of the jobs that are the latest word."""
+        """Findings of the latest results."""
         found = []
-        for kept, names in self._names_now():
-            by_name = {finding.folder: finding for finding in kept.record.findings}
-            found += [LatestFinding(by_name[name], kept, TargetColumn.of(kept)) for name in names if name in by_name]
+        for run, names in self._latest_names():
+            by_name = {finding.folder: finding for finding in run.record.findings}
+            found += [LatestFinding(by_name[name], run, TargetColumn.of(run)) for name in names if name in by_name]
         return found
 
-    def _names_now(self) -> Iterable[tuple[Kept, list[str]]]:
-        """The runs with the names of their findings that still count; a name that two runs have is the later one's."""
-        owner: dict[tuple[str, str], Kept] = {}
-        for now in self.jobs:
-            for name in now.job.findings:
-                key = (str(now.kept.root), name)
-                if key not in owner or owner[key].record.started <= now.kept.record.started:
-                    owner[key] = now.kept
-        for kept in self.kept:
-            yield kept, [name for (_, name), one in owner.items() if one is kept]
+    def _latest_names(self) -> Iterable[tuple[StoredRun, list[str]]]:
+        """The runs with the folders of their findings that still count; the later of two runs owns a shared one."""
+        owner: dict[tuple[str, str], StoredRun] = {}
+        for result in self.jobs:
+            for name in result.job.findings:
+                key = (str(result.run.root), name)
+                if key not in owner or owner[key].record.started <= result.run.record.started:
+                    owner[key] = result.run
+        for run in self.runs:
+            yield run, [name for (_, name), of in owner.items() if of is run]
 
     @cached_property
     def earlier(self) -> list[LatestFinding]:
-        """Findings of runs after which another one had no such finding."""
-        now = {(str(one.kept.root), one.finding.folder) for one in self.findings}
-        found = {}
-        for kept in self.kept:
-            for finding in kept.record.findings:
-                key = (str(kept.root), finding.folder)
-                if key not in now:
-                    found[key] = LatestFinding(finding, kept, TargetColumn.of(kept))
-        return list(found.values())
+        """Findings that a later run of the same job did not have."""
+        latest = {(str(found.run.root), found.finding.folder) for found in self.findings}
+        earlier = {}
+        for run in self.runs:
+            for finding in run.record.findings:
+                key = (str(run.root), finding.folder)
+                if key not in latest:
+                    earlier[key] = LatestFinding(finding, run, TargetColumn.of(run))
+        return list(earlier.values())
 
     @cached_property
-    def places(self) -> list[TargetColumn]:
-        """Where something ran, or was to run."""
-        places = {now.place for now in self.jobs} | {one.place for one in self.mutants}
-        return sorted(places | {one.place for one in self.known})
+    def columns(self) -> list[TargetColumn]:
+        """Targets on which something ran, or was to run."""
+        columns = {result.column for result in self.jobs} | {mutant.column for mutant in self.mutants}
+        return sorted(columns | {issue.column for issue in self.known})
 
     @cached_property
     def by_subject(self) -> Mapping[Subject, Mapping[TargetColumn, list[LatestResult]]]:
-        """Jobs by component and implementation, and by place; components in the order of the alphabet."""
+        """Results by component and implementation, and by target; components in the order of the alphabet."""
         table: dict[Subject, dict[TargetColumn, list[LatestResult]]] = {}
-        for now in self.jobs:
-            cells = table.setdefault((now.job.component, now.job.implementation), {})
-            cells.setdefault(now.place, []).append(now)
+        for result in self.jobs:
+            cells = table.setdefault((result.job.component, result.job.implementation), {})
+            cells.setdefault(result.column, []).append(result)
         return dict(sorted(table.items(), key=lambda item: item[0][0]))
+
+    @cached_property
+    def anchors(self) -> Mapping[Subject, str]:
+        """The id of the part of the page that has the findings of an implementation."""
+        subjects = dict.fromkeys((found.finding.component, found.finding.implementation) for found in self.findings)
+        return {subject: f"impl-{number}" for number, subject in enumerate(subjects, 1)}
 
     @cached_property
     def cases(self) -> int:
         """Cases of all these jobs and mutants."""
-        return sum(now.job.cases for now in self.jobs) + sum(one.mutant.cases for one in self.mutants)
+        return sum(result.job.cases for result in self.jobs) + sum(found.mutant.cases for found in self.mutants)
 
     @property
-    def missed(self) -> list[MutantNow]:
+    def missed(self) -> list[LatestMutant]:
         """Mutants that had to be found, and were not."""
-        return [one for one in self.mutants if one.kept.record.judged and not one.mutant.found]
+        return [latest for latest in self.mutants if latest.run.record.judged and not latest.mutant.found]
 
 
-def findings_of(jobs: Sequence[LatestResult]) -> int:
+def count_findings(results: Sequence[LatestResult]) -> int:
     """Return how many findings jobs have, each folder once; one whose folder the record does not name counts too."""
-    named = {(now.kept.root, name) for now in jobs for name in now.job.findings}
-    return len(named) + sum(not now.job.findings and now.job.verdict in ("wrong value", "exception") for now in jobs)
+    named = {(result.run.root, name) for result in results for name in result.job.findings}
+    unnamed = [result for result in results if not result.job.findings]
+    return len(named) + sum(result.job.verdict in ("wrong value", "exception") for result in unnamed)

@@ -1,12 +1,7 @@
-"""From the outcomes of a run to its record, and the record to a file."""
+"""Makes the record of a run from its outcomes."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import os
-import re
 import sys
 import time
 from collections import Counter
@@ -17,9 +12,9 @@ from typing import Any
 
 from npudiff.errors import DeviceLost
 from npudiff.findings.evidence import environment
-from npudiff.findings.finding import Finding
+from npudiff.findings.finding import Finding, read_finding
+from npudiff.findings.log import RunLog
 from npudiff.findings.shared import FINDINGS
-from npudiff.model.codec import to_plain
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
 from npudiff.model.version import VERSION
@@ -28,27 +23,26 @@ from npudiff.show.run_page import record
 from npudiff.show.run_page.record import (
     Count,
     Ended,
+    EnvironmentEntry,
     FindingRecord,
     JobRecord,
     KnownRecord,
     MutantRecord,
     RunRecord,
-    Said,
 )
+from npudiff.show.run_page.record_file import plain, write_record
 from npudiff.text import clipped
-
-_KEPT_NAME = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_.\-]+\.json")
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What there is to say of a run."""
+    """What a record is made of."""
 
     plan: Plan
-    """What was to be run."""
+    """The jobs of the run."""
     outcomes: Sequence[Outcome]
     mutants: Sequence[Outcome]
-    """What was, so far."""
+    """Outcomes of the jobs and mutants that were run, so far."""
     findings: Sequence[tuple[Finding, Path]]
     """Findings, and their folders; those that are not in a folder ``findings`` are left out."""
     started: float
@@ -56,98 +50,99 @@ class RunSummary:
     seconds: float
     """How long it took."""
     error: BaseException | None = None
-    """What ended it too early."""
+    """The exception that ended the run."""
     case: str | None = None
     """The one case that was run, as JSON."""
     command: str = "check"
-    """What ran it."""
+    """The command that ran it."""
     without: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By name of a job: known issues whose cases it did not run."""
+    """Known issues whose cases were left out, by the name of the job."""
     known: Sequence[KnownRecord] = ()
     """Known issues."""
     gate: str = ""
-    """What the gate came to."""
+    """Result of the gate."""
 
 
-def keep_record(ran: RunSummary, root: Path) -> None:
-    """Write the record of a run; if that fails, say so: what was found is worth more than the record of it."""
+def summary_of(log: RunLog, **more: Any) -> RunSummary:  # noqa: ANN401 - the other fields
+    """Return the summary of a run that was logged."""
+    findings = [(one.finding, one.folder) for one in log.findings]
+    return RunSummary(log.plan, log.outcomes, log.mutants, findings, log.started, log.seconds, log.error, **more)
+
+
+def plain_record_of(
+    plan: Plan, outcome: Outcome, folders: Sequence[Path], started: float, *, command: str
+) -> dict[str, Any]:
+    """Return the record of one job, or mutant, of a plan as plain values, as a part of the record of a run."""
+    is_mutant = outcome.job in plan.mutants
+    one = replace(plan, jobs=() if is_mutant else (outcome.job,), mutants=(outcome.job,) if is_mutant else ())
+    outcomes, mutants = ([], [outcome]) if is_mutant else ([outcome], [])
+    findings = [(read_finding(folder), folder) for folder in folders]
+    summary = RunSummary(one, outcomes, mutants, findings, started, outcome.seconds, command=command)
+    return plain(record_of(summary))
+
+
+def keep_record(summary: RunSummary, root: Path) -> None:
+    """Write the record of a run, or a line to standard error if that fails: the findings are worth more."""
     try:
-        write_record(ran, root)
+        write_record(record_of(summary), root)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run's own end must be seen
         print(f"npudiff: the record of the run was not written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def write_record(ran: RunSummary, root: Path) -> Path:
-    """Write the record of a run below its output folder, and return the file.
-
-    The file is there as a whole or not at all; the oldest records beyond ``MOST_KEPT`` are removed.
-    """
-    said = record_of(ran)
-    content = {"schema_version": record.SCHEMA_VERSION, **_plain(said)}
-    folder = root / record.RUNS
-    folder.mkdir(parents=True, exist_ok=True)
-    path = _new_file(folder, said)
-    partial = folder / f".{path.name}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-    _forget_the_oldest(folder)
-    return path
-
-
-def record_of(ran: RunSummary) -> RunRecord:
+def record_of(summary: RunSummary) -> RunRecord:
     """Return the record of a run."""
-    target = ran.plan.target
+    target = summary.plan.target
     names: dict[tuple[str, str, str], list[str]] = {}
-    findings = [(finding, folder) for finding, folder in ran.findings if folder.parent.name == FINDINGS]
+    findings = [(finding, folder) for finding, folder in summary.findings if folder.parent.name == FINDINGS]
     for finding, folder in findings:
         key = (finding.component, finding.implementation, finding.property_name)
         names.setdefault(key, []).append(folder.name)
     done: dict[str, list[Outcome]] = {}
-    for outcome in ran.outcomes:
+    for outcome in summary.outcomes:
         done.setdefault(outcome.job.name, []).append(outcome)
-    missing = [job for job in ran.plan.jobs if job.name not in done] if ran.case is None else []
-    error = ran.error
+    missing = [job for job in summary.plan.jobs if job.name not in done] if summary.case is None else []
+    error = summary.error
     jobs = [(name, _job(outcomes, names)) for name, outcomes in done.items()]
     jobs += [(job.name, _not_run(job)) for job in missing]
-    without = {name: tuple(_text(one, record.MOST_LINE) for one in known) for name, known in ran.without.items()}
+    without = {name: tuple(_text(one, record.MOST_LINE) for one in known) for name, known in summary.without.items()}
     return RunRecord(
         npudiff=VERSION,
-        command=ran.command,
-        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ran.started)),
-        seconds=round(ran.seconds, 3),
+        command=summary.command,
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(summary.started)),
+        seconds=round(summary.seconds, 3),
         ended="complete" if error is None else _ended(error),
         problem="" if error is None else _problem(error),
-        environment=tuple(Said(name, _text(text)) for name, text in environment().items()),
+        environment=tuple(EnvironmentEntry(name, _text(text)) for name, text in environment().items()),
         target=_text(target.name),
         device=_text(target.device),
         cann=_text(target.cann),
-        **_asked_for(ran),
+        **_options(summary),
         jobs=tuple(replace(job, without=without.get(name, ())) for name, job in jobs),
         findings=tuple(_finding(finding, folder) for finding, folder in findings),
-        mutants=tuple(_mutant(outcome) for outcome in ran.mutants),
-        known=tuple(ran.known),
-        gate=_text(ran.gate),
+        mutants=tuple(_mutant(outcome) for outcome in summary.mutants),
+        known=tuple(summary.known),
+        gate=_text(summary.gate),
     )
 
 
-def _asked_for(ran: RunSummary) -> dict[str, Any]:
-    """What the user said about the draws, and whether the run looked at a part only."""
-    request = ran.plan.request
-    model = [f"--profile {request.model}"] if request.model else []
-    only = [f"--case {ran.case}"] if ran.case is not None else []
+def _options(summary: RunSummary) -> dict[str, Any]:
+    """Return the options of the run: how cases were drawn, and what it was narrowed to."""
+    request = summary.plan.request
+    model = [f"--model {request.model}"] if request.model else []
+    only = [f"--case {summary.case}"] if summary.case is not None else []
     where = [f"--where {one}" for one in request.where]
     return {
         "profile": request.hypothesis_profile,
-        "seed": _said(request.seed),
-        "examples": _said(request.examples),
-        "budget": _said(request.seconds),
+        "seed": _option(request.seed),
+        "examples": _option(request.examples),
+        "budget": _option(request.seconds),
         "scope": tuple(_text(one) for one in (*model, *where, *only)),
-        "judged": ran.plan.judges_mutants and ran.case is None,
+        "judged": summary.plan.judges_mutants and summary.case is None,
     }
 
 
 def _problem(error: BaseException) -> str:
-    """What ended the run, without the traceback: its first line and its last one."""
+    """Return the first and the last line of an error."""
     lines = f"{type(error).__name__}: {error}".splitlines()
     return _text(" ... ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip()))))
 
@@ -158,7 +153,7 @@ def _ended(error: BaseException) -> Ended:
     return "interrupted" if isinstance(error, KeyboardInterrupt | BrokenPipeError) else "defect"
 
 
-def _said(value: object) -> str:
+def _option(value: object) -> str:
     return "" if value is None else clipped(str(value), 40)
 
 
@@ -171,7 +166,7 @@ def _counts(counter: Counter[str], most: int) -> tuple[Count, ...]:
 
 
 def _job(outcomes: Sequence[Outcome], names: dict[tuple[str, str, str], list[str]]) -> JobRecord:
-    """The record of a job, which may have run several times on different cases; a failure is what is told of it."""
+    """Return the record of a job; of outcomes on different cases, one that failed comes first."""
     key = _key(outcomes[0].job)
     told = max(outcomes, key=lambda one: (one.failure is not None, one.cases > 0))
     worst = max(outcomes, key=lambda one: one.worst_ratio)
@@ -219,7 +214,7 @@ def _finding(finding: Finding, folder: Path) -> FindingRecord:
 
 
 def known_record(name: str, state: str, *, closes: bool, link: str, expires: str) -> KnownRecord:
-    """Return the record of a known issue, with texts that are not too long for one."""
+    """Return the record of a known issue, with texts clipped to their limits."""
     return KnownRecord(_text(name, record.MOST_LINE), _text(state, record.MOST_LINE), closes, _text(link), expires)
 
 
@@ -233,35 +228,3 @@ def _mutant(outcome: Outcome) -> MutantRecord:
         seconds=round(outcome.seconds if failure is None else outcome.seconds_to_failure, 3),
         smallest="" if failure is None else _text(subject.component.describe(failure.case)),
     )
-
-
-def _plain(said: RunRecord) -> dict[str, object]:
-    """The record as plain values; JSON has no infinities, and no case that holds has one."""
-    plain = to_plain(said)
-    assert isinstance(plain, dict)  # noqa: S101 - what a dataclass becomes
-    for job in plain["jobs"]:
-        job["worst"] = job["worst"] if math.isfinite(job["worst"]) else 0.0
-    return plain
-
-
-def _new_file(folder: Path, said: RunRecord) -> Path:
-    """Reserve a name that no other run has."""
-    stamp = re.sub(r"[-:]", "", said.started)
-    stem = f"{stamp}-{_safe(said.target)}-{_safe(said.cann)}"
-    for number in range(1, 10_000):
-        path = folder / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
-        with contextlib.suppress(FileExistsError):
-            path.open("x").close()
-            return path
-    raise FileExistsError(f"{folder}: 10,000 runs in one second")
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:40] or "unnamed"
-
-
-def _forget_the_oldest(folder: Path) -> None:
-    """Remove records beyond those that are kept; never what is not named as one."""
-    names = sorted(path for path in folder.iterdir() if _KEPT_NAME.fullmatch(path.name) and not path.is_symlink())
-    for path in names[: -record.MOST_KEPT]:
-        path.unlink(missing_ok=True)

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from npudiff.device.simulator.fused_attention.visibility import Visibility, sequence_mask
+from npudiff.device.simulator.fused_attention.sparse_modes import sequence_mask
+from npudiff.device.simulator.fused_attention.visibility import Visibility
 
 
 @pytest.mark.parametrize("before", [None, -2, 0, 3])

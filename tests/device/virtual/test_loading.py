@@ -136,7 +136,7 @@ class TestWithTorchNpu:
         assert done.stdout == "Ascend910B3\n", done.stderr
 
     def test_a_program_that_does_not_use_torch_pays_nothing(self):
-        done = run_virtual(sys.executable, "-c", "import sys; print('device' in sys.modules, 'torch' in sys.modules)")
+        done = run_virtual(sys.executable, "-c", "import sys; print('npudiff' in sys.modules, 'torch' in sys.modules)")
         assert done.stdout == "False False\n"
 
     def test_a_program_keeps_its_own_startup_file_and_exit_code(self, tmp_path):
@@ -170,7 +170,7 @@ def cli_errors():
 def test_packaging_keeps_the_files_that_are_not_modules():
     """C files and the startup file lie beside the package, wherever it was installed."""
     from npudiff.device.virtual.build import SOURCES
-    from npudiff.device.virtual.launch import STARTUP
+    from npudiff.run.on_import import STARTUP
 
     assert {path.suffix for path in SOURCES.iterdir()} == {".c", ".h"}
     assert (STARTUP / "sitecustomize.py").is_file()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from draws import drawn
-from npudiff.judge.trace import TraceExecutor
+from npudiff.judge.judge import TraceExecutor
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.run.discovery import load_components, load_target, select_implementations

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from dataclasses import replace
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_clean_run_says_what_ran_and_ends_with_0(cli):
     result = cli("check", "swa_mask", "--impl", "eager", "--target", "sim", "--cann", "9.0", "--examples", "10",
                  "--seed", "1", "--hypothesis-profile", "ci", "--where", "batch=2", "--where", "window=4")  # fmt: skip
     assert masked(result.out) == CLEAN
-    assert result.err == "running eager ...\n"
+    assert result.err == ""
     assert result.code == ExitCode.CLEAN == 0
 
 
@@ -94,12 +95,46 @@ def test_the_line_that_replays_a_finding_replays_it(cli):
     assert result.out.startswith("FAILED swa_mask.mask_without_tail.equivalence: kv0 · window 1 ")
 
 
-def test_mutants_are_listed_apart_and_finding_them_is_clean(cli):
-    result = cli("check", "swa_mask", *QUICK[:2], "--examples", "30", "--seed", "0", "--where", "window=none,4",
-                 "--where", "kv_length=0..10001")  # fmt: skip
+def test_a_mutant_of_each_component_shows_that_a_check_can_fail(cli):
+    result = cli("check", "swa_mask", "scale_pack", *QUICK)
+    assert result.code == ExitCode.CLEAN
+    assert "2 of 2 mutants found" in result.out
+    assert "0 findings" in result.out
+
+
+def test_all_mutants_are_found_by_the_self_test_and_nothing_else_runs(cli):
+    result = cli("self-test", "swa_mask", *QUICK[:2], "--seed", "0")
     assert result.code == ExitCode.CLEAN
     assert "5 of 5 mutants found" in result.out
-    assert "0 findings" in result.out
+    assert "0 implementations" in result.out
+    assert "eager" not in result.out
+
+
+def test_a_mutant_that_the_self_test_misses_ends_with_1(cli, monkeypatch):
+    harmless = replace(swa_mask_eager, name="harmless", wrong="nothing")
+    monkeypatch.setattr("npudiff.run.discovery.built_in_implementations", lambda: [swa_mask_eager, harmless])
+    result = cli("self-test", "swa_mask", "--target", "sim", "--seed", "1")
+    assert re.search(r"swa_mask\.harmless +MISSED +not in 100 cases", result.out)
+    assert result.code == ExitCode.FINDINGS
+
+
+def test_results_are_written_as_junit_too(cli, tmp_path):
+    path = tmp_path / "reports" / "npudiff.xml"
+    result = cli("check", "swa_mask", "--impl", "eager", "--impl", "mask_minus_one", *QUICK, "--junit", path)
+    assert result.code == ExitCode.FINDINGS
+    whole = ET.parse(path).getroot()  # noqa: S314 - it was made here
+    tests = {(test.get("classname"), test.get("name")): test for test in whole.iter("testcase")}
+    assert len(tests) == int(whole.get("tests")) == 10
+    assert tests["npudiff.swa_mask.eager", "equivalence"].find("failure") is None
+    failed = tests["npudiff.swa_mask.mask_minus_one", "equivalence"]
+    assert failed.find("failure").get("message").startswith("swa_mask.mask_minus_one: equivalence: wrong value on ")
+    assert failed.get("file") == "npudiff/device/mutants/swa_mask.py"
+
+
+def test_the_old_name_of_an_option_is_refused_with_the_new_one(cli):
+    result = cli("check", "swa_mask", "--profile", "step-3.5-flash")
+    assert result.code == ExitCode.USAGE
+    assert result.err == "npudiff check: --profile is called --model now; see npudiff check --help\n"
 
 
 def test_a_missed_mutant_ends_with_1(cli, monkeypatch):
@@ -110,7 +145,7 @@ def test_a_missed_mutant_ends_with_1(cli, monkeypatch):
     assert result.code == ExitCode.FINDINGS
 
 
-@pytest.mark.parametrize("narrowed", [("--where", "window=4"), ("--profile", "step-3.5-flash"), ("--examples", "5")])
+@pytest.mark.parametrize("narrowed", [("--where", "window=4"), ("--model", "step-3.5-flash"), ("--examples", "5")])
 def test_a_mutant_that_a_narrowed_run_does_not_show_is_no_failure(cli, narrowed):
     """mask_minus_one is wrong without a window only, mask_left_context_512 only where the window is not 512."""
     result = cli("check", "swa_mask", "--target", "sim", "--seed", "1", *narrowed)
@@ -125,7 +160,7 @@ def test_every_profile_of_a_correct_implementation_is_clean(cli, component, impl
     """Of one implementation: production sizes cost the simulator much."""
     options = ("--impl", implementation, "--target", "sim", "--examples", "4", "--seed", "1")
     for name in load_component(component).profiles:
-        result = cli("check", component, "--profile", name, *options)
+        result = cli("check", component, "--model", name, *options)
         assert result.code == ExitCode.CLEAN, (name, result.out)
 
 
@@ -217,8 +252,8 @@ def test_a_file_in_a_run_is_executed_once(cli, kernel, tmp_path):
 def test_where_and_profile_narrow_what_is_drawn(cli):
     common = ("check", "swa_mask", "--impl", "mask_left_context_512", *QUICK)
     assert cli(*common, "--where", "window=512").code == ExitCode.CLEAN
-    assert cli(*common, "--profile", "step-3.5-flash", "--where", "window=512").code == ExitCode.CLEAN
-    assert cli(*common, "--profile", "gpt-oss-120b", "--where", "window=128", "--where", "kv_length=200..600").code == 1
+    assert cli(*common, "--model", "step-3.5-flash", "--where", "window=512").code == ExitCode.CLEAN
+    assert cli(*common, "--model", "gpt-oss-120b", "--where", "window=128", "--where", "kv_length=200..600").code == 1
 
 
 def test_a_budget_of_time_is_kept(cli):

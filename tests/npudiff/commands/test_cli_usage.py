@@ -25,8 +25,8 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
         (("check", "swa_mask", "--target", "gpu"), "npudiff: unknown target 'gpu'; known: npu, sim"),
         (("check", "--target", "sim", "--cann", "7"), "npudiff: unknown CANN profile '7'; known: 8.5, 9.0, pessimist"),
         (
-            ("check", "swa_mask", "--profile", "x"),
-            "npudiff: unknown model profile 'x'; known: gpt-oss-120b, mimo-v2-flash, step-3.5-flash",
+            ("check", "swa_mask", "--model", "x"),
+            "npudiff: unknown model 'x'; known: gpt-oss-120b, mimo-v2-flash, step-3.5-flash",
         ),
         (
             ("check", "swa_mask", "--hypothesis-profile", "x"),
@@ -47,7 +47,11 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
         (("check", "swa_mask", "--budget", "1", "--examples", "1"), "npudiff check: argument --examples: not allowed "),
         (("check", "swa_mask", "--seed", "x"), "npudiff check: argument --seed: invalid int value: 'x'"),
         (("check", "swa_mask", "--case", "{"), "npudiff: --case: not JSON: "),
-        (("check", "swa_mask", "--case", "{}"), "npudiff: --case: case: missing 'kv_lengths'"),
+        (("check", "swa_mask", "--case", "{}"), "npudiff: --case: missing 'kv_lengths'"),
+        (
+            ("check", "swa_mask", "--case", '{"kv_length": [1]}'),
+            "npudiff: --case: unknown field 'kv_length'; did you mean 'kv_lengths'? known: column, dtype, kv_lengths, ",
+        ),
         (("check", "swa_mask", "--case", '{"kv_lengths": []}'), "npudiff: --case: kv_lengths needs at least one "),
         (("check", "--case", "{}"), "npudiff: --case needs exactly one component, got "),
         (("list", "nope"), "npudiff: unknown component 'nope'; known: "),
@@ -55,6 +59,42 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
         ((), "npudiff: the following arguments are required: COMMAND; see npudiff --help"),
         (("nope",), "npudiff: argument COMMAND: invalid choice: 'nope'"),
         (("check", "--nope"), "npudiff: unrecognized arguments: --nope; see npudiff --help"),
+        (("chek",), "npudiff: argument COMMAND: invalid choice: 'chek'"),
+        (
+            ("check", "--exmples", "5"),
+            "npudiff check: unrecognized arguments: --exmples; did you mean '--examples'? see npudiff check --help\n",
+        ),
+        (("check", "--Seed=5"), "npudiff check: unrecognized arguments: --Seed=5; did you mean '--seed'? see npudiff "),
+        (("check", "rms_nrm"), "npudiff: unknown component 'rms_nrm'; did you mean 'rms_norm'? known: cache_gather, "),
+        (
+            ("check", "RMS-norm"),
+            "npudiff: unknown component 'RMS-norm'; did you mean 'rms_norm'? known: cache_gather, ",
+        ),
+        (("check", "--target", "simm"), "npudiff: unknown target 'simm'; did you mean 'sim'? known: npu, sim, virtual"),
+        (
+            ("check", "--target", "sim", "--cann", "pesimistic"),
+            "npudiff: unknown CANN profile 'pesimistic'; did you mean 'pessimistic'? known: 8.5, 9.0, pessimistic",
+        ),
+        (
+            ("check", "--hypothesis-profile", "nigthly"),
+            "npudiff: unknown hypothesis profile 'nigthly'; did you mean 'nightly'? known: ci, dev, nightly",
+        ),
+        (
+            ("check", "swa_mask", "--impl", "swa_mask.egaer"),
+            "npudiff: unknown implementation 'swa_mask.egaer'; did you mean 'swa_mask.eager'? known: swa_mask.eager",
+        ),
+        (
+            ("check", "swa_mask", "--where", "widow=1"),
+            "npudiff: --where: unknown axis 'widow'; did you mean 'window'? known: batch, capacity, ",
+        ),
+        (
+            ("check", "swa_mask", "--where", "lengths_dtype=int_32"),
+            "npudiff: --where: lengths_dtype is one of {int32, int64}, got 'int_32'; did you mean 'int32'?",
+        ),
+        (
+            ("score", "swa_mask", "--method", "fixed-shape"),
+            "npudiff: unknown method 'fixed-shape'; did you mean 'fixed shapes'? known: ",
+        ),
         (("replay",), "npudiff replay: the following arguments are required: PATH; see npudiff replay --help"),
     ],
 )
@@ -64,6 +104,13 @@ def test_what_cannot_be_done_is_one_line_and_ends_with_6(cli, arguments, expecte
     assert result.out == ""
     assert result.err.startswith(expected)
     assert result.err.count("\n") == 1
+
+
+def test_the_nearest_choice_is_named(cli):
+    assert cli("chek").err.endswith("; did you mean 'check'? see npudiff --help\n")
+    assert cli("gate", "--rotating", "fail").err.endswith("; did you mean 'fails'? see npudiff gate --help\n")
+    assert cli("nope").err.endswith("; see npudiff --help\n")
+    assert "did you mean" not in cli("nope").err
 
 
 def test_a_device_that_is_not_there_is_one_line_and_ends_with_6(cli, monkeypatch):

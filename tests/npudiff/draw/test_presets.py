@@ -54,7 +54,8 @@ def test_there_are_three_profiles_and_only_ci_draws_the_same_cases_every_time():
 
 
 def test_an_unknown_profile_is_named_with_those_that_there_are():
-    with pytest.raises(UsageError, match="unknown hypothesis profile 'night'; known: ci, dev, nightly"):
+    expected = r"unknown hypothesis profile 'night'; did you mean 'nightly'\? known: ci, dev, nightly"
+    with pytest.raises(UsageError, match=expected):
         run_preset("night")
 
 

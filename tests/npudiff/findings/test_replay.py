@@ -51,6 +51,36 @@ def test_a_finding_fails_until_it_is_fixed(cli, kernel, found):
     assert "give its file with --impl" in again.out
 
 
+FORMER = {
+    "schema_version": 1,
+    "created": "2026-11-20T08:00:00Z",
+    "component": "swa_mask",
+    "implementation": "mask_without_tail",
+    "target": "sim",
+    "cann": "8.5",
+    "property_name": "equivalence",
+    "verdict": "wrong value",
+    "case": {**MASK_CASE, "spare": 1},
+    "detail": {},
+    "environment": {"npudiff": "0.1.0"},
+    "options": "--impl device.mutants.swa_mask",
+    "command": "npudiff replay old --impl device.mutants.swa_mask",
+    "tensors_sha256": None,
+}
+"""A finding that was written when ``device`` was a package of its own."""
+
+
+def test_a_finding_from_before_the_packages_were_one_replays_and_its_option_is_answered(cli, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / FINDING_FILE).write_text(json.dumps(FORMER))
+    replayed = cli("replay", tmp_path / "old")
+    assert (replayed.code, replayed.out[:46]) == (ExitCode.FINDINGS, "FAILED swa_mask.mask_without_tail.equivalence:")
+    as_written = cli("replay", tmp_path / "old", "--impl", "device.mutants.swa_mask")
+    assert_one_error_line(as_written, tmp_path / "old")
+    assert "--impl device.mutants.swa_mask: this module is npudiff.device.mutants.swa_mask now" in as_written.out
+    assert cli("replay", tmp_path / "old", "--impl", "npudiff.device.mutants.swa_mask").out == replayed.out
+
+
 def test_what_failed_after_unknown_cases_only_is_not_called_fixed(cli, kernel, found):
     content = json.loads((found / FINDING_FILE).read_text())
     (found / FINDING_FILE).write_text(json.dumps({**content, "verdict": AFTER_OTHERS}))

@@ -86,7 +86,7 @@ def order(result):
 
 
 def test_the_gate_runs_first_what_a_change_touches(gate, repository, tmp_path, monkeypatch):
-    from npudiff.gate import run as gate_run
+    from npudiff.run import workers
 
     (tmp_path / "theirs.py").write_text((tmp_path / "mine.py").read_text().replace('name="', 'name="their_'))
     (tmp_path / "kernel.cpp").write_text("")
@@ -94,8 +94,8 @@ def test_the_gate_runs_first_what_a_change_touches(gate, repository, tmp_path, m
     repository.git("add", ".")
     repository.git("commit", "-qm", "first")
     ran = []
-    original = gate_run.run_job
-    monkeypatch.setattr(gate_run, "run_job", lambda job, budget: ran.append(job) or original(job, budget))
+    original = workers.run_job
+    monkeypatch.setattr(workers, "run_job", lambda job, budget, progress: ran.append(job) or original(job, budget))
 
     def begins_with(*arguments):
         ran.clear()

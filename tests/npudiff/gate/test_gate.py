@@ -10,6 +10,7 @@ import pytest
 
 from npudiff.errors import DeviceLost, ExitCode
 from npudiff.gate import run as gate_run
+from npudiff.run import workers
 from npudiff.show.run_page.read import read_records
 
 
@@ -169,13 +170,13 @@ def test_the_rotating_part_draws_other_cases_and_repeats_them_by_name(gate, know
     known(("bad", CASE))  # so that every job runs in both turns
     monkeypatch.setattr(gate_run, "_turns", lambda: iter((1, 2)))
     seeds, ran = {"one": [], "one again": [], "two": []}, []
-    original = gate_run.run_job
+    original = workers.run_job
 
-    def run_job(job, budget):
+    def run_job(job, budget, progress):
         ran.append((job.name, budget.fallback_seed))
         return original(job, budget)
 
-    monkeypatch.setattr(gate_run, "run_job", run_job)
+    monkeypatch.setattr(workers, "run_job", run_job)
     for name in seeds:
         ran.clear()
         assert gate("--rotation", name.split()[0], rotating="fails", examples=5).code == ExitCode.CLEAN
@@ -188,7 +189,7 @@ def test_the_rotating_part_draws_other_cases_and_repeats_them_by_name(gate, know
 @pytest.fixture
 def only_rotating(monkeypatch):
     """A gate whose fixed part runs nothing, and whose rotating part has two turns."""
-    monkeypatch.setattr(gate_run._Gate, "fixed", lambda self: None)
+    monkeypatch.setattr(gate_run._Gate, "_fixed", lambda self: None)
     monkeypatch.setattr(gate_run, "_turns", lambda: iter((1, 2)))
 
 
@@ -236,10 +237,10 @@ def test_a_gate_that_has_too_little_time_is_closed(gate):
 
 
 def test_a_lost_device_ends_it_with_6_and_is_told_everywhere(gate, monkeypatch):
-    def lost(job, budget):
+    def lost(job, budget, progress):
         raise DeviceLost("sim: no known answer")
 
-    monkeypatch.setattr(gate_run, "run_job", lost)
+    monkeypatch.setattr(workers, "run_job", lost)
     result = gate()
     assert result.code == ExitCode.DEVICE_LOST
     assert result.summary.startswith("## npudiff gate: device lost, nothing counts: sim: no known answer")
@@ -252,15 +253,15 @@ def test_a_lost_device_ends_it_with_6_and_is_told_everywhere(gate, monkeypatch):
 
 
 def test_an_interrupt_leaves_what_was_seen(gate, monkeypatch, tmp_path):
-    original, ran = gate_run.run_job, []
+    original, ran = workers.run_job, []
 
-    def run_job(job, budget):
+    def run_job(job, budget, progress):
         ran.append(job)
         if len(ran) == 2:
             raise KeyboardInterrupt
         return original(job, budget)
 
-    monkeypatch.setattr(gate_run, "run_job", run_job)
+    monkeypatch.setattr(workers, "run_job", run_job)
     result = gate()
     assert result.code == ExitCode.INTERRUPTED
     assert "was not run to its end" in result.summary

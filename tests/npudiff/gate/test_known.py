@@ -67,6 +67,11 @@ def test_no_entries_are_no_issues(read):
         (ENTRY.replace("https://example.org/issues/7", "later"), "link must be the address"),
         (ENTRY.replace("https://example.org/issues/7", "javascript:alert(1)"), "link must be the address"),
         (ENTRY + "windows = 3", "unknown key 'windows'"),
+        (
+            ENTRY.replace("expires", "expire"),
+            r"unknown key 'expire'; did you mean 'expires'\? known: cann, case",
+        ),
+        ("isue = 1", r"unknown table or key 'isue'; did you mean 'issue'\? each known issue begins with"),
         (ENTRY + "property = 3", "property must be a str"),
         (ENTRY + 'where = "window=3"', "where must be a list"),
         (ENTRY + "where = [3]", "list of texts"),

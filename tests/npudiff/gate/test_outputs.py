@@ -19,14 +19,15 @@ from npudiff.device import ascend
 from npudiff.findings.finding import Finding
 from npudiff.gate import github
 from npudiff.gate.github import summary, workflow_commands
-from npudiff.gate.junit import junit
 from npudiff.gate.known import tomllib
 from npudiff.gate.known_issue_template import draft
-from npudiff.gate.problems import Level, Problem, problems_of
+from npudiff.gate.problems import problems_of
 from npudiff.gate.result import GateResult, Part, ReportedFinding
 from npudiff.gate.sarif import MOST_RESULTS, sarif
-from npudiff.gate.source_location import SourceLocation, source_location_of
 from npudiff.run.plan import Request, make_plan
+from npudiff.show.junit import junit
+from npudiff.show.problems import Level, Problem
+from npudiff.show.source_location import SourceLocation, source_location_of
 from npudiff.text import clipped, printable
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "data" / "sarif-schema-2.1.0.json").read_text())
@@ -57,8 +58,12 @@ def finding(**changes):
     return Finding(**{**said, **changes})
 
 
+def xml_of(result, problems):
+    return junit(result.plan.jobs, (outcome for _, outcome in result.outcomes), problems, ROOT, result.seconds)
+
+
 def told(result, finding, folder=Path("folder")):
-    result.findings = [ReportedFinding(finding, folder, Part.FIXED)]
+    result.findings = [ReportedFinding(finding, folder, Part.FIXED.value)]
     return problems_of(result, ROOT)
 
 
@@ -70,7 +75,7 @@ def test_the_log_fits_the_schema_and_names_file_line_rule_and_replay(result):
     place = one["locations"][0]["physicalLocation"]
     assert place["artifactLocation"] == {"uri": "device/ascend/swa_mask.py", "uriBaseId": "%SRCROOT%"}
     line = (ROOT / "device/ascend/swa_mask.py").read_text().splitlines()[place["region"]["startLine"] - 1]
-    assert line == '@npudiff.implementation("swa_mask", name="eager")'
+    assert line == '@implementation("swa_mask", name="eager", on_device=True)'
     assert run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] == one["ruleId"] == "swa_mask/equivalence"
     assert one["message"]["text"].startswith("swa_mask.eager: equivalence: wrong value on kv2\n")
     assert "npudiff replay folder" in one["message"]["text"]
@@ -107,7 +112,7 @@ def test_whatever_texts_a_finding_has_every_format_stays_whole(name, line, error
     problems = told(result, problem_finding)
     VALIDATOR.validate(json.loads(sarif(result, problems)))
     sarif(result, problems).encode("utf-8")
-    whole = ET.fromstring(junit(result, problems, ROOT))  # noqa: S314 - it was made here
+    whole = ET.fromstring(xml_of(result, problems))  # noqa: S314 - it was made here
     assert len(whole.findall(".//failure")) == 1
     commands = list(workflow_commands(problems))
     assert len(commands) == 1
@@ -148,7 +153,7 @@ def test_no_more_is_told_than_is_kept(result, monkeypatch):
 
 
 def test_a_report_in_junit_has_a_test_per_property_and_counts_them(result):
-    whole = ET.fromstring(junit(result, told(result, finding()), ROOT))  # noqa: S314 - it was made here
+    whole = ET.fromstring(xml_of(result, told(result, finding())))  # noqa: S314 - it was made here
     tests = whole.findall("./testsuite[@name='swa_mask']/testcase")
     assert len(tests) == len(PLAN.jobs) == int(whole.get("tests"))
     assert whole.get("failures") == "1"

@@ -63,6 +63,9 @@ def test_a_union_takes_each_of_its_types():
     assert loads(Outer, '{"inner": [], "limit": null}').limit is None
 
 
+KNOWN = "known: inner, limit, on, scale"
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [
@@ -79,10 +82,15 @@ def test_a_union_takes_each_of_its_types():
         ("[]", "case: expected an object, got list"),
         ("null", "case: expected an object, got NoneType"),
         ("{}", "case: missing 'inner'"),
-        ('{"inner": [], "extra": 1}', "case: unknown 'extra'"),
+        ('{"inner": [], "extra": 1}', f"case: unknown field 'extra'; {KNOWN}"),
+        (
+            '{"inner": [], "limits": 1}',
+            f"case: unknown field 'limits'; did you mean 'limit'? {KNOWN}",
+        ),
+        ('{"iner": []}', f"case: unknown field 'iner'; did you mean 'inner'? {KNOWN}"),
         ('{"inner": [{}]}', "case.inner[0]: missing 'n'"),
-        ('{"x": 1}', "case: unknown 'x'; missing 'inner'"),
-        ('{"inner": [], "__class__": "os.system"}', "case: unknown '__class__'"),
+        ('{"x": 1}', f"case: unknown field 'x'; {KNOWN}; missing 'inner'"),
+        ('{"inner": [], "__class__": "os.system"}', f"case: unknown field '__class__'; {KNOWN}"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(text, place):

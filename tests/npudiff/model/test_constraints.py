@@ -181,7 +181,7 @@ def test_a_number_that_equals_a_legal_value_becomes_that_value(axis, given_value
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ({"sise": (1,)}, "here: unknown axis 'sise'; known: dims, scale, sinks, size, window"),
+        ({"sise": (1,)}, "here: unknown axis 'sise'; did you mean 'size'? known: dims, scale, sinks, size, window"),
         ({"size": (65,)}, "here: size is one of 1..64, got 65"),
         ({"size": (None,)}, "here: size is one of 1..64, got None"),
         ({"size": (True,)}, "here: size is one of 1..64, got True"),

@@ -127,10 +127,215 @@ def test_a_file_with_another_component_beside_is_chosen_for_the_component_that_i
     assert len(selected(load_components([]), str(path))) == 2
 
 
-def test_implementations_that_a_file_imports_count_as_its_own(mask, kernel):
-    assert selected(mask, str(kernel("from npudiff.device.ascend.swa_mask import swa_mask_eager"))) == [
-        "swa_mask.eager"
-    ]
+BUILT_IN = "from npudiff.device.ascend.swa_mask import swa_mask_eager\n"
+
+
+def test_built_in_implementations_that_a_file_imports_are_not_its_own(mask, kernel):
+    assert selected(mask, str(kernel(BUILT_IN + decorated()))) == ["swa_mask.mine"]
+    path = kernel(BUILT_IN + "from npudiff.device import ascend\nALL = [swa_mask_eager]\n", "no_kernel.py")
+    with pytest.raises(UsageError, match="no function in it is decorated"):
+        selected(mask, str(path))
+
+
+def test_a_built_in_implementation_with_a_name_or_limits_of_the_users_is_theirs(mask, kernel):
+    text = BUILT_IN + 'from dataclasses import replace\nmine = replace(swa_mask_eager, name="mine")\n'
+    assert selected(mask, str(kernel(text))) == ["swa_mask.mine"]
+
+
+def test_what_a_module_imports_from_the_built_in_ones_is_not_its_own(mask, module):
+    module("npudiff_test_mixed", BUILT_IN + decorated())
+    assert selected(mask, "npudiff_test_mixed") == ["swa_mask.mine"]
+
+
+def test_a_module_that_is_built_in_gives_its_own(mask):
+    own = {"mask_left_context_512", "mask_minus_one", "mask_table_of_10000", "mask_without_tail"}
+    found = {name.partition(".")[2] for name in selected(mask, "npudiff.device.mutants.swa_mask")}
+    assert found >= own
+    assert not found & {"eager", "graph_buffer"}
+    assert set(selected(mask, "npudiff.device.ascend")) == {"swa_mask.eager", "swa_mask.graph_buffer"}
+
+
+LOOP = """
+import npudiff
+for size in (1, 2):
+    @npudiff.implementation("swa_mask", name=f"of_{size}")
+    def kernel(inputs, target, size=size): ...
+"""
+FACTORY = """
+import npudiff
+def made(size):
+    @npudiff.implementation("swa_mask", name=f"of_{size}")
+    def kernel(inputs, target): return size
+    return kernel
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (LOOP, "of_1 of_2"),
+        (FACTORY + "one, two = made(1), made(2)", "of_1 of_2"),
+        (FACTORY + "for size in (1, 2): made(size)", "of_1 of_2"),
+        (FACTORY + "KERNELS = [made(size) for size in (1, 2)]", "of_1 of_2"),
+        (FACTORY + "KERNELS = {size: made(size) for size in (1, 2)}", "of_1 of_2"),
+        (FACTORY + "KERNELS = made(2), made(1)\none = KERNELS[1]", "of_2 of_1"),
+        (FACTORY + "one, _two, _MORE = made(1), made(2), [made(3)]", "of_1"),
+        (FACTORY.replace("kernel", "_kernel") + "made(1)", ""),
+        (FACTORY.replace("kernel", "_kernel") + "one = made(1)", "of_1"),
+    ],
+)
+def test_implementations_of_a_loop_or_a_factory_are_found(mask, kernel, text, names):
+    expected = [f"swa_mask.{name}" for name in names.split()]
+    try:
+        assert selected(mask, str(kernel(text))) == expected
+    except UsageError as error:
+        assert not expected
+        assert "no function in it is decorated" in str(error)  # noqa: PT017 - nothing that is public
+
+
+def test_a_loop_that_gives_one_name_twice_is_refused(mask, kernel):
+    with pytest.raises(UsageError, match=r"two implementations are called swa_mask\.of"):
+        selected(mask, str(kernel(LOOP.replace("of_{size}", "of"))))
+
+
+def test_a_loop_in_a_module_that_was_imported_before_is_found(mask, module):
+    module("npudiff_test_loop", LOOP)
+    importlib.import_module("npudiff_test_loop")
+    assert selected(mask, "npudiff_test_loop") == ["swa_mask.of_1", "swa_mask.of_2"]
+
+
+def test_a_factory_of_another_module_gives_what_the_file_keeps(mask, kernel):
+    kernel(FACTORY, "factory.py")
+    path = kernel("import factory\nKERNELS = [factory.made(1)]\nfactory.made(2)")
+    assert selected(mask, str(path)) == ["swa_mask.of_1"]
+
+
+BESIDE = """
+import npudiff, device
+from reference import WHO
+@npudiff.implementation("swa_mask", name="{name}")
+def kernel(inputs, target):
+    import properties, device as again
+    return WHO, device.WHO, properties.WHO, again.WHO
+"""
+
+
+@pytest.fixture
+def repository(tmp_path, module):
+    """Make folders of kernels with modules of their own beside them, whose names are the same in each."""
+
+    def make(name, text=BESIDE):
+        folder = tmp_path / name
+        (folder / "device").mkdir(parents=True)
+        for place in ("reference.py", "properties.py", "device/__init__.py"):
+            (folder / place).write_text(f"WHO = {name!r}")
+        (folder / "kernel.py").write_text(text.replace("{name}", name))
+        return str(folder / "kernel.py")
+
+    return make
+
+
+def called(components, *selectors):
+    return [item.function(None, None) for item in select_implementations(components, selectors)]
+
+
+def test_a_file_imports_what_lies_beside_it_when_it_is_imported_and_when_it_is_called(mask, repository):
+    assert called(mask, repository("one")) == [("one",) * 4]
+
+
+def test_each_file_has_its_own_neighbours_also_when_it_is_called_later(mask, repository):
+    items = select_implementations(mask, [repository("one"), repository("two")])
+    assert [item.function(None, None) for item in (*items, *items)] == 2 * [("one",) * 4, ("two",) * 4]
+
+
+def test_neighbours_stand_before_the_working_folder_and_leave_what_it_has(mask, repository, tmp_path):
+    (tmp_path / "device.py").write_text("WHO = 'working folder'")
+    working = importlib.import_module("device")
+    assert called(mask, repository("one")) == [("one",) * 4]
+    assert importlib.import_module("device") is working
+
+
+def test_a_stateful_one_has_its_neighbours_as_well(mask, repository):
+    text = BESIDE.replace('name="{name}"', 'name="{name}", stateful=True').replace("(inputs, target)", "()")
+    text = text.replace("    return ", "    return lambda inputs, target: ").replace(": WHO", ": (WHO") + ")"
+    (one, two) = select_implementations(mask, [repository("one", text), repository("two", text)])
+    for item, name in ((one, "one"), (two, "two")):
+        assert item.fresh().function(None, None) == (name,) * 4
+        assert item.function(None, None) == (name,) * 4
+
+
+def test_a_neighbour_stands_before_no_module_of_the_standard_library_or_of_npudiff(mask, kernel, tmp_path):
+    for name in ("colorsys", "npudiff"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')")
+    sys.modules.pop("colorsys", None)
+    path = kernel("import colorsys, npudiff.model\n" + decorated())
+    assert selected(mask, str(path)) == ["swa_mask.mine"]
+    assert "colorsys" in sys.stdlib_module_names
+
+
+def test_a_neighbour_that_fails_to_import_is_named_as_the_files_failure(mask, kernel):
+    kernel("1 / 0", "helper_that_fails.py")
+    with pytest.raises(UsageError, match="fails to import: ZeroDivisionError: division by zero"):
+        selected(mask, str(kernel("import helper_that_fails")))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (decorated().replace("(inputs, target)", "(inputs)"), "mine: takes (inputs, target), got (inputs)"),
+        (
+            decorated().replace("(inputs, target)", "(inputs: int, target, stream) -> None"),
+            "mine: takes (inputs, target), got (inputs, target, stream)",
+        ),
+        (
+            decorated().replace("(inputs, target)", "(inputs, target, *, stream)"),
+            "mine: takes (inputs, target), got (inputs, target, *, stream)",
+        ),
+        (
+            decorated(more=", stateful=True"),
+            "mine: stateful=True decorates what takes nothing and returns f(inputs, target), got (inputs, target)",
+        ),
+        (
+            "import npudiff\nmine = npudiff.implementation('swa_mask', name='mine')(7)",
+            "mine: takes (inputs, target), got int, which cannot be called",
+        ),
+    ],
+)
+def test_what_cannot_be_called_as_an_implementation_is_one_usage_error(mask, kernel, text, expected):
+    path = kernel(text)
+    with pytest.raises(UsageError) as caught:
+        select_implementations(mask, [str(path)])
+    assert str(caught.value) == f"--impl {path}: {expected}"
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["lambda inputs, target: 1", "lambda *given: 1", "lambda inputs, target, fast=True: 1", "max", "dict", "type"],
+)
+def test_what_can_be_called_or_has_no_signature_passes(mask, kernel, function):
+    path = kernel(f"import npudiff\nmine = npudiff.implementation('swa_mask', name='mine')({function})")
+    assert selected(mask, str(path)) == ["swa_mask.mine"]
+
+
+@pytest.mark.parametrize("former", ["device.mutants.swa_mask", "device.ascend", "properties.swa_mask"])
+@pytest.mark.parametrize("checkout", [True, False])
+def test_a_module_under_its_name_before_the_packages_were_one_is_answered_with_the_new_one(
+    mask, former, checkout, monkeypatch
+):
+    elsewhere = [entry for entry in sys.path if not Path(entry, "device", "ascend").is_dir()]
+    root = str(Path(npudiff.properties.__file__).resolve().parent.parent)
+    monkeypatch.setattr(sys, "path", [*elsewhere, *([root] if checkout else [])])
+    with pytest.raises(UsageError) as caught:
+        selected(mask, former)
+    assert str(caught.value) == f"--impl {former}: this module is npudiff.{former} now"
+
+
+def test_a_users_own_module_of_a_former_name_is_theirs(mask, module):
+    module("device.__init__", "")
+    module("device.swa_mask", decorated())
+    assert selected(mask, "device.swa_mask") == ["swa_mask.mine"]
+    with pytest.raises(UsageError, match=r"this module is npudiff\.device\.mutants now"):
+        selected(mask, "device.mutants")
 
 
 def test_a_file_is_executed_once_though_it_is_named_twice(mask, kernel, monkeypatch):
@@ -148,7 +353,7 @@ def test_a_file_is_executed_once_though_it_is_named_twice(mask, kernel, monkeypa
         ("import no_such_module", "fails to import: ModuleNotFoundError: No module named 'no_such_module'"),
         ("import sys; sys.exit(0)", "fails to import: SystemExit"),
         ("x = 1", "no function in it is decorated with @npudiff.implementation"),
-        (decorated("swa_musk"), "mine: unknown component 'swa_musk'; known: "),
+        (decorated("swa_musk"), "mine: unknown component 'swa_musk'; did you mean 'swa_mask'? known: "),
         (decorated("sliding_attention"), "implements sliding_attention, not swa_mask"),
     ],
 )
@@ -186,7 +391,7 @@ def test_an_implementation_that_supports_what_there_is_not_is_named(mask, kernel
 @pytest.mark.parametrize(
     ("selector", "expected"),
     [
-        ("egaer", "unknown implementation 'egaer'; known: eager and "),
+        ("egaer", "unknown implementation 'egaer'; did you mean 'eager'? known: eager and "),
         ("no.such.module", "unknown implementation 'no.such.module'; known: "),
         ("", "unknown implementation ''; known: "),
         ("nowhere/kernel.py", "--impl nowhere/kernel.py: no such file"),

@@ -51,7 +51,7 @@ def test_a_finding_within_a_budget_of_seconds_is_still_shrunk(toy):
 
 
 def test_shrinking_ends_after_its_time(toy, monkeypatch):
-    monkeypatch.setattr("npudiff.run.case_run.SHRINK_SECONDS", 0.0)
+    monkeypatch.setattr("npudiff.run.engine.SHRINK_SECONDS", 0.0)
     outcome = run_job(toy.job(toy.wrong_above(100)), SEEDED)
     assert outcome.verdict is Verdict.WRONG
     assert outcome.failure.case == outcome.first_failure.case

@@ -20,6 +20,7 @@ from npudiff.model.target import Target
 from npudiff.run.discovery import load_component, load_target
 from npudiff.run.engine import run_job
 from npudiff.run.host import default_workers, usable_processors
+from npudiff.run.messages import Task
 from npudiff.run.plan import Request, make_plan
 from npudiff.run.workers import WorkerFailed, run_in_workers
 from npudiff.show.finding_page import keeper
@@ -58,7 +59,7 @@ def in_workers(tasks, workers=2):
 
 def test_outcomes_are_those_of_running_the_jobs_here(tmp_path):
     jobs = [job(right), job(wrong), job(raising, "raising"), *make_plan(Request(("swa_mask",), target="sim")).jobs[:3]]
-    results = in_workers([(one, BUDGET, keeper(tmp_path)) for one in jobs])
+    results = in_workers([Task(one, BUDGET, keeper(tmp_path)) for one in jobs])
     assert [index for index, _, _ in results] == list(range(len(jobs)))
     for one, (_, outcome, folders) in zip(jobs, results, strict=True):
         here = run_job(one, BUDGET)
@@ -72,7 +73,7 @@ def test_outcomes_are_those_of_running_the_jobs_here(tmp_path):
 
 
 def test_a_mutant_leaves_no_folder(tmp_path):
-    ((_, outcome, folders),) = in_workers([(job(wrong), BUDGET, None)])
+    ((_, outcome, folders),) = in_workers([Task(job(wrong), BUDGET, None)])
     assert outcome.failure is not None
     assert not folders
     assert not list(tmp_path.iterdir())
@@ -84,7 +85,7 @@ def test_jobs_run_beside_each_other_in_processes_of_their_own(tmp_path):
         time.sleep(0.05)
         return right(inputs, target)
 
-    tasks = [(job(slow), replace(BUDGET, examples=6), None)] * 4
+    tasks = [Task(job(slow), replace(BUDGET, examples=6), None)] * 4
     started = time.perf_counter()
     in_workers(tasks, 4)
     beside = time.perf_counter() - started
@@ -95,7 +96,7 @@ def test_jobs_run_beside_each_other_in_processes_of_their_own(tmp_path):
 
 
 def test_more_workers_than_jobs_are_not_started(tmp_path):
-    assert len(in_workers([(job(right), BUDGET, None)], 8)) == 1
+    assert len(in_workers([Task(job(right), BUDGET, None)], 8)) == 1
 
 
 def test_a_defect_of_a_component_ends_the_run_with_its_traceback():
@@ -103,7 +104,7 @@ def test_a_defect_of_a_component_ends_the_run_with_its_traceback():
         raise ZeroDivisionError("in the reference")
 
     with pytest.raises(WorkerFailed, match=r"swa_mask\.mine\.equivalence:(?s:.*)ZeroDivisionError: in the reference"):
-        in_workers([(job(right, reference=broken), BUDGET, None)])
+        in_workers([Task(job(right, reference=broken), BUDGET, None)])
 
 
 def test_a_process_that_dies_is_named_with_its_job_and_the_others_are_ended():
@@ -111,7 +112,7 @@ def test_a_process_that_dies_is_named_with_its_job_and_the_others_are_ended():
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(WorkerFailed, match=r"the process that ran swa_mask\.mine\.equivalence died: signal SIGKILL"):
-        in_workers([(job(dying), BUDGET, None), (job(right), BUDGET, None)])
+        in_workers([Task(job(dying), BUDGET, None), Task(job(right), BUDGET, None)])
 
 
 def test_results_that_are_not_taken_leave_no_process_behind():
@@ -119,7 +120,7 @@ def test_results_that_are_not_taken_leave_no_process_behind():
         time.sleep(0.2)
         return right(inputs, target)
 
-    results = run_in_workers([(job(right), BUDGET, None), (job(slow), Budget(examples=1000, seed=1), None)], 2)
+    results = run_in_workers([Task(job(right), BUDGET, None), Task(job(slow), Budget(examples=1000, seed=1), None)], 2)
     index, _, _ = next(results)
     assert index == 0
     started = time.perf_counter()
@@ -143,5 +144,5 @@ def test_tensors_of_workers_are_their_own():
         shared.add_(1)
         return right(inputs, target)
 
-    in_workers([(job(counting), BUDGET, None)])
+    in_workers([Task(job(counting), BUDGET, None)])
     assert not shared.any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 
 from npudiff.cli import main
 from npudiff.errors import ExitCode, UsageError
-from npudiff.run.discovery import built_in_implementations
+from npudiff.model.implementation import DEFINITION_HOOKS, Implementation
+from npudiff.run.discovery import COMPONENT_HOOKS, built_in_implementations
 from npudiff.score import substitute as in_place
 from npudiff.score.suite import run_suite
 
@@ -151,11 +153,16 @@ def call(function, inputs):
     return function(inputs, None)
 
 
+def defined(name, function, **more):
+    """Make an implementation of cache_gather, and return what the hook of a suite makes of it."""
+    return in_place.placed(Implementation("cache_gather", name, function, **more))
+
+
 def placed(monkeypatch, mutant, **more):
-    """Make the functions that stand where they should for a mutant of cache_gather; the original returns a word."""
+    """Make what stands where it should for a mutant of cache_gather; the original returns a word."""
     given = in_place.Substitution("cache_gather.index_pages", f"cache_gather.{mutant}", **more)
     monkeypatch.setenv(in_place.VARIABLE, given.environment()[in_place.VARIABLE])
-    return in_place.placed("cache_gather.index_pages", lambda inputs, target: "original", None, wrong=False)
+    return defined("index_pages", lambda inputs, target: "original")
 
 
 class Inputs:
@@ -165,8 +172,8 @@ class Inputs:
 def test_outside_of_what_a_mutant_was_made_for_stands_the_original(monkeypatch):
     from npudiff.properties.cache_gather import CacheGatherCase, Stretch
 
-    function, opens = placed(monkeypatch, "page_tail_dropped")
-    assert opens is None
+    function = placed(monkeypatch, "page_tail_dropped")
+    assert function.factory is None
     inputs = in_place.remembering(lambda case: Inputs())
     outside = inputs(CacheGatherCase((Stretch(1),), page_size=16))
     inside = inputs(CacheGatherCase((Stretch(1),), page_size=192))
@@ -177,18 +184,46 @@ def test_outside_of_what_a_mutant_was_made_for_stands_the_original(monkeypatch):
 
 
 def test_a_mutant_that_keeps_something_is_opened_for_each_that_is_opened(monkeypatch):
-    _, opens = placed(monkeypatch, "rows_of_the_batch_before", stateful=True)
+    opens = placed(monkeypatch, "rows_of_the_batch_before", stateful=True).factory
     assert opens is not None
     assert opens() is not opens()
 
 
 def test_other_mutants_call_the_original_itself(monkeypatch):
-    function, _ = placed(monkeypatch, "page_tail_dropped")
-    other, _ = in_place.placed("cache_gather.x", lambda inputs, target: call(function, inputs), None, wrong=True)
+    function = placed(monkeypatch, "page_tail_dropped")
+    other = defined("x", lambda inputs, target: call(function, inputs), wrong="on purpose")
     inputs = in_place.remembering(lambda case: Inputs())(None)
     assert call(other, inputs) == "original"
 
 
-def test_without_the_variable_nothing_stands_anywhere():
+def test_outside_of_a_suite_nothing_stands_anywhere():
     assert in_place.VARIABLE not in os.environ
-    assert not in_place.active()
+    assert DEFINITION_HOOKS == []
+    assert COMPONENT_HOOKS == []
+    code = "import sys, npudiff.run.discovery; print('npudiff.score' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+BESIDE = """
+import subprocess, sys
+assert "npudiff" not in sys.modules
+sys.exit(subprocess.run([*PROGRAM, sys.executable, "SUITE"]).returncode)
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [[], pytest.param([sys.executable, "-m", "npudiff", "virtual", "--"], marks=pytest.mark.virtual)],
+    ids=["directly", "npudiff virtual"],
+)
+def test_a_mutant_is_in_processes_of_processes_beside_what_the_suite_itself_starts_with(
+    suite, tmp_path, monkeypatch, program
+):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "sitecustomize.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('x')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "mine"))
+    suite(GOOD, LENGTH=600, WINDOW=512)
+    script = BESIDE.replace("SUITE", str(tmp_path / "suite.py")).replace("PROGRAM", repr(program))
+    command = shlex.join([sys.executable, "-c", script])
+    assert found(command, tmp_path, "mask_without_tail", "mask_left_context_512") == [True, False]
+    assert len((tmp_path / "ran").read_text()) >= 3 * 2

@@ -91,9 +91,9 @@ def test_the_page_needs_nothing_and_escapes_what_it_is_given():
     assert not re.search(r"https?://|<script|src=|@import", text)
     assert text.count("<path") == 2
     assert "<td>100% after 6" in text
-    assert "<td class=few>90% after 20" in text
-    assert "<td class=no>0%" in text
-    assert "<td class=none>-" in text
+    assert '<td class="few">90% after 20' in text
+    assert '<td class="no">0%' in text
+    assert '<td class="none">-' in text
 
 
 def test_the_command(cli, tmp_path):

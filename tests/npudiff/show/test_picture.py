@@ -65,6 +65,41 @@ def test_without_elements_there_is_none(one):
     assert picture(one, {}) == ""
 
 
+def texts_of(svg):
+    """Left end, height and content of each text."""
+    return [
+        (float(x), float(y), text) for x, y, text in re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)', svg)
+    ]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 64), (2, 1), (6, 4), (96, 1), (300, 200)])
+@pytest.mark.parametrize("parts", [1, 2, 5, 24])
+def test_no_text_lies_on_another_or_outside(shape, parts):
+    where = {"request": torch.arange(shape[0])[:, None] * parts // shape[0], "head": torch.arange(shape[1]) // 2}
+    svg = picture(output(torch.full(shape, 2.0)), where)
+    width, height = map(float, re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups())
+    texts = texts_of(svg)
+    assert [text for _, _, text in texts if text.startswith("up to")]
+    for x, y, text in texts:
+        assert 0 <= x < width
+        assert 8 <= y <= height - 4, text
+    for number, (x, y, text) in enumerate(texts):
+        for other_x, other_y, other in texts[:number]:
+            assert abs(y - other_y) >= 11 or abs(x - other_x) >= 100, (text, other)
+
+
+def test_labels_of_narrow_parts_do_not_lie_on_each_other():
+    where = {"request": torch.tensor([0, 1, 2, *[3] * 93])[:, None]}
+    svg = picture(output(torch.full((96, 4), 2.0)), where)
+    labels = [(y, text) for _, y, text in texts_of(svg) if text.startswith("request")]
+    assert [text for _, text in labels] == ["request 0", "request 3"]
+
+
+def test_rows_and_columns_are_counted():
+    words = [text for _, _, text in texts_of(picture(output(torch.full((1, 2), 2.0)), {}))]
+    assert words[:2] == ["1 row", "2 columns"]
+
+
 class Tags(html.parser.HTMLParser):
     """Names and attributes of all elements, and what was left open."""
 
@@ -90,7 +125,7 @@ def test_the_page_of_a_finding_shows_it_and_loads_nothing(toy, tmp_path):
     tags = Tags(text).seen
     assert {name for name, _ in tags} <= {
         *("html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "table", "tbody", "tr", "th", "td"),
-        *("code", "pre", "div", "svg", "defs", "pattern", "rect", "path", "text"),
+        *("code", "pre", "div", "wbr", "svg", "defs", "pattern", "rect", "path", "text"),
     }
     assert not [
         name for _, attributes in tags for name in attributes if name.startswith("on") or name in ("src", "href")

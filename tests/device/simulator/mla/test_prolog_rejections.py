@@ -34,7 +34,7 @@ half = {"dtype": torch.float16}
 REFUSED = [
     ({"token_x": ones(64)}, r"token_x was of rank 1; allowed: rank 2, \[T, He\], or 3, \[B, S, He\] \[ERR01003\]"),
     ({"token_x": ones(1, 1, 3, 64)}, r"token_x was of rank 4; .*\[ERR01003\]"),
-    ({"weight_uk": ones(32, 32)}, r"weight_uk was of rank 2; allowed: rank 3 \[ERR01003\]"),
+    ({"weight_uk": ones(32, 32)}, r"weight_uk was of rank 2, \[32, 32\]; allowed: rank 3 \[ERR01003\]"),
     ({"rope_sin": ones(16)}, r"rope_sin was of rank 1; .*\[ERR01003\]"),
     ({"rope_sin": ones(3, 1, 1, 16)}, r"rope_sin was of rank 4; .*\[ERR01003\]"),
     ({"token_x": ones(3, 64, **half)}, r"token_x was float16; allowed: bfloat16 \[aclnn 161002\]"),
@@ -50,7 +50,7 @@ REFUSED = [
     ({"rope_cos": ones(3, 16, **half)}, "rope_cos was float16; allowed: bfloat16"),
     ({"kv_cache": ones(2, 4, 1, 32, **half)}, "kv_cache was float16; allowed: bfloat16"),
     ({"kr_cache": ones(2, 4, 1, 16, dtype=torch.int8)}, "kr_cache was int8; allowed: bfloat16"),
-    ({"weight_dq": ones(64, 4, 8)}, "weight_dq was of rank 3; allowed: rank 2"),
+    ({"weight_dq": ones(64, 4, 8)}, r"weight_dq was of rank 3, \[64, 4, 8\]; allowed: rank 2"),
     ({"weight_dq": ones(32, 64)}, r"weight_dq was of shape \[32, 64\]; allowed: \[64, 64\], \[He, Hcq\]"),
     ({"weight_uq_qr": ones(64, 32)}, r"weight_uq_qr was of shape \[64, 32\]; allowed: \[32, 64\], \[Hcq, N \* \(D"),
     ({"weight_uk": ones(3, 16, 32)}, r"weight_uq_qr was of shape \[32, 64\]; allowed: \[32, 96\]"),
@@ -62,8 +62,8 @@ REFUSED = [
     ({"rope_cos": ones(3, 8)}, r"rope_cos was of shape \[3, 8\]; allowed: \[3, 16\], \[T, Dr\]"),
     ({"rope_cos": ones(3, 1, 16)}, r"rope_cos was of shape \[3, 1, 16\]; allowed: \[3, 16\], \[T, Dr\]"),
     ({"rope_cos": ones(1, 16)}, r"rope_cos was of shape \[1, 16\]"),
-    ({"kv_cache": ones(2, 4, 32)}, "kv_cache was of rank 3; allowed: rank 4"),
-    ({"kr_cache": ones(8, 16)}, "kr_cache was of rank 2; allowed: rank 4"),
+    ({"kv_cache": ones(2, 4, 32)}, r"kv_cache was of rank 3, \[2, 4, 32\]; allowed: rank 4"),
+    ({"kr_cache": ones(8, 16)}, r"kr_cache was of rank 2, \[8, 16\]; allowed: rank 4"),
     (
         {"kv_cache": ones(2, 4, 2, 16)},
         r"kv_cache was of shape \[2, 4, 2, 16\]; allowed: \[2, 4, 1, 32\], \[blocks, block",
@@ -74,7 +74,7 @@ REFUSED = [
     ({"cache_index": torch.arange(3).int()}, r"cache_index was int32; allowed: int64 \[aclnn 161002\]"),
     ({"cache_index": torch.arange(3).float()}, "cache_index was float32; allowed: int64"),
     ({"cache_index": torch.arange(4)}, r"cache_index was of shape \[4\]; allowed: \[3\], the tokens of token_x"),
-    ({"cache_index": torch.arange(3).view(3, 1)}, "cache_index was of rank 2; allowed: rank 1"),
+    ({"cache_index": torch.arange(3).view(3, 1)}, r"cache_index was of rank 2, \[3, 1\]; allowed: rank 1"),
     ({"cache_mode": "PA_BNSD"}, "cache_mode was 'PA_BNSD'; allowed: PA_BSND, PA_NZ"),
     ({"cache_mode": "Norm"}, "cache_mode was 'Norm'; allowed: PA_BSND, PA_NZ"),
     ({"cache_mode": "pa_nz"}, "cache_mode was 'pa_nz'"),
@@ -99,7 +99,7 @@ def test_tokens_of_two_axes(mla, version):
     for spoil, message in (
         ({"rope_cos": ones(6, 16)}, r"rope_cos was of shape \[6, 16\]; allowed: \[2, 3, 16\], \[B, S, Dr\]"),
         ({"rope_sin": ones(2, 1, 16)}, r"rope_sin was of shape \[2, 1, 16\]; allowed: \[2, 3, 16\]"),
-        ({"cache_index": torch.arange(6)}, "cache_index was of rank 1; allowed: rank 2"),
+        ({"cache_index": torch.arange(6)}, r"cache_index was of rank 1, \[6\]; allowed: rank 2"),
         ({"cache_index": torch.zeros(3, 2).long()}, r"cache_index was of shape \[3, 2\]; allowed: \[2, 3\]"),
     ):
         with pytest.raises(OperatorRejected, match=message):

@@ -33,9 +33,9 @@ def ones(*shape, dtype=torch.bfloat16):
 
 
 CASES = [
-    ({"kv": ones(6, 576)}, r"kv was of rank 2; allowed: rank 4 \[ERR01003\]"),
-    ({"gamma": ones(1, 512)}, r"gamma was of rank 2; allowed: rank 1 \[ERR01003\]"),
-    ({"cos": ones(6, 64)}, r"cos was of rank 2; allowed: rank 4 \[ERR01003\]"),
+    ({"kv": ones(6, 576)}, r"kv was of rank 2, \[6, 576\]; allowed: rank 4 \[ERR01003\]"),
+    ({"gamma": ones(1, 512)}, r"gamma was of rank 2, \[1, 512\]; allowed: rank 1 \[ERR01003\]"),
+    ({"cos": ones(6, 64)}, r"cos was of rank 2, \[6, 64\]; allowed: rank 4 \[ERR01003\]"),
     ({"sin": ones(6, 64)}, r"sin was of shape \[6, 64\]; allowed: \[2, 1, 3, 64\], \[B, 1, S, 64\] \[aclnn 161002\]"),
     ({"kv": ones(2, 1, 3, 576, dtype=torch.float32)}, "kv was float32; allowed: float16 or bfloat16"),
     ({"kv": ones(2, 2, 3, 576)}, r"kv was of shape \[2, 2, 3, 576\]; allowed: \[2, 1, 3, 576\]"),
@@ -54,8 +54,8 @@ CASES = [
     ({"cache_mode": ""}, "cache_mode was ''"),
     ({"k_rope_offset": ones(64)}, r"k_rope_offset was of shape \[64\]; allowed: None: offsets are not supported"),
     ({"c_kv_offset": ones(512)}, r"c_kv_offset was of shape \[512\]; allowed: None"),
-    ({"k_cache": ones(12, 64)}, "k_cache was of rank 2; allowed: rank 4"),
-    ({"ckv_cache": ones(12, 512)}, "ckv_cache was of rank 2; allowed: rank 4"),
+    ({"k_cache": ones(12, 64)}, r"k_cache was of rank 2, \[12, 64\]; allowed: rank 4"),
+    ({"ckv_cache": ones(12, 512)}, r"ckv_cache was of rank 2, \[12, 512\]; allowed: rank 4"),
     ({"ckv_cache": ones(3, 8, 1, 512)}, r"ckv_cache was of shape \[3, 8, 1, 512\]; allowed: \[3, 4, 1, 512\]"),
     ({"ckv_cache": ones(4, 4, 1, 512)}, r"ckv_cache was of shape \[4, 4, 1, 512\]"),
     ({"k_cache": ones(3, 4, 1, 64, dtype=torch.float16)}, "k_cache was float16; allowed: bfloat16"),

@@ -50,8 +50,8 @@ W = torch.ones(8, 8, dtype=torch.int32)
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (W[0], "rank 1; allowed: rank 2 to 3"),
-        (W.view(1, 1, 8, 8), "rank 4; allowed: rank 2 to 3"),
+        (W[0], r"rank 1, \[8\]; allowed: rank 2 to 3"),
+        (W.view(1, 1, 8, 8), r"rank 4, \[1, 1, 8, 8\]; allowed: rank 2 to 3"),
         (W.tril().t(), r"not contiguous, strides \(1, 8\)"),
         (W.float(), "float32; allowed: int32"),
         (W.to(torch.int8), "int8; allowed: int32"),

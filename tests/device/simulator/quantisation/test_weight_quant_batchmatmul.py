@@ -169,7 +169,7 @@ ONE = torch.ones(1, dtype=F16)
         ((X.expand(1, 3, 2, 64), W.expand(3, 64, 4), ONE), {}, "weight was of shape .*; allowed: the batch axes of x"),
         ((X.float(), W, ONE.float()), {}, "x was float32; allowed: float16 or bfloat16"),
         ((X, W.short(), ONE), {}, "weight was int16; allowed: int8 or int32"),
-        ((X[:0], W, ONE), {}, r"x was of shape \[0, 64\]; allowed: a tensor with elements"),
+        ((X[:0], W, ONE), {}, r"x was empty, of shape \[0, 64\]; allowed: a tensor with elements"),
         ((X[:, :1], torch.ones(1, 65536, dtype=torch.int8), ONE), {}, "weight was of shape .*; .*K and N up to 65535"),
         ((X, torch.ones(64, 8).int()[:, ::2], ONE), {}, "weight was of shape .*, of which K is 512"),
         ((X, torch.ones(8, 8).int()[:, ::2], ONE), {}, r"weight was words with strides \(8, 2\)"),

@@ -70,8 +70,8 @@ GOOD = ((2, 3, 5, 64), (2, 1, 5, 64), (2, 1, 5, 64))
     ("position", "shape", "message"),
     [
         (0, (2, 3, 5, 32), "x was of head dim 32; allowed: head dim 64"),
-        (0, (3, 5, 64), "x was of rank 3; allowed: rank 4"),
-        (1, (2, 5, 64), "cos was of rank 3; allowed: rank 4"),
+        (0, (3, 5, 64), r"x was of rank 3, \[3, 5, 64\]; allowed: rank 4"),
+        (1, (2, 5, 64), r"cos was of rank 3, \[2, 5, 64\]; allowed: rank 4"),
         (1, (1, 1, 5, 64), r"cos was of shape \[1, 1, 5, 64\]; allowed: \[2, 1, 5, 64\], \[B, 1, S or 1, 64\]"),
         (1, (2, 3, 5, 64), r"cos was of shape \[2, 3, 5, 64\]"),
         (1, (2, 1, 4, 64), r"cos was of shape \[2, 1, 4, 64\]"),

@@ -151,7 +151,7 @@ def test_modes_may_be_none():
         ({"positions": torch.zeros(1, 3, 2).long()}, r"positions was of shape \[1, 3, 2\]"),
         ({"positions": torch.tensor([0])}, "query was of 2 tokens; allowed: 1 tokens, as positions"),
         ({"key": draw(3, 32)}, "key was of 3 tokens; allowed: 2 tokens"),
-        ({"query": draw(2, 2, 32)}, "query was of rank 3; allowed: rank 2"),
+        ({"query": draw(2, 2, 32)}, r"query was of rank 3, \[2, 2, 32\]; allowed: rank 2"),
         ({"key": draw(2, 32).half()}, "key was float16; allowed: float32, as query"),
         ({"cos_sin_cache": draw(4, 32).bfloat16()}, "cos_sin_cache was bfloat16; allowed: float32, as query"),
         ({"query": draw(2, 64).double()}, "query was float64; allowed: float16 or bfloat16 or float32"),
@@ -192,7 +192,7 @@ def test_a_row_of_positions_per_section(positions):
 def test_positions_outside_the_cache(bad, where):
     with pytest.raises(DeviceFault) as caught:
         torch.ops.npu.npu_mrope(**good(positions=torch.tensor(bad)))
-    assert f"positions{where}, cos_sin_cache has 4 rows" in str(caught.value)
+    assert f"positions{where}, there are 4 rows of cos_sin_cache" in str(caught.value)
 
 
 def test_rows_of_positions_without_sections_are_undefined():

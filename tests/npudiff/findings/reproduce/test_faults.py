@@ -12,7 +12,7 @@ import torch
 
 from npudiff.findings.finding import REPRODUCE_TENSORS, SCRIPT_FILE, read_finding
 from npudiff.model.job import Isolation
-from npudiff.run.isolation.reaper import guardian
+from npudiff.run.isolation.reaper import reaper
 
 
 @pytest.fixture
@@ -198,11 +198,11 @@ def test_a_defect_in_writing_down_is_told_and_the_finding_is_kept(kept, monkeypa
     def broken(*arguments):
         raise KeyError("no such stride")
 
-    monkeypatch.setattr("npudiff.findings.reproduce.variables.place", broken)
+    monkeypatch.setattr("npudiff.findings.reproduce.recorder.place", broken)
     one = kept(lambda inputs, target: inputs.x + 1)
     assert one.why == "no script: npudiff could not write it, please report: KeyError: 'no such stride'"
     assert read_finding(one.folder).verdict == "wrong value"
-    assert one.why.replace("'", "&#x27;") in (one.folder / "finding.html").read_text()
+    assert one.why.replace("'", "&#39;") in (one.folder / "finding.html").read_text()
 
 
 def test_a_defect_in_the_script_is_told_and_the_finding_is_kept(kept, monkeypatch):
@@ -232,4 +232,4 @@ def test_a_defect_in_a_picture_is_told_and_the_finding_is_kept(kept, monkeypatch
 def test_nothing_is_left_running(kept, operator, isolation):
     kept(lambda inputs, target: operator.dies(inputs.x), isolation=isolation)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    assert set(map(int, children)) <= {guardian().pid}
+    assert set(map(int, children)) <= {reaper().pid}

@@ -11,8 +11,7 @@ import pytest
 from npudiff.findings.evidence import finding_of
 from npudiff.findings.finding import read_finding, write_finding
 from npudiff.findings.replay import ReplayVerdict, replay
-from npudiff.judge.properties import EQUIVALENCE
-from npudiff.judge.trace import TraceExecutor
+from npudiff.judge.judge import LocalJudge, TraceExecutor
 from npudiff.model.codec import dumps, loads
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Budget
@@ -48,8 +47,8 @@ def test_a_given_trace_that_is_not_supported_as_a_whole_is_not_begun(watched, ta
 
 def test_the_property_itself_walks_a_trace_as_well(tally):
     made = tally.job(tally.Forgets)
-    assert EQUIVALENCE.check(made.subject, tally.TRACE).worst == float("inf")
-    assert EQUIVALENCE.check(tally.job().subject, tally.TRACE).holds
+    assert LocalJudge(made).check(tally.TRACE).worst == float("inf")
+    assert LocalJudge(tally.job()).check(tally.TRACE).holds
 
 
 def test_a_walk_ends_with_the_step_that_fails_and_goes_on_where_it_stood(watched, tally):

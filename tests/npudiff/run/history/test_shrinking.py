@@ -50,7 +50,7 @@ def test_what_shrinking_meets_does_not_count(tally):
 
 
 def test_shrinking_ends_after_its_time(monkeypatch, tally):
-    monkeypatch.setattr("npudiff.run.case_run.SHRINK_SECONDS", 0.0)
+    monkeypatch.setattr("npudiff.run.engine.SHRINK_SECONDS", 0.0)
     outcome = run_job(tally.job(tally.Forgets), tally.SEEDED)
     assert outcome.verdict is Verdict.WRONG
     assert outcome.failure.case == outcome.first_failure.case

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from npudiff.model.job import Isolation
-from npudiff.run.isolation.reaper import guardian
+from npudiff.run.isolation.reaper import reaper
 
 STATE = {"poisoned": False}
 
@@ -20,7 +20,7 @@ def children():
     """Processes whose parent this one is."""
     here = os.getpid()
     found = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == here]
-    return [pid for pid in found if pid != guardian().pid]
+    return [pid for pid in found if pid != reaper().pid]
 
 
 def _parent(path):

@@ -215,7 +215,7 @@ def started_in(folder):
     return found
 
 
-@pytest.fixture(params=[("--timeout", "60s"), ("--timeout", "1s")], ids=["in a scout", "in a worker"])
+@pytest.fixture(params=[("--timeout", "60s"), ("--timeout", "1s")], ids=["in a batch worker", "in a worker"])
 def killed(request, tmp_path):
     """A folder in which a run was killed while a case hung, with a process that the implementation had started.
 
@@ -237,7 +237,7 @@ def killed(request, tmp_path):
         run.kill()
         run.wait()
     assert (seen[0] != first) == (request.param[1] == "1s")
-    assert seen[1] >= 5  # the run, its worker, that one's guardian, who judges, and what the implementation has started
+    assert seen[1] >= 4  # the run, its reaper, who judges, and what the implementation has started
     return tmp_path
 
 

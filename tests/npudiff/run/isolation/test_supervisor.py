@@ -1,4 +1,4 @@
-"""Jobs in scouts: what these die of, or say wrongly, is told of the case at fault, and the next job is judged."""
+"""Jobs in batch workers: a crash or a wrong report is blamed on the case at fault, and the next job is judged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from npudiff.run.engine import run_job
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.isolation.process import WorkerDefect
 from npudiff.run.isolation.supervisor import Supervisor
-from npudiff.run.messages import outcome_from_message
+from npudiff.run.messages import Task, outcome_from_message
 from npudiff.run.workers import run_in_workers
 from npudiff.show.finding_page import keeper
 
@@ -32,7 +32,7 @@ def named(job, name):
 
 
 @pytest.fixture
-def scouted(toy, isolation, tmp_path, left):
+def supervised(toy, isolation, tmp_path, left):
     """Run jobs of functions one after the other; returns the outcomes, and which processes ran each job."""
 
     def run(*functions, budget=BUDGET, **changes):
@@ -50,9 +50,9 @@ def scouted(toy, isolation, tmp_path, left):
             named(toy.job(told(*pair), **changes), f"mine{index}")
             for index, pair in enumerate(zip(functions, pids, strict=True))
         ]
-        tasks = [(job, replace(budget, isolation=isolation), keeper(tmp_path / "findings")) for job in jobs]
-        with contextlib.closing(Supervisor(tasks)) as scouting:
-            outcomes = [outcome_from_message(job, scouting.run(index))[0] for index, job in enumerate(jobs)]
+        tasks = [Task(job, replace(budget, isolation=isolation), keeper(tmp_path / "findings")) for job in jobs]
+        with contextlib.closing(Supervisor(tasks)) as supervisor:
+            outcomes = [outcome_from_message(job, supervisor.run(index))[0] for index, job in enumerate(jobs)]
         assert not list(isolation.journal.iterdir())
         return outcomes, [list(dict.fromkeys(path.read_text().split())) for path in pids]
 
@@ -77,8 +77,8 @@ def plain(outcome):
     )  # fmt: skip
 
 
-def test_jobs_that_hold_run_in_one_process_with_the_same_cases(scouted, right, toy, tmp_path):
-    outcomes, pids = scouted(right, right, right)
+def test_jobs_that_hold_run_in_one_process_with_the_same_cases(supervised, right, toy, tmp_path):
+    outcomes, pids = supervised(right, right, right)
     ((pid,), *others) = pids
     assert others == [[pid]] * 2
     assert int(pid) != os.getpid()
@@ -88,8 +88,8 @@ def test_jobs_that_hold_run_in_one_process_with_the_same_cases(scouted, right, t
     assert not (tmp_path / "findings").exists()
 
 
-def test_a_wrong_value_is_confirmed_alone_and_is_what_it_is_without_isolation(scouted, right, toy, tmp_path):
-    (outcome, after), pids = scouted(toy.wrong_above(600), right)
+def test_a_wrong_value_is_confirmed_alone_and_is_what_it_is_without_isolation(supervised, right, toy, tmp_path):
+    (outcome, after), pids = supervised(toy.wrong_above(600), right)
     assert plain(outcome) == plain(run_job(toy.job(toy.wrong_above(600)), BUDGET))
     assert (outcome.verdict, outcome.failure.case) == (Verdict.WRONG, toy.Case((601,)))
     assert outcome.alone == (1, 1)
@@ -100,11 +100,11 @@ def test_a_wrong_value_is_confirmed_alone_and_is_what_it_is_without_isolation(sc
     assert len(pids[0]) == 2
 
 
-def test_an_exception_is_confirmed_alone_as_well(scouted, tmp_path):
+def test_an_exception_is_confirmed_alone_as_well(supervised, tmp_path):
     def raises(inputs, target):
         raise ValueError("of its own")
 
-    (outcome,), _ = scouted(raises)
+    (outcome,), _ = supervised(raises)
     assert (outcome.verdict, outcome.cases, outcome.alone) == (Verdict.RAISED, 1, (1, 1))
     (finding,) = findings(tmp_path)
     assert (finding.verdict, finding.detail["error"]) == ("exception", "ValueError: of its own")
@@ -119,11 +119,11 @@ def test_an_exception_is_confirmed_alone_as_well(scouted, tmp_path):
     ],
 )
 @pytest.mark.parametrize("seed", [1, None])
-def test_what_ends_a_scout_is_shrunk_and_counted_and_the_next_job_is_judged(
-    scouted, planted, right, toy, tmp_path, fault, verdict, error, seed
+def test_what_ends_a_batch_worker_is_shrunk_and_counted_and_the_next_job_is_judged(
+    supervised, planted, right, toy, tmp_path, fault, verdict, error, seed
 ):
     budget = replace(BUDGET, seed=seed, deterministic=False)
-    (outcome, after), pids = scouted(planted(**fault), right, budget=budget)
+    (outcome, after), pids = supervised(planted(**fault), right, budget=budget)
     assert outcome.failure.case == toy.Case((600,))
     assert outcome.alone == (3, 3)
     assert not outcome.poisonings
@@ -135,12 +135,12 @@ def test_what_ends_a_scout_is_shrunk_and_counted_and_the_next_job_is_judged(
     assert pids[1][0] not in pids[0]
 
 
-def test_a_case_that_hangs_is_ended_by_the_clock(scouted, planted, right, tmp_path, monkeypatch):
+def test_a_case_that_hangs_is_ended_by_the_clock(supervised, planted, right, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "npudiff.findings.reproduce.session.HANG_SECONDS", 0.1
     )  # the script of the finding has a clock of its own
     started = time.monotonic()
-    (outcome, after), _ = scouted(
+    (outcome, after), _ = supervised(
         planted(hangs=range(900, 1001)), right, budget=replace(BUDGET, shrink=False, examples=100)
     )
     assert time.monotonic() - started < 4.5  # the time between cases, which is 5 s, is not for them
@@ -155,21 +155,23 @@ def test_time_between_cases_has_a_clock_too(toy, isolation, left, monkeypatch):
         time.sleep(60)
 
     monkeypatch.setattr(Supervisor, "_again", lambda self, job, budget, doubt: pytest.fail(str(doubt)))
-    task = (toy.job(strategy=strategy), replace(BUDGET, isolation=replace(isolation, warm_up=0.3)), None)
+    task = Task(toy.job(strategy=strategy), replace(BUDGET, isolation=replace(isolation, warm_up=0.3)), None)
     doubted = pytest.raises(pytest.fail.Exception, match="time-out: no answer in time")
-    with contextlib.closing(Supervisor([task])) as scouting, doubted:
-        scouting.run(0)
+    with contextlib.closing(Supervisor([task])) as supervisor, doubted:
+        supervisor.run(0)
 
 
-def test_a_rejected_call_is_told_by_the_scout_if_the_device_still_answers(scouted, planted, right, tmp_path):
-    (outcome, _), pids = scouted(planted(rejects=range(600, 1001)), right)
+def test_a_rejected_call_is_told_by_the_batch_worker_if_the_device_still_answers(supervised, planted, right, tmp_path):
+    (outcome, _), pids = supervised(planted(rejects=range(600, 1001)), right)
     assert outcome.failure.case.numbers == (600,)
     (finding,) = findings(tmp_path)
     assert finding.verdict == "rejected call"
     assert pids[1] == pids[0][:1]
 
 
-def test_a_rejected_call_after_which_the_device_is_silent_ends_the_scout(scouted, right, state, monkeypatch, tmp_path):
+def test_a_rejected_call_after_which_the_device_is_silent_ends_the_batch_worker(
+    supervised, right, state, monkeypatch, tmp_path
+):
     monkeypatch.setattr("npudiff.run.isolation.batch_worker.probe_device", lambda target: not state["poisoned"])
     monkeypatch.setattr("npudiff.run.isolation.worker.probe_device", lambda target: not state["poisoned"])
 
@@ -181,7 +183,7 @@ def test_a_rejected_call_after_which_the_device_is_silent_ends_the_scout(scouted
         state["poisoned"] = True
         raise RuntimeError("error code is 561002")
 
-    (outcome, after), pids = scouted(silences, right)
+    (outcome, after), pids = supervised(silences, right)
     assert (outcome.cases, outcome.alone) == (1, (3, 3))
     assert findings(tmp_path)[0].verdict == "device fault"
     assert calls.read_text().split().count(pids[0][0]) == 1  # it left at once
@@ -193,10 +195,10 @@ def poisoning_of(outcome):
     return poisoning
 
 
-def test_a_case_that_poisons_is_found_among_those_of_its_job(scouted, planted, toy, tmp_path):
+def test_a_case_that_poisons_is_found_among_those_of_its_job(supervised, planted, toy, tmp_path):
     drawn = []
     run_job(toy.job(lambda inputs, target: drawn.append(int(inputs.x[0])) or toy.double(inputs)), BUDGET)
-    (outcome,), _ = scouted(planted(poisons={drawn[20]}))
+    (outcome,), _ = supervised(planted(poisons={drawn[20]}))
     assert (outcome.failure, outcome.cases) == (None, 40)
     assert {json.loads(one.case)["numbers"][0] for one in outcome.poisonings} == {drawn[20]}
     assert "507035" in outcome.poisonings[0].error
@@ -232,9 +234,9 @@ def victim(toy, state):
 
 @pytest.mark.parametrize(("raises", "error"), [(True, "507899"), (False, "wrong value")])
 def test_what_an_earlier_job_did_is_told_and_no_failure_is_made_of_it(
-    scouted, right, spoiling, victim, tmp_path, raises, error
+    supervised, right, spoiling, victim, tmp_path, raises, error
 ):
-    (first, outcome, after), pids = scouted(spoiling, victim(raises=raises), right)
+    (first, outcome, after), pids = supervised(spoiling, victim(raises=raises), right)
     assert (first.verdict, first.poisonings) == (Verdict.HOLDS, [])
     assert (outcome.verdict, outcome.failure, outcome.cases) == (Verdict.HOLDS, None, 40)
     assert poisoning_of(outcome).case == ""
@@ -248,7 +250,7 @@ def test_what_an_earlier_job_did_is_told_and_no_failure_is_made_of_it(
 
 
 @pytest.mark.parametrize(("raises", "error"), [(True, "507899"), (False, "wrong value")])
-def test_the_case_of_an_earlier_job_that_did_it_is_named(scouted, toy, right, victim, state, raises, error):
+def test_the_case_of_an_earlier_job_that_did_it_is_named(supervised, toy, right, victim, state, raises, error):
     drawn = []
     run_job(toy.job(lambda inputs, target: drawn.append(inputs.x.tolist()) or toy.double(inputs)), BUDGET)
 
@@ -256,86 +258,89 @@ def test_the_case_of_an_earlier_job_that_did_it_is_named(scouted, toy, right, vi
         state["spoiled"] = state.get("spoiled", False) or inputs.x.tolist() == drawn[35]
         return toy.double(inputs)
 
-    (_, first, outcome), _ = scouted(right, spoils, victim(raises=raises))
+    (_, first, outcome), _ = supervised(right, spoils, victim(raises=raises))
     assert (first.verdict, outcome.verdict, outcome.failure) == (Verdict.HOLDS, Verdict.HOLDS, None)
     culprit = json.dumps([int(number) for number in drawn[35]], separators=(",", ":"))
     assert error in poisoning_of(outcome).error
     assert f'; after toy.mine1.equivalence: {{"numbers":{culprit}' in poisoning_of(outcome).error
 
 
-def test_a_wrong_value_that_is_none_alone_is_not_told_as_one(scouted, toy, state, tmp_path):
+def test_a_wrong_value_that_is_none_alone_is_not_told_as_one(supervised, toy, state, tmp_path):
     def function(inputs, target):
         spoiled = state.get("spoiled", False)
         state["spoiled"] = spoiled or int(inputs.x[0]) > 900
         return toy.double(inputs) + spoiled
 
-    (outcome,), _ = scouted(function)
+    (outcome,), _ = supervised(function)
     assert outcome.failure is None
     assert all(json.loads(one.case)["numbers"][0] > 900 for one in outcome.poisonings)
     assert outcome.poisonings
     assert findings(tmp_path)[0].verdict == "poisons the device"
 
 
-def test_a_fault_that_the_second_run_does_not_see_is_looked_for_alone(scouted, toy, tmp_path):
+def test_a_fault_that_the_second_run_does_not_see_is_looked_for_alone(supervised, toy, tmp_path):
     marks = tmp_path / "marks"
 
     def function(inputs, target):
         with marks.open("a") as file:
             file.write("x")
-        if len(marks.read_text()) in (20, 61):  # the scout's twentieth case, and the first after a whole run of 40
+        if len(marks.read_text()) in (
+            20,
+            61,
+        ):  # the batch worker's twentieth case, and the first after a whole run of 40
             raise RuntimeError("error code is 507015")
         return toy.double(inputs)
 
-    (outcome,), _ = scouted(function)
+    (outcome,), _ = supervised(function)
     assert (outcome.verdict, outcome.alone) == (Verdict.RAISED, (1, 3))
 
 
-def test_what_failed_in_a_spoiled_scout_is_not_remembered(toy, spoiling, victim, isolation, tmp_path):
+def test_what_failed_in_a_spoiled_batch_worker_is_not_remembered(toy, spoiling, victim, isolation, tmp_path):
     budget = replace(BUDGET, isolation=isolation, example_database=tmp_path / "memory", seed=None, deterministic=False)
     functions = (spoiling, victim(raises=False), toy.wrong_above(600))
     jobs = [named(toy.job(function), f"mine{index}") for index, function in enumerate(functions)]
-    with contextlib.closing(Supervisor([(job, budget, None) for job in jobs])) as scouting:
-        outcomes = [outcome_from_message(job, scouting.run(index))[0] for index, job in enumerate(jobs)]
-        again = outcome_from_message(jobs[2], scouting.run(2))[0]
+    with contextlib.closing(Supervisor([Task(job, budget, None) for job in jobs])) as supervisor:
+        outcomes = [outcome_from_message(job, supervisor.run(index))[0] for index, job in enumerate(jobs)]
+        again = outcome_from_message(jobs[2], supervisor.run(2))[0]
     assert [outcome.remembered for outcome in (*outcomes, again)] == [False, False, False, True]
     assert (len(outcomes[1].poisonings), again.cases) == (1, 1)
     assert [path.name for path in (tmp_path / "memory").iterdir()] == [jobs[2].name]
 
 
-def test_time_between_cases_is_not_that_of_a_case(scouted, toy):
+def test_time_between_cases_is_not_that_of_a_case(supervised, toy):
     def features(case):
         time.sleep(0.5)
         return ()
 
-    (outcome,), pids = scouted(
+    (outcome,), pids = supervised(
         lambda inputs, target: toy.double(inputs), features=features, budget=replace(BUDGET, examples=2)
     )
     assert (outcome.verdict, outcome.poisonings, len(pids[0])) == (Verdict.HOLDS, [], 1)
 
 
-def test_a_defect_that_only_a_spoiled_scout_has_is_none(scouted, toy, spoiling, state):
+def test_a_defect_that_only_a_spoiled_batch_worker_has_is_none(supervised, toy, spoiling, state):
     def reference(inputs):
         if state.get("spoiled"):
             raise ZeroDivisionError("in the reference")
         return toy.component.reference(inputs)
 
-    (first, outcome), _ = scouted(spoiling, lambda inputs, target: toy.double(inputs), reference=reference)
+    (first, outcome), _ = supervised(spoiling, lambda inputs, target: toy.double(inputs), reference=reference)
     assert (first.verdict, outcome.verdict, outcome.cases) == (Verdict.HOLDS, Verdict.HOLDS, 40)
     assert "ZeroDivisionError: in the reference" in poisoning_of(outcome).error
 
 
 def test_what_was_told_of_a_job_is_not_in_the_journal_any_more(toy, planted, isolation, left):
-    tasks = [(toy.job(planted(exits={1000, *range(600)})), replace(BUDGET, isolation=isolation), None)]
-    with contextlib.closing(Supervisor(tasks)) as scouting:
-        assert outcome_from_message(tasks[0][0], scouting.run(0))[0].verdict is Verdict.RAISED
+    tasks = [Task(toy.job(planted(exits={1000, *range(600)})), replace(BUDGET, isolation=isolation), None)]
+    with contextlib.closing(Supervisor(tasks)) as supervisor:
+        assert outcome_from_message(tasks[0][0], supervisor.run(0))[0].verdict is Verdict.RAISED
         assert [path.read_text() for path in isolation.journal.iterdir()] == [""]
 
 
 def test_a_device_that_stays_lost_ends_the_run(toy, isolation, left, monkeypatch):
     monkeypatch.setattr("npudiff.run.isolation.batch_worker.probe_device", lambda target: False)
-    task = (toy.job(), replace(BUDGET, isolation=isolation), None)
-    with contextlib.closing(Supervisor([task])) as scouting, pytest.raises(DeviceLost, match="two fresh processes"):
-        scouting.run(0)
+    task = Task(toy.job(), replace(BUDGET, isolation=isolation), None)
+    with contextlib.closing(Supervisor([task])) as supervisor, pytest.raises(DeviceLost, match="two fresh processes"):
+        supervisor.run(0)
     with pytest.raises(DeviceLost, match="two fresh processes"):
         list(run_in_workers([task], 1))
 
@@ -343,9 +348,9 @@ def test_a_device_that_stays_lost_ends_the_run(toy, isolation, left, monkeypatch
 def test_a_device_that_is_lost_by_a_job_ends_the_run(toy, planted, isolation, left, monkeypatch):
     monkeypatch.setattr("npudiff.run.isolation.worker.probe_device", lambda target: False)
     job = toy.job(planted(segfaults=range(1001)))
-    task = (job, replace(BUDGET, isolation=isolation), None)
-    with contextlib.closing(Supervisor([task])) as scouting, pytest.raises(DeviceLost, match="two fresh processes"):
-        scouting.run(0)
+    task = Task(job, replace(BUDGET, isolation=isolation), None)
+    with contextlib.closing(Supervisor([task])) as supervisor, pytest.raises(DeviceLost, match="two fresh processes"):
+        supervisor.run(0)
     (behind,) = left_behind(isolation.journal)
     assert behind.job == "toy.mine.equivalence"
 
@@ -354,10 +359,10 @@ def test_a_defect_of_a_component_is_told_with_its_traceback(toy, isolation, left
     def broken(inputs):
         raise ZeroDivisionError("in the reference")
 
-    task = (toy.job(reference=broken), replace(BUDGET, isolation=isolation), None)
+    task = Task(toy.job(reference=broken), replace(BUDGET, isolation=isolation), None)
     defect = pytest.raises(WorkerDefect, match=r"(?s)Traceback.*ZeroDivisionError: in the reference")
-    with contextlib.closing(Supervisor([task])) as scouting, defect:
-        scouting.run(0)
+    with contextlib.closing(Supervisor([task])) as supervisor, defect:
+        supervisor.run(0)
 
 
 @pytest.mark.parametrize("while_starting", [True, False])
@@ -386,12 +391,12 @@ def test_what_a_job_says_that_was_interrupted_is_not_taken_for_the_next_ones(
         )
     before = signal.signal(signal.SIGALRM, interrupt)
     budget = replace(BUDGET, isolation=isolation)
-    tasks = [(toy.job(slow), budget, None), (toy.job(), budget, None)]
+    tasks = [Task(toy.job(slow), budget, None), Task(toy.job(), budget, None)]
     try:
-        with contextlib.closing(Supervisor(tasks)) as scouting:
+        with contextlib.closing(Supervisor(tasks)) as supervisor:
             with pytest.raises(Interrupted):
-                scouting.run(0)
-            outcome = outcome_from_message(tasks[1][0], scouting.run(1))[0]
+                supervisor.run(0)
+            outcome = outcome_from_message(tasks[1][0], supervisor.run(1))[0]
         assert (outcome.verdict, outcome.poisonings) == (Verdict.HOLDS, [])
     finally:
         signal.signal(signal.SIGALRM, before)
@@ -401,7 +406,7 @@ def with_faults_in(jobs, isolation, toy, workers):
     """Run jobs beside each other and after each other, each with a fault or none, and see that each tells its own."""
     budget = replace(BUDGET, isolation=isolation)
     tasks = [
-        (named(toy.job(function), f"mine{index}"), replace(budget, shrink=fault != "hangs"), None)
+        Task(named(toy.job(function), f"mine{index}"), replace(budget, shrink=fault != "hangs"), None)
         for index, (fault, function) in enumerate(jobs)
     ]
     results = sorted(run_in_workers(tasks, workers), key=lambda result: result[0])
@@ -448,7 +453,7 @@ def test_results_that_are_not_taken_leave_no_process_and_no_journal_behind(toy, 
         return toy.double(inputs)
 
     budget = replace(BUDGET, isolation=isolation)
-    tasks = [(toy.job(), budget, None), (toy.job(slow), replace(budget, examples=1000), None)]
+    tasks = [Task(toy.job(), budget, None), Task(toy.job(slow), replace(budget, examples=1000), None)]
     results = run_in_workers(tasks, 2)
     next(results)
     until = time.monotonic() + 5

@@ -15,13 +15,13 @@ from npudiff.model.codec import to_plain
 from npudiff.model.comparison import OutputComparison
 from npudiff.model.outcome import Failure
 from npudiff.show.picture import drawn
-from npudiff.show.run_page.record import FindingRecord, JobRecord, MutantRecord, RunRecord, Said
+from npudiff.show.run_page.record import EnvironmentEntry, FindingRecord, JobRecord, MutantRecord, RunRecord
 
 JOB = JobRecord("toy", "mine", "equivalence", "holds", cases=10, held=10, worst=0.5, worst_case="1 2 3", exact=False)
 
 RECORD = RunRecord(
     npudiff="0.1.0", command="check", started="2026-01-02T03:04:05Z", seconds=1.5, ended="complete", problem="",
-    environment=(Said("torch", "2.9"),), target="sim", device="cpu", cann="8.5", profile="dev", seed="1",
+    environment=(EnvironmentEntry("torch", "2.9"),), target="sim", device="cpu", cann="8.5", profile="dev", seed="1",
     examples="", budget="", scope=(), judged=True, jobs=(JOB,), findings=(), mutants=(),
 )  # fmt: skip
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from npudiff.show.run_page import findings_part
-from npudiff.show.run_page.findings_part import IN_FULL, WITH_PICTURES
+from npudiff.show.run_page import findings
+from npudiff.show.run_page.findings import IN_FULL, WITH_PICTURES
 from npudiff.show.run_page.margins import length
 from npudiff.show.run_page.page import run_page
-from npudiff.show.run_page.read import Kept, read_records
+from npudiff.show.run_page.read import StoredRun, read_records
 from npudiff.show.run_page.record import Count, KnownRecord
 
 
@@ -24,7 +24,7 @@ def page_of(tmp_path, check_page):
     root.mkdir()
 
     def make(*records, problems=(), strays=()):
-        text = run_page([Kept(one, root) for one in records], problems, strays, root / "report.html")
+        text = run_page([StoredRun(one, root) for one in records], problems, strays, root / "report.html")
         return text, check_page(text, root)
 
     return make
@@ -116,8 +116,8 @@ def test_a_page_that_is_no_plain_file_is_not_linked(page_of, failing, tmp_path):
 
 
 def test_pictures_and_words_have_an_end_and_every_implementation_its_share(page_of, failing, monkeypatch):
-    monkeypatch.setattr(findings_part, "IN_FULL", 7)
-    monkeypatch.setattr(findings_part, "WITH_PICTURES", 3)
+    monkeypatch.setattr(findings, "IN_FULL", 7)
+    monkeypatch.setattr(findings, "WITH_PICTURES", 3)
     changes = [{"implementation": f"i{n % 5}", "property_name": f"p{n}"} for n in range(50)]
     _, page = page_of(failing(*changes))
     assert [tag for tag, _ in page.tags].count("article") == 7
@@ -203,9 +203,9 @@ def test_regions_and_reasons_are_there(page_of, record, job):
 
 
 def test_runs_that_were_made_with_other_versions_say_so(page_of, record):
-    from npudiff.show.run_page.record import Said
+    from npudiff.show.run_page.record import EnvironmentEntry
 
-    later = record(started="2026-01-03T00:00:00Z", environment=(Said("torch", "3.0"),))
+    later = record(started="2026-01-03T00:00:00Z", environment=(EnvironmentEntry("torch", "3.0"),))
     _, page = page_of(record(), later)
     assert page.words.count("torch 3.0") == 1
     assert page.words.count("torch 2.9") == 1
@@ -215,7 +215,7 @@ def test_names_of_all_kinds_become_addresses(tmp_path, record, job, make_finding
     root = tmp_path / "a b" / "https:" / "é#?%"
     said = keep_finding(root, make_finding(1))
     content = record(jobs=(job(verdict="wrong value", findings=(said.folder,)),), findings=(said,))
-    page = parsed(run_page([Kept(content, root)], [], [], tmp_path / "elsewhere" / "r.html"))
+    page = parsed(run_page([StoredRun(content, root)], [], [], tmp_path / "elsewhere" / "r.html"))
     (link,) = (link for link in page.links if link.endswith("finding.html"))
     assert link == f"../a%20b/https%3A/%C3%A9%23%3F%25/findings/{said.folder}/finding.html"
 

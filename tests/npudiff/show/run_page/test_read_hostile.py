@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from npudiff.errors import UsageError
+from npudiff.findings.picture import read_pictures
 from npudiff.model.codec import to_plain
+from npudiff.show.finding_page import finding_page
+from npudiff.show.picture import drawn
 from npudiff.show.run_page import record as limits
 from npudiff.show.run_page.page import run_page
-from npudiff.show.run_page.read import Kept, finding_folder, read_record, read_records
+from npudiff.show.run_page.read import StoredRun, finding_folder, read_record, read_records
 
 HTML = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[2J\x00\u202e&<!--'
 
@@ -36,7 +40,7 @@ HTML = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[2J\x00\u202e
         ({"jobs": [3]}, "expected an object, got int"),
         ({"npudiff": "x" * 2001}, "a text of 2001 characters"),
         ({"scope": ["x"] * 50_001}, "50001 entries"),
-        ({"more": 1}, "unknown 'more'"),
+        ({"more": 1}, "unknown field 'more'"),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(record, put, change, expected):
@@ -148,6 +152,78 @@ def test_no_text_becomes_html(record, job, mutant, put, tmp_path, check_page, ma
     assert not [sign for sign in ("\x1b", "\x00", "\u202e", "<img", "<!--") if sign in text]
 
 
+SPOILT = "<script>alert(1)</script>\"'><b>{{ 7919*7919 }}{% raw %}${7919*7919}\u202e\u2066\u200b\x00\x1b[2J\x7f\x9b&lt;"
+"""Markup, quotes, template syntax, bidi controls, invisible and control characters."""
+
+
+def spoil(value, kept=()):
+    """Return a copy of a dataclass, list or mapping whose texts are hostile, but for the fields named."""
+    if isinstance(value, str):
+        return SPOILT
+    if isinstance(value, (tuple, list)):
+        return type(value)(spoil(item, kept) for item in value)
+    if isinstance(value, dict):
+        return {name: spoil(item, kept) for name, item in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        names = [name for name in value.__dataclass_fields__ if name not in kept]
+        return replace(value, **{name: spoil(getattr(value, name), kept) for name in names})
+    return value
+
+
+def assert_nothing_hostile(text):
+    assert "alert(1)" in text
+    assert not re.search(
+        r"<script|<b>|62710561|[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]", text
+    )
+    for attribute in re.findall(r'="[^"]*"', text):
+        assert "'" not in attribute or "'none'" in attribute
+        assert "<" not in attribute
+
+
+def test_hostile_text_in_every_field_is_shown_as_text(
+    record, job, mutant, put, tmp_path, check_page, make_finding, keep_finding
+):
+    out = tmp_path / "out"
+    detail = {
+        **dict.fromkeys(("line", "context", "then", "error", "output", "problem"), "x"),
+        "pattern": ["x"], "instead": ["x"], "first": {"line": "x", "pattern": ["x"]},
+        "published_criteria": [{"criterion": "x", "passes": True, "detail": "x"}],
+    }  # fmt: skip
+    odd = {"script": f"no script: {SPOILT}", "also_wrong": {SPOILT: 2.0}}
+    made = spoil(make_finding(1, detail=detail, environment={"x": "x"}))
+    made = replace(made, case={SPOILT: [SPOILT]}, detail={**made.detail, **odd}, environment={SPOILT: SPOILT})
+    said = keep_finding(out, made)
+    (picture,) = (out / "findings").glob("*/picture.json")
+    plain = json.loads(picture.read_text(encoding="utf-8"))
+    plain["pictures"][0] |= {"caption": SPOILT, "title": SPOILT, "labels": [SPOILT] * 3}
+    picture.write_text(json.dumps(plain), encoding="utf-8")
+
+    count = (limits.Count("x", 3),)
+    jobs = (
+        job(verdict="wrong value", findings=(said.folder,), features=count, reasons=count, not_applicable=3),
+        job(property_name="other"),
+        job(implementation="exact", exact=True, without=("x",)),
+    )
+    known = (limits.KnownRecord("x", "x", closes=True, link="x", expires="x"),)
+    full = record(jobs=jobs, mutants=(mutant(), mutant(found=False)), scope=("a",), problem="x", known=known, gate="x",
+                  seed="x", examples="x", budget="x")  # fmt: skip
+    spoilt = replace(spoil(full, ("verdict", "ended", "started", "folder", "findings")), ended="defect")
+    spoilt = replace(spoilt, findings=(replace(said, line=SPOILT, symptom=SPOILT),))
+    narrowed = replace(spoilt, started="2026-01-01T00:00:00Z", scope=(), judged=False, jobs=(spoilt.jobs[1],))
+    earlier = replace(narrowed, findings=(replace(said, folder="gone", line=SPOILT, symptom=SPOILT),))
+    runs = [StoredRun(one, out) for one in (earlier, spoilt)]
+    text = run_page(runs, [SPOILT], [SPOILT], out / "report.html")
+    check_page(text, out)
+    assert_nothing_hostile(text)
+    assert text.count("alert(1)") > 60
+
+    pictures = [(caption, drawn(grid)) for caption, grid in read_pictures(out / "findings" / said.folder)]
+    assert len(pictures) == 1
+    text = finding_page(made, out / "findings" / said.folder, pictures, [SPOILT])
+    assert_nothing_hostile(text)
+    assert text.count("alert(1)") > 20
+
+
 def test_the_words_of_a_finding_may_be_of_any_shape(record, job, put, tmp_path, check_page, make_finding, keep_finding):
     out = tmp_path / "out"
     details = [
@@ -172,11 +248,11 @@ def test_the_words_of_a_finding_may_be_of_any_shape(record, job, put, tmp_path, 
     ("options", "shown"),
     [
         ("--impl my/kernel.py", " --impl my/kernel.py"),
-        ("--impl 'a b.py'", " --impl &#x27;a b.py&#x27;"),
+        ("--impl 'a b.py'", " --impl &#39;a b.py&#39;"),
         ("--impl x; rm -rf ~", ""),
         ("; rm -rf ~", ""),
-        ("--impl '$(x)'", " --impl &#x27;$(x)&#x27;"),
-        ("--impl $(x)", " --impl &#x27;$(x)&#x27;"),
+        ("--impl '$(x)'", " --impl &#39;$(x)&#39;"),
+        ("--impl $(x)", " --impl &#39;$(x)&#39;"),
         ("--impl 'x", ""),
     ],
 )
@@ -276,7 +352,7 @@ def test_a_record_of_many_names_stays_small(record, job, mutant, tmp_path, check
         jobs=tuple(job(implementation=f"i{n}", component=f"c{n % 700}") for n in range(20_000)),
         mutants=tuple(mutant(implementation=f"m{n}") for n in range(20_000)),
     )
-    kept = [Kept(one, tmp_path) for one in [*places, wide]]
+    kept = [StoredRun(one, tmp_path) for one in [*places, wide]]
     text = run_page(kept, ["x"] * 10_000, ["y"] * 10_000, tmp_path / "r.html")
     check_page(text)
     assert len(text) < 6_000_000

@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from npudiff.commands import check
 from npudiff.errors import ExitCode
+from npudiff.findings import log
 from npudiff.run import discovery
-from npudiff.show.run_page import read, record, write
+from npudiff.show.run_page import read, record, record_file, write
 from npudiff.show.run_page.read import read_record, read_records
 
 QUICK = ("--target", "sim", "--cann", "8.5", "--examples", "10", "--seed", "1")
@@ -71,7 +71,7 @@ def test_a_finding_is_named_by_its_folder(cli, only, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_mutants_are_in_it(cli, only, workers):
-    cli("check", "swa_mask", *QUICK, "--workers", workers, "--where", "window=none,4")
+    cli("self-test", "swa_mask", "--target", "sim", "--seed", "1", "--workers", workers)
     found = {one.implementation: one for one in only().mutants}
     assert found["mask_without_tail"].found
     assert found["mask_without_tail"].smallest
@@ -162,7 +162,7 @@ def test_one_case_is_a_narrowed_run_without_jobs_that_are_missing(cli, only):
 
 
 def test_runs_of_one_second_do_not_take_each_others_place(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(check.time, "time", lambda: 1_800_000_000.0)
+    monkeypatch.setattr(log.time, "time", lambda: 1_800_000_000.0)
     for _ in range(3):
         cli("check", "swa_mask", "--impl", "eager", *QUICK)
     stem = "20270115T080000Z-sim-8.5"
@@ -196,8 +196,8 @@ def test_a_record_that_cannot_be_written_costs_no_finding(cli, tmp_path, monkeyp
 def test_a_record_is_there_as_a_whole(cli, tmp_path, monkeypatch):
     """What is written is not under its name until it is all there."""
     seen = []
-    monkeypatch.setattr(write.json, "dumps", lambda *a, **k: seen.append([*records(tmp_path)]) or "{}")
-    monkeypatch.setattr(write.Path, "replace", lambda self, path: seen.append(self.read_text()))
+    monkeypatch.setattr(record_file.json, "dumps", lambda *a, **k: seen.append([*records(tmp_path)]) or "{}")
+    monkeypatch.setattr(record_file.Path, "replace", lambda self, path: seen.append(self.read_text()))
     cli("check", "swa_mask", "--impl", "eager", *QUICK)
     assert seen[-1] == "{}\n"
 

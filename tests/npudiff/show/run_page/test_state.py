@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from npudiff.show.run_page.matrix import cell
-from npudiff.show.run_page.read import Kept
+from npudiff.show.run_page.read import StoredRun
 from npudiff.show.run_page.record import FindingRecord, KnownRecord
 from npudiff.show.run_page.state import State
 
@@ -23,7 +23,7 @@ def run(record, job):
             for name in one.findings
         )
         started = f"2026-01-02T03:{minute:02}:00Z"
-        return Kept(record(started=started, jobs=jobs, findings=findings, **changes), Path(root))
+        return StoredRun(record(started=started, jobs=jobs, findings=findings, **changes), Path(root))
 
     return make
 
@@ -50,13 +50,13 @@ def test_what_is_no_longer_found_is_not_lost(run, job):
 def test_a_finding_that_two_runs_have_is_one(run, job):
     state = State([run(1, failed(job)), run(2, failed(job))])
     assert len(state.findings) == 1
-    assert state.findings[0].kept.record.started == "2026-01-02T03:02:00Z"
+    assert state.findings[0].run.record.started == "2026-01-02T03:02:00Z"
     assert not state.earlier
 
 
 def test_a_finding_that_a_whole_and_a_narrowed_run_have_is_the_later_ones(run, job):
     state = State([run(1, failed(job)), run(2, failed(job), scope=("--where a=1",))])
-    assert [one.kept.record.started for one in state.findings] == ["2026-01-02T03:02:00Z"]
+    assert [one.run.record.started for one in state.findings] == ["2026-01-02T03:02:00Z"]
     assert cell(state.jobs)[0] == "1 finding"
 
 
@@ -102,7 +102,7 @@ def test_what_a_run_did_not_get_to_says_nothing(run, job):
 
 def test_targets_and_cann_stand_beside_each_other(run, job):
     runs = [run(1, job()), run(2, job(), cann="8.0"), run(3, job(), target="npu", cann="8.5")]
-    assert [place.text for place in State(runs).places] == ["npu, CANN 8.5", "sim, CANN 8.0", "sim, CANN 8.5"]
+    assert [place.text for place in State(runs).columns] == ["npu, CANN 8.5", "sim, CANN 8.0", "sim, CANN 8.5"]
 
 
 def test_a_mutant_counts_where_it_was_judged(run, mutant):

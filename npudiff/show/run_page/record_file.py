@@ -1,0 +1,82 @@
+"""Writes the file of a record as a whole or not at all, and removes the oldest ones.
+
+Nothing here imports torch: the process that collects what several of pytest's workers ran has no other use for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from npudiff.model.codec import to_plain
+from npudiff.show.run_page import record
+from npudiff.show.run_page.record import RunRecord
+
+_KEPT_NAME = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_.\-]+\.json")
+
+
+def write_record(run: RunRecord, root: Path) -> Path:
+    """Write a record below an output folder, and return the file.
+
+    The oldest records beyond ``MOST_KEPT`` are removed.
+    """
+    content = {"schema_version": record.SCHEMA_VERSION, **plain(run)}
+    folder = root / record.RUNS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _new_file(folder, run)
+    partial = folder / f".{path.name}.{os.getpid()}.partial"
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+    _forget_the_oldest(folder)
+    return path
+
+
+def merged(records: Sequence[RunRecord]) -> RunRecord:
+    """Return the record of a run from the records of its parts: the first one, with the jobs of all."""
+    first = records[0]
+    return replace(
+        first,
+        started=min(one.started for one in records),
+        jobs=tuple(job for one in records for job in one.jobs),
+        findings=tuple(dict.fromkeys(finding for one in records for finding in one.findings)),
+        mutants=tuple(mutant for one in records for mutant in one.mutants),
+    )
+
+
+def plain(run: RunRecord) -> dict[str, Any]:
+    """Return a record as plain values, without infinities: JSON has none, and no case that holds has one."""
+    values = to_plain(run)
+    assert isinstance(values, dict)  # noqa: S101 - what a dataclass becomes
+    for job in values["jobs"]:
+        job["worst"] = job["worst"] if math.isfinite(job["worst"]) else 0.0
+    return values
+
+
+def _new_file(folder: Path, run: RunRecord) -> Path:
+    """Reserve a file that no other run has."""
+    stamp = re.sub(r"[-:]", "", run.started)
+    stem = f"{stamp}-{_safe(run.target)}-{_safe(run.cann)}"
+    for number in range(1, 10_000):
+        path = folder / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
+        with contextlib.suppress(FileExistsError):
+            path.open("x").close()
+            return path
+    raise FileExistsError(f"{folder}: 10,000 runs in one second")
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:40] or "unnamed"
+
+
+def _forget_the_oldest(folder: Path) -> None:
+    """Remove the oldest records, and no other file."""
+    names = sorted(path for path in folder.iterdir() if _KEPT_NAME.fullmatch(path.name) and not path.is_symlink())
+    for path in names[: -record.MOST_KEPT]:
+        path.unlink(missing_ok=True)
