@@ -14,10 +14,8 @@ from benchmarks.measure import Row, medians, seconds
 from npudiff.device.ascend.moe_experts import routed_v2
 from npudiff.judge.compare import compare
 from npudiff.model.component import Subject
-from npudiff.properties.grouped_matmul import GroupedMatmulCase
-from npudiff.properties.grouped_matmul import build_inputs
-from npudiff.properties.moe_experts import component
-from npudiff.properties.moe_experts import MoeExpertsCase
+from npudiff.properties.grouped_matmul import GroupedMatmulCase, build_inputs
+from npudiff.properties.moe_experts import MoeExpertsCase, component
 from npudiff.reference.grouped_matmul import GroupedMatmulInputs, counts_of, grouped_matmul
 from npudiff.run.discovery import load_target
 
