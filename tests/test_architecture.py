@@ -26,7 +26,7 @@ MAY_IMPORT = {
 }
 THIRD_PARTIES = {
     "reference": {"torch"},
-    # typing_extensions is for type checkers only: the TypeVars of Implementation have a default
+    # typing_extensions is for type checkers only: TypeVars of Implementation and Component have a default
     "npudiff": {
         "torch",
         "numpy",

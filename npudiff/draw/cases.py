@@ -6,7 +6,7 @@ fields, and stand here as well so that a component has one place to import them 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import assume
@@ -43,30 +43,35 @@ def _draw_case(draw: st.DrawFn, kind: type[Case], boxes: Sequence[Box]) -> Any: 
     if kind.outliers:
         choose.draw_outlier_axis(kind.axes(), *kind.outliers)
     known.update(far=choose.far, box=box)
-    for name, quantity in said.drawn:
-        value = _drawn(choose, box, draft, name, quantity)
-        assume(quantity.assumes is None or quantity.assumes(draft, value))
-        known[name] = value
-        if quantity.into is not None:
-            known.update(quantity.into(value))
+    value = choose.value
+    for name, quantity, is_plain in said.drawn:
+        if is_plain:
+            known[name] = value(box, name, quantity.drawn(draft) if callable(quantity.drawn) else quantity.drawn or ())
+        else:
+            known.update(_drawn(choose, box, draft, name, quantity))
     unused = {name: said.defaults[name] for name, quantity in said.optional if not quantity(draft)}
     case = kind(**{name: unused.get(name, known[name]) for name in said.fields})
-    assume(case.is_cheap() and not any(True for _ in case.problems()))
+    assume(case.is_cheap() and next(iter(case.problems()), None) is None)
     return choose.tie_sizes(case, kind.tied, kind.values, kind.check, box) if kind.tied else case
 
 
-def _drawn(choose: Chooser, box: Box, draft: Case, name: str, quantity: Quantity) -> Any:  # noqa: ANN401 - of any type
-    """Draw one quantity of a draft."""
+def _drawn(choose: Chooser, box: Box, draft: Case, name: str, quantity: Quantity) -> Mapping[str, Any]:
+    """Draw one quantity of a draft, and return it with the fields that it is kept in."""
     if quantity.draw is not None:
-        return quantity.draw(choose, box, draft)
-    options = quantity.drawn(draft) if callable(quantity.drawn) else quantity.drawn
-    assert options is not None  # noqa: S101 - what has no draw function has options
-    if quantity.fits is None and quantity.affordable is None:
-        return choose.value(box, name, options)
-    allowed = choose.options(box, name, options)
+        value = quantity.draw(choose, box, draft)
+    else:
+        options = quantity.drawn(draft) if callable(quantity.drawn) else quantity.drawn
+        assert options is not None  # noqa: S101 - what has no draw function has options
+        value = choose.pick(_fitting(choose.options(box, name, options), draft, quantity))
+    assume(quantity.assumes is None or quantity.assumes(draft, value))
+    return {name: value} if quantity.into is None else {name: value, **quantity.into(value)}
+
+
+def _fitting(options: Sequence[Any], draft: Case, quantity: Quantity) -> Sequence[Any]:
+    """Leave out what does not go with the draft, and what a case may not cost; the smallest stays."""
     if quantity.fits is not None:
-        allowed = [value for value in allowed if quantity.fits(draft, value)]
-        assume(allowed)
+        options = [value for value in options if quantity.fits(draft, value)]
+        assume(options)
     if quantity.affordable is not None:
-        allowed = [value for value in allowed if quantity.affordable(draft, value)] or [min(allowed)]
-    return choose.pick(allowed)
+        options = [value for value in options if quantity.affordable(draft, value)] or [min(options)]
+    return options

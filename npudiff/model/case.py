@@ -65,6 +65,11 @@ class Quantity:
         """Whether the quantity has a draw of its own."""
         return self.drawn is not None or self.draw is not None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the quantity is drawn from options alone, as most are."""
+        return not any((self.draw, self.fits, self.assumes, self.affordable, self.into))
+
     def refuse(self, name: str, given: object) -> None:
         """Raise ``ValueError`` for a value that is not legal."""
         reason = Axis(self.meaning, self.legal, self.optional).reason_against(name, given)
@@ -194,8 +199,8 @@ class Declaration:
     """What constraints may name."""
     shown: tuple[str, ...]
     """What texts say, in order."""
-    drawn: tuple[tuple[str, Quantity], ...]
-    """What is drawn, in order."""
+    drawn: tuple[tuple[str, Quantity, bool], ...]
+    """What is drawn, in order, and whether it is drawn from options alone."""
     optional: tuple[tuple[str, Callable[[Any], bool]], ...]
     """Fields that not every case uses, and whether a case does. They are drawn all the same, so that choices keep their
     alignment, and then have their default."""
@@ -220,7 +225,7 @@ def _declaration(kind: Any) -> Declaration:  # noqa: ANN401 - a class of cases
         fields=tuple(fields),
         axes={name: _as_axis(said) for name, said in found.items() if said.meaning},
         shown=tuple(name for name in shown if name in found and found[name].shown != ""),
-        drawn=tuple((name, found[name]) for name in drawn if found[name].is_drawn),
+        drawn=tuple((name, found[name], found[name].is_plain) for name in drawn if found[name].is_drawn),
         optional=tuple(
             (name, applies) for name in fields if (applies := found[name].applies) is not None and name in defaults
         ),

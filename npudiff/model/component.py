@@ -7,15 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from typing_extensions import TypeVar
-
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.case import DeclaredCase
 from npudiff.model.comparison import Comparison
 from npudiff.model.constraints import Axis, Box, Constraints
 from npudiff.model.exclusion import Exclusion
 from npudiff.model.fingerprint import fingerprint
-from npudiff.model.implementation import Implementation, outputs_of
+from npudiff.model.implementation import Implementation, InputsT, outputs_of
 from npudiff.model.target import Target
 
 if TYPE_CHECKING:
@@ -23,9 +21,17 @@ if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
     from hypothesis.strategies import SearchStrategy
 
+# A plain ``Component`` is one of any case and inputs, as in ``implementation``.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    CaseT = TypeVar("CaseT", default=Any)
+else:
+    from typing import TypeVar
+
+    CaseT = TypeVar("CaseT")
+
 Answer = TypeVar("Answer")
-CaseT = TypeVar("CaseT", default=Any)
-InputsT = TypeVar("InputsT", default=Any)
 
 
 class ExpectedOutput(Protocol):

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from npudiff.model.case import DeclaredCase, axis, derived, part, seed
-from npudiff.properties._shared.head_dims import HEAD_DIMS, join_head_dims
+from npudiff.properties._shared.head_dims import join_head_dims
 from npudiff.reference.hybrid_pools import PageLedger, PoolSizes, Step, in_words, new_tokens
 from npudiff.reference.hybrid_pools.steps import Allocate, Evict, Readmit
 
 POISONS = ("large", "nan")
+HEAD_DIMS = ("64", "128", "192/128", "80", "96", "192", "256")
 DIMS = ("64", "64", "64", "128", "192/128")
 KINDS = ("decode", "extend", "evict", "free", "preempt", "readmit", "share", "fork")
 """Steps that an implementation may support or not; without ``allocate`` there is nothing to do."""

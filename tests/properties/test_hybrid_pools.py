@@ -161,14 +161,14 @@ def test_of_a_long_trace_the_last_steps_are_shown():
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (case(page_size=1), "page_size must be one of 2..1024, got 1"),
+        (case(page_size=1), "page_size must lie in 2..1024, got 1"),
         (case(full_pages=0), "full_pages"),
         (case(window=0), "window"),
         (case(requests=0), "requests"),
-        (case(head_dim=48), "head_dims must be one of"),
+        (case(head_dim=48), "head_dims is one of"),
         (case(dtype="float32"), "dtype"),
         (case(poison="zero"), "poison"),
-        (case(seed=-1), "a seed in"),
+        (case(seed=-1), "seed must lie in"),
         (case(kv_heads=1024), "at most 256 heads"),
         (case(page_size=1024, full_pages=2**16), "more than 67108864 elements"),
         (

@@ -114,7 +114,7 @@ def test_a_case_that_has_a_problem_is_not_drawn():
 
 def test_an_earlier_name_of_a_field_is_read():
     assert loads(SomeCase, '{"rows":3,"columns":8}') == SomeCase(3, 8)
-    with pytest.raises(ValueError, match="unknown 'colums'"):
+    with pytest.raises(ValueError, match="unknown field 'colums'"):
         loads(SomeCase, '{"rows":3,"colums":8}')
 
 
