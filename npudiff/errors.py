@@ -23,7 +23,7 @@ class UsageError(Exception):
     """What the user asked for cannot be done as asked; the message is the one line that they see."""
 
 
-class DeviceLost(Exception):  # noqa: N818 - what happened
+class DeviceLost(Exception):
     """A fresh process does not get a known answer from the device: no result counts any more."""
 
 

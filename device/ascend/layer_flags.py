@@ -18,7 +18,7 @@ FLAGS = {
 }
 
 
-class FlagsRefused(ValueError):  # noqa: N818 - named for what happened
+class FlagsRefused(ValueError):
     """The backend has no path for these flags and this layer; the message is the reason."""
 
 

@@ -25,7 +25,7 @@ class ErrorCode(str, Enum):
     TILING = "aclnn 561002"
 
 
-class OperatorRejected(RuntimeError):  # noqa: N818 - says what happened
+class OperatorRejected(RuntimeError):
     """The real operator refuses this call before it computes anything.
 
     Parameters
@@ -49,7 +49,7 @@ class OperatorRejected(RuntimeError):  # noqa: N818 - says what happened
         self.code = code
 
 
-class NotSimulated(RuntimeError):  # noqa: N818
+class NotSimulated(RuntimeError):
     """The call may be legal on hardware, but the simulator does not implement it.
 
     Parameters
@@ -70,7 +70,7 @@ class NotSimulated(RuntimeError):  # noqa: N818
         self.argument = argument
 
 
-class UndefinedBehaviour(RuntimeError):  # noqa: N818
+class UndefinedBehaviour(RuntimeError):
     """Hardware accepts this call and then computes something that its contract does not say."""
 
 

@@ -41,7 +41,7 @@ FLAGS = (
 """Flags of a shared library; -Bsymbolic lets its functions call each other, and not those of another of its name."""
 
 
-class CannotBuild(RuntimeError):  # noqa: N818 - named for what is the case
+class CannotBuild(RuntimeError):
     """The stand-in cannot be built here; the message says why in one line."""
 
 

@@ -46,7 +46,7 @@ class SharedLibrary:
     C library or a compiler's, are left out."""
 
 
-class NotSharedLibrary(ValueError):  # noqa: N818 - named for what is the case
+class NotSharedLibrary(ValueError):
     """The file is not a little-endian 64-bit ELF library, or is damaged."""
 
 

@@ -29,7 +29,7 @@ def format_cast(rename: Cast) -> Cast:
     """
 
     def kernel(
-        input: Tensor,  # noqa: A002 - the schema's name
+        input: Tensor,
         acl_format: int,
         *,
         customize_dtype: int | None = None,
@@ -60,7 +60,7 @@ def _is_allowed(acl_format: int) -> bool:
 def format_cast_like(cast: Cast) -> Cast:
     """Return the kernel of ``npu_format_cast.Tensor``."""
 
-    def kernel(input: Tensor, dst: Tensor, **options: int | None) -> Tensor:  # noqa: A002
+    def kernel(input: Tensor, dst: Tensor, **options: int | None) -> Tensor:
         return cast(input, int(storage_format(dst)), **options)
 
     return kernel
@@ -69,7 +69,7 @@ def format_cast_like(cast: Cast) -> Cast:
 def format_cast_in_place(cast: Cast) -> Cast:
     """Return the kernel of ``npu_format_cast_.acl_format``: the tensor gets the storage of its cast."""
 
-    def kernel(input: Tensor, acl_format: int, **options: int | None) -> Tensor:  # noqa: A002
+    def kernel(input: Tensor, acl_format: int, **options: int | None) -> Tensor:
         made = cast(input, acl_format, **options)
         if made is not input:
             with torch.no_grad():
@@ -82,7 +82,7 @@ def format_cast_in_place(cast: Cast) -> Cast:
 def format_cast_in_place_from(cast_in_place: Cast) -> Cast:
     """Return the kernel of ``npu_format_cast_``, which copies values across formats."""
 
-    def kernel(input: Tensor, src: Tensor, **options: int | None) -> Tensor:  # noqa: A002
+    def kernel(input: Tensor, src: Tensor, **options: int | None) -> Tensor:
         differ = in_tiles(input) != in_tiles(src)
         if differ and active_profile().format_cast_from_tensor == "takes_format":
             return cast_in_place(input, int(storage_format(src)), **options)

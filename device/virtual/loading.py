@@ -16,7 +16,7 @@ from pathlib import Path
 from npudiff.device.virtual.build import RUNTIME, CannotBuild, build
 
 
-class VirtualNpuUnavailable(RuntimeError):  # noqa: N818 - named for what is the case
+class VirtualNpuUnavailable(RuntimeError):
     """The virtual NPU cannot run here; the message says why in one line."""
 
 

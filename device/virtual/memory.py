@@ -18,7 +18,7 @@ _DESCRIBED = "_npudiff_storage_format"
 """Attributes of a device storage: the host storage over its bytes, and what it was cast from. They go with it."""
 
 
-class NotOnVirtualNpu(RuntimeError):  # noqa: N818 - named for what is the case
+class NotOnVirtualNpu(RuntimeError):
     """The virtual NPU cannot do what it was asked; the message says what."""
 
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from npudiff.model.anything import AnyCase
 from npudiff.model.component import Subject
 from npudiff.model.constraints import SEEDS
 
@@ -23,12 +24,12 @@ _LENGTHS: tuple[Callable[[int], int], ...] = (
 )
 
 
-def shrunk(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case of any component
+def shrunk(subject: Subject, case: AnyCase) -> AnyCase | None:
     """Return a case with half as many rows or requests, or with shorter ones; None where there is none."""
     return _first_legal(subject, case, _shrunk, 1)
 
 
-def same_size(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case of any component
+def same_size(subject: Subject, case: AnyCase) -> AnyCase | None:
     """Return a case with as many rows or requests, of other lengths where they have lengths, and of other data.
 
     A graph that was captured for one of them is replayed for the other. None where there is none.
@@ -36,12 +37,12 @@ def same_size(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a ca
     return _first_legal(subject, case, _same_size, 2)
 
 
-def grown(subject: Subject, case: Any) -> Any | None:  # noqa: ANN401 - a case of any component
+def grown(subject: Subject, case: AnyCase) -> AnyCase | None:
     """Return a case with twice as many rows, or with one request more; None where there is none."""
     return _first_legal(subject, case, _grown, 3)
 
 
-def longer(subject: Subject, case: Any) -> Sequence[Any]:  # noqa: ANN401 - a case of any component
+def longer(subject: Subject, case: AnyCase) -> Sequence[AnyCase]:
     """Return cases of as many requests, each longer than the longest, one case for each length that a request has.
 
     What keeps the most that it has seen, and writes it only where there is more, is then right for nothing smaller.
@@ -54,7 +55,7 @@ def longer(subject: Subject, case: Any) -> Sequence[Any]:  # noqa: ANN401 - a ca
     return [other for other in found if other is not None]
 
 
-def _first_legal(subject: Subject, case: Any, sizes: Callable[[Size], Iterable[Size]], step: int) -> Any | None:  # noqa: ANN401
+def _first_legal(subject: Subject, case: AnyCase, sizes: Callable[[Size], Iterable[Size]], step: int) -> AnyCase | None:
     """The first case of some sizes that can be built and that the implementation supports."""
     name = _field_of_size(case)
     for size in () if name is None else sizes(getattr(case, name)):
@@ -64,18 +65,18 @@ def _first_legal(subject: Subject, case: Any, sizes: Callable[[Size], Iterable[S
     return None
 
 
-def _field_of_size(case: Any) -> str | None:  # noqa: ANN401
+def _field_of_size(case: AnyCase) -> str | None:
     names = (field.name for field in dataclasses.fields(case))
     return next((name for name in names if type(getattr(case, name)) in (int, tuple)), None)
 
 
-def _of_other_data(case: Any, step: int) -> Any:  # noqa: ANN401
+def _of_other_data(case: AnyCase, step: int) -> AnyCase:
     """The same case with another seed: a row left by another call must not be right by chance."""
     seed = getattr(case, "seed", None)
     return case if seed is None else dataclasses.replace(case, seed=(seed + step) % SEEDS)
 
 
-def _is_legal(subject: Subject, case: Any) -> bool:  # noqa: ANN401
+def _is_legal(subject: Subject, case: AnyCase) -> bool:
     try:
         subject.component.check_case(case)
     except ValueError:
@@ -126,14 +127,14 @@ def _other_lengths(parts: tuple[Any, ...], changes: Iterable[Callable[[int], int
                 yield others
 
 
-def _lengths_of(part: Any) -> Sequence[str | None]:  # noqa: ANN401
+def _lengths_of(part: AnyCase) -> Sequence[str | None]:
     """What may be a length in a part: its integers, the last one first; None for a part that is an integer."""
     if not dataclasses.is_dataclass(part):
         return [None] if type(part) is int else []
     return [field.name for field in dataclasses.fields(part) if type(getattr(part, field.name)) is int][::-1]
 
 
-def _with_length(part: Any, name: str | None, change: Callable[[int], int]) -> Any:  # noqa: ANN401
+def _with_length(part: AnyCase, name: str | None, change: Callable[[int], int]) -> AnyCase:
     if name is None:
         return max(0, change(part))
     return dataclasses.replace(part, **{name: max(0, change(getattr(part, name)))})

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis.stateful import RuleBasedStateMachine, initialize
 
 from npudiff.draw.chooser import SOURCE, Chooser
+from npudiff.model.anything import AnyCase, AnyStep
 from npudiff.model.component import TraceListener
 from npudiff.model.constraints import Constraints
 
@@ -37,7 +38,7 @@ class Machine(RuleBasedStateMachine):
         self.constraints, self._listener = constraints, listener
         self.case = None
 
-    def opening(self) -> Any:  # noqa: ANN401 - a case of any component with history
+    def opening(self) -> AnyCase:
         """Draw a case without steps."""
         raise NotImplementedError(f"{type(self).__name__} has to draw the case with which a run begins")
 
@@ -48,7 +49,7 @@ class Machine(RuleBasedStateMachine):
         self.case = self.opening()
         self._listener.begin(self.case)
 
-    def take(self, step: Any) -> None:  # noqa: ANN401 - a step of any component
+    def take(self, step: AnyStep) -> None:
         """Add a step to the trace, and have it judged."""
         self.case = replace(self.case, steps=(*self.case.steps, step))
         self._listener.take(self.case)

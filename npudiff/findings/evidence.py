@@ -13,6 +13,7 @@ from npudiff.findings.finding import Finding
 from npudiff.judge.criteria import published_verdicts
 from npudiff.judge.misplaced import explain_misplaced
 from npudiff.judge.pattern import describe_pattern, worst_element, worst_gain
+from npudiff.model.anything import AnyInputs
 from npudiff.model.codec import loads, to_plain
 from npudiff.model.comparison import OutputComparison
 from npudiff.model.component import Component
@@ -147,7 +148,7 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
 def _described_output(
     output: OutputComparison,
     coordinates: Mapping[str, torch.Tensor],
-    inputs: Any,  # noqa: ANN401 - the component's own contract
+    inputs: AnyInputs,
 ) -> dict[str, Any]:
     """Say in words where it is wrong, and what others would say; a defect in that is told, and costs no finding."""
     try:
@@ -181,7 +182,7 @@ def _first(outcome: Outcome) -> dict[str, Any]:
     return first
 
 
-def coordinates_of(component: Component, inputs: Any, output: OutputComparison) -> Mapping[str, torch.Tensor]:  # noqa: ANN401
+def coordinates_of(component: Component, inputs: AnyInputs, output: OutputComparison) -> Mapping[str, torch.Tensor]:
     """Where each element is, in the component's words; by index where a relation compared other rows."""
     named = component.coordinates(inputs, output.name)
     if all(_broadcasts(values, output.ratio) for values in named.values()):

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from npudiff.errors import DeviceLost, UsageError, unknown
 from npudiff.findings.evidence import AFTER_OTHERS, POISONS
 from npudiff.findings.finding import FINDING_FILE, Finding, read_finding
 from npudiff.judge.properties import properties_of
+from npudiff.model.anything import AnyCase
 from npudiff.model.codec import from_plain
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.job import Isolation, Job
@@ -100,7 +100,7 @@ def replay(
     return _told(folder, finding, outcome, case)
 
 
-def _told(folder: Path, finding: Finding, outcome: Outcome, case: Any) -> Replay:  # noqa: ANN401 - of any component
+def _told(folder: Path, finding: Finding, outcome: Outcome, case: AnyCase) -> Replay:
     """What became of a finding whose case was run again."""
     described = f"{outcome.job.name}: {outcome.job.subject.component.describe(case)}"
     if outcome.poisonings:
@@ -117,7 +117,7 @@ def _told(folder: Path, finding: Finding, outcome: Outcome, case: Any) -> Replay
     return Replay(folder, ReplayVerdict.FIXED, line, outcome)
 
 
-def _run(finding: Finding, job: Job, case: Any, isolation: Isolation, isolate: bool | None) -> Outcome:  # noqa: ANN401
+def _run(finding: Finding, job: Job, case: AnyCase, isolation: Isolation, isolate: bool | None) -> Outcome:
     """Run the case; one that poisons is run before the case in which that was seen."""
     poisons = finding.verdict == POISONS
     kills = poisons or finding.verdict in {kind.value for kind in Kind if kind is not Kind.RAISED}

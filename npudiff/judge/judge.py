@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Protocol
 
+from npudiff.model.anything import AnyCase
 from npudiff.model.comparison import Comparison, Passed
 from npudiff.model.component import Session, Subject
 from npudiff.model.job import Job
@@ -15,13 +16,13 @@ class Judge(Protocol):
     """Says of cases whether the property of a job holds."""
 
     @property
-    def case(self) -> Any:  # noqa: ANN401 - a case of any component
+    def case(self) -> AnyCase:
         """What was judged last. Of a component with history: the part of the trace up to the step that failed."""
 
     def begin(self) -> None:
         """Forget how far a trace was walked: the next one is walked from its beginning."""
 
-    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Passed:  # noqa: ANN401 - a case of any component
+    def check(self, case: AnyCase, *, thorough: bool = True) -> Comparison | Passed:
         """Judge a case, or those steps of a trace that were not walked yet.
 
         Parameters
@@ -62,7 +63,7 @@ class TraceExecutor:
         self._session: Session | None = None
         self.case: Any = None
 
-    def run_to(self, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component with history
+    def run_to(self, case: AnyCase) -> Comparison:
         """Take those steps of a trace that were not taken yet, up to the first that fails.
 
         Returns
@@ -80,7 +81,7 @@ class TraceExecutor:
             worst = max(worst, comparison, key=lambda one: one.worst)
         return worst
 
-    def _opened(self, case: Any) -> Session:  # noqa: ANN401 - a case of any component with history
+    def _opened(self, case: AnyCase) -> Session:
         if self._session is None:
             history = self._subject.component.history
             if history is None:
@@ -103,7 +104,7 @@ class LocalJudge:
         subject = self._job.subject
         self._executor = None if subject.component.history is None else TraceExecutor(subject)
 
-    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Passed:  # noqa: ANN401 - a case of any component
+    def check(self, case: AnyCase, *, thorough: bool = True) -> Comparison | Passed:
         """Judge a case here."""
         del thorough
         self.case = case

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
 from npudiff.judge.compare import compare, same_bits
+from npudiff.model.anything import AnyCase
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, ImplementationRaised, NotApplicable, Property, Subject
 from npudiff.model.implementation import Implementation
 
 
-def _calls_are_independent(subject: Subject, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component
+def _calls_are_independent(subject: Subject, case: AnyCase) -> Comparison:
     """Call with the case alone; then one object with less, as many that are longer, as much, the case, more, the case.
 
     All answers to the case must have the same bits. What was captured for another batch of its size, made for a
@@ -43,7 +43,7 @@ def _calls_are_independent(subject: Subject, case: Any) -> Comparison:  # noqa: 
     return same_bits(alone, live.run(inputs), f"the same inputs alone, and after {component.describe(after)}")
 
 
-def _call(live: Subject, other: Any) -> None:  # noqa: ANN401
+def _call(live: Subject, other: AnyCase) -> None:
     """Make another call. What it raises says nothing of the case; equivalence is there for cases by themselves."""
     with contextlib.suppress(ImplementationRaised):
         live.run(live.component.inputs(other))
@@ -66,7 +66,7 @@ STATEFUL_EXAMPLE_RATIO = 0.25
 """Examples of ``CALL_INDEPENDENCE`` per example of equivalence, of a stateful implementation."""
 
 
-def _equivalent(subject: Subject, case: Any) -> Comparison:  # noqa: ANN401 - a case of any component
+def _equivalent(subject: Subject, case: AnyCase) -> Comparison:
     inputs = subject.component.inputs(case)
     return compare(subject.expected(inputs), subject.run(inputs))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import bounds_of, compare_runs, same_bits
+from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import CaseT, Property, Subject
 from npudiff.model.constraints import Box
@@ -107,7 +108,7 @@ def tokens_do_not_mix(*names: str, most: int = 2**16, within: Box | None = None)
         What the cases are narrowed to besides.
     """
 
-    def moved(inputs: Any, case: Any) -> Changed[Any]:  # noqa: ANN401 - of any component
+    def moved(inputs: AnyInputs, case: AnyCase) -> Changed[Any]:
         return rows_reordered(inputs, Stream(case.seed, "order").permutation(case.tokens), *names)
 
     limits = {"tokens": range(2, most + 1), **(within or {})}

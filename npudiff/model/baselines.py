@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from npudiff.model.anything import AnyInputs
 from npudiff.model.constraints import Box
 
 
-def _as_they_are(inputs: Any) -> Any:  # noqa: ANN401 - the component's own contract
+def _as_they_are(inputs: AnyInputs) -> AnyInputs:
     return inputs
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
+from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs, AnyStep
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.case import DeclaredCase
 from npudiff.model.comparison import Comparison
@@ -54,7 +55,7 @@ class ExpectedOutput(Protocol):
         """The largest correct gain error of each row; None where nothing is said of it."""
 
 
-class NotApplicable(Exception):  # noqa: N818 - it is an answer, not an error
+class NotApplicable(Exception):
     """The property says nothing about this case and implementation; the message is the reason, and it is counted."""
 
 
@@ -79,20 +80,20 @@ class Property(Generic[CaseT]):
 class TraceListener(Protocol):
     """What a machine tells of its run; the engine is one."""
 
-    def begin(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
+    def begin(self, case: AnyCase) -> None:
         """A run begins with a case without steps."""
 
-    def take(self, case: Any) -> None:  # noqa: ANN401
+    def take(self, case: AnyCase) -> None:
         """The case has one more step. Raises to end the run if it fails."""
 
-    def end(self, case: Any) -> None:  # noqa: ANN401
+    def end(self, case: AnyCase) -> None:
         """The run is over, whatever the reason."""
 
 
 class Session(Protocol):
     """A live object of an implementation beside what the reference remembers."""
 
-    def take(self, step: Any) -> Comparison:  # noqa: ANN401 - a step of any component
+    def take(self, step: AnyStep) -> Comparison:
         """Take a step on both, and compare what can be seen of them."""
 
 
@@ -186,11 +187,11 @@ class Component(Generic[CaseT, InputsT]):
             raise ValueError(f"{self.name} says nothing of {', '.join(missing)}, and its cases are not declared")
 
 
-class InputsChanged(Exception):  # noqa: N818 - named for what happened
+class InputsChanged(Exception):
     """An implementation wrote into the tensors that it was given; on a device that corrupts a cache or a table."""
 
 
-class ImplementationRaised(Exception):  # noqa: N818 - named for what happened
+class ImplementationRaised(Exception):
     """An implementation raised; the original exception is the cause. It is a finding, never a skip."""
 
 
@@ -215,7 +216,7 @@ class Subject:
         """Component and implementation: what tables and findings are grouped by."""
         return self.component.name, self.implementation.name
 
-    def run(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401 - the component's own contract
+    def run(self, inputs: AnyInputs) -> Mapping[str, torch.Tensor]:
         """Return the outputs on the host.
 
         Asking them for an output that the implementation leaves out raises ``NotApplicable``.
@@ -234,7 +235,7 @@ class Subject:
         """
         return dataclasses.replace(self, implementation=self.implementation.fresh())
 
-    def create(self, inputs: Any) -> Any:  # noqa: ANN401 - the component's own contract
+    def create(self, inputs: AnyInputs) -> AnyOutputs:
         """Return the live object that the implementation of a component with history makes of its inputs.
 
         Raises
@@ -276,11 +277,11 @@ class Subject:
             raise ImplementationRaised(str(cause)) from cause
         return answer
 
-    def _outputs(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401
+    def _outputs(self, inputs: AnyInputs) -> Mapping[str, torch.Tensor]:
         result = outputs_of(self.implementation(inputs, self.target), self.component.outputs)
         return Returned((name, tensor.detach().cpu()) for name, tensor in result.items())
 
-    def expected(self, inputs: Any) -> Mapping[str, ExpectedOutput]:  # noqa: ANN401 - the component's own contract
+    def expected(self, inputs: AnyInputs) -> Mapping[str, ExpectedOutput]:
         """Return what the reference says of these inputs."""
         return self.component.reference(inputs)
 

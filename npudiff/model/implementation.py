@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from npudiff.errors import UsageError
+from npudiff.model.anything import AnyInputs, AnyOutputs
 from npudiff.model.constraints import Box, Constraints
 from npudiff.model.target import Target
 
@@ -231,7 +232,7 @@ def refuse_unknown(function: str, unknown: Mapping[str, object]) -> None:
 def _afresh(opens: Callable[[], ImplementationFunction]) -> ImplementationFunction:
     """Make a function that opens another one for each call."""
 
-    def function(inputs: Any, target: Target) -> Any:  # noqa: ANN401 - the component's own contract
+    def function(inputs: AnyInputs, target: Target) -> AnyOutputs:
         return opens()(inputs, target)
 
     return function
@@ -241,7 +242,7 @@ def _moving(function: Callable[..., Any], *, stateful: bool) -> Callable[..., An
     """Make the same function, or what makes it if it is stateful, for inputs on the host."""
 
     @functools.wraps(function)
-    def moving(inputs: Any, target: Target) -> Any:  # noqa: ANN401 - the component's own contract
+    def moving(inputs: AnyInputs, target: Target) -> AnyOutputs:
         return function(inputs.to(target.device), target)
 
     @functools.wraps(function)

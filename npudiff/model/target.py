@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 
-class TargetUnavailable(Exception):  # noqa: N818 - named for what is the case
+class TargetUnavailable(Exception):
     """The target cannot run here; the message says why and what to do."""
 
 

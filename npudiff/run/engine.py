@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from npudiff.draw.presets import UNBOUNDED_EXAMPLES, hypothesis_settings
 from npudiff.judge.judge import Judge, LocalJudge
+from npudiff.model.anything import AnyCase
 from npudiff.model.codec import loads
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import History, ImplementationRaised, NotApplicable
@@ -35,7 +36,7 @@ REPEATED = 3
 """Times that the smallest failing case is run again, to tell whether it always fails."""
 
 
-class Fails(Exception):  # noqa: N818 - tells Hypothesis that a case fails
+class Fails(Exception):
     """A case fails."""
 
 
@@ -85,7 +86,7 @@ class CaseRun:
         """Draw cases and run them."""
         job, seed = self.outcome.job, self.budget.drawn_with
 
-        def test(case: Any) -> None:  # noqa: ANN401 - a case of any component
+        def test(case: AnyCase) -> None:
             self.case(case)
 
         budget = self.budget
@@ -115,13 +116,13 @@ class CaseRun:
             self.case(case)
         self.gives, self.given_cases = False, self.outcome.cases
 
-    def case(self, case: Any) -> None:  # noqa: ANN401 - a case of any component
+    def case(self, case: AnyCase) -> None:
         """Run one case; raises ``Fails`` if the property does not hold."""
         self._check_time()
         if self._run_generated_case(case) if self.outcome.failure is None else self._still_fails(case):
             raise Fails
 
-    def _run_generated_case(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component
+    def _run_generated_case(self, case: AnyCase) -> bool:
         """Run a drawn case and count it; whether it fails."""
         outcome, component = self.outcome, self.outcome.job.subject.component
         try:
@@ -136,7 +137,7 @@ class CaseRun:
             self._record(failure)
         return failure is not None
 
-    def _still_fails(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component
+    def _still_fails(self, case: AnyCase) -> bool:
         """Whether a case that may be smaller fails as well.
 
         Many sequences of choices give the same case, so the last one that failed, and those that did not, are not run
@@ -171,7 +172,7 @@ class CaseRun:
             failed += self._judge(failure.case, thorough=True) is not None
         self.outcome.repeated = (failed, runs)
 
-    def _judge(self, case: Any, *, thorough: bool = False) -> Failure | None:  # noqa: ANN401 - a case of any component
+    def _judge(self, case: AnyCase, *, thorough: bool = False) -> Failure | None:
         """Judge a case; of a trace, what fails is the part up to the step that failed."""
         self._require(case)
         outcome = self.outcome
@@ -186,7 +187,7 @@ class CaseRun:
             outcome.worst_ratio, outcome.worst_case = comparison.worst, self.judge.case
         return None
 
-    def _require(self, case: Any) -> None:  # noqa: ANN401 - a case of any component
+    def _require(self, case: AnyCase) -> None:
         reason = self.outcome.job.subject.reason_against(case, self._supported)
         if reason is not None:
             raise NotApplicable(reason)
@@ -257,7 +258,7 @@ class TraceRun(CaseRun):
             if self._over or self.outcome.cases == before:  # or all was drawn that can be drawn
                 return
 
-    def case(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
+    def case(self, case: AnyCase) -> None:
         """Run a trace that is there as a whole."""
         try:
             self._require(case)
@@ -271,7 +272,7 @@ class TraceRun(CaseRun):
         finally:
             self.end(case)
 
-    def begin(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
+    def begin(self, case: AnyCase) -> None:
         """Begin a trace, unless there were enough."""
         self.judge.begin()
         self._place = self._seen
@@ -280,7 +281,7 @@ class TraceRun(CaseRun):
             raise Stop
         self.take(case)
 
-    def take(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
+    def take(self, case: AnyCase) -> None:
         """Judge a trace that has one more step; raises ``Fails`` if the property does not hold."""
         if self.outcome.failure is not None:
             if case == self.outcome.failure.case:
@@ -292,7 +293,7 @@ class TraceRun(CaseRun):
                 raise Fails
             self._place = self._place.setdefault(newest, {})  # a tree of all traces that hold
 
-    def end(self, case: Any) -> None:  # noqa: ANN401 - a case of any component with history
+    def end(self, case: AnyCase) -> None:
         """Count the regions of a trace of which anything was new."""
         features = self.outcome.job.subject.component.features(case)
         if self._counted:
@@ -346,7 +347,7 @@ class TraceRun(CaseRun):
                 return True
         return False
 
-    def _judge_if_legal(self, case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component with history
+    def _judge_if_legal(self, case: AnyCase) -> Failure | None:
         try:
             self.outcome.job.subject.component.check_case(case)
         except ValueError:
@@ -357,7 +358,7 @@ class TraceRun(CaseRun):
         except NotApplicable:
             return None
 
-    def _run_generated_case(self, case: Any) -> bool:  # noqa: ANN401 - a case of any component with history
+    def _run_generated_case(self, case: AnyCase) -> bool:
         """Judge the newest step of a trace and count it; whether it fails."""
         outcome = self.outcome
         try:
@@ -374,7 +375,7 @@ class TraceRun(CaseRun):
         return failure is not None
 
 
-def _without_steps(case: Any) -> Iterator[Any]:  # noqa: ANN401 - a case of any component with history
+def _without_steps(case: AnyCase) -> Iterator[AnyCase]:
     """Traces that lack some steps, first many and then one; the last one is what fails."""
     count = len(case.steps)
     sizes = {count >> halvings for halvings in range(1, count.bit_length())} | set(range(1, min(count, 5)))
@@ -413,7 +414,7 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, ju
 
 def run_case(
     job: Job,
-    case: Any,  # noqa: ANN401 - of any component
+    case: AnyCase,
     isolation: Isolation | None = None,
     *,
     judge: Judge | None = None,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Failure, Outcome, Poisoning, Verdict
@@ -75,5 +76,5 @@ def outcome_from_message(job: Job, message: dict[str, Any]) -> tuple[Outcome, li
     return Outcome(job, **values), folders
 
 
-def _failure(case: Any) -> Failure | None:  # noqa: ANN401 - a case of any component
+def _failure(case: AnyCase) -> Failure | None:
     return None if case is None else Failure(case, None, None)

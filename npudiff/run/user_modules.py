@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from npudiff.errors import UsageError
+from npudiff.model.anything import AnyInputs, AnyOutputs
 from npudiff.model.implementation import Implementation
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -66,7 +67,7 @@ class Neighbours:
 
     def _around(self, function: Callable[..., Any], wrapped: Callable[..., Any] | None = None) -> Callable[..., Any]:
         @functools.wraps(wrapped or function)
-        def call(*arguments: Any) -> Any:  # noqa: ANN401 - the component's own contract
+        def call(*arguments: AnyInputs) -> AnyOutputs:
             with self.first():
                 return function(*arguments)
 

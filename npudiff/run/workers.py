@@ -77,7 +77,7 @@ class TaskRunner:
         return self._supervisor
 
 
-class WorkerFailed(Exception):  # noqa: N818 - what happened
+class WorkerFailed(Exception):
     """A worker died, or npudiff or a component raised in it; the message names the job and has the traceback."""
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import seed as with_seed
 from hypothesis.errors import Unsatisfiable
 
+from npudiff.model.anything import AnyCase
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box, Constraints, allows
@@ -66,7 +67,7 @@ def _drawn(
                 yield case
 
 
-def _one(component: Component, constraints: Constraints, seed: int) -> Any | None:  # noqa: ANN401
+def _one(component: Component, constraints: Constraints, seed: int) -> AnyCase | None:
     """Draw one case; not the first, which is always the simplest."""
     found: list[Any] = []
 
@@ -80,7 +81,7 @@ def _one(component: Component, constraints: Constraints, seed: int) -> Any | Non
         suppress_health_check=list(HealthCheck),
     )
     @given(component.strategy(constraints))
-    def collect(case: Any) -> None:  # noqa: ANN401
+    def collect(case: AnyCase) -> None:
         found.append(case)
 
     try:

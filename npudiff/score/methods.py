@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from npudiff.judge.compare import compare
 from npudiff.judge.criteria import COSINE, MIXED, SINGLE, published_verdicts
 from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.anything import AnyCase
 from npudiff.model.comparison import Comparison, OutputComparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints
@@ -41,7 +42,7 @@ class Method:
     """Whether it is npudiff's own, which tries relations and shrinks."""
 
 
-def _judged(subject: Subject, case: Any, verdict: Callable[[OutputComparison], str | None]) -> Comparison:  # noqa: ANN401
+def _judged(subject: Subject, case: AnyCase, verdict: Callable[[OutputComparison], str | None]) -> Comparison:
     """Compare with the reference, and let somebody else say what is wrong."""
     inputs = subject.component.inputs(case)
     comparison = compare(subject.expected(inputs), subject.run(inputs))

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.run.on_import import Execute
 
 if TYPE_CHECKING:  # its hooks are called while these are imported
@@ -100,7 +101,7 @@ def remembering(inputs: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Make inputs known by their cases."""
 
     @functools.wraps(inputs)
-    def made(case: Any) -> Any:  # noqa: ANN401 - the component's own contract
+    def made(case: AnyCase) -> AnyInputs:
         result = inputs(case)
         key = id(result)
         with contextlib.suppress(TypeError):  # a class with __slots__ has no weak references: its case stays unknown

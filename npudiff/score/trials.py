@@ -6,9 +6,9 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from npudiff.judge.properties import properties_of
+from npudiff.model.anything import AnyInputs
 from npudiff.model.component import Component
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Outcome
@@ -197,7 +197,7 @@ def _with_relations(trial: Trial, relations: Sequence[Trial]) -> Trial:
     return dataclasses.replace(trial, cases=cases, seconds=seconds)
 
 
-def elements(inputs: Any) -> int:  # noqa: ANN401 - the component's own contract
+def elements(inputs: AnyInputs) -> int:
     """Return how many elements the tensors of (nested) dataclass inputs have: the size of a case."""
     if hasattr(inputs, "numel"):
         return int(inputs.numel())

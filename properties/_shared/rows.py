@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from npudiff.model import case as declared
+from npudiff.model.anything import AnyCase
 from npudiff.reference.views import sliced
 
 ROWS = ("contiguous", "sliced")
@@ -25,7 +26,7 @@ def with_row_stride(tensor: torch.Tensor, rows: str, gap: int = GAPS[0]) -> torc
 def axis(several: str = "") -> Any:  # noqa: ANN401 - a field of text
     """Declare the field ``rows`` of a case; slices are a region where there is more than one of what is named."""
 
-    def region(case: Any) -> str:  # noqa: ANN401 - of any component
+    def region(case: AnyCase) -> str:
         return "sliced rows" if case.rows == "sliced" and (not several or getattr(case, several) > 1) else ""
 
     return declared.axis(

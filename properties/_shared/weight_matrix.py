@@ -10,6 +10,7 @@ import torch
 
 from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, relation
+from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.component import Property
 
 MOST_WEIGHTS = 2**19
@@ -26,7 +27,7 @@ def too_large(tokens: int, inner: int, columns: int) -> Iterator[str]:
         yield f"there would be more than {_MAX_ELEMENTS} elements or {_MAX_PRODUCTS} products"
 
 
-def coordinates(inputs: Any, output: str) -> Mapping[str, torch.Tensor]:  # noqa: ANN401 - of either component
+def coordinates(inputs: AnyInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to the output: token and column."""
     del output  # there is one
     tokens, columns = len(inputs.x), inputs.weight.shape[1]
@@ -36,7 +37,7 @@ def coordinates(inputs: Any, output: str) -> Mapping[str, torch.Tensor]:  # noqa
 def columns_do_not_mix() -> Property[Any]:
     """Return the property that columns of the weight, and what belongs to them, may be in any order."""
 
-    def moved(inputs: Any, case: Any) -> Changed[Any]:  # noqa: ANN401 - of either component
+    def moved(inputs: AnyInputs, case: AnyCase) -> Changed[Any]:
         order = Stream(case.seed, "columns").permutation(case.columns)
         own = {name: getattr(inputs, name) for name in ("scale", "offset", "bias")}
         changes = {

@@ -33,7 +33,7 @@ _CAST_IN_PLACE = ArgumentChecks("npu_format_cast_", default=ErrorCode.TILING)
 
 
 def format_cast(
-    input: Tensor,  # noqa: A002 - the schema's name
+    input: Tensor,
     acl_format: int,
     *,
     customize_dtype: int | None = None,
@@ -71,7 +71,7 @@ def format_cast(
 
 
 def format_cast_like(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     dst: Tensor,
     *,
     customize_dtype: int | None = None,
@@ -82,7 +82,7 @@ def format_cast_like(
 
 
 def format_cast_in_place(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     acl_format: int,
     *,
     customize_dtype: int | None = None,
@@ -101,7 +101,7 @@ def format_cast_in_place(
 
 
 def format_cast_in_place_from(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     src: Tensor,
     *,
     customize_dtype: int | None = None,
@@ -137,7 +137,7 @@ def format_cast_in_place_from(
         return input.copy_(src)
 
 
-def get_format(input: Tensor) -> int:  # noqa: A002
+def get_format(input: Tensor) -> int:
     """Return the number of the format of a tensor's storage."""
     return int(format_of(input))
 

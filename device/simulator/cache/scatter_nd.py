@@ -21,7 +21,7 @@ _DTYPES = ("float32", "float16", "bool", "bfloat16", "int64", "int8")
 _MAX_RANK = 8
 
 
-def scatter_nd_in_place(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:  # noqa: A002 - the schema's name
+def scatter_nd_in_place(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """Overwrite parts of a tensor.
 
     Parameters
@@ -52,7 +52,7 @@ def scatter_nd_in_place(input: Tensor, indices: Tensor, updates: Tensor) -> Tens
     return _update("npu_scatter_nd_update_", input, indices, updates)
 
 
-def scatter_nd(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:  # noqa: A002
+def scatter_nd(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """Return a copy of ``input`` with parts overwritten, as :func:`scatter_nd_in_place` would."""
     return _update("npu_scatter_nd_update", input.clone(), indices, updates)
 

@@ -23,7 +23,7 @@ _KILLS = {kind.value: kind for kind in Kind if kind.ends_worker}
 
 
 @dataclass(frozen=True)
-class NoScript(Exception):  # noqa: N818 - what happened
+class NoScript(Exception):
     """There is no script; ``why`` is the end of a sentence."""
 
     why: str

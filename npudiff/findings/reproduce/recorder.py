@@ -32,6 +32,7 @@ from npudiff.findings.reproduce.tape import (
     tensors_in,
     whole,
 )
+from npudiff.model.anything import AnyInputs
 from npudiff.model.component import Answer, ExpectedOutput, Subject
 
 RESERVED = ("torch", "run", "float", "getattr")
@@ -393,7 +394,7 @@ class WatchedSubject(Subject):
         with self.recorder.at(Watching.NOTHING):
             return super().call_guarded(watched, *given)
 
-    def _outputs(self, inputs: Any) -> Mapping[str, torch.Tensor]:  # noqa: ANN401 - the component's own contract
+    def _outputs(self, inputs: AnyInputs) -> Mapping[str, torch.Tensor]:
         outputs = super()._outputs(inputs)
         for name, tensor in outputs.items():
             self.recorder.fetched(name, tensor)
@@ -404,7 +405,7 @@ class WatchedSubject(Subject):
         with self.recorder.at(Watching.EVERYTHING):
             return super().fresh()
 
-    def expected(self, inputs: Any) -> Mapping[str, ExpectedOutput]:  # noqa: ANN401 - the component's own contract
+    def expected(self, inputs: AnyInputs) -> Mapping[str, ExpectedOutput]:
         """Write down nothing of the reference: its values are stored."""
         with self.recorder.at(Watching.NOTHING):
             expected = super().expected(inputs)

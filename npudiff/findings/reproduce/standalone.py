@@ -20,7 +20,7 @@ EXTENSIONS = ("sgl_kernel_npu",)
 """Packages besides torch_npu that register operators; --import names others."""
 
 
-class CannotRun(Exception):  # noqa: N818 - what happened
+class CannotRun(Exception):
     """The calls cannot be made here."""
 
 

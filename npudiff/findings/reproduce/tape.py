@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 
-class Refused(Exception):  # noqa: N818 - what happened
+class Refused(Exception):
     """Something cannot stand in a script; the message says what, and is read after "no script: "."""
 
 

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from npudiff.judge.judge import LocalJudge
+from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
 from npudiff.model.comparison import Comparison, Passed
 from npudiff.model.component import ImplementationRaised, NotApplicable
@@ -74,7 +75,7 @@ class BatchJudge:
         self._local = LocalJudge(job)
 
     @property
-    def case(self) -> Any:  # noqa: ANN401 - a case of any component
+    def case(self) -> AnyCase:
         """What was judged last."""
         return self._local.case
 
@@ -82,7 +83,7 @@ class BatchJudge:
         """Forget how far a trace was walked."""
         self._local.begin()
 
-    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Passed:  # noqa: ANN401 - a case of any component
+    def check(self, case: AnyCase, *, thorough: bool = True) -> Comparison | Passed:
         """Judge a case here; do not return if it leaves the device unusable."""
         del thorough
         number = self._journal.begin(self._job.name, dumps(case))

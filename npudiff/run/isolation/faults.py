@@ -46,7 +46,7 @@ def kind_of(text: str) -> Kind:
     return Kind.OUT_OF_MEMORY if _MEMORY.search(text) else Kind.RAISED
 
 
-class Faulted(Exception):  # noqa: N818 - what happened
+class Faulted(Exception):
     """A case could not be judged, because of what it did to the process or the device.
 
     Parameters

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
 from npudiff.model.comparison import Comparison, Passed
 from npudiff.model.component import ImplementationRaised, NotApplicable
@@ -64,7 +65,7 @@ class IsolatedJudge:
     def begin(self) -> None:
         """Nothing: the worker sees where a trace does not go on."""
 
-    def check(self, case: Any, *, thorough: bool = True) -> Comparison | Passed:  # noqa: ANN401 - a case of any component
+    def check(self, case: AnyCase, *, thorough: bool = True) -> Comparison | Passed:
         """Judge a case in the worker.
 
         Raises
@@ -186,7 +187,7 @@ class IsolatedJudge:
         error = _error(answer)
         raise ImplementationRaised(str(error)) from error
 
-    def _loaded(self, text: str) -> Any:  # noqa: ANN401 - a case of any component
+    def _loaded(self, text: str) -> AnyCase:
         return loads(self._job.subject.component.case_type, text)
 
     def _end_worker(self) -> None:

@@ -36,7 +36,7 @@ Life = Callable[[Connection, SharedTensors], NoReturn]
 """What a forked process does: questions come in by the connection, and tensors of answers go into shared memory."""
 
 
-class WorkerDefect(Exception):  # noqa: N818 - what happened
+class WorkerDefect(Exception):
     """Something other than an implementation raised in a worker; the message is its traceback."""
 
 

@@ -38,7 +38,7 @@ AT_LEAST = 10.0
 """The least seconds of a job that is run again."""
 
 
-class UntrustedResult(Exception):  # noqa: N818 - what happened
+class UntrustedResult(Exception):
     """The result of a batch worker, or its silence, cannot be trusted.
 
     Parameters

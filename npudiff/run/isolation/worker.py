@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from npudiff.judge.judge import LocalJudge
+from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import ImplementationRaised, NotApplicable
@@ -69,14 +70,14 @@ def _answer(question: dict[str, Any], judge: LocalJudge, job: Job, shared: Share
     return {**_judged(case, judge, shared), "case": dumps(judge.case)}
 
 
-def _goes_on(before: Any, case: Any) -> bool:  # noqa: ANN401 - cases of any component with history
+def _goes_on(before: AnyCase, case: AnyCase) -> bool:
     """Whether a trace begins with the one before, and has more steps."""
     if before is None or len(before.steps) >= len(case.steps):
         return False
     return bool(dataclasses.replace(case, steps=case.steps[: len(before.steps)]) == before)
 
 
-def _judged(case: Any, judge: LocalJudge, shared: SharedTensors) -> dict[str, Any]:  # noqa: ANN401
+def _judged(case: AnyCase, judge: LocalJudge, shared: SharedTensors) -> dict[str, Any]:
     try:
         comparison = judge.check(case)
     except NotApplicable as error:

@@ -18,7 +18,7 @@ DTYPES = (*FLOATS, *INTEGERS, torch.bool, torch.complex64)
 NUMBERS = (0.5, 2, -3, 0, 1, -1.25, 100, float("inf"), float("nan"), True)
 
 
-class NotPossible(Exception):  # noqa: N818 - named for what is the case
+class NotPossible(Exception):
     """No value that the operation could be applied to."""
 
 

@@ -52,7 +52,7 @@ class Outcome:
     errors: Counter[str] = field(default_factory=Counter)
 
 
-class Difference(AssertionError):  # noqa: N818 - named for what is the case
+class Difference(AssertionError):
     """Two devices do not agree."""
 
 
