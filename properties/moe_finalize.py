@@ -42,10 +42,10 @@ class MoeFinalizeCase(Case):
 
     tokens: int = axis(
         "rows of the result", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
-        affordable=lambda case, tokens: tokens * case.chosen * case.width <= MOST_ELEMENTS,
-        shown=lambda case: f"{counted(case.tokens, 'token')} of {counted(case.chosen, 'expert')}",
+        affordable=lambda case, tokens: tokens * case.top_k * case.width <= MOST_ELEMENTS,
+        shown=lambda case: f"{counted(case.tokens, 'token')} of {counted(case.top_k, 'expert')}",
     )  # fmt: skip
-    chosen: int = axis("experts of a token", range(1, 513), 1, drawn=(1, 2, 3, 4, 6, 8), shown="")
+    top_k: int = axis("experts of a token", range(1, 513), 1, drawn=(1, 2, 3, 4, 6, 8), shown="", was="chosen")
     width: int = axis(
         "elements of a row", range(1, 2**16 + 1), 64, drawn=(64, 16, 32, 80, 1000), shown="width {}", always=True
     )
@@ -55,7 +55,9 @@ class MoeFinalizeCase(Case):
         "rows that nobody asks for", range(2**16), 0, drawn=(0, 1, 5), shown="{} spare row(s)", region="rows to spare"
     )
     weights: str = axis("how the weights are made", WEIGHTS, "renormalised", shown="weights {}")
-    skip: bool = axis("whether the result of shared experts is added", (False, True), False, region="skip")
+    residual: bool = axis(
+        "whether the result of shared experts is added", (False, True), False, region="residual", was="skip"
+    )
     magnitude: str = axis("how large the rows are", MAGNITUDES, "usual", shown="{} rows", region="{} rows")
     rows: str = rows.axis()
     seed: int = seed()
@@ -64,19 +66,19 @@ class MoeFinalizeCase(Case):
         applies=lambda case: case.spare_rows > 0 or case.dropped != "none", shown="poison {}", region="{}",
     )  # fmt: skip
 
-    drawn_first = ("chosen", "width", "tokens")
+    drawn_first = ("top_k", "width", "tokens")
     shown_first = ("tokens", "dropped", "spare_rows")
-    outliers = ("chosen", "chosen", "tokens", "width")
+    outliers = ("top_k", "top_k", "tokens", "width")
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
-        if (self.tokens * self.chosen + self.spare_rows) * self.width > 2**26:
+        if (self.tokens * self.top_k + self.spare_rows) * self.width > 2**26:
             yield f"there would be more than {2**26} elements"
 
     def regions(self) -> Mapping[str, bool]:
         """See ``DeclaredCase``."""
         return {
-            "several experts": self.chosen > 1,
+            "several experts": self.top_k > 1,
             "padding": self.weights == "zero for padding" and self.tokens > 2,
             "one token": self.tokens == 1,
         }
@@ -84,27 +86,27 @@ class MoeFinalizeCase(Case):
 
 def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
     """Build the inputs of a case: copies lie in any order, and rows that no place names are poison."""
-    dtype, copies = DTYPES[case.dtype], case.tokens * case.chosen
+    dtype, copies = DTYPES[case.dtype], case.tokens * case.top_k
     states = Stream(case.seed, "rows").normal((copies + case.spare_rows, case.width), torch.float32)
     if case.magnitude != "usual":
-        sums = 3.5 if case.weights == "renormalised" else 1 / case.chosen  # of weights that add up to 1, or of 3.7 each
+        sums = 3.5 if case.weights == "renormalised" else 1 / case.top_k  # of weights that add up to 1, or of 3.7 each
         small = case.magnitude == "small"
         states = magnitudes.small(states, dtype) if small else magnitudes.large(states, dtype, sums)
-    places = torch.tensor(Stream(case.seed, "places").permutation(copies + case.spare_rows)[:copies])
-    places = places.view(case.tokens, case.chosen)
+    src_to_dst_row = torch.tensor(Stream(case.seed, "places").permutation(copies + case.spare_rows)[:copies])
+    src_to_dst_row = src_to_dst_row.view(case.tokens, case.top_k)
     weights = _weights(case)
     if case.weights == "zero for padding":
-        states[places[_padded(case)].flatten()] = LARGE
+        states[src_to_dst_row[_padded(case)].flatten()] = LARGE
     left_out = _left_out(case)
     named = torch.zeros(len(states), dtype=torch.bool)
-    named[places[~left_out]] = True
+    named[src_to_dst_row[~left_out]] = True
     states[~named] = POISONS[case.poison]
-    skip = Stream(case.seed, "skip").normal((case.tokens, case.width), dtype) if case.skip else None
+    residual = Stream(case.seed, "skip").normal((case.tokens, case.width), dtype) if case.residual else None
     return MoeFinalizeInputs(
-        expert_rows=rows.with_row_stride(states.to(dtype), case.rows),
-        places=places.masked_fill(left_out, NOWHERE).to(torch.int32),
+        expanded_rows=rows.with_row_stride(states.to(dtype), case.rows),
+        src_to_dst_row=src_to_dst_row.masked_fill(left_out, NOWHERE).to(torch.int32),
         weights=weights.to(dtype),
-        skip=None if skip is None else rows.with_row_stride(skip, case.rows, rows.GAPS[1]),
+        residual=None if residual is None else rows.with_row_stride(residual, case.rows, rows.GAPS[1]),
     )
 
 
@@ -113,7 +115,7 @@ def _padded(case: MoeFinalizeCase) -> slice:
 
 
 def _weights(case: MoeFinalizeCase) -> torch.Tensor:
-    weights = Stream(case.seed, "weights").normal((case.tokens, case.chosen), torch.float32)
+    weights = Stream(case.seed, "weights").normal((case.tokens, case.top_k), torch.float32)
     if case.weights == "any sign":
         return weights
     weights = weights.exp() / weights.exp().sum(dim=1, keepdim=True)
@@ -123,9 +125,9 @@ def _weights(case: MoeFinalizeCase) -> torch.Tensor:
 
 
 def _left_out(case: MoeFinalizeCase) -> torch.Tensor:
-    """Copies that are left out, bool ``[tokens, chosen]``."""
-    words = torch.from_numpy(Stream(case.seed, "dropped").random_uint64(case.tokens * case.chosen) >> 2).to(torch.int64)
-    some = (words % 3 == 0).view(case.tokens, case.chosen)
+    """Copies that are left out, bool ``[tokens, top_k]``."""
+    words = torch.from_numpy(Stream(case.seed, "dropped").random_uint64(case.tokens * case.top_k) >> 2).to(torch.int64)
+    some = (words % 3 == 0).view(case.tokens, case.top_k)
     if case.dropped == "none":
         return torch.zeros_like(some)
     some[0] = case.dropped == "all of a token"
@@ -137,27 +139,31 @@ def coordinates(inputs: MoeFinalizeInputs, output: str) -> Mapping[str, torch.Te
     """Return integer tensors that broadcast to the output: token, copies of it that are here, and column."""
     del output  # there is one
     return {
-        "token": torch.arange(len(inputs.places)).unsqueeze(1),
-        "copies": (inputs.places != NOWHERE).sum(dim=1, keepdim=True),
-        "column": torch.arange(inputs.expert_rows.shape[1]).unsqueeze(0),
+        "token": torch.arange(len(inputs.src_to_dst_row)).unsqueeze(1),
+        "copies": (inputs.src_to_dst_row != NOWHERE).sum(dim=1, keepdim=True),
+        "column": torch.arange(inputs.expanded_rows.shape[1]).unsqueeze(0),
     }
 
 
 def _choices_in_reverse(inputs: MoeFinalizeInputs, case: MoeFinalizeCase) -> MoeFinalizeInputs:
     del case
-    return replace(inputs, places=inputs.places.flip(1).contiguous(), weights=inputs.weights.flip(1).contiguous())
+    return replace(
+        inputs, src_to_dst_row=inputs.src_to_dst_row.flip(1).contiguous(), weights=inputs.weights.flip(1).contiguous()
+    )
 
 
 def _rows_in_another_order(inputs: MoeFinalizeInputs, case: MoeFinalizeCase) -> MoeFinalizeInputs:
     """Rows in another order, and places that say so."""
-    order = torch.tensor(Stream(case.seed, "order").permutation(len(inputs.expert_rows)))
+    order = torch.tensor(Stream(case.seed, "order").permutation(len(inputs.expanded_rows)))
     where = torch.argsort(order).to(torch.int32)
-    places = torch.where(inputs.places == NOWHERE, NOWHERE, where[inputs.places.clamp(min=0).long()])
-    return replace(inputs, expert_rows=inputs.expert_rows[order], places=places.to(torch.int32))
+    src_to_dst_row = torch.where(
+        inputs.src_to_dst_row == NOWHERE, NOWHERE, where[inputs.src_to_dst_row.clamp(min=0).long()]
+    )
+    return replace(inputs, expanded_rows=inputs.expanded_rows[order], src_to_dst_row=src_to_dst_row.to(torch.int32))
 
 
 def _sizes(model: Model) -> Box:
-    return {"tokens": FEW, "chosen": (model.top_k,), "width": (model.hidden,), "dtype": ("bfloat16",)}
+    return {"tokens": FEW, "top_k": (model.top_k,), "width": (model.hidden,), "dtype": ("bfloat16",)}
 
 
 component = Component(
@@ -171,7 +177,7 @@ component = Component(
     highlighted_region="left out",
     relations=(
         relation("order_of_choices", "the order in which a token names its experts does not matter",
-                 _choices_in_reverse, within={"chosen": range(2, 513)}),
+                 _choices_in_reverse, within={"top_k": range(2, 513)}),
         relation("place_of_rows", "where rows lie does not matter", _rows_in_another_order),
     ),
     profiles=of_models(_sizes),

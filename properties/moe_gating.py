@@ -43,15 +43,16 @@ class MoeGatingCase(Case):
     tokens: int = axis(
         "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257),
         affordable=lambda case, tokens: tokens * case.experts <= MOST_ELEMENTS,
-        shown=lambda case: f"{counted(case.tokens, 'token')} to {case.chosen} of {case.experts}",
+        shown=lambda case: f"{counted(case.tokens, 'token')} to {case.top_k} of {case.experts}",
     )  # fmt: skip
     experts: int = axis(
-        "routed experts", range(1, 2049), 8, drawn=lambda case: EXPERTS[3:] if case.far == "chosen" else EXPERTS,
+        "routed experts", range(1, 2049), 8, drawn=lambda case: EXPERTS[3:] if case.far == "top_k" else EXPERTS,
         shown="",
     )  # fmt: skip
-    chosen: int = axis(
+    top_k: int = axis(
         "experts of a token", range(1, 2049), 1, drawn=lambda case: (1, 2, 4, 6, 8, *case.all_kept),
-        fits=lambda case, chosen: chosen <= case.room, shown="", region="several experts",
+        fits=lambda case, top_k: top_k <= case.room, shown="", region="several experts",
+        was="chosen",
     )  # fmt: skip
     dtype: str = axis("dtype of logits and weights", tuple(DTYPES), "float32", always=True, region="16 bit")
     scoring: str = axis(
@@ -87,7 +88,7 @@ class MoeGatingCase(Case):
 
     drawn_first = ("experts", "tokens", "groups", "kept_groups", "scoring", "recipe")
     shown_first = ("tokens", "scoring", "bias", "groups", "renormalise", "scaling")
-    outliers = ("chosen", "experts", "tokens")
+    outliers = ("top_k", "experts", "tokens")
 
     @property
     def room(self) -> int:
@@ -109,12 +110,12 @@ class MoeGatingCase(Case):
             yield f"{self.kept_groups} of {self.groups} groups cannot be kept of {self.experts} experts"
         if self.groups > 1 and self.experts // self.groups <= 2:
             yield "a group has more than two experts"
-        if self.chosen > self.room:
-            yield f"chosen lies beyond the experts that are left, got {self.chosen}"
+        if self.top_k > self.room:
+            yield f"chosen lies beyond the experts that are left, got {self.top_k}"
 
     def regions(self) -> Mapping[str, bool]:
         """See ``DeclaredCase``."""
-        return {"groups": self.groups > self.kept_groups, "all experts": self.chosen == self.room}
+        return {"groups": self.groups > self.kept_groups, "all experts": self.top_k == self.room}
 
 
 def build_inputs(case: MoeGatingCase) -> MoeGatingInputs:
@@ -127,7 +128,7 @@ def build_inputs(case: MoeGatingCase) -> MoeGatingInputs:
     return MoeGatingInputs(
         logits=rows.with_row_stride(_logits(case).to(dtype), case.rows),
         bias=bias,
-        chosen=case.chosen,
+        top_k=case.top_k,
         scoring=case.scoring,
         groups=case.groups,
         kept_groups=case.kept_groups,
@@ -156,7 +157,7 @@ def coordinates(inputs: MoeGatingInputs, output: str) -> Mapping[str, torch.Tens
     """Return integer tensors that broadcast to an output: token and expert."""
     tokens, experts = inputs.logits.shape
     token = torch.arange(tokens)
-    if output == "chosen":
+    if output == "top_k":
         return {"token": token}
     size = experts // inputs.groups
     expert = torch.arange(experts)
@@ -183,7 +184,7 @@ def _sizes(model: Model) -> Box:
     return {
         "tokens": FEW,
         "experts": (model.experts,),
-        "chosen": (model.top_k,),
+        "top_k": (model.top_k,),
         "scoring": (model.scoring,),
         "bias": (model.router_bias,),
         "groups": (model.router_groups,),
@@ -198,7 +199,7 @@ component = Component(
     name="moe_gating",
     summary="which experts a token goes to, and with what weights",
     case_type=MoeGatingCase,
-    outputs=("weights", "chosen"),
+    outputs=("weights", "top_k"),
     inputs=build_inputs,
     reference=moe_gating,
     coordinates=coordinates,

@@ -38,16 +38,17 @@ class MoeRoutingCase(Case):
 
     tokens: int = axis(
         "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
-        affordable=lambda case, tokens: tokens * case.chosen * case.width <= MOST_ELEMENTS,
-        shown=lambda case: f"{counted(case.tokens, 'token')} to {case.chosen} of {case.experts}",
+        affordable=lambda case, tokens: tokens * case.top_k * case.width <= MOST_ELEMENTS,
+        shown=lambda case: f"{counted(case.tokens, 'token')} to {case.top_k} of {case.experts}",
     )  # fmt: skip
     experts: int = axis(
-        "experts of the model", range(1, 2049), 4, drawn=lambda case: EXPERTS[2:] if case.far == "chosen" else EXPERTS,
+        "experts of the model", range(1, 2049), 4, drawn=lambda case: EXPERTS[2:] if case.far == "top_k" else EXPERTS,
         shown="",
     )  # fmt: skip
-    chosen: int = axis(
+    top_k: int = axis(
         "experts of a token", range(1, 513), 1, drawn=(1, 2, 3, 4, 6, 8),
-        fits=lambda case, chosen: chosen <= case.experts, shown="", region="several experts",
+        fits=lambda case, top_k: top_k <= case.experts, shown="", region="several experts",
+        was="chosen",
     )  # fmt: skip
     width: int = axis(
         "elements of a row", range(1, 2**16 + 1), 64, drawn=(1, 16, 32, 64, 80, 1000), shown="width {}", always=True
@@ -62,9 +63,9 @@ class MoeRoutingCase(Case):
     rows: str = rows.axis(several="tokens")
     seed: int = seed()
 
-    drawn_first = ("experts", "chosen", "width", "tokens")
+    drawn_first = ("experts", "top_k", "width", "tokens")
     shown_first = ("tokens", "local", "load")
-    outliers = ("chosen", "experts", "tokens", "width")
+    outliers = ("top_k", "experts", "tokens", "width")
 
     @property
     def here(self) -> range:
@@ -75,16 +76,16 @@ class MoeRoutingCase(Case):
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
-        if self.chosen > self.experts:
-            yield f"{self.chosen} experts cannot be chosen of {self.experts}"
-        if self.tokens * max(self.chosen * self.width, self.experts) > 2**26:
+        if self.top_k > self.experts:
+            yield f"{self.top_k} experts cannot be chosen of {self.experts}"
+        if self.tokens * max(self.top_k * self.width, self.experts) > 2**26:
             yield f"there would be more than {2**26} elements"
 
     def regions(self) -> Mapping[str, bool]:
         """See ``DeclaredCase``."""
         return {
             "one token": self.tokens == 1,
-            "fewer copies than experts": self.tokens * self.chosen < self.experts,
+            "fewer copies than experts": self.tokens * self.top_k < self.experts,
         }
 
 
@@ -128,33 +129,33 @@ def _experts(case: MoeRoutingCase) -> torch.Tensor:
         torch.int64
     )
     worth = worth.reshape(case.tokens, case.experts)
-    favoured, least = case.here.start, case.chosen
+    favoured, least = case.here.start, case.top_k
     if case.load == "one gets all":
         worth[:, favoured] = -1
     elif case.load == "first gets none" and case.experts > least:
         worth[:, favoured] = 2**62
     elif case.load == "few":
         worth[:, least + 1 :] += 2**62
-    return worth.argsort(dim=1, stable=True)[:, : case.chosen].to(torch.int32)
+    return worth.argsort(dim=1, stable=True)[:, : case.top_k].to(torch.int32)
 
 
 def coordinates(inputs: MoeRoutingInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to an output: token, expert and which of the token's experts."""
-    tokens, chosen = inputs.experts.shape
+    tokens, top_k = inputs.experts.shape
     if output == "counts":
         return {"expert": torch.arange(inputs.first, inputs.last)}
-    if output == "places":
-        names = {"token": torch.arange(tokens).unsqueeze(1), "choice": torch.arange(chosen).unsqueeze(0)}
+    if output == "src_to_dst_row":
+        names = {"token": torch.arange(tokens).unsqueeze(1), "choice": torch.arange(top_k).unsqueeze(0)}
         return names | {"expert": inputs.experts.to(torch.int64)}
     if output == "scale" and inputs.form in ("as they are", "one scale"):
         return {"row": torch.arange(0)}
-    places = moe_routing(inputs)["places"].value.flatten()
-    pair = torch.full((tokens * chosen,), NO_COORDINATE)
-    pair[places[places != NOWHERE]] = torch.arange(tokens * chosen)[places != NOWHERE]
+    src_to_dst_row = moe_routing(inputs)["src_to_dst_row"].value.flatten()
+    pair = torch.full((tokens * top_k,), NO_COORDINATE)
+    pair[src_to_dst_row[src_to_dst_row != NOWHERE]] = torch.arange(tokens * top_k)[src_to_dst_row != NOWHERE]
     named = pair != NO_COORDINATE
     found = {
-        "row": torch.arange(tokens * chosen),
-        "token": torch.where(named, pair // chosen, NO_COORDINATE),
+        "row": torch.arange(tokens * top_k),
+        "token": torch.where(named, pair // top_k, NO_COORDINATE),
         "expert": torch.where(named, inputs.experts.flatten()[pair.clamp(min=0)].to(torch.int64), NO_COORDINATE),
     }
     if output == "scale":
@@ -176,9 +177,9 @@ def _copies_are_found(subject: Subject, case: MoeRoutingCase) -> Comparison:
     """Every token is where its places say; whatever the order of copies is."""
     inputs = build_inputs(case)
     outputs = subject.run(inputs)
-    places = outputs["places"]
-    here = places != NOWHERE
-    found = outputs["rows"][places.clamp(min=0)]
+    src_to_dst_row = outputs["src_to_dst_row"]
+    here = src_to_dst_row != NOWHERE
+    found = outputs["rows"][src_to_dst_row.clamp(min=0)]
     right = inputs.states.unsqueeze(1).expand_as(found)
     bound = torch.where(here.unsqueeze(2).expand_as(found), 0.0, torch.inf).to(torch.float64)
     given = {"rows": found.flatten(0, 1)}
@@ -191,8 +192,8 @@ def _choices_in_reverse(inputs: MoeRoutingInputs, case: MoeRoutingCase) -> Chang
     del case
     return Changed(
         replace(inputs, experts=inputs.experts.flip(1).contiguous()),
-        lambda outputs: {"counts": outputs["counts"], "places": outputs["places"].flip(1)},
-        lambda outputs: {"counts": outputs["counts"], "places": outputs["places"]},
+        lambda outputs: {"counts": outputs["counts"], "src_to_dst_row": outputs["src_to_dst_row"].flip(1)},
+        lambda outputs: {"counts": outputs["counts"], "src_to_dst_row": outputs["src_to_dst_row"]},
     )
 
 
@@ -200,7 +201,7 @@ def _sizes(model: Model) -> Box:
     return {
         "tokens": FEW,
         "experts": (model.experts,),
-        "chosen": (model.top_k,),
+        "top_k": (model.top_k,),
         "width": (model.hidden,),
         "dtype": ("bfloat16",),
     }
@@ -210,7 +211,7 @@ component = Component(
     name="moe_routing",
     summary="tokens sorted by expert: which copy goes where, and how many each expert gets",
     case_type=MoeRoutingCase,
-    outputs=("rows", "places", "counts", "scale"),
+    outputs=("rows", "src_to_dst_row", "counts", "scale"),
     inputs=build_inputs,
     reference=moe_routing,
     coordinates=coordinates,
@@ -220,7 +221,7 @@ component = Component(
         Property("copies_are_found", "every token is found at its places", _copies_are_found,
                  within={"form": ("as they are", "with scales")}),
         relation("order_of_choices", "the order in which a token names its experts does not matter",
-                 _choices_in_reverse, bits=True, within={"chosen": range(2, 513)}),
+                 _choices_in_reverse, bits=True, within={"top_k": range(2, 513)}),
     ),
     profiles=of_models(_sizes),
     baselines=BASELINES["moe_routing"],

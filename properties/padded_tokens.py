@@ -78,15 +78,16 @@ class PaddedTokensCase(Case):
     batches: tuple[Batch, ...] = part(draw=_draw_batches, shown=_described)
     chunk: int = axis(
         "rows of a chunk, padded ones included", range(1, 2**16 + 1), 2, drawn=_chunks_drawn,
-        affordable=lambda case, rows: rows * case.chosen * case.width <= MOST_ELEMENTS, shown="",
+        affordable=lambda case, rows: rows * case.top_k * case.width <= MOST_ELEMENTS, shown="",
     )  # fmt: skip
     experts: int = axis(
         "experts of the model", range(1, 2049), 4,
-        drawn=lambda case: (64, 257, 288) if case.far == "chosen" else (4, 8, 16, 64, 257, 288), shown="",
+        drawn=lambda case: (64, 257, 288) if case.far == "top_k" else (4, 8, 16, 64, 257, 288), shown="",
     )  # fmt: skip
-    chosen: int = axis(
-        "experts of a row", range(1, 513), 1, drawn=(1, 2, 3, 4, 8), fits=lambda case, chosen: chosen <= case.experts,
-        shown=lambda case: f"to {case.chosen} of {case.experts}", region="several experts",
+    top_k: int = axis(
+        "experts of a row", range(1, 513), 1, drawn=(1, 2, 3, 4, 8), fits=lambda case, top_k: top_k <= case.experts,
+        shown=lambda case: f"to {case.top_k} of {case.experts}", region="several experts",
+        was="chosen",
     )  # fmt: skip
     width: int = axis(
         "elements of a row", range(1, 2**16 + 1), 64, drawn=(64, 16, 32, 80), shown="width {}", always=True
@@ -97,8 +98,8 @@ class PaddedTokensCase(Case):
     rows: str = rows.axis(several="all_rows")
     seed: int = seed()
 
-    drawn_first = ("experts", "chosen", "width", "chunk")
-    outliers = ("chosen", "ranks", "experts", "chunk")
+    drawn_first = ("experts", "top_k", "width", "chunk")
+    outliers = ("top_k", "ranks", "experts", "chunk")
 
     @derived("chunks of the buffer", range(1, 65))
     def ranks(self) -> int:
@@ -122,12 +123,12 @@ class PaddedTokensCase(Case):
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
-        if self.chosen > self.experts:
-            yield f"{self.chosen} experts cannot be chosen of {self.experts}"
+        if self.top_k > self.experts:
+            yield f"{self.top_k} experts cannot be chosen of {self.experts}"
         for batch in self.batches:
             if not 0 <= batch.total < 2**31 or not 0 <= batch.offset < 2**31:
                 yield f"total and offset of a batch must lie in 0..2**31 - 1, got {batch}"
-        if self.all_rows * max(self.chosen * self.width, self.experts) > 2**26:
+        if self.all_rows * max(self.top_k * self.width, self.experts) > 2**26:
             yield f"there would be more than {2**26} elements"
 
     def regions(self) -> Mapping[str, bool]:
@@ -151,7 +152,7 @@ def build_inputs(case: PaddedTokensCase) -> PaddedTokensInputs:
     """Build the inputs of a case: all rows are made alike, then padded ones are poisoned, but for their experts."""
     dtype, count = DTYPES[case.dtype], case.all_rows
     states = Stream(case.seed, "states").normal((count, case.width), torch.float32)
-    weights = Stream(case.seed, "weights").normal((count, case.chosen), torch.float32).abs() + 0.125
+    weights = Stream(case.seed, "weights").normal((count, case.top_k), torch.float32).abs() + 0.125
     totals = torch.tensor([batch.total for batch in case.batches])
     offsets = torch.tensor([batch.offset for batch in case.batches])
     inputs = PaddedTokensInputs(
@@ -176,7 +177,7 @@ def _experts(case: PaddedTokensCase) -> torch.Tensor:
         torch.int64
     )
     order = words.reshape(case.all_rows, case.experts).argsort(dim=1, stable=True)
-    return order[:, : case.chosen].to(torch.int32)
+    return order[:, : case.top_k].to(torch.int32)
 
 
 def _factor(expert: int) -> float:
@@ -262,7 +263,7 @@ def _chunk_of(inputs: PaddedTokensInputs, rank: int) -> PaddedTokensInputs:
 
 
 def _sizes(model: Model) -> Box:
-    return {"experts": (model.experts,), "chosen": (model.top_k,), "width": (model.hidden,), "dtype": ("bfloat16",)}
+    return {"experts": (model.experts,), "top_k": (model.top_k,), "width": (model.hidden,), "dtype": ("bfloat16",)}
 
 
 component = Component(

@@ -23,7 +23,7 @@ class MoeGatingInputs:
     """``[tokens, experts]``, float32, bfloat16 or float16."""
     bias: torch.Tensor | None
     """``[experts]`` of the dtype of ``logits``: added to the scores for the choice, and not to the weights."""
-    chosen: int
+    top_k: int
     """Experts of a token."""
     scoring: str = "softmax"
     """One of ``SCORINGS``."""
@@ -45,7 +45,7 @@ class MoeGatingInputs:
 def moe_gating(inputs: MoeGatingInputs) -> dict[str, Expected]:
     """Return the weight of every expert for every token: 0 for those that are not chosen.
 
-    With scores ``s`` (softmax over all experts, or sigmoids): the ``chosen`` experts of the largest ``s + bias`` among
+    With scores ``s`` (softmax over all experts, or sigmoids): the ``top_k`` experts of the largest ``s + bias`` among
     those of the best groups, with weights ``s / sum(s)`` or ``s``, times ``scaling`` (Shazeer et al., "Outrageously
     large neural networks", 2017; with bias and groups DeepSeek-V3, 2024, eqs. 12 to 16).
 
@@ -54,7 +54,7 @@ def moe_gating(inputs: MoeGatingInputs) -> dict[str, Expected]:
     Returns
     -------
     dict
-        ``weights``: ``[tokens, experts]`` of the dtype of ``logits``. ``chosen``: int64 ``[tokens]``, how many experts
+        ``weights``: ``[tokens, experts]`` of the dtype of ``logits``. ``top_k``: int64 ``[tokens]``, how many experts
         a token has, no two of them the same.
 
     Raises
@@ -74,7 +74,7 @@ def moe_gating(inputs: MoeGatingInputs) -> dict[str, Expected]:
     bound = bound.masked_fill(choice.unsure.unsqueeze(1), torch.inf)
     return {
         "weights": Expected(dense, bound, inputs.logits.dtype),
-        "chosen": exactly(torch.full((len(inputs.logits),), inputs.chosen)),
+        "top_k": exactly(torch.full((len(inputs.logits),), inputs.top_k)),
     }
 
 
@@ -83,9 +83,9 @@ class Choice:
     """The experts of every token."""
 
     experts: torch.Tensor
-    """int64 ``[tokens, chosen]``."""
+    """int64 ``[tokens, top_k]``."""
     weights: Inexact
-    """``[tokens, chosen]``, before they are stored."""
+    """``[tokens, top_k]``, before they are stored."""
     unsure: torch.Tensor
     """bool ``[tokens]``: a correct device may choose others."""
 
@@ -110,8 +110,8 @@ def chosen_experts(inputs: MoeGatingInputs, logits: Inexact) -> Choice:
     wanted = scores if inputs.bias is None else scores.plus(Inexact.exact(inputs.bias)).in_float32()
     kept, unsure = _kept(inputs, wanted)
     value = wanted.value.masked_fill(~kept, -torch.inf)
-    index = value.topk(inputs.chosen, dim=-1).indices
-    unsure |= _too_close(value, wanted.error, inputs.chosen)
+    index = value.topk(inputs.top_k, dim=-1).indices
+    unsure |= _too_close(value, wanted.error, inputs.top_k)
     weights = Inexact(scores.value.gather(1, index), scores.error.gather(1, index))
     return Choice(index, _scaled(inputs, weights), unsure)
 
@@ -152,7 +152,7 @@ def _too_close(value: torch.Tensor, error: torch.Tensor, count: int) -> torch.Te
 def _scaled(inputs: MoeGatingInputs, weights: Inexact) -> Inexact:
     if inputs.renormalise:
         total = Inexact(weights.value.sum(dim=-1, keepdim=True), weights.error.sum(dim=-1, keepdim=True))
-        weights = weights.over(total.in_float32(inputs.chosen)).in_float32()
+        weights = weights.over(total.in_float32(inputs.top_k)).in_float32()
     return weights.times(inputs.scaling).in_float32(2)
 
 
@@ -165,7 +165,7 @@ def _validate(inputs: MoeGatingInputs) -> None:
     if inputs.groups < 1 or experts % inputs.groups or not 1 <= inputs.kept_groups <= inputs.groups:
         raise ValueError(f"{inputs.kept_groups} of {inputs.groups} groups cannot be kept of {experts} experts")
     room = experts // inputs.groups * inputs.kept_groups
-    if not 1 <= inputs.chosen <= room:
-        raise ValueError(f"chosen must lie in 1..{room}, got {inputs.chosen}")
+    if not 1 <= inputs.top_k <= room:
+        raise ValueError(f"chosen must lie in 1..{room}, got {inputs.top_k}")
     if inputs.groups > 1 and inputs.group_score == "sum of two" and experts // inputs.groups < 2:
         raise ValueError("groups of one expert have no two")

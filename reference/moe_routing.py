@@ -28,7 +28,7 @@ class MoeRoutingInputs:
     states: torch.Tensor
     """``[tokens, width]``, bfloat16 or float16; its rows may be slices of wider ones."""
     experts: torch.Tensor
-    """int32 ``[tokens, chosen]``: different ones for each token, in ``0..all_experts - 1``."""
+    """int32 ``[tokens, top_k]``: different ones for each token, in ``0..all_experts - 1``."""
     all_experts: int
     """Experts of the model."""
     first: int
@@ -54,9 +54,9 @@ def moe_routing(inputs: MoeRoutingInputs) -> dict[str, Expected]:
     Returns
     -------
     dict
-        ``rows``: ``[tokens * chosen, width]``, of the dtype of ``states`` or int8. ``places``: int64 ``[tokens,
-        chosen]``, the row of each copy, ``NOWHERE`` for experts that are not here. ``counts``: int64 ``[last -
-        first]``, copies for each expert that is here. ``scale``: float32 ``[tokens * chosen]``, or empty if copies
+        ``rows``: ``[tokens * top_k, width]``, of the dtype of ``states`` or int8. ``src_to_dst_row``: int64 ``[tokens,
+        top_k]``, the row of each copy, ``NOWHERE`` for experts that are not here. ``counts``: int64 ``[last -
+        first]``, copies for each expert that is here. ``scale``: float32 ``[tokens * top_k]``, or empty if copies
         have none.
 
     Raises
@@ -70,18 +70,18 @@ def moe_routing(inputs: MoeRoutingInputs) -> dict[str, Expected]:
     in float16, and rounds state, scale, product, offset and sum.
     """
     _validate(inputs)
-    tokens, chosen = inputs.experts.shape
+    tokens, top_k = inputs.experts.shape
     flat = inputs.experts.flatten().to(torch.int64)
     here = (flat >= inputs.first) & (flat < inputs.last)
     order = torch.argsort(flat.masked_fill(~here, inputs.all_experts), stable=True)[: int(here.sum())]
-    places = torch.full((tokens * chosen,), NOWHERE).index_copy(0, order, torch.arange(len(order)))
+    src_to_dst_row = torch.full((tokens * top_k,), NOWHERE).index_copy(0, order, torch.arange(len(order)))
     counts = torch.bincount(flat[here] - inputs.first, minlength=inputs.last - inputs.first)
-    rest = tokens * chosen - len(order)
-    outputs = _formed(inputs, order // chosen, flat[order] - inputs.first)
+    rest = tokens * top_k - len(order)
+    outputs = _formed(inputs, order // top_k, flat[order] - inputs.first)
     outputs = {name: _followed_by_nothing(output, rest) for name, output in outputs.items()}
     return {
         "rows": outputs["rows"],
-        "places": exactly(places.view(tokens, chosen)),
+        "src_to_dst_row": exactly(src_to_dst_row.view(tokens, top_k)),
         "counts": exactly(counts),
         "scale": outputs.get("scale", exactly(torch.empty(0))),
     }

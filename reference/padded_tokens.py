@@ -24,9 +24,9 @@ class PaddedTokensInputs:
     """``[rows, width]``, bfloat16, float16 or float32. Its rows may be slices of wider ones. Padded rows hold
     anything."""
     experts: torch.Tensor
-    """int32 ``[rows, chosen]``: different ones for each row, in ``0..all_experts - 1``, for padded rows as well."""
+    """int32 ``[rows, top_k]``: different ones for each row, in ``0..all_experts - 1``, for padded rows as well."""
     weights: torch.Tensor
-    """``[rows, chosen]`` of the dtype of ``states``, as they were gated; those of padded rows are anything."""
+    """``[rows, top_k]`` of the dtype of ``states``, as they were gated; those of padded rows are anything."""
     factors: torch.Tensor
     """``[all_experts]`` of the same dtype: by what each expert multiplies its rows, exactly. Powers of two stand for
     experts here, so that what is lost is lost by padding alone."""
@@ -56,7 +56,7 @@ def padded_tokens(inputs: PaddedTokensInputs) -> dict[str, Expected]:
     Returns
     -------
     dict
-        ``weights``: ``[rows, chosen]`` of the dtype of ``states``. ``experts``: int32 ``[rows, chosen]``. ``counts``:
+        ``weights``: ``[rows, top_k]`` of the dtype of ``states``. ``experts``: int32 ``[rows, top_k]``. ``counts``:
         int64 ``[all_experts]``. ``output``: ``[rows, width]`` of the dtype of ``states``, ``sum_k weights[r, k] *
         factors[experts[r, k]] * states[r]`` of real rows.
 
@@ -78,7 +78,7 @@ def padded_tokens(inputs: PaddedTokensInputs) -> dict[str, Expected]:
     _refuse_inexact_products(inputs, real)
     expert = torch.arange(len(inputs.factors)).repeat_interleave(routed["counts"])
     rows = routed["rows"] * inputs.factors[expert].unsqueeze(1)
-    total = moe_finalize(MoeFinalizeInputs(rows, routed["places"].to(torch.int32), weights, None))["output"]
+    total = moe_finalize(MoeFinalizeInputs(rows, routed["src_to_dst_row"].to(torch.int32), weights, None))["output"]
     return {
         "weights": exactly(weights),
         "experts": exactly(inputs.experts),

@@ -33,7 +33,7 @@ class ComposedExperts(AscendExperts):
     def choice(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores, groups and the best of them."""
         own = self.weights
-        given = MoeGatingInputs(states.float() @ own.router, own.bias, own.chosen, "sigmoid", own.groups,
+        given = MoeGatingInputs(states.float() @ own.router, own.bias, own.top_k, "sigmoid", own.groups,
                                 own.kept_groups, renormalise=True, scaling=own.scaling)  # fmt: skip
         scores = moe_gating.scored(given)
         index = moe_gating.best(given, scores)

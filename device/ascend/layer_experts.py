@@ -35,11 +35,11 @@ class AscendExperts:
         return self.sums(states, weights.to(states.dtype), index)
 
     def choice(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights, float32, and int32 experts of each token, ``[tokens, chosen]``."""
+        """Weights, float32, and int32 experts of each token, ``[tokens, top_k]``."""
         own = self.weights
         weights, index, _ = torch.ops.npu.npu_moe_gating_top_k(
             states.float() @ own.router,
-            own.chosen,
+            own.top_k,
             bias=own.bias,
             k_group=own.kept_groups,
             group_count=own.groups,

@@ -24,7 +24,7 @@ from npudiff.reference.moe_finalize import MoeFinalizeInputs
 from npudiff.reference.moe_routing import MoeRoutingInputs
 from npudiff.reference.swiglu import Activation, SwigluInputs
 
-ALL_HERE: Box = {"here": ("all", "chosen")}
+ALL_HERE: Box = {"here": ("all", "top_k")}
 QUANTISED: Box = {"form": ("w8a8", "w4a8")}
 PLAIN_SILU: Box = {"activation": ("silu", "swiglustep"), "limit": (None,)}
 
@@ -37,7 +37,7 @@ class Copies:
     """``[tokens * k, hidden]``: int8 where weights are; rows behind the last group hold anything."""
     scale: torch.Tensor | None
     """float32 ``[tokens * k]`` of int8 rows."""
-    places: torch.Tensor
+    src_to_dst_row: torch.Tensor
     """int32 ``[tokens * k]``: the row of each copy, -1 for one whose expert is not here."""
     counts: torch.Tensor
     """int64 ``[experts that are here]``."""
@@ -45,8 +45,8 @@ class Copies:
 
 def numbered_here(inputs: MoeExpertsInputs) -> torch.Tensor:
     """Numbers of the chosen experts among those that are here, int32; one more for those that are not."""
-    found = torch.searchsorted(inputs.here, inputs.chosen.long())
-    known = inputs.here[found.clamp(max=len(inputs.here) - 1)] == inputs.chosen
+    found = torch.searchsorted(inputs.here, inputs.top_k.long())
+    known = inputs.here[found.clamp(max=len(inputs.here) - 1)] == inputs.top_k
     return torch.where(known, found, len(inputs.here)).to(torch.int32)
 
 
@@ -55,8 +55,8 @@ def sorted_copies(inputs: MoeExpertsInputs) -> Copies:
     experts = len(inputs.here)
     form = "by largest" if inputs.routed.quantised else "as they are"
     request = MoeRoutingInputs(inputs.states, numbered_here(inputs), experts + 1, 0, experts, form)
-    rows, places, counts, scale = second(request, COUNTS)
-    return Copies(rows, scale if inputs.routed.quantised else None, places, counts)
+    rows, src_to_dst_row, counts, scale = second(request, COUNTS)
+    return Copies(rows, scale if inputs.routed.quantised else None, src_to_dst_row, counts)
 
 
 def times(rows: torch.Tensor, scale: torch.Tensor | None, weights: ExpertWeights, counts: torch.Tensor,
@@ -118,9 +118,11 @@ def of_shared(inputs: MoeExpertsInputs) -> torch.Tensor | None:
     return said(rows, scale, counts, inputs.shared, inputs.states.dtype)
 
 
-def by_row(inputs: MoeExpertsInputs, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def by_row(inputs: MoeExpertsInputs, rows: torch.Tensor, src_to_dst_row: torch.Tensor) -> torch.Tensor:
     """npu_moe_finalize_routing with drop_pad_mode 2, which takes places by row and skips none."""
-    return finalized(MoeFinalizeInputs(rows, places, inputs.weights, of_shared(inputs)), places, BY_ROW, rows)
+    return finalized(
+        MoeFinalizeInputs(rows, src_to_dst_row, inputs.weights, of_shared(inputs)), src_to_dst_row, BY_ROW, rows
+    )
 
 
 @implementation("moe_experts", supports=ALL_HERE, on_device=True)
@@ -128,7 +130,7 @@ def routed_v2(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_moe_init_routing_v2, npu_grouped_matmul twice, npu_moe_finalize_routing."""
     copies = sorted_copies(inputs)
     rows = of_copies(copies, inputs.routed, inputs.states.dtype)
-    return by_row(inputs, rows, copies.places)
+    return by_row(inputs, rows, copies.src_to_dst_row)
 
 
 @implementation("moe_experts", on_device=True)
@@ -136,13 +138,13 @@ def unpermuted(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_moe_token_unpermute at the end: copies of experts that are not here take row 0, with weight 0."""
     copies = sorted_copies(inputs)
     shared = of_shared(inputs)
-    missing = copies.places < 0
+    missing = copies.src_to_dst_row < 0
     if bool(missing.all()):  # there is no row 0 then
         total = torch.zeros_like(inputs.states)
     else:
         rows = of_copies(copies, inputs.routed, inputs.states.dtype)
         weights = inputs.weights.masked_fill(missing.view(inputs.weights.shape), 0.0)
-        total = torch.ops.npu.npu_moe_token_unpermute(rows, copies.places.clamp(min=0), probs=weights)
+        total = torch.ops.npu.npu_moe_token_unpermute(rows, copies.src_to_dst_row.clamp(min=0), probs=weights)
     return total if shared is None else total + shared
 
 
@@ -162,17 +164,17 @@ def swiglu_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Ten
         bias=assist_matrix(up) if is_int4 else None,
     )
     result = times(rows, scale, inputs.routed.down, copies.counts, inputs.states.dtype)
-    return by_row(inputs, result, copies.places)
+    return by_row(inputs, result, copies.src_to_dst_row)
 
 
 @implementation("moe_experts", supports={**ALL_HERE, "form": ("w8a8",), "dtype": ("bfloat16",)}, on_device=True)
 def sum_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul_finalize_routing, which adds weighted rows to those of their tokens."""
     copies, down = sorted_copies(inputs), inputs.routed.down
-    tokens, k = inputs.chosen.shape
+    tokens, k = inputs.top_k.shape
     first = times(copies.rows, copies.scale, inputs.routed.up, copies.counts, inputs.states.dtype)
     rows, scale = between(first, inputs.routed)
-    order = torch.argsort(copies.places)
+    order = torch.argsort(copies.src_to_dst_row)
     if down.scale is None:
         raise ValueError("integers have scales")
     total = torch.ops.npu.npu_grouped_matmul_finalize_routing(
@@ -194,15 +196,15 @@ def routed_v1(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_moe_init_routing, with cumulative rows of groups, copies numbered by column, and drop_pad_mode 0."""
     experts = len(inputs.here)
     request = MoeRoutingInputs(inputs.states.contiguous(), numbered_here(inputs), experts, 0, experts)
-    rows, places, sorted_experts = first(request, by_column(request))
+    rows, src_to_dst_row, sorted_experts = first(request, by_column(request))
     ends = torch.ops.npu.npu_moe_compute_expert_tokens(sorted_experts, experts).long()
     scale = None
     if inputs.routed.quantised:
         rows, scale = torch.ops.npu.npu_dynamic_quant(rows)
     counts = torch.diff(ends, prepend=ends.new_zeros(1))
-    result = of_copies(Copies(rows, scale, places, counts), inputs.routed, inputs.states.dtype)
-    finalize = MoeFinalizeInputs(result, places, inputs.weights, of_shared(inputs))
-    return finalized(finalize, places, BY_COLUMN, result)
+    result = of_copies(Copies(rows, scale, src_to_dst_row, counts), inputs.routed, inputs.states.dtype)
+    finalize = MoeFinalizeInputs(result, src_to_dst_row, inputs.weights, of_shared(inputs))
+    return finalized(finalize, src_to_dst_row, BY_COLUMN, result)
 
 
 @implementation("moe_experts", on_device=True)
@@ -210,10 +212,10 @@ def expert_by_expert_composed(inputs: MoeExpertsInputs, target: Target) -> torch
     """A loop over experts, composed of plain operators on dequantised numbers."""
     total = torch.zeros(inputs.states.shape, dtype=torch.float32, device=inputs.states.device)
     for index, expert in enumerate(inputs.here.tolist()):
-        tokens, places = (inputs.chosen == expert).nonzero(as_tuple=True)
+        tokens, src_to_dst_row = (inputs.top_k == expert).nonzero(as_tuple=True)
         if len(tokens):
             rows = alone(inputs.states[tokens], inputs.routed, index).float()
-            total.index_add_(0, tokens, rows * inputs.weights[tokens, places].float().unsqueeze(1))
+            total.index_add_(0, tokens, rows * inputs.weights[tokens, src_to_dst_row].float().unsqueeze(1))
     if inputs.shared is not None:
         total += alone(inputs.states, inputs.shared, 0).float()
     return total.to(inputs.states.dtype)

@@ -18,7 +18,7 @@ def by_expert(inputs: MoeGatingInputs, weights: torch.Tensor, index: torch.Tenso
     """Weights ``[tokens, experts]``, and how many different experts each token has, from those that were chosen."""
     dense = torch.zeros_like(inputs.logits).scatter_add(1, index.long(), weights.to(inputs.logits.dtype))
     named = torch.zeros_like(inputs.logits, dtype=torch.bool).scatter(1, index.long(), value=True)
-    return {"weights": dense, "chosen": named.sum(dim=1)}
+    return {"weights": dense, "top_k": named.sum(dim=1)}
 
 
 @implementation(
@@ -26,7 +26,7 @@ def by_expert(inputs: MoeGatingInputs, weights: torch.Tensor, index: torch.Tenso
 )
 def npu_moe_gating_top_k_softmax(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """npu_moe_gating_top_k_softmax, whose weights do not add up to 1."""
-    weights, index, _ = torch.ops.npu.npu_moe_gating_top_k_softmax(inputs.logits, k=inputs.chosen)
+    weights, index, _ = torch.ops.npu.npu_moe_gating_top_k_softmax(inputs.logits, k=inputs.top_k)
     return by_expert(inputs, weights, index)
 
 
@@ -35,7 +35,7 @@ def npu_moe_gating_top_k_softmax(inputs: MoeGatingInputs, target: Target) -> Out
 )
 def softmax_then_norm(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """npu_moe_gating_top_k_softmax, and the weights divided by their sum."""
-    weights, index, _ = torch.ops.npu.npu_moe_gating_top_k_softmax(inputs.logits, k=inputs.chosen)
+    weights, index, _ = torch.ops.npu.npu_moe_gating_top_k_softmax(inputs.logits, k=inputs.top_k)
     return by_expert(inputs, weights / weights.sum(dim=1, keepdim=True) * inputs.scaling, index)
 
 
@@ -51,7 +51,7 @@ def top_k(inputs: MoeGatingInputs) -> Outputs:
     """Call the operator with what the configuration says."""
     weights, index, _ = torch.ops.npu.npu_moe_gating_top_k(
         inputs.logits,
-        inputs.chosen,
+        inputs.top_k,
         bias=inputs.bias,
         k_group=inputs.kept_groups,
         group_count=inputs.groups,
@@ -77,7 +77,7 @@ def scored(inputs: MoeGatingInputs) -> torch.Tensor:
 
 
 def best(inputs: MoeGatingInputs, scores: torch.Tensor) -> torch.Tensor:
-    """Experts of each token, int64 ``[tokens, chosen]``."""
+    """Experts of each token, int64 ``[tokens, top_k]``."""
     wanted = scores if inputs.bias is None else scores + inputs.bias.float()
     if inputs.groups > 1:
         grouped = wanted.view(len(wanted), inputs.groups, -1)
@@ -86,7 +86,7 @@ def best(inputs: MoeGatingInputs, scores: torch.Tensor) -> torch.Tensor:
         left = torch.ones_like(worth, dtype=torch.bool)
         left.scatter_(1, worth.topk(inputs.kept_groups, dim=1).indices, value=False)
         wanted = wanted.masked_fill(left.repeat_interleave(grouped.shape[2], dim=1), -torch.inf)
-    return wanted.topk(inputs.chosen, dim=1).indices
+    return wanted.topk(inputs.top_k, dim=1).indices
 
 
 def weighted(inputs: MoeGatingInputs, scores: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Sorting tokens by expert as sglang's Ascend backend does it (``hardware_backend/npu/moe/init_routing.py``, 32-118).
 
 The two versions of the operator number copies in other orders: the first by column (``choice * tokens + token``), the
-second by row (``token * chosen + choice``).
+second by row (``token * top_k + choice``).
 """
 
 from __future__ import annotations
@@ -46,10 +46,14 @@ def second(
 
 
 def outputs_of(
-    inputs: MoeRoutingInputs, rows: torch.Tensor, places: torch.Tensor, counts: torch.Tensor, scale: torch.Tensor
+    inputs: MoeRoutingInputs,
+    rows: torch.Tensor,
+    src_to_dst_row: torch.Tensor,
+    counts: torch.Tensor,
+    scale: torch.Tensor,
 ) -> Outputs:
     """Outputs of the component, from those of the second operator."""
-    result = {"rows": rows, "places": places.view(inputs.experts.shape).long(), "counts": counts}
+    result = {"rows": rows, "src_to_dst_row": src_to_dst_row.view(inputs.experts.shape).long(), "counts": counts}
     return {**result, "scale": scale} if inputs.form in ("with scales", "by largest", "smoothed") else result
 
 
@@ -62,8 +66,8 @@ def init_routing_v2(inputs: MoeRoutingInputs, target: Target) -> Outputs:
 @implementation("moe_routing", on_device=True)
 def init_routing_v2_cumulative(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 with cumulative counts, from which those of each expert are taken."""
-    rows, places, ends, scale = second(inputs, CUMULATIVE)
-    return outputs_of(inputs, rows, places, torch.diff(ends, prepend=ends.new_zeros(1)), scale)
+    rows, src_to_dst_row, ends, scale = second(inputs, CUMULATIVE)
+    return outputs_of(inputs, rows, src_to_dst_row, torch.diff(ends, prepend=ends.new_zeros(1)), scale)
 
 
 @implementation("moe_routing", on_device=True)
@@ -76,25 +80,25 @@ def init_routing_v2_scatter(inputs: MoeRoutingInputs, target: Target) -> Outputs
 def turned(copies: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Places of copies, -1 for those that are nowhere, from the copies at the rows of all groups."""
     here = torch.arange(len(copies), device=copies.device) < counts.sum()
-    places = torch.full_like(copies, -1)
-    places[copies[here].long()] = torch.arange(len(copies), dtype=copies.dtype, device=copies.device)[here]
-    return places
+    src_to_dst_row = torch.full_like(copies, -1)
+    src_to_dst_row[copies[here].long()] = torch.arange(len(copies), dtype=copies.dtype, device=copies.device)[here]
+    return src_to_dst_row
 
 
 @implementation("moe_routing", supports=_PLAIN, on_device=True)
 def init_routing_v1(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing, whose copies are numbered by column, and npu_moe_compute_expert_tokens."""
-    rows, places, sorted_experts = first(inputs, by_column(inputs))
+    rows, src_to_dst_row, sorted_experts = first(inputs, by_column(inputs))
     ends = torch.ops.npu.npu_moe_compute_expert_tokens(sorted_experts, inputs.all_experts).long()
-    places = places.view(inputs.experts.shape[::-1]).T.contiguous().long()
-    return {"rows": rows, "places": places, "counts": torch.diff(ends, prepend=ends.new_zeros(1))}
+    src_to_dst_row = src_to_dst_row.view(inputs.experts.shape[::-1]).T.contiguous().long()
+    return {"rows": rows, "src_to_dst_row": src_to_dst_row, "counts": torch.diff(ends, prepend=ends.new_zeros(1))}
 
 
 def by_column(inputs: MoeRoutingInputs) -> torch.Tensor:
-    """Numbers of all copies, int32 ``[tokens, chosen]``."""
-    tokens, chosen = inputs.experts.shape
-    numbers = torch.arange(tokens * chosen, dtype=torch.int32, device=inputs.experts.device)
-    return numbers.view(chosen, tokens).T.contiguous()
+    """Numbers of all copies, int32 ``[tokens, top_k]``."""
+    tokens, top_k = inputs.experts.shape
+    numbers = torch.arange(tokens * top_k, dtype=torch.int32, device=inputs.experts.device)
+    return numbers.view(top_k, tokens).T.contiguous()
 
 
 def first(inputs: MoeRoutingInputs, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -107,9 +111,9 @@ def first(inputs: MoeRoutingInputs, numbers: torch.Tensor) -> tuple[torch.Tensor
 @implementation("moe_routing", supports=_PLAIN, on_device=True)
 def token_permute(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_token_permute, with counts from a histogram."""
-    rows, places = torch.ops.npu.npu_moe_token_permute(inputs.states, inputs.experts)
+    rows, src_to_dst_row = torch.ops.npu.npu_moe_token_permute(inputs.states, inputs.experts)
     counts = torch.bincount(inputs.experts.flatten(), minlength=inputs.all_experts)
-    return {"rows": rows, "places": places.view(inputs.experts.shape).long(), "counts": counts}
+    return {"rows": rows, "src_to_dst_row": src_to_dst_row.view(inputs.experts.shape).long(), "counts": counts}
 
 
 @implementation("moe_routing", supports={"form": ("as they are", "with scales")}, on_device=True)
@@ -118,9 +122,9 @@ def native_routing(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     order, counts = sorted_copies(inputs)
     rows = inputs.states.new_zeros(inputs.experts.numel(), inputs.states.shape[1])
     rows[: len(order)] = inputs.states[order // inputs.experts.shape[1]]
-    places = torch.full_like(inputs.experts, -1, dtype=torch.int64).flatten()
-    places[order] = torch.arange(len(order), device=order.device)
-    outputs = {"rows": rows, "places": places.view(inputs.experts.shape), "counts": counts}
+    src_to_dst_row = torch.full_like(inputs.experts, -1, dtype=torch.int64).flatten()
+    src_to_dst_row[order] = torch.arange(len(order), device=order.device)
+    outputs = {"rows": rows, "src_to_dst_row": src_to_dst_row.view(inputs.experts.shape), "counts": counts}
     if inputs.scale is None:
         return outputs
     scale = inputs.scale.new_zeros(len(rows))

@@ -60,32 +60,32 @@ def outputs_of(inputs: PaddedTokensInputs, weights: torch.Tensor, counts: torch.
 def masked_routing_v2(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 and npu_moe_finalize_routing by row, with masked weights."""
     weights = weights_of(inputs)
-    rows, places, counts, _ = routing.second(to_all_experts(inputs, inputs.experts), routing.COUNTS)
+    rows, src_to_dst_row, counts, _ = routing.second(to_all_experts(inputs, inputs.experts), routing.COUNTS)
     rows = computed(inputs, rows, counts)
-    back = MoeFinalizeInputs(rows, places, weights, None)
-    return outputs_of(inputs, weights, counts, finalized(back, places, BY_ROW, rows))
+    back = MoeFinalizeInputs(rows, src_to_dst_row, weights, None)
+    return outputs_of(inputs, weights, counts, finalized(back, src_to_dst_row, BY_ROW, rows))
 
 
 @implementation("padded_tokens", on_device=True)
 def masked_routing_v1(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """npu_moe_init_routing and npu_moe_finalize_routing by column, with masked weights."""
     weights, everywhere = weights_of(inputs), to_all_experts(inputs, inputs.experts)
-    rows, places, experts = routing.first(everywhere, routing.by_column(everywhere))
+    rows, src_to_dst_row, experts = routing.first(everywhere, routing.by_column(everywhere))
     ends = torch.ops.npu.npu_moe_compute_expert_tokens(experts, everywhere.all_experts).long()
     counts = torch.diff(ends, prepend=ends.new_zeros(1))
     rows = computed(inputs, rows, counts)
-    back = MoeFinalizeInputs(rows, places, weights, None)
-    return outputs_of(inputs, weights, counts, finalized(back, places, BY_COLUMN, rows))
+    back = MoeFinalizeInputs(rows, src_to_dst_row, weights, None)
+    return outputs_of(inputs, weights, counts, finalized(back, src_to_dst_row, BY_COLUMN, rows))
 
 
 @implementation("padded_tokens", on_device=True)
 def masked_permute(inputs: PaddedTokensInputs, target: Target) -> Outputs:
     """npu_moe_token_permute and npu_moe_token_unpermute, with masked weights."""
     weights = weights_of(inputs)
-    rows, places = torch.ops.npu.npu_moe_token_permute(inputs.states, inputs.experts)
+    rows, src_to_dst_row = torch.ops.npu.npu_moe_token_permute(inputs.states, inputs.experts)
     counts = torch.bincount(inputs.experts.flatten(), minlength=len(inputs.factors))
     rows = computed(inputs, rows, counts)
-    total = torch.ops.npu.npu_moe_token_unpermute(rows, places, probs=weights)
+    total = torch.ops.npu.npu_moe_token_unpermute(rows, src_to_dst_row, probs=weights)
     return outputs_of(inputs, weights, counts, total)
 
 
@@ -100,7 +100,7 @@ def native(inputs: PaddedTokensInputs, weights: torch.Tensor, experts: torch.Ten
     everywhere = to_all_experts(inputs, experts)
     order, counts = routing.sorted_copies(everywhere)
     rows = computed(inputs, inputs.states[order // experts.shape[1]], counts)
-    places = torch.full_like(experts, -1, dtype=torch.int64).flatten()
-    places[order] = torch.arange(len(order), device=order.device)
-    total = together(MoeFinalizeInputs(rows, places.view(experts.shape), weights, None))
+    src_to_dst_row = torch.full_like(experts, -1, dtype=torch.int64).flatten()
+    src_to_dst_row[order] = torch.arange(len(order), device=order.device)
+    total = together(MoeFinalizeInputs(rows, src_to_dst_row.view(experts.shape), weights, None))
     return {"weights": weights, "experts": experts, "counts": counts, "output": total}

@@ -82,7 +82,7 @@ def second_half_gates(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     dtype = inputs.states.dtype
     first = times(copies.rows, copies.scale, inputs.routed.up, copies.counts, dtype)
     rows, scale = torch.ops.npu.npu_dequant_swiglu_quant(first, quant_mode=1)
-    return by_row(inputs, times(rows, scale, inputs.routed.down, copies.counts, dtype), copies.places)
+    return by_row(inputs, times(rows, scale, inputs.routed.down, copies.counts, dtype), copies.src_to_dst_row)
 
 
 @mutant(
@@ -96,7 +96,7 @@ def reciprocal_for_the_scale(inputs: MoeExpertsInputs, target: Target) -> torch.
     dtype = inputs.states.dtype
     first = times(copies.rows, copies.scale, inputs.routed.up, copies.counts, dtype)
     rows, scale = torch.ops.npu.npu_swiglu_quant(first, activate_left=True, quant_mode=1)
-    return by_row(inputs, times(rows, scale, inputs.routed.down, copies.counts, dtype), copies.places)
+    return by_row(inputs, times(rows, scale, inputs.routed.down, copies.counts, dtype), copies.src_to_dst_row)
 
 
 @mutant(
@@ -113,7 +113,7 @@ def counts_where_ends_belong(inputs: MoeExpertsInputs, target: Target) -> torch.
     done = int(counts.sum())
     first[:done] = times(copies.rows, copies.scale, inputs.routed.up, counts, dtype)[:done]
     rows, scale = between(first, inputs.routed)
-    return by_row(inputs, times(rows, scale, inputs.routed.down, copies.counts, dtype), copies.places)
+    return by_row(inputs, times(rows, scale, inputs.routed.down, copies.counts, dtype), copies.src_to_dst_row)
 
 
 @mutant(
@@ -125,8 +125,8 @@ def places_of_the_other_version(inputs: MoeExpertsInputs, target: Target) -> tor
     """Bring rows back with drop_pad_mode 0, after the routing that numbers copies by row."""
     copies = sorted_copies(inputs)
     rows = of_copies(copies, inputs.routed, inputs.states.dtype)
-    finalize = MoeFinalizeInputs(rows, copies.places, inputs.weights, of_shared(inputs))
-    return finalized(finalize, copies.places, BY_COLUMN, rows)
+    finalize = MoeFinalizeInputs(rows, copies.src_to_dst_row, inputs.weights, of_shared(inputs))
+    return finalized(finalize, copies.src_to_dst_row, BY_COLUMN, rows)
 
 
 @perturbed(
@@ -134,8 +134,8 @@ def places_of_the_other_version(inputs: MoeExpertsInputs, target: Target) -> tor
 )
 def numbers_of_all_for_local_matrices(inputs: MoeExpertsInputs) -> MoeExpertsInputs:
     """Take the number among all experts for the number among those of this rank, round and round."""
-    local = inputs.chosen % len(inputs.here)
-    return replace(inputs, chosen=inputs.here[local.long()].to(torch.int32))
+    local = inputs.top_k % len(inputs.here)
+    return replace(inputs, top_k=inputs.here[local.long()].to(torch.int32))
 
 
 @mutant(
@@ -145,10 +145,10 @@ def weights_of_missing_experts_kept(inputs: MoeExpertsInputs, target: Target) ->
     """Give every copy without a row row 0, and leave its weight as it is."""
     copies = sorted_copies(inputs)
     result = unpermuted(inputs, target)
-    if bool((copies.places < 0).all()):
+    if bool((copies.src_to_dst_row < 0).all()):
         return result
     rows = of_copies(copies, inputs.routed, inputs.states.dtype)
-    missing = (copies.places < 0).view(inputs.weights.shape)
+    missing = (copies.src_to_dst_row < 0).view(inputs.weights.shape)
     extra = inputs.weights.float().masked_fill(~missing, 0.0).sum(dim=1)
     return (result.float() + extra.unsqueeze(1) * rows[0].float()).to(result.dtype)
 
@@ -160,8 +160,8 @@ def scales_of_the_dispatch_discarded(inputs: MoeExpertsInputs, target: Target) -
     """Quantise the integers as if they were the states."""
     copies = sorted_copies(inputs)
     again = quantised(copies.rows.float(), 8)
-    wrong = Copies(again["quantised"], again["scale"], copies.places, copies.counts)
-    return by_row(inputs, of_copies(wrong, inputs.routed, inputs.states.dtype), copies.places)
+    wrong = Copies(again["quantised"], again["scale"], copies.src_to_dst_row, copies.counts)
+    return by_row(inputs, of_copies(wrong, inputs.routed, inputs.states.dtype), copies.src_to_dst_row)
 
 
 @perturbed(
@@ -203,7 +203,7 @@ def quantised_where_latency_counts(inputs: MoeExpertsInputs, target: Target) -> 
         rows, scale = torch.ops.npu.npu_dynamic_quant(copies.rows)
         copies = replace(copies, rows=rows, scale=scale)
     result = of_copies(copies, inputs.routed, inputs.states.dtype)
-    return by_row(inputs, result, copies.places)
+    return by_row(inputs, result, copies.src_to_dst_row)
 
 
 @mutant(
@@ -240,4 +240,4 @@ def shared_rows_over_those_still_read(inputs: MoeExpertsInputs, target: Target) 
     rows = of_copies(copies, inputs.routed, inputs.states.dtype)
     if shared is not None:
         rows[: len(shared)] = shared
-    return by_row(inputs, rows, copies.places)
+    return by_row(inputs, rows, copies.src_to_dst_row)

@@ -20,18 +20,18 @@ from npudiff.reference.moe_finalize import MoeFinalizeInputs
 @perturbed(native_finalize, "MOE-05 sgl-project/sglang/pull/40705: a copy that was left out reads the last row")
 def last_row_for_none(inputs: MoeFinalizeInputs) -> MoeFinalizeInputs:
     """Index with -1."""
-    last = len(inputs.expert_rows) - 1
-    return replace(inputs, places=torch.where(inputs.places < 0, last, inputs.places))
+    last = len(inputs.expanded_rows) - 1
+    return replace(inputs, src_to_dst_row=torch.where(inputs.src_to_dst_row < 0, last, inputs.src_to_dst_row))
 
 
 @mutant(
     finalize_by_row,
     "MOE-05 sgl-project/sglang/pull/40705: drop_pad_mode that does not go with the places",
-    supports={"tokens": range(2, 2**16 + 1), "chosen": range(2, 513)},
+    supports={"tokens": range(2, 2**16 + 1), "top_k": range(2, 513)},
 )
 def places_by_row_read_by_column(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """Give places by row to the mode that numbers them by column."""
-    return finalized(inputs, inputs.places.flatten(), BY_COLUMN, inputs.expert_rows)
+    return finalized(inputs, inputs.src_to_dst_row.flatten(), BY_COLUMN, inputs.expanded_rows)
 
 
 @perturbed(

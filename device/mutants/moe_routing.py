@@ -26,9 +26,9 @@ from npudiff.reference.moe_routing import MoeRoutingInputs
 )
 def first_count_is_the_seconds(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """Take differences of cumulative counts, and the first one once more for the first expert."""
-    rows, places, ends, scale = second(inputs, CUMULATIVE)
+    rows, src_to_dst_row, ends, scale = second(inputs, CUMULATIVE)
     counts = torch.diff(ends)
-    return outputs_of(inputs, rows, places, torch.cat([counts[:1], counts]), scale)
+    return outputs_of(inputs, rows, src_to_dst_row, torch.cat([counts[:1], counts]), scale)
 
 
 @mutant(init_routing_v2, "MOE-02 vllm-project/vllm-ascend/pull/4822: cumulative counts where counts belong")
@@ -53,8 +53,14 @@ def all_experts_are_here(inputs: MoeRoutingInputs, target: Target) -> Outputs:
 )
 def row_of_the_last_for_none(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """Count places of copies that are not here from the end."""
-    rows, places, counts, scale = second(inputs, COUNTS)
-    return outputs_of(inputs, rows, torch.where(places < 0, places + len(places), places), counts, scale)
+    rows, src_to_dst_row, counts, scale = second(inputs, COUNTS)
+    return outputs_of(
+        inputs,
+        rows,
+        torch.where(src_to_dst_row < 0, src_to_dst_row + len(src_to_dst_row), src_to_dst_row),
+        counts,
+        scale,
+    )
 
 
 @mutant(

@@ -251,24 +251,24 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         plain={**_GAUSSIAN, **_CONTIGUOUS},
     ),
     "moe_gating": BaselineSpec(
-        fixed={"tokens": (1, 128), "experts": (64, 256), "chosen": (2, 8)},
-        sizes={"tokens": _ANY, "experts": (8, 16, 32, 64, 128, 256), "chosen": (1, 2, 4, 8)},
+        fixed={"tokens": (1, 128), "experts": (64, 256), "top_k": (2, 8)},
+        sizes={"tokens": _ANY, "experts": (8, 16, 32, 64, 128, 256), "top_k": (1, 2, 4, 8)},
         plain={**_GAUSSIAN, **_CONTIGUOUS},
     ),
     "moe_routing": BaselineSpec(
-        fixed={"tokens": (4, 128), "experts": (8, 64), "chosen": (2, 8), "width": (128,)},
-        sizes={"tokens": _ANY, "experts": (4, 8, 16, 64), "chosen": (1, 2, 4), "width": range(32, 257, 32)},
+        fixed={"tokens": (4, 128), "experts": (8, 64), "top_k": (2, 8), "width": (128,)},
+        sizes={"tokens": _ANY, "experts": (4, 8, 16, 64), "top_k": (1, 2, 4), "width": range(32, 257, 32)},
         plain={**_CONTIGUOUS, "load": ("even",)},
     ),
     "moe_finalize": BaselineSpec(
-        fixed={"tokens": (4, 128), "chosen": (2, 8), "width": (128, 1024)},
-        sizes={"tokens": _ANY, "chosen": (1, 2, 4, 8), "width": range(16, 513, 16)},
+        fixed={"tokens": (4, 128), "top_k": (2, 8), "width": (128, 1024)},
+        sizes={"tokens": _ANY, "top_k": (1, 2, 4, 8), "width": range(16, 513, 16)},
         plain={**_USUAL, "dropped": ("none",), "spare_rows": (0,), "weights": ("renormalised",), "poison": ("large",)},
     ),
     "padded_tokens": BaselineSpec(
-        fixed={"ranks": (1, 2), "chunk": (16, 64), "experts": (8,), "chosen": (2,), "width": (128,)},
+        fixed={"ranks": (1, 2), "chunk": (16, 64), "experts": (8,), "top_k": (2,), "width": (128,)},
         sizes={
-            "ranks": range(1, 5), "chunk": range(2, 65), "experts": (4, 8, 16), "chosen": (1, 2, 4),
+            "ranks": range(1, 5), "chunk": range(2, 65), "experts": (4, 8, 16), "top_k": (1, 2, 4),
             "width": range(32, 257, 32),
         },
         plain={**_CONTIGUOUS, "poison": ("stale",), "earlier": ("all",)},

@@ -88,8 +88,8 @@ def _from_pool(stream: Stream, pool: torch.Tensor, size: tuple[int, int]) -> tor
     inner, columns = size
     if inner * columns == len(pool):
         return pool.view(size)
-    places = torch.tensor(stream.integers(0, len(pool) - columns + 1, inner))
-    return pool.unfold(0, columns, 1)[places]
+    src_to_dst_row = torch.tensor(stream.integers(0, len(pool) - columns + 1, inner))
+    return pool.unfold(0, columns, 1)[src_to_dst_row]
 
 
 def whole_numbers(stream: Stream, shape: tuple[int, int]) -> torch.Tensor:

@@ -51,7 +51,7 @@ def _heads_text(case: DecoderLayerCase) -> str:
 
 
 def _experts_text(case: DecoderLayerCase) -> str:
-    return f"experts {case.chosen} of {case.experts}" + (f" in {case.groups} groups" if case.groups > 1 else "")
+    return f"experts {case.top_k} of {case.experts}" + (f" in {case.groups} groups" if case.groups > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class DecoderLayerCase(DeclaredCase):
         shown="{} rotary",
     )  # fmt: skip
     experts: int = axis("experts", _SIZES, 4, shown=_experts_text)
-    chosen: int = axis("experts of a token", _SIZES, 1, shown="")
+    top_k: int = axis("experts of a token", _SIZES, 1, shown="", was="chosen")
     groups: int = axis("groups of experts, of which half are kept", (1, 2, 4), 1, shown="")
     width: int = axis("gates of an expert", _SIZES, 16, shown="width {}")
     form: str = axis(
@@ -135,8 +135,8 @@ class DecoderLayerCase(DeclaredCase):
             yield "layers with latents have no window, one KV head, and a rope part that turns as a whole"
         if self.experts % self.groups or (self.groups > 1 and self.experts // self.groups <= 2):
             yield f"{self.experts} experts do not make {self.groups} groups of more than two"
-        if self.chosen > self.experts // self.groups * max(1, self.groups // 2):
-            yield f"{self.chosen} experts cannot be chosen of {self.experts} in {self.groups} groups"
+        if self.top_k > self.experts // self.groups * max(1, self.groups // 2):
+            yield f"{self.top_k} experts cannot be chosen of {self.experts} in {self.groups} groups"
         if self.form == "w4a8" and (self.hidden_size % 8 or self.width % 4):
             yield f"columns of int4 fill words of eight, got {self.hidden_size} and {2 * self.width}"
         heads = self.kv_heads * self.group

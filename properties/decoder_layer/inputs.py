@@ -182,7 +182,7 @@ def _mixture(case: DecoderLayerCase) -> Mixture:
         bias=BIAS_GAIN * _normal(case, "bias", case.experts),
         routed=_experts(case, "routed", case.experts, case.limit),
         shared=_experts(case, "shared", 1, case.shared_limit),
-        chosen=case.chosen,
+        top_k=case.top_k,
         groups=case.groups,
         kept_groups=max(1, case.groups // 2),
         scaling=2.5 if case.latent else 3.0,

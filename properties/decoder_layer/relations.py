@@ -60,9 +60,9 @@ def _named(case: DecoderLayerCase) -> str:
 
 def regrouped(inputs: DecoderLayerInputs, steps: Sequence[LayerStep]) -> tuple[DecoderLayerInputs, torch.Tensor]:
     """Return the same tokens in other steps, and which token of before each one is."""
-    places = list(zip(*(place.tolist() for place in token_places(inputs.steps)), strict=True))
+    src_to_dst_row = list(zip(*(place.tolist() for place in token_places(inputs.steps)), strict=True))
     wanted = zip(*(place.tolist() for place in token_places(tuple(steps))), strict=True)
-    order = torch.tensor([places.index(place) for place in wanted])
+    order = torch.tensor([src_to_dst_row.index(place) for place in wanted])
     moved = {name: getattr(inputs, name)[order] for name in
              ("hidden", "residual", "positions", "slots", "sliding_slots")}  # fmt: skip
     return replace(inputs, steps=tuple(steps), **moved), order

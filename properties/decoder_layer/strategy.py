@@ -49,9 +49,9 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
     kind = choose.pick(kinds)
     far_prefix = choose.pick(range(FAR_PREFIX_SHARE)) == FAR_PREFIX_SHARE - 1 and not choose.far
     page_size = choose.value(box, "page_size", (16, 32) if far_prefix or choose.far else (16, 32, 128))
-    chosen = choose.value(box, "chosen", (1, 2, 3))
+    top_k = choose.value(box, "top_k", (1, 2, 3))
     groups = 1 if kind == "step-3.5" else choose.value(box, "groups", (1, 2))
-    experts = choose.pick(_experts(choose.options(box, "experts", (4, 8, 16)), groups, chosen))
+    experts = choose.pick(_experts(choose.options(box, "experts", (4, 8, 16)), groups, top_k))
     choices = {
         "decode_steps": choose.value(box, "decode_steps", (0, 1, 2, 3)),
         "window": choose.value(box, "window", (None, 1, 2, 5, 15, 17)),
@@ -71,7 +71,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
         **{**choices, **FIXED[kind]},
         requests=choose.draw_list(box, "batch", (1, 2, 3), lambda: _draw_request(choose, box, page_size, far_prefix)),
         kind=kind,
-        chosen=chosen,
+        top_k=top_k,
         groups=groups,
         experts=experts,
         page_size=page_size,
@@ -83,12 +83,12 @@ def _few(allowed: Sequence[int], most: int) -> Sequence[int]:
     return [count for count in allowed if count <= most] or [min(allowed)]
 
 
-def _experts(allowed: Sequence[int], groups: int, chosen: int) -> Sequence[int]:
+def _experts(allowed: Sequence[int], groups: int, top_k: int) -> Sequence[int]:
     """Numbers of experts: in groups, of more than two each, as the operator asks, and enough in half of the groups."""
     fitting = [
         count
         for count in allowed
-        if chosen <= count and (groups == 1 or (count % groups == 0 and count > 2 * groups and chosen <= count // 2))
+        if top_k <= count and (groups == 1 or (count % groups == 0 and count > 2 * groups and top_k <= count // 2))
     ]
     assume(fitting)
     return fitting

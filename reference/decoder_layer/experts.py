@@ -14,8 +14,8 @@ from npudiff.reference.moe_experts import ROW_BITS, Experts, Gate, activated
 from npudiff.reference.spread import CARRIED, EVEN, Spread
 
 
-def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtype: torch.dtype) -> ExpertProduct:
-    """Return what each chosen expert says of a token, ``[tokens, chosen, hidden_size]``.
+def said_by_experts(states: Spread, top_k: torch.Tensor, experts: Experts, dtype: torch.dtype) -> ExpertProduct:
+    """Return what each chosen expert says of a token, ``[tokens, top_k, hidden_size]``.
 
     Errors are scales between the two products, and bounds after them.
 
@@ -32,7 +32,7 @@ def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtyp
     states : Spread
         ``[tokens, hidden_size]``.
     chosen : torch.Tensor
-        int64 ``[tokens, chosen]``.
+        int64 ``[tokens, top_k]``.
     experts : Experts
         The matrices of all experts.
     dtype : torch.dtype
@@ -41,12 +41,12 @@ def said_by_experts(states: Spread, chosen: torch.Tensor, experts: Experts, dtyp
     plain = replace(experts, up=_worth(experts.up), down=_worth(experts.down))
     rows = Inexact(states.value, states.scale)
     rows = _in_steps(rows) if experts.quantised else rows
-    given = _of_copies(Inexact(rows.value, rows.error / CARRIED), chosen.shape[1])
-    first = _times(given, plain.up, chosen.flatten(), dtype)
+    given = _of_copies(Inexact(rows.value, rows.error / CARRIED), top_k.shape[1])
+    first = _times(given, plain.up, top_k.flatten(), dtype)
     between = Inexact(first.value, torch.hypot(first.own * EVEN, first.brought))
     gated = _activated(between, experts.gate, dtype)
-    said = _times(_in_steps(gated) if experts.quantised else gated, plain.down, chosen.flatten(), dtype)
-    shape = (*chosen.shape, -1)
+    said = _times(_in_steps(gated) if experts.quantised else gated, plain.down, top_k.flatten(), dtype)
+    shape = (*top_k.shape, -1)
     return ExpertProduct(said.value.view(shape), said.own.view(shape), said.brought.view(shape))
 
 

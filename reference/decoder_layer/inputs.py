@@ -84,7 +84,7 @@ class Mixture:
     """The matrices of all experts, and the limit of their activation."""
     shared: Experts
     """One expert that every token has, with weight 1."""
-    chosen: int
+    top_k: int
     """Experts of a token."""
     groups: int
     kept_groups: int

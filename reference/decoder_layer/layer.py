@@ -91,7 +91,7 @@ def _experts(inputs: DecoderLayerInputs, states: Spread) -> Inexact:
         MoeGatingInputs(
             logits=logits.value.to(torch.float32),
             bias=experts.bias,
-            chosen=experts.chosen,
+            top_k=experts.top_k,
             scoring="sigmoid",
             groups=experts.groups,
             kept_groups=experts.kept_groups,

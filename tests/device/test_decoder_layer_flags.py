@@ -127,7 +127,7 @@ def test_typical_errors_are_as_large_as_the_scales_say(kind):
     """A composed layer rounds nearly wherever a device may; numbers have two thirds of their largest rounding."""
     ratios = {}
     for seed in range(6):
-        case = DecoderLayerCase(REQUESTS, kind=kind, decode_steps=2, seed=seed, chosen=2, kv_heads=1, group=2)
+        case = DecoderLayerCase(REQUESTS, kind=kind, decode_steps=2, seed=seed, top_k=2, kv_heads=1, group=2)
         inputs, target = component.inputs(case), targets.sim(None)
         with target.activate():
             result = compare(component.reference(inputs), composed_layer(inputs, target))

@@ -31,7 +31,7 @@ SHORT = {
     ("cache_gather", "shared_pages"): EXTRA,
     ("cache_gather", "spare_columns"): EXTRA,
     ("cache_gather", "spare_rows"): EXTRA,
-    ("decoder_layer", "chosen"): MODEL,
+    ("decoder_layer", "top_k"): MODEL,
     ("decoder_layer", "decode_steps"): "each is a run of the whole layer",
     ("decoder_layer", "group"): MODEL,
     ("decoder_layer", "hidden_size"): MODEL,

@@ -10,7 +10,7 @@ from draws import drawn
 from npudiff.model.case import DeclaredCase, declaration
 from npudiff.model.codec import dumps, loads
 from npudiff.model.constraints import Constraints, Numbers
-from npudiff.run.discovery import load_components
+from npudiff.run.discovery import load_component, load_components
 
 COMPONENTS = load_components(())
 DECLARED = [component for component in COMPONENTS if issubclass(component.case_type, DeclaredCase)]
@@ -125,3 +125,17 @@ def test_legal_values_that_are_not_drawn_can_be_asked_for(name, axis, value):
     for case in found:
         component.check_case(case)
         assert where.reason_against(component.values(case)) is None
+
+
+def test_cases_that_were_written_under_earlier_names_are_read():
+    """Findings keep cases as JSON: a renamed field says what it was called."""
+    for name, text in {
+        "moe_finalize": '{"tokens": 2, "chosen": 3, "skip": true}',
+        "moe_gating": '{"tokens": 2, "experts": 8, "chosen": 3}',
+        "moe_routing": '{"tokens": 2, "chosen": 3}',
+        "moe_experts": '{"tokens": 2, "chosen": 3}',
+        "padded_tokens": '{"tokens": 2, "chosen": 3}',
+    }.items():
+        case = loads(load_component(name).case_type, text)
+        assert case.top_k == 3
+        assert getattr(case, "residual", True)

@@ -14,9 +14,9 @@ from npudiff.properties.decoder_layer.relations import regrouped
 from npudiff.reference.decoder_layer import LayerStep
 
 REQUESTS = (LayerRequest(0, 5), LayerRequest(3, 7))
-STEP = DecoderLayerCase(REQUESTS, decode_steps=2, chosen=2, seed=3)
-SLIDING = DecoderLayerCase(REQUESTS, decode_steps=2, window=3, chosen=2, seed=3)
-LATENT = DecoderLayerCase(REQUESTS, kind="deepseek", decode_steps=2, chosen=2, seed=3)
+STEP = DecoderLayerCase(REQUESTS, decode_steps=2, top_k=2, seed=3)
+SLIDING = DecoderLayerCase(REQUESTS, decode_steps=2, window=3, top_k=2, seed=3)
+LATENT = DecoderLayerCase(REQUESTS, kind="deepseek", decode_steps=2, top_k=2, seed=3)
 RELATIONS = {relation.name: relation for relation in component.relations}
 
 
@@ -114,7 +114,7 @@ def test_the_pools_have_pages_of_their_own_and_poison_everywhere():
         ({"decode_steps": 65}, "decode_steps must lie in 0..64, got 65"),
         ({"window": 0}, "window must be none or lie in 1"),
         ({"groups": 2}, "4 experts do not make 2 groups of more than two"),
-        ({"experts": 8, "groups": 2, "chosen": 5}, "5 experts cannot be chosen of 8 in 2 groups"),
+        ({"experts": 8, "groups": 2, "top_k": 5}, "5 experts cannot be chosen of 8 in 2 groups"),
         ({"form": "w4a8", "hidden_size": 60}, "columns of int4 fill words of eight, got 60 and 32"),
         ({"limit": -1.0}, "limit must be none or lie in 0.001..10000, got -1"),
         ({"requests": (LayerRequest(0, 9000),)}, "a tensor would have more than"),

@@ -48,7 +48,7 @@ def test_the_places_are_the_ends_the_middle_and_all_but_it():
     assert [list(empty_parts.which(kind, 2)) for kind in empty_parts.KINDS] == [[], [0], [0], [1], [0]]
 
 
-def places(lengths):
+def src_to_dst_row(lengths):
     """Where empty parts stand, before one that is not empty."""
     last = max((place for place, length in enumerate(lengths) if length), default=-1)
     return {"first" if place == 0 else "middle" for place in range(last) if not lengths[place]}
@@ -64,7 +64,7 @@ def places(lengths):
 )
 def test_empty_parts_are_drawn_before_others(name, lengths):
     cases = drawn(load_component(name), Constraints(), 100)
-    assert set().union(*(places(lengths(case)) for case in cases)) == {"first", "middle"}
+    assert set().union(*(src_to_dst_row(lengths(case)) for case in cases)) == {"first", "middle"}
 
 
 def rows_of_experts(case):

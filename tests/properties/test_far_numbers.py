@@ -94,7 +94,7 @@ def test_a_softmax_that_subtracts_no_maximum_is_found():
 
     assert outcome("moe_gating", function, recipe=("gaussian", "peaked", "flat", "ties")).failure is None
     failure = outcome("moe_gating", function).failure
-    assert (failure.case.recipe, failure.case.tokens, failure.case.chosen) == ("far", 1, 1)
+    assert (failure.case.recipe, failure.case.tokens, failure.case.top_k) == ("far", 1, 1)
 
 
 def test_logits_beyond_exponentials_are_for_softmax():
@@ -106,16 +106,16 @@ def test_logits_beyond_exponentials_are_for_softmax():
 def with_weight_0(inputs, target):
     """Bring back the last row for what is left out, with weight 0."""
     del target
-    rows = inputs.expert_rows[inputs.places.long()].float()
-    weights = inputs.weights.masked_fill(inputs.places < 0, 0.0).float()
+    rows = inputs.expanded_rows[inputs.src_to_dst_row.long()].float()
+    weights = inputs.weights.masked_fill(inputs.src_to_dst_row < 0, 0.0).float()
     total = (rows * weights.unsqueeze(2)).sum(dim=1)
-    return (total if inputs.skip is None else total + inputs.skip.float()).to(inputs.expert_rows.dtype)
+    return (total if inputs.residual is None else total + inputs.residual.float()).to(inputs.expanded_rows.dtype)
 
 
 def test_a_sum_in_which_0_times_a_row_that_is_left_out_takes_part_is_found():
     assert outcome("moe_finalize", with_weight_0, poison=("large",)).failure is None
     failure = outcome("moe_finalize", with_weight_0).failure
-    assert (failure.case.poison, failure.case.tokens, failure.case.chosen) == ("nan", 1, 1)
+    assert (failure.case.poison, failure.case.tokens, failure.case.top_k) == ("nan", 1, 1)
     assert ascend.token_unpermute.constraints.boxes == Constraints.of({"poison": ("large",)}).boxes
 
 
@@ -123,8 +123,8 @@ def test_poison_is_in_the_rows_that_no_place_names_and_nowhere_else():
     component, plain = load_component("moe_finalize"), MoeFinalizeCase(4, 2, spare_rows=3)
     for case in (plain, replace(plain, dropped="some"), replace(plain, weights="zero for padding")):
         inputs = component.inputs(replace(case, poison="nan"))
-        unnamed = sorted(set(range(len(inputs.expert_rows))) - set(inputs.places.flatten().tolist()))
-        poisoned = inputs.expert_rows.isnan().all(dim=1).nonzero().flatten().tolist()
+        unnamed = sorted(set(range(len(inputs.expanded_rows))) - set(inputs.src_to_dst_row.flatten().tolist()))
+        poisoned = inputs.expanded_rows.isnan().all(dim=1).nonzero().flatten().tolist()
         assert poisoned == unnamed
-        assert int(inputs.expert_rows.isnan().sum()) == len(unnamed) * case.width
+        assert int(inputs.expanded_rows.isnan().sum()) == len(unnamed) * case.width
     assert component.values(replace(plain, spare_rows=0))["poison"] == ()

@@ -48,7 +48,7 @@ def test_a_device_that_breaks_it_is_found_and_a_right_one_is_not(name):
 
 @pytest.mark.parametrize(("poison", "seen"), [("large", 4096.0), ("nan", math.nan), ("infinite", math.inf)])
 def test_padding_holds_what_it_says_and_real_rows_do_not(poison, seen):
-    case = PaddedTokensCase((Batch(1), Batch(9, 4)), chunk=4, chosen=2, poison=poison)
+    case = PaddedTokensCase((Batch(1), Batch(9, 4)), chunk=4, top_k=2, poison=poison)
     inputs = component.inputs(case)
     assert real_rows(inputs).tolist() == [True] + [False] * 3 + [True] * 4
     for tensor in (inputs.states, inputs.weights):
@@ -75,7 +75,7 @@ def test_features_and_values_say_what_a_case_has():
     [
         ({"batches": ()}, "ranks must lie in 1..64, got 0"),
         ({"chunk": 0}, "chunk must lie in 1..65536, got 0"),
-        ({"chosen": 5}, "5 experts cannot be chosen of 4"),
+        ({"top_k": 5}, "5 experts cannot be chosen of 4"),
         ({"batches": (Batch(-1),)}, "total and offset of a batch must lie in"),
         ({"batches": (Batch(1, -1),)}, "total and offset of a batch must lie in"),
         ({"chunk": 2**16, "width": 2**16}, "more than"),

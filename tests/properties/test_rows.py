@@ -59,7 +59,7 @@ def with_stride_of(view, other):
     [
         (ascend.index_put, "value", "key"),
         (ascend.native_rotary, "key", "query"),
-        (ascend.native_finalize, "skip", "expert_rows"),
+        (ascend.native_finalize, "residual", "expanded_rows"),
     ],
     ids=lambda part: getattr(part, "component", part),
 )

@@ -16,8 +16,8 @@ from npudiff.reference.moe_experts import of_experts
 from npudiff.reference.paged_cache import PagedCacheInputs, paged_cache
 from npudiff.reference.spread import CONFIDENCE, Spread, rounding_scale
 
-STEP = DecoderLayerCase((LayerRequest(0, 5), LayerRequest(3, 7)), decode_steps=2, window=4, group=2, chosen=2, seed=5)
-LATENT = DecoderLayerCase(STEP.requests, kind="deepseek", decode_steps=2, group=2, chosen=2, seed=5)
+STEP = DecoderLayerCase((LayerRequest(0, 5), LayerRequest(3, 7)), decode_steps=2, window=4, group=2, top_k=2, seed=5)
+LATENT = DecoderLayerCase(STEP.requests, kind="deepseek", decode_steps=2, group=2, top_k=2, seed=5)
 KINDS = pytest.mark.parametrize("case", [STEP, LATENT], ids=["step-3.5", "deepseek"])
 
 
@@ -101,10 +101,10 @@ def test_slots_are_those_that_the_cache_is_written_at():
     for request, length in enumerate(STEP.lengths):
         tokens = torch.arange(length)
         page = inputs.sliding_block_table[request, tokens // 16].long()
-        places = [
+        src_to_dst_row = [
             index for index, slot in enumerate(inputs.sliding_slots.tolist()) if slot in (page * 16 + tokens % 16)
         ]
-        assert torch.equal(written[page, tokens % 16], rows[places])
+        assert torch.equal(written[page, tokens % 16], rows[src_to_dst_row])
 
 
 @pytest.mark.parametrize("form", ["float", "w8a8", "w4a8"])
@@ -113,9 +113,9 @@ def test_experts_are_those_of_moe_experts(form, limit):
     case = replace(STEP, form=form, limit=limit, width=32)
     inputs = build_inputs(case)
     states, experts = inputs.hidden * 2, inputs.experts.routed
-    chosen = torch.arange(len(states) * 2).view(-1, 2) % 4
-    ours = said_by_experts(Spread.exact(states), chosen, experts, torch.bfloat16).inexact
-    theirs = of_experts(Inexact.exact(states), chosen, torch.arange(4), experts, torch.bfloat16).inexact
+    top_k = torch.arange(len(states) * 2).view(-1, 2) % 4
+    ours = said_by_experts(Spread.exact(states), top_k, experts, torch.bfloat16).inexact
+    theirs = of_experts(Inexact.exact(states), top_k, torch.arange(4), experts, torch.bfloat16).inexact
     assert bool(((ours.value - theirs.value).abs() <= ours.error + theirs.error).all())
     assert torch.equal(ours.value, theirs.value) == (form == "float")
     assert float(ours.error.mean()) < 2 * float(theirs.error.mean())

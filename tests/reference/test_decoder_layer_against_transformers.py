@@ -24,7 +24,7 @@ def step_layer(inputs, window, limit, shared_limit):
     config = Step3p7TextConfig(
         hidden_size=inputs.hidden.shape[1], num_hidden_layers=1, num_attention_heads=own.heads,
         num_key_value_heads=own.kv_heads, head_dim=own.head_dim, rms_norm_eps=inputs.epsilon,
-        num_experts_per_tok=mixture.chosen, n_routed_experts=mixture.routed.up.experts,
+        num_experts_per_tok=mixture.top_k, n_routed_experts=mixture.routed.up.experts,
         moe_intermediate_size=mixture.routed.down.values.shape[1],
         share_expert_dim=mixture.shared.down.values.shape[1], moe_router_scaling_factor=mixture.scaling,
         layer_types=[layer_type], mlp_layer_types=["sparse"], sliding_window=window,
@@ -64,7 +64,7 @@ def deepseek_layer(inputs):
         num_key_value_heads=own.heads, q_lora_rank=len(own.q_a_norm), kv_lora_rank=own.latent_dim,
         qk_nope_head_dim=own.nope_dim, qk_rope_head_dim=rope_dim, v_head_dim=value_dim, rms_norm_eps=inputs.epsilon,
         first_k_dense_replace=0, n_routed_experts=mixture.routed.up.experts, n_shared_experts=1,
-        num_experts_per_tok=mixture.chosen, moe_intermediate_size=mixture.routed.down.values.shape[1],
+        num_experts_per_tok=mixture.top_k, moe_intermediate_size=mixture.routed.down.values.shape[1],
         n_group=mixture.groups, topk_group=mixture.kept_groups, routed_scaling_factor=mixture.scaling,
         norm_topk_prob=True,
         rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "mscale": 1.0,
@@ -137,14 +137,14 @@ def agrees(case, make):
 )
 def test_step_3_5(rotary, window, limit, shared_limit):
     case = DecoderLayerCase(REQUESTS, decode_steps=2, window=window, limit=limit, shared_limit=shared_limit,
-                            kv_heads=2, group=2, chosen=3, experts=8, rotary=rotary, seed=3)  # fmt: skip
+                            kv_heads=2, group=2, top_k=3, experts=8, rotary=rotary, seed=3)  # fmt: skip
     agrees(case, lambda inputs: step_layer(inputs, window, limit, shared_limit))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_deepseek(groups):
     case = DecoderLayerCase(
-        REQUESTS, kind="deepseek", decode_steps=2, group=2, chosen=3, experts=8, groups=groups, seed=4
+        REQUESTS, kind="deepseek", decode_steps=2, group=2, top_k=3, experts=8, groups=groups, seed=4
     )
     agrees(case, deepseek_layer)
 

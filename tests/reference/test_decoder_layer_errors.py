@@ -19,7 +19,7 @@ from npudiff.reference.inexact_attention import projected_attention, visible
 from npudiff.reference.linear import product
 from npudiff.reference.spread import EVEN, Spread, rounding_scale
 
-CASE = DecoderLayerCase((LayerRequest(0, 6),), group=2, chosen=2, seed=8)
+CASE = DecoderLayerCase((LayerRequest(0, 6),), group=2, top_k=2, seed=8)
 ROWS = torch.arange(6)
 
 
@@ -90,11 +90,11 @@ def test_each_source_makes_hidden_states_less_certain(which, monkeypatch):
     if which == "weights":
         original = layer.chosen_experts
 
-        def chosen(*given):
+        def top_k(*given):
             choice = original(*given)
             return replace(choice, weights=Inexact(choice.weights.value, choice.weights.error * 10))
 
-        monkeypatch.setattr(layer, "chosen_experts", chosen)
+        monkeypatch.setattr(layer, "chosen_experts", top_k)
     else:
         said = layer.said_by_experts
         monkeypatch.setattr(
@@ -121,11 +121,11 @@ def test_rows_are_rounded_to_steps_before_either_product(form, count, monkeypatc
 
 def test_gates_and_ups_are_rounded_before_they_are_multiplied():
     inputs = build_inputs(CASE)
-    routed, chosen = inputs.experts.routed, torch.zeros(6, 1, dtype=torch.int64)
-    said = said_by_experts(Spread.exact(inputs.hidden), chosen, routed, torch.bfloat16)
+    routed, top_k = inputs.experts.routed, torch.zeros(6, 1, dtype=torch.int64)
+    said = said_by_experts(Spread.exact(inputs.hidden), top_k, routed, torch.bfloat16)
     first = inputs.hidden.double() @ routed.up.values[0].double()
     exact = experts._activated(Inexact.exact(first), routed.gate, torch.bfloat16)
-    without = experts._times(exact, routed.down, chosen[:, 0], torch.bfloat16).brought
+    without = experts._times(exact, routed.down, top_k[:, 0], torch.bfloat16).brought
     assert float((said.brought[:, 0] / without).median()) > 1.2
 
 

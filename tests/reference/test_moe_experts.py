@@ -26,12 +26,10 @@ def given(gate, **changes):
     """Experts whose numbers bfloat16 has, so that a float64 model computes with the same."""
     up = ExpertWeights(numbers(EXPERTS, HIDDEN, 2 * WIDTH, name="up", size=HIDDEN**-0.5).bfloat16())
     down = ExpertWeights(numbers(EXPERTS, WIDTH, HIDDEN, name="down", size=WIDTH**-0.5).bfloat16())
-    chosen = torch.stack(
-        [torch.tensor(Stream(token, "chosen").permutation(EXPERTS)[:TOP_K]) for token in range(TOKENS)]
-    )
+    top_k = torch.stack([torch.tensor(Stream(token, "chosen").permutation(EXPERTS)[:TOP_K]) for token in range(TOKENS)])
     arguments = {
         "states": numbers(TOKENS, HIDDEN, name="states", size=4.0).bfloat16(),
-        "chosen": chosen.to(torch.int32),
+        "top_k": top_k.to(torch.int32),
         "weights": numbers(TOKENS, TOP_K, name="weights").abs().bfloat16(),
         "here": torch.arange(EXPERTS),
         "routed": Experts(up, down, gate),
@@ -44,7 +42,7 @@ def run(module, inputs):
         parameter = getattr(module, name)
         values = weights.values if parameter.shape == weights.values.shape else weights.values.transpose(1, 2)
         parameter.data = values.double().contiguous()
-    return module(inputs.states.double(), inputs.chosen.long(), inputs.weights.double())
+    return module(inputs.states.double(), inputs.top_k.long(), inputs.weights.double())
 
 
 def test_it_is_the_experts_of_qwen3_in_transformers():
@@ -152,8 +150,8 @@ def test_experts_that_are_not_here_count_as_zeros_and_matrices_nobody_chose_are_
     assert torch.allclose(half + rest, everything, rtol=1e-12, atol=1e-12)
     poisoned = replace(inputs.routed, up=ExpertWeights(inputs.routed.up.values.clone()))
     poisoned.up.values[4] = float("nan")
-    chosen = inputs.chosen.clamp(max=3)
-    assert bool(moe_experts(replace(inputs, chosen=chosen, routed=poisoned))["output"].value.isfinite().all())
+    top_k = inputs.top_k.clamp(max=3)
+    assert bool(moe_experts(replace(inputs, top_k=top_k, routed=poisoned))["output"].value.isfinite().all())
 
 
 def _some(inputs, numbers):
@@ -167,7 +165,7 @@ def test_the_bound_covers_bfloat16_and_not_much_more():
     up, down = inputs.routed.up.values, inputs.routed.down.values
     total = torch.zeros(33, 128)
     for token in range(33):
-        for place, expert in enumerate(inputs.chosen[token].tolist()):
+        for place, expert in enumerate(inputs.top_k[token].tolist()):
             gate, linear = (inputs.states[token] @ up[expert]).chunk(2)
             total[token] += ((torch.nn.functional.silu(gate) * linear) @ down[expert]).float() * inputs.weights[
                 token, place
@@ -179,7 +177,7 @@ def test_the_bound_covers_bfloat16_and_not_much_more():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"chosen": torch.zeros(8, 3, dtype=torch.int32)}, r"chosen and weights must be \[9, k\], got \[8, 3\]"),
+        ({"top_k": torch.zeros(8, 3, dtype=torch.int32)}, r"chosen and weights must be \[9, k\], got \[8, 3\]"),
         ({"here": torch.tensor([0, 1, 2, 4, 3])}, "here must name 5 experts in ascending order"),
         ({"here": torch.tensor([0, 1])}, "here must name 5 experts in ascending order"),
         ({"states": torch.zeros(9, 25).bfloat16()}, r"matrices \[5, 24, 32\] and \[5, 16, 24\] do not go from 25"),

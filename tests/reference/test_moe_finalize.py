@@ -15,17 +15,19 @@ WEIGHTS = torch.tensor([[0.5, 2.0], [7.0, -1.0]])
 GIVEN = MoeFinalizeInputs(ROWS, PLACES, WEIGHTS, None)
 
 
-def large(dtype, tokens=40, chosen=6, width=64, skip=True):
-    states = Stream(5, "rows").normal((tokens * chosen, width), torch.float32).to(dtype)
-    places = torch.tensor(Stream(5, "places").permutation(tokens * chosen), dtype=torch.int32).view(tokens, chosen)
-    weights = Stream(5, "weights").normal((tokens, chosen), torch.float32).to(dtype)
-    added = Stream(5, "skip").normal((tokens, width), torch.float32).to(dtype) if skip else None
-    return MoeFinalizeInputs(states, places, weights, added)
+def large(dtype, tokens=40, top_k=6, width=64, residual=True):
+    states = Stream(5, "rows").normal((tokens * top_k, width), torch.float32).to(dtype)
+    src_to_dst_row = torch.tensor(Stream(5, "places").permutation(tokens * top_k), dtype=torch.int32).view(
+        tokens, top_k
+    )
+    weights = Stream(5, "weights").normal((tokens, top_k), torch.float32).to(dtype)
+    added = Stream(5, "skip").normal((tokens, width), torch.float32).to(dtype) if residual else None
+    return MoeFinalizeInputs(states, src_to_dst_row, weights, added)
 
 
 def test_two_tokens_by_hand():
     assert moe_finalize(GIVEN)["output"].value.tolist() == [[4 + 2, 8 - 4], [1, -3]]
-    added = replace(GIVEN, skip=torch.tensor([[10.0, 20.0], [30.0, 40.0]]))
+    added = replace(GIVEN, residual=torch.tensor([[10.0, 20.0], [30.0, 40.0]]))
     assert moe_finalize(added)["output"].value.tolist() == [[16, 24], [31, 37]]
 
 
@@ -33,16 +35,16 @@ def test_what_no_place_names_is_nothing():
     rows = ROWS.clone()
     rows[1] = torch.nan
     assert torch.equal(
-        moe_finalize(replace(GIVEN, expert_rows=rows))["output"].value, moe_finalize(GIVEN)["output"].value
+        moe_finalize(replace(GIVEN, expanded_rows=rows))["output"].value, moe_finalize(GIVEN)["output"].value
     )
-    nobody = replace(GIVEN, places=torch.full((2, 2), -1, dtype=torch.int32))
+    nobody = replace(GIVEN, src_to_dst_row=torch.full((2, 2), -1, dtype=torch.int32))
     assert bool((moe_finalize(nobody)["output"].value == 0).all())
 
 
 def test_it_is_a_matrix_of_weights_times_the_rows():
-    given = large(torch.float64, skip=False)
-    matrix = torch.zeros(40, 240, dtype=torch.float64).scatter(1, given.places.long(), given.weights)
-    right = matrix @ given.expert_rows
+    given = large(torch.float64, residual=False)
+    matrix = torch.zeros(40, 240, dtype=torch.float64).scatter(1, given.src_to_dst_row.long(), given.weights)
+    right = matrix @ given.expanded_rows
     assert torch.allclose(moe_finalize(given)["output"].value, right, atol=1e-13, rtol=0)
 
 
@@ -50,29 +52,33 @@ def test_it_is_a_matrix_of_weights_times_the_rows():
 @pytest.mark.parametrize("chain", ["once", "stages"])
 def test_correct_devices_stay_within_the_bound(dtype, chain):
     given = large(dtype)
-    rows = given.expert_rows[given.places.long()]
+    rows = given.expanded_rows[given.src_to_dst_row.long()]
     products = rows * given.weights.unsqueeze(2)
     if chain == "once":
         products = rows.float() * given.weights.float().unsqueeze(2)
     total = products.float().sum(dim=1)
-    actual = (total + given.skip.float()).to(dtype) if chain == "once" else total.to(dtype) + given.skip
+    actual = (total + given.residual.float()).to(dtype) if chain == "once" else total.to(dtype) + given.residual
     assert 0.03 < compare(moe_finalize(given), {"output": actual}).worst <= 1
 
 
 def test_the_bound_is_a_part_of_the_products():
     given = large(torch.bfloat16)
     expected = moe_finalize(given)["output"]
-    products = (given.expert_rows[given.places.long()].double() * given.weights.double().unsqueeze(2)).abs().sum(dim=1)
-    assert float((expected.bound / (products + given.skip.double().abs())).median()) < 2.1 * 2.0**-8
+    products = (
+        (given.expanded_rows[given.src_to_dst_row.long()].double() * given.weights.double().unsqueeze(2))
+        .abs()
+        .sum(dim=1)
+    )
+    assert float((expected.bound / (products + given.residual.double().abs())).median()) < 2.1 * 2.0**-8
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"weights": WEIGHTS[:1]}, r"weights must be \[2, 2\], got \[1, 2\]"),
-        ({"skip": torch.ones(2, 3)}, r"skip must be \[2, 2\], got \[2, 3\]"),
-        ({"places": PLACES + 1}, r"places must lie in -1\.\.3"),
-        ({"places": PLACES - 1}, r"places must lie in -1\.\.3"),
+        ({"residual": torch.ones(2, 3)}, r"skip must be \[2, 2\], got \[2, 3\]"),
+        ({"src_to_dst_row": PLACES + 1}, r"places must lie in -1\.\.3"),
+        ({"src_to_dst_row": PLACES - 1}, r"places must lie in -1\.\.3"),
     ],
 )
 def test_what_contradicts_itself_is_refused(changed, message):

@@ -49,7 +49,7 @@ def test_groups_by_hand():
     assert moe_gating(given)["weights"].value[0].nonzero().flatten().tolist() == [3]
     given = replace(given, group_score="largest")
     assert moe_gating(given)["weights"].value[0].nonzero().flatten().tolist() == [0]
-    given = replace(given, chosen=4, kept_groups=2)
+    given = replace(given, top_k=4, kept_groups=2)
     assert moe_gating(given)["weights"].value[0].nonzero().flatten().tolist() == [0, 1, 3, 4]
 
 
@@ -99,7 +99,7 @@ def test_of_experts_that_are_worth_the_same_either_may_be_chosen():
     rows = torch.tensor([[1.0, 0.5, 0.5, 0.0], [1.0, 0.5, 0.25, 0.0]])
     expected = moe_gating(MoeGatingInputs(rows, None, 2))
     assert expected["weights"].bound.isinf().all(dim=1).tolist() == [True, False]
-    assert expected["chosen"].value.tolist() == [2, 2]
+    assert expected["top_k"].value.tolist() == [2, 2]
     everything = moe_gating(MoeGatingInputs(rows, None, 4))
     assert not bool(everything["weights"].bound.isinf().any()), "all are chosen, whatever their order"
 
@@ -108,7 +108,7 @@ def test_groups_that_are_worth_the_same_are_either_kept():
     rows = torch.tensor([[3.0, 1.0, 0.0, 3.0, 1.0, 0.5]])
     given = MoeGatingInputs(rows, None, 1, groups=2, kept_groups=1)
     assert bool(moe_gating(given)["weights"].bound.isinf().all())
-    assert not bool(moe_gating(replace(given, kept_groups=2, chosen=2))["weights"].bound.isinf().any())
+    assert not bool(moe_gating(replace(given, kept_groups=2, top_k=2))["weights"].bound.isinf().any())
 
 
 def test_what_is_not_chosen_weighs_nothing():
@@ -127,14 +127,14 @@ def test_what_is_not_chosen_weighs_nothing():
         ({"bias": torch.zeros(3)}, r"bias must be \[16\], got \[3\]"),
         ({"groups": 3}, "1 of 3 groups cannot be kept of 16 experts"),
         ({"groups": 2, "kept_groups": 3}, "3 of 2 groups"),
-        ({"chosen": 17}, r"chosen must lie in 1\.\.16, got 17"),
-        ({"groups": 4, "kept_groups": 1, "chosen": 5}, r"chosen must lie in 1\.\.4, got 5"),
+        ({"top_k": 17}, r"chosen must lie in 1\.\.16, got 17"),
+        ({"groups": 4, "kept_groups": 1, "top_k": 5}, r"chosen must lie in 1\.\.4, got 5"),
         ({"groups": 16}, "groups of one expert"),
     ],
 )
 def test_what_contradicts_itself_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
-        moe_gating(MoeGatingInputs(**{"logits": logits(), "bias": None, "chosen": 1} | changed))
+        moe_gating(MoeGatingInputs(**{"logits": logits(), "bias": None, "top_k": 1} | changed))
 
 
 @pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])

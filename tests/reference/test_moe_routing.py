@@ -18,7 +18,7 @@ def test_four_tokens_by_hand():
     result = moe_routing(ALL)
     assert result["counts"].value.tolist() == [3, 1, 3, 1]
     assert result["rows"].value[:, 0].tolist() == [0, 3, 9, 6, 0, 6, 9, 3]
-    assert result["places"].value.tolist() == [[4, 0], [1, 7], [5, 3], [2, 6]]
+    assert result["src_to_dst_row"].value.tolist() == [[4, 0], [1, 7], [5, 3], [2, 6]]
     assert bool((result["rows"].bound == 0).all())
     assert result["scale"].value.shape == (0,)
 
@@ -26,7 +26,7 @@ def test_four_tokens_by_hand():
 def test_experts_that_are_elsewhere_by_hand():
     result = moe_routing(replace(ALL, first=1, last=3))
     assert result["counts"].value.tolist() == [1, 3]
-    assert result["places"].value.tolist() == [[1, NOWHERE], [NOWHERE, NOWHERE], [2, 0], [NOWHERE, 3]]
+    assert result["src_to_dst_row"].value.tolist() == [[1, NOWHERE], [NOWHERE, NOWHERE], [2, 0], [NOWHERE, 3]]
     assert result["rows"].value[:4, 0].tolist() == [6, 0, 6, 9]
     assert result["rows"].bound[:, 0].tolist() == [0] * 4 + [torch.inf] * 4
 
@@ -38,7 +38,7 @@ def test_it_is_a_walk_over_experts_and_tokens():
     row = 0
     for expert in range(2, 8):
         for token, choice in (experts == expert).nonzero().tolist():
-            assert int(result["places"].value[token, choice]) == row
+            assert int(result["src_to_dst_row"].value[token, choice]) == row
             row += 1
         assert int(result["counts"].value[: expert - 1].sum()) == row
     assert bool(result["rows"].bound[row:].isinf().all())

@@ -18,13 +18,13 @@ REAL = [0, 1, 2, 5, 6, 7, 8, 9, 15, 16]
 """Of 20 rows in chunks of 5: three of the first, all of the second, none of the third, two of the last."""
 
 
-def inputs(dtype=torch.bfloat16, poison=None, rows=20, width=6, chosen=3, experts=5, **chunks):
+def inputs(dtype=torch.bfloat16, poison=None, rows=20, width=6, top_k=3, experts=5, **chunks):
     stream = Stream(9, "states")
     chunks = {name: torch.tensor(numbers) for name, numbers in (CHUNKS | chunks).items()}
     given = PaddedTokensInputs(
         states=stream.normal((rows, width), torch.float32).to(dtype),
-        experts=torch.tensor([stream.permutation(experts)[:chosen] for _ in range(rows)], dtype=torch.int32),
-        weights=stream.normal((rows, chosen), torch.float32).to(dtype),
+        experts=torch.tensor([stream.permutation(experts)[:top_k] for _ in range(rows)], dtype=torch.int32),
+        weights=stream.normal((rows, top_k), torch.float32).to(dtype),
         factors=torch.tensor([1.0, -2.0, 0.5, 4.0, -0.25], dtype=dtype),
         earlier=torch.zeros_like(chunks["totals"]),
         **chunks,

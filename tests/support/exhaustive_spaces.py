@@ -198,7 +198,7 @@ def _routings() -> Space:
     return Space(
         MoeRoutingCase,
         {"dtype": ("bfloat16",), "form": FORMS, "local": YES_NO, "load": LOADS, "rows": ROWS, "seed": SEEDS},
-        {"experts": range(1, 9), "chosen": range(1, 9), "tokens": SIZES, "width": SIZES},
+        {"experts": range(1, 9), "top_k": range(1, 9), "tokens": SIZES, "width": SIZES},
     )
 
 

@@ -7,7 +7,7 @@ from npudiff.properties.decoder_layer import DecoderLayerCase as Case
 from npudiff.properties.decoder_layer import LayerRequest
 
 ONE = (LayerRequest(0, 1),)
-PREFILL = Case((LayerRequest(0, 5), LayerRequest(0, 7)), chosen=2, seed=3)
+PREFILL = Case((LayerRequest(0, 5), LayerRequest(0, 7)), top_k=2, seed=3)
 DECODE = replace(PREFILL, decode_steps=2)
 SLIDING = replace(DECODE, window=3)
 LIMITED = replace(PREFILL, limit=0.5, form="w8a8")

@@ -5,12 +5,12 @@ from dataclasses import replace
 from mutant_pairs.pair import Pair
 from npudiff.properties.padded_tokens import Batch, PaddedTokensCase
 
-ONE = PaddedTokensCase((Batch(3),), chunk=5, experts=8, chosen=2, width=16)
+ONE = PaddedTokensCase((Batch(3),), chunk=5, experts=8, top_k=2, width=16)
 FULL = replace(ONE, batches=(Batch(5),))
 GATHERED = replace(ONE, batches=(Batch(3), Batch(5), Batch(2)))
 IN_FRONT = replace(ONE, batches=(Batch(5), Batch(0)))
 PART = replace(ONE, batches=(Batch(7, 5),))
-NAN = replace(ONE, chosen=1, poison="nan")
+NAN = replace(ONE, top_k=1, poison="nan")
 
 SMALLEST = "1 rank of 2 rows · 1 real · to 1 of 4 · width 64 · bfloat16"
 SMALLEST_GATHERED = "2 ranks of 2 rows · 1 real, 1 real · to 1 of 4 · width 64 · bfloat16"
