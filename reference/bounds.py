@@ -46,7 +46,7 @@ class Expected:
     ``gain_bound``. None where nothing is said of it."""
 
 
-def gain_bound(value: torch.Tensor, own: torch.Tensor, shared: torch.Tensor | float = 0.0) -> torch.Tensor:
+def gain_bound(value: torch.Tensor, independent: torch.Tensor, common: torch.Tensor | float = 0.0) -> torch.Tensor:
     """Return how far the gain of a correct row may be from 1.
 
     The gain error of a row is ``sum((actual - value) * value) / sum(value**2)``: by which factor it is too long along
@@ -61,10 +61,10 @@ def gain_bound(value: torch.Tensor, own: torch.Tensor, shared: torch.Tensor | fl
     ----------
     value : torch.Tensor
         float64 ``[..., columns]``.
-    own : torch.Tensor
+    independent : torch.Tensor
         Of the same shape: errors that are independent and bounded. Their sum goes by Hoeffding, as in
         ``reference.linear.carried``.
-    shared : torch.Tensor or float
+    common : torch.Tensor or float
         ``[...]``: relative error that all elements of a row have in common.
 
     Returns
@@ -72,9 +72,9 @@ def gain_bound(value: torch.Tensor, own: torch.Tensor, shared: torch.Tensor | fl
     torch.Tensor
         float64 ``[...]``; infinity for a row of zeros.
     """
-    weighted = ACCUMULATION_CONFIDENCE * (own * value).square().sum(dim=-1).sqrt()
+    weighted = ACCUMULATION_CONFIDENCE * (independent * value).square().sum(dim=-1).sqrt()
     size = value.square().sum(dim=-1)
-    return torch.where(size > 0, weighted / size, torch.inf) + shared
+    return torch.where(size > 0, weighted / size, torch.inf) + common
 
 
 def rounding_gain(

@@ -68,7 +68,7 @@ class ExpertProduct:
 
     value: torch.Tensor
     """float64 ``[rows, columns]``."""
-    own: torch.Tensor
+    independent: torch.Tensor
     """The largest error that the product makes of itself."""
     brought: torch.Tensor
     """What the errors of the rows become, by ``reference.linear.carried``."""
@@ -76,7 +76,7 @@ class ExpertProduct:
     @property
     def inexact(self) -> Inexact:
         """The numbers with all of their error."""
-        return Inexact(self.value, self.own + self.brought)
+        return Inexact(self.value, self.independent + self.brought)
 
 
 def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dtype) -> ExpertProduct:

@@ -69,7 +69,7 @@ def grouped_matmul(inputs: GroupedMatmulInputs) -> dict[str, Expected]:
         if count:
             group = slice(start, start + count)
             product = times(_rows(inputs, group), inputs.weights, expert, inputs.output_dtype)
-            value[group], bound[group] = product.value, product.own
+            value[group], bound[group] = product.value, product.independent
             start += count
     return {"output": Expected(value, bound, inputs.output_dtype)}
 

@@ -76,31 +76,33 @@ def projected_attention(
     output = weights @ values.value
     lengths = queries.value.norm(dim=-1, keepdim=True) * keys.value.norm(dim=-1).unsqueeze(-2)
     sums = scale * lengths * (accumulation_error(key_dim) + 2 * FLOAT32_ROUNDOFF)
-    by_key = scale**2 * queries.value.square() @ keys.own.square().transpose(-1, -2)
-    by_key = by_key + (scores * keys.shared.transpose(-1, -2)).square() + sums.square()
+    by_key = scale**2 * queries.value.square() @ keys.independent.square().transpose(-1, -2)
+    by_key = by_key + (scores * keys.common.transpose(-1, -2)).square() + sums.square()
     rounding = rounding_scale(dtype) + EXPONENTIAL_ERROR + accumulation_error(max(2, len(key.value)))
     distance = through.unsqueeze(1) - result.unsqueeze(2)  # [heads, rows, keys, columns]
     moved = weights.unsqueeze(-1) * distance
     squares = (by_key.unsqueeze(-1) * moved.square()).sum(dim=2)
     along = torch.einsum("hrkc,hkd->hrdc", moved.float(), keys.value.float())  # an error needs no more precision
-    squares += scale**2 * torch.einsum("hrd,hrdc->hrc", queries.own.square().float(), along.square_())
-    squares += (queries.shared * (scores.unsqueeze(-1) * moved).sum(dim=2)).square()
+    squares += scale**2 * torch.einsum("hrd,hrdc->hrc", queries.independent.square().float(), along.square_())
+    squares += (queries.common * (scores.unsqueeze(-1) * moved).sum(dim=2)).square()
     largest = torch.maximum(distance.abs(), through.abs().unsqueeze(1))  # a device divides by either sum
     squares += rounding**2 * (weights.unsqueeze(-1) * largest).square().sum(dim=2)
-    squares += weights.square() @ (values.own.square() @ matrix.square() + (through * values.shared).square())
+    squares += weights.square() @ (values.independent.square() @ matrix.square() + (through * values.common).square())
     squares += (rounding_scale(dtype) * output).square() @ matrix.square()
     # an exponential is convex: what is linear in the errors of scores is widened by the largest of them
-    furthest = CONFIDENCE * (by_key.sqrt() + scale * _reach(queries, keys)) + queries.shared * scores.abs()
+    furthest = CONFIDENCE * (by_key.sqrt() + scale * _reach(queries, keys)) + queries.common * scores.abs()
     widest = torch.exp(torch.where(seen, furthest, 0.0).amax(dim=-1, keepdim=True))
     return Projected(output, result, squares.sqrt() * widest)
 
 
 def _reach(queries: Spread, keys: Spread) -> torch.Tensor:
     """Scale of the error of each score that comes from its query, ``[heads, rows, keys]``."""
-    return (queries.own.square() @ keys.value.square().transpose(-1, -2)).sqrt()
+    return (queries.independent.square() @ keys.value.square().transpose(-1, -2)).sqrt()
 
 
 def _by_head(rows: Spread, group: int) -> Spread:
     """From ``[rows, kv_heads, dim]`` to ``[heads, rows, dim]``."""
-    parts = (part.transpose(0, 1).repeat_interleave(group, dim=0) for part in (rows.value, rows.own, rows.shared))
+    parts = (
+        part.transpose(0, 1).repeat_interleave(group, dim=0) for part in (rows.value, rows.independent, rows.common)
+    )
     return Spread(*parts)

@@ -15,7 +15,7 @@ class Product:
 
     value: torch.Tensor
     """float64 ``[rows, columns]``."""
-    own: torch.Tensor
+    independent: torch.Tensor
     """Error of each element that has nothing to do with the others': float32 accumulation, and the rounding of the
     result to the dtype of the device."""
 

@@ -129,7 +129,7 @@ def mla_preprocess(inputs: MlaPreprocessInputs) -> dict[str, Expected]:
     compressed = product(hidden, inputs.kv_a_weight.to(torch.float64), dtype)
     latent = _normed(compressed, slice(0, inputs.latent_dim), inputs.kv_a_norm, inputs.epsilon, dtype)
     key = slice(inputs.latent_dim, None)
-    rope = rotated(compressed.value[:, key], compressed.own[:, key], cosine, sine, ROPE_STYLE, dtype)
+    rope = rotated(compressed.value[:, key], compressed.independent[:, key], cosine, sine, ROPE_STYLE, dtype)
     query_nope, query_rope = _queries(inputs, hidden, cosine, sine)
     return {
         "query_nope": query_nope,
@@ -145,7 +145,7 @@ def _of_one_head(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -
 
 def _normed(rows: Product, part: slice, weight: torch.Tensor, epsilon: float, dtype: torch.dtype) -> Normalised:
     wide = weight.to(torch.float64)
-    return normalised(rows.value[:, part], rows.own[:, part], wide, torch.zeros_like(wide), epsilon, dtype)
+    return normalised(rows.value[:, part], rows.independent[:, part], wide, torch.zeros_like(wide), epsilon, dtype)
 
 
 def _queries(
@@ -161,19 +161,19 @@ def _queries(
     latent = product(heads.value[..., :nope], absorbed, dtype)
     both = up[..., :nope] @ absorbed  # errors of the norm pass both products, as one matrix
     error = (
-        carried(rows.own, both)
-        + carried(heads.own[..., :nope], absorbed)
+        carried(rows.independent, both)
+        + carried(heads.independent[..., :nope], absorbed)
         + latent.value.abs() * rows.relative
-        + latent.own
+        + latent.independent
     )
     gain = (
-        carried_gain(rows.own, both, latent.value)
-        + carried_gain(heads.own[..., :nope], absorbed, latent.value)
-        + gain_bound(latent.value, latent.own, rows.relative.squeeze(-1))
+        carried_gain(rows.independent, both, latent.value)
+        + carried_gain(heads.independent[..., :nope], absorbed, latent.value)
+        + gain_bound(latent.value, latent.independent, rows.relative.squeeze(-1))
         + rounding_gain(latent.value, latent.value, dtype)
     )
     turned = heads.value[..., nope:]
-    brought = carried(rows.own, up[..., nope:]) + turned.abs() * rows.relative + heads.own[..., nope:]
+    brought = carried(rows.independent, up[..., nope:]) + turned.abs() * rows.relative + heads.independent[..., nope:]
     rope = rotated(turned, brought, cosine, sine, ROPE_STYLE, dtype)
     return (
         Expected(latent.value.transpose(0, 1), error.transpose(0, 1), dtype, gain.transpose(0, 1)),
@@ -188,7 +188,7 @@ def _quantised(rows: Normalised, steps: Int8Steps | None) -> Normalised:
     if float(rows.value.abs().max()) > MOST_STEPS * steps.query:
         raise ValueError(f"the normalised query goes beyond {MOST_STEPS} steps of {steps.query}")
     rounding = steps.query * (0.5 + 128 * unit_roundoff(torch.float16))
-    return replace(rows, own=rows.own + rounding)
+    return replace(rows, independent=rows.independent + rounding)
 
 
 def _validate(inputs: MlaPreprocessInputs) -> None:

@@ -99,7 +99,7 @@ def moe_experts(inputs: MoeExpertsInputs) -> dict[str, Expected]:
     states, dtype = Inexact.exact(inputs.states), inputs.states.dtype
     residual = None if inputs.shared is None else one_expert(states, inputs.shared, 0, dtype).inexact
     rows = of_experts(states, inputs.top_k, inputs.here, inputs.routed, dtype)
-    own, weights = Inexact(rows.value, rows.own), Inexact.exact(inputs.weights)
+    own, weights = Inexact(rows.value, rows.independent), Inexact.exact(inputs.weights)
     result = weighted_sum(own, weights, residual, dtype, rows.brought)
     return {"output": Expected(result.value, result.error, dtype)}
 
@@ -117,7 +117,7 @@ def of_experts(
         tokens, src_to_dst_row = (top_k == expert).nonzero(as_tuple=True)
         if len(tokens):
             said = one_expert(Inexact(states.value[tokens], states.error[tokens]), experts, index, dtype)
-            value[tokens, src_to_dst_row], own[tokens, src_to_dst_row] = said.value, said.own
+            value[tokens, src_to_dst_row], own[tokens, src_to_dst_row] = said.value, said.independent
             brought[tokens, src_to_dst_row] = said.brought
     return ExpertProduct(value, own, brought)
 

@@ -104,7 +104,7 @@ class Normalised:
 
     value: torch.Tensor
     """float64 ``[rows, columns]``."""
-    own: torch.Tensor
+    independent: torch.Tensor
     """Error of each element that has nothing to do with the others': its roundings."""
     rstd: torch.Tensor
     relative: torch.Tensor
@@ -113,12 +113,12 @@ class Normalised:
     @property
     def bound(self) -> torch.Tensor:
         """Both errors of each element."""
-        return self.own + self.value.abs() * self.relative
+        return self.independent + self.value.abs() * self.relative
 
     @property
     def gain(self) -> torch.Tensor:
         """Largest gain error of each row that independent roundings and the row's factor cause."""
-        return gain_bound(self.value, self.own, self.relative.squeeze(-1))
+        return gain_bound(self.value, self.independent, self.relative.squeeze(-1))
 
 
 def normalised(
@@ -138,9 +138,9 @@ def normalised(
     rstd = torch.rsqrt(total.square().mean(dim=-1, keepdim=True) + epsilon)
     relative = _rstd_error(total, stored_error, rstd)
     value = total * rstd * weight
-    own = (stored_error * rstd * weight.abs() + value.abs() * (roundings * rounding + 2 * FLOAT32_ROUNDOFF)
+    independent = (stored_error * rstd * weight.abs() + value.abs() * (roundings * rounding + 2 * FLOAT32_ROUNDOFF)
            + total.abs() * rstd * weight_error) * (1 + 2 * rounding) + step * (1 + weight.abs())  # fmt: skip
-    return Normalised(value, own, rstd, relative * (1 + 2 * rounding))
+    return Normalised(value, independent, rstd, relative * (1 + 2 * rounding))
 
 
 def _rstd_error(total: torch.Tensor, stored_error: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:

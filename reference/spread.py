@@ -41,9 +41,9 @@ class Spread:
 
     value: torch.Tensor
     """float64 ``[..., columns]``."""
-    own: torch.Tensor
+    independent: torch.Tensor
     """float64, of the same shape: scale of the error of each element, which has nothing to do with that of others."""
-    shared: torch.Tensor
+    common: torch.Tensor
     """float64 ``[..., 1]``: relative error that all elements of a row have in common, at its largest. A product with a
     matrix leaves it as it is."""
 
@@ -54,43 +54,43 @@ class Spread:
         return cls.of(value, torch.zeros_like(value))
 
     @classmethod
-    def of(cls, value: torch.Tensor, own: torch.Tensor) -> Spread:
+    def of(cls, value: torch.Tensor, independent: torch.Tensor) -> Spread:
         """Return numbers whose errors have nothing in common."""
-        return cls(value, own, torch.zeros_like(value[..., :1]))
+        return cls(value, independent, torch.zeros_like(value[..., :1]))
 
     @property
     def scale(self) -> torch.Tensor:
         """Scale of the error of each element, what it shares with its row included."""
-        return self.own + self.value.abs() * self.shared
+        return self.independent + self.value.abs() * self.common
 
     @property
     def bounded(self) -> Inexact:
         """The same numbers with bounds, as ``CONFIDENCE`` says."""
-        return Inexact(self.value, CONFIDENCE * self.own + self.value.abs() * self.shared)
+        return Inexact(self.value, CONFIDENCE * self.independent + self.value.abs() * self.common)
 
     def rounded(self, dtype: torch.dtype) -> Spread:
         """Return the numbers as a device stores them in a dtype."""
         rounding = self.value.abs() * rounding_scale(dtype) + underflow_step(dtype)
-        return Spread(self.value, torch.hypot(self.own, rounding), self.shared)
+        return Spread(self.value, torch.hypot(self.independent, rounding), self.common)
 
     def part(self, columns: slice) -> Spread:
         """Return some columns of every row."""
-        return Spread(self.value[..., columns], self.own[..., columns], self.shared)
+        return Spread(self.value[..., columns], self.independent[..., columns], self.common)
 
     def heads(self, count: int) -> Spread:
         """Return ``[rows, count, columns / count]``: the columns of each head as a row of its own."""
         shape = (*self.value.shape[:-1], count, -1)
-        shared = self.shared.unsqueeze(-2).expand(*self.value.shape[:-1], count, 1)
-        return Spread(self.value.reshape(shape), self.own.reshape(shape), shared)
+        common = self.common.unsqueeze(-2).expand(*self.value.shape[:-1], count, 1)
+        return Spread(self.value.reshape(shape), self.independent.reshape(shape), common)
 
     def rows(self, index: torch.Tensor | list[int]) -> Spread:
         """Return some rows, of the first axis."""
-        return Spread(self.value[index], self.own[index], self.shared[index])
+        return Spread(self.value[index], self.independent[index], self.common[index])
 
     def plus(self, other: Spread) -> Spread:
         """Return the sum with numbers whose errors have nothing to do with these; what rows share adds up."""
-        common = self.value.abs() * self.shared + other.value.abs() * other.shared
-        return Spread.of(self.value + other.value, torch.hypot(self.own, other.own) + common)
+        common = self.value.abs() * self.common + other.value.abs() * other.common
+        return Spread.of(self.value + other.value, torch.hypot(self.independent, other.independent) + common)
 
     def expected(self, dtype: torch.dtype) -> Expected:
         """Return what a device may have that stores these numbers, already rounded, in a dtype."""
@@ -101,8 +101,8 @@ class Spread:
 def linear(rows: Spread, matrix: torch.Tensor, dtype: torch.dtype) -> Spread:
     """Return rows times a float64 matrix ``[..., inner, columns]``, rounded to a dtype as a device does."""
     exact = product(rows.value, matrix, dtype)
-    brought = (rows.own.square() @ matrix.square()).sqrt()
-    return Spread(exact.value, torch.hypot(brought, exact.own * EVEN), rows.shared)
+    brought = (rows.independent.square() @ matrix.square()).sqrt()
+    return Spread(exact.value, torch.hypot(brought, exact.independent * EVEN), rows.common)
 
 
 def normed(rows: Spread, weight: torch.Tensor, kind: str, epsilon: float, dtype: torch.dtype) -> Spread:
@@ -113,9 +113,9 @@ def normed(rows: Spread, weight: torch.Tensor, kind: str, epsilon: float, dtype:
     """
     offset, rounding = WEIGHT_OFFSETS[kind], rounding_scale(dtype)
     wide = weight.to(torch.float64) + offset
-    result = normalised(rows.value, rows.own, wide, torch.zeros_like(wide), epsilon, dtype)
+    result = normalised(rows.value, rows.independent, wide, torch.zeros_like(wide), epsilon, dtype)
     roundings = 3 if offset else 2
-    brought = rows.own * result.rstd * wide.abs()
-    own = (brought.square() + roundings * (rounding * result.value).square()).sqrt() + underflow_step(dtype)
-    kept = rows.shared * epsilon * result.rstd.square()
-    return Spread(result.value, own, result.relative + kept)
+    brought = rows.independent * result.rstd * wide.abs()
+    independent = (brought.square() + roundings * (rounding * result.value).square()).sqrt() + underflow_step(dtype)
+    kept = rows.common * epsilon * result.rstd.square()
+    return Spread(result.value, independent, result.relative + kept)

@@ -93,7 +93,7 @@ def dequantised_product(x: torch.Tensor, total: torch.Tensor, scale: torch.Tenso
     moved = torch.zeros_like(exact.value)
     for weight in _stored(total, scale, dtype):
         moved = torch.maximum(moved, (x @ (weight - total * scale)).abs())
-    return Inexact(exact.value, exact.own + moved)
+    return Inexact(exact.value, exact.independent + moved)
 
 
 def _stored(total: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:

@@ -43,11 +43,11 @@ def said_by_experts(states: Spread, top_k: torch.Tensor, experts: Experts, dtype
     rows = _in_steps(rows) if experts.quantised else rows
     given = _of_copies(Inexact(rows.value, rows.error / CARRIED), top_k.shape[1])
     first = _times(given, plain.up, top_k.flatten(), dtype)
-    between = Inexact(first.value, torch.hypot(first.own * EVEN, first.brought))
+    between = Inexact(first.value, torch.hypot(first.independent * EVEN, first.brought))
     gated = _activated(between, experts.gate, dtype)
     said = _times(_in_steps(gated) if experts.quantised else gated, plain.down, top_k.flatten(), dtype)
     shape = (*top_k.shape, -1)
-    return ExpertProduct(said.value.view(shape), said.own.view(shape), said.brought.view(shape))
+    return ExpertProduct(said.value.view(shape), said.independent.view(shape), said.brought.view(shape))
 
 
 def _of_copies(rows: Inexact, count: int) -> Inexact:
@@ -57,13 +57,13 @@ def _of_copies(rows: Inexact, count: int) -> Inexact:
 def _times(rows: Inexact, weights: ExpertWeights, experts: torch.Tensor, dtype: torch.dtype) -> ExpertProduct:
     """Each row times the matrix of its own expert; a product multiplies errors by its confidence."""
     value = torch.zeros(len(rows.value), weights.values.shape[2], dtype=torch.float64)
-    own, brought = torch.zeros_like(value), torch.zeros_like(value)
+    independent, brought = torch.zeros_like(value), torch.zeros_like(value)
     for expert in range(weights.experts):
         copies = (experts == expert).nonzero()[:, 0]
         if len(copies):
             said = times(ExpertRows(Inexact(rows.value[copies], rows.error[copies])), weights, expert, dtype)
-            value[copies], own[copies], brought[copies] = said.value, said.own, said.brought
-    return ExpertProduct(value, own, brought)
+            value[copies], independent[copies], brought[copies] = said.value, said.independent, said.brought
+    return ExpertProduct(value, independent, brought)
 
 
 def _activated(rows: Inexact, gate: Gate, dtype: torch.dtype) -> Inexact:
@@ -75,9 +75,11 @@ def _activated(rows: Inexact, gate: Gate, dtype: torch.dtype) -> Inexact:
     is_gate = torch.arange(rows.value.shape[-1]) < rows.value.shape[-1] // 2
     errors = torch.stack([torch.zeros_like(rows.error), rows.error * is_gate, rows.error * ~is_gate, rows.error])
     result = activated(Inexact(rows.value.expand_as(errors), errors), gate, dtype)
-    own, gates, ups, both = result.error
-    product = (both - gates - ups + own).clamp(min=0)
-    return Inexact(result.value[0], torch.hypot(own * EVEN, torch.hypot(gates - own, ups - own)) + product)
+    independent, gates, ups, both = result.error
+    product = (both - gates - ups + independent).clamp(min=0)
+    return Inexact(
+        result.value[0], torch.hypot(independent * EVEN, torch.hypot(gates - independent, ups - independent)) + product
+    )
 
 
 def _in_steps(rows: Inexact) -> Inexact:

@@ -64,8 +64,8 @@ class GroupedQueryAttention:
         squares = (gate * result.scale).square() + (gate_error * result.value).square()
         squares = squares + (rounding * stored).square() @ matrix.square()
         exact = product(stored.transpose(0, 1).flatten(1), wide, self._dtype)
-        return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.own * EVEN))
+        return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.independent * EVEN))
 
 
 def _some(heads: Spread, which: slice) -> Spread:
-    return Spread(heads.value[:, which], heads.own[:, which], heads.shared[:, which])
+    return Spread(heads.value[:, which], heads.independent[:, which], heads.common[:, which])

@@ -59,7 +59,7 @@ class LatentAttention:
     def rows(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
         """Return the projected attention of some tokens of one request, ``[len(queries), hidden_size]``."""
         expanded, absorbed = self._expanded(queries, keys, seen), self._absorbed(queries, keys, seen)
-        return Spread.of(expanded.value, torch.maximum(expanded.own, absorbed.own))
+        return Spread.of(expanded.value, torch.maximum(expanded.independent, absorbed.independent))
 
     def _expanded(self, queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor) -> Spread:
         result = projected_attention(
@@ -85,13 +85,13 @@ class LatentAttention:
         )
         output = product(result.output, self._v_up, self._dtype)
         return self._projected(
-            output.value, result.scale.square() + (output.own * EVEN).square() @ self._matrix.square()
+            output.value, result.scale.square() + (output.independent * EVEN).square() @ self._matrix.square()
         )
 
     def _projected(self, output: torch.Tensor, squares: torch.Tensor) -> Spread:
         """Sum over heads of ``[heads, rows, value_dim]``, with squares of scales ``[heads, rows, hidden_size]``."""
         exact = product(output.transpose(0, 1).flatten(1), self._output, self._dtype)
-        return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.own * EVEN))
+        return Spread.of(exact.value, torch.hypot(squares.sum(dim=0).sqrt(), exact.independent * EVEN))
 
 
 def _of_heads(rows: torch.Tensor, heads: int) -> torch.Tensor:
@@ -100,15 +100,17 @@ def _of_heads(rows: torch.Tensor, heads: int) -> torch.Tensor:
 
 def _joined(first: Spread, second: Spread) -> Spread:
     """Columns side by side; rows of different origin have nothing in common any more."""
-    value, own = (torch.cat([getattr(part, name) for part in (first, second)], dim=-1) for name in ("value", "scale"))
-    return Spread.of(value, own)
+    value, independent = (
+        torch.cat([getattr(part, name) for part in (first, second)], dim=-1) for name in ("value", "scale")
+    )
+    return Spread.of(value, independent)
 
 
 def _by_head(rows: Spread) -> Spread:
     """From ``[tokens, heads, dim]`` to ``[heads, tokens, dim]``; one head is broadcast by a product."""
-    return Spread(*(part.transpose(0, 1) for part in (rows.value, rows.own, rows.shared)))
+    return Spread(*(part.transpose(0, 1) for part in (rows.value, rows.independent, rows.common)))
 
 
 def _by_token(rows: Spread) -> Spread:
     heads = rows.value.shape[0]
-    return Spread(*(part.expand(heads, -1, -1).transpose(0, 1) for part in (rows.value, rows.own, rows.shared)))
+    return Spread(*(part.expand(heads, -1, -1).transpose(0, 1) for part in (rows.value, rows.independent, rows.common)))

@@ -53,7 +53,7 @@ def decoder_layer(inputs: DecoderLayerInputs) -> dict[str, Expected]:
     attention = _attention(inputs, states)
     attended = [attention.rows(queries, keys, seen) for queries, keys, seen in _parts(inputs)]
     order = torch.cat([queries for queries, _, _ in _parts(inputs)])
-    value, scale = (torch.cat([getattr(part, name) for part in attended]) for name in ("value", "own"))
+    value, scale = (torch.cat([getattr(part, name) for part in attended]) for name in ("value", "independent"))
     back = torch.argsort(order)
     residual = residual.plus(Spread.of(value[back], scale[back])).rounded(dtype)
     hidden = _experts(inputs, normed(residual, inputs.post_norm, kind, inputs.epsilon, dtype))
@@ -105,5 +105,5 @@ def _experts(inputs: DecoderLayerInputs, states: Spread) -> Inexact:
     everyone = torch.zeros(len(states.value), 1, dtype=torch.int64)
     shared = said_by_experts(states, everyone, experts.shared, dtype).inexact
     skip = Inexact(shared.value[:, 0], shared.error[:, 0])
-    total = weighted_sum(Inexact(rows.value, rows.own), weights, skip, dtype, rows.brought)
+    total = weighted_sum(Inexact(rows.value, rows.independent), weights, skip, dtype, rows.brought)
     return Inexact(total.value, total.error.masked_fill(choice.unsure.unsqueeze(1), torch.inf))

@@ -21,12 +21,12 @@ def turned(rows: Spread, inputs: DecoderLayerInputs, style: str) -> Spread:
     states = rows.value[..., :dim]
     result = rotated(states, torch.zeros_like(states), cosine, sine, style, dtype).value
     rounding = rounding_scale(dtype)
-    squares = pairs(rows.own[..., :dim].square() + (rounding * states).square(), interleaved=style != "half")
+    squares = pairs(rows.independent[..., :dim].square() + (rounding * states).square(), interleaved=style != "half")
     brought = joined(
         squares[0] * cosine.square() + squares[1] * sine.square(),
         squares[1] * cosine.square() + squares[0] * sine.square(),
         interleaved=style == "interleaved",
     )
-    own = (brought + (rounding * result).square()).sqrt() + underflow_step(dtype)
+    independent = (brought + (rounding * result).square()).sqrt() + underflow_step(dtype)
     value = torch.cat([result, rows.value[..., dim:]], dim=-1)
-    return Spread(value, torch.cat([own, rows.own[..., dim:]], dim=-1), rows.shared)
+    return Spread(value, torch.cat([independent, rows.independent[..., dim:]], dim=-1), rows.common)

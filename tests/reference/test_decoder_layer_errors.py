@@ -41,8 +41,8 @@ def test_errors_of_gates_come_out_as_in_many_runs():
     stated = gated(attention, gate, error)
     runs = [gated(attention, gate + error / EVEN * evenly((6, 2), seed), 0 * error).value for seed in range(300)]
     spread = (torch.stack(runs) - exact.value).square().mean(dim=0).sqrt()
-    assert torch.allclose(spread, stated.own, rtol=0.25, atol=1e-4)
-    assert float(exact.own.max()) < 1e-4
+    assert torch.allclose(spread, stated.independent, rtol=0.25, atol=1e-4)
+    assert float(exact.independent.max()) < 1e-4
 
 
 def test_gates_scale_errors_as_they_scale_values():
@@ -50,7 +50,7 @@ def test_gates_scale_errors_as_they_scale_values():
     ones = torch.ones(6, 2, dtype=torch.float64)
     one, two = (gated(attention, factor * ones, 0 * ones) for factor in (1.0, 2.0))
     assert torch.allclose(2 * one.value, two.value)
-    assert torch.allclose(2 * one.own, two.own, rtol=1e-6)
+    assert torch.allclose(2 * one.independent, two.independent, rtol=1e-6)
 
 
 def test_what_gates_multiplied_is_rounded_once_more():
@@ -65,10 +65,12 @@ def test_what_gates_multiplied_is_rounded_once_more():
     output = attention.values.value.repeat_interleave(2, dim=1)
     matrix = inputs.attention.output.double()
     rounding = rounding_scale(torch.bfloat16)
-    single = product(output.flatten(1), matrix, torch.bfloat16).own * EVEN
+    single = product(output.flatten(1), matrix, torch.bfloat16).independent * EVEN
     by_head = (output.transpose(0, 1) @ matrix.view(2, 64, -1)).square().sum(dim=0)  # a weight is for all of a head
     elements = (output.flatten(1).square()) @ matrix.square()
-    assert torch.allclose(result.own.square(), rounding**2 * (by_head + 2 * elements) + single.square(), rtol=0.02)
+    assert torch.allclose(
+        result.independent.square(), rounding**2 * (by_head + 2 * elements) + single.square(), rtol=0.02
+    )
 
 
 def test_latents_may_be_absorbed_or_expanded():
@@ -77,8 +79,8 @@ def test_latents_may_be_absorbed_or_expanded():
     result = attention.rows(ROWS, ROWS, seen)
     expanded, absorbed = attention._expanded(ROWS, ROWS, seen), attention._absorbed(ROWS, ROWS, seen)
     assert torch.allclose(expanded.value, absorbed.value, rtol=1e-9, atol=1e-12)
-    assert torch.equal(result.own, torch.maximum(expanded.own, absorbed.own))
-    ratio = expanded.own / absorbed.own
+    assert torch.equal(result.independent, torch.maximum(expanded.independent, absorbed.independent))
+    ratio = expanded.independent / absorbed.independent
     assert 0.5 < float(ratio.min()) < 1
     assert float(ratio.max()) < 2
 
@@ -98,7 +100,9 @@ def test_each_source_makes_hidden_states_less_certain(which, monkeypatch):
     else:
         said = layer.said_by_experts
         monkeypatch.setattr(
-            layer, "said_by_experts", lambda states, *more: said(Spread.of(states.value, 10 * states.own), *more)
+            layer,
+            "said_by_experts",
+            lambda states, *more: said(Spread.of(states.value, 10 * states.independent), *more),
         )
     after = decoder_layer(inputs)["hidden"].bound
     finite = before.isfinite()
@@ -136,7 +140,7 @@ def test_what_is_brought_up_from_latents_is_rounded():
                                  attention._inputs.scale, attention._through, torch.bfloat16)  # fmt: skip
     values = result.output @ attention._v_up
     rounded = (rounding_scale(torch.bfloat16) * values).square() @ attention._matrix.square()
-    last = product(values.transpose(0, 1).flatten(1), attention._output, torch.bfloat16).own * EVEN
+    last = product(values.transpose(0, 1).flatten(1), attention._output, torch.bfloat16).independent * EVEN
     whole = (result.scale.square() + rounded).sum(dim=0) + last.square()
-    assert torch.allclose(attention._absorbed(ROWS, ROWS, seen).own.square(), whole, rtol=0.01)
+    assert torch.allclose(attention._absorbed(ROWS, ROWS, seen).independent.square(), whole, rtol=0.01)
     assert float((rounded.sum(dim=0) / whole).median()) > 0.03

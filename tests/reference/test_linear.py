@@ -23,7 +23,7 @@ def test_a_float32_product_that_is_rounded_is_within_its_own_error(dtype):
     assert torch.equal(expected.value, rows.double() @ matrix.double())
     for order in (slice(None), torch.arange(INNER).flip(0)):
         error = ((rows[:, order] @ matrix[order]).to(dtype).double() - expected.value).abs()
-        assert float((error / expected.own).max()) <= 1
+        assert float((error / expected.independent).max()) <= 1
 
 
 def test_the_own_error_of_a_rounded_product_is_little_more_than_its_rounding():
@@ -31,7 +31,7 @@ def test_the_own_error_of_a_rounded_product_is_little_more_than_its_rounding():
     expected = product(rows.double(), matrix.double(), torch.bfloat16)
     rounding = expected.value.abs() * unit_roundoff(torch.bfloat16)
     large = expected.value.abs() > expected.value.std()
-    assert float((expected.own / rounding)[large].max()) < 1.25
+    assert float((expected.independent / rounding)[large].max()) < 1.25
 
 
 def test_roundings_of_the_rows_come_out_within_what_is_carried():
