@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from npudiff.model.component import ImplementationRaised, NotApplicable
-from npudiff.model.fingerprint import fingerprint
+from npudiff.model.component import ImplementationRaised, NotApplicable, fingerprint
 from npudiff.model.job import Budget
 from npudiff.model.outcome import Verdict
 from npudiff.run.engine import run_job
