@@ -26,7 +26,7 @@ CASES = {
     "W4A8, a row per expert": GroupedMatmulCase(8, 2048, 1536, 8, form="w4a8"),
 }
 LAYER = MoeExpertsCase(
-    8, hidden=7168, width=2048, experts=256, top_k=8, form="w4a8", here="top_k", shared_width=2048
+    8, hidden=7168, width=2048, experts=256, top_k=8, form="w4a8", here="chosen", shared_width=2048
 )  # fmt: skip
 
 

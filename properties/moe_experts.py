@@ -30,7 +30,7 @@ ACTIVATIONS = tuple(activation.value for activation in Activation)
 LIMITS = (7.0, 1.5, 16.0)
 LOADS = ("random", "same")
 """random: each token has experts of its own. same: all tokens have the same ones, the others none."""
-HERE = ("all", "top_k", "local")
+HERE = ("all", "chosen", "local")
 """Whose matrices there are. chosen: of those experts that any token has. local: of the second half of all, as a rank of
 expert parallelism has them; the other copies are left out."""
 RECIPES = ("gaussian", "at limit", "zero rows", "outlier")
@@ -53,7 +53,7 @@ def _hidden(case: MoeExpertsCase) -> Sequence[int]:
 def _here(case: MoeExpertsCase) -> Sequence[str]:
     """Of many experts, only the matrices of those that are chosen are made; one expert has no halves."""
     if case.experts >= MANY:
-        return ("top_k",)
+        return ("chosen",)
     return HERE if case.experts > 1 else HERE[:2]
 
 
@@ -84,7 +84,7 @@ class MoeExpertsCase(Case):
         "experts", range(1, 1025), 2, drawn=EXPERTS, fits=lambda case, experts: experts >= case.top_k,
         shown=lambda case: f"top {case.top_k} of {case.experts} x {case.width}",
     )  # fmt: skip
-    top_k: int = axis("experts of a token", range(1, 65), 1, drawn=(1, 2, 3, 4, 8), shown="", was="chosen")
+    top_k: int = axis("experts of a token", range(1, 65), 1, drawn=(1, 2, 3, 4, 8), shown="")
     form: str = axis(
         "what weights are; rows are int8 where these are integers", FORMS, "float", region=lambda case: case.form
     )
@@ -131,7 +131,7 @@ class MoeExpertsCase(Case):
         """See ``DeclaredCase``."""
         for name in _contradictions(self):
             yield f"{name} {getattr(self, name)} does not go with {self.describe()}"
-        matrices = self.experts if self.here != "top_k" else min(self.experts, self.tokens * self.top_k)
+        matrices = self.experts if self.here != "chosen" else min(self.experts, self.tokens * self.top_k)
         if 3 * matrices * self.hidden * self.width > 2**33:
             yield f"matrices would have more than {2**33} elements"
         if self.tokens * self.top_k * max(self.hidden, self.width) > 2**26:
@@ -164,10 +164,10 @@ def _contradictions(case: MoeExpertsCase) -> Iterator[str]:
 
 def build_inputs(case: MoeExpertsCase) -> MoeExpertsInputs:
     """Build the inputs of a case; matrices of an expert depend on its number and the seed alone."""
-    top_k = _chosen(case)
+    topk_ids = _chosen(case)
     here = torch.arange(case.experts)
-    if case.here == "top_k":
-        here = torch.unique(top_k).long()
+    if case.here == "chosen":
+        here = torch.unique(topk_ids).long()
     if case.here == "local":
         here = here[case.experts // 2 :]
     shared = None
@@ -177,7 +177,7 @@ def build_inputs(case: MoeExpertsCase) -> MoeExpertsInputs:
     weights = (0.1 + spread.abs()) / case.top_k
     return MoeExpertsInputs(
         states=rows.with_row_stride(_states(case), case.rows),
-        top_k=top_k,
+        topk_ids=topk_ids,
         weights=weights.to(DTYPES[case.dtype]),
         here=here,
         routed=_experts(case, "routed", here, case.width, case.limit),
@@ -227,7 +227,7 @@ def coordinates(inputs: MoeExpertsInputs, output: str) -> Mapping[str, torch.Ten
     del output  # there is one
     tokens, hidden = inputs.states.shape
     src_to_dst_row = {"token": torch.arange(tokens).unsqueeze(1), "column": torch.arange(hidden).unsqueeze(0)}
-    elsewhere = (~torch.isin(inputs.top_k, inputs.here)).sum(dim=1, keepdim=True)
+    elsewhere = (~torch.isin(inputs.topk_ids, inputs.here)).sum(dim=1, keepdim=True)
     return src_to_dst_row | ({"experts elsewhere": elsewhere} if bool(elsewhere.any()) else {})
 
 
@@ -239,7 +239,7 @@ def _experts_in_another_order(inputs: MoeExpertsInputs, case: MoeExpertsCase) ->
     src_to_dst_row = torch.argsort(here)
     return replace(
         inputs,
-        top_k=numbers[inputs.top_k.long()].to(torch.int32),
+        topk_ids=numbers[inputs.topk_ids.long()].to(torch.int32),
         here=here[src_to_dst_row],
         routed=_taken(inputs.routed, src_to_dst_row),
     )
@@ -266,7 +266,9 @@ def _in_two_calls(subject: Subject, case: MoeExpertsCase) -> Comparison:
 
 
 def _some(inputs: MoeExpertsInputs, tokens: slice) -> MoeExpertsInputs:
-    return replace(inputs, states=inputs.states[tokens], top_k=inputs.top_k[tokens], weights=inputs.weights[tokens])
+    return replace(
+        inputs, states=inputs.states[tokens], topk_ids=inputs.topk_ids[tokens], weights=inputs.weights[tokens]
+    )
 
 
 def _sizes(model: Model) -> Box:
@@ -281,7 +283,7 @@ def _sizes(model: Model) -> Box:
         "limit": model.limits,
         "layout": ("interleaved" if model.activation == "swiglu_oai" else "halves",),
         "shared_width": (model.shared_width,),
-        "here": ("top_k",),
+        "here": ("chosen",),
         "dtype": ("bfloat16",),
     }
 
@@ -296,7 +298,7 @@ component = Component(
     coordinates=coordinates,
     highlighted_region="w4a8",
     relations=(
-        tokens_do_not_mix("states", "top_k", "weights", most=4096),
+        tokens_do_not_mix("states", "topk_ids", "weights", most=4096),
         relation("experts_in_another_order", "experts change places with their matrices, and nothing else does",
                  _experts_in_another_order, within={"experts": range(2, 1025), "here": ("all", "local")}),
         Property("in_two_calls", "tokens in two calls have what they have in one", _in_two_calls,

@@ -111,7 +111,7 @@ class MoeGatingCase(Case):
         if self.groups > 1 and self.experts // self.groups <= 2:
             yield "a group has more than two experts"
         if self.top_k > self.room:
-            yield f"chosen lies beyond the experts that are left, got {self.top_k}"
+            yield f"top_k lies beyond the experts that are left, got {self.top_k}"
 
     def regions(self) -> Mapping[str, bool]:
         """See ``DeclaredCase``."""

@@ -56,7 +56,7 @@ class MoeExpertsInputs:
 
     states: torch.Tensor
     """``[tokens, hidden]``, bfloat16 or float16; its rows may be slices of wider ones."""
-    top_k: torch.Tensor
+    topk_ids: torch.Tensor
     """int32 ``[tokens, k]``: numbers of experts."""
     weights: torch.Tensor
     """``[tokens, k]`` of the dtype of ``states``."""
@@ -73,7 +73,7 @@ class MoeExpertsInputs:
 
 
 def moe_experts(inputs: MoeExpertsInputs) -> dict[str, Expected]:
-    """Return ``sum_k weights[t, k] * expert(top_k[t, k])(states[t]) + shared(states[t])`` of each token.
+    """Return ``sum_k weights[t, k] * expert(topk_ids[t, k])(states[t]) + shared(states[t])`` of each token.
 
     An expert is ``down(activation(up(x)))`` (Shazeer et al., "Outrageously large neural networks", 2017, eq. 1; with
     shared experts: Dai et al., "DeepSeekMoE", 2024, eq. 9). Where weights are whole numbers, rows are quantised by
@@ -98,23 +98,23 @@ def moe_experts(inputs: MoeExpertsInputs) -> dict[str, Expected]:
     _validate(inputs)
     states, dtype = Inexact.exact(inputs.states), inputs.states.dtype
     residual = None if inputs.shared is None else one_expert(states, inputs.shared, 0, dtype).inexact
-    rows = of_experts(states, inputs.top_k, inputs.here, inputs.routed, dtype)
+    rows = of_experts(states, inputs.topk_ids, inputs.here, inputs.routed, dtype)
     own, weights = Inexact(rows.value, rows.independent), Inexact.exact(inputs.weights)
     result = weighted_sum(own, weights, residual, dtype, rows.brought)
     return {"output": Expected(result.value, result.error, dtype)}
 
 
 def of_experts(
-    states: Inexact, top_k: torch.Tensor, here: torch.Tensor, experts: Experts, dtype: torch.dtype
+    states: Inexact, topk_ids: torch.Tensor, here: torch.Tensor, experts: Experts, dtype: torch.dtype
 ) -> ExpertProduct:
     """Return what each chosen expert says of a token, ``[tokens, k, hidden]``; zeros for experts that are not here.
 
     Matrices of experts that nobody chose are not looked at.
     """
-    value = torch.zeros(*top_k.shape, states.value.shape[1], dtype=torch.float64)
+    value = torch.zeros(*topk_ids.shape, states.value.shape[1], dtype=torch.float64)
     own, brought = torch.zeros_like(value), torch.zeros_like(value)
     for index, expert in enumerate(here.tolist()):
-        tokens, src_to_dst_row = (top_k == expert).nonzero(as_tuple=True)
+        tokens, src_to_dst_row = (topk_ids == expert).nonzero(as_tuple=True)
         if len(tokens):
             said = one_expert(Inexact(states.value[tokens], states.error[tokens]), experts, index, dtype)
             value[tokens, src_to_dst_row], own[tokens, src_to_dst_row] = said.value, said.independent
@@ -144,8 +144,8 @@ def _rows(states: Inexact, quantised: bool) -> ExpertRows:
 
 def _validate(inputs: MoeExpertsInputs) -> None:
     tokens, hidden = inputs.states.shape
-    shape = list(inputs.top_k.shape)
-    if inputs.top_k.dim() != 2 or shape[0] != tokens or inputs.weights.shape != inputs.top_k.shape:
+    shape = list(inputs.topk_ids.shape)
+    if inputs.topk_ids.dim() != 2 or shape[0] != tokens or inputs.weights.shape != inputs.topk_ids.shape:
         raise ValueError(f"chosen and weights must be [{tokens}, k], got {shape} and {list(inputs.weights.shape)}")
     if len(inputs.here) != inputs.routed.up.experts or bool((torch.diff(inputs.here) <= 0).any()):
         raise ValueError(f"here must name {inputs.routed.up.experts} experts in ascending order")

@@ -166,6 +166,6 @@ def _validate(inputs: MoeGatingInputs) -> None:
         raise ValueError(f"{inputs.kept_groups} of {inputs.groups} groups cannot be kept of {experts} experts")
     room = experts // inputs.groups * inputs.kept_groups
     if not 1 <= inputs.top_k <= room:
-        raise ValueError(f"chosen must lie in 1..{room}, got {inputs.top_k}")
+        raise ValueError(f"top_k must lie in 1..{room}, got {inputs.top_k}")
     if inputs.groups > 1 and inputs.group_score == "sum of two" and experts // inputs.groups < 2:
         raise ValueError("groups of one expert have no two")

@@ -24,7 +24,7 @@ from npudiff.reference.moe_finalize import MoeFinalizeInputs
 from npudiff.reference.moe_routing import MoeRoutingInputs
 from npudiff.reference.swiglu import Activation, SwigluInputs
 
-ALL_HERE: Box = {"here": ("all", "top_k")}
+ALL_HERE: Box = {"here": ("all", "chosen")}
 QUANTISED: Box = {"form": ("w8a8", "w4a8")}
 PLAIN_SILU: Box = {"activation": ("silu", "swiglustep"), "limit": (None,)}
 
@@ -45,8 +45,8 @@ class Copies:
 
 def numbered_here(inputs: MoeExpertsInputs) -> torch.Tensor:
     """Numbers of the chosen experts among those that are here, int32; one more for those that are not."""
-    found = torch.searchsorted(inputs.here, inputs.top_k.long())
-    known = inputs.here[found.clamp(max=len(inputs.here) - 1)] == inputs.top_k
+    found = torch.searchsorted(inputs.here, inputs.topk_ids.long())
+    known = inputs.here[found.clamp(max=len(inputs.here) - 1)] == inputs.topk_ids
     return torch.where(known, found, len(inputs.here)).to(torch.int32)
 
 
@@ -171,7 +171,7 @@ def swiglu_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Ten
 def sum_in_the_product(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul_finalize_routing, which adds weighted rows to those of their tokens."""
     copies, down = sorted_copies(inputs), inputs.routed.down
-    tokens, k = inputs.top_k.shape
+    tokens, k = inputs.topk_ids.shape
     first = times(copies.rows, copies.scale, inputs.routed.up, copies.counts, inputs.states.dtype)
     rows, scale = between(first, inputs.routed)
     order = torch.argsort(copies.src_to_dst_row)
@@ -212,7 +212,7 @@ def expert_by_expert_composed(inputs: MoeExpertsInputs, target: Target) -> torch
     """A loop over experts, composed of plain operators on dequantised numbers."""
     total = torch.zeros(inputs.states.shape, dtype=torch.float32, device=inputs.states.device)
     for index, expert in enumerate(inputs.here.tolist()):
-        tokens, src_to_dst_row = (inputs.top_k == expert).nonzero(as_tuple=True)
+        tokens, src_to_dst_row = (inputs.topk_ids == expert).nonzero(as_tuple=True)
         if len(tokens):
             rows = alone(inputs.states[tokens], inputs.routed, index).float()
             total.index_add_(0, tokens, rows * inputs.weights[tokens, src_to_dst_row].float().unsqueeze(1))

@@ -134,8 +134,8 @@ def places_of_the_other_version(inputs: MoeExpertsInputs, target: Target) -> tor
 )
 def numbers_of_all_for_local_matrices(inputs: MoeExpertsInputs) -> MoeExpertsInputs:
     """Take the number among all experts for the number among those of this rank, round and round."""
-    local = inputs.top_k % len(inputs.here)
-    return replace(inputs, top_k=inputs.here[local.long()].to(torch.int32))
+    local = inputs.topk_ids % len(inputs.here)
+    return replace(inputs, topk_ids=inputs.here[local.long()].to(torch.int32))
 
 
 @mutant(

@@ -14,7 +14,7 @@ from npudiff.reference.moe_experts import ROW_BITS, Experts, Gate, activated
 from npudiff.reference.spread import CARRIED, EVEN, Spread
 
 
-def said_by_experts(states: Spread, top_k: torch.Tensor, experts: Experts, dtype: torch.dtype) -> ExpertProduct:
+def said_by_experts(states: Spread, topk_ids: torch.Tensor, experts: Experts, dtype: torch.dtype) -> ExpertProduct:
     """Return what each chosen expert says of a token, ``[tokens, top_k, hidden_size]``.
 
     Errors are scales between the two products, and bounds after them.
@@ -31,7 +31,7 @@ def said_by_experts(states: Spread, top_k: torch.Tensor, experts: Experts, dtype
     ----------
     states : Spread
         ``[tokens, hidden_size]``.
-    chosen : torch.Tensor
+    topk_ids : torch.Tensor
         int64 ``[tokens, top_k]``.
     experts : Experts
         The matrices of all experts.
@@ -41,12 +41,12 @@ def said_by_experts(states: Spread, top_k: torch.Tensor, experts: Experts, dtype
     plain = replace(experts, up=_worth(experts.up), down=_worth(experts.down))
     rows = Inexact(states.value, states.scale)
     rows = _in_steps(rows) if experts.quantised else rows
-    given = _of_copies(Inexact(rows.value, rows.error / CARRIED), top_k.shape[1])
-    first = _times(given, plain.up, top_k.flatten(), dtype)
+    given = _of_copies(Inexact(rows.value, rows.error / CARRIED), topk_ids.shape[1])
+    first = _times(given, plain.up, topk_ids.flatten(), dtype)
     between = Inexact(first.value, torch.hypot(first.independent * EVEN, first.brought))
     gated = _activated(between, experts.gate, dtype)
-    said = _times(_in_steps(gated) if experts.quantised else gated, plain.down, top_k.flatten(), dtype)
-    shape = (*top_k.shape, -1)
+    said = _times(_in_steps(gated) if experts.quantised else gated, plain.down, topk_ids.flatten(), dtype)
+    shape = (*topk_ids.shape, -1)
     return ExpertProduct(said.value.view(shape), said.independent.view(shape), said.brought.view(shape))
 
 

@@ -133,7 +133,6 @@ def test_cases_that_were_written_under_earlier_names_are_read():
         "moe_finalize": '{"tokens": 2, "chosen": 3, "skip": true}',
         "moe_gating": '{"tokens": 2, "experts": 8, "chosen": 3}',
         "moe_routing": '{"tokens": 2, "chosen": 3}',
-        "moe_experts": '{"tokens": 2, "chosen": 3}',
     }.items():
         case = loads(load_component(name).case_type, text)
         assert case.top_k == 3

@@ -92,11 +92,11 @@ def test_each_source_makes_hidden_states_less_certain(which, monkeypatch):
     if which == "weights":
         original = layer.chosen_experts
 
-        def top_k(*given):
+        def chosen(*given):
             choice = original(*given)
             return replace(choice, weights=Inexact(choice.weights.value, choice.weights.error * 10))
 
-        monkeypatch.setattr(layer, "chosen_experts", top_k)
+        monkeypatch.setattr(layer, "chosen_experts", chosen)
     else:
         said = layer.said_by_experts
         monkeypatch.setattr(
@@ -125,11 +125,11 @@ def test_rows_are_rounded_to_steps_before_either_product(form, count, monkeypatc
 
 def test_gates_and_ups_are_rounded_before_they_are_multiplied():
     inputs = build_inputs(CASE)
-    routed, top_k = inputs.experts.routed, torch.zeros(6, 1, dtype=torch.int64)
-    said = said_by_experts(Spread.exact(inputs.hidden), top_k, routed, torch.bfloat16)
+    routed, topk_ids = inputs.experts.routed, torch.zeros(6, 1, dtype=torch.int64)
+    said = said_by_experts(Spread.exact(inputs.hidden), topk_ids, routed, torch.bfloat16)
     first = inputs.hidden.double() @ routed.up.values[0].double()
     exact = experts._activated(Inexact.exact(first), routed.gate, torch.bfloat16)
-    without = experts._times(exact, routed.down, top_k[:, 0], torch.bfloat16).brought
+    without = experts._times(exact, routed.down, topk_ids[:, 0], torch.bfloat16).brought
     assert float((said.brought[:, 0] / without).median()) > 1.2
 
 

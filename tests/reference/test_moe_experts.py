@@ -26,10 +26,12 @@ def given(gate, **changes):
     """Experts whose numbers bfloat16 has, so that a float64 model computes with the same."""
     up = ExpertWeights(numbers(EXPERTS, HIDDEN, 2 * WIDTH, name="up", size=HIDDEN**-0.5).bfloat16())
     down = ExpertWeights(numbers(EXPERTS, WIDTH, HIDDEN, name="down", size=WIDTH**-0.5).bfloat16())
-    top_k = torch.stack([torch.tensor(Stream(token, "chosen").permutation(EXPERTS)[:TOP_K]) for token in range(TOKENS)])
+    topk_ids = torch.stack(
+        [torch.tensor(Stream(token, "chosen").permutation(EXPERTS)[:TOP_K]) for token in range(TOKENS)]
+    )
     arguments = {
         "states": numbers(TOKENS, HIDDEN, name="states", size=4.0).bfloat16(),
-        "top_k": top_k.to(torch.int32),
+        "topk_ids": topk_ids.to(torch.int32),
         "weights": numbers(TOKENS, TOP_K, name="weights").abs().bfloat16(),
         "here": torch.arange(EXPERTS),
         "routed": Experts(up, down, gate),
@@ -42,7 +44,7 @@ def run(module, inputs):
         parameter = getattr(module, name)
         values = weights.values if parameter.shape == weights.values.shape else weights.values.transpose(1, 2)
         parameter.data = values.double().contiguous()
-    return module(inputs.states.double(), inputs.top_k.long(), inputs.weights.double())
+    return module(inputs.states.double(), inputs.topk_ids.long(), inputs.weights.double())
 
 
 def test_it_is_the_experts_of_qwen3_in_transformers():
@@ -150,8 +152,8 @@ def test_experts_that_are_not_here_count_as_zeros_and_matrices_nobody_chose_are_
     assert torch.allclose(half + rest, everything, rtol=1e-12, atol=1e-12)
     poisoned = replace(inputs.routed, up=ExpertWeights(inputs.routed.up.values.clone()))
     poisoned.up.values[4] = float("nan")
-    top_k = inputs.top_k.clamp(max=3)
-    assert bool(moe_experts(replace(inputs, top_k=top_k, routed=poisoned))["output"].value.isfinite().all())
+    topk_ids = inputs.topk_ids.clamp(max=3)
+    assert bool(moe_experts(replace(inputs, topk_ids=topk_ids, routed=poisoned))["output"].value.isfinite().all())
 
 
 def _some(inputs, numbers):
@@ -165,7 +167,7 @@ def test_the_bound_covers_bfloat16_and_not_much_more():
     up, down = inputs.routed.up.values, inputs.routed.down.values
     total = torch.zeros(33, 128)
     for token in range(33):
-        for place, expert in enumerate(inputs.top_k[token].tolist()):
+        for place, expert in enumerate(inputs.topk_ids[token].tolist()):
             gate, linear = (inputs.states[token] @ up[expert]).chunk(2)
             total[token] += ((torch.nn.functional.silu(gate) * linear) @ down[expert]).float() * inputs.weights[
                 token, place
@@ -177,7 +179,7 @@ def test_the_bound_covers_bfloat16_and_not_much_more():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"top_k": torch.zeros(8, 3, dtype=torch.int32)}, r"chosen and weights must be \[9, k\], got \[8, 3\]"),
+        ({"topk_ids": torch.zeros(8, 3, dtype=torch.int32)}, r"chosen and weights must be \[9, k\], got \[8, 3\]"),
         ({"here": torch.tensor([0, 1, 2, 4, 3])}, "here must name 5 experts in ascending order"),
         ({"here": torch.tensor([0, 1])}, "here must name 5 experts in ascending order"),
         ({"states": torch.zeros(9, 25).bfloat16()}, r"matrices \[5, 24, 32\] and \[5, 16, 24\] do not go from 25"),

@@ -127,8 +127,8 @@ def test_what_is_not_chosen_weighs_nothing():
         ({"bias": torch.zeros(3)}, r"bias must be \[16\], got \[3\]"),
         ({"groups": 3}, "1 of 3 groups cannot be kept of 16 experts"),
         ({"groups": 2, "kept_groups": 3}, "3 of 2 groups"),
-        ({"top_k": 17}, r"chosen must lie in 1\.\.16, got 17"),
-        ({"groups": 4, "kept_groups": 1, "top_k": 5}, r"chosen must lie in 1\.\.4, got 5"),
+        ({"top_k": 17}, r"top_k must lie in 1\.\.16, got 17"),
+        ({"groups": 4, "kept_groups": 1, "top_k": 5}, r"top_k must lie in 1\.\.4, got 5"),
         ({"groups": 16}, "groups of one expert"),
     ],
 )

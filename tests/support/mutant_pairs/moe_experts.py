@@ -10,7 +10,7 @@ INT8 = replace(PLAIN, form="w8a8")
 STEP = replace(INT8, limit=1.5, recipe="at limit")
 SHARED = replace(PLAIN, shared_width=32)
 LOCAL = replace(PLAIN, here="local")
-LARGE = MoeExpertsCase(1, 1024, 2048, experts=1024, top_k=1, here="top_k", seed=1)
+LARGE = MoeExpertsCase(1, 1024, 2048, experts=1024, top_k=1, here="chosen", seed=1)
 ONE, ONE_INT8 = "1 token x 32 · top 1 of 2 x 32 · bfloat16", "1 token x 32 · top 1 of 2 x 32 · w8a8 · bfloat16"
 
 PAIRS = {
