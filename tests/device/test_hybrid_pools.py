@@ -36,7 +36,7 @@ from npudiff.run.engine import run_job
 from npudiff.run.plan import DEFAULT_EXAMPLES
 
 RIGHT = implementations_in(ascend)
-MUTANTS = implementations_in(mutants)
+MUTANTS = [item for item in implementations_in(mutants) if item.origin == mutants.__name__]
 RUNS = round(DEFAULT_EXAMPLES * component.history.runs)
 
 

@@ -27,9 +27,13 @@ find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name == 'torch_npu' else find(name, package)
 """
 SHOWN = HIDDEN.replace("None if name", "find('json') if name")
-SIMULATED = (
-    "import importlib.util\nimportlib.util.find_spec('torch')\nfrom device import simulator\nsimulator.install()"
-)
+LATE = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # npudiff is imported before pytest
+SIMULATED = """
+import importlib.util
+importlib.util.find_spec('torch')
+from npudiff.device import simulator
+simulator.install()
+"""
 
 
 @pytest.mark.contract
@@ -55,7 +59,7 @@ def test_a_torch_npu_that_does_not_load_is_a_failure():
 
 @pytest.mark.contract
 def test_operators_that_are_simulated_already_are_a_failure():
-    code, text = run(SIMULATED + SHOWN, "-m", "contract")
+    code, text = run(SIMULATED + SHOWN, "-m", "contract", *LATE)
     assert code == 1, text
     assert "the simulator has defined the operators already" in text
 

@@ -52,7 +52,7 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
             ("check", "swa_mask", "--case", '{"kv_length": [1]}'),
             "npudiff: --case: unknown field 'kv_length'; did you mean 'kv_lengths'? known: column, dtype, kv_lengths, ",
         ),
-        (("check", "swa_mask", "--case", '{"kv_lengths": []}'), "npudiff: --case: kv_lengths needs at least one "),
+        (("check", "swa_mask", "--case", '{"kv_lengths": []}'), "npudiff: --case: batch must lie in 1..4096, got 0"),
         (("check", "--case", "{}"), "npudiff: --case needs exactly one component, got "),
         (("list", "nope"), "npudiff: unknown component 'nope'; known: "),
         (("list", "--impl", "nope"), "npudiff: unknown implementation 'nope'; known: "),
