@@ -86,7 +86,8 @@ class CaseRun:
         """Draw cases and run them."""
         job, seed = self.outcome.job, self.budget.drawn_with
 
-        def test(case: AnyCase) -> None:
+        # A deterministic run draws by a digest of this function's text: another comment would give other cases.
+        def test(case: Any) -> None:  # noqa: ANN401 - a case of any component
             self.case(case)
 
         budget = self.budget
