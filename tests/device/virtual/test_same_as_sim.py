@@ -43,8 +43,8 @@ def tensors_of(value):
 class Recording(Subject):
     """A subject that remembers every answer of its implementation."""
 
-    def ask(self, question, *given):
-        answer = super().ask(question, *given)
+    def call_guarded(self, question, *given):
+        answer = super().call_guarded(question, *given)
         self.__dict__.setdefault("answers", []).extend(tensors_of(answer))
         return answer
 
