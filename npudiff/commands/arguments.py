@@ -130,6 +130,7 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="NAME",
         help="dev, ci (the same cases every time) or nightly",
     )
+    _add_shared(check)
     _add_run(check)
 
 
@@ -144,6 +145,7 @@ def _add_self_test(commands: argparse._SubParsersAction[_Parser]) -> None:
     test.add_argument("--examples", type=positive, metavar="N", help="cases per mutant (100)")
     test.add_argument("--seed", type=int, metavar="N", help="seed of the draws")
     _add_run(test)
+    test.set_defaults(impl=[], shared=None)
 
 
 def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -172,6 +174,7 @@ def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:
         default="fails",
         help="what a finding of the rotating part does (fails)",
     )
+    _add_shared(gate)
     _add_run(gate)
 
 
@@ -251,15 +254,18 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """Add what every run of a plan can be told."""
     _add_workers(parser)
+    _add_isolation(parser)
+    _add_output(parser)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show every property, and where the cases were")
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shared",
         type=Path,
         metavar="DIR",
         help="an output folder of others, such as CI publishes: what failed there is tried first; it is not written",
     )
-    _add_isolation(parser)
-    _add_output(parser)
-    parser.add_argument("-v", "--verbose", action="store_true", help="show every property, and where the cases were")
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:

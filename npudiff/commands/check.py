@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from npudiff.run.run import Run
 from npudiff.show.console import Console
 from npudiff.show.finding_page import keeper
 from npudiff.show.junit import junit
-from npudiff.show.problems import problems_of_findings
+from npudiff.show.problems import Level, Problem, problems_of_findings
 from npudiff.show.progress import RunProgress
 from npudiff.show.run_page.write import keep_record, summary_of
 from npudiff.show.source_location import root_of_files
+from npudiff.text import printable
 
 
 def check(options: argparse.Namespace) -> int:
@@ -57,10 +59,10 @@ def run_plan(
             run.run(tasks)
     finally:  # interrupted, or a defect of a component: what was found before is not lost
         keep_record(summary_of(log, case=case), options.output)
-        if junit_file is not None:
-            _write_junit(log, junit_file)
         if not isinstance(log.error, BrokenPipeError):
             code = _report(log, console)
+        if junit_file is not None:
+            _write_junit(log, junit_file)
     return code
 
 
@@ -97,10 +99,20 @@ def _show_findings(findings: list[LoggedFinding], console: Console) -> None:
 
 def _write_junit(log: RunLog, path: Path) -> None:
     root = root_of_files()
-    problems = problems_of_findings(log.findings, log.plan, root)
+    problems = [*problems_of_findings(log.findings, log.plan, root), *_other_problems(log)]
     text = junit(log.plan.jobs, log.outcomes, problems, root, log.seconds)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def _other_problems(log: RunLog) -> Iterator[Problem]:
+    """Yield what fails a run besides findings: a reader of JUnit alone must not take it for green."""
+    if log.error is not None:
+        yield Problem(Level.ERROR, "ended-early", printable(f"ended early: {type(log.error).__name__}"))
+    for outcome in log.mutants if log.plan.judges_mutants else ():
+        if outcome.failure is None:
+            title = f"{outcome.job.name} is wrong on purpose, and {outcome.cases} cases did not show it"
+            yield Problem(Level.ERROR, "missed-mutant", title)
 
 
 def request_of(options: argparse.Namespace) -> Request:

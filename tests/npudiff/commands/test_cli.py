@@ -131,6 +131,27 @@ def test_results_are_written_as_junit_too(cli, tmp_path):
     assert failed.get("file") == "npudiff/device/mutants/swa_mask.py"
 
 
+def test_junit_says_what_else_fails_a_run(cli, monkeypatch, tmp_path):
+    harmless = replace(swa_mask_eager, name="harmless", wrong="nothing")
+    monkeypatch.setattr("npudiff.run.discovery.built_in_implementations", lambda: [swa_mask_eager, harmless])
+    path = tmp_path / "npudiff.xml"
+    assert cli("check", "swa_mask", *QUICK, "--junit", path).code == ExitCode.FINDINGS
+    (failure,) = ET.parse(path).getroot().iter("failure")  # noqa: S314 - it was made here
+    assert failure.get("message").startswith("swa_mask.harmless.equivalence is wrong on purpose")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("npudiff.run.workers.run_job", interrupted)
+    assert cli("check", "swa_mask", "--workers", "1", *QUICK, "--junit", path).code == ExitCode.INTERRUPTED
+    (failure,) = ET.parse(path).getroot().iter("failure")  # noqa: S314 - it was made here
+    assert failure.get("message") == "ended early: KeyboardInterrupt"
+
+
+def test_the_self_test_takes_no_option_that_it_would_ignore(cli):
+    assert cli("self-test", "swa_mask", "--shared", ".").code == ExitCode.USAGE
+
+
 def test_the_old_name_of_an_option_is_refused_with_the_new_one(cli):
     result = cli("check", "swa_mask", "--profile", "step-3.5-flash")
     assert result.code == ExitCode.USAGE
