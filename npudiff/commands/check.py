@@ -129,6 +129,7 @@ def request_of(options: argparse.Namespace) -> Request:
         examples=options.examples,
         example_database=options.output / EXAMPLES,
         isolate=options.isolate,
+        untrusted=options.untrusted,
         journal=options.output / JOURNALS,
         timeout=options.timeout,
         warm_up=options.warm_up,

@@ -60,6 +60,8 @@ class Implementation(Generic[InputsT, OutputsT]):
     called yet. ``function`` then makes one for each call."""
     on_device: bool = False
     """Whether what was decorated is given inputs that are on the target's device; ``function`` moves them."""
+    untrusted: bool = False
+    """Whether its calls are made in a process of its own, which the judge's does not share and does not look into."""
 
     @property
     def built_in(self) -> bool:
