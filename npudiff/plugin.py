@@ -20,7 +20,7 @@ import pytest
 
 from npudiff.commands.arguments import positive
 from npudiff.errors import UsageError
-from npudiff.model.target import TargetUnavailable
+from npudiff.model.implementation import TargetUnavailable
 
 if TYPE_CHECKING:
     from npudiff.model.outcome import Outcome

@@ -7,10 +7,9 @@ from typing import Any
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints
-from npudiff.model.implementation import Implementation
+from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import Budget, Job
 from npudiff.model.outcome import Outcome
-from npudiff.model.target import Target
 from npudiff.run.discovery import select_implementations
 from npudiff.run.engine import run_job
 

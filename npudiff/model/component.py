@@ -14,8 +14,7 @@ from npudiff.model.case import DeclaredCase
 from npudiff.model.comparison import Comparison
 from npudiff.model.constraints import Axis, Box, Constraints
 from npudiff.model.exclusion import Exclusion
-from npudiff.model.implementation import Implementation, InputsT, outputs_of
-from npudiff.model.target import Target
+from npudiff.model.implementation import Implementation, InputsT, Target, outputs_of
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from npudiff.model.target import Target
+from npudiff.model.implementation import Target
 
 MOST_WORKERS = 4
 """Most workers of a run that does not say how many; each holds torch and the tensors of a case."""

@@ -19,8 +19,8 @@ from npudiff.findings.reproduce.script import WAITED
 from npudiff.findings.reproduce.tape import Refused, Tape
 from npudiff.model.comparison import Comparison, OutputComparison
 from npudiff.model.component import ExpectedOutput, ImplementationRaised, InputsChanged, NotApplicable
+from npudiff.model.implementation import Target
 from npudiff.model.job import Job
-from npudiff.model.target import Target
 from npudiff.run.after_fork import begin
 from npudiff.run.isolation.faults import Kind
 from npudiff.run.isolation.reaper import reaper
