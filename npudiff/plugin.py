@@ -23,7 +23,7 @@ from npudiff.errors import UsageError
 from npudiff.model.implementation import TargetUnavailable
 
 if TYPE_CHECKING:
-    from npudiff.model.outcome import Outcome
+    from npudiff.model.job import Outcome
     from npudiff.run.plan import Plan
     from npudiff.run.workers import TaskRunner
 

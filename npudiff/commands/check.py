@@ -13,7 +13,7 @@ from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import EXAMPLES, FINDINGS, plan_with_shared
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.codec import loads
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Verdict
 from npudiff.run.isolation.journal import JOURNALS, left_behind
 from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Plan, Request

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npudiff.findings.finding import Finding, read_finding
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Job, Outcome
 from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.plan import Plan
 

@@ -19,7 +19,7 @@ import torch
 from npudiff.errors import UsageError
 from npudiff.findings.finding import read_plain_file
 from npudiff.judge.pattern import coordinate_text
-from npudiff.model.comparison import OutputComparison
+from npudiff.model.component import OutputComparison
 from npudiff.text import clipped, printable
 
 MOST_ROWS, MOST_COLUMNS = 96, 96

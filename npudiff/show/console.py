@@ -17,7 +17,7 @@ from npudiff.findings.finding import Finding
 from npudiff.findings.replay import Replay, ReplayVerdict
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Component
-from npudiff.model.outcome import Outcome, Verdict
+from npudiff.model.job import Outcome, Verdict
 from npudiff.model.version import VERSION
 from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from npudiff.findings.evidence import coordinates_of, findings_of
-from npudiff.findings.finding import Finding, write_finding
+from npudiff.findings.finding import Finding, coordinates_of, findings_of, write_finding
 from npudiff.findings.picture import Grid, grid_of, write_pictures
 from npudiff.findings.reproduce import reproduction
-from npudiff.model.comparison import OutputComparison
-from npudiff.model.outcome import Failure, Outcome
+from npudiff.model.component import OutputComparison
+from npudiff.model.job import Failure, Outcome
 from npudiff.run.messages import Keep
 from npudiff.show.picture import drawn
 from npudiff.show.rendering import SafeHtml, render

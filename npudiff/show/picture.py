@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from npudiff.findings.picture import Grid, grid_of
-from npudiff.model.comparison import OutputComparison
+from npudiff.model.component import OutputComparison
 from npudiff.show.rendering import SafeHtml
 from npudiff.text import counted
 

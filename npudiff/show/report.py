@@ -11,7 +11,7 @@ from typing import Any
 
 from npudiff.findings.finding import SCRIPT_FILE, Finding
 from npudiff.judge.pattern import NOT_PLACES, coordinate_text
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Outcome
 from npudiff.text import counted
 
 NOT_APPLICABLE_LIMIT = 0.05

@@ -9,13 +9,19 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from npudiff.findings.evidence import POISONS
-from npudiff.findings.finding import MAX_REPRODUCE_TENSORS, MAX_SCRIPT_BYTES, REPRODUCE_TENSORS, Finding, Script
+from npudiff.findings.finding import (
+    MAX_REPRODUCE_TENSORS,
+    MAX_SCRIPT_BYTES,
+    POISONS,
+    REPRODUCE_TENSORS,
+    Finding,
+    Script,
+)
 from npudiff.findings.reproduce.script import Recording, script_of
 from npudiff.findings.reproduce.session import needs_process, record, record_apart
 from npudiff.findings.reproduce.tape import Tape
 from npudiff.model.codec import from_plain
-from npudiff.model.outcome import Failure, Outcome
+from npudiff.model.job import Failure, Outcome
 from npudiff.run.isolation.faults import Kind, RemoteError, kind_of
 from npudiff.text import clipped, printable
 

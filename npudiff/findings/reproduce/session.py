@@ -17,8 +17,14 @@ import torch
 from npudiff.findings.reproduce.recorder import Recorder, WatchedSubject, Watching
 from npudiff.findings.reproduce.script import WAITED
 from npudiff.findings.reproduce.tape import Refused, Tape
-from npudiff.model.comparison import Comparison, OutputComparison
-from npudiff.model.component import ExpectedOutput, ImplementationRaised, InputsChanged, NotApplicable
+from npudiff.model.component import (
+    Comparison,
+    ExpectedOutput,
+    ImplementationRaised,
+    InputsChanged,
+    NotApplicable,
+    OutputComparison,
+)
 from npudiff.model.implementation import Target
 from npudiff.model.job import Job
 from npudiff.run.after_fork import begin

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from npudiff.findings.picture import MAX_BYTES, PICTURE_FILE, coarser, grid_of, read_pictures, write_pictures
-from npudiff.model.comparison import OutputComparison
+from npudiff.model.component import OutputComparison
 from npudiff.show.finding_page import keep_findings
 from npudiff.show.picture import drawn
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from npudiff.findings.log import RunLog
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Verdict
 from npudiff.run import workers as workers_module
 from npudiff.run.events import CasesJudged, JobEnded, JobStarted, RunEnded
 from npudiff.run.messages import Task

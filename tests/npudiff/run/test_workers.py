@@ -15,8 +15,7 @@ from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.codec import to_plain
 from npudiff.model.component import Subject
 from npudiff.model.implementation import Target
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.run.discovery import load_component, load_target
 from npudiff.run.engine import run_job
 from npudiff.run.host import default_workers, usable_processors

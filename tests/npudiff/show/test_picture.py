@@ -11,7 +11,7 @@ import torch
 
 from npudiff.findings.picture import MOST_COLUMNS, MOST_ROWS, grid_of
 from npudiff.judge.compare import compare
-from npudiff.model.comparison import OutputComparison
+from npudiff.model.component import OutputComparison
 from npudiff.reference.bounds import Expected
 from npudiff.show.finding_page import PAGE_FILE, keep_findings
 from npudiff.show.picture import picture

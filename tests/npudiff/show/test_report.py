@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from npudiff.findings.evidence import finding_of
-from npudiff.findings.finding import Finding
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Outcome
+from npudiff.findings.finding import Finding, finding_of
+from npudiff.model.job import Budget, Outcome
 from npudiff.run.engine import run_case, run_job
 from npudiff.show.report import Group, bound_text, finding_lines, grouped
 

@@ -14,8 +14,7 @@ import torch
 
 from npudiff.errors import DeviceLost
 from npudiff.findings.finding import read_finding
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_job
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.isolation.process import WorkerDefect
