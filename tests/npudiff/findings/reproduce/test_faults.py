@@ -107,7 +107,7 @@ def test_a_call_that_kills_the_process_is_the_last_one(kept, operator, isolation
 
 
 def test_a_call_that_hangs_is_the_last_one(kept, operator, isolation, monkeypatch):
-    monkeypatch.setattr("npudiff.findings.reproduce.session.HANG_SECONDS", 0.5)
+    monkeypatch.setattr("npudiff.findings.reproduce.HANG_SECONDS", 0.5)
     one = kept(lambda inputs, target: operator.hangs(inputs.x), isolation=isolation)
     assert one.finding.verdict == "time-out"
     text = (one.folder / SCRIPT_FILE).read_text()
@@ -130,7 +130,7 @@ def test_what_was_judged_in_a_process_of_its_own_is_written_down_in_one(kept, op
 
 
 def test_a_process_that_takes_longer_than_it_did_leaves_no_script(kept, operator, isolation, monkeypatch):
-    monkeypatch.setattr("npudiff.findings.reproduce.session.SECONDS", 0.0)
+    monkeypatch.setattr("npudiff.findings.reproduce.SECONDS", 0.0)
     one = kept(lambda inputs, target: operator.refuses(inputs.x), isolation=isolation)
     assert one.finding.verdict == "rejected call"
     assert one.why.startswith("no script: the process in which its calls were written down died, or took too long")

@@ -136,7 +136,7 @@ def test_what_ends_a_batch_worker_is_shrunk_and_counted_and_the_next_job_is_judg
 
 def test_a_case_that_hangs_is_ended_by_the_clock(supervised, planted, right, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "npudiff.findings.reproduce.session.HANG_SECONDS", 0.1
+        "npudiff.findings.reproduce.HANG_SECONDS", 0.1
     )  # the script of the finding has a clock of its own
     started = time.monotonic()
     (outcome, after), _ = supervised(
