@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import assume
 
-from npudiff.draw.cases import Case, axis, choice, derived, part, seed
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Case, Chooser, axis, choice, derived, part, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import same_bits
 from npudiff.judge.relations import Changed, relation

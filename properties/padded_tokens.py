@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npudiff.draw.cases import Case, axis, derived, part, seed
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.judge.relations import Changed, relation

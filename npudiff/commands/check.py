@@ -19,7 +19,7 @@ from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Plan, Request
 from npudiff.run.run import Run
 from npudiff.show.console import Console
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 from npudiff.show.junit import junit
 from npudiff.show.problems import Level, Problem, problems_of_findings
 from npudiff.show.progress import RunProgress

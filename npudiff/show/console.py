@@ -21,8 +21,8 @@ from npudiff.model.job import Outcome, Verdict
 from npudiff.model.version import VERSION
 from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan
-from npudiff.show.finding_page import PAGE_FILE
-from npudiff.show.report import Group, bound_text, finding_lines, grouped
+from npudiff.show.finding import PAGE_FILE, finding_lines
+from npudiff.show.report import Group, bound_text, grouped
 from npudiff.text import clipped, counted, printable
 
 PLAIN_WIDTH = 132

@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 
 import npudiff
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Chooser
 from npudiff.judge.compare import same_bits
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Component, Property, Subject

@@ -14,7 +14,7 @@ from npudiff.run.events import CasesJudged, JobEnded, JobStarted, RunEnded
 from npudiff.run.messages import Task
 from npudiff.run.plan import Plan
 from npudiff.run.run import Run
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 
 BUDGET = Budget(examples=20, seed=1)
 

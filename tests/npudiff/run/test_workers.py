@@ -22,7 +22,7 @@ from npudiff.run.host import default_workers, usable_processors
 from npudiff.run.messages import Task
 from npudiff.run.plan import Request, make_plan
 from npudiff.run.workers import WorkerFailed, run_in_workers
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 
 BUDGET = Budget(examples=20, seed=1)
 

@@ -12,7 +12,7 @@ from npudiff.findings.finding import finding_of
 from npudiff.findings.reproduce import reproduction
 from npudiff.model.job import Failure, Outcome
 from npudiff.run.engine import run_case
-from npudiff.show.finding_page import keep_findings
+from npudiff.show.finding import keep_findings
 
 BLOCKED = """
 import runpy, sys

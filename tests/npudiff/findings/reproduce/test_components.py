@@ -21,7 +21,7 @@ from npudiff.model.component import Subject
 from npudiff.model.job import Job, Outcome
 from npudiff.run.discovery import load_components
 from npudiff.run.engine import run_case
-from npudiff.show.finding_page import keep_findings
+from npudiff.show.finding import keep_findings
 from script_runner import bits
 
 RUNNER = Path(__file__).parents[3] / "support" / "script_runner.py"

@@ -152,7 +152,7 @@ def test_a_process_that_python_kills_has_no_script(kept, isolation):
 
 def test_what_poisons_is_called_before_what_is_poisoned(toy, tmp_path, isolation, operator):
     from npudiff.run.engine import run_cases
-    from npudiff.show.finding_page import keep_findings
+    from npudiff.show.finding import keep_findings
 
     held = {"poisoned": False}
 
@@ -219,7 +219,7 @@ def test_a_defect_in_a_picture_is_told_and_the_finding_is_kept(kept, monkeypatch
     def broken(*arguments):
         raise ZeroDivisionError("<no width>")
 
-    monkeypatch.setattr("npudiff.show.finding_page.grid_of", broken)
+    monkeypatch.setattr("npudiff.show.finding.grid_of", broken)
     one = kept(lambda inputs, target: inputs.x + 1)
     page = (one.folder / "finding.html").read_text()
     assert (

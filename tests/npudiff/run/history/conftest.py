@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Chooser
 from npudiff.draw.state_machine import Machine
 from npudiff.judge.compare import compare
 from npudiff.judge.properties import EQUIVALENCE

@@ -21,7 +21,7 @@ from npudiff.run.isolation.process import WorkerDefect
 from npudiff.run.isolation.supervisor import Supervisor
 from npudiff.run.messages import Task, outcome_from_message
 from npudiff.run.workers import run_in_workers
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 
 BUDGET = Budget(examples=40, seed=1)
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from npudiff.findings.finding import Finding, write_finding
-from npudiff.findings.picture import grid_of, write_pictures
 from npudiff.model.codec import to_plain
 from npudiff.model.component import OutputComparison
 from npudiff.model.job import Failure
-from npudiff.show.picture import drawn
+from npudiff.show.picture import drawn, grid_of, write_pictures
 from npudiff.show.run_page.record import EnvironmentEntry, FindingRecord, JobRecord, MutantRecord, RunRecord
 
 JOB = JobRecord("toy", "mine", "equivalence", "holds", cases=10, held=10, worst=0.5, worst_case="1 2 3", exact=False)
