@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol
 from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs, AnyStep
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.case import DeclaredCase
-from npudiff.model.constraints import Axis, Box, Constraints
-from npudiff.model.exclusion import Exclusion
+from npudiff.model.constraints import Axis, Box, Constraints, Exclusion
 from npudiff.model.implementation import Implementation, InputsT, Target, outputs_of
 
 if TYPE_CHECKING:
