@@ -8,16 +8,13 @@ from enum import Enum
 from pathlib import Path
 
 from npudiff.errors import DeviceLost, UsageError, unknown
-from npudiff.findings.evidence import AFTER_OTHERS, POISONS
-from npudiff.findings.finding import FINDING_FILE, Finding, read_finding
+from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS, Finding, read_finding
 from npudiff.judge.properties import properties_of
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import from_plain
 from npudiff.model.component import Component, Property, Subject
-from npudiff.model.implementation import Implementation
-from npudiff.model.job import Isolation, Job
-from npudiff.model.outcome import Outcome, Verdict
-from npudiff.model.target import TargetUnavailable
+from npudiff.model.implementation import Implementation, TargetUnavailable
+from npudiff.model.job import Isolation, Job, Outcome, Verdict
 from npudiff.run.discovery import OtherComponent, load_component, load_target, select_implementations
 from npudiff.run.engine import run_case, run_cases
 from npudiff.run.host import can_isolate, may_end_its_process

@@ -17,8 +17,7 @@ from types import ModuleType
 from npudiff.errors import UsageError, unknown
 from npudiff.model.component import Component
 from npudiff.model.contract import Contract
-from npudiff.model.implementation import DEFINED, Implementation
-from npudiff.model.target import Target, TargetUnavailable
+from npudiff.model.implementation import DEFINED, Implementation, Target, TargetUnavailable
 from npudiff.run.user_modules import UserModule, import_named, is_file_name, is_importable
 
 COMPONENT_HOOKS: list[Callable[[Component], Component]] = []

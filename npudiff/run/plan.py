@@ -13,9 +13,8 @@ from npudiff.errors import UsageError, unknown
 from npudiff.judge.properties import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, properties_of, property_of_mutant
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
-from npudiff.model.implementation import Implementation
+from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import Budget, Isolation, Job
-from npudiff.model.target import Target
 from npudiff.run.discovery import Provide, default_target, load_components, load_target, select_implementations
 from npudiff.run.host import can_isolate, default_workers, may_end_its_process
 from npudiff.run.messages import Keep, Task

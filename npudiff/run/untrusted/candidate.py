@@ -9,8 +9,7 @@ from typing import Any
 
 from npudiff.errors import UsageError
 from npudiff.model.component import InputsChanged, fingerprint
-from npudiff.model.implementation import Implementation, outputs_of
-from npudiff.model.target import Target
+from npudiff.model.implementation import Implementation, Target, outputs_of
 from npudiff.run.discovery import own_implementations
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.untrusted.wire import pack_boxes, pack_outputs, unpack

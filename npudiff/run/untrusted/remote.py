@@ -24,8 +24,7 @@ import torch
 from npudiff.errors import UsageError
 from npudiff.model.anything import AnyInputs
 from npudiff.model.constraints import Constraints
-from npudiff.model.implementation import Implementation
-from npudiff.model.target import Target
+from npudiff.model.implementation import Implementation, Target
 from npudiff.run.discovery import load_component
 from npudiff.run.isolation.faults import Kind, RemoteError, died
 from npudiff.run.untrusted.nursery import MOST_MESSAGE
