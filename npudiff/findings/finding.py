@@ -307,6 +307,12 @@ def _verdict_of(failure: Failure) -> str:
     return failure.error.kind.value if isinstance(failure.error, RemoteError) else Verdict.RAISED.value
 
 
+def _options(item: Implementation) -> str:
+    """Return what ``npudiff replay`` has to be told to find an implementation, and to judge it as it was judged."""
+    impl = [f"--impl {shlex.quote(item.selector)}"] if item.selector else []
+    return " ".join([*impl, *(["--untrusted"] if item.untrusted else [])])
+
+
 def _described(outcome: Outcome, case: object, verdict: str, detail: Mapping[str, Any]) -> Finding:
     subject = outcome.job.subject
     return Finding(
@@ -319,7 +325,7 @@ def _described(outcome: Outcome, case: object, verdict: str, detail: Mapping[str
         case=_plain_case(case),
         detail=detail,
         environment=environment(),
-        options=f"--impl {shlex.quote(selector)}" if (selector := subject.implementation.selector) else "",
+        options=_options(subject.implementation),
     )
 
 

@@ -247,12 +247,20 @@ def select_implementations(
         chosen = [item for item in built_in if item.component in names]
     return [
         replace(item, constraints=item.constraints.checked(names[item.component].axes, f"implementation {item.name}"))
-        for item in _each_once(chosen)
+        for item in each_once(chosen)
     ]
 
 
-def _each_once(items: Sequence[Implementation]) -> list[Implementation]:
-    """Refuse namesakes: findings, tests and known issues say which implementation they are of by its name alone."""
+def each_once(items: Sequence[Implementation]) -> list[Implementation]:
+    """Return implementations without repetitions; refuse namesakes.
+
+    Findings, tests and known issues say which implementation they are of by its name alone.
+
+    Raises
+    ------
+    UsageError
+        If two have one name.
+    """
     seen: dict[tuple[str, str], Implementation] = {}
     for item in items:
         other = seen.setdefault((item.component, item.name), item)

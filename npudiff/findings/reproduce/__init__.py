@@ -84,6 +84,8 @@ def _script(outcome: Outcome, finding: Finding, failure: Failure | None) -> Scri
     subject = outcome.job.subject
     if subject.component.history is not None:
         raise NoScript("a component with history is an object that Python keeps, and not calls of operators")
+    if subject.implementation.untrusted:
+        raise NoScript("its calls are made in a process into which the judge does not look (--untrusted)")
     kind = _KILLS.get(finding.verdict)
     error = None if failure is None else failure.error
     may_kill = kind is not None or failure is None or isinstance(error, RemoteError)

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import npudiff
-
 REFERENCE = "npudiff.reference"
 
 HIDDEN = ("npudiff.properties", "npudiff.judge", "npudiff.draw", "npudiff.device.mutants")
@@ -38,7 +36,7 @@ def hide_references() -> None:
     loaded = [name for name in sys.modules if _below(name, (REFERENCE, *HIDDEN))]
     if loaded:
         raise RuntimeError(f"imported already: {', '.join(loaded)}")
-    sys.meta_path.insert(0, _ContractFinder(needed_by_contracts(Path(npudiff.__path__[0]) / "reference")))
+    sys.meta_path.insert(0, _ContractFinder(needed_by_contracts(Path(__file__).parents[2] / "reference")))
 
 
 class _ContractFinder(MetaPathFinder):
