@@ -28,6 +28,7 @@ from npudiff.judge.pattern import describe_pattern, explain_misplaced, worst_ele
 from npudiff.model.anything import AnyInputs
 from npudiff.model.codec import dumps, loads, to_plain
 from npudiff.model.component import Comparison, Component, OutputComparison
+from npudiff.model.implementation import Implementation
 from npudiff.model.job import Failure, Outcome, Poisoning, Verdict
 from npudiff.model.version import VERSION
 from npudiff.run.isolation.faults import RemoteError
