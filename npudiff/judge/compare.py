@@ -18,11 +18,13 @@ def compare(
 
     Outputs that the implementation did not return are not compared.
     """
-    outputs = tuple(_compare_output(name, expected[name], tensor.detach()) for name, tensor in actual.items())
+    outputs = tuple(_compare_output(name, expected.get(name), tensor.detach()) for name, tensor in actual.items())
     return Comparison(outputs, context)
 
 
-def _compare_output(name: str, expected: ExpectedOutput, actual: torch.Tensor) -> OutputComparison:
+def _compare_output(name: str, expected: ExpectedOutput | None, actual: torch.Tensor) -> OutputComparison:
+    if expected is None:
+        return OutputComparison(name, "returned, and of these inputs there is no such output", actual=actual)
     if actual.shape != expected.value.shape:
         return OutputComparison(
             name, f"shape {list(actual.shape)}, expected {list(expected.value.shape)}", actual=actual
@@ -107,7 +109,7 @@ def compare_runs(
         The reference's bound of each output, in the shape of the outputs.
     """
     both = {name: tensor for name, tensor in one.items() if name in other}
-    derived = {name: Derived(tensor, 2 * bounds[name], tensor.dtype) for name, tensor in both.items()}
+    derived = {name: Derived(tensor, 2 * bounds[name], tensor.dtype) for name, tensor in both.items() if name in bounds}
     agreement = compare(derived, {name: other[name] for name in both}, context)
     missing = [name for name in {**one, **other} if name not in both]
     alone = [OutputComparison(name, _ONE_ONLY, actual=one.get(name, other.get(name))) for name in missing]

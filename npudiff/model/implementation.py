@@ -250,23 +250,3 @@ def _moving(function: Callable[..., Any], *, stateful: bool) -> Callable[..., An
         return _moving(function(), stateful=False)
 
     return opening if stateful else moving
-
-
-def outputs_of(result: object, names: Sequence[str]) -> Mapping[str, Any]:
-    """Name the outputs of an implementation: a mapping as it is, a single tensor as the first output.
-
-    Raises
-    ------
-    TypeError
-        If the result is neither, or names an output that the component does not have.
-    """
-    if isinstance(result, Mapping):
-        strange = [name for name in result if name not in names]
-        if strange or not result:
-            raise TypeError(f"an implementation must return outputs among {list(names)}, got {list(result)}")
-        return result
-    if hasattr(result, "shape") and hasattr(result, "dtype"):
-        return {names[0]: result}
-    raise TypeError(
-        f"an implementation must return a tensor or a mapping of {list(names)}, got {type(result).__name__}"
-    )

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -162,6 +162,14 @@ class Variables:
         if memory is not None and self._sealed:
             memory.seal = checksum(tensor)
 
+    def copied(self, label: str, copy: torch.Tensor) -> str:
+        """Name the copy of an output that is on the host, in memory of its own."""
+        name = self.unused(label)
+        self._remembered(copy, name, loaded=False)
+        self.seal(copy)
+        self._names[key_of(copy)] = name
+        return name
+
     def unused(self, label: str) -> str:
         """Return a name that nothing has yet, made of a label that may be any text."""
         base = re.sub(r"\W", "_", label, flags=re.ASCII).strip("_").lower() or "tensor"
@@ -259,11 +267,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self.watching = before
 
-    def fetched(self, label: str, tensor: torch.Tensor) -> None:
-        """Note an output of a run, which is on the host from here on."""
+    def fetched(self, label: str, tensor: torch.Tensor, copy: torch.Tensor) -> None:
+        """Note an output of a run, and its copy on the host."""
         with self._guarded():
             if self.variables.is_derived(tensor) and not self.tape.refusal:
-                self.tape.note("fetched", name=self.variables.unused(label), of=self.variables.reference(tensor))
+                said = self.variables.reference(tensor)
+                self.tape.note("fetched", name=self.variables.copied(label, copy), of=said)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Write a call down, make it, and write down what came of it."""
@@ -394,11 +403,12 @@ class WatchedSubject(Subject):
         with self.recorder.at(Watching.NOTHING):
             return super().call_guarded(watched, *given)
 
-    def _outputs(self, inputs: AnyInputs) -> Mapping[str, torch.Tensor]:
-        outputs = super()._outputs(inputs)
-        for name, tensor in outputs.items():
-            self.recorder.fetched(name, tensor)
-        return outputs
+    def _taken_over(self, value: object, name: str) -> torch.Tensor:
+        """Note that an output is copied to the host, which is no call of the implementation."""
+        with self.recorder.at(Watching.NOTHING):
+            copy = super()._taken_over(value, name)
+            self.recorder.fetched(name, cast("torch.Tensor", value), copy)
+        return copy
 
     def fresh(self) -> Subject:
         """What an implementation makes to keep between calls is made by calls too."""

@@ -17,6 +17,7 @@ import torch
 from npudiff.findings.reproduce.recorder import Recorder, WatchedSubject, Watching
 from npudiff.findings.reproduce.script import WAITED
 from npudiff.findings.reproduce.tape import Refused, Tape
+from npudiff.judge.properties import check
 from npudiff.model.comparison import Comparison, OutputComparison
 from npudiff.model.component import ExpectedOutput, ImplementationRaised, InputsChanged, NotApplicable
 from npudiff.model.job import Job
@@ -40,10 +41,10 @@ def record(job: Job, cases: Sequence[Any], tape: Tape, *, sealed: bool = True) -
     with job.subject.target.activate(), recorder:
         for case in cases[:-1]:
             with contextlib.suppress(ImplementationRaised, NotApplicable):
-                job.prop.check(subject, case)
+                check(job.prop, subject, case)
         subject.expectations.clear()
         try:
-            comparison = job.prop.check(subject, cases[-1])
+            comparison = check(job.prop, subject, cases[-1])
         except NotApplicable as error:
             tape.refuse(f"the property says nothing of the case here: {error}")
             return

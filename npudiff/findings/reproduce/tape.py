@@ -132,7 +132,7 @@ def check_kind(tensor: torch.Tensor) -> None:
     """Raise ``Refused`` for a tensor that is more than elements at a place in memory."""
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise Refused(f"an operator is given a {type(tensor).__name__}, which makes calls of its own")
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         raise Refused(f"an operator is given a tensor that is not strided: {tensor.layout}, {tensor.dtype}")
     if tensor.is_conj() or tensor.is_neg():
         raise Refused("an operator is given a conjugate or negative that torch has not computed yet")
