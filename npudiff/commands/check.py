@@ -23,7 +23,7 @@ from npudiff.show.finding_page import keeper
 from npudiff.show.junit import junit
 from npudiff.show.problems import Level, Problem, problems_of_findings
 from npudiff.show.progress import RunProgress
-from npudiff.show.run_page.write import keep_record, summary_of
+from npudiff.show.run_page.write import RecordKeeper, summary_of
 from npudiff.show.source_location import root_of_files
 from npudiff.text import printable
 
@@ -51,14 +51,18 @@ def run_plan(
     """
     tasks = _tasks(plan, keeper(options.output / FINDINGS), case)
     console, log = Console(verbose=options.verbose), RunLog(plan)
+    record = RecordKeeper(lambda: summary_of(log, case=case), options.output)
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
     code: int = ExitCode.INTERNAL
+    if junit_file is not None:
+        _write_junit(log, junit_file)  # so that a run that is killed leaves neither none nor that of another run
     try:
-        with Run(plan.workers, [log, RunProgress(console.rich, jobs=len(tasks))]) as run:
+        with Run(plan.workers, [log, record, RunProgress(console.rich, jobs=len(tasks))]) as run:
             run.run(tasks)
     finally:  # interrupted, or a defect of a component: what was found before is not lost
-        keep_record(summary_of(log, case=case), options.output)
+        log.add_untold(options.output / FINDINGS)
+        record.close()
         if not isinstance(log.error, BrokenPipeError):
             code = _report(log, console)
         if junit_file is not None:

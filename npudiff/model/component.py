@@ -252,6 +252,15 @@ def _weights(count: int) -> torch.Tensor:
     return (mixed ^ (mixed >> 32)) | 1
 
 
+_interrupts_ignored = False
+
+
+def ignore_interrupts() -> None:
+    """Say that nobody interrupts this process, so that a ``KeyboardInterrupt`` in it is the implementation's own."""
+    global _interrupts_ignored  # noqa: PLW0603 - of the process, like the signal's handler
+    _interrupts_ignored = True
+
+
 class ImplementationRaised(Exception):
     """An implementation raised; the original exception is the cause. It is a finding, never a skip."""
 
@@ -348,9 +357,9 @@ class Subject:
         try:
             answer = cast("Answer", owned_answer(question()))
             self.target.synchronize()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - leaving the process, or a test, is no verdict
+        except BaseException as error:  # leaving the process is no verdict, and neither is a skip of a test runner
+            if isinstance(error, KeyboardInterrupt) and not _interrupts_ignored:
+                raise
             cause = plain_error(error)
             raise ImplementationRaised(f"{type(cause).__name__}: {cause}") from cause
         changed = [name or "a tensor" for one, seen in zip(given, before, strict=True) for name in _changed(one, seen)]
