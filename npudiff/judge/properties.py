@@ -33,7 +33,7 @@ def _calls_are_independent(subject: Subject, case: AnyCase) -> Comparison:
     if not before and after is None:
         raise NotApplicable("no other case can be derived from this one")
     inputs = component.inputs(case)
-    alone = _kept(subject.fresh().run(inputs))
+    alone = subject.fresh().run(inputs)
     for other in before:
         _call(live, other)
     last = f"after {component.describe(before[-1])}" if before else "again"
@@ -48,11 +48,6 @@ def _call(live: Subject, other: AnyCase) -> None:
     """Make another call. What it raises says nothing of the case; equivalence is there for cases by themselves."""
     with contextlib.suppress(ImplementationRaised):
         live.run(live.component.inputs(other))
-
-
-def _kept(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Outputs in memory of their own: a buffer may be used again for the next call."""
-    return {name: tensor.clone() for name, tensor in outputs.items()}
 
 
 CALL_INDEPENDENCE = Property(
