@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from npudiff.commands.arguments import build_parser
 from npudiff.errors import DeviceLost, ExitCode, UsageError
-from npudiff.model.target import TargetUnavailable
+from npudiff.model.implementation import TargetUnavailable
 from npudiff.run.guardian import guarded
 
 _RUN_KERNELS = {"check", "gate", "replay", "score", "self-test"}

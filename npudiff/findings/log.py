@@ -10,8 +10,7 @@ from pathlib import Path
 
 from npudiff.errors import UsageError
 from npudiff.findings.finding import FINDING_FILE, Finding, read_finding
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Job, Outcome
 from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.plan import Plan
 

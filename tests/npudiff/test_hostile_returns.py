@@ -25,12 +25,12 @@ from npudiff.model.component import NotApplicable, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Verdict
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.reference.hybrid_pools import Allocate, Decode
 from npudiff.run.discovery import load_components, load_target, select_implementations
 from npudiff.run.engine import run_case
-from npudiff.show.finding_page import keep_findings
+from npudiff.show.finding import keep_findings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns of much that is made here
 

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.errors import DeviceLost
-from npudiff.findings.evidence import environment
-from npudiff.findings.finding import Finding, read_finding
+from npudiff.findings.finding import Finding, environment, read_finding
 from npudiff.findings.log import NotEnded, RunLog
 from npudiff.findings.shared import FINDINGS
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Job, Outcome
 from npudiff.model.version import VERSION
 from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.plan import Plan

@@ -9,8 +9,7 @@ import torch
 
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import ImplementationRaised, NotApplicable, Property, fingerprint
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_case, run_job
 
 SEEDED = Budget(examples=100, seed=1)
