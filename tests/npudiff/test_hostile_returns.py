@@ -24,8 +24,7 @@ from npudiff.judge.properties import EQUIVALENCE, properties_of
 from npudiff.model.component import NotApplicable, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
-from npudiff.model.job import Job
-from npudiff.model.job import Verdict
+from npudiff.model.job import Job, Verdict
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.reference.hybrid_pools import Allocate, Decode
 from npudiff.run.discovery import load_components, load_target, select_implementations
@@ -222,7 +221,7 @@ def made(make):
         return make({{"mask": right}}, "mask")
     return function
 
-for name, (make, _) in HOSTILE.items():
+for name, (make, _) in list(HOSTILE.items())[::4]:
     npudiff.implementation("swa_mask", name=name)(made(make))
 """
 
@@ -234,7 +233,8 @@ def test_one_run_tells_all_of_them(cli, kernel, tmp_path):
     assert result.code == 1, result.err
     findings = [json.loads(one.read_text()) for one in (tmp_path / ".npudiff" / "findings").glob("*/finding.json")]
     found = {one["implementation"] for one in findings if one["property_name"] == "equivalence"}
-    assert found == {name for name, (_, pattern) in HOSTILE.items() if pattern is not None}
+    assert found == {name for name, (_, pattern) in list(HOSTILE.items())[::4] if pattern is not None}
+    assert len(found) > 12
     assert cli("report").code == 0
     page = (tmp_path / ".npudiff" / "report.html").read_text(encoding="utf-8")
     assert all(name in page for name in found)
