@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -13,10 +14,28 @@ from collections.abc import Sequence
 from npudiff.commands.arguments import build_parser
 from npudiff.errors import DeviceLost, ExitCode, UsageError
 from npudiff.model.target import TargetUnavailable
+from npudiff.text import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")  # in a terminal of few letters the others are question marks
+    code = _main(arguments)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries once more
+        if not isinstance(error, BrokenPipeError):
+            complain(f"standard output: {error.strerror}")
+        return code or (ExitCode.INTERRUPTED if isinstance(error, BrokenPipeError) else ExitCode.USAGE)
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    """Run a command, and return the exit code of whatever ends it."""
     options = build_parser().parse_args(arguments)
     prepare_environment()
     if threading.current_thread() is threading.main_thread():
@@ -24,22 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except UsageError as error:
-        print(f"npudiff: {error}", file=sys.stderr)
+        complain(str(error))
         return ExitCode.USAGE
     except (TargetUnavailable, DeviceLost) as error:
-        print(f"npudiff: {error}", file=sys.stderr)
+        complain(str(error))
         return ExitCode.DEVICE_LOST
     except KeyboardInterrupt:
-        print("npudiff: interrupted", file=sys.stderr)
+        complain("interrupted")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.INTERRUPTED
     except (Exception, SystemExit):  # noqa: BLE001 - the last line of defence; the traceback is shown
         import traceback  # noqa: PLC0415
 
         traceback.print_exc()
-        print("npudiff: internal error; please report it with the traceback above", file=sys.stderr)
+        complain("internal error; please report it with the traceback above")
         return ExitCode.INTERNAL
 
 

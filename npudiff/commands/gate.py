@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from npudiff.commands.check import request_of
+from npudiff.commands.check import note_findings, request_of
 from npudiff.errors import ExitCode, UsageError
-from npudiff.findings.shared import FINDINGS, plan_with_shared
+from npudiff.files.unwritten import Unwritten
+from npudiff.files.writing import FINDINGS, JOURNALS, KNOWN, check_output, write_file
+from npudiff.findings.shared import plan_with_shared
 from npudiff.gate.changes import changed_since, touched_by
 from npudiff.gate.github import summary, workflow_commands
 from npudiff.gate.host import machine_of
@@ -24,7 +26,7 @@ from npudiff.gate.rotation import rotation_of
 from npudiff.gate.run import GateConfig, run_gate
 from npudiff.gate.sarif import sarif
 from npudiff.gate.triage import Triage, triage
-from npudiff.run.isolation.journal import JOURNALS, left_behind
+from npudiff.run.isolation.journal import left_behind
 from npudiff.run.plan import Plan
 from npudiff.show.console import Console
 from npudiff.show.junit import junit
@@ -33,7 +35,7 @@ from npudiff.show.progress import RunProgress
 from npudiff.show.run_page.record import KnownRecord
 from npudiff.show.run_page.write import RunSummary, keep_record, known_record
 from npudiff.show.source_location import root_of_files
-from npudiff.text import clipped, listed, printable
+from npudiff.text import clipped, listed, printable, say
 
 JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "known_issues.draft.toml"
 """Files that each gate leaves in its output folder."""
@@ -41,6 +43,7 @@ JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "know
 
 def gate(options: argparse.Namespace) -> int:
     """Run ``npudiff gate`` and return its exit code."""
+    check_output(options.output)
     today = dt.datetime.now(dt.timezone.utc).date()
     plan = plan_with_shared(replace(request_of(options), hypothesis_profile="ci"))
     file, issues = _known(options.known, today)
@@ -56,9 +59,10 @@ def gate(options: argparse.Namespace) -> int:
         touched,
         options.rotating,
         options.output / FINDINGS,
-        options.output / "known",
+        options.output / KNOWN,
         [RunProgress(console.rich, seconds=options.budget)],
     )
+    unwritten = Unwritten()
     began = time.time()
     error: BaseException | None = None
     try:
@@ -67,9 +71,13 @@ def gate(options: argparse.Namespace) -> int:
         error = ended
         raise
     finally:  # what was seen before is not lost, whatever ended the run
-        _record(result, sorted_out, options.output, began, error)
-        _tell(result, console, options.output)
-    return result.code
+        _record(result, sorted_out, options.output, began, error, unwritten)
+        try:
+            _tell(result, console, options.output, unwritten)
+        finally:
+            note_findings(result.findings, unwritten)
+            unwritten.tell()
+    return unwritten.code(result.code)
 
 
 def _known(given: Path | None, today: dt.date) -> tuple[Path | None, list[KnownIssue]]:
@@ -97,30 +105,42 @@ def _touched(plan: Plan, options: argparse.Namespace, result: GateResult) -> fro
     return touched.implementations
 
 
-def _tell(result: GateResult, console: Console, folder: Path) -> None:
+def _tell(result: GateResult, console: Console, folder: Path, unwritten: Unwritten) -> None:
     """Tell what was seen: on the console, in files, and to GitHub where this is a step of a job of it."""
     root = root_of_files()
     problems = problems_of(result, root)
-    folder.mkdir(parents=True, exist_ok=True)
     text = summary(result, problems)
-    (folder / JUNIT).write_text(_junit(result, problems, root), encoding="utf-8")
-    (folder / SARIF).write_text(sarif(result, problems), encoding="utf-8")
-    (folder / SUMMARY).write_text(text, encoding="utf-8")
-    (folder / DRAFT).write_text(draft([told.finding for told in result.findings]), encoding="utf-8")
+    files = {
+        JUNIT: _junit(result, problems, root),
+        SARIF: sarif(result, problems),
+        SUMMARY: text,
+        DRAFT: draft([told.finding for told in result.findings]),
+    }
+    for name, content in files.items():
+        with unwritten.trying(name, asked=True):
+            write_file(folder / name, content, within=folder)
     _show(result, problems, console, folder)
     if os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as file:
+        step = Path(os.environ["GITHUB_STEP_SUMMARY"])  # of GitHub's runner, where others of this step may have written
+        with unwritten.trying(str(step)), step.open("a", encoding="utf-8") as file:
             file.write(text)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in workflow_commands(problems):
-            print(line, flush=True)
+            say(line)
 
 
 def _junit(result: GateResult, problems: Sequence[Problem], root: Path) -> str:
     return junit(result.plan.jobs, (one for _, one in result.outcomes), problems, root, result.seconds)
 
 
-def _record(result: GateResult, sorted_out: Triage, folder: Path, began: float, error: BaseException | None) -> None:
+def _record(
+    result: GateResult,
+    sorted_out: Triage,
+    folder: Path,
+    began: float,
+    error: BaseException | None,
+    unwritten: Unwritten,
+) -> None:
     """Leave a record of what there is, from which ``npudiff report`` makes a page."""
     without: dict[str, list[str]] = {}
     for issue, jobs in sorted_out.again:
@@ -139,7 +159,7 @@ def _record(result: GateResult, sorted_out: Triage, folder: Path, began: float, 
         known=[_known_record(one) for one in result.known],
         gate=result.verdict,
     )
-    keep_record(ran, folder)
+    keep_record(ran, folder, unwritten)
 
 
 def _known_record(status: KnownStatus) -> KnownRecord:
@@ -151,7 +171,7 @@ def _known_record(status: KnownStatus) -> KnownRecord:
 def _show(result: GateResult, problems: Sequence[Problem], console: Console, folder: Path) -> None:
     console.table([outcome for outcomes in result.by_implementation().values() for outcome in outcomes])
     for told in result.findings:
-        console.finding(told.finding, told.folder)
+        console.finding(told.finding, told.folder, unwritten=told.unwritten)
         console.lines([f"  part       {told.stage}" + (", told only" if told.warns else "")])
     others = [one for one in problems if one.rule in ("known-issue", "unfinished") or one.level is Level.NOTE]
     console.lines(["", *(f"{one.level.value:8} {clipped(one.title)}" for one in others)])

@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from npudiff.findings.finding import Finding, read_finding
+from npudiff.findings.finding import Finding, finding_of_plain
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
 from npudiff.run.events import Event, JobEnded, RunEnded
@@ -16,13 +17,39 @@ from npudiff.run.plan import Plan
 
 @dataclass(frozen=True)
 class LoggedFinding:
-    """A finding that was written."""
+    """A finding of a run."""
 
     finding: Finding
     folder: Path
     """Where it was written."""
     stage: str
     """Part of the run that found it."""
+    problem: str = ""
+    """Why it could not be written, or not all of it; empty if it was."""
+    written: bool = True
+    """Whether the folder is there."""
+
+    @property
+    def unwritten(self) -> str:
+        """Why there is no folder; empty if there is one."""
+        return "" if self.written else self.problem
+
+
+AnyLogged = TypeVar("AnyLogged", bound=LoggedFinding)
+
+
+def logged(event: JobEnded) -> list[LoggedFinding]:
+    """Return the findings of a job that has ended."""
+    return [
+        LoggedFinding(finding_of_plain(one.content), one.folder, event.stage, one.problem, one.written)
+        for one in event.kept
+    ]
+
+
+def without_those_again(findings: Sequence[AnyLogged], event: JobEnded) -> list[AnyLogged]:
+    """Return the findings of jobs that ended before, without those that this one has as well."""
+    again = {one.folder for one in event.kept}
+    return [one for one in findings if one.folder not in again]
 
 
 class RunLog:
@@ -57,8 +84,8 @@ class RunLog:
         """Take an event down."""
         if isinstance(event, JobEnded):
             self.ended.append(event)
-            self._findings = [one for one in self._findings if one.folder not in event.folders]
-            self._findings += [LoggedFinding(read_finding(one), one, event.stage) for one in event.folders]
+            self._findings = without_those_again(self._findings, event)
+            self._findings += logged(event)
         elif isinstance(event, RunEnded):
             self.seconds, self.error = time.perf_counter() - self._clock, event.error
 

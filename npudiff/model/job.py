@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from npudiff.files.names import file_name
 from npudiff.model.component import Property, Subject
 from npudiff.model.constraints import Constraints
 
@@ -87,7 +88,7 @@ class Budget:
         return (
             None
             if self.example_database is None or self.deterministic or self.seed is not None
-            else self.example_database / job.name
+            else self.example_database / file_name(job.name)
         )
 
     def shared_database_of(self, job: Job) -> Path | None:
@@ -95,5 +96,5 @@ class Budget:
         return (
             None
             if self.shared_database is None or self.deterministic or self.seed is not None
-            else self.shared_database / job.name
+            else self.shared_database / file_name(job.name)
         )

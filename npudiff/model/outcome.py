@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
@@ -99,5 +100,6 @@ class Outcome:
     def settle(self) -> None:
         """Remove the journal: all that it says is written elsewhere, or need not be."""
         if self.journal is not None:
-            self.journal.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is told once more for nothing
+                self.journal.unlink(missing_ok=True)
             self.journal = None

@@ -11,6 +11,7 @@ from typing import Any
 
 from npudiff.findings.finding import SCRIPT_FILE, Finding
 from npudiff.judge.pattern import NOT_PLACES, coordinate_text
+from npudiff.model.codec import dumps
 from npudiff.model.outcome import Outcome
 from npudiff.text import counted
 
@@ -94,8 +95,8 @@ def is_command(label: str, text: str) -> bool:
     return label == "replay" or (label == "script" and not text.startswith(NO_SCRIPT))
 
 
-def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
-    """Return a finding as labelled lines."""
+def finding_lines(finding: Finding, folder: Path, *, unwritten: str = "") -> list[tuple[str, str]]:
+    """Return a finding as labelled lines; one that could not be written, and why, with its case instead of a folder."""
     detail = finding.detail
     lines = [("case", str(detail.get("line", "")))]
     if detail.get("context"):
@@ -120,6 +121,9 @@ def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
     lines += _wrong_elements(detail)
     lines += _flaky(detail)
     lines += _first(detail)
+    if unwritten:
+        lines += [("not kept", f"{folder}: {unwritten}"), ("as JSON", dumps(dict(finding.case)))]
+        return lines
     lines.append(("replay", finding.replay_command(folder)))
     if "script" in detail:
         lines.append(("script", _script(str(detail["script"]), folder)))

@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from npudiff.errors import UsageError
+from npudiff.files.writing import FINDINGS
 from npudiff.findings.finding import read_finding
 from npudiff.findings.picture import coarser, read_pictures
-from npudiff.findings.shared import FINDINGS
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.show.finding_page import PAGE_FILE
 from npudiff.show.picture import drawn

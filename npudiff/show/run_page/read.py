@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.errors import UsageError
-from npudiff.findings.finding import read_plain_file
-from npudiff.findings.shared import FINDINGS
+from npudiff.files.reading import read_plain_file
+from npudiff.files.writing import FINDINGS, RUNS
 from npudiff.model.codec import from_plain
 from npudiff.show.run_page import record
 from npudiff.show.run_page.record import RunRecord
@@ -82,8 +82,8 @@ def read_records(paths: Sequence[Path]) -> tuple[list[StoredRun], list[str]]:
 def root_of(path: Path) -> Path:
     """Return the output folder that a path belongs to: itself, or the one above its record."""
     if path.is_dir():
-        return path.parent if path.name == record.RUNS else path
-    return path.parent.parent if path.absolute().parent.name == record.RUNS else path.parent
+        return path.parent if path.name == RUNS else path
+    return path.parent.parent if path.absolute().parent.name == RUNS else path.parent
 
 
 def _files(paths: Sequence[Path], problems: list[str]) -> Iterator[Path]:
@@ -98,7 +98,7 @@ def _files(paths: Sequence[Path], problems: list[str]) -> Iterator[Path]:
 
 
 def _records_of(root: Path, problems: list[str]) -> list[Path]:
-    folder = root / record.RUNS
+    folder = root / RUNS
     if folder.is_symlink() or not folder.is_dir():
         return []
     files = sorted((path for path in folder.iterdir() if path.suffix == ".json"), reverse=True)

@@ -7,9 +7,6 @@ from typing import Literal
 
 SCHEMA_VERSION = 1
 
-RUNS = "runs"
-"""Folder of the records, beside that of the findings."""
-
 MAX_RECORD_BYTES = 2**24
 MOST_KEPT = 50
 """Records that a folder keeps; the oldest are removed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.errors import DeviceLost
+from npudiff.files.unwritten import Unwritten
+from npudiff.files.writing import FINDINGS
 from npudiff.findings.evidence import environment
-from npudiff.findings.finding import Finding, read_finding
+from npudiff.findings.finding import Finding, finding_of_plain
 from npudiff.findings.log import RunLog
-from npudiff.findings.shared import FINDINGS
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
 from npudiff.model.version import VERSION
+from npudiff.run.messages import Kept
 from npudiff.run.plan import Plan
 from npudiff.show.run_page import record
 from npudiff.show.run_page.record import (
@@ -31,7 +32,7 @@ from npudiff.show.run_page.record import (
     RunRecord,
 )
 from npudiff.show.run_page.record_file import plain, write_record
-from npudiff.text import clipped
+from npudiff.text import clipped, complain
 
 
 @dataclass(frozen=True)
@@ -70,23 +71,24 @@ def summary_of(log: RunLog, **more: Any) -> RunSummary:  # noqa: ANN401 - the ot
 
 
 def plain_record_of(
-    plan: Plan, outcome: Outcome, folders: Sequence[Path], started: float, *, command: str
+    plan: Plan, outcome: Outcome, kept: Sequence[Kept], started: float, *, command: str
 ) -> dict[str, Any]:
     """Return the record of one job, or mutant, of a plan as plain values, as a part of the record of a run."""
     is_mutant = outcome.job in plan.mutants
     one = replace(plan, jobs=() if is_mutant else (outcome.job,), mutants=(outcome.job,) if is_mutant else ())
     outcomes, mutants = ([], [outcome]) if is_mutant else ([outcome], [])
-    findings = [(read_finding(folder), folder) for folder in folders]
+    findings = [(finding_of_plain(one.content), one.folder) for one in kept]
     summary = RunSummary(one, outcomes, mutants, findings, started, outcome.seconds, command=command)
     return plain(record_of(summary))
 
 
-def keep_record(summary: RunSummary, root: Path) -> None:
+def keep_record(summary: RunSummary, root: Path, unwritten: Unwritten) -> None:
     """Write the record of a run, or a line to standard error if that fails: the findings are worth more."""
     try:
-        write_record(record_of(summary), root)
+        with unwritten.trying("the record of the run"):
+            write_record(record_of(summary), root)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run's own end must be seen
-        print(f"npudiff: the record of the run was not written: {type(error).__name__}: {error}", file=sys.stderr)
+        complain(f"the record of the run was not written: {type(error).__name__}: {error}")
 
 
 def record_of(summary: RunSummary) -> RunRecord:

@@ -1,0 +1,66 @@
+"""Names: which ones a definition may have, and how a text becomes the name of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from npudiff.errors import UsageError
+
+MOST_CHARACTERS = 100
+"""Characters of a name; three of them, joined, are still the name of a file."""
+
+_WORD = re.compile(r"\w[\w-]*")
+_TITLE = re.compile(r"\w(?:[\w .,:=+@()\[\]-]*[\w)\]])?")
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_DIGITS = 10
+
+
+def check_word(kind: str, name: object) -> None:
+    """Refuse a name that cannot be a part of ``component.implementation.property`` or of ``axis=values``.
+
+    Raises
+    ------
+    UsageError
+        If it is not of letters, digits, underscores and hyphens, does not begin with one of the first three, or is
+        longer than ``MOST_CHARACTERS``.
+    """
+    if not isinstance(name, str) or len(name) > MOST_CHARACTERS or not _WORD.fullmatch(name):
+        raise _refused(kind, name, "letters, digits, _ and -")
+
+
+def check_title(kind: str, name: object) -> None:
+    """Refuse a name that cannot stand in tables, in commands and in ``component.implementation.property``.
+
+    Raises
+    ------
+    UsageError
+        If it has other characters than a word, blanks and ``.,:=+@()[]``, begins with anything but a letter, a digit or
+        an underscore, ends like the name of a Python file, or is longer than ``MOST_CHARACTERS``.
+    """
+    legal = isinstance(name, str) and len(name) <= MOST_CHARACTERS and _TITLE.fullmatch(name)
+    if not legal or str(name).endswith(".py"):
+        raise _refused(kind, name, "letters, digits, blanks and _-.,:=+@()[], and must not look like a file")
+
+
+def _refused(kind: str, name: object, legal: str) -> UsageError:
+    given = ascii(name)
+    given = given if len(given) <= 60 else f"{given[:60]} ..."
+    return UsageError(f"{given} cannot be the name of {kind}: it may have up to {MOST_CHARACTERS} characters, {legal}")
+
+
+def file_name(text: str, most: int = 200) -> str:
+    """Return a text as one part of a path: as it is where that is plain, else what is plain of it, and a digest.
+
+    Parameters
+    ----------
+    text : str
+        Anything.
+    most : int
+        Characters, all of them ASCII, that the name has at most.
+    """
+    if len(text) <= most and _PLAIN.fullmatch(text):
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:_DIGITS]
+    plain = re.sub(r"[^A-Za-z0-9_.\-]", "_", text)[: most - _DIGITS - 1].lstrip(".-")
+    return f"{plain}-{digest}" if plain else digest
