@@ -10,7 +10,7 @@ from npudiff.errors import UsageError
 MOST_CHARACTERS = 100
 """Characters of a name; three of them, joined, are still the name of a file."""
 
-_WORD = re.compile(r"\w[\w-]*")
+_WORD = re.compile(r"\w(?:[\w -]*\w)?")
 _TITLE = re.compile(r"\w(?:[\w .,:=+@()\[\]-]*[\w)\]])?")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _DIGITS = 10
@@ -22,11 +22,11 @@ def check_word(kind: str, name: object) -> None:
     Raises
     ------
     UsageError
-        If it is not of letters, digits, underscores and hyphens, does not begin with one of the first three, or is
-        longer than ``MOST_CHARACTERS``.
+        If it has other characters than letters, digits, underscores, blanks and hyphens, begins or ends with one of
+        the last two, or is longer than ``MOST_CHARACTERS``.
     """
     if not isinstance(name, str) or len(name) > MOST_CHARACTERS or not _WORD.fullmatch(name):
-        raise _refused(kind, name, "letters, digits, _ and -")
+        raise _refused(kind, name, "letters, digits, blanks, _ and -")
 
 
 def check_title(kind: str, name: object) -> None:

@@ -21,13 +21,16 @@ def read_plain_file(path: Path, limit: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):  # a name with a zero byte is a ValueError
         raise UsageError(f"{path.parent}: {path.name} is missing, or not a plain file") from None
-    with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(descriptor)
-        if not stat.S_ISREG(mode.st_mode):
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{path.parent}: {path.name} is missing, or not a plain file")
-        if mode.st_size > limit:
-            raise UsageError(f"{path.parent}: {path.name} has {mode.st_size} bytes, at most {limit} are read")
-        return file.read(limit)
+        if status.st_size > limit:
+            raise UsageError(f"{path.parent}: {path.name} has {status.st_size} bytes, at most {limit} are read")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(descriptor)
 
 
 MOST_EXAMPLES, MOST_OF_A_KEY = 20_000, 1_000

@@ -115,7 +115,7 @@ def make_folder(path: Path, *, within: Path) -> None:
 
 def reason(error: OSError) -> str:
     """Return why something could not be written, as the end of a line."""
-    return error.strerror or type(error).__name__
+    return error.strerror or str(error) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from npudiff.errors import UsageError
-from npudiff.findings.shared import MOST_BYTES, read_shared
+from npudiff.files.reading import MOST_BYTES
+from npudiff.findings.shared import read_shared
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
@@ -189,7 +190,7 @@ def test_a_record_that_cannot_be_written_costs_no_finding(cli, tmp_path, monkeyp
     monkeypatch.setattr(write, "write_record", full)
     result = cli("check", "swa_mask", "--impl", "mask_without_tail", *QUICK)
     assert result.code == ExitCode.FINDINGS
-    assert "the record of the run was not written: OSError: no space left" in result.err
+    assert result.err == "npudiff: could not be written: the record of the run: no space left\n"
     assert "FINDING swa_mask.mask_without_tail" in result.out
 
 
@@ -197,9 +198,16 @@ def test_a_record_is_there_as_a_whole(cli, tmp_path, monkeypatch):
     """What is written is not under its name until it is all there."""
     seen = []
     monkeypatch.setattr(record_file.json, "dumps", lambda *a, **k: seen.append([*records(tmp_path)]) or "{}")
-    monkeypatch.setattr(record_file.Path, "replace", lambda self, path: seen.append(self.read_text()))
+
+    def replaced(partial, name, *, src_dir_fd, dst_dir_fd):
+        before = [os.stat(one, dir_fd=src_dir_fd).st_size for one in (partial, name)]
+        replace(partial, name, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+        seen.append((name, before))
+
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", replaced)
     cli("check", "swa_mask", "--impl", "eager", *QUICK)
-    assert seen[-1] == "{}\n"
+    assert seen[-1] == (records(tmp_path)[0].name, [len("{}\n"), 0])
 
 
 def test_what_is_written_is_read(cli, tmp_path):
