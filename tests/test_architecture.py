@@ -13,7 +13,8 @@ from npudiff.run.discovery import component_names
 ROOT = Path(__file__).parent.parent
 ROOMS = ("reference", "device", "properties", "npudiff")
 WINGS = (
-    "errors", "text", "files", "model", "draw", "judge", "run", "findings", "show", "gate", "score", "commands", "cli", "plugin",
+    "errors", "text", "files", "model", "draw", "judge", "run", "findings", "show", "gate", "score", "commands", "cli",
+    "plugin",
 )  # fmt: skip
 """The engine, from the bottom: each wing, and each module beside the wings, stands only on those before it."""
 DOORS = ("npudiff", "npudiff.__main__")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from npudiff.show.finding_page import keeper
 from npudiff.show.junit import junit
 from npudiff.show.problems import Level, Problem, problems_of_findings
 from npudiff.show.progress import RunProgress
-from npudiff.show.run_page.write import keep_record, summary_of
+from npudiff.show.run_page.write import RecordKeeper, summary_of
 from npudiff.show.source_location import root_of_files
 from npudiff.text import counted, printable
 
@@ -55,15 +56,20 @@ def run_plan(
     check_output(options.output)
     tasks = _tasks(plan, keeper(options.output / FINDINGS), case)
     console, log = Console(verbose=options.verbose), RunLog(plan)
+    unwritten = Unwritten()
+    record = RecordKeeper(lambda: summary_of(log, case=case), options.output, unwritten)
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
     code: int = ExitCode.INTERNAL
-    unwritten = Unwritten()
+    if junit_file is not None:
+        with contextlib.suppress(OSError):  # so that a run that is killed leaves neither none nor that of another run
+            write_file(junit_file, _junit(log))
     try:
-        with Run(plan.workers, [log, RunProgress(console.rich, jobs=len(tasks))]) as run:
+        with Run(plan.workers, [log, record, RunProgress(console.rich, jobs=len(tasks))]) as run:
             run.run(tasks)
     finally:  # interrupted, or a defect of a component: what was found before is not lost
-        keep_record(summary_of(log, case=case), options.output, unwritten)
+        log.add_untold(options.output / FINDINGS)
+        record.close()
         if not isinstance(log.error, BrokenPipeError):
             code = _report(log, console)
         if junit_file is not None:

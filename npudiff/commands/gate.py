@@ -14,6 +14,7 @@ from npudiff.commands.check import note_findings, request_of
 from npudiff.errors import ExitCode, UsageError
 from npudiff.files.unwritten import Unwritten
 from npudiff.files.writing import FINDINGS, JOURNALS, KNOWN, check_output, write_file
+from npudiff.findings.log import NotEnded
 from npudiff.findings.shared import plan_with_shared
 from npudiff.gate.changes import changed_since, touched_by
 from npudiff.gate.github import summary, workflow_commands
@@ -26,6 +27,7 @@ from npudiff.gate.rotation import rotation_of
 from npudiff.gate.run import GateConfig, run_gate
 from npudiff.gate.sarif import sarif
 from npudiff.gate.triage import Triage, triage
+from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.plan import Plan
 from npudiff.show.console import Console
@@ -33,7 +35,7 @@ from npudiff.show.junit import junit
 from npudiff.show.problems import Level, Problem
 from npudiff.show.progress import RunProgress
 from npudiff.show.run_page.record import KnownRecord
-from npudiff.show.run_page.write import RunSummary, keep_record, known_record
+from npudiff.show.run_page.write import RecordKeeper, RunSummary, known_record
 from npudiff.show.source_location import root_of_files
 from npudiff.text import clipped, listed, printable, say
 
@@ -54,30 +56,72 @@ def gate(options: argparse.Namespace) -> int:
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
     console.lines([f"budget {options.budget:.0f} s · rotation {result.rotation}", *result.notes])
+    told = _Told(result, sorted_out, options.output)
     config = GateConfig(
         sorted_out,
         touched,
         options.rotating,
         options.output / FINDINGS,
         options.output / KNOWN,
-        [RunProgress(console.rich, seconds=options.budget)],
+        [told, RunProgress(console.rich, seconds=options.budget)],
     )
-    unwritten = Unwritten()
-    began = time.time()
-    error: BaseException | None = None
     try:
         run_gate(result, config)
-    except BaseException as ended:
-        error = ended
-        raise
     finally:  # what was seen before is not lost, whatever ended the run
-        _record(result, sorted_out, options.output, began, error, unwritten)
+        told.close(console)
+    return told.unwritten.code(result.code)
+
+
+class _Told:
+    """Keeps the files of a gate up to date while it runs, so that one that is killed leaves none that is green.
+
+    It is a listener, after the gate itself.
+    """
+
+    def __init__(self, result: GateResult, sorted_out: Triage, folder: Path) -> None:
+        self._result, self._sorted_out, self._folder = result, sorted_out, folder
+        self._began = time.time()
+        self._error: BaseException | None = NotEnded()
+        self.unwritten = Unwritten()
+        self._record = RecordKeeper(self._summary, folder, self.unwritten)
+        _write_reports(result, folder, Unwritten())  # what cannot be written is told at the end, if it is still so
+
+    def __call__(self, event: Event) -> None:
+        """Write what there is so far, if there is a new finding."""
+        self._record(event)
+        if isinstance(event, RunEnded):
+            self._error = event.error
+        elif isinstance(event, JobEnded) and event.kept:
+            _write_reports(self._result, self._folder, Unwritten())
+
+    def close(self, console: Console) -> None:
+        """Tell everybody what came of it."""
+        self._record.close()
         try:
-            _tell(result, console, options.output, unwritten)
+            _tell(self._result, console, self._folder, self.unwritten)
         finally:
-            note_findings(result.findings, unwritten)
-            unwritten.tell()
-    return unwritten.code(result.code)
+            note_findings(self._result.findings, self.unwritten)
+            self.unwritten.tell()
+
+    def _summary(self) -> RunSummary:
+        """What a record is made of, from which ``npudiff report`` makes a page."""
+        result, without = self._result, dict[str, list[str]]()
+        for issue, jobs in self._sorted_out.again:
+            for job in jobs:
+                without.setdefault(job.name, []).append(issue.name)
+        return RunSummary(
+            result.plan,
+            [outcome for _, outcome in result.outcomes],
+            (),
+            [(told.finding, told.folder) for told in result.findings],
+            self._began,
+            time.time() - self._began,
+            self._error,
+            command="gate",
+            without=without,
+            known=[_known_record(one) for one in result.known],
+            gate=result.verdict,
+        )
 
 
 def _known(given: Path | None, today: dt.date) -> tuple[Path | None, list[KnownIssue]]:
@@ -107,18 +151,9 @@ def _touched(plan: Plan, options: argparse.Namespace, result: GateResult) -> fro
 
 def _tell(result: GateResult, console: Console, folder: Path, unwritten: Unwritten) -> None:
     """Tell what was seen: on the console, in files, and to GitHub where this is a step of a job of it."""
-    root = root_of_files()
-    problems = problems_of(result, root)
-    text = summary(result, problems)
-    files = {
-        JUNIT: _junit(result, problems, root),
-        SARIF: sarif(result, problems),
-        SUMMARY: text,
-        DRAFT: draft([told.finding for told in result.findings]),
-    }
-    for name, content in files.items():
-        with unwritten.trying(name, asked=True):
-            write_file(folder / name, content, within=folder)
+    problems, text = _write_reports(result, folder, unwritten)
+    with unwritten.trying(DRAFT, asked=True):
+        write_file(folder / DRAFT, draft([told.finding for told in result.findings]), within=folder)
     _show(result, problems, console, folder)
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         step = Path(os.environ["GITHUB_STEP_SUMMARY"])  # of GitHub's runner, where others of this step may have written
@@ -129,37 +164,19 @@ def _tell(result: GateResult, console: Console, folder: Path, unwritten: Unwritt
             say(line)
 
 
+def _write_reports(result: GateResult, folder: Path, unwritten: Unwritten) -> tuple[Sequence[Problem], str]:
+    """Write the files of a gate; return its problems, and its summary as Markdown."""
+    root = root_of_files()
+    problems = problems_of(result, root)
+    text = summary(result, problems)
+    for name, content in ((JUNIT, _junit(result, problems, root)), (SARIF, sarif(result, problems)), (SUMMARY, text)):
+        with unwritten.trying(name, asked=True):
+            write_file(folder / name, content, within=folder)
+    return problems, text
+
+
 def _junit(result: GateResult, problems: Sequence[Problem], root: Path) -> str:
     return junit(result.plan.jobs, (one for _, one in result.outcomes), problems, root, result.seconds)
-
-
-def _record(
-    result: GateResult,
-    sorted_out: Triage,
-    folder: Path,
-    began: float,
-    error: BaseException | None,
-    unwritten: Unwritten,
-) -> None:
-    """Leave a record of what there is, from which ``npudiff report`` makes a page."""
-    without: dict[str, list[str]] = {}
-    for issue, jobs in sorted_out.again:
-        for job in jobs:
-            without.setdefault(job.name, []).append(issue.name)
-    ran = RunSummary(
-        result.plan,
-        [outcome for _, outcome in result.outcomes],
-        (),
-        [(told.finding, told.folder) for told in result.findings],
-        began,
-        time.time() - began,
-        error,
-        command="gate",
-        without=without,
-        known=[_known_record(one) for one in result.known],
-        gate=result.verdict,
-    )
-    keep_record(ran, folder, unwritten)
 
 
 def _known_record(status: KnownStatus) -> KnownRecord:

@@ -14,12 +14,13 @@ from npudiff.judge.properties import properties_of
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import from_plain
 from npudiff.model.component import Component, Property, Subject
+from npudiff.model.implementation import Implementation
 from npudiff.model.job import Isolation, Job
 from npudiff.model.outcome import Outcome, Verdict
 from npudiff.model.target import TargetUnavailable
-from npudiff.run.discovery import load_component, load_target, select_implementations
+from npudiff.run.discovery import OtherComponent, load_component, load_target, select_implementations
 from npudiff.run.engine import run_case, run_cases
-from npudiff.run.host import can_isolate, on_this_host
+from npudiff.run.host import can_isolate, may_end_its_process
 from npudiff.run.isolation.faults import Kind
 
 
@@ -121,7 +122,8 @@ def _run(finding: Finding, job: Job, case: AnyCase, isolation: Isolation, isolat
     """Run the case; one that poisons is run before the case in which that was seen."""
     poisons = finding.verdict == POISONS
     kills = poisons or finding.verdict in {kind.value for kind in Kind if kind is not Kind.RAISED}
-    wanted = kills or not on_this_host(job.subject.target) if isolate is None else isolate or poisons
+    may_end = can_isolate() and may_end_its_process(job.subject)
+    wanted = kills or may_end if isolate is None else isolate or poisons
     if wanted and not can_isolate():
         raise UsageError("--isolate needs Linux" + ("" if poisons else "; --no-isolate runs the case in this process"))
     if poisons:
@@ -142,8 +144,7 @@ def _job(finding: Finding, selectors: Sequence[str], target: str | None, cann: s
         component.check_case(case)
     except ValueError as error:
         raise UsageError(f"the case is damaged: {error}") from None
-    available = select_implementations([component], selectors) if selectors else []
-    available += select_implementations([component], [])
+    available = [*_provided(component, selectors), *select_implementations([component], [])]
     chosen = [item for item in available if item.name == finding.implementation]
     if not chosen:
         names = [item.name for item in available]
@@ -156,6 +157,27 @@ def _job(finding: Finding, selectors: Sequence[str], target: str | None, cann: s
         _property(component, finding.property_name),
         chosen[0].constraints,
     ), case
+
+
+def _provided(component: Component, selectors: Sequence[str]) -> list[Implementation]:
+    """Return the implementations of a component that selectors name; several findings may need different ones.
+
+    Raises
+    ------
+    UsageError
+        If none of them provides any, or one of them names nothing.
+    """
+    fitting, others = [], []
+    for selector in selectors:
+        try:
+            select_implementations([component], [selector])
+        except OtherComponent as refusal:
+            others.append(refusal)
+        else:
+            fitting.append(selector)
+    if others and not fitting:
+        raise others[0]
+    return select_implementations([component], fitting) if fitting else []
 
 
 def _property(component: Component, name: str) -> Property:

@@ -14,6 +14,9 @@ from npudiff.model.outcome import Outcome
 from npudiff.run.plan import Plan
 from npudiff.text import counted
 
+NOT_ENDED = "the run goes on, or was killed"
+"""Says of a gate that it has not come to its end: what it leaves on its way is never green."""
+
 
 class Part(Enum):
     """Parts of a gate."""
@@ -94,8 +97,8 @@ class GateResult:
     """What it took."""
     lost: str = ""
     """Why the device is lost; empty if it is not."""
-    ended: str = ""
-    """What ended the run before its time (an interrupt, a defect); empty if nothing did."""
+    ended: str = NOT_ENDED
+    """What ended the run before its time (an interrupt, a defect); empty if nothing did, and it is over."""
 
     @property
     def cases(self) -> int:

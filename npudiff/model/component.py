@@ -249,6 +249,15 @@ def _weights(count: int) -> torch.Tensor:
     return (mixed ^ (mixed >> 32)) | 1
 
 
+_interrupts_ignored = False
+
+
+def ignore_interrupts() -> None:
+    """Say that nobody interrupts this process, so that a ``KeyboardInterrupt`` in it is the implementation's own."""
+    global _interrupts_ignored  # noqa: PLW0603 - of the process, like the signal's handler
+    _interrupts_ignored = True
+
+
 class ImplementationRaised(Exception):
     """An implementation raised; the original exception is the cause. It is a finding, never a skip."""
 
@@ -322,7 +331,9 @@ class Subject:
         try:
             answer = question()
             self.target.synchronize()
-        except (Exception, SystemExit) as error:  # leaving the process is no verdict
+        except BaseException as error:  # leaving the process is no verdict, and neither is a skip of a test runner
+            if isinstance(error, KeyboardInterrupt) and not _interrupts_ignored:
+                raise
             raise ImplementationRaised(f"{type(error).__name__}: {error}") from error
         changed = [
             name or "a tensor"

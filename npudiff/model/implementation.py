@@ -65,6 +65,11 @@ class Implementation(Generic[InputsT, OutputsT]):
     def __post_init__(self) -> None:
         check_title("an implementation", self.name)
 
+    @property
+    def built_in(self) -> bool:
+        """Whether it is part of npudiff, whose tests have run it; what anybody else wrote may end its process."""
+        return self.origin.startswith("npudiff.")
+
     def fresh(self) -> Implementation[InputsT, OutputsT]:
         """Return the same implementation with something of its own to keep between calls; itself if it keeps none."""
         return self if self.factory is None else replace(self, function=self.factory(), factory=None)

@@ -27,6 +27,10 @@ COMPONENT_HOOKS: list[Callable[[Component], Component]] = []
 _FORMER_PACKAGES = {"device", "properties", "reference"}  # they stood beside npudiff, and are in it now
 
 
+class OtherComponent(UsageError):
+    """A selector names implementations of other components than those that were asked for."""
+
+
 @functools.cache
 def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=f"npudiff.{group}")}
@@ -217,6 +221,8 @@ def select_implementations(components: Iterable[Component], selectors: Sequence[
 
     Raises
     ------
+    OtherComponent
+        If what a selector names implements none of the components.
     UsageError
         If a selector names nothing, or its module fails to import, or two implementations have one name.
     """
@@ -230,7 +236,7 @@ def select_implementations(components: Iterable[Component], selectors: Sequence[
         fitting = [item for item in found if item.component in names]
         if not fitting:
             owners = ", ".join(sorted({item.component for item in found}))
-            raise UsageError(f"--impl {selector}: implements {owners}, not {', '.join(sorted(names))}")
+            raise OtherComponent(f"--impl {selector}: implements {owners}, not {', '.join(sorted(names))}")
         chosen.extend(fitting)
     if not selectors:
         chosen = [item for item in built_in if item.component in names]

@@ -16,7 +16,7 @@ from npudiff.model.implementation import Implementation
 from npudiff.model.job import Budget, Isolation, Job
 from npudiff.model.target import Target
 from npudiff.run.discovery import default_target, load_components, load_target, select_implementations
-from npudiff.run.host import can_isolate, default_workers, on_this_host
+from npudiff.run.host import can_isolate, default_workers, may_end_its_process
 from npudiff.run.messages import Keep, Task
 
 DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
@@ -52,7 +52,8 @@ class Request:
     workers: int | None = None
     """Processes in which jobs run; None for as many as the target and the machine are good for."""
     isolate: bool | None = None
-    """Whether cases run in processes that may die of them; None for where a device is shared."""
+    """Whether cases run in processes that may die of them; None for where a device is shared, or an implementation is
+    not built in."""
     journal: Path | None = None
     """Folder in which a case is written down before it is run."""
     timeout: float = 60.0
@@ -115,15 +116,23 @@ class Plan:
     def isolation(self) -> Isolation | None:
         """How cases are run in processes that may die of them; None if they are not.
 
+        Without a wish, they are where a device is shared, and as soon as one implementation is not built in: it may
+        end its process, with exit code 0 too.
+
         Raises
         ------
         UsageError
             If that was asked for where it cannot be done.
         """
+        return self._isolation(self.jobs)
+
+    def _isolation(self, jobs: Sequence[Job]) -> Isolation | None:
         request = self.request
         if request.isolate and not can_isolate():
             raise UsageError("--isolate needs Linux")
-        wanted = can_isolate() and not on_this_host(self.target) if request.isolate is None else request.isolate
+        wanted = request.isolate
+        if wanted is None:
+            wanted = can_isolate() and any(may_end_its_process(job.subject) for job in jobs)
         return Isolation(request.journal, request.warm_up, request.timeout) if wanted else None
 
     def budget(self, job: Job) -> Budget:
@@ -142,7 +151,7 @@ class Plan:
             seed=self.request.seed,
             deterministic=profile.deterministic,
             example_database=None if job in self.mutants else self.request.example_database,
-            isolation=self.isolation,
+            isolation=self._isolation((*self.jobs, job)),  # a test may make a job that is not in the plan
             explicit_cases=self.shared.cases.get(job.name, ()),
             shared_database=self.shared.examples,
         )

@@ -26,8 +26,8 @@ MOST_OF_A_NAME = 40
 _KEPT_NAME = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_.\-]+\.json")
 
 
-def write_record(run: RunRecord, root: Path) -> Path:
-    """Write a record below an output folder, and return the file.
+def write_record(run: RunRecord, root: Path, path: Path | None = None) -> Path:
+    """Write a record below an output folder, and return the file: a new one, or ``path``, which this run has written.
 
     The oldest records beyond ``MOST_KEPT`` are removed.
 
@@ -38,15 +38,16 @@ def write_record(run: RunRecord, root: Path) -> Path:
     """
     content = {"schema_version": record.SCHEMA_VERSION, **plain(run)}
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    path = _new_file(root, run)
+    file = path or _new_file(root, run)
     try:
-        write_file(path, text, within=root)
+        write_file(file, text, within=root)
     except BaseException:
-        with contextlib.suppress(OSError):
-            remove_file(path, within=root)
+        if path is None:
+            with contextlib.suppress(OSError):
+                remove_file(file, within=root)
         raise
     _forget_the_oldest(root)
-    return path
+    return file
 
 
 def merged(records: Sequence[RunRecord]) -> RunRecord:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from npudiff.files.unwritten import Unwritten
 from npudiff.files.writing import FINDINGS
 from npudiff.findings.evidence import environment
 from npudiff.findings.finding import Finding, finding_of_plain
-from npudiff.findings.log import RunLog
+from npudiff.findings.log import NotEnded, RunLog
 from npudiff.model.job import Job
 from npudiff.model.outcome import Outcome
 from npudiff.model.version import VERSION
+from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.messages import Kept
 from npudiff.run.plan import Plan
 from npudiff.show.run_page import record
@@ -33,6 +36,9 @@ from npudiff.show.run_page.record import (
 )
 from npudiff.show.run_page.record_file import plain, write_record
 from npudiff.text import clipped, complain
+
+WRITTEN_EVERY = 5.0
+"""Seconds after which a record that is kept up to date is written again."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,45 @@ def plain_record_of(
     return plain(record_of(summary))
 
 
-def keep_record(summary: RunSummary, root: Path, unwritten: Unwritten) -> None:
-    """Write the record of a run, or a line to standard error if that fails: the findings are worth more."""
-    try:
-        with unwritten.trying("the record of the run"):
-            write_record(record_of(summary), root)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run's own end must be seen
-        complain(f"the record of the run was not written: {type(error).__name__}: {error}")
+class RecordKeeper:
+    """Keeps the record of a run up to date, so that a run that is killed leaves one too: a listener.
+
+    Parameters
+    ----------
+    summary : callable
+        Returns what there is so far.
+    root : pathlib.Path
+        Output folder.
+    unwritten : Unwritten
+        Told at the end if the record cannot be written.
+    """
+
+    def __init__(self, summary: Callable[[], RunSummary], root: Path, unwritten: Unwritten) -> None:
+        self._summary, self._root, self._unwritten = summary, root, unwritten
+        self._path: Path | None = None
+        self._written = -math.inf
+
+    def __call__(self, event: Event) -> None:
+        """Write the record, at once if there is a finding."""
+        found = isinstance(event, JobEnded) and event.kept
+        if not isinstance(event, RunEnded) and (found or time.monotonic() - self._written > WRITTEN_EVERY):
+            with contextlib.suppress(OSError):  # told at the end, if it is still so
+                self._write()
+            self._written = time.monotonic()
+
+    def close(self) -> None:
+        """Write the record of a run that is over."""
+        with self._unwritten.trying("the record of the run"):
+            self._write()
+
+    def _write(self) -> None:
+        """Write it, or a line to standard error if something other than the disk fails: the findings are worth more."""
+        try:
+            self._path = write_record(record_of(self._summary()), self._root, self._path)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run's own end must be seen
+            complain(f"the record of the run was not written: {type(error).__name__}: {error}")
 
 
 def record_of(summary: RunSummary) -> RunRecord:
@@ -152,7 +190,7 @@ def _problem(error: BaseException) -> str:
 def _ended(error: BaseException) -> Ended:
     if isinstance(error, DeviceLost):
         return "device lost"
-    return "interrupted" if isinstance(error, KeyboardInterrupt | BrokenPipeError) else "defect"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | BrokenPipeError | NotEnded) else "defect"
 
 
 def _option(value: object) -> str:
