@@ -25,8 +25,8 @@ class Range:
     def parsed(cls, text: str, place: str) -> Range:
         """Return the range that a text says; raises ``UsageError`` for other texts."""
         try:
-            SpecifierSet(_plain(text))
-        except InvalidSpecifier:
+            SpecifierSet(_plain(text)).contains("1")
+        except (InvalidSpecifier, ValueError):  # of a number with thousands of digits
             raise UsageError(f"{place}: expected a range of versions such as '>=8.3,<8.5', got {text!r}") from None
         return cls(text)
 
