@@ -124,8 +124,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
@@ -133,8 +132,10 @@ def _opened(folder: Path, within: Path | None, *, made: bool = True) -> Iterator
     """Give a descriptor of a folder, which is opened part by part from ``within`` on, and without following links."""
     folder = folder.absolute()
     first = folder if within is None else within.absolute()
-    parts = folder.relative_to(first).parts if within is None else (first.name, *folder.relative_to(first).parts)
-    start = first if within is None else first.parent
+    inner = folder.relative_to(first).parts
+    if os.pardir in inner:
+        raise OSError(errno.EINVAL, "a path that leads out of its folder")
+    start, parts = (first, inner) if within is None else (first.parent, (first.name, *inner))
     if made:
         start.mkdir(parents=True, exist_ok=True)
     at = os.open(start, _FOLDER)
@@ -150,8 +151,6 @@ def _opened(folder: Path, within: Path | None, *, made: bool = True) -> Iterator
 
 def _below(name: str, at: int, *, made: bool) -> int:
     """Open a folder in a folder."""
-    if name == os.pardir:
-        raise OSError(errno.EINVAL, "a path that leads out of its folder")
     try:
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=at)
     except FileNotFoundError:

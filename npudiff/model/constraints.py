@@ -314,13 +314,11 @@ def _parse_values(text: str, values: str) -> Allowed:
             raise UsageError(f"--where {clipped(text, 80)!r}: more than {MOST_VALUES} values")
         return tuple(_parse_value(text, value) for value in parts)
     try:
-        if len(values) > MOST_CHARACTERS:
-            raise ValueError("integers that have no text")
-        allowed = range(int(low), int(high) + 1)
+        allowed = range(0) if len(values) > MOST_CHARACTERS else range(int(low), int(high) + 1)
     except ValueError:
         raise UsageError(f"--where {clipped(text, 80)!r}: a range needs two integers") from None
     if not allowed:
-        raise UsageError(f"--where {text!r}: the range is empty")
+        raise UsageError(f"--where {clipped(text, 80)!r}: the range is empty")
     return allowed
 
 
