@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from npudiff.commands.arguments import build_parser
 from npudiff.errors import DeviceLost, ExitCode, UsageError
-from npudiff.model.target import TargetUnavailable
+from npudiff.model.implementation import TargetUnavailable
 from npudiff.run.guardian import guarded
 from npudiff.text import complain
 

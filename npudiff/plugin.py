@@ -22,11 +22,11 @@ from npudiff.commands.arguments import positive
 from npudiff.errors import UsageError
 from npudiff.files.unwritten import Unwritten
 from npudiff.files.writing import EXAMPLES, FINDINGS, JOURNALS, check_output
-from npudiff.model.target import TargetUnavailable
+from npudiff.model.implementation import TargetUnavailable
 from npudiff.text import printable
 
 if TYPE_CHECKING:
-    from npudiff.model.outcome import Outcome
+    from npudiff.model.job import Outcome
     from npudiff.run.messages import Kept
     from npudiff.run.plan import Plan
     from npudiff.run.workers import TaskRunner
@@ -157,7 +157,7 @@ def _task_runner(config: pytest.Config) -> TaskRunner:
     """What runs the jobs of the plan; where they are isolated, one process for the jobs of all tests while it lives."""
     if _RUNNER not in config.stash:
         from npudiff.run.workers import TaskRunner  # noqa: PLC0415 - imported when the first job runs
-        from npudiff.show.finding_page import keeper  # noqa: PLC0415
+        from npudiff.show.finding import keeper  # noqa: PLC0415
 
         config.stash[_RUNNER] = TaskRunner(_plan(config).tasks(keeper(_output(config) / FINDINGS)))
     return config.stash[_RUNNER]
@@ -237,7 +237,7 @@ class Runner:
     def _run(self, job: Any, plan: Plan) -> tuple[Outcome, list[Kept]]:  # noqa: ANN401 - as above
         from npudiff.run.messages import Task  # noqa: PLC0415 - imported when the first job runs
         from npudiff.run.workers import TaskRunner  # noqa: PLC0415
-        from npudiff.show.finding_page import keeper  # noqa: PLC0415
+        from npudiff.show.finding import keeper  # noqa: PLC0415
 
         jobs = (*plan.jobs, *plan.mutants)
         if job in jobs:
@@ -249,7 +249,7 @@ class Runner:
     def fail(self, outcome: Outcome) -> None:
         """Fail the test with the findings of an outcome."""
         from npudiff.findings.finding import finding_of_plain  # noqa: PLC0415 - needed for a finding only
-        from npudiff.show.report import finding_lines  # noqa: PLC0415
+        from npudiff.show.finding import finding_lines  # noqa: PLC0415
 
         lines = []
         for one in self._kept:

@@ -12,8 +12,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare
 from npudiff.judge.pattern import NOWHERE as NO_COORDINATE
 from npudiff.judge.relations import Changed, relation
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, Property, Subject
+from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES

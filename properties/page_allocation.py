@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import assume
 
-from npudiff.draw.cases import Case, axis, choice, derived, part, seed
-from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.cases import Case, Chooser, axis, choice, derived, part, seed, within
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import compare
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, NotApplicable, Property, Subject
+from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.reference.bounds import exactly

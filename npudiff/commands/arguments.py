@@ -287,6 +287,11 @@ def _add_isolation(parser: argparse.ArgumentParser) -> None:
         help="run cases in a process that may die of them; by default on a device, for "
         "what is not built in, and for crashes that are replayed",
     )
+    parser.add_argument(
+        "--untrusted",
+        action="store_true",
+        help="judge the files of --impl from another process, which they cannot reach: for code that may deceive",
+    )
     parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="TIME", help="isolated, for a case (60s)")
     parser.add_argument(
         "--warm-up", type=_seconds, default=300.0, metavar="TIME", help="isolated, until the device answers (5m)"

@@ -17,13 +17,13 @@ from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import plan_with_shared
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.codec import loads
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Verdict
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Plan, Request
 from npudiff.run.run import Run
 from npudiff.show.console import Console
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 from npudiff.show.junit import junit
 from npudiff.show.problems import Level, Problem, problems_of_findings
 from npudiff.show.progress import RunProgress
@@ -145,6 +145,7 @@ def request_of(options: argparse.Namespace) -> Request:
         examples=options.examples,
         example_database=options.output / EXAMPLES,
         isolate=options.isolate,
+        untrusted=options.untrusted,
         journal=options.output / JOURNALS,
         timeout=options.timeout,
         warm_up=options.warm_up,

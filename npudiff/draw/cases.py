@@ -1,25 +1,222 @@
-"""Drawing cases that are declared: every quantity in its order, within what constraints allow.
+"""Drawing cases: a chooser draws one of several options, and a declared case every quantity in its order.
 
-``Case`` is what a component's cases derive from; ``axis``, ``part``, ``derived``, ``choice`` and ``seed`` make its
-fields, and stand here as well so that a component has one place to import them from.
+A chooser's choices are such that cases shrink well, draws are cheap, and a seed repeats them. ``Case`` is what a
+component's cases derive from; ``axis``, ``part``, ``derived``, ``choice`` and ``seed`` make its fields, and stand here
+as well so that a component has one place to import them from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations, cycle, islice
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.draw.chooser import Chooser
 from npudiff.model.case import DeclaredCase, Quantity, axis, choice, declaration, derived, part, seed
-from npudiff.model.constraints import Box, Constraints
+from npudiff.model.constraints import Allowed, Axis, Box, Constraints, allows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Case", "axis", "choice", "derived", "part", "seed"]
+__all__ = ["Case", "Chooser", "axis", "choice", "derived", "part", "seed", "within"]
+
+Part = TypeVar("Part")
+Sized = TypeVar("Sized")
+
+CHOICES = 2**12
+"""Values of one choice. Of a longer list of options a choice reaches this many, spread from end to end."""
+
+FIRST_CHOICE = 918_273_645_546_372_819
+"""Where choices start. Hypothesis mixes literals of the imported local modules into integers, so cases would depend on
+what else is imported, and it draws small integers more often than large ones. Up here it does neither: no program
+has such literals, and its distribution is flat."""
+
+_SCATTER = 2_654_435_761  # Knuth's multiplicative hash: 2**32 divided by the golden ratio
+
+FAR_COUNTS = (5, 6, 7, 9, 12, 13, 17, 33, 40, 48, 63, 65, 100, 127, 129, 257)
+"""Counts that an axis has now and then, beyond those that a component lists: remainders of fours, eights and tiles, one
+away from what fits into a tile, a table or a block, and the cores of devices."""
+
+FAR_SHARE = 10
+"""One axis is an outlier in one of so many cases."""
+
+FAR_WEIGHT = 3
+"""An outlier axis has each of ``FAR_COUNTS`` this many times as often as a usual value, the larger half twice that."""
+
+EQUAL_SHARE = 8
+"""Two sizes are tied in one of so many cases."""
+
+LISTED = 2**12
+"""Most values of an axis that are listed for a component to filter."""
+
+DISTINCT = 8
+"""Different parts of an outlier batch; they repeat, since a choice for each of hundreds would cost too much."""
+
+SOURCE = st.randoms(use_true_random=False)
+"""The strategy that a ``Chooser`` draws from."""
+
+
+class Chooser:
+    """Draws options of one case.
+
+    Every choice is one integer, also among one option. The sequence of choices therefore keeps its alignment when an
+    earlier one changes (another box, another page size), which is what lets Hypothesis shrink through such changes.
+
+    The integers come from Hypothesis's shrinkable ``Random`` and not from a strategy each: Hypothesis then has no equal
+    parts of a case to copy over each other, which made most cases variations of a few.
+
+    Parameters
+    ----------
+    draw : callable
+        The ``draw`` function of a Hypothesis composite strategy.
+
+    Attributes
+    ----------
+    far : str
+        The axis that is a far count in this case, empty in most.
+    """
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
+        self._random = draw(SOURCE)
+        self.far = ""
+        self._far_counts: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, source: Random) -> Chooser:
+        """Return a chooser of a value of ``SOURCE``."""
+        return cls(lambda _: source)
+
+    def pick(self, options: Sequence[Any]) -> Any:  # noqa: ANN401 - the element type of the options
+        """Draw one of the options; shrinks towards the first."""
+        count = len(options)
+        last = FIRST_CHOICE + max(2, min(count, CHOICES)) - 1
+        return options[choice_index(self._random.randint(FIRST_CHOICE, last) - FIRST_CHOICE, count)]
+
+    def draw_outlier_axis(self, axes: Mapping[str, Axis], *names: str) -> None:
+        """Draw whether an axis is an outlier in this case, and which one.
+
+        Its values then are the usual ones and, many times more often, ``FAR_COUNTS`` as far as box and axis allow. The
+        component filters them by what a case may cost, so that those which are too expensive are left out, and takes
+        small sizes on other axes where ``far`` names one that needs it.
+
+        Parameters
+        ----------
+        axes : mapping
+            Axes of the component.
+        names : str
+            Axes of integers. One that stands here twice is drawn twice as often.
+        """
+        self.far = self.pick(("",) * ((FAR_SHARE - 1) * len(names)) + names)
+        legal = axes[self.far].legal if self.far else ()
+        self._far_counts = [count for count in FAR_COUNTS if allows(legal, count)]
+
+    def value(self, box: Box, axis: str, defaults: Sequence[Any]) -> Any:  # noqa: ANN401 - the axis's own type
+        """Draw a value of an axis: a default that the box allows, or else anything that it allows."""
+        return self.pick(self._values(box, axis, defaults))
+
+    def options(self, box: Box, axis: str, defaults: Sequence[Any]) -> Sequence[Any]:
+        """Return the values that ``value`` draws from, at most ``LISTED`` or so, for a component to leave some out."""
+        return self._values(box, axis, defaults)[:LISTED]
+
+    def _values(self, box: Box, axis: str, defaults: Sequence[Any]) -> Sequence[Any]:
+        """Return the values of an axis.
+
+        Where it goes far, usual ones stay at their places: a failure that needs no far count shrinks to the case that
+        it would be without.
+        """
+        allowed = box.get(axis)
+        usual = within(defaults, allowed)
+        if axis != self.far:
+            return usual
+        far = [count for count in self._far_counts if allowed is None or allows(allowed, count)]
+        return [*usual[: LISTED // 2], *[*far, *far[len(far) // 2 :]] * FAR_WEIGHT]
+
+    def tie_sizes(
+        self,
+        case: Sized,
+        sizes: Sequence[str],
+        values: Callable[[Sized], Mapping[str, Collection[Any]]],
+        check: Callable[[Sized], None],
+        box: Box,
+    ) -> Sized:
+        """Draw whether two sizes are tied, and return the case in which the larger one equals the smaller one.
+
+        A layout that is guessed from a shape is wrong where axes are as long as each other, and sizes that are drawn
+        from lists of their own seldom are.
+
+        Parameters
+        ----------
+        case : dataclass
+            What was drawn. It stays as it is where the other case would not be legal.
+        sizes : sequence of str
+            Fields of integers.
+        values : callable
+            Case to the values of each axis that it uses.
+        check : callable
+            Raises ``ValueError`` for a case that there is not.
+        box : mapping
+            Axis to allowed values.
+        """
+        pairs = list(combinations(sizes, 2))
+        pair = self.pick([()] * ((EQUAL_SHARE - 1) * len(pairs)) + pairs)
+        if not pair:
+            return case
+        same: Sized = replace(case, **dict.fromkeys(pair, min(getattr(case, name) for name in pair)))  # type: ignore[type-var]
+        try:
+            check(same)
+        except ValueError:
+            return case
+        return case if Constraints((box,)).reason_against(values(same)) else same
+
+    def draw_list(self, box: Box, axis: str, sizes: Sequence[int], draw_part: Callable[[], Part]) -> tuple[Part, ...]:
+        """Draw a list whose length is a value of an axis, and now and then less."""
+        return self.draw_list_of(box, axis, self.value(box, axis, sizes), draw_part)
+
+    def draw_list_of(self, box: Box, axis: str, most: int, draw_part: Callable[[], Part]) -> tuple[Part, ...]:
+        """Draw a list of ``most`` parts, and now and then fewer.
+
+        Before each part comes a choice to stop. So each part and the choice before it can be left out by themselves,
+        and a failure that needs only the last of three parts shrinks to that part.
+
+        Of an axis that goes far, a few parts are drawn and repeated; never fewer, or many copies of one part would be
+        fewer choices than three parts, and what needs three would shrink to many.
+        """
+        parts: list[Part] = []
+        repeated = axis == self.far and most > DISTINCT
+        while len(parts) < (DISTINCT if repeated else most):
+            stops = self.pick((True, *[False] * 31))
+            if stops and parts and not repeated and allows(box.get(axis, (len(parts),)), len(parts)):
+                break
+            parts.append(draw_part())
+        return tuple(islice(cycle(parts), most)) if repeated else tuple(parts)
+
+
+def choice_index(choice: int, options: int) -> int:
+    """Return which of ``options`` a choice means; 0 is the first.
+
+    Up to ``CHOICES`` options there is a choice for each. Of more, each choice has a stretch of its own and means one
+    place in it; the last choice means the last option.
+    """
+    if options <= CHOICES:
+        return min(choice, options - 1)
+    start, stop = choice * options // CHOICES, (choice + 1) * options // CHOICES
+    if choice == CHOICES - 1:
+        return stop - 1
+    return start + choice * _SCATTER % 2**32 * (stop - start) // 2**32
+
+
+def within(defaults: Sequence[Any], allowed: Allowed | None) -> Sequence[Any]:
+    """Return the defaults that are allowed, or everything allowed if none of them is."""
+    if allowed is None:
+        return defaults
+    chosen = [value for value in defaults if allows(allowed, value)]
+    if chosen:
+        return chosen
+    return allowed if isinstance(allowed, range) else list(allowed)
 
 
 class Case(DeclaredCase):

@@ -11,8 +11,7 @@ from typing import TypeVar
 
 from npudiff.errors import UsageError
 from npudiff.findings.finding import FINDING_FILE, Finding, finding_of_plain, read_finding
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Job, Outcome
 from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.plan import Plan
 

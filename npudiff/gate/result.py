@@ -10,7 +10,7 @@ from pathlib import Path
 from npudiff.errors import ExitCode
 from npudiff.findings.log import LoggedFinding
 from npudiff.gate.known import KnownIssue
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Outcome
 from npudiff.run.plan import Plan
 from npudiff.text import counted
 

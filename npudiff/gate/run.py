@@ -18,7 +18,7 @@ from npudiff.model.job import Job
 from npudiff.run.events import Event, JobEnded, Listener
 from npudiff.run.messages import Keep, Task
 from npudiff.run.run import Run
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 
 
 @dataclass(frozen=True)

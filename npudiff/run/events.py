@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Job, Outcome
 from npudiff.run.messages import Kept
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 
 from npudiff.model.component import Subject
-from npudiff.model.target import Target
+from npudiff.model.implementation import Target
 
 MOST_WORKERS = 4
 """Most workers of a run that does not say how many; each holds torch and the tensors of a case."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,9 @@ from npudiff.errors import UsageError, unknown
 from npudiff.judge.properties import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, properties_of, property_of_mutant
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
-from npudiff.model.implementation import Implementation
+from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import Budget, Isolation, Job
-from npudiff.model.target import Target
-from npudiff.run.discovery import default_target, load_components, load_target, select_implementations
+from npudiff.run.discovery import Provide, default_target, load_components, load_target, select_implementations
 from npudiff.run.host import can_isolate, default_workers, may_end_its_process
 from npudiff.run.messages import Keep, Task
 
@@ -54,6 +54,8 @@ class Request:
     isolate: bool | None = None
     """Whether cases run in processes that may die of them; None for where a device is shared, or an implementation is
     not built in."""
+    untrusted: bool = False
+    """Whether files and modules of ``implementations`` may deceive: they run in processes that know no reference."""
     journal: Path | None = None
     """Folder in which a case is written down before it is run."""
     timeout: float = 60.0
@@ -196,7 +198,8 @@ def make_plan(request: Request) -> Plan:
     jobs: list[Job] = []
     mutants: list[Job] = []
     chosen: Counter[str] = Counter()
-    for item in select_implementations(components, request.implementations):
+    provide = untrusted_provider(request, target) if request.untrusted else None
+    for item in select_implementations(components, request.implementations, provide):
         if item.component not in restrictions:
             continue
         component = by_name[item.component]
@@ -212,6 +215,24 @@ def make_plan(request: Request) -> Plan:
     plan = Plan(target, tuple(jobs), tuple(mutants), request)
     _ = plan.isolation  # refused before anything is run
     return plan
+
+
+def untrusted_provider(request: Request, target: Target) -> Provide:
+    """Return what has the process of a candidate describe its file, which this process does not import.
+
+    Raises
+    ------
+    UsageError
+        If there is no candidate, or none can be judged here.
+    """
+    if not request.implementations:
+        raise UsageError("--untrusted says how the files of --impl are judged, and needs one")
+    if request.isolate is False or not can_isolate():
+        raise UsageError("--untrusted needs isolation" + ("" if can_isolate() else ", and that needs Linux"))
+    from npudiff.run.untrusted.remote import Nursery, untrusted_implementations  # noqa: PLC0415 - only where asked for
+
+    nursery = Nursery(target, request.warm_up, request.timeout)
+    return functools.partial(untrusted_implementations, nursery)
 
 
 def _jobs(

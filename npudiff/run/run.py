@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 from types import TracebackType
 
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Outcome
 from npudiff.run import guardian
 from npudiff.run.events import CasesJudged, Event, JobEnded, JobStarted, Listener, RunEnded
 from npudiff.run.messages import Task

@@ -19,12 +19,12 @@ from npudiff.findings.finding import Finding
 from npudiff.findings.replay import Replay, ReplayVerdict
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Component
-from npudiff.model.outcome import Outcome, Verdict
+from npudiff.model.job import Outcome, Verdict
 from npudiff.model.version import VERSION
 from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan
-from npudiff.show.finding_page import PAGE_FILE
-from npudiff.show.report import Group, bound_text, finding_lines, grouped
+from npudiff.show.finding import PAGE_FILE, finding_lines
+from npudiff.show.report import Group, bound_text, grouped
 from npudiff.text import clipped, counted, printable, printable_lines
 
 PLAIN_WIDTH = 132

@@ -19,10 +19,8 @@ from typing import Any, NoReturn
 from npudiff.judge.judge import LocalJudge
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
-from npudiff.model.comparison import Comparison, Passed
-from npudiff.model.component import ImplementationRaised, NotApplicable
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable, Passed
+from npudiff.model.job import Job, Outcome
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.isolation.ipc import SharedTensors

@@ -15,10 +15,9 @@ import torch
 from npudiff.judge.judge import LocalJudge
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import ImplementationRaised, NotApplicable
+from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable
+from npudiff.model.implementation import Target
 from npudiff.model.job import Job
-from npudiff.model.target import Target
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.isolation.ipc import SharedTensors, pack_comparison
 

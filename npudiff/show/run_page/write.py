@@ -14,11 +14,9 @@ from typing import Any
 from npudiff.errors import DeviceLost
 from npudiff.files.unwritten import Unwritten
 from npudiff.files.writing import FINDINGS
-from npudiff.findings.evidence import environment
-from npudiff.findings.finding import Finding, finding_of_plain
+from npudiff.findings.finding import Finding, environment, finding_of_plain
 from npudiff.findings.log import NotEnded, RunLog
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Job, Outcome
 from npudiff.model.version import VERSION
 from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.messages import Kept
