@@ -15,7 +15,7 @@ from npudiff.commands.arguments import build_parser
 from npudiff.errors import DeviceLost, ExitCode, UsageError
 from npudiff.model.implementation import TargetUnavailable
 from npudiff.run.guardian import guarded
-from npudiff.text import complain
+from npudiff.text import complain, output_is_lost
 
 _RUN_KERNELS = {"check", "gate", "replay", "score", "self-test"}
 """Commands that run code which somebody else wrote, and give a verdict on it."""
@@ -34,14 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")  # in a terminal of few letters the others are question marks
     code = _main(arguments)
+    lost = output_is_lost()
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries once more
-        if not isinstance(error, BrokenPipeError):
-            complain(f"standard output: {error.strerror}")
-        return code or (ExitCode.INTERRUPTED if isinstance(error, BrokenPipeError) else ExitCode.USAGE)
+        lost = error
+    if isinstance(lost, BrokenPipeError):
+        return code or ExitCode.INTERRUPTED
+    if lost is not None:
+        complain(f"standard output: {lost.strerror}")
+        return code or ExitCode.USAGE
     return code
 
 

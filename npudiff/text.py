@@ -42,8 +42,21 @@ def say(text: str) -> None:
         _write(printable_lines(text), sys.stdout)
     except BrokenPipeError:
         raise
-    except OSError:  # a full disk, say: the command line's end tells it
-        return
+    except OSError as error:
+        lose(error)
+
+
+_lost: list[OSError] = []
+
+
+def lose(error: OSError) -> None:
+    """Remember that standard output, on a full disk, say, takes nothing: whatever else there is to do is worth more."""
+    _lost[:] = [error]
+
+
+def output_is_lost() -> OSError | None:
+    """Return why standard output took nothing since this was asked for the last time; None if it took all."""
+    return _lost.pop() if _lost else None
 
 
 def _write(text: str, stream: TextIO | None) -> None:

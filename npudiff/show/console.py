@@ -25,7 +25,7 @@ from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan
 from npudiff.show.finding import PAGE_FILE, finding_lines
 from npudiff.show.report import Group, bound_text, grouped
-from npudiff.text import clipped, counted, printable, printable_lines
+from npudiff.text import clipped, counted, lose, printable, printable_lines
 
 PLAIN_WIDTH = 132
 
@@ -46,8 +46,8 @@ class _Terminal(RichConsole):
             super().print(*objects, **options)
         except BrokenPipeError:
             raise
-        except OSError:
-            return
+        except OSError as error:
+            lose(error)
 
     def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - as above
         """Return a text as it is shown."""

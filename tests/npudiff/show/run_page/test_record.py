@@ -194,20 +194,20 @@ def test_a_record_that_cannot_be_written_costs_no_finding(cli, tmp_path, monkeyp
     assert "FINDING swa_mask.mask_without_tail" in result.out
 
 
-def test_a_record_is_there_as_a_whole(cli, tmp_path, monkeypatch):
+def test_a_record_is_there_as_a_whole(record, job, tmp_path, monkeypatch):
     """What is written is not under its name until it is all there."""
-    seen = []
-    monkeypatch.setattr(record_file.json, "dumps", lambda *a, **k: seen.append([*records(tmp_path)]) or "{}")
+    seen, replace = [], os.replace
 
-    def replaced(partial, name, *, src_dir_fd, dst_dir_fd):
-        before = [os.stat(one, dir_fd=src_dir_fd).st_size for one in (partial, name)]
-        replace(partial, name, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
-        seen.append((name, before))
+    def replaced(*names, **folders):
+        seen.append([path.read_bytes() for path in records(tmp_path) if path.suffix == ".json"])
+        replace(*names, **folders)
 
-    replace = os.replace
     monkeypatch.setattr(os, "replace", replaced)
-    cli("check", "swa_mask", "--impl", "eager", *QUICK)
-    assert seen[-1] == (records(tmp_path)[0].name, [len("{}\n"), 0])
+    path = record_file.write_record(record(), tmp_path / ".npudiff")
+    first = path.read_bytes()
+    assert record_file.write_record(record(jobs=(job(), job())), tmp_path / ".npudiff", path) == path
+    assert seen == [[b""], [first]]  # the name is taken before
+    assert len(read.read_record(path).jobs) == 2
 
 
 def test_what_is_written_is_read(cli, tmp_path):
