@@ -1,8 +1,7 @@
-"""Names: which ones a definition may have, and how a text becomes the name of a file."""
+"""Names: which ones a component, an implementation, a property, an output or an axis may have."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 
 from npudiff.errors import UsageError
@@ -12,8 +11,6 @@ MOST_CHARACTERS = 100
 
 _WORD = re.compile(r"\w(?:[\w -]*\w)?")
 _TITLE = re.compile(r"\w(?:[\w .,:=+@()\[\]-]*[\w)\]])?")
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
-_DIGITS = 10
 
 
 def check_word(kind: str, name: object) -> None:
@@ -47,20 +44,3 @@ def _refused(kind: str, name: object, legal: str) -> UsageError:
     given = ascii(name)
     given = given if len(given) <= 60 else f"{given[:60]} ..."
     return UsageError(f"{given} cannot be the name of {kind}: it may have up to {MOST_CHARACTERS} characters, {legal}")
-
-
-def file_name(text: str, most: int = 200) -> str:
-    """Return a text as one part of a path: as it is where that is plain, else what is plain of it, and a digest.
-
-    Parameters
-    ----------
-    text : str
-        Anything.
-    most : int
-        Characters, all of them ASCII, that the name has at most.
-    """
-    if len(text) <= most and _PLAIN.fullmatch(text):
-        return text
-    digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:_DIGITS]
-    plain = re.sub(r"[^A-Za-z0-9_.\-]", "_", text)[: most - _DIGITS - 1].lstrip(".-")
-    return f"{plain}-{digest}" if plain else digest

@@ -1,4 +1,4 @@
-"""Files are written here: whole or not at all, and never through a link.
+"""Files are named and written here: whole or not at all, and never through a link.
 
 An output folder may come from a checkout, with links in it that somebody planted. A link in the place of a file is
 replaced, and what it leads to stays as it is; a link in the place of a folder is an error.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -25,6 +27,25 @@ FOLDERS = (FINDINGS, EXAMPLES, JOURNALS, RUNS, KNOWN, SUITE)
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STREAMS = ("/dev/", "/proc/")
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_DIGITS = 10
+
+
+def file_name(text: str, most: int = 200) -> str:
+    """Return a text as one part of a path: as it is where that is plain, else what is plain of it, and a digest.
+
+    Parameters
+    ----------
+    text : str
+        Anything.
+    most : int
+        Characters, all of them ASCII, that the name has at most.
+    """
+    if len(text) <= most and _PLAIN.fullmatch(text):
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:_DIGITS]
+    plain = re.sub(r"[^A-Za-z0-9_.\-]", "_", text)[: most - _DIGITS - 1].lstrip(".-")
+    return f"{plain}-{digest}" if plain else digest
 
 
 def check_output(root: Path) -> None:

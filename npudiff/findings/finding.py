@@ -22,9 +22,8 @@ import torch
 from safetensors.torch import save
 
 from npudiff.errors import UsageError
-from npudiff.files.names import file_name
 from npudiff.files.reading import read_plain_file
-from npudiff.files.writing import remove_file, write_file
+from npudiff.files.writing import file_name, remove_file, write_file
 from npudiff.judge.criteria import published_verdicts
 from npudiff.judge.pattern import describe_pattern, explain_misplaced, worst_element, worst_gain
 from npudiff.model.anything import AnyInputs

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from npudiff.files.names import file_name
+from npudiff.files.writing import file_name
 from npudiff.model.component import Comparison, Property, Subject
 from npudiff.model.constraints import Constraints
 

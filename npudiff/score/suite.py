@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npudiff.errors import UsageError
-from npudiff.files.names import file_name
-from npudiff.files.writing import make_folder, new_file, remove_file
+from npudiff.files.writing import file_name, make_folder, new_file, remove_file
 from npudiff.model.implementation import Implementation
 from npudiff.run.on_import import hooked
 from npudiff.score.substitute import HOOKS, Substitution

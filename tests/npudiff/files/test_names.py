@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import npudiff
 from npudiff.errors import UsageError
-from npudiff.files.names import MOST_CHARACTERS, check_title, check_word, file_name
+from npudiff.files.names import MOST_CHARACTERS, check_title, check_word
+from npudiff.files.writing import file_name
 from npudiff.model.component import Property
 from npudiff.model.constraints import Axis
 from npudiff.model.implementation import Implementation
