@@ -341,7 +341,7 @@ def test_a_full_disk_under_standard_output_takes_nothing_away(folder, arguments,
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_nobody_has_to_listen_to_errors(folder):
     with Path("/dev/full").open("wb") as full:
-        result = program(folder, "check", *CLEAN, "--junit", "/dev/full", capture_output=False, stderr=full,
+        result = program(folder, "check", *CLEAN, "--junit", "suite.py/x.xml", capture_output=False, stderr=full,
                          stdout=subprocess.PIPE)  # fmt: skip
     assert result.returncode == ExitCode.USAGE
     assert b"0 findings" in result.stdout
