@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, cast
 
+from npudiff.files.names import check_word
 from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs, AnyStep
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.case import DeclaredCase
@@ -176,6 +177,9 @@ class Property(Generic[CaseT]):
     example_ratio: float = 0.1
     """Examples of this property per example of equivalence."""
 
+    def __post_init__(self) -> None:
+        check_word("a property", self.name)
+
 
 class TraceListener(Protocol):
     """What a machine tells of its run; the engine is one."""
@@ -271,6 +275,9 @@ class Component(Generic[CaseT, InputsT]):
     """What is ordinary in tests of this component, for measuring what they find; None where nobody has said."""
 
     def __post_init__(self) -> None:
+        check_word("a component", self.name)
+        for output in self.outputs:
+            check_word(f"an output of {self.name}", output)
         if self.history is not None and self.relations:
             raise ValueError(f"{self.name} has a history, and relations need cases that are drawn whole")
         kind = self.case_type
@@ -285,6 +292,8 @@ class Component(Generic[CaseT, InputsT]):
                    if getattr(self, name) is None]  # fmt: skip
         if missing:
             raise ValueError(f"{self.name} says nothing of {', '.join(missing)}, and its cases are not declared")
+        for axis in self.axes:
+            check_word(f"an axis of {self.name}", axis)
 
 
 class InputsChanged(Exception):

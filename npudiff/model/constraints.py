@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npudiff.errors import UsageError, did_you_mean, unknown
+from npudiff.text import clipped
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,10 @@ def describe(allowed: Allowed) -> str:
     return "{" + ", ".join("none" if value is None else str(value) for value in allowed) + "}"
 
 
+MOST_VALUES, MOST_CHARACTERS = 256, 400
+"""Values of a restriction, and characters of each."""
+
+
 def parse_where(texts: Sequence[str]) -> Constraints:
     """Parse ``axis=value[,value...]`` and ``axis=low..high`` into constraints.
 
@@ -304,20 +309,25 @@ def parse_where(texts: Sequence[str]) -> Constraints:
 def _parse_values(text: str, values: str) -> Allowed:
     low, dots, high = values.partition("..")
     if not dots:
-        return tuple(_parse_value(value) for value in values.split(","))
+        parts = values.split(",", MOST_VALUES)
+        if len(parts) > MOST_VALUES:
+            raise UsageError(f"--where {clipped(text, 80)!r}: more than {MOST_VALUES} values")
+        return tuple(_parse_value(text, value) for value in parts)
     try:
-        allowed = range(int(low), int(high) + 1)
+        allowed = range(0) if len(values) > MOST_CHARACTERS else range(int(low), int(high) + 1)
     except ValueError:
-        raise UsageError(f"--where {text!r}: a range needs two integers") from None
+        raise UsageError(f"--where {clipped(text, 80)!r}: a range needs two integers") from None
     if not allowed:
-        raise UsageError(f"--where {text!r}: the range is empty")
+        raise UsageError(f"--where {clipped(text, 80)!r}: the range is empty")
     return allowed
 
 
-def _parse_value(text: str) -> object:
+def _parse_value(where: str, text: str) -> object:
     words: dict[str, object] = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(f"--where {clipped(where, 80)!r}: a value of more than {MOST_CHARACTERS} characters")
     if re.fullmatch(r"[+-]?\d+", text):
         return int(text)
     return float(text) if re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text) else text

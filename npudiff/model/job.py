@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from npudiff.files.writing import file_name
 from npudiff.model.component import Comparison, Property, Subject
 from npudiff.model.constraints import Constraints
 
@@ -90,7 +92,7 @@ class Budget:
         return (
             None
             if self.example_database is None or self.deterministic or self.seed is not None
-            else self.example_database / job.name
+            else self.example_database / file_name(job.name)
         )
 
     def shared_database_of(self, job: Job) -> Path | None:
@@ -98,7 +100,7 @@ class Budget:
         return (
             None
             if self.shared_database is None or self.deterministic or self.seed is not None
-            else self.shared_database / job.name
+            else self.shared_database / file_name(job.name)
         )
 
 
@@ -189,5 +191,6 @@ class Outcome:
     def settle(self) -> None:
         """Remove the journal: all that it says is written elsewhere, or need not be."""
         if self.journal is not None:
-            self.journal.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is told once more for nothing
+                self.journal.unlink(missing_ok=True)
             self.journal = None

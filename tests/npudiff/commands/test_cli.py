@@ -338,7 +338,7 @@ def test_list_shows_a_users_file(cli, kernel):
 
 def test_markup_in_names_is_printed_as_it_is(cli, kernel):
     path = kernel("right")
-    path.write_text(path.read_text().replace('name="mine"', 'name="[red]mine[/]"'))
+    path.write_text(path.read_text().replace('name="mine"', 'name="mine[red]"'))
     result = cli("check", "swa_mask", "--impl", path, *QUICK)
     assert result.code == ExitCode.CLEAN
-    assert "[red]mine[/]" in result.out
+    assert "mine[red]" in result.out
