@@ -41,9 +41,9 @@ class DynamicQuantCase(Case):
     """One call, as sizes and recipes."""
 
     tokens: int = axis(
-        "rows", range(1, 2**16 + 1),
+        "rows", rows.COUNTS,
         drawn=lambda case: (3, 7, 17, 65, 257) if case.far == "experts" else (1, 2, 3, 7, 17, 65, 257),
-        affordable=lambda case, tokens: tokens * case.width <= MOST_ELEMENTS,
+        affordable=lambda case, tokens: case.affords(tokens * case.width, MOST_ELEMENTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.width}",
     )  # fmt: skip
     width: int = axis(
@@ -80,6 +80,7 @@ class DynamicQuantCase(Case):
     drawn_first = ("width", "tokens", "bits", "smooth", "experts", "empty_experts")
     shown_first = ("tokens", "bits", "dtype", "smooth", "experts", "empty_experts")
     outliers = ("experts", "tokens", "width")
+    huge_axes = ("tokens",)
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""

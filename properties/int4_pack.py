@@ -16,6 +16,7 @@ from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.rows import COUNTS
 from npudiff.reference.int4_pack import ENCODINGS, INTEGERS_OF_A_WORD, Int4PackInputs, int4_pack
 
 SOURCES = ("integers", "high bits", "offset binary")
@@ -36,8 +37,8 @@ class Int4PackCase(Case):
     """One call, as sizes and recipes."""
 
     rows: int = axis(
-        "rows of a matrix", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 8, 16, 24, 33, 64, 128, 300),
-        affordable=lambda case, rows: rows * case.columns * case.matrices <= MOST_ELEMENTS,
+        "rows of a matrix", COUNTS, drawn=(1, 2, 3, 7, 8, 16, 24, 33, 64, 128, 300),
+        affordable=lambda case, rows: case.affords(rows * case.columns * case.matrices, MOST_ELEMENTS),
         shown=lambda case: f"{case.matrices} {'matrix' if case.matrices == 1 else 'matrices'} of "
         f"{case.rows} x {case.columns}",
     )  # fmt: skip
@@ -55,7 +56,8 @@ class Int4PackCase(Case):
     seed: int = seed()
 
     drawn_first = ("columns", "matrices", "rows")
-    outliers = ("matrices", "rows")
+    outliers = ("matrices", "rows", "columns")
+    huge_axes = ("rows",)
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""

@@ -50,6 +50,12 @@ def _hidden(case: MoeExpertsCase) -> Sequence[int]:
     return (GROUP_SIZE * case.groups,) if case.groups > 1 else (32, 16, 64, 96, 48)
 
 
+def _affords_tokens(case: MoeExpertsCase, tokens: int) -> bool:
+    if case.huge:
+        return case.affords(tokens * case.top_k * max(case.hidden, case.width), 0)
+    return tokens * case.hidden * case.width * case.top_k <= MOST_PRODUCTS
+
+
 def _here(case: MoeExpertsCase) -> Sequence[str]:
     """Of many experts, only the matrices of those that are chosen are made; one expert has no halves."""
     if case.experts >= MANY:
@@ -72,8 +78,8 @@ class MoeExpertsCase(Case):
     """One call, as sizes, configuration and recipes."""
 
     tokens: int = axis(
-        "rows", range(1, 4097), drawn=(1, 2, 3, 7, 17, 33, 70, 130),
-        affordable=lambda case, tokens: tokens * case.hidden * case.width * case.top_k <= MOST_PRODUCTS,
+        "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 33, 70, 130),
+        affordable=lambda case, tokens: _affords_tokens(case, tokens),
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.hidden}",
     )  # fmt: skip
     hidden: int = axis("elements of a row", range(1, 2**14), 32, drawn=_hidden, shown="")
@@ -126,6 +132,7 @@ class MoeExpertsCase(Case):
 
     drawn_first = ("form", "activation", "groups", "hidden", "width", "top_k", "experts", "shared_width")
     outliers = ("experts", "top_k", "tokens", "width")
+    huge_axes = ("tokens",)
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
@@ -187,8 +194,8 @@ def build_inputs(case: MoeExpertsCase) -> MoeExpertsInputs:
 
 def _chosen(case: MoeExpertsCase) -> torch.Tensor:
     stream = Stream(case.seed, "chosen")
-    orders = [stream.permutation(case.experts)[: case.top_k] for _ in range(1 if case.load == "same" else case.tokens)]
-    return torch.tensor(orders, dtype=torch.int32).expand(case.tokens, case.top_k).contiguous()
+    orders = stream.permutations(1 if case.load == "same" else case.tokens, case.experts)[:, : case.top_k]
+    return torch.from_numpy(orders).to(torch.int32).expand(case.tokens, case.top_k).contiguous()
 
 
 def _experts(case: MoeExpertsCase, name: str, numbers: torch.Tensor, width: int, limit: float | None) -> Experts:
@@ -298,11 +305,11 @@ component = Component(
     coordinates=coordinates,
     highlighted_region="w4a8",
     relations=(
-        tokens_do_not_mix("states", "topk_ids", "weights", most=4096),
+        tokens_do_not_mix("states", "topk_ids", "weights"),
         relation("experts_in_another_order", "experts change places with their matrices, and nothing else does",
                  _experts_in_another_order, within={"experts": range(2, 1025), "here": ("all", "local")}),
         Property("in_two_calls", "tokens in two calls have what they have in one", _in_two_calls,
-                 within={"tokens": range(2, 4097)}),
+                 within={"tokens": rows.SEVERAL}),
     ),
     example_ratio=0.4,
     profiles=of_models(_sizes),

@@ -41,13 +41,14 @@ class MoeFinalizeCase(Case):
     """One call, as sizes and recipes."""
 
     tokens: int = axis(
-        "rows of the result", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
-        affordable=lambda case, tokens: tokens * case.top_k * case.width <= MOST_ELEMENTS,
+        "rows of the result", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
+        affordable=lambda case, tokens: case.affords(tokens * case.top_k * case.width, MOST_ELEMENTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} of {counted(case.top_k, 'expert')}",
     )  # fmt: skip
     top_k: int = axis("experts of a token", range(1, 513), 1, drawn=(1, 2, 3, 4, 6, 8), shown="", was="chosen")
     width: int = axis(
-        "elements of a row", range(1, 2**16 + 1), 64, drawn=(64, 16, 32, 80, 1000), shown="width {}", always=True
+        "elements of a row", range(1, 2**16 + 1), 64, drawn=lambda case: (8, 3) if case.huge else (64, 16, 32, 80, 1000),
+        shown="width {}", always=True
     )
     dtype: str = axis("dtype of rows and weights", tuple(DTYPES), "bfloat16", always=True)
     dropped: str = axis("which copies are left out", DROPPED, "none", shown="{} left out", region="left out")
@@ -69,6 +70,7 @@ class MoeFinalizeCase(Case):
     drawn_first = ("top_k", "width", "tokens")
     shown_first = ("tokens", "dropped", "spare_rows")
     outliers = ("top_k", "top_k", "tokens", "width")
+    huge_axes = ("tokens",)
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""

@@ -41,8 +41,8 @@ class MoeGatingCase(Case):
     """One call, as sizes, configuration and a recipe."""
 
     tokens: int = axis(
-        "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257),
-        affordable=lambda case, tokens: tokens * case.experts <= MOST_ELEMENTS,
+        "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 257),
+        affordable=lambda case, tokens: case.affords(tokens * case.experts, MOST_ELEMENTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} to {case.top_k} of {case.experts}",
     )  # fmt: skip
     experts: int = axis(
@@ -89,6 +89,7 @@ class MoeGatingCase(Case):
     drawn_first = ("experts", "tokens", "groups", "kept_groups", "scoring", "recipe")
     shown_first = ("tokens", "scoring", "bias", "groups", "renormalise", "scaling")
     outliers = ("top_k", "experts", "tokens")
+    huge_axes = ("tokens",)
 
     @property
     def room(self) -> int:

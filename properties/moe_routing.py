@@ -37,8 +37,8 @@ class MoeRoutingCase(Case):
     """One call, as sizes and a way to spread tokens."""
 
     tokens: int = axis(
-        "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
-        affordable=lambda case, tokens: tokens * case.top_k * case.width <= MOST_ELEMENTS,
+        "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
+        affordable=lambda case, tokens: case.affords(tokens * case.top_k * case.width, MOST_ELEMENTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} to {case.top_k} of {case.experts}",
     )  # fmt: skip
     experts: int = axis(
@@ -66,6 +66,7 @@ class MoeRoutingCase(Case):
     drawn_first = ("experts", "top_k", "width", "tokens")
     shown_first = ("tokens", "local", "load")
     outliers = ("top_k", "experts", "tokens", "width")
+    huge_axes = ("tokens",)
 
     @property
     def here(self) -> range:

@@ -18,7 +18,7 @@ from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.rows import with_row_stride
-from npudiff.properties._shared.weight_matrix import MOST_WEIGHTS, columns_do_not_mix, coordinates, too_large
+from npudiff.properties._shared.weight_matrix import MOST_WEIGHTS, affords_tokens, columns_do_not_mix, coordinates, too_large
 from npudiff.reference.bounds import underflow_step
 from npudiff.reference.quant_matmul import RANGES, QuantMatmulInputs, quant_matmul
 from npudiff.text import counted
@@ -69,8 +69,8 @@ class QuantMatmulCase(Case):
     """One call, as sizes, dtypes and a recipe."""
 
     tokens: int = axis(
-        "rows of the states", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 130, 300),
-        affordable=lambda case, tokens: tokens * case.inner * case.columns <= MOST_PRODUCTS,
+        "rows of the states", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 130, 300),
+        affordable=lambda case, tokens: affords_tokens(case, tokens, MOST_PRODUCTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.inner} x {case.columns}",
     )  # fmt: skip
     inner: int = axis(
@@ -112,6 +112,7 @@ class QuantMatmulCase(Case):
 
     drawn_first = ("inner", "columns")
     outliers = ("columns", "inner", "tokens")
+    huge_axes = ("tokens",)
     tied = ("inner", "columns", "tokens")
     rules = Constraints(RULES)
 

@@ -54,7 +54,7 @@ MANY_TOKENS, MANY_HEADS = (257, 513, 1025), (64, 33, 12)
 
 
 def _has_many_rows(case: RotaryCase) -> bool:
-    return bool(case.place_of_many == MANY_SHARE - 1)
+    return bool(case.place_of_many == MANY_SHARE - 1 and not case.huge)
 
 
 def _heads(case: RotaryCase) -> Sequence[int]:
@@ -75,6 +75,19 @@ def _sections(case: RotaryCase) -> Sequence[str]:
     return ["none", *fitting, *(fitting if case.tokens == 1 else ["none"])]
 
 
+def _dims(case: RotaryCase) -> Sequence[str]:
+    """Dims of models; few elements where there are many rows."""
+    if case.huge:
+        return ("16", "8/16", "8")
+    return ("64", "32/64") if _has_many_rows(case) else DIMS
+
+
+def _turns_a_part(text: str) -> bool:
+    """Whether there are as many elements as are to turn."""
+    dims = _into_dims(text)
+    return dims["rotary_dim"] <= dims["head_dim"]
+
+
 def _into_dims(text: str) -> dict[str, int]:
     rotary_dim, _, head_dim = text.partition("/")
     return {"rotary_dim": int(rotary_dim), "head_dim": int(head_dim or rotary_dim)}
@@ -85,8 +98,9 @@ class RotaryCase(Case):
     """One call: sizes, style, and which positions the tokens have."""
 
     tokens: int = axis(
-        "rows", _SIZES,
+        "rows", rows.COUNTS,
         drawn=lambda case: MANY_TOKENS if _has_many_rows(case) else (1, 1, 2, 3, 7, 16, 17, 65, 257, 513),
+        affordable=lambda case, tokens: not case.huge or case.affords(tokens * case.head_dim, 0),
         shown="{} token(s)",
     )  # fmt: skip
     heads: int = axis(
@@ -126,11 +140,12 @@ class RotaryCase(Case):
     place_of_many = choice(range(MANY_SHARE))
     drawn_first = ("place_of_many", "dims", "tokens", "table", "data")
     shown_first = ("tokens", "heads", "dims", "style", "dtype", "positions", "sections", "rows", "data", "magnitude")
-    outliers = ("heads", "kv_heads", "tokens")
+    outliers = ("heads", "kv_heads", "tokens", "dims")
+    huge_axes = ("tokens",)
 
     @derived(
         "rotary dim, and head dim if it differs: 64 or 64/128", Joined((range(2, 2**16 + 1, 2), _SIZES), short=True),
-        drawn=lambda case: ("64", "32/64") if _has_many_rows(case) else DIMS, into=_into_dims, shown="dim {}",
+        drawn=_dims, fits=lambda case, text: _turns_a_part(text), into=_into_dims, shown="dim {}",
     )  # fmt: skip
     def dims(self) -> str:
         """Rotary dim, and head dim if it differs."""
@@ -314,7 +329,7 @@ component = Component(
     highlighted_region="partial rotary",
     relations=(
         relation("tokens_do_not_mix", "the order of tokens does not matter", _in_another_order,
-                 within={"tokens": range(2, 2**16 + 1)}),
+                 within={"tokens": rows.SEVERAL}),
         relation("heads_do_not_mix", "queries and keys are rotated alike", _swapped),
         Property("norm_is_preserved", "a rotation changes no length", _norm_is_preserved, within=_COSINES),
         Property("relative_positions", "scores depend on distances of positions only", _relative_positions,

@@ -15,7 +15,7 @@ from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.weight_matrix import MOST_WEIGHTS, columns_do_not_mix, coordinates, too_large
+from npudiff.properties._shared.weight_matrix import MOST_WEIGHTS, affords_tokens, columns_do_not_mix, coordinates, too_large
 from npudiff.reference.quant_matmul import RANGES
 from npudiff.reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
 from npudiff.text import counted
@@ -54,8 +54,8 @@ class WeightQuantMatmulCase(Case):
     """One call, as sizes, dtypes and a recipe."""
 
     tokens: int = axis(
-        "rows of the states", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 130, 300),
-        affordable=lambda case, tokens: tokens * case.inner * case.columns <= MOST_PRODUCTS,
+        "rows of the states", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 130, 300),
+        affordable=lambda case, tokens: affords_tokens(case, tokens, MOST_PRODUCTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.inner} x {case.columns}",
     )  # fmt: skip
     inner: int = axis(
@@ -93,6 +93,7 @@ class WeightQuantMatmulCase(Case):
 
     drawn_first = ("inner", "columns")
     outliers = ("columns", "inner", "tokens")
+    huge_axes = ("tokens",)
     tied = ("inner", "columns")
     rules = RULES
 

@@ -40,9 +40,9 @@ def _draw_case(draw: st.DrawFn, kind: type[Case], boxes: Sequence[Box]) -> Any: 
     box = choose.pick(boxes)
     draft = object.__new__(kind)  # what is not drawn yet has its default
     known = vars(draft)
-    if kind.outliers:
-        choose.draw_outlier_axis(kind.axes(), *kind.outliers)
-    known.update(far=choose.far, box=box)
+    if kind.outliers or kind.huge_axes:
+        choose.draw_outlier_axis(kind.axes(), *kind.outliers, huge=kind.huge_axes)
+    known.update(far=choose.far, huge=choose.huge, box=box)
     value = choose.value
     for name, quantity, is_plain in said.drawn:
         if is_plain:

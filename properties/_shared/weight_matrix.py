@@ -27,6 +27,13 @@ def too_large(tokens: int, inner: int, columns: int) -> Iterator[str]:
         yield f"there would be more than {_MAX_ELEMENTS} elements or {_MAX_PRODUCTS} products"
 
 
+def affords_tokens(draft: AnyCase, tokens: int, most: int) -> bool:
+    """Whether a draft may have so many rows: of products up to ``most``, or where they are huge, of few elements."""
+    if draft.huge:
+        return bool(draft.affords(tokens * max(draft.inner, draft.columns), 0))
+    return bool(tokens * draft.inner * draft.columns <= most)
+
+
 def coordinates(inputs: AnyInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to the output: token and column."""
     del output  # there is one

@@ -11,6 +11,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare, same_bits
 from npudiff.model.comparison import Comparison
 from npudiff.model.component import ExpectedOutput, NotApplicable, Property, Subject
+from npudiff.properties._shared import rows
 from npudiff.properties.rope_cache.case import RopeCacheCase
 from npudiff.properties.rope_cache.inputs import build_inputs
 from npudiff.reference.rope_cache import RopeCacheInputs, entry_rounding
@@ -131,7 +132,7 @@ RELATIONS = (
         "tokens_do_not_mix",
         "the order of tokens does not matter",
         _tokens_do_not_mix,
-        within={"tokens": range(2, 2**16 + 1)},
+        within={"tokens": rows.SEVERAL},
     ),
     Property(
         "offsets_are_added",
