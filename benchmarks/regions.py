@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from benchmarks.measure import Row
 from npudiff.model.component import Component
 from npudiff.model.constraints import Constraints
+from npudiff.properties._shared.slots import SLOT_ORDERS
 from npudiff.run.discovery import load_components
 
 CASES = 120
@@ -53,12 +54,13 @@ WRITERS = ("paged_cache", "kv_rmsnorm_rope_cache", "mla_preprocess")
 PAGED = ("cached_attention", "cache_gather", "sliding_attention", "kv_rmsnorm_rope_cache")
 
 
-def _slots_are(order: str) -> Region:
-    return lambda case: getattr(case, "slot_order", "") == order and case.tokens_of_orders > 2
+def _slots_are(name: str, order: str) -> Region:
+    tokens = ROWS[name]
+    return lambda case: case.slot_order == order and tokens(case) > 2
 
 
 def _pages_are(order: str) -> Region:
-    return lambda case: getattr(case, "page_order", "") == order
+    return lambda case: case.page_order == order
 
 
 def _lengths(case: Any, name: str) -> Sequence[int]:  # noqa: ANN401 - a case of any component
@@ -152,9 +154,9 @@ def regions(name: str) -> Mapping[str, Region]:
     if name in ROWS:
         found |= {f"rows > {number:,}": _more_rows(ROWS[name], number) for number in NUMBERS}
     if name in WRITERS:
-        found |= {f"slots: {order}": _slots_are(order) for order in ("run", "run with a stray", "pages", "gaps")}
+        found |= {f"slots in {order}": _slots_are(name, order) for order in SLOT_ORDERS[1:]}
     if name in PAGED:
-        found |= {f"pages: {order}": _pages_are(order) for order in ("run",)}
+        found["pages in a run"] = _pages_are("run")
     if name in ("sliding_attention", "cached_attention", "cache_gather", "page_allocation", "decoder_layer",
                 "swa_mask"):  # fmt: skip
         found["uniform lengths"] = _uniform(name)

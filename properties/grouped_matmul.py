@@ -57,7 +57,7 @@ def biases(form: str, dtype: str) -> tuple[str, ...]:
 def _inners(case: GroupedMatmulCase) -> Sequence[int]:
     if case.form == "w4a8" and case.groups > 1:
         return (GROUP_SIZE * case.groups,)
-    return (32, 16, 64, 48, 40, 100, 128, 1280, 2064)
+    return (16, 8) if case.huge else (32, 16, 64, 48, 40, 100, 128, 1280, 2064)
 
 
 def _affords_rows(case: GroupedMatmulCase, count: int) -> bool:

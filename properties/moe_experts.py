@@ -47,7 +47,7 @@ MOST_PRODUCTS = 2**22
 
 
 def _hidden(case: MoeExpertsCase) -> Sequence[int]:
-    return (GROUP_SIZE * case.groups,) if case.groups > 1 else (32, 16, 64, 96, 48)
+    return (GROUP_SIZE * case.groups,) if case.groups > 1 else (16, 8) if case.huge else (32, 16, 64, 96, 48)
 
 
 def _affords_tokens(case: MoeExpertsCase, tokens: int) -> bool:
@@ -84,7 +84,8 @@ class MoeExpertsCase(Case):
     )  # fmt: skip
     hidden: int = axis("elements of a row", range(1, 2**14), 32, drawn=_hidden, shown="")
     width: int = axis(
-        "gates of an expert, and as many ups", range(1, 2**14), 32, drawn=(32, 16, 64, 40, 96, 264), shown=""
+        "gates of an expert, and as many ups", range(1, 2**14), 32, drawn=lambda case: (8, 16) if case.huge else (32, 16, 64, 40, 96, 264),
+        shown=""
     )
     experts: int = axis(
         "experts", range(1, 1025), 2, drawn=EXPERTS, fits=lambda case, experts: experts >= case.top_k,

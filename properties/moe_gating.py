@@ -46,7 +46,7 @@ class MoeGatingCase(Case):
         shown=lambda case: f"{counted(case.tokens, 'token')} to {case.top_k} of {case.experts}",
     )  # fmt: skip
     experts: int = axis(
-        "routed experts", range(1, 2049), 8, drawn=lambda case: EXPERTS[3:] if case.far == "top_k" else EXPERTS,
+        "routed experts", range(1, 2049), 8, drawn=lambda case: (4, 3) if case.huge else EXPERTS[3:] if case.far == "top_k" else EXPERTS,
         shown="",
     )  # fmt: skip
     top_k: int = axis(

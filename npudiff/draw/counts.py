@@ -19,8 +19,11 @@ table or a block, and the cores of devices."""
 FAR_OCTAVES, HUGE_OCTAVES, GRID_OCTAVE = range(2, 10), range(10, 16), 16
 """Powers of two from which on a count is far, is huge, and leaves a grid of 65,535 blocks."""
 
-GRID_WEIGHT = 8
-"""A huge count is beyond a grid this many times as often as at any other power of two: two in three."""
+GRID_WEIGHT = 12
+"""A huge count is beyond a grid this many times as often as at any other power of two: three in four."""
+
+GRID_REST = 2**12
+"""How far beyond a grid a count goes at most: what is beyond is there, and cases stay cheap."""
 
 DIMS = (72, 224, 512, 16, 8, 24, 40, 48, 112, 144, 160, 320, 384, 448)
 """Head dims of models, and multiples of eight that no model has."""
@@ -60,7 +63,7 @@ def huge_values(legal: Allowed, place: int) -> Sequence[object]:
         Where between powers of two this case has values, in ``range(PLACES)``.
     """
     large = [count for octave in HUGE_OCTAVES for count in (2**octave + 1, between(octave, place))]
-    grids = [2**GRID_OCTAVE, 2**GRID_OCTAVE + 1, between(GRID_OCTAVE, place)]
+    grids = [2**GRID_OCTAVE, 2**GRID_OCTAVE + 1, 2**GRID_OCTAVE + place * GRID_REST // PLACES]
     return _legal([*large, *grids * GRID_WEIGHT], legal)
 
 

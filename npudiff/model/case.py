@@ -171,6 +171,7 @@ def derived(
     drawn: Options | None = None,
     fits: Callable[[Any, Any], bool] | None = None,
     assumes: Callable[[Any, Any], bool] | None = None,
+    affordable: Callable[[Any, Any], bool] | None = None,
     into: Callable[[Any], Mapping[str, Any]] | None = None,
     applies: Callable[[Any], bool] | None = None,
     shown: Text = "",
@@ -182,7 +183,7 @@ def derived(
     Where the axis is what is drawn, ``into`` says which fields keep the value.
     """
     said = Quantity(
-        meaning, legal, optional, drawn, fits, assumes, into=into, applies=applies, shown=shown, always=True,
+        meaning, legal, optional, drawn, fits, assumes, affordable, into=into, applies=applies, shown=shown, always=True,
         region=region, each=each,
     )  # fmt: skip
     return lambda function: Derived(said, function)

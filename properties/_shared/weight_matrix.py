@@ -16,6 +16,9 @@ from npudiff.model.component import Property
 MOST_WEIGHTS = 2**19
 """Elements of a matrix up to which it may have more columns than it must."""
 
+HUGE_INNER, HUGE_COLUMNS = (8, 16), (8,)
+"""Of a matrix where tokens are beyond a thousand: int4 fills words."""
+
 _MAX_ELEMENTS = 2**26
 _MAX_PRODUCTS = 2**34
 

@@ -9,6 +9,7 @@ from npudiff.model.case import DeclaredCase, axis, derived, part, seed
 from npudiff.model.constraints import Numbers
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.head_dims import HEAD_DIMS, join_head_dims
+from npudiff.properties._shared.slots import page_order_axis
 from npudiff.reference.paged_kv import LAYOUTS
 from npudiff.text import listed
 
@@ -18,7 +19,7 @@ borders are 64 times larger. cold: every score is below -50,000."""
 
 POISONS = ("large", "nan")
 BLIND_ROWS = ("none", "empty", "any")
-DIMS = ("64", "128", "192/128", "80", "96", "192", "256", "576/512")
+DIMS = ("64", "128", "192/128", "80", "96", "192", "256", "576/512", "512", "72")
 SCALES = (1.0, 0.5, 4.0)
 
 _LENGTHS = range(2**20 + 1)
@@ -71,6 +72,7 @@ class SlidingAttentionCase(DeclaredCase):
     seed: int = seed()
     layout: str = axis("how the pages lie", LAYOUTS, "PA_BSND", shown="NZ pages", region="NZ pages")
     rows: str = rows.axis()
+    page_order: str = page_order_axis()
 
     shown_first = ("requests", "window", "page_size", "kv_heads", "head_dims", "dtype", "layout")
 
