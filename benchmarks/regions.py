@@ -50,6 +50,9 @@ ROWS: Mapping[str, Callable[[Any], int]] = {
 
 NUMBERS = (1_024, 2_048, 65_535)
 
+FEWER = {"mla_preprocess": 2}
+"""How many of them are for a component: each token of some has matrices to go through."""
+
 WRITERS = ("paged_cache", "kv_rmsnorm_rope_cache", "mla_preprocess")
 PAGED = ("cached_attention", "cache_gather", "sliding_attention", "kv_rmsnorm_rope_cache")
 
@@ -57,6 +60,10 @@ PAGED = ("cached_attention", "cache_gather", "sliding_attention", "kv_rmsnorm_ro
 def _slots_are(name: str, order: str) -> Region:
     tokens = ROWS[name]
     return lambda case: case.slot_order == order and tokens(case) > 2
+
+
+def _orders(name: str) -> Sequence[str]:
+    return [one for one in SLOT_ORDERS[1:] if name != "kv_rmsnorm_rope_cache" or one != "pages"]  # placement says that
 
 
 def _pages_are(order: str) -> Region:
@@ -152,9 +159,10 @@ def regions(name: str) -> Mapping[str, Region]:
     """Return the regions of a component, each as whether a case is in it."""
     found: dict[str, Region] = {}
     if name in ROWS:
-        found |= {f"rows > {number:,}": _more_rows(ROWS[name], number) for number in NUMBERS}
+        numbers = NUMBERS[: FEWER.get(name)]
+        found |= {f"rows > {number:,}": _more_rows(ROWS[name], number) for number in numbers}
     if name in WRITERS:
-        found |= {f"slots in {order}": _slots_are(name, order) for order in SLOT_ORDERS[1:]}
+        found |= {f"slots in {order}": _slots_are(name, order) for order in _orders(name)}
     if name in PAGED:
         found["pages in a run"] = _pages_are("run")
     if name in ("sliding_attention", "cached_attention", "cache_gather", "page_allocation", "decoder_layer",

@@ -36,7 +36,7 @@ from npudiff.text import listed
 
 DTYPES = ("bfloat16", "float16", "int8")
 DIMS = ("32", "64", "128", "192/128", "512/64", "80", "96", "256", "576", "512", "72")
-TINY_DIMS = ("16", "8", "32", "64")
+TINY_DIMS = ("16", "8")
 """Where a request is read of more than a thousand tokens."""
 STARTS = ("none", "page", "token")
 UNUSED = ("page 0", "-1", "any page")
@@ -92,6 +92,12 @@ def _fills_strips(case: CacheGatherCase, dims: str) -> bool:
     return all(case.kv_heads * dim % width == 0 for dim in split_head_dims(dims))
 
 
+def _dims(case: CacheGatherCase) -> Sequence[str]:
+    if not case.huge:
+        return DIMS
+    return ("32",) if case.layout == "PA_NZ" and case.dtype == "int8" else TINY_DIMS
+
+
 def _draw_length(choose: Chooser, box: Box, case: CacheGatherCase, lengths: Sequence[int]) -> int:
     options = choose.options(box, "length", lengths)
     if choose.huge:
@@ -144,7 +150,8 @@ class CacheGatherCase(Case):
         drawn=lambda case: (1, 2, 16) if case.far else (1, 2, 16, 32, 48, 64, 128, 192, 256),
         shown="page {}", always=True,
     )  # fmt: skip
-    kv_heads: int = axis("KV heads", _SIZES, 1, drawn=(1, 2, 3, 8), shown="heads {}", always=True)
+    kv_heads: int = axis("KV heads", _SIZES, 1, drawn=lambda case: (1,) if case.huge else (1, 2, 3, 8),
+                         shown="heads {}", always=True)  # fmt: skip
     head_dim: int = part(64)
     value_head_dim: int = part(64)
     dtype: str = axis("dtype of the caches", DTYPES, "bfloat16", always=True)
@@ -185,7 +192,7 @@ class CacheGatherCase(Case):
 
     @derived(
         "head dim of keys, and of values if it differs: 128 or 192/128", HEAD_DIMS,
-        drawn=lambda case: TINY_DIMS if case.huge else DIMS,
+        drawn=lambda case: _dims(case),
         fits=_fills_strips, into=into_head_dims, shown="dim {}",
     )  # fmt: skip
     def head_dims(self) -> str:
@@ -292,14 +299,15 @@ def _block_table(case: CacheGatherCase) -> torch.Tensor:
     """Pages of the requests; those before the first token that is read are pages as well, which nothing reads."""
     names = page_names(case.seed, case.pages) if case.page_order == "scattered" else list(range(1, case.pages))
     unused = {"page 0": [0], "-1": [-1], "any page": names}[case.unused]
-    words = Stream(case.seed, "unused").random_uint64(len(case.requests) * case.width).tolist()
+    width = case.width
+    words = Stream(case.seed, "unused").random_uint64(len(case.requests) * width).tolist()
     filler, fresh = iter([unused[int(word % len(unused))] for word in words]), iter(names)
     shared = [next(fresh) for _ in range(min(case.shared_pages, max(map(case.last_page, case.requests))))]
     table = []
     for request in case.requests:
         first, last = request.start // case.page_size, case.last_page(request)
         pages = [*shared[:last], *(next(fresh) for _ in range(len(shared), last))]
-        table.append([pages[column] if first <= column < last else next(filler) for column in range(case.width)])
+        table.append([pages[column] if first <= column < last else next(filler) for column in range(width)])
     return torch.tensor(table, dtype=torch.int32)
 
 

@@ -104,7 +104,7 @@ class CachedAttentionCase(Case):
     place_of_tiled = choice(range(TILED_SHARE))
     drawn_first = ("place_of_tiled", "page_size", "window", "kv_heads")
     shown_first = ("requests", "write_layout")
-    outliers = ("batch", "kv_heads", "group", "head_dim")
+    outliers = ("batch", "kv_heads", "group", "head_dim", "head_dim")
     tied = ("kv_heads", "group", "page_size")
 
     @derived("number of requests", range(1, 257))

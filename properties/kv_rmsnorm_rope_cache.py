@@ -31,7 +31,7 @@ from npudiff.text import counted
 
 DTYPES = ("bfloat16", "float16")
 DIMS = ("512/64", "128/64", "64/32")
-TINY_DIMS = ("16/16", "8/4")
+TINY_DIMS = ("16/16", "8/4", "32/32")
 """Where tokens are beyond a thousand."""
 LAYOUTS = ("PA_BSND", "PA_NZ")
 PLACEMENTS = ("scattered", "pages", "rows")
@@ -120,7 +120,10 @@ class KvRmsnormRopeCacheCase(Case):
         region="int8",
     )  # fmt: skip
     layout: str = axis("how the caches lie", LAYOUTS, "PA_BSND", always=True, region="NZ")
-    placement: str = axis("which slots a request has", PLACEMENTS, "scattered")
+    placement: str = axis(
+        "which slots a request has", PLACEMENTS, "scattered",
+        drawn=lambda case: PLACEMENTS[:2] if case.huge else PLACEMENTS,
+    )  # fmt: skip
     padding: str = padding_axis()
     padded_tokens: int = axis(
         "tokens that are padding; only among scattered slots", range(2**16), 0, drawn=(0, 0, 1, 3),
@@ -133,7 +136,7 @@ class KvRmsnormRopeCacheCase(Case):
     )
     table: int = axis(
         "rows of the table of cosines and sines", range(1, 2**20 + 1), 64,
-        drawn=(*(64, 1, 5, 4097) * 12, 70_001, 2**20), shown="table {}",
+        drawn=(*(64, 1, 5, 4097) * 8, 70_001, 2**20), shown="table {}",
     )  # fmt: skip
     rows: str = rows.axis()
     seed: int = seed()

@@ -91,7 +91,7 @@ class MoeExpertsCase(Case):
         "experts", range(1, 1025), 2, drawn=EXPERTS, fits=lambda case, experts: experts >= case.top_k,
         shown=lambda case: f"top {case.top_k} of {case.experts} x {case.width}",
     )  # fmt: skip
-    top_k: int = axis("experts of a token", range(1, 65), 1, drawn=(1, 2, 3, 4, 8), shown="")
+    top_k: int = axis("experts of a token", range(1, 65), 1, drawn=lambda case: (1, 2) if case.huge else (1, 2, 3, 4, 8), shown="",)
     form: str = axis(
         "what weights are; rows are int8 where these are integers", FORMS, "float", region=lambda case: case.form
     )

@@ -35,7 +35,7 @@ from npudiff.reference.paged_cache import PagedCacheInputs, paged_cache
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 DIMS = ("32", "64", "128", "192/128", "512/64", "80", "96", "256", "576", "512", "72")
-TINY_DIMS = ("16", "8", "32", "64")
+TINY_DIMS = ("8", "16", "32")
 """Where tokens are beyond a thousand: the smallest that may be, as many elements fill strips."""
 
 _SIZES = range(1, 2**16 + 1)
@@ -52,7 +52,7 @@ MOST_DIMS = 1152
 LARGE_SLOTS, LARGE_ELEMENTS = 2**16 + 2**12, 9 * 2**20
 """Slots of a large pool, beyond 16 bits, and elements of both caches up to which it is that large."""
 
-LARGE_SHARE = 48
+LARGE_SHARE = 96
 """One of so many cases has a large pool."""
 
 MOST_TOKENS = 2**13
@@ -90,6 +90,8 @@ def _fills_strips(case: PagedCacheCase, dims: str) -> bool:
 
 
 def _affords_dims(case: PagedCacheCase, dims: str) -> bool:
+    if case.huge:
+        return case.affords(LARGE_SLOTS * max(split_head_dims(dims)), 0)
     return case.far != "head_dims" or case.page_size * case.kv_heads * sum(split_head_dims(dims)) <= CACHE_ELEMENTS
 
 

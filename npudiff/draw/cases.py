@@ -67,11 +67,16 @@ def _drawn(choose: Chooser, box: Box, draft: Case, name: str, quantity: Quantity
     return {name: value} if quantity.into is None else {name: value, **quantity.into(value)}
 
 
+def _smallest(options: Sequence[Any]) -> Any:  # noqa: ANN401 - the element type of the options
+    """Return the smallest of numbers, and of texts the first: the simplest."""
+    return options[0] if isinstance(options[0], str) else min(options)
+
+
 def _fitting(options: Sequence[Any], draft: Case, quantity: Quantity) -> Sequence[Any]:
     """Leave out what does not go with the draft, and what a case may not cost; the smallest stays."""
     if quantity.fits is not None:
         options = [value for value in options if quantity.fits(draft, value)]
         assume(options)
     if quantity.affordable is not None:
-        options = [value for value in options if quantity.affordable(draft, value)] or [min(options)]
+        options = [value for value in options if quantity.affordable(draft, value)] or [_smallest(options)]
     return options

@@ -30,13 +30,13 @@ has such literals, this one included, and its distribution is flat."""
 
 _SCATTER = 2_654_435_761  # Knuth's multiplicative hash: 2**32 divided by the golden ratio
 
-FAR_SHARE, HUGE_SHARE = 10, 26
+FAR_SHARE, HUGE_SHARE = 10, 24
 """One axis is an outlier in one of so many cases, and beyond a thousand in one of so many, where it can be."""
 
 FAR_WEIGHT = 3
 """An outlier axis has each far value this many times as often as a usual one, the larger half twice that."""
 
-TINY = 4
+TINY = 8
 """Sizes on other axes are at most this where one is beyond a thousand, or as small as there are."""
 
 UNIFORM = (*["no"] * 10, "partly", "wholly")
