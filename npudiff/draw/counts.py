@@ -48,7 +48,7 @@ def far_values(legal: Allowed, place: int, other: int) -> Sequence[object]:
     if isinstance(legal, Joined):
         return [text for text in dict.fromkeys(_joined(legal, place, other)) if text in legal]
     step = legal.step if isinstance(legal, range) else 1
-    counts = (*FAR_COUNTS, *(between(octave, place) for octave in FAR_OCTAVES))
+    counts = sorted({*FAR_COUNTS, *(between(octave, place) for octave in FAR_OCTAVES)})
     return _legal([count * step for count in counts], legal)
 
 
@@ -62,7 +62,7 @@ def huge_values(legal: Allowed, place: int) -> Sequence[object]:
     place : int
         Where between powers of two this case has values, in ``range(PLACES)``.
     """
-    large = [count for octave in HUGE_OCTAVES for count in (2**octave + 1, between(octave, place))]
+    large = sorted(count for octave in HUGE_OCTAVES for count in (2**octave + 1, between(octave, place)))
     grids = [2**GRID_OCTAVE, 2**GRID_OCTAVE + 1, 2**GRID_OCTAVE + place * GRID_REST // PLACES]
     return _legal([*large, *grids * GRID_WEIGHT], legal)
 

@@ -242,7 +242,7 @@ class TraceRun(CaseRun):
         configured = hypothesis_settings(
             RUNS_AT_ONCE,
             deterministic=budget.deterministic,
-            seeded=seed_of(self.outcome.job, budget) is not None,
+            seeded=budget.seed_of(self.outcome.job) is not None,
             shrink=False,
             memory=budget.example_database_of(self.outcome.job),
             shared=budget.shared_database_of(self.outcome.job),
