@@ -70,7 +70,7 @@ def _pages_are(order: str) -> Region:
     return lambda case: case.page_order == order
 
 
-def _lengths(case: Any, name: str) -> Sequence[int]:  # noqa: ANN401 - a case of any component
+def _lengths(case: Any, name: str) -> Sequence[int]:
     if name == "swa_mask":
         return list(case.kv_lengths)
     names = {"sliding_attention": "query", "cached_attention": "query", "cache_gather": "length",
@@ -78,7 +78,7 @@ def _lengths(case: Any, name: str) -> Sequence[int]:  # noqa: ANN401 - a case of
     return [getattr(request, names[name]) for request in case.requests]
 
 
-def _totals(case: Any, name: str) -> Sequence[int]:  # noqa: ANN401 - a case of any component
+def _totals(case: Any, name: str) -> Sequence[int]:
     return [
         request.kv if name in ("sliding_attention", "cached_attention") else request.prefix for request in case.requests
     ]
@@ -96,7 +96,7 @@ def _all_uniform(name: str) -> Region:
     return lambda case: _is_uniform(_lengths(case, name)) and len(set(_totals(case, name))) == 1
 
 
-def _window_on_a_page(case: Any) -> bool:  # noqa: ANN401 - a case of any component
+def _window_on_a_page(case: Any) -> bool:
     return case.window is not None and any(
         request.query and request.kv > case.window and (request.kv - case.window) % case.page_size == 0
         for request in case.requests
@@ -189,7 +189,7 @@ def drawn(component: Component, number: int, cases: int = CASES) -> Collection[A
         suppress_health_check=list(HealthCheck),
     )
 
-    def collect(case: Any) -> None:  # noqa: ANN401 - a case of any component
+    def collect(case: Any) -> None:
         found.append(case)
 
     configured(seed(number)(given(component.strategy(Constraints()))(collect)))()

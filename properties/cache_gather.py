@@ -29,9 +29,9 @@ from npudiff.properties._shared.head_dims import (
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.moved_data import DTYPES as TORCH_DTYPES
 from npudiff.properties._shared.moved_data import random_bits
+from npudiff.properties._shared.slots import page_order_axis
 from npudiff.reference.cache_gather import CacheGatherInputs, cache_gather
 from npudiff.reference.cache_layout import LAYOUTS, CacheLayout, strip_width
-from npudiff.properties._shared.slots import page_order_axis
 from npudiff.text import listed
 
 DTYPES = ("bfloat16", "float16", "int8")
@@ -192,7 +192,7 @@ class CacheGatherCase(Case):
 
     @derived(
         "head dim of keys, and of values if it differs: 128 or 192/128", HEAD_DIMS,
-        drawn=lambda case: _dims(case),
+        drawn=_dims,
         fits=_fills_strips, into=into_head_dims, shown="dim {}",
     )  # fmt: skip
     def head_dims(self) -> str:

@@ -56,7 +56,10 @@ def _is_tiled(case: CachedAttentionCase) -> bool:
 def _draw_requests(choose: Chooser, box: Box, case: CachedAttentionCase) -> tuple[Request, ...]:
     tiled = _is_tiled(case)
     return choose.draw_list(
-        box, "batch", (1, 2) if tiled else (1, 2, 3), lambda: _draw_request(choose, box, case.page_size, tiled),
+        box,
+        "batch",
+        (1, 2) if tiled else (1, 2, 3),
+        lambda: _draw_request(choose, box, case.page_size, tiled),
         lambda first, other: replace(other, query=first.query, kv=max(first.query, other.kv)),
     )
 

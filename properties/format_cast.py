@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,6 +46,10 @@ _SAME_SIZE = {"bfloat16": "float16", "float16": "bfloat16", "float32": "int32", 
 _SIZES = COUNTS
 
 
+def _sizes(case: FormatCastCase, axis: str) -> Sequence[int]:
+    return LONG_SIZES if case.long == axis and not case.far else SIZES
+
+
 def _draw_leading(choose: Chooser, box: Box, case: FormatCastCase) -> tuple[int, ...]:
     ranks = (2,) if case.huge else (2, 3, 4)
     return tuple(choose.value(box, "leading", (1, 2, 3)) for _ in range(choose.value(box, "rank", ranks) - 2))
@@ -56,12 +60,12 @@ class FormatCastCase(Case):
     """A tensor, and the part of it that is cast."""
 
     rows: int = axis(
-        "rows of a matrix; a tile has 16", _SIZES, drawn=lambda case: LONG_SIZES if case.long == "rows" and not case.far else SIZES,
+        "rows of a matrix; a tile has 16", _SIZES, drawn=lambda case: _sizes(case, "rows"),
         shown=lambda case: " x ".join(map(str, case.shape)),
     )  # fmt: skip
     columns: int = axis(
         "columns of a matrix; a tile has 32 of one byte, else 16", _SIZES,
-        drawn=lambda case: LONG_SIZES if case.long == "columns" and not case.far else SIZES, shown="",
+        drawn=lambda case: _sizes(case, "columns"), shown="",
     )  # fmt: skip
     leading: tuple[int, ...] = axis(
         "size of an axis before the last two", _SIZES, (), draw=_draw_leading, each=True,

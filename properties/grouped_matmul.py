@@ -86,7 +86,7 @@ class GroupedMatmulCase(Case):
 
     rows_of_all: int = axis(
         "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 130, 300),
-        affordable=lambda case, count: _affords_rows(case, count),
+        affordable=_affords_rows,
         shown=lambda case: f"{counted(case.rows_of_all, 'row')} x {case.inner} x {case.columns}",
     )  # fmt: skip
     inner: int = axis("elements of a row", range(1, 2**16), 32, drawn=_inners, shown="")

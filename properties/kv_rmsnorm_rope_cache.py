@@ -143,14 +143,16 @@ class KvRmsnormRopeCacheCase(Case):
     padding_place: str = padding_place_axis()
     slot_order: str = axis(
         "how scattered slots lie: anywhere, a run, a run with a stray, or rising with gaps", SLOT_ORDERS, "scattered",
-        drawn=(*("scattered",) * 4, "run", "run with a stray", "gaps"), applies=lambda case: case.placement == "scattered",
+        drawn=(*("scattered",) * 4, "run", "run with a stray", "gaps"),
+        applies=lambda case: case.placement == "scattered",
         shown="slots in {}", region="slots in {}",
     )  # fmt: skip
     page_order: str = page_order_axis(applies=lambda case: case.placement == "pages")
 
     kind = choice(("decode", "extend"))
     drawn_first = (
-        "page_size", "placement", "kind", "length", "batch", "padded_tokens", "quantised", "layout", "dims", "spare_pages",
+        "page_size", "placement", "kind", "length", "batch", "padded_tokens", "quantised", "layout", "dims",
+        "spare_pages",
     )  # fmt: skip
     shown_first = (
         "batch", "padded_tokens", "padding_place", "placement", "layout", "page_size", "spare_pages", "dims",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,6 +45,18 @@ COMPANY = {"tokens": SEVERAL, "padded_tokens": (0,)}
 
 def _has_far_rows(case: MlaPreprocessCase) -> bool:
     return case.far in ("heads", "tokens")
+
+
+def _hidden_sizes(case: MlaPreprocessCase) -> Sequence[int]:
+    if case.huge:
+        return (16, 40)
+    return (256, 64, 80) if _has_far_rows(case) else (*(256, 64, 80, 1024) * 6, 6144, 7168, 7680)
+
+
+def _query_ranks(case: MlaPreprocessCase) -> Sequence[int]:
+    if case.huge:
+        return (16, 8)
+    return (64, 16) if _has_far_rows(case) else (64, 16, 96, 1536)
 
 
 def _dims_of(text: str) -> tuple[int, int, int]:
@@ -90,12 +102,12 @@ class MlaPreprocessCase(Case):
     padding: str = padding_axis()
     hidden_size: int = axis(
         "elements of a hidden state", _SIZES, 256,
-        drawn=lambda case: (16, 40) if case.huge else (256, 64, 80) if _has_far_rows(case) else (*(256, 64, 80, 1024) * 6, 6144, 7168, 7680),
+        drawn=_hidden_sizes,
         shown="hidden {}", always=True,
     )  # fmt: skip
     query_rank: int = axis(
         "elements of the query's latent", _SIZES, 64,
-        drawn=lambda case: (16, 8) if case.huge else (64, 16) if _has_far_rows(case) else (64, 16, 96, 1536), shown="rank {}", always=True,
+        drawn=_query_ranks, shown="rank {}", always=True,
     )  # fmt: skip
     heads: int = axis(
         "query heads", _SIZES, 1, drawn=(1, 2, 3, 4, 8),

@@ -79,19 +79,28 @@ class MoeExpertsCase(Case):
 
     tokens: int = axis(
         "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 33, 70, 130),
-        affordable=lambda case, tokens: _affords_tokens(case, tokens),
+        affordable=_affords_tokens,
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.hidden}",
     )  # fmt: skip
     hidden: int = axis("elements of a row", range(1, 2**14), 32, drawn=_hidden, shown="")
     width: int = axis(
-        "gates of an expert, and as many ups", range(1, 2**14), 32, drawn=lambda case: (8, 16) if case.huge else (32, 16, 64, 40, 96, 264),
-        shown=""
+        "gates of an expert, and as many ups",
+        range(1, 2**14),
+        32,
+        drawn=lambda case: (8, 16) if case.huge else (32, 16, 64, 40, 96, 264),
+        shown="",
     )
     experts: int = axis(
         "experts", range(1, 1025), 2, drawn=EXPERTS, fits=lambda case, experts: experts >= case.top_k,
         shown=lambda case: f"top {case.top_k} of {case.experts} x {case.width}",
     )  # fmt: skip
-    top_k: int = axis("experts of a token", range(1, 65), 1, drawn=lambda case: (1, 2) if case.huge else (1, 2, 3, 4, 8), shown="",)
+    top_k: int = axis(
+        "experts of a token",
+        range(1, 65),
+        1,
+        drawn=lambda case: (1, 2) if case.huge else (1, 2, 3, 4, 8),
+        shown="",
+    )
     form: str = axis(
         "what weights are; rows are int8 where these are integers", FORMS, "float", region=lambda case: case.form
     )

@@ -47,8 +47,12 @@ class MoeFinalizeCase(Case):
     )  # fmt: skip
     top_k: int = axis("experts of a token", range(1, 513), 1, drawn=(1, 2, 3, 4, 6, 8), shown="", was="chosen")
     width: int = axis(
-        "elements of a row", range(1, 2**16 + 1), 64, drawn=lambda case: (1, 3) if case.huge else (64, 16, 32, 80, 1000),
-        shown="width {}", always=True
+        "elements of a row",
+        range(1, 2**16 + 1),
+        64,
+        drawn=lambda case: (1, 3) if case.huge else (64, 16, 32, 80, 1000),
+        shown="width {}",
+        always=True,
     )
     dtype: str = axis("dtype of rows and weights", tuple(DTYPES), "bfloat16", always=True)
     dropped: str = axis("which copies are left out", DROPPED, "none", shown="{} left out", region="left out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,6 +36,12 @@ MOST_KEPT = 64
 """Experts of the kept groups up to which all of them may be chosen: what is left out otherwise is the worst of them."""
 
 
+def _experts(case: MoeGatingCase) -> Sequence[int]:
+    if case.huge:
+        return (4, 3)
+    return EXPERTS[3:] if case.far == "top_k" else EXPERTS
+
+
 @dataclass(frozen=True)
 class MoeGatingCase(Case):
     """One call, as sizes, configuration and a recipe."""
@@ -46,7 +52,7 @@ class MoeGatingCase(Case):
         shown=lambda case: f"{counted(case.tokens, 'token')} to {case.top_k} of {case.experts}",
     )  # fmt: skip
     experts: int = axis(
-        "routed experts", range(1, 2049), 8, drawn=lambda case: (4, 3) if case.huge else EXPERTS[3:] if case.far == "top_k" else EXPERTS,
+        "routed experts", range(1, 2049), 8, drawn=_experts,
         shown="",
     )  # fmt: skip
     top_k: int = axis(

@@ -91,8 +91,12 @@ class PaddedTokensCase(Case):
         was="chosen",
     )  # fmt: skip
     width: int = axis(
-        "elements of a row", range(1, 2**16 + 1), 64, drawn=lambda case: (1, 3) if case.huge else (64, 16, 32, 80),
-        shown="width {}", always=True
+        "elements of a row",
+        range(1, 2**16 + 1),
+        64,
+        drawn=lambda case: (1, 3) if case.huge else (64, 16, 32, 80),
+        shown="width {}",
+        always=True,
     )
     dtype: str = axis("dtype of states and weights", tuple(DTYPES), "bfloat16", always=True)
     poison: str = axis("what padded rows hold", POISONS, "stale")

@@ -37,7 +37,6 @@ SECTIONS = ("none", "16/24/24", "24/20/20", "8/12/12", "16/16/16/16")
 """How many frequencies belong to each kind of position (time, height and width of an image); none: all to one."""
 
 
-
 @dataclass(frozen=True)
 class Sections(Joined):
     """None, or three or four numbers of frequencies."""
@@ -113,8 +112,9 @@ def _dims(case: RotaryCase) -> Sequence[str]:
     return ("64", "32/64") if _has_many_rows(case) else DIMS
 
 
-def _turns_a_part(text: str) -> bool:
+def _turns_a_part(case: RotaryCase, text: str) -> bool:
     """Whether there are as many elements as are to turn."""
+    del case
     dims = _into_dims(text)
     return dims["rotary_dim"] <= dims["head_dim"]
 
@@ -177,7 +177,7 @@ class RotaryCase(Case):
 
     @derived(
         "rotary dim, and head dim if it differs: 64 or 64/128", Joined((range(2, 2**16 + 1, 2), _SIZES), short=True),
-        drawn=_dims, fits=lambda case, text: _turns_a_part(text), into=_into_dims, shown="dim {}",
+        drawn=_dims, fits=_turns_a_part, into=_into_dims, shown="dim {}",
     )  # fmt: skip
     def dims(self) -> str:
         """Rotary dim, and head dim if it differs."""

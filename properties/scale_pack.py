@@ -59,12 +59,19 @@ class ScalePackCase(Case):
         drawn=lambda case: (1, 2, 7, 16, 33) if case.far else (1, 2, 7, 16, 33, 256, 1030), shown=_shape,
     )  # fmt: skip
     groups: int = axis(
-        "groups of rows of the weight, which have scales each", range(1, 257), 1, drawn=lambda case: (1, 2) if case.huge else (1, 2, 3, 5),
+        "groups of rows of the weight, which have scales each",
+        range(1, 257),
+        1,
+        drawn=lambda case: (1, 2) if case.huge else (1, 2, 3, 5),
         shown="",
     )
     experts: int = axis(
-        "experts; 0 is a tensor of one axis", range(1025), 0,
-        drawn=lambda case: (0, 1) if case.huge else (0, 1, 2, 8, 17), shown="", region="experts"
+        "experts; 0 is a tensor of one axis",
+        range(1025),
+        0,
+        drawn=lambda case: (0, 1) if case.huge else (0, 1, 2, 8, 17),
+        shown="",
+        region="experts",
     )
     form: str = axis(
         "plain bits of the float32, or what npu_trans_quant_param returns", FORMS, "bits", always=True,

@@ -15,7 +15,15 @@ from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.weight_matrix import HUGE_COLUMNS, HUGE_INNER, MOST_WEIGHTS, affords_tokens, columns_do_not_mix, coordinates, too_large
+from npudiff.properties._shared.weight_matrix import (
+    HUGE_COLUMNS,
+    HUGE_INNER,
+    MOST_WEIGHTS,
+    affords_tokens,
+    columns_do_not_mix,
+    coordinates,
+    too_large,
+)
 from npudiff.reference.quant_matmul import RANGES
 from npudiff.reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
 from npudiff.text import counted

@@ -183,8 +183,8 @@ def derived(
     Where the axis is what is drawn, ``into`` says which fields keep the value.
     """
     said = Quantity(
-        meaning, legal, optional, drawn, fits, assumes, affordable, into=into, applies=applies, shown=shown, always=True,
-        region=region, each=each,
+        meaning, legal, optional, drawn, fits, assumes, affordable, into=into, applies=applies, shown=shown,
+        always=True, region=region, each=each,
     )  # fmt: skip
     return lambda function: Derived(said, function)
 

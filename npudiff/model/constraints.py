@@ -267,7 +267,7 @@ def _intersect(mine: Box, theirs: Box) -> dict[str, Allowed] | None:
 
 
 def intersection(first: Allowed, second: Allowed) -> Allowed:
-    """Return the values in both collections, in the order of the first; two rising ranges, and others alike, give one."""
+    """Return the values in both collections, in the order of the first; two of a kind that is no list give another."""
     if isinstance(first, range) and isinstance(second, range) and first.step > 0 and second.step > 0:
         return _common_range(first, second)
     if isinstance(first, Numbers | Joined) and isinstance(second, Numbers | Joined):

@@ -242,7 +242,9 @@ def test_only_one_axis_goes_far():
 def test_far_more_parts_than_usual_are_a_few_that_repeat():
     numbers = iter(range(99))
     place_of_65 = 3 + far_values(AXES["batch"].legal, 0, 0).index(65)
-    parts = far("batch", place_of_65, *[GO] * DISTINCT, UNIFORM.index("no")).draw_list({}, "batch", (1, 2, 3), lambda: next(numbers))
+    parts = far("batch", place_of_65, *[GO] * DISTINCT, UNIFORM.index("no")).draw_list(
+        {}, "batch", (1, 2, 3), lambda: next(numbers)
+    )
     assert len(parts) == 65
     assert parts[: DISTINCT + 2] == (*range(DISTINCT), 0, 1)
 
