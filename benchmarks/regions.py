@@ -147,11 +147,11 @@ OTHERS: Mapping[str, Mapping[str, Region]] = {
     "swiglu_quant": {"tail behind vectors of 64": _has_tail("width")},
     "dynamic_quant": {"tail behind vectors of 64": _has_tail("width")},
     "moe_finalize": {"tail behind vectors of 64": _has_tail("width")},
-    "moe_routing": {"tail behind vectors of 64": _has_tail("width")},
-    "padded_tokens": {
+    "moe_routing": {
         "tail behind vectors of 64": _has_tail("width"),
-        "padding has no expert": lambda case: getattr(case, "contract", "") not in ("", "kept"),
+        "padding has no expert": lambda case: case.padded_ids != "none",
     },
+    "padded_tokens": {"tail behind vectors of 64": _has_tail("width")},
 }
 
 

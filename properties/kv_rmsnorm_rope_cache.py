@@ -136,7 +136,7 @@ class KvRmsnormRopeCacheCase(Case):
     )
     table: int = axis(
         "rows of the table of cosines and sines", range(1, 2**20 + 1), 64,
-        drawn=(*(64, 1, 5, 4097) * 8, 70_001, 2**20), shown="table {}",
+        drawn=(*(64, 1, 5, 4097) * 6, 70_001, 2**20), shown="table {}",
     )  # fmt: skip
     rows: str = rows.axis()
     seed: int = seed()

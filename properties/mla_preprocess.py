@@ -132,7 +132,7 @@ class MlaPreprocessCase(Case):
         "added to the mean of squares", Numbers(1e-12, 1), 1e-6, drawn=(1e-6, 1e-5), shown="epsilon {:g}"
     )
     table: int = axis(
-        "rows of the table of cosines and sines", range(1, 2**20 + 1), 64, drawn=(*(64, 1, 5, 4097) * 8, 2**20),
+        "rows of the table of cosines and sines", range(1, 2**20 + 1), 64, drawn=(*(64, 1, 5, 4097) * 6, 2**20),
         shown="table {}",
     )  # fmt: skip
     quantised: bool = axis(

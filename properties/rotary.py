@@ -153,7 +153,7 @@ class RotaryCase(Case):
         shown=lambda case: f"{case.positions} of {case.table}",
     )  # fmt: skip
     table: int = axis(
-        "rows of the table", range(1, 2**20 + 1), 64, drawn=(*(1, 5, 64, 1025, 4097) * 6, 70_001, 2**20), shown=""
+        "rows of the table", range(1, 2**20 + 1), 64, drawn=(*(1, 5, 64, 1025, 4097) * 5, 70_001, 2**20), shown=""
     )
     data: str = axis(
         "what the table holds", DATA, "numbers", drawn=("numbers", "numbers", "cosines"),
