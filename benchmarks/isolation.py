@@ -13,7 +13,7 @@ from npudiff.run.engine import run_job
 from npudiff.run.messages import Task
 from npudiff.run.plan import Plan, Request, make_plan
 from npudiff.run.workers import run_in_workers
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 
 IMPLEMENTATIONS = {
     "swa_mask": ("eager", 15),

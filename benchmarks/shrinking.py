@@ -9,8 +9,7 @@ from benchmarks.measure import Row
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints, parse_where
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Budget, Job, Outcome
 from npudiff.run.discovery import load_components, load_target, select_implementations
 from npudiff.run.engine import run_job
 

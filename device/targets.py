@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from npudiff.errors import unknown
-from npudiff.model.target import Target, TargetUnavailable
+from npudiff.model.implementation import Target, TargetUnavailable
 
 
 def sim(cann: str | None) -> Target:

@@ -6,9 +6,7 @@ neither torch nor Hypothesis, so that a command line or a pytest start that does
 
 from npudiff.model.component import Component, History, NotApplicable, Property, Subject
 from npudiff.model.constraints import Constraints
-from npudiff.model.implementation import Implementation, implementation
-from npudiff.model.mutant import mutant, perturbed
-from npudiff.model.target import Target, TargetUnavailable
+from npudiff.model.implementation import Implementation, Target, TargetUnavailable, implementation, mutant, perturbed
 from npudiff.model.version import VERSION
 
 __version__ = VERSION

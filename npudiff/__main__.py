@@ -2,6 +2,6 @@
 
 import sys
 
-from npudiff.cli import main
+from npudiff.cli import entry
 
-sys.exit(main())
+sys.exit(entry())

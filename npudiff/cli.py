@@ -12,7 +12,18 @@ from collections.abc import Sequence
 
 from npudiff.commands.arguments import build_parser
 from npudiff.errors import DeviceLost, ExitCode, UsageError
-from npudiff.model.target import TargetUnavailable
+from npudiff.model.implementation import TargetUnavailable
+from npudiff.run.guardian import guarded
+
+_RUN_KERNELS = {"check", "gate", "replay", "score", "self-test"}
+"""Commands that run code which somebody else wrote, and give a verdict on it."""
+
+
+def entry() -> int:
+    """Run the command line as a program: a command that runs kernels has a guardian, which they cannot end."""
+    if _RUN_KERNELS.intersection(sys.argv[1:2]):
+        return guarded(main)
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

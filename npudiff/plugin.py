@@ -20,10 +20,10 @@ import pytest
 
 from npudiff.commands.arguments import positive
 from npudiff.errors import UsageError
-from npudiff.model.target import TargetUnavailable
+from npudiff.model.implementation import TargetUnavailable
 
 if TYPE_CHECKING:
-    from npudiff.model.outcome import Outcome
+    from npudiff.model.job import Outcome
     from npudiff.run.plan import Plan
     from npudiff.run.workers import TaskRunner
 
@@ -152,7 +152,7 @@ def _task_runner(config: pytest.Config) -> TaskRunner:
     """What runs the jobs of the plan; where they are isolated, one process for the jobs of all tests while it lives."""
     if _RUNNER not in config.stash:
         from npudiff.run.workers import TaskRunner  # noqa: PLC0415 - imported when the first job runs
-        from npudiff.show.finding_page import keeper  # noqa: PLC0415
+        from npudiff.show.finding import keeper  # noqa: PLC0415
 
         config.stash[_RUNNER] = TaskRunner(_plan(config).tasks(keeper(_output(config) / "findings")))
     return config.stash[_RUNNER]
@@ -229,7 +229,7 @@ class Runner:
     def _run(self, job: Any, plan: Plan) -> tuple[Outcome, list[Path]]:  # noqa: ANN401 - as above
         from npudiff.run.messages import Task  # noqa: PLC0415 - imported when the first job runs
         from npudiff.run.workers import TaskRunner  # noqa: PLC0415
-        from npudiff.show.finding_page import keeper  # noqa: PLC0415
+        from npudiff.show.finding import keeper  # noqa: PLC0415
 
         jobs = (*plan.jobs, *plan.mutants)
         if job in jobs:
@@ -241,7 +241,7 @@ class Runner:
     def fail(self, outcome: Outcome) -> None:
         """Fail the test with the findings of an outcome."""
         from npudiff.findings.finding import read_finding  # noqa: PLC0415 - needed for a finding only
-        from npudiff.show.report import finding_lines  # noqa: PLC0415
+        from npudiff.show.finding import finding_lines  # noqa: PLC0415
 
         lines = []
         for folder in self._folders:

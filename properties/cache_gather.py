@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npudiff.draw.cases import Case, axis, derived, part, seed
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import same_bits
 from npudiff.judge.pattern import NOWHERE
 from npudiff.judge.relations import Changed, relation
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, Property, Subject
+from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, allows
 from npudiff.properties._shared import empty_parts
 from npudiff.properties._shared.baselines import BASELINES

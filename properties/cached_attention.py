@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import assume
 
-from npudiff.draw.cases import Case, axis, choice, derived, part, seed
-from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.cases import Case, Chooser, axis, choice, derived, part, seed, within
 from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, relation
 from npudiff.model.component import Component

@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npudiff.draw.cases import Case, axis, choice, derived, seed
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Case, Chooser, axis, choice, derived, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import same_bits
 from npudiff.judge.relations import Changed, relation
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, Property, Subject
+from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.moved_data import DTYPES, random_bits

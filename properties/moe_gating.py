@@ -11,8 +11,7 @@ from npudiff.draw.cases import Case, axis, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare
 from npudiff.judge.relations import Changed, relation, tokens_do_not_mix
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, Property, Subject
+from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, Numbers
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES

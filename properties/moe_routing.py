@@ -12,8 +12,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare
 from npudiff.judge.pattern import NOWHERE as NO_COORDINATE
 from npudiff.judge.relations import Changed, relation
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, Property, Subject
+from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
@@ -27,8 +26,8 @@ LOADS = ("even", "one gets all", "first gets none", "few")
 """even: any experts. one gets all: every token goes to one expert, and to any others. first gets none: no token goes to
 the first expert that is here. few: only as many experts as a token has, and one more."""
 PADDED_IDS = ("none", "-1", "beyond")
-"""none: every token has experts. -1, beyond: every third one is padding, and has that number, or that of all experts, in
-all places."""
+"""none: every token has experts. -1, beyond: every third one is padding, and has that number, or the number of experts,
+in all places."""
 EXPERTS = (4, 8, 16, 64, 128, 256, 288)
 
 MOST_ELEMENTS = 2**18

@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npudiff.draw.cases import Case, axis, derived, part, seed
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.judge.relations import Changed, relation
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, Property, Subject
+from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import assume
 
-from npudiff.draw.cases import Case, axis, choice, derived, part, seed
-from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.cases import Case, Chooser, axis, choice, derived, part, seed, within
 from npudiff.judge.compare import compare
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, NotApplicable, Property, Subject
+from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.slots import page_names, page_order_axis

@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import assume
 
-from npudiff.draw.cases import Case, axis, choice, derived, part, seed
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Case, Chooser, axis, choice, derived, part, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import compare, same_bits
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, NotApplicable, Property, Subject
+from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES

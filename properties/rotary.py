@@ -12,8 +12,7 @@ from npudiff.draw.cases import Case, axis, choice, derived, part, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare
 from npudiff.judge.relations import Changed, relation, rows_taken
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, NotApplicable, Property, Subject
+from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Joined
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES

@@ -11,8 +11,7 @@ import torch
 from npudiff.draw.cases import Case, axis, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, Property, Subject
+from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models

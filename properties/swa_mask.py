@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from hypothesis import assume
 
-from npudiff.draw.cases import Case, axis, derived, part
-from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.cases import Case, Chooser, axis, derived, part, within
 from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, relation, rows_taken
 from npudiff.model.component import Component

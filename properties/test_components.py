@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from npudiff.model.job import Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Job, Verdict
 from npudiff.plugin import Runner
 
 

@@ -28,8 +28,8 @@ class MoeRoutingInputs:
     states: torch.Tensor
     """``[tokens, width]``, bfloat16 or float16; its rows may be slices of wider ones."""
     experts: torch.Tensor
-    """int32 ``[tokens, top_k]``: different ones for each token, in ``0..all_experts - 1``. A padded token may have -1 or
-    ``all_experts`` in all places: it goes nowhere and is not counted, as is an expert that is not here."""
+    """int32 ``[tokens, top_k]``: different ones for each token, in ``0..all_experts - 1``. A padded token may have -1
+    or ``all_experts`` in all places: it goes nowhere and is not counted, as is an expert that is not here."""
     all_experts: int
     """Experts of the model."""
     first: int

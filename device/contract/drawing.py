@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, Property, Subject
+from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Constraints
-from npudiff.model.implementation import Implementation
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Outcome
-from npudiff.model.target import Target
+from npudiff.model.implementation import Implementation, Target
+from npudiff.model.job import Budget, Job, Outcome
 from npudiff.run.discovery import select_implementations
 from npudiff.run.engine import run_job
 

@@ -16,7 +16,7 @@ from npudiff.device.ascend.sliding_attention import (
     run_tnd,
 )
 from npudiff.device.ascend.swa_mask import window_mask
-from npudiff.model.target import Target
+from npudiff.model.implementation import Target
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 SEED_PULL_REQUEST = "sgl-project/sglang/pull/24582"

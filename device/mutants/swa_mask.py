@@ -6,7 +6,7 @@ import torch
 
 from npudiff import mutant
 from npudiff.device.ascend.swa_mask import swa_mask_eager, window_mask
-from npudiff.model.target import Target
+from npudiff.model.implementation import Target
 from npudiff.reference.swa_mask import SwaMaskInputs
 
 SEED_PULL_REQUEST = "sgl-project/sglang/pull/24582"

@@ -11,7 +11,7 @@ from typing import NoReturn
 from npudiff.device.virtual.build import CannotBuild, build
 from npudiff.device.virtual.loading import VirtualNpuUnavailable, package_folder, version_of_torch_npu
 from npudiff.errors import UsageError
-from npudiff.model.target import TargetUnavailable
+from npudiff.model.implementation import TargetUnavailable
 from npudiff.run.on_import import hooked
 
 HOOKS = {"torch_npu": "npudiff.device.virtual.startup:under_torch_npu"}

@@ -284,7 +284,13 @@ def _add_isolation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--isolate",
         action=argparse.BooleanOptionalAction,
-        help="run cases in a process that may die of them; by default on a device, and for crashes that are replayed",
+        help="run cases in a process that may die of them; by default on a device, for "
+        "what is not built in, and for crashes that are replayed",
+    )
+    parser.add_argument(
+        "--untrusted",
+        action="store_true",
+        help="judge the files of --impl from another process, which they cannot reach: for code that may deceive",
     )
     parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="TIME", help="isolated, for a case (60s)")
     parser.add_argument(

@@ -13,17 +13,17 @@ from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import EXAMPLES, FINDINGS, plan_with_shared
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.codec import loads
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Verdict
 from npudiff.run.isolation.journal import JOURNALS, left_behind
 from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Plan, Request
 from npudiff.run.run import Run
 from npudiff.show.console import Console
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 from npudiff.show.junit import junit
 from npudiff.show.problems import Level, Problem, problems_of_findings
 from npudiff.show.progress import RunProgress
-from npudiff.show.run_page.write import keep_record, summary_of
+from npudiff.show.run_page.write import RecordKeeper, summary_of
 from npudiff.show.source_location import root_of_files
 from npudiff.text import printable
 
@@ -51,14 +51,18 @@ def run_plan(
     """
     tasks = _tasks(plan, keeper(options.output / FINDINGS), case)
     console, log = Console(verbose=options.verbose), RunLog(plan)
+    record = RecordKeeper(lambda: summary_of(log, case=case), options.output)
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
     code: int = ExitCode.INTERNAL
+    if junit_file is not None:
+        _write_junit(log, junit_file)  # so that a run that is killed leaves neither none nor that of another run
     try:
-        with Run(plan.workers, [log, RunProgress(console.rich, jobs=len(tasks))]) as run:
+        with Run(plan.workers, [log, record, RunProgress(console.rich, jobs=len(tasks))]) as run:
             run.run(tasks)
     finally:  # interrupted, or a defect of a component: what was found before is not lost
-        keep_record(summary_of(log, case=case), options.output)
+        log.add_untold(options.output / FINDINGS)
+        record.close()
         if not isinstance(log.error, BrokenPipeError):
             code = _report(log, console)
         if junit_file is not None:
@@ -125,6 +129,7 @@ def request_of(options: argparse.Namespace) -> Request:
         examples=options.examples,
         example_database=options.output / EXAMPLES,
         isolate=options.isolate,
+        untrusted=options.untrusted,
         journal=options.output / JOURNALS,
         timeout=options.timeout,
         warm_up=options.warm_up,

@@ -14,9 +14,8 @@ from npudiff.errors import ExitCode
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
-from npudiff.model.target import TargetUnavailable
+from npudiff.model.implementation import TargetUnavailable
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.model.version import VERSION
 from npudiff.run.discovery import component_names, load_components, load_target, select_implementations, target_names
 from npudiff.run.engine import run_job

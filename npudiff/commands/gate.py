@@ -12,6 +12,7 @@ from pathlib import Path
 
 from npudiff.commands.check import request_of
 from npudiff.errors import ExitCode, UsageError
+from npudiff.findings.log import NotEnded
 from npudiff.findings.shared import FINDINGS, plan_with_shared
 from npudiff.gate.changes import changed_since, touched_by
 from npudiff.gate.github import summary, workflow_commands
@@ -24,6 +25,7 @@ from npudiff.gate.rotation import rotation_of
 from npudiff.gate.run import GateConfig, run_gate
 from npudiff.gate.sarif import sarif
 from npudiff.gate.triage import Triage, triage
+from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.isolation.journal import JOURNALS, left_behind
 from npudiff.run.plan import Plan
 from npudiff.show.console import Console
@@ -31,7 +33,7 @@ from npudiff.show.junit import junit
 from npudiff.show.problems import Level, Problem
 from npudiff.show.progress import RunProgress
 from npudiff.show.run_page.record import KnownRecord
-from npudiff.show.run_page.write import RunSummary, keep_record, known_record
+from npudiff.show.run_page.write import RecordKeeper, RunSummary, known_record
 from npudiff.show.source_location import root_of_files
 from npudiff.text import clipped, listed, printable
 
@@ -51,25 +53,67 @@ def gate(options: argparse.Namespace) -> int:
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
     console.lines([f"budget {options.budget:.0f} s · rotation {result.rotation}", *result.notes])
+    told = _Told(result, sorted_out, options.output)
     config = GateConfig(
         sorted_out,
         touched,
         options.rotating,
         options.output / FINDINGS,
         options.output / "known",
-        [RunProgress(console.rich, seconds=options.budget)],
+        [told, RunProgress(console.rich, seconds=options.budget)],
     )
-    began = time.time()
-    error: BaseException | None = None
     try:
         run_gate(result, config)
-    except BaseException as ended:
-        error = ended
-        raise
     finally:  # what was seen before is not lost, whatever ended the run
-        _record(result, sorted_out, options.output, began, error)
-        _tell(result, console, options.output)
+        told.close(console)
     return result.code
+
+
+class _Told:
+    """Keeps the files of a gate up to date while it runs, so that one that is killed leaves none that is green.
+
+    It is a listener, after the gate itself.
+    """
+
+    def __init__(self, result: GateResult, sorted_out: Triage, folder: Path) -> None:
+        self._result, self._sorted_out, self._folder = result, sorted_out, folder
+        self._began = time.time()
+        self._error: BaseException | None = NotEnded()
+        self._record = RecordKeeper(self._summary, folder)
+        _write_reports(result, folder)
+
+    def __call__(self, event: Event) -> None:
+        """Write what there is so far, if there is a new finding."""
+        self._record(event)
+        if isinstance(event, RunEnded):
+            self._error = event.error
+        elif isinstance(event, JobEnded) and event.folders:
+            _write_reports(self._result, self._folder)
+
+    def close(self, console: Console) -> None:
+        """Tell everybody what came of it."""
+        self._record.close()
+        _tell(self._result, console, self._folder)
+
+    def _summary(self) -> RunSummary:
+        """What a record is made of, from which ``npudiff report`` makes a page."""
+        result, without = self._result, dict[str, list[str]]()
+        for issue, jobs in self._sorted_out.again:
+            for job in jobs:
+                without.setdefault(job.name, []).append(issue.name)
+        return RunSummary(
+            result.plan,
+            [outcome for _, outcome in result.outcomes],
+            (),
+            [(told.finding, told.folder) for told in result.findings],
+            self._began,
+            time.time() - self._began,
+            self._error,
+            command="gate",
+            without=without,
+            known=[_known_record(one) for one in result.known],
+            gate=result.verdict,
+        )
 
 
 def _known(given: Path | None, today: dt.date) -> tuple[Path | None, list[KnownIssue]]:
@@ -99,13 +143,7 @@ def _touched(plan: Plan, options: argparse.Namespace, result: GateResult) -> fro
 
 def _tell(result: GateResult, console: Console, folder: Path) -> None:
     """Tell what was seen: on the console, in files, and to GitHub where this is a step of a job of it."""
-    root = root_of_files()
-    problems = problems_of(result, root)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = summary(result, problems)
-    (folder / JUNIT).write_text(_junit(result, problems, root), encoding="utf-8")
-    (folder / SARIF).write_text(sarif(result, problems), encoding="utf-8")
-    (folder / SUMMARY).write_text(text, encoding="utf-8")
+    problems, text = _write_reports(result, folder)
     (folder / DRAFT).write_text(draft([told.finding for told in result.findings]), encoding="utf-8")
     _show(result, problems, console, folder)
     if os.environ.get("GITHUB_STEP_SUMMARY"):
@@ -116,30 +154,20 @@ def _tell(result: GateResult, console: Console, folder: Path) -> None:
             print(line, flush=True)
 
 
+def _write_reports(result: GateResult, folder: Path) -> tuple[Sequence[Problem], str]:
+    """Write the files of a gate; return its problems, and its summary as Markdown."""
+    root = root_of_files()
+    problems = problems_of(result, root)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = summary(result, problems)
+    (folder / JUNIT).write_text(_junit(result, problems, root), encoding="utf-8")
+    (folder / SARIF).write_text(sarif(result, problems), encoding="utf-8")
+    (folder / SUMMARY).write_text(text, encoding="utf-8")
+    return problems, text
+
+
 def _junit(result: GateResult, problems: Sequence[Problem], root: Path) -> str:
     return junit(result.plan.jobs, (one for _, one in result.outcomes), problems, root, result.seconds)
-
-
-def _record(result: GateResult, sorted_out: Triage, folder: Path, began: float, error: BaseException | None) -> None:
-    """Leave a record of what there is, from which ``npudiff report`` makes a page."""
-    without: dict[str, list[str]] = {}
-    for issue, jobs in sorted_out.again:
-        for job in jobs:
-            without.setdefault(job.name, []).append(issue.name)
-    ran = RunSummary(
-        result.plan,
-        [outcome for _, outcome in result.outcomes],
-        (),
-        [(told.finding, told.folder) for told in result.findings],
-        began,
-        time.time() - began,
-        error,
-        command="gate",
-        without=without,
-        known=[_known_record(one) for one in result.known],
-        gate=result.verdict,
-    )
-    keep_record(ran, folder)
 
 
 def _known_record(status: KnownStatus) -> KnownRecord:

@@ -18,7 +18,13 @@ def replay(options: argparse.Namespace) -> int:
     isolation = Isolation(warm_up=options.warm_up, run=options.timeout)
     for folder in finding_folders(options.paths):
         result = replay_one(
-            folder, options.impl, options.target, options.cann, isolation=isolation, isolate=options.isolate
+            folder,
+            options.impl,
+            options.target,
+            options.cann,
+            isolation=isolation,
+            isolate=options.isolate,
+            untrusted=options.untrusted,
         )
         seen.add(result.verdict)
         console.replay(result)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis.stateful import RuleBasedStateMachine, initialize
 
-from npudiff.draw.chooser import SOURCE, Chooser
+from npudiff.draw.cases import SOURCE, Chooser
 from npudiff.model.anything import AnyCase, AnyStep
 from npudiff.model.component import TraceListener
 from npudiff.model.constraints import Constraints

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from npudiff.findings.finding import Finding, read_finding
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.errors import UsageError
+from npudiff.findings.finding import FINDING_FILE, Finding, read_finding
+from npudiff.model.job import Job, Outcome
 from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.plan import Plan
 
@@ -23,6 +24,38 @@ class LoggedFinding:
     """Where it was written."""
     stage: str
     """Part of the run that found it."""
+
+
+CLOCKS_APART = 0.02
+"""Seconds by which the time of a file may be behind ``time.time()``: a file system takes that of the last tick."""
+
+
+def untold(root: Path, since: float, told: Collection[Path]) -> Iterator[tuple[Finding, Path]]:
+    """Yield findings below a folder that were written since a time and are not told yet.
+
+    A worker writes a finding before it tells of it; one that is ended between the two leaves it.
+
+    Parameters
+    ----------
+    root : pathlib.Path
+        Folder of findings.
+    since : float
+        Time as ``time.time()`` says it.
+    told : collection of pathlib.Path
+        Folders of those that are known.
+    """
+    names = {folder.name for folder in told}
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        with contextlib.suppress(OSError, UsageError):  # of somebody else, or not whole
+            if folder.name not in names and (folder / FINDING_FILE).stat().st_mtime >= since - CLOCKS_APART:
+                yield read_finding(folder), folder
+
+
+class NotEnded(Exception):
+    """The run goes on, or was ended by something that let it say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("the run goes on, or was killed")
 
 
 class RunLog:
@@ -40,7 +73,7 @@ class RunLog:
     started, seconds : float
         When the run began, as ``time.time()`` says it, and how long it took.
     error : BaseException or None
-        What ended the run before its time.
+        What ended the run before its time; ``NotEnded`` until it is over.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -51,7 +84,7 @@ class RunLog:
         self.started = time.time()
         self._clock = time.perf_counter()
         self.seconds = 0.0
-        self.error: BaseException | None = None
+        self.error: BaseException | None = NotEnded()
 
     def __call__(self, event: Event) -> None:
         """Take an event down."""
@@ -61,6 +94,11 @@ class RunLog:
             self._findings += [LoggedFinding(read_finding(one), one, event.stage) for one in event.folders]
         elif isinstance(event, RunEnded):
             self.seconds, self.error = time.perf_counter() - self._clock, event.error
+
+    def add_untold(self, root: Path) -> None:
+        """Add findings of this run that were written and of which no event came: the run was ended before."""
+        told = [one.folder for one in self._findings]
+        self._findings += [LoggedFinding(finding, folder, "") for finding, folder in untold(root, self.started, told)]
 
     @property
     def findings(self) -> list[LoggedFinding]:

@@ -8,19 +8,18 @@ from enum import Enum
 from pathlib import Path
 
 from npudiff.errors import DeviceLost, UsageError, unknown
-from npudiff.findings.evidence import AFTER_OTHERS, POISONS
-from npudiff.findings.finding import FINDING_FILE, Finding, read_finding
+from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS, Finding, read_finding
 from npudiff.judge.properties import properties_of
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import from_plain
 from npudiff.model.component import Component, Property, Subject
-from npudiff.model.job import Isolation, Job
-from npudiff.model.outcome import Outcome, Verdict
-from npudiff.model.target import TargetUnavailable
-from npudiff.run.discovery import load_component, load_target, select_implementations
+from npudiff.model.implementation import Implementation, Target, TargetUnavailable
+from npudiff.model.job import Isolation, Job, Outcome, Verdict
+from npudiff.run.discovery import OtherComponent, each_once, load_component, load_target, select_implementations
 from npudiff.run.engine import run_case, run_cases
-from npudiff.run.host import can_isolate, on_this_host
+from npudiff.run.host import can_isolate, may_end_its_process
 from npudiff.run.isolation.faults import Kind
+from npudiff.run.plan import Request, untrusted_provider
 
 
 class ReplayVerdict(Enum):
@@ -68,6 +67,7 @@ def replay(
     *,
     isolation: Isolation | None = None,
     isolate: bool | None = None,
+    untrusted: bool = False,
 ) -> Replay:
     """Run the case of a finding again.
 
@@ -83,11 +83,21 @@ def replay(
     isolation : Isolation or None
         How to run what may kill the process.
     isolate : bool or None
-        Whether to; None for on a device, and for what killed one before.
+        Whether to; None for on a device, for what is not built in, and for what killed one before.
+    untrusted : bool
+        Whether what ``implementations`` names may deceive.
     """
     try:
         finding = read_finding(folder)
-        job, case = _job(finding, implementations, target, cann)
+        request = Request(
+            implementations=tuple(implementations),
+            target=target or finding.target,
+            cann=cann or (finding.cann if finding.target == "sim" and not target else None),
+            isolate=isolate,
+            untrusted=untrusted,
+            timeout=(isolation or Isolation()).run,
+        )
+        job, case = _job(finding, request)
         outcome = _run(finding, job, case, isolation or Isolation(), isolate)
     except (UsageError, TargetUnavailable) as error:
         text = str(error)
@@ -121,7 +131,8 @@ def _run(finding: Finding, job: Job, case: AnyCase, isolation: Isolation, isolat
     """Run the case; one that poisons is run before the case in which that was seen."""
     poisons = finding.verdict == POISONS
     kills = poisons or finding.verdict in {kind.value for kind in Kind if kind is not Kind.RAISED}
-    wanted = kills or not on_this_host(job.subject.target) if isolate is None else isolate or poisons
+    may_end = can_isolate() and may_end_its_process(job.subject)
+    wanted = kills or may_end if isolate is None else isolate or poisons
     if wanted and not can_isolate():
         raise UsageError("--isolate needs Linux" + ("" if poisons else "; --no-isolate runs the case in this process"))
     if poisons:
@@ -135,27 +146,41 @@ def _run(finding: Finding, job: Job, case: AnyCase, isolation: Isolation, isolat
     return outcome
 
 
-def _job(finding: Finding, selectors: Sequence[str], target: str | None, cann: str | None) -> tuple[Job, object]:
+def _job(finding: Finding, request: Request) -> tuple[Job, object]:
     component = load_component(finding.component)
     try:
         case = from_plain(component.case_type, dict(finding.case))
         component.check_case(case)
     except ValueError as error:
         raise UsageError(f"the case is damaged: {error}") from None
-    available = select_implementations([component], selectors) if selectors else []
-    available += select_implementations([component], [])
+    where = load_target(request.target or finding.target, request.cann)
+    available = [*_provided(component, request, where), *select_implementations([component], [])]
     chosen = [item for item in available if item.name == finding.implementation]
     if not chosen:
         names = [item.name for item in available]
         raise UsageError(f"{unknown('implementation', finding.implementation, names)}; give its file with --impl")
-    where = load_target(
-        target or finding.target, cann or (finding.cann if finding.target == "sim" and not target else None)
-    )
-    return Job(
-        Subject(component, chosen[0], where),
-        _property(component, finding.property_name),
-        chosen[0].constraints,
-    ), case
+    subject = Subject(component, chosen[0], where)
+    return Job(subject, _property(component, finding.property_name), chosen[0].constraints), case
+
+
+def _provided(component: Component, request: Request, target: Target) -> list[Implementation]:
+    """Return the implementations of a component that selectors name; several findings may need different ones.
+
+    Raises
+    ------
+    UsageError
+        If none of them provides any, or one of them names nothing.
+    """
+    provide = untrusted_provider(request, target) if request.untrusted else None
+    provided, others = [], []
+    for selector in request.implementations:
+        try:
+            provided.append(select_implementations([component], [selector], provide))
+        except OtherComponent as refusal:
+            others.append(refusal)
+    if others and not provided:
+        raise others[0]
+    return each_once([item for items in provided for item in items])
 
 
 def _property(component: Component, name: str) -> Property:

@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from npudiff.errors import UsageError
-from npudiff.findings.evidence import POISONS
-from npudiff.findings.finding import FINDING_FILE, Finding, read_finding
+from npudiff.findings.finding import FINDING_FILE, POISONS, Finding, read_finding
 from npudiff.model.job import Job
 from npudiff.run.plan import Plan, Request, Shared, make_plan
 

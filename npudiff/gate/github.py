@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from npudiff.gate.result import GateResult, State
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Outcome
 from npudiff.show.problems import Level, Problem
 from npudiff.text import clipped, counted, printable
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from npudiff.gate.known import KnownIssue
 from npudiff.gate.versions import Machine
-from npudiff.model.target import Target
+from npudiff.model.implementation import Target
 from npudiff.run.environment import version_of
 
 SECONDS = 300.0

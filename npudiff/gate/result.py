@@ -10,9 +10,12 @@ from pathlib import Path
 from npudiff.errors import ExitCode
 from npudiff.findings.log import LoggedFinding
 from npudiff.gate.known import KnownIssue
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Outcome
 from npudiff.run.plan import Plan
 from npudiff.text import counted
+
+NOT_ENDED = "the run goes on, or was killed"
+"""Says of a gate that it has not come to its end: what it leaves on its way is never green."""
 
 
 class Part(Enum):
@@ -94,8 +97,8 @@ class GateResult:
     """What it took."""
     lost: str = ""
     """Why the device is lost; empty if it is not."""
-    ended: str = ""
-    """What ended the run before its time (an interrupt, a defect); empty if nothing did."""
+    ended: str = NOT_ENDED
+    """What ended the run before its time (an interrupt, a defect); empty if nothing did, and it is over."""
 
     @property
     def cases(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from npudiff.errors import DeviceLost
 from npudiff.findings.finding import read_finding
+from npudiff.findings.log import untold
 from npudiff.gate.result import GateResult, Part, ReportedFinding
 from npudiff.gate.rotation import seed_of
 from npudiff.gate.triage import Triage, is_known, judged
@@ -18,7 +19,7 @@ from npudiff.model.job import Job
 from npudiff.run.events import Event, JobEnded, Listener
 from npudiff.run.messages import Keep, Task
 from npudiff.run.run import Run
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,20 @@ def run_gate(result: GateResult, config: GateConfig) -> None:
     DeviceLost
         If the device gives no known answer any more; the result says so as well.
     """
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
+    gate = _Gate(result, config, started + result.budget)
     try:
-        gate = _Gate(result, config, started + result.budget)
         with Run(result.plan.workers, [gate, *config.listeners]) as run:
             gate.run(run)
+        result.ended = ""
     except DeviceLost as error:
-        result.lost = str(error)
+        result.lost, result.ended = str(error), ""
         raise
     except BaseException as error:
         result.ended = type(error).__name__
         raise
     finally:
+        gate.add_untold(began)
         result.seconds = time.monotonic() - started
 
 
@@ -73,6 +76,7 @@ class _Gate:
         self._failed: set[str] = set()
         self._ended: list[JobEnded] = []
         """Jobs of the part that is run."""
+        self._part = Part.SHARED
 
     def run(self, run: Run) -> None:
         """Run the parts."""
@@ -94,18 +98,29 @@ class _Gate:
         self._result.outcomes.append((part, event.outcome))
         if event.folders:
             self._failed.add(event.outcome.job.name)
-        warns = part is not Part.FIXED and self._config.rotating == "warns"
-        warns = warns or (part is Part.SHARED and self._config.rotating != "fails")
+        warns = self._warns(part)
         again = [one for one in self._result.findings if one.folder in event.folders]  # of a part before, the same
         self._result.findings = [one for one in self._result.findings if one not in again]
         self._result.findings += [ReportedFinding(read_finding(one), one, event.stage, warns) for one in event.folders]
+
+    def add_untold(self, began: float) -> None:
+        """Add findings that a job had written when the time was up, and of which no event came any more."""
+        told = [one.folder for one in self._result.findings]
+        for finding, folder in untold(self._config.findings, began, told):
+            warns = self._warns(self._part)
+            self._result.findings.append(ReportedFinding(finding, folder, self._part.value, warns))
+
+    def _warns(self, part: Part) -> bool:
+        """Whether what a part finds is told only."""
+        warns = part is not Part.FIXED and self._config.rotating == "warns"
+        return warns or (part is Part.SHARED and self._config.rotating != "fails")
 
     @property
     def _left(self) -> float:
         return self._until - time.monotonic()
 
     def _stage(self, part: Part, tasks: Sequence[Task]) -> None:
-        self._ended = []
+        self._ended, self._part = [], part
         if tasks:
             self._run.run(tasks, stage=part.value, until=self._until)
 
@@ -158,7 +173,7 @@ class _Gate:
             jobs = [job for job in self._jobs if job.name not in self._failed]
             changes: dict[str, Any] = {"deterministic": False, "until": self._until, "explicit_cases": ()}
             tasks = [self._task(job, None, fallback_seed=seeds[job.name], **changes) for job in jobs]
-            self._ended = []
+            self._ended, self._part = [], Part.ROTATING
             self._run.run(tasks, stage=Part.ROTATING.value)
             if self._result.cases == before:  # nothing can be drawn
                 return

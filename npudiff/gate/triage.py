@@ -14,10 +14,8 @@ from npudiff.gate.versions import Machine
 from npudiff.judge.properties import properties_of
 from npudiff.model.codec import loads
 from npudiff.model.component import Component
-from npudiff.model.constraints import Constraints
-from npudiff.model.exclusion import Exclusion
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.constraints import Constraints, Exclusion
+from npudiff.model.job import Job, Outcome
 from npudiff.run.discovery import component_names, load_component
 from npudiff.run.plan import Plan
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.model.comparison import Comparison, OutputComparison
-from npudiff.model.component import ExpectedOutput
+from npudiff.model.component import Comparison, ExpectedOutput, OutputComparison
 
 
 def compare(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.model.comparison import OutputComparison
+from npudiff.model.component import OutputComparison
 
 _RELATIVE_FLOOR = 1e-7
 """Added to |golden| in relative errors, in every CANN standard."""

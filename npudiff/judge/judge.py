@@ -6,10 +6,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from npudiff.model.anything import AnyCase
-from npudiff.model.comparison import Comparison, Passed
-from npudiff.model.component import Session, Subject
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.component import Comparison, Passed, Session, Subject
+from npudiff.model.job import Job, Outcome
 
 
 class Judge(Protocol):

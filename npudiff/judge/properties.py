@@ -10,8 +10,7 @@ import torch
 from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
 from npudiff.judge.compare import compare, same_bits
 from npudiff.model.anything import AnyCase
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import Component, ImplementationRaised, NotApplicable, Property, Subject
+from npudiff.model.component import Comparison, Component, ImplementationRaised, NotApplicable, Property, Subject
 from npudiff.model.implementation import Implementation
 
 

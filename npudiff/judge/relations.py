@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import bounds_of, compare_runs, same_bits
 from npudiff.model.anything import AnyCase, AnyInputs
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import CaseT, Property, Subject
+from npudiff.model.component import CaseT, Comparison, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.model.implementation import InputsT
 

@@ -356,3 +356,13 @@ def check_values(values: Mapping[str, Collection[Any]], axes: Mapping[str, Axis]
             reason = axes[name].reason_against(name, value)
             if reason is not None:
                 raise ValueError(reason)
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A region of cases that are not run."""
+
+    where: Constraints
+    """The cases: all of which any part lies inside."""
+    reason: str
+    """What the account says of a case that was drawn and not run."""

@@ -1,4 +1,8 @@
-"""One way of computing a component, and the decorator that makes one from a function."""
+"""One way of computing a component on a target, the decorator that makes one from a function, and mutants.
+
+A target is a CPU simulator, a virtual NPU, or hardware. A mutant is an implementation that is wrong on purpose, by a
+small difference from a correct one.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,43 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from npudiff.errors import UsageError
 from npudiff.model.anything import AnyInputs, AnyOutputs
 from npudiff.model.constraints import Box, Constraints
-from npudiff.model.target import Target
+
+
+class TargetUnavailable(Exception):
+    """The target cannot run here; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place to run implementations."""
+
+    name: str
+    """``sim``, ``virtual`` or ``npu``."""
+    device: str
+    """The torch device of the tensors that implementations get, such as ``cpu`` or ``npu:0``."""
+    cann: str
+    """The CANN profile of a simulator, or the CANN version of a device."""
+    activate: Callable[[], AbstractContextManager[object]]
+    """Returns a context manager inside which operators behave as on this target."""
+    synchronize: Callable[[], None] = lambda: None
+    """Waits for the device, so that an error surfaces in the case that caused it."""
+    other_canns: tuple[str, ...] = ()
+    """CANN profiles under which the same cases may behave otherwise, where it has them."""
+    on_host: bool = False
+    """Whether its memory and kernels are the host's, whatever its device is called: forked processes then have a device
+    each."""
+
+
+TargetFactory = Callable[[str | None], Target]
+"""Builds a target for a CANN profile (None is the default); raises ``TargetUnavailable``."""
+
 
 # A plain ``Implementation`` is one of anything: the engine runs all of them. Python 3.10 has no such default itself.
 if TYPE_CHECKING:
@@ -60,6 +94,13 @@ class Implementation(Generic[InputsT, OutputsT]):
     called yet. ``function`` then makes one for each call."""
     on_device: bool = False
     """Whether what was decorated is given inputs that are on the target's device; ``function`` moves them."""
+    untrusted: bool = False
+    """Whether its calls are made in a process of its own, which the judge's does not share and does not look into."""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is part of npudiff, whose tests have run it; what anybody else wrote may end its process."""
+        return self.origin.startswith("npudiff.")
 
     def fresh(self) -> Implementation[InputsT, OutputsT]:
         """Return the same implementation with something of its own to keep between calls; itself if it keeps none."""
@@ -270,3 +311,124 @@ def outputs_of(result: object, names: Sequence[str]) -> Mapping[str, Any]:
     raise TypeError(
         f"an implementation must return a tensor or a mapping of {list(names)}, got {type(result).__name__}"
     )
+
+
+_REPORT = re.compile(r"(?<![\w./-])[\w.-]+/[\w.-]+/(?:issues|pull)/\d+")
+"""A report on GitHub, as its address has it behind the host."""
+
+_ANY = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+@overload
+def mutant(
+    of: Implementation[InputsT, OutputsT],
+    bug: str,
+    *,
+    name: str | None = None,
+    supports: Box | Sequence[Box] | None = None,
+    stateful: Literal[False] = False,
+) -> Callable[[ImplementationFunction[InputsT, OutputsT]], Implementation[InputsT, OutputsT]]: ...
+
+
+@overload
+def mutant(
+    of: Implementation[InputsT, OutputsT],
+    bug: str,
+    *,
+    name: str | None = None,
+    supports: Box | Sequence[Box] | None = None,
+    stateful: Literal[True],
+) -> Callable[[Callable[[], ImplementationFunction[InputsT, OutputsT]]], Implementation[InputsT, OutputsT]]: ...
+
+
+def mutant(
+    of: Implementation,
+    bug: str,
+    *,
+    name: str | None = None,
+    supports: Box | Sequence[Box] | None = None,
+    stateful: bool = False,
+    **unknown: object,
+) -> Callable[[Callable[..., Any]], Implementation]:
+    """Turn a function into a mutant: an implementation that re-creates a bug, and that a run is expected to find.
+
+    Its component, what it supports, and whether its inputs are on the device are those of the correct implementation.
+
+    Parameters
+    ----------
+    of : Implementation
+        The correct implementation that it is made from, in whose place ``npudiff score --suite`` puts it.
+    bug : str
+        ``where it was reported: what is wrong``. A report on GitHub may be written ``owner/repository/pull/1`` or
+        ``owner/repository/issues/1``; whoever reads it sees the whole link.
+    name : str, optional
+        Name in listings; that of the function by default.
+    supports : mapping or sequence of mappings, optional
+        Where the bug shows, within what ``of`` supports; everywhere by default.
+    stateful : bool, optional
+        As for ``npudiff.implementation``.
+
+    Raises
+    ------
+    ValueError
+        If ``of`` supports no case of ``supports``.
+
+    Examples
+    --------
+    >>> import npudiff
+    >>> @npudiff.mutant(mine, "you/kernels/issues/7: the last row is not written", supports={"batch": range(2, 9)})
+    ... def last_row_missing(inputs, target):
+    ...     return mine(inputs, target)[:-1]
+    """
+    refuse_unknown("npudiff.mutant", unknown)
+    return _made(of, bug, name, supports, on_device=of.on_device, stateful=stateful)
+
+
+def perturbed(
+    of: Implementation[InputsT, OutputsT], bug: str, *, supports: Box | Sequence[Box] | None = None
+) -> Callable[[Callable[[InputsT], InputsT]], Implementation[InputsT, OutputsT]]:
+    """Turn a function of inputs into a mutant that gives a correct implementation other inputs; see ``mutant``.
+
+    Inputs are on the host, as those of ``of`` are before it moves them.
+
+    Examples
+    --------
+    >>> import dataclasses, npudiff
+    >>> @npudiff.perturbed(mine, "you/kernels/issues/8: the window does not arrive", supports={"window": (64,)})
+    ... def without_window(inputs):
+    ...     return dataclasses.replace(inputs, window=None)
+    """
+
+    def decorate(perturb: Callable[[InputsT], InputsT]) -> Implementation[InputsT, OutputsT]:
+        @functools.wraps(perturb)
+        def function(inputs: InputsT, target: Target) -> OutputsT:
+            return of(perturb(inputs), target)
+
+        # What it is written as takes inputs only; whoever asks for a signature asks how it is called.
+        vars(function)["__signature__"] = inspect.Signature(
+            [inspect.Parameter(name, _ANY) for name in ("inputs", "target")]
+        )
+        return _made(of, bug, None, supports, on_device=False)(function)
+
+    return decorate
+
+
+def _made(
+    of: Implementation,
+    bug: str,
+    name: str | None,
+    supports: Box | Sequence[Box] | None,
+    *,
+    on_device: bool,
+    stateful: bool = False,
+) -> Callable[[Callable[..., Any]], Implementation]:
+    constraints = of.constraints if supports is None else Constraints.of(supports).within(of.constraints)
+    if not constraints:
+        raise ValueError(f"a mutant of {of.component}.{of.name}: that supports no case of {supports}")
+    given: dict[str, Any] = {"wrong": with_links(bug), "mutant_of": of.name, "stateful": stateful}
+    return implementation(of.component, name=name, supports=constraints.boxes, on_device=on_device, **given)
+
+
+def with_links(text: str) -> str:
+    """Return a text in which every report on GitHub has its whole address."""
+    return _REPORT.sub(lambda found: f"https://github.com/{found.group()}", text)

@@ -17,14 +17,17 @@ from types import ModuleType
 from npudiff.errors import UsageError, unknown
 from npudiff.model.component import Component
 from npudiff.model.contract import Contract
-from npudiff.model.implementation import DEFINED, Implementation
-from npudiff.model.target import Target, TargetUnavailable
+from npudiff.model.implementation import DEFINED, Implementation, Target, TargetUnavailable
 from npudiff.run.user_modules import UserModule, import_named, is_file_name, is_importable
 
 COMPONENT_HOOKS: list[Callable[[Component], Component]] = []
 """What each component passes through when it is loaded; empty but in processes of ``npudiff score --suite``."""
 
 _FORMER_PACKAGES = {"device", "properties", "reference"}  # they stood beside npudiff, and are in it now
+
+
+class OtherComponent(UsageError):
+    """A selector names implementations of other components than those that were asked for."""
 
 
 @functools.cache
@@ -209,14 +212,22 @@ def implementations_below(package: str, paths: Iterable[str]) -> dict[str, Imple
     return found
 
 
-def select_implementations(components: Iterable[Component], selectors: Sequence[str]) -> list[Implementation]:
+Provide = Callable[[str], list[Implementation]]
+"""Returns the implementations that a file or a module provides."""
+
+
+def select_implementations(
+    components: Iterable[Component], selectors: Sequence[str], provide: Provide | None = None
+) -> list[Implementation]:
     """Return the implementations of the components that the selectors name; without selectors, all built-in ones.
 
     A selector is the name of an implementation (``fia_decode_mask`` or ``sliding_attention.fia_decode_mask``), an
-    importable module, or a Python file.
+    importable module, or a Python file. ``provide`` is asked for what is not built in, which by default is imported.
 
     Raises
     ------
+    OtherComponent
+        If what a selector names implements none of the components.
     UsageError
         If a selector names nothing, or its module fails to import, or two implementations have one name.
     """
@@ -226,22 +237,30 @@ def select_implementations(components: Iterable[Component], selectors: Sequence[
     for selector in selectors:
         found = [item for item in built_in if selector in (item.name, f"{item.component}.{item.name}")]
         if not found:
-            found = _external(selector, built_in)
+            found = _external(selector, built_in, provide)
         fitting = [item for item in found if item.component in names]
         if not fitting:
             owners = ", ".join(sorted({item.component for item in found}))
-            raise UsageError(f"--impl {selector}: implements {owners}, not {', '.join(sorted(names))}")
+            raise OtherComponent(f"--impl {selector}: implements {owners}, not {', '.join(sorted(names))}")
         chosen.extend(fitting)
     if not selectors:
         chosen = [item for item in built_in if item.component in names]
     return [
         replace(item, constraints=item.constraints.checked(names[item.component].axes, f"implementation {item.name}"))
-        for item in _each_once(chosen)
+        for item in each_once(chosen)
     ]
 
 
-def _each_once(items: Sequence[Implementation]) -> list[Implementation]:
-    """Refuse namesakes: findings, tests and known issues say which implementation they are of by its name alone."""
+def each_once(items: Sequence[Implementation]) -> list[Implementation]:
+    """Return implementations without repetitions; refuse namesakes.
+
+    Findings, tests and known issues say which implementation they are of by its name alone.
+
+    Raises
+    ------
+    UsageError
+        If two have one name.
+    """
     seen: dict[tuple[str, str], Implementation] = {}
     for item in items:
         other = seen.setdefault((item.component, item.name), item)
@@ -252,14 +271,13 @@ def _each_once(items: Sequence[Implementation]) -> list[Implementation]:
     return list(seen.values())
 
 
-def _external(selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:
+def _external(selector: str, built_in: Sequence[Implementation], provide: Provide | None) -> list[Implementation]:
     if not is_file_name(selector):
         _refuse_former_name(selector)
-        if not is_importable(selector):
+        if provide is None and not is_importable(selector):
             known = {f"{item.component}.{item.name}" if "." in selector else item.name for item in built_in}
             raise unknown("implementation", selector, known)
-    user = import_named(selector)
-    found = _own(user, selector, built_in)
+    found = _own(import_named(selector), selector, built_in) if provide is None else provide(selector)
     twice = [name for name, count in Counter((item.component, item.name) for item in found).items() if count > 1]
     if twice:
         raise UsageError(f"--impl {selector}: two implementations are called {'.'.join(twice[0])}")
@@ -271,6 +289,19 @@ def _external(selector: str, built_in: Sequence[Implementation]) -> list[Impleme
                 f"--impl {selector}: {item.name}: {unknown('component', item.component, component_names())}"
             )
     return found
+
+
+def own_implementations(selector: str) -> list[Implementation]:
+    """Return the implementations of a file or module that are not part of npudiff, without asking what is installed.
+
+    Raises
+    ------
+    UsageError
+        If it does not import.
+    """
+    user = import_named(selector)
+    own = [replace(item, origin=selector) for item in implementations_in(user.module) if not item.built_in]
+    return own if user.neighbours is None else [user.neighbours.around(item) for item in own]
 
 
 def _own(user: UserModule, selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:

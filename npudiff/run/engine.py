@@ -22,11 +22,9 @@ from npudiff.draw.presets import UNBOUNDED_EXAMPLES, hypothesis_settings
 from npudiff.judge.judge import Judge, LocalJudge
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import loads
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import History, ImplementationRaised, NotApplicable
+from npudiff.model.component import Comparison, History, ImplementationRaised, NotApplicable
 from npudiff.model.constraints import Constraints
-from npudiff.model.job import Budget, Isolation, Job
-from npudiff.model.outcome import Failure, Outcome, Verdict
+from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Verdict
 
 SHRINK_SECONDS = 30.0
 """A finding that is not minimal after this time is reported as small as it is."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from npudiff.model.target import Target
+from npudiff.model.component import Subject
+from npudiff.model.implementation import Target
 
 MOST_WORKERS = 4
 """Most workers of a run that does not say how many; each holds torch and the tensors of a case."""
@@ -21,6 +22,11 @@ def usable_processors() -> int:
 def on_this_host(target: Target) -> bool:
     """Whether memory and kernels of a target are the host's."""
     return target.on_host or target.device == "cpu"
+
+
+def may_end_its_process(subject: Subject) -> bool:
+    """Whether a call may end the process or spoil a device that is shared: what is not built in, or is not here."""
+    return not (subject.implementation.built_in and on_this_host(subject.target))
 
 
 def can_isolate() -> bool:

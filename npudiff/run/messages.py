@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Failure, Outcome, Poisoning, Verdict
+from npudiff.model.job import Budget, Failure, Job, Outcome, Poisoning, Verdict
 
 Keep = Callable[[Outcome], Sequence[Path]]
 """Writes the findings of an outcome where its tensors are, and returns their folders."""

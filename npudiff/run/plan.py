@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,10 @@ from npudiff.errors import UsageError, unknown
 from npudiff.judge.properties import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, properties_of, property_of_mutant
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
-from npudiff.model.implementation import Implementation
+from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import Budget, Isolation, Job
-from npudiff.model.target import Target
-from npudiff.run.discovery import default_target, load_components, load_target, select_implementations
-from npudiff.run.host import can_isolate, default_workers, on_this_host
+from npudiff.run.discovery import Provide, default_target, load_components, load_target, select_implementations
+from npudiff.run.host import can_isolate, default_workers, may_end_its_process
 from npudiff.run.messages import Keep, Task
 
 DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
@@ -52,7 +52,10 @@ class Request:
     workers: int | None = None
     """Processes in which jobs run; None for as many as the target and the machine are good for."""
     isolate: bool | None = None
-    """Whether cases run in processes that may die of them; None for where a device is shared."""
+    """Whether cases run in processes that may die of them; None for where a device is shared, or an implementation is
+    not built in."""
+    untrusted: bool = False
+    """Whether files and modules of ``implementations`` may deceive: they run in processes that know no reference."""
     journal: Path | None = None
     """Folder in which a case is written down before it is run."""
     timeout: float = 60.0
@@ -115,15 +118,23 @@ class Plan:
     def isolation(self) -> Isolation | None:
         """How cases are run in processes that may die of them; None if they are not.
 
+        Without a wish, they are where a device is shared, and as soon as one implementation is not built in: it may
+        end its process, with exit code 0 too.
+
         Raises
         ------
         UsageError
             If that was asked for where it cannot be done.
         """
+        return self._isolation(self.jobs)
+
+    def _isolation(self, jobs: Sequence[Job]) -> Isolation | None:
         request = self.request
         if request.isolate and not can_isolate():
             raise UsageError("--isolate needs Linux")
-        wanted = can_isolate() and not on_this_host(self.target) if request.isolate is None else request.isolate
+        wanted = request.isolate
+        if wanted is None:
+            wanted = can_isolate() and any(may_end_its_process(job.subject) for job in jobs)
         return Isolation(request.journal, request.warm_up, request.timeout) if wanted else None
 
     def budget(self, job: Job) -> Budget:
@@ -142,7 +153,7 @@ class Plan:
             seed=self.request.seed,
             deterministic=profile.deterministic,
             example_database=None if job in self.mutants else self.request.example_database,
-            isolation=self.isolation,
+            isolation=self._isolation((*self.jobs, job)),  # a test may make a job that is not in the plan
             explicit_cases=self.shared.cases.get(job.name, ()),
             shared_database=self.shared.examples,
         )
@@ -187,7 +198,8 @@ def make_plan(request: Request) -> Plan:
     jobs: list[Job] = []
     mutants: list[Job] = []
     chosen: Counter[str] = Counter()
-    for item in select_implementations(components, request.implementations):
+    provide = untrusted_provider(request, target) if request.untrusted else None
+    for item in select_implementations(components, request.implementations, provide):
         if item.component not in restrictions:
             continue
         component = by_name[item.component]
@@ -203,6 +215,24 @@ def make_plan(request: Request) -> Plan:
     plan = Plan(target, tuple(jobs), tuple(mutants), request)
     _ = plan.isolation  # refused before anything is run
     return plan
+
+
+def untrusted_provider(request: Request, target: Target) -> Provide:
+    """Return what has the process of a candidate describe its file, which this process does not import.
+
+    Raises
+    ------
+    UsageError
+        If there is no candidate, or none can be judged here.
+    """
+    if not request.implementations:
+        raise UsageError("--untrusted says how the files of --impl are judged, and needs one")
+    if request.isolate is False or not can_isolate():
+        raise UsageError("--untrusted needs isolation" + ("" if can_isolate() else ", and that needs Linux"))
+    from npudiff.run.untrusted.remote import Nursery, untrusted_implementations  # noqa: PLC0415 - only where asked for
+
+    nursery = Nursery(target, request.warm_up, request.timeout)
+    return functools.partial(untrusted_implementations, nursery)
 
 
 def _jobs(

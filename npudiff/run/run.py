@@ -7,7 +7,8 @@ import time
 from collections.abc import Generator, Sequence
 from types import TracebackType
 
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Outcome
+from npudiff.run import guardian
 from npudiff.run.events import CasesJudged, Event, JobEnded, JobStarted, Listener, RunEnded
 from npudiff.run.messages import Task
 from npudiff.run.workers import Result, TaskRunner, run_in_workers
@@ -55,6 +56,8 @@ class Run:
                     break
 
     def _tell(self, event: Event) -> None:
+        if isinstance(event, JobStarted):
+            guardian.begins(event.job.name)
         for listener in self._listeners:
             listener(event)
 

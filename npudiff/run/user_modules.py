@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from npudiff.errors import UsageError
 from npudiff.model.anything import AnyInputs, AnyOutputs
@@ -155,10 +155,28 @@ def _execute(path: Path, resolved: Path, changed: int) -> UserModule:
 
 @contextlib.contextmanager
 def _failing(selector: str) -> Iterator[None]:
-    """Say in one line why something does not import."""
+    """Say in one line why something does not import, also if it would leave the process."""
     try:
-        yield
+        with _staying():
+            yield
     except UsageError as error:  # of the decorator
         raise UsageError(f"--impl {selector}: {error}") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise UsageError(f"--impl {selector}: fails to import: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _staying() -> Iterator[None]:
+    """Have ``os._exit`` raise, as ``sys.exit`` does: pytest would end with 0, and nothing would have been tested."""
+
+    def leave(code: int) -> NoReturn:
+        raise SystemExit(f"os._exit({code})")
+
+    before = os._exit
+    os._exit = leave  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = before

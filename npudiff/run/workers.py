@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npudiff.errors import DeviceLost
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Job, Outcome
 from npudiff.run.after_fork import begin
 from npudiff.run.engine import Progress, run_job
 from npudiff.run.events import CasesJudged, JobStarted, Listener

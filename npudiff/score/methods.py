@@ -19,8 +19,7 @@ from npudiff.judge.compare import compare
 from npudiff.judge.criteria import COSINE, MIXED, SINGLE, published_verdicts
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.anything import AnyCase
-from npudiff.model.comparison import Comparison, OutputComparison
-from npudiff.model.component import Component, Property, Subject
+from npudiff.model.component import Comparison, Component, OutputComparison, Property, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Job
 from npudiff.score.cases import fixed_cases, random_cases

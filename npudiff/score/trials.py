@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from npudiff.judge.properties import properties_of
 from npudiff.model.anything import AnyInputs
 from npudiff.model.component import Component
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Budget, Job, Outcome
 from npudiff.run.events import Event, JobEnded
 from npudiff.run.messages import Task as RunTask
 from npudiff.run.run import Run

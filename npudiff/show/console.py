@@ -17,12 +17,12 @@ from npudiff.findings.finding import Finding
 from npudiff.findings.replay import Replay, ReplayVerdict
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Component
-from npudiff.model.outcome import Outcome, Verdict
+from npudiff.model.job import Outcome, Verdict
 from npudiff.model.version import VERSION
 from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan
-from npudiff.show.finding_page import PAGE_FILE
-from npudiff.show.report import Group, bound_text, finding_lines, grouped
+from npudiff.show.finding import PAGE_FILE, finding_lines
+from npudiff.show.report import Group, bound_text, grouped
 from npudiff.text import clipped, counted, printable
 
 PLAIN_WIDTH = 132
@@ -75,7 +75,9 @@ class Console:
             self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
         if plan.target.other_canns:
             others = " and ".join(f"--cann {name}" for name in plan.target.other_canns)
-            self.rich.print(f"[dim]one CANN is looked at, {plan.target.cann}: {others} are others; no SoC is told apart[/]")
+            self.rich.print(
+                f"[dim]one CANN is looked at, {plan.target.cann}: {others} are others; no SoC is told apart[/]"
+            )
         if request.shared is not None:
             self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
 

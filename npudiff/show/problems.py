@@ -11,7 +11,7 @@ from pathlib import Path
 from npudiff.findings.log import LoggedFinding
 from npudiff.model.implementation import Implementation
 from npudiff.run.plan import Plan
-from npudiff.show.report import finding_lines
+from npudiff.show.finding import finding_lines
 from npudiff.show.source_location import SourceLocation, source_location_of
 from npudiff.text import printable
 

@@ -12,8 +12,7 @@ from dataclasses import replace
 import torch
 
 from npudiff.judge.compare import bounds_of, compare_runs
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import NotApplicable, Property, Subject
+from npudiff.model.component import Comparison, NotApplicable, Property, Subject
 from npudiff.properties.decoder_layer.case import FLAGS, DecoderLayerCase
 from npudiff.properties.decoder_layer.inputs import build_inputs, token_places
 from npudiff.reference.decoder_layer import DecoderLayerInputs, LayerStep

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.draw.chooser import Chooser, within
+from npudiff.draw.cases import Chooser, within
 from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.properties.decoder_layer.case import (
     FLAGS,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from npudiff.judge.compare import compare
-from npudiff.model.comparison import Comparison, OutputComparison
-from npudiff.model.component import Subject
+from npudiff.model.component import Comparison, OutputComparison, Subject
 from npudiff.model.implementation import outputs_of
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.properties.hybrid_pools.inputs import TokenSource, open_inputs

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Chooser
 from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties.hybrid_pools.case import DIMS, POISONS, HybridPoolsCase

@@ -9,8 +9,7 @@ import torch
 
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare, same_bits
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import ExpectedOutput, NotApplicable, Property, Subject
+from npudiff.model.component import Comparison, ExpectedOutput, NotApplicable, Property, Subject
 from npudiff.properties._shared import rows
 from npudiff.properties.rope_cache.case import RopeCacheCase
 from npudiff.properties.rope_cache.inputs import build_inputs

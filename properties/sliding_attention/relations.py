@@ -14,8 +14,7 @@ import torch
 
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import bounds_of, compare_runs, same_bits
-from npudiff.model.comparison import Comparison
-from npudiff.model.component import NotApplicable, Property, Subject
+from npudiff.model.component import Comparison, NotApplicable, Property, Subject
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 from npudiff.properties.sliding_attention.inputs import build_inputs
 from npudiff.reference.paged_kv import PagedKV

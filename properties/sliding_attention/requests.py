@@ -10,7 +10,7 @@ from itertools import cycle, islice
 
 from hypothesis import assume
 
-from npudiff.draw.chooser import DISTINCT, Chooser
+from npudiff.draw.cases import DISTINCT, Chooser
 from npudiff.model.constraints import Allowed, Box, allows, intersection
 from npudiff.properties._shared import empty_parts
 from npudiff.properties.sliding_attention.case import Request

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Chooser
 from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties._shared.rows import ROWS

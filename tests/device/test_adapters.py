@@ -14,8 +14,7 @@ from npudiff.judge.compare import compare
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.constraints import Constraints
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.sliding_attention import component
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 from npudiff.properties.swa_mask import SwaMaskCase

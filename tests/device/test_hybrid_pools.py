@@ -14,8 +14,7 @@ from npudiff.device.targets import sim
 from npudiff.judge.judge import TraceExecutor
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Subject
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.hybrid_pools import component
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.properties.hybrid_pools.inputs import TokenSource, open_inputs

@@ -14,8 +14,7 @@ from npudiff.device.ascend.rope_cache import RepeatedHalves, Rope, read_halves, 
 from npudiff.device.mutants import rope_cache as mutants
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import ImplementationRaised, Subject
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.rope_cache import RopeCacheCase, build_inputs, component
 from npudiff.reference.rope_scaling import RopeConfig
 from npudiff.run.discovery import implementations_in, load_target

@@ -15,14 +15,13 @@ import torch
 from hypothesis import strategies as st
 
 import npudiff
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Chooser
 from npudiff.judge.compare import same_bits
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Constraints
-from npudiff.model.implementation import Implementation
+from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import Job
-from npudiff.model.target import Target
 from npudiff.reference.bounds import Expected
 
 AXES = {

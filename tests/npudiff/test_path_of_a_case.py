@@ -11,7 +11,7 @@ import pytest
 import npudiff
 from npudiff.run.engine import run_job
 from npudiff.run.plan import Request, make_plan
-from npudiff.show.finding_page import keep_findings
+from npudiff.show.finding import keep_findings
 
 ENGINE = Path(npudiff.__file__).resolve().parent
 ROOMS = [ENGINE, *((ENGINE / room).resolve() for room in ("reference", "device", "properties"))]
@@ -47,9 +47,9 @@ def test_a_case_that_holds(plan, record_property):
     run_job(job, budget)  # imports
     engine, rooms = modules_called(lambda: run_job(job, budget))
     record_property("modules", (len(engine), len(rooms)))
-    assert {path.name for path in engine} >= {"engine.py", "chooser.py", "compare.py"}
+    assert {path.name for path in engine} >= {"engine.py", "cases.py", "compare.py"}
     assert {path.name for path in rooms} >= {"rms_norm.py", "bounds.py"}
-    assert len(engine) <= 15, sorted(map(str, engine))
+    assert len(engine) <= 12, sorted(map(str, engine))
     assert len(rooms) <= 11, sorted(map(str, rooms))
 
 
@@ -64,5 +64,5 @@ def test_a_finding_from_draw_to_folder(plan, tmp_path, record_property):
     find()
     engine, rooms = modules_called(find)
     record_property("modules", (len(engine), len(rooms)))
-    assert len(engine) <= 36, sorted(map(str, engine))
+    assert len(engine) <= 25, sorted(map(str, engine))
     assert len(rooms) <= 11, sorted(map(str, rooms))

@@ -10,8 +10,7 @@ from npudiff import implementation
 from npudiff.judge.pattern import NOWHERE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints, parse_where
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.cache_gather import CacheGatherCase, Stretch, build_inputs, component, page_names
 from npudiff.reference.cache_gather import cache_gather, token_slots
 from npudiff.run.discovery import load_target

@@ -15,8 +15,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties._shared import magnitudes
 from npudiff.properties.moe_finalize import MoeFinalizeCase
 from npudiff.properties.moe_gating import MoeGatingCase

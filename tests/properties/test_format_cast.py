@@ -7,12 +7,11 @@ import torch
 
 from draws import drawn
 from npudiff import implementation
-from npudiff.findings.evidence import worst_element
+from npudiff.findings.finding import worst_element
 from npudiff.judge.compare import compare
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.format_cast import FormatCastCase, component
 from npudiff.reference.format_cast import format_cast
 from npudiff.run.discovery import load_target

@@ -4,7 +4,7 @@ import pytest
 
 from broken import verdict
 from npudiff.device.ascend.int4_pack import shifted_words
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Verdict
 from npudiff.properties.int4_pack import (
     LAYOUTS,
     RECIPES,

@@ -11,8 +11,7 @@ from npudiff import implementation
 from npudiff.device.ascend.padded_tokens import native, weights_of
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.padded_tokens import Batch, PaddedTokensCase, component
 from npudiff.reference.padded_tokens import real_rows
 from npudiff.run.discovery import load_target

@@ -5,7 +5,7 @@ import torch
 
 from broken import verdict
 from npudiff.device.ascend.quant_matmul import composed_quant_matmul
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Verdict
 from npudiff.properties.quant_matmul import QuantMatmulCase, build_inputs, component
 from npudiff.reference.quant_matmul import quant_matmul
 

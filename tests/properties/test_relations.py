@@ -10,8 +10,7 @@ import torch
 from npudiff import implementation
 from npudiff.device.ascend.sliding_attention import torch_native
 from npudiff.model.component import Subject
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.sliding_attention import component
 from npudiff.reference.sliding_attention import sliding_attention
 from npudiff.run.discovery import load_target

@@ -15,8 +15,7 @@ from npudiff import implementation
 from npudiff.device.ascend.rope_cache import RepeatedHalves, read_halves, read_table
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints, parse_where
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.rope_cache import RopeCacheCase, build_inputs, check_case, component, coordinates, describe
 from npudiff.reference.rope_cache import rope_cache
 from npudiff.reference.rope_scaling import KINDS, RopeConfig, amplitude

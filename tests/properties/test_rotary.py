@@ -11,8 +11,7 @@ from npudiff import implementation
 from npudiff.device.ascend.rotary import rotate
 from npudiff.model.component import Subject
 from npudiff.model.constraints import parse_where
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.rotary import DATA, RotaryCase, build_inputs, component, exact_table, turned
 from npudiff.reference.rotary import rotary
 from npudiff.run.discovery import load_target

@@ -5,7 +5,7 @@ import torch
 
 from broken import verdict
 from npudiff.device.ascend.scale_pack import FIXPIPE, composed_fixpipe, view_widened
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Verdict
 from npudiff.properties.scale_pack import RECIPES, ScalePackCase, build_inputs, component, coordinates
 
 check_case = ScalePackCase.check

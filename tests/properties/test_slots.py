@@ -1,4 +1,4 @@
-"""Orders of slots and pages as an allocator gives them: what each is, that tokens keep slots of their own, and draws."""
+"""Orders of slots and pages as an allocator gives them: what each is, and that every token has a slot of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_token_has_a_slot_of_its_own_behind_the_dummy_page(order, tokens, 
     for seed in range(20):
         slots = slots_of(Some(order, seed=seed), tokens, pages)
         assert len(set(slots)) == len(slots) == tokens
-        assert 4 <= min(slots)
+        assert min(slots) >= 4
         assert max(slots) < 4 * (1 + pages)
 
 

@@ -10,8 +10,7 @@ from npudiff import implementation
 from npudiff.device.ascend.swiglu_quant import composed
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.swiglu_quant import SUMS, SwigluQuantCase, component
 from npudiff.run.discovery import load_target
 from npudiff.run.engine import run_job

@@ -5,7 +5,7 @@ import torch
 
 from broken import verdict
 from npudiff.device.ascend.weight_quant_matmul import rounded_once
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Verdict
 from npudiff.properties.weight_quant_matmul import RECIPES, WeightQuantMatmulCase, build_inputs, component
 
 check_case = WeightQuantMatmulCase.check

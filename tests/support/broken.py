@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from npudiff import implementation
 from npudiff.model.component import Subject
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.run.discovery import load_target
 from npudiff.run.engine import run_job
 

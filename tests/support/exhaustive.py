@@ -14,9 +14,8 @@ from typing import Any
 from npudiff.judge.properties import property_of_mutant
 from npudiff.model.component import Component, Subject
 from npudiff.model.constraints import Constraints
-from npudiff.model.implementation import Implementation
+from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import Job
-from npudiff.model.target import Target
 from npudiff.run.engine import run_case
 from npudiff.score.trials import elements
 

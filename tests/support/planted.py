@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from npudiff.model.component import ImplementationRaised
-from npudiff.model.job import Isolation, Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Isolation, Job, Outcome
 from npudiff.run.isolation.faults import Kind, RemoteError
 from npudiff.run.isolation.judge import IsolatedJudge
 

@@ -1,15 +1,21 @@
-"""The recorder: it writes every operator call down, as torch's dispatcher sees it.
+"""The recorder: it writes every operator call down, as torch's dispatcher sees it, on a tape.
 
-The inside of an operator is not seen, whether the operator runs on a device or is simulated. ``WatchedSubject`` is an
-implementation whose calls are recorded while a property is checked.
+The inside of an operator is not seen, whether the operator runs on a device or is simulated. An event of the tape is a
+line of plain values; the bytes of tensors lie beside. Both are files without a name, which outlive the process that
+writes them. A call is written down before it is made, so that one that kills its process is the last.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import keyword
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -18,22 +24,198 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from npudiff.findings.reproduce.tape import (
-    Key,
-    Refused,
-    Tape,
-    check_kind,
-    checksum,
-    described,
-    key_of,
-    labelled,
-    place,
-    plain,
-    tensors_in,
-    whole,
-)
-from npudiff.model.anything import AnyInputs
-from npudiff.model.component import Answer, ExpectedOutput, Subject
+from npudiff.findings.reproduce.script import Event
+
+
+class Refused(Exception):
+    """Something cannot stand in a script; the message says what, and is read after "no script: "."""
+
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors of an argument or a result, in their order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+_NAMED = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory format"}
+
+
+def plain(value: object, tensor: Callable[[torch.Tensor], Any], storage: Callable[[Any], Any]) -> Any:  # noqa: ANN401
+    """Return an argument as a value that JSON can hold.
+
+    Parameters
+    ----------
+    value : object
+        What the dispatcher was given.
+    tensor, storage : callable
+        Say what stands for a tensor, or for a storage by itself.
+
+    Raises
+    ------
+    Refused
+        If no script can hold it.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor):
+        return tensor(value)
+    if isinstance(value, list | tuple):
+        return [plain(item, tensor, storage) for item in value]
+    if isinstance(value, torch.UntypedStorage | torch.TypedStorage):
+        return storage(value)
+    for kind, name in _NAMED.items():
+        if isinstance(value, kind):
+            return {name: str(value)}
+    if isinstance(value, torch.Generator):
+        raise Refused("an operator is given a random generator, whose numbers are others on another device")
+    raise Refused(f"an operator is given a {type(value).__name__}")
+
+
+Key = tuple[object, ...]
+
+_MOST_SEALED = 2**26
+"""Bytes of a memory that is looked at before each call."""
+
+
+def key_of(tensor: torch.Tensor) -> Key:
+    """What is alike for tensors that are the same elements in the same order."""
+    lies = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+    return (tensor.untyped_storage()._cdata, tensor.dtype, *lies)
+
+
+def place(tensor: torch.Tensor) -> dict[str, Any]:
+    """Return where the elements of a tensor are in its memory."""
+    return {"shape": list(tensor.shape), "stride": list(tensor.stride()), "offset": tensor.storage_offset()}
+
+
+def described(tensor: torch.Tensor) -> dict[str, Any]:
+    """Return what is said of a tensor beside its name."""
+    return {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "device": str(tensor.device)}
+
+
+def check_kind(tensor: torch.Tensor) -> None:
+    """Raise ``Refused`` for a tensor that is more than elements at a place in memory."""
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise Refused(f"an operator is given a {type(tensor).__name__}, which makes calls of its own")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise Refused(f"an operator is given a tensor that is not strided: {tensor.layout}, {tensor.dtype}")
+    if tensor.is_conj() or tensor.is_neg():
+        raise Refused("an operator is given a conjugate or negative that torch has not computed yet")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all bytes of the storage of a tensor, on the host."""
+    if tensor.device.type != "cpu":
+        count = tensor.untyped_storage().nbytes() // tensor.itemsize
+        tensor = torch.as_strided(tensor.detach(), (count,), (1,), 0).cpu()
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.detach().untyped_storage())
+
+
+def checksum(tensor: torch.Tensor) -> int | None:
+    """Return a number that changes when the memory of a tensor does; None where it is large, or cannot be read."""
+    if tensor.untyped_storage().nbytes() > _MOST_SEALED:
+        return None
+    try:
+        return zlib.crc32(whole(tensor).numpy().data)
+    except RuntimeError:  # a device may have a format of which no other view can be read
+        return None
+
+
+def labelled(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of (nested) dataclasses, mappings and lists with the names of their places."""
+    if isinstance(value, torch.Tensor):
+        if value.layout is torch.strided:
+            yield name or "given", value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from labelled(getattr(value, field.name), f"{name}_{field.name}" if name else field.name)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from labelled(item, f"{name}_{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from labelled(item, f"{name}_{number}")
+
+
+MOST_BYTES = 2**27
+"""Bytes of tensors on a tape. A script has fewer: what only judges a result on the way there is taken out."""
+
+MOST_EVENTS = 20_000
+
+
+class Tape:
+    """A recording that is being made, or has been made.
+
+    Attributes
+    ----------
+    refusal : str
+        Why nothing more is recorded; empty if all is well.
+    """
+
+    def __init__(self) -> None:
+        self._lines = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the tape is
+        self._bytes = tempfile.TemporaryFile()  # noqa: SIM115
+        self._size = self._count = 0
+        self.refusal = ""
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._lines.close()
+        self._bytes.close()
+
+    @property
+    def written(self) -> int:
+        """Bytes of lines that were written, by whichever process."""
+        return os.fstat(self._lines.fileno()).st_size
+
+    def note(self, kind: str, **said: Any) -> None:  # noqa: ANN401 - plain values of any event
+        """Write a line; it is with the system when this returns."""
+        if self.refusal:
+            return
+        self._count += 1
+        if self._count > MOST_EVENTS:
+            self.refuse(f"it makes more than {MOST_EVENTS:,} calls")
+            return
+        self._line({"kind": kind, **said})
+
+    def refuse(self, why: str) -> None:
+        """Say why there is no recording; nothing is written after it."""
+        if not self.refusal:
+            self.refusal = why
+            self._line({"kind": "refused", "why": why})
+
+    def keep(self, content: memoryview) -> int:
+        """Write bytes, and return where they begin; 0 once there are too many."""
+        start = self._size
+        if start + content.nbytes > MOST_BYTES:
+            self.refuse(f"the tensors of its calls have more than {MOST_BYTES >> 20} MiB")
+            return 0
+        self._size += content.nbytes
+        self._bytes.write(content)
+        self._bytes.flush()
+        return start
+
+    def _line(self, event: Event) -> None:
+        self._lines.write(json.dumps(event).encode() + b"\n")
+        self._lines.flush()
+
+    def events(self) -> list[Event]:
+        """Return all that was written; of a process that was killed while it wrote, all but the last line."""
+        self._lines.seek(0)
+        lines = self._lines.read().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def content(self, start: int, count: int) -> bytes:
+        """Return bytes that were kept."""
+        self._bytes.seek(start)
+        return self._bytes.read(count)
+
 
 RESERVED = ("torch", "run", "float", "getattr")
 """Names that a script has for something else."""
@@ -368,46 +550,3 @@ def _draws(func: Any) -> bool:  # noqa: ANN401
     takes = [argument.name for argument in schema.arguments]
     tensors = any("Tensor" in str(argument.type) for argument in schema.arguments)
     return "generator" in takes or not tensors or schema.name.endswith("_like")
-
-
-@dataclass(frozen=True)
-class WatchedSubject(Subject):
-    """A subject whose calls are written down."""
-
-    recorder: Recorder
-    """Writes; it must be entered."""
-    expectations: list[Mapping[str, ExpectedOutput]]
-    """What the reference said, each time that it was asked."""
-
-    def call_guarded(self, question: Callable[[], Answer], *given: object) -> Answer:
-        """Write down what the question calls; what surrounds it is ours."""
-
-        def watched() -> Answer:
-            self.recorder.returned = False
-            self.recorder.variables.given(given[0] if len(given) == 1 else list(given))
-            self.recorder.tape.note("run")
-            with self.recorder.at(Watching.EVERYTHING):
-                answer = question()
-            self.recorder.returned = True
-            return answer
-
-        with self.recorder.at(Watching.NOTHING):
-            return super().call_guarded(watched, *given)
-
-    def _outputs(self, inputs: AnyInputs) -> Mapping[str, torch.Tensor]:
-        outputs = super()._outputs(inputs)
-        for name, tensor in outputs.items():
-            self.recorder.fetched(name, tensor)
-        return outputs
-
-    def fresh(self) -> Subject:
-        """What an implementation makes to keep between calls is made by calls too."""
-        with self.recorder.at(Watching.EVERYTHING):
-            return super().fresh()
-
-    def expected(self, inputs: AnyInputs) -> Mapping[str, ExpectedOutput]:
-        """Write down nothing of the reference: its values are stored."""
-        with self.recorder.at(Watching.NOTHING):
-            expected = super().expected(inputs)
-        self.expectations.append(expected)
-        return expected

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import keyword
+import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from npudiff.findings.reproduce.tape import Event, Words, names_in
 from npudiff.text import clipped, printable
+
+Event = dict[str, Any]
+"""A line of a tape."""
 
 WAITED = "raised when the device was waited for"
 """How a run ends of which no call raises, and the device then."""
@@ -175,6 +178,43 @@ class Recording:
 def _is_plain(step: Step) -> bool:
     """Whether a call is one of torch's own, whose schema says all that it does."""
     return str(step.said["operator"]).startswith(("aten::", "prim::", "prims::"))
+
+
+@dataclass(frozen=True)
+class Words:
+    """How arguments are written."""
+
+    device: str
+    """The kind of the device on which it was recorded, which is the script's ``DEVICE``; any other stands as it is."""
+    names: Callable[[str], str] = str
+    """Turns a variable into what stands for it."""
+
+    def of(self, value: Any) -> str:  # noqa: ANN401 - what ``plain`` of the recorder returns
+        """Return an argument as Python."""
+        if isinstance(value, list):
+            return f"[{', '.join(map(self.of, value))}]"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f'float("{value}")'
+        return self._named(value) if isinstance(value, dict) else repr(value)
+
+    def _named(self, value: dict[str, Any]) -> str:
+        kind, said = next(iter(value.items()))
+        if kind == "device":
+            return "DEVICE" if said.partition(":")[0] == self.device else repr(said)
+        if kind == "view":
+            return f"torch.as_strided({self.names(said)}, {value['shape']}, {value['stride']}, {value['offset']})"
+        if kind in ("tensor", "storage"):
+            return self.names(said) + (".untyped_storage()" if kind == "storage" else "")
+        return str(said)  # torch.float32, torch.strided, torch.preserve_format
+
+
+def names_in(value: Any) -> Iterator[str]:  # noqa: ANN401 - what ``plain`` of the recorder returns
+    """Yield the variables that an argument refers to."""
+    if isinstance(value, list):
+        for item in value:
+            yield from names_in(item)
+    elif isinstance(value, dict):
+        yield from (str(value[kind]) for kind in ("tensor", "view", "storage") if kind in value)
 
 
 WIDTH = 116

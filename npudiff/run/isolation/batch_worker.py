@@ -19,14 +19,13 @@ from typing import Any, NoReturn
 from npudiff.judge.judge import LocalJudge
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
-from npudiff.model.comparison import Comparison, Passed
-from npudiff.model.component import ImplementationRaised, NotApplicable
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable, Passed
+from npudiff.model.job import Job, Outcome
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.journal import Journal
+from npudiff.run.isolation.lingering import Lingering
 from npudiff.run.isolation.worker import probe_device, serve
 from npudiff.run.messages import Task, outcome_to_message
 
@@ -131,6 +130,7 @@ def batch_worker_main(
         Not used: the findings are written here.
     """
     del shared
+    lingering = Lingering()
 
     def leave(error: RemoteError) -> NoReturn:
         connection.send_bytes(json.dumps({"verdict": "left", "text": str(error)}).encode())
@@ -152,6 +152,7 @@ def batch_worker_main(
             dataclasses.replace(task.budget, isolation=None, fallback_seed=question["fallback_seed"]),
         )
         outcome = run_job(job, budget, judge=BatchJudge(job, clock, journal, leave))
+        lingering.settle()
         if outcome.failure is not None:
             outcome.alone = _confirmed(outcome, connection)
             clock.end()

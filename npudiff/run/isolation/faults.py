@@ -79,7 +79,9 @@ class RemoteError(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> RemoteError:
-        """Tell of an exception, as from another process."""
+        """Tell of an exception, as from another process; one that is from there already stays as it is."""
+        if isinstance(error, cls):
+            return error
         name = type(error).__name__
         return cls(name, str(error), kind_of(f"{name}: {error}"))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from npudiff.model.comparison import Comparison, OutputComparison
+from npudiff.model.component import Comparison, OutputComparison
 
 _ALIGNED = 64
 _TENSORS = ("ratio", "actual", "value", "bound", "gain", "most_gain")

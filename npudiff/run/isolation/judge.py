@@ -10,10 +10,8 @@ from typing import Any, TypeVar
 
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
-from npudiff.model.comparison import Comparison, Passed
-from npudiff.model.component import ImplementationRaised, NotApplicable
-from npudiff.model.job import Isolation, Job
-from npudiff.model.outcome import Outcome, Poisoning
+from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable, Passed
+from npudiff.model.job import Isolation, Job, Outcome, Poisoning
 from npudiff.run.isolation.faults import Faulted, Kind, RemoteError
 from npudiff.run.isolation.ipc import unpack_comparison
 from npudiff.run.isolation.journal import PASSED, Journal

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from npudiff.errors import DeviceLost
-from npudiff.model.target import Target
+from npudiff.model.implementation import Target
 from npudiff.run import after_fork
 from npudiff.run.isolation.faults import Faulted, Kind, died
 from npudiff.run.isolation.ipc import SharedTensors

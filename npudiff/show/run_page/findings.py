@@ -12,13 +12,11 @@ from urllib.parse import quote
 
 from npudiff.errors import UsageError
 from npudiff.findings.finding import read_finding
-from npudiff.findings.picture import coarser, read_pictures
 from npudiff.findings.shared import FINDINGS
 from npudiff.judge.properties import EQUIVALENCE
-from npudiff.show.finding_page import PAGE_FILE
-from npudiff.show.picture import drawn
+from npudiff.show.finding import PAGE_FILE, finding_lines, is_command
+from npudiff.show.picture import coarser, drawn, read_pictures
 from npudiff.show.rendering import SafeHtml, clip
-from npudiff.show.report import finding_lines, is_command
 from npudiff.show.run_page.record import FindingRecord
 from npudiff.show.run_page.state import LatestFinding, State, Subject
 

@@ -22,15 +22,15 @@ from npudiff.show.run_page.record import RunRecord
 _KEPT_NAME = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_.\-]+\.json")
 
 
-def write_record(run: RunRecord, root: Path) -> Path:
-    """Write a record below an output folder, and return the file.
+def write_record(run: RunRecord, root: Path, path: Path | None = None) -> Path:
+    """Write a record below an output folder, and return the file: a new one, or ``path``, which this run has written.
 
     The oldest records beyond ``MOST_KEPT`` are removed.
     """
     content = {"schema_version": record.SCHEMA_VERSION, **plain(run)}
     folder = root / record.RUNS
     folder.mkdir(parents=True, exist_ok=True)
-    path = _new_file(folder, run)
+    path = path or _new_file(folder, run)
     partial = folder / f".{path.name}.{os.getpid()}.partial"
     partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)

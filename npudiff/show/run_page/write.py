@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from npudiff.errors import DeviceLost
-from npudiff.findings.evidence import environment
-from npudiff.findings.finding import Finding, read_finding
-from npudiff.findings.log import RunLog
+from npudiff.findings.finding import Finding, environment, read_finding
+from npudiff.findings.log import NotEnded, RunLog
 from npudiff.findings.shared import FINDINGS
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Job, Outcome
 from npudiff.model.version import VERSION
+from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.plan import Plan
 from npudiff.show.run_page import record
 from npudiff.show.run_page.record import (
@@ -32,6 +32,9 @@ from npudiff.show.run_page.record import (
 )
 from npudiff.show.run_page.record_file import plain, write_record
 from npudiff.text import clipped
+
+WRITTEN_EVERY = 5.0
+"""Seconds after which a record that is kept up to date is written again."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,39 @@ def plain_record_of(
     return plain(record_of(summary))
 
 
-def keep_record(summary: RunSummary, root: Path) -> None:
-    """Write the record of a run, or a line to standard error if that fails: the findings are worth more."""
-    try:
-        write_record(record_of(summary), root)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run's own end must be seen
-        print(f"npudiff: the record of the run was not written: {type(error).__name__}: {error}", file=sys.stderr)
+class RecordKeeper:
+    """Keeps the record of a run up to date, so that a run that is killed leaves one too: a listener.
+
+    Parameters
+    ----------
+    summary : callable
+        Returns what there is so far.
+    root : pathlib.Path
+        Output folder.
+    """
+
+    def __init__(self, summary: Callable[[], RunSummary], root: Path) -> None:
+        self._summary, self._root = summary, root
+        self._path: Path | None = None
+        self._written = -math.inf
+
+    def __call__(self, event: Event) -> None:
+        """Write the record, at once if there is a finding."""
+        found = isinstance(event, JobEnded) and event.folders
+        if not isinstance(event, RunEnded) and (found or time.monotonic() - self._written > WRITTEN_EVERY):
+            self._write(self._summary())
+            self._written = time.monotonic()
+
+    def close(self) -> None:
+        """Write the record of a run that is over."""
+        self._write(self._summary())
+
+    def _write(self, summary: RunSummary) -> None:
+        """Write it, or a line to standard error if that fails: the findings are worth more."""
+        try:
+            self._path = write_record(record_of(summary), self._root, self._path)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run's own end must be seen
+            print(f"npudiff: the record of the run was not written: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def record_of(summary: RunSummary) -> RunRecord:
@@ -150,7 +180,7 @@ def _problem(error: BaseException) -> str:
 def _ended(error: BaseException) -> Ended:
     if isinstance(error, DeviceLost):
         return "device lost"
-    return "interrupted" if isinstance(error, KeyboardInterrupt | BrokenPipeError) else "defect"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | BrokenPipeError | NotEnded) else "defect"
 
 
 def _option(value: object) -> str:

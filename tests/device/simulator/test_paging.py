@@ -150,7 +150,7 @@ def test_a_cache_with_gaps_between_blocks(lab, rank):
 
 @pytest.mark.parametrize("name", ["key", "value"])
 def test_a_cache_with_gaps_inside_of_its_blocks_is_refused(lab, name):
-    """Keys and values that lie side by side in one pool: the operator addresses blocks, whatever CANN makes copies of."""
+    """Keys and values that lie side by side in one pool: the operator addresses blocks, and copies none."""
     arguments = lab.pack(lab.ragged([2, 3], [40, 70]), TND, block_size=16, rank=3, fill=9.0)
     cache = arguments[name]
     wide = torch.full((*cache.shape[:-1], 2 * cache.shape[-1]), 9.0, dtype=cache.dtype)

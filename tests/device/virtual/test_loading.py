@@ -112,7 +112,7 @@ class TestWithTorchNpu:
     def test_the_npu_target_is_hardware(self):
         """A virtual device must not be reported as a real one."""
         from npudiff.device.targets import npu
-        from npudiff.model.target import TargetUnavailable
+        from npudiff.model.implementation import TargetUnavailable
 
         with pytest.raises(
             TargetUnavailable, match="runs on the virtual NPU in this process: ask for --target virtual"

@@ -14,15 +14,14 @@ from mutant_pairs import PAIRS
 from npudiff.device import ascend, mutants, targets
 from npudiff.device.virtual import faults
 from npudiff.errors import ExitCode
-from npudiff.findings.evidence import finding_of
-from npudiff.findings.finding import read_finding, write_finding
+from npudiff.findings.finding import finding_of, read_finding, write_finding
 from npudiff.findings.reproduce import reproduction
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.job import Isolation, Job
 from npudiff.run.discovery import load_components
 from npudiff.run.engine import run_case
-from npudiff.show.finding_page import keep_findings
+from npudiff.show.finding import keep_findings
 
 pytestmark = pytest.mark.virtual
 

@@ -230,10 +230,16 @@ def stopped(inputs, target):
     raise KeyboardInterrupt
 """
     )
-    result = cli("check", "swa_mask", "--impl", kernel(cli_file), *QUICK, "--where", "window=4")
+    arguments = ("check", "swa_mask", "--impl", kernel(cli_file), *QUICK, "--where", "window=4")
+    result = cli(
+        *arguments, "--no-isolate", "--workers", 1
+    )  # in a process of its own it is the kernel's, and a finding
     assert result.code == ExitCode.INTERRUPTED == 2
     assert result.err.endswith("npudiff: interrupted\n")
     assert "FINDING swa_mask.mine" in result.out
+    result = cli(*arguments)
+    assert result.code == ExitCode.FINDINGS
+    assert "raised     KeyboardInterrupt" in result.out
 
 
 def test_a_defect_of_the_reference_ends_with_3_and_a_traceback(cli, patched_mask):

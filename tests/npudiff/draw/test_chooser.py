@@ -6,7 +6,7 @@ import pytest
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from npudiff.draw.chooser import (
+from npudiff.draw.cases import (
     CHOICES,
     DISTINCT,
     EQUAL_SHARE,

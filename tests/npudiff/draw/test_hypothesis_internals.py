@@ -15,7 +15,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase, InMemoryExampleDa
 from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from npudiff.draw.chooser import CHOICES, FIRST_CHOICE, SOURCE
+from npudiff.draw.cases import CHOICES, FIRST_CHOICE, SOURCE
 from npudiff.findings.shared import MOST_BYTES
 from npudiff.run.engine import RUNS_AT_ONCE, Stop
 
@@ -83,7 +83,7 @@ def runs_of(examples, steps=8, number=1, factory=None):
     return [steps for steps in seen if steps]  # without those that Hypothesis gave up at their opening
 
 
-# The source of choices: npudiff/draw/chooser.py
+# The source of choices: npudiff/draw/cases.py
 
 
 def test_the_source_is_a_random_whose_numbers_come_from_hypothesis():

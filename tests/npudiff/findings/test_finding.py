@@ -12,10 +12,8 @@ from safetensors.torch import load_file
 
 from npudiff.errors import UsageError
 from npudiff.findings import finding as finding_module
-from npudiff.findings.evidence import finding_of
-from npudiff.findings.finding import FINDING_FILE, SCHEMA_VERSION, TENSOR_FILE, read_finding, write_finding
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Outcome
+from npudiff.findings.finding import FINDING_FILE, SCHEMA_VERSION, TENSOR_FILE, finding_of, read_finding, write_finding
+from npudiff.model.job import Budget, Outcome
 from npudiff.run.engine import run_case, run_job
 
 
@@ -207,7 +205,7 @@ def test_a_defect_in_the_description_costs_no_finding(failed, monkeypatch):
         raise ValueError("no such stride")
 
     outcome = failed()
-    monkeypatch.setattr("npudiff.findings.evidence.explain_misplaced", broken)
+    monkeypatch.setattr("npudiff.findings.finding.explain_misplaced", broken)
     detail = finding_of(outcome).detail
     assert detail["pattern"] == ["npudiff could not describe it, please report: ValueError: no such stride"]
     assert detail["worst_ratio"] > 1

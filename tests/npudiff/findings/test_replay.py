@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from npudiff.errors import ExitCode
-from npudiff.findings.evidence import AFTER_OTHERS
-from npudiff.findings.finding import FINDING_FILE
+from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE
 from npudiff.findings.replay import finding_folders
 
 MASK_CASE = {"kv_lengths": [2], "window": 1, "spare": 0, "dtype": "int32", "column": False}

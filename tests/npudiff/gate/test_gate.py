@@ -179,7 +179,7 @@ def test_the_rotating_part_draws_other_cases_and_repeats_them_by_name(gate, know
     monkeypatch.setattr(workers, "run_job", run_job)
     for name in seeds:
         ran.clear()
-        assert gate("--rotation", name.split()[0], rotating="fails", examples=5).code == ExitCode.CLEAN
+        assert gate("--no-isolate", "--rotation", name.split()[0], rotating="fails", examples=5).code == ExitCode.CLEAN
         seeds[name] = [drawn for drawn in ran if drawn[1] is not None]
     assert seeds["one"] == seeds["one again"]
     assert len(set(seeds["one"])) == len(seeds["one"]) == 10
@@ -219,6 +219,7 @@ def test_what_failed_is_remembered_and_a_colleague_finds_it_with_that(gate, tmp_
 def test_the_finding_of_a_colleague_comes_first(gate, cli, tmp_path):
     assert gate(examples=100).code == ExitCode.FINDINGS
     (tmp_path / ".npudiff").rename(tmp_path / "theirs")
+    (tmp_path / "theirs" / "journal").rmdir()
     result = gate("--shared", "theirs", examples=1, rotating="warns", budget="3s")
     assert "part       what others found, told only" in result.out
     assert re.search(r"found +at case 1\b", result.out)
@@ -241,7 +242,7 @@ def test_a_lost_device_ends_it_with_6_and_is_told_everywhere(gate, monkeypatch):
         raise DeviceLost("sim: no known answer")
 
     monkeypatch.setattr(workers, "run_job", lost)
-    result = gate()
+    result = gate("--no-isolate")
     assert result.code == ExitCode.DEVICE_LOST
     assert result.summary.startswith("## npudiff gate: device lost, nothing counts: sim: no known answer")
     (invocation,) = result.sarif["runs"][0]["invocations"]
@@ -262,7 +263,7 @@ def test_an_interrupt_leaves_what_was_seen(gate, monkeypatch, tmp_path):
         return original(job, budget)
 
     monkeypatch.setattr(workers, "run_job", run_job)
-    result = gate()
+    result = gate("--no-isolate")
     assert result.code == ExitCode.INTERRUPTED
     assert "was not run to its end" in result.summary
     assert result.summary.startswith("## npudiff gate: ended early: KeyboardInterrupt\n")

@@ -6,7 +6,7 @@ import torch
 
 from npudiff.judge.compare import compare
 from npudiff.judge.pattern import NOWHERE, describe_pattern, worst_element, worst_gain
-from npudiff.model.comparison import OutputComparison
+from npudiff.model.component import OutputComparison
 from npudiff.reference.bounds import Expected, exactly
 
 ROW = torch.arange(6)[:, None]

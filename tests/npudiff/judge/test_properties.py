@@ -11,8 +11,7 @@ import npudiff
 from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE, properties_of
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.run.discovery import load_component
 from npudiff.run.engine import run_case, run_job
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from npudiff.model.component import ImplementationRaised, NotApplicable, fingerprint
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_job
 
 SEEDED = Budget(examples=100, seed=1)

@@ -462,7 +462,7 @@ def test_unknown_names_are_refused_with_those_that_there_are(load, expected):
 
 
 def test_the_default_target_is_the_simulator_where_no_device_is_visible(monkeypatch):
-    from npudiff.model.target import TargetUnavailable
+    from npudiff.model.implementation import TargetUnavailable
 
     points = dict(discovery._entry_points("targets"))
 

@@ -8,10 +8,8 @@ import pytest
 from draws import drawn
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import NotApplicable, Property
-from npudiff.model.constraints import Constraints
-from npudiff.model.exclusion import Exclusion
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Verdict
+from npudiff.model.constraints import Constraints, Exclusion
+from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_case, run_job
 
 SEEDED = Budget(examples=100, seed=1)

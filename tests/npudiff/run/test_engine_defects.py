@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
 from npudiff.model.component import Property
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_job
 
 SEEDED = Budget(examples=100, seed=1)

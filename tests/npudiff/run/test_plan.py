@@ -192,10 +192,21 @@ def test_isolation_is_refused_where_it_cannot_be_had_and_not_used_where_nobody_a
     monkeypatch.setattr("npudiff.run.plan.can_isolate", lambda: False)
     with pytest.raises(UsageError, match=r"^--isolate needs Linux$"):
         plan(isolate=True)
-    monkeypatch.setattr("npudiff.run.plan.on_this_host", lambda target: False)
+    monkeypatch.setattr("npudiff.run.host.on_this_host", lambda target: False)
     assert plan().isolation is None
     monkeypatch.setattr("npudiff.run.plan.can_isolate", lambda: True)
     assert plan().isolation is not None
+
+
+def test_what_is_not_built_in_is_judged_where_it_may_die(kernel):
+    path = kernel("right")
+    named = plan(implementations=(str(path), "eager"))
+    assert all(named.budget(job).isolation is not None for job in named.jobs)
+    assert plan(implementations=("eager",)).isolation is None
+    assert plan(implementations=(str(path),), isolate=False).isolation is None
+    (theirs, *_) = named.jobs
+    without = plan(implementations=("eager",))
+    assert without.budget(theirs).isolation is not None  # a job that a test made
 
 
 def test_the_tasks_of_a_plan_are_its_jobs_with_what_keeps_findings_and_its_mutants_without():

@@ -8,14 +8,13 @@ from dataclasses import replace
 import pytest
 
 from npudiff.findings.log import RunLog
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Verdict
 from npudiff.run import workers as workers_module
 from npudiff.run.events import CasesJudged, JobEnded, JobStarted, RunEnded
 from npudiff.run.messages import Task
 from npudiff.run.plan import Plan
 from npudiff.run.run import Run
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 
 BUDGET = Budget(examples=20, seed=1)
 

@@ -14,16 +14,15 @@ from npudiff.findings.finding import read_finding
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.codec import to_plain
 from npudiff.model.component import Subject
-from npudiff.model.job import Budget, Job
-from npudiff.model.outcome import Verdict
-from npudiff.model.target import Target
+from npudiff.model.implementation import Target
+from npudiff.model.job import Budget, Job, Verdict
 from npudiff.run.discovery import load_component, load_target
 from npudiff.run.engine import run_job
 from npudiff.run.host import default_workers, usable_processors
 from npudiff.run.messages import Task
 from npudiff.run.plan import Request, make_plan
 from npudiff.run.workers import WorkerFailed, run_in_workers
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 
 BUDGET = Budget(examples=20, seed=1)
 

@@ -9,8 +9,7 @@ import torch
 
 from npudiff.judge.compare import error_ratio
 from npudiff.model.baselines import BaselineSpec
-from npudiff.model.comparison import OutputComparison
-from npudiff.model.component import ImplementationRaised
+from npudiff.model.component import ImplementationRaised, OutputComparison
 from npudiff.model.implementation import Implementation
 from npudiff.score.methods import ALLCLOSE, METHODS, PUBLISHED, _not_close, _published
 from npudiff.score.trials import elements, run_trials

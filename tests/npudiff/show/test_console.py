@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from npudiff.findings.evidence import finding_of
+from npudiff.findings.finding import finding_of
 from npudiff.findings.replay import Replay, ReplayVerdict
-from npudiff.model.outcome import Outcome, Verdict
+from npudiff.model.job import Outcome, Verdict
 from npudiff.run.engine import run_case
 from npudiff.show.console import Console
 from npudiff.text import printable

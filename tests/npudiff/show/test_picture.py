@@ -9,12 +9,11 @@ import re
 import pytest
 import torch
 
-from npudiff.findings.picture import MOST_COLUMNS, MOST_ROWS, grid_of
 from npudiff.judge.compare import compare
-from npudiff.model.comparison import OutputComparison
+from npudiff.model.component import OutputComparison
 from npudiff.reference.bounds import Expected
-from npudiff.show.finding_page import PAGE_FILE, keep_findings
-from npudiff.show.picture import picture
+from npudiff.show.finding import PAGE_FILE, keep_findings
+from npudiff.show.picture import MOST_COLUMNS, MOST_ROWS, grid_of, picture
 
 WHERE = {"request": torch.tensor([0, 0, 0, 1, 1, 2])[:, None], "dim": torch.arange(4)}
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Outcome
 from npudiff.run.events import CasesJudged, JobEnded, JobStarted, RunEnded
 from npudiff.show import progress
 from npudiff.show.progress import RunProgress

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from npudiff.findings.evidence import finding_of
+from npudiff.findings.finding import finding_of
 from npudiff.findings.reproduce import reproduction
-from npudiff.model.outcome import Failure, Outcome
+from npudiff.model.job import Failure, Outcome
 from npudiff.run.engine import run_case
-from npudiff.show.finding_page import keep_findings
+from npudiff.show.finding import keep_findings
 
 BLOCKED = """
 import runpy, sys

@@ -14,16 +14,14 @@ from safetensors.torch import load_file
 from mutant_pairs import PAIRS
 from npudiff.device import ascend, mutants
 from npudiff.device.targets import sim
-from npudiff.findings.evidence import finding_of
-from npudiff.findings.finding import read_finding, write_finding
+from npudiff.findings.finding import finding_of, read_finding, write_finding
 from npudiff.findings.reproduce import reproduction
 from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE
 from npudiff.model.component import Subject
-from npudiff.model.job import Job
-from npudiff.model.outcome import Outcome
+from npudiff.model.job import Job, Outcome
 from npudiff.run.discovery import load_components
 from npudiff.run.engine import run_case
-from npudiff.show.finding_page import keep_findings
+from npudiff.show.finding import keep_findings
 from script_runner import bits
 
 RUNNER = Path(__file__).parents[3] / "support" / "script_runner.py"

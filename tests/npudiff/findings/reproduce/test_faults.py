@@ -107,7 +107,7 @@ def test_a_call_that_kills_the_process_is_the_last_one(kept, operator, isolation
 
 
 def test_a_call_that_hangs_is_the_last_one(kept, operator, isolation, monkeypatch):
-    monkeypatch.setattr("npudiff.findings.reproduce.session.HANG_SECONDS", 0.5)
+    monkeypatch.setattr("npudiff.findings.reproduce.HANG_SECONDS", 0.5)
     one = kept(lambda inputs, target: operator.hangs(inputs.x), isolation=isolation)
     assert one.finding.verdict == "time-out"
     text = (one.folder / SCRIPT_FILE).read_text()
@@ -130,7 +130,7 @@ def test_what_was_judged_in_a_process_of_its_own_is_written_down_in_one(kept, op
 
 
 def test_a_process_that_takes_longer_than_it_did_leaves_no_script(kept, operator, isolation, monkeypatch):
-    monkeypatch.setattr("npudiff.findings.reproduce.session.SECONDS", 0.0)
+    monkeypatch.setattr("npudiff.findings.reproduce.SECONDS", 0.0)
     one = kept(lambda inputs, target: operator.refuses(inputs.x), isolation=isolation)
     assert one.finding.verdict == "rejected call"
     assert one.why.startswith("no script: the process in which its calls were written down died, or took too long")
@@ -152,7 +152,7 @@ def test_a_process_that_python_kills_has_no_script(kept, isolation):
 
 def test_what_poisons_is_called_before_what_is_poisoned(toy, tmp_path, isolation, operator):
     from npudiff.run.engine import run_cases
-    from npudiff.show.finding_page import keep_findings
+    from npudiff.show.finding import keep_findings
 
     held = {"poisoned": False}
 
@@ -219,7 +219,7 @@ def test_a_defect_in_a_picture_is_told_and_the_finding_is_kept(kept, monkeypatch
     def broken(*arguments):
         raise ZeroDivisionError("<no width>")
 
-    monkeypatch.setattr("npudiff.show.finding_page.grid_of", broken)
+    monkeypatch.setattr("npudiff.show.finding.grid_of", broken)
     one = kept(lambda inputs, target: inputs.x + 1)
     page = (one.folder / "finding.html").read_text()
     assert (

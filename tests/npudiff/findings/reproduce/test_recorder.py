@@ -273,14 +273,14 @@ def test_tensors_beyond_the_cap_leave_no_script(calls_of, monkeypatch):
     monkeypatch.setattr("npudiff.findings.reproduce.MAX_REPRODUCE_TENSORS", 2**21)
     script = calls_of(lambda inputs, target: inputs.x + large[:3])
     assert script.why_not == "the tensors of its calls have 5 MiB, and 2 are kept"
-    monkeypatch.setattr("npudiff.findings.reproduce.tape.MOST_BYTES", 2**20)
+    monkeypatch.setattr("npudiff.findings.reproduce.recorder.MOST_BYTES", 2**20)
     assert (
         calls_of(lambda inputs, target: inputs.x + large[:3]).why_not == "the tensors of its calls have more than 1 MiB"
     )
 
 
 def test_a_loop_without_end_leaves_no_script(calls_of, monkeypatch):
-    monkeypatch.setattr("npudiff.findings.reproduce.tape.MOST_EVENTS", 50)
+    monkeypatch.setattr("npudiff.findings.reproduce.recorder.MOST_EVENTS", 50)
 
     def function(inputs, target):
         y = inputs.x

@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import save
 
 from npudiff.errors import ExitCode, UsageError
-from npudiff.findings.evidence import finding_of
-from npudiff.findings.finding import REPRODUCE_TENSORS, SCRIPT_FILE, read_finding
+from npudiff.findings.finding import REPRODUCE_TENSORS, SCRIPT_FILE, finding_of, read_finding
 from npudiff.findings.reproduce import reproduction, standalone
-from npudiff.show.report import finding_lines
+from npudiff.show.finding import finding_lines
 
 
 def wrong(inputs, target):

@@ -12,15 +12,14 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from npudiff.draw.chooser import Chooser
+from npudiff.draw.cases import Chooser
 from npudiff.draw.state_machine import Machine
 from npudiff.judge.compare import compare
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import Component, History, Subject
 from npudiff.model.constraints import Axis, Constraints, allows
-from npudiff.model.implementation import Implementation
+from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import Budget, Job
-from npudiff.model.target import Target
 from npudiff.reference.bounds import Expected
 
 SEEDED = Budget(examples=20, seed=1)

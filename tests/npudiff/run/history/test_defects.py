@@ -11,7 +11,7 @@ from hypothesis.stateful import rule
 
 from npudiff.model.component import Property
 from npudiff.model.constraints import Constraints
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Verdict
 from npudiff.run.engine import run_job
 
 

@@ -8,14 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from npudiff.findings.evidence import finding_of
-from npudiff.findings.finding import read_finding, write_finding
+from npudiff.findings.finding import finding_of, read_finding, write_finding
 from npudiff.findings.replay import ReplayVerdict, replay
 from npudiff.judge.judge import LocalJudge, TraceExecutor
 from npudiff.model.codec import dumps, loads
 from npudiff.model.implementation import Implementation
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.plan import Plan, Request
 from npudiff.show.console import Console

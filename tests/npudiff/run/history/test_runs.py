@@ -8,8 +8,7 @@ from hypothesis.stateful import rule
 
 from npudiff.model.codec import dumps
 from npudiff.model.constraints import Constraints
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_job
 
 

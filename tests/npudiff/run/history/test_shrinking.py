@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Verdict
 from npudiff.run.engine import run_job
 
 

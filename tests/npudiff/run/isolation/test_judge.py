@@ -9,8 +9,7 @@ import pytest
 
 from npudiff.errors import DeviceLost
 from npudiff.model.component import ImplementationRaised
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Outcome, Verdict
+from npudiff.model.job import Budget, Outcome, Verdict
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.isolation.faults import Kind
 from npudiff.run.isolation.journal import left_behind

@@ -14,15 +14,14 @@ import torch
 
 from npudiff.errors import DeviceLost
 from npudiff.findings.finding import read_finding
-from npudiff.model.job import Budget
-from npudiff.model.outcome import Verdict
+from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_job
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.isolation.process import WorkerDefect
 from npudiff.run.isolation.supervisor import Supervisor
 from npudiff.run.messages import Task, outcome_from_message
 from npudiff.run.workers import run_in_workers
-from npudiff.show.finding_page import keeper
+from npudiff.show.finding import keeper
 
 BUDGET = Budget(examples=40, seed=1)
 
@@ -137,7 +136,7 @@ def test_what_ends_a_batch_worker_is_shrunk_and_counted_and_the_next_job_is_judg
 
 def test_a_case_that_hangs_is_ended_by_the_clock(supervised, planted, right, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "npudiff.findings.reproduce.session.HANG_SECONDS", 0.1
+        "npudiff.findings.reproduce.HANG_SECONDS", 0.1
     )  # the script of the finding has a clock of its own
     started = time.monotonic()
     (outcome, after), _ = supervised(

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from npudiff.findings.finding import Finding, write_finding
-from npudiff.findings.picture import grid_of, write_pictures
 from npudiff.model.codec import to_plain
-from npudiff.model.comparison import OutputComparison
-from npudiff.model.outcome import Failure
-from npudiff.show.picture import drawn
+from npudiff.model.component import OutputComparison
+from npudiff.model.job import Failure
+from npudiff.show.picture import drawn, grid_of, write_pictures
 from npudiff.show.run_page.record import EnvironmentEntry, FindingRecord, JobRecord, MutantRecord, RunRecord
 
 JOB = JobRecord("toy", "mine", "equivalence", "holds", cases=10, held=10, worst=0.5, worst_case="1 2 3", exact=False)
@@ -76,7 +75,7 @@ def picture_of(number):
 def put_finding(root, made, number=0, *, picture=True):
     """Write a finding as a run does, and return how a record names it."""
     output = picture_of(number)
-    from npudiff.model.comparison import Comparison
+    from npudiff.model.component import Comparison
 
     folder = write_finding(made, Failure(None, Comparison((output,)), None), root / "findings")
     grid = grid_of(output, {"request": torch.arange(24)[:, None] // 8})

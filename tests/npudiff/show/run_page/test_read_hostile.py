@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from npudiff.errors import UsageError
-from npudiff.findings.picture import read_pictures
 from npudiff.model.codec import to_plain
-from npudiff.show.finding_page import finding_page
-from npudiff.show.picture import drawn
+from npudiff.show.finding import finding_page
+from npudiff.show.picture import drawn, read_pictures
 from npudiff.show.run_page import record as limits
 from npudiff.show.run_page.page import run_page
 from npudiff.show.run_page.read import StoredRun, finding_folder, read_record, read_records

@@ -111,7 +111,7 @@ def test_a_finding_that_is_elsewhere_is_left_out(toy, tmp_path):
     from npudiff.model.job import Budget
     from npudiff.run.engine import run_job
     from npudiff.run.plan import Plan, Request
-    from npudiff.show.finding_page import keep_findings
+    from npudiff.show.finding import keep_findings
 
     job = toy.job(toy.wrong_above(100))
     outcome = run_job(job, Budget(seed=1))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 import npudiff
-from npudiff.model.mutant import with_links
+from npudiff.model.implementation import with_links
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ import json
 import pytest
 import torch
 
-from npudiff.findings.picture import MAX_BYTES, PICTURE_FILE, coarser, grid_of, read_pictures, write_pictures
-from npudiff.model.comparison import OutputComparison
-from npudiff.show.finding_page import keep_findings
-from npudiff.show.picture import drawn
+from npudiff.model.component import OutputComparison
+from npudiff.show.finding import keep_findings
+from npudiff.show.picture import MAX_BYTES, PICTURE_FILE, coarser, drawn, grid_of, read_pictures, write_pictures
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import compare
-from npudiff.judge.misplaced import explain_misplaced
+from npudiff.judge.pattern import explain_misplaced
 from npudiff.properties._shared.moved_data import random_bits
 from npudiff.reference.bounds import Expected, exactly
 

@@ -1,0 +1,123 @@
+"""The guardian of a command: the process that a shell waits for, which runs nothing that somebody else wrote.
+
+A kernel's file may leave the process when it is imported, a thread of it later, and a crash of torch or the system's
+lack of memory may end it at any time, with exit code 0 as well. So a command runs in a child, and only what the child
+has said before it ended counts as its exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import signal
+import struct
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from npudiff.errors import ExitCode
+from npudiff.text import printable
+
+_CODE = struct.Struct("i")
+_NOT_SAID = -1
+_MOST_TEXT = 1000
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # of <sys/prctl.h>
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+
+_said: mmap.mmap | None = None
+"""Memory that the guardian reads: exit code, and what the child is about to do."""
+
+
+def begins(what: str) -> None:
+    """Say what this process is about to do, which is told if it does not come back."""
+    if _said is not None:
+        text = what.encode()[:_MOST_TEXT]
+        _said[_CODE.size : _CODE.size + _MOST_TEXT + 1] = text.ljust(_MOST_TEXT + 1, b"\0")
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command in a child and return its exit code; ``INTERNAL`` if it ends without having said one.
+
+    Where a process cannot be forked the command runs in this one.
+    """
+    global _said  # noqa: PLW0603 - of the process
+    if not hasattr(os, "fork"):
+        return command()
+    _said = mmap.mmap(-1, mmap.PAGESIZE)
+    _CODE.pack_into(_said, 0, _NOT_SAID)
+    guardian, child = os.getpid(), os.fork()
+    if not child:
+        _end_with(guardian)
+        try:
+            code = command()
+        except SystemExit as end:  # of the parser of arguments: what runs kernels catches it
+            _CODE.pack_into(_said, 0, end.code if isinstance(end.code, int) else ExitCode.USAGE)
+            raise
+        _CODE.pack_into(_said, 0, code)
+        return code
+    _forward_signals(child)
+    adopt_orphans()
+    _, status = os.waitpid(child, 0)  # a signal that is forwarded does not end the wait: PEP 475
+    status = os.waitstatus_to_exitcode(status)
+    end_children()
+    (code,) = _CODE.unpack_from(_said, 0)
+    if code == status:
+        return int(code)
+    doing = _said[_CODE.size :].partition(b"\0")[0].decode(errors="replace")
+    print(f"npudiff: {_ended(status, doing)}", file=sys.stderr)
+    return ExitCode.INTERNAL
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what processes below this one start and leave behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_children(but: Collection[int] = ()) -> None:
+    """End all children of this process, and theirs when they become its own; on Linux."""
+    while children := [child for child in _children() if child not in but]:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(child, signal.SIGKILL)
+        for child in children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+
+
+def _children() -> list[int]:
+    own, found = os.getpid(), list[int]()
+    for name in os.listdir("/proc") if sys.platform == "linux" else ():  # noqa: PTH208 - names are enough
+        with contextlib.suppress(OSError):  # it is gone
+            if name.isdigit():
+                _, parent, *_ = Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()
+                found += [int(name)] if int(parent) == own else []
+    return found
+
+
+def _end_with(guardian: int) -> None:
+    """Have this process interrupted when its guardian is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != guardian:
+            os._exit(ExitCode.INTERRUPTED)
+
+
+def _forward_signals(child: int) -> None:
+    """Leave Ctrl-C to the child, which has it from the terminal as well, and pass on what is sent to this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def forward(number: int, frame: object) -> None:
+        del frame
+        os.kill(child, number)
+
+    for number in _FORWARDED:
+        signal.signal(number, forward)
+
+
+def _ended(status: int, doing: str) -> str:
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+    where = f" in {printable(doing)}" if doing else ""
+    return f"the run ended before its last verdict, with {how}{where}: nothing that it did not tell was judged"

@@ -1,0 +1,262 @@
+"""The judge's side: implementations whose calls are made in the process of a candidate."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Client, Connection
+from multiprocessing.reduction import send_handle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from npudiff.errors import UsageError
+from npudiff.model.anything import AnyInputs
+from npudiff.model.constraints import Constraints
+from npudiff.model.implementation import Implementation, Target
+from npudiff.run.discovery import load_component
+from npudiff.run.isolation.faults import Kind, RemoteError, died
+from npudiff.run.isolation.lingering import Lingering
+from npudiff.run.untrusted.nursery import MOST_MESSAGE
+from npudiff.run.untrusted.wire import Malformed, pack, unpack_boxes, unpack_outputs
+from npudiff.text import clipped, printable
+
+MOST_IMPLEMENTATIONS = 10_000
+_PR_SET_DUMPABLE = 4  # of <sys/prctl.h>
+_NEVER_SHORT = 0.05
+"""Least seconds that are waited for an answer."""
+
+
+class Nursery:
+    """A fresh interpreter that forks the processes of candidates.
+
+    Parameters
+    ----------
+    target : Target
+        Where their implementations run.
+    warm_up : float
+        Seconds until it, and each of them, has to be ready.
+    call : float
+        Seconds that a call may take.
+    """
+
+    def __init__(self, target: Target, warm_up: float, call: float) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="npudiff-"))  # for nobody else
+        self.address, self.key = str(self._folder / "nursery"), secrets.token_bytes(32)
+        self.warm_up, self.call = warm_up, call
+        self.target = target
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # who is not root cannot write into a judge's memory
+        profile = target.cann if target.name != "npu" else ""  # a device has the version that it has
+        command = [sys.executable, "-m", "npudiff.run.untrusted.nursery", self.address, target.name, profile]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own module
+        self._owner = os.getpid()
+        atexit.register(self.close)
+        assert self._process.stdin is not None  # noqa: S101 - as asked for
+        assert self._process.stdout is not None  # noqa: S101 - as asked for
+        self._process.stdin.write(f"{self.key.hex()}\n".encode())
+        self._process.stdin.flush()
+        if self._process.stdout.readline() != b"ready\n":
+            raise UsageError("--untrusted: the process from which candidates are forked did not start")
+
+    def ask(self, question: Mapping[str, Any]) -> Connection:
+        """Return a connection whose first message was sent."""
+        connection = Client(self.address, "AF_UNIX", authkey=self.key)
+        connection.send_bytes(json.dumps(question).encode())
+        return connection
+
+    def close(self) -> None:
+        """End it, and all that it has forked."""
+        if self._owner != os.getpid():
+            return
+        if self._process.poll() is None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(b"end")
+                self._process.stdin.close()  # workers that were forked from this process have it open as well
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
+            self._process.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class CandidateProcess:
+    """The process of a candidate, as the judge sees it: it is begun when it is needed, and anew after its end.
+
+    Parameters
+    ----------
+    nursery : Nursery
+        Which forks it.
+    selector : str
+        File or module that it imports.
+    """
+
+    def __init__(self, nursery: Nursery, selector: str) -> None:
+        self._nursery, self._selector = nursery, selector
+        self._owner = 0
+        self._connection: Connection | None = None
+        self._number = 0
+        self._files = (0, 0)
+
+    def described(self) -> list[Any]:
+        """Return what the candidate says of itself.
+
+        Raises
+        ------
+        UsageError
+            If its file does not import, or ends the process.
+        """
+        try:
+            first = self._begin()
+        except RemoteError as error:
+            raise UsageError(f"--impl {self._selector}: fails to import: {error}") from None
+        if "refused" in first:
+            raise UsageError(clipped(printable(str(first["refused"]))))
+        items = first.get("implementations")
+        if not isinstance(items, list) or len(items) > MOST_IMPLEMENTATIONS:
+            raise UsageError(f"--impl {self._selector}: its process does not say what is in it")
+        return items
+
+    def call(self, number: int, session: int | None, names: tuple[str, ...], inputs: object) -> dict[str, torch.Tensor]:
+        """Return the outputs of a call.
+
+        Raises
+        ------
+        RemoteError
+            If it raises, does not come back, ends its process, or sends what is no output.
+        """
+        if self._connection is None or self._owner != os.getpid():  # a fork of the judge has a candidate of its own
+            self._begin()
+        question = {"call": number, "session": session, "outputs": names, "inputs": pack(inputs, self._files[0])}
+        answer = self._asked(question, self._nursery.call)
+        self._lingering.settle()
+        if self._connection is not None and self._connection.poll(0):  # its end, or a message that nobody asked for
+            raise RemoteError(Kind.DIED.value, f"after its answer, {died(self._end())}", Kind.DIED)
+        if "raised" in answer:
+            raise _raised(answer["raised"])
+        try:
+            return unpack_outputs(answer.get("outputs"), self._files[1])
+        except Malformed as error:
+            raise RemoteError("Malformed", str(error), Kind.RAISED) from None
+
+    def _begin(self) -> dict[str, Any]:
+        """Have a process forked, and return its first message."""
+        self._owner = os.getpid()
+        connection = self._nursery.ask({"new": self._selector})
+        self._number = int(json.loads(connection.recv_bytes())["number"])
+        self._connection = connection
+        self._lingering = Lingering(self._number)
+        self._files = (
+            os.memfd_create("npudiff-inputs", os.MFD_CLOEXEC),
+            os.memfd_create("npudiff-outputs", os.MFD_CLOEXEC),
+        )
+        for file in self._files:
+            send_handle(connection, file, self._number)
+        return self._answer(self._nursery.warm_up)
+
+    def _asked(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        assert self._connection is not None  # noqa: S101 - it was begun
+        with contextlib.suppress(OSError):  # its end is seen when it does not answer
+            self._connection.send_bytes(json.dumps(question).encode())
+        return self._answer(seconds)
+
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        connection = self._connection
+        assert connection is not None  # noqa: S101 - it was begun
+        try:
+            if not connection.poll(max(seconds, _NEVER_SHORT)):
+                self._end()
+                raise RemoteError(Kind.TIMED_OUT.value, f"no answer within {seconds:g} s", Kind.TIMED_OUT)
+            answer = json.loads(connection.recv_bytes(MOST_MESSAGE))
+        except (EOFError, OSError):
+            raise RemoteError(Kind.DIED.value, died(self._end()), Kind.DIED) from None
+        except (ValueError, RecursionError):
+            self._end()
+            raise RemoteError(Kind.DIED.value, "its process sent no message but something else", Kind.DIED) from None
+        if not isinstance(answer, dict):
+            self._end()
+            raise RemoteError(Kind.DIED.value, "its process sent no message but something else", Kind.DIED)
+        return answer
+
+    def _end(self) -> int:
+        """End the process and return its status."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        for file in self._files:
+            os.close(file)
+        with self._nursery.ask({"end": self._number}) as connection:
+            return int(json.loads(connection.recv_bytes())["status"])
+
+
+def _raised(said: object) -> RemoteError:
+    """The exception that a candidate says it has raised; its kind decides nothing but what is done about the device."""
+    if isinstance(said, list) and len(said) == 3 and all(isinstance(one, str) for one in said):
+        name, text, kind = said
+        if kind in Kind.__members__:
+            return RemoteError(clipped(printable(name), 100), text, Kind[kind])
+    return RemoteError("Malformed", "the candidate sent an exception that is none", Kind.RAISED)
+
+
+def untrusted_implementations(nursery: Nursery, selector: str) -> list[Implementation]:
+    """Return the implementations of a file that this process does not import.
+
+    Parameters
+    ----------
+    nursery : Nursery
+        Which forks the processes in which they run.
+    selector : str
+        File or module.
+
+    Raises
+    ------
+    UsageError
+        If the file does not import, its process does not say what it should, or a component has a history.
+    """
+    process = CandidateProcess(nursery, selector)
+    return [_implementation(process, number, one, selector) for number, one in enumerate(process.described())]
+
+
+def _implementation(process: CandidateProcess, number: int, one: object, selector: str) -> Implementation:
+    said = one if isinstance(one, dict) else {}
+    component, name, summary = (said.get(key) for key in ("component", "name", "summary"))
+    if not all(isinstance(text, str) for text in (component, name, summary)):
+        raise UsageError(f"--impl {selector}: its process does not say what is in it")
+    judged = load_component(str(component))
+    if judged.history is not None:
+        raise UsageError(f"--impl {selector}: {component} is judged by calls of an object, and not with --untrusted")
+    try:
+        constraints = Constraints.of(unpack_boxes(said.get("supports")))
+    except Malformed as error:
+        raise UsageError(f"--impl {selector}: {printable(str(name))}: {error}") from None
+    sessions = itertools.count(1)
+
+    def calling(session: int | None) -> Callable[[AnyInputs, Target], dict[str, torch.Tensor]]:
+        def function(inputs: AnyInputs, target: Target) -> dict[str, torch.Tensor]:
+            del target  # the candidate's process has its own
+            return process.call(number, session, judged.outputs, inputs)
+
+        return function
+
+    stateful = said.get("stateful") is True
+    return Implementation(
+        str(component),
+        str(name),
+        calling(None),
+        constraints,
+        clipped(printable(str(summary))),
+        origin=selector,
+        selector=selector,
+        factory=(lambda: calling(next(sessions))) if stateful else None,
+        untrusted=True,
+    )

@@ -1,0 +1,245 @@
+"""A finding in words, as labelled lines; its folder, and the page in it with words, pictures and the replay command."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from npudiff.findings.finding import SCRIPT_FILE, Finding, coordinates_of, findings_of, write_finding
+from npudiff.findings.reproduce import reproduction
+from npudiff.judge.pattern import NOT_PLACES, coordinate_text
+from npudiff.model.component import OutputComparison
+from npudiff.model.job import Failure, Outcome
+from npudiff.run.messages import Keep
+from npudiff.show.picture import Grid, drawn, grid_of, write_pictures
+from npudiff.show.rendering import SafeHtml, render
+from npudiff.text import counted
+
+PAGE_FILE = "finding.html"
+
+
+def keep_findings(outcome: Outcome, root: Path) -> list[tuple[Finding, Path]]:
+    """Write the findings of an outcome below ``root``, each in a folder with its page; return findings and folders."""
+    kept = []
+    for original, failure in findings_of(outcome):
+        script = reproduction(outcome, original, failure)
+        why_not = "" if script.text else f"{NO_SCRIPT}{script.why_not}"
+        finding = replace(original, detail={**original.detail, "script": why_not})
+        folder = write_finding(finding, failure, root, script)
+        pictures, defects = _pictures(outcome, failure)
+        write_pictures(folder, [(caption, grid) for caption, grid, _ in pictures])
+        drawings = [(caption, drawing) for caption, _, drawing in pictures]
+        (folder / PAGE_FILE).write_text(finding_page(finding, folder, drawings, defects), encoding="utf-8")
+        kept.append((finding, folder))
+    outcome.settle()
+    return kept
+
+
+def keeper(root: Path) -> Keep:
+    """Return what writes findings below ``root`` as ``keep_findings`` does, for runs to call where the tensors are."""
+    return lambda outcome: [folder for _, folder in keep_findings(outcome, root)]
+
+
+Picture = tuple[str, Grid, SafeHtml]
+"""Caption, grid and drawing."""
+
+
+def _pictures(outcome: Outcome, failure: Failure | None) -> tuple[list[Picture], list[str]]:
+    """Return the pictures of a finding, and a line for each that could not be drawn: a finding is kept without it."""
+    pictures: list[Picture] = []
+    defects: list[str] = []
+    for caption, pictured in _failures(outcome, failure):
+        for output in () if pictured.comparison is None else pictured.comparison.outputs:
+            try:
+                pictures += _picture(outcome, pictured, output, caption, len(pictures))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the finding is worth more
+                text = f"{type(error).__name__}: {error}"
+                defects.append(f"{output.name}, {caption}: npudiff could not draw it, please report: {text}")
+    return pictures, defects
+
+
+def _failures(outcome: Outcome, failure: Failure | None) -> list[tuple[str, Failure]]:
+    """Return the failures that are drawn: the case as it was found, whose pattern is clearer, and the smallest."""
+    if failure is None:
+        return []
+    first = outcome.first_failure
+    return [
+        *([] if first is None or first.case == failure.case else [("as it was found", first)]),
+        ("the smallest case", failure),
+    ]
+
+
+def _picture(
+    outcome: Outcome, failure: Failure, output: OutputComparison, caption: str, number: int
+) -> Iterator[Picture]:
+    """Yield the picture of an output, if it is wrong and has elements."""
+    if output.worst > 1 and output.ratio is not None:
+        component = outcome.job.subject.component
+        grid = grid_of(output, coordinates_of(component, component.inputs(failure.case), output))
+        if grid is not None:
+            yield f"{output.name}, {caption}: {component.describe(failure.case)}", grid, drawn(grid, number)
+
+
+def finding_page(
+    finding: Finding, folder: Path, pictures: Sequence[tuple[str, SafeHtml]], defects: Sequence[str] = ()
+) -> str:
+    """Return the page of a finding.
+
+    Parameters
+    ----------
+    finding : Finding
+        The finding.
+    folder : pathlib.Path
+        Its folder, as the command that replays it names it.
+    pictures : sequence of (str, SafeHtml)
+        Captions and drawings.
+    defects : sequence of str
+        A line for each picture that could not be drawn.
+    """
+    return render(
+        "finding.html",
+        title=f"{finding.component}.{finding.implementation}: {finding.property_name}: {finding.verdict}",
+        lines=[(label, text, is_command(label, text)) for label, text in finding_lines(finding, folder)],
+        pictures=pictures,
+        defects=defects,
+        case_lines=json.dumps(dict(finding.case), indent=1).splitlines(),
+        environment={"target": finding.target, "CANN": finding.cann, **finding.environment},
+    )
+
+
+NO_SCRIPT = "no script: "
+"""How the line of a script begins where there is none."""
+
+
+def is_command(label: str, text: str) -> bool:
+    """Whether a line of a finding is one to paste into a shell."""
+    return label == "replay" or (label == "script" and not text.startswith(NO_SCRIPT))
+
+
+def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
+    """Return a finding as labelled lines."""
+    detail = finding.detail
+    lines = [("case", str(detail.get("line", "")))]
+    if detail.get("context"):
+        lines.append(("compared", str(detail["context"])))
+    if detail.get("then"):
+        lines.append(("then", str(detail["then"])))
+    if "error" in detail:
+        lines.append(("raised", str(detail["error"])))
+    if detail.get("more"):
+        lines.append(("besides", f"{counted(int(detail['more']), 'other case')} of this run did the same"))
+    lines += _alone(detail)
+    if "problem" in detail:
+        lines.append(("output", f"{detail['output']}: {detail['problem']}"))
+    elif detail.get("gain"):
+        lines.append(("gain", _gain(str(detail["output"]), detail["gain"])))
+    elif "worst_ratio" in detail:
+        lines.append(("worst", _worst(detail)))
+    lines += [
+        ("also wrong", name if math.isinf(float(ratio)) else f"{name}, {_times(ratio)}")
+        for name, ratio in (detail.get("also_wrong") or {}).items()
+    ]
+    lines += _wrong_elements(detail)
+    lines += _flaky(detail)
+    lines += _first(detail)
+    lines.append(("replay", finding.replay_command(folder)))
+    if "script" in detail:
+        lines.append(("script", _script(str(detail["script"]), folder)))
+    return lines
+
+
+def _script(said: str, folder: Path) -> str:
+    """Why there is no script, or the line that runs it: never a line that the finding brings along."""
+    return said if said.startswith(NO_SCRIPT) else f"python {shlex.quote(str(folder / SCRIPT_FILE))}"
+
+
+def _alone(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How often the case failed when it was run in processes of its own."""
+    match detail.get("alone"):
+        case [int(failed), int(runs)] if runs:
+            return [("alone", f"failed {failed} of {runs} times in a process of its own")]
+    return []
+
+
+def _flaky(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """That the case does not always fail: a race, or something that is kept between calls."""
+    if not detail.get("flaky"):
+        return []
+    match detail.get("repeated"):
+        case [int(failed), int(runs)] if runs > 1:
+            return [("flaky", f"failed {failed} of {runs} times when it was repeated")]
+    return [("flaky", "the same case did not fail again when it was repeated")]
+
+
+def _first(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the finding looked before it was shrunk: the larger case shows the pattern."""
+    count = f"case {detail.get('examples_to_finding')}"
+    if detail.get("remembered"):
+        count += " (cases that failed before are tried first)"
+    first = detail.get("first") or {}
+    lines = [("found", f"at {count}" + (f", as {first['line']}" if first else ""))]
+    return lines + _wrong_elements(first)
+
+
+def _worst(detail: Mapping[str, Any]) -> str:
+    where = detail.get("where")
+    exact = where is not None and where.get("bound") == 0
+    infinite = math.isinf(float(detail["worst_ratio"]))
+    error = "not finite" if infinite else f"error is {_times(detail['worst_ratio'])}"
+    ratio = "differs where equality is asked for" if exact else error
+    ratio = f"{detail['output']}: {ratio}"
+    if not where:
+        return ratio
+    return f"{ratio}: {_seen(where)}{_place(where)}"
+
+
+def _place(where: Mapping[str, Any]) -> str:
+    places = [f"{name} {coordinate_text(value)}" for name, value in where.items() if name not in NOT_PLACES]
+    return f", at {', '.join(places)}" if places else ""
+
+
+def _gain(output: str, gain: Mapping[str, Any]) -> str:
+    error, most = float(gain["error"]), float(gain["most"])
+    longer = "longer" if error > 0 else "shorter"
+    return (
+        f"{output}: every element is within its bound, but all of a row are off together: {gain['wrong']} of"
+        f" {counted(gain['rows'], 'row')} too long or too short, the worst {100 * abs(error):.2g} % {longer} where"
+        f" {100 * most:.2g} % is the most{_place(gain)}"
+    )
+
+
+_VALUES = ("actual", "expected")
+
+
+def _seen(where: Mapping[str, Any]) -> str:
+    """What came and what is right, with as many digits as it takes to tell them apart."""
+    actual, expected = (float(value) if isinstance(value := where[name], str) else value for name in _VALUES)
+    digits = next((count for count in (6, 9) if f"{actual:.{count}g}" != f"{expected:.{count}g}"), 17)
+    texts = [str(value) if isinstance(value, int) else f"{value:.{digits}g}" for value in (actual, expected)]
+    if "actual bits" in where:
+        texts = [f"{where[f'{name} bits']} ({text})" for name, text in zip(_VALUES, texts, strict=True)]
+    bound = float(where["bound"])
+    within = f" within {bound:.2g}" if bound else ""
+    return f"got {texts[0]}, expected {texts[1]}{within}"
+
+
+def _times(ratio: float) -> str:
+    return f"{float(ratio):.3g} times the bound"
+
+
+def _wrong_elements(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What sets them apart, what they hold instead, and what usual criteria say of them."""
+    verdicts = detail.get("published_criteria") or []
+    texts = {
+        "pattern": detail.get("pattern") or [],
+        "instead": detail.get("instead") or [],
+        "published": [
+            f"{item['criterion']} {'passes' if item['passes'] else 'fails'} ({item['detail']})" for item in verdicts
+        ],
+    }
+    return [(label, "; ".join(lines)) for label, lines in texts.items() if lines]
