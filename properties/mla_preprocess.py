@@ -67,7 +67,8 @@ def _dims_of(text: str) -> tuple[int, int, int]:
 def _width(case: MlaPreprocessCase, dims: str) -> int:
     """Elements of a token of one head, from hidden state to cache."""
     nope, rope, latent = _dims_of(dims)
-    return min(case.box.get("hidden_size", (16,))) + min(case.box.get("query_rank", (8,))) + nope + 2 * (rope + latent)
+    least = [int(min(case.box.get(name, (size,)))) for name, size in (("hidden_size", 16), ("query_rank", 8))]
+    return sum(least) + nope + 2 * (rope + latent)
 
 
 def _least_width(case: MlaPreprocessCase) -> int:

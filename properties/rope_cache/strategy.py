@@ -67,7 +67,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RopeCacheCase:
 def _draw_config(choose: Chooser, box: Box) -> RopeConfig:
     """Draw every field, and keep those that the kind of scaling uses."""
     kind = choose.value(box, "kind", (*KINDS, "yarn", "deepseek_yarn"))
-    rotary_dim, head_dim = split_head_dims(choose.value(box, "dims", TINY_DIMS if choose.huge else DIMS))
+    dims = map(split_head_dims, choose.options(box, "dims", TINY_DIMS if choose.huge else DIMS))
+    rotary_dim, head_dim = choose.pick([(rotary, head) for rotary, head in dims if rotary <= head])
     base = choose.value(box, "base", BASES)
     sections = choose.value(box, "sections", (1, 1, 2, 3))
     sections = sections if kind == "linear" else 1
