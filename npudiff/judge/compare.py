@@ -53,8 +53,10 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
     ``actual`` was moved and not computed: then equal means the same bits.
     """
     equal = _same_bits(actual, value) if actual.dtype == value.dtype else actual.to(torch.float64) == value
-    ratio = torch.zeros(actual.shape, dtype=torch.float64)
     differs = ~equal  # a cache is equal nearly everywhere: only the rest is computed
+    if 4 * int(differs.sum()) > differs.numel():
+        return _ratio_of_unequal(actual, value, bound).masked_fill_(equal, 0.0)
+    ratio = torch.zeros(actual.shape, dtype=torch.float64)
     ratio[differs] = _ratio_of_unequal(actual[differs], value[differs], bound[differs])
     return ratio
 

@@ -38,6 +38,8 @@ class Target:
     """Returns a context manager inside which operators behave as on this target."""
     synchronize: Callable[[], None] = lambda: None
     """Waits for the device, so that an error surfaces in the case that caused it."""
+    other_canns: tuple[str, ...] = ()
+    """CANN profiles under which the same cases may behave otherwise, where it has them."""
     on_host: bool = False
     """Whether its memory and kernels are the host's, whatever its device is called: forked processes then have a device
     each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
@@ -82,10 +83,15 @@ class Budget:
     shared_database: Path | None = None
     """Folder of failing cases that others remember; it is read, and never written."""
 
-    @property
-    def drawn_with(self) -> int | None:
-        """Seed of the draws, whoever chose it; None for other cases every time, or the same ones if deterministic."""
-        return self.fallback_seed if self.seed is None and not self.deterministic else self.seed
+    def seed_of(self, job: Job) -> int | None:
+        """Return the seed of the draws of a job, whoever chose it; None for other cases every time.
+
+        A deterministic run has one that the job's name makes: Hypothesis would take a digest of the text of what it
+        runs, so that a comment in there would change all cases.
+        """
+        if self.seed is None and self.deterministic:
+            return zlib.crc32(job.name.encode())
+        return self.fallback_seed if self.seed is None else self.seed
 
     def example_database_of(self, job: Job) -> Path | None:
         """Folder in which Hypothesis remembers what failed of a job; None where somebody chose the draws."""

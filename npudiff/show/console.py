@@ -95,6 +95,11 @@ class Console:
         self.rich.print(f"[bold]{escape(' · '.join(parts))}[/]")
         if plan.target.name == "sim":
             self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
+        if plan.target.other_canns:
+            others = " and ".join(f"--cann {name}" for name in plan.target.other_canns)
+            self.rich.print(
+                f"[dim]one CANN is looked at, {plan.target.cann}: {others} are others; no SoC is told apart[/]"
+            )
         if request.shared is not None:
             self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
 

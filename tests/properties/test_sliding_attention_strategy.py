@@ -126,6 +126,7 @@ def test_default_cases_reach_every_region(default_cases):
         "partial page",
         "blind rows",
         "NZ pages",
+        "pages in a run",
         "sliced rows",
     }
     by_axis = {axis: {value for case in default_cases for value in values(case)[axis]} for axis in component.axes}
