@@ -105,6 +105,48 @@ def test_a_fingerprint_sees_rows_that_change_places_and_writes_between_rows(rows
     assert fingerprint(view) != before
 
 
+_SIGN_BIT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 4096, 40_000])
+def test_a_fingerprint_sees_signs_that_change_wherever_they_are(dtype, count):
+    whole = torch.arange(1, 70_000).to(dtype)
+    before = fingerprint(whole)
+    per_word = 8 // dtype.itemsize
+    for first in (0, per_word - 1, 4096, 65_536 // dtype.itemsize - 1):
+        for apart in (1, per_word):  # as the highest bit of every word, too
+            changed = whole.clone()
+            changed[first::apart][:count] *= -1
+            assert fingerprint(changed) != before
+    zeros = torch.zeros(70_000, dtype=dtype)
+    negative = zeros.clone()
+    negative.view(_SIGN_BIT[dtype.itemsize])[per_word - 1 :: per_word][:count] = torch.iinfo(
+        _SIGN_BIT[dtype.itemsize]
+    ).min
+    assert fingerprint(zeros) != fingerprint(negative)
+
+
+@pytest.mark.parametrize("size", [8, 4096, 32_768, 65_536, 131_072])
+@pytest.mark.parametrize("apart", [1, 2, 3])
+def test_a_fingerprint_sees_blocks_that_change_places_at_any_distance(size, apart):
+    """Pages of a cache, of which those that are equal but for one element are the hardest."""
+    blocks = torch.zeros(5, size, dtype=torch.uint8)
+    blocks[:, size // 2] = torch.arange(5, dtype=torch.uint8)
+    before = fingerprint(blocks)
+    moved = blocks.clone()
+    moved[[1, 1 + apart]] = moved[[1 + apart, 1]]
+    assert fingerprint(moved) != before
+    assert fingerprint(moved.roll(1, 0)) != before
+
+
+def test_a_fingerprint_sees_a_byte_in_the_last_part_of_a_word():
+    whole = torch.arange(13, dtype=torch.uint8)
+    before = fingerprint(whole)
+    whole[[11, 12]] = whole[[12, 11]]
+    assert fingerprint(whole) != before
+
+
 def test_a_fingerprint_names_the_tensors_of_nested_inputs():
     @dataclass
     class Pool:
