@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from npudiff.errors import ExitCode, UsageError
-from npudiff.gate.changes import changed_since, imported
+from npudiff.gate.changes import Change, changed_since, imported, touched_by
+from npudiff.run.plan import Request, make_plan
 
 
 @pytest.fixture
@@ -116,3 +117,18 @@ def test_the_gate_runs_first_what_a_change_touches(gate, repository, tmp_path, m
     assert begins_with("--touches", "*.cpp=swa_mask")[1].out.count("is known to use") == 0
     for rule in ("kernel.cpp", "*.cpp=", "=swa_mask", "*.cpp=nothing"):
         assert gate("--since", "HEAD", "--touches", rule).code == ExitCode.USAGE
+
+
+def test_a_rule_touches_the_components_that_it_names_and_no_other(tmp_path):
+    plan = make_plan(Request(("swa_mask", "swiglu", "rms_norm"), target="sim"))
+    names = {job.subject.names for job in plan.jobs}
+    change = Change(tmp_path, frozenset([tmp_path / "csrc" / "mask.cpp", tmp_path / "csrc" / "other.cpp"]))
+    one = touched_by(change, plan, ["csrc/m*=swa_mask"])
+    assert one.implementations == {name for name in names if name[0] == "swa_mask"} != set()
+    assert one.unknown == ("csrc/other.cpp",)
+    two = touched_by(change, plan, ["csrc/m*=swa_mask", "*other*=swiglu,rms_norm"])
+    assert two.implementations == names
+    assert two.unknown == ()
+    none = touched_by(change, plan, ["*.py=swa_mask"])
+    assert none.implementations == set()
+    assert none.unknown == ("csrc/mask.cpp", "csrc/other.cpp")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npudiff.judge.compare import compare, error_ratio, same_bits
+from npudiff.judge.compare import compare, error_ratio, gain_error, same_bits
 from npudiff.reference.bounds import Expected, exactly
 
 INF, NAN = math.inf, math.nan
@@ -196,3 +196,20 @@ def test_wrong_elements_come_before_gain():
 def test_without_a_word_of_the_reference_nothing_is_said_of_gain():
     (output,) = compared([[1.0]], [[0.5]], [[1.25]]).outputs
     assert (output.gain, output.gain_ratio, output.only_gain) == (None, None, False)
+
+
+@pytest.mark.parametrize("strange", [INF, -INF, NAN, 3e38])
+@pytest.mark.parametrize("right", [4.0, INF, NAN])
+def test_an_element_that_is_not_specified_says_nothing_of_the_gain_of_its_row(strange, right):
+    value = tensor([[3.0, right], [1.0, 2.0]], torch.float64)
+    bound = tensor([[0.5, INF], [0.5, 0.5]], torch.float64)
+    expected = Expected(value, bound, torch.float32, tensor([0.05, 0.05], torch.float64))
+    output = compare({"y": expected}, {"y": tensor([[3.0, strange], [1.0, 2.0]])}).outputs[0]
+    assert output.gain.tolist() == [0.0, 0.0]
+    assert output.worst == 0
+
+
+@pytest.mark.parametrize("strange", [INF, -INF, NAN])
+def test_the_gain_of_what_is_not_finite_is_zero(strange):
+    value = tensor([[3.0, 4.0], [strange, 4.0]], torch.float64)
+    assert gain_error(tensor([[3.0, strange], [3.0, 4.0]]), value).tolist() == [0.0, 0.0]

@@ -18,6 +18,7 @@ from npudiff.model.implementation import Target
 from npudiff.model.job import Budget, Job, Verdict
 from npudiff.run.discovery import load_component, load_target
 from npudiff.run.engine import run_job
+from npudiff.run.events import JobStarted
 from npudiff.run.host import default_workers, usable_processors
 from npudiff.run.messages import Task
 from npudiff.run.plan import Request, make_plan
@@ -145,3 +146,29 @@ def test_tensors_of_workers_are_their_own():
 
     in_workers([Task(job(counting), BUDGET, None)])
     assert not shared.any()
+
+
+def test_no_job_begins_after_a_defect_and_those_that_run_are_finished():
+    def broken(inputs):
+        raise ZeroDivisionError("in the reference")
+
+    def slow(inputs, target):
+        time.sleep(0.2)
+        return right(inputs, target)
+
+    jobs = [job(right, "first", reference=broken), *(job(slow, name) for name in ("second", "third", "fourth"))]
+    began, finished = [], []
+    tasks = [Task(one, replace(BUDGET, examples=3), None) for one in jobs]
+
+    def listen(event):
+        if isinstance(event, JobStarted):
+            began.append(event.job.subject.implementation.name)
+
+    def take_results():
+        for index, _, _ in run_in_workers(tasks, 2, listen):
+            finished.append(index)
+
+    with pytest.raises(WorkerFailed, match="ZeroDivisionError"):
+        take_results()
+    assert began == ["first", "second"]
+    assert finished == [1]
