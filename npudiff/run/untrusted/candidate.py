@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -61,12 +62,16 @@ class _Candidate:
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """Make a call; whatever it raises is the answer."""
         inputs = unpack(question["inputs"], self._files[0])
+        own = os.getpid()
         try:
             outputs = self._called(question, inputs)
             return {"outputs": pack_outputs(outputs, self._files[1])}
         except BaseException as error:  # noqa: BLE001 - leaving the process is no verdict
             remote = RemoteError.of(error)
             return {"raised": [remote.name, remote.text[:10_000], remote.kind.name]}
+        finally:
+            if os.getpid() != own:  # the implementation has forked, and this is the copy
+                os._exit(1)
 
     def _called(self, question: dict[str, Any], inputs: Any) -> dict[str, Any]:  # noqa: ANN401 - of any component
         item = self._items[question["call"]]
