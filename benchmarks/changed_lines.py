@@ -1,4 +1,4 @@
-"""Lines that decide a verdict, each changed by itself: does some test see it?
+"""Lines that decide a verdict, each changed by itself, to find those that no test sees.
 
 ``changed_lines.txt`` has the changes, with the tests that must see them. Each is made in a copy of the tree, in which
 these tests run until the first fails. ``python -m benchmarks.changed_lines`` prints those that nobody sees, and ends
@@ -8,17 +8,28 @@ with 1 if there are any, or if a line that should be changed is not there any mo
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import os
 import shutil
-import subprocess  # pytest and git, without a shell
+import signal
+import subprocess  # git, without a shell
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkProcess
 from pathlib import Path
-from queue import Queue
+from typing import NoReturn
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis.stateful  # noqa: F401 - what costs most to import is imported once
+import pytest
+import torch  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,7 +111,7 @@ def defects(changes: Sequence[Change]) -> Iterator[str]:
 def copied(folder: Path) -> Path:
     """Copy what git knows of the tree, links as links."""
     git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(git, check=True, capture_output=True)  # noqa: S603 - git of the tree
+    listed = subprocess.run(git, check=True, capture_output=True)
     for name in filter(None, listed.stdout.decode().split("\0")):
         source, there = ROOT / name, folder / name
         if source.is_symlink() or source.is_file():
@@ -109,28 +120,73 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def tested(tree: Path, tests: Sequence[str]) -> int:
-    """Run tests in a copy until the first fails; return pytest's exit code."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
-        return subprocess.run(  # noqa: S603 - pytest on a copy of this tree
-            command, cwd=tree, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL, timeout=SECONDS, check=False,
-        ).returncode  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return FAILED
+def run_tests(tree: Path, tests: Sequence[str]) -> NoReturn:
+    """In a process of its own: run tests of a copy until the first fails, and end with pytest's exit code."""
+    os.setsid()
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(quiet, stream)
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)  # for processes that tests start
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(tree), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
+    early = "ignore::pytest.PytestAssertRewriteWarning"  # of what was imported before the fork
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", early, f"--rootdir={tree}", *tests])
+    os._exit(int(code))
 
 
-def is_seen(tree: Path, change: Change) -> bool:
-    """Make a change in a copy, run its tests, and take it back; whether one fails."""
-    path = tree / change.path
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(change.old, change.new), encoding="utf-8")
-    try:
-        return tested(tree, change.tests) in (FAILED, INTERRUPTED)
-    finally:
-        path.write_text(text, encoding="utf-8")
+@dataclass(frozen=True)
+class Question:
+    """Tests of a copy, perhaps with a change."""
+
+    tests: tuple[str, ...]
+    change: Change | None = None
+
+
+class Answers:
+    """Runs questions in forked processes, one in each copy; they have torch already, and nothing of npudiff.
+
+    Parameters
+    ----------
+    trees : sequence of pathlib.Path
+        Copies.
+    """
+
+    def __init__(self, trees: Sequence[Path]) -> None:
+        self._free = list(trees)
+        self._running: dict[int, tuple[ForkProcess, Question, Path, str, float]] = {}
+
+    def of(self, questions: Iterable[Question]) -> Iterator[tuple[Question, int]]:
+        """Yield each question and pytest's exit code, as they are answered."""
+        waiting = iter(questions)
+        for question in itertools.islice(waiting, len(self._free)):
+            self._begin(question)
+        while self._running:
+            wait(list(self._running), timeout=1.0)
+            for sentinel, (process, question, tree, text, since) in list(self._running.items()):
+                late = time.monotonic() - since > SECONDS
+                if process.is_alive() and not late:
+                    continue
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid or 0, signal.SIGKILL)  # and what its tests have left
+                process.join()
+                if question.change is not None:
+                    (tree / question.change.path).write_text(text, encoding="utf-8")
+                del self._running[sentinel]
+                self._free.append(tree)
+                for following in itertools.islice(waiting, 1):
+                    self._begin(following)
+                yield question, FAILED if late else process.exitcode or 0
+
+    def _begin(self, question: Question) -> None:
+        tree, text = self._free.pop(), ""
+        if question.change is not None:
+            path = tree / question.change.path
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace(question.change.old, question.change.new), encoding="utf-8")
+        process = get_context("fork").Process(target=run_tests, args=(tree, question.tests))
+        process.start()
+        self._running[process.sentinel] = (process, question, tree, text, time.monotonic())
 
 
 def main() -> int:
@@ -138,6 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.changed_lines", description=__doc__)
     parser.add_argument("paths", nargs="*", help="files whose lines are changed, or folders; all by default")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--all", action="store_true", help="print what is seen as well")
     options = parser.parse_args()
     changes = [one for one in read() if not options.paths or one.path.startswith(tuple(options.paths))]
     wrong = list(defects(changes))
@@ -147,30 +204,20 @@ def main() -> int:
         return 1
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="changed-lines-") as folder:
-        trees: Queue[Path] = Queue()
-        for number in range(options.workers):
-            trees.put(copied(Path(folder) / str(number)))
-
-        def one(question: Change | tuple[str, ...]) -> bool:
-            tree = trees.get()
-            try:
-                return tested(tree, question) == PASSED if isinstance(question, tuple) else is_seen(tree, question)
-            finally:
-                trees.put(tree)
-
-        with ThreadPoolExecutor(options.workers) as pool:
-            kinds = list(dict.fromkeys(change.tests for change in changes))
-            red = [tests for tests, green in zip(kinds, pool.map(one, kinds), strict=True) if not green]
-            for tests in red:
-                print(f"DEFECT fails without any change: {' '.join(tests)}")
-            if red:
-                return 1
-            unseen = 0
-            for change, seen in zip(changes, pool.map(one, changes), strict=True):
-                unseen += not seen
-                print(f"{'seen  ' if seen else 'UNSEEN'} {change.line}", flush=True)
-    print(f"{len(changes)} changes, {unseen} of which nobody sees, in {time.perf_counter() - started:.0f} s")
-    return 1 if unseen else 0
+        answers = Answers([copied(Path(folder) / str(number)) for number in range(options.workers)])
+        kinds = dict.fromkeys(change.tests for change in changes)
+        red = [question.tests for question, code in answers.of(map(Question, kinds)) if code != PASSED]
+        for tests in red:
+            print(f"DEFECT fails without any change: {' '.join(tests)}")
+        green = [change for change in changes if change.tests not in red]
+        unseen = 0
+        for question, code in answers.of(Question(change.tests, change) for change in green):
+            seen = code in (FAILED, INTERRUPTED)
+            unseen += not seen
+            if question.change is not None and (options.all or not seen):
+                print(f"{'seen  ' if seen else 'UNSEEN'} {question.change.line}", flush=True)
+    print(f"{len(green)} changes, {unseen} of which nobody sees, in {time.perf_counter() - started:.0f} s")
+    return 1 if unseen or red else 0
 
 
 if __name__ == "__main__":

@@ -8,17 +8,18 @@ that are recorded already stay.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 
 from benchmarks.loosened_bounds import FACTOR, Bounds, effects, places_of
-from benchmarks.recorded_bounds import Recorded, bounds_of, measured, read, subjects_of, write
+from benchmarks.recorded_bounds import REGIMES, Recorded, bounds_of, in_regime, measured, read, subjects_of, write
 from npudiff.model.component import Component
 from npudiff.model.constraints import Constraints
 from npudiff.run.discovery import component_names, load_component
@@ -32,9 +33,6 @@ NEAR = 0.4
 MEASURED = 40
 """Drawn cases that are run by everything that is implemented, to find one where they come nearer."""
 
-MOST_SECONDS = 0.03
-"""What the reference of a case may take."""
-
 
 def drawn(component: Component, constraints: Constraints, count: int, seed: int) -> list[Any]:
     """Return cases as a run draws them."""
@@ -44,49 +42,61 @@ def drawn(component: Component, constraints: Constraints, count: int, seed: int)
     @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(component.strategy(constraints))
-    def collect(case: Any) -> None:  # noqa: ANN401 - of any component
+    def collect(case: Any) -> None:
         found.append(case)
 
     collect()
     return found
 
 
-def candidates(component: Component, count: int, seed: int) -> Iterator[tuple[Any, tuple[Any, Bounds]]]:
-    """Yield drawn cases that cost little, with inputs and bounds; the smallest come first."""
+@dataclass(frozen=True)
+class Candidate:
+    """A drawn case in a regime."""
+
+    case: Any
+    regime: str
+    ready: tuple[Any, Bounds]
+    """Inputs, and their bounds."""
+
+
+def candidates(component: Component, count: int, seed: int, seconds: float) -> list[Candidate]:
+    """Return drawn cases whose reference takes little time, in all regimes; the fastest come first."""
     cases = [case for subject in subjects_of(component)
              for case in drawn(component, subject.implementation.constraints, count, seed)]  # fmt: skip
-    found = []
-    for case in dict.fromkeys(cases):
-        inputs = component.inputs(case)
+    found: list[tuple[float, Candidate]] = []
+    for case, regime in itertools.product(dict.fromkeys(cases), REGIMES):
         started = time.perf_counter()
-        bounds = bounds_of(component.reference(inputs))
+        try:
+            inputs = in_regime(component.inputs(case), regime)
+            bounds = bounds_of(component.reference(inputs))
+        except (ValueError, RuntimeError, TypeError):
+            continue  # the reference takes no such inputs
         taken = time.perf_counter() - started
-        if taken < MOST_SECONDS:
-            found.append((taken, case, (inputs, bounds)))
-    found.sort(key=lambda one: one[0])
-    yield from ((case, ready) for _, case, ready in found)
+        if taken < seconds:
+            found.append((taken, Candidate(case, regime, (inputs, bounds))))
+    found.sort(key=lambda pair: pair[0])
+    return [candidate for _, candidate in found]
 
 
-def cover(name: str, kept: list[Recorded], count: int, seed: int) -> list[Recorded]:
+def cover(name: str, kept: list[Recorded], pool: list[Candidate]) -> list[Recorded]:
     """Return cases that see places of a component which those that are kept do not see well."""
     component = load_component(name)
-    known = [(component.inputs(one.case), bounds_of(component.reference(component.inputs(one.case)))) for one in kept]
+    known = [(one.inputs(component), one.bounds) for one in kept]
     missing = {}
-    pool = list(candidates(component, count, seed))
     for place in places_of(name):
         already = max(effects(component, place, FACTOR, known), default=0.0)
         if already >= WELL:
             continue
-        changes = effects(component, place, FACTOR, [ready for _, ready in pool])
+        changes = effects(component, place, FACTOR, [one.ready for one in pool])
         best = min(WELL, max(changes, default=0.0))
         if best > max(1.0, 1.5 * already):
             missing[place] = {index for index, change in enumerate(changes) if change >= 0.95 * best}
     added: list[Recorded] = []
     while missing:
         index = max(range(len(pool)), key=lambda one: (sum(one in seen for seen in missing.values()), -one))
-        added.append(measured(component, pool[index][0]))
+        added.append(measured(component, pool[index].case, pool[index].regime))
         missing = {place: seen for place, seen in missing.items() if index not in seen}
-    return [*added, *_nearest(component, [*kept, *added], [case for case, _ in pool])]
+    return [*added, *_nearest(component, [*kept, *added], [one.case for one in pool if one.regime == REGIMES[0]])]
 
 
 def _nearest(component: Component, kept: list[Recorded], cases: list[Any]) -> list[Recorded]:
@@ -95,7 +105,8 @@ def _nearest(component: Component, kept: list[Recorded], cases: list[Any]) -> li
     for one in kept:
         for output, ratio in one.reached.items():
             near[output] = max(near.get(output, 0.0), ratio)
-    far = {output for one in kept for output, summary in one.bounds.items() if summary.most and near.get(output, 0.0) < NEAR}
+    bounded = {output for one in kept for output, summary in one.bounds.items() if summary.most}
+    far = {output for output in bounded if near.get(output, 0.0) < NEAR}
     added: list[Recorded] = []
     if far:
         measurements = [measured(component, case) for case in cases[:: max(1, len(cases) // MEASURED)]]
@@ -112,12 +123,14 @@ def main() -> int:
     parser.add_argument("components", nargs="+", choices=component_names())
     parser.add_argument("--count", type=int, default=30, help="cases that are drawn for each implementation")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=0.03, help="what a case may take")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     for name in options.components:
         recorded = read()
         started = time.perf_counter()
-        added = cover(name, recorded.get(name, []), options.count, options.seed)
+        pool = candidates(load_component(name), options.count, options.seed, options.seconds)
+        added = cover(name, recorded.get(name, []), pool)
         write({**recorded, name: [*recorded.get(name, []), *added]})
         print(f"{name}: {len(added)} cases more, in {time.perf_counter() - started:.0f} s", flush=True)
     return 0

@@ -1,4 +1,4 @@
-"""Every place in a reference where an error enters, made four times as large: does somebody see it?
+"""Every place in a reference where an error enters, made four times as large, to find those that nobody sees.
 
 A place is an expression that a bound is computed from: a constant of ``reference.bounds``, a name or field that holds
 an error, a call that rounds. It is found in the source, multiplied in memory, and the recorded bounds of every
@@ -42,7 +42,7 @@ ROOT = Path(npudiff.reference.__file__).parent
 
 ERROR_NAME = re.compile(
     r"(?i)(^|_)(error|errors|bound|bounds|rounding|roundings|roundoff|independent|relative|brought|common|carried|reach"
-    r"|moved|mass|furthest|stretch|rounded|squares|step|accumulated|underflow|confidence|even|own|sums|exponential)"
+    r"|moved|mass|furthest|stretch|rounded|squares|step|accumulated|underflow|confidence|even|exponential)"
     r"($|_(?!index))"
 )
 """Words in names of what a bound is computed from."""
@@ -74,7 +74,7 @@ class Place:
         return f"{self.module.removeprefix('npudiff.')}:{self.line}:{self.column} {self.text}"
 
 
-def larger(value: Any, factor: float) -> Any:  # noqa: ANN401 - whatever a reference computes with
+def larger(value: Any, factor: float) -> Any:
     """Return a number, a tensor or the errors of a result, times a factor; anything else as it is."""
     if isinstance(value, torch.Tensor):
         return value * factor if value.is_floating_point() else value
@@ -88,7 +88,7 @@ def larger(value: Any, factor: float) -> Any:  # noqa: ANN401 - whatever a refer
     return value
 
 
-def rounds_more(factor: float, before: Any, method: str, *arguments: Any) -> Any:  # noqa: ANN401
+def rounds_more(factor: float, before: Any, method: str, *arguments: Any) -> Any:
     """Call a method that adds an error, and add it as many times."""
     after = getattr(before, method)(*arguments)
     name = "error" if hasattr(after, "error") else "independent"
@@ -107,7 +107,10 @@ class _Enlarge(ast.NodeTransformer):
         return ast.copy_location(new, node) if self.at == (node.lineno, node.col_offset) else node
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute):
+            node.func.value = self.visit(node.func.value)
+        node.args = [self.visit(argument) for argument in node.args]
+        node.keywords = [self.visit(keyword) for keyword in node.keywords]
         if isinstance(node.func, ast.Attribute) and node.func.attr in ROUNDS:
             made = ast.Call(
                 ast.Name("__rounds_more__", ast.Load()),
@@ -182,7 +185,7 @@ def _functions(node: ast.stmt) -> Iterator[ast.FunctionDef]:
 @contextlib.contextmanager
 def enlarged(place: Place, factor: float) -> Iterator[None]:
     """Make an expression as many times as large while the context lasts."""
-    import builtins  # noqa: PLC0415
+    import builtins
 
     vars(builtins)["__larger__"] = functools.partial(larger, factor=factor)
     vars(builtins)["__rounds_more__"] = functools.partial(rounds_more, factor)
@@ -210,7 +213,7 @@ def _enlarge_code(place: Place, undone: contextlib.ExitStack) -> None:
     tree = _Enlarge((place.line, place.column)).visit(ast.parse(Path(path).read_text(encoding="utf-8")))
     compiled = compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True, flags=_FLAGS)
     (new,) = [code for code in _codes(compiled) if (code.co_name, code.co_firstlineno) == place.function]
-    for function in _functions_of_references()[path, *(place.function or ())]:
+    for function in _functions_of_references()[(path, *(place.function or ()))]:
         undone.callback(setattr, function, "__code__", function.__code__)
         function.__code__ = new
 
@@ -297,7 +300,7 @@ def effects(component: Component, place: Place, factor: float, cases: Sequence[t
         return [_change(component, inputs, before) for inputs, before in cases]
 
 
-def _change(component: Component, inputs: Any, before: Bounds) -> float:  # noqa: ANN401
+def _change(component: Component, inputs: Any, before: Bounds) -> float:
     try:
         after = bounds_of(component.reference(inputs))
     except (ValueError, RuntimeError, TypeError):
@@ -320,7 +323,7 @@ _ready: dict[str, list[tuple[Any, Bounds]]] = {}
 def _prepared(name: str, kept: Sequence[Recorded]) -> list[tuple[Any, Bounds]]:
     """Inputs and bounds of the kept cases of a component, built once."""
     if name not in _ready:
-        _ready[name] = [(load_component(name).inputs(one.case), one.bounds) for one in kept]
+        _ready[name] = [(one.inputs(load_component(name)), one.bounds) for one in kept]
     return _ready[name]
 
 

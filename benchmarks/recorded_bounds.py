@@ -16,7 +16,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,37 @@ def bounds_of(expected: Mapping[str, ExpectedOutput]) -> dict[str, Summary]:
     return summaries
 
 
+REGIMES = ("as drawn", "in float32", "tiny")
+"""as drawn: inputs as they are. in float32: float32 in place of 16-bit dtypes, so that roundings to float32 are what a
+bound consists of. tiny: small numbers, so that underflow is. No implementation gets the last two."""
+
+_TINY = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-126, torch.float32: 2.0**-126}
+
+
+def in_regime(inputs: Any, regime: str) -> Any:
+    """Return inputs with the numbers of a regime in their tensors, and in those of dataclasses in them."""
+    if isinstance(inputs, torch.Tensor | torch.dtype):
+        return _CHANGED[regime](inputs)
+    if is_dataclass(inputs) and not isinstance(inputs, type):
+        named = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+        return replace(inputs, **{name: in_regime(value, regime) for name, value in named.items()})
+    return tuple(in_regime(value, regime) for value in inputs) if isinstance(inputs, tuple) else inputs
+
+
+def _in_float32(part: Any) -> Any:
+    if isinstance(part, torch.dtype):
+        return torch.float32 if part in (torch.float16, torch.bfloat16) else part
+    return part.to(_in_float32(part.dtype))
+
+
+def _tiny(part: Any) -> Any:
+    factor = None if isinstance(part, torch.dtype) else _TINY.get(part.dtype)
+    return part if factor is None else part * factor
+
+
+_CHANGED = dict(zip(REGIMES, (lambda part: part, _in_float32, _tiny), strict=True))
+
+
 def subjects_of(component: Component) -> Iterator[Subject]:
     """The correct implementations of a component, on the simulator."""
     target = load_target("sim", None)
@@ -107,7 +138,7 @@ def subjects_of(component: Component) -> Iterator[Subject]:
             yield Subject(component, item, target)
 
 
-def _judges(subject: Subject, case: Any) -> bool:  # noqa: ANN401 - of any component
+def _judges(subject: Subject, case: Any) -> bool:
     """Whether an implementation has to be right about a case: it supports it, and asks for what only some ask for."""
     asked = [field.name for field in fields(case) if _is_for_those_who_ask(field, getattr(case, field.name))]
     boxes = subject.implementation.constraints.boxes
@@ -121,7 +152,7 @@ def _is_for_those_who_ask(field: Field[Any], value: object) -> bool:
     return isinstance(drawn, Sequence) and len(drawn) == 1 and value not in drawn
 
 
-def reached(component: Component, case: Any, expected: Mapping[str, ExpectedOutput]) -> dict[str, float]:  # noqa: ANN401
+def reached(component: Component, case: Any, expected: Mapping[str, ExpectedOutput]) -> dict[str, float]:
     """Return the largest error over bound of every output, of what correct implementations return."""
     largest: dict[str, float] = {}
     for subject in subjects_of(component):
@@ -142,15 +173,22 @@ class Recorded:
     """A case that is kept, and what was measured."""
 
     case: Any
+    regime: str
+    """One of ``REGIMES``."""
     bounds: dict[str, Summary]
     reached: dict[str, float]
     """What correct implementations reach of each; none where none supports the case."""
 
+    def inputs(self, component: Component) -> Any:
+        """Build what the reference is asked about."""
+        return in_regime(component.inputs(self.case), self.regime)
 
-def measured(component: Component, case: Any) -> Recorded:  # noqa: ANN401 - of any component
+
+def measured(component: Component, case: Any, regime: str = REGIMES[0]) -> Recorded:
     """Measure a case."""
-    expected = component.reference(component.inputs(case))
-    return Recorded(case, bounds_of(expected), reached(component, case, expected))
+    expected = component.reference(in_regime(component.inputs(case), regime))
+    near = reached(component, case, expected) if regime == REGIMES[0] else {}
+    return Recorded(case, regime, bounds_of(expected), near)
 
 
 def read(path: Path = FILE) -> dict[str, list[Recorded]]:
@@ -161,6 +199,7 @@ def read(path: Path = FILE) -> dict[str, list[Recorded]]:
         kept[name] = [
             Recorded(
                 from_plain(kind, entry["case"]),
+                entry["regime"],
                 {output: Summary(*numbers) for output, numbers in entry["bounds"].items()},
                 entry["reached"],
             )
@@ -177,6 +216,7 @@ def write(recorded: Mapping[str, Sequence[Recorded]], path: Path = FILE) -> None
             json.dumps(
                 {
                     "case": to_plain(one.case),
+                    "regime": one.regime,
                     "bounds": {output: list(asdict(summary).values()) for output, summary in one.bounds.items()},
                     "reached": one.reached,
                 }
@@ -196,7 +236,7 @@ def main() -> int:
     for name in names or recorded:
         component = load_component(name)
         for place, one in enumerate(recorded[name]):
-            now = measured(component, one.case)
+            now = measured(component, one.case, one.regime)
             recorded[name][place] = now
             for output in sorted({*one.bounds, *now.bounds}):
                 before, after = one.bounds.get(output), now.bounds.get(output)

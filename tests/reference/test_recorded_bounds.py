@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.loosened_bounds import FACTOR, enlarged, modules_below, places, places_of, seen_by
-from benchmarks.recorded_bounds import UNREACHED, Summary, bounds_of, reached, read
-from npudiff.run.discovery import component_names, load_component
+from benchmarks.recorded_bounds import UNREACHED, bounds_of, reached, read
+from npudiff.run.discovery import load_component
 
 RECORDED = read()
 

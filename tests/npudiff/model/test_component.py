@@ -140,6 +140,32 @@ def test_a_fingerprint_sees_blocks_that_change_places_at_any_distance(size, apar
     assert fingerprint(moved.roll(1, 0)) != before
 
 
+@pytest.mark.parametrize("size", range(65_534, 65_546))
+def test_a_fingerprint_sees_the_last_byte_and_how_many_there_are(size):
+    whole = torch.zeros(size, dtype=torch.uint8)
+    before = fingerprint(whole)
+    assert fingerprint(torch.zeros(size + 1, dtype=torch.uint8)) != before
+    whole[-1] = 1
+    assert fingerprint(whole) != before
+
+
+def test_whatever_is_written_into_inputs_is_seen(toy):
+    def writing(value):
+        def function(inputs, target):
+            y = toy.double(inputs)
+            inputs.x[0] = value
+            return y
+
+        return function
+
+    inputs = toy.component.inputs(toy.Case((5, 6)))
+    toy.job(writing(5.0)).subject.run(inputs)  # what was there before
+    for value in range(16, 32):
+        inputs = toy.component.inputs(toy.Case((5, 6)))
+        with pytest.raises(ImplementationRaised, match=r"the implementation wrote into its inputs: x$"):
+            toy.job(writing(float(value))).subject.run(inputs)
+
+
 def test_a_fingerprint_sees_a_byte_in_the_last_part_of_a_word():
     whole = torch.arange(13, dtype=torch.uint8)
     before = fingerprint(whole)
