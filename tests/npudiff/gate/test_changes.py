@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from npudiff.errors import ExitCode, UsageError
 from npudiff.gate.changes import Change, changed_since, imported, touched_by
+from npudiff.run.discovery import load_component
 from npudiff.run.plan import Request, make_plan
+from npudiff.show.source_location import file_of
 
 
 @pytest.fixture
@@ -132,3 +136,21 @@ def test_a_rule_touches_the_components_that_it_names_and_no_other(tmp_path):
     none = touched_by(change, plan, ["*.py=swa_mask"])
     assert none.implementations == set()
     assert none.unknown == ("csrc/mask.cpp", "csrc/other.cpp")
+
+
+def test_an_implementation_is_touched_by_its_own_file_and_by_what_that_imports():
+    root = Path(__file__).parents[3]
+    plan = make_plan(Request(("swa_mask", "swiglu"), target="sim"))
+    subjects = {job.subject.names: job.subject for job in plan.jobs}
+
+    def touched(*files):
+        return touched_by(Change(root, frozenset(files)), plan, [])
+
+    assert touched().implementations == set()
+    own = file_of(subjects["swa_mask", "eager"].implementation.function)
+    assert {component for component, _ in touched(own).implementations} == {"swa_mask"}
+    assert touched(own).unknown == ()
+    reference = file_of(load_component("swiglu").reference)
+    assert {name for name in subjects if name[0] == "swiglu"} == touched(reference).implementations
+    other = touched(root / "README.md")
+    assert (other.implementations, other.unknown) == (set(), ("README.md",))

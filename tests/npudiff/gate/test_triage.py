@@ -159,3 +159,12 @@ def test_an_issue_without_a_verdict_knows_all():
     assert is_known(ISSUE, finding("time-out"))
     assert is_known(replace(ISSUE, verdict="time-out"), finding("time-out"))
     assert not is_known(replace(ISSUE, verdict="time-out"), finding())
+
+
+def test_an_implementation_of_the_same_name_of_another_component_is_another_one():
+    other = next(job for job in PLAN.jobs if job.subject.component.name == "swiglu")
+    subject = replace(other.subject, implementation=replace(other.subject.implementation, name=NAMED))
+    plan = replace(PLAN, jobs=(*of(ISSUE), replace(other, subject=subject)))
+    found = sorted_by(ISSUE, plan=plan)
+    assert [job.subject.names for job in found.jobs] == [("swiglu", NAMED)]
+    assert {job.subject.names for job in found.again[0][1]} == {("swa_mask", NAMED)}

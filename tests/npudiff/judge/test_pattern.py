@@ -144,3 +144,13 @@ def test_a_place_that_belongs_to_nothing_is_called_none():
     assert coordinate_text(NOWHERE) == "none"
     assert coordinate_text(NOWHERE + 1) == "-2147483647"
     assert coordinate_text(0) == "0"
+
+
+def test_rows_with_a_gain_that_is_right_are_not_counted_and_the_worst_is_by_ratio():
+    value = torch.ones(3, 4, dtype=torch.float64)
+    most = torch.tensor([0.01, 0.5, 0.01], dtype=torch.float64)
+    expected = Expected(value, 0.5 * value, torch.float32, most)
+    actual = value.float() * torch.tensor([[0.9375], [1.25], [1.0078125]])
+    (output,) = compare({"y": expected}, {"y": actual}).outputs
+    told = worst_gain(output, {"row": torch.arange(3)[:, None]})
+    assert told == {"row": 0, "error": -0.0625, "most": 0.01, "wrong": 1, "rows": 3}

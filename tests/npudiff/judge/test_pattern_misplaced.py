@@ -121,3 +121,13 @@ def test_rows_that_are_no_whole_words_and_tensors_that_are_too_large_are_not_sea
     assert explain_misplaced(output, {"row": torch.arange(3)[:, None]}) == at_limit
     monkeypatch.setattr(pattern, "_LARGEST", right.numel() * 4 - 1)
     assert explain_misplaced(output, {"row": torch.arange(3)[:, None]}) == []
+
+
+@pytest.mark.parametrize(("home", "place"), [((0, 0, 0), "page 0, offset 0, dim 0"), ((3, 7, 15), "page 3, offset 7")])
+def test_a_single_word_is_found_though_it_is_the_smallest_or_the_largest(home, place):
+    right = torch.arange(512).view(4, 8, 16)
+    actual = right.clone()
+    actual[1, 2, 9] = right[home]
+    (line,) = told(right, actual)
+    assert line.startswith("1 hold what belongs elsewhere: page 1, offset 2, dim 9 has that of ")
+    assert place in line

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+from npudiff.model import component
 from npudiff.model.component import ImplementationRaised, NotApplicable, fingerprint
+from npudiff.model.constraints import Constraints, Exclusion
 from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_job
 
@@ -186,3 +189,55 @@ def test_a_fingerprint_names_the_tensors_of_nested_inputs():
         scale: float = 1.0
 
     assert set(fingerprint(Inputs(torch.ones(2), Pool(torch.ones(3))))) == {"query", "pool.key"}
+
+
+def test_what_the_device_says_later_belongs_to_the_call(toy):
+    def lost():
+        raise RuntimeError("507015")
+
+    subject = toy.job().subject
+    late = dataclasses.replace(subject, target=dataclasses.replace(subject.target, synchronize=lost))
+    with pytest.raises(ImplementationRaised, match="507015"):
+        late.run(toy.component.inputs(toy.Case((1,))))
+
+
+def test_an_interrupt_is_the_users_where_somebody_may_interrupt_and_else_the_implementations(toy, monkeypatch):
+    def interrupting(inputs, target):
+        raise KeyboardInterrupt
+
+    subject, inputs = toy.job(interrupting).subject, toy.component.inputs(toy.Case((1,)))
+    monkeypatch.setattr(component, "_interrupts_ignored", False)
+    with pytest.raises(KeyboardInterrupt):
+        subject.run(inputs)
+    component.ignore_interrupts()
+    with pytest.raises(ImplementationRaised, match="KeyboardInterrupt"):
+        subject.run(inputs)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), pytest.skip.Exception("no")])
+def test_leaving_is_no_way_out(toy, error):
+    def leaving(inputs, target):
+        raise error
+
+    with pytest.raises(ImplementationRaised):
+        toy.job(leaving).subject.run(toy.component.inputs(toy.Case((1,))))
+
+
+def test_a_property_says_nothing_where_an_output_is_left_out(toy):
+    outputs = toy.job(lambda inputs, target: {"y": toy.double(inputs)}).subject.run(
+        toy.component.inputs(toy.Case((1,)))
+    )
+    assert list(outputs) == ["y"]
+    with pytest.raises(NotApplicable, match="the implementation does not return z"):
+        outputs["z"]
+
+
+def test_a_case_that_is_left_out_is_not_run_and_says_why(toy):
+    subject = toy.job(supports={"kind": ("plain",)}).subject
+    left_out = Exclusion(Constraints.of({"number": range(7, 8)}), "known: a link")
+    without = dataclasses.replace(subject, excluded=(left_out,))
+    assert without.reason_against(toy.Case((1, 7))) == "known: a link"
+    assert without.reason_against(toy.Case((1, 6))) is None
+    assert without.reason_against(toy.Case((7,), "odd")) == "kind odd is not in {plain}"
+    with pytest.raises(NotApplicable, match="the other: known: a link"):
+        without.require(toy.Case((7,)), "the other")
