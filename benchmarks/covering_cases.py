@@ -96,6 +96,8 @@ def cover(name: str, kept: list[Recorded], pool: list[Candidate]) -> list[Record
         index = max(range(len(pool)), key=lambda one: (sum(one in seen for seen in missing.values()), -one))
         added.append(measured(component, pool[index].case, pool[index].regime))
         missing = {place: seen for place, seen in missing.items() if index not in seen}
+    if not kept and not added:  # all of it is exact, and has to stay so
+        added = [measured(component, pool[0].case)]
     return [*added, *_nearest(component, [*kept, *added], [one.case for one in pool if one.regime == REGIMES[0]])]
 
 
