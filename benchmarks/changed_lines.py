@@ -128,6 +128,7 @@ def run_tests(tree: Path, tests: Sequence[str]) -> NoReturn:
         os.dup2(quiet, stream)
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)  # for processes that tests start
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(tree.parent)
     sys.dont_write_bytecode = True
     sys.path[:] = [str(tree), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
     early = "ignore::pytest.PytestAssertRewriteWarning"  # of what was imported before the fork

@@ -24,7 +24,7 @@ import math
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,6 +279,11 @@ def places_of(component: str) -> tuple[Place, ...]:
     return tuple(place for module in sorted(modules_below(reference.__module__)) for place in places(module))
 
 
+def all_places(components: Iterable[str]) -> list[Place]:
+    """Return the places of all references, those that several components come by once."""
+    return list(dict.fromkeys(place for name in components for place in places_of(name)))
+
+
 Bounds = dict[str, Summary]
 
 
@@ -334,7 +339,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="print every place, and who sees it")
     options = parser.parse_args()
     recorded = read()
-    every = list(dict.fromkeys(place for name in recorded for place in places_of(name)))
+    every = all_places(recorded)
     unseen = 0
     for place in every:
         changes = seen_by(place, options.factor, recorded)
