@@ -50,7 +50,11 @@ def guarded(command: Callable[[], int]) -> int:
     guardian, child = os.getpid(), os.fork()
     if not child:
         _end_with(guardian)
-        code = command()
+        try:
+            code = command()
+        except SystemExit as end:  # of the parser of arguments: what runs kernels catches it
+            _CODE.pack_into(_said, 0, end.code if isinstance(end.code, int) else ExitCode.USAGE)
+            raise
         _CODE.pack_into(_said, 0, code)
         return code
     _forward_signals(child)
