@@ -12,6 +12,7 @@ import itertools
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 
 from benchmarks.loosened_bounds import FACTOR, Bounds, effects, places_of
-from benchmarks.recorded_bounds import REGIMES, Recorded, bounds_of, in_regime, measured, read, subjects_of, write
+from benchmarks.recorded_bounds import (
+    REGIMES,
+    Recorded,
+    bounds_of,
+    in_regime,
+    measured,
+    read,
+    subjects_of,
+    usual_values,
+    write,
+)
 from npudiff.model.component import Component
 from npudiff.model.constraints import Constraints
 from npudiff.run.discovery import component_names, load_component
@@ -59,10 +70,18 @@ class Candidate:
     """Inputs, and their bounds."""
 
 
+def unusual(component: Component) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yield axes with values that are drawn for those who ask for them only."""
+    for name, value in usual_values(component.case_type).items():
+        if name in component.axes:
+            yield name, tuple(other for other in component.axes[name].legal if other != value)[:3]
+
+
 def candidates(component: Component, count: int, seed: int, seconds: float) -> list[Candidate]:
     """Return drawn cases whose reference takes little time, in all regimes; the fastest come first."""
-    cases = [case for subject in subjects_of(component)
-             for case in drawn(component, subject.implementation.constraints, count, seed)]  # fmt: skip
+    own = [subject.implementation.constraints for subject in subjects_of(component)]
+    where = [*own, *(own[0].within(Constraints.of({name: values})) for name, values in unusual(component))]
+    cases = [case for constraints in where if constraints for case in drawn(component, constraints, count, seed)]
     found: list[tuple[float, Candidate]] = []
     for case, regime in itertools.product(dict.fromkeys(cases), REGIMES):
         started = time.perf_counter()

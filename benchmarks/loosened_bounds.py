@@ -74,11 +74,17 @@ class Place:
         return f"{self.module.removeprefix('npudiff.')}:{self.line}:{self.column} {self.text}"
 
 
+_evaluated: list[bool] = []
+"""Not empty if an expression that is made larger was a number since this was emptied."""
+
+
 def larger(value: Any, factor: float) -> Any:
     """Return a number, a tensor or the errors of a result, times a factor; anything else as it is."""
-    if isinstance(value, torch.Tensor):
-        return value * factor if value.is_floating_point() else value
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        _evaluated.append(True)
+        return value * factor
     if isinstance(value, int | float) and not isinstance(value, bool):
+        _evaluated.append(True)
         return value * factor
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name for field in dataclasses.fields(value)} & set(ERROR_FIELDS)
@@ -90,6 +96,7 @@ def larger(value: Any, factor: float) -> Any:
 
 def rounds_more(factor: float, before: Any, method: str, *arguments: Any) -> Any:
     """Call a method that adds an error, and add it as many times."""
+    _evaluated.append(True)
     after = getattr(before, method)(*arguments)
     name = "error" if hasattr(after, "error") else "independent"
     old, new = getattr(before, name), getattr(after, name)

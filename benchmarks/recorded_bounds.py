@@ -16,7 +16,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,16 +140,17 @@ def subjects_of(component: Component) -> Iterator[Subject]:
 
 def _judges(subject: Subject, case: Any) -> bool:
     """Whether an implementation has to be right about a case: it supports it, and asks for what only some ask for."""
-    asked = [field.name for field in fields(case) if _is_for_those_who_ask(field, getattr(case, field.name))]
+    usual = usual_values(type(case))
+    asked = [name for name, value in usual.items() if getattr(case, name) != value]
     boxes = subject.implementation.constraints.boxes
     return subject.reason_against(case) is None and all(name in box for name in asked for box in boxes)
 
 
-def _is_for_those_who_ask(field: Field[Any], value: object) -> bool:
-    """Whether a value, such as a stricter bound, is drawn for no implementation that does not name it."""
-    quantity = field.metadata.get("quantity")
-    drawn = None if quantity is None else quantity.drawn
-    return isinstance(drawn, Sequence) and len(drawn) == 1 and value not in drawn
+def usual_values(kind: type[Any]) -> dict[str, Any]:
+    """Return the fields of cases that have one value for everybody who does not name another, and that value."""
+    quantities = {field.name: field.metadata.get("quantity") for field in fields(kind)}
+    drawn = {name: said.drawn for name, said in quantities.items() if said is not None}
+    return {name: values[0] for name, values in drawn.items() if isinstance(values, Sequence) and len(values) == 1}
 
 
 def reached(component: Component, case: Any, expected: Mapping[str, ExpectedOutput]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.loosened_bounds import FACTOR, UNSEEN, all_places, seen_by
+from benchmarks.loosened_bounds import FACTOR, all_places, seen_by
 from benchmarks.recorded_bounds import REGIMES, UNREACHED, Summary, bounds_of, in_regime, last_place, reached, read
 from npudiff.run.discovery import component_names, load_component
 

@@ -243,3 +243,13 @@ def test_an_output_that_only_one_of_two_runs_returns_is_wrong(one, other):
     assert comparison.worst == INF
     assert comparison.worst_output.name == "z"
     assert comparison.worst_output.problem == "only one of the two runs returns it"
+
+
+def test_an_output_that_there_is_not_is_wrong():
+    there_is_not = "returned, and of these inputs there is no such output"
+    comparison = compare({"y": exactly(torch.zeros(2))}, {"y": torch.zeros(2), "z": torch.zeros(2)})
+    assert [(output.name, output.problem) for output in comparison.outputs] == [("y", None), ("z", there_is_not)]
+    assert comparison.worst == INF
+    both = {"y": torch.zeros(2), "z": torch.zeros(2)}
+    comparison = compare_runs({"y": torch.ones(2, dtype=torch.float64)}, both, both, "")
+    assert [(output.name, output.problem) for output in comparison.outputs] == [("y", None), ("z", there_is_not)]

@@ -242,3 +242,19 @@ def test_a_mutant_that_keeps_something_has_to_be_found_by_other_calls(toy):
     item = toy.job().subject.implementation
     assert properties.property_of_mutant(item) is EQUIVALENCE
     assert properties.property_of_mutant(replace(item, factory=lambda: item.function)) is CALL_INDEPENDENCE
+
+
+def looks_up(subject, case):
+    """A relation that uses an output as an index."""
+    inputs = subject.component.inputs(case)
+    outputs = subject.run(inputs)
+    raise IndexError(f"index {int(outputs['y'][0])} is out of range")
+
+
+def test_where_a_relation_cannot_be_checked_a_wrong_output_is_the_answer_and_else_it_is_a_defect(toy):
+    prop = replace(toy.REPEATS, name="looks_up", check=looks_up)
+    comparison = properties.check(prop, toy.job(toy.wrong_above(1)).subject, toy.Case((7,)))
+    assert not comparison.holds
+    assert comparison.context == "one run of looks_up"
+    with pytest.raises(IndexError, match="index 14 is out of range"):
+        properties.check(prop, toy.job().subject, toy.Case((7,)))

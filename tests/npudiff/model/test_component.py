@@ -234,6 +234,17 @@ def test_whatever_is_written_into_inputs_is_seen(toy):
             toy.job(writing(float(value))).subject.run(inputs)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [torch.Tensor.t_, lambda x: x.unsqueeze_(0), lambda x: x.requires_grad_(), lambda x: x.resize_(2, 3)],
+)
+def test_a_fingerprint_sees_what_becomes_of_a_tensor_whose_bytes_stay(change):
+    matrix = torch.ones(3, 3)
+    before = fingerprint(matrix)
+    change(matrix)
+    assert fingerprint(matrix) != before
+
+
 def test_a_fingerprint_sees_a_byte_in_the_last_part_of_a_word():
     whole = torch.arange(13, dtype=torch.uint8)
     before = fingerprint(whole)
