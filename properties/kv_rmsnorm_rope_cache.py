@@ -50,6 +50,9 @@ MOST_TOKENS = 2**12
 MOST_OF_POOL = 2**20
 """Elements of both caches, where an axis goes far and there is a choice."""
 
+COST = 1.5
+"""What an element costs beside one of other components: it is normalised, turned, quantised and written."""
+
 CACHE_SLOTS = 2**10
 """Slots of a pool up to which a case may have spare pages."""
 
@@ -86,7 +89,7 @@ def _fills_strips(case: KvRmsnormRopeCacheCase, dims: str) -> bool:
 
 def _affords_dims(case: KvRmsnormRopeCacheCase, dims: str) -> bool:
     slots = case.batch * -(-case.length // case.page_size) * case.page_size
-    return not case.far or case.affords(slots * _width(dims), MOST_OF_POOL)
+    return not case.far or case.affords(int(COST * slots * _width(dims)), MOST_OF_POOL)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class KvRmsnormRopeCacheCase(Case):
     )  # fmt: skip
     length: int = axis(
         "tokens of each request; 1 is a decode", COUNTS, 1, drawn=_lengths,
-        affordable=lambda case, length: not case.huge or case.affords(length * _least_width(case), 0),
+        affordable=lambda case, length: not case.huge or case.affords(int(COST * length * _least_width(case)), 0),
         fits=lambda case, length: case.placement != "rows" or length <= case.page_size, shown="",
     )  # fmt: skip
     spare_pages: int = axis(

@@ -51,7 +51,7 @@ FAR_WEIGHT = 3
 TINY = 8
 """Sizes on other axes are at most this where one is beyond a thousand, or as small as there are."""
 
-UNIFORM = (*["no"] * 10, "partly", "wholly")
+UNIFORM = (*["no"] * 9, "partly", *["wholly"] * 2)
 """How often the parts of a list are alike: in what makes a batch uniform, or altogether."""
 
 EQUAL_SHARE = 8

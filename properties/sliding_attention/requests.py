@@ -33,7 +33,7 @@ MAX_QUERY = 2**12
 MAX_LISTED = 512
 MAX_LENGTH = 2**20
 
-UNIFORM = (*["no"] * 7, "partly", *["wholly"] * 2)
+UNIFORM = (*["no"] * 6, "partly", *["wholly"] * 3)
 """How often all requests have as many new tokens, or as many tokens altogether as well."""
 
 MANY_BLIND_ROWS = (129, 200, 300, 513)
