@@ -300,7 +300,7 @@ def test_a_full_disk_takes_nothing_from_who_reads_in_memory(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", small)
         for number in range(3):
-            book.end(book.begin(JOB, f'{{"n":{number}}}'), "holds")
+            book.end(book.begin(JOB, f'{{"n":{number}}}'), "wrong value")
     assert [case for _, case in book.begun()] == ['{"n":0}', '{"n":1}', '{"n":2}']
     book.begin(JOB, '{"n":3}')  # there is room again: the torn entry takes no other along
     os.close(book._file)
