@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +21,20 @@ SCORE_TILE = 2**22
 """Scores that may be in memory at once (32 MiB in float64)."""
 
 Kept = tuple[torch.Tensor, torch.Tensor]
+
+
+class Attended(NamedTuple):
+    """What the rows of a tile come to; all float64."""
+
+    output: torch.Tensor
+    bound: torch.Tensor
+    """``[rows, heads, value_dim]``."""
+    lse: torch.Tensor
+    lse_bound: torch.Tensor
+    """``[rows, heads]``."""
+    by_scale: torch.Tensor
+    """How the output changes with the logarithm of the scale: ``sum p (s - mean s) v`` with
+    scores ``s``, in float32."""
 
 
 class AttentionTile:
@@ -62,27 +77,41 @@ class AttentionTile:
         self.first = 0 if window is None else max(0, position - window + 1)
         self.last = max(self.first, position + self.rows)
 
-    def attend(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return output, its bound ``[rows, heads, value_dim]``, LSE and its bound ``[rows, heads]``."""
+    def attend(self) -> Attended:
+        """Return outputs and LSE of the rows, with their bounds."""
         spans = list(self._spans())
         lse, key_norm, kept = self._log_sum_exp(spans)
         value = torch.zeros(*lse.shape, self.cache.value_dim, dtype=torch.float64)
         twin = torch.zeros(*lse.shape, 2 * self.cache.value_dim + 1, dtype=torch.float64)
         seen = torch.zeros_like(value)
+        moved, shift = torch.zeros_like(value), torch.zeros_like(lse).unsqueeze(-1)
+        factor = torch.ones(())
         for span in spans:
             cache = self.cache.read(*span)
-            weights, factor = kept or (self._scores(span, cache).sub_(_finite(lse)).exp_(), torch.ones(()))
+            weights, factor = kept or (self._scores(span, cache).sub_(_finite(lse)).exp_(), factor)
             value += torch.matmul(weights, cache.values) * factor
-            twin += torch.matmul(weights.to(torch.float32), cache.twin).to(torch.float64) * factor
+            narrow = weights.to(torch.float32)
+            twin += torch.matmul(narrow, cache.twin).to(torch.float64) * factor
+            logarithms = torch.xlogy(narrow, narrow)
+            moved += torch.matmul(logarithms, cache.values.to(torch.float32)).to(torch.float64) * factor
+            shift += logarithms.sum(dim=-1, keepdim=True).to(torch.float64) * factor
             seen += self._sum_of_visible(span, cache.twin[..., : self.cache.value_dim])
         numerator_error, mass_error = self._errors(twin, seen, key_norm)
         output_bound, lse_bound = self._bounds(value, lse, numerator_error, mass_error)
-        return (
+        return Attended(
             self._ungrouped(value),
             self._ungrouped(output_bound),
             self._ungrouped(lse.unsqueeze(-1)).squeeze(-1),
             self._ungrouped(lse_bound.unsqueeze(-1)).squeeze(-1),
+            self._ungrouped(moved - value * (shift - self._of_sinks(lse, factor))),
         )
+
+    def _of_sinks(self, lse: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """``[..., 1]``: what a logarithm of a weight is short of as a score, times the weight of the sink."""
+        if self.sinks is None:
+            return torch.zeros(())
+        weight = torch.exp(self.sinks.unsqueeze(-1) - _finite(lse))
+        return ((_finite(lse) + factor.log()) * weight).nan_to_num()
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Ranges of keys that fit in memory together."""

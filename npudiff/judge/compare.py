@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -31,7 +31,7 @@ def _compare_output(name: str, expected: ExpectedOutput, actual: torch.Tensor) -
     value = expected.value
     ratio = error_ratio(actual, value, expected.bound)
     gain = None if expected.gain is None else gain_error(actual, value)
-    return OutputComparison(name, None, ratio, actual, value, expected.bound, gain, expected.gain)
+    return OutputComparison(name, None, ratio, actual, value, expected.bound, gain, expected.gain, expected.directions)
 
 
 def gain_error(actual: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -90,6 +90,7 @@ class Derived:
     bound: torch.Tensor
     dtype: torch.dtype = torch.float64
     gain: torch.Tensor | None = None
+    directions: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def compare_runs(
