@@ -198,6 +198,7 @@ def build_inputs(case: KvRmsnormRopeCacheCase) -> KvRmsnormRopeCacheInputs:
         layout=case.layout,
         latent_scale=_scale(case, "latent scale", case.latent_dim) if case.quantised else None,
         rope_scale=_scale(case, "rope scale", case.rope_dim) if case.quantised else None,
+        dummy_page=case.placement != "rows",
     )
 
 

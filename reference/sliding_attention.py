@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npudiff.reference.attention_tile import AttentionTile
+from npudiff.reference.attention_tile import EVERYONE, AttentionRoundings, AttentionTile
 from npudiff.reference.bounds import Expected
 from npudiff.reference.cache_reader import CacheReader
 from npudiff.reference.paged_kv import PagedKV
@@ -45,6 +45,8 @@ class SlidingAttentionInputs:
     """Factor of the scores."""
     sinks: torch.Tensor | None
     """bfloat16 ``[heads]``: a logit per head that joins the softmax's denominator, unscaled, and has no value."""
+    roundings: AttentionRoundings = EVERYONE
+    """Where the device at hand rounds that others do not."""
 
     @property
     def kv(self) -> PagedKV:
@@ -100,7 +102,7 @@ def sliding_attention(inputs: SlidingAttentionInputs) -> dict[str, Expected]:
         for first in range(0, new, ROW_TILE):
             last = min(first + ROW_TILE, new)
             rows = slice(start + first, start + last)
-            tile = AttentionTile(cache, inputs.query[rows], total - new + first, scale, window, sinks)
+            tile = AttentionTile(cache, inputs.query[rows], total - new + first, scale, window, sinks, inputs.roundings)
             output[rows], output_bound[rows], lse[rows], lse_bound[rows], by_scale[rows] = tile.attend()
         start += new
     return {

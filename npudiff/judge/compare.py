@@ -17,11 +17,13 @@ def compare(
 
     Outputs that the implementation did not return are not compared.
     """
-    outputs = tuple(_compare_output(name, expected[name], tensor.detach()) for name, tensor in actual.items())
+    outputs = tuple(_compare_output(name, expected.get(name), tensor.detach()) for name, tensor in actual.items())
     return Comparison(outputs, context)
 
 
-def _compare_output(name: str, expected: ExpectedOutput, actual: torch.Tensor) -> OutputComparison:
+def _compare_output(name: str, expected: ExpectedOutput | None, actual: torch.Tensor) -> OutputComparison:
+    if expected is None:
+        return OutputComparison(name, _NOT_THERE, actual=actual)
     if actual.shape != expected.value.shape:
         return OutputComparison(
             name, f"shape {list(actual.shape)}, expected {list(expected.value.shape)}", actual=actual
@@ -65,6 +67,7 @@ def _ratio_of_unequal(actual: torch.Tensor, value: torch.Tensor, bound: torch.Te
 
 
 _ONE_ONLY = "only one of the two runs returns it"
+_NOT_THERE = "returned, and of these inputs there is no such output"
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -106,27 +109,43 @@ def compare_runs(
     bounds : mapping
         The reference's bound of each output, in the shape of the outputs.
     """
-    both = {name: tensor for name, tensor in one.items() if name in other}
-    derived = {name: Derived(tensor, 2 * bounds[name], tensor.dtype) for name, tensor in both.items()}
-    agreement = compare(derived, {name: other[name] for name in both}, context)
-    missing = [name for name in {**one, **other} if name not in both]
-    alone = [OutputComparison(name, _ONE_ONLY, actual=one.get(name, other.get(name))) for name in missing]
-    return Comparison((*agreement.outputs, *alone), context)
+    twice = {name: 2 * bound for name, bound in bounds.items()}
+    return _agreement(one, other, twice, context)
 
 
 def same_bits(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], context: str) -> Comparison:
     """Compare two runs that must agree bit for bit, but for the sign of a zero and the payload of a NaN."""
+    return _agreement(first, second, None, context)
+
+
+def _agreement(
+    first: Mapping[str, torch.Tensor],
+    second: Mapping[str, torch.Tensor],
+    bounds: Mapping[str, torch.Tensor] | None,
+    context: str,
+) -> Comparison:
+    """Compare outputs of two runs; without bounds they must be the same numbers."""
     outputs = []
     for name in {**first, **second}:
         one, other = first.get(name), second.get(name)
         if one is None or other is None:
-            present = one if other is None else other
-            outputs.append(OutputComparison(name, _ONE_ONLY, actual=present))
-            continue
-        if other.shape != one.shape or other.dtype != one.dtype:
+            outputs.append(OutputComparison(name, _ONE_ONLY, actual=other if one is None else one))
+        elif other.shape != one.shape or other.dtype != one.dtype:
             outputs.append(OutputComparison(name, "the two runs return different shapes or dtypes", actual=one))
-            continue
-        differs = (one != other) & ~(one.isnan() & other.isnan())
-        ratio = torch.where(differs, torch.inf, 0.0).to(torch.float64)
-        outputs.append(OutputComparison(name, None, ratio, other, one.to(torch.float64), torch.zeros_like(ratio)))
+        elif bounds is not None and name not in bounds:
+            outputs.append(OutputComparison(name, _NOT_THERE, actual=one))
+        else:
+            bound = torch.zeros(one.shape, dtype=torch.float64) if bounds is None else bounds[name]
+            differs = ~_same_numbers(one, other)
+            ratio = torch.zeros(one.shape, dtype=torch.float64)
+            ratio[differs] = _ratio_of_unequal(other[differs], one[differs], bound[differs])
+            outputs.append(OutputComparison(name, None, ratio, other, one.to(torch.float64), bound))
     return Comparison(tuple(outputs), context)
+
+
+def _same_numbers(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Where both are the same number, whatever the sign of a zero, or both are none.
+
+    A row that sees nothing is a sum over nothing: which zero it is depends on how many zeros a device adds up.
+    """
+    return (one == other) | (one.isnan() & other.isnan())

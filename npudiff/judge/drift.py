@@ -43,7 +43,8 @@ beyond ``t`` has a probability of at most ``exp(-t**2 / 2)`` (Hoeffding's bound 
 directions and two signs: one false alarm in a million jobs. A score is at most the root of the number of cases."""
 
 REPLAY_SCORE = 4.0
-"""The score of cases that are remembered: one output and direction, whose sign is known, by chance in one of 3,000."""
+"""The score of cases that are remembered, along the one direction that they were remembered for: by chance in one of
+1,500."""
 
 MOST_REMEMBERED = 256
 """Cases that are remembered, more only where these do not show the drift."""

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, cast
 
 from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs, AnyStep
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.case import DeclaredCase
 from npudiff.model.constraints import Axis, Box, Constraints, Exclusion
 from npudiff.model.drift import CaseSums
-from npudiff.model.implementation import Implementation, InputsT, Target, outputs_of
+from npudiff.model.implementation import Implementation, InputsT, Target
+from npudiff.model.returned import outputs_of, owned_answer, owned_tensor, plain_error
 
 if TYPE_CHECKING:
     import torch
@@ -298,10 +300,12 @@ class InputsChanged(Exception):
     """An implementation wrote into the tensors that it was given; on a device that corrupts a cache or a table."""
 
 
-def fingerprint(inputs: object, path: str = "") -> dict[str, int]:
-    """Return a number per tensor of (nested) dataclass inputs that changes when the tensor is written to."""
+def fingerprint(inputs: object, path: str = "") -> dict[str, tuple[object, ...]]:
+    """Return what changes, per tensor of (nested) dataclass inputs, when it is written to or made another one."""
     if hasattr(inputs, "untyped_storage"):
-        return {path: _checksum(inputs)}
+        tensor: Any = inputs
+        form = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.requires_grad)
+        return {path: (_checksum(tensor), *form)}
     if not dataclasses.is_dataclass(inputs):
         return {}
     parts = ((field.name, getattr(inputs, field.name)) for field in dataclasses.fields(inputs))
@@ -310,6 +314,15 @@ def fingerprint(inputs: object, path: str = "") -> dict[str, int]:
         for part, value in parts
         for name, digest in fingerprint(value, f"{path}.{part}" if path else part).items()
     }
+
+
+def changed_tensors(given: object, before: Mapping[str, tuple[object, ...]]) -> list[str]:
+    """Return the names of tensors that are not what they were; one may have become something else altogether."""
+    try:
+        after = fingerprint(given)
+    except Exception:  # noqa: BLE001 - of something else altogether
+        return list(before)
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
 
 
 _CHUNK = 4096
@@ -375,6 +388,8 @@ class Subject:
     implementation: Implementation
     target: Target
     excluded: tuple[Exclusion, ...] = field(default=(), kw_only=True)
+    observer: Callable[[AnyInputs, Mapping[str, torch.Tensor]], None] | None = field(default=None, kw_only=True)
+    """Told of each run: its inputs, and its outputs."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -391,7 +406,10 @@ class Subject:
         ImplementationRaised
             If the implementation raises, returns something that is not its outputs, or writes into its inputs.
         """
-        return self.call_guarded(lambda: self._outputs(inputs), inputs)
+        outputs = self.call_guarded(lambda: self._outputs(inputs), inputs)
+        if self.observer is not None:
+            self.observer(inputs, outputs)
+        return outputs
 
     def fresh(self) -> Subject:
         """Return the same subject, with whatever its implementation keeps between calls empty.
@@ -408,10 +426,28 @@ class Subject:
         ImplementationRaised
             If the implementation raises, or writes into its inputs.
         """
-        return self.call_guarded(lambda: self.implementation(inputs, self.target), inputs)
+        live: list[AnyOutputs] = []
+        self.call_guarded(lambda: live.append(self.implementation(inputs, self.target)), inputs)
+        return live[0]
+
+    def outputs_of_call(
+        self, question: Callable[[], object], names: Sequence[str], *given: object
+    ) -> Mapping[str, torch.Tensor]:
+        """Return the outputs of a call into a live object on the host, as ``run`` does those of an implementation.
+
+        Parameters
+        ----------
+        question, given
+            As of ``call_guarded``.
+        names : sequence of str
+            What the call may return.
+        """
+        return self.call_guarded(lambda: Returned(outputs_of(question(), names, self._taken_over)), *given)
 
     def call_guarded(self, question: Callable[[], Answer], *given: object) -> Answer:
         """Return what a call into the implementation returns, once the device is done with it.
+
+        Tensors are copied to the host, as ``npudiff.model.returned.owned_answer`` says.
 
         Parameters
         ----------
@@ -426,27 +462,33 @@ class Subject:
             If it raises, or writes into what it was given.
         """
         before = [fingerprint(one) for one in given]
+        own = os.getpid()
         try:
-            answer = question()
+            answer = cast("Answer", owned_answer(question()))
             self.target.synchronize()
         except BaseException as error:  # leaving the process is no verdict, and neither is a skip of a test runner
             if isinstance(error, KeyboardInterrupt) and not _interrupts_ignored:
                 raise
-            raise ImplementationRaised(f"{type(error).__name__}: {error}") from error
+            cause = plain_error(error)
+            raise ImplementationRaised(f"{type(cause).__name__}: {cause}") from cause
+        finally:
+            if os.getpid() != own:  # the implementation has forked, and this is the copy: it judges nothing
+                os._exit(1)
         changed = [
-            name or "a tensor"
-            for one, digests in zip(given, before, strict=True)
-            for name, digest in fingerprint(one).items()
-            if digest != digests[name]
+            name or "a tensor" for one, seen in zip(given, before, strict=True) for name in changed_tensors(one, seen)
         ]
         if changed:
-            cause = InputsChanged(f"the implementation wrote into its inputs: {', '.join(changed)}")
-            raise ImplementationRaised(str(cause)) from cause
+            wrote = InputsChanged(f"the implementation wrote into its inputs: {', '.join(changed)}")
+            raise ImplementationRaised(str(wrote)) from wrote
         return answer
 
     def _outputs(self, inputs: AnyInputs) -> Mapping[str, torch.Tensor]:
-        result = outputs_of(self.implementation(inputs, self.target), self.component.outputs)
-        return Returned((name, tensor.detach().cpu()) for name, tensor in result.items())
+        result = self.implementation(inputs, self.target)
+        return Returned(outputs_of(result, self.component.outputs, self._taken_over))
+
+    def _taken_over(self, value: object, name: str) -> torch.Tensor:
+        """Return a copy of an output on the host."""
+        return owned_tensor(value, name)
 
     def expected(self, inputs: AnyInputs) -> Mapping[str, ExpectedOutput]:
         """Return what the reference says of these inputs."""

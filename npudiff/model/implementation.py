@@ -291,26 +291,6 @@ def _moving(function: Callable[..., Any], *, stateful: bool) -> Callable[..., An
     return opening if stateful else moving
 
 
-def outputs_of(result: object, names: Sequence[str]) -> Mapping[str, Any]:
-    """Name the outputs of an implementation: a mapping as it is, a single tensor as the first output.
-
-    Raises
-    ------
-    TypeError
-        If the result is neither, or names an output that the component does not have.
-    """
-    if isinstance(result, Mapping):
-        strange = [name for name in result if name not in names]
-        if strange or not result:
-            raise TypeError(f"an implementation must return outputs among {list(names)}, got {list(result)}")
-        return result
-    if hasattr(result, "shape") and hasattr(result, "dtype"):
-        return {names[0]: result}
-    raise TypeError(
-        f"an implementation must return a tensor or a mapping of {list(names)}, got {type(result).__name__}"
-    )
-
-
 _REPORT = re.compile(r"(?<![\w./-])[\w.-]+/[\w.-]+/(?:issues|pull)/\d+")
 """A report on GitHub, as its address has it behind the host."""
 

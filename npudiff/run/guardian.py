@@ -7,13 +7,15 @@ has said before it ended counts as its exit code.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import signal
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 
 from npudiff.errors import ExitCode
 from npudiff.text import printable
@@ -21,7 +23,7 @@ from npudiff.text import printable
 _CODE = struct.Struct("i")
 _NOT_SAID = -1
 _MOST_TEXT = 1000
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>: the kernel signals a process whose parent is gone
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # of <sys/prctl.h>
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
 
 _said: mmap.mmap | None = None
@@ -48,17 +50,51 @@ def guarded(command: Callable[[], int]) -> int:
     guardian, child = os.getpid(), os.fork()
     if not child:
         _end_with(guardian)
-        code = command()
+        try:
+            code = command()
+        except SystemExit as end:  # of the parser of arguments: what runs kernels catches it
+            _CODE.pack_into(_said, 0, end.code if isinstance(end.code, int) else ExitCode.USAGE)
+            raise
         _CODE.pack_into(_said, 0, code)
         return code
     _forward_signals(child)
-    status = os.waitstatus_to_exitcode(_waited(child))
+    adopt_orphans()
+    _, status = os.waitpid(child, 0)  # a signal that is forwarded does not end the wait: PEP 475
+    status = os.waitstatus_to_exitcode(status)
+    end_children()
     (code,) = _CODE.unpack_from(_said, 0)
     if code == status:
         return int(code)
     doing = _said[_CODE.size :].partition(b"\0")[0].decode(errors="replace")
     print(f"npudiff: {_ended(status, doing)}", file=sys.stderr)
     return ExitCode.INTERNAL
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what processes below this one start and leave behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_children(but: Collection[int] = ()) -> None:
+    """End all children of this process, and theirs when they become its own; on Linux."""
+    while children := [child for child in _children() if child not in but]:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(child, signal.SIGKILL)
+        for child in children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+
+
+def _children() -> list[int]:
+    own, found = os.getpid(), list[int]()
+    for name in os.listdir("/proc") if sys.platform == "linux" else ():  # noqa: PTH208 - names are enough
+        with contextlib.suppress(OSError):  # it is gone
+            if name.isdigit():
+                _, parent, *_ = Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()
+                found += [int(name)] if int(parent) == own else []
+    return found
 
 
 def _end_with(guardian: int) -> None:
@@ -79,11 +115,6 @@ def _forward_signals(child: int) -> None:
 
     for number in _FORWARDED:
         signal.signal(number, forward)
-
-
-def _waited(child: int) -> int:
-    """Wait for the child and return its status."""
-    return os.waitpid(child, 0)[1]  # a signal that is forwarded does not end the wait: PEP 475
 
 
 def _ended(status: int, doing: str) -> str:

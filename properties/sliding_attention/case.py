@@ -17,6 +17,8 @@ RECIPES = ("gaussian", "needle", "outlier", "cold")
 borders are 64 times larger. cold: every score is below -50,000."""
 
 POISONS = ("large", "nan")
+WEIGHT_SUMS = ("float32", "rounded")
+EXPONENTIALS = ("float32", "cubic")
 BLIND_ROWS = ("none", "empty", "any")
 DIMS = ("64", "128", "192/128", "80", "96", "192", "256", "576/512")
 SCALES = (1.0, 0.5, 4.0)
@@ -71,6 +73,21 @@ class SlidingAttentionCase(DeclaredCase):
     seed: int = seed()
     layout: str = axis("how the pages lie", LAYOUTS, "PA_BSND", shown="NZ pages", region="NZ pages")
     rows: str = rows.axis()
+    # Where only some devices round: their bound is for those who ask for it.
+    scaled_query: bool = axis(
+        "whether the query is scaled, and rounded to its dtype again", (False, True), False, drawn=(False,)
+    )
+    weight_sum: str = axis(
+        "weights whose sum is the denominator: as they are in float32, or as they were rounded", WEIGHT_SUMS, "float32",
+        drawn=("float32",), shown="sum of {} weights",
+    )  # fmt: skip
+    exponential: str = axis(
+        "exponentials: float32, or a polynomial of degree 3", EXPONENTIALS, "float32", drawn=("float32",), shown="{}"
+    )
+    merges: int = axis(
+        "times that a result over some of the keys is rounded before it is merged: 1 where all are merged at once",
+        range(17), 0, drawn=(0,), shown="{} merge(s)",
+    )  # fmt: skip
 
     shown_first = ("requests", "window", "page_size", "kv_heads", "head_dims", "dtype", "layout")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -26,6 +27,9 @@ KV_HEADS = (1, 2, 3)
 GROUPS = (1, 1, 2, 3, 5, 6, 7, 8, 13)
 WINDOWS = (1, 2, 3, 4, 15, 16, 17, 31, 33, 64, 127, 128, 129, 512, 513, 4096)
 SEEDS = (range(1), *[range(1, 4096)] * 6)  # 0 stands alone so that shrinking meets it first
+
+OPTED = ("scaled_query", "weight_sum", "exponential", "merges")
+"""Axes that are the simplest where nobody asks for anything else."""
 
 CACHE_ELEMENTS = 2**20
 """Elements of a pool up to which a case may have more than one KV head."""
@@ -65,7 +69,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     recipe = choose.value(box, "recipe", RECIPES)
     layout = choose.value(box, "layout", _layouts(head_dim, value_head_dim))
     assume(layout in _layouts(head_dim, value_head_dim))
-    return SlidingAttentionCase(
+    case = SlidingAttentionCase(
         requests=requests,
         window=window,
         page_size=page_size,
@@ -85,6 +89,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
         rows=choose.value(box, "rows", ROWS),
         seed=choose.pick(choose.pick(SEEDS)),
     )
+    opted = [axis for axis in OPTED if axis in box]
+    return replace(case, **{axis: choose.value(box, axis, ()) for axis in opted})
 
 
 def _fewest_heads(box: Box) -> int:

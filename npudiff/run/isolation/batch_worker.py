@@ -25,6 +25,7 @@ from npudiff.run.engine import run_case, run_job
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.journal import Journal
+from npudiff.run.isolation.lingering import Lingering
 from npudiff.run.isolation.worker import probe_device, serve
 from npudiff.run.messages import Task, outcome_to_message
 
@@ -129,6 +130,7 @@ def batch_worker_main(
         Not used: the findings are written here.
     """
     del shared
+    lingering = Lingering()
 
     def leave(error: RemoteError) -> NoReturn:
         connection.send_bytes(json.dumps({"verdict": "left", "text": str(error)}).encode())
@@ -150,6 +152,7 @@ def batch_worker_main(
             dataclasses.replace(task.budget, isolation=None, fallback_seed=question["fallback_seed"]),
         )
         outcome = run_job(job, budget, judge=BatchJudge(job, clock, journal, leave))
+        lingering.settle()
         if outcome.failure is not None:
             outcome.alone = _confirmed(outcome, connection)
             clock.end()

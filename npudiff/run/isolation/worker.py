@@ -21,6 +21,7 @@ from npudiff.model.implementation import Target
 from npudiff.model.job import Job
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.isolation.ipc import SharedTensors, pack_comparison
+from npudiff.run.isolation.lingering import Lingering
 
 PROBE = 85_344
 """Known answer of the probe: the sum of the squares of 0 to 63."""
@@ -38,8 +39,14 @@ def worker_main(job: Job, connection: Connection, shared: SharedTensors) -> NoRe
     shared : SharedTensors
         Where tensors of answers go.
     """
-    judge = LocalJudge(job)
-    serve(connection, lambda question: _answer(question, judge, job, shared))
+    judge, lingering = LocalJudge(job), Lingering()
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        told = _answer(question, judge, job, shared)
+        lingering.settle()
+        return told
+
+    serve(connection, answer)
 
 
 def serve(connection: Connection, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> NoReturn:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from npudiff.errors import UsageError
-from npudiff.model.component import InputsChanged, fingerprint
-from npudiff.model.implementation import Implementation, Target, outputs_of
+from npudiff.model.component import InputsChanged, changed_tensors, fingerprint
+from npudiff.model.implementation import Implementation, Target
+from npudiff.model.returned import outputs_of, plain_error
 from npudiff.run.discovery import own_implementations
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.untrusted.wire import pack_boxes, pack_outputs, unpack
@@ -61,20 +63,24 @@ class _Candidate:
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """Make a call; whatever it raises is the answer."""
         inputs = unpack(question["inputs"], self._files[0])
+        own = os.getpid()
         try:
             outputs = self._called(question, inputs)
             return {"outputs": pack_outputs(outputs, self._files[1])}
         except BaseException as error:  # noqa: BLE001 - leaving the process is no verdict
-            remote = RemoteError.of(error)
+            remote = RemoteError.of(plain_error(error))
             return {"raised": [remote.name, remote.text[:10_000], remote.kind.name]}
+        finally:
+            if os.getpid() != own:  # the implementation has forked, and this is the copy
+                os._exit(1)
 
     def _called(self, question: dict[str, Any], inputs: Any) -> dict[str, Any]:  # noqa: ANN401 - of any component
         item = self._items[question["call"]]
         before = fingerprint(inputs)
         result = self._function(item, question)(inputs, self._target)
-        outputs = dict(outputs_of(result, question["outputs"]))
+        outputs = outputs_of(result, question["outputs"])
         self._target.synchronize()
-        changed = [name or "a tensor" for name, digest in fingerprint(inputs).items() if digest != before[name]]
+        changed = [name or "a tensor" for name in changed_tensors(inputs, before)]
         if changed:
             raise InputsChanged(f"the implementation wrote into its inputs: {', '.join(changed)}")
         return outputs

@@ -19,15 +19,15 @@ from collections.abc import Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from multiprocessing.reduction import recv_handle
-from pathlib import Path
 from typing import Any, NoReturn
 
+from npudiff.run.guardian import adopt_orphans, end_children
 from npudiff.run.untrusted.contracts import hide_references
 
 MOST_MESSAGE = 2**24
 """Bytes of a message."""
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # of <sys/prctl.h>
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 _GRACE = 2.0
 """Seconds that a process whose connection has ended gets to say how it died."""
 
@@ -47,9 +47,8 @@ def main(arguments: Sequence[str]) -> None:
 
     torch.set_num_threads(1)
     place = load_target(target, cann or None)
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a candidate leaves behind becomes a child of this process
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Listener(address, "AF_UNIX", authkey=bytes.fromhex(key)) as listener:
         nursery = _Nursery(place, listener)
@@ -94,19 +93,8 @@ class _Nursery:
                 end(child, signal.SIGKILL)
         if not done:
             _, status = os.waitpid(child, 0)
-        self._end_orphans()
+        end_children(but=self._children)
         return status
-
-    def _end_orphans(self) -> None:
-        """End what the processes of candidates have started and left."""
-        own = os.getpid()
-        for folder in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                if folder.name.isdigit() and int(folder.name) not in self._children:
-                    state = (folder / "stat").read_text().rpartition(")")[2].split()
-                    if int(state[1]) == own:
-                        os.kill(int(folder.name), signal.SIGKILL)
-                        os.waitpid(int(folder.name), 0)
 
     def end_with_input(self) -> NoReturn:
         """End everything as soon as the judge says so, or is gone."""
@@ -116,7 +104,7 @@ class _Nursery:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     end(child, signal.SIGKILL)
             self._ended(child)
-        self._end_orphans()
+        end_children()
         os._exit(0)
 
 

@@ -27,6 +27,7 @@ from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation, Target
 from npudiff.run.discovery import load_component
 from npudiff.run.isolation.faults import Kind, RemoteError, died
+from npudiff.run.isolation.lingering import Lingering
 from npudiff.run.untrusted.nursery import MOST_MESSAGE
 from npudiff.run.untrusted.wire import Malformed, pack, unpack_boxes, unpack_outputs
 from npudiff.text import clipped, printable
@@ -138,6 +139,9 @@ class CandidateProcess:
             self._begin()
         question = {"call": number, "session": session, "outputs": names, "inputs": pack(inputs, self._files[0])}
         answer = self._asked(question, self._nursery.call)
+        self._lingering.settle()
+        if self._connection is not None and self._connection.poll(0):  # its end, or a message that nobody asked for
+            raise RemoteError(Kind.DIED.value, f"after its answer, {died(self._end())}", Kind.DIED)
         if "raised" in answer:
             raise _raised(answer["raised"])
         try:
@@ -151,6 +155,7 @@ class CandidateProcess:
         connection = self._nursery.ask({"new": self._selector})
         self._number = int(json.loads(connection.recv_bytes())["number"])
         self._connection = connection
+        self._lingering = Lingering(self._number)
         self._files = (
             os.memfd_create("npudiff-inputs", os.MFD_CLOEXEC),
             os.memfd_create("npudiff-outputs", os.MFD_CLOEXEC),

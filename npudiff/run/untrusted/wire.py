@@ -192,7 +192,7 @@ def _checked(one: object) -> tuple[str, torch.dtype, list[int], int]:
     if not isinstance(one, dict):
         raise Malformed("an output is no object")
     name, dtype, shape, at = (one.get(key) for key in ("name", "dtype", "shape", "at"))
-    if not isinstance(name, str) or len(name) > 200 or dtype not in _DTYPES:
+    if not isinstance(name, str) or len(name) > 200 or not isinstance(dtype, str) or dtype not in _DTYPES:
         raise Malformed("an output has no name, or no known dtype")
     if not isinstance(shape, list) or len(shape) > MOST_DIMS or not all(_is_size(size) for size in (*shape, at)):
         raise Malformed(f"the shape of {name!r} is none")
@@ -216,6 +216,8 @@ def _bytes(content: torch.Tensor) -> memoryview:
 
 def _read(file: int, count: int, at: int) -> torch.Tensor:
     """Return bytes of a file as a tensor; a file that a candidate cuts off is read as too short, and nothing worse."""
+    if count and os.fstat(file).st_size < at + count:  # no memory is taken for what is only claimed
+        raise Malformed(f"{count} bytes were told of, and {max(0, os.fstat(file).st_size - at)} are there")
     content = torch.empty(count, dtype=torch.uint8)
     view = _bytes(content)
     done = 0

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from npudiff.model.component import ImplementationRaised, NotApplicable, fingerprint
+from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model.component import ImplementationRaised, NotApplicable, Property, fingerprint
 from npudiff.model.job import Budget, Verdict
-from npudiff.run.engine import run_job
+from npudiff.run.engine import run_case, run_job
 
 SEEDED = Budget(examples=100, seed=1)
 
@@ -64,6 +65,70 @@ def test_not_a_number_is_a_finding(toy):
 
 def test_a_mapping_of_outputs_is_compared_by_name(toy):
     assert run_job(toy.job(lambda inputs, target: {"y": toy.double(inputs)}), SEEDED).verdict is Verdict.HOLDS
+
+
+def test_outputs_are_in_memory_that_nobody_else_has(toy):
+    buffer = torch.zeros(8)
+
+    def reused(inputs, target):
+        buffer[: len(inputs.x)] = toy.double(inputs)
+        return {"y": buffer[: len(inputs.x)], "z": buffer}
+
+    subject = toy.job(reused).subject
+    one = subject.run(subject.component.inputs(toy.Case((1, 2))))
+    other = subject.run(subject.component.inputs(toy.Case((3, 4))))
+    assert (one["y"].tolist(), other["y"].tolist()) == ([2, 4], [6, 8])
+    one["y"].zero_()
+    assert one["z"].tolist()[:2] == [2, 4]
+
+
+def test_an_input_that_is_returned_is_not_the_input(toy):
+    subject = toy.job(lambda inputs, target: inputs.x).subject
+    inputs = subject.component.inputs(toy.Case((1, 2)))
+    subject.run(inputs)["y"].zero_()
+    assert inputs.x.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda inputs: inputs.x.unsqueeze_(0),
+        lambda inputs: inputs.x.resize_(1),
+        lambda inputs: inputs.x.requires_grad_(),
+        lambda inputs: inputs.x.set_(),
+        lambda inputs: object.__setattr__(inputs, "x", None),
+        lambda inputs: object.__setattr__(inputs, "x", inputs.x.to("meta")),
+        lambda inputs: object.__setattr__(inputs, "kind", inputs),
+    ],
+)
+def test_inputs_that_are_made_something_else_are_a_finding(toy, change):
+    def function(inputs, target):
+        right = toy.double(inputs)
+        change(inputs)
+        return right
+
+    outcome = run_job(toy.job(function, prop=toy.REPEATS), SEEDED)
+    assert str(outcome.failure.error) == "the implementation wrote into its inputs: x"
+
+
+def test_an_output_of_which_the_reference_says_nothing_is_a_finding(toy):
+    for prop in (toy.REPEATS, EQUIVALENCE):
+        outcome = run_job(toy.job(lambda inputs, target: {"y": toy.double(inputs), "z": inputs.x}, prop=prop), SEEDED)
+        assert outcome.verdict is (Verdict.HOLDS if prop is toy.REPEATS else Verdict.WRONG)
+    assert outcome.failure.comparison.worst_output.problem == "returned, and of these inputs there is no such output"
+
+
+def test_a_relation_that_fails_of_wrong_outputs_tells_those(toy):
+    def looks_up(subject, case):
+        inputs = subject.component.inputs(case)
+        return toy.REPEATS.check(subject, case) if subject.run(inputs)["y"][3] else None
+
+    lookup = Property("lookup", "looks the fourth up", looks_up)
+    outcome = run_case(toy.job(lambda inputs, target: inputs.x[:2] * 2, prop=lookup), toy.Case((1, 2, 3, 4)))
+    assert outcome.failure.comparison.worst_output.problem == "shape [2], expected [4]"
+    assert outcome.failure.comparison.context == "one run of lookup"
+    with pytest.raises(IndexError):  # all is right, so it is the relation
+        run_case(toy.job(prop=lookup), toy.Case((1, 2)))
 
 
 def test_a_subject_says_which_derived_cases_it_does_not_support(toy):

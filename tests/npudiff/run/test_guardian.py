@@ -92,6 +92,10 @@ def test_exit_codes_and_signals_pass_through(program, tmp_path):
     assert program(*check()).returncode == ExitCode.CLEAN
     assert program(*check(), call="return None").returncode == ExitCode.FINDINGS
     assert program("check", "nothing").returncode == ExitCode.USAGE
+    helped, refused = program("check", "--help"), program("check", "--nonsense")
+    assert (helped.returncode, helped.stderr) == (ExitCode.CLEAN, "")
+    assert refused.returncode == ExitCode.USAGE == 4
+    assert "before its last verdict" not in refused.stderr
     (tmp_path / "mine.py").write_text(RIGHT.format(top="", call="open('called', 'w').close(); time.sleep(0.5)"))
     command = [sys.executable, "-m", "npudiff", *check("--examples", "1000")]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
