@@ -17,6 +17,7 @@ from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs, AnyStep
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.case import DeclaredCase
 from npudiff.model.constraints import Axis, Box, Constraints, Exclusion
+from npudiff.model.drift import CaseSums
 from npudiff.model.implementation import Implementation, InputsT, Target
 from npudiff.model.returned import outputs_of, owned_answer, owned_tensor, plain_error
 
@@ -45,6 +46,8 @@ class OutputComparison:
     most_gain: torch.Tensor | None = None
     """float64, of the shape of ``ratio`` without its last axis: the gain error of each row, and the largest correct
     one; where the reference says so."""
+    directions: Mapping[str, torch.Tensor] | None = None
+    """What the reference names besides: see ``ExpectedOutput.directions``."""
 
     @cached_property
     def worst(self) -> float:
@@ -119,6 +122,8 @@ class Passed:
     """The largest error over bound of all outputs."""
     exact: bool
     """Whether every output asks for equality only."""
+    sums: CaseSums = field(default_factory=dict)
+    """Its part in what the cases of a job have in common."""
     holds: ClassVar[bool] = True
 
 
@@ -153,6 +158,10 @@ class ExpectedOutput(Protocol):
     @property
     def gain(self) -> torch.Tensor | None:
         """The largest correct gain error of each row; None where nothing is said of it."""
+
+    @property
+    def directions(self) -> Mapping[str, torch.Tensor]:
+        """Name of a parameter to how the value changes with the parameter's logarithm."""
 
 
 class NotApplicable(Exception):

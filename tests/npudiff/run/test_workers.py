@@ -52,7 +52,8 @@ def raising(inputs, target):
 
 
 def without_times(outcome):
-    times = {"seconds": 0, "seconds_to_failure": 0, "shrink_seconds": 0, "first_failure": None, "failure": None}
+    times = {"seconds": 0, "seconds_to_failure": 0, "shrink_seconds": 0, "first_failure": None}
+    times |= {"failure": None, "worst_failure": None}
     return replace(outcome, **times)
 
 
