@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from npudiff.reference.bounds import (
+    ACCUMULATION_CONFIDENCE,
     EXPONENTIAL_ERROR,
     FLOAT32_ROUNDOFF,
     accumulation_error,
@@ -19,7 +22,47 @@ from npudiff.reference.cache_reader import CacheReader, CacheSpan
 SCORE_TILE = 2**22
 """Scores that may be in memory at once (32 MiB in float64)."""
 
+CUBIC_EXPONENTIAL_ERROR = 2.0**-13
+"""Relative error of a power of two whose fraction is a polynomial of degree 3: the best one is off by 2**-13.4."""
+
+CUBIC_EXPONENTIALS = 2
+"""Powers of two in a weight: its own, and one of a running maximum that rose after it."""
+
 Kept = tuple[torch.Tensor, torch.Tensor]
+
+
+class Attended(NamedTuple):
+    """What the rows of a tile come to; all float64."""
+
+    output: torch.Tensor
+    bound: torch.Tensor
+    """``[rows, heads, value_dim]``."""
+    lse: torch.Tensor
+    lse_bound: torch.Tensor
+    """``[rows, heads]``."""
+    by_scale: torch.Tensor
+    """How the output changes with the logarithm of the scale: ``sum p (s - mean s) v`` with
+    scores ``s``, in float32."""
+
+
+@dataclass(frozen=True)
+class AttentionRoundings:
+    """Where a device rounds that others do not; it is held to nothing finer, and nobody else is given this room."""
+
+    scaled_query: bool = False
+    """Whether the scale is multiplied into the query, which is rounded to its dtype again before the product."""
+    weight_sum: bool = False
+    """Whether the denominator is the sum of the weights as they were rounded for the product with the values."""
+    cubic_exponential: bool = False
+    """Whether powers of two are polynomials of degree 3."""
+    merges: int = 0
+    """Times that a result over some of the keys is rounded to the output's dtype before it is merged, by a float32
+    log-sum-exp, into the last one: 1 where all parts are merged at once, parts - 1 where one is merged after the
+    other."""
+
+
+EVERYONE = AttentionRoundings()
+"""No rounding but those of every device."""
 
 
 class AttentionTile:
@@ -36,7 +79,7 @@ class AttentionTile:
         ``[rows, heads, head_dim]``.
     position : int
         Position of the first row; a row at a negative position sees nothing.
-    scale, window, sinks
+    scale, window, sinks, roundings
         As in ``SlidingAttentionInputs``.
     """
 
@@ -48,8 +91,9 @@ class AttentionTile:
         scale: float,
         window: int | None,
         sinks: torch.Tensor | None,
+        roundings: AttentionRoundings = EVERYONE,
     ) -> None:
-        self.cache, self.window = cache, window
+        self.cache, self.window, self.roundings = cache, window, roundings
         self.rows, self.heads, head_dim = query.shape
         self.kv_heads = cache.kv_heads
         self.dtype = query.dtype
@@ -61,28 +105,46 @@ class AttentionTile:
             self.sinks = self._grouped(sinks.to(torch.float64).expand(self.rows, self.heads).unsqueeze(-1)).squeeze(-1)
         self.first = 0 if window is None else max(0, position - window + 1)
         self.last = max(self.first, position + self.rows)
+        cubic = CUBIC_EXPONENTIALS * CUBIC_EXPONENTIAL_ERROR if roundings.cubic_exponential else 0.0
+        self.exponential_error = EXPONENTIAL_ERROR + cubic
 
-    def attend(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return output, its bound ``[rows, heads, value_dim]``, LSE and its bound ``[rows, heads]``."""
+    def attend(self) -> Attended:
+        """Return outputs and LSE of the rows, with their bounds."""
         spans = list(self._spans())
         lse, key_norm, kept = self._log_sum_exp(spans)
         value = torch.zeros(*lse.shape, self.cache.value_dim, dtype=torch.float64)
         twin = torch.zeros(*lse.shape, 2 * self.cache.value_dim + 1, dtype=torch.float64)
         seen = torch.zeros_like(value)
+        moved = torch.zeros(*lse.shape, self.cache.value_dim + 1, dtype=torch.float64)
+        by_scale, factor = torch.zeros_like(moved), torch.ones(())
         for span in spans:
             cache = self.cache.read(*span)
-            weights, factor = kept or (self._scores(span, cache).sub_(_finite(lse)).exp_(), torch.ones(()))
+            weights, factor = kept or (self._scores(span, cache).sub_(_finite(lse)).exp_(), factor)
             value += torch.matmul(weights, cache.values) * factor
-            twin += torch.matmul(weights.to(torch.float32), cache.twin).to(torch.float64) * factor
+            narrow = weights.to(torch.float32)
+            twin += torch.matmul(narrow, cache.twin).to(torch.float64) * factor
+            by_scale += _times_logarithms(narrow, cache.values.to(torch.float32)).to(torch.float64) * factor
             seen += self._sum_of_visible(span, cache.twin[..., : self.cache.value_dim])
+            if self.roundings.scaled_query:
+                moved += self._moved_by_query(weights * factor, cache)
         numerator_error, mass_error = self._errors(twin, seen, key_norm)
+        numerator_error += moved[..., :-1] + self._merged(twin[..., : self.cache.value_dim], lse)
+        mass_error += moved[..., -1]
         output_bound, lse_bound = self._bounds(value, lse, numerator_error, mass_error)
-        return (
+        return Attended(
             self._ungrouped(value),
             self._ungrouped(output_bound),
             self._ungrouped(lse.unsqueeze(-1)).squeeze(-1),
             self._ungrouped(lse_bound.unsqueeze(-1)).squeeze(-1),
+            self._ungrouped(by_scale[..., :-1] - value * (by_scale[..., -1:] - self._of_sinks(lse, factor))),
         )
+
+    def _of_sinks(self, lse: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """``[..., 1]``: what a logarithm of a weight is short of as a score, times the weight of the sink."""
+        if self.sinks is None:
+            return torch.zeros(())
+        weight = torch.exp(self.sinks.unsqueeze(-1) - _finite(lse))
+        return ((_finite(lse) + factor.log()) * weight).nan_to_num()
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Ranges of keys that fit in memory together."""
@@ -160,16 +222,44 @@ class AttentionTile:
         furthest = self.query_error * key_norm
         stretch = torch.where(furthest > 0, torch.expm1(furthest) / furthest, 1.0)
         score_error = (self.query_error * stretch).unsqueeze(-1)
-        rounding = unit_roundoff(self.dtype) + EXPONENTIAL_ERROR + accumulation_error(keys)
+        rounding = unit_roundoff(self.dtype) + self.exponential_error + accumulation_error(keys)
         numerator = by_norm * score_error * (1 + rounding) + absolute * rounding + seen * underflow_step(self.dtype)
         return numerator, norms * score_error.squeeze(-1)
+
+    def _moved_by_query(self, weights: torch.Tensor, cache: CacheSpan) -> torch.Tensor:
+        """What the rounding of a scaled query moves: sums of weights times absolute values, and of weights.
+
+        The elements of a query are rounded independently, so that of each score is off by ``e``, which goes by
+        Hoeffding, and its exponential by ``expm1(e)``.
+        """
+        squares = torch.matmul(self.query.square(), cache.keys.square())
+        off = ACCUMULATION_CONFIDENCE * unit_roundoff(self.dtype) * squares.sqrt_()
+        weighted = torch.where(weights > 0, weights * torch.expm1(off), 0.0)
+        absolute = cache.twin[..., : self.cache.value_dim].to(torch.float64)
+        return torch.cat([torch.matmul(weighted, absolute), weighted.sum(dim=-1, keepdim=True)], dim=-1)
+
+    def _merged(self, absolute: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
+        """What rounding results over some of the keys adds, each weighted by its share of the sum of exponentials.
+
+        Together they have at most the size of all weights times absolute values. A share is the exponential of a
+        difference of float32 log-sum-exps.
+        """
+        share = EXPONENTIAL_ERROR + 4 * FLOAT32_ROUNDOFF * self._magnitude(lse).unsqueeze(-1)
+        once = absolute * (unit_roundoff(self.dtype) + share) + underflow_step(self.dtype)
+        return once * self.roundings.merges
+
+    def _magnitude(self, lse: torch.Tensor) -> torch.Tensor:
+        """Size of the numbers that a log-sum-exp is computed from."""
+        return 1 + math.log(max(1, self.last - self.first)) + torch.where(lse.isneginf(), 0.0, lse).abs()
 
     def _bounds(
         self, value: torch.Tensor, lse: torch.Tensor, numerator_error: torch.Tensor, mass_error: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Bounds of output and LSE from the errors of numerator and denominator."""
         keys = max(1, self.last - self.first)
-        mass = mass_error + EXPONENTIAL_ERROR + accumulation_error(keys) + 4 * FLOAT32_ROUNDOFF
+        mass = mass_error + self.exponential_error + accumulation_error(keys) + 4 * FLOAT32_ROUNDOFF
+        if self.roundings.weight_sum:  # in a sum of at least 1, in units of the largest weight
+            mass = mass + unit_roundoff(self.dtype) + keys * underflow_step(self.dtype)
         mass = torch.where(mass < 1, mass / (1 - mass), math.inf)
         quotient = (numerator_error * (1 + mass).unsqueeze(-1)).add_(value.abs() * mass.unsqueeze(-1))
         rounding = unit_roundoff(self.dtype)
@@ -177,8 +267,8 @@ class AttentionTile:
         output.masked_fill_(mass.isposinf().unsqueeze(-1), math.inf)  # not 0 times infinity
         sees_nothing = self.positions < 0
         output[:, sees_nothing] = 0.0
-        magnitude = 1 + math.log(keys) + torch.where(lse.isneginf(), 0.0, lse).abs()
-        return output, torch.where(sees_nothing, 0.0, mass + 4 * FLOAT32_ROUNDOFF * magnitude)
+        sums = 1 + self.roundings.merges
+        return output, torch.where(sees_nothing, 0.0, mass + sums * 4 * FLOAT32_ROUNDOFF * self._magnitude(lse))
 
     def _grouped(self, rows: torch.Tensor) -> torch.Tensor:
         """``[rows, heads, dim]`` to ``[kv_heads, group * rows, dim]``."""
@@ -192,3 +282,9 @@ class AttentionTile:
 def _finite(logarithm: torch.Tensor) -> torch.Tensor:
     """``[..., 1]``: what to subtract before an exponential; 0 for rows that see nothing."""
     return torch.where(logarithm.isneginf(), 0.0, logarithm).unsqueeze(-1)
+
+
+def _times_logarithms(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``[..., dim + 1]``: sums of weights times their logarithms times values, and without values."""
+    products = torch.xlogy(weights, weights)
+    return torch.cat((torch.matmul(products, values), products.sum(dim=-1, keepdim=True)), dim=-1)

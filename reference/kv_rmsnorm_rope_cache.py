@@ -44,6 +44,8 @@ class KvRmsnormRopeCacheInputs:
     latent_scale: torch.Tensor | None = None
     rope_scale: torch.Tensor | None = None
     """float32 ``[latent_dim]`` and ``[rope_dim]``: what an element is multiplied by before it is rounded to int8."""
+    dummy_page: bool = True
+    """Whether page 0 is a dummy to which padded tokens are written; otherwise it is one like the others."""
 
     @property
     def latent_dim(self) -> int:
@@ -96,8 +98,10 @@ def kv_rmsnorm_rope_cache(inputs: KvRmsnormRopeCacheInputs) -> dict[str, Expecte
     return {
         "rope": _shaped(rope, batch, length),
         "latent": _shaped(latent, batch, length),
-        "rope_cache": written(inputs, inputs.rope_cache, _stored(rope, inputs.rope_scale)),
-        "latent_cache": written(inputs, inputs.latent_cache, _stored(latent, inputs.latent_scale)),
+        "rope_cache": written(inputs, inputs.rope_cache, _stored(rope, inputs.rope_scale), dummy=inputs.dummy_page),
+        "latent_cache": written(
+            inputs, inputs.latent_cache, _stored(latent, inputs.latent_scale), dummy=inputs.dummy_page
+        ),
     }
 
 

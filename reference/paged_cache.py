@@ -44,7 +44,7 @@ def paged_cache(inputs: PagedCacheInputs) -> dict[str, Expected]:
     """Return the caches after the write.
 
     Every element is compared bit for bit, also those that no slot names: they stay what they were. Only slot 0 is not
-    specified if several padded tokens go there.
+    specified if padded tokens go there: a writer may write any of them, or leave padding out.
 
     Returns
     -------
@@ -78,7 +78,7 @@ class Placed(Protocol):
         """How the cache lies."""
 
 
-def written(inputs: Placed, cache: torch.Tensor, rows: Expected) -> Expected:
+def written(inputs: Placed, cache: torch.Tensor, rows: Expected, *, dummy: bool = True) -> Expected:
     """Return a cache after rows are written into it: what no slot names stays what it was.
 
     Parameters
@@ -89,6 +89,8 @@ def written(inputs: Placed, cache: torch.Tensor, rows: Expected) -> Expected:
         Before the write, in the shape of the layout; its dtype is that of the result.
     rows : Expected
         ``[tokens, heads, dim]``: moved values of the dtype of the cache, or computed ones in float64.
+    dummy : bool
+        Whether page 0 belongs to nobody: what is then written to slot 0 is padding, and nothing is said of it.
 
     Raises
     ------
@@ -105,6 +107,6 @@ def written(inputs: Placed, cache: torch.Tensor, rows: Expected) -> Expected:
     kept = slots != SKIPPED
     addresses = layout.addresses(slots[kept])
     value.view(-1)[addresses], bound.view(-1)[addresses] = rows.value[kept], rows.bound[kept]
-    if int((slots == 0).sum()) > 1:
+    if dummy and bool((slots == 0).any()):
         bound.view(-1)[layout.addresses(torch.zeros(1, dtype=torch.int64))] = torch.inf
     return Expected(value, bound, cache.dtype)

@@ -130,7 +130,7 @@ def _other_problems(log: RunLog) -> Iterator[Problem]:
     if log.error is not None:
         yield Problem(Level.ERROR, "ended-early", printable(f"ended early: {type(log.error).__name__}"))
     for outcome in log.mutants if log.plan.judges_mutants else ():
-        if outcome.failure is None:
+        if not outcome.found:
             title = f"{outcome.job.name} is wrong on purpose, and {outcome.cases} cases did not show it"
             yield Problem(Level.ERROR, "missed-mutant", title)
 

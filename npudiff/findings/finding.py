@@ -29,6 +29,7 @@ from npudiff.judge.pattern import describe_pattern, explain_misplaced, worst_ele
 from npudiff.model.anything import AnyInputs
 from npudiff.model.codec import dumps, loads, to_plain
 from npudiff.model.component import Comparison, Component, OutputComparison
+from npudiff.model.drift import Drift
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Failure, Outcome, Poisoning, Verdict
 from npudiff.model.version import VERSION
@@ -269,13 +270,20 @@ def _check_file(path: Path, field: str, content: Mapping[str, Any], limit: int) 
 POISONS = "poisons the device"
 """Verdict of a case that holds, and after which another one fails that is right by itself."""
 
+DRIFT_FIGURES = ("direction", "size", "most", "score", "cases", "elements")
+"""What the detail of a drift has of ``npudiff.model.drift.Drift``."""
+
 AFTER_OTHERS = "fails after other cases only"
 """Verdict of a case that is right by itself, and failed after others of which none could be found guilty."""
 
 
 def findings_of(outcome: Outcome) -> list[tuple[Finding, Failure | None]]:
-    """Describe all that an outcome has to report: its failure, and cases that spoiled the device for others."""
-    failed = [(finding_of(outcome), outcome.failure)] if outcome.failure is not None else []
+    """Describe all that an outcome has to report: failure or drift, and cases that spoiled the device for others."""
+    failed: list[tuple[Finding, Failure | None]] = []
+    if outcome.failure is not None:
+        failed.append((finding_of(outcome), outcome.failure))
+    elif outcome.drift is not None:
+        failed.append((_drift(outcome, outcome.drift), None))
     poisonings = sorted(outcome.poisonings, key=lambda one: (not one.case, len(one.case) + len(one.victim)))
     return [*failed, *((_poisoning(outcome, one), None) for one in poisonings[:1])]
 
@@ -297,6 +305,29 @@ def _poisoning(outcome: Outcome, poisoning: Poisoning) -> Finding:
     }
     verdict = POISONS if culprit is not None else AFTER_OTHERS
     return _described(outcome, victim if culprit is None else culprit, verdict, detail)
+
+
+def _drift(outcome: Outcome, drift: Drift) -> Finding:
+    """Describe what the cases of a job have in common; its case is the one that shows it best."""
+    component = outcome.job.subject.component
+    cases = [loads(component.case_type, one.case) for one in drift.shown]
+    detail = {
+        "line": component.describe(cases[0]),
+        "output": drift.output,
+        "drift": {name: getattr(drift, name) for name in DRIFT_FIGURES},
+        "shown": [
+            {"line": component.describe(case), "size": one.size, "step": one.step}
+            for case, one in zip(cases, drift.shown, strict=True)
+        ],
+        "besides": [
+            {"output": one.output, "direction": one.direction, "size": one.size}
+            for one in outcome.drifts
+            if one.shown and one is not drift
+        ],
+        "remembered": list(drift.remembered),
+        "examples_to_finding": outcome.cases,
+    }
+    return _described(outcome, cases[0], Verdict.DRIFT.value, detail)
 
 
 def finding_of(outcome: Outcome) -> Finding:
@@ -372,6 +403,7 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         "repeated": list(outcome.repeated),
         "alone": list(outcome.alone),
         "first": _first(outcome),
+        "worst_case": _worst_case(outcome, failure),
     }
     if failure.error is not None:
         detail["error"] = _error_text(failure.error)
@@ -430,6 +462,19 @@ def _first(outcome: Outcome) -> dict[str, Any]:
         coordinates = coordinates_of(component, inputs, output)
         first |= _described_output(output, coordinates, inputs)
     return first
+
+
+def _worst_case(outcome: Outcome, failure: Failure) -> dict[str, Any]:
+    """The failing case that is off furthest, where it is another one: the smallest is often just beyond its bound."""
+    worst = outcome.worst_failure
+    if worst is None or worst.comparison is None or worst.case == failure.case:
+        return {}
+    smallest = 0.0 if failure.comparison is None else failure.comparison.worst
+    if worst.comparison.worst <= smallest:
+        return {}
+    line = outcome.job.subject.component.describe(worst.case)
+    output = max(worst.comparison.outputs, key=lambda one: one.worst)
+    return {"line": line, "case": _plain_case(worst.case), "output": output.name, "ratio": output.worst}
 
 
 def coordinates_of(component: Component, inputs: AnyInputs, output: OutputComparison) -> Mapping[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Protocol
 
+from npudiff.judge.properties import check
 from npudiff.model.anything import AnyCase
 from npudiff.model.component import Comparison, Passed, Session, Subject
 from npudiff.model.job import Job, Outcome
@@ -107,7 +108,7 @@ class LocalJudge:
         del thorough
         self.case = case
         if self._executor is None:
-            return self._job.prop.check(self._job.subject, case)
+            return check(self._job.prop, self._job.subject, case)
         try:
             return self._executor.run_to(case)
         finally:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
 from npudiff.judge.compare import compare, same_bits
-from npudiff.model.anything import AnyCase
+from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.component import Comparison, Component, ImplementationRaised, NotApplicable, Property, Subject
 from npudiff.model.implementation import Implementation
 
@@ -31,7 +32,7 @@ def _calls_are_independent(subject: Subject, case: AnyCase) -> Comparison:
     if not before and after is None:
         raise NotApplicable("no other case can be derived from this one")
     inputs = component.inputs(case)
-    alone = _kept(subject.fresh().run(inputs))
+    alone = subject.fresh().run(inputs)
     for other in before:
         _call(live, other)
     last = f"after {component.describe(before[-1])}" if before else "again"
@@ -46,11 +47,6 @@ def _call(live: Subject, other: AnyCase) -> None:
     """Make another call. What it raises says nothing of the case; equivalence is there for cases by themselves."""
     with contextlib.suppress(ImplementationRaised):
         live.run(live.component.inputs(other))
-
-
-def _kept(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Outputs in memory of their own: a buffer may be used again for the next call."""
-    return {name: tensor.clone() for name, tensor in outputs.items()}
 
 
 CALL_INDEPENDENCE = Property(
@@ -76,6 +72,32 @@ EQUIVALENCE = Property(
     _equivalent,
     example_ratio=1.0,
 )
+
+
+def check(prop: Property, subject: Subject, case: AnyCase) -> Comparison:
+    """Check a property.
+
+    A relation counts rows, looks things up, and puts runs together, which fails where outputs have another shape than
+    they must have, or hold indices that lead nowhere. Then the output that is wrong is the answer. Where every output
+    is right, what is raised is a defect.
+
+    Raises
+    ------
+    ImplementationRaised, NotApplicable
+        As of ``Property.check``.
+    """
+    runs: list[tuple[AnyInputs, Mapping[str, torch.Tensor]]] = []
+    watched = replace(subject, observer=lambda inputs, outputs: runs.append((inputs, outputs)))
+    try:
+        return prop.check(watched, case)
+    except (ImplementationRaised, NotApplicable):
+        raise
+    except Exception:
+        for inputs, outputs in runs:
+            comparison = compare(subject.expected(inputs), outputs, f"one run of {prop.name}")
+            if not comparison.holds:
+                return comparison
+        raise
 
 
 def properties_of(component: Component) -> tuple[Property, ...]:

@@ -6,19 +6,20 @@ How outputs compare with what is right stands first: every element's error over 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, cast
 
 from npudiff.files.names import check_word
 from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs, AnyStep
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.case import DeclaredCase
 from npudiff.model.constraints import Axis, Box, Constraints, Exclusion
-from npudiff.model.implementation import Implementation, InputsT, Target, outputs_of
+from npudiff.model.drift import CaseSums
+from npudiff.model.implementation import Implementation, InputsT, Target
+from npudiff.model.returned import outputs_of, owned_answer, owned_tensor, plain_error
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,8 @@ class OutputComparison:
     most_gain: torch.Tensor | None = None
     """float64, of the shape of ``ratio`` without its last axis: the gain error of each row, and the largest correct
     one; where the reference says so."""
+    directions: Mapping[str, torch.Tensor] | None = None
+    """What the reference names besides: see ``ExpectedOutput.directions``."""
 
     @cached_property
     def worst(self) -> float:
@@ -119,6 +122,8 @@ class Passed:
     """The largest error over bound of all outputs."""
     exact: bool
     """Whether every output asks for equality only."""
+    sums: CaseSums = field(default_factory=dict)
+    """Its part in what the cases of a job have in common."""
     holds: ClassVar[bool] = True
 
 
@@ -153,6 +158,10 @@ class ExpectedOutput(Protocol):
     @property
     def gain(self) -> torch.Tensor | None:
         """The largest correct gain error of each row; None where nothing is said of it."""
+
+    @property
+    def directions(self) -> Mapping[str, torch.Tensor]:
+        """Name of a parameter to how the value changes with the parameter's logarithm."""
 
 
 class NotApplicable(Exception):
@@ -299,10 +308,12 @@ class InputsChanged(Exception):
     """An implementation wrote into the tensors that it was given; on a device that corrupts a cache or a table."""
 
 
-def fingerprint(inputs: object, path: str = "") -> dict[str, int]:
-    """Return a number per tensor of (nested) dataclass inputs that changes when the tensor is written to."""
+def fingerprint(inputs: object, path: str = "") -> dict[str, tuple[object, ...]]:
+    """Return what changes, per tensor of (nested) dataclass inputs, when it is written to or made another one."""
     if hasattr(inputs, "untyped_storage"):
-        return {path: _checksum(inputs)}
+        tensor: Any = inputs
+        form = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.requires_grad)
+        return {path: (_checksum(tensor), *form)}
     if not dataclasses.is_dataclass(inputs):
         return {}
     parts = ((field.name, getattr(inputs, field.name)) for field in dataclasses.fields(inputs))
@@ -313,39 +324,31 @@ def fingerprint(inputs: object, path: str = "") -> dict[str, int]:
     }
 
 
-_CHUNK = 4096
-"""Words that are weighted alike in every chunk of a checksum."""
+def changed_tensors(given: object, before: Mapping[str, tuple[object, ...]]) -> list[str]:
+    """Return the names of tensors that are not what they were; one may have become something else altogether."""
+    try:
+        after = fingerprint(given)
+    except Exception:  # noqa: BLE001 - of something else altogether
+        return list(before)
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
+
+
+_BLOCK = 2**16
+"""Bytes that are copied and hashed at once; they stay in the cache of a processor."""
 
 
 def _checksum(tensor: Any) -> int:  # noqa: ANN401 - a tensor; torch is imported by those who have one
-    """Sum of all words of the storage, gaps between the rows of a view included, each weighted by its place.
+    """Hash of all bytes of the storage, gaps between the rows of a view included.
 
-    The weights are odd, so that no change of one word is lost, and all different, so that rows that change places are
-    seen.
+    Python's own hash of bytes depends on each of them and on its place, and is faster than cryptographic ones. A sum of
+    weighted words would be faster still for large tensors; it loses two changes of the highest bit of a word, which is
+    what negates an element or makes its zero positive. Two processes do not agree on it, and need not.
     """
     import torch  # noqa: PLC0415
 
     storage = tensor.detach().cpu().untyped_storage()
-    bits = torch.empty(0, dtype=torch.uint8).set_(storage)
-    words = bits[: len(bits) // 8 * 8].view(torch.int64)
-    whole = len(words) // _CHUNK * _CHUNK
-    total = torch.dot(words[whole:], _weights(_CHUNK)[: len(words) - whole])
-    if whole:  # most tensors of a case are smaller, and each call counts there
-        chunks = torch.mv(words[:whole].view(-1, _CHUNK), _weights(_CHUNK))
-        total += torch.dot(chunks, _weights(whole // _CHUNK))
-    if len(bits) % 8:
-        total += bits[len(words) * 8 :].sum()
-    return int(total)
-
-
-@functools.lru_cache(maxsize=16)
-def _weights(count: int) -> torch.Tensor:
-    """Odd numbers without a pattern, always the same; products wrap around in 64 bits."""
-    import torch  # noqa: PLC0415
-
-    mixed = torch.arange(1, 1 + count) * 0x1E3779B97F4A7C15
-    mixed = (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B9
-    return (mixed ^ (mixed >> 32)) | 1
+    lying = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    return hash(tuple(hash(lying[start : start + _BLOCK].tobytes()) for start in range(0, len(lying), _BLOCK)))
 
 
 _interrupts_ignored = False
@@ -376,6 +379,8 @@ class Subject:
     implementation: Implementation
     target: Target
     excluded: tuple[Exclusion, ...] = field(default=(), kw_only=True)
+    observer: Callable[[AnyInputs, Mapping[str, torch.Tensor]], None] | None = field(default=None, kw_only=True)
+    """Told of each run: its inputs, and its outputs."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -392,7 +397,10 @@ class Subject:
         ImplementationRaised
             If the implementation raises, returns something that is not its outputs, or writes into its inputs.
         """
-        return self.call_guarded(lambda: self._outputs(inputs), inputs)
+        outputs = self.call_guarded(lambda: self._outputs(inputs), inputs)
+        if self.observer is not None:
+            self.observer(inputs, outputs)
+        return outputs
 
     def fresh(self) -> Subject:
         """Return the same subject, with whatever its implementation keeps between calls empty.
@@ -409,10 +417,28 @@ class Subject:
         ImplementationRaised
             If the implementation raises, or writes into its inputs.
         """
-        return self.call_guarded(lambda: self.implementation(inputs, self.target), inputs)
+        live: list[AnyOutputs] = []
+        self.call_guarded(lambda: live.append(self.implementation(inputs, self.target)), inputs)
+        return live[0]
+
+    def outputs_of_call(
+        self, question: Callable[[], object], names: Sequence[str], *given: object
+    ) -> Mapping[str, torch.Tensor]:
+        """Return the outputs of a call into a live object on the host, as ``run`` does those of an implementation.
+
+        Parameters
+        ----------
+        question, given
+            As of ``call_guarded``.
+        names : sequence of str
+            What the call may return.
+        """
+        return self.call_guarded(lambda: Returned(outputs_of(question(), names, self._taken_over)), *given)
 
     def call_guarded(self, question: Callable[[], Answer], *given: object) -> Answer:
         """Return what a call into the implementation returns, once the device is done with it.
+
+        Tensors are copied to the host, as ``npudiff.model.returned.owned_answer`` says.
 
         Parameters
         ----------
@@ -429,29 +455,31 @@ class Subject:
         before = [fingerprint(one) for one in given]
         own = os.getpid()
         try:
-            answer = question()
+            answer = cast("Answer", owned_answer(question()))
             self.target.synchronize()
         except BaseException as error:  # leaving the process is no verdict, and neither is a skip of a test runner
             if isinstance(error, KeyboardInterrupt) and not _interrupts_ignored:
                 raise
-            raise ImplementationRaised(f"{type(error).__name__}: {error}") from error
+            cause = plain_error(error)
+            raise ImplementationRaised(f"{type(cause).__name__}: {cause}") from cause
         finally:
             if os.getpid() != own:  # the implementation has forked, and this is the copy: it judges nothing
                 os._exit(1)
         changed = [
-            name or "a tensor"
-            for one, digests in zip(given, before, strict=True)
-            for name, digest in fingerprint(one).items()
-            if digest != digests[name]
+            name or "a tensor" for one, seen in zip(given, before, strict=True) for name in changed_tensors(one, seen)
         ]
         if changed:
-            cause = InputsChanged(f"the implementation wrote into its inputs: {', '.join(changed)}")
-            raise ImplementationRaised(str(cause)) from cause
+            wrote = InputsChanged(f"the implementation wrote into its inputs: {', '.join(changed)}")
+            raise ImplementationRaised(str(wrote)) from wrote
         return answer
 
     def _outputs(self, inputs: AnyInputs) -> Mapping[str, torch.Tensor]:
-        result = outputs_of(self.implementation(inputs, self.target), self.component.outputs)
-        return Returned((name, tensor.detach().cpu()) for name, tensor in result.items())
+        result = self.implementation(inputs, self.target)
+        return Returned(outputs_of(result, self.component.outputs, self._taken_over))
+
+    def _taken_over(self, value: object, name: str) -> torch.Tensor:
+        """Return a copy of an output on the host."""
+        return owned_tensor(value, name)
 
     def expected(self, inputs: AnyInputs) -> Mapping[str, ExpectedOutput]:
         """Return what the reference says of these inputs."""

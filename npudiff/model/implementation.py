@@ -38,6 +38,8 @@ class Target:
     """Returns a context manager inside which operators behave as on this target."""
     synchronize: Callable[[], None] = lambda: None
     """Waits for the device, so that an error surfaces in the case that caused it."""
+    other_canns: tuple[str, ...] = ()
+    """CANN profiles under which the same cases may behave otherwise, where it has them."""
     on_host: bool = False
     """Whether its memory and kernels are the host's, whatever its device is called: forked processes then have a device
     each."""
@@ -293,26 +295,6 @@ def _moving(function: Callable[..., Any], *, stateful: bool) -> Callable[..., An
         return _moving(function(), stateful=False)
 
     return opening if stateful else moving
-
-
-def outputs_of(result: object, names: Sequence[str]) -> Mapping[str, Any]:
-    """Name the outputs of an implementation: a mapping as it is, a single tensor as the first output.
-
-    Raises
-    ------
-    TypeError
-        If the result is neither, or names an output that the component does not have.
-    """
-    if isinstance(result, Mapping):
-        strange = [name for name in result if name not in names]
-        if strange or not result:
-            raise TypeError(f"an implementation must return outputs among {list(names)}, got {list(result)}")
-        return result
-    if hasattr(result, "shape") and hasattr(result, "dtype"):
-        return {names[0]: result}
-    raise TypeError(
-        f"an implementation must return a tensor or a mapping of {list(names)}, got {type(result).__name__}"
-    )
 
 
 _REPORT = re.compile(r"(?<![\w./-])[\w.-]+/[\w.-]+/(?:issues|pull)/\d+")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from npudiff.model.anything import AnyCase
-from npudiff.model.codec import dumps, loads
+from npudiff.model.codec import dumps, from_plain, loads, to_plain
+from npudiff.model.drift import Drift
 from npudiff.model.job import Budget, Failure, Job, Outcome, Poisoning, Verdict
 
 
@@ -47,7 +48,7 @@ class Task(NamedTuple):
         return findings
 
 
-_CASES = ("worst_case", "first_failure", "failure")
+_CASES = ("worst_case", "first_failure", "failure", "worst_failure")
 
 
 def outcome_to_message(outcome: Outcome, kept: Sequence[Kept]) -> dict[str, Any]:
@@ -62,6 +63,8 @@ def outcome_to_message(outcome: Outcome, kept: Sequence[Kept]) -> dict[str, Any]
             message[item.name] = value.name
         elif item.name == "poisonings":
             message[item.name] = [dataclasses.astuple(one) for one in value]
+        elif item.name == "drifts":
+            message[item.name] = [to_plain(one) for one in value]
         elif item.name not in ("job", "journal"):
             message[item.name] = value
     return message
@@ -82,9 +85,11 @@ def outcome_from_message(job: Job, message: dict[str, Any]) -> tuple[Outcome, li
         "worst_case": cases["worst_case"],
         "first_failure": _failure(cases["first_failure"]),
         "failure": _failure(cases["failure"]),
+        "worst_failure": _failure(cases["worst_failure"]),
         "verdict": Verdict[message["verdict"]],
         "alone": tuple(message["alone"]),
         "repeated": tuple(message["repeated"]),
+        "drifts": tuple(from_plain(Drift, one, "drift") for one in message["drifts"]),
         "poisonings": [Poisoning(*one) for one in message["poisonings"]],
         **{name: Counter(message[name]) for name in ("not_applicable", "features")},
     }

@@ -95,6 +95,11 @@ class Console:
         self.rich.print(f"[bold]{escape(' · '.join(parts))}[/]")
         if plan.target.name == "sim":
             self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
+        if plan.target.other_canns:
+            others = " and ".join(f"--cann {name}" for name in plan.target.other_canns)
+            self.rich.print(
+                f"[dim]one CANN is looked at, {plan.target.cann}: {others} are others; no SoC is told apart[/]"
+            )
         if request.shared is not None:
             self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
 
@@ -193,7 +198,9 @@ class Console:
             table.add_column(column, overflow="fold")
         for outcome in outcomes:
             subject = outcome.job.subject
-            if outcome.failure is None:
+            if outcome.drift is not None:
+                found, case = f"[green]drift, {outcome.seconds:.1f} s[/]", f"all of {outcome.cases} cases together"
+            elif outcome.failure is None:
                 found = "[red]MISSED[/]" if judged else "[dim]not shown[/]"
                 case = f"not in {outcome.cases} cases" + ("" if judged else ": this run was narrowed or shortened")
             else:
@@ -222,7 +229,7 @@ class Console:
             counted(findings, "finding"),
         ]
         if mutants:
-            parts.append(f"{sum(m.failure is not None for m in mutants)} of {len(mutants)} mutants found")
+            parts.append(f"{sum(m.found for m in mutants)} of {len(mutants)} mutants found")
         missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
         style = "red" if findings or missed or not cases else "green"
         self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")

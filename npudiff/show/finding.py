@@ -22,6 +22,7 @@ from npudiff.findings.finding import (
     write_finding,
 )
 from npudiff.findings.reproduce import reproduction
+from npudiff.judge.drift import GAIN, OFFSET
 from npudiff.judge.pattern import NOT_PLACES, coordinate_text
 from npudiff.model.codec import dumps
 from npudiff.model.component import OutputComparison
@@ -188,13 +189,15 @@ def finding_lines(finding: Finding, folder: Path, *, unwritten: str = "") -> lis
         lines.append(("gain", _gain(str(detail["output"]), detail["gain"])))
     elif "worst_ratio" in detail:
         lines.append(("worst", _worst(detail)))
+    lines += _worst_case(detail)
+    lines += _drift(detail)
     lines += [
         ("also wrong", name if math.isinf(float(ratio)) else f"{name}, {_times(ratio)}")
         for name, ratio in (detail.get("also_wrong") or {}).items()
     ]
     lines += _wrong_elements(detail)
     lines += _flaky(detail)
-    lines += _first(detail)
+    lines += _first(detail) if "drift" not in detail else []
     if unwritten:
         lines += [("not kept", f"{folder}: {unwritten}"), ("as JSON", dumps(dict(finding.case)))]
         return lines
@@ -207,6 +210,53 @@ def finding_lines(finding: Finding, folder: Path, *, unwritten: str = "") -> lis
 def _script(said: str, folder: Path) -> str:
     """Why there is no script, or the line that runs it: never a line that the finding brings along."""
     return said if said.startswith(NO_SCRIPT) else f"python {shlex.quote(str(folder / SCRIPT_FILE))}"
+
+
+def _worst_case(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How far off it was elsewhere."""
+    worst = detail.get("worst_case")
+    if not worst:
+        return []
+    ratio = "not finite, or not equal" if math.isinf(float(worst["ratio"])) else _times(worst["ratio"])
+    return [("furthest", f"{worst['output']}: {ratio} in {worst['line']}")]
+
+
+def _drift(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the cases of the job have in common, how large it is, by how much chance is ruled out, and what shows it."""
+    drift = detail.get("drift")
+    if not drift:
+        return []
+    size, score = float(drift["size"]), float(drift["score"])
+    said = (
+        f"{detail['output']}: every element is within its bound, and {_way(str(drift['direction']), size)} by"
+        f" {abs(size):.2g} of the bound in the mean, where {float(drift['most']):.2g} is the most; over"
+        f" {counted(int(drift['cases']), 'case')} with {counted(int(drift['elements']), 'element')}"
+    )
+    lines = [
+        ("drift", said),
+        ("chance", f"less than 1 in 10^{int(score**2 / 2 / math.log(10))}, at {score:.1f} standard errors"),
+    ]
+    lines += [("shown by", _shown(str(drift["direction"]), one)) for one in detail.get("shown") or ()]
+    besides = detail.get("besides") or ()
+    return lines + [
+        ("besides", f"{one['output']} is {_way(str(one['direction']), float(one['size']))}") for one in besides
+    ]
+
+
+def _way(direction: str, size: float) -> str:
+    """Which way all elements are off together."""
+    if direction == GAIN:
+        return "too long" if size > 0 else "too short"
+    if direction == OFFSET:
+        return "too high" if size > 0 else "too low"
+    return f"off as if {direction} were too {'large' if size > 0 else 'small'}"
+
+
+def _shown(direction: str, one: Mapping[str, Any]) -> str:
+    """A case that shows a drift."""
+    size = f"{float(one['size']):+.2g} of the bound"
+    step = "" if direction == OFFSET else f", {100 * float(one['step']):+.2g} %"
+    return f"{one['line']}: {size}{step}"
 
 
 def _alone(detail: Mapping[str, Any]) -> list[tuple[str, str]]:

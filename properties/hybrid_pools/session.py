@@ -6,7 +6,7 @@ import torch
 
 from npudiff.judge.compare import compare
 from npudiff.model.component import Comparison, OutputComparison, Subject
-from npudiff.model.implementation import outputs_of
+from npudiff.model.returned import shown, type_name
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.properties.hybrid_pools.inputs import TokenSource, open_inputs
 from npudiff.reference.hybrid_pools import (
@@ -92,14 +92,14 @@ class PoolsSession:
         """Whether the step was taken; evictions and frees always are, and answer nothing."""
         if isinstance(step, Evict | Free | Preempt) or answer is taken:
             return OutputComparison("answer")
-        given = f"answered {answer!r}, expected {taken}"
+        given = f"answered {shown(answer)}, expected {taken}"
         return OutputComparison("answer", f"{given}: it needs {needed} pages, free are {room[0]} and {room[1]}")
 
     def _pages(self) -> OutputComparison:
         """Where everything lies, as far as the implementation tells."""
-        snapshot: object = self._subject.call_guarded(self._pools.snapshot)
-        if not isinstance(snapshot, PoolsSnapshot | None):
-            given = f"snapshot answered {type(snapshot).__name__}, expected PoolsSnapshot or None"
+        snapshot: object = self._subject.call_guarded(lambda: self._pools.snapshot())  # noqa: PLW0108 - the name is looked up there
+        if snapshot is not None and type(snapshot) is not PoolsSnapshot:
+            given = f"snapshot answered {type_name(snapshot)}, expected PoolsSnapshot or None"
             return OutputComparison("pages", given)
         found = [] if snapshot is None else self._reference.violations(snapshot)
         return OutputComparison("pages", "; ".join(found[:_SHOWN]) or None)
@@ -111,9 +111,6 @@ class PoolsSession:
             return ()
         live = self._reference.memory.live
         query = torch.cat([live[request].query[len(live[request]) - count :] for request, count in rows.items()])
-        actual = self._subject.call_guarded(lambda: self._attend(rows, query))
+        lengths = tuple(rows.values())
+        actual = self._subject.outputs_of_call(lambda: self._pools.attend(tuple(rows), lengths, query), LAYERS)
         return compare(self._reference.attention(), actual).outputs
-
-    def _attend(self, rows: dict[int, int], query: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = self._pools.attend(tuple(rows), tuple(rows.values()), query)
-        return {name: tensor.detach().cpu() for name, tensor in outputs_of(found, LAYERS).items()}

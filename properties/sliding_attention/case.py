@@ -9,6 +9,7 @@ from npudiff.model.case import DeclaredCase, axis, derived, part, seed
 from npudiff.model.constraints import Numbers
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.head_dims import HEAD_DIMS, join_head_dims
+from npudiff.properties._shared.slots import page_order_axis
 from npudiff.reference.paged_kv import LAYOUTS
 from npudiff.text import listed
 
@@ -17,8 +18,10 @@ RECIPES = ("gaussian", "needle", "outlier", "cold")
 borders are 64 times larger. cold: every score is below -50,000."""
 
 POISONS = ("large", "nan")
+WEIGHT_SUMS = ("float32", "rounded")
+EXPONENTIALS = ("float32", "cubic")
 BLIND_ROWS = ("none", "empty", "any")
-DIMS = ("64", "128", "192/128", "80", "96", "192", "256", "576/512")
+DIMS = ("64", "128", "192/128", "80", "96", "192", "256", "576/512", "512", "72")
 SCALES = (1.0, 0.5, 4.0)
 
 _LENGTHS = range(2**20 + 1)
@@ -71,6 +74,22 @@ class SlidingAttentionCase(DeclaredCase):
     seed: int = seed()
     layout: str = axis("how the pages lie", LAYOUTS, "PA_BSND", shown="NZ pages", region="NZ pages")
     rows: str = rows.axis()
+    # Where only some devices round: their bound is for those who ask for it.
+    scaled_query: bool = axis(
+        "whether the query is scaled, and rounded to its dtype again", (False, True), False, drawn=(False,)
+    )
+    weight_sum: str = axis(
+        "weights whose sum is the denominator: as they are in float32, or as they were rounded", WEIGHT_SUMS, "float32",
+        drawn=("float32",), shown="sum of {} weights",
+    )  # fmt: skip
+    exponential: str = axis(
+        "exponentials: float32, or a polynomial of degree 3", EXPONENTIALS, "float32", drawn=("float32",), shown="{}"
+    )
+    merges: int = axis(
+        "times that a result over some of the keys is rounded before it is merged: 1 where all are merged at once",
+        range(17), 0, drawn=(0,), shown="{} merge(s)",
+    )  # fmt: skip
+    page_order: str = page_order_axis()
 
     shown_first = ("requests", "window", "page_size", "kv_heads", "head_dims", "dtype", "layout")
 

@@ -12,6 +12,7 @@ from npudiff.properties._shared.rows import with_row_stride
 from npudiff.properties.sliding_attention.borders import LiveRange, border_tokens
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 from npudiff.properties.sliding_attention.pages import PagePlan, plan_pages
+from npudiff.reference.attention_tile import AttentionRoundings
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
@@ -56,6 +57,9 @@ def build_inputs(case: SlidingAttentionCase) -> SlidingAttentionInputs:
         window=case.window,
         scale=case.scale / math.sqrt(case.head_dim),
         sinks=_sinks(case, plan) if case.sinks else None,
+        roundings=AttentionRoundings(
+            case.scaled_query, case.weight_sum == "rounded", case.exponential == "cubic", case.merges
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from npudiff.draw.cases import Chooser
 from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties._shared.rows import ROWS
+from npudiff.properties._shared.slots import PAGE_ORDERS
 from npudiff.properties.sliding_attention.case import (
     DIMS,
     POISONS,
@@ -26,6 +28,9 @@ KV_HEADS = (1, 2, 3)
 GROUPS = (1, 1, 2, 3, 5, 6, 7, 8, 13)
 WINDOWS = (1, 2, 3, 4, 15, 16, 17, 31, 33, 64, 127, 128, 129, 512, 513, 4096)
 SEEDS = (range(1), *[range(1, 4096)] * 6)  # 0 stands alone so that shrinking meets it first
+
+OPTED = ("scaled_query", "weight_sum", "exponential", "merges")
+"""Axes that are the simplest where nobody asks for anything else."""
 
 CACHE_ELEMENTS = 2**20
 """Elements of a pool up to which a case may have more than one KV head."""
@@ -51,7 +56,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SlidingAttentionCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     choose = Chooser(draw)
-    choose.draw_outlier_axis(SlidingAttentionCase.axes(), "group", "kv_heads", "batch")
+    choose.draw_outlier_axis(SlidingAttentionCase.axes(), "group", "kv_heads", "batch", "head_dims")
     box = choose.pick(boxes)
     pages = choose.options(box, "page_size", PAGE_SIZES)
     page_size = choose.pick(pages[:2] if choose.far == "kv_heads" else pages)
@@ -65,7 +70,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     recipe = choose.value(box, "recipe", RECIPES)
     layout = choose.value(box, "layout", _layouts(head_dim, value_head_dim))
     assume(layout in _layouts(head_dim, value_head_dim))
-    return SlidingAttentionCase(
+    case = SlidingAttentionCase(
         requests=requests,
         window=window,
         page_size=page_size,
@@ -83,8 +88,11 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
         poison=choose.value(box, "poison", POISONS),
         layout=layout,
         rows=choose.value(box, "rows", ROWS),
+        page_order=choose.value(box, "page_order", (*PAGE_ORDERS[:1] * 3, *PAGE_ORDERS[1:])),
         seed=choose.pick(choose.pick(SEEDS)),
     )
+    opted = [axis for axis in OPTED if axis in box]
+    return replace(case, **{axis: choose.value(box, axis, ()) for axis in opted})
 
 
 def _fewest_heads(box: Box) -> int:

@@ -10,6 +10,8 @@ from npudiff.reference.hybrid_pools.contract import PoolsSnapshot
 from npudiff.reference.hybrid_pools.ledger import PageLedger
 from npudiff.reference.hybrid_pools.steps import names, request_name
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 Places = Mapping[int, int]
 """Name of a page in the ledger to its place in a pool."""
 
@@ -44,15 +46,22 @@ def violations(ledger: PageLedger, snapshot: PoolsSnapshot) -> list[str]:
 
 def _wrong_form(ledger: PageLedger, snapshot: PoolsSnapshot) -> Iterator[str]:
     """Whole numbers in as many dimensions as the contract says, and an entry of the mapping for each slot."""
-    parts = {f"slots of {request_name(request)}": (row, 1) for request, row in snapshot.slots.items()}
+    slots: object = snapshot.slots  # an implementation may put anything in any place
+    if not isinstance(slots, Mapping) or any(type(request) is not int for request in slots):
+        yield f"slots must be a mapping from requests, which are int, got a {type(slots).__name__}"
+        return
+    parts: dict[str, tuple[object, int]] = {}
+    parts |= {f"slots of {request_name(request)}": (row, 1) for request, row in slots.items()}
     parts |= {name: (getattr(snapshot, name), 1) for name in ("mapping", "free_pages", "free_sliding_pages")}
     parts |= {name: (getattr(snapshot, name), 2) for name in ("block_table", "sliding_block_table")}
     for name, (tensor, dims) in parts.items():
-        if tensor.dim() != dims or tensor.is_floating_point():
+        if not isinstance(tensor, torch.Tensor):
+            yield f"{name} must be a tensor, got a {type(tensor).__name__}"
+        elif tensor.dim() != dims or tensor.dtype not in _INTEGERS:
             yield f"{name} must be integers in {dims} dimensions, got {tensor.dtype} {list(tensor.shape)}"
-    slots = (1 + ledger.sizes.full_pages) * ledger.sizes.page_size
-    if not snapshot.mapping.dim() or len(snapshot.mapping) < slots:
-        yield f"mapping has shape {list(snapshot.mapping.shape)}, and the full pool {slots} slots"
+    mapping, count = parts["mapping"][0], (1 + ledger.sizes.full_pages) * ledger.sizes.page_size
+    if isinstance(mapping, torch.Tensor) and (not mapping.dim() or len(mapping) < count):
+        yield f"mapping has shape {list(mapping.shape)}, and the full pool {count} slots"
 
 
 def _wrong_requests(ledger: PageLedger, slots: Mapping[int, Sequence[int]]) -> Iterator[str]:

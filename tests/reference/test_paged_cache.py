@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from npudiff.reference.bounds import exactly
 from npudiff.reference.cache_layout import LAYOUTS, CacheLayout
-from npudiff.reference.paged_cache import PagedCacheInputs, paged_cache
+from npudiff.reference.paged_cache import PagedCacheInputs, paged_cache, written
 
 
 def numbered(*shape, start=0):
@@ -47,12 +48,14 @@ def test_a_skipped_token_is_written_nowhere_and_inputs_stay_as_they_are():
     assert not given.key_cache.any()
 
 
-def test_only_slot_0_is_not_specified_and_only_if_several_tokens_go_there():
+def test_only_slot_0_is_not_specified_and_only_if_padded_tokens_go_there():
     bound = paged_cache(inputs(slots=(0, 0)))["key_cache"].bound
     assert bool(bound[0, 0].isposinf().all())
     assert int(bound.isposinf().sum()) == bound[0, 0].numel()
     assert not paged_cache(inputs(slots=(4, 9)))["key_cache"].bound.any()
-    assert not paged_cache(inputs(slots=(0, 9)))["key_cache"].bound.any()
+    given = inputs(slots=(0, 9))
+    assert int(paged_cache(given)["key_cache"].bound.isposinf().sum()) == bound[0, 0].numel()
+    assert not written(given, given.key_cache, exactly(given.key), dummy=False).bound.any()
 
 
 def test_numbers_that_are_not_numbers_are_moved_too():

@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save
@@ -30,6 +30,7 @@ from npudiff.findings.finding import (
 )
 from npudiff.findings.reproduce.recorder import Recorder, Refused, Tape, Watching
 from npudiff.findings.reproduce.script import WAITED, Recording, script_of
+from npudiff.judge.properties import check
 from npudiff.model.anything import AnyInputs
 from npudiff.model.codec import from_plain
 from npudiff.model.component import (
@@ -43,7 +44,7 @@ from npudiff.model.component import (
     Subject,
 )
 from npudiff.model.implementation import Target
-from npudiff.model.job import Failure, Job, Outcome
+from npudiff.model.job import Failure, Job, Outcome, Verdict
 from npudiff.run.after_fork import begin
 from npudiff.run.isolation.faults import Kind, RemoteError, kind_of
 from npudiff.run.isolation.reaper import reaper
@@ -86,6 +87,8 @@ def _script(outcome: Outcome, finding: Finding, failure: Failure | None) -> Scri
         raise NoScript("a component with history is an object that Python keeps, and not calls of operators")
     if subject.implementation.untrusted:
         raise NoScript("its calls are made in a process into which the judge does not look (--untrusted)")
+    if finding.verdict == Verdict.DRIFT.value:
+        raise NoScript("it is seen in many cases together, and not in the calls of one")
     kind = _KILLS.get(finding.verdict)
     error = None if failure is None else failure.error
     may_kill = kind is not None or failure is None or isinstance(error, RemoteError)
@@ -204,11 +207,12 @@ class WatchedSubject(Subject):
         with self.recorder.at(Watching.NOTHING):
             return super().call_guarded(watched, *given)
 
-    def _outputs(self, inputs: AnyInputs) -> Mapping[str, torch.Tensor]:
-        outputs = super()._outputs(inputs)
-        for name, tensor in outputs.items():
-            self.recorder.fetched(name, tensor)
-        return outputs
+    def _taken_over(self, value: object, name: str) -> torch.Tensor:
+        """Note that an output is copied to the host, which is no call of the implementation."""
+        with self.recorder.at(Watching.NOTHING):
+            copy = super()._taken_over(value, name)
+            self.recorder.fetched(name, cast("torch.Tensor", value), copy)
+        return copy
 
     def fresh(self) -> Subject:
         """What an implementation makes to keep between calls is made by calls too."""
@@ -230,10 +234,10 @@ def record(job: Job, cases: Sequence[Any], tape: Tape, *, sealed: bool = True) -
     with job.subject.target.activate(), recorder:
         for case in cases[:-1]:
             with contextlib.suppress(ImplementationRaised, NotApplicable):
-                job.prop.check(subject, case)
+                check(job.prop, subject, case)
         subject.expectations.clear()
         try:
-            comparison = job.prop.check(subject, cases[-1])
+            comparison = check(job.prop, subject, cases[-1])
         except NotApplicable as error:
             tape.refuse(f"the property says nothing of the case here: {error}")
             return
@@ -248,9 +252,9 @@ def _note_raised(cause: BaseException, recorder: Recorder) -> None:
     tape = recorder.tape
     chain: list[BaseException] = []
     link: BaseException | None = cause
-    while link is not None and link not in chain:
+    while link is not None and all(link is not one for one in chain):
         chain.append(link)
-        link = link.__cause__ or link.__context__
+        link = link.__context__ if link.__cause__ is None else link.__cause__
     if recorder.error is not None and any(one is recorder.error for one in chain):
         tape.note("ended", how="raised")
     elif isinstance(cause, InputsChanged):

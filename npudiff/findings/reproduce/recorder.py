@@ -103,7 +103,7 @@ def check_kind(tensor: torch.Tensor) -> None:
     """Raise ``Refused`` for a tensor that is more than elements at a place in memory."""
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise Refused(f"an operator is given a {type(tensor).__name__}, which makes calls of its own")
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         raise Refused(f"an operator is given a tensor that is not strided: {tensor.layout}, {tensor.dtype}")
     if tensor.is_conj() or tensor.is_neg():
         raise Refused("an operator is given a conjugate or negative that torch has not computed yet")
@@ -344,6 +344,14 @@ class Variables:
         if memory is not None and self._sealed:
             memory.seal = checksum(tensor)
 
+    def copied(self, label: str, copy: torch.Tensor) -> str:
+        """Name the copy of an output that is on the host, in memory of its own."""
+        name = self.unused(label)
+        self._remembered(copy, name, loaded=False)
+        self.seal(copy)
+        self._names[key_of(copy)] = name
+        return name
+
     def unused(self, label: str) -> str:
         """Return a name that nothing has yet, made of a label that may be any text."""
         base = re.sub(r"\W", "_", label, flags=re.ASCII).strip("_").lower() or "tensor"
@@ -441,11 +449,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self.watching = before
 
-    def fetched(self, label: str, tensor: torch.Tensor) -> None:
-        """Note an output of a run, which is on the host from here on."""
+    def fetched(self, label: str, tensor: torch.Tensor, copy: torch.Tensor) -> None:
+        """Note an output of a run, and its copy on the host."""
         with self._guarded():
             if self.variables.is_derived(tensor) and not self.tape.refusal:
-                self.tape.note("fetched", name=self.variables.unused(label), of=self.variables.reference(tensor))
+                said = self.variables.reference(tensor)
+                self.tape.note("fetched", name=self.variables.copied(label, copy), of=said)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Write a call down, make it, and write down what came of it."""

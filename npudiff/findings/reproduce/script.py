@@ -122,6 +122,7 @@ class Recording:
     def memory_of(self) -> dict[str, str]:
         """Return the memory that each variable lies in."""
         found = {step.said["name"]: step.said["memory"] for step in self.steps if step.kind == "loaded"}
+        found |= {step.said["name"]: step.said["name"] for step in self.steps if step.kind == "fetched"}
         for step in self.calls:
             found |= {item["name"]: item["memory"] for item in made_in(step.result)}
         return found
@@ -143,7 +144,8 @@ class Recording:
         kept: list[Step] = []
         for step in reversed(self.steps):
             if step.kind == "fetched":
-                if needed & set(names_in(step.said["of"])):
+                if step.said["name"] in needed:
+                    needed |= set(names_in(step.said["of"]))
                     kept.append(step)
             elif step.kind == "call":
                 used = bool(needed & set(step.names) or {memories[name] for name in needed} & set(step.said["writes"]))
@@ -160,6 +162,8 @@ class Recording:
         for step in steps:
             if step.kind == "call":
                 used |= step.given
+            elif step.kind == "fetched":
+                used |= {step.said["name"], *names_in(step.said["of"])}
         there = used | {name for step in steps if step.kind == "call" for name in step.names}
         kept = [
             step for step in steps
@@ -289,7 +293,6 @@ class _Writer:
 
     def __init__(self, recording: Recording, device: str) -> None:
         self.recording, self.device = recording, device
-        self.on_host: dict[str, str] = {}  # outputs of runs, by their variables on the device
         self.inside, self.outside = Words(device), Words("", self._host)
         inside = [step for step in recording.calls if step.said["inside"]]
         self.on_device = {name for step in inside for name in step.names}
@@ -297,7 +300,7 @@ class _Writer:
         self.on_device |= set(names_in([item["tensor"] for item in recording.unchanged]))
 
     def _host(self, name: str) -> str:
-        return self.on_host.get(name, f"{name}.cpu()" if name in self.on_device else name)
+        return f"{name}.cpu()" if name in self.on_device else name
 
     def lines(self) -> Iterator[str]:
         """Yield the body of the function."""
@@ -332,8 +335,8 @@ class _Writer:
         if step.kind == "read":
             yield f"# Python read {step.said['number']!r} from {step.said['name']}"
         elif step.kind == "fetched":
-            yield f"{step.said['name']} = {self.inside.of(step.said['of'])}.cpu()"
-            self.on_host.update((name, step.said["name"]) for name in names_in(step.said["of"]))
+            copied = ".clone()" if self.device == "cpu" else ""  # there a copy to the host is none
+            yield f"{step.said['name']} = {self.inside.of(step.said['of'])}.cpu(){copied}"
         elif step.kind == "call":
             if step is self.recording.last:
                 yield "\nrun.last()"

@@ -9,8 +9,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from npudiff.errors import UsageError
-from npudiff.model.component import InputsChanged, fingerprint
-from npudiff.model.implementation import Implementation, Target, outputs_of
+from npudiff.model.component import InputsChanged, changed_tensors, fingerprint
+from npudiff.model.implementation import Implementation, Target
+from npudiff.model.returned import outputs_of, plain_error
 from npudiff.run.discovery import own_implementations
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.untrusted.wire import pack_boxes, pack_outputs, unpack
@@ -67,7 +68,7 @@ class _Candidate:
             outputs = self._called(question, inputs)
             return {"outputs": pack_outputs(outputs, self._files[1])}
         except BaseException as error:  # noqa: BLE001 - leaving the process is no verdict
-            remote = RemoteError.of(error)
+            remote = RemoteError.of(plain_error(error))
             return {"raised": [remote.name, remote.text[:10_000], remote.kind.name]}
         finally:
             if os.getpid() != own:  # the implementation has forked, and this is the copy
@@ -77,9 +78,9 @@ class _Candidate:
         item = self._items[question["call"]]
         before = fingerprint(inputs)
         result = self._function(item, question)(inputs, self._target)
-        outputs = dict(outputs_of(result, question["outputs"]))
+        outputs = outputs_of(result, question["outputs"])
         self._target.synchronize()
-        changed = [name or "a tensor" for name, digest in fingerprint(inputs).items() if digest != before[name]]
+        changed = [name or "a tensor" for name in changed_tensors(inputs, before)]
         if changed:
             raise InputsChanged(f"the implementation wrote into its inputs: {', '.join(changed)}")
         return outputs

@@ -216,7 +216,7 @@ def _bytes(content: torch.Tensor) -> memoryview:
 
 def _read(file: int, count: int, at: int) -> torch.Tensor:
     """Return bytes of a file as a tensor; a file that a candidate cuts off is read as too short, and nothing worse."""
-    if os.fstat(file).st_size < at + count:  # no memory is taken for what is only claimed
+    if count and os.fstat(file).st_size < at + count:  # no memory is taken for what is only claimed
         raise Malformed(f"{count} bytes were told of, and {max(0, os.fstat(file).st_size - at)} are there")
     content = torch.empty(count, dtype=torch.uint8)
     view = _bytes(content)

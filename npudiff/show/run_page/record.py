@@ -24,7 +24,7 @@ MOST_ENTRIES = 50_000
 MOST_REASONS, MOST_FEATURES = 5, 60
 
 Ended = Literal["complete", "interrupted", "defect", "device lost"]
-JobVerdict = Literal["holds", "wrong value", "exception", "not applicable", "not run"]
+JobVerdict = Literal["holds", "wrong value", "drift", "exception", "not applicable", "not run"]
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def _counts(counter: Counter[str], most: int) -> tuple[Count, ...]:
 def _job(outcomes: Sequence[Outcome], names: dict[tuple[str, str, str], list[str]]) -> JobRecord:
     """Return the record of a job; of outcomes on different cases, one that failed comes first."""
     key = _key(outcomes[0].job)
-    told = max(outcomes, key=lambda one: (one.failure is not None, one.cases > 0))
+    told = max(outcomes, key=lambda one: (one.failure is not None, one.found, one.cases > 0))
     worst = max(outcomes, key=lambda one: one.worst_ratio)
     reasons = sum((one.not_applicable for one in outcomes), Counter[str]())
     features = sum((one.features for one in outcomes), Counter[str]())
@@ -261,7 +261,7 @@ def _mutant(outcome: Outcome) -> MutantRecord:
     return MutantRecord(
         *_key(outcome.job),
         wrong=_text(subject.implementation.wrong or ""),
-        found=failure is not None,
+        found=outcome.found,
         cases=outcome.cases,
         seconds=round(outcome.seconds if failure is None else outcome.seconds_to_failure, 3),
         smallest="" if failure is None else _text(subject.component.describe(failure.case)),

@@ -56,6 +56,7 @@ def test_an_entry_has_all_that_it_says(read):
 def test_no_entries_are_no_issues(read):
     assert read("") == []
     assert [issue.line for issue in read(ENTRY + ENTRY)] == [2, 8]
+    assert [issue.intermittent for issue in read(ENTRY)] == [False]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,9 @@ def test_no_entries_are_no_issues(read):
         (ENTRY.replace("2027-01-31", "2099-01-31"), f"more than {MOST_DAYS} days"),
         (ENTRY.replace("https://example.org/issues/7", "later"), "link must be the address"),
         (ENTRY.replace("https://example.org/issues/7", "javascript:alert(1)"), "link must be the address"),
+        (ENTRY.replace("https://example.org/issues/7", "ftp://example.org/issues/7"), "link must be the address"),
+        (ENTRY.replace("https://example.org/issues/7", "https:///issues/7"), "link must be the address"),
+        (ENTRY.replace("https://example.org/issues/7", ""), "missing: link"),
         (ENTRY + "windows = 3", "unknown key 'windows'"),
         (
             ENTRY.replace("expires", "expire"),
@@ -120,6 +124,7 @@ def test_damaged_files_are_refused_or_read_and_never_end_the_run(tmp_path_factor
         (">=8.3,<8.5", ("8.3", "8.3.RC1.post1", "8.4.1"), ("8.5", "8.2.RC1", "", "unknown")),
         ("==8.2.RC1", ("8.2.RC1", "8.2.rc1.alpha3"), ("8.2", "8.2.RC2")),
         ("<8.2", ("8.1.RC1", "8.0.RC3"), ("8.2",)),
+        (">=8.2,<8.5", ("8.4.RC1", "8.2.1.RC1"), ("8.2.RC1", "8.5.1.RC1")),
         ("==2.6.*", ("2.6.0.post3", "2.6.0+cpu"), ("2.7.1",)),
         ("", ("8.5", ""), ()),
     ],
@@ -257,3 +262,11 @@ def test_hostile_files_are_harmless(tmp_path):
 @pytest.mark.slow
 def test_thousands_of_hostile_files_are_harmless(tmp_path):
     assert_hostile_files_are_harmless(tmp_path, 5_000, seed=2)
+
+
+def test_each_version_that_is_asked_for_has_to_be_there():
+    here = Machine("npu", cann="8.5", torch_npu="2.7.1", soc="Ascend910B3")
+    assert Versions(Range(">=8"), Range("==2.7.*"), "ascend*").reason_against(here) is None
+    assert Versions(cann=Range(">=9")).reason_against(here) == "CANN 8.5, the issue is of >=9"
+    assert Versions(torch_npu=Range("==2.6.*")).reason_against(here) == "torch_npu 2.7.1, the issue is of ==2.6.*"
+    assert Versions(torch_npu=Range(">=2")).reason_against(Machine("sim")).startswith("torch_npu is not there")

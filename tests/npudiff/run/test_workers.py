@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import multiprocessing
 import os
 import signal
 import time
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from npudiff import implementation
+from npudiff.errors import DeviceLost
 from npudiff.findings.finding import read_finding
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.codec import to_plain
@@ -18,10 +21,11 @@ from npudiff.model.implementation import Target
 from npudiff.model.job import Budget, Job, Verdict
 from npudiff.run.discovery import load_component, load_target
 from npudiff.run.engine import run_job
+from npudiff.run.events import JobStarted
 from npudiff.run.host import default_workers, usable_processors
 from npudiff.run.messages import Task
 from npudiff.run.plan import Request, make_plan
-from npudiff.run.workers import WorkerFailed, run_in_workers
+from npudiff.run.workers import WorkerFailed, _message, _received, run_in_workers
 from npudiff.show.finding import keeper
 
 BUDGET = Budget(examples=20, seed=1)
@@ -48,7 +52,8 @@ def raising(inputs, target):
 
 
 def without_times(outcome):
-    times = {"seconds": 0, "seconds_to_failure": 0, "shrink_seconds": 0, "first_failure": None, "failure": None}
+    times = {"seconds": 0, "seconds_to_failure": 0, "shrink_seconds": 0, "first_failure": None}
+    times |= {"failure": None, "worst_failure": None}
     return replace(outcome, **times)
 
 
@@ -145,3 +150,58 @@ def test_tensors_of_workers_are_their_own():
 
     in_workers([Task(job(counting), BUDGET, None)])
     assert not shared.any()
+
+
+def test_no_job_begins_after_a_defect_and_those_that_run_are_finished():
+    def broken(inputs):
+        raise ZeroDivisionError("in the reference")
+
+    def slow(inputs, target):
+        time.sleep(0.2)
+        return right(inputs, target)
+
+    jobs = [job(right, "first", reference=broken), *(job(slow, name) for name in ("second", "third", "fourth"))]
+    began, finished = [], []
+    tasks = [Task(one, replace(BUDGET, examples=3), None) for one in jobs]
+
+    def listen(event):
+        if isinstance(event, JobStarted):
+            began.append(event.job.subject.implementation.name)
+
+    def take_results():
+        for index, _, _ in run_in_workers(tasks, 2, listen):
+            finished.append(index)
+
+    with pytest.raises(WorkerFailed, match="ZeroDivisionError"):
+        take_results()
+    assert began == ["first", "second"]
+    assert finished == [1]
+
+
+def received(message):
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send_bytes(json.dumps(message).encode())
+    return _received(ours, None, job(right))
+
+
+def test_a_message_of_a_worker_says_what_ended_its_task():
+    assert received({"verdict": "HOLDS"}) == {"verdict": "HOLDS"}
+    with pytest.raises(DeviceLost, match="no answer"):
+        received({"lost": "no answer"})
+    with pytest.raises(KeyboardInterrupt):
+        received({"interrupted": True})
+    with pytest.raises(WorkerFailed, match=r"swa_mask\.mine\.equivalence:\nTraceback"):
+        received({"defect": "Traceback"})
+
+
+@pytest.mark.parametrize(("error", "key"), [
+    (KeyboardInterrupt(), "interrupted"), (DeviceLost("gone"), "lost"), (ZeroDivisionError(), "defect"),
+])  # fmt: skip
+def test_what_ends_a_task_is_a_message(error, key):
+    class Runner:
+        def run(self, index, judged):
+            raise error
+
+    message = _message(Runner(), 0, None)
+    assert list(message) == [key]
+    assert message[key]

@@ -333,6 +333,19 @@ def test_a_relation_compares_its_runs_with_each_other(toy, calls_of, here, lines
     assert (seen.wrong, seen.seen["y"].tolist()) == (True, [2.0, 400.0, 600.0])
 
 
+def test_a_buffer_that_is_returned_again_is_copied_before_the_next_run(toy, calls_of, here, lines):
+    buffer, runs = torch.zeros(3), []
+
+    def function(inputs, target):
+        runs.append(len(runs))
+        return torch.mul(inputs.x, 1 + len(runs) % 2, out=buffer)
+
+    script = calls_of(function, prop=toy.REPEATS)
+    assert [line.strip() for line in lines(script).splitlines() if ".cpu()" in line] == [
+        "y = constant.cpu().clone()", "y_2 = constant.cpu().clone()"]  # fmt: skip
+    assert here(script).wrong
+
+
 def test_what_is_not_part_of_a_run_is_done_on_the_host(toy, calls_of, lines):
     text = lines(calls_of(lambda inputs, target: inputs.x * 2, prop=toy.REPEATS))
     assert "y = mul.cpu()" in text
