@@ -174,9 +174,7 @@ def _run(finding: Finding, job: Job, case: AnyCase, isolation: Isolation, isolat
     if wanted and not can_isolate():
         raise UsageError("--isolate needs Linux" + ("" if poisons else "; --no-isolate runs the case in this process"))
     if poisons:
-        component = job.subject.component
-        victim = from_plain(component.case_type, finding.detail.get("victim"))
-        component.check_case(victim)
+        victim = _case(job.subject.component, finding.detail.get("victim"), "victim")
         outcome = run_cases(job, (case, victim), isolation)
     elif finding.verdict == Verdict.DRIFT.value:
         outcome = run_cases(job, _remembered(finding, job.subject.component), isolation if wanted else None)
@@ -186,13 +184,19 @@ def _run(finding: Finding, job: Job, case: AnyCase, isolation: Isolation, isolat
     return outcome
 
 
-def _job(finding: Finding, request: Request) -> tuple[Job, object]:
-    component = load_component(finding.component)
+def _case(component: Component, plain: object, which: str) -> AnyCase:
+    """A case of a finding, which may be a stranger's."""
     try:
-        case = from_plain(component.case_type, dict(finding.case))
+        case = from_plain(component.case_type, plain)
         component.check_case(case)
     except ValueError as error:
-        raise UsageError(f"the case is damaged: {error}") from None
+        raise UsageError(f"the {which} is damaged: {error}") from None
+    return case
+
+
+def _job(finding: Finding, request: Request) -> tuple[Job, object]:
+    component = load_component(finding.component)
+    case = _case(component, dict(finding.case), "case")
     where = load_target(request.target or finding.target, request.cann)
     available = [*_provided(component, request, where), *select_implementations([component], [])]
     chosen = [item for item in available if item.name == finding.implementation]

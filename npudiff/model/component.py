@@ -6,13 +6,13 @@ How outputs compare with what is right stands first: every element's error over 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, cast
 
+from npudiff.files.names import check_word
 from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs, AnyStep
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.case import DeclaredCase
@@ -185,6 +185,9 @@ class Property(Generic[CaseT]):
     example_ratio: float = 0.1
     """Examples of this property per example of equivalence."""
 
+    def __post_init__(self) -> None:
+        check_word("a property", self.name)
+
 
 class TraceListener(Protocol):
     """What a machine tells of its run; the engine is one."""
@@ -280,6 +283,9 @@ class Component(Generic[CaseT, InputsT]):
     """What is ordinary in tests of this component, for measuring what they find; None where nobody has said."""
 
     def __post_init__(self) -> None:
+        check_word("a component", self.name)
+        for output in self.outputs:
+            check_word(f"an output of {self.name}", output)
         if self.history is not None and self.relations:
             raise ValueError(f"{self.name} has a history, and relations need cases that are drawn whole")
         kind = self.case_type
@@ -294,6 +300,8 @@ class Component(Generic[CaseT, InputsT]):
                    if getattr(self, name) is None]  # fmt: skip
         if missing:
             raise ValueError(f"{self.name} says nothing of {', '.join(missing)}, and its cases are not declared")
+        for axis in self.axes:
+            check_word(f"an axis of {self.name}", axis)
 
 
 class InputsChanged(Exception):
@@ -325,39 +333,22 @@ def changed_tensors(given: object, before: Mapping[str, tuple[object, ...]]) -> 
     return [name for name in {**before, **after} if before.get(name) != after.get(name)]
 
 
-_CHUNK = 4096
-"""Words that are weighted alike in every chunk of a checksum."""
+_BLOCK = 2**16
+"""Bytes that are copied and hashed at once; they stay in the cache of a processor."""
 
 
 def _checksum(tensor: Any) -> int:  # noqa: ANN401 - a tensor; torch is imported by those who have one
-    """Sum of all words of the storage, gaps between the rows of a view included, each weighted by its place.
+    """Hash of all bytes of the storage, gaps between the rows of a view included.
 
-    The weights are odd, so that no change of one word is lost, and all different, so that rows that change places are
-    seen.
+    Python's own hash of bytes depends on each of them and on its place, and is faster than cryptographic ones. A sum of
+    weighted words would be faster still for large tensors; it loses two changes of the highest bit of a word, which is
+    what negates an element or makes its zero positive. Two processes do not agree on it, and need not.
     """
     import torch  # noqa: PLC0415
 
     storage = tensor.detach().cpu().untyped_storage()
-    bits = torch.empty(0, dtype=torch.uint8).set_(storage)
-    words = bits[: len(bits) // 8 * 8].view(torch.int64)
-    whole = len(words) // _CHUNK * _CHUNK
-    total = torch.dot(words[whole:], _weights(_CHUNK)[: len(words) - whole])
-    if whole:  # most tensors of a case are smaller, and each call counts there
-        chunks = torch.mv(words[:whole].view(-1, _CHUNK), _weights(_CHUNK))
-        total += torch.dot(chunks, _weights(whole // _CHUNK))
-    if len(bits) % 8:
-        total += bits[len(words) * 8 :].sum()
-    return int(total)
-
-
-@functools.lru_cache(maxsize=16)
-def _weights(count: int) -> torch.Tensor:
-    """Odd numbers without a pattern, always the same; products wrap around in 64 bits."""
-    import torch  # noqa: PLC0415
-
-    mixed = torch.arange(1, 1 + count) * 0x1E3779B97F4A7C15
-    mixed = (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B9
-    return (mixed ^ (mixed >> 32)) | 1
+    lying = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    return hash(tuple(hash(lying[start : start + _BLOCK].tobytes()) for start in range(0, len(lying), _BLOCK)))
 
 
 _interrupts_ignored = False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from npudiff.files.writing import file_name
 from npudiff.model.component import Comparison, Property, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.drift import Drift
@@ -81,17 +84,22 @@ class Budget:
     shared_database: Path | None = None
     """Folder of failing cases that others remember; it is read, and never written."""
 
-    @property
-    def drawn_with(self) -> int | None:
-        """Seed of the draws, whoever chose it; None for other cases every time, or the same ones if deterministic."""
-        return self.fallback_seed if self.seed is None and not self.deterministic else self.seed
+    def seed_of(self, job: Job) -> int | None:
+        """Return the seed of the draws of a job, whoever chose it; None for other cases every time.
+
+        A deterministic run has one that the job's name makes: Hypothesis would take a digest of the text of what it
+        runs, so that a comment in there would change all cases.
+        """
+        if self.seed is None and self.deterministic:
+            return zlib.crc32(job.name.encode())
+        return self.fallback_seed if self.seed is None else self.seed
 
     def example_database_of(self, job: Job) -> Path | None:
         """Folder in which Hypothesis remembers what failed of a job; None where somebody chose the draws."""
         return (
             None
             if self.example_database is None or self.deterministic or self.seed is not None
-            else self.example_database / job.name
+            else self.example_database / file_name(job.name)
         )
 
     def shared_database_of(self, job: Job) -> Path | None:
@@ -99,7 +107,7 @@ class Budget:
         return (
             None
             if self.shared_database is None or self.deterministic or self.seed is not None
-            else self.shared_database / job.name
+            else self.shared_database / file_name(job.name)
         )
 
 
@@ -205,5 +213,6 @@ class Outcome:
     def settle(self) -> None:
         """Remove the journal: all that it says is written elsewhere, or need not be."""
         if self.journal is not None:
-            self.journal.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is told once more for nothing
+                self.journal.unlink(missing_ok=True)
             self.journal = None

@@ -84,9 +84,8 @@ class CaseRun:
 
     def with_hypothesis(self) -> None:
         """Draw cases and run them."""
-        job, seed = self.outcome.job, self.budget.drawn_with
+        job, seed = self.outcome.job, self.budget.seed_of(self.outcome.job)
 
-        # A deterministic run draws by a digest of this function's text: another comment would give other cases.
         def test(case: Any) -> None:  # noqa: ANN401 - a case of any component
             self.case(case)
 
@@ -249,7 +248,7 @@ class TraceRun(CaseRun):
         configured = hypothesis_settings(
             RUNS_AT_ONCE,
             deterministic=budget.deterministic,
-            seeded=budget.deterministic or budget.drawn_with is not None,
+            seeded=budget.seed_of(self.outcome.job) is not None,
             shrink=False,
             memory=budget.example_database_of(self.outcome.job),
             shared=budget.shared_database_of(self.outcome.job),
@@ -321,14 +320,12 @@ class TraceRun(CaseRun):
         return (enough and not self.gives) or self.time_is_up
 
     def _factory(self, batch: int) -> Any:  # noqa: ANN401 - Hypothesis takes a function for a class
-        constraints, seed = self.outcome.job.drawn_within, self.budget.drawn_with
+        constraints, seed = self.outcome.job.drawn_within, self.budget.seed_of(self.outcome.job)
 
         def machine() -> RuleBasedStateMachine:
             return self._history.machine(constraints, self)
 
-        if seed is None and not self.budget.deterministic:
-            return machine
-        return with_seed(((seed or 0) << 32) + batch)(machine)
+        return machine if seed is None else with_seed((seed << 32) + batch)(machine)
 
     def _shrink(self) -> None:
         """Make the failing trace simpler in every way until none helps any more."""

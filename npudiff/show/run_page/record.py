@@ -7,10 +7,10 @@ from typing import Literal
 
 SCHEMA_VERSION = 1
 
-RUNS = "runs"
-"""Folder of the records, beside that of the findings."""
-
 MAX_RECORD_BYTES = 2**24
+MOST_VALUES = 2**20
+"""Values in a record: a list of nothing takes thirty times the memory of its two characters."""
+
 MOST_KEPT = 50
 """Records that a folder keeps; the oldest are removed."""
 

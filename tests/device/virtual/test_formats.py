@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+
+from npudiff.device.simulator.profiles import active_profile, use_profile
 
 pytestmark = pytest.mark.virtual
 
@@ -178,3 +182,17 @@ def test_a_part_of_tiles_that_nobody_described_is_refused():
     made = torch.ops.npu.empty_with_format((32, 32), dtype=torch.float16, device="npu", acl_format=NZ)
     with pytest.raises(RuntimeError, match=r"a part \[3, 32\] of a storage in FRACTAL_NZ whose own shape is not known"):
         made[2:5] + 1
+
+
+def test_a_cast_from_another_tensor_takes_its_format_where_the_documentation_is_right():
+    source = torch.arange(20 * 20.0).view(20, 20).half()
+    plain, tiles = source.npu(), torch.ops.npu.npu_format_cast(torch.zeros_like(source).npu(), NZ)
+    profile = dataclasses.replace(active_profile(), format_cast_from_tensor="takes_format")
+    with use_profile(profile):
+        torch.ops.npu.npu_format_cast_(plain, tiles)
+    assert format_of(plain) == NZ
+    assert torch.equal(plain.cpu(), source)
+    with use_profile(profile):  # of one format, values are copied
+        torch.ops.npu.npu_format_cast_(plain, tiles)
+    assert format_of(plain) == NZ
+    assert not plain.cpu().any()

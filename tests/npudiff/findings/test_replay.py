@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from npudiff.errors import ExitCode
-from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE
+from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS
 from npudiff.findings.replay import finding_folders
+from npudiff.run.isolation.faults import Kind
 
 MASK_CASE = {"kv_lengths": [2], "window": 1, "spare": 0, "dtype": "int32", "column": False}
 
@@ -163,3 +164,77 @@ def test_what_is_no_finding_folder_is_one_line(cli, tmp_path, name):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     assert_one_error_line(cli("replay", tmp_path / name), name)
+
+
+VICTIM = {**MASK_CASE, "kv_lengths": [3]}
+
+POISONING = """
+import npudiff
+from npudiff.device.ascend.swa_mask import window_mask
+
+seen = []
+
+@npudiff.implementation("swa_mask", name="mine")
+def swa_mask(inputs, target):
+    seen.append(inputs.capacity)
+    mask = window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window)
+    return ~mask if len(seen) > 1 else mask
+"""
+"""A kernel whose first case is right and spoils the next one."""
+
+
+@pytest.fixture
+def poisoning(found):
+    """Turn the finding into one of a case that poisons; returns a function of the victim."""
+
+    def write(victim=VICTIM, verdict=POISONS):
+        content = json.loads((found / FINDING_FILE).read_text())
+        content = {**content, "verdict": verdict, "detail": {} if victim is None else {"victim": victim}}
+        (found / FINDING_FILE).write_text(json.dumps(content))
+        return found
+
+    return write
+
+
+@pytest.mark.parametrize("flags", [(), ("--isolate",), ("--no-isolate",)])
+def test_a_case_that_poisons_is_replayed_before_its_victim_and_never_here(cli, kernel, poisoning, flags):
+    path = kernel(POISONING)
+    result = cli("replay", poisoning(), "--impl", path, *flags)
+    assert (result.code, result.out.split()[0]) == (ExitCode.FINDINGS, "FAILED")
+    kernel("right")
+    assert cli("replay", poisoning(), "--impl", path, *flags).code == ExitCode.CLEAN
+
+
+def test_where_nothing_is_isolated_a_poisoning_is_an_error_and_a_crash_may_be_replayed_here(
+    cli, kernel, poisoning, monkeypatch
+):
+    monkeypatch.setattr("npudiff.findings.replay.can_isolate", lambda: False)
+    path = kernel("right")
+    for flags in ((), ("--isolate",), ("--no-isolate",)):
+        result = cli("replay", poisoning(), "--impl", path, *flags)
+        assert_one_error_line(result, poisoning())
+        assert result.out.endswith(": --isolate needs Linux\n")
+    died = poisoning(verdict=Kind.DIED.value)
+    result = cli("replay", died, "--impl", path)
+    assert_one_error_line(result, died)
+    assert result.out.endswith("--isolate needs Linux; --no-isolate runs the case in this process\n")
+    assert cli("replay", died, "--impl", path, "--no-isolate").code == ExitCode.CLEAN
+
+
+@pytest.mark.parametrize(
+    ("victim", "said"),
+    [
+        ({**MASK_CASE, "kv_lengths": [10**12]}, "kv_length must lie in 0..16777216"),
+        ({**MASK_CASE, "kv_lengths": []}, "batch must lie in 1..4096, got 0"),
+        ({"kv_lengths": "x"}, "kv_lengths"),
+        (None, "expected an object, got NoneType"),
+    ],
+)
+def test_an_illegal_victim_is_refused_before_anything_is_run(cli, kernel, poisoning, tmp_path, victim, said):
+    path = kernel("right")
+    path.write_text(path.read_text().replace("return ", f"open({str(tmp_path / 'ran')!r}, 'w'); return "))
+    result = cli("replay", poisoning(victim), "--impl", path)
+    assert_one_error_line(result, poisoning(victim))
+    assert "the victim is damaged: " in result.out
+    assert said in result.out
+    assert not (tmp_path / "ran").exists()

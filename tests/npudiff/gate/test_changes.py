@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from npudiff.errors import ExitCode, UsageError
-from npudiff.gate.changes import changed_since, imported
+from npudiff.gate.changes import Change, changed_since, imported, touched_by
+from npudiff.run.discovery import load_component
+from npudiff.run.plan import Request, make_plan
+from npudiff.show.source_location import file_of
 
 
 @pytest.fixture
@@ -116,3 +121,36 @@ def test_the_gate_runs_first_what_a_change_touches(gate, repository, tmp_path, m
     assert begins_with("--touches", "*.cpp=swa_mask")[1].out.count("is known to use") == 0
     for rule in ("kernel.cpp", "*.cpp=", "=swa_mask", "*.cpp=nothing"):
         assert gate("--since", "HEAD", "--touches", rule).code == ExitCode.USAGE
+
+
+def test_a_rule_touches_the_components_that_it_names_and_no_other(tmp_path):
+    plan = make_plan(Request(("swa_mask", "swiglu", "rms_norm"), target="sim"))
+    names = {job.subject.names for job in plan.jobs}
+    change = Change(tmp_path, frozenset([tmp_path / "csrc" / "mask.cpp", tmp_path / "csrc" / "other.cpp"]))
+    one = touched_by(change, plan, ["csrc/m*=swa_mask"])
+    assert one.implementations == {name for name in names if name[0] == "swa_mask"} != set()
+    assert one.unknown == ("csrc/other.cpp",)
+    two = touched_by(change, plan, ["csrc/m*=swa_mask", "*other*=swiglu,rms_norm"])
+    assert two.implementations == names
+    assert two.unknown == ()
+    none = touched_by(change, plan, ["*.py=swa_mask"])
+    assert none.implementations == set()
+    assert none.unknown == ("csrc/mask.cpp", "csrc/other.cpp")
+
+
+def test_an_implementation_is_touched_by_its_own_file_and_by_what_that_imports():
+    root = Path(__file__).parents[3]
+    plan = make_plan(Request(("swa_mask", "swiglu"), target="sim"))
+    subjects = {job.subject.names: job.subject for job in plan.jobs}
+
+    def touched(*files):
+        return touched_by(Change(root, frozenset(files)), plan, [])
+
+    assert touched().implementations == set()
+    own = file_of(subjects["swa_mask", "eager"].implementation.function)
+    assert {component for component, _ in touched(own).implementations} == {"swa_mask"}
+    assert touched(own).unknown == ()
+    reference = file_of(load_component("swiglu").reference)
+    assert {name for name in subjects if name[0] == "swiglu"} == touched(reference).implementations
+    other = touched(root / "README.md")
+    assert (other.implementations, other.unknown) == (set(), ("README.md",))

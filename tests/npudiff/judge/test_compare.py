@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npudiff.judge.compare import compare, error_ratio, same_bits
+from npudiff.judge.compare import compare, compare_runs, error_ratio, gain_error, same_bits
 from npudiff.reference.bounds import Expected, exactly
 
 INF, NAN = math.inf, math.nan
@@ -78,7 +78,9 @@ def test_the_worst_ratio_is_reported_when_all_is_well():
 
 @pytest.mark.parametrize(("actual", "holds"), [(1.5, True), (1.5000001192092896, False), (0.5, True)])
 def test_an_error_of_exactly_the_bound_is_within_it(actual, holds):
-    assert compared([1.0], [0.5], [actual]).holds is holds
+    comparison = compared([1.0], [0.5], [actual])
+    assert comparison.holds is holds
+    assert comparison.worst_output.wrong.tolist() == [not holds]
 
 
 def test_shapes_that_differ_are_named_and_nothing_else_is_compared():
@@ -196,3 +198,58 @@ def test_wrong_elements_come_before_gain():
 def test_without_a_word_of_the_reference_nothing_is_said_of_gain():
     (output,) = compared([[1.0]], [[0.5]], [[1.25]]).outputs
     assert (output.gain, output.gain_ratio, output.only_gain) == (None, None, False)
+
+
+@pytest.mark.parametrize("strange", [INF, -INF, NAN, 3e38])
+@pytest.mark.parametrize("right", [4.0, INF, NAN])
+def test_an_element_that_is_not_specified_says_nothing_of_the_gain_of_its_row(strange, right):
+    value = tensor([[3.0, right], [1.0, 2.0]], torch.float64)
+    bound = tensor([[0.5, INF], [0.5, 0.5]], torch.float64)
+    expected = Expected(value, bound, torch.float32, tensor([0.05, 0.05], torch.float64))
+    output = compare({"y": expected}, {"y": tensor([[3.0, strange], [1.0, 2.0]])}).outputs[0]
+    assert output.gain.tolist() == [0.0, 0.0]
+    assert output.worst == 0
+
+
+@pytest.mark.parametrize("strange", [INF, -INF, NAN])
+def test_the_gain_of_what_is_not_finite_is_zero(strange):
+    value = tensor([[3.0, 4.0], [strange, 4.0]], torch.float64)
+    assert gain_error(tensor([[3.0, strange], [3.0, 4.0]]), value).tolist() == [0.0, 0.0]
+
+
+def test_errors_of_a_row_that_cancel_are_no_gain():
+    output = gained([[3.4, 3.7], [0.0, 0.0], [1.0, 0.0]], [0.05, 0.05, 0.05])
+    assert output.gain.tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+
+
+def test_a_comparison_is_exact_if_every_output_is():
+    expected = {"a": exactly(torch.zeros(2)), "b": Expected(torch.zeros(2), torch.ones(2), torch.float32)}
+    assert not compare(expected, {"a": torch.zeros(2), "b": torch.zeros(2)}).exact
+    assert compare(expected, {"a": torch.zeros(2)}).exact
+
+
+@pytest.mark.parametrize(("apart", "holds"), [(1.0, True), (1.0625, False), (-1.0, True), (-1.0625, False)])
+def test_two_runs_may_each_be_off_by_the_bound(apart, holds):
+    bounds = {"y": tensor([0.5], torch.float64)}
+    comparison = compare_runs(bounds, {"y": tensor([2.0])}, {"y": tensor([2.0 + apart])}, "why")
+    assert comparison.holds is holds
+    assert comparison.context == "why"
+
+
+@pytest.mark.parametrize(("one", "other"), [(("y", "z"), ("y",)), (("y",), ("y", "z"))])
+def test_an_output_that_only_one_of_two_runs_returns_is_wrong(one, other):
+    bounds = dict.fromkeys("yz", torch.ones(2, dtype=torch.float64))
+    comparison = compare_runs(bounds, dict.fromkeys(one, torch.zeros(2)), dict.fromkeys(other, torch.zeros(2)), "")
+    assert comparison.worst == INF
+    assert comparison.worst_output.name == "z"
+    assert comparison.worst_output.problem == "only one of the two runs returns it"
+
+
+def test_an_output_that_there_is_not_is_wrong():
+    there_is_not = "returned, and of these inputs there is no such output"
+    comparison = compare({"y": exactly(torch.zeros(2))}, {"y": torch.zeros(2), "z": torch.zeros(2)})
+    assert [(output.name, output.problem) for output in comparison.outputs] == [("y", None), ("z", there_is_not)]
+    assert comparison.worst == INF
+    both = {"y": torch.zeros(2), "z": torch.zeros(2)}
+    comparison = compare_runs({"y": torch.ones(2, dtype=torch.float64)}, both, both, "")
+    assert [(output.name, output.problem) for output in comparison.outputs] == [("y", None), ("z", there_is_not)]

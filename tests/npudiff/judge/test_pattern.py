@@ -5,7 +5,7 @@ import math
 import torch
 
 from npudiff.judge.compare import compare
-from npudiff.judge.pattern import NOWHERE, describe_pattern, worst_element, worst_gain
+from npudiff.judge.pattern import NOWHERE, coordinate_text, describe_pattern, worst_element, worst_gain
 from npudiff.model.component import OutputComparison
 from npudiff.reference.bounds import Expected, exactly
 
@@ -109,3 +109,48 @@ def test_the_row_with_the_worst_gain_is_located():
     places = {name: values.reshape((1,) * (3 - values.dim()) + values.shape) for name, values in places.items()}
     assert worst_gain(output, places) == {"token": 1, "head": 2, "error": -0.25, "most": 0.01, "wrong": 2, "rows": 6}
     assert worst_gain(OutputComparison("y"), places) == {}
+
+
+def column_of(wrong, count):
+    """What is said of one column of places, of which some are wrong."""
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[list(wrong)] = True
+    return wrong_where(mask, {"row": torch.arange(count)})[1:]
+
+
+def test_four_values_are_listed_and_five_are_not():
+    assert column_of([1, 3, 5, 7], 9) == ["only at row 1, 3, 5, 7"]
+    assert column_of([1, 3, 5, 7, 8], 9) == ["at 5 of 9 values of row"]
+    assert column_of([1, 2, 3, 4], 9) == ["only at row 1, 2, 3, 4"]
+    assert column_of([1, 2, 3, 4, 5], 9) == ["only at row 1 to 5"]
+
+
+def test_a_range_may_begin_and_end_with_the_values_that_there_are_and_has_no_gap():
+    assert column_of(range(5), 6) == ["only at row 0 to 4"]
+    assert column_of(range(1, 6), 6) == ["only at row 1 to 5"]
+    assert column_of([0, 1, 2, 3, 5], 7) == ["at 5 of 7 values of row"]
+    assert column_of([0, 2, 3, 4, 5], 7) == ["at 5 of 7 values of row"]
+
+
+def test_a_range_that_begins_nowhere_is_counted():
+    places = {"request": torch.tensor([NOWHERE, 0, 1, 2, 3, 4])}
+    mask = torch.tensor([True] * 5 + [False])
+    assert wrong_where(mask, places) == ["5 of 6 elements are wrong", "at 5 of 6 values of request"]
+    mask = torch.tensor([False] + [True] * 5)
+    assert wrong_where(mask, places) == ["5 of 6 elements are wrong"]
+
+
+def test_a_place_that_belongs_to_nothing_is_called_none():
+    assert coordinate_text(NOWHERE) == "none"
+    assert coordinate_text(NOWHERE + 1) == "-2147483647"
+    assert coordinate_text(0) == "0"
+
+
+def test_rows_with_a_gain_that_is_right_are_not_counted_and_the_worst_is_by_ratio():
+    value = torch.ones(3, 4, dtype=torch.float64)
+    most = torch.tensor([0.01, 0.5, 0.01], dtype=torch.float64)
+    expected = Expected(value, 0.5 * value, torch.float32, most)
+    actual = value.float() * torch.tensor([[0.9375], [1.25], [1.0078125]])
+    (output,) = compare({"y": expected}, {"y": actual}).outputs
+    told = worst_gain(output, {"row": torch.arange(3)[:, None]})
+    assert told == {"row": 0, "error": -0.0625, "most": 0.01, "wrong": 1, "rows": 3}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import npudiff
+from npudiff.judge import properties
 from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE, properties_of
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
@@ -223,3 +224,37 @@ def test_a_finding_is_listed_written_and_replayed_as_any_other(cli, kernel, tmp_
     (folder,) = (tmp_path / ".npudiff" / "findings").glob("*mine-earlier_calls*")
     again = cli("replay", folder, "--impl", path)
     assert (again.code, "FAILED" in again.out) == (1, True)
+
+
+def test_a_call_after_the_case_is_enough_where_none_can_come_before(toy, monkeypatch):
+    monkeypatch.setattr(properties, "shrunk", lambda subject, case: None)
+    monkeypatch.setattr(properties, "longer", lambda subject, case: ())
+    monkeypatch.setattr(properties, "same_size", lambda subject, case: None)
+    monkeypatch.setattr(properties, "grown", lambda subject, case: toy.Case((*case.numbers, 9)))
+    subject = toy.job().subject
+    assert CALL_INDEPENDENCE.check(subject, toy.Case((1,))).holds
+    monkeypatch.setattr(properties, "grown", lambda subject, case: None)
+    with pytest.raises(npudiff.NotApplicable, match="no other case can be derived"):
+        CALL_INDEPENDENCE.check(subject, toy.Case((1,)))
+
+
+def test_a_mutant_that_keeps_something_has_to_be_found_by_other_calls(toy):
+    item = toy.job().subject.implementation
+    assert properties.property_of_mutant(item) is EQUIVALENCE
+    assert properties.property_of_mutant(replace(item, factory=lambda: item.function)) is CALL_INDEPENDENCE
+
+
+def looks_up(subject, case):
+    """A relation that uses an output as an index."""
+    inputs = subject.component.inputs(case)
+    outputs = subject.run(inputs)
+    raise IndexError(f"index {int(outputs['y'][0])} is out of range")
+
+
+def test_where_a_relation_cannot_be_checked_a_wrong_output_is_the_answer_and_else_it_is_a_defect(toy):
+    prop = replace(toy.REPEATS, name="looks_up", check=looks_up)
+    comparison = properties.check(prop, toy.job(toy.wrong_above(1)).subject, toy.Case((7,)))
+    assert not comparison.holds
+    assert comparison.context == "one run of looks_up"
+    with pytest.raises(IndexError, match="index 14 is out of range"):
+        properties.check(prop, toy.job().subject, toy.Case((7,)))

@@ -33,7 +33,7 @@ def by_place(inputs, outputs):
 
 def test_the_order_of_tokens_is_seen_where_it_matters():
     order = tokens_do_not_mix("hidden", "residual")
-    assert order.within == {"tokens": range(2, 2**16 + 1)}
+    assert order.within == {"tokens": range(2, 2**17 + 1)}
     assert order.check(subject(), CASE).holds
     comparison = order.check(subject(by_place), CASE)
     assert not comparison.holds
@@ -72,3 +72,12 @@ def test_the_run_before_may_be_on_other_inputs():
     doubled = relation("before", "of other inputs", lambda inputs, case: Changed(
         inputs, before=replace(inputs, hidden=inputs.hidden.flip(0), residual=inputs.residual.flip(0))))  # fmt: skip
     assert not doubled.check(subject(), CASE).holds
+
+
+@pytest.mark.parametrize("bits", [False, True])
+def test_a_difference_within_the_bounds_is_one_where_bits_are_compared(bits):
+    same = relation("same", "the same twice", lambda inputs, case: inputs, bits=bits)
+    calls = iter(range(2))
+    case = replace(CASE, dtype="float32")
+    near = subject(lambda i, o: {"output": o["output"] * (1 + next(calls) * 2**-22)})
+    assert same.check(near, case).holds is not bits

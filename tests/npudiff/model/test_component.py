@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
 import torch
 
 from npudiff.judge.properties import EQUIVALENCE
+from npudiff.model import component
 from npudiff.model.component import ImplementationRaised, NotApplicable, Property, fingerprint
+from npudiff.model.constraints import Constraints, Exclusion
 from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_case, run_job
 
@@ -170,6 +173,85 @@ def test_a_fingerprint_sees_rows_that_change_places_and_writes_between_rows(rows
     assert fingerprint(view) != before
 
 
+_SIGN_BIT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 4096, 40_000])
+def test_a_fingerprint_sees_signs_that_change_wherever_they_are(dtype, count):
+    whole = torch.arange(1, 70_000).to(dtype)
+    before = fingerprint(whole)
+    per_word = 8 // dtype.itemsize
+    for first in (0, per_word - 1, 4096, 65_536 // dtype.itemsize - 1):
+        for apart in (1, per_word):  # as the highest bit of every word, too
+            changed = whole.clone()
+            changed[first::apart][:count] *= -1
+            assert fingerprint(changed) != before
+    zeros = torch.zeros(70_000, dtype=dtype)
+    negative = zeros.clone()
+    negative.view(_SIGN_BIT[dtype.itemsize])[per_word - 1 :: per_word][:count] = torch.iinfo(
+        _SIGN_BIT[dtype.itemsize]
+    ).min
+    assert fingerprint(zeros) != fingerprint(negative)
+
+
+@pytest.mark.parametrize("size", [8, 4096, 32_768, 65_536, 131_072])
+@pytest.mark.parametrize("apart", [1, 2, 3])
+def test_a_fingerprint_sees_blocks_that_change_places_at_any_distance(size, apart):
+    """Pages of a cache, of which those that are equal but for one element are the hardest."""
+    blocks = torch.zeros(5, size, dtype=torch.uint8)
+    blocks[:, size // 2] = torch.arange(5, dtype=torch.uint8)
+    before = fingerprint(blocks)
+    moved = blocks.clone()
+    moved[[1, 1 + apart]] = moved[[1 + apart, 1]]
+    assert fingerprint(moved) != before
+    assert fingerprint(moved.roll(1, 0)) != before
+
+
+@pytest.mark.parametrize("size", range(65_534, 65_546))
+def test_a_fingerprint_sees_the_last_byte_and_how_many_there_are(size):
+    whole = torch.zeros(size, dtype=torch.uint8)
+    before = fingerprint(whole)
+    assert fingerprint(torch.zeros(size + 1, dtype=torch.uint8)) != before
+    whole[-1] = 1
+    assert fingerprint(whole) != before
+
+
+def test_whatever_is_written_into_inputs_is_seen(toy):
+    def writing(value):
+        def function(inputs, target):
+            y = toy.double(inputs)
+            inputs.x[0] = value
+            return y
+
+        return function
+
+    inputs = toy.component.inputs(toy.Case((5, 6)))
+    toy.job(writing(5.0)).subject.run(inputs)  # what was there before
+    for value in range(16, 32):
+        inputs = toy.component.inputs(toy.Case((5, 6)))
+        with pytest.raises(ImplementationRaised, match=r"the implementation wrote into its inputs: x$"):
+            toy.job(writing(float(value))).subject.run(inputs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch.Tensor.t_, lambda x: x.unsqueeze_(0), lambda x: x.requires_grad_(), lambda x: x.resize_(2, 3)],
+)
+def test_a_fingerprint_sees_what_becomes_of_a_tensor_whose_bytes_stay(change):
+    matrix = torch.ones(3, 3)
+    before = fingerprint(matrix)
+    change(matrix)
+    assert fingerprint(matrix) != before
+
+
+def test_a_fingerprint_sees_a_byte_in_the_last_part_of_a_word():
+    whole = torch.arange(13, dtype=torch.uint8)
+    before = fingerprint(whole)
+    whole[[11, 12]] = whole[[12, 11]]
+    assert fingerprint(whole) != before
+
+
 def test_a_fingerprint_names_the_tensors_of_nested_inputs():
     @dataclass
     class Pool:
@@ -183,3 +265,55 @@ def test_a_fingerprint_names_the_tensors_of_nested_inputs():
         scale: float = 1.0
 
     assert set(fingerprint(Inputs(torch.ones(2), Pool(torch.ones(3))))) == {"query", "pool.key"}
+
+
+def test_what_the_device_says_later_belongs_to_the_call(toy):
+    def lost():
+        raise RuntimeError("507015")
+
+    subject = toy.job().subject
+    late = dataclasses.replace(subject, target=dataclasses.replace(subject.target, synchronize=lost))
+    with pytest.raises(ImplementationRaised, match="507015"):
+        late.run(toy.component.inputs(toy.Case((1,))))
+
+
+def test_an_interrupt_is_the_users_where_somebody_may_interrupt_and_else_the_implementations(toy, monkeypatch):
+    def interrupting(inputs, target):
+        raise KeyboardInterrupt
+
+    subject, inputs = toy.job(interrupting).subject, toy.component.inputs(toy.Case((1,)))
+    monkeypatch.setattr(component, "_interrupts_ignored", False)
+    with pytest.raises(KeyboardInterrupt):
+        subject.run(inputs)
+    component.ignore_interrupts()
+    with pytest.raises(ImplementationRaised, match="KeyboardInterrupt"):
+        subject.run(inputs)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), pytest.skip.Exception("no")])
+def test_leaving_is_no_way_out(toy, error):
+    def leaving(inputs, target):
+        raise error
+
+    with pytest.raises(ImplementationRaised):
+        toy.job(leaving).subject.run(toy.component.inputs(toy.Case((1,))))
+
+
+def test_a_property_says_nothing_where_an_output_is_left_out(toy):
+    outputs = toy.job(lambda inputs, target: {"y": toy.double(inputs)}).subject.run(
+        toy.component.inputs(toy.Case((1,)))
+    )
+    assert list(outputs) == ["y"]
+    with pytest.raises(NotApplicable, match="the implementation does not return z"):
+        outputs["z"]
+
+
+def test_a_case_that_is_left_out_is_not_run_and_says_why(toy):
+    subject = toy.job(supports={"kind": ("plain",)}).subject
+    left_out = Exclusion(Constraints.of({"number": range(7, 8)}), "known: a link")
+    without = dataclasses.replace(subject, excluded=(left_out,))
+    assert without.reason_against(toy.Case((1, 7))) == "known: a link"
+    assert without.reason_against(toy.Case((1, 6))) is None
+    assert without.reason_against(toy.Case((7,), "odd")) == "kind odd is not in {plain}"
+    with pytest.raises(NotApplicable, match="the other: known: a link"):
+        without.require(toy.Case((7,)), "the other")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import multiprocessing
 import os
 import signal
 import time
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from npudiff import implementation
+from npudiff.errors import DeviceLost
 from npudiff.findings.finding import read_finding
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.codec import to_plain
@@ -18,10 +21,11 @@ from npudiff.model.implementation import Target
 from npudiff.model.job import Budget, Job, Verdict
 from npudiff.run.discovery import load_component, load_target
 from npudiff.run.engine import run_job
+from npudiff.run.events import JobStarted
 from npudiff.run.host import default_workers, usable_processors
 from npudiff.run.messages import Task
 from npudiff.run.plan import Request, make_plan
-from npudiff.run.workers import WorkerFailed, run_in_workers
+from npudiff.run.workers import WorkerFailed, _message, _received, run_in_workers
 from npudiff.show.finding import keeper
 
 BUDGET = Budget(examples=20, seed=1)
@@ -61,21 +65,21 @@ def test_outcomes_are_those_of_running_the_jobs_here(tmp_path):
     jobs = [job(right), job(wrong), job(raising, "raising"), *make_plan(Request(("swa_mask",), target="sim")).jobs[:3]]
     results = in_workers([Task(one, BUDGET, keeper(tmp_path)) for one in jobs])
     assert [index for index, _, _ in results] == list(range(len(jobs)))
-    for one, (_, outcome, folders) in zip(jobs, results, strict=True):
+    for one, (_, outcome, kept) in zip(jobs, results, strict=True):
         here = run_job(one, BUDGET)
         assert without_times(outcome) == without_times(here)
-        assert len(folders) == (here.failure is not None)
+        assert len(kept) == (here.failure is not None)
         if here.failure is not None:
             assert outcome.failure.case == here.failure.case
             assert outcome.first_failure.case == here.first_failure.case
-            assert read_finding(folders[0]).case == to_plain(here.failure.case)
+            assert read_finding(kept[0].folder).case == to_plain(here.failure.case)
     assert [outcome.verdict for _, outcome, _ in results][:3] == [Verdict.HOLDS, Verdict.WRONG, Verdict.RAISED]
 
 
 def test_a_mutant_leaves_no_folder(tmp_path):
-    ((_, outcome, folders),) = in_workers([Task(job(wrong), BUDGET, None)])
+    ((_, outcome, kept),) = in_workers([Task(job(wrong), BUDGET, None)])
     assert outcome.failure is not None
-    assert not folders
+    assert not kept
     assert not list(tmp_path.iterdir())
 
 
@@ -146,3 +150,58 @@ def test_tensors_of_workers_are_their_own():
 
     in_workers([Task(job(counting), BUDGET, None)])
     assert not shared.any()
+
+
+def test_no_job_begins_after_a_defect_and_those_that_run_are_finished():
+    def broken(inputs):
+        raise ZeroDivisionError("in the reference")
+
+    def slow(inputs, target):
+        time.sleep(0.2)
+        return right(inputs, target)
+
+    jobs = [job(right, "first", reference=broken), *(job(slow, name) for name in ("second", "third", "fourth"))]
+    began, finished = [], []
+    tasks = [Task(one, replace(BUDGET, examples=3), None) for one in jobs]
+
+    def listen(event):
+        if isinstance(event, JobStarted):
+            began.append(event.job.subject.implementation.name)
+
+    def take_results():
+        for index, _, _ in run_in_workers(tasks, 2, listen):
+            finished.append(index)
+
+    with pytest.raises(WorkerFailed, match="ZeroDivisionError"):
+        take_results()
+    assert began == ["first", "second"]
+    assert finished == [1]
+
+
+def received(message):
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send_bytes(json.dumps(message).encode())
+    return _received(ours, None, job(right))
+
+
+def test_a_message_of_a_worker_says_what_ended_its_task():
+    assert received({"verdict": "HOLDS"}) == {"verdict": "HOLDS"}
+    with pytest.raises(DeviceLost, match="no answer"):
+        received({"lost": "no answer"})
+    with pytest.raises(KeyboardInterrupt):
+        received({"interrupted": True})
+    with pytest.raises(WorkerFailed, match=r"swa_mask\.mine\.equivalence:\nTraceback"):
+        received({"defect": "Traceback"})
+
+
+@pytest.mark.parametrize(("error", "key"), [
+    (KeyboardInterrupt(), "interrupted"), (DeviceLost("gone"), "lost"), (ZeroDivisionError(), "defect"),
+])  # fmt: skip
+def test_what_ends_a_task_is_a_message(error, key):
+    class Runner:
+        def run(self, index, judged):
+            raise error
+
+    message = _message(Runner(), 0, None)
+    assert list(message) == [key]
+    assert message[key]

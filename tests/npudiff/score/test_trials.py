@@ -12,7 +12,7 @@ from npudiff.model.baselines import BaselineSpec
 from npudiff.model.component import ImplementationRaised, OutputComparison
 from npudiff.model.implementation import Implementation
 from npudiff.score.methods import ALLCLOSE, METHODS, PUBLISHED, _not_close, _published
-from npudiff.score.trials import elements, run_trials
+from npudiff.score.trials import Trial, _with_relations, elements, run_trials
 
 BASELINES = BaselineSpec(fixed={"count": (1, 4), "number": (8, 16)}, sizes={"count": range(1, 5), "number": range(64)})
 
@@ -172,3 +172,13 @@ def test_the_size_of_a_case_is_that_of_all_its_tensors(toy):
     inputs = toy.component.inputs(toy.Case((1, 2, 3)))
     assert elements(inputs) == 3
     assert elements(replace(inputs, kind=(torch.zeros(2, 2), [torch.zeros(5)], 7))) == 3 + 4 + 5
+
+
+def test_cases_of_relations_come_after_those_of_equivalence():
+    first = Trial("m", "npudiff", 1, found=False, cases=30, seconds=2.0)
+    none = Trial("m", "npudiff", 1, found=False, prop="", cases=3, seconds=0.5)
+    one = Trial("m", "npudiff", 1, found=True, prop="repeats", cases=4, seconds=0.25)
+    later = Trial("m", "npudiff", 1, found=True, prop="other", cases=100, seconds=9.0)
+    found = _with_relations(first, [none, one, later])
+    assert (found.found, found.prop, found.cases, found.seconds) == (True, "repeats", 37, 2.75)
+    assert _with_relations(first, [none, none]) == replace(first, cases=36, seconds=3.0)

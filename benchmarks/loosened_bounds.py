@@ -1,0 +1,363 @@
+"""Every place in a reference where an error enters, made four times as large, to find those that nobody sees.
+
+A place is an expression that a bound is computed from: a constant of ``reference.bounds``, a name or field that holds
+an error, a call that rounds. It is found in the source, multiplied in memory, and the recorded bounds of every
+component that stands on its module are computed again (``benchmarks.recorded_bounds``). A place must be seen by one
+of them; what changes a bound by less than is tolerated, everywhere, is of second order, and is listed.
+
+``python -m benchmarks.loosened_bounds`` prints the places that nobody sees, and ends with 1 if there are any; with
+``--factor 0.25`` bounds are tighter, and correct chains are accused as well. ``benchmarks.covering_cases`` draws cases
+that see more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import collections
+import contextlib
+import dataclasses
+import functools
+import gc
+import importlib
+import math
+import re
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import npudiff.reference
+from benchmarks.recorded_bounds import Recorded, Summary, bounds_of, read
+from npudiff.model.component import Component
+from npudiff.run.discovery import load_component
+
+FACTOR = 4.0
+
+ROOT = Path(npudiff.reference.__file__).parent
+
+ERROR_NAME = re.compile(
+    r"(?i)(^|_)(error|errors|bound|bounds|rounding|roundings|roundoff|independent|relative|brought|common|carried|reach"
+    r"|moved|mass|furthest|stretch|rounded|squares|step|accumulated|underflow|confidence|even|exponential)"
+    r"($|_(?!index))"
+)
+"""Words in names of what a bound is computed from."""
+
+ROUNDS = ("rounded", "in_float32")
+"""Methods after which numbers have one error more: that one is made larger."""
+
+CALLS = ("unit_roundoff", "underflow_step", "accumulation_error", "rounding_scale", "carried", "carried_gain",
+         "gain_bound", "rounding_gain", "rstd_error")  # fmt: skip
+
+ERROR_FIELDS = ("error", "bound", "independent", "brought", "common", "relative")
+"""Fields of results that are made larger as a whole."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An expression in a reference."""
+
+    module: str
+    function: tuple[str, int] | None
+    """Name and first line of the function that it stands in, the outermost one; None for the module's own constants."""
+    line: int
+    column: int
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Where it is, and what it is."""
+        return f"{self.module.removeprefix('npudiff.')}:{self.line}:{self.column} {self.text}"
+
+
+_evaluated: list[bool] = []
+"""Not empty if an expression that is made larger was a number since this was emptied."""
+
+
+def larger(value: Any, factor: float) -> Any:
+    """Return a number, a tensor or the errors of a result, times a factor; anything else as it is."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        _evaluated.append(True)
+        return value * factor
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        _evaluated.append(True)
+        return value * factor
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name for field in dataclasses.fields(value)} & set(ERROR_FIELDS)
+        return dataclasses.replace(value, **{name: larger(getattr(value, name), factor) for name in fields})
+    if isinstance(value, tuple):
+        return type(value)(larger(item, factor) for item in value)
+    return value
+
+
+def rounds_more(factor: float, before: Any, method: str, *arguments: Any) -> Any:
+    """Call a method that adds an error, and add it as many times."""
+    _evaluated.append(True)
+    after = getattr(before, method)(*arguments)
+    name = "error" if hasattr(after, "error") else "independent"
+    old, new = getattr(before, name), getattr(after, name)
+    return dataclasses.replace(after, **{name: old + (new - old) * factor})
+
+
+class _Enlarge(ast.NodeTransformer):
+    """Wraps one expression, or all when looking for them."""
+
+    def __init__(self, at: tuple[int, int] | None) -> None:
+        self.at, self.found = at, list[tuple[int, int, str]]()
+
+    def _wrapped(self, node: ast.expr, new: ast.expr) -> ast.expr:
+        self.found.append((node.lineno, node.col_offset, ast.unparse(node)))
+        return ast.copy_location(new, node) if self.at == (node.lineno, node.col_offset) else node
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        if isinstance(node.func, ast.Attribute):
+            node.func.value = self.visit(node.func.value)
+        node.args = [self.visit(argument) for argument in node.args]
+        node.keywords = [self.visit(keyword) for keyword in node.keywords]
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ROUNDS:
+            made = ast.Call(
+                ast.Name("__rounds_more__", ast.Load()),
+                [node.func.value, ast.Constant(node.func.attr), *node.args],
+                node.keywords,
+            )
+            end = (node.end_lineno or 0, node.end_col_offset or 0)  # a chain of calls begins at one place
+            self.found.append((*end, ast.unparse(node)))
+            return ast.copy_location(made, node) if self.at == end else node
+        if isinstance(node.func, ast.Name) and node.func.id.lstrip("_") in CALLS:
+            return self._wrapped(node, self._times(node))
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        wanted = isinstance(node.ctx, ast.Load) and ERROR_NAME.search(node.id) and node.id.lstrip("_") not in CALLS
+        return self._wrapped(node, self._times(node)) if wanted else node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        self.generic_visit(node)
+        wanted = isinstance(node.ctx, ast.Load) and ERROR_NAME.search(node.attr) and node.attr not in ROUNDS
+        if not wanted:
+            return node
+        end = (node.end_lineno or 0, node.end_col_offset or 0)
+        self.found.append((*end, ast.unparse(node)))
+        return ast.copy_location(self._times(node), node) if self.at == end else node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.Raise:
+        return node  # messages
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.JoinedStr:
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign:
+        if node.value is not None:
+            node.value = self.visit(node.value)
+        return node
+
+    def visit_arguments(self, node: ast.arguments) -> ast.arguments:
+        return node  # annotations and defaults
+
+    @staticmethod
+    def _times(node: ast.expr) -> ast.Call:
+        return ast.Call(ast.Name("__larger__", ast.Load()), [node], [])
+
+
+def places(module: str) -> list[Place]:
+    """Return the places of a module."""
+    path = Path(importlib.import_module(module).__file__ or "")
+    found: list[Place] = []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        for function in _functions(node):
+            finder = _Enlarge(None)
+            for statement in function.body:
+                finder.visit(statement)
+            first = min([function.lineno, *(one.lineno for one in function.decorator_list)])
+            found += [Place(module, (function.name, first), *where) for where in finder.found]
+        if isinstance(node, ast.Assign) and ERROR_NAME.search(ast.unparse(node.targets[0])):
+            value = ast.unparse(node.targets[0])
+            if isinstance(getattr(sys.modules[module], value, None), (int, float)):
+                found.append(Place(module, None, node.lineno, 0, value))
+    return found
+
+
+def _functions(node: ast.stmt) -> Iterator[ast.FunctionDef]:
+    if isinstance(node, ast.FunctionDef):
+        yield node
+    elif isinstance(node, ast.ClassDef):
+        yield from (item for item in node.body if isinstance(item, ast.FunctionDef))
+
+
+@contextlib.contextmanager
+def enlarged(place: Place, factor: float) -> Iterator[None]:
+    """Make an expression as many times as large while the context lasts."""
+    import builtins
+
+    vars(builtins)["__larger__"] = functools.partial(larger, factor=factor)
+    vars(builtins)["__rounds_more__"] = functools.partial(rounds_more, factor)
+    with contextlib.ExitStack() as undone:
+        if place.function is None:
+            _enlarge_constant(place, factor, undone)
+        else:
+            _enlarge_code(place, undone)
+        _forget()
+        yield
+    _forget()
+
+
+def _enlarge_constant(place: Place, factor: float, undone: contextlib.ExitStack) -> None:
+    value = getattr(sys.modules[place.module], place.text)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("npudiff.reference") and vars(module).get(place.text) is value:
+            setattr(module, place.text, value * factor)
+            undone.callback(setattr, module, place.text, value)
+
+
+def _enlarge_code(place: Place, undone: contextlib.ExitStack) -> None:
+    module = sys.modules[place.module]
+    path = module.__file__ or ""
+    tree = _Enlarge((place.line, place.column)).visit(ast.parse(Path(path).read_text(encoding="utf-8")))
+    compiled = compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True, flags=_FLAGS)
+    (new,) = [code for code in _codes(compiled) if (code.co_name, code.co_firstlineno) == place.function]
+    for function in _functions_of_references()[(path, *(place.function or ()))]:
+        undone.callback(setattr, function, "__code__", function.__code__)
+        function.__code__ = new
+
+
+@functools.cache
+def _functions_of_references() -> dict[tuple[str, ...], list[types.FunctionType]]:
+    """Every function, by file, name and first line; whoever imported it holds the same object."""
+    found = collections.defaultdict[Any, list[types.FunctionType]](list)
+    for one in gc.get_objects():
+        if isinstance(one, types.FunctionType) and (one.__module__ or "").startswith("npudiff.reference"):
+            found[one.__code__.co_filename, one.__code__.co_name, one.__code__.co_firstlineno].append(one)
+    return found
+
+
+_FLAGS = __import__("__future__").annotations.compiler_flag
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+@functools.cache
+def _caches() -> list[Any]:
+    """What references keep between calls."""
+    kind = type(functools.lru_cache(lambda: None))
+    return [one for one in gc.get_objects() if isinstance(one, kind)
+            and (one.__module__ or "").startswith("npudiff.reference")]  # fmt: skip
+
+
+def _forget() -> None:
+    for cache in _caches():
+        cache.cache_clear()
+
+
+def modules_below(module: str) -> set[str]:
+    """Return the modules of references that one stands on, itself included."""
+    seen, waiting = set[str](), [module]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        tree = ast.parse(Path(importlib.import_module(name).__file__ or "").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("npudiff.reference"):
+                below = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+                waiting += [one for one in below if _is_module(one)]
+    return seen
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split(".")[2:])
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+@functools.cache
+def places_of(component: str) -> tuple[Place, ...]:
+    """The places that a component's reference may come by."""
+    reference = load_component(component).reference
+    return tuple(place for module in sorted(modules_below(reference.__module__)) for place in places(module))
+
+
+def all_places(components: Iterable[str]) -> list[Place]:
+    """Return the places of all references, those that several components come by once."""
+    return list(dict.fromkeys(place for name in components for place in places_of(name)))
+
+
+Bounds = dict[str, Summary]
+
+
+def effects(component: Component, place: Place, factor: float, cases: Sequence[tuple[Any, Bounds]]) -> list[float]:
+    """Return how much a place changes the bounds of each case, where 1 is as much as is tolerated.
+
+    Parameters
+    ----------
+    component : Component
+        Whose reference is run.
+    place : Place
+        What is made larger.
+    factor : float
+        By how much.
+    cases : sequence
+        Inputs, and their bounds.
+    """
+    with enlarged(place, factor):
+        return [_change(component, inputs, before) for inputs, before in cases]
+
+
+def _change(component: Component, inputs: Any, before: Bounds) -> float:
+    try:
+        after = bounds_of(component.reference(inputs))
+    except (ValueError, RuntimeError, TypeError):
+        return math.inf  # such as steps that are too large for int8: it does not go unseen
+    return max((before[name].change(after[name]) for name in before), default=0.0)
+
+
+def seen_by(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded]]) -> dict[str, float]:
+    """Return by how much a place changes what is recorded, at most, for each component that stands on it."""
+    changes = {}
+    for name, kept in recorded.items():
+        if place in places_of(name) and kept:
+            changes[name] = max(effects(load_component(name), place, factor, _prepared(name, tuple(kept))))
+    return changes
+
+
+_ready: dict[str, list[tuple[Any, Bounds]]] = {}
+
+
+def _prepared(name: str, kept: Sequence[Recorded]) -> list[tuple[Any, Bounds]]:
+    """Inputs and bounds of the kept cases of a component, built once."""
+    if name not in _ready:
+        _ready[name] = [(one.inputs(load_component(name)), one.bounds) for one in kept]
+    return _ready[name]
+
+
+def main() -> int:
+    """Print the places that nobody sees."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loosened_bounds", description=__doc__)
+    parser.add_argument("--factor", type=float, default=FACTOR, help="times which a bound is made")
+    parser.add_argument("--all", action="store_true", help="print every place, and who sees it")
+    options = parser.parse_args()
+    recorded = read()
+    every = all_places(recorded)
+    unseen = 0
+    for place in every:
+        changes = seen_by(place, options.factor, recorded)
+        largest = max(changes.values(), default=0.0)
+        said = ", ".join(f"{name} {change:.2g}" for name, change in changes.items() if change)
+        unseen += largest <= 1
+        if largest <= 1 or options.all:
+            print(f"{'UNSEEN' if largest <= 1 else 'seen  '} {place.name}: {said or 'no bound changes'}", flush=True)
+    print(f"{len(every)} places, {unseen} unseen")
+    return 1 if unseen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

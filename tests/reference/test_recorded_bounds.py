@@ -1,0 +1,104 @@
+"""No bound becomes looser unseen: fixed cases of every component, whose bounds are recorded.
+
+After a change of a bound that is meant, ``python -m benchmarks.recorded_bounds`` records it, and says what it was.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.loosened_bounds import FACTOR, all_places, seen_by
+from benchmarks.recorded_bounds import REGIMES, UNREACHED, Summary, bounds_of, in_regime, last_place, reached, read
+from npudiff.run.discovery import component_names, load_component
+
+RECORDED = read()
+
+CASES = [pytest.param(name, one, id=f"{name}-{place}") for name, kept in RECORDED.items()
+         for place, one in enumerate(kept)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "recorded"), CASES)
+def test_bounds_are_as_recorded_and_correct_chains_come_as_near_to_them(name, recorded):
+    component = load_component(name)
+    expected = component.reference(recorded.inputs(component))
+    bounds = bounds_of(expected)
+    assert bounds.keys() == recorded.bounds.keys()
+    changed = {output: (before, bounds[output]) for output, before in recorded.bounds.items()
+               if before.change(bounds[output]) > 1}  # fmt: skip
+    assert not changed, "python -m benchmarks.recorded_bounds records what was changed on purpose"
+    if recorded.regime == REGIMES[0]:
+        nearest = reached(component, recorded.case, expected)
+        assert nearest.keys() == recorded.reached.keys()
+        assert max(nearest.values(), default=0.0) <= 1
+        assert not {output: ratio for output, ratio in recorded.reached.items() if nearest[output] < UNREACHED * ratio}
+
+
+def test_every_component_is_recorded_and_correct_chains_come_near_to_every_bound():
+    assert set(RECORDED) == {name for name in component_names() if load_component(name).history is None}
+    far = set()
+    for name, kept in RECORDED.items():
+        bounded = {output for one in kept if one.regime == REGIMES[0] for output, of in one.bounds.items() if of.most}
+        far |= {(name, output) for output in bounded
+                if max(one.reached.get(output, 0.0) for one in kept) < 0.2}  # fmt: skip
+    assert far == FAR
+
+
+FAR = set()
+
+
+SAID_TO_BE_UNSEEN = {
+    "reference.dynamic_quant": ("STEP_ROUNDINGS",),
+}
+
+
+@pytest.mark.slow
+def test_every_place_where_an_error_enters_is_seen_if_it_is_four_times_as_large():
+    lost = {}
+    for place in all_places(RECORDED):
+        changes = seen_by(place, FACTOR, RECORDED)
+        if max(changes.values(), default=0.0) <= 1:
+            lost[place.name] = changes
+    assert not lost
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_a_summary_sees_a_small_bound_beside_large_ones_and_one_of_many():
+    bound = tensor(0.0, torch.inf, 1e-9, *[1.0] * 20, 1e9)
+    summary = Summary.of(bound)
+    assert (summary.exact, summary.unspecified, summary.least, summary.most) == (1, 1, 1e-9, 1e9)
+    assert summary.mean == 1
+    assert summary.change(summary) == 0
+    for place in (2, 8, 23):
+        looser = bound.clone()
+        looser[place] *= 4
+        assert summary.change(Summary.of(looser)) > 1
+    assert summary.change(Summary.of(bound * 1.01)) < 1
+    assert summary.change(Summary.of(bound * 0.9)) > 1
+    exact = bound.clone()
+    exact[3:6] = 0
+    assert summary.change(Summary.of(exact)) > 1
+    assert Summary.of(torch.zeros(3)).change(Summary.of(torch.ones(3))) > 1
+    assert Summary.of(torch.zeros(3)).change(Summary.of(torch.zeros(3))) == 0
+
+
+def test_the_unit_in_the_last_place():
+    units = last_place(tensor(1.0, 1.99, 2.0, -3.0, 0.0, 2.0**-130), torch.bfloat16)
+    assert units.tolist() == [2.0**-7, 2.0**-7, 2.0**-6, 2.0**-6, 2.0**-133, 2.0**-133]
+    assert last_place(tensor(65504.0, 1e9), torch.float16).tolist() == [32.0, 32.0]
+    assert last_place(tensor(5.0), torch.int8).tolist() == [1.0]
+
+
+def test_a_regime_changes_numbers_and_nothing_else():
+    component = load_component("swiglu_quant")
+    case = next(one.case for one in RECORDED["swiglu_quant"])
+    inputs = component.inputs(case)
+    assert in_regime(inputs, "as drawn") is inputs
+    wide, tiny = in_regime(inputs, "in float32"), in_regime(inputs, "tiny")
+    assert wide.dtype == torch.float32
+    assert tiny.dtype == inputs.dtype
+    assert wide.states.dtype in (torch.float32, torch.int32)
+    assert (wide.gates, tiny.limit) == (inputs.gates, inputs.limit)
