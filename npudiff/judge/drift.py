@@ -55,7 +55,7 @@ MOST_TEXT = 2**19
 SHOWN = 3
 """Cases that are told of."""
 
-MOST_ELEMENTS = 2**16
+MOST_ELEMENTS = 2**14
 """Elements of an output that are summed, at equal distances; more of one case would not make it count more."""
 
 RESOLUTION = 2.0**-4
@@ -70,32 +70,48 @@ def sums_of(comparison: Comparison | Passed) -> CaseSums:
 
 
 def _sums_of_output(output: OutputComparison) -> dict[str, Sums]:
-    actual, value, bound = output.actual, output.value, output.bound
-    if actual is None or value is None or bound is None or not actual.is_floating_point() or output.exact:
+    """Sums along each direction; of a cache, nearly all of which is moved, over what is computed."""
+    if output.actual is None or output.value is None or output.bound is None or not output.actual.is_floating_point():
         return {}
-    distance = max(1, actual.numel() // MOST_ELEMENTS) | 1  # odd: rows have even lengths
-    actual, value, bound = (tensor.flatten()[::distance].to(torch.float64) for tensor in (actual, value, bound))
-    counts = (bound > 0) & bound.isfinite() & value.isfinite() & actual.isfinite()
-    part = torch.where(counts, 1 / bound, 0.0)
-    value = torch.where(counts, value, 0.0)
-    error, sizes = torch.where(counts, actual - value, 0.0) * part, value.abs() * part
-    elements, errors = int(counts.sum()), float(torch.dot(error, error))
+    tensors = [tensor.flatten() for tensor in (output.actual, output.value, output.bound)]
+    tensors += [direction.flatten() for direction in (output.directions or {}).values()]
+    actual, value, bound, *directions = _some_computed(tensors)
+    finite = actual.isfinite() & value.isfinite()
+    if not bool(finite.all()):
+        actual, value, bound, *directions = (tensor[finite] for tensor in (actual, value, bound, *directions))
+    elements = len(actual)
     if not elements:
         return {}
-    directions = {GAIN: value * part, OFFSET: counts.to(torch.float64)}
-    for name, direction in (output.directions or {}).items():
-        directions[name] = torch.where(counts, direction.flatten()[::distance].to(torch.float64), 0.0) * part
-    return {
-        name: Sums(
-            elements,
-            float(torch.dot(error, along)),
-            float(torch.dot(along, along)),
-            float(along.abs().sum()),
-            float(torch.dot(sizes, along.abs())),
-            errors,
-        )
-        for name, along in directions.items()
+    error, along = (actual - value) / bound, value / bound
+    sizes = along.abs()
+    numbers = torch.stack([error.sum(), error @ error, error @ along, along @ along, sizes.sum()])
+    signed, errors, gain, squares, total = numbers.tolist()
+    sums = {
+        GAIN: Sums(elements, gain, squares, total, squares, errors),
+        OFFSET: Sums(elements, signed, elements, elements, total, errors),
     }
+    for name, direction in zip(output.directions or {}, directions, strict=True):
+        along = direction / bound
+        numbers = torch.stack([error @ along, along @ along, along.abs().sum(), along.abs() @ sizes])
+        forward, squares, total, values = numbers.tolist()
+        sums[name] = Sums(elements, forward, squares, total, values, errors)
+    return sums
+
+
+def _some_computed(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return those elements of flat tensors that have a bound, the third of them, in float64; of many, some."""
+    bound = tensors[2]
+    computed = (bound > 0) & bound.isfinite()
+    if not bool(computed.all()):
+        places = computed.nonzero().flatten()
+        places = places[:: _distance(len(places))]
+        return [tensor[places].to(torch.float64) for tensor in tensors]
+    return [tensor[:: _distance(len(bound))].to(torch.float64) for tensor in tensors]
+
+
+def _distance(elements: int) -> int:
+    """Distance of elements that are summed; odd, since rows have even lengths."""
+    return max(1, elements // MOST_ELEMENTS) | 1
 
 
 class DriftMeter:
