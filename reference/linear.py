@@ -37,8 +37,8 @@ def carried_gain(
 ) -> torch.Tensor:
     """Return what errors as those of ``carried`` become in the gain of the rows ``value``, ``[..., rows, columns]``.
 
-    The gain error is a product with one more matrix: ``value / sum(value**2)`` of each row. Where something linear comes
-    between product and ``value``, ``before`` is its transpose times ``value``.
+    The gain error is a product with one more matrix: ``value / sum(value**2)`` of each row. Where something linear
+    comes between product and ``value``, ``before`` is its transpose times ``value``.
     """
     before = value if before is None else before
     along = before @ matrix.transpose(-1, -2) / value.square().sum(dim=-1, keepdim=True)
