@@ -20,6 +20,7 @@ MODULES = (
     "state_machine",
     "virtual",
     "isolation",
+    "regions",
 )
 DOCUMENT = Path(__file__).parent.parent / "docs" / "measured.md"
 """Page that shows the table."""

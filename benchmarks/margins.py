@@ -19,7 +19,7 @@ def rows() -> Iterator[Row]:
         plan = make_plan(Request(target="sim", cann=cann, examples=EXAMPLES, seed=20))
         outcomes = [run_job(job, plan.budget(job)) for job in plan.jobs]
         cases = sum(outcome.cases for outcome in outcomes)
-        alarms = [outcome.job.name for outcome in outcomes if outcome.failure is not None]
+        alarms = [outcome.job.name for outcome in outcomes if outcome.found]
         margins = ", ".join(f"{group.name} {bound_text(group)}" for group in grouped(outcomes))
         measured = (
             f"{len(alarms)} false alarms{''.join(f' {name}' for name in alarms)}; worst error over bound: {margins}"

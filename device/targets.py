@@ -20,7 +20,7 @@ def sim(cann: str | None) -> Target:
 
     name = _profile(cann)
     simulator.install()
-    return Target("sim", "cpu", name, lambda: simulator.use_profile(name))
+    return Target("sim", "cpu", name, lambda: simulator.use_profile(name), other_canns=_others(name))
 
 
 def virtual(cann: str | None) -> Target:
@@ -44,7 +44,15 @@ def virtual(cann: str | None) -> Target:
     import torch  # noqa: PLC0415
 
     synchronize = torch.get_device_module("npu").synchronize
-    return Target("virtual", "npu:0", name, lambda: simulator.use_profile(name), synchronize, on_host=True)
+    return Target(
+        "virtual",
+        "npu:0",
+        name,
+        lambda: simulator.use_profile(name),
+        synchronize,
+        other_canns=_others(name),
+        on_host=True,
+    )
 
 
 def _profile(cann: str | None) -> str:
@@ -55,6 +63,13 @@ def _profile(cann: str | None) -> str:
     if name not in simulator.PROFILES:
         raise ValueError(str(unknown("CANN profile", name, simulator.PROFILES)))
     return name
+
+
+def _others(name: str) -> tuple[str, ...]:
+    """Return the names of the other CANN profiles."""
+    from npudiff.device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
+
+    return tuple(other for other in simulator.PROFILES if other != name)
 
 
 def npu(cann: str | None) -> Target:

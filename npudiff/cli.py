@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from npudiff.commands.arguments import build_parser
 from npudiff.errors import DeviceLost, ExitCode, UsageError
 from npudiff.model.implementation import TargetUnavailable
 from npudiff.run.guardian import guarded
+from npudiff.text import complain, output_is_lost
 
 _RUN_KERNELS = {"check", "gate", "replay", "score", "self-test"}
 """Commands that run code which somebody else wrote, and give a verdict on it."""
@@ -28,6 +30,27 @@ def entry() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")  # in a terminal of few letters the others are question marks
+    code = _main(arguments)
+    lost = output_is_lost()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries once more
+        lost = error
+    if isinstance(lost, BrokenPipeError):
+        return code or ExitCode.INTERRUPTED
+    if lost is not None:
+        complain(f"standard output: {lost.strerror}")
+        return code or ExitCode.USAGE
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    """Run a command, and return the exit code of whatever ends it."""
     options = build_parser().parse_args(arguments)
     prepare_environment()
     if threading.current_thread() is threading.main_thread():
@@ -35,22 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except UsageError as error:
-        print(f"npudiff: {error}", file=sys.stderr)
+        complain(str(error))
         return ExitCode.USAGE
     except (TargetUnavailable, DeviceLost) as error:
-        print(f"npudiff: {error}", file=sys.stderr)
+        complain(str(error))
         return ExitCode.DEVICE_LOST
     except KeyboardInterrupt:
-        print("npudiff: interrupted", file=sys.stderr)
+        complain("interrupted")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.INTERRUPTED
     except (Exception, SystemExit):  # noqa: BLE001 - the last line of defence; the traceback is shown
         import traceback  # noqa: PLC0415
 
         traceback.print_exc()
-        print("npudiff: internal error; please report it with the traceback above", file=sys.stderr)
+        complain("internal error; please report it with the traceback above")
         return ExitCode.INTERNAL
 
 

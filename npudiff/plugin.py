@@ -20,10 +20,14 @@ import pytest
 
 from npudiff.commands.arguments import positive
 from npudiff.errors import UsageError
+from npudiff.files.unwritten import Unwritten
+from npudiff.files.writing import EXAMPLES, FINDINGS, JOURNALS, check_output
 from npudiff.model.implementation import TargetUnavailable
+from npudiff.text import printable
 
 if TYPE_CHECKING:
     from npudiff.model.job import Outcome
+    from npudiff.run.messages import Kept
     from npudiff.run.plan import Plan
     from npudiff.run.workers import TaskRunner
 
@@ -131,12 +135,13 @@ def _plan(config: pytest.Config) -> Plan:
             cann=config.getoption("--cann"),
             examples=config.getoption("--examples"),
             hypothesis_profile=profile if profile in _PROFILES else "dev",
-            example_database=_output(config) / "examples",
+            example_database=_output(config) / EXAMPLES,
             isolate=config.getoption("--isolate"),
-            journal=_output(config) / "journal",
+            journal=_output(config) / JOURNALS,
             shared=_shared(config),
         )
         try:
+            check_output(_output(config))
             config.stash[_PLAN] = plan_with_shared(request)
         except (UsageError, TargetUnavailable) as error:
             raise pytest.UsageError(str(error)) from None
@@ -154,7 +159,7 @@ def _task_runner(config: pytest.Config) -> TaskRunner:
         from npudiff.run.workers import TaskRunner  # noqa: PLC0415 - imported when the first job runs
         from npudiff.show.finding import keeper  # noqa: PLC0415
 
-        config.stash[_RUNNER] = TaskRunner(_plan(config).tasks(keeper(_output(config) / "findings")))
+        config.stash[_RUNNER] = TaskRunner(_plan(config).tasks(keeper(_output(config) / FINDINGS)))
     return config.stash[_RUNNER]
 
 
@@ -184,7 +189,10 @@ class _RecordCollector:
         whole = merged([from_plain(RunRecord, one) for one in self._records])
         ended: Any = "interrupted" if exitstatus == pytest.ExitCode.INTERRUPTED else "complete"
         seconds = round(time.monotonic() - self._started, 3)
-        write_record(dataclasses.replace(whole, ended=ended, seconds=seconds), _output(self._config))
+        unwritten = Unwritten()
+        with unwritten.trying("the record of the run"):
+            write_record(dataclasses.replace(whole, ended=ended, seconds=seconds), _output(self._config))
+        unwritten.tell()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -202,7 +210,7 @@ class Runner:
 
     def __init__(self, config: pytest.Config, record: Any) -> None:  # noqa: ANN401 - pytest's record_property
         self._config, self._record = config, record
-        self._folders: list[Path] = []
+        self._kept: list[Kept] = []
 
     @property
     def judges_mutants(self) -> bool:
@@ -214,7 +222,7 @@ class Runner:
         from npudiff.show.run_page.write import plain_record_of  # noqa: PLC0415 - imported when the first job runs
 
         plan, began = _plan(self._config), time.time()
-        outcome, self._folders = self._run(job, plan)
+        outcome, self._kept = self._run(job, plan)
         figures = {
             "target": f"{job.subject.target.name}, CANN {job.subject.target.cann}",
             "cases": outcome.cases,
@@ -223,10 +231,10 @@ class Runner:
             "worst": outcome.worst_ratio,
         }
         self._record("npudiff", figures)
-        self._record(RECORD, plain_record_of(plan, outcome, self._folders, began, command="pytest"))
+        self._record(RECORD, plain_record_of(plan, outcome, self._kept, began, command="pytest"))
         return outcome
 
-    def _run(self, job: Any, plan: Plan) -> tuple[Outcome, list[Path]]:  # noqa: ANN401 - as above
+    def _run(self, job: Any, plan: Plan) -> tuple[Outcome, list[Kept]]:  # noqa: ANN401 - as above
         from npudiff.run.messages import Task  # noqa: PLC0415 - imported when the first job runs
         from npudiff.run.workers import TaskRunner  # noqa: PLC0415
         from npudiff.show.finding import keeper  # noqa: PLC0415
@@ -234,20 +242,21 @@ class Runner:
         jobs = (*plan.jobs, *plan.mutants)
         if job in jobs:
             return _task_runner(self._config).run(jobs.index(job))
-        own = Task(job, plan.budget(job), keeper(_output(self._config) / "findings"))  # a job that the test made
+        own = Task(job, plan.budget(job), keeper(_output(self._config) / FINDINGS))  # a job that the test made
         with contextlib.closing(TaskRunner([own])) as runner:
             return runner.run(0)
 
     def fail(self, outcome: Outcome) -> None:
         """Fail the test with the findings of an outcome."""
-        from npudiff.findings.finding import read_finding  # noqa: PLC0415 - needed for a finding only
+        from npudiff.findings.finding import finding_of_plain  # noqa: PLC0415 - needed for a finding only
         from npudiff.show.finding import finding_lines  # noqa: PLC0415
 
         lines = []
-        for folder in self._folders:
-            finding = read_finding(folder)
+        for one in self._kept:
+            finding = finding_of_plain(one.content)
             lines.append(f"{'.'.join(finding.subject)}: {finding.property_name}: {finding.verdict}")
-            lines += [f"{label:10} {text}" for label, text in finding_lines(finding, folder)]
+            said = finding_lines(finding, one.folder, unwritten="" if one.written else one.problem)
+            lines += [f"{label:10} {printable(text)}" for label, text in said]
         if not lines:
             raise ValueError(f"{outcome.job.name} has nothing to report")
         pytest.fail("\n".join(lines), pytrace=False)

@@ -27,12 +27,15 @@ from npudiff.properties._shared.head_dims import (
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.moved_data import DTYPES as TORCH_DTYPES
 from npudiff.properties._shared.moved_data import random_bits
+from npudiff.properties._shared.slots import page_order_axis
 from npudiff.reference.cache_gather import CacheGatherInputs, cache_gather
 from npudiff.reference.cache_layout import LAYOUTS, CacheLayout, strip_width
 from npudiff.text import listed
 
 DTYPES = ("bfloat16", "float16", "int8")
-DIMS = ("32", "64", "128", "192/128", "512/64", "80", "96", "256", "576")
+DIMS = ("32", "64", "128", "192/128", "512/64", "80", "96", "256", "576", "512", "72")
+TINY_DIMS = ("16", "8")
+"""Where a request is read of more than a thousand tokens."""
 STARTS = ("none", "page", "token")
 UNUSED = ("page 0", "-1", "any page")
 
@@ -87,6 +90,20 @@ def _fills_strips(case: CacheGatherCase, dims: str) -> bool:
     return all(case.kv_heads * dim % width == 0 for dim in split_head_dims(dims))
 
 
+def _dims(case: CacheGatherCase) -> Sequence[str]:
+    if not case.huge:
+        return DIMS
+    return ("32",) if case.layout == "PA_NZ" and case.dtype == "int8" else TINY_DIMS
+
+
+def _draw_length(choose: Chooser, box: Box, case: CacheGatherCase, lengths: Sequence[int]) -> int:
+    options = choose.options(box, "length", lengths)
+    if choose.huge:
+        width = case.kv_heads * max(case.head_dim, case.value_head_dim)
+        options = [length for length in options if case.affords(length * width, 0)] or options[:1]
+    return int(choose.pick(options))
+
+
 def _draw_requests(choose: Chooser, box: Box, case: CacheGatherCase) -> tuple[Stretch, ...]:
     size = case.page_size
     most_pages = POOL_ELEMENTS // (size * case.kv_heads * (case.head_dim + case.value_head_dim))
@@ -98,8 +115,9 @@ def _draw_requests(choose: Chooser, box: Box, case: CacheGatherCase) -> tuple[St
     requests = choose.draw_list(
         box,
         "batch",
-        [1, 2, *(batch for batch in (3, 4) if batch <= most_pages // 2)],
-        lambda: Stretch(choose.value(box, "length", choose.pick(lengths)), choose.pick(offsets)),
+        [1] if choose.huge else [1, 2, *(batch for batch in (3, 4) if batch <= most_pages // 2)],
+        lambda: Stretch(_draw_length(choose, box, case, choose.pick(lengths)), choose.pick(offsets)),
+        lambda first, other: replace(other, length=first.length),
     )
     if allows(box.get("length", (0,)), 0):
         empty = empty_parts.which(choose.pick(empty_parts.OFTEN), len(requests))
@@ -130,7 +148,8 @@ class CacheGatherCase(Case):
         drawn=lambda case: (1, 2, 16) if case.far else (1, 2, 16, 32, 48, 64, 128, 192, 256),
         shown="page {}", always=True,
     )  # fmt: skip
-    kv_heads: int = axis("KV heads", _SIZES, 1, drawn=(1, 2, 3, 8), shown="heads {}", always=True)
+    kv_heads: int = axis("KV heads", _SIZES, 1, drawn=lambda case: (1,) if case.huge else (1, 2, 3, 8),
+                         shown="heads {}", always=True)  # fmt: skip
     head_dim: int = part(64)
     value_head_dim: int = part(64)
     dtype: str = axis("dtype of the caches", DTYPES, "bfloat16", always=True)
@@ -149,13 +168,15 @@ class CacheGatherCase(Case):
         shown="{} spare column(s)",
     )  # fmt: skip
     seed: int = seed()
+    page_order: str = page_order_axis()
 
     drawn_first = ("page_size", "kv_heads", "dtype", "layout", "head_dims", "starts", "requests")
     shown_first = (
         "requests", "starts", "spare_rows", "layout", "page_size", "kv_heads", "head_dims", "dtype", "shared_pages",
         "spare_columns", "unused",
     )  # fmt: skip
-    outliers = ("kv_heads", "batch")
+    outliers = ("kv_heads", "batch", "head_dims")
+    huge_axes = ("length",)
 
     @derived("number of requests", range(1, 4097))
     def batch(self) -> int:
@@ -168,7 +189,8 @@ class CacheGatherCase(Case):
         return {request.length for request in self.requests}
 
     @derived(
-        "head dim of keys, and of values if it differs: 128 or 192/128", HEAD_DIMS, drawn=DIMS,
+        "head dim of keys, and of values if it differs: 128 or 192/128", HEAD_DIMS,
+        drawn=_dims,
         fits=_fills_strips, into=into_head_dims, shown="dim {}",
     )  # fmt: skip
     def head_dims(self) -> str:
@@ -273,16 +295,17 @@ def _data(case: CacheGatherCase, name: str, shape: tuple[int, ...]) -> torch.Ten
 
 def _block_table(case: CacheGatherCase) -> torch.Tensor:
     """Pages of the requests; those before the first token that is read are pages as well, which nothing reads."""
-    names = page_names(case.seed, case.pages)
+    names = page_names(case.seed, case.pages) if case.page_order == "scattered" else list(range(1, case.pages))
     unused = {"page 0": [0], "-1": [-1], "any page": names}[case.unused]
-    words = Stream(case.seed, "unused").random_uint64(len(case.requests) * case.width).tolist()
+    width = case.width
+    words = Stream(case.seed, "unused").random_uint64(len(case.requests) * width).tolist()
     filler, fresh = iter([unused[int(word % len(unused))] for word in words]), iter(names)
     shared = [next(fresh) for _ in range(min(case.shared_pages, max(map(case.last_page, case.requests))))]
     table = []
     for request in case.requests:
         first, last = request.start // case.page_size, case.last_page(request)
         pages = [*shared[:last], *(next(fresh) for _ in range(len(shared), last))]
-        table.append([pages[column] if first <= column < last else next(filler) for column in range(case.width)])
+        table.append([pages[column] if first <= column < last else next(filler) for column in range(width)])
     return torch.tensor(table, dtype=torch.int32)
 
 

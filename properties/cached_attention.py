@@ -16,6 +16,7 @@ from npudiff.model.component import Component
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.slots import page_names, page_order_axis
 from npudiff.properties.sliding_attention.strategy import MOST_HEADS
 from npudiff.reference.cached_attention import CachedAttentionInputs, cached_attention
 from npudiff.reference.paged_kv import LAYOUTS
@@ -31,6 +32,9 @@ POISON = 4096.0
 
 TILES = (63, 64, 65, 70, 127, 128, 129)
 """New tokens around those that a kernel takes in one go."""
+
+MOST_OF_HEADS = 2**10
+"""Elements of a key of all heads, where head dims are others than usual."""
 
 TILED_SHARE = 9
 """One of so many cases has chunks of so many tokens, and a window that is smaller, or none."""
@@ -51,7 +55,11 @@ def _is_tiled(case: CachedAttentionCase) -> bool:
 def _draw_requests(choose: Chooser, box: Box, case: CachedAttentionCase) -> tuple[Request, ...]:
     tiled = _is_tiled(case)
     return choose.draw_list(
-        box, "batch", (1, 2) if tiled else (1, 2, 3), lambda: _draw_request(choose, box, case.page_size, tiled)
+        box,
+        "batch",
+        (1, 2) if tiled else (1, 2, 3),
+        lambda: _draw_request(choose, box, case.page_size, tiled),
+        lambda first, other: replace(other, query=first.query, kv=max(first.query, other.kv)),
     )
 
 
@@ -82,6 +90,7 @@ class CachedAttentionCase(Case):
     )  # fmt: skip
     head_dim: int = axis(
         "elements of a head, in whole strips", range(16, 2**12 + 1, 16), 64, drawn=(64, 128),
+        affordable=lambda case, dim: case.far != "head_dim" or dim * case.kv_heads <= MOST_OF_HEADS,
         shown="dim {}", always=True,
     )  # fmt: skip
     dtype: str = axis("dtype of queries, keys and values", tuple(DTYPES), "bfloat16", always=True)
@@ -92,11 +101,12 @@ class CachedAttentionCase(Case):
     read_layout: str = axis("how attention finds the pool", LAYOUTS, "PA_BSND", shown="")
     rows: str = rows.axis()
     seed: int = seed()
+    page_order: str = page_order_axis()
 
     place_of_tiled = choice(range(TILED_SHARE))
     drawn_first = ("place_of_tiled", "page_size", "window", "kv_heads")
     shown_first = ("requests", "write_layout")
-    outliers = ("batch", "kv_heads", "group")
+    outliers = ("batch", "kv_heads", "group", "head_dim", "head_dim")
     tied = ("kv_heads", "group", "page_size")
 
     @derived("number of requests", range(1, 257))
@@ -155,7 +165,7 @@ def _draw_request(choose: Chooser, box: Box, page_size: int, tiled: bool) -> Req
 def build_inputs(case: CachedAttentionCase) -> CachedAttentionInputs:
     """Build the inputs of a case: pages in no order, and a pool that holds poison wherever nothing is written."""
     dtype, size = DTYPES[case.dtype], case.page_size
-    names = iter([1 + page for page in Stream(case.seed, "pages").permutation(case.pages - 1)])
+    names = iter(page_names("pages", case.seed, case.pages, case.page_order))
     width = max(-(-request.kv // size) for request in case.requests) + 1
     table = torch.zeros(len(case.requests), width, dtype=torch.int32)
     slots = []

@@ -41,14 +41,14 @@ class DynamicQuantCase(Case):
     """One call, as sizes and recipes."""
 
     tokens: int = axis(
-        "rows", range(1, 2**16 + 1),
+        "rows", rows.COUNTS,
         drawn=lambda case: (3, 7, 17, 65, 257) if case.far == "experts" else (1, 2, 3, 7, 17, 65, 257),
-        affordable=lambda case, tokens: tokens * case.width <= MOST_ELEMENTS,
+        affordable=lambda case, tokens: case.affords(tokens * case.width, MOST_ELEMENTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.width}",
     )  # fmt: skip
     width: int = axis(
         "elements of a row", range(1, 2**16 + 1), 64,
-        drawn=lambda case: _WIDTHS[:7] if case.far == "experts" else _WIDTHS,
+        drawn=lambda case: (8, 3) if case.huge else _WIDTHS[:7] if case.far == "experts" else _WIDTHS,
         shown="", region=lambda case: "odd width" if case.width % 2 else "",
     )  # fmt: skip
     dtype: str = axis("dtype of the states", tuple(DTYPES), "bfloat16", always=True)
@@ -80,6 +80,7 @@ class DynamicQuantCase(Case):
     drawn_first = ("width", "tokens", "bits", "smooth", "experts", "empty_experts")
     shown_first = ("tokens", "bits", "dtype", "smooth", "experts", "empty_experts")
     outliers = ("experts", "tokens", "width")
+    huge_axes = ("tokens",)
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""

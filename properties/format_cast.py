@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.moved_data import DTYPES, random_bits
+from npudiff.properties._shared.rows import COUNTS
 from npudiff.reference.format_cast import (
     TILE_ROWS,
     VIEWS,
@@ -40,12 +41,16 @@ WIDEST_TILE = 32
 _SAME_SIZE = {"bfloat16": "float16", "float16": "bfloat16", "float32": "int32", "int32": "float32"}
 
 
-_SIZES = range(1, 2**16 + 1)
+_SIZES = COUNTS
+
+
+def _sizes(case: FormatCastCase, axis: str) -> Sequence[int]:
+    return LONG_SIZES if case.long == axis and not case.far else SIZES
 
 
 def _draw_leading(choose: Chooser, box: Box, case: FormatCastCase) -> tuple[int, ...]:
-    del case
-    return tuple(choose.value(box, "leading", (1, 2, 3)) for _ in range(choose.value(box, "rank", (2, 3, 4)) - 2))
+    ranks = (2,) if case.huge else (2, 3, 4)
+    return tuple(choose.value(box, "leading", (1, 2, 3)) for _ in range(choose.value(box, "rank", ranks) - 2))
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,12 @@ class FormatCastCase(Case):
     """A tensor, and the part of it that is cast."""
 
     rows: int = axis(
-        "rows of a matrix; a tile has 16", _SIZES, drawn=lambda case: LONG_SIZES if case.long == "rows" else SIZES,
+        "rows of a matrix; a tile has 16", _SIZES, drawn=lambda case: _sizes(case, "rows"),
         shown=lambda case: " x ".join(map(str, case.shape)),
     )  # fmt: skip
     columns: int = axis(
         "columns of a matrix; a tile has 32 of one byte, else 16", _SIZES,
-        drawn=lambda case: LONG_SIZES if case.long == "columns" else SIZES, shown="",
+        drawn=lambda case: _sizes(case, "columns"), shown="",
     )  # fmt: skip
     leading: tuple[int, ...] = axis(
         "size of an axis before the last two", _SIZES, (), draw=_draw_leading, each=True,
@@ -72,6 +77,8 @@ class FormatCastCase(Case):
     seed: int = seed()
 
     long = choice((*["neither"] * 6, "rows", "columns"))
+    outliers = ("rows", "columns")
+    huge_axes = ("rows", "columns")
     drawn_first = ("long", "rows", "columns", "dtype", "view", "seed")
 
     @derived("axes of the tensor; the last two are a matrix", (2, 3, 4))
@@ -198,7 +205,7 @@ component = Component(
                  _matrices_do_not_mix, within={"rank": (3, 4), **_WHOLE}, needs={"rank": (2,), **_WHOLE}),
         Property("strips_do_not_mix", "the storage of a matrix is that of its strips of columns, one after the other",
                  _strips_do_not_mix,
-                 within={"rank": (2,), "columns": range(WIDEST_TILE + 1, 2**16 + 1), **_WHOLE}),
+                 within={"rank": (2,), "columns": range(WIDEST_TILE + 1, 2**17 + 1), **_WHOLE}),
         relation("only_bits_move", "dtypes of the same size are moved alike", _in_another_dtype, bits=True,
                  within={"dtype": tuple(_SAME_SIZE)}),
     ),

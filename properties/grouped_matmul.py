@@ -57,7 +57,13 @@ def biases(form: str, dtype: str) -> tuple[str, ...]:
 def _inners(case: GroupedMatmulCase) -> Sequence[int]:
     if case.form == "w4a8" and case.groups > 1:
         return (GROUP_SIZE * case.groups,)
-    return (32, 16, 64, 48, 40, 100, 128, 1280, 2064)
+    return (16, 8) if case.huge else (32, 16, 64, 48, 40, 100, 128, 1280, 2064)
+
+
+def _affords_rows(case: GroupedMatmulCase, count: int) -> bool:
+    if case.huge:
+        return case.affords(count * max(case.inner, case.columns), 0)
+    return count * case.inner * case.columns <= MOST_PRODUCTS
 
 
 def _columns(case: GroupedMatmulCase) -> Sequence[int]:
@@ -79,8 +85,8 @@ class GroupedMatmulCase(Case):
     """One call, as sizes and recipes."""
 
     rows_of_all: int = axis(
-        "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 130, 300),
-        affordable=lambda case, count: count * case.inner * case.columns <= MOST_PRODUCTS,
+        "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 130, 300),
+        affordable=_affords_rows,
         shown=lambda case: f"{counted(case.rows_of_all, 'row')} x {case.inner} x {case.columns}",
     )  # fmt: skip
     inner: int = axis("elements of a row", range(1, 2**16), 32, drawn=_inners, shown="")
@@ -143,6 +149,7 @@ class GroupedMatmulCase(Case):
 
     drawn_first = ("split", "form", "dtype", "groups", "inner", "columns", "rows_of_all")
     outliers = ("columns", "experts", "rows_of_all", "inner")
+    huge_axes = ("rows_of_all",)
     tied = ("inner", "columns", "experts")
 
     def problems(self) -> Iterator[str]:

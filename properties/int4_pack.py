@@ -15,6 +15,7 @@ from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.rows import COUNTS
 from npudiff.reference.int4_pack import ENCODINGS, INTEGERS_OF_A_WORD, Int4PackInputs, int4_pack
 
 SOURCES = ("integers", "high bits", "offset binary")
@@ -35,8 +36,8 @@ class Int4PackCase(Case):
     """One call, as sizes and recipes."""
 
     rows: int = axis(
-        "rows of a matrix", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 8, 16, 24, 33, 64, 128, 300),
-        affordable=lambda case, rows: rows * case.columns * case.matrices <= MOST_ELEMENTS,
+        "rows of a matrix", COUNTS, drawn=(1, 2, 3, 7, 8, 16, 24, 33, 64, 128, 300),
+        affordable=lambda case, rows: case.affords(rows * case.columns * case.matrices, MOST_ELEMENTS),
         shown=lambda case: f"{case.matrices} {'matrix' if case.matrices == 1 else 'matrices'} of "
         f"{case.rows} x {case.columns}",
     )  # fmt: skip
@@ -45,7 +46,8 @@ class Int4PackCase(Case):
         drawn=lambda case: (8, 16, 24, 64, 72, 88, 136, *(() if case.far else (1024, 4104))), shown="",
     )  # fmt: skip
     matrices: int = axis(
-        "matrices, as of experts; one has rank 2", range(1, 1025), 1, drawn=(1, 1, 2, 3, 8, 17), shown="",
+        "matrices, as of experts; one has rank 2", range(1, 1025), 1,
+        drawn=lambda case: (1, 1, 2) if case.huge else (1, 1, 2, 3, 8, 17), shown="",
         region="several matrices",
     )  # fmt: skip
     source: str = axis("what the elements that are given hold", SOURCES, "integers", always=True, region="{}")
@@ -54,7 +56,8 @@ class Int4PackCase(Case):
     seed: int = seed()
 
     drawn_first = ("columns", "matrices", "rows")
-    outliers = ("matrices", "rows")
+    outliers = ("matrices", "rows", "columns")
+    huge_axes = ("rows",)
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""

@@ -21,13 +21,16 @@ from npudiff.properties._shared.head_dims import unfilled_strips
 from npudiff.properties._shared.long_table import table_of_numbers
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.padding import padded_text, padding_axis, padding_place_axis, with_padding
-from npudiff.properties._shared.rows import with_row_stride
+from npudiff.properties._shared.rows import COUNTS, with_row_stride
+from npudiff.properties._shared.slots import SLOT_ORDERS, page_names, page_order_axis, slots_of
 from npudiff.reference.cache_layout import CacheLayout
 from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs, kv_rmsnorm_rope_cache
 from npudiff.text import counted
 
 DTYPES = ("bfloat16", "float16")
 DIMS = ("512/64", "128/64", "64/32")
+TINY_DIMS = ("16/16", "8/4", "32/32")
+"""Where tokens are beyond a thousand."""
 LAYOUTS = ("PA_BSND", "PA_NZ")
 PLACEMENTS = ("scattered", "pages", "rows")
 """scattered: any slots of any pages. pages: each request fills pages from their first slot on. rows: each request has
@@ -43,6 +46,12 @@ TOKENS = 256
 
 MOST_TOKENS = 2**12
 """Tokens of all requests up to which a case may have more requests than the constraints ask for."""
+
+MOST_OF_POOL = 2**20
+"""Elements of both caches, where an axis goes far and there is a choice."""
+
+COST = 1.5
+"""What an element costs beside one of other components: it is normalised, turned, quantised and written."""
 
 CACHE_SLOTS = 2**10
 """Slots of a pool up to which a case may have spare pages."""
@@ -64,6 +73,25 @@ def _draw_spare_pages(choose: Chooser, box: Box, case: KvRmsnormRopeCacheCase) -
     return 0
 
 
+def _width(dims: str) -> int:
+    return sum(map(int, dims.split("/")))
+
+
+def _least_width(case: KvRmsnormRopeCacheCase) -> int:
+    """Elements of a token at least, which are drawn later."""
+    return min(map(_width, case.box.get("dims", TINY_DIMS)))
+
+
+def _fills_strips(case: KvRmsnormRopeCacheCase, dims: str) -> bool:
+    width = 32 if case.quantised else 16
+    return case.layout != "PA_NZ" or all(int(dim) % width == 0 for dim in dims.split("/"))
+
+
+def _affords_dims(case: KvRmsnormRopeCacheCase, dims: str) -> bool:
+    slots = case.batch * -(-case.length // case.page_size) * case.page_size
+    return not case.far or case.affords(int(COST * slots * _width(dims)), MOST_OF_POOL)
+
+
 @dataclass(frozen=True)
 class KvRmsnormRopeCacheCase(Case):
     """One call, as sizes and recipes."""
@@ -74,7 +102,8 @@ class KvRmsnormRopeCacheCase(Case):
         shown=lambda case: f"{counted(case.batch, 'request')} of {counted(case.length, 'token')}",
     )  # fmt: skip
     length: int = axis(
-        "tokens of each request; 1 is a decode", _SIZES, 1, drawn=_lengths,
+        "tokens of each request; 1 is a decode", COUNTS, 1, drawn=_lengths,
+        affordable=lambda case, length: not case.huge or case.affords(int(COST * length * _least_width(case)), 0),
         fits=lambda case, length: case.placement != "rows" or length <= case.page_size, shown="",
     )  # fmt: skip
     spare_pages: int = axis(
@@ -92,7 +121,10 @@ class KvRmsnormRopeCacheCase(Case):
         region="int8",
     )  # fmt: skip
     layout: str = axis("how the caches lie", LAYOUTS, "PA_BSND", always=True, region="NZ")
-    placement: str = axis("which slots a request has", PLACEMENTS, "scattered")
+    placement: str = axis(
+        "which slots a request has", PLACEMENTS, "scattered",
+        drawn=lambda case: PLACEMENTS[:2] if case.huge else PLACEMENTS,
+    )  # fmt: skip
     padding: str = padding_axis()
     padded_tokens: int = axis(
         "tokens that are padding; only among scattered slots", range(2**16), 0, drawn=(0, 0, 1, 3),
@@ -105,22 +137,34 @@ class KvRmsnormRopeCacheCase(Case):
     )
     table: int = axis(
         "rows of the table of cosines and sines", range(1, 2**20 + 1), 64,
-        drawn=(*(64, 1, 5, 4097) * 12, 70_001, 2**20), shown="table {}",
+        drawn=(*(64, 1, 5, 4097) * 6, 70_001, 2**20), shown="table {}",
     )  # fmt: skip
     rows: str = rows.axis()
     seed: int = seed()
     padding_place: str = padding_place_axis()
+    slot_order: str = axis(
+        "how scattered slots lie: anywhere, a run, a run with a stray, or rising with gaps", SLOT_ORDERS, "scattered",
+        drawn=(*("scattered",) * 4, "run", "run with a stray", "gaps"),
+        applies=lambda case: case.placement == "scattered",
+        shown="slots in {}", region="slots in {}",
+    )  # fmt: skip
+    page_order: str = page_order_axis(applies=lambda case: case.placement == "pages")
 
     kind = choice(("decode", "extend"))
-    drawn_first = ("page_size", "placement", "kind", "length", "batch", "padded_tokens", "dims", "spare_pages")
+    drawn_first = (
+        "page_size", "placement", "kind", "length", "batch", "padded_tokens", "quantised", "layout", "dims",
+        "spare_pages",
+    )  # fmt: skip
     shown_first = (
         "batch", "padded_tokens", "padding_place", "placement", "layout", "page_size", "spare_pages", "dims",
     )  # fmt: skip
-    outliers = ("batch", "length", "spare_pages")
+    outliers = ("batch", "length", "spare_pages", "dims")
+    huge_axes = ("length",)
     tied = ("batch", "length", "page_size")
 
     @derived(
-        "elements of the latent and of the rope key", Joined((_SIZES, range(2, 2**16 + 1, 2))), drawn=DIMS,
+        "elements of the latent and of the rope key", Joined((_SIZES, range(2, 2**16 + 1, 2))),
+        drawn=lambda case: (*TINY_DIMS, *DIMS) if case.huge else DIMS, fits=_fills_strips, affordable=_affords_dims,
         into=lambda text: dict(zip(("latent_dim", "rope_dim"), map(int, text.split("/")), strict=True)),
         shown="dim {}",
     )  # fmt: skip
@@ -225,14 +269,13 @@ def _slots(case: KvRmsnormRopeCacheCase) -> Sequence[int]:
     if case.placement == "rows":
         return [row * size + slot for row in range(case.batch) for slot in stream.permutation(size)[: case.length]]
     if case.placement == "pages":
-        pages = [1 + page for page in stream.permutation(case.pages - 1)]
+        pages = page_names("slots", case.seed, case.pages, case.page_order)
         own = [pages[case.pages_per_request * row :] for row in range(case.batch)]
         return [
             own[row][token // size] * size + token % size for row in range(case.batch) for token in range(case.length)
         ]
     real = tokens - case.padded_tokens
-    slots = [size + slot for slot in stream.permutation((case.pages - 1) * size)[:real]]
-    return with_padding(slots, case)
+    return with_padding(slots_of(case, real, case.pages - 1), case)
 
 
 def _cache(case: KvRmsnormRopeCacheCase, name: str, dim: int) -> torch.Tensor:

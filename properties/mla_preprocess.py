@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,12 +20,15 @@ from npudiff.properties._shared.head_dims import unfilled_strips
 from npudiff.properties._shared.long_table import table_of_numbers
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.padding import padded_text, padding_axis, padding_place_axis, with_padding
-from npudiff.properties._shared.rows import with_row_stride
+from npudiff.properties._shared.rows import COUNTS, SEVERAL, with_row_stride
+from npudiff.properties._shared.slots import slot_order_axis, slots_of
 from npudiff.reference.cache_layout import CacheLayout
 from npudiff.reference.mla_preprocess import Int8Steps, MlaPreprocessInputs, mla_preprocess
 
 LAYOUTS = ("PA_BSND", "PA_NZ")
-DIMS = ("128/64/512", "32/16/64")
+DIMS = ("128/64/512", "32/16/64", "192/64/512")
+TINY_DIMS = ("8/16/16",)
+"""Where tokens are beyond a thousand."""
 RECIPES = ("gaussian", "outlier", "tiny")
 """outlier: one element of a row of hidden states is 64 times larger. tiny: hidden states so small that epsilon decides
 what the norms return."""
@@ -37,11 +40,50 @@ WORK = 2**22
 ABSORBED = 2**22
 """Elements of all heads' matrices that are absorbed into the query, up to which a case may have more than one head."""
 
-COMPANY = {"tokens": range(2, 2**16 + 1), "padded_tokens": (0,)}
+COMPANY = {"tokens": SEVERAL, "padded_tokens": (0,)}
 
 
 def _has_far_rows(case: MlaPreprocessCase) -> bool:
     return case.far in ("heads", "tokens")
+
+
+def _hidden_sizes(case: MlaPreprocessCase) -> Sequence[int]:
+    if case.huge:
+        return (16, 40)
+    return (256, 64, 80) if _has_far_rows(case) else (*(256, 64, 80, 1024) * 6, 6144, 7168, 7680)
+
+
+def _query_ranks(case: MlaPreprocessCase) -> Sequence[int]:
+    if case.huge:
+        return (16, 8)
+    return (64, 16) if _has_far_rows(case) else (64, 16, 96, 1536)
+
+
+def _dims_of(text: str) -> tuple[int, int, int]:
+    nope, rope, latent = map(int, text.split("/"))
+    return nope, rope, latent
+
+
+def _width(case: MlaPreprocessCase, dims: str) -> int:
+    """Elements of a token of one head, from hidden state to cache."""
+    nope, rope, latent = _dims_of(dims)
+    least = [int(min(case.box.get(name, (size,)))) for name, size in (("hidden_size", 16), ("query_rank", 8))]
+    return sum(least) + nope + 2 * (rope + latent)
+
+
+def _least_width(case: MlaPreprocessCase) -> int:
+    """The fewest of them: sizes are drawn later."""
+    return min(_width(case, dims) for dims in case.box.get("dims", TINY_DIMS))
+
+
+def _affords_dims(case: MlaPreprocessCase, dims: str) -> bool:
+    nope, _, latent = _dims_of(dims)
+    return not case.huge or case.affords(case.tokens * _width(case, dims), nope * latent)
+
+
+def _fills_strips(case: MlaPreprocessCase, dims: str) -> bool:
+    _, rope, latent = _dims_of(dims)
+    return case.layout != "PA_NZ" or (rope % 16 == 0 and latent % 16 == 0)
 
 
 @dataclass(frozen=True)
@@ -49,8 +91,10 @@ class MlaPreprocessCase(Case):
     """One call, as sizes and recipes."""
 
     tokens: int = axis(
-        "new tokens, padded ones included", _SIZES,
-        drawn=lambda case: (1, 2, 3, 7, case.page_size - 1, case.page_size + 1), shown="{} token(s)",
+        "new tokens, padded ones included", COUNTS,
+        drawn=lambda case: (1, 2, 3, 7, case.page_size - 1, case.page_size + 1),
+        affordable=lambda case, tokens: not case.huge or case.affords(tokens * _least_width(case), 0),
+        shown="{} token(s)",
     )  # fmt: skip
     padded_tokens: int = axis(
         "tokens that are padding", range(2**16), 0, drawn=(0, 0, 1, 3), fits=lambda case, count: count < case.tokens,
@@ -59,12 +103,12 @@ class MlaPreprocessCase(Case):
     padding: str = padding_axis()
     hidden_size: int = axis(
         "elements of a hidden state", _SIZES, 256,
-        drawn=lambda case: (256, 64, 80) if _has_far_rows(case) else (*(256, 64, 80, 1024) * 6, 6144, 7168, 7680),
+        drawn=_hidden_sizes,
         shown="hidden {}", always=True,
     )  # fmt: skip
     query_rank: int = axis(
         "elements of the query's latent", _SIZES, 64,
-        drawn=lambda case: (64, 16) if _has_far_rows(case) else (64, 16, 96, 1536), shown="rank {}", always=True,
+        drawn=_query_ranks, shown="rank {}", always=True,
     )  # fmt: skip
     heads: int = axis(
         "query heads", _SIZES, 1, drawn=(1, 2, 3, 4, 8),
@@ -89,7 +133,7 @@ class MlaPreprocessCase(Case):
         "added to the mean of squares", Numbers(1e-12, 1), 1e-6, drawn=(1e-6, 1e-5), shown="epsilon {:g}"
     )
     table: int = axis(
-        "rows of the table of cosines and sines", range(1, 2**20 + 1), 64, drawn=(*(64, 1, 5, 4097) * 12, 2**20),
+        "rows of the table of cosines and sines", range(1, 2**20 + 1), 64, drawn=(*(64, 1, 5, 4097) * 6, 2**20),
         shown="table {}",
     )  # fmt: skip
     quantised: bool = axis(
@@ -99,20 +143,24 @@ class MlaPreprocessCase(Case):
     rows: str = rows.axis()
     seed: int = seed()
     padding_place: str = padding_place_axis()
+    slot_order: str = slot_order_axis()
 
     drawn_first = (
-        "page_size", "tokens", "hidden_size", "query_rank", "dims", "heads", "quantised", "recipe", "padded_tokens",
+        "page_size", "tokens", "hidden_size", "query_rank", "layout", "dims", "heads", "quantised", "recipe",
+        "padded_tokens",
     )  # fmt: skip
     shown_first = (
         "tokens", "padded_tokens", "padding_place", "hidden_size", "query_rank", "heads", "dims", "layout",
         "page_size", "spare_pages", "quantised",
     )  # fmt: skip
-    outliers = ("heads", "tokens", "spare_pages")
+    outliers = ("heads", "tokens", "spare_pages", "dims")
+    huge_axes = ("tokens",)
     tied = ("tokens", "heads", "query_rank")
 
     @derived(
         "elements of a head without and with position, and of the keys' latent",
-        Joined((_SIZES, range(2, 2**16 + 1, 2), _SIZES)), drawn=DIMS,
+        Joined((_SIZES, range(2, 2**16 + 1, 2), _SIZES)),
+        drawn=lambda case: (*TINY_DIMS, *DIMS) if case.huge else DIMS, affordable=_affords_dims, fits=_fills_strips,
         into=lambda text: dict(zip(("nope_dim", "rope_dim", "latent_dim"), map(int, text.split("/")), strict=True)),
         shown="dim {}",
     )  # fmt: skip
@@ -240,9 +288,7 @@ def _norm(case: MlaPreprocessCase, name: str, size: int) -> torch.Tensor:
 
 
 def _slots(case: MlaPreprocessCase) -> torch.Tensor:
-    room = (case.pages - 1) * case.page_size
-    own = [case.page_size + slot for slot in Stream(case.seed, "slots").permutation(room)[: case.real_tokens]]
-    return torch.tensor(with_padding(own, case))
+    return torch.tensor(with_padding(slots_of(case, case.real_tokens, case.pages - 1), case))
 
 
 def coordinates(inputs: MlaPreprocessInputs, output: str) -> Mapping[str, torch.Tensor]:

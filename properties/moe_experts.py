@@ -46,7 +46,13 @@ MOST_PRODUCTS = 2**22
 
 
 def _hidden(case: MoeExpertsCase) -> Sequence[int]:
-    return (GROUP_SIZE * case.groups,) if case.groups > 1 else (32, 16, 64, 96, 48)
+    return (GROUP_SIZE * case.groups,) if case.groups > 1 else (16, 8) if case.huge else (32, 16, 64, 96, 48)
+
+
+def _affords_tokens(case: MoeExpertsCase, tokens: int) -> bool:
+    if case.huge:
+        return case.affords(tokens * case.top_k * max(case.hidden, case.width), 0)
+    return tokens * case.hidden * case.width * case.top_k <= MOST_PRODUCTS
 
 
 def _here(case: MoeExpertsCase) -> Sequence[str]:
@@ -71,19 +77,29 @@ class MoeExpertsCase(Case):
     """One call, as sizes, configuration and recipes."""
 
     tokens: int = axis(
-        "rows", range(1, 4097), drawn=(1, 2, 3, 7, 17, 33, 70, 130),
-        affordable=lambda case, tokens: tokens * case.hidden * case.width * case.top_k <= MOST_PRODUCTS,
+        "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 33, 70, 130),
+        affordable=_affords_tokens,
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.hidden}",
     )  # fmt: skip
     hidden: int = axis("elements of a row", range(1, 2**14), 32, drawn=_hidden, shown="")
     width: int = axis(
-        "gates of an expert, and as many ups", range(1, 2**14), 32, drawn=(32, 16, 64, 40, 96, 264), shown=""
+        "gates of an expert, and as many ups",
+        range(1, 2**14),
+        32,
+        drawn=lambda case: (8, 16) if case.huge else (32, 16, 64, 40, 96, 264),
+        shown="",
     )
     experts: int = axis(
         "experts", range(1, 1025), 2, drawn=EXPERTS, fits=lambda case, experts: experts >= case.top_k,
         shown=lambda case: f"top {case.top_k} of {case.experts} x {case.width}",
     )  # fmt: skip
-    top_k: int = axis("experts of a token", range(1, 65), 1, drawn=(1, 2, 3, 4, 8), shown="")
+    top_k: int = axis(
+        "experts of a token",
+        range(1, 65),
+        1,
+        drawn=lambda case: (1, 2) if case.huge else (1, 2, 3, 4, 8),
+        shown="",
+    )
     form: str = axis(
         "what weights are; rows are int8 where these are integers", FORMS, "float", region=lambda case: case.form
     )
@@ -125,6 +141,7 @@ class MoeExpertsCase(Case):
 
     drawn_first = ("form", "activation", "groups", "hidden", "width", "top_k", "experts", "shared_width")
     outliers = ("experts", "top_k", "tokens", "width")
+    huge_axes = ("tokens",)
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
@@ -186,8 +203,8 @@ def build_inputs(case: MoeExpertsCase) -> MoeExpertsInputs:
 
 def _chosen(case: MoeExpertsCase) -> torch.Tensor:
     stream = Stream(case.seed, "chosen")
-    orders = [stream.permutation(case.experts)[: case.top_k] for _ in range(1 if case.load == "same" else case.tokens)]
-    return torch.tensor(orders, dtype=torch.int32).expand(case.tokens, case.top_k).contiguous()
+    orders = stream.permutations(1 if case.load == "same" else case.tokens, case.experts)[:, : case.top_k]
+    return torch.from_numpy(orders).to(torch.int32).expand(case.tokens, case.top_k).contiguous()
 
 
 def _experts(case: MoeExpertsCase, name: str, numbers: torch.Tensor, width: int, limit: float | None) -> Experts:
@@ -297,11 +314,11 @@ component = Component(
     coordinates=coordinates,
     highlighted_region="w4a8",
     relations=(
-        tokens_do_not_mix("states", "topk_ids", "weights", most=4096),
+        tokens_do_not_mix("states", "topk_ids", "weights"),
         relation("experts_in_another_order", "experts change places with their matrices, and nothing else does",
                  _experts_in_another_order, within={"experts": range(2, 1025), "here": ("all", "local")}),
         Property("in_two_calls", "tokens in two calls have what they have in one", _in_two_calls,
-                 within={"tokens": range(2, 4097)}),
+                 within={"tokens": rows.SEVERAL}),
     ),
     example_ratio=0.4,
     profiles=of_models(_sizes),

@@ -41,13 +41,18 @@ class MoeFinalizeCase(Case):
     """One call, as sizes and recipes."""
 
     tokens: int = axis(
-        "rows of the result", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
-        affordable=lambda case, tokens: tokens * case.top_k * case.width <= MOST_ELEMENTS,
+        "rows of the result", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
+        affordable=lambda case, tokens: case.affords(tokens * case.top_k * case.width, MOST_ELEMENTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} of {counted(case.top_k, 'expert')}",
     )  # fmt: skip
     top_k: int = axis("experts of a token", range(1, 513), 1, drawn=(1, 2, 3, 4, 6, 8), shown="", was="chosen")
     width: int = axis(
-        "elements of a row", range(1, 2**16 + 1), 64, drawn=(64, 16, 32, 80, 1000), shown="width {}", always=True
+        "elements of a row",
+        range(1, 2**16 + 1),
+        64,
+        drawn=lambda case: (1, 3) if case.huge else (64, 16, 32, 80, 1000),
+        shown="width {}",
+        always=True,
     )
     dtype: str = axis("dtype of rows and weights", tuple(DTYPES), "bfloat16", always=True)
     dropped: str = axis("which copies are left out", DROPPED, "none", shown="{} left out", region="left out")
@@ -69,6 +74,7 @@ class MoeFinalizeCase(Case):
     drawn_first = ("top_k", "width", "tokens")
     shown_first = ("tokens", "dropped", "spare_rows")
     outliers = ("top_k", "top_k", "tokens", "width")
+    huge_axes = ("tokens",)
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
@@ -92,7 +98,7 @@ def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
         sums = 3.5 if case.weights == "renormalised" else 1 / case.top_k  # of weights that add up to 1, or of 3.7 each
         small = case.magnitude == "small"
         states = magnitudes.small(states, dtype) if small else magnitudes.large(states, dtype, sums)
-    src_to_dst_row = torch.tensor(Stream(case.seed, "places").permutation(copies + case.spare_rows)[:copies])
+    src_to_dst_row = torch.from_numpy(Stream(case.seed, "places").permutations(1, copies + case.spare_rows)[0, :copies])
     src_to_dst_row = src_to_dst_row.view(case.tokens, case.top_k)
     weights = _weights(case)
     if case.weights == "zero for padding":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,17 +35,23 @@ MOST_KEPT = 64
 """Experts of the kept groups up to which all of them may be chosen: what is left out otherwise is the worst of them."""
 
 
+def _experts(case: MoeGatingCase) -> Sequence[int]:
+    if case.huge:
+        return (4, 3)
+    return EXPERTS[3:] if case.far == "top_k" else EXPERTS
+
+
 @dataclass(frozen=True)
 class MoeGatingCase(Case):
     """One call, as sizes, configuration and a recipe."""
 
     tokens: int = axis(
-        "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257),
-        affordable=lambda case, tokens: tokens * case.experts <= MOST_ELEMENTS,
+        "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 257),
+        affordable=lambda case, tokens: case.affords(tokens * case.experts, MOST_ELEMENTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} to {case.top_k} of {case.experts}",
     )  # fmt: skip
     experts: int = axis(
-        "routed experts", range(1, 2049), 8, drawn=lambda case: EXPERTS[3:] if case.far == "top_k" else EXPERTS,
+        "routed experts", range(1, 2049), 8, drawn=_experts,
         shown="",
     )  # fmt: skip
     top_k: int = axis(
@@ -88,6 +94,7 @@ class MoeGatingCase(Case):
     drawn_first = ("experts", "tokens", "groups", "kept_groups", "scoring", "recipe")
     shown_first = ("tokens", "scoring", "bias", "groups", "renormalise", "scaling")
     outliers = ("top_k", "experts", "tokens")
+    huge_axes = ("tokens",)
 
     @property
     def room(self) -> int:

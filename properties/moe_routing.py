@@ -25,6 +25,9 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 LOADS = ("even", "one gets all", "first gets none", "few")
 """even: any experts. one gets all: every token goes to one expert, and to any others. first gets none: no token goes to
 the first expert that is here. few: only as many experts as a token has, and one more."""
+PADDED_IDS = ("none", "-1", "beyond")
+"""none: every token has experts. -1, beyond: every third one is padding, and has that number, or the number of experts,
+in all places."""
 EXPERTS = (4, 8, 16, 64, 128, 256, 288)
 
 MOST_ELEMENTS = 2**18
@@ -36,8 +39,8 @@ class MoeRoutingCase(Case):
     """One call, as sizes and a way to spread tokens."""
 
     tokens: int = axis(
-        "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
-        affordable=lambda case, tokens: tokens * case.top_k * case.width <= MOST_ELEMENTS,
+        "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 257, 1025),
+        affordable=lambda case, tokens: case.affords(tokens * case.top_k * case.width, MOST_ELEMENTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} to {case.top_k} of {case.experts}",
     )  # fmt: skip
     experts: int = axis(
@@ -61,10 +64,15 @@ class MoeRoutingCase(Case):
     load: str = axis("how tokens are spread over experts", LOADS, "even", region="{}")
     rows: str = rows.axis(several="tokens")
     seed: int = seed()
+    padded_ids: str = axis(
+        "what padded tokens have for experts, if there are any: -1, or one beyond all", PADDED_IDS, "none",
+        drawn=(*PADDED_IDS[:1] * 6, *PADDED_IDS[1:]), shown="padding has {}", region="padding has no expert",
+    )  # fmt: skip
 
     drawn_first = ("experts", "top_k", "width", "tokens")
     shown_first = ("tokens", "local", "load")
     outliers = ("top_k", "experts", "tokens", "width")
+    huge_axes = ("tokens",)
 
     @property
     def here(self) -> range:
@@ -135,7 +143,10 @@ def _experts(case: MoeRoutingCase) -> torch.Tensor:
         worth[:, favoured] = 2**62
     elif case.load == "few":
         worth[:, least + 1 :] += 2**62
-    return worth.argsort(dim=1, stable=True)[:, : case.top_k].to(torch.int32)
+    chosen = worth.argsort(dim=1, stable=True)[:, : case.top_k].to(torch.int32)
+    if case.padded_ids != "none":
+        chosen[::3] = NOWHERE if case.padded_ids == "-1" else case.experts
+    return chosen
 
 
 def coordinates(inputs: MoeRoutingInputs, output: str) -> Mapping[str, torch.Tensor]:

@@ -49,7 +49,8 @@ def _batch(choose: Chooser, box: Box, chunk: int) -> Batch:
 
 
 def _draw_batches(choose: Chooser, box: Box, case: PaddedTokensCase) -> tuple[Batch, ...]:
-    return choose.draw_list(box, "ranks", (1, 1, 2, 3, 4, 9), lambda: _batch(choose, box, case.chunk))
+    ranks = (1,) if case.huge else (1, 1, 2, 3, 4, 9)
+    return choose.draw_list(box, "ranks", ranks, lambda: _batch(choose, box, case.chunk))
 
 
 def _chunks_drawn(case: PaddedTokensCase) -> Sequence[int]:
@@ -75,8 +76,8 @@ class PaddedTokensCase(Case):
 
     batches: tuple[Batch, ...] = part(draw=_draw_batches, shown=_described)
     chunk: int = axis(
-        "rows of a chunk, padded ones included", range(1, 2**16 + 1), 2, drawn=_chunks_drawn,
-        affordable=lambda case, rows: rows * case.top_k * case.width <= MOST_ELEMENTS, shown="",
+        "rows of a chunk, padded ones included", rows.COUNTS, 2, drawn=_chunks_drawn,
+        affordable=lambda case, rows: case.affords(rows * case.top_k * case.width, MOST_ELEMENTS), shown="",
     )  # fmt: skip
     experts: int = axis(
         "experts of the model", range(1, 2049), 4,
@@ -88,7 +89,12 @@ class PaddedTokensCase(Case):
         was="chosen",
     )  # fmt: skip
     width: int = axis(
-        "elements of a row", range(1, 2**16 + 1), 64, drawn=(64, 16, 32, 80), shown="width {}", always=True
+        "elements of a row",
+        range(1, 2**16 + 1),
+        64,
+        drawn=lambda case: (1, 3) if case.huge else (64, 16, 32, 80),
+        shown="width {}",
+        always=True,
     )
     dtype: str = axis("dtype of states and weights", tuple(DTYPES), "bfloat16", always=True)
     poison: str = axis("what padded rows hold", POISONS, "stale")
@@ -98,6 +104,7 @@ class PaddedTokensCase(Case):
 
     drawn_first = ("experts", "top_k", "width", "chunk")
     outliers = ("top_k", "ranks", "experts", "chunk")
+    huge_axes = ("chunk",)
 
     @derived("chunks of the buffer", range(1, 65))
     def ranks(self) -> int:

@@ -9,11 +9,11 @@ import torch
 from hypothesis import assume
 
 from npudiff.draw.cases import Case, Chooser, axis, choice, derived, part, seed, within
-from npudiff.draw.data import Stream
 from npudiff.judge.compare import compare
 from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.slots import page_names, page_order_axis
 from npudiff.reference.bounds import exactly
 from npudiff.reference.page_allocation import PageAllocationInputs, page_allocation
 from npudiff.text import listed
@@ -38,11 +38,12 @@ def _draw_requests(choose: Chooser, box: Box, case: PageAllocationCase) -> tuple
     requests = choose.draw_list(
         box,
         "batch",
-        (1, 2, 3, 4, 8, 33),
+        (1,) if choose.huge and choose.far == "new_tokens" else (1, 2, 3, 4, 8, 33),
         lambda: Growth(
             choose.value(box, "prefix", prefixes),
-            choose.pick(_new_tokens(box, case.page_size, str(case.kind), most)),
+            choose.value(box, "new_tokens", _new_tokens(box, case.page_size, str(case.kind), most)),
         ),
+        lambda first, other: replace(other, new=first.new),
     )
     assume(sum(request.prefix + request.new for request in requests) <= _MAX_TOKENS)
     return requests
@@ -65,10 +66,12 @@ class PageAllocationCase(Case):
         shown="{} spare page(s)",
     )  # fmt: skip
     seed: int = seed()
+    page_order: str = page_order_axis()
 
     kind = choice(("decode", "extend", "mixed"))
     drawn_first = ("page_size", "kind")
     outliers = ("batch",)
+    huge_axes = ("new_tokens", "batch")
 
     @derived("number of requests", range(1, 4097))
     def batch(self) -> int:
@@ -135,7 +138,7 @@ def build_inputs(case: PageAllocationCase) -> PageAllocationInputs:
         for request, count in zip(case.requests, held, strict=True)
     )
     pages = needed + case.spare_pages + len(held)
-    names = torch.tensor(Stream(case.seed, "pages").permutation(pages), dtype=torch.int64) + 1
+    names = torch.tensor(page_names("pages", case.seed, 1 + pages, case.page_order), dtype=torch.int64)
     last_page, free = names[: len(held)], names[len(held) :]
     last = torch.where(prefixes > 0, last_page * case.page_size + (prefixes - 1) % case.page_size, -1)
     return PageAllocationInputs(prefixes, lengths, last, free, case.page_size)

@@ -25,13 +25,16 @@ from npudiff.properties._shared.head_dims import (
 )
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.padding import padded_text, padding_axis, padding_place_axis, with_padding
-from npudiff.properties._shared.rows import GAPS, with_row_stride
+from npudiff.properties._shared.rows import COUNTS, GAPS, SEVERAL, with_row_stride
+from npudiff.properties._shared.slots import slot_order_axis, slots_of
 from npudiff.reference.bounds import exactly
 from npudiff.reference.cache_layout import LAYOUTS, CacheLayout, strip_width
 from npudiff.reference.paged_cache import PagedCacheInputs, paged_cache
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
-DIMS = ("32", "64", "128", "192/128", "512/64", "80", "96", "256", "576")
+DIMS = ("32", "64", "128", "192/128", "512/64", "80", "96", "256", "576", "512", "72")
+TINY_DIMS = ("8", "16", "32")
+"""Where tokens are beyond a thousand: the smallest that may be, as many elements fill strips."""
 
 _SIZES = range(1, 2**16 + 1)
 
@@ -47,7 +50,7 @@ MOST_DIMS = 1152
 LARGE_SLOTS, LARGE_ELEMENTS = 2**16 + 2**12, 9 * 2**20
 """Slots of a large pool, beyond 16 bits, and elements of both caches up to which it is that large."""
 
-LARGE_SHARE = 48
+LARGE_SHARE = 96
 """One of so many cases has a large pool."""
 
 MOST_TOKENS = 2**13
@@ -55,7 +58,7 @@ MOST_TOKENS = 2**13
 
 
 def _is_large(case: PagedCacheCase) -> bool:
-    return bool(case.place_of_large == LARGE_SHARE - 1 and not case.far)
+    return case.huge or bool(case.place_of_large == LARGE_SHARE - 1 and not case.far)
 
 
 def _draw_tokens(choose: Chooser, box: Box, case: PagedCacheCase) -> int:
@@ -84,12 +87,18 @@ def _fills_strips(case: PagedCacheCase, dims: str) -> bool:
     return all(case.kv_heads * dim % width == 0 for dim in split_head_dims(dims))
 
 
+def _affords_dims(case: PagedCacheCase, dims: str) -> bool:
+    if case.huge:
+        return case.affords(LARGE_SLOTS * max(split_head_dims(dims)), 0)
+    return case.far != "head_dims" or case.page_size * case.kv_heads * sum(split_head_dims(dims)) <= CACHE_ELEMENTS
+
+
 @dataclass(frozen=True)
 class PagedCacheCase(Case):
     """New tokens that are written into a paged cache; page 0 is a dummy."""
 
     tokens: int = axis(
-        "new tokens, padded ones included; 1 is a decode of one request", _SIZES, draw=_draw_tokens,
+        "new tokens, padded ones included; 1 is a decode of one request", COUNTS, draw=_draw_tokens,
         value=lambda case: case.tokens + case.padded_tokens, shown="{} token(s)",
     )  # fmt: skip
     """New tokens that go to slots of their own; padded ones come besides."""
@@ -122,6 +131,7 @@ class PagedCacheCase(Case):
     rows: str = rows.axis(several="tokens")
     seed: int = seed()
     padding_place: str = padding_place_axis()
+    slot_order: str = slot_order_axis()
 
     place_of_large = choice(range(LARGE_SHARE))
     drawn_first = (
@@ -129,12 +139,14 @@ class PagedCacheCase(Case):
         "padding", "rows",
     )  # fmt: skip
     shown_first = ("tokens", "padded_tokens", "padding_place", "layout", "pages", "kv_heads", "head_dims", "dtype")
-    outliers = ("kv_heads", "tokens", "pages")
+    outliers = ("kv_heads", "tokens", "pages", "head_dims")
+    huge_axes = ("tokens",)
     tied = ("tokens", "kv_heads", "pages")
 
     @derived(
-        "head dim of keys, and of values if it differs: 128 or 192/128", HEAD_DIMS, drawn=DIMS,
-        fits=_fills_strips, into=into_head_dims, shown="dim {}",
+        "head dim of keys, and of values if it differs: 128 or 192/128", HEAD_DIMS,
+        drawn=lambda case: TINY_DIMS if case.huge else DIMS,
+        fits=_fills_strips, affordable=_affords_dims, into=into_head_dims, shown="dim {}",
     )  # fmt: skip
     def head_dims(self) -> str:
         """Head dim of keys, and of values if it differs."""
@@ -178,9 +190,7 @@ def layout_of(case: PagedCacheCase, dim: int) -> CacheLayout:
 
 def build_inputs(case: PagedCacheCase) -> PagedCacheInputs:
     """Build the inputs of a case: every element of data and caches has bits of its own, as far as there are enough."""
-    room = (case.pages - 1) * case.page_size
-    order = Stream(case.seed, "slots").permutation(room)[: case.tokens]
-    slots = with_padding([case.page_size + slot for slot in order], case)
+    slots = with_padding(slots_of(case, case.tokens, case.pages - 1), case)
     rows = len(slots)
     return PagedCacheInputs(
         key=_rows(case, "key", (rows, case.kv_heads, case.head_dim)),
@@ -291,7 +301,7 @@ component = Component(
             "halves_equal_whole",
             "two calls write what one call writes",
             _halves_equal_whole,
-            within={"tokens": range(2, 2**16 + 1)},
+            within={"tokens": SEVERAL},
         ),
         Property("what_is_written_is_read", "every token is read back from its slot", _what_is_written_is_read),
     ),

@@ -17,7 +17,15 @@ from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.rows import with_row_stride
-from npudiff.properties._shared.weight_matrix import MOST_WEIGHTS, columns_do_not_mix, coordinates, too_large
+from npudiff.properties._shared.weight_matrix import (
+    HUGE_COLUMNS,
+    HUGE_INNER,
+    MOST_WEIGHTS,
+    affords_tokens,
+    columns_do_not_mix,
+    coordinates,
+    too_large,
+)
 from npudiff.reference.bounds import underflow_step
 from npudiff.reference.quant_matmul import RANGES, QuantMatmulInputs, quant_matmul
 from npudiff.text import counted
@@ -59,6 +67,8 @@ RULES: tuple[Box, ...] = (
 prints it, the text beside it says something else."""
 
 
+INNERS = (1, 8, 16, 17, 64, 100, 1000, 1536, 2048, 4096, 8200)
+
 MOST_PRODUCTS = 2**20
 """Products up to which a case may have more tokens than it must."""
 
@@ -68,16 +78,18 @@ class QuantMatmulCase(Case):
     """One call, as sizes, dtypes and a recipe."""
 
     tokens: int = axis(
-        "rows of the states", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 130, 300),
-        affordable=lambda case, tokens: tokens * case.inner * case.columns <= MOST_PRODUCTS,
+        "rows of the states", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 130, 300),
+        affordable=lambda case, tokens: affords_tokens(case, tokens, MOST_PRODUCTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.inner} x {case.columns}",
     )  # fmt: skip
     inner: int = axis(
-        "elements of a sum", range(1, 2**16), 64, drawn=(1, 8, 16, 17, 64, 100, 1000, 1536, 2048, 4096, 8200),
+        "elements of a sum", range(1, 2**16), 64,
+        drawn=lambda case: HUGE_INNER if case.huge else INNERS,
         shown="", region=lambda case: "odd inner" if case.inner % 16 else "",
     )  # fmt: skip
     columns: int = axis(
-        "columns of the weight", range(1, 2**16), 16, drawn=(1, 2, 7, 8, 16, 24, 33, 64, 136, 264, 1032),
+        "columns of the weight", range(1, 2**16), 16,
+        drawn=lambda case: HUGE_COLUMNS if case.huge else (1, 2, 7, 8, 16, 24, 33, 64, 136, 264, 1032),
         affordable=lambda case, columns: case.inner * columns <= MOST_WEIGHTS, shown="",
         region=lambda case: "odd columns" if case.columns % 2 else "",
     )  # fmt: skip
@@ -111,6 +123,7 @@ class QuantMatmulCase(Case):
 
     drawn_first = ("inner", "columns")
     outliers = ("columns", "inner", "tokens")
+    huge_axes = ("tokens",)
     tied = ("inner", "columns", "tokens")
     rules = Constraints(RULES)
 

@@ -35,8 +35,8 @@ class RmsNormCase(Case):
     """One call of a norm, as sizes and recipes."""
 
     tokens: int = axis(
-        "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 16, 17, 65, 257, 1025), shown="",
-        affordable=lambda case, tokens: tokens * case.hidden_size <= MOST_ELEMENTS,
+        "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 16, 17, 65, 257, 1025), shown="",
+        affordable=lambda case, tokens: case.affords(tokens * case.hidden_size, MOST_ELEMENTS),
     )  # fmt: skip
     # Shrinking goes down by one option or two, and stops where neither fails: powers of two and other sizes take turns,
     # so that what one of the two kinds does wrong shrinks to the smallest of its kind.
@@ -63,6 +63,8 @@ class RmsNormCase(Case):
     seed: int = seed()
 
     drawn_first = ("hidden_size",)
+    outliers = ("tokens", "hidden_size")
+    huge_axes = ("tokens",)
     shown_first = ("hidden_size", "dtype", "kind")
 
     def problems(self) -> Iterator[str]:
@@ -148,7 +150,7 @@ component = Component(
     relations=(
         tokens_do_not_mix("hidden", "residual"),
         relation("first_token_alone", "a token's company does not matter", _first_token_alone,
-                 within={"tokens": range(2, 2**16 + 1)}, needs={"tokens": (1,)}),
+                 within={"tokens": rows.SEVERAL}, needs={"tokens": (1,)}),
     ),
     example_ratio=0.7,
     profiles=of_models(_sizes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,30 @@ DIMS = ("64", "32/64", "64/128", "64/192", "128", "192", "96/128", "16/80")
 SECTIONS = ("none", "16/24/24", "24/20/20", "8/12/12", "16/16/16/16")
 """How many frequencies belong to each kind of position (time, height and width of an image); none: all to one."""
 
+
+@dataclass(frozen=True)
+class Sections(Joined):
+    """None, or three or four numbers of frequencies."""
+
+    def __contains__(self, value: object) -> bool:
+        return value == "none" or (
+            isinstance(value, str)
+            and len(value) < 64
+            and re.fullmatch(r"[1-9][0-9]*(/[1-9][0-9]*){2,3}", value, re.ASCII) is not None
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SECTIONS)
+
+    def __len__(self) -> int:
+        return len(SECTIONS)
+
+    def __str__(self) -> str:
+        return "none, or three or four sections: 16/24/24"
+
+
+ANY_SECTIONS = Sections(())
+
 _SIZES = range(1, 2**16 + 1)
 _COSINES = {"data": ("cosines",), "table": range(2, 4098), "sections": ("none",)}
 
@@ -53,7 +78,7 @@ MANY_TOKENS, MANY_HEADS = (257, 513, 1025), (64, 33, 12)
 
 
 def _has_many_rows(case: RotaryCase) -> bool:
-    return bool(case.place_of_many == MANY_SHARE - 1)
+    return bool(case.place_of_many == MANY_SHARE - 1 and not case.huge)
 
 
 def _heads(case: RotaryCase) -> Sequence[int]:
@@ -71,7 +96,26 @@ def _half(sections: str) -> int:
 def _sections(case: RotaryCase) -> Sequence[str]:
     """None, or sections that add up to half of the rotary dim; more often for a single token, which few cases have."""
     fitting = [text for text in SECTIONS[1:] if 2 * _half(text) == case.rotary_dim]
+    half = case.rotary_dim // 2
+    if half > 2:  # any three
+        first = 1 + case.place_of_sections % (half - 2)
+        second = 1 + case.place_of_sections // 64 % (half - first - 1)
+        fitting.append(f"{first}/{second}/{half - first - second}")
     return ["none", *fitting, *(fitting if case.tokens == 1 else ["none"])]
+
+
+def _dims(case: RotaryCase) -> Sequence[str]:
+    """Dims of models; few elements where there are many rows."""
+    if case.huge:
+        return ("16", "8/16", "8")
+    return ("64", "32/64") if _has_many_rows(case) else DIMS
+
+
+def _turns_a_part(case: RotaryCase, text: str) -> bool:
+    """Whether there are as many elements as are to turn."""
+    del case
+    dims = _into_dims(text)
+    return dims["rotary_dim"] <= dims["head_dim"]
 
 
 def _into_dims(text: str) -> dict[str, int]:
@@ -84,8 +128,9 @@ class RotaryCase(Case):
     """One call: sizes, style, and which positions the tokens have."""
 
     tokens: int = axis(
-        "rows", _SIZES,
+        "rows", rows.COUNTS,
         drawn=lambda case: MANY_TOKENS if _has_many_rows(case) else (1, 1, 2, 3, 7, 16, 17, 65, 257, 513),
+        affordable=lambda case, tokens: not case.huge or case.affords(tokens * case.head_dim, 0),
         shown="{} token(s)",
     )  # fmt: skip
     heads: int = axis(
@@ -107,14 +152,14 @@ class RotaryCase(Case):
         shown=lambda case: f"{case.positions} of {case.table}",
     )  # fmt: skip
     table: int = axis(
-        "rows of the table", range(1, 2**20 + 1), 64, drawn=(*(1, 5, 64, 1025, 4097) * 9, 70_001, 2**20), shown=""
+        "rows of the table", range(1, 2**20 + 1), 64, drawn=(*(1, 5, 64, 1025, 4097) * 5, 70_001, 2**20), shown=""
     )
     data: str = axis(
         "what the table holds", DATA, "numbers", drawn=("numbers", "numbers", "cosines"),
-        assumes=lambda case, data: data == "numbers" or case.table <= MOST_COSINES, region="real cosines",
+        fits=lambda case, data: data == "numbers" or case.table <= MOST_COSINES, region="real cosines",
     )  # fmt: skip
     sections: str = axis(
-        "how many frequencies belong to each kind of position", SECTIONS, "none", drawn=_sections,
+        "how many frequencies belong to each kind of position", ANY_SECTIONS, "none", drawn=_sections,
         fits=lambda case, text: text == "none" or 2 * _half(text) == case.rotary_dim,
         shown="sections {}", region="sections",
     )  # fmt: skip
@@ -123,13 +168,15 @@ class RotaryCase(Case):
     seed: int = seed()
 
     place_of_many = choice(range(MANY_SHARE))
-    drawn_first = ("place_of_many", "dims", "tokens", "table", "data")
+    place_of_sections = choice(range(2**12))
+    drawn_first = ("place_of_many", "place_of_sections", "dims", "tokens", "table", "data")
     shown_first = ("tokens", "heads", "dims", "style", "dtype", "positions", "sections", "rows", "data", "magnitude")
-    outliers = ("heads", "kv_heads", "tokens")
+    outliers = ("heads", "kv_heads", "tokens", "dims")
+    huge_axes = ("tokens",)
 
     @derived(
         "rotary dim, and head dim if it differs: 64 or 64/128", Joined((range(2, 2**16 + 1, 2), _SIZES), short=True),
-        drawn=lambda case: ("64", "32/64") if _has_many_rows(case) else DIMS, into=_into_dims, shown="dim {}",
+        drawn=_dims, fits=_turns_a_part, into=_into_dims, shown="dim {}",
     )  # fmt: skip
     def dims(self) -> str:
         """Rotary dim, and head dim if it differs."""
@@ -313,7 +360,7 @@ component = Component(
     highlighted_region="partial rotary",
     relations=(
         relation("tokens_do_not_mix", "the order of tokens does not matter", _in_another_order,
-                 within={"tokens": range(2, 2**16 + 1)}),
+                 within={"tokens": rows.SEVERAL}),
         relation("heads_do_not_mix", "queries and keys are rotated alike", _swapped),
         Property("norm_is_preserved", "a rotation changes no length", _norm_is_preserved, within=_COSINES),
         Property("relative_positions", "scores depend on distances of positions only", _relative_positions,

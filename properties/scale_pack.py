@@ -15,6 +15,7 @@ from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.rows import COUNTS
 from npudiff.reference.scale_pack import CUT_BITS, FORMS, MARKER, ROUND_MODES, ScalePackInputs, scale_pack
 from npudiff.text import counted
 
@@ -53,14 +54,23 @@ class ScalePackCase(Case):
     """One call, as sizes and recipes."""
 
     columns: int = axis(
-        "columns of the weight, which have a scale each", range(1, 2**16 + 1),
+        "columns of the weight, which have a scale each", COUNTS,
         drawn=lambda case: (1, 2, 7, 16, 33) if case.far else (1, 2, 7, 16, 33, 256, 1030), shown=_shape,
     )  # fmt: skip
     groups: int = axis(
-        "groups of rows of the weight, which have scales each", range(1, 257), 1, drawn=(1, 2, 3, 5), shown=""
+        "groups of rows of the weight, which have scales each",
+        range(1, 257),
+        1,
+        drawn=lambda case: (1, 2) if case.huge else (1, 2, 3, 5),
+        shown="",
     )
     experts: int = axis(
-        "experts; 0 is a tensor of one axis", range(1025), 0, drawn=(0, 1, 2, 8, 17), shown="", region="experts"
+        "experts; 0 is a tensor of one axis",
+        range(1025),
+        0,
+        drawn=lambda case: (0, 1) if case.huge else (0, 1, 2, 8, 17),
+        shown="",
+        region="experts",
     )
     form: str = axis(
         "plain bits of the float32, or what npu_trans_quant_param returns", FORMS, "bits", always=True,
@@ -76,6 +86,7 @@ class ScalePackCase(Case):
 
     drawn_first = ("experts",)
     outliers = ("experts", "groups", "columns")
+    huge_axes = ("columns",)
     rules = Constraints(_RULES)
 
     def problems(self) -> Iterator[str]:

@@ -54,6 +54,7 @@ class SwaMaskCase(Case):
 
     drawn_first = ("window", "kv_lengths", "spare", "lengths_dtype")
     outliers = ("batch",)
+    huge_axes = ("batch",)
 
     @derived("number of requests", range(1, 4097))
     def batch(self) -> int:

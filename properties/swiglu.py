@@ -55,8 +55,8 @@ class SwigluCase(Case):
     """One call, as sizes, configuration and a recipe."""
 
     tokens: int = axis(
-        "rows", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 257),
-        affordable=lambda case, tokens: tokens * case.width <= MOST_ELEMENTS,
+        "rows", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 257),
+        affordable=lambda case, tokens: case.affords(tokens * case.width, MOST_ELEMENTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.width}",
     )  # fmt: skip
     width: int = axis(
@@ -91,6 +91,8 @@ class SwigluCase(Case):
     rows: str = rows.axis(several="tokens")
     seed: int = seed()
 
+    outliers = ("tokens", "width")
+    huge_axes = ("tokens",)
     # The recipe beside the sizes, so that shrinking can trade one for the other.
     drawn_first = ("width", "tokens", "recipe", "experts", "limited", "limit", "shared_limit")
     shown_first = (

@@ -54,8 +54,8 @@ class SwigluQuantCase(Case):
     """One call, as sizes, configuration and recipes."""
 
     tokens: int = axis(
-        "rows that belong to a group", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 130, 300),
-        affordable=lambda case, tokens: 2 * tokens * case.width <= MOST_ELEMENTS,
+        "rows that belong to a group", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 130, 300),
+        affordable=lambda case, tokens: case.affords(2 * tokens * case.width, MOST_ELEMENTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.width}",
     )  # fmt: skip
     width: int = axis(
@@ -114,6 +114,7 @@ class SwigluQuantCase(Case):
         "smooth",
     )  # fmt: skip
     outliers = ("groups", "tokens", "width")
+    huge_axes = ("tokens",)
 
     @property
     def limited(self) -> bool:
@@ -327,7 +328,7 @@ component = Component(
     highlighted_region="sums",
     relations=(
         relation("tokens_do_not_mix", "the order of the tokens of a group does not matter", _in_another_order,
-                 within={"tokens": range(2, 2**16 + 1)}),
+                 within={"tokens": rows.SEVERAL}),
         relation("twice_the_ups", "ups twice as large have scales twice as large, and the same integers",
                  _twice_the_ups, within={"activation": ("silu",)}),
         relation("rows_to_spare", "rows behind those of all groups change nothing", _rows_to_spare, within=GROUPED),

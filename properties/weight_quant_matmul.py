@@ -15,7 +15,15 @@ from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
-from npudiff.properties._shared.weight_matrix import MOST_WEIGHTS, columns_do_not_mix, coordinates, too_large
+from npudiff.properties._shared.weight_matrix import (
+    HUGE_COLUMNS,
+    HUGE_INNER,
+    MOST_WEIGHTS,
+    affords_tokens,
+    columns_do_not_mix,
+    coordinates,
+    too_large,
+)
 from npudiff.reference.quant_matmul import RANGES
 from npudiff.reference.weight_quant_matmul import BIAS_DTYPES, WeightQuantMatmulInputs, weight_quant_matmul
 from npudiff.text import counted
@@ -54,16 +62,18 @@ class WeightQuantMatmulCase(Case):
     """One call, as sizes, dtypes and a recipe."""
 
     tokens: int = axis(
-        "rows of the states", range(1, 2**16 + 1), drawn=(1, 2, 3, 7, 17, 65, 130, 300),
-        affordable=lambda case, tokens: tokens * case.inner * case.columns <= MOST_PRODUCTS,
+        "rows of the states", rows.COUNTS, drawn=(1, 2, 3, 7, 17, 65, 130, 300),
+        affordable=lambda case, tokens: affords_tokens(case, tokens, MOST_PRODUCTS),
         shown=lambda case: f"{counted(case.tokens, 'token')} x {case.inner} x {case.columns}",
     )  # fmt: skip
     inner: int = axis(
-        "rows of the weight", range(1, 2**16), 64, drawn=(64, 16, 40, 1, 17, 100, 200, 1000, 2048, 4160), shown="",
+        "rows of the weight", range(1, 2**16), 64,
+        drawn=lambda case: HUGE_INNER if case.huge else (64, 16, 40, 1, 17, 100, 200, 1000, 2048, 4160), shown="",
         region=lambda case: "odd inner" if case.inner % 16 else "",
     )  # fmt: skip
     columns: int = axis(
-        "columns of the weight", range(1, 2**16), 16, drawn=(16, 8, 1, 7, 24, 33, 64, 136, 264),
+        "columns of the weight", range(1, 2**16), 16,
+        drawn=lambda case: HUGE_COLUMNS if case.huge else (16, 8, 1, 7, 24, 33, 64, 136, 264),
         affordable=lambda case, columns: case.inner * columns <= MOST_WEIGHTS, shown="",
         region=lambda case: "odd columns" if case.columns % 2 else "",
     )  # fmt: skip
@@ -93,6 +103,7 @@ class WeightQuantMatmulCase(Case):
 
     drawn_first = ("inner", "columns")
     outliers = ("columns", "inner", "tokens")
+    huge_axes = ("tokens",)
     tied = ("inner", "columns")
     rules = RULES
 

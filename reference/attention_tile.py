@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -28,6 +29,20 @@ CUBIC_EXPONENTIALS = 2
 """Powers of two in a weight: its own, and one of a running maximum that rose after it."""
 
 Kept = tuple[torch.Tensor, torch.Tensor]
+
+
+class Attended(NamedTuple):
+    """What the rows of a tile come to; all float64."""
+
+    output: torch.Tensor
+    bound: torch.Tensor
+    """``[rows, heads, value_dim]``."""
+    lse: torch.Tensor
+    lse_bound: torch.Tensor
+    """``[rows, heads]``."""
+    by_scale: torch.Tensor
+    """How the output changes with the logarithm of the scale: ``sum p (s - mean s) v`` with
+    scores ``s``, in float32."""
 
 
 @dataclass(frozen=True)
@@ -93,19 +108,22 @@ class AttentionTile:
         cubic = CUBIC_EXPONENTIALS * CUBIC_EXPONENTIAL_ERROR if roundings.cubic_exponential else 0.0
         self.exponential_error = EXPONENTIAL_ERROR + cubic
 
-    def attend(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return output, its bound ``[rows, heads, value_dim]``, LSE and its bound ``[rows, heads]``."""
+    def attend(self) -> Attended:
+        """Return outputs and LSE of the rows, with their bounds."""
         spans = list(self._spans())
         lse, key_norm, kept = self._log_sum_exp(spans)
         value = torch.zeros(*lse.shape, self.cache.value_dim, dtype=torch.float64)
         twin = torch.zeros(*lse.shape, 2 * self.cache.value_dim + 1, dtype=torch.float64)
         seen = torch.zeros_like(value)
         moved = torch.zeros(*lse.shape, self.cache.value_dim + 1, dtype=torch.float64)
+        by_scale, factor = torch.zeros_like(moved), torch.ones(())
         for span in spans:
             cache = self.cache.read(*span)
-            weights, factor = kept or (self._scores(span, cache).sub_(_finite(lse)).exp_(), torch.ones(()))
+            weights, factor = kept or (self._scores(span, cache).sub_(_finite(lse)).exp_(), factor)
             value += torch.matmul(weights, cache.values) * factor
-            twin += torch.matmul(weights.to(torch.float32), cache.twin).to(torch.float64) * factor
+            narrow = weights.to(torch.float32)
+            twin += torch.matmul(narrow, cache.twin).to(torch.float64) * factor
+            by_scale += _times_logarithms(narrow, cache.values.to(torch.float32)).to(torch.float64) * factor
             seen += self._sum_of_visible(span, cache.twin[..., : self.cache.value_dim])
             if self.roundings.scaled_query:
                 moved += self._moved_by_query(weights * factor, cache)
@@ -113,12 +131,20 @@ class AttentionTile:
         numerator_error += moved[..., :-1] + self._merged(twin[..., : self.cache.value_dim], lse)
         mass_error += moved[..., -1]
         output_bound, lse_bound = self._bounds(value, lse, numerator_error, mass_error)
-        return (
+        return Attended(
             self._ungrouped(value),
             self._ungrouped(output_bound),
             self._ungrouped(lse.unsqueeze(-1)).squeeze(-1),
             self._ungrouped(lse_bound.unsqueeze(-1)).squeeze(-1),
+            self._ungrouped(by_scale[..., :-1] - value * (by_scale[..., -1:] - self._of_sinks(lse, factor))),
         )
+
+    def _of_sinks(self, lse: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """``[..., 1]``: what a logarithm of a weight is short of as a score, times the weight of the sink."""
+        if self.sinks is None:
+            return torch.zeros(())
+        weight = torch.exp(self.sinks.unsqueeze(-1) - _finite(lse))
+        return ((_finite(lse) + factor.log()) * weight).nan_to_num()
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Ranges of keys that fit in memory together."""
@@ -256,3 +282,9 @@ class AttentionTile:
 def _finite(logarithm: torch.Tensor) -> torch.Tensor:
     """``[..., 1]``: what to subtract before an exponential; 0 for rows that see nothing."""
     return torch.where(logarithm.isneginf(), 0.0, logarithm).unsqueeze(-1)
+
+
+def _times_logarithms(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``[..., dim + 1]``: sums of weights times their logarithms times values, and without values."""
+    products = torch.xlogy(weights, weights)
+    return torch.cat((torch.matmul(products, values), products.sum(dim=-1, keepdim=True)), dim=-1)

@@ -7,7 +7,8 @@ the absolute-value twin of its computation beside the value and sums these.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -44,6 +45,9 @@ class Expected:
     gain: torch.Tensor | None = None
     """float64, of the shape of ``value`` without its last axis: the largest correct gain error of each row, see
     ``gain_bound``. None where nothing is said of it."""
+    directions: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Name of a parameter to how the value changes with it, ``d value / d log(parameter)``, of the shape of ``value``:
+    an error of the parameter that is too small for any element shows along it. It needs no more than a few digits."""
 
 
 def gain_bound(value: torch.Tensor, independent: torch.Tensor, common: torch.Tensor | float = 0.0) -> torch.Tensor:

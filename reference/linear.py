@@ -32,12 +32,16 @@ def product(rows: torch.Tensor, matrix: torch.Tensor, dtype: torch.dtype) -> Pro
     return Product(value, accumulated + (value.abs() + accumulated) * unit_roundoff(dtype) + underflow_step(dtype))
 
 
-def carried_gain(errors: torch.Tensor, matrix: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def carried_gain(
+    errors: torch.Tensor, matrix: torch.Tensor, value: torch.Tensor, before: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return what errors as those of ``carried`` become in the gain of the rows ``value``, ``[..., rows, columns]``.
 
-    The gain error is a product with one more matrix: ``value / sum(value**2)`` of each row.
+    The gain error is a product with one more matrix: ``value / sum(value**2)`` of each row. Where something linear comes
+    between product and ``value``, ``before`` is its transpose times ``value``.
     """
-    along = value @ matrix.transpose(-1, -2) / value.square().sum(dim=-1, keepdim=True)
+    before = value if before is None else before
+    along = before @ matrix.transpose(-1, -2) / value.square().sum(dim=-1, keepdim=True)
     return ACCUMULATION_CONFIDENCE * (errors * along).square().sum(dim=-1).sqrt()
 
 

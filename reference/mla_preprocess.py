@@ -6,11 +6,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from npudiff.reference.bounds import Expected, gain_bound, rounding_gain, unit_roundoff
+from npudiff.reference.bounds import (
+    ACCUMULATION_CONFIDENCE,
+    Expected,
+    gain_bound,
+    rounding_gain,
+    unit_roundoff,
+)
 from npudiff.reference.linear import Product, carried, carried_gain, product
 from npudiff.reference.paged_cache import written
 from npudiff.reference.rms_norm import Normalised, normalised
-from npudiff.reference.rotary import rotated
+from npudiff.reference.rotary import joined, rotated
 from npudiff.reference.views import moved_inputs
 
 ROPE_STYLE = "interleaved_to_half"
@@ -175,10 +181,31 @@ def _queries(
     turned = heads.value[..., nope:]
     brought = carried(rows.independent, up[..., nope:]) + turned.abs() * rows.relative + heads.independent[..., nope:]
     rope = rotated(turned, brought, cosine, sine, ROPE_STYLE, dtype)
+    own = rotated(turned, torch.zeros_like(turned), cosine, sine, ROPE_STYLE, dtype).bound
+    back = _turned_back(rope.value, cosine, sine)
+    before = torch.hypot(
+        carried_gain(rows.independent, up[..., nope:], rope.value, back),
+        _gain_before_turning(heads.independent[..., nope:], back, rope.value),
+    )  # none of the three has to do with the others: it is one sum, by Hoeffding
+    rope_gain = torch.hypot(before, gain_bound(rope.value, own)) + rows.relative.squeeze(-1)
+    rope_gain = rope_gain + rounding_gain(rope.value, rope.value, dtype)
     return (
         Expected(latent.value.transpose(0, 1), error.transpose(0, 1), dtype, gain.transpose(0, 1)),
-        Expected(rope.value.transpose(0, 1), rope.bound.transpose(0, 1), dtype),
+        Expected(rope.value.transpose(0, 1), rope.bound.transpose(0, 1), dtype, rope_gain.transpose(0, 1)),
     )
+
+
+def _turned_back(rope: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rows times the transpose of the rotation: what an error before it is worth in the gain of a row after it."""
+    first, second = rope.chunk(2, dim=-1)
+    return joined(first * cosine + second * sine, second * cosine - first * sine, interleaved=True)
+
+
+def _gain_before_turning(errors: torch.Tensor, back: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+    """Independent errors of elements before the rotation in the gain of rows after it; infinity for rows of zeros."""
+    along = ACCUMULATION_CONFIDENCE * (errors * back).square().sum(dim=-1).sqrt()
+    size = rope.square().sum(dim=-1)
+    return torch.where(size > 0, along / size, torch.inf)
 
 
 def _quantised(rows: Normalised, steps: Int8Steps | None) -> Normalised:

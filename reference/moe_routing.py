@@ -28,7 +28,8 @@ class MoeRoutingInputs:
     states: torch.Tensor
     """``[tokens, width]``, bfloat16 or float16; its rows may be slices of wider ones."""
     experts: torch.Tensor
-    """int32 ``[tokens, top_k]``: different ones for each token, in ``0..all_experts - 1``."""
+    """int32 ``[tokens, top_k]``: different ones for each token, in ``0..all_experts - 1``. A padded token may have -1
+    or ``all_experts`` in all places: it goes nowhere and is not counted, as is an expert that is not here."""
     all_experts: int
     """Experts of the model."""
     first: int
@@ -136,5 +137,8 @@ def _validate(inputs: MoeRoutingInputs) -> None:
         raise ValueError(f"experts must be [{len(inputs.states)}, chosen], got {list(inputs.experts.shape)}")
     if not 0 <= inputs.first < inputs.last <= inputs.all_experts:
         raise ValueError(f"experts {inputs.first} to {inputs.last} are not among {inputs.all_experts}")
-    if inputs.experts.numel() and not 0 <= int(inputs.experts.min()) <= int(inputs.experts.max()) < inputs.all_experts:
-        raise ValueError(f"experts must lie in 0..{inputs.all_experts - 1}")
+    marked = (inputs.experts == NOWHERE) | (inputs.experts == inputs.all_experts)
+    exists = (inputs.experts >= 0) & (inputs.experts < inputs.all_experts)
+    if not bool((exists.all(dim=1) | marked.all(dim=1)).all()):
+        last = inputs.all_experts - 1
+        raise ValueError(f"experts must lie in 0..{last}, or all of a token be {NOWHERE} or {inputs.all_experts}")

@@ -13,6 +13,9 @@ from npudiff.reference.cache_reader import CacheReader
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.views import moved
 
+SCALE = "the softmax scale"
+"""Direction of outputs: what a scale that is off, or was rounded, does to them."""
+
 ROW_TILE = 64
 """Query rows that are computed together."""
 
@@ -89,6 +92,7 @@ def sliding_attention(inputs: SlidingAttentionInputs) -> dict[str, Expected]:
     value_dim = inputs.kv.value_head_dim
     output = torch.zeros(tokens, heads, value_dim, dtype=torch.float64)
     output_bound = torch.zeros_like(output)
+    by_scale = torch.zeros_like(output)
     lse = torch.full((tokens, heads), -math.inf, dtype=torch.float64)
     lse_bound = torch.full((tokens, heads), math.inf, dtype=torch.float64)
     scale, window, sinks = inputs.scale, inputs.window, inputs.sinks
@@ -99,10 +103,10 @@ def sliding_attention(inputs: SlidingAttentionInputs) -> dict[str, Expected]:
             last = min(first + ROW_TILE, new)
             rows = slice(start + first, start + last)
             tile = AttentionTile(cache, inputs.query[rows], total - new + first, scale, window, sinks, inputs.roundings)
-            output[rows], output_bound[rows], lse[rows], lse_bound[rows] = tile.attend()
+            output[rows], output_bound[rows], lse[rows], lse_bound[rows], by_scale[rows] = tile.attend()
         start += new
     return {
-        "output": Expected(output, output_bound, inputs.query.dtype),
+        "output": Expected(output, output_bound, inputs.query.dtype, directions={SCALE: by_scale}),
         "lse": Expected(lse, lse_bound, torch.float32),
     }
 

@@ -13,7 +13,8 @@ from npudiff.run.discovery import component_names
 ROOT = Path(__file__).parent.parent
 ROOMS = ("reference", "device", "properties", "npudiff")
 WINGS = (
-    "errors", "text", "model", "draw", "judge", "run", "findings", "show", "gate", "score", "commands", "cli", "plugin",
+    "errors", "text", "files", "model", "draw", "judge", "run", "findings", "show", "gate", "score", "commands", "cli",
+    "plugin",
 )  # fmt: skip
 """The engine, from the bottom: each wing, and each module beside the wings, stands only on those before it."""
 DOORS = ("npudiff", "npudiff.__main__")
@@ -223,3 +224,31 @@ def test_a_component_has_the_same_module_name_in_each_room():
     shared = set(component_names())
     for room in (("reference",), ("properties",), ("device", "ascend"), ("device", "mutants")):
         assert shared <= modules(*room)
+
+
+WRITES = {"write_text", "write_bytes", "save_file", "mkdir", "makedirs", "mkfifo", "symlink_to", "touch"}
+OPENS = {"open", "fdopen"}
+WRITERS = {
+    "npudiff/files/writing.py": "the writer",
+    "npudiff/score/substitute.py": "appends to a file of a folder that was made for one run",
+    "npudiff/commands/gate.py": "appends to the summary that GitHub's runner names",
+    "device/virtual/sealed.py": "makes folders that others cannot write",
+}
+
+
+def writes(path):
+    """Yield what a file calls that writes: names of writing methods, and opening for anything but reading."""
+    for node in ast.walk(parsed(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        words = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+        flags = {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute)}
+        if name in WRITES or (name in OPENS and (words & {"w", "wb", "a", "ab", "x", "xb"} or "O_CREAT" in flags)):
+            yield name
+
+
+@parametrized
+def test_files_are_written_by_the_one_module_that_follows_no_link(room, path):
+    if str(path.relative_to(ROOT)) not in WRITERS:
+        assert not list(writes(path))

@@ -18,7 +18,9 @@ from npudiff.reference.sliding_attention import SlidingAttentionInputs
 STRIP = 16
 """C0 of two-byte elements: columns per strip of PA_NZ."""
 
-SUPPORTED: Box = {"dtype": ("bfloat16",), "page_size": range(16, 1025, 16), "group": range(1, 65)}
+SUPPORTED: Box = {
+    "dtype": ("bfloat16",), "page_size": range(16, 1025, 16), "group": range(1, 65), "head_dim": (64, 128),
+}  # fmt: skip
 """What FIA v2 takes in layout TND with head dims of 64 and 128."""
 
 

@@ -21,7 +21,7 @@ PLACE_OF_COPY, COPY_AT_PLACE = 0, 1
 """row_idx_type: for each copy the row where it is, or for each row which copy it is."""
 
 _MOVED: Box = {"form": ("as they are",)}
-_PLAIN: Box = {**_MOVED, "local": (False,)}
+_PLAIN: Box = {**_MOVED, "local": (False,), "padded_ids": ("none",)}
 
 QUANT_MODES = {"as they are": -1, "with scales": -1, "by largest": 1, "smoothed": 1, "one scale": 0}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from npudiff import Target, implementation
+from npudiff.model.constraints import Joined
 from npudiff.reference.paged_cache import PagedCacheInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -16,6 +17,11 @@ _NO_SKIPPING = {"padding": ("slot 0",)}
 _CONTIGUOUS = {"rows": ("contiguous",)}
 """The documentation of npu_scatter_pa_kv_cache asks for it; that of _npu_reshape_and_cache says nothing of strides."""
 _FLOATS = {"dtype": ("bfloat16", "float16")}
+
+
+def _strips(width: int) -> Joined:
+    """Head dims of whole strips: 32 bytes of one head."""
+    return Joined((range(width, 2**16 + 1, width),) * 2, short=True)
 
 
 def caches(inputs: PagedCacheInputs) -> Outputs:
@@ -56,12 +62,12 @@ def scatter_pa_norm(inputs: PagedCacheInputs, target: Target) -> Outputs:
 @implementation(
     "paged_cache",
     supports=[
-        {"layout": ("PA_NZ",), **_FLOATS, **_CONTIGUOUS},
+        {"layout": ("PA_NZ",), "head_dims": _strips(16), **_FLOATS, **_CONTIGUOUS},
         {
             **_CONTIGUOUS,
             "layout": ("PA_NZ",),
             "dtype": ("int8",),
-            "head_dims": ("64", "128", "192/128", "512/64", "96", "32", "256", "576"),
+            "head_dims": _strips(32),
         },
     ],
 )

@@ -7,19 +7,33 @@ from dataclasses import replace
 import torch
 
 from npudiff import Target, implementation
+from npudiff.model.constraints import Joined
 from npudiff.reference.rotary import RotaryInputs
 
 Outputs = dict[str, torch.Tensor]
 
-_WHOLE_HEADS = ("64", "128", "192")
+_WHOLE_HEADS = Joined((range(2, 895, 2),))
+"""Heads that turn as a whole: an even number of elements below 896."""
+_SIXTEEN_BITS = ("bfloat16", "float16")
+
+
+def _strips(step: int) -> Joined:
+    """Heads of a multiple of so many elements, of which as many turn, or fewer."""
+    return Joined((range(step, 2**16 + 1, step),) * 2, short=True)
+
+
+_MROPE = {"style": ("half", "interleaved"), "sections": ("none", "16/24/24", "24/20/20", "8/12/12", "16/16/16/16")}
+
 _PLAIN = {"sections": ("none",)}
 _CONTIGUOUS = {"rows": ("contiguous",)}
-_SIXTEEN_BITS = ("bfloat16", "float16")
 
 
 @implementation(
     "rotary",
-    supports={"style": ("half", "interleaved"), "dims": ("64", "128", "192", "32/64", "64/128", "64/192", "96/128")},
+    supports=[
+        {**_MROPE, "dims": _strips(32), "dtype": _SIXTEEN_BITS},
+        {**_MROPE, "dims": _strips(16), "dtype": ("float32",)},
+    ],
     on_device=True,
 )
 def npu_mrope(inputs: RotaryInputs, target: Target) -> Outputs:

@@ -17,7 +17,7 @@ from npudiff.device.ascend.fused_attention import (
     real_rows,
     tnd_call,
 )
-from npudiff.model.constraints import Box
+from npudiff.model.constraints import Box, Joined
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -32,11 +32,10 @@ NZ: Box = {"layout": ("PA_NZ",)}
 SMALL_PAGES: Box = {**ND, "head_dims": ("64", "128"), "page_size": range(16, 1025, 16)}
 """The operator takes small pages for these head dims only."""
 
-MANY_ROWS_PAGES: Box = {
-    **ND,
-    "head_dims": ("80", "96", "192", "256", "192/128"),
-    "page_size": range(128, 513, 128),
-}
+STRIPS = Joined((range(16, 513, 16),))
+"""Head dims of whole strips, the same for keys and values."""
+
+MANY_ROWS_PAGES: Box = {**ND, "page_size": range(128, 513, 128)}
 """Pages for other head dims: what is taken for one row per request, and for more, which alone may have up to 1,024."""
 
 TND: Box = {"dtype": ("bfloat16",), "poison": POISON, "fully_masked_rows": ("none", "empty"), "group": range(1, 65)}
@@ -90,7 +89,7 @@ def fia_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     "sliding_attention",
     supports=(
         {"poison": POISON, "sinks": (False,), **SMALL_PAGES},
-        {"poison": POISON, "sinks": (False,), **MANY_ROWS_PAGES, "head_dims": ("80", "96", "192", "256")},
+        {"poison": POISON, "sinks": (False,), **MANY_ROWS_PAGES, "head_dims": STRIPS},
         {
             "poison": POISON,
             "sinks": (False,),
@@ -118,7 +117,7 @@ def fia_extend_bsnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
             "poison": POISON,
             "sinks": (False,),
             **ND,
-            "head_dims": ("80", "96", "192", "256"),
+            "head_dims": STRIPS,
             "page_size": range(16, 513, 16),
         },
     ),

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from npudiff.files.writing import write_file
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -122,7 +124,7 @@ def write_calls(calls: Iterable[Call], path: Path = RECORDED_CALLS) -> None:
     """Record forms: sorted, one a line."""
     about = "Forms of the operator calls of device/ascend. Written by: python -m npudiff.device.contract calls"
     texts = sorted(str(call) for call in merge(calls).values())
-    path.write_text(json.dumps({"about": about, "calls": texts}, indent=1) + "\n", encoding="utf-8")
+    write_file(path, json.dumps({"about": about, "calls": texts}, indent=1) + "\n")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 from npudiff.device.contract.listing import Listing
 from npudiff.device.simulator.schemas import SCHEMAS, namespace, qualified_name
+from npudiff.files.writing import write_file
 
 RECORDED_VERSIONS = Path(__file__).with_name("versions.json")
 
@@ -79,7 +80,7 @@ def write_wheels(wheels: Iterable[Wheel], path: Path = RECORDED_VERSIONS) -> Non
             for name in sorted({name for one in listings for name in one.schemas} | set(BASE_SCHEMAS))
         },
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(content, indent=1) + "\n")
 
 
 def _variants(schemas: Mapping[str, str | None]) -> list[dict[str, str | None]]:

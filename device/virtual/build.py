@@ -18,7 +18,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from npudiff.device.virtual import sealed
 from npudiff.device.virtual.elf import NotSharedLibrary, SharedLibrary, read_shared_library
+from npudiff.device.virtual.sealed import is_whole, own_folder, seal
+from npudiff.files.writing import make_folder, write_file
 
 SOURCES = Path(__file__).parent / "runtime"
 RUNTIME = "libascendcl.so"
@@ -56,7 +59,9 @@ class Demand:
 
 
 def build(torch_npu: Path, torch: Path, version: str) -> Path:
-    """Return the folder of the stand-in for a torch_npu; build it if it is not in the cache.
+    """Return the folder of the stand-in for a torch_npu; build it if it is not in the cache, or not as it was built.
+
+    What is loaded from the cache runs in this process, so nobody else may have written it.
 
     Parameters
     ----------
@@ -68,7 +73,8 @@ def build(torch_npu: Path, torch: Path, version: str) -> Path:
     Raises
     ------
     CannotBuild
-        If there is no C compiler, or none of the machines that torch_npu is made for.
+        If there is no C compiler, or none of the machines that torch_npu is made for; or if the cache is not this
+        user's own, or cannot be written.
     """
     if platform.system() != "Linux" or platform.machine() not in MACHINES:
         raise CannotBuild(
@@ -76,21 +82,33 @@ def build(torch_npu: Path, torch: Path, version: str) -> Path:
             f"this is {platform.system()} on {platform.machine()}"
         )
     folder = cache_folder() / f"{version}-{platform.machine()}-{_digest()}"
-    if not folder.is_dir():
-        compiler = _compiler()
-        demand = demand_of(torch_npu, torch)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as place:
-            made = Path(place) / "libraries"
-            made.mkdir()
-            _compile(compiler, demand, made)
-            _move(made, folder)
+    try:
+        own_folder(folder.parent.parent)
+        own_folder(folder.parent)
+        if not is_whole(folder):
+            compiler = _compiler()
+            demand = demand_of(torch_npu, torch)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as place:
+                made = Path(place) / "libraries"
+                make_folder(made, within=made)
+                _compile(compiler, demand, made)
+                seal(made)
+                _move(made, folder, Path(place) / "before")
+    except OSError as error:
+        raise CannotBuild(f"the cache of the virtual NPU: {error}; XDG_CACHE_HOME names another one") from error
     return folder
 
 
 def cache_folder() -> Path:
-    """Return where stand-ins are kept: the user's cache directory, never the checkout."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "npudiff" / "virtual"
+    """Return where stand-ins are kept: the user's cache directory, never the checkout.
+
+    A path in ``XDG_CACHE_HOME`` that is not absolute is ignored, as the XDG Base Directory Specification asks for.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (given if given.is_absolute() else Path.home() / ".cache") / "npudiff" / "virtual"
+    except RuntimeError as error:  # of a user without a home
+        raise CannotBuild(f"no place for the virtual NPU: {error} Set XDG_CACHE_HOME") from None
 
 
 def demand_of(torch_npu: Path, torch: Path) -> Demand:
@@ -138,13 +156,13 @@ def _compile(compiler: str, demand: Demand, folder: Path) -> None:
     _run([compiler, *FLAGS, f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), *sources, "-lpthread"])
     missing = sorted(set(demand.symbols) - read_shared_library(runtime).defined)
     generated = folder / "missing.c"
-    generated.write_text(_failing(missing), encoding="utf-8")
+    write_file(generated, _failing(missing), within=folder)
     _run([
         compiler, *FLAGS, f"-I{SOURCES}", f"-Wl,-soname,{RUNTIME}", "-o", str(runtime), *sources, str(generated),
         "-lpthread",
     ])  # fmt: skip
     empty = folder / "empty.c"
-    empty.write_text("typedef int nothing;\n", encoding="utf-8")
+    write_file(empty, "typedef int nothing;\n", within=folder)
     for name in demand.libraries:
         if name != RUNTIME:
             target = str(folder / name)
@@ -176,16 +194,21 @@ def _run(command: list[str]) -> None:
 def _digest() -> str:
     """A name for these sources: another version of npudiff never meets libraries of this one."""
     digest = hashlib.sha256()
-    for path in (*sorted(SOURCES.iterdir()), Path(__file__)):
+    for path in (*sorted(SOURCES.iterdir()), Path(__file__), Path(sealed.__file__)):
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _move(made: Path, folder: Path) -> None:
-    """Put a finished folder where it belongs; another process may have been faster, with the same libraries."""
+def _move(made: Path, folder: Path, before: Path) -> None:
+    """Put a finished folder where it belongs; another process may have been faster, with the same libraries.
+
+    What is there and is not whole goes away together with the place ``before``.
+    """
     try:
+        if folder.exists() and not is_whole(folder):
+            folder.rename(before)
         made.rename(folder)
     except OSError:
-        if not folder.is_dir():
+        if not is_whole(folder):
             raise

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from npudiff.errors import ExitCode, UsageError
+from npudiff.files.unwritten import Unwritten
+from npudiff.files.writing import EXAMPLES, FINDINGS, JOURNALS, check_output, write_file
 from npudiff.findings.log import LoggedFinding, RunLog
-from npudiff.findings.shared import EXAMPLES, FINDINGS, plan_with_shared
+from npudiff.findings.shared import plan_with_shared
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.codec import loads
 from npudiff.model.job import Verdict
-from npudiff.run.isolation.journal import JOURNALS, left_behind
+from npudiff.run.isolation.journal import left_behind
 from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Plan, Request
 from npudiff.run.run import Run
@@ -25,7 +29,7 @@ from npudiff.show.problems import Level, Problem, problems_of_findings
 from npudiff.show.progress import RunProgress
 from npudiff.show.run_page.write import RecordKeeper, summary_of
 from npudiff.show.source_location import root_of_files
-from npudiff.text import printable
+from npudiff.text import counted, printable
 
 
 def check(options: argparse.Namespace) -> int:
@@ -49,14 +53,17 @@ def run_plan(
     junit_file : pathlib.Path or None
         Where results are written as JUnit XML.
     """
+    check_output(options.output)
     tasks = _tasks(plan, keeper(options.output / FINDINGS), case)
     console, log = Console(verbose=options.verbose), RunLog(plan)
-    record = RecordKeeper(lambda: summary_of(log, case=case), options.output)
+    unwritten = Unwritten()
+    record = RecordKeeper(lambda: summary_of(log, case=case), options.output, unwritten)
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
     code: int = ExitCode.INTERNAL
     if junit_file is not None:
-        _write_junit(log, junit_file)  # so that a run that is killed leaves neither none nor that of another run
+        with contextlib.suppress(OSError):  # so that a run that is killed leaves neither none nor that of another run
+            write_file(junit_file, _junit(log))
     try:
         with Run(plan.workers, [log, record, RunProgress(console.rich, jobs=len(tasks))]) as run:
             run.run(tasks)
@@ -66,8 +73,19 @@ def run_plan(
         if not isinstance(log.error, BrokenPipeError):
             code = _report(log, console)
         if junit_file is not None:
-            _write_junit(log, junit_file)
-    return code
+            with unwritten.trying(str(junit_file), asked=True):
+                write_file(junit_file, _junit(log))
+        note_findings(log.findings, unwritten)
+        unwritten.tell()
+    return unwritten.code(code)
+
+
+def note_findings(findings: Sequence[LoggedFinding], unwritten: Unwritten) -> None:
+    """Remember which findings could not be written, or not all of it."""
+    for why, count in Counter(one.unwritten for one in findings if not one.written).items():
+        unwritten.note_findings(count, why)
+    for why, count in Counter(one.problem for one in findings if one.problem and one.written).items():
+        unwritten.note(f"tensors and pages of {counted(count, 'finding')}", why)
 
 
 def _report(log: RunLog, console: Console) -> int:
@@ -98,15 +116,13 @@ def _show_findings(findings: list[LoggedFinding], console: Console) -> None:
         secondary = finding.subject in wrong and finding.property_name != EQUIVALENCE.name
         again = finding.symptom in shown or secondary
         shown.add(finding.symptom)
-        (console.finding_again if again else console.finding)(finding, one.folder)
+        (console.finding_again if again else console.finding)(finding, one.folder, unwritten=one.unwritten)
 
 
-def _write_junit(log: RunLog, path: Path) -> None:
+def _junit(log: RunLog) -> str:
     root = root_of_files()
     problems = [*problems_of_findings(log.findings, log.plan, root), *_other_problems(log)]
-    text = junit(log.plan.jobs, log.outcomes, problems, root, log.seconds)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    return junit(log.plan.jobs, log.outcomes, problems, root, log.seconds)
 
 
 def _other_problems(log: RunLog) -> Iterator[Problem]:
@@ -114,7 +130,7 @@ def _other_problems(log: RunLog) -> Iterator[Problem]:
     if log.error is not None:
         yield Problem(Level.ERROR, "ended-early", printable(f"ended early: {type(log.error).__name__}"))
     for outcome in log.mutants if log.plan.judges_mutants else ():
-        if outcome.failure is None:
+        if not outcome.found:
             title = f"{outcome.job.name} is wrong on purpose, and {outcome.cases} cases did not show it"
             yield Problem(Level.ERROR, "missed-mutant", title)
 

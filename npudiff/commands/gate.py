@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from npudiff.commands.check import request_of
+from npudiff.commands.check import note_findings, request_of
 from npudiff.errors import ExitCode, UsageError
+from npudiff.files.unwritten import Unwritten
+from npudiff.files.writing import FINDINGS, JOURNALS, KNOWN, check_output, write_file
 from npudiff.findings.log import NotEnded
-from npudiff.findings.shared import FINDINGS, plan_with_shared
+from npudiff.findings.shared import plan_with_shared
 from npudiff.gate.changes import changed_since, touched_by
 from npudiff.gate.github import summary, workflow_commands
 from npudiff.gate.host import machine_of
@@ -26,7 +28,7 @@ from npudiff.gate.run import GateConfig, run_gate
 from npudiff.gate.sarif import sarif
 from npudiff.gate.triage import Triage, triage
 from npudiff.run.events import Event, JobEnded, RunEnded
-from npudiff.run.isolation.journal import JOURNALS, left_behind
+from npudiff.run.isolation.journal import left_behind
 from npudiff.run.plan import Plan
 from npudiff.show.console import Console
 from npudiff.show.junit import junit
@@ -35,7 +37,7 @@ from npudiff.show.progress import RunProgress
 from npudiff.show.run_page.record import KnownRecord
 from npudiff.show.run_page.write import RecordKeeper, RunSummary, known_record
 from npudiff.show.source_location import root_of_files
-from npudiff.text import clipped, listed, printable
+from npudiff.text import clipped, listed, printable, say
 
 JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "known_issues.draft.toml"
 """Files that each gate leaves in its output folder."""
@@ -43,6 +45,7 @@ JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "know
 
 def gate(options: argparse.Namespace) -> int:
     """Run ``npudiff gate`` and return its exit code."""
+    check_output(options.output)
     today = dt.datetime.now(dt.timezone.utc).date()
     plan = plan_with_shared(replace(request_of(options), hypothesis_profile="ci"))
     file, issues = _known(options.known, today)
@@ -59,14 +62,14 @@ def gate(options: argparse.Namespace) -> int:
         touched,
         options.rotating,
         options.output / FINDINGS,
-        options.output / "known",
+        options.output / KNOWN,
         [told, RunProgress(console.rich, seconds=options.budget)],
     )
     try:
         run_gate(result, config)
     finally:  # what was seen before is not lost, whatever ended the run
         told.close(console)
-    return result.code
+    return told.unwritten.code(result.code)
 
 
 class _Told:
@@ -79,21 +82,26 @@ class _Told:
         self._result, self._sorted_out, self._folder = result, sorted_out, folder
         self._began = time.time()
         self._error: BaseException | None = NotEnded()
-        self._record = RecordKeeper(self._summary, folder)
-        _write_reports(result, folder)
+        self.unwritten = Unwritten()
+        self._record = RecordKeeper(self._summary, folder, self.unwritten)
+        _write_reports(result, folder, Unwritten())  # what cannot be written is told at the end, if it is still so
 
     def __call__(self, event: Event) -> None:
         """Write what there is so far, if there is a new finding."""
         self._record(event)
         if isinstance(event, RunEnded):
             self._error = event.error
-        elif isinstance(event, JobEnded) and event.folders:
-            _write_reports(self._result, self._folder)
+        elif isinstance(event, JobEnded) and event.kept:
+            _write_reports(self._result, self._folder, Unwritten())
 
     def close(self, console: Console) -> None:
         """Tell everybody what came of it."""
         self._record.close()
-        _tell(self._result, console, self._folder)
+        try:
+            _tell(self._result, console, self._folder, self.unwritten)
+        finally:
+            note_findings(self._result.findings, self.unwritten)
+            self.unwritten.tell()
 
     def _summary(self) -> RunSummary:
         """What a record is made of, from which ``npudiff report`` makes a page."""
@@ -141,28 +149,29 @@ def _touched(plan: Plan, options: argparse.Namespace, result: GateResult) -> fro
     return touched.implementations
 
 
-def _tell(result: GateResult, console: Console, folder: Path) -> None:
+def _tell(result: GateResult, console: Console, folder: Path, unwritten: Unwritten) -> None:
     """Tell what was seen: on the console, in files, and to GitHub where this is a step of a job of it."""
-    problems, text = _write_reports(result, folder)
-    (folder / DRAFT).write_text(draft([told.finding for told in result.findings]), encoding="utf-8")
+    problems, text = _write_reports(result, folder, unwritten)
+    with unwritten.trying(DRAFT, asked=True):
+        write_file(folder / DRAFT, draft([told.finding for told in result.findings]), within=folder)
     _show(result, problems, console, folder)
     if os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as file:
+        step = Path(os.environ["GITHUB_STEP_SUMMARY"])  # of GitHub's runner, where others of this step may have written
+        with unwritten.trying(str(step)), step.open("a", encoding="utf-8") as file:
             file.write(text)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in workflow_commands(problems):
-            print(line, flush=True)
+            say(line)
 
 
-def _write_reports(result: GateResult, folder: Path) -> tuple[Sequence[Problem], str]:
+def _write_reports(result: GateResult, folder: Path, unwritten: Unwritten) -> tuple[Sequence[Problem], str]:
     """Write the files of a gate; return its problems, and its summary as Markdown."""
     root = root_of_files()
     problems = problems_of(result, root)
-    folder.mkdir(parents=True, exist_ok=True)
     text = summary(result, problems)
-    (folder / JUNIT).write_text(_junit(result, problems, root), encoding="utf-8")
-    (folder / SARIF).write_text(sarif(result, problems), encoding="utf-8")
-    (folder / SUMMARY).write_text(text, encoding="utf-8")
+    for name, content in ((JUNIT, _junit(result, problems, root)), (SARIF, sarif(result, problems)), (SUMMARY, text)):
+        with unwritten.trying(name, asked=True):
+            write_file(folder / name, content, within=folder)
     return problems, text
 
 
@@ -179,7 +188,7 @@ def _known_record(status: KnownStatus) -> KnownRecord:
 def _show(result: GateResult, problems: Sequence[Problem], console: Console, folder: Path) -> None:
     console.table([outcome for outcomes in result.by_implementation().values() for outcome in outcomes])
     for told in result.findings:
-        console.finding(told.finding, told.folder)
+        console.finding(told.finding, told.folder, unwritten=told.unwritten)
         console.lines([f"  part       {told.stage}" + (", told only" if told.warns else "")])
     others = [one for one in problems if one.rule in ("known-issue", "unfinished") or one.level is Level.NOTE]
     console.lines(["", *(f"{one.level.value:8} {clipped(one.title)}" for one in others)])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from npudiff.errors import ExitCode, UsageError
-from npudiff.findings.shared import FINDINGS
+from npudiff.files.writing import FINDINGS, reason, write_file
 from npudiff.show.run_page.page import run_page
 from npudiff.show.run_page.read import StoredRun, finding_folder, read_records, root_of
+from npudiff.text import complain, say
 
 PAGE_FILE = "report.html"
 
@@ -23,21 +23,19 @@ def report(options: argparse.Namespace) -> int:
     runs, problems = read_records(paths)
     strays = _strays(paths, runs)
     for line in problems:
-        print(f"npudiff: {line}", file=sys.stderr)
+        complain(line)
     if not runs and not strays:
         where = ", ".join(str(path) for path in paths)
-        print(f"npudiff: no run left a record in {where}; npudiff check writes one", file=sys.stderr)
+        complain(f"no run left a record in {where}; npudiff check writes one")
         return ExitCode.NOTHING_RAN
     first = root_of(paths[0])
     page: Path = options.output or first / PAGE_FILE
-    partial = page.with_name(f".{page.name}.partial")
+    text = run_page(runs, problems, strays, page)
     try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(run_page(runs, problems, strays, page), encoding="utf-8")
-        partial.replace(page)
+        write_file(page, text, within=first if options.output is None else None)
     except OSError as error:
-        raise UsageError(f"{page}: {error.strerror}") from None
-    print(page)
+        raise UsageError(f"{page}: {reason(error)}") from None
+    say(str(page))
     return ExitCode.CLEAN
 
 

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from npudiff.errors import ExitCode, UsageError, unknown
+from npudiff.files.unwritten import Unwritten
+from npudiff.files.writing import check_output, write_file
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.job import Job
 from npudiff.model.version import VERSION
 from npudiff.run.plan import Plan, Request, make_plan
 from npudiff.score.methods import METHODS, Method
 from npudiff.score.page import page
+from npudiff.score.progress import TrialProgress
 from npudiff.score.suite import SUITE, run_suite
 from npudiff.score.summary import encode, reliably_found, scores
 from npudiff.score.table import lines_of, table_of
 from npudiff.score.trials import Trial, run_trials
 from npudiff.show.console import Console
 
+JSON_FILE, PAGE_FILE = "score.json", "score.html"
+
+SAVED_EVERY = 30.0
+"""Seconds between two times that trials are saved while others run."""
+
 
 def score(options: argparse.Namespace) -> int:
     """Run ``npudiff score`` and return its exit code: 1 if a mutant is lost, or a correct implementation accused."""
+    check_output(options.output)
     methods = _methods(options)
     judged = METHODS[0].name if METHODS[0] in methods else SUITE
     if options.expect is not None and judged == SUITE and options.suite is None:
@@ -36,22 +44,76 @@ def score(options: argparse.Namespace) -> int:
     mutants = {_name(job) for job in jobs if job.subject.implementation.wrong is not None}
     told = f"{len(mutants)} mutants, {len(jobs) - len(mutants)} correct implementations"
     console.lines([f"npudiff {VERSION} · target {plan.target.name}, CANN {plan.target.cann} · {told}"])
-    started = time.perf_counter()
-    trials = _run(jobs, methods, options, plan.workers if options.workers is None else options.workers, console)
+    kept = _Kept(options, plan, TrialProgress(console.rich))
+    unwritten = Unwritten()
+    try:
+        trials = _run(jobs, methods, options, plan.workers if options.workers is None else options.workers, kept)
+    except BaseException as error:  # the trials until then have taken minutes
+        kept.ended = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        if kept.trials:
+            _tell(kept.trials, kept, console, unwritten)
+        unwritten.tell()
+        raise
+    finally:
+        kept.progress.close()
+    _tell(trials, kept, console, unwritten)
+    if options.record is not None:
+        with unwritten.trying(str(options.record), asked=True):
+            write_file(options.record, encode(trials, kept.about, brief=True))
+    unwritten.tell()
+    return unwritten.code(_verdict(console, trials, judged, before & mutants))
+
+
+class _Kept:
+    """The trials that are over: they are shown, and saved now and then, so that whatever ends the run loses few."""
+
+    def __init__(self, options: argparse.Namespace, plan: Plan, progress: TrialProgress) -> None:
+        self._options, self._plan, self.progress = options, plan, progress
+        self.folder: Path = options.output
+        self._started = self._saved = time.perf_counter()
+        self.trials: list[Trial] = []
+        self.ended = ""
+
+    def __call__(self, trial: Trial) -> None:
+        """Take a trial down."""
+        self.trials.append(trial)
+        self.progress(trial)
+        if time.perf_counter() - self._saved > SAVED_EVERY:
+            with contextlib.suppress(OSError):  # told at the end, if it is still so
+                self.save(self.trials)
+
+    def save(self, trials: Sequence[Trial]) -> None:
+        """Write trials as JSON."""
+        self._saved = time.perf_counter()
+        write_file(self.folder / JSON_FILE, encode(trials, self.about), within=self.folder)
+
+    @property
+    def about(self) -> dict[str, object]:
+        """What describes the run."""
+        suite, target = self._options.suite, self._plan.target
+        return {
+            "npudiff": VERSION,
+            "target": target.name,
+            "cann": target.cann,
+            "examples": self._options.examples,
+            **({} if suite is None else {"suite": suite}),
+            "seconds": round(time.perf_counter() - self._started, 1),
+            **({"ended": self.ended} if self.ended else {}),
+        }
+
+
+def _tell(trials: Sequence[Trial], kept: _Kept, console: Console, unwritten: Unwritten) -> None:
+    """Show trials, and write them."""
+    kept.progress.close()
     console.rich.print(table_of(scores(trials)))
     console.lines(list(lines_of(trials)))
-    about = {
-        "npudiff": VERSION,
-        "target": plan.target.name,
-        "cann": plan.target.cann,
-        "examples": options.examples,
-        **({} if options.suite is None else {"suite": options.suite}),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    _write(options.output, trials, about, console)
-    if options.record is not None:
-        options.record.write_text(encode(trials, about, brief=True), encoding="utf-8")
-    return _verdict(console, trials, judged, before & mutants)
+    folder = kept.folder
+    with unwritten.trying(JSON_FILE, asked=True):
+        kept.save(trials)
+    with unwritten.trying(PAGE_FILE, asked=True):
+        write_file(folder / PAGE_FILE, page(trials, kept.about), within=folder)
+    if not unwritten.asked:
+        console.lines([f"written: {folder / JSON_FILE}, {folder / PAGE_FILE}"])
 
 
 def _jobs(plan: Plan, names: list[str]) -> list[Job]:
@@ -79,43 +141,25 @@ def _name(job: Job) -> str:
 
 
 def _run(
-    jobs: list[Job], methods: Sequence[Method], options: argparse.Namespace, workers: int, console: Console
+    jobs: list[Job], methods: Sequence[Method], options: argparse.Namespace, workers: int, follow: _Kept
 ) -> list[Trial]:
-    """Run all methods, with a bar that says where they are."""
-    with _progress(console) as progress:
-        task = progress.add_task("trials", total=None)
-
-        def follow(trial: Trial) -> None:
-            progress.update(task, advance=1, description=f"{trial.method}: {trial.mutant}")
-
-        trials: list[Trial] = []
-        if options.suite is not None:
-            mutants = [job.subject.implementation for job in jobs if job.subject.implementation.wrong is not None]
-            trials += run_suite(options.suite, mutants, options.output / SUITE, workers=workers, follow=follow)
-        if methods:
-            trials += run_trials(
-                jobs,
-                seeds=range(1, options.seeds + 1),
-                baseline_seeds=range(1, options.baseline_seeds + 1),
-                examples=options.examples,
-                workers=workers,
-                methods=methods,
-                seconds=options.budget,
-                follow=follow,
-            )
-        return trials
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console.rich, transient=True, disable=not console.rich.is_terminal)
-
-
-def _write(folder: Path, trials: list[Trial], about: dict[str, object], console: Console) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "score.json").write_text(encode(trials, about), encoding="utf-8")
-    (folder / "score.html").write_text(page(trials, about), encoding="utf-8")
-    console.lines([f"written: {folder / 'score.json'}, {folder / 'score.html'}"])
+    """Run all methods."""
+    trials: list[Trial] = []
+    if options.suite is not None:
+        mutants = [job.subject.implementation for job in jobs if job.subject.implementation.wrong is not None]
+        trials += run_suite(options.suite, mutants, options.output / SUITE, workers=workers, follow=follow)
+    if methods:
+        trials += run_trials(
+            jobs,
+            seeds=range(1, options.seeds + 1),
+            baseline_seeds=range(1, options.baseline_seeds + 1),
+            examples=options.examples,
+            workers=workers,
+            methods=methods,
+            seconds=options.budget,
+            follow=follow,
+        )
+    return trials
 
 
 def _verdict(console: Console, trials: list[Trial], judged: str, before: set[str]) -> int:

@@ -7,6 +7,7 @@ as well so that a component has one place to import them from.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, cycle, islice
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from npudiff.draw.counts import PLACES, far_values, huge_values
 from npudiff.model.case import DeclaredCase, Quantity, axis, choice, declaration, derived, part, seed
 from npudiff.model.constraints import Allowed, Axis, Box, Constraints, allows
 
@@ -27,25 +29,30 @@ __all__ = ["Case", "Chooser", "axis", "choice", "derived", "part", "seed", "with
 Part = TypeVar("Part")
 Sized = TypeVar("Sized")
 
+Alike = Callable[[Part, Part], Part]
+"""Two parts to the second, with what makes the first and it alike."""
+
 CHOICES = 2**12
 """Values of one choice. Of a longer list of options a choice reaches this many, spread from end to end."""
 
-FIRST_CHOICE = 918_273_645_546_372_819
+FIRST_CHOICE = 918_273_645 * 10**9 + 546_372_819
 """Where choices start. Hypothesis mixes literals of the imported local modules into integers, so cases would depend on
 what else is imported, and it draws small integers more often than large ones. Up here it does neither: no program
-has such literals, and its distribution is flat."""
+has such literals, this one included, and its distribution is flat."""
 
 _SCATTER = 2_654_435_761  # Knuth's multiplicative hash: 2**32 divided by the golden ratio
 
-FAR_COUNTS = (5, 6, 7, 9, 12, 13, 17, 33, 40, 48, 63, 65, 100, 127, 129, 257)
-"""Counts that an axis has now and then, beyond those that a component lists: remainders of fours, eights and tiles, one
-away from what fits into a tile, a table or a block, and the cores of devices."""
-
-FAR_SHARE = 10
-"""One axis is an outlier in one of so many cases."""
+FAR_SHARE, HUGE_SHARE = 10, 24
+"""One axis is an outlier in one of so many cases, and beyond a thousand in one of so many, where it can be."""
 
 FAR_WEIGHT = 3
-"""An outlier axis has each of ``FAR_COUNTS`` this many times as often as a usual value, the larger half twice that."""
+"""An outlier axis has each far value this many times as often as a usual one, the larger half twice that."""
+
+TINY = 8
+"""Sizes on other axes are at most this where one is beyond a thousand, or as small as there are."""
+
+UNIFORM = (*["no"] * 9, "partly", *["wholly"] * 2)
+"""How often the parts of a list are alike: in what makes a batch uniform, or altogether."""
 
 EQUAL_SHARE = 8
 """Two sizes are tied in one of so many cases."""
@@ -77,13 +84,16 @@ class Chooser:
     Attributes
     ----------
     far : str
-        The axis that is a far count in this case, empty in most.
+        The axis that goes far in this case, empty in most.
+    huge : bool
+        Whether it goes beyond a thousand.
     """
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
         self._random = draw(SOURCE)
-        self.far = ""
-        self._far_counts: Sequence[int] = ()
+        self.far, self.huge = "", False
+        self._far_values: Sequence[Any] = ()
+        self._counted: Collection[str] = ()
 
     @classmethod
     def of(cls, source: Random) -> Chooser:
@@ -96,23 +106,30 @@ class Chooser:
         last = FIRST_CHOICE + max(2, min(count, CHOICES)) - 1
         return options[choice_index(self._random.randint(FIRST_CHOICE, last) - FIRST_CHOICE, count)]
 
-    def draw_outlier_axis(self, axes: Mapping[str, Axis], *names: str) -> None:
+    def draw_outlier_axis(self, axes: Mapping[str, Axis], *names: str, huge: Sequence[str] = ()) -> None:
         """Draw whether an axis is an outlier in this case, and which one.
 
-        Its values then are the usual ones and, many times more often, ``FAR_COUNTS`` as far as box and axis allow. The
-        component filters them by what a case may cost, so that those which are too expensive are left out, and takes
-        small sizes on other axes where ``far`` names one that needs it.
+        Its values then are the usual ones and, many times more often, ``far_values`` or ``huge_values`` as far as box
+        and axis allow. The component filters them by what a case may cost, so that those which are too expensive are
+        left out. Counts on other axes are tiny where one is huge; where one is far, the component takes small ones.
 
         Parameters
         ----------
         axes : mapping
             Axes of the component.
         names : str
-            Axes of integers. One that stands here twice is drawn twice as often.
+            Axes that go far. One that stands here twice is drawn twice as often.
+        huge : sequence of str
+            Axes that go beyond a thousand.
         """
-        self.far = self.pick(("",) * ((FAR_SHARE - 1) * len(names)) + names)
-        legal = axes[self.far].legal if self.far else ()
-        self._far_counts = [count for count in FAR_COUNTS if allows(legal, count)]
+        options = _outliers(tuple(names), tuple(huge))
+        self.far, self.huge = self.pick(options)
+        place, other = self.pick(range(PLACES)), self.pick(range(PLACES))
+        if self.far:
+            legal = axes[self.far].legal
+            self._far_values = huge_values(legal, place) if self.huge else far_values(legal, place, other)
+        if self.huge:
+            self._counted = {name for name, axis in axes.items() if isinstance(axis.legal, range)} - {self.far}
 
     def value(self, box: Box, axis: str, defaults: Sequence[Any]) -> Any:  # noqa: ANN401 - the axis's own type
         """Draw a value of an axis: a default that the box allows, or else anything that it allows."""
@@ -130,9 +147,11 @@ class Chooser:
         """
         allowed = box.get(axis)
         usual = within(defaults, allowed)
+        if axis in self._counted:
+            return _tiny(usual)
         if axis != self.far:
             return usual
-        far = [count for count in self._far_counts if allowed is None or allows(allowed, count)]
+        far = [value for value in self._far_values if allowed is None or allows(allowed, value)]
         return [*usual[: LISTED // 2], *[*far, *far[len(far) // 2 :]] * FAR_WEIGHT]
 
     def tie_sizes(
@@ -163,7 +182,7 @@ class Chooser:
         """
         pairs = list(combinations(sizes, 2))
         pair = self.pick([()] * ((EQUAL_SHARE - 1) * len(pairs)) + pairs)
-        if not pair:
+        if not pair or self.huge:
             return case
         same: Sized = replace(case, **dict.fromkeys(pair, min(getattr(case, name) for name in pair)))  # type: ignore[type-var]
         try:
@@ -172,18 +191,37 @@ class Chooser:
             return case
         return case if Constraints((box,)).reason_against(values(same)) else same
 
-    def draw_list(self, box: Box, axis: str, sizes: Sequence[int], draw_part: Callable[[], Part]) -> tuple[Part, ...]:
+    def draw_list(
+        self, box: Box, axis: str, sizes: Sequence[int], draw_part: Callable[[], Part], alike: Alike[Part] | None = None
+    ) -> tuple[Part, ...]:
         """Draw a list whose length is a value of an axis, and now and then less."""
-        return self.draw_list_of(box, axis, self.value(box, axis, sizes), draw_part)
+        return self.draw_list_of(box, axis, self.value(box, axis, sizes), draw_part, alike)
 
-    def draw_list_of(self, box: Box, axis: str, most: int, draw_part: Callable[[], Part]) -> tuple[Part, ...]:
-        """Draw a list of ``most`` parts, and now and then fewer.
+    def draw_list_of(
+        self, box: Box, axis: str, most: int, draw_part: Callable[[], Part], alike: Alike[Part] | None = None
+    ) -> tuple[Part, ...]:
+        """Draw a list of ``most`` parts, and now and then fewer, or parts that are alike.
 
         Before each part comes a choice to stop. So each part and the choice before it can be left out by themselves,
         and a failure that needs only the last of three parts shrinks to that part.
 
         Of an axis that goes far, a few parts are drawn and repeated; never fewer, or many copies of one part would be
-        fewer choices than three parts, and what needs three would shrink to many.
+        fewer choices than three parts, and what needs three would shrink to many. Parts that are alike are drawn as
+        others are, for the same reason.
+
+        Parameters
+        ----------
+        box : mapping
+            Axis to allowed values.
+        axis : str
+            What counts the parts.
+        most : int
+            How many there are.
+        draw_part : callable
+            Draws one.
+        alike : callable, optional
+            The first part and another to the other with as many new tokens as the first, where the list may be alike
+            in that alone.
         """
         parts: list[Part] = []
         repeated = axis == self.far and most > DISTINCT
@@ -192,7 +230,27 @@ class Chooser:
             if stops and parts and not repeated and allows(box.get(axis, (len(parts),)), len(parts)):
                 break
             parts.append(draw_part())
+        uniform = self.pick(UNIFORM)
+        if uniform != "no":
+            first = parts[0]
+            parts = [first if uniform == "wholly" or alike is None else alike(first, part) for part in parts]
         return tuple(islice(cycle(parts), most)) if repeated else tuple(parts)
+
+
+@functools.cache
+def _outliers(far: tuple[str, ...], huge: tuple[str, ...]) -> Sequence[tuple[str, bool]]:
+    """What an outlier may be, and in most cases is not: each as often as the shares say."""
+    ways, sides = max(1, len(far)), max(1, len(huge))
+    total = FAR_SHARE * HUGE_SHARE // 2 * ways * sides
+    goes_far = [(name, False) for name in far for _ in range(total // FAR_SHARE // ways)]
+    is_huge = [(name, True) for name in huge for _ in range(total // HUGE_SHARE // sides)]
+    return (*[("", False)] * (total - len(goes_far) - len(is_huge)), *goes_far, *is_huge)
+
+
+def _tiny(usual: Sequence[Any]) -> Sequence[Any]:
+    """Of usual values, those that are tiny, or the smallest one."""
+    least = [value for value in usual[:LISTED] if value is None or value <= TINY]
+    return least or [min(usual)]
 
 
 def choice_index(choice: int, options: int) -> int:
@@ -237,9 +295,9 @@ def _draw_case(draw: st.DrawFn, kind: type[Case], boxes: Sequence[Box]) -> Any: 
     box = choose.pick(boxes)
     draft = object.__new__(kind)  # what is not drawn yet has its default
     known = vars(draft)
-    if kind.outliers:
-        choose.draw_outlier_axis(kind.axes(), *kind.outliers)
-    known.update(far=choose.far, box=box)
+    if kind.outliers or kind.huge_axes:
+        choose.draw_outlier_axis(kind.axes(), *kind.outliers, huge=kind.huge_axes)
+    known.update(far=choose.far, huge=choose.huge, box=box)
     value = choose.value
     for name, quantity, is_plain in said.drawn:
         if is_plain:
@@ -264,11 +322,16 @@ def _drawn(choose: Chooser, box: Box, draft: Case, name: str, quantity: Quantity
     return {name: value} if quantity.into is None else {name: value, **quantity.into(value)}
 
 
+def _smallest(options: Sequence[Any]) -> Any:  # noqa: ANN401 - the element type of the options
+    """Return the smallest of numbers, and of texts the first: the simplest."""
+    return options[0] if isinstance(options[0], str) else min(options)
+
+
 def _fitting(options: Sequence[Any], draft: Case, quantity: Quantity) -> Sequence[Any]:
     """Leave out what does not go with the draft, and what a case may not cost; the smallest stays."""
     if quantity.fits is not None:
         options = [value for value in options if quantity.fits(draft, value)]
         assume(options)
     if quantity.affordable is not None:
-        options = [value for value in options if quantity.affordable(draft, value)] or [min(options)]
+        options = [value for value in options if quantity.affordable(draft, value)] or [_smallest(options)]
     return options

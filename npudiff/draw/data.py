@@ -52,8 +52,14 @@ class Stream:
 
     def integers(self, low: int, high: int, count: int) -> list[int]:
         """Return ``count`` integers in ``[low, high)``."""
-        return [low + int(word % (high - low)) for word in self.random_uint64(count).tolist()]
+        found: list[int] = (low + (self.random_uint64(count) % np.uint64(high - low)).astype(np.int64)).tolist()
+        return found
 
     def permutation(self, count: int) -> list[int]:
         """Return a permutation of ``range(count)``."""
-        return [int(index) for index in np.argsort(self.random_uint64(count), kind="stable")]
+        order: list[int] = np.argsort(self.random_uint64(count), kind="stable").tolist()
+        return order
+
+    def permutations(self, rows: int, count: int) -> np.ndarray:
+        """Return as many permutations of ``range(count)``, int64 ``[rows, count]``, as so many calls would."""
+        return np.argsort(self.random_uint64(rows * count).reshape(rows, count), axis=1, kind="stable")

@@ -15,6 +15,7 @@ from hypothesis.database import (
 )
 
 from npudiff.errors import unknown
+from npudiff.files.reading import reason_against_examples
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,17 @@ def hypothesis_settings(
 
 
 def _database(memory: Path | None, shared: Path | None) -> ExampleDatabase | None:
-    mine = [] if memory is None else [DirectoryBasedExampleDatabase(memory)]
-    theirs = [] if shared is None or not shared.is_dir() else [ReadOnlyDatabase(DirectoryBasedExampleDatabase(shared))]
+    mine = [] if memory is None or _is_strange(memory) else [DirectoryBasedExampleDatabase(memory)]
+    theirs = [] if shared is None or not shared.is_dir() or _is_strange(shared) else [
+        ReadOnlyDatabase(DirectoryBasedExampleDatabase(shared))
+    ]  # fmt: skip
     databases: list[ExampleDatabase] = [*mine, *theirs]
     return MultiplexedDatabase(*databases) if len(databases) > 1 else next(iter(databases), None)
+
+
+def _is_strange(folder: Path) -> bool:
+    """Whether something other than Hypothesis may have made the folder of a job: it would be written to, too."""
+    return folder.parent.is_symlink() or bool(reason_against_examples(folder, depth=2))
 
 
 def register_profiles() -> None:

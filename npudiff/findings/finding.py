@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import platform
-import re
 import shlex
 import time
 from collections.abc import Mapping
@@ -20,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from npudiff.errors import UsageError
+from npudiff.files.reading import read_plain_file
+from npudiff.files.writing import file_name, remove_file, write_file
 from npudiff.judge.criteria import published_verdicts
 from npudiff.judge.pattern import describe_pattern, explain_misplaced, worst_element, worst_gain
 from npudiff.model.anything import AnyInputs
 from npudiff.model.codec import dumps, loads, to_plain
 from npudiff.model.component import Comparison, Component, OutputComparison
+from npudiff.model.drift import Drift
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Failure, Outcome, Poisoning, Verdict
 from npudiff.model.version import VERSION
@@ -49,6 +51,9 @@ MAX_REPRODUCE_TENSORS = 2**25
 """Bytes of tensors that a script is given, inputs and expected outputs; with more there is no script."""
 
 MAX_SCRIPT_BYTES = 2**22
+
+MOST_OF_A_NAME = 60
+"""Characters of each name in the name of a folder."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ class Finding:
             )
         )
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        return f"{_safe(self.component)}-{_safe(self.implementation)}-{_safe(self.property_name)}-{digest}"
+        names = (self.component, self.implementation, self.property_name)
+        return "-".join((*(file_name(name, MOST_OF_A_NAME) for name in names), digest))
 
     @property
     def symptom(self) -> tuple[object, ...]:
@@ -123,30 +129,41 @@ class Finding:
         return (self.component, self.implementation, self.target, self.cann, self.verdict, seen)
 
 
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:60].lstrip(".") or "unnamed"
-
-
 def write_finding(finding: Finding, failure: Failure | None, root: Path, script: Script | None = None) -> Path:
     """Write a finding as a folder below ``root``, and return the folder.
 
     Tensors are kept as far as the size cap allows; the checksums of all files are part of ``finding.json``.
+
+    Raises
+    ------
+    OSError
+        If one of its files cannot be written.
     """
     folder = root / finding.key
-    folder.mkdir(parents=True, exist_ok=True)
-    checksum = _write_tensors(None if failure is None else failure.comparison, folder / TENSOR_FILE)
+    tensors = _packed(None if failure is None else failure.comparison)
+    files = {TENSOR_FILE: ("tensors_sha256", tensors), **_of_script(script or Script())}
+    for name, (_, data) in files.items():
+        if data:
+            write_file(folder / name, data, within=root)
+        else:  # that of an earlier run
+            remove_file(folder / name, within=root)
     content = {
         "schema_version": SCHEMA_VERSION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **{name: getattr(finding, name) for name in Finding.__dataclass_fields__},
         "command": finding.replay_command(folder),
-        "tensors_sha256": checksum,
-        **_write_script(script or Script(), folder),
+        **{field: hashlib.sha256(data).hexdigest() if data else None for field, data in files.values()},
     }
-    partial = folder / (FINDING_FILE + ".partial")
-    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(folder / FINDING_FILE)
+    text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+    write_file(folder / FINDING_FILE, text, within=root)
     return folder
+
+
+def plain_finding(finding: Finding) -> dict[str, Any]:
+    """Return a finding as plain values, from which ``finding_of_plain`` makes it again, in whichever process."""
+    content = {name: getattr(finding, name) for name in Finding.__dataclass_fields__}
+    plain: dict[str, Any] = json.loads(json.dumps(_finite(content), allow_nan=False))
+    return plain
 
 
 def _finite(value: object) -> object:
@@ -158,7 +175,8 @@ def _finite(value: object) -> object:
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_tensors(comparison: Comparison | None, path: Path) -> str | None:
+def _packed(comparison: Comparison | None) -> bytes:
+    """Return the tensors of a comparison as a safetensors file; nothing if there are none."""
     kept: dict[str, torch.Tensor] = {}
     size = 0
     for output in comparison.outputs if comparison is not None else ():
@@ -167,11 +185,7 @@ def _write_tensors(comparison: Comparison | None, path: Path) -> str | None:
             if tensor is not None and size + tensor.nbytes <= MAX_TENSORS_KEPT:
                 size += tensor.nbytes
                 kept[f"{output.name}.{kind}"] = tensor.detach().cpu().contiguous().clone()
-    if not kept:
-        path.unlink(missing_ok=True)
-        return None
-    save_file(kept, path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return save(kept) if kept else b""
 
 
 _OF_SCRIPT = {
@@ -181,19 +195,21 @@ _OF_SCRIPT = {
 """Files of a script: where their checksums stand, and how large they may be."""
 
 
-def _write_script(script: Script, folder: Path) -> dict[str, str | None]:
-    checksums: dict[str, str | None] = {}
-    for name, content in {SCRIPT_FILE: script.text.encode(), REPRODUCE_TENSORS: script.tensors}.items():
-        path = folder / name
-        path.unlink(missing_ok=True)  # that of an earlier run, which may be a link to elsewhere
-        if content:
-            path.write_bytes(content)
-        checksums[_OF_SCRIPT[name][0]] = hashlib.sha256(content).hexdigest() if content else None
-    return checksums
+def _of_script(script: Script) -> dict[str, tuple[str, bytes]]:
+    """The files of a script: where the checksum of each stands, and what it holds."""
+    contents = {SCRIPT_FILE: script.text.encode(), REPRODUCE_TENSORS: script.tensors}
+    return {name: (_OF_SCRIPT[name][0], data) for name, data in contents.items()}
 
 
-def read_finding(folder: Path) -> Finding:
+def read_finding(folder: Path, *, tensors: bool = True) -> Finding:
     """Read a finding folder, trusting nothing in it.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The folder.
+    tensors : bool
+        Whether what its case can make again is compared with its checksums.
 
     Raises
     ------
@@ -208,16 +224,22 @@ def read_finding(folder: Path) -> Finding:
         raise UsageError(
             f"{folder}: written by a newer npudiff (schema {version}, this one reads up to {SCHEMA_VERSION}): upgrade"
         )
-    _check_file(folder / TENSOR_FILE, "tensors_sha256", content, MAX_TENSOR_BYTES)
-    for name, (field, limit) in _OF_SCRIPT.items():
+    if tensors:
+        _check_file(folder / TENSOR_FILE, "tensors_sha256", content, MAX_TENSOR_BYTES)
+    for name, (field, limit) in _OF_SCRIPT.items() if tensors else ():
         if (folder / name).exists() or (folder / name).is_symlink():  # what makes the script is not needed to replay it
             _check_file(folder / name, field, content, limit)
+    return finding_of_plain(content, f"{folder}: {FINDING_FILE}")
+
+
+def finding_of_plain(content: Mapping[str, Any], place: str = "a finding") -> Finding:
+    """Return the finding that plain values say; raises ``UsageError``, naming the place, if they are no finding."""
     fields: dict[str, Any] = {}
     for name in Finding.__dataclass_fields__:
         wanted = dict if name in ("case", "detail", "environment") else str
         value = content.get(name)
         if not isinstance(value, wanted):
-            raise UsageError(f"{folder}: {FINDING_FILE}: {name} must be {wanted.__name__}, got {type(value).__name__}")
+            raise UsageError(f"{place}: {name} must be {wanted.__name__}, got {type(value).__name__}")
         fields[name] = value
     return Finding(**fields)
 
@@ -245,25 +267,23 @@ def _check_file(path: Path, field: str, content: Mapping[str, Any], limit: int) 
         raise UsageError(f"{path.parent}: {path.name} does not match its checksum: damaged or changed")
 
 
-def read_plain_file(path: Path, limit: int) -> bytes:
-    """Read a regular file that is not a link and not larger than ``limit``."""
-    if path.is_symlink() or not path.is_file():
-        raise UsageError(f"{path.parent}: {path.name} is missing, or not a plain file")
-    if path.stat().st_size > limit:
-        raise UsageError(f"{path.parent}: {path.name} has {path.stat().st_size} bytes, at most {limit} are read")
-    return path.read_bytes()
-
-
 POISONS = "poisons the device"
 """Verdict of a case that holds, and after which another one fails that is right by itself."""
+
+DRIFT_FIGURES = ("direction", "size", "most", "score", "cases", "elements")
+"""What the detail of a drift has of ``npudiff.model.drift.Drift``."""
 
 AFTER_OTHERS = "fails after other cases only"
 """Verdict of a case that is right by itself, and failed after others of which none could be found guilty."""
 
 
 def findings_of(outcome: Outcome) -> list[tuple[Finding, Failure | None]]:
-    """Describe all that an outcome has to report: its failure, and cases that spoiled the device for others."""
-    failed = [(finding_of(outcome), outcome.failure)] if outcome.failure is not None else []
+    """Describe all that an outcome has to report: failure or drift, and cases that spoiled the device for others."""
+    failed: list[tuple[Finding, Failure | None]] = []
+    if outcome.failure is not None:
+        failed.append((finding_of(outcome), outcome.failure))
+    elif outcome.drift is not None:
+        failed.append((_drift(outcome, outcome.drift), None))
     poisonings = sorted(outcome.poisonings, key=lambda one: (not one.case, len(one.case) + len(one.victim)))
     return [*failed, *((_poisoning(outcome, one), None) for one in poisonings[:1])]
 
@@ -285,6 +305,29 @@ def _poisoning(outcome: Outcome, poisoning: Poisoning) -> Finding:
     }
     verdict = POISONS if culprit is not None else AFTER_OTHERS
     return _described(outcome, victim if culprit is None else culprit, verdict, detail)
+
+
+def _drift(outcome: Outcome, drift: Drift) -> Finding:
+    """Describe what the cases of a job have in common; its case is the one that shows it best."""
+    component = outcome.job.subject.component
+    cases = [loads(component.case_type, one.case) for one in drift.shown]
+    detail = {
+        "line": component.describe(cases[0]),
+        "output": drift.output,
+        "drift": {name: getattr(drift, name) for name in DRIFT_FIGURES},
+        "shown": [
+            {"line": component.describe(case), "size": one.size, "step": one.step}
+            for case, one in zip(cases, drift.shown, strict=True)
+        ],
+        "besides": [
+            {"output": one.output, "direction": one.direction, "size": one.size}
+            for one in outcome.drifts
+            if one.shown and one is not drift
+        ],
+        "remembered": list(drift.remembered),
+        "examples_to_finding": outcome.cases,
+    }
+    return _described(outcome, cases[0], Verdict.DRIFT.value, detail)
 
 
 def finding_of(outcome: Outcome) -> Finding:
@@ -360,6 +403,7 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         "repeated": list(outcome.repeated),
         "alone": list(outcome.alone),
         "first": _first(outcome),
+        "worst_case": _worst_case(outcome, failure),
     }
     if failure.error is not None:
         detail["error"] = _error_text(failure.error)
@@ -418,6 +462,19 @@ def _first(outcome: Outcome) -> dict[str, Any]:
         coordinates = coordinates_of(component, inputs, output)
         first |= _described_output(output, coordinates, inputs)
     return first
+
+
+def _worst_case(outcome: Outcome, failure: Failure) -> dict[str, Any]:
+    """The failing case that is off furthest, where it is another one: the smallest is often just beyond its bound."""
+    worst = outcome.worst_failure
+    if worst is None or worst.comparison is None or worst.case == failure.case:
+        return {}
+    smallest = 0.0 if failure.comparison is None else failure.comparison.worst
+    if worst.comparison.worst <= smallest:
+        return {}
+    line = outcome.job.subject.component.describe(worst.case)
+    output = max(worst.comparison.outputs, key=lambda one: one.worst)
+    return {"line": line, "case": _plain_case(worst.case), "output": output.name, "ratio": output.worst}
 
 
 def coordinates_of(component: Component, inputs: AnyInputs, output: OutputComparison) -> Mapping[str, torch.Tensor]:

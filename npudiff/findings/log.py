@@ -7,9 +7,10 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from npudiff.errors import UsageError
-from npudiff.findings.finding import FINDING_FILE, Finding, read_finding
+from npudiff.findings.finding import FINDING_FILE, Finding, finding_of_plain, read_finding
 from npudiff.model.job import Job, Outcome
 from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.plan import Plan
@@ -17,13 +18,39 @@ from npudiff.run.plan import Plan
 
 @dataclass(frozen=True)
 class LoggedFinding:
-    """A finding that was written."""
+    """A finding of a run."""
 
     finding: Finding
     folder: Path
     """Where it was written."""
     stage: str
     """Part of the run that found it."""
+    problem: str = ""
+    """Why it could not be written, or not all of it; empty if it was."""
+    written: bool = True
+    """Whether the folder is there."""
+
+    @property
+    def unwritten(self) -> str:
+        """Why there is no folder; empty if there is one."""
+        return "" if self.written else self.problem
+
+
+AnyLogged = TypeVar("AnyLogged", bound=LoggedFinding)
+
+
+def logged(event: JobEnded) -> list[LoggedFinding]:
+    """Return the findings of a job that has ended."""
+    return [
+        LoggedFinding(finding_of_plain(one.content), one.folder, event.stage, one.problem, one.written)
+        for one in event.kept
+    ]
+
+
+def without_those_again(findings: Sequence[AnyLogged], event: JobEnded) -> list[AnyLogged]:
+    """Return the findings of jobs that ended before, without those that this one has as well."""
+    again = {one.folder for one in event.kept}
+    return [one for one in findings if one.folder not in again]
 
 
 CLOCKS_APART = 0.02
@@ -45,7 +72,10 @@ def untold(root: Path, since: float, told: Collection[Path]) -> Iterator[tuple[F
         Folders of those that are known.
     """
     names = {folder.name for folder in told}
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+    folders: list[Path] = []
+    with contextlib.suppress(OSError):  # there is none, or it is not ours to read
+        folders = sorted(root.iterdir())
+    for folder in folders:
         with contextlib.suppress(OSError, UsageError):  # of somebody else, or not whole
             if folder.name not in names and (folder / FINDING_FILE).stat().st_mtime >= since - CLOCKS_APART:
                 yield read_finding(folder), folder
@@ -90,8 +120,8 @@ class RunLog:
         """Take an event down."""
         if isinstance(event, JobEnded):
             self.ended.append(event)
-            self._findings = [one for one in self._findings if one.folder not in event.folders]
-            self._findings += [LoggedFinding(read_finding(one), one, event.stage) for one in event.folders]
+            self._findings = without_those_again(self._findings, event)
+            self._findings += logged(event)
         elif isinstance(event, RunEnded):
             self.seconds, self.error = time.perf_counter() - self._clock, event.error
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from npudiff.errors import DeviceLost, UsageError, unknown
 from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS, Finding, read_finding
+from npudiff.judge.drift import REPLAY_SCORE
 from npudiff.judge.properties import properties_of
 from npudiff.model.anything import AnyCase
-from npudiff.model.codec import from_plain
+from npudiff.model.codec import from_plain, loads
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.implementation import Implementation, Target, TargetUnavailable
 from npudiff.model.job import Isolation, Job, Outcome, Verdict
@@ -20,6 +21,7 @@ from npudiff.run.engine import run_case, run_cases
 from npudiff.run.host import can_isolate, may_end_its_process
 from npudiff.run.isolation.faults import Kind
 from npudiff.run.plan import Request, untrusted_provider
+from npudiff.text import counted
 
 
 class ReplayVerdict(Enum):
@@ -118,6 +120,8 @@ def _told(folder: Path, finding: Finding, outcome: Outcome, case: AnyCase) -> Re
     if outcome.verdict is Verdict.NOT_APPLICABLE:
         reason = next(iter(outcome.not_applicable), "the property says nothing about the case")
         return Replay(folder, ReplayVerdict.ERROR, f"{described}: not applicable: {reason}", outcome)
+    if finding.verdict == Verdict.DRIFT.value and outcome.failure is None:
+        return _told_of_drift(folder, finding, outcome)
     if outcome.verdict is not Verdict.HOLDS:
         return Replay(folder, ReplayVerdict.FAILED, described, outcome)
     if finding.verdict == AFTER_OTHERS:
@@ -125,6 +129,40 @@ def _told(folder: Path, finding: Finding, outcome: Outcome, case: AnyCase) -> Re
         return Replay(folder, ReplayVerdict.ERROR, line, outcome)
     line = f"{described} (error {outcome.worst_ratio:.2g} of the bound)"
     return Replay(folder, ReplayVerdict.FIXED, line, outcome)
+
+
+def _told_of_drift(folder: Path, finding: Finding, outcome: Outcome) -> Replay:
+    """What became of a drift, over the cases that were remembered."""
+    names = output, direction = str(finding.detail.get("output")), finding.detail["drift"]["direction"]
+    described = f"{outcome.job.name}: {output}, {direction}, over {counted(outcome.cases, 'case')}"
+    again = next((drift for drift in outcome.drifts if (drift.output, drift.direction) == names), None)
+    if again is None:
+        line = f"{described}: none of them says anything of it"
+        return Replay(folder, ReplayVerdict.ERROR, line, outcome)
+    line = f"{described}: {again.size:+.2g} of the bound in the mean, {again.score:.1f} standard errors beyond the most"
+    return Replay(folder, ReplayVerdict.FAILED if again.score >= REPLAY_SCORE else ReplayVerdict.FIXED, line, outcome)
+
+
+def _remembered(finding: Finding, component: Component) -> list[AnyCase]:
+    """Return the cases that show a drift.
+
+    Raises
+    ------
+    UsageError
+        If they are damaged.
+    """
+    drift, texts = finding.detail.get("drift"), finding.detail.get("remembered")
+    if not isinstance(drift, dict) or not isinstance(drift.get("direction"), str):
+        raise UsageError("the figures of the drift are damaged")
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise UsageError("the cases that show the drift are damaged")
+    try:
+        cases = [loads(component.case_type, text) for text in texts]
+        for case in cases:
+            component.check_case(case)
+    except ValueError as error:
+        raise UsageError(f"a case that shows the drift is damaged: {error}") from None
+    return cases
 
 
 def _run(finding: Finding, job: Job, case: AnyCase, isolation: Isolation, isolate: bool | None) -> Outcome:
@@ -138,6 +176,8 @@ def _run(finding: Finding, job: Job, case: AnyCase, isolation: Isolation, isolat
     if poisons:
         victim = _case(job.subject.component, finding.detail.get("victim"), "victim")
         outcome = run_cases(job, (case, victim), isolation)
+    elif finding.verdict == Verdict.DRIFT.value:
+        outcome = run_cases(job, _remembered(finding, job.subject.component), isolation if wanted else None)
     else:
         outcome = run_case(job, case, isolation if wanted else None)
     outcome.settle()

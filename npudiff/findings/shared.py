@@ -6,6 +6,9 @@ it is trusted: findings are read as for a replay, remembered examples are bytes 
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import itertools
 import json
 import stat
 from collections.abc import Iterable
@@ -13,18 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from npudiff.errors import UsageError
+from npudiff.files.reading import reason_against_examples
+from npudiff.files.writing import EXAMPLES, FINDINGS
 from npudiff.findings.finding import FINDING_FILE, POISONS, Finding, read_finding
 from npudiff.model.job import Job
 from npudiff.run.plan import Plan, Request, Shared, make_plan
 
-FINDINGS, EXAMPLES = "findings", "examples"
-"""Folders below an output folder."""
-
 MOST_READ = 1000
 """Findings that are read at most, the newest first."""
 
-MOST_EXAMPLES, MOST_BYTES = 100_000, 2**20
-"""Files of remembered examples, and bytes of each, with more of which none is read."""
+MOST_LISTED = 100_000
+"""Entries of the folder of findings that are looked at."""
+
+MOST_OF_CASES = 2**24
+"""Characters of all cases that are remembered; what comes after them is left out."""
 
 
 def plan_with_shared(request: Request) -> Plan:
@@ -50,43 +55,42 @@ def read_shared(folder: Path, jobs: Iterable[Job]) -> Shared:
     if not folder.is_dir():
         raise UsageError(f"--shared {folder}: no such folder")
     names = {job.name for job in jobs}
-    cases: dict[str, tuple[str, ...]] = {}
+    cases: dict[str, dict[str, None]] = {}
     unread: list[str] = []
+    room = MOST_OF_CASES
     for path in _newest(folder / FINDINGS):
         try:
-            finding = read_finding(path)
+            finding = read_finding(path, tensors=False)
         except (UsageError, OSError) as error:
             unread.append(str(error))
             continue
-        if finding.job in names:
-            cases[finding.job] = tuple(dict.fromkeys((*cases.get(finding.job, ()), *_cases_of(finding))))
+        if finding.job not in names:
+            continue
+        texts = _cases_of(finding)
+        room -= sum(map(len, texts))
+        if room < 0:
+            unread.append(f"{path}: more than {MOST_OF_CASES} characters of cases in all")
+            break
+        cases.setdefault(finding.job, {}).update(dict.fromkeys(texts))
     examples = folder / EXAMPLES
-    strange = _strange(examples)
+    strange = reason_against_examples(examples)
     if strange:
         unread.append(strange)
-    return Shared(cases, examples if examples.is_dir() and not strange else None, tuple(unread))
-
-
-def _strange(folder: Path) -> str:
-    """Why a folder of remembered examples is not read: Hypothesis reads all that lies there, links and pipes too."""
-    if folder.is_symlink():
-        return f"{folder}: a link, which is not followed"
-    for count, path in enumerate(folder.rglob("*") if folder.is_dir() else ()):
-        if count >= MOST_EXAMPLES:
-            return f"{folder}: more than {MOST_EXAMPLES} files"
-        mode = path.lstat()
-        plain = stat.S_ISREG(mode.st_mode) and mode.st_size <= MOST_BYTES
-        if not plain and not stat.S_ISDIR(mode.st_mode):
-            return f"{path}: not a plain file of at most {MOST_BYTES} bytes"
-    return ""
+    known = {job: tuple(texts) for job, texts in cases.items()}
+    return Shared(known, examples if examples.is_dir() and not strange else None, tuple(unread))
 
 
 def _newest(folder: Path) -> list[Path]:
     """Folders with a finding, the newest first; links are not followed."""
     if not folder.is_dir() or folder.is_symlink():
         return []
-    found = [path for path in folder.iterdir() if not path.is_symlink() and (path / FINDING_FILE).is_file()]
-    return sorted(found, key=lambda path: ((path / FINDING_FILE).stat().st_mtime, path.name), reverse=True)[:MOST_READ]
+    found: list[tuple[float, str]] = []
+    for path in itertools.islice(folder.iterdir(), MOST_LISTED):
+        with contextlib.suppress(OSError):  # somebody else's files may go as they come
+            status = (path / FINDING_FILE).lstat()
+            if stat.S_ISREG(status.st_mode) and not path.is_symlink():
+                found.append((status.st_mtime, path.name))
+    return [folder / name for _, name in heapq.nlargest(MOST_READ, found)]
 
 
 def _cases_of(finding: Finding) -> tuple[str, ...]:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.errors import DeviceLost
-from npudiff.findings.finding import read_finding
-from npudiff.findings.log import untold
+from npudiff.findings.log import LoggedFinding, logged, untold, without_those_again
 from npudiff.gate.result import GateResult, Part, ReportedFinding
 from npudiff.gate.rotation import seed_of
 from npudiff.gate.triage import Triage, is_known, judged
@@ -96,19 +95,17 @@ class _Gate:
         if part is Part.KNOWN:
             return
         self._result.outcomes.append((part, event.outcome))
-        if event.folders:
+        if event.kept:
             self._failed.add(event.outcome.job.name)
-        warns = self._warns(part)
-        again = [one for one in self._result.findings if one.folder in event.folders]  # of a part before, the same
-        self._result.findings = [one for one in self._result.findings if one not in again]
-        self._result.findings += [ReportedFinding(read_finding(one), one, event.stage, warns) for one in event.folders]
+        self._result.findings = without_those_again(self._result.findings, event)  # of a part before, the same
+        self._result.findings += [_reported(one, warns=self._warns(part)) for one in logged(event)]
 
     def add_untold(self, began: float) -> None:
         """Add findings that a job had written when the time was up, and of which no event came any more."""
         told = [one.folder for one in self._result.findings]
         for finding, folder in untold(self._config.findings, began, told):
             warns = self._warns(self._part)
-            self._result.findings.append(ReportedFinding(finding, folder, self._part.value, warns))
+            self._result.findings.append(ReportedFinding(finding, folder, self._part.value, warns=warns))
 
     def _warns(self, part: Part) -> bool:
         """Whether what a part finds is told only."""
@@ -149,14 +146,12 @@ class _Gate:
         self._stage(Part.KNOWN, tasks if self._left > 0 else [])
         for number, (issue, jobs) in enumerate(again):
             ended = [one for one in self._ended if issues[one.index] == number]
-            runs = [(one.outcome, [read_finding(folder) for folder in one.folders]) for one in ended]
+            found = [logged(one) for one in ended]
+            runs = [(one.outcome, [told.finding for told in mine]) for one, mine in zip(ended, found, strict=True)]
             self._result.findings += [
-                ReportedFinding(finding, folder, Part.KNOWN.value)
-                for one, (_, found) in zip(ended, runs, strict=True)
-                for finding, folder in zip(found, one.folders, strict=True)
-                if not is_known(issue, finding)
+                _reported(told, warns=False) for mine in found for told in mine if not is_known(issue, told.finding)
             ]
-            complete = len(runs) == len(jobs) or any(found for _, found in runs)
+            complete = len(runs) == len(jobs) or any(found)
             self._result.known.append(judged(issue, runs if complete else []))
             self._result.unfinished += [] if complete else [f"known issue {issue.name}"]
         self._result.known += self._config.triage.settled
@@ -181,6 +176,10 @@ class _Gate:
     def _task(self, job: Job, keep: Keep | None = None, **changes: Any) -> Task:  # noqa: ANN401 - fields of a budget
         """A job as the plan has it, but for some of its budget."""
         return Task(job, replace(self._result.plan.budget(job), **changes), keep or self._keep)
+
+
+def _reported(found: LoggedFinding, *, warns: bool) -> ReportedFinding:
+    return ReportedFinding(**vars(found), warns=warns)
 
 
 def _turns() -> Iterator[int]:

@@ -15,6 +15,10 @@ _VERSION = re.compile(r"v?(?P<release>\d+(?:\.\d+){0,4})(?:[._-]?(?:RC|post)(?P<
 """``8.5``, ``8.2.RC1``, ``8.0.RC3.alpha002``, ``2.6.0.post3+cpu``: what follows the release candidate is left out."""
 
 
+MOST_CHARACTERS = 400
+"""Characters of a range of versions."""
+
+
 @dataclass(frozen=True)
 class Range:
     """A range of versions such as ``>=8.3,<8.5``; empty for all."""
@@ -24,6 +28,8 @@ class Range:
     @classmethod
     def parsed(cls, text: str, place: str) -> Range:
         """Return the range that a text says; raises ``UsageError`` for other texts."""
+        if len(text) > MOST_CHARACTERS:
+            raise UsageError(f"{place}: a range of versions has at most {MOST_CHARACTERS} characters")
         try:
             SpecifierSet(_plain(text))
         except InvalidSpecifier:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -35,7 +35,7 @@ def _compare_output(name: str, expected: ExpectedOutput | None, actual: torch.Te
     gain = None
     if expected.gain is not None:  # an element that may hold anything says nothing, and is part of its row
         gain = gain_error(actual, value).masked_fill(expected.bound.isposinf().any(dim=-1), 0.0)
-    return OutputComparison(name, None, ratio, actual, value, expected.bound, gain, expected.gain)
+    return OutputComparison(name, None, ratio, actual, value, expected.bound, gain, expected.gain, expected.directions)
 
 
 def gain_error(actual: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -55,8 +55,10 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
     ``actual`` was moved and not computed: then equal means the same bits.
     """
     equal = _same_bits(actual, value) if actual.dtype == value.dtype else actual.to(torch.float64) == value
-    ratio = torch.zeros(actual.shape, dtype=torch.float64)
     differs = ~equal  # a cache is equal nearly everywhere: only the rest is computed
+    if 4 * int(differs.sum()) > differs.numel():
+        return _ratio_of_unequal(actual, value, bound).masked_fill_(equal, 0.0)
+    ratio = torch.zeros(actual.shape, dtype=torch.float64)
     ratio[differs] = _ratio_of_unequal(actual[differs], value[differs], bound[differs])
     return ratio
 
@@ -95,6 +97,7 @@ class Derived:
     bound: torch.Tensor
     dtype: torch.dtype = torch.float64
     gain: torch.Tensor | None = None
+    directions: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def compare_runs(

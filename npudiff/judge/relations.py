@@ -94,7 +94,7 @@ def rows_reordered(inputs: InputsT, order: Sequence[int], *names: str) -> Change
     return Changed(_replaced(inputs, moved), rows_taken(order))
 
 
-def tokens_do_not_mix(*names: str, most: int = 2**16, within: Box | None = None) -> Property[Any]:
+def tokens_do_not_mix(*names: str, most: int = 2**17, within: Box | None = None) -> Property[Any]:
     """Return the property that the order of tokens does not matter: each has the outputs that it had.
 
     Parameters

@@ -19,9 +19,12 @@ Kept = TypeVar("Kept")
 
 Options = Sequence[Any] | Callable[[Any], Sequence[Any]]
 """Values, or a function from the draft of a case to values. A draft has what was drawn so far, defaults for the rest,
-``far`` (the axis that goes far) and ``box`` (what the constraints allow)."""
+``far`` (the axis that goes far), ``huge`` (whether beyond a thousand) and ``box`` (what the constraints allow)."""
 
 Text = str | Callable[[Any], str]
+
+HUGE_ELEMENTS = 2**20 + 2**18
+"""Elements of a case whose one axis is beyond a thousand: ten for each of 2**17 rows."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ def derived(
     drawn: Options | None = None,
     fits: Callable[[Any, Any], bool] | None = None,
     assumes: Callable[[Any, Any], bool] | None = None,
+    affordable: Callable[[Any, Any], bool] | None = None,
     into: Callable[[Any], Mapping[str, Any]] | None = None,
     applies: Callable[[Any], bool] | None = None,
     shown: Text = "",
@@ -179,8 +183,8 @@ def derived(
     Where the axis is what is drawn, ``into`` says which fields keep the value.
     """
     said = Quantity(
-        meaning, legal, optional, drawn, fits, assumes, into=into, applies=applies, shown=shown, always=True,
-        region=region, each=each,
+        meaning, legal, optional, drawn, fits, assumes, affordable, into=into, applies=applies, shown=shown,
+        always=True, region=region, each=each,
     )  # fmt: skip
     return lambda function: Derived(said, function)
 
@@ -246,14 +250,17 @@ class DeclaredCase:
     shown_first: ClassVar[tuple[str, ...]] = ()
     """What texts say before the other fields, which follow in their order."""
     outliers: ClassVar[tuple[str, ...]] = ()
-    """Axes of integers that go far now and then; one that stands here twice does so twice as often."""
+    """Axes that go far now and then; one that stands here twice does so twice as often."""
+    huge_axes: ClassVar[tuple[str, ...]] = ()
+    """Axes of integers that go beyond a thousand and beyond 65,535 now and then, where all else is tiny."""
     tied: ClassVar[tuple[str, ...]] = ()
     """Fields of integers, two of which are equal now and then."""
     rules: ClassVar[Constraints | None] = None
     """Which values go together, as boxes."""
     far: ClassVar[str] = ""
+    huge: ClassVar[bool] = False
     box: ClassVar[Box] = {}
-    """Of a draft: the axis that goes far, and what the constraints allow."""
+    """Of a draft: the axis that goes far, whether it goes beyond a thousand, and what the constraints allow."""
 
     @classmethod
     def axes(cls) -> Mapping[str, Axis]:
@@ -272,6 +279,10 @@ class DeclaredCase:
     def is_cheap(self) -> bool:
         """Return whether a case that was drawn is worth what it costs; others are drawn anew."""
         return True
+
+    def affords(self, elements: int, most: int) -> bool:
+        """Return whether a draft may have so many elements: up to ``most``, or more where an axis is huge."""
+        return elements <= (max(most, HUGE_ELEMENTS) if self.huge else most)
 
     def check(self) -> None:
         """Refuse a case that cannot be built, or that is larger than a test should be.

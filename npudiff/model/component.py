@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, cast
 
+from npudiff.files.names import check_word
 from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs, AnyStep
 from npudiff.model.baselines import BaselineSpec
 from npudiff.model.case import DeclaredCase
 from npudiff.model.constraints import Axis, Box, Constraints, Exclusion
+from npudiff.model.drift import CaseSums
 from npudiff.model.implementation import Implementation, InputsT, Target
 from npudiff.model.returned import outputs_of, owned_answer, owned_tensor, plain_error
 
@@ -44,6 +46,8 @@ class OutputComparison:
     most_gain: torch.Tensor | None = None
     """float64, of the shape of ``ratio`` without its last axis: the gain error of each row, and the largest correct
     one; where the reference says so."""
+    directions: Mapping[str, torch.Tensor] | None = None
+    """What the reference names besides: see ``ExpectedOutput.directions``."""
 
     @cached_property
     def worst(self) -> float:
@@ -118,6 +122,8 @@ class Passed:
     """The largest error over bound of all outputs."""
     exact: bool
     """Whether every output asks for equality only."""
+    sums: CaseSums = field(default_factory=dict)
+    """Its part in what the cases of a job have in common."""
     holds: ClassVar[bool] = True
 
 
@@ -153,6 +159,10 @@ class ExpectedOutput(Protocol):
     def gain(self) -> torch.Tensor | None:
         """The largest correct gain error of each row; None where nothing is said of it."""
 
+    @property
+    def directions(self) -> Mapping[str, torch.Tensor]:
+        """Name of a parameter to how the value changes with the parameter's logarithm."""
+
 
 class NotApplicable(Exception):
     """The property says nothing about this case and implementation; the message is the reason, and it is counted."""
@@ -174,6 +184,9 @@ class Property(Generic[CaseT]):
     """Axes of the other runs that it compares with; an implementation that supports no such case is left out."""
     example_ratio: float = 0.1
     """Examples of this property per example of equivalence."""
+
+    def __post_init__(self) -> None:
+        check_word("a property", self.name)
 
 
 class TraceListener(Protocol):
@@ -270,6 +283,9 @@ class Component(Generic[CaseT, InputsT]):
     """What is ordinary in tests of this component, for measuring what they find; None where nobody has said."""
 
     def __post_init__(self) -> None:
+        check_word("a component", self.name)
+        for output in self.outputs:
+            check_word(f"an output of {self.name}", output)
         if self.history is not None and self.relations:
             raise ValueError(f"{self.name} has a history, and relations need cases that are drawn whole")
         kind = self.case_type
@@ -284,6 +300,8 @@ class Component(Generic[CaseT, InputsT]):
                    if getattr(self, name) is None]  # fmt: skip
         if missing:
             raise ValueError(f"{self.name} says nothing of {', '.join(missing)}, and its cases are not declared")
+        for axis in self.axes:
+            check_word(f"an axis of {self.name}", axis)
 
 
 class InputsChanged(Exception):

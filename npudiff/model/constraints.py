@@ -7,6 +7,7 @@ without a window``) can be said without a predicate that would reject draws.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npudiff.errors import UsageError, did_you_mean, unknown
+from npudiff.text import clipped
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Numbers(Collection[float]):
 
     def __str__(self) -> str:
         return f"{self.lowest:g}..{self.highest:g}"
+
+    def within(self, other: Numbers) -> Collection[float]:
+        """Return the numbers in both."""
+        lowest, highest = max(self.lowest, other.lowest), min(self.highest, other.highest)
+        return Numbers(lowest, highest) if lowest <= highest else ()
 
     def own(self, given: object) -> object:
         """Return an integer as a float."""
@@ -72,9 +79,21 @@ class Joined(Collection[str]):
         text = "/".join(describe(legal) for legal in self.sizes)
         return f"{describe(self.sizes[0])} or {text}" if self.short else text
 
+    def within(self, other: Joined) -> Collection[str]:
+        """Return the sizes in both; where one joins fewer, those are alike in the other."""
+        count = min(len(self.sizes), len(other.sizes))
+        (mine, theirs) = (one.sizes if len(one.sizes) == count else (_of_all(one.sizes),) for one in (self, other))
+        sizes = tuple(_common_range(first, second) for first, second in zip(mine, theirs, strict=True))
+        return Joined(sizes, short=count > 1 and self.short and other.short) if all(sizes) else ()
+
     def own(self, given: object) -> object:
         """Return a single size as text."""
         return str(given) if type(given) is int else given
+
+
+def _of_all(sizes: Sequence[range]) -> range:
+    """Numbers that each of some sizes may be."""
+    return functools.reduce(_common_range, sizes)
 
 
 Allowed = Collection[Any]
@@ -214,7 +233,7 @@ class Constraints:
 
 
 def _legal(allowed: Allowed, axis: Axis) -> Allowed:
-    if isinstance(allowed, range):
+    if isinstance(allowed, range | Numbers | Joined):
         return intersection(allowed, axis.legal)
     return tuple(axis.value("", value, "") for value in allowed if axis.has(value))
 
@@ -223,6 +242,8 @@ def _checked(name: str, allowed: Allowed, axes: Mapping[str, Axis], owner: str) 
     if name not in axes:
         raise UsageError(f"{owner}: {unknown('axis', name, axes)}")
     axis = axes[name]
+    if isinstance(allowed, Numbers | Joined) and type(allowed) is type(axis.legal):
+        return allowed
     if not isinstance(allowed, range):
         return tuple(axis.value(name, value, owner) for value in allowed)
     if isinstance(axis.legal, range) and allowed and all(allows(axis.legal, end) for end in (allowed[0], allowed[-1])):
@@ -247,10 +268,12 @@ def _intersect(mine: Box, theirs: Box) -> dict[str, Allowed] | None:
 
 
 def intersection(first: Allowed, second: Allowed) -> Allowed:
-    """Return the values in both collections, in the order of the first; two rising ranges give a range."""
+    """Return the values in both collections, in the order of the first; two of a kind that is no list give another."""
     if isinstance(first, range) and isinstance(second, range) and first.step > 0 and second.step > 0:
         return _common_range(first, second)
-    if isinstance(first, range):
+    if isinstance(first, Numbers | Joined) and isinstance(second, Numbers | Joined):
+        return first.within(second)  # type: ignore[arg-type]
+    if isinstance(first, range | Numbers | Joined):
         return tuple(value for value in second if allows(first, value))
     return tuple(value for value in first if allows(second, value))
 
@@ -279,6 +302,10 @@ def describe(allowed: Allowed) -> str:
     return "{" + ", ".join("none" if value is None else str(value) for value in allowed) + "}"
 
 
+MOST_VALUES, MOST_CHARACTERS = 256, 400
+"""Values of a restriction, and characters of each."""
+
+
 def parse_where(texts: Sequence[str]) -> Constraints:
     """Parse ``axis=value[,value...]`` and ``axis=low..high`` into constraints.
 
@@ -304,20 +331,25 @@ def parse_where(texts: Sequence[str]) -> Constraints:
 def _parse_values(text: str, values: str) -> Allowed:
     low, dots, high = values.partition("..")
     if not dots:
-        return tuple(_parse_value(value) for value in values.split(","))
+        parts = values.split(",", MOST_VALUES)
+        if len(parts) > MOST_VALUES:
+            raise UsageError(f"--where {clipped(text, 80)!r}: more than {MOST_VALUES} values")
+        return tuple(_parse_value(text, value) for value in parts)
     try:
-        allowed = range(int(low), int(high) + 1)
+        allowed = range(0) if len(values) > MOST_CHARACTERS else range(int(low), int(high) + 1)
     except ValueError:
-        raise UsageError(f"--where {text!r}: a range needs two integers") from None
+        raise UsageError(f"--where {clipped(text, 80)!r}: a range needs two integers") from None
     if not allowed:
-        raise UsageError(f"--where {text!r}: the range is empty")
+        raise UsageError(f"--where {clipped(text, 80)!r}: the range is empty")
     return allowed
 
 
-def _parse_value(text: str) -> object:
+def _parse_value(where: str, text: str) -> object:
     words: dict[str, object] = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(f"--where {clipped(where, 80)!r}: a value of more than {MOST_CHARACTERS} characters")
     if re.fullmatch(r"[+-]?\d+", text):
         return int(text)
     return float(text) if re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text) else text

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from npudiff.errors import UsageError
+from npudiff.files.names import check_title
 from npudiff.model.anything import AnyInputs, AnyOutputs
 from npudiff.model.constraints import Box, Constraints
 
@@ -37,6 +38,8 @@ class Target:
     """Returns a context manager inside which operators behave as on this target."""
     synchronize: Callable[[], None] = lambda: None
     """Waits for the device, so that an error surfaces in the case that caused it."""
+    other_canns: tuple[str, ...] = ()
+    """CANN profiles under which the same cases may behave otherwise, where it has them."""
     on_host: bool = False
     """Whether its memory and kernels are the host's, whatever its device is called: forked processes then have a device
     each."""
@@ -71,7 +74,7 @@ class Implementation(Generic[InputsT, OutputsT]):
     component: str
     """Name of the component."""
     name: str
-    """Name in listings, unique within the component."""
+    """Name in listings, unique within the component; ``npudiff.files.names.check_title`` says which ones are legal."""
     function: ImplementationFunction[InputsT, OutputsT]
     """Called as ``function(inputs, target)`` with inputs on the host; it moves them to ``target.device`` and returns
     one tensor, or a mapping from output name to tensor. It may leave out outputs that it does not compute."""
@@ -94,6 +97,9 @@ class Implementation(Generic[InputsT, OutputsT]):
     """Whether what was decorated is given inputs that are on the target's device; ``function`` moves them."""
     untrusted: bool = False
     """Whether its calls are made in a process of its own, which the judge's does not share and does not look into."""
+
+    def __post_init__(self) -> None:
+        check_title("an implementation", self.name)
 
     @property
     def built_in(self) -> bool:
@@ -180,7 +186,7 @@ def implementation(
     TypeError
         If an argument is unknown, or has another name now.
     UsageError
-        If what is decorated cannot be called so.
+        If what is decorated cannot be called so, or its name is not legal.
 
     Examples
     --------

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from npudiff.files.writing import file_name
 from npudiff.model.component import Comparison, Property, Subject
 from npudiff.model.constraints import Constraints
+from npudiff.model.drift import Drift
 
 
 @dataclass(frozen=True)
@@ -80,17 +84,22 @@ class Budget:
     shared_database: Path | None = None
     """Folder of failing cases that others remember; it is read, and never written."""
 
-    @property
-    def drawn_with(self) -> int | None:
-        """Seed of the draws, whoever chose it; None for other cases every time, or the same ones if deterministic."""
-        return self.fallback_seed if self.seed is None and not self.deterministic else self.seed
+    def seed_of(self, job: Job) -> int | None:
+        """Return the seed of the draws of a job, whoever chose it; None for other cases every time.
+
+        A deterministic run has one that the job's name makes: Hypothesis would take a digest of the text of what it
+        runs, so that a comment in there would change all cases.
+        """
+        if self.seed is None and self.deterministic:
+            return zlib.crc32(job.name.encode())
+        return self.fallback_seed if self.seed is None else self.seed
 
     def example_database_of(self, job: Job) -> Path | None:
         """Folder in which Hypothesis remembers what failed of a job; None where somebody chose the draws."""
         return (
             None
             if self.example_database is None or self.deterministic or self.seed is not None
-            else self.example_database / job.name
+            else self.example_database / file_name(job.name)
         )
 
     def shared_database_of(self, job: Job) -> Path | None:
@@ -98,7 +107,7 @@ class Budget:
         return (
             None
             if self.shared_database is None or self.deterministic or self.seed is not None
-            else self.shared_database / job.name
+            else self.shared_database / file_name(job.name)
         )
 
 
@@ -107,6 +116,7 @@ class Verdict(Enum):
 
     HOLDS = "holds"
     WRONG = "wrong value"
+    DRIFT = "drift"
     RAISED = "exception"
     NOT_APPLICABLE = "not applicable"
 
@@ -159,6 +169,8 @@ class Outcome:
     first_failure: Failure | None = None
     failure: Failure | None = None
     """The failing case as drawn, and as small as it became."""
+    worst_failure: Failure | None = None
+    """The failing case with the largest error over bound of all that were seen, the smaller ones included."""
     remembered: bool = False
     """Whether cases that failed in an earlier run were tried first."""
     repeated: tuple[int, int] = (0, 0)
@@ -170,6 +182,8 @@ class Outcome:
     """Whether each case was run in a process of its own, and this one runs nothing of the implementation."""
     poisonings: list[Poisoning] = field(default_factory=list)
     """Cases that spoiled the device for others, which were judged again."""
+    drifts: tuple[Drift, ...] = ()
+    """What the errors of all cases have in common, of each output that has bounds; the largest score first."""
     journal: Path | None = None
     """Journal of a job that has something to report; to be removed when that is written down."""
     verdict: Verdict = Verdict.HOLDS
@@ -182,12 +196,23 @@ class Outcome:
         return failed < runs
 
     @property
+    def drift(self) -> Drift | None:
+        """What is to be reported of ``drifts``: the largest, of a job that found one and nothing else."""
+        return self.drifts[0] if self.verdict is Verdict.DRIFT else None
+
+    @property
+    def found(self) -> bool:
+        """Whether the property does not hold: of a case, or of all cases together."""
+        return self.failure is not None or self.drift is not None
+
+    @property
     def findings(self) -> int:
-        """Things to report: a failure, and cases that spoiled the device for others, of which one is written down."""
-        return (self.failure is not None) + bool(self.poisonings)
+        """Things to report: what was found, and one of the cases that spoiled the device for others."""
+        return self.found + bool(self.poisonings)
 
     def settle(self) -> None:
         """Remove the journal: all that it says is written elsewhere, or need not be."""
         if self.journal is not None:
-            self.journal.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is told once more for nothing
+                self.journal.unlink(missing_ok=True)
             self.journal = None

@@ -19,6 +19,7 @@ from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from npudiff.draw.presets import UNBOUNDED_EXAMPLES, hypothesis_settings
+from npudiff.judge.drift import DriftMeter, found, measures_drift
 from npudiff.judge.judge import Judge, LocalJudge
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import loads
@@ -65,6 +66,7 @@ class CaseRun:
         self.started = time.perf_counter()
         job = outcome.job
         self._passed: set[Any] = set()
+        self.drift = DriftMeter()
         self.gives, self.given_cases = False, 0  # those do not count towards the cases that are drawn
         self._supported = job.subject.implementation.constraints.within(Constraints((job.prop.within,)))
 
@@ -82,9 +84,8 @@ class CaseRun:
 
     def with_hypothesis(self) -> None:
         """Draw cases and run them."""
-        job, seed = self.outcome.job, self.budget.drawn_with
+        job, seed = self.outcome.job, self.budget.seed_of(self.outcome.job)
 
-        # A deterministic run draws by a digest of this function's text: another comment would give other cases.
         def test(case: Any) -> None:  # noqa: ANN401 - a case of any component
             self.case(case)
 
@@ -182,8 +183,12 @@ class CaseRun:
         if isinstance(comparison, Comparison) and not comparison.holds:
             return Failure(self.judge.case, comparison, None)
         outcome.exact = outcome.exact and comparison.exact
-        if outcome.failure is None and comparison.worst >= outcome.worst_ratio:
+        if outcome.failure is not None:
+            return None
+        if comparison.worst >= outcome.worst_ratio:
             outcome.worst_ratio, outcome.worst_case = comparison.worst, self.judge.case
+        if measures_drift(outcome.job) and not self.gives:
+            self.drift.add(case, comparison)
         return None
 
     def _require(self, case: AnyCase) -> None:
@@ -197,6 +202,8 @@ class CaseRun:
             self.outcome.first_failure = failure
             self.outcome.seconds_to_failure = now
         self.outcome.failure = failure
+        if _size(failure) > _size(self.outcome.worst_failure):
+            self.outcome.worst_failure = failure
         self.outcome.shrink_seconds = now - self.outcome.seconds_to_failure
 
     def _check_time(self) -> None:
@@ -241,7 +248,7 @@ class TraceRun(CaseRun):
         configured = hypothesis_settings(
             RUNS_AT_ONCE,
             deterministic=budget.deterministic,
-            seeded=budget.deterministic or budget.drawn_with is not None,
+            seeded=budget.seed_of(self.outcome.job) is not None,
             shrink=False,
             memory=budget.example_database_of(self.outcome.job),
             shared=budget.shared_database_of(self.outcome.job),
@@ -313,14 +320,12 @@ class TraceRun(CaseRun):
         return (enough and not self.gives) or self.time_is_up
 
     def _factory(self, batch: int) -> Any:  # noqa: ANN401 - Hypothesis takes a function for a class
-        constraints, seed = self.outcome.job.drawn_within, self.budget.drawn_with
+        constraints, seed = self.outcome.job.drawn_within, self.budget.seed_of(self.outcome.job)
 
         def machine() -> RuleBasedStateMachine:
             return self._history.machine(constraints, self)
 
-        if seed is None and not self.budget.deterministic:
-            return machine
-        return with_seed(((seed or 0) << 32) + batch)(machine)
+        return machine if seed is None else with_seed((seed << 32) + batch)(machine)
 
     def _shrink(self) -> None:
         """Make the failing trace simpler in every way until none helps any more."""
@@ -407,7 +412,7 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, ju
         except Unsatisfiable:
             outcome.not_applicable["no case could be drawn"] += 1
     outcome.seconds = run.seconds
-    _conclude(outcome)
+    _conclude(outcome, run.drift)
     return outcome
 
 
@@ -435,15 +440,25 @@ def run_cases(
         for case in cases:
             run.case(case)
     outcome.seconds = run.seconds
-    _conclude(outcome)
+    _conclude(outcome, run.drift)
     return outcome
 
 
-def _conclude(outcome: Outcome) -> None:
+def _conclude(outcome: Outcome, drift: DriftMeter) -> None:
     if outcome.failure is not None:
         outcome.verdict = Verdict.RAISED if outcome.failure.error is not None else Verdict.WRONG
-    elif not outcome.cases:
+        return
+    if not outcome.cases:
         outcome.verdict = Verdict.NOT_APPLICABLE
+        return
+    outcome.drifts = drift.measured()
+    if found(outcome.drifts):
+        outcome.verdict = Verdict.DRIFT
+
+
+def _size(failure: Failure | None) -> float:
+    """Error over bound of a failure that has one."""
+    return 0.0 if failure is None or failure.comparison is None else failure.comparison.worst
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from npudiff.model.job import Job, Outcome
+from npudiff.run.messages import Kept
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class CasesJudged:
 
 @dataclass(frozen=True)
 class JobEnded:
-    """A job has ended; its findings are written already."""
+    """A job has ended; its findings are written already, if that could be done."""
 
     index: int
     """Number of its task among those that were given to the run at once."""
     outcome: Outcome
     """What came out. Where the job ran in another process, a failure has its case and no tensors."""
-    folders: tuple[Path, ...]
-    """Folders of its findings."""
+    kept: tuple[Kept, ...]
+    """Its findings."""
     stage: str
 
 

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from npudiff.model.anything import AnyCase
-from npudiff.model.codec import dumps, loads
+from npudiff.model.codec import dumps, from_plain, loads, to_plain
+from npudiff.model.drift import Drift
 from npudiff.model.job import Budget, Failure, Job, Outcome, Poisoning, Verdict
 
-Keep = Callable[[Outcome], Sequence[Path]]
-"""Writes the findings of an outcome where its tensors are, and returns their folders."""
+
+@dataclass(frozen=True)
+class Kept:
+    """A finding as it is told, wherever it was found."""
+
+    content: Mapping[str, Any]
+    """The finding, as plain JSON."""
+    folder: Path
+    """Its folder."""
+    problem: str = ""
+    """Why it could not be written, or not all of it; empty if it was."""
+    written: bool = True
+    """Whether the folder is there."""
+
+
+Keep = Callable[[Outcome], Sequence[Kept]]
+"""Writes the findings of an outcome where its tensors are, as far as that can be done, and returns them."""
 
 
 class Task(NamedTuple):
@@ -24,19 +41,19 @@ class Task(NamedTuple):
     keep: Keep | None
     """Writes its findings; None for a mutant, which leaves none."""
 
-    def kept(self, outcome: Outcome) -> list[Path]:
-        """Write the findings of the outcome, and return their folders; its journal is not needed after that."""
-        folders = [] if self.keep is None else list(self.keep(outcome))
+    def kept(self, outcome: Outcome) -> list[Kept]:
+        """Write the findings of the outcome, and return them; its journal is not needed after that."""
+        findings = [] if self.keep is None else list(self.keep(outcome))
         outcome.settle()
-        return folders
+        return findings
 
 
-_CASES = ("worst_case", "first_failure", "failure")
+_CASES = ("worst_case", "first_failure", "failure", "worst_failure")
 
 
-def outcome_to_message(outcome: Outcome, folders: Sequence[Path]) -> dict[str, Any]:
-    """Return an outcome, and the folders of its findings, as plain values."""
-    message: dict[str, Any] = {"folders": [str(folder) for folder in folders]}
+def outcome_to_message(outcome: Outcome, kept: Sequence[Kept]) -> dict[str, Any]:
+    """Return an outcome and its findings as plain values."""
+    message: dict[str, Any] = {"kept": [{**vars(one), "folder": str(one.folder)} for one in kept]}
     for item in dataclasses.fields(outcome):
         value = getattr(outcome, item.name)
         if item.name in _CASES:
@@ -46,17 +63,19 @@ def outcome_to_message(outcome: Outcome, folders: Sequence[Path]) -> dict[str, A
             message[item.name] = value.name
         elif item.name == "poisonings":
             message[item.name] = [dataclasses.astuple(one) for one in value]
+        elif item.name == "drifts":
+            message[item.name] = [to_plain(one) for one in value]
         elif item.name not in ("job", "journal"):
             message[item.name] = value
     return message
 
 
-def outcome_from_message(job: Job, message: dict[str, Any]) -> tuple[Outcome, list[Path]]:
-    """Return the outcome that a message tells of, and the folders of its findings.
+def outcome_from_message(job: Job, message: dict[str, Any]) -> tuple[Outcome, list[Kept]]:
+    """Return the outcome that a message tells of, and its findings.
 
-    Its failures have their cases; the evidence is in the folders.
+    Its failures have their cases; the evidence is in the findings.
     """
-    folders = [Path(folder) for folder in message.pop("folders", [])]
+    kept = [Kept(**{**one, "folder": Path(one["folder"])}) for one in message.pop("kept", [])]
     cases = {
         name: None if message[name] is None else loads(job.subject.component.case_type, message[name])
         for name in _CASES
@@ -66,13 +85,15 @@ def outcome_from_message(job: Job, message: dict[str, Any]) -> tuple[Outcome, li
         "worst_case": cases["worst_case"],
         "first_failure": _failure(cases["first_failure"]),
         "failure": _failure(cases["failure"]),
+        "worst_failure": _failure(cases["worst_failure"]),
         "verdict": Verdict[message["verdict"]],
         "alone": tuple(message["alone"]),
         "repeated": tuple(message["repeated"]),
+        "drifts": tuple(from_plain(Drift, one, "drift") for one in message["drifts"]),
         "poisonings": [Poisoning(*one) for one in message["poisonings"]],
         **{name: Counter(message[name]) for name in ("not_applicable", "features")},
     }
-    return Outcome(job, **values), folders
+    return Outcome(job, **values), kept
 
 
 def _failure(case: AnyCase) -> Failure | None:

@@ -50,8 +50,8 @@ class Run:
         """
         results = run_in_workers if self._workers > 1 else _run_here
         with contextlib.closing(results(tasks, self._workers, self._tell, stage)) as ended:
-            for index, outcome, folders in ended:
-                self._tell(JobEnded(index, outcome, tuple(folders), stage))
+            for index, outcome, kept in ended:
+                self._tell(JobEnded(index, outcome, tuple(kept), stage))
                 if until is not None and time.monotonic() > until:
                     break
 

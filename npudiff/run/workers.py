@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npudiff.errors import DeviceLost
@@ -21,13 +20,13 @@ from npudiff.model.job import Job, Outcome
 from npudiff.run.after_fork import begin
 from npudiff.run.engine import Progress, run_job
 from npudiff.run.events import CasesJudged, JobStarted, Listener
-from npudiff.run.messages import Task, outcome_from_message, outcome_to_message
+from npudiff.run.messages import Kept, Task, outcome_from_message, outcome_to_message
 
 if TYPE_CHECKING:
     from npudiff.run.isolation.supervisor import Supervisor
 
-Result = tuple[int, Outcome, list[Path]]
-"""Number of the task, its outcome, and the folders of its findings."""
+Result = tuple[int, Outcome, list[Kept]]
+"""Number of the task, its outcome, and its findings."""
 
 _CLOSING = 5.0
 """Seconds that an idle worker gets to exit."""
@@ -49,8 +48,8 @@ class TaskRunner:
         self._tasks = tasks
         self._supervisor: Supervisor | None = None
 
-    def run(self, index: int, progress: Progress = lambda _: None) -> tuple[Outcome, list[Path]]:
-        """Run a task; return its outcome, and the folders of its findings.
+    def run(self, index: int, progress: Progress = lambda _: None) -> tuple[Outcome, list[Kept]]:
+        """Run a task; return its outcome and its findings.
 
         Raises
         ------

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npudiff.errors import UsageError
+from npudiff.files.writing import file_name, make_folder, new_file, remove_file
 from npudiff.model.implementation import Implementation
 from npudiff.run.on_import import hooked
 from npudiff.score.substitute import HOOKS, Substitution
@@ -71,7 +72,7 @@ def run_suite(
         If the command fails without a mutant, cannot be run, or calls no implementation.
     """
     words = shlex.split(command)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, within=folder)
     with tempfile.TemporaryDirectory(prefix="npudiff-suite-") as scratch:
         called, patience = _alone(words, folder, Path(scratch))
 
@@ -81,7 +82,7 @@ def run_suite(
             if original not in called:
                 return Trial(name, SUITE, 0, found=False, prop=f"{original} is not called")
             placed = Substitution(original, name, stateful=mutant.factory is not None)
-            run = _run(words, placed, folder / f"{name}.txt", Path(scratch) / name, patience)
+            run = _run(words, placed, folder / f"{file_name(name)}.txt", Path(scratch) / file_name(name), patience)
             how = "" if run.code == 0 else "took too long" if run.code is None else f"exit code {run.code}"
             return Trial(name, SUITE, 0, found=run.code != 0, prop=how, seconds=run.seconds)
 
@@ -117,7 +118,8 @@ def _run(words: Sequence[str], placed: Substitution, output: Path, storage: Path
     # What one run finds is no help for the next: Hypothesis's examples are kept apart.
     given = {**os.environ, **placed.environment(), "HYPOTHESIS_STORAGE_DIRECTORY": str(storage)}
     started = time.perf_counter()
-    with output.open("wb") as written:
+    remove_file(output, within=output.parent)
+    with new_file(output, within=output.parent) as written:
         try:
             process = subprocess.Popen(  # noqa: S603 - the user's own command
                 words,

@@ -115,5 +115,5 @@ def reliably_found(path: Path, method: str = METHODS[0].name) -> set[str]:
         return {str(name) for name, (found, seeds) in counts.items() if found / seeds >= RELIABLE}
     except KeyError as error:
         raise UsageError(f"{path} is not what npudiff score writes: nothing is said of {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise UsageError(f"{path} is not what npudiff score writes: {error}") from None

@@ -81,7 +81,7 @@ def run_trials(
     seconds : float or None
         Time after which no other seed is begun; the first is run in any case.
     follow : callable
-        Called with each trial that is over.
+        Called with each trial when it is over; what ends a run early takes none of those away.
 
     Returns
     -------
@@ -122,18 +122,35 @@ def _tasks(
 def _with_all_properties(
     tasks: Sequence[_Task], examples: int, workers: int, follow: Callable[[Trial], None]
 ) -> list[Trial]:
-    """Run tasks; where npudiff's own equivalence finds nothing, also its other properties."""
-    first = _run(tasks, workers, follow)
-    second = [
-        [dataclasses.replace(task, job=job, examples=_share(job, examples)) for job in _relations(task.job)]
-        if task.method.ours and not trial.found and not trial.right
-        else []
-        for task, trial in zip(tasks, first, strict=True)
-    ]
-    followed = iter(_run([task for several in second for task in several], workers, lambda _: None))
-    return [
-        _with_relations(trial, [next(followed) for _ in several]) for trial, several in zip(first, second, strict=True)
-    ]
+    """Run tasks; where npudiff's own equivalence finds nothing, also its other properties.
+
+    A trial is followed when nothing of it is left to be run.
+    """
+    groups: dict[int, list[_Task]] = {}
+
+    def followed(place: int, trial: Trial) -> None:
+        task = tasks[place]
+        if task.method.ours and not trial.found and not trial.right:
+            groups[place] = [
+                dataclasses.replace(task, job=job, examples=_share(job, examples)) for job in _relations(task.job)
+            ]
+        if not groups.get(place):
+            follow(trial)
+
+    trials = _run(tasks, workers, followed)
+    owners = [(place, number) for place, group in sorted(groups.items()) for number in range(len(group))]
+    relations: dict[int, dict[int, Trial]] = {place: {} for place, _ in owners}
+
+    def completed(index: int, trial: Trial) -> None:
+        place, number = owners[index]
+        relations[place][number] = trial
+        if len(relations[place]) == len(groups[place]):
+            whole = [one for _, one in sorted(relations[place].items())]
+            trials[place] = _with_relations(trials[place], whole)
+            follow(trials[place])
+
+    _run([groups[place][number] for place, number in owners], workers, completed)
+    return trials
 
 
 def _share(job: Job, examples: int) -> int:
@@ -148,8 +165,8 @@ def _relations(job: Job) -> list[Job]:
     return [relation for relation in relations if relation.applies]
 
 
-def _run(tasks: Sequence[_Task], workers: int, follow: Callable[[Trial], None]) -> list[Trial]:
-    """Run tasks in processes, and return their trials in order."""
+def _run(tasks: Sequence[_Task], workers: int, follow: Callable[[int, Trial], None]) -> list[Trial]:
+    """Run tasks in processes, and return their trials in order; ``follow`` is told the number of each that is over."""
     given = [
         RunTask(task.job, Budget(examples=task.examples, seed=task.seed, shrink=task.method.ours), None)
         for task in tasks
@@ -159,7 +176,7 @@ def _run(tasks: Sequence[_Task], workers: int, follow: Callable[[Trial], None]) 
     def listen(event: Event) -> None:
         if isinstance(event, JobEnded):
             trials[event.index] = _trial(tasks[event.index], event.outcome)
-            follow(trials[event.index])
+            follow(event.index, trials[event.index])
 
     with Run(max(1, min(workers, len(tasks))), [listen]) as run:
         run.run(given)

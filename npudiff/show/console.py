@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from npudiff.findings.finding import Finding
 from npudiff.findings.replay import Replay, ReplayVerdict
@@ -23,13 +25,33 @@ from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan
 from npudiff.show.finding import PAGE_FILE, finding_lines
 from npudiff.show.report import Group, bound_text, grouped
-from npudiff.text import clipped, counted, printable
+from npudiff.text import clipped, counted, lose, printable, printable_lines
 
 PLAIN_WIDTH = 132
 
+MOST_LEFT_BEHIND, MOST_OF_A_CASE = 20, 20_000
+"""Cases of journals that are shown, and the characters up to which one is shown as a command."""
+
 
 class _Terminal(RichConsole):
-    """A console that reports a reader who went away, instead of leaving the process with the code of a finding."""
+    """A console for words of others, which are stripped of control characters, whatever shows them.
+
+    It reports a reader who went away, instead of leaving the process with the code of a finding. A disk that is full
+    under standard output is told at the end of the command line: what was found is worth more.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 - as the method that it overrides
+        """Write objects, as far as that can be done."""
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            lose(error)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - as above
+        """Return a text as it is shown."""
+        return super().render_str(printable_lines(text), **options)
 
     def on_broken_pipe(self) -> None:
         """Let the command line end the run."""
@@ -50,14 +72,14 @@ class Console:
 
     def __init__(self, *, verbose: bool) -> None:
         self.verbose = verbose
-        self.rich: RichConsole = _Terminal(highlight=False, soft_wrap=False)
+        self.rich: RichConsole = _Terminal(highlight=False, soft_wrap=False, emoji=False)
         if not self.rich.is_terminal:
-            self.rich = _Terminal(highlight=False, width=PLAIN_WIDTH, no_color=True)
+            self.rich = _Terminal(highlight=False, width=PLAIN_WIDTH, no_color=True, emoji=False)
 
     def lines(self, lines: Sequence[str]) -> None:
         """Write lines as they are."""
         for line in lines:
-            self.rich.print(escape(line), soft_wrap=True)
+            self.rich.print(escape(printable(line.expandtabs())), soft_wrap=True)
 
     def header(self, plan: Plan) -> None:
         """Say what runs where."""
@@ -73,6 +95,11 @@ class Console:
         self.rich.print(f"[bold]{escape(' · '.join(parts))}[/]")
         if plan.target.name == "sim":
             self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
+        if plan.target.other_canns:
+            others = " and ".join(f"--cann {name}" for name in plan.target.other_canns)
+            self.rich.print(
+                f"[dim]one CANN is looked at, {plan.target.cann}: {others} are others; no SoC is told apart[/]"
+            )
         if request.shared is not None:
             self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
 
@@ -131,26 +158,30 @@ class Console:
 
     def left_behind(self, cases: Sequence[LeftBehind]) -> None:
         """Say what a run that was killed was doing."""
-        for one in cases:
-            what = f"failed ({one.verdict}), and was not reported" if one.verdict else "was being run"
-            component, implementation, prop = [*one.job.split("."), "", ""][:3]
-            command = f"npudiff check {component} --impl {implementation} --case {shlex.quote(one.case)}"
-            said = f"a run before this one was killed: a case of {printable(one.job)} {what}"
+        for one in cases[:MOST_LEFT_BEHIND]:
+            what = f"failed ({clipped(one.verdict)}), and was not reported" if one.verdict else "was being run"
+            subject, _, prop = one.job.rpartition(".")
+            component, _, implementation = subject.partition(".")
+            words = ["npudiff", "check", component, "--impl", implementation, "--case", one.case]
+            said = f"a run before this one was killed: a case of {clipped(printable(one.job))} {printable(what)}"
             self.rich.print(f"[bold red]{escape(said)}[/]", soft_wrap=True)
-            if prop == EQUIVALENCE.name:
-                self.rich.print(f"  {escape(printable(command))}", soft_wrap=True)
+            if prop == EQUIVALENCE.name and len(one.case) <= MOST_OF_A_CASE:
+                self.rich.print(f"  {escape(printable(shlex.join(words)))}", soft_wrap=True)
+        if len(cases) > MOST_LEFT_BEHIND:
+            self.rich.print(f"  and {counted(len(cases) - MOST_LEFT_BEHIND, 'other case')}")
 
-    def finding(self, finding: Finding, folder: Path) -> None:
-        """Show a finding and the line that replays it."""
+    def finding(self, finding: Finding, folder: Path, *, unwritten: str = "") -> None:
+        """Show a finding and the line that replays it; or why there is none."""
         title = f"FINDING {finding.component}.{finding.implementation} · {finding.property_name} · {finding.verdict}"
         self.rich.print(f"\n[bold red]{escape(title)}[/]")
-        for label, text in [*finding_lines(finding, folder), ("picture", str(folder / PAGE_FILE))]:
+        page = [] if unwritten else [("picture", str(folder / PAGE_FILE))]
+        for label, text in [*finding_lines(finding, folder, unwritten=unwritten), *page]:
             self.rich.print(f"  [bold]{label:10}[/] {escape(printable(text))}", soft_wrap=True)
 
-    def finding_again(self, finding: Finding, folder: Path) -> None:
+    def finding_again(self, finding: Finding, folder: Path, *, unwritten: str = "") -> None:
         """Show in two lines a finding that looks like one which was shown before."""
         title = f"also {finding.property_name}: {finding.verdict} on {finding.detail.get('line', '')}"
-        for text in (title, f"       {finding.replay_command(folder)}"):
+        for text in (title, f"       {f'not kept: {unwritten}' if unwritten else finding.replay_command(folder)}"):
             self.rich.print(f"  [bold red]{escape(printable(text))}[/]", soft_wrap=True)
 
     def mutants(self, outcomes: Sequence[Outcome], *, judged: bool) -> None:
@@ -167,7 +198,9 @@ class Console:
             table.add_column(column, overflow="fold")
         for outcome in outcomes:
             subject = outcome.job.subject
-            if outcome.failure is None:
+            if outcome.drift is not None:
+                found, case = f"[green]drift, {outcome.seconds:.1f} s[/]", f"all of {outcome.cases} cases together"
+            elif outcome.failure is None:
                 found = "[red]MISSED[/]" if judged else "[dim]not shown[/]"
                 case = f"not in {outcome.cases} cases" + ("" if judged else ": this run was narrowed or shortened")
             else:
@@ -196,7 +229,7 @@ class Console:
             counted(findings, "finding"),
         ]
         if mutants:
-            parts.append(f"{sum(m.failure is not None for m in mutants)} of {len(mutants)} mutants found")
+            parts.append(f"{sum(m.found for m in mutants)} of {len(mutants)} mutants found")
         missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
         style = "red" if findings or missed or not cases else "green"
         self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")

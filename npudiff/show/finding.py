@@ -10,13 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npudiff.findings.finding import SCRIPT_FILE, Finding, coordinates_of, findings_of, write_finding
+from npudiff.files.writing import reason, remove_file, write_file
+from npudiff.findings.finding import (
+    REPRODUCE_TENSORS,
+    SCRIPT_FILE,
+    TENSOR_FILE,
+    Finding,
+    coordinates_of,
+    findings_of,
+    plain_finding,
+    write_finding,
+)
 from npudiff.findings.reproduce import reproduction
+from npudiff.judge.drift import GAIN, OFFSET
 from npudiff.judge.pattern import NOT_PLACES, coordinate_text
+from npudiff.model.codec import dumps
 from npudiff.model.component import OutputComparison
 from npudiff.model.job import Failure, Outcome
-from npudiff.run.messages import Keep
-from npudiff.show.picture import Grid, drawn, grid_of, write_pictures
+from npudiff.run.messages import Keep, Kept
+from npudiff.show.picture import PICTURE_FILE, Grid, drawn, grid_of, write_pictures
 from npudiff.show.rendering import SafeHtml, render
 from npudiff.text import counted
 
@@ -24,25 +36,62 @@ PAGE_FILE = "finding.html"
 
 
 def keep_findings(outcome: Outcome, root: Path) -> list[tuple[Finding, Path]]:
-    """Write the findings of an outcome below ``root``, each in a folder with its page; return findings and folders."""
-    kept = []
-    for original, failure in findings_of(outcome):
-        script = reproduction(outcome, original, failure)
-        why_not = "" if script.text else f"{NO_SCRIPT}{script.why_not}"
-        finding = replace(original, detail={**original.detail, "script": why_not})
-        folder = write_finding(finding, failure, root, script)
-        pictures, defects = _pictures(outcome, failure)
-        write_pictures(folder, [(caption, grid) for caption, grid, _ in pictures])
-        drawings = [(caption, drawing) for caption, _, drawing in pictures]
-        (folder / PAGE_FILE).write_text(finding_page(finding, folder, drawings, defects), encoding="utf-8")
-        kept.append((finding, folder))
+    """Write the findings of an outcome below ``root``, each in a folder with its page; return findings and folders.
+
+    Raises
+    ------
+    OSError
+        If that cannot be done.
+    """
+    kept = [_write(outcome, finding, failure, root) for finding, failure in findings_of(outcome)]
     outcome.settle()
     return kept
 
 
 def keeper(root: Path) -> Keep:
-    """Return what writes findings below ``root`` as ``keep_findings`` does, for runs to call where the tensors are."""
-    return lambda outcome: [folder for _, folder in keep_findings(outcome, root)]
+    """Return what writes findings below ``root`` as ``keep_findings`` does, for runs to call where the tensors are.
+
+    On a full disk a finding is written without what its case can make again, and told if not even that is possible.
+    """
+
+    def keep(outcome: Outcome) -> list[Kept]:
+        return [_kept(outcome, finding, failure, root) for finding, failure in findings_of(outcome)]
+
+    return keep
+
+
+def _kept(outcome: Outcome, original: Finding, failure: Failure | None, root: Path) -> Kept:
+    try:
+        finding, folder = _write(outcome, original, failure, root)
+    except OSError as error:
+        bare = replace(original, detail={**original.detail, "script": f"{NO_SCRIPT}it could not be written"})
+        folder = root / bare.key
+        problem = reason(error)
+        try:
+            for name in (TENSOR_FILE, SCRIPT_FILE, REPRODUCE_TENSORS, PICTURE_FILE, PAGE_FILE):
+                remove_file(folder / name, within=root)
+            write_finding(bare, None, root)
+        except OSError:
+            return Kept(plain_finding(bare), folder, problem, written=False)
+        return Kept(_told(bare, folder), folder, problem)
+    return Kept(_told(finding, folder), folder)
+
+
+def _told(finding: Finding, folder: Path) -> dict[str, Any]:
+    return plain_finding(replace(finding, command=finding.replay_command(folder)))
+
+
+def _write(outcome: Outcome, original: Finding, failure: Failure | None, root: Path) -> tuple[Finding, Path]:
+    """Write the folder of a finding, with all that belongs there."""
+    script = reproduction(outcome, original, failure)
+    why_not = "" if script.text else f"{NO_SCRIPT}{script.why_not}"
+    finding = replace(original, detail={**original.detail, "script": why_not})
+    folder = write_finding(finding, failure, root, script)
+    pictures, defects = _pictures(outcome, failure)
+    write_pictures(folder, [(caption, grid) for caption, grid, _ in pictures])
+    drawings = [(caption, drawing) for caption, _, drawing in pictures]
+    write_file(folder / PAGE_FILE, finding_page(finding, folder, drawings, defects), within=root)
+    return finding, folder
 
 
 Picture = tuple[str, Grid, SafeHtml]
@@ -121,8 +170,8 @@ def is_command(label: str, text: str) -> bool:
     return label == "replay" or (label == "script" and not text.startswith(NO_SCRIPT))
 
 
-def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
-    """Return a finding as labelled lines."""
+def finding_lines(finding: Finding, folder: Path, *, unwritten: str = "") -> list[tuple[str, str]]:
+    """Return a finding as labelled lines; one that could not be written, and why, with its case instead of a folder."""
     detail = finding.detail
     lines = [("case", str(detail.get("line", "")))]
     if detail.get("context"):
@@ -140,13 +189,18 @@ def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
         lines.append(("gain", _gain(str(detail["output"]), detail["gain"])))
     elif "worst_ratio" in detail:
         lines.append(("worst", _worst(detail)))
+    lines += _worst_case(detail)
+    lines += _drift(detail)
     lines += [
         ("also wrong", name if math.isinf(float(ratio)) else f"{name}, {_times(ratio)}")
         for name, ratio in (detail.get("also_wrong") or {}).items()
     ]
     lines += _wrong_elements(detail)
     lines += _flaky(detail)
-    lines += _first(detail)
+    lines += _first(detail) if "drift" not in detail else []
+    if unwritten:
+        lines += [("not kept", f"{folder}: {unwritten}"), ("as JSON", dumps(dict(finding.case)))]
+        return lines
     lines.append(("replay", finding.replay_command(folder)))
     if "script" in detail:
         lines.append(("script", _script(str(detail["script"]), folder)))
@@ -156,6 +210,53 @@ def finding_lines(finding: Finding, folder: Path) -> list[tuple[str, str]]:
 def _script(said: str, folder: Path) -> str:
     """Why there is no script, or the line that runs it: never a line that the finding brings along."""
     return said if said.startswith(NO_SCRIPT) else f"python {shlex.quote(str(folder / SCRIPT_FILE))}"
+
+
+def _worst_case(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How far off it was elsewhere."""
+    worst = detail.get("worst_case")
+    if not worst:
+        return []
+    ratio = "not finite, or not equal" if math.isinf(float(worst["ratio"])) else _times(worst["ratio"])
+    return [("furthest", f"{worst['output']}: {ratio} in {worst['line']}")]
+
+
+def _drift(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the cases of the job have in common, how large it is, by how much chance is ruled out, and what shows it."""
+    drift = detail.get("drift")
+    if not drift:
+        return []
+    size, score = float(drift["size"]), float(drift["score"])
+    said = (
+        f"{detail['output']}: every element is within its bound, and {_way(str(drift['direction']), size)} by"
+        f" {abs(size):.2g} of the bound in the mean, where {float(drift['most']):.2g} is the most; over"
+        f" {counted(int(drift['cases']), 'case')} with {counted(int(drift['elements']), 'element')}"
+    )
+    lines = [
+        ("drift", said),
+        ("chance", f"less than 1 in 10^{int(score**2 / 2 / math.log(10))}, at {score:.1f} standard errors"),
+    ]
+    lines += [("shown by", _shown(str(drift["direction"]), one)) for one in detail.get("shown") or ()]
+    besides = detail.get("besides") or ()
+    return lines + [
+        ("besides", f"{one['output']} is {_way(str(one['direction']), float(one['size']))}") for one in besides
+    ]
+
+
+def _way(direction: str, size: float) -> str:
+    """Which way all elements are off together."""
+    if direction == GAIN:
+        return "too long" if size > 0 else "too short"
+    if direction == OFFSET:
+        return "too high" if size > 0 else "too low"
+    return f"off as if {direction} were too {'large' if size > 0 else 'small'}"
+
+
+def _shown(direction: str, one: Mapping[str, Any]) -> str:
+    """A case that shows a drift."""
+    size = f"{float(one['size']):+.2g} of the bound"
+    step = "" if direction == OFFSET else f", {100 * float(one['step']):+.2g} %"
+    return f"{one['line']}: {size}{step}"
 
 
 def _alone(detail: Mapping[str, Any]) -> list[tuple[str, str]]:

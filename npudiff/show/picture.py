@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 
 from npudiff.errors import UsageError
-from npudiff.findings.finding import read_plain_file
+from npudiff.files.reading import read_plain_file
+from npudiff.files.writing import remove_file, write_file
 from npudiff.judge.pattern import coordinate_text
 from npudiff.model.component import OutputComparison
 from npudiff.show.rendering import SafeHtml
@@ -131,15 +132,13 @@ def write_pictures(folder: Path, pictures: Sequence[tuple[str, Grid]]) -> None:
     """Write captions and grids into the folder of a finding; without any, no file is left there."""
     path = folder / PICTURE_FILE
     if not pictures:
-        path.unlink(missing_ok=True)
+        remove_file(path, within=folder.parent)
         return
     content = {
         "schema_version": SCHEMA_VERSION,
         "pictures": [{"caption": caption, **_plain(grid)} for caption, grid in pictures[:MOST_PICTURES]],
     }
-    partial = folder / (PICTURE_FILE + ".partial")
-    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_file(path, json.dumps(content) + "\n", within=folder.parent)
 
 
 def _plain(grid: Grid) -> dict[str, Any]:
@@ -157,7 +156,8 @@ def read_pictures(folder: Path) -> list[tuple[str, Grid]]:
     """Return captions and grids, or none if there are none that npudiff can have written."""
     try:
         content = json.loads(read_plain_file(folder / PICTURE_FILE, MAX_BYTES).decode("utf-8", errors="replace"))
-        if content["schema_version"] != SCHEMA_VERSION:
+        version = content["schema_version"]
+        if type(version) is not int or version != SCHEMA_VERSION:
             return []
         return [(_text(one["caption"]), _grid(one)) for one in content["pictures"][:MOST_PICTURES]]
     except (UsageError, OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):

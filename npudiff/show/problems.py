@@ -77,7 +77,8 @@ def problem_of_finding(
     title = f"{name}: {finding.property_name}: {finding.verdict}" + (f" on {case}" if case else "")
     if finding.detail.get("flaky"):
         title += " (comes and goes)"
-    lines = [(label, printable(text)) for label, text in finding_lines(finding, found.folder)]
+    said = finding_lines(finding, found.folder, unwritten=found.unwritten)
+    lines = [(label, printable(text)) for label, text in said]
     return Problem(
         level=level,
         rule=f"{finding.component}/{finding.property_name}",

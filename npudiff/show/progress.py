@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -10,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from npudiff.model.job import Job
 from npudiff.run.events import CasesJudged, Event, JobEnded, JobStarted, RunEnded
-from npudiff.text import counted
+from npudiff.text import counted, printable
 
 EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
@@ -36,9 +37,9 @@ class RunProgress:
 
     def __init__(self, console: RichConsole, *, jobs: int | None = None, seconds: float | None = None) -> None:
         self._bar = Progress(
-            TextColumn("{task.description:48}"),
+            TextColumn("{task.description:48}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[said]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -80,10 +81,11 @@ class RunProgress:
             self._say(now, stage, cases)
         elif at_once or now - self._drawn > DRAWN_EVERY:
             self._drawn = now
-            what = f"{stage}: {job.name}" if stage else f"{job.subject.implementation.name} {job.prop.name}"
+            name = f"{stage}: {job.name}" if stage else f"{job.subject.implementation.name} {job.prop.name}"
+            what = printable(name)[:48]
             jobs = "" if self._jobs is None else f"{self._ended}/{self._jobs} jobs · "
             completed = now - self._started if self._jobs is None else self._ended
-            self._bar.update(self._task, completed=completed, description=what[:48], said=f"{jobs}{cases:,} cases")
+            self._bar.update(self._task, completed=completed, description=what, said=f"{jobs}{cases:,} cases")
             self._bar.refresh()
 
     def _say(self, now: float, stage: str, cases: int) -> None:
@@ -92,4 +94,5 @@ class RunProgress:
         self._said, self._stage = now, stage
         jobs = counted(self._ended, "job") if self._jobs is None else f"{self._ended} of {counted(self._jobs, 'job')}"
         said = f"{jobs} and {counted(cases, 'case')} so far"
-        print(f"{stage}: {said}" if stage else said, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody listens
+            print(f"{stage}: {said}" if stage else said, file=sys.stderr, flush=True)

@@ -258,7 +258,7 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
     "moe_routing": BaselineSpec(
         fixed={"tokens": (4, 128), "experts": (8, 64), "top_k": (2, 8), "width": (128,)},
         sizes={"tokens": _ANY, "experts": (4, 8, 16, 64), "top_k": (1, 2, 4), "width": range(32, 257, 32)},
-        plain={**_CONTIGUOUS, "load": ("even",)},
+        plain={**_CONTIGUOUS, "load": ("even",), "padded_ids": ("none",)},
     ),
     "moe_finalize": BaselineSpec(
         fixed={"tokens": (4, 128), "top_k": (2, 8), "width": (128, 1024)},

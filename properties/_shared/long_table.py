@@ -16,5 +16,7 @@ def table_of_numbers(seed: int, rows: int, columns: int, dtype: torch.dtype) -> 
     stream = Stream(seed, "table")
     if rows <= LONG_TABLE:
         return (stream.normal((rows, columns), torch.float32) * 0.5).to(dtype)
-    numbers = stream.normal((rows * ROW_STEP + columns,), torch.float32) * 0.5
-    return numbers.to(dtype).as_strided((rows, columns), (ROW_STEP, 1))
+    count = (rows * ROW_STEP + columns,)
+    if dtype.itemsize == 2:  # half of a rounded number is the rounded half: neither is subnormal
+        return stream.normal(count, dtype).mul_(0.5).as_strided((rows, columns), (ROW_STEP, 1))
+    return (stream.normal(count, torch.float32) * 0.5).to(dtype).as_strided((rows, columns), (ROW_STEP, 1))

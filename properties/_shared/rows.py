@@ -10,6 +10,12 @@ from npudiff.model import case as declared
 from npudiff.model.anything import AnyCase
 from npudiff.reference.views import sliced
 
+COUNTS = range(1, 2**17 + 1)
+"""Rows that a case may have: beyond a grid of 65,535 blocks."""
+
+SEVERAL = COUNTS[1:]
+"""Rows that may change places."""
+
 ROWS = ("contiguous", "sliced")
 """sliced: states are slices of wider rows, as those of a fused projection are; tables, positions and slots as well."""
 

@@ -16,6 +16,9 @@ from npudiff.model.component import Property
 MOST_WEIGHTS = 2**19
 """Elements of a matrix up to which it may have more columns than it must."""
 
+HUGE_INNER, HUGE_COLUMNS = (8, 16), (8,)
+"""Of a matrix where tokens are beyond a thousand: int4 fills words."""
+
 _MAX_ELEMENTS = 2**26
 _MAX_PRODUCTS = 2**34
 
@@ -25,6 +28,13 @@ def too_large(tokens: int, inner: int, columns: int) -> Iterator[str]:
     elements = max(tokens * inner, inner * columns, tokens * columns)
     if elements > _MAX_ELEMENTS or tokens * inner * columns > _MAX_PRODUCTS:
         yield f"there would be more than {_MAX_ELEMENTS} elements or {_MAX_PRODUCTS} products"
+
+
+def affords_tokens(draft: AnyCase, tokens: int, most: int) -> bool:
+    """Whether a draft may have so many rows: of products up to ``most``, or where they are huge, of few elements."""
+    if draft.huge:
+        return bool(draft.affords(tokens * max(draft.inner, draft.columns), 0))
+    return bool(tokens * draft.inner * draft.columns <= most)
 
 
 def coordinates(inputs: AnyInputs, output: str) -> Mapping[str, torch.Tensor]:

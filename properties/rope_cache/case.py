@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.model.constraints import SEEDS, Axis, Joined, Numbers, check_values
+from npudiff.properties._shared import rows
 from npudiff.properties._shared.head_dims import join_head_dims
 from npudiff.reference.rope_scaling import KINDS, RopeConfig, amplitude, check_config
 from npudiff.text import counted
@@ -43,7 +44,7 @@ AXES = {
     "attention_factor": Axis("additional factor of cosines and sines", Numbers(1e-6, 16), usual=(1.0, 0.8, 1.25)),
     "mscales": Axis("mscale and mscale_all_dim of YaRN", MSCALES),
     "dtype": Axis("dtype of cosines and sines", tuple(DTYPES)),
-    "tokens": Axis("asked rows", range(1, 2**16 + 1)),
+    "tokens": Axis("asked rows", rows.COUNTS),
     "positions": Axis("which rows of the table are asked for", POSITIONS),
     "offsets": Axis("dtype of offsets that are added to positions, if there are any", OFFSETS),
     "rows": Axis("rows of the table once it has grown", range(1, 2**20 + 1)),

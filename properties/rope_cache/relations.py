@@ -10,6 +10,7 @@ import torch
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare, same_bits
 from npudiff.model.component import Comparison, ExpectedOutput, NotApplicable, Property, Subject
+from npudiff.properties._shared import rows
 from npudiff.properties.rope_cache.case import RopeCacheCase
 from npudiff.properties.rope_cache.inputs import build_inputs
 from npudiff.reference.rope_cache import RopeCacheInputs, entry_rounding
@@ -130,7 +131,7 @@ RELATIONS = (
         "tokens_do_not_mix",
         "the order of tokens does not matter",
         _tokens_do_not_mix,
-        within={"tokens": range(2, 2**16 + 1)},
+        within={"tokens": rows.SEVERAL},
     ),
     Property(
         "offsets_are_added",

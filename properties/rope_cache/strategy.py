@@ -11,6 +11,7 @@ from npudiff.draw.cases import Chooser, within
 from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties.rope_cache.case import (
+    AXES,
     BASES,
     BETAS,
     DIMS,
@@ -25,6 +26,9 @@ from npudiff.properties.rope_cache.case import (
     RopeCacheCase,
 )
 from npudiff.reference.rope_scaling import KINDS, RopeConfig
+
+TINY_DIMS = ("8", "8/16", "16")
+"""Where tokens are beyond a thousand."""
 
 ROWS = (2, 1, 3, 17, 64, 65, 129, 1000, 4097, 8193, 40_000, 65_537, 131_073, 1_000_000, 2**20)
 SECTIONED = (16, 48, 100, 256)
@@ -43,6 +47,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[RopeCacheCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RopeCacheCase:
     choose = Chooser(draw)
+    choose.draw_outlier_axis(AXES, "tokens", "dims", "rows", huge=("tokens",))
     box = choose.pick(boxes)
     config = _draw_config(choose, box)
     lengths, first_row = _draw_rows(choose, box, config)
@@ -62,7 +67,8 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RopeCacheCase:
 def _draw_config(choose: Chooser, box: Box) -> RopeConfig:
     """Draw every field, and keep those that the kind of scaling uses."""
     kind = choose.value(box, "kind", (*KINDS, "yarn", "deepseek_yarn"))
-    rotary_dim, head_dim = split_head_dims(choose.value(box, "dims", DIMS))
+    dims = map(split_head_dims, choose.options(box, "dims", TINY_DIMS if choose.huge else DIMS))
+    rotary_dim, head_dim = choose.pick([(rotary, head) for rotary, head in dims if rotary <= head])
     base = choose.value(box, "base", BASES)
     sections = choose.value(box, "sections", (1, 1, 2, 3))
     sections = sections if kind == "linear" else 1

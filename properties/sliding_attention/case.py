@@ -9,6 +9,7 @@ from npudiff.model.case import DeclaredCase, axis, derived, part, seed
 from npudiff.model.constraints import Numbers
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.head_dims import HEAD_DIMS, join_head_dims
+from npudiff.properties._shared.slots import page_order_axis
 from npudiff.reference.paged_kv import LAYOUTS
 from npudiff.text import listed
 
@@ -20,7 +21,7 @@ POISONS = ("large", "nan")
 WEIGHT_SUMS = ("float32", "rounded")
 EXPONENTIALS = ("float32", "cubic")
 BLIND_ROWS = ("none", "empty", "any")
-DIMS = ("64", "128", "192/128", "80", "96", "192", "256", "576/512")
+DIMS = ("64", "128", "192/128", "80", "96", "192", "256", "576/512", "512", "72")
 SCALES = (1.0, 0.5, 4.0)
 
 _LENGTHS = range(2**20 + 1)
@@ -88,6 +89,7 @@ class SlidingAttentionCase(DeclaredCase):
         "times that a result over some of the keys is rounded before it is merged: 1 where all are merged at once",
         range(17), 0, drawn=(0,), shown="{} merge(s)",
     )  # fmt: skip
+    page_order: str = page_order_axis()
 
     shown_first = ("requests", "window", "page_size", "kv_heads", "head_dims", "dtype", "layout")
 

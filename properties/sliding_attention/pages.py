@@ -14,6 +14,9 @@ DUMMY_PAGE = 0
 _SHARED_PAGES = 4
 _EDGE_PAGES = 2
 
+_MOST_IN_A_RUN = 32
+"""Pages of a request up to which all are its own, where they follow each other; of more only those at borders."""
+
 
 @dataclass(frozen=True)
 class PagePlan:
@@ -34,13 +37,15 @@ def plan_pages(case: SlidingAttentionCase) -> PagePlan:
 
     Pages with border tokens, and the first and last live ones, are a request's own: what lies beside or at a border
     is then nowhere else. Pages between are taken from a few shared ones, also by several requests, which keeps a 128K
-    history small. Pages that left the window are the dummy page or a stale one, as after eviction.
+    history small. Pages that left the window are the dummy page or a stale one, as after eviction. Pages that are to
+    follow each other are all a request's own, unless there are many.
     """
     stream = Stream(case.seed, "pages")
     live = tuple(live_range(request, case.window) for request in case.requests)
     own = [_own_pages(case, request, span) for request, span in zip(case.requests, live, strict=True)]
     pages = 1 + 1 + _SHARED_PAGES + sum(map(len, own))
-    names = iter([1 + index for index in stream.permutation(pages - 1)])
+    order = stream.permutation(pages - 1)
+    names = iter([1 + index for index in (sorted(order) if case.page_order == "run" else order)])
     stale = (DUMMY_PAGE, next(names))
     shared = np.array([next(names) for _ in range(_SHARED_PAGES)])
     words = stream.random_uint64(len(live) * case.width).reshape(len(live), case.width)
@@ -60,6 +65,8 @@ def _own_pages(case: SlidingAttentionCase, request: Request, span: LiveRange) ->
     if not span:
         return []
     first, last = span.first // case.page_size, (span.last - 1) // case.page_size
+    if case.page_order == "run" and last - first < _MOST_IN_A_RUN:
+        return list(range(first, last + 1))
     borders = {*range(first, first + _EDGE_PAGES), *range(last - _EDGE_PAGES + 1, last + 1)}
     borders |= {token // case.page_size for token in border_tokens(case, request, span)}
     return sorted(page for page in borders if first <= page <= last)

@@ -33,6 +33,12 @@ MAX_QUERY = 2**12
 MAX_LISTED = 512
 MAX_LENGTH = 2**20
 
+UNIFORM = (*["no"] * 6, "partly", *["wholly"] * 3)
+"""How often all requests have as many new tokens, or as many tokens altogether as well."""
+
+MANY_BLIND_ROWS = (129, 200, 300, 513)
+"""Rows of a request of which more than a tile may be blind."""
+
 WAYS_DOWN = 8
 """Short options before the long ones: then shrinking need not change the kind and the length of a request at once."""
 
@@ -122,9 +128,21 @@ def draw_requests(
     others = list(islice(cycle(others), batch - 1))
     place = choose.pick((*range(batch), *range(1, batch)))  # where it is not first, places in it and the batch differ
     kept = place if long != "no" or blind != "none" else None
-    requests = _with_empty(choose, box, (*others[:place], special, *others[place:]), kept)
+    requests = (*others[:place], special, *others[place:])
+    alike = choose.pick(UNIFORM)
+    if long == "no" and blind == "none" and alike != "no":
+        requests = _uniform(requests, special, alike)
+    else:
+        requests = _with_empty(choose, box, requests, kept)
     assume(_is_inside(box, requests))
     return requests
+
+
+def _uniform(requests: Sequence[Request], one: Request, alike: str) -> tuple[Request, ...]:
+    """All requests as one of them, or with as many new tokens."""
+    if alike == "wholly":
+        return (one,) * len(requests)
+    return tuple(Request(one.query, max(one.query, other.kv)) for other in requests)
 
 
 def _batches(choose: Chooser, box: Box, page_size: int, heads: int) -> Sequence[int]:
@@ -178,6 +196,8 @@ def _query_options(lengths: Lengths, kind: str, blind: str) -> Sequence[Options]
         other = lengths.queries(lengths.query, blind)
         return [other] if other else []
     decode = [1] if 1 in few else few or many
+    if blind == "any" and kind in ("extend", "mixed") and (tiles := lengths.queries(MANY_BLIND_ROWS, blind)):
+        return [few or many, many or few, tiles]
     options = {
         "decode": [decode],
         "draft": [decode, few or many],
@@ -192,7 +212,7 @@ def _kv_options(lengths: Lengths, query: int, kind: str, blind: str) -> Sequence
     """Total tokens: anything small, or one away from a border of the window, of a page, of the query, or far out."""
     totals = lengths.totals(query, blind)
     if blind != "none":
-        return [totals, totals[-1:]]
+        return [totals, totals[-1:], totals[:WAYS_DOWN]]
     affordable = cheap(totals, lambda kv: lengths.scores(query, kv))
     far = ordered(intersection(LONG_HISTORIES, affordable))
     small = ordered(intersection(range(query, query + 3 * lengths.page_size), affordable))

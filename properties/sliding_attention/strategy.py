@@ -12,6 +12,7 @@ from npudiff.draw.cases import Chooser
 from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties._shared.rows import ROWS
+from npudiff.properties._shared.slots import PAGE_ORDERS
 from npudiff.properties.sliding_attention.case import (
     DIMS,
     POISONS,
@@ -55,7 +56,7 @@ def cases(constraints: Constraints) -> st.SearchStrategy[SlidingAttentionCase]:
 @st.composite
 def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     choose = Chooser(draw)
-    choose.draw_outlier_axis(SlidingAttentionCase.axes(), "group", "kv_heads", "batch")
+    choose.draw_outlier_axis(SlidingAttentionCase.axes(), "group", "kv_heads", "batch", "head_dims")
     box = choose.pick(boxes)
     pages = choose.options(box, "page_size", PAGE_SIZES)
     page_size = choose.pick(pages[:2] if choose.far == "kv_heads" else pages)
@@ -87,6 +88,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
         poison=choose.value(box, "poison", POISONS),
         layout=layout,
         rows=choose.value(box, "rows", ROWS),
+        page_order=choose.value(box, "page_order", (*PAGE_ORDERS[:1] * 3, *PAGE_ORDERS[1:])),
         seed=choose.pick(choose.pick(SEEDS)),
     )
     opted = [axis for axis in OPTED if axis in box]

@@ -100,3 +100,8 @@ def test_the_cann_version_is_that_which_torch_npu_reports(installed, monkeypatch
     monkeypatch.setitem(sys.modules, "torch_npu.utils", types.ModuleType("torch_npu.utils"))
     monkeypatch.setitem(sys.modules, "torch_npu.utils.collect_env", module)
     assert targets.npu(None).cann == "8.5.RC1"
+
+
+def test_a_simulated_target_names_the_versions_that_are_not_looked_at():
+    assert targets.sim("9.0").other_canns == ("8.5", "pessimistic")
+    assert targets.sim(None).other_canns == ("9.0", "pessimistic")

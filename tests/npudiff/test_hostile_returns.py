@@ -201,7 +201,11 @@ def test_it_is_told_of_a_component_with_history(method, name, tmp_path):
     assert outcome.verdict is Verdict.HOLDS if right else outcome.failure is not None
 
 
-@pytest.mark.parametrize("live", [None, 3, Angry, dict, lambda: torch.ones(1), object], ids=str)
+@pytest.mark.parametrize(
+    "live",
+    [None, 3, Angry, dict, lambda: torch.ones(1), object],
+    ids=["none", "number", "angry", "dict", "function", "object"],
+)
 def test_a_live_object_that_is_none_is_told(live, tmp_path):
     made = live() if callable(live) else live
     assert pools_outcome(lambda inputs, target: made, tmp_path).verdict is Verdict.RAISED

@@ -67,6 +67,7 @@ SHORT = {
     ("rope_cache", "growths"): "each is a call",
     ("rope_cache", "max_positions"): "lengths of models",
     ("rope_cache", "sections"): "has three values",
+    ("sliding_attention", "merges"): "is drawn for those who ask for it",
     ("sliding_attention", "padded_rows"): PADDING,
     ("sliding_attention", "page_size"): PAGES,
     ("swiglu_quant", "spare_rows"): EXTRA,

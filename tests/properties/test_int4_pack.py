@@ -60,7 +60,7 @@ def test_a_case_holds_what_its_source_says(source, recipe, layout, matrices):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rows": 0}, r"rows must lie in 1..65536, got 0"),
+        ({"rows": 0}, r"rows must lie in 1..131072, got 0"),
         ({"matrices": 2000}, r"matrices must lie in 1..1024, got 2000"),
         ({"columns": 12}, "a multiple of 8 and lie in 8..65536, got 12"),
         ({"rows": 65536, "columns": 65536}, "more than 67108864 integers"),

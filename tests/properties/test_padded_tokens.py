@@ -73,7 +73,7 @@ def test_features_and_values_say_what_a_case_has():
     ("changed", "message"),
     [
         ({"batches": ()}, "ranks must lie in 1..64, got 0"),
-        ({"chunk": 0}, "chunk must lie in 1..65536, got 0"),
+        ({"chunk": 0}, "chunk must lie in 1..131072, got 0"),
         ({"top_k": 5}, "5 experts cannot be chosen of 4"),
         ({"batches": (Batch(-1),)}, "total and offset of a batch must lie in"),
         ({"batches": (Batch(1, -1),)}, "total and offset of a batch must lie in"),

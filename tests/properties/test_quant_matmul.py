@@ -77,7 +77,7 @@ def test_float_outputs_stay_within_float16():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tokens": 0}, r"tokens must lie in 1..65536, got 0"),
+        ({"tokens": 0}, r"tokens must lie in 1..131072, got 0"),
         ({"inner": 65536}, r"inner must lie in 1..65535, got 65536"),
         ({"inner": 65535, "columns": 65535}, "more than 67108864 elements"),
         ({"output": "x"}, "output is one of bfloat16, float16, int8, int32, got x"),

@@ -171,7 +171,7 @@ def test_a_case_is_described_in_the_words_of_configurations():
         ({"positions": "first"}, "positions is one of"),
         ({"offsets": "int16"}, "offsets is one of"),
         ({"other": "linear"}, "other is one of"),
-        ({"tokens": 0}, "tokens must lie in 1..65536, got 0"),
+        ({"tokens": 0}, "tokens must lie in 1..131072, got 0"),
         ({"seed": -1}, "seed must lie in 0"),
         ({"lengths": ()}, "lengths must lie in"),
         ({"lengths": (2**21,)}, "lengths must lie in"),

@@ -55,21 +55,26 @@ def with_stride_of(view, other):
 
 
 @pytest.mark.parametrize(
-    ("item", "one", "other"),
+    ("item", "one", "other", "within"),
     [
-        (ascend.index_put, "value", "key"),
-        (ascend.native_rotary, "key", "query"),
-        (ascend.native_finalize, "residual", "expanded_rows"),
+        (ascend.index_put, "value", "key", {}),
+        (
+            ascend.native_rotary,
+            "key",
+            "query",
+            {"tokens": range(1, 18), "heads": range(1, 9)},
+        ),  # what is behind is enough
+        (ascend.native_finalize, "residual", "expanded_rows", {}),
     ],
-    ids=lambda part: getattr(part, "component", part),
+    ids=["paged_cache", "rotary", "moe_finalize"],
 )
-def test_a_kernel_that_reads_one_tensor_with_the_stride_of_another_is_found(item, one, other):
+def test_a_kernel_that_reads_one_tensor_with_the_stride_of_another_is_found(item, one, other, within):
     def function(inputs, target):
         views = getattr(inputs, one), getattr(inputs, other)
         changed = {} if views[0] is None else {one: with_stride_of(*views)}
         return item.function(replace(inputs, **changed), target)
 
-    supports = [dict(box) for box in item.constraints.boxes]
+    supports = [{**box, **within} for box in item.constraints.boxes]
     mine = npudiff.implementation(item.component, name="mine", supports=supports)(function)
     job = Job(Subject(load_component(item.component), mine, targets.sim(None)), EQUIVALENCE, mine.constraints)
     failure = run_job(job, Budget(examples=100, seed=2)).failure

@@ -59,7 +59,7 @@ def test_coordinates_say_whose_scale_it_is():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"columns": 0}, r"columns must lie in 1..65536, got 0"),
+        ({"columns": 0}, r"columns must lie in 1..131072, got 0"),
         ({"experts": -1}, r"experts must lie in 0..1024, got -1"),
         ({"experts": 1024, "columns": 65536}, "more than 16777216 scales"),
         ({"form": "x"}, "form is one of bits, fixpipe, got x"),

@@ -7,7 +7,7 @@ import pytest
 import draws
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.properties.sliding_attention import build_inputs, component
-from npudiff.properties.sliding_attention.case import POISONS, RECIPES, SlidingAttentionCase
+from npudiff.properties.sliding_attention.case import DIMS, POISONS, RECIPES, SlidingAttentionCase
 from npudiff.properties.sliding_attention.strategy import PAGE_SIZES
 from npudiff.reference.sliding_attention import sliding_attention
 
@@ -126,6 +126,7 @@ def test_default_cases_reach_every_region(default_cases):
         "partial page",
         "blind rows",
         "NZ pages",
+        "pages in a run",
         "sliced rows",
     }
     by_axis = {axis: {value for case in default_cases for value in values(case)[axis]} for axis in component.axes}
@@ -139,7 +140,7 @@ def test_default_cases_reach_every_region(default_cases):
     assert by_axis["scale"] == {0.5, 1.0, 4.0}
     assert {None, 1} < by_axis["window"]
     assert len(by_axis["window"]) > 12
-    assert len(by_axis["head_dims"]) == 8
+    assert set(DIMS) < by_axis["head_dims"]
     assert {1, 2, 3, 4} <= by_axis["batch"]
     assert {0} < by_axis["padded_rows"]
     assert {0, 1} < by_axis["kv_length"]

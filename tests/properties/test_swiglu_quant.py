@@ -74,7 +74,7 @@ def test_rows_are_spread_as_they_say(load, empty, full):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tokens": 0}, "tokens must lie in 1..65536, got 0"),
+        ({"tokens": 0}, "tokens must lie in 1..131072, got 0"),
         ({"sums": "large"}, "sums is one of none, small, beyond 2"),
         ({"groups": 0}, "groups must be none or lie in 1..1024, got 0"),
         ({"spare_rows": 1}, "spare_rows without groups"),

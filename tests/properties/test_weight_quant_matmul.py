@@ -61,7 +61,7 @@ def test_offsets_are_what_their_name_says(offset):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tokens": 0}, r"tokens must lie in 1..65536, got 0"),
+        ({"tokens": 0}, r"tokens must lie in 1..131072, got 0"),
         ({"columns": 65536}, r"columns must lie in 1..65535, got 65536"),
         ({"inner": 65535, "columns": 65535}, "more than 67108864 elements"),
         ({"dtype": "float32"}, "dtype is one of bfloat16, float16, got float32"),

@@ -9,6 +9,7 @@ import torch
 from npudiff.device import ascend, targets
 from npudiff.judge.compare import compare
 from npudiff.properties.mla_preprocess import MlaPreprocessCase, build_inputs
+from npudiff.reference import mla_preprocess as reference
 from npudiff.reference.mla_preprocess import MlaPreprocessInputs, mla_preprocess
 
 SMALL = MlaPreprocessCase(5, heads=3, nope_dim=32, rope_dim=16, latent_dim=64, hidden_size=80)
@@ -167,3 +168,29 @@ def test_a_query_that_int8_cannot_hold_is_refused():
     inputs = build_inputs(QUANTISED)
     with pytest.raises(ValueError, match=r"the normalised query goes beyond 120 steps of 0\.001"):
         mla_preprocess(replace(inputs, steps=replace(inputs.steps, query=0.001)))
+
+
+@pytest.mark.parametrize("tokens", [1, 33])
+def test_rotated_queries_that_are_too_long_are_seen_in_their_rows(tokens):
+    """Before the rotation and behind it there are roundings, and each has its part in the gain of a row."""
+    case = replace(SMALL, tokens=tokens, hidden_size=1024, query_rank=1536, heads=4, rope_dim=64)
+    inputs = build_inputs(case)
+    expected = {"query_rope": mla_preprocess(inputs)["query_rope"]}
+    for outputs in rounded_chain(inputs).values():
+        (output,) = compare(expected, {"query_rope": outputs["query_rope"]}).outputs
+        assert output.gain.shape == (tokens, 4)
+        assert 0.01 < float(output.gain_ratio.max()) < 0.5
+    longer = (expected["query_rope"].value * 1.022).bfloat16()
+    (output,) = compare(expected, {"query_rope": longer}).outputs
+    assert output.only_gain
+
+
+def test_what_is_turned_back_is_the_transpose_of_the_rotation():
+    generator = torch.Generator().manual_seed(0)
+    states, rope = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
+    cosine, sine = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    turned = reference.rotated(
+        states, torch.zeros_like(states), cosine, sine, reference.ROPE_STYLE, torch.bfloat16
+    ).value
+    back = reference._turned_back(rope, cosine, sine)
+    torch.testing.assert_close((turned * rope).sum(-1), (states * back).sum(-1))

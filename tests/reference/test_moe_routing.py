@@ -115,3 +115,23 @@ def test_no_tokens():
 def test_what_contradicts_itself_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         moe_routing(replace(ALL, **changed))
+
+
+@pytest.mark.parametrize("mark", [-1, 4])
+def test_padded_tokens_go_nowhere_and_are_not_counted(mark):
+    experts = EXPERTS.clone()
+    experts[1] = mark
+    routed = moe_routing(replace(ALL, experts=experts))
+    assert routed["src_to_dst_row"].value[1].tolist() == [NOWHERE, NOWHERE]
+    alone = moe_routing(replace(ALL, experts=EXPERTS[[0, 2, 3]], states=STATES[[0, 2, 3]]))
+    assert torch.equal(routed["counts"].value, alone["counts"].value)
+    assert torch.equal(routed["src_to_dst_row"].value[[0, 2, 3]], alone["src_to_dst_row"].value)
+    assert torch.equal(routed["rows"].value[:6], alone["rows"].value)
+    assert bool(routed["rows"].bound[6:].isinf().all())
+
+
+def test_a_token_with_one_place_marked_is_refused():
+    experts = EXPERTS.clone()
+    experts[0, 1] = -1
+    with pytest.raises(ValueError, match="or all of a token be -1 or 4"):
+        moe_routing(replace(ALL, experts=experts))

@@ -247,3 +247,17 @@ def test_memory_stays_below_one_and_a_half_gibibytes(requests, window):
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 1.5, f"{float(run.stdout):.2f} GiB"
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("tile", [2**22, 64])
+def test_the_direction_of_the_scale_is_the_derivative(monkeypatch, sinks, tile):
+    monkeypatch.setattr(attention_tile, "SCORE_TILE", tile)
+    case = SlidingAttentionCase(requests=(Request(5, 40), Request(1, 9)), window=16, sinks=sinks)
+    inputs, step = build_inputs(case), 1e-5
+    up, down = (
+        sliding_attention(replace(inputs, scale=inputs.scale * (1 + by)))["output"].value for by in (step, -step)
+    )
+    expected = sliding_attention(inputs)["output"]
+    torch.testing.assert_close(expected.directions[module.SCALE], (up - down) / (2 * step), rtol=1e-4, atol=1e-5)
+    assert expected.directions[module.SCALE].abs().max() > 0.01

@@ -90,14 +90,15 @@ def _check_dtypes(request: FusedAttentionRequest) -> None:
 
 
 def _check_contiguity(request: FusedAttentionRequest, profile: CannProfile) -> None:
-    if profile.non_contiguous == "accepted":
-        return
-    paged = request.block_table is not None
-    # A cache may have gaps between its blocks (CANN's tests test_fia_*noncontiguous*).
-    key = request.key[0] if paged and len(request.key) else request.key
-    value = request.value[0] if paged and len(request.value) else request.value
-    table, mask = request.block_table, request.mask
-    request.check.contiguous(query=request.query, atten_mask=mask, block_table=table, key=key, value=value)
+    key, value = request.key, request.value
+    if request.block_table is not None:
+        # A cache may have gaps between its blocks, and nowhere else: it is addressed by blocks, and no copy is made of
+        # it (CANN's tests test_fia_*noncontiguous*).
+        key, value = (cache[0] if len(cache) else cache for cache in (key, value))
+        request.check.contiguous(key=key, value=value)
+    if profile.non_contiguous == "rejected":
+        table, mask = request.block_table, request.mask
+        request.check.contiguous(query=request.query, atten_mask=mask, block_table=table, key=key, value=value)
 
 
 def _check_heads(request: FusedAttentionRequest, profile: CannProfile) -> None:

@@ -44,7 +44,7 @@ from npudiff.model.component import (
     Subject,
 )
 from npudiff.model.implementation import Target
-from npudiff.model.job import Failure, Job, Outcome
+from npudiff.model.job import Failure, Job, Outcome, Verdict
 from npudiff.run.after_fork import begin
 from npudiff.run.isolation.faults import Kind, RemoteError, kind_of
 from npudiff.run.isolation.reaper import reaper
@@ -87,6 +87,8 @@ def _script(outcome: Outcome, finding: Finding, failure: Failure | None) -> Scri
         raise NoScript("a component with history is an object that Python keeps, and not calls of operators")
     if subject.implementation.untrusted:
         raise NoScript("its calls are made in a process into which the judge does not look (--untrusted)")
+    if finding.verdict == Verdict.DRIFT.value:
+        raise NoScript("it is seen in many cases together, and not in the calls of one")
     kind = _KILLS.get(finding.verdict)
     error = None if failure is None else failure.error
     may_kill = kind is not None or failure is None or isinstance(error, RemoteError)

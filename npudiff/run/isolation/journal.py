@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import stat
@@ -19,10 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-JOURNALS = "journal"
-"""Folder of the journals below where findings go."""
+from npudiff.files.writing import new_file
 
 SUFFIX = ".journal"
+MOST_JOURNALS = 1_000
+"""Journals of a folder that are read; there are as many as runs were killed since the last one that ended."""
+
+MOST_OF_A_LINE = 2**20
+"""Bytes of an entry that is read."""
+
 MOST_BYTES = 2**22
 """A longer journal is cut to its newest entries."""
 
@@ -52,14 +58,17 @@ class Journal:
     Parameters
     ----------
     folder : pathlib.Path or None
-        Where journals are; it is made if it is not there. None for one that nobody finds afterwards.
+        Where journals are; it is made if it is not there. None for one that nobody finds afterwards, as is one that
+        cannot be written there.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / f"{os.getpid()}-{time.time_ns()}{SUFFIX}"
-        self._file = _unnamed() if self._path is None else _locked(self._path)
+        self._memory = _unnamed()  # which is read by this process, and is not full where a disk is
+        self._file = None if self._path is None else _locked(self._path)
         self._next = 0
         self._held = b""
+        self._torn = False
         self._recent: deque[bytes] = deque(maxlen=KEPT)
 
     def begin(self, job: str, case: str) -> int:
@@ -85,43 +94,62 @@ class Journal:
 
     def forget(self) -> None:
         """Remove all entries: they were reported, and their writer is gone."""
-        os.ftruncate(self._file, 0)
-        os.lseek(self._file, 0, os.SEEK_SET)
+        for file in self._files:
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
 
     def begun(self) -> list[tuple[str, str]]:
         """Return the jobs and cases that were begun, in their order; also what another process has written."""
-        size = os.fstat(self._file).st_size
-        text = os.pread(self._file, MOST_READ, max(0, size - MOST_READ)).decode("utf-8", errors="replace")
+        size = os.fstat(self._memory).st_size
+        text = os.pread(self._memory, MOST_READ, max(0, size - MOST_READ))
         told = [(entry.get("job"), entry.get("case")) for entry in map(_entry, text.splitlines())]
         return [(job, case) for job, case in told if isinstance(job, str) and isinstance(case, str)]
 
     def close(self, *, keep: bool) -> Path | None:
         """End the journal of a run that came to its end; return it if it is kept, since something is to be reported."""
-        if self._path is not None and keep:
-            os.write(self._file, self._held)
-        elif self._path is not None:
-            self._path.unlink(missing_ok=True)
-        os.close(self._file)
-        return self._path if keep else None
+        path = self._path if self._file is not None else None
+        if keep:
+            self._append(self._held)
+        elif path is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        for file in self._files:
+            os.close(file)
+        return path if keep else None
+
+    @property
+    def _files(self) -> list[int]:
+        return [self._memory] if self._file is None else [self._memory, self._file]
 
     def _write(self, entry: dict[str, Any]) -> None:
         line = self._held + _line(entry)
         self._held = b""
         self._recent.append(line)
-        os.write(self._file, line)  # into the kernel, which outlives the process; not onto the disk, which takes longer
-        if os.lseek(self._file, 0, os.SEEK_CUR) > MOST_BYTES:
-            self._shorten()
+        self._append(line)
+        for file in self._files:
+            if os.lseek(file, 0, os.SEEK_CUR) > MOST_BYTES:
+                self._shorten(file)
 
-    def _shorten(self) -> None:
+    def _append(self, line: bytes) -> None:
+        """Write an entry into the kernel, which outlives the process; not onto the disk, which takes longer."""
+        os.write(self._memory, line)
+        if self._file is not None:
+            whole = b"\n" * self._torn + line
+            self._torn = True
+            with contextlib.suppress(OSError):  # a full disk; whoever reads it skips what is torn
+                self._torn = os.write(self._file, whole) < len(whole)
+
+    def _shorten(self, file: int) -> None:
         """Keep the newest entries only.
 
         Between writing them at the beginning and cutting off the rest they are still at the end as well, so that what
         is read says the same whenever the process is killed.
         """
         newest = b"".join(self._recent)
-        os.pwrite(self._file, newest, 0)
-        os.ftruncate(self._file, len(newest))
-        os.lseek(self._file, 0, os.SEEK_END)
+        with contextlib.suppress(OSError):  # as above
+            os.pwrite(file, newest, 0)
+        os.ftruncate(file, len(newest))
+        os.lseek(file, 0, os.SEEK_END)
 
 
 def _line(entry: dict[str, Any]) -> bytes:
@@ -132,11 +160,15 @@ def _unnamed() -> int:
     return os.memfd_create("npudiff-journal", os.MFD_CLOEXEC)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path) -> int | None:
+    """Return a new file that this process has locked; None where there can be none."""
     import fcntl  # noqa: PLC0415 - not on every system; runs that isolate nothing have no journal
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with new_file(path, within=path.parent) as made:
+            file = os.dup(made.fileno())
+    except OSError:
+        return None
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
 
@@ -144,18 +176,18 @@ def _locked(path: Path) -> int:
 def left_behind(folder: Path) -> list[LeftBehind]:
     """Return the cases of runs that were killed, and remove their journals."""
     found: list[LeftBehind] = []
-    if importlib.util.find_spec("fcntl") is None or not folder.is_dir():
+    if importlib.util.find_spec("fcntl") is None or not folder.is_dir() or folder.is_symlink():
         return found
-    for path in sorted(folder.iterdir()):
-        if path.suffix == SUFFIX:
-            with contextlib.suppress(OSError), _abandoned(path) as lines:
-                found.extend(_told(lines))
-                path.unlink()
+    journals = (path for path in folder.iterdir() if path.suffix == SUFFIX)
+    for path in sorted(itertools.islice(journals, MOST_JOURNALS)):
+        with contextlib.suppress(OSError), _abandoned(path) as lines:
+            found.extend(_told(lines))
+            path.unlink()
     return found
 
 
 @contextlib.contextmanager
-def _abandoned(path: Path) -> Iterator[list[str]]:
+def _abandoned(path: Path) -> Iterator[list[bytes]]:
     """Give the newest lines of a journal that no process writes; raises ``OSError`` for everything else."""
     import fcntl  # noqa: PLC0415 - not on every system
 
@@ -166,11 +198,11 @@ def _abandoned(path: Path) -> Iterator[list[str]]:
             raise OSError(f"{path} is no plain file")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.seek(max(0, status.st_size - MOST_READ))
-        yield file.read(MOST_READ).decode("utf-8", errors="replace").splitlines()
+        yield file.read(MOST_READ).splitlines()
 
 
-def _told(lines: list[str]) -> list[LeftBehind]:
-    """Return the case in flight, and cases that failed and were not reported."""
+def _told(lines: list[bytes]) -> list[LeftBehind]:
+    """Return the case in flight, and the last cases that failed and were not reported."""
     begun: OrderedDict[int, tuple[str, str]] = OrderedDict()
     failed: list[LeftBehind] = []
     for line in lines:
@@ -185,12 +217,14 @@ def _told(lines: list[str]) -> list[LeftBehind]:
             ended = begun.pop(number)
             if verdict not in PASSED:
                 failed.append(LeftBehind(*ended, verdict))
-    return [*failed, *(LeftBehind(*one) for one in list(begun.values())[-1:])]
+    return [*failed[-KEPT:], *(LeftBehind(*one) for one in list(begun.values())[-1:])]
 
 
-def _entry(line: str) -> dict[str, Any]:
+def _entry(line: bytes) -> dict[str, Any]:
+    if len(line) > MOST_OF_A_LINE:
+        return {}
     try:
-        entry = json.loads(line)
+        entry = json.loads(line.decode("utf-8", errors="replace"))
     except (ValueError, RecursionError):
         return {}
     return entry if isinstance(entry, dict) else {}

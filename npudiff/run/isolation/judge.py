@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
 from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable, Passed
+from npudiff.model.drift import sums_from_plain
 from npudiff.model.job import Isolation, Job, Outcome, Poisoning
 from npudiff.run.isolation.faults import Faulted, Kind, RemoteError
 from npudiff.run.isolation.ipc import unpack_comparison
@@ -176,7 +177,7 @@ class IsolatedJudge:
         if "case" in answer:
             self.case = self._loaded(answer["case"])
         if answer["verdict"] == "holds":
-            return Passed(answer["worst"], answer["exact"])
+            return Passed(answer["worst"], answer["exact"], sums_from_plain(answer["sums"]))
         if answer["verdict"] == "differs":
             comparison: Comparison = answer["comparison"]
             return comparison

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from npudiff.judge.drift import measures_drift, sums_of
 from npudiff.judge.judge import LocalJudge
 from npudiff.model.anything import AnyCase
 from npudiff.model.codec import dumps, loads
@@ -70,10 +71,10 @@ def _answer(question: dict[str, Any], judge: LocalJudge, job: Job, shared: Share
         return {"verdict": "probed", "good": probe_device(job.subject.target)}
     case = loads(job.subject.component.case_type, question["case"])
     if job.subject.component.history is None:
-        return _judged(case, judge, shared)
+        return _judged(case, judge, job, shared)
     if not _goes_on(judge.case, case):
         judge.begin()
-    return {**_judged(case, judge, shared), "case": dumps(judge.case)}
+    return {**_judged(case, judge, job, shared), "case": dumps(judge.case)}
 
 
 def _goes_on(before: AnyCase, case: AnyCase) -> bool:
@@ -83,7 +84,7 @@ def _goes_on(before: AnyCase, case: AnyCase) -> bool:
     return bool(dataclasses.replace(case, steps=case.steps[: len(before.steps)]) == before)
 
 
-def _judged(case: AnyCase, judge: LocalJudge, shared: SharedTensors) -> dict[str, Any]:
+def _judged(case: AnyCase, judge: LocalJudge, job: Job, shared: SharedTensors) -> dict[str, Any]:
     try:
         comparison = judge.check(case)
     except NotApplicable as error:
@@ -93,7 +94,8 @@ def _judged(case: AnyCase, judge: LocalJudge, shared: SharedTensors) -> dict[str
         return {"verdict": "raised", "name": remote.name, "text": remote.text, "kind": remote.kind.name}
     if isinstance(comparison, Comparison) and not comparison.holds:
         return {"verdict": "differs", **pack_comparison(comparison, shared)}
-    return {"verdict": "holds", "worst": comparison.worst, "exact": comparison.exact}
+    sums = sums_of(comparison) if measures_drift(job) else {}
+    return {"verdict": "holds", "worst": comparison.worst, "exact": comparison.exact, "sums": sums}
 
 
 def probe_device(target: Target) -> bool:

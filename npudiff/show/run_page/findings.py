@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from npudiff.errors import UsageError
+from npudiff.files.writing import FINDINGS
 from npudiff.findings.finding import read_finding
-from npudiff.findings.shared import FINDINGS
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.show.finding import PAGE_FILE, finding_lines, is_command
 from npudiff.show.picture import coarser, drawn, read_pictures

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.errors import UsageError
-from npudiff.findings.finding import read_plain_file
-from npudiff.findings.shared import FINDINGS
+from npudiff.files.reading import read_plain_file
+from npudiff.files.writing import FINDINGS, RUNS
 from npudiff.model.codec import from_plain
 from npudiff.show.run_page import record
 from npudiff.show.run_page.record import RunRecord
@@ -21,6 +21,9 @@ from npudiff.text import clipped, printable
 
 MOST_READ = 200
 """Records that are read from one folder, the latest first."""
+
+MOST_BYTES = 2**26
+"""Bytes of all records that are read."""
 
 _LARGEST = 1e15
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,250}")
@@ -70,11 +73,20 @@ def read_records(paths: Sequence[Path]) -> tuple[list[StoredRun], list[str]]:
     """
     runs: list[StoredRun] = []
     problems: list[str] = []
+    room, left_out = MOST_BYTES, 0
     for path in _files(paths, problems):
+        if room < 0:
+            left_out += 1
+            continue
         try:
-            runs.append(StoredRun(read_record(path), root_of(path)))
+            read, size = _read(path)
         except (UsageError, OSError) as error:
             problems.append(clipped(printable(str(error))))
+            continue
+        runs.append(StoredRun(read, root_of(path)))
+        room -= size
+    if left_out:
+        problems.append(f"{left_out} records were left out, since those before have more than {MOST_BYTES} bytes")
     runs.sort(key=lambda run: run.record.started)
     return runs, problems
 
@@ -82,8 +94,8 @@ def read_records(paths: Sequence[Path]) -> tuple[list[StoredRun], list[str]]:
 def root_of(path: Path) -> Path:
     """Return the output folder that a path belongs to: itself, or the one above its record."""
     if path.is_dir():
-        return path.parent if path.name == record.RUNS else path
-    return path.parent.parent if path.absolute().parent.name == record.RUNS else path.parent
+        return path.parent if path.name == RUNS else path
+    return path.parent.parent if path.absolute().parent.name == RUNS else path.parent
 
 
 def _files(paths: Sequence[Path], problems: list[str]) -> Iterator[Path]:
@@ -98,7 +110,7 @@ def _files(paths: Sequence[Path], problems: list[str]) -> Iterator[Path]:
 
 
 def _records_of(root: Path, problems: list[str]) -> list[Path]:
-    folder = root / record.RUNS
+    folder = root / RUNS
     if folder.is_symlink() or not folder.is_dir():
         return []
     files = sorted((path for path in folder.iterdir() if path.suffix == ".json"), reverse=True)
@@ -115,14 +127,21 @@ def read_record(path: Path) -> RunRecord:
     UsageError
         If it is not a record, is damaged, of a newer version, or larger than a record may be.
     """
-    text = read_plain_file(path, record.MAX_RECORD_BYTES).decode("utf-8", errors="replace")
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[RunRecord, int]:
+    """Return a record, and how many bytes it has."""
+    data = read_plain_file(path, record.MAX_RECORD_BYTES)
     try:
-        return _record_of(text)
+        return _record_of(data.decode("utf-8", errors="replace")), len(data)
     except (ValueError, RecursionError, OverflowError) as error:
         raise UsageError(f"{path}: not read: {clipped(printable(str(error)), 200)}") from None
 
 
 def _record_of(text: str) -> RunRecord:
+    if text.count(",") + text.count("[") + text.count("{") > record.MOST_VALUES:
+        raise ValueError(f"more than {record.MOST_VALUES} values")
     plain = json.loads(text)
     if not isinstance(plain, dict):
         raise ValueError("expected an object")

@@ -7,10 +7,10 @@ from typing import Literal
 
 SCHEMA_VERSION = 1
 
-RUNS = "runs"
-"""Folder of the records, beside that of the findings."""
-
 MAX_RECORD_BYTES = 2**24
+MOST_VALUES = 2**20
+"""Values in a record: a list of nothing takes thirty times the memory of its two characters."""
+
 MOST_KEPT = 50
 """Records that a folder keeps; the oldest are removed."""
 
@@ -24,7 +24,7 @@ MOST_ENTRIES = 50_000
 MOST_REASONS, MOST_FEATURES = 5, 60
 
 Ended = Literal["complete", "interrupted", "defect", "device lost"]
-JobVerdict = Literal["holds", "wrong value", "exception", "not applicable", "not run"]
+JobVerdict = Literal["holds", "wrong value", "drift", "exception", "not applicable", "not run"]
 
 
 @dataclass(frozen=True)

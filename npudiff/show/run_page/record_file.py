@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from npudiff.files.writing import RUNS, file_name, new_file, remove_file, write_file
 from npudiff.model.codec import to_plain
 from npudiff.show.run_page import record
 from npudiff.show.run_page.record import RunRecord
+
+MOST_OF_A_NAME = 40
+"""Characters of target and CANN in the name of a record."""
 
 _KEPT_NAME = re.compile(r"\d{8}T\d{6}Z-[A-Za-z0-9_.\-]+\.json")
 
@@ -26,16 +29,24 @@ def write_record(run: RunRecord, root: Path, path: Path | None = None) -> Path:
     """Write a record below an output folder, and return the file: a new one, or ``path``, which this run has written.
 
     The oldest records beyond ``MOST_KEPT`` are removed.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
     """
     content = {"schema_version": record.SCHEMA_VERSION, **plain(run)}
-    folder = root / record.RUNS
-    folder.mkdir(parents=True, exist_ok=True)
-    path = path or _new_file(folder, run)
-    partial = folder / f".{path.name}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-    _forget_the_oldest(folder)
-    return path
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    file = path or _new_file(root, run)
+    try:
+        write_file(file, text, within=root)
+    except BaseException:
+        if path is None:
+            with contextlib.suppress(OSError):
+                remove_file(file, within=root)
+        raise
+    _forget_the_oldest(root)
+    return file
 
 
 def merged(records: Sequence[RunRecord]) -> RunRecord:
@@ -59,24 +70,23 @@ def plain(run: RunRecord) -> dict[str, Any]:
     return values
 
 
-def _new_file(folder: Path, run: RunRecord) -> Path:
+def _new_file(root: Path, run: RunRecord) -> Path:
     """Reserve a file that no other run has."""
+    folder = root / RUNS
     stamp = re.sub(r"[-:]", "", run.started)
-    stem = f"{stamp}-{_safe(run.target)}-{_safe(run.cann)}"
+    stem = f"{stamp}-{file_name(run.target, MOST_OF_A_NAME)}-{file_name(run.cann, MOST_OF_A_NAME)}"
     for number in range(1, 10_000):
         path = folder / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
         with contextlib.suppress(FileExistsError):
-            path.open("x").close()
+            new_file(path, within=root).close()
             return path
     raise FileExistsError(f"{folder}: 10,000 runs in one second")
 
 
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]", "_", name)[:40] or "unnamed"
-
-
-def _forget_the_oldest(folder: Path) -> None:
+def _forget_the_oldest(root: Path) -> None:
     """Remove the oldest records, and no other file."""
+    folder = root / RUNS
     names = sorted(path for path in folder.iterdir() if _KEPT_NAME.fullmatch(path.name) and not path.is_symlink())
     for path in names[: -record.MOST_KEPT]:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # in a folder of somebody else, say
+            remove_file(path, within=root)

@@ -191,4 +191,4 @@ def count_findings(results: Sequence[LatestResult]) -> int:
     """Return how many findings jobs have, each folder once; one whose folder the record does not name counts too."""
     named = {(result.run.root, name) for result in results for name in result.job.findings}
     unnamed = [result for result in results if not result.job.findings]
-    return len(named) + sum(result.job.verdict in ("wrong value", "exception") for result in unnamed)
+    return len(named) + sum(result.job.verdict in ("wrong value", "drift", "exception") for result in unnamed)

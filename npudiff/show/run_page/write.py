@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.errors import DeviceLost
-from npudiff.findings.finding import Finding, environment, read_finding
+from npudiff.files.unwritten import Unwritten
+from npudiff.files.writing import FINDINGS
+from npudiff.findings.finding import Finding, environment, finding_of_plain
 from npudiff.findings.log import NotEnded, RunLog
-from npudiff.findings.shared import FINDINGS
 from npudiff.model.job import Job, Outcome
 from npudiff.model.version import VERSION
 from npudiff.run.events import Event, JobEnded, RunEnded
+from npudiff.run.messages import Kept
 from npudiff.run.plan import Plan
 from npudiff.show.run_page import record
 from npudiff.show.run_page.record import (
@@ -31,7 +33,7 @@ from npudiff.show.run_page.record import (
     RunRecord,
 )
 from npudiff.show.run_page.record_file import plain, write_record
-from npudiff.text import clipped
+from npudiff.text import clipped, complain
 
 WRITTEN_EVERY = 5.0
 """Seconds after which a record that is kept up to date is written again."""
@@ -73,13 +75,13 @@ def summary_of(log: RunLog, **more: Any) -> RunSummary:  # noqa: ANN401 - the ot
 
 
 def plain_record_of(
-    plan: Plan, outcome: Outcome, folders: Sequence[Path], started: float, *, command: str
+    plan: Plan, outcome: Outcome, kept: Sequence[Kept], started: float, *, command: str
 ) -> dict[str, Any]:
     """Return the record of one job, or mutant, of a plan as plain values, as a part of the record of a run."""
     is_mutant = outcome.job in plan.mutants
     one = replace(plan, jobs=() if is_mutant else (outcome.job,), mutants=(outcome.job,) if is_mutant else ())
     outcomes, mutants = ([], [outcome]) if is_mutant else ([outcome], [])
-    findings = [(read_finding(folder), folder) for folder in folders]
+    findings = [(finding_of_plain(one.content), one.folder) for one in kept]
     summary = RunSummary(one, outcomes, mutants, findings, started, outcome.seconds, command=command)
     return plain(record_of(summary))
 
@@ -93,30 +95,36 @@ class RecordKeeper:
         Returns what there is so far.
     root : pathlib.Path
         Output folder.
+    unwritten : Unwritten
+        Told at the end if the record cannot be written.
     """
 
-    def __init__(self, summary: Callable[[], RunSummary], root: Path) -> None:
-        self._summary, self._root = summary, root
+    def __init__(self, summary: Callable[[], RunSummary], root: Path, unwritten: Unwritten) -> None:
+        self._summary, self._root, self._unwritten = summary, root, unwritten
         self._path: Path | None = None
         self._written = -math.inf
 
     def __call__(self, event: Event) -> None:
         """Write the record, at once if there is a finding."""
-        found = isinstance(event, JobEnded) and event.folders
+        found = isinstance(event, JobEnded) and event.kept
         if not isinstance(event, RunEnded) and (found or time.monotonic() - self._written > WRITTEN_EVERY):
-            self._write(self._summary())
+            with contextlib.suppress(OSError):  # told at the end, if it is still so
+                self._write()
             self._written = time.monotonic()
 
     def close(self) -> None:
         """Write the record of a run that is over."""
-        self._write(self._summary())
+        with self._unwritten.trying("the record of the run"):
+            self._write()
 
-    def _write(self, summary: RunSummary) -> None:
-        """Write it, or a line to standard error if that fails: the findings are worth more."""
+    def _write(self) -> None:
+        """Write it, or a line to standard error if something other than the disk fails: the findings are worth more."""
         try:
-            self._path = write_record(record_of(summary), self._root, self._path)
+            self._path = write_record(record_of(self._summary()), self._root, self._path)
+        except OSError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the run's own end must be seen
-            print(f"npudiff: the record of the run was not written: {type(error).__name__}: {error}", file=sys.stderr)
+            complain(f"the record of the run was not written: {type(error).__name__}: {error}")
 
 
 def record_of(summary: RunSummary) -> RunRecord:
@@ -198,7 +206,7 @@ def _counts(counter: Counter[str], most: int) -> tuple[Count, ...]:
 def _job(outcomes: Sequence[Outcome], names: dict[tuple[str, str, str], list[str]]) -> JobRecord:
     """Return the record of a job; of outcomes on different cases, one that failed comes first."""
     key = _key(outcomes[0].job)
-    told = max(outcomes, key=lambda one: (one.failure is not None, one.cases > 0))
+    told = max(outcomes, key=lambda one: (one.failure is not None, one.found, one.cases > 0))
     worst = max(outcomes, key=lambda one: one.worst_ratio)
     reasons = sum((one.not_applicable for one in outcomes), Counter[str]())
     features = sum((one.features for one in outcomes), Counter[str]())
@@ -253,7 +261,7 @@ def _mutant(outcome: Outcome) -> MutantRecord:
     return MutantRecord(
         *_key(outcome.job),
         wrong=_text(subject.implementation.wrong or ""),
-        found=failure is not None,
+        found=outcome.found,
         cases=outcome.cases,
         seconds=round(outcome.seconds if failure is None else outcome.seconds_to_failure, 3),
         smallest="" if failure is None else _text(subject.component.describe(failure.case)),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from npudiff.device.simulator import DeviceFault
+from npudiff.device.simulator import DeviceFault, OperatorRejected
 
 TND, BSND = "TND", "BSND"
 
@@ -146,3 +146,22 @@ def test_a_cache_with_gaps_between_blocks(lab, rank):
         arguments[name] = both[:, 0]
         assert not arguments[name].is_contiguous()
     assert torch.equal(lab.call(arguments)[0], clean)
+
+
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_a_cache_with_gaps_inside_of_its_blocks_is_refused(lab, name):
+    """Keys and values that lie side by side in one pool: the operator addresses blocks, and copies none."""
+    arguments = lab.pack(lab.ragged([2, 3], [40, 70]), TND, block_size=16, rank=3, fill=9.0)
+    cache = arguments[name]
+    wide = torch.full((*cache.shape[:-1], 2 * cache.shape[-1]), 9.0, dtype=cache.dtype)
+    wide[..., : cache.shape[-1]] = cache
+    with pytest.raises(OperatorRejected, match=f"{name} was not contiguous"):
+        lab.call(arguments | {name: wide[..., : cache.shape[-1]]})
+
+
+def test_a_cache_may_have_gaps_between_its_blocks(lab):
+    arguments = lab.pack(lab.ragged([2, 3], [40, 70]), TND, block_size=16, rank=3, fill=9.0)
+    expected, _ = lab.call(arguments)
+    apart = {name: torch.stack([arguments[name]] * 2, dim=1)[:, 0] for name in ("key", "value")}
+    assert not apart["key"].is_contiguous()
+    assert torch.equal(lab.call(arguments | apart)[0], expected)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import stat
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from npudiff.device.virtual import build as module
 from npudiff.device.virtual.build import RUNTIME, CannotBuild, Demand, build, cache_folder, demand_of
+from npudiff.device.virtual.sealed import SEAL
 
 COMPILER = shutil.which("cc")
 PACKAGE = """
@@ -149,3 +152,113 @@ def test_each_machine_has_its_own_folder(packages, monkeypatch):
     other = next(name for name in module.MACHINES if name != machine)
     monkeypatch.setattr(module.platform, "machine", lambda: other)
     assert build(*packages, "2.13.0").name == here.replace(machine, other)
+
+
+@pytest.mark.parametrize(
+    "damage", ["empty", "one is missing", "one is cut", "one more", "a link", "no seal", "no folder"]
+)
+def test_a_cache_that_is_not_as_it_was_built_is_built_again(packages, tmp_path, damage):
+    folder = build(*packages, "2.13.0")
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if damage == "empty":
+        for path in folder.iterdir():
+            path.unlink()
+    elif damage == "one is missing":
+        (folder / RUNTIME).unlink()
+    elif damage == "one is cut":
+        (folder / RUNTIME).write_bytes(whole[RUNTIME][:100])
+    elif damage == "one more":
+        (folder / "libextra.so").write_bytes(b"loaded with all others")
+    elif damage == "a link":
+        (folder / "libhccl.so").rename(tmp_path / "libhccl.so")
+        (folder / "libhccl.so").symlink_to(tmp_path / "libhccl.so")
+    elif damage == "no seal":
+        (folder / SEAL).unlink()
+    else:
+        shutil.rmtree(folder)
+        folder.write_text("a file")
+    assert build(*packages, "2.13.0") == folder
+    assert {path.name for path in folder.iterdir()} == set(whole)
+    assert all(not path.is_symlink() for path in folder.iterdir())
+    assert ctypes.CDLL(str(folder / RUNTIME)).aclrtGetSocName
+    assert [path.name for path in cache_folder().iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("what", ["npudiff", "virtual", "folder", "library"])
+def test_a_cache_of_somebody_else_is_not_loaded(packages, monkeypatch, what):
+    folder = build(*packages, "2.13.0")
+    theirs = {
+        "npudiff": folder.parent.parent, "virtual": folder.parent, "folder": folder, "library": folder / "libhccl.so",
+    }[what]  # fmt: skip
+    lstat = Path.lstat
+
+    def of_another(path):
+        status = lstat(path)
+        return SimpleNamespace(st_uid=status.st_uid + (path == theirs), st_mode=status.st_mode, st_size=status.st_size)
+
+    monkeypatch.setattr(Path, "lstat", of_another)
+    with pytest.raises(
+        CannotBuild, match=r"the cache of the virtual NPU: .*; XDG_CACHE_HOME names another one"
+    ) as told:
+        build(*packages, "2.13.0")
+    assert str(theirs) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", [".", "libhccl.so"])
+def test_a_library_that_others_may_have_written_is_not_loaded(packages, name):
+    folder = build(*packages, "2.13.0")
+    (folder / name).chmod(0o777)
+    with pytest.raises(CannotBuild, match="others may have written it: remove it"):
+        build(*packages, "2.13.0")
+
+
+def test_nobody_else_can_write_what_is_built(packages):
+    before = os.umask(0)
+    try:
+        (cache_folder().parent.parent).mkdir(mode=0o777)
+        folder = build(*packages, "2.13.0")
+    finally:
+        os.umask(before)
+    for path in (folder.parent.parent, folder.parent, folder, *folder.iterdir()):
+        assert not path.stat().st_mode & 0o022, path
+
+
+def test_a_folder_of_an_earlier_version_is_closed_for_others(packages):
+    cache_folder().mkdir(parents=True)
+    cache_folder().chmod(0o775)
+    build(*packages, "2.13.0")
+    assert stat.S_IMODE(cache_folder().stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("place", ["npudiff", "npudiff/virtual"])
+def test_a_link_in_the_place_of_the_cache_is_not_followed(packages, cache, tmp_path, place):
+    (tmp_path / "elsewhere").mkdir()
+    (cache / place).parent.mkdir(parents=True)
+    (cache / place).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CannotBuild, match="a link, or no folder"):
+        build(*packages, "2.13.0")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(packages, cache):
+    cache.write_text("a file")
+    with pytest.raises(CannotBuild, match="the cache of the virtual NPU: ") as told:
+        build(*packages, "2.13.0")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("given", ["", "relative", "./here", "../up"])
+def test_a_cache_folder_that_is_no_absolute_path_is_ignored(monkeypatch, given):
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    assert cache_folder() == Path.home() / ".cache" / "npudiff" / "virtual"
+
+
+def test_nobody_without_a_home_gets_a_traceback(packages, monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(CannotBuild, match=r"no place for the virtual NPU: Could not .* directory\. Set XDG_CACHE_HOME"):
+        build(*packages, "2.13.0")

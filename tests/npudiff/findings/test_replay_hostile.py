@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from npudiff import TargetUnavailable
 from npudiff.errors import ExitCode
-from npudiff.findings.finding import FINDING_FILE, TENSOR_FILE
+from npudiff.findings.finding import FINDING_FILE, SCHEMA_VERSION, TENSOR_FILE
 from npudiff.findings.replay import ReplayVerdict, replay
 from npudiff.run.discovery import load_component
 
@@ -57,6 +57,10 @@ def _no_device(cann):
         ({"target": "npu"}, "torch_npu"),
         ({"cann": "../8.5"}, "unknown CANN profile '../8.5'"),
         ({"schema_version": 99}, "newer npudiff (schema 99"),
+        ({"schema_version": SCHEMA_VERSION + 1}, f"newer npudiff (schema {SCHEMA_VERSION + 1}"),
+        ({"schema_version": 0}, "no schema_version"),
+        ({"schema_version": True}, "no schema_version"),
+        ({"schema_version": 1.0}, "no schema_version"),
         ({"schema_version": "1"}, "no schema_version"),
         ({"schema_version": -1}, "no schema_version"),
         ({"case": {}}, "the case is damaged: case: missing 'kv_lengths'"),

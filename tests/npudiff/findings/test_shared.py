@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 
 import pytest
 
 from npudiff.errors import UsageError
-from npudiff.findings.shared import MOST_BYTES, read_shared
+from npudiff.files.reading import MOST_BYTES
+from npudiff.findings import shared as shared_module
+from npudiff.findings.shared import read_shared
 
 
 @pytest.fixture
@@ -60,3 +64,58 @@ def test_examples_with_anything_strange_among_them_are_not_read(theirs, jobs, tm
 def test_a_folder_that_is_not_there_is_refused(jobs, tmp_path):
     with pytest.raises(UsageError, match="no such folder"):
         read_shared(tmp_path / "nowhere", jobs)
+
+
+@pytest.fixture
+def many(theirs):
+    """Copies of a finding."""
+    (found, *_) = (theirs / "findings").glob("*-equivalence-*")
+    content = json.loads((found / "finding.json").read_text())
+    for number in range(20):
+        copy = theirs / "findings" / f"copy{number}"
+        copy.mkdir()
+        content["case"]["spare"] = number
+        (copy / "finding.json").write_text(json.dumps({**content, "tensors_sha256": None}))
+    return theirs
+
+
+def test_cases_are_remembered_up_to_their_characters_in_all(many, jobs, monkeypatch):
+    name = "swa_mask.mask_left_context_512.equivalence"
+    assert len(read_shared(many, jobs).cases[name]) >= 20
+    monkeypatch.setattr(shared_module, "MOST_OF_CASES", 500)
+    shared = read_shared(many, jobs)
+    assert 0 < sum(map(len, shared.cases.get(name, ()))) <= 500
+    assert "more than 500 characters of cases in all" in shared.unread[-1]
+
+
+def test_only_the_newest_findings_are_read(many, jobs, monkeypatch):
+    monkeypatch.setattr(shared_module, "MOST_READ", 3)
+    for number in range(20):
+        os.utime(many / "findings" / f"copy{number}" / "finding.json", (number, 2_000_000_000 + number))
+    (cases,) = read_shared(many, jobs).cases.values()
+    assert [json.loads(case)["spare"] for case in cases] == [19, 18, 17]
+
+
+def test_what_is_large_beside_a_case_is_not_read(many, jobs):
+    """Of a finding that is shared only its case is wanted: sparse files of many gigabytes take no time."""
+    for number in range(20):
+        with (many / "findings" / f"copy{number}" / "tensors.safetensors").open("wb") as file:
+            file.truncate(2**26)
+        path = many / "findings" / f"copy{number}" / "finding.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "tensors_sha256": "0" * 64}))
+    began = time.monotonic()
+    assert not read_shared(many, jobs).unread
+    assert time.monotonic() - began < 2
+
+
+def test_a_folder_with_anything_in_it_is_read_as_far_as_it_makes_sense(many, jobs, tmp_path):
+    findings = many / "findings"
+    for number, target in enumerate(["/dev/zero", tmp_path, "nowhere", "."]):
+        (findings / f"link{number}").symlink_to(target)
+        (findings / f"inside{number}").mkdir()
+        (findings / f"inside{number}" / "finding.json").symlink_to(target)
+    (findings / "pipe").mkdir()
+    os.mkfifo(findings / "pipe" / "finding.json")
+    (findings / "folder" / "finding.json").mkdir(parents=True)
+    (findings / "file").write_text("x")
+    assert read_shared(many, jobs).unread == ()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import random
 import string
+import time
 from datetime import date, timedelta
 
 import pytest
@@ -12,7 +15,9 @@ from hypothesis import strategies as st
 
 from npudiff.errors import UsageError
 from npudiff.gate.known import MOST_DAYS, read_known
+from npudiff.gate.triage import triage
 from npudiff.gate.versions import Machine, Range, Versions, version_of
+from npudiff.run.plan import Request, make_plan
 
 TODAY = date(2026, 11, 23)
 ENTRY = """
@@ -143,6 +148,120 @@ def test_a_chip_is_compared_as_a_file_name():
     assert issue.reason_against(Machine("npu", soc="Ascend910B3")) is None
     assert "the issue is of Ascend910B*" in issue.reason_against(Machine("npu", soc="Ascend910_9362"))
     assert "SoC is not known" in issue.reason_against(Machine("sim"))
+
+
+MANY = 2**19
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a." * (MANY - 5) + "a = 1",
+        '"a".' * (MANY // 3) + "a = 1",
+        "[" + "a." * (MANY // 2 - 5) + "a]",
+        "[" + "a." * 2000 + "a]\n" + "".join(f"x{number}.y = 1\n" for number in range(20_000)),
+        "[[" + "a . " * (MANY // 3) + "a]]",
+        "a" * (2 * MANY - 20),
+        '"' * (2 * MANY - 20),
+        "'\"" * (MANY - 20),
+        "x = {" * (MANY // 4),
+        "x = [" * (MANY // 4),
+        'x = """' + "\n" * (2 * MANY - 30) + '"""',
+        "x = " + "9" * 5000,
+        "x" * 900_000 + " = 1",
+        ENTRY + f'where = ["window={"9" * 5000}"]',
+        ENTRY + f'where = ["window=0..{"9" * 5000}"]',
+        ENTRY + f'where = ["window={"1," * (MANY // 2)}1"]',
+        ENTRY + "where = [" + f'"window={",".join(map(str, range(300)))}",' * 500 + "]",
+        ENTRY + f'cann = "{"=   " * (MANY // 4)}"',
+        ENTRY + f'cann = "==8.5rc{"1" * 8000}"',
+        ENTRY + f'cann = "=={"1." * 100_000}"',
+        ENTRY.replace("https://example.org/issues/7", "https://[::1"),
+        ENTRY.replace("2027-01-31", "9999-12-31"),
+        ENTRY + "reason = [" + "1," * (MANY // 2) + "]",
+    ],
+    ids=range(23),
+)
+def test_a_file_that_is_made_to_take_long_is_refused_soon(read, text):
+    began = time.monotonic()
+    with pytest.raises(UsageError):
+        read(text)
+    assert time.monotonic() - began < 15
+
+
+def test_sentences_with_many_dots_are_no_keys(read):
+    said = "one. two. three. " * 20
+    (issue,) = read(ENTRY + f'reason = "{said}" # {said}\n')
+    assert issue.reason == said
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "circle", "device"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
+    path = tmp_path / "known_issues.toml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "circle" else "/dev/zero")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_known(path, TODAY)
+
+
+NASTY = (
+    "true", "-1", "0", "1e400", "nan", "inf", "9" * 5000, '""', '"../.."', '"\\u001b]0;x\\u0007"', '"\\u0000"', "[]",
+    "[[]]", "{}", '["a"]', '["window="]', '["=1"]', '["window=1..2..3"]', '["window=5..1"]', '["window=,"]',
+    '["window=nan"]', '["window=-9223372036854775809"]', "2027-01-31T00:00:00Z", "0001-01-01", "9999-12-31", "00:00:00",
+    '"' + "x" * 5000 + '"', '"equivalence"', '"sim"', "'''\n'''", '"%s"', '"{0}"', '"==8.*,!=8.5"', '"*?[a-"',
+    f'["window={"9" * 4300}"]', f'["window=0..{"9" * 4300}"]', f'["window={"1" * 300}"]', '["window=1", "window=none"]',
+)  # fmt: skip
+KEYS = ("component", "implementation", "property", "verdict", "where", "case", "link", "expires", "reason",
+        "intermittent", "target", "cann", "torch_npu", "soc", "x", "a.b", "[issue]", "[[issue]]")  # fmt: skip
+
+
+def hostile(rng):
+    """Entries with something nasty in them, or bytes."""
+    lines = []
+    for _ in range(rng.randrange(1, 4)):
+        entry = [line for line in ENTRY.splitlines() if line and rng.random() < 0.97]
+        for _ in range(rng.randrange(3)):
+            entry.insert(rng.randrange(len(entry) + 1), f"{rng.choice(KEYS)} = {rng.choice(NASTY)}")
+        lines += entry
+    data = "\n".join(lines).encode()
+    if rng.random() < 0.2:
+        place = rng.randrange(len(data) + 1)
+        data = data[:place] + rng.randbytes(rng.randrange(1, 9)) + data[place + rng.randrange(5) :]
+    return data
+
+
+def assert_hostile_files_are_harmless(folder, count, seed):
+    """Read damaged files, and sort out what can be read, as a gate does."""
+    rng = random.Random(seed)  # noqa: S311 - damage, not secrets
+    plan = make_plan(Request(components=("swa_mask",), implementations=("eager",), target="sim"))
+    path = folder / "known_issues.toml"
+    whole = refused = 0
+    began = time.monotonic()
+    for _ in range(count):
+        path.write_bytes(hostile(rng))
+        try:
+            triage(plan, read_known(path, TODAY), Machine("sim", "8.5"), TODAY, str(path))
+            said = ""
+        except UsageError as error:
+            said = str(error)
+        whole, refused = whole + (not said), refused + bool(said)
+        assert said.startswith(str(path)) or not said
+        assert [one.name for one in folder.iterdir()] == ["known_issues.toml"]
+    assert min(whole, refused) > count / 20
+    assert time.monotonic() - began < 0.1 * count
+
+
+def test_hostile_files_are_harmless(tmp_path):
+    assert_hostile_files_are_harmless(tmp_path, 400, seed=1)
+
+
+@pytest.mark.slow
+def test_thousands_of_hostile_files_are_harmless(tmp_path):
+    assert_hostile_files_are_harmless(tmp_path, 5_000, seed=2)
 
 
 def test_each_version_that_is_asked_for_has_to_be_there():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -61,6 +62,28 @@ def test_a_whole_number_is_a_float_where_a_float_is_wanted():
 def test_a_union_takes_each_of_its_types():
     assert loads(Outer, '{"inner": [], "limit": 5}').limit == 5
     assert loads(Outer, '{"inner": [], "limit": null}').limit is None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    version: Literal[0, 1, 2] = 1
+    kind: Literal["a", True] = "a"
+
+
+@pytest.mark.parametrize("text", ["true", "false", "1.0", '"1"', "null", "3", "[1]", "-0.0"])
+def test_a_literal_takes_its_own_values_and_not_what_is_equal(text):
+    with pytest.raises(ValueError, match=r"case\.version: expected 0, 1, 2, got"):
+        loads(Chosen, f'{{"version": {text}}}')
+
+
+@pytest.mark.parametrize("text", ["1", "1.0", "false", '"b"'])
+def test_a_literal_that_is_true_takes_no_number(text):
+    with pytest.raises(ValueError, match=r"case\.kind: expected 'a', True, got"):
+        loads(Chosen, f'{{"kind": {text}}}')
+
+
+def test_a_literal_keeps_the_type_of_its_value():
+    assert repr(loads(Chosen, '{"version": 0, "kind": true}')) == "Chosen(version=0, kind=True)"
 
 
 KNOWN = "known: inner, limit, on, scale"

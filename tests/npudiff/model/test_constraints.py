@@ -295,3 +295,38 @@ def test_numbers_and_joined_sizes_are_taken_as_they_are_typed():
         parse_where(["dims=0/4"]).checked(SIZED, "here")
     with pytest.raises(UsageError, match="epsilon is one of"):
         parse_where(["epsilon=1..2"]).checked(SIZED, "here")
+
+
+ANY_DIMS = Joined((range(1, 2049), range(1, 2049)), short=True)
+WHOLE = Joined((range(16, 513, 16),))
+STRIPS = Joined((range(32, 1025, 32),) * 2, short=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "inside", "outside"),
+    [
+        (ANY_DIMS, STRIPS, ("64", "64/128", "1024/32"), ("72", "64/72", "16")),
+        (ANY_DIMS, WHOLE, ("16", "512"), ("64/128", "24", "528")),
+        (STRIPS, WHOLE, ("32", "512"), ("48", "64/128", "544")),
+        (ANY_DIMS, ("72", "64/128", "4096"), ("72", "64/128"), ("4096", "80")),
+    ],
+)
+def test_joined_sizes_have_those_in_common_that_both_have(first, second, inside, outside):
+    for common in (intersection(first, second), intersection(second, first)):
+        assert all(text in common for text in inside)
+        assert not any(text in common for text in outside)
+
+
+def test_joined_sizes_and_numbers_may_have_nothing_in_common():
+    assert not intersection(WHOLE, Joined((range(1, 16),)))
+    assert intersection(Numbers(0, 2), Numbers(1, 3)) == Numbers(1, 2)
+    assert not intersection(Numbers(0, 1), Numbers(2, 3))
+
+
+def test_constraints_may_hold_joined_sizes():
+    axes = {"dims": Axis("dims", ANY_DIMS)}
+    given = Constraints.of({"dims": STRIPS})
+    assert given.checked(axes, "mine").boxes == given.boxes
+    narrowed = given.legal(axes).within(Constraints.of({"dims": ("64", "72")}))
+    assert narrowed.boxes == ({"dims": ("64",)},)
+    assert given.reason_against({"dims": ("72",)}) == f"dims 72 is not in {STRIPS}"

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import pytest
 
+from draws import drawn
 from npudiff.judge.properties import EQUIVALENCE
 from npudiff.model.component import NotApplicable, Property
 from npudiff.model.constraints import Constraints, Exclusion
@@ -22,6 +24,24 @@ def recorded(toy, **changes):
         return toy.double(inputs)
 
     return toy.job(function, **changes), seen
+
+
+def test_a_run_without_a_seed_draws_by_the_name_of_its_job(toy):
+    """And not by the text of a function of the engine, as Hypothesis would."""
+    job, seen = recorded(toy)
+    outcome = run_job(job, Budget(examples=30))
+    assert outcome.cases == 30
+    drawn_again = drawn(job.subject.component, job.drawn_within, 30, zlib.crc32(job.name.encode()))
+    assert seen == [tuple(map(float, case.numbers)) for case in drawn_again]
+
+
+def test_the_seed_of_a_job_is_the_one_that_was_given_or_its_name(toy):
+    job = toy.job()
+    assert Budget().seed_of(job) == zlib.crc32(job.name.encode())
+    assert Budget(seed=3).seed_of(job) == 3
+    assert Budget(deterministic=False).seed_of(job) is None
+    assert Budget(deterministic=False, fallback_seed=4).seed_of(job) == 4
+    assert Budget(fallback_seed=4).seed_of(job) != 4
 
 
 def test_a_right_implementation_holds(toy):

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from npudiff.errors import ExitCode
-from npudiff.show.run_page.record import RUNS
+from npudiff.files.writing import RUNS
 
 RIGHT = """
 import os, signal, threading, time

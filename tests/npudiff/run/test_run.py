@@ -52,8 +52,8 @@ def test_each_job_begins_and_ends_once_and_the_run_ends_last(jobs, tmp_path, wor
     assert events[-1] == RunEnded(None)
     ended = {event.index: event for event in events if isinstance(event, JobEnded)}
     assert [ended[index].outcome.verdict for index in range(3)] == [Verdict.HOLDS, Verdict.WRONG, Verdict.HOLDS]
-    assert [len(ended[index].folders) for index in range(3)] == [0, 1, 0]
-    assert all((folder / "finding.json").is_file() for folder in ended[1].folders)
+    assert [len(ended[index].kept) for index in range(3)] == [0, 1, 0]
+    assert all((one.folder / "finding.json").is_file() for one in ended[1].kept)
     assert {event.stage for event in events[:-1]} == {"part"}
 
 

@@ -52,7 +52,8 @@ def raising(inputs, target):
 
 
 def without_times(outcome):
-    times = {"seconds": 0, "seconds_to_failure": 0, "shrink_seconds": 0, "first_failure": None, "failure": None}
+    times = {"seconds": 0, "seconds_to_failure": 0, "shrink_seconds": 0, "first_failure": None}
+    times |= {"failure": None, "worst_failure": None}
     return replace(outcome, **times)
 
 
@@ -64,21 +65,21 @@ def test_outcomes_are_those_of_running_the_jobs_here(tmp_path):
     jobs = [job(right), job(wrong), job(raising, "raising"), *make_plan(Request(("swa_mask",), target="sim")).jobs[:3]]
     results = in_workers([Task(one, BUDGET, keeper(tmp_path)) for one in jobs])
     assert [index for index, _, _ in results] == list(range(len(jobs)))
-    for one, (_, outcome, folders) in zip(jobs, results, strict=True):
+    for one, (_, outcome, kept) in zip(jobs, results, strict=True):
         here = run_job(one, BUDGET)
         assert without_times(outcome) == without_times(here)
-        assert len(folders) == (here.failure is not None)
+        assert len(kept) == (here.failure is not None)
         if here.failure is not None:
             assert outcome.failure.case == here.failure.case
             assert outcome.first_failure.case == here.first_failure.case
-            assert read_finding(folders[0]).case == to_plain(here.failure.case)
+            assert read_finding(kept[0].folder).case == to_plain(here.failure.case)
     assert [outcome.verdict for _, outcome, _ in results][:3] == [Verdict.HOLDS, Verdict.WRONG, Verdict.RAISED]
 
 
 def test_a_mutant_leaves_no_folder(tmp_path):
-    ((_, outcome, folders),) = in_workers([Task(job(wrong), BUDGET, None)])
+    ((_, outcome, kept),) = in_workers([Task(job(wrong), BUDGET, None)])
     assert outcome.failure is not None
-    assert not folders
+    assert not kept
     assert not list(tmp_path.iterdir())
 
 

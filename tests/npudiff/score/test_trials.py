@@ -174,6 +174,29 @@ def test_the_size_of_a_case_is_that_of_all_its_tensors(toy):
     assert elements(replace(inputs, kind=(torch.zeros(2, 2), [torch.zeros(5)], 7))) == 3 + 4 + 5
 
 
+def test_a_trial_is_followed_once_when_nothing_of_it_is_left(toy):
+    made, followed = [job(toy, toy.wrong_above(2000), "one"), job(toy, toy.wrong_above(1), "two")], []
+    found = run_trials(made, seeds=(1, 2), baseline_seeds=(1,), examples=20, workers=2, follow=followed.append)
+    assert sorted(map(str, followed)) == sorted(map(str, found))
+    assert len(followed) == len(found) > 4
+    missed = [trial for trial in found if trial.mutant == "toy.one" and trial.method == "npudiff"]
+    assert [trial.cases > 20 for trial in missed] == [True, True]  # with those of its relations
+
+
+def test_what_ends_a_run_early_takes_no_trial_away_that_was_over(toy):
+    followed = []
+
+    def follow(trial):
+        followed.append(trial)
+        if len(followed) == 3:
+            raise KeyboardInterrupt
+
+    made = [job(toy, toy.wrong_above(1), f"m{number}") for number in range(6)]
+    with pytest.raises(KeyboardInterrupt):
+        run_trials(made, seeds=(1,), baseline_seeds=(), examples=5, workers=1, methods=METHODS[:1], follow=follow)
+    assert [trial.mutant for trial in followed] == ["toy.m0", "toy.m1", "toy.m2"]
+
+
 def test_cases_of_relations_come_after_those_of_equivalence():
     first = Trial("m", "npudiff", 1, found=False, cases=30, seconds=2.0)
     none = Trial("m", "npudiff", 1, found=False, prop="", cases=3, seconds=0.5)

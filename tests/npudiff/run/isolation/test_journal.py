@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import shlex
 import string
 import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from hypothesis import strategies as st
 
 from npudiff.run.isolation import journal
 from npudiff.run.isolation.journal import SUFFIX, Journal, LeftBehind, left_behind
+from npudiff.show.console import Console
 
 JOB = "toy.mine.equivalence"
 
@@ -271,3 +275,96 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_says_what_it_was_doing(
     assert 'npudiff check swa_mask --impl mine --case \'{"kv_lengths":[' in result.out
     again = cli("check", "swa_mask", "--impl", "eager", "--target", "sim", "--examples", "3")
     assert "killed" not in again.out
+
+
+def test_a_journal_that_cannot_be_made_is_kept_in_memory(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    book = Journal(tmp_path / "file")
+    book.end(book.begin(JOB, "{}"), "wrong value")
+    assert book.begun() == [(JOB, "{}")]
+    assert book.close(keep=True) is None
+
+
+def test_a_full_disk_takes_nothing_from_who_reads_in_memory(tmp_path, monkeypatch):
+    book = Journal(tmp_path)
+    write, room = os.write, [40]
+
+    def small(file, data):
+        if file != book._file:
+            return write(file, data)
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        part, room[0] = data[: room[0]], max(0, room[0] - len(data))
+        return write(file, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", small)
+        for number in range(3):
+            book.end(book.begin(JOB, f'{{"n":{number}}}'), "wrong value")
+    assert [case for _, case in book.begun()] == ['{"n":0}', '{"n":1}', '{"n":2}']
+    book.begin(JOB, '{"n":3}')  # there is room again: the torn entry takes no other along
+    os.close(book._file)
+    assert left_behind(tmp_path) == [LeftBehind(JOB, '{"n":3}')]
+
+
+def test_a_linked_folder_is_neither_read_nor_written(tmp_path):
+    (tmp_path / "outside").mkdir()
+    theirs = tmp_path / "outside" / f"1-1{SUFFIX}"
+    theirs.write_text(json.dumps({"n": 1, "job": JOB, "case": "{}"}))
+    (tmp_path / "journal").symlink_to(tmp_path / "outside")
+    assert left_behind(tmp_path / "journal") == []
+    book = Journal(tmp_path / "journal")
+    book.begin(JOB, "{}")
+    assert book.close(keep=True) is None
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == [theirs.name]
+
+
+def test_as_many_journals_as_a_run_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "MOST_JOURNALS", 5)
+    for number in range(12):
+        (tmp_path / f"{number}{SUFFIX}").write_text(json.dumps({"n": 1, "job": JOB, "case": "{}"}))
+    assert [len(left_behind(tmp_path)) for _ in range(4)] == [5, 5, 2, 0]
+
+
+def test_what_is_told_of_a_journal_is_limited(tmp_path):
+    entries = []
+    for number in range(1000):
+        entries += [{"n": number, "job": JOB, "case": str(number)}, {"n": number, "verdict": "time-out"}]
+    (tmp_path / f"1{SUFFIX}").write_text("\n".join(map(json.dumps, entries)))
+    assert [one.case for one in left_behind(tmp_path)] == [str(number) for number in range(1000 - journal.KEPT, 1000)]
+
+
+LONG = ("[" * 2**22, "[]," * 2**21, '{"a":' * 2**20, "9" * 2**22, '"' * 2**22, "\x00" * 2**22)
+
+
+@pytest.mark.parametrize("line", LONG, ids=range(len(LONG)))
+def test_a_long_line_takes_little_memory_and_time(tmp_path, line):
+    good = json.dumps({"n": 1, "job": JOB, "case": "{}"})
+    (tmp_path / f"1{SUFFIX}").write_text(f"[{line}\n{good}\n")
+    began = time.monotonic()
+    tracemalloc.start()
+    try:
+        assert left_behind(tmp_path) == [LeftBehind(JOB, "{}")]
+        assert tracemalloc.get_traced_memory()[1] < 60 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - began < 20
+
+
+def test_the_line_to_paste_is_one_command_whatever_a_journal_says(capsys):
+    job = "a; rm -rf ~.$(x)`y`.equivalence"
+    console = Console(verbose=False)
+    console.left_behind([LeftBehind(job, "'; rm -rf ~ #"), LeftBehind(job, "x" * 10**6)])
+    said, command, other = capsys.readouterr().out.splitlines()
+    words = ["npudiff", "check", "a; rm -rf ~", "--impl", "$(x)`y`", "--case", "'; rm -rf ~ #"]
+    assert shlex.split(command) == words
+    assert len(said + other) < 1000
+
+
+def test_hostile_words_of_a_journal_stay_on_their_line(capsys):
+    odd = "x\n\x1b[2J\x07" * 3
+    Console(verbose=False).left_behind([LeftBehind(odd, odd, odd), LeftBehind(f"a.{odd}.equivalence", odd)] * 50)
+    out = capsys.readouterr().out
+    assert not {"\x1b", "\x07"} & set(out)
+    assert out.count("\n") == 31
+    assert out.endswith("  and 80 other cases\n")

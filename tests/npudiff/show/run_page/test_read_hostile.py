@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -14,6 +16,7 @@ from npudiff.errors import UsageError
 from npudiff.model.codec import to_plain
 from npudiff.show.finding import finding_page
 from npudiff.show.picture import drawn, read_pictures
+from npudiff.show.run_page import read
 from npudiff.show.run_page import record as limits
 from npudiff.show.run_page.page import run_page
 from npudiff.show.run_page.read import StoredRun, finding_folder, read_record, read_records
@@ -24,7 +27,9 @@ HTML = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[2J\x00\u202e
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"schema_version": 2}, "written by a newer npudiff (schema 2): upgrade"),
+        ({"schema_version": limits.SCHEMA_VERSION + 1}, "written by a newer npudiff (schema 2): upgrade"),
+        ({"schema_version": 0}, "no schema_version"),
+        ({"schema_version": 1.0}, "no schema_version"),
         ({"schema_version": 10**400}, "Exceeds|too large|newer npudiff"),
         ({"schema_version": True}, "no schema_version"),
         ({"schema_version": "1"}, "no schema_version"),
@@ -358,3 +363,38 @@ def test_a_record_of_many_names_stays_small(record, job, mutant, tmp_path, check
     assert text.count("TOY-1") == 2_000
     for said in ("more implementations are left out", "more targets are left out", "more mutants are left out"):
         assert said in text
+
+
+def peak(action):
+    """MiB that are in use at once while something is done."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+EMPTY = {"lists": "[]", "objects": "{}", "nulls": "null", "texts": '""', "nested": '[{"a":[]}]'}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_a_record_of_many_values_takes_little_memory(put, kind):
+    one = EMPTY[kind]
+    text = '{"schema_version": 1, "jobs": [' + ",".join([one] * (2**24 // (len(one) + 2))) + "]}"
+    assert len(text) < limits.MAX_RECORD_BYTES
+    path = put(text)
+    began = time.monotonic()
+    assert peak(lambda: read_records([path])) < 200
+    assert time.monotonic() - began < 30
+    assert "not read: " in read_records([path])[1][0]
+
+
+def test_records_are_read_up_to_their_bytes_in_all(record, put, tmp_path, monkeypatch):
+    for second in range(5):
+        put(record(started=f"2026-01-02T03:04:0{second}Z"), name=f"2026010{second + 1}T000000Z-sim-8.5.json")
+    size = next((tmp_path / "out" / "runs").iterdir()).stat().st_size
+    monkeypatch.setattr(read, "MOST_BYTES", 2 * size)
+    kept, problems = read_records([tmp_path / "out"])
+    assert [one.record.started[-2:-1] for one in kept] == ["2", "3", "4"]  # the latest, up to the one that is too much
+    assert problems == [f"2 records were left out, since those before have more than {2 * size} bytes"]

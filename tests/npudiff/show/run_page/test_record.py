@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
@@ -189,17 +190,24 @@ def test_a_record_that_cannot_be_written_costs_no_finding(cli, tmp_path, monkeyp
     monkeypatch.setattr(write, "write_record", full)
     result = cli("check", "swa_mask", "--impl", "mask_without_tail", *QUICK)
     assert result.code == ExitCode.FINDINGS
-    assert "the record of the run was not written: OSError: no space left" in result.err
+    assert result.err == "npudiff: could not be written: the record of the run: no space left\n"
     assert "FINDING swa_mask.mask_without_tail" in result.out
 
 
-def test_a_record_is_there_as_a_whole(cli, tmp_path, monkeypatch):
+def test_a_record_is_there_as_a_whole(record, job, tmp_path, monkeypatch):
     """What is written is not under its name until it is all there."""
-    seen = []
-    monkeypatch.setattr(record_file.json, "dumps", lambda *a, **k: seen.append([*records(tmp_path)]) or "{}")
-    monkeypatch.setattr(record_file.Path, "replace", lambda self, path: seen.append(self.read_text()))
-    cli("check", "swa_mask", "--impl", "eager", *QUICK)
-    assert seen[-1] == "{}\n"
+    seen, replace = [], os.replace
+
+    def replaced(*names, **folders):
+        seen.append([path.read_bytes() for path in records(tmp_path) if path.suffix == ".json"])
+        replace(*names, **folders)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    path = record_file.write_record(record(), tmp_path / ".npudiff")
+    first = path.read_bytes()
+    assert record_file.write_record(record(jobs=(job(), job())), tmp_path / ".npudiff", path) == path
+    assert seen == [[b""], [first]]  # the name is taken before
+    assert len(read.read_record(path).jobs) == 2
 
 
 def test_what_is_written_is_read(cli, tmp_path):

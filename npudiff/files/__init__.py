@@ -1,0 +1,1 @@
+"""What lies on disk: how files are named, written and read. Who made what is there already is not known."""
