@@ -24,8 +24,10 @@ import math
 import re
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -70,27 +72,39 @@ class Place:
 
     @property
     def name(self) -> str:
-        """Where it is, and what it is."""
-        return f"{self.module.removeprefix('npudiff.')}:{self.line}:{self.column} {self.text}"
+        """Module, function and expression: what stays when lines move."""
+        parts = [self.module.removeprefix("npudiff.reference."), *([self.function[0]] if self.function else [])]
+        return f"{'.'.join(parts)}: {self.text}"
+
+    @property
+    def where(self) -> str:
+        """The same with its line."""
+        return f"{self.module.removeprefix('npudiff.').replace('.', '/')}.py:{self.line} {self.name}"
 
 
 _evaluated: list[bool] = []
-"""Not empty if an expression that is made larger was a number since this was emptied."""
+"""For each time that an expression was made larger since this was emptied, whether it was a number."""
 
 
 def larger(value: Any, factor: float) -> Any:
     """Return a number, a tensor or the errors of a result, times a factor; anything else as it is."""
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        _evaluated.append(True)
-        return value * factor
+    made = _times(value, factor)
+    _evaluated.append(made is not value)
+    return made
+
+
+def _times(value: Any, factor: float) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value * factor if value.is_floating_point() else value
     if isinstance(value, int | float) and not isinstance(value, bool):
-        _evaluated.append(True)
         return value * factor
+    if isinstance(value, tuple):
+        made = tuple(_times(item, factor) for item in value)
+        return value if all(one is other for one, other in zip(made, value, strict=True)) else made
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name for field in dataclasses.fields(value)} & set(ERROR_FIELDS)
-        return dataclasses.replace(value, **{name: larger(getattr(value, name), factor) for name in fields})
-    if isinstance(value, tuple):
-        return type(value)(larger(item, factor) for item in value)
+        changed = {name: _times(getattr(value, name), factor) for name in fields}
+        return dataclasses.replace(value, **changed) if changed else value
     return value
 
 
@@ -320,6 +334,30 @@ def _change(component: Component, inputs: Any, before: Bounds) -> float:
     return max((before[name].change(after[name]) for name in before), default=0.0)
 
 
+class Effect(Enum):
+    """What becomes of bounds when a place is made larger."""
+
+    SEEN = "seen"
+    SMALL = "of second order: no bound changes by more than is tolerated"
+    NOTHING = "UNSEEN: no bound changes"
+    NO_NUMBER = "no number"
+    NOT_REACHED = "NOT REACHED"
+
+
+def effect(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded]]) -> tuple[Effect, dict[str, float]]:
+    """Return what becomes of the recorded bounds of all components, and the largest change of each."""
+    _evaluated.clear()
+    changes = seen_by(place, factor, recorded)
+    largest = max(changes.values(), default=0.0)
+    if largest > 1:
+        return Effect.SEEN, changes
+    if largest:
+        return Effect.SMALL, changes
+    if any(_evaluated):
+        return Effect.NOTHING, changes
+    return Effect.NO_NUMBER if _evaluated else Effect.NOT_REACHED, changes
+
+
 def seen_by(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded]]) -> dict[str, float]:
     """Return by how much a place changes what is recorded, at most, for each component that stands on it."""
     changes = {}
@@ -346,17 +384,15 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="print every place, and who sees it")
     options = parser.parse_args()
     recorded = read()
-    every = all_places(recorded)
-    unseen = 0
-    for place in every:
-        changes = seen_by(place, options.factor, recorded)
-        largest = max(changes.values(), default=0.0)
+    counts = Counter[Effect]()
+    for place in all_places(recorded):
+        became, changes = effect(place, options.factor, recorded)
+        counts[became] += 1
         said = ", ".join(f"{name} {change:.2g}" for name, change in changes.items() if change)
-        unseen += largest <= 1
-        if largest <= 1 or options.all:
-            print(f"{'UNSEEN' if largest <= 1 else 'seen  '} {place.name}: {said or 'no bound changes'}", flush=True)
-    print(f"{len(every)} places, {unseen} unseen")
-    return 1 if unseen else 0
+        if options.all or became is not Effect.SEEN:
+            print(f"{place.where}: {became.value}{': ' if said else ''}{said}", flush=True)
+    print(", ".join(f"{count} {became.name.lower().replace('_', ' ')}" for became, count in counts.items()))
+    return 1 if counts[Effect.NOTHING] or counts[Effect.NOT_REACHED] else 0
 
 
 if __name__ == "__main__":

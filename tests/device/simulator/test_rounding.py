@@ -1,11 +1,14 @@
 """Where the kernel rounds, and how."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from npudiff.device.simulator.fused_attention import flash
 from npudiff.device.simulator.fused_attention.rounding import narrow
+from npudiff.device.simulator.fused_attention.visibility import Visibility
 
 
 def test_float16_rounds_half_away_from_zero():
@@ -125,3 +128,31 @@ def test_a_hidden_key_weighs_nothing_however_low_the_visible_scores_are():
     output, lse = attend([low, 5.0, low], [2.0, 100.0, 4.0], atten_mask=hidden)
     assert output == 3.0
     assert lse == pytest.approx(low)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_probabilities_are_narrowed_before_they_are_multiplied_and_not_before_they_are_added(dtype):
+    """Two keys: the first has score 0 and value 0, the second any score and value 1."""
+    scores = -torch.rand(400, generator=torch.Generator().manual_seed(1)) * 5
+    queries, keys = torch.zeros(1, 400, 16, dtype=dtype), torch.zeros(1, 2, 16, dtype=dtype)
+    queries[0, :, 0], keys[0, 1, 0] = scores.to(dtype), 1
+    values = torch.zeros(1, 2, 16, dtype=dtype)
+    values[0, 1] = 1
+    source = SimpleNamespace(load=lambda start, end: (keys[:, start:end], values[:, start:end]))
+    output = torch.full((1, 400, 16), 7, dtype=dtype)
+    flash.attend(
+        queries, source, Visibility(400, 2, range(400)), flash.Softmax(1.0), kv_heads=1, output=output, lse=None
+    )
+    exponential = torch.exp(queries[0, :, 0].float())
+    expected = narrow(narrow(exponential, dtype).float() / (1 + exponential), dtype)
+    assert torch.equal(output[0], expected.unsqueeze(1).expand(400, 16))
+    assert not torch.equal(expected, narrow(exponential / (1 + exponential), dtype))
+
+
+def test_rows_that_are_not_computed_become_zero_whatever_lay_there():
+    tensors = torch.ones(2, 5, 16, dtype=torch.bfloat16)
+    source = SimpleNamespace(load=lambda start, end: (tensors[:, start:end], tensors[:, start:end]))
+    output, lse = torch.full_like(tensors, 7), torch.full((2, 5), 7.0)
+    flash.attend(tensors, source, Visibility(5, 5, range(2, 4)), flash.Softmax(1.0), kv_heads=2, output=output, lse=lse)
+    assert output[0, :, 0].tolist() == [0, 0, 1, 1, 0]
+    assert lse[0].isposinf().tolist() == [True, True, False, False, True]

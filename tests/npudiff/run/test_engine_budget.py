@@ -40,6 +40,15 @@ def test_a_budget_of_seconds_stops(toy):
     assert outcome.verdict is Verdict.HOLDS
 
 
+def test_a_common_end_stops_every_job_that_has_it(toy):
+    run_job(toy.job(), replace(SEEDED, examples=1))  # what is imported for the first case
+    until = time.monotonic() + 1.0
+    first = run_job(toy.job(), Budget(examples=None, until=until))
+    assert first.cases > 0
+    assert until <= time.monotonic() < until + 5
+    assert run_job(toy.job(), Budget(examples=None, until=until)).cases == 0
+
+
 def test_a_budget_of_seconds_runs_more_than_the_default_number_of_cases(toy):
     assert run_job(toy.job(), Budget(examples=None, seconds=1.0)).cases > 100
 
