@@ -56,8 +56,9 @@ FAR = {
     ("rope_cache", "softmax_scale"),
     ("sliding_attention", "lse"),
 }
-"""Outputs of which the kept cases come to no fifth of the bound: 7 to 19 %. Gains are newer than the cases, and the last
-two have few elements; ``benchmarks.covering_cases`` chooses others."""
+"""Outputs of which the kept cases come to no fifth of the bound, but to 7 to 19 %.
+
+Gains are newer than the cases, and the last two have few elements; ``benchmarks.covering_cases`` chooses other cases."""
 
 
 SAID_TO_BE_UNSEEN = {
