@@ -58,7 +58,7 @@ FAR = {
 }
 """Outputs of which the kept cases come to no fifth of the bound, but to 7 to 19 %.
 
-Gains are newer than the cases, and the last two have few elements; ``benchmarks.covering_cases`` chooses other cases."""
+Gains are newer than the cases, and the last two have few elements; ``benchmarks.covering_cases`` chooses others."""
 
 
 SAID_TO_BE_UNSEEN = {
