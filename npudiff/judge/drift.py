@@ -166,7 +166,7 @@ class Entry:
     @property
     def shown(self) -> ShownCase:
         """The case as it is told of."""
-        return ShownCase(dumps(self.case), self.size, self.sums.along / self.sums.squares)
+        return ShownCase(dumps(self.case), self.size, self.sums.along / self.sums.squares if self.sums.squares else 0.0)
 
 
 def _most(sums: Sums) -> float:
@@ -189,7 +189,10 @@ class Line:
         elements = sum(sums.elements for _, sums in telling)
         spread = sum(sums.errors for _, sums in telling) / max(1, elements)
         return cls(
-            [Entry(case, sums, 1 / (RESOLUTION**2 + spread * sums.squares / sums.sizes**2)) for case, sums in telling]
+            [
+                Entry(case, sums, 1 / (RESOLUTION**2 + spread * (math.sqrt(sums.squares) / sums.sizes) ** 2))
+                for case, sums in telling
+            ]
         )
 
     @property

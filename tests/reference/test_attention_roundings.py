@@ -23,16 +23,17 @@ from npudiff.reference.sliding_attention import sliding_attention
 CASES = 60
 WITHIN = {"sinks": (False,), "kv_length": range(4097), "query_length": range(257)}
 
+# Measured on 60 cases that are drawn, of which 28 can show the mistake: other draws give other numbers.
 FLOORS = {  # name of a kernel: least worst ratios of output and LSE, and most of the wrong ones that may be missed
-    "everyone": (0.69, 0.05, 0.0),
+    "everyone": (0.69, 0.05, 0.1),
     "scaled query": (0.26, 0.25, 0.4),
-    "rounded sum": (0.50, 0.27, 0.0),
-    "cubic": (0.63, 0.23, 0.0),
-    "2 parts at once": (0.56, 0.07, 0.0),
-    "8 parts at once": (0.56, 0.06, 0.1),
-    "2 parts": (0.56, 0.07, 0.0),
-    "4 parts one by one": (0.43, 0.06, 0.1),
-    "9 parts one by one": (0.35, 0.05, 0.2),
+    "rounded sum": (0.50, 0.27, 0.1),
+    "cubic": (0.63, 0.23, 0.1),
+    "2 parts at once": (0.56, 0.07, 0.1),
+    "8 parts at once": (0.56, 0.06, 0.2),
+    "2 parts": (0.56, 0.07, 0.1),
+    "4 parts one by one": (0.43, 0.05, 0.2),
+    "9 parts one by one": (0.35, 0.045, 0.2),
     "all of it": (0.22, 0.23, 0.5),
 }
 

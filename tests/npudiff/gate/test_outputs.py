@@ -40,7 +40,7 @@ PLAN = make_plan(Request(components=("swa_mask",), target="sim"))
 
 @pytest.fixture
 def result():
-    return GateResult(PLAN, "2026", 60.0)
+    return GateResult(PLAN, "2026", 60.0, ended="")
 
 
 def finding(**changes):
