@@ -107,7 +107,7 @@ TEXTS = st.text(
 @given(TEXTS, TEXTS, TEXTS)
 @example("\ud800", "\ud800", "\ud800")
 def test_whatever_texts_a_finding_has_every_format_stays_whole(name, line, error):
-    result = GateResult(PLAN, "2026", 60.0, notes=[line])
+    result = GateResult(PLAN, "2026", 60.0, notes=[line], ended="")
     problem_finding = finding(implementation=name, verdict=error, detail={"line": line, "error": error})
     problems = told(result, problem_finding)
     VALIDATOR.validate(json.loads(sarif(result, problems)))
