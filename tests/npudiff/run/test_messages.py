@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 from npudiff.model.job import Budget, Failure, Outcome, Poisoning, Verdict
-from npudiff.run.messages import Task, outcome_from_message, outcome_to_message
+from npudiff.run.messages import Kept, Task, outcome_from_message, outcome_to_message
 
 
 def whole(toy):
@@ -20,29 +20,31 @@ def whole(toy):
 
 def test_an_outcome_arrives_as_it_was_sent(toy, tmp_path):
     sent = whole(toy)
-    received, folders = outcome_from_message(sent.job, outcome_to_message(sent, [tmp_path]))
-    assert folders == [tmp_path]
+    finding = Kept({"format": 1}, tmp_path, problem="no space", written=False)
+    received, kept = outcome_from_message(sent.job, outcome_to_message(sent, [finding]))
+    assert kept == [finding]
     assert received == sent
 
 
 def test_an_outcome_without_a_failure_has_none(toy):
-    received, folders = outcome_from_message(toy.job(), outcome_to_message(Outcome(toy.job()), []))
-    assert (received.failure, received.first_failure, received.worst_case, folders) == (None, None, None, [])
+    received, kept = outcome_from_message(toy.job(), outcome_to_message(Outcome(toy.job()), []))
+    assert (received.failure, received.first_failure, received.worst_case, kept) == (None, None, None, [])
     assert received.verdict is Verdict.HOLDS
 
 
 def test_the_journal_goes_when_the_findings_are_written(toy, tmp_path):
-    kept = []
+    finding = Kept({"format": 1}, tmp_path / "finding")
+    was_there = []
 
     def keep(outcome):
-        kept.append(outcome.journal.exists())
-        return [tmp_path / "finding"]
+        was_there.append(outcome.journal.exists())
+        return [finding]
 
-    for writes, folders in ((keep, [tmp_path / "finding"]), (None, [])):
+    for writes, kept in ((keep, [finding]), (None, [])):
         journal = tmp_path / "journal"
         journal.touch()
         outcome = replace(whole(toy), journal=journal)
-        assert Task(toy.job(), Budget(), writes).kept(outcome) == folders
+        assert Task(toy.job(), Budget(), writes).kept(outcome) == kept
         assert not journal.exists()
         assert outcome.journal is None
-    assert kept == [True]
+    assert was_there == [True]

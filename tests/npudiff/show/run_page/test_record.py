@@ -11,6 +11,7 @@ import pytest
 from npudiff.errors import ExitCode
 from npudiff.findings import log
 from npudiff.run import discovery
+from npudiff.run.workers import TaskRunner
 from npudiff.show.run_page import read, record, record_file, write
 from npudiff.show.run_page.read import read_record, read_records
 
@@ -31,6 +32,24 @@ def only(tmp_path):
         return read_record(path)
 
     return read_it
+
+
+@pytest.fixture
+def interrupted_at_the_second(kernel, monkeypatch):
+    """Write a file of two implementations, and have somebody press Ctrl-C as soon as the second one's turn comes."""
+    run = TaskRunner.run
+
+    def run_or_stop(self, index, progress=lambda _: None):
+        if self._tasks[index].job.subject.implementation.name == "stopped":
+            raise KeyboardInterrupt
+        return run(self, index, progress)
+
+    def write_it():
+        monkeypatch.setattr(TaskRunner, "run", run_or_stop)
+        stopped = '\n@npudiff.implementation("swa_mask", name="stopped")\ndef stopped(inputs, target):\n'
+        return kernel(kernel("wrong").read_text() + stopped + "    return eager(inputs, target)\n")
+
+    return write_it
 
 
 def test_a_run_says_what_it_was(cli, only):
@@ -98,9 +117,8 @@ def test_a_gate_leaves_one_in_which_its_parts_are_one(cli, only, tmp_path, check
     assert "in 1 of 2 implementations." in page.words
 
 
-def test_an_interrupted_gate_leaves_one_too(cli, only, kernel):
-    stopped = '\n@npudiff.implementation("swa_mask", name="stopped")\ndef stopped(inputs, target):\n'
-    path = kernel(kernel("wrong").read_text() + stopped + "    raise KeyboardInterrupt\n")
+def test_an_interrupted_gate_leaves_one_too(cli, only, interrupted_at_the_second):
+    path = interrupted_at_the_second()
     result = cli("gate", "swa_mask", "--impl", path, "--target", "sim", "--cann", "8.5", "--examples", "5",
                  "--budget", "20s")  # fmt: skip
     assert result.code == ExitCode.INTERRUPTED
@@ -125,9 +143,8 @@ def test_a_finding_that_is_elsewhere_is_left_out(toy, tmp_path):
         assert (one.cases, one.held) == (2 * outcome.cases, 2 * outcome.cases - 2)
 
 
-def test_an_interrupted_run_leaves_what_there_was(cli, only, kernel):
-    stopped = '\n@npudiff.implementation("swa_mask", name="stopped")\ndef stopped(inputs, target):\n'
-    path = kernel(kernel("wrong").read_text() + stopped + "    raise KeyboardInterrupt\n")
+def test_an_interrupted_run_leaves_what_there_was(cli, only, interrupted_at_the_second):
+    path = interrupted_at_the_second()
     result = cli("check", "swa_mask", "--impl", path, *QUICK, "--where", "window=4")
     assert result.code == ExitCode.INTERRUPTED
     said = only()
