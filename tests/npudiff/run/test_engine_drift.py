@@ -78,7 +78,7 @@ def test_cases_that_were_given_are_not_measured(toy):
 
 
 def test_a_run_that_is_out_of_time_says_what_it_has_seen(toy):
-    """As many cases as there is time for: with thousands of positive numbers, being too high is being too long as well."""
+    """As many cases as there is time for: over thousands of positive numbers, too high is too long as well."""
     outcome = run_job(toy.job(high(toy)), replace(BUDGET, examples=None, seconds=1.5))
     assert outcome.verdict is Verdict.DRIFT
     (offset,) = (one for one in outcome.drifts if one.direction == "offset")
