@@ -48,13 +48,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.blind", description=__doc__)
     parser.add_argument("components", nargs="*", help="all by default")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", default="*", help="folder of blind_kernels, all by default")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.file is not None:
         print(json.dumps(found_of(options.file, options.seed)))
         return 0
     all_found: dict[str, str] = {}
-    for path in sorted(FOLDER.glob("*/*.py")):
+    for path in sorted(FOLDER.glob(f"{options.folder}/*.py")):
         if path.stem == "demo" or (options.components and path.stem not in options.components):
             continue
         command = [sys.executable, "-m", "benchmarks.blind", "--file", str(path), "--seed", str(options.seed)]
