@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
 from benchmarks.measure import Row
 from npudiff.model.component import Component
 from npudiff.model.constraints import Constraints
+from npudiff.properties import grouped_matmul, swiglu_quant
 from npudiff.properties._shared.slots import SLOT_ORDERS
 from npudiff.run.discovery import load_components
 
@@ -53,6 +55,7 @@ FEWER = {"mla_preprocess": 2}
 """How many of them are for a component: each token of some has matrices to go through."""
 
 WRITERS = ("paged_cache", "kv_rmsnorm_rope_cache", "mla_preprocess")
+TOTALS = ("sliding_attention", "cached_attention", "page_allocation", "decoder_layer")
 PAGED = ("cached_attention", "cache_gather", "sliding_attention", "kv_rmsnorm_rope_cache")
 
 
@@ -106,6 +109,41 @@ def _has_tail(name: str) -> Region:
     return lambda case: getattr(case, name) > 64 and getattr(case, name) % 64 != 0
 
 
+def _alike_but_for_one(name: str) -> Region:
+    def check(case: Any) -> bool:
+        totals = _totals(case, name) if name in TOTALS else _lengths(case, name)
+        numbers = list(zip(_lengths(case, name), totals, strict=True))
+        return len(numbers) > 2 and numbers[0] == numbers[-1] and len(set(numbers)) > 1
+
+    return check
+
+
+def _equal_by_ends(sizes: Callable[[Any], torch.Tensor | None]) -> Region:
+    """Groups of which the first one, times their number, is all that there is."""
+
+    def check(case: Any) -> bool:
+        counts = sizes(case)
+        return (
+            counts is not None
+            and len(counts) > 2
+            and bool((counts[0] > 0) & (counts[0] * len(counts) == counts.sum()) & (counts != counts[0]).any())
+        )
+
+    return check
+
+
+def _wide(name: str) -> Region:
+    return lambda case: getattr(case, name) > 16_384
+
+
+def _page_size_is(check: Callable[[int], bool]) -> Region:
+    return lambda case: check(case.page_size)
+
+
+def _no_power_of_two(size: int) -> bool:
+    return size & (size - 1) != 0
+
+
 USUAL = {"64", "128", "192/128", "512/64", "80", "96", "192", "256", "32", "576", "576/512", "128/64", "64/32",
          "128/64/512", "32/16/64", "32/64", "64/128", "64/192", "96/128", "16/80"}  # fmt: skip
 """Dims that were on some list."""
@@ -120,12 +158,30 @@ OTHERS: Mapping[str, Mapping[str, Region]] = {
         "window begins on a page": _window_on_a_page,
         "blind rows >= 128": lambda case: any(one.kv and one.query - one.kv >= 128 for one in case.requests),
         "other head dims": _other_dims("head_dims"),
+        "prompts beyond 2,048 rows": lambda case: any(one.query > 2_048 for one in case.requests),
+        "keys with a weight beyond 65,536": lambda case: (
+            case.recipe == "needle" and any(one.kv > 65_536 for one in case.requests)
+        ),
     },
     "cached_attention": {
         "window begins on a page": _window_on_a_page,
         "other head dims": _other_dims("head_dim"),
     },
-    "paged_cache": {"other head dims": _other_dims("head_dims")},
+    "paged_cache": {
+        "other head dims": _other_dims("head_dims"),
+        "pages of no power of two, and several": lambda case: _no_power_of_two(case.page_size) and case.pages > 4,
+        "page size 1": _page_size_is(lambda size: size == 1),
+    },
+    "page_allocation": {"page size 1": _page_size_is(lambda size: size == 1)},
+    "grouped_matmul": {"groups that are alike by their ends": _equal_by_ends(grouped_matmul.group_sizes)},
+    "moe_experts": {
+        "nothing for this rank": lambda case: case.here == "others",
+        "an expert named twice": lambda case: case.load == "repeated" and case.top_k > 1,
+    },
+    "moe_gating": {
+        "8 of 128 or more, with a bias": lambda case: case.top_k == 8 and case.experts >= 128 and case.bias,
+    },
+    "int4_pack": {"slices of several matrices": lambda case: case.layout == "sliced" and case.matrices > 1},
     "cache_gather": {"other head dims": _other_dims("head_dims")},
     "kv_rmsnorm_rope_cache": {
         "other dims": _other_dims("dims"),
@@ -138,15 +194,29 @@ OTHERS: Mapping[str, Mapping[str, Region]] = {
     "rotary": {
         "other dims": _other_dims("dims"),
         "positions >= 2^19": lambda case: case.table > 2**19,
+        "consecutive but for one": lambda case: case.positions == "consecutive but one" and case.tokens > 2,
+        "heads beyond 64": lambda case: case.heads > 64,
         "other sections": lambda case: case.sections not in ("none", "16/24/24", "24/20/20", "8/12/12", "16/16/16/16"),
     },
     "rope_cache": {"positions >= 2^19": lambda case: case.lengths[-1] > 2**19},
-    "rms_norm": {"tail behind vectors of 64": _has_tail("hidden_size")},
-    "swiglu": {"tail behind vectors of 64": _has_tail("width")},
-    "swiglu_quant": {"tail behind vectors of 64": _has_tail("width")},
-    "dynamic_quant": {"tail behind vectors of 64": _has_tail("width")},
-    "moe_finalize": {"tail behind vectors of 64": _has_tail("width")},
+    "rms_norm": {"tail behind vectors of 64": _has_tail("hidden_size"), "rows of 16,384": _wide("hidden_size")},
+    "swiglu": {"tail behind vectors of 64": _has_tail("width"), "rows of 16,384": _wide("width")},
+    "swiglu_quant": {
+        "tail behind vectors of 64": _has_tail("width"),
+        "rows of 16,384": _wide("width"),
+        "groups that are alike by their ends": _equal_by_ends(swiglu_quant.counts_of),
+    },
+    "dynamic_quant": {"tail behind vectors of 64": _has_tail("width"), "rows of 16,384": _wide("width")},
+    "moe_finalize": {
+        "tail behind vectors of 64": _has_tail("width"),
+        "rows of 16,384": _wide("width"),
+        "2 MB in blocks of 32 bytes": lambda case: (
+            case.width % 16 == 0 and case.tokens * case.top_k * case.width > 2**20
+        ),
+    },
     "moe_routing": {
+        "rows of 16,384": _wide("width"),
+        "integers beyond int8": lambda case: case.form == "one scale" and case.seed % 2 == 1,
         "tail behind vectors of 64": _has_tail("width"),
         "padding has no expert": lambda case: case.padded_ids != "none",
     },
@@ -167,7 +237,8 @@ def regions(name: str) -> Mapping[str, Region]:
     if name in ("sliding_attention", "cached_attention", "cache_gather", "page_allocation", "decoder_layer",
                 "swa_mask"):  # fmt: skip
         found["uniform lengths"] = _uniform(name)
-    if name in ("sliding_attention", "cached_attention", "page_allocation", "decoder_layer"):
+        found["alike but for one in the middle"] = _alike_but_for_one(name)
+    if name in TOTALS:
         found["uniform lengths and totals"] = _all_uniform(name)
     return found | OTHERS.get(name, {})
 

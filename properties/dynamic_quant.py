@@ -48,7 +48,7 @@ class DynamicQuantCase(Case):
     )  # fmt: skip
     width: int = axis(
         "elements of a row", range(1, 2**16 + 1), 64,
-        drawn=lambda case: (8, 3) if case.huge else _WIDTHS[:7] if case.far == "experts" else _WIDTHS,
+        drawn=lambda case: (8, 16, 3) if case.huge else _WIDTHS[:7] if case.far == "experts" else _WIDTHS,
         shown="", region=lambda case: "odd width" if case.width % 2 else "",
     )  # fmt: skip
     dtype: str = axis("dtype of the states", tuple(DTYPES), "bfloat16", always=True)
@@ -80,7 +80,7 @@ class DynamicQuantCase(Case):
     drawn_first = ("width", "tokens", "bits", "smooth", "experts", "empty_experts")
     shown_first = ("tokens", "bits", "dtype", "smooth", "experts", "empty_experts")
     outliers = ("experts", "tokens", "width")
-    huge_axes = ("tokens",)
+    huge_axes = ("tokens", "width")
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
@@ -121,7 +121,7 @@ def _ends(case: DynamicQuantCase) -> list[int]:
 def _states(case: DynamicQuantCase) -> torch.Tensor:
     stream = Stream(case.seed, "states")
     states = stream.normal((case.tokens, case.width), torch.float32)
-    columns = stream.integers(0, case.width, case.tokens)
+    columns = magnitudes.places_of_largest(stream, case.width, case.tokens)
     if case.recipe == "outlier":
         states[range(case.tokens), columns] *= 64
     if case.recipe == "negative":

@@ -22,9 +22,11 @@ from npudiff.reference.int4_pack import INTEGERS_OF_A_WORD
 from npudiff.text import counted
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
-LOADS = ("even", "last", "first", "scattered", "none")
+LOADS = ("even", "last", "first", "scattered", "equal", "equal but two", "none")
 """even: rows divided evenly. last, first: one gets all. scattered: each row has a random expert, and of
-many experts most have none. none: no expert has any."""
+many experts most have none. equal: all get as many, and the rest lies behind the last group. equal but two: the third
+has one row of the second. none: no expert has any."""
+NEEDS_ROWS_BEYOND = LOADS[4:]
 BIASES = ("none", "float", "int32")
 RECIPES = ("gaussian", "extreme", "zero rows")
 """gaussian: normal numbers, or all whole numbers alike. extreme: columns of the largest integers of one sign, and rows
@@ -52,6 +54,11 @@ def biases(form: str, dtype: str) -> tuple[str, ...]:
     if form == "w8a8":
         return BIASES if dtype == "bfloat16" else ("none", "int32")
     return ("none", "float")
+
+
+def _forms(case: GroupedMatmulCase) -> Sequence[str]:
+    """Forms; what most production models have is drawn twice as often."""
+    return ("float",) if case.split == "inner" else (*FORMS, "w8a8")
 
 
 def _inners(case: GroupedMatmulCase) -> Sequence[int]:
@@ -97,7 +104,7 @@ class GroupedMatmulCase(Case):
         shown="{} expert(s)", always=True,
     )  # fmt: skip
     form: str = axis(
-        "what weights and rows are", FORMS, "float", drawn=lambda case: ("float",) if case.split == "inner" else FORMS,
+        "what weights and rows are", FORMS, "float", drawn=_forms,
         region=lambda case: case.form,
     )  # fmt: skip
     dtype: str = axis(
@@ -128,7 +135,7 @@ class GroupedMatmulCase(Case):
         drawn=lambda case: GROUP_LISTS if case.form == "w8a8" else GROUP_LISTS[:2], region="{}",
     )  # fmt: skip
     load: str = axis(
-        "how rows are divided", LOADS, "even", drawn=lambda case: LOADS[:-1] if case.split == "inner" else LOADS,
+        "how rows are divided", LOADS, "even", drawn=lambda case: LOADS[:4] if case.split == "inner" else LOADS,
         shown=lambda case: f"load {case.load}" * (case.load != "even" and case.experts > 1),
     )  # fmt: skip
     beyond: int = axis(
@@ -163,7 +170,7 @@ class GroupedMatmulCase(Case):
         """See ``DeclaredCase``."""
         return {
             "empty groups": bool((group_sizes(self) == 0).any()),
-            "rows beyond": self.beyond > 0 or self.load == "none",
+            "rows beyond": self.beyond > 0 or int(group_sizes(self).sum()) < self.rows_of_all,
         }
 
 
@@ -182,7 +189,7 @@ def _contradictions(case: GroupedMatmulCase) -> Iterator[str]:
         "split": case.split == "inner" and (case.form != "float" or case.bias != "none"),
         "group_list": case.group_list == "pairs" and case.form != "w8a8",
         "beyond": case.beyond > 0 and case.split == "inner",
-        "load": case.load == "none" and case.split == "inner",
+        "load": case.load in NEEDS_ROWS_BEYOND and case.split == "inner",
     }
     yield from (name for name, holds in checks.items() if holds)
 
@@ -197,6 +204,10 @@ def group_sizes(case: GroupedMatmulCase) -> torch.Tensor:
     elif case.load == "scattered":
         owners = torch.tensor(Stream(case.seed, "owners").integers(0, case.experts, total))
         counts = torch.bincount(owners, minlength=case.experts)
+    elif case.load.startswith("equal"):
+        counts += total // case.experts
+        if case.load == "equal but two" and case.experts > 2 and total >= case.experts:
+            counts[1:3] += torch.tensor([-1, 1])
     elif case.load != "none":
         counts[0 if case.load == "first" else -1] = total
     return counts

@@ -24,8 +24,9 @@ SOURCES = ("integers", "high bits", "offset binary")
 RECIPES = ("all values", "extremes", "negative even", "positive", "one column")
 """all values: each of the sixteen. extremes: -8 and 7. negative even: even columns are negative, odd ones are not.
 positive: none is negative. one column: all others are zero."""
-LAYOUTS = ("row major", "transposed")
-"""transposed: a view of matrices that lie the other way, as a checkpoint has them."""
+LAYOUTS = ("row major", "transposed", "sliced")
+"""transposed: a view of matrices that lie the other way, as a checkpoint has them. sliced: without the first rows of
+larger ones, as the part of a rank."""
 
 MOST_ELEMENTS = 2**17
 """Integers up to which a case may have more rows than it must."""
@@ -80,6 +81,8 @@ def build_inputs(case: Int4PackCase) -> Int4PackInputs:
         values = values[0]
     if case.layout == "transposed":
         values = values.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if case.layout == "sliced":
+        values = torch.cat([values[..., :1, :], values], dim=-2)[..., 1:, :]
     return Int4PackInputs(values, encoding)
 
 

@@ -14,7 +14,7 @@ from npudiff.judge.compare import same_bits
 from npudiff.judge.relations import Changed, relation
 from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, Joined, Numbers, allows
-from npudiff.properties._shared import rows
+from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.cache_coordinates import cache_coordinates
 from npudiff.properties._shared.head_dims import unfilled_strips
@@ -256,7 +256,7 @@ def _tokens(case: KvRmsnormRopeCacheCase) -> torch.Tensor:
     stream = Stream(case.seed, "kv")
     tokens = stream.normal((case.batch * case.length, case.latent_dim + case.rope_dim), torch.float32)
     if case.recipe == "outlier":
-        columns = stream.integers(0, case.latent_dim, len(tokens))
+        columns = magnitudes.places_of_largest(stream, case.latent_dim, len(tokens))
         tokens[range(len(tokens)), columns] *= 64
     factors = {"tiny": case.epsilon**0.5, "large": 2000.0}
     tokens *= factors.get(case.recipe, 1.0)

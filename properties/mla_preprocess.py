@@ -13,7 +13,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, relation
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box, Joined, Numbers
-from npudiff.properties._shared import rows
+from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.cache_coordinates import cache_coordinates
 from npudiff.properties._shared.head_dims import unfilled_strips
@@ -250,7 +250,7 @@ def _hidden(case: MlaPreprocessCase) -> torch.Tensor:
     if case.quantised:
         return ((hidden / HIDDEN_STEP).round() * HIDDEN_STEP).bfloat16()
     if case.recipe == "outlier":
-        hidden[range(case.tokens), stream.integers(0, case.hidden_size, case.tokens)] *= 64
+        hidden[range(case.tokens), magnitudes.places_of_largest(stream, case.hidden_size, case.tokens)] *= 64
     return (hidden * (case.epsilon**0.5 if case.recipe == "tiny" else 1.0)).bfloat16()
 
 

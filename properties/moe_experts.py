@@ -13,7 +13,7 @@ from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.judge.relations import relation, tokens_do_not_mix
 from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, Numbers
-from npudiff.properties._shared import expert_weights, rows
+from npudiff.properties._shared import expert_weights, magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.expert_weights import Shape
 from npudiff.properties._shared.models import FEW, Model, of_models
@@ -27,11 +27,13 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMS = ("float", "w8a8", "w4a8")
 ACTIVATIONS = tuple(activation.value for activation in Activation)
 LIMITS = (7.0, 1.5, 16.0)
-LOADS = ("random", "same")
-"""random: each token has experts of its own. same: all tokens have the same ones, the others none."""
-HERE = ("all", "chosen", "local")
+LOADS = ("random", "same", "repeated")
+"""random: each token has experts of its own. same: all tokens have the same ones, the others none. repeated: every
+third token names one expert at all its places, as padding names expert 0."""
+HERE = ("all", "chosen", "local", "others")
 """Whose matrices there are. chosen: of those experts that any token has. local: of the second half of all, as a rank of
-expert parallelism has them; the other copies are left out."""
+expert parallelism has them; the other copies are left out. others: of those that no token has, so that all copies are;
+where each has a token, of the last."""
 RECIPES = ("gaussian", "at limit", "zero rows", "outlier")
 """gaussian: gates and ups are about normal. at limit: about the limit times normal. zero rows: some rows hold nothing
 but zeros. outlier: one element of each row is 64 times larger."""
@@ -59,7 +61,7 @@ def _here(case: MoeExpertsCase) -> Sequence[str]:
     """Of many experts, only the matrices of those that are chosen are made; one expert has no halves."""
     if case.experts >= MANY:
         return ("chosen",)
-    return HERE if case.experts > 1 else HERE[:2]
+    return (*HERE, "local") if case.experts > 1 else HERE[:2]
 
 
 def _limit_text(case: MoeExpertsCase) -> str:
@@ -158,7 +160,7 @@ class MoeExpertsCase(Case):
         return {
             "limited": self.limit is not None and self.recipe == "at limit",
             "limits differ": self.shared_width > 0 and self.limit != self.shared_limit,
-            "not all here": self.here == "local",
+            "not all here": self.here in ("local", "others"),
             "more experts than copies": self.experts > self.tokens * self.top_k,
         }
 
@@ -173,7 +175,7 @@ def _contradictions(case: MoeExpertsCase) -> Iterator[str]:
         "biased": case.biased and case.form != "float",
         "layout": case.layout == "interleaved" and case.activation != "swiglu_oai",
         "shared_limit": case.shared_limit is not None and not case.shared_width,
-        "here": case.here == "local" and case.experts < 2,
+        "here": case.here in ("local", "others") and case.experts < 2,
     }
     yield from (name for name, holds in checks.items() if holds)
 
@@ -186,6 +188,9 @@ def build_inputs(case: MoeExpertsCase) -> MoeExpertsInputs:
         here = torch.unique(topk_ids).long()
     if case.here == "local":
         here = here[case.experts // 2 :]
+    if case.here == "others":
+        others = here[~torch.isin(here, topk_ids)]
+        here = others if len(others) else here[-1:]
     shared = None
     if case.shared_width:
         shared = _experts(case, "shared", torch.zeros(1, dtype=torch.int64), case.shared_width, case.shared_limit)
@@ -204,7 +209,10 @@ def build_inputs(case: MoeExpertsCase) -> MoeExpertsInputs:
 def _chosen(case: MoeExpertsCase) -> torch.Tensor:
     stream = Stream(case.seed, "chosen")
     orders = stream.permutations(1 if case.load == "same" else case.tokens, case.experts)[:, : case.top_k]
-    return torch.from_numpy(orders).to(torch.int32).expand(case.tokens, case.top_k).contiguous()
+    chosen = torch.from_numpy(orders).to(torch.int32).expand(case.tokens, case.top_k).contiguous()
+    if case.load == "repeated":
+        chosen[::3] = chosen[::3, :1]
+    return chosen
 
 
 def _experts(case: MoeExpertsCase, name: str, numbers: torch.Tensor, width: int, limit: float | None) -> Experts:
@@ -232,7 +240,7 @@ def _states(case: MoeExpertsCase) -> torch.Tensor:
     if case.recipe == "at limit":
         states *= case.limit or LIMITS[0]
     if case.recipe == "outlier":
-        states[range(case.tokens), stream.integers(0, case.hidden, case.tokens)] *= 64
+        states[range(case.tokens), magnitudes.places_of_largest(stream, case.hidden, case.tokens)] *= 64
     if case.recipe == "zero rows":
         states[::2] = 0.0
     return states.to(DTYPES[case.dtype])

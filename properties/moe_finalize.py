@@ -25,8 +25,9 @@ DROPPED = ("none", "some", "all of a token")
 WEIGHTS = ("renormalised", "any sign", "zero for padding")
 """renormalised: positive ones that add up to 1 or so. any sign: normal numbers. zero for padding: those of the last
 third of the tokens are zero, whose rows hold large numbers."""
-MAGNITUDES = ("usual", "large", "small")
-"""large: near the end of the dtype, where every right sum still is inside. small: subnormal in float16."""
+MAGNITUDES = ("usual", "large", "small", "overflow")
+"""large: near the end of the dtype, where every right sum still is inside. small: subnormal in float16. overflow: at
+the end of float16, beyond which sums with a residual go."""
 LARGE = 4096.0
 """What rows of padded tokens hold, whose weights are zero: finite, and seen where it is added."""
 POISONS = {"large": LARGE, "nan": math.nan}
@@ -34,6 +35,11 @@ POISONS = {"large": LARGE, "nan": math.nan}
 
 MOST_ELEMENTS = 2**18
 """Elements of all copies up to which a case may have more tokens than it must."""
+
+
+def is_half(case: MoeFinalizeCase) -> bool:
+    """Whether numbers are float16, the only dtype in which every sum on the way has room beyond its end."""
+    return case.dtype == "float16"
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class MoeFinalizeCase(Case):
         "elements of a row",
         range(1, 2**16 + 1),
         64,
-        drawn=lambda case: (1, 3) if case.huge else (64, 16, 32, 80, 1000),
+        drawn=lambda case: (1, 16, 3, 16) if case.huge else (64, 16, 32, 80, 1000),
         shown="width {}",
         always=True,
     )
@@ -63,7 +69,10 @@ class MoeFinalizeCase(Case):
     residual: bool = axis(
         "whether the result of shared experts is added", (False, True), False, region="residual", was="skip"
     )
-    magnitude: str = axis("how large the rows are", MAGNITUDES, "usual", shown="{} rows", region="{} rows")
+    magnitude: str = axis(
+        "how large the rows are", MAGNITUDES, "usual", fits=lambda case, size: size != "overflow" or is_half(case),
+        shown="{} rows", region="{} rows",
+    )  # fmt: skip
     rows: str = rows.axis()
     seed: int = seed()
     poison: str = axis(
@@ -74,7 +83,7 @@ class MoeFinalizeCase(Case):
     drawn_first = ("top_k", "width", "tokens")
     shown_first = ("tokens", "dropped", "spare_rows")
     outliers = ("top_k", "top_k", "tokens", "width")
-    huge_axes = ("tokens",)
+    huge_axes = ("tokens", "width")
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
@@ -95,7 +104,13 @@ def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
     dtype, copies = DTYPES[case.dtype], case.tokens * case.top_k
     states = Stream(case.seed, "rows").normal((copies + case.spare_rows, case.width), torch.float32)
     if case.magnitude != "usual":
-        sums = 3.5 if case.weights == "renormalised" else 1 / case.top_k  # of weights that add up to 1, or of 3.7 each
+        sums = (
+            magnitudes.TO_THE_END
+            if case.magnitude == "overflow"
+            else 3.5
+            if case.weights == "renormalised"
+            else 1 / case.top_k
+        )  # of weights that add up to 1, or of 3.7 each
         small = case.magnitude == "small"
         states = magnitudes.small(states, dtype) if small else magnitudes.large(states, dtype, sums)
     src_to_dst_row = torch.from_numpy(Stream(case.seed, "places").permutations(1, copies + case.spare_rows)[0, :copies])
@@ -107,13 +122,18 @@ def build_inputs(case: MoeFinalizeCase) -> MoeFinalizeInputs:
     named = torch.zeros(len(states), dtype=torch.bool)
     named[src_to_dst_row[~left_out]] = True
     states[~named] = POISONS[case.poison]
-    residual = Stream(case.seed, "skip").normal((case.tokens, case.width), dtype) if case.residual else None
+    residual = _residual(case, dtype) if case.residual else None
     return MoeFinalizeInputs(
         expanded_rows=rows.with_row_stride(states.to(dtype), case.rows),
         src_to_dst_row=src_to_dst_row.masked_fill(left_out, NOWHERE).to(torch.int32),
         weights=weights.to(dtype),
         residual=None if residual is None else rows.with_row_stride(residual, case.rows, rows.GAPS[1]),
     )
+
+
+def _residual(case: MoeFinalizeCase, dtype: torch.dtype) -> torch.Tensor:
+    numbers = Stream(case.seed, "skip").normal((case.tokens, case.width), torch.float32)
+    return (magnitudes.large(numbers, dtype, 2.0) if case.magnitude == "overflow" else numbers).to(dtype)
 
 
 def _padded(case: MoeFinalizeCase) -> slice:

@@ -72,14 +72,15 @@ class MoeRoutingCase(Case):
     drawn_first = ("experts", "top_k", "width", "tokens")
     shown_first = ("tokens", "local", "load")
     outliers = ("top_k", "experts", "tokens", "width")
-    huge_axes = ("tokens",)
+    huge_axes = ("tokens", "width")
 
     @property
     def here(self) -> range:
-        """Experts that are here: all, or half of them from a quarter on."""
-        return (
-            range(self.experts // 4, self.experts // 4 + -(-self.experts // 2)) if self.local else range(self.experts)
-        )
+        """Experts that are here: all, or from a quarter on half of them, an eighth or one."""
+        if not self.local:
+            return range(self.experts)
+        first = self.experts // 4
+        return range(first, first + -(-self.experts // (2, 8, self.experts)[self.seed % 3]))
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
@@ -111,14 +112,14 @@ def build_inputs(case: MoeRoutingCase) -> MoeRoutingInputs:
 
 
 def _scale(case: MoeRoutingCase) -> torch.Tensor | None:
-    """Scales of tokens, factors about 1 of elements, or one scale that leaves integers within int8."""
+    """Scales of tokens, factors about 1 of elements, or one scale: that leaves integers within int8, or does not."""
     stream = Stream(case.seed, "scale")
     if case.form == "with scales":
         return stream.normal((case.tokens,), torch.float32)
     if case.form == "smoothed":
         rows = 1 if case.seed % 4 == 3 else len(case.here)
         return 1 + stream.normal((rows, case.width), torch.float32).abs()
-    return torch.tensor([30.4]) if case.form == "one scale" else None
+    return torch.tensor([30.4 if case.seed % 2 == 0 else 121.6]) if case.form == "one scale" else None
 
 
 def _states(case: MoeRoutingCase) -> torch.Tensor:

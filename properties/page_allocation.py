@@ -58,7 +58,7 @@ class PageAllocationCase(Case):
         shown=lambda case: listed([f"{request.prefix}+{request.new}" for request in case.requests], "request"),
     )
     page_size: int = axis(
-        "tokens per page", range(1, 2**16 + 1), 16, drawn=(2, 3, 16, 32, 48, 64, 128, 192, 256),
+        "tokens per page", range(1, 2**16 + 1), 16, drawn=(2, 3, 16, 1, 32, 48, 64, 128, 192, 256, 100),
         shown="page {}", always=True,
     )  # fmt: skip
     spare_pages: int = axis(

@@ -77,7 +77,7 @@ def _pages(case: PagedCacheCase) -> Sequence[int]:
     """Sizes of the pool; a large one as far as its elements allow."""
     if _is_large(case):
         return [max(2, min(LARGE_SLOTS // case.page_size, LARGE_ELEMENTS // case.page_elements))]
-    return [2, *(count for count in (3, 5, 9) if count * case.page_elements <= CACHE_ELEMENTS)]
+    return [2, *(count for count in (3, 5, 9, 48) if count * case.page_elements <= CACHE_ELEMENTS)]
 
 
 def _fills_strips(case: PagedCacheCase, dims: str) -> bool:
@@ -116,7 +116,7 @@ class PagedCacheCase(Case):
     )  # fmt: skip
     page_size: int = axis(
         "tokens per page", _SIZES, 16,
-        drawn=lambda case: (2, 16, 32) if case.far else (2, 16, 32, 48, 64, 128, 192, 256), shown="",
+        drawn=lambda case: (2, 3, 16, 32) if case.far else (2, 1, 3, 16, 24, 32, 48, 64, 100, 128, 192, 256), shown="",
     )  # fmt: skip
     kv_heads: int = axis(
         "KV heads", _SIZES, 1, drawn=lambda case: (1,) if _is_large(case) else (1, 2, 3, 8),

@@ -64,7 +64,7 @@ class RmsNormCase(Case):
 
     drawn_first = ("hidden_size",)
     outliers = ("tokens", "hidden_size")
-    huge_axes = ("tokens",)
+    huge_axes = ("tokens", "hidden_size")
     shown_first = ("hidden_size", "dtype", "kind")
 
     def problems(self) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _states(case: RmsNormCase, name: str) -> torch.Tensor:
     stream = Stream(case.seed, name)
     states = stream.normal((case.tokens, case.hidden_size), torch.float32)
     if case.recipe == "outlier":
-        columns = stream.integers(0, case.hidden_size, case.tokens)
+        columns = magnitudes.places_of_largest(stream, case.hidden_size, case.tokens)
         states[range(case.tokens), columns] *= 64
     if case.recipe == "small":
         return magnitudes.small(states, DTYPES[case.dtype])

@@ -22,14 +22,15 @@ from npudiff.properties._shared.rows import GAPS, with_row_stride
 from npudiff.reference.rotary import STYLES, RotaryInputs, rotary
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-POSITIONS = ("consecutive", "scattered", "last")
-"""consecutive: as in a prompt, from some start. scattered: as in a decode batch. last: the end of the table."""
+POSITIONS = ("consecutive", "scattered", "last", "consecutive but one")
+"""consecutive: as in a prompt, from some start. scattered: as in a decode batch. last: the end of the table.
+consecutive but one: the one in the middle is elsewhere."""
 DATA = ("numbers", "cosines")
 """numbers: a table whose entries are all different, so that one which is read in another's place shows. cosines: real
 cosines and sines of base 10000, so that queries and keys are turned, and relations between turns can be asked for."""
-MAGNITUDES = ("usual", "large", "small")
+MAGNITUDES = ("usual", "large", "small", "overflow")
 """large: near the end of the dtype, where every right result still is inside. small: subnormal in float16, and such
-that squares vanish in others."""
+that squares vanish in others. overflow: at the end of float16, beyond which some are turned."""
 DIMS = ("64", "32/64", "64/128", "64/192", "128", "192", "96/128", "16/80")
 
 SECTIONS = ("none", "16/24/24", "24/20/20", "8/12/12", "16/16/16/16")
@@ -60,7 +61,12 @@ class Sections(Joined):
 ANY_SECTIONS = Sections(())
 
 _SIZES = range(1, 2**16 + 1)
-_COSINES = {"data": ("cosines",), "table": range(2, 4098), "sections": ("none",)}
+_COSINES = {
+    "data": ("cosines",),
+    "table": range(2, 4098),
+    "sections": ("none",),
+    "magnitude": ("usual", "large", "small"),
+}
 
 MOST_COSINES = 100_000
 
@@ -84,7 +90,7 @@ def _has_many_rows(case: RotaryCase) -> bool:
 def _heads(case: RotaryCase) -> Sequence[int]:
     """Numbers of heads, or those that give more rows than a kernel turns in one go."""
     if not _has_many_rows(case):
-        return (1, 2, 3, 8, 33)
+        return (1, 2, 3, 8, 33, 72)
     return [count for count in MANY_HEADS if LEAST_OF_MANY <= count * case.tokens <= MOST_OF_MANY] or [min(MANY_HEADS)]
 
 
@@ -163,7 +169,10 @@ class RotaryCase(Case):
         fits=lambda case, text: text == "none" or 2 * _half(text) == case.rotary_dim,
         shown="sections {}", region="sections",
     )  # fmt: skip
-    magnitude: str = axis("how large the states are", MAGNITUDES, "usual", shown="{} states", region="{} states")
+    magnitude: str = axis(
+        "how large the states are", MAGNITUDES, "usual",
+        fits=lambda case, size: size != "overflow" or case.dtype == "float16", shown="{} states", region="{} states",
+    )  # fmt: skip
     rows: str = rows.axis(several="tokens")
     seed: int = seed()
 
@@ -233,8 +242,9 @@ def _states(case: RotaryCase, name: str, heads: int) -> torch.Tensor:
     if case.magnitude == "usual":
         return Stream(case.seed, name).normal(shape, dtype)
     numbers = Stream(case.seed, name).normal(shape, torch.float32)
-    make = magnitudes.large if case.magnitude == "large" else magnitudes.small
-    return make(numbers, dtype).to(dtype)
+    if case.magnitude == "small":
+        return magnitudes.small(numbers, dtype).to(dtype)
+    return magnitudes.large(numbers, dtype, magnitudes.TO_THE_END if case.magnitude == "overflow" else 1.0).to(dtype)
 
 
 def _stored_table(case: RotaryCase, dtype: torch.dtype) -> torch.Tensor:
@@ -263,7 +273,10 @@ def _positions_of(case: RotaryCase, name: str) -> torch.Tensor:
     if case.positions == "scattered":
         return torch.tensor(stream.integers(0, case.table, case.tokens))
     start = case.table - case.tokens if case.positions == "last" else stream.integers(0, case.table, 1)[0]
-    return (torch.arange(case.tokens) + start) % case.table
+    positions = (torch.arange(case.tokens) + start) % case.table
+    if case.positions == "consecutive but one":
+        positions[case.tokens // 2] = stream.integers(0, case.table, 1)[0]
+    return positions
 
 
 def coordinates(inputs: RotaryInputs, output: str) -> Mapping[str, torch.Tensor]:

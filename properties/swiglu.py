@@ -25,10 +25,10 @@ LIMITS = (7.0, 10.0, 1.5, 7.1, 0.5, 1000.0)
 """The default of every backend and values that are not: one that 16 bits do not hold, and one that nothing reaches."""
 ALPHAS = (1.702, 1.0, 0.5)
 BIASES = (1.0, 0.0, 0.5)
-RECIPES = ("gaussian", "beyond", "at limit", "large", "tiny", "small", "zero rows")
+RECIPES = ("gaussian", "beyond", "at limit", "large", "tiny", "small", "zero rows", "overflow")
 """gaussian: within the limit. beyond: three times the limit. at limit: gates and ups at the limit and 1 % on both sides
 of it, of both signs. large: products near the end of the dtype, where there is no limit. tiny: below 1e-3. small:
-subnormal in float16. zero rows: some rows hold nothing but zeros."""
+subnormal in float16. zero rows: some rows hold nothing but zeros. overflow: products beyond float16."""
 
 MOST_ELEMENTS = 2**18
 """Elements of the states up to which a case may have more rows than it must."""
@@ -82,7 +82,10 @@ class SwigluCase(Case):
         applies=lambda case: case.activation == "swiglu_oai", shown="bias {:g}",
     )  # fmt: skip
     layout: str = axis("where gates and ups lie", LAYOUTS, "halves", region="{}")
-    recipe: str = axis("how the states are made", RECIPES, "gaussian", region="{}")
+    recipe: str = axis(
+        "how the states are made", RECIPES, "gaussian",
+        fits=lambda case, recipe: recipe != "overflow" or case.dtype == "float16", region="{}",
+    )  # fmt: skip
     rounding: str = axis(
         "whether a device may round between operations, or once at the end only", ROUNDINGS, "stages",
         drawn=("stages",),  # the stricter bound is for those who ask for it
@@ -92,7 +95,7 @@ class SwigluCase(Case):
     seed: int = seed()
 
     outliers = ("tokens", "width")
-    huge_axes = ("tokens",)
+    huge_axes = ("tokens", "width")
     # The recipe beside the sizes, so that shrinking can trade one for the other.
     drawn_first = ("width", "tokens", "recipe", "experts", "limited", "limit", "shared_limit")
     shown_first = (
@@ -147,7 +150,9 @@ def _numbers(case: SwigluCase, name: str) -> torch.Tensor:
         return magnitudes.small(numbers, DTYPES[case.dtype])
     if case.recipe == "large" and name == "up":
         return magnitudes.large(numbers, DTYPES[case.dtype], 1 / 16)
-    factors = {"beyond": 3 * limit, "tiny": 2.0**-12, "large": 16.0}
+    if case.recipe == "overflow" and name == "up":
+        return magnitudes.large(numbers, DTYPES[case.dtype], 1 / 2)
+    factors = {"beyond": 3 * limit, "tiny": 2.0**-12, "large": 16.0, "overflow": 16.0}
     numbers *= factors.get(case.recipe, min(2.0, limit / 4))
     if case.recipe == "zero rows":
         numbers[::2] = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,7 @@ from npudiff.judge.pattern import NOWHERE
 from npudiff.judge.relations import Changed, relation, rows_reordered, rows_taken
 from npudiff.model.component import Component, NotApplicable
 from npudiff.model.constraints import Box, Numbers
-from npudiff.properties._shared import rows
+from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.rows import with_row_stride
@@ -29,16 +29,24 @@ ACTIVATIONS = tuple(activation.value for activation in Activation)
 LIMITS = (7.0, 10.0, 1.5, 7.1, 0.5)
 ALPHAS = (1.702, 1.0, 0.5)
 BIASES = (1.0, 0.0, 0.5)
-LOADS = ("any", "one gets all", "first gets none")
-"""any: rows go to any groups. one gets all: the last group has all rows. first gets none: the others have them."""
-RECIPES = ("gaussian", "at limit", "beyond", "zero rows", "outlier")
+LOADS = ("any", "one gets all", "first gets none", "equal", "equal but two")
+"""any: rows go to any groups. one gets all: the last group has all rows. first gets none: the others have them. equal:
+all have as many, where rows can be divided so, and the last has the rest. equal but two: the third has one row of the
+second."""
+RECIPES = ("gaussian", "at limit", "beyond", "zero rows", "outlier", "large")
 """gaussian: within the limit. at limit: gates and ups around the limit, of both signs. beyond: three times the limit.
-zero rows: some rows hold nothing but zeros. outlier: one up of a row is 64 times larger."""
+zero rows: some rows hold nothing but zeros. outlier: one up of a row is 64 times larger. large: products
+beyond float16, of bfloat16 and without a limit."""
 
 MOST_ELEMENTS = 2**17
 """Elements of the states up to which a case may have more rows than it must."""
 
 GROUPED = {"groups": range(1, 1024)}
+
+
+def _groups(case: SwigluQuantCase) -> Sequence[int | None]:
+    """Numbers of groups; some into which the rows can be divided."""
+    return (None, 1, 2, 3, 9, 40, 130, *(count for count in (3, 4, 5, 10, 13) if case.tokens % count == 0))
 
 
 def _is_oai(case: SwigluQuantCase) -> bool:
@@ -60,7 +68,7 @@ class SwigluQuantCase(Case):
     )  # fmt: skip
     width: int = axis(
         "gates of a row, and as many ups", range(1, 2**16 + 1), 64,
-        drawn=(64, 128, 1, 2, 16, 17, 33, 200, 320, 1280, 2112), shown="",
+        drawn=(64, 128, 1, 2, 16, 17, 33, 80, 200, 320, 1280, 2112), shown="",
         region=lambda case: "odd width" if case.width % 2 else "",
     )  # fmt: skip
     sums: str = axis(
@@ -75,7 +83,7 @@ class SwigluQuantCase(Case):
     smooth: bool = axis("whether there are factors before quantisation", (False, True), False, region="smooth")
     groups: int | None = axis(
         "groups of rows with scales of their own; none for a call without counts", range(1, 1025), None, optional=True,
-        drawn=(None, 1, 2, 3, 9, 40, 130), fits=lambda case, groups: groups is None or not case.bias,
+        drawn=_groups, fits=lambda case, groups: groups is None or not case.bias,
         shown="{} group(s)", region=lambda case: "several groups" if (case.groups or 1) > 1 else "",
     )  # fmt: skip
     load: str = axis("how rows are spread over groups", LOADS, "any", applies=_is_grouped, region="{}")
@@ -99,7 +107,10 @@ class SwigluQuantCase(Case):
         "what swiglu_oai adds to the up", Numbers(-100, 100), 1.0, drawn=BIASES, applies=_is_oai, shown="plus {:g}"
     )
     gates: str = axis("which columns are gates", GATES, "left", shown="{} gates", region="{} gates")
-    recipe: str = axis("how gates and ups are made", RECIPES, "gaussian", region="{}")
+    recipe: str = axis(
+        "how gates and ups are made", RECIPES, "gaussian",
+        fits=lambda case, recipe: recipe != "large" or (case.dtype == "bfloat16" and case.sums == "none"), region="{}",
+    )  # fmt: skip
     rounding: str = axis(
         "whether a device may round between operations, or once at the end only", ROUNDINGS, "stages",
         drawn=("stages",),  # the stricter bound is for those who ask for it
@@ -108,13 +119,13 @@ class SwigluQuantCase(Case):
     rows: str = rows.axis(several="tokens")
     seed: int = seed()
 
-    drawn_first = ("width", "bias", "groups", "tokens", "sums", "dtype", "smooth")
+    drawn_first = ("width", "bias", "tokens", "groups", "sums", "dtype", "smooth")
     shown_first = (
         "tokens", "sums", "groups", "load", "spare_rows", "bias", "activation", "limit", "alpha", "glu_bias", "gates",
         "smooth",
     )  # fmt: skip
     outliers = ("groups", "tokens", "width")
-    huge_axes = ("tokens",)
+    huge_axes = ("tokens", "width")
 
     @property
     def limited(self) -> bool:
@@ -191,7 +202,7 @@ def _numbers(case: SwigluQuantCase) -> torch.Tensor:
     """Gates and ups where the case has them, float32 ``[rows, 2 * width]``."""
     gate, up = _part(case, "gate"), _part(case, "up")
     if case.recipe == "outlier":
-        columns = Stream(case.seed, "outlier").integers(0, case.width, case.all_rows)
+        columns = magnitudes.places_of_largest(Stream(case.seed, "outlier"), case.width, case.all_rows)
         up[range(case.all_rows), columns] *= 64
     if case.gates == "even":
         return torch.stack([gate, up], dim=-1).flatten(1)
@@ -206,7 +217,9 @@ def _part(case: SwigluQuantCase, name: str) -> torch.Tensor:
         near = torch.tensor([limit * sign * step for sign in (1, -1) for step in (1.0, 0.99, 1.01, 1.3)])
         picked = torch.from_numpy(stream.random_uint64(case.all_rows * case.width).astype("int64") % len(near))
         return near[picked].reshape(shape)
-    numbers = stream.normal(shape, torch.float32) * (3 * limit if case.recipe == "beyond" else min(2.0, limit / 4))
+    numbers = stream.normal(shape, torch.float32) * {"beyond": 3 * limit, "large": 1000.0}.get(
+        case.recipe, min(2.0, limit / 4)
+    )
     if case.recipe == "zero rows":
         numbers[::2] = 0.0
     return numbers
@@ -235,6 +248,12 @@ def counts_of(case: SwigluQuantCase) -> torch.Tensor | None:
         return None
     if case.load == "one gets all":
         groups = [case.groups - 1] * case.tokens
+    elif case.load.startswith("equal"):
+        counts = torch.full((case.groups,), case.tokens // case.groups)
+        counts[-1] += case.tokens % case.groups
+        if case.load == "equal but two" and case.groups > 2 and case.tokens >= case.groups:
+            counts[1:3] += torch.tensor([-1, 1])
+        return counts
     else:
         first = 1 if case.load == "first gets none" and case.groups > 1 else 0
         groups = Stream(case.seed, "groups").integers(first, case.groups, case.tokens)

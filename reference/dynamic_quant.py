@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from npudiff.reference.bounds import ACCUMULATION_CONFIDENCE, Expected, unit_roundoff
+from npudiff.reference.bounds import ACCUMULATION_CONFIDENCE, Expected, underflow_step, unit_roundoff
 from npudiff.reference.inexact import Inexact
 from npudiff.reference.views import moved_inputs
 
@@ -146,7 +146,8 @@ def scales(scale: Inexact) -> Expected:
     maybe_zero = scale.value <= scale.error
     value = torch.where(maybe_zero, (low + high) / 2, scale.value)
     most = (scale.value + scale.error).clamp(min=high)
-    return Expected(value, torch.where(maybe_zero, most - value, scale.error), torch.float32)
+    stored = scale.error + underflow_step(torch.float32)
+    return Expected(value, torch.where(maybe_zero, most - value, stored), torch.float32)
 
 
 def _factors(inputs: DynamicQuantInputs) -> torch.Tensor:

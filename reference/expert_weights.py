@@ -73,6 +73,11 @@ class ExpertProduct:
     brought: torch.Tensor
     """What the errors of the rows become, by ``reference.linear.carried``."""
 
+    def representable(self, dtype: torch.dtype) -> ExpertProduct:
+        """Return the product with nothing said of what a dtype may not hold, for what goes on with it."""
+        independent = Inexact(self.value, self.independent).representable(dtype).error
+        return ExpertProduct(self.value, independent, self.brought)
+
     @property
     def inexact(self) -> Inexact:
         """The numbers with all of their error."""
@@ -110,7 +115,7 @@ def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dt
         brought = _carried(rows.values, matrix * worth)
     if bias is not None:
         total = total.plus(Inexact.exact(bias)).in_float32()
-    total = total.rounded(dtype)
+    total = total.stored(dtype)
     return ExpertProduct(total.value, total.error, brought)
 
 

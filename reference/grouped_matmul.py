@@ -52,8 +52,10 @@ def grouped_matmul(inputs: GroupedMatmulInputs) -> dict[str, Expected]:
     Raises
     ------
     ValueError
-        If the groups are not as ``group_list_type`` says, or have more rows than there are.
+        If the groups are not as ``group_list_type`` says, or have more rows than there are; or if there is a bias or a
+        scale that the formula has no place for.
     """
+    _validate(inputs)
     length = inputs.states.shape[1 if inputs.splits_inner else 0]
     experts = len(inputs.group_list) if inputs.splits_inner else inputs.weights.experts
     counts = counts_of(inputs.group_list, inputs.group_list_type, experts)
@@ -95,6 +97,24 @@ def counts_of(group_list: torch.Tensor, group_list_type: str, experts: int) -> t
     return counts
 
 
+def _validate(inputs: GroupedMatmulInputs) -> None:
+    """Refuse optional tensors that would be left out without a word."""
+    weights, whole = inputs.weights, inputs.states.dtype == torch.int8
+    has_bias, is_int_bias = weights.bias is not None, weights.bias is not None and weights.bias.dtype == torch.int32
+    several_scales = weights.scale is not None and weights.scale.shape[1] > 1
+    refused = {
+        "a split inner axis with a bias": inputs.splits_inner and has_bias,
+        "an int32 bias with several scales of a column": is_int_bias and several_scales,
+        "an int32 bias of rows that are floats": is_int_bias and not whole,
+        "a float bias of sums without a scale": has_bias and not is_int_bias and whole and weights.scale is None,
+        "a scale of rows for sums without one": inputs.token_scale is not None and weights.scale is None and whole,
+        "a scale of rows that are floats": inputs.token_scale is not None and not whole,
+    }
+    for name, holds in refused.items():
+        if holds:
+            raise ValueError(f"the product has no place for {name}")
+
+
 def _rows(inputs: GroupedMatmulInputs, group: slice) -> ExpertRows:
     scale = None if inputs.token_scale is None else Inexact.exact(inputs.token_scale[group])
     return ExpertRows(Inexact.exact(inputs.states[group]), scale, inputs.states.dtype == torch.int8)
@@ -106,6 +126,6 @@ def _split_inner(inputs: GroupedMatmulInputs, counts: torch.Tensor) -> Expected:
     parts = []
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         product, _ = float_product(Inexact.exact(states[:, start:end]), matrix[start:end])
-        parts.append(product.rounded(inputs.output_dtype))
+        parts.append(product.stored(inputs.output_dtype))
     value, error = torch.stack([part.value for part in parts]), torch.stack([part.error for part in parts])
     return Expected(value, error, inputs.output_dtype)

@@ -68,10 +68,21 @@ class Inexact:
         return self.at_most(limit, dtype).negated().at_most(limit, dtype).negated()
 
     def rounded(self, dtype: torch.dtype) -> Inexact:
-        """Return the numbers as a device stores them in a dtype: 0 as it is, and beyond its range nothing is said."""
+        """Return the numbers as a device goes on with them in a dtype; nothing is said of what may be infinite."""
+        return Inexact(self.value, torch.maximum(self.stored(dtype).error, self.representable(dtype).error))
+
+    def stored(self, dtype: torch.dtype) -> Inexact:
+        """Return the numbers as a device returns them in a dtype, 0 as it is.
+
+        Numbers beyond the range of the dtype keep their errors: who compares knows what they become.
+        """
         size = self.value.abs() + self.error
-        error = self.error + size * unit_roundoff(dtype) + underflow_step(dtype) * size.sign()
-        return Inexact(self.value, torch.where(size <= torch.finfo(dtype).max, error, torch.inf))
+        return Inexact(self.value, self.error + size * unit_roundoff(dtype) + underflow_step(dtype) * size.sign())
+
+    def representable(self, dtype: torch.dtype) -> Inexact:
+        """Return the numbers with nothing said of those that a dtype may not hold."""
+        inside = self.value.abs() + self.error <= torch.finfo(dtype).max
+        return Inexact(self.value, torch.where(inside, self.error, torch.inf))
 
     def in_float32(self, roundings: int = 1) -> Inexact:
         """Return the numbers after as many roundings to float32."""

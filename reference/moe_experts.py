@@ -57,7 +57,8 @@ class MoeExpertsInputs:
     states: torch.Tensor
     """``[tokens, hidden]``, bfloat16 or float16; its rows may be slices of wider ones."""
     topk_ids: torch.Tensor
-    """int32 ``[tokens, k]``: numbers of experts."""
+    """int32 ``[tokens, k]``: numbers of experts; a token may name one several times. Others than those that are here,
+    such as -1 for padding, are left out."""
     weights: torch.Tensor
     """``[tokens, k]`` of the dtype of ``states``."""
     here: torch.Tensor
@@ -100,7 +101,7 @@ def moe_experts(inputs: MoeExpertsInputs) -> dict[str, Expected]:
     residual = None if inputs.shared is None else one_expert(states, inputs.shared, 0, dtype).inexact
     rows = of_experts(states, inputs.topk_ids, inputs.here, inputs.routed, dtype)
     own, weights = Inexact(rows.value, rows.independent), Inexact.exact(inputs.weights)
-    result = weighted_sum(own, weights, residual, dtype, rows.brought)
+    result = weighted_sum(own, weights, residual, dtype, rows.brought, inputs.topk_ids)
     return {"output": Expected(result.value, result.error, dtype)}
 
 
@@ -124,9 +125,9 @@ def of_experts(
 
 def one_expert(states: Inexact, experts: Experts, index: int, dtype: torch.dtype) -> ExpertProduct:
     """Return what an expert says of rows ``[rows, hidden]``, as a device has it in a dtype."""
-    between = times(_rows(states, experts.quantised), experts.up, index, dtype).inexact
+    between = times(_rows(states, experts.quantised), experts.up, index, dtype).representable(dtype).inexact
     rows = activated(between, experts.gate, dtype)
-    return times(_rows(rows, experts.quantised), experts.down, index, dtype)
+    return times(_rows(rows, experts.quantised), experts.down, index, dtype).representable(dtype)
 
 
 def activated(rows: Inexact, gate: Gate, dtype: torch.dtype) -> Inexact:
@@ -146,7 +147,7 @@ def _validate(inputs: MoeExpertsInputs) -> None:
     tokens, hidden = inputs.states.shape
     shape = list(inputs.topk_ids.shape)
     if inputs.topk_ids.dim() != 2 or shape[0] != tokens or inputs.weights.shape != inputs.topk_ids.shape:
-        raise ValueError(f"chosen and weights must be [{tokens}, k], got {shape} and {list(inputs.weights.shape)}")
+        raise ValueError(f"topk_ids and weights must be [{tokens}, k], got {shape} and {list(inputs.weights.shape)}")
     if len(inputs.here) != inputs.routed.up.experts or bool((torch.diff(inputs.here) <= 0).any()):
         raise ValueError(f"here must name {inputs.routed.up.experts} experts in ascending order")
     for experts in (inputs.routed, inputs.shared):

@@ -53,15 +53,22 @@ def moe_finalize(inputs: MoeFinalizeInputs) -> dict[str, Expected]:
     _validate(inputs)
     dtype = inputs.expanded_rows.dtype
     here = inputs.src_to_dst_row != NOWHERE
-    rows = inputs.expanded_rows[inputs.src_to_dst_row.clamp(min=0).to(torch.int64)].to(torch.float64)
-    rows = torch.where(here.unsqueeze(2), rows, 0.0)
+    tokens, top_k = inputs.src_to_dst_row.shape
+    rows = torch.zeros(tokens, top_k, inputs.expanded_rows.shape[1], dtype=torch.float64)
+    rows[here] = inputs.expanded_rows[inputs.src_to_dst_row[here].to(torch.int64)].to(torch.float64)
+    weights = inputs.weights.masked_fill(~here, 0.0)
     residual = None if inputs.residual is None else Inexact.exact(inputs.residual)
-    result = weighted_sum(Inexact.exact(rows), Inexact.exact(inputs.weights), residual, dtype)
+    result = weighted_sum(Inexact.exact(rows), Inexact.exact(weights), residual, dtype)
     return {"output": Expected(result.value, result.error, dtype)}
 
 
 def weighted_sum(
-    rows: Inexact, weights: Inexact, residual: Inexact | None, dtype: torch.dtype, brought: torch.Tensor | None = None
+    rows: Inexact,
+    weights: Inexact,
+    residual: Inexact | None,
+    dtype: torch.dtype,
+    brought: torch.Tensor | None = None,
+    topk_ids: torch.Tensor | None = None,
 ) -> Inexact:
     """Return the weighted sum of each token's rows, as a device has it in a dtype.
 
@@ -71,13 +78,15 @@ def weighted_sum(
         ``[tokens, top_k, width]``.
     weights : Inexact
         ``[tokens, top_k]``.
-    skip : Inexact or None
+    residual : Inexact or None
         ``[tokens, width]``.
     dtype : torch.dtype
         Of the rows and of the result.
     brought : torch.Tensor or None
         ``[tokens, top_k, width]``: further bounds on errors of the rows, by ``reference.linear.carried``. They come
-        out of matrices that have nothing to do with each other, so that their squares add up.
+        out of matrices, and those of different experts have nothing to do with each other: their squares add up.
+    topk_ids : torch.Tensor or None
+        ``[tokens, top_k]``: the expert of each row, with ``brought``.
     """
     wide = Inexact(weights.value.unsqueeze(2), weights.error.unsqueeze(2))
     products = rows.times(wide).in_float32().rounded(dtype)
@@ -86,12 +95,14 @@ def weighted_sum(
         sizes = sizes + residual.value.abs()
     added = sizes * accumulation_error(rows.value.shape[1] + 2)
     error = products.error.sum(dim=1) + added
-    if brought is not None:
-        error = error + (brought * wide.value).square().sum(dim=1).sqrt()
+    if brought is not None and topk_ids is not None:
+        of_copies = (brought * wide.value).abs()
+        same = (topk_ids.unsqueeze(2) == topk_ids.unsqueeze(1)).to(torch.float64)
+        error = error + (of_copies * (same @ of_copies)).sum(dim=1).sqrt()
     total = Inexact(products.value.sum(dim=1), error)
     if residual is not None:
         total = total.rounded(dtype).plus(residual).in_float32()
-    return total.rounded(dtype)
+    return total.stored(dtype)
 
 
 def _validate(inputs: MoeFinalizeInputs) -> None:
@@ -99,7 +110,7 @@ def _validate(inputs: MoeFinalizeInputs) -> None:
     if inputs.weights.shape != inputs.src_to_dst_row.shape or inputs.src_to_dst_row.dim() != 2:
         raise ValueError(f"weights must be {list(inputs.src_to_dst_row.shape)}, got {list(inputs.weights.shape)}")
     if inputs.residual is not None and tuple(inputs.residual.shape) != (len(inputs.src_to_dst_row), width):
-        raise ValueError(f"skip must be {[len(inputs.src_to_dst_row), width]}, got {list(inputs.residual.shape)}")
+        raise ValueError(f"residual must be {[len(inputs.src_to_dst_row), width]}, got {list(inputs.residual.shape)}")
     if (
         inputs.src_to_dst_row.numel()
         and not NOWHERE <= int(inputs.src_to_dst_row.min()) <= int(inputs.src_to_dst_row.max()) < copies

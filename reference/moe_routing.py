@@ -9,6 +9,7 @@ import torch
 from npudiff.reference.bounds import Expected, exactly
 from npudiff.reference.dynamic_quant import LEVELS, by_largest, nearest, scales, through_float16
 from npudiff.reference.inexact import Inexact
+from npudiff.reference.quant_matmul import RANGES
 from npudiff.reference.views import moved_inputs
 
 NOWHERE = -1
@@ -68,7 +69,7 @@ def moe_routing(inputs: MoeRoutingInputs) -> dict[str, Expected]:
     Notes
     -----
     In int8 a correct device may cut the quotient to float16 on its way, by a part of 2**-10. With one scale it computes
-    in float16, and rounds state, scale, product, offset and sum.
+    in float16, and rounds state, scale, product, offset and sum; what int8 does not hold becomes -128 or 127.
     """
     _validate(inputs)
     tokens, top_k = inputs.experts.shape
@@ -94,7 +95,8 @@ def _formed(inputs: MoeRoutingInputs, tokens: torch.Tensor, experts: torch.Tenso
     if inputs.form == "with scales" and scale is not None:
         return {"rows": exactly(copies), "scale": exactly(scale[tokens])}
     if inputs.form == "one scale" and scale is not None and inputs.offset is not None:
-        return {"rows": nearest(_in_float16(copies, scale, inputs.offset), LEVELS[8])}
+        least, most = RANGES[8]
+        return {"rows": nearest(_in_float16(copies, scale, inputs.offset), most, least)}
     if inputs.form in ("by largest", "smoothed"):
         states = Inexact.exact(copies)
         if scale is not None:

@@ -70,7 +70,8 @@ def rms_norm(inputs: RmsNormInputs) -> dict[str, Expected]:
     -----
     A correct device stores the sum in the dtype of ``hidden``, and normalises what it stored. It accumulates squares in
     float32. Where ``rounding`` is ``stages`` it may round ``x * rstd`` to the dtype of ``hidden`` before it multiplies
-    by the weight, and the weight of a Gemma norm after adding 1.
+    by the weight, and the weight of a Gemma norm after adding 1. Of a row whose sum it may not hold nothing is said but
+    of the sum.
     """
     _validate(inputs)
     dtype = inputs.hidden.dtype
@@ -91,9 +92,10 @@ def rms_norm(inputs: RmsNormInputs) -> dict[str, Expected]:
     if stages:
         gain = gain + rounding_gain(normed.value, total * normed.rstd, dtype, weight)
         gain = gain + rounding_gain(normed.value, weight, dtype, total * normed.rstd)
+    overflows = (total.abs() + stored_error).amax(dim=-1, keepdim=True) > torch.finfo(dtype).max
     return {
-        "output": Expected(normed.value, normed.bound, dtype, gain),
-        "rstd": Expected(normed.rstd, normed.rstd * normed.relative, torch.float32),
+        "output": Expected(normed.value, normed.bound.masked_fill(overflows, torch.inf), dtype, gain),
+        "rstd": Expected(normed.rstd, (normed.rstd * normed.relative).masked_fill(overflows, torch.inf), torch.float32),
         "sum": Expected(total, stored_error, dtype),
     }
 

@@ -94,22 +94,30 @@ def _rotated(inputs: RotaryInputs, states: torch.Tensor, cosine: torch.Tensor, s
 def rotated(
     states: torch.Tensor, error: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, style: str, dtype: torch.dtype
 ) -> Expected:
-    """Rotate float64 states ``[..., rotary_dim]``, with the error that they have already, by half as many angles."""
+    """Rotate float64 states ``[..., rotary_dim]``, with the error that they have already, by half as many angles.
+
+    A device may store the products in the dtype: nothing is said of a difference of two that may be infinite there.
+    """
     first, second = pairs(states, interleaved=style != "half")
     errors = pairs(error, interleaved=style != "half")
-    results = (first * cosine - second * sine, second * cosine + first * sine)
-    moved = ((first * cosine).abs() + (second * sine).abs(), (second * cosine).abs() + (first * sine).abs())
+    products = ((first * cosine, -second * sine), (second * cosine, first * sine))
+    results = tuple(one + other for one, other in products)
     brought = (
         errors[0] * cosine.abs() + errors[1] * sine.abs(),
         errors[1] * cosine.abs() + errors[0] * sine.abs(),
     )
-    rounding = max(unit_roundoff(dtype), FLOAT32_ROUNDOFF)
-    bounds = tuple(
-        (sizes + result.abs() + before) * rounding * (1 + rounding) + 3 * underflow_step(dtype) + before
-        for sizes, result, before in zip(moved, results, brought, strict=True)
-    )
+    bounds = tuple(_bound(one, other, before, dtype) for (one, other), before in zip(products, brought, strict=True))
     interleaved = style == "interleaved"
     return Expected(joined(*results, interleaved=interleaved), joined(*bounds, interleaved=interleaved), dtype)
+
+
+def _bound(one: torch.Tensor, other: torch.Tensor, before: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Largest error of the sum of two products, whose factors bring an error."""
+    rounding = max(unit_roundoff(dtype), FLOAT32_ROUNDOFF)
+    sizes = one.abs() + other.abs()
+    bound = (sizes + (one + other).abs() + before) * rounding * (1 + rounding) + 3 * underflow_step(dtype) + before
+    largest = torch.maximum(one.abs(), other.abs()) + before
+    return bound.masked_fill_(largest > torch.finfo(dtype).max, torch.inf)
 
 
 def pairs(states: torch.Tensor, *, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -88,7 +88,7 @@ def swiglu(inputs: SwigluInputs) -> dict[str, Expected]:
     dtype = inputs.states.dtype
     stage = dtype if inputs.rounding == "stages" else torch.float32
     gate, up = split(Inexact.exact(inputs.states), inputs.layout)
-    result = gated(gate, up, inputs.activation, inputs.limit, inputs.alpha, inputs.bias, stage).rounded(dtype)
+    result = gated(gate, up, inputs.activation, inputs.limit, inputs.alpha, inputs.bias, stage).stored(dtype)
     return {"output": Expected(result.value, result.error, dtype)}
 
 

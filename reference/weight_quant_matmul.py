@@ -71,7 +71,7 @@ def weight_quant_matmul(inputs: WeightQuantMatmulInputs) -> dict[str, Expected]:
     result = dequantised_product(inputs.x.to(torch.float64), inputs.weight.to(torch.float64) + offset, scale, dtype)
     if inputs.bias is not None:
         result = result.plus(Inexact.exact(inputs.bias)).in_float32()
-    result = result.rounded(dtype)
+    result = result.stored(dtype)
     return {"output": Expected(result.value, result.error, dtype)}
 
 

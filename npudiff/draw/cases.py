@@ -7,7 +7,6 @@ as well so that a component has one place to import them from.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, cycle, islice
@@ -42,17 +41,18 @@ has such literals, this one included, and its distribution is flat."""
 
 _SCATTER = 2_654_435_761  # Knuth's multiplicative hash: 2**32 divided by the golden ratio
 
-FAR_SHARE, HUGE_SHARE = 10, 24
-"""One axis is an outlier in one of so many cases, and beyond a thousand in one of so many, where it can be."""
+OUTLIERS = (*["none"] * 23, *["far"] * 3, *["huge"] * 2)
+"""How often an axis is an outlier, and beyond a thousand, where one can be."""
 
 FAR_WEIGHT = 3
 """An outlier axis has each far value this many times as often as a usual one, the larger half twice that."""
 
-TINY = 8
+TINY = 16
 """Sizes on other axes are at most this where one is beyond a thousand, or as small as there are."""
 
-UNIFORM = (*["no"] * 9, "partly", *["wholly"] * 2)
-"""How often the parts of a list are alike: in what makes a batch uniform, or altogether."""
+UNIFORM = (*["no"] * 8, "partly", *["wholly"] * 2, "but for one")
+"""How often the parts of a list are alike: in what makes a batch uniform, altogether, or all but the one in the middle,
+which is what looks alike from both ends."""
 
 EQUAL_SHARE = 8
 """Two sizes are tied in one of so many cases."""
@@ -122,9 +122,12 @@ class Chooser:
         huge : sequence of str
             Axes that go beyond a thousand.
         """
-        options = _outliers(tuple(names), tuple(huge))
-        self.far, self.huge = self.pick(options)
-        place, other = self.pick(range(PLACES)), self.pick(range(PLACES))
+        kind = self.pick(OUTLIERS)
+        self.far = self.pick({"far": names, "huge": huge}.get(kind) or ("",))
+        self.huge = kind == "huge" and self.far != ""
+        # Where nothing is far, one option: choices that mean nothing are room for Hypothesis to enlarge others.
+        places = range(PLACES) if self.far else (0,)
+        place, other = self.pick(places), self.pick(places)
         if self.far:
             legal = axes[self.far].legal
             self._far_values = huge_values(legal, place) if self.huge else far_values(legal, place, other)
@@ -231,20 +234,17 @@ class Chooser:
                 break
             parts.append(draw_part())
         uniform = self.pick(UNIFORM)
-        if uniform != "no":
+        if uniform == "but for one":
+            parts = but_for_one(parts, parts[0])
+        elif uniform != "no":
             first = parts[0]
             parts = [first if uniform == "wholly" or alike is None else alike(first, part) for part in parts]
         return tuple(islice(cycle(parts), most)) if repeated else tuple(parts)
 
 
-@functools.cache
-def _outliers(far: tuple[str, ...], huge: tuple[str, ...]) -> Sequence[tuple[str, bool]]:
-    """What an outlier may be, and in most cases is not: each as often as the shares say."""
-    ways, sides = max(1, len(far)), max(1, len(huge))
-    total = FAR_SHARE * HUGE_SHARE // 2 * ways * sides
-    goes_far = [(name, False) for name in far for _ in range(total // FAR_SHARE // ways)]
-    is_huge = [(name, True) for name in huge for _ in range(total // HUGE_SHARE // sides)]
-    return (*[("", False)] * (total - len(goes_far) - len(is_huge)), *goes_far, *is_huge)
+def but_for_one(parts: Sequence[Part], other: Part) -> list[Part]:
+    """Return as many times the other part, but the one in the middle, which stays; of two that is the last."""
+    return [part if place == len(parts) // 2 else other for place, part in enumerate(parts)]
 
 
 def _tiny(usual: Sequence[Any]) -> Sequence[Any]:
@@ -317,7 +317,9 @@ def _drawn(choose: Chooser, box: Box, draft: Case, name: str, quantity: Quantity
     else:
         options = quantity.drawn(draft) if callable(quantity.drawn) else quantity.drawn
         assert options is not None  # noqa: S101 - what has no draw function has options
-        value = choose.pick(_fitting(choose.options(box, name, options), draft, quantity))
+        fitting = _fitting(choose.options(box, name, options), draft, quantity)
+        most = [max(fitting)] * len(fitting) if choose.huge and name == choose.far else []
+        value = choose.pick([*fitting, *most])  # half of the huge cases are as large as a case may be
     assume(quantity.assumes is None or quantity.assumes(draft, value))
     return {name: value} if quantity.into is None else {name: value, **quantity.into(value)}
 

@@ -30,12 +30,41 @@ def _compare_output(name: str, expected: ExpectedOutput | None, actual: torch.Te
         )
     if actual.dtype != expected.dtype:
         return OutputComparison(name, f"dtype {actual.dtype}, expected {expected.dtype}", actual=actual)
-    value = expected.value
-    ratio = error_ratio(actual, value, expected.bound)
+    value, bound = expected.value, expected.bound
+    overflows = may_overflow(expected)
+    ratio = error_ratio(actual, value, bound)
+    if overflows is not None:
+        right = _overflowed(actual.to(torch.float64), value, bound, torch.finfo(actual.dtype).max)
+        ratio = torch.where(overflows, torch.zeros_like(ratio).masked_fill_(~right, torch.inf), ratio)
+        bound = bound.masked_fill(overflows, torch.inf)  # how far infinity is from a number says nothing of a row
     gain = None
     if expected.gain is not None:  # an element that may hold anything says nothing, and is part of its row
-        gain = gain_error(actual, value).masked_fill(expected.bound.isposinf().any(dim=-1), 0.0)
-    return OutputComparison(name, None, ratio, actual, value, expected.bound, gain, expected.gain, expected.directions)
+        gain = gain_error(actual, value).masked_fill(bound.isposinf().any(dim=-1), 0.0)
+    return OutputComparison(name, None, ratio, actual, value, bound, gain, expected.gain, expected.directions)
+
+
+def may_overflow(expected: ExpectedOutput) -> torch.Tensor | None:
+    """Return where correct numbers may lie beyond the range of their dtype, bool; None if nowhere."""
+    if expected.value.dtype != torch.float64 or not expected.dtype.is_floating_point:
+        return None
+    most = torch.finfo(expected.dtype).max
+    if not expected.value.numel():
+        return None
+    lowest, highest = (float(end) for end in expected.value.aminmax())
+    if -most / 2 < lowest and highest < most / 2:  # by far the most often
+        return None
+    overflows = (expected.value.abs() + expected.bound > most) & expected.value.isfinite() & expected.bound.isfinite()
+    return overflows if bool(overflows.any()) else None
+
+
+def _overflowed(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor, most: float) -> torch.Tensor:
+    """Return where a device has what it may have of numbers that its dtype does not hold, or only nearly.
+
+    That is infinity, or where it saturates the largest number, of the sign of the number; or a number that its dtype
+    holds and that is within the bound. Which of the two it is depends on a mode of the device. NaN it never is.
+    """
+    far_enough = actual.abs() >= (value.abs() - bound).clamp(max=most)
+    return (actual.sign() == value.sign()) & far_enough
 
 
 def gain_error(actual: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -85,8 +114,12 @@ def _same_bits(actual: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def bounds_of(expected: Mapping[str, ExpectedOutput]) -> dict[str, torch.Tensor]:
-    """Return the bound of each output."""
-    return {name: output.bound for name, output in expected.items()}
+    """Return the bound of each output; infinite where one of two runs may be infinity, and the other one a number."""
+    bounds = {}
+    for name, output in expected.items():
+        overflows = may_overflow(output)
+        bounds[name] = output.bound if overflows is None else output.bound.masked_fill(overflows, torch.inf)
+    return bounds
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ EXPONENTS = {torch.float16: range(-24, 15), torch.bfloat16: range(-110, 121), to
 beyond it. Of the wider dtypes as far as a 127th of the number, 127 divided by it, and four times the number are normal
 float32: what devices do with subnormal results, and with reciprocals that overflow, no source says."""
 
+TO_THE_END = 3.99
+"""Factor of ``large`` with which the largest are as large as float16 allows."""
+
 _LARGEST = {torch.float16: 2.0**14, torch.bfloat16: 2.0**100, torch.float32: 2.0**100}
 _SMALL = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-100, torch.float32: 2.0**-100}
 
@@ -36,6 +39,16 @@ def of_exponents(rows: torch.Tensor, dtype: torch.dtype, stream: Stream) -> torc
     largest = rows.abs().amax(dim=1)
     present = torch.frexp(torch.where(largest == 0, 1.0, largest)).exponent - 1
     return torch.ldexp(torch.ldexp(rows, -present.unsqueeze(1)), torch.tensor(wanted).unsqueeze(1))
+
+
+def places_of_largest(stream: Stream, width: int, rows: int) -> list[int]:
+    """Return for each row a column for its largest number: anywhere, and of every third row the last one.
+
+    What looks at whole vectors or blocks alone misses what stands behind them.
+    """
+    columns = stream.integers(0, width, rows)
+    columns[1::3] = [width - 1] * len(columns[1::3])
+    return columns
 
 
 def large(numbers: torch.Tensor, dtype: torch.dtype, factor: float = 1.0) -> torch.Tensor:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from npudiff.draw.data import Stream
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
 
-_THRESHOLDS = (128, 512, 1024, 2048, 8192, 10_000)
-"""Key positions at which kernels change tiles, masks or tables: tiles of 128, masks of 512 and 2048 columns, tables of
-10,000 (regions of the catalogue of bugs)."""
+_THRESHOLDS = (128, 512, 1024, 2048, 8192, 10_000, 65_536)
+"""Key positions at which kernels change tiles, masks, tables or types: tiles of 128, masks of 512 and 2048 columns,
+tables of 10,000 (regions of the catalogue of bugs), numbers of 16 bits."""
 
 _PARTS = 8
 """A kernel that splits a long history among cores loses a part of it where this many parts begin."""

@@ -10,7 +10,7 @@ from itertools import cycle, islice
 
 from hypothesis import assume
 
-from npudiff.draw.cases import DISTINCT, Chooser
+from npudiff.draw.cases import DISTINCT, Chooser, but_for_one
 from npudiff.model.constraints import Allowed, Box, allows, intersection
 from npudiff.properties._shared import empty_parts
 from npudiff.properties.sliding_attention.case import Request
@@ -23,18 +23,18 @@ DRAFTS = (2, 3, 4, *[8] * 5)
 """Rows of a draft that backends verify, and for which kernels have tiles: drawn more often than their neighbours."""
 
 MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300, 513)
-LONG_PROMPTS = (1025, 2047, 2048, 2049)
-LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 131_072, 131_073)
+LONG_PROMPTS = (1025, 2047, 2048, 2049, 2049, 2304)
+LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 70_001, 131_072, 131_073)
 
-LONG = (*["no"] * 32, *["draft"] * 4, "prompt")
+LONG = (*["no"] * 32, *["draft"] * 4, *["prompt"] * 2)
 """How often one request of a case has a long history (a draft), or is a prompt around the size of compressed masks."""
 
 MAX_QUERY = 2**12
 MAX_LISTED = 512
 MAX_LENGTH = 2**20
 
-UNIFORM = (*["no"] * 6, "partly", *["wholly"] * 3)
-"""How often all requests have as many new tokens, or as many tokens altogether as well."""
+UNIFORM = (*["no"] * 6, "partly", *["wholly"] * 2, "but for one")
+"""How often all requests have as many new tokens, or as many tokens altogether as well, or all but the middle one."""
 
 MANY_BLIND_ROWS = (129, 200, 300, 513)
 """Rows of a request of which more than a tile may be blind."""
@@ -142,6 +142,8 @@ def _uniform(requests: Sequence[Request], one: Request, alike: str) -> tuple[Req
     """All requests as one of them, or with as many new tokens."""
     if alike == "wholly":
         return (one,) * len(requests)
+    if alike == "but for one":
+        return tuple(but_for_one(requests, one if one != requests[len(requests) // 2] else requests[0]))
     return tuple(Request(one.query, max(one.query, other.kv)) for other in requests)
 
 

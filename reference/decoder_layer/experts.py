@@ -61,7 +61,8 @@ def _times(rows: Inexact, weights: ExpertWeights, experts: torch.Tensor, dtype: 
     for expert in range(weights.experts):
         copies = (experts == expert).nonzero()[:, 0]
         if len(copies):
-            said = times(ExpertRows(Inexact(rows.value[copies], rows.error[copies])), weights, expert, dtype)
+            given = ExpertRows(Inexact(rows.value[copies], rows.error[copies]))
+            said = times(given, weights, expert, dtype).representable(dtype)
             value[copies], independent[copies], brought[copies] = said.value, said.independent, said.brought
     return ExpertProduct(value, independent, brought)
 

@@ -179,7 +179,7 @@ def test_the_bound_covers_bfloat16_and_not_much_more():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"topk_ids": torch.zeros(8, 3, dtype=torch.int32)}, r"chosen and weights must be \[9, k\], got \[8, 3\]"),
+        ({"topk_ids": torch.zeros(8, 3, dtype=torch.int32)}, r"topk_ids and weights must be \[9, k\], got \[8, 3\]"),
         ({"here": torch.tensor([0, 1, 2, 4, 3])}, "here must name 5 experts in ascending order"),
         ({"here": torch.tensor([0, 1])}, "here must name 5 experts in ascending order"),
         ({"states": torch.zeros(9, 25).bfloat16()}, r"matrices \[5, 24, 32\] and \[5, 16, 24\] do not go from 25"),

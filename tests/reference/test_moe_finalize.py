@@ -76,7 +76,7 @@ def test_the_bound_is_a_part_of_the_products():
     ("changed", "message"),
     [
         ({"weights": WEIGHTS[:1]}, r"weights must be \[2, 2\], got \[1, 2\]"),
-        ({"residual": torch.ones(2, 3)}, r"skip must be \[2, 2\], got \[2, 3\]"),
+        ({"residual": torch.ones(2, 3)}, r"residual must be \[2, 2\], got \[2, 3\]"),
         ({"src_to_dst_row": PLACES + 1}, r"places must lie in -1\.\.3"),
         ({"src_to_dst_row": PLACES - 1}, r"places must lie in -1\.\.3"),
     ],

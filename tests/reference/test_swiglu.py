@@ -119,10 +119,19 @@ def test_saturated_rows_are_exact_but_for_the_product():
     assert expected.bound.item() < 9.0 * 2.0**-8 * 1.01
 
 
-def test_beyond_the_range_of_the_dtype_nothing_is_said():
+def test_beyond_the_range_of_the_dtype_it_is_infinite_or_the_largest_number():
     given = torch.full((1, 2), 300.0, dtype=torch.float16)
-    assert swiglu(inputs(given, limit=None))["output"].bound.item() == math.inf
-    assert math.isfinite(swiglu(inputs(given, limit=7.0))["output"].bound.item())
+    expected = swiglu(inputs(given, limit=None))
+    for number, holds in ((math.inf, True), (65_504.0, True), (math.nan, False), (-math.inf, False), (65_472.0, False)):
+        assert compare(expected, {"output": torch.tensor([[number]], dtype=torch.float16)}).holds == holds
+    limited = swiglu(inputs(given, limit=7.0))
+    assert not compare(limited, {"output": torch.tensor([[math.inf]], dtype=torch.float16)}).holds
+
+
+def test_nothing_is_said_of_what_comes_of_infinity_on_the_way():
+    given = torch.tensor([[60_000.0, 6.0e4]], dtype=torch.float16)
+    oai = swiglu(inputs(given, activation=Activation.SWIGLU_OAI, limit=None, alpha=1.0, bias=60_000.0))
+    assert oai["output"].bound.item() == math.inf
 
 
 def test_wrong_orders_of_limit_and_gate_are_outside():

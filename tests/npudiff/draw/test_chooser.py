@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -10,12 +11,12 @@ from npudiff.draw.cases import (
     CHOICES,
     DISTINCT,
     EQUAL_SHARE,
-    FAR_SHARE,
     FIRST_CHOICE,
-    HUGE_SHARE,
+    OUTLIERS,
     TINY,
     UNIFORM,
     Chooser,
+    but_for_one,
     choice_index,
     within,
 )
@@ -165,42 +166,44 @@ def far(name, *choices):
 
 
 def outlier(which, *choices, huge=()):
-    place = list(outliers(huge)).index(which)
-    choose = chooser(place, 0, 0, *choices)
+    name, is_huge = which
+    kind = "huge" if is_huge else "far" if name else "none"
+    axis = list({"huge": huge, "far": AXES}.get(kind, [""])).index(name)
+    choose = chooser(OUTLIERS.index(kind), axis, 0, 0, *choices)
     choose.draw_outlier_axis(AXES, *AXES, huge=huge)
+    assert (choose.far, choose.huge) == which
     return choose
 
 
-def outliers(huge=()):
-    """What an outlier may be, each as often as it is drawn."""
-    return [outlier_at(place, huge) for place in range(number_of_outliers(huge))]
+def outliers(huge):
+    """What an outlier may be, by kind and axis."""
+    for kind, axis in itertools.product(range(len(OUTLIERS)), range(2)):
+        choose = chooser(kind, axis, 0, 0)
+        choose.draw_outlier_axis(AXES, *AXES, huge=huge)
+        yield choose.far, choose.huge
 
 
-def number_of_outliers(huge):
-    source = Fixed(0, 0, 0)
-    Chooser.of(source).draw_outlier_axis(AXES, *AXES, huge=huge)
-    return source.ranges[0][1] - FIRST_CHOICE + 1
-
-
-def outlier_at(place, huge):
-    choose = chooser(place, 0, 0)
-    choose.draw_outlier_axis(AXES, *AXES, huge=huge)
-    return choose.far, choose.huge
-
-
-def test_one_case_of_some_goes_far_and_one_of_some_beyond_a_thousand():
-    found = outliers(huge=("batch",))
+def test_one_case_of_nine_goes_far_and_one_of_fourteen_beyond_a_thousand():
+    found = list(outliers(("batch",)))
     assert found[0] == ("", False)
-    assert found.count(("heads", False)) == found.count(("batch", False)) == len(found) / FAR_SHARE / 2
-    assert found.count(("batch", True)) == pytest.approx(len(found) / HUGE_SHARE, rel=0.05)
-    assert found.count(("heads", True)) == 0
+    assert found.count(("heads", False)) == found.count(("batch", False)) == 3
+    assert found.count(("batch", True)) == 4
+    assert found.count(("", False)) == len(found) - 10
+    assert outliers(()).__next__() == ("", False)
+    assert not any(huge for _, huge in outliers(()))
+
+
+def test_where_nothing_is_far_no_choice_is_left_that_means_nothing():
+    source = Fixed(0, 0, 0, 0)
+    Chooser.of(source).draw_outlier_axis(AXES, *AXES, huge=("batch",))
+    assert [last - first for first, last in source.ranges] == [len(OUTLIERS) - 1, 1, 1, 1]
 
 
 def test_beside_a_huge_count_others_are_tiny():
     choose = outlier(("batch", True), huge=("batch",))
     assert max(choose.options({}, "batch", (1, 2))) > 1024
-    assert choose.options({}, "heads", (1, 8, 16)) == [1, TINY]
-    assert choose.options({}, "heads", (16, 32)) == [16]
+    assert choose.options({}, "heads", (1, TINY, TINY + 1)) == [1, TINY]
+    assert choose.options({}, "heads", (24, 32)) == [24]
     assert choose.options({}, "seed", (16, 32)) == (16, 32)  # no axis
 
 
@@ -219,6 +222,20 @@ def test_parts_are_alike_now_and_then():
     assert alike("partly") == ((3, 7), (3, 9))
     assert alike("wholly") == ((3, 7), (3, 7))
     assert UNIFORM[0] == "no"
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, [8]), (2, [8, 1]), (3, [8, 1, 8]), (5, [8, 8, 2, 8, 8])])
+def test_parts_are_alike_but_for_the_one_in_the_middle(count, expected):
+    assert but_for_one(range(count), 8)[: count // 2] == expected[: count // 2]
+    assert but_for_one(range(count), 8) == [
+        number if place != count // 2 else place for place, number in enumerate(expected)
+    ]
+
+
+def test_a_list_of_which_both_ends_are_alike():
+    numbers = iter([(3, 7), (4, 9), (5, 1)])
+    choose = chooser(2, 1, 1, 1, UNIFORM.index("but for one"))
+    assert choose.draw_list({}, "batch", (1, 2, 3), lambda: next(numbers)) == ((3, 7), (4, 9), (3, 7))
 
 
 def test_in_most_cases_no_count_goes_far():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npudiff.judge.compare import compare, compare_runs, error_ratio, gain_error, same_bits
+from npudiff.judge.compare import bounds_of, compare, compare_runs, error_ratio, gain_error, same_bits
 from npudiff.reference.bounds import Expected, exactly
 
 INF, NAN = math.inf, math.nan
@@ -54,6 +54,46 @@ def test_the_two_zeros_are_equal():
 @pytest.mark.parametrize("actual", [0.0, 1e30, NAN, INF, -INF])
 def test_an_infinite_bound_allows_anything(actual):
     assert compared([1.0], [INF], [actual]).worst == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "right", "wrong"),
+    [
+        # Exactly 70,000, give or take 40: float16 ends at 65,504.
+        (70_000.0, [INF, 65_504.0], [NAN, -INF, -65_504.0, 65_472.0, 0.0]),
+        (-70_000.0, [-INF, -65_504.0], [NAN, INF, 65_504.0, -65_472.0]),
+        # Just inside, but a correct device may come out beyond.
+        (65_500.0, [INF, 65_504.0, 65_472.0], [NAN, -INF, 65_440.0]),
+        # Inside whatever a device does.
+        (65_440.0, [65_440.0, 65_472.0], [INF, 65_504.0, NAN]),
+    ],
+)
+def test_what_float16_does_not_hold_is_infinite_or_the_largest_number(value, right, wrong):
+    for actual in right:
+        assert compared([value], [40.0], [actual], torch.float16).holds
+    for actual in wrong:
+        assert not compared([value], [40.0], [actual], torch.float16).holds, actual
+
+
+def test_a_row_that_overflows_has_no_gain():
+    expected = Expected(
+        tensor([[70_000.0, 1.0]], torch.float64), tensor([[40.0, 0.01]], torch.float64), torch.float16,
+        tensor([1e-3], torch.float64),
+    )  # fmt: skip
+    assert compare({"y": expected}, {"y": tensor([[INF, 1.0]], torch.float16)}).holds
+    assert compare({"y": expected}, {"y": tensor([[65_504.0, 1.0]], torch.float16)}).holds
+    assert not compare({"y": expected}, {"y": tensor([[INF, 1.1]], torch.float16)}).holds
+
+
+def test_of_two_runs_one_may_saturate_only_where_both_may():
+    expected = {
+        "y": Expected(tensor([70_000.0, 3.0], torch.float64), tensor([40.0, 0.1], torch.float64), torch.float16)
+    }
+    one, other = (
+        {"y": tensor([INF, 3.0], torch.float16)}, {"y": tensor([65_504.0, 3.0], torch.float16)}
+    )  # fmt: skip
+    assert compare_runs(bounds_of(expected), one, other, "").holds
+    assert not compare_runs(bounds_of(expected), one, {"y": tensor([INF, INF], torch.float16)}, "").holds
 
 
 @pytest.mark.parametrize("actual", [NAN, INF, -INF])
