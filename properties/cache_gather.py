@@ -17,6 +17,7 @@ from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, allows
 from npudiff.properties._shared import empty_parts
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.far_pool import behind, far_pool_axis, pages_before
 from npudiff.properties._shared.head_dims import (
     HEAD_DIMS,
     into_head_dims,
@@ -169,6 +170,7 @@ class CacheGatherCase(Case):
     )  # fmt: skip
     seed: int = seed()
     page_order: str = page_order_axis()
+    far_pool: bool = far_pool_axis()
 
     drawn_first = ("page_size", "kv_heads", "dtype", "layout", "head_dims", "starts", "requests")
     shown_first = (
@@ -202,6 +204,11 @@ class CacheGatherCase(Case):
         """Elements of the larger cache, or of what is read from it."""
         widest = self.kv_heads * max(self.head_dim, self.value_head_dim)
         return widest * max(self.pages * self.page_size, self.rows)
+
+    @property
+    def first_page(self) -> int:
+        """The dummy page, before which nothing is used: 0, but in a far pool."""
+        return pages_before(self.far_pool, self.page_size * self.kv_heads * max(self.head_dim, self.value_head_dim))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -273,12 +280,16 @@ def layout_of(case: CacheGatherCase, dim: int) -> CacheLayout:
     return CacheLayout(case.layout, case.pages, case.page_size, case.kv_heads, dim, case.torch_dtype)
 
 
+def _pool(case: CacheGatherCase, name: str, dim: int) -> torch.Tensor:
+    return behind(_data(case, name, layout_of(case, dim).shape), case.first_page)
+
+
 def build_inputs(case: CacheGatherCase) -> CacheGatherInputs:
     """Build the inputs of a case: pages have names in no order, and all elements have bits of their own."""
     starts = torch.tensor([request.start for request in case.requests], dtype=torch.int32)
     return CacheGatherInputs(
-        key_cache=_data(case, "key cache", layout_of(case, case.head_dim).shape),
-        value_cache=_data(case, "value cache", layout_of(case, case.value_head_dim).shape),
+        key_cache=_pool(case, "key cache", case.head_dim),
+        value_cache=_pool(case, "value cache", case.value_head_dim),
         block_table=_block_table(case),
         lengths=torch.tensor([request.length for request in case.requests], dtype=torch.int32),
         starts=None if case.starts == "none" else starts,
@@ -306,7 +317,8 @@ def _block_table(case: CacheGatherCase) -> torch.Tensor:
         first, last = request.start // case.page_size, case.last_page(request)
         pages = [*shared[:last], *(next(fresh) for _ in range(len(shared), last))]
         table.append([pages[column] if first <= column < last else next(filler) for column in range(width)])
-    return torch.tensor(table, dtype=torch.int32)
+    numbers = torch.tensor(table, dtype=torch.int32)
+    return torch.where(numbers < 0, numbers, numbers + case.first_page)
 
 
 def page_names(seed: int, pages: int) -> list[int]:

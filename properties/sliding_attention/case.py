@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from npudiff.model.case import DeclaredCase, axis, derived, part, seed
 from npudiff.model.constraints import Numbers
 from npudiff.properties._shared import rows
+from npudiff.properties._shared.far_pool import far_pool_axis
 from npudiff.properties._shared.head_dims import HEAD_DIMS, join_head_dims
 from npudiff.properties._shared.slots import page_order_axis
 from npudiff.reference.paged_kv import LAYOUTS
@@ -90,6 +91,7 @@ class SlidingAttentionCase(DeclaredCase):
         range(17), 0, drawn=(0,), shown="{} merge(s)",
     )  # fmt: skip
     page_order: str = page_order_axis()
+    far_pool: bool = far_pool_axis()
 
     shown_first = ("requests", "window", "page_size", "kv_heads", "head_dims", "dtype", "layout")
 

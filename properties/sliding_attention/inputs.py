@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.draw.data import Stream
+from npudiff.properties._shared.far_pool import behind, pages_before
 from npudiff.properties._shared.rows import with_row_stride
 from npudiff.properties.sliding_attention.borders import LiveRange, border_tokens
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
@@ -107,7 +108,12 @@ def _layer_pool(case: SlidingAttentionCase, plan: PagePlan, recipe: _Recipe, dty
         if span:
             _place_needles(case, recipe, request, span, plan.table[row], key, value)
             _poison_beside(case, recipe, span, plan.table[row], key, value)
-    return _laid_out(case, key, value, torch.from_numpy(plan.table))
+    pool = _laid_out(case, key, value, torch.from_numpy(plan.table))
+    before = pages_before(case.far_pool, case.page_size * case.kv_heads * max(case.head_dim, case.value_head_dim))
+    if not before:
+        return pool
+    table = with_row_stride(torch.from_numpy(plan.table) + before, case.rows)
+    return PagedKV(behind(pool.key, before), behind(pool.value, before), table, pool.layout)
 
 
 def _laid_out(case: SlidingAttentionCase, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor) -> PagedKV:
