@@ -16,6 +16,7 @@ from pathlib import Path
 
 from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE
 from npudiff.model.job import Job
+from npudiff.run.discovery import component_names
 from npudiff.run.engine import run_job
 from npudiff.run.plan import Request, make_plan
 
@@ -56,7 +57,7 @@ def main() -> int:
         return 0
     all_found: dict[str, str] = {}
     for path in sorted(FOLDER.glob(f"{options.folder}/*.py")):
-        if path.stem == "demo" or (options.components and path.stem not in options.components):
+        if path.stem not in component_names() or (options.components and path.stem not in options.components):
             continue
         command = [sys.executable, "-m", "benchmarks.blind", "--file", str(path), "--seed", str(options.seed)]
         ran = subprocess.run(

@@ -50,6 +50,9 @@ MOST_DIMS = 1152
 LARGE_SLOTS, LARGE_ELEMENTS = 2**16 + 2**12, 9 * 2**20
 """Slots of a large pool, beyond 16 bits, and elements of both caches up to which it is that large."""
 
+_TINY_PAGE = 4
+"""Tokens of a page of which a pool has many."""
+
 LARGE_SHARE = 96
 """One of so many cases has a large pool."""
 
@@ -76,8 +79,9 @@ def _draw_tokens(choose: Chooser, box: Box, case: PagedCacheCase) -> int:
 def _pages(case: PagedCacheCase) -> Sequence[int]:
     """Sizes of the pool; a large one as far as its elements allow."""
     if _is_large(case):
-        return [max(2, min(LARGE_SLOTS // case.page_size, LARGE_ELEMENTS // case.page_elements))]
-    return [2, *(count for count in (3, 5, 9, 48) if count * case.page_elements <= CACHE_ELEMENTS)]
+        return [max(2, min(LARGE_SLOTS // case.page_size, LARGE_ELEMENTS // case.page_elements, _SIZES[-1]))]
+    several = (3, 5, 9, 48) if case.page_size > _TINY_PAGE else (48, 9, 130)
+    return [2, *(count for count in several if count * case.page_elements <= CACHE_ELEMENTS)]
 
 
 def _fills_strips(case: PagedCacheCase, dims: str) -> bool:

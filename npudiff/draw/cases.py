@@ -208,9 +208,10 @@ class Chooser:
         Before each part comes a choice to stop. So each part and the choice before it can be left out by themselves,
         and a failure that needs only the last of three parts shrinks to that part.
 
-        Of an axis that goes far, a few parts are drawn and repeated; never fewer, or many copies of one part would be
-        fewer choices than three parts, and what needs three would shrink to many. Parts that are alike are drawn as
-        others are, for the same reason.
+        Of an axis that goes far, a few parts are drawn and repeated, or some of them left out; never fewer, or many
+        copies of one part would be fewer choices than three parts, and what needs three would shrink to many. So
+        choices that come later keep their meaning while the list gets shorter. Parts that are alike are drawn as others
+        are, for the same reason.
 
         Parameters
         ----------
@@ -227,19 +228,20 @@ class Chooser:
             in that alone.
         """
         parts: list[Part] = []
-        repeated = axis == self.far and most > DISTINCT
-        while len(parts) < (DISTINCT if repeated else most):
+        is_far = axis == self.far
+        while len(parts) < (DISTINCT if is_far else most):
             stops = self.pick((True, *[False] * 31))
-            if stops and parts and not repeated and allows(box.get(axis, (len(parts),)), len(parts)):
+            if stops and parts and not is_far and allows(box.get(axis, (len(parts),)), len(parts)):
                 break
             parts.append(draw_part())
+        parts = parts[:most]
         uniform = self.pick(UNIFORM)
         if uniform == "but for one":
             parts = but_for_one(parts, parts[0])
         elif uniform != "no":
             first = parts[0]
             parts = [first if uniform == "wholly" or alike is None else alike(first, part) for part in parts]
-        return tuple(islice(cycle(parts), most)) if repeated else tuple(parts)
+        return tuple(islice(cycle(parts), most)) if is_far else tuple(parts)
 
 
 def but_for_one(parts: Sequence[Part], other: Part) -> list[Part]:

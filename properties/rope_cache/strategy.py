@@ -66,7 +66,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> RopeCacheCase:
 
 def _draw_config(choose: Chooser, box: Box) -> RopeConfig:
     """Draw every field, and keep those that the kind of scaling uses."""
-    kind = choose.value(box, "kind", (*KINDS, "yarn", "deepseek_yarn"))
+    kind = choose.value(box, "kind", (*KINDS, "yarn", "deepseek_yarn", "llama3"))
     dims = map(split_head_dims, choose.options(box, "dims", TINY_DIMS if choose.huge else DIMS))
     rotary_dim, head_dim = choose.pick([(rotary, head) for rotary, head in dims if rotary <= head])
     base = choose.value(box, "base", BASES)

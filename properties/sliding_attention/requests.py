@@ -24,7 +24,7 @@ DRAFTS = (2, 3, 4, *[8] * 5)
 
 MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300, 513)
 LONG_PROMPTS = (1025, 2047, 2048, 2049, 2049, 2304)
-LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 70_001, 131_072, 131_073)
+LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 70_001, 70_001, 131_072, 131_073)
 
 LONG = (*["no"] * 32, *["draft"] * 4, *["prompt"] * 2)
 """How often one request of a case has a long history (a draft), or is a prompt around the size of compressed masks."""
@@ -124,7 +124,9 @@ def draw_requests(
     special = _draw_request(choose, lengths, kind if long == "no" else long, blind)
     if not allows(box.get("ragged", (True,)), True):
         lengths = replace(lengths, query=(special.query,))
-    others = [_draw_request(choose, lengths, kind, "none") for _ in range(min(batch, DISTINCT) - 1)]
+    others = [
+        _draw_request(choose, lengths, kind, "none") for _ in range((DISTINCT if choose.far == "batch" else batch) - 1)
+    ]
     others = list(islice(cycle(others), batch - 1))
     place = choose.pick((*range(batch), *range(1, batch)))  # where it is not first, places in it and the batch differ
     kept = place if long != "no" or blind != "none" else None

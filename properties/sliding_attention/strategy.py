@@ -67,7 +67,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     kv_heads = choose.pick(_kv_heads(choose, box, requests, page_size, head_dim + value_head_dim))
     group = choose.pick(_groups(choose, box, requests, kv_heads))
     sinks = choose.value(box, "sinks", (False, True))
-    recipe = choose.value(box, "recipe", (*RECIPES, *RECIPES[1:2] * 3) if long == "draft" else RECIPES)
+    recipe = choose.value(box, "recipe", (*RECIPES, *RECIPES[1:2] * 5) if long == "draft" else RECIPES)
     layout = choose.value(box, "layout", _layouts(head_dim, value_head_dim))
     assume(layout in _layouts(head_dim, value_head_dim))
     case = SlidingAttentionCase(

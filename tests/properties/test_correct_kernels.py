@@ -49,7 +49,7 @@ def own_buffers(name):
         def function(inputs, target):
             outputs = {}
             for output, tensor in outputs_of(name, right(inputs, target)).items():
-                buffer = buffers.setdefault((output, tensor.dtype), torch.empty(2**22, dtype=tensor.dtype))
+                buffer = buffers.setdefault((output, tensor.dtype), torch.empty(2**24, dtype=tensor.dtype))
                 outputs[output] = buffer[: tensor.numel()].view(tensor.shape).copy_(tensor)
             return outputs
 

@@ -63,7 +63,7 @@ def src_to_dst_row(lengths):
     ],
 )
 def test_empty_parts_are_drawn_before_others(name, lengths):
-    cases = drawn(load_component(name), Constraints(), 100)
+    cases = drawn(load_component(name), Constraints(), 200)
     assert set().union(*(src_to_dst_row(lengths(case)) for case in cases)) == {"first", "middle"}
 
 

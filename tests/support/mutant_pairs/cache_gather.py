@@ -48,9 +48,10 @@ PAIRS = {
     "masked_lanes_are_loaded": Pair(
         case(40, 3, unused="-1"),
         [case(40, 3), case(40, unused="-1")],
-        line("tokens 1").replace("bfloat16", "bfloat16 · 1 spare column · unused -1"),
+        line("tokens 1 2").replace("bfloat16", "bfloat16 · unused -1"),  # two requests, or a spare column
         rejected=True,
         otherwise=(
+            line("tokens 1").replace("bfloat16", "bfloat16 · 1 spare column · unused -1"),
             line("tokens 1@1 · starts page").replace("bfloat16", "bfloat16 · unused -1"),
             line("tokens 1 2").replace("bfloat16", "bfloat16 · unused -1"),
         ),

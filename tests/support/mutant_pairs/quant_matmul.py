@@ -27,7 +27,9 @@ PAIRS = {
     "bias_of_product_left_out": Pair(BIASED, [], line(more=" · int32 bias"), everywhere=True),
     "token_scale_left_out": Pair(TOKENS, [], line(more=" · token scales"), everywhere=True),
     "scale_of_the_row": Pair(PLAIN, [], line(size="1 x 2"), everywhere=True),
-    "scale_rounded_to_bfloat16": Pair(PLAIN, [replace(PLAIN, tokens=1, recipe="zero rows")], line(size="1 x 2")),
+    "scale_rounded_to_bfloat16": Pair(
+        PLAIN, [replace(PLAIN, tokens=1, recipe="zero rows")], line("float16"), otherwise=(line(size="1 x 2"),)
+    ),
     "scale_in_float16": Pair(HALF, [], line("float16", " · token scales"), rejected=True, everywhere=True),
     "scale_of_19_bits_for_all": Pair(
         replace(HALF, token_scale=True),

@@ -16,7 +16,8 @@ PAIRS = {
     "gemma_weight_rounded": Pair(
         case(**WIDE),
         [case(kind="gemma", dtype="float32")],
-        "1 x 2 · float16 · gemma · one rounding",
+        "1 x 2 · bfloat16 · gemma · one rounding",
+        otherwise=("1 x 2 · float16 · gemma · one rounding",),
     ),
     "rows_of_the_result": Pair(case(rows="sliced"), [case()], "2 x 2 · bfloat16 · one rounding · sliced rows"),
     "rows_beyond_the_buffer": Pair(case(3, 4096), [case(3, 1536)], "1 x 4096 · bfloat16 · one rounding"),

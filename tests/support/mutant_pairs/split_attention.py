@@ -39,7 +39,10 @@ PAIRS = {
         line("q1/kv1").replace("heads 1:1", "heads 7:1"),
     ),
     "split_tile_without_keys": Pair(  # of the draws of CI; q1/kv0 fails as well, and few changes lead there from here
-        ROWS_IN_TWO_PARTS, [LAST_PART, TWO_PARTS, case(2, 34, None)], line("q1025/kv1025"), otherwise=BETWEEN
+        ROWS_IN_TWO_PARTS,
+        [LAST_PART, TWO_PARTS, case(2, 34, None)],
+        line("q15/kv17"),
+        otherwise=(*BETWEEN, line("q1025/kv1025")),
     ),
     "split_query_padded_to_window": Pair(
         case(1, 10, 3),
