@@ -84,7 +84,7 @@ def _token_scales(case: GroupedMatmulCase) -> Sequence[bool]:
     """Whether rows of int8 may have scales, by int8; sums alone have none."""
     if case.form != "w8a8":
         return (case.dtype != "int32",)
-    return (False,) if case.dtype == "int32" else (True, False)
+    return (False,) if case.dtype == "int32" else (True, True, False)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class GroupedMatmulCase(Case):
     )  # fmt: skip
     dtype: str = axis(
         "dtype of the result; int32 for sums without scales", tuple(DTYPES), "bfloat16",
-        drawn=lambda case: dtypes(case.form), always=True,
+        drawn=lambda case: (*dtypes(case.form), "bfloat16"), always=True,
     )  # fmt: skip
     groups: int = axis(
         "scales of each column", range(1, 257), 1,
