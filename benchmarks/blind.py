@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE
+from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE
 from npudiff.model.job import Job
 from npudiff.run.discovery import component_names
 from npudiff.run.engine import run_job

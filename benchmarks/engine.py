@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks.measure import Row, medians
 from npudiff.judge.compare import compare
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.implementation import outputs_of
 from npudiff.model.job import Budget, Job

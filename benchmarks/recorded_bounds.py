@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from npudiff.judge.compare import compare
-from npudiff.model.codec import from_plain, to_plain
+from npudiff.model.case import from_plain, to_plain
 from npudiff.model.component import Component, ExpectedOutput, Subject
 from npudiff.run.discovery import built_in_implementations, component_names, load_component, load_target
 

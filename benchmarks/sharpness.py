@@ -21,7 +21,7 @@ import torch
 from npudiff.judge.compare import compare
 from npudiff.judge.criteria import MIXED, SINGLE, published_verdicts
 from npudiff.judge.drift import DriftMeter, found
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Comparison, Component, ExpectedOutput, OutputComparison, Passed, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation

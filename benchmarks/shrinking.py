@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 
 from benchmarks.measure import Row
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.model.job import Budget, Job, Outcome

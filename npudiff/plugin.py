@@ -182,7 +182,7 @@ class _RecordCollector:
         """Write the record, if anything was run."""
         if not self._records or hasattr(self._config, "workerinput"):
             return
-        from npudiff.model.codec import from_plain  # noqa: PLC0415 - a run that used npudiff
+        from npudiff.model.case import from_plain  # noqa: PLC0415 - a run that used npudiff
         from npudiff.show.run_page.record import RunRecord  # noqa: PLC0415
         from npudiff.show.run_page.record_file import merged, write_record  # noqa: PLC0415
 

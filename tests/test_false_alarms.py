@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from npudiff.judge.drift import SYSTEMATIC
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation

@@ -15,8 +15,8 @@ from npudiff.files.unwritten import Unwritten
 from npudiff.files.writing import EXAMPLES, FINDINGS, JOURNALS, check_output, write_file
 from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import plan_with_shared
-from npudiff.judge.properties import EQUIVALENCE
-from npudiff.model.codec import loads
+from npudiff.judge.judge import EQUIVALENCE
+from npudiff.model.case import loads
 from npudiff.model.job import Verdict
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.messages import Keep, Task

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from npudiff.commands.contract import contract
 from npudiff.errors import ExitCode
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import TargetUnavailable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from npudiff.errors import ExitCode
-from npudiff.judge.properties import properties_of
+from npudiff.judge.judge import properties_of
 from npudiff.model.component import Component
 from npudiff.model.implementation import Implementation
 from npudiff.run.discovery import load_components, select_implementations, target_names

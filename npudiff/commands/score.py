@@ -11,7 +11,7 @@ from pathlib import Path
 from npudiff.errors import ExitCode, UsageError, unknown
 from npudiff.files.unwritten import Unwritten
 from npudiff.files.writing import check_output, write_file
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.job import Job
 from npudiff.model.version import VERSION
 from npudiff.run.plan import Plan, Request, make_plan

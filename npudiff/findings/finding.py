@@ -27,7 +27,7 @@ from npudiff.files.writing import file_name, remove_file, write_file
 from npudiff.judge.criteria import published_verdicts
 from npudiff.judge.pattern import describe_pattern, explain_misplaced, worst_element, worst_gain
 from npudiff.model.anything import AnyInputs
-from npudiff.model.codec import dumps, loads, to_plain
+from npudiff.model.case import dumps, loads, to_plain
 from npudiff.model.component import Comparison, Component, OutputComparison
 from npudiff.model.drift import Drift
 from npudiff.model.implementation import Implementation
@@ -280,7 +280,7 @@ AFTER_OTHERS = "fails after other cases only"
 def findings_of(outcome: Outcome) -> list[tuple[Finding, Failure | None]]:
     """Describe all that an outcome has to report: failure or drift, and cases that spoiled the device for others."""
     failed: list[tuple[Finding, Failure | None]] = []
-    if outcome.failure is not None:
+    if outcome.failure is not None and not outcome.spoiled:
         failed.append((finding_of(outcome), outcome.failure))
     elif outcome.drift is not None:
         failed.append((_drift(outcome, outcome.drift), None))

@@ -10,17 +10,16 @@ from pathlib import Path
 from npudiff.errors import DeviceLost, UsageError, unknown
 from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS, Finding, read_finding
 from npudiff.judge.drift import REPLAY_SCORE
-from npudiff.judge.properties import properties_of
+from npudiff.judge.judge import properties_of
 from npudiff.model.anything import AnyCase
-from npudiff.model.codec import from_plain, loads
+from npudiff.model.case import from_plain, loads
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.implementation import Implementation, Target, TargetUnavailable
 from npudiff.model.job import Isolation, Job, Outcome, Verdict
 from npudiff.run.discovery import OtherComponent, each_once, load_component, load_target, select_implementations
 from npudiff.run.engine import run_case, run_cases
-from npudiff.run.host import can_isolate, may_end_its_process
 from npudiff.run.isolation.faults import Kind
-from npudiff.run.plan import Request, untrusted_provider
+from npudiff.run.plan import Request, can_isolate, may_end_its_process, untrusted_provider
 from npudiff.text import counted
 
 

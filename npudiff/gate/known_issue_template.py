@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from npudiff.findings.finding import Finding
-from npudiff.model.codec import dumps
+from npudiff.model.case import dumps
 from npudiff.text import printable
 
 _HEAD = """# Findings of this gate as entries of a file of known issues. Each needs the link of an issue, and a day on

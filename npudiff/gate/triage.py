@@ -11,8 +11,8 @@ from npudiff.findings.finding import Finding
 from npudiff.gate.known import KnownIssue
 from npudiff.gate.result import KnownStatus, State
 from npudiff.gate.versions import Machine
-from npudiff.judge.properties import properties_of
-from npudiff.model.codec import loads
+from npudiff.judge.judge import properties_of
+from npudiff.model.case import loads
 from npudiff.model.component import Component
 from npudiff.model.constraints import Constraints, Exclusion
 from npudiff.model.job import Job, Outcome

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from npudiff.judge.properties import EQUIVALENCE
-from npudiff.model.codec import dumps
+from npudiff.judge.judge import EQUIVALENCE
+from npudiff.model.case import dumps
 from npudiff.model.component import Comparison, OutputComparison, Passed
 from npudiff.model.drift import CaseSums, Drift, ShownCase, Sums
 from npudiff.model.job import Job

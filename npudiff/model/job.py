@@ -206,9 +206,15 @@ class Outcome:
         return self.failure is not None or self.drift is not None
 
     @property
+    def spoiled(self) -> bool:
+        """Whether the case that failed is right by itself: what spoiled the device for it is to be reported instead."""
+        failed, runs = self.alone
+        return self.failure is not None and failed == 0 < runs and bool(self.poisonings)
+
+    @property
     def findings(self) -> int:
         """Things to report: what was found, and one of the cases that spoiled the device for others."""
-        return self.found + bool(self.poisonings)
+        return (self.found and not self.spoiled) + bool(self.poisonings)
 
     def settle(self) -> None:
         """Remove the journal: all that it says is written elsewhere, or need not be."""

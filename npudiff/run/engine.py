@@ -22,7 +22,7 @@ from npudiff.draw.presets import UNBOUNDED_EXAMPLES, hypothesis_settings
 from npudiff.judge.drift import DriftMeter, found, measures_drift
 from npudiff.judge.judge import Judge, LocalJudge
 from npudiff.model.anything import AnyCase
-from npudiff.model.codec import loads
+from npudiff.model.case import loads
 from npudiff.model.component import Comparison, History, ImplementationRaised, NotApplicable
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Verdict

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from npudiff.model.anything import AnyCase
-from npudiff.model.codec import dumps, from_plain, loads, to_plain
+from npudiff.model.case import dumps, from_plain, loads, to_plain
 from npudiff.model.drift import Drift
 from npudiff.model.job import Budget, Failure, Job, Outcome, Poisoning, Verdict
 

@@ -1,8 +1,10 @@
-"""The plan of a run: its implementations, their properties, and the number of cases of each."""
+"""The plan of a run: its implementations, their properties, the number of cases of each, and what this host can do."""
 
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +12,12 @@ from pathlib import Path
 
 from npudiff.draw.presets import DEFAULT_RUN_PRESET, RUN_PRESETS, run_preset
 from npudiff.errors import UsageError, unknown
-from npudiff.judge.properties import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, properties_of, property_of_mutant
+from npudiff.judge.judge import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, properties_of, property_of_mutant
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import Budget, Isolation, Job
 from npudiff.run.discovery import Provide, default_target, load_components, load_target, select_implementations
-from npudiff.run.host import can_isolate, default_workers, may_end_its_process
 from npudiff.run.messages import Keep, Task
 
 DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
@@ -290,3 +291,36 @@ def _without_axes(where: Constraints, components: Sequence[Component]) -> UsageE
         if axis not in axes:
             return UsageError(f"--where: {unknown('axis', axis, axes)}")
     return UsageError(f"--where: no component has all of these axes: {', '.join(named)}")
+
+
+MOST_WORKERS = 4
+"""Most workers of a run that does not say how many; each holds torch and the tensors of a case."""
+
+
+def usable_processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def on_this_host(target: Target) -> bool:
+    """Whether memory and kernels of a target are the host's."""
+    return target.on_host or target.device == "cpu"
+
+
+def may_end_its_process(subject: Subject) -> bool:
+    """Whether a call may end the process or spoil a device that is shared: what is not built in, or is not here."""
+    return not (subject.implementation.built_in and on_this_host(subject.target))
+
+
+def can_isolate() -> bool:
+    """Whether isolation works here: it needs Linux's process groups and anonymous files."""
+    return sys.platform == "linux"
+
+
+def default_workers(target: Target) -> int:
+    """Return how many processes to run jobs in: several on the host, one where a device is shared."""
+    if not on_this_host(target) or sys.platform != "linux":  # elsewhere a fork of a process with torch is not safe
+        return 1
+    return max(1, min(MOST_WORKERS, usable_processors()))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from npudiff.judge.compare import compare
 from npudiff.judge.criteria import COSINE, MIXED, SINGLE, published_verdicts
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.anything import AnyCase
 from npudiff.model.component import Comparison, Component, OutputComparison, Property, Subject
 from npudiff.model.constraints import Constraints

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from npudiff.judge.properties import properties_of
+from npudiff.judge.judge import properties_of
 from npudiff.model.anything import AnyInputs
 from npudiff.model.component import Component
 from npudiff.model.job import Budget, Job, Outcome

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from npudiff.findings.finding import Finding
 from npudiff.findings.replay import Replay, ReplayVerdict
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Component
 from npudiff.model.job import Outcome, Verdict
 from npudiff.model.version import VERSION

@@ -24,7 +24,7 @@ from npudiff.findings.finding import (
 from npudiff.findings.reproduce import reproduction
 from npudiff.judge.drift import GAIN, OFFSET
 from npudiff.judge.pattern import NOT_PLACES, coordinate_text
-from npudiff.model.codec import dumps
+from npudiff.model.case import dumps
 from npudiff.model.component import OutputComparison
 from npudiff.model.job import Failure, Outcome
 from npudiff.run.messages import Keep, Kept

@@ -11,7 +11,7 @@ import torch
 from npudiff.device import ascend, targets
 from npudiff.device.ascend.swa_mask import window_mask
 from npudiff.judge.compare import compare
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job, Verdict

@@ -11,8 +11,7 @@ import torch
 from npudiff.device.ascend import hybrid_pools as ascend
 from npudiff.device.mutants import hybrid_pools as mutants
 from npudiff.device.targets import sim
-from npudiff.judge.judge import TraceExecutor
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE, TraceExecutor
 from npudiff.model.component import Subject
 from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.hybrid_pools import component

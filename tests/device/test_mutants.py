@@ -12,7 +12,7 @@ from mutant_pairs import PAIRS
 from mutant_pairs.sliding_attention import AT_LENGTH
 from npudiff.device import ascend, mutants, targets
 from npudiff.judge.compare import same_bits
-from npudiff.judge.properties import CALL_INDEPENDENCE
+from npudiff.judge.judge import CALL_INDEPENDENCE
 from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.job import Job
 from npudiff.properties.sliding_attention.case import Request

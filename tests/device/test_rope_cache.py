@@ -12,7 +12,7 @@ from npudiff import implementation
 from npudiff.device.ascend import rope_cache as ascend
 from npudiff.device.ascend.rope_cache import RepeatedHalves, Rope, read_halves, rope_of
 from npudiff.device.mutants import rope_cache as mutants
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.rope_cache import RopeCacheCase, build_inputs, component

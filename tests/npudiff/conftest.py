@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import npudiff
 from npudiff.draw.cases import Chooser
 from npudiff.judge.compare import same_bits
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Axis, Constraints
 from npudiff.model.implementation import Implementation, Target

@@ -19,8 +19,7 @@ from draws import drawn
 from hostile_returns import HOSTILE, Angry, AngryError, angry
 from npudiff.device.ascend.hybrid_pools import NativePools
 from npudiff.findings.finding import read_finding
-from npudiff.judge.judge import LocalJudge
-from npudiff.judge.properties import EQUIVALENCE, properties_of
+from npudiff.judge.judge import EQUIVALENCE, LocalJudge, properties_of
 from npudiff.model.component import NotApplicable, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from draws import drawn
-from npudiff.judge.properties import check, properties_of
+from npudiff.judge.judge import check, properties_of
 from npudiff.model.component import NotApplicable, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Job

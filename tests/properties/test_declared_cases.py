@@ -7,8 +7,7 @@ import dataclasses
 import pytest
 
 from draws import drawn
-from npudiff.model.case import DeclaredCase, declaration
-from npudiff.model.codec import dumps, loads
+from npudiff.model.case import DeclaredCase, declaration, dumps, loads
 from npudiff.model.constraints import Constraints, Numbers
 from npudiff.run.discovery import load_component, load_components
 

@@ -12,7 +12,7 @@ from draws import drawn
 from npudiff.device import ascend, targets
 from npudiff.device.ascend.cache_gather import gathered, tokens
 from npudiff.device.ascend.dynamic_quant import quantised
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job

@@ -10,7 +10,7 @@ import torch
 from draws import drawn
 from npudiff.device import targets
 from npudiff.draw import derived_cases
-from npudiff.model.codec import dumps, loads
+from npudiff.model.case import dumps, loads
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation

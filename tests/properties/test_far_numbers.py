@@ -12,7 +12,7 @@ from npudiff.device import ascend, targets
 from npudiff.device.ascend.dynamic_quant import quantised, smoothed
 from npudiff.device.ascend.moe_gating import best, by_expert, scored, weighted
 from npudiff.draw.data import Stream
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job, Verdict

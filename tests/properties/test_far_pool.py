@@ -7,7 +7,7 @@ import torch
 
 import npudiff
 from npudiff.device import targets
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import parse_where
 from npudiff.model.job import Budget, Job

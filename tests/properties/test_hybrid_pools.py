@@ -15,7 +15,7 @@ from npudiff.device.ascend.hybrid_pools import AscendPools, NativePools
 from npudiff.device.targets import sim
 from npudiff.draw.presets import hypothesis_settings
 from npudiff.judge.judge import TraceExecutor
-from npudiff.model.codec import dumps, loads
+from npudiff.model.case import dumps, loads
 from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation

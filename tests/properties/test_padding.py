@@ -10,7 +10,7 @@ import pytest
 import npudiff
 from draws import drawn
 from npudiff.device import ascend, targets
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job

@@ -9,7 +9,7 @@ import torch
 
 import npudiff
 from npudiff.device import ascend, targets
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.job import Budget, Job
 from npudiff.properties._shared.rows import GAPS, with_row_stride

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from npudiff.model.codec import dumps, loads
+from npudiff.model.case import dumps, loads
 from npudiff.model.constraints import Constraints
 from npudiff.properties._shared.head_dims import join_head_dims, split_head_dims
 from npudiff.properties.sliding_attention import cases

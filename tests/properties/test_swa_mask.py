@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import draws
-from npudiff.model.codec import dumps, loads
+from npudiff.model.case import dumps, loads
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.properties.swa_mask import SwaMaskCase, build_inputs, component, coordinates
 from npudiff.reference.swa_mask import swa_mask

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from npudiff.judge.properties import property_of_mutant
+from npudiff.judge.judge import property_of_mutant
 from npudiff.model.component import Component, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation, Target

@@ -30,9 +30,9 @@ from npudiff.findings.finding import (
 )
 from npudiff.findings.reproduce.recorder import Recorder, Refused, Tape, Watching
 from npudiff.findings.reproduce.script import WAITED, Recording, script_of
-from npudiff.judge.properties import check
+from npudiff.judge.judge import check
 from npudiff.model.anything import AnyInputs
-from npudiff.model.codec import from_plain
+from npudiff.model.case import from_plain
 from npudiff.model.component import (
     Answer,
     Comparison,

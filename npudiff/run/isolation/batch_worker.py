@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from npudiff.judge.judge import LocalJudge
 from npudiff.model.anything import AnyCase
-from npudiff.model.codec import dumps, loads
+from npudiff.model.case import dumps, loads
 from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable, Passed
 from npudiff.model.job import Job, Outcome
 from npudiff.run.engine import run_case, run_job

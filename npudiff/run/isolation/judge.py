@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from npudiff.model.anything import AnyCase
-from npudiff.model.codec import dumps, loads
+from npudiff.model.case import dumps, loads
 from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable, Passed
 from npudiff.model.drift import sums_from_plain
 from npudiff.model.job import Isolation, Job, Outcome, Poisoning

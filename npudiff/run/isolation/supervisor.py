@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from npudiff.errors import DeviceLost
-from npudiff.model.codec import loads
+from npudiff.model.case import loads
 from npudiff.model.job import Budget, Isolation, Job, Outcome, Poisoning
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.isolation.batch_worker import Clock, batch_worker_main, kind_of_failure

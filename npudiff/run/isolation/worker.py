@@ -15,7 +15,7 @@ import torch
 from npudiff.judge.drift import measures_drift, sums_of
 from npudiff.judge.judge import LocalJudge
 from npudiff.model.anything import AnyCase
-from npudiff.model.codec import dumps, loads
+from npudiff.model.case import dumps, loads
 from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable
 from npudiff.model.implementation import Target
 from npudiff.model.job import Job

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from npudiff.errors import UsageError
 from npudiff.files.writing import FINDINGS
 from npudiff.findings.finding import read_finding
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.show.finding import PAGE_FILE, finding_lines, is_command
 from npudiff.show.picture import coarser, drawn, read_pictures
 from npudiff.show.rendering import SafeHtml, clip

@@ -14,7 +14,7 @@ from typing import Any
 from npudiff.errors import UsageError
 from npudiff.files.reading import read_plain_file
 from npudiff.files.writing import FINDINGS, RUNS
-from npudiff.model.codec import from_plain
+from npudiff.model.case import from_plain
 from npudiff.show.run_page import record
 from npudiff.show.run_page.record import RunRecord
 from npudiff.text import clipped, printable

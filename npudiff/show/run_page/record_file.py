@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.files.writing import RUNS, file_name, new_file, remove_file, write_file
-from npudiff.model.codec import to_plain
+from npudiff.model.case import to_plain
 from npudiff.show.run_page import record
 from npudiff.show.run_page.record import RunRecord
 

@@ -10,7 +10,7 @@ import pytest
 
 from npudiff.device import ascend, targets
 from npudiff.device.virtual import faults
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.job import Isolation, Job
 from npudiff.run.discovery import load_component

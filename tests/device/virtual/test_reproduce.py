@@ -16,7 +16,7 @@ from npudiff.device.virtual import faults
 from npudiff.errors import ExitCode
 from npudiff.findings.finding import finding_of, read_finding, write_finding
 from npudiff.findings.reproduce import reproduction
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.job import Isolation, Job
 from npudiff.run.discovery import load_components

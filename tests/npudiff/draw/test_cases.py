@@ -9,7 +9,7 @@ import torch
 
 from draws import drawn
 from npudiff.draw.cases import Case, axis, choice, derived, part, seed
-from npudiff.model.codec import loads
+from npudiff.model.case import loads
 from npudiff.model.component import Component
 from npudiff.model.constraints import Constraints, Joined, Numbers
 

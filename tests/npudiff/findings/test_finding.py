@@ -12,8 +12,18 @@ from safetensors.torch import load_file
 
 from npudiff.errors import UsageError
 from npudiff.findings import finding as finding_module
-from npudiff.findings.finding import FINDING_FILE, SCHEMA_VERSION, TENSOR_FILE, finding_of, read_finding, write_finding
-from npudiff.model.job import Budget, Outcome
+from npudiff.findings.finding import (
+    FINDING_FILE,
+    POISONS,
+    SCHEMA_VERSION,
+    TENSOR_FILE,
+    finding_of,
+    findings_of,
+    read_finding,
+    write_finding,
+)
+from npudiff.model.case import dumps
+from npudiff.model.job import Budget, Outcome, Poisoning
 from npudiff.run.engine import run_case, run_job
 
 
@@ -137,6 +147,19 @@ def test_the_case_as_drawn_is_kept_beside_the_smallest(toy):
     first = " ".join(str(number) for number in outcome.first_failure.case.numbers)
     assert finding.detail["first"]["line"] == first != "101"
     assert finding.detail["examples_to_finding"] == outcome.cases
+
+
+def test_a_case_that_is_right_by_itself_is_told_as_what_spoils_it(failed):
+    """One finding, and not two of which the first is flaky."""
+    outcome = failed()
+    victim = dumps(outcome.failure.case)
+    spoiled = replace(outcome, alone=(0, 3), poisonings=[Poisoning(victim, victim, "wrong value")])
+    ((finding, failure),) = findings_of(spoiled)
+    assert (finding.verdict, failure, spoiled.findings) == (POISONS, None, 1)
+    both = replace(spoiled, alone=(1, 3))
+    assert [one.verdict for one, _ in findings_of(both)] == ["wrong value", POISONS]
+    assert both.findings == 2
+    assert replace(outcome, alone=(0, 3)).findings == 1
 
 
 def test_what_holds_is_no_finding(toy):

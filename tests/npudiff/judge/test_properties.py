@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import npudiff
-from npudiff.judge import properties
-from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE, properties_of
+from npudiff.judge import judge
+from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE, properties_of
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Budget, Job, Verdict
@@ -227,21 +227,21 @@ def test_a_finding_is_listed_written_and_replayed_as_any_other(cli, kernel, tmp_
 
 
 def test_a_call_after_the_case_is_enough_where_none_can_come_before(toy, monkeypatch):
-    monkeypatch.setattr(properties, "shrunk", lambda subject, case: None)
-    monkeypatch.setattr(properties, "longer", lambda subject, case: ())
-    monkeypatch.setattr(properties, "same_size", lambda subject, case: None)
-    monkeypatch.setattr(properties, "grown", lambda subject, case: toy.Case((*case.numbers, 9)))
+    monkeypatch.setattr(judge, "shrunk", lambda subject, case: None)
+    monkeypatch.setattr(judge, "longer", lambda subject, case: ())
+    monkeypatch.setattr(judge, "same_size", lambda subject, case: None)
+    monkeypatch.setattr(judge, "grown", lambda subject, case: toy.Case((*case.numbers, 9)))
     subject = toy.job().subject
     assert CALL_INDEPENDENCE.check(subject, toy.Case((1,))).holds
-    monkeypatch.setattr(properties, "grown", lambda subject, case: None)
+    monkeypatch.setattr(judge, "grown", lambda subject, case: None)
     with pytest.raises(npudiff.NotApplicable, match="no other case can be derived"):
         CALL_INDEPENDENCE.check(subject, toy.Case((1,)))
 
 
 def test_a_mutant_that_keeps_something_has_to_be_found_by_other_calls(toy):
     item = toy.job().subject.implementation
-    assert properties.property_of_mutant(item) is EQUIVALENCE
-    assert properties.property_of_mutant(replace(item, factory=lambda: item.function)) is CALL_INDEPENDENCE
+    assert judge.property_of_mutant(item) is EQUIVALENCE
+    assert judge.property_of_mutant(replace(item, factory=lambda: item.function)) is CALL_INDEPENDENCE
 
 
 def looks_up(subject, case):
@@ -253,8 +253,8 @@ def looks_up(subject, case):
 
 def test_where_a_relation_cannot_be_checked_a_wrong_output_is_the_answer_and_else_it_is_a_defect(toy):
     prop = replace(toy.REPEATS, name="looks_up", check=looks_up)
-    comparison = properties.check(prop, toy.job(toy.wrong_above(1)).subject, toy.Case((7,)))
+    comparison = judge.check(prop, toy.job(toy.wrong_above(1)).subject, toy.Case((7,)))
     assert not comparison.holds
     assert comparison.context == "one run of looks_up"
     with pytest.raises(IndexError, match="index 14 is out of range"):
-        properties.check(prop, toy.job().subject, toy.Case((7,)))
+        judge.check(prop, toy.job().subject, toy.Case((7,)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npudiff.model.codec import dumps, from_plain, loads, to_plain
+from npudiff.model.case import dumps, from_plain, loads, to_plain
 from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import SlidingAttentionCase
 from npudiff.properties.sliding_attention import cases as attention_cases

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model import component
 from npudiff.model.component import ImplementationRaised, NotApplicable, Property, fingerprint
 from npudiff.model.constraints import Constraints, Exclusion

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from draws import drawn
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import NotApplicable, Property
 from npudiff.model.constraints import Constraints, Exclusion
 from npudiff.model.job import Budget, Verdict

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from npudiff.errors import UsageError
-from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE
+from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE
 from npudiff.model.constraints import Constraints
 from npudiff.run.discovery import component_names, load_components
 from npudiff.run.plan import Request, make_plan
@@ -192,7 +192,7 @@ def test_isolation_is_refused_where_it_cannot_be_had_and_not_used_where_nobody_a
     monkeypatch.setattr("npudiff.run.plan.can_isolate", lambda: False)
     with pytest.raises(UsageError, match=r"^--isolate needs Linux$"):
         plan(isolate=True)
-    monkeypatch.setattr("npudiff.run.host.on_this_host", lambda target: False)
+    monkeypatch.setattr("npudiff.run.plan.on_this_host", lambda target: False)
     assert plan().isolation is None
     monkeypatch.setattr("npudiff.run.plan.can_isolate", lambda: True)
     assert plan().isolation is not None

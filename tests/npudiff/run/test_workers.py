@@ -14,17 +14,16 @@ import torch
 from npudiff import implementation
 from npudiff.errors import DeviceLost
 from npudiff.findings.finding import read_finding
-from npudiff.judge.properties import EQUIVALENCE
-from npudiff.model.codec import to_plain
+from npudiff.judge.judge import EQUIVALENCE
+from npudiff.model.case import to_plain
 from npudiff.model.component import Subject
 from npudiff.model.implementation import Target
 from npudiff.model.job import Budget, Job, Verdict
 from npudiff.run.discovery import load_component, load_target
 from npudiff.run.engine import run_job
 from npudiff.run.events import JobStarted
-from npudiff.run.host import default_workers, usable_processors
 from npudiff.run.messages import Task
-from npudiff.run.plan import Request, make_plan
+from npudiff.run.plan import Request, default_workers, make_plan, usable_processors
 from npudiff.run.workers import WorkerFailed, _message, _received, run_in_workers
 from npudiff.show.finding import keeper
 

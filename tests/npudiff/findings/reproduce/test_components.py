@@ -16,7 +16,7 @@ from npudiff.device import ascend, mutants
 from npudiff.device.targets import sim
 from npudiff.findings.finding import finding_of, read_finding, write_finding
 from npudiff.findings.reproduce import reproduction
-from npudiff.judge.properties import CALL_INDEPENDENCE, EQUIVALENCE
+from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE
 from npudiff.model.component import Subject
 from npudiff.model.job import Job, Outcome
 from npudiff.run.discovery import load_components

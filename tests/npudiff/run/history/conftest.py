@@ -15,7 +15,7 @@ from hypothesis.stateful import rule
 from npudiff.draw.cases import Chooser
 from npudiff.draw.state_machine import Machine
 from npudiff.judge.compare import compare
-from npudiff.judge.properties import EQUIVALENCE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Component, History, Subject
 from npudiff.model.constraints import Axis, Constraints, allows
 from npudiff.model.implementation import Implementation, Target

@@ -11,7 +11,7 @@ import pytest
 from npudiff.findings.finding import finding_of, read_finding, write_finding
 from npudiff.findings.replay import ReplayVerdict, replay
 from npudiff.judge.judge import LocalJudge, TraceExecutor
-from npudiff.model.codec import dumps, loads
+from npudiff.model.case import dumps, loads
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_case, run_job

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis.stateful import rule
 
-from npudiff.model.codec import dumps
+from npudiff.model.case import dumps
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_job

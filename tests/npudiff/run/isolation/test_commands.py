@@ -78,7 +78,7 @@ def test_findings_of_a_crash_and_of_a_poisoning_are_shown_and_replayed(cli, kern
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("npudiff.findings.replay.can_isolate", lambda: False)
         for name, hint in (("crashes", "; --no-isolate runs the case in this process"), ("poisons", "")):
-            folder = next((tmp_path / ".npudiff" / "findings").glob(f"*{name}*"))
+            folder = next((tmp_path / ".npudiff" / "findings").glob(f"*{name}-equivalence*"))
             refused = cli("replay", folder, "--impl", "mine.py")
             assert refused.code == ExitCode.USAGE
             assert refused.out == f"ERROR  {folder}: --isolate needs Linux{hint}\n"

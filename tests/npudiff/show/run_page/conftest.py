@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from npudiff.findings.finding import Finding, write_finding
-from npudiff.model.codec import to_plain
+from npudiff.model.case import to_plain
 from npudiff.model.component import OutputComparison
 from npudiff.model.job import Failure
 from npudiff.show.picture import drawn, grid_of, write_pictures

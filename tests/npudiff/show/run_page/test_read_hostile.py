@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from npudiff.errors import UsageError
-from npudiff.model.codec import to_plain
+from npudiff.model.case import to_plain
 from npudiff.show.finding import finding_page
 from npudiff.show.picture import drawn, read_pictures
 from npudiff.show.run_page import read
