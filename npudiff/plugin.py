@@ -130,6 +130,7 @@ def _plan(config: pytest.Config) -> Plan:
         profile = config.getoption("hypothesis_profile", None)
         request = Request(
             workers=1,  # pytest-xdist makes several
+            mutants=1,  # of each component, as npudiff check; npudiff self-test runs all of them
             implementations=tuple(config.getoption("--impl")),
             target=config.getoption("--target") or ("npu" if wants_device(config.getoption("markexpr", "")) else None),
             cann=config.getoption("--cann"),
