@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from npudiff.commands import score as score_module
 from npudiff.errors import ExitCode
 from npudiff.files import writing
@@ -57,11 +58,8 @@ def written(tmp_path_factory):
     """Every file that the commands leave, relative to their folder."""
     root = tmp_path_factory.mktemp("written")
     (root / "suite.py").write_text(SUITE)
-    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     for command in COMMANDS.values():
-        subprocess.run(
-            [sys.executable, "-m", "npudiff", *command], cwd=root, env=environment, capture_output=True, check=False
-        )
+        warm.run(*command, cwd=root)
     files = [path.relative_to(root) for path in (root / ".npudiff").rglob("*") if path.is_file()]
     names = {path.name for path in files}
     assert {

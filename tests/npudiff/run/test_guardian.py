@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+import warm
 from npudiff.errors import ExitCode
 from npudiff.files.writing import RUNS
 
@@ -35,8 +36,7 @@ def program(tmp_path):
 
     def run(*arguments, top="", call="pass", timeout=120):
         (tmp_path / "mine.py").write_text(RIGHT.format(top=textwrap.dedent(top), call=call))
-        command = [sys.executable, "-m", "npudiff", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
+        return warm.run(*arguments, cwd=tmp_path, timeout=timeout)
 
     return run
 

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 
+import warm
 from npudiff.errors import ExitCode
 
 HEAD = """
@@ -104,13 +105,25 @@ CALLS = {
 }
 
 
+@pytest.fixture(scope="module")
+def all_calls(tmp_path_factory):
+    """One run of candidates that do each of them."""
+    folder = tmp_path_factory.mktemp("calls")
+    before, _, mine = RIGHT.partition("@npudiff")
+    text = before
+    for what, (code, _) in CALLS.items():
+        one = mine.replace('"mine"', f'"{what}"').replace("def mine", f"def {what.replace(' ', '_')}")
+        text += "@npudiff" + one.replace("    return right(inputs)\n", f"    {code}\n    return right(inputs)\n")
+    (folder / "mine.py").write_text(HEAD + text)
+    command = ("check", "swiglu", "--impl", "mine.py", "--target", "sim", "--untrusted", "--workers", "1")
+    return warm.run(*command, "--examples", "12", "--seed", "1", cwd=folder, timeout=300)
+
+
 @pytest.mark.parametrize("what", CALLS)
-def test_whatever_it_does_in_a_call_is_a_finding(judged, what):
-    code, verdict = CALLS[what]
-    result = judged(RIGHT.replace("    return right(inputs)\n", f"    {code}\n    return right(inputs)\n"))
-    assert result.code == ExitCode.FINDINGS, result.out + result.err
-    assert f"FINDING swiglu.mine · equivalence · {verdict}" in result.out
-    assert "internal error" not in result.err
+def test_whatever_it_does_in_a_call_is_a_finding(all_calls, what):
+    assert all_calls.returncode == ExitCode.FINDINGS, all_calls
+    assert f"FINDING swiglu.{what} · equivalence · {CALLS[what][1]}" in all_calls.stdout
+    assert "internal error" not in all_calls.stderr
 
 
 def test_a_hang_is_a_finding_after_its_time(judged):
