@@ -209,7 +209,7 @@ def routed_v1(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
 
 @implementation("moe_experts", on_device=True)
 def expert_by_expert_composed(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
-    """A loop over experts, composed of plain operators on dequantised numbers."""
+    """A loop over experts, composed of plain operators; whole numbers are summed as such."""
     total = torch.zeros(inputs.states.shape, dtype=torch.float32, device=inputs.states.device)
     for index, expert in enumerate(inputs.here.tolist()):
         tokens, src_to_dst_row = (inputs.topk_ids == expert).nonzero(as_tuple=True)
@@ -228,13 +228,12 @@ def alone(states: torch.Tensor, experts: Experts, index: int) -> torch.Tensor:
 
 
 def plainly(states: torch.Tensor, weights: ExpertWeights, index: int) -> torch.Tensor:
-    """Rows times one matrix; whole numbers are what they are worth."""
-    each = weights.values.shape[1] // (1 if weights.scale is None else weights.scale.shape[1])
-    matrix = weights.values[index].float()
-    rows = states.float()
-    if weights.scale is not None:
-        matrix = matrix * weights.scale[index].float().repeat_interleave(each, dim=0)
-        whole = quantised(rows, 8)
-        rows = whole["quantised"].float() * whole["scale"].unsqueeze(1)
-    bias = 0.0 if weights.bias is None else weights.bias[index].float()
-    return (rows @ matrix + bias).to(states.dtype)
+    """Rows times one matrix; of whole numbers the sums of each scale, times what they are worth."""
+    matrix, bias = weights.values[index], 0.0 if weights.bias is None else weights.bias[index].float()
+    if weights.scale is None:
+        return (states.float() @ matrix.float() + bias).to(states.dtype)
+    whole, scale = quantised(states.float(), 8), weights.scale[index].float()
+    parts = (part.double() for part in (whole["quantised"], matrix))  # whole numbers up to 2**53
+    rows, columns = (part.unflatten(axis, (len(scale), -1)) for axis, part in zip((1, 0), parts, strict=True))
+    sums = torch.einsum("tgi,gic->gtc", rows, columns).float() * scale.unsqueeze(1)
+    return (sums.sum(dim=0) * whole["scale"].unsqueeze(1) + bias).to(states.dtype)

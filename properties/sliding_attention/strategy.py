@@ -29,7 +29,10 @@ GROUPS = (1, 1, 2, 3, 5, 6, 7, 8, 13)
 WINDOWS = (1, 2, 3, 4, 15, 16, 17, 31, 33, 64, 127, 128, 129, 512, 513, 4096)
 SEEDS = (range(1), *[range(1, 4096)] * 6)  # 0 stands alone so that shrinking meets it first
 
-OPTED = ("scaled_query", "weight_sum", "exponential", "merges", "far_pool")
+OTHER_ROUNDINGS = ("scaled_query", "weight_sum", "exponential", "merges")
+"""Where only some devices round."""
+
+OPTED = (*OTHER_ROUNDINGS, "far_pool")
 """Axes that are the simplest where nobody asks for anything else."""
 
 CACHE_ELEMENTS = 2**20

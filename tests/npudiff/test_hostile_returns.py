@@ -66,7 +66,7 @@ def _applies(job):
     """Return a small case of which the property says something; None where there is none among the first."""
     for case in drawn(job.subject.component, job.drawn_within, 40):
         try:
-            if LocalJudge(job).check(case).holds:
+            if job.subject.reason_against(case) is None and LocalJudge(job).check(case).holds:
                 return case
         except NotApplicable:
             continue

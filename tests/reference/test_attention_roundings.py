@@ -16,7 +16,7 @@ from draws import drawn
 from npudiff.judge.compare import compare
 from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import component
-from npudiff.properties.sliding_attention.strategy import OPTED
+from npudiff.properties.sliding_attention.strategy import OTHER_ROUNDINGS
 from npudiff.reference.attention_tile import CUBIC_EXPONENTIAL_ERROR, EVERYONE
 from npudiff.reference.sliding_attention import sliding_attention
 
@@ -76,10 +76,13 @@ def test_what_is_wrong_stays_wrong(name):
 
 
 def test_nobody_has_more_room_than_was_asked_for():
-    assert {name for _, asked in KERNELS.values() for name in asked} == set(OPTED)
+    assert {name for _, asked in KERNELS.values() for name in asked} == set(OTHER_ROUNDINGS)
     cases = drawn(component, Constraints(), 30)
     assert all(component.inputs(case).roundings == EVERYONE for case in cases[:10])
-    assert {getattr(case, axis) for case in cases for axis in OPTED} == {False, "float32"}  # False is 0 as well
+    assert {getattr(case, axis) for case in cases for axis in OTHER_ROUNDINGS} == {
+        False,
+        "float32",
+    }  # False is 0 as well
 
 
 def test_the_room_grows_with_each_rounding_and_with_nothing_else():
