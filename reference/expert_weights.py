@@ -75,8 +75,8 @@ class ExpertProduct:
 
     def representable(self, dtype: torch.dtype) -> ExpertProduct:
         """Return the product with nothing said of what a dtype may not hold, for what goes on with it."""
-        independent = Inexact(self.value, self.independent).representable(dtype).error
-        return ExpertProduct(self.value, independent, self.brought)
+        known = self.inexact.representable(dtype).error.isfinite()
+        return ExpertProduct(self.value, torch.where(known, self.independent, torch.inf), self.brought)
 
     @property
     def inexact(self) -> Inexact:
