@@ -97,8 +97,11 @@ def weighted_sum(
     error = products.error.sum(dim=1) + added
     if brought is not None and topk_ids is not None:
         of_copies = (brought * wide.value).abs()
+        unknown = ~of_copies.isfinite()
+        of_copies = of_copies.masked_fill(unknown, 0.0)  # 0 times infinity would be nobody's bound
         same = (topk_ids.unsqueeze(2) == topk_ids.unsqueeze(1)).to(torch.float64)
         error = error + (of_copies * (same @ of_copies)).sum(dim=1).sqrt()
+        error = error.masked_fill(unknown.any(dim=1), torch.inf)
     total = Inexact(products.value.sum(dim=1), error)
     if residual is not None:
         total = total.rounded(dtype).plus(residual).in_float32()
