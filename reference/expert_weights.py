@@ -105,7 +105,8 @@ def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dt
             return ExpertProduct(total.value, total.error, brought)
         if rows.scale is not None:
             scale = _column(rows.scale)
-            total, brought = total.times(scale).in_float32(), brought * (scale.value.abs() + scale.error)
+            brought = Inexact(torch.zeros_like(brought), brought).times(scale).error
+            total = total.times(scale).in_float32()
         bias = None if before is not None else bias
     elif weights.scale is None:
         total, brought = float_product(rows.values, weights.values[expert])
