@@ -87,7 +87,16 @@ EXITS = {
 }  # fmt: skip
 SIGNALS = {
     f"signal_{name}": f"os.kill(os.getpid(), signal.{name})"
-    for name in ("SIGSEGV", "SIGABRT", "SIGKILL", "SIGTERM", "SIGBUS", "SIGILL", "SIGFPE", "SIGPIPE", "SIGHUP")
+    for name in (
+        "SIGSEGV",
+        "SIGABRT",
+        "SIGKILL",
+        "SIGTERM",
+        "SIGBUS",
+        "SIGILL",
+        "SIGFPE",
+        "SIGHUP",
+    )  # not SIGPIPE, which Python ignores
 } | {"reads_null": "ctypes.string_at(0)", "kills_its_group": "os.killpg(os.getpgrp(), signal.SIGKILL)"}
 HANGS = {
     "sleeps": "time.sleep(10_000)",
