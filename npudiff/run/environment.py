@@ -8,6 +8,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+from npudiff.run.on_import import is_hooked
+
 CANN_LIBRARY = "libhccl.so"
 """The first library of CANN that torch_npu fails to load without."""
 
@@ -38,5 +40,8 @@ def cann_library() -> str | None:
 
 
 def autoload_would_fail() -> bool:
-    """Whether ``import torch`` would load torch_npu and fail, because CANN is missing."""
-    return torch_npu_installed() and cann_library() is None
+    """Whether ``import torch`` would load torch_npu and fail, because CANN is missing.
+
+    Under ``npudiff virtual`` it does not fail: a hook has the stand-in for CANN loaded before.
+    """
+    return torch_npu_installed() and cann_library() is None and not is_hooked(os.environ, "torch_npu")

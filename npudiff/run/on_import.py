@@ -27,9 +27,18 @@ def hooked(environment: Mapping[str, str], hooks: Mapping[str, str]) -> dict[str
         module that it is called for.
     """
     paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(STARTUP)]
-    inherited = dict(hook.split("=") for hook in environment.get(VARIABLE, "").split())
+    inherited = _hooks(environment)
     return {
         **environment,
         "PYTHONPATH": os.pathsep.join([str(STARTUP), *paths]),
         VARIABLE: " ".join(f"{name}={place}" for name, place in {**inherited, **hooks}.items()),
     }
+
+
+def is_hooked(environment: Mapping[str, str], name: str) -> bool:
+    """Whether the import of a module is hooked in an environment."""
+    return name in _hooks(environment)
+
+
+def _hooks(environment: Mapping[str, str]) -> dict[str, str]:
+    return dict(hook.split("=") for hook in environment.get(VARIABLE, "").split())

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 
 class _Lookout:
@@ -19,20 +20,40 @@ class _Lookout:
 
     def __init__(self, hooks: dict[str, str]) -> None:
         self.hooks = hooks
+        self._asks_others: set[str] = set()
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Find a module as if nobody looked out for it, and hand its execution to its hook."""
+        """Find a module as if nobody looked out for it, and hand its execution to its hook.
+
+        Who only asks where a module is executes nothing: the hook waits for the import.
+        """
         del path, target
-        hook = self.hooks.pop(name, None)
-        spec = None if hook is None else importlib.util.find_spec(name)
-        if hook is None or spec is None or spec.loader is None:
+        if name not in self.hooks or name in self._asks_others:
             return None
-        place, _, function = hook.partition(":")
-        wrap = getattr(importlib.import_module(place), function)
-        spec.loader.exec_module = wrap(spec.loader.exec_module)  # type: ignore[method-assign]
+        self._asks_others.add(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asks_others.discard(name)
+        if spec is not None and spec.loader is not None:
+            self._hook(name, spec.loader)
         return spec
+
+    def _hook(self, name: str, loader: Any) -> None:  # noqa: ANN401 - two of its methods are replaced
+        """Have a loader call the hook when it makes the module, before the module counts as imported."""
+        create = loader.create_module
+
+        def create_hooked(spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+            hook = self.hooks.pop(name, None)
+            if hook is not None:  # else it was found before, and made
+                place, _, function = hook.partition(":")
+                loader.exec_module = getattr(importlib.import_module(place), function)(loader.exec_module)
+            made: ModuleType | None = create(spec)
+            return made
+
+        loader.create_module = create_hooked
 
 
 def _run_the_next() -> None:

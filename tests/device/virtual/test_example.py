@@ -28,6 +28,24 @@ def test_it_runs_as_the_documentation_says():
     assert 0 < int(memory.split()[0]) < 10_000
 
 
+def test_a_test_suite_with_npudiffs_own_plugin_has_the_device(tmp_path):
+    (tmp_path / "test_x.py").write_text(
+        "import torch\n\n\ndef test_x():\n    assert (torch.ones(3, device='npu') * 2).cpu().tolist() == [2.0] * 3\n"
+    )
+    command = [sys.executable, "-m", "npudiff", "virtual", "--", sys.executable, "-m", "pytest", "-q", "test_x.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_program_that_only_looks_whether_torch_npu_is_there_keeps_the_device():
+    code = (
+        "import importlib.util as u; u.find_spec('torch_npu'); import torch; print(torch.ones(2, device='npu').cpu())"
+    )
+    command = [sys.executable, "-m", "npudiff", "virtual", "--", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.stdout == "tensor([1., 1.])\n", done.stderr
+
+
 def test_the_new_token_of_each_request_sees_all_tokens_of_its_pages():
     """Against attention over keys and values in one piece, in float32, on the CPU."""
     example = runpy.run_path(str(EXAMPLE))

@@ -58,6 +58,22 @@ def test_several_hooks_stand_beside_each_other_and_the_users_startup_file_runs_o
     assert run(code, given).count("mine") == 2
 
 
+def test_who_asks_where_a_module_is_does_not_disarm_its_hook(modules):
+    code = "import importlib.util as u; u.find_spec('one'); u.find_spec('one'); print('asked'); import one"
+    assert run(code, environment(modules, "one")) == ["mine", "asked", "before one", "in one", "after one one"]
+
+
+def test_a_module_that_was_found_twice_is_hooked_once(modules):
+    code = """
+import importlib.util as u
+first, second = (u.find_spec("one") for _ in range(2))
+for spec in (first, second):
+    module = u.module_from_spec(spec)
+    spec.loader.exec_module(module)
+"""
+    assert run(code, environment(modules, "one")) == ["mine", "before one", "in one", "after one one", "in one"]
+
+
 def test_a_program_that_imports_none_of_the_modules_pays_nothing(modules):
     code = "import sys; print([name for name in ('npudiff', 'json', 'pathlib', 'hook_one') if name in sys.modules])"
     without = run(code, {**os.environ, "PYTHONPATH": str(modules)})
