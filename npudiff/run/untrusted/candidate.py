@@ -66,6 +66,8 @@ class _Candidate:
         own = os.getpid()
         try:
             outputs = self._called(question, inputs)
+            if os.getpid() != own:
+                os._exit(1)  # before it writes over the answer of the other one
             return {"outputs": pack_outputs(outputs, self._files[1])}
         except BaseException as error:  # noqa: BLE001 - leaving the process is no verdict
             remote = RemoteError.of(plain_error(error))
