@@ -208,7 +208,7 @@ class CacheGatherCase(Case):
     @property
     def first_page(self) -> int:
         """The dummy page, before which nothing is used: 0, but in a far pool."""
-        return pages_before(self.far_pool, self.page_size * self.kv_heads * max(self.head_dim, self.value_head_dim))
+        return pages_before(self)
 
     @property
     def torch_dtype(self) -> torch.dtype:

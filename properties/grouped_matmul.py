@@ -15,6 +15,7 @@ from npudiff.model.constraints import Box
 from npudiff.properties._shared import expert_weights, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.expert_weights import BITS, FORMS, Shape, whole_numbers
+from npudiff.properties._shared.loads import equal_groups
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.reference.expert_weights import ExpertWeights
 from npudiff.reference.grouped_matmul import GROUP_LISTS, GroupedMatmulInputs, counts_of, grouped_matmul
@@ -205,9 +206,7 @@ def group_sizes(case: GroupedMatmulCase) -> torch.Tensor:
         owners = torch.tensor(Stream(case.seed, "owners").integers(0, case.experts, total))
         counts = torch.bincount(owners, minlength=case.experts)
     elif case.load.startswith("equal"):
-        counts += total // case.experts
-        if case.load == "equal but two" and case.experts > 2 and total >= case.experts:
-            counts[1:3] += torch.tensor([-1, 1])
+        counts = equal_groups(total, case.experts, but_two=case.load == "equal but two")
     elif case.load != "none":
         counts[0 if case.load == "first" else -1] = total
     return counts

@@ -37,11 +37,6 @@ MOST_ELEMENTS = 2**18
 """Elements of all copies up to which a case may have more tokens than it must."""
 
 
-def is_half(case: MoeFinalizeCase) -> bool:
-    """Whether numbers are float16, the only dtype in which every sum on the way has room beyond its end."""
-    return case.dtype == "float16"
-
-
 @dataclass(frozen=True)
 class MoeFinalizeCase(Case):
     """One call, as sizes and recipes."""
@@ -70,7 +65,8 @@ class MoeFinalizeCase(Case):
         "whether the result of shared experts is added", (False, True), False, region="residual", was="skip"
     )
     magnitude: str = axis(
-        "how large the rows are", MAGNITUDES, "usual", fits=lambda case, size: size != "overflow" or is_half(case),
+        "how large the rows are", MAGNITUDES, "usual",
+        fits=lambda case, size: size != "overflow" or case.dtype == "float16",
         shown="{} rows", region="{} rows",
     )  # fmt: skip
     rows: str = rows.axis()

@@ -15,6 +15,7 @@ from npudiff.model.component import Component, NotApplicable
 from npudiff.model.constraints import Box, Numbers
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.loads import equal_groups
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.rows import with_row_stride
 from npudiff.reference.swiglu import ROUNDINGS, Activation
@@ -249,10 +250,8 @@ def counts_of(case: SwigluQuantCase) -> torch.Tensor | None:
     if case.load == "one gets all":
         groups = [case.groups - 1] * case.tokens
     elif case.load.startswith("equal"):
-        counts = torch.full((case.groups,), case.tokens // case.groups)
-        counts[-1] += case.tokens % case.groups
-        if case.load == "equal but two" and case.groups > 2 and case.tokens >= case.groups:
-            counts[1:3] += torch.tensor([-1, 1])
+        counts = equal_groups(case.tokens, case.groups, but_two=case.load == "equal but two")
+        counts[-1] += case.tokens - counts.sum()
         return counts
     else:
         first = 1 if case.load == "first gets none" and case.groups > 1 else 0

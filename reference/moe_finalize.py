@@ -86,7 +86,7 @@ def weighted_sum(
         ``[tokens, top_k, width]``: further bounds on errors of the rows, by ``reference.linear.carried``. They come
         out of matrices, and those of different experts have nothing to do with each other: their squares add up.
     topk_ids : torch.Tensor or None
-        ``[tokens, top_k]``: the expert of each row, with ``brought``.
+        ``[tokens, top_k]``: the expert of each row, where a token may name one several times; None where all differ.
     """
     wide = Inexact(weights.value.unsqueeze(2), weights.error.unsqueeze(2))
     products = rows.times(wide).in_float32().rounded(dtype)
@@ -95,12 +95,14 @@ def weighted_sum(
         sizes = sizes + residual.value.abs()
     added = sizes * accumulation_error(rows.value.shape[1] + 2)
     error = products.error.sum(dim=1) + added
-    if brought is not None and topk_ids is not None:
+    if brought is not None:
         of_copies = (brought * wide.value).abs()
         unknown = ~of_copies.isfinite()
         of_copies = of_copies.masked_fill(unknown, 0.0)  # 0 times infinity would be nobody's bound
-        same = (topk_ids.unsqueeze(2) == topk_ids.unsqueeze(1)).to(torch.float64)
-        error = error + (of_copies * (same @ of_copies)).sum(dim=1).sqrt()
+        of_expert = of_copies
+        if topk_ids is not None:
+            of_expert = (topk_ids.unsqueeze(2) == topk_ids.unsqueeze(1)).to(torch.float64) @ of_copies
+        error = error + (of_copies * of_expert).sum(dim=1).sqrt()
         error = error.masked_fill(unknown.any(dim=1), torch.inf)
     total = Inexact(products.value.sum(dim=1), error)
     if residual is not None:

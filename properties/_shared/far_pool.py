@@ -6,7 +6,7 @@ kernel whose offsets are int32 reads elsewhere there.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,29 @@ from npudiff.model.case import axis
 ELEMENTS = 2**31
 """Elements before the first page that is used."""
 
-_BYTES = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+
+class Pooled(Protocol):
+    """A case of which a pool is built."""
+
+    @property
+    def far_pool(self) -> bool:
+        """Whether it is far."""
+
+    @property
+    def page_size(self) -> int:
+        """Tokens per page."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of a token."""
+
+    @property
+    def head_dim(self) -> int:
+        """Elements of a key."""
+
+    @property
+    def value_head_dim(self) -> int:
+        """Elements of a value."""
 
 
 def far_pool_axis() -> Any:  # noqa: ANN401 - a field of bool
@@ -27,9 +49,13 @@ def far_pool_axis() -> Any:  # noqa: ANN401 - a field of bool
     )  # fmt: skip
 
 
-def pages_before(far: bool, page_elements: int) -> int:
-    """Return the pages that lie before those that are used; none where the pool is not far."""
-    return -(-ELEMENTS // page_elements) if far else 0
+def pages_before(case: Pooled) -> int:
+    """Return the pages that lie before those that are used, none where the pool is not far.
+
+    They are ``ELEMENTS`` of the larger of both caches.
+    """
+    page_elements = case.page_size * case.kv_heads * max(case.head_dim, case.value_head_dim)
+    return -(-ELEMENTS // page_elements) if case.far_pool else 0
 
 
 def behind(pages: torch.Tensor, before: int) -> torch.Tensor:
@@ -37,10 +63,7 @@ def behind(pages: torch.Tensor, before: int) -> torch.Tensor:
     if not before:
         return pages
     shape = (before + len(pages), *pages.shape[1:])
-    words = _BYTES[pages.dtype.itemsize]
-    zeros = np.zeros(
-        shape, dtype=str(words).removeprefix("torch.")
-    )  # of the system, which maps them when they are used
+    zeros = np.zeros(shape, dtype=f"int{8 * pages.dtype.itemsize}")  # torch would write them, the system need not
     pool = torch.from_numpy(zeros).view(pages.dtype)
     pool[before:] = pages
     return pool

@@ -12,7 +12,7 @@ beyond it. Of the wider dtypes as far as a 127th of the number, 127 divided by i
 float32: what devices do with subnormal results, and with reciprocals that overflow, no source says."""
 
 TO_THE_END = 3.99
-"""Factor of ``large`` with which the largest are as large as float16 allows."""
+"""Factor of ``large`` with which the largest are as large as float16 allows; sums in float32 have room beyond that."""
 
 _LARGEST = {torch.float16: 2.0**14, torch.bfloat16: 2.0**100, torch.float32: 2.0**100}
 _SMALL = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-100, torch.float32: 2.0**-100}

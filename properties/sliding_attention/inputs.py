@@ -109,7 +109,7 @@ def _layer_pool(case: SlidingAttentionCase, plan: PagePlan, recipe: _Recipe, dty
             _place_needles(case, recipe, request, span, plan.table[row], key, value)
             _poison_beside(case, recipe, span, plan.table[row], key, value)
     pool = _laid_out(case, key, value, torch.from_numpy(plan.table))
-    before = pages_before(case.far_pool, case.page_size * case.kv_heads * max(case.head_dim, case.value_head_dim))
+    before = pages_before(case)
     if not before:
         return pool
     table = with_row_stride(torch.from_numpy(plan.table) + before, case.rows)

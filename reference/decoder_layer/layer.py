@@ -105,5 +105,5 @@ def _experts(inputs: DecoderLayerInputs, states: Spread) -> Inexact:
     everyone = torch.zeros(len(states.value), 1, dtype=torch.int64)
     shared = said_by_experts(states, everyone, experts.shared, dtype).inexact
     skip = Inexact(shared.value[:, 0], shared.error[:, 0])
-    total = weighted_sum(Inexact(rows.value, rows.independent), weights, skip, dtype, rows.brought, choice.experts)
+    total = weighted_sum(Inexact(rows.value, rows.independent), weights, skip, dtype, rows.brought)
     return Inexact(total.value, total.error.masked_fill(choice.unsure.unsqueeze(1), torch.inf))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -61,13 +63,15 @@ def test_implementations_hold_whatever_lies_before(near, name):
 
 def test_pages_lie_behind_the_elements(near):
     pages = torch.arange(1, 7, dtype=torch.bfloat16).view(3, 2)
-    before = far_pool.pages_before(True, 2)
+    case = SimpleNamespace(far_pool=True, page_size=1, kv_heads=1, head_dim=2, value_head_dim=1)
+    before = far_pool.pages_before(case)
     assert before == 2500
     pool = far_pool.behind(pages, before)
     assert torch.equal(pool[before:], pages)
     assert not bool(pool[:before].any())
     assert pool.dtype == pages.dtype
-    assert far_pool.behind(pages, far_pool.pages_before(False, 2)) is pages
+    case.far_pool = False
+    assert far_pool.behind(pages, far_pool.pages_before(case)) is pages
 
 
 def test_nobody_draws_one_who_did_not_ask():

@@ -11,7 +11,8 @@ from npudiff.device.ascend.swiglu_quant import composed
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Job, Verdict
-from npudiff.properties.swiglu_quant import SUMS, SwigluQuantCase, component
+from npudiff.properties._shared.loads import equal_groups
+from npudiff.properties.swiglu_quant import SUMS, SwigluQuantCase, component, counts_of
 from npudiff.run.discovery import load_target
 from npudiff.run.engine import run_job
 
@@ -88,3 +89,10 @@ def test_rows_are_spread_as_they_say(load, empty, full):
 def test_what_cannot_be_built_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         component.check_case(SwigluQuantCase(**({"tokens": 2} | changed)))
+
+
+def test_equal_groups_but_two_are_alike_by_their_ends_and_their_sum():
+    assert equal_groups(13, 4, but_two=False).tolist() == [3, 3, 3, 3]
+    assert equal_groups(13, 4, but_two=True).tolist() == [3, 2, 4, 3]
+    assert equal_groups(2, 4, but_two=True).tolist() == [0, 0, 0, 0]
+    assert counts_of(SwigluQuantCase(13, groups=4, load="equal but two")).tolist() == [3, 2, 4, 4]

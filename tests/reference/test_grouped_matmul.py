@@ -197,3 +197,26 @@ def test_what_contradicts_itself_is_refused(changed, message):
     given = inputs(numbers(5, 16).bfloat16(), ExpertWeights(numbers(3, 16, 8, name="w").bfloat16()))
     with pytest.raises(ValueError, match=message):
         grouped_matmul(replace(given, **changed))
+
+
+FLOATS = numbers(5, 4)
+WHOLE = integers(5, 4)
+
+
+@pytest.mark.parametrize(
+    ("states", "weights", "more", "name"),
+    [
+        (FLOATS, ExpertWeights(numbers(1, 4, 3), bias=torch.ones(1, 3)), {"splits_inner": True}, "split inner axis"),
+        (FLOATS, ExpertWeights(numbers(3, 4, 3), bias=torch.ones(3, 3, dtype=torch.int32)), {}, "int32 bias of rows"),
+        (FLOATS, ExpertWeights(numbers(3, 4, 3)), {"token_scale": torch.ones(5)}, "scale of rows that are floats"),
+        (WHOLE, ExpertWeights(integers(3, 4, 3), 8, bias=torch.ones(3, 3)), {}, "float bias of sums without"),
+        (WHOLE, ExpertWeights(integers(3, 4, 3), 8), {"token_scale": torch.ones(5)}, "sums without one"),
+        (
+            WHOLE, ExpertWeights(integers(3, 4, 3), 8, torch.ones(3, 2, 3), bias=torch.ones(3, 3, dtype=torch.int32)),
+            {}, "several scales",
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_product_has_no_place_for_is_refused(states, weights, more, name):
+    with pytest.raises(ValueError, match=f"no place for .*{name}"):
+        grouped_matmul(inputs(states, weights, **more))

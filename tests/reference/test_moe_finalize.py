@@ -7,7 +7,8 @@ import torch
 
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import compare
-from npudiff.reference.moe_finalize import MoeFinalizeInputs, moe_finalize
+from npudiff.reference.inexact import Inexact
+from npudiff.reference.moe_finalize import MoeFinalizeInputs, moe_finalize, weighted_sum
 
 ROWS = torch.tensor([[1.0, -2.0], [4.0, 0.5], [8.0, 16.0], [-1.0, 3.0]])
 PLACES = torch.tensor([[2, 0], [-1, 3]], dtype=torch.int32)
@@ -84,3 +85,35 @@ def test_the_bound_is_a_part_of_the_products():
 def test_what_contradicts_itself_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         moe_finalize(replace(GIVEN, **changed))
+
+
+def test_a_rank_without_a_single_row_and_a_weight_that_nobody_uses():
+    """All copies are elsewhere: the result is the residual, whatever stands in place of the weights."""
+    nowhere = torch.full((2, 2), -1, dtype=torch.int32)
+    residual = torch.ones(2, 3, dtype=torch.bfloat16)
+    weights = torch.full((2, 2), torch.nan, dtype=torch.bfloat16)
+    output = moe_finalize(MoeFinalizeInputs(residual[:0], nowhere, weights, residual))["output"]
+    assert torch.equal(output.value, residual.double())
+    assert bool(output.bound.isfinite().all())
+
+
+def test_errors_of_copies_of_one_expert_add_up_and_those_of_others_do_not():
+    rows = Inexact(torch.zeros(1, 2, 1, dtype=torch.float64), torch.zeros(1, 2, 1, dtype=torch.float64))
+    weights = Inexact.exact(torch.tensor([[1.0, 1.0]]))
+    brought = torch.tensor([[[3.0], [4.0]]], dtype=torch.float64)
+
+    def error(*experts):
+        ids = torch.tensor([experts]) if experts else None
+        return weighted_sum(rows, weights, None, torch.float32, brought, ids).error.item()
+
+    assert error(5, 5) == pytest.approx(7.0)
+    assert error(5, 6) == error() == pytest.approx(5.0)
+
+
+def test_what_is_not_known_of_one_copy_is_not_known_of_its_token_alone():
+    rows = Inexact(torch.ones(2, 2, 1, dtype=torch.float64), torch.zeros(2, 2, 1, dtype=torch.float64))
+    brought = torch.tensor([[[torch.inf], [0.0]], [[0.0], [0.0]]], dtype=torch.float64)
+    error = weighted_sum(
+        rows, Inexact.exact(torch.ones(2, 2)), None, torch.float32, brought, torch.tensor([[0, 1]] * 2)
+    ).error
+    assert error.isposinf().flatten().tolist() == [True, False]
