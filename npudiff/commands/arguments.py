@@ -292,7 +292,12 @@ def _add_isolation(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="judge the files of --impl from another process, which they cannot reach: for code that may deceive",
     )
-    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="TIME", help="isolated, for a case (60s)")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="TIME",
+        help="isolated, for a case (60s; with --budget a tenth of it if that is less, and at least 5s)",
+    )
     parser.add_argument(
         "--warm-up", type=_seconds, default=300.0, metavar="TIME", help="isolated, until the device answers (5m)"
     )

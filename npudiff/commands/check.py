@@ -17,7 +17,7 @@ from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import plan_with_shared
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.case import loads
-from npudiff.model.job import Verdict
+from npudiff.model.job import LEAST_TIMEOUT, TIMEOUT, Verdict
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Plan, Request
@@ -147,11 +147,22 @@ def request_of(options: argparse.Namespace) -> Request:
         isolate=options.isolate,
         untrusted=options.untrusted,
         journal=options.output / JOURNALS,
-        timeout=options.timeout,
+        timeout=case_timeout(options.timeout, options.budget),
         warm_up=options.warm_up,
         workers=options.workers,
         shared=options.shared,
     )
+
+
+def case_timeout(given: float | None, budget: float | None) -> float:
+    """Return the seconds that a case may take.
+
+    A case that hangs is waited for several times: in the batch worker, in a process of its own, as a smaller case and
+    once more as the smallest. All of that has to fit into the time of a run.
+    """
+    if given is not None:
+        return given
+    return TIMEOUT if budget is None else min(TIMEOUT, max(LEAST_TIMEOUT, budget / 10))
 
 
 def _request_of_check(options: argparse.Namespace) -> Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from npudiff.commands.check import case_timeout
 from npudiff.errors import ExitCode
 from npudiff.findings.replay import ReplayVerdict, finding_folders
 from npudiff.findings.replay import replay as replay_one
@@ -15,7 +16,7 @@ def replay(options: argparse.Namespace) -> int:
     """Run ``npudiff replay`` and return its exit code."""
     console = Console(verbose=False)
     seen: set[ReplayVerdict] = set()
-    isolation = Isolation(warm_up=options.warm_up, run=options.timeout)
+    isolation = Isolation(warm_up=options.warm_up, run=case_timeout(options.timeout, None))
     for folder in finding_folders(options.paths):
         result = replay_one(
             folder,

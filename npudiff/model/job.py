@@ -43,6 +43,10 @@ class Job:
         return ".".join((*self.subject.names, self.prop.name))
 
 
+TIMEOUT, LEAST_TIMEOUT = 60.0, 5.0
+"""Seconds that a case may take where nobody says, and the fewest that follow from the time of a run."""
+
+
 @dataclass(frozen=True)
 class Isolation:
     """How cases are run in processes that may die of them."""
@@ -51,7 +55,7 @@ class Isolation:
     """Folder of the journals, in which a case is written down before it is run; None for no journal."""
     warm_up: float = 300.0
     """Seconds that a process may take until it gets a known answer from its device, before any case."""
-    run: float = 60.0
+    run: float = TIMEOUT
     """Seconds that a case may take."""
 
 

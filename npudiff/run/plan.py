@@ -16,7 +16,7 @@ from npudiff.judge.judge import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, prope
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.model.implementation import Implementation, Target
-from npudiff.model.job import Budget, Isolation, Job
+from npudiff.model.job import TIMEOUT, Budget, Isolation, Job
 from npudiff.run.discovery import Provide, default_target, load_components, load_target, select_implementations
 from npudiff.run.messages import Keep, Task
 
@@ -59,7 +59,7 @@ class Request:
     """Whether files and modules of ``implementations`` may deceive: they run in processes that know no reference."""
     journal: Path | None = None
     """Folder in which a case is written down before it is run."""
-    timeout: float = 60.0
+    timeout: float = TIMEOUT
     warm_up: float = 300.0
     """Seconds that a case may take, and a process until it has a known answer from its device."""
     shared: Path | None = None

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from npudiff import TargetUnavailable, __version__
+from npudiff.commands.check import case_timeout
 from npudiff.errors import ExitCode
 
 QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
@@ -191,3 +192,11 @@ def test_a_reader_that_went_away_is_no_finding():
     result = python(closed + MAIN, "list", "swa_mask")
     assert result.returncode == ExitCode.INTERRUPTED
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "budget", "seconds"),
+    [(None, None, 60), (None, 600, 60), (None, 300, 30), (None, 20, 5), (2, 20, 2), (90, 20, 90), (90, None, 90)],
+)
+def test_a_case_that_hangs_leaves_time_for_the_rest_of_a_run(given, budget, seconds):
+    assert case_timeout(given, budget) == seconds

@@ -323,3 +323,27 @@ def test_a_relation_does_not_run_what_is_known_either(gate, known, tmp_path):
     result = gate("--shared", "theirs", examples=1, rotating="fails", budget="2s")
     assert "FINDING swa_mask.bad · wide_window_equals_none" in result.out
     assert "part       what others found\n" in result.out
+
+
+HANGS = """
+import time
+
+import npudiff
+from npudiff.device.ascend.swa_mask import window_mask
+
+
+@npudiff.implementation("swa_mask", name="hangs")
+def hangs(inputs, target):
+    while inputs.window is not None:
+        time.sleep(0.1)
+    return window_mask(inputs.kv_lengths, inputs.capacity, inputs.window)
+"""
+
+
+@pytest.mark.slow
+def test_a_kernel_that_hangs_does_not_use_up_much_more_than_the_time_of_a_gate(gate, tmp_path):
+    (tmp_path / "mine.py").write_text(HANGS, encoding="utf-8")
+    result = gate(budget="50s", rotating="fails")
+    assert result.code == ExitCode.FINDINGS
+    assert "time-out: no answer within 5 s" in result.out
+    assert float(re.search(r"cases in ([0-9.]+) s", result.out)[1]) < 75  # the last job was begun in time

@@ -85,6 +85,15 @@ def test_a_row_that_overflows_has_no_gain():
     assert not compare({"y": expected}, {"y": tensor([[INF, 1.1]], torch.float16)}).holds
 
 
+def test_beside_a_number_that_overflows_infinity_is_infinity_and_what_may_be_anything_is_anything():
+    expected = Expected(
+        tensor([70_000.0, INF, -70_000.0], torch.float64), tensor([40.0, 1.0, INF], torch.float64), torch.float16
+    )
+    assert compare({"y": expected}, {"y": tensor([INF, INF, NAN], torch.float16)}).holds
+    assert compare({"y": expected}, {"y": tensor([INF, INF, 1.0], torch.float16)}).holds
+    assert not compare({"y": expected}, {"y": tensor([INF, 65_504.0, 1.0], torch.float16)}).holds
+
+
 def test_of_two_runs_one_may_saturate_only_where_both_may():
     expected = {
         "y": Expected(tensor([70_000.0, 3.0], torch.float64), tensor([40.0, 0.1], torch.float64), torch.float16)
