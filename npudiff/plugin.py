@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 _PLAN = pytest.StashKey["Plan"]()
 _RUNNER = pytest.StashKey["TaskRunner"]()
+_SESSION = pytest.StashKey[pytest.Session]()
+_outermost = True
+"""Whether no run of pytest has begun in this process: one that a test makes has no guardian."""
+
 RECORD = "npudiff record"
 """Name under which a test report carries the record of a job."""
 
@@ -77,6 +82,34 @@ def pytest_configure(config: pytest.Config) -> None:
         _require_device(config)
     if any(config.getoption(option) for option in ("--impl", "--target", "--cann")):
         _plan(config)  # a wrong name is refused before anything is collected
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Leave a guardian where pytest is a program that runs implementations of others, which may end it at any time."""
+    global _outermost
+    outermost, _outermost = _outermost, False
+    if not (outermost and config.getoption("--impl") and _is_program()):
+        return None
+    from npudiff.run import guardian  # noqa: PLC0415 - a run that uses npudiff
+
+    ended = guardian.end_of_child()
+    if ended is None or ended.proper or ended.status > 0:  # a usage error is said by nobody, and is not green
+        return None if ended is None else ended.status
+    print(f"npudiff: {ended}", file=sys.stderr)
+    return pytest.ExitCode.INTERNAL_ERROR
+
+
+def _is_program() -> bool:
+    """Whether this process is pytest's own: one that called ``pytest.main`` must not go on twice."""
+    started = Path(sys.argv[0])
+    own = started.stem in ("pytest", "py.test") or started.parts[-2:] == ("pytest", "__main__.py")
+    return own and hasattr(os, "fork")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember the session, whose exit code is known when all is over."""
+    session.config.stash[_SESSION] = session
 
 
 def wants_device(expression: str) -> bool:
@@ -196,10 +229,15 @@ class _RecordCollector:
         unwritten.tell()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End what was started."""
+    """End what was started, and say how the run ends."""
     if _RUNNER in config.stash:
         config.stash[_RUNNER].close()
+    if _SESSION in config.stash and config.getoption("--impl"):
+        from npudiff.run import guardian  # noqa: PLC0415 - a run that uses npudiff
+
+        guardian.says(int(config.stash[_SESSION].exitstatus))
 
 
 def _output(config: pytest.Config) -> Path:

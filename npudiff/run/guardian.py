@@ -15,6 +15,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from npudiff.errors import ExitCode
@@ -42,32 +43,66 @@ def guarded(command: Callable[[], int]) -> int:
 
     Where a process cannot be forked the command runs in this one.
     """
+    ended = end_of_child() if hasattr(os, "fork") else None
+    if ended is not None:
+        if ended.proper:
+            return ended.status
+        print(f"npudiff: {ended}", file=sys.stderr)
+        return ExitCode.INTERNAL
+    try:
+        code = command()
+    except SystemExit as end:  # of the parser of arguments: what runs kernels catches it
+        says(end.code if isinstance(end.code, int) else ExitCode.USAGE)
+        raise
+    says(code)
+    return code
+
+
+@dataclass(frozen=True)
+class End:
+    """How a child has ended."""
+
+    status: int
+    """Exit code, or a signal as a negative number."""
+    said: int
+    """The exit code that it said before."""
+    doing: str
+    """What it had begun."""
+
+    @property
+    def proper(self) -> bool:
+        """Whether it had come to its end."""
+        return self.said == self.status
+
+    def __str__(self) -> str:
+        """Return why nothing counts as judged."""
+        how = f"signal {signal.Signals(-self.status).name}" if self.status < 0 else f"exit code {self.status}"
+        where = f" in {printable(self.doing)}" if self.doing else ""
+        return f"the run ended before its last verdict, with {how}{where}: nothing that it did not tell was judged"
+
+
+def end_of_child() -> End | None:
+    """Fork; return None in the child, and in its guardian how the child has ended, when it has."""
     global _said  # noqa: PLW0603 - of the process
-    if not hasattr(os, "fork"):
-        return command()
     _said = mmap.mmap(-1, mmap.PAGESIZE)
-    _CODE.pack_into(_said, 0, _NOT_SAID)
+    says(_NOT_SAID)
     guardian, child = os.getpid(), os.fork()
     if not child:
         _end_with(guardian)
-        try:
-            code = command()
-        except SystemExit as end:  # of the parser of arguments: what runs kernels catches it
-            _CODE.pack_into(_said, 0, end.code if isinstance(end.code, int) else ExitCode.USAGE)
-            raise
-        _CODE.pack_into(_said, 0, code)
-        return code
+        return None
     _forward_signals(child)
     adopt_orphans()
     _, status = os.waitpid(child, 0)  # a signal that is forwarded does not end the wait: PEP 475
-    status = os.waitstatus_to_exitcode(status)
     end_children()
     (code,) = _CODE.unpack_from(_said, 0)
-    if code == status:
-        return int(code)
     doing = _said[_CODE.size :].partition(b"\0")[0].decode(errors="replace")
-    print(f"npudiff: {_ended(status, doing)}", file=sys.stderr)
-    return ExitCode.INTERNAL
+    return End(os.waitstatus_to_exitcode(status), code, doing)
+
+
+def says(code: int) -> None:
+    """Say with which exit code this process is about to end."""
+    if _said is not None:
+        _CODE.pack_into(_said, 0, code)
 
 
 def adopt_orphans() -> None:
@@ -115,9 +150,3 @@ def _forward_signals(child: int) -> None:
 
     for number in _FORWARDED:
         signal.signal(number, forward)
-
-
-def _ended(status: int, doing: str) -> str:
-    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
-    where = f" in {printable(doing)}" if doing else ""
-    return f"the run ended before its last verdict, with {how}{where}: nothing that it did not tell was judged"

@@ -192,3 +192,36 @@ def test_importing_the_plugin_is_cheap(record_property):
     record_property("median_seconds", statistics.median(times))
     print(f"import npudiff.plugin: median {statistics.median(times) * 1000:.1f} ms")
     assert statistics.median(times) <= 0.060
+
+
+@pytest.mark.parametrize(
+    ("top", "code", "said"),
+    [
+        ("os._exit(0)", pytest.ExitCode.USAGE_ERROR, "SystemExit: os._exit(0)"),
+        (
+            "ctypes.CDLL(None).exit(0)",
+            pytest.ExitCode.INTERNAL_ERROR,
+            "ended before its last verdict, with exit code 0",
+        ),
+        (
+            "os.kill(os.getpid(), 11)",
+            pytest.ExitCode.INTERNAL_ERROR,
+            "ended before its last verdict, with signal SIGSEGV",
+        ),
+        ("threading.Timer(0.5, os._exit, [0]).start()", pytest.ExitCode.INTERNAL_ERROR, "with exit code 0"),
+    ],
+)
+def test_a_file_that_ends_pytest_does_not_make_it_green(run, kernel, top, code, said):
+    path = kernel("right")
+    path.write_text(f"import ctypes, os, threading\n{top}\n{path.read_text()}")
+    result = run(*COMPONENTS, "--impl", path, "--examples", "200")
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
+
+
+def test_a_program_that_calls_pytest_goes_on_once(kernel, tmp_path):
+    program = tmp_path / "program.py"
+    arguments = [*COMPONENTS, "--impl", str(kernel("right")), "--examples", "2", "-p", "no:cacheprovider", "-q"]
+    program.write_text(f"import pytest\nprint('code', int(pytest.main({arguments!r})))\n")
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert result.stdout.count("code 0") == 1, result.stdout
