@@ -83,6 +83,8 @@ class Budget:
     """Steps of each run of a component with history; None for as many as the component says."""
     isolation: Isolation | None = None
     """Run cases in a process of their own; None for this one."""
+    second_look: Isolation | None = None
+    """How a job that fails in this process is run again in one that has run nothing; None where that is not wanted."""
     explicit_cases: tuple[str, ...] = ()
     """Cases as JSON that are run before any is drawn: those of findings that somebody else had."""
     shared_database: Path | None = None

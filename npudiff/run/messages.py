@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,11 @@ class Task(NamedTuple):
         findings = [] if self.keep is None else list(self.keep(outcome))
         outcome.settle()
         return findings
+
+
+def with_seed(budget: Budget) -> Budget:
+    """Return a budget of a job that may have to be run again: it draws the same cases then."""
+    return replace(budget, fallback_seed=secrets.randbits(64) if budget.fallback_seed is None else budget.fallback_seed)
 
 
 _CASES = ("worst_case", "first_failure", "failure", "worst_failure")

@@ -136,7 +136,11 @@ class Plan:
         wanted = request.isolate
         if wanted is None:
             wanted = can_isolate() and any(may_end_its_process(job.subject) for job in jobs)
-        return Isolation(request.journal, request.warm_up, request.timeout) if wanted else None
+        return self._isolated if wanted else None
+
+    @property
+    def _isolated(self) -> Isolation:
+        return Isolation(self.request.journal, self.request.warm_up, self.request.timeout)
 
     def budget(self, job: Job) -> Budget:
         """Return how long one job may look."""
@@ -155,6 +159,7 @@ class Plan:
             deterministic=profile.deterministic,
             example_database=None if job in self.mutants else self.request.example_database,
             isolation=self._isolation((*self.jobs, job)),  # a test may make a job that is not in the plan
+            second_look=self._isolated if self.request.isolate is None and can_isolate() else None,
             explicit_cases=self.shared.cases.get(job.name, ()),
             shared_database=self.shared.examples,
         )

@@ -16,14 +16,14 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from npudiff.errors import DeviceLost
-from npudiff.model.job import Job, Outcome
+from npudiff.model.job import Budget, Job, Outcome
 from npudiff.run.after_fork import begin
 from npudiff.run.engine import Progress, run_job
 from npudiff.run.events import CasesJudged, JobStarted, Listener
-from npudiff.run.messages import Kept, Task, outcome_from_message, outcome_to_message
+from npudiff.run.messages import Kept, Task, outcome_from_message, outcome_to_message, with_seed
 
 if TYPE_CHECKING:
-    from npudiff.run.isolation.supervisor import Supervisor
+    from npudiff.run.isolation.supervisor import SecondLook, Supervisor
 
 Result = tuple[int, Outcome, list[Kept]]
 """Number of the task, its outcome, and its findings."""
@@ -47,6 +47,7 @@ class TaskRunner:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = tasks
         self._supervisor: Supervisor | None = None
+        self._second_look: SecondLook | None = None
 
     def run(self, index: int, progress: Progress = lambda _: None) -> tuple[Outcome, list[Kept]]:
         """Run a task; return its outcome and its findings.
@@ -59,13 +60,27 @@ class TaskRunner:
         task = self._tasks[index]
         if task.budget.isolation is not None:
             return outcome_from_message(task.job, self._supervised().run(index))
-        outcome = run_job(task.job, task.budget, progress)
+        look = None if task.keep is None else self._looks_again(task.budget)
+        budget = with_seed(task.budget)
+        outcome = run_job(task.job, budget, progress)
+        if look is not None and outcome.failure is not None:
+            return outcome_from_message(task.job, look.at(index, budget, outcome))
         return outcome, task.kept(outcome)
 
     def close(self) -> None:
         """End what was started."""
         if self._supervisor is not None:
             self._supervisor.close()
+        if self._second_look is not None:
+            self._second_look.close()
+
+    def _looks_again(self, budget: Budget) -> SecondLook | None:
+        """What runs a job that fails again; it is made before any job, so that it has run none."""
+        if self._second_look is None and budget.second_look is not None:
+            from npudiff.run.isolation.supervisor import SecondLook  # noqa: PLC0415 - not on every system
+
+            self._second_look = SecondLook(self._tasks)
+        return self._second_look
 
     def _supervised(self) -> Supervisor:
         if self._supervisor is None:

@@ -9,23 +9,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import secrets
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
 
 from npudiff.errors import DeviceLost
-from npudiff.model.case import loads
+from npudiff.model.case import dumps, loads
 from npudiff.model.job import Budget, Isolation, Job, Outcome, Poisoning
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.isolation.batch_worker import Clock, batch_worker_main, kind_of_failure
 from npudiff.run.isolation.faults import Faulted, Kind
+from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.journal import Journal
 from npudiff.run.isolation.judge import SUSPECTS, poisoner
 from npudiff.run.isolation.process import WorkerDefect, WorkerProcess, answering
-from npudiff.run.messages import Task, outcome_to_message
+from npudiff.run.isolation.worker import serve
+from npudiff.run.messages import Task, outcome_to_message, with_seed
 
 Begun = tuple[str, str]
 """Name of a job, and a case as JSON."""
@@ -112,9 +114,7 @@ class Supervisor:
         """
         task = self._tasks[index]
         job, budget = task.job, task.budget
-        budget = replace(
-            budget, fallback_seed=secrets.randbits(64) if budget.fallback_seed is None else budget.fallback_seed
-        )
+        budget = with_seed(budget)
         memory, began = _Memory(job, budget), time.monotonic()
         try:
             return self._run_in_batch(index, budget)
@@ -217,6 +217,57 @@ class Supervisor:
         if self._batch is not None:
             self._batch.kill()
             self._batch = None
+
+
+class SecondLook:
+    """A process that has run no job yet, in which a supervisor runs those again that have failed where others ran.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        All that there are.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = tasks
+        self._process = WorkerProcess(functools.partial(_second_look, tasks))
+
+    def at(self, index: int, budget: Budget, outcome: Outcome) -> dict[str, Any]:
+        """Run a task that has failed again, and tell its outcome; what does not repeat is told as well."""
+        longer = _longer(budget, outcome.seconds)
+        question = {"task": index, "fallback_seed": budget.fallback_seed, "seconds": longer.seconds}
+        message: dict[str, Any] = self._process.ask(question, _NO_END)["message"]
+        if message["failure"] is not None or message["poisonings"]:
+            return message
+        failure = outcome.failure
+        assert failure is not None  # noqa: S101 - it is why somebody looks again
+        text = "wrong value" if failure.error is None else str(failure.error)
+        outcome.alone = (0, 1)
+        outcome.poisonings.append(Poisoning("", dumps(failure.case), f"{text}; only after other jobs of the process"))
+        return outcome_to_message(outcome, self._tasks[index].kept(outcome))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+
+
+_NO_END = 1e6
+"""Seconds that a second look may take: the supervisor has its own limits, of which it makes findings."""
+
+
+def _second_look(tasks: Sequence[Task], connection: Connection, shared: SharedTensors) -> NoReturn:
+    """Run tasks under a supervisor, with the seeds that are asked for."""
+    del shared
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        index = question["task"]
+        job, budget, keep = tasks[index]
+        changes = {"fallback_seed": question["fallback_seed"], "seconds": question["seconds"], "until": None}
+        task = Task(job, replace(budget, isolation=budget.second_look, **changes), keep)
+        with contextlib.closing(Supervisor([task])) as supervisor:
+            return {"verdict": "ran", "message": supervisor.run(0)}
+
+    serve(connection, answer)
 
 
 class _Memory:

@@ -18,13 +18,13 @@ from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.case import to_plain
 from npudiff.model.component import Subject
 from npudiff.model.implementation import Target
-from npudiff.model.job import Budget, Job, Verdict
+from npudiff.model.job import Budget, Isolation, Job, Verdict
 from npudiff.run.discovery import load_component, load_target
 from npudiff.run.engine import run_job
 from npudiff.run.events import JobStarted
 from npudiff.run.messages import Task
 from npudiff.run.plan import Request, default_workers, make_plan, usable_processors
-from npudiff.run.workers import WorkerFailed, _message, _received, run_in_workers
+from npudiff.run.workers import TaskRunner, WorkerFailed, _message, _received, run_in_workers
 from npudiff.show.finding import keeper
 
 BUDGET = Budget(examples=20, seed=1)
@@ -73,6 +73,45 @@ def test_outcomes_are_those_of_running_the_jobs_here(tmp_path):
             assert outcome.first_failure.case == here.first_failure.case
             assert read_finding(kept[0].folder).case == to_plain(here.failure.case)
     assert [outcome.verdict for _, outcome, _ in results][:3] == [Verdict.HOLDS, Verdict.WRONG, Verdict.RAISED]
+
+
+def test_what_fails_in_this_process_is_told_as_a_fresh_one_sees_it(tmp_path):
+    called = []
+
+    def after_the_first(inputs, target):
+        called.append(inputs)
+        return wrong(inputs, target) if len(called) > 1 else right(inputs, target)
+
+    budget = replace(BUDGET, second_look=Isolation())
+    tasks = [Task(job(function), budget, keeper(tmp_path)) for function in (wrong, after_the_first, right)]
+    with contextlib.closing(TaskRunner(tasks)) as runner:
+        results = [runner.run(index) for index in range(3)]
+    (always, kept), (_, pairs), (good, none) = results
+    assert (always.alone, always.failure.case) == ((1, 1), run_job(job(wrong), BUDGET).failure.case)
+    assert [len(kept), len(pairs), len(none)] == [1, 1, 0]
+    assert read_finding(pairs[0].folder).property_name == "equivalence"
+    assert pairs[0].content["verdict"] == "poisons the device"
+    assert good.alone == (0, 0)
+
+
+def test_what_fails_only_where_other_jobs_ran_is_told(tmp_path):
+    ran = []
+
+    def first(inputs, target):
+        ran.append(inputs)
+        return right(inputs, target)
+
+    def second(inputs, target):
+        return wrong(inputs, target) if ran else right(inputs, target)
+
+    budget = replace(BUDGET, second_look=Isolation())
+    with contextlib.closing(
+        TaskRunner([Task(job(one), budget, keeper(tmp_path)) for one in (first, second)])
+    ) as runner:
+        runner.run(0)
+        outcome, (kept,) = runner.run(1)
+    assert outcome.spoiled
+    assert "wrong value; only after other jobs of the process" in json.dumps(kept.content)
 
 
 def test_a_mutant_leaves_no_folder(tmp_path):
