@@ -62,7 +62,10 @@ def sites(tree: Path) -> Iterator[Site]:
         for node in ast.walk(module):  # the outermost part of a dotted name comes first
             if not isinstance(node, ast.Attribute) or id(node) in inner:
                 continue
-            inner.update(id(part) for part in ast.walk(node.value))
+            part = node.value
+            while isinstance(part, ast.Attribute):
+                inner.add(id(part))
+                part = part.value
             named = _operator(_dotted(node))
             if named is not None:
                 yield _site(path, node, named, calls.get(id(node)))
@@ -153,20 +156,21 @@ def report(tree: Path) -> Iterator[str]:
     if len([space for space in spaces if space in OURS]) > 1:
         yield _share("npu and atb", [site for site in found if site.space in OURS])
     for space in spaces:
-        missing = Counter(site.name for site in found if site.space == space and not _has_kernel(site))
+        missing = Counter(site.name for site in found if site.space == space and not has_kernel(site))
         if missing:
             listed = ", ".join(f"{name} {count}" for name, count in missing.most_common())
             yield f"no kernel, {space}: {listed}"
-    yield from _forms([site for site in found if _has_kernel(site)], tree)
+    yield from _forms([site for site in found if has_kernel(site)], tree)
 
 
-def _has_kernel(site: Site) -> bool:
+def has_kernel(site: Site) -> bool:
+    """Whether the virtual NPU has the operator, in whatever forms."""
     return f"{site.space}::{site.name}" in served() or site.name in TORCH_NPUS_OWN
 
 
 def _share(label: str, found: Sequence[Site]) -> str:
     names = {site.name for site in found}
-    with_kernel = [site for site in found if _has_kernel(site)]
+    with_kernel = [site for site in found if has_kernel(site)]
     share = 100 * len(with_kernel) / len(found)
     return (
         f"{label}: {len({site.name for site in with_kernel})} of {len(names)} names, "
