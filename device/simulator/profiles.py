@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
 from npudiff.device.simulator.mla.choices import MlaChoices
 from npudiff.device.simulator.moe.choices import MoeChoices
+from npudiff.device.simulator.norms.choices import NormChoices
 from npudiff.device.simulator.quantisation.choices import QuantisationChoices
 from npudiff.device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices):
+class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices, NormChoices):
     """The behaviour of one CANN version, as far as it is known.
 
     Notes
@@ -35,7 +36,8 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
     operators before multi-head latent attention are in :class:`device.simulator.mla.choices.MlaChoices`, those of
     quantisation and activation in :class:`device.simulator.quantisation.choices.QuantisationChoices`, those of
     mixtures of experts in :class:`device.simulator.moe.choices.MoeChoices` and
-    :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`.
+    :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`, those of norms that quantise in
+    :class:`device.simulator.norms.choices.NormChoices`.
     """
 
     name: str
@@ -235,6 +237,8 @@ _PESSIMISTIC = CannProfile(
     scatter_pa_mixed_dtypes="rejected",
     gather_pa_nz_offset="blocks",
     rms_norm_chain="rounded_before_gamma",
+    add_rms_norm_quant_chain="float32",
+    rms_norm_quant_scale="multiplies",
     mrope_int32_positions="rejected",
     kv_rmsnorm_block_count="documented",
     kv_rmsnorm_functional="updates_inputs",

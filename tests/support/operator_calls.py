@@ -1,0 +1,87 @@
+"""Calls of simulated operators that no adapter makes yet: for shape functions, torch_npu's own, and the virtual NPU.
+
+A call is an operator's name, its tensors and other arguments by position, and its keywords. Tensors are on the host and
+have the same bits each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, and where the shape function of the wheel says something else than the operator gives."""
+
+    name: str
+    """Of the operator; a namespace other than ``npu`` stands in front."""
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any] = field(default_factory=dict)
+    placeholders: tuple[int, ...] = ()
+    """Outputs that nobody asked for, whose shapes the wheel's shape function and its host code do not agree on."""
+
+    @property
+    def qualified(self) -> str:
+        """``namespace::name``."""
+        return self.name if "::" in self.name else f"npu::{self.name}"
+
+    def run(self, move: Any = lambda tensor: tensor) -> Any:
+        """Make the call with tensors that ``move`` has moved."""
+        space, _, name = self.qualified.partition("::")
+        return getattr(getattr(torch.ops, space), name)(
+            *(_moved(value, move) for value in self.arguments),
+            **{key: _moved(value, move) for key, value in self.keywords.items()},
+        )
+
+
+def _moved(value: Any, move: Any) -> Any:
+    if isinstance(value, Tensor):
+        return move(value)
+    return [_moved(one, move) for one in value] if isinstance(value, list) else value
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> Tensor:
+    """Return normal numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def integers(*shape: int, low: int = -128, high: int = 128, dtype: torch.dtype = torch.int8, seed: int = 0) -> Tensor:
+    """Return whole numbers from low to below high."""
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def calls() -> Iterator[Call]:
+    """Yield all calls."""
+    yield from _norms()
+    yield from _quantisation()
+
+
+def _norms() -> Iterator[Call]:
+    for dtype in (torch.float16, torch.bfloat16):
+        x, other, gamma = draw(2, 3, 16, dtype=dtype), draw(2, 3, 16, dtype=dtype, seed=1), draw(16, dtype=dtype)
+        scales = torch.full((16,), 0.05, dtype=torch.float32 if dtype == torch.float16 else dtype)
+        zeros = torch.ones(16, dtype=torch.int32 if dtype == torch.float16 else dtype)
+        yield Call("npu_add_rms_norm_quant", (x, other, gamma, scales, None), placeholders=(1,))
+        yield Call("npu_add_rms_norm_quant", (x, other, gamma, scales, zeros, gamma, scales, zeros))
+        for y_dtype in (None, torch.int8, torch.quint4x2):
+            smooth = {"smooth_scale1": gamma, "smooth_scale2": gamma, "y_dtype": y_dtype}
+            yield Call("npu_add_rms_norm_dynamic_quant", (x, other, gamma), smooth)
+        for mask, absent in (([True, False], (1, 4)), ([False, True], (0, 3))):
+            more = {"output_mask": mask, "beta": gamma}
+            yield Call("npu_add_rms_norm_dynamic_quant", (x, other, gamma), more, placeholders=absent)
+        offset = torch.tensor([3], dtype=torch.int8)
+        for dst_dtype in (None, torch.int8, torch.quint4x2):
+            arguments = (x, gamma, gamma.view(1, 16), scales[:1].to(dtype), offset)
+            yield Call("npu_rms_norm_quant", arguments, {"dst_dtype": dst_dtype})
+
+
+def _quantisation() -> Iterator[Call]:
+    x, ends = draw(2, 3, 16, dtype=torch.bfloat16), torch.tensor([1, 4, 6], dtype=torch.int32)
+    for dst_type in (None, torch.int8, torch.quint4x2):
+        more = {"smooth_scales": draw(3, 16, dtype=torch.bfloat16, seed=1), "group_index": ends, "dst_type": dst_type}
+        yield Call("npu_dynamic_quant_asymmetric", (x,), more)
