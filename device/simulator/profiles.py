@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
+from npudiff.device.simulator.matmul.choices import MatmulChoices
 from npudiff.device.simulator.mla.choices import MlaChoices
 from npudiff.device.simulator.moe.choices import MoeChoices
 from npudiff.device.simulator.norms.choices import NormChoices
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices, NormChoices):
+class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices, NormChoices, MatmulChoices):
     """The behaviour of one CANN version, as far as it is known.
 
     Notes
@@ -37,7 +38,8 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
     quantisation and activation in :class:`device.simulator.quantisation.choices.QuantisationChoices`, those of
     mixtures of experts in :class:`device.simulator.moe.choices.MoeChoices` and
     :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`, those of norms that quantise in
-    :class:`device.simulator.norms.choices.NormChoices`.
+    :class:`device.simulator.norms.choices.NormChoices`, those of products with transpositions in
+    :class:`device.simulator.matmul.choices.MatmulChoices`.
     """
 
     name: str
@@ -261,6 +263,7 @@ _PESSIMISTIC = CannProfile(
     quantize_scales="as_input",
     quant_matmul_int32="scaled",
     weight_quant_eager_nz="rejected",
+    transpose_batchmatmul_int8="cut",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

@@ -13,6 +13,7 @@ from npudiff.device.simulator.activation.schemas import SCHEMAS as ACTIVATION
 from npudiff.device.simulator.cache.schemas import SCHEMAS as CACHE
 from npudiff.device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
 from npudiff.device.simulator.grouped_matmul.schemas import SCHEMAS as GROUPED_MATMUL
+from npudiff.device.simulator.matmul.schemas import SCHEMAS as MATMUL
 from npudiff.device.simulator.mla.schemas import OF_SGL_KERNEL_NPU
 from npudiff.device.simulator.mla.schemas import SCHEMAS as MLA
 from npudiff.device.simulator.moe.schemas import SCHEMAS as MOE
@@ -23,7 +24,9 @@ from npudiff.device.simulator.rotary.schemas import SCHEMAS as ROTARY
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL)
+SCHEMAS = (
+    *FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL, *MATMUL,
+)  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 
 SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"sgl-kernel-npu": OF_SGL_KERNEL_NPU})

@@ -59,6 +59,7 @@ def calls() -> Iterator[Call]:
     """Yield all calls."""
     yield from _norms()
     yield from _quantisation()
+    yield from _matmul()
 
 
 def _norms() -> Iterator[Call]:
@@ -85,3 +86,14 @@ def _quantisation() -> Iterator[Call]:
     for dst_type in (None, torch.int8, torch.quint4x2):
         more = {"smooth_scales": draw(3, 16, dtype=torch.bfloat16, seed=1), "group_index": ends, "dst_type": dst_type}
         yield Call("npu_dynamic_quant_asymmetric", (x,), more)
+
+
+def _matmul() -> Iterator[Call]:
+    x, weight = draw(4, 3, 16), draw(4, 16, 8, seed=1)
+    swapped = x.transpose(0, 1).contiguous()
+    yield Call("npu_transpose_batchmatmul", (x, weight))
+    for factor in (1, 2, 4):
+        more = {"perm_x1": (1, 0, 2), "perm_x2": [0, 1, 2], "perm_y": (1, 0, 2), "batch_split_factor": factor}
+        yield Call("npu_transpose_batchmatmul", (swapped.bfloat16(), weight.bfloat16()), more)
+    words = torch.full((32,), 2**46 + 0x3F800000)  # scales of 1
+    yield Call("npu_transpose_batchmatmul", (x, weight), {"scale": words})

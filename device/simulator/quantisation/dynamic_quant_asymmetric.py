@@ -1,7 +1,7 @@
 """``npu_dynamic_quant_asymmetric``: integers, a scale and an offset per row.
 
-Sources: op-plugin's documentation, checks and test, the wheel's META rule, and CANN's kernel ``dynamic_quant.h`` (ops-nn)
-for A2 and A3.
+Sources: op-plugin's documentation, checks and test, the wheel's META rule, and CANN's kernel ``dynamic_quant.h``
+(ops-nn) for A2 and A3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operators without an adapter: shape functions give the shapes and dtypes of the CPU kernels, and nothing is written."""
+"""Operators without an adapter: shape functions agree with the CPU kernels, which write into what they may."""
 
 import pytest
 import torch

@@ -65,7 +65,7 @@ def test_the_second_output_is_not_written_without_its_scales():
 
 
 def test_float16_multiplies_by_gamma_in_float16_and_bfloat16_in_float32():
-    # 7 and 1 have the root mean square 5. 1.4 in float16 is 1.400390625, times 1.5 is 2.1005859375, in float16 2.1015625.
+    # 7 and 1 have the root mean square 5. 1.4 in float16 is 1.400390625, times 1.5 in float16 is 2.1015625.
     x1, x2, gamma = torch.tensor([[3.0, 3.0]]), torch.tensor([[4.0, -2.0]]), torch.tensor([1.5, 1])
     factor = torch.tensor([2**10, 1.0])  # 2.1 and 2.1015625 are different there, modulo a zero point
     zeros = torch.tensor([-2150, 0]).int()
@@ -204,7 +204,7 @@ OFFSET = torch.zeros(1, dtype=torch.int8)
         (DYNAMIC, (ROW, ROW, ROW), {}, r"x1 was of rank 1, \[8\]; .*: The x1 should be in 2~8D"),
         (DYNAMIC, (X, ROW, ROW), {}, r"x2 was of rank 1.*: The x2 should be in 2~8D"),
         (DYNAMIC, (X, X[:1], ROW), {}, r"x2 was of shape .*: The shape of x1 and x2 must be the same"),
-        (DYNAMIC, (X[:, :4], X[:, :4], ROW[:4]), {"y_dtype": torch.quint4x2}, "x1 was .*must be divisible by 8 if y dt"),
+        (DYNAMIC, (X[:, :4], X[:, :4], ROW[:4]), {"y_dtype": torch.quint4x2}, "x1 was .*must be divisible by 8 if y"),
         (DYNAMIC, (X.float(), X.float(), ONES), {}, "x1 was float32; allowed: float16 or bfloat16"),
         (DYNAMIC, (X[:0], X[:0], ROW), {}, "x1 was empty"),
         (DYNAMIC, (X, X, ONES), {}, "gamma was float32; allowed: float16, as x1"),
@@ -213,7 +213,7 @@ OFFSET = torch.zeros(1, dtype=torch.int8)
         (DYNAMIC, (X, X, ROW), {"smooth_scale1": ROW, "output_mask": [False, True]}, "smooth_scale1 was given"),
         (DYNAMIC, (X, X, ROW), {"smooth_scale2": ROW, "output_mask": [True, False]}, "smooth_scale2 was given"),
         (DYNAMIC, (X, X, ROW), {"smooth_scale2": ROW}, "smooth_scale2 was given; allowed: None where pair 2"),
-        (RMS, (X[:, :4], ROW[:4], ROW[:4], ROW[:1], OFFSET), {"dst_dtype": torch.quint4x2}, "x was .* must be divded by 8"),
+        (RMS, (X[:, :4], ROW[:4], ROW[:4], ROW[:1], OFFSET), {"dst_dtype": torch.quint4x2}, "x was .* must be divd"),
         (RMS, (X.float(), ONES, ONES, ONES[:1], OFFSET), {}, "x was float32; allowed: float16 or bfloat16"),
         (RMS, (X[:0], ROW, ROW, ROW[:1], OFFSET), {}, "x was empty"),
         (RMS, (X, ONES, ROW, ROW[:1], OFFSET), {}, "gamma was float32; allowed: float16, as x"),
