@@ -114,7 +114,7 @@ def install() -> None:
 
 FAMILIES = (
     "fused_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe", "grouped_matmul",
-    "matmul",
+    "matmul", "block_scaled",
 )  # fmt: skip
 """The packages beside this module that define operators, each in ``operators.OPERATORS``."""
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from npudiff.device.simulator.block_scaled.choices import BlockScaledChoices
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
 from npudiff.device.simulator.matmul.choices import MatmulChoices
 from npudiff.device.simulator.mla.choices import MlaChoices
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices, NormChoices, MatmulChoices):
+class CannProfile(
+    MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices, NormChoices, MatmulChoices, BlockScaledChoices
+):
     """The behaviour of one CANN version, as far as it is known.
 
     Notes
@@ -39,7 +42,8 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
     mixtures of experts in :class:`device.simulator.moe.choices.MoeChoices` and
     :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`, those of norms that quantise in
     :class:`device.simulator.norms.choices.NormChoices`, those of products with transpositions in
-    :class:`device.simulator.matmul.choices.MatmulChoices`.
+    :class:`device.simulator.matmul.choices.MatmulChoices`, those of scales per block in
+    :class:`device.simulator.block_scaled.choices.BlockScaledChoices`.
     """
 
     name: str

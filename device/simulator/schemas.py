@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from npudiff.device.simulator.activation.schemas import SCHEMAS as ACTIVATION
+from npudiff.device.simulator.block_scaled.schemas import SCHEMAS as BLOCK_SCALED
 from npudiff.device.simulator.cache.schemas import SCHEMAS as CACHE
 from npudiff.device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
 from npudiff.device.simulator.grouped_matmul.schemas import SCHEMAS as GROUPED_MATMUL
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMAS = (
     *FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL, *MATMUL,
+    *BLOCK_SCALED,
 )  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 

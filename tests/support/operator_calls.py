@@ -60,6 +60,7 @@ def calls() -> Iterator[Call]:
     yield from _norms()
     yield from _quantisation()
     yield from _matmul()
+    yield from _block_scaled()
 
 
 def _norms() -> Iterator[Call]:
@@ -97,3 +98,17 @@ def _matmul() -> Iterator[Call]:
         yield Call("npu_transpose_batchmatmul", (swapped.bfloat16(), weight.bfloat16()), more)
     words = torch.full((32,), 2**46 + 0x3F800000)  # scales of 1
     yield Call("npu_transpose_batchmatmul", (x, weight), {"scale": words})
+
+
+def _block_scaled() -> Iterator[Call]:
+    x = draw(3, 64, 70, dtype=torch.bfloat16)
+    for dst_type in (296, 297, 291, 292, torch.float8_e5m2, torch.float8_e4m3fn):
+        yield Call("npu_dynamic_mx_quant", (x,), {"dst_type": dst_type})
+        yield Call("npu_dynamic_mx_quant", (x,), {"dst_type": dst_type, "axis": 1, "block_size": 64})
+    yield Call("npu_dynamic_mx_quant", (x.float(),), {"scale_alg": 2, "dst_type_max": 7.0})
+    for width in (2, 70, 514):
+        yield Call("npu_dynamic_dual_level_mx_quant", (draw(2, width),))
+    for dst_type in (1, 291, torch.float8_e4m3fn):
+        yield Call("npu_dynamic_block_quant", (x,), {"dst_type": dst_type})
+        sizes = {"row_block_size": 128, "col_block_size": 64}
+        yield Call("npu_dynamic_block_quant", (draw(130, 70),), {"dst_type": dst_type, **sizes})
