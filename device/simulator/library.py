@@ -114,7 +114,7 @@ def install() -> None:
 
 FAMILIES = (
     "fused_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe", "grouped_matmul",
-    "matmul", "block_scaled",
+    "matmul", "block_scaled", "sampling",
 )  # fmt: skip
 """The packages beside this module that define operators, each in ``operators.OPERATORS``."""
 

@@ -23,6 +23,7 @@ from npudiff.device.simulator.moe.choices import MoeChoices
 from npudiff.device.simulator.norms.choices import NormChoices
 from npudiff.device.simulator.quantisation.choices import QuantisationChoices
 from npudiff.device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
+from npudiff.device.simulator.sampling.choices import SamplingChoices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,7 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CannProfile(
-    MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices, NormChoices, MatmulChoices, BlockScaledChoices
+    MlaChoices,
+    QuantisationChoices,
+    MoeChoices,
+    GroupedMatmulChoices,
+    NormChoices,
+    MatmulChoices,
+    BlockScaledChoices,
+    SamplingChoices,
 ):
     """The behaviour of one CANN version, as far as it is known.
 
@@ -43,7 +51,8 @@ class CannProfile(
     :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`, those of norms that quantise in
     :class:`device.simulator.norms.choices.NormChoices`, those of products with transpositions in
     :class:`device.simulator.matmul.choices.MatmulChoices`, those of scales per block in
-    :class:`device.simulator.block_scaled.choices.BlockScaledChoices`.
+    :class:`device.simulator.block_scaled.choices.BlockScaledChoices`, those of filters of logits in
+    :class:`device.simulator.sampling.choices.SamplingChoices`.
     """
 
     name: str
@@ -268,6 +277,8 @@ _PESSIMISTIC = CannProfile(
     quant_matmul_int32="scaled",
     weight_quant_eager_nz="rejected",
     transpose_batchmatmul_int8="cut",
+    top_p_complement="dtype_of_p",
+    top_k_out_of_range="undefined",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

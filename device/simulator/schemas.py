@@ -21,13 +21,14 @@ from npudiff.device.simulator.moe.schemas import SCHEMAS as MOE
 from npudiff.device.simulator.norms.schemas import SCHEMAS as NORMS
 from npudiff.device.simulator.quantisation.schemas import SCHEMAS as QUANTISATION
 from npudiff.device.simulator.rotary.schemas import SCHEMAS as ROTARY
+from npudiff.device.simulator.sampling.schemas import SCHEMAS as SAMPLING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMAS = (
     *FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL, *MATMUL,
-    *BLOCK_SCALED,
+    *BLOCK_SCALED, *SAMPLING,
 )  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 

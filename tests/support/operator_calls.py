@@ -25,6 +25,9 @@ class Call:
     placeholders: tuple[int, ...] = ()
     """Outputs that nobody asked for, whose shapes the wheel's shape function and its host code do not agree on."""
 
+    defect: str = ""
+    """What the wheel's shape function raises for this call, which is legal."""
+
     @property
     def qualified(self) -> str:
         """``namespace::name``."""
@@ -61,6 +64,9 @@ def calls() -> Iterator[Call]:
     yield from _quantisation()
     yield from _matmul()
     yield from _block_scaled()
+    yield from _sampling()
+    yield from _activation()
+    yield from _gradients()
 
 
 def _norms() -> Iterator[Call]:
@@ -112,3 +118,31 @@ def _block_scaled() -> Iterator[Call]:
         yield Call("npu_dynamic_block_quant", (x,), {"dst_type": dst_type})
         sizes = {"row_block_size": 128, "col_block_size": 64}
         yield Call("npu_dynamic_block_quant", (draw(130, 70),), {"dst_type": dst_type, **sizes})
+
+
+def _sampling() -> Iterator[Call]:
+    p, k = torch.tensor([0.9, 0.5, 1.0]), torch.tensor([3, 40, 1], dtype=torch.int32)
+    for dtype in (torch.float16, torch.float32):
+        logits = draw(3, 40, dtype=dtype)
+        for one in (p.to(dtype), None):
+            yield Call("npu_top_k_top_p", (logits, one, k))
+        defect = "missing 1 required positional argument: 'k'"
+        yield Call("npu_top_k_top_p", (logits, p.to(dtype), None), defect=defect)
+
+
+def _activation() -> Iterator[Call]:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        x = draw(2, 4, 6, dtype=dtype)
+        for dim in (-1, 1):
+            yield Call("npu_geglu", (x,), {"dim": dim, "approximate": dim + 1 and 1, "activate_left": dim > 0})
+        yield Call("npu_fast_gelu", (x,))
+    yield Call("npu_prefetch", (draw(4), None, 100, 2))
+
+
+def _gradients() -> Iterator[Call]:
+    x, grad = draw(2, 3, 4, 8), draw(2, 3, 4, 8, seed=1)
+    yield Call("npu_fast_gelu_backward", (grad, x))
+    yield Call("npu_swiglu_backward", (grad[:, :, :2], x, 2))
+    yield Call("npu_rms_norm_backward", (grad, x, draw(4, 8), torch.ones(2, 3, 1, 1)))
+    for mode in ("half", "interleave"):
+        yield Call("npu_rotary_mul_backward", (grad, x, draw(1, 3, 1, 8), draw(1, 3, 1, 8), mode))

@@ -15,6 +15,7 @@ from npudiff.device.simulator.norms import schemas
 from npudiff.device.simulator.norms.add_rms_norm_quant import add_rms_norm_quant, add_rms_norm_quant_meta
 from npudiff.device.simulator.norms.kv_request import KvRequest
 from npudiff.device.simulator.norms.rms_norm import gemma_rms_norm, norm_meta, rms_norm
+from npudiff.device.simulator.norms.rms_norm_backward import rms_norm_backward, rms_norm_backward_meta
 from npudiff.device.simulator.norms.rms_norm_quant import rms_norm_quant, rms_norm_quant_meta
 from npudiff.device.simulator.schemas import qualified_name
 
@@ -26,6 +27,7 @@ def _kv(schema: str, cpu: Callable[[KvRequest], object], meta: Callable[[KvReque
 
 OPERATORS = (
     Operator(schemas.RMS_NORM, rms_norm, norm_meta),
+    Operator(schemas.RMS_NORM_BACKWARD, rms_norm_backward, rms_norm_backward_meta),
     Operator(schemas.GEMMA_RMS_NORM, gemma_rms_norm, norm_meta),
     Operator(schemas.ADD_RMS_NORM, add.add_rms_norm, add.add_rms_norm_meta),
     Operator(schemas.ADD_RMS_NORM_V2, add.add_rms_norm_v2, add.add_rms_norm_v2_meta),

@@ -17,6 +17,7 @@ ADD_RMS_NORM_V2_FUNCTIONAL = (
     "(Tensor, Tensor, Tensor)"
 )
 
+RMS_NORM_BACKWARD = "npu_rms_norm_backward(Tensor dy, Tensor input, Tensor gamma, Tensor rstd) -> (Tensor, Tensor)"
 ADD_RMS_NORM_QUANT = (
     "npu_add_rms_norm_quant(Tensor x1, Tensor x2, Tensor gamma, Tensor scales1, Tensor? zero_points1, "
     "Tensor? beta=None, Tensor? scales2=None, Tensor? zero_points2=None, *, int axis=-1, float epsilon=1e-06, "
@@ -54,6 +55,7 @@ KV_RMSNORM_ROPE_CACHE_V2_FUNCTIONAL = (
 
 SCHEMAS = (
     RMS_NORM,
+    RMS_NORM_BACKWARD,
     GEMMA_RMS_NORM,
     ADD_RMS_NORM,
     ADD_RMS_NORM_V2,
