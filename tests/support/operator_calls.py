@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_E4M3, _E8M0 = torch.float8_e4m3fn, torch.float8_e8m0fnu
+
 
 @dataclass(frozen=True)
 class Call:
@@ -65,6 +67,7 @@ def calls() -> Iterator[Call]:
     yield from _matmul()
     yield from _block_scaled()
     yield from _sampling()
+    yield from _routing()
     yield from _activation()
     yield from _gradients()
 
@@ -102,6 +105,14 @@ def _matmul() -> Iterator[Call]:
     for factor in (1, 2, 4):
         more = {"perm_x1": (1, 0, 2), "perm_x2": [0, 1, 2], "perm_y": (1, 0, 2), "batch_split_factor": factor}
         yield Call("npu_transpose_batchmatmul", (swapped.bfloat16(), weight.bfloat16()), more)
+    left, right, columns = draw(3, 4, 128).to(_E4M3), draw(4, 128, 8, seed=1).to(_E4M3), torch.ones(8)
+    orders = {"perm_x1": [1, 0, 2], "perm_x2": [0, 1, 2], "perm_y": [1, 0, 2]}
+    for dtype in (torch.float16, torch.bfloat16):
+        more = {"x1_scale": torch.ones(3), "x2_scale": columns, **orders}
+        yield Call("npu_transpose_quant_batchmatmul", (left, right, dtype), more)
+    one, other = (torch.full(shape, 130, dtype=torch.uint8).view(_E8M0) for shape in ((3, 4, 2, 2), (4, 2, 8, 2)))
+    more = {"x1_scale": one, "x2_scale": other, "group_sizes": [0, 0, 32], **orders}
+    yield Call("npu_transpose_quant_batchmatmul", (left, right, torch.bfloat16), more)
     words = torch.full((32,), 2**46 + 0x3F800000)  # scales of 1
     yield Call("npu_transpose_batchmatmul", (x, weight), {"scale": words})
 
@@ -114,6 +125,9 @@ def _block_scaled() -> Iterator[Call]:
     yield Call("npu_dynamic_mx_quant", (x.float(),), {"scale_alg": 2, "dst_type_max": 7.0})
     for width in (2, 70, 514):
         yield Call("npu_dynamic_dual_level_mx_quant", (draw(2, width),))
+    for dst_dtype in (None, torch.int32, 296):
+        arguments = (draw(3, 7, 16), draw(7, 7, seed=1), draw(16, 16, seed=2), 0.75, dst_dtype)
+        yield Call("npu_kronecker_quant", arguments)
     for dst_type in (1, 291, torch.float8_e4m3fn):
         yield Call("npu_dynamic_block_quant", (x,), {"dst_type": dst_type})
         sizes = {"row_block_size": 128, "col_block_size": 64}
@@ -136,6 +150,10 @@ def _activation() -> Iterator[Call]:
         for dim in (-1, 1):
             yield Call("npu_geglu", (x,), {"dim": dim, "approximate": dim + 1 and 1, "activate_left": dim > 0})
         yield Call("npu_fast_gelu", (x,))
+        yield Call("fast_gelu", (x,))
+    table, positions = draw(10, 8, dtype=torch.float32), integers(5, low=0, high=10, dtype=torch.int64)
+    for neox in (True, False):
+        yield Call("atb::_npu_rotary_embedding", (positions, draw(5, 32), draw(5, 8, seed=1), 8, table, neox))
     yield Call("npu_prefetch", (draw(4), None, 100, 2))
 
 
@@ -146,3 +164,17 @@ def _gradients() -> Iterator[Call]:
     yield Call("npu_rms_norm_backward", (grad, x, draw(4, 8), torch.ones(2, 3, 1, 1)))
     for mode in ("half", "interleave"):
         yield Call("npu_rotary_mul_backward", (grad, x, draw(1, 3, 1, 8), draw(1, 3, 1, 8), mode))
+
+
+def _routing() -> Iterator[Call]:
+    x, experts = draw(5, 16, dtype=torch.bfloat16), integers(5, 2, low=0, high=4, dtype=torch.int32)
+    for mode in (0, 1, 2):
+        more = {"active_num": 7 if mode else 0, "expert_num": 4, "expert_tokens_num_mode": mode}
+        yield Call("npu_moe_init_routing_quant", (x, experts), more)
+        yield Call(
+            "npu_moe_init_routing_quant",
+            (x, experts),
+            more | {"drop_pad_mode": 1, "expert_capacity": 2, "expert_tokens_before_capacity_flag": mode > 0},
+        )
+    static = {"scale": torch.ones(1), "offset": torch.ones(1), "expert_num": 4, "quant_mode": 0}
+    yield Call("npu_moe_init_routing_quant", (x, experts), static)

@@ -14,6 +14,7 @@ OPERATORS = (
     Operator(schemas.SWIGLU_BACKWARD, swiglu_backward, swiglu_backward_meta),
     Operator(schemas.GEGLU, gelu.geglu, gelu.geglu_meta),
     Operator(schemas.FAST_GELU, gelu.fast_gelu, gelu.fast_gelu_meta),
+    Operator(schemas.FAST_GELU_BY_ITS_OTHER_NAME, gelu.fast_gelu, gelu.fast_gelu_meta),
     Operator(schemas.FAST_GELU_BACKWARD, gelu.fast_gelu_backward, gelu.fast_gelu_backward_meta),
     Operator(schemas.CLIPPED_SWIGLU, clipped_swiglu, clipped_swiglu_meta),
     Operator(

@@ -15,5 +15,10 @@ DYNAMIC_BLOCK_QUANT = (
     "int row_block_size=1, int col_block_size=128, float dst_type_max=0.0) -> (Tensor y, Tensor scale)"
 )
 
-SCHEMAS = (DYNAMIC_MX_QUANT, DYNAMIC_DUAL_LEVEL_MX_QUANT, DYNAMIC_BLOCK_QUANT)
+KRONECKER_QUANT = (
+    "npu_kronecker_quant(Tensor x, Tensor kronecker_p1, Tensor kronecker_p2, float? clip_ratio=None, "
+    "int? dst_dtype=None, float? dst_type_max=None) -> (Tensor out, Tensor quant_scale)"
+)
+
+SCHEMAS = (DYNAMIC_MX_QUANT, DYNAMIC_DUAL_LEVEL_MX_QUANT, DYNAMIC_BLOCK_QUANT, KRONECKER_QUANT)
 """Every schema of the family."""

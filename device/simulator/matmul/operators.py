@@ -5,6 +5,7 @@ from __future__ import annotations
 from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.matmul import schemas
 from npudiff.device.simulator.matmul import transpose_batchmatmul as transpose
+from npudiff.device.simulator.matmul import transpose_quant_batchmatmul as quant
 
 OPERATORS = (
     Operator(
@@ -13,6 +14,13 @@ OPERATORS = (
         transpose.transpose_batchmatmul_meta,
         ("weight",),
         transpose.TransposeRequest,
+    ),
+    Operator(
+        schemas.TRANSPOSE_QUANT_BATCHMATMUL,
+        quant.transpose_quant_batchmatmul,
+        quant.transpose_quant_batchmatmul_meta,
+        ("x2",),
+        quant.QuantRequest,
     ),
 )
 """Every operator of the family."""

@@ -7,5 +7,11 @@ TRANSPOSE_BATCHMATMUL = (
     "int[]? perm_x1=None, int[]? perm_x2=None, int[]? perm_y=None, int? batch_split_factor=1) -> Tensor"
 )
 
-SCHEMAS = (TRANSPOSE_BATCHMATMUL,)
+TRANSPOSE_QUANT_BATCHMATMUL = (
+    "npu_transpose_quant_batchmatmul(Tensor x1, Tensor x2, int dtype, *, Tensor? bias=None, Tensor? x1_scale=None, "
+    "Tensor? x2_scale=None, int[]? group_sizes=None, int[]? perm_x1=None, int[]? perm_x2=None, int[]? perm_y=None, "
+    "int? batch_split_factor=1, int? x1_dtype=None, int? x2_dtype=None) -> Tensor"
+)
+
+SCHEMAS = (TRANSPOSE_BATCHMATMUL, TRANSPOSE_QUANT_BATCHMATMUL)
 """Every schema of the family."""
