@@ -118,6 +118,7 @@ def _forward_signals(child: int) -> None:
 
 
 def _ended(status: int, doing: str) -> str:
-    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+    named = -status in set(signal.Signals)  # most real-time signals have no name
+    how = f"signal {signal.Signals(-status).name if named else -status}" if status < 0 else f"exit code {status}"
     where = f" in {printable(doing)}" if doing else ""
     return f"the run ended before its last verdict, with {how}{where}: nothing that it did not tell was judged"
