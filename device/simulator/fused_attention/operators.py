@@ -13,7 +13,7 @@ from npudiff.device.simulator.fused_attention import schemas
 from npudiff.device.simulator.fused_attention.checks import check
 from npudiff.device.simulator.fused_attention.flash import Softmax, attend
 from npudiff.device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans
-from npudiff.device.simulator.fused_attention.paging import key_values
+from npudiff.device.simulator.fused_attention.paging import joined, key_values
 from npudiff.device.simulator.fused_attention.request import (
     V1_NAMES,
     V2_NAMES,
@@ -21,7 +21,7 @@ from npudiff.device.simulator.fused_attention.request import (
     FusedAttentionRequest,
     normalise,
 )
-from npudiff.device.simulator.fused_attention.shapes import check_wrapper, empty_outputs
+from npudiff.device.simulator.fused_attention.shapes import LAYOUTS, check_wrapper, empty_outputs
 from npudiff.device.simulator.fused_attention.sparse_modes import check_template, see
 from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.profiles import CannProfile, active_profile
@@ -83,6 +83,7 @@ def _attend_sequences(
 ) -> None:
     sink = None if request.sink is None else request.sink.float()
     softmax = Softmax(request.scale, sink, profile.lse_includes_sink)
+    queries = (request.query,) if request.query_rope is None else (request.query, request.query_rope)
     for span in spans(request, geometry):
         if span.query_length == 0:
             continue
@@ -91,15 +92,15 @@ def _attend_sequences(
             if quirk.on_visibility is not None:
                 visibility = quirk.on_visibility(request, visibility)
         window = range(span.query_start, span.query_start + span.query_length)
-        where = (request.layout, request.heads, span.batch, window)
+        where = (request.heads, span.batch, window)
         attend(
-            rows(request.query, *where),
+            joined([rows(part, request.axes, *where) for part in queries]),
             key_values(request, span),
             visibility,
             softmax,
             kv_heads=request.kv_heads,
-            output=rows(attention, *where),
-            lse=None if lse is None else lse_rows(lse, request.layout, span.batch, window),
+            output=rows(attention, LAYOUTS[request.layout].output, *where),
+            lse=None if lse is None else lse_rows(lse, span.batch, window),
         )
 
 

@@ -3,7 +3,8 @@
 Token ``t`` of sequence ``b`` is row ``t % block_size`` of block ``block_table[b, t // block_size]``. Caches
 are [blocks, block size, kv heads * dim], [blocks, kv heads, block size, dim], or in NZ order
 [blocks, kv heads, dim / C0, block size, C0], where element ``d`` of a token is in tile ``d // C0`` at
-``d % C0``. Sources: DOC of ``npu_fused_infer_attention_score``, page attention; ACLNN for NZ.
+``d % C0``. The rotated part of the keys is a cache of its own, with the same blocks. Sources: DOC of
+``npu_fused_infer_attention_score``, page attention; ACLNN for NZ.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ class KeyValues(Protocol):
 
 @dataclass(frozen=True)
 class ContiguousKeyValues:
-    """Keys and values that lie one after the other: views [kv heads, tokens, dim]."""
+    """Keys, in one part or two, and values that lie one after the other: views [kv heads, tokens, dim]."""
 
-    keys: Tensor
+    keys: tuple[Tensor, ...]
     values: Tensor
 
     def load(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return the tokens ``start`` to ``stop``."""
-        return self.keys[:, start:stop], self.values[:, start:stop]
+        return joined([part[:, start:stop] for part in self.keys]), self.values[:, start:stop]
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class PagedKeyValues:
     """Row of the block table."""
     blocks: list[int]
     """That row."""
-    key_cache: Tensor
+    key_caches: tuple[Tensor, ...]
     value_cache: Tensor
-    """The caches."""
+    """The caches; that of the keys in one part or two."""
     block_size: int
     kv_heads: int
     """Sizes of the caches' axes."""
@@ -69,7 +70,7 @@ class PagedKeyValues:
         """
         first, last = start // self.block_size, (stop - 1) // self.block_size
         ids = self.blocks[first : last + 1]
-        count = self.key_cache.shape[0]
+        count = self.value_cache.shape[0]
         if min(ids) < 0 or max(ids) >= count:
             position, block = next((p, b) for p, b in enumerate(ids, first) if not 0 <= b < count)
             where = f"{self.operator}: block_table[{self.batch}, {position}]"
@@ -77,7 +78,8 @@ class PagedKeyValues:
         index = torch.tensor(ids)
         offset = start - first * self.block_size
         window = slice(offset, offset + stop - start)
-        return self._gather(self.key_cache, index, window), self._gather(self.value_cache, index, window)
+        keys = joined([self._gather(cache, index, window) for cache in self.key_caches])
+        return keys, self._gather(self.value_cache, index, window)
 
     def _gather(self, cache: Tensor, index: Tensor, window: slice) -> Tensor:
         """Return the tokens of some blocks that are in a window, counted from the first of them."""
@@ -92,17 +94,23 @@ class PagedKeyValues:
         return blocks.reshape(-1, self.kv_heads, blocks.shape[-1] // self.kv_heads).transpose(0, 1)[:, window]
 
 
+def joined(parts: list[Tensor]) -> Tensor:
+    """Put the plain and the rotated part of some heads side by side: [heads, tokens, dim]."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
 def key_values(request: FusedAttentionRequest, span: Span) -> KeyValues:
     """Return the source of one sequence's keys and values."""
+    keys = (request.key,) if request.key_rope is None else (request.key, request.key_rope)
     if request.block_table is None:
         window = range(span.key_start, span.key_start + span.key_length)
-        where = (request.layout, request.kv_heads, span.batch, window)
-        return ContiguousKeyValues(rows(request.key, *where), rows(request.value, *where))
+        where = (request.axes, request.kv_heads, span.batch, window)
+        return ContiguousKeyValues(tuple(rows(part, *where) for part in keys), rows(request.value, *where))
     return PagedKeyValues(
         operator=request.check.operator,
         batch=span.batch,
         blocks=request.block_table[span.batch].tolist(),
-        key_cache=request.key,
+        key_caches=keys,
         value_cache=request.value,
         block_size=request.block_size,
         kv_heads=request.kv_heads,

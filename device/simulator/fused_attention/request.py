@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.shapes import LAYOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,9 @@ class FusedAttentionRequest:
     key: Tensor
     value: Tensor
     """As passed; with ``block_table`` the last two are caches."""
+    query_rope: Tensor | None
+    key_rope: Tensor | None
+    """The rotated parts of query and key, head dim 64, shaped like them; the scores are those of both parts."""
     layout: str
     """``input_layout``."""
     heads: int
@@ -90,6 +94,16 @@ class FusedAttentionRequest:
     extras: tuple[tuple[str, object], ...]
     """Other arguments that were given, by name; the simulator implements none of them."""
 
+    @property
+    def axes(self) -> str:
+        """The query's axes, which are those of key and value too where they are not paged."""
+        return LAYOUTS[self.layout].query
+
+    @property
+    def packed(self) -> bool:
+        """Whether all sequences lie one after the other on one T axis."""
+        return "T" in self.axes
+
     def given_extra(self, name: str) -> object | None:
         """Return the argument of that name if it was given and is not simulated."""
         return dict(self.extras).get(name)
@@ -103,10 +117,12 @@ _COMMON = frozenset(
         "block_table",
         "inner_precise",
         "input_layout",
+        "key_rope",
         "learnable_sink",
         "next_tokens",
         "num_key_value_heads",
         "pre_tokens",
+        "query_rope",
         "sparse_mode",
     }
 )
@@ -114,11 +130,13 @@ _COMMON = frozenset(
 # DOC: reserved, or without meaning for 16-bit inputs.
 _WITHOUT_EFFECT = frozenset(
     {
+        "dequant_scale_key_rope",
         "dequant_scale_key_dtype",
         "dequant_scale_key_rope_dtype",
         "dequant_scale_query_dtype",
         "dequant_scale_value_dtype",
         "key_dtype",
+        "key_rope_antiquant_scale",
         "key_rope_dtype",
         "key_shared_prefix_dtype",
         "out_dtype",
@@ -166,6 +184,8 @@ def normalise(
         query=query,
         key=value if key is None else key,
         value=value,
+        query_rope=arguments.get("query_rope"),
+        key_rope=arguments.get("key_rope"),
         layout=arguments.get("input_layout", "BSH"),
         heads=heads,
         kv_heads=arguments.get("num_key_value_heads", 0) or heads,

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from npudiff.device.simulator.errors import ErrorCode
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
     from npudiff.device.simulator.profiles import CannProfile
 
@@ -62,7 +63,7 @@ def check_wrapper(request: FusedAttentionRequest) -> None:
         raise request.check.rejected("num_key_value_heads", request.kv_heads, "0 or more", ErrorCode.WRAPPER)
     if request.layout not in LAYOUTS:
         raise request.check.rejected("input_layout", repr(request.layout), ", ".join(LAYOUTS), ErrorCode.WRAPPER)
-    axes = LAYOUTS[request.layout].query
+    axes = request.axes
     query, value = request.query, request.value
     if query.dim() != len(axes):
         allowed = f"rank {len(axes)} for layout {request.layout}"
@@ -80,7 +81,7 @@ def query_sizes(request: FusedAttentionRequest) -> dict[str, int]:
 
     BSH is split with the given number of heads; NSD counts as batch 1.
     """
-    axes = LAYOUTS[request.layout].query
+    axes = request.axes
     sizes = dict(zip(axes, request.query.shape, strict=True))
     if "H" in sizes:
         sizes["N"] = request.heads
@@ -98,7 +99,7 @@ def value_head_dim(request: FusedAttentionRequest) -> int:
             dim = value.shape[2] // request.kv_heads
         else:
             dim = value.shape[3] if value.dim() == 4 else value.shape[2] * value.shape[4]
-    elif LAYOUTS[request.layout].query == "BSH":
+    elif request.axes == "BSH":
         dim = value.shape[2] // request.kv_heads
     else:
         dim = value.shape[-1]
@@ -122,8 +123,7 @@ def output_dtype(request: FusedAttentionRequest) -> torch.dtype:
     if request.given_extra(request.names.out_scale) is not None:
         return torch.int8
     if request.query.dtype == torch.int8:
-        rope = request.given_extra("query_rope")
-        return rope.dtype if isinstance(rope, Tensor) else torch.float16
+        return torch.float16 if request.query_rope is None else request.query_rope.dtype
     return request.query.dtype
 
 

@@ -10,33 +10,17 @@ def zeros(*shape, dtype=torch.bfloat16):
     return torch.zeros(shape, dtype=dtype)
 
 
-@pytest.mark.parametrize(
-    ("layout", "shape"),
-    [
-        ("NTD", (4, 5, 64)),
-        ("NSD", (4, 5, 64)),
-        ("BNSD_BSND", (2, 4, 5, 64)),
-        ("BSH_BNSD", (2, 5, 256)),
-        ("BSND_BNSD", (2, 5, 4, 64)),
-        ("BSH_NBSD", (2, 5, 256)),
-        ("BSND_NBSD", (2, 5, 4, 64)),
-        ("BNSD_NBSD", (2, 4, 5, 64)),
-        ("TND_NTD", (5, 4, 64)),
-        ("NTD_TND", (4, 5, 64)),
-    ],
-)
-def test_layouts(layout, shape):
-    query = zeros(*shape)
-    message = f"input_layout was '{layout}', which is not simulated; simulated: BSH, BSND"
+def test_a_layout_that_is_not_documented_for_these_cards():
+    query = zeros(4, 5, 64)
+    message = "input_layout was 'NSD', which is not simulated; simulated: BSH, BSND"
     with pytest.raises(NotSimulated, match=message):
-        torch.ops.npu.npu_fused_infer_attention_score_v2(query, query, query, num_query_heads=4, input_layout=layout)
+        torch.ops.npu.npu_fused_infer_attention_score_v2(query, query, query, num_query_heads=4, input_layout="NSD")
 
 
 @pytest.mark.parametrize(
     ("version", "more", "argument"),
     [
         (1, {"pse_shift": zeros(1, 4, 3, 9)}, "pse_shift"),
-        (1, {"query_rope": zeros(2, 3, 4, 64), "key_rope": zeros(2, 9, 2, 64)}, "key_rope"),
         (1, {"antiquant_scale": zeros(2)}, "antiquant_scale"),
         (1, {"key_antiquant_scale": zeros(2), "value_antiquant_scale": zeros(2)}, "key_antiquant_scale"),
         (1, {"key_antiquant_mode": 1}, "key_antiquant_mode"),
@@ -53,7 +37,6 @@ def test_layouts(layout, shape):
         (2, {"quant_scale_out": zeros(1)}, "quant_scale_out"),
         (2, {"quant_scale_p": zeros(1)}, "quant_scale_p"),
         (2, {"query_quant_mode": 3}, "query_quant_mode"),
-        (2, {"sparse_mode": 9, "atten_mask": zeros(2, 3, 3, dtype=torch.int8)}, "sparse_mode"),
     ],
 )
 def test_features(lab, version, more, argument):

@@ -1,0 +1,22 @@
+"""Choices of rotated parts in fused attention, which no source settles; fields of the CANN profile.
+
+DOC is the documentation of both operator versions, SOURCE CANN's operator source (ops-transformer, A2 and A3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedAttentionChoices:
+    """Fields of :class:`device.simulator.profiles.CannProfile`; the comment above each says what is disputed."""
+
+    # Sparse modes 0 with a mask and 4, one query in a layout with an S axis, where query and key have a rotated part or
+    # another head dim than value: DOC drops pre_tokens and next_tokens for one query, and keeps sparse_mode.
+    band_at_query_length_one: Literal["honoured", "ignored"] = "honoured"
+
+    # The log-sum-exp with query_rope and head dim 512: DOC of the first version excludes it, that of the second does
+    # not, SOURCE's check lets it pass, and vllm-ascend's context parallel decode merges by it (mla_cp.py).
+    absorbed_lse: Literal["accepted", "rejected_in_v1"] = "accepted"
