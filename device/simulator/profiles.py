@@ -223,6 +223,7 @@ _PESSIMISTIC = CannProfile(
     tnd_band_at_query_length_one="ignored",
     band_at_query_length_one="ignored",
     absorbed_lse="rejected_in_v1",
+    attention_update_positive_infinity="as_given",
     tnd_float16="rejected",
     lse_includes_sink=False,
     block_size_rule="docs",

@@ -20,3 +20,10 @@ class FusedAttentionChoices:
     # The log-sum-exp with query_rope and head dim 512: DOC of the first version excludes it, that of the second does
     # not, SOURCE's check lets it pass, and vllm-ascend's context parallel decode merges by it (mla_cp.py).
     absorbed_lse: Literal["accepted", "rejected_in_v1"] = "accepted"
+
+    # npu_attention_update, a log-sum-exp of +inf, which is fused attention's of a row without keys: SOURCE takes it as
+    # -inf, a part that is absent. The formula of DOC gives NaN, as older kernels may; sglang puts -inf there itself.
+    attention_update_positive_infinity: Literal["absent", "as_given"] = "absent"
+
+    # The same, how many parts: DOC has 16, SOURCE's check for A2 and A3 128.
+    attention_update_parts: int = 16

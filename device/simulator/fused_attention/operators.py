@@ -23,6 +23,7 @@ from npudiff.device.simulator.fused_attention.request import (
 )
 from npudiff.device.simulator.fused_attention.shapes import LAYOUTS, check_wrapper, empty_outputs
 from npudiff.device.simulator.fused_attention.sparse_modes import check_template, see
+from npudiff.device.simulator.fused_attention.update import attention_update, attention_update_meta
 from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.profiles import CannProfile, active_profile
 from npudiff.device.simulator.schemas import qualified_name
@@ -178,5 +179,6 @@ _V2 = {
 OPERATORS = (
     *_operators("npu_fused_infer_attention_score", V1_NAMES, _V1),
     *_operators("npu_fused_infer_attention_score_v2", V2_NAMES, _V2),
+    Operator(schemas.ATTENTION_UPDATE, attention_update, attention_update_meta),
 )
-"""Both versions of the operator with all their forms."""
+"""Both versions of the operator with all their forms, and the operator that merges partial attention."""
