@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.antiquant_checks import check_antiquant, check_integers
 from npudiff.device.simulator.fused_attention.extras_checks import check_extras
 from npudiff.device.simulator.fused_attention.layouts import Geometry, measure, row_axis
-from npudiff.device.simulator.fused_attention.length_checks import check_lengths, check_paging, check_tiles
+from npudiff.device.simulator.fused_attention.length_checks import check_lengths, check_paging
 from npudiff.device.simulator.fused_attention.mask_checks import check_inner_precise, check_mask, check_sparse_mode
 from npudiff.device.simulator.fused_attention.rope_checks import check_layout, check_narrow_dims, check_rope
+from npudiff.device.simulator.fused_attention.shapes import INT4_PER_INT32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +67,8 @@ def check(request: FusedAttentionRequest, profile: CannProfile) -> Geometry:
     geometry = measure(request)
     _check_head_dims(request, geometry, profile)
     check_lengths(request, geometry, profile)
+    if request.integer_cache:
+        check_antiquant(request, geometry, profile)
     _check_limits(request, geometry)
     check_sparse_mode(request, geometry, profile)
     check_mask(request, geometry, profile)
@@ -80,11 +84,10 @@ def _check_dtypes(request: FusedAttentionRequest) -> None:
         raise request.check.not_simulated("query", "int8", "float16 and bfloat16")
     if query.dtype not in (torch.float16, torch.bfloat16):
         raise request.check.rejected("query", query.dtype, "float16, bfloat16 or int8", ErrorCode.PARAMETER)
+    if request.integer_cache:
+        check_integers(request)
+        return
     for name, tensor in (("key", key), ("value", value)):
-        if tensor.dtype in (torch.int8, torch.int32):
-            if tensor.dtype == torch.int8 and request.block_table is not None and tensor.dim() == 5:
-                check_tiles(request, name, tensor)
-            raise request.check.not_simulated(name, tensor.dtype, "a cache in the query's dtype")
         if tensor.dtype != query.dtype:
             raise request.check.rejected(name, tensor.dtype, f"the query's dtype {query.dtype}", ErrorCode.PARAMETER)
 
@@ -152,12 +155,13 @@ def _check_head_dims(request: FusedAttentionRequest, geometry: Geometry, profile
 
 def _key_head_dim(request: FusedAttentionRequest) -> int:
     paged = request.block_table is not None
+    packing = INT4_PER_INT32 if request.key.dtype == torch.int32 else 1
     if paged and request.key.dim() == 5:
         return request.key.shape[2] * request.key.shape[4]
     hidden_axis = request.key.dim() == 3 if paged else "H" in request.axes
     if hidden_axis:
-        return request.key.shape[2] // request.kv_heads
-    return request.key.shape[-1]
+        return request.key.shape[2] * packing // request.kv_heads
+    return request.key.shape[-1] * packing
 
 
 def _check_limits(request: FusedAttentionRequest, geometry: Geometry) -> None:

@@ -21,6 +21,16 @@ class FusedAttentionChoices:
     # not, SOURCE's check lets it pass, and vllm-ascend's context parallel decode merges by it (mla_cp.py).
     absorbed_lse: Literal["accepted", "rejected_in_v1"] = "accepted"
 
+    # Keys and values of int8 or int4 under a 16-bit query, (integer + offset) * scale: the golden of CANN's tests
+    # computes it in the query's dtype, scales and offsets per token included, as vllm-ascend does where it dequantises
+    # itself. Kernels of A2 for one query multiply query or scores by the scale, and cut the query into int8 parts
+    # (incre_flash_attention, msdIterNum), which has no 16-bit key; "float32" stands for that.
+    antiquant_sums: Literal["query_dtype", "float32"] = "query_dtype"
+
+    # Caches of int8 in NZ order: DOC has blocks of 128 and 512 and (query heads, key heads) (10, 1), (64, 8), (80, 8),
+    # (128, 16). vllm-ascend takes any block of a multiple of 32 and what heads a rank has (attention_v1.py).
+    antiquant_nz_sizes: Literal["any", "documented"] = "any"
+
     # npu_attention_update, a log-sum-exp of +inf, which is fused attention's of a row without keys: SOURCE takes it as
     # -inf, a part that is absent. The formula of DOC gives NaN, as older kernels may; sglang puts -inf there itself.
     attention_update_positive_infinity: Literal["absent", "as_given"] = "absent"

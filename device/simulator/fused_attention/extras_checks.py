@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.antiquant import ANTIQUANT_NAMES
 from npudiff.device.simulator.fused_attention.request import V1_NAMES
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def check_extras(request: FusedAttentionRequest) -> None:
     if request.query.dtype == torch.int8:
         _check_int8(request)
     given = {name for name, _ in request.extras}
+    if request.integer_cache and request.sink is None:
+        given -= ANTIQUANT_NAMES
     if _is_single_query(request):
         # DOC: left padding of the query has no meaning for one query.
         given.discard("query_padding_size")

@@ -56,7 +56,7 @@ def _check_cache_form(request: FusedAttentionRequest, profile: CannProfile) -> N
     if rank != request.value.dim():
         raise request.check.rejected("key", f"of rank {rank}", f"the value's rank {request.value.dim()}")
     rope = request.query_rope is not None
-    if rank == 5 and not rope and profile.five_dimensional_cache == "rejected":
+    if rank == 5 and not rope and not request.integer_cache and profile.five_dimensional_cache == "rejected":
         raise request.check.rejected("key", "a rank 5 (FRACTAL_NZ) cache", "rank 3 or 4, without rope and quantisation")
     if rank == 4 and profile.four_dimensional_cache == "bnsd_and_tnd" and request.axes in ("BSH", "BSND"):
         raise request.check.rejected(
@@ -182,7 +182,9 @@ def _check_table_size(request: FusedAttentionRequest, table: Tensor, geometry: G
 
 def _check_block_size(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
     size, single = request.block_size, geometry.query_rows <= 1
-    if request.query_rope is not None:
+    if request.integer_cache:
+        step, limit = 32, 512
+    elif request.query_rope is not None:
         step, limit = 16, 1024
     elif profile.block_size_rule == "docs":
         step, limit = (16, 512) if single else (128, 512)

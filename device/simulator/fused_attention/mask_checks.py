@@ -64,12 +64,12 @@ def _check_band(request: FusedAttentionRequest) -> None:
 
 
 def _check_tree_mode(request: FusedAttentionRequest, geometry: Geometry) -> None:
-    """Refuse a tree without a rotated part, in the first version, and with more queries than keys.
+    """Refuse a tree over plain 16-bit keys, in the first version, and with more queries than keys.
 
     CANN's feature check exempts sequences without keys, which pad a graph.
     """
-    if request.query_rope is None or request.names is V1_NAMES:
-        allowed = "0 to 4; the tree mode has query_rope, in the second version"
+    if (request.query_rope is None and not request.integer_cache) or request.names is V1_NAMES:
+        allowed = "0 to 4; the tree mode has query_rope or an int8 cache, in the second version"
         raise request.check.rejected("sparse_mode", f"{TREE_MODE}", allowed)
     for span in spans(request, geometry):
         if 0 < span.key_length < span.query_length:

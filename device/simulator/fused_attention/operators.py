@@ -10,10 +10,10 @@ import torch
 
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention import schemas
+from npudiff.device.simulator.fused_attention.antiquant import key_values
 from npudiff.device.simulator.fused_attention.checks import check
 from npudiff.device.simulator.fused_attention.flash import Softmax, attend
 from npudiff.device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans
-from npudiff.device.simulator.fused_attention.paging import joined, key_values
 from npudiff.device.simulator.fused_attention.request import (
     V1_NAMES,
     V2_NAMES,
@@ -95,8 +95,8 @@ def _attend_sequences(
         window = range(span.query_start, span.query_start + span.query_length)
         where = (request.heads, span.batch, window)
         attend(
-            joined([rows(part, request.axes, *where) for part in queries]),
-            key_values(request, span),
+            torch.cat([rows(part, request.axes, *where) for part in queries], -1),
+            key_values(request, span, profile),
             visibility,
             softmax,
             kv_heads=request.kv_heads,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention.shapes import LAYOUTS
@@ -92,7 +94,7 @@ class FusedAttentionRequest:
     out: Sequence[Tensor]
     """What the ``.out`` forms write into: attention and log-sum-exp."""
     extras: tuple[tuple[str, object], ...]
-    """Other arguments that were given, by name; the simulator implements none of them."""
+    """Other arguments that were given, by name: those of quantised caches, and what is not simulated."""
 
     @property
     def axes(self) -> str:
@@ -104,8 +106,15 @@ class FusedAttentionRequest:
         """Whether all sequences lie one after the other on one T axis."""
         return "T" in self.axes
 
+    @property
+    def integer_cache(self) -> bool:
+        """Whether keys or values are integers of 8 or 4 bits, which a 16-bit query meets as numbers."""
+        integers = (torch.int8, torch.int32)
+        cached = self.key.dtype in integers or self.value.dtype in integers
+        return cached and self.query.dtype in (torch.float16, torch.bfloat16)
+
     def given_extra(self, name: str) -> object | None:
-        """Return the argument of that name if it was given and is not simulated."""
+        """Return the argument of that name if it was given and has no place of its own."""
         return dict(self.extras).get(name)
 
 

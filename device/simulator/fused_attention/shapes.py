@@ -45,8 +45,8 @@ LAYOUTS = {
     "NTD_TND": Layout("NTD", "TND"),
 }
 
-# Eight int4 values travel in one int32.
-_INT4_PER_INT32 = 8
+INT4_PER_INT32 = 8
+"""Elements of 4 bits that travel in one int32, the first in the lowest bits."""
 
 
 def check_wrapper(request: FusedAttentionRequest) -> None:
@@ -103,7 +103,7 @@ def value_head_dim(request: FusedAttentionRequest) -> int:
         dim = value.shape[2] // request.kv_heads
     else:
         dim = value.shape[-1]
-    return dim * _INT4_PER_INT32 if value.dtype == torch.int32 else dim
+    return dim * INT4_PER_INT32 if value.dtype == torch.int32 else dim
 
 
 def output_shapes(request: FusedAttentionRequest) -> tuple[list[int], list[int]]:

@@ -29,8 +29,6 @@ def test_a_layout_that_is_not_documented_for_these_cards():
         (1, {"key_shared_prefix": zeros(1), "value_shared_prefix": zeros(1)}, "key_shared_prefix"),
         (1, {"actual_shared_prefix_len": [3]}, "actual_shared_prefix_len"),
         (1, {"quant_scale2": zeros(1)}, "quant_scale2"),
-        (1, {"key": zeros(2, 9, 2, 64, dtype=torch.int8)}, "key"),
-        (1, {"value": zeros(2, 9, 2, 8, dtype=torch.int32)}, "value"),
         (2, {"query": zeros(2, 3, 4, 64, dtype=torch.int8)}, "query"),
         (2, {"pse_shift": zeros(1, 4, 3, 9)}, "pse_shift"),
         (2, {"dequant_scale_key": zeros(2), "dequant_scale_value": zeros(2)}, "dequant_scale_key"),
@@ -45,17 +43,6 @@ def test_features(lab, version, more, argument):
         lab.call(arguments | more, version=version)
     assert caught.value.argument == argument
     assert not isinstance(caught.value, OperatorRejected)
-
-
-def test_nz_caches_of_int8(lab):
-    arguments = lab.pack(lab.ragged([2], [8]), "TND", block_size=128)
-    arguments |= {name: zeros(4, 2, 2, 128, 32, dtype=torch.int8) for name in ("key", "value")}
-    with pytest.raises(NotSimulated, match=r"key was torch.int8, which is not simulated; simulated: a cache in the"):
-        lab.call(arguments)
-    narrow = {name: zeros(4, 2, 4, 128, 16, dtype=torch.int8) for name in ("key", "value")}
-    message = r"key was \[4, 2, 4, 128, 16\], a cache with tiles of 16 elements; allowed: .* dim / 32, block size, 32\]"
-    with pytest.raises(OperatorRejected, match=message):
-        lab.call(arguments | narrow)
 
 
 @pytest.mark.parametrize(
