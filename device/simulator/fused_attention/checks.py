@@ -16,6 +16,7 @@ from npudiff.device.simulator.fused_attention.extras_checks import check_extras
 from npudiff.device.simulator.fused_attention.layouts import Geometry, measure, row_axis
 from npudiff.device.simulator.fused_attention.length_checks import check_lengths, check_paging
 from npudiff.device.simulator.fused_attention.mask_checks import check_inner_precise, check_mask, check_sparse_mode
+from npudiff.device.simulator.fused_attention.output_checks import check_int8_output, check_shift
 from npudiff.device.simulator.fused_attention.rope_checks import check_layout, check_narrow_dims, check_rope
 from npudiff.device.simulator.fused_attention.shapes import INT4_PER_INT32
 
@@ -70,6 +71,9 @@ def check(request: FusedAttentionRequest, profile: CannProfile) -> Geometry:
     if request.integer_cache:
         check_antiquant(request, geometry, profile)
     _check_limits(request, geometry)
+    check_int8_output(request, geometry)
+    if request.shift is not None:
+        check_shift(request, request.shift, geometry)
     check_sparse_mode(request, geometry, profile)
     check_mask(request, geometry, profile)
     check_inner_precise(request, geometry, profile)

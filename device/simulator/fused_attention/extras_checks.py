@@ -42,20 +42,20 @@ def check_extras(request: FusedAttentionRequest) -> None:
         given.discard("query_padding_size")
     if not given:
         return
-    _check_pairs(request, given)
+    _check_prefix_pair(request, given)
     if request.block_table is not None:
         _refuse_any(request, given, (*_PADDING, *_PREFIX), "None with block_table")
     if request.query_rope is not None:
         _refuse_any(request, given, tuple(sorted(given)), "None with query_rope")
     if request.packed:
-        _refuse_any(request, given, ("pse_shift", *_PADDING, *_PREFIX), f"None in layout {request.layout}")
+        _refuse_any(request, given, (*_PADDING, *_PREFIX), f"None in layout {request.layout}")
     if request.query.dtype in (torch.float16, torch.bfloat16):
         _refuse_any(request, given, _INPUT_QUANTISATION, "None for a 16-bit query")
     if request.sink is not None:
         quantised = [name for name in given if "quant" in name]
         _refuse_any(request, given, tuple(sorted(quantised)), "None with learnable_sink")
     name = min(given)
-    raise request.check.not_simulated(name, "given", "16-bit attention without pse, prefix, padding, quantisation")
+    raise request.check.not_simulated(name, "given", "attention of 16-bit queries without prefix and padding")
 
 
 def _check_int8(request: FusedAttentionRequest) -> None:
@@ -80,15 +80,11 @@ def _is_single_query(request: FusedAttentionRequest) -> bool:
     return request.query.shape[request.axes.index("S")] == 1
 
 
-def _check_pairs(request: FusedAttentionRequest, given: set[str]) -> None:
-    """Refuse half of a pair, and an offset without its scale."""
+def _check_prefix_pair(request: FusedAttentionRequest, given: set[str]) -> None:
     present = [name for name in _PREFIX[:2] if name in given]
     if len(present) == 1:
         missing = _PREFIX[0] if present == [_PREFIX[1]] else _PREFIX[1]
         raise request.check.rejected(missing, "None", f"given together with {present[0]}")
-    out_scale, out_offset = request.names.out_scale, request.names.out_offset
-    if out_offset in given and out_scale not in given:
-        raise request.check.rejected(out_scale, "None", f"given together with {out_offset}")
 
 
 def _refuse_any(request: FusedAttentionRequest, given: set[str], names: tuple[str, ...], allowed: str) -> None:

@@ -21,6 +21,7 @@ from npudiff.device.simulator.fused_attention.request import (
     FusedAttentionRequest,
     normalise,
 )
+from npudiff.device.simulator.fused_attention.rounding import Int8
 from npudiff.device.simulator.fused_attention.shapes import LAYOUTS, check_wrapper, empty_outputs
 from npudiff.device.simulator.fused_attention.sparse_modes import check_template, see
 from npudiff.device.simulator.fused_attention.update import attention_update, attention_update_meta
@@ -83,7 +84,7 @@ def _attend_sequences(
     lse: Tensor | None,
 ) -> None:
     sink = None if request.sink is None else request.sink.float()
-    softmax = Softmax(request.scale, sink, profile.lse_includes_sink)
+    int8 = _int8_output(request, geometry)
     queries = (request.query,) if request.query_rope is None else (request.query, request.query_rope)
     for span in spans(request, geometry):
         if span.query_length == 0:
@@ -94,6 +95,8 @@ def _attend_sequences(
                 visibility = quirk.on_visibility(request, visibility)
         window = range(span.query_start, span.query_start + span.query_length)
         where = (request.heads, span.batch, window)
+        shift = None if request.shift is None else request.shift[span.batch % len(request.shift)]
+        softmax = Softmax(request.scale, sink, profile.lse_includes_sink, shift)
         attend(
             torch.cat([rows(part, request.axes, *where) for part in queries], -1),
             key_values(request, span, profile),
@@ -102,7 +105,16 @@ def _attend_sequences(
             kv_heads=request.kv_heads,
             output=rows(attention, LAYOUTS[request.layout].output, *where),
             lse=None if lse is None else lse_rows(lse, span.batch, window),
+            int8=int8,
         )
+
+
+def _int8_output(request: FusedAttentionRequest, geometry: Geometry) -> Int8 | None:
+    """Return what makes int8 of a call's output, with numbers per tensor or per head and channel."""
+    if request.out_scale is None:
+        return None
+    shape = (1,) if request.out_scale.numel() == 1 else (request.heads, 1, geometry.value_dim)
+    return Int8(request.out_scale.view(shape), None if request.out_offset is None else request.out_offset.view(shape))
 
 
 def _out(request: FusedAttentionRequest) -> tuple[Tensor, Tensor]:

@@ -89,6 +89,11 @@ class FusedAttentionRequest:
     """Tokens per block."""
     sink: Tensor | None
     """``learnable_sink`` [heads]."""
+    shift: Tensor | None
+    """``pse_shift``: [1 or batch, heads, rows, keys], added to the scaled scores."""
+    out_scale: Tensor | None
+    out_offset: Tensor | None
+    """What makes int8 of the output."""
     return_lse: bool
     """Whether the log-sum-exp is wanted."""
     out: Sequence[Tensor]
@@ -131,6 +136,7 @@ _COMMON = frozenset(
         "next_tokens",
         "num_key_value_heads",
         "pre_tokens",
+        "pse_shift",
         "query_rope",
         "sparse_mode",
     }
@@ -186,7 +192,7 @@ def normalise(
         In the words of the version; absent ones have the schema's default.
     """
     heads = arguments.get(names.heads, 1)
-    known = _COMMON | _WITHOUT_EFFECT | set(vars(names).values()) - {names.out_scale, names.out_offset}
+    known = _COMMON | _WITHOUT_EFFECT | set(vars(names).values())
     return FusedAttentionRequest(
         check=ArgumentChecks(operator, default=ErrorCode.TILING),
         names=names,
@@ -209,6 +215,9 @@ def normalise(
         block_table=arguments.get("block_table"),
         block_size=arguments.get("block_size", 0),
         sink=arguments.get("learnable_sink"),
+        shift=arguments.get("pse_shift"),
+        out_scale=arguments.get(names.out_scale),
+        out_offset=arguments.get(names.out_offset),
         return_lse=arguments.get(names.return_lse, False),
         out=out,
         # A mode of 0 is the default, hence not given.

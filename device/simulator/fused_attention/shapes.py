@@ -120,7 +120,7 @@ def output_shapes(request: FusedAttentionRequest) -> tuple[list[int], list[int]]
 
 def output_dtype(request: FusedAttentionRequest) -> torch.dtype:
     """Return the dtype of the attention output."""
-    if request.given_extra(request.names.out_scale) is not None:
+    if request.out_scale is not None:
         return torch.int8
     if request.query.dtype == torch.int8:
         return torch.float16 if request.query_rope is None else request.query_rope.dtype

@@ -20,7 +20,6 @@ def test_a_layout_that_is_not_documented_for_these_cards():
 @pytest.mark.parametrize(
     ("version", "more", "argument"),
     [
-        (1, {"pse_shift": zeros(1, 4, 3, 9)}, "pse_shift"),
         (1, {"antiquant_scale": zeros(2)}, "antiquant_scale"),
         (1, {"key_antiquant_scale": zeros(2), "value_antiquant_scale": zeros(2)}, "key_antiquant_scale"),
         (1, {"key_antiquant_mode": 1}, "key_antiquant_mode"),
@@ -28,11 +27,8 @@ def test_a_layout_that_is_not_documented_for_these_cards():
         (1, {"kv_padding_size": zeros(1)}, "kv_padding_size"),
         (1, {"key_shared_prefix": zeros(1), "value_shared_prefix": zeros(1)}, "key_shared_prefix"),
         (1, {"actual_shared_prefix_len": [3]}, "actual_shared_prefix_len"),
-        (1, {"quant_scale2": zeros(1)}, "quant_scale2"),
         (2, {"query": zeros(2, 3, 4, 64, dtype=torch.int8)}, "query"),
-        (2, {"pse_shift": zeros(1, 4, 3, 9)}, "pse_shift"),
         (2, {"dequant_scale_key": zeros(2), "dequant_scale_value": zeros(2)}, "dequant_scale_key"),
-        (2, {"quant_scale_out": zeros(1)}, "quant_scale_out"),
         (2, {"quant_scale_p": zeros(1)}, "quant_scale_p"),
         (2, {"query_quant_mode": 3}, "query_quant_mode"),
     ],
