@@ -329,6 +329,7 @@ def offsets(value, version=2):
 
 INT32 = {name: zeros(2, 40, 2, 8, dtype=torch.int32) for name in ("key", "value")}
 FP32 = torch.float32
+PAGES_OF_16 = {"block_size": 16} | {name: zeros(5, 16, 128, dtype=torch.int8) for name in ("key", "value")}
 # (call to spoil, how, argument named, what is said of it)
 REFUSED = [
     ("one", scales(None), "dequant_scale_key", "None"),
@@ -371,6 +372,7 @@ REFUSED = [
     ("combined", {"antiquant_offset": zeros(2, 2, 64).half()}, "antiquant_offset", "of shape"),
     ("combined several", {"query": zeros(2, 4, 3, 64)}, "query", "torch.bfloat16"),
     ("paged", {"block_size": 64}, "block_size", "64"),
+    ("paged", PAGES_OF_16, "block_size", "16"),
     ("paged", scales(zeros(5, 128, dtype=FP32)) | modes(4, 4), "dequant_scale_key", "of shape [5, 128]"),
     ("paged", scales(zeros(5, 2, 64, dtype=FP32)) | modes(5, 5), "dequant_scale_key", "of shape [5, 2, 64]"),
     ("paged", scales(zeros(2, 255, dtype=FP32)) | modes(1, 1), "dequant_scale_key", "of shape [2, 255]"),

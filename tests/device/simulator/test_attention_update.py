@@ -121,13 +121,21 @@ def test_the_log_sum_exp_is_given_if_it_is_asked_for(update):
 
 
 def test_sums_go_by_the_order_of_the_list(update):
-    """1 + 2^-24 + 2^-24 in float32: the small ones are lost one after the other, and count together."""
-    lse = [torch.zeros(1), torch.full((1,), -24 * math.log(2)), torch.full((1,), -24 * math.log(2))]
-    ones = [torch.ones(1, 8)] * 3
-    _, first = update(lse, ones, 1)
-    _, last = update(lse[::-1], ones, 1)
-    assert first.item() == 0
-    assert last.item() > 0
+    """Sixteen parts whose terms spread over many powers of two: float32 additions, one after the other."""
+    lse, local_out = drawn(16, 40, 16, spread=4.0)
+    out, lse_out = update(lse, local_out, 1)
+    maximum = torch.stack(lse).amax(0)
+    total = torch.zeros(40)
+    for part in lse:
+        total = total + torch.exp(part - maximum)
+    merged_lse = maximum + torch.log(total)
+    expected = torch.zeros(40, 16)
+    for part, values in zip(lse, local_out, strict=True):
+        expected = expected + torch.exp(part - merged_lse)[:, None] * values
+    assert torch.equal(lse_out, merged_lse)
+    assert torch.equal(out, expected)
+    backwards, _ = update(lse[::-1], local_out[::-1], 1)
+    assert not torch.equal(backwards, out)
 
 
 def test_inputs_are_not_written(update):
