@@ -12,8 +12,9 @@ import torch
 
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention.antiquant_checks import check_antiquant, check_integers
+from npudiff.device.simulator.fused_attention.axes import row_axis
 from npudiff.device.simulator.fused_attention.extras_checks import check_extras
-from npudiff.device.simulator.fused_attention.layouts import Geometry, measure, row_axis
+from npudiff.device.simulator.fused_attention.layouts import Geometry, measure
 from npudiff.device.simulator.fused_attention.length_checks import check_lengths, check_paging
 from npudiff.device.simulator.fused_attention.mask_checks import check_inner_precise, check_mask, check_sparse_mode
 from npudiff.device.simulator.fused_attention.output_checks import check_int8_output, check_shift

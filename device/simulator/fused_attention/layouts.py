@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from npudiff.device.simulator.fused_attention.axes import row_axis
 from npudiff.device.simulator.fused_attention.shapes import query_sizes, value_head_dim
 
 if TYPE_CHECKING:
@@ -80,11 +81,6 @@ def _key_rows(request: FusedAttentionRequest) -> int:
         width = request.block_table.shape[1] if request.block_table.dim() == 2 else 0
         return width * request.block_size
     return request.key.shape[row_axis(request.axes)]
-
-
-def row_axis(axes: str) -> int:
-    """Return the axis of tokens, which is T or S."""
-    return axes.index("T" if "T" in axes else "S")
 
 
 def spans(request: FusedAttentionRequest, geometry: Geometry) -> Iterator[Span]:

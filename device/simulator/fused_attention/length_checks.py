@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from npudiff.device.simulator.errors import ErrorCode
-from npudiff.device.simulator.fused_attention.layouts import expand, row_axis
+from npudiff.device.simulator.fused_attention.axes import row_axis
+from npudiff.device.simulator.fused_attention.layouts import expand
 
 if TYPE_CHECKING:
     from torch import Tensor

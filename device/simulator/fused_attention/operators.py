@@ -11,6 +11,7 @@ import torch
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention import schemas
 from npudiff.device.simulator.fused_attention.antiquant import key_values
+from npudiff.device.simulator.fused_attention.axes import LAYOUTS
 from npudiff.device.simulator.fused_attention.checks import check
 from npudiff.device.simulator.fused_attention.flash import Softmax, attend
 from npudiff.device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans
@@ -22,7 +23,7 @@ from npudiff.device.simulator.fused_attention.request import (
     normalise,
 )
 from npudiff.device.simulator.fused_attention.rounding import Int8
-from npudiff.device.simulator.fused_attention.shapes import LAYOUTS, check_wrapper, empty_outputs
+from npudiff.device.simulator.fused_attention.shapes import check_wrapper, empty_outputs
 from npudiff.device.simulator.fused_attention.sparse_modes import check_template, see
 from npudiff.device.simulator.fused_attention.update import attention_update, attention_update_meta
 from npudiff.device.simulator.library import Operator

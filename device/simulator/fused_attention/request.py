@@ -9,7 +9,7 @@ import torch
 
 from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
-from npudiff.device.simulator.fused_attention.shapes import LAYOUTS
+from npudiff.device.simulator.fused_attention.axes import LAYOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Layout names, output shapes, and what the torch_npu wrapper refuses before it asks aclnn.
+"""Output shapes, and what the torch_npu wrapper refuses before it asks aclnn.
 
 Follows op-plugin's ``FusedInferAttentionScore*`` host code and the wheel's META rules
 (``op_plugin/meta/_meta_registrations.py``), which agree.
@@ -6,12 +6,12 @@ Follows op-plugin's ``FusedInferAttentionScore*`` host code and the wheel's META
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.axes import LAYOUTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,31 +19,6 @@ if TYPE_CHECKING:
     from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
     from npudiff.device.simulator.profiles import CannProfile
 
-
-@dataclass(frozen=True)
-class Layout:
-    """How a layout name is read: the query's axes, the output's axes."""
-
-    query: str
-    output: str
-
-
-LAYOUTS = {
-    "BSH": Layout("BSH", "BSH"),
-    "BSND": Layout("BSND", "BSND"),
-    "BNSD": Layout("BNSD", "BNSD"),
-    "TND": Layout("TND", "TND"),
-    "NTD": Layout("NTD", "NTD"),
-    "NSD": Layout("NSD", "NSD"),
-    "BNSD_BSND": Layout("BNSD", "BSND"),
-    "BSH_BNSD": Layout("BSH", "BNSD"),
-    "BSND_BNSD": Layout("BSND", "BNSD"),
-    "BSH_NBSD": Layout("BSH", "NBSD"),
-    "BSND_NBSD": Layout("BSND", "NBSD"),
-    "BNSD_NBSD": Layout("BNSD", "NBSD"),
-    "TND_NTD": Layout("TND", "NTD"),
-    "NTD_TND": Layout("NTD", "TND"),
-}
 
 INT4_PER_INT32 = 8
 """Elements of 4 bits that travel in one int32, the first in the lowest bits."""
