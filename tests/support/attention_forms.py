@@ -107,6 +107,13 @@ def forms():
     int4 = torch.arange(BATCH * KEYS * 16, dtype=torch.int32).mul(-1640531535).view(BATCH, KEYS, 1, 16)
     name, (query, *_), arguments = _call("BSND", 2, **int8, **{k: t.view(1, 128) for k, t in separate.items()})
     calls["int4"] = (name, (query, int4, int4), arguments)
+    plain = {"heads": 4, "kv_heads": 2, "dim": 64, "lse": False}
+    shift = _normal(1, 4, QUERIES, KEYS)
+    for layout in ("BSH", "BSND", "BNSD", "BNSD_BSND"):
+        calls[f"shift {layout}"] = _call(layout, 2, **plain, pse_shift=shift)
+        calls[f"int8 output {layout}"] = _call(layout, 1, **plain, quant_scale2=torch.tensor([30.0]))
+        by_channel = {"quant_scale_out": torch.linspace(5, 90, 256), "quant_offset_out": torch.linspace(-9, 9, 256)}
+        calls[f"int8 output per channel {layout}"] = _call(layout, 2, **plain, **by_channel)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         lse = [_normal(6, dtype=torch.float32), _normal(6, dtype=torch.float32) + 1]
         lse[0][2] = torch.inf
