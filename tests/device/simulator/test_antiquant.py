@@ -329,7 +329,9 @@ def offsets(value, version=2):
 
 INT32 = {name: zeros(2, 40, 2, 8, dtype=torch.int32) for name in ("key", "value")}
 FP32 = torch.float32
-PAGES_OF_16 = {"block_size": 16} | {name: zeros(5, 16, 128, dtype=torch.int8) for name in ("key", "value")}
+PAGES_OF_16 = {"block_size": 16, "actual_seq_kvlen": [9, 9]} | {
+    name: zeros(5, 16, 128, dtype=torch.int8) for name in ("key", "value")
+}
 # (call to spoil, how, argument named, what is said of it)
 REFUSED = [
     ("one", scales(None), "dequant_scale_key", "None"),

@@ -10,13 +10,6 @@ def zeros(*shape, dtype=torch.bfloat16):
     return torch.zeros(shape, dtype=dtype)
 
 
-def test_a_layout_that_is_not_documented_for_these_cards():
-    query = zeros(4, 5, 64)
-    message = "input_layout was 'NSD', which is not simulated; simulated: BSH, BSND"
-    with pytest.raises(NotSimulated, match=message):
-        torch.ops.npu.npu_fused_infer_attention_score_v2(query, query, query, num_query_heads=4, input_layout="NSD")
-
-
 @pytest.mark.parametrize(
     ("version", "more", "argument"),
     [

@@ -307,6 +307,7 @@ REFUSED = [
     # Features that are missing here, where hardware refuses them too.
     ("plain", {"query_rope": zeros(2, 3, 4, 64)}, "key_rope", "None", TILING),
     ("plain v1", {"key_rope": zeros(2, 9, 2, 64)}, "query_rope", "None", TILING),
+    ("TND", {"input_layout": "NSD"}, "input_layout", "'NSD' without query_rope", TILING),
     ("plain", {"input_layout": "BSND_NBSD"}, "input_layout", "'BSND_NBSD' without query_rope", TILING),
     ("TND", {"input_layout": "TND_NTD"}, "input_layout", "'TND_NTD' without query_rope", TILING),
     (
