@@ -98,7 +98,16 @@ def version_of_torch_npu() -> str:
     if _series(torch) != _series(torch_npu):
         wanted = ".".join(_series(torch_npu))
         raise VirtualNpuUnavailable(f"torch_npu {torch_npu} needs torch {wanted}, and torch is {torch}")
+    if _is_for_cuda() and _series(torch) >= ["2", "13"]:
+        raise VirtualNpuUnavailable(
+            f"torch {torch} is a build for CUDA, beside which torch_npu ends the process: install the CPU's, torch+cpu"
+        )
     return torch_npu
+
+
+def _is_for_cuda() -> bool:
+    """Whether torch and torch_npu would register the same settings of allocators, which ends the process (torch 2.13)."""
+    return (package_folder("torch") / "lib" / "libtorch_cuda.so").is_file()
 
 
 def package_folder(name: str) -> Path:
