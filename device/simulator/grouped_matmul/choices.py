@@ -45,6 +45,13 @@ class GroupedMatmulChoices:
     # The same, version 2, dequant_dtype and quant_dtype: DOC says 0, the schema's defaults are 6 and 1.
     gmm_swiglu_dtypes: Literal["either", "schema"] = "either"
 
+    # The same, int4 by int4, weight_scale: DOC says float32, its SOURCE wants words of 64 bit with a float32 in their
+    # lower half, which op-plugin's test gives.
+    gmm_swiglu_a4w4_scales: Literal["either", "bits"] = "either"
+
+    # The same: the products of a row, times the scale of the column, are stored as float16 in SOURCE.
+    gmm_swiglu_a4w4_products: Literal["float16", "float32"] = "float16"
+
     # npu_grouped_matmul_finalize_routing: shared_input first, then rows in their order, is one order of many; the sums
     # are atomic (inferred).
     gmm_finalize_order: Literal["shared_first", "shared_last"] = "shared_first"

@@ -26,6 +26,11 @@ def unpacked(words: Tensor) -> Tensor:
     return torch.stack((((pairs & 15) ^ 8) - 8, pairs >> 4), -1).flatten(-2)
 
 
+def are_bits(scale: Tensor) -> bool:
+    """Whether scales are words of 64 bit, which :func:`scale_from_bits` reads."""
+    return scale.dtype in (torch.int64, torch.uint64)
+
+
 def scale_from_bits(scale: Tensor) -> Tensor:
     """Return float32 of int64 or uint64 whose lower halves are its bits; the upper halves are not looked at."""
     return scale.contiguous().view(torch.int32)[..., ::2].contiguous().view(torch.float32)
