@@ -178,7 +178,7 @@ def _check_scales(request: SwigluRequest, profile: CannProfile) -> Tensor:
     check.dtype("weight_scale", scale, "int64", "uint64")
     ranks = {None: (2, 3), False: (2,), True: (3,)}[request.grouped]
     check.rank("weight_scale", scale, ranks, "[E, N] or [E, groups, N]")
-    scale = scale.unsqueeze(1) if scale.dim() == 2 else scale  # noqa: PLR2004 - a rank
+    scale = scale.unsqueeze(1) if scale.dim() == 2 else scale
     groups = scale.shape[1]
     if not groups or request.inner % groups:
         given = f"of {groups} groups"

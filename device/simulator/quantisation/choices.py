@@ -28,8 +28,8 @@ class QuantisationChoices:
     # The same, halves: KERNEL casts with CAST_RINT, which is to even (dynamic_quant.h); DOC says "round".
     dynamic_quant_ties: Ties = "half_to_even"
 
-    # The same, two equal ends in group_index: DOC wants them to increase. An expert without tokens has the end of the one
-    # before, and op-plugin's tests draw such.
+    # The same, two equal ends in group_index: DOC wants them to increase. An expert without tokens has the end of the
+    # one before, and op-plugin's tests draw such.
     dynamic_quant_empty_groups: Literal["accepted", "undefined"] = "accepted"
 
     # npu_quantize without div_mode, halves: the wrapper asks for "round", op-plugin's GOLDEN is numpy's round, which is
