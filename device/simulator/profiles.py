@@ -239,6 +239,7 @@ _PESSIMISTIC = CannProfile(
     moe_gating_renorm="rejected",
     moe_gating_softmax_order="logits",
     moe_init_routing_drop_pad_counts="kept",
+    moe_init_routing_inactive="unwritten",
     moe_finalize_dropped_row="first_row",
     gmm_empty_k_group="unwritten",
     gmm_a8w4_channel_products="float16",
