@@ -42,6 +42,8 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
     """The name under which the profile is chosen."""
     description: str
     """What the profile stands for."""
+    version: str
+    """The version that CANN says it has."""
     quirks: tuple[Quirk, ...] = ()
     """Reported deviations from the contract, applied in order."""
 
@@ -205,15 +207,19 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
 
 _CANN_8_5 = CannProfile(
     name="8.5",
+    version="8.5.0",
     description="CANN 8.5, with which sglang's hybrid sliding-window support was written (sglang #24582)",
 )
 
 # Nothing in the sources sets CANN 9.0 apart from 8.5 for this operator; it has a name so that a finding can
 # say which was meant.
-_CANN_9_0 = replace(_CANN_8_5, name="9.0", description="CANN 9.0; no behaviour known to differ from 8.5")
+_CANN_9_0 = replace(
+    _CANN_8_5, name="9.0", version="9.0.0", description="CANN 9.0; no behaviour known to differ from 8.5"
+)
 
 _PESSIMISTIC = CannProfile(
     name="pessimistic",
+    version="8.5.0",
     description="every behaviour that no source settles takes the value that hurts a caller who relies on it",
     quirks=(DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES),
     tnd_band_at_query_length_one="ignored",
@@ -262,12 +268,19 @@ PROFILES: Mapping[str, CannProfile] = MappingProxyType(
 
 DEFAULT_PROFILE = "8.5"
 
+_default = PROFILES[DEFAULT_PROFILE]
 _active: ContextVar[CannProfile] = ContextVar("cann_profile")
 
 
 def active_profile() -> CannProfile:
     """Return the profile that the operators follow now: the innermost ``use_profile``, else the default."""
-    return _active.get(PROFILES[DEFAULT_PROFILE])
+    return _active.get(_default)
+
+
+def use_by_default(name: str) -> None:
+    """Let the operators follow a profile in this process wherever no ``use_profile`` says otherwise."""
+    global _default  # noqa: PLW0603 - of the process, as the CANN that a machine has
+    _default = PROFILES[name]
 
 
 @contextmanager

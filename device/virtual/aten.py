@@ -7,7 +7,9 @@ streams.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from npudiff.device.virtual.autograd import composite, differentiated_by_torch, 
 from npudiff.device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, registered
 from npudiff.device.virtual.kernels import Call, Signature, device_kernel, signature_of
 from npudiff.device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
+from npudiff.device.virtual.widened import in_float32, lacks_dtype
 
 _COMPOSITE_KEYS = tuple(
     f"Composite{kind}" for kind in ("ImplicitAutograd", "ExplicitAutograd", "ExplicitAutogradNonFunctional")
@@ -90,7 +93,8 @@ def _kernel(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
 
 
 def _differentiable(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
-    return differentiated_on_host(overload) if name in DEVICE_DECIDES else composite(overload)
+    kernel = differentiated_on_host(overload) if name in DEVICE_DECIDES else composite(overload)
+    return _contiguous(kernel) if name == "contiguous" else kernel
 
 
 def _on_cpu(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
@@ -100,9 +104,11 @@ def _on_cpu(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa:
         try:
             return overload(*args, **kwargs)
         except NotImplementedError as error:
-            if "Could not run" not in str(error):
+            if "Could not run" in str(error):
+                raise _no_kernel(signature) from error
+            if not lacks_dtype(error):
                 raise
-            raise _no_kernel(signature) from error
+            return in_float32(signature, overload, args, kwargs)
 
     return run
 
@@ -118,6 +124,11 @@ def _histc_of_integers(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
     return run
 
 
+@cache
+def _warn_of_double() -> None:
+    warnings.warn(_NO_DOUBLE, stacklevel=3)
+
+
 def _no_kernel(signature: Signature) -> NotOnVirtualNpu:
     return NotOnVirtualNpu(
         f"{signature.name} has no kernel on the virtual NPU: neither the CPU nor the simulator has it"
@@ -131,11 +142,38 @@ def _missing(signature: Signature) -> Callable[..., Any]:
     return kernel
 
 
+_FORMATS = (torch.contiguous_format, torch.preserve_format)
+_NO_DOUBLE = "Device do not support double dtype now, dtype cast replace with float."
+
+
+def _contiguous(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the kernel of ``contiguous``, which lays nothing out as channels last, as torch_npu's own."""
+
+    def contiguous(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+        if tensor.is_contiguous(memory_format=memory_format):
+            return tensor
+        if memory_format != torch.contiguous_format:
+            raise RuntimeError("NPU contiguous operator only supported contiguous memory format.")
+        return kernel(tensor)
+
+    return contiguous
+
+
 def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
-    """Return the kernel of ``_to_copy``, whose result may be on the host."""
+    """Return the kernel of ``_to_copy``, whose result may be on the host.
+
+    What torch_npu's own refuses or replaces (aten/common/ToKernelNpu.cpp) is refused and replaced here: a tensor that
+    is already on the device becomes float32 where float64 is asked for, which loses precision there too.
+    """
 
     def kernel(tensor: Tensor, **options: Any) -> Tensor:  # noqa: ANN401 - dtype, layout, device, memory format
         faults.before(signature.name)
+        if options.get("memory_format") not in (None, *_FORMATS):
+            raise RuntimeError("Only contiguous_format or preserve_format is supported.")
+        elsewhere = options.get("device") is not None or options.get("layout") is not None
+        if options.get("dtype") == torch.float64 != tensor.dtype and not elsewhere:
+            _warn_of_double()
+            options["dtype"] = torch.float32
         to = torch.device(options.pop("device", None) or device())
         pinned = bool(options.pop("pin_memory", None))
         options.pop("non_blocking", None)

@@ -173,6 +173,8 @@ def _tiles(tensor: Tensor, described: StorageFormat) -> Tensor:
 
 def moved_to_device(result: Tensor) -> Tensor:
     """Return a device tensor with the values, sizes, strides and storage format of a CPU tensor."""
+    if result.is_quantized:
+        raise NotOnVirtualNpu("a tensor that torch has quantised: the virtual NPU has none; torch_npu's take int8")
     described = noted_format(result)
     if described is not None:
         return _moved_storage(result, described)
