@@ -133,6 +133,10 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
     # is inferred; sglang keeps to it for heads (layers/rotary_embedding/utils.py).
     rotary_mul_sizes: Literal["documented", "any"] = "documented"
 
+    # npu_rotary_mul, input [T, N, D]: DOC has r1 [T, 1, D], and [T, N, D] in half order; op-plugin's tests give
+    # [1, 1, D] too, and are parked since the CANN of its CI has no three axes.
+    rotary_mul_three_axes: Literal["broadcast", "documented", "rejected"] = "broadcast"
+
     # npu_apply_rotary_pos_emb, bfloat16: SOURCE rounds with CAST_ROUND, other kernels narrow to bfloat16 with
     # CAST_RINT.
     apply_rotary_bfloat16: Literal["half_away_from_zero", "half_to_even"] = "half_away_from_zero"
@@ -235,6 +239,7 @@ _PESSIMISTIC = CannProfile(
     scatter_pa_mixed_dtypes="rejected",
     gather_pa_nz_offset="blocks",
     rms_norm_chain="rounded_before_gamma",
+    rotary_mul_three_axes="rejected",
     mrope_int32_positions="rejected",
     kv_rmsnorm_block_count="documented",
     kv_rmsnorm_functional="updates_inputs",
@@ -253,6 +258,7 @@ _PESSIMISTIC = CannProfile(
     gmm_swiglu_weight_format="fractal_nz",
     gmm_finalize_order="shared_last",
     gmm_swiglu_a4w4_scales="bits",
+    quant_matmul_last_axis="always",
     dynamic_quant_zero_row="nan",
     dynamic_quant_ties="half_away_from_zero",
     dynamic_quant_empty_groups="undefined",

@@ -36,6 +36,41 @@ def scale_from_bits(scale: Tensor) -> Tensor:
     return scale.contiguous().view(torch.int32)[..., ::2].contiguous().view(torch.float32)
 
 
+def grouped_scale(
+    check: ArgumentChecks, argument: str, scale: Tensor, sizes: tuple[int, int, int], ranks: tuple[int, ...] = (2, 3)
+) -> Tensor:
+    """Return float32 [E, groups, N] of scales in bits, or refuse them.
+
+    Parameters
+    ----------
+    check : ArgumentChecks
+        Of the operator.
+    argument : str
+        What the operator calls the scales.
+    scale : Tensor
+        int64 or uint64, [E, N] or [E, groups, N], with groups that divide K.
+    sizes : tuple of int
+        E, K and N.
+    ranks : tuple of int
+        Those that the call may have of both.
+
+    Raises
+    ------
+    OperatorRejected
+        Dtype or shape is not one of the above.
+    """
+    experts, inner, columns = sizes
+    check.dtype(argument, scale, "int64", "uint64")
+    check.rank(argument, scale, ranks, "[E, N] or [E, groups, N]")
+    stacked = scale.unsqueeze(1) if scale.dim() == 2 else scale
+    groups = stacked.shape[1]
+    if not groups or inner % groups:
+        raise check.rejected(argument, f"of {groups} groups", f"a divisor of the inner axis, {inner}")
+    shape = (experts, columns) if scale.dim() == 2 else (experts, groups, columns)
+    check.shape(argument, scale, shape, meaning="[E, N] or [E, groups, N]")
+    return scale_from_bits(stacked)
+
+
 def checked_scale(check: ArgumentChecks, argument: str, scale: Tensor, weight: Tensor, profile: CannProfile) -> Tensor:
     """Return float32 [E, groups, N] of a weight's scales, or refuse them.
 

@@ -175,16 +175,8 @@ def _check_scales(request: SwigluRequest, profile: CannProfile) -> Tensor:
         raise check.rejected(request.assist_name, None, "float32 [E, N], with weight of int4")
     check.dtype(request.assist_name, request.assist, "float32")
     check.shape(request.assist_name, request.assist, (experts, request.columns), meaning="[E, N]")
-    check.dtype("weight_scale", scale, "int64", "uint64")
     ranks = {None: (2, 3), False: (2,), True: (3,)}[request.grouped]
-    check.rank("weight_scale", scale, ranks, "[E, N] or [E, groups, N]")
-    scale = scale.unsqueeze(1) if scale.dim() == 2 else scale
-    groups = scale.shape[1]
-    if not groups or request.inner % groups:
-        given = f"of {groups} groups"
-        raise check.rejected("weight_scale", given, f"a divisor of the inner axis, {request.inner}")
-    check.shape("weight_scale", scale, (experts, groups, request.columns), meaning="[E, groups, N]")
-    return int4.scale_from_bits(scale)
+    return int4.grouped_scale(check, "weight_scale", scale, (experts, request.inner, request.columns), ranks)
 
 
 def _scales_of_int4_rows(profile: CannProfile) -> tuple[str, ...]:

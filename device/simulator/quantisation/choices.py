@@ -58,6 +58,14 @@ class QuantisationChoices:
     # sense only if it is not.
     quant_matmul_int32: Literal["accumulators", "scaled"] = "accumulators"
 
+    # The same, the last axis of x1 and x2: DOC has 65535 for all. CANN's current checks leave int8 with a scale per
+    # token and one per column out; vllm-ascend #1956 saw that refused by an older one.
+    quant_matmul_last_axis: Literal["free_per_token", "always"] = "free_per_token"
+
+    # The same, int8 by int4: op-plugin's GOLDEN rounds each group's products, times its scale, to float16 and adds them
+    # so. The kernel was not read.
+    quant_matmul_a8w4_products: Literal["float16", "float32"] = "float16"
+
     # npu_weight_quant_batchmatmul, the weight before the product: op-plugin's GOLDEN adds the offset and multiplies in
     # the dtype of x, each rounded. Kernels that go through float32 would round once; none was read.
     weight_quant_dequantised: Literal["rounded_twice", "rounded_once"] = "rounded_twice"

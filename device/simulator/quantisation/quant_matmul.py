@@ -16,6 +16,7 @@ from npudiff.device.simulator.argument_checks import ArgumentChecks, dtype_name
 from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, format_of
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.quantisation import grouped_scales
 from npudiff.device.simulator.quantisation import scalar_types as types
 from npudiff.device.simulator.quantisation.hardware_scales import decoded, encoded
 from npudiff.device.simulator.quantisation.integers import INT8, PER_WORD, saturated, unpacked
@@ -67,14 +68,16 @@ class QuantMatmulRequest:
     x1: Tensor
     x2: Tensor
     """[..., m, k] and [..., k, n], int8, rank 2 to 6, batch axes broadcast. Or int32, eight integers of 4 bits in a
-    word: [..., m, k / 8], and [k, n / 8] or a transposed [n, k / 8]."""
+    word: [..., m, k / 8], and [k, n / 8] or a transposed [n, k / 8]. Or int8 [m, k] and int32 [k, n / 8]."""
     scale: Tensor
     """[1] or [n]: float32, bfloat16, or int64 of npu_trans_quant_param. Of float32 only 19 bits count where output is
-    int8 or float16 and there is no pertoken_scale: op-plugin makes such words of it."""
+    int8 or float16 and there is no pertoken_scale: op-plugin makes such words of it. Of two axes where it is of groups,
+    see :mod:`grouped_scales`."""
     offset: Tensor | None
-    """float32, [1] or [n]: added to what has been scaled, as an integer of 9 bits; for output int8."""
+    """float32, [1] or [n]: added to what has been scaled, as an integer of 9 bits; for output int8. int8 by int32:
+    float32 [n], ``8 * sum(w * scale)``. int4 with scales of groups: float16, what the weight is above."""
     pertoken_scale: Tensor | None
-    """float32, [m]."""
+    """float32, [m]; [m, 1] with groups along k, [m, k / 128] with blocks."""
     bias: Tensor | None
     """[n], or [batch, 1, n] with an output of three axes. int32 is added to the product, floats at the end."""
     output_dtype: int | None
@@ -85,7 +88,8 @@ class QuantMatmulRequest:
     scale_dtype: int | None
     """Options of Ascend 950, as is y_scale."""
     group_sizes: Sequence[int] | None
-    """Zeros."""
+    """Zeros; [0, 0, 256] for int8 by int32, this or [1, 1, 256] for int4 with scales of groups, [1, 128, 128] for int8
+    in blocks."""
     y_scale: Tensor | None
 
     @property
@@ -110,6 +114,11 @@ class QuantMatmulRequest:
         return self.x1.dtype == torch.int32
 
     @property
+    def has_int4_weight(self) -> bool:
+        """Whether x2 is words of eight integers."""
+        return self.x2.dtype == torch.int32
+
+    @property
     def transposed_words(self) -> bool:
         """Whether the words of x2 lie along k: [k / 8, n], a view of [n, k / 8]."""
         return self.words and self.x1.shape[-1] == self.x2.shape[-2]
@@ -117,7 +126,7 @@ class QuantMatmulRequest:
     @property
     def columns(self) -> int:
         """The n of the output."""
-        return self.x2.shape[-1] * (PER_WORD if self.words and not self.transposed_words else 1)
+        return self.x2.shape[-1] * (PER_WORD if self.has_int4_weight and not self.transposed_words else 1)
 
     def integers(self) -> tuple[Tensor, Tensor]:
         """Return both inputs as int8, [..., m, k] and [..., k, n]."""
@@ -139,16 +148,16 @@ class QuantMatmulRequest:
 
 
 def _check_group_sizes(group_sizes: Sequence[int] | None) -> None:
-    """Refuse group sizes that op-plugin refuses or int8 does not have; [1, 128, 128] is not simulated."""
+    """Refuse group sizes that op-plugin refuses."""
     if group_sizes is None:
         return
     given = list(group_sizes)
-    if len(given) != 3 or not all(0 <= size <= _MAX_LAST_AXIS for size in given):
-        raise _CHECK.rejected("group_sizes", given, f"three sizes from 0 to {_MAX_LAST_AXIS}", ErrorCode.WRAPPER)
-    if given == [1, 128, 128]:
-        raise _CHECK.not_simulated("group_sizes", given, "None or [0, 0, 0]")
-    if any(given):
-        raise _CHECK.rejected("group_sizes", given, "None, [0, 0, 0] or [1, 128, 128]")
+    if len(given) != 3:
+        words = f"group_sizes only support input with three elements, but got {len(given)}"
+        raise _CHECK.rejected("group_sizes", given, "three sizes", ErrorCode.WRAPPER, words)
+    if not all(0 <= size <= _MAX_LAST_AXIS for size in given):
+        words = f"group param value must conform to range [0, {_MAX_LAST_AXIS}]"
+        raise _CHECK.rejected("group_sizes", given, f"three sizes from 0 to {_MAX_LAST_AXIS}", ErrorCode.WRAPPER, words)
 
 
 def _check(request: QuantMatmulRequest) -> None:
@@ -161,6 +170,13 @@ def _check(request: QuantMatmulRequest) -> None:
     _check_group_sizes(request.group_sizes)
     shape = request.shape()
     _check_inputs(request)
+    form = grouped_scales.form_of(request)
+    if form is not None:
+        grouped_scales.check(_CHECK, request, form)
+        return
+    if any(request.group_sizes or ()):
+        allowed = "zeros, or [1, 128, 128] with int8"
+        raise _CHECK.rejected("group_sizes", list(request.group_sizes or ()), allowed)
     row = _row(request)
     _check_scale(request, row)
     if request.pertoken_scale is not None:
@@ -171,16 +187,14 @@ def _check(request: QuantMatmulRequest) -> None:
 
 def _check_inputs(request: QuantMatmulRequest) -> None:
     x1, x2 = request.x1, request.x2
-    if (x1.dtype, x2.dtype) == (torch.int8, torch.int32):
-        raise _CHECK.not_simulated("x2", "int32 with x1 int8", "x1 and x2 of one dtype")
     _CHECK.dtype("x1", x1, "int8", "int32")
-    _CHECK.dtype("x2", x2, dtype_name(x1))
+    _CHECK.dtype("x2", x2, *(("int32",) if request.words else ("int8", "int32")))
     storage = format_of(x2)
     if storage not in BASE_FORMATS | {Format.NCL, Format.FRACTAL_NZ}:
         raise _CHECK.rejected("x2", f"in {storage.name}", "a base format or FRACTAL_NZ", ErrorCode.WRAPPER)
     for argument, tensor in (("x1", x1), ("x2", x2)):
         _CHECK.not_empty(argument, tensor)
-        if tensor.shape[-1] > _MAX_LAST_AXIS:
+        if tensor.shape[-1] > _MAX_LAST_AXIS and not _may_be_long(request):
             given = f"of shape {list(tensor.shape)}"
             raise _CHECK.rejected(argument, given, f"a last axis up to {_MAX_LAST_AXIS}", ErrorCode.TILING)
     given, k = f"of shape {list(x2.shape)}", x1.shape[-1]
@@ -194,6 +208,17 @@ def _check_inputs(request: QuantMatmulRequest) -> None:
     for argument, tensor in (("x1", x1), ("x2", x2.t() if request.transposed_words else x2)):
         if not tensor.is_contiguous():
             raise _CHECK.rejected(argument, f"not contiguous along k, strides {tensor.stride()}", "words without gaps")
+
+
+def _may_be_long(request: QuantMatmulRequest) -> bool:
+    """Whether CANN leaves the last axes unchecked: of int8 with a scale per token, and one per column."""
+    scale, pertoken = request.scale, request.pertoken_scale
+    return (
+        active_profile().quant_matmul_last_axis == "free_per_token"
+        and (request.x1.dtype, request.x2.dtype) == (torch.int8, torch.int8)
+        and (pertoken is not None and pertoken.dim() == 1)
+        and (scale.dim() == 1 and dtype_name(scale) in _FLOAT)
+    )
 
 
 def _row(request: QuantMatmulRequest) -> _Row:
@@ -213,8 +238,6 @@ def _row(request: QuantMatmulRequest) -> _Row:
 
 def _check_scale(request: QuantMatmulRequest, row: _Row) -> None:
     scale, offset = request.scale, request.offset
-    if scale.dim() == 2 and request.words:
-        raise _CHECK.not_simulated("scale", f"of shape {list(scale.shape)}", "[1] or [n]")
     _CHECK.dtype("scale", scale, *row.scale)
     shapes = ((1,), (request.columns,))
     _CHECK.shape("scale", scale, *shapes, meaning="1 or n")
@@ -260,9 +283,12 @@ def quant_matmul(request: QuantMatmulRequest) -> Tensor:
     OperatorRejected
         Dtype, rank, shape or format is not one of the above, or they do not go together.
     NotSimulated
-        int8 with words of int4; a scale per group; an option of Ascend 950; words of scales beside an offset.
+        An option of Ascend 950; words of scales beside an offset.
     """
     _check(request)
+    form = grouped_scales.form_of(request)
+    if form is not None:
+        return grouped_scales.values(request, form)
     accumulators = integer_product(*request.integers(), largest=64 if request.words else 2**14)
     if request.bias is not None and request.bias.dtype == torch.int32:
         accumulators = accumulators + request.bias

@@ -29,6 +29,12 @@ def product_calls():
             "output_dtype": torch.bfloat16,
         },
     )
+    words, more = torch.ones(5, 1).int(), {"group_list": torch.tensor([2, 5]), "split_item": 3, "group_type": 0}
+    packed = torch.ones(2, 8, 2).int()
+    bits = [torch.ones(2, 16).long()]
+    yield "npu_grouped_matmul", ([words], [packed]), more | {"scale": bits, "output_dtype": torch.float16}
+    integers = torch.ones(5, 8, dtype=torch.int8)
+    yield "npu_grouped_matmul", ([integers], [torch.ones(2, 8, 16, dtype=torch.int8)]), more | {"scale": bits}
     listed = "npu_grouped_matmul.List"
     yield listed, ([x], list(weight)), {"group_list": [2, 4], "split_item": 1}
     yield listed, ([x], [weight]), {"group_list": [2, 4], "split_item": 2, "output_dtype": torch.float32}
