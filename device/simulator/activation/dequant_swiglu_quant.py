@@ -26,7 +26,6 @@ _CHECK = ArgumentChecks("npu_dequant_swiglu_quant", default=ErrorCode.PARAMETER)
 
 # DOC, with group_index.
 _MAX_HALF = 10496
-_HALF_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,9 @@ def _check_groups(request: DequantRequest) -> None:
         if tensor is not None:
             raise _CHECK.rejected(argument, "given", "None with group_index")
     half = request.x.shape[1] // 2
-    if half % _HALF_STEP or half > _MAX_HALF:
-        allowed = f"[rows, 2H] with group_index, H a multiple of {_HALF_STEP} up to {_MAX_HALF}"
+    step = active_profile().dequant_swiglu_quant_step
+    if half % step or half > _MAX_HALF:
+        allowed = f"[rows, 2H] with group_index, H a multiple of {step} up to {_MAX_HALF}"
         raise _CHECK.rejected("x", f"of shape {list(request.x.shape)}", allowed, ErrorCode.TILING)
 
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from npudiff.device.simulator.cache.formats import Format, format_of
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.grouped_matmul.groups import check_group_list
-from npudiff.device.simulator.grouped_matmul.int4 import PER_WORD
 from npudiff.device.simulator.grouped_matmul.request import CHECK, INNER, NO_GROUPS, ONE_EACH, ROWS, GroupedRequest
-from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.grouped_matmul.tiled_weights import check_whole_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 _MAX_STACKED = 1024
 _MAX_LISTED = 128
 _MAX_INNER = 65535
-_TILE_ROWS = 16
 _OF_ACTIVATION_QUANTISATION = ("activation_input", "activation_quant_scale", "activation_quant_offset")
 _OF_950 = ("x_dtype", "weight_dtype", "scale_dtype", "per_token_scale_dtype")
 
@@ -153,7 +150,7 @@ def _check_shapes(request: GroupedRequest) -> None:
         CHECK.rank(f"weight[{number}]", weight, (3,) if request.is_stacked else (2,))
         if weight.dtype == torch.int32:
             CHECK.simulated_contiguous("contiguous weights of int4", **{f"weight[{number}]": weight})
-        _check_tiles(request, number)
+        check_whole_tiles(CHECK, f"weight[{number}]", weight)
     for expert in range(request.experts):
         weight = request.of_expert(request.weight, expert)
         if weight.shape[0] != inner[expert]:
@@ -166,19 +163,6 @@ def _check_shapes(request: GroupedRequest) -> None:
         if request.split_item not in ONE_EACH and request.columns(expert) != request.columns(0):
             given = f"of {request.columns(expert)} columns"
             raise CHECK.rejected(f"weight of expert {expert}", given, f"{request.columns(0)}, as the first")
-
-
-def _check_tiles(request: GroupedRequest, number: int) -> None:
-    """Refuse matrices in FRACTAL_NZ that are no whole tiles."""
-    weight = request.weight[number]
-    if active_profile().gmm_unaligned_tiles == "padded" or format_of(weight) is not Format.FRACTAL_NZ:
-        return
-    columns = weight.shape[-1] * (PER_WORD if weight.dtype == torch.int32 else 1)
-    width = {torch.int8: 32, torch.int32: 64}.get(weight.dtype, 16)
-    if weight.shape[-2] % _TILE_ROWS or columns % width:
-        given = f"of shape {list(weight.shape)} in FRACTAL_NZ"
-        allowed = f"multiples of {_TILE_ROWS} rows and {width} columns"
-        raise CHECK.rejected(f"weight[{number}]", given, allowed, ErrorCode.TILING)
 
 
 def _check_inner(request: GroupedRequest) -> None:

@@ -42,7 +42,8 @@ class GroupedMatmulChoices:
     # in the kernels that split int8 (inferred).
     gmm_a4w4_products: Literal["float16", "float32"] = "float16"
 
-    # npu_grouped_matmul, a weight in FRACTAL_NZ whose matrices are no whole tiles: sglang #21201 saw it refused.
+    # npu_grouped_matmul and npu_grouped_matmul_finalize_routing, a weight in FRACTAL_NZ whose matrices are no whole
+    # tiles: sglang #21201 saw the first refuse it, DOC of the second wants whole tiles. swiglu_quant is not known to.
     gmm_unaligned_tiles: Literal["rejected", "padded"] = "rejected"
 
     # npu_grouped_matmul_swiglu_quant, weights that were not cast to FRACTAL_NZ: DOC wants the format, HOST checks

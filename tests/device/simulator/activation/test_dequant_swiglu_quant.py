@@ -231,6 +231,16 @@ def test_shapes_and_dtypes():
     assert (y.shape, scale.shape) == ((0, 4), (0,))
 
 
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_widths_with_groups_are_a_choice(mode):
+    more = {"group_index": torch.tensor([1, 1]), "swiglu_mode": mode}
+    x = draw(2, 192, dtype=torch.bfloat16)
+    # Groups without scales of their own change nothing.
+    assert torch.equal(dynamic(x, **more)[0], dynamic(x, swiglu_mode=mode)[0])
+    with changed(dequant_swiglu_quant_step=64), pytest.raises(OperatorRejected, match="H a multiple of 64 up to"):
+        dynamic(x, **more)
+
+
 X = draw(2, 8, dtype=torch.bfloat16)
 INT = integers(2, 8)
 WEIGHT, ACTIVATION = torch.ones(1, 8), torch.ones(2)
@@ -271,7 +281,7 @@ WIDE = draw(2, 128, dtype=torch.bfloat16)
         (WIDE, {"group_index": COUNTS, "quant_offset": torch.ones(1)}, "quant_offset was given; allowed: None with"),
         (WIDE, {"group_index": COUNTS, "bias": torch.ones(128)}, "bias was given; allowed: None with group_index"),
         (WIDE, {"group_index": COUNTS, "quant_mode": 0}, "quant_mode was 0; allowed: 1 with group_index"),
-        (X, {"group_index": COUNTS}, r"x was of shape \[2, 8\]; allowed: .*H a multiple of 64 up to 10496"),
+        (X, {"group_index": COUNTS}, r"x was of shape \[2, 8\]; allowed: .*H a multiple of 32 up to 10496"),
         (draw(1, 21120, dtype=torch.bfloat16), {"group_index": COUNTS}, r"x was of shape \[1, 21120\]; .*10496"),
     ],
 )
