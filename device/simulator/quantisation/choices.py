@@ -45,8 +45,8 @@ class QuantisationChoices:
     # The same, dynamic, a row of zeros: KERNEL stores scale 0 and divides 0 by 0, its GOLDEN substitutes scale 1.
     dequant_swiglu_quant_zero_row: Literal["zero", "one"] = "zero"
 
-    # The same, group_index: what H has to be a multiple of. DOC has 64; CANN's own page of aclnnDequantSwigluQuantV2 wants
-    # that of the last axis, which is 2H.
+    # The same, group_index: what H has to be a multiple of. DOC has 64; CANN's own page of aclnnDequantSwigluQuantV2
+    # wants that of the last axis, which is 2H.
     dequant_swiglu_quant_step: Literal[32, 64] = 32
 
     # npu_swiglu_quant, dynamic, the output "scale": KERNEL, op-plugin's GOLDEN and the formula of aclnnSwiGluQuantV2
