@@ -74,6 +74,10 @@ class QuantisationChoices:
     # the dtype of x, each rounded. Kernels that go through float32 would round once; none was read.
     weight_quant_dequantised: Literal["rounded_twice", "rounded_once"] = "rounded_twice"
 
+    # The same, antiquant_scale int64: DOC says what may go with it and not where it multiplies. Words of 64 bit are for
+    # what leaves the matrix unit, so that it is the sums is inferred.
+    weight_quant_word_scales: Literal["sums", "weight"] = "sums"
+
     # The same with a weight in FRACTAL_NZ, outside of graphs: DOC has it for graphs only, vllm-ascend's W8A16 layers
     # call it so.
     weight_quant_eager_nz: Literal["accepted", "rejected"] = "accepted"
