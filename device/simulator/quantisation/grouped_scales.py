@@ -19,7 +19,7 @@ from npudiff.device.simulator.quantisation.products import integer_product
 
 if TYPE_CHECKING:
     from npudiff.device.simulator.argument_checks import ArgumentChecks
-    from npudiff.device.simulator.quantisation.quant_matmul import QuantMatmulRequest
+    from npudiff.device.simulator.quantisation.quant_request import QuantMatmulRequest
 
 _GROUP = 256
 _BLOCK = 128
