@@ -262,6 +262,7 @@ _PESSIMISTIC = CannProfile(
     dynamic_quant_zero_row="nan",
     dynamic_quant_ties="half_away_from_zero",
     dynamic_quant_empty_groups="undefined",
+    dequant_swiglu_quant_row_scale="needed",
     dequant_swiglu_quant_step=64,
     quantize_ties="half_away_from_zero",
     quantize_scales="as_input",

@@ -26,6 +26,11 @@ def unpacked(words: Tensor) -> Tensor:
     return torch.stack((((pairs & 15) ^ 8) - 8, pairs >> 4), -1).flatten(-2)
 
 
+def is_packed(weight: Tensor) -> bool:
+    """Whether a weight is words of eight int4."""
+    return weight.dtype == torch.int32
+
+
 def are_bits(scale: Tensor) -> bool:
     """Whether scales are words of 64 bit, which :func:`scale_from_bits` reads."""
     return scale.dtype in (torch.int64, torch.uint64)

@@ -199,7 +199,7 @@ def _a8w4(request: GroupedRequest, profile: CannProfile) -> Kernel:
     def run(part: Part) -> Tensor:
         words, assist = request.weight[0][part.expert], request.bias[0][part.expert]
         values = int4.dequantised(rows(request, part), words, scale[part.expert], assist, profile)
-        return (values * request.per_token_scale[0][part.start : part.stop].unsqueeze(1)).to(request.dtype)
+        return (values * request.per_token_scale[0].view(-1, 1)[part.start : part.stop]).to(request.dtype)
 
     return run
 
@@ -272,7 +272,9 @@ def _check_per_token(request: GroupedRequest) -> None:
         raise CHECK.rejected("per_token_scale", given, f"{len(request.x)}, one for each x")
     for scale, x in zip(request.per_token_scale, request.x, strict=True):
         CHECK.dtype("per_token_scale", scale, "float32")
-        CHECK.shape("per_token_scale", scale, (x.shape[:-1].numel(),), meaning="[M]")
+        rows = x.shape[:-1].numel()
+        shapes = ((rows,), (rows, 1)) if int4.is_packed(request.weight[0]) else ((rows,),)
+        CHECK.shape("per_token_scale", scale, *shapes, meaning="[M], or [M, 1] with int4 weights")
 
 
 def _refuse(request: GroupedRequest, arguments: Sequence[str], why: str) -> None:

@@ -45,6 +45,9 @@ class QuantisationChoices:
     # The same, dynamic, a row of zeros: KERNEL stores scale 0 and divides 0 by 0, its GOLDEN substitutes scale 1.
     dequant_swiglu_quant_zero_row: Literal["zero", "one"] = "zero"
 
+    # The same, int32 without activation_scale: DOC wants it, op-plugin's parked test and GOLDEN go without.
+    dequant_swiglu_quant_row_scale: Literal["optional", "needed"] = "optional"
+
     # The same, group_index: what H has to be a multiple of. DOC has 64; CANN's own page of aclnnDequantSwigluQuantV2
     # wants that of the last axis, which is 2H.
     dequant_swiglu_quant_step: Literal[32, 64] = 32

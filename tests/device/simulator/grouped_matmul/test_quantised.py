@@ -171,6 +171,12 @@ def test_int4_as_production_stores_it(gmm):
     assert torch.equal(output, call_a8w4(gmm, given, [1, 3]))
 
 
+def test_a_scale_per_row_may_have_two_axes(gmm):
+    given = a8w4(gmm)
+    column = given | {"row": given["row"][:, None]}
+    assert torch.equal(call_a8w4(gmm, column, [1, 3]), call_a8w4(gmm, given, [1, 3]))
+
+
 def test_a_wrong_bias_is_added(gmm):
     given = a8w4(gmm)
     without = call_a8w4(gmm, given | {"assist": torch.zeros(2, 16)}, [4, 0], output_dtype=torch.float16)
