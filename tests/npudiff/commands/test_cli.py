@@ -63,6 +63,7 @@ swa_mask
 
 FINDING swa_mask.mask_without_tail · equivalence · wrong value
   case       kv2 kv4 · window 3 · capacity 5 · int32
+  alone      failed 1 of 1 times in a process of its own
   worst      mask: differs where equality is asked for: got False, expected True, at request 0, kv length 2, key 2, \
 distance to query -1
   pattern    4 of 10 elements are wrong; only at key 2, 3, 4; only at distance to query -3, -2, -1

@@ -95,7 +95,7 @@ def test_what_is_no_description_is_refused(monkeypatch, said, why):
         ([], "process died", Kind.DIED),
         (b"nonsense", "process died", Kind.DIED),
         (b"[" * 90_000, "process died", Kind.DIED),
-        (b'"%s"' % (b"x" * 100_000), "process died", Kind.DIED),
+        ({**NO_OUTPUTS, "more": "x" * 100_000}, "process died", Kind.DIED),
     ],
 )
 def test_what_is_no_answer_is_an_exception_of_the_call(monkeypatch, said, name, kind):

@@ -162,6 +162,12 @@ def test_all_outputs_together_have_a_limit(file, monkeypatch):
         unpack_outputs([GOOD, {**GOOD, "name": "other", "shape": [5]}], file)
 
 
+def test_no_memory_is_taken_for_what_is_only_claimed(file, monkeypatch):
+    monkeypatch.setattr("npudiff.run.untrusted.wire.torch.empty", lambda *_, **__: pytest.fail("memory was taken"))
+    with pytest.raises(Malformed, match=r"4194304 bytes were told of, and 0 are there"):
+        unpack_outputs([{**GOOD, "shape": [2**20]}], file)
+
+
 def test_a_file_that_is_cut_off_while_it_is_read_is_too_short(file, monkeypatch):
     told = pack_outputs({"output": torch.ones(16)}, file)
     before = os.fstat(file)
