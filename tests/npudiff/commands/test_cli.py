@@ -40,7 +40,7 @@ def masked(text):
 CLEAN = """\
 npudiff V · target sim, CANN 9.0 · torch V · profile ci, seed 1
 operators are simulated on the CPU: nothing here ran on an NPU
-one CANN is looked at, 9.0: --cann 8.5 and --cann pessimistic are others; no SoC is told apart
+one CANN is looked at, 9.0 (others: --cann 8.5, 9.1, pessimistic); no SoC is told apart
 swa_mask
 
   implementation   cases   query length 1   not applicable   worst error/bound   seconds   result
@@ -53,7 +53,7 @@ swa_mask
 FOUND = """\
 npudiff V · target sim, CANN 8.5 · torch V · profile dev, seed 1
 operators are simulated on the CPU: nothing here ran on an NPU
-one CANN is looked at, 8.5: --cann 9.0 and --cann pessimistic are others; no SoC is told apart
+one CANN is looked at, 8.5 (others: --cann 9.0, 9.1, pessimistic); no SoC is told apart
 swa_mask
 
   implementation      cases   query length 1   not applicable   worst error/bound   seconds   result

@@ -107,7 +107,7 @@ def test_a_value_that_only_some_components_know_chooses_those():
         ({"components": ("nope",)}, "unknown component 'nope'; known: "),
         ({"implementations": ("nope",)}, "unknown implementation 'nope'; known: "),
         ({"target": "nope"}, "unknown target 'nope'; known: npu, sim"),
-        ({"cann": "nope"}, "unknown CANN profile 'nope'; known: 8.5, 9.0, pessimistic"),
+        ({"cann": "nope"}, "unknown CANN profile 'nope'; known: 8.5, 9.0, 9.1, pessimistic"),
         ({"model": "nope"}, "unknown model 'nope'; known: gpt-oss-120b, mimo-v2-flash, step-3.5-flash"),
         ({"hypothesis_profile": "nope"}, "unknown hypothesis profile 'nope'; known: ci, dev, nightly"),
         ({"where": ("nope=1",)}, "--where: unknown axis 'nope'; known: batch, capacity, "),
