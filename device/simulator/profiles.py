@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from npudiff.device.simulator.block_scaled.choices import BlockScaledChoices
+from npudiff.device.simulator.fused_attention.choices import FusedAttentionChoices
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
 from npudiff.device.simulator.matmul.choices import MatmulChoices
 from npudiff.device.simulator.mla.choices import MlaChoices
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CannProfile(
+    FusedAttentionChoices,
     MlaChoices,
     QuantisationChoices,
     MoeChoices,
@@ -44,22 +46,16 @@ class CannProfile(
 
     Notes
     -----
-    All other attributes are choices; the comment above each says what is disputed and by whom. Those of the
-    operators before multi-head latent attention are in :class:`device.simulator.mla.choices.MlaChoices`, those of
-    quantisation and activation in :class:`device.simulator.quantisation.choices.QuantisationChoices`, those of
-    mixtures of experts in :class:`device.simulator.moe.choices.MoeChoices` and
-    :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`, those of norms that quantise in
-    :class:`device.simulator.norms.choices.NormChoices`, those of products with transpositions in
-    :class:`device.simulator.matmul.choices.MatmulChoices`, those of scales per block in
-    :class:`device.simulator.block_scaled.choices.BlockScaledChoices`, those of filters of logits in
-    :class:`device.simulator.sampling.choices.SamplingChoices`.
+    All other attributes are choices; the comment above each says what is disputed and by whom. Those of one family of
+    operators are in the module ``choices`` of that family, for example
+    :class:`device.simulator.fused_attention.choices.FusedAttentionChoices`.
     """
 
     name: str
     """The name under which the profile is chosen."""
     description: str
     """What the profile stands for."""
-    version: str
+    version: str = "8.5.0"
     """The version that CANN says it has."""
     quirks: tuple[Quirk, ...] = ()
     """Reported deviations from the contract, applied in order."""
@@ -106,8 +102,9 @@ class CannProfile(
     # exempt.
     tnd_mode_3_queries: Literal["any", "at_most_keys", "fewer_than_keys"] = "at_most_keys"
 
-    # TND with head dim other than 512: DOC says bfloat16 only, and vllm-ascend upcasts for it (mla_v1.py).
-    tnd_float16: Literal["rejected", "accepted"] = "rejected"
+    # float16 in TND, NTD and their pairs: DOC of the first version has no limit, that of the second names float16, and
+    # the one in the wheel of torch_npu 2.13 says bfloat16 only; vllm-ascend upcasts for it (mla_v1.py).
+    tnd_float16: Literal["rejected", "accepted"] = "accepted"
 
     # TND, (query and key, value) head dims without rope. DOC: 128, and 192 with value 128 or 192. ACLNN has
     # 64 too.
@@ -149,6 +146,10 @@ class CannProfile(
     # npu_rotary_mul: DOC wants batch and heads below 1000 (interleave: their product). That they are checked
     # is inferred; sglang keeps to it for heads (layers/rotary_embedding/utils.py).
     rotary_mul_sizes: Literal["documented", "any"] = "documented"
+
+    # npu_rotary_mul, input [T, N, D]: DOC has r1 [T, 1, D], and [T, N, D] in half order; op-plugin's tests give
+    # [1, 1, D] too, and are parked since the CANN of its CI has no three axes.
+    rotary_mul_three_axes: Literal["broadcast", "documented", "rejected"] = "broadcast"
 
     # npu_apply_rotary_pos_emb, bfloat16: SOURCE rounds with CAST_ROUND, other kernels narrow to bfloat16 with
     # CAST_RINT.
@@ -234,12 +235,25 @@ _CANN_9_0 = replace(
     _CANN_8_5, name="9.0", version="9.0.0", description="CANN 9.0; no behaviour known to differ from 8.5"
 )
 
+_CANN_9_1 = replace(
+    _CANN_9_0,
+    name="9.1",
+    version="9.1.0",
+    description="CANN 9.1; fused attention refuses keys and values with gaps",
+    strided_keys="rejected",
+)
+
 _PESSIMISTIC = CannProfile(
     name="pessimistic",
-    version="8.5.0",
     description="every behaviour that no source settles takes the value that hurts a caller who relies on it",
     quirks=(DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES),
     tnd_band_at_query_length_one="ignored",
+    band_at_query_length_one="ignored",
+    absorbed_lse="rejected_in_v1",
+    antiquant_sums="float32",
+    antiquant_nz_sizes="documented",
+    attention_update_positive_infinity="as_given",
+    tnd_float16="rejected",
     lse_includes_sink=False,
     block_size_rule="docs",
     four_dimensional_cache="bnsd_and_tnd",
@@ -254,6 +268,7 @@ _PESSIMISTIC = CannProfile(
     rms_norm_chain="rounded_before_gamma",
     add_rms_norm_quant_chain="float32",
     rms_norm_quant_scale="multiplies",
+    rotary_mul_three_axes="rejected",
     mrope_int32_positions="rejected",
     kv_rmsnorm_block_count="documented",
     kv_rmsnorm_functional="updates_inputs",
@@ -264,14 +279,20 @@ _PESSIMISTIC = CannProfile(
     moe_gating_renorm="rejected",
     moe_gating_softmax_order="logits",
     moe_init_routing_drop_pad_counts="kept",
+    moe_init_routing_inactive="unwritten",
     moe_finalize_dropped_row="first_row",
     gmm_empty_k_group="unwritten",
     gmm_a8w4_channel_products="float16",
     gmm_a8w4_x="overwritten",
     gmm_swiglu_weight_format="fractal_nz",
     gmm_finalize_order="shared_last",
+    gmm_swiglu_a4w4_scales="bits",
+    quant_matmul_last_axis="always",
     dynamic_quant_zero_row="nan",
     dynamic_quant_ties="half_away_from_zero",
+    dynamic_quant_empty_groups="undefined",
+    dequant_swiglu_quant_row_scale="needed",
+    dequant_swiglu_quant_step=64,
     quantize_ties="half_away_from_zero",
     quantize_scales="as_input",
     quant_matmul_int32="scaled",
@@ -282,7 +303,7 @@ _PESSIMISTIC = CannProfile(
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(
-    {profile.name: profile for profile in (_CANN_8_5, _CANN_9_0, _PESSIMISTIC)}
+    {profile.name: profile for profile in (_CANN_8_5, _CANN_9_0, _CANN_9_1, _PESSIMISTIC)}
 )
 
 DEFAULT_PROFILE = "8.5"

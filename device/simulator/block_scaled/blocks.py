@@ -25,7 +25,8 @@ def in_blocks(x: Tensor, axis: int, size: int) -> Tensor:
     """
     moved = x.movedim(axis, -1)
     missing = -moved.shape[-1] % size
-    return torch.nn.functional.pad(moved, (0, missing)).unflatten(-1, (-1, size))
+    padded = torch.nn.functional.pad(moved, (0, missing))
+    return padded.reshape(*padded.shape[:-1], padded.shape[-1] // size, size)
 
 
 def out_of_blocks(blocks: Tensor, axis: int, length: int) -> Tensor:
@@ -39,7 +40,8 @@ def in_pairs(scales: Tensor, axis: int) -> Tensor:
     An odd one has the byte 0 beside it.
     """
     padded = torch.nn.functional.pad(scales, (0, scales.shape[-1] % 2))
-    return padded.unflatten(-1, (-1, 2)).movedim(-2, axis).contiguous()
+    pairs = padded.reshape(*padded.shape[:-1], padded.shape[-1] // 2, 2)
+    return pairs.movedim(-2, axis).contiguous()
 
 
 def shape_in_pairs(shape: torch.Size, axis: int, size: int) -> list[int]:
