@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npudiff.device.virtual import faults
+from npudiff.device.virtual import faults, tasks
 from npudiff.device.virtual.autograd import composite, differentiated_by_torch, differentiated_on_host
+from npudiff.device.virtual.calls import Call, Signature, signature_of
 from npudiff.device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, registered
-from npudiff.device.virtual.kernels import Call, Signature, device_kernel, signature_of
-from npudiff.device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
+from npudiff.device.virtual.kernels import device_kernel
+from npudiff.device.virtual.memory import NotOnVirtualNpu, device
+from npudiff.device.virtual.recorded import copied_to_host
 
 _COMPOSITE_KEYS = tuple(
     f"Composite{kind}" for kind in ("ImplicitAutograd", "ExplicitAutograd", "ExplicitAutogradNonFunctional")
@@ -134,17 +136,25 @@ def _missing(signature: Signature) -> Callable[..., Any]:
 def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
     """Return the kernel of ``_to_copy``, whose result may be on the host."""
 
-    def kernel(tensor: Tensor, **options: Any) -> Tensor:  # noqa: ANN401 - dtype, layout, device, memory format
-        faults.before(signature.name)
+    def copied(self: Tensor, *, non_blocking: bool = False, pin_memory: bool | None = None, **options: Any) -> Tensor:  # noqa: ANN401
+        values: Tensor = overload(self, **options, device="cpu")
+        return values
+
+    to_device = device_kernel(signature, copied)
+
+    def kernel(self: Tensor, **options: Any) -> Tensor:  # noqa: ANN401 - dtype, layout, device, memory format
         to = torch.device(options.pop("device", None) or device())
-        pinned = bool(options.pop("pin_memory", None))
-        options.pop("non_blocking", None)
-        values = overload(Call(None).on_host("self", tensor), **options, device="cpu")
         if to.type == "npu":
-            return moved_to_device(values)
+            answer: Tensor = to_device(self, **options)
+            return answer
         if to.type != "cpu":
             raise NotOnVirtualNpu(f"{signature.name}: no copies to {to}; the virtual NPU knows the host and itself")
-        copied: Tensor = values.pin_memory() if pinned else values
-        return copied
+        pinned, asynchronous = bool(options.pop("pin_memory", None)), options.pop("non_blocking", False)
+        if asynchronous and tasks.recording():
+            return copied_to_host(self, lambda tensor: copied(tensor, **options))
+        tasks.wait()
+        faults.before(signature.name)
+        values = copied(Call(None).on_host("self", self), **options)
+        return values.pin_memory() if pinned else values
 
     return kernel

@@ -167,6 +167,12 @@ def after(results: Iterable[Any]) -> None:
             return
 
 
+def lost() -> int:
+    """Return the error with which the device was lost, or 0."""
+    status: int = _runtime().npudiff_device_status() if _state.lost else 0
+    return status
+
+
 def _runtime() -> ctypes.CDLL:
     if _state.runtime is None:
         raise RuntimeError("there is no virtual NPU in this process: npudiff.device.virtual.enable() comes first")

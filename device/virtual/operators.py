@@ -13,8 +13,9 @@ from npudiff.device.simulator.library import install, operators
 from npudiff.device.simulator.moe.token_permute import token_unpermute
 from npudiff.device.simulator.schemas import namespace, qualified_name
 from npudiff.device.virtual import formats
+from npudiff.device.virtual.calls import signature_of
 from npudiff.device.virtual.dispatch import KEY, overload_of, registered
-from npudiff.device.virtual.kernels import device_kernel, signature_of
+from npudiff.device.virtual.kernels import device_kernel
 from npudiff.device.virtual.memory import NotOnVirtualNpu
 
 _NAMESPACES = ("npu", "atb")
