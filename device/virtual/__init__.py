@@ -82,5 +82,6 @@ def _enabled() -> dict[str, Library]:
         # Torch says once that a kernel is registered over another one, which is what is done here.
         warnings.filterwarnings("ignore", message=r".*other operators may also be overridden")
         operators.register(library)
+        operators.replace_functions()
         aten.register(library("aten"))
     return libraries

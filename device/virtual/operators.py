@@ -56,6 +56,23 @@ def register(library: Callable[[str], Any]) -> int:
     return len(simulated)
 
 
+def replace_functions() -> None:
+    """Replace functions of torch_npu that call kernels without asking torch for them."""
+    import torch_npu  # noqa: PLC0415 - imported already
+
+    torch_npu._C._npu_fused_infer_attention_score_out_graph = _update_fused_attention
+
+
+def _update_fused_attention(stream: Any, handle: Any, event: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+    """Update the attention of a task group, and let the graph that waits for it go on."""
+    device = torch.get_device_module("npu")
+    device.graph_task_update_begin(stream, handle)
+    results = torch.ops.npu.npu_fused_infer_attention_score.out(*args, **kwargs)
+    device.graph_task_update_end(stream)
+    event.record(stream)
+    return tuple(results)
+
+
 def _casts() -> dict[str, Callable[..., Any]]:
     """Return kernels of casts: they change the storage of a device tensor, which no function of CPU tensors can."""
     own = torch.library.get_kernel("npu::_npu_format_cast", KEY)
