@@ -136,8 +136,9 @@ def _missing(signature: Signature) -> Callable[..., Any]:
 def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
     """Return the kernel of ``_to_copy``, whose result may be on the host."""
 
-    def copied(self: Tensor, *, non_blocking: bool = False, pin_memory: bool | None = None, **options: Any) -> Tensor:  # noqa: ANN401
-        values: Tensor = overload(self, **options, device="cpu")
+    def copied(self: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+        of_device = ("device", "non_blocking", "pin_memory")
+        values: Tensor = overload(self, **{name: one for name, one in options.items() if name not in of_device})
         return values
 
     to_device = device_kernel(signature, copied)
@@ -149,12 +150,11 @@ def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa
             return answer
         if to.type != "cpu":
             raise NotOnVirtualNpu(f"{signature.name}: no copies to {to}; the virtual NPU knows the host and itself")
-        pinned, asynchronous = bool(options.pop("pin_memory", None)), options.pop("non_blocking", False)
-        if asynchronous and tasks.recording():
+        if options.get("non_blocking") and tasks.recording():
             return copied_to_host(self, lambda tensor: copied(tensor, **options))
         tasks.wait()
         faults.before(signature.name)
         values = copied(Call(None).on_host("self", self), **options)
-        return values.pin_memory() if pinned else values
+        return values.pin_memory() if options.get("pin_memory") else values
 
     return kernel

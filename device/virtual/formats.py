@@ -26,7 +26,6 @@ def format_cast(rename: Cast) -> Cast:
     rename : callable
         torch_npu's own kernel: where both formats are base formats it renames the storage, without device code.
     """
-
     signature = signature_of(overload_of("npu::npu_format_cast"))
     formatted = signature.arguments[:1]
     convert: Cast = device_kernel(signature, simulated.format_cast, formatted)

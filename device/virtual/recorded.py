@@ -173,7 +173,8 @@ class _Tried(Call):
 
     def _storage(self, view: Tensor, real: torch.UntypedStorage) -> torch.UntypedStorage:
         if self._value is None:
-            return real.clone()
+            copy: torch.UntypedStorage = real.clone()  # type: ignore[no-untyped-call]
+            return copy
         storage = _zeros(real.nbytes())
         if self._value:
             torch.empty(0, dtype=view.dtype).set_(storage).fill_(self._value)
@@ -251,4 +252,3 @@ def copied_to_host(tensor: Tensor, convert: Callable[[Tensor], Tensor]) -> Tenso
 
     tasks.launch("aten::_to_copy", run)
     return made
-

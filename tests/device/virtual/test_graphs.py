@@ -213,10 +213,10 @@ def test_a_graph_reads_what_others_put_where_a_tensor_was():
     """A temporary that is captured: its memory has gone to somebody else."""
     import torch
 
-    temporary = torch.full((1 << 10,), 5.0, device="npu")
-    address = temporary.data_ptr()
-    graph, doubled = captured(lambda: temporary * 2)
-    del temporary
+    temporary = [torch.full((1 << 10,), 5.0, device="npu")]
+    address = temporary[0].data_ptr()
+    graph, doubled = captured(lambda: temporary[0] * 2)
+    temporary.clear()
     other = torch.full((1 << 10,), 70.0, device="npu")
     assert other.data_ptr() == address
     graph.replay()
@@ -226,9 +226,9 @@ def test_a_graph_reads_what_others_put_where_a_tensor_was():
 def test_memory_that_was_given_back_is_an_error_of_the_device():
     import torch
 
-    temporary = torch.ones(30 << 20, dtype=torch.uint8, device="npu")  # a segment of its own
-    graph, _ = captured(lambda: temporary + 1)
-    del temporary
+    temporary = [torch.ones(30 << 20, dtype=torch.uint8, device="npu")]  # a segment of its own
+    graph, _ = captured(lambda: temporary[0] + 1)
+    temporary.clear()
     gc.collect()
     torch.npu.empty_cache()
     with pytest.raises(RuntimeError, match="507015"):
@@ -433,6 +433,23 @@ def test_host_functions_run_in_each_replay():
     graph.replay()
     assert called == [2, 2]
     torch_npu.npu._unsubscribe_report(torch.npu.current_stream())
+
+
+def test_the_body_of_a_condition_runs_where_the_condition_holds():
+    import torch
+
+    x, holds = torch.zeros(2, device="npu"), torch.zeros(1, dtype=torch.bool, device="npu")
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        y = x + 1
+        graph.begin_capture_to_if_node(holds)
+        y.mul_(10)
+        graph.end_capture_to_conditional_node()
+        z = y + 1
+    for value, right in ((False, 2), (True, 11), (False, 2)):
+        holds.fill_(value)
+        graph.replay()
+        assert z.tolist() == [right, right]
 
 
 @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream:UserWarning")  # of warm-up on another stream
