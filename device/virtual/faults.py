@@ -7,8 +7,8 @@ A fault is one line of text, ``OPERATOR:WHAT`` or ``OPERATOR:WHAT@CALL``::
     *:memory@10             the tenth call of any operator fails, since the device has no memory left
     npu_rms_norm:value      the first call returns one wrong element
 
-An operator is named with or without its namespace and overload. Several faults are separated by commas, in the variable
-``NPUDIFF_VIRTUAL_FAULTS`` of a process or in :func:`injected`.
+An operator is named with or without its namespace and overload; of a graph, its calls are those of replays. Several
+faults are separated by commas, in the variable ``NPUDIFF_VIRTUAL_FAULTS`` of a process or in :func:`injected`.
 """
 
 from __future__ import annotations
