@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 from npudiff.errors import unknown
 from npudiff.model.implementation import Target, TargetUnavailable
@@ -35,8 +36,10 @@ def virtual(cann: str | None) -> Target:
     """
     from npudiff.device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
     from npudiff.device.virtual import VirtualNpuUnavailable, enable  # noqa: PLC0415
+    from npudiff.device.virtual.loading import CANN_VERSION  # noqa: PLC0415
 
     name = _profile(cann)
+    os.environ.setdefault(CANN_VERSION, simulator.PROFILES[name].version)  # torch_npu asks for it once
     try:
         enable()
     except VirtualNpuUnavailable as error:

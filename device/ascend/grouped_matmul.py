@@ -196,7 +196,7 @@ def one_expert(inputs: GroupedMatmulInputs, group: slice, expert: int) -> torch.
         result = states.float() @ matrix.float()
         return (result if bias is None else result + bias.float()).to(inputs.output_dtype)
     if weights.scale is None:
-        return (states.double() @ weights.values[expert].double()).to(torch.int32)
+        return whole_sums(states, weights.values[expert])
     sums = _integer_sums(states, weights.values[expert], weights.scale[expert], bias)
     if inputs.token_scale is not None:
         sums = sums * inputs.token_scale[group].unsqueeze(1)
@@ -216,13 +216,26 @@ def _dequantised(weights: ExpertWeights, expert: int, dtype: torch.dtype) -> tor
     return (matrix * weights.scale[expert].float().repeat_interleave(each, dim=0)).to(dtype)
 
 
+_EXACT = 1024
+"""Products of int8 whose sum float32 holds: 1,024 times 2**14."""
+
+
+def whole_sums(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Products of whole numbers, exactly, int32: in parts that float32 holds, since a card has no float64."""
+    parts = zip(torch.split(rows, _EXACT, dim=-1), torch.split(columns, _EXACT, dim=-2), strict=True)
+    first, *others = [(part.float() @ other.float()).to(torch.int32) for part, other in parts]
+    for other in others:
+        first += other
+    return first
+
+
 def _integer_sums(
     states: torch.Tensor, values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Sums of whole numbers, scaled by column, float32."""
     groups, columns = scale.shape
-    parts = values.double().view(groups, -1, columns)
-    sums = torch.einsum("rgk,gkc->rgc", states.double().view(len(states), groups, -1), parts)
+    rows = states.view(len(states), groups, -1).transpose(0, 1)
+    sums = whole_sums(rows, values.view(groups, -1, columns)).transpose(0, 1)
     if bias is not None and bias.dtype == torch.int32:
         sums = sums + bias
     return (sums.float() * scale.float()).sum(dim=1)

@@ -233,7 +233,6 @@ def plainly(states: torch.Tensor, weights: ExpertWeights, index: int) -> torch.T
     if weights.scale is None:
         return (states.float() @ matrix.float() + bias).to(states.dtype)
     whole, scale = quantised(states.float(), 8), weights.scale[index].float()
-    parts = (part.double() for part in (whole["quantised"], matrix))  # whole numbers up to 2**53
-    rows, columns = (torch.unflatten(part, axis, (len(scale), -1)) for axis, part in zip((1, 0), parts, strict=True))
-    sums = torch.einsum("tgi,gic->gtc", rows, columns).float() * scale.unsqueeze(1)
+    rows = torch.unflatten(whole["quantised"], 1, (len(scale), -1)).transpose(0, 1)
+    sums = grouped_matmul.whole_sums(rows, torch.unflatten(matrix, 0, (len(scale), -1))).float() * scale.unsqueeze(1)
     return (sums.sum(dim=0) * whole["scale"].unsqueeze(1) + bias).to(states.dtype)

@@ -1,4 +1,4 @@
-"""Recording: ``python -m npudiff.device.contract calls``, or ``versions WHEEL...``."""
+"""Recording: ``python -m npudiff.device.contract calls``, or ``versions WHEEL...``; reading: ``--calls TREE``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from npudiff.device import targets
 from npudiff.device.contract.calls import Call, recorded_calls, watching, write_calls
 from npudiff.device.contract.drawing import implementations, run_drawn
 from npudiff.device.contract.listing import ListingError, read_listing
+from npudiff.device.contract.trees import report
 from npudiff.device.contract.versions import Wheel, recorded_wheels, write_wheels
 from npudiff.run.discovery import load_components
 
@@ -24,13 +25,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m npudiff.device.contract", description="Write the files of the contract."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument(
+        "--calls",
+        dest="trees",
+        nargs="+",
+        type=Path,
+        metavar="TREE",
+        help="tell the NPU operators that sources call",
+    )
+    commands = parser.add_subparsers(dest="command")
     calls = commands.add_parser("calls", help="record the forms of the calls that the adapters make")
     calls.add_argument("--examples", type=int, default=EXAMPLES, help="cases of each implementation")
     versions = commands.add_parser("versions", help="add versions to the table, or read them again")
     versions.add_argument("wheels", nargs="+", type=Path, metavar="WHEEL")
     options = parser.parse_args(arguments)
     try:
+        if options.trees:
+            return _trees(options.trees)
+        if options.command is None:
+            parser.error("one of calls, versions, --calls TREE")
         return _calls(options.examples) if options.command == "calls" else _versions(options.wheels)
     except (ListingError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -46,6 +59,13 @@ def _calls(examples: int) -> int:
         for text in sorted(texts):
             print(sign, text)
     print(f"{len(after)} forms of {len(made)} calls")
+    return 0
+
+
+def _trees(trees: Sequence[Path]) -> int:
+    for tree in trees:
+        for line in report(tree):
+            print(line)
     return 0
 
 

@@ -119,7 +119,13 @@ FAMILIES = ("fused_attention", "cache", "rotary", "norms", "mla", "activation", 
 def operators() -> Iterator[Operator]:
     """Yield every simulated operator; imports the kernels, and torch with them."""
     for family in FAMILIES:
-        yield from importlib.import_module(f"npudiff.device.simulator.{family}.operators").OPERATORS
+        yield from operators_of(family)
+
+
+def operators_of(family: str) -> Sequence[Operator]:
+    """Return the simulated operators of one family; imports its kernels."""
+    found: Sequence[Operator] = importlib.import_module(f"npudiff.device.simulator.{family}.operators").OPERATORS
+    return found
 
 
 @cache

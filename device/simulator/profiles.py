@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from npudiff.device.simulator.fused_attention.choices import FusedAttentionChoices
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
 from npudiff.device.simulator.mla.choices import MlaChoices
 from npudiff.device.simulator.moe.choices import MoeChoices
@@ -26,15 +27,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices):
+class CannProfile(FusedAttentionChoices, MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices):
     """The behaviour of one CANN version, as far as it is known.
 
     Notes
     -----
-    All other attributes are choices; the comment above each says what is disputed and by whom. Those of the
-    operators before multi-head latent attention are in :class:`device.simulator.mla.choices.MlaChoices`, those of
-    quantisation and activation in :class:`device.simulator.quantisation.choices.QuantisationChoices`, those of
-    mixtures of experts in :class:`device.simulator.moe.choices.MoeChoices` and
+    All other attributes are choices; the comment above each says what is disputed and by whom. Those of fused attention
+    with a rotated part or a quantised cache are in
+    :class:`device.simulator.fused_attention.choices.FusedAttentionChoices`, those of the operators before multi-head
+    latent attention in :class:`device.simulator.mla.choices.MlaChoices`, those of quantisation and activation in
+    :class:`device.simulator.quantisation.choices.QuantisationChoices`, those of mixtures of experts in
+    :class:`device.simulator.moe.choices.MoeChoices` and
     :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`.
     """
 
@@ -42,6 +45,8 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
     """The name under which the profile is chosen."""
     description: str
     """What the profile stands for."""
+    version: str = "8.5.0"
+    """The version that CANN says it has."""
     quirks: tuple[Quirk, ...] = ()
     """Reported deviations from the contract, applied in order."""
 
@@ -87,8 +92,9 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
     # exempt.
     tnd_mode_3_queries: Literal["any", "at_most_keys", "fewer_than_keys"] = "at_most_keys"
 
-    # TND with head dim other than 512: DOC says bfloat16 only, and vllm-ascend upcasts for it (mla_v1.py).
-    tnd_float16: Literal["rejected", "accepted"] = "rejected"
+    # float16 in TND, NTD and their pairs: DOC of the first version has no limit, that of the second names float16, and
+    # the one in the wheel of torch_npu 2.13 says bfloat16 only; vllm-ascend upcasts for it (mla_v1.py).
+    tnd_float16: Literal["rejected", "accepted"] = "accepted"
 
     # TND, (query and key, value) head dims without rope. DOC: 128, and 192 with value 128 or 192. ACLNN has
     # 64 too.
@@ -205,18 +211,35 @@ class CannProfile(MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoi
 
 _CANN_8_5 = CannProfile(
     name="8.5",
+    version="8.5.0",
     description="CANN 8.5, with which sglang's hybrid sliding-window support was written (sglang #24582)",
 )
 
 # Nothing in the sources sets CANN 9.0 apart from 8.5 for this operator; it has a name so that a finding can
 # say which was meant.
-_CANN_9_0 = replace(_CANN_8_5, name="9.0", description="CANN 9.0; no behaviour known to differ from 8.5")
+_CANN_9_0 = replace(
+    _CANN_8_5, name="9.0", version="9.0.0", description="CANN 9.0; no behaviour known to differ from 8.5"
+)
+
+_CANN_9_1 = replace(
+    _CANN_9_0,
+    name="9.1",
+    version="9.1.0",
+    description="CANN 9.1; fused attention refuses keys and values with gaps",
+    strided_keys="rejected",
+)
 
 _PESSIMISTIC = CannProfile(
     name="pessimistic",
     description="every behaviour that no source settles takes the value that hurts a caller who relies on it",
     quirks=(DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES),
     tnd_band_at_query_length_one="ignored",
+    band_at_query_length_one="ignored",
+    absorbed_lse="rejected_in_v1",
+    antiquant_sums="float32",
+    antiquant_nz_sizes="documented",
+    attention_update_positive_infinity="as_given",
+    tnd_float16="rejected",
     lse_includes_sink=False,
     block_size_rule="docs",
     four_dimensional_cache="bnsd_and_tnd",
@@ -254,17 +277,24 @@ _PESSIMISTIC = CannProfile(
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(
-    {profile.name: profile for profile in (_CANN_8_5, _CANN_9_0, _PESSIMISTIC)}
+    {profile.name: profile for profile in (_CANN_8_5, _CANN_9_0, _CANN_9_1, _PESSIMISTIC)}
 )
 
 DEFAULT_PROFILE = "8.5"
 
+_default = PROFILES[DEFAULT_PROFILE]
 _active: ContextVar[CannProfile] = ContextVar("cann_profile")
 
 
 def active_profile() -> CannProfile:
     """Return the profile that the operators follow now: the innermost ``use_profile``, else the default."""
-    return _active.get(PROFILES[DEFAULT_PROFILE])
+    return _active.get(_default)
+
+
+def use_by_default(name: str) -> None:
+    """Let the operators follow a profile in this process wherever no ``use_profile`` says otherwise."""
+    global _default  # noqa: PLW0603 - of the process, as the CANN that a machine has
+    _default = PROFILES[name]
 
 
 @contextmanager

@@ -7,7 +7,9 @@ streams.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from npudiff.device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, regi
 from npudiff.device.virtual.kernels import device_kernel
 from npudiff.device.virtual.memory import NotOnVirtualNpu, device
 from npudiff.device.virtual.recorded import copied_to_host
+from npudiff.device.virtual.widened import in_float32, lacks_dtype
 
 _COMPOSITE_KEYS = tuple(
     f"Composite{kind}" for kind in ("ImplicitAutograd", "ExplicitAutograd", "ExplicitAutogradNonFunctional")
@@ -92,7 +95,8 @@ def _kernel(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
 
 
 def _differentiable(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
-    return differentiated_on_host(overload) if name in DEVICE_DECIDES else composite(overload)
+    kernel = differentiated_on_host(overload) if name in DEVICE_DECIDES else composite(overload)
+    return _contiguous(kernel) if name == "contiguous" else kernel
 
 
 def _on_cpu(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
@@ -102,9 +106,11 @@ def _on_cpu(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa:
         try:
             return overload(*args, **kwargs)
         except NotImplementedError as error:
-            if "Could not run" not in str(error):
+            if "Could not run" in str(error):
+                raise _no_kernel(signature) from error
+            if not lacks_dtype(error):
                 raise
-            raise _no_kernel(signature) from error
+            return in_float32(signature, overload, args, kwargs)
 
     return run
 
@@ -120,6 +126,11 @@ def _histc_of_integers(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
     return run
 
 
+@cache
+def _warn_of_double() -> None:
+    warnings.warn(_NO_DOUBLE, stacklevel=3)
+
+
 def _no_kernel(signature: Signature) -> NotOnVirtualNpu:
     return NotOnVirtualNpu(
         f"{signature.name} has no kernel on the virtual NPU: neither the CPU nor the simulator has it"
@@ -133,8 +144,29 @@ def _missing(signature: Signature) -> Callable[..., Any]:
     return kernel
 
 
+_FORMATS = (torch.contiguous_format, torch.preserve_format)
+_NO_DOUBLE = "Device do not support double dtype now, dtype cast replace with float."
+
+
+def _contiguous(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the kernel of ``contiguous``, which lays nothing out as channels last, as torch_npu's own."""
+
+    def contiguous(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+        if tensor.is_contiguous(memory_format=memory_format):
+            return tensor
+        if memory_format != torch.contiguous_format:
+            raise RuntimeError("NPU contiguous operator only supported contiguous memory format.")
+        return kernel(tensor)
+
+    return contiguous
+
+
 def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
-    """Return the kernel of ``_to_copy``, whose result may be on the host."""
+    """Return the kernel of ``_to_copy``, whose result may be on the host.
+
+    What torch_npu's own refuses or replaces (aten/common/ToKernelNpu.cpp) is refused and replaced here: a tensor that
+    is already on the device becomes float32 where float64 is asked for, which loses precision there too.
+    """
 
     def copied(self: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
         of_device = ("device", "non_blocking", "pin_memory")
@@ -144,6 +176,12 @@ def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa
     to_device = device_kernel(signature, copied)
 
     def kernel(self: Tensor, **options: Any) -> Tensor:  # noqa: ANN401 - dtype, layout, device, memory format
+        if options.get("memory_format") not in (None, *_FORMATS):
+            raise RuntimeError("Only contiguous_format or preserve_format is supported.")
+        elsewhere = options.get("device") is not None or options.get("layout") is not None
+        if options.get("dtype") == torch.float64 != self.dtype and not elsewhere:
+            _warn_of_double()
+            options["dtype"] = torch.float32
         to = torch.device(options.pop("device", None) or device())
         if to.type == "npu":
             answer: Tensor = to_device(self, **options)

@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from npudiff.device.virtual.build import CannotBuild, build
-from npudiff.device.virtual.loading import VirtualNpuUnavailable, package_folder, version_of_torch_npu
-from npudiff.errors import UsageError
+from npudiff.device.virtual.loading import (
+    CANN,
+    CANN_VERSION,
+    SOC,
+    VirtualNpuUnavailable,
+    package_folder,
+    version_of_torch_npu,
+)
+from npudiff.errors import UsageError, unknown
 from npudiff.model.implementation import TargetUnavailable
 from npudiff.run.on_import import hooked
+from npudiff.text import printable
+
+SOC_NAME = re.compile(r"Ascend\d\w*(-\d)?")
+"""Names of chips; torch_npu refuses those that it does not know."""
 
 HOOKS = {"torch_npu": "npudiff.device.virtual.startup:under_torch_npu"}
 
 
-def launch(command: Sequence[str]) -> NoReturn:
+def launch(command: Sequence[str], *, cann: str | None = None, soc: str | None = None) -> NoReturn:
     """Become a command whose Python processes have a virtual NPU as soon as they import torch_npu, or torch.
 
     Parameters
     ----------
     command : sequence of str
         A program and its arguments: ``python script.py``, ``pytest tests``, anything that starts Python in the end.
+    cann : str, optional
+        Name of a CANN profile: operators follow it, and torch_npu is told its version.
+    soc : str, optional
+        Name of the chip that torch_npu is told. Kernels do not depend on it.
 
     Raises
     ------
     UsageError
-        If there is no such program.
+        If there is no such program, no such profile, or no such chip.
     TargetUnavailable
         If the virtual NPU cannot run here.
     """
@@ -39,8 +55,24 @@ def launch(command: Sequence[str]) -> NoReturn:
         build(package_folder("torch_npu"), package_folder("torch"), version_of_torch_npu())
     except (VirtualNpuUnavailable, CannotBuild) as error:
         raise TargetUnavailable(str(error)) from error
-    environment = {**hooked(os.environ, HOOKS), "TASK_QUEUE_ENABLE": "0"}
+    environment = {**hooked(os.environ, HOOKS), "TASK_QUEUE_ENABLE": "0", **_described(cann, soc)}
     environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # torch loads torch_npu, as it does where there is a card
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(program, list(command), environment)  # noqa: S606 - the user's own command
+
+
+def _described(cann: str | None, soc: str | None) -> dict[str, str]:
+    """Return the environment in which the device says what it is."""
+    described = {}
+    if cann is not None:
+        from npudiff.device.simulator.profiles import PROFILES  # noqa: PLC0415 - imports torch
+
+        if cann not in PROFILES:
+            raise unknown("CANN profile", cann, PROFILES)
+        described = {CANN: cann, CANN_VERSION: PROFILES[cann].version}
+    if soc is not None:
+        if not SOC_NAME.fullmatch(soc):
+            raise UsageError(f"--soc {printable(soc)}: the name of a chip is like Ascend910B3 or Ascend910_9391")
+        described[SOC] = soc
+    return described

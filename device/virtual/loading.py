@@ -15,6 +15,9 @@ from pathlib import Path
 
 from npudiff.device.virtual.build import RUNTIME, CannotBuild, build
 
+CANN, CANN_VERSION, SOC = "NPUDIFF_VIRTUAL_CANN", "NPUDIFF_VIRTUAL_CANN_VERSION", "NPUDIFF_VIRTUAL_SOC"
+"""Variables that say what the device is: the CANN profile by name, the version that CANN has, and the chip's name."""
+
 
 class VirtualNpuUnavailable(RuntimeError):
     """The virtual NPU cannot run here; the message says why in one line."""

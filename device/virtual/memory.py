@@ -189,6 +189,8 @@ def allocated(result: Tensor) -> tuple[Tensor, Fill]:
 
     What fills it takes the CPU tensor, or another one that is like it, and does not keep the device tensor alive.
     """
+    if result.is_quantized:
+        raise NotOnVirtualNpu("a tensor that torch has quantised: the virtual NPU has none; torch_npu's take int8")
     described = noted_format(result)
     if described is not None:
         return _allocated_storage(result, described)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 
 from npudiff.device.virtual import VirtualNpuUnavailable, enable
-from npudiff.device.virtual.loading import stand_in, without_the_word_that_cann_is_missing
+from npudiff.device.virtual.loading import CANN, stand_in, without_the_word_that_cann_is_missing
 from npudiff.run.on_import import Execute
 
 
@@ -20,5 +21,8 @@ def under_torch_npu(execute: Execute) -> Execute:
         with without_the_word_that_cann_is_missing():
             execute(module)
         enable()
+        from npudiff.device.simulator.profiles import DEFAULT_PROFILE, use_by_default  # noqa: PLC0415 - imports torch
+
+        use_by_default(os.environ.get(CANN, DEFAULT_PROFILE))
 
     return executed

@@ -97,6 +97,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="run a program on a virtual NPU: npudiff virtual -- python script.py",
         description="Run a program in whose Python processes device='npu' is a virtual NPU on host memory.",
     )
+    virtual.add_argument("--cann", metavar="VERSION", help="CANN profile, whose version torch_npu is told (8.5)")
+    virtual.add_argument(
+        "--soc", metavar="NAME", help="name of the chip that torch_npu is told, such as Ascend910_9391 (Ascend910B3)"
+    )
     virtual.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...", help="what to run")
     return parser
 

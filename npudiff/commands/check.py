@@ -135,8 +135,8 @@ def _other_problems(log: RunLog) -> Iterator[Problem]:
             yield Problem(Level.ERROR, "missed-mutant", title)
 
 
-def request_of(options: argparse.Namespace) -> Request:
-    """Turn command-line options into a request."""
+def request_of(options: argparse.Namespace, budget: float | None = None) -> Request:
+    """Turn command-line options into a request; ``budget`` is the time of the run in seconds, if it has one."""
     return Request(
         components=tuple(options.components),
         implementations=tuple(options.impl),
@@ -147,7 +147,7 @@ def request_of(options: argparse.Namespace) -> Request:
         isolate=options.isolate,
         untrusted=options.untrusted,
         journal=options.output / JOURNALS,
-        timeout=case_timeout(options.timeout, options.budget),
+        timeout=case_timeout(options.timeout, budget),
         warm_up=options.warm_up,
         workers=options.workers,
         shared=options.shared,
@@ -167,7 +167,7 @@ def case_timeout(given: float | None, budget: float | None) -> float:
 
 def _request_of_check(options: argparse.Namespace) -> Request:
     return replace(
-        request_of(options),
+        request_of(options, options.budget),
         seconds=options.budget,
         seed=options.seed,
         model=options.model,

@@ -47,7 +47,7 @@ def gate(options: argparse.Namespace) -> int:
     """Run ``npudiff gate`` and return its exit code."""
     check_output(options.output)
     today = dt.datetime.now(dt.timezone.utc).date()
-    plan = plan_with_shared(replace(request_of(options), hypothesis_profile="ci"))
+    plan = plan_with_shared(replace(request_of(options, options.budget), hypothesis_profile="ci"))
     file, issues = _known(options.known, today)
     sorted_out = triage(plan, issues, machine_of(plan.target, issues), today, str(file))
     result = GateResult(plan, rotation_of(options.rotation), options.budget, file)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Protocol
 
 from npudiff.errors import UsageError, unknown
 from npudiff.model.component import Component
@@ -110,7 +111,14 @@ def load_target(name: str, cann: str | None) -> Target:
     return target
 
 
-def load_launcher(name: str) -> Callable[[Sequence[str]], int]:
+class Launcher(Protocol):
+    """Runs a program on a device of a kind."""
+
+    def __call__(self, command: Sequence[str], *, cann: str | None, soc: str | None) -> int:
+        """Run a command where the device says that it has this CANN, and is this chip."""
+
+
+def load_launcher(name: str) -> Launcher:
     """Return what runs a program on a device of a kind.
 
     Raises
@@ -121,7 +129,7 @@ def load_launcher(name: str) -> Callable[[Sequence[str]], int]:
     points = _entry_points("launchers")
     if name not in points:
         raise unknown("launcher", name, points)
-    launcher: Callable[[Sequence[str]], int] = points[name].load()
+    launcher: Launcher = points[name].load()
     return launcher
 
 

@@ -76,7 +76,9 @@ class End:
 
     def __str__(self) -> str:
         """Return why nothing counts as judged."""
-        how = f"signal {signal.Signals(-self.status).name}" if self.status < 0 else f"exit code {self.status}"
+        named = -self.status in set(signal.Signals)  # most real-time signals have no name
+        name = signal.Signals(-self.status).name if named else -self.status
+        how = f"signal {name}" if self.status < 0 else f"exit code {self.status}"
         where = f" in {printable(self.doing)}" if self.doing else ""
         return f"the run ended before its last verdict, with {how}{where}: nothing that it did not tell was judged"
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from npudiff.draw.presets import DEFAULT_RUN_PRESET, RUN_PRESETS, run_preset
@@ -142,6 +142,11 @@ class Plan:
     def _isolated(self) -> Isolation:
         return Isolation(self.request.journal, self.request.warm_up, self.request.timeout)
 
+    @property
+    def _second_look(self) -> Isolation | None:
+        """How what fails in a process of this run is run once more; None where nobody wants isolation, or has it."""
+        return replace(self._isolated, journal=None) if self.request.isolate is None and can_isolate() else None
+
     def budget(self, job: Job) -> Budget:
         """Return how long one job may look."""
         profile = run_preset(self.request.hypothesis_profile)
@@ -159,7 +164,7 @@ class Plan:
             deterministic=profile.deterministic,
             example_database=None if job in self.mutants else self.request.example_database,
             isolation=self._isolation((*self.jobs, job)),  # a test may make a job that is not in the plan
-            second_look=self._isolated if self.request.isolate is None and can_isolate() else None,
+            second_look=self._second_look,
             explicit_cases=self.shared.cases.get(job.name, ()),
             shared_database=self.shared.examples,
         )

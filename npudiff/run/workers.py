@@ -61,7 +61,7 @@ class TaskRunner:
         if task.budget.isolation is not None:
             return outcome_from_message(task.job, self._supervised().run(index))
         look = None if task.keep is None else self._looks_again(task.budget)
-        budget = with_seed(task.budget)
+        budget = task.budget if look is None else with_seed(task.budget)
         outcome = run_job(task.job, budget, progress)
         if look is not None and outcome.failure is not None:
             return outcome_from_message(task.job, look.at(index, budget, outcome))

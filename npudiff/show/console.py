@@ -96,9 +96,9 @@ class Console:
         if plan.target.name == "sim":
             self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
         if plan.target.other_canns:
-            others = " and ".join(f"--cann {name}" for name in plan.target.other_canns)
+            others = ", ".join(plan.target.other_canns)
             self.rich.print(
-                f"[dim]one CANN is looked at, {plan.target.cann}: {others} are others; no SoC is told apart[/]"
+                f"[dim]one CANN is looked at, {plan.target.cann} (others: --cann {others}); no SoC is told apart[/]"
             )
         if request.shared is not None:
             self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")

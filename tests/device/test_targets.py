@@ -55,7 +55,7 @@ def test_the_operators_are_there_once_the_simulator_is_chosen():
 
 
 def test_an_unknown_profile_is_named_with_those_that_there_are():
-    with pytest.raises(ValueError, match=r"^unknown CANN profile '7'; known: 8\.5, 9\.0, pessimistic$"):
+    with pytest.raises(ValueError, match=r"^unknown CANN profile '7'; known: 8\.5, 9\.0, 9\.1, pessimistic$"):
         targets.sim("7")
 
 
@@ -103,5 +103,5 @@ def test_the_cann_version_is_that_which_torch_npu_reports(installed, monkeypatch
 
 
 def test_a_simulated_target_names_the_versions_that_are_not_looked_at():
-    assert targets.sim("9.0").other_canns == ("8.5", "pessimistic")
-    assert targets.sim(None).other_canns == ("9.0", "pessimistic")
+    assert targets.sim("9.0").other_canns == ("8.5", "9.1", "pessimistic")
+    assert targets.sim(None).other_canns == ("9.0", "9.1", "pessimistic")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from npudiff.model.component import NotApplicable, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Job, Verdict
+from npudiff.model.returned import Raised, owned_answer, owned_tensor, plain_error
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.reference.hybrid_pools import Allocate, Decode
 from npudiff.run.discovery import load_components, load_target, select_implementations
@@ -208,6 +210,37 @@ def test_it_is_told_of_a_component_with_history(method, name, tmp_path):
 def test_a_live_object_that_is_none_is_told(live, tmp_path):
     made = live() if callable(live) else live
     assert pools_outcome(lambda inputs, target: made, tmp_path).verdict is Verdict.RAISED
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answer with a tensor in it."""
+
+    row: torch.Tensor
+
+
+@pytest.mark.parametrize("told", [list, tuple, dict, Told, torch.Tensor])
+def test_an_answer_is_taken_over_with_the_tensors_in_it(told):
+    buffer = torch.zeros(2)
+    made = {list: [buffer], tuple: (buffer,), dict: {"row": buffer}, Told: Told(buffer), torch.Tensor: buffer}[told]
+    taken = owned_answer(made)
+    buffer += 1  # as the next call may
+    assert type(taken) is told
+    row = {list: lambda: taken[0], tuple: lambda: taken[0], dict: lambda: taken["row"], Told: lambda: taken.row}
+    assert row.get(told, lambda: taken)().tolist() == [0.0, 0.0]
+
+
+def test_an_answer_may_repeat_a_little_memory_or_have_none():
+    assert owned_tensor(torch.ones(1).expand(5), "y").tolist() == [1.0] * 5
+    assert owned_tensor(torch._efficientzerotensor(3), "y").tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("odd", [{"__str__": lambda _: sys.exit(0)}, {"__eq__": angry, "__hash__": None}])
+def test_an_answer_that_is_an_odd_exception_is_told_by_its_name(odd):
+    told = plain_error(type("Odd", (ValueError,), odd)("no"))
+    assert (type(told).__name__, type(told).__bases__) == ("Odd", (Raised,))
+    error = KeyboardInterrupt()
+    assert plain_error(error) is error
 
 
 KERNELS = """

@@ -121,7 +121,7 @@ def test_npu_with_the_simulator_is_refused(run):
     [
         (("--impl", "nope"), "unknown implementation 'nope'; known: "),
         (("--target", "gpu"), "unknown target 'gpu'; known: npu, sim"),
-        (("--target", "sim", "--cann", "7"), "unknown CANN profile '7'; known: 8.5, 9.0, pessimistic"),
+        (("--target", "sim", "--cann", "7"), "unknown CANN profile '7'; known: 8.5, 9.0, 9.1, pessimistic"),
         (("--target", "gpu", "-m", "npu"), "unknown target 'gpu'; known: npu, sim"),
     ],
 )

@@ -1,6 +1,6 @@
-"""CPU kernels of ``npu_fused_infer_attention_score`` and ``npu_fused_infer_attention_score_v2``.
+"""CPU kernels of ``npu_fused_infer_attention_score``, its second version, and ``npu_attention_update``.
 
 ``request`` normalises the arguments of both versions, ``shapes`` and the ``*checks`` modules say what is
 refused, ``layouts`` and ``paging`` find the rows and keys of one sequence, ``sparse_modes`` and ``visibility`` say who
-sees whom, ``flash`` computes, and ``operators`` puts them together.
+sees whom, ``flash`` computes, and ``operators`` puts them together. ``update`` is the operator that merges.
 """

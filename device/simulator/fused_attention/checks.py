@@ -1,4 +1,4 @@
-"""What aclnn refuses of dtypes, sizes and sinks, in the forms without quantisation and rope; the entry to all checks.
+"""What aclnn refuses of dtypes, sizes and sinks; the entry to all checks.
 
 Sources: DOC of both operator versions and CANN's checkers for ``fused_infer_attention_score``. Where they
 disagree, the profile chooses.
@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.antiquant_checks import check_antiquant, check_integers
+from npudiff.device.simulator.fused_attention.axes import row_axis
 from npudiff.device.simulator.fused_attention.extras_checks import check_extras
-from npudiff.device.simulator.fused_attention.layouts import SIMULATED_LAYOUTS, Geometry, measure
-from npudiff.device.simulator.fused_attention.length_checks import check_lengths, check_paging, check_tiles
+from npudiff.device.simulator.fused_attention.layouts import Geometry, measure
+from npudiff.device.simulator.fused_attention.length_checks import check_lengths, check_paging
 from npudiff.device.simulator.fused_attention.mask_checks import check_inner_precise, check_mask, check_sparse_mode
+from npudiff.device.simulator.fused_attention.output_checks import check_int8_output, check_shift
+from npudiff.device.simulator.fused_attention.rope_checks import check_layout, check_narrow_dims, check_rope
+from npudiff.device.simulator.fused_attention.shapes import INT4_PER_INT32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,9 +59,8 @@ def check(request: FusedAttentionRequest, profile: CannProfile) -> Geometry:
     NotSimulated
         A layout, dtype or feature that only hardware has.
     """
+    check_layout(request)
     check_extras(request)
-    if request.layout not in SIMULATED_LAYOUTS:
-        raise request.check.not_simulated("input_layout", repr(request.layout), ", ".join(SIMULATED_LAYOUTS))
     _check_dtypes(request)
     _check_contiguity(request, profile)
     _check_heads(request, profile)
@@ -65,7 +69,12 @@ def check(request: FusedAttentionRequest, profile: CannProfile) -> Geometry:
     geometry = measure(request)
     _check_head_dims(request, geometry, profile)
     check_lengths(request, geometry, profile)
+    if request.integer_cache:
+        check_antiquant(request, geometry, profile)
     _check_limits(request, geometry)
+    check_int8_output(request, geometry)
+    if request.shift is not None:
+        check_shift(request, request.shift, geometry)
     check_sparse_mode(request, geometry, profile)
     check_mask(request, geometry, profile)
     check_inner_precise(request, geometry, profile)
@@ -80,25 +89,29 @@ def _check_dtypes(request: FusedAttentionRequest) -> None:
         raise request.check.not_simulated("query", "int8", "float16 and bfloat16")
     if query.dtype not in (torch.float16, torch.bfloat16):
         raise request.check.rejected("query", query.dtype, "float16, bfloat16 or int8", ErrorCode.PARAMETER)
+    if request.integer_cache:
+        check_integers(request)
+        return
     for name, tensor in (("key", key), ("value", value)):
-        if tensor.dtype in (torch.int8, torch.int32):
-            if tensor.dtype == torch.int8 and request.block_table is not None and tensor.dim() == 5:
-                check_tiles(request, name, tensor)
-            raise request.check.not_simulated(name, tensor.dtype, "a cache in the query's dtype")
         if tensor.dtype != query.dtype:
             raise request.check.rejected(name, tensor.dtype, f"the query's dtype {query.dtype}", ErrorCode.PARAMETER)
 
 
 def _check_contiguity(request: FusedAttentionRequest, profile: CannProfile) -> None:
-    key, value = request.key, request.value
+    key, value, key_rope = request.key, request.value, request.key_rope
     if request.block_table is not None:
         # A cache may have gaps between its blocks, and nowhere else: it is addressed by blocks, and no copy is made of
         # it (CANN's tests test_fia_*noncontiguous*).
-        key, value = (cache[0] if len(cache) else cache for cache in (key, value))
-        request.check.contiguous(key=key, value=value)
+        caches = (key, value) if key_rope is None else (key, value, key_rope)
+        key, value, *rope = (cache[0] if len(cache) else cache for cache in caches)
+        key_rope = rope[0] if rope else None
+        request.check.contiguous(key=key, value=value, key_rope=key_rope)
+    elif profile.strided_keys == "rejected":
+        request.check.contiguous(key=key, value=value, key_rope=key_rope)
     if profile.non_contiguous == "rejected":
         table, mask = request.block_table, request.mask
         request.check.contiguous(query=request.query, atten_mask=mask, block_table=table, key=key, value=value)
+        request.check.contiguous(query_rope=request.query_rope, key_rope=key_rope)
 
 
 def _check_heads(request: FusedAttentionRequest, profile: CannProfile) -> None:
@@ -107,8 +120,9 @@ def _check_heads(request: FusedAttentionRequest, profile: CannProfile) -> None:
         raise request.check.rejected(request.names.heads, heads, f"at most {_MAX_HEADS}")
     if heads % kv_heads:
         raise request.check.rejected("num_key_value_heads", kv_heads, f"a divisor of {request.names.heads} {heads}")
-    if profile.max_group_size is not None and heads // kv_heads > profile.max_group_size:
-        allowed = f"at least {request.names.heads} / {profile.max_group_size}"
+    limit = None if request.query_rope is not None else profile.max_group_size
+    if limit is not None and heads // kv_heads > limit:
+        allowed = f"at least {request.names.heads} / {limit}"
         raise request.check.rejected("num_key_value_heads", kv_heads, allowed)
     _check_head_axis(request, "query", request.query, heads)
     if request.block_table is None:
@@ -120,11 +134,11 @@ def _check_heads(request: FusedAttentionRequest, profile: CannProfile) -> None:
 
 
 def _check_head_axis(request: FusedAttentionRequest, name: str, tensor: Tensor, heads: int) -> None:
-    if request.layout == "BSH":
+    if "H" in request.axes:
         if tensor.shape[2] % heads:
             raise request.check.rejected(name, f"of hidden size {tensor.shape[2]}", f"a multiple of its {heads} heads")
         return
-    axis = {"BSND": 2, "BNSD": 1, "TND": 1}[request.layout]
+    axis = request.axes.index("N")
     if tensor.shape[axis] != heads:
         given = f"{list(tensor.shape)} with {tensor.shape[axis]} heads on axis {axis}"
         raise request.check.rejected(name, given, f"{heads} heads, as the head count arguments say")
@@ -138,38 +152,39 @@ def _check_head_dims(request: FusedAttentionRequest, geometry: Geometry, profile
         if not 0 < dim <= _MAX_HEAD_DIM or dim % _HEAD_DIM_STEP:
             allowed = f"a multiple of {_HEAD_DIM_STEP} up to {_MAX_HEAD_DIM}"
             raise request.check.rejected(name, f"of head dim {dim}", allowed)
-    if request.layout != "TND":
-        return
-    dims = (geometry.head_dim, geometry.value_dim)
-    if dims not in profile.tnd_head_dims:
-        allowed = ", ".join(f"{qk} with value {v}" for qk, v in sorted(profile.tnd_head_dims))
-        raise request.check.rejected("query", f"of head dim {dims[0]} with value {dims[1]} in TND", allowed)
-    if request.query.dtype == torch.float16 and profile.tnd_float16 == "rejected":
-        raise request.check.rejected("query", "float16 in TND", "bfloat16", ErrorCode.PARAMETER)
+    if request.query_rope is not None and request.key_rope is not None:
+        check_rope(request, request.query_rope, request.key_rope, geometry, profile)
+    else:
+        check_narrow_dims(request, geometry, profile)
+    if request.packed and request.query.dtype == torch.float16 and profile.tnd_float16 == "rejected":
+        raise request.check.rejected("query", f"float16 in {request.layout}", "bfloat16", ErrorCode.PARAMETER)
 
 
 def _key_head_dim(request: FusedAttentionRequest) -> int:
     paged = request.block_table is not None
+    packing = INT4_PER_INT32 if request.key.dtype == torch.int32 else 1
     if paged and request.key.dim() == 5:
         return request.key.shape[2] * request.key.shape[4]
-    hidden_axis = request.key.dim() == 3 if paged else request.layout == "BSH"
+    hidden_axis = request.key.dim() == 3 if paged else "H" in request.axes
     if hidden_axis:
-        return request.key.shape[2] // request.kv_heads
-    return request.key.shape[-1]
+        return request.key.shape[2] * packing // request.kv_heads
+    return request.key.shape[-1] * packing
 
 
 def _check_limits(request: FusedAttentionRequest, geometry: Geometry) -> None:
     query, key, value = request.query, request.key, request.value
     if geometry.batch > _MAX_BATCH:
         raise request.check.rejected("query", f"of batch {geometry.batch}", f"at most {_MAX_BATCH}")
-    if request.block_table is None and request.layout != "TND" and len(key) != geometry.batch:
+    if request.block_table is None and not request.packed and len(key) != geometry.batch:
         raise request.check.rejected("key", f"of batch {len(key)}", f"the query's batch {geometry.batch}")
     if request.block_table is None and _token_axes(request, key) != _token_axes(request, value):
         raise request.check.rejected(
             "value", f"of shape {list(value.shape)}", f"as many tokens as key {list(key.shape)}"
         )
     hidden = request.heads * geometry.head_dim
-    if request.layout in ("BSH", "BSND") and geometry.query_rows > 1 and hidden >= _MAX_HIDDEN:
+    # DOC has 128 heads of 512 for the form with a rotated part.
+    limited = request.axes in ("BSH", "BSND") and request.query_rope is None
+    if limited and geometry.query_rows > 1 and hidden >= _MAX_HIDDEN:
         raise request.check.rejected("query", f"of {hidden} elements per token", f"fewer than {_MAX_HIDDEN}")
     limit = _MAX_DECODE_KEYS if geometry.decode else _MAX_KEYS
     if request.block_table is None and geometry.key_rows > limit:
@@ -177,16 +192,13 @@ def _check_limits(request: FusedAttentionRequest, geometry: Geometry) -> None:
 
 
 def _token_axes(request: FusedAttentionRequest, tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape[:1]) if request.layout == "TND" else (tensor.shape[0], tensor.shape[_axis_of_s(request)])
-
-
-def _axis_of_s(request: FusedAttentionRequest) -> int:
-    return 2 if request.layout == "BNSD" else 1
+    rows = tensor.shape[row_axis(request.axes)]
+    return (rows,) if request.packed else (tensor.shape[0], rows)
 
 
 def _check_sink(request: FusedAttentionRequest, sink: Tensor, geometry: Geometry, profile: CannProfile) -> None:
-    """Refuse sinks outside TND; DOC: shape [heads], bfloat16, value head dim up to 128."""
-    if request.layout != "TND":
+    """Refuse sinks of other layouts; DOC: shape [heads], bfloat16, value head dim up to 128."""
+    if request.layout not in ("TND", "NTD_TND"):
         raise request.check.rejected("learnable_sink", f"given with layout {request.layout}", "layout TND or NTD_TND")
     if tuple(sink.shape) != (request.heads,):
         raise request.check.rejected("learnable_sink", f"of shape {list(sink.shape)}", f"[{request.heads}]")

@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.antiquant import ANTIQUANT_NAMES
 from npudiff.device.simulator.fused_attention.request import V1_NAMES
-from npudiff.device.simulator.fused_attention.shapes import LAYOUTS
 
 if TYPE_CHECKING:
     from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
 
 _PADDING = ("query_padding_size", "kv_padding_size")
 _PREFIX = ("key_shared_prefix", "value_shared_prefix", "actual_shared_prefix_len")
-_ROPE = ("query_rope", "key_rope")
 _INPUT_QUANTISATION = ("dequant_scale1", "quant_scale1", "dequant_scale2")
-_ROPE_DIM = 64
-_MAX_NBSD_QUERIES = 16
 
 
 def check_extras(request: FusedAttentionRequest) -> None:
@@ -35,45 +32,35 @@ def check_extras(request: FusedAttentionRequest) -> None:
     NotSimulated
         The feature was asked for legally.
     """
-    _check_layout_for_queries(request)
     if request.query.dtype == torch.int8:
         _check_int8(request)
     given = {name for name, _ in request.extras}
+    if request.integer_cache and request.sink is None:
+        given -= ANTIQUANT_NAMES
     if _is_single_query(request):
         # DOC: left padding of the query has no meaning for one query.
         given.discard("query_padding_size")
     if not given:
         return
-    _check_pairs(request, given)
+    _check_prefix_pair(request, given)
     if request.block_table is not None:
         _refuse_any(request, given, (*_PADDING, *_PREFIX), "None with block_table")
-    if "T" in LAYOUTS[request.layout].query:
-        _refuse_any(request, given, ("pse_shift", *_PADDING, *_PREFIX), f"None in layout {request.layout}")
+    if request.query_rope is not None:
+        _refuse_any(request, given, tuple(sorted(given)), "None with query_rope")
+    if request.packed:
+        _refuse_any(request, given, (*_PADDING, *_PREFIX), f"None in layout {request.layout}")
     if request.query.dtype in (torch.float16, torch.bfloat16):
         _refuse_any(request, given, _INPUT_QUANTISATION, "None for a 16-bit query")
     if request.sink is not None:
         quantised = [name for name in given if "quant" in name]
         _refuse_any(request, given, tuple(sorted(quantised)), "None with learnable_sink")
     name = min(given)
-    raise request.check.not_simulated(
-        name, "given", "16-bit attention without rope, pse, prefix, padding, quantisation"
-    )
-
-
-def _check_layout_for_queries(request: FusedAttentionRequest) -> None:
-    """Refuse layout pairs that exist only for some query lengths (DOC)."""
-    axes = LAYOUTS[request.layout].query
-    queries = request.query.shape[axes.index("S")] if "S" in axes else None
-    if request.layout == "BNSD_BSND" and queries == 1:
-        raise request.check.rejected("input_layout", "'BNSD_BSND' with one query", "several queries, or BNSD")
-    if request.layout.endswith("_NBSD") and queries is not None and queries > _MAX_NBSD_QUERIES:
-        allowed = f"1 to {_MAX_NBSD_QUERIES} queries"
-        raise request.check.rejected("input_layout", f"{request.layout!r} with {queries} queries", allowed)
+    raise request.check.not_simulated(name, "given", "attention of 16-bit queries without prefix and padding")
 
 
 def _check_int8(request: FusedAttentionRequest) -> None:
     """Refuse int8 queries where DOC does; full quantisation with rope is another matter."""
-    if request.given_extra("query_rope") is not None:
+    if request.query_rope is not None:
         return
     if request.block_table is not None:
         raise request.check.rejected("query", "int8 with block_table", "float16 or bfloat16", ErrorCode.PARAMETER)
@@ -88,23 +75,16 @@ def _check_int8(request: FusedAttentionRequest) -> None:
 
 
 def _is_single_query(request: FusedAttentionRequest) -> bool:
-    axes = LAYOUTS[request.layout].query
-    return "S" in axes and "query_rope" not in dict(request.extras) and request.query.shape[axes.index("S")] == 1
+    if request.packed or request.query_rope is not None:
+        return False
+    return request.query.shape[request.axes.index("S")] == 1
 
 
-def _check_pairs(request: FusedAttentionRequest, given: set[str]) -> None:
-    """Refuse half of a pair, and an offset without its scale."""
-    for pair in (_ROPE, _PREFIX[:2]):
-        present = [name for name in pair if name in given]
-        if len(present) == 1:
-            missing = pair[0] if present == [pair[1]] else pair[1]
-            raise request.check.rejected(missing, "None", f"given together with {present[0]}")
-    out_scale, out_offset = request.names.out_scale, request.names.out_offset
-    if out_offset in given and out_scale not in given:
-        raise request.check.rejected(out_scale, "None", f"given together with {out_offset}")
-    rope = request.given_extra("query_rope")
-    if isinstance(rope, torch.Tensor) and rope.dim() > 2 and request.layout != "BSH" and rope.shape[-1] != _ROPE_DIM:
-        raise request.check.rejected("query_rope", f"of head dim {rope.shape[-1]}", f"{_ROPE_DIM}")
+def _check_prefix_pair(request: FusedAttentionRequest, given: set[str]) -> None:
+    present = [name for name in _PREFIX[:2] if name in given]
+    if len(present) == 1:
+        missing = _PREFIX[0] if present == [_PREFIX[1]] else _PREFIX[1]
+        raise request.check.rejected(missing, "None", f"given together with {present[0]}")
 
 
 def _refuse_any(request: FusedAttentionRequest, given: set[str], names: tuple[str, ...], allowed: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from npudiff.device.simulator.fused_attention.rounding import narrow
+from npudiff.device.simulator.fused_attention.rounding import Int8, narrow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,8 @@ class Softmax:
     """float32 [heads]: adds ``exp(sink - maximum)`` to the denominator, without a value."""
     lse_includes_sink: bool = True
     """Whether the log-sum-exp is that of the enlarged denominator."""
+    shift: Tensor | None = None
+    """[heads, rows, keys] or more: added to the scaled scores of a sequence before any is hidden."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def attend(
     kv_heads: int,
     output: Tensor,
     lse: Tensor | None,
+    int8: Int8 | None = None,
 ) -> None:
     """Attend all queries of one sequence and write what they get.
 
@@ -78,11 +81,13 @@ def attend(
     kv_heads : int
         Heads of keys and values.
     output : Tensor
-        [heads, rows, value dim], written; rows that are not computed become 0.
+        [heads, rows, value dim], written; rows that are not computed become 0, or what 0 is in int8.
     lse : Tensor or None
         float32 [heads, rows], written: maximum + ln(sum), +inf for rows that are not computed.
+    int8 : Int8, optional
+        What makes int8 of the output, in place of the queries' dtype.
     """
-    output.zero_()
+    output.copy_(output.new_zeros(output.shape) if int8 is None else int8(torch.zeros(output.shape)))
     if lse is not None:
         lse.fill_(torch.inf)
     live, heads = visibility.live_rows, queries.shape[0]
@@ -91,9 +96,9 @@ def attend(
         rows = range(start, min(start + step, live.stop))
         window = slice(rows.start, rows.stop)
         grouped = _group(queries[:, window], kv_heads)
-        sums = _sum_tiles(grouped, rows, source, visibility, softmax.scale)
+        sums = _sum_tiles(grouped, rows, source, visibility, softmax)
         attention, logsumexp = _finish(sums, (heads, len(rows)), visibility, softmax)
-        output[:, window] = narrow(attention, queries.dtype)
+        output[:, window] = narrow(attention, queries.dtype) if int8 is None else int8(attention)
         if lse is not None:
             lse[:, window] = logsumexp
 
@@ -107,7 +112,7 @@ def _group(queries: Tensor, kv_heads: int) -> Tensor:
     return queries.float().reshape(kv_heads, heads // kv_heads * rows, dim)
 
 
-def _sum_tiles(grouped: Tensor, rows: range, source: KeyValues, visibility: Visibility, scale: float) -> _Sums:
+def _sum_tiles(grouped: Tensor, rows: range, source: KeyValues, visibility: Visibility, softmax: Softmax) -> _Sums:
     maximum = grouped.new_full((*grouped.shape[:2], 1), -torch.inf)
     total = torch.zeros_like(maximum)
     weighted = torch.zeros_like(maximum)
@@ -115,7 +120,11 @@ def _sum_tiles(grouped: Tensor, rows: range, source: KeyValues, visibility: Visi
     for start in range(first // KEY_TILE * KEY_TILE, stop, KEY_TILE):
         end = min(start + KEY_TILE, visibility.keys)
         keys, values = source.load(start, end)
-        scores = torch.bmm(grouped, keys.float().transpose(1, 2)).mul_(scale)
+        scores = torch.bmm(grouped, keys.float().transpose(1, 2)).mul_(softmax.scale)
+        if softmax.shift is not None:
+            # [heads, rows, keys] lies in memory as [kv heads, group * rows, keys].
+            shift = softmax.shift[:, rows.start : rows.stop, start:end]
+            scores += shift.reshape(scores.shape)
         hidden = visibility.hidden(rows, start, end)
         if hidden is not None:
             # [kv heads, group, rows, keys]: what is hidden is hidden for every head.

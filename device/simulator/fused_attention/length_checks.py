@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.axes import row_axis
 from npudiff.device.simulator.fused_attention.layouts import expand
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def check_paging(request: FusedAttentionRequest, table: Tensor, profile: CannPro
         raise request.check.rejected("block_table", f"of rank {table.dim()}", "rank 2", ErrorCode.PARAMETER)
     if request.key_lengths is None:
         raise request.check.rejected(request.names.key_lengths, "None", "one length per sequence, with block_table")
-    if request.layout == "TND" and profile.tnd_paging == "rejected":
-        raise request.check.rejected("block_table", "given with layout TND", "None")
+    if request.packed and request.query_rope is None and profile.tnd_paging == "rejected":
+        raise request.check.rejected("block_table", f"given with layout {request.layout}", "None")
     _check_cache_form(request, profile)
     for name, cache in (("key", request.key), ("value", request.value)):
         _check_cache_sizes(request, name, cache)
@@ -55,9 +56,10 @@ def _check_cache_form(request: FusedAttentionRequest, profile: CannProfile) -> N
     rank = request.key.dim()
     if rank != request.value.dim():
         raise request.check.rejected("key", f"of rank {rank}", f"the value's rank {request.value.dim()}")
-    if rank == 5 and profile.five_dimensional_cache == "rejected":
+    rope = request.query_rope is not None
+    if rank == 5 and not rope and not request.integer_cache and profile.five_dimensional_cache == "rejected":
         raise request.check.rejected("key", "a rank 5 (FRACTAL_NZ) cache", "rank 3 or 4, without rope and quantisation")
-    if rank == 4 and profile.four_dimensional_cache == "bnsd_and_tnd" and request.layout not in ("BNSD", "TND"):
+    if rank == 4 and profile.four_dimensional_cache == "bnsd_and_tnd" and request.axes in ("BSH", "BSND"):
         raise request.check.rejected(
             "key", f"a rank 4 cache with layout {request.layout}", "rank 3, or layout BNSD or TND"
         )
@@ -111,10 +113,10 @@ def check_lengths(request: FusedAttentionRequest, geometry: Geometry, profile: C
     OperatorRejected
         Naming the list, or ``block_size`` or ``block_table``.
     """
-    if request.layout == "TND":
-        _check_tnd_lengths(request, geometry)
+    if request.packed:
+        _check_packed_lengths(request, geometry)
     else:
-        if not geometry.decode:
+        if not geometry.single:
             _check_list(request, request.names.query_lengths, request.query_lengths, geometry, geometry.query_rows)
         if request.block_table is None:
             _check_list(request, request.names.key_lengths, request.key_lengths, geometry, geometry.key_rows)
@@ -136,16 +138,16 @@ def _check_list(
             raise request.check.rejected(name, list(lengths), f"lengths from 0 to {limit}")
 
 
-def _check_tnd_lengths(request: FusedAttentionRequest, geometry: Geometry) -> None:
+def _check_packed_lengths(request: FusedAttentionRequest, geometry: Geometry) -> None:
     names, queries, keys = request.names, request.query_lengths, request.key_lengths
     if queries is None:
-        raise request.check.rejected(names.query_lengths, "None", "cumulative lengths, in TND")
+        raise request.check.rejected(names.query_lengths, "None", f"cumulative lengths, in {request.layout}")
     if keys is None:
-        raise request.check.rejected(names.key_lengths, "None", "a list, in TND")
+        raise request.check.rejected(names.key_lengths, "None", f"a list, in {request.layout}")
     _check_cumulative(request, names.query_lengths, queries)
     if not 0 < len(queries) <= _MAX_TND_SEQUENCES:
         raise request.check.rejected(names.query_lengths, f"{len(queries)} entries", f"1 to {_MAX_TND_SEQUENCES}")
-    tokens = request.query.shape[0]
+    tokens = request.query.shape[row_axis(request.axes)]
     if queries[-1] != tokens:
         allowed = f"cumulative lengths that end with {tokens}, the tokens of query"
         raise request.check.rejected(names.query_lengths, _abridged(queries), allowed)
@@ -181,7 +183,11 @@ def _check_table_size(request: FusedAttentionRequest, table: Tensor, geometry: G
 
 def _check_block_size(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
     size, single = request.block_size, geometry.query_rows <= 1
-    if profile.block_size_rule == "docs":
+    if request.integer_cache:
+        step, limit = 32, 512
+    elif request.query_rope is not None:
+        step, limit = 16, 1024
+    elif profile.block_size_rule == "docs":
         step, limit = (16, 512) if single else (128, 512)
     elif geometry.head_dim in (64, 128):
         step, limit = 16, 1024

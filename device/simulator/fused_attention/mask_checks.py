@@ -11,7 +11,8 @@ import torch
 
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention.layouts import spans
-from npudiff.device.simulator.fused_attention.sparse_modes import COMPRESSED_MODES
+from npudiff.device.simulator.fused_attention.request import V1_NAMES
+from npudiff.device.simulator.fused_attention.sparse_modes import COMPRESSED_MODES, TREE_MODE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from npudiff.device.simulator.profiles import CannProfile
 
 _TEMPLATE = 2048
-_TREE_MODE = 9
 
 
 def check_sparse_mode(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
@@ -33,21 +33,19 @@ def check_sparse_mode(request: FusedAttentionRequest, geometry: Geometry, profil
     ------
     OperatorRejected
         Naming ``sparse_mode``, ``atten_mask``, ``pre_tokens`` or ``next_tokens``.
-    NotSimulated
-        The tree mode, 9.
     """
     if geometry.decode:
         return
-    mode, tnd = request.sparse_mode, request.layout == "TND"
-    if mode == _TREE_MODE:
-        raise request.check.not_simulated("sparse_mode", mode, "0 to 4")
-    if not 0 <= mode <= 4:
+    mode, packed = request.sparse_mode, request.packed
+    if mode == TREE_MODE:
+        _check_tree_mode(request, geometry)
+    elif not 0 <= mode <= 4:
         raise request.check.rejected("sparse_mode", mode, "0 to 4, or 9")
-    if tnd and mode in (1, 2):
-        raise request.check.rejected("sparse_mode", f"{mode} in TND", "0 without a mask, 3 or 4")
-    if tnd and mode == 0 and request.mask is not None:
-        raise request.check.rejected("atten_mask", "given with sparse_mode 0 in TND", "None")
-    unequal_dims_pass = tnd and profile.tnd_unequal_head_dims_in_mode_4 == "accepted"
+    if packed and mode in (1, 2):
+        raise request.check.rejected("sparse_mode", f"{mode} in {request.layout}", "0 without a mask, 3 or 4")
+    if packed and mode == 0 and request.mask is not None:
+        raise request.check.rejected("atten_mask", f"given with sparse_mode 0 in {request.layout}", "None")
+    unequal_dims_pass = packed and profile.tnd_unequal_head_dims_in_mode_4 == "accepted"
     if geometry.head_dim != geometry.value_dim and mode in (1, 4) and not unequal_dims_pass:
         given = f"{mode} with head dim {geometry.head_dim} and value {geometry.value_dim}"
         raise request.check.rejected("sparse_mode", given, "0, 2 or 3 where query and value differ in head dim")
@@ -55,8 +53,8 @@ def check_sparse_mode(request: FusedAttentionRequest, geometry: Geometry, profil
         raise request.check.rejected("atten_mask", f"None with sparse_mode {mode}", "a mask for every mode but 0")
     if mode == 4 or (mode == 0 and request.mask is not None):
         _check_band(request)
-    if tnd and mode in (3, 4):
-        _check_tnd_band(request, geometry, profile)
+    if packed and mode in (3, 4):
+        _check_packed_band(request, geometry, profile)
 
 
 def _check_band(request: FusedAttentionRequest) -> None:
@@ -65,7 +63,21 @@ def _check_band(request: FusedAttentionRequest) -> None:
         raise request.check.rejected("pre_tokens", given, "at least -next_tokens")
 
 
-def _check_tnd_band(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
+def _check_tree_mode(request: FusedAttentionRequest, geometry: Geometry) -> None:
+    """Refuse a tree over plain 16-bit keys, in the first version, and with more queries than keys.
+
+    CANN's feature check exempts sequences without keys, which pad a graph.
+    """
+    if (request.query_rope is None and not request.integer_cache) or request.names is V1_NAMES:
+        allowed = "0 to 4; the tree mode has query_rope or an int8 cache, in the second version"
+        raise request.check.rejected("sparse_mode", f"{TREE_MODE}", allowed)
+    for span in spans(request, geometry):
+        if 0 < span.key_length < span.query_length:
+            given = f"sequence {span.batch} with {span.query_length} queries and {span.key_length} keys"
+            raise request.check.rejected(request.names.query_lengths, given, "at most keys, with sparse_mode 9")
+
+
+def _check_packed_band(request: FusedAttentionRequest, geometry: Geometry, profile: CannProfile) -> None:
     """Check what DOC asks of every TND sequence; one without keys has nothing to see and is exempt."""
     for span in spans(request, geometry):
         if span.key_length == 0:
@@ -105,8 +117,20 @@ def check_mask(request: FusedAttentionRequest, geometry: Geometry, profile: Cann
             raise request.check.rejected(
                 "atten_mask", f"of shape {list(shape)} with sparse_mode {request.sparse_mode}", allowed
             )
+    elif request.sparse_mode == TREE_MODE:
+        _check_tree(request, mask, geometry)
     else:
         _check_full_mask(request, mask, geometry)
+
+
+def _check_tree(request: FusedAttentionRequest, mask: Tensor, geometry: Geometry) -> None:
+    """Check a tree: [B, S1, S1], or the flat squares of all sequences one after the other where they are packed."""
+    shape = [geometry.batch, geometry.query_rows, geometry.query_rows]
+    if request.packed:
+        shape = [sum(span.query_length**2 for span in spans(request, geometry))]
+    if list(mask.shape) != shape:
+        given = f"of shape {list(mask.shape)} with sparse_mode {TREE_MODE}"
+        raise request.check.rejected("atten_mask", given, f"{shape}, the squares of the query lengths")
 
 
 def _check_decode_mask(request: FusedAttentionRequest, mask: Tensor, geometry: Geometry, profile: CannProfile) -> None:
@@ -132,14 +156,14 @@ def _check_decode_mask(request: FusedAttentionRequest, mask: Tensor, geometry: G
 def _check_full_mask(request: FusedAttentionRequest, mask: Tensor, geometry: Geometry) -> None:
     """Check the mask of modes 0 and 1: [S1, S2], [B, S1, S2] or [B, 1, S1, S2], with B or 1 in front."""
     shape = tuple(mask.shape)
-    equal_dims = geometry.head_dim == geometry.value_dim
+    plain = geometry.head_dim == geometry.value_dim and request.query_rope is None
     fits = (
-        (len(shape) == 2 and equal_dims)
+        (len(shape) == 2 and plain)
         or (len(shape) == 3 and shape[0] in (1, geometry.batch))
         or (len(shape) == 4 and shape[0] in (1, geometry.batch) and shape[1] == 1)
     )
     if not fits or shape[-2] < geometry.query_rows or shape[-1] < geometry.key_rows:
-        allowed = "[S1, S2] (equal head dims), [B, S1, S2] or [B, 1, S1, S2], "
+        allowed = "[S1, S2] (equal head dims, no query_rope), [B, S1, S2] or [B, 1, S1, S2], "
         sizes = f"B 1 or {geometry.batch}, S1 at least {geometry.query_rows} and S2 at least {geometry.key_rows}"
         raise request.check.rejected("atten_mask", f"of shape {list(shape)}", allowed + sizes)
 
@@ -153,14 +177,14 @@ def check_inner_precise(request: FusedAttentionRequest, geometry: Geometry, prof
         Naming ``inner_precise``.
     """
     given = request.inner_precise
-    if geometry.decode:
+    if geometry.decode or (geometry.single and request.query_rope is not None):
         allowed = profile.inner_precise_at_query_length_one
         where = "one query"
-    elif request.layout == "TND":
+    elif request.packed and request.query_rope is None:
         # ACLNN: only float16 without head groups may choose the fast mode.
         fast = request.query.dtype == torch.float16 and request.heads == request.kv_heads
         allowed = (0, 1) if fast else (0,)
-        where = "this dtype and head count in TND"
+        where = f"this dtype and head count in {request.layout}"
     else:
         allowed, where = (0, 1, 2, 3), "several queries"
     if given not in allowed:

@@ -10,10 +10,11 @@ import torch
 
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention import schemas
+from npudiff.device.simulator.fused_attention.antiquant import key_values
+from npudiff.device.simulator.fused_attention.axes import LAYOUTS
 from npudiff.device.simulator.fused_attention.checks import check
 from npudiff.device.simulator.fused_attention.flash import Softmax, attend
 from npudiff.device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans
-from npudiff.device.simulator.fused_attention.paging import key_values
 from npudiff.device.simulator.fused_attention.request import (
     V1_NAMES,
     V2_NAMES,
@@ -21,8 +22,10 @@ from npudiff.device.simulator.fused_attention.request import (
     FusedAttentionRequest,
     normalise,
 )
+from npudiff.device.simulator.fused_attention.rounding import Int8
 from npudiff.device.simulator.fused_attention.shapes import check_wrapper, empty_outputs
 from npudiff.device.simulator.fused_attention.sparse_modes import check_template, see
+from npudiff.device.simulator.fused_attention.update import attention_update, attention_update_meta
 from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.profiles import CannProfile, active_profile
 from npudiff.device.simulator.schemas import qualified_name
@@ -82,7 +85,8 @@ def _attend_sequences(
     lse: Tensor | None,
 ) -> None:
     sink = None if request.sink is None else request.sink.float()
-    softmax = Softmax(request.scale, sink, profile.lse_includes_sink)
+    int8 = _int8_output(request, geometry)
+    queries = (request.query,) if request.query_rope is None else (request.query, request.query_rope)
     for span in spans(request, geometry):
         if span.query_length == 0:
             continue
@@ -91,16 +95,27 @@ def _attend_sequences(
             if quirk.on_visibility is not None:
                 visibility = quirk.on_visibility(request, visibility)
         window = range(span.query_start, span.query_start + span.query_length)
-        where = (request.layout, request.heads, span.batch, window)
+        where = (request.heads, span.batch, window)
+        shift = None if request.shift is None else request.shift[span.batch % len(request.shift)]
+        softmax = Softmax(request.scale, sink, profile.lse_includes_sink, shift)
         attend(
-            rows(request.query, *where),
-            key_values(request, span),
+            torch.cat([rows(part, request.axes, *where) for part in queries], -1),
+            key_values(request, span, profile),
             visibility,
             softmax,
             kv_heads=request.kv_heads,
-            output=rows(attention, *where),
-            lse=None if lse is None else lse_rows(lse, request.layout, span.batch, window),
+            output=rows(attention, LAYOUTS[request.layout].output, *where),
+            lse=None if lse is None else lse_rows(lse, span.batch, window),
+            int8=int8,
         )
+
+
+def _int8_output(request: FusedAttentionRequest, geometry: Geometry) -> Int8 | None:
+    """Return what makes int8 of a call's output, with numbers per tensor or per head and channel."""
+    if request.out_scale is None:
+        return None
+    shape = (1,) if request.out_scale.numel() == 1 else (request.heads, 1, geometry.value_dim)
+    return Int8(request.out_scale.view(shape), None if request.out_offset is None else request.out_offset.view(shape))
 
 
 def _out(request: FusedAttentionRequest) -> tuple[Tensor, Tensor]:
@@ -177,5 +192,6 @@ _V2 = {
 OPERATORS = (
     *_operators("npu_fused_infer_attention_score", V1_NAMES, _V1),
     *_operators("npu_fused_infer_attention_score_v2", V2_NAMES, _V2),
+    Operator(schemas.ATTENTION_UPDATE, attention_update, attention_update_meta),
 )
-"""Both versions of the operator with all their forms."""
+"""Both versions of the operator with all their forms, and the operator that merges partial attention."""

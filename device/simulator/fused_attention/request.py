@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.axes import LAYOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +63,9 @@ class FusedAttentionRequest:
     key: Tensor
     value: Tensor
     """As passed; with ``block_table`` the last two are caches."""
+    query_rope: Tensor | None
+    key_rope: Tensor | None
+    """The rotated parts of query and key, head dim 64, shaped like them; the scores are those of both parts."""
     layout: str
     """``input_layout``."""
     heads: int
@@ -83,15 +89,37 @@ class FusedAttentionRequest:
     """Tokens per block."""
     sink: Tensor | None
     """``learnable_sink`` [heads]."""
+    shift: Tensor | None
+    """``pse_shift``: [1 or batch, heads, rows, keys], added to the scaled scores."""
+    out_scale: Tensor | None
+    out_offset: Tensor | None
+    """What makes int8 of the output."""
     return_lse: bool
     """Whether the log-sum-exp is wanted."""
     out: Sequence[Tensor]
     """What the ``.out`` forms write into: attention and log-sum-exp."""
     extras: tuple[tuple[str, object], ...]
-    """Other arguments that were given, by name; the simulator implements none of them."""
+    """Other arguments that were given, by name: those of quantised caches, and what is not simulated."""
+
+    @property
+    def axes(self) -> str:
+        """The query's axes, which are those of key and value too where they are not paged."""
+        return LAYOUTS[self.layout].query
+
+    @property
+    def packed(self) -> bool:
+        """Whether all sequences lie one after the other on one T axis."""
+        return "T" in self.axes
+
+    @property
+    def integer_cache(self) -> bool:
+        """Whether keys or values are integers of 8 or 4 bits, which a 16-bit query meets as numbers."""
+        integers = (torch.int8, torch.int32)
+        cached = self.key.dtype in integers or self.value.dtype in integers
+        return cached and self.query.dtype in (torch.float16, torch.bfloat16)
 
     def given_extra(self, name: str) -> object | None:
-        """Return the argument of that name if it was given and is not simulated."""
+        """Return the argument of that name if it was given and has no place of its own."""
         return dict(self.extras).get(name)
 
 
@@ -103,10 +131,13 @@ _COMMON = frozenset(
         "block_table",
         "inner_precise",
         "input_layout",
+        "key_rope",
         "learnable_sink",
         "next_tokens",
         "num_key_value_heads",
         "pre_tokens",
+        "pse_shift",
+        "query_rope",
         "sparse_mode",
     }
 )
@@ -114,11 +145,13 @@ _COMMON = frozenset(
 # DOC: reserved, or without meaning for 16-bit inputs.
 _WITHOUT_EFFECT = frozenset(
     {
+        "dequant_scale_key_rope",
         "dequant_scale_key_dtype",
         "dequant_scale_key_rope_dtype",
         "dequant_scale_query_dtype",
         "dequant_scale_value_dtype",
         "key_dtype",
+        "key_rope_antiquant_scale",
         "key_rope_dtype",
         "key_shared_prefix_dtype",
         "out_dtype",
@@ -159,13 +192,15 @@ def normalise(
         In the words of the version; absent ones have the schema's default.
     """
     heads = arguments.get(names.heads, 1)
-    known = _COMMON | _WITHOUT_EFFECT | set(vars(names).values()) - {names.out_scale, names.out_offset}
+    known = _COMMON | _WITHOUT_EFFECT | set(vars(names).values())
     return FusedAttentionRequest(
         check=ArgumentChecks(operator, default=ErrorCode.TILING),
         names=names,
         query=query,
         key=value if key is None else key,
         value=value,
+        query_rope=arguments.get("query_rope"),
+        key_rope=arguments.get("key_rope"),
         layout=arguments.get("input_layout", "BSH"),
         heads=heads,
         kv_heads=arguments.get("num_key_value_heads", 0) or heads,
@@ -180,6 +215,9 @@ def normalise(
         block_table=arguments.get("block_table"),
         block_size=arguments.get("block_size", 0),
         sink=arguments.get("learnable_sink"),
+        shift=arguments.get("pse_shift"),
+        out_scale=arguments.get(names.out_scale),
+        out_offset=arguments.get(names.out_offset),
         return_lse=arguments.get(names.return_lse, False),
         out=out,
         # A mode of 0 is the default, hence not given.

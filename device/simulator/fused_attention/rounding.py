@@ -6,6 +6,8 @@ from zero.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -42,3 +44,23 @@ def _half_away_from_zero(values: Tensor) -> Tensor:
     subnormal = torch.floor(values.abs() / _SUBNORMAL_STEP + 0.5).mul_(_SUBNORMAL_STEP).copysign_(values)
     rounded = torch.where(values.abs() < _SMALLEST_NORMAL, subnormal, normal)
     return torch.where(values.isnan(), values, rounded).to(torch.float16)
+
+
+@dataclass(frozen=True)
+class Int8:
+    """What makes int8 of float32 attention: ``attention * scale + offset``, by way of float16.
+
+    Source: the post-quantisation of CANN's kernels; both casts round half away from zero, the last one saturates.
+    """
+
+    scale: Tensor
+    """[1] or [heads, 1, dim]."""
+    offset: Tensor | None
+    """The same, or 0."""
+
+    def __call__(self, attention: Tensor) -> Tensor:
+        """Quantise float32 [heads, rows, dim]."""
+        scaled = attention * self.scale.float()
+        half = narrow(scaled if self.offset is None else scaled + self.offset.float(), torch.float16).float()
+        rounded = torch.floor(half.abs() + 0.5).copysign(half)
+        return rounded.clamp(-128, 127).to(torch.int8)

@@ -62,6 +62,8 @@ FUSED_ATTENTION_V2_INFER_OUTPUT = (
     "Tensor? query_rope=None, int? out_dtype=None) -> (Tensor, Tensor)"
 )
 
+ATTENTION_UPDATE = "npu_attention_update(Tensor[] lse, Tensor[] local_out, int update_type) -> (Tensor, Tensor)"
+
 SCHEMAS = (
     FUSED_ATTENTION,
     FUSED_ATTENTION_OUT,
@@ -71,5 +73,6 @@ SCHEMAS = (
     FUSED_ATTENTION_V2_OUT,
     FUSED_ATTENTION_V2_WORKSPACE,
     FUSED_ATTENTION_V2_INFER_OUTPUT,
+    ATTENTION_UPDATE,
 )
-"""Every form of the two operators."""
+"""Every form of the two operators, and of the one that merges what they give."""

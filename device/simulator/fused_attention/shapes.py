@@ -1,4 +1,4 @@
-"""Layout names, output shapes, and what the torch_npu wrapper refuses before it asks aclnn.
+"""Output shapes, and what the torch_npu wrapper refuses before it asks aclnn.
 
 Follows op-plugin's ``FusedInferAttentionScore*`` host code and the wheel's META rules
 (``op_plugin/meta/_meta_registrations.py``), which agree.
@@ -6,46 +6,22 @@ Follows op-plugin's ``FusedInferAttentionScore*`` host code and the wheel's META
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.fused_attention.axes import LAYOUTS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
     from npudiff.device.simulator.profiles import CannProfile
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a layout name is read: the query's axes, the output's axes."""
-
-    query: str
-    output: str
-
-
-LAYOUTS = {
-    "BSH": Layout("BSH", "BSH"),
-    "BSND": Layout("BSND", "BSND"),
-    "BNSD": Layout("BNSD", "BNSD"),
-    "TND": Layout("TND", "TND"),
-    "NTD": Layout("NTD", "NTD"),
-    "NSD": Layout("NSD", "NSD"),
-    "BNSD_BSND": Layout("BNSD", "BSND"),
-    "BSH_BNSD": Layout("BSH", "BNSD"),
-    "BSND_BNSD": Layout("BSND", "BNSD"),
-    "BSH_NBSD": Layout("BSH", "NBSD"),
-    "BSND_NBSD": Layout("BSND", "NBSD"),
-    "BNSD_NBSD": Layout("BNSD", "NBSD"),
-    "TND_NTD": Layout("TND", "NTD"),
-    "NTD_TND": Layout("NTD", "TND"),
-}
-
-# Eight int4 values travel in one int32.
-_INT4_PER_INT32 = 8
+INT4_PER_INT32 = 8
+"""Elements of 4 bits that travel in one int32, the first in the lowest bits."""
 
 
 def check_wrapper(request: FusedAttentionRequest) -> None:
@@ -62,7 +38,7 @@ def check_wrapper(request: FusedAttentionRequest) -> None:
         raise request.check.rejected("num_key_value_heads", request.kv_heads, "0 or more", ErrorCode.WRAPPER)
     if request.layout not in LAYOUTS:
         raise request.check.rejected("input_layout", repr(request.layout), ", ".join(LAYOUTS), ErrorCode.WRAPPER)
-    axes = LAYOUTS[request.layout].query
+    axes = request.axes
     query, value = request.query, request.value
     if query.dim() != len(axes):
         allowed = f"rank {len(axes)} for layout {request.layout}"
@@ -80,7 +56,7 @@ def query_sizes(request: FusedAttentionRequest) -> dict[str, int]:
 
     BSH is split with the given number of heads; NSD counts as batch 1.
     """
-    axes = LAYOUTS[request.layout].query
+    axes = request.axes
     sizes = dict(zip(axes, request.query.shape, strict=True))
     if "H" in sizes:
         sizes["N"] = request.heads
@@ -98,11 +74,11 @@ def value_head_dim(request: FusedAttentionRequest) -> int:
             dim = value.shape[2] // request.kv_heads
         else:
             dim = value.shape[3] if value.dim() == 4 else value.shape[2] * value.shape[4]
-    elif LAYOUTS[request.layout].query == "BSH":
+    elif request.axes == "BSH":
         dim = value.shape[2] // request.kv_heads
     else:
         dim = value.shape[-1]
-    return dim * _INT4_PER_INT32 if value.dtype == torch.int32 else dim
+    return dim * INT4_PER_INT32 if value.dtype == torch.int32 else dim
 
 
 def output_shapes(request: FusedAttentionRequest) -> tuple[list[int], list[int]]:
@@ -119,11 +95,10 @@ def output_shapes(request: FusedAttentionRequest) -> tuple[list[int], list[int]]
 
 def output_dtype(request: FusedAttentionRequest) -> torch.dtype:
     """Return the dtype of the attention output."""
-    if request.given_extra(request.names.out_scale) is not None:
+    if request.out_scale is not None:
         return torch.int8
     if request.query.dtype == torch.int8:
-        rope = request.given_extra("query_rope")
-        return rope.dtype if isinstance(rope, Tensor) else torch.float16
+        return torch.float16 if request.query_rope is None else request.query_rope.dtype
     return request.query.dtype
 
 

@@ -10,6 +10,7 @@ key ``j`` count from 0 inside the sequence, ``S1`` and ``S2`` are its actual len
     2  left-up          unlimited                 0                   band
     3  right-down       unlimited                 S2 - S1             band
     4  band             pre_tokens + S1 - S2      next_tokens + S2 - S1   band
+    9  tree             unlimited                 unlimited           mask, [S1, S1] of the last S1 keys
 
 with ``j`` hidden from ``i`` when ``j < i - before`` or ``j > i + after``.
 """
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from npudiff.device.simulator.errors import UndefinedBehaviour
+from npudiff.device.simulator.fused_attention.layouts import spans
 from npudiff.device.simulator.fused_attention.visibility import Visibility
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 COMPRESSED_MODES = (2, 3, 4)
 """Modes whose mask is a 2048 x 2048 template of a causal triangle; the band alone decides."""
 
+TREE_MODE = 9
+"""The mode whose mask is a tree of drafts, over as many of the last keys as there are queries."""
+
 _ROW_INVALID_CORRECTION = 2
 
 
@@ -41,14 +46,16 @@ def see(request: FusedAttentionRequest, geometry: Geometry, span: Span, profile:
     queries, keys = span.query_length, span.key_length
     everything = range(queries if keys else 0)
     mask = None
-    if request.mask is not None and (geometry.decode or request.sparse_mode not in COMPRESSED_MODES):
+    if request.mask is not None and request.sparse_mode == TREE_MODE and not geometry.decode:
+        mask = _tree(request, request.mask, geometry, span)
+    elif request.mask is not None and (geometry.decode or request.sparse_mode not in COMPRESSED_MODES):
         mask = sequence_mask(request.mask, span.batch, decode=geometry.decode)
     corrected = bool(request.inner_precise & _ROW_INVALID_CORRECTION) or profile.fully_hidden_row == "zero"
     mode = request.sparse_mode
-    if geometry.decode or mode == 1 or (mode == 0 and mask is None):
+    if geometry.decode or mode in (1, TREE_MODE) or (mode == 0 and mask is None):
         return Visibility(queries, keys, everything, mask=mask, zeroes_hidden_rows=corrected)
     before, after = _band(request, queries, keys)
-    if mode == 4 and request.layout == "TND" and queries == 1 and profile.tnd_band_at_query_length_one == "ignored":
+    if _ignores_band(request, geometry, queries, profile):
         before = after = None
     return Visibility(
         queries=queries,
@@ -60,6 +67,27 @@ def see(request: FusedAttentionRequest, geometry: Geometry, span: Span, profile:
         elementwise=mode != 0 or profile.mode_0_band == "elementwise",
         zeroes_hidden_rows=corrected,
     )
+
+
+def _ignores_band(request: FusedAttentionRequest, geometry: Geometry, queries: int, profile: CannProfile) -> bool:
+    if request.packed:
+        one_query = request.sparse_mode == 4 and queries == 1
+        return one_query and profile.tnd_band_at_query_length_one == "ignored"
+    explicit = request.sparse_mode in (0, 4)
+    return explicit and geometry.single and profile.band_at_query_length_one == "ignored"
+
+
+def _tree(request: FusedAttentionRequest, mask: Tensor, geometry: Geometry, span: Span) -> Tensor:
+    """Return one sequence's mask as bool [rows, keys]: its tree over the last keys, and nothing hidden before."""
+    rows = span.query_length
+    if request.packed:
+        start = sum(other.query_length**2 for other in spans(request, geometry) if other.batch < span.batch)
+        tree = mask[start : start + rows * rows].view(rows, rows)
+    else:
+        tree = mask[span.batch, :rows, :rows]
+    hidden = torch.zeros(rows, max(rows, span.key_length), dtype=torch.bool)
+    hidden[:, hidden.shape[1] - rows :] = tree.to(torch.bool)
+    return hidden
 
 
 def _band(request: FusedAttentionRequest, queries: int, keys: int) -> tuple[int | None, int | None]:

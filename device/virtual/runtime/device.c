@@ -6,10 +6,12 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-/* Numbers of the public headers of CANN: aclCannAttr, aclDeviceInfo, aclSysParamOpt. */
+/* Numbers of the public headers of CANN: aclCannAttr, aclCANNPackageName, aclDeviceInfo, aclSysParamOpt. */
 enum { CANN_INF_NAN = 0, CANN_BF16 = 1 };
+enum { PACKAGE_DRIVER = 7, VERSION_BYTES = 128 };
 enum { INFO_AI_CORES = 0, INFO_VECTOR_CORES = 1, INFO_L2_SIZE = 2 };
 
 enum { MESSAGE_BYTES = 512, SYSTEM_PARAMETERS = 16, CUBE_CORES = 24, VECTOR_CORES = 48 };
@@ -60,7 +62,29 @@ status_t aclInit(const char *config) {
 
 status_t aclFinalize(void) { return SUCCESS; }
 
-const char *aclrtGetSocName(void) { return "Ascend910B3"; }
+static const char *said(const char *variable, const char *otherwise) {
+    const char *value = getenv(variable);
+    return value == NULL || value[0] == '\0' ? otherwise : value;
+}
+
+const char *aclrtGetSocName(void) { return said("NPUDIFF_VIRTUAL_SOC", "Ascend910B3"); }
+
+/* Every package is of one version. There is no driver. */
+static status_t version_of_cann(int is_driver, char *version) {
+    if (is_driver) {
+        remember("the virtual NPU has no driver");
+        return FEATURE_NOT_SUPPORTED;
+    }
+    snprintf(version, VERSION_BYTES, "%s", said("NPUDIFF_VIRTUAL_CANN_VERSION", "8.5.0"));
+    return SUCCESS;
+}
+
+/* The version is the first member of aclCANNPackageVersion; nobody reads its parts. */
+status_t aclsysGetCANNVersion(int package, char *version) { return version_of_cann(package == PACKAGE_DRIVER, version); }
+
+status_t aclsysGetVersionStr(const char *package, char *version) {
+    return version_of_cann(strcmp(package, "DRIVER") == 0, version);
+}
 
 status_t aclrtGetDeviceCount(uint32_t *count) {
     *count = 1;

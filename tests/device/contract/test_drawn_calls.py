@@ -24,20 +24,12 @@ EXAMPLES = 15
 NOT_TORCH_NPUS = {"npu::mla_preprocess"}
 
 
-def _placeholder(simulated, wheel):
-    """No elements or one is not documented: a field of the profiles, mla_prolog_placeholders, says what is assumed."""
-    return simulated[0] == (0,) and wheel[0] == (1,) and simulated[1] == wheel[1]
-
-
 def _norm_that_nobody_asked_for(simulated, wheel):
     """Documented to be there with ``out_flag`` only, which no adapter sets; the shape function always has it."""
     return simulated == "None" and wheel[1] == torch.float32
 
 
 AGREED = {
-    ("npu::npu_mla_prolog_v3", 2): _placeholder,
-    ("npu::npu_mla_prolog_v3", 3): _placeholder,
-    ("npu::npu_mla_prolog_v3", 4): _placeholder,
     ("npu::npu_moe_gating_top_k", 2): _norm_that_nobody_asked_for,
 }
 """Where the simulator knows better than the shape function, or another profile would agree: by operator and output."""

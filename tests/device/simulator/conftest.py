@@ -24,6 +24,15 @@ class Ragged:
     queries: list[torch.Tensor]
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
+    query_ropes: list[torch.Tensor] | None = None
+    key_ropes: list[torch.Tensor] | None = None
+
+    @property
+    def whole(self):
+        """The same with the rotated parts behind the others."""
+        pairs = (self.queries, self.query_ropes), (self.keys, self.key_ropes)
+        queries, keys = ([torch.cat(part, -1) for part in zip(*pair, strict=True)] for pair in pairs)
+        return Ragged(queries, keys, self.values)
 
     @property
     def heads(self):
@@ -38,7 +47,9 @@ class Ragged:
         return 1 / math.sqrt(self.queries[0].shape[-1])
 
 
-def ragged(query_lengths, key_lengths, *, heads=4, kv_heads=2, dim=64, value_dim=None, dtype=torch.bfloat16, seed=0):
+def ragged(
+    query_lengths, key_lengths, *, heads=4, kv_heads=2, dim=64, value_dim=None, rope=0, dtype=torch.bfloat16, seed=0
+):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(count, length, size):
@@ -48,13 +59,15 @@ def ragged(query_lengths, key_lengths, *, heads=4, kv_heads=2, dim=64, value_dim
         [draw(heads, length, dim) for length in query_lengths],
         [draw(kv_heads, length, dim) for length in key_lengths],
         [draw(kv_heads, length, value_dim or dim) for length in key_lengths],
+        [draw(heads, length, rope) for length in query_lengths] if rope else None,
+        [draw(kv_heads, length, rope) for length in key_lengths] if rope else None,
     )
 
 
 def _pack_rows(sequences, layout, fill):
     """Put [heads, rows, dim] sequences into one tensor of a layout, padded with ``fill``."""
-    if layout == "TND":
-        return torch.cat([s.transpose(0, 1) for s in sequences])
+    if layout in ("TND", "NTD"):
+        return torch.cat(sequences, 1) if layout == "NTD" else torch.cat([s.transpose(0, 1) for s in sequences])
     heads, _, dim = sequences[0].shape
     longest = max(s.shape[1] for s in sequences)
     packed = torch.full((len(sequences), heads, longest, dim), fill, dtype=sequences[0].dtype)
@@ -85,8 +98,9 @@ def pack(sequences, layout, *, version=2, block_size=0, rank=3, fill=math.nan):
     query_lengths = [q.shape[1] for q in sequences.queries]
     key_lengths = [k.shape[1] for k in sequences.keys]
     cumulative = torch.tensor(key_lengths).cumsum(0).tolist()
+    axes = layout.split("_")[0]
     arguments = {
-        "query": _pack_rows(sequences.queries, layout, fill),
+        "query": _pack_rows(sequences.queries, axes, fill),
         "input_layout": layout,
         "num_key_value_heads": sequences.kv_heads,
     }
@@ -101,10 +115,16 @@ def pack(sequences, layout, *, version=2, block_size=0, rank=3, fill=math.nan):
             "block_table": table,
             "block_size": block_size,
         }
+        if sequences.key_ropes:
+            arguments["key_rope"] = _pack_cache(sequences.key_ropes, block_size, rank, fill, table)
     else:
-        arguments["key"] = _pack_rows(sequences.keys, layout, fill)
-        arguments["value"] = _pack_rows(sequences.values, layout, fill)
-    if layout == "TND":
+        arguments["key"] = _pack_rows(sequences.keys, axes, fill)
+        arguments["value"] = _pack_rows(sequences.values, axes, fill)
+        if sequences.key_ropes:
+            arguments["key_rope"] = _pack_rows(sequences.key_ropes, axes, fill)
+    if sequences.query_ropes:
+        arguments["query_rope"] = _pack_rows(sequences.query_ropes, axes, fill)
+    if "T" in axes:
         query_lengths = torch.tensor(query_lengths).cumsum(0).tolist()
         key_lengths = key_lengths if block_size else cumulative
     names = _NAMES[version]
@@ -142,16 +162,19 @@ def call(arguments, *, version=2, lse=True, **more):
 
 def unpack(output, layout, lengths):
     """Cut a call's output into [heads, rows, dim] per sequence."""
-    if layout == "TND":
+    axes = layout.split("_")[-1]
+    if axes == "NTD":
+        return list(output.split(lengths, 1))
+    if axes == "TND":
         return [part.transpose(0, 1) for part in output.split(lengths)]
-    if layout == "BSH":
+    if axes == "BSH":
         raise ValueError("give the output of BSH as BSND")
-    by_head = output if layout == "BNSD" else output.transpose(1, 2)
+    by_head = {"BNSD": output, "BSND": output.transpose(1, 2), "NBSD": output.transpose(0, 1)}[axes]
     return [part[:, :length] for part, length in zip(by_head, lengths, strict=True)]
 
 
 def unpack_lse(lse, layout, lengths):
-    if layout == "TND":
+    if "T" in layout:
         return [part[..., 0].transpose(0, 1) for part in lse.split(lengths)]
     return [part[:, :length, 0] for part, length in zip(lse, lengths, strict=True)]
 

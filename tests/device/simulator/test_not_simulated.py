@@ -11,32 +11,8 @@ def zeros(*shape, dtype=torch.bfloat16):
 
 
 @pytest.mark.parametrize(
-    ("layout", "shape"),
-    [
-        ("NTD", (4, 5, 64)),
-        ("NSD", (4, 5, 64)),
-        ("BNSD_BSND", (2, 4, 5, 64)),
-        ("BSH_BNSD", (2, 5, 256)),
-        ("BSND_BNSD", (2, 5, 4, 64)),
-        ("BSH_NBSD", (2, 5, 256)),
-        ("BSND_NBSD", (2, 5, 4, 64)),
-        ("BNSD_NBSD", (2, 4, 5, 64)),
-        ("TND_NTD", (5, 4, 64)),
-        ("NTD_TND", (4, 5, 64)),
-    ],
-)
-def test_layouts(layout, shape):
-    query = zeros(*shape)
-    message = f"input_layout was '{layout}', which is not simulated; simulated: BSH, BSND"
-    with pytest.raises(NotSimulated, match=message):
-        torch.ops.npu.npu_fused_infer_attention_score_v2(query, query, query, num_query_heads=4, input_layout=layout)
-
-
-@pytest.mark.parametrize(
     ("version", "more", "argument"),
     [
-        (1, {"pse_shift": zeros(1, 4, 3, 9)}, "pse_shift"),
-        (1, {"query_rope": zeros(2, 3, 4, 64), "key_rope": zeros(2, 9, 2, 64)}, "key_rope"),
         (1, {"antiquant_scale": zeros(2)}, "antiquant_scale"),
         (1, {"key_antiquant_scale": zeros(2), "value_antiquant_scale": zeros(2)}, "key_antiquant_scale"),
         (1, {"key_antiquant_mode": 1}, "key_antiquant_mode"),
@@ -44,16 +20,10 @@ def test_layouts(layout, shape):
         (1, {"kv_padding_size": zeros(1)}, "kv_padding_size"),
         (1, {"key_shared_prefix": zeros(1), "value_shared_prefix": zeros(1)}, "key_shared_prefix"),
         (1, {"actual_shared_prefix_len": [3]}, "actual_shared_prefix_len"),
-        (1, {"quant_scale2": zeros(1)}, "quant_scale2"),
-        (1, {"key": zeros(2, 9, 2, 64, dtype=torch.int8)}, "key"),
-        (1, {"value": zeros(2, 9, 2, 8, dtype=torch.int32)}, "value"),
         (2, {"query": zeros(2, 3, 4, 64, dtype=torch.int8)}, "query"),
-        (2, {"pse_shift": zeros(1, 4, 3, 9)}, "pse_shift"),
         (2, {"dequant_scale_key": zeros(2), "dequant_scale_value": zeros(2)}, "dequant_scale_key"),
-        (2, {"quant_scale_out": zeros(1)}, "quant_scale_out"),
         (2, {"quant_scale_p": zeros(1)}, "quant_scale_p"),
         (2, {"query_quant_mode": 3}, "query_quant_mode"),
-        (2, {"sparse_mode": 9, "atten_mask": zeros(2, 3, 3, dtype=torch.int8)}, "sparse_mode"),
     ],
 )
 def test_features(lab, version, more, argument):
@@ -62,17 +32,6 @@ def test_features(lab, version, more, argument):
         lab.call(arguments | more, version=version)
     assert caught.value.argument == argument
     assert not isinstance(caught.value, OperatorRejected)
-
-
-def test_nz_caches_of_int8(lab):
-    arguments = lab.pack(lab.ragged([2], [8]), "TND", block_size=128)
-    arguments |= {name: zeros(4, 2, 2, 128, 32, dtype=torch.int8) for name in ("key", "value")}
-    with pytest.raises(NotSimulated, match=r"key was torch.int8, which is not simulated; simulated: a cache in the"):
-        lab.call(arguments)
-    narrow = {name: zeros(4, 2, 4, 128, 16, dtype=torch.int8) for name in ("key", "value")}
-    message = r"key was \[4, 2, 4, 128, 16\], a cache with tiles of 16 elements; allowed: .* dim / 32, block size, 32\]"
-    with pytest.raises(OperatorRejected, match=message):
-        lab.call(arguments | narrow)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_an_error_ends_the_block_too():
 
 
 def test_an_unknown_name_is_told_the_known_ones():
-    message = r"unknown CANN profile '7\.0'; known: 8\.5, 9\.0, pessimistic"
+    message = r"unknown CANN profile '7\.0'; known: 8\.5, 9\.0, 9\.1, pessimistic"
     with pytest.raises(ValueError, match=message), use_profile("7.0"):
         pass
     assert active_profile().name == "8.5"
@@ -238,3 +238,23 @@ def test_caches_with_gaps_between_blocks_are_contiguous_enough(lab):
         arguments[name] = torch.stack([arguments[name]] * 2, 1)[:, 0]
     with changed(non_contiguous="rejected"):
         assert accepted(lab, arguments)
+
+
+def halves(lab):
+    """Keys and values as the halves of one buffer, which a projection gives."""
+    arguments = lab.pack(lab.ragged([3], [20], dim=128), "TND")
+    both = torch.cat([arguments["key"], arguments["value"]], dim=-1)
+    key, value = both.split(128, dim=-1)
+    return arguments, arguments | {"key": key, "value": value}
+
+
+def test_keys_with_gaps_are_copied_until_cann_9_0_and_refused_from_9_1_on(lab):
+    whole, parts = halves(lab)
+    for profile in ("8.5", "9.0"):
+        with use_profile(profile):
+            assert torch.equal(lab.call(parts)[0], lab.call(whole)[0])
+    with use_profile("9.1"), pytest.raises(OperatorRejected, match="key was not contiguous"):
+        lab.call(parts)
+    with use_profile("9.1"):
+        lab.call(whole)
+        lab.call(whole | {"query": torch.cat([whole["query"]] * 2, dim=-1)[..., :128]})

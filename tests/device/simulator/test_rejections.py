@@ -299,13 +299,6 @@ REFUSED = [
     # TND forms.
     (
         "TND",
-        {"query": zeros(5, 4, 64).half(), "key": zeros(17, 2, 64).half(), "value": zeros(17, 2, 64).half()},
-        "query",
-        "float16 in TND",
-        PARAMETER,
-    ),
-    (
-        "TND",
         {"query": zeros(5, 4, 80), "key": zeros(17, 2, 80), "value": zeros(17, 2, 80)},
         "query",
         "of head dim 80 with value 80 in TND",
@@ -314,6 +307,17 @@ REFUSED = [
     # Features that are missing here, where hardware refuses them too.
     ("plain", {"query_rope": zeros(2, 3, 4, 64)}, "key_rope", "None", TILING),
     ("plain v1", {"key_rope": zeros(2, 9, 2, 64)}, "query_rope", "None", TILING),
+    ("TND", {"input_layout": "NSD"}, "input_layout", "'NSD' without query_rope", TILING),
+    ("plain", {"input_layout": "BSND_NBSD"}, "input_layout", "'BSND_NBSD' without query_rope", TILING),
+    ("TND", {"input_layout": "TND_NTD"}, "input_layout", "'TND_NTD' without query_rope", TILING),
+    (
+        "plain",
+        {"query_rope": zeros(2, 3, 4, 64), "key_rope": zeros(2, 9, 2, 64)},
+        "query",
+        "of head dim 64",
+        TILING,
+    ),
+    ("plain", {"sparse_mode": 9, "atten_mask": zeros(2, 3, 3).bool()}, "sparse_mode", "9", TILING),
     (
         "plain",
         {"query_rope": zeros(2, 3, 4, 32), "key_rope": zeros(2, 9, 2, 32)},

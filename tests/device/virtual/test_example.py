@@ -64,3 +64,25 @@ def test_the_new_token_of_each_request_sees_all_tokens_of_its_pages():
         whole = torch.nn.functional.scaled_dot_product_attention(query[:, :, -1:], key, value)
         expected = states[:, -1].float() + whole.flatten(1) @ attention.output.weight.cpu().float().t()
     torch.testing.assert_close(seen.cpu().float(), expected, atol=0.05, rtol=0.02)
+
+
+def test_torch_npu_is_told_the_cann_and_the_chip_that_were_asked_for():
+    code = (
+        "import torch, torch_npu, npudiff.device.simulator as s\n"
+        "print(torch.npu.get_device_name(0), torch_npu.npu.utils.get_cann_version(), s.active_profile().name)\n"
+        "gte = torch_npu.npu.utils._is_gte_cann_version\n"
+        "print(gte('9.0.0'), gte('9.1.0'), torch_npu.npu.utils.get_cann_version('hccl'))\n"
+    )
+    command = [sys.executable, "-m", "npudiff", "virtual", "--cann", "9.0", "--soc", "Ascend910_9391", "--"]
+    done = subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    assert done.stdout == "Ascend910_9391 9.0.0 9.0\nTrue False 9.0.0\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("--cann", "7", "unknown CANN profile '7'"), ("--soc", "H100", "the name of a chip is like Ascend910B3")],
+)
+def test_another_cann_or_chip_is_refused(option, value, said):
+    command = [sys.executable, "-m", "npudiff", "virtual", option, value, "--", sys.executable, "-c", ""]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, said in done.stderr) == (4, True), done.stderr

@@ -40,7 +40,7 @@ def masked(text):
 CLEAN = """\
 npudiff V · target sim, CANN 9.0 · torch V · profile ci, seed 1
 operators are simulated on the CPU: nothing here ran on an NPU
-one CANN is looked at, 9.0: --cann 8.5 and --cann pessimistic are others; no SoC is told apart
+one CANN is looked at, 9.0 (others: --cann 8.5, 9.1, pessimistic); no SoC is told apart
 swa_mask
 
   implementation   cases   query length 1   not applicable   worst error/bound   seconds   result
@@ -53,7 +53,7 @@ swa_mask
 FOUND = """\
 npudiff V · target sim, CANN 8.5 · torch V · profile dev, seed 1
 operators are simulated on the CPU: nothing here ran on an NPU
-one CANN is looked at, 8.5: --cann 9.0 and --cann pessimistic are others; no SoC is told apart
+one CANN is looked at, 8.5 (others: --cann 9.0, 9.1, pessimistic); no SoC is told apart
 swa_mask
 
   implementation      cases   query length 1   not applicable   worst error/bound   seconds   result
@@ -63,6 +63,7 @@ swa_mask
 
 FINDING swa_mask.mask_without_tail · equivalence · wrong value
   case       kv2 kv4 · window 3 · capacity 5 · int32
+  alone      failed 1 of 1 times in a process of its own
   worst      mask: differs where equality is asked for: got False, expected True, at request 0, kv length 2, key 2, \
 distance to query -1
   pattern    4 of 10 elements are wrong; only at key 2, 3, 4; only at distance to query -3, -2, -1

@@ -24,7 +24,10 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
         (("check", "swa_mask", "--impl", "nope"), "npudiff: unknown implementation 'nope'; known: "),
         (("check", "swa_mask", "--impl", "no.py"), "npudiff: --impl no.py: no such file"),
         (("check", "swa_mask", "--target", "gpu"), "npudiff: unknown target 'gpu'; known: npu, sim"),
-        (("check", "--target", "sim", "--cann", "7"), "npudiff: unknown CANN profile '7'; known: 8.5, 9.0, pessimist"),
+        (
+            ("check", "--target", "sim", "--cann", "7"),
+            "npudiff: unknown CANN profile '7'; known: 8.5, 9.0, 9.1, pessimist",
+        ),
         (
             ("check", "swa_mask", "--model", "x"),
             "npudiff: unknown model 'x'; known: gpt-oss-120b, mimo-v2-flash, step-3.5-flash",
@@ -74,7 +77,7 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
         (("check", "--target", "simm"), "npudiff: unknown target 'simm'; did you mean 'sim'? known: npu, sim, virtual"),
         (
             ("check", "--target", "sim", "--cann", "pesimistic"),
-            "npudiff: unknown CANN profile 'pesimistic'; did you mean 'pessimistic'? known: 8.5, 9.0, pessimistic",
+            "npudiff: unknown CANN profile 'pesimistic'; did you mean 'pessimistic'? known: 8.5, 9.0, 9.1, pessimistic",
         ),
         (
             ("check", "--hypothesis-profile", "nigthly"),
@@ -196,7 +199,11 @@ def test_a_reader_that_went_away_is_no_finding():
 
 @pytest.mark.parametrize(
     ("given", "budget", "seconds"),
-    [(None, None, 60), (None, 600, 60), (None, 300, 30), (None, 20, 5), (2, 20, 2), (90, 20, 90), (90, None, 90)],
+    [
+        (None, None, 60),
+        *((None, budget, seconds) for budget, seconds in ((1800, 60), (600, 60), (300, 30), (20, 5))),
+        *((2, 20, 2), (90, 20, 90), (90, None, 90)),
+    ],
 )
 def test_a_case_that_hangs_leaves_time_for_the_rest_of_a_run(given, budget, seconds):
     assert case_timeout(given, budget) == seconds

@@ -98,6 +98,65 @@ def test_a_large_output_is_summed_at_distances_that_meet_every_column():
     assert sums.along / sums.elements == pytest.approx(0.5 / 64, rel=0.01)
 
 
+@pytest.mark.parametrize("moved", [0, 2**12], ids=["all is computed", "rows that were moved"])
+def test_a_large_output_is_summed_from_its_first_row_to_its_last(moved):
+    value = torch.ones(2**14, 64, dtype=torch.float64)
+    actual, bound = value.clone(), torch.ones_like(value)
+    actual[-(2**12) :] += 0.5
+    bound[:moved] = 0.0
+    sums = sums_of(compared(value, actual, bound, torch.float32))["output"][OFFSET]
+    assert sums.along / sums.elements == pytest.approx(0.5 * 2**12 / (2**14 - moved), rel=0.01)
+
+
+def meter_of(*means, elements=1_000, values=0.0):
+    """A meter of cases with these mean errors over bound, which are offsets of an output."""
+    meter = DriftMeter()
+    for number, mean in enumerate(means):
+        add(meter, Case(number), mean + number * 1e-9, elements, values)
+    return meter
+
+
+def add(meter, case, mean, elements=1_000, values=0.0, output="output"):
+    sums = Sums(elements, mean * elements, elements, elements, values * elements, elements / 4)
+    meter.add(case, Passed(0.5, exact=False, sums={output: {OFFSET: sums}}))
+
+
+@pytest.mark.parametrize(
+    ("mean", "values", "is_found"),
+    [(1 / 50, 0.0, True), (1 / 70, 0.0, False), (1 / 30, 2.0**14, True), (1 / 35, 2.0**14, False)],
+    ids=lambda one: f"{one:g}",
+)
+def test_a_sixty_fourth_of_the_bound_is_allowed_and_a_millionth_of_the_value(mean, values, is_found):
+    for sign in (1, -1):
+        assert found(meter_of(*[sign * mean] * 100, values=values).measured()) is is_found
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_cases_that_show_it_best_are_told_the_best_first(sign):
+    (drift,) = meter_of(*(sign * (0.1 + 0.001 * (number * 37 % 100)) for number in range(100))).measured()
+    assert [one.size for one in drift.shown] == pytest.approx([sign * 0.199, sign * 0.198, sign * 0.197], abs=1e-6)
+
+
+def test_cases_of_few_elements_do_not_drown_the_others():
+    meter = meter_of(*[0.05] * 100)
+    for number in range(100):
+        add(meter, Case(-1 - number), (-1) ** number * 0.6 + number * 1e-9, elements=2)
+    assert found(meter.measured())
+
+
+def test_a_case_of_many_elements_counts_as_one():
+    meter = meter_of(*[0.05] * 100)
+    add(meter, Case(-1), 0.0, elements=10**6)
+    assert found(meter.measured())
+
+
+def test_the_largest_score_comes_first_and_not_the_largest_error():
+    meter = meter_of(*[0.05] * 100)
+    for number in range(20):
+        add(meter, Case(-1 - number), 0.5 + number * 1e-9, output="other")
+    assert [drift.output for drift in meter.measured()] == ["output", "other"]
+
+
 @pytest.mark.parametrize("factor", [1 + 2**-10, 1 - 2**-10])
 def test_a_factor_far_below_one_rounding_is_found_with_its_size(factor):
     generator = torch.Generator().manual_seed(1)
@@ -233,6 +292,12 @@ def test_cases_that_are_remembered_show_it_and_are_not_chosen_by_what_they_show(
     numbers = [json.loads(text)["number"] for text in drift.remembered]
     assert len(numbers) == MOST_REMEMBERED
     assert numbers == [place * 600 // MOST_REMEMBERED for place in range(MOST_REMEMBERED)]
+
+
+def test_no_more_is_remembered_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr("npudiff.judge.drift.MOST_TEXT", 200)
+    (drift,) = meter_of(*[0.05] * 100).measured()
+    assert 180 < sum(map(len, drift.remembered)) <= 200
 
 
 def test_more_are_remembered_where_it_takes_more():

@@ -452,7 +452,7 @@ def test_two_functions_of_one_name_in_a_file_are_refused_or_both_kept(mask, kern
     [
         (lambda: load_component("../../x"), "unknown component '../../x'; known: "),
         (lambda: load_target("gpu", None), "unknown target 'gpu'; known: npu, sim"),
-        (lambda: load_target("sim", "7"), "unknown CANN profile '7'; known: 8.5, 9.0, pessimistic"),
+        (lambda: load_target("sim", "7"), "unknown CANN profile '7'; known: 8.5, 9.0, 9.1, pessimistic"),
     ],
 )
 def test_unknown_names_are_refused_with_those_that_there_are(load, expected):

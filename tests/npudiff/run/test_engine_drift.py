@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from npudiff.judge.drift import SCORE
+from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.job import Budget, Isolation, Verdict
 from npudiff.run.engine import run_job
 from npudiff.run.isolation.supervisor import Supervisor
@@ -66,6 +67,14 @@ def test_a_job_that_fails_is_not_said_to_drift(toy):
 
 def test_relations_are_not_measured(toy):
     outcome = run_job(toy.job(high(toy), prop=toy.REPEATS), BUDGET)
+    assert outcome.verdict is Verdict.HOLDS
+    assert outcome.drifts == ()
+
+
+def test_a_relation_that_has_bounds_is_not_measured(toy):
+    """What it compares is another run, which is as far off, and not what is right."""
+    relation = replace(EQUIVALENCE, name="relation")
+    outcome = run_job(toy.job(high(toy), prop=relation), BUDGET)
     assert outcome.verdict is Verdict.HOLDS
     assert outcome.drifts == ()
 

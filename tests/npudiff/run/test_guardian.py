@@ -69,6 +69,21 @@ def test_no_way_to_leave_is_green(program, how, place):
     assert ("fails to import: SystemExit: os._exit(0)" if usage else "ended before its last verdict") in result.stderr
 
 
+def test_a_signal_without_a_name_is_told_by_its_number(program):
+    result = program(*check("--no-isolate"), call="os.kill(os.getpid(), 40)")
+    assert result.returncode == ExitCode.INTERNAL, result
+    assert "with signal 40 in swa_mask.mine.equivalence" in result.stderr
+
+
+def test_an_exit_code_counts_only_if_the_process_ends_with_it(tmp_path):
+    last = "import atexit\natexit.register(os.kill, os.getpid(), signal.SIGKILL)"
+    (tmp_path / "mine.py").write_text(RIGHT.format(top=last, call="pass"))
+    command = [sys.executable, "-m", "npudiff", *check("--no-isolate")]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == ExitCode.INTERNAL, result
+    assert "with signal SIGKILL" in result.stderr
+
+
 def test_what_it_was_doing_is_told_and_a_record_is_left(program, tmp_path):
     result = program(*check("--no-isolate", "--junit", "junit.xml"), call="os._exit(0)")
     assert "with exit code 0 in swa_mask.mine.equivalence: nothing that it did not tell was judged" in result.stderr

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from npudiff.errors import UsageError
 from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE
 from npudiff.model.constraints import Constraints
+from npudiff.model.job import Isolation
 from npudiff.run.discovery import component_names, load_components
-from npudiff.run.plan import Request, make_plan
+from npudiff.run.plan import Request, Shared, make_plan, may_end_its_process
 
 MASK = {"components": ("swa_mask",), "target": "sim"}
 
@@ -104,7 +107,7 @@ def test_a_value_that_only_some_components_know_chooses_those():
         ({"components": ("nope",)}, "unknown component 'nope'; known: "),
         ({"implementations": ("nope",)}, "unknown implementation 'nope'; known: "),
         ({"target": "nope"}, "unknown target 'nope'; known: npu, sim"),
-        ({"cann": "nope"}, "unknown CANN profile 'nope'; known: 8.5, 9.0, pessimistic"),
+        ({"cann": "nope"}, "unknown CANN profile 'nope'; known: 8.5, 9.0, 9.1, pessimistic"),
         ({"model": "nope"}, "unknown model 'nope'; known: gpt-oss-120b, mimo-v2-flash, step-3.5-flash"),
         ({"hypothesis_profile": "nope"}, "unknown hypothesis profile 'nope'; known: ci, dev, nightly"),
         ({"where": ("nope=1",)}, "--where: unknown axis 'nope'; known: batch, capacity, "),
@@ -207,6 +210,94 @@ def test_what_is_not_built_in_is_judged_where_it_may_die(kernel):
     (theirs, *_) = named.jobs
     without = plan(implementations=("eager",))
     assert without.budget(theirs).isolation is not None  # a job that a test made
+
+
+def test_the_times_of_a_request_are_those_of_its_isolation(tmp_path):
+    made = plan(isolate=True, journal=tmp_path, timeout=3.0, warm_up=70.0)
+    assert made.isolation == Isolation(tmp_path, warm_up=70.0, run=3.0)
+
+
+@pytest.mark.parametrize(
+    ("built_in", "device", "on_host", "may"),
+    [
+        (True, "cpu", False, False),
+        (True, "npu:0", True, False),
+        (True, "npu:0", False, True),
+        (False, "cpu", False, True),
+        (False, "npu:0", False, True),
+    ],
+)
+def test_what_is_not_built_in_or_not_on_this_host_may_end_its_process(kernel, built_in, device, on_host, may):
+    name = "eager" if built_in else str(kernel("right"))
+    (job, *_) = plan(implementations=(name,)).jobs
+    target = replace(job.subject.target, device=device, on_host=on_host)
+    assert may_end_its_process(replace(job.subject, target=target)) is may
+
+
+@pytest.mark.parametrize(
+    ("request_", "judges"),
+    [
+        ({}, True),
+        ({"examples": 100}, True),
+        ({"examples": 99}, False),
+        ({"examples": 10, "mutants": 2}, True),
+        ({"seconds": 0.0}, False),
+        ({"where": ("batch=2",)}, False),
+        ({"model": "step-3.5-flash"}, False),
+        ({"model": "step-3.5-flash", "mutants": 2}, False),
+    ],
+)
+def test_a_mutant_that_is_not_found_fails_a_run_that_is_neither_narrowed_nor_shortened(request_, judges):
+    assert plan(**request_).judges_mutants is judges
+
+
+def test_a_few_mutants_stand_for_all_and_get_the_cases_within_which_they_have_to_be_found():
+    made = plan(mutants=2, examples=10)
+    assert len(made.mutants) == 2
+    assert [made.budget(job).examples for job in (made.jobs[0], *made.mutants)] == [10, 100, 100]
+    assert plan(mutants=2, examples=300).budget(made.mutants[0]).examples == 300
+    assert plan(mutants=0).mutants == ()
+
+
+def test_a_component_gets_its_mutants_whatever_another_one_has():
+    made = make_plan(Request(("swa_mask", "rms_norm"), target="sim", mutants=1))
+    assert [job.subject.component.name for job in made.mutants] == ["rms_norm", "swa_mask"]
+
+
+def test_workers_are_as_many_as_were_asked_for():
+    assert plan(workers=7).workers == 7
+    one, seven = (plan(workers=count, seconds=60.0) for count in (1, 7))
+    assert seven.budget(seven.jobs[0]).seconds == pytest.approx(7 * one.budget(one.jobs[0]).seconds)
+
+
+def test_who_names_an_implementation_gets_all_its_cases():
+    made = make_plan(Request(("mla_preprocess",), target="sim", examples=200))
+    name = made.jobs[0].subject.implementation.name
+    named = make_plan(Request(("mla_preprocess",), (name,), target="sim", examples=200))
+    assert [one.budget(one.jobs[0]).examples for one in (made, named)] == [8, 200]
+
+
+def test_a_stateful_implementation_is_called_again_more_often():
+    made = make_plan(Request(implementations=("replay_before_its_rows",), target="sim", examples=100))
+    (job,) = [job for job in made.jobs if job.prop is CALL_INDEPENDENCE]
+    assert made.budget(job).examples == 25
+
+
+def test_a_component_with_history_has_fewer_runs_than_others_have_cases():
+    made = make_plan(Request(("hybrid_pools",), target="sim", examples=100))
+    assert made.budget(made.mutants[0]).examples == 35
+
+
+def test_cases_that_others_have_shared_come_first_in_their_job(tmp_path):
+    made = plan()
+    shared = replace(made, shared=Shared({made.jobs[0].name: ("{}",)}, tmp_path))
+    assert [shared.budget(job).explicit_cases for job in made.jobs[:2]] == [("{}",), ()]
+    assert {shared.budget(job).shared_database for job in (*made.jobs, *made.mutants)} == {tmp_path}
+
+
+def test_a_relation_that_has_no_case_within_what_is_asked_for_is_no_job():
+    assert "swa_mask.eager.order_does_not_matter" in names(plan(where=("batch=2",)).jobs)
+    assert "swa_mask.eager.order_does_not_matter" not in names(plan(where=("batch=1",)).jobs)
 
 
 def test_the_tasks_of_a_plan_are_its_jobs_with_what_keeps_findings_and_its_mutants_without():

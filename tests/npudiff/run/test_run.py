@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 
 import pytest
 
-from npudiff.findings.log import RunLog
-from npudiff.model.job import Budget, Verdict
+from npudiff.findings.log import NotEnded, RunLog, untold
+from npudiff.model.job import Budget, Outcome, Verdict
 from npudiff.run import workers as workers_module
 from npudiff.run.events import CasesJudged, JobEnded, JobStarted, RunEnded
-from npudiff.run.messages import Task
+from npudiff.run.messages import Kept, Task
 from npudiff.run.plan import Plan
 from npudiff.run.run import Run
 from npudiff.show.finding import keeper
@@ -109,3 +110,90 @@ def test_a_log_has_outcomes_and_findings_in_the_order_of_the_plan(jobs, tmp_path
     assert all(one.folder.parent == tmp_path for one in log.findings)
     assert log.error is None
     assert log.seconds > 0
+
+
+def log_of(jobs, mutants=()):
+    return RunLog(Plan(jobs[0].subject.target, tuple(jobs), tuple(mutants)))
+
+
+def ended(job, *kept, stage="", index=0):
+    return JobEnded(index, Outcome(job, cases=1), kept, stage)
+
+
+@pytest.fixture
+def finding(jobs, tmp_path):
+    """The folder of a finding of the second job."""
+    (event,) = [event for event in run(jobs[1:2], tmp_path / "findings") if isinstance(event, JobEnded)]
+    return event.kept[0].folder
+
+
+def test_a_run_that_has_not_ended_says_so_and_one_that_was_ended_says_by_what(jobs):
+    log = log_of(jobs)
+    assert isinstance(log.error, NotEnded)
+    interrupt = KeyboardInterrupt()
+    log(RunEnded(interrupt))
+    assert log.error is interrupt
+
+
+def test_a_finding_of_a_job_that_ran_again_is_told_once_and_of_the_later_part(jobs, finding):
+    kept = Kept(json.loads((finding / "finding.json").read_text()), finding)
+    log = log_of(jobs)
+    for stage in ("first", "second"):
+        log(ended(jobs[1], kept, stage=stage))
+    log(ended(jobs[2], stage="second"))
+    assert [(one.folder, one.stage) for one in log.findings] == [(finding, "second")]
+
+
+def test_outcomes_are_in_the_order_of_the_plan_however_jobs_end_and_mutants_apart(jobs):
+    log = log_of(jobs[:2], jobs[2:])
+    for job in reversed(jobs):
+        log(ended(job))
+    assert [outcome.job for outcome in log.outcomes] == jobs[:2]
+    assert [outcome.job for outcome in log.mutants] == jobs[2:]
+
+
+def test_a_finding_that_was_not_written_says_why_and_one_that_lacks_parts_is_there(jobs, finding):
+    content = json.loads((finding / "finding.json").read_text())
+    log = log_of(jobs)
+    log(ended(jobs[1], Kept(content, finding, "no room")))
+    log(ended(jobs[1], Kept(content, finding.parent / "other", "read-only", written=False)))
+    assert [(one.problem, one.unwritten) for one in log.findings] == [("no room", ""), ("read-only", "read-only")]
+
+
+def test_findings_of_which_no_event_came_are_those_that_were_written_since(jobs, finding):
+    root, log = finding.parent, log_of(jobs)
+    (root / "damaged").mkdir()
+    (root / "damaged" / "finding.json").write_text("{")
+    (root / "empty").mkdir()
+    at = (finding / "finding.json").stat().st_mtime
+    assert [folder for _, folder in untold(root, at, [])] == [finding]
+    assert list(untold(root, at + 1, [])) == []
+    assert list(untold(root, at, [root.parent / "elsewhere" / finding.name])) == []
+    assert list(untold(root / "nowhere", at, [])) == []
+    log.started = at
+    for _ in range(2):
+        log.add_untold(root)
+    assert [one.folder for one in log.findings] == [finding]
+
+
+def test_a_finding_of_no_job_of_the_plan_comes_last(jobs, tmp_path):
+    log = log_of(jobs[:1])
+    names = ("elsewhere", jobs[0].subject.implementation.name)
+    events = run([replace(jobs[1], subject=replace(jobs[1].subject, implementation=replace(
+        jobs[1].subject.implementation, name=name))) for name in names], tmp_path)  # fmt: skip
+    for event in events:
+        log(event)
+    assert [one.finding.implementation for one in log.findings] == [*reversed(names)]
+
+
+def test_every_listener_is_told_and_what_is_run_here_is_closed(toy, tmp_path, monkeypatch):
+    closed, events = [], ([], [])
+
+    def close(runner):
+        closed.append(runner)
+
+    monkeypatch.setattr("npudiff.run.run.TaskRunner.close", close)
+    with Run(1, [one.append for one in events]) as one:
+        one.run([Task(toy.job(), BUDGET, None)])
+    assert events[0] == events[1]
+    assert len(closed) == 1

@@ -30,14 +30,19 @@ _FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last)
 def to_dtype(c: Choices) -> Act:
     i = c.place()
     dtype, again = c.of(DTYPES), c.flag()
-    return lambda s: s[i].to(dtype, copy=again)
+    return lambda s: s[i].to(_on_a_card(dtype, s[i]), copy=again)
+
+
+def _on_a_card(dtype: torch.dtype, tensor: torch.Tensor) -> torch.dtype:
+    """What a card makes of a dtype: it has no float64, and says so in a warning; one that came from the host stays."""
+    return torch.float32 if dtype == torch.float64 != tensor.dtype else dtype
 
 
 @operation
 def to_float(c: Choices) -> Act:
     i = c.place()
-    how = c.below(5)
-    return lambda s: (s[i].float, s[i].half, s[i].double, s[i].bfloat16, s[i].long)[how]()
+    dtype = c.of((torch.float32, torch.float16, torch.float64, torch.bfloat16, torch.int64))
+    return lambda s: s[i].type(_on_a_card(dtype, s[i]))
 
 
 @operation
@@ -108,8 +113,7 @@ def clone(c: Choices) -> Act:
 @operation
 def contiguous(c: Choices) -> Act:
     i = c.place()
-    layout = c.of((_FORMATS[0], _FORMATS[2]) if c[i].dim() == 4 else _FORMATS[:1])
-    return lambda s: s[i].contiguous(memory_format=layout)
+    return lambda s: s[i].contiguous()
 
 
 @operation

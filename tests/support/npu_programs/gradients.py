@@ -100,7 +100,7 @@ _FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x.as_strided((x.numel(),), (1,)) if x.is_contiguous() else x.flatten(),
     lambda x: x.abs().add(1).log().sum().expand(3),
     lambda x: x.reshape(-1).sort()[0].unbind()[0] if x.numel() else x,
-    lambda x: x.to(torch.float64).std() if x.numel() > 1 else x,
+    lambda x: x.to(torch.bfloat16).std() if x.numel() > 1 else x,
 )
 
 

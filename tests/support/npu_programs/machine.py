@@ -22,8 +22,12 @@ _DEVICE_WORDS = re.compile(
     r"\b(?:npu|cpu)(?::0)?\b|\b(?:Autograd)?PrivateUse1\b",
     re.IGNORECASE,
 )
-_OF_TORCH_NPU = "Cannot create tensor with internal format while allow_internal_format=False"
-"""What torch_npu's ``empty_like`` warns of, on hardware too, when it is asked for a memory format."""
+_OF_TORCH_NPU = (
+    "Cannot create tensor with internal format while allow_internal_format=False",
+    "Device do not support double dtype now",
+)
+"""What torch_npu warns of on hardware too: ``empty_like`` with a memory format, and, once, float64, for which torch asks
+where it prints numbers."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hypothesis.stateful import rule
 
+from npudiff.judge.drift import measures_drift
 from npudiff.model.case import dumps
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Budget, Verdict
@@ -41,6 +42,11 @@ def test_the_number_of_steps_is_the_components_or_the_budgets(watched, tally):
         watched.traces = ()
         run_job(tally.job(watched), replace(tally.SEEDED, steps=steps))
         assert max(len(trace) - 1 for trace in watched.traces) == (steps or 12)
+
+
+def test_traces_are_not_measured_for_drift(tally):
+    """Each step has the errors of those before it: they are no independent witnesses."""
+    assert not measures_drift(tally.job())
 
 
 def test_an_exception_in_a_step_is_a_finding(tally):

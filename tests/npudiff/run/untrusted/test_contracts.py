@@ -68,3 +68,10 @@ def test_nothing_that_computes_an_expected_value_is_needed_by_a_contract():
 def test_it_is_refused_where_a_reference_was_imported_before():
     with pytest.raises(RuntimeError, match=r"^imported already: npudiff\."):
         hide_references()
+
+
+def test_it_is_refused_where_what_draws_cases_was_imported_before(monkeypatch):
+    others = {name: one for name, one in sys.modules.items() if not name.startswith("npudiff.")}
+    monkeypatch.setattr(sys, "modules", {**others, "npudiff.draw.cases": None})
+    with pytest.raises(RuntimeError, match=r"^imported already: npudiff\.draw\.cases$"):
+        hide_references()

@@ -131,6 +131,52 @@ def test_malformed_outputs_are_refused(told):
         os.close(file)
 
 
+MALFORMED = {
+    "no list": {"output": GOOD},
+    "too many": [{**GOOD, "name": str(number), "shape": [1]} for number in range(65)],
+    "twice": [GOOD, GOOD],
+    "a long name": [{**GOOD, "name": "n" * 201}],
+    "many dimensions": [{**GOOD, "shape": [1] * 33}],
+    "a dimension that is true": [{**GOOD, "shape": [True]}],
+    "a dimension below zero": [{**GOOD, "shape": [-1, -6]}],
+    "a dimension that no tensor has": [{**GOOD, "shape": [0, 2**40]}],
+    "a place below zero": [{**GOOD, "at": -64}],
+    "a place that is no number": [{**GOOD, "at": "0"}],
+    "beyond the end": [{**GOOD, "at": 2**20}],
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_outputs_are_refused_where_there_are_bytes_enough(what, file):
+    os.pwrite(file, bytes(1024), 0)
+    assert list(unpack_outputs([GOOD], file)) == ["output"]
+    with pytest.raises(Malformed):
+        unpack_outputs(MALFORMED[what], file)
+
+
+def test_all_outputs_together_have_a_limit(file, monkeypatch):
+    monkeypatch.setattr("npudiff.run.untrusted.wire.MOST_BYTES", 40)
+    os.pwrite(file, bytes(1024), 0)
+    assert list(unpack_outputs([GOOD, {**GOOD, "name": "other", "shape": [4]}], file)) == ["output", "other"]
+    with pytest.raises(Malformed, match="more than 0 GiB"):
+        unpack_outputs([GOOD, {**GOOD, "name": "other", "shape": [5]}], file)
+
+
+def test_no_memory_is_taken_for_what_is_only_claimed(file, monkeypatch):
+    monkeypatch.setattr("npudiff.run.untrusted.wire.torch.empty", lambda *_, **__: pytest.fail("memory was taken"))
+    with pytest.raises(Malformed, match=r"4194304 bytes were told of, and 0 are there"):
+        unpack_outputs([{**GOOD, "shape": [2**20]}], file)
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_too_short(file, monkeypatch):
+    told = pack_outputs({"output": torch.ones(16)}, file)
+    before = os.fstat(file)
+    os.ftruncate(file, 32)
+    monkeypatch.setattr("npudiff.run.untrusted.wire.os.fstat", lambda _: before)
+    with pytest.raises(Malformed, match=r"64 bytes were told of, and 32 are there"):
+        unpack_outputs(told, file)
+
+
 def test_a_file_that_is_cut_off_is_too_short_and_kills_nobody(file):
     told = pack_outputs({"output": torch.ones(1 << 20)}, file)
     os.ftruncate(file, 100)
@@ -146,6 +192,35 @@ def test_malformed_constraints_are_refused(plain):
             unpack_boxes(one)
 
 
-def test_constraints_arrive():
-    box = {"a": range(1, 9, 2), "b": ("x", None, True, 3), "c": Numbers(0.5, 2.0), "d": Joined((range(1, 5), range(3)))}
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"range": [1, 9, 0]},
+        {"range": [1, 9]},
+        {"range": [1, 9.5, 1]},
+        {"range": 9},
+        {"numbers": [1, 2]},
+        {"numbers": [1.0]},
+        {"joined": [[1, 2]]},
+        {"joined": [{"numbers": [1.0, 2.0]}]},
+        [[1]],
+        [{}],
+    ],
+    ids=json.dumps,
+)
+def test_values_of_an_axis_that_are_none_are_refused(values):
+    with pytest.raises(Malformed, match="values of an axis that are none"):
+        unpack_boxes([{"axis": values}])
+
+
+def test_too_many_constraints_are_refused():
+    assert len(unpack_boxes([{}] * 1000)) == 1000
+    with pytest.raises(Malformed, match="no constraints"):
+        unpack_boxes([{}] * 1001)
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_constraints_arrive(short):
+    joined = Joined((range(1, 5), range(3)), short=short)
+    box = {"a": range(1, 9, 2), "b": ("x", None, True, 3), "c": Numbers(0.5, 2.0), "d": joined}
     assert unpack_boxes(json.loads(json.dumps(pack_boxes([box])))) == [box]

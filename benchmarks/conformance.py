@@ -1,0 +1,233 @@
+"""Other people's operator tests, unmodified, on the virtual NPU, beside what is known of each.
+
+``python -m benchmarks.conformance CHECKOUT...`` takes checkouts of op-plugin, of torch_npu (Ascend/pytorch), of
+vllm-ascend and of sgl-kernel-npu, which it knows by their folders. It runs the test files of operators that the
+simulator has, each in a process of its own under ``npudiff virtual``, and prints of each what passed, failed and was
+skipped. ``conformance.json`` says which failures are known, and whose they are; a test that fails and is not known
+there, and one that passed there and does not any more, end it with 1. ``--update`` writes the results into the table,
+and keeps what it says of failures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess  # pytest, and git, without a shell
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TABLE = Path(__file__).with_suffix(".json")
+
+SECONDS = 900.0
+"""What the tests of one file may take."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """Whose tests, and how they are run."""
+
+    name: str
+    known_by: str
+    """A folder that only its checkouts have."""
+    patterns: tuple[str, ...]
+    """Its test files."""
+    only_simulated: bool = False
+    """Whether files count only if they name an operator that the simulator has."""
+    options: tuple[str, ...] = ()
+    """Of pytest."""
+
+
+PROJECTS = (
+    Project("op-plugin", "op_plugin/ops", ("test/test_custom_ops/**/test_*.py",), only_simulated=True),
+    Project(
+        "torch_npu",
+        "torch_npu/csrc",
+        (
+            "test/npu/test_aclgraph*.py", "test/npu/test_cann_version.py", "test/npu/test_copy.py",
+            "test/npu/test_empty_strided_npu.py", "test/npu/test_generators.py", "test/npu/test_npu_format.py",
+            "test/npu/test_npugraph*.py", "test/npu/test_serialization*.py", "test/npu/test_soc_version.py",
+            "test/npu/test_storage.py", "test/npu/test_stream.py", "test/npu/test_tensor*.py",
+            "test/npu/test_torch_npu.py", "test/test_bool_storage.py", "test/test_copy_.py",
+        ),
+    ),
+    Project(
+        "vllm-ascend",
+        "vllm_ascend",
+        ("tests/e2e/nightly/single_node/ops/singlecard_ops/test_*.py",),
+        options=("--confcutdir=tests/e2e/nightly/single_node/ops", "--continue-on-collection-errors"),
+    ),
+    Project("sgl-kernel-npu", "python/sgl_kernel_npu", ("tests/python/sgl_kernel_npu/test_*.py",)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one test ended."""
+
+    outcome: str
+    """``passed``, ``failed`` or ``skipped``."""
+    reason: str = ""
+    """In a line, why it did not pass."""
+
+
+def project_of(checkout: Path) -> Project | None:
+    """Return whose checkout a folder is."""
+    return next((one for one in PROJECTS if (checkout / one.known_by).is_dir()), None)
+
+
+def files_of(project: Project, checkout: Path) -> Iterator[Path]:
+    """Yield test files, relative to the checkout."""
+    from npudiff.device.contract.trees import has_kernel, sites
+
+    for path in sorted({path for pattern in project.patterns for path in checkout.glob(pattern)}):
+        if not project.only_simulated or any(has_kernel(site) for site in sites(path)):
+            yield path.relative_to(checkout)
+
+
+def run(project: Project, checkout: Path, file: Path, seconds: float, more: Sequence[str]) -> dict[str, Result]:
+    """Run the tests of a file, and return how each ended; if the process ends early the file itself is ``failed``."""
+    npudiff = shutil.which("npudiff", path=str(Path(sys.executable).parent)) or "npudiff"
+    with tempfile.TemporaryDirectory() as place:
+        report = Path(place) / "junit.xml"
+        command = [
+            npudiff, "virtual", *more, "--", sys.executable, "-m", "pytest", "-q", "-p", "no:npudiff",
+            "-p", "no:cacheprovider", "--tb=line", f"--junitxml={report}", *project.options, str(file),
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, cwd=checkout, capture_output=True, text=True, check=False, timeout=seconds, env=_environment()
+            )
+            said = _line((done.stdout + done.stderr).strip().rpartition("\n")[2])
+        except subprocess.TimeoutExpired:
+            said = f"no end after {seconds:.0f} s"
+        if report.is_file():
+            return dict(_results(report))
+        return {str(file.name): Result("failed", said)}
+
+
+def _environment() -> dict[str, str]:
+    left_out = ("TORCH_DEVICE_BACKEND_AUTOLOAD", "PYTEST_ADDOPTS")
+    return {name: value for name, value in os.environ.items() if name not in left_out} | {"OMP_NUM_THREADS": "1"}
+
+
+def _results(report: Path) -> Iterator[tuple[str, Result]]:
+    """Yield the tests of a JUnit file that pytest has written."""
+    for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314 - written by pytest a moment ago
+        name = "::".join(filter(None, (case.get("classname", "").rpartition(".")[2], case.get("name", ""))))
+        outcome, reason = "passed", ""
+        for child in case:
+            if child.tag in ("failure", "error"):
+                outcome, reason = "failed", _line(child.get("message") or child.text or "")
+            elif child.tag == "skipped":
+                outcome, reason = "skipped", _line(child.get("message") or "")
+        yield name, Result(outcome, reason)
+
+
+def _line(text: str) -> str:
+    return re.sub(r"0x[0-9a-f]+", "0x…", " ".join(text.split()))[:200]
+
+
+Known = Mapping[str, object]
+"""Of each test of a file: ``"passed"``, ``"skipped"``, or why it fails and whose fault that is."""
+
+
+def surprises(file: str, results: Mapping[str, Result], known: Known) -> Iterator[str]:
+    """Yield tests that fail and are not known to, and tests that passed and do not any more."""
+    for name, result in results.items():
+        before = known.get(name)
+        if result.outcome == "failed" and not isinstance(before, dict):
+            yield f"{file}::{name} fails: {result.reason}"
+        elif before == "passed" and result.outcome == "skipped":
+            yield f"{file}::{name} is skipped, and passed before: {result.reason}"
+    for name in sorted(known.keys() - results.keys()):
+        yield f"{file}::{name} did not run"
+
+
+def recorded(results: Mapping[str, Result], before: Known) -> dict[str, object]:
+    """Return what the table keeps of a file: what it says of failures stays, where they still fail."""
+    kept: dict[str, object] = {}
+    for name, result in sorted(results.items()):
+        known = before.get(name)
+        if result.outcome != "failed":
+            kept[name] = result.outcome
+        else:
+            kept[name] = known if isinstance(known, dict) else {"fails": result.reason, "whose": "not looked at"}
+    return kept
+
+
+def main() -> int:
+    """Run tests and print what came of them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance", description=__doc__)
+    parser.add_argument("checkouts", nargs="+", type=Path, metavar="CHECKOUT")
+    parser.add_argument("-k", dest="chosen", metavar="TEXT", help="only files whose path has this text")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="what the tests of one file may take (900)")
+    parser.add_argument("--cann", default="9.0", help="CANN that torch_npu is told (9.0)")
+    parser.add_argument("--soc", default="Ascend910B3", help="chip that torch_npu is told (Ascend910B3)")
+    parser.add_argument("--update", action="store_true", help="write the results into the table")
+    options = parser.parse_args()
+    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
+    surprised = 0
+    for checkout in options.checkouts:
+        project = project_of(checkout)
+        if project is None:
+            parser.error(f"{checkout} is no checkout of {', '.join(one.name for one in PROJECTS)}")
+        known = table.setdefault(project.name, {"commit": "", "files": {}})
+        print(f"{project.name}, {_commit(checkout)}; the table is of {known['commit'] or 'no commit'}")
+        everything: dict[str, Result] = {}
+        for file, results in _run_all(project, checkout, options):
+            before = known["files"].get(file, {})
+            print(f"  {Path(file).name:50} {told(results, before)}", flush=True)
+            for line in surprises(file, results, before):
+                surprised += 1
+                print(f"    {line}", flush=True)
+            everything |= {f"{file}::{name}": result for name, result in results.items()}
+            if options.update:
+                known |= {"commit": _commit(checkout), "files": known["files"] | {file: recorded(results, before)}}
+                TABLE.write_text(json.dumps(table, indent=1, ensure_ascii=False, sort_keys=True) + "\n", "utf-8")
+        print(f"  {'together':50} {told(everything, {})}")
+    return int(surprised > 0)
+
+
+def _run_all(
+    project: Project, checkout: Path, options: argparse.Namespace
+) -> Iterator[tuple[str, Mapping[str, Result]]]:
+    """Yield the results of each file that was chosen."""
+    device = ("--cann", options.cann, "--soc", options.soc)
+    for file in files_of(project, checkout):
+        if not options.chosen or options.chosen in str(file):
+            yield str(file), run(project, checkout, file, options.seconds, device)
+
+
+def told(results: Mapping[str, Result], known: Known) -> str:
+    """Return counts in a line, and the commonest reasons of skips."""
+    counts = Counter(result.outcome for result in results.values())
+    theirs = Counter(
+        str(entry.get("whose"))
+        for name, entry in known.items()
+        if isinstance(entry, dict) and name in results and results[name].outcome == "failed"
+    )
+    text = f"{counts['passed']:5} passed {counts['failed']:4} failed {counts['skipped']:4} skipped"
+    if theirs:
+        text += f"; known: {', '.join(f'{count} {whose}' for whose, count in theirs.most_common())}"
+    skips = Counter(result.reason for result in results.values() if result.outcome == "skipped")
+    if skips:
+        text += f"; skipped: {skips.most_common(1)[0][0]}"
+    return text
+
+
+def _commit(checkout: Path) -> str:
+    git = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip()[:12] or "an unknown commit"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

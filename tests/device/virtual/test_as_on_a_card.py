@@ -1,0 +1,75 @@
+"""What torch_npu refuses or replaces on a card, and would not on a CPU, is refused and replaced here."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.virtual
+
+
+def test_float64_of_a_device_tensor_is_float32():
+    tensor = torch.full((3,), 1 + 2**-20, device="npu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for made in (tensor.double(), tensor.to(torch.float64), tensor.type(torch.float64)):
+            assert made.dtype == torch.float32
+    ones = torch.ones(3, dtype=torch.float64)
+    for made in (ones.npu(), torch.zeros(3, dtype=torch.float64, device="npu"), tensor.to("npu", torch.float64)):
+        assert made.dtype == torch.float64
+    assert tensor.to("cpu", torch.float64).dtype == torch.float64
+    assert ones.npu().to(torch.float64).dtype == torch.float64
+
+
+def test_channels_last_is_refused():
+    images = torch.arange(24.0).view(1, 2, 3, 4)
+    on_device = images.npu()
+    with pytest.raises(RuntimeError, match="NPU contiguous operator only supported contiguous memory format"):
+        on_device.contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="Only contiguous_format or preserve_format is supported"):
+        on_device.to(memory_format=torch.channels_last)
+    turned = on_device.permute(0, 2, 3, 1)
+    assert turned.contiguous().is_contiguous()
+    assert torch.equal(turned.contiguous().cpu(), images.permute(0, 2, 3, 1))
+    last = images.contiguous(memory_format=torch.channels_last).shape
+    already = torch.empty_strided(last, (24, 1, 8, 2), device="npu")
+    assert already.contiguous(memory_format=torch.channels_last) is already
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_the_cpu_has_not_in_16_bits_is_rounded_once(dtype):
+    matrix = torch.tensor([[4.0, 1.0], [1.0, 3.0]], dtype=dtype)
+    with pytest.raises(NotImplementedError, match="not implemented for"):
+        torch.linalg.det(matrix)
+    found = torch.linalg.det(matrix.npu())
+    assert (found.dtype, found.item()) == (dtype, 11)
+    lower, wanted = torch.linalg.cholesky(matrix.npu()), torch.linalg.cholesky(matrix.float()).to(dtype)
+    assert torch.equal(lower.cpu(), wanted)
+    out = torch.empty(0, dtype=dtype, device="npu")
+    torch.linalg.cholesky(matrix.npu(), out=out)
+    assert torch.equal(out.cpu(), wanted)
+
+
+def test_a_storage_that_was_resized_keeps_what_it_held():
+    tensor = torch.arange(4.0, device="npu")
+    tensor.untyped_storage().resize_(32)
+    longer = torch.empty(0, device="npu").set_(tensor.untyped_storage(), 0, (8,))
+    assert longer[:4].cpu().tolist() == [0, 1, 2, 3]
+    longer[4:] = 7
+    assert longer.cpu().tolist() == [0, 1, 2, 3, 7, 7, 7, 7]
+    tensor.untyped_storage().resize_(8)
+    shorter = torch.empty(0, device="npu").set_(tensor.untyped_storage(), 0, (2,))
+    assert shorter.cpu().tolist() == [0, 1]
+    tensor.untyped_storage().resize_(0)
+    assert tensor.untyped_storage().nbytes() == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
+def test_tensors_that_torch_quantises_are_refused():
+    with pytest.raises(RuntimeError, match="a tensor that torch has quantised: the virtual NPU has none"):
+        torch.quantize_per_tensor(torch.ones(3, device="npu"), 0.1, 0, torch.qint8)
+    host = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+    with pytest.raises(RuntimeError, match="aten::empty_quantized"):
+        host.npu()

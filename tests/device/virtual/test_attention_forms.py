@@ -1,0 +1,40 @@
+"""Forms of fused attention that no adapter has give the simulator's bits on the virtual NPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attention_forms import forms
+from npudiff.run.discovery import load_target
+
+pytestmark = pytest.mark.virtual
+
+CALLS = forms()
+
+
+@pytest.fixture(scope="module")
+def targets():
+    return [load_target(name, None) for name in ("virtual", "sim")]
+
+
+def moved(value, device):
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    return [moved(item, device) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_bits(targets, name):
+    operator, positional, keywords = CALLS[name]
+    results = []
+    for target in targets:
+        with target.activate():
+            tensors = [moved(value, target.device) for value in positional]
+            others = {key: moved(value, target.device) for key, value in keywords.items()}
+            outputs = getattr(torch.ops.npu, operator)(*tensors, **others)
+        results.append([None if output is None else output.cpu() for output in outputs])
+    for one, other in zip(*results, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+        assert one is None or one.isfinite().all()

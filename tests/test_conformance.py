@@ -1,0 +1,79 @@
+"""Other people's tests beside what is known of them: what counts as a surprise, and what the table keeps."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from benchmarks import conformance
+from benchmarks.conformance import Result, files_of, project_of, recorded, run, surprises, told
+
+PASSED, FAILED, SKIPPED = Result("passed"), Result("failed", "Mismatch"), Result("skipped", "310P only")
+KNOWN = {"test_a": "passed", "test_b": {"fails": "Mismatch", "whose": "theirs: the golden rounds twice"}}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    (tmp_path / "op_plugin/ops").mkdir(parents=True)
+    tests = tmp_path / "test/test_custom_ops"
+    tests.mkdir(parents=True)
+    call = "torch_npu.{name}(torch.ones(2, 4, device='npu'))"
+    text = "import torch\nimport torch_npu\n\n\ndef test_it():\n    assert {call}[0].shape\n"
+    for name in ("npu_swiglu", "npu_of_the_year_3000"):
+        (tests / f"test_{name}.py").write_text(text.format(call=call.format(name=name)))
+    return tmp_path
+
+
+def test_a_failure_that_is_known_is_no_surprise():
+    assert not list(surprises("f.py", {"test_a": PASSED, "test_b": FAILED}, KNOWN))
+    assert not list(surprises("f.py", {"test_a": PASSED, "test_b": PASSED}, KNOWN))
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ({"test_a": FAILED, "test_b": FAILED}, "f.py::test_a fails: Mismatch"),
+        ({"test_a": SKIPPED, "test_b": FAILED}, "f.py::test_a is skipped, and passed before: 310P only"),
+        ({"test_b": FAILED}, "f.py::test_a did not run"),
+        ({"test_a": PASSED, "test_b": FAILED, "test_c": FAILED}, "f.py::test_c fails: Mismatch"),
+    ],
+)
+def test_what_was_not_so_before_is_a_surprise(results, said):
+    assert list(surprises("f.py", results, KNOWN)) == [said]
+
+
+def test_the_table_keeps_what_is_said_of_a_failure_while_it_fails():
+    assert recorded({"test_a": FAILED, "test_b": FAILED}, KNOWN) == {
+        "test_a": {"fails": "Mismatch", "whose": "not looked at"},
+        "test_b": KNOWN["test_b"],
+    }
+    assert recorded({"test_b": PASSED, "test_c": SKIPPED}, KNOWN) == {"test_b": "passed", "test_c": "skipped"}
+
+
+def test_counts_say_whose_failures_are_and_why_most_is_skipped():
+    text = told({"test_a": PASSED, "test_b": FAILED, "test_c": SKIPPED}, KNOWN)
+    wanted = "1 passed 1 failed 1 skipped; known: 1 theirs: the golden rounds twice; skipped: 310P only"
+    assert " ".join(text.split()) == wanted
+
+
+def test_a_checkout_is_known_by_its_folders_and_files_by_their_operators(checkout, tmp_path):
+    project = project_of(checkout)
+    assert project.name == "op-plugin"
+    assert [file.name for file in files_of(project, checkout)] == ["test_npu_swiglu.py"]
+    assert project_of(tmp_path / "test") is None
+
+
+@pytest.mark.virtual
+def test_their_tests_run_on_the_virtual_npu_and_a_process_that_ends_is_a_failure(checkout, monkeypatch, capsys):
+    project = project_of(checkout)
+    (file,) = files_of(project, checkout)
+    assert run(project, checkout, file, 300, ()) == {"test_npu_swiglu::test_it": PASSED}
+    with (checkout / file).open("a") as text:
+        text.write("\n\ndef test_end():\n    import os\n\n    os._exit(0)\n")
+    (ended,) = run(project, checkout, file, 300, ()).values()
+    assert ended.outcome == "failed"
+    monkeypatch.setattr(conformance, "TABLE", checkout / "table.json")
+    monkeypatch.setattr(sys, "argv", ["conformance", str(checkout)])
+    assert conformance.main() == 1
+    assert "test_npu_swiglu.py fails" in capsys.readouterr().out
