@@ -23,8 +23,10 @@ _NAMESPACES = ("npu", "atb")
 LEFT_TO_TORCH_NPU = frozenset({
     "npu::get_npu_format", "npu::get_storage_size", "npu::empty_with_format", "npu::empty_with_format.names",
     "npu::unsafe_empty_with_format", "npu::empty_with_swapped_memory", "npu::npu_change_data_ptr",
+    "npu::print_npugraph_tensor", "npu::save_npugraph_tensor", "npu::save_npugraph_tensor.tensor_list",
+    "npu::super_kernel_scope_begin", "npu::super_kernel_scope_end",
 })  # fmt: skip
-"""Operators without device code: they allocate, or look at a tensor's metadata."""
+"""Operators without device code: they allocate, look at a tensor's metadata, or copy it for a host function."""
 
 
 def register(library: Callable[[str], Any]) -> int:

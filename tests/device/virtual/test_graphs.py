@@ -435,6 +435,27 @@ def test_host_functions_run_in_each_replay():
     torch_npu.npu._unsubscribe_report(torch.npu.current_stream())
 
 
+def test_a_graph_prints_and_saves_what_a_tensor_holds_at_the_replay(capsys, tmp_path):
+    import torch
+
+    x = torch.ones(2, device="npu")
+
+    def body():
+        x.add_(1)
+        torch.ops.npu.print_npugraph_tensor(x, tensor_name="x")
+        torch.ops.npu.save_npugraph_tensor(x, save_path=str(tmp_path / "x.pt"))
+
+    graph, _ = captured(body)
+    for value in (2, 3):
+        graph.replay()
+        torch.npu.synchronize()
+        for _ in range(1000):  # torch_npu calls both from the interpreter's loop
+            pass
+        assert f"x=tensor([{value}., {value}.])" in capsys.readouterr().out
+    saved = sorted(tmp_path.iterdir())
+    assert torch.load(saved[-1]).tolist() == [3, 3]
+
+
 def test_the_body_of_a_condition_runs_where_the_condition_holds():
     import torch
 
