@@ -38,9 +38,11 @@ class ArgumentChecks:
     default: ErrorCode = field(kw_only=True)
     """The code of a rejection whose check names none."""
 
-    def rejected(self, argument: str, given: object, allowed: str, code: ErrorCode | None = None) -> OperatorRejected:
-        """Return the error for an argument that the operator refuses."""
-        return OperatorRejected(self.operator, argument, given, allowed, code or self.default)
+    def rejected(
+        self, argument: str, given: object, allowed: str, code: ErrorCode | None = None, words: str = ""
+    ) -> OperatorRejected:
+        """Return the error for an argument that the operator refuses; ``words`` are torch_npu's own."""
+        return OperatorRejected(self.operator, argument, given, allowed, code or self.default, words)
 
     def not_simulated(self, argument: str, given: object, simulated: str) -> NotSimulated:
         """Return the error for an argument that the simulator does not implement."""
@@ -117,10 +119,17 @@ class ArgumentChecks:
                 found = f"{argument} is not contiguous, strides {tensor.stride()} of {list(tensor.shape)}"
                 raise UndefinedBehaviour(f"{self.operator}: {found}; the operator reads and writes as if it were")
 
-    def choice(self, argument: str, given: object, allowed: Collection[object], code: ErrorCode | None = None) -> None:
-        """Require one of a few values."""
+    def choice(
+        self,
+        argument: str,
+        given: object,
+        allowed: Collection[object],
+        code: ErrorCode | None = None,
+        words: str = "",
+    ) -> None:
+        """Require one of a few values; ``words`` are torch_npu's own."""
         if given not in allowed:
-            raise self.rejected(argument, repr(given), " or ".join(map(repr, allowed)), code)
+            raise self.rejected(argument, repr(given), " or ".join(map(repr, allowed)), code, words)
 
     def between(self, argument: str, given: int, low: int, high: int, code: ErrorCode | None = None) -> None:
         """Require a number from ``low`` to ``high``, both included."""

@@ -40,10 +40,15 @@ class OperatorRejected(RuntimeError):
         What would have been accepted.
     code : ErrorCode
         The layer that refuses.
+    words : str
+        What torch_npu says, where tests of other people look for it.
     """
 
-    def __init__(self, operator: str, argument: str, given: object, allowed: str, code: ErrorCode) -> None:
-        super().__init__(f"{operator}: {argument} was {given}; allowed: {allowed} [{code.value}]")
+    def __init__(
+        self, operator: str, argument: str, given: object, allowed: str, code: ErrorCode, words: str = ""
+    ) -> None:
+        message = f"{operator}: {argument} was {given}; allowed: {allowed} [{code.value}]"
+        super().__init__(f"{message}: {words}" if words else message)
         self.operator = operator
         self.argument = argument
         self.code = code

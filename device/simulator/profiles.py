@@ -137,6 +137,10 @@ class CannProfile(FusedAttentionChoices, MlaChoices, QuantisationChoices, MoeCho
     # is inferred; sglang keeps to it for heads (layers/rotary_embedding/utils.py).
     rotary_mul_sizes: Literal["documented", "any"] = "documented"
 
+    # npu_rotary_mul, input [T, N, D]: DOC has r1 [T, 1, D], and [T, N, D] in half order; op-plugin's tests give
+    # [1, 1, D] too, and are parked since the CANN of its CI has no three axes.
+    rotary_mul_three_axes: Literal["broadcast", "documented", "rejected"] = "broadcast"
+
     # npu_apply_rotary_pos_emb, bfloat16: SOURCE rounds with CAST_ROUND, other kernels narrow to bfloat16 with
     # CAST_RINT.
     apply_rotary_bfloat16: Literal["half_away_from_zero", "half_to_even"] = "half_away_from_zero"
@@ -252,6 +256,7 @@ _PESSIMISTIC = CannProfile(
     scatter_pa_mixed_dtypes="rejected",
     gather_pa_nz_offset="blocks",
     rms_norm_chain="rounded_before_gamma",
+    rotary_mul_three_axes="rejected",
     mrope_int32_positions="rejected",
     kv_rmsnorm_block_count="documented",
     kv_rmsnorm_functional="updates_inputs",
@@ -262,14 +267,20 @@ _PESSIMISTIC = CannProfile(
     moe_gating_renorm="rejected",
     moe_gating_softmax_order="logits",
     moe_init_routing_drop_pad_counts="kept",
+    moe_init_routing_inactive="unwritten",
     moe_finalize_dropped_row="first_row",
     gmm_empty_k_group="unwritten",
     gmm_a8w4_channel_products="float16",
     gmm_a8w4_x="overwritten",
     gmm_swiglu_weight_format="fractal_nz",
     gmm_finalize_order="shared_last",
+    gmm_swiglu_a4w4_scales="bits",
+    quant_matmul_last_axis="always",
     dynamic_quant_zero_row="nan",
     dynamic_quant_ties="half_away_from_zero",
+    dynamic_quant_empty_groups="undefined",
+    dequant_swiglu_quant_row_scale="needed",
+    dequant_swiglu_quant_step=64,
     quantize_ties="half_away_from_zero",
     quantize_scales="as_input",
     quant_matmul_int32="scaled",

@@ -96,8 +96,11 @@ def _internal() -> dict[str, Callable[..., Any]]:
     def unpermuted(permuted_tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         return token_unpermute(permuted_tokens, *args, **kwargs), permuted_tokens
 
-    name = "npu::_npu_moe_token_unpermute"
-    return {name: device_kernel(signature_of(overload_of(name)), unpermuted)}
+    kernels = {"npu::_npu_moe_token_unpermute": unpermuted}
+    found = {
+        name: (overload_of(name), kernel) for name, kernel in kernels.items()
+    }  # torch_npu 2.10 has not all of them
+    return {name: device_kernel(signature_of(one), kernel) for name, (one, kernel) in found.items() if one is not None}
 
 
 def _missing(qualified: str) -> Callable[..., Any]:

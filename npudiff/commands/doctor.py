@@ -86,7 +86,10 @@ def _probe_alone(name: str) -> tuple[bool, str]:
     command = [sys.executable, "-m", "npudiff", "doctor", "--target", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this very program
     said = (done.stdout if done.returncode in (ExitCode.CLEAN, ExitCode.DEVICE_LOST) else done.stderr).strip()
-    last = said.splitlines()[-1] if said else "it said nothing"
+    lines = said.splitlines() or ["it said nothing"]
+    last = next(
+        (line.strip() for line in lines if line.strip().startswith("what():")), lines[-1]
+    )  # of C++, before its frames
     if done.returncode in (ExitCode.CLEAN, ExitCode.DEVICE_LOST):
         return done.returncode == ExitCode.CLEAN, last
     return False, f"crashed with exit code {done.returncode}: {last}"

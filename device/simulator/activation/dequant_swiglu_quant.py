@@ -26,7 +26,6 @@ _CHECK = ArgumentChecks("npu_dequant_swiglu_quant", default=ErrorCode.PARAMETER)
 
 # DOC, with group_index.
 _MAX_HALF = 10496
-_HALF_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -116,14 +115,12 @@ def _check_groups(request: DequantRequest) -> None:
         raise _CHECK.not_simulated("group_index", given, "counts, [groups]; pairs are of the kernel's sparse mode")
     _CHECK.rank("group_index", request.group_index, 1)
     _CHECK.dtype("group_index", request.group_index, "int64")
-    if request.quant_mode != 1:
-        raise _CHECK.rejected("quant_mode", request.quant_mode, "1 with group_index")
-    for argument, tensor in (("bias", request.bias), ("quant_offset", request.quant_offset)):
-        if tensor is not None:
-            raise _CHECK.rejected(argument, "given", "None with group_index")
+    if request.bias is not None:
+        raise _CHECK.rejected("bias", "given", "None with group_index")
     half = request.x.shape[1] // 2
-    if half % _HALF_STEP or half > _MAX_HALF:
-        allowed = f"[rows, 2H] with group_index, H a multiple of {_HALF_STEP} up to {_MAX_HALF}"
+    step = active_profile().dequant_swiglu_quant_step
+    if half % step or half > _MAX_HALF:
+        allowed = f"[rows, 2H] with group_index, H a multiple of {step} up to {_MAX_HALF}"
         raise _CHECK.rejected("x", f"of shape {list(request.x.shape)}", allowed, ErrorCode.TILING)
 
 
@@ -135,12 +132,13 @@ def _check_dequantisation(request: DequantRequest) -> None:
             raise _CHECK.rejected(argument, "given", "None where x is float16 or bfloat16")
     for argument, tensor in scales:
         if request.x.dtype == torch.int32:
-            if tensor is None:
+            if tensor is not None:
+                _CHECK.dtype(argument, tensor, "float32")
+            elif argument == "activation_scale" and active_profile().dequant_swiglu_quant_row_scale == "needed":
                 raise _CHECK.rejected(argument, None, "a tensor where x is int32")
-            _CHECK.dtype(argument, tensor, "float32")
     if request.weight_scale is not None:
-        shape = (request.groups, width)
-        _CHECK.shape("weight_scale", request.weight_scale, shape, meaning="[groups, 2H]")
+        shapes = ((request.groups, width), *([(width,)] if request.groups == 1 else []))
+        _CHECK.shape("weight_scale", request.weight_scale, *shapes, meaning="[groups, 2H], or [2H] of one")
     if request.activation_scale is not None:
         _CHECK.shape("activation_scale", request.activation_scale, (rows,), (rows, 1), meaning="one per row of x")
     if request.bias is not None:
@@ -192,7 +190,10 @@ def dequant_swiglu_quant(request: DequantRequest) -> tuple[Tensor, Tensor]:
     count = rows if group is None else len(group)
     gated = _gated(request, _scaled(request, count, group))
     if request.quant_mode == 0 and request.quant_scale is not None:
-        return _static(gated, request.quant_scale.float(), request.quant_offset), unwritten((rows,), torch.float32)
+        scale = unwritten((rows,), torch.float32)
+        y = unwritten((rows, request.x.shape[1] // 2), torch.int8)
+        y[:count] = _static(gated, request.quant_scale.float(), request.quant_offset, group)
+        return y, scale
     y, scale = unwritten((rows, request.x.shape[1] // 2), torch.int8), unwritten((rows,), torch.float32)
     y[:count], scale[:count] = _dynamic(request, gated, group)
     return y, scale
@@ -214,11 +215,13 @@ def _of_rows(table: Tensor, group: Tensor | None) -> Tensor:
 
 def _scaled(request: DequantRequest, count: int, group: Tensor | None) -> Tensor:
     x, bias = request.x[:count], request.bias
-    if request.weight_scale is None or request.activation_scale is None:
-        return x.float()
     if bias is not None and bias.dtype == torch.int32:
         x = x + bias
-    scaled = x.float() * _of_rows(request.weight_scale, group) * request.activation_scale[:count].view(-1, 1)
+    scaled = x.float()
+    if request.weight_scale is not None:
+        scaled = scaled * _of_rows(request.weight_scale.view(request.groups, -1), group)
+    if request.activation_scale is not None:
+        scaled = scaled * request.activation_scale[:count].view(-1, 1)
     return scaled if bias is None or bias.dtype == torch.int32 else scaled + bias.float()
 
 
@@ -233,16 +236,17 @@ def _gated(request: DequantRequest, values: Tensor) -> Tensor:
     return clipped_gate(gate, up, limit=request.clamp_limit, alpha=request.glu_alpha, bias=request.glu_bias)
 
 
-def _static(gated: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+def _static(gated: Tensor, scale: Tensor, offset: Tensor | None, group: Tensor | None) -> Tensor:
+    factors = _of_rows(scale, group)
     if active_profile().dequant_swiglu_quant_static == "multiplies":
-        quotient = gated * scale
+        quotient = gated * factors
     elif scale.dim() == 1:
         # One scale: the kernel multiplies by its reciprocal, and takes 1 for 0.
-        quotient = gated * scale.masked_fill(scale == 0, 1.0).reciprocal()
+        quotient = gated * factors.masked_fill(factors == 0, 1.0).reciprocal()
     else:
-        quotient = gated / scale
+        quotient = gated / factors
     if offset is not None:
-        quotient = quotient + offset.float()
+        quotient = quotient + _of_rows(offset, group)
     return saturated(quotient, INT8, torch.int8)
 
 

@@ -10,6 +10,7 @@ import torch
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.grouped_matmul.groups import check_group_list
 from npudiff.device.simulator.grouped_matmul.request import CHECK, INNER, NO_GROUPS, ONE_EACH, ROWS, GroupedRequest
+from npudiff.device.simulator.grouped_matmul.tiled_weights import check_whole_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,14 +35,18 @@ def check_host(request: GroupedRequest) -> None:
     wrapper = ErrorCode.WRAPPER
     for argument, tensors in (("x", request.x), ("weight", request.weight)):
         if not tensors:
-            raise CHECK.rejected(argument, "empty", "at least one tensor", wrapper)
-    CHECK.choice("split_item", request.split_item, (0, 1, 2, 3), wrapper)
+            words = "Invalid inputs: neither x nor weight could be empty."
+            raise CHECK.rejected(argument, "empty", "at least one tensor", wrapper, words)
+    words = f"Invalid value of split_item [{request.split_item}], which should only be one of 0/1/2/3."
+    CHECK.choice("split_item", request.split_item, (0, 1, 2, 3), wrapper, words)
     if request.is_list:
         _check_list_overload(request)
     elif request.group_type is None:
-        raise CHECK.rejected("group_type", None, "-1, 0 or 2: it has to be given", wrapper)
+        words = "Requires manual passing group_type, current is None."
+        raise CHECK.rejected("group_type", None, "-1, 0 or 2: it has to be given", wrapper, words)
     else:
-        CHECK.choice("group_type", request.group_type, (NO_GROUPS, ROWS, INNER), wrapper)
+        words = f"The group type must be -1, 0 or 2, but now is [{request.group_type}]"
+        CHECK.choice("group_type", request.group_type, (NO_GROUPS, ROWS, INNER), wrapper, words)
     if request.group_type == INNER and request.split_item not in ONE_EACH and len(request.weight) != 1:
         given = f"of {len(request.weight)} tensors"
         raise CHECK.rejected("weight", given, "1 tensor, where the inner axis is cut and split_item is 2 or 3", wrapper)
@@ -140,11 +145,12 @@ def _check_shapes(request: GroupedRequest) -> None:
     several = len(request.x) > 1 or request.group_type == NO_GROUPS
     for number, x in enumerate(request.x):
         CHECK.rank(f"x[{number}]", x, tuple(range(2, 7)) if request.split_item in ONE_EACH and several else (2,))
-    inner = [x.shape[-1] for x in request.x] if several else [request.x[0].shape[-1]] * request.experts
+    inner = [request.inner_of(x) for x in request.x] if several else [request.inner] * request.experts
     for number, weight in enumerate(request.weight):
         CHECK.rank(f"weight[{number}]", weight, (3,) if request.is_stacked else (2,))
         if weight.dtype == torch.int32:
             CHECK.simulated_contiguous("contiguous weights of int4", **{f"weight[{number}]": weight})
+        check_whole_tiles(CHECK, f"weight[{number}]", weight)
     for expert in range(request.experts):
         weight = request.of_expert(request.weight, expert)
         if weight.shape[0] != inner[expert]:

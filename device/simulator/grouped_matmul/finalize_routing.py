@@ -17,6 +17,7 @@ from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.grouped_matmul import int4
 from npudiff.device.simulator.grouped_matmul.groups import check_group_list, read_groups
 from npudiff.device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product
+from npudiff.device.simulator.grouped_matmul.tiled_weights import check_whole_tiles
 from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 _CHECK = ArgumentChecks("npu_grouped_matmul_finalize_routing", default=ErrorCode.PARAMETER)
@@ -163,6 +164,7 @@ def _check(request: FinalizeRequest, profile: CannProfile) -> _Factors:
     _CHECK.dtype("w", request.w, "int8", "int32")
     shape = (len(request.w), request.x.shape[1], request.w.shape[2])
     _CHECK.shape("w", request.w, shape, meaning="[E, K, N], the inner axis of x")
+    check_whole_tiles(_CHECK, "w", request.w)
     check_group_list(_CHECK, request.group_list, request.group_list_type, len(request.w))
     if request.offset is not None:
         raise _CHECK.not_simulated("offset", "a tensor", "None")

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 def grouped_matmul(request: GroupedRequest) -> list[Tensor]:
     """Multiply rows of each group by its weight, in both overloads.
 
-    An int32 weight holds eight int4 along N. ``bias``, ``scale`` and what else belongs to weights are [E, N] with a
-    weight [E, K, N], and lists of [N] with several. ``group_list`` int64 [E] has the ends of the groups
-    (``group_list_type`` 0) or their rows (1), [E, 2] pairs of expert and rows (2). ``group_type`` 0: rows are
-    grouped; 2: the inner axis of x, a transposed view, and of the only weight [K, N]; -1: there are no groups.
+    An int32 x holds eight int4 along K, and an int32 weight along N. ``bias``, ``scale`` and what else belongs to
+    weights are [E, N] with a weight [E, K, N], and lists of [N] with several. ``group_list`` int64 [E] has the ends of
+    the groups (``group_list_type`` 0) or their rows (1), [E, 2] pairs of expert and rows (2). ``group_type`` 0: rows
+    are grouped; 2: the inner axis of x, a transposed view, and of the only weight [K, N]; -1: there are no groups.
     ``output_dtype`` is a number; None means the dtype of x. The overload List has the ends of groups on the host, and
     gives one output per group with ``split_item`` 0 and 1.
 
@@ -50,7 +50,7 @@ def grouped_matmul(request: GroupedRequest) -> list[Tensor]:
     OperatorRejected
         Naming the argument.
     NotSimulated
-        Activations, int4 by int4, and what :mod:`checks` and :mod:`scenarios` name.
+        Activations, and what :mod:`checks` and :mod:`scenarios` name.
     DeviceFault, UndefinedBehaviour
         Groups that are none.
     """

@@ -26,9 +26,54 @@ def unpacked(words: Tensor) -> Tensor:
     return torch.stack((((pairs & 15) ^ 8) - 8, pairs >> 4), -1).flatten(-2)
 
 
+def is_packed(weight: Tensor) -> bool:
+    """Whether a weight is words of eight int4."""
+    return weight.dtype == torch.int32
+
+
+def are_bits(scale: Tensor) -> bool:
+    """Whether scales are words of 64 bit, which :func:`scale_from_bits` reads."""
+    return scale.dtype in (torch.int64, torch.uint64)
+
+
 def scale_from_bits(scale: Tensor) -> Tensor:
     """Return float32 of int64 or uint64 whose lower halves are its bits; the upper halves are not looked at."""
     return scale.contiguous().view(torch.int32)[..., ::2].contiguous().view(torch.float32)
+
+
+def grouped_scale(
+    check: ArgumentChecks, argument: str, scale: Tensor, sizes: tuple[int, int, int], ranks: tuple[int, ...] = (2, 3)
+) -> Tensor:
+    """Return float32 [E, groups, N] of scales in bits, or refuse them.
+
+    Parameters
+    ----------
+    check : ArgumentChecks
+        Of the operator.
+    argument : str
+        What the operator calls the scales.
+    scale : Tensor
+        int64 or uint64, [E, N] or [E, groups, N], with groups that divide K.
+    sizes : tuple of int
+        E, K and N.
+    ranks : tuple of int
+        Those that the call may have of both.
+
+    Raises
+    ------
+    OperatorRejected
+        Dtype or shape is not one of the above.
+    """
+    experts, inner, columns = sizes
+    check.dtype(argument, scale, "int64", "uint64")
+    check.rank(argument, scale, ranks, "[E, N] or [E, groups, N]")
+    stacked = scale.unsqueeze(1) if scale.dim() == 2 else scale
+    groups = stacked.shape[1]
+    if not groups or inner % groups:
+        raise check.rejected(argument, f"of {groups} groups", f"a divisor of the inner axis, {inner}")
+    shape = (experts, columns) if scale.dim() == 2 else (experts, groups, columns)
+    check.shape(argument, scale, shape, meaning="[E, N] or [E, groups, N]")
+    return scale_from_bits(stacked)
 
 
 def checked_scale(check: ArgumentChecks, argument: str, scale: Tensor, weight: Tensor, profile: CannProfile) -> Tensor:

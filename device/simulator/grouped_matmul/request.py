@@ -81,6 +81,16 @@ class GroupedRequest:
         """How many weights there are."""
         return len(self.weight[0]) if self.is_stacked else len(self.weight)
 
+    @property
+    def inner(self) -> int:
+        """The inner axis of the first x; an int32 holds eight."""
+        return self.inner_of(self.x[0])
+
+    @staticmethod
+    def inner_of(x: Tensor) -> int:
+        """Return the inner axis of an x; an int32 holds eight."""
+        return x.shape[-1] * (PER_WORD if x.dtype == torch.int32 else 1)
+
     def of_expert(self, tensors: Sequence[Tensor], expert: int) -> Tensor:
         """Return an expert's part of an argument that has one per expert."""
         return tensors[0][expert] if self.is_stacked else tensors[expert]

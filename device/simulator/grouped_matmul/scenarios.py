@@ -15,8 +15,10 @@ from torch import Tensor
 from npudiff.device.simulator.argument_checks import FLOATS, dtype_name
 from npudiff.device.simulator.grouped_matmul import int4
 from npudiff.device.simulator.grouped_matmul.checks import per_expert
-from npudiff.device.simulator.grouped_matmul.products import INT8_PRODUCT, integer_product, product
+from npudiff.device.simulator.grouped_matmul.products import INT4_PRODUCT, INT8_PRODUCT, integer_product, product
 from npudiff.device.simulator.grouped_matmul.request import CHECK, ONE_EACH, ROWS, GroupedRequest
+from npudiff.device.simulator.quantisation.hardware_scales import decoded
+from npudiff.device.simulator.quantisation.integers import INT8, saturated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +50,7 @@ def kernel(request: GroupedRequest, profile: CannProfile) -> Kernel:
     OperatorRejected
         An argument has another dtype or shape, is missing or is not for these dtypes.
     NotSimulated
-        int4 by int4, scales of 64 bit for int8 by int8, offsets of int8 by int4.
+        Offsets of int8 by int4.
     """
     for argument, tensors in (("x", request.x), ("weight", request.weight)):
         for tensor in tensors[1:]:
@@ -64,12 +66,13 @@ def kernel(request: GroupedRequest, profile: CannProfile) -> Kernel:
         return _a8w4(request, profile)
     if x in ("float16", "bfloat16") and weight in ("int8", "int32"):
         return _weight_only(request)
-    if x == "int32":
-        raise CHECK.not_simulated("x", "int32, which is int4 in eights", "float16, bfloat16, float32 and int8")
-    allowed = (
-        f"int8, int32 (int4 in eights), or {x} as x" if x in FLOATS else "int8 or int32 (int4 in eights), with int8 x"
-    )
-    raise CHECK.rejected("weight" if x in (*FLOATS, "int8") else "x", weight if x in (*FLOATS, "int8") else x, allowed)
+    if (x, weight) == ("int32", "int32"):
+        return _a4w4(request, profile)
+    weights = {"int8": "int8 or int32 (int4 in eights), with int8 x", "int32": "int32 (int4 in eights), with int32 x"}
+    if x in FLOATS or x in weights:
+        allowed = weights.get(x, f"int8, int32 (int4 in eights), or {x} as x")
+        raise CHECK.rejected("weight", weight, allowed)
+    raise CHECK.rejected("x", x, "float16, bfloat16, float32, int8 or int32 (int4 in eights)")
 
 
 def rows(request: GroupedRequest, part: Part) -> Tensor:
@@ -101,8 +104,8 @@ def _int8(request: GroupedRequest, profile: CannProfile) -> Kernel:
         _refuse(request, ("bias", "per_token_scale"), "int32 output")
         return lambda part: _sums(request, part)
     scale = dtype_name(request.scale[0])
-    if scale in ("int64", "uint64"):
-        raise CHECK.not_simulated("scale", scale, "scale of bfloat16 or float32, for int8 x and weight")
+    if int4.are_bits(request.scale[0]):
+        return _int8_to_int8(request)
     outputs = sorted(given for by, given in profile.gmm_int8_outputs if by == scale)
     if not outputs:
         raise CHECK.rejected("scale", scale, " or ".join(sorted({by for by, _ in profile.gmm_int8_outputs})))
@@ -126,14 +129,64 @@ def _int8(request: GroupedRequest, profile: CannProfile) -> Kernel:
     return run
 
 
+def _int8_to_int8(request: GroupedRequest) -> Kernel:
+    """int32 sums and bias, scaled on their way out of the matrix unit by words of npu_trans_quant_param."""
+    _require_output(request, ("int8",))
+    _refuse(request, ("per_token_scale",), "scale of int64")
+    per_expert(request, "scale", request.scale, (dtype_name(request.scale[0]),))
+    if request.bias:
+        per_expert(request, "bias", request.bias, ("int32",))
+
+    def run(part: Part) -> Tensor:
+        total = _sums(request, part)
+        if request.bias:
+            total = total + request.of_expert(request.bias, part.expert)
+        scale, offset = decoded(request.of_expert(request.scale, part.expert).view(torch.int64))
+        return saturated(total.float() * scale + offset, INT8, torch.int8)
+
+    return run
+
+
+def _a4w4(request: GroupedRequest, profile: CannProfile) -> Kernel:
+    """int4 by int4, times a scale per column, or per column and group of rows; the scale of the row comes last."""
+    _refuse(request, ("bias", "offset", "antiquant_scale", "antiquant_offset"), "int4 weights and int4 x")
+    _require_stacked(request, "int4 x")
+    if len(request.scale) != 1:
+        raise CHECK.rejected("scale", f"of {len(request.scale)} tensors", "1 tensor, with int4 x")
+    _require_output(request, ("bfloat16", "float16"))
+    _check_per_token(request)
+    scale = int4.grouped_scale(CHECK, "scale", request.scale[0], (request.experts, request.inner, request.columns(0)))
+    dtype = torch.float16 if profile.gmm_a4w4_products == "float16" else torch.float32
+
+    def run(part: Part) -> Tensor:
+        x, weight = int4.unpacked(rows(request, part)), int4.unpacked(request.weight[0][part.expert])
+        total = torch.zeros(len(x), weight.shape[1], dtype=dtype)
+        size = len(weight) // scale.shape[1]
+        for group, factors in enumerate(scale[part.expert]):
+            inner = slice(group * size, (group + 1) * size)
+            total += (integer_product(x[:, inner], weight[inner], INT4_PRODUCT).float() * factors).to(dtype)
+        values = total.float()
+        if request.per_token_scale:
+            values = values * request.per_token_scale[0].view(-1, 1)[part.start : part.stop]
+        return values.to(request.dtype)
+
+    return run
+
+
+def _require_stacked(request: GroupedRequest, why: str) -> None:
+    """Require one weight of all experts and rows in groups."""
+    if request.is_list or request.group_type != ROWS or not request.is_stacked or request.split_item in ONE_EACH:
+        given = f"of {len(request.weight)} tensors, with group_type {request.group_type}"
+        allowed = f"1 tensor [E, K, N / 8], with group_type 0 and a tensor group_list, for {why}"
+        raise CHECK.rejected("weight", given, allowed)
+
+
 def _a8w4(request: GroupedRequest, profile: CannProfile) -> Kernel:
     """int8 by int4, as ``int4`` explains; the scale of the row comes last."""
     _refuse(request, ("antiquant_scale", "antiquant_offset"), "int4 weights and int8 x")
     if request.offset:
         raise CHECK.not_simulated("offset", f"of {len(request.offset)} tensors", "None")
-    if request.is_list or request.group_type != ROWS or not request.is_stacked or request.split_item in ONE_EACH:
-        given = f"of {len(request.weight)} tensors, with group_type {request.group_type}"
-        raise CHECK.rejected("weight", given, "1 tensor [E, K, N / 8], with group_type 0 and a tensor group_list")
+    _require_stacked(request, "int4 weights and int8 x")
     for argument in ("scale", "bias", "per_token_scale"):
         if len(getattr(request, argument)) != 1:
             given = f"of {len(getattr(request, argument))} tensors"
@@ -146,7 +199,7 @@ def _a8w4(request: GroupedRequest, profile: CannProfile) -> Kernel:
     def run(part: Part) -> Tensor:
         words, assist = request.weight[0][part.expert], request.bias[0][part.expert]
         values = int4.dequantised(rows(request, part), words, scale[part.expert], assist, profile)
-        return (values * request.per_token_scale[0][part.start : part.stop].unsqueeze(1)).to(request.dtype)
+        return (values * request.per_token_scale[0].view(-1, 1)[part.start : part.stop]).to(request.dtype)
 
     return run
 
@@ -219,7 +272,9 @@ def _check_per_token(request: GroupedRequest) -> None:
         raise CHECK.rejected("per_token_scale", given, f"{len(request.x)}, one for each x")
     for scale, x in zip(request.per_token_scale, request.x, strict=True):
         CHECK.dtype("per_token_scale", scale, "float32")
-        CHECK.shape("per_token_scale", scale, (x.shape[:-1].numel(),), meaning="[M]")
+        rows = x.shape[:-1].numel()
+        shapes = ((rows,), (rows, 1)) if int4.is_packed(request.weight[0]) else ((rows,),)
+        CHECK.shape("per_token_scale", scale, *shapes, meaning="[M], or [M, 1] with int4 weights")
 
 
 def _refuse(request: GroupedRequest, arguments: Sequence[str], why: str) -> None:

@@ -39,6 +39,10 @@ class MoeChoices:
     # active_expert_range is inferred.
     moe_init_routing_keys: Literal["expert", "place_in_range"] = "expert"
 
+    # The same, row_idx_type 1, behind the last active pair: DOC's code and GOLDEN sort on, first the pairs of experts
+    # above the range by expert, then those of experts below it. That a kernel leaves what was there before is inferred.
+    moe_init_routing_inactive: Literal["sorted", "unwritten"] = "sorted"
+
     # npu_moe_finalize_routing, drop_pad_mode 1 and 3, a pair whose row is -1: GOLDEN has 0 there, which is read as
     # zeros, to which the bias is added; the first row is what a kernel that clamps would take.
     moe_finalize_dropped_row: Literal["zeros", "first_row"] = "zeros"

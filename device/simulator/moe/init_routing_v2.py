@@ -157,7 +157,7 @@ def _check_scales(request: RoutingRequest) -> None:
         raise _CHECK.rejected("offset", "a tensor", f"None, with quant_mode {request.quant_mode}")
     elif scale is not None and request.quant_mode == -1:
         _CHECK.shape("scale", scale, (len(request.x),), meaning="[n], with quant_mode -1")
-    elif scale is not None:
+    elif scale is not None and request.expert_idx.numel():  # without pairs op-plugin's test gives [0]
         start, end = request.expert_range
         _CHECK.rank("scale", scale, 2)
         rows = 1 if len(scale) == 1 else end - start
@@ -189,10 +189,11 @@ def init_routing_v2(request: RoutingRequest) -> tuple[Tensor, Tensor, Tensor, Te
         where nothing goes there are zeros.
     expanded_row_idx : Tensor
         int32 [n * k]. ``row_idx_type`` 0: where pair ``token * k + j`` went, -1 if it was dropped. 1: the pair of each
-        row, and what was there before behind the last active pair.
+        row, and behind the last active pair those of experts above the range by expert, then those of experts below it.
     expert_token_cumsum_or_count : Tensor
         int64, for experts of the range: where their rows end, how many they are, or pairs [expert_num, 2] of an
-        expert that has rows and how many, ended by a pair of zeros. [] unless ``expert_tokens_num_flag``.
+        expert that has rows and how many, ended by a pair of zeros, of which all are where no pair is. [] unless
+        ``expert_tokens_num_flag``.
     expanded_scale : Tensor
         float32 [rows of expanded_x]: what was given per token, or what int8 was made with; [] with ``quant_mode`` 0.
 
@@ -207,15 +208,16 @@ def init_routing_v2(request: RoutingRequest) -> tuple[Tensor, Tensor, Tensor, Te
     check(request)
     start, end = request.expert_range
     pairs = request.expert_idx.reshape(-1)
-    active = (pairs >= start) & (pairs < end)
-    experts, order = pairs.masked_fill(~active, torch.iinfo(torch.int32).max).sort(stable=True)
-    count = int(active.sum())
-    experts, order = experts[:count].long(), order[:count]
+    # As DOC's code: what is above the range sorts behind it, what is below it last.
+    experts, order = pairs.masked_fill(pairs < start, torch.iinfo(torch.int32).max).sort(stable=True)
+    count = int(((pairs >= start) & (pairs < end)).sum())
+    experts, inactive, order = experts[:count].long(), order[count:], order[:count]
     counts = torch.bincount(experts - start, minlength=end - start)
     places, kept = _places(request, experts, counts)
     rows, scale = _rows(request, order[kept], experts[kept], profile)
     statistics = _statistics(request, counts, profile)
-    row_idx = _row_idx(request, order, torch.where(kept, places, -1))
+    tail = inactive if profile.moe_init_routing_inactive == "sorted" else inactive[:0]
+    row_idx = _row_idx(request, order, torch.where(kept, places, -1), tail)
     return _placed(request, rows, places[kept]), row_idx, statistics, _placed_scale(request, scale, places[kept])
 
 
@@ -242,8 +244,8 @@ def _rows(
         return static_int8(request.x, scale, request.offset)[tokens], None
     if scale is not None and len(scale) > 1:
         return dynamic_int8(request.x[tokens], scale[experts - request.expert_range[0]], profile)
-    # Copies of a token are alike, so it is quantised once.
-    quantised, scales = dynamic_int8(request.x, scale, profile)
+    # Copies of a token are alike, so it is quantised once. Without copies the scale may be anything.
+    quantised, scales = dynamic_int8(request.x, scale if len(tokens) else None, profile)
     return quantised[tokens], scales[tokens]
 
 
@@ -271,12 +273,12 @@ def _placed_scale(request: RoutingRequest, scale: Tensor | None, places: Tensor)
     return output
 
 
-def _row_idx(request: RoutingRequest, order: Tensor, places: Tensor) -> Tensor:
-    """Return expanded_row_idx."""
+def _row_idx(request: RoutingRequest, order: Tensor, places: Tensor, tail: Tensor) -> Tensor:
+    """Return expanded_row_idx; ``tail`` are the pairs behind the active ones, as far as they are written."""
     pairs = request.expert_idx.numel()
     if request.row_idx_type == 1:
         output = unwritten((pairs,), torch.int32)
-        output[: len(order)] = order.to(torch.int32)
+        output[: len(order) + len(tail)] = torch.cat((order, tail)).to(torch.int32)
         return output
     output = torch.full((pairs,), -1, dtype=torch.int32)
     output[order] = places.to(torch.int32)
@@ -293,6 +295,8 @@ def _statistics(request: RoutingRequest, counts: Tensor, profile: CannProfile) -
         return counts.cumsum(0)
     if request.expert_tokens_num_type == 1:
         return counts
+    if not request.expert_idx.numel():
+        return counts.new_zeros((request.expert_num, 2))
     output = unwritten((request.expert_num, 2), torch.int64)
     present = counts.nonzero()[:, 0]
     first = request.expert_range[0] if profile.moe_init_routing_keys == "expert" else 0

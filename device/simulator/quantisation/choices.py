@@ -28,9 +28,9 @@ class QuantisationChoices:
     # The same, halves: KERNEL casts with CAST_RINT, which is to even (dynamic_quant.h); DOC says "round".
     dynamic_quant_ties: Ties = "half_to_even"
 
-    # The same, two equal ends in group_index: DOC wants them to increase, and an expert without tokens has the end of
-    # the one before. No source says what a kernel does.
-    dynamic_quant_empty_groups: Literal["undefined", "accepted"] = "undefined"
+    # The same, two equal ends in group_index: DOC wants them to increase. An expert without tokens has the end of the
+    # one before, and op-plugin's tests draw such.
+    dynamic_quant_empty_groups: Literal["accepted", "undefined"] = "accepted"
 
     # npu_quantize without div_mode, halves: the wrapper asks for "round", op-plugin's GOLDEN is numpy's round, which is
     # to even. The kernel's cast was not read.
@@ -45,6 +45,13 @@ class QuantisationChoices:
     # The same, dynamic, a row of zeros: KERNEL stores scale 0 and divides 0 by 0, its GOLDEN substitutes scale 1.
     dequant_swiglu_quant_zero_row: Literal["zero", "one"] = "zero"
 
+    # The same, int32 without activation_scale: DOC wants it, op-plugin's parked test and GOLDEN go without.
+    dequant_swiglu_quant_row_scale: Literal["optional", "needed"] = "optional"
+
+    # The same, group_index: what H has to be a multiple of. DOC has 64; CANN's own page of aclnnDequantSwigluQuantV2
+    # wants that of the last axis, which is 2H.
+    dequant_swiglu_quant_step: Literal[32, 64] = 32
+
     # npu_swiglu_quant, dynamic, the output "scale": KERNEL, op-plugin's GOLDEN and the formula of aclnnSwiGluQuantV2
     # have 127 / max, the reciprocal of every other operator's; DOC calls it the scale and no more.
     swiglu_quant_scale: Literal["reciprocal", "scale"] = "reciprocal"
@@ -58,9 +65,21 @@ class QuantisationChoices:
     # sense only if it is not.
     quant_matmul_int32: Literal["accumulators", "scaled"] = "accumulators"
 
+    # The same, the last axis of x1 and x2: DOC has 65535 for all. CANN's current checks leave int8 with a scale per
+    # token and one per column out; vllm-ascend #1956 saw that refused by an older one.
+    quant_matmul_last_axis: Literal["free_per_token", "always"] = "free_per_token"
+
+    # The same, int8 by int4: op-plugin's GOLDEN rounds each group's products, times its scale, to float16 and adds them
+    # so. The kernel was not read.
+    quant_matmul_a8w4_products: Literal["float16", "float32"] = "float16"
+
     # npu_weight_quant_batchmatmul, the weight before the product: op-plugin's GOLDEN adds the offset and multiplies in
     # the dtype of x, each rounded. Kernels that go through float32 would round once; none was read.
     weight_quant_dequantised: Literal["rounded_twice", "rounded_once"] = "rounded_twice"
+
+    # The same, antiquant_scale int64: DOC says what may go with it and not where it multiplies. Words of 64 bit are for
+    # what leaves the matrix unit, so that it is the sums is inferred.
+    weight_quant_word_scales: Literal["sums", "weight"] = "sums"
 
     # The same with a weight in FRACTAL_NZ, outside of graphs: DOC has it for graphs only, vllm-ascend's W8A16 layers
     # call it so.

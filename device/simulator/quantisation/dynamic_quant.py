@@ -39,7 +39,7 @@ def dynamic_quant(
     smooth_scales : Tensor, optional
         [H], or [E, H] with group_index: multiplies x first; dtype of x.
     group_index : Tensor, optional
-        int32, [E]: the ends of groups of rows, cumulative and increasing; the last one is the number of rows.
+        int32, [E]: the ends of groups of rows, cumulative; the last one is the number of rows.
     dst_type : int, optional
         ScalarType of the output: int8, which is the default, or quint4x2.
     quant_mode : str
@@ -61,7 +61,7 @@ def dynamic_quant(
     NotSimulated
         Another quant_mode, or a dst_type_max.
     UndefinedBehaviour
-        The ends of groups do not increase, or do not end with the last row.
+        The ends of groups decrease, or do not end with the last row.
     """
     _check(x, dst_type, quant_mode, dst_type_max)
     values = x.float()

@@ -8,6 +8,7 @@ from npudiff.device.simulator.quantisation import schemas
 from npudiff.device.simulator.quantisation import weight_quant_batchmatmul as weight_quant
 from npudiff.device.simulator.quantisation.dynamic_quant import dynamic_quant, dynamic_quant_meta
 from npudiff.device.simulator.quantisation.int4pack import convert_weight_to_int4pack, convert_weight_to_int4pack_meta
+from npudiff.device.simulator.quantisation.quant_request import QuantMatmulRequest
 from npudiff.device.simulator.quantisation.quantize import quantize, quantize_meta
 from npudiff.device.simulator.quantisation.trans_quant_param import trans_quant_param, trans_quant_param_meta
 
@@ -18,7 +19,7 @@ OPERATORS = (
         schemas.CONVERT_WEIGHT_TO_INT4PACK, convert_weight_to_int4pack, convert_weight_to_int4pack_meta, ("weight",)
     ),
     Operator(schemas.TRANS_QUANT_PARAM, trans_quant_param, trans_quant_param_meta),
-    Operator(schemas.QUANT_MATMUL, matmul.quant_matmul, matmul.quant_matmul_meta, ("x2",), matmul.QuantMatmulRequest),
+    Operator(schemas.QUANT_MATMUL, matmul.quant_matmul, matmul.quant_matmul_meta, ("x2",), QuantMatmulRequest),
     Operator(
         schemas.WEIGHT_QUANT_BATCHMATMUL,
         weight_quant.weight_quant_batchmatmul,

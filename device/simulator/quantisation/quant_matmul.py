@@ -12,24 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from npudiff.device.simulator.argument_checks import ArgumentChecks, dtype_name
+from npudiff.device.simulator.argument_checks import dtype_name
 from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, format_of
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.profiles import active_profile
-from npudiff.device.simulator.quantisation import scalar_types as types
+from npudiff.device.simulator.quantisation import grouped_scales
 from npudiff.device.simulator.quantisation.hardware_scales import decoded, encoded
-from npudiff.device.simulator.quantisation.integers import INT8, PER_WORD, saturated, unpacked
+from npudiff.device.simulator.quantisation.integers import INT8, PER_WORD, saturated
 from npudiff.device.simulator.quantisation.products import integer_product
-
-_CHECK = ArgumentChecks("npu_quant_matmul", default=ErrorCode.PARAMETER)
-
-OUTPUTS = {
-    types.INT8: torch.int8,
-    types.FLOAT16: torch.float16,
-    types.BFLOAT16: torch.bfloat16,
-    types.INT32: torch.int32,
-}
-"""ScalarType numbers of outputs."""
+from npudiff.device.simulator.quantisation.quant_request import CHECK, QuantMatmulRequest
 
 _MAX_LAST_AXIS = 65535
 
@@ -60,95 +51,17 @@ _ROWS = {
 }
 
 
-@dataclass(frozen=True)
-class QuantMatmulRequest:
-    """One call. Names are those of the schema."""
-
-    x1: Tensor
-    x2: Tensor
-    """[..., m, k] and [..., k, n], int8, rank 2 to 6, batch axes broadcast. Or int32, eight integers of 4 bits in a
-    word: [..., m, k / 8], and [k, n / 8] or a transposed [n, k / 8]."""
-    scale: Tensor
-    """[1] or [n]: float32, bfloat16, or int64 of npu_trans_quant_param. Of float32 only 19 bits count where output is
-    int8 or float16 and there is no pertoken_scale: op-plugin makes such words of it."""
-    offset: Tensor | None
-    """float32, [1] or [n]: added to what has been scaled, as an integer of 9 bits; for output int8."""
-    pertoken_scale: Tensor | None
-    """float32, [m]."""
-    bias: Tensor | None
-    """[n], or [batch, 1, n] with an output of three axes. int32 is added to the product, floats at the end."""
-    output_dtype: int | None
-    """ScalarType: int8, which is the default, float16, bfloat16 or int32."""
-    x1_dtype: int | None
-    x2_dtype: int | None
-    pertoken_scale_dtype: int | None
-    scale_dtype: int | None
-    """Options of Ascend 950, as is y_scale."""
-    group_sizes: Sequence[int] | None
-    """Zeros."""
-    y_scale: Tensor | None
-
-    @property
-    def output(self) -> torch.dtype:
-        """The dtype of the output.
-
-        Raises
-        ------
-        OperatorRejected
-            A2 and A3 do not have it.
-        """
-        if self.output_dtype is None:
-            return torch.int8
-        if self.output_dtype not in OUTPUTS:
-            allowed = "None, " + ", ".join(f"{known} ({dtype})" for known, dtype in OUTPUTS.items())
-            raise _CHECK.rejected("output_dtype", self.output_dtype, allowed)
-        return OUTPUTS[self.output_dtype]
-
-    @property
-    def words(self) -> bool:
-        """Whether inputs are words of eight integers."""
-        return self.x1.dtype == torch.int32
-
-    @property
-    def transposed_words(self) -> bool:
-        """Whether the words of x2 lie along k: [k / 8, n], a view of [n, k / 8]."""
-        return self.words and self.x1.shape[-1] == self.x2.shape[-2]
-
-    @property
-    def columns(self) -> int:
-        """The n of the output."""
-        return self.x2.shape[-1] * (PER_WORD if self.words and not self.transposed_words else 1)
-
-    def integers(self) -> tuple[Tensor, Tensor]:
-        """Return both inputs as int8, [..., m, k] and [..., k, n]."""
-        if not self.words:
-            return self.x1, self.x2
-        right = unpacked(self.x2.t()).t() if self.transposed_words else unpacked(self.x2)
-        return unpacked(self.x1), right
-
-    def shape(self) -> list[int]:
-        """Return the shape of the output; refuse ranks and batches that op-plugin refuses."""
-        for argument, tensor in (("x1", self.x1), ("x2", self.x2)):
-            _CHECK.rank(argument, tensor, range(2, 7), code=ErrorCode.WRAPPER)
-        try:
-            batch = torch.broadcast_shapes(self.x1.shape[:-2], self.x2.shape[:-2])  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            given, allowed = f"of shape {list(self.x2.shape)}", f"batch axes that broadcast with {list(self.x1.shape)}"
-            raise _CHECK.rejected("x2", given, allowed, ErrorCode.WRAPPER) from error
-        return [*batch, self.x1.shape[-2], self.columns]
-
-
 def _check_group_sizes(group_sizes: Sequence[int] | None) -> None:
-    """Refuse group sizes that op-plugin refuses or int8 does not have; [1, 128, 128] is not simulated."""
+    """Refuse group sizes that op-plugin refuses."""
     if group_sizes is None:
         return
     given = list(group_sizes)
-    if len(given) != 3 or not all(0 <= size <= _MAX_LAST_AXIS for size in given):
-        raise _CHECK.rejected("group_sizes", given, f"three sizes from 0 to {_MAX_LAST_AXIS}", ErrorCode.WRAPPER)
-    if given == [1, 128, 128]:
-        raise _CHECK.not_simulated("group_sizes", given, "None or [0, 0, 0]")
-    if any(given):
-        raise _CHECK.rejected("group_sizes", given, "None, [0, 0, 0] or [1, 128, 128]")
+    if len(given) != 3:
+        words = f"group_sizes only support input with three elements, but got {len(given)}"
+        raise CHECK.rejected("group_sizes", given, "three sizes", ErrorCode.WRAPPER, words)
+    if not all(0 <= size <= _MAX_LAST_AXIS for size in given):
+        words = f"group param value must conform to range [0, {_MAX_LAST_AXIS}]"
+        raise CHECK.rejected("group_sizes", given, f"three sizes from 0 to {_MAX_LAST_AXIS}", ErrorCode.WRAPPER, words)
 
 
 def _check(request: QuantMatmulRequest) -> None:
@@ -157,43 +70,59 @@ def _check(request: QuantMatmulRequest) -> None:
         given = getattr(request, argument)
         if given is not None:
             shown = "given" if isinstance(given, Tensor) else given
-            raise _CHECK.not_simulated(argument, shown, "None; others are for dtypes of Ascend 950")
+            raise CHECK.not_simulated(argument, shown, "None; others are for dtypes of Ascend 950")
     _check_group_sizes(request.group_sizes)
     shape = request.shape()
     _check_inputs(request)
+    form = grouped_scales.form_of(request)
+    if form is not None:
+        grouped_scales.check(CHECK, request, form)
+        return
+    if any(request.group_sizes or ()):
+        allowed = "zeros, or [1, 128, 128] with int8"
+        raise CHECK.rejected("group_sizes", list(request.group_sizes or ()), allowed)
     row = _row(request)
     _check_scale(request, row)
     if request.pertoken_scale is not None:
-        _CHECK.dtype("pertoken_scale", request.pertoken_scale, "float32")
-        _CHECK.shape("pertoken_scale", request.pertoken_scale, shape[-2:-1], meaning="[m]")
+        CHECK.dtype("pertoken_scale", request.pertoken_scale, "float32")
+        CHECK.shape("pertoken_scale", request.pertoken_scale, shape[-2:-1], meaning="[m]")
     _check_bias(request, row, shape)
 
 
 def _check_inputs(request: QuantMatmulRequest) -> None:
     x1, x2 = request.x1, request.x2
-    if (x1.dtype, x2.dtype) == (torch.int8, torch.int32):
-        raise _CHECK.not_simulated("x2", "int32 with x1 int8", "x1 and x2 of one dtype")
-    _CHECK.dtype("x1", x1, "int8", "int32")
-    _CHECK.dtype("x2", x2, dtype_name(x1))
+    CHECK.dtype("x1", x1, "int8", "int32")
+    CHECK.dtype("x2", x2, *(("int32",) if request.words else ("int8", "int32")))
     storage = format_of(x2)
     if storage not in BASE_FORMATS | {Format.NCL, Format.FRACTAL_NZ}:
-        raise _CHECK.rejected("x2", f"in {storage.name}", "a base format or FRACTAL_NZ", ErrorCode.WRAPPER)
+        raise CHECK.rejected("x2", f"in {storage.name}", "a base format or FRACTAL_NZ", ErrorCode.WRAPPER)
     for argument, tensor in (("x1", x1), ("x2", x2)):
-        _CHECK.not_empty(argument, tensor)
-        if tensor.shape[-1] > _MAX_LAST_AXIS:
+        CHECK.not_empty(argument, tensor)
+        if tensor.shape[-1] > _MAX_LAST_AXIS and not _may_be_long(request):
             given = f"of shape {list(tensor.shape)}"
-            raise _CHECK.rejected(argument, given, f"a last axis up to {_MAX_LAST_AXIS}", ErrorCode.TILING)
+            raise CHECK.rejected(argument, given, f"a last axis up to {_MAX_LAST_AXIS}", ErrorCode.TILING)
     given, k = f"of shape {list(x2.shape)}", x1.shape[-1]
     if not request.words:
         if x2.shape[-2] != k:
-            raise _CHECK.rejected("x2", given, f"[..., {k}, n], as x1 of shape {list(x1.shape)}", ErrorCode.WRAPPER)
+            raise CHECK.rejected("x2", given, f"[..., {k}, n], as x1 of shape {list(x1.shape)}", ErrorCode.WRAPPER)
         return
     if x2.dim() != 2 or x2.shape[0] not in (k, k * PER_WORD):
         allowed = f"[{k * PER_WORD}, n / 8] or a transposed [n, {k}], as x1 of shape {list(x1.shape)}"
-        raise _CHECK.rejected("x2", given, allowed, ErrorCode.WRAPPER)
+        raise CHECK.rejected("x2", given, allowed, ErrorCode.WRAPPER)
     for argument, tensor in (("x1", x1), ("x2", x2.t() if request.transposed_words else x2)):
         if not tensor.is_contiguous():
-            raise _CHECK.rejected(argument, f"not contiguous along k, strides {tensor.stride()}", "words without gaps")
+            raise CHECK.rejected(argument, f"not contiguous along k, strides {tensor.stride()}", "words without gaps")
+
+
+def _may_be_long(request: QuantMatmulRequest) -> bool:
+    """Whether CANN leaves the last axes unchecked: of int8 with a scale per token, and one per column."""
+    scale, pertoken = request.scale, request.pertoken_scale
+    return (
+        active_profile().quant_matmul_last_axis == "free_per_token"
+        and (request.x1.dtype, request.x2.dtype) == (torch.int8, torch.int8)
+        and (pertoken is not None and pertoken.dim() == 1)
+        and (scale.dim() == 1 and dtype_name(scale) in _FLOAT)
+    )
 
 
 def _row(request: QuantMatmulRequest) -> _Row:
@@ -206,26 +135,24 @@ def _row(request: QuantMatmulRequest) -> _Row:
     if (request.words, request.output, not pertoken) not in _ROWS:
         outputs = sorted({str(output) for words, output, _ in _ROWS if words == request.words})
         allowed = f"{' or '.join(outputs)} with x1 {dtype_name(request.x1)}"
-        raise _CHECK.rejected("output_dtype", request.output, allowed)
+        raise CHECK.rejected("output_dtype", request.output, allowed)
     given, allowed = ("given", "None") if pertoken else ("None", "a tensor")
-    raise _CHECK.rejected("pertoken_scale", given, f"{allowed} {what}")
+    raise CHECK.rejected("pertoken_scale", given, f"{allowed} {what}")
 
 
 def _check_scale(request: QuantMatmulRequest, row: _Row) -> None:
     scale, offset = request.scale, request.offset
-    if scale.dim() == 2 and request.words:
-        raise _CHECK.not_simulated("scale", f"of shape {list(scale.shape)}", "[1] or [n]")
-    _CHECK.dtype("scale", scale, *row.scale)
+    CHECK.dtype("scale", scale, *row.scale)
     shapes = ((1,), (request.columns,))
-    _CHECK.shape("scale", scale, *shapes, meaning="1 or n")
+    CHECK.shape("scale", scale, *shapes, meaning="1 or n")
     if offset is None:
         return
     if not row.offset:
-        raise _CHECK.rejected("offset", "given", f"None with x1 {dtype_name(request.x1)} and output {request.output}")
-    _CHECK.dtype("offset", offset, "float32")
-    _CHECK.shape("offset", offset, *shapes, meaning="1 or n")
+        raise CHECK.rejected("offset", "given", f"None with x1 {dtype_name(request.x1)} and output {request.output}")
+    CHECK.dtype("offset", offset, "float32")
+    CHECK.shape("offset", offset, *shapes, meaning="1 or n")
     if scale.dtype == torch.int64:
-        raise _CHECK.not_simulated(
+        raise CHECK.not_simulated(
             "offset", "given with scale int64", "an offset in the words of scale, or beside float32"
         )
 
@@ -235,12 +162,12 @@ def _check_bias(request: QuantMatmulRequest, row: _Row, shape: list[int]) -> Non
     if bias is None:
         return
     if not row.bias:
-        raise _CHECK.rejected("bias", "given", f"None with x1 {dtype_name(request.x1)} and pertoken_scale")
-    _CHECK.dtype("bias", bias, *row.bias)
+        raise CHECK.rejected("bias", "given", f"None with x1 {dtype_name(request.x1)} and pertoken_scale")
+    CHECK.dtype("bias", bias, *row.bias)
     shapes = [[request.columns]]
     if len(shape) == 3 and not request.words:
         shapes.append([shape[0], 1, request.columns])
-    _CHECK.shape("bias", bias, *shapes, meaning="[n], or [batch, 1, n] of an output with three axes")
+    CHECK.shape("bias", bias, *shapes, meaning="[n], or [batch, 1, n] of an output with three axes")
 
 
 _INT32 = (-(2**31), 2**31 - 1)
@@ -260,9 +187,12 @@ def quant_matmul(request: QuantMatmulRequest) -> Tensor:
     OperatorRejected
         Dtype, rank, shape or format is not one of the above, or they do not go together.
     NotSimulated
-        int8 with words of int4; a scale per group; an option of Ascend 950; words of scales beside an offset.
+        An option of Ascend 950; words of scales beside an offset.
     """
     _check(request)
+    form = grouped_scales.form_of(request)
+    if form is not None:
+        return grouped_scales.values(request, form)
     accumulators = integer_product(*request.integers(), largest=64 if request.words else 2**14)
     if request.bias is not None and request.bias.dtype == torch.int32:
         accumulators = accumulators + request.bias

@@ -119,7 +119,8 @@ def _multiply(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int,
         return saturated(product, INT8, torch.int8, ties)
     words = packed(saturated(product, INT4, torch.int8, ties))
     if format_of(x) == Format.FRACTAL_NZ:
-        note(words, StorageFormat(Format.FRACTAL_NZ, tuple(words.shape), words.dtype))
+        # Tiles of int4 are 64 wide, which 32 bytes hold, and not the 16 words of int32.
+        note(words, StorageFormat(Format.FRACTAL_NZ, (*x.shape[:-1], x.shape[-1] // 2), torch.int8))
     return words
 
 

@@ -21,6 +21,7 @@ from npudiff.device.simulator.quantisation.integers import INT8, PER_WORD, satur
 _CHECK = ArgumentChecks("npu_weight_quant_batchmatmul", default=ErrorCode.PARAMETER)
 
 _GROUP_STEP = 32
+_WORD_ROWS, _WORD_STEP = 96, 64
 _MAX_SIZE = 65535
 
 
@@ -34,9 +35,11 @@ class WeightQuantRequest:
     """[..., K, N], int8; or int32 with eight integers of 4 bits in a word, [..., K, N / 8] without gaps or a transposed
     [..., N, K / 8]. Batch axes are those of x, or one of both has none."""
     antiquant_scale: Tensor
-    """The dtype of x: [1] or [1, 1]; [N] or [1, N]; with groups also [ceil(K / group size), N]."""
+    """The dtype of x: [1] or [1, 1]; [N] or [1, N]; with groups also [ceil(K / group size), N]. Or int64 of
+    npu_trans_quant_param, [N] or [1, N], with float16 x of up to 96 rows and a transposed int8 weight [K, N], K and N
+    multiples of 64."""
     antiquant_offset: Tensor | None
-    """Shape and dtype of antiquant_scale."""
+    """Shape and dtype of antiquant_scale; int32 beside int64."""
     quant_scale: Tensor | None
     """float32, of which 19 bits count, or int64 of npu_trans_quant_param; [1], [N] or [1, N]."""
     quant_offset: Tensor | None
@@ -150,7 +153,8 @@ def _check_inputs(request: WeightQuantRequest) -> None:
 def _check_weight_scales(request: WeightQuantRequest) -> None:
     scale, offset = request.antiquant_scale, request.antiquant_offset
     if scale.dtype == torch.int64:
-        raise _CHECK.not_simulated("antiquant_scale", "int64", f"the dtype of x, {dtype_name(request.x)}")
+        _check_word_scales(request)
+        return
     _CHECK.dtype("antiquant_scale", scale, dtype_name(request.x))
     n = request.weight_sizes[1]
     shapes, meaning = [[1], [1, 1], [n], [1, n]], "one, or one per column"
@@ -161,6 +165,34 @@ def _check_weight_scales(request: WeightQuantRequest) -> None:
     if offset is not None:
         _CHECK.dtype("antiquant_offset", offset, dtype_name(scale))
         _CHECK.shape("antiquant_offset", offset, scale.shape, meaning="as antiquant_scale")
+
+
+def _check_word_scales(request: WeightQuantRequest) -> None:
+    """DOC's constraints of antiquant_scale int64."""
+    x, weight, (k, n) = request.x, request.weight, request.weight_sizes
+    why = "with antiquant_scale int64"
+    if x.dtype != torch.float16:
+        raise _CHECK.rejected("x", dtype_name(x), f"float16, {why}")
+    if weight.dtype != torch.int8:
+        raise _CHECK.rejected("weight", dtype_name(weight), f"int8, {why}")
+    for argument, tensor in (("x", x), ("weight", weight)):
+        _CHECK.rank(argument, tensor, 2)
+    _CHECK.between("M of x", len(x), 1, _WORD_ROWS, ErrorCode.TILING)
+    _CHECK.contiguous(x=x)
+    if format_of(weight) == Format.FRACTAL_NZ or not weight.t().is_contiguous():
+        raise _CHECK.rejected("weight", f"of strides {weight.stride()}", f"a transposed [N, K] in ND, {why}")
+    if k % _WORD_STEP or n % _WORD_STEP:
+        raise _CHECK.rejected("weight", f"of shape {[k, n]}", f"multiples of {_WORD_STEP}, {why}", ErrorCode.TILING)
+    for argument in ("quant_scale", "quant_offset", "antiquant_group_size"):
+        given = getattr(request, argument)
+        if isinstance(given, Tensor) or given:
+            raise _CHECK.rejected(argument, "given", f"None, {why}")
+    _CHECK.shape("antiquant_scale", request.antiquant_scale, [n], [1, n], meaning="one per column")
+    if request.antiquant_offset is not None:
+        _CHECK.dtype("antiquant_offset", request.antiquant_offset, "int32")
+        _CHECK.shape(
+            "antiquant_offset", request.antiquant_offset, request.antiquant_scale.shape, meaning="as its scale"
+        )
 
 
 def _check_output_scales(request: WeightQuantRequest) -> None:
@@ -190,17 +222,21 @@ def weight_quant_batchmatmul(request: WeightQuantRequest) -> Tensor:
     -------
     Tensor
         [..., M, N] in the dtype of x, or int8 with quant_scale: ``round(y * quant_scale + quant_offset)``. The weight
-        is rounded to the dtype of x; the product, the bias and the last scale are float32.
+        is rounded to the dtype of x; the product, the bias and the last scale are float32. Scales of int64 multiply
+        the sums.
 
     Raises
     ------
     OperatorRejected
         Dtype, rank, shape, format or attribute is not one of the above.
     NotSimulated
-        Scales of int64 for the weight, words of int4 in FRACTAL_NZ, inner_precise 1, an option of Ascend 950.
+        Words of int4 in FRACTAL_NZ, inner_precise 1, an option of Ascend 950.
     """
     _check(request)
-    values = request.x.float() @ _dequantised(request).float()
+    if request.antiquant_scale.dtype == torch.int64:
+        values = _scaled_sums(request)
+    else:
+        values = request.x.float() @ _dequantised(request).float()
     if request.bias is not None:
         values = values + request.bias.float()
     if request.quant_scale is None:
@@ -212,6 +248,17 @@ def weight_quant_batchmatmul_meta(request: WeightQuantRequest) -> Tensor:
     """Allocate the output in the shape that eager gives; torch_npu's META has only that of two axes."""
     dtype = request.x.dtype if request.quant_scale is None else torch.int8
     return request.x.new_empty(request.output_shape(), dtype=dtype)
+
+
+def _scaled_sums(request: WeightQuantRequest) -> Tensor:
+    """Scale the sums on their way out of the matrix unit, for which such words are (inferred), or the weight."""
+    weight = request.weight.to(torch.float16)
+    if request.antiquant_offset is not None:
+        weight = weight + request.antiquant_offset.to(torch.float16)
+    scale, _ = decoded(request.antiquant_scale)
+    if active_profile().weight_quant_word_scales == "weight":
+        return request.x.float() @ (weight.float() * scale).to(torch.float16).float()
+    return request.x.float() @ weight.float() * scale
 
 
 def _dequantised(request: WeightQuantRequest) -> Tensor:

@@ -128,8 +128,11 @@ def _turn_heads(packed: Tensor, cos: Tensor, sin: Tensor, head_size: int, mode: 
 
 def _check_modes(rotary_mode: str, cache_mode: str) -> None:
     # DOC of op-plugin spells it 'interleaved', which the code refuses.
-    _CHECK.choice("rotary_mode", rotary_mode, ("half", "interleave"), ErrorCode.WRAPPER)
-    _CHECK.choice("cache_mode", cache_mode, ("default", "interleave"), ErrorCode.WRAPPER)
+    wrapper = ErrorCode.WRAPPER
+    words = "rotary_mode only support half or interleave"
+    _CHECK.choice("rotary_mode", rotary_mode, ("half", "interleave"), wrapper, words)
+    words = "cache_mode only support default or interleave"
+    _CHECK.choice("cache_mode", cache_mode, ("default", "interleave"), wrapper, words)
 
 
 def _check_tensors(positions: Tensor, query: Tensor, key: Tensor, cache: Tensor, profile: CannProfile) -> None:

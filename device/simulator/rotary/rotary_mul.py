@@ -1,4 +1,4 @@
-"""``npu_rotary_mul``: turn a 4-D tensor by cosines and sines that broadcast.
+"""``npu_rotary_mul``: turn a tensor by cosines and sines that broadcast.
 
 Sources: the wheel's documentation of the operator, and CANN's ``rotary_position_embedding`` kernels
 (``rotate_half.h``, ``rotate_half_bf16.h``, ``rotate_interleaved_split_bsn_pad.h``, ``rotate_matrix.h`` in
@@ -62,9 +62,9 @@ def rotary_mul(x: Tensor, /, r1: Tensor, r2: Tensor, rotary_mode: str = "half", 
     Parameters
     ----------
     x : Tensor
-        [B, N, S, D], [B, S, N, D] or [S, B, N, D]; float16, bfloat16 or float32. D is even and below 896.
+        [B, N, S, D], [B, S, N, D], [S, B, N, D] or [T, N, D]; float16, bfloat16 or float32. D is even and below 896.
     r1, r2 : Tensor
-        Cosines and sines, of one shape: 4-D, D in full and 1 where they broadcast; cast to the dtype of x.
+        Cosines and sines, of one shape and the rank of x: D in full and 1 where they broadcast; cast to the dtype of x.
     rotary_mode : str
         ``half`` or ``interleave``; the output keeps the order of x.
     rotate : Tensor, optional
@@ -102,18 +102,23 @@ def rotary_mul_meta(x: Tensor, /) -> Tensor:
 
 def _check(x: Tensor, r1: Tensor, r2: Tensor, mode: str, rotate: Tensor | None, profile: CannProfile) -> None:
     # quarter and interleave-half are of Ascend 950 (op-plugin test_npu_rotary_mul).
-    _CHECK.choice("rotary_mode", mode, ("half", "interleave"), ErrorCode.WRAPPER)
+    words = f"The rotary_mode of npu_rotary_mul should be half or interleave, but got {mode}"
+    _CHECK.choice("rotary_mode", mode, ("half", "interleave"), ErrorCode.WRAPPER, words)
+    _CHECK.rank("input", x, 4 if profile.rotary_mul_three_axes == "rejected" else (3, 4))
     for argument, tensor in (("input", x), ("r1", r1), ("r2", r2)):
-        _CHECK.rank(argument, tensor, 4)
+        _CHECK.rank(argument, tensor, x.dim(), "as input")
         _CHECK.dtype(argument, tensor, *FLOATS)
     _CHECK.shape("r2", r2, r1.shape, meaning="as r1")
-    dim = x.shape[3]
+    dim = x.shape[-1]
     if dim % 2 or not 0 < dim < _HEAD_DIM_END:
         allowed = f"an even head dim below {_HEAD_DIM_END}"
         raise _CHECK.rejected("input", f"of head dim {dim}", allowed, ErrorCode.TILING)
     if rotate is not None:
         _CHECK.dtype("rotate", rotate, *FLOATS)
         _CHECK.shape("rotate", rotate, (dim, dim), meaning="[D, D]")
+    if x.dim() == len("TND"):
+        _check_tokens(x, r1, mode, profile)
+        return
     readings = list(_readings(x, r1, mode))
     if not readings:
         allowed = "[1, 1, S, D], [1, S, 1, D] or [S, 1, 1, D]" + (
@@ -125,6 +130,18 @@ def _check(x: Tensor, r1: Tensor, r2: Tensor, mode: str, rotate: Tensor | None, 
         what = "batch and heads below" if mode == "half" else "batch times heads below"
         given = f"of shape {list(x.shape)}"
         raise _CHECK.rejected("input", given, f"{what} {_BATCH_OR_HEADS_END}", ErrorCode.TILING)
+
+
+def _check_tokens(x: Tensor, r: Tensor, mode: str, profile: CannProfile) -> None:
+    """Check [T, N, D]. DOC: r1 and r2 are [T, 1, D], or [T, N, D] in half mode; op-plugin's tests have ones too."""
+    tokens, heads, dim = x.shape
+    shapes = {(tokens, 1, dim), (tokens, heads, dim)} if mode == "half" else {(tokens, 1, dim)}
+    if profile.rotary_mul_three_axes == "broadcast":
+        shapes |= {(1, 1, dim), (1, heads, dim), (tokens, heads, dim)}
+    _CHECK.shape("r1", r, *sorted(shapes), meaning="which broadcasts over input [T, N, D]", code=ErrorCode.TILING)
+    if profile.rotary_mul_sizes == "documented" and heads >= _BATCH_OR_HEADS_END:
+        given = f"of shape {list(x.shape)}"
+        raise _CHECK.rejected("input", given, f"heads below {_BATCH_OR_HEADS_END}", ErrorCode.TILING)
 
 
 def _readings(x: Tensor, r: Tensor, mode: str) -> Iterator[_Reading]:

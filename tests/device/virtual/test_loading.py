@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +26,7 @@ def versions(monkeypatch):
     def folder(name):
         if installed.get(name, "there") is None:
             raise VirtualNpuUnavailable(f"{name} is not installed")
-        return name
+        return Path(name)
 
     monkeypatch.setattr(loading, "package_folder", folder)
     return installed
@@ -41,6 +43,21 @@ def test_a_torch_npu_for_another_torch_is_one_line(versions, torch_npu):
     with pytest.raises(VirtualNpuUnavailable) as raised:
         loading.version_of_torch_npu()
     assert str(raised.value) == f"torch_npu {torch_npu} needs torch {wanted}, and torch is 2.13.0+cpu"
+
+
+@pytest.mark.parametrize(("version", "refused"), [("2.13.0+cu130", True), ("2.14.1", True), ("2.10.0", False)])
+def test_a_torch_for_cuda_is_one_line_where_torch_npu_would_end_the_process(
+    versions, monkeypatch, tmp_path, version, refused
+):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libtorch_cuda.so").touch()
+    monkeypatch.setattr(loading, "package_folder", lambda name: tmp_path)
+    versions |= {"torch": version, "torch_npu": version.partition("+")[0]}
+    if not refused:
+        assert loading.version_of_torch_npu() == version
+        return
+    with pytest.raises(VirtualNpuUnavailable, match=rf"^torch {re.escape(version)} is a build for CUDA, beside which "):
+        loading.version_of_torch_npu()
 
 
 def test_a_missing_package_is_one_line():

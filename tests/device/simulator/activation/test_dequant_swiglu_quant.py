@@ -167,6 +167,42 @@ def test_groups_are_calls_of_their_own(dtype):
     assert torch.equal(scale[5:], unwritten((1,), torch.float32))
 
 
+@pytest.mark.parametrize("per_group", [False, True])
+def test_static_groups_are_calls_of_their_own(per_group):
+    x, more = grouped()
+    columns = () if per_group else (64,)
+    more |= {"quant_scale": draw(3, *columns, seed=3).abs() + 0.5, "quant_offset": draw(3, *columns, seed=4) * 9}
+    y, scale = op(x, group_index=torch.tensor([2, 0, 3]), **more)
+    for group, rows in ((0, slice(0, 2)), (2, slice(2, 5))):
+        own = {"activate_left": True, "activation_scale": more["activation_scale"][rows]}
+        for word in ("weight_scale", "quant_scale", "quant_offset"):
+            own[word] = more[word][group : group + 1]
+        assert torch.equal(y[rows], op(x[rows], **own)[0])
+    assert torch.equal(y[5:], unwritten((1, 64), torch.int8))
+    assert torch.equal(scale, unwritten((6,), torch.float32))
+
+
+def test_a_weight_scale_of_one_axis():
+    x, more = grouped()
+    one = {"weight_scale": more["weight_scale"][0], "activation_scale": more["activation_scale"]}
+    full = one | {"weight_scale": more["weight_scale"][:1]}
+    assert all(map(torch.equal, dynamic(x, **one), dynamic(x, **full)))
+    assert all(map(torch.equal, dynamic(x, **one, group_index=torch.tensor([6])), dynamic(x, **full)))
+
+
+def test_integers_without_scales_are_numbers():
+    x, ones = integers(2, 8), {"weight_scale": torch.ones(1, 8), "activation_scale": torch.ones(2)}
+    full = dynamic(x, **ones)
+    for missing in ("weight_scale", "activation_scale"):
+        rest = {word: value for word, value in ones.items() if word != missing}
+        assert all(map(torch.equal, dynamic(x, **rest), full))
+    with (
+        changed(dequant_swiglu_quant_row_scale="needed"),
+        pytest.raises(OperatorRejected, match="activation_scale was None; allowed: a tensor where x is int32"),
+    ):
+        dynamic(x, weight_scale=ones["weight_scale"])
+
+
 def test_scalars_per_group():
     x, more = grouped(torch.bfloat16)
     counts = torch.tensor([2, 1, 3])
@@ -231,6 +267,16 @@ def test_shapes_and_dtypes():
     assert (y.shape, scale.shape) == ((0, 4), (0,))
 
 
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_widths_with_groups_are_a_choice(mode):
+    more = {"group_index": torch.tensor([1, 1]), "swiglu_mode": mode}
+    x = draw(2, 192, dtype=torch.bfloat16)
+    # Groups without scales of their own change nothing.
+    assert torch.equal(dynamic(x, **more)[0], dynamic(x, swiglu_mode=mode)[0])
+    with changed(dequant_swiglu_quant_step=64), pytest.raises(OperatorRejected, match="H a multiple of 64 up to"):
+        dynamic(x, **more)
+
+
 X = draw(2, 8, dtype=torch.bfloat16)
 INT = integers(2, 8)
 WEIGHT, ACTIVATION = torch.ones(1, 8), torch.ones(2)
@@ -255,10 +301,17 @@ WIDE = draw(2, 128, dtype=torch.bfloat16)
         (X, {"weight_scale": WEIGHT}, "weight_scale was given; allowed: None where x is float16 or bfloat16"),
         (X, {"activation_scale": ACTIVATION}, "activation_scale was given; allowed: None"),
         (X, {"bias": torch.ones(8)}, "bias was given; allowed: None where"),
-        (INT, {"activation_scale": ACTIVATION}, "weight_scale was None; allowed: a tensor where x is int32"),
-        (INT, {"weight_scale": WEIGHT}, "activation_scale was None; allowed: a tensor where x is int32"),
         (INT, {"weight_scale": WEIGHT.half(), "activation_scale": ACTIVATION}, "weight_scale was float16; .*float32"),
-        (INT, {"weight_scale": WEIGHT[0], "activation_scale": ACTIVATION}, r"weight_scale was of shape \[8\]; .*2H\]"),
+        (
+            INT,
+            {"weight_scale": WEIGHT[0, :4], "activation_scale": ACTIVATION},
+            r"weight_scale was of shape \[4\]; .*2H\]",
+        ),
+        (
+            integers(2, 128),
+            {"weight_scale": torch.ones(128), "activation_scale": ACTIVATION, "group_index": torch.tensor([1, 1])},
+            r"weight_scale was of shape \[128\]; allowed: \[2, 128\]",
+        ),
         (INT, {"weight_scale": WEIGHT, "activation_scale": torch.ones(3)}, r"activation_scale was of shape \[3\]"),
         (
             INT,
@@ -268,10 +321,8 @@ WIDE = draw(2, 128, dtype=torch.bfloat16)
         (X, {"quant_scale": torch.ones(4)}, r"quant_scale was of shape \[4\]; allowed: \[1, 4\] or \[1\], \[groups"),
         (X, {"quant_scale": torch.ones(1, 4).int()}, "quant_scale was int32; allowed: float16"),
         (WIDE, {"group_index": COUNTS.int()}, "group_index was int32; allowed: int64"),
-        (WIDE, {"group_index": COUNTS, "quant_offset": torch.ones(1)}, "quant_offset was given; allowed: None with"),
         (WIDE, {"group_index": COUNTS, "bias": torch.ones(128)}, "bias was given; allowed: None with group_index"),
-        (WIDE, {"group_index": COUNTS, "quant_mode": 0}, "quant_mode was 0; allowed: 1 with group_index"),
-        (X, {"group_index": COUNTS}, r"x was of shape \[2, 8\]; allowed: .*H a multiple of 64 up to 10496"),
+        (X, {"group_index": COUNTS}, r"x was of shape \[2, 8\]; allowed: .*H a multiple of 32 up to 10496"),
         (draw(1, 21120, dtype=torch.bfloat16), {"group_index": COUNTS}, r"x was of shape \[1, 21120\]; .*10496"),
     ],
 )

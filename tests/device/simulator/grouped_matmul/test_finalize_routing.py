@@ -151,3 +151,14 @@ def test_rejections(gmm, other, message):
 def test_not_simulated(gmm, other, message):
     with pytest.raises(NotSimulated, match=message):
         finalize(**good(gmm) | other)
+
+
+def test_weights_in_tiles_are_whole_tiles(gmm):
+    call = good(gmm)
+    tiled = torch.ops.npu.npu_format_cast(call["w"], 29)
+    with pytest.raises(
+        OperatorRejected, match=r"w was of shape .* in FRACTAL_NZ; allowed: multiples of 16 rows and 32"
+    ):
+        finalize(**call | {"w": tiled})
+    with gmm.changed(gmm_unaligned_tiles="padded"):
+        assert torch.equal(finalize(**call | {"w": tiled}), finalize(**call))

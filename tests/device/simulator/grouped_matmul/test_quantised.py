@@ -171,6 +171,12 @@ def test_int4_as_production_stores_it(gmm):
     assert torch.equal(output, call_a8w4(gmm, given, [1, 3]))
 
 
+def test_a_scale_per_row_may_have_two_axes(gmm):
+    given = a8w4(gmm)
+    column = given | {"row": given["row"][:, None]}
+    assert torch.equal(call_a8w4(gmm, column, [1, 3]), call_a8w4(gmm, given, [1, 3]))
+
+
 def test_a_wrong_bias_is_added(gmm):
     given = a8w4(gmm)
     without = call_a8w4(gmm, given | {"assist": torch.zeros(2, 16)}, [4, 0], output_dtype=torch.float16)
@@ -352,8 +358,6 @@ def test_rejections(more, message):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (INT8 | {"scale": torch.ones(1, 16).long()}, "scale was int64, which is not simulated"),
-        (INT8 | {"x": torch.zeros(2, 1).int(), "weight": torch.zeros(1, 1, 2).int()}, "x was int32, which is int4"),
         (A8W4 | {"offset": torch.zeros(1, 1, 16)}, "offset was of 1 tensors, which is not simulated"),
         (
             A8W4 | {"weight": torch.zeros(1, 2, 8, dtype=torch.int32).transpose(1, 2)},
@@ -367,3 +371,112 @@ def test_not_simulated(more, message):
     options = {name: value for name, value in more.items() if name not in ("x", "weight")}
     with pytest.raises(NotSimulated, match=message):
         grouped(x, weight, [2], **options)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_int8_to_int8(gmm, bias):
+    x, weight = gmm.integers(4, 32), gmm.integers(2, 32, 8, seed=1)
+    scale = 2.0 ** gmm.integers(2, 8, low=-9, high=-5, seed=2).float()
+    words = torch.ops.npu.npu_trans_quant_param(scale.view(-1), torch.full((16,), 3.0)).view(2, 8)
+    more = {"bias": gmm.integers(2, 8, low=-5000, high=5000, seed=4, dtype=torch.int32)} if bias else {}
+    output = grouped(x, weight, [1, 3], scale=words, **more)
+    assert output.dtype == torch.int8
+    for row, expert in enumerate([0, 1, 1, 1]):
+        for column, total in enumerate(gmm.python_product(x[row : row + 1], weight[expert])[0]):
+            whole = total + (more["bias"][expert, column].item() if bias else 0)
+            # round() of a fraction goes to even; the offset of 3 is in the words of the scale.
+            exact = round(whole * Fraction(scale[expert, column].item()) + 3)
+            assert output[row, column].item() == max(-128, min(127, exact))
+
+
+def test_int8_to_int8_of_several_weights(gmm):
+    x, weight = gmm.integers(4, 32), gmm.integers(2, 32, 8, seed=1)
+    words = torch.ops.npu.npu_trans_quant_param(torch.full((8,), 2.0**-6))
+    lists = torch.ops.npu.npu_grouped_matmul(
+        [x], list(weight), scale=[words, words], group_list=torch.tensor([1, 4]), split_item=3, group_type=0
+    )
+    assert torch.equal(lists[0], grouped(x, weight, [1, 3], scale=torch.stack([words, words])))
+
+
+def a4w4(gmm, *, groups=1, inner=64, columns=16, rows=5):
+    x, weight = gmm.integers(rows, inner, low=-3, high=3), gmm.integers(2, inner, columns, low=-3, high=3, seed=1)
+    scale = 2.0 ** gmm.integers(2, groups, columns, low=-4, high=-3, seed=2).float()
+    per_token = 2.0 ** gmm.integers(rows, low=-3, high=2, seed=3).float()
+    call = {"x": gmm.pack(x), "weight": gmm.pack(weight), "scale": gmm.bits(scale), "per_token_scale": per_token}
+    return call, x, weight, scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_int4_by_int4(gmm, stacked, groups, dtype):
+    call, x, weight, scale = a4w4(gmm, groups=groups)
+    if not stacked and groups == 1:
+        call["scale"] = call["scale"].squeeze(1)
+    # Sums of 64 products up to 9, doubled or not: float16 has all of them.
+    output = grouped(**call, groups=[2, 3], output_dtype=dtype)
+    without = grouped(**call | {"per_token_scale": None}, groups=[2, 3], output_dtype=dtype)
+    for start, stop, expert in ((0, 2, 0), (2, 5, 1)):
+        factors = scale[expert].double().repeat_interleave(64 // groups, 0)
+        exact = x[start:stop].double() @ (weight[expert].double() * factors)
+        assert torch.equal(without[start:stop], exact.to(dtype))
+        assert torch.equal(output[start:stop], (exact * call["per_token_scale"][start:stop, None].double()).to(dtype))
+
+
+def test_groups_of_int4_by_int4_are_added_in_float16(gmm):
+    x, weight = torch.zeros(1, 96), torch.zeros(1, 96, 8)
+    x[0, 0], x[0, 32], x[0, 64], weight[0, 0], weight[0, 32], weight[0, 64] = 7, 1, -7, 7, 1, 7
+    # 3136, a half that float16 does not add to it, and 3136 away again.
+    scale = torch.tensor([[[64.0] * 8, [0.5] * 8, [64.0] * 8]])
+    call = {"x": gmm.pack(x), "weight": gmm.pack(weight), "scale": gmm.bits(scale), "output_dtype": torch.float16}
+    assert grouped(**call, groups=[1])[0, 0].item() == 0
+    with gmm.changed(gmm_a4w4_products="float32"):
+        assert grouped(**call, groups=[1])[0, 0].item() == 0.5
+
+
+INT4 = {
+    "x": torch.zeros(2, 2).int(),
+    "weight": torch.zeros(1, 16, 2).int(),
+    "scale": torch.zeros(1, 16).long(),
+    "output_dtype": torch.float16,
+}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"weight": torch.zeros(1, 16, 16, dtype=torch.int8)}, r"weight was int8; allowed: int32 \(int4 in eights\)"),
+        ({"weight": torch.zeros(1, 8, 2).int()}, "weight of expert 0 was of 8 rows; allowed: 16, the last axis of x"),
+        ({"scale": torch.zeros(1, 16)}, "scale was float32; allowed: int64 or uint64"),
+        ({"scale": torch.zeros(1, 3, 16).long()}, "scale was of 3 groups; allowed: a divisor of the inner axis, 16"),
+        ({"scale": torch.zeros(1, 8).long()}, r"scale was of shape \[1, 8\]; allowed: \[1, 16\]"),
+        ({"scale": None}, "scale was of 0 tensors; allowed: 1 tensor, with int4 x"),
+        ({"bias": torch.zeros(1, 16)}, "bias was of 1 tensors; allowed: None, with int4 weights and int4 x"),
+        ({"output_dtype": None}, "output_dtype was None, which means int32; allowed: bfloat16 or float16"),
+        ({"per_token_scale": torch.zeros(3)}, r"per_token_scale was of shape \[3\]; allowed: \[2\]"),
+    ],
+)
+def test_rejections_of_int4_by_int4(other, message):
+    with pytest.raises(OperatorRejected, match=message):
+        grouped(**INT4 | other, groups=[2])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "wanted"),
+    [
+        (torch.float16, (1, 24, 16), "multiples of 16 rows and 16 columns"),
+        (torch.bfloat16, (1, 16, 24), "multiples of 16 rows and 16 columns"),
+        (torch.int8, (1, 16, 48), "multiples of 16 rows and 32 columns"),
+        (torch.int32, (1, 16, 4), "multiples of 16 rows and 64 columns"),
+    ],
+)
+def test_weights_in_tiles_are_whole_tiles(gmm, dtype, shape, wanted):
+    weight = torch.ops.npu.npu_format_cast(torch.ones(shape, dtype=dtype), 29)
+    x = torch.ones(2, shape[1] // (8 if dtype == torch.int32 else 1), dtype=dtype)
+    more = {"output_dtype": torch.int32} if dtype == torch.int8 else {}
+    if dtype == torch.int32:
+        more = {"scale": torch.zeros(1, 32).long(), "output_dtype": torch.float16}
+    with pytest.raises(OperatorRejected, match=rf"weight\[0\] was of shape .* in FRACTAL_NZ; allowed: {wanted}"):
+        grouped(x, weight, [2], **more)
+    with gmm.changed(gmm_unaligned_tiles="padded"):
+        assert grouped(x, weight, [2], **more).shape[0] == 2

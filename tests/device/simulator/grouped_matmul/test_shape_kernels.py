@@ -29,6 +29,12 @@ def product_calls():
             "output_dtype": torch.bfloat16,
         },
     )
+    words, more = torch.ones(5, 1).int(), {"group_list": torch.tensor([2, 5]), "split_item": 3, "group_type": 0}
+    packed = torch.ones(2, 8, 2).int()
+    bits = [torch.ones(2, 16).long()]
+    yield "npu_grouped_matmul", ([words], [packed]), more | {"scale": bits, "output_dtype": torch.float16}
+    integers = torch.ones(5, 8, dtype=torch.int8)
+    yield "npu_grouped_matmul", ([integers], [torch.ones(2, 8, 16, dtype=torch.int8)]), more | {"scale": bits}
     listed = "npu_grouped_matmul.List"
     yield listed, ([x], list(weight)), {"group_list": [2, 4], "split_item": 1}
     yield listed, ([x], [weight]), {"group_list": [2, 4], "split_item": 2, "output_dtype": torch.float32}
@@ -43,7 +49,13 @@ def fused_calls():
     yield swiglu, (x, weight, ends, scale, by_row), {}
     yield swiglu, (x, packed, ends, bits, by_row), {"bias": scale}
     yield f"{swiglu}_v2", (x, [weight], [scale], by_row, ends), {}
-    yield f"{swiglu}_v2", (x, [packed], [bits], by_row, ends), {"weight_assist_matrix": [scale], "group_list_type": 1}
+    assisted = {"weight_assist_matrix": [scale], "group_list_type": 1}
+    yield f"{swiglu}_v2", (x, [packed], [bits], by_row, ends), assisted | {"dequant_mode": 1}
+    yield f"{swiglu}_v2", (x, [packed], [bits[:, 0]], by_row, ends), assisted
+    yield f"{swiglu}_v2", (torch.ones(5, 1).int(), [packed], [scale], by_row, ends), {}
+    tiled = torch.ones(2, 1, 1, 16, 32, dtype=torch.int8)
+    rows = torch.ones(5, 16, dtype=torch.int8)
+    yield f"{swiglu}_v2", (rows, [tiled], [torch.ones(2, 32)], by_row, ends), {}
     rows = {"pertoken_scale": by_row, "logit": by_row, "row_index": torch.zeros(5).long()}
     finalize = "npu_grouped_matmul_finalize_routing"
     yield finalize, (x, weight, ends), rows | {"scale": scale}

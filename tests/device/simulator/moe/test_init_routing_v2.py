@@ -73,7 +73,28 @@ def test_a_range_of_experts_by_hand():
     assert counts.tolist() == [2, 0, 2]
     assert route(active_expert_range=[1, 4], expert_tokens_num_type=0)[2].tolist() == [2, 2, 4]
     pairs = route(active_expert_range=[1, 4], row_idx_type=1)[1]
+    # Behind them the pair of expert 4, which is above the range, and that of expert 0, which is below.
+    assert pairs.tolist() == [1, 4, 0, 3, 5, 2]
+    with changed(moe_init_routing_inactive="unwritten"):
+        pairs = route(active_expert_range=[1, 4], row_idx_type=1)[1]
     assert pairs.tolist() == [1, 4, 0, 3, GARBAGE, GARBAGE]
+
+
+def test_pairs_above_the_range_are_sorted_and_those_below_are_not():
+    pairs = route(experts=[[0, 4], [3, 1], [2, 0]], active_expert_range=[2, 3], row_idx_type=1)[1]
+    assert pairs.tolist() == [4, 2, 1, 0, 3, 5]
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("scale", [None, torch.ones(0), torch.ones(1, 2)])
+def test_no_tokens(kind, scale):
+    experts = torch.zeros(0, 3, dtype=torch.int32)
+    more = {"expert_num": 5, "active_expert_range": [1, 4], "expert_tokens_num_flag": True, "quant_mode": 1}
+    x, places, counts, by_row = torch.ops.npu.npu_moe_init_routing_v2(
+        tokens(0), experts, scale=scale, expert_tokens_num_type=kind, **more
+    )
+    assert (x.shape, x.dtype, places.shape, by_row.shape) == ((0, 2), torch.int8, (0,), (0,))
+    assert torch.equal(counts, torch.zeros((5, 2) if kind == 2 else 3, dtype=torch.int64))
 
 
 def test_experts_that_do_not_exist_are_dropped():

@@ -102,11 +102,10 @@ def test_rows_of_zeros(exact, choice, expected):
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
-        ([2, 2, 3], "its cumulative ends increase on a legal call"),
-        ([2, 1, 3], "its cumulative ends increase"),
-        ([0, 1, 3], "its cumulative ends increase"),
+        ([2, 1, 3], "its cumulative ends do not decrease on a legal call"),
+        ([-1, 1, 3], "its cumulative ends do not decrease"),
         ([1, 2, 4], "counts 4 rows and there are 3"),
-        ([1, 2, 2], "its cumulative ends increase"),
+        ([1, 2, 2], "group_index ends with 2 and input has 3 rows"),
     ],
 )
 def test_ends_that_are_none(ends, message):
@@ -119,14 +118,20 @@ def test_ends_before_the_last_row():
         quant(half(*[[1, 2]] * 3), smooth_scales=half(*[[1, 1]] * 2), group_index=torch.tensor([1, 2]).int())
 
 
-def test_empty_groups_are_a_choice(exact):
-    with exact.changed(dynamic_quant_empty_groups="accepted"):
-        y, _ = quant(
-            half([2, 1], [2, 1]),
-            smooth_scales=half([1, 1], [9, 9], [1, 4]),
-            group_index=torch.tensor([1, 1, 2]).int(),
-        )
+def test_groups_without_rows():
+    smooth = half([9, 9], [1, 1], [9, 9], [1, 4])
+    y, _ = quant(half([2, 1], [2, 1]), smooth_scales=smooth, group_index=torch.tensor([0, 1, 1, 2]).int())
     assert y.tolist() == [[127, 64], [64, 127]]
+
+
+@pytest.mark.parametrize("ends", [[2, 2, 3], [0, 1, 3]])
+def test_groups_without_rows_are_a_choice(exact, ends):
+    call = {"smooth_scales": half(*[[1, 1]] * 3), "group_index": torch.tensor(ends).int()}
+    with (
+        exact.changed(dynamic_quant_empty_groups="undefined"),
+        pytest.raises(UndefinedBehaviour, match="its cumulative ends increase on a legal call"),
+    ):
+        quant(half(*[[1, 2]] * 3), **call)
 
 
 ONE = torch.tensor([2], dtype=torch.int32)

@@ -232,6 +232,18 @@ def test_rejections(arguments, more, message):
         op(*arguments, **more)
 
 
+@pytest.mark.parametrize("scale", [torch.ones(1), torch.ones(1, dtype=BF16)])
+def test_the_last_axis_is_free_with_a_scale_per_token(exact, scale):
+    x, weight = torch.ones(1, 1, dtype=torch.int8), torch.ones(1, 65536, dtype=torch.int8)
+    call = (x, weight, scale)
+    more = {"pertoken_scale": torch.ones(1), "output_dtype": BF16}
+    assert op(*call, **more).shape == (1, 65536)
+    with exact.changed(quant_matmul_last_axis="always"), pytest.raises(OperatorRejected, match="up to 65535"):
+        op(*call, **more)
+    with pytest.raises(OperatorRejected, match=r"x2 was of shape \[1, 65536\]; allowed: a last axis up to 65535"):
+        op(*call, output_dtype=BF16)
+
+
 def test_formats_of_a_weight():
     weight = X2.clone()
     note(weight, StorageFormat(Format.FRACTAL_Z, tuple(weight.shape), weight.dtype))
@@ -242,15 +254,12 @@ def test_formats_of_a_weight():
 @pytest.mark.parametrize(
     ("arguments", "more", "argument"),
     [
-        ((X1, W2, ONE), {}, "x2"),
         ((X1, X2, ONE), {"x1_dtype": 296}, "x1_dtype"),
         ((X1, X2, ONE), {"x2_dtype": 285}, "x2_dtype"),
         ((X1, X2, ONE), {"scale_dtype": 293}, "scale_dtype"),
         ((X1, X2, ONE), {"pertoken_scale_dtype": 293}, "pertoken_scale_dtype"),
         ((X1, X2, ONE), {"y_scale": ONE}, "y_scale"),
-        ((X1, X2, ONE), {"group_sizes": [1, 128, 128]}, "group_sizes"),
         ((X1, X2, ONE.long()), {"offset": ONE}, "offset"),
-        ((W1, W2, torch.ones(1, 8)), {"output_dtype": F16, "pertoken_scale": torch.ones(2)}, "scale"),
     ],
 )
 def test_not_simulated(arguments, more, argument):

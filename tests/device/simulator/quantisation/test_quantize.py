@@ -7,6 +7,8 @@ import torch
 
 from npudiff.device.simulator import NotSimulated, OperatorRejected
 from npudiff.device.simulator.cache.formats import Format, format_of
+from npudiff.device.simulator.cache.fractal import physical
+from npudiff.device.simulator.quantisation.integers import packed
 
 NZ = 29
 
@@ -127,6 +129,16 @@ def test_words_of_int4(exact):
     assert (output.shape, output.dtype) == ((2, 3, 2), torch.int32)
     expected = [clamp(round(value * 2), -8, 7) for value in exact.fractions(x)[1][2]]
     assert [value for word in output[1, 2].tolist() for value in exact.nibbles(word)] == expected
+
+
+def test_tiles_of_int4_are_64_wide(exact):
+    values = exact.integers(2, 32, 128, low=-8, high=8)
+    weight = torch.ops.npu.npu_format_cast(values.float(), NZ)
+    output = torch.ops.npu.npu_quantize(weight, torch.ones(1), None, torch.quint4x2, -1, False)
+    # By hand: [E, N / 64, K / 16, 16, 64], and eight of 64 in a word.
+    tiles = values.reshape(2, 2, 16, 2, 64).permute(0, 3, 1, 2, 4)
+    assert torch.equal(physical(output), packed(tiles.contiguous()))
+    assert torch.equal(output, packed(values))
 
 
 def test_a_weight_in_nz_stays_in_nz(exact):

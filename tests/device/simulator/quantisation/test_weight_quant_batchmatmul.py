@@ -207,7 +207,6 @@ def test_rejections(arguments, more, message):
 @pytest.mark.parametrize(
     ("arguments", "more", "argument"),
     [
-        ((X, W, ONE.long()), {}, "antiquant_scale"),
         ((X, W.float(), ONE), {}, "weight"),
         ((X, W, ONE), {"inner_precise": 1}, "inner_precise"),
         ((X, W, ONE), {"weight_dtype": 285}, "weight_dtype"),
@@ -217,3 +216,62 @@ def test_rejections(arguments, more, message):
 def test_not_simulated(arguments, more, argument):
     with pytest.raises(NotSimulated, match=f"npu_weight_quant_batchmatmul: {argument} was"):
         op(*arguments, **more)
+
+
+def word_call(exact, *, rows=3, k=64, n=128, **more):
+    """Return scales of 19 bits in words, x and a weight without a fraction, and the numbers that they stand for."""
+    weight, scale = exact.integers(n, k, seed=1), 2.0 ** exact.integers(n, low=-9, high=-5, seed=2).float()
+    words = torch.ops.npu.npu_trans_quant_param(scale)
+    x = exact.integers(rows, k, low=-8, high=8).half()
+    return {"x": x, "weight": weight.t(), "antiquant_scale": words} | more, scale
+
+
+@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("offset", [False, True])
+def test_scales_in_words(exact, offset, two):
+    call, scale = word_call(exact)
+    offsets = exact.integers(128, low=-128, high=128, seed=3, dtype=torch.int32)
+    if two:
+        call["antiquant_scale"] = call["antiquant_scale"].view(1, 128)
+    if offset:
+        call["antiquant_offset"] = offsets.view_as(call["antiquant_scale"])
+    bias = exact.integers(128, seed=4).half()
+    weight = call["weight"].double() + (offsets.double() if offset else 0)
+    expected = (call["x"].double() @ weight * scale.double() + bias.double()).to(F16)
+    assert torch.equal(torch.ops.npu.npu_weight_quant_batchmatmul(**call, bias=bias), expected)
+
+
+def test_scales_in_words_multiply_the_sums(exact):
+    call, _ = word_call(exact)
+    scale = torch.full((128,), 1 + 2**-10 + 2**-20)  # of which 19 bits keep 10 behind the point
+    call["antiquant_scale"] = torch.ops.npu.npu_trans_quant_param(scale)
+    sums = call["x"].double() @ call["weight"].double()
+    assert torch.equal(torch.ops.npu.npu_weight_quant_batchmatmul(**call), (sums * (1 + 2**-10)).to(F16))
+    with exact.changed(weight_quant_word_scales="weight"):
+        rounded = (call["weight"].double() * (1 + 2**-10)).to(F16).double()
+        assert torch.equal(torch.ops.npu.npu_weight_quant_batchmatmul(**call), (call["x"].double() @ rounded).to(F16))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"x": torch.ones(3, 64, dtype=BF16)}, "x was bfloat16; allowed: float16, with antiquant_scale int64"),
+        ({"x": torch.ones(97, 64, dtype=F16)}, "M of x was 97; allowed: 1 to 96"),
+        ({"x": torch.ones(64, 3, dtype=F16).t()}, "x was not contiguous"),
+        ({"weight": torch.ones(64, 128, dtype=torch.int8)}, r"weight was of strides \(128, 1\); allowed: a transposed"),
+        ({"weight": torch.ones(128, 8).int().t()}, "weight was int32; allowed: int8, with antiquant_scale int64"),
+        (
+            {"weight": torch.ones(96, 64, dtype=torch.int8).t()},
+            r"weight was of shape \[64, 96\]; allowed: multiples of",
+        ),
+        ({"antiquant_scale": torch.ones(1).long()}, r"antiquant_scale was of shape \[1\]; allowed: \[128\]"),
+        ({"antiquant_offset": torch.ones(128, dtype=F16)}, "antiquant_offset was float16; allowed: int32"),
+        ({"antiquant_offset": torch.ones(1, 128).int()}, r"antiquant_offset was of shape \[1, 128\]; allowed: \[128\]"),
+        ({"quant_scale": torch.ones(128)}, "quant_scale was given; allowed: None, with antiquant_scale int64"),
+        ({"antiquant_group_size": 32}, "antiquant_group_size was given; allowed: None, with antiquant_scale int64"),
+    ],
+)
+def test_rejections_of_scales_in_words(exact, other, message):
+    call, _ = word_call(exact)
+    with pytest.raises(OperatorRejected, match=message):
+        torch.ops.npu.npu_weight_quant_batchmatmul(**call | other)

@@ -145,6 +145,8 @@ def test_modes_may_be_none():
     ("other", "message"),
     [
         ({"rotary_mode": "interleaved"}, r"rotary_mode was 'interleaved'; allowed: 'half' or 'interleave' \[ERR"),
+        ({"rotary_mode": "interleaved"}, "rotary_mode only support half or interleave"),
+        ({"cache_mode": "interleaved"}, "cache_mode only support default or interleave"),
         ({"cache_mode": "interleaved"}, r"cache_mode was 'interleaved'; allowed: 'default' or 'interleave' \[ERR"),
         ({"positions": torch.tensor([0.0, 1])}, "positions was float32; allowed: int64 or int32"),
         ({"positions": torch.zeros(2, 2).long()}, r"positions was of shape \[2, 2\]; allowed: \[T\], \[3, T\]"),

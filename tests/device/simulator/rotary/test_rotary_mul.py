@@ -140,6 +140,39 @@ def test_what_broadcasts(r, half, interleave):
                 rotary_mul(draw(*X), draw(*r), draw(*r), mode)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("mode", ["half", "interleave"])
+@pytest.mark.parametrize("r", [(3, 1, 16), (3, 5, 16), (1, 5, 16), (1, 1, 16)])
+def test_three_axes(dtype, mode, r):
+    x, r1, r2 = draw(3, 5, 16, dtype=dtype), draw(*r, dtype=dtype, seed=1), draw(*r, dtype=dtype, seed=2)
+    # A tensor of four axes that are full has the same numbers.
+    full = [tensor.expand(3, 5, 16).reshape(1, 1, 15, 16) for tensor in (r1, r2)]
+    expected = rotary_mul(x.view(1, 1, 15, 16), *full, mode).view(3, 5, 16)
+    assert torch.equal(rotary_mul(x, r1, r2, mode), expected)
+
+
+@pytest.mark.parametrize(("r", "half", "interleave"), [((3, 1, 8), 1, 1), ((3, 5, 8), 1, 0), ((1, 1, 8), 0, 0)])
+def test_three_axes_are_a_choice(r, half, interleave):
+    for mode, right in (("half", half), ("interleave", interleave)):
+        with changed(rotary_mul_three_axes="documented"):
+            if right:
+                assert rotary_mul(draw(3, 5, 8), draw(*r), draw(*r), mode).shape == (3, 5, 8)
+            else:
+                with pytest.raises(OperatorRejected, match=r"r1 was of shape .*over input \[T, N, D\]"):
+                    rotary_mul(draw(3, 5, 8), draw(*r), draw(*r), mode)
+        with (
+            changed(rotary_mul_three_axes="rejected"),
+            pytest.raises(OperatorRejected, match=r"input was of rank 3, \[3, 5, 8\]; allowed: rank 4"),
+        ):
+            rotary_mul(draw(3, 5, 8), draw(*r), draw(*r), mode)
+
+
+@pytest.mark.parametrize("r", [(2, 1, 8), (3, 2, 8), (3, 1, 4)])
+def test_three_axes_that_do_not_broadcast(r):
+    with pytest.raises(OperatorRejected, match="r1 was of shape"):
+        rotary_mul(draw(3, 5, 8), draw(*r), draw(*r))
+
+
 @pytest.mark.parametrize("x", [(1, 1, 1, 8), (4, 1, 1, 8), (1, 3, 1, 8), (1, 1, 5, 8), (4, 3, 1, 8)])
 def test_an_axis_of_size_1_is_full_and_broadcast_at_once(x):
     for mode in ("half", "interleave"):
@@ -151,9 +184,18 @@ def test_an_axis_of_size_1_is_full_and_broadcast_at_once(x):
     ("x", "r", "arguments", "message"),
     [
         (X, (1, 1, 5, 8), ("quarter",), r"rotary_mode was 'quarter'; allowed: 'half' or 'interleave' \[ERR01003\]"),
+        (
+            X,
+            (1, 1, 5, 8),
+            ("quarter",),
+            "The rotary_mode of npu_rotary_mul should be half or interleave, but got quarter",
+        ),
         (X, (1, 1, 5, 8), ("interleave-half",), "rotary_mode was 'interleave-half'"),
-        (X[1:], X[1:], (), r"input was of rank 3, \[3, 5, 8\]; allowed: rank 4"),
-        (X, (1, 5, 8), (), r"r1 was of rank 3, \[1, 5, 8\]; allowed: rank 4"),
+        (X[2:], X[2:], (), r"input was of rank 2, \[5, 8\]; allowed: rank 3 or 4"),
+        (X[1:], X, (), r"r1 was of rank 4, \[2, 3, 5, 8\]; allowed: rank 3, as input"),
+        ((1, 5, 7), (1, 5, 7), (), "input was of head dim 7"),
+        ((3, 1000, 2), (3, 1, 2), (), r"input was of shape \[3, 1000, 2\]; allowed: heads below 1000"),
+        (X, (1, 5, 8), (), r"r1 was of rank 3, \[1, 5, 8\]; allowed: rank 4, as input"),
         ((1, 1, 5, 7), (1, 1, 5, 7), (), "input was of head dim 7; allowed: an even head dim below 896"),
         ((1, 1, 1, 896), (1, 1, 1, 896), (), "input was of head dim 896"),
         ((1, 1, 1, 0), (1, 1, 1, 0), (), "input was of head dim 0"),
