@@ -112,7 +112,10 @@ def install() -> None:
     _register()
 
 
-FAMILIES = ("fused_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe", "grouped_matmul")
+FAMILIES = (
+    "fused_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe", "grouped_matmul",
+    "matmul", "block_scaled", "sampling",
+)  # fmt: skip
 """The packages beside this module that define operators, each in ``operators.OPERATORS``."""
 
 
