@@ -112,7 +112,18 @@ def install() -> None:
     _register()
 
 
-FAMILIES = ("fused_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe", "grouped_matmul")
+FAMILIES = (
+    "fused_attention",
+    "cache",
+    "rotary",
+    "norms",
+    "mla",
+    "activation",
+    "quantisation",
+    "moe",
+    "grouped_matmul",
+    "sparse_attention",
+)
 """The packages beside this module that define operators, each in ``operators.OPERATORS``."""
 
 

@@ -21,13 +21,21 @@ from npudiff.device.simulator.mla.choices import MlaChoices
 from npudiff.device.simulator.moe.choices import MoeChoices
 from npudiff.device.simulator.quantisation.choices import QuantisationChoices
 from npudiff.device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
+from npudiff.device.simulator.sparse_attention.choices import SparseAttentionChoices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
 @dataclass(frozen=True)
-class CannProfile(FusedAttentionChoices, MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices):
+class CannProfile(
+    FusedAttentionChoices,
+    MlaChoices,
+    QuantisationChoices,
+    MoeChoices,
+    GroupedMatmulChoices,
+    SparseAttentionChoices,
+):
     """The behaviour of one CANN version, as far as it is known.
 
     Notes
@@ -38,7 +46,8 @@ class CannProfile(FusedAttentionChoices, MlaChoices, QuantisationChoices, MoeCho
     latent attention in :class:`device.simulator.mla.choices.MlaChoices`, those of quantisation and activation in
     :class:`device.simulator.quantisation.choices.QuantisationChoices`, those of mixtures of experts in
     :class:`device.simulator.moe.choices.MoeChoices` and
-    :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`.
+    :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`, those of attention over chosen tokens in
+    :class:`device.simulator.sparse_attention.choices.SparseAttentionChoices`.
     """
 
     name: str
@@ -285,6 +294,10 @@ _PESSIMISTIC = CannProfile(
     quantize_scales="as_input",
     quant_matmul_int32="scaled",
     weight_quant_eager_nz="rejected",
+    indexer_ties="higher_position_first",
+    sparse_attention_unpacked="undefined",
+    sparse_attention_hidden_row="as_empty",
+    sparse_attention_heads="documented",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

@@ -19,11 +19,23 @@ from npudiff.device.simulator.moe.schemas import SCHEMAS as MOE
 from npudiff.device.simulator.norms.schemas import SCHEMAS as NORMS
 from npudiff.device.simulator.quantisation.schemas import SCHEMAS as QUANTISATION
 from npudiff.device.simulator.rotary.schemas import SCHEMAS as ROTARY
+from npudiff.device.simulator.sparse_attention.schemas import SCHEMAS as SPARSE_ATTENTION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL)
+SCHEMAS = (
+    *FUSED_ATTENTION,
+    *CACHE,
+    *ROTARY,
+    *NORMS,
+    *MLA,
+    *ACTIVATION,
+    *QUANTISATION,
+    *MOE,
+    *GROUPED_MATMUL,
+    *SPARSE_ATTENTION,
+)
 """Every schema of torch_npu that the simulator can define."""
 
 SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"sgl-kernel-npu": OF_SGL_KERNEL_NPU})
