@@ -47,10 +47,24 @@ def _indexers(layouts):
     yield "npu_quant_lightning_indexer", (_int8(query), _int8(key), weights.half(), *scales, 0, 0), where
 
 
+def _attention(layouts):
+    query, key = _rows(layouts[0], 4, 512), _rows(layouts[1], 1, 512, length=KEYS)
+    leading = query.shape[:-2]
+    indices = torch.arange(COUNT, dtype=torch.int32).expand(*leading, 1, COUNT).contiguous()
+    where = _where(layouts, "kv") | {"attention_mode": 2}
+    ropes = {"query_rope": _rows(layouts[0], 4, 64), "key_rope": _rows(layouts[1], 1, 64, length=KEYS)}
+    more = {"return_softmax_lse": True} if layouts[1] != "PA_BSND" else {}
+    yield "npu_sparse_flash_attention", (query, key, key, indices, 0.05), where | ropes | more
+    scales = _rows(layouts[1], 1, 4, length=KEYS, dtype=torch.float32).abs() / 50
+    packed = torch.cat([_int8(key), ropes["key_rope"].view(torch.int8), scales.view(torch.int8)], -1)
+    query = torch.cat([query, ropes["query_rope"]], -1)
+    yield "npu_kv_quant_sparse_flash_attention", (query, packed, packed, indices, 0.05, 2, 2), where
+
+
 def forms():
     """Return calls by a name that says what they are: operator, positional and keyword arguments."""
     return {
         f"{call[0].removeprefix('npu_')} {'-'.join(layouts)}": call
         for layouts in LAYOUTS
-        for call in (*_indexers(layouts),)
+        for call in (*_indexers(layouts), *_attention(layouts))
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from npudiff.device.simulator.library import Operator
-from npudiff.device.simulator.sparse_attention import indexer, schemas
+from npudiff.device.simulator.sparse_attention import attention, checks, indexer, schemas
 
 OPERATORS = (
     Operator(
@@ -17,6 +17,18 @@ OPERATORS = (
         indexer.quant_lightning_indexer,
         indexer.quant_lightning_indexer_meta,
         request=indexer.QuantIndexerRequest,
+    ),
+    Operator(
+        schemas.SPARSE_FLASH_ATTENTION,
+        attention.sparse_flash_attention,
+        attention.sparse_flash_attention_meta,
+        request=checks.AttentionRequest,
+    ),
+    Operator(
+        schemas.KV_QUANT_SPARSE_FLASH_ATTENTION,
+        attention.kv_quant_sparse_flash_attention,
+        attention.kv_quant_sparse_flash_attention_meta,
+        request=checks.KvQuantRequest,
     ),
 )
 """Every operator of the family."""

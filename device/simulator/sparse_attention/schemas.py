@@ -31,5 +31,5 @@ KV_QUANT_SPARSE_FLASH_ATTENTION = (
     "int tile_size=128, int rope_head_dim=64, int? key_dtype=None, int? value_dtype=None) -> Tensor"
 )
 
-SCHEMAS = (LIGHTNING_INDEXER, QUANT_LIGHTNING_INDEXER)
+SCHEMAS = (LIGHTNING_INDEXER, QUANT_LIGHTNING_INDEXER, SPARSE_FLASH_ATTENTION, KV_QUANT_SPARSE_FLASH_ATTENTION)
 """Every schema of the family."""
