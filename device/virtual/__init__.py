@@ -14,7 +14,7 @@ Or, without a change to a script: ``npudiff virtual -- python script.py``.
 
 What it is: torch_npu's own tensors, allocator, streams, storage formats and Python code; ``aten`` operators run the
 CPU's kernels on the device's memory, torch_npu's operators run the simulator's. What it is not: fast, or a model of
-time; there are no graphs, no collective communication, and one device. An operator that neither the CPU nor the
+time; there is no collective communication, and one device. An operator that neither the CPU nor the
 simulator has raises an error that names it.
 
 Importing this package imports neither torch nor torch_npu.
@@ -63,10 +63,13 @@ def _enabled() -> dict[str, Library]:
         asked = faults.parse(os.environ.get(faults.VARIABLE, ""))
     except ValueError as error:
         raise VirtualNpuUnavailable(f"{faults.VARIABLE}: {error}") from None
-    faults.arm(load(), asked)
+    runtime = load()
+    faults.arm(runtime, asked)
     from torch.library import Library  # noqa: PLC0415 - loaded now
 
-    from npudiff.device.virtual import aten, operators  # noqa: PLC0415 - they import torch
+    from npudiff.device.virtual import aten, operators, tasks  # noqa: PLC0415 - they import torch
+
+    tasks.connect(runtime)
 
     libraries: dict[str, Any] = {}
 
@@ -79,5 +82,6 @@ def _enabled() -> dict[str, Library]:
         # Torch says once that a kernel is registered over another one, which is what is done here.
         warnings.filterwarnings("ignore", message=r".*other operators may also be overridden")
         operators.register(library)
+        operators.replace_functions()
         aten.register(library("aten"))
     return libraries

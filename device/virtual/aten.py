@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npudiff.device.virtual import faults
+from npudiff.device.virtual import faults, tasks
 from npudiff.device.virtual.autograd import composite, differentiated_by_torch, differentiated_on_host
+from npudiff.device.virtual.calls import Call, Signature, signature_of
 from npudiff.device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, registered
-from npudiff.device.virtual.kernels import Call, Signature, device_kernel, signature_of
-from npudiff.device.virtual.memory import NotOnVirtualNpu, device, moved_to_device
+from npudiff.device.virtual.kernels import device_kernel
+from npudiff.device.virtual.memory import NotOnVirtualNpu, device
+from npudiff.device.virtual.recorded import copied_to_host
 from npudiff.device.virtual.widened import in_float32, lacks_dtype
 
 _COMPOSITE_KEYS = tuple(
@@ -166,23 +168,31 @@ def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa
     is already on the device becomes float32 where float64 is asked for, which loses precision there too.
     """
 
-    def kernel(tensor: Tensor, **options: Any) -> Tensor:  # noqa: ANN401 - dtype, layout, device, memory format
-        faults.before(signature.name)
+    def copied(self: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+        of_device = ("device", "non_blocking", "pin_memory")
+        values: Tensor = overload(self, **{name: one for name, one in options.items() if name not in of_device})
+        return values
+
+    to_device = device_kernel(signature, copied)
+
+    def kernel(self: Tensor, **options: Any) -> Tensor:  # noqa: ANN401 - dtype, layout, device, memory format
         if options.get("memory_format") not in (None, *_FORMATS):
             raise RuntimeError("Only contiguous_format or preserve_format is supported.")
         elsewhere = options.get("device") is not None or options.get("layout") is not None
-        if options.get("dtype") == torch.float64 != tensor.dtype and not elsewhere:
+        if options.get("dtype") == torch.float64 != self.dtype and not elsewhere:
             _warn_of_double()
             options["dtype"] = torch.float32
         to = torch.device(options.pop("device", None) or device())
-        pinned = bool(options.pop("pin_memory", None))
-        options.pop("non_blocking", None)
-        values = overload(Call(None).on_host("self", tensor), **options, device="cpu")
         if to.type == "npu":
-            return moved_to_device(values)
+            answer: Tensor = to_device(self, **options)
+            return answer
         if to.type != "cpu":
             raise NotOnVirtualNpu(f"{signature.name}: no copies to {to}; the virtual NPU knows the host and itself")
-        copied: Tensor = values.pin_memory() if pinned else values
-        return copied
+        if options.get("non_blocking") and tasks.recording():
+            return copied_to_host(self, lambda tensor: copied(tensor, **options))
+        tasks.wait()
+        faults.before(signature.name)
+        values = copied(Call(None).on_host("self", self), **options)
+        return values.pin_memory() if options.get("pin_memory") else values
 
     return kernel

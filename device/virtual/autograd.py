@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npudiff.device.virtual.memory import is_on_device, moved_to_device, same_bytes, view_of
+from npudiff.device.virtual import tasks
+from npudiff.device.virtual.memory import NotOnVirtualNpu, is_on_device, moved_to_device, same_bytes, view_of
 
 
 def composite(overload: Any) -> Callable[..., Any]:  # noqa: ANN401 - torch._ops.OpOverload
@@ -90,6 +91,11 @@ def differentiated_on_host(overload: Any) -> Callable[..., Any]:  # noqa: ANN401
 
     def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's
         arguments = _Arguments(args, kwargs)
+        if tasks.recording():
+            if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments.tensors):
+                raise NotOnVirtualNpu(f"{overload.name()}: its gradients cannot be captured on the virtual NPU")
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload(*args, **kwargs)
         return OnHost.apply(arguments, *arguments.tensors)  # type: ignore[no-untyped-call]
 
     return kernel

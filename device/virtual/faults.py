@@ -7,8 +7,8 @@ A fault is one line of text, ``OPERATOR:WHAT`` or ``OPERATOR:WHAT@CALL``::
     *:memory@10             the tenth call of any operator fails, since the device has no memory left
     npu_rms_norm:value      the first call returns one wrong element
 
-An operator is named with or without its namespace and overload. Several faults are separated by commas, in the variable
-``NPUDIFF_VIRTUAL_FAULTS`` of a process or in :func:`injected`.
+An operator is named with or without its namespace and overload; of a graph, its calls are those of replays. Several
+faults are separated by commas, in the variable ``NPUDIFF_VIRTUAL_FAULTS`` of a process or in :func:`injected`.
 """
 
 from __future__ import annotations
@@ -165,6 +165,12 @@ def after(results: Iterable[Any]) -> None:
             wrong = ~tensor[place] if tensor.dtype == torch.bool else tensor[place] * 2 + 1
             tensor[place] = wrong
             return
+
+
+def lost() -> int:
+    """Return the error with which the device was lost, or 0."""
+    status: int = _runtime().npudiff_device_status() if _state.lost else 0
+    return status
 
 
 def _runtime() -> ctypes.CDLL:

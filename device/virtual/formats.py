@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from npudiff.device.simulator.cache import format_cast as simulated
-from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format
+from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, note, noted_format
 from npudiff.device.simulator.profiles import active_profile
-from npudiff.device.virtual import faults
-from npudiff.device.virtual.kernels import Call
-from npudiff.device.virtual.memory import in_tiles, moved_to_device, storage_format
-
-_FORMATTED = ("input", "dst", "src")
+from npudiff.device.virtual.calls import signature_of
+from npudiff.device.virtual.dispatch import overload_of
+from npudiff.device.virtual.kernels import device_kernel
+from npudiff.device.virtual.memory import in_tiles, storage_format
 
 Cast = Callable[..., Tensor]
 
@@ -27,6 +26,10 @@ def format_cast(rename: Cast) -> Cast:
     rename : callable
         torch_npu's own kernel: where both formats are base formats it renames the storage, without device code.
     """
+    signature = signature_of(overload_of("npu::npu_format_cast"))
+    formatted = signature.arguments[:1]
+    convert: Cast = device_kernel(signature, simulated.format_cast, formatted)
+    copy: Cast = device_kernel(signature, _copied, formatted)
 
     def kernel(
         input: Tensor,
@@ -35,19 +38,28 @@ def format_cast(rename: Cast) -> Cast:
         customize_dtype: int | None = None,
         input_dtype: int | None = None,
     ) -> Tensor:
-        faults.before("npu::npu_format_cast")
         if storage_format(input) in BASE_FORMATS and acl_format in BASE_FORMATS:
             rename(input, acl_format)
             return input
-        host = Call(_FORMATTED).on_host("input", input)
         if not _is_allowed(acl_format):
             if not in_tiles(input):
-                return moved_to_device(host)
+                return copy(input, acl_format)
             acl_format = Format.ND
-        result = simulated.format_cast(host, acl_format, customize_dtype=customize_dtype, input_dtype=input_dtype)
-        return input if result is host else moved_to_device(result)
+        if storage_format(input) == acl_format:
+            return input
+        return convert(input, acl_format, customize_dtype=customize_dtype, input_dtype=input_dtype)
 
     return kernel
+
+
+def _copied(input: Tensor, _: int) -> Tensor:
+    """Return a tensor with a copy of the whole storage, in the same format."""
+    storage = input.untyped_storage().clone()  # type: ignore[no-untyped-call]
+    made = torch.empty(0, dtype=input.dtype).set_(storage, input.storage_offset(), input.size(), input.stride())
+    described = noted_format(input)
+    if described is not None:
+        note(made, described)
+    return made
 
 
 def _is_allowed(acl_format: int) -> bool:

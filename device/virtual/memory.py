@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -125,19 +125,42 @@ def tiled_bytes(sizes: Sequence[int], dtype: torch.dtype) -> int:
     return math.prod(fractal_shape(sizes, dtype)) * dtype.itemsize
 
 
-def logical(tensor: Tensor) -> Tensor:
-    """Return a CPU copy of a device tensor in FRACTAL_NZ in its logical order, with a note of the format.
+class Tiles:
+    """The storage of a device tensor in FRACTAL_NZ: its memory and what it was cast from, without the tensor."""
 
-    The copy is of the whole storage, as a base of the view that the tensor is.
-    """
-    described = description(tensor)
-    whole = from_fractal_nz(_tiles(tensor, described), described.sizes)
-    whole = whole.clone(memory_format=torch.contiguous_format)  # a storage of just its own elements
-    copy = torch.empty(0, dtype=tensor.dtype).set_(
-        whole.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
-    )
-    note(copy, described)
-    return copy
+    def __init__(self, tensor: Tensor) -> None:
+        self._described = description(tensor)
+        shape = fractal_shape(self._described.sizes, self._described.dtype)
+        shared = _host_storage(tensor.untyped_storage())
+        whole = torch.empty(0, dtype=self._described.dtype).set_(shared)
+        self.tiles = whole[: math.prod(shape)].view(shape)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return a CPU copy of a tensor in this storage, in its logical order, with a note of the format.
+
+        The copy is of the whole storage, as a base of the view that the tensor is.
+        """
+        whole = from_fractal_nz(self.tiles, self._described.sizes)
+        whole = whole.clone(memory_format=torch.contiguous_format)  # a storage of just its own elements
+        copy = torch.empty(0, dtype=tensor.dtype).set_(
+            whole.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+        )
+        note(copy, self._described)
+        return copy
+
+    def load(self, copy: Tensor) -> None:
+        """Let what :meth:`view` gave have the values that are in memory now."""
+        self._values(copy).copy_(from_fractal_nz(self.tiles, self._described.sizes).reshape(-1))
+
+    def store(self, copy: Tensor) -> None:
+        """Write back what :meth:`view` gave, after somebody wrote into it; the padding of the tiles is left alone."""
+        width = torch.int8 if self._described.dtype.itemsize == 1 else torch.int16  # tiles of the same width
+        inside = to_fractal_nz(torch.ones(self._described.sizes, dtype=width)).bool()
+        values = self._values(copy).view(self._described.sizes)
+        self.tiles.copy_(torch.where(inside, to_fractal_nz(values), self.tiles))
+
+    def _values(self, copy: Tensor) -> Tensor:
+        return torch.empty(0, dtype=self._described.dtype).set_(copy.untyped_storage())
 
 
 def noted(tensor: Tensor) -> Tensor:
@@ -150,59 +173,60 @@ def noted(tensor: Tensor) -> Tensor:
     return view
 
 
-def store_logical(tensor: Tensor, values: Tensor) -> None:
-    """Write back what :func:`logical` gave, after somebody wrote into it; the padding of the tiles is left alone."""
-    described = description(tensor)
-    _fill(tensor, described, torch.empty(0, dtype=described.dtype).set_(values.untyped_storage()))
-
-
-def _fill(tensor: Tensor, described: StorageFormat, values: Tensor) -> None:
-    """Put values, in their logical order, into the tiles of a device storage."""
-    tiles = _tiles(tensor, described)
-    width = torch.int8 if described.dtype.itemsize == 1 else torch.int16  # tiles of the same width
-    inside = to_fractal_nz(torch.ones(described.sizes, dtype=width)).bool()
-    tiles.copy_(torch.where(inside, to_fractal_nz(values.view(described.sizes)), tiles))
-
-
-def _tiles(tensor: Tensor, described: StorageFormat) -> Tensor:
-    """Return the tiles of a device storage, sharing its memory."""
-    shape = fractal_shape(described.sizes, described.dtype)
-    shared = _host_storage(tensor.untyped_storage())
-    return torch.empty(0, dtype=described.dtype).set_(shared)[: math.prod(shape)].view(shape)
+Fill = Callable[[Tensor], object]
+"""Puts the values of a CPU tensor into memory of the device."""
 
 
 def moved_to_device(result: Tensor) -> Tensor:
     """Return a device tensor with the values, sizes, strides and storage format of a CPU tensor."""
+    made, fill = allocated(result)
+    fill(result)
+    return made
+
+
+def allocated(result: Tensor) -> tuple[Tensor, Fill]:
+    """Return a device tensor for a CPU tensor, with whatever is in its memory, and what fills that with values.
+
+    What fills it takes the CPU tensor, or another one that is like it, and does not keep the device tensor alive.
+    """
     if result.is_quantized:
         raise NotOnVirtualNpu("a tensor that torch has quantised: the virtual NPU has none; torch_npu's take int8")
     described = noted_format(result)
     if described is not None:
-        return _moved_storage(result, described)
+        return _allocated_storage(result, described)
     if result._is_zerotensor():  # gradients of nothing, which have no memory on the host
-        return torch.zeros(result.size(), dtype=result.dtype, device=device())
+        return torch.zeros(result.size(), dtype=result.dtype, device=device()), _nothing
     result = result.resolve_conj().resolve_neg()
     made = torch.empty_strided(result.size(), result.stride(), dtype=result.dtype, device=device())
-    if result.numel():
-        if all(result.stride()) or result.is_contiguous():
-            same_bytes(made).copy_(result)
-        else:  # expanded: several elements in one place, which copy_ refuses to write
-            _bytes(same_bytes(made)).copy_(_bytes(result)[: made.untyped_storage().nbytes()])
-    return made
+    if not result.numel():
+        return made, _nothing
+    memory = same_bytes(made)
+    if all(result.stride()) or result.is_contiguous():
+        return made, memory.copy_
+    # expanded: several elements in one place, which copy_ refuses to write
+    own = _bytes(memory)
+    return made, lambda values: own.copy_(_bytes(values.resolve_conj().resolve_neg())[: own.numel()])
 
 
-def _moved_storage(result: Tensor, described: StorageFormat) -> Tensor:
+def _nothing(_: Tensor) -> None:
+    """Fill memory that has no elements."""
+
+
+def _allocated_storage(result: Tensor, described: StorageFormat) -> tuple[Tensor, Fill]:
     """Return a view of a device storage in a format: tiled only where torch_npu's configuration allows it."""
-    values = torch.empty(0, dtype=described.dtype).set_(result.untyped_storage())
     made = torch.ops.npu.empty_with_format.default(
         described.sizes, dtype=described.dtype, device=device(), acl_format=int(described.format)
     )
-    if in_tiles(made):
-        tiles = _tiles(made, described)
-        tiles.copy_(to_fractal_nz(values.view(described.sizes)))
+    tiled = in_tiles(made)
+    if tiled:
         describe(made, described)
-    else:
-        same_bytes(made).view(-1).copy_(values)
-    return view_of(made.untyped_storage(), result)
+    memory = Tiles(made).tiles if tiled else same_bytes(made).view(-1)
+
+    def fill(values: Tensor) -> None:
+        whole = torch.empty(0, dtype=described.dtype).set_(values.untyped_storage())
+        memory.copy_(to_fractal_nz(whole.view(described.sizes)) if tiled else whole)
+
+    return view_of(made.untyped_storage(), result), fill
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from npudiff.device.simulator.library import install, operators
 from npudiff.device.simulator.moe.token_permute import token_unpermute
 from npudiff.device.simulator.schemas import namespace, qualified_name
 from npudiff.device.virtual import formats
+from npudiff.device.virtual.calls import signature_of
 from npudiff.device.virtual.dispatch import KEY, overload_of, registered
-from npudiff.device.virtual.kernels import device_kernel, signature_of
+from npudiff.device.virtual.kernels import device_kernel
 from npudiff.device.virtual.memory import NotOnVirtualNpu
 
 _NAMESPACES = ("npu", "atb")
@@ -22,8 +23,10 @@ _NAMESPACES = ("npu", "atb")
 LEFT_TO_TORCH_NPU = frozenset({
     "npu::get_npu_format", "npu::get_storage_size", "npu::empty_with_format", "npu::empty_with_format.names",
     "npu::unsafe_empty_with_format", "npu::empty_with_swapped_memory", "npu::npu_change_data_ptr",
+    "npu::print_npugraph_tensor", "npu::save_npugraph_tensor", "npu::save_npugraph_tensor.tensor_list",
+    "npu::super_kernel_scope_begin", "npu::super_kernel_scope_end",
 })  # fmt: skip
-"""Operators without device code: they allocate, or look at a tensor's metadata."""
+"""Operators without device code: they allocate, look at a tensor's metadata, or copy it for a host function."""
 
 
 def register(library: Callable[[str], Any]) -> int:
@@ -53,6 +56,23 @@ def register(library: Callable[[str], Any]) -> int:
             kernel = _missing(qualified)
         library(space).impl(name, kernel, KEY, allow_override=True)
     return len(simulated)
+
+
+def replace_functions() -> None:
+    """Replace functions of torch_npu that call kernels without asking torch for them."""
+    import torch_npu  # noqa: PLC0415 - imported already
+
+    torch_npu._C._npu_fused_infer_attention_score_out_graph = _update_fused_attention
+
+
+def _update_fused_attention(stream: Any, handle: Any, event: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+    """Update the attention of a task group, and let the graph that waits for it go on."""
+    device = torch.get_device_module("npu")
+    device.graph_task_update_begin(stream, handle)
+    results = torch.ops.npu.npu_fused_infer_attention_score.out(*args, **kwargs)
+    device.graph_task_update_end(stream)
+    event.record(stream)
+    return tuple(results)
 
 
 def _casts() -> dict[str, Callable[..., Any]]:

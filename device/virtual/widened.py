@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npudiff.device.virtual.kernels import Signature
+from npudiff.device.virtual.calls import Signature
 
 _HALVES = (torch.float16, torch.bfloat16)
 _LACKS = re.compile(r"not implemented for '(Half|BFloat16)'")

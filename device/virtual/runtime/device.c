@@ -41,6 +41,9 @@ void npudiff_lose_device(status_t code, const char *why) {
     atomic_store(&lost_with, code);
 }
 
+/* For npudiff: say why a kernel failed. */
+void npudiff_remember(const char *why) { remember("%s", why); }
+
 status_t npudiff_device_status(void) { return device_status(); }
 
 /* The message is taken: a second call has none, as with CANN. */
@@ -140,13 +143,6 @@ status_t aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t flags) {
     (void)peer;
     (void)flags;
     return FEATURE_NOT_SUPPORTED;
-}
-
-status_t aclrtSynchronizeDevice(void) { return device_status(); }
-
-status_t aclrtSynchronizeDeviceWithTimeout(int32_t milliseconds) {
-    (void)milliseconds;
-    return device_status();
 }
 
 status_t aclGetDeviceCapability(uint32_t device, int32_t information, int64_t *value) {

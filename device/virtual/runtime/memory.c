@@ -2,14 +2,21 @@
 
 #include "runtime.h"
 
-#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* CANN aligns device memory to 512 bytes; a block of that size before each allocation holds how large it is. */
 enum { ALIGNMENT = 512 };
 
+/* What stands before each allocation. */
+typedef struct block {
+    uint64_t size;
+    struct block *before, *after;
+} block_t;
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static block_t all = {.before = &all, .after = &all};
 static uint64_t total = UINT64_C(64) << 30;
 static uint64_t used;
 static uint64_t blocks;
@@ -29,6 +36,22 @@ void npudiff_memory(uint64_t *bytes, uint64_t *in_use, uint64_t *in_blocks) {
     pthread_mutex_unlock(&lock);
 }
 
+/* For npudiff: how often memory was freed. What was allocated before stays allocated as long as this does. */
+atomic_ullong npudiff_frees;
+
+/* For npudiff: whether some bytes are allocated. */
+int32_t npudiff_is_allocated(const void *address, uint64_t size) {
+    const char *first = address;
+    int found = 0;
+    pthread_mutex_lock(&lock);
+    for (block_t *block = all.after; block != &all && !found; block = block->after) {
+        const char *begin = (const char *)block + ALIGNMENT;
+        found = first >= begin && first + size <= begin + block->size;
+    }
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
 static int reserve(uint64_t size) {
     pthread_mutex_lock(&lock);
     int fits = size <= total && used <= total - size;
@@ -45,16 +68,21 @@ static int reserve(uint64_t size) {
     return fits;
 }
 
-static void release(uint64_t size) {
+static void release(uint64_t size, block_t *block) {
     pthread_mutex_lock(&lock);
     used -= size;
     --blocks;
+    if (block != NULL) {
+        block->before->after = block->after;
+        block->after->before = block->before;
+        atomic_fetch_add(&npudiff_frees, 1);
+    }
     pthread_mutex_unlock(&lock);
 }
 
 status_t aclrtMalloc(void **address, size_t size, int32_t policy) {
     (void)policy;
-    void *block = NULL;
+    void *made = NULL;
     *address = NULL;
     ON_DEVICE();
     if (size == 0) {
@@ -63,13 +91,18 @@ status_t aclrtMalloc(void **address, size_t size, int32_t policy) {
     if (size > SIZE_MAX - ALIGNMENT || !reserve(size)) {
         return MEMORY_ALLOCATION;
     }
-    if (posix_memalign(&block, ALIGNMENT, size + ALIGNMENT) != 0) {
-        release(size);
+    if (posix_memalign(&made, ALIGNMENT, size + ALIGNMENT) != 0) {
+        release(size, NULL);
         remember("the host has no %llu bytes for the virtual NPU", (unsigned long long)size);
         return MEMORY_ALLOCATION;
     }
-    *(uint64_t *)block = size;
-    *address = (char *)block + ALIGNMENT;
+    block_t *block = made;
+    pthread_mutex_lock(&lock);
+    *block = (block_t){.size = size, .before = all.before, .after = &all};
+    all.before->after = block;
+    all.before = block;
+    pthread_mutex_unlock(&lock);
+    *address = (char *)made + ALIGNMENT;
     return SUCCESS;
 }
 
@@ -79,8 +112,8 @@ status_t aclrtFree(void *address) {
     if (address == NULL) {
         return PARAM_INVALID;
     }
-    void *block = (char *)address - ALIGNMENT;
-    release(*(uint64_t *)block);
+    block_t *block = (block_t *)((char *)address - ALIGNMENT);
+    release(block->size, block);
     free(block);
     return SUCCESS;
 }
@@ -115,13 +148,19 @@ status_t aclrtMemcpy(void *to, size_t room, const void *from, size_t count, int3
     if (count > room) {
         return PARAM_INVALID;
     }
-    memmove(to, from, count);
-    return SUCCESS;
+    status_t status = unseen("aclrtMemcpy");
+    if (status == SUCCESS) {
+        memmove(to, from, count);
+    }
+    return status;
 }
 
 status_t aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t count, int32_t kind, void *stream) {
-    (void)stream;
-    return aclrtMemcpy(to, room, from, count, kind);
+    (void)kind;
+    if (count > room) {
+        return PARAM_INVALID;
+    }
+    return submit(stream, (task_t){.kind = TASK_COPY, .object = to, .source = from, .count = count});
 }
 
 status_t aclrtMemcpyAsyncWithCondition(void *to, size_t room, const void *from, size_t count, int32_t kind,
@@ -134,11 +173,16 @@ status_t aclrtMemset(void *address, size_t room, int32_t value, size_t count) {
     if (count > room) {
         return PARAM_INVALID;
     }
-    memset(address, value, count);
-    return SUCCESS;
+    status_t status = unseen("aclrtMemset");
+    if (status == SUCCESS) {
+        memset(address, value, count);
+    }
+    return status;
 }
 
 status_t aclrtMemsetAsync(void *address, size_t room, int32_t value, size_t count, void *stream) {
-    (void)stream;
-    return aclrtMemset(address, room, value, count);
+    if (count > room) {
+        return PARAM_INVALID;
+    }
+    return submit(stream, (task_t){.kind = TASK_SET, .object = address, .number = (uint64_t)value, .count = count});
 }
