@@ -22,13 +22,14 @@ from npudiff.device.simulator.norms.schemas import SCHEMAS as NORMS
 from npudiff.device.simulator.quantisation.schemas import SCHEMAS as QUANTISATION
 from npudiff.device.simulator.rotary.schemas import SCHEMAS as ROTARY
 from npudiff.device.simulator.sampling.schemas import SCHEMAS as SAMPLING
+from npudiff.device.simulator.sparse_attention.schemas import SCHEMAS as SPARSE_ATTENTION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMAS = (
     *FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL, *MATMUL,
-    *BLOCK_SCALED, *SAMPLING,
+    *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION,
 )  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 
