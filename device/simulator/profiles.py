@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from npudiff.device.simulator.atb_attention.choices import AtbAttentionChoices
 from npudiff.device.simulator.fused_attention.choices import FusedAttentionChoices
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
 from npudiff.device.simulator.mla.choices import MlaChoices
@@ -27,14 +28,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CannProfile(FusedAttentionChoices, MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices):
+class CannProfile(
+    FusedAttentionChoices, AtbAttentionChoices, MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices
+):
     """The behaviour of one CANN version, as far as it is known.
 
     Notes
     -----
     All other attributes are choices; the comment above each says what is disputed and by whom. Those of fused attention
     with a rotated part or a quantised cache are in
-    :class:`device.simulator.fused_attention.choices.FusedAttentionChoices`, those of the operators before multi-head
+    :class:`device.simulator.fused_attention.choices.FusedAttentionChoices`, those of ATB's attention in
+    :class:`device.simulator.atb_attention.choices.AtbAttentionChoices`, those of the operators before multi-head
     latent attention in :class:`device.simulator.mla.choices.MlaChoices`, those of quantisation and activation in
     :class:`device.simulator.quantisation.choices.QuantisationChoices`, those of mixtures of experts in
     :class:`device.simulator.moe.choices.MoeChoices` and

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from npudiff.device.simulator.activation.schemas import SCHEMAS as ACTIVATION
+from npudiff.device.simulator.atb_attention.schemas import SCHEMAS as ATB_ATTENTION
 from npudiff.device.simulator.cache.schemas import SCHEMAS as CACHE
 from npudiff.device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
 from npudiff.device.simulator.grouped_matmul.schemas import SCHEMAS as GROUPED_MATMUL
@@ -23,7 +24,9 @@ from npudiff.device.simulator.rotary.schemas import SCHEMAS as ROTARY
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SCHEMAS = (*FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL)
+SCHEMAS = (
+    *FUSED_ATTENTION, *ATB_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL,
+)  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 
 SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"sgl-kernel-npu": OF_SGL_KERNEL_NPU})
