@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from npudiff.device.simulator.atb_attention.choices import AtbAttentionChoices
 from npudiff.device.simulator.block_scaled.choices import BlockScaledChoices
 from npudiff.device.simulator.fused_attention.choices import FusedAttentionChoices
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
@@ -25,6 +26,7 @@ from npudiff.device.simulator.norms.choices import NormChoices
 from npudiff.device.simulator.quantisation.choices import QuantisationChoices
 from npudiff.device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
 from npudiff.device.simulator.sampling.choices import SamplingChoices
+from npudiff.device.simulator.sparse_attention.choices import SparseAttentionChoices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class CannProfile(
     FusedAttentionChoices,
+    AtbAttentionChoices,
     MlaChoices,
     QuantisationChoices,
     MoeChoices,
@@ -41,6 +44,7 @@ class CannProfile(
     MatmulChoices,
     BlockScaledChoices,
     SamplingChoices,
+    SparseAttentionChoices,
 ):
     """The behaviour of one CANN version, as far as it is known.
 
@@ -300,6 +304,10 @@ _PESSIMISTIC = CannProfile(
     transpose_batchmatmul_int8="cut",
     top_p_complement="dtype_of_p",
     top_k_out_of_range="undefined",
+    indexer_ties="higher_position_first",
+    sparse_attention_unpacked="undefined",
+    sparse_attention_hidden_row="as_empty",
+    sparse_attention_heads="documented",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(
