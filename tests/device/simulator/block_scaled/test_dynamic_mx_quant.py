@@ -166,6 +166,12 @@ def test_infinity_and_nan_spoil_their_block(bad, more):
     assert torch.equal(y[0, :32].float(), torch.full((32,), 256.0))
 
 
+@pytest.mark.parametrize(("part", "byte"), [(0.375, 0), (0.5, 0), (0.75, 1), (1.0, 1), (1.25, 2)])
+def test_rounded_up_to_the_least_normal_number(part, byte):
+    x = torch.full((1, 32), 448 * part * 2.0**-126)
+    assert quant(x, dst_type=292, **UP)[1][0, 0, 0] == byte
+
+
 def test_the_largest_exponent_has_a_subnormal_factor():
     x = torch.full((1, 32), 1.75 * 2.0**127)
     y, scale = quant(x, dst_type=297)

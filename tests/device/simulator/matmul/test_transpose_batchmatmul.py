@@ -92,6 +92,12 @@ def test_integers(how, expected):
     assert three_quarters == (0 if how == "cut" else 1)
 
 
+def test_integers_are_made_of_sums_that_are_not_rounded():
+    # 2053 * 1277 * 2**-17 is 20.002; 2052, what float16 has of 2053, would give 19.992.
+    x, weight = torch.tensor([[[2000.0, 53.0] + [0.0] * 14]]).half(), torch.ones(1, 16, 1).half()
+    assert scaled(x, weight, torch.tensor([1277 * 2.0**-17]), "cut").item() == 20
+
+
 def test_each_column_of_each_batch_has_its_scale():
     x, weight, scale = draw(2, 3, 16), draw(2, 16, 4, seed=1), torch.arange(1, 9) * 2.0**-3
     y = scaled(x, weight, scale)
