@@ -311,3 +311,12 @@ def test_probabilities_round_halves_away_from_zero(dtype):
         sums = Sums.start(1, 1, 2, dtype, exponents=False)
         sums.add(torch.stack([torch.zeros(()), torch.log(half)]).view(1, 1, 2), torch.eye(2).unsqueeze(0))
         assert sums.weighted[0, 0, 1] == half + eps / 4
+
+
+def test_as_many_blocks_count_as_cover_the_keys(lab):
+    case = Case(([1], [10]))
+    query, key = case.whole(0)
+    tokens = [8, 9, *range(8)]
+    for given in ([2, 0, 1], [2, 0, 1, 1]):
+        out, _, _ = case.run(lab, ("TND", "TND"), [torch.tensor([given])], sparse_block_size=4)
+        assert_row(out[0], query[0], key[tokens])
