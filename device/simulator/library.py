@@ -35,6 +35,9 @@ class Operator:
     request: Callable[..., Any] | None = None
     """Builds the only argument of both kernels from the call's arguments, by name; None passes these as they are."""
 
+    host: tuple[str, ...] = ()
+    """Arguments that may be tensors of the host, beside tensors of the device."""
+
     def __post_init__(self) -> None:
         for kind in ("cpu", "meta"):
             object.__setattr__(self, kind, self._bound(getattr(self, kind)))
@@ -113,8 +116,8 @@ def install() -> None:
 
 
 FAMILIES = (
-    "fused_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe", "grouped_matmul",
-    "matmul", "block_scaled", "sampling", "sparse_attention",
+    "fused_attention", "atb_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe",
+    "grouped_matmul", "matmul", "block_scaled", "sampling", "sparse_attention",
 )  # fmt: skip
 """The packages beside this module that define operators, each in ``operators.OPERATORS``."""
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from npudiff.device.simulator.atb_attention.choices import AtbAttentionChoices
 from npudiff.device.simulator.block_scaled.choices import BlockScaledChoices
 from npudiff.device.simulator.fused_attention.choices import FusedAttentionChoices
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class CannProfile(
     FusedAttentionChoices,
+    AtbAttentionChoices,
     MlaChoices,
     QuantisationChoices,
     MoeChoices,

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from npudiff.device.simulator.activation.schemas import SCHEMAS as ACTIVATION
+from npudiff.device.simulator.atb_attention.schemas import SCHEMAS as ATB_ATTENTION
 from npudiff.device.simulator.block_scaled.schemas import SCHEMAS as BLOCK_SCALED
 from npudiff.device.simulator.cache.schemas import SCHEMAS as CACHE
 from npudiff.device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMAS = (
-    *FUSED_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL, *MATMUL,
-    *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION,
+    *FUSED_ATTENTION, *ATB_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL,
+    *MATMUL, *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION,
 )  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 

@@ -60,6 +60,8 @@ class Signature:
     """Whether the values of tensors decide on sizes or numbers of its results, which the host has to wait for."""
     several: bool
     """Whether the results are a tuple."""
+    host: frozenset[str] = frozenset()
+    """Arguments that may be tensors of the host beside tensors of the device: their values are known at the call."""
 
     def is_dynamic(self, values: Mapping[str, Any]) -> bool:
         """Whether the host has to wait for the results of a call: an index with a mask does, another one does not."""
@@ -121,8 +123,10 @@ class Call:
         self._standing: dict[tuple[int, bool], tuple[Tensor, Tensor, int]] = {}
         self.tiled: list[tuple[Tiles, Tensor]] = []
         """Storages in FRACTAL_NZ, and the copies that stand for them in logical order."""
+        self.apart: Collection[str] = ()
+        """Arguments that may be tensors of the host."""
         self.given: list[Tensor] = []
-        """Tensors of the host among the arguments."""
+        """Tensors of the host among the other arguments."""
 
     @property
     def mixes_devices(self) -> bool:
@@ -134,6 +138,8 @@ class Call:
         if isinstance(value, Tensor):
             if is_on_device(value):
                 return self._tensor(name, value)
+            if name in self.apart:
+                return value.clone()  # its values are read at the call
             self.given.append(value)
             return self._of_host(value)
         if isinstance(value, (list, tuple)):
@@ -219,6 +225,7 @@ def stand_ins(
     RuntimeError
         As torch_npu raises it, if tensors of the host are among them where the operator takes none.
     """
+    call.apart = signature.host
     given = [call.on_host(name, value) for name, value in zip(signature.arguments, args, strict=False)]
     named = {name: call.on_host(name, value) for name, value in kwargs.items()}
     if call.mixes_devices and not signature.crosses_devices:

@@ -83,7 +83,8 @@ def _waited(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any])
     given = dict(zip(signature.arguments, args, strict=False)) | kwargs
     hosts = [
         one
-        for value in given.values()
+        for name, value in given.items()
+        if name not in signature.host
         for one in each(value)
         if isinstance(one, Tensor) and one.device.type == "cpu" and (one.dim() or signature.copies)
     ]

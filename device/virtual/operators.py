@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -51,7 +52,8 @@ def register(library: Callable[[str], Any]) -> int:
             kernel = special[qualified]
         elif qualified in simulated:
             operator = simulated[qualified]
-            kernel = device_kernel(signature_of(overload), operator.cpu, operator.formatted)
+            signature = replace(signature_of(overload), host=frozenset(operator.host))
+            kernel = device_kernel(signature, operator.cpu, operator.formatted)
         else:
             kernel = _missing(qualified)
         library(space).impl(name, kernel, KEY, allow_override=True)

@@ -120,4 +120,23 @@ def forms():
         parts = [_normal(6, 32, dtype=dtype), _normal(6, 32, dtype=dtype) * 2]
         for kind in (0, 1):
             calls[f"update {kind} {dtype}"] = ("npu_attention_update", (lse, parts, kind), {})
+    return calls | _fusion_forms()
+
+
+def _fusion_forms():
+    """Return calls of npu_fusion_attention: layouts, dtypes, masks, and sequences in one piece."""
+    calls = {}
+    template = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for layout in ("BSH", "SBH", "BSND", "BNSD", "TND"):
+            query, key, value = (
+                _rows(layout, heads, 32, length, dtype) for heads, length in ((4, QUERIES), (2, KEYS), (2, KEYS))
+            )
+            options = {"scale": 0.2, "atten_mask": template, "sparse_mode": 3}
+            if layout == "TND":
+                options |= {"actual_seq_qlen": [QUERIES, 2 * QUERIES], "actual_seq_kvlen": [KEYS, 2 * KEYS]}
+            calls[f"fusion {layout} {dtype}"] = ("npu_fusion_attention", (query, key, value, 4, layout), options)
+    pse, mask = _normal(1, 4, QUERIES, KEYS), _normal(BATCH, 1, QUERIES, KEYS) > 1
+    parts = [_rows("BSND", heads, 32, length) for heads, length in ((4, QUERIES), (2, KEYS), (2, KEYS))]
+    calls["fusion pse"] = ("npu_fusion_attention", (*parts, 4, "BSND"), {"pse": pse, "atten_mask": mask})
     return calls

@@ -89,6 +89,13 @@ def _norms() -> Iterator[Call]:
         for dst_dtype in (None, torch.int8, torch.quint4x2):
             arguments = (x, gamma, gamma.view(1, 16), scales[:1].to(dtype), offset)
             yield Call("npu_rms_norm_quant", arguments, {"dst_dtype": dst_dtype})
+    keys, values, table = draw(2, 2, 3, 192), draw(2, 2, 3, 128), draw(2, 1, 3, 64)
+    caches = (draw(4, 16, 2, 192), draw(4, 16, 2, 128))
+    tensors = (keys, draw(192), table, table, torch.arange(6), *caches)
+    # The first version writes caches that its schema does not declare as written.
+    for version in ("_v2", "_v2_functional"):
+        more = {"v": values, "cache_mode": "PA", "is_output_kv": True}
+        yield Call(f"npu_kv_rmsnorm_rope_cache{version}", tensors, more)
 
 
 def _quantisation() -> Iterator[Call]:

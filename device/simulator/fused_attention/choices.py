@@ -42,3 +42,7 @@ class FusedAttentionChoices:
 
     # The same, how many parts: DOC has 16, SOURCE's check for A2 and A3 128.
     attention_update_parts: int = 16
+
+    # npu_fusion_attention, pse: DOC's formula scales the sum of product and pse, as pse_type 1 of the second version
+    # does; an example of DOC adds pse to scaled products (pse_type 0).
+    fusion_pse: Literal["scaled", "added"] = "scaled"

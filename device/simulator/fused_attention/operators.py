@@ -14,6 +14,8 @@ from npudiff.device.simulator.fused_attention.antiquant import key_values
 from npudiff.device.simulator.fused_attention.axes import LAYOUTS
 from npudiff.device.simulator.fused_attention.checks import check
 from npudiff.device.simulator.fused_attention.flash import Softmax, attend
+from npudiff.device.simulator.fused_attention.fusion import fusion_attention, fusion_attention_meta
+from npudiff.device.simulator.fused_attention.fusion_request import normalise_fusion
 from npudiff.device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans
 from npudiff.device.simulator.fused_attention.request import (
     V1_NAMES,
@@ -193,5 +195,6 @@ OPERATORS = (
     *_operators("npu_fused_infer_attention_score", V1_NAMES, _V1),
     *_operators("npu_fused_infer_attention_score_v2", V2_NAMES, _V2),
     Operator(schemas.ATTENTION_UPDATE, attention_update, attention_update_meta),
+    Operator(schemas.FUSION_ATTENTION, fusion_attention, fusion_attention_meta, request=normalise_fusion),
 )
-"""Both versions of the operator with all their forms, and the operator that merges partial attention."""
+"""Both versions of the operator with all their forms, the one that merges partial attention, and that of training."""

@@ -37,6 +37,18 @@ def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype)
 
 
+def half_away_from_zero(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 values to bfloat16 or float16, or return them for float32.
+
+    Source: the casts of CANN's ``flash_attention_score_s1s2_bn2gs1.h``, half away from zero in both dtypes.
+    """
+    if dtype == torch.bfloat16:
+        bits = values.contiguous().view(torch.int32)
+        rounded = ((bits + (1 << 15)) & -(1 << 16)).view(torch.float32)
+        return torch.where(values.isnan(), values, rounded).to(dtype)
+    return _half_away_from_zero(values) if dtype == torch.float16 else values
+
+
 def _half_away_from_zero(values: Tensor) -> Tensor:
     # Half a unit is added to the magnitude, then the dropped bits are cut; what is left converts exactly.
     bits = values.contiguous().view(torch.int32)

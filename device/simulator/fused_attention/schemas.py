@@ -64,6 +64,15 @@ FUSED_ATTENTION_V2_INFER_OUTPUT = (
 
 ATTENTION_UPDATE = "npu_attention_update(Tensor[] lse, Tensor[] local_out, int update_type) -> (Tensor, Tensor)"
 
+FUSION_ATTENTION = (
+    "npu_fusion_attention(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, Tensor? pse=None, "
+    "Tensor? padding_mask=None, Tensor? atten_mask=None, float scale=1., float keep_prob=1., "
+    "int pre_tockens=2147483647, int next_tockens=2147483647, int inner_precise=0, int[]? prefix=None, "
+    "int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, "
+    'bool sync=False, str softmax_layout="", Tensor? sink=None, Tensor? dropout_mask=None, int seed=0, int offset=0) '
+    "-> (Tensor, Tensor, Tensor, Tensor, int, int, int)"
+)
+
 SCHEMAS = (
     FUSED_ATTENTION,
     FUSED_ATTENTION_OUT,
@@ -74,5 +83,6 @@ SCHEMAS = (
     FUSED_ATTENTION_V2_WORKSPACE,
     FUSED_ATTENTION_V2_INFER_OUTPUT,
     ATTENTION_UPDATE,
+    FUSION_ATTENTION,
 )
-"""Every form of the two operators, and of the one that merges what they give."""
+"""Every form of the two operators, the one that merges what they give, and the one that models are trained with."""

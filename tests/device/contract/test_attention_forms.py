@@ -28,4 +28,10 @@ def test_shapes_and_dtypes(name):
         # op-plugin's host code leaves the log-sum-exp undefined without update type 1; its shape function does not ask.
         assert all("output 1: simulated None" in one for one in disagreements)
         return
+    if name.startswith("fusion"):
+        # op-plugin's host code counts the numbers that a dropout draws; its shape function says 0.
+        (one,) = disagreements
+        assert "output 6: simulated " in one
+        assert ", wheel 0" in one
+        return
     assert disagreements == []
