@@ -16,12 +16,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from npudiff.device.simulator.atb_attention.choices import AtbAttentionChoices
+from npudiff.device.simulator.block_scaled.choices import BlockScaledChoices
 from npudiff.device.simulator.fused_attention.choices import FusedAttentionChoices
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
+from npudiff.device.simulator.matmul.choices import MatmulChoices
 from npudiff.device.simulator.mla.choices import MlaChoices
 from npudiff.device.simulator.moe.choices import MoeChoices
+from npudiff.device.simulator.norms.choices import NormChoices
 from npudiff.device.simulator.quantisation.choices import QuantisationChoices
 from npudiff.device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
+from npudiff.device.simulator.sampling.choices import SamplingChoices
+from npudiff.device.simulator.sparse_attention.choices import SparseAttentionChoices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,20 +34,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CannProfile(
-    FusedAttentionChoices, AtbAttentionChoices, MlaChoices, QuantisationChoices, MoeChoices, GroupedMatmulChoices
+    FusedAttentionChoices,
+    AtbAttentionChoices,
+    MlaChoices,
+    QuantisationChoices,
+    MoeChoices,
+    GroupedMatmulChoices,
+    NormChoices,
+    MatmulChoices,
+    BlockScaledChoices,
+    SamplingChoices,
+    SparseAttentionChoices,
 ):
     """The behaviour of one CANN version, as far as it is known.
 
     Notes
     -----
-    All other attributes are choices; the comment above each says what is disputed and by whom. Those of fused attention
-    with a rotated part or a quantised cache are in
-    :class:`device.simulator.fused_attention.choices.FusedAttentionChoices`, those of ATB's attention in
-    :class:`device.simulator.atb_attention.choices.AtbAttentionChoices`, those of the operators before multi-head
-    latent attention in :class:`device.simulator.mla.choices.MlaChoices`, those of quantisation and activation in
-    :class:`device.simulator.quantisation.choices.QuantisationChoices`, those of mixtures of experts in
-    :class:`device.simulator.moe.choices.MoeChoices` and
-    :class:`device.simulator.grouped_matmul.choices.GroupedMatmulChoices`.
+    All other attributes are choices; the comment above each says what is disputed and by whom. Those of one family of
+    operators are in the module ``choices`` of that family, for example
+    :class:`device.simulator.fused_attention.choices.FusedAttentionChoices`.
     """
 
     name: str
@@ -260,6 +270,8 @@ _PESSIMISTIC = CannProfile(
     scatter_pa_mixed_dtypes="rejected",
     gather_pa_nz_offset="blocks",
     rms_norm_chain="rounded_before_gamma",
+    add_rms_norm_quant_chain="float32",
+    rms_norm_quant_scale="multiplies",
     rotary_mul_three_axes="rejected",
     mrope_int32_positions="rejected",
     kv_rmsnorm_block_count="documented",
@@ -289,6 +301,13 @@ _PESSIMISTIC = CannProfile(
     quantize_scales="as_input",
     quant_matmul_int32="scaled",
     weight_quant_eager_nz="rejected",
+    transpose_batchmatmul_int8="cut",
+    top_p_complement="dtype_of_p",
+    top_k_out_of_range="undefined",
+    indexer_ties="higher_position_first",
+    sparse_attention_unpacked="undefined",
+    sparse_attention_hidden_row="as_empty",
+    sparse_attention_heads="documented",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

@@ -11,21 +11,26 @@ from typing import TYPE_CHECKING
 
 from npudiff.device.simulator.activation.schemas import SCHEMAS as ACTIVATION
 from npudiff.device.simulator.atb_attention.schemas import SCHEMAS as ATB_ATTENTION
+from npudiff.device.simulator.block_scaled.schemas import SCHEMAS as BLOCK_SCALED
 from npudiff.device.simulator.cache.schemas import SCHEMAS as CACHE
 from npudiff.device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
 from npudiff.device.simulator.grouped_matmul.schemas import SCHEMAS as GROUPED_MATMUL
+from npudiff.device.simulator.matmul.schemas import SCHEMAS as MATMUL
 from npudiff.device.simulator.mla.schemas import OF_SGL_KERNEL_NPU
 from npudiff.device.simulator.mla.schemas import SCHEMAS as MLA
 from npudiff.device.simulator.moe.schemas import SCHEMAS as MOE
 from npudiff.device.simulator.norms.schemas import SCHEMAS as NORMS
 from npudiff.device.simulator.quantisation.schemas import SCHEMAS as QUANTISATION
 from npudiff.device.simulator.rotary.schemas import SCHEMAS as ROTARY
+from npudiff.device.simulator.sampling.schemas import SCHEMAS as SAMPLING
+from npudiff.device.simulator.sparse_attention.schemas import SCHEMAS as SPARSE_ATTENTION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMAS = (
     *FUSED_ATTENTION, *ATB_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL,
+    *MATMUL, *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION,
 )  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 

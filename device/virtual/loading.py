@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from packaging.version import Version
-
 from npudiff.device.virtual.build import RUNTIME, CannotBuild, build
 
 CANN, CANN_VERSION, SOC = "NPUDIFF_VIRTUAL_CANN", "NPUDIFF_VIRTUAL_CANN_VERSION", "NPUDIFF_VIRTUAL_SOC"
@@ -100,7 +98,7 @@ def version_of_torch_npu() -> str:
     if _series(torch) != _series(torch_npu):
         wanted = ".".join(_series(torch_npu))
         raise VirtualNpuUnavailable(f"torch_npu {torch_npu} needs torch {wanted}, and torch is {torch}")
-    if _is_for_cuda() and Version(torch) >= Version("2.13"):
+    if _is_for_cuda() and [int(number) for number in _series(torch)[:2]] >= [2, 13]:
         raise VirtualNpuUnavailable(
             f"torch {torch} is a build for CUDA, beside which torch_npu ends the process: install the CPU's, torch+cpu"
         )

@@ -23,5 +23,21 @@ SWIGLU_QUANT = (
     "bool activate_left=False, int quant_mode=0, int group_list_type=0, ScalarType? dst_type=None) -> (Tensor, Tensor)"
 )
 
-SCHEMAS = (SWIGLU, CLIPPED_SWIGLU, DEQUANT_SWIGLU_QUANT, SWIGLU_QUANT)
+SWIGLU_BACKWARD = "npu_swiglu_backward(Tensor grad_output, Tensor input, int dim=-1) -> Tensor"
+GEGLU = "npu_geglu(Tensor input, int dim=-1, int approximate=1, bool activate_left=False) -> (Tensor, Tensor)"
+FAST_GELU = "npu_fast_gelu(Tensor input) -> Tensor"
+FAST_GELU_BY_ITS_OTHER_NAME = "fast_gelu(Tensor input) -> Tensor"
+FAST_GELU_BACKWARD = "npu_fast_gelu_backward(Tensor grad, Tensor input) -> Tensor"
+
+SCHEMAS = (
+    SWIGLU_BACKWARD,
+    GEGLU,
+    FAST_GELU,
+    FAST_GELU_BY_ITS_OTHER_NAME,
+    FAST_GELU_BACKWARD,
+    SWIGLU,
+    CLIPPED_SWIGLU,
+    DEQUANT_SWIGLU_QUANT,
+    SWIGLU_QUANT,
+)
 """Every schema of the family."""

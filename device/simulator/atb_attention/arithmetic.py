@@ -62,7 +62,9 @@ def attend(
         window = slice(start, min(start + step, rows))
         part = None if bias is None else bias[window].float()
         if causal:
-            part = _behind(range(window.start + keys.shape[1] - rows, window.stop + keys.shape[1] - rows), keys.shape[1])
+            part = _behind(
+                range(window.start + keys.shape[1] - rows, window.stop + keys.shape[1] - rows), keys.shape[1]
+            )
         output[:, window] = _attend(queries[:, window], keys, values, softmax, part)
     return output
 

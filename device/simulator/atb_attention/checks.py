@@ -75,7 +75,9 @@ def paged_tokens(check: ArgumentChecks, table: Tensor, batch: int, length: int, 
         raise DeviceFault(f"{check.operator}: block_table has {len(table)} rows, and sequence {batch} reads its own")
     if length > width * block_size:
         place = f"block_table[{batch}]"
-        raise DeviceFault(f"{check.operator}: {place} has {width} blocks of {block_size}, and the sequence {length} tokens")
+        raise DeviceFault(
+            f"{check.operator}: {place} has {width} blocks of {block_size}, and the sequence {length} tokens"
+        )
     blocks: list[int] = table[batch].tolist()
     return PagedTokens(check.operator, batch, blocks, cache.flatten(2), block_size, cache.shape[2])
 

@@ -202,7 +202,9 @@ def _check(
     wanted = whole if query.dim() == 3 else (len(query), num_heads * values.shape[2])
     check_output(check, out, query, wanted, meaning="as query, with the head dim of value")
     if seq_len.dim() == 2:
-        raise check.not_simulated("seq_len", f"of shape {list(seq_len.shape)}", "[batch], one length for queries and keys")
+        raise check.not_simulated(
+            "seq_len", f"of shape {list(seq_len.shape)}", "[batch], one length for queries and keys"
+        )
     lengths = lengths_of(check, "seq_len", seq_len)
     for name, tensor in (("query", query), ("key", key)):
         if sum(lengths) > len(tensor):

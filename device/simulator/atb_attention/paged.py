@@ -78,9 +78,7 @@ def paged_attention(
     DeviceFault
         A block outside the cache or the table, or fewer tokens than sequences.
     """
-    lengths = _check_decode(
-        query, key_cache, value_cache, num_kv_heads, num_heads, block_table, context_lens, out
-    )
+    lengths = _check_decode(query, key_cache, value_cache, num_kv_heads, num_heads, block_table, context_lens, out)
     _decode(_DECODE, query, (key_cache, value_cache), scale_value, block_table, lengths, out)
 
 

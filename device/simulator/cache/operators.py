@@ -8,6 +8,7 @@ from npudiff.device.simulator.cache import reshape_and_cache as reshape
 from npudiff.device.simulator.cache import scatter_nd as nd
 from npudiff.device.simulator.cache import scatter_pa as scatter
 from npudiff.device.simulator.cache import schemas
+from npudiff.device.simulator.cache.prefetch import prefetch, prefetch_meta
 from npudiff.device.simulator.library import Operator
 
 _CACHES = ("key_cache", "value_cache")
@@ -30,6 +31,7 @@ OPERATORS = (
     Operator(
         schemas.FORMAT_CAST_IN_PLACE_TENSOR, cast.format_cast_in_place_from, cast.format_cast_in_place_meta, _CAST
     ),
+    Operator(schemas.PREFETCH, prefetch, prefetch_meta),
     Operator(schemas.GET_FORMAT, cast.get_format, cast.get_format, _CAST),
 )
 """Every operator of the family."""

@@ -47,7 +47,10 @@ FORMAT_CAST_IN_PLACE = f"npu_format_cast_.acl_format(Tensor(a!) input, int acl_f
 FORMAT_CAST_IN_PLACE_TENSOR = f"npu_format_cast_(Tensor(a!) input, Tensor src, {_CAST_OPTIONS}) -> Tensor(a!)"
 GET_FORMAT = "get_npu_format(Tensor input) -> int"
 
+PREFETCH = "npu_prefetch(Tensor input, Tensor? dependency, int max_size, int offset=0) -> ()"
+
 SCHEMAS = (
+    PREFETCH,
     RESHAPE_AND_CACHE,
     RESHAPE_AND_CACHE_SISO,
     SCATTER_PA,

@@ -85,7 +85,9 @@ def fusion_attention(request: FusionRequest) -> Outputs:
                 tensor.zero_()
             continue
         kept = range(key_start, key_start + keys)
-        _attend(request, batch, rows(request.query, request.input_layout, request.head_num, *where), kept, target, places)
+        _attend(
+            request, batch, rows(request.query, request.input_layout, request.head_num, *where), kept, target, places
+        )
     return attention, maximum, total, request.query.new_empty(0), 0, 0, numels
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
 from npudiff.device.simulator.errors import DeviceFault, ErrorCode, UndefinedBehaviour
 
@@ -198,7 +196,9 @@ def _check_mask(request: FusionRequest) -> None:
         CHECK.shape("atten_mask", mask, (_TEMPLATE, _TEMPLATE), meaning="a template, with this sparse_mode")
         if mask.diagonal(0).any() or not mask.diagonal(1).all():
             wanted = f"torch.triu(torch.ones({_TEMPLATE}, {_TEMPLATE}), diagonal=1)"
-            raise UndefinedBehaviour(f"{CHECK.operator}: atten_mask of sparse_mode {request.sparse_mode} must be {wanted}")
+            raise UndefinedBehaviour(
+                f"{CHECK.operator}: atten_mask of sparse_mode {request.sparse_mode} must be {wanted}"
+            )
         return
     if request.packed:
         CHECK.rank("atten_mask", mask, 2, "[longest query, longest key]")

@@ -6,6 +6,7 @@ from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.moe import finalize_routing as finalize
 from npudiff.device.simulator.moe import gating, schemas
 from npudiff.device.simulator.moe import init_routing as v1
+from npudiff.device.simulator.moe import init_routing_quant as quant
 from npudiff.device.simulator.moe import init_routing_v2 as v2
 from npudiff.device.simulator.moe import token_permute as permute
 
@@ -14,6 +15,12 @@ OPERATORS = (
     Operator(schemas.GATING_TOP_K, gating.gating_top_k, gating.gating_top_k_meta),
     Operator(schemas.INIT_ROUTING, v1.init_routing, v1.init_routing_meta),
     Operator(schemas.INIT_ROUTING_V2, v2.init_routing_v2, v2.init_routing_v2_meta, request=v2.RoutingRequest),
+    Operator(
+        schemas.INIT_ROUTING_QUANT,
+        quant.init_routing_quant,
+        quant.init_routing_quant_meta,
+        request=quant.QuantRoutingRequest,
+    ),
     Operator(schemas.COMPUTE_EXPERT_TOKENS, v1.compute_expert_tokens, v1.compute_expert_tokens_meta),
     Operator(schemas.FINALIZE_ROUTING, finalize.finalize_routing, finalize.finalize_routing_meta),
     Operator(schemas.PERMUTE, permute.token_permute, permute.token_permute_meta),

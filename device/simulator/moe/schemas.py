@@ -28,6 +28,13 @@ FINALIZE_ROUTING = (
     "int? k=1) -> Tensor"
 )
 
+INIT_ROUTING_QUANT = (
+    "npu_moe_init_routing_quant(Tensor x, Tensor expert_idx, *, Tensor? scale=None, Tensor? offset=None, "
+    "int active_num=1024, int expert_capacity=0, int expert_num=256, int drop_pad_mode=0, "
+    "int expert_tokens_num_mode=0, bool expert_tokens_before_capacity_flag=False, int quant_mode=1) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
 PERMUTE = (
     "npu_moe_token_permute(Tensor tokens, Tensor indices, int? num_out_tokens=None, bool padded_mode=False) -> "
     "(Tensor, Tensor)"
@@ -42,6 +49,7 @@ SCHEMAS = (
     GATING_TOP_K,
     INIT_ROUTING,
     INIT_ROUTING_V2,
+    INIT_ROUTING_QUANT,
     COMPUTE_EXPERT_TOKENS,
     FINALIZE_ROUTING,
     PERMUTE,

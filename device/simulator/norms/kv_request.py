@@ -1,7 +1,8 @@
 """The arguments of ``npu_kv_rmsnorm_rope_cache`` in all versions, and their checks.
 
-Sources: the operator's documentation (DOC), op-plugin's host code and the wheel's META (HOST), and CANN's
-``kv_rms_norm_rope_cache`` kernels for A2 and A3 (SOURCE).
+Sources: the operator's documentation (DOC), that of ``aclnnKvRmsNormRopeCacheV2`` and the golden beside it
+(ACLNN), op-plugin's host code and the wheel's META (HOST), and CANN's ``kv_rms_norm_rope_cache`` kernels for A2 and
+A3 (SOURCE).
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 
     from npudiff.device.simulator.profiles import CannProfile
 
-LATENT_DIM = 512
 ROPE_DIM = 64
-HIDDEN_DIM = LATENT_DIM + ROPE_DIM
 
 # ScalarType numbers of the dtypes that a cache can have here; others name 8-bit floats, for Ascend 950.
 _SCALAR_TYPES = {torch.int8: 1, torch.float16: 5, torch.bfloat16: 15}
@@ -32,11 +31,11 @@ class CacheMode:
     """What a ``cache_mode`` means."""
 
     paged: bool
-    """The cache is [blocks, block size, 1, D]; otherwise [B, 1, cache length, D]."""
+    """The cache is [blocks, block size, N, D]; otherwise [B, N, cache length, D]."""
     per_block: bool
     """``index`` has one entry per block of a sequence, not one per token."""
     fractal: bool
-    """The bytes of a block lie as [D / c, block size, 1, c], c elements being 32 bytes."""
+    """The bytes of a block lie as [N, D / c, block size, c], c elements being 32 bytes."""
 
 
 CACHE_MODES = {
@@ -47,6 +46,28 @@ CACHE_MODES = {
     "PA_BLK_BNSD": CacheMode(paged=True, per_block=True, fractal=False),
     "PA_BLK_NZ": CacheMode(paged=True, per_block=True, fractal=True),
 }
+
+
+@dataclass(frozen=True)
+class Form:
+    """How wide things are, with or without ``v``."""
+
+    hidden: int
+    """Last axis of kv."""
+    normed: int
+    """How much of it is normalised, from the front."""
+    key: int
+    """Last axis of ``k_cache``."""
+    value: int
+    """Last axis of ``ckv_cache``."""
+    heads: tuple[int, ...]
+    """What the second axis of kv may be."""
+
+
+JOINT = Form(hidden=576, normed=512, key=ROPE_DIM, value=512, heads=(1,))
+"""kv holds the latent and the rope part."""
+SEPARATE = Form(hidden=192, normed=192, key=192, value=128, heads=(1, 2, 4, 8))
+"""kv holds keys, whose first 64 elements are turned once they are normalised; ``v`` holds values."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +94,35 @@ class KvRequest:
     ckv_cache_dtype: int | None = None
 
     @property
+    def values(self) -> Tensor | None:
+        """``v``, unless the host code ignores it: it has to be of rank 4 with 128 elements on the last axis."""
+        given = self.v
+        return given if given is not None and given.dim() == 4 and given.shape[3] == SEPARATE.value else None
+
+    @property
+    def form(self) -> Form:
+        """What ``v`` makes of the other arguments."""
+        return JOINT if self.values is None else SEPARATE
+
+    @property
     def batch(self) -> int:
-        """B of kv [B, 1, S, 576]."""
+        """B of kv [B, N, S, D]."""
         return self.kv.shape[0]
 
     @property
+    def heads(self) -> int:
+        """N of kv [B, N, S, D]."""
+        return self.kv.shape[1]
+
+    @property
     def length(self) -> int:
-        """S of kv [B, 1, S, 576]."""
+        """S of kv [B, N, S, D]."""
         return self.kv.shape[2]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a cache is quantised."""
+        return self.k_rope_scale is not None or self.c_kv_scale is not None
 
     @property
     def slots_per_block(self) -> int:
@@ -108,12 +150,9 @@ def check(request: KvRequest, profile: CannProfile) -> None:
     OperatorRejected
         Naming the argument.
     NotSimulated
-        ``v``, 8-bit float caches, or caches that are not contiguous.
+        8-bit float caches, or caches that are not contiguous.
     """
     check_host(request)
-    if request.v is not None:
-        simulated = "None: the form without v, which splits kv itself"
-        raise request.check.not_simulated("v", f"of shape {list(request.v.shape)}", simulated)
     if request.cache_mode not in CACHE_MODES:
         allowed = ", ".join(CACHE_MODES)
         raise request.check.rejected("cache_mode", repr(request.cache_mode), allowed)
@@ -124,24 +163,34 @@ def check(request: KvRequest, profile: CannProfile) -> None:
 
 
 def _check_inputs(request: KvRequest) -> None:
-    check = request.check
+    check, form = request.check, request.form
     check.dtype("kv", request.kv, "float16", "bfloat16")
-    tokens = (request.batch, 1, request.length)
-    check.shape("kv", request.kv, (*tokens, HIDDEN_DIM), meaning=f"[B, 1, S, {HIDDEN_DIM}]")
-    check.shape("gamma", request.gamma, (LATENT_DIM,), meaning=f"[{LATENT_DIM}]")
+    batch, heads, length = request.batch, request.heads, request.length
+    shapes = [(batch, allowed, length, form.hidden) for allowed in form.heads]
+    check.shape("kv", request.kv, *shapes, meaning=f"[B, N, S, {form.hidden}]")
+    check.shape("gamma", request.gamma, (form.normed,), meaning=f"[{form.normed}]")
+    tables, meaning = [(batch, 1, length, ROPE_DIM)], f"[B, 1, S, {ROPE_DIM}]"
+    if request.values is not None:
+        check.shape("v", request.values, (batch, heads, length, form.value), meaning=f"[B, N, S, {form.value}]")
+        check.same_dtype("v", request.values, "kv", request.kv)
+        # ACLNN: one position for a whole sequence, too.
+        tables, meaning = [*tables, (batch, 1, 1, ROPE_DIM)], f"{meaning} or [B, 1, 1, {ROPE_DIM}]"
     for argument, tensor in (("cos", request.cos), ("sin", request.sin)):
-        check.shape(argument, tensor, (*tokens, ROPE_DIM), meaning=f"[B, 1, S, {ROPE_DIM}]")
+        check.shape(argument, tensor, *tables, meaning=meaning)
     # SOURCE reads all of them as the dtype of kv.
     for argument, tensor in (("gamma", request.gamma), ("cos", request.cos), ("sin", request.sin)):
         check.same_dtype(argument, tensor, "kv", request.kv)
 
 
 def _check_scales(request: KvRequest, profile: CannProfile) -> None:
+    if request.values is not None:
+        _check_separate_scales(request)
+        return
     for argument, offset in (("k_rope_offset", request.k_rope_offset), ("c_kv_offset", request.c_kv_offset)):
         if offset is not None:
             given = f"of shape {list(offset.shape)}"
             raise request.check.rejected(argument, given, "None: offsets are not supported")
-    scales = (("k_rope_scale", request.k_rope_scale, ROPE_DIM), ("c_kv_scale", request.c_kv_scale, LATENT_DIM))
+    scales = (("k_rope_scale", request.k_rope_scale, JOINT.key), ("c_kv_scale", request.c_kv_scale, JOINT.value))
     for argument, scale, dim in scales:
         if scale is not None:
             request.check.dtype(argument, scale, "float32")
@@ -153,10 +202,27 @@ def _check_scales(request: KvRequest, profile: CannProfile) -> None:
         raise request.check.rejected(missing[0], "None", "a scale for both caches, or for neither")
 
 
+def _check_separate_scales(request: KvRequest) -> None:
+    # ACLNN: in every mode, for each cache by itself, and with offsets.
+    for name, scale, offset, dim in (
+        ("k_rope", request.k_rope_scale, request.k_rope_offset, SEPARATE.key),
+        ("c_kv", request.c_kv_scale, request.c_kv_offset, SEPARATE.value),
+    ):
+        if offset is not None and scale is None:
+            raise request.check.rejected(
+                f"{name}_offset", f"of shape {list(offset.shape)}", f"None without {name}_scale"
+            )
+        for argument, given in ((f"{name}_scale", scale), (f"{name}_offset", offset)):
+            if given is not None:
+                request.check.dtype(argument, given, "float32")
+                shapes = ((request.heads, dim), (dim,), (1,))
+                request.check.shape(argument, given, *shapes, meaning=f"[N, {dim}], [{dim}] or [1]")
+
+
 def _check_caches(request: KvRequest, profile: CannProfile) -> None:
     caches = (
-        ("k_cache", request.k_cache, ROPE_DIM, request.k_rope_scale, request.k_cache_dtype),
-        ("ckv_cache", request.ckv_cache, LATENT_DIM, request.c_kv_scale, request.ckv_cache_dtype),
+        ("k_cache", request.k_cache, request.form.key, request.k_rope_scale, request.k_cache_dtype),
+        ("ckv_cache", request.ckv_cache, request.form.value, request.c_kv_scale, request.ckv_cache_dtype),
     )
     for argument, cache, dim, scale, scalar_type in caches:
         request.check.rank(argument, cache, 4)
@@ -179,11 +245,12 @@ def _check_caches(request: KvRequest, profile: CannProfile) -> None:
 def _check_cache_shape(request: KvRequest, argument: str, cache: Tensor, dim: int) -> None:
     # Both caches have the tokens' axes of the first; only the last axis differs.
     first, second, third = request.k_cache.shape[:3]
+    heads = request.heads
     if CACHE_MODES[request.cache_mode].paged:
-        shape, meaning = (first, second, 1, dim), f"[blocks, block size, 1, {dim}]"
+        shape, meaning = (first, second, heads, dim), f"[blocks, block size, {heads}, {dim}]"
         empty = second == 0
     else:
-        shape, meaning = (request.batch, 1, third, dim), f"[B, 1, cache length, {dim}]"
+        shape, meaning = (request.batch, heads, third, dim), f"[B, {heads}, cache length, {dim}]"
         empty = False
     request.check.shape(argument, cache, shape, meaning=meaning)
     if empty:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from npudiff.device.simulator.errors import DeviceFault, UndefinedBehaviour
-from npudiff.device.simulator.norms.kv_request import CACHE_MODES, KvRequest
+from npudiff.device.simulator.norms.kv_request import CACHE_MODES, CacheMode, KvRequest
 
 # Bytes of one fractal's row: 16 elements of 16 bits, or 32 of int8.
 _FRACTAL_ROW_BYTES = 32
@@ -62,7 +62,7 @@ def _check_inside(request: KvRequest, given: Tensor, slot: Tensor) -> None:
 
 
 def element_offsets(slot: Tensor, cache: Tensor, block_size: int, *, fractal: bool) -> Tensor:
-    """Return where the elements of slots lie, counted from the cache's beginning.
+    """Return where the elements of slots of one head lie, counted from the cache's beginning.
 
     Parameters
     ----------
@@ -81,10 +81,21 @@ def element_offsets(slot: Tensor, cache: Tensor, block_size: int, *, fractal: bo
         int64 [n, D].
     """
     dim = cache.shape[-1]
+    width = _FRACTAL_ROW_BYTES // cache.element_size() if fractal else dim
     element = torch.arange(dim)
-    slot = slot.unsqueeze(1)
-    if not fractal:
-        return slot * dim + element
-    width = _FRACTAL_ROW_BYTES // cache.element_size()
-    block, row = slot // block_size, slot % block_size
+    block, row = slot.unsqueeze(1) // block_size, slot.unsqueeze(1) % block_size
     return ((block * (dim // width) + element // width) * block_size + row) * width + element % width
+
+
+def offsets_of_heads(slot: Tensor, cache: Tensor, heads: int, block_size: int, mode: CacheMode) -> Tensor:
+    """Return where the elements of all heads of slots lie: int64 [n, N * D], else as :func:`element_offsets`.
+
+    Heads lie between rows and elements of a paged cache, and before the rows in all others.
+    """
+    head = torch.arange(heads)
+    if mode.paged and not mode.fractal:
+        places, size = slot.unsqueeze(1) * heads + head, block_size * heads
+    else:
+        block, row = slot.unsqueeze(1) // block_size, slot.unsqueeze(1) % block_size
+        places, size = (block * heads + head) * block_size + row, block_size
+    return element_offsets(places.flatten(), cache, size, fractal=mode.fractal).reshape(len(slot), -1)

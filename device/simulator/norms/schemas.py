@@ -17,6 +17,22 @@ ADD_RMS_NORM_V2_FUNCTIONAL = (
     "(Tensor, Tensor, Tensor)"
 )
 
+RMS_NORM_BACKWARD = "npu_rms_norm_backward(Tensor dy, Tensor input, Tensor gamma, Tensor rstd) -> (Tensor, Tensor)"
+ADD_RMS_NORM_QUANT = (
+    "npu_add_rms_norm_quant(Tensor x1, Tensor x2, Tensor gamma, Tensor scales1, Tensor? zero_points1, "
+    "Tensor? beta=None, Tensor? scales2=None, Tensor? zero_points2=None, *, int axis=-1, float epsilon=1e-06, "
+    "bool div_mode=True, int? dst_type=None) -> (Tensor, Tensor, Tensor)"
+)
+ADD_RMS_NORM_DYNAMIC_QUANT = (
+    "npu_add_rms_norm_dynamic_quant(Tensor x1, Tensor x2, Tensor gamma, *, Tensor? smooth_scale1=None, "
+    "Tensor? smooth_scale2=None, Tensor? beta=None, float epsilon=1e-6, bool[2]? output_mask=None, "
+    "int? y_dtype=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+RMS_NORM_QUANT = (
+    "npu_rms_norm_quant(Tensor x, Tensor gamma, Tensor beta, Tensor scale, Tensor offset, float epsilon=1e-06, *, "
+    "int? dst_dtype=None) -> Tensor"
+)
+
 _KV_INPUTS = "Tensor kv, Tensor gamma, Tensor cos, Tensor sin, Tensor index, "
 _KV_OPTIONS = (
     "Tensor? k_rope_scale=None, Tensor? c_kv_scale=None, Tensor? k_rope_offset=None, Tensor? c_kv_offset=None, "
@@ -39,10 +55,14 @@ KV_RMSNORM_ROPE_CACHE_V2_FUNCTIONAL = (
 
 SCHEMAS = (
     RMS_NORM,
+    RMS_NORM_BACKWARD,
     GEMMA_RMS_NORM,
     ADD_RMS_NORM,
     ADD_RMS_NORM_V2,
     ADD_RMS_NORM_V2_FUNCTIONAL,
+    ADD_RMS_NORM_QUANT,
+    ADD_RMS_NORM_DYNAMIC_QUANT,
+    RMS_NORM_QUANT,
     KV_RMSNORM_ROPE_CACHE,
     KV_RMSNORM_ROPE_CACHE_V2,
     KV_RMSNORM_ROPE_CACHE_V2_FUNCTIONAL,

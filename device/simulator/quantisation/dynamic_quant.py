@@ -63,73 +63,126 @@ def dynamic_quant(
     UndefinedBehaviour
         The ends of groups decrease, or do not end with the last row.
     """
-    _check(x, dst_type, quant_mode, dst_type_max)
-    values = x.float()
-    if smooth_scales is None and group_index is not None:
-        raise _CHECK.not_simulated(
-            "group_index", "given without smooth_scales", "group_index together with smooth_scales"
-        )
-    if smooth_scales is not None:
-        values = values * _smooth(x, smooth_scales, group_index)
-    limits = INT4 if dst_type == QUINT4X2 else INT8
+    check_input(_CHECK, x, dst_type, quant_mode, dst_type_max)
+    values = x.float() * smooth_factors(_CHECK, x, smooth_scales, group_index)
+    integers, scale = scaled_by_row(values, INT4 if dst_type == QUINT4X2 else INT8)
+    return (packed(integers) if dst_type == QUINT4X2 else integers), scale
+
+
+def scaled_by_row(values: Tensor, limits: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return integers, and what they are multiplied by to give the values of a row.
+
+    Parameters
+    ----------
+    values : Tensor
+        float32, [..., H].
+    limits : tuple of int
+        The smallest and the largest integer.
+
+    Returns
+    -------
+    integers : Tensor
+        int8, [..., H].
+    scale : Tensor
+        float32, [...].
+    """
     largest = values.abs().amax(-1)
     # Two divisions of float32, as in the kernel. torch would take a reciprocal and a product for 127 / largest.
     factor = torch.div(torch.tensor(float(limits[1])), largest)
     integers = saturated(values * factor.unsqueeze(-1), limits, torch.int8, active_profile().dynamic_quant_ties)
-    scale = _zero_rows(largest, factor.reciprocal())
-    return (packed(integers) if dst_type == QUINT4X2 else integers), scale
+    return integers, _zero_rows(largest, factor.reciprocal())
 
 
 def dynamic_quant_meta(x: Tensor, /, dst_type: int | None, quant_mode: str) -> tuple[Tensor, Tensor]:
     """Allocate both outputs. As torch_npu's META, this checks only that words of int4 are full."""
+    return allocated(_CHECK, x, dst_type, quant_mode)
+
+
+def allocated(check: ArgumentChecks, x: Tensor, dst_type: int | None, quant_mode: str) -> tuple[Tensor, Tensor]:
+    """Allocate integers and scales for an operator that quantises rows.
+
+    Raises
+    ------
+    OperatorRejected
+        The last axis of x fills no words of int4.
+    """
     shape = {"pertensor": [1], "perchannel": [*x.shape[:-2], x.shape[-1]]}.get(quant_mode, x.shape[:-1])
     scale = x.new_empty(shape, dtype=torch.float32)
     if dst_type != QUINT4X2:
         return x.new_empty(x.shape, dtype=torch.int8), scale
-    _require_words(x)
+    _require_words(check, x)
     return x.new_empty((*x.shape[:-1], x.shape[-1] // PER_WORD), dtype=torch.int32), scale
 
 
-def _check(x: Tensor, dst_type: int | None, quant_mode: str, dst_type_max: float) -> None:
-    _CHECK.rank("input", x, range(2, 9), code=ErrorCode.WRAPPER)
-    _CHECK.dtype("input", x, "float16", "bfloat16")
+def check_input(check: ArgumentChecks, x: Tensor, dst_type: int | None, quant_mode: str, dst_type_max: float) -> None:
+    """Refuse what no operator that quantises rows takes.
+
+    Raises
+    ------
+    OperatorRejected
+        The dtype, rank or last axis of x, the dst_type or the quant_mode.
+    NotSimulated
+        Another quant_mode than pertoken, or a dst_type_max.
+    """
+    if not 2 <= x.dim() <= 8:
+        given, words = f"of rank {x.dim()}, {list(x.shape)}", "Input shape dim should be greater than 1"
+        raise check.rejected("input", given, "rank 2 to 8", ErrorCode.WRAPPER, words if x.dim() < 2 else "")
+    check.dtype("input", x, "float16", "bfloat16")
     if dst_type not in (None, INT8_TYPE, QUINT4X2):
         # The float8 types and their like are of Ascend 950.
-        raise _CHECK.rejected("dst_type", dst_type, f"None, {INT8_TYPE} (torch.int8) or {QUINT4X2} (torch.quint4x2)")
+        raise check.rejected("dst_type", dst_type, f"None, {INT8_TYPE} (torch.int8) or {QUINT4X2} (torch.quint4x2)")
     if dst_type == QUINT4X2:
-        _require_words(x)
-    _CHECK.choice("quant_mode", quant_mode, ("pertoken", "pertensor", "perchannel"), ErrorCode.WRAPPER)
+        _require_words(check, x)
+    check.choice("quant_mode", quant_mode, ("pertoken", "pertensor", "perchannel"), ErrorCode.WRAPPER)
     if quant_mode != "pertoken":
-        raise _CHECK.not_simulated("quant_mode", repr(quant_mode), "'pertoken'")
+        raise check.not_simulated("quant_mode", repr(quant_mode), "'pertoken'")
     if dst_type_max != 0.0:
-        raise _CHECK.not_simulated("dst_type_max", dst_type_max, "0.0; others are for dtypes of Ascend 950")
+        raise check.not_simulated("dst_type_max", dst_type_max, "0.0; others are for dtypes of Ascend 950")
     if not x.shape[-1]:
-        raise _CHECK.rejected("input", f"of shape {list(x.shape)}", "rows with elements")
+        raise check.rejected("input", f"of shape {list(x.shape)}", "rows with elements")
 
 
-def _require_words(x: Tensor) -> None:
+def _require_words(check: ArgumentChecks, x: Tensor) -> None:
     if x.shape[-1] % PER_WORD:
         given = f"of shape {list(x.shape)} with dst_type quint4x2"
-        raise _CHECK.rejected("input", given, f"a last axis that is a multiple of {PER_WORD}", ErrorCode.WRAPPER)
+        words = "Input shape last dim must be divded by 8 when int4 quantization"
+        raise check.rejected("input", given, f"a last axis that is a multiple of {PER_WORD}", ErrorCode.WRAPPER, words)
 
 
-def _smooth(x: Tensor, smooth_scales: Tensor, group_index: Tensor | None) -> Tensor:
-    """Return float32 factors that broadcast over x."""
-    _CHECK.dtype("smooth_scales", smooth_scales, dtype_name(x))
+def smooth_factors(
+    check: ArgumentChecks, x: Tensor, smooth_scales: Tensor | None, group_index: Tensor | None
+) -> Tensor:
+    """Return float32 factors that broadcast over x; 1 if there are none.
+
+    Raises
+    ------
+    OperatorRejected
+        Dtype or shape does not fit x.
+    NotSimulated
+        Groups without factors.
+    UndefinedBehaviour
+        The ends of groups decrease, or do not end with the last row.
+    """
+    if smooth_scales is None:
+        if group_index is not None:
+            simulated = "group_index together with smooth_scales"
+            raise check.not_simulated("group_index", "given without smooth_scales", simulated)
+        return torch.ones(())
+    check.dtype("smooth_scales", smooth_scales, dtype_name(x))
     width = x.shape[-1]
     if group_index is None:
-        _CHECK.shape("smooth_scales", smooth_scales, (width,), meaning="the last axis of input")
+        check.shape("smooth_scales", smooth_scales, (width,), meaning="the last axis of input")
         return smooth_scales.float()
-    _CHECK.dtype("group_index", group_index, "int32")
-    _CHECK.rank("group_index", group_index, 1)
-    _CHECK.shape("smooth_scales", smooth_scales, (len(group_index), width), meaning="[groups, last axis of input]")
+    check.dtype("group_index", group_index, "int32")
+    check.rank("group_index", group_index, 1)
+    check.shape("smooth_scales", smooth_scales, (len(group_index), width), meaning="[groups, last axis of input]")
     accepted = active_profile().dynamic_quant_empty_groups == "accepted"
-    counts = counts_of_ends(_CHECK.operator, "group_index", group_index, empty_groups=accepted)
+    counts = counts_of_ends(check.operator, "group_index", group_index, empty_groups=accepted)
     rows = x.shape[:-1].numel()
-    group = group_of_rows(_CHECK.operator, "group_index", counts, rows)
+    group = group_of_rows(check.operator, "group_index", counts, rows)
     if len(group) < rows:
         found = f"group_index ends with {len(group)} and input has {rows} rows"
-        raise UndefinedBehaviour(f"{_CHECK.operator}: {found}; the last end is the number of rows on a legal call")
+        raise UndefinedBehaviour(f"{check.operator}: {found}; the last end is the number of rows on a legal call")
     return smooth_scales.float()[group].view(x.shape)
 
 

@@ -7,6 +7,10 @@ from npudiff.device.simulator.quantisation import quant_matmul as matmul
 from npudiff.device.simulator.quantisation import schemas
 from npudiff.device.simulator.quantisation import weight_quant_batchmatmul as weight_quant
 from npudiff.device.simulator.quantisation.dynamic_quant import dynamic_quant, dynamic_quant_meta
+from npudiff.device.simulator.quantisation.dynamic_quant_asymmetric import (
+    dynamic_quant_asymmetric,
+    dynamic_quant_asymmetric_meta,
+)
 from npudiff.device.simulator.quantisation.int4pack import convert_weight_to_int4pack, convert_weight_to_int4pack_meta
 from npudiff.device.simulator.quantisation.quant_request import QuantMatmulRequest
 from npudiff.device.simulator.quantisation.quantize import quantize, quantize_meta
@@ -14,6 +18,7 @@ from npudiff.device.simulator.quantisation.trans_quant_param import trans_quant_
 
 OPERATORS = (
     Operator(schemas.DYNAMIC_QUANT, dynamic_quant, dynamic_quant_meta),
+    Operator(schemas.DYNAMIC_QUANT_ASYMMETRIC, dynamic_quant_asymmetric, dynamic_quant_asymmetric_meta),
     Operator(schemas.QUANTIZE, quantize, quantize_meta, ("input",)),
     Operator(
         schemas.CONVERT_WEIGHT_TO_INT4PACK, convert_weight_to_int4pack, convert_weight_to_int4pack_meta, ("weight",)

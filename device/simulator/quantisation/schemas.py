@@ -11,6 +11,10 @@ DYNAMIC_QUANT = (
     "npu_dynamic_quant(Tensor input, *, Tensor? smooth_scales=None, Tensor? group_index=None, int? dst_type=None, "
     'str quant_mode="pertoken", float dst_type_max=0.0) -> (Tensor, Tensor)'
 )
+DYNAMIC_QUANT_ASYMMETRIC = (
+    "npu_dynamic_quant_asymmetric(Tensor input, *, Tensor? smooth_scales=None, Tensor? group_index=None, "
+    'int? dst_type=None, str quant_mode="pertoken", float dst_type_max=0.0) -> (Tensor, Tensor, Tensor)'
+)
 QUANTIZE = (
     "npu_quantize(Tensor input, Tensor scales, Tensor? zero_points, int dtype, int axis=1, bool div_mode=True) -> "
     "Tensor"
@@ -30,6 +34,7 @@ WEIGHT_QUANT_BATCHMATMUL = (
 
 SCHEMAS = (
     DYNAMIC_QUANT,
+    DYNAMIC_QUANT_ASYMMETRIC,
     QUANTIZE,
     CONVERT_WEIGHT_TO_INT4PACK,
     TRANS_QUANT_PARAM,

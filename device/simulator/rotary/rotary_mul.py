@@ -160,3 +160,14 @@ def _fits(x: Tensor, reading: _Reading, mode: str) -> bool:
     if mode == "half":
         return max(batch, heads) < _BATCH_OR_HEADS_END
     return batch * heads < _BATCH_OR_HEADS_END
+
+
+def check_rotation(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str) -> None:
+    """Refuse what :func:`rotary_mul` refuses, in its name: for its gradient.
+
+    Raises
+    ------
+    OperatorRejected
+        Mode, dtype, rank, shape or size is not one that it takes.
+    """
+    _check(x, r1, r2, rotary_mode, None, active_profile())

@@ -33,6 +33,7 @@ WITHOUT_META = {
     "atb::_npu_flash_attention_unpad_v2": "returns nothing",
     "atb::_npu_reshape_and_cache": "returns nothing",
     "atb::_npu_reshape_and_cache_siso": "returns nothing",
+    "atb::_npu_rotary_embedding": "returns nothing",
     "npu::npu_gather_pa_kv_cache": "returns nothing; the functional form has one",
     "npu::npu_format_cast": "storage formats exist on the device only",
     "npu::npu_format_cast.Tensor": "storage formats exist on the device only",
@@ -40,6 +41,7 @@ WITHOUT_META = {
     "npu::npu_format_cast_.acl_format": "storage formats exist on the device only",
     "npu::get_npu_format": "storage formats exist on the device only",
     "npu::npu_convert_weight_to_int4pack": "the wheel has none",
+    "npu::npu_moe_init_routing_quant": "the wheel has none",
 }
 """Operators of torch_npu without a shape function, and what speaks for that; the shapes of these are not compared."""
 

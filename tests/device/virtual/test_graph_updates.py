@@ -369,6 +369,8 @@ def test_task_groups_are_refused_as_on_a_card():
         with pytest.raises(RuntimeError, match="507000"):
             end(stream)  # one of two
         begin(stream, handle)
+        with pytest.raises(RuntimeError, match="507009"):
+            torch.npu.ExternalEvent().record(stream)  # no operator
         torch.add(x, 1, out=y)
         y.mul_(2)
         with pytest.raises(RuntimeError, match="507000"):

@@ -354,7 +354,8 @@ def test_captures_do_not_nest_and_graphs_capture_once():
         captured(nested)
     with pytest.raises(RuntimeError, match=f"error code is {SYNCHRONISED}"):
         captured(graph.replay)
-    with pytest.raises(RuntimeError, match="must be captured on a non-default stream"):
+    default = torch.npu.stream(torch.npu.default_stream())
+    with default, pytest.raises(RuntimeError, match="must be captured on a non-default stream"):
         torch.npu.NPUGraph().capture_begin()
     with pytest.raises(RuntimeError, match="without a preceding successful capture"):
         torch.npu.NPUGraph().replay()

@@ -14,7 +14,13 @@ def calls():
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         for dim in (-1, 0, 1):
             yield "npu_swiglu", (torch.ones(2, 4, 6, dtype=dtype),), {"dim": dim}
+            half = torch.ones(2, 4, 6, dtype=dtype).chunk(2, dim)[0]
+            yield "npu_swiglu_backward", (half, torch.ones(2, 4, 6, dtype=dtype)), {"dim": dim}
+            yield "npu_geglu", (torch.ones(2, 4, 6, dtype=dtype),), {"dim": dim}
             yield "npu_clipped_swiglu", (torch.ones(2, 4, 6, dtype=dtype),), {"dim": dim, "interleaved": dim > 0}
+        for name in ("npu_fast_gelu", "fast_gelu"):
+            yield name, (torch.ones(2, 3, dtype=dtype),), {}
+        yield "npu_fast_gelu_backward", (torch.ones(2, 3, dtype=dtype), torch.ones(2, 3, dtype=dtype)), {}
     for mode in (0, 1):
         x, scale = torch.ones(3, 8, dtype=torch.bfloat16), torch.ones(1)
         yield "npu_dequant_swiglu_quant", (x,), {"quant_mode": mode, "quant_scale": scale}

@@ -126,12 +126,6 @@ def test_documented_number_of_blocks(kv):
             run(arguments)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_v_is_not_simulated(kv, version):
-    with pytest.raises(NotSimulated, match=r"v was of shape \[2, 1, 3, 128\], which is not simulated; simulated: None"):
-        run(good(kv, v=ones(2, 1, 3, 128)), version)
-
-
 def test_caches_with_gaps_are_not_simulated(kv):
     both = [torch.stack([cache] * 2, 1)[:, 0] for cache in kv.caches(3, 4)]
     with pytest.raises(NotSimulated, match="k_cache was not contiguous"):

@@ -43,7 +43,7 @@ def test_shape_kernels_agree_with_eager(kv, kind):
     assert count == 2 * (3 * 4 + 2 + 6)
 
 
-def test_shapes_of_the_form_that_is_not_simulated(kv):
+def test_shapes_with_v(kv):
     """META: with v, the outputs are as wide as kv and v."""
     inputs = [t.to("meta") for t in (*kv.inputs(2, 3), torch.arange(6), *kv.caches(3, 4))]
     inputs[0], v = inputs[0][..., :192], torch.empty(2, 1, 3, 128, device="meta")

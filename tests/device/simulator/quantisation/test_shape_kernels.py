@@ -15,6 +15,7 @@ def calls(exact):
     x = exact.draw(2, 3, 16, dtype=torch.bfloat16)
     for dst_type in (None, torch.int8, torch.quint4x2):
         yield "npu_dynamic_quant", (x,), {"dst_type": dst_type}
+        yield "npu_dynamic_quant_asymmetric", (x,), {"dst_type": dst_type}
     for dtype in (torch.qint8, torch.int8, torch.quint8, torch.uint8, torch.qint32, torch.int32):
         yield "npu_quantize", (x, torch.ones(16), None, dtype), {"axis": -1}
     for dtype in (torch.qint8, torch.quint4x2):

@@ -1,0 +1,17 @@
+"""Schemas of products with transpositions, as torch_npu 2.13.0 registers them."""
+
+from __future__ import annotations
+
+TRANSPOSE_BATCHMATMUL = (
+    "npu_transpose_batchmatmul(Tensor input, Tensor weight, *, Tensor? bias=None, Tensor? scale=None, "
+    "int[]? perm_x1=None, int[]? perm_x2=None, int[]? perm_y=None, int? batch_split_factor=1) -> Tensor"
+)
+
+TRANSPOSE_QUANT_BATCHMATMUL = (
+    "npu_transpose_quant_batchmatmul(Tensor x1, Tensor x2, int dtype, *, Tensor? bias=None, Tensor? x1_scale=None, "
+    "Tensor? x2_scale=None, int[]? group_sizes=None, int[]? perm_x1=None, int[]? perm_x2=None, int[]? perm_y=None, "
+    "int? batch_split_factor=1, int? x1_dtype=None, int? x2_dtype=None) -> Tensor"
+)
+
+SCHEMAS = (TRANSPOSE_BATCHMATMUL, TRANSPOSE_QUANT_BATCHMATMUL)
+"""Every schema of the family."""

@@ -1,0 +1,10 @@
+"""The operators of this family."""
+
+from __future__ import annotations
+
+from npudiff.device.simulator.library import Operator
+from npudiff.device.simulator.sampling import schemas
+from npudiff.device.simulator.sampling.top_k_top_p import top_k_top_p, top_k_top_p_meta
+
+OPERATORS = (Operator(schemas.TOP_K_TOP_P, top_k_top_p, top_k_top_p_meta),)
+"""Every operator of the family."""

@@ -1,0 +1,55 @@
+"""torch_npu's own formulas of gradients, on the virtual NPU: each calls the operator that the simulator has for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.virtual
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(function, *inputs):
+    """Return the gradients of a sum with weights, on the device that the inputs are on."""
+    leaves = [one.detach().clone().requires_grad_() for one in inputs]
+    y = function(*leaves)
+    weights = draw(*y.shape, seed=9).to(y.device, y.dtype)
+    return [one.cpu().double() for one in torch.autograd.grad(y, leaves, weights)]
+
+
+def turned(x):
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+def gated(x):
+    first, second = x.chunk(2, -1)
+    return torch.nn.functional.silu(first) * second
+
+
+CASES = {
+    "npu_rms_norm": (
+        lambda x, gamma: torch.ops.npu.npu_rms_norm(x, gamma, 1e-6)[0],
+        lambda x, gamma: torch.nn.functional.rms_norm(x, gamma.shape, gamma, 1e-6),
+        (draw(5, 16), draw(16, seed=1)),
+    ),
+    "npu_swiglu": (torch.ops.npu.npu_swiglu, gated, (draw(5, 16),)),
+    "npu_rotary_mul": (
+        torch.ops.npu.npu_rotary_mul,
+        lambda x, r1, r2: x * r1 + turned(x) * r2,
+        (draw(2, 5, 3, 16), draw(1, 5, 1, 16, seed=1), draw(1, 5, 1, 16, seed=2)),
+    ),
+    "npu_fast_gelu": (torch.ops.npu.npu_fast_gelu, lambda x: x * (1.702 * x).sigmoid(), (draw(40),)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_torch_in_float64(name):
+    operator, formula, inputs = CASES[name]
+    given = gradients(operator, *(one.npu() for one in inputs))
+    exact = gradients(formula, *(one.double() for one in inputs))
+    for one, other in zip(given, exact, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)

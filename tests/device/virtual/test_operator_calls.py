@@ -1,0 +1,36 @@
+"""Operators without an adapter: on the virtual NPU they give the bits that the CPU kernels give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from operator_calls import calls
+
+pytestmark = pytest.mark.virtual
+
+
+def tensors(outputs):
+    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    return [one.cpu().contiguous() for one in outputs if isinstance(one, torch.Tensor)]
+
+
+def bits(tensor):
+    return tensor.dtype, tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("call", list(calls()), ids=lambda call: call.name)
+def test_the_same_bits(call):
+    device, host = [], []
+
+    def moved(tensor):
+        device.append(tensor.npu())
+        return device[-1]
+
+    def copied(tensor):
+        host.append(tensor.clone())
+        return host[-1]
+
+    given, expected = tensors(call.run(moved)), tensors(call.run(copied))
+    assert [bits(one) for one in given] == [bits(one) for one in expected]
+    assert [bits(one.cpu()) for one in device] == [bits(one) for one in host], "what is written"

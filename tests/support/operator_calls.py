@@ -1,0 +1,187 @@
+"""Calls of simulated operators that no adapter makes yet: for shape functions, torch_npu's own, and the virtual NPU.
+
+A call is an operator's name, its tensors and other arguments by position, and its keywords. Tensors are on the host and
+have the same bits each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_E4M3, _E8M0 = torch.float8_e4m3fn, torch.float8_e8m0fnu
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, and where the shape function of the wheel says something else than the operator gives."""
+
+    name: str
+    """Of the operator; a namespace other than ``npu`` stands in front."""
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any] = field(default_factory=dict)
+    placeholders: tuple[int, ...] = ()
+    """Outputs that nobody asked for, whose shapes the wheel's shape function and its host code do not agree on."""
+
+    defect: str = ""
+    """What the wheel's shape function raises for this call, which is legal."""
+
+    @property
+    def qualified(self) -> str:
+        """``namespace::name``."""
+        return self.name if "::" in self.name else f"npu::{self.name}"
+
+    def run(self, move: Any = lambda tensor: tensor) -> Any:
+        """Make the call with tensors that ``move`` has moved."""
+        space, _, name = self.qualified.partition("::")
+        return getattr(getattr(torch.ops, space), name)(
+            *(_moved(value, move) for value in self.arguments),
+            **{key: _moved(value, move) for key, value in self.keywords.items()},
+        )
+
+
+def _moved(value: Any, move: Any) -> Any:
+    if isinstance(value, Tensor):
+        return move(value)
+    return [_moved(one, move) for one in value] if isinstance(value, list) else value
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> Tensor:
+    """Return normal numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def integers(*shape: int, low: int = -128, high: int = 128, dtype: torch.dtype = torch.int8, seed: int = 0) -> Tensor:
+    """Return whole numbers from low to below high."""
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def calls() -> Iterator[Call]:
+    """Yield all calls."""
+    yield from _norms()
+    yield from _quantisation()
+    yield from _matmul()
+    yield from _block_scaled()
+    yield from _sampling()
+    yield from _routing()
+    yield from _activation()
+    yield from _gradients()
+
+
+def _norms() -> Iterator[Call]:
+    for dtype in (torch.float16, torch.bfloat16):
+        x, other, gamma = draw(2, 3, 16, dtype=dtype), draw(2, 3, 16, dtype=dtype, seed=1), draw(16, dtype=dtype)
+        scales = torch.full((16,), 0.05, dtype=torch.float32 if dtype == torch.float16 else dtype)
+        zeros = torch.ones(16, dtype=torch.int32 if dtype == torch.float16 else dtype)
+        yield Call("npu_add_rms_norm_quant", (x, other, gamma, scales, None), placeholders=(1,))
+        yield Call("npu_add_rms_norm_quant", (x, other, gamma, scales, zeros, gamma, scales, zeros))
+        for y_dtype in (None, torch.int8, torch.quint4x2):
+            smooth = {"smooth_scale1": gamma, "smooth_scale2": gamma, "y_dtype": y_dtype}
+            yield Call("npu_add_rms_norm_dynamic_quant", (x, other, gamma), smooth)
+        for mask, absent in (([True, False], (1, 4)), ([False, True], (0, 3))):
+            more = {"output_mask": mask, "beta": gamma}
+            yield Call("npu_add_rms_norm_dynamic_quant", (x, other, gamma), more, placeholders=absent)
+        offset = torch.tensor([3], dtype=torch.int8)
+        for dst_dtype in (None, torch.int8, torch.quint4x2):
+            arguments = (x, gamma, gamma.view(1, 16), scales[:1].to(dtype), offset)
+            yield Call("npu_rms_norm_quant", arguments, {"dst_dtype": dst_dtype})
+    keys, values, table = draw(2, 2, 3, 192), draw(2, 2, 3, 128), draw(2, 1, 3, 64)
+    caches = (draw(4, 16, 2, 192), draw(4, 16, 2, 128))
+    tensors = (keys, draw(192), table, table, torch.arange(6), *caches)
+    # The first version writes caches that its schema does not declare as written.
+    for version in ("_v2", "_v2_functional"):
+        more = {"v": values, "cache_mode": "PA", "is_output_kv": True}
+        yield Call(f"npu_kv_rmsnorm_rope_cache{version}", tensors, more)
+
+
+def _quantisation() -> Iterator[Call]:
+    x, ends = draw(2, 3, 16, dtype=torch.bfloat16), torch.tensor([1, 4, 6], dtype=torch.int32)
+    for dst_type in (None, torch.int8, torch.quint4x2):
+        more = {"smooth_scales": draw(3, 16, dtype=torch.bfloat16, seed=1), "group_index": ends, "dst_type": dst_type}
+        yield Call("npu_dynamic_quant_asymmetric", (x,), more)
+
+
+def _matmul() -> Iterator[Call]:
+    x, weight = draw(4, 3, 16), draw(4, 16, 8, seed=1)
+    swapped = x.transpose(0, 1).contiguous()
+    yield Call("npu_transpose_batchmatmul", (x, weight))
+    for factor in (1, 2, 4):
+        more = {"perm_x1": (1, 0, 2), "perm_x2": [0, 1, 2], "perm_y": (1, 0, 2), "batch_split_factor": factor}
+        yield Call("npu_transpose_batchmatmul", (swapped.bfloat16(), weight.bfloat16()), more)
+    left, right, columns = draw(3, 4, 128).to(_E4M3), draw(4, 128, 8, seed=1).to(_E4M3), torch.ones(8)
+    orders = {"perm_x1": [1, 0, 2], "perm_x2": [0, 1, 2], "perm_y": [1, 0, 2]}
+    for dtype in (torch.float16, torch.bfloat16):
+        more = {"x1_scale": torch.ones(3), "x2_scale": columns, **orders}
+        yield Call("npu_transpose_quant_batchmatmul", (left, right, dtype), more)
+    one, other = (torch.full(shape, 130, dtype=torch.uint8).view(_E8M0) for shape in ((3, 4, 2, 2), (4, 2, 8, 2)))
+    more = {"x1_scale": one, "x2_scale": other, "group_sizes": [0, 0, 32], **orders}
+    yield Call("npu_transpose_quant_batchmatmul", (left, right, torch.bfloat16), more)
+    words = torch.full((32,), 2**46 + 0x3F800000)  # scales of 1
+    yield Call("npu_transpose_batchmatmul", (x, weight), {"scale": words})
+
+
+def _block_scaled() -> Iterator[Call]:
+    x = draw(3, 64, 70, dtype=torch.bfloat16)
+    for dst_type in (296, 297, 291, 292, torch.float8_e5m2, torch.float8_e4m3fn):
+        yield Call("npu_dynamic_mx_quant", (x,), {"dst_type": dst_type})
+        yield Call("npu_dynamic_mx_quant", (x,), {"dst_type": dst_type, "axis": 1, "block_size": 64})
+    yield Call("npu_dynamic_mx_quant", (x.float(),), {"scale_alg": 2, "dst_type_max": 7.0})
+    for width in (2, 70, 514):
+        yield Call("npu_dynamic_dual_level_mx_quant", (draw(2, width),))
+    for dst_dtype in (None, torch.int32, 296):
+        arguments = (draw(3, 7, 16), draw(7, 7, seed=1), draw(16, 16, seed=2), 0.75, dst_dtype)
+        yield Call("npu_kronecker_quant", arguments)
+    for dst_type in (1, 291, torch.float8_e4m3fn):
+        yield Call("npu_dynamic_block_quant", (x,), {"dst_type": dst_type})
+        sizes = {"row_block_size": 128, "col_block_size": 64}
+        yield Call("npu_dynamic_block_quant", (draw(130, 70),), {"dst_type": dst_type, **sizes})
+
+
+def _sampling() -> Iterator[Call]:
+    p, k = torch.tensor([0.9, 0.5, 1.0]), torch.tensor([3, 40, 1], dtype=torch.int32)
+    for dtype in (torch.float16, torch.float32):
+        logits = draw(3, 40, dtype=dtype)
+        for one in (p.to(dtype), None):
+            yield Call("npu_top_k_top_p", (logits, one, k))
+        defect = "missing 1 required positional argument: 'k'"
+        yield Call("npu_top_k_top_p", (logits, p.to(dtype), None), defect=defect)
+
+
+def _activation() -> Iterator[Call]:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        x = draw(2, 4, 6, dtype=dtype)
+        for dim in (-1, 1):
+            yield Call("npu_geglu", (x,), {"dim": dim, "approximate": dim + 1 and 1, "activate_left": dim > 0})
+        yield Call("npu_fast_gelu", (x,))
+        yield Call("fast_gelu", (x,))
+    table, positions = draw(10, 8, dtype=torch.float32), integers(5, low=0, high=10, dtype=torch.int64)
+    for neox in (True, False):
+        yield Call("atb::_npu_rotary_embedding", (positions, draw(5, 32), draw(5, 8, seed=1), 8, table, neox))
+    yield Call("npu_prefetch", (draw(4), None, 100, 2))
+
+
+def _gradients() -> Iterator[Call]:
+    x, grad = draw(2, 3, 4, 8), draw(2, 3, 4, 8, seed=1)
+    yield Call("npu_fast_gelu_backward", (grad, x))
+    yield Call("npu_swiglu_backward", (grad[:, :, :2], x, 2))
+    yield Call("npu_rms_norm_backward", (grad, x, draw(4, 8), torch.ones(2, 3, 1, 1)))
+    for mode in ("half", "interleave"):
+        yield Call("npu_rotary_mul_backward", (grad, x, draw(1, 3, 1, 8), draw(1, 3, 1, 8), mode))
+
+
+def _routing() -> Iterator[Call]:
+    x, experts = draw(5, 16, dtype=torch.bfloat16), integers(5, 2, low=0, high=4, dtype=torch.int32)
+    for mode in (0, 1, 2):
+        more = {"active_num": 7 if mode else 0, "expert_num": 4, "expert_tokens_num_mode": mode}
+        yield Call("npu_moe_init_routing_quant", (x, experts), more)
+        yield Call(
+            "npu_moe_init_routing_quant",
+            (x, experts),
+            more | {"drop_pad_mode": 1, "expert_capacity": 2, "expert_tokens_before_capacity_flag": mode > 0},
+        )
+    static = {"scale": torch.ones(1), "offset": torch.ones(1), "expert_num": 4, "quant_mode": 0}
+    yield Call("npu_moe_init_routing_quant", (x, experts), static)
