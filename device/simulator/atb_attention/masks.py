@@ -45,7 +45,7 @@ def check_template(check: ArgumentChecks, mask: Tensor, query: Tensor) -> None:
     check.same_dtype("mask", mask, "query", query)
     above = torch.ones(_TEMPLATE, _TEMPLATE, dtype=torch.bool).triu(1)
     hides = mask == 1 if mask.dtype == torch.bfloat16 else mask <= _HIDING
-    if not torch.equal(hides, above) or False:
+    if not torch.equal(hides, above) or mask.tril().ne(0).any():
         what = "1" if mask.dtype == torch.bfloat16 else f"{_HIDING:.0f} or less"
         wanted = f"{what} above the diagonal and 0 elsewhere"
         raise UndefinedBehaviour(f"{check.operator}: mask in {mask.dtype} must have {wanted}")
