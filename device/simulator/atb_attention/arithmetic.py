@@ -1,8 +1,9 @@
 """How ATB's attention kernels round.
 
 Sources: ``paged_attention_decoder_nd_common.cce``, ``unpad_flash_attention_mix.cce`` and
-``unpad_flashattention_bf16_prefix_cache.cce`` of ascend-transformer-boost. Scores are summed in float32; exponentials are
-float32, summed before and multiplied after they are rounded to 16 bit; all casts round half to even. The kernels take
+``unpad_flashattention_bf16_prefix_cache.cce`` of ascend-transformer-boost. Scores are summed in float32;
+exponentials are float32, summed before and multiplied after they are rounded to 16 bit;
+all casts round half to even. The kernels take
 keys in tiles and round exponentials under a running maximum; how large a tile is depends on shapes. Here all keys of a
 sequence are one tile.
 """

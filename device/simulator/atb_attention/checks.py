@@ -1,7 +1,8 @@
 """What all of ATB's attention operators ask of their arguments.
 
-Sources: op-plugin, ``AtbCommon.cpp`` (WRAPPER: inputs with gaps are copied, outputs with gaps refused); ATB,
-``paged_attention_operation.cpp`` and ``self_attention_operation.cpp``, and the checks of the kernels' tiling below them.
+Sources: op-plugin, ``AtbCommon.cpp`` (WRAPPER: inputs with gaps are copied, outputs with gaps refused);
+ATB, ``paged_attention_operation.cpp`` and ``self_attention_operation.cpp``,
+and the checks of the kernels' tiling below them.
 """
 
 from __future__ import annotations

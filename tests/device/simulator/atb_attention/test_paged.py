@@ -274,7 +274,9 @@ def test_templates_of_another_content_are_told(atb, prefill, dtype):
     good = template(dtype)
     inclusive = torch.where(torch.ones(128, 128).triu(0).bool(), good[0, 1], 0)
     other = torch.ones(128, 128).triu(1).to(dtype) * (-10000 if dtype == torch.bfloat16 else 1)
-    for mask in (good.T.contiguous(), torch.zeros_like(good), inclusive, other):
+    seen = good.clone()
+    seen[5, 3] = -1  # a number below the diagonal that hides nothing
+    for mask in (good.T.contiguous(), torch.zeros_like(good), inclusive, other, seen):
         with pytest.raises(UndefinedBehaviour, match="above the diagonal and 0 elsewhere"):
             atb.ops._npu_flash_attention_qlens(**call, mask=mask)
     for mask in (good[:64, :64], good.float(), torch.ones(2048, 2048).triu(1).to(dtype)):

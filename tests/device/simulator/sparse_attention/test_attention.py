@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from npudiff.device.simulator import DeviceFault, UndefinedBehaviour
+from npudiff.device.simulator.sparse_attention.softmax import Sums
 
 LAYOUTS = [("BSND", "BSND"), ("TND", "TND"), ("BSND", "PA_BSND"), ("TND", "PA_BSND")]
 LENGTHS = [3, 1, 0, 2, 5], [20, 33, 7, 0, 3]
@@ -288,3 +289,34 @@ def test_how_sums_are_rescaled_shows(lab):
         with lab.changed(sparse_attention_rescale=choice):
             outputs.append(case.run(lab, ("TND", "TND"), [torch.arange(700).unsqueeze(0)])[0])
     assert not torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, 1.0), (torch.float16, 1 + 2.0**-10)])
+def test_the_end_rounds_halves_to_even_in_bfloat16_and_away_in_float16(lab, dtype, expected):
+    case = Case(([1], [2]), dtype=dtype)
+    case.queries[0][0].zero_()
+    case.queries[0][1].zero_()
+    case.keys[0][0][0], case.keys[0][0][1] = 1, 1 + torch.finfo(dtype).eps
+    out, _, _ = case.run(lab, ("TND", "TND"), [torch.tensor([[0, 1]])], sparse_mode=0)
+    assert (out == expected).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_probabilities_round_halves_away_from_zero(dtype):
+    eps = torch.finfo(dtype).eps
+    halves = 1 - eps / 4 - torch.arange(40) * eps / 2
+    kept = torch.exp(torch.log(halves)) == halves
+    assert kept.sum() >= 4
+    for half in halves[kept]:
+        sums = Sums.start(1, 1, 2, dtype, exponents=False)
+        sums.add(torch.stack([torch.zeros(()), torch.log(half)]).view(1, 1, 2), torch.eye(2).unsqueeze(0))
+        assert sums.weighted[0, 0, 1] == half + eps / 4
+
+
+def test_as_many_blocks_count_as_cover_the_keys(lab):
+    case = Case(([1], [10]))
+    query, key = case.whole(0)
+    tokens = [8, 9, *range(8)]
+    for given in ([2, 0, 1], [2, 0, 1, 1]):
+        out, _, _ = case.run(lab, ("TND", "TND"), [torch.tensor([given])], sparse_block_size=4)
+        assert_row(out[0], query[0], key[tokens])

@@ -76,15 +76,14 @@ def test_attention_over_dequantised_keys(lab, layouts, mode, dtype):
             assert ((found[row].double() - expected).abs() <= slack * size + 1e-6).all()
 
 
-def test_keys_round_to_the_dtype_of_the_queries(lab):
-    # 127 * 1.0078125 is 127.9921875, for which both have 128.
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, 1.0), (torch.float16, 1 + 2.0**-10)])
+def test_keys_round_halves_to_even_in_bfloat16_and_away_in_float16(lab, dtype, expected):
     bytes_ = torch.zeros(1, 1, 656, dtype=torch.int8)
-    bytes_[..., :512] = 127
-    bytes_[0, 0, 640:] = torch.full((4,), 1.0078125).view(torch.int8)
-    query = torch.zeros(1, 1, 576)
-    for dtype, expected in ((torch.bfloat16, 128), (torch.float16, 128)):
-        out = run(lab, ("TND", "TND"), [query.to(dtype)], [bytes_], [torch.zeros(1, 1, 1).int()])
-        assert (out == expected).all()
+    bytes_[..., :512] = 1
+    bytes_[0, 0, 640:] = torch.full((4,), 1 + torch.finfo(dtype).eps / 2).view(torch.int8)
+    query = torch.zeros(1, 1, 576, dtype=dtype)
+    out = run(lab, ("TND", "TND"), [query], [bytes_], [torch.zeros(1, 1, 1).int()])
+    assert (out == expected).all()
 
 
 def test_tiles_of_keys(lab):
