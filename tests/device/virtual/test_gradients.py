@@ -30,19 +30,24 @@ def gated(x):
     return torch.nn.functional.silu(first) * second
 
 
+def operator(name):
+    """Return what looks an operator up when it is called: torch_npu defines it where there is one."""
+    return lambda *inputs: getattr(torch.ops.npu, name)(*inputs)
+
+
 CASES = {
     "npu_rms_norm": (
         lambda x, gamma: torch.ops.npu.npu_rms_norm(x, gamma, 1e-6)[0],
         lambda x, gamma: torch.nn.functional.rms_norm(x, gamma.shape, gamma, 1e-6),
         (draw(5, 16), draw(16, seed=1)),
     ),
-    "npu_swiglu": (torch.ops.npu.npu_swiglu, gated, (draw(5, 16),)),
+    "npu_swiglu": (operator("npu_swiglu"), gated, (draw(5, 16),)),
     "npu_rotary_mul": (
-        torch.ops.npu.npu_rotary_mul,
+        operator("npu_rotary_mul"),
         lambda x, r1, r2: x * r1 + turned(x) * r2,
         (draw(2, 5, 3, 16), draw(1, 5, 1, 16, seed=1), draw(1, 5, 1, 16, seed=2)),
     ),
-    "npu_fast_gelu": (torch.ops.npu.npu_fast_gelu, lambda x: x * (1.702 * x).sigmoid(), (draw(40),)),
+    "npu_fast_gelu": (operator("npu_fast_gelu"), lambda x: x * (1.702 * x).sigmoid(), (draw(40),)),
 }
 
 
