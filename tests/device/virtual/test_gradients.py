@@ -32,7 +32,11 @@ def gated(x):
 
 def operator(name):
     """Return what looks an operator up when it is called: torch_npu defines it where there is one."""
-    return lambda *inputs: getattr(torch.ops.npu, name)(*inputs)
+
+    def call(*inputs):
+        return getattr(torch.ops.npu, name)(*inputs)
+
+    return call
 
 
 CASES = {
