@@ -101,12 +101,16 @@ def test_operators_of_other_packages_are_not_in_the_wheel(wheel):
 
 @pytest.mark.contract
 def test_schemas_of_atb_are_in_its_library_in_pieces(wheel):
-    """The compiler copies these strings with 16 byte constants, so the library has every whole piece somewhere."""
+    """The compiler copies these strings with 16 byte constants, so the library has every whole piece somewhere.
+
+    Where keyword arguments begin the dispatcher writes some otherwise than their authors did: there pieces are others.
+    ``test_registered_schemas`` compares all of it, where torch_npu is imported.
+    """
     library = wheel(ATB_LIBRARY)
     missing = []
     for schema in SCHEMAS:
         if namespace(schema) == "atb":
-            text = unqualified(schema).encode()
+            text = unqualified(schema).partition(" *,")[0].encode()
             pieces = [text[start : start + 16] for start in range(0, len(text) - 15, 16)]
             missing += [piece for piece in pieces if library.find(piece) < 0]
     assert missing == []
