@@ -25,7 +25,7 @@ from npudiff.model.component import NotApplicable, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Job, Verdict
-from npudiff.model.returned import Raised, owned_answer, owned_tensor, plain_error
+from npudiff.model.returned import InvalidOutput, Raised, owned_answer, owned_tensor, plain_error
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.reference.hybrid_pools import Allocate, Decode
 from npudiff.run.discovery import load_components, load_target, select_implementations
@@ -233,6 +233,14 @@ def test_an_answer_is_taken_over_with_the_tensors_in_it(told):
 def test_an_answer_may_repeat_a_little_memory_or_have_none():
     assert owned_tensor(torch.ones(1).expand(5), "y").tolist() == [1.0] * 5
     assert owned_tensor(torch._efficientzerotensor(3), "y").tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("left", [0, 8, 15])
+def test_an_answer_whose_memory_is_gone_in_part_is_told(left):
+    lost = torch.ones(4)
+    lost.untyped_storage().resize_(left)
+    with pytest.raises(InvalidOutput, match=rf"one of shape \[4\] in memory of {left} bytes"):
+        owned_tensor(lost, "y")
 
 
 @pytest.mark.parametrize("odd", [{"__str__": lambda _: sys.exit(0)}, {"__eq__": angry, "__hash__": None}])

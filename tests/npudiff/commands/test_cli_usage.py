@@ -11,7 +11,8 @@ import time
 import pytest
 
 from npudiff import TargetUnavailable, __version__
-from npudiff.commands.check import case_timeout
+from npudiff.commands.arguments import build_parser
+from npudiff.commands.check import case_timeout, request_of
 from npudiff.errors import ExitCode
 
 QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
@@ -207,3 +208,9 @@ def test_a_reader_that_went_away_is_no_finding():
 )
 def test_a_case_that_hangs_leaves_time_for_the_rest_of_a_run(given, budget, seconds):
     assert case_timeout(given, budget) == seconds
+
+
+@pytest.mark.parametrize(("command", "seconds"), [(["check", "--budget", "80s"], 8), (["check"], 60), (["gate"], 60)])
+def test_the_time_of_a_case_follows_from_that_of_the_run_and_leaves_time(command, seconds):
+    options = build_parser().parse_args(command)
+    assert request_of(options, options.budget).timeout == seconds
