@@ -82,6 +82,13 @@ def test_tensors_that_share_memory_still_do(file):
     assert second.storage_offset() == 3
 
 
+@pytest.mark.parametrize("count", [1, 5, 63, 64, 65])
+def test_tensors_of_odd_sizes_do_not_lie_over_each_other(count, file):
+    sent = [torch.full((count,), number, dtype=torch.int8) for number in range(3)]
+    for one, other in zip(sent, there_and_back(sent, file), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_what_is_no_part_of_a_contract_is_not_sent(file):
     for value in (object(), print, Numbers(0.0, 1.0), {1: lambda: 0}):
         with pytest.raises(TypeError):
