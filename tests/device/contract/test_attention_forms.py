@@ -1,18 +1,19 @@
-"""Forms of fused attention that no adapter has, beside torch_npu's own shape functions and the simulator's."""
+"""Forms of fused and sparse attention that no adapter has, beside torch_npu's own shape functions and ours."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from attention_forms import forms
+import attention_forms
+import sparse_attention_forms
 from npudiff.device.contract.shapes import ShapeWatch
 from npudiff.device.simulator.library import operators
 from npudiff.device.simulator.schemas import namespace, qualified_name
 
 pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("torch_npu")]
 
-CALLS = forms()
+CALLS = attention_forms.forms() | sparse_attention_forms.forms()
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -153,6 +153,17 @@ _NAMES = {
 }
 
 
+def assert_refused(arguments, spoil, argument, given, *, version=2):
+    """Check that a call is taken, and refused by an argument's name as soon as it is spoiled."""
+    call(arguments, version=version)
+    with pytest.raises(simulator.OperatorRejected) as caught:
+        call(arguments | spoil, version=version)
+    message = str(caught.value)
+    operator = "npu_fused_infer_attention_score" + ("_v2" if version == 2 else "")
+    assert message.startswith(f"{operator}: {argument} was {given}")
+    assert "; allowed: " in message
+
+
 def call(arguments, *, version=2, lse=True, **more):
     arguments = arguments | more
     tensors = [arguments.pop(name) for name in ("query", "key", "value")]
@@ -214,6 +225,7 @@ def lab():
         ragged=ragged,
         pack=pack,
         call=call,
+        assert_refused=assert_refused,
         unpack=unpack,
         unpack_lse=unpack_lse,
         exact=exact,
