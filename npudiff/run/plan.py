@@ -13,10 +13,12 @@ from pathlib import Path
 from npudiff.draw.presets import DEFAULT_RUN_PRESET, RUN_PRESETS, run_preset
 from npudiff.errors import UsageError, unknown
 from npudiff.judge.judge import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, properties_of, property_of_mutant
+from npudiff.model.backend import wished
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import TIMEOUT, Budget, Isolation, Job
+from npudiff.run.backends import load_backend
 from npudiff.run.discovery import Provide, default_target, load_components, load_target, select_implementations
 from npudiff.run.messages import Keep, Task
 
@@ -204,7 +206,7 @@ def make_plan(request: Request) -> Plan:
     run_preset(request.hypothesis_profile)
     components = load_components(request.components)
     restrictions = _restrictions(request, components)
-    target = load_target(request.target, request.cann) if request.target else default_target(request.cann)
+    target = _target(request)
     by_name = {component.name: component for component in components}
     jobs: list[Job] = []
     mutants: list[Job] = []
@@ -226,6 +228,14 @@ def make_plan(request: Request) -> Plan:
     plan = Plan(target, tuple(jobs), tuple(mutants), request)
     _ = plan.isolation  # refused before anything is run
     return plan
+
+
+def _target(request: Request) -> Target:
+    """Return where a run happens: a backend has targets of its own, since it wants a device."""
+    if request.target:
+        return load_target(request.target, request.cann)
+    wanted = [load_backend(wish.name).target for wish in wished(request.implementations)]
+    return default_target(request.cann, wanted[0] if wanted else "sim")
 
 
 def untrusted_provider(request: Request, target: Target) -> Provide:
