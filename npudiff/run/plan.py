@@ -18,7 +18,7 @@ from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import TIMEOUT, Budget, Isolation, Job
-from npudiff.run.backends import load_backend
+from npudiff.run.backends import load_backend, room_of
 from npudiff.run.discovery import Provide, default_target, load_components, load_target, select_implementations
 from npudiff.run.messages import Keep, Task
 
@@ -104,6 +104,8 @@ class Plan:
     """What was asked for."""
     shared: Shared = field(default_factory=Shared)
     """Cases that failed for others."""
+    left_out: tuple[str, ...] = ()
+    """Implementations that need what is not here, and what that is, a line each."""
 
     @property
     def workers(self) -> int:
@@ -190,6 +192,9 @@ class Plan:
         return share * runs * (1.0 if named or job in self.mutants else component.example_ratio)
 
 
+_NOTHING = "no implementation supports a case that --where and --model allow: nothing to run"
+
+
 def make_plan(request: Request) -> Plan:
     """Turn what the user asked for into jobs.
 
@@ -211,9 +216,13 @@ def make_plan(request: Request) -> Plan:
     jobs: list[Job] = []
     mutants: list[Job] = []
     chosen: Counter[str] = Counter()
+    left_out: list[str] = []
     provide = untrusted_provider(request, target) if request.untrusted else None
     for item in select_implementations(components, request.implementations, provide):
         if item.component not in restrictions:
+            continue
+        if missing := item.requires() if item.requires is not None else "":
+            left_out.append(f"{item.component}.{item.name}: {missing}")
             continue
         component = by_name[item.component]
         restriction = restrictions[item.component]
@@ -223,9 +232,11 @@ def make_plan(request: Request) -> Plan:
             found = _jobs(component, item, target, (property_of_mutant(item),), restriction)
             chosen[item.component] += len(found)
             mutants += found
+    left_out += [line for wish in wished(request.implementations) for line in room_of(wish).left_out]
     if not jobs and not mutants:
-        raise UsageError("no implementation supports a case that --where and --model allow: nothing to run")
-    plan = Plan(target, tuple(jobs), tuple(mutants), request)
+        why = f"nothing to run is here: {left_out[0]}" if left_out else _NOTHING
+        raise UsageError(why)
+    plan = Plan(target, tuple(jobs), tuple(mutants), request, left_out=tuple(left_out))
     _ = plan.isolation  # refused before anything is run
     return plan
 

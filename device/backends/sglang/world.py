@@ -1,0 +1,54 @@
+"""sglang's own objects, built as sglang builds them: its configuration, and modules with weights of a case."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Mapping
+
+import torch
+from sglang.srt import runtime_context
+
+PAGE = 128
+"""Tokens of a page: sglang's Ascend backend has no other."""
+
+_RANKS = ("tp", "attn_tp", "attn_cp", "attn_dcp", "attn_dp", "moe_ep", "moe_tp", "pp")
+
+
+@functools.cache
+def configured() -> None:
+    """Tell sglang, once in a process, that it runs on one card."""
+    context = runtime_context.get_context()
+    context.override_server_args(device="npu", page_size=PAGE, attention_backend="ascend").install()
+    parallel = runtime_context.get_parallel()
+    if not hasattr(parallel, "override_permanently"):  # before 0.5.21 its defaults say this
+        return
+    alone = {f"{name}_size": 1 for name in _RANKS} | {f"{name}_rank": 0 for name in _RANKS} | {"dcp_enabled": False}
+    for name, value in alone.items():
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):  # no such name in this version
+            parallel.override_permanently(**{name: value})
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Let environment variables have these values for a moment: sglang reads some of them in each call."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def filled(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
+    """Load a weight as sglang's loader does: by the parameter's own loader, or a copy."""
+    loader = getattr(parameter, "weight_loader", None)
+    if loader is None:
+        parameter.data.copy_(values)
+    else:
+        loader(parameter, values)
