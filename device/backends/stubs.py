@@ -1,8 +1,8 @@
 """Stand-ins for packages that a backend imports and that are not here: CUDA kernels, tokenisers, image readers.
 
 Only packages of a list are stood in for, and only where they are not installed. A stand-in can be imported, inherited
-from and looked at; what is called of it while the backend is being imported returns another stand-in, as decorators do,
-and afterwards raises. How many of its names were touched is counted.
+from and looked at; what is called of it while a module is being imported returns another stand-in, as decorators do,
+and raises otherwise. How many of its names were touched is counted.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import importlib.util
 import sys
 from abc import ABCMeta
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 VERSION = "99.0"
 """Version of a stand-in: new enough for whoever asks for a minimum."""
@@ -54,17 +53,11 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """How many names of each package were looked up."""
         return dict(sorted(self._touched.items()))
 
-    @contextmanager
-    def importing(self) -> Iterator[None]:
-        """Let the backend be imported: stand-ins may be called meanwhile."""
+    def install(self) -> None:
+        """Let imports find stand-ins, before all else, and forget what was imported under their names."""
         for name in [one for one in sys.modules if one.partition(".")[0] in self._names]:
             del sys.modules[name]
         sys.meta_path.insert(0, self)
-        self._importing = True
-        try:
-            yield
-        finally:
-            self._importing = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -77,7 +70,7 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         """Make the stand-in of a module."""
-        return _Module(spec.name, self)
+        return StubModule(spec.name, self)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing is executed."""
@@ -93,17 +86,27 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         Raises
         ------
         StubCalled
-            When the backend is imported, and runs.
+            If no module is being imported.
         """
-        if not self._importing:
+        if not _is_importing():
             raise StubCalled(f"{name} was called, whose package is not installed and only stood in for")
         return self.named(f"{name}()")
 
 
-class _Module(ModuleType):
+def _is_importing() -> bool:
+    """Whether the body of a module is being executed; that of the program does not count."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__":
+            return True
+        frame = frame.f_back
+    return False
+
+
+class StubModule(ModuleType):
     """A module in which everything is found."""
 
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
     __version__ = VERSION
 
     def __init__(self, name: str, stubs: Stubs) -> None:

@@ -1,7 +1,7 @@
 """The world of one attention call of sglang: pools, the table of requests, the backend, a layer and a batch.
 
 All of them are sglang's own classes. The pages of a case lie in the pool as they do in the case; where a model is
-hybrid, each token has a slot of the full pool of its own, and the mapping leads from it to the slot of the sliding pool.
+hybrid, each token has a slot of the full pool of its own, from which the mapping leads to the slot of the sliding pool.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NO_SPECULATION = SimpleNamespace(
     is_dspark=lambda: False,
     is_dflash=lambda: False,
     is_dflash_family=lambda: False,
-    get_num_tokens_per_req_for_target_verify=lambda count, is_draft_worker: count,
+    get_num_tokens_per_req_for_target_verify=lambda count, **_: count,
 )
 
 

@@ -6,6 +6,7 @@ for pictures are stood in for; nothing of sglang itself is changed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -20,9 +21,9 @@ from npudiff.model.backend import BackendUnavailable, Booted
 
 MISSING = (
     # models and their processors
-    "sentencepiece", "mistral_common", "torchvision", "torchaudio", "timm", "scipy", "soundfile", "datasets", "xgrammar",
-    "outlines", "llguidance", "modelscope", "decord", "av", "tiktoken", "anthropic", "openai_harmony", "numba",
-    "blobfile", "easydict",
+    "sentencepiece", "mistral_common", "torchvision", "torchaudio", "timm", "scipy", "soundfile", "datasets",
+    "xgrammar", "outlines", "llguidance", "modelscope", "decord", "av", "tiktoken", "anthropic", "openai_harmony",
+    "numba", "blobfile", "easydict",
     # kernels for other hardware
     "sgl_kernel", "flashinfer", "flash_attn", "deep_ep", "triton_kernels", "tvm_ffi", "cuda", "kernels", "torchao",
     "torch_memory_saver", "nvtx", "humming", "quack", "tilelang", "cutlass", "deep_gemm", "flash_mla", "nixl",
@@ -68,16 +69,17 @@ def boot(checkout: Path | None) -> Booted:
         )
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    with contextlib.suppress(ImportError):  # it puts its own torchair among the modules, in whose place a stub comes
+        importlib.import_module("torch_npu.dynamo")
     stubs = Stubs([name for name in MISSING if name != "sgl_kernel_npu" or KERNELS not in os.environ], ALWAYS, ABSENT)
-    with stubs.importing():
-        _find_kernels()
-        try:
-            sglang = importlib.import_module("sglang")
-            importlib.import_module("sglang.srt.hardware_backend.npu.attention.ascend_backend")
-        except (ImportError, AttributeError, RuntimeError, OSError) as error:
-            raise BackendUnavailable(
-                f"--backend sglang: it does not import: {type(error).__name__}: {error}"
-            ) from error
+    stubs.install()
+    _find_kernels()
+    try:
+        sglang = importlib.import_module("sglang")
+        importlib.import_module("sglang.srt.hardware_backend.npu.attention.ascend_backend")
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise BackendUnavailable(f"--backend sglang: it does not import: {why}") from error
     return Booted(_version(sglang), Path(str(sglang.__file__)).parent, lambda: stubs.touched)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterator, Mapping
 
 import torch
 from sglang.srt import runtime_context
+
+from npudiff.device.backends.sglang.boot import KERNELS
+from npudiff.device.backends.stubs import StubModule
 
 PAGE = 128
 """Tokens of a page: sglang's Ascend backend has no other."""
@@ -52,3 +56,10 @@ def filled(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
         parameter.data.copy_(values)
     else:
         loader(parameter, values)
+
+
+def kernels_are_here() -> str:
+    """Say that Triton kernels of sgl-kernel-npu are not here, if so: sglang calls them where it finds them."""
+    if isinstance(sys.modules.get("sgl_kernel_npu"), StubModule):
+        return f"it needs Triton kernels of sgl-kernel-npu: set {KERNELS} to a checkout of it"
+    return ""
