@@ -14,8 +14,8 @@ import sys
 from abc import ABCMeta
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from types import ModuleType
-from typing import Any, ClassVar
+from types import FrameType, ModuleType
+from typing import Any
 
 VERSION = "99.0"
 """Version of a stand-in: new enough for whoever asks for a minimum."""
@@ -95,7 +95,7 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def _is_importing() -> bool:
     """Whether the body of a module is being executed; that of the program does not count."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__":
             return True
@@ -106,11 +106,11 @@ def _is_importing() -> bool:
 class StubModule(ModuleType):
     """A module in which everything is found."""
 
-    __path__: ClassVar[list[str]] = []
     __version__ = VERSION
 
     def __init__(self, name: str, stubs: Stubs) -> None:
         super().__init__(name, "Stands in for a package that is not installed.")
+        self.__path__ = []
         self._npudiff_stubs = stubs
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - of any module

@@ -150,8 +150,7 @@ def _requests(inputs: SlidingAttentionInputs, mapping: torch.Tensor | None) -> R
     """Return the table of requests, and let the mapping lead to the slots of a sliding layer that reads it."""
     batch, length = len(inputs.kv_lengths), max((*inputs.kv_lengths, 1))
     pool = ReqToTokenPool(batch, length + PAGE, DEVICE, False)
-    slides = mapping is not None and inputs.window is not None and inputs.sliding is not None
-    if slides:
+    if mapping is not None and inputs.window is not None and inputs.sliding is not None:
         width = -(-length // PAGE)
         own = torch.arange(batch * width, device=DEVICE, dtype=torch.int32).view(batch, width)
         slots = _slots(own + 1, length)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sglang.srt.layers.layernorm import GemmaRMSNorm, RMSNorm
 
@@ -15,10 +17,10 @@ _PLAIN = {"kind": ("plain",)}
 _GEMMA = {"kind": ("gemma",)}
 
 
-def _module(kind: type[torch.nn.Module], inputs: RmsNormInputs) -> torch.nn.Module:
+def _module(kind: type[torch.nn.Module], inputs: RmsNormInputs) -> Any:  # noqa: ANN401 - sglang's
     """Build a norm as a model does, in the dtype of the model, and load its weight."""
     configured()
-    made = kind(inputs.hidden.shape[1], inputs.epsilon).to(inputs.hidden.device, inputs.hidden.dtype)
+    made: Any = kind(inputs.hidden.shape[1], inputs.epsilon).to(inputs.hidden.device, inputs.hidden.dtype)
     filled(made.weight, inputs.weight)
     return made
 

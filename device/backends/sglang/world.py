@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from sglang.srt import runtime_context
@@ -49,7 +50,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def filled(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
+def filled(parameter: Any, values: torch.Tensor) -> None:  # noqa: ANN401 - of any module
     """Load a weight as sglang's loader does: by the parameter's own loader, or a copy."""
     loader = getattr(parameter, "weight_loader", None)
     if loader is None:

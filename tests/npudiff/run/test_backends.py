@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -126,3 +128,20 @@ def test_it_is_imported_once_and_in_one_version(small, tmp_path):
 
 def test_an_implementation_of_a_backend_may_end_its_process(small):
     assert not any(item.built_in for item in backends.room_of(Wish("small")).implementations)
+
+
+def test_pytest_takes_a_backend_as_well(small, tmp_path):
+    """In a process of its own: the entry point is that of a distribution which is on its path."""
+    info = small.parent / "small_backend-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: small-backend\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[npudiff.backends]\nsmall = small_backend:BACKEND\n")
+    arguments = ("--pyargs", "npudiff.properties.test_components", "-p", "no:cacheprovider", "--examples", "5", "-v")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(small.parent), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", ".", *arguments]
+    result = subprocess.run(
+        [*command, "--npudiff-backend", "small", "-k", "theirs"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "test_property_holds[swa_mask-theirs-equivalence] PASSED" in result.stdout
