@@ -11,7 +11,7 @@ from npudiff.run.discovery import load_target
 
 pytestmark = pytest.mark.virtual
 
-SPARSE = sparse_attention_forms.forms()
+SPARSE = sparse_attention_forms.forms() | sparse_attention_forms.forms_of_other_packages()
 CALLS = attention_forms.forms() | SPARSE
 
 
