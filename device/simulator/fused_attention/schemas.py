@@ -62,6 +62,23 @@ FUSED_ATTENTION_V2_INFER_OUTPUT = (
     "Tensor? query_rope=None, int? out_dtype=None) -> (Tensor, Tensor)"
 )
 
+PROMPT_FLASH_ATTENTION = (
+    "npu_prompt_flash_attention(Tensor query, Tensor key, Tensor value, *, Tensor? padding_mask=None, "
+    "Tensor? atten_mask=None, Tensor? pse_shift=None, int[]? actual_seq_lengths=None, Tensor? deq_scale1=None, "
+    "Tensor? quant_scale1=None, Tensor? deq_scale2=None, Tensor? quant_scale2=None, Tensor? quant_offset2=None, "
+    "int num_heads=1, float scale_value=1.0, int pre_tokens=2147483647, int next_tokens=0, "
+    'str input_layout="BSH", int num_key_value_heads=0, int[]? actual_seq_lengths_kv=None, int sparse_mode=0) -> Tensor'
+)
+INCRE_FLASH_ATTENTION = (
+    "npu_incre_flash_attention(Tensor query, Tensor key, Tensor value, *, Tensor? padding_mask=None, "
+    "Tensor? atten_mask=None, Tensor? pse_shift=None, SymInt[]? actual_seq_lengths=None, "
+    "Tensor? antiquant_scale=None, Tensor? antiquant_offset=None, Tensor? block_table=None, "
+    "Tensor? dequant_scale1=None, Tensor? quant_scale1=None, Tensor? dequant_scale2=None, "
+    "Tensor? quant_scale2=None, Tensor? quant_offset2=None, Tensor? kv_padding_size=None, int num_heads=1, "
+    'float scale_value=1.0, str input_layout="BSH", int num_key_value_heads=0, int block_size=0, int inner_precise=1) '
+    "-> Tensor"
+)
+
 ATTENTION_UPDATE = "npu_attention_update(Tensor[] lse, Tensor[] local_out, int update_type) -> (Tensor, Tensor)"
 
 FUSION_ATTENTION = (
@@ -82,6 +99,8 @@ SCHEMAS = (
     FUSED_ATTENTION_V2_OUT,
     FUSED_ATTENTION_V2_WORKSPACE,
     FUSED_ATTENTION_V2_INFER_OUTPUT,
+    PROMPT_FLASH_ATTENTION,
+    INCRE_FLASH_ATTENTION,
     ATTENTION_UPDATE,
     FUSION_ATTENTION,
 )
