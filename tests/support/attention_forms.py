@@ -120,7 +120,7 @@ def forms():
         parts = [_normal(6, 32, dtype=dtype), _normal(6, 32, dtype=dtype) * 2]
         for kind in (0, 1):
             calls[f"update {kind} {dtype}"] = ("npu_attention_update", (lse, parts, kind), {})
-    return calls | _branches() | _int8_queries() | _fusion_forms()
+    return calls | _branches() | _int8_queries() | _fusion_forms() | _fusion_gradients()
 
 
 def _branches():
@@ -180,4 +180,23 @@ def _fusion_forms():
     pse, mask = _normal(1, 4, QUERIES, KEYS), _normal(BATCH, 1, QUERIES, KEYS) > 1
     parts = [_rows("BSND", heads, 32, length) for heads, length in ((4, QUERIES), (2, KEYS), (2, KEYS))]
     calls["fusion pse"] = ("npu_fusion_attention", (*parts, 4, "BSND"), {"pse": pse, "atten_mask": mask})
+    second = {"pse": pse, "pse_type": 0, "scale": 0.2}
+    parts = [_rows("BNSD", heads, 32, length) for heads, length in ((4, QUERIES), (2, KEYS), (2, KEYS))]
+    calls["fusion of the second version"] = ("npu_fusion_attention_v2", (*parts, 4, "BNSD"), second)
+    return calls
+
+
+def _fusion_gradients():
+    """Return calls of npu_fusion_attention_grad; what the forward call kept is drawn."""
+    calls = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for layout in ("BSH", "SBH", "BSND", "BNSD", "TND"):
+            lengths = ((4, QUERIES), (2, KEYS), (2, KEYS), (4, QUERIES), (4, QUERIES))
+            *parts, attention = (_rows(layout, heads, 32, length, dtype) for heads, length in lengths)
+            shape = (BATCH * QUERIES, 4, 8) if layout == "TND" else (BATCH, 4, QUERIES, 8)
+            kept = {name: _normal(*shape, dtype=torch.float32).abs() + 4 for name in ("softmax_max", "softmax_sum")}
+            options = {"scale_value": 0.2, "attention_in": attention, **kept}
+            if layout == "TND":
+                options |= {"actual_seq_qlen": [QUERIES, 2 * QUERIES], "actual_seq_kvlen": [KEYS, 2 * KEYS]}
+            calls[f"gradients {layout} {dtype}"] = ("npu_fusion_attention_grad", (*parts, 4, layout), options)
     return calls

@@ -16,7 +16,15 @@ from npudiff.device.simulator.fused_attention.checks import check
 from npudiff.device.simulator.fused_attention.flash import Softmax, attend
 from npudiff.device.simulator.fused_attention.full_quant import arithmetic_of
 from npudiff.device.simulator.fused_attention.fusion import fusion_attention, fusion_attention_meta
-from npudiff.device.simulator.fused_attention.fusion_request import normalise_fusion
+from npudiff.device.simulator.fused_attention.fusion_grad import (
+    fusion_attention_grad,
+    fusion_attention_grad_meta,
+    fusion_attention_grad_v2,
+    fusion_attention_grad_v2_meta,
+    normalise_fusion_grad,
+    normalise_fusion_grad_v2,
+)
+from npudiff.device.simulator.fused_attention.fusion_request import normalise_fusion, normalise_fusion_v2
 from npudiff.device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans
 from npudiff.device.simulator.fused_attention.prompt import check_branch, normalise_incremental, normalise_prompt
 from npudiff.device.simulator.fused_attention.request import (
@@ -212,5 +220,18 @@ OPERATORS = (
     Operator(schemas.INCRE_FLASH_ATTENTION, _branch, _branch_meta, request=normalise_incremental),
     Operator(schemas.ATTENTION_UPDATE, attention_update, attention_update_meta),
     Operator(schemas.FUSION_ATTENTION, fusion_attention, fusion_attention_meta, request=normalise_fusion),
+    Operator(schemas.FUSION_ATTENTION_V2, fusion_attention, fusion_attention_meta, request=normalise_fusion_v2),
+    Operator(
+        schemas.FUSION_ATTENTION_GRAD,
+        fusion_attention_grad,
+        fusion_attention_grad_meta,
+        request=normalise_fusion_grad,
+    ),
+    Operator(
+        schemas.FUSION_ATTENTION_GRAD_V2,
+        fusion_attention_grad_v2,
+        fusion_attention_grad_v2_meta,
+        request=normalise_fusion_grad_v2,
+    ),
 )
 """Both versions of the operator with all their forms, its branches, what merges partial attention, and what trains."""

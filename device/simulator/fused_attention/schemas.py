@@ -90,6 +90,37 @@ FUSION_ATTENTION = (
     "-> (Tensor, Tensor, Tensor, Tensor, int, int, int)"
 )
 
+FUSION_ATTENTION_V2 = (
+    "npu_fusion_attention_v2(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, *, "
+    "Tensor? pse=None, Tensor? padding_mask=None, Tensor? atten_mask=None, Tensor? query_rope=None, "
+    "Tensor? key_rope=None, float scale=1., float keep_prob=1., int pre_tokens=2147483647, "
+    "int next_tokens=2147483647, int inner_precise=0, int[]? prefix=None, int[]? actual_seq_qlen=None, "
+    "int[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, bool sync=False, int pse_type=1, "
+    'int[]? q_start_idx=None, int[]? kv_start_idx=None, str softmax_layout="", Tensor? sink=None, '
+    "Tensor? dropout_mask=None, int seed=0, int offset=0) -> (Tensor, Tensor, Tensor, Tensor, int, int, int)"
+)
+
+FUSION_ATTENTION_GRAD = (
+    "npu_fusion_attention_grad(Tensor query, Tensor key, Tensor value, Tensor dy, int head_num, str input_layout, *, "
+    "Tensor? pse=None, Tensor? padding_mask=None, Tensor? atten_mask=None, Tensor? softmax_max=None, "
+    "Tensor? softmax_sum=None, Tensor? softmax_in=None, Tensor? attention_in=None, float scale_value=1., "
+    "float keep_prob=1., int pre_tockens=2147483647, int next_tockens=2147483647, int inner_precise=0, int seed=0, "
+    "int offset=0, int numels=0, int[]? prefix=None, int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None, "
+    'int sparse_mode=0, bool gen_mask_parallel=True, bool sync=False, str softmax_layout="", Tensor? sink=None) '
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+FUSION_ATTENTION_GRAD_V2 = (
+    "npu_fusion_attention_grad_v2(Tensor query, Tensor key, Tensor value, Tensor dy, int head_num, str input_layout, "
+    "*, Tensor? pse=None, Tensor? padding_mask=None, Tensor? atten_mask=None, Tensor? softmax_max=None, "
+    "Tensor? softmax_sum=None, Tensor? softmax_in=None, Tensor? attention_in=None, Tensor? query_rope=None, "
+    "Tensor? key_rope=None, float scale_value=1., float keep_prob=1., int pre_tokens=2147483647, "
+    "int next_tokens=2147483647, int inner_precise=0, int seed=0, int offset=0, int numels=0, int[]? prefix=None, "
+    "int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, "
+    "bool sync=False, int pse_type=1, int[]? q_start_idx=None, int[]? kv_start_idx=None, "
+    'str softmax_layout="", Tensor? sink=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)'
+)
+
 SCHEMAS = (
     FUSED_ATTENTION,
     FUSED_ATTENTION_OUT,
@@ -103,5 +134,8 @@ SCHEMAS = (
     INCRE_FLASH_ATTENTION,
     ATTENTION_UPDATE,
     FUSION_ATTENTION,
+    FUSION_ATTENTION_V2,
+    FUSION_ATTENTION_GRAD,
+    FUSION_ATTENTION_GRAD_V2,
 )
 """Every form of the two operators, the one that merges what they give, and the one that models are trained with."""
