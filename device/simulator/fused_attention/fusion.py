@@ -1,4 +1,4 @@
-"""``npu_fusion_attention``: attention as models are trained with it, forward, without dropout.
+"""``npu_fusion_attention`` and its second version: attention as models are trained with it, without dropout.
 
 Sources: DOC, its documentation; SOURCE, CANN's kernels for A2 and A3 (``flash_attention_score_s1s2_bn2gs1.h``,
 ``flash_attention_var_len_score.h``). Scores are float32, hidden ones are replaced by its lowest number; exponentials
