@@ -100,7 +100,7 @@ def fusion_attention_grad(request: FusionGradRequest) -> Gradients:
     check_wrapper(forward)
     check(forward)
     _check_forward(request)
-    query, key, value = (torch.zeros_like(one) for one in (forward.query, forward.key, forward.value))
+    query, key, value = (one.new_zeros(one.shape) for one in (forward.query, forward.key, forward.value))
     gradients = replace(forward, query=query, key=key, value=value)
     for span in spans(forward):
         if span.window and span.kept:
@@ -118,9 +118,8 @@ def fusion_attention_grad_v2(request: FusionGradRequest) -> GradientsV2:
 def fusion_attention_grad_meta(request: FusionGradRequest) -> Gradients:
     """Return empty outputs; there is no ``dpse``, as torch_npu's own shape function says."""
     forward = request.forward
-    dq, dk, dv = (
-        torch.empty_like(one, dtype=forward.query.dtype) for one in (forward.query, forward.key, forward.value)
-    )
+    given = (forward.query, forward.key, forward.value)
+    dq, dk, dv = (one.new_empty(one.shape, dtype=forward.query.dtype) for one in given)
     return dq, dk, dv, None, dq.new_empty(0, dtype=torch.float32)
 
 
@@ -148,7 +147,8 @@ def _differentiate(request: FusionGradRequest, span: Span, gradients: tuple[Tens
         rows(one, forward.input_layout, forward.head_num, span.batch, span.window)
         for one in (request.dy, request.attention_in)
     )
-    maximum, total = (softmax_rows(forward, one, span)[..., :1] for one in (request.softmax_max, request.softmax_sum))
+    kept = (one.contiguous() for one in (request.softmax_max, request.softmax_sum))
+    maximum, total = (softmax_rows(forward, one, span)[..., :1] for one in kept)
     scores_in = scores_of(forward, span)
     key_sums, value_sums = torch.zeros(keys.shape), torch.zeros(values.shape)
     for window in pieces(forward.head_num, span):

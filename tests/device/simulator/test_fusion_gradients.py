@@ -191,6 +191,23 @@ def test_sequences_in_one_piece_are_batches(softmax_layout):
         assert not one[-3:].any()
 
 
+def test_strides_do_not_matter_and_results_are_contiguous():
+    query, key, value, dy = in_one_piece(parts())
+    ends = {"actual_seq_qlen": [ROWS, 2 * ROWS], "actual_seq_kvlen": [KEYS, 2 * KEYS]}
+    kept = {name: normal(2 * ROWS, HEADS, 8, dtype=torch.float32).abs() + 20 for name in ("softmax_max", "softmax_sum")}
+    results = []
+    for transposed in (False, True):
+        given = [query, key, value, dy, *kept.values()]
+        if transposed:
+            given = [one.transpose(0, 1).contiguous().transpose(0, 1) for one in given]
+        *tensors, maximum, total = given
+        more = {"softmax_max": maximum, "softmax_sum": total, "attention_in": tensors[3]}
+        results.append(torch.ops.npu.npu_fusion_attention_grad(*tensors, HEADS, "TND", **more, **ends)[:3])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+        assert other.is_contiguous()
+
+
 def test_rows_in_pieces_add_up(monkeypatch):
     given = parts(rows=13)
     monkeypatch.setattr(fusion_parts, "_SCORES", 5 * HEADS * KEYS)
