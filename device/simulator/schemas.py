@@ -23,6 +23,7 @@ from npudiff.device.simulator.norms.schemas import SCHEMAS as NORMS
 from npudiff.device.simulator.quantisation.schemas import SCHEMAS as QUANTISATION
 from npudiff.device.simulator.rotary.schemas import SCHEMAS as ROTARY
 from npudiff.device.simulator.sampling.schemas import SCHEMAS as SAMPLING
+from npudiff.device.simulator.sparse_attention.schemas import OF_VLLM_ASCEND
 from npudiff.device.simulator.sparse_attention.schemas import SCHEMAS as SPARSE_ATTENTION
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ SCHEMAS = (
 )  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 
-SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"sgl-kernel-npu": OF_SGL_KERNEL_NPU})
+SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"sgl-kernel-npu": OF_SGL_KERNEL_NPU, "vllm-ascend": OF_VLLM_ASCEND}
+)
 """Schemas that other packages than torch_npu register, by package.
 
 They were written from that package's sources. No wheel is compared with them, so they are recorded, not proved.

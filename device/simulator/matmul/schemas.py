@@ -1,4 +1,4 @@
-"""Schemas of products with transpositions, as torch_npu 2.13.0 registers them."""
+"""Schemas of products with transpositions and additions, as torch_npu 2.13.0 registers them."""
 
 from __future__ import annotations
 
@@ -13,5 +13,7 @@ TRANSPOSE_QUANT_BATCHMATMUL = (
     "int? batch_split_factor=1, int? x1_dtype=None, int? x2_dtype=None) -> Tensor"
 )
 
-SCHEMAS = (TRANSPOSE_BATCHMATMUL, TRANSPOSE_QUANT_BATCHMATMUL)
+MATMUL_ADD_FP32 = "atb::_npu_matmul_add_fp32(Tensor x, Tensor weight, Tensor(a!) C) -> ()"
+
+SCHEMAS = (TRANSPOSE_BATCHMATMUL, TRANSPOSE_QUANT_BATCHMATMUL, MATMUL_ADD_FP32)
 """Every schema of the family."""
