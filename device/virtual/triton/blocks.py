@@ -96,7 +96,7 @@ def insert_slice(
     places = _places("insert_slice", ful, offsets, sizes, strides)
     wanted = tuple(_number(size) for size in sizes)
     if ful.dtype != sub.dtype or tuple(sub.handle.data.shape) != wanted:
-        raise ValueError(f"insert_slice: sub is {sub.dtype} {list(sub.shape)}; allowed: {ful.dtype} {list(wanted)}")
+        raise ValueError(f"insert_slice: sub is {sub.dtype} {list(sub.handle.data.shape)}; allowed: {ful.dtype} {list(wanted)}")
     made = ful.handle.data.copy()
     made[places] = sub.handle.data
     return _block(made, ful.dtype)

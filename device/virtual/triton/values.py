@@ -27,8 +27,6 @@ _own_dtype: Callable[[Any], Any] = interpreter._get_np_dtype
 
 _UPDATES: dict[Any, Callable[[Any, Any], Any]] = {
     ir.ATOMIC_OP.FADD: np.add,
-    ir.ATOMIC_OP.MAX: np.maximum,
-    ir.ATOMIC_OP.MIN: np.minimum,
     ir.ATOMIC_OP.XCHG: lambda _, new: new,
 }
 
@@ -51,6 +49,11 @@ class Builder(InterpreterBuilder):  # the methods that Triton's language calls
         if _is_small(src.dtype) or _is_small(dst_type):
             return super().cast_impl(src, dst_type)
         return TensorHandle(src.data.astype(numpy_dtype(dst_type)), dst_type.scalar)
+
+    def binary_op(self, lhs: Any, rhs: Any, op: Any) -> Any:  # noqa: ANN401
+        """Return the result of an operation; that of a comparison is bool, which Triton's interpreter forgets."""
+        made = super().binary_op(lhs, rhs, op)
+        return TensorHandle(made.data, tl.int1) if made.data.dtype == np.bool_ else made
 
     def create_fp_to_fp(self, src: Any, dst_type: Any, rounding_mode: Any) -> Any:  # noqa: ANN401
         """Return elements in another dtype of floats, rounded as asked."""
@@ -78,7 +81,7 @@ class Builder(InterpreterBuilder):  # the methods that Triton's language calls
         return super().create_masked_store(ptrs, _bits(value), mask, *options)
 
     def create_atomic_rmw(self, rmw_op: Any, ptr: Any, val: Any, mask: Any, *options: Any) -> Any:  # noqa: ANN401
-        """Update memory, and return what was there."""
+        """Update memory, and return what was there; of bfloat16, Triton has sums and exchanges."""
         check("atomic", ptr.data, mask.data, val.data.itemsize)
         if val.data.dtype != BFLOAT16:
             return super().create_atomic_rmw(rmw_op, ptr, val, mask, *options)
