@@ -72,10 +72,7 @@ def converted(x, out, MODE: tl.constexpr, BLOCK: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + place)
     kind = out.dtype.element_ty
-    if MODE == "default":
-        r = value.to(kind)
-    else:
-        r = value.to(kind, fp_downcast_rounding=MODE)
+    r = value.to(kind) if MODE == "default" else value.to(kind, fp_downcast_rounding=MODE)
     tl.store(out + place, r)
 
 
@@ -195,7 +192,10 @@ def shared(x, out, BLOCK: tl.constexpr):
 
 
 @triton.autotune(
-    configs=[triton.Config({"BLOCK": 24}, num_warps=1, multibuffer=True), triton.Config({"BLOCK": 48, "multibuffer": 1})],
+    configs=[
+        triton.Config({"BLOCK": 24}, num_warps=1, multibuffer=True),
+        triton.Config({"BLOCK": 48, "multibuffer": 1}),
+    ],
     key=["count"],
 )
 @triton.jit

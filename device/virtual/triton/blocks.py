@@ -16,7 +16,7 @@ _LARGEST = triton._utils.TRITON_MAX_TENSOR_NUMEL
 class Semantic(TritonSemantic):
     """What Triton's language means, without powers of two."""
 
-    def arange(self, start: int, end: int, *, ret_ty: Any = None) -> Any:  # noqa: ANN401 - tl.tensor
+    def arange(self, start: Any, end: Any, *, ret_ty: Any = None) -> Any:  # noqa: ANN401 - as Triton has them
         """Return the integers of a range, int32 ``[end - start]``.
 
         Raises
@@ -96,7 +96,9 @@ def insert_slice(
     places = _places("insert_slice", ful, offsets, sizes, strides)
     wanted = tuple(_number(size) for size in sizes)
     if ful.dtype != sub.dtype or tuple(sub.handle.data.shape) != wanted:
-        raise ValueError(f"insert_slice: sub is {sub.dtype} {list(sub.handle.data.shape)}; allowed: {ful.dtype} {list(wanted)}")
+        raise ValueError(
+            f"insert_slice: sub is {sub.dtype} {list(sub.handle.data.shape)}; allowed: {ful.dtype} {list(wanted)}"
+        )
     made = ful.handle.data.copy()
     made[places] = sub.handle.data
     return _block(made, ful.dtype)
@@ -124,7 +126,9 @@ def _places(
     shape = block.handle.data.shape
     begins, counts, steps = ([_number(one) for one in values] for values in (offsets, sizes, strides))
     if not len(shape) == len(begins) == len(counts) == len(steps):
-        raise ValueError(f"{name}: {len(begins)} offsets, {len(counts)} sizes, {len(steps)} strides of {len(shape)} axes")
+        raise ValueError(
+            f"{name}: {len(begins)} offsets, {len(counts)} sizes, {len(steps)} strides of {len(shape)} axes"
+        )
     last = [begin + (count - 1) * step for begin, count, step in zip(begins, counts, steps, strict=True)]
     fits = all(
         begin >= 0 and count > 0 and step > 0 and end < size
@@ -148,4 +152,3 @@ def _block(data: Any, dtype: Any) -> Any:  # noqa: ANN401
 def parallel(*bounds: Any, **_: object) -> Any:  # noqa: ANN401
     """Return a range whose turns the two vector cores of an AI core may share; here they come one after another."""
     return range(*(_number(bound) for bound in bounds))
-

@@ -59,7 +59,7 @@ class Driver(DriverBase):
         return address
 
     def get_benchmarker(self) -> Callable[..., Sequence[float]]:
-        """Return a function that gives all kernels the same time, and runs none: of some choices, the first is taken."""
+        """Return a function that gives all kernels one time, and runs none: the first of some choices is taken."""
 
         def benchmark(_: Callable[[], object], *, quantiles: Sequence[float] = (0.5,), **__: object) -> list[float]:
             return [0.0] * len(quantiles)

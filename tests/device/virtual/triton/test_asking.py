@@ -135,5 +135,7 @@ def test_an_old_triton_is_one_line(monkeypatch, version, old):
     if not old:
         triton.check()
         return
-    with pytest.raises(VirtualNpuUnavailable, match=rf"^triton {version} is too old for the virtual NPU, which needs 3.7"):
+    with pytest.raises(
+        VirtualNpuUnavailable, match=rf"^triton {version} is too old for the virtual NPU, which needs 3.7"
+    ):
         triton.check()
