@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 
 import triton.runtime.interpreter as triton_interpreter
+from triton.runtime.jit import mangle_type
 
 from npudiff.device.virtual.triton import blocks, driver, extension, launch, options, values
 
@@ -12,6 +14,7 @@ from npudiff.device.virtual.triton import blocks, driver, extension, launch, opt
 @cache
 def install() -> None:
     """Change Triton's interpreter. Idempotent."""
+    _know_types()
     builder = values.Builder()
     triton_interpreter.interpreter_builder = builder
     triton_interpreter.interpreter_semantic = blocks.Semantic(builder)
@@ -23,3 +26,14 @@ def install() -> None:
     options.install()
     extension.install()
     driver.install()
+
+
+def _know_types() -> None:
+    """Have Triton look up the types of arguments, which it does once, in modules that backends put empty ones for.
+
+    An NPU's own Triton has no Gluon: vllm-ascend stands in for it before it imports Triton.
+    """
+    for name in [name for name in sys.modules if name.startswith("triton.experimental.gluon")]:
+        if getattr(sys.modules[name], "__file__", None) is None:
+            del sys.modules[name]
+    mangle_type(0)
