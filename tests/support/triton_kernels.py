@@ -77,11 +77,11 @@ def converted(x, out, MODE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def product(a, b, out, M: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
+def product(a, b, out, KIND: tl.constexpr, M: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
     rows, inner, columns = tl.arange(0, M), tl.arange(0, K), tl.arange(0, N)
     left = tl.load(a + rows[:, None] * K + inner[None, :])
     right = tl.load(b + inner[:, None] * N + columns[None, :])
-    r = tl.dot(left, right)
+    r = tl.dot(left, right, out_dtype=KIND)
     tl.store(out + rows[:, None] * N + columns[None, :], r)
 
 

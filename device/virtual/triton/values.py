@@ -99,13 +99,6 @@ class Builder(InterpreterBuilder):  # the methods that Triton's language calls
         found = super().create_atomic_cas(ptr, _bits(cmp), _bits(val), *options)
         return TensorHandle(found.data.view(cmp.data.dtype), cmp.dtype.scalar)
 
-    def create_dot(self, a: Any, b: Any, d: Any, *options: Any) -> Any:  # noqa: ANN401
-        """Return a product of matrices and what is added to it: 16-bit floats in float32, rounded once at the end."""
-        if not {a.data.dtype, b.data.dtype} <= {*_HALVES, np.dtype(np.float32)}:
-            return super().create_dot(a, b, d, *options)
-        left, right, added = (one.data.astype(np.float32) for one in (a, b, d))
-        return TensorHandle((np.matmul(left, right) + added).astype(d.data.dtype), d.dtype.scalar)
-
 
 class Reduction(ReduceOps):
     """Reductions that add 16-bit floats in float32."""

@@ -103,12 +103,19 @@ def test_sums_are_rounded_once(kernels, dtype):
     assert torch.equal(so_far.cpu(), right.to(dtype))
 
 
-@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
-def test_a_product_of_matrices_adds_up_in_float32(kernels, out_dtype):
+@pytest.mark.parametrize(
+    ("dtype", "kind", "out_dtype"),
+    [
+        (torch.bfloat16, "float32", torch.float32),
+        (torch.bfloat16, "float32", torch.bfloat16),
+        (torch.float16, "float16", torch.float16),
+    ],
+)
+def test_a_product_of_matrices_adds_up_in_float32(kernels, dtype, kind, out_dtype):
     m, k, n = 5, 96, 7
-    a, b = drawn(m * k, 0, torch.bfloat16).view(m, k), drawn(k * n, 1, torch.bfloat16).view(k, n)
+    a, b = drawn(m * k, 0, dtype).view(m, k), drawn(k * n, 1, dtype).view(k, n)
     out = torch.empty(m, n, dtype=out_dtype, device="npu")
-    kernels.product[(1,)](a.npu(), b.npu(), out, M=m, K=k, N=n)
+    kernels.product[(1,)](a.npu(), b.npu(), out, KIND=getattr(kernels.tl, kind), M=m, K=k, N=n)
     right = a.double() @ b.double()
     bound = right.abs() * torch.finfo(out_dtype).eps / 2 + (a.double().abs() @ b.double().abs()) * k * 2**-24
     assert ((out.cpu().double() - right).abs() <= bound).all()
