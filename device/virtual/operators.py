@@ -58,8 +58,9 @@ def register(library: Callable[[str], Any]) -> int:
             kernel = _missing(qualified)
         library(space).impl(name, kernel, KEY, allow_override=True)
     for qualified in (composites(*_NAMESPACES) - simulated.keys()) - LEFT_TO_TORCH_NPU:
+        overload = overload_of(qualified)
         space, _, name = qualified.partition("::")
-        if not any("Tensor" in str(argument.type) for argument in overload_of(qualified)._schema.arguments):
+        if overload is not None and not any("Tensor" in str(one.type) for one in overload._schema.arguments):
             # Without a tensor that says where, it would reach torch_npu's own kernel, and CANN's functions.
             library(space).impl(name, _missing(qualified), COMPOSITE_KEY, allow_override=True)
     return len(simulated)
