@@ -44,7 +44,7 @@ def physical_storage(tensor: torch.Tensor, target: Target) -> torch.Tensor:
         If the device's runtime cannot copy.
     """
     if target.device == "cpu":
-        from npudiff.device.simulator.cache.fractal import physical  # noqa: PLC0415 - the simulator is not needed elsewhere
+        from npudiff.device.simulator.cache.physical import physical  # noqa: PLC0415 - the simulator is not needed elsewhere
 
         return physical(tensor).flatten()
     target.synchronize()

@@ -5,7 +5,13 @@ documented behaviours and quirks they show. The kernels follow the operators' co
 ``reference``.
 """
 
-from npudiff.device.simulator.errors import DeviceFault, NotSimulated, OperatorRejected, UndefinedBehaviour
+from npudiff.device.simulator.errors import (
+    DeviceFault,
+    NotSimulated,
+    OperatorMissing,
+    OperatorRejected,
+    UndefinedBehaviour,
+)
 from npudiff.device.simulator.library import install
 from npudiff.device.simulator.profiles import DEFAULT_PROFILE, PROFILES, CannProfile, active_profile, use_profile
 from npudiff.device.simulator.quirks import Quirk
@@ -16,6 +22,7 @@ __all__ = [
     "CannProfile",
     "DeviceFault",
     "NotSimulated",
+    "OperatorMissing",
     "OperatorRejected",
     "Quirk",
     "UndefinedBehaviour",

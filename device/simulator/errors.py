@@ -75,6 +75,22 @@ class NotSimulated(RuntimeError):
         self.argument = argument
 
 
+class OperatorMissing(AttributeError):
+    """Nobody has defined an operator: who asks ``hasattr`` is told so, who calls it learns its name.
+
+    Parameters
+    ----------
+    operator : str
+        ``namespace::name``.
+    why : str
+        What that means.
+    """
+
+    def __init__(self, operator: str, why: str) -> None:
+        super().__init__(f"{operator} is not simulated: {why}")
+        self.operator = operator
+
+
 class UndefinedBehaviour(RuntimeError):
     """Hardware accepts this call and then computes something that its contract does not say."""
 

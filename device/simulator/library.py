@@ -110,9 +110,12 @@ def install() -> None:
     Operators that do not exist yet are defined from the recorded schemas, with a Meta kernel beside the CPU
     one. Where torch_npu has been imported the operators are its own, with its own shape rules, and only CPU
     kernels are added. Idempotent. Import torch_npu, and sgl-kernel-npu's package, before the first call, never
-    after: they cannot define what exists.
+    after: they cannot define what exists. An operator that nobody has defined is then an error that names it.
     """
     _register()
+    from npudiff.device.simulator.spaces import name_what_is_missing  # noqa: PLC0415 - imports torch
+
+    name_what_is_missing()
 
 
 FAMILIES = (

@@ -219,8 +219,9 @@ class CannProfile(
     # the format, DOC says that the format is taken over.
     format_cast_from_tensor: Literal["copies_values", "takes_format"] = "copies_values"
 
-    # npu_format_cast with customize_dtype or input_dtype: torch_npu refuses them before CANN 9.1.
-    format_cast_customize_dtype: Literal["rejected", "accepted"] = "rejected"
+    # npu_format_cast from a base format to FRACTAL_NZ and back: from CANN 9.1 on torch_npu asks aclnn for it
+    # (FormatCastKernelNpu.cpp), which takes customize_dtype and looks at no option of the program.
+    format_cast_path: Literal["aclop", "aclnn"] = "aclop"
 
     # torch.npu.config.allow_internal_format, which is an option of the program: torch_npu's default is off, and
     # a cast to FRACTAL_NZ then gives ND. sglang and vllm-ascend turn it on.
@@ -245,6 +246,7 @@ _CANN_9_1 = replace(
     version="9.1.0",
     description="CANN 9.1; fused attention refuses keys and values with gaps",
     strided_keys="rejected",
+    format_cast_path="aclnn",
 )
 
 _PESSIMISTIC = CannProfile(

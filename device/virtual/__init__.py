@@ -27,7 +27,7 @@ import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from npudiff.device.virtual import faults
+from npudiff.device.virtual import faults, triton
 from npudiff.device.virtual.loading import VirtualNpuUnavailable, load
 
 if TYPE_CHECKING:
@@ -84,4 +84,6 @@ def _enabled() -> dict[str, Library]:
         operators.register(library)
         operators.replace_functions()
         aten.register(library("aten"))
+    if os.environ.get(triton.ASKED):
+        triton.enable()
     return libraries

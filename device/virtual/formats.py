@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from npudiff.device.simulator.cache import format_cast as simulated
-from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, note, noted_format
-from npudiff.device.simulator.profiles import active_profile
+from npudiff.device.simulator.cache.formats import BASE_FORMATS
+from npudiff.device.simulator.profiles import active_profile, use_profile
 from npudiff.device.virtual.calls import signature_of
 from npudiff.device.virtual.dispatch import overload_of
 from npudiff.device.virtual.kernels import device_kernel
@@ -29,7 +30,7 @@ def format_cast(rename: Cast) -> Cast:
     signature = signature_of(overload_of("npu::npu_format_cast"))
     formatted = signature.arguments[:1]
     convert: Cast = device_kernel(signature, simulated.format_cast, formatted)
-    copy: Cast = device_kernel(signature, _copied, formatted)
+    convert_to_base: Cast = device_kernel(signature, _replaced, formatted)
 
     def kernel(
         input: Tensor,
@@ -41,25 +42,20 @@ def format_cast(rename: Cast) -> Cast:
         if storage_format(input) in BASE_FORMATS and acl_format in BASE_FORMATS:
             rename(input, acl_format)
             return input
-        if not _is_allowed(acl_format):
-            if not in_tiles(input):
-                return copy(input, acl_format)
-            acl_format = Format.ND
         if storage_format(input) == acl_format:
             return input
-        return convert(input, acl_format, customize_dtype=customize_dtype, input_dtype=input_dtype)
+        made = convert if _is_allowed(acl_format) else convert_to_base
+        return made(input, acl_format, customize_dtype=customize_dtype, input_dtype=input_dtype)
 
     return kernel
 
 
-def _copied(input: Tensor, _: int) -> Tensor:
-    """Return a tensor with a copy of the whole storage, in the same format."""
-    storage = input.untyped_storage().clone()  # type: ignore[no-untyped-call]
-    made = torch.empty(0, dtype=input.dtype).set_(storage, input.storage_offset(), input.size(), input.stride())
-    described = noted_format(input)
-    if described is not None:
-        note(made, described)
-    return made
+def _replaced(
+    input: Tensor, acl_format: int, *, customize_dtype: int | None = None, input_dtype: int | None = None
+) -> Tensor:
+    """Return what a cast gives where the program does not allow torch_npu's internal formats."""
+    with use_profile(replace(active_profile(), internal_format="replaced_by_base_format")):
+        return simulated.format_cast(input, acl_format, customize_dtype=customize_dtype, input_dtype=input_dtype)
 
 
 def _is_allowed(acl_format: int) -> bool:
@@ -95,7 +91,7 @@ def format_cast_in_place_from(cast_in_place: Cast) -> Cast:
     """Return the kernel of ``npu_format_cast_``, which copies values across formats."""
 
     def kernel(input: Tensor, src: Tensor, **options: int | None) -> Tensor:
-        differ = in_tiles(input) != in_tiles(src)
+        differ = storage_format(input) != storage_format(src) and (in_tiles(input) or in_tiles(src))
         if differ and active_profile().format_cast_from_tensor == "takes_format":
             return cast_in_place(input, int(storage_format(src)), **options)
         with torch.no_grad():

@@ -18,6 +18,7 @@ from npudiff.device.virtual.loading import (
     package_folder,
     version_of_torch_npu,
 )
+from npudiff.device.virtual.triton import ASKED, INTERPRET, check
 from npudiff.errors import UsageError, unknown
 from npudiff.model.implementation import TargetUnavailable
 from npudiff.run.on_import import hooked
@@ -29,7 +30,12 @@ SOC_NAME = re.compile(r"Ascend\d\w*(-\d)?")
 HOOKS = {"torch_npu": "npudiff.device.virtual.startup:under_torch_npu"}
 
 
-def launch(command: Sequence[str], *, cann: str | None = None, soc: str | None = None) -> NoReturn:
+TRITON_HOOKS = {"triton": "npudiff.device.virtual.triton.startup:under_triton"}
+
+
+def launch(
+    command: Sequence[str], *, cann: str | None = None, soc: str | None = None, triton: bool = False
+) -> NoReturn:
     """Become a command whose Python processes have a virtual NPU as soon as they import torch_npu, or torch.
 
     Parameters
@@ -40,6 +46,8 @@ def launch(command: Sequence[str], *, cann: str | None = None, soc: str | None =
         Name of a CANN profile: operators follow it, and torch_npu is told its version.
     soc : str, optional
         Name of the chip that torch_npu is told. Kernels do not depend on it.
+    triton : bool, optional
+        Whether Triton's interpreter runs kernels on the device.
 
     Raises
     ------
@@ -53,9 +61,13 @@ def launch(command: Sequence[str], *, cann: str | None = None, soc: str | None =
         raise UsageError(f"npudiff virtual: no program {command[0]!r}")
     try:
         build(package_folder("torch_npu"), package_folder("torch"), version_of_torch_npu())
+        if triton:
+            check()
     except (VirtualNpuUnavailable, CannotBuild) as error:
         raise TargetUnavailable(str(error)) from error
     environment = {**hooked(os.environ, HOOKS), "TASK_QUEUE_ENABLE": "0", **_described(cann, soc)}
+    if triton:
+        environment = {**hooked(environment, TRITON_HOOKS), ASKED: "1", INTERPRET: "1"}
     environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # torch loads torch_npu, as it does where there is a card
     sys.stdout.flush()
     sys.stderr.flush()

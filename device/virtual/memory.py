@@ -1,9 +1,9 @@
-"""Device memory seen from the host: a CPU tensor over the same bytes, and FRACTAL_NZ in its logical order."""
+"""Device memory seen from the host: a CPU tensor over the same bytes, and other formats in their logical order."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, StorageFormat, note, noted_format
-from npudiff.device.simulator.cache.fractal import fractal_shape, from_fractal_nz, to_fractal_nz
+from npudiff.device.simulator.cache.layouts import LAID_OUT, from_storage, storage_shape, to_storage
 
 _SHARED = "_npudiff_host_storage"
 _DESCRIBED = "_npudiff_storage_format"
@@ -36,7 +36,7 @@ def device() -> torch.device:
 def same_bytes(tensor: Tensor) -> Tensor:
     """Return a CPU tensor over the same memory, with the same sizes and strides; nothing is copied.
 
-    Of a tensor in FRACTAL_NZ it shows the bytes as they lie, which is not the tensor's order.
+    Of a tensor in tiles or blocks it shows the bytes as they lie, which is not the tensor's order.
     """
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         with torch.inference_mode():  # what may not be done to such a tensor may not be done to this one
@@ -82,28 +82,29 @@ def storage_format(tensor: Tensor) -> Format:
 
 
 def in_tiles(tensor: Tensor) -> bool:
-    """Whether a device tensor is in FRACTAL_NZ.
+    """Whether a device tensor is in a format that changes the order of elements: tiles, or blocks of channels.
 
     Raises
     ------
     NotOnVirtualNpu
-        If it is in another format that changes the order of elements.
+        If the format is one whose order is not known here.
     """
     found = storage_format(tensor)
     if found in BASE_FORMATS:
         return False
-    if found is not Format.FRACTAL_NZ:
-        raise NotOnVirtualNpu(f"a tensor in format {found.name}: the virtual NPU has base formats and FRACTAL_NZ")
+    if found not in LAID_OUT:
+        names = ", ".join(known.name for known in sorted(LAID_OUT))
+        raise NotOnVirtualNpu(f"a tensor in format {found.name}: the virtual NPU has base formats and {names}")
     return True
 
 
 def describe(tensor: Tensor, described: StorageFormat) -> None:
-    """Remember what a device storage in FRACTAL_NZ was cast from."""
+    """Remember what a device storage in tiles or blocks was cast from."""
     setattr(tensor.untyped_storage(), _DESCRIBED, described)
 
 
 def description(tensor: Tensor) -> StorageFormat:
-    """Return what a device storage in FRACTAL_NZ was cast from; of one that torch_npu made, what it was made for.
+    """Return what a device storage in tiles or blocks was cast from; of one that torch_npu made, what it was made for.
 
     Raises
     ------
@@ -112,25 +113,25 @@ def description(tensor: Tensor) -> StorageFormat:
     """
     described: StorageFormat | None = getattr(tensor.untyped_storage(), _DESCRIBED, None)
     if described is None:
-        sizes = tuple(tensor.shape)
-        if not tensor.is_contiguous() or tiled_bytes(sizes, tensor.dtype) != tensor.untyped_storage().nbytes():
-            raise NotOnVirtualNpu(f"a part {list(sizes)} of a storage in FRACTAL_NZ whose own shape is not known")
-        described = StorageFormat(Format.FRACTAL_NZ, sizes, tensor.dtype)
+        described = StorageFormat(storage_format(tensor), tuple(tensor.shape), tensor.dtype)
+        if not tensor.is_contiguous() or bytes_of(described) != tensor.untyped_storage().nbytes():
+            name, sizes = described.format.name, list(described.sizes)
+            raise NotOnVirtualNpu(f"a part {sizes} of a storage in {name} whose own shape is not known")
         describe(tensor, described)
     return described
 
 
-def tiled_bytes(sizes: Sequence[int], dtype: torch.dtype) -> int:
-    """Return how many bytes a tensor of these sizes takes in FRACTAL_NZ, padding included."""
-    return math.prod(fractal_shape(sizes, dtype)) * dtype.itemsize
+def bytes_of(described: StorageFormat) -> int:
+    """Return how many bytes a storage in tiles or blocks takes, padding included."""
+    return math.prod(storage_shape(described)) * described.dtype.itemsize
 
 
 class Tiles:
-    """The storage of a device tensor in FRACTAL_NZ: its memory and what it was cast from, without the tensor."""
+    """The storage of a device tensor in tiles or blocks: its memory and what it was cast from, without the tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._described = description(tensor)
-        shape = fractal_shape(self._described.sizes, self._described.dtype)
+        shape = storage_shape(self._described)
         shared = _host_storage(tensor.untyped_storage())
         whole = torch.empty(0, dtype=self._described.dtype).set_(shared)
         self.tiles = whole[: math.prod(shape)].view(shape)
@@ -140,7 +141,7 @@ class Tiles:
 
         The copy is of the whole storage, as a base of the view that the tensor is.
         """
-        whole = from_fractal_nz(self.tiles, self._described.sizes)
+        whole = from_storage(self.tiles, self._described)
         whole = whole.clone(memory_format=torch.contiguous_format)  # a storage of just its own elements
         copy = torch.empty(0, dtype=tensor.dtype).set_(
             whole.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
@@ -150,14 +151,13 @@ class Tiles:
 
     def load(self, copy: Tensor) -> None:
         """Let what :meth:`view` gave have the values that are in memory now."""
-        self._values(copy).copy_(from_fractal_nz(self.tiles, self._described.sizes).reshape(-1))
+        self._values(copy).copy_(from_storage(self.tiles, self._described).reshape(-1))
 
     def store(self, copy: Tensor) -> None:
         """Write back what :meth:`view` gave, after somebody wrote into it; the padding of the tiles is left alone."""
-        width = torch.int8 if self._described.dtype.itemsize == 1 else torch.int16  # tiles of the same width
-        inside = to_fractal_nz(torch.ones(self._described.sizes, dtype=width)).bool()
+        inside = to_storage(torch.ones(self._described.sizes, dtype=torch.bool), self._described)
         values = self._values(copy).view(self._described.sizes)
-        self.tiles.copy_(torch.where(inside, to_fractal_nz(values), self.tiles))
+        self.tiles.copy_(torch.where(inside, to_storage(values, self._described), self.tiles))
 
     def _values(self, copy: Tensor) -> Tensor:
         return torch.empty(0, dtype=self._described.dtype).set_(copy.untyped_storage())
@@ -172,6 +172,9 @@ def noted(tensor: Tensor) -> Tensor:
         note(view, StorageFormat(storage_format(tensor), tuple(base.shape), base.dtype))
     return view
 
+
+TILE_BYTES = 32
+"""Bytes of a tile's row, of 16 rows: any storage in FRACTAL_NZ is as many tiles of int8."""
 
 Fill = Callable[[Tensor], object]
 """Puts the values of a CPU tensor into memory of the device."""
@@ -214,8 +217,13 @@ def _nothing(_: Tensor) -> None:
 
 def _allocated_storage(result: Tensor, described: StorageFormat) -> tuple[Tensor, Fill]:
     """Return a view of a device storage in a format: tiled only where torch_npu's configuration allows it."""
+    sizes, dtype = described.sizes, described.dtype
+    if (
+        described.width is not None
+    ):  # torch_npu makes tiles of other widths for aclnn only: as many bytes, which it makes
+        sizes, dtype = (bytes_of(described) // TILE_BYTES, TILE_BYTES), torch.int8
     made = torch.ops.npu.empty_with_format.default(
-        described.sizes, dtype=described.dtype, device=device(), acl_format=int(described.format)
+        sizes, dtype=dtype, device=device(), acl_format=int(described.format)
     )
     tiled = in_tiles(made)
     if tiled:
@@ -224,7 +232,7 @@ def _allocated_storage(result: Tensor, described: StorageFormat) -> tuple[Tensor
 
     def fill(values: Tensor) -> None:
         whole = torch.empty(0, dtype=described.dtype).set_(values.untyped_storage())
-        memory.copy_(to_fractal_nz(whole.view(described.sizes)) if tiled else whole)
+        memory.copy_(to_storage(whole.view(described.sizes), described) if tiled else whole)
 
     return view_of(made.untyped_storage(), result), fill
 

@@ -15,7 +15,7 @@ from npudiff.device.simulator.moe.token_permute import token_unpermute
 from npudiff.device.simulator.schemas import namespace, qualified_name
 from npudiff.device.virtual import formats
 from npudiff.device.virtual.calls import signature_of
-from npudiff.device.virtual.dispatch import KEY, overload_of, registered
+from npudiff.device.virtual.dispatch import COMPOSITE_KEY, KEY, composites, overload_of, registered
 from npudiff.device.virtual.kernels import device_kernel
 from npudiff.device.virtual.memory import NotOnVirtualNpu
 
@@ -57,6 +57,12 @@ def register(library: Callable[[str], Any]) -> int:
         else:
             kernel = _missing(qualified)
         library(space).impl(name, kernel, KEY, allow_override=True)
+    for qualified in (composites(*_NAMESPACES) - simulated.keys()) - LEFT_TO_TORCH_NPU:
+        overload = overload_of(qualified)
+        space, _, name = qualified.partition("::")
+        if overload is not None and not any("Tensor" in str(one.type) for one in overload._schema.arguments):
+            # Without a tensor that says where, it would reach torch_npu's own kernel, and CANN's functions.
+            library(space).impl(name, _missing(qualified), COMPOSITE_KEY, allow_override=True)
     return len(simulated)
 
 

@@ -110,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     virtual.add_argument(
         "--soc", metavar="NAME", help="name of the chip that torch_npu is told, such as Ascend910_9391 (Ascend910B3)"
     )
+    virtual.add_argument("--triton", action="store_true", help="run Triton kernels on it, by Triton's interpreter")
     virtual.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...", help="what to run")
     return parser
 

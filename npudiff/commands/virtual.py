@@ -13,4 +13,4 @@ def virtual(options: argparse.Namespace) -> int:
     program = options.program[1:] if options.program[:1] == ["--"] else options.program
     if not program:
         raise UsageError("npudiff virtual runs a program: npudiff virtual -- python script.py")
-    return load_launcher("virtual")(program, cann=options.cann, soc=options.soc)
+    return load_launcher("virtual")(program, cann=options.cann, soc=options.soc, triton=options.triton)

@@ -1,8 +1,8 @@
 """``npu_format_cast`` in its four forms, and ``get_npu_format``.
 
-Source: Ascend/pytorch, ``torch_npu/csrc/aten/common/FormatCastKernelNpu.cpp``, as it runs on A2 and A3 with CANN
-before 9.1: without aclnn, through ``npu_format_cast_impl``. Casts between base formats and FRACTAL_NZ are
-simulated. The values, sizes and strides of a tensor never change.
+Source: Ascend/pytorch, ``torch_npu/csrc/aten/common/FormatCastKernelNpu.cpp``, as it runs on A2 and A3: through
+``npu_format_cast_impl``, and from CANN 9.1 on through aclnn for what that takes. Casts between base formats, FRACTAL_NZ
+and formats of images and volumes are simulated. The values, sizes and strides of a tensor never change.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from npudiff.device.simulator.cache.formats import (
     BASE_FORMATS,
     Format,
     StorageFormat,
+    base_format,
     base_tensor,
     format_of,
     note,
     noted_format,
 )
+from npudiff.device.simulator.cache.layouts import LAID_OUT, LAYOUTS
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.profiles import active_profile
 
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
 
 _CAST = ArgumentChecks("npu_format_cast", default=ErrorCode.TILING)
 _CAST_IN_PLACE = ArgumentChecks("npu_format_cast_", default=ErrorCode.TILING)
+
+_INT32 = 3
+"""torch's number of int32, the only ``customize_dtype`` that is documented."""
+_WORDS_OF_A_TILE = 8
+"""Columns of tiles that it gives."""
+_RANKS_OF_ACLNN = (2, 3)
+"""Axes of what aclnn casts; of four, torch_npu's source says, it makes no tiles."""
 
 
 def format_cast(
@@ -48,7 +57,8 @@ def format_cast(
     acl_format : int
         A number of :class:`Format`.
     customize_dtype, input_dtype : int, optional
-        Not supported by CANN before 9.1, and not simulated.
+        From CANN 9.1 on, 3 gives FRACTAL_NZ of int32 and float32 tiles of 8 columns, and not 16. Ignored where
+        ``input`` is a view, or lies in another order and has gaps.
 
     Returns
     -------
@@ -59,15 +69,15 @@ def format_cast(
     Raises
     ------
     OperatorRejected
-        No such format, or ``customize_dtype`` or ``input_dtype`` where the profile does not have them.
+        No such format, or none of so few axes; a cast between formats of matrices, images and volumes;
+        ``customize_dtype`` or ``input_dtype`` before CANN 9.1.
     NotSimulated
-        A format that is neither a base format nor FRACTAL_NZ.
+        A format whose order is not simulated, or more axes than it orders; another ``customize_dtype``.
     """
     target = _format(_CAST, acl_format)
     if _cast_by_name(_CAST, input, target):
         return input
-    _check_dtypes(_CAST, customize_dtype, input_dtype)
-    return _cast(_CAST, input, target)
+    return _cast(_CAST, input, target, customize_dtype, input_dtype)
 
 
 def format_cast_like(
@@ -96,8 +106,7 @@ def format_cast_in_place(
     target = _format(_CAST_IN_PLACE, acl_format)
     if _cast_by_name(_CAST_IN_PLACE, input, target):
         return input
-    _check_dtypes(_CAST_IN_PLACE, customize_dtype, input_dtype)
-    return _become(input, _cast(_CAST_IN_PLACE, input, target))
+    return _become(input, _cast(_CAST_IN_PLACE, input, target, customize_dtype, input_dtype))
 
 
 def format_cast_in_place_from(
@@ -130,7 +139,7 @@ def format_cast_in_place_from(
             return input.copy_(src)
         if active_profile().format_cast_from_tensor == "takes_format":
             return format_cast_in_place(input, format_of(src), customize_dtype=customize_dtype, input_dtype=input_dtype)
-        _check_dtypes(_CAST_IN_PLACE, customize_dtype, input_dtype)
+        _width(_CAST_IN_PLACE, input, format_of(src), customize_dtype, input_dtype)
         if input.shape != src.shape or input.dtype != src.dtype:
             given = f"{src.dtype} {list(src.shape)} in another format"
             raise _CAST_IN_PLACE.not_simulated("src", given, f"{input.dtype} {list(input.shape)}, as input")
@@ -157,8 +166,8 @@ def _format(check: ArgumentChecks, number: int) -> Format:
         allowed = ", ".join(f"{int(known)} {known.name}" for known in Format if known != Format.UNDEFINED)
         raise check.rejected("acl_format", number, allowed, ErrorCode.WRAPPER)
     target = Format(number)
-    if target not in BASE_FORMATS and target is not Format.FRACTAL_NZ:
-        simulated = ", ".join(f"{int(known)} {known.name}" for known in sorted({*BASE_FORMATS, Format.FRACTAL_NZ}))
+    if target not in BASE_FORMATS | LAID_OUT:
+        simulated = ", ".join(f"{int(known)} {known.name}" for known in sorted(BASE_FORMATS | LAID_OUT))
         raise check.not_simulated("acl_format", f"{number} {target.name}", simulated)
     return target
 
@@ -174,25 +183,77 @@ def _cast_by_name(check: ArgumentChecks, tensor: Tensor, target: Format) -> bool
     return False
 
 
-def _check_dtypes(check: ArgumentChecks, customize_dtype: int | None, input_dtype: int | None) -> None:
-    """Refuse the two options of aclnn: torch_npu hands ``input_dtype`` on as ``customize_dtype`` too."""
-    for name, value in (("customize_dtype", customize_dtype), ("input_dtype", input_dtype)):
-        if value is None:
-            continue
-        if active_profile().format_cast_customize_dtype == "rejected":
-            raise check.rejected(name, value, "None, before CANN 9.1", ErrorCode.WRAPPER)
-        raise check.not_simulated(name, value, "None, the dtype of the tensor")
-
-
-def _cast(check: ArgumentChecks, tensor: Tensor, target: Format) -> Tensor:
+def _cast(
+    check: ArgumentChecks, tensor: Tensor, target: Format, customize_dtype: int | None, input_dtype: int | None
+) -> Tensor:
     """Copy the whole storage, note its new format, and return the part that the tensor is of it."""
     described = _described(check, tensor)
-    if target is Format.FRACTAL_NZ and active_profile().internal_format == "replaced_by_base_format":
-        target = Format.ND
+    width = _width(check, tensor, target, customize_dtype, input_dtype)
+    replaced = active_profile().internal_format == "replaced_by_base_format"
+    if replaced and not _is_by_aclnn(tensor, target, described):
+        target = base_format(target)
+    _check_target(check, target, described)
     storage = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
     copy = tensor.new_empty(0).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
-    note(copy, replace(described, format=_new_format(target, len(described.sizes))))
+    note(copy, replace(described, format=_new_format(target, len(described.sizes)), width=width))
     return copy
+
+
+def _width(
+    check: ArgumentChecks,
+    tensor: Tensor,
+    target: Format,
+    customize_dtype: int | None,
+    input_dtype: int | None,
+) -> int | None:
+    """Return how wide tiles are to be where a call says so; torch_npu takes ``input_dtype`` for both of them."""
+    name, asked = ("input_dtype", input_dtype) if customize_dtype is None else ("customize_dtype", customize_dtype)
+    if asked is None:
+        return None
+    described = _described(check, tensor)
+    if not _is_plain(tensor, described):
+        return None
+    if active_profile().format_cast_path == "aclop":
+        words = "customize_dtype is not supported by the current soc version."
+        raise check.rejected(name, asked, "None, before CANN 9.1", ErrorCode.WRAPPER, words)
+    if target is not Format.FRACTAL_NZ or not _is_by_aclnn(tensor, target, described):
+        return None
+    if asked != _INT32 or tensor.itemsize != torch.int32.itemsize:
+        raise check.not_simulated(name, f"{asked} for {tensor.dtype}", f"{_INT32}, of int32 and float32")
+    return _WORDS_OF_A_TILE
+
+
+def _is_plain(tensor: Tensor, described: StorageFormat) -> bool:
+    """Whether a tensor is the whole of its storage, as far as torch_npu looks at it before it asks aclnn."""
+    in_order = described.format in BASE_FORMATS or tensor.is_contiguous()
+    return in_order and tuple(tensor.shape) == described.sizes
+
+
+def _is_by_aclnn(tensor: Tensor, target: Format, described: StorageFormat) -> bool:
+    """Whether aclnn makes a cast: of matrices, alone or in a batch, into tiles or back."""
+    return (
+        active_profile().format_cast_path == "aclnn"
+        and _is_plain(tensor, described)
+        and len(described.sizes) in _RANKS_OF_ACLNN
+        and Format.FRACTAL_NZ in (target, described.format)
+        and (target in BASE_FORMATS or described.format in BASE_FORMATS)
+    )
+
+
+def _check_target(check: ArgumentChecks, target: Format, described: StorageFormat) -> None:
+    """Refuse casts that torch_npu cannot name, and formats for other numbers of axes."""
+    current, rank = described.format, len(described.sizes)
+    if current in LAID_OUT and target in LAID_OUT and base_format(current) != base_format(target):
+        words = f"unsupported cast from {current.name} to {target.name}"
+        raise check.rejected("acl_format", f"{int(target)} {target.name}", "a base format first", words=words)
+    if target not in LAYOUTS or not rank:
+        return
+    wanted = LAYOUTS[target].rank
+    if rank < wanted and base_format(target) is Format.NCDHW:
+        words = f"dim ({list(described.sizes)}) cannot convert to {target.name}"
+        raise check.rejected("input", f"of {rank} axes", f"{wanted} for {target.name}", words=words)
+    if rank > wanted:
+        raise check.not_simulated("input", f"of {rank} axes for {target.name}", f"at most {wanted}")
 
 
 def _described(check: ArgumentChecks, tensor: Tensor) -> StorageFormat:
@@ -217,7 +278,7 @@ def _described(check: ArgumentChecks, tensor: Tensor) -> StorageFormat:
 
 def _new_format(target: Format, rank: int) -> Format:
     """Return the format that a new storage really gets (``GuessStorageFormat``, ``GuessFormatUnit``)."""
-    if target is Format.FRACTAL_NZ and rank < 2:
+    if rank == 0 or (target is Format.FRACTAL_NZ and rank < 2):
         return Format.ND
     if target is Format.ND and rank == 4:
         return Format.NCHW

@@ -57,6 +57,20 @@ class StorageFormat:
     """The logical shape of the whole storage; views of it have others."""
     dtype: torch.dtype
     """The dtype with which it was cast. A view may reinterpret its bytes."""
+    width: int | None = None
+    """C0 of FRACTAL_NZ, where a cast asked for another one than that of the dtype."""
+
+
+_OF_VOLUMES = frozenset({Format.NCDHW, Format.NDHWC, Format.NDC1HWC0, Format.FRACTAL_Z_3D})
+
+
+def base_format(format: Format) -> Format:
+    """Return the format in which a cast takes another one apart: matrices, images or volumes in torch's order."""
+    if format in _OF_VOLUMES:
+        return Format.NCDHW
+    if format in (Format.NC1HWC0, Format.FRACTAL_Z):
+        return Format.NCHW
+    return format if format in BASE_FORMATS else Format.ND
 
 
 _NOTE = "_npudiff_storage_format"

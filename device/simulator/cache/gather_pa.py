@@ -13,7 +13,7 @@ import torch
 
 from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.cache.formats import Format, format_of
-from npudiff.device.simulator.cache.fractal import device_bytes
+from npudiff.device.simulator.cache.physical import device_bytes
 from npudiff.device.simulator.cache.slots import TILE_BYTES, read
 from npudiff.device.simulator.cache.store import layout_of
 from npudiff.device.simulator.errors import DeviceFault, ErrorCode, UndefinedBehaviour

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from npudiff.device.simulator.cache.fractal import written_bytes
+from npudiff.device.simulator.cache.physical import written_bytes
 from npudiff.device.simulator.cache.slots import Layout, Rows, Tiles, check_slots, write, written_tokens
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from npudiff.device.simulator.cache.formats import Format, format_of
-from npudiff.device.simulator.cache.fractal import from_fractal_nz, physical
+from npudiff.device.simulator.cache.fractal import from_fractal_nz
+from npudiff.device.simulator.cache.physical import physical
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.grouped_matmul.int4 import PER_WORD
 from npudiff.device.simulator.profiles import active_profile

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from npudiff.device.simulator import NotSimulated, OperatorRejected
+from npudiff.device.simulator import NotSimulated, OperatorMissing, OperatorRejected, install
 
 
 def zeros(*shape, dtype=torch.bfloat16):
@@ -44,3 +44,33 @@ def test_defaults_and_reserved_arguments_are_no_features(lab, more):
     arguments = lab.pack(lab.ragged([2], [8]), "TND", version=version)
     expected, _ = lab.call(arguments, version=version)
     assert torch.equal(lab.call(arguments | more, version=version)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "why"),
+    [
+        ("npu", "npu_nothing", "neither torch_npu nor the simulator has defined it"),
+        ("atb", "npu_ring_nothing", "neither torch_npu nor the simulator has defined it"),
+        ("_C_ascend", "mla_nothing", "it is vllm-ascend's own, and its library is not loaded"),
+    ],
+)
+def test_an_operator_that_nobody_has_defined_is_named(space, name, why):
+    install()
+    there = getattr(torch.ops, space)
+    assert not hasattr(there, name)
+    assert getattr(there, name, None) is None
+    with pytest.raises(OperatorMissing, match=rf"^{space}::{name} is not simulated: {why}$") as caught:
+        getattr(there, name)(zeros(2))
+    assert caught.value.operator == f"{space}::{name}"
+
+
+def test_an_operator_that_somebody_defines_later_is_found():
+    install()
+    assert not hasattr(torch.ops._C_ascend, "defined_by_a_test")
+    library = torch.library.Library("_C_ascend", "FRAGMENT")
+    library.define("defined_by_a_test(Tensor x) -> Tensor")
+    library.impl("defined_by_a_test", lambda x: x + 1, "CPU")
+    assert torch.equal(torch.ops._C_ascend.defined_by_a_test(zeros(2)), zeros(2) + 1)
+    assert torch.ops.npu.npu_swiglu is torch.ops.npu.npu_swiglu
+    with pytest.raises(AttributeError, match="__origin__"):
+        _ = torch.ops.npu.__origin__

@@ -135,6 +135,7 @@ def test_a_cast_in_place_gives_the_tensor_another_storage():
     assert tensor.untyped_storage().data_ptr() != shared.untyped_storage().data_ptr()
 
 
+@pytest.mark.filterwarnings("ignore:Device do not support double dtype now")  # torch shows tensors to an overload
 def test_a_cast_from_another_tensor_copies_across_formats():
     source = torch.arange(20 * 20.0).view(20, 20).half()
     target = torch.ops.npu.npu_format_cast(torch.zeros_like(source).npu(), NZ)
@@ -162,20 +163,84 @@ def test_where_tiles_are_not_allowed_there_are_none():
     torch.npu.config.allow_internal_format = True
     tiles = torch.ops.npu.npu_format_cast(matrix.npu(), NZ)
     torch.npu.config.allow_internal_format = False
-    again = torch.ops.npu.npu_format_cast(tiles, NZ)  # in its values, not in the bytes of its tiles
-    assert format_of(again) == ND
+    again = torch.ops.npu.npu_format_cast(tiles, NZ)  # of the same format: the tensor itself, as torch_npu has it
+    assert again is tiles
     assert torch.equal(again.cpu(), matrix)
     layer = torch.nn.Conv2d(3, 4, 3).to("npu")  # torch_npu casts its weights
     assert layer(torch.ones(1, 3, 5, 5, device="npu")).shape == (1, 4, 3, 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int8])
+@pytest.mark.parametrize(
+    ("acl_format", "sizes"),
+    [
+        (3, (2, 17, 3, 5)), (3, (40, 3)), (3, (20,)), (4, (18, 17, 2, 3)), (4, (5, 40)), (27, (2, 3, 4, 5, 6)),
+        (32, (2, 17, 2, 3, 4)), (33, (17, 18, 2, 1, 3)),
+    ],
+)  # fmt: skip
+def test_images_and_volumes_lie_as_the_simulator_says_in_storages_that_torch_npu_makes(acl_format, sizes, dtype):
+    """Where each element is to lie, the simulator's tests spell out; how many bytes there are, torch_npu says."""
+    from npudiff.device.simulator.cache.physical import physical
+
+    values = (torch.arange(torch.Size(sizes).numel()) % 100 + 1).view(sizes).to(dtype)
+    cast = torch.ops.npu.npu_format_cast(values.npu(), acl_format)
+    assert format_of(cast) == acl_format
+    assert (cast.shape, cast.stride(), cast.dtype) == (values.shape, values.stride(), dtype)
+    made = torch.ops.npu.empty_with_format(sizes, dtype=dtype, device="npu", acl_format=acl_format)
+    assert cast.untyped_storage().nbytes() == made.untyped_storage().nbytes()
+    on_host = torch.ops.npu.npu_format_cast(values, acl_format)
+    assert torch.equal(raw(cast), physical(on_host).flatten())
+    assert torch.equal(cast.cpu(), values)
+    assert torch.equal((cast + cast).cpu(), values + values)
+    made.copy_(values)  # the padding stays as it was
+    assert torch.equal(raw(made)[raw(cast) != 0], raw(cast)[raw(cast) != 0])
+    cast.mul_(3)
+    back = torch.ops.npu.npu_format_cast(cast, ND)
+    assert torch.equal(back.cpu(), values * 3)
+    assert torch.equal(raw(back), (values * 3).flatten())
+
+
+@pytest.mark.parametrize("sizes", [(15, 17), (4, 15, 17), (16, 8)])
+def test_tiles_of_eight_words_lie_as_the_simulator_says(sizes):
+    from npudiff.device.simulator.cache.physical import physical
+
+    words = torch.arange(torch.Size(sizes).numel(), dtype=torch.int32).view(sizes) + 1
+    with use_profile(dataclasses.replace(active_profile(), format_cast_path="aclnn")):
+        cast = torch.ops.npu.npu_format_cast(words.npu(), NZ, customize_dtype=3)
+        in_place = words.npu()
+        torch.ops.npu.npu_format_cast_(in_place, NZ, customize_dtype=3)
+        on_host = torch.ops.npu.npu_format_cast(words, NZ, customize_dtype=3)
+    assert (format_of(cast), cast.shape, cast.stride()) == (NZ, words.shape, words.stride())
+    assert torch.equal(raw(cast), physical(on_host).flatten())
+    assert torch.equal(raw(in_place), raw(cast))
+    assert torch.equal(cast.cpu(), words)
+    cast[..., 3:5].mul_(-1)
+    expected = words.clone()
+    expected[..., 3:5] *= -1
+    back = torch.ops.npu.npu_format_cast(cast, ND)
+    assert torch.equal(back.cpu(), expected)
+
+
+def test_aclnn_makes_tiles_whether_they_are_allowed_or_not():
+    torch.npu.config.allow_internal_format = False
+    matrix = torch.arange(6.0).view(2, 3)
+    with use_profile(dataclasses.replace(active_profile(), format_cast_path="aclnn")):
+        cast = torch.ops.npu.npu_format_cast(matrix.npu(), NZ)
+        image = torch.ops.npu.npu_format_cast(torch.zeros(1, 2, 3, 4).npu(), 3)
+    assert (format_of(cast), format_of(image)) == (NZ, 0)
+    assert torch.equal(cast.cpu(), matrix)
+    assert format_of(torch.ops.npu.npu_format_cast(matrix.npu(), NZ)) == ND
+
+
 def test_other_formats_are_refused_by_name():
     from npudiff.device.simulator import NotSimulated
 
-    with pytest.raises(NotSimulated, match="acl_format was 4 FRACTAL_Z, which is not simulated"):
-        torch.ops.npu.npu_format_cast(torch.zeros(16, 16, 3, 3).npu(), 4)
-    with pytest.raises(RuntimeError, match="a tensor in format FRACTAL_Z: the virtual NPU has base formats and"):
-        torch.ops.npu.empty_with_format((16, 16, 3, 3), dtype=torch.half, device="npu", acl_format=4) + 1
+    with pytest.raises(NotSimulated, match="acl_format was 50 FRACTAL_NZ_C0_16, which is not simulated"):
+        torch.ops.npu.npu_format_cast(torch.zeros(16, 16).npu(), 50)
+    with pytest.raises(
+        RuntimeError, match="a tensor in format FRACTAL_NZ_C0_16: the virtual NPU has base formats and "
+    ):
+        torch.ops.npu.empty_with_format((16, 16), dtype=torch.half, device="npu", acl_format=50) + 1
 
 
 def test_a_part_of_tiles_that_nobody_described_is_refused():

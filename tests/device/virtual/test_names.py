@@ -148,6 +148,36 @@ def test_every_operator_that_nobody_has_is_a_kernel_that_only_raises():
     assert len(names) > 250
 
 
+def test_every_operator_has_a_kernel_for_the_device_and_those_without_tensors_raise_their_names():
+    """Else torch_npu's fallback would run it on the CPU, or its own kernel would look for CANN's functions."""
+    from npudiff.device.virtual import operators
+    from npudiff.device.virtual.memory import NotOnVirtualNpu
+
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    names = [
+        f"{one.name}.{one.overload_name}".rstrip(".")
+        for one in torch._C._jit_get_all_schemas()
+        if one.name.partition("::")[0] in ("npu", "atb")
+    ]
+    assert len(names) > 400
+    assert [name for name in names if not has(name, KEY) and not has(name, "CompositeImplicitAutograd")] == []
+    alone = [name for name in names if not has(name, KEY) and name not in operators.LEFT_TO_TORCH_NPU]
+    assert "npu::npu_dropout_gen_mask" in alone
+    for name in alone:
+        arguments = [_plain(argument) for argument in schema(name).arguments if not argument.has_default_value()]
+        with pytest.raises(NotOnVirtualNpu, match=name):
+            overload_of(name)(*[value for is_named, _, value in arguments if not is_named])
+
+
+def test_an_operator_that_nobody_has_defined_is_named():
+    from npudiff.device.simulator import OperatorMissing
+
+    x = torch.ones(2, device="npu")
+    for space, name in (("npu", "npu_nothing"), ("atb", "_npu_ring_nothing"), ("_C_ascend", "mla_nothing")):
+        with pytest.raises(OperatorMissing, match=f"^{space}::{name} is not simulated: "):
+            getattr(getattr(torch.ops, space), name)(x)
+
+
 def _plain(argument):
     """Some value of an argument's type."""
     kind = str(argument.type)

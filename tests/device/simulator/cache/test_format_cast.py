@@ -1,6 +1,7 @@
 """Format casts: what is returned, who shares what, and what the storage remembers."""
 
 import gc
+import itertools
 import weakref
 
 import pytest
@@ -8,9 +9,12 @@ import torch
 
 from npudiff.device.simulator import NotSimulated, OperatorRejected
 from npudiff.device.simulator.cache.formats import Format, format_of, noted_format
-from npudiff.device.simulator.cache.fractal import physical, to_fractal_nz
+from npudiff.device.simulator.cache.fractal import to_fractal_nz
+from npudiff.device.simulator.cache.layouts import storage_shape
+from npudiff.device.simulator.cache.physical import physical
 
 ND, NCHW, NHWC, NZ, NCDHW = 2, 0, 1, 29, 30
+NC1HWC0, FRACTAL_Z, NDHWC, NDC1HWC0, FRACTAL_Z_3D = 3, 4, 27, 32, 33
 
 
 def cast(tensor, target, **options):
@@ -191,22 +195,150 @@ def test_unknown_formats_are_refused(form, given):
         form(matrix(4, 4), given)
 
 
-@pytest.mark.parametrize("given", [3, 4, 12, 16, 27, 32, 33, 35, 47, 50, 54])
+@pytest.mark.parametrize("given", [12, 16, 35, 47, 50, 51, 52, 53, 54])
 def test_other_formats_are_not_simulated(given):
-    message = rf"acl_format was {given} .*simulated: 0 NCHW, 1 NHWC, 2 ND, 29 FRACTAL_NZ, 30 NCDHW"
-    with pytest.raises(NotSimulated, match=message):
+    with pytest.raises(NotSimulated, match=rf"acl_format was {given} .*simulated: 0 NCHW, 1 NHWC, 2 ND, 3 NC1HWC0, "):
         cast(matrix(4, 4), given)
+
+
+IMAGES = [
+    (NC1HWC0, (2, 17, 3, 5)),
+    (NC1HWC0, (40, 3)),
+    (NC1HWC0, (20,)),
+    (NC1HWC0, (5, 3, 2)),
+    (FRACTAL_Z, (18, 17, 2, 3)),
+]
+VOLUMES = [(NDHWC, (2, 3, 4, 5, 6)), (NDC1HWC0, (2, 17, 2, 3, 4)), (FRACTAL_Z_3D, (17, 18, 2, 1, 3))]
+
+
+def place(target, sizes, index):
+    """Where an element lies: each format spelled out, for sizes of an image or a volume."""
+    if target == FRACTAL_Z:
+        (count, _, height, width), (n, c, h, w) = sizes, index
+        row = (c // 16 * height + h) * width + w
+        return ((row * -(-count // 16) + n // 16) * 16 + n % 16) * 16 + c % 16
+    if target == NC1HWC0:
+        (_, channels, height, width), (n, c, h, w) = sizes, index
+        return (((n * -(-channels // 16) + c // 16) * height + h) * width + w) * 16 + c % 16
+    (count, channels, depth, height, width), (n, c, d, h, w) = sizes, index
+    if target == NDHWC:
+        return (((n * depth + d) * height + h) * width + w) * channels + c
+    if target == NDC1HWC0:
+        return ((((n * depth + d) * -(-channels // 16) + c // 16) * height + h) * width + w) * 16 + c % 16
+    row = ((d * -(-channels // 16) + c // 16) * height + h) * width + w
+    return ((row * -(-count // 16) + n // 16) * 16 + n % 16) * 16 + c % 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int8])
+@pytest.mark.parametrize(("target", "sizes"), [*IMAGES, *VOLUMES])
+def test_channels_lie_in_blocks_of_sixteen(target, sizes, dtype):
+    tensor = (torch.arange(torch.Size(sizes).numel()) % 100 + 1).view(sizes).to(dtype)
+    laid = cast(tensor, target)
+    assert (number(laid), laid.shape, laid.stride()) == (target, tensor.shape, tensor.stride())
+    assert torch.equal(laid, tensor)
+    memory = physical(laid).flatten()
+    full = tensor.view({1: (1, -1, 1, 1), 2: (1, *sizes, 1), 3: (1, *sizes)}.get(len(sizes), sizes))
+    for index in itertools.product(*map(range, full.shape)):
+        assert memory[place(target, full.shape, index)] == full[index]
+    assert (memory != 0).sum() == tensor.numel()  # all else is padding
+    back = cast(laid, ND)
+    assert torch.equal(back, tensor)
+    assert number(back) == {4: NCHW}.get(len(sizes), ND)
+
+
+@pytest.mark.parametrize(
+    ("target", "sizes", "shape"),
+    [
+        (NC1HWC0, (2, 17, 3, 5), (2, 2, 3, 5, 16)),
+        (FRACTAL_Z, (18, 17, 2, 3), (12, 2, 16, 16)),
+        (NDC1HWC0, (2, 17, 2, 3, 4), (2, 2, 2, 3, 4, 16)),
+        (FRACTAL_Z_3D, (17, 18, 2, 1, 3), (12, 2, 16, 16)),
+        (NZ, (15, 17), (2, 1, 16, 16)),
+    ],
+)
+def test_shapes_of_storages_are_those_of_torch_npu(target, sizes, shape):
+    laid = cast(matrix(*sizes), target)
+    assert physical(laid).shape == storage_shape(noted_format(laid)) == shape
+
+
+def test_a_cast_between_formats_of_images_needs_no_base_format_and_others_do():
+    image = cast(matrix(2, 17, 3, 5), NC1HWC0)
+    weight = cast(image, FRACTAL_Z)
+    assert number(weight) == FRACTAL_Z
+    assert torch.equal(weight, image)
+    with pytest.raises(OperatorRejected, match="unsupported cast from FRACTAL_Z to FRACTAL_NZ"):
+        cast(weight, NZ)
+    assert number(cast(cast(weight, NCHW), NZ)) == NZ
+
+
+@pytest.mark.parametrize("target", [NDHWC, NDC1HWC0, FRACTAL_Z_3D])
+def test_formats_of_volumes_need_five_axes(target):
+    with pytest.raises(OperatorRejected, match=r"dim \(\[4, 4\]\) cannot convert to "):
+        cast(matrix(4, 4), target)
+    with pytest.raises(NotSimulated, match="input was of 6 axes"):
+        cast(torch.zeros([2] * 6), target)
+
+
+def test_formats_of_images_have_at_most_four_axes_and_numbers_have_none():
+    with pytest.raises(NotSimulated, match="input was of 5 axes for NC1HWC0"):
+        cast(torch.zeros([2] * 5), NC1HWC0)
+    assert number(cast(torch.tensor(3.0), NC1HWC0)) == ND
 
 
 @pytest.mark.parametrize("form", [cast, cast_])
 @pytest.mark.parametrize("option", ["customize_dtype", "input_dtype"])
 def test_dtype_options_need_cann_9_1_where_a_storage_is_made(kit, form, option):
     tensor = matrix(4, 4, dtype=torch.int32)
-    with pytest.raises(OperatorRejected, match=rf"{option} was 3; allowed: None, before CANN 9.1 \[ERR01003\]"):
+    words = "customize_dtype is not supported by the current soc version."
+    with pytest.raises(
+        OperatorRejected, match=rf"{option} was 3; allowed: None, before CANN 9.1 \[ERR01003\]: {words}"
+    ):
         form(tensor, NZ, **{option: 3})
     assert form(tensor, ND, **{option: 3}) is tensor
-    with kit.changed(format_cast_customize_dtype="accepted"), pytest.raises(NotSimulated, match=f"{option} was 3"):
-        form(tensor, NZ, **{option: 3})
+    with kit.changed(format_cast_path="aclnn"), pytest.raises(NotSimulated, match=f"{option} was 1 for torch.int32"):
+        form(tensor, NZ, **{option: 1})
+    with kit.changed(format_cast_path="aclnn"), pytest.raises(NotSimulated, match=f"{option} was 3 for torch.int8"):
+        form(tensor.char(), NZ, **{option: 3})
+
+
+@pytest.mark.parametrize("form", [cast, cast_])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
+@pytest.mark.parametrize("sizes", [(15, 17), (4, 15, 17), (16, 8)])
+def test_words_lie_in_tiles_of_eight_where_a_call_asks_for_it(kit, form, dtype, sizes):
+    tensor = matrix(*sizes, dtype=dtype) + 1
+    with kit.changed(format_cast_path="aclnn"):
+        tiles = form(tensor.clone(), NZ, customize_dtype=3)
+        back = cast(tiles, ND)
+    memory = physical(tiles)
+    assert memory.shape == (*sizes[:-2], -(-sizes[-1] // 8), 1, 16, 8)
+    for index in itertools.product(*map(range, sizes)):
+        *batch, row, column = index
+        assert memory[(*batch, column // 8, 0, row, column % 8)] == tensor[index]
+    assert (memory != 0).sum() == tensor.numel()
+    assert torch.equal(back, tensor)
+    assert physical(cast(tensor, NZ)).shape[-1] == 16
+
+
+def test_the_width_of_tiles_is_ignored_where_aclnn_is_not_asked(kit):
+    tensor = matrix(16, 32, dtype=torch.int32)
+    for profile in ("aclop", "aclnn"):
+        with kit.changed(format_cast_path=profile):
+            for view in (tensor[:, 4:], tensor.t(), tensor.view(-1, 16)):
+                assert physical(cast(view, NZ, customize_dtype=3)).shape[-1] == 16
+            assert physical(cast(cast(tensor, NZ).t(), ND, customize_dtype=3)).dim() == 1
+    with kit.changed(format_cast_path="aclnn"):
+        assert physical(cast(matrix(2, 2, 4, 4, dtype=torch.int32), NZ, customize_dtype=3)).shape[-1] == 16
+        assert number(cast(matrix(2, 2, 4, 4, dtype=torch.int32), NC1HWC0, customize_dtype=3)) == NC1HWC0
+
+
+@pytest.mark.parametrize(("path", "expected"), [("aclop", ND), ("aclnn", NZ)])
+def test_aclnn_does_not_look_whether_a_program_allows_internal_formats(kit, path, expected):
+    with kit.changed(internal_format="replaced_by_base_format", format_cast_path=path):
+        assert number(cast(matrix(4, 4), NZ)) == expected
+        assert number(cast(matrix(2, 4, 4), NZ)) == expected
+        assert number(cast(matrix(4, 4)[1:], NZ)) == ND
+        assert number(cast(matrix(1, 2, 4, 4), NZ)) == NCHW
+        assert number(cast(matrix(1, 2, 4, 4), NC1HWC0)) == NCHW
 
 
 def test_programs_that_do_not_allow_internal_formats_get_a_base_format(kit):

@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from npudiff.device.simulator import NotSimulated
-from npudiff.device.simulator.cache.fractal import (
-    device_bytes,
-    fractal_shape,
-    from_fractal_nz,
-    physical,
-    tile_width,
-    to_fractal_nz,
-    written_bytes,
-)
+from npudiff.device.simulator.cache.fractal import fractal_shape, from_fractal_nz, tile_width, to_fractal_nz
+from npudiff.device.simulator.cache.physical import device_bytes, physical, written_bytes
 
 DTYPES = [
     torch.float16,

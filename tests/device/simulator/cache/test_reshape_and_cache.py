@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from npudiff.device.simulator import DeviceFault, NotSimulated, OperatorRejected
-from npudiff.device.simulator.cache.fractal import from_fractal_nz, physical
+from npudiff.device.simulator.cache.fractal import from_fractal_nz
+from npudiff.device.simulator.cache.physical import physical
 
 DTYPES = [torch.float16, torch.bfloat16, torch.int8]
 SLOTS = [5, -1, 0, 11, 7]

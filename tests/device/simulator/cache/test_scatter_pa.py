@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from npudiff.device.simulator import PROFILES, DeviceFault, NotSimulated, OperatorRejected, UndefinedBehaviour
-from npudiff.device.simulator.cache.fractal import physical
+from npudiff.device.simulator.cache.physical import physical
 
 DTYPES = [torch.float16, torch.bfloat16, torch.int8]
 OTHER_DTYPES = [torch.float32, torch.uint8, torch.int16, torch.int32, torch.float8_e4m3fn]

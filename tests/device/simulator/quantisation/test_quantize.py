@@ -7,7 +7,7 @@ import torch
 
 from npudiff.device.simulator import NotSimulated, OperatorRejected
 from npudiff.device.simulator.cache.formats import Format, format_of
-from npudiff.device.simulator.cache.fractal import physical
+from npudiff.device.simulator.cache.physical import physical
 from npudiff.device.simulator.quantisation.integers import packed
 
 NZ = 29

@@ -1,0 +1,39 @@
+"""Putting it into Triton: who has imported this module's Triton has an interpreter that knows the device."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+
+import triton.runtime.interpreter as triton_interpreter
+from triton.runtime.jit import mangle_type
+
+from npudiff.device.virtual.triton import blocks, driver, extension, launch, options, values
+
+
+@cache
+def install() -> None:
+    """Change Triton's interpreter. Idempotent."""
+    _know_types()
+    builder = values.Builder()
+    triton_interpreter.interpreter_builder = builder
+    triton_interpreter.interpreter_semantic = blocks.Semantic(builder)
+    triton_interpreter._get_np_dtype = values.numpy_dtype
+    triton_interpreter.ReduceOps, triton_interpreter.ScanOps = values.Reduction, values.Scan
+    triton_interpreter.GridExecutor = launch.Launch
+    triton_interpreter.InterpretedFunction.__call__ = launch.call_function
+    blocks.install()
+    options.install()
+    extension.install()
+    driver.install()
+
+
+def _know_types() -> None:
+    """Have Triton look up the types of arguments, which it does once, in modules that backends put empty ones for.
+
+    An NPU's own Triton has no Gluon: vllm-ascend stands in for it before it imports Triton.
+    """
+    for name in [name for name in sys.modules if name.startswith("triton.experimental.gluon")]:
+        if getattr(sys.modules[name], "__file__", None) is None:
+            del sys.modules[name]
+    mangle_type(0)
