@@ -19,6 +19,7 @@ from npudiff.device.simulator.atb_attention.choices import AtbAttentionChoices
 from npudiff.device.simulator.block_scaled.choices import BlockScaledChoices
 from npudiff.device.simulator.fused_attention.choices import FusedAttentionChoices
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
+from npudiff.device.simulator.linear_attention.choices import LinearAttentionChoices
 from npudiff.device.simulator.matmul.choices import MatmulChoices
 from npudiff.device.simulator.mla.choices import MlaChoices
 from npudiff.device.simulator.moe.choices import MoeChoices
@@ -45,6 +46,7 @@ class CannProfile(
     BlockScaledChoices,
     SamplingChoices,
     SparseAttentionChoices,
+    LinearAttentionChoices,
 ):
     """The behaviour of one CANN version, as far as it is known.
 
@@ -308,6 +310,9 @@ _PESSIMISTIC = CannProfile(
     sparse_attention_unpacked="undefined",
     sparse_attention_hidden_row="as_empty",
     sparse_attention_heads="documented",
+    linear_shared_states="unpredictable",
+    chunk_decay="quotient",
+    causal_conv1d_silu="of_rounded",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

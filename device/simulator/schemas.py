@@ -15,8 +15,10 @@ from npudiff.device.simulator.block_scaled.schemas import SCHEMAS as BLOCK_SCALE
 from npudiff.device.simulator.cache.schemas import SCHEMAS as CACHE
 from npudiff.device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
 from npudiff.device.simulator.grouped_matmul.schemas import SCHEMAS as GROUPED_MATMUL
+from npudiff.device.simulator.linear_attention.schemas import OF_SGL_KERNEL_NPU as SGL_LINEAR_ATTENTION
+from npudiff.device.simulator.linear_attention.schemas import SCHEMAS as LINEAR_ATTENTION
 from npudiff.device.simulator.matmul.schemas import SCHEMAS as MATMUL
-from npudiff.device.simulator.mla.schemas import OF_SGL_KERNEL_NPU
+from npudiff.device.simulator.mla.schemas import OF_SGL_KERNEL_NPU as SGL_MLA
 from npudiff.device.simulator.mla.schemas import SCHEMAS as MLA
 from npudiff.device.simulator.moe.schemas import SCHEMAS as MOE
 from npudiff.device.simulator.norms.schemas import SCHEMAS as NORMS
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
 
 SCHEMAS = (
     *FUSED_ATTENTION, *ATB_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL,
-    *MATMUL, *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION,
+    *MATMUL, *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION, *LINEAR_ATTENTION,
 )  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 
-SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({"sgl-kernel-npu": OF_SGL_KERNEL_NPU})
+SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"sgl-kernel-npu": (*SGL_MLA, *SGL_LINEAR_ATTENTION)}
+)
 """Schemas that other packages than torch_npu register, by package.
 
 They were written from that package's sources. No wheel is compared with them, so they are recorded, not proved.
