@@ -28,6 +28,7 @@ from npudiff.device.simulator.quantisation.choices import QuantisationChoices
 from npudiff.device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
 from npudiff.device.simulator.sampling.choices import SamplingChoices
 from npudiff.device.simulator.sparse_attention.choices import SparseAttentionChoices
+from npudiff.device.simulator.speculative.choices import SpeculativeChoices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -47,6 +48,7 @@ class CannProfile(
     SamplingChoices,
     SparseAttentionChoices,
     LinearAttentionChoices,
+    SpeculativeChoices,
 ):
     """The behaviour of one CANN version, as far as it is known.
 

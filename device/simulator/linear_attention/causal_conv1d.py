@@ -125,13 +125,13 @@ def causal_conv1d_meta(request: ConvRequest) -> Tensor:
 def _convolved(z: Tensor, weight: Tensor, bias: Tensor | None, activation: int, rounded: torch.dtype | None) -> Tensor:
     """Return float32 [L, D] of history and rows [K - 1 + L, D]."""
     rows = len(z) - len(weight) + 1
-    terms = [z[j : j + rows] * one for j, one in enumerate(weight)]
+    terms: list[Tensor] = [z[j : j + rows] * one for j, one in enumerate(weight)]
     total = terms[0] if bias is None else bias + terms[0]
     for term in terms[1:]:
         total = total + term
     if rounded is not None:
         total = total.to(rounded).float()
-    return total / (1 + (-total).exp()) if activation else total
+    return total.div(1 + (-total).exp()) if activation else total
 
 
 def _history(request: ConvRequest, part: _Part) -> Tensor:

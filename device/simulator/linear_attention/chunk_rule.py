@@ -70,7 +70,7 @@ def chunk_gated_delta_rule(request: ChunkRequest) -> tuple[Tensor, Tensor]:
         current = state[number].float()
         for start in range(rows.start, rows.stop, CHUNK):
             piece = slice(start, min(start + CHUNK, rows.stop))
-            current, answers = chunk(current, *_tensors(request, piece), float(request.scale or 0.0), how)
+            current, answers = chunk(current, *_tensors(request, piece), how)
             out[piece] = answers.transpose(0, 1).to(torch.bfloat16)
         state[number] = current.to(state.dtype)
     return out, state
@@ -92,14 +92,14 @@ def rounding(profile: CannProfile) -> Rounding:
     )
 
 
-def _tensors(request: ChunkRequest, rows: slice) -> tuple[Tensor, ...]:
-    """Return query, key, value, beta and gate of some rows, float32 with heads in front."""
+def _tensors(request: ChunkRequest, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]:
+    """Return query, key, value, beta and gate of some rows, float32 with heads in front, and the scale."""
     heads = request.value.shape[1]
     share = heads // request.key.shape[1]
     query, key = (one[rows].float().transpose(0, 1).repeat_interleave(share, 0) for one in (request.query, request.key))
     value, beta = request.value[rows].float().transpose(0, 1), _given(request.beta)[rows].float().transpose(0, 1)
     gate = torch.zeros_like(beta) if request.g is None else request.g[rows].transpose(0, 1)
-    return query, key, value, beta, gate
+    return query, key, value, beta, gate, float(request.scale or 0.0)
 
 
 def _sequences(lengths: Tensor, tokens: int) -> Iterator[tuple[int, slice]]:

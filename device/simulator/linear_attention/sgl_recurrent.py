@@ -126,7 +126,7 @@ def _tokens(request: SglRequest) -> _Tokens:
     value_dim, key_dim = request.recurrent_state.shape[2:]
     keys = request.nk * key_dim
     batch, length = request.mix_qkv.shape[:2]
-    query, key, value = request.mix_qkv.float().split([keys, keys, request.nv * value_dim], -1)
+    query, key, value = torch.tensor_split(request.mix_qkv.float(), (keys, 2 * keys), -1)
     query, key = (_normalised(one.reshape(batch, length, request.nk, key_dim)) for one in (query, key))
     query, key = ((one.repeat_interleave(request.nv // request.nk, 2)) for one in (query * request.scale, key))
     value = value.reshape(batch, length, request.nv, value_dim)

@@ -1,4 +1,4 @@
-"""The operators of this family."""
+"""The operators of this family: torch_npu's, and one of sgl-kernel-npu."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.matmul import schemas
 from npudiff.device.simulator.matmul import transpose_batchmatmul as transpose
 from npudiff.device.simulator.matmul import transpose_quant_batchmatmul as quant
+from npudiff.device.simulator.matmul.batch_matmul_transpose import batch_matmul_transpose, batch_matmul_transpose_meta
 
 OPERATORS = (
     Operator(
@@ -22,5 +23,6 @@ OPERATORS = (
         ("x2",),
         quant.QuantRequest,
     ),
+    Operator(schemas.BATCH_MATMUL_TRANSPOSE, batch_matmul_transpose, batch_matmul_transpose_meta),
 )
 """Every operator of the family."""

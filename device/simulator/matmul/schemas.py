@@ -1,4 +1,4 @@
-"""Schemas of products with transpositions, as torch_npu 2.13.0 registers them."""
+"""Schemas of products with transpositions: as torch_npu 2.13.0 registers them, and as sgl-kernel-npu does."""
 
 from __future__ import annotations
 
@@ -13,5 +13,13 @@ TRANSPOSE_QUANT_BATCHMATMUL = (
     "int? batch_split_factor=1, int? x1_dtype=None, int? x2_dtype=None) -> Tensor"
 )
 
+BATCH_MATMUL_TRANSPOSE = (
+    "batch_matmul_transpose(Tensor tensor_a, Tensor tensor_b, Tensor(a!) tensor_c, str? format_mode=None, "
+    "str? quant_mode=None) -> ()"
+)
+
 SCHEMAS = (TRANSPOSE_BATCHMATMUL, TRANSPOSE_QUANT_BATCHMATMUL)
-"""Every schema of the family."""
+"""Every schema of the family that torch_npu registers."""
+
+OF_SGL_KERNEL_NPU = (BATCH_MATMUL_TRANSPOSE,)
+"""Every schema of the family that sgl-kernel-npu registers."""
