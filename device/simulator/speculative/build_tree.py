@@ -113,7 +113,7 @@ def build_tree(request: TreeRequest) -> None:
             _store(request, tree.number, node, row, lengths)
 
 
-def build_tree_meta() -> None:
+def build_tree_meta(_: TreeRequest) -> None:
     """Return nothing."""
 
 
