@@ -91,6 +91,8 @@ def calls_of_other_packages() -> Iterator[Call]:
     """Yield calls of operators that are not torch_npu's."""
     yield from _causal_conv1d()
     yield from _sgl_recurrent()
+    yield from _sgl_chunks()
+    yield from _sgl_attention()
     yield from _adapters()
     yield from _sgl_sampling()
 
@@ -259,9 +261,9 @@ def _causal_conv1d() -> Iterator[Call]:
             )
             more = {"query_start_loc": _int32(0, 2, 3, 7), "cache_indices": _int32(2, -1, 0), "activation_mode": 1}
             begun = {"has_initial_state": torch.tensor([True, True, False]), "bias": draw(32, dtype=dtype, seed=3)}
-            yield Call("causal_conv1d", tensors, {**more, **begun}, undeclared=True)
+            yield Call("causal_conv1d", tensors, {**more, **begun})
             accepted = {"num_accepted_tokens": _int32(2, 1, 3), "run_mode": 1}
-            yield Call("causal_conv1d", tensors, {**more, **accepted}, undeclared=True)
+            yield Call("causal_conv1d", tensors, {**more, **accepted})
 
 
 def _sgl_recurrent() -> Iterator[Call]:
@@ -277,6 +279,27 @@ def _sgl_recurrent() -> Iterator[Call]:
     yield Call("recurrent_gated_delta_rule", (*tensors, 0.1, _int32(3, 2), slots, 1, 2), {**more, **gates})
     own = torch.tensor([[3, 0, 0], [1, 0, 0]], dtype=torch.int32)
     yield Call("recurrent_gated_delta_rule", (*tensors, 0.1, _int32(1, 1), own, 1, 2))
+
+
+def _sgl_chunks() -> Iterator[Call]:
+    bf16 = torch.bfloat16
+    tensors = (draw(70, 1, 16, dtype=bf16), draw(70, 1, 16, dtype=bf16, seed=1) / 4, draw(70, 2, 8, dtype=bf16, seed=2))
+    gates = {"beta": draw(70, 2, dtype=bf16, seed=3).sigmoid(), "g": -draw(70, 2, dtype=torch.float32, seed=4).abs()}
+    states = {"initial_state": draw(3, 2, 8, 16, dtype=bf16, seed=5), "actual_seq_lengths": _int32(67, 0, 3)}
+    for chunk_state in (torch.zeros(4, 2, 8, 16, dtype=bf16), None):
+        yield Call("chunk_gated_delta_rule", tensors, {**gates, **states, "scale": 0.25, "chunk_state": chunk_state})
+
+
+def _sgl_attention() -> Iterator[Call]:
+    bf16 = torch.bfloat16
+    query, key = draw(3, 4, 512, dtype=bf16), draw(4, 16, 1, 512, dtype=bf16, seed=1)
+    where = {"actual_seq_lengths_query": _int32(2, 3), "actual_seq_lengths_kv": _int32(30, 9)}
+    ropes = {"query_rope": draw(3, 4, 64, dtype=bf16, seed=2), "key_rope": draw(4, 16, 1, 64, dtype=bf16, seed=3)}
+    layouts = {"layout_query": "TND", "layout_kv": "PA_BSND", "sparse_mode": 0, "return_softmax_lse": True}
+    indices = torch.arange(9, dtype=torch.int32).expand(3, 1, 9).contiguous()
+    table = torch.tensor([[3, 1], [0, 2]], dtype=torch.int32)
+    more = {**where, **ropes, **layouts, "block_table": table}
+    yield Call("sgl_sparse_flash_attention", (query, key, key, indices, 0.05), more)
 
 
 def _adapters() -> Iterator[Call]:

@@ -2,8 +2,7 @@
 
     y[t] = act(bias + sum over j of weight[j] * z[t + j]),    z = K - 1 rows of history, then the rows of x
 
-Sources: sgl-kernel-npu's host code and kernel (``csrc/causal_conv1d``) and sglang 0.5.23's calls. The schema does not
-say that ``conv_states`` is written, which it is.
+Sources: sgl-kernel-npu's host code and kernel (``csrc/causal_conv1d``) and sglang 0.5.23's calls.
 """
 
 from __future__ import annotations

@@ -30,12 +30,13 @@ class LinearAttentionChoices:
     # what nobody wrote.
     linear_shared_states: Literal["in_order", "unpredictable"] = "in_order"
 
-    # npu_chunk_gated_delta_rule: where CANN's kernel rounds is not known. TEST compares with a calculation that rounds
-    # products and states between chunks to bfloat16; "float32" rounds outputs only.
+    # npu_chunk_gated_delta_rule: where CANN's kernel rounds is not known. SGL's kernel for A2 and A3, which seems to be
+    # a copy of it, and a calculation in TEST round products and states between chunks to bfloat16; "float32" rounds
+    # outputs only.
     chunk_rounding: Literal["bfloat16", "float32"] = "bfloat16"
 
-    # The same, decay between two tokens of a chunk: TEST divides exponentials, which is 0 / 0 once the gates of a chunk
-    # sum up to less than -87; the exponential of the difference is finite.
+    # The same, decay between two tokens of a chunk: SGL takes the exponential of the difference, which is finite; TEST
+    # divides exponentials, which is 0 / 0 once the gates of a chunk sum up to less than -87.
     chunk_decay: Literal["difference", "quotient"] = "difference"
 
     # causal_conv1d with activation: SGL applies SiLU in float32 and rounds once; its pull request 742 rounds before.

@@ -1,12 +1,13 @@
 """``npu_chunk_gated_delta_rule``: the gated delta rule over whole sequences, in chunks of 64 tokens.
 
 Sources: op-plugin's documentation, host code and test, the wheel's META rule, and vllm-ascend's call (``ops/gdn.py``).
-CANN's kernel was not read: where it rounds is ``chunk_rounding``.
+CANN's kernel was not read, that of sgl-kernel-npu (``csrc/chunk_gated_delta_rule``, for A2 and A3) was: where it rounds
+is ``chunk_rounding``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -62,18 +63,9 @@ def chunk_gated_delta_rule(request: ChunkRequest) -> tuple[Tensor, Tensor]:
     """
     check_host(request)
     _check(request)
-    profile = active_profile()
-    how = rounding(profile)
+    how = rounding(active_profile())
     state = _given(request.initial_state).clone()
-    out = unwritten(request.value.shape, torch.bfloat16)
-    for number, rows in _sequences(_given(request.actual_seq_lengths), len(request.value)):
-        current = state[number].float()
-        for start in range(rows.start, rows.stop, CHUNK):
-            piece = slice(start, min(start + CHUNK, rows.stop))
-            current, answers = chunk(current, *_tensors(request, piece), how)
-            out[piece] = answers.transpose(0, 1).to(torch.bfloat16)
-        state[number] = current.to(state.dtype)
-    return out, state
+    return run(request, state, how, _CHECK.operator), state
 
 
 def chunk_gated_delta_rule_meta(request: ChunkRequest) -> tuple[Tensor, Tensor]:
@@ -81,6 +73,42 @@ def chunk_gated_delta_rule_meta(request: ChunkRequest) -> tuple[Tensor, Tensor]:
     check_host(request)
     state = _given(request.initial_state)
     return request.value.new_empty(request.value.shape, dtype=torch.bfloat16), state.new_empty(state.shape)
+
+
+def run(
+    request: ChunkRequest, state: Tensor, how: Rounding, operator: str, entered: Callable[[Tensor], None] | None = None
+) -> Tensor:
+    """Write the last state of each sequence with tokens, and return the outputs.
+
+    Parameters
+    ----------
+    request : ChunkRequest
+        Checked.
+    state : Tensor
+        As initial_state.
+    how : Rounding
+        Where it rounds.
+    operator : str
+        For messages.
+    entered : callable, optional
+        Gets the state with which each chunk begins, float32 [Nv, Dv, Dk], in order.
+
+    Raises
+    ------
+    UndefinedBehaviour
+        A length is negative, or all together are more than the tokens.
+    """
+    out = unwritten(request.value.shape, torch.bfloat16)
+    for number, rows in _sequences(_given(request.actual_seq_lengths), len(request.value), operator):
+        current = _given(request.initial_state)[number].float()
+        for start in range(rows.start, rows.stop, CHUNK):
+            piece = slice(start, min(start + CHUNK, rows.stop))
+            if entered is not None:
+                entered(current)
+            current, answers = chunk(current, *_tensors(request, piece), how)
+            out[piece] = answers.transpose(0, 1).to(torch.bfloat16)
+        state[number] = current.to(state.dtype)
+    return out
 
 
 def rounding(profile: CannProfile) -> Rounding:
@@ -99,14 +127,14 @@ def _tensors(request: ChunkRequest, rows: slice) -> tuple[Tensor, Tensor, Tensor
     query, key = (one[rows].float().transpose(0, 1).repeat_interleave(share, 0) for one in (request.query, request.key))
     value, beta = request.value[rows].float().transpose(0, 1), _given(request.beta)[rows].float().transpose(0, 1)
     gate = torch.zeros_like(beta) if request.g is None else request.g[rows].transpose(0, 1)
-    return query, key, value, beta, gate, float(request.scale or 0.0)
+    return query, key, value, beta, gate, 1.0 if request.scale is None else request.scale
 
 
-def _sequences(lengths: Tensor, tokens: int) -> Iterator[tuple[int, slice]]:
+def _sequences(lengths: Tensor, tokens: int, operator: str) -> Iterator[tuple[int, slice]]:
     start = 0
     for number, length in enumerate(lengths.tolist()):
         if length < 0 or start + length > tokens:
-            raise UndefinedBehaviour(f"{_CHECK.operator}: actual_seq_lengths is {lengths.tolist()} of {tokens} tokens")
+            raise UndefinedBehaviour(f"{operator}: actual_seq_lengths is {lengths.tolist()} of {tokens} tokens")
         if length:
             yield number, slice(start, start + length)
         start += length

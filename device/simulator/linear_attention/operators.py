@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from npudiff.device.simulator.library import Operator
-from npudiff.device.simulator.linear_attention import chunk_rule, recurrent, schemas, sgl_recurrent
+from npudiff.device.simulator.linear_attention import chunk_rule, recurrent, schemas, sgl_chunk, sgl_recurrent
 from npudiff.device.simulator.linear_attention.causal_conv1d import ConvRequest, causal_conv1d, causal_conv1d_meta
 
 OPERATORS = (
@@ -31,6 +31,12 @@ OPERATORS = (
         sgl_recurrent.sgl_recurrent_gated_delta_rule,
         sgl_recurrent.sgl_recurrent_gated_delta_rule_meta,
         request=sgl_recurrent.SglRequest,
+    ),
+    Operator(
+        schemas.SGL_CHUNK_GATED_DELTA_RULE,
+        sgl_chunk.sgl_chunk_gated_delta_rule,
+        sgl_chunk.sgl_chunk_gated_delta_rule_meta,
+        request=sgl_chunk.SglChunkRequest,
     ),
 )
 """Every operator of the family."""

@@ -23,6 +23,9 @@ from torch import Tensor
 CHUNK = 64
 """Tokens of a chunk."""
 
+_HALF = 32
+"""Rows of a triangle that is inverted by substitution; the kernel puts two of them together with products."""
+
 
 def step(
     state: Tensor, query: Tensor, key: Tensor, value: Tensor, beta: Tensor, decay: Tensor | None, by_key: Tensor | None
@@ -70,6 +73,17 @@ class Rounding:
         return later.exp() / earlier.exp() if self.quotient else (later - earlier).exp()
 
 
+def _inverse(lower: Tensor, narrow: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return (1 + A)^-1 of strictly lower parts A [N, C, C]: both halves on their own, and their corner from them."""
+    if lower.shape[-1] <= _HALF:
+        unit = torch.eye(lower.shape[-1])
+        return narrow(torch.linalg.solve_triangular(lower + unit, unit, upper=False, unitriangular=True))
+    first, second = (_inverse(lower[:, half, half], narrow) for half in (slice(_HALF), slice(_HALF, None)))
+    corner = narrow(second @ narrow(narrow(-lower[:, _HALF:, :_HALF]) @ first))
+    above = torch.nn.functional.pad(first, (0, second.shape[-1]))
+    return torch.cat([above, torch.cat([corner, second], -1)], 1)
+
+
 def chunk(
     state: Tensor, query: Tensor, key: Tensor, value: Tensor, beta: Tensor, gate: Tensor, scale: float, how: Rounding
 ) -> tuple[Tensor, Tensor]:
@@ -102,8 +116,7 @@ def chunk(
     decay = how.decay(total[:, :, None], total[:, None, :]).masked_fill(~lower, 0.0)
     narrow = how.narrow
     alike = narrow(key @ key.mT) * beta[:, :, None] * decay
-    unit = torch.eye(total.shape[1])
-    inverse = narrow(torch.linalg.solve_triangular(alike.tril(-1) + unit, unit, upper=False, unitriangular=True))
+    inverse = _inverse(alike.tril(-1), narrow)
     inner = narrow(inverse @ narrow(value * beta[:, :, None]))
     grown_keys = narrow(inverse @ narrow(key * beta[:, :, None] * grown))
     old = narrow(narrow(query * scale * grown) @ state.mT)

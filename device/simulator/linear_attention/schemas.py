@@ -1,7 +1,8 @@
 """Schemas of linear attention.
 
 ``SCHEMAS`` are torch_npu 2.13.0's. ``OF_SGL_KERNEL_NPU`` are not in torch_npu: sgl-kernel-npu registers them, in the
-``npu`` namespace too (``csrc/pytorch_extensions.cpp``).
+``npu`` namespace too (``csrc/pytorch_extensions.cpp``); they are those of the version that sglang 0.5.23 calls. Before
+it ``causal_conv1d`` did not say that it writes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ RECURRENT_GATED_DELTA_RULE_FUNCTIONAL = (
 )
 
 CAUSAL_CONV1D = (
-    "causal_conv1d(Tensor x, Tensor weight, Tensor conv_states, Tensor? bias=None, Tensor? query_start_loc=None, "
+    "causal_conv1d(Tensor x, Tensor weight, Tensor(a!) conv_states, Tensor? bias=None, Tensor? query_start_loc=None, "
     "Tensor? cache_indices=None, Tensor? has_initial_state=None, Tensor? num_accepted_tokens=None, "
     "int activation_mode=0, int pad_slot_id=-1, int run_mode=0) -> Tensor"
 )
@@ -32,8 +33,14 @@ SGL_RECURRENT_GATED_DELTA_RULE = (
     "Tensor? cache_indices=None, Tensor? num_accepted_tokens=None, Tensor? g=None, Tensor? gk=None) -> Tensor"
 )
 
+SGL_CHUNK_GATED_DELTA_RULE = (
+    f"chunk_gated_delta_rule({_RULE}, *, Tensor? beta=None, Tensor? initial_state=None, "
+    "Tensor? actual_seq_lengths=None, float? scale=None, Tensor? g=None, Tensor(c!)? chunk_state=None) -> "
+    "(Tensor, Tensor)"
+)
+
 SCHEMAS = (CHUNK_GATED_DELTA_RULE, RECURRENT_GATED_DELTA_RULE, RECURRENT_GATED_DELTA_RULE_FUNCTIONAL)
 """Every schema of the family that torch_npu registers."""
 
-OF_SGL_KERNEL_NPU = (CAUSAL_CONV1D, SGL_RECURRENT_GATED_DELTA_RULE)
+OF_SGL_KERNEL_NPU = (CAUSAL_CONV1D, SGL_RECURRENT_GATED_DELTA_RULE, SGL_CHUNK_GATED_DELTA_RULE)
 """Every schema of the family that sgl-kernel-npu registers."""

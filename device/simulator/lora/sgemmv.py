@@ -3,8 +3,10 @@
     shrink    y[t, r] = scale * sum over h of x[t, h] weight[adapter, r, h],    r below the adapter's rank
     expand    y[t, o] += sum over r of x[t, r] weight[adapter, o, r]
 
-Slices of ``expand``, as those of a fused qkv, have x side by side, each as wide as the adapter's own rank. Sources:
-host code and kernels of sgl-kernel-npu (``csrc/lora``), and sglang 0.5.23's calls.
+Slices, as those of a fused qkv, lie side by side in what ``shrink`` writes and ``expand`` reads, and one below the
+other in the first matrix: each as wide as the adapter's own rank. Sources: host code, kernels and tests of
+sgl-kernel-npu (``csrc/lora``), and sglang 0.5.23's calls. The kernel of ``shrink`` with slices was not read; its places
+are those of ``sgemmc_shrink`` and of the reference in the tests.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ def sgemmv_shrink(
     lora_ranks: Tensor,
     lora_scales: Tensor,
     y: Tensor,
+    slice_count: int,
 ) -> None:
     """Write products with the first matrices of adapters.
 
@@ -52,7 +55,7 @@ def sgemmv_shrink(
     x : Tensor
         [T, hidden], float16 or bfloat16.
     weight : Tensor
-        [adapters, R, hidden] or [adapters, 1, R, hidden], dtype of x.
+        [adapters, slices * R, hidden] or [adapters, 1, slices * R, hidden], dtype of x.
     lora_indices, seq_len : Tensor
         int32, of segments: adapter, negative for none, and number of tokens.
     lora_ranks : Tensor
@@ -60,12 +63,15 @@ def sgemmv_shrink(
     lora_scales : Tensor
         float16 [adapters].
     y : Tensor
-        float32 [T, R], R below hidden: summed in float32. What is behind a rank, and rows without an adapter, stay.
+        float32 [T, slices * R], below hidden: summed in float32. What is behind the slices of an adapter's own rank,
+        and rows without an adapter, stay.
+    slice_count : int
+        Slices.
 
     Raises
     ------
     OperatorRejected
-        A dtype of x, a rank or R is not one of the above.
+        A dtype of x, a rank or the width of y is not one of the above.
     UndefinedBehaviour
         What the host code does not check: other dtypes, gaps, sizes that do not fit.
     DeviceFault
@@ -83,13 +89,17 @@ def sgemmv_shrink(
         found.append(f"weight is {list(weight.shape)}, x {list(x.shape)} and y {list(y.shape)}")
     if x.shape[1] % _HALVES_PER_BLOCK:
         found.append(f"hidden is {x.shape[1]}, no multiple of {_HALVES_PER_BLOCK}")
-    ranks = sorted({one.rank for one in segments if one.rank % _FLOATS_PER_BLOCK or one.rank > y.shape[1]})
+    most = y.shape[1] // max(slice_count, 1)
+    if slice_count < 1 or y.shape[1] % slice_count:
+        found.append(f"slice_count is {slice_count}, and y has {y.shape[1]} columns")
+    ranks = sorted({one.rank for one in segments if one.rank % _FLOATS_PER_BLOCK or one.rank > most})
     if ranks:
-        found.append(f"ranks {ranks} are no multiples of {_FLOATS_PER_BLOCK} up to {y.shape[1]}")
+        found.append(f"ranks {ranks} are no multiples of {_FLOATS_PER_BLOCK} up to {most}")
     _refuse(_SHRINK, found)
     for one in segments:
-        products = x[one.rows].float() @ matrices[one.adapter, : one.rank].float().T
-        y[one.rows, : one.rank] = products * lora_scales[one.adapter].float()
+        width = slice_count * one.rank
+        products = x[one.rows].float() @ matrices[one.adapter, :width].float().T
+        y[one.rows, :width] = products * lora_scales[one.adapter].float()
 
 
 def sgemmv_shrink_meta() -> None:

@@ -1,4 +1,4 @@
-"""Schemas of attention over chosen tokens, as torch_npu 2.13.0 registers them."""
+"""Schemas of attention over chosen tokens: as torch_npu 2.13.0 registers them, and as sgl-kernel-npu does."""
 
 from __future__ import annotations
 
@@ -31,5 +31,14 @@ KV_QUANT_SPARSE_FLASH_ATTENTION = (
     "int tile_size=128, int rope_head_dim=64, int? key_dtype=None, int? value_dtype=None) -> Tensor"
 )
 
+SGL_SPARSE_FLASH_ATTENTION = (
+    "sgl_sparse_flash_attention(Tensor query, Tensor key, Tensor value, Tensor sparse_indices, float scale_value, *, "
+    f"{_LENGTHS}Tensor? query_rope=None, Tensor? key_rope=None, {_LAYOUTS}, int attention_mode=2, "
+    "bool return_softmax_lse=False) -> (Tensor attention_out, Tensor softmax_max, Tensor softmax_sum)"
+)
+
 SCHEMAS = (LIGHTNING_INDEXER, QUANT_LIGHTNING_INDEXER, SPARSE_FLASH_ATTENTION, KV_QUANT_SPARSE_FLASH_ATTENTION)
-"""Every schema of the family."""
+"""Every schema of the family that torch_npu registers."""
+
+OF_SGL_KERNEL_NPU = (SGL_SPARSE_FLASH_ATTENTION,)
+"""Every schema of the family that sgl-kernel-npu registers."""

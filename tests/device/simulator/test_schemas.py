@@ -44,8 +44,10 @@ def test_operators_of_other_packages_are_named():
     assert named == {
         "sgl-kernel-npu": [
             "mla_preprocess",
+            "sgl_sparse_flash_attention",
             "causal_conv1d",
             "recurrent_gated_delta_rule",
+            "chunk_gated_delta_rule",
             "sgemmv_shrink",
             "sgemmv_expand",
             "batch_matmul_transpose",

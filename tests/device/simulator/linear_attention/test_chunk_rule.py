@@ -96,6 +96,21 @@ def test_products_and_states_round_to_bfloat16_between_chunks(call, rule):
     assert (wide[0, 0, :, 0] > 1.0).all()
 
 
+def test_the_corner_of_the_inverse_is_put_together_from_rounded_halves():
+    """Token 32 has the key of token 0: what it writes hangs on one number of the corner, which 16 bit hold."""
+    key = torch.eye(64)[:, None].bfloat16()
+    key[32] = key[0]
+    beta = torch.ones(64, 1).bfloat16()
+    beta[32] = 0.75
+    value = torch.zeros(64, 1, 8).bfloat16()
+    value[0], value[32] = 1.5, 4.0
+    given = {"beta": beta, "actual_seq_lengths": int32(64), "scale": 1.0}
+    state = torch.zeros(1, 1, 8, 64).bfloat16()
+    out, final = torch.ops.npu.npu_chunk_gated_delta_rule(key, key, value, initial_state=state, **given)
+    assert (out[32] == 1.5 + 0.75 * (4.0 - 1.5)).all()
+    assert (final[0, 0, :, 0] == 1.5 + 0.75 * (4.0 - 1.5)).all()
+
+
 def test_orthonormal_keys_store_values_exactly(rule):
     key = torch.eye(64)[:, None].bfloat16()
     value, state = rule.draw(64, 1, 8), torch.zeros(1, 1, 8, 64).bfloat16()

@@ -67,6 +67,23 @@ def test_expand(dtype, bounds):
             assert ((y[t, columns].double() - exact).abs() <= unit * exact.abs() + 1e-6 * size).all()
 
 
+def test_slices_lie_as_wide_as_the_adapters_own_rank():
+    """What ``shrink`` writes is what ``expand`` reads; the wide matrix is one of 3 * 16 rows, of which 24 are used."""
+    x, weight, y = draw(3, 80), draw(1, 48, 80, seed=1), torch.full((3, 48), 9.0)
+    one = (int32(0), int32(3), int32(8))
+    torch.ops.npu.sgemmv_shrink(x, weight, *one, torch.ones(1).half(), y, 3)
+    exact = x.double() @ weight[0, :24].double().T
+    assert ((y[:, :24].double() - exact).abs() <= 1e-6 * (x.double().abs() @ weight[0, :24].double().abs().T)).all()
+    assert (y[:, 24:] == 9).all()
+    second, out = draw(1, 48, 16, seed=2), torch.zeros(3, 48).half()
+    torch.ops.npu.sgemmv_expand(y, second, *one, int32(0, 16, 32, 48), out)
+    for i in range(3):
+        columns = slice(16 * i, 16 * i + 16)
+        terms = y[:, None, 8 * i : 8 * i + 8].double() * second[0, columns, :8].double()
+        exact, size = terms.sum(-1), terms.abs().sum(-1)
+        assert ((out[:, columns].double() - exact).abs() <= 2.0**-11 * exact.abs() + 1e-6 * size + 2.0**-25).all()
+
+
 def test_an_adapter_of_rank_0_leaves_its_tokens_alone():
     x, weight, y = draw(2, HIDDEN), draw(1, RANK, HIDDEN), torch.full((2, RANK), 3.0)
     torch.ops.npu.sgemmv_shrink(x, weight, int32(0), int32(2), int32(0), torch.ones(1).half(), y)
@@ -76,7 +93,7 @@ def test_an_adapter_of_rank_0_leaves_its_tokens_alone():
 @pytest.fixture
 def shrink():
     y = torch.zeros(TOKENS, RANK)
-    return [draw(TOKENS, HIDDEN), draw(ADAPTERS, RANK, HIDDEN), *adapters(), torch.ones(ADAPTERS).half(), y]
+    return [draw(TOKENS, HIDDEN), draw(ADAPTERS, RANK, HIDDEN), *adapters(), torch.ones(ADAPTERS).half(), y, 1]
 
 
 @pytest.fixture
@@ -115,6 +132,8 @@ def test_what_shrink_refuses(shrink, place, value, words):
         (6, torch.zeros(TOKENS, RANK).half(), "y is float16 and is read as float32"),
         (6, torch.zeros(TOKENS, 16), "weight is"),
         (0, draw(HIDDEN, TOKENS).T, "x has strides"),
+        (7, 3, "slice_count is 3, and y has 32 columns"),
+        (7, 2, r"ranks \[32\] are no multiples of 8 up to 16"),
     ],
 )
 def test_what_shrink_misreads_is_undefined(shrink, place, value, words):
