@@ -212,9 +212,11 @@ def main() -> int:
             print(f"DEFECT fails without any change: {' '.join(tests)}")
         green = [change for change in changes if change.tests not in red]
         unseen = 0
-        for question, code in answers.of(Question(change.tests, change) for change in green):
-            seen = code in (FAILED, INTERRUPTED)
+        for done, (question, code) in enumerate(answers.of(Question(change.tests, change) for change in green), 1):
+            seen = code in (FAILED, INTERRUPTED) or code < 0  # a signal ended the tests
             unseen += not seen
+            if done % 25 == 0:
+                print(f"{done} of {len(green)} in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
             if question.change is not None and (options.all or not seen):
                 print(f"{'seen  ' if seen else 'UNSEEN'} {question.change.line}", flush=True)
     print(f"{len(green)} changes, {unseen} of which nobody sees, in {time.perf_counter() - started:.0f} s")

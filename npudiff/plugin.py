@@ -50,6 +50,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("npudiff", "differential testing of NPU implementations")
     group.addoption("--target", metavar="NAME", help="sim, virtual or npu; by default npu")
     group.addoption("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="implementations to test")
+    group.addoption(
+        "--npudiff-backend",
+        action="append",
+        default=[],
+        metavar="NAME[=CHECKOUT]",
+        help="shipping code to test, such as sglang",
+    )
     group.addoption("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
     group.addoption("--examples", type=positive, metavar="N", help="cases of equivalence per implementation")
     group.addoption(
@@ -80,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
         register_profiles()
     if wants_device(config.getoption("markexpr", "")):
         _require_device(config)
-    if any(config.getoption(option) for option in ("--impl", "--target", "--cann")):
+    if any(config.getoption(option) for option in ("--impl", "--npudiff-backend", "--target", "--cann")):
         _plan(config)  # a wrong name is refused before anything is collected
 
 
@@ -89,7 +96,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Leave a guardian where pytest is a program that runs implementations of others, which may end it at any time."""
     global _outermost
     outermost, _outermost = _outermost, False
-    if not (outermost and config.getoption("--impl") and _is_program()):
+    if not (outermost and _names_code_of_others(config) and _is_program()):
         return None
     from npudiff.run import guardian  # noqa: PLC0415 - a run that uses npudiff
 
@@ -98,6 +105,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         return None if ended is None else ended.status
     print(f"npudiff: {ended}", file=sys.stderr)
     return pytest.ExitCode.INTERNAL_ERROR
+
+
+def _names_code_of_others(config: pytest.Config) -> bool:
+    return bool(config.getoption("--impl") or config.getoption("--npudiff-backend"))
 
 
 def _is_program() -> bool:
@@ -158,13 +169,17 @@ def _plan(config: pytest.Config) -> Plan:
     """The plan of this run, made when the first test asks for it."""
     if _PLAN not in config.stash:
         from npudiff.findings.shared import plan_with_shared  # noqa: PLC0415
+        from npudiff.model.backend import wish_of  # noqa: PLC0415
         from npudiff.run.plan import Request  # noqa: PLC0415 - imports torch and Hypothesis, now needed
 
         profile = config.getoption("hypothesis_profile", None)
         request = Request(
             workers=1,  # pytest-xdist makes several
             mutants=1,  # of each component, as npudiff check; npudiff self-test runs all of them
-            implementations=tuple(config.getoption("--impl")),
+            implementations=(
+                *config.getoption("--impl"),
+                *(wish_of(text).selector for text in config.getoption("--npudiff-backend")),
+            ),
             target=config.getoption("--target") or ("npu" if wants_device(config.getoption("markexpr", "")) else None),
             cann=config.getoption("--cann"),
             examples=config.getoption("--examples"),
@@ -234,7 +249,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """End what was started, and say how the run ends."""
     if _RUNNER in config.stash:
         config.stash[_RUNNER].close()
-    if _SESSION in config.stash and config.getoption("--impl"):
+    if _SESSION in config.stash and _names_code_of_others(config):
         from npudiff.run import guardian  # noqa: PLC0415 - a run that uses npudiff
 
         guardian.says(int(config.stash[_SESSION].exitstatus))

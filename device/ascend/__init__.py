@@ -5,7 +5,7 @@ Every adapter is an implementation of its own, and runs unchanged on every targe
 What the modules here define is found when this package is imported: a new one needs no entry anywhere.
 """
 
-from npudiff.run.discovery import implementations_below
+from npudiff.run.defined import implementations_below
 
 _FOUND = implementations_below(__name__, __path__)
 globals().update(_FOUND)

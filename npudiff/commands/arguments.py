@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from npudiff.errors import ExitCode, did_you_mean, nearest
+from npudiff.errors import ExitCode, UsageError, did_you_mean, nearest
 from npudiff.gate.rotation import ROTATING
+from npudiff.model.backend import wish_of
 from npudiff.model.version import VERSION
 
 DEFAULT_ROOT = Path(".npudiff")
@@ -66,6 +67,14 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a duration such as 60s or 10m, got {text!r}")
     return seconds
+
+
+def backend(text: str) -> str:
+    """Read a backend, as a selector of implementations."""
+    try:
+        return wish_of(text).selector
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> int:
@@ -186,6 +195,7 @@ def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing = commands.add_parser("list", help="list components, implementations, properties and axes")
     listing.add_argument("components", nargs="*", metavar="COMPONENT", help="show these in full")
     listing.add_argument("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="list these only")
+    _add_backend(listing)
 
 
 def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -315,7 +325,20 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|MODULE|FILE",
         help="implementations to use: a name, a module, or a Python file with @npudiff.implementation functions",
     )
+    _add_backend(parser)
     _add_place(parser)
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        dest="impl",
+        action="append",
+        default=[],
+        type=backend,
+        metavar="NAME[=CHECKOUT]",
+        help="shipping code to test, unmodified: what is installed, or a checkout of it: sglang, vllm_ascend=../mine",
+    )
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:

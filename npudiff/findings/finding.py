@@ -27,6 +27,7 @@ from npudiff.files.writing import file_name, remove_file, write_file
 from npudiff.judge.criteria import published_verdicts
 from npudiff.judge.pattern import describe_pattern, explain_misplaced, worst_element, worst_gain
 from npudiff.model.anything import AnyInputs
+from npudiff.model.backend import option_of
 from npudiff.model.case import dumps, loads, to_plain
 from npudiff.model.component import Comparison, Component, OutputComparison
 from npudiff.model.drift import Drift
@@ -353,8 +354,8 @@ def _verdict_of(failure: Failure) -> str:
 
 def _options(item: Implementation) -> str:
     """Return what ``npudiff replay`` has to be told to find an implementation, and to judge it as it was judged."""
-    impl = [f"--impl {shlex.quote(item.selector)}"] if item.selector else []
-    return " ".join([*impl, *(["--untrusted"] if item.untrusted else [])])
+    named = option_of(item.selector) if item.selector else ""
+    return " ".join([*([named] if named else []), *(["--untrusted"] if item.untrusted else [])])
 
 
 def _described(outcome: Outcome, case: object, verdict: str, detail: Mapping[str, Any]) -> Finding:

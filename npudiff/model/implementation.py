@@ -97,6 +97,8 @@ class Implementation(Generic[InputsT, OutputsT]):
     """Whether what was decorated is given inputs that are on the target's device; ``function`` moves them."""
     untrusted: bool = False
     """Whether its calls are made in a process of its own, which the judge's does not share and does not look into."""
+    requires: Callable[[], str] | None = None
+    """Says what it needs and is not here, or an empty text: it is left out of a run then, and the run says why."""
 
     def __post_init__(self) -> None:
         check_title("an implementation", self.name)
@@ -132,6 +134,7 @@ def implementation(
     wrong: str | None = None,
     mutant_of: str | None = None,
     stateful: Literal[False] = False,
+    requires: Callable[[], str] | None = None,
 ) -> Callable[[ImplementationFunction[InputsT, OutputsT]], Implementation[InputsT, OutputsT]]: ...
 
 
@@ -145,6 +148,7 @@ def implementation(
     wrong: str | None = None,
     mutant_of: str | None = None,
     stateful: Literal[True],
+    requires: Callable[[], str] | None = None,
 ) -> Callable[[Callable[[], ImplementationFunction[InputsT, OutputsT]]], Implementation[InputsT, OutputsT]]: ...
 
 
@@ -157,6 +161,7 @@ def implementation(
     wrong: str | None = None,
     mutant_of: str | None = None,
     stateful: bool = False,
+    requires: Callable[[], str] | None = None,
     **unknown: object,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     """Turn a function ``f(inputs, target)`` into an implementation that npudiff finds.
@@ -180,6 +185,9 @@ def implementation(
     stateful : bool, optional
         Whether it keeps something between calls. Then what is decorated takes nothing and returns ``f(inputs,
         target)``, which may refer to it; each case is given one of its own, so that a finding fails again by itself.
+    requires : callable, optional
+        Says what the function needs and is not here, such as a method of another version of a backend, or returns an
+        empty text. A run leaves the implementation out then, and says why.
 
     Raises
     ------
@@ -218,6 +226,7 @@ def implementation(
             function.__module__,
             factory=made if stateful else None,
             on_device=on_device,
+            requires=requires,
         )
         return _defined(item, function)
 

@@ -12,13 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Protocol
 
 from npudiff.errors import UsageError, unknown
+from npudiff.model.backend import is_backend
 from npudiff.model.component import Component
 from npudiff.model.contract import Contract
-from npudiff.model.implementation import DEFINED, Implementation, Target, TargetUnavailable
+from npudiff.model.implementation import Implementation, Target, TargetUnavailable
+from npudiff.run.backends import from_backend
+from npudiff.run.defined import identity, implementations_in
 from npudiff.run.user_modules import UserModule, import_named, is_file_name, is_importable
 
 COMPONENT_HOOKS: list[Callable[[Component], Component]] = []
@@ -133,12 +135,12 @@ def load_launcher(name: str) -> Launcher:
     return launcher
 
 
-def default_target(cann: str | None) -> Target:
-    """Return the ``npu`` target where a device is visible, else ``sim``."""
+def default_target(cann: str | None, otherwise: str = "sim") -> Target:
+    """Return the ``npu`` target where a device is visible, else another."""
     try:
         return load_target("npu", cann)
     except TargetUnavailable:
-        return load_target("sim", cann)
+        return load_target(otherwise, cann)
 
 
 def load_contracts(paths: Sequence[Path]) -> list[Contract]:
@@ -169,54 +171,6 @@ def built_in_implementations() -> list[Implementation]:
     found: list[Implementation] = []
     for point in _entry_points("implementations").values():
         found.extend(implementations_in(point.load()))
-    return found
-
-
-def implementations_in(module: ModuleType) -> list[Implementation]:
-    """Return the implementations of a module, each once.
-
-    They are those whose functions are written in it, as in a loop or in a factory, in the order in which they were
-    decorated; and those that its names hold, also in a list, tuple, set or dictionary. What begins with an underscore
-    is private: a function, or a name that alone holds an implementation.
-    """
-    public: list[Implementation] = []
-    private: list[Implementation] = []
-    for name, value in vars(module).items():
-        if name != DEFINED:
-            (private if name[0] == "_" else public).extend(_held(value))
-    shown, hidden = ({_identity(item): item for item in items} for items in (public, private))
-    defined = {_identity(item): item for item in vars(module).get(DEFINED, ())}
-    written = {key: shown.get(key, item) for key, item in defined.items() if key in shown or key not in hidden}
-    return list({**written, **shown}.values())
-
-
-def _held(value: object) -> list[Implementation]:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else (value,)
-    return [item for item in items if isinstance(item, Implementation)]
-
-
-def _identity(item: Implementation) -> tuple[str, str, int]:
-    """What two objects have in common that are one implementation, perhaps with other limits."""
-    return item.component, item.name, id(item.function)
-
-
-def implementations_below(package: str, paths: Iterable[str]) -> dict[str, Implementation]:
-    """Return the implementations that the modules of a package define, by the names of their functions.
-
-    Raises
-    ------
-    ValueError
-        If two modules have functions of one name.
-    """
-    found: dict[str, Implementation] = {}
-    for info in pkgutil.iter_modules(paths):
-        module = importlib.import_module(f"{package}.{info.name}")
-        for name, item in vars(module).items():
-            if not isinstance(item, Implementation) or name[0] == "_" or item.origin != module.__name__:
-                continue
-            if name in found:
-                raise ValueError(f"two implementations in {package} are named {name}")
-            found[name] = item
     return found
 
 
@@ -280,6 +234,8 @@ def each_once(items: Sequence[Implementation]) -> list[Implementation]:
 
 
 def _external(selector: str, built_in: Sequence[Implementation], provide: Provide | None) -> list[Implementation]:
+    if is_backend(selector):
+        return from_backend(selector)
     if not is_file_name(selector):
         _refuse_former_name(selector)
         if provide is None and not is_importable(selector):
@@ -315,13 +271,13 @@ def own_implementations(selector: str) -> list[Implementation]:
 def _own(user: UserModule, selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:
     """Return the implementations of a module without built-in ones that it imports; those of one that is built in."""
     name = user.module.__name__
-    inside = {_identity(item) for item in built_in if f"{item.origin}.".startswith(f"{name}.")}
-    outside = {_identity(item) for item in built_in} - inside
+    inside = {identity(item) for item in built_in if f"{item.origin}.".startswith(f"{name}.")}
+    outside = {identity(item) for item in built_in} - inside
     found = []
     for item in implementations_in(user.module):
-        if _identity(item) in inside:
+        if identity(item) in inside:
             found.append(item)
-        elif _identity(item) not in outside:
+        elif identity(item) not in outside:
             own = replace(item, origin=selector, selector=selector)
             found.append(own if user.neighbours is None else user.neighbours.around(own))
     return found

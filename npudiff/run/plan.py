@@ -13,10 +13,12 @@ from pathlib import Path
 from npudiff.draw.presets import DEFAULT_RUN_PRESET, RUN_PRESETS, run_preset
 from npudiff.errors import UsageError, unknown
 from npudiff.judge.judge import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, properties_of, property_of_mutant
+from npudiff.model.backend import wished
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import TIMEOUT, Budget, Isolation, Job
+from npudiff.run.backends import load_backend, room_of
 from npudiff.run.discovery import Provide, default_target, load_components, load_target, select_implementations
 from npudiff.run.messages import Keep, Task
 
@@ -102,6 +104,8 @@ class Plan:
     """What was asked for."""
     shared: Shared = field(default_factory=Shared)
     """Cases that failed for others."""
+    left_out: tuple[str, ...] = ()
+    """Implementations that need what is not here, and what that is, a line each."""
 
     @property
     def workers(self) -> int:
@@ -188,6 +192,9 @@ class Plan:
         return share * runs * (1.0 if named or job in self.mutants else component.example_ratio)
 
 
+_NOTHING = "no implementation supports a case that --where and --model allow: nothing to run"
+
+
 def make_plan(request: Request) -> Plan:
     """Turn what the user asked for into jobs.
 
@@ -204,14 +211,18 @@ def make_plan(request: Request) -> Plan:
     run_preset(request.hypothesis_profile)
     components = load_components(request.components)
     restrictions = _restrictions(request, components)
-    target = load_target(request.target, request.cann) if request.target else default_target(request.cann)
+    target = _target(request)
     by_name = {component.name: component for component in components}
     jobs: list[Job] = []
     mutants: list[Job] = []
     chosen: Counter[str] = Counter()
+    left_out: list[str] = []
     provide = untrusted_provider(request, target) if request.untrusted else None
     for item in select_implementations(components, request.implementations, provide):
         if item.component not in restrictions:
+            continue
+        if missing := item.requires() if item.requires is not None else "":
+            left_out.append(f"{item.component}.{item.name}: {missing}")
             continue
         component = by_name[item.component]
         restriction = restrictions[item.component]
@@ -221,11 +232,21 @@ def make_plan(request: Request) -> Plan:
             found = _jobs(component, item, target, (property_of_mutant(item),), restriction)
             chosen[item.component] += len(found)
             mutants += found
+    left_out += [line for wish in wished(request.implementations) for line in room_of(wish).left_out]
     if not jobs and not mutants:
-        raise UsageError("no implementation supports a case that --where and --model allow: nothing to run")
-    plan = Plan(target, tuple(jobs), tuple(mutants), request)
+        why = f"nothing to run is here: {left_out[0]}" if left_out else _NOTHING
+        raise UsageError(why)
+    plan = Plan(target, tuple(jobs), tuple(mutants), request, left_out=tuple(left_out))
     _ = plan.isolation  # refused before anything is run
     return plan
+
+
+def _target(request: Request) -> Target:
+    """Return where a run happens: a backend has targets of its own, since it wants a device."""
+    if request.target:
+        return load_target(request.target, request.cann)
+    wanted = [load_backend(wish.name).target for wish in wished(request.implementations)]
+    return default_target(request.cann, wanted[0] if wanted else "sim")
 
 
 def untrusted_provider(request: Request, target: Target) -> Provide:

@@ -102,6 +102,8 @@ class Console:
             )
         if request.shared is not None:
             self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
+        for line in plan.left_out:
+            self.rich.print(f"[dim]not applicable here: {escape(clipped(printable(line)))}[/]")
 
     def table(self, outcomes: Sequence[Outcome]) -> None:
         """Show one row per implementation, or per property when verbose."""

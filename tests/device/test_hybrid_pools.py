@@ -29,7 +29,7 @@ from npudiff.reference.hybrid_pools import (
     Share,
     in_words,
 )
-from npudiff.run.discovery import implementations_in
+from npudiff.run.defined import implementations_in
 from npudiff.run.engine import run_job
 from npudiff.run.plan import DEFAULT_EXAMPLES
 

@@ -17,7 +17,8 @@ from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.job import Budget, Job, Verdict
 from npudiff.properties.rope_cache import RopeCacheCase, build_inputs, component
 from npudiff.reference.rope_scaling import RopeConfig
-from npudiff.run.discovery import implementations_in, load_target
+from npudiff.run.defined import implementations_in
+from npudiff.run.discovery import load_target
 from npudiff.run.engine import run_job
 
 ADAPTERS = [item for item in implementations_in(ascend) if item.component == "rope_cache"]

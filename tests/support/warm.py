@@ -1,7 +1,7 @@
 """Programs that have imported npudiff already: a server imports it once and forks for each, as that takes seconds.
 
-``warm.run`` is what running ``python -m npudiff`` by subprocess is, for tests that need a process of their
-own and not a fresh interpreter: a guardian, signals, and processes that may die.
+``warm.run`` is what running ``python -m npudiff`` by subprocess is, and ``warm.run_pytest`` ``python -m pytest``, for
+tests that need a process of their own and not a fresh interpreter: a guardian, signals, and processes that may die.
 """
 
 from __future__ import annotations
@@ -21,13 +21,32 @@ from pathlib import Path
 _IMPORTED = (
     "torch", "npudiff.run.plan", "npudiff.run.engine", "npudiff.run.isolation.supervisor", "npudiff.commands.check",
     "npudiff.commands.gate", "npudiff.show.finding", "npudiff.show.run_page.write", "npudiff.run.untrusted.candidate",
+    "hypothesis.stateful", "pytest", "xdist.plugin",
 )  # fmt: skip
 
 
 def run(*arguments, cwd, timeout=120, env=None):
     """Run npudiff as a program; returns what ``subprocess.run`` does, with the output as text."""
+    return _run("npudiff", arguments, cwd, timeout, env)
+
+
+def run_pytest(*arguments, cwd, timeout=120, env=None):
+    """Run pytest as a program, without plugins of the run that this is part of; as ``run`` otherwise."""
+    own = ("PYTEST_XDIST", "PYTEST_CURRENT_TEST", "COV")
+    environment = {name: value for name, value in (env or os.environ).items() if not name.startswith(own)}
+    # Hypothesis is there already, and asks pytest to rewrite its assertions.
+    quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+    return _run("pytest", (*quiet, *arguments), cwd, timeout, environment)
+
+
+def _run(program, arguments, cwd, timeout, env):
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        wanted = {"arguments": arguments, "cwd": str(cwd), "environment": env or dict(os.environ)}
+        wanted = {
+            "program": program,
+            "arguments": [*map(str, arguments)],
+            "cwd": str(cwd),
+            "environment": env or dict(os.environ),
+        }
         line = _server()
         socket.send_fds(line, [json.dumps(wanted).encode()], [out.fileno(), err.fileno()])
         pid = int(line.recv(64))
@@ -87,7 +106,7 @@ def _serve(line):
 
 
 def _become(wanted, out, err):
-    """Be the program: as the interpreter runs ``npudiff.__main__``, and ends."""
+    """Be the program: as the interpreter runs its ``__main__``, and ends."""
     code = 70
     try:
         os.setpgid(0, 0)
@@ -96,11 +115,17 @@ def _become(wanted, out, err):
         os.chdir(wanted["cwd"])
         os.environ.clear()
         os.environ.update(wanted["environment"])
-        sys.argv = ["npudiff", *wanted["arguments"]]
         sys.path[0] = wanted["cwd"]  # of ``python -m``
-        from npudiff.cli import entry
+        if wanted["program"] == "pytest":
+            import pytest
 
-        code = entry()
+            sys.argv = [str(Path(pytest.__file__).with_name("__main__.py")), *wanted["arguments"]]
+            code = pytest.console_main()
+        else:
+            from npudiff.cli import entry
+
+            sys.argv = ["npudiff", *wanted["arguments"]]
+            code = entry()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:  # noqa: BLE001 - as the interpreter

@@ -294,11 +294,8 @@ sys.exit(pytest.main(["--pyargs", "npudiff.properties", "-p", "no:cacheprovider"
 def test_pytest_refuses_a_linked_output_folder(folder):
     (folder / "elsewhere").mkdir()
     (folder / ".npudiff").symlink_to(folder / "elsewhere")
-    command = ["-m", "pytest", "--pyargs", "npudiff.properties", "-p", "no:cacheprovider", "-q", "-k", "swa_mask"]
-    result = subprocess.run(
-        [sys.executable, *command, "--target", "sim", "--impl", "eager"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["--pyargs", "npudiff.properties", "-p", "no:cacheprovider", "-q", "-k", "swa_mask"]
+    result = warm.run_pytest(*command, "--target", "sim", "--impl", "eager", cwd=folder)
     assert result.returncode == ExitCode.USAGE
     assert "a link, which is not followed" in result.stdout + result.stderr
     assert not list((folder / "elsewhere").iterdir())

@@ -11,12 +11,11 @@ import npudiff.properties
 from npudiff.errors import UsageError
 from npudiff.model.component import Component
 from npudiff.run import discovery
+from npudiff.run.defined import implementations_below, implementations_in
 from npudiff.run.discovery import (
     built_in_implementations,
     component_names,
     default_target,
-    implementations_below,
-    implementations_in,
     load_component,
     load_components,
     load_target,

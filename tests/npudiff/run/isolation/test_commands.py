@@ -10,6 +10,7 @@ import textwrap
 
 import pytest
 
+import warm
 from npudiff.errors import ExitCode
 
 KERNELS = """
@@ -133,11 +134,10 @@ def test_tests_that_hold_share_a_process(tmp_path):
 
 
 def test_a_test_of_an_implementation_that_crashes_fails_and_the_others_run(kernels, tmp_path):
-    command = [sys.executable, "-m", "pytest", "--pyargs", "npudiff.properties", "--impl", "mine.py", "--target", "sim"]
-    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    result = subprocess.run(
-        [*command, "--isolate", "-k", "equivalence", "-q", "-p", "no:cacheprovider"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    result = warm.run_pytest(
+        "--pyargs", "npudiff.properties", "--impl", "mine.py", "--target", "sim",
+        "--isolate", "-k", "equivalence", "-q", "-p", "no:cacheprovider",
+        cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == ExitCode.FINDINGS
     assert "2 failed" in result.stdout

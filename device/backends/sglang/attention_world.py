@@ -1,0 +1,224 @@
+"""The world of one attention call of sglang: pools, the table of requests, the backend, a layer and a batch.
+
+All of them are sglang's own classes. The pages of a case lie in the pool as they do in the case; where a model is
+hybrid, each token has a slot of the full pool of its own, from which the mapping leads to the slot of the sliding pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sglang.srt import runtime_context
+from sglang.srt.configs.model_config import AttentionArch
+from sglang.srt.hardware_backend.npu.attention.ascend_backend import AscendAttnBackend
+from sglang.srt.hardware_backend.npu.memory_pool_npu import NPUMHATokenToKVPool
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+
+from npudiff.device.backends.sglang.world import PAGE, configured
+from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.sliding_attention import SlidingAttentionInputs
+
+DEVICE = "npu"
+
+_NO_SPECULATION = SimpleNamespace(
+    is_dspark=lambda: False,
+    is_dflash=lambda: False,
+    is_dflash_family=lambda: False,
+    get_num_tokens_per_req_for_target_verify=lambda count, **_: count,
+)
+
+
+@dataclass(frozen=True)
+class AttentionWorld:
+    """What a forward pass of one layer needs."""
+
+    backend: AscendAttnBackend
+    layer: RadixAttention
+    batch: ForwardBatch
+    inputs: SlidingAttentionInputs
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of ``forward_extend`` and ``forward_decode``; keys and values are in the pool already."""
+        query, pool = self.inputs.query, self.inputs.kv
+        rows = query.shape[0]
+        empty = {name: query.new_zeros(rows, pool.kv_heads, dim) for name, dim in _dims(pool).items()}
+        sinks = {} if self.inputs.sinks is None else {"sinks": self.inputs.sinks}
+        return {
+            "q": query.reshape(rows, -1),
+            **empty,
+            "layer": self.layer,
+            "forward_batch": self.batch,
+            "save_kv_cache": False,
+            **sinks,
+        }
+
+    def rows(self, answer: torch.Tensor) -> torch.Tensor:
+        """Return what the backend answered as ``[tokens, heads, value_head_dim]``, with zeros for padding."""
+        tokens, heads, _ = self.inputs.query.shape
+        real = sum(self.inputs.query_lengths)
+        output = answer.reshape(-1, heads, self.inputs.kv.value_head_dim)[:real]
+        return torch.nn.functional.pad(output, (0, 0, 0, 0, 0, tokens - real))
+
+
+def _dims(pool: PagedKV) -> dict[str, int]:
+    return {"k": pool.head_dim, "v": pool.value_head_dim}
+
+
+def attention_world(
+    inputs: SlidingAttentionInputs, mode: ForwardMode, window_size: int, *, drafts: int | None = None
+) -> AttentionWorld:
+    """Build the world of a case.
+
+    Parameters
+    ----------
+    inputs : SlidingAttentionInputs
+        On the device; pages of 128 tokens that lie as ``PA_BSND``.
+    mode : ForwardMode
+        What sglang does: extend, decode, target verify.
+    window_size : int
+        What the layer is told as its ``sliding_window_size``; -1 for none.
+    drafts : int, optional
+        Draft tokens of each request, where they are verified.
+    """
+    configured()
+    pool, mapping = _pools(inputs)
+    requests = _requests(inputs, mapping)
+    runner = _runner(inputs, pool, requests)
+    context = runtime_context.get_context()
+    context.override("npudiff", speculative_num_draft_tokens=drafts)
+    try:
+        backend = AscendAttnBackend(runner)
+    finally:
+        context.override("npudiff", speculative_num_draft_tokens=None)
+    layer = RadixAttention(
+        inputs.query.shape[1], inputs.kv.head_dim, inputs.scale, inputs.kv.kv_heads, 0 if mapping is None else 1,
+        v_head_dim=inputs.kv.value_head_dim, sliding_window_size=window_size,
+    )  # fmt: skip
+    layer.sliding_window_size = window_size
+    if mapping is not None and inputs.window is None:
+        layer.layer_id = 0
+    return AttentionWorld(backend, layer, _batch(inputs, mode, drafts), inputs)
+
+
+def _pools(inputs: SlidingAttentionInputs) -> tuple[Any, torch.Tensor | None]:
+    """Return the pool that holds the pages of a case, and the slots of the sliding pool by those of the full one."""
+    full = inputs.full
+    if inputs.sliding is None:
+        pool = NPUMHATokenToKVPool(
+            size=(full.key.shape[0] - 1) * PAGE, page_size=PAGE, dtype=full.key.dtype, head_num=full.kv_heads,
+            head_dim=full.head_dim, v_head_dim=full.value_head_dim, layer_num=1, device=DEVICE,
+            enable_memory_saver=False,
+        )  # fmt: skip
+        _fill(pool, 0, full)
+        return pool, None
+    sliding = inputs.sliding
+    width = max(full.block_table.shape[1], sliding.block_table.shape[1])
+    slots = max(full.key.shape[0] - 1, full.block_table.shape[0] * width) * PAGE
+    pool = SWAKVPool(
+        size=slots, size_swa=(sliding.key.shape[0] - 1) * PAGE, page_size=PAGE, dtype=full.key.dtype,
+        head_num=full.kv_heads, head_dim=full.head_dim, v_head_dim=full.value_head_dim,
+        swa_attention_layer_ids=[1], full_attention_layer_ids=[0], device=DEVICE,
+        token_to_kv_pool_class=NPUMHATokenToKVPool,
+    )  # fmt: skip
+    _fill(pool.full_kv_pool, 0, full)
+    _fill(pool.swa_kv_pool, 0, sliding)
+    mapping = torch.zeros(slots + PAGE + 1, dtype=torch.int64, device=DEVICE)
+    mapping[-1] = -1
+    pool.register_mapping(mapping)
+    return pool, mapping
+
+
+def _fill(pool: Any, layer: int, pages: PagedKV) -> None:  # noqa: ANN401 - sglang's
+    for buffer, values in ((pool.get_key_buffer(layer), pages.key), (pool.get_value_buffer(layer), pages.value)):
+        buffer.view(-1, *values.shape[2:])[: values.shape[0] * PAGE].copy_(values.reshape(-1, *values.shape[2:]))
+
+
+def _slots(table: torch.Tensor, length: int) -> torch.Tensor:
+    """Return the slots of the first tokens of all requests, int64 ``[batch, length]``."""
+    tokens = torch.arange(length, device=table.device)
+    return table.long()[:, tokens // PAGE] * PAGE + tokens % PAGE
+
+
+def _requests(inputs: SlidingAttentionInputs, mapping: torch.Tensor | None) -> ReqToTokenPool:
+    """Return the table of requests, and let the mapping lead to the slots of a sliding layer that reads it."""
+    batch, length = len(inputs.kv_lengths), max((*inputs.kv_lengths, 1))
+    pool = ReqToTokenPool(batch, length + PAGE, DEVICE, False)
+    if mapping is not None and inputs.window is not None and inputs.sliding is not None:
+        width = -(-length // PAGE)
+        own = torch.arange(batch * width, device=DEVICE, dtype=torch.int32).view(batch, width)
+        slots = _slots(own + 1, length)
+        mapping[slots] = _slots(inputs.sliding.block_table, length)
+    else:
+        slots = _slots(inputs.full.block_table, length)
+    pool.req_to_token[1 : batch + 1, :length] = slots.to(pool.req_to_token.dtype)
+    return pool
+
+
+def _runner(inputs: SlidingAttentionInputs, pool: Any, requests: ReqToTokenPool) -> SimpleNamespace:  # noqa: ANN401
+    """Return what the backend's constructor reads of a model runner."""
+    dtype = inputs.query.dtype
+    config = SimpleNamespace(
+        dtype=dtype,
+        attention_arch=AttentionArch.MHA,
+        hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"]),
+        context_len=int(requests.req_to_token.shape[1]),
+        num_attention_heads=inputs.query.shape[1],
+    )
+    return SimpleNamespace(
+        device=DEVICE,
+        is_draft_worker=False,
+        page_size=PAGE,
+        model_config=config,
+        kv_cache_dtype=dtype,
+        dtype=dtype,
+        req_to_token_pool=requests,
+        token_to_kv_pool=pool,
+        token_to_kv_pool_allocator=None,
+        use_mla_backend=False,
+        spec_algorithm=_NO_SPECULATION,
+        is_hybrid_swa=inputs.sliding is not None,
+        sliding_window_size=inputs.window or PAGE,  # of the model, whose other layers have a window
+        server_args=runtime_context.get_context().server_args,
+    )
+
+
+def _batch(inputs: SlidingAttentionInputs, mode: ForwardMode, drafts: int | None) -> ForwardBatch:
+    rows, batch = inputs.query.shape[0], len(inputs.kv_lengths)
+    lengths = torch.tensor(inputs.kv_lengths, dtype=torch.int64) - (drafts or 0)
+    wanted: dict[str, Any] = {
+        "forward_mode": mode,
+        "batch_size": batch,
+        "input_ids": torch.zeros(rows, dtype=torch.int64, device=DEVICE),
+        "req_pool_indices": torch.arange(1, batch + 1, device=DEVICE),
+        "seq_lens": lengths.to(DEVICE),
+        "seq_lens_cpu": lengths,
+        "out_cache_loc": torch.zeros(rows, dtype=torch.int64, device=DEVICE),
+        "seq_lens_sum": int(lengths.sum()),
+    }
+    if mode == ForwardMode.EXTEND:
+        new, before = (
+            inputs.query_lengths,
+            [kv - q for q, kv in zip(inputs.query_lengths, inputs.kv_lengths, strict=True)],
+        )
+        wanted |= {
+            "extend_num_tokens": sum(new),
+            "extend_seq_lens": torch.tensor(new, dtype=torch.int32, device=DEVICE),
+            "extend_prefix_lens": torch.tensor(before, dtype=torch.int32, device=DEVICE),
+            "extend_seq_lens_cpu": list(new),
+            "extend_prefix_lens_cpu": before,
+        }
+    if drafts is not None:
+        wanted["spec_info"] = SimpleNamespace(draft_token_num=drafts)
+    known = {field.name for field in fields(ForwardBatch)}
+    made = ForwardBatch(**{name: value for name, value in wanted.items() if name in known})
+    made.global_num_token_non_padded_cpu = sum(inputs.query_lengths)
+    if drafts is not None:
+        made.spec_algorithm = _NO_SPECULATION
+    return made

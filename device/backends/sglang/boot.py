@@ -1,0 +1,116 @@
+"""Importing sglang where there is no card: which packages are stood in for, and in which order it goes.
+
+The device is there before anything of sglang. Only packages that sglang imports for other hardware, for tokenisers and
+for pictures are stood in for; nothing of sglang itself is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from npudiff.device.backends.stubs import Stubs
+from npudiff.model.backend import BackendUnavailable, Booted
+
+MISSING = (
+    # models and their processors
+    "sentencepiece", "mistral_common", "torchvision", "torchaudio", "timm", "scipy", "soundfile", "datasets",
+    "xgrammar", "outlines", "llguidance", "modelscope", "decord", "av", "tiktoken", "anthropic", "openai_harmony",
+    "numba", "blobfile", "easydict",
+    # kernels for other hardware
+    "sgl_kernel", "flashinfer", "flash_attn", "deep_ep", "triton_kernels", "tvm_ffi", "cuda", "kernels", "torchao",
+    "torch_memory_saver", "nvtx", "humming", "quack", "tilelang", "cutlass", "deep_gemm", "flash_mla", "nixl",
+    "mooncake", "tml_renderers",
+    # of CANN, and kernels for it: see KERNELS
+    "acl", "sgl_kernel_npu",
+)  # fmt: skip
+"""Packages that are stood in for where they are not installed."""
+
+ABSENT = ("sgl_kernel_npu.norm.gemma_rmsnorm",)
+"""Modules without which sglang takes torch_npu's operator, as it does on cards before the Ascend 950."""
+
+ALWAYS = ("torchair",)
+"""Those that are stood in for in any case: torch_npu ships one that imports and then fails without CANN."""
+
+SETTINGS = {"TRITON_INTERPRET": "1", "ASCEND_USE_FIA": "1"}
+"""Environment that sglang reads while it is imported, where nothing else is said."""
+
+
+KERNELS = "NPUDIFF_SGL_KERNEL_NPU"
+"""Environment variable that names a checkout of sgl-kernel-npu: there is no package of it to install. Its operators in
+C++ are the simulator's, its Triton kernels are its own. Without it, what calls one says so."""
+
+
+def boot(checkout: Path | None) -> Booted:
+    """Import sglang's Ascend backend.
+
+    Parameters
+    ----------
+    checkout : pathlib.Path or None
+        Folder of sglang's repository, or one that has the package ``sglang``; None for what is installed.
+
+    Raises
+    ------
+    BackendUnavailable
+        If there is none, or it does not import.
+    """
+    if checkout is not None:
+        sys.path.insert(0, str(_folder_of_package(checkout)))
+    elif importlib.util.find_spec("sglang") is None:
+        raise BackendUnavailable(
+            "--backend sglang: it is not installed: pip install 'npudiff[sglang]', or name a checkout, sglang=PATH"
+        )
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with contextlib.suppress(ImportError):  # it puts its own torchair among the modules, in whose place a stub comes
+        importlib.import_module("torch_npu.dynamo")
+    stubs = Stubs([name for name in MISSING if name != "sgl_kernel_npu" or KERNELS not in os.environ], ALWAYS, ABSENT)
+    stubs.install()
+    _find_kernels()
+    try:
+        sglang = importlib.import_module("sglang")
+        importlib.import_module("sglang.srt.hardware_backend.npu.attention.ascend_backend")
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise BackendUnavailable(f"--backend sglang: it does not import: {why}") from error
+    return Booted(_version(sglang), Path(str(sglang.__file__)).parent, lambda: stubs.touched)
+
+
+def _folder_of_package(checkout: Path) -> Path:
+    for folder in (checkout / "python", checkout):
+        if (folder / "sglang").is_dir():
+            return folder.resolve()
+    raise BackendUnavailable(f"--backend sglang={checkout}: no folder sglang or python/sglang in it")
+
+
+def _version(sglang: ModuleType) -> str:
+    return str(getattr(sglang, "__version__", "") or importlib.metadata.version("sglang"))
+
+
+def _find_kernels() -> None:
+    """Let modules of a checkout of sgl-kernel-npu be imported without its package, which loads a library for a card.
+
+    Raises
+    ------
+    BackendUnavailable
+        If the checkout has no such package.
+    """
+    if KERNELS not in os.environ:
+        return
+    folder = Path(os.environ[KERNELS], "python", "sgl_kernel_npu", "sgl_kernel_npu").resolve()
+    if not folder.is_dir():
+        raise BackendUnavailable(
+            f"{KERNELS}={os.environ[KERNELS]}: no folder python/sgl_kernel_npu/sgl_kernel_npu in it"
+        )
+    package = ModuleType("sgl_kernel_npu")
+    package.__path__ = [str(folder)]
+    package.__spec__ = importlib.machinery.ModuleSpec("sgl_kernel_npu", None, is_package=True)
+    package.__spec__.submodule_search_locations = package.__path__
+    sys.modules["sgl_kernel_npu"] = package

@@ -1,0 +1,66 @@
+"""sglang's own objects, built as sglang builds them: its configuration, and modules with weights of a case."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from sglang.srt import runtime_context
+
+from npudiff.device.backends.sglang.boot import KERNELS
+from npudiff.device.backends.stubs import StubModule
+
+PAGE = 128
+"""Tokens of a page: sglang's Ascend backend has no other."""
+
+_RANKS = ("tp", "attn_tp", "attn_cp", "attn_dcp", "attn_dp", "moe_ep", "moe_tp", "pp")
+
+
+@functools.cache
+def configured() -> None:
+    """Tell sglang, once in a process, that it runs on one card."""
+    context = runtime_context.get_context()
+    context.override_server_args(device="npu", page_size=PAGE, attention_backend="ascend").install()
+    parallel = runtime_context.get_parallel()
+    if not hasattr(parallel, "override_permanently"):  # before 0.5.21 its defaults say this
+        return
+    alone = {f"{name}_size": 1 for name in _RANKS} | {f"{name}_rank": 0 for name in _RANKS} | {"dcp_enabled": False}
+    for name, value in alone.items():
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):  # no such name in this version
+            parallel.override_permanently(**{name: value})
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Let environment variables have these values for a moment: sglang reads some of them in each call."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def filled(parameter: Any, values: torch.Tensor) -> None:  # noqa: ANN401 - of any module
+    """Load a weight as sglang's loader does: by the parameter's own loader, or a copy."""
+    loader = getattr(parameter, "weight_loader", None)
+    if loader is None:
+        parameter.data.copy_(values)
+    else:
+        loader(parameter, values)
+
+
+def kernels_are_here() -> str:
+    """Say that Triton kernels of sgl-kernel-npu are not here, if so: sglang calls them where it finds them."""
+    if isinstance(sys.modules.get("sgl_kernel_npu"), StubModule):
+        return f"it needs Triton kernels of sgl-kernel-npu: set {KERNELS} to a checkout of it"
+    return ""

@@ -1,0 +1,93 @@
+"""Backends that a run names: found through entry points, imported once, with the implementations that call them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+from dataclasses import dataclass, replace
+
+from npudiff.errors import UsageError, unknown
+from npudiff.model.backend import Backend, Booted, Wish, wished
+from npudiff.model.implementation import Implementation
+from npudiff.run.defined import implementations_in
+
+
+@functools.cache
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group="npudiff.backends")}
+
+
+def backend_names() -> list[str]:
+    """Return the names of all backends, without importing them."""
+    return sorted(_entry_points())
+
+
+def load_backend(name: str) -> Backend:
+    """Return what is known of a backend, which is not imported.
+
+    Raises
+    ------
+    UsageError
+        If there is none of this name.
+    """
+    points = _entry_points()
+    if name not in points:
+        raise unknown("backend", name, points)
+    backend = points[name].load()
+    if not isinstance(backend, Backend):
+        raise UsageError(f"entry point {name!r} of npudiff.backends is no Backend")
+    return backend
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a process has of a backend: the backend itself, and the implementations that call it."""
+
+    booted: Booted
+    implementations: tuple[Implementation, ...]
+    left_out: tuple[str, ...]
+    """Modules of implementations that do not import beside this version of it, and why, a line each."""
+
+
+_rooms: dict[str, tuple[Wish, Room]] = {}
+"""By name of a backend: a process can import one version of it."""
+
+
+def room_of(wish: Wish) -> Room:
+    """Import a backend and the implementations that call it, once in a process, which has its device by now.
+
+    Raises
+    ------
+    BackendUnavailable
+        If it cannot be imported here.
+    UsageError
+        If there is no such backend, or this process has another version of it.
+    """
+    if wish.name in _rooms:
+        earlier, room = _rooms[wish.name]
+        if earlier != wish:
+            raise UsageError(f"--backend {wish.option}: this process has imported {earlier.option} already")
+        return room
+    backend = load_backend(wish.name)
+    booted = backend.boot(wish.checkout)
+    found, left_out = list[Implementation](), list[str]()
+    package = importlib.import_module(backend.implementations)
+    for info in pkgutil.iter_modules(package.__path__):
+        try:
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+        except (ImportError, AttributeError) as error:
+            left_out.append(f"{info.name}: not applicable to {wish.name} {booted.version}: {error}")
+            continue
+        found += [item for item in implementations_in(module) if item.origin == module.__name__]
+    chosen = tuple(replace(item, origin=wish.selector, selector=wish.selector) for item in found)
+    room = Room(booted, chosen, tuple(left_out))
+    _rooms[wish.name] = wish, room
+    return room
+
+
+def from_backend(selector: str) -> list[Implementation]:
+    """Return the implementations that call a backend, which is imported for it."""
+    (wish,) = wished([selector])
+    return list(room_of(wish).implementations)

@@ -1,0 +1,147 @@
+"""Backends that a run names: a package with a small one, its implementations, and what does not fit its version."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from npudiff.errors import ExitCode, UsageError
+from npudiff.model.backend import Wish, option_of, wish_of
+from npudiff.run import backends
+
+PACKAGE = '''
+"""A backend of somebody else."""
+from pathlib import Path
+from npudiff.model.backend import Backend, BackendUnavailable, Booted
+
+BOOTS = []
+
+def boot(checkout):
+    BOOTS.append(checkout)
+    if checkout is not None and not checkout.exists():
+        raise BackendUnavailable(f"--backend small={checkout}: nothing there")
+    return Booted("1.2", Path(__file__).parent)
+
+BACKEND = Backend("small", "for this test", boot, __name__, target="sim")
+'''
+
+MASKS = '''
+import npudiff
+from npudiff.device.ascend.swa_mask import window_mask
+
+@npudiff.implementation("swa_mask", name="theirs", on_device=True)
+def theirs(inputs, target):
+    """Their mask."""
+    return window_mask(inputs.kv_lengths, inputs.capacity, inputs.window)
+
+@npudiff.implementation("swa_mask", name="newer", on_device=True, requires=lambda: "get_mask has no argument window")
+def newer(inputs, target):
+    raise AssertionError("it is not run")
+'''
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """An installed package with a backend, whose entry point is found."""
+    folder = tmp_path / "installed" / "small_backend"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(PACKAGE)
+    (folder / "swa_mask.py").write_text(MASKS)
+    (folder / "rotary.py").write_text("from small_backend.not_in_this_version import rotate\n")
+    point = importlib.metadata.EntryPoint("small", "small_backend:BACKEND", "npudiff.backends")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setattr(backends, "_entry_points", lambda: {"small": point})
+    monkeypatch.setattr(backends, "_rooms", {})
+    yield folder
+    for name in [one for one in sys.modules if one.partition(".")[0] == "small_backend"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(("text", "wish"), [("sglang", Wish("sglang")), ("sglang=a b", Wish("sglang", Path("a b")))])
+def test_a_wish_is_a_name_and_perhaps_a_checkout(text, wish):
+    assert wish_of(text) == wish
+    assert wish_of(wish.option) == wish
+
+
+@pytest.mark.parametrize("text", ["", "=x", "sglang="])
+def test_a_wish_without_a_name_or_a_folder_is_refused(text):
+    with pytest.raises(UsageError, match="expected NAME or NAME=CHECKOUT"):
+        wish_of(text)
+
+
+def test_the_option_that_repeats_a_wish_is_fit_for_a_shell():
+    assert option_of("backend:sglang=a b") == "--backend 'sglang=a b'"
+    assert option_of("my file.py") == "--impl 'my file.py'"
+
+
+def test_its_implementations_are_run_and_what_does_not_fit_is_told(small, cli):
+    result = cli("check", "swa_mask", "rotary", "--backend", "small", "--examples", "5")
+    assert result.code == ExitCode.CLEAN, result.out + result.err
+    lines = " ".join(result.out.split())
+    assert "theirs" in lines
+    assert "not applicable here: swa_mask.newer: get_mask has no argument window" in lines
+    assert "not applicable here: rotary: not applicable to small 1.2: No module named" in lines
+
+
+def test_a_finding_names_the_backend_in_the_command_that_replays_it(small, cli, tmp_path):
+    (small / "swa_mask.py").write_text(MASKS.replace("inputs.window)", "(inputs.window or 10**6) + 1)"))
+    result = cli("check", "swa_mask", "--backend", "small", "--seed", "1")
+    assert result.code == ExitCode.FINDINGS
+    (line,) = {line.strip() for line in result.out.splitlines() if "-equivalence-" in line and "replay " in line}
+    assert line.endswith("--backend small")
+    (folder,) = (tmp_path / ".npudiff" / "findings").glob("*equivalence*")
+    assert json.loads((folder / "finding.json").read_text())["options"] == "--backend small"
+    assert cli("replay", folder, "--backend", "small").code == ExitCode.FINDINGS
+
+
+def test_listing_shows_what_a_backend_has(small, cli):
+    result = cli("list", "swa_mask", "--backend", "small")
+    assert "Their mask." in result.out
+    assert "graph_buffer" not in result.out
+
+
+def test_an_unknown_backend_names_those_that_there_are(small, cli):
+    result = cli("check", "swa_mask", "--backend", "smal")
+    assert result.code == ExitCode.USAGE
+    assert "unknown backend 'smal'; did you mean 'small'?" in result.err
+
+
+def test_a_backend_that_is_not_here_is_one_line(small, cli, tmp_path):
+    result = cli("check", "swa_mask", "--backend", f"small={tmp_path / 'gone'}")
+    assert (result.code, result.err.strip().count("\n")) == (ExitCode.USAGE, 0)
+    assert "nothing there" in result.err
+
+
+def test_it_is_imported_once_and_in_one_version(small, tmp_path):
+    room = backends.room_of(Wish("small"))
+    assert backends.room_of(Wish("small")) is room
+    assert sys.modules["small_backend"].BOOTS == [None]
+    with pytest.raises(UsageError, match="this process has imported small already"):
+        backends.room_of(Wish("small", tmp_path))
+
+
+def test_an_implementation_of_a_backend_may_end_its_process(small):
+    assert not any(item.built_in for item in backends.room_of(Wish("small")).implementations)
+
+
+def test_pytest_takes_a_backend_as_well(small, tmp_path):
+    """In a process of its own: the entry point is that of a distribution which is on its path."""
+    info = small.parent / "small_backend-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: small-backend\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[npudiff.backends]\nsmall = small_backend:BACKEND\n")
+    arguments = ("--pyargs", "npudiff.properties.test_components", "-p", "no:cacheprovider", "--examples", "5", "-v")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(small.parent), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", ".", *arguments]
+    result = subprocess.run(
+        [*command, "--npudiff-backend", "small", "-k", "theirs"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "test_property_holds[swa_mask-theirs-equivalence] PASSED" in result.stdout
