@@ -186,6 +186,16 @@ def test_a_shared_line_is_a_choice():
     assert torch.equal(other[2], y[2])
 
 
+def test_prefill_reads_before_it_writes():
+    x, weight = draw(6, DIM), draw(4, DIM, seed=1)
+    given = {"cache_indices": torch.tensor([1, 1]), "has_initial_state": torch.tensor([True, True])}
+    states = draw(2, 3, DIM, seed=2)
+    apart = torch.cat([states, states[1:]])
+    together = convolve(x, weight, states, query_start_loc=torch.tensor([0, 4, 6]), **given)
+    given["cache_indices"] = torch.tensor([1, 2])
+    assert torch.equal(together, convolve(x, weight, apart, query_start_loc=torch.tensor([0, 4, 6]), **given))
+
+
 GIVEN = {"query_start_loc": torch.tensor([0, 1, 3])}
 
 

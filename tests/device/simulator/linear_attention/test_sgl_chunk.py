@@ -66,6 +66,53 @@ def test_chunk_states_are_those_with_which_chunks_begin(call, rule):
     assert not call["chunk_state"][CHUNKS].any()
 
 
+def test_two_tokens_round_where_the_kernel_stores(rule):
+    """Heads of one key and one value, so that each number has at most two terms, in any order."""
+    heads, scale = 64, 0.5
+    tensors = {name: rule.draw(2, heads, 1, seed=i) for i, name in enumerate(("query", "key", "value"))}
+    tensors["beta"] = rule.uniform(2, heads, seed=3).bfloat16()
+    state, g = rule.draw(1, heads, 1, 1, seed=4), -rule.uniform(2, heads, seed=5)
+    out, final = torch.ops.npu.chunk_gated_delta_rule(
+        **tensors, initial_state=state, actual_seq_lengths=int32(2), scale=scale, g=g
+    )
+
+    def b(x):
+        return x.bfloat16().float()
+
+    q, k, v = (tensors[name].float().squeeze(-1) for name in ("query", "key", "value"))
+    beta, old = tensors["beta"].float(), state.float().flatten()
+    grown, between = g.cumsum(0).exp(), g[1].exp()
+    below = b(-b(k[1] * k[0]) * beta[1] * between)
+    written, keys = b(v * beta), b(k * beta * grown)
+    inner = torch.stack([written[0], b(written[1] + below * written[0])])
+    grown_keys = torch.stack([keys[0], b(keys[1] + below * keys[0])])
+    new = b(inner - b(grown_keys * old))
+    read = b(b(q * scale * grown) * old)
+    own, other = b(b(q * k) * scale), b(b(q[1] * k[0]) * scale * between)
+    assert torch.equal(out[0].flatten(), (read[0] + b(own[0] * new[0])).bfloat16())
+    assert torch.equal(out[1].flatten(), (read[1] + b(other * new[0] + own[1] * new[1])).bfloat16())
+    kept = b(old * grown[1]) + b(new[0] * b(k[0] * between) + new[1] * k[1])
+    assert torch.equal(final.flatten(), kept.bfloat16())
+
+
+def test_the_corner_of_the_inverse_rounds_between_its_products():
+    """Token 33 hangs on 32, that on 1, and that on 0, by numbers of 8 bits; only token 0 has a value."""
+    first, last = 1.015625, 1.1171875
+    key = torch.zeros(34, 1, 8)
+    key[0, 0, 0] = key[1, 0, 1] = key[32, 0, 2] = key[33, 0, 3] = 1.0
+    key[1, 0, 0] = key[32, 0, 1] = first
+    key[33, 0, 2] = last
+    query, value = torch.zeros(34, 1, 8), torch.zeros(34, 1, 8)
+    query[33, 0, 3] = value[0] = 1.0
+    given = {"beta": torch.ones(34, 1).bfloat16(), "initial_state": torch.zeros(1, 1, 8, 8).bfloat16()}
+    query, key, value = (one.bfloat16() for one in (query, key, value))
+    out, _ = torch.ops.npu.chunk_gated_delta_rule(query, key, value, **given, actual_seq_lengths=int32(34))
+    product = torch.tensor(first * first).bfloat16().item()
+    assert product != first * first
+    assert (out[33] == -torch.tensor(last * product).bfloat16()).all()
+    assert torch.tensor(last * product).bfloat16() != torch.tensor(last * first * first).bfloat16()
+
+
 def test_scale_is_one_unless_it_is_given(call):
     assert torch.equal(run(call | {"scale": None})[0], run(call | {"scale": 1.0})[0])
 
