@@ -48,8 +48,8 @@ def times_gamma(normalised: Tensor, gamma: Tensor, dtype: torch.dtype, *, rounde
     dtype : torch.dtype
         Of the output.
     rounded_first : bool
-        Whether x * rstd rounds to a 16-bit dtype before gamma. float16 is then multiplied in float16,
-        bfloat16 in float32. With float32 gamma or output nothing is rounded before the end.
+        Whether x * rstd rounds to a 16-bit dtype before gamma; their product rounds once. With float32 gamma or output
+        nothing is rounded before the end.
 
     Returns
     -------
@@ -58,8 +58,7 @@ def times_gamma(normalised: Tensor, gamma: Tensor, dtype: torch.dtype, *, rounde
     """
     if not rounded_first or torch.float32 in (dtype, gamma.dtype):
         return (normalised * gamma.float()).to(dtype)
-    rounded = normalised.to(dtype)
-    return rounded * gamma if dtype == torch.float16 else (rounded.float() * gamma.float()).to(dtype)
+    return (normalised.to(dtype).float() * gamma.float()).to(dtype)
 
 
 def rstd_shape(x: Tensor, gamma: Tensor) -> list[int]:

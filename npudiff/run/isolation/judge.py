@@ -102,8 +102,6 @@ class IsolatedJudge:
         self.alone = (0, 0)
         before = list(self._before) if self._worker is not None else []
         answer = self._ask(text)
-        if answer["verdict"] == "raised" and not self._still_good(answer):
-            answer = _failed(Faulted(Kind.FAULT, f"{answer['name']}: {answer['text']}; then no known answer"))
         faulted = answer["verdict"] == "raised" and Kind[answer["kind"]].ends_worker
         if not (faulted or (answer["verdict"] == "differs" and before)):
             return answer
@@ -130,6 +128,8 @@ class IsolatedJudge:
         if answer["verdict"] == "differs":
             answer["comparison"] = unpack_comparison(answer, self._worker.shared)
         self._before.append(text)
+        if answer["verdict"] == "raised" and not self._still_good(answer):
+            answer = _failed(Faulted(Kind.FAULT, f"{answer['name']}: {answer['text']}; then no known answer"))
         if answer["verdict"] == "raised" and Kind[answer["kind"]].ends_worker:
             self._end_worker()
         return answer

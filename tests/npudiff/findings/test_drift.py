@@ -182,3 +182,13 @@ def test_the_case_that_is_off_furthest_is_told_beside_the_smallest(cli, kernel):
 def ratio_of(line):
     """The number before "times the bound"."""
     return float(line.partition(" times the bound")[0].rpartition(" ")[2])
+
+
+def test_a_drift_that_is_shown_by_a_case_which_cannot_be_is_damaged(check, cli):
+    _, folder, path = check()
+    legal = json.loads((folder / "finding.json").read_text())["detail"]["remembered"]
+    case = {**json.loads(legal[0]), "tokens": -1}
+    change(folder, remembered=[*legal, json.dumps(case)])
+    result = cli("replay", folder, "--impl", path)
+    assert result.code == ExitCode.USAGE
+    assert "a case that shows the drift is damaged" in result.out

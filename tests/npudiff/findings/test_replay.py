@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from npudiff.errors import ExitCode
+from npudiff.findings import replay
 from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS
 from npudiff.findings.replay import finding_folders
 from npudiff.run.isolation.faults import Kind
@@ -91,6 +92,52 @@ def test_what_failed_after_unknown_cases_only_is_not_called_fixed(cli, kernel, f
     assert "cannot be replayed: it holds by itself" in result.out
     kernel("wrong")
     assert cli("replay", found, "--impl", path).code == ExitCode.FINDINGS
+
+
+CANNS = """
+import pathlib
+import npudiff
+from npudiff.device.ascend.swa_mask import window_mask
+
+@npudiff.implementation("swa_mask", name="mine")
+def mine(inputs, target):
+    with pathlib.Path({log!r}).open("a") as file:
+        print(target.cann, file=file)
+    return window_mask(inputs.kv_lengths, inputs.capacity, inputs.window)
+"""
+
+
+def test_a_poisoning_is_replayed_in_a_process_of_its_own_even_if_it_is_built_in(cli, hostile, monkeypatch):
+    folder = hostile()
+    content = json.loads((folder / FINDING_FILE).read_text())
+    changed = {**content, "verdict": POISONS, "detail": {"victim": content["case"]}}
+    (folder / FINDING_FILE).write_text(json.dumps(changed))
+    isolated = []
+
+    def run_cases(job, cases, isolation=None):
+        isolated.append((len(cases), isolation is not None))
+        return replay.run_case(job, cases[0], isolation)
+
+    monkeypatch.setattr(replay, "run_cases", run_cases)
+    assert cli("replay", folder).code == ExitCode.FINDINGS
+    assert isolated == [(2, True)]
+
+
+@pytest.mark.parametrize(
+    ("options", "cann"),
+    [
+        ((), "9.0"),
+        (("--cann", "8.5"), "8.5"),
+        (("--target", "sim"), "8.5"),
+        (("--target", "sim", "--cann", "9.0"), "9.0"),
+    ],
+)
+def test_a_finding_replays_under_the_cann_that_it_was_found_with(cli, kernel, found, tmp_path, options, cann):
+    content = json.loads((found / FINDING_FILE).read_text())
+    (found / FINDING_FILE).write_text(json.dumps({**content, "cann": "9.0"}))
+    path = kernel(CANNS.format(log=str(tmp_path / "log")))
+    assert cli("replay", found, "--impl", path, *options).code == ExitCode.CLEAN
+    assert set((tmp_path / "log").read_text().split()) == {cann}
 
 
 def test_replaying_changes_no_file(cli, hostile, tmp_path):

@@ -114,6 +114,13 @@ def test_what_fails_only_where_other_jobs_ran_is_told(tmp_path):
     assert "wrong value; only after other jobs of the process" in json.dumps(kept.content)
 
 
+def test_a_mutant_that_is_found_is_not_run_again():
+    with contextlib.closing(TaskRunner([Task(job(wrong), replace(BUDGET, second_look=Isolation()), None)])) as runner:
+        outcome, _ = runner.run(0)
+    assert outcome.failure is not None
+    assert outcome.alone == (0, 0)
+
+
 def test_a_mutant_leaves_no_folder(tmp_path):
     ((_, outcome, kept),) = in_workers([Task(job(wrong), BUDGET, None)])
     assert outcome.failure is not None

@@ -9,7 +9,7 @@ from hypothesis.stateful import rule
 from npudiff.judge.drift import measures_drift
 from npudiff.model.case import dumps
 from npudiff.model.constraints import Constraints
-from npudiff.model.job import Budget, Verdict
+from npudiff.model.job import Budget, Isolation, Verdict
 from npudiff.run.engine import run_job
 
 
@@ -21,6 +21,19 @@ def test_a_right_implementation_holds_in_every_step(watched, tally):
     assert outcome.exact
     assert 10 < outcome.features["add"] < 20  # Hypothesis leaves out some rules in some runs
     assert 10 < outcome.features["undo"] < 20
+
+
+def test_isolated_traces_take_the_steps_that_they_take_in_this_process(tally):
+    """Each begins anew: a step of a trace before it is none of its own."""
+
+    class Loses(tally.Tally):
+        def add(self, number):
+            super().add(number if number < 90 else 0)
+
+    for kind in (tally.Tally, Loses):
+        here, apart = (run_job(tally.job(kind), replace(tally.SEEDED, isolation=one)) for one in (None, Isolation()))
+        assert (apart.verdict, apart.cases, apart.steps) == (here.verdict, here.cases, here.steps)
+        assert (apart.failure and apart.failure.case) == (here.failure and here.failure.case)
 
 
 def test_runs_are_drawn_afresh(watched, tally):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
@@ -14,6 +15,7 @@ from npudiff.run.engine import run_case, run_job
 from npudiff.run.isolation.faults import Kind
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.isolation.judge import IsolatedJudge
+from npudiff.run.isolation.worker import probe_device
 from planted import inspected, places
 
 
@@ -71,6 +73,87 @@ def test_a_case_that_poisons_is_found_among_those_before(inspect, left):
     assert seen.poisoning("numbers") == [17]
     assert json.loads(poisoning.victim)["numbers"] == [18]
     assert "507035" in poisoning.error
+
+
+def test_a_value_that_is_wrong_after_others_only_is_told_with_the_one_before(toy, isolation, left):
+    state = []
+
+    def function(inputs, target):
+        number = int(inputs.x[0])
+        spoiled = bool(state)
+        state.extend([number] if number == 3 else [])
+        return toy.double(inputs) + spoiled
+
+    seen = inspected(toy.job(function), range(6), lambda number: toy.Case((number,)), isolation)
+    assert seen.failed == {}
+    assert seen.held == list(range(6))
+    assert [json.loads(one.victim)["numbers"] for one in seen.outcome.poisonings][:1] == [[4]]
+    assert {one.error for one in seen.outcome.poisonings} == {"wrong value"}
+
+
+def test_a_fault_that_comes_in_one_of_its_runs_alone_is_one(toy, isolation, left, tmp_path):
+    marks = tmp_path / "marks"
+
+    def function(inputs, target):
+        with marks.open("a") as file:
+            file.write("x")
+        if len(marks.read_text()) <= 2:  # once among the cases, and in the first of three runs alone
+            raise RuntimeError("error code is 507015")
+        return toy.double(inputs)
+
+    judge, outcome = IsolatedJudge(toy.job(function), isolation), Outcome(toy.job())
+    with pytest.raises(ImplementationRaised, match="507015"):
+        judge.check(toy.Case((1,)))
+    judge.close(outcome)
+    assert outcome.alone[0] == 2
+
+
+def test_a_refusal_after_which_the_device_is_not_good_is_a_fault(toy, isolation, left, monkeypatch):
+    spoiled = []
+    monkeypatch.setattr("npudiff.run.isolation.worker.probe_device", lambda target: not spoiled)
+
+    def function(inputs, target):
+        if int(inputs.x[0]) == 2:
+            spoiled.append(1)
+            raise RuntimeError("call aclnnFoo failed, error code is 561002: tiling failed")
+        return toy.double(inputs) + len(spoiled)
+
+    judge, outcome = IsolatedJudge(toy.job(function), isolation), Outcome(toy.job())
+    judge.check(toy.Case((1,)))
+    with pytest.raises(ImplementationRaised, match="then no known answer") as raised:
+        judge.check(toy.Case((2,)))
+    assert raised.value.__cause__.kind is Kind.FAULT
+    assert judge.check(toy.Case((1,))).holds
+    judge.close(outcome)
+    assert (outcome.alone, outcome.poisonings) == ((0, 0), [])
+
+
+@pytest.mark.parametrize("fault", ["exits", "codes"])
+def test_one_that_faults_by_itself_among_those_before_is_not_taken_for_the_poisoner(toy, isolation, left, fault):
+    """2 faults where 1 was not before it: of the cases before the victim, the one that poisons is 1."""
+    seen_before = []
+
+    def function(inputs, target):
+        number = int(inputs.x[0])
+        if number == 2 and 1 not in seen_before:
+            if fault == "exits":
+                os._exit(3)
+            seen_before.append(1)  # the device is lost, and its process poisons whatever follows
+            raise RuntimeError("error code is 507015")
+        seen_before.append(number)
+        if number == 4 and 1 in seen_before:
+            raise RuntimeError("error code is 507015")
+        return toy.double(inputs)
+
+    seen = inspected(toy.job(function), [0, 1, 2, 3, 4], lambda number: toy.Case((number,)), isolation)
+    assert seen.poisoning("numbers") == [1]
+
+
+def test_a_device_that_gives_another_answer_is_not_good(toy, monkeypatch):
+    here = toy.job().subject.target
+    assert probe_device(here)
+    monkeypatch.setattr("npudiff.run.isolation.worker.PROBE", 7)
+    assert not probe_device(here)
 
 
 def test_a_device_that_stays_lost_ends_the_run(toy, isolation, left, monkeypatch):

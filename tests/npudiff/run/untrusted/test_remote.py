@@ -183,6 +183,8 @@ def test_a_candidate_runs_under_the_profile_of_the_judge(real):
 def test_a_candidate_that_ends_its_group_ends_itself(real):
     with pytest.raises(RemoteError, match="the process died: SIGTERM"):
         real[1]["group"](INPUTS, None)
+    with pytest.raises(RemoteError, match=r"^ValueError: pessimistic$"):  # the nursery lives
+        real[1]["profile"](INPUTS, None)
 
 
 def test_no_other_process_may_look_into_the_memory_of_a_judge(real):
