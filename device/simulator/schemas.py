@@ -29,6 +29,7 @@ from npudiff.device.simulator.rotary.schemas import SCHEMAS as ROTARY
 from npudiff.device.simulator.sampling.schemas import OF_SGL_KERNEL_NPU as SGL_SAMPLING
 from npudiff.device.simulator.sampling.schemas import SCHEMAS as SAMPLING
 from npudiff.device.simulator.sparse_attention.schemas import OF_SGL_KERNEL_NPU as SGL_SPARSE_ATTENTION
+from npudiff.device.simulator.sparse_attention.schemas import OF_VLLM_ASCEND
 from npudiff.device.simulator.sparse_attention.schemas import SCHEMAS as SPARSE_ATTENTION
 from npudiff.device.simulator.speculative.schemas import OF_SGL_KERNEL_NPU as SGL_SPECULATIVE
 
@@ -44,7 +45,8 @@ SCHEMAS = (
 SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "sgl-kernel-npu": (
         *SGL_MLA, *SGL_SPARSE_ATTENTION, *SGL_LINEAR_ATTENTION, *SGL_LORA, *SGL_MATMUL, *SGL_SAMPLING, *SGL_SPECULATIVE,
-    )
+    ),
+    "vllm-ascend": OF_VLLM_ASCEND,
 })  # fmt: skip
 """Schemas that other packages than torch_npu register, by package.
 

@@ -256,6 +256,7 @@ def _add_score(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor = commands.add_parser("doctor", help="say what this machine can run, and what is missing")
     doctor.add_argument("--target", metavar="NAME", help="say only whether this target works, in one line")
+    _add_backend(doctor)
     doctor.add_argument(
         "--contract",
         nargs="*",

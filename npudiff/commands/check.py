@@ -17,7 +17,7 @@ from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import plan_with_shared
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.case import loads
-from npudiff.model.job import LEAST_TIMEOUT, TIMEOUT, Verdict
+from npudiff.model.job import LEAST_TIMEOUT, TIMEOUT, Job, Verdict
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Plan, Request
@@ -181,14 +181,22 @@ def _tasks(plan: Plan, keep: Keep, case: str | None) -> list[Task]:
     """All jobs and mutants of the plan; or equivalence of each implementation on the one case that is given."""
     if case is None:
         return plan.tasks(keep)
-    components = {job.subject.component.name: job.subject.component for job in (*plan.jobs, *plan.mutants)}
-    if len(components) != 1:
-        raise UsageError(f"--case needs exactly one component, got {', '.join(sorted(components))}")
-    component = next(iter(components.values()))
+    names = {job.subject.component.name for job in (*plan.jobs, *plan.mutants)}
+    if len(names) != 1:
+        raise UsageError(f"--case needs exactly one component, got {', '.join(sorted(names))}")
+    refusals = {job.name: _refusal(job, case) for job in plan.jobs if job.prop is EQUIVALENCE}
+    if all(refusals.values()):
+        raise UsageError(f"--case: {next(iter(refusals.values()))}")
+    only: dict[str, Any] = {"examples": 0, "explicit_cases": (case,), "example_database": None, "shrink": False}
+    jobs = (job for job in plan.jobs if refusals.get(job.name) == "")
+    return [Task(job, replace(plan.budget(job), **only), keep) for job in jobs]
+
+
+def _refusal(job: Job, case: str) -> str:
+    """Return why a text is no case of a job, or nothing; implementations with options have more fields than others."""
+    component = job.subject.component
     try:
         component.check_case(loads(component.case_type, case))
     except ValueError as error:
-        raise UsageError(f"--case: {str(error).removeprefix('case: ')}") from None
-    only: dict[str, Any] = {"examples": 0, "explicit_cases": (case,), "example_database": None, "shrink": False}
-    jobs = (job for job in plan.jobs if job.prop is EQUIVALENCE)
-    return [Task(job, replace(plan.budget(job), **only), keep) for job in jobs]
+        return str(error).removeprefix("case: ")
+    return ""

@@ -12,12 +12,21 @@ from collections.abc import Iterator
 from npudiff.commands.contract import contract
 from npudiff.errors import ExitCode
 from npudiff.judge.judge import EQUIVALENCE
+from npudiff.model.backend import Wish, wished
 from npudiff.model.component import Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import TargetUnavailable
 from npudiff.model.job import Budget, Job, Verdict
 from npudiff.model.version import VERSION
-from npudiff.run.discovery import component_names, load_components, load_target, select_implementations, target_names
+from npudiff.run.backends import load_backend, room_of
+from npudiff.run.discovery import (
+    component_names,
+    default_target,
+    load_components,
+    load_target,
+    select_implementations,
+    target_names,
+)
 from npudiff.run.engine import run_job
 from npudiff.run.environment import autoload_would_fail, cann_library, version_of
 from npudiff.show.console import Console
@@ -31,6 +40,10 @@ def doctor(options: argparse.Namespace) -> int:
     if options.contract is not None:
         return contract(options.contract)
     console = Console(verbose=False)
+    if options.impl:
+        for wish in wished(options.impl):
+            console.lines([*_backend(wish, options.target)])
+        return ExitCode.CLEAN
     if options.target:
         works, text = _probe(options.target)
         console.lines([text])
@@ -47,6 +60,24 @@ def doctor(options: argparse.Namespace) -> int:
     default = "npu" if "npu" in working else "sim"
     console.lines(["", f"default target   {default}"])
     return ExitCode.CLEAN
+
+
+def _backend(wish: Wish, target: str | None) -> Iterator[str]:
+    """Import a backend beside its device, and say what there is of it."""
+    where = load_target(target, None) if target else default_target(None, load_backend(wish.name).target)
+    room = room_of(wish)
+    yield f"{wish.name:16} {room.booted.version}, {room.booted.origin}"
+    yield f"{'target':16} {where.name}, CANN {where.cann}"
+    yield f"{'stood in for':16} " + (
+        ", ".join(f"{name} {count}" for name, count in room.booted.stubs().items()) or "none"
+    )
+    missing = [(item, item.requires()) for item in room.implementations if item.requires is not None]
+    left_out = [*room.left_out, *(f"{item.component}.{item.name}: {why}" for item, why in missing if why)]
+    usable = len(room.implementations) - sum(bool(why) for _, why in missing)
+    yield f"{'implementations':16} {usable} of {len({item.component for item in room.implementations})} components"
+    for line in left_out:
+        yield f"{'not applicable':16} {line}"
+    yield from (f"{'note':16} {line}" for line in room.booted.notes)
 
 
 def _software() -> Iterator[str]:

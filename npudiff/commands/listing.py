@@ -36,6 +36,7 @@ def _summary(component: Component, implementations: list[Implementation], *, ful
             if full and item.wrong:
                 lines.append(f"    {'':26} {item.wrong}")
             if full:
+                lines += [f"    {'':26} option {name}: {', '.join(values)}" for name, values in item.options.items()]
                 lines += [f"    {'':26} supports {line}" for line in item.constraints.summary()]
     if full:
         lines += ["  properties"]

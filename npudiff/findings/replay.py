@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from npudiff.draw.options import with_options
 from npudiff.errors import DeviceLost, UsageError, unknown
 from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS, Finding, read_finding
 from npudiff.judge.drift import REPLAY_SCORE
@@ -195,13 +196,14 @@ def _case(component: Component, plain: object, which: str) -> AnyCase:
 
 def _job(finding: Finding, request: Request) -> tuple[Job, object]:
     component = load_component(finding.component)
-    case = _case(component, dict(finding.case), "case")
     where = load_target(request.target or finding.target, request.cann)
     available = [*_provided(component, request, where), *select_implementations([component], [])]
     chosen = [item for item in available if item.name == finding.implementation]
     if not chosen:
         names = [item.name for item in available]
         raise UsageError(f"{unknown('implementation', finding.implementation, names)}; give its file with --impl")
+    component = with_options(component, chosen[0].options)
+    case = _case(component, dict(finding.case), "case")
     subject = Subject(component, chosen[0], where)
     return Job(subject, _property(component, finding.property_name), chosen[0].constraints), case
 

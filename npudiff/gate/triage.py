@@ -58,7 +58,7 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
     again: list[tuple[KnownIssue, tuple[Job, ...]]] = []
     settled: list[KnownStatus] = []
     for issue in issues:
-        checked = _checked(issue, f"{place}:{issue.line}")
+        checked = _checked(issue, plan, f"{place}:{issue.line}")
         status = _set_aside(plan, checked, here, today)
         mine = [] if status is not None else [job for job in plan.jobs if _concerns(checked, job)]
         within = [replace(job, constraints=job.constraints.within(checked.where)) for job in mine]
@@ -74,11 +74,12 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
     return Triage(tuple(job for job in jobs if not _leaves_nothing(job)), tuple(again), tuple(settled))
 
 
-def _checked(issue: KnownIssue, place: str) -> KnownIssue:
-    """The issue with the values of its condition in the form of the component's axes."""
+def _checked(issue: KnownIssue, plan: Plan, place: str) -> KnownIssue:
+    """The issue with the values of its condition in the form of the axes, those of the implementation's options too."""
     if issue.component not in component_names():
         raise UsageError(f"{place}: {unknown('component', issue.component, component_names())}")
-    component = load_component(issue.component)
+    with_its_options = (job.subject.component for job in plan.jobs if _concerns(issue, job))
+    component = next(with_its_options, None) or load_component(issue.component)
     where = issue.where.checked(component.axes, place)
     if issue.prop and issue.prop not in {prop.name for prop in properties_of(component)}:
         raise UsageError(f"{place}: {unknown('property', issue.prop, (one.name for one in properties_of(component)))}")

@@ -217,8 +217,12 @@ class Declaration:
     alignment, and then have their default."""
 
 
+OPTION = "option"
+"""Metadata of a field that an option of the implementation has made, which declares nothing of the component."""
+
+
 def _declaration(kind: Any) -> Declaration:  # noqa: ANN401 - a class of cases
-    fields = {one.name: one for one in dataclasses.fields(kind)}
+    fields = {one.name: one for one in dataclasses.fields(kind) if OPTION not in one.metadata}
     found: dict[str, Quantity] = {name: one.metadata["quantity"] for name, one in fields.items()}
     for base in kind.__mro__[::-1]:
         for name, value in vars(base).items():

@@ -97,6 +97,9 @@ class Implementation(Generic[InputsT, OutputsT]):
     """Whether what was decorated is given inputs that are on the target's device; ``function`` moves them."""
     untrusted: bool = False
     """Whether its calls are made in a process of its own, which the judge's does not share and does not look into."""
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of an option, such as a flag of a backend, to its values, the usual one first: they are part of its cases,
+    and ``inputs.options`` has those of a case."""
     requires: Callable[[], str] | None = None
     """Says what it needs and is not here, or an empty text: it is left out of a run then, and the run says why."""
 
@@ -134,6 +137,7 @@ def implementation(
     wrong: str | None = None,
     mutant_of: str | None = None,
     stateful: Literal[False] = False,
+    options: Mapping[str, Sequence[str]] | None = None,
     requires: Callable[[], str] | None = None,
 ) -> Callable[[ImplementationFunction[InputsT, OutputsT]], Implementation[InputsT, OutputsT]]: ...
 
@@ -148,6 +152,7 @@ def implementation(
     wrong: str | None = None,
     mutant_of: str | None = None,
     stateful: Literal[True],
+    options: Mapping[str, Sequence[str]] | None = None,
     requires: Callable[[], str] | None = None,
 ) -> Callable[[Callable[[], ImplementationFunction[InputsT, OutputsT]]], Implementation[InputsT, OutputsT]]: ...
 
@@ -161,6 +166,7 @@ def implementation(
     wrong: str | None = None,
     mutant_of: str | None = None,
     stateful: bool = False,
+    options: Mapping[str, Sequence[str]] | None = None,
     requires: Callable[[], str] | None = None,
     **unknown: object,
 ) -> Callable[[Callable[..., Any]], Implementation]:
@@ -185,6 +191,9 @@ def implementation(
     stateful : bool, optional
         Whether it keeps something between calls. Then what is decorated takes nothing and returns ``f(inputs,
         target)``, which may refer to it; each case is given one of its own, so that a finding fails again by itself.
+    options : mapping, optional
+        Values of each option, the usual one first, such as ``{"ASCEND_USE_FIA": ("1", "0")}``. They are drawn with the
+        case, and ``inputs.options`` has them; ``supports`` and ``--where`` take their names as axes.
     requires : callable, optional
         Says what the function needs and is not here, such as a method of another version of a backend, or returns an
         empty text. A run leaves the implementation out then, and says why.
@@ -226,6 +235,7 @@ def implementation(
             function.__module__,
             factory=made if stateful else None,
             on_device=on_device,
+            options={option: tuple(values) for option, values in (options or {}).items()},
             requires=requires,
         )
         return _defined(item, function)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from npudiff.draw.options import with_options
 from npudiff.errors import UsageError, unknown
 from npudiff.model.backend import is_backend
 from npudiff.model.component import Component
@@ -207,10 +208,12 @@ def select_implementations(
         chosen.extend(fitting)
     if not selectors:
         chosen = [item for item in built_in if item.component in names]
-    return [
-        replace(item, constraints=item.constraints.checked(names[item.component].axes, f"implementation {item.name}"))
-        for item in each_once(chosen)
-    ]
+    return [_checked(item, names[item.component]) for item in each_once(chosen)]
+
+
+def _checked(item: Implementation, component: Component) -> Implementation:
+    axes = with_options(component, item.options).axes
+    return replace(item, constraints=item.constraints.checked(axes, f"implementation {item.name}"))
 
 
 def each_once(items: Sequence[Implementation]) -> list[Implementation]:

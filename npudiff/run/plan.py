@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from npudiff.draw.options import with_options
 from npudiff.draw.presets import DEFAULT_RUN_PRESET, RUN_PRESETS, run_preset
 from npudiff.errors import UsageError, unknown
 from npudiff.judge.judge import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, properties_of, property_of_mutant
@@ -210,7 +211,6 @@ def make_plan(request: Request) -> Plan:
     """
     run_preset(request.hypothesis_profile)
     components = load_components(request.components)
-    restrictions = _restrictions(request, components)
     target = _target(request)
     by_name = {component.name: component for component in components}
     jobs: list[Job] = []
@@ -218,14 +218,15 @@ def make_plan(request: Request) -> Plan:
     chosen: Counter[str] = Counter()
     left_out: list[str] = []
     provide = untrusted_provider(request, target) if request.untrusted else None
-    for item in select_implementations(components, request.implementations, provide):
-        if item.component not in restrictions:
+    items = select_implementations(components, request.implementations, provide)
+    drawn = [with_options(by_name[item.component], item.options) for item in items]
+    restrictions = _restrictions(request, list({id(one): one for one in (*components, *drawn)}.values()))
+    for item, component in zip(items, drawn, strict=True):
+        if (restriction := restrictions.get(id(component))) is None:
             continue
         if missing := item.requires() if item.requires is not None else "":
             left_out.append(f"{item.component}.{item.name}: {missing}")
             continue
-        component = by_name[item.component]
-        restriction = restrictions[item.component]
         if item.wrong is None or request.implementations:
             jobs += _jobs(component, item, target, properties_of(component), restriction)
         elif request.mutants is None or chosen[item.component] < request.mutants:
@@ -281,8 +282,8 @@ def _jobs(
     return [job for job in jobs if job.applies]
 
 
-def _restrictions(request: Request, components: Sequence[Component]) -> dict[str, Constraints]:
-    """The constraints of ``--where`` and ``--model`` by component; a component without these axes is left out.
+def _restrictions(request: Request, components: Sequence[Component]) -> dict[int, Constraints]:
+    """The constraints of ``--where`` and ``--model`` by identity of a component; one without these axes is left out.
 
     A component without an axis that is named has no case that was asked for. Of several values, each component takes
     those that it has; one component at least must have them all, or one of them is a mistake. One without the model's
@@ -301,7 +302,7 @@ def _restrictions(request: Request, components: Sequence[Component]) -> dict[str
         profile = component.profiles.get(request.model, {}) if request.model is not None else {}
         narrowed = where.legal(component.axes)
         if narrowed:
-            restrictions[component.name] = narrowed.within(Constraints.of(profile))
+            restrictions[id(component)] = narrowed.within(Constraints.of(profile))
     return restrictions
 
 

@@ -107,9 +107,11 @@ class Console:
 
     def table(self, outcomes: Sequence[Outcome]) -> None:
         """Show one row per implementation, or per property when verbose."""
-        for component, members in groupby(outcomes, key=lambda outcome: outcome.job.subject.component):
+        for name, members in groupby(outcomes, key=lambda outcome: outcome.job.subject.component.name):
+            rows = list(members)
+            component = rows[0].job.subject.component
             watched = component.highlighted_region
-            table = Table(title=component.name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+            table = Table(title=name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
             table.add_column("implementation", no_wrap=True)
             for column in (
                 "cases",
@@ -121,7 +123,6 @@ class Console:
             ):
                 table.add_column(column, justify="right")
             table.add_column("result", no_wrap=True)
-            rows = list(members)
             for group in grouped(rows):
                 self._row(table, group, group.name, component)
                 if self.verbose:

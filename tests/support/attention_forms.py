@@ -120,7 +120,48 @@ def forms():
         parts = [_normal(6, 32, dtype=dtype), _normal(6, 32, dtype=dtype) * 2]
         for kind in (0, 1):
             calls[f"update {kind} {dtype}"] = ("npu_attention_update", (lse, parts, kind), {})
-    return calls | _fusion_forms()
+    return calls | _branches() | _int8_queries() | _fusion_forms() | _fusion_gradients()
+
+
+def _branches():
+    """Return calls of both branches by themselves."""
+    calls = {}
+    words = {"scale": "scale_value"}
+    for dtype in (torch.bfloat16, torch.float16):
+        for layout in ("BSH", "BSND", "BNSD", "BNSD_BSND", "TND"):
+            _, tensors, more = _call(layout, 1, heads=4, kv_heads=2, dim=64, dtype=dtype)
+            del more["softmax_lse_flag"]
+            more = {words.get(name, name): one for name, one in more.items()}
+            calls[f"prompt {layout} {dtype}"] = ("npu_prompt_flash_attention", tensors, more)
+            if layout in ("BSH", "BSND", "BNSD"):
+                one = _call(layout, 1, heads=4, kv_heads=2, dim=64, dtype=dtype, queries=1)[1]
+                more = {"num_heads": 4, "num_key_value_heads": 2, "input_layout": layout, "actual_seq_lengths": [7, 9]}
+                calls[f"incremental {layout} {dtype}"] = ("npu_incre_flash_attention", one, more)
+    return calls
+
+
+def _int8_queries():
+    """Return calls with int8 in both products: of one scale each, and of latent attention."""
+    calls = {}
+    scales = {"quant_scale1": torch.tensor([127.0]), "num_heads": 4, "num_key_value_heads": 2}
+    for layout in ("BSH", "BSND", "BNSD", "BNSD_BSND"):
+        tensors = _call(layout, 1, heads=4, kv_heads=2, dim=64)[1]
+        tensors = [(one.float() * 40).to(torch.int8) for one in tensors]
+        more = scales | {"dequant_scale1": torch.tensor([2e-4]), "dequant_scale2": torch.tensor([3e-4])}
+        calls[f"int8 query {layout}"] = ("npu_fused_infer_attention_score", tensors, more | {"input_layout": layout})
+        more = scales | {"deq_scale1": torch.tensor([2e-4]), "deq_scale2": torch.tensor([3e-4])}
+        more |= {"quant_scale2": torch.tensor([30.0]), "input_layout": layout}
+        calls[f"int8 prompt {layout}"] = ("npu_prompt_flash_attention", tensors, more)
+    for layout in ABSORBED:
+        sizes = {"heads": 8, "kv_heads": 1, "dim": 512, "rope": 64, "rank": 5, "queries": 1, "lse": False}
+        name, (query, *_), more = _call(layout, 2, **sizes)
+        shape = (*query.shape[:-1], 8) if layout.startswith("BSH") else query.shape[:-1]
+        keys = (_normal(5, 1, 16, 128, 32, dtype=torch.float32) * 40).to(torch.int8)
+        more |= {"key_rope": _normal(5, 1, 4, 128, 16), "block_size": 128, "query_quant_mode": 3}
+        more |= {"dequant_scale_query": _normal(*shape, dtype=torch.float32).abs() / 40}
+        more |= {name: torch.tensor([0.02]) for name in ("dequant_scale_key", "dequant_scale_value")}
+        calls[f"int8 latent {layout}"] = (name, ((query.float() * 40).to(torch.int8), keys, keys), more)
+    return calls
 
 
 def _fusion_forms():
@@ -139,4 +180,23 @@ def _fusion_forms():
     pse, mask = _normal(1, 4, QUERIES, KEYS), _normal(BATCH, 1, QUERIES, KEYS) > 1
     parts = [_rows("BSND", heads, 32, length) for heads, length in ((4, QUERIES), (2, KEYS), (2, KEYS))]
     calls["fusion pse"] = ("npu_fusion_attention", (*parts, 4, "BSND"), {"pse": pse, "atten_mask": mask})
+    second = {"pse": pse, "pse_type": 0, "scale": 0.2}
+    parts = [_rows("BNSD", heads, 32, length) for heads, length in ((4, QUERIES), (2, KEYS), (2, KEYS))]
+    calls["fusion of the second version"] = ("npu_fusion_attention_v2", (*parts, 4, "BNSD"), second)
+    return calls
+
+
+def _fusion_gradients():
+    """Return calls of npu_fusion_attention_grad; what the forward call kept is drawn."""
+    calls = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for layout in ("BSH", "SBH", "BSND", "BNSD", "TND"):
+            lengths = ((4, QUERIES), (2, KEYS), (2, KEYS), (4, QUERIES), (4, QUERIES))
+            *parts, attention = (_rows(layout, heads, 32, length, dtype) for heads, length in lengths)
+            shape = (BATCH * QUERIES, 4, 8) if layout == "TND" else (BATCH, 4, QUERIES, 8)
+            kept = {name: _normal(*shape, dtype=torch.float32).abs() + 4 for name in ("softmax_max", "softmax_sum")}
+            options = {"scale_value": 0.2, "attention_in": attention, **kept}
+            if layout == "TND":
+                options |= {"actual_seq_qlen": [QUERIES, 2 * QUERIES], "actual_seq_kvlen": [KEYS, 2 * KEYS]}
+            calls[f"gradients {layout} {dtype}"] = ("npu_fusion_attention_grad", (*parts, 4, layout), options)
     return calls

@@ -77,6 +77,7 @@ def calls() -> Iterator[Call]:
     yield from _norms()
     yield from _quantisation()
     yield from _matmul()
+    yield from _cache()
     yield from _block_scaled()
     yield from _dual_level()
     yield from _casts()
@@ -147,6 +148,14 @@ def _matmul() -> Iterator[Call]:
     yield Call("npu_transpose_quant_batchmatmul", (left, right, torch.bfloat16), more)
     words = torch.full((32,), 2**46 + 0x3F800000)  # scales of 1
     yield Call("npu_transpose_batchmatmul", (x, weight), {"scale": words})
+    yield Call("atb::_npu_matmul_add_fp32", (x[0], x[1], torch.ones(16, 16)))
+
+
+def _cache() -> Iterator[Call]:
+    offsets = torch.tensor([2, 0])
+    for name in ("scatter_update", "scatter_update_"):
+        for indices in (offsets, offsets.int()):
+            yield Call(name, (draw(3, 4, 5), indices, draw(2, 2, 5, seed=1), -2))
 
 
 def _block_scaled() -> Iterator[Call]:
@@ -213,6 +222,11 @@ def _gradients() -> Iterator[Call]:
     yield Call("npu_rms_norm_backward", (grad, x, draw(4, 8), torch.ones(2, 3, 1, 1)))
     for mode in ("half", "interleave"):
         yield Call("npu_rotary_mul_backward", (grad, x, draw(1, 3, 1, 8), draw(1, 3, 1, 8), mode))
+    query, key = draw(2, 4, 5, 16), draw(2, 2, 7, 16, seed=1)
+    kept = {name: torch.full((2, 4, 5, 8), 6.0) for name in ("softmax_max", "softmax_sum")}
+    more = {"attention_in": query, **kept}
+    attended = (query, key, key, draw(2, 4, 5, 16, seed=2), 4, "BNSD")
+    yield Call("npu_fusion_attention_grad_v2", attended, more, defect="empty_like")
 
 
 def _routing() -> Iterator[Call]:

@@ -61,6 +61,22 @@ def _attention(layouts):
     yield "npu_kv_quant_sparse_flash_attention", (query, packed, packed, indices, 0.05, 2, 2), where
 
 
+def _score():
+    key, value = _normal(5, 128, 2, 128), _normal(5, 128, 2, 128) * 2
+    indices = torch.tensor([[[0, -1], [1, 0], [0, -1]]] * 2, dtype=torch.int32)
+    lengths = {"actual_seq_lengths": torch.tensor([2, 1]), "actual_seq_lengths_kv": torch.tensor([140, 9])}
+    return (
+        "npu_sparse_attention_score",
+        (_normal(3, 8, 128), key, value, indices, torch.tensor([[3, 1], [0, 2]], dtype=torch.int32)),
+        {name: one.int() for name, one in lengths.items()} | {"num_key_value_heads": 2, "top_k": 2},
+    )
+
+
+def forms_of_other_packages():
+    """Return such calls of operators that torch_npu has not."""
+    return {"sparse_attention_score": _score()}
+
+
 def forms():
     """Return calls by a name that says what they are: operator, positional and keyword arguments."""
     return {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 
 import torch
 from sglang.srt.hardware_backend.npu.memory_pool_npu import NPUMHATokenToKVPool
 
 from npudiff import Target, implementation
-from npudiff.device.backends.sglang.world import PAGE, configured, environment
+from npudiff.device.backends.sglang.world import PAGE, configured, environment, options_of
 from npudiff.model.constraints import Box
 from npudiff.reference.paged_cache import PagedCacheInputs
 
@@ -18,11 +17,11 @@ Outputs = dict[str, torch.Tensor]
 _POOL: Box = {"layout": ("PA_BSND",), "page_size": (PAGE,), "padding": ("slot 0",), "dtype": ("bfloat16", "float16")}
 
 
-def _written(inputs: PagedCacheInputs, flags: Mapping[str, str]) -> Outputs:
+def _written(inputs: PagedCacheInputs) -> Outputs:
     """Write into the second of three layers, and return what is in it."""
     configured()
     pages, _, heads, dim = inputs.key_cache.shape
-    with environment({"ASCEND_USE_FIA": "0", "SGLANG_NPU_USE_SCATTER_PA_KV_CACHE": "0", **flags}):
+    with environment(options_of(inputs)):
         pool = NPUMHATokenToKVPool(
             size=(pages - 1) * PAGE, page_size=PAGE, dtype=inputs.key.dtype, head_num=heads, head_dim=dim,
             v_head_dim=inputs.value_cache.shape[3], layer_num=3, device="npu", enable_memory_saver=False,
@@ -36,19 +35,13 @@ def _written(inputs: PagedCacheInputs, flags: Mapping[str, str]) -> Outputs:
     return {name: now.view_as(cache) for name, now, cache in zip(names, after, caches, strict=True)}
 
 
-@implementation("paged_cache", name="set_kv_buffer_fia", supports=_POOL, on_device=True)
-def by_scatter_nd(inputs: PagedCacheInputs, target: Target) -> Outputs:
-    """set_kv_buffer with ASCEND_USE_FIA: npu_scatter_nd_update_."""
-    return _written(inputs, {"ASCEND_USE_FIA": "1"})
+FLAGS = {"ASCEND_USE_FIA": ("1", "0"), "SGLANG_NPU_USE_SCATTER_PA_KV_CACHE": ("0", "1")}
+"""They choose the writer: npu_scatter_nd_update_, npu_scatter_pa_kv_cache or _npu_reshape_and_cache."""
 
 
-@implementation("paged_cache", name="set_kv_buffer_scatter_pa", supports=_POOL, on_device=True)
-def by_scatter_pa(inputs: PagedCacheInputs, target: Target) -> Outputs:
-    """set_kv_buffer with SGLANG_NPU_USE_SCATTER_PA_KV_CACHE: npu_scatter_pa_kv_cache."""
-    return _written(inputs, {"SGLANG_NPU_USE_SCATTER_PA_KV_CACHE": "1"})
-
-
-@implementation("paged_cache", name="set_kv_buffer", supports={**_POOL, "rows": ("contiguous",)}, on_device=True)
-def by_reshape_and_cache(inputs: PagedCacheInputs, target: Target) -> Outputs:
-    """set_kv_buffer without flags: _npu_reshape_and_cache."""
-    return _written(inputs, {})
+@implementation(
+    "paged_cache", name="set_kv_buffer", supports={**_POOL, "rows": ("contiguous",)}, options=FLAGS, on_device=True
+)
+def set_kv_buffer(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """NPUMHATokenToKVPool.set_kv_buffer, with each of its writers."""
+    return _written(inputs)

@@ -8,13 +8,14 @@ import torch
 from sglang.srt.layers.layernorm import GemmaRMSNorm, RMSNorm
 
 from npudiff import Target, implementation
-from npudiff.device.backends.sglang.world import configured, environment, filled
+from npudiff.device.backends.sglang.world import configured, environment, filled, options_of
 from npudiff.reference.rms_norm import RmsNormInputs
 
 Outputs = dict[str, torch.Tensor]
 
 _PLAIN = {"kind": ("plain",)}
 _GEMMA = {"kind": ("gemma",)}
+_NATIVE = "SGLANG_NPU_FORWARD_NATIVE_GEMMA_RMS_NORM"
 
 
 def _module(kind: type[torch.nn.Module], inputs: RmsNormInputs) -> Any:  # noqa: ANN401 - sglang's
@@ -43,15 +44,10 @@ def rms_norm_native(inputs: RmsNormInputs, target: Target) -> Outputs:
     return _outputs(_module(RMSNorm, inputs).forward_native(inputs.hidden, inputs.residual))
 
 
-@implementation("rms_norm", name="GemmaRMSNorm.forward_npu", supports=_GEMMA, on_device=True)
+@implementation(
+    "rms_norm", name="GemmaRMSNorm.forward_npu", supports=_GEMMA, options={_NATIVE: ("0", "1")}, on_device=True
+)
 def gemma_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
-    """GemmaRMSNorm.forward_npu, by operators."""
-    with environment({"SGLANG_NPU_FORWARD_NATIVE_GEMMA_RMS_NORM": "0"}):
-        return _outputs(_module(GemmaRMSNorm, inputs).forward_npu(inputs.hidden, inputs.residual))
-
-
-@implementation("rms_norm", name="GemmaRMSNorm.forward_npu_native", supports=_GEMMA, on_device=True)
-def gemma_rms_norm_native(inputs: RmsNormInputs, target: Target) -> Outputs:
-    """GemmaRMSNorm.forward_npu with SGLANG_NPU_FORWARD_NATIVE_GEMMA_RMS_NORM."""
-    with environment({"SGLANG_NPU_FORWARD_NATIVE_GEMMA_RMS_NORM": "1"}):
+    """GemmaRMSNorm.forward_npu, by operators or in plain torch."""
+    with environment(options_of(inputs)):
         return _outputs(_module(GemmaRMSNorm, inputs).forward_npu(inputs.hidden, inputs.residual))

@@ -50,6 +50,12 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def options_of(inputs: object) -> dict[str, str]:
+    """Return the options of a case, which its inputs carry."""
+    options: dict[str, str] = getattr(inputs, "options", {})
+    return options
+
+
 def filled(parameter: Any, values: torch.Tensor) -> None:  # noqa: ANN401 - of any module
     """Load a weight as sglang's loader does: by the parameter's own loader, or a copy."""
     loader = getattr(parameter, "weight_loader", None)

@@ -7,6 +7,7 @@ from npudiff.device.simulator.cache import gather_pa as gather
 from npudiff.device.simulator.cache import reshape_and_cache as reshape
 from npudiff.device.simulator.cache import scatter_nd as nd
 from npudiff.device.simulator.cache import scatter_pa as scatter
+from npudiff.device.simulator.cache import scatter_update as update
 from npudiff.device.simulator.cache import schemas
 from npudiff.device.simulator.cache.prefetch import prefetch, prefetch_meta
 from npudiff.device.simulator.library import Operator
@@ -23,6 +24,8 @@ OPERATORS = (
     Operator(schemas.SCATTER_PA_FUNCTIONAL, scatter.scatter_pa_functional, scatter.scatter_pa_functional_meta, _CACHES),
     Operator(schemas.SCATTER_ND, nd.scatter_nd, nd.scatter_nd_meta),
     Operator(schemas.SCATTER_ND_IN_PLACE, nd.scatter_nd_in_place, nd.scatter_nd_in_place_meta),
+    Operator(schemas.SCATTER_UPDATE, update.scatter_update, update.scatter_update_meta),
+    Operator(schemas.SCATTER_UPDATE_IN_PLACE, update.scatter_update_in_place, update.scatter_update_in_place_meta),
     Operator(schemas.GATHER_PA, gather.gather_pa, gather.gather_pa_meta, _CACHES),
     Operator(schemas.GATHER_PA_FUNCTIONAL, gather.gather_pa_functional, gather.gather_pa_functional_meta, _CACHES),
     Operator(schemas.FORMAT_CAST, cast.format_cast, cast.format_cast_meta, _CAST),

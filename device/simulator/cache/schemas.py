@@ -32,6 +32,9 @@ SCATTER_PA_FUNCTIONAL = (
 SCATTER_ND = "npu_scatter_nd_update(Tensor input, Tensor indices, Tensor updates) -> Tensor"
 SCATTER_ND_IN_PLACE = "npu_scatter_nd_update_(Tensor(a!) input, Tensor indices, Tensor updates) -> Tensor(a!)"
 
+SCATTER_UPDATE = "scatter_update(Tensor input, Tensor indices, Tensor updates, int axis) -> Tensor"
+SCATTER_UPDATE_IN_PLACE = "scatter_update_(Tensor(a!) input, Tensor indices, Tensor updates, int axis) -> Tensor(a!)"
+
 GATHER_PA = (
     "npu_gather_pa_kv_cache(Tensor key_cache, Tensor value_cache, Tensor block_tables, Tensor seq_lens, "
     f"Tensor(a!) key, Tensor(b!) value, {_GATHER_PA_OPTIONS}) -> ()"
@@ -57,6 +60,8 @@ SCHEMAS = (
     SCATTER_PA_FUNCTIONAL,
     SCATTER_ND,
     SCATTER_ND_IN_PLACE,
+    SCATTER_UPDATE,
+    SCATTER_UPDATE_IN_PLACE,
     GATHER_PA,
     GATHER_PA_FUNCTIONAL,
     FORMAT_CAST,

@@ -20,7 +20,6 @@ from npudiff.device.simulator.fused_attention.paging import (
     Tokens,
     tokens,
 )
-from npudiff.device.simulator.fused_attention.request import V1_NAMES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +66,7 @@ def parameters(request: FusedAttentionRequest) -> tuple[Parameters, Parameters]:
     DOC: separate ones win over combined ones, which have a leading axis of 2.
     """
     given = dict(request.extras)
-    separate = _SEPARATE[request.names is V1_NAMES]
+    separate = _SEPARATE[request.names.first]
     if not any(name in given for side in separate for name in side) and _COMBINED[0] in given:
         # DOC: the mode has no effect for several queries, whose numbers are per channel.
         single = not request.packed and request.query.shape[request.axes.index("S")] == 1

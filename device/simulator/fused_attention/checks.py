@@ -14,6 +14,7 @@ from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention.antiquant_checks import check_antiquant, check_integers
 from npudiff.device.simulator.fused_attention.axes import row_axis
 from npudiff.device.simulator.fused_attention.extras_checks import check_extras
+from npudiff.device.simulator.fused_attention.full_quant import check_int8_query
 from npudiff.device.simulator.fused_attention.layouts import Geometry, measure
 from npudiff.device.simulator.fused_attention.length_checks import check_lengths, check_paging
 from npudiff.device.simulator.fused_attention.mask_checks import check_inner_precise, check_mask, check_sparse_mode
@@ -86,7 +87,8 @@ def check(request: FusedAttentionRequest, profile: CannProfile) -> Geometry:
 def _check_dtypes(request: FusedAttentionRequest) -> None:
     query, key, value = request.query, request.key, request.value
     if query.dtype == torch.int8:
-        raise request.check.not_simulated("query", "int8", "float16 and bfloat16")
+        check_int8_query(request)
+        return
     if query.dtype not in (torch.float16, torch.bfloat16):
         raise request.check.rejected("query", query.dtype, "float16, bfloat16 or int8", ErrorCode.PARAMETER)
     if request.integer_cache:
@@ -149,8 +151,9 @@ def _check_head_dims(request: FusedAttentionRequest, geometry: Geometry, profile
     if key_dim != geometry.head_dim:
         raise request.check.rejected("key", f"of head dim {key_dim}", f"the query's head dim {geometry.head_dim}")
     for name, dim in (("query", geometry.head_dim), ("value", geometry.value_dim)):
-        if not 0 < dim <= _MAX_HEAD_DIM or dim % _HEAD_DIM_STEP:
-            allowed = f"a multiple of {_HEAD_DIM_STEP} up to {_MAX_HEAD_DIM}"
+        step = 2 * _HEAD_DIM_STEP if request.query.dtype == torch.int8 else _HEAD_DIM_STEP
+        if not 0 < dim <= _MAX_HEAD_DIM or dim % step:
+            allowed = f"a multiple of {step} up to {_MAX_HEAD_DIM}"
             raise request.check.rejected(name, f"of head dim {dim}", allowed)
     if request.query_rope is not None and request.key_rope is not None:
         check_rope(request, request.query_rope, request.key_rope, geometry, profile)

@@ -46,3 +46,8 @@ class FusedAttentionChoices:
     # npu_fusion_attention, pse: DOC's formula scales the sum of product and pse, as pse_type 1 of the second version
     # does; an example of DOC adds pse to scaled products (pse_type 0).
     fusion_pse: Literal["scaled", "added"] = "scaled"
+
+    # npu_prompt_flash_attention, float16 without pse_shift: the host code asks for speed, where SOURCE computes in
+    # float16 behind both products. op-plugin's test has a golden with a float32 softmax. inner_precise 1 of the other
+    # operators is computed in float32.
+    prompt_float16: Literal["float16", "float32"] = "float16"

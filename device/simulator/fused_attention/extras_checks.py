@@ -12,14 +12,13 @@ import torch
 
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention.antiquant import ANTIQUANT_NAMES
-from npudiff.device.simulator.fused_attention.request import V1_NAMES
+from npudiff.device.simulator.fused_attention.full_quant import LATENT_NAMES
 
 if TYPE_CHECKING:
     from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
 
 _PADDING = ("query_padding_size", "kv_padding_size")
 _PREFIX = ("key_shared_prefix", "value_shared_prefix", "actual_shared_prefix_len")
-_INPUT_QUANTISATION = ("dequant_scale1", "quant_scale1", "dequant_scale2")
 
 
 def check_extras(request: FusedAttentionRequest) -> None:
@@ -37,6 +36,8 @@ def check_extras(request: FusedAttentionRequest) -> None:
     given = {name for name, _ in request.extras}
     if request.integer_cache and request.sink is None:
         given -= ANTIQUANT_NAMES
+    if request.query.dtype == torch.int8:
+        given -= {*request.names.full_quant} if request.query_rope is None else LATENT_NAMES
     if _is_single_query(request):
         # DOC: left padding of the query has no meaning for one query.
         given.discard("query_padding_size")
@@ -50,7 +51,7 @@ def check_extras(request: FusedAttentionRequest) -> None:
     if request.packed:
         _refuse_any(request, given, (*_PADDING, *_PREFIX), f"None in layout {request.layout}")
     if request.query.dtype in (torch.float16, torch.bfloat16):
-        _refuse_any(request, given, _INPUT_QUANTISATION, "None for a 16-bit query")
+        _refuse_any(request, given, request.names.full_quant, "None for a 16-bit query")
     if request.sink is not None:
         quantised = [name for name in given if "quant" in name]
         _refuse_any(request, given, tuple(sorted(quantised)), "None with learnable_sink")
@@ -68,10 +69,6 @@ def _check_int8(request: FusedAttentionRequest) -> None:
         raise request.check.rejected("query", "int8 with one query", "float16 or bfloat16", ErrorCode.PARAMETER)
     if request.sink is not None:
         raise request.check.rejected("learnable_sink", "given with an int8 query", "a 16-bit query")
-    if request.names is V1_NAMES:
-        for name in _INPUT_QUANTISATION:
-            if request.given_extra(name) is None:
-                raise request.check.rejected(name, "None", "given, for an int8 query")
 
 
 def _is_single_query(request: FusedAttentionRequest) -> bool:

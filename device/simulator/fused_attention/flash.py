@@ -3,7 +3,8 @@
 Source: CANN's ``fia_block_vec_nonquant.h``. Scores are fp32; hidden ones are REPLACED by -1e12;
 probabilities ``exp(score - running maximum)`` are rounded to the values' dtype before they are normalised;
 their products with the values are summed in fp32 and rescaled from tile to tile; the end is one division by
-the fp32 sum of the unrounded probabilities and one final cast.
+the fp32 sum of the unrounded probabilities and one final cast. Other kernels round more:
+:mod:`npudiff.device.simulator.fused_attention.arithmetic` has their steps.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from npudiff.device.simulator.fused_attention.rounding import Int8, narrow
+from npudiff.device.simulator.fused_attention.arithmetic import Floats
+from npudiff.device.simulator.fused_attention.rounding import narrow
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
+    from npudiff.device.simulator.fused_attention.arithmetic import Arithmetic
     from npudiff.device.simulator.fused_attention.paging import KeyValues
     from npudiff.device.simulator.fused_attention.visibility import Visibility
 
 KEY_TILE = 512
 """Keys per tile; tiles are aligned to position 0 of the sequence."""
 
-HIDDEN_SCORE = -1e12
+_FLOATS = Floats()
 
 # Rows are cut so that a tile of scores stays around 16 MiB. Hardware's cut is not known; ours matters only to
 # poison: a key tile is loaded for all rows of a cut when the band shows any of it to one of them.
@@ -64,14 +69,15 @@ def attend(
     kv_heads: int,
     output: Tensor,
     lse: Tensor | None,
-    int8: Int8 | None = None,
+    int8: Callable[[Tensor], Tensor] | None = None,
+    arithmetic: Arithmetic = _FLOATS,
 ) -> None:
     """Attend all queries of one sequence and write what they get.
 
     Parameters
     ----------
     queries : Tensor
-        [heads, rows, dim], bfloat16 or float16; head ``h`` uses key head ``h // (heads // kv_heads)``.
+        [heads, rows, dim], bfloat16, float16 or int8; head ``h`` uses key head ``h // (heads // kv_heads)``.
     source : KeyValues
         The keys and values; only tiles that the band touches are loaded, never beyond the actual length.
     visibility : Visibility
@@ -84,8 +90,10 @@ def attend(
         [heads, rows, value dim], written; rows that are not computed become 0, or what 0 is in int8.
     lse : Tensor or None
         float32 [heads, rows], written: maximum + ln(sum), +inf for rows that are not computed.
-    int8 : Int8, optional
-        What makes int8 of the output, in place of the queries' dtype.
+    int8 : callable, optional
+        What makes int8 of the output, in place of its own dtype.
+    arithmetic : Arithmetic
+        What the steps round.
     """
     output.copy_(output.new_zeros(output.shape) if int8 is None else int8(torch.zeros(output.shape)))
     if lse is not None:
@@ -96,9 +104,9 @@ def attend(
         rows = range(start, min(start + step, live.stop))
         window = slice(rows.start, rows.stop)
         grouped = _group(queries[:, window], kv_heads)
-        sums = _sum_tiles(grouped, rows, source, visibility, softmax)
-        attention, logsumexp = _finish(sums, (heads, len(rows)), visibility, softmax)
-        output[:, window] = narrow(attention, queries.dtype) if int8 is None else int8(attention)
+        sums = _sum_tiles(grouped, rows, source, visibility, softmax, arithmetic)
+        attention, logsumexp = _finish(sums, (heads, len(rows)), visibility, softmax, arithmetic)
+        output[:, window] = narrow(attention, output.dtype) if int8 is None else int8(attention)
         if lse is not None:
             lse[:, window] = logsumexp
 
@@ -112,7 +120,14 @@ def _group(queries: Tensor, kv_heads: int) -> Tensor:
     return queries.float().reshape(kv_heads, heads // kv_heads * rows, dim)
 
 
-def _sum_tiles(grouped: Tensor, rows: range, source: KeyValues, visibility: Visibility, softmax: Softmax) -> _Sums:
+def _sum_tiles(
+    grouped: Tensor,
+    rows: range,
+    source: KeyValues,
+    visibility: Visibility,
+    softmax: Softmax,
+    arithmetic: Arithmetic,
+) -> _Sums:
     maximum = grouped.new_full((*grouped.shape[:2], 1), -torch.inf)
     total = torch.zeros_like(maximum)
     weighted = torch.zeros_like(maximum)
@@ -120,37 +135,38 @@ def _sum_tiles(grouped: Tensor, rows: range, source: KeyValues, visibility: Visi
     for start in range(first // KEY_TILE * KEY_TILE, stop, KEY_TILE):
         end = min(start + KEY_TILE, visibility.keys)
         keys, values = source.load(start, end)
-        scores = torch.bmm(grouped, keys.float().transpose(1, 2)).mul_(softmax.scale)
+        scores = arithmetic.scores(grouped, keys, rows, softmax.scale)
         if softmax.shift is not None:
             # [heads, rows, keys] lies in memory as [kv heads, group * rows, keys].
             shift = softmax.shift[:, rows.start : rows.stop, start:end]
-            scores += shift.reshape(scores.shape)
+            scores = arithmetic.shifted(scores.add_(shift.reshape(scores.shape)))
         hidden = visibility.hidden(rows, start, end)
         if hidden is not None:
             # [kv heads, group, rows, keys]: what is hidden is hidden for every head.
-            scores.view(len(grouped), -1, len(rows), end - start).masked_fill_(hidden, HIDDEN_SCORE)
+            scores.view(len(grouped), -1, len(rows), end - start).masked_fill_(hidden, arithmetic.hidden)
         new_maximum = torch.maximum(maximum, scores.amax(-1, keepdim=True))
         rescale = torch.exp(maximum - new_maximum)
         probabilities = scores.sub_(new_maximum).exp_()
         total = total.mul_(rescale).add_(probabilities.sum(-1, keepdim=True))
         # Hidden keys are multiplied too, by 0: NaN in their values reaches the output, as on hardware.
-        product = torch.bmm(narrow(probabilities, values.dtype).float(), values.float())
-        weighted = product.add_(weighted * rescale)
+        weighted = arithmetic.add(weighted, rescale, arithmetic.weigh(probabilities, values))
         maximum = new_maximum
     return _Sums(maximum, total, weighted)
 
 
-def _finish(sums: _Sums, shape: tuple[int, int], visibility: Visibility, softmax: Softmax) -> tuple[Tensor, Tensor]:
+def _finish(
+    sums: _Sums, shape: tuple[int, int], visibility: Visibility, softmax: Softmax, arithmetic: Arithmetic
+) -> tuple[Tensor, Tensor]:
     """Add the sink, divide, and treat rows that saw nothing; float32 [heads, rows, dim] and [heads, rows]."""
     maximum, total = sums.maximum.reshape(shape), sums.total.reshape(shape)
     denominator = total
     if softmax.sink is not None:
         # The sink does not raise the maximum.
         denominator = total + torch.exp(softmax.sink.unsqueeze(1) - maximum)
-    attention = sums.weighted.reshape(*shape, -1) / denominator.unsqueeze(-1)
+    attention = arithmetic.divide(sums.weighted.reshape(*shape, -1), denominator.unsqueeze(-1))
     logsumexp = maximum + torch.log(denominator if softmax.lse_includes_sink else total)
     if visibility.zeroes_hidden_rows:
-        blind = maximum <= HIDDEN_SCORE
+        blind = maximum <= arithmetic.hidden
         attention = attention.masked_fill(blind.unsqueeze(-1), 0.0)
         logsumexp = logsumexp.masked_fill(blind, torch.inf)
     return attention, logsumexp

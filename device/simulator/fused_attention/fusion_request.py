@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
 from npudiff.device.simulator.errors import DeviceFault, ErrorCode, UndefinedBehaviour
+from npudiff.device.simulator.fused_attention.layouts import rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
-
-CHECK = ArgumentChecks("npu_fusion_attention", default=ErrorCode.PARAMETER)
 
 LAYOUTS = ("BSH", "SBH", "BNSD", "BSND", "TND")
 TEMPLATE_MODES = (2, 3, 4)
@@ -26,6 +25,8 @@ _MAXIMUM = 2147483647
 _TEMPLATE = 2048
 _PREFIX_MODES = (5, 6)
 _CUT_MODES = (7, 8)
+_OUTER_PSE = (0, 1)
+_FIRST_NAMES = {"pre_tokens": "pre_tockens", "next_tokens": "next_tockens"}
 _MAX_HEAD_DIM = 768
 _MAX_HEADS = 256
 
@@ -55,6 +56,18 @@ class FusionRequest:
     softmax_layout: str = ""
     sink: Tensor | None = None
     dropout_mask: Tensor | None = None
+    pse_type: int | None = None
+    """0: pse is added to scaled products, 1: scaled with them; None: as the profile says, in the first version."""
+    query_rope: Tensor | None = None
+    key_rope: Tensor | None = None
+    q_start_idx: Sequence[int] | None = None
+    kv_start_idx: Sequence[int] | None = None
+    operator: str = "npu_fusion_attention"
+
+    @property
+    def check(self) -> ArgumentChecks:
+        """The checks of the operator that was called."""
+        return ArgumentChecks(self.operator, default=ErrorCode.PARAMETER)
 
     @property
     def packed(self) -> bool:
@@ -83,6 +96,13 @@ class FusionRequest:
             return self.value.shape[2] // self.kv_heads if self.kv_heads else self.sizes["D"]
         return self.value.shape[-1]
 
+    def rows_of(self, batch: int, window: range, kept: range) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a sequence's queries, keys and values, as [heads, rows or keys, head dim]."""
+        layout = self.input_layout
+        queries = rows(self.query, layout, self.head_num, batch, window)
+        keys, values = (rows(one, layout, self.kv_heads, batch, kept) for one in (self.key, self.value))
+        return queries, keys, values
+
     @property
     def key_rows(self) -> int:
         """Length of the key's S or T axis."""
@@ -91,66 +111,84 @@ class FusionRequest:
 
 def normalise_fusion(input_layout: str, **arguments: object) -> FusionRequest:
     """Take the arguments of a call; nothing is checked."""
-    for name in ("gen_mask_parallel", "sync", "seed", "offset"):  # of random numbers, of which there are none
-        arguments.pop(name, None)
-    return FusionRequest(input_layout=input_layout.upper(), **arguments)  # type: ignore[arg-type]
+    return FusionRequest(input_layout=input_layout.upper(), **_without_randomness(arguments))  # type: ignore[arg-type]
+
+
+def normalise_fusion_v2(**arguments: object) -> FusionRequest:
+    """Take the arguments of a call of the second version; nothing is checked."""
+    first = {_FIRST_NAMES.get(name, name): value for name, value in arguments.items()}
+    return normalise_fusion(**{"operator": "npu_fusion_attention_v2", "pse_type": 1} | first)  # type: ignore[arg-type]
+
+
+def _without_randomness(arguments: dict[str, object]) -> dict[str, object]:
+    """Leave out what random numbers are drawn with, of which there are none."""
+    drawing = {"gen_mask_parallel", "sync", "seed", "offset", "numels"}
+    return {name: value for name, value in arguments.items() if name not in drawing}
 
 
 def check_wrapper(request: FusionRequest) -> None:
     """Raise what the wrapper raises, in its words."""
     if request.head_num <= 0:
         words = f"head_num must > 0, but got {request.head_num}"
-        raise CHECK.rejected("head_num", request.head_num, "greater than 0", ErrorCode.WRAPPER, words)
+        raise request.check.rejected("head_num", request.head_num, "greater than 0", ErrorCode.WRAPPER, words)
     for name in ("query", "key", "value"):
         rank = getattr(request, name).dim()
         words = f"The shapes of the input {name} should be 3 or 4 dimensional, but got {rank}-dimensional"
         if rank not in (3, 4):
-            raise CHECK.rejected(name, f"of rank {rank}", "rank 3 or 4", ErrorCode.WRAPPER, words)
+            raise request.check.rejected(name, f"of rank {rank}", "rank 3 or 4", ErrorCode.WRAPPER, words)
     if not 0 < request.keep_prob <= 1:
         words = f"The keep_prob value must be in range of (0, 1], but got {request.keep_prob}"
-        raise CHECK.rejected("keep_prob", request.keep_prob, "above 0, up to 1", ErrorCode.WRAPPER, words)
-    CHECK.choice(
+        raise request.check.rejected("keep_prob", request.keep_prob, "above 0, up to 1", ErrorCode.WRAPPER, words)
+    request.check.choice(
         "softmax_layout", request.softmax_layout, ("", "TND"), ErrorCode.WRAPPER, "only supported softmax_layout=TND"
     )
     if request.softmax_layout and not request.packed:
         words = "softmax_layout=TND only supported when input_layout_str=TND"
-        raise CHECK.rejected("softmax_layout", request.softmax_layout, "'' without TND", ErrorCode.WRAPPER, words)
+        raise request.check.rejected(
+            "softmax_layout", request.softmax_layout, "'' without TND", ErrorCode.WRAPPER, words
+        )
     modes, said = ((0, 1, 2, 3, 4, 6, 7, 8), "[0,5) or (5,8]") if request.packed else (range(7), "[0,6]")
     words = f"The sparse_mode value must be in range of {said}, but got {request.sparse_mode}"
-    CHECK.choice("sparse_mode", request.sparse_mode, modes, ErrorCode.WRAPPER, words)
+    request.check.choice("sparse_mode", request.sparse_mode, modes, ErrorCode.WRAPPER, words)
     if request.packed and (
         not request.actual_seq_qlen or len(request.actual_seq_qlen) != len(request.actual_seq_kvlen or ())
     ):
         words = "the size of actual_seq_qlen and actual_seq_kvlen must be the same and cannot be empty."
         given = f"{request.actual_seq_qlen} with actual_seq_kvlen {request.actual_seq_kvlen}"
-        raise CHECK.rejected("actual_seq_qlen", given, "as many lengths as actual_seq_kvlen", ErrorCode.WRAPPER, words)
+        raise request.check.rejected(
+            "actual_seq_qlen", given, "as many lengths as actual_seq_kvlen", ErrorCode.WRAPPER, words
+        )
     words = "The input_layout should be BSH/SBH/BNSD/BSND/TND(case-insensitive), but got " + request.input_layout
-    CHECK.choice("input_layout", request.input_layout, LAYOUTS, ErrorCode.WRAPPER, words)
+    request.check.choice("input_layout", request.input_layout, LAYOUTS, ErrorCode.WRAPPER, words)
     for name in ("query", "key", "value"):
-        CHECK.rank(name, getattr(request, name), len(request.input_layout), request.input_layout)
+        request.check.rank(name, getattr(request, name), len(request.input_layout), request.input_layout)
 
 
 def check(request: FusionRequest) -> None:
     """Refuse what DOC refuses and what is not simulated, of a call that the wrapper takes."""
     _check_simulated(request)
     query, key, value, sizes = request.query, request.key, request.value, request.sizes
-    CHECK.dtype("query", query, *FLOATS)
+    request.check.dtype("query", query, *FLOATS)
     for name, tensor in (("key", key), ("value", value), ("pse", request.pse)):
         if tensor is not None:
-            CHECK.same_dtype(name, tensor, "query", query)
+            request.check.same_dtype(name, tensor, "query", query)
     heads, dim, kv_heads = sizes["N"], sizes["D"], request.kv_heads
     if heads != request.head_num or heads > _MAX_HEADS:
-        raise CHECK.rejected("head_num", request.head_num, f"the {heads} heads of query, up to {_MAX_HEADS}")
+        raise request.check.rejected("head_num", request.head_num, f"the {heads} heads of query, up to {_MAX_HEADS}")
     if not kv_heads or heads % kv_heads:
-        raise CHECK.rejected("head_num", heads, f"a multiple of the {kv_heads} heads of key")
+        raise request.check.rejected("head_num", heads, f"a multiple of the {kv_heads} heads of key")
     if not 0 < request.value_dim <= dim <= _MAX_HEAD_DIM:
         given = f"of head dim {request.value_dim}, with {dim} of query"
-        raise CHECK.rejected("value", given, f"1 to that of query, which is up to {_MAX_HEAD_DIM}")
+        raise request.check.rejected("value", given, f"1 to that of query, which is up to {_MAX_HEAD_DIM}")
     shape = {**sizes, "N": kv_heads, "H": kv_heads * dim, "S": -1, "T": -1}
-    CHECK.shape("key", key, [shape[axis] for axis in request.input_layout], meaning="the batch and head dim of query")
+    request.check.shape(
+        "key", key, [shape[axis] for axis in request.input_layout], meaning="the batch and head dim of query"
+    )
     shape |= {"D": request.value_dim, "H": kv_heads * request.value_dim}
     shape |= {"S": request.key_rows, "T": request.key_rows}
-    CHECK.shape("value", value, [shape[axis] for axis in request.input_layout], meaning="the tokens and heads of key")
+    request.check.shape(
+        "value", value, [shape[axis] for axis in request.input_layout], meaning="the tokens and heads of key"
+    )
     _check_pse(request)
     _check_mask(request)
     for name, ends, count in (
@@ -158,19 +196,24 @@ def check(request: FusionRequest) -> None:
         ("actual_seq_kvlen", request.actual_seq_kvlen, len(key)),
     ):
         if request.packed:
-            _check_ends(name, ends or (), count)
+            _check_ends(request, name, ends or (), count)
 
 
 def _check_simulated(request: FusionRequest) -> None:
     if request.padding_mask is not None:
-        raise CHECK.rejected("padding_mask", "a tensor", "None")
-    for name, given in (("prefix", request.prefix), ("sink", request.sink), ("dropout_mask", request.dropout_mask)):
-        if given is not None:
-            raise CHECK.not_simulated(name, given, "None")
+        raise request.check.rejected("padding_mask", "a tensor", "None")
+    for name in ("sink", "dropout_mask", "query_rope", "key_rope"):
+        if getattr(request, name) is not None:
+            raise request.check.not_simulated(name, "a tensor", "None")
+    for name in ("prefix", "q_start_idx", "kv_start_idx"):
+        if getattr(request, name):
+            raise request.check.not_simulated(name, list(getattr(request, name)), "None")
+    if request.pse_type not in (None, *_OUTER_PSE):
+        raise request.check.not_simulated("pse_type", request.pse_type, "0 or 1")
     if request.keep_prob != 1:
-        raise CHECK.not_simulated("keep_prob", request.keep_prob, "1")
+        raise request.check.not_simulated("keep_prob", request.keep_prob, "1")
     if request.atten_mask is not None and request.sparse_mode in (*_PREFIX_MODES, *_CUT_MODES):
-        raise CHECK.not_simulated("sparse_mode", request.sparse_mode, "0 to 4")
+        raise request.check.not_simulated("sparse_mode", request.sparse_mode, "0 to 4")
 
 
 def _check_pse(request: FusionRequest) -> None:
@@ -178,45 +221,47 @@ def _check_pse(request: FusionRequest) -> None:
     if request.pse is None:
         return
     if request.packed:
-        raise CHECK.not_simulated("pse", "a tensor, with TND", "None with TND")
+        raise request.check.not_simulated("pse", "a tensor, with TND", "None with TND")
     sizes = request.sizes
     rows, keys = sizes["S"], request.key_rows
     if request.pse.dim() == 4 and request.pse.shape[2] not in (1, rows):
-        raise CHECK.not_simulated("pse", f"of shape {list(request.pse.shape)}", "1 row, or as many as query")
+        raise request.check.not_simulated("pse", f"of shape {list(request.pse.shape)}", "1 row, or as many as query")
     shapes = [(batch, sizes["N"], some, keys) for batch in (1, sizes["B"]) for some in (1, rows)]
-    CHECK.shape("pse", request.pse, *shapes, meaning="[1 or batch, heads, 1 or rows, keys]")
+    request.check.shape("pse", request.pse, *shapes, meaning="[1 or batch, heads, 1 or rows, keys]")
 
 
 def _check_mask(request: FusionRequest) -> None:
     mask, sizes = request.atten_mask, request.sizes
     if mask is None:
         return
-    CHECK.dtype("atten_mask", mask, "bool", "uint8")
+    request.check.dtype("atten_mask", mask, "bool", "uint8")
     if request.sparse_mode in TEMPLATE_MODES:
-        CHECK.shape("atten_mask", mask, (_TEMPLATE, _TEMPLATE), meaning="a template, with this sparse_mode")
+        request.check.shape("atten_mask", mask, (_TEMPLATE, _TEMPLATE), meaning="a template, with this sparse_mode")
         if mask.diagonal(0).any() or not mask.diagonal(1).all():
             wanted = f"torch.triu(torch.ones({_TEMPLATE}, {_TEMPLATE}), diagonal=1)"
             raise UndefinedBehaviour(
-                f"{CHECK.operator}: atten_mask of sparse_mode {request.sparse_mode} must be {wanted}"
+                f"{request.operator}: atten_mask of sparse_mode {request.sparse_mode} must be {wanted}"
             )
         return
     if request.packed:
-        CHECK.rank("atten_mask", mask, 2, "[longest query, longest key]")
+        request.check.rank("atten_mask", mask, 2, "[longest query, longest key]")
         return
     rows, keys = sizes["S"], request.key_rows
     leading = (sizes["B"], sizes["N"]), (sizes["B"], 1), (1, 1)
     shapes = [(*batch_and_heads, rows, keys) for batch_and_heads in leading]
-    CHECK.shape("atten_mask", mask, (rows, keys), *shapes, meaning="[rows, keys], or that of each batch or head")
+    request.check.shape(
+        "atten_mask", mask, (rows, keys), *shapes, meaning="[rows, keys], or that of each batch or head"
+    )
 
 
-def _check_ends(name: str, ends: Sequence[int], count: int) -> None:
+def _check_ends(request: FusionRequest, name: str, ends: Sequence[int], count: int) -> None:
     """Refuse ends of sequences that decrease, but for zeros at the end, and those behind the last token."""
     last = 0
     for position, end in enumerate(ends):
         if end < last and any(ends[position:]):
-            raise UndefinedBehaviour(f"{CHECK.operator}: {name} is {list(ends)}, which decreases at {position}")
+            raise UndefinedBehaviour(f"{request.operator}: {name} is {list(ends)}, which decreases at {position}")
         last = max(last, end)
     if last > count:
-        raise DeviceFault(f"{CHECK.operator}: {name} ends at {last}, and there are {count} tokens")
+        raise DeviceFault(f"{request.operator}: {name} ends at {last}, and there are {count} tokens")
     if min(ends) < 0:
-        raise CHECK.rejected(name, list(ends), "0 or more each")
+        raise request.check.rejected(name, list(ends), "0 or more each")

@@ -64,7 +64,7 @@ def measure(request: FusedAttentionRequest) -> Geometry:
         query_rows = max((end - start for start, end in zip((0, *ends), ends, strict=False)), default=0)
     else:
         batch, query_rows = sizes["B"], sizes["S"]
-    single = not request.packed and query_rows == 1
+    single = not request.packed and query_rows == 1 and request.names.queries != "several"
     return Geometry(
         batch=batch,
         query_rows=query_rows,

@@ -177,6 +177,8 @@ def check_inner_precise(request: FusedAttentionRequest, geometry: Geometry, prof
         Naming ``inner_precise``.
     """
     given = request.inner_precise
+    if request.names.queries == "several":
+        return  # the host code has chosen it
     if geometry.decode or (geometry.single and request.query_rope is not None):
         allowed = profile.inner_precise_at_query_length_one
         where = "one query"

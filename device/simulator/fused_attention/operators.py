@@ -14,9 +14,19 @@ from npudiff.device.simulator.fused_attention.antiquant import key_values
 from npudiff.device.simulator.fused_attention.axes import LAYOUTS
 from npudiff.device.simulator.fused_attention.checks import check
 from npudiff.device.simulator.fused_attention.flash import Softmax, attend
+from npudiff.device.simulator.fused_attention.full_quant import arithmetic_of
 from npudiff.device.simulator.fused_attention.fusion import fusion_attention, fusion_attention_meta
-from npudiff.device.simulator.fused_attention.fusion_request import normalise_fusion
+from npudiff.device.simulator.fused_attention.fusion_grad import (
+    fusion_attention_grad,
+    fusion_attention_grad_meta,
+    fusion_attention_grad_v2,
+    fusion_attention_grad_v2_meta,
+    normalise_fusion_grad,
+    normalise_fusion_grad_v2,
+)
+from npudiff.device.simulator.fused_attention.fusion_request import normalise_fusion, normalise_fusion_v2
 from npudiff.device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans
+from npudiff.device.simulator.fused_attention.prompt import check_branch, normalise_incremental, normalise_prompt
 from npudiff.device.simulator.fused_attention.request import (
     V1_NAMES,
     V2_NAMES,
@@ -24,7 +34,7 @@ from npudiff.device.simulator.fused_attention.request import (
     FusedAttentionRequest,
     normalise,
 )
-from npudiff.device.simulator.fused_attention.rounding import Int8
+from npudiff.device.simulator.fused_attention.rounding import HalfInt8, Int8
 from npudiff.device.simulator.fused_attention.shapes import check_wrapper, empty_outputs
 from npudiff.device.simulator.fused_attention.sparse_modes import check_template, see
 from npudiff.device.simulator.fused_attention.update import attention_update, attention_update_meta
@@ -109,15 +119,17 @@ def _attend_sequences(
             output=rows(attention, LAYOUTS[request.layout].output, *where),
             lse=None if lse is None else lse_rows(lse, span.batch, window),
             int8=int8,
+            arithmetic=arithmetic_of(request, span, profile),
         )
 
 
-def _int8_output(request: FusedAttentionRequest, geometry: Geometry) -> Int8 | None:
+def _int8_output(request: FusedAttentionRequest, geometry: Geometry) -> Int8 | HalfInt8 | None:
     """Return what makes int8 of a call's output, with numbers per tensor or per head and channel."""
     if request.out_scale is None:
         return None
     shape = (1,) if request.out_scale.numel() == 1 else (request.heads, 1, geometry.value_dim)
-    return Int8(request.out_scale.view(shape), None if request.out_offset is None else request.out_offset.view(shape))
+    kind = HalfInt8 if request.query.dtype == torch.int8 else Int8
+    return kind(request.out_scale.view(shape), None if request.out_offset is None else request.out_offset.view(shape))
 
 
 def _out(request: FusedAttentionRequest) -> tuple[Tensor, Tensor]:
@@ -168,6 +180,16 @@ def _inferred(request: FusedAttentionRequest) -> tuple[Tensor, Tensor]:
     return empty_outputs(request, active_profile())
 
 
+def _branch(request: FusedAttentionRequest) -> Tensor:
+    check_branch(request)
+    return fused_attention(request)[0]
+
+
+def _branch_meta(request: FusedAttentionRequest) -> Tensor:
+    check_branch(request)
+    return empty_outputs(request, active_profile())[0]
+
+
 Kernel = Callable[[FusedAttentionRequest], object]
 
 
@@ -194,7 +216,22 @@ _V2 = {
 OPERATORS = (
     *_operators("npu_fused_infer_attention_score", V1_NAMES, _V1),
     *_operators("npu_fused_infer_attention_score_v2", V2_NAMES, _V2),
+    Operator(schemas.PROMPT_FLASH_ATTENTION, _branch, _branch_meta, request=normalise_prompt),
+    Operator(schemas.INCRE_FLASH_ATTENTION, _branch, _branch_meta, request=normalise_incremental),
     Operator(schemas.ATTENTION_UPDATE, attention_update, attention_update_meta),
     Operator(schemas.FUSION_ATTENTION, fusion_attention, fusion_attention_meta, request=normalise_fusion),
+    Operator(schemas.FUSION_ATTENTION_V2, fusion_attention, fusion_attention_meta, request=normalise_fusion_v2),
+    Operator(
+        schemas.FUSION_ATTENTION_GRAD,
+        fusion_attention_grad,
+        fusion_attention_grad_meta,
+        request=normalise_fusion_grad,
+    ),
+    Operator(
+        schemas.FUSION_ATTENTION_GRAD_V2,
+        fusion_attention_grad_v2,
+        fusion_attention_grad_v2_meta,
+        request=normalise_fusion_grad_v2,
+    ),
 )
-"""Both versions of the operator with all their forms, the one that merges partial attention, and that of training."""
+"""Both versions of the operator with all their forms, its branches, what merges partial attention, and what trains."""

@@ -31,8 +31,9 @@ def check_shift(request: FusedAttentionRequest, shift: Tensor, geometry: Geometr
         Naming ``pse_shift``.
     """
     _check_form(request, "pse_shift", geometry)
-    if shift.dtype != request.query.dtype:
-        allowed = f"the query's dtype {request.query.dtype}"
+    dtype = torch.float16 if request.query.dtype == torch.int8 else request.query.dtype
+    if shift.dtype != dtype:
+        allowed = f"{dtype}, with a query of {request.query.dtype}"
         raise request.check.rejected("pse_shift", shift.dtype, allowed, ErrorCode.PARAMETER)
     rows, keys = geometry.query_rows, geometry.key_rows
     shape = tuple(shift.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -28,6 +28,14 @@ class ArgumentNames:
     return_lse: str
     out_scale: str
     out_offset: str
+    full_quant: tuple[str, ...] = ()
+    """The scales of int8 queries without rotated parts: of scores, of probabilities, of values."""
+    first: bool = False
+    """Whether the first version's words are used for keys and values of integers."""
+    queries: Literal["any", "one", "several"] = "any"
+    """Which branches an operator has: that of one query, that of several, or both."""
+    halves: bool = False
+    """Whether float16 is computed in float16 where ``inner_precise`` asks for speed."""
 
 
 V1_NAMES = ArgumentNames(
@@ -38,6 +46,8 @@ V1_NAMES = ArgumentNames(
     return_lse="softmax_lse_flag",
     out_scale="quant_scale2",
     out_offset="quant_offset2",
+    full_quant=("dequant_scale1", "quant_scale1", "dequant_scale2"),
+    first=True,
 )
 
 V2_NAMES = ArgumentNames(
@@ -155,6 +165,7 @@ _WITHOUT_EFFECT = frozenset(
         "key_rope_dtype",
         "key_shared_prefix_dtype",
         "out_dtype",
+        "padding_mask",
         "query_dtype",
         "query_rope_dtype",
         "value_dtype",
@@ -192,7 +203,8 @@ def normalise(
         In the words of the version; absent ones have the schema's default.
     """
     heads = arguments.get(names.heads, 1)
-    known = _COMMON | _WITHOUT_EFFECT | set(vars(names).values())
+    own = {name for name in vars(names).values() if isinstance(name, str)}
+    known = _COMMON | _WITHOUT_EFFECT | own
     return FusedAttentionRequest(
         check=ArgumentChecks(operator, default=ErrorCode.TILING),
         names=names,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention.request import V1_NAMES
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from npudiff.device.simulator.profiles import CannProfile
 
 _ROPE_DIM = 64
+_TILE_BYTES = 32
 _ABSORBED_DIM = 512
 _EXPANDED_DIM = 128
 _ABSORBED_HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -107,14 +110,16 @@ def check_rope(
         ("query_rope", query_rope, request.query, request.heads),
         ("key_rope", key_rope, request.key, request.kv_heads),
     ):
-        if rope.dtype != like.dtype:
-            allowed = f"{like.dtype}, as {name.removesuffix('_rope')}"
+        dtype = torch.bfloat16 if like.dtype == torch.int8 else like.dtype
+        if rope.dtype != dtype:
+            allowed = f"{dtype}, with {name.removesuffix('_rope')} of {like.dtype}"
             raise request.check.rejected(name, rope.dtype, allowed, ErrorCode.PARAMETER)
         paged = request.block_table is not None and like is request.key
         hidden = like.dim() == 3 if paged else "H" in request.axes
         shape = [*like.shape[:-1], heads * _ROPE_DIM if hidden else _ROPE_DIM]
         if like.dim() == 5:
-            shape = [*like.shape[:2], _ROPE_DIM // like.shape[4], *like.shape[3:]]
+            columns = _TILE_BYTES // rope.itemsize
+            shape = [*like.shape[:2], _ROPE_DIM // columns, like.shape[3], columns]
         meaning = f"as {name.removesuffix('_rope')}, with head dim {_ROPE_DIM}"
         request.check.shape(name, rope, shape, meaning=meaning)
 

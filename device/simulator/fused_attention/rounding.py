@@ -76,3 +76,24 @@ class Int8:
         half = narrow(scaled if self.offset is None else scaled + self.offset.float(), torch.float16).float()
         rounded = torch.floor(half.abs() + 0.5).copysign(half)
         return rounded.clamp(-128, 127).to(torch.int8)
+
+
+@dataclass(frozen=True)
+class HalfInt8:
+    """What makes int8 of attention in float16, as the kernel of int8 queries does: every step in float16, half to even.
+
+    Source: ``QuantCompute`` of CANN's ``prompt_flash_attention_s1s2_bns1_x910_base.h``. That the vector library's
+    quantisation rounds so is inferred.
+    """
+
+    scale: Tensor
+    """[1] or [heads, 1, dim]."""
+    offset: Tensor | None
+    """The same, or 0."""
+
+    def __call__(self, attention: Tensor) -> Tensor:
+        """Quantise float32 [heads, rows, dim], which float16 can hold."""
+        half = (attention * self.scale.half().float()).half()
+        if self.offset is not None:
+            half = half + self.offset.half()
+        return half.float().round().clamp(-128, 127).to(torch.int8)

@@ -62,6 +62,23 @@ FUSED_ATTENTION_V2_INFER_OUTPUT = (
     "Tensor? query_rope=None, int? out_dtype=None) -> (Tensor, Tensor)"
 )
 
+PROMPT_FLASH_ATTENTION = (
+    "npu_prompt_flash_attention(Tensor query, Tensor key, Tensor value, *, Tensor? padding_mask=None, "
+    "Tensor? atten_mask=None, Tensor? pse_shift=None, int[]? actual_seq_lengths=None, Tensor? deq_scale1=None, "
+    "Tensor? quant_scale1=None, Tensor? deq_scale2=None, Tensor? quant_scale2=None, Tensor? quant_offset2=None, "
+    "int num_heads=1, float scale_value=1.0, int pre_tokens=2147483647, int next_tokens=0, "
+    'str input_layout="BSH", int num_key_value_heads=0, int[]? actual_seq_lengths_kv=None, int sparse_mode=0) -> Tensor'
+)
+INCRE_FLASH_ATTENTION = (
+    "npu_incre_flash_attention(Tensor query, Tensor key, Tensor value, *, Tensor? padding_mask=None, "
+    "Tensor? atten_mask=None, Tensor? pse_shift=None, SymInt[]? actual_seq_lengths=None, "
+    "Tensor? antiquant_scale=None, Tensor? antiquant_offset=None, Tensor? block_table=None, "
+    "Tensor? dequant_scale1=None, Tensor? quant_scale1=None, Tensor? dequant_scale2=None, "
+    "Tensor? quant_scale2=None, Tensor? quant_offset2=None, Tensor? kv_padding_size=None, int num_heads=1, "
+    'float scale_value=1.0, str input_layout="BSH", int num_key_value_heads=0, int block_size=0, int inner_precise=1) '
+    "-> Tensor"
+)
+
 ATTENTION_UPDATE = "npu_attention_update(Tensor[] lse, Tensor[] local_out, int update_type) -> (Tensor, Tensor)"
 
 FUSION_ATTENTION = (
@@ -73,6 +90,37 @@ FUSION_ATTENTION = (
     "-> (Tensor, Tensor, Tensor, Tensor, int, int, int)"
 )
 
+FUSION_ATTENTION_V2 = (
+    "npu_fusion_attention_v2(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, *, "
+    "Tensor? pse=None, Tensor? padding_mask=None, Tensor? atten_mask=None, Tensor? query_rope=None, "
+    "Tensor? key_rope=None, float scale=1., float keep_prob=1., int pre_tokens=2147483647, "
+    "int next_tokens=2147483647, int inner_precise=0, int[]? prefix=None, int[]? actual_seq_qlen=None, "
+    "int[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, bool sync=False, int pse_type=1, "
+    'int[]? q_start_idx=None, int[]? kv_start_idx=None, str softmax_layout="", Tensor? sink=None, '
+    "Tensor? dropout_mask=None, int seed=0, int offset=0) -> (Tensor, Tensor, Tensor, Tensor, int, int, int)"
+)
+
+FUSION_ATTENTION_GRAD = (
+    "npu_fusion_attention_grad(Tensor query, Tensor key, Tensor value, Tensor dy, int head_num, str input_layout, *, "
+    "Tensor? pse=None, Tensor? padding_mask=None, Tensor? atten_mask=None, Tensor? softmax_max=None, "
+    "Tensor? softmax_sum=None, Tensor? softmax_in=None, Tensor? attention_in=None, float scale_value=1., "
+    "float keep_prob=1., int pre_tockens=2147483647, int next_tockens=2147483647, int inner_precise=0, int seed=0, "
+    "int offset=0, int numels=0, int[]? prefix=None, int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None, "
+    'int sparse_mode=0, bool gen_mask_parallel=True, bool sync=False, str softmax_layout="", Tensor? sink=None) '
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+FUSION_ATTENTION_GRAD_V2 = (
+    "npu_fusion_attention_grad_v2(Tensor query, Tensor key, Tensor value, Tensor dy, int head_num, str input_layout, "
+    "*, Tensor? pse=None, Tensor? padding_mask=None, Tensor? atten_mask=None, Tensor? softmax_max=None, "
+    "Tensor? softmax_sum=None, Tensor? softmax_in=None, Tensor? attention_in=None, Tensor? query_rope=None, "
+    "Tensor? key_rope=None, float scale_value=1., float keep_prob=1., int pre_tokens=2147483647, "
+    "int next_tokens=2147483647, int inner_precise=0, int seed=0, int offset=0, int numels=0, int[]? prefix=None, "
+    "int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, "
+    "bool sync=False, int pse_type=1, int[]? q_start_idx=None, int[]? kv_start_idx=None, "
+    'str softmax_layout="", Tensor? sink=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)'
+)
+
 SCHEMAS = (
     FUSED_ATTENTION,
     FUSED_ATTENTION_OUT,
@@ -82,7 +130,12 @@ SCHEMAS = (
     FUSED_ATTENTION_V2_OUT,
     FUSED_ATTENTION_V2_WORKSPACE,
     FUSED_ATTENTION_V2_INFER_OUTPUT,
+    PROMPT_FLASH_ATTENTION,
+    INCRE_FLASH_ATTENTION,
     ATTENTION_UPDATE,
     FUSION_ATTENTION,
+    FUSION_ATTENTION_V2,
+    FUSION_ATTENTION_GRAD,
+    FUSION_ATTENTION_GRAD_V2,
 )
 """Every form of the two operators, the one that merges what they give, and the one that models are trained with."""

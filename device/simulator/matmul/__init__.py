@@ -1,5 +1,5 @@
-"""Products of matrices with transpositions in one operator.
+"""Products of matrices with transpositions or an addition in one operator.
 
-``permutations`` says which axis is which, ``transpose_batchmatmul`` and ``transpose_quant_batchmatmul`` are operators,
-``batch_matmul_transpose`` is sgl-kernel-npu's, and ``choices`` lists what no source settles.
+``permutations`` says which axis is which, ``transpose_batchmatmul``, ``transpose_quant_batchmatmul`` and ``add_fp32``
+are operators, ``batch_matmul_transpose`` is sgl-kernel-npu's, and ``choices`` lists what no source settles.
 """

@@ -6,6 +6,7 @@ from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.matmul import schemas
 from npudiff.device.simulator.matmul import transpose_batchmatmul as transpose
 from npudiff.device.simulator.matmul import transpose_quant_batchmatmul as quant
+from npudiff.device.simulator.matmul.add_fp32 import matmul_add_fp32, matmul_add_fp32_meta
 from npudiff.device.simulator.matmul.batch_matmul_transpose import batch_matmul_transpose, batch_matmul_transpose_meta
 
 OPERATORS = (
@@ -24,5 +25,6 @@ OPERATORS = (
         quant.QuantRequest,
     ),
     Operator(schemas.BATCH_MATMUL_TRANSPOSE, batch_matmul_transpose, batch_matmul_transpose_meta),
+    Operator(schemas.MATMUL_ADD_FP32, matmul_add_fp32, matmul_add_fp32_meta),
 )
 """Every operator of the family."""

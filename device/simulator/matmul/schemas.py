@@ -1,4 +1,4 @@
-"""Schemas of products with transpositions: as torch_npu 2.13.0 registers them, and as sgl-kernel-npu does."""
+"""Schemas of products with transpositions and additions, as torch_npu 2.13.0 and sgl-kernel-npu register them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ TRANSPOSE_QUANT_BATCHMATMUL = (
     "int? batch_split_factor=1, int? x1_dtype=None, int? x2_dtype=None) -> Tensor"
 )
 
+MATMUL_ADD_FP32 = "atb::_npu_matmul_add_fp32(Tensor x, Tensor weight, Tensor(a!) C) -> ()"
+
 BATCH_MATMUL_TRANSPOSE = (
     "batch_matmul_transpose(Tensor tensor_a, Tensor tensor_b, Tensor(a!) tensor_c, str? format_mode=None, "
     "str? quant_mode=None) -> ()"
 )
 
-SCHEMAS = (TRANSPOSE_BATCHMATMUL, TRANSPOSE_QUANT_BATCHMATMUL)
+SCHEMAS = (TRANSPOSE_BATCHMATMUL, TRANSPOSE_QUANT_BATCHMATMUL, MATMUL_ADD_FP32)
 """Every schema of the family that torch_npu registers."""
 
 OF_SGL_KERNEL_NPU = (BATCH_MATMUL_TRANSPOSE,)

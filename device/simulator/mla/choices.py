@@ -20,9 +20,9 @@ class MlaChoices:
     # "free" is of no hardware: any sizes that fit together, for calls whose data is cheap to make.
     mla_sizes: Literal["documented", "newer", "free"] = "documented"
 
-    # Do products round to 16 bit before the next stage takes them? CANN's goldens of npu_mla_prolog round; ATB
-    # describes its operator as a chain of small ones, whose products would round too. The kernels may hand on
-    # float32 (neither was read).
+    # Do products of 16 bit round before the next stage takes them? CANN's goldens of npu_mla_prolog and its kernel for
+    # A2 and A3 (mla_prolog_comm.h) round; ATB describes its operator as a chain of small ones, whose products would
+    # round too, and its kernel may hand on float32 (not read).
     mla_products: Literal["rounded", "float32"] = "rounded"
 
     # A negative cache_index or slotmapping: no source says. DOC wants 0 or more and checks nothing; its relative

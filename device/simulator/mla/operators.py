@@ -8,7 +8,7 @@ from functools import partial
 from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.mla import preprocess_checks, prolog, schemas
 from npudiff.device.simulator.mla.preprocess import mla_preprocess, mla_preprocess_meta
-from npudiff.device.simulator.mla.prolog_checks import PrologRequest, normalise
+from npudiff.device.simulator.mla.prolog_request import PrologRequest, normalise
 from npudiff.device.simulator.schemas import qualified_name
 
 _WEIGHTS = ("weight_dq", "weight_uq_qr", "weight_dkv_kr")

@@ -1,78 +1,25 @@
-"""The arguments of ``npu_mla_prolog`` in all versions under one set of names, and their checks.
+"""The checks of ``npu_mla_prolog`` in all versions.
 
-Only the unquantised form is simulated. DOC is the operators' documentation in torch_npu 2.13.0; NEWER is what the
-repositories of op-plugin and CANN say since then, with more sizes and cache modes for version 3; META is the wheel's
-shape rules. The axes are those of DOC: He is the hidden size, Hcq the rank of the query, N its heads, D and Dr a head's
-dims without and with position, Hckv the latent's.
+DOC is the operators' documentation in torch_npu 2.13.0; NEWER is what the repositories of op-plugin and CANN say since
+then, with more sizes and cache modes for version 3. The axes are those of DOC: He is the hidden size, Hcq the rank of
+the query, N its heads, D and Dr a head's dims without and with position, Hckv the latent's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from npudiff.device.simulator.argument_checks import ArgumentChecks, dtype_name
+from npudiff.device.simulator.argument_checks import dtype_name
 from npudiff.device.simulator.cache.formats import Format, format_of
 from npudiff.device.simulator.errors import ErrorCode
+from npudiff.device.simulator.mla.prolog_request import PrologRequest, PrologSizes
+from npudiff.device.simulator.mla.scenes import Scene, check_dtypes, check_scales, scene_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
-    from torch import Tensor
+    from collections.abc import Collection
 
     from npudiff.device.simulator.profiles import CannProfile
-
-
-V1 = "npu_mla_prolog"
-V2 = "npu_mla_prolog_v2"
-V3 = "npu_mla_prolog_v3"
-V3_FUNCTIONAL = "npu_mla_prolog_v3_functional"
-
-
-@dataclass(frozen=True)
-class PrologRequest:
-    """One call, with the names and defaults of the schemas; ``extras`` holds the other arguments that were given."""
-
-    check: ArgumentChecks
-    token_x: Tensor
-    weight_dq: Tensor
-    weight_uq_qr: Tensor
-    weight_uk: Tensor
-    weight_dkv_kr: Tensor
-    rmsnorm_gamma_cq: Tensor
-    rmsnorm_gamma_ckv: Tensor
-    rope_sin: Tensor
-    rope_cos: Tensor
-    kv_cache: Tensor
-    kr_cache: Tensor
-    cache_index: Tensor | None = None
-    rmsnorm_epsilon_cq: float = 1e-5
-    rmsnorm_epsilon_ckv: float = 1e-5
-    cache_mode: str = "PA_BSND"
-    query_norm_flag: bool = False
-    qc_qr_scale: float = 1.0
-    kc_scale: float = 1.0
-    extras: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def is_v3(self) -> bool:
-        """Version 3 or its functional form."""
-        return self.check.operator in (V3, V3_FUNCTIONAL)
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """(T,) or (B, S), as token_x has them."""
-        return tuple(self.token_x.shape[:-1])
-
-
-def normalise(operator: str, **arguments: Any) -> PrologRequest:  # noqa: ANN401 - those of the schemas
-    """Name the arguments of a call to one of the versions; nothing is checked."""
-    names = {field.name for field in fields(PrologRequest)}
-    known = {name: value for name, value in arguments.items() if name in names}
-    extras = tuple((name, value) for name, value in arguments.items() if name not in names and value is not None)
-    return PrologRequest(ArgumentChecks(operator, default=ErrorCode.TILING), extras=extras, **known)
 
 
 def check_host(request: PrologRequest) -> None:
@@ -98,21 +45,7 @@ def check_host(request: PrologRequest) -> None:
 _MAX_BATCH = 65536
 _MAX_LENGTH = 16
 _MAX_TOKENS = 1048576
-_FRACTAL_COLUMNS = 16
-
-
-@dataclass(frozen=True)
-class PrologSizes:
-    """The sizes He, Hcq, N, D, Dr and Hckv, and those of the caches."""
-
-    hidden: int
-    query_rank: int
-    heads: int
-    nope: int
-    rope: int
-    latent: int
-    blocks: int
-    block_size: int
+_FRACTAL_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -137,13 +70,15 @@ _V3_NEWER_LIMITS = _Limits(
 )
 
 
-def check_sizes(request: PrologRequest, profile: CannProfile, *, fractal: bool) -> PrologSizes:
+def check_sizes(request: PrologRequest, scene: Scene, profile: CannProfile, *, fractal: bool) -> PrologSizes:
     """Refuse shapes that do not belong together, and sizes that the operator does not have.
 
     Parameters
     ----------
     request : PrologRequest
         Ranks of token_x, weight_uk and rope_sin have been checked.
+    scene : Scene
+        What is quantised.
     profile : CannProfile
         Decides which sizes there are.
     fractal : bool
@@ -170,7 +105,7 @@ def check_sizes(request: PrologRequest, profile: CannProfile, *, fractal: bool) 
         blocks=blocks,
         block_size=block_size,
     )
-    _check_shapes(request, sizes)
+    _check_shapes(request, scene, sizes)
     _check_tokens(request)
     if profile.mla_sizes == "free":
         _check_divisibility(request, sizes, fractal=fractal)
@@ -179,7 +114,7 @@ def check_sizes(request: PrologRequest, profile: CannProfile, *, fractal: bool) 
     return sizes
 
 
-def _check_shapes(request: PrologRequest, sizes: PrologSizes) -> None:
+def _check_shapes(request: PrologRequest, scene: Scene, sizes: PrologSizes) -> None:
     tokens = "T" if len(request.tokens) == 1 else "B, S"
     up, down = sizes.heads * (sizes.nope + sizes.rope), sizes.latent + sizes.rope
     angles = ((*request.tokens, sizes.rope), f"[{tokens}, Dr]")
@@ -191,7 +126,10 @@ def _check_shapes(request: PrologRequest, sizes: PrologSizes) -> None:
         "rmsnorm_gamma_ckv": ((sizes.latent,), "[Hckv]"),
         "rope_sin": angles,
         "rope_cos": angles,
-        "kv_cache": ((sizes.blocks, sizes.block_size, 1, sizes.latent), "[blocks, block size, 1, Hckv]"),
+        "kv_cache": (
+            (sizes.blocks, sizes.block_size, 1, scene.row_bytes(request)),
+            "[blocks, block size, 1, Hckv]" if scene.cache != "tile" else "[blocks, block size, 1, Dtile]",
+        ),
         "kr_cache": ((sizes.blocks, sizes.block_size, 1, sizes.rope), "[blocks, block size, 1, Dr]"),
     }
     for argument, (shape, meaning) in shapes.items():
@@ -242,9 +180,13 @@ def _check_divisibility(request: PrologRequest, sizes: PrologSizes, *, fractal: 
             raise request.check.rejected(argument, f"of {axis} = {size}", "at least 1", ErrorCode.PARAMETER)
     if sizes.rope % 2:
         raise request.check.rejected("rope_sin", f"of Dr = {sizes.rope}", "an even number", ErrorCode.PARAMETER)
-    for argument, axis, size in (("weight_uk", "Hckv", sizes.latent), ("rope_sin", "Dr", sizes.rope)):
-        if fractal and size % _FRACTAL_COLUMNS:
-            allowed = f"a multiple of {_FRACTAL_COLUMNS} with cache_mode PA_NZ"
+    for argument, axis, size, cache in (
+        ("weight_uk", "Hckv", sizes.latent, request.kv_cache),
+        ("rope_sin", "Dr", sizes.rope, request.kr_cache),
+    ):
+        columns = _FRACTAL_BYTES // cache.element_size()
+        if fractal and size % columns:
+            allowed = f"a multiple of {columns} with cache_mode PA_NZ"
             raise request.check.rejected(argument, f"of {axis} = {size}", allowed, ErrorCode.PARAMETER)
 
 
@@ -256,60 +198,41 @@ _OTHER_CACHE_MODES = ("PA_BLK_BSND", "PA_BLK_NZ", "BSND", "TND")
 
 _BFLOAT16 = 15
 _DTYPE_ARGUMENTS = ("token_x_dtype", "weight_dq_dtype", "weight_uq_qr_dtype", "weight_dkv_kr_dtype", "kv_cache_dtype")
-
-# DOC: reserved, or without effect unless the cache is quantised per tile.
-_WITHOUT_EFFECT = ("actual_seq_len", "tile_size")
-
 _FRACTAL_WEIGHTS = ("weight_dq", "weight_uq_qr", "weight_dkv_kr")
 
-# DOC of version 1: these must be None where weight_uq_qr is bfloat16.
-_SCALES_OF_INT8_WEIGHTS = ("dequant_scale_w_uq_qr", "quant_scale_ckv", "quant_scale_ckr", "smooth_scales_cq")
 
-
-@dataclass(frozen=True)
-class _Mode:
-    """The values of a mode other than 0: for quantised calls, and for Ascend 950."""
-
-    quantised: tuple[int, ...]
-    of_950: tuple[int, ...] = ()
-
-
-# DOC has the values of A2 and A3. META has weight_quant_mode 4 too, and does not say what it is.
-_MODES: Mapping[str, _Mode] = {
-    "weight_quant_mode": _Mode((1, 2, 4), (3, 5)),
-    "kv_cache_quant_mode": _Mode((1, 2, 3)),
-    "query_quant_mode": _Mode((1,)),
-    "ckvkr_repo_mode": _Mode((1,)),
-    "quant_scale_repo_mode": _Mode((1,)),
-}
-
-
-def check(request: PrologRequest, profile: CannProfile) -> PrologSizes:
+def check(request: PrologRequest, profile: CannProfile) -> tuple[PrologSizes, Scene]:
     """Refuse what the operator refuses, then what the simulator cannot do.
 
     Returns
     -------
     PrologSizes
         The sizes of a call that may run.
+    Scene
+        What it quantises.
 
     Raises
     ------
     OperatorRejected
         Naming the argument.
     NotSimulated
-        Quantisation, cache modes of newer versions, caches that are not contiguous.
+        Cache modes of newer versions, dtypes by number, caches that are not contiguous.
     """
     check_host(request)
     _check_cache_mode(request)
-    _check_modes(request)
-    _check_dtypes(request)
-    _check_scales(request)
+    scene = scene_of(request)
+    check_dtypes(request, scene)
+    for argument in _DTYPE_ARGUMENTS:
+        given = dict(request.extras).get(argument, _BFLOAT16)
+        if given != _BFLOAT16:
+            raise request.check.not_simulated(argument, given, f"None or {_BFLOAT16}, bfloat16")
     _check_formats(request, profile)
-    sizes = check_sizes(request, profile, fractal=CACHE_MODES[request.cache_mode])
+    sizes = check_sizes(request, scene, profile, fractal=CACHE_MODES[request.cache_mode])
+    check_scales(request, scene, sizes)
     _check_index(request)
     for argument, cache in (("kv_cache", request.kv_cache), ("kr_cache", request.kr_cache)):
         request.check.simulated_contiguous("contiguous caches", **{argument: cache})
-    return sizes
+    return sizes, scene
 
 
 def _check_cache_mode(request: PrologRequest) -> None:
@@ -318,54 +241,6 @@ def _check_cache_mode(request: PrologRequest) -> None:
         raise request.check.not_simulated("cache_mode", repr(mode), ", ".join(CACHE_MODES))
     if mode not in CACHE_MODES:
         raise request.check.rejected("cache_mode", repr(mode), ", ".join(CACHE_MODES), ErrorCode.PARAMETER)
-
-
-def _check_modes(request: PrologRequest) -> None:
-    extras = dict(request.extras)
-    for argument, mode in _MODES.items():
-        given = extras.get(argument, 0)
-        if given in mode.quantised:
-            raise request.check.not_simulated(argument, given, "0, without quantisation")
-        if given in mode.of_950:
-            raise request.check.rejected(argument, f"{given}, which is for Ascend 950", "0, 1 or 2", ErrorCode.WRAPPER)
-        if given != 0:
-            allowed = f"0, {', '.join(map(str, mode.quantised))}"
-            raise request.check.rejected(argument, given, allowed, ErrorCode.PARAMETER)
-
-
-def _check_dtypes(request: PrologRequest) -> None:
-    """Refuse dtypes other than bfloat16; int8 means quantisation where DOC has it."""
-    quantised = ("weight_uq_qr",) if request.check.operator == V1 else ("token_x", *_FRACTAL_WEIGHTS)
-    for argument in quantised:
-        if getattr(request, argument).dtype == torch.int8:
-            raise request.check.not_simulated(argument, "int8", "bfloat16, without quantisation")
-    for argument in (
-        "token_x",
-        *_FRACTAL_WEIGHTS,
-        "weight_uk",
-        "rmsnorm_gamma_cq",
-        "rmsnorm_gamma_ckv",
-        "rope_sin",
-        "rope_cos",
-        "kv_cache",
-        "kr_cache",
-    ):
-        request.check.dtype(argument, getattr(request, argument), "bfloat16")
-    for argument in _DTYPE_ARGUMENTS:
-        given = dict(request.extras).get(argument, _BFLOAT16)
-        if given != _BFLOAT16:
-            raise request.check.not_simulated(argument, given, f"None or {_BFLOAT16}, bfloat16")
-
-
-def _check_scales(request: PrologRequest) -> None:
-    """Refuse scales, which belong to quantisation."""
-    for argument, given in request.extras:
-        if argument in (*_WITHOUT_EFFECT, *_MODES, *_DTYPE_ARGUMENTS):
-            continue
-        description = f"of shape {list(given.shape)}"
-        if request.check.operator == V1 and argument in _SCALES_OF_INT8_WEIGHTS:
-            raise request.check.rejected(argument, description, "None with bfloat16 weights", ErrorCode.PARAMETER)
-        raise request.check.not_simulated(argument, description, "None, without quantisation")
 
 
 def _check_formats(request: PrologRequest, profile: CannProfile) -> None:

@@ -36,3 +36,7 @@ class SparseAttentionChoices:
 
     # npu_sparse_flash_attention, query heads: COPY's checks take 1 to 64 and 128, DOC only powers of two.
     sparse_attention_heads: Literal["checked", "documented"] = "checked"
+
+    # npu_sparse_attention_score, a block behind that of the query's own position: COPY reads all of it, the expected
+    # values of vllm-ascend's tests pass it over.
+    sparse_score_later_block: Literal["read", "passed_over"] = "read"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from npudiff.device.simulator.library import Operator
-from npudiff.device.simulator.sparse_attention import attention, checks, indexer, schemas
+from npudiff.device.simulator.sparse_attention import attention, checks, indexer, schemas, score, score_checks
 
 OPERATORS = (
     Operator(
@@ -35,6 +35,15 @@ OPERATORS = (
         attention.kv_quant_sparse_flash_attention,
         attention.kv_quant_sparse_flash_attention_meta,
         request=checks.KvQuantRequest,
+    ),
+    *(
+        Operator(
+            schema,
+            score.sparse_attention_score,
+            score.sparse_attention_score_meta,
+            request=score_checks.ScoreRequest,
+        )
+        for schema in schemas.OF_VLLM_ASCEND
     ),
 )
 """Every operator of the family."""

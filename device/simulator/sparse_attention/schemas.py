@@ -1,4 +1,4 @@
-"""Schemas of attention over chosen tokens: as torch_npu 2.13.0 registers them, and as sgl-kernel-npu does."""
+"""Schemas of attention over chosen tokens, as torch_npu 2.13.0, sgl-kernel-npu and vllm-ascend register them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,17 @@ KV_QUANT_SPARSE_FLASH_ATTENTION = (
     "int tile_size=128, int rope_head_dim=64, int? key_dtype=None, int? value_dtype=None) -> Tensor"
 )
 
+_SCORE = (
+    "npu_sparse_attention_score(Tensor query, Tensor key, Tensor value, Tensor select_idx, Tensor block_table, *, "
+    "Tensor? select_num_idx=None, Tensor? q_dequant_scale=None, Tensor? k_dequant_scale=None, "
+    "Tensor? v_dequant_scale=None, Tensor? actual_seq_lengths=None, Tensor? actual_seq_lengths_kv=None, "
+    'str q_input_layout="TND", str kv_input_layout="BNSD", int num_key_value_heads=1, float scale_value=1.0, '
+    "int block_size=128, int top_k=16, int inner_precise=0) -> Tensor"
+)
+SPARSE_ATTENTION_SCORE = f"_C_ascend::{_SCORE}"
+SPARSE_ATTENTION_SCORE_OF_NPU = _SCORE
+"""The same under the name that vllm-ascend's README and tests of the operator use."""
+
 SGL_SPARSE_FLASH_ATTENTION = (
     "sgl_sparse_flash_attention(Tensor query, Tensor key, Tensor value, Tensor sparse_indices, float scale_value, *, "
     f"{_LENGTHS}Tensor? query_rope=None, Tensor? key_rope=None, {_LAYOUTS}, int attention_mode=2, "
@@ -42,3 +53,6 @@ SCHEMAS = (LIGHTNING_INDEXER, QUANT_LIGHTNING_INDEXER, SPARSE_FLASH_ATTENTION, K
 
 OF_SGL_KERNEL_NPU = (SGL_SPARSE_FLASH_ATTENTION,)
 """Every schema of the family that sgl-kernel-npu registers."""
+
+OF_VLLM_ASCEND = (SPARSE_ATTENTION_SCORE, SPARSE_ATTENTION_SCORE_OF_NPU)
+"""Every schema of the family that vllm-ascend registers (``csrc/torch_binding.cpp``)."""

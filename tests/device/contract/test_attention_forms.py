@@ -1,4 +1,4 @@
-"""Forms of fused and sparse attention that no adapter has, beside torch_npu's own shape functions and ours."""
+"""Forms of fused, sparse and latent attention that no adapter has, beside torch_npu's own shape functions and ours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import attention_forms
+import mla_forms
 import sparse_attention_forms
 from npudiff.device.contract.shapes import ShapeWatch
 from npudiff.device.simulator.library import operators
@@ -13,7 +14,7 @@ from npudiff.device.simulator.schemas import namespace, qualified_name
 
 pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("torch_npu")]
 
-CALLS = attention_forms.forms() | sparse_attention_forms.forms()
+CALLS = attention_forms.forms() | sparse_attention_forms.forms() | mla_forms.forms()
 
 
 @pytest.mark.parametrize("name", CALLS)

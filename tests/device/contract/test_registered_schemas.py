@@ -34,6 +34,7 @@ WITHOUT_META = {
     "atb::_npu_reshape_and_cache": "returns nothing",
     "atb::_npu_reshape_and_cache_siso": "returns nothing",
     "atb::_npu_rotary_embedding": "returns nothing",
+    "atb::_npu_matmul_add_fp32": "returns nothing",
     "npu::npu_gather_pa_kv_cache": "returns nothing; the functional form has one",
     "npu::npu_format_cast": "storage formats exist on the device only",
     "npu::npu_format_cast.Tensor": "storage formats exist on the device only",

@@ -54,7 +54,8 @@ def test_operators_of_other_packages_are_named():
             "apply_token_bitmask",
             "build_tree_kernel_efficient",
             "cache_loc_update",
-        ]
+        ],
+        "vllm-ascend": ["npu_sparse_attention_score"] * 2,
     }
 
 

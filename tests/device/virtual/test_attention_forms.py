@@ -1,4 +1,4 @@
-"""Forms of fused and sparse attention that no adapter has give the simulator's bits on the virtual NPU."""
+"""Forms of fused, sparse and latent attention that no adapter has give the simulator's bits on the virtual NPU."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import attention_forms
+import mla_forms
 import sparse_attention_forms
 from npudiff.run.discovery import load_target
 
 pytestmark = pytest.mark.virtual
 
-SPARSE = sparse_attention_forms.forms()
-CALLS = attention_forms.forms() | SPARSE
+SPARSE = sparse_attention_forms.forms() | sparse_attention_forms.forms_of_other_packages()
+CALLS = attention_forms.forms() | SPARSE | mla_forms.forms()
 
 
 @pytest.fixture(scope="module")

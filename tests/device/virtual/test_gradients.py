@@ -39,6 +39,21 @@ def operator(name):
     return call
 
 
+def attends(name):
+    """Return a call of a version of fused attention for training, on [2, 4 or 2, 5 or 7, 16]."""
+
+    def call(query, key, value):
+        return getattr(torch.ops.npu, name)(query, key, value, 4, "BNSD", scale=0.3)[0]
+
+    return call
+
+
+def attention(query, key, value):
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.3, enable_gqa=True)
+
+
+ATTENDED = (draw(2, 4, 5, 16), draw(2, 2, 7, 16, seed=1), draw(2, 2, 7, 16, seed=2))
+
 CASES = {
     "npu_rms_norm": (
         lambda x, gamma: torch.ops.npu.npu_rms_norm(x, gamma, 1e-6)[0],
@@ -51,6 +66,8 @@ CASES = {
         lambda x, r1, r2: x * r1 + turned(x) * r2,
         (draw(2, 5, 3, 16), draw(1, 5, 1, 16, seed=1), draw(1, 5, 1, 16, seed=2)),
     ),
+    "npu_fusion_attention": (attends("npu_fusion_attention"), attention, ATTENDED),
+    "npu_fusion_attention_v2": (attends("npu_fusion_attention_v2"), attention, ATTENDED),
     "npu_fast_gelu": (operator("npu_fast_gelu"), lambda x: x * (1.702 * x).sigmoid(), (draw(40),)),
 }
 

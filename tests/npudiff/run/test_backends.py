@@ -106,6 +106,16 @@ def test_listing_shows_what_a_backend_has(small, cli):
     assert "graph_buffer" not in result.out
 
 
+def test_the_doctor_says_what_there_is_of_it(small, cli):
+    result = cli("doctor", "--backend", "small")
+    assert result.code == ExitCode.CLEAN
+    lines = dict(line.split(None, 1) for line in result.out.splitlines() if not line.startswith("not applicable"))
+    assert lines["small"] == f"1.2, {small}"
+    assert lines["implementations"] == "1 of 1 components"
+    assert "swa_mask.newer: get_mask has no argument window" in result.out
+    assert "rotary: not applicable to small 1.2: No module named" in result.out
+
+
 def test_an_unknown_backend_names_those_that_there_are(small, cli):
     result = cli("check", "swa_mask", "--backend", "smal")
     assert result.code == ExitCode.USAGE

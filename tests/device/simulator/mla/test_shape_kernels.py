@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from npudiff.device.simulator import NotSimulated, OperatorRejected
+from npudiff.device.simulator import OperatorRejected
 
 OPS = torch.ops.npu
 VERSIONS = ["", "_v2", "_v3", "_v3_functional"]
@@ -63,10 +63,3 @@ def test_shapes_of_quantised_calls_of_version_2(mla):
     assert shapes([result.query, result.scale_nope]) == [((2, 2, 2, 32), torch.int8), ((4, 2, 1), torch.float32)]
     result = mla.call(given, index, both, "_v2")
     assert shapes([result.query, result.scale_nope]) == [((2, 2, 2, 32), torch.bfloat16), ((1,), torch.float32)]
-
-
-@pytest.mark.parametrize("mode", ["weight_quant_mode", "kv_cache_quant_mode"])
-def test_shapes_of_quantised_calls_of_version_3_are_not_simulated(mla, mode):
-    both = [cache.to("meta") for cache in mla.caches()]
-    with pytest.raises(NotSimulated, match=f"{mode} was 1, which is not simulated"):
-        mla.call(on_meta(mla), None, both, "_v3", **{mode: 1})
