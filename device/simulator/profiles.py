@@ -19,6 +19,7 @@ from npudiff.device.simulator.atb_attention.choices import AtbAttentionChoices
 from npudiff.device.simulator.block_scaled.choices import BlockScaledChoices
 from npudiff.device.simulator.fused_attention.choices import FusedAttentionChoices
 from npudiff.device.simulator.grouped_matmul.choices import GroupedMatmulChoices
+from npudiff.device.simulator.linear_attention.choices import LinearAttentionChoices
 from npudiff.device.simulator.matmul.choices import MatmulChoices
 from npudiff.device.simulator.mla.choices import MlaChoices
 from npudiff.device.simulator.moe.choices import MoeChoices
@@ -27,6 +28,7 @@ from npudiff.device.simulator.quantisation.choices import QuantisationChoices
 from npudiff.device.simulator.quirks import DECODE_MASK_ENDS_AT_512, TND_WITHOUT_MASK_AVERAGES, Quirk
 from npudiff.device.simulator.sampling.choices import SamplingChoices
 from npudiff.device.simulator.sparse_attention.choices import SparseAttentionChoices
+from npudiff.device.simulator.speculative.choices import SpeculativeChoices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,6 +47,8 @@ class CannProfile(
     BlockScaledChoices,
     SamplingChoices,
     SparseAttentionChoices,
+    LinearAttentionChoices,
+    SpeculativeChoices,
 ):
     """The behaviour of one CANN version, as far as it is known.
 
@@ -310,6 +314,9 @@ _PESSIMISTIC = CannProfile(
     sparse_attention_unpacked="undefined",
     sparse_attention_hidden_row="as_empty",
     sparse_attention_heads="documented",
+    linear_shared_states="unpredictable",
+    chunk_decay="quotient",
+    causal_conv1d_silu="of_rounded",
 )
 
 PROFILES: Mapping[str, CannProfile] = MappingProxyType(

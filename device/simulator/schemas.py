@@ -15,29 +15,39 @@ from npudiff.device.simulator.block_scaled.schemas import SCHEMAS as BLOCK_SCALE
 from npudiff.device.simulator.cache.schemas import SCHEMAS as CACHE
 from npudiff.device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
 from npudiff.device.simulator.grouped_matmul.schemas import SCHEMAS as GROUPED_MATMUL
+from npudiff.device.simulator.linear_attention.schemas import OF_SGL_KERNEL_NPU as SGL_LINEAR_ATTENTION
+from npudiff.device.simulator.linear_attention.schemas import SCHEMAS as LINEAR_ATTENTION
+from npudiff.device.simulator.lora.schemas import OF_SGL_KERNEL_NPU as SGL_LORA
+from npudiff.device.simulator.matmul.schemas import OF_SGL_KERNEL_NPU as SGL_MATMUL
 from npudiff.device.simulator.matmul.schemas import SCHEMAS as MATMUL
-from npudiff.device.simulator.mla.schemas import OF_SGL_KERNEL_NPU
+from npudiff.device.simulator.mla.schemas import OF_SGL_KERNEL_NPU as SGL_MLA
 from npudiff.device.simulator.mla.schemas import SCHEMAS as MLA
 from npudiff.device.simulator.moe.schemas import SCHEMAS as MOE
 from npudiff.device.simulator.norms.schemas import SCHEMAS as NORMS
 from npudiff.device.simulator.quantisation.schemas import SCHEMAS as QUANTISATION
 from npudiff.device.simulator.rotary.schemas import SCHEMAS as ROTARY
+from npudiff.device.simulator.sampling.schemas import OF_SGL_KERNEL_NPU as SGL_SAMPLING
 from npudiff.device.simulator.sampling.schemas import SCHEMAS as SAMPLING
+from npudiff.device.simulator.sparse_attention.schemas import OF_SGL_KERNEL_NPU as SGL_SPARSE_ATTENTION
 from npudiff.device.simulator.sparse_attention.schemas import OF_VLLM_ASCEND
 from npudiff.device.simulator.sparse_attention.schemas import SCHEMAS as SPARSE_ATTENTION
+from npudiff.device.simulator.speculative.schemas import OF_SGL_KERNEL_NPU as SGL_SPECULATIVE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMAS = (
     *FUSED_ATTENTION, *ATB_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL,
-    *MATMUL, *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION,
+    *MATMUL, *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION, *LINEAR_ATTENTION,
 )  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 
-SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"sgl-kernel-npu": OF_SGL_KERNEL_NPU, "vllm-ascend": OF_VLLM_ASCEND}
-)
+SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "sgl-kernel-npu": (
+        *SGL_MLA, *SGL_SPARSE_ATTENTION, *SGL_LINEAR_ATTENTION, *SGL_LORA, *SGL_MATMUL, *SGL_SAMPLING, *SGL_SPECULATIVE,
+    ),
+    "vllm-ascend": OF_VLLM_ASCEND,
+})  # fmt: skip
 """Schemas that other packages than torch_npu register, by package.
 
 They were written from that package's sources. No wheel is compared with them, so they are recorded, not proved.

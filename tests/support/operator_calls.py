@@ -30,6 +30,9 @@ class Call:
     defect: str = ""
     """What the wheel's shape function raises for this call, which is legal."""
 
+    undeclared: bool = False
+    """Whether it writes into arguments that its schema does not declare as written."""
+
     @property
     def qualified(self) -> str:
         """``namespace::name``."""
@@ -44,7 +47,16 @@ class Call:
         )
 
 
+@dataclass(frozen=True)
+class Tiled:
+    """A tensor that is cast to FRACTAL_NZ where it is."""
+
+    tensor: Tensor
+
+
 def _moved(value: Any, move: Any) -> Any:
+    if isinstance(value, Tiled):
+        return torch.ops.npu.npu_format_cast(move(value.tensor), 29)
     if isinstance(value, Tensor):
         return move(value)
     return [_moved(one, move) for one in value] if isinstance(value, list) else value
@@ -67,10 +79,23 @@ def calls() -> Iterator[Call]:
     yield from _matmul()
     yield from _cache()
     yield from _block_scaled()
+    yield from _dual_level()
+    yield from _casts()
     yield from _sampling()
     yield from _routing()
     yield from _activation()
     yield from _gradients()
+    yield from _gated_delta_rules()
+
+
+def calls_of_other_packages() -> Iterator[Call]:
+    """Yield calls of operators that are not torch_npu's."""
+    yield from _causal_conv1d()
+    yield from _sgl_recurrent()
+    yield from _sgl_chunks()
+    yield from _sgl_attention()
+    yield from _adapters()
+    yield from _sgl_sampling()
 
 
 def _norms() -> Iterator[Call]:
@@ -150,6 +175,23 @@ def _block_scaled() -> Iterator[Call]:
         yield Call("npu_dynamic_block_quant", (draw(130, 70),), {"dst_type": dst_type, **sizes})
 
 
+def _dual_level() -> Iterator[Call]:
+    x1, x2 = integers(3, 257, dtype=torch.uint8, low=0, high=256), integers(5, 257, low=-128, high=128)
+    scales = (draw(3, 2, dtype=torch.float32), draw(2, 5, dtype=torch.float32, seed=1))
+    exponents = [integers(rows, 9, 2, low=120, high=134, dtype=torch.uint8) for rows in (3, 5)]
+    for dtype in (torch.float16, torch.bfloat16):
+        more = {"bias": draw(5, dtype=torch.float32), "output_dtype": dtype}
+        yield Call("npu_dual_level_quant_matmul", (x1, Tiled(x2), *scales, *exponents), more)
+
+
+def _casts() -> Iterator[Call]:
+    x = draw(3, 8, dtype=torch.float32)
+    for dtype in (torch.bfloat16, torch.int32, torch.float32, 292, 296, 297):
+        yield Call("npu_dtype_cast", (x, dtype))
+    packed = integers(3, 8, low=0, high=256, dtype=torch.uint8)
+    yield Call("npu_dtype_cast", (packed, torch.float16), {"input_dtype": 296})
+
+
 def _sampling() -> Iterator[Call]:
     p, k = torch.tensor([0.9, 0.5, 1.0]), torch.tensor([3, 40, 1], dtype=torch.int32)
     for dtype in (torch.float16, torch.float32):
@@ -199,3 +241,100 @@ def _routing() -> Iterator[Call]:
         )
     static = {"scale": torch.ones(1), "offset": torch.ones(1), "expert_num": 4, "quant_mode": 0}
     yield Call("npu_moe_init_routing_quant", (x, experts), static)
+
+
+def _int32(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _gated_delta_rules() -> Iterator[Call]:
+    bf16 = torch.bfloat16
+    tensors = (draw(70, 1, 16, dtype=bf16), draw(70, 1, 16, dtype=bf16, seed=1) / 4, draw(70, 2, 8, dtype=bf16, seed=2))
+    gates = {"beta": draw(70, 2, dtype=bf16, seed=3).sigmoid(), "g": -draw(70, 2, dtype=torch.float32, seed=4).abs()}
+    states = {"initial_state": draw(2, 2, 8, 16, dtype=bf16, seed=5), "actual_seq_lengths": _int32(67, 3)}
+    for g in (gates["g"], None):
+        yield Call("npu_chunk_gated_delta_rule", tensors, {**gates, **states, "scale": 0.25, "g": g})
+    few = tuple(one[:5].contiguous() for one in tensors)
+    state = draw(7, 2, 8, 16, dtype=bf16, seed=6)
+    more = {name: one[:5].contiguous() for name, one in gates.items()}
+    more |= {"actual_seq_lengths": _int32(3, 2), "ssm_state_indices": _int32(4, 0, 2, 6, 6)}
+    for accepted in (None, _int32(2, 1)):
+        for gk in (None, -draw(5, 2, 16, dtype=torch.float32, seed=7).abs()):
+            keywords = {**more, "scale": 0.25, "num_accepted_tokens": accepted, "gk": gk}
+            for form in ("", "_functional"):
+                yield Call(f"npu_recurrent_gated_delta_rule{form}", (*few, state), keywords)
+
+
+def _causal_conv1d() -> Iterator[Call]:
+    for dtype in (torch.float16, torch.bfloat16):
+        for width in (2, 4):
+            tensors = (
+                draw(7, 32, dtype=dtype),
+                draw(width, 32, dtype=dtype, seed=1),
+                draw(4, 6, 32, dtype=dtype, seed=2),
+            )
+            more = {"query_start_loc": _int32(0, 2, 3, 7), "cache_indices": _int32(2, -1, 0), "activation_mode": 1}
+            begun = {"has_initial_state": torch.tensor([True, True, False]), "bias": draw(32, dtype=dtype, seed=3)}
+            yield Call("causal_conv1d", tensors, {**more, **begun})
+            accepted = {"num_accepted_tokens": _int32(2, 1, 3), "run_mode": 1}
+            yield Call("causal_conv1d", tensors, {**more, **accepted})
+
+
+def _sgl_recurrent() -> Iterator[Call]:
+    bf16 = torch.bfloat16
+    tensors = (
+        draw(2, 3, 2 * 128 + 2 * 8, dtype=bf16),
+        draw(4, 2, 8, 128, dtype=bf16, seed=1),
+        draw(2, 3, 2, dtype=bf16),
+    )
+    slots = torch.tensor([[3, 4, 5], [9, 10, 11]], dtype=torch.int32)
+    more = {"intermediate_state": draw(12, 2, 8, 128, dtype=bf16, seed=2), "cache_indices": _int32(1, 3)}
+    gates = {"g": -draw(2, 3, 2, dtype=torch.float32, seed=3).abs(), "num_accepted_tokens": _int32(1, 2)}
+    yield Call("recurrent_gated_delta_rule", (*tensors, 0.1, _int32(3, 2), slots, 1, 2), {**more, **gates})
+    own = torch.tensor([[3, 0, 0], [1, 0, 0]], dtype=torch.int32)
+    yield Call("recurrent_gated_delta_rule", (*tensors, 0.1, _int32(1, 1), own, 1, 2))
+
+
+def _sgl_chunks() -> Iterator[Call]:
+    bf16 = torch.bfloat16
+    tensors = (draw(70, 1, 16, dtype=bf16), draw(70, 1, 16, dtype=bf16, seed=1) / 4, draw(70, 2, 8, dtype=bf16, seed=2))
+    gates = {"beta": draw(70, 2, dtype=bf16, seed=3).sigmoid(), "g": -draw(70, 2, dtype=torch.float32, seed=4).abs()}
+    states = {"initial_state": draw(3, 2, 8, 16, dtype=bf16, seed=5), "actual_seq_lengths": _int32(67, 0, 3)}
+    for chunk_state in (torch.zeros(4, 2, 8, 16, dtype=bf16), None):
+        yield Call("chunk_gated_delta_rule", tensors, {**gates, **states, "scale": 0.25, "chunk_state": chunk_state})
+
+
+def _sgl_attention() -> Iterator[Call]:
+    bf16 = torch.bfloat16
+    query, key = draw(3, 4, 512, dtype=bf16), draw(4, 16, 1, 512, dtype=bf16, seed=1)
+    where = {"actual_seq_lengths_query": _int32(2, 3), "actual_seq_lengths_kv": _int32(30, 9)}
+    ropes = {"query_rope": draw(3, 4, 64, dtype=bf16, seed=2), "key_rope": draw(4, 16, 1, 64, dtype=bf16, seed=3)}
+    layouts = {"layout_query": "TND", "layout_kv": "PA_BSND", "sparse_mode": 0, "return_softmax_lse": True}
+    indices = torch.arange(9, dtype=torch.int32).expand(3, 1, 9).contiguous()
+    table = torch.tensor([[3, 1], [0, 2]], dtype=torch.int32)
+    more = {**where, **ropes, **layouts, "block_table": table}
+    yield Call("sgl_sparse_flash_attention", (query, key, key, indices, 0.05), more)
+
+
+def _adapters() -> Iterator[Call]:
+    for dtype in (torch.float16, torch.bfloat16):
+        given = (_int32(1, -1, 0), _int32(2, 1, 2), _int32(8, 16))
+        shrink = (draw(6, 48, dtype=dtype), draw(2, 16, 48, dtype=dtype, seed=1), *given, draw(2, seed=2))
+        yield Call("sgemmv_shrink", (*shrink, draw(6, 16, dtype=torch.float32, seed=3)))
+        expand = (draw(6, 32, dtype=torch.float32), draw(2, 48, 16, dtype=dtype, seed=1), *given, _int32(0, 16, 48))
+        yield Call("sgemmv_expand", (*expand, draw(6, 48, dtype=dtype, seed=3)))
+        product = (draw(5, 3, 32, dtype=dtype), draw(3, 32, 16, dtype=dtype, seed=1), draw(5, 3, 16, dtype=dtype))
+        yield Call("batch_matmul_transpose", product)
+
+
+def _sgl_sampling() -> Iterator[Call]:
+    for dtype in (torch.float16, torch.float32):
+        bitmask = integers(3, 2, low=-(2**31), high=2**31, dtype=torch.int32)
+        for indices in (None, _int32(2, 0)):
+            yield Call("apply_token_bitmask", (draw(3, 70, dtype=dtype), bitmask, indices), undeclared=True)
+    pool, ends = integers(3, 40, low=0, high=999, dtype=torch.int32), torch.tensor([5, 40])
+    slots = (_int32(2, 0), pool, torch.tensor([1, 30]), ends, torch.zeros(16, dtype=torch.int32))
+    yield Call("cache_loc_update", slots, undeclared=True)
+    tree = (torch.tensor([[-1, 0, 1]]), torch.tensor([[0, 1, 3]]), torch.tensor([2]), torch.ones(24, dtype=torch.bool))
+    links = tuple(torch.zeros(1, 4, dtype=torch.int64) for _ in range(4))
+    yield Call("build_tree_kernel_efficient", (*tree, *links, 2, 2, 4, 0), undeclared=True)

@@ -20,5 +20,18 @@ KRONECKER_QUANT = (
     "int? dst_dtype=None, float? dst_type_max=None) -> (Tensor out, Tensor quant_scale)"
 )
 
-SCHEMAS = (DYNAMIC_MX_QUANT, DYNAMIC_DUAL_LEVEL_MX_QUANT, DYNAMIC_BLOCK_QUANT, KRONECKER_QUANT)
+DUAL_LEVEL_QUANT_MATMUL = (
+    "npu_dual_level_quant_matmul(Tensor x1, Tensor x2, Tensor x1_level0_scale, Tensor x2_level0_scale, "
+    "Tensor x1_level1_scale, Tensor x2_level1_scale, *, Tensor? bias=None, int output_dtype=15) -> Tensor"
+)
+DTYPE_CAST = "npu_dtype_cast(Tensor input, int dtype, int? input_dtype=None) -> Tensor"
+
+SCHEMAS = (
+    DYNAMIC_MX_QUANT,
+    DYNAMIC_DUAL_LEVEL_MX_QUANT,
+    DYNAMIC_BLOCK_QUANT,
+    KRONECKER_QUANT,
+    DUAL_LEVEL_QUANT_MATMUL,
+    DTYPE_CAST,
+)
 """Every schema of the family."""

@@ -1,4 +1,4 @@
-"""The operators of this family."""
+"""The operators of this family: torch_npu's, and one of sgl-kernel-npu."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from npudiff.device.simulator.matmul import schemas
 from npudiff.device.simulator.matmul import transpose_batchmatmul as transpose
 from npudiff.device.simulator.matmul import transpose_quant_batchmatmul as quant
 from npudiff.device.simulator.matmul.add_fp32 import matmul_add_fp32, matmul_add_fp32_meta
+from npudiff.device.simulator.matmul.batch_matmul_transpose import batch_matmul_transpose, batch_matmul_transpose_meta
 
 OPERATORS = (
     Operator(
@@ -23,6 +24,7 @@ OPERATORS = (
         ("x2",),
         quant.QuantRequest,
     ),
+    Operator(schemas.BATCH_MATMUL_TRANSPOSE, batch_matmul_transpose, batch_matmul_transpose_meta),
     Operator(schemas.MATMUL_ADD_FP32, matmul_add_fp32, matmul_add_fp32_meta),
 )
 """Every operator of the family."""

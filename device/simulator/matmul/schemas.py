@@ -1,4 +1,4 @@
-"""Schemas of products with transpositions and additions, as torch_npu 2.13.0 registers them."""
+"""Schemas of products with transpositions and additions, as torch_npu 2.13.0 and sgl-kernel-npu register them."""
 
 from __future__ import annotations
 
@@ -15,5 +15,13 @@ TRANSPOSE_QUANT_BATCHMATMUL = (
 
 MATMUL_ADD_FP32 = "atb::_npu_matmul_add_fp32(Tensor x, Tensor weight, Tensor(a!) C) -> ()"
 
+BATCH_MATMUL_TRANSPOSE = (
+    "batch_matmul_transpose(Tensor tensor_a, Tensor tensor_b, Tensor(a!) tensor_c, str? format_mode=None, "
+    "str? quant_mode=None) -> ()"
+)
+
 SCHEMAS = (TRANSPOSE_BATCHMATMUL, TRANSPOSE_QUANT_BATCHMATMUL, MATMUL_ADD_FP32)
-"""Every schema of the family."""
+"""Every schema of the family that torch_npu registers."""
+
+OF_SGL_KERNEL_NPU = (BATCH_MATMUL_TRANSPOSE,)
+"""Every schema of the family that sgl-kernel-npu registers."""

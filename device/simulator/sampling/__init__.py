@@ -1,1 +1,4 @@
-"""What stands between logits and a sampled token: ``top_k_top_p`` filters, ``choices`` lists what no source settles."""
+"""What stands between logits and a sampled token.
+
+``top_k_top_p`` and ``token_bitmask`` filter, ``choices`` lists what no source settles.
+"""

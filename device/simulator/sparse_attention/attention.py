@@ -1,4 +1,4 @@
-"""``npu_sparse_flash_attention`` and ``npu_kv_quant_sparse_flash_attention``: attention over chosen keys.
+"""``npu_sparse_flash_attention``, sgl-kernel-npu's, and ``npu_kv_quant_sparse_flash_attention``: over chosen keys.
 
 Of each row of ``sparse_indices`` the entries in front of the first negative one count, at most as many as cover the
 visible keys; one that points behind them contributes nothing. Values are the part of the keys without positions.
@@ -19,7 +19,14 @@ from npudiff.device.simulator.fused_attention.rounding import narrow
 from npudiff.device.simulator.norms.unwritten import unwritten
 from npudiff.device.simulator.profiles import CannProfile, active_profile
 from npudiff.device.simulator.sparse_attention import checks
-from npudiff.device.simulator.sparse_attention.checks import LATENT, ROPE, AttentionRequest, KvQuantRequest, Selection
+from npudiff.device.simulator.sparse_attention.checks import (
+    LATENT,
+    ROPE,
+    AttentionRequest,
+    KvQuantRequest,
+    Selection,
+    SglAttentionRequest,
+)
 from npudiff.device.simulator.sparse_attention.sequences import Sequence
 from npudiff.device.simulator.sparse_attention.softmax import LOWEST, TILE, Sums
 
@@ -34,8 +41,7 @@ def sparse_flash_attention_meta(request: AttentionRequest) -> tuple[Tensor, Tens
     checks.check_host(request)
     query = request.query
     *leading, heads, _ = query.shape
-    # With pages and [T1, ...] torch_npu takes the block size for the number of key heads.
-    key_heads = request.key.shape[len(leading)]
+    key_heads = request.key_heads
     shape = (*leading[:-1], key_heads, leading[-1], heads // key_heads)
     shape = shape if request.return_softmax_lse else (0,)
     maximum, total = (query.new_empty(shape, dtype=torch.float32) for _ in range(2))
@@ -95,6 +101,11 @@ def sparse_flash_attention(request: AttentionRequest) -> tuple[Tensor, Tensor, T
         return out, maximum.new_empty(0), total.new_empty(0)
     # [B, S1, N] becomes [B, 1, S1, N], [T1, N] becomes [1, T1, N].
     return out, maximum.unsqueeze(-3), total.unsqueeze(-3)
+
+
+def sgl_sparse_flash_attention(request: SglAttentionRequest) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend to the chosen keys, as ``sparse_flash_attention``; sgl-kernel-npu's host code copies what has gaps."""
+    return sparse_flash_attention(request.contiguous())
 
 
 def kv_quant_sparse_flash_attention(request: KvQuantRequest) -> Tensor:

@@ -6,7 +6,8 @@ vllm-ascend's ``csrc/attention``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ LATENT, ROPE = 512, 64
 
 _PACKED_KEY = LATENT + 2 * ROPE + 16
 _CHECK = ArgumentChecks("npu_sparse_flash_attention", default=ErrorCode.TILING)
+_SGL_CHECK = ArgumentChecks("sgl_sparse_flash_attention", default=ErrorCode.TILING)
 _KV_QUANT_CHECK = ArgumentChecks("npu_kv_quant_sparse_flash_attention", default=ErrorCode.TILING)
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 _CHECKED_HEADS = (*range(1, 65), 128)
@@ -69,11 +71,44 @@ class AttentionRequest(Selection):
     key_rope: Tensor | None = None
     return_softmax_lse: bool = False
     sinks: Tensor | None = None
+    lse_in_pages: ClassVar[bool] = False
 
     @property
     def check(self) -> ArgumentChecks:
         """The checks of the operator."""
         return _CHECK
+
+    @property
+    def key_heads(self) -> int:
+        """The number of key heads; with pages and [T1, ...] torch_npu takes the block size for it."""
+        return self.key.shape[self.query.dim() - 2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SglAttentionRequest(AttentionRequest):
+    """The arguments of sgl-kernel-npu's ``sgl_sparse_flash_attention``.
+
+    It is the same kernel; its host code makes tensors contiguous, and gives maxima and sums with pages too.
+    """
+
+    attention_mode: int = 2
+    lse_in_pages: ClassVar[bool] = True
+
+    @property
+    def check(self) -> ArgumentChecks:
+        """The checks of the operator."""
+        return _SGL_CHECK
+
+    @property
+    def key_heads(self) -> int:
+        """The number of key heads, in any layout."""
+        return self.key.shape[-2]
+
+    def contiguous(self) -> SglAttentionRequest:
+        """Return the request with the copies that the host code makes."""
+        arguments: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        copies = {name: value.contiguous() for name, value in arguments.items() if isinstance(value, Tensor)}
+        return SglAttentionRequest(**(arguments | copies))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +184,7 @@ def check_attention(request: AttentionRequest, profile: CannProfile) -> None:
         strict = profile.non_contiguous == "rejected"
         if strict or (profile.strided_keys == "rejected" and argument != "query_rope"):
             check.contiguous(**{argument: tensor}, code=ErrorCode.PARAMETER)
-    if request.return_softmax_lse and request.batch.paged:
+    if request.return_softmax_lse and request.batch.paged and not request.lse_in_pages:
         raise check.rejected("return_softmax_lse", True, "False with PA_BSND")
 
 

@@ -25,6 +25,12 @@ OPERATORS = (
         request=checks.AttentionRequest,
     ),
     Operator(
+        schemas.SGL_SPARSE_FLASH_ATTENTION,
+        attention.sgl_sparse_flash_attention,
+        attention.sparse_flash_attention_meta,
+        request=checks.SglAttentionRequest,
+    ),
+    Operator(
         schemas.KV_QUANT_SPARSE_FLASH_ATTENTION,
         attention.kv_quant_sparse_flash_attention,
         attention.kv_quant_sparse_flash_attention_meta,

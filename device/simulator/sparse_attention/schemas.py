@@ -1,4 +1,4 @@
-"""Schemas of attention over chosen tokens, as torch_npu 2.13.0 and vllm-ascend register them."""
+"""Schemas of attention over chosen tokens, as torch_npu 2.13.0, sgl-kernel-npu and vllm-ascend register them."""
 
 from __future__ import annotations
 
@@ -42,8 +42,17 @@ SPARSE_ATTENTION_SCORE = f"_C_ascend::{_SCORE}"
 SPARSE_ATTENTION_SCORE_OF_NPU = _SCORE
 """The same under the name that vllm-ascend's README and tests of the operator use."""
 
+SGL_SPARSE_FLASH_ATTENTION = (
+    "sgl_sparse_flash_attention(Tensor query, Tensor key, Tensor value, Tensor sparse_indices, float scale_value, *, "
+    f"{_LENGTHS}Tensor? query_rope=None, Tensor? key_rope=None, {_LAYOUTS}, int attention_mode=2, "
+    "bool return_softmax_lse=False) -> (Tensor attention_out, Tensor softmax_max, Tensor softmax_sum)"
+)
+
 SCHEMAS = (LIGHTNING_INDEXER, QUANT_LIGHTNING_INDEXER, SPARSE_FLASH_ATTENTION, KV_QUANT_SPARSE_FLASH_ATTENTION)
-"""Every schema of the family."""
+"""Every schema of the family that torch_npu registers."""
+
+OF_SGL_KERNEL_NPU = (SGL_SPARSE_FLASH_ATTENTION,)
+"""Every schema of the family that sgl-kernel-npu registers."""
 
 OF_VLLM_ASCEND = (SPARSE_ATTENTION_SCORE, SPARSE_ATTENTION_SCORE_OF_NPU)
 """Every schema of the family that vllm-ascend registers (``csrc/torch_binding.cpp``)."""

@@ -43,6 +43,7 @@ WITHOUT_META = {
     "npu::get_npu_format": "storage formats exist on the device only",
     "npu::npu_convert_weight_to_int4pack": "the wheel has none",
     "npu::npu_moe_init_routing_quant": "the wheel has none",
+    "npu::npu_dual_level_quant_matmul": "the wheel has none",
 }
 """Operators of torch_npu without a shape function, and what speaks for that; the shapes of these are not compared."""
 

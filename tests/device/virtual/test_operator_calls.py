@@ -5,9 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from operator_calls import calls
+from operator_calls import calls, calls_of_other_packages
 
 pytestmark = pytest.mark.virtual
+
+
+@pytest.fixture(autouse=True)
+def _internal_formats(virtual_npu):
+    torch.npu.config.allow_internal_format = True
+    yield
+    torch.npu.config.allow_internal_format = False
 
 
 def tensors(outputs):
@@ -19,7 +26,7 @@ def bits(tensor):
     return tensor.dtype, tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-@pytest.mark.parametrize("call", list(calls()), ids=lambda call: call.name)
+@pytest.mark.parametrize("call", [*calls(), *calls_of_other_packages()], ids=lambda call: call.name)
 def test_the_same_bits(call):
     device, host = [], []
 
