@@ -120,7 +120,7 @@ def _become(wanted, out, err):
             import pytest
 
             sys.argv = [str(Path(pytest.__file__).with_name("__main__.py")), *wanted["arguments"]]
-            code = pytest.console_main()
+            code = int(pytest.main(wanted["arguments"]))
         else:
             from npudiff.cli import entry
 
