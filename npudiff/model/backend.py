@@ -46,6 +46,9 @@ class Backend:
     process, which has its device by then."""
     implementations: str
     """Package whose modules define the implementations, named as their components; imported after the boot."""
+    absent: tuple[type[BaseException], ...] = ()
+    """What is raised where a case comes to something that is not here and only stood in for; it is counted as not
+    applicable, since the backend is not to blame."""
     target: str = "virtual"
     """Target that it runs on where there is no device."""
 

@@ -451,6 +451,8 @@ class Subject:
         ------
         ImplementationRaised
             If it raises, or writes into what it was given.
+        NotApplicable
+            If it raises what says that something of a backend is not here.
         """
         before = [fingerprint(one) for one in given]
         own = os.getpid()
@@ -460,6 +462,8 @@ class Subject:
         except BaseException as error:  # leaving the process is no verdict, and neither is a skip of a test runner
             if isinstance(error, KeyboardInterrupt) and not _interrupts_ignored:
                 raise
+            if isinstance(error, self.implementation.absent):
+                raise NotApplicable(str(error)) from error
             cause = plain_error(error)
             raise ImplementationRaised(f"{type(cause).__name__}: {cause}") from cause
         finally:

@@ -100,6 +100,9 @@ class Implementation(Generic[InputsT, OutputsT]):
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of an option, such as a flag of a backend, to its values, the usual one first: they are part of its cases,
     and ``inputs.options`` has those of a case."""
+    absent: tuple[type[BaseException], ...] = ()
+    """What it raises where something of its backend is not here: such a case is counted as not applicable. It is the
+    package of a backend that says so, and no implementation of it."""
     requires: Callable[[], str] | None = None
     """Says what it needs and is not here, or an empty text: it is left out of a run then, and the run says why."""
 

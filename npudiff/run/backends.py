@@ -81,7 +81,8 @@ def room_of(wish: Wish) -> Room:
             left_out.append(f"{info.name}: not applicable to {wish.name} {booted.version}: {error}")
             continue
         found += [item for item in implementations_in(module) if item.origin == module.__name__]
-    chosen = tuple(replace(item, origin=wish.selector, selector=wish.selector) for item in found)
+    named = wish.selector
+    chosen = tuple(replace(item, origin=named, selector=named, absent=backend.absent) for item in found)
     room = Room(booted, chosen, tuple(left_out))
     _rooms[wish.name] = wish, room
     return room

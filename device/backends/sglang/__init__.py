@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from npudiff.device.backends.stubs import StubCalled
 from npudiff.model.backend import Backend, Booted
 
 
@@ -18,4 +19,5 @@ BACKEND = Backend(
     summary="attention, caches, norms, rotary embedding, routing and experts of sglang's Ascend backend",
     boot=_boot,
     implementations=__name__,
+    absent=(StubCalled,),
 )

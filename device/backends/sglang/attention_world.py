@@ -174,6 +174,7 @@ def _runner(inputs: SlidingAttentionInputs, pool: Any, requests: ReqToTokenPool)
     return SimpleNamespace(
         device=DEVICE,
         is_draft_worker=False,
+        attn_cp_size=1,  # read here until 0.5.21
         page_size=PAGE,
         model_config=config,
         kv_cache_dtype=dtype,

@@ -28,7 +28,10 @@ def boot(checkout):
         raise BackendUnavailable(f"--backend small={checkout}: nothing there")
     return Booted("1.2", Path(__file__).parent)
 
-BACKEND = Backend("small", "for this test", boot, __name__, target="sim")
+class NotHere(RuntimeError):
+    pass
+
+BACKEND = Backend("small", "for this test", boot, __name__, (NotHere,), target="sim")
 '''
 
 MASKS = '''
@@ -98,6 +101,17 @@ def test_a_finding_names_the_backend_in_the_command_that_replays_it(small, cli, 
     (folder,) = (tmp_path / ".npudiff" / "findings").glob("*equivalence*")
     assert json.loads((folder / "finding.json").read_text())["options"] == "--backend small"
     assert cli("replay", folder, "--backend", "small").code == ExitCode.FINDINGS
+
+
+def test_what_is_only_stood_in_for_is_counted_and_no_finding(small, cli):
+    calls = MASKS.replace(
+        "    return window_mask(", "    if inputs.window == 3: raise NotHere('no kernel')\n    return window_mask("
+    )
+    (small / "swa_mask.py").write_text("from small_backend import NotHere\n" + calls)
+    result = cli("check", "swa_mask", "--backend", "small", "--where", "window=1..4", "--seed", "1", "--examples", "20")
+    assert result.code == ExitCode.CLEAN, result.out
+    (row,) = [line.split() for line in result.out.splitlines() if line.strip().startswith("theirs ")]
+    assert int(row[3]) > 0
 
 
 def test_listing_shows_what_a_backend_has(small, cli):
