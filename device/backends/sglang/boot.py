@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from npudiff.device import virtual
 from npudiff.device.backends.stubs import Stubs
 from npudiff.model.backend import BackendUnavailable, Booted
 
@@ -39,7 +40,7 @@ ABSENT = ("sgl_kernel_npu.norm.gemma_rmsnorm",)
 ALWAYS = ("torchair",)
 """Those that are stood in for in any case: torch_npu ships one that imports and then fails without CANN."""
 
-SETTINGS = {"TRITON_INTERPRET": "1", "ASCEND_USE_FIA": "1"}
+SETTINGS = {"ASCEND_USE_FIA": "1"}
 """Environment that sglang reads while it is imported, where nothing else is said."""
 
 
@@ -69,6 +70,7 @@ def boot(checkout: Path | None) -> Booted:
         )
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    notes = _interpreted_triton()
     with contextlib.suppress(ImportError):  # it puts its own torchair among the modules, in whose place a stub comes
         importlib.import_module("torch_npu.dynamo")
     stubs = Stubs([name for name in MISSING if name != "sgl_kernel_npu" or KERNELS not in os.environ], ALWAYS, ABSENT)
@@ -80,7 +82,18 @@ def boot(checkout: Path | None) -> Booted:
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         why = f"{type(error).__name__}: {error}"
         raise BackendUnavailable(f"--backend sglang: it does not import: {why}") from error
-    return Booted(_version(sglang), Path(str(sglang.__file__)).parent, lambda: stubs.touched)
+    return Booted(_version(sglang), Path(str(sglang.__file__)).parent, lambda: stubs.touched, notes)
+
+
+def _interpreted_triton() -> tuple[str, ...]:
+    """Let Triton's interpreter run kernels where the device is virtual; return why it does not, if so."""
+    if not virtual.enabled():
+        return ()
+    try:
+        virtual.triton.enable()
+    except virtual.VirtualNpuUnavailable as error:
+        return (f"Triton kernels do not run: {error}",)
+    return ()
 
 
 def _folder_of_package(checkout: Path) -> Path:
