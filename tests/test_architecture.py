@@ -45,6 +45,7 @@ THIRD_PARTIES = {
 }  # fmt: skip
 OF_FOLDERS = {
     "device/backends": {"pydantic_core"}, "device/backends/sglang": {"sglang"},
+    "device/backends/vllm_ascend": {"vllm_ascend", "vllm"},
     "device/virtual/triton": {"triton", "numpy", "ml_dtypes"},
 }  # fmt: skip
 """What some rooms import besides: backends themselves, what a stand-in has to answer, and what an extra installs."""

@@ -3,3 +3,12 @@
 ``boot.py`` imports the backend beside the device, ``world.py`` builds the backend's own objects as it builds them
 itself, and a module per component, named as in the other rooms, calls its functions.
 """
+
+from __future__ import annotations
+
+from npudiff.device.backends.stubs import StubCalled
+from npudiff.device.simulator.errors import NotSimulated, OperatorMissing
+
+NOT_HERE = (StubCalled, NotSimulated, OperatorMissing)
+"""What a case of a backend raises where something is not here: a package, an operator of the backend's own library, or
+a form of an operator that the simulator lacks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from npudiff.device.backends.stubs import StubCalled
+from npudiff.device.backends import NOT_HERE
 from npudiff.model.backend import Backend, Booted
 
 
@@ -19,5 +19,5 @@ BACKEND = Backend(
     summary="attention, caches, norms, rotary embedding, routing and experts of sglang's Ascend backend",
     boot=_boot,
     implementations=__name__,
-    absent=(StubCalled,),
+    absent=NOT_HERE,
 )

@@ -1,0 +1,41 @@
+"""RMS norms of vllm-ascend: ``ops/layernorm.py``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm_ascend.ops.layernorm import AscendGemmaRMSNorm, AscendRMSNorm
+
+from npudiff import Target, implementation
+from npudiff.reference.rms_norm import RmsNormInputs
+
+Outputs = dict[str, torch.Tensor]
+
+
+def _module(kind: type[torch.nn.Module], inputs: RmsNormInputs) -> Any:  # noqa: ANN401 - vllm-ascend's
+    """Build a norm without its constructor, which wants the configuration of an engine."""
+    made: Any = kind.__new__(kind)
+    torch.nn.Module.__init__(made)
+    made.weight = torch.nn.Parameter(inputs.weight, requires_grad=False)
+    made.variance_epsilon = inputs.epsilon
+    made.bias, made.bias_loaded = None, False
+    return made
+
+
+def _outputs(answer: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> Outputs:
+    if isinstance(answer, tuple):
+        return {"output": answer[0], "sum": answer[1]}
+    return {"output": answer}
+
+
+@implementation("rms_norm", name="AscendRMSNorm.forward_oot", supports={"kind": ("plain",)}, on_device=True)
+def rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
+    """AscendRMSNorm.forward_oot, with and without a residual."""
+    return _outputs(_module(AscendRMSNorm, inputs).forward_oot(inputs.hidden, inputs.residual))
+
+
+@implementation("rms_norm", name="AscendGemmaRMSNorm.forward_oot", supports={"kind": ("gemma",)}, on_device=True)
+def gemma_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
+    """AscendGemmaRMSNorm.forward_oot, with and without a residual."""
+    return _outputs(_module(AscendGemmaRMSNorm, inputs).forward_oot(inputs.hidden, inputs.residual))
