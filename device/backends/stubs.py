@@ -94,10 +94,10 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _is_importing() -> bool:
-    """Whether the body of a module is being executed; that of the program does not count."""
+    """Whether an import is under way: whether one of Python's own frames that execute a module is among the callers."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__":
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
             return True
         frame = frame.f_back
     return False

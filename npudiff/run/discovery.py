@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from npudiff.draw.options import with_options
 from npudiff.errors import UsageError, unknown
 from npudiff.model.backend import is_backend
 from npudiff.model.component import Component
@@ -212,6 +211,8 @@ def select_implementations(
 
 
 def _checked(item: Implementation, component: Component) -> Implementation:
+    from npudiff.draw.options import with_options  # noqa: PLC0415 - the process of a candidate has no draws
+
     axes = with_options(component, item.options).axes
     return replace(item, constraints=item.constraints.checked(axes, f"implementation {item.name}"))
 
