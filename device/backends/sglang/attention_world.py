@@ -20,7 +20,8 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
-from npudiff.device.backends.sglang.world import PAGE, configured
+from npudiff.device.backends.paged_attention import PAGE
+from npudiff.device.backends.sglang.world import configured
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
@@ -58,13 +59,6 @@ class AttentionWorld:
             "save_kv_cache": False,
             **sinks,
         }
-
-    def rows(self, answer: torch.Tensor) -> torch.Tensor:
-        """Return what the backend answered as ``[tokens, heads, value_head_dim]``, with zeros for padding."""
-        tokens, heads, _ = self.inputs.query.shape
-        real = sum(self.inputs.query_lengths)
-        output = answer.reshape(-1, heads, self.inputs.kv.value_head_dim)[:real]
-        return torch.nn.functional.pad(output, (0, 0, 0, 0, 0, tokens - real))
 
 
 def _dims(pool: PagedKV) -> dict[str, int]:

@@ -8,7 +8,8 @@ import torch
 from sglang.srt.hardware_backend.npu.memory_pool_npu import NPUMHATokenToKVPool
 
 from npudiff import Target, implementation
-from npudiff.device.backends.sglang.world import PAGE, configured, environment, options_of
+from npudiff.device.backends.paged_attention import PAGE
+from npudiff.device.backends.sglang.world import configured, environment, options_of
 from npudiff.model.constraints import Box
 from npudiff.reference.paged_cache import PagedCacheInputs
 

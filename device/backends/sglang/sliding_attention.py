@@ -8,24 +8,16 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from npudiff import Implementation, Target, implementation
+from npudiff.device.backends.paged_attention import PAGES, real_rows
 from npudiff.device.backends.sglang.attention_world import attention_world
-from npudiff.device.backends.sglang.world import PAGE, options_of
+from npudiff.device.backends.sglang.world import options_of
 from npudiff.model.constraints import Box
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
-_PAGES: Box = {
-    "layout": ("PA_BSND",),
-    "page_size": (PAGE,),
-    "rows": ("contiguous",),
-    "group": range(1, 65),
-    "poison": ("large",),
-    "fully_masked_rows": ("none",),
-    "far_pool": (False,),
-}
-_WIDE: Box = {**_PAGES, "head_dims": ("192", "256", "192/128"), "sinks": (False,)}
-_TND: tuple[Box, ...] = ({**_PAGES, "head_dims": ("128",)}, _WIDE)
-_BSND: Box = {**_PAGES, "head_dims": ("64",), "sinks": (False,)}
-_ONE_ROW: Box = {**_PAGES, "query_length": (1,), "head_dims": ("64", "128"), "sinks": (False,), "padded_rows": (0,)}
+_WIDE: Box = {**PAGES, "head_dims": ("192", "256", "192/128"), "sinks": (False,)}
+_TND: tuple[Box, ...] = ({**PAGES, "head_dims": ("128",)}, _WIDE)
+_BSND: Box = {**PAGES, "head_dims": ("64",), "sinks": (False,)}
+_ONE_ROW: Box = {**PAGES, "query_length": (1,), "head_dims": ("64", "128"), "sinks": (False,), "padded_rows": (0,)}
 _DRAFTS: tuple[Box, ...] = tuple({**box, "query_length": range(2, 9), "ragged": (False,)} for box in _TND)
 
 Function = Callable[[SlidingAttentionInputs, Target], torch.Tensor]
@@ -59,7 +51,7 @@ def forward_extend(inputs: SlidingAttentionInputs, target: Target) -> torch.Tens
     """AscendAttnBackend.forward_extend."""
     world = attention_world(inputs, ForwardMode.EXTEND, _size(inputs))
     world.backend.init_forward_metadata(world.batch)
-    return world.rows(world.backend.forward_extend(**world.arguments))
+    return real_rows(world.backend.forward_extend(**world.arguments), inputs)
 
 
 @_attention("forward_decode", _ONE_ROW)
@@ -67,7 +59,7 @@ def forward_decode(inputs: SlidingAttentionInputs, target: Target) -> torch.Tens
     """AscendAttnBackend.forward_decode, eagerly."""
     world = attention_world(inputs, ForwardMode.DECODE, _size(inputs))
     world.backend.init_forward_metadata(world.batch)
-    return world.rows(world.backend.forward_decode(**world.arguments))
+    return real_rows(world.backend.forward_decode(**world.arguments), inputs)
 
 
 @_attention("forward_decode_graph", _ONE_ROW)
@@ -76,7 +68,7 @@ def forward_decode_graph(inputs: SlidingAttentionInputs, target: Target) -> torc
     world = attention_world(inputs, ForwardMode.DECODE, _size(inputs))
     world.backend.init_cuda_graph_state(len(inputs.kv_lengths), inputs.query.shape[0])
     world.backend.init_forward_metadata_out_graph(world.batch, in_capture=True)
-    return world.rows(world.backend.forward_decode(**world.arguments))
+    return real_rows(world.backend.forward_decode(**world.arguments), inputs)
 
 
 @_attention("target_verify", *_DRAFTS)
@@ -85,4 +77,4 @@ def target_verify(inputs: SlidingAttentionInputs, target: Target) -> torch.Tenso
     drafts = inputs.query_lengths[0]
     world = attention_world(inputs, ForwardMode.TARGET_VERIFY, _size(inputs), drafts=drafts)
     world.backend.init_forward_metadata(world.batch)
-    return world.rows(world.backend.forward_extend(**world.arguments))
+    return real_rows(world.backend.forward_extend(**world.arguments), inputs)

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from sglang.srt import runtime_context
 
+from npudiff.device.backends.paged_attention import PAGE
 from npudiff.device.backends.sglang.boot import KERNELS
 from npudiff.device.backends.stubs import StubModule
-
-PAGE = 128
-"""Tokens of a page: sglang's Ascend backend has no other."""
 
 _RANKS = ("tp", "attn_tp", "attn_cp", "attn_dcp", "attn_dp", "moe_ep", "moe_tp", "pp")
 

@@ -8,20 +8,12 @@ import torch
 from vllm_ascend.attention.attention_v1 import AscendAttentionBackendImpl
 
 from npudiff import Target, implementation
-from npudiff.device.backends.vllm_ascend.world import PAGE, forward_context, metadata
+from npudiff.device.backends.paged_attention import PAGES, real_rows
+from npudiff.device.backends.vllm_ascend.world import forward_context, metadata
 from npudiff.model.constraints import Box
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
-_PAGES: Box = {
-    "layout": ("PA_BSND",),
-    "page_size": (PAGE,),
-    "rows": ("contiguous",),
-    "group": range(1, 65),
-    "poison": ("large",),
-    "fully_masked_rows": ("none",),
-    "far_pool": (False,),
-    "hybrid": (False,),
-}
+_PAGES: Box = {**PAGES, "hybrid": (False,)}
 _HEADS: tuple[Box, ...] = ({**_PAGES, "head_dims": ("64", "128")}, {**_PAGES, "head_dims": ("192",), "sinks": (False,)})
 _DECODES: tuple[Box, ...] = tuple({**box, "query_length": (1,)} for box in _HEADS)
 
@@ -38,9 +30,7 @@ def _attention(inputs: SlidingAttentionInputs, state: str) -> torch.Tensor:
         )  # fmt: skip
         given = (query, None, None, (pool.key, pool.value), metadata(inputs, state))
         answer: torch.Tensor = attention.forward(layer, *given, output=output)
-    rows = sum(inputs.query_lengths)
-    real = answer.reshape(-1, query.shape[1], pool.value_head_dim)[:rows]
-    return torch.nn.functional.pad(real, (0, 0, 0, 0, 0, len(query) - rows))
+    return real_rows(answer, inputs)
 
 
 @implementation("sliding_attention", name="ChunkedPrefill", supports=_HEADS, on_device=True)

@@ -16,9 +16,6 @@ from vllm_ascend.attention import attention_v1
 
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
-PAGE = 128
-"""Tokens of a page: what vllm-ascend gives its fused attention."""
-
 MASK_SIZE = 2048
 """Rows and columns of the mask of a causal prefill."""
 
