@@ -78,7 +78,7 @@ def test_a_folder_without_sglang_is_one_line(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("sglang") is not None, reason="sglang is installed")
 def test_without_sglang_it_says_how_to_have_it():
-    with pytest.raises(BackendUnavailable, match=r"pip install 'npudiff\[sglang\]'"):
+    with pytest.raises(BackendUnavailable, match=r"pip install --no-deps sglang, beside 'npudiff\[npu,sglang\]'"):
         BACKEND.boot(None)
 
 
