@@ -66,8 +66,8 @@ def boot(checkout: Path | None) -> Booted:
         sys.path.insert(0, str(_folder_of_package(checkout)))
     elif importlib.util.find_spec("sglang") is None:
         raise BackendUnavailable(
-            "--backend sglang: it is not installed: pip install --no-deps sglang, beside 'npudiff[npu,sglang]' with what "
-            "it imports; or name a checkout, sglang=PATH"
+            "--backend sglang: it is not installed: pip install --no-deps sglang, beside 'npudiff[npu,sglang]' with "
+            "what it imports; or name a checkout, sglang=PATH"
         )
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
