@@ -8,7 +8,7 @@ from npudiff.model.constraints import Box
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 PAGE = 128
-"""Tokens of a page: backends give fused attention no other."""
+"""Tokens of a page, which is what both backends here give fused attention by default."""
 
 PAGES: Box = {
     "layout": ("PA_BSND",),

@@ -260,6 +260,8 @@ def untrusted_provider(request: Request, target: Target) -> Provide:
     """
     if not request.implementations:
         raise UsageError("--untrusted says how the files of --impl are judged, and needs one")
+    if wished(request.implementations):
+        raise UsageError("--untrusted judges the files of --impl; a backend is imported by the judge, which trusts it")
     if request.isolate is False or not can_isolate():
         raise UsageError("--untrusted needs isolation" + ("" if can_isolate() else ", and that needs Linux"))
     from npudiff.run.untrusted.remote import Nursery, untrusted_implementations  # noqa: PLC0415 - only where asked for

@@ -30,7 +30,7 @@ MISSING = (
     "torch_memory_saver", "nvtx", "humming", "quack", "tilelang", "cutlass", "deep_gemm", "flash_mla", "nixl",
     "mooncake", "tml_renderers",
     # of CANN, and kernels for it: see KERNELS
-    "acl", "sgl_kernel_npu",
+    "acl", "torchair", "sgl_kernel_npu",
 )  # fmt: skip
 """Packages that are stood in for where they are not installed."""
 
@@ -38,7 +38,7 @@ ABSENT = ("sgl_kernel_npu.norm.gemma_rmsnorm",)
 """Modules without which sglang takes torch_npu's operator, as it does on cards before the Ascend 950."""
 
 ALWAYS = ("torchair",)
-"""Those that are stood in for in any case: torch_npu ships one that imports and then fails without CANN."""
+"""Those that are stood in for beside a virtual NPU in any case: torch_npu's imports and then fails without CANN."""
 
 SETTINGS = {"ASCEND_USE_FIA": "1"}
 """Environment that sglang reads while it is imported, where nothing else is said."""
@@ -74,7 +74,8 @@ def boot(checkout: Path | None) -> Booted:
     notes = _interpreted_triton()
     with contextlib.suppress(ImportError):  # it puts its own torchair among the modules, in whose place a stub comes
         importlib.import_module("torch_npu.dynamo")
-    stubs = Stubs([name for name in MISSING if name != "sgl_kernel_npu" or KERNELS not in os.environ], ALWAYS, ABSENT)
+    always = ALWAYS if virtual.enabled() else ()
+    stubs = Stubs([name for name in MISSING if name != "sgl_kernel_npu" or KERNELS not in os.environ], always, ABSENT)
     stubs.install()
     _find_kernels()
     try:

@@ -142,6 +142,14 @@ def test_a_backend_that_is_not_here_is_one_line(small, cli, tmp_path):
     assert "nothing there" in result.err
 
 
+@pytest.mark.parametrize("command", ["check", "gate"])
+def test_a_backend_is_not_imported_by_a_judge_that_trusts_nobody(small, cli, command):
+    result = cli(command, "swa_mask", "--backend", "small", "--untrusted")
+    assert result.code == ExitCode.USAGE
+    assert "a backend is imported by the judge, which trusts it" in result.err
+    assert "small_backend.swa_mask" not in sys.modules
+
+
 def test_it_is_imported_once_and_in_one_version(small, tmp_path):
     room = backends.room_of(Wish("small"))
     assert backends.room_of(Wish("small")) is room
