@@ -75,7 +75,8 @@ def boot(checkout: Path | None) -> Booted:
     with contextlib.suppress(ImportError):  # it puts its own torchair among the modules, in whose place a stub comes
         importlib.import_module("torch_npu.dynamo")
     always = ALWAYS if virtual.enabled() else ()
-    stubs = Stubs([name for name in MISSING if name != "sgl_kernel_npu" or KERNELS not in os.environ], always, ABSENT)
+    here = {*always, *(["sgl_kernel_npu"] if KERNELS in os.environ else [])}  # not looked for: looking imports some
+    stubs = Stubs([name for name in MISSING if name not in here], always, ABSENT)
     stubs.install()
     _find_kernels()
     try:
