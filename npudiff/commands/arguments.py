@@ -137,6 +137,13 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="AXIS=VALUES",
         help="draw within these values only: window=512,none or kv_length=1..4096 (see 'npudiff list COMPONENT')",
     )
+    check.add_argument(
+        "--causes",
+        type=positive,
+        metavar="N",
+        help="defects of one implementation to look for, each outside of the region in which those before it fail "
+        "(1; of a backend 4)",
+    )
     check.add_argument("--seed", type=int, metavar="N", help="seed of the draws")
     check.add_argument(
         "--hypothesis-profile",

@@ -12,6 +12,7 @@ from npudiff.gate.known import KnownIssue
 from npudiff.gate.result import KnownStatus, State
 from npudiff.gate.versions import Machine
 from npudiff.judge.judge import properties_of
+from npudiff.judge.others import WAYS_AGREE
 from npudiff.model.case import loads
 from npudiff.model.component import Component
 from npudiff.model.constraints import Constraints, Exclusion
@@ -81,8 +82,9 @@ def _checked(issue: KnownIssue, plan: Plan, place: str) -> KnownIssue:
     with_its_options = (job.subject.component for job in plan.jobs if _concerns(issue, job))
     component = next(with_its_options, None) or load_component(issue.component)
     where = issue.where.checked(component.axes, place)
-    if issue.prop and issue.prop not in {prop.name for prop in properties_of(component)}:
-        raise UsageError(f"{place}: {unknown('property', issue.prop, (one.name for one in properties_of(component)))}")
+    names = [prop.name for prop in (*properties_of(component), WAYS_AGREE)]
+    if issue.prop and issue.prop not in names:
+        raise UsageError(f"{place}: {unknown('property', issue.prop, names)}")
     if issue.case:
         _check_case(issue, component, where, place)
     return replace(issue, where=where)

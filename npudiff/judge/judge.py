@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
+from npudiff.draw.options import completed
 from npudiff.judge.compare import compare, same_bits
 from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.component import (
@@ -98,7 +99,11 @@ def check(prop: Property, subject: Subject, case: AnyCase) -> Comparison:
         As of ``Property.check``.
     """
     runs: list[tuple[AnyInputs, Mapping[str, torch.Tensor]]] = []
-    watched = replace(subject, observer=lambda inputs, outputs: runs.append((inputs, outputs)))
+    watched = replace(
+        subject,
+        observer=lambda inputs, outputs: runs.append((inputs, outputs)),
+        completed=completed(subject.implementation.options, case),
+    )
     try:
         return prop.check(watched, case)
     except (ImplementationRaised, NotApplicable):

@@ -181,11 +181,19 @@ class Console:
         for label, text in [*finding_lines(finding, folder, unwritten=unwritten), *page]:
             self.rich.print(f"  [bold]{label:10}[/] {escape(printable(text))}", soft_wrap=True)
 
-    def finding_again(self, finding: Finding, folder: Path, *, unwritten: str = "") -> None:
-        """Show in two lines a finding that looks like one which was shown before."""
-        title = f"also {finding.property_name}: {finding.verdict} on {finding.detail.get('line', '')}"
+    def finding_again(self, finding: Finding, folder: Path, *, of: Finding, unwritten: str = "") -> None:
+        """Show in two lines a finding that has the cause of one which was shown before."""
+        where = "" if finding.subject == of.subject else f"{finding.implementation} · "
+        title = f"also {where}{finding.property_name}: {finding.verdict} on {finding.detail.get('line', '')}"
         for text in (title, f"       {f'not kept: {unwritten}' if unwritten else finding.replay_command(folder)}"):
             self.rich.print(f"  [bold red]{escape(printable(text))}[/]", soft_wrap=True)
+
+    def findings_beside(self, findings: Sequence[Finding]) -> None:
+        """Count in one line other findings of a cause: their folders are where those that were shown are."""
+        seen = Counter(f"{one.implementation} · {one.property_name}" for one in findings)
+        names = ", ".join(name + (f" ({count} times)" if count > 1 else "") for name, count in seen.items())
+        text = f"also {counted(len(findings), 'other finding')}: {names}"
+        self.rich.print(f"  [bold red]{escape(printable(text))}[/]", soft_wrap=True)
 
     def mutants(self, outcomes: Sequence[Outcome], *, judged: bool) -> None:
         """Show whether the implementations that are wrong on purpose were found, and had to be."""
@@ -219,6 +227,7 @@ class Console:
         *,
         judged: bool = True,
         seconds: float | None = None,
+        causes: int = 0,
     ) -> None:
         """Say in one line how it ended, and how long it took: by the clock, or the sum over the jobs."""
         cases = sum(outcome.cases for outcome in (*outcomes, *mutants))
@@ -229,7 +238,7 @@ class Console:
         parts = [
             f"{counted(cases, 'case')} in {seconds:.1f} s",
             counted(implementations, "implementation"),
-            counted(findings, "finding"),
+            counted(findings, "finding") + (f" of {counted(causes, 'cause')}" if 0 < causes < findings else ""),
         ]
         if mutants:
             parts.append(f"{sum(m.found for m in mutants)} of {len(mutants)} mutants found")
