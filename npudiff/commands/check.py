@@ -33,7 +33,6 @@ from npudiff.show.run_page.write import RecordKeeper, summary_of
 from npudiff.show.source_location import root_of_files
 from npudiff.text import counted, printable
 
-
 MOST_AGAIN = 4
 """Findings of a cause that are shown with a line to replay them, beside the first."""
 

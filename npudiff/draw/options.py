@@ -72,10 +72,8 @@ def _made(component: Component, options: Options) -> Component:
     )
 
 
-def completed(options: Options, case: AnyCase) -> Callable[[AnyInputs], AnyInputs] | None:
-    """Return what gives inputs the options of a case, if they have none yet; None for a case without options."""
-    if not options:
-        return None
+def completed(options: Options, case: AnyCase) -> Callable[[AnyInputs], AnyInputs]:
+    """Return what gives inputs the options of a case, if they have none yet."""
     values = _values(case, options)
 
     def complete(inputs: AnyInputs) -> AnyInputs:

@@ -22,13 +22,10 @@ AnyLogged = TypeVar("AnyLogged", bound=LoggedFinding)
 
 
 def contradicted(finding: Finding) -> list[str]:
-    """Return what a finding of a backend contradicts, in words: its contract, its plain form, or itself.
-
-    Empty for an implementation that has no others beside it.
-    """
+    """Return what a finding of a backend contradicts, in words: its contract, its plain form, or itself."""
     detail = finding.detail
     others = detail.get("others")
-    if not isinstance(others, dict) or not (others or finding.property_name == WAYS_AGREE.name):
+    if not isinstance(others, dict):  # a stranger's
         return []
     native = {str(one) for one in detail.get("native") or ()}
     holding = [str(name) for name, what in others.items() if what == Beside.HOLDS.value]
@@ -103,12 +100,16 @@ def _of_one_backend(one: Finding, other: Finding) -> bool:
 
 
 def _has_it_too(one: Finding, other: Finding) -> bool:
-    """Whether the function of another finding is wrong in the same way on the case of one, in the same region."""
+    """Whether the function of another finding is wrong in the same way on the case of one.
+
+    Each case has to lie where the other finding fails: where two defects overlap, a case shows both.
+    """
     others = one.detail.get("others") or {}
     told = others.get(other.implementation)
     if one.property_name == WAYS_AGREE.name:  # it is the other one of two that do not agree
         return told in (Beside.FAILS.value, Beside.SAME.value)
-    return told == Beside.SAME.value and _lies_within(one.case, other.detail.get("region"))
+    pairs = ((one, other), (other, one))
+    return told == Beside.SAME.value and all(_lies_within(a.case, b.detail.get("region")) for a, b in pairs)
 
 
 def _lies_within(case: Mapping[str, Any], region: object) -> bool:

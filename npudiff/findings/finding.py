@@ -406,7 +406,7 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         "alone": list(outcome.alone),
         "others": dict(outcome.others),
         "native": [one.name for one in outcome.job.subject.implementation.others if one.native],
-        "region": conditions(outcome.region, component.axes),
+        "region": conditions(outcome.region, component.axes) if outcome.region else [],
         "first": _first(outcome),
         "worst_case": _worst_case(outcome, failure),
     }

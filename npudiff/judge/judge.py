@@ -99,10 +99,11 @@ def check(prop: Property, subject: Subject, case: AnyCase) -> Comparison:
         As of ``Property.check``.
     """
     runs: list[tuple[AnyInputs, Mapping[str, torch.Tensor]]] = []
+    options = subject.implementation.options
     watched = replace(
         subject,
         observer=lambda inputs, outputs: runs.append((inputs, outputs)),
-        completed=completed(subject.implementation.options, case),
+        completed=completed(options, case) if options else None,
     )
     try:
         return prop.check(watched, case)

@@ -82,7 +82,7 @@ class Request:
         """Defects of an implementation after which nobody looks any further."""
         if self.causes is not None:
             return self.causes
-        return CAUSES_OF_A_BACKEND if wished(self.implementations) else 1
+        return CAUSES_OF_A_BACKEND if self.implementations and wished(self.implementations) else 1
 
 
 @dataclass(frozen=True)

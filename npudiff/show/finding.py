@@ -24,6 +24,7 @@ from npudiff.findings.finding import (
 )
 from npudiff.findings.reproduce import reproduction
 from npudiff.judge.drift import GAIN, OFFSET
+from npudiff.judge.others import WAYS_AGREE
 from npudiff.judge.pattern import NOT_PLACES, coordinate_text
 from npudiff.model.case import dumps
 from npudiff.model.component import OutputComparison
@@ -272,7 +273,7 @@ def _alone(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _against(finding: Finding) -> list[tuple[str, str]]:
     """What the failure contradicts, which other ways of the backend have it too, and where it is."""
     detail = finding.detail
-    said = contradicted(finding)
+    said = contradicted(finding) if detail.get("others") or finding.property_name == WAYS_AGREE.name else []
     lines = [("contradicts", "; ".join(said))] if said else []
     others = {str(name): str(what) for name, what in (detail.get("others") or {}).items()}
     alike = [f"{name} {what}" for name, what in others.items() if what != Beside.HOLDS.value]
