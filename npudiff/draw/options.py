@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from hypothesis import strategies as st
@@ -70,16 +70,6 @@ def _made(component: Component, options: Options) -> Component:
         describe=lambda case: " · ".join([component.describe(case), *_unusual(case, options)]),
         check_case=functools.partial(_check_case, component, options),
     )
-
-
-def completed(options: Options, case: AnyCase) -> Callable[[AnyInputs], AnyInputs]:
-    """Return what gives inputs the options of a case, if they have none yet."""
-    values = _values(case, options)
-
-    def complete(inputs: AnyInputs) -> AnyInputs:
-        return inputs if hasattr(inputs, "options") else _with_values(inputs, values)
-
-    return complete
 
 
 def _field(usual: str) -> Any:  # noqa: ANN401 - as dataclasses have it

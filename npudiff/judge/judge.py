@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 
 from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
-from npudiff.draw.options import completed
 from npudiff.judge.compare import compare, same_bits
 from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.component import (
@@ -99,12 +98,7 @@ def check(prop: Property, subject: Subject, case: AnyCase) -> Comparison:
         As of ``Property.check``.
     """
     runs: list[tuple[AnyInputs, Mapping[str, torch.Tensor]]] = []
-    options = subject.implementation.options
-    watched = replace(
-        subject,
-        observer=lambda inputs, outputs: runs.append((inputs, outputs)),
-        completed=completed(options, case) if options else None,
-    )
+    watched = replace(subject, observer=lambda inputs, outputs: runs.append((inputs, outputs)))
     try:
         return prop.check(watched, case)
     except (ImplementationRaised, NotApplicable):

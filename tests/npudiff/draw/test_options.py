@@ -10,15 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import npudiff
 from npudiff.draw.options import with_options
 from npudiff.errors import ExitCode, UsageError
-from npudiff.judge.compare import same_bits
-from npudiff.judge.judge import check
 from npudiff.model.case import dumps, loads
-from npudiff.model.component import Property, Subject
 from npudiff.model.constraints import Constraints
-from npudiff.run.discovery import load_component, load_components, load_target
+from npudiff.run.discovery import load_component, load_components
 
 OPTIONS = {"FLAG": ("0", "1"), "pool": ("own", "shared")}
 MASK = {"kv_lengths": [2], "window": 1, "spare": 0, "dtype": "int32", "column": False}
@@ -146,22 +142,3 @@ def test_a_known_issue_may_name_an_option(cli, kernel, tmp_path):
     arguments = ("gate", "swa_mask", "--impl", path, "--target", "sim", "--budget", "60s", "--rotating", "off")
     result = cli(*arguments, "--known", tmp_path / "known_issues.toml")
     assert result.code == ExitCode.CLEAN, result.out + result.err
-
-
-def test_relations_that_build_inputs_of_their_own_have_the_options_of_the_case():
-    component = load_component("swa_mask")
-    seen = []
-
-    @npudiff.implementation("swa_mask", options=OPTIONS)
-    def mine(inputs, target):
-        seen.append(inputs.options)
-        return component.reference(inputs)["mask"].value
-
-    def twice(subject, case):
-        runs = [subject.run(one.inputs(case)) for one in (component, subject.component)]
-        return same_bits(*runs, "")
-
-    made = with_options(component, OPTIONS)
-    case = loads(made.case_type, json.dumps({**MASK, "FLAG": "1"}))
-    check(Property("twice", "", twice), Subject(made, mine, load_target("sim", None)), case)
-    assert seen == [{"FLAG": "1", "pool": "own"}] * 2
