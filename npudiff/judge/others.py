@@ -33,7 +33,7 @@ def others_of(subject: Subject, case: AnyCase) -> Iterator[tuple[Subject, AnyCas
             continue
         added = {name: values for name, values in other.options.items() if name not in given}
         extended = with_options(component, added)
-        there = dataclasses.replace(subject, component=extended, implementation=other, observer=None, completed=None)
+        there = dataclasses.replace(subject, component=extended, implementation=other, observer=None)
         its = case if extended is component else extended.case_type(**given)
         if there.reason_against(its) is None and not (other.requires and other.requires()):
             yield there, its

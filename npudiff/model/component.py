@@ -381,8 +381,6 @@ class Subject:
     excluded: tuple[Exclusion, ...] = field(default=(), kw_only=True)
     observer: Callable[[AnyInputs, Mapping[str, torch.Tensor]], None] | None = field(default=None, kw_only=True)
     """Told of each run: its inputs, and its outputs."""
-    completed: Callable[[AnyInputs], AnyInputs] | None = field(default=None, kw_only=True)
-    """Gives inputs what the case says besides, its options: relations build inputs that know nothing of them."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -399,8 +397,6 @@ class Subject:
         ImplementationRaised
             If the implementation raises, returns something that is not its outputs, or writes into its inputs.
         """
-        if self.completed is not None:
-            inputs = self.completed(inputs)
         outputs = self.call_guarded(lambda: self._outputs(inputs), inputs)
         if self.observer is not None:
             self.observer(inputs, outputs)
