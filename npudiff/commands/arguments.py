@@ -182,6 +182,11 @@ def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:
     gate.add_argument("--known", type=Path, metavar="FILE", help="known issues (known_issues.toml, if it is there)")
     gate.add_argument("--since", metavar="REV", help="run first what has changed since this revision")
     gate.add_argument(
+        "--only-touched",
+        action="store_true",
+        help="with --since, run nothing else; where a change touches nothing that is under test, all is run",
+    )
+    gate.add_argument(
         "--touches",
         action="append",
         default=[],

@@ -33,9 +33,6 @@ from npudiff.show.run_page.write import RecordKeeper, summary_of
 from npudiff.show.source_location import root_of_files
 from npudiff.text import counted, printable
 
-MOST_AGAIN = 4
-"""Findings of a cause that are shown with a line to replay them, beside the first."""
-
 
 def check(options: argparse.Namespace) -> int:
     """Run ``npudiff check`` and return its exit code."""
@@ -118,11 +115,7 @@ def _show_findings(findings: list[LoggedFinding], console: Console) -> None:
     """Show one finding of each cause, and in short what else sees it."""
     for first, *rest in by_cause(findings):
         console.finding(first.finding, first.folder, unwritten=first.unwritten)
-        shown = rest if len(rest) <= MOST_AGAIN + 1 else rest[:MOST_AGAIN]
-        for one in shown:
-            console.finding_again(one.finding, one.folder, of=first.finding, unwritten=one.unwritten)
-        if shown is not rest:
-            console.findings_beside([one.finding for one in rest[MOST_AGAIN:]])
+        console.findings_again(first.finding, rest)
 
 
 def _junit(log: RunLog) -> str:

@@ -8,7 +8,7 @@ from datetime import date
 
 from npudiff.errors import UsageError, unknown
 from npudiff.findings.finding import Finding
-from npudiff.gate.known import KnownIssue
+from npudiff.gate.known import NOT_JUDGED, KnownIssue
 from npudiff.gate.result import KnownStatus, State
 from npudiff.gate.versions import Machine
 from npudiff.judge.judge import properties_of
@@ -73,6 +73,15 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
         exclusion = Exclusion(checked.where, f"known: {checked.link}")
         jobs = [_without(exclusion, job) if _concerns(checked, job) else job for job in jobs]
     return Triage(tuple(job for job in jobs if not _leaves_nothing(job)), tuple(again), tuple(settled))
+
+
+def only(sorted_out: Triage, names: Collection[tuple[str, str]]) -> Triage:
+    """Return what is left of a triage where only some implementations are run, by component and name."""
+    looked_at = [pair for pair in sorted_out.again if (pair[0].component, pair[0].implementation) in names]
+    others = [issue for issue, _ in sorted_out.again if (issue.component, issue.implementation) not in names]
+    not_run = (KnownStatus(issue, State.NOT_RUN, "the change does not touch it") for issue in others)
+    jobs = tuple(job for job in sorted_out.jobs if job.subject.names in names)
+    return Triage(jobs, tuple(looked_at), (*sorted_out.settled, *not_run))
 
 
 def _checked(issue: KnownIssue, plan: Plan, place: str) -> KnownIssue:
@@ -153,6 +162,8 @@ def judged(issue: KnownIssue, seen: Sequence[tuple[Outcome, Sequence[Finding]]])
     cases = sum(outcome.cases for outcome, _ in seen)
     if not seen:
         return KnownStatus(issue, State.NOT_RUN, "there was no time")
+    if not cases and issue.verdict == NOT_JUDGED:
+        return KnownStatus(issue, State.SEEN, issue.link)
     if not cases:
         return KnownStatus(issue, State.UNMATCHED, "no case of the condition could be run")
     if issue.intermittent:
