@@ -272,7 +272,7 @@ class ExpandedCall:
             "sparse_mode": 3 if causal else 0,
             "softmax_lse_flag": True,
             "query_rope": self.inputs.query_rope[: self.rows],
-            "key_rope": ropes.unsqueeze(1).expand(-1, self.heads, -1).contiguous(),
+            "key_rope": self.for_all_heads(ropes),
         }
         keys, values = self.expanded(latents)
         query = self.inputs.query[: self.rows].contiguous()
@@ -298,6 +298,10 @@ class ExpandedCall:
         product = rounded(latents, both.t()).view(len(latents), heads, nope + value_dim)
         keys, values = product.split([nope, value_dim], dim=-1)
         return keys.contiguous(), values.contiguous()
+
+    def for_all_heads(self, ropes: torch.Tensor) -> torch.Tensor:
+        """Rotated keys ``[tokens, heads, rope_dim]``, dense: newer CANN refuses others (vllm-ascend #11834)."""
+        return ropes.unsqueeze(1).expand(-1, self.heads, -1).contiguous()
 
     def merged(self, parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
         """All parts as one, through npu_attention_update, in float32; those of a request without tokens are absent."""
@@ -346,7 +350,7 @@ class WholePrefixCall(ExpandedCall):
             keys,
             values,
             query_rope=self.inputs.query_rope[: self.rows],
-            key_rope=ropes.unsqueeze(1).expand(-1, self.heads, -1).contiguous(),
+            key_rope=self.for_all_heads(ropes),
             input_layout="TND",
             num_query_heads=self.heads,
             num_key_value_heads=self.heads,
