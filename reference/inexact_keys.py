@@ -11,9 +11,9 @@ class InexactKeys:
     """Sums over the keys of a tile of rows, of which the errors of outputs and log-sum-exp are made.
 
     The elements of keys and values are rounded one by one, so that errors add up as squares do where no two tokens are
-    equal: by Hoeffding, they stay within ``ACCUMULATION_CONFIDENCE`` times the root of their sum. An error ``d_j`` of a score, whose square is at most
-    ``sum_c (q_c e_jc)**2``, moves an output ``o`` by ``p_j (v_j - o) d_j`` and the log-sum-exp by ``p_j d_j``. The
-    sum of ``(v_j - o)**2`` is taken apart, since ``o`` is known only after the last key.
+    equal: by Hoeffding, they stay within ``ACCUMULATION_CONFIDENCE`` times the root of their sum. An error ``d_j`` of a
+    score, whose square is at most ``sum_c (q_c e_jc)**2``, moves an output ``o`` by ``p_j (v_j - o) d_j`` and the
+    log-sum-exp by ``p_j d_j``. The sum of ``(v_j - o)**2`` is taken apart, since ``o`` is known after the last key.
 
     Parameters
     ----------
@@ -48,9 +48,7 @@ class InexactKeys:
             Squares of errors, ``[kv_heads, head_dim, keys]`` and ``[kv_heads, keys, value_dim]``.
         """
         scores = torch.matmul(query.square(), key_squares)
-        self._furthest = torch.maximum(
-            self._furthest, torch.where(weights > 0, scores, 0.0).amax(dim=-1, keepdim=True)
-        )
+        self._furthest = torch.maximum(self._furthest, torch.where(weights > 0, scores, 0.0).amax(dim=-1, keepdim=True))
         squares = weights.square()
         self._own += torch.matmul(squares, value_squares)
         squares *= scores

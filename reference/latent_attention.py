@@ -144,9 +144,7 @@ class LatentReader(CacheReader):
         return span_of(keys, values, torch.cat([key_errors, torch.zeros_like(rotated)], dim=-1), value_errors)
 
 
-def _expanded(
-    latents: torch.Tensor, matrices: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _expanded(latents: torch.Tensor, matrices: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Products ``[tokens, heads, dim]`` of latents and the matrices ``[heads, rank, dim]``, and their errors.
 
     A device adds up in float32, relative to the norms of both by Cauchy-Schwarz, and rounds to a dtype.
@@ -160,8 +158,8 @@ def _expanded(
 def _validate(inputs: LatentAttentionInputs) -> None:
     tokens, heads, width = inputs.query.shape
     if inputs.query_rope.shape != (tokens, heads, inputs.rope_dim):
-        given = tuple(inputs.query_rope.shape)
-        raise ValueError(f"query_rope must be ({tokens}, {heads}, {inputs.rope_dim}), got {given}")
+        found = tuple(inputs.query_rope.shape)
+        raise ValueError(f"query_rope must be ({tokens}, {heads}, {inputs.rope_dim}), got {found}")
     if inputs.pool.kv_heads != 1:
         raise ValueError(f"the pool has one latent per token, got {inputs.pool.kv_heads} heads")
     up, rank = inputs.up, inputs.rank

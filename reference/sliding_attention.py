@@ -13,6 +13,7 @@ from npudiff.reference.cache_reader import CacheReader
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.views import moved
 
+
 @dataclass(frozen=True)
 class SlidingAttentionInputs:
     """One attention call of one layer.

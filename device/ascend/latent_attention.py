@@ -115,7 +115,7 @@ class AbsorbedCall:
 
 @implementation("latent_attention", supports=[{**DECODE, **ND}, {**DECODE, **NZ}], on_device=True)
 def fia_v1_decode_bsnd(inputs: LatentAttentionInputs, target: Target) -> Outputs:
-    """Eager decode of sglang: FIA v1 BSND, one row per request, latents as keys and values (ascend_backend 3385-3449)."""
+    """Eager decode of sglang: FIA v1 BSND, one row per request, latents as keys and values (ascend_backend 3385)."""
     call = AbsorbedCall(inputs)
     query, rope = (part.unsqueeze(1) for part in call.queries())
     latents, ropes = call.caches()
@@ -191,11 +191,9 @@ def absorbed_tnd(call: AbsorbedCall, **changes: object) -> Outputs:
     return with_padding(call.inputs, rows, lse.view(call.rows, -1)[:, : call.heads])
 
 
-@implementation(
-    "latent_attention", supports={**DECODE, **ND, "page_size": range(16, 129, 16)}, on_device=True
-)
+@implementation("latent_attention", supports={**DECODE, **ND, "page_size": range(16, 129, 16)}, on_device=True)
 def atb_paged_mla(inputs: LatentAttentionInputs, target: Target) -> Outputs:
-    """Decode of sglang without FIA: ATB's kernel on latents and rotated keys side by side (ascend_backend 3450-3479)."""
+    """Decode of sglang without FIA: ATB's kernel on latents and rotated keys side by side (ascend_backend 3450)."""
     rows = sum(inputs.query_lengths)
     query = torch.cat([inputs.query, inputs.query_rope], dim=-1)[:rows]
     cache = torch.cat([inputs.pool.key, inputs.pool.value], dim=-1)
@@ -233,9 +231,7 @@ class ExpandedCall:
         self.inputs, self.target = inputs, target
         self.heads = inputs.query.shape[1]
         self.rows = sum(inputs.query_lengths)
-        self.prefixes = [
-            total - new for new, total in zip(inputs.query_lengths, inputs.kv_lengths, strict=True)
-        ]
+        self.prefixes = [total - new for new, total in zip(inputs.query_lengths, inputs.kv_lengths, strict=True)]
 
     @property
     def up(self) -> UpProjections:
@@ -253,10 +249,10 @@ class ExpandedCall:
 
     def prefix_parts(self) -> list[tuple[list[int], list[int]]]:
         """First token and number of tokens of each request, for each part of the prefixes."""
-        parts = []
-        for first in range(0, max(self.prefixes), self.chunk):
-            parts.append(([first] * len(self.prefixes), [min(max(0, p - first), self.chunk) for p in self.prefixes]))
-        return parts
+        return [
+            ([first] * len(self.prefixes), [min(max(0, prefix - first), self.chunk) for prefix in self.prefixes])
+            for first in range(0, max(self.prefixes), self.chunk)
+        ]
 
     def attend(self, starts: list[int], counts: list[int], *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention of all new rows over some tokens of each request: output ``[rows, heads, dim]``, LSE."""
@@ -282,7 +278,8 @@ class ExpandedCall:
     def gathered(self, starts: list[int], counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents ``[tokens, rank]`` and rotated keys of some tokens of each request, one request after the other."""
         pool = self.inputs.pool
-        latents, ropes = [], []
+        latents: list[torch.Tensor] = []
+        ropes: list[torch.Tensor] = []
         for request, (start, count) in enumerate(zip(starts, counts, strict=True)):
             token = torch.arange(start, start + count, device=self.target.device)
             page, offset = pool.block_table[request].long()[token // pool.page_size], token % pool.page_size
@@ -296,8 +293,7 @@ class ExpandedCall:
         nope, (heads, rank, value_dim) = self.up.key.shape[1], self.up.value.shape
         both = torch.cat([self.up.key, self.up.value.transpose(1, 2)], dim=1).view(heads * (nope + value_dim), rank)
         product = rounded(latents, both.t()).view(len(latents), heads, nope + value_dim)
-        keys, values = product.split([nope, value_dim], dim=-1)
-        return keys.contiguous(), values.contiguous()
+        return product[..., :nope].contiguous(), product[..., nope:].contiguous()
 
     def for_all_heads(self, ropes: torch.Tensor) -> torch.Tensor:
         """Rotated keys ``[tokens, heads, rope_dim]``, dense: newer CANN refuses others (vllm-ascend #11834)."""
@@ -373,9 +369,7 @@ def fia_v2_prefix(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     return WholePrefixCall(inputs, target).run()
 
 
-@implementation(
-    "latent_attention", supports=[*fia_v2_verify_tnd.constraints.boxes, PREFIX], on_device=True
-)
+@implementation("latent_attention", supports=[*fia_v2_verify_tnd.constraints.boxes, PREFIX], on_device=True)
 def fia_by_form(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     """Both forms, as one backend has them in prefill and decode: over latents, or over heads with a merged prefix."""
     return absorbed_tnd(AbsorbedCall(inputs)) if inputs.up is None else WholePrefixCall(inputs, target).run()
@@ -397,7 +391,7 @@ def latent_native(inputs: LatentAttentionInputs, target: Target) -> torch.Tensor
             query = torch.cat([part[start : start + rows] for part in (inputs.query, inputs.query_rope)], dim=-1)
             seen = torch.ones(rows, total, dtype=torch.bool, device=query.device).tril(total - rows)
             result = torch.nn.functional.scaled_dot_product_attention(
-                *(part.transpose(0, 1)[None] for part in (query, key, values)),
+                query.transpose(0, 1)[None], key.transpose(0, 1)[None], values.transpose(0, 1)[None],
                 attn_mask=seen, scale=inputs.scale, enable_gqa=True,
             )  # fmt: skip
             output[start : start + rows] = result[0].transpose(0, 1)

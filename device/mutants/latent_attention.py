@@ -58,7 +58,9 @@ class LatentPrefixInWholePages(WholePrefixCall):
         return [([0] * len(whole), whole)] if any(whole) else []
 
 
-@class_mutant(fia_v1_prefix_chunks, "vllm-project/vllm/issues/26042: chunks of a prefix are lost where a workspace is small")
+@class_mutant(
+    fia_v1_prefix_chunks, "vllm-project/vllm/issues/26042: chunks of a prefix are lost where a workspace is small"
+)
 class LatentChunkReplacesTheLast(ExpandedCall):
     """Of several chunks of a prefix the last one is kept."""
 
@@ -92,7 +94,9 @@ class LatentLseOfPartInBase2(ExpandedCall):
         return output, lse if causal else lse / torch.log(torch.tensor(2.0, device=lse.device))
 
 
-@class_mutant(fia_v2_prefix, "vllm-project/vllm/pull/27491: a part without keys has an infinite LSE, and is not left out")
+@class_mutant(
+    fia_v2_prefix, "vllm-project/vllm/pull/27491: a part without keys has an infinite LSE, and is not left out"
+)
 class LatentAbsentPartMerged(WholePrefixCall):
     """What has no prefix has a part of a prefix all the same, whose LSE is plus infinity."""
 

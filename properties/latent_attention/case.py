@@ -43,8 +43,7 @@ _MAX_ELEMENTS, _MAX_SCORES = 2**28, 2**34
 
 
 def _draw_requests(choose: Chooser, box: Box, case: LatentAttentionCase) -> tuple[Request, ...]:
-    """Draw a batch as attention with a window does, without a window; a request has no more rows than keys, but where
-    it has no keys at all."""
+    """Draw a batch as attention with a window does, without one; no request has more rows than keys, but for 0 keys."""
     allowed = {**box, "fully_masked_rows": box.get("fully_masked_rows", BLIND_ROWS)}
     long = choose.pick(LONG[:1] if choose.far else LONG)
     return draw_requests(choose, allowed, case.page_size, None, 1, long)

@@ -59,11 +59,12 @@ def _scale(case: LatentAttentionCase) -> float:
 def _direction(case: LatentAttentionCase) -> torch.Tensor:
     """What rotated queries and needles share, ``[rope_dim]``, of unit length."""
     direction = Stream(case.seed, "direction").normal((case.rope_dim,), torch.float32)
-    return direction / direction.norm()
+    unit: torch.Tensor = direction / direction.norm()
+    return unit
 
 
 def _queries(case: LatentAttentionCase) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both parts of the queries; with needles, one of unit length has a score of 1 for each unit along the direction."""
+    """Both parts of the queries; with needles, a key has a score of 1 for each unit along the direction."""
     query = Stream(case.seed, "query").normal((case.tokens, case.heads, case.query_dim), torch.float32)
     rope = Stream(case.seed, "query rope").normal((case.tokens, case.heads, case.rope_dim), torch.float32)
     if case.recipe == "needle":
@@ -130,5 +131,5 @@ def _up(case: LatentAttentionCase, dtype: torch.dtype) -> UpProjections:
     both = numbers.to(dtype).as_strided((case.heads, case.nope_dim + case.value_dim, case.rank), (
         (case.nope_dim + case.value_dim) * ROW_STEP, ROW_STEP, 1
     ))  # fmt: skip
-    key, value = both.split([case.nope_dim, case.value_dim], dim=1)
+    key, value = both[:, : case.nope_dim], both[:, case.nope_dim :]
     return UpProjections(key.contiguous(), value.transpose(1, 2).contiguous())

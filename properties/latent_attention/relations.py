@@ -131,7 +131,8 @@ def _padding_added(inputs: LatentAttentionInputs, case: LatentAttentionCase) -> 
     """Padded rows, and columns of the table that no request has."""
     real = range(starts_of(case)[-1])
     query, rope = (
-        torch.cat([part, torch.full_like(part[:1], 77.0).expand(2, -1, -1)]) for part in (inputs.query, inputs.query_rope)
+        torch.cat([part, torch.full_like(part[:1], 77.0).expand(2, -1, -1)])
+        for part in (inputs.query, inputs.query_rope)
     )
     pool = replace(inputs.pool, block_table=torch.nn.functional.pad(inputs.pool.block_table, (0, 2)))
     padded = replace(case, padded_rows=case.padded_rows + 2)
@@ -152,6 +153,11 @@ def _other_poison(inputs: LatentAttentionInputs, case: LatentAttentionCase) -> L
     where = used[:, None, None, :, None] if pool.layout == "PA_NZ" else used[:, :, None, None]
     key, value = (torch.where(where, cache, torch.full_like(cache, -333.0)) for cache in (pool.key, pool.value))
     return replace(inputs, pool=replace(pool, key=key, value=value))
+
+
+def _same_again(inputs: LatentAttentionInputs, case: LatentAttentionCase) -> LatentAttentionInputs:
+    del case  # any
+    return inputs
 
 
 def chosen_elements(case: LatentAttentionCase) -> tuple[UpProjections, torch.Tensor]:
@@ -215,6 +221,5 @@ RELATIONS: tuple[Property[LatentAttentionCase], ...] = (
              within=_COMPANY),
     relation("padding_does_not_matter", "added padding does not matter", _padding_added),
     relation("poison_changes_no_bit", "what must not be read changes no bit", _other_poison, bits=True),
-    relation("repeats_are_identical", "the same call twice gives the same bits", lambda inputs, case: inputs,
-             bits=True),
+    relation("repeats_are_identical", "the same call twice gives the same bits", _same_again, bits=True),
 )  # fmt: skip

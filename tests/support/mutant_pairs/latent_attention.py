@@ -30,28 +30,18 @@ NZ = {"layout": "PA_NZ"}
 
 PAIRS = {
     "latent_prefix_ignored": Pair(expanded((2, 20)), [expanded((20, 20))], prefix("q1/kv2")),
-    "latent_prefix_in_whole_pages": Pair(
-        expanded((2, 20)), [expanded((20, 20)), expanded((2, 34))], prefix("q1/kv2")
-    ),
+    "latent_prefix_in_whole_pages": Pair(expanded((2, 20)), [expanded((20, 20)), expanded((2, 34))], prefix("q1/kv2")),
     "latent_chunk_replaces_the_last": Pair(expanded((2, 99)), [expanded((2, 50)), expanded((9, 9))], prefix("q1/kv50")),
-    "latent_merge_with_one_stride": Pair(
-        expanded((3, 99)), [expanded((3, 50)), expanded((9, 9))], "", otherwise=()
-    ),
+    "latent_merge_with_one_stride": Pair(expanded((3, 99)), [expanded((3, 50)), expanded((9, 9))], "", otherwise=()),
     "latent_lse_of_part_in_base2": Pair(expanded((2, 20)), [expanded((9, 9))], prefix("q1/kv2")),
-    "latent_absent_part_merged": Pair(
-        expanded((2, 20), (3, 3)), [expanded((9, 9), (1, 1))], prefix("q1/kv1 q1/kv2")
-    ),
-    "latent_rope_read_as_dense": Pair(
-        expanded((2, 20), heads=2), [expanded((2, 20))], prefix("q1/kv2", "2 heads")
-    ),
+    "latent_absent_part_merged": Pair(expanded((2, 20), (3, 3)), [expanded((9, 9), (1, 1))], prefix("q1/kv1 q1/kv2")),
+    "latent_rope_read_as_dense": Pair(expanded((2, 20), heads=2), [expanded((2, 20))], prefix("q1/kv2", "2 heads")),
     "latent_values_at_the_dim_of_keys": Pair(
         native((2, 20), heads=2, nope_dim=64),
         [native((2, 20), heads=2), native((2, 20), nope_dim=64), case((2, 20), heads=2)],
         "",
     ),
-    "latent_tail_multiplied": Pair(
-        case((1, 20), **NAN), [case((1, 16), **NAN)], line("q1/kv1", more=" · NaN poison")
-    ),
+    "latent_tail_multiplied": Pair(case((1, 20), **NAN), [case((1, 16), **NAN)], line("q1/kv1", more=" · NaN poison")),
     "latent_nz_pages_as_nd": Pair(case((1, 20), **NZ), [], line("q1/kv2", more=" · NZ pages"), everywhere=True),
     "latent_pages_of_16": Pair(case((2, 20), page_size=128), [case((2, 20))], ""),
     "latent_scale_of_padded_dim": Pair(case((2, 20)), [], line("q1/kv2"), everywhere=True),
