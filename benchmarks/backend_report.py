@@ -1,4 +1,4 @@
-"""What is wrong in shipping backends: the page of it, and the files of known issues for their gates, from one file each.
+"""What is wrong in shipping backends: a page of it, and files of known issues for their gates, from one file each.
 
 ``python -m benchmarks.backend_report`` writes ``docs/backends.md`` and ``docs/backends/known_issues_NAME.toml`` from
 ``docs/backends/NAME.toml``, whose defects were each looked at by hand. ``python -m benchmarks.backend_report FINDINGS``
@@ -35,12 +35,14 @@ that the backend keeps of the same function, or another of its own paths."""
 
 _HEAD = """# What is wrong in shipping backends
 
-Found by `npudiff check --backend NAME` on the [virtual NPU](virtual-npu.md), each looked at by hand. Nothing of this ran on a card. A
-defect contradicts *documentation* (of the operator, or of the model whose layer it is, as the reference has it), the backend's own
-*native path*, or *itself*: another of its paths that serves the same call. What only a card can decide stands apart.
+Found by `npudiff check --backend NAME` on the [virtual NPU](virtual-npu.md), each looked at by hand. Nothing of this ran
+on a card. A defect contradicts *documentation* (of the operator, or of the model whose layer it is, as the reference has
+it), the backend's own *native path*, or *itself*: another of its paths that serves the same call. What only a card can
+decide stands apart.
 
-This page is written by `python -m benchmarks.backend_report` from `docs/backends/NAME.toml`, as are the files of known issues with
-which the [gate](gate-your-ci.md) of everything else is green: a change that mends a defect has to remove its entries.
+This page is written by `python -m benchmarks.backend_report` from `docs/backends/NAME.toml`, as are the files of known
+issues with which the [gate](gate-your-ci.md) of everything else is green: a change that mends a defect has to remove its
+entries.
 """
 
 
@@ -111,7 +113,8 @@ def read_report(path: Path) -> Report:
         if not seen or not defect.contradicts or set(defect.contradicts) - set(AGAINST):
             raise ValueError(f"{path.name}: {defect.name}: seen nowhere, or contradicts nothing of {AGAINST}")
         defects.append(defect)
-    return _made(Report, {**content, "name": path.stem, "defects": tuple(defects)}, path.name)
+    report: Report = _made(Report, {**content, "name": path.stem, "defects": tuple(defects)}, path.name)
+    return report
 
 
 def _made(kind: Any, entry: Mapping[str, Any], place: str) -> Any:
@@ -166,7 +169,8 @@ def _wrapped(line: str) -> str:
 
 def known_issues(report: Report) -> str:
     """Return the file of known issues of a backend."""
-    head = f"# Known defects of {report.title}: docs/backends.md says what each is. Written from docs/backends/{report.name}.toml.\n"
+    head = f"# Known defects of {report.title}: docs/backends.md says what each is.\n"
+    head += f"# Written from docs/backends/{report.name}.toml by python -m benchmarks.backend_report.\n"
     return head + "".join(_issue(one, defect, report) for defect in report.defects for one in defect.seen)
 
 
