@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import conformance
-from benchmarks.conformance import Result, files_of, project_of, recorded, run, surprises, told
+from benchmarks.conformance import SUITES, Result, files_of, recorded, run, suites_of, surprises, told
 
 PASSED, FAILED, SKIPPED = Result("passed"), Result("failed", "Mismatch"), Result("skipped", "310P only")
 KNOWN = {"test_a": "passed", "test_b": {"fails": "Mismatch", "whose": "theirs: the golden rounds twice"}}
@@ -58,20 +59,48 @@ def test_counts_say_whose_failures_are_and_why_most_is_skipped():
 
 
 def test_a_checkout_is_known_by_its_folders_and_files_by_their_operators(checkout, tmp_path):
-    project = project_of(checkout)
-    assert project.name == "op-plugin"
-    assert [file.name for file in files_of(project, checkout)] == ["test_npu_swiglu.py"]
-    assert project_of(tmp_path / "test") is None
+    suites = suites_of(checkout)
+    assert [suite.name for suite in suites] == ["op-plugin", "op-plugin, parked", "op-plugin, documents"]
+    assert [[file.name for file in files_of(suite, checkout)] for suite in suites] == [["test_npu_swiglu.py"], [], []]
+    assert not suites_of(tmp_path / "test")
+
+
+def test_parked_tests_and_documents_have_suites_of_their_own(checkout):
+    tests = checkout / "test/test_custom_ops/test_npu_swiglu.py"
+    tests.write_text(tests.read_text().replace("def test_it", "@unittest.skip('not now')\ndef test_it"))
+    documents = checkout / "docs/zh/custom_APIs/torch_npu"
+    documents.mkdir(parents=True)
+    (documents / "a.md").write_text("```python\ntorch_npu.npu_swiglu(x)\n```\n")
+    (documents / "b.md").write_text("```python\ntorch_npu.npu_swiglu(Tensor x, int dim=-1) -> Tensor\n```\n")
+    found = [[file.name for file in files_of(suite, checkout)] for suite in suites_of(checkout)]
+    assert found == [["test_npu_swiglu.py"], ["test_npu_swiglu.py"], ["a.md"]]
+
+
+def test_a_document_of_which_all_is_out_of_scope_has_no_process(tmp_path):
+    (tmp_path / "a.md").write_text("```python\nimport torch_npu, torchair\n```\n")
+    skipped = {"block 1": Result("skipped", "a graph compiler")}
+    assert run(SUITES[2], tmp_path, Path("a.md"), 0.0, ()) == skipped
+
+
+@pytest.mark.virtual
+def test_a_file_that_takes_too_long_keeps_what_it_has_done(checkout):
+    (suite, *_) = suites_of(checkout)
+    file = Path("test/test_custom_ops/test_npu_swiglu.py")
+    with (checkout / file).open("a") as text:
+        text.write("\n\ndef test_long():\n    import time\n\n    time.sleep(600)\n")
+    results = run(suite, checkout, file, 30, ())
+    assert results["test_npu_swiglu::test_it"] == PASSED
+    assert results[file.name] == Result("failed", "no end after 30 s")
 
 
 @pytest.mark.virtual
 def test_their_tests_run_on_the_virtual_npu_and_a_process_that_ends_is_a_failure(checkout, monkeypatch, capsys):
-    project = project_of(checkout)
-    (file,) = files_of(project, checkout)
-    assert run(project, checkout, file, 300, ()) == {"test_npu_swiglu::test_it": PASSED}
+    (suite, *_) = suites_of(checkout)
+    (file,) = files_of(suite, checkout)
+    assert run(suite, checkout, file, 300, ()) == {"test_npu_swiglu::test_it": PASSED}
     with (checkout / file).open("a") as text:
         text.write("\n\ndef test_end():\n    import os\n\n    os._exit(0)\n")
-    (ended,) = run(project, checkout, file, 300, ()).values()
+    (ended,) = run(suite, checkout, file, 300, ()).values()
     assert ended.outcome == "failed"
     monkeypatch.setattr(conformance, "TABLE", checkout / "table.json")
     monkeypatch.setattr(sys, "argv", ["conformance", str(checkout)])
