@@ -3,10 +3,10 @@
 ``python -m benchmarks.conformance CHECKOUT...`` takes checkouts of op-plugin, of torch_npu (Ascend/pytorch), of
 vllm-ascend and of sgl-kernel-npu, which it knows by their folders, and runs the suites that it has of them: test files
 of operators that the simulator has, those of their tests that a skip without a condition parks, and the programs in
-documents. Each file has a process of its own under ``npudiff virtual``; of each it prints what passed, failed and was
-skipped. ``conformance.json`` says which failures are known, and whose they are; a test that fails and is not known
-there, and one that passed there and does not any more, end it with 1. ``--update`` writes the results into the table,
-and keeps what it says of failures.
+documents. Each file has a process of its own under ``npudiff virtual``, forked from one that has imported torch_npu; of
+each it prints what passed, failed and was skipped. ``conformance.json`` says which failures are known, and whose they
+are; a test that fails and is not known there, and one that passed there and does not any more, end it with 1.
+``--update`` writes the results into the table, and keeps what it says of failures.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pytest
 
@@ -37,9 +38,6 @@ PLUGIN = Path(__file__).with_name("conformance_pytest.py")
 
 SECONDS = 900.0
 """What the tests of one file may take."""
-
-SECONDS_TO_REPORT = 20.0
-"""What pytest may take to end, once it is interrupted."""
 
 PARKS = re.compile(r"(?:unittest|mark)\.skip\b")
 
@@ -59,10 +57,13 @@ class Suite:
     """Whether it is the tests that a skip without a condition parks."""
     options: tuple[str, ...] = ()
     """Of pytest."""
+    imports: tuple[str, ...] = ("torch_npu",)
+    """Modules that are imported once, for all files; ``NAME=FOLDER`` is a package without its ``__init__``."""
     device: tuple[str, ...] = ()
     """Options of ``npudiff virtual``."""
 
 
+_NIGHTLY = "tests/e2e/nightly/single_node/ops"
 _OF_OPERATORS = ("test/test_custom_ops/**/test_*.py",)
 
 SUITES = (
@@ -79,14 +80,29 @@ SUITES = (
             "test/npu/test_storage.py", "test/npu/test_stream.py", "test/npu/test_tensor*.py",
             "test/npu/test_torch_npu.py", "test/test_bool_storage.py", "test/test_copy_.py",
         ),
+        imports=(),  # they set variables first
     ),
     Suite(
         "vllm-ascend",
         "vllm_ascend",
-        ("tests/e2e/nightly/single_node/ops/singlecard_ops/test_*.py",),
-        options=("--confcutdir=tests/e2e/nightly/single_node/ops", "--continue-on-collection-errors"),
+        (f"{_NIGHTLY}/singlecard_ops/test_*.py",),
+        options=(f"--confcutdir={_NIGHTLY}", "--continue-on-collection-errors"),
     ),
-    Suite("sgl-kernel-npu", "python/sgl_kernel_npu", ("tests/python/sgl_kernel_npu/test_*.py",)),
+    Suite(
+        "vllm-ascend, Triton",
+        "vllm_ascend",
+        (f"{_NIGHTLY}/singlecard_ops/triton/test_*.py",),
+        options=(f"--confcutdir={_NIGHTLY}", "--continue-on-collection-errors"),
+        device=("--triton",),
+    ),
+    Suite(
+        "sgl-kernel-npu",
+        "python/sgl_kernel_npu",
+        ("tests/python/sgl_kernel_npu/test_*.py",),
+        # Its own __init__ loads a library that is compiled for the NPU.
+        imports=("torch_npu", "sgl_kernel_npu=python/sgl_kernel_npu/sgl_kernel_npu"),
+        device=("--triton",),
+    ),
 )  # fmt: skip
 
 
@@ -118,58 +134,63 @@ def files_of(suite: Suite, checkout: Path) -> Iterator[Path]:
             yield path.relative_to(checkout)
 
 
-def run(suite: Suite, checkout: Path, file: Path, seconds: float, device: Sequence[str]) -> dict[str, Result]:
-    """Run the tests of a file, and return how each ended; if the process ends early the file itself is ``failed``."""
-    if file.suffix == ".md":
-        found = list(programs((checkout / file).read_text(encoding="utf-8")))
-        if all(one.out_of_scope for one in found):
-            return {one.name: Result("skipped", str(one.out_of_scope)) for one in found}
-    npudiff = shutil.which("npudiff", path=str(Path(sys.executable).parent)) or "npudiff"
-    with tempfile.TemporaryDirectory() as place:
-        shutil.copy(PLUGIN, place)
-        report = Path(place) / "junit.xml"
-        command = [
-            npudiff, "virtual", *device, *suite.device, "--", sys.executable, "-m", "pytest", "-q", "-p", "no:npudiff",
-            "-p", "no:cacheprovider", "-p", PLUGIN.stem, "--tb=line", f"--junitxml={report}", *suite.options, str(file),
-        ]  # fmt: skip
-        code, said = _ended(command, checkout, seconds, _environment(place))
+class Runner:
+    """A process under ``npudiff virtual`` that runs files of a suite, each in a fork of it."""
+
+    def __init__(self, suite: Suite, checkout: Path, device: Sequence[str]) -> None:
+        self.suite, self.checkout, self.device = suite, checkout, device
+
+    def __enter__(self) -> Runner:
+        self._opened = ExitStack()
+        self.place = Path(self._opened.enter_context(tempfile.TemporaryDirectory()))
+        program = shutil.copy(PLUGIN, self.place)
+        npudiff = shutil.which("npudiff", path=str(Path(sys.executable).parent)) or "npudiff"
+        command = [npudiff, "virtual", *self.device, *self.suite.device, "--", sys.executable, program]
+        self.process = self._opened.enter_context(
+            subprocess.Popen(
+                [*command, *self.suite.imports], cwd=self.checkout, env=_environment(), text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def run(self, file: Path, seconds: float) -> dict[str, Result]:
+        """Return how each test of a file ended; a process that ends early is the file itself, ``failed``."""
+        report, log = self.place / "junit.xml", self.place / "log"
+        report.unlink(missing_ok=True)
+        arguments = ["-q", "-p", "no:npudiff", "-p", "no:cacheprovider", "--tb=line", f"--junitxml={report}"]
+        code = self._code([*arguments, *self.suite.options, str(file)], log, seconds)
         results = dict(_results(report)) if report.is_file() else {}
-        whole = code == pytest.ExitCode.NO_TESTS_COLLECTED or (results and code is not None)
-        return results if whole else results | {file.name: Result("failed", said)}
+        if code == pytest.ExitCode.NO_TESTS_COLLECTED or (results and code is not None):
+            return results
+        said = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        ends = {None: f"no end after {seconds:.0f} s", -signal.SIGKILL: "killed, as where memory is short"}
+        return results | {file.name: Result("failed", ends.get(code, _line(said)))}
+
+    def _code(self, arguments: Sequence[str], log: Path, seconds: float) -> int | None:
+        requests, answers = cast("IO[str]", self.process.stdin), cast("IO[str]", self.process.stdout)
+        requests.write(json.dumps([arguments, str(log), seconds]) + "\n")
+        requests.flush()
+        answer = answers.readline()
+        if not answer:
+            raise RuntimeError(f"npudiff virtual ended with {self.process.wait()}")
+        code: int | None = json.loads(answer)
+        return code
 
 
-def _ended(
-    command: Sequence[str], folder: Path, seconds: float, environment: Mapping[str, str]
-) -> tuple[int | None, str]:
-    """Return a process's exit status, ``None`` if it was interrupted, so that pytest reports, and its last line."""
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            said, _ = process.communicate(timeout=seconds)
-            return process.returncode, _line(said.strip().rpartition("\n")[2])
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-        try:
-            process.communicate(timeout=SECONDS_TO_REPORT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-    return None, f"no end after {seconds:.0f} s"
-
-
-def _environment(place: str) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     left_out = ("TORCH_DEVICE_BACKEND_AUTOLOAD", "PYTEST_ADDOPTS")
-    kept = {name: value for name, value in os.environ.items() if name not in left_out}
-    path = os.pathsep.join(filter(None, (place, kept.get("PYTHONPATH"))))
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return {name: value for name, value in os.environ.items() if name not in left_out} | {"OMP_NUM_THREADS": "1"}
 
 
 def _results(report: Path) -> Iterator[tuple[str, Result]]:
     """Yield the tests of a JUnit file that pytest has written."""
     for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314 - written by pytest a moment ago
-        holder = case.get("classname", "").rpartition(".")[2].removesuffix("md")  # a document is no class
-        name = "::".join(filter(None, (holder, case.get("name", ""))))
+        holder = case.get("classname", "").rpartition(".")[2]
+        name = "::".join(part for part in (holder, case.get("name", "")) if part not in ("", "md"))  # of a document
         outcome, reason = "passed", ""
         for child in case:
             if child.tag in ("failure", "error"):
@@ -256,10 +277,10 @@ def _compared(suite: Suite, checkout: Path, table: dict[str, Any], options: argp
 
 def _run_all(suite: Suite, checkout: Path, options: argparse.Namespace) -> Iterator[tuple[str, Mapping[str, Result]]]:
     """Yield the results of each file that was chosen."""
-    device = ("--cann", options.cann, "--soc", options.soc)
-    for file in files_of(suite, checkout):
-        if not options.chosen or options.chosen in str(file):
-            yield str(file), run(suite, checkout, file, options.seconds, device)
+    with Runner(suite, checkout, ("--cann", options.cann, "--soc", options.soc)) as runner:
+        for file in files_of(suite, checkout):
+            if not options.chosen or options.chosen in str(file):
+                yield str(file), runner.run(file, options.seconds)
 
 
 def told(results: Mapping[str, Result], known: Known) -> str:

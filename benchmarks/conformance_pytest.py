@@ -2,21 +2,26 @@
 
 ``--parked`` undoes ``unittest.skip`` and ``pytest.mark.skip``, and leaves the tests that had them; what skips on a
 condition (a chip, a version of CANN) still does. A Markdown file is collected too: each of its Python blocks that uses
-the device is a program, run as ``__main__``. :mod:`benchmarks.conformance` copies this file to where pytest finds it,
-so that it imports nothing of this repository.
+the device is a program, run as ``__main__``. :mod:`benchmarks.conformance` runs this file as a program, which imports
+nothing of this repository: it forks a process for each line of its input, so that torch_npu is imported once.
 """
 
 from __future__ import annotations
 
 import codeop
+import importlib
+import json
+import os
 import re
+import signal
 import sys
+import time
 import types
 import unittest
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -188,3 +193,68 @@ class Program(pytest.Item):
     def reportinfo(self) -> tuple[Path, int, str]:
         """Return where it is."""
         return self.path, self.block.line - 1, self.name
+
+
+SECONDS_TO_REPORT = 20.0
+"""What pytest may take to write its report, once it is interrupted."""
+
+
+def serve(modules: Sequence[str]) -> None:
+    """Import modules, run pytest in a fork for each line of the input, and answer with its exit status.
+
+    A module may be a package without its ``__init__``, ``NAME=FOLDER``, where that loads what is not to be had.
+
+    A line is JSON: arguments of pytest, the file that takes what it prints, and the seconds that it may take. The
+    answer is ``null`` where it took longer, and was interrupted.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # modules that are imported may print
+    for name, _, folder in (module.partition("=") for module in modules):
+        if folder:
+            sys.modules[name] = package = types.ModuleType(name)
+            package.__path__ = [str(Path(folder).resolve())]
+        else:
+            importlib.import_module(name)
+    for line in sys.stdin:
+        arguments, log, seconds = json.loads(line)
+        process = os.fork()
+        if not process:
+            _become_pytest(arguments, log)
+        answers.write(json.dumps(_waited(process, seconds)) + "\n")
+        answers.flush()
+
+
+def _become_pytest(arguments: Sequence[str], log: str) -> NoReturn:
+    os.setsid()
+    with Path(log).open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.path[0] = str(Path.cwd())  # as for python -m pytest
+    sys.argv = ["pytest", *arguments]
+    code = 1
+    try:
+        code = int(pytest.main(list(arguments), plugins=[sys.modules[__name__]]))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _waited(process: int, seconds: float) -> int | None:
+    """Return the exit status of a process, ``None`` after the time that it has; then it is interrupted, and killed."""
+    for wait, ending in ((seconds, signal.SIGINT), (SECONDS_TO_REPORT, signal.SIGKILL), (SECONDS_TO_REPORT, None)):
+        end = time.monotonic() + wait
+        while time.monotonic() < end:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status) if ending is signal.SIGINT else None
+            time.sleep(0.02)
+        if ending is signal.SIGINT:
+            os.kill(process, ending)
+        elif ending is not None:
+            os.killpg(process, ending)
+    return None
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import conformance
-from benchmarks.conformance import SUITES, Result, files_of, recorded, run, suites_of, surprises, told
+from benchmarks.conformance import Result, Runner, files_of, recorded, suites_of, surprises, told
 
 PASSED, FAILED, SKIPPED = Result("passed"), Result("failed", "Mismatch"), Result("skipped", "310P only")
 KNOWN = {"test_a": "passed", "test_b": {"fails": "Mismatch", "whose": "theirs: the golden rounds twice"}}
@@ -76,19 +76,14 @@ def test_parked_tests_and_documents_have_suites_of_their_own(checkout):
     assert found == [["test_npu_swiglu.py"], ["test_npu_swiglu.py"], ["a.md"]]
 
 
-def test_a_document_of_which_all_is_out_of_scope_has_no_process(tmp_path):
-    (tmp_path / "a.md").write_text("```python\nimport torch_npu, torchair\n```\n")
-    skipped = {"block 1": Result("skipped", "a graph compiler")}
-    assert run(SUITES[2], tmp_path, Path("a.md"), 0.0, ()) == skipped
-
-
 @pytest.mark.virtual
 def test_a_file_that_takes_too_long_keeps_what_it_has_done(checkout):
     (suite, *_) = suites_of(checkout)
     file = Path("test/test_custom_ops/test_npu_swiglu.py")
     with (checkout / file).open("a") as text:
         text.write("\n\ndef test_long():\n    import time\n\n    time.sleep(600)\n")
-    results = run(suite, checkout, file, 30, ())
+    with Runner(suite, checkout, ()) as runner:
+        results = runner.run(file, 30)
     assert results["test_npu_swiglu::test_it"] == PASSED
     assert results[file.name] == Result("failed", "no end after 30 s")
 
@@ -97,10 +92,11 @@ def test_a_file_that_takes_too_long_keeps_what_it_has_done(checkout):
 def test_their_tests_run_on_the_virtual_npu_and_a_process_that_ends_is_a_failure(checkout, monkeypatch, capsys):
     (suite, *_) = suites_of(checkout)
     (file,) = files_of(suite, checkout)
-    assert run(suite, checkout, file, 300, ()) == {"test_npu_swiglu::test_it": PASSED}
-    with (checkout / file).open("a") as text:
-        text.write("\n\ndef test_end():\n    import os\n\n    os._exit(0)\n")
-    (ended,) = run(suite, checkout, file, 300, ()).values()
+    with Runner(suite, checkout, ()) as runner:
+        assert runner.run(file, 300) == {"test_npu_swiglu::test_it": PASSED}
+        with (checkout / file).open("a") as text:
+            text.write("\n\ndef test_end():\n    import os\n\n    os._exit(0)\n")
+        (ended,) = runner.run(file, 300).values()
     assert ended.outcome == "failed"
     monkeypatch.setattr(conformance, "TABLE", checkout / "table.json")
     monkeypatch.setattr(sys, "argv", ["conformance", str(checkout)])

@@ -121,7 +121,7 @@ def install() -> None:
 FAMILIES = (
     "fused_attention", "atb_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe",
     "grouped_matmul", "matmul", "block_scaled", "sampling", "sparse_attention",
-    "linear_attention", "lora", "speculative",
+    "linear_attention", "lora", "speculative", "elementary",
 )  # fmt: skip
 """The packages beside this module that define operators, each in ``operators.OPERATORS``."""
 
