@@ -38,6 +38,9 @@ class Operator:
     host: tuple[str, ...] = ()
     """Arguments that may be tensors of the host, beside tensors of the device."""
 
+    random: bool = False
+    """Whether it draws, though its schema does not say so."""
+
     def __post_init__(self) -> None:
         for kind in ("cpu", "meta"):
             object.__setattr__(self, kind, self._bound(getattr(self, kind)))

@@ -52,7 +52,8 @@ def register(library: Callable[[str], Any]) -> int:
             kernel = special[qualified]
         elif qualified in simulated:
             operator = simulated[qualified]
-            signature = replace(signature_of(overload), host=frozenset(operator.host))
+            known = signature_of(overload)
+            signature = replace(known, host=frozenset(operator.host), random=known.random or operator.random)
             kernel = device_kernel(signature, operator.cpu, operator.formatted)
         else:
             kernel = _missing(qualified)
