@@ -59,7 +59,7 @@ def drawn(seed: int, offset: int, count: int, keep_prob: float) -> Tensor:
     """
     generator = torch.Generator().manual_seed((seed + offset * _MIXER) % 2**63)
     whole = -(-count // _ALIGNED) * _ALIGNED
-    bits = (torch.rand(whole, generator=generator) < keep_prob).view(-1, _BITS)
+    bits = (torch.empty(whole).uniform_(generator=generator) < keep_prob).view(-1, _BITS)
     return (bits << torch.arange(_BITS)).sum(1).to(torch.uint8)
 
 
@@ -71,7 +71,7 @@ def next_state() -> tuple[int, int]:
     generator = torch.default_generator
     seed = generator.initial_seed() % 2**63
     fresh = torch.equal(generator.get_state(), torch.Generator().manual_seed(seed).get_state())
-    number = int(torch.randint(1, 2**31, (), generator=generator))
+    number = int(torch.empty((), dtype=torch.int64).random_(1, 2**31, generator=generator))
     return seed, 0 if fresh else number
 
 
