@@ -236,7 +236,7 @@ def main() -> int:
     """Run tests and print what came of them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance", description=__doc__)
     parser.add_argument("checkouts", nargs="+", type=Path, metavar="CHECKOUT")
-    parser.add_argument("-k", dest="chosen", metavar="TEXT", help="only files whose path has this text")
+    parser.add_argument("-k", dest="chosen", metavar="REGEX", help="only files whose path has this in it")
     parser.add_argument("--suite", choices=[one.name for one in SUITES], help="only this one")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="what the tests of one file may take (900)")
     parser.add_argument("--cann", default="9.0", help="CANN that torch_npu is told (9.0)")
@@ -279,7 +279,7 @@ def _run_all(suite: Suite, checkout: Path, options: argparse.Namespace) -> Itera
     """Yield the results of each file that was chosen."""
     with Runner(suite, checkout, ("--cann", options.cann, "--soc", options.soc)) as runner:
         for file in files_of(suite, checkout):
-            if not options.chosen or options.chosen in str(file):
+            if not options.chosen or re.search(options.chosen, str(file)):
                 yield str(file), runner.run(file, options.seconds)
 
 

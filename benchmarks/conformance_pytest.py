@@ -229,7 +229,7 @@ def _become_pytest(arguments: Sequence[str], log: str) -> NoReturn:
     with Path(log).open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.path[0] = str(Path.cwd())  # as for python -m pytest
+    del sys.path[0]  # the folder of this file; that of a checkout may hide what is installed
     sys.argv = ["pytest", *arguments]
     code = 1
     try:

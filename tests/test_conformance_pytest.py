@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -135,3 +136,25 @@ def test_a_program_is_main_and_fails_where_it_ends_with_a_status(tmp_path):
     assert results == {"block 1": "PASSED", "block 2": "FAILED", "block 3": "FAILED"}
     assert "a.md:16: ValueError" in told
     assert "1 skipped" in told
+
+
+def test_files_are_run_in_forks_with_packages_that_stand_in(tmp_path):
+    package = tmp_path / "theirs"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('no library')\n")
+    (package / "part.py").write_text("VALUE = 3\n")
+    (tmp_path / "test_good.py").write_text("from theirs.part import VALUE\ndef test(): assert VALUE == 3\n")
+    (tmp_path / "test_ends.py").write_text("import os\ndef test(): os._exit(5)\n")
+    (tmp_path / "test_long.py").write_text("import time\ndef test(): pass\ndef test_long(): time.sleep(60)\n")
+    options = ["-p", "no:npudiff", "-p", "no:cacheprovider"]
+    lines = [
+        json.dumps([[*options, "--junitxml=long.xml", name], f"{name}.log", seconds])
+        for name, seconds in (("test_good.py", 60), ("test_ends.py", 60), ("test_long.py", 3), ("test_good.py", 60))
+    ]
+    command = [sys.executable, str(PLUGIN), "json", "theirs=theirs"]
+    done = subprocess.run(
+        command, cwd=tmp_path, input="\n".join(lines) + "\n", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["0", "5", "null", "0"], done.stderr
+    assert "1 passed" in (tmp_path / "test_good.py.log").read_text()
+    assert "KeyboardInterrupt" in (tmp_path / "test_long.py.log").read_text()

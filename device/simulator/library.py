@@ -38,8 +38,8 @@ class Operator:
     host: tuple[str, ...] = ()
     """Arguments that may be tensors of the host, beside tensors of the device."""
 
-    random: bool = False
-    """Whether it draws, though its schema does not say so."""
+    random: bool | None = None
+    """Whether it draws from the device's generator, where torch's tag on the operator says something else."""
 
     def __post_init__(self) -> None:
         for kind in ("cpu", "meta"):

@@ -53,7 +53,8 @@ def register(library: Callable[[str], Any]) -> int:
         elif qualified in simulated:
             operator = simulated[qualified]
             known = signature_of(overload)
-            signature = replace(known, host=frozenset(operator.host), random=known.random or operator.random)
+            random = known.random if operator.random is None else operator.random
+            signature = replace(known, host=frozenset(operator.host), random=random)
             kernel = device_kernel(signature, operator.cpu, operator.formatted)
         else:
             kernel = _missing(qualified)

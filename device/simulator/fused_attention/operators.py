@@ -261,6 +261,6 @@ OPERATORS = (
         request=normalise_fusion_grad_v3,
         host=(*_LENGTHS, "seed", "offset"),
     ),
-    Operator(schemas.DROPOUT_GEN_MASK, gen_mask, gen_mask_meta),
+    Operator(schemas.DROPOUT_GEN_MASK, gen_mask, gen_mask_meta, random=False),  # its seed is an argument
 )
 """Both versions of the operator with all their forms, its branches, what merges partial attention, and what trains."""
