@@ -55,6 +55,8 @@ class Suite:
     """Whether files count only if they name an operator that the simulator has."""
     parked: bool = False
     """Whether it is the tests that a skip without a condition parks."""
+    folder: str = "."
+    """Where they are run: programs that they start import what lies there."""
     options: tuple[str, ...] = ()
     """Of pytest."""
     imports: tuple[str, ...] = ("torch_npu",)
@@ -80,7 +82,7 @@ SUITES = (
             "test/npu/test_storage.py", "test/npu/test_stream.py", "test/npu/test_tensor*.py",
             "test/npu/test_torch_npu.py", "test/test_bool_storage.py", "test/test_copy_.py",
         ),
-        imports=(),  # they set variables first
+        folder="test",
     ),
     Suite(
         "vllm-ascend",
@@ -148,7 +150,7 @@ class Runner:
         command = [npudiff, "virtual", *self.device, *self.suite.device, "--", sys.executable, program]
         self.process = self._opened.enter_context(
             subprocess.Popen(
-                [*command, *self.suite.imports], cwd=self.checkout, env=_environment(), text=True,
+                [*command, *self.suite.imports], cwd=self.checkout / self.suite.folder, env=_environment(), text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )
         )  # fmt: skip
@@ -162,7 +164,8 @@ class Runner:
         report, log = self.place / "junit.xml", self.place / "log"
         report.unlink(missing_ok=True)
         arguments = ["-q", "-p", "no:npudiff", "-p", "no:cacheprovider", "--tb=line", f"--junitxml={report}"]
-        code = self._code([*arguments, *self.suite.options, str(file)], log, seconds)
+        path = str((self.checkout / file).resolve())
+        code = self._code([*arguments, *self.suite.options, path], log, seconds)
         results = dict(_results(report)) if report.is_file() else {}
         if code == pytest.ExitCode.NO_TESTS_COLLECTED or (results and code is not None):
             return results
@@ -204,6 +207,8 @@ def _line(text: str) -> str:
     return re.sub(r"0x[0-9a-f]+", "0x…", " ".join(text.split()))[:200]
 
 
+NOT_LOOKED_AT = "not looked at"
+
 Known = Mapping[str, object]
 """Of each test of a file: ``"passed"``, ``"skipped"``, or why it fails and whose fault that is."""
 
@@ -221,14 +226,15 @@ def surprises(file: str, results: Mapping[str, Result], known: Known) -> Iterato
 
 
 def recorded(results: Mapping[str, Result], before: Known) -> dict[str, object]:
-    """Return what the table keeps of a file: what it says of failures stays, where they still fail."""
+    """Return what the table keeps of a file: whose a failure is stays, where it still fails."""
     kept: dict[str, object] = {}
     for name, result in sorted(results.items()):
         known = before.get(name)
         if result.outcome != "failed":
             kept[name] = result.outcome
         else:
-            kept[name] = known if isinstance(known, dict) else {"fails": result.reason, "whose": "not looked at"}
+            looked_at = isinstance(known, dict) and known["whose"] != NOT_LOOKED_AT
+            kept[name] = known if looked_at else {"fails": result.reason, "whose": NOT_LOOKED_AT}
     return kept
 
 

@@ -49,6 +49,8 @@ def test_the_table_keeps_what_is_said_of_a_failure_while_it_fails():
         "test_a": {"fails": "Mismatch", "whose": "not looked at"},
         "test_b": KNOWN["test_b"],
     }
+    new = {"test_a": {"fails": "something else", "whose": "not looked at"}}
+    assert recorded({"test_a": FAILED}, new) == {"test_a": {"fails": "Mismatch", "whose": "not looked at"}}
     assert recorded({"test_b": PASSED, "test_c": SKIPPED}, KNOWN) == {"test_b": "passed", "test_c": "skipped"}
 
 
