@@ -66,6 +66,7 @@ class Suite:
 
 
 _NIGHTLY = "tests/e2e/nightly/single_node/ops"
+_OF_VLLM_ASCEND = (f"--confcutdir={_NIGHTLY}", "--continue-on-collection-errors", "-o", "pythonpath=.")
 _OF_OPERATORS = ("test/test_custom_ops/**/test_*.py",)
 
 SUITES = (
@@ -88,13 +89,13 @@ SUITES = (
         "vllm-ascend",
         "vllm_ascend",
         (f"{_NIGHTLY}/singlecard_ops/test_*.py",),
-        options=(f"--confcutdir={_NIGHTLY}", "--continue-on-collection-errors"),
+        options=_OF_VLLM_ASCEND,
     ),
     Suite(
         "vllm-ascend, Triton",
         "vllm_ascend",
         (f"{_NIGHTLY}/singlecard_ops/triton/test_*.py",),
-        options=(f"--confcutdir={_NIGHTLY}", "--continue-on-collection-errors"),
+        options=_OF_VLLM_ASCEND,
         device=("--triton",),
     ),
     Suite(
