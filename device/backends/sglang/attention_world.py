@@ -16,7 +16,8 @@ from sglang.srt import runtime_context
 from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.hardware_backend.npu.attention.ascend_backend import AscendAttnBackend
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc, ReqToTokenPool
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
 from npudiff.device.backends.paged_attention import PAGE
@@ -56,6 +57,12 @@ class AttentionWorld:
             "save_kv_cache": False,
             **sinks,
         }
+
+    def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put keys and values of earlier passes into slots of the full pool, or where those are mapped to."""
+        pool = self.backend.token_to_kv_pool
+        sliding = pool.translate_loc_from_full_to_swa(slots) if isinstance(pool, SWAKVPool) else None
+        pool.set_kv_buffer(self.layer, KVWriteLoc(slots, sliding), key, value)
 
 
 def _dims(pool: PagedKV) -> dict[str, int]:
