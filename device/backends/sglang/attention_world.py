@@ -58,6 +58,30 @@ class AttentionWorld:
             **sinks,
         }
 
+    @property
+    def algorithm(self) -> Any:  # noqa: ANN401 - what sglang's enumeration answers
+        """How drafts are made: not in a way that attention has to know."""
+        return _NO_SPECULATION
+
+    @property
+    def new_slots(self) -> torch.Tensor:
+        """Slots of the new tokens in the pool of the layer, int64, those of padding left out."""
+        slots: torch.Tensor = self.batch.out_cache_loc[: sum(self.inputs.query_lengths)]
+        pool = self.backend.token_to_kv_pool
+        if self.inputs.window is None or not isinstance(pool, SWAKVPool):
+            return slots
+        return pool.translate_loc_from_full_to_swa(slots)
+
+    def taken_out(self, poison: float) -> dict[str, torch.Tensor]:
+        """Return keys and values of the new tokens, and put poison into the pool where they were."""
+        pool, layer = self.backend.token_to_kv_pool, self.layer.layer_id
+        new = {}
+        for name, buffer in (("k", pool.get_key_buffer(layer)), ("v", pool.get_value_buffer(layer))):
+            tokens = buffer.view(-1, *buffer.shape[-2:])
+            new[name] = tokens[self.new_slots]
+            tokens[self.new_slots] = poison
+        return new
+
     def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put keys and values of earlier passes into slots of the full pool, or where those are mapped to."""
         pool = self.backend.token_to_kv_pool

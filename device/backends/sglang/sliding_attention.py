@@ -10,6 +10,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from npudiff import Implementation, Target, implementation
 from npudiff.device.backends.paged_attention import PAGES, real_rows
 from npudiff.device.backends.sglang.attention_world import attention_world
+from npudiff.device.backends.sglang.graph_world import Recorded, graph_runner
 from npudiff.device.backends.sglang.world import options_of
 from npudiff.model.constraints import Box
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
@@ -19,6 +20,9 @@ _TND: tuple[Box, ...] = ({**PAGES, "head_dims": ("128",)}, _WIDE)
 _BSND: Box = {**PAGES, "head_dims": ("64",), "sinks": (False,)}
 _ONE_ROW: Box = {**PAGES, "query_length": (1,), "head_dims": ("64", "128"), "sinks": (False,), "padded_rows": (0,)}
 _DRAFTS: tuple[Box, ...] = tuple({**box, "query_length": range(2, 9), "ragged": (False,)} for box in _TND)
+
+POISON = 1e4
+"""What lies where a graph has to write its new tokens."""
 
 Function = Callable[[SlidingAttentionInputs, Target], torch.Tensor]
 
@@ -78,3 +82,36 @@ def target_verify(inputs: SlidingAttentionInputs, target: Target) -> torch.Tenso
     world = attention_world(inputs, ForwardMode.TARGET_VERIFY, _size(inputs), drafts=drafts)
     world.backend.init_forward_metadata(world.batch)
     return real_rows(world.backend.forward_extend(**world.arguments), inputs)
+
+
+STAGE = "pipeline_stage"
+_GRAPH_OPTIONS = {**OPTIONS, STAGE: ("last", "earlier")}
+_ARCHITECTURES = {"inclusive": "Step3p5ForCausalLM", "exclusive": "GptOssForCausalLM"}
+"""A model of each convention; one without any window is told apart by neither."""
+
+
+def _replayed(inputs: SlidingAttentionInputs, mode: ForwardMode, drafts: int | None) -> torch.Tensor:
+    """Capture the layer at a bucket, and replay it with the requests of the case, whose new tokens it writes."""
+    options = options_of(inputs)
+    world = attention_world(inputs, mode, _size(inputs), drafts=drafts)
+    architecture = "LlamaForCausalLM" if inputs.window is None else _ARCHITECTURES[options[WINDOW]]
+    runner = graph_runner(Recorded(world, mode, drafts or 1, architecture, options[STAGE] == "earlier"))
+    states = {"q": world.arguments["q"], **world.taken_out(POISON)}
+    return real_rows(runner.run(world.batch, states), inputs)
+
+
+def _captured(name: str, *boxes: Box) -> Callable[[Function], Implementation]:
+    supports = [{**box, **pool, "padded_rows": (0,)} for box in boxes for pool in _POOLS]
+    return implementation("sliding_attention", name=name, supports=supports, options=_GRAPH_OPTIONS, on_device=True)
+
+
+@_captured("forward_decode_replayed", _ONE_ROW)
+def forward_decode_replayed(inputs: SlidingAttentionInputs, target: Target) -> torch.Tensor:
+    """AscendAttnBackend.forward_decode in a graph that NPUGraphRunner captures, updates and replays."""
+    return _replayed(inputs, ForwardMode.DECODE, None)
+
+
+@_captured("target_verify_replayed", *_DRAFTS)
+def target_verify_replayed(inputs: SlidingAttentionInputs, target: Target) -> torch.Tensor:
+    """AscendAttnBackend.forward_extend of drafts in a graph that NPUGraphRunner captures, updates and replays."""
+    return _replayed(inputs, ForwardMode.TARGET_VERIFY, inputs.query_lengths[0])

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,6 +32,18 @@ def configured() -> None:
     for name, value in alone.items():
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):  # no such name in this version
             parallel.override_permanently(**{name: value})
+
+
+def alone() -> Any:  # noqa: ANN401 - sglang's groups
+    """Return the group of one rank, and let sglang find it as that of its tensors."""
+    configured()
+    parallel = runtime_context.get_parallel()
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        parallel.override_permanently(tp_group=_ALONE)
+    return _ALONE
+
+
+_ALONE = SimpleNamespace(barrier=lambda: None, world_size=1, rank_in_group=0)
 
 
 @contextlib.contextmanager
