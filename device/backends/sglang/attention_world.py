@@ -7,7 +7,7 @@ hybrid, each token has a slot of the full pool of its own, from which the mappin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc, ReqToTokenPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
 from npudiff.device.backends.paged_attention import PAGE
 from npudiff.device.backends.sglang.pool_world import DEVICE, fill, mha_pool, swa_pool
@@ -279,10 +280,16 @@ def forward_batch(
             "extend_prefix_lens_cpu": before,
         }
     if drafts is not None:
-        wanted["spec_info"] = SimpleNamespace(draft_token_num=drafts)
+        wanted["spec_info"] = _verification(drafts)
     known = {field.name for field in fields(ForwardBatch)}
     made = ForwardBatch(**{name: value for name, value in wanted.items() if name in known})
     made.global_num_token_non_padded_cpu = sum(query_lengths)
     if drafts is not None:
         made.spec_algorithm = _NO_SPECULATION
     return made
+
+
+def _verification(drafts: int) -> EagleVerifyInput:
+    """Return what attention is told of drafts that follow each other, which is how many they are."""
+    unused = dict.fromkeys((field.name for field in fields(EagleVerifyInput) if field.default is MISSING))
+    return EagleVerifyInput(**{**unused, "spec_steps": drafts - 1, "topk": 1, "draft_token_num": drafts})

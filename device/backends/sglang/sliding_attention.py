@@ -87,14 +87,15 @@ def target_verify(inputs: SlidingAttentionInputs, target: Target) -> torch.Tenso
 STAGE = "pipeline_stage"
 _GRAPH_OPTIONS = {**OPTIONS, STAGE: ("last", "earlier")}
 _ARCHITECTURES = {"inclusive": "Step3p5ForCausalLM", "exclusive": "GptOssForCausalLM"}
-"""A model of each convention; one without any window is told apart by neither."""
+"""A model with windows of each convention; one without any has neither."""
 
 
 def _replayed(inputs: SlidingAttentionInputs, mode: ForwardMode, drafts: int | None) -> torch.Tensor:
     """Capture the layer at a bucket, and replay it with the requests of the case, whose new tokens it writes."""
     options = options_of(inputs)
     world = attention_world(inputs, mode, _size(inputs), drafts=drafts)
-    architecture = "LlamaForCausalLM" if inputs.window is None else _ARCHITECTURES[options[WINDOW]]
+    windows = inputs.sliding is not None or inputs.window is not None
+    architecture = _ARCHITECTURES[options[WINDOW]] if windows else "LlamaForCausalLM"
     runner = graph_runner(Recorded(world, mode, drafts or 1, architecture, options[STAGE] == "earlier"))
     states = {"q": world.arguments["q"], **world.taken_out(POISON)}
     return real_rows(runner.run(world.batch, states), inputs)
