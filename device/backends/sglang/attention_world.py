@@ -291,5 +291,5 @@ def forward_batch(
 
 def _verification(drafts: int) -> EagleVerifyInput:
     """Return what attention is told of drafts that follow each other, which is how many they are."""
-    unused = dict.fromkeys((field.name for field in fields(EagleVerifyInput) if field.default is MISSING))
+    unused = dict.fromkeys(field.name for field in fields(EagleVerifyInput) if field.default is MISSING)
     return EagleVerifyInput(**{**unused, "spec_steps": drafts - 1, "topk": 1, "draft_token_num": drafts})
