@@ -23,6 +23,7 @@ from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
 from npudiff.device.backends.paged_attention import PAGE
 from npudiff.device.backends.sglang.pool_world import DEVICE, fill, mha_pool, swa_pool
+from npudiff.device.backends.sglang.world import environment, flags_of
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
@@ -110,11 +111,12 @@ def attention_world(
     drafts : int, optional
         Draft tokens of each request, where they are verified.
     """
-    pool, mapping = _pools(inputs)
-    requests = _requests(inputs, mapping)
     sliding = None if inputs.sliding is None else inputs.window or PAGE
     model = Model(inputs.query.dtype, inputs.query.shape[1], sliding)
-    backend = attention_backend(pool, requests, model, drafts=drafts)
+    with environment(flags_of(inputs)):
+        pool, mapping = _pools(inputs)
+        requests = _requests(inputs, mapping)
+        backend = attention_backend(pool, requests, model, drafts=drafts)
     layer = RadixAttention(
         inputs.query.shape[1], inputs.kv.head_dim, inputs.scale, inputs.kv.kv_heads, 0 if mapping is None else 1,
         v_head_dim=inputs.kv.value_head_dim, sliding_window_size=window_size,

@@ -9,7 +9,7 @@ import torch
 from sglang.srt.hardware_backend.npu.memory_pool_npu import NPUMHATokenToKVPool, NPUMLATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
-from npudiff.device.backends.sglang.world import configured, environment, options_of
+from npudiff.device.backends.sglang.world import configured, environment, flags_of
 
 DEVICE = "npu"
 
@@ -59,7 +59,7 @@ def swa_pool(full: tuple[torch.Tensor, torch.Tensor], *, slots: int, sliding_slo
 
 def of_mha(key: torch.Tensor, value: torch.Tensor, inputs: object, *, layers: int = 3) -> Any:  # noqa: ANN401
     """Build a pool of several layers by the flags of a case, with these pages in its second layer."""
-    with environment(options_of(inputs)):
+    with environment(flags_of(inputs)):
         pool = mha_pool(key, value, layers=layers)
     fill(pool, 1, key, value)
     return pool
@@ -68,7 +68,7 @@ def of_mha(key: torch.Tensor, value: torch.Tensor, inputs: object, *, layers: in
 def of_mla(latent: torch.Tensor, rope: torch.Tensor, page_size: int, inputs: object, *, layers: int = 3) -> Any:  # noqa: ANN401
     """Build a pool of MLA with several layers by the flags of a case, and these pages, as they lie, in the second."""
     dims = [cache[0].numel() // page_size for cache in (latent, rope)]
-    with environment(options_of(inputs)):
+    with environment(flags_of(inputs)):
         pool = mla_pool(len(latent), page_size, dims, latent.dtype, layers=layers)
     fill(pool, 1, latent, rope)
     return pool

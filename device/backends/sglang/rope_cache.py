@@ -9,7 +9,7 @@ from sglang.srt.layers.rotary_embedding import factory
 
 from npudiff import Target, implementation
 from npudiff.device.backends.sglang.pool_world import DEVICE
-from npudiff.device.backends.sglang.world import configured, environment, options_of
+from npudiff.device.backends.sglang.world import configured, environment, flags_of, options_of
 from npudiff.model.constraints import Box
 from npudiff.reference.rope_cache import RopeCacheInputs
 from npudiff.reference.rope_scaling import RopeConfig
@@ -60,7 +60,7 @@ def _rope(inputs: RopeCacheInputs, config: RopeConfig) -> Any:  # noqa: ANN401 -
     """Get the rope of a layer, and reserve rows for the sequences to come."""
     positions = config.max_positions if config.kind in {"linear", "dynamic"} else inputs.lengths[0]
     whole = options_of(inputs)[WHOLE] == "1"
-    with environment(options_of(inputs)), torch.device(DEVICE):
+    with environment(flags_of(inputs)), torch.device(DEVICE):
         rope: Any = factory.get_rope(
             config.head_dim, config.rotary_dim, positions, config.base, True, _scaling(config, inputs),
             torch.bfloat16 if whole else inputs.dtype,

@@ -12,7 +12,7 @@ from sglang.srt.layers.rotary_embedding.utils import apply_rotary_pos_emb_npu
 
 from npudiff import Target, implementation
 from npudiff.device.ascend.rotary import npu_mrope, spread
-from npudiff.device.backends.sglang.world import configured, environment, kernels_are_here, options_of
+from npudiff.device.backends.sglang.world import configured, environment, flags_of, kernels_are_here
 from npudiff.model.constraints import Box, Joined
 from npudiff.reference.rotary import RotaryInputs
 
@@ -30,7 +30,7 @@ _WHOLE_HEADS = Joined((range(2, 895, 2),))
 def _module(inputs: RotaryInputs, kind: type[RotaryEmbedding] = RotaryEmbedding, **more: object) -> Any:  # noqa: ANN401
     """Build the module of a model, and give it the table of the case in place of one from a base."""
     configured()
-    with environment(options_of(inputs)):
+    with environment(flags_of(inputs)):
         made: Any = kind(
             inputs.query.shape[2], inputs.rotary_dim, len(inputs.cos_sin_cache), 10000, inputs.style == "half",
             dtype=inputs.query.dtype, **more,

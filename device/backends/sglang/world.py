@@ -67,6 +67,11 @@ def options_of(inputs: object) -> dict[str, str]:
     return options
 
 
+def flags_of(inputs: object) -> dict[str, str]:
+    """Return those options of a case that are environment variables of sglang."""
+    return {name: value for name, value in options_of(inputs).items() if name.startswith(("ASCEND_", "SGLANG_"))}
+
+
 def filled(parameter: Any, values: torch.Tensor) -> None:  # noqa: ANN401 - of any module
     """Load a weight as sglang's loader does: by the parameter's own loader, or a copy."""
     loader = getattr(parameter, "weight_loader", None)
