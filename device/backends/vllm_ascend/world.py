@@ -12,12 +12,31 @@ from typing import Any
 from unittest import mock
 
 import torch
+from vllm_ascend import utils
 from vllm_ascend.attention import attention_v1
 
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 MASK_SIZE = 2048
 """Rows and columns of the mask of a causal prefill."""
+
+
+CUSTOM_OP = {"custom_op": ("1", "0")}
+"""Whether vllm-ascend finds its own operators in C++, or takes torch_npu's: what ``enable_custom_op()`` says. It asks in
+each call, and remembers the first answer, in whose place an adapter puts the option of its case."""
+
+
+def options_of(inputs: object) -> dict[str, str]:
+    """Return the options of a case, which its inputs carry."""
+    options: dict[str, str] = getattr(inputs, "options", {})
+    return options
+
+
+@contextlib.contextmanager
+def custom_op(inputs: object) -> Iterator[None]:
+    """Let ``enable_custom_op()`` say what the option of a case says."""
+    with mock.patch.object(utils, "_CUSTOM_OP_ENABLED", options_of(inputs)["custom_op"] == "1"):
+        yield
 
 
 def engine_config(dtype: torch.dtype) -> SimpleNamespace:

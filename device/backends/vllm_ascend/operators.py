@@ -1,0 +1,220 @@
+"""Stand-ins for vllm-ascend's operators in C++, ``torch.ops._C_ascend``, whose library runs on a card only.
+
+Schemas are those of the sources beside the package, or of the library inside it. An operator computes where it says the
+same as operators of torch_npu, which its composition calls; any other raises its name. With them there
+``enable_custom_op()`` of vllm-ascend is True, as it is on a machine with a card.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from npudiff.device.simulator.errors import NotSimulated, OperatorMissing
+from npudiff.text import counted
+
+SPACE = "_C_ascend"
+SOURCES = ("csrc", "torch_binding.cpp")
+LIBRARY = "vllm_ascend_C*.so"
+
+_OTHER_CHIP = re.compile(r"#ifdef ASCEND_PLATFORM_310P.*?#else", re.DOTALL)
+_DEFINED = re.compile(r'\bops\.def\(\s*((?:"(?:[^"\\]|\\.)*"\s*)+)')
+_LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_SCHEMA = re.compile(rb"(?<![\w.:])[a-z]\w+\((?:Tensor|str)[ -~]*?\) *-> *(?:\([ -~]*?\)|Tensor\b)")
+_FORMAT_NZ = 29
+
+Tensor = torch.Tensor
+Function = Callable[..., Any]
+
+_libraries: list[torch.library.Library] = []
+"""They are kept, since a registration lives as long as its library."""
+
+
+def schemas_of(package: Path) -> tuple[list[str], str]:
+    """Return the schemas of a package's operators, and where they were found; none if there is neither.
+
+    Parameters
+    ----------
+    package : pathlib.Path
+        The folder of ``vllm_ascend``: its sources lie beside it, its library inside.
+    """
+    sources = package.parent.joinpath(*SOURCES)
+    if sources.is_file():
+        return [*_of_sources(sources.read_text(encoding="utf-8"))], "/".join(SOURCES)
+    for library in sorted(package.glob(LIBRARY)):
+        return [*_of_library(library.read_bytes())], library.name
+    return [], ""
+
+
+def _of_sources(text: str) -> Iterator[str]:
+    for found in _DEFINED.finditer(_OTHER_CHIP.sub("", text)):
+        yield "".join(_LITERAL.findall(found.group(1))).replace(r"\"", chr(34))
+
+
+def _of_library(content: bytes) -> Iterator[str]:
+    yield from dict.fromkeys(found.group().decode() for found in _SCHEMA.finditer(content))
+
+
+def stand_in(package: Path) -> tuple[Counter[str], tuple[str, ...]]:
+    """Define the operators of a package whose library is not loaded; return how often each was called, and what to say.
+
+    Parameters
+    ----------
+    package : pathlib.Path
+        The folder of ``vllm_ascend``.
+    """
+    calls: Counter[str] = Counter()
+    found, where = schemas_of(package)
+    if not found:
+        return calls, ("without its own operators in C++ (_C_ascend): torch_npu's are taken",)
+    library = torch.library.Library(SPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+    _libraries.append(library)
+    named = {schema.partition("(")[0]: schema for schema in found}
+    others = [name for name in named if not hasattr(torch.ops._C_ascend, name)]
+    for name in others:
+        library.define(named[name])  # type: ignore[no-untyped-call]
+        key = "PrivateUse1" if name in COMPOSED else "CompositeExplicitAutograd"
+        library.impl(name, _counted(name, COMPOSED.get(name), calls), key)  # type: ignore[no-untyped-call]
+    module = ModuleType("vllm_ascend.vllm_ascend_C", "Stands in for a library that needs a card.")
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+    sys.modules[module.__name__] = module
+    calls.update({f"{SPACE}::{name}": 0 for name in others if name in COMPOSED})
+    simulated = [name for name in named if name not in others]
+    return calls, (
+        f"{SPACE}: {counted(len(named), 'operator')} as {where} defines them, {len(calls)} of them stood in for by "
+        f"torch_npu's, {', '.join(simulated) or 'none'} simulated; others raise their name",
+    )
+
+
+def _counted(name: str, function: Function | None, calls: Counter[str]) -> Function:
+    def called(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - as the dispatcher has them
+        calls[f"{SPACE}::{name}"] += 1
+        if function is None:
+            raise OperatorMissing(f"{SPACE}::{name}", "nothing of torch_npu that is known here says the same")
+        return function(*arguments, **named)
+
+    return called
+
+
+def _add_rms_norm_bias(
+    x1: Tensor, x2: Tensor, gamma: Tensor, beta: Tensor | None = None, epsilon: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    output, rstd, total = torch.ops.npu.npu_add_rms_norm(x1, x2, gamma, epsilon)
+    return output if beta is None else output + beta, rstd, total
+
+
+def _gemma_rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+    output, rstd = torch.ops.npu.npu_gemma_rms_norm(x, gamma, epsilon)
+    return output, rstd
+
+
+def _moe_gating_top_k(
+    x: Tensor, k: int, k_group: int, group_count: int, group_select_mode: int, renorm: int, norm_type: int,
+    out_flag: bool, routed_scaling_factor: float, eps: float, bias_opt: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """npu_moe_gating_top_k in float32, which leaves a softmax as it is; ``renorm`` divides by the sum of the chosen."""
+    if norm_type == 1 or not renorm:
+        return _gating(x, k, k_group, group_count, group_select_mode, norm_type, routed_scaling_factor, eps, bias_opt)
+    bias = None if bias_opt is None else bias_opt.float()
+    y, experts, scores = _gating(x.float(), k, k_group, group_count, group_select_mode, norm_type, 1.0, eps, bias)
+    return (y / (y.sum(1, keepdim=True) + eps) * routed_scaling_factor).to(x.dtype), experts, scores
+
+
+def _gating(
+    x: Tensor, k: int, k_group: int, group_count: int, mode: int, norm_type: int, scaling: float, eps: float,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    y, experts, scores = torch.ops.npu.npu_moe_gating_top_k(
+        x, k, bias=bias, k_group=k_group, group_count=group_count, group_select_mode=mode, renorm=0,
+        norm_type=norm_type, out_flag=True, routed_scaling_factor=scaling, eps=eps,
+    )  # fmt: skip
+    return y, experts, scores
+
+
+def _swiglu_quant(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, x_scale: Tensor, group_list: Tensor, *,
+    bias: Tensor | None = None, offset: Tensor | None = None, swiglu_limit: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if swiglu_limit:
+        raise NotSimulated(
+            f"{SPACE}::grouped_matmul_swiglu_quant", "swiglu_limit", swiglu_limit, "0, as torch_npu's has no limit"
+        )
+    rows, scale, offsets = torch.ops.npu.npu_grouped_matmul_swiglu_quant(
+        x, weight, group_list, weight_scale, x_scale, bias=bias, offset=offset
+    )
+    return rows, scale, offsets
+
+
+def _swiglu_quant_of_list(
+    x: Tensor, weight: list[Tensor], weight_scale: list[Tensor], x_scale: Tensor, group_list: Tensor, *,
+    bias: Tensor | None = None, offset: Tensor | None = None, swiglu_limit: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One matrix for each expert, or one of all."""
+    whole, scale = weight[0], weight_scale[0]
+    if len(weight) > 1:
+        rows = [torch.ops.npu.npu_format_cast(one, 2) for one in weight]
+        whole = torch.ops.npu.npu_format_cast(torch.stack(rows), _FORMAT_NZ)
+        scale = torch.stack([one.flatten() for one in weight_scale])
+    return _swiglu_quant(
+        x, whole, scale, x_scale, group_list, bias=bias, offset=offset, swiglu_limit=swiglu_limit
+    )  # fmt: skip
+
+
+def _dequant_swiglu_quant(
+    x: Tensor, *, weight_scale: Tensor | None = None, activation_scale: Tensor | None = None,
+    bias: Tensor | None = None, quant_scale: Tensor | None = None, quant_offset: Tensor | None = None,
+    group_index: Tensor | None = None, activate_left: bool = True, quant_mode: int = 0, swiglu_mode: int = 0,
+    clamp_limit: float = 0.0, glu_alpha: float = 1.0, glu_bias: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if swiglu_mode:
+        raise NotSimulated(
+            f"{SPACE}::npu_dequant_swiglu_quant", "swiglu_mode", swiglu_mode, "0: whose columns are gates in 1 is open"
+        )
+    del clamp_limit, glu_alpha, glu_bias  # of mode 1
+    if weight_scale is not None and weight_scale.dim() == 1:
+        weight_scale = weight_scale.unsqueeze(0)
+    rows, scale = torch.ops.npu.npu_dequant_swiglu_quant(
+        x, weight_scale=weight_scale, activation_scale=activation_scale, bias=bias, quant_scale=quant_scale,
+        quant_offset=quant_offset, group_index=group_index, activate_left=activate_left, quant_mode=quant_mode,
+    )  # fmt: skip
+    return rows, scale
+
+
+def _batch_matmul_transpose(
+    tensor_a: Tensor, tensor_b: Tensor, tensor_c: Tensor, format_mode: str | None = None, quant_mode: str | None = None
+) -> None:
+    torch.ops.npu.batch_matmul_transpose(tensor_a, tensor_b, tensor_c, format_mode, quant_mode)
+
+
+def _inplace_partial_rotary_mul(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str, partial_slice: list[int]) -> None:
+    part = x[..., partial_slice[0] : partial_slice[1]]
+    part.copy_(torch.ops.npu.npu_rotary_mul(part.contiguous(), r1, r2, rotary_mode))
+
+
+def _init_routing(x: Tensor, expert_idx: Tensor, **named: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ANN401
+    rows, places, counts, scale = torch.ops.npu.npu_moe_init_routing_v2(x, expert_idx, **named)
+    return rows, places, counts, scale
+
+
+COMPOSED: Mapping[str, Function] = {
+    "npu_add_rms_norm_bias": _add_rms_norm_bias,
+    "npu_gemma_rms_norm": _gemma_rms_norm,
+    "moe_gating_top_k": _moe_gating_top_k,
+    "grouped_matmul_swiglu_quant": _swiglu_quant,
+    "grouped_matmul_swiglu_quant_weight_nz": _swiglu_quant,
+    "grouped_matmul_swiglu_quant_weight_nz_tensor_list": _swiglu_quant_of_list,
+    "npu_dequant_swiglu_quant": _dequant_swiglu_quant,
+    "batch_matmul_transpose": _batch_matmul_transpose,
+    "inplace_partial_rotary_mul": _inplace_partial_rotary_mul,
+    "npu_moe_init_routing_custom": _init_routing,
+}
+"""What documentation, host code or tests of vllm-ascend say of an operator, as operators of torch_npu. With float inputs
+of any size the last addition of ``npu_add_rms_norm_bias`` is rounded by itself here, and not on a card."""
