@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from npudiff.errors import UsageError
 from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.case import OPTION
-from npudiff.model.component import Component
+from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Axis, Box, Constraints, allows
+from npudiff.model.implementation import ImplementationFunction
 
 Options = Mapping[str, tuple[str, ...]]
 """Name of an option to its values, the usual one first."""
@@ -62,6 +63,7 @@ def _made(component: Component, options: Options) -> Component:
         axes={**component.axes, **{name: Axis("an option of the implementation", options[name]) for name in options}},
         strategy=functools.partial(_strategy, component, options, case_type),
         inputs=lambda case: _with_values(component.inputs(case), _values(case, options)),
+        relations=tuple(_told(one, options) for one in component.relations),
         values=lambda case: {
             **component.values(case),
             **{name: (one,) for name, one in _values(case, options).items()},
@@ -130,6 +132,29 @@ def _fields(item: Any) -> dict[str, Any]:  # noqa: ANN401 - a case or inputs
 def _with_values(inputs: AnyInputs, values: Mapping[str, str]) -> AnyInputs:
     kind: type = type(inputs)
     return _inputs_type(kind)(**_fields(inputs), options=dict(values))
+
+
+def _told(relation: Property, options: Options) -> Property:
+    """Return a relation whose runs have the options of its case, also with inputs that it builds itself."""
+
+    def check(subject: Subject, case: AnyCase) -> Comparison:
+        item, values = subject.implementation, _values(case, options)
+        factory = item.factory
+        told = dataclasses.replace(
+            item,
+            function=_completing(item.function, values),
+            factory=None if factory is None else lambda: _completing(factory(), values),
+        )
+        return relation.check(dataclasses.replace(subject, implementation=told), case)
+
+    return dataclasses.replace(relation, check=check)
+
+
+def _completing(function: ImplementationFunction, values: Mapping[str, str]) -> ImplementationFunction:
+    """Return a function that gives its inputs these options where they carry none."""
+    return lambda inputs, target: function(
+        inputs if hasattr(inputs, "options") else _with_values(inputs, values), target
+    )
 
 
 @functools.cache

@@ -133,6 +133,21 @@ def test_a_run_finds_the_option_shows_it_and_replays_with_it(cli, kernel, tmp_pa
     assert "option FLAG: 0, 1" in listed
 
 
+def test_every_run_of_a_relation_has_the_options_of_its_case(cli, kernel):
+    source = """
+import npudiff
+from npudiff.device.ascend.rotary import npu_mrope
+
+@npudiff.implementation("rotary", name="mine", options={"FLAG": ("0", "1")}, supports=npu_mrope.constraints.boxes)
+def mine(inputs, target):
+    assert inputs.options["FLAG"] == "1"
+    return npu_mrope.function(inputs, target)
+"""
+    where = ("--where", "FLAG=1", "--target", "sim", "--examples", 20)
+    result = cli("check", "rotary", "--impl", kernel(source), *where)
+    assert result.code == ExitCode.CLEAN, result.out
+
+
 def test_a_known_issue_may_name_an_option(cli, kernel, tmp_path):
     path = kernel(KERNEL)
     (tmp_path / "known_issues.toml").write_text(
