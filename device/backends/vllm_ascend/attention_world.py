@@ -20,8 +20,6 @@ from npudiff.device.backends.vllm_ascend.world import engine_config, patched
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
 
 LAYER = "model.layers.0.self_attn.attn"
-CAPTURED_LENGTH = 1
-"""Tokens that each request has while a graph is captured: what they are then must not matter."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def padded(inputs: SlidingAttentionInputs) -> Batch:
 
 
 def replayed(inputs: SlidingAttentionInputs, state: str, *, paged: bool = False) -> torch.Tensor:
-    """Capture a layer with other lengths and an empty table, replay it with those of the case, and return its output.
+    """Capture a layer whose requests have no other tokens and an empty table, replay it with those of the case, and return its output.
 
     Buffers stay where they are, as the runner keeps them; lengths come by ``update_graph_params``, as they do there.
     """
@@ -148,7 +146,7 @@ def replayed(inputs: SlidingAttentionInputs, state: str, *, paged: bool = False)
     with made.here():
         acl_graph.set_graph_params([rows])
         attention = implementation_of(inputs)
-        before = Batch(batch.query_lengths, [CAPTURED_LENGTH] * len(batch.kv_lengths), table)
+        before = Batch(batch.query_lengths, batch.query_lengths, table)
         given = (query, None, None, (inputs.kv.key, inputs.kv.value), metadata(made, before, state, device))
         graph = torch.npu.NPUGraph()
         made.context.capturing = True
