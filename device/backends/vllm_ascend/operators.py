@@ -29,7 +29,7 @@ _OTHER_CHIP = re.compile(r"#ifdef ASCEND_PLATFORM_310P.*?#else", re.DOTALL)
 _DEFINED = re.compile(r'\bops\.def\(\s*((?:"(?:[^"\\]|\\.)*"\s*)+)')
 _LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _SCHEMA = re.compile(rb"(?<![\w.:])[a-z]\w+\((?:Tensor|str)[ -~]*?\) *-> *(?:\([ -~]*?\)|Tensor\b)")
-_FORMAT_NZ = 29
+_FORMAT_ND = 2
 
 Tensor = torch.Tensor
 Function = Callable[..., Any]
@@ -144,28 +144,68 @@ def _swiglu_quant(
     bias: Tensor | None = None, offset: Tensor | None = None, swiglu_limit: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if swiglu_limit:
-        raise NotSimulated(
-            f"{SPACE}::grouped_matmul_swiglu_quant", "swiglu_limit", swiglu_limit, "0, as torch_npu's has no limit"
-        )
+        rows, scale = _limited(x, weight, weight_scale.to(torch.bfloat16), x_scale, group_list, swiglu_limit)
+        return rows, scale, scale.new_empty(0)
     rows, scale, offsets = torch.ops.npu.npu_grouped_matmul_swiglu_quant(
         x, weight, group_list, weight_scale, x_scale, bias=bias, offset=offset
     )
     return rows, scale, offsets
 
 
+def _limited(
+    x: Tensor, weight: Tensor, scale: Tensor, x_scale: Tensor, group_list: Tensor, limit: float,
+    bias: list[Tensor] | None = None, group_list_type: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Limit gates and ups before the activation, in bfloat16, where the kernel does so in float32."""
+    (states,) = torch.ops.npu.npu_grouped_matmul(
+        [x], [weight], scale=[scale], per_token_scale=[x_scale], bias=bias, group_list=group_list, split_item=2,
+        group_type=0, group_list_type=group_list_type, output_dtype=torch.bfloat16,
+    )  # fmt: skip
+    gate, up = states.chunk(2, dim=-1)
+    rows = torch.ops.npu.npu_swiglu(torch.cat((gate.clamp(max=limit), up.clamp(-limit, limit)), dim=-1))
+    quantised, scales = torch.ops.npu.npu_dynamic_quant(rows)
+    return quantised, scales
+
+
 def _swiglu_quant_of_list(
     x: Tensor, weight: list[Tensor], weight_scale: list[Tensor], x_scale: Tensor, group_list: Tensor, *,
     bias: Tensor | None = None, offset: Tensor | None = None, swiglu_limit: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One matrix for each expert, or one of all."""
-    whole, scale = weight[0], weight_scale[0]
-    if len(weight) > 1:
-        rows = [torch.ops.npu.npu_format_cast(one, 2) for one in weight]
-        whole = torch.ops.npu.npu_format_cast(torch.stack(rows), _FORMAT_NZ)
-        scale = torch.stack([one.flatten() for one in weight_scale])
     return _swiglu_quant(
-        x, whole, scale, x_scale, group_list, bias=bias, offset=offset, swiglu_limit=swiglu_limit
+        x, _of_all(weight, 2), _of_all(weight_scale, 1), x_scale, group_list, bias=bias, offset=offset,
+        swiglu_limit=swiglu_limit,
     )  # fmt: skip
+
+
+def _of_all(tensors: list[Tensor], rank: int) -> Tensor:
+    """Return one tensor of all experts: the only one, or those of one expert each, of this rank, in their format."""
+    if tensors[0].dim() > rank:
+        return tensors[0]
+    form = torch.ops.npu.get_npu_format(tensors[0])
+    plain = torch.stack([torch.ops.npu.npu_format_cast(one, _FORMAT_ND) for one in tensors])
+    whole: Tensor = torch.ops.npu.npu_format_cast(plain, form)
+    return whole
+
+
+def _swiglu_quant_v2(
+    x: Tensor, weight: list[Tensor], weight_scale: list[Tensor], x_scale: Tensor, group_list: Tensor,
+    smooth_scale: Tensor | None = None, weight_assist_matrix: list[Tensor] | None = None, bias: Tensor | None = None,
+    dequant_mode: int | None = 0, dequant_dtype: int | None = 0, quant_mode: int | None = 0,
+    quant_dtype: int | None = 0, transpose_weight: bool = False, group_list_type: int = 0,
+    tuning_config: list[int] | None = None, swiglu_limit: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What dtypes are called in numbers, and a transposition, do not reach the operator behind it."""
+    del dequant_dtype, quant_dtype, transpose_weight, tuning_config
+    whole, scales = _of_all(weight, 2), _of_all(weight_scale, 1)
+    assist = None if weight_assist_matrix is None else [_of_all(weight_assist_matrix, 1)]
+    if swiglu_limit:
+        scales = scales.unsqueeze(1) if scales.dim() == 2 else scales
+        return _limited(x, whole, scales, x_scale, group_list, swiglu_limit, assist, group_list_type)
+    rows, scale = torch.ops.npu.npu_grouped_matmul_swiglu_quant_v2(
+        x, [whole], [scales], x_scale, group_list, smooth_scale=smooth_scale, weight_assist_matrix=assist, bias=bias,
+        dequant_mode=dequant_mode, quant_mode=quant_mode, group_list_type=group_list_type,
+    )  # fmt: skip
+    return rows, scale
 
 
 def _dequant_swiglu_quant(
@@ -211,6 +251,7 @@ COMPOSED: Mapping[str, Function] = {
     "grouped_matmul_swiglu_quant": _swiglu_quant,
     "grouped_matmul_swiglu_quant_weight_nz": _swiglu_quant,
     "grouped_matmul_swiglu_quant_weight_nz_tensor_list": _swiglu_quant_of_list,
+    "grouped_matmul_swiglu_quant_v2": _swiglu_quant_v2,
     "npu_dequant_swiglu_quant": _dequant_swiglu_quant,
     "batch_matmul_transpose": _batch_matmul_transpose,
     "inplace_partial_rotary_mul": _inplace_partial_rotary_mul,

@@ -9,7 +9,9 @@ from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import torch
-from vllm_ascend import utils
+from vllm.config import vllm as vllm_config
+from vllm.forward_context import override_forward_context
+from vllm_ascend import ascend_config, utils
 
 CUSTOM_OP = {"custom_op": ("1", "0")}
 """Whether vllm-ascend finds its own operators in C++, or takes torch_npu's: what ``enable_custom_op()`` says. It asks in
@@ -29,18 +31,58 @@ def custom_op(inputs: object) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def engine(config: object, ascend: object, **forward: object) -> Iterator[None]:
+    """Be inside a forward pass of an engine: with its configuration, vllm-ascend's own, and what the pass is told.
+
+    All three are where vllm and vllm-ascend keep them for a process.
+    """
+    with (
+        mock.patch.object(vllm_config, "_current_vllm_config", config),
+        mock.patch.object(ascend_config, "_ASCEND_CONFIG", ascend),
+        override_forward_context(SimpleNamespace(additional_kwargs=forward, **forward)),
+    ):
+        yield
+
+
+def ascend_configuration(**values: object) -> SimpleNamespace:
+    """Return vllm-ascend's own configuration, as it is by default but for some values."""
+    usual: dict[str, object] = {
+        "ascend_compilation_config": SimpleNamespace(),
+        "eplb_config": SimpleNamespace(dynamic_eplb=False),
+        "ascend_fusion_config": SimpleNamespace(fusion_ops_gmmswigluquant=True),
+        "enable_fused_mc2": 0,
+        "weight_nz_mode": 1,
+        "pa_shape_list": [],
+    }
+    return SimpleNamespace(**{**usual, **values})
+
+
+def parameter(values: torch.Tensor) -> torch.nn.Parameter:
+    """Return a parameter of a layer as its loader leaves it."""
+    return torch.nn.Parameter(values.contiguous(), requires_grad=False)
+
+
 def engine_config(dtype: torch.dtype) -> SimpleNamespace:
     """Return what vllm-ascend reads of an engine's configuration."""
     compilation = SimpleNamespace(
-        custom_ops=["all"], enabled_custom_ops=Counter(), disabled_custom_ops=Counter(), cudagraph_mode=None
+        custom_ops=["all"], enabled_custom_ops=Counter(), disabled_custom_ops=Counter(), cudagraph_mode=None, mode=0
     )
     return SimpleNamespace(
         kv_transfer_config=None,
         quant_config=None,
         speculative_config=None,
-        model_config=SimpleNamespace(runner_type="generate", dtype=dtype),
+        model_config=SimpleNamespace(runner_type="generate", dtype=dtype, enforce_eager=True),
         compilation_config=compilation,
         additional_config={},
+        use_v2_model_runner=False,
+        parallel_config=SimpleNamespace(
+            enable_expert_parallel=True,
+            enable_eplb=False,
+            decode_context_parallel_size=1,
+            prefill_context_parallel_size=1,
+            tensor_parallel_size=1,
+        ),
     )
 
 

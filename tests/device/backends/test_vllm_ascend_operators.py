@@ -120,5 +120,19 @@ def test_what_documents_leave_open_is_not_simulated():
     rows = torch.zeros(2, 16, dtype=torch.int32)
     with pytest.raises(NotSimulated, match="swiglu_mode was 1"):
         operators.COMPOSED["npu_dequant_swiglu_quant"](rows, swiglu_mode=1)
-    with pytest.raises(NotSimulated, match="swiglu_limit was 7"):
-        operators.COMPOSED["grouped_matmul_swiglu_quant"](rows, rows, rows, rows, rows, swiglu_limit=7.0)
+
+
+def test_a_limit_comes_before_the_activation(sim):
+    made = torch.Generator().manual_seed(3)
+    x, weight = (torch.randint(-100, 100, shape, generator=made).to(torch.int8) for shape in ((5, 32), (2, 32, 64)))
+    scale, x_scale = torch.full((2, 64), 2.0**-10), torch.full((5,), 2.0**-4)
+    rows, scales, _ = operators.COMPOSED["grouped_matmul_swiglu_quant_weight_nz"](
+        x, weight, scale, x_scale, torch.tensor([2, 5]), swiglu_limit=1.5
+    )
+    which = torch.tensor([0, 0, 1, 1, 1])
+    states = torch.einsum("tk,tkn->tn", x.double(), weight.double()[which]) * 2.0**-14
+    gate, up = states.chunk(2, dim=-1)
+    gate, up = gate.clamp(max=1.5), up.clamp(-1.5, 1.5)
+    wanted = gate * torch.sigmoid(gate) * up
+    torch.testing.assert_close(rows.double() * scales.double().unsqueeze(-1), wanted, rtol=0.02, atol=0.02)
+    assert float(states.abs().max()) > 3  # the limit matters
