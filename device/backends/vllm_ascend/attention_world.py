@@ -1,4 +1,4 @@
-"""vllm-ascend's attention as its model runner calls it: implementation, metadata of its own builder, caches, a graph."""
+"""vllm-ascend's attention as its model runner calls it: implementation, its builder's metadata, caches, a graph."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def padded(inputs: SlidingAttentionInputs) -> Batch:
 
 
 def replayed(inputs: SlidingAttentionInputs, state: str, *, paged: bool = False) -> torch.Tensor:
-    """Capture a layer whose requests have no other tokens and an empty table, replay it with those of the case, and return its output.
+    """Capture a layer whose requests have no history and an empty table, replay it with the case's, return its output.
 
     Buffers stay where they are, as the runner keeps them; lengths come by ``update_graph_params``, as they do there.
     """

@@ -1,7 +1,7 @@
 """Importing vllm-ascend where there is no card, and no library of its own operators.
 
-The device is there before anything of vllm. vllm-ascend's operators in C++ are stood in for (``operators.py``) where the
-device is virtual.
+The device is there before anything of vllm. vllm-ascend's operators in C++ are stood in for (``operators.py``) where
+it is virtual.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A quantised linear layer of vllm-ascend: weights as a checkpoint has them, processed by the method of their scheme."""
+"""A quantised linear layer of vllm-ascend: weights of a checkpoint, processed by the method of their scheme."""
 
 from __future__ import annotations
 

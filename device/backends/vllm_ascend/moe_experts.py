@@ -44,8 +44,8 @@ _MODELS: tuple[Box, ...] = (
     {"activation": ("swiglu_oai",), "limit": (7.0,), "layout": ("interleaved",)},
     {"activation": ("swiglu_oai",), "limit": (1.5, 7.0, 16.0), "layout": ("halves",)},
 )
-"""Activations as models have them: the limit of Step-3.5, which vllm asserts, is 7, as that of GPT-OSS, which vllm takes
-for granted; MiniMax-M3 says its own."""
+"""Activations as models have them: the limit of Step-3.5, which vllm asserts, is 7, as that of GPT-OSS, which vllm
+takes for granted; MiniMax-M3 says its own."""
 _PLACES: tuple[Box, ...] = (
     {"here": ("all", "chosen")},
     {"here": ("local",), "experts": (2, 4, 8, 16)},
@@ -147,7 +147,7 @@ def _experts(inputs: MoeExpertsInputs, *, mc2: bool = False) -> torch.Tensor:
     with (
         engine(config, ascend, moe_comm_method=communication, moe_comm_type=kind),
         custom_op(inputs),
-        mock.patch.object(token_dispatcher, "get_ep_group", lambda: rank),
+        mock.patch.object(token_dispatcher, "get_ep_group", return_value=rank),
         mock.patch.object(w8a8_dynamic, "get_mc2_group", without_group),
         mock.patch.object(w4a8, "get_mc2_group", without_group),
     ):

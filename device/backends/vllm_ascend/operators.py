@@ -88,10 +88,11 @@ def stand_in(package: Path) -> tuple[Counter[str], tuple[str, ...]]:
     sys.modules[module.__name__] = module
     calls.update({f"{SPACE}::{name}": 0 for name in others if name in COMPOSED})
     simulated = [name for name in named if name not in others]
-    return calls, (
+    line = (
         f"{SPACE}: {counted(len(named), 'operator')} as {where} defines them, {len(calls)} of them stood in for by "
-        f"torch_npu's, {', '.join(simulated) or 'none'} simulated; others raise their name",
+        f"torch_npu's, {', '.join(simulated) or 'none'} simulated; others raise their name"
     )
+    return calls, (line,)
 
 
 def _counted(name: str, function: Function | None, calls: Counter[str]) -> Function:
@@ -228,6 +229,20 @@ def _dequant_swiglu_quant(
     return rows, scale
 
 
+def _mla_preprocess(hidden: Tensor, *given: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 - 29 of many types
+    """sgl-kernel-npu's, of which this one is made: it has a norm of the states besides, which it does not compute."""
+    *weights, latent_scale, nope_scale, cache_mode, quant_mode, inner = given[:-5]
+    query, latent, query_rope, rope, latent_query = given[-5:]
+    if inner:
+        raise NotSimulated(f"{SPACE}::mla_preprocess", "enable_inner_out", inner, "False")
+    unused = torch.zeros_like(hidden[0])
+    torch.ops.npu.mla_preprocess(
+        hidden, unused, unused, *weights, ctkv_scale=latent_scale, q_nope_scale=nope_scale, cache_mode=cache_mode,
+        quant_mode=quant_mode, q_out0=query, kv_cache_out0=latent, q_out1=query_rope, kv_cache_out1=rope,
+    )  # fmt: skip
+    return query, latent, query_rope, rope, latent_query
+
+
 def _batch_matmul_transpose(
     tensor_a: Tensor, tensor_b: Tensor, tensor_c: Tensor, format_mode: str | None = None, quant_mode: str | None = None
 ) -> None:
@@ -253,9 +268,10 @@ COMPOSED: Mapping[str, Function] = {
     "grouped_matmul_swiglu_quant_weight_nz_tensor_list": _swiglu_quant_of_list,
     "grouped_matmul_swiglu_quant_v2": _swiglu_quant_v2,
     "npu_dequant_swiglu_quant": _dequant_swiglu_quant,
+    "mla_preprocess": _mla_preprocess,
     "batch_matmul_transpose": _batch_matmul_transpose,
     "inplace_partial_rotary_mul": _inplace_partial_rotary_mul,
     "npu_moe_init_routing_custom": _init_routing,
 }
-"""What documentation, host code or tests of vllm-ascend say of an operator, as operators of torch_npu. With float inputs
-of any size the last addition of ``npu_add_rms_norm_bias`` is rounded by itself here, and not on a card."""
+"""What documentation, host code or tests of vllm-ascend say of an operator, as operators of torch_npu. The addition at
+the end of ``npu_add_rms_norm_bias`` is rounded by itself here, and not on a card."""

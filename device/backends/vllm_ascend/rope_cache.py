@@ -1,4 +1,4 @@
-"""Tables of rotary embedding on vllm-ascend: ``ops/rotary_embedding.py``, and vllm's classes that it leaves as they are."""
+"""Tables of rotary embedding on vllm-ascend: ``ops/rotary_embedding.py``, and vllm's classes that it keeps."""
 
 from __future__ import annotations
 

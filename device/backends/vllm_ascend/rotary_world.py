@@ -1,4 +1,4 @@
-"""Rotary embedding of a model on vllm-ascend: the class that vllm's ``get_rope`` makes, as vllm-ascend has it replaced."""
+"""Rotary embedding of a model on vllm-ascend: what vllm's ``get_rope`` makes, whose classes vllm-ascend replaces."""
 
 from __future__ import annotations
 

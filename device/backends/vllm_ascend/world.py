@@ -14,8 +14,8 @@ from vllm.forward_context import override_forward_context
 from vllm_ascend import ascend_config, utils
 
 CUSTOM_OP = {"custom_op": ("1", "0")}
-"""Whether vllm-ascend finds its own operators in C++, or takes torch_npu's: what ``enable_custom_op()`` says. It asks in
-each call, and remembers the first answer, in whose place an adapter puts the option of its case."""
+"""Whether vllm-ascend finds its own operators in C++, or takes torch_npu's: what ``enable_custom_op()`` says. It asks
+in each call, and remembers the first answer, in whose place an adapter puts the option of its case."""
 
 
 def options_of(inputs: object) -> dict[str, str]:

@@ -73,7 +73,7 @@ def test_they_are_defined_counted_and_raise_their_name(package):
         torch.ops._C_ascend.npudiff_test_only(torch.zeros(1))
     assert calls == {"_C_ascend::npudiff_test_only": 1}
     assert "2 operators as csrc/torch_binding.cpp defines them" in notes[0]
-    with pytest.raises(RuntimeError, match="unknown argument|Unknown keyword"):
+    with pytest.raises(RuntimeError, match=r"(?i)unknown"):
         torch.ops._C_ascend.npudiff_test_only(torch.zeros(1), none_of_its_own=1)
 
 
