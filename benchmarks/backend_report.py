@@ -1,4 +1,4 @@
-"""What is wrong in shipping backends: the page of it, and the files of known issues for their gates, from one file each.
+"""What is wrong in shipping backends: a page of it, and files of known issues for their gates, from one file each.
 
 ``python -m benchmarks.backend_report`` writes ``docs/backends.md`` and ``docs/backends/known_issues_NAME.toml`` from
 ``docs/backends/NAME.toml``, whose defects were each looked at by hand. ``python -m benchmarks.backend_report FINDINGS``
@@ -35,12 +35,14 @@ that the backend keeps of the same function, or another of its own paths."""
 
 _HEAD = """# What is wrong in shipping backends
 
-Found by `npudiff check --backend NAME` on the [virtual NPU](virtual-npu.md), each looked at by hand. Nothing of this ran on a card. A
-defect contradicts *documentation* (of the operator, or of the model whose layer it is, as the reference has it), the backend's own
-*native path*, or *itself*: another of its paths that serves the same call. What only a card can decide stands apart.
+Found by `npudiff check --backend NAME` on the [virtual NPU](virtual-npu.md), each looked at by hand. Nothing of this
+ran on a card. A defect contradicts *documentation* (of the operator, or of the model whose layer it is, as the
+reference has it), the backend's own *native path*, or *itself*: another of its paths that serves the same call. What
+only a card can decide stands apart.
 
-This page is written by `python -m benchmarks.backend_report` from `docs/backends/NAME.toml`, as are the files of known issues with
-which the [gate](gate-your-ci.md) of everything else is green: a change that mends a defect has to remove its entries.
+This page is written by `python -m benchmarks.backend_report` from `docs/backends/NAME.toml`, as are the files of known
+issues with which the [gate](gate-your-ci.md) of everything else is green: a change that mends a defect has to remove
+its entries.
 """
 
 
@@ -111,7 +113,8 @@ def read_report(path: Path) -> Report:
         if not seen or not defect.contradicts or set(defect.contradicts) - set(AGAINST):
             raise ValueError(f"{path.name}: {defect.name}: seen nowhere, or contradicts nothing of {AGAINST}")
         defects.append(defect)
-    return _made(Report, {**content, "name": path.stem, "defects": tuple(defects)}, path.name)
+    report: Report = _made(Report, {**content, "name": path.stem, "defects": tuple(defects)}, path.name)
+    return report
 
 
 def _made(kind: Any, entry: Mapping[str, Any], place: str) -> Any:
@@ -141,32 +144,29 @@ def _section(report: Report) -> str:
     parts += [f", and {len(open_ones)} that only a card can decide" if open_ones else "", ".\n"]
     parts += [_entry(one, report) for one in decided]
     if open_ones:
-        parts += ["\n### Only a card can decide\n", *(_entry(one, report) for one in open_ones)]
+        parts += [f"\n## {report.title}: what only a card can decide\n", *(_entry(one, report) for one in open_ones)]
     return "".join(parts)
 
 
 def _entry(defect: Defect, report: Report) -> str:
     file, _, function = defect.source.partition(": ")
     lines = [
-        f"\n**{defect.title}** (`{defect.name}`)\n",
         f"- contradicts {', '.join(defect.contradicts)}: {defect.why}",
-        f"- in [{file}]({report.link}/{file}), {function}; seen in {', '.join(defect.versions)}",
+        f"- [{function}]({report.link}/{file}) of {', '.join(defect.versions)}; `{defect.name}`",
         f"- mend: {defect.fix}",
         *(f"- `{defect.component}.{one.implementation}`: {one.line}" for one in defect.seen),
     ]
-    return "\n".join(_wrapped(line) for line in lines) + "\n"
+    return f"\n### {defect.title}\n\n" + "\n".join(map(_wrapped, lines)) + "\n"
 
 
 def _wrapped(line: str) -> str:
-    indent = "  " if line.startswith("- ") else ""
-    return "\n".join(
-        textwrap.wrap(line, 140, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
-    ) + ("\n" if line.endswith("\n") else "")
+    return textwrap.fill(line, 140, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def known_issues(report: Report) -> str:
     """Return the file of known issues of a backend."""
-    head = f"# Known defects of {report.title}: docs/backends.md says what each is. Written from docs/backends/{report.name}.toml.\n"
+    head = f"# Known defects of {report.title}: docs/backends.md says what each is.\n"
+    head += f"# Written from docs/backends/{report.name}.toml by python -m benchmarks.backend_report.\n"
     return head + "".join(_issue(one, defect, report) for defect in report.defects for one in defect.seen)
 
 

@@ -1,8 +1,9 @@
 """Findings by cause: one defect is seen by several properties, and by several functions that share it.
 
 A finding of a relation is that of equivalence, where both are wrong values: relations between runs are judged with a
-bound that is not made for wrong values. Exceptions with the same text are one. Two functions of a backend that are
-wrong in the same way, on a case of one of them, have one cause.
+bound that is not made for wrong values. Exceptions with the same text are one. Of a backend's function, whose findings
+are told apart by region, another exception is another cause; a kernel that is wrong by itself is told once, whatever
+its relations raise. Two functions of a backend that are wrong in the same way, on a case of one of them, are one.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ _VALUES = (Verdict.WRONG.value, Verdict.DRIFT.value)
 
 
 def _is_of_a_relation(finding: Finding) -> bool:
-    return finding.property_name != EQUIVALENCE.name and finding.verdict in _VALUES
+    return finding.property_name != EQUIVALENCE.name and (finding.verdict in _VALUES or not _of_a_backend(finding))
 
 
 def _sees(relation: Finding, other: Finding) -> bool:
@@ -80,7 +81,8 @@ def _sees(relation: Finding, other: Finding) -> bool:
     if (relation.component, relation.target, relation.cann) != (other.component, other.target, other.cann):
         return False
     if relation.subject == other.subject:
-        return relation.symptom == other.symptom or (other.verdict in _VALUES and not _is_of_a_relation(other))
+        wrong = other.verdict in _VALUES or not _of_a_backend(other)
+        return relation.symptom == other.symptom or (wrong and other.property_name == EQUIVALENCE.name)
     return _of_one_backend(relation, other) and _has_it_too(relation, other)
 
 
@@ -96,7 +98,11 @@ def _one_cause(one: Finding, other: Finding) -> bool:
 
 
 def _of_one_backend(one: Finding, other: Finding) -> bool:
-    return one.options == other.options and one.options.startswith("--backend ")
+    return one.options == other.options and _of_a_backend(one)
+
+
+def _of_a_backend(finding: Finding) -> bool:
+    return finding.options.startswith("--backend ")
 
 
 def _has_it_too(one: Finding, other: Finding) -> bool:
@@ -115,7 +121,10 @@ def _has_it_too(one: Finding, other: Finding) -> bool:
 def _lies_within(case: Mapping[str, Any], region: object) -> bool:
     """Whether a case is where another finding fails; where nothing is known of that, it may be."""
     texts = [str(text) for text in region] if isinstance(region, list) else []
-    values = {name: (value,) for name, value in case.items()}
+    values = {  # an option's value is a text, also where it looks like a number
+        name: (value, int(value)) if isinstance(value, str) and value.isdecimal() else (value,)
+        for name, value in case.items()
+    }
     return all(parse_where([text]).touches(values) for text in texts if text.partition("=")[0] in values)
 
 

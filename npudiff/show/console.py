@@ -191,7 +191,9 @@ class Console:
         for one in shown:
             finding = one.finding
             where = "" if finding.subject == of.subject else f"{finding.implementation} · "
-            title = f"also {where}{finding.property_name}: {finding.verdict} on {finding.detail.get('line', '')}"
+            raised = finding.detail.get("error", "")
+            said = f" ({clipped(str(raised))})" if raised and raised != of.detail.get("error") else ""
+            title = f"also {where}{finding.property_name}: {finding.verdict}{said} on {finding.detail.get('line', '')}"
             kept = f"not kept: {one.unwritten}" if one.unwritten else finding.replay_command(one.folder)
             self._again(title, f"       {kept}")
         rest = [one.finding for one in others[len(shown) :]]

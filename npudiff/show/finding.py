@@ -277,7 +277,7 @@ def _against(finding: Finding) -> list[tuple[str, str]]:
     lines = [("contradicts", "; ".join(said))] if said else []
     others = {str(name): str(what) for name, what in (detail.get("others") or {}).items()}
     alike = [f"{name} {what}" for name, what in others.items() if what != Beside.HOLDS.value]
-    lines += [("besides", "; ".join(alike))] if alike else []
+    lines += [("others", "; ".join(alike))] if alike else []
     region = [str(one) for one in detail.get("region") or ()]
     return lines + ([("fails where", ", ".join(region))] if region else [])
 
