@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
 from npudiff.model.constraints import Box, Numbers
@@ -23,6 +23,7 @@ RECIPES = ("gaussian", "needle", "outlier")
 latents at the borders are 16 times larger."""
 
 BLIND_ROWS = ("none", "empty")
+PREFIXES = ("none", "whole pages", "part of a page")
 
 _LENGTHS = range(2**20 + 1)
 _SIZES = range(1, 2**12 + 1)
@@ -46,7 +47,11 @@ def _draw_requests(choose: Chooser, box: Box, case: LatentAttentionCase) -> tupl
     """Draw a batch as attention with a window does, without one; no request has more rows than keys, but for 0 keys."""
     allowed = {**box, "fully_masked_rows": box.get("fully_masked_rows", BLIND_ROWS)}
     long = choose.pick(LONG[:1] if choose.far else LONG)
-    return draw_requests(choose, allowed, case.page_size, None, 1, long)
+    drawn = draw_requests(choose, allowed, case.page_size, None, 1, long)
+    size = case.page_size if "whole pages" in box.get("prefix", PREFIXES) else 2**30
+    if "part of a page" in box.get("prefix", PREFIXES):
+        return drawn
+    return tuple(replace(one, kv=one.query + max(0, one.kv - one.query) // size * size) for one in drawn)
 
 
 def _scores(requests: Sequence[Request]) -> int:
@@ -139,6 +144,14 @@ class LatentAttentionCase(Case):
     def kv_length(self) -> Collection[int]:
         """Tokens of the requests."""
         return {request.kv for request in self.requests}
+
+    @derived(
+        "what is cached before the new tokens: nothing, whole pages, or part of a page as well", PREFIXES, each=True
+    )
+    def prefix(self) -> Collection[str]:
+        """What is cached of the requests before their new tokens."""
+        sizes = {max(0, request.kv - request.query) for request in self.requests}
+        return {PREFIXES[0 if not size else 2 if size % self.page_size else 1] for size in sizes}
 
     @derived("rows that see no key: none, or empty (requests of length 0)", BLIND_ROWS)
     def fully_masked_rows(self) -> str:
