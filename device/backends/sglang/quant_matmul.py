@@ -57,7 +57,8 @@ def static(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     held.input_offset = _parameter(torch.zeros(1, dtype=dtype, device=inputs.x.device))
     packed = dtype == torch.float16  # as checkpoints of float16 have it
     scale = torch.ops.npu.npu_trans_quant_param(inputs.scale.float()) if packed else inputs.scale
-    held.deq_scale, held.quant_bias = _parameter(scale), _parameter(inputs.bias)
+    held.deq_scale = _parameter(scale)
+    held.quant_bias = None if inputs.bias is None else _parameter(inputs.bias)
     method.process_weights_after_loading(layer)
     answer: torch.Tensor = method.apply(layer, inputs.x.to(dtype))
     return answer
