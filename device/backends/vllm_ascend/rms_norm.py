@@ -8,6 +8,7 @@ import torch
 from vllm_ascend.ops.layernorm import AscendGemmaRMSNorm, AscendRMSNorm
 
 from npudiff import Target, implementation
+from npudiff.device.backends.vllm_ascend.world import CUSTOM_OP, custom_op
 from npudiff.reference.rms_norm import RmsNormInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -29,13 +30,19 @@ def _outputs(answer: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> Output
     return {"output": answer}
 
 
-@implementation("rms_norm", name="AscendRMSNorm.forward_oot", supports={"kind": ("plain",)}, on_device=True)
+@implementation(
+    "rms_norm", name="AscendRMSNorm.forward_oot", supports={"kind": ("plain",)}, options=CUSTOM_OP, on_device=True
+)
 def rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """AscendRMSNorm.forward_oot, with and without a residual."""
-    return _outputs(_module(AscendRMSNorm, inputs).forward_oot(inputs.hidden, inputs.residual))
+    with custom_op(inputs):
+        return _outputs(_module(AscendRMSNorm, inputs).forward_oot(inputs.hidden, inputs.residual))
 
 
-@implementation("rms_norm", name="AscendGemmaRMSNorm.forward_oot", supports={"kind": ("gemma",)}, on_device=True)
+@implementation(
+    "rms_norm", name="AscendGemmaRMSNorm.forward_oot", supports={"kind": ("gemma",)}, options=CUSTOM_OP, on_device=True
+)
 def gemma_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """AscendGemmaRMSNorm.forward_oot, with and without a residual."""
-    return _outputs(_module(AscendGemmaRMSNorm, inputs).forward_oot(inputs.hidden, inputs.residual))
+    with custom_op(inputs):
+        return _outputs(_module(AscendGemmaRMSNorm, inputs).forward_oot(inputs.hidden, inputs.residual))
