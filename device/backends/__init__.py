@@ -9,6 +9,11 @@ from __future__ import annotations
 from npudiff.device.backends.stubs import StubCalled
 from npudiff.device.simulator.errors import NotSimulated, OperatorMissing
 
-NOT_HERE = (StubCalled, NotSimulated, OperatorMissing)
-"""What a case of a backend raises where something is not here: a package, an operator of the backend's own library, or
-a form of an operator that the simulator lacks."""
+
+class NoSuchCheckpoint(Exception):
+    """A case has numbers that no checkpoint of this format can have."""
+
+
+NOT_HERE = (StubCalled, NotSimulated, OperatorMissing, NoSuchCheckpoint)
+"""What a case of a backend raises where something is not here: a package, an operator of the backend's own library, a
+form of an operator that the simulator lacks, or a checkpoint."""

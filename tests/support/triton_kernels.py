@@ -50,6 +50,12 @@ def computed(x, y, out, OPERATION: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def bounded(x, out, largest, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    tl.store(out + place, min(max(tl.load(x + place), 0), largest))
+
+
+@triton.jit
 def reduced(x, out, OPERATION: tl.constexpr, BLOCK: tl.constexpr):
     a = tl.load(x + tl.arange(0, BLOCK))
     if OPERATION == "sum":
