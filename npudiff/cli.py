@@ -105,3 +105,5 @@ def prepare_environment() -> None:
 
     if autoload_would_fail():
         os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+        # Beside a virtual NPU torch_npu warns in each new process that CANN is older than it; errors are shown.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import conformance
-from benchmarks.conformance import Result, files_of, project_of, recorded, run, surprises, told
+from benchmarks.conformance import Result, Runner, files_of, recorded, suites_of, surprises, told
 
 PASSED, FAILED, SKIPPED = Result("passed"), Result("failed", "Mismatch"), Result("skipped", "310P only")
 KNOWN = {"test_a": "passed", "test_b": {"fails": "Mismatch", "whose": "theirs: the golden rounds twice"}}
@@ -48,6 +49,8 @@ def test_the_table_keeps_what_is_said_of_a_failure_while_it_fails():
         "test_a": {"fails": "Mismatch", "whose": "not looked at"},
         "test_b": KNOWN["test_b"],
     }
+    new = {"test_a": {"fails": "something else", "whose": "not looked at"}}
+    assert recorded({"test_a": FAILED}, new) == {"test_a": {"fails": "Mismatch", "whose": "not looked at"}}
     assert recorded({"test_b": PASSED, "test_c": SKIPPED}, KNOWN) == {"test_b": "passed", "test_c": "skipped"}
 
 
@@ -58,20 +61,44 @@ def test_counts_say_whose_failures_are_and_why_most_is_skipped():
 
 
 def test_a_checkout_is_known_by_its_folders_and_files_by_their_operators(checkout, tmp_path):
-    project = project_of(checkout)
-    assert project.name == "op-plugin"
-    assert [file.name for file in files_of(project, checkout)] == ["test_npu_swiglu.py"]
-    assert project_of(tmp_path / "test") is None
+    suites = suites_of(checkout)
+    assert [suite.name for suite in suites] == ["op-plugin", "op-plugin, parked", "op-plugin, documents"]
+    assert [[file.name for file in files_of(suite, checkout)] for suite in suites] == [["test_npu_swiglu.py"], [], []]
+    assert not suites_of(tmp_path / "test")
+
+
+def test_parked_tests_and_documents_have_suites_of_their_own(checkout):
+    tests = checkout / "test/test_custom_ops/test_npu_swiglu.py"
+    tests.write_text(tests.read_text().replace("def test_it", "@unittest.skip('not now')\ndef test_it"))
+    documents = checkout / "docs/zh/custom_APIs/torch_npu"
+    documents.mkdir(parents=True)
+    (documents / "a.md").write_text("```python\ntorch_npu.npu_swiglu(x)\n```\n")
+    (documents / "b.md").write_text("```python\ntorch_npu.npu_swiglu(Tensor x, int dim=-1) -> Tensor\n```\n")
+    found = [[file.name for file in files_of(suite, checkout)] for suite in suites_of(checkout)]
+    assert found == [["test_npu_swiglu.py"], ["test_npu_swiglu.py"], ["a.md"]]
+
+
+@pytest.mark.virtual
+def test_a_file_that_takes_too_long_keeps_what_it_has_done(checkout):
+    (suite, *_) = suites_of(checkout)
+    file = Path("test/test_custom_ops/test_npu_swiglu.py")
+    with (checkout / file).open("a") as text:
+        text.write("\n\ndef test_long():\n    import time\n\n    time.sleep(600)\n")
+    with Runner(suite, checkout, ()) as runner:
+        results = runner.run(file, 30)
+    assert results["test_npu_swiglu::test_it"] == PASSED
+    assert results[file.name] == Result("failed", "no end after 30 s")
 
 
 @pytest.mark.virtual
 def test_their_tests_run_on_the_virtual_npu_and_a_process_that_ends_is_a_failure(checkout, monkeypatch, capsys):
-    project = project_of(checkout)
-    (file,) = files_of(project, checkout)
-    assert run(project, checkout, file, 300, ()) == {"test_npu_swiglu::test_it": PASSED}
-    with (checkout / file).open("a") as text:
-        text.write("\n\ndef test_end():\n    import os\n\n    os._exit(0)\n")
-    (ended,) = run(project, checkout, file, 300, ()).values()
+    (suite, *_) = suites_of(checkout)
+    (file,) = files_of(suite, checkout)
+    with Runner(suite, checkout, ()) as runner:
+        assert runner.run(file, 300) == {"test_npu_swiglu::test_it": PASSED}
+        with (checkout / file).open("a") as text:
+            text.write("\n\ndef test_end():\n    import os\n\n    os._exit(0)\n")
+        (ended,) = runner.run(file, 300).values()
     assert ended.outcome == "failed"
     monkeypatch.setattr(conformance, "TABLE", checkout / "table.json")
     monkeypatch.setattr(sys, "argv", ["conformance", str(checkout)])

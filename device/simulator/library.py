@@ -38,6 +38,9 @@ class Operator:
     host: tuple[str, ...] = ()
     """Arguments that may be tensors of the host, beside tensors of the device."""
 
+    random: bool | None = None
+    """Whether it draws from the device's generator, where torch's tag on the operator says something else."""
+
     def __post_init__(self) -> None:
         for kind in ("cpu", "meta"):
             object.__setattr__(self, kind, self._bound(getattr(self, kind)))
@@ -121,7 +124,7 @@ def install() -> None:
 FAMILIES = (
     "fused_attention", "atb_attention", "cache", "rotary", "norms", "mla", "activation", "quantisation", "moe",
     "grouped_matmul", "matmul", "block_scaled", "sampling", "sparse_attention",
-    "linear_attention", "lora", "speculative",
+    "linear_attention", "lora", "speculative", "elementary",
 )  # fmt: skip
 """The packages beside this module that define operators, each in ``operators.OPERATORS``."""
 

@@ -13,6 +13,7 @@ from npudiff.device.simulator.activation.schemas import SCHEMAS as ACTIVATION
 from npudiff.device.simulator.atb_attention.schemas import SCHEMAS as ATB_ATTENTION
 from npudiff.device.simulator.block_scaled.schemas import SCHEMAS as BLOCK_SCALED
 from npudiff.device.simulator.cache.schemas import SCHEMAS as CACHE
+from npudiff.device.simulator.elementary.schemas import SCHEMAS as ELEMENTARY
 from npudiff.device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
 from npudiff.device.simulator.grouped_matmul.schemas import SCHEMAS as GROUPED_MATMUL
 from npudiff.device.simulator.linear_attention.schemas import OF_SGL_KERNEL_NPU as SGL_LINEAR_ATTENTION
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 SCHEMAS = (
     *FUSED_ATTENTION, *ATB_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL,
-    *MATMUL, *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION, *LINEAR_ATTENTION,
+    *MATMUL, *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION, *LINEAR_ATTENTION, *ELEMENTARY,
 )  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 

@@ -52,7 +52,9 @@ def register(library: Callable[[str], Any]) -> int:
             kernel = special[qualified]
         elif qualified in simulated:
             operator = simulated[qualified]
-            signature = replace(signature_of(overload), host=frozenset(operator.host))
+            known = signature_of(overload)
+            random = known.random if operator.random is None else operator.random
+            signature = replace(known, host=frozenset(operator.host), random=random)
             kernel = device_kernel(signature, operator.cpu, operator.formatted)
         else:
             kernel = _missing(qualified)

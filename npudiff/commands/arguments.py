@@ -137,6 +137,13 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="AXIS=VALUES",
         help="draw within these values only: window=512,none or kv_length=1..4096 (see 'npudiff list COMPONENT')",
     )
+    check.add_argument(
+        "--causes",
+        type=positive,
+        metavar="N",
+        help="defects of one implementation to look for, each outside of the region in which those before it fail "
+        "(1; of a backend 4)",
+    )
     check.add_argument("--seed", type=int, metavar="N", help="seed of the draws")
     check.add_argument(
         "--hypothesis-profile",
@@ -174,6 +181,11 @@ def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:
     gate.add_argument("--examples", type=positive, metavar="N", help="cases of equivalence that are always run (100)")
     gate.add_argument("--known", type=Path, metavar="FILE", help="known issues (known_issues.toml, if it is there)")
     gate.add_argument("--since", metavar="REV", help="run first what has changed since this revision")
+    gate.add_argument(
+        "--only-touched",
+        action="store_true",
+        help="with --since, run nothing else; where a change touches nothing that is under test, all is run",
+    )
     gate.add_argument(
         "--touches",
         action="append",

@@ -13,11 +13,13 @@ from typing import Any
 from npudiff.errors import ExitCode, UsageError
 from npudiff.files.unwritten import Unwritten
 from npudiff.files.writing import EXAMPLES, FINDINGS, JOURNALS, check_output, write_file
+from npudiff.findings.causes import by_cause
 from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import plan_with_shared
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.case import loads
 from npudiff.model.job import LEAST_TIMEOUT, TIMEOUT, Job, Verdict
+from npudiff.run.further import further
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Plan, Request
@@ -65,8 +67,13 @@ def run_plan(
         with contextlib.suppress(OSError):  # so that a run that is killed leaves neither none nor that of another run
             write_file(junit_file, _junit(log))
     try:
-        with Run(plan.workers, [log, record, RunProgress(console.rich, jobs=len(tasks))]) as run:
+        progress = RunProgress(console.rich, jobs=len(tasks))
+        with Run(plan.workers, [log, record, progress]) as run:
             run.run(tasks)
+            for _ in range(1, plan.request.most_causes if case is None else 1):
+                if more := further(log.ended, tasks):
+                    progress.expect(len(more))
+                    run.run(more)
     finally:  # interrupted, or a defect of a component: what was found before is not lost
         log.add_untold(options.output / FINDINGS)
         record.close()
@@ -94,7 +101,8 @@ def _report(log: RunLog, console: Console) -> int:
     console.table(outcomes)
     _show_findings(log.findings, console)
     console.mutants(mutants, judged=judged)
-    console.summary(outcomes, mutants, judged=judged, seconds=log.seconds)
+    causes = len(by_cause(log.findings))
+    console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=causes)
     if log.findings:
         return ExitCode.FINDINGS
     if not any(outcome.cases for outcome in (*outcomes, *mutants)):
@@ -104,19 +112,10 @@ def _report(log: RunLog, console: Console) -> int:
 
 
 def _show_findings(findings: list[LoggedFinding], console: Console) -> None:
-    """Show each finding; in short where it says what was said before, or what equivalence says better.
-
-    Where an implementation differs from the reference, relations between its runs are judged with a bound that is not
-    made for its values.
-    """
-    wrong = {one.finding.subject for one in findings if one.finding.property_name == EQUIVALENCE.name}
-    shown: set[tuple[object, ...]] = set()
-    for one in findings:
-        finding = one.finding
-        secondary = finding.subject in wrong and finding.property_name != EQUIVALENCE.name
-        again = finding.symptom in shown or secondary
-        shown.add(finding.symptom)
-        (console.finding_again if again else console.finding)(finding, one.folder, unwritten=one.unwritten)
+    """Show one finding of each cause, and in short what else sees it."""
+    for first, *rest in by_cause(findings):
+        console.finding(first.finding, first.folder, unwritten=first.unwritten)
+        console.findings_again(first.finding, rest)
 
 
 def _junit(log: RunLog) -> str:
@@ -174,6 +173,7 @@ def _request_of_check(options: argparse.Namespace) -> Request:
         where=tuple(options.where),
         hypothesis_profile=options.hypothesis_profile,
         mutants=1,
+        causes=options.causes,
     )
 
 

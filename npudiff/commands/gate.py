@@ -14,6 +14,7 @@ from npudiff.commands.check import note_findings, request_of
 from npudiff.errors import ExitCode, UsageError
 from npudiff.files.unwritten import Unwritten
 from npudiff.files.writing import FINDINGS, JOURNALS, KNOWN, check_output, write_file
+from npudiff.findings.causes import by_cause
 from npudiff.findings.log import NotEnded
 from npudiff.findings.shared import plan_with_shared
 from npudiff.gate.changes import changed_since, touched_by
@@ -26,7 +27,8 @@ from npudiff.gate.result import GateResult, KnownStatus
 from npudiff.gate.rotation import rotation_of
 from npudiff.gate.run import GateConfig, run_gate
 from npudiff.gate.sarif import sarif
-from npudiff.gate.triage import Triage, triage
+from npudiff.gate.triage import Triage, only, triage
+from npudiff.model.backend import wished
 from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.plan import Plan
@@ -52,6 +54,9 @@ def gate(options: argparse.Namespace) -> int:
     sorted_out = triage(plan, issues, machine_of(plan.target, issues), today, str(file))
     result = GateResult(plan, rotation_of(options.rotation), options.budget, file)
     touched = _touched(plan, options, result)
+    if options.only_touched and touched:
+        sorted_out = only(sorted_out, touched)
+        result.notes.append("nothing else is run")
     console = Console(verbose=options.verbose)
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
@@ -135,10 +140,14 @@ def _known(given: Path | None, today: dt.date) -> tuple[Path | None, list[KnownI
 def _touched(plan: Plan, options: argparse.Namespace, result: GateResult) -> frozenset[tuple[str, str]]:
     """Implementations that come first, since a change touches them; what is said of it goes to the notes."""
     if options.since is None:
-        if options.touches:
-            raise UsageError("--touches says what changed files touch, and needs --since")
+        if options.touches or options.only_touched:
+            name = (
+                "--touches says what changed files touch" if options.touches else "--only-touched runs what they touch"
+            )
+            raise UsageError(f"{name}, and needs --since")
         return frozenset()
-    change = changed_since(options.since, Path.cwd())
+    checkouts = [wish.checkout for wish in wished(options.impl) if wish.checkout is not None]
+    change = changed_since(options.since, checkouts[0] if checkouts else Path.cwd())
     touched = touched_by(change, plan, options.touches)
     names = [".".join(name) for name in sorted(touched.implementations)]
     first = f"first {listed(names, 'implementations')}" if names else "nothing that comes first"
@@ -187,10 +196,12 @@ def _known_record(status: KnownStatus) -> KnownRecord:
 
 def _show(result: GateResult, problems: Sequence[Problem], console: Console, folder: Path) -> None:
     console.table([outcome for outcomes in result.by_implementation().values() for outcome in outcomes])
-    for told in result.findings:
+    for told, *rest in by_cause(result.findings):
         console.finding(told.finding, told.folder, unwritten=told.unwritten)
         console.lines([f"  part       {told.stage}" + (", told only" if told.warns else "")])
-    others = [one for one in problems if one.rule in ("known-issue", "unfinished") or one.level is Level.NOTE]
+        console.findings_again(told.finding, rest)
+    rules = ("known-issue", "unfinished", "not-judged")
+    others = [one for one in problems if one.rule in rules or one.level is Level.NOTE]
     console.lines(["", *(f"{one.level.value:8} {clipped(one.title)}" for one in others)])
     if result.turns:
         console.lines([f"{result.turns} turns of rotation {result.rotation}; --rotation repeats them"])

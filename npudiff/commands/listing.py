@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from npudiff.errors import ExitCode
-from npudiff.judge.judge import properties_of
+from npudiff.judge.others import properties_with_others
 from npudiff.model.component import Component
 from npudiff.model.implementation import Implementation
 from npudiff.run.discovery import load_components, select_implementations, target_names
@@ -40,7 +40,8 @@ def _summary(component: Component, implementations: list[Implementation], *, ful
                 lines += [f"    {'':26} supports {line}" for line in item.constraints.summary()]
     if full:
         lines += ["  properties"]
-        lines += [f"    {prop.name:26} {prop.summary}" for prop in properties_of(component)]
+        named = {prop.name: prop for item in implementations for prop in properties_with_others(component, item)}
+        lines += [f"    {name:26} {prop.summary}" for name, prop in named.items()]
         lines += ["  axes, for --where and supports="]
         for name, axis in component.axes.items():
             lines += [f"    {name:26} {axis.meaning}", f"    {'':26} {axis.options}"]

@@ -34,6 +34,7 @@ from npudiff.model.drift import Drift
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Failure, Outcome, Poisoning, Verdict
 from npudiff.model.version import VERSION
+from npudiff.run.explain import conditions
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.text import printable
 
@@ -403,6 +404,9 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         "flaky": outcome.flaky,
         "repeated": list(outcome.repeated),
         "alone": list(outcome.alone),
+        "others": dict(outcome.others),
+        "native": [one.name for one in outcome.job.subject.implementation.others if one.native],
+        "region": conditions(outcome.region, component.axes) if outcome.region else [],
         "first": _first(outcome),
         "worst_case": _worst_case(outcome, failure),
     }

@@ -11,7 +11,7 @@ from npudiff.draw.options import with_options
 from npudiff.errors import DeviceLost, UsageError, unknown
 from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS, Finding, read_finding
 from npudiff.judge.drift import REPLAY_SCORE
-from npudiff.judge.judge import properties_of
+from npudiff.judge.others import properties_with_others
 from npudiff.model.anything import AnyCase
 from npudiff.model.case import from_plain, loads
 from npudiff.model.component import Component, Property, Subject
@@ -205,7 +205,7 @@ def _job(finding: Finding, request: Request) -> tuple[Job, object]:
     component = with_options(component, chosen[0].options)
     case = _case(component, dict(finding.case), "case")
     subject = Subject(component, chosen[0], where)
-    return Job(subject, _property(component, finding.property_name), chosen[0].constraints), case
+    return Job(subject, _property(subject, finding.property_name), chosen[0].constraints), case
 
 
 def _provided(component: Component, request: Request, target: Target) -> list[Implementation]:
@@ -228,8 +228,8 @@ def _provided(component: Component, request: Request, target: Target) -> list[Im
     return each_once([item for items in provided for item in items])
 
 
-def _property(component: Component, name: str) -> Property:
-    properties = {item.name: item for item in properties_of(component)}
+def _property(subject: Subject, name: str) -> Property:
+    properties = {item.name: item for item in properties_with_others(subject.component, subject.implementation)}
     if name not in properties:
         raise unknown("property", name, properties)
     return properties[name]

@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from npudiff.errors import UsageError, unknown
+from npudiff.gate.executed import files_executed
+from npudiff.model.backend import is_backend
 from npudiff.model.component import Component
 from npudiff.model.implementation import Implementation
 from npudiff.run.plan import Plan
@@ -79,7 +81,8 @@ def touched_by(change: Change, plan: Plan, rules: Sequence[str]) -> Touched:
     """Return the implementations that use changed files.
 
     An implementation uses its own file, what that imports, and so on, as far as it lies in the repository, and the same
-    of its component. Of other files (kernels in C++, configurations) the user says what they touch.
+    of its component; one of a backend uses what it executes in a few cases. Of other files (kernels in C++,
+    configurations) the user says what they touch.
 
     Parameters
     ----------
@@ -97,6 +100,9 @@ def touched_by(change: Change, plan: Plan, rules: Sequence[str]) -> Touched:
     """
     subjects = {job.subject.names: (job.subject.component, job.subject.implementation) for job in plan.jobs}
     used = {name: _used(*subject, change.root) for name, subject in subjects.items()}
+    of_backends = [job for job in plan.jobs if is_backend(job.subject.implementation.selector)]
+    for name, executed in files_executed(of_backends, change.root).items():
+        used[name] |= executed
     touched = {name for name, files in used.items() if files & change.files}
     explained = set().union(*used.values())
     for pattern, components in _parsed(rules, {component for component, _ in subjects}):

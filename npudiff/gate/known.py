@@ -34,6 +34,9 @@ MOST_BYTES = 2**20
 MOST_PARTS = 16
 """Parts of a dotted key."""
 
+NOT_JUDGED = "not judged"
+"""Verdict of an implementation of which no case could be run: what it calls is not here, say."""
+
 _PART = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 _KEY = re.compile(rf"\s*\[{{0,2}}\s*{_PART}(?:\s*\.\s*{_PART}){{{MOST_PARTS}}}")
 
@@ -72,7 +75,7 @@ class KnownIssue:
     prop: str = ""
     """The property that fails; empty for any."""
     verdict: str = ""
-    """``wrong value``, ``exception``, ``time-out``, …; empty for any."""
+    """``wrong value``, ``exception``, ``time-out``, …, ``not judged`` if no case can be run; empty for any."""
     condition: tuple[str, ...] = ()
     """``axis=values``, as after ``--where``: the cases that fail. Empty for all."""
     where: Constraints = field(default_factory=Constraints)

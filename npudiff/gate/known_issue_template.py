@@ -33,7 +33,8 @@ def _entry(finding: Finding) -> Iterator[str]:
     }
     for name, value in values.items():
         yield f"{name} = {_quoted(value) if isinstance(value, str) else '[' + ', '.join(map(_quoted, value)) + ']'}\n"
-    yield "where = []\nexpires =\n"
+    where = ", ".join(_quoted(str(one)) for one in finding.detail.get("region") or ())
+    yield f"where = [{where}]\nexpires =\n"
 
 
 def _quoted(text: str) -> str:

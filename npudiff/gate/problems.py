@@ -29,13 +29,14 @@ def problems_of(result: GateResult, root: Path) -> list[Problem]:
     ]
     known = [_of_known(status, result, items, root) for status in result.known]
     unfinished = [_unfinished(name) for name in result.unfinished]
+    unjudged = [_unjudged(names, why) for names, why in (result.unjudged if result.cases else ())]
     ends = {"device-lost": result.lost, "ended-early": result.ended}
     ended = [
         Problem(Level.ERROR, rule, f"{rule.replace('-', ' ')}: {printable(text)}", fingerprint=fingerprint_of(rule))
         for rule, text in ends.items()
         if text
     ]
-    return sorted([*ended, *told, *known, *unfinished], key=lambda one: list(Level).index(one.level))
+    return sorted([*ended, *told, *known, *unfinished, *unjudged], key=lambda one: list(Level).index(one.level))
 
 
 def _of_known(
@@ -68,3 +69,9 @@ def _unfinished(name: str) -> Problem:
     return Problem(
         Level.ERROR, "unfinished", printable(title), fingerprint=fingerprint_of("unfinished", name), job=name
     )
+
+
+def _unjudged(names: tuple[str, str], why: str) -> Problem:
+    name = ".".join(names)
+    title = f"no case of {name} could be judged: {why}; a known issue with the verdict 'not judged' accepts that"
+    return Problem(Level.ERROR, "not-judged", printable(title), fingerprint=fingerprint_of("not-judged", name))

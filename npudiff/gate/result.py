@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -106,6 +107,20 @@ class GateResult:
         return sum(outcome.cases for _, outcome in self.outcomes)
 
     @property
+    def unjudged(self) -> list[tuple[tuple[str, str], str]]:
+        """Implementations that were run and of which no case came to a verdict, and the usual reason.
+
+        Those that a known issue names, or that have a finding, are not among them.
+        """
+        named = {(status.issue.component, status.issue.implementation) for status in self.known}
+        found = {told.finding.subject for told in self.findings}
+        return [
+            (names, _usual_reason(outcomes))
+            for names, outcomes in self.by_implementation().items()
+            if outcomes and not any(one.cases for one in outcomes) and names not in named | found
+        ]
+
+    @property
     def closing(self) -> list[ReportedFinding]:
         """Findings that close the gate."""
         return [told for told in self.findings if not told.warns]
@@ -117,7 +132,8 @@ class GateResult:
             return ExitCode.DEVICE_LOST
         if self.ended:
             return ExitCode.INTERRUPTED if self.ended == KeyboardInterrupt.__name__ else ExitCode.INTERNAL
-        if self.closing or any(status.state.closes for status in self.known) or self.unfinished:
+        closed = any(status.state.closes for status in self.known)
+        if self.closing or closed or self.unfinished or (self.unjudged and self.cases):
             return ExitCode.FINDINGS
         seen = any(status.state is State.SEEN for status in self.known)
         return ExitCode.CLEAN if self.cases or seen else ExitCode.NOTHING_RAN
@@ -133,6 +149,8 @@ class GateResult:
         closed = [status for status in self.known if status.state.closes]
         parts += [f"{counted(len(closed), 'known issue')} to look at"] if closed else []
         parts += [f"{counted(len(self.unfinished), 'job')} for which there was no time"] if self.unfinished else []
+        unjudged = self.unjudged if self.cases else []
+        parts += [f"{counted(len(unjudged), 'implementation')} of which no case could be judged"] if unjudged else []
         if parts:
             return "closed: " + ", ".join(parts)
         return "open" if self.code is ExitCode.CLEAN else "closed: nothing ran"
@@ -143,3 +161,9 @@ class GateResult:
         for _, outcome in self.outcomes:
             groups[outcome.job.subject.names].append(outcome)
         return groups
+
+
+def _usual_reason(outcomes: Sequence[Outcome]) -> str:
+    """Why cases of an implementation were not run, most of them."""
+    reasons = sum((one.not_applicable for one in outcomes), Counter[str]())
+    return reasons.most_common(1)[0][0] if reasons else "no case could be drawn"

@@ -141,7 +141,9 @@ class _Gate:
         tasks, issues = [], []
         for number, (issue, jobs) in enumerate(again):
             first = (issue.case,) if issue.case else ()
-            tasks += [self._task(job, self._keep_known, shrink=False, explicit_cases=first) for job in jobs]
+            tasks += [
+                self._task(job, self._keep_known, shrink=False, explains=False, explicit_cases=first) for job in jobs
+            ]
             issues += [number] * len(jobs)
         self._stage(Part.KNOWN, tasks if self._left > 0 else [])
         for number, (issue, jobs) in enumerate(again):

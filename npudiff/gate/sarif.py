@@ -24,6 +24,7 @@ MOST_RESULTS = 5000
 _OTHER_RULES = {
     "known-issue": "a known issue has expired, or does not fail any more",
     "unfinished": "the time of the gate was too short for what it always runs",
+    "not-judged": "no case of an implementation could be run to a verdict",
     "ended-early": "an interrupt or a defect ended the gate before its time",
     "device-lost": "the device gives no known answer any more",
 }

@@ -8,10 +8,11 @@ from datetime import date
 
 from npudiff.errors import UsageError, unknown
 from npudiff.findings.finding import Finding
-from npudiff.gate.known import KnownIssue
+from npudiff.gate.known import NOT_JUDGED, KnownIssue
 from npudiff.gate.result import KnownStatus, State
 from npudiff.gate.versions import Machine
 from npudiff.judge.judge import properties_of
+from npudiff.judge.others import WAYS_AGREE
 from npudiff.model.case import loads
 from npudiff.model.component import Component
 from npudiff.model.constraints import Constraints, Exclusion
@@ -74,6 +75,15 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
     return Triage(tuple(job for job in jobs if not _leaves_nothing(job)), tuple(again), tuple(settled))
 
 
+def only(sorted_out: Triage, names: Collection[tuple[str, str]]) -> Triage:
+    """Return what is left of a triage where only some implementations are run, by component and name."""
+    looked_at = [pair for pair in sorted_out.again if (pair[0].component, pair[0].implementation) in names]
+    others = [issue for issue, _ in sorted_out.again if (issue.component, issue.implementation) not in names]
+    not_run = (KnownStatus(issue, State.NOT_RUN, "the change does not touch it") for issue in others)
+    jobs = tuple(job for job in sorted_out.jobs if job.subject.names in names)
+    return Triage(jobs, tuple(looked_at), (*sorted_out.settled, *not_run))
+
+
 def _checked(issue: KnownIssue, plan: Plan, place: str) -> KnownIssue:
     """The issue with the values of its condition in the form of the axes, those of the implementation's options too."""
     if issue.component not in component_names():
@@ -81,8 +91,9 @@ def _checked(issue: KnownIssue, plan: Plan, place: str) -> KnownIssue:
     with_its_options = (job.subject.component for job in plan.jobs if _concerns(issue, job))
     component = next(with_its_options, None) or load_component(issue.component)
     where = issue.where.checked(component.axes, place)
-    if issue.prop and issue.prop not in {prop.name for prop in properties_of(component)}:
-        raise UsageError(f"{place}: {unknown('property', issue.prop, (one.name for one in properties_of(component)))}")
+    names = [prop.name for prop in (*properties_of(component), WAYS_AGREE)]
+    if issue.prop and issue.prop not in names:
+        raise UsageError(f"{place}: {unknown('property', issue.prop, names)}")
     if issue.case:
         _check_case(issue, component, where, place)
     return replace(issue, where=where)
@@ -151,6 +162,8 @@ def judged(issue: KnownIssue, seen: Sequence[tuple[Outcome, Sequence[Finding]]])
     cases = sum(outcome.cases for outcome, _ in seen)
     if not seen:
         return KnownStatus(issue, State.NOT_RUN, "there was no time")
+    if not cases and issue.verdict == NOT_JUDGED:
+        return KnownStatus(issue, State.SEEN, issue.link)
     if not cases:
         return KnownStatus(issue, State.UNMATCHED, "no case of the condition could be run")
     if issue.intermittent:

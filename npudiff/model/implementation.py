@@ -105,6 +105,10 @@ class Implementation(Generic[InputsT, OutputsT]):
     package of a backend that says so, and no implementation of it."""
     requires: Callable[[], str] | None = None
     """Says what it needs and is not here, or an empty text: it is left out of a run then, and the run says why."""
+    native: bool = False
+    """Whether it is the plain form that a backend has beside those for a device, of PyTorch's own operators."""
+    others: tuple[Implementation[InputsT, OutputsT], ...] = field(default=(), repr=False, compare=False)
+    """The other ways in which its backend computes the same. It is the package of a backend that says so."""
 
     def __post_init__(self) -> None:
         check_title("an implementation", self.name)
@@ -142,6 +146,7 @@ def implementation(
     stateful: Literal[False] = False,
     options: Mapping[str, Sequence[str]] | None = None,
     requires: Callable[[], str] | None = None,
+    native: bool = False,
 ) -> Callable[[ImplementationFunction[InputsT, OutputsT]], Implementation[InputsT, OutputsT]]: ...
 
 
@@ -157,6 +162,7 @@ def implementation(
     stateful: Literal[True],
     options: Mapping[str, Sequence[str]] | None = None,
     requires: Callable[[], str] | None = None,
+    native: bool = False,
 ) -> Callable[[Callable[[], ImplementationFunction[InputsT, OutputsT]]], Implementation[InputsT, OutputsT]]: ...
 
 
@@ -171,6 +177,7 @@ def implementation(
     stateful: bool = False,
     options: Mapping[str, Sequence[str]] | None = None,
     requires: Callable[[], str] | None = None,
+    native: bool = False,
     **unknown: object,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     """Turn a function ``f(inputs, target)`` into an implementation that npudiff finds.
@@ -200,6 +207,8 @@ def implementation(
     requires : callable, optional
         Says what the function needs and is not here, such as a method of another version of a backend, or returns an
         empty text. A run leaves the implementation out then, and says why.
+    native : bool, optional
+        Whether it is the plain form that a backend keeps beside those for a device, of PyTorch's own operators.
 
     Raises
     ------
@@ -240,6 +249,7 @@ def implementation(
             on_device=on_device,
             options={option: tuple(values) for option, values in (options or {}).items()},
             requires=requires,
+            native=native,
         )
         return _defined(item, function)
 

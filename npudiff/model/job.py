@@ -83,6 +83,8 @@ class Budget:
     """Steps of each run of a component with history; None for as many as the component says."""
     isolation: Isolation | None = None
     """Run cases in a process of their own; None for this one."""
+    explains: bool = False
+    """Whether what a failure depends on is found out, and what other ways of a backend make of its case."""
     second_look: Isolation | None = None
     """How a job that fails in this process is run again in one that has run nothing; None where that is not wanted."""
     explicit_cases: tuple[str, ...] = ()
@@ -125,6 +127,15 @@ class Verdict(Enum):
     DRIFT = "drift"
     RAISED = "exception"
     NOT_APPLICABLE = "not applicable"
+
+
+class Beside(Enum):
+    """What another way of a backend makes of a case that fails."""
+
+    HOLDS = "holds"
+    SAME = "fails in the same way"
+    FAILS = "fails otherwise"
+    RAISES = "raises"
 
 
 @dataclass(frozen=True)
@@ -186,6 +197,10 @@ class Outcome:
     many times; both 0 if nobody looked."""
     isolated: bool = False
     """Whether each case was run in a process of its own, and this one runs nothing of the implementation."""
+    others: dict[str, str] = field(default_factory=dict)
+    """Name of another way of the backend to what it makes of the smallest failing case, as ``Beside`` says it."""
+    region: dict[str, list[Any]] = field(default_factory=dict)
+    """Axes without whose values the smallest failing case holds, and the values with which it fails."""
     poisonings: list[Poisoning] = field(default_factory=list)
     """Cases that spoiled the device for others, which were judged again."""
     drifts: tuple[Drift, ...] = ()

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import pkgutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from npudiff.errors import UsageError, unknown
@@ -83,9 +84,16 @@ def room_of(wish: Wish) -> Room:
         found += [item for item in implementations_in(module) if item.origin == module.__name__]
     named = wish.selector
     chosen = tuple(replace(item, origin=named, selector=named, absent=backend.absent) for item in found)
-    room = Room(booted, chosen, tuple(left_out))
+    room = Room(booted, tuple(_beside(chosen)), tuple(left_out))
     _rooms[wish.name] = wish, room
     return room
+
+
+def _beside(items: Sequence[Implementation]) -> Iterator[Implementation]:
+    """Yield implementations, each with the others of its component."""
+    for item in items:
+        others = tuple(one for one in items if one is not item and one.component == item.component)
+        yield replace(item, others=others)
 
 
 def from_backend(selector: str) -> list[Implementation]:

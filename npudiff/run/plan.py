@@ -13,7 +13,8 @@ from pathlib import Path
 from npudiff.draw.options import with_options
 from npudiff.draw.presets import DEFAULT_RUN_PRESET, RUN_PRESETS, run_preset
 from npudiff.errors import UsageError, unknown
-from npudiff.judge.judge import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, properties_of, property_of_mutant
+from npudiff.judge.judge import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, property_of_mutant
+from npudiff.judge.others import properties_with_others
 from npudiff.model.backend import wished
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
@@ -22,6 +23,9 @@ from npudiff.model.job import TIMEOUT, Budget, Isolation, Job
 from npudiff.run.backends import load_backend, room_of
 from npudiff.run.discovery import Provide, default_target, load_components, load_target, select_implementations
 from npudiff.run.messages import Keep, Task
+
+CAUSES_OF_A_BACKEND = 4
+"""Defects of one function that ships for which a run looks: nobody knows yet which of them is known."""
 
 DEFAULT_EXAMPLES = RUN_PRESETS[DEFAULT_RUN_PRESET].examples
 """Cases of equivalence within which every mutant has to be found."""
@@ -69,6 +73,16 @@ class Request:
     """Output folder of others, whose findings come first."""
     mutants: int | None = None
     """Mutants of each component that run; None for all."""
+    causes: int | None = None
+    """Defects of an implementation that are looked for, one beside the other; None for a few in a backend, and else
+    one."""
+
+    @property
+    def most_causes(self) -> int:
+        """Defects of an implementation after which nobody looks any further."""
+        if self.causes is not None:
+            return self.causes
+        return CAUSES_OF_A_BACKEND if self.implementations and wished(self.implementations) else 1
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,7 @@ class Plan:
             deterministic=profile.deterministic,
             example_database=None if job in self.mutants else self.request.example_database,
             isolation=self._isolation((*self.jobs, job)),  # a test may make a job that is not in the plan
+            explains=self.request.most_causes > 1 and job not in self.mutants,
             second_look=self._second_look,
             explicit_cases=self.shared.cases.get(job.name, ()),
             shared_database=self.shared.examples,
@@ -228,7 +243,7 @@ def make_plan(request: Request) -> Plan:
             left_out.append(f"{item.component}.{item.name}: {missing}")
             continue
         if item.wrong is None or request.implementations:
-            jobs += _jobs(component, item, target, properties_of(component), restriction)
+            jobs += _jobs(component, item, target, properties_with_others(component, item), restriction)
         elif request.mutants is None or chosen[item.component] < request.mutants:
             found = _jobs(component, item, target, (property_of_mutant(item),), restriction)
             chosen[item.component] += len(found)

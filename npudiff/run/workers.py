@@ -20,6 +20,7 @@ from npudiff.model.job import Budget, Job, Outcome
 from npudiff.run.after_fork import begin
 from npudiff.run.engine import Progress, run_job
 from npudiff.run.events import CasesJudged, JobStarted, Listener
+from npudiff.run.explain import explain, judges_here
 from npudiff.run.messages import Kept, Task, outcome_from_message, outcome_to_message, with_seed
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class TaskRunner:
         look = None if task.keep is None else self._looks_again(task.budget)
         budget = task.budget if look is None else with_seed(task.budget)
         outcome = run_job(task.job, budget, progress)
+        if task.budget.explains and outcome.failure is not None and look is None:
+            explain(outcome, judges_here)
         if look is not None and outcome.failure is not None:
             return outcome_from_message(task.job, look.at(index, budget, outcome))
         return outcome, task.kept(outcome)

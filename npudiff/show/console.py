@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from npudiff.findings.finding import Finding
+from npudiff.findings.log import LoggedFinding
 from npudiff.findings.replay import Replay, ReplayVerdict
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Component
@@ -28,6 +29,9 @@ from npudiff.show.report import Group, bound_text, grouped
 from npudiff.text import clipped, counted, lose, printable, printable_lines
 
 PLAIN_WIDTH = 132
+
+MOST_AGAIN = 4
+"""Findings of a cause that are shown with a line to replay them, beside the first."""
 
 MOST_LEFT_BEHIND, MOST_OF_A_CASE = 20, 20_000
 """Cases of journals that are shown, and the characters up to which one is shown as a command."""
@@ -181,10 +185,24 @@ class Console:
         for label, text in [*finding_lines(finding, folder, unwritten=unwritten), *page]:
             self.rich.print(f"  [bold]{label:10}[/] {escape(printable(text))}", soft_wrap=True)
 
-    def finding_again(self, finding: Finding, folder: Path, *, unwritten: str = "") -> None:
-        """Show in two lines a finding that looks like one which was shown before."""
-        title = f"also {finding.property_name}: {finding.verdict} on {finding.detail.get('line', '')}"
-        for text in (title, f"       {f'not kept: {unwritten}' if unwritten else finding.replay_command(folder)}"):
+    def findings_again(self, of: Finding, others: Sequence[LoggedFinding]) -> None:
+        """Show in two lines each the findings that have the cause of one which was shown, and count the rest."""
+        shown = others if len(others) <= MOST_AGAIN + 1 else others[:MOST_AGAIN]
+        for one in shown:
+            finding = one.finding
+            where = "" if finding.subject == of.subject else f"{finding.implementation} · "
+            raised = finding.detail.get("error", "")
+            said = f" ({clipped(str(raised))})" if raised and raised != of.detail.get("error") else ""
+            title = f"also {where}{finding.property_name}: {finding.verdict}{said} on {finding.detail.get('line', '')}"
+            kept = f"not kept: {one.unwritten}" if one.unwritten else finding.replay_command(one.folder)
+            self._again(title, f"       {kept}")
+        rest = [one.finding for one in others[len(shown) :]]
+        seen = Counter(f"{one.implementation} · {one.property_name}" for one in rest)
+        names = ", ".join(name + (f" ({count} times)" if count > 1 else "") for name, count in seen.items())
+        self._again(*([f"also {counted(len(rest), 'other finding')}: {names}"] if rest else []))
+
+    def _again(self, *lines: str) -> None:
+        for text in lines:
             self.rich.print(f"  [bold red]{escape(printable(text))}[/]", soft_wrap=True)
 
     def mutants(self, outcomes: Sequence[Outcome], *, judged: bool) -> None:
@@ -219,6 +237,7 @@ class Console:
         *,
         judged: bool = True,
         seconds: float | None = None,
+        causes: int = 0,
     ) -> None:
         """Say in one line how it ended, and how long it took: by the clock, or the sum over the jobs."""
         cases = sum(outcome.cases for outcome in (*outcomes, *mutants))
@@ -229,7 +248,7 @@ class Console:
         parts = [
             f"{counted(cases, 'case')} in {seconds:.1f} s",
             counted(implementations, "implementation"),
-            counted(findings, "finding"),
+            counted(findings, "finding") + (f" of {counted(causes, 'cause')}" if 0 < causes < findings else ""),
         ]
         if mutants:
             parts.append(f"{sum(m.found for m in mutants)} of {len(mutants)} mutants found")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.files.writing import reason, remove_file, write_file
+from npudiff.findings.causes import contradicted
 from npudiff.findings.finding import (
     REPRODUCE_TENSORS,
     SCRIPT_FILE,
@@ -23,10 +24,11 @@ from npudiff.findings.finding import (
 )
 from npudiff.findings.reproduce import reproduction
 from npudiff.judge.drift import GAIN, OFFSET
+from npudiff.judge.others import WAYS_AGREE
 from npudiff.judge.pattern import NOT_PLACES, coordinate_text
 from npudiff.model.case import dumps
 from npudiff.model.component import OutputComparison
-from npudiff.model.job import Failure, Outcome
+from npudiff.model.job import Beside, Failure, Outcome
 from npudiff.run.messages import Keep, Kept
 from npudiff.show.picture import PICTURE_FILE, Grid, drawn, grid_of, write_pictures
 from npudiff.show.rendering import SafeHtml, render
@@ -182,6 +184,7 @@ def finding_lines(finding: Finding, folder: Path, *, unwritten: str = "") -> lis
         lines.append(("raised", str(detail["error"])))
     if detail.get("more"):
         lines.append(("besides", f"{counted(int(detail['more']), 'other case')} of this run did the same"))
+    lines += _against(finding)
     lines += _alone(detail)
     if "problem" in detail:
         lines.append(("output", f"{detail['output']}: {detail['problem']}"))
@@ -265,6 +268,18 @@ def _alone(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
         case [int(failed), int(runs)] if runs:
             return [("alone", f"failed {failed} of {runs} times in a process of its own")]
     return []
+
+
+def _against(finding: Finding) -> list[tuple[str, str]]:
+    """What the failure contradicts, which other ways of the backend have it too, and where it is."""
+    detail = finding.detail
+    said = contradicted(finding) if detail.get("others") or finding.property_name == WAYS_AGREE.name else []
+    lines = [("contradicts", "; ".join(said))] if said else []
+    others = {str(name): str(what) for name, what in (detail.get("others") or {}).items()}
+    alike = [f"{name} {what}" for name, what in others.items() if what != Beside.HOLDS.value]
+    lines += [("others", "; ".join(alike))] if alike else []
+    region = [str(one) for one in detail.get("region") or ()]
+    return lines + ([("fails where", ", ".join(region))] if region else [])
 
 
 def _flaky(detail: Mapping[str, Any]) -> list[tuple[str, str]]:

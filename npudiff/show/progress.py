@@ -56,6 +56,12 @@ class RunProgress:
         self._running: dict[str, int] = {}
         self._stage = ""
 
+    def expect(self, jobs: int) -> None:
+        """Say that there are more jobs than were known."""
+        if self._jobs is not None:
+            self._jobs += jobs
+            self._bar.update(self._task, total=self._jobs)
+
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if isinstance(event, RunEnded):

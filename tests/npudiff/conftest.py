@@ -6,7 +6,9 @@ It doubles whole numbers. Test folders are not importable in importlib mode, so 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
+import sys
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from npudiff.model.constraints import Axis, Constraints
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import Job
 from npudiff.reference.bounds import Expected
+from npudiff.run import backends
 
 AXES = {
     "count": Axis("how many numbers", range(1, 101)),
@@ -209,3 +212,38 @@ def hostile(tmp_path, cli):
         return valid
 
     return change
+
+
+PACKAGE = '''
+"""A backend of somebody else."""
+from pathlib import Path
+from npudiff.model.backend import Backend, BackendUnavailable, Booted
+
+BOOTS = []
+
+def boot(checkout):
+    BOOTS.append(checkout)
+    if checkout is not None and not checkout.exists():
+        raise BackendUnavailable(f"--backend small={checkout}: nothing there")
+    return Booted("1.2", Path(__file__).parent)
+
+class NotHere(RuntimeError):
+    pass
+
+BACKEND = Backend("small", "for this test", boot, __name__, (NotHere,), target="sim")
+'''
+
+
+@pytest.fixture
+def small_backend(tmp_path, monkeypatch):
+    """The folder of an installed package with a backend, whose entry point is found; it has no implementations yet."""
+    folder = tmp_path / "installed" / "small_backend"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(PACKAGE)
+    point = importlib.metadata.EntryPoint("small", "small_backend:BACKEND", "npudiff.backends")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setattr(backends, "_entry_points", lambda: {"small": point})
+    monkeypatch.setattr(backends, "_rooms", {})
+    yield folder
+    for name in [one for one in sys.modules if one.partition(".")[0] == "small_backend"]:
+        del sys.modules[name]

@@ -21,7 +21,7 @@ class Call:
     """One call, and where the shape function of the wheel says something else than the operator gives."""
 
     name: str
-    """Of the operator; a namespace other than ``npu`` stands in front."""
+    """Of the operator, with its overload if it has one; a namespace other than ``npu`` stands in front."""
     arguments: tuple[Any, ...]
     keywords: dict[str, Any] = field(default_factory=dict)
     placeholders: tuple[int, ...] = ()
@@ -41,7 +41,9 @@ class Call:
     def run(self, move: Any = lambda tensor: tensor) -> Any:
         """Make the call with tensors that ``move`` has moved."""
         space, _, name = self.qualified.partition("::")
-        return getattr(getattr(torch.ops, space), name)(
+        name, _, overload = name.partition(".")
+        operator = getattr(getattr(torch.ops, space), name)
+        return (getattr(operator, overload) if overload else operator)(
             *(_moved(value, move) for value in self.arguments),
             **{key: _moved(value, move) for key, value in self.keywords.items()},
         )
@@ -86,6 +88,9 @@ def calls() -> Iterator[Call]:
     yield from _activation()
     yield from _gradients()
     yield from _gated_delta_rules()
+    from elementary_calls import elementary_calls
+
+    yield from elementary_calls()
 
 
 def calls_of_other_packages() -> Iterator[Call]:

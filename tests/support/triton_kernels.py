@@ -30,6 +30,8 @@ def computed(x, y, out, OPERATION: tl.constexpr, BLOCK: tl.constexpr):
         r = -a
     elif OPERATION == "abs":
         r = tl.abs(a)
+    elif OPERATION == "exp":
+        r = tl.exp(a)
     elif OPERATION == "maximum":
         r = tl.maximum(a, b)
     elif OPERATION == "where":

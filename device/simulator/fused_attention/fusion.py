@@ -1,9 +1,9 @@
-"""``npu_fusion_attention`` and its second version: attention as models are trained with it, without dropout.
+"""``npu_fusion_attention``, its second and third version: attention as models are trained with it.
 
 Sources: DOC, its documentation; SOURCE, CANN's kernels for A2 and A3 (``flash_attention_score_s1s2_bn2gs1.h``,
 ``flash_attention_var_len_score.h``). Scores are float32, hidden ones are replaced by its lowest number; exponentials
-are summed before they are rounded to the inputs' dtype, half away from zero, and multiplied after; the sum divides
-at the end. The kernels take keys in tiles, here all keys of a sequence are one.
+are summed before a dropout, and before they are rounded to the inputs' dtype, half away from zero, and multiplied
+after; the sum divides at the end. The kernels take keys in tiles, here all keys of a sequence are one.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from npudiff.device.simulator.fused_attention.dropout import Dropout, drawn, next_state
 from npudiff.device.simulator.fused_attention.fusion_parts import (
     LOWEST,
     Span,
     attention_shape,
+    dropped,
     pieces,
     products,
     scores_of,
     softmax_rows,
     softmax_shape,
     spans,
+    weights_of,
 )
 from npudiff.device.simulator.fused_attention.fusion_request import (
     TEMPLATE_MODES,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Outputs = tuple["Tensor", "Tensor", "Tensor", "Tensor", int, int, int]
+OutputsV3 = tuple["Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor"]
 
 _INVALID_ROWS = 2
 
@@ -55,14 +59,14 @@ def fusion_attention(request: FusionRequest) -> Outputs:
     softmax_out : Tensor
         Empty.
     seed, offset, numels : int
-        0, 0, and how many numbers a dropout would draw.
+        What the dropout was drawn from, 0 and 0 without; and how many bits it has, or would have.
 
     Raises
     ------
     OperatorRejected
         The real operator refuses the call.
     NotSimulated
-        Dropout, a sink, prefixes, sparse modes above 4 with a mask, and pse with TND; of the second version also
+        A sink, prefixes, sparse modes above 4 with a mask, and pse with TND; of the second version also
         rope parts, and slopes in place of pse.
     UndefinedBehaviour
         A mask or a length that the operator does not check and cannot work with.
@@ -74,17 +78,30 @@ def fusion_attention(request: FusionRequest) -> Outputs:
     if not request.packed or request.actual_seq_qlen[-1] == 0:  # type: ignore[index]
         for tensor in (attention, maximum, total):
             tensor.zero_()  # zeros at the end of the lengths let the kernel fill what is left
-    numels = 0
+    numels = weights_of(request)
+    seed, offset, dropout = _dropout(request, numels)
     for span in spans(request):
-        numels += len(span.window) * len(span.kept) * request.head_num
         target = rows(attention, request.input_layout, request.head_num, span.batch, span.window)
         places = [softmax_rows(request, tensor, span) for tensor in (maximum, total)]
         if span.kept:
-            _attend(request, span, target, places)
+            _attend(request, span, target, places, dropout)
             continue
         for tensor in (target, *places):
             tensor.zero_()
-    return attention, maximum, total, request.query.new_empty(0), 0, 0, numels
+    return attention, maximum, total, request.query.new_empty(0), seed, offset, numels
+
+
+def fusion_attention_v3(request: FusionRequest) -> OutputsV3:
+    """Run one call of the third version: seed and offset are int64 [1], and there is no number of bits."""
+    *tensors, seed, offset, _ = fusion_attention(request)
+    return *tensors, torch.tensor([seed]), torch.tensor([offset])  # type: ignore[return-value]
+
+
+def fusion_attention_v3_meta(request: FusionRequest) -> OutputsV3:
+    """Return empty outputs."""
+    *tensors, _, _, _ = fusion_attention_meta(request)
+    numbers = (request.query.new_empty(1, dtype=torch.int64) for _ in range(2))
+    return *tensors, *numbers  # type: ignore[return-value]
 
 
 def fusion_attention_meta(request: FusionRequest) -> Outputs:
@@ -94,7 +111,22 @@ def fusion_attention_meta(request: FusionRequest) -> Outputs:
     return attention, softmax[0], softmax[1], request.query.new_empty(0), 0, 0, 0
 
 
-def _attend(request: FusionRequest, span: Span, attention: Tensor, places: list[Tensor]) -> None:
+def _dropout(request: FusionRequest, numels: int) -> tuple[int, int, Dropout | None]:
+    """Return seed, offset and bits; a mask that is given has what it was drawn from beside it."""
+    if request.dropout_mask is not None:
+        if request.dropout_mask.numel() * 8 < numels:
+            given = f"of {request.dropout_mask.numel()} bytes"
+            raise request.check.rejected("dropout_mask", given, f"a bit for each of {numels} weights")
+        return request.seed, request.offset, Dropout(request.dropout_mask, request.keep_prob)
+    if request.keep_prob == 1:
+        return 0, 0, None
+    seed, offset = next_state()
+    return seed, offset, Dropout(drawn(seed, offset, numels, request.keep_prob), request.keep_prob)
+
+
+def _attend(
+    request: FusionRequest, span: Span, attention: Tensor, places: list[Tensor], dropout: Dropout | None
+) -> None:
     queries, keys, values = request.rows_of(span.batch, span.window, span.kept)
     scores_in = scores_of(request, span)
     forced = request.inner_precise == _INVALID_ROWS or request.sparse_mode in TEMPLATE_MODES
@@ -106,6 +138,7 @@ def _attend(request: FusionRequest, span: Span, attention: Tensor, places: list[
         if forced and scores_in.hidden is not None:
             invalid = maximum == LOWEST
             exponentials, total = exponentials.masked_fill(invalid, 0), total.masked_fill(invalid, -LOWEST)
+        exponentials = dropped(dropout, request, span, exponentials, window)
         weighted = products(half_away_from_zero(exponentials, values.dtype), values.transpose(1, 2))
         attention[:, window] = half_away_from_zero(weighted / total, attention.dtype)
         places[0][:, window], places[1][:, window] = maximum, total

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from npudiff.device.simulator.fused_attention.dropout import Dropout, drawn
 from npudiff.device.simulator.fused_attention.fusion_parts import (
     Span,
     attention_shape,
+    dropped,
     pieces,
     products,
     scores_of,
     softmax_rows,
     softmax_shape,
     spans,
+    weights_of,
 )
 from npudiff.device.simulator.fused_attention.fusion_request import (
     FusionRequest,
@@ -29,6 +32,7 @@ from npudiff.device.simulator.fused_attention.fusion_request import (
     check_wrapper,
     normalise_fusion,
     normalise_fusion_v2,
+    normalise_fusion_v3,
 )
 from npudiff.device.simulator.fused_attention.layouts import rows
 from npudiff.device.simulator.fused_attention.rounding import half_away_from_zero
@@ -62,6 +66,11 @@ def normalise_fusion_grad(**arguments: object) -> FusionGradRequest:
 def normalise_fusion_grad_v2(**arguments: object) -> FusionGradRequest:
     """Take the arguments of a call of the second version."""
     return _normalise("npu_fusion_attention_grad_v2", normalise_fusion_v2, arguments)
+
+
+def normalise_fusion_grad_v3(**arguments: object) -> FusionGradRequest:
+    """Take the arguments of a call of the third version."""
+    return _normalise("npu_fusion_attention_grad_v3", normalise_fusion_v3, arguments)
 
 
 def _normalise(
@@ -102,9 +111,13 @@ def fusion_attention_grad(request: FusionGradRequest) -> Gradients:
     _check_forward(request)
     query, key, value = (one.new_zeros(one.shape) for one in (forward.query, forward.key, forward.value))
     gradients = replace(forward, query=query, key=key, value=value)
+    dropout = None  # the host code draws it again, whatever mask the forward call was given
+    if forward.keep_prob != 1:
+        bits = drawn(forward.seed, forward.offset, weights_of(forward), forward.keep_prob)
+        dropout = Dropout(bits, forward.keep_prob)
     for span in spans(forward):
         if span.window and span.kept:
-            _differentiate(request, span, gradients.rows_of(span.batch, span.window, span.kept))
+            _differentiate(request, span, gradients.rows_of(span.batch, span.window, span.kept), dropout)
     dpse = None if forward.pse is None else unwritten(forward.pse.shape, forward.pse.dtype)
     return query, key, value, dpse, query.new_empty(0, dtype=torch.float32)
 
@@ -139,7 +152,9 @@ def _check_forward(request: FusionGradRequest) -> None:
         forward.check.shape(name, named[name], softmax_shape(forward), meaning="as the forward call gave it")
 
 
-def _differentiate(request: FusionGradRequest, span: Span, gradients: tuple[Tensor, Tensor, Tensor]) -> None:
+def _differentiate(
+    request: FusionGradRequest, span: Span, gradients: tuple[Tensor, Tensor, Tensor], dropout: Dropout | None
+) -> None:
     forward = request.forward
     dtype = forward.query.dtype
     queries, keys, values = forward.rows_of(span.batch, span.window, span.kept)
@@ -154,8 +169,10 @@ def _differentiate(request: FusionGradRequest, span: Span, gradients: tuple[Tens
     for window in pieces(forward.head_num, span):
         weights = (scores_in(queries, keys, window) - maximum[:, window]).exp() / total[:, window]
         own = (dy[:, window].float() * attention[:, window].float()).sum(-1, keepdim=True)
-        changes = half_away_from_zero(weights * (products(dy[:, window], values) - own), dtype)
-        value_sums += _gathered(half_away_from_zero(weights, dtype), dy[:, window], len(keys))
+        through = dropped(dropout, forward, span, products(dy[:, window], values), window)
+        changes = half_away_from_zero(weights * (through - own), dtype)
+        used = dropped(dropout, forward, span, weights, window)
+        value_sums += _gathered(half_away_from_zero(used, dtype), dy[:, window], len(keys))
         key_sums += _gathered(changes, queries[:, window], len(keys))
         gradients[0][:, window] = half_away_from_zero(products(changes, keys.transpose(1, 2)) * forward.scale, dtype)
     gradients[1][:] = half_away_from_zero(key_sums * forward.scale, dtype)

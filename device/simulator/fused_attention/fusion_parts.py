@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from npudiff.device.simulator.errors import UndefinedBehaviour
+from npudiff.device.simulator.fused_attention.dropout import Dropout
 from npudiff.device.simulator.fused_attention.fusion_request import TEMPLATE_MODES, FusionRequest
 from npudiff.device.simulator.profiles import active_profile
 
@@ -38,6 +39,8 @@ class Span:
     """Its rows of queries."""
     kept: range
     """Its keys."""
+    weights: int
+    """How many weights the sequences before it have."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,37 @@ def softmax_rows(request: FusionRequest, tensor: Tensor, span: Span) -> Tensor:
 
 def spans(request: FusionRequest) -> Iterator[Span]:
     """Yield the sequences of a call; zeros at the end of the lengths are none."""
+    weights = 0
+    for batch, window, kept in _ranges(request):
+        yield Span(batch, window, kept, weights)
+        weights += request.head_num * len(window) * len(kept)
+
+
+def weights_of(request: FusionRequest) -> int:
+    """Return how many weights a call has, for each of which a dropout has a bit."""
+    return request.head_num * sum(len(window) * len(kept) for _, window, kept in _ranges(request))
+
+
+def _ranges(request: FusionRequest) -> Iterator[tuple[int, range, range]]:
     if not request.packed:
         rows, keys = range(request.sizes["S"]), range(request.key_rows)
         for batch in range(request.sizes["B"]):
-            yield Span(batch, rows, keys)
+            yield batch, rows, keys
         return
     start = key_start = 0
     ends = zip(request.actual_seq_qlen or (), request.actual_seq_kvlen or (), strict=True)
     for batch, (end, key_end) in enumerate(ends):
         if end >= start:
-            yield Span(batch, range(start, end), range(key_start, max(key_start, key_end)))
+            yield batch, range(start, end), range(key_start, max(key_start, key_end))
         start, key_start = max(start, end), max(key_start, key_end)
+
+
+def dropped(dropout: Dropout | None, request: FusionRequest, span: Span, weights: Tensor, window: slice) -> Tensor:
+    """Return weights [heads, rows of the window, keys] of which some are 0, and the others are more."""
+    if dropout is None:
+        return weights
+    whole = dropout.kept(span.weights, (request.head_num, len(span.window), len(span.kept)))
+    return (weights / dropout.keep_prob).masked_fill(~whole[:, window], 0)
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:

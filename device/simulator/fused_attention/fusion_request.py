@@ -56,6 +56,8 @@ class FusionRequest:
     softmax_layout: str = ""
     sink: Tensor | None = None
     dropout_mask: Tensor | None = None
+    seed: int = 0
+    offset: int = 0
     pse_type: int | None = None
     """0: pse is added to scaled products, 1: scaled with them; None: as the profile says, in the first version."""
     query_rope: Tensor | None = None
@@ -111,7 +113,7 @@ class FusionRequest:
 
 def normalise_fusion(input_layout: str, **arguments: object) -> FusionRequest:
     """Take the arguments of a call; nothing is checked."""
-    return FusionRequest(input_layout=input_layout.upper(), **_without_randomness(arguments))  # type: ignore[arg-type]
+    return FusionRequest(input_layout=input_layout.upper(), **_without_streams(arguments))  # type: ignore[arg-type]
 
 
 def normalise_fusion_v2(**arguments: object) -> FusionRequest:
@@ -120,10 +122,24 @@ def normalise_fusion_v2(**arguments: object) -> FusionRequest:
     return normalise_fusion(**{"operator": "npu_fusion_attention_v2", "pse_type": 1} | first)  # type: ignore[arg-type]
 
 
-def _without_randomness(arguments: dict[str, object]) -> dict[str, object]:
-    """Leave out what random numbers are drawn with, of which there are none."""
-    drawing = {"gen_mask_parallel", "sync", "seed", "offset", "numels"}
-    return {name: value for name, value in arguments.items() if name not in drawing}
+def normalise_fusion_v3(**arguments: object) -> FusionRequest:
+    """Take the arguments of a call of the third version, whose lengths and seeds are tensors of the host."""
+    numbers = {name: _numbers(arguments.pop(name, None)) for name in ("actual_seq_qlen", "actual_seq_kvlen")}
+    drawing = {name: next(iter(_numbers(arguments.pop(name, None)) or ()), 0) for name in ("seed", "offset")}
+    given = {"operator": "npu_fusion_attention_v3"} | arguments | numbers | drawing
+    return normalise_fusion(**given)  # type: ignore[arg-type]
+
+
+def _numbers(tensor: object) -> list[int] | None:
+    if tensor is None:
+        return None
+    numbers: list[int] = tensor.flatten().tolist()  # type: ignore[attr-defined]
+    return numbers
+
+
+def _without_streams(arguments: dict[str, object]) -> dict[str, object]:
+    """Leave out on which stream a mask is drawn, and how many bits it has, which shapes say."""
+    return {name: value for name, value in arguments.items() if name not in {"gen_mask_parallel", "sync", "numels"}}
 
 
 def check_wrapper(request: FusionRequest) -> None:
@@ -202,7 +218,7 @@ def check(request: FusionRequest) -> None:
 def _check_simulated(request: FusionRequest) -> None:
     if request.padding_mask is not None:
         raise request.check.rejected("padding_mask", "a tensor", "None")
-    for name in ("sink", "dropout_mask", "query_rope", "key_rope"):
+    for name in ("sink", "query_rope", "key_rope"):
         if getattr(request, name) is not None:
             raise request.check.not_simulated(name, "a tensor", "None")
     for name in ("prefix", "q_start_idx", "kv_start_idx"):
@@ -210,8 +226,8 @@ def _check_simulated(request: FusionRequest) -> None:
             raise request.check.not_simulated(name, list(getattr(request, name)), "None")
     if request.pse_type not in (None, *_OUTER_PSE):
         raise request.check.not_simulated("pse_type", request.pse_type, "0 or 1")
-    if request.keep_prob != 1:
-        raise request.check.not_simulated("keep_prob", request.keep_prob, "1")
+    if request.dropout_mask is not None:
+        request.check.dtype("dropout_mask", request.dropout_mask, "uint8")
     if request.atten_mask is not None and request.sparse_mode in (*_PREFIX_MODES, *_CUT_MODES):
         raise request.check.not_simulated("sparse_mode", request.sparse_mode, "0 to 4")
 

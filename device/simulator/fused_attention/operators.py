@@ -13,9 +13,15 @@ from npudiff.device.simulator.fused_attention import schemas
 from npudiff.device.simulator.fused_attention.antiquant import key_values
 from npudiff.device.simulator.fused_attention.axes import LAYOUTS
 from npudiff.device.simulator.fused_attention.checks import check
+from npudiff.device.simulator.fused_attention.dropout import gen_mask, gen_mask_meta
 from npudiff.device.simulator.fused_attention.flash import Softmax, attend
 from npudiff.device.simulator.fused_attention.full_quant import arithmetic_of
-from npudiff.device.simulator.fused_attention.fusion import fusion_attention, fusion_attention_meta
+from npudiff.device.simulator.fused_attention.fusion import (
+    fusion_attention,
+    fusion_attention_meta,
+    fusion_attention_v3,
+    fusion_attention_v3_meta,
+)
 from npudiff.device.simulator.fused_attention.fusion_grad import (
     fusion_attention_grad,
     fusion_attention_grad_meta,
@@ -23,8 +29,13 @@ from npudiff.device.simulator.fused_attention.fusion_grad import (
     fusion_attention_grad_v2_meta,
     normalise_fusion_grad,
     normalise_fusion_grad_v2,
+    normalise_fusion_grad_v3,
 )
-from npudiff.device.simulator.fused_attention.fusion_request import normalise_fusion, normalise_fusion_v2
+from npudiff.device.simulator.fused_attention.fusion_request import (
+    normalise_fusion,
+    normalise_fusion_v2,
+    normalise_fusion_v3,
+)
 from npudiff.device.simulator.fused_attention.layouts import Geometry, lse_rows, rows, spans
 from npudiff.device.simulator.fused_attention.prompt import check_branch, normalise_incremental, normalise_prompt
 from npudiff.device.simulator.fused_attention.request import (
@@ -213,6 +224,8 @@ _V2 = {
     schemas.FUSED_ATTENTION_V2_INFER_OUTPUT: (_inferred, _inferred),
 }
 
+_LENGTHS = ("actual_seq_qlen", "actual_seq_kvlen")
+
 OPERATORS = (
     *_operators("npu_fused_infer_attention_score", V1_NAMES, _V1),
     *_operators("npu_fused_infer_attention_score_v2", V2_NAMES, _V2),
@@ -233,5 +246,21 @@ OPERATORS = (
         fusion_attention_grad_v2_meta,
         request=normalise_fusion_grad_v2,
     ),
+    Operator(
+        schemas.FUSION_ATTENTION_V3,
+        fusion_attention_v3,
+        fusion_attention_v3_meta,
+        request=normalise_fusion_v3,
+        host=_LENGTHS,
+        random=True,
+    ),
+    Operator(
+        schemas.FUSION_ATTENTION_GRAD_V3,
+        fusion_attention_grad,
+        fusion_attention_grad_meta,
+        request=normalise_fusion_grad_v3,
+        host=(*_LENGTHS, "seed", "offset"),
+    ),
+    Operator(schemas.DROPOUT_GEN_MASK, gen_mask, gen_mask_meta, random=False),  # its seed is an argument
 )
 """Both versions of the operator with all their forms, its branches, what merges partial attention, and what trains."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode, UndefinedBehaviour
+from npudiff.device.simulator.linear_attention.inputs import checked_sizes, given
 from npudiff.device.simulator.linear_attention.rule import CHUNK, Rounding, chunk
 from npudiff.device.simulator.norms.unwritten import unwritten
 from npudiff.device.simulator.profiles import CannProfile, active_profile
@@ -64,14 +65,14 @@ def chunk_gated_delta_rule(request: ChunkRequest) -> tuple[Tensor, Tensor]:
     check_host(request)
     _check(request)
     how = rounding(active_profile())
-    state = _given(request.initial_state).clone()
+    state = given(request.initial_state).clone()
     return run(request, state, how, _CHECK.operator), state
 
 
 def chunk_gated_delta_rule_meta(request: ChunkRequest) -> tuple[Tensor, Tensor]:
     """Allocate the outputs, after the checks of the host code."""
     check_host(request)
-    state = _given(request.initial_state)
+    state = given(request.initial_state)
     return request.value.new_empty(request.value.shape, dtype=torch.bfloat16), state.new_empty(state.shape)
 
 
@@ -99,8 +100,8 @@ def run(
         A length is negative, or all together are more than the tokens.
     """
     out = unwritten(request.value.shape, torch.bfloat16)
-    for number, rows in _sequences(_given(request.actual_seq_lengths), len(request.value), operator):
-        current = _given(request.initial_state)[number].float()
+    for number, rows in _sequences(given(request.actual_seq_lengths), len(request.value), operator):
+        current = given(request.initial_state)[number].float()
         for start in range(rows.start, rows.stop, CHUNK):
             piece = slice(start, min(start + CHUNK, rows.stop))
             if entered is not None:
@@ -125,7 +126,7 @@ def _tensors(request: ChunkRequest, rows: slice) -> tuple[Tensor, Tensor, Tensor
     heads = request.value.shape[1]
     share = heads // request.key.shape[1]
     query, key = (one[rows].float().transpose(0, 1).repeat_interleave(share, 0) for one in (request.query, request.key))
-    value, beta = request.value[rows].float().transpose(0, 1), _given(request.beta)[rows].float().transpose(0, 1)
+    value, beta = request.value[rows].float().transpose(0, 1), given(request.beta)[rows].float().transpose(0, 1)
     gate = torch.zeros_like(beta) if request.g is None else request.g[rows].transpose(0, 1)
     return query, key, value, beta, gate, 1.0 if request.scale is None else request.scale
 
@@ -138,13 +139,6 @@ def _sequences(lengths: Tensor, tokens: int, operator: str) -> Iterator[tuple[in
         if length:
             yield number, slice(start, start + length)
         start += length
-
-
-def _given(tensor: Tensor | None) -> Tensor:
-    """Return an optional tensor that a check has required."""
-    if tensor is None:
-        raise TypeError("a tensor that was checked is missing")
-    return tensor
 
 
 def check_host(request: ChunkRequest) -> None:
@@ -169,31 +163,16 @@ def check_host(request: ChunkRequest) -> None:
 
 
 def _check(request: ChunkRequest) -> None:
-    query, key, value, state = request.query, request.key, request.value, _given(request.initial_state)
-    beta, lengths = _given(request.beta), _given(request.actual_seq_lengths)
-    for argument, tensor in (("query", query), ("key", key), ("value", value), ("beta", beta)):
-        _CHECK.dtype(argument, tensor, "bfloat16")
+    query, key, value, state = request.query, request.key, request.value, given(request.initial_state)
+    beta, lengths = given(request.beta), given(request.actual_seq_lengths)
+    sizes = checked_sizes(_CHECK, query, key, value, beta, _MOST_HEADS, _LARGEST_DIM)
     # float32 states are for Ascend 950.
     _CHECK.dtype("initial_state", state, "bfloat16")
     _CHECK.dtype("actual_seq_lengths", lengths, "int32")
-    tokens, heads, value_dim = value.shape
-    _CHECK.shape("query", query, (tokens, -1, -1), meaning="[T, Nk, Dk]")
-    _CHECK.shape("key", key, tuple(query.shape), meaning="[T, Nk, Dk]")
-    _, key_heads, key_dim = key.shape
-    for argument, count, most in (
-        ("key", key_heads, _MOST_HEADS),
-        ("value", heads, _MOST_HEADS),
-        ("key", key_dim, _LARGEST_DIM),
-        ("value", value_dim, _LARGEST_DIM),
-    ):
-        _CHECK.between(argument, count, 1, most)
-    if heads % key_heads:
-        raise _CHECK.rejected("value", f"of {heads} heads", f"a multiple of {key_heads}, the heads of key")
-    _CHECK.shape("beta", beta, (tokens, heads), meaning="[T, Nv]")
     _CHECK.rank("actual_seq_lengths", lengths, 1, "[B]")
     _CHECK.not_empty("actual_seq_lengths", lengths)
-    shape = (len(lengths), heads, value_dim, key_dim)
+    shape = (len(lengths), sizes.heads, sizes.value_dim, sizes.key_dim)
     _CHECK.shape("initial_state", state, shape, meaning="[B, Nv, Dv, Dk]")
     if request.g is not None:
         _CHECK.dtype("g", request.g, "float32")
-        _CHECK.shape("g", request.g, (tokens, heads), meaning="[T, Nv]")
+        _CHECK.shape("g", request.g, (sizes.tokens, sizes.heads), meaning="[T, Nv]")

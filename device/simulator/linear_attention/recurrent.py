@@ -16,6 +16,7 @@ from torch import Tensor
 
 from npudiff.device.simulator.argument_checks import ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode, UndefinedBehaviour
+from npudiff.device.simulator.linear_attention.inputs import checked_sizes, given
 from npudiff.device.simulator.linear_attention.rule import step
 from npudiff.device.simulator.linear_attention.shared_states import Use, spoil
 from npudiff.device.simulator.norms.unwritten import unwritten
@@ -101,9 +102,9 @@ def _run(request: RecurrentRequest, pool: Tensor) -> Tensor:
     share = request.value.shape[1] // request.key.shape[1]
     query = (request.query.float() * float(request.scale or 0.0)).repeat_interleave(share, 1)
     key, value = request.key.float().repeat_interleave(share, 1), request.value.float()
-    beta = _given(request.beta).float()
+    beta = given(request.beta).float()
     decay, by_key = (None if one is None else one.exp() for one in (request.g, request.gk))
-    slots = _given(request.ssm_state_indices).tolist()
+    slots = given(request.ssm_state_indices).tolist()
     out = unwritten(value.shape, torch.bfloat16)
     uses = []
     for rows, first in _sequences(request, profile):
@@ -120,7 +121,7 @@ def _run(request: RecurrentRequest, pool: Tensor) -> Tensor:
 
 def _sequences(request: RecurrentRequest, profile: CannProfile) -> Iterator[tuple[slice, int]]:
     """Yield the rows of each sequence, and the row in whose slot it begins."""
-    lengths, tokens = _given(request.actual_seq_lengths).tolist(), len(request.value)
+    lengths, tokens = given(request.actual_seq_lengths).tolist(), len(request.value)
     start = lengths.pop(0) if profile.recurrent_lengths == "skipped_and_lengths" else 0
     for number, length in enumerate(lengths):
         if start < 0 or not 0 <= length <= profile.recurrent_longest or start + length > tokens:
@@ -134,16 +135,9 @@ def _sequences(request: RecurrentRequest, profile: CannProfile) -> Iterator[tupl
         if not 1 <= accepted <= length:
             found = f"num_accepted_tokens[{number}] is {accepted}"
             raise UndefinedBehaviour(f"{_CHECK.operator}: {found}; allowed: 1 to {length}, the tokens of the sequence")
-        slots = _given(request.ssm_state_indices)[rows]
+        slots = given(request.ssm_state_indices)[rows]
         _CHECK.indices("ssm_state_indices", slots, len(request.state), "slots in state")
         yield rows, rows.start + accepted - 1
-
-
-def _given(tensor: Tensor | None) -> Tensor:
-    """Return an optional tensor that a check has required."""
-    if tensor is None:
-        raise TypeError("a tensor that was checked is missing")
-    return tensor
 
 
 def check_host(request: RecurrentRequest, *, rank_of_state: bool = False) -> None:
@@ -159,8 +153,8 @@ def check_host(request: RecurrentRequest, *, rank_of_state: bool = False) -> Non
         raise _CHECK.rejected("value", f"of rank {request.value.dim()}", "[T, Nv, Dv]", ErrorCode.WRAPPER, words)
     if rank_of_state and request.state.dim() != 4:
         words = "initial_state dim should be 4"
-        given = f"of rank {request.state.dim()}"
-        raise _CHECK.rejected("state", given, "[slots, Nv, Dv, Dk]", ErrorCode.WRAPPER, words)
+        found = f"of rank {request.state.dim()}"
+        raise _CHECK.rejected("state", found, "[slots, Nv, Dv, Dk]", ErrorCode.WRAPPER, words)
 
 
 def _check(request: RecurrentRequest, profile: CannProfile) -> None:
@@ -170,25 +164,11 @@ def _check(request: RecurrentRequest, profile: CannProfile) -> None:
     for argument in ("beta", "actual_seq_lengths", "ssm_state_indices"):
         if getattr(request, argument) is None:
             raise _CHECK.rejected(argument, None, "a tensor")
-    beta, lengths = _given(request.beta), _given(request.actual_seq_lengths)
-    for argument, tensor in (("query", query), ("key", key), ("value", value), ("beta", beta)):
-        _CHECK.dtype(argument, tensor, "bfloat16")
+    beta, lengths = given(request.beta), given(request.actual_seq_lengths)
+    sizes = checked_sizes(_CHECK, query, key, value, beta, _MOST_HEADS, _LARGEST_DIM)
+    tokens, heads, key_dim = sizes.tokens, sizes.heads, sizes.key_dim
     _CHECK.dtype("state", state, *profile.recurrent_state_dtypes)
-    tokens, heads, value_dim = value.shape
-    _CHECK.shape("query", query, (tokens, -1, -1), meaning="[T, Nk, Dk]")
-    _CHECK.shape("key", key, tuple(query.shape), meaning="[T, Nk, Dk]")
-    _, key_heads, key_dim = key.shape
-    for argument, count, most in (
-        ("key", key_heads, _MOST_HEADS),
-        ("value", heads, _MOST_HEADS),
-        ("key", key_dim, _LARGEST_DIM),
-        ("value", value_dim, _LARGEST_DIM),
-    ):
-        _CHECK.between(argument, count, 1, most)
-    if heads % key_heads:
-        raise _CHECK.rejected("value", f"of {heads} heads", f"a multiple of {key_heads}, the heads of key")
-    _CHECK.shape("state", state, (-1, heads, value_dim, key_dim), meaning="[slots, Nv, Dv, Dk]")
-    _CHECK.shape("beta", beta, (tokens, heads), meaning="[T, Nv]")
+    _CHECK.shape("state", state, (-1, heads, sizes.value_dim, key_dim), meaning="[slots, Nv, Dv, Dk]")
     _CHECK.rank("actual_seq_lengths", lengths, 1)
     _CHECK.not_empty("actual_seq_lengths", lengths)
     batch = len(lengths) - (profile.recurrent_lengths == "skipped_and_lengths")

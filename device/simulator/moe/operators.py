@@ -9,6 +9,7 @@ from npudiff.device.simulator.moe import init_routing as v1
 from npudiff.device.simulator.moe import init_routing_quant as quant
 from npudiff.device.simulator.moe import init_routing_v2 as v2
 from npudiff.device.simulator.moe import token_permute as permute
+from npudiff.device.simulator.moe.re_routing import re_routing, re_routing_meta
 
 OPERATORS = (
     Operator(schemas.GATING_TOP_K_SOFTMAX, gating.gating_top_k_softmax, gating.gating_top_k_softmax_meta),
@@ -24,6 +25,7 @@ OPERATORS = (
     Operator(schemas.COMPUTE_EXPERT_TOKENS, v1.compute_expert_tokens, v1.compute_expert_tokens_meta),
     Operator(schemas.FINALIZE_ROUTING, finalize.finalize_routing, finalize.finalize_routing_meta),
     Operator(schemas.PERMUTE, permute.token_permute, permute.token_permute_meta),
+    Operator(schemas.RE_ROUTING, re_routing, re_routing_meta),
     Operator(schemas.UNPERMUTE, permute.token_unpermute, permute.token_unpermute_meta),
 )
 """Every operator of the family."""

@@ -44,7 +44,13 @@ UNPERMUTE = (
     "bool padded_mode=False, int[]? restore_shape=None) -> Tensor"
 )
 
+RE_ROUTING = (
+    "npu_moe_re_routing(Tensor tokens, Tensor expert_token_num_per_rank, *, Tensor? per_token_scales=None, "
+    "int expert_token_num_type=1, int idx_type=0, int? tokens_dtype=None) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
 SCHEMAS = (
+    RE_ROUTING,
     GATING_TOP_K_SOFTMAX,
     GATING_TOP_K,
     INIT_ROUTING,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from npudiff.device.simulator.library import Operator
 from npudiff.device.simulator.quantisation import quant_matmul as matmul
+from npudiff.device.simulator.quantisation import quant_scatter as scatter
 from npudiff.device.simulator.quantisation import schemas
 from npudiff.device.simulator.quantisation import weight_quant_batchmatmul as weight_quant
+from npudiff.device.simulator.quantisation.anti_quant import anti_quant, anti_quant_meta
 from npudiff.device.simulator.quantisation.dynamic_quant import dynamic_quant, dynamic_quant_meta
 from npudiff.device.simulator.quantisation.dynamic_quant_asymmetric import (
     dynamic_quant_asymmetric,
     dynamic_quant_asymmetric_meta,
 )
+from npudiff.device.simulator.quantisation.group_quant import group_quant, group_quant_meta
 from npudiff.device.simulator.quantisation.int4pack import convert_weight_to_int4pack, convert_weight_to_int4pack_meta
 from npudiff.device.simulator.quantisation.quant_request import QuantMatmulRequest
 from npudiff.device.simulator.quantisation.quantize import quantize, quantize_meta
@@ -32,5 +35,9 @@ OPERATORS = (
         ("weight",),
         weight_quant.WeightQuantRequest,
     ),
+    Operator(schemas.ANTI_QUANT, anti_quant, anti_quant_meta),
+    Operator(schemas.GROUP_QUANT, group_quant, group_quant_meta),
+    Operator(schemas.QUANT_SCATTER, scatter.quant_scatter, scatter.quant_scatter_meta),
+    Operator(schemas.QUANT_SCATTER_IN_PLACE, scatter.quant_scatter_in_place, scatter.quant_scatter_in_place_meta),
 )
 """Every operator of the family."""

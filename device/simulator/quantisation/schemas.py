@@ -32,7 +32,25 @@ WEIGHT_QUANT_BATCHMATMUL = (
     "int inner_precise=0, int? weight_dtype=None) -> Tensor"
 )
 
+ANTI_QUANT = (
+    "npu_anti_quant(Tensor x, Tensor scale, *, Tensor? offset=None, int? dst_dtype=None, int? src_dtype=None) -> Tensor"
+)
+GROUP_QUANT = (
+    "npu_group_quant(Tensor x, Tensor scale, Tensor group_index, *, Tensor? offset=None, "
+    "ScalarType? dst_dtype=None) -> Tensor"
+)
+_SCATTER_OPTIONS = (
+    "Tensor indices, Tensor updates, Tensor quant_scales, Tensor? quant_zero_points=None, int axis=-2, "
+    'int quant_axis=-1, str reduce="update", int? dst_type=None, str? round_mode="rint"'
+)
+QUANT_SCATTER = f"npu_quant_scatter(Tensor input, {_SCATTER_OPTIONS}) -> Tensor"
+QUANT_SCATTER_IN_PLACE = f"npu_quant_scatter_(Tensor(a!) input, {_SCATTER_OPTIONS}) -> Tensor(a!)"
+
 SCHEMAS = (
+    ANTI_QUANT,
+    GROUP_QUANT,
+    QUANT_SCATTER,
+    QUANT_SCATTER_IN_PLACE,
     DYNAMIC_QUANT,
     DYNAMIC_QUANT_ASYMMETRIC,
     QUANTIZE,

@@ -229,6 +229,11 @@ status_t aclrtSetOpExecuteTimeOut(uint32_t seconds) {
     return SUCCESS;
 }
 
+status_t aclrtSetOpExecuteTimeOutV2(uint64_t microseconds, uint64_t *actual) {
+    *actual = microseconds;
+    return SUCCESS;
+}
+
 /* Profiling and logs: nobody listens. */
 void aclAppLog(int32_t level, const char *function, const char *file, uint32_t line, const char *format, ...) {
     (void)level;

@@ -154,7 +154,7 @@ def batch_worker_main(
         outcome = run_job(job, budget, judge=BatchJudge(job, clock, journal, leave))
         lingering.settle()
         if outcome.failure is not None:
-            outcome.alone = _confirmed(outcome, connection)
+            _confirm(outcome, connection)
             clock.end()
         message = outcome_to_message(outcome, task.kept(outcome))
         journal.settle()
@@ -163,15 +163,19 @@ def batch_worker_main(
     serve(connection, answer)
 
 
-def _confirmed(outcome: Outcome, connection: Connection) -> tuple[int, int]:
-    """Ask the supervisor how often the smallest case fails alone; if it does not, this process is killed instead."""
+def _confirm(outcome: Outcome, connection: Connection) -> None:
+    """Ask the supervisor how often the smallest case fails alone, and what that depends on.
+
+    If it does not, this process is killed instead of an answer.
+    """
     failure = outcome.failure
     assert failure is not None  # noqa: S101 - who calls this has seen it
     text = "wrong value" if failure.error is None else str(failure.error)
     question = {"verdict": "fails", "case": dumps(failure.case), "kind": kind_of_failure(outcome), "text": text}
     connection.send_bytes(json.dumps(question).encode())
-    failed, runs = json.loads(connection.recv_bytes())["alone"]
-    return failed, runs
+    answer = json.loads(connection.recv_bytes())
+    failed, runs = answer["alone"]
+    outcome.alone, outcome.others, outcome.region = (failed, runs), answer["others"], answer["region"]
 
 
 def kind_of_failure(outcome: Outcome) -> str:

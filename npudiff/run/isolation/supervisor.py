@@ -11,7 +11,7 @@ import functools
 import itertools
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -20,11 +20,12 @@ from npudiff.errors import DeviceLost
 from npudiff.model.case import dumps, loads
 from npudiff.model.job import Budget, Isolation, Job, Outcome, Poisoning
 from npudiff.run.engine import run_case, run_job
+from npudiff.run.explain import explain
 from npudiff.run.isolation.batch_worker import Clock, batch_worker_main, kind_of_failure
 from npudiff.run.isolation.faults import Faulted, Kind
 from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.journal import Journal
-from npudiff.run.isolation.judge import SUSPECTS, poisoner
+from npudiff.run.isolation.judge import SUSPECTS, IsolatedJudge, poisoner
 from npudiff.run.isolation.process import WorkerDefect, WorkerProcess, answering
 from npudiff.run.isolation.worker import serve
 from npudiff.run.messages import Task, outcome_to_message, with_seed
@@ -123,6 +124,7 @@ class Supervisor:
             self._end_batch()
             memory.restore()
             outcome = self._again(job, _longer(budget, time.monotonic() - began), doubt)
+            self._explain(budget, outcome)
             message = outcome_to_message(outcome, task.kept(outcome))
             self._journal.forget()
             self._unreported = False
@@ -143,10 +145,13 @@ class Supervisor:
         answer = self._asked({"task": index, "fallback_seed": budget.fallback_seed})
         if answer["verdict"] == "fails":
             self._unreported = True  # should the device be lost meanwhile
-            if not self._fails_alone(self._tasks[index].job, answer):
+            task = self._tasks[index]
+            alone = self._run_alone(task.job, answer["case"])
+            if kind_of_failure(alone) != answer["kind"]:
                 raise UntrustedResult(answer["text"], answer["case"])
+            self._explain(task.budget, alone)
             self._unreported = False
-            answer = self._asked({"alone": (1, 1)})
+            answer = self._asked({"alone": (1, 1), "others": alone.others, "region": alone.region})
         message: dict[str, Any] = answer["message"]
         return message
 
@@ -162,11 +167,26 @@ class Supervisor:
             raise UntrustedResult(answer["text"])
         return answer
 
-    def _fails_alone(self, job: Job, answer: dict[str, Any]) -> bool:
-        """Whether a case fails alike in a process that has run nothing else."""
-        alone = run_case(job, loads(job.subject.component.case_type, answer["case"]), self._isolation)
+    def _run_alone(self, job: Job, case: str) -> Outcome:
+        """Run a case in a process that has run nothing else."""
+        alone = run_case(job, loads(job.subject.component.case_type, case), self._isolation)
         alone.settle()
-        return bool(kind_of_failure(alone) == answer["kind"])
+        return alone
+
+    def _explain(self, budget: Budget, outcome: Outcome) -> None:
+        """Find out what a failure depends on; what cannot be found out any more does not cost the finding."""
+        if budget.explains and not outcome.poisonings:
+            with contextlib.suppress(DeviceLost):  # the next job says so
+                explain(outcome, self._judge_of)
+
+    @contextlib.contextmanager
+    def _judge_of(self, job: Job) -> Iterator[IsolatedJudge]:
+        """Give a judge of a job whose cases run in processes of their own, and in no journal."""
+        judge = IsolatedJudge(job, replace(self._isolation, journal=None))
+        try:
+            yield judge
+        finally:
+            judge.close(Outcome(job))
 
     def _again(self, job: Job, budget: Budget, doubt: UntrustedResult) -> Outcome:
         """Run a job with each case in a worker; report what the batch worker saw even if it does not repeat."""

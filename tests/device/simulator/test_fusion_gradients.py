@@ -8,36 +8,15 @@ import math
 import pytest
 import torch
 
+from fusion_draws import LAYOUTS, by_head, laid_out, normal
 from npudiff.device.simulator import PROFILES, NotSimulated, OperatorRejected, use_profile
 from npudiff.device.simulator.fused_attention import fusion_parts
 from npudiff.device.simulator.fused_attention.rounding import half_away_from_zero
 from npudiff.device.simulator.norms.unwritten import POISON_BYTE
 
-LAYOUTS = ("BSH", "SBH", "BSND", "BNSD")
 BATCH, HEADS, ROWS, KEYS, SCALE = 2, 4, 5, 9, 0.17
 FORWARD = {1: "npu_fusion_attention", 2: "npu_fusion_attention_v2"}
 BACKWARD = {1: "npu_fusion_attention_grad", 2: "npu_fusion_attention_grad_v2"}
-
-
-def normal(*shape, dtype=torch.float16, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def laid_out(tensor, layout):
-    """Give [B, N, S, D] a layout."""
-    if layout == "BNSD":
-        return tensor.contiguous()
-    tensor = tensor.transpose(1, 2)
-    if layout in ("BSH", "SBH"):
-        tensor = tensor.flatten(2)
-    return (tensor.transpose(0, 1) if layout == "SBH" else tensor).contiguous()
-
-
-def by_head(tensor, layout, heads):
-    """Give a layout's tensor [B, N, S, D] again."""
-    tensor = tensor.transpose(0, 1) if layout == "SBH" else tensor
-    tensor = tensor.unflatten(2, (heads, -1)) if layout in ("BSH", "SBH") else tensor
-    return tensor if layout == "BNSD" else tensor.transpose(1, 2)
 
 
 def parts(dtype=torch.float16, *, kv_heads=2, rows=ROWS, keys=KEYS, dim=32, value_dim=32):
@@ -295,9 +274,7 @@ def test_what_is_refused(version, more, said):
 @pytest.mark.parametrize(
     ("version", "more"),
     [
-        (1, {"keep_prob": 0.9}),
         (1, {"sink": torch.ones(HEADS)}),
-        (2, {"keep_prob": 0.9}),
         (2, {"query_rope": normal(BATCH, HEADS, ROWS, 16)}),
         (2, {"key_rope": normal(BATCH, HEADS, KEYS, 16)}),
         (2, {"pse_type": 2, "pse": normal(BATCH, HEADS)}),

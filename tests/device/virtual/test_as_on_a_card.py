@@ -73,3 +73,9 @@ def test_tensors_that_torch_quantises_are_refused():
     host = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     with pytest.raises(RuntimeError, match="aten::empty_quantized"):
         host.npu()
+
+
+def test_a_timeout_of_operators_is_taken():
+    torch.npu.set_op_timeout_ms(1000)
+    with pytest.raises(OverflowError, match="negative value"):
+        torch.npu.set_op_timeout_ms(-1)

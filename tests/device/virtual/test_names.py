@@ -90,13 +90,13 @@ MISSING = (  # of torch_npu, with arguments that its shape rules let through
     ("npu::npu_stride_add", lambda op, x: op(x, x, 0.0, 0.0, 1.0)),
     ("npu::npu_ciou", lambda op, x: op(x, x)),
     ("npu::npu_iou", lambda op, x: op(x, x)),
-    ("npu::npu_broadcast", lambda op, x: op(x, [2, 4, 4])),
-    ("npu::npu_transpose", lambda op, x: op(x, [1, 0])),
-    ("npu::npu_sign_bits_pack", lambda op, x: op(x.reshape(-1), 1)),
+    ("npu::npu_ptiou", lambda op, x: op(x, x)),
+    ("npu::npu_giou", lambda op, x: op(x, x)),
+    ("npu::npu_get_float_status", lambda op, x: op(x)),
     ("npu::npu_alloc_float_status", lambda op, x: op(x)),
     ("npu::npu_bounding_box_encode", lambda op, x: op(x, x, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0)),
-    ("npu::npu_silu", lambda op, x: op(x)),
-    ("npu::npu_max.dim", lambda op, x: op(x, 0)),
+    ("npu::npu_clear_float_status", lambda op, x: op(x)),
+    ("npu::npu_gather_sparse_index", lambda op, x: op(x, x[0].long())),
 )
 
 

@@ -136,3 +136,26 @@ def test_a_checkpoint_draws_the_same_numbers_again():
     y = checkpoint(lambda value: torch.nn.functional.dropout(value, 0.5), x, use_reentrant=False)
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
+
+
+@pytest.mark.parametrize("version", ["", "_v2", "_v3"])
+def test_attention_drops_what_the_mask_of_its_seed_and_offset_says(version):
+    import torch
+    import torch_npu
+
+    query = torch.randn(1, 2, 16, 16, generator=torch.Generator().manual_seed(0)).half().npu()
+    identity = torch.eye(16).half().expand(1, 2, 16, 16).npu()  # so that the result is the weights
+
+    def attend():
+        call = getattr(torch_npu, f"npu_fusion_attention{version}")
+        result = call(query, identity, identity, 2, "BNSD", keep_prob=0.5)
+        return result[0].cpu() != 0, tuple(int(one) for one in result[4:6])
+
+    for _ in range(2):  # the mask leaves the generator alone, whose seed a call without a mask takes
+        torch.npu.manual_seed(3)
+        mask = torch_npu._npu_dropout_gen_mask(query, [1, 2, 16, 16], p=0.5, seed=3, offset=0)
+        kept, state = attend()
+        bits = (mask.cpu()[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten().view(1, 2, 16, 16)
+        assert state == (3, 0)
+        assert torch.equal(kept, bits.bool())
+    assert not torch.equal(attend()[0], kept)

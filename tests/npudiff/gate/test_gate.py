@@ -347,3 +347,47 @@ def test_a_kernel_that_hangs_does_not_use_up_much_more_than_the_time_of_a_gate(g
     assert result.code == ExitCode.FINDINGS
     assert "time-out: no answer within 5 s" in result.out
     assert float(re.search(r"cases in ([0-9.]+) s", result.out)[1]) < 75  # the last job was begun in time
+
+
+NOTHING_HERE = """
+
+@npudiff.implementation("swa_mask", name="elsewhere", supports={"lengths_dtype": ("int32",)})
+def elsewhere(inputs, target):
+    raise AssertionError("its cases are left out")
+"""
+
+
+@pytest.fixture
+def not_here(gate, tmp_path):
+    """An implementation whose cases all meet what is not here, beside those that are judged."""
+    from npudiff.model.component import NotApplicable, Subject
+
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + NOTHING_HERE)
+    run = Subject.run
+
+    def left_out(subject, inputs):
+        if subject.implementation.name == "elsewhere":
+            raise NotApplicable("torch.ops.npu.npu_nothing is not there")
+        return run(subject, inputs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Subject, "run", left_out)
+        yield patched
+
+
+def test_an_implementation_of_which_nothing_is_judged_closes_the_gate(gate, known, not_here):
+    known(("bad", ""))
+    result = gate("--no-isolate")
+    assert result.code == ExitCode.FINDINGS
+    assert "gate closed: 1 implementation of which no case could be judged" in result.out
+    assert "no case of swa_mask.elsewhere could be judged: torch.ops.npu.npu_nothing is not there" in result.out
+    assert "could be judged" in json.dumps(result.sarif)
+
+
+def test_a_known_issue_accepts_that_nothing_can_be_judged_until_something_can(gate, known, not_here):
+    known(("bad", ""), ("elsewhere", 'verdict = "not judged"'))
+    assert gate("--no-isolate").code == ExitCode.CLEAN
+    not_here.undo()
+    result = gate("--no-isolate")
+    assert result.code == ExitCode.FINDINGS
+    assert "swa_mask.elsewhere" in result.out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -14,25 +13,6 @@ import pytest
 from npudiff.errors import ExitCode, UsageError
 from npudiff.model.backend import Wish, option_of, wish_of
 from npudiff.run import backends
-
-PACKAGE = '''
-"""A backend of somebody else."""
-from pathlib import Path
-from npudiff.model.backend import Backend, BackendUnavailable, Booted
-
-BOOTS = []
-
-def boot(checkout):
-    BOOTS.append(checkout)
-    if checkout is not None and not checkout.exists():
-        raise BackendUnavailable(f"--backend small={checkout}: nothing there")
-    return Booted("1.2", Path(__file__).parent)
-
-class NotHere(RuntimeError):
-    pass
-
-BACKEND = Backend("small", "for this test", boot, __name__, (NotHere,), target="sim")
-'''
 
 MASKS = '''
 import npudiff
@@ -50,20 +30,11 @@ def newer(inputs, target):
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
-    """An installed package with a backend, whose entry point is found."""
-    folder = tmp_path / "installed" / "small_backend"
-    folder.mkdir(parents=True)
-    (folder / "__init__.py").write_text(PACKAGE)
-    (folder / "swa_mask.py").write_text(MASKS)
-    (folder / "rotary.py").write_text("from small_backend.not_in_this_version import rotate\n")
-    point = importlib.metadata.EntryPoint("small", "small_backend:BACKEND", "npudiff.backends")
-    monkeypatch.syspath_prepend(str(folder.parent))
-    monkeypatch.setattr(backends, "_entry_points", lambda: {"small": point})
-    monkeypatch.setattr(backends, "_rooms", {})
-    yield folder
-    for name in [one for one in sys.modules if one.partition(".")[0] == "small_backend"]:
-        del sys.modules[name]
+def small(small_backend):
+    """The folder of an installed package with a backend that has masks, and something that does not fit."""
+    (small_backend / "swa_mask.py").write_text(MASKS)
+    (small_backend / "rotary.py").write_text("from small_backend.not_in_this_version import rotate\n")
+    return small_backend
 
 
 @pytest.mark.parametrize(("text", "wish"), [("sglang", Wish("sglang")), ("sglang=a b", Wish("sglang", Path("a b")))])

@@ -49,6 +49,19 @@ def holds(given, value, size):
     return bool(((given.double() - value).abs() <= 2.0**-8 * value.abs() + 2e-6 * size).all())
 
 
+def tokens(count, heads, dims, *, gate=1.0):
+    """Draw what both forms take for each token: ``heads`` and ``dims`` are those of key and of value."""
+    (key_heads, value_heads), (key_dim, value_dim) = heads, dims
+    return {
+        "query": unit(draw(count, key_heads, key_dim)),
+        "key": unit(draw(count, key_heads, key_dim, seed=1)),
+        "value": draw(count, value_heads, value_dim, seed=2),
+        "beta": uniform(count, value_heads, seed=4).bfloat16(),
+        "scale": key_dim**-0.5,
+        "g": -gate * uniform(count, value_heads, seed=5),
+    }
+
+
 @pytest.fixture(scope="session")
 def rule():
-    return SimpleNamespace(draw=draw, uniform=uniform, unit=unit, exact=exact, holds=holds)
+    return SimpleNamespace(draw=draw, uniform=uniform, unit=unit, exact=exact, holds=holds, tokens=tokens)

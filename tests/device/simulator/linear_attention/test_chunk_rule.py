@@ -22,15 +22,9 @@ def int32(*values):
 
 @pytest.fixture
 def call(rule):
-    return {
-        "query": rule.unit(rule.draw(TOKENS, KEYS, DK)),
-        "key": rule.unit(rule.draw(TOKENS, KEYS, DK, seed=1)),
-        "value": rule.draw(TOKENS, HEADS, DV, seed=2),
-        "beta": rule.uniform(TOKENS, HEADS, seed=4).bfloat16(),
+    return rule.tokens(TOKENS, (KEYS, HEADS), (DK, DV)) | {
         "initial_state": rule.draw(len(LENGTHS), HEADS, DV, DK, seed=3),
         "actual_seq_lengths": int32(*LENGTHS),
-        "scale": DK**-0.5,
-        "g": -rule.uniform(TOKENS, HEADS, seed=5),
     }
 
 

@@ -22,16 +22,10 @@ def int32(*values):
 
 @pytest.fixture
 def call(rule):
-    return {
-        "query": rule.unit(rule.draw(TOKENS, KEYS, DK)),
-        "key": rule.unit(rule.draw(TOKENS, KEYS, DK, seed=1)),
-        "value": rule.draw(TOKENS, HEADS, DV, seed=2),
+    return rule.tokens(TOKENS, (KEYS, HEADS), (DK, DV), gate=3) | {
         "state": rule.draw(SLOTS, HEADS, DV, DK, seed=3),
-        "beta": rule.uniform(TOKENS, HEADS, seed=4).bfloat16(),
-        "scale": DK**-0.5,
         "actual_seq_lengths": int32(*LENGTHS),
         "ssm_state_indices": int32(7, 2, 9, 0, 4, 5),
-        "g": -3 * rule.uniform(TOKENS, HEADS, seed=5),
     }
 
 

@@ -17,6 +17,7 @@ TORCHS = {
     "divide": operator.truediv,
     "negate": lambda a, b: -a,
     "abs": lambda a, b: a.abs(),
+    "exp": lambda a, b: a.double().exp().to(a.dtype),
     "maximum": torch.maximum,
     "where": lambda a, b: torch.where(a < b, a, b),
     "clamp": lambda a, b: a.clamp(-1, 1),
