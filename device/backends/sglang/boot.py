@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from npudiff.device import virtual
+from npudiff.device.backends.operators import operators_of
 from npudiff.device.backends.stubs import Stubs
 from npudiff.model.backend import BackendUnavailable, Booted
 
@@ -85,7 +86,8 @@ def boot(checkout: Path | None) -> Booted:
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         why = f"{type(error).__name__}: {error}"
         raise BackendUnavailable(f"--backend sglang: it does not import: {why}") from error
-    return Booted(_version(sglang), Path(str(sglang.__file__)).parent, lambda: stubs.touched, notes)
+    origin = Path(str(sglang.__file__)).parent
+    return Booted(_version(sglang), origin, lambda: stubs.touched, lambda: operators_of(origin), notes)
 
 
 def _interpreted_triton() -> tuple[str, ...]:

@@ -138,6 +138,7 @@ def groups(inputs: MoeGatingInputs, target: Target) -> Outputs:
         {**_BIASED, "groups": range(2, 1025), "scoring": ("sigmoid",)},
     ],
     on_device=True,
+    native=True,
 )
 def native(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """select_experts in plain torch: what models are without kernels."""

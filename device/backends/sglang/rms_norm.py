@@ -38,7 +38,7 @@ def rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     return _outputs(_module(RMSNorm, inputs).forward_npu(inputs.hidden, inputs.residual))
 
 
-@implementation("rms_norm", name="RMSNorm.forward_native", supports=_PLAIN, on_device=True)
+@implementation("rms_norm", name="RMSNorm.forward_native", supports=_PLAIN, on_device=True, native=True)
 def rms_norm_native(inputs: RmsNormInputs, target: Target) -> Outputs:
     """RMSNorm.forward_native."""
     return _outputs(_module(RMSNorm, inputs).forward_native(inputs.hidden, inputs.residual))

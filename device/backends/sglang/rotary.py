@@ -60,7 +60,9 @@ def forward_npu(inputs: RotaryInputs, target: Target) -> Outputs:
     return _outputs(inputs, _module(inputs).forward_npu(*_flat(inputs)))
 
 
-@implementation("rotary", name="RotaryEmbedding.forward_native", supports=_STYLES, options=OPTIONS, on_device=True)
+@implementation(
+    "rotary", name="RotaryEmbedding.forward_native", supports=_STYLES, options=OPTIONS, on_device=True, native=True
+)
 def forward_native(inputs: RotaryInputs, target: Target) -> Outputs:
     """RotaryEmbedding.forward_native."""
     return _outputs(inputs, _module(inputs).forward_native(*_flat(inputs)))

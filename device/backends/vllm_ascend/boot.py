@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from npudiff.device import virtual
+from npudiff.device.backends.operators import operators_of
 from npudiff.device.backends.vllm_ascend import operators
 from npudiff.model.backend import BackendUnavailable, Booted
 
@@ -70,7 +71,7 @@ def boot(checkout: Path | None) -> Booted:
     if virtual.enabled():
         calls, told = operators.stand_in(origin)
     notes = (f"beside vllm {_vllm()}", *told)
-    return Booted(_version(checkout), origin, lambda: dict(sorted(calls.items())), notes)
+    return Booted(_version(checkout), origin, lambda: dict(sorted(calls.items())), lambda: operators_of(origin), notes)
 
 
 def _stand_in_for_build(folder: Path) -> None:

@@ -58,7 +58,7 @@ def fused_router(inputs: MoeGatingInputs, target: Target) -> Outputs:
     return _routed(AscendFusedTopKRouter, inputs)
 
 
-@implementation("moe_gating", name="AscendGroupedTopKRouter", supports=_MODELS, on_device=True)
+@implementation("moe_gating", name="AscendGroupedTopKRouter", supports=_MODELS, on_device=True, native=True)
 def native_router(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """AscendGroupedTopKRouter: the way without an operator of its own."""
     return _routed(AscendGroupedTopKRouter, inputs)
