@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
+from vllm.model_executor.layers.activation import SiluAndMulWithClamp
 from vllm_ascend.ops.activation import (
     AscendSiluAndMul,
     AscendSiluAndMulWithClamp,
@@ -54,6 +55,14 @@ def silu_and_mul_with_clamp(inputs: SwigluInputs, target: Target) -> torch.Tenso
     """AscendSiluAndMulWithClamp.forward_oot, of a layer that was made with a limit, alpha and beta."""
     layer = SimpleNamespace(swiglu_limit=inputs.limit, alpha=inputs.alpha, beta=inputs.bias)
     answer: torch.Tensor = AscendSiluAndMulWithClamp.forward_oot(layer, inputs.states)
+    return answer
+
+
+@implementation("swiglu", name="SiluAndMulWithClamp.forward_native", supports=_CLIPPED, on_device=True, native=True)
+def silu_and_mul_with_clamp_of_vllm(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+    """SiluAndMulWithClamp.forward_native, which vllm-ascend replaces."""
+    layer = SimpleNamespace(swiglu_limit=inputs.limit, alpha=inputs.alpha, beta=inputs.bias)
+    answer: torch.Tensor = SiluAndMulWithClamp.forward_native(layer, inputs.states)
     return answer
 
 
