@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
+from vllm_ascend.ops import layernorm
 from vllm_ascend.ops.layernorm import AscendGemmaRMSNorm, AscendRMSNorm
 
 from npudiff import Target, implementation
-from npudiff.device.backends.vllm_ascend.world import CUSTOM_OP, custom_op
+from npudiff.device.backends.vllm_ascend.world import CUSTOM_OP, custom_op, without_prefetch
 from npudiff.reference.rms_norm import RmsNormInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -37,7 +38,7 @@ def _outputs(answer: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> Output
 )
 def rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """AscendRMSNorm.forward_oot, with and without a residual."""
-    with custom_op(inputs):
+    with custom_op(inputs), without_prefetch(layernorm):
         return _outputs(_module(AscendRMSNorm, inputs).forward_oot(inputs.hidden, inputs.residual))
 
 
