@@ -72,7 +72,8 @@ class AttentionWorld:
         pool = self.backend.token_to_kv_pool
         if self.inputs.window is None or not isinstance(pool, SWAKVPool):
             return slots
-        return pool.translate_loc_from_full_to_swa(slots)
+        own: torch.Tensor = pool.translate_loc_from_full_to_swa(slots)
+        return own
 
     def taken_out(self, poison: float) -> dict[str, torch.Tensor]:
         """Return keys and values of the new tokens, and put poison into the pool where they were."""

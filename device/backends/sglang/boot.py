@@ -15,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from npudiff.device import virtual
 from npudiff.device.backends.operators import operators_of
@@ -50,6 +51,10 @@ KERNELS = "NPUDIFF_SGL_KERNEL_NPU"
 C++ are the simulator's, its Triton kernels are its own. Without it, what calls one says so."""
 
 
+_ASKED, _ARCHITECTURE = 601, 2201
+"""What sglang asks of the chip, and the architecture of an Ascend 910B."""
+
+
 def boot(checkout: Path | None) -> Booted:
     """Import sglang's Ascend backend.
 
@@ -79,6 +84,10 @@ def boot(checkout: Path | None) -> Booted:
     here = {*always, *(["sgl_kernel_npu"] if KERNELS in os.environ else [])}  # not looked for: looking imports some
     stubs = Stubs([name for name in MISSING if name not in here], always, ABSENT)
     stubs.install()
+    for name in always:  # torch_npu puts its own there as soon as torch._dynamo is imported, unless one is there
+        importlib.import_module(name)
+    if virtual.enabled() and stubs.standing_in_for("acl"):
+        _answer_what_chip(stubs)
     _find_kernels()
     try:
         sglang = importlib.import_module("sglang")
@@ -99,6 +108,17 @@ def _interpreted_triton() -> tuple[str, ...]:
     except virtual.VirtualNpuUnavailable as error:
         return (f"Triton kernels do not run: {error}",)
     return ()
+
+
+def _answer_what_chip(stubs: Stubs) -> None:
+    """Let pyACL, which is not here, say which architecture the chip has: sglang asks before it takes a newer one's way.
+
+    All else that is asked of it is still refused.
+    """
+    runtime: Any = stubs.named("acl.rt")
+    runtime.get_device_info = lambda _device, what: (_ARCHITECTURE, 0) if what == _ASKED else stubs.called("acl.rt")
+    module: Any = importlib.import_module("acl")
+    module.rt = runtime
 
 
 def _folder_of_package(checkout: Path) -> Path:

@@ -23,6 +23,8 @@ from npudiff.device.backends.sglang.attention_world import AttentionWorld
 from npudiff.device.backends.sglang.pool_world import DEVICE
 from npudiff.device.backends.sglang.world import alone
 
+_NPU: Any = torch.get_device_module("npu")
+
 BUCKETS = (4, 8, 16, 32, 64, 128, 256)
 """Batches that are captured, as with ``--cuda-graph-bs 4 8 16 ...``."""
 
@@ -76,7 +78,7 @@ class _OfLayer(DecodeCudaGraphRunner):  # type: ignore[misc] # sglang's, which h
         self.seq_len_fill_value = self.attn_backend.get_cuda_graph_seq_len_fill_value()
         self.buffers = self._static(recorded)
         self.backend = NPUCudaGraphBackend(
-            SimpleNamespace(device_module=torch.npu, enable_torch_compile=False, model_runner=model_runner)
+            SimpleNamespace(device_module=_NPU, enable_torch_compile=False, model_runner=model_runner)
         )
         self._capture_layer(recorded)
 
@@ -111,7 +113,7 @@ class _OfLayer(DecodeCudaGraphRunner):  # type: ignore[misc] # sglang's, which h
             answer = pass_of(**given)
             return PPProxyTensors({"hidden_states": answer}) if recorded.early_stage else LogitsProcessorOutput(answer)
 
-        with self.backend.capture_session(torch.npu.Stream()):
+        with self.backend.capture_session(_NPU.Stream()):
             self.backend.capture_one(self._make_graph_key(self.bs), once)
 
     def load_batch(self, forward_batch: ForwardBatch, pp_proxy_tensors: object = None) -> None:

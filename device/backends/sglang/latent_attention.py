@@ -1,4 +1,4 @@
-"""Latent attention of sglang's Ascend backend: extend with a prefix or without, eager decode, verified drafts."""
+"""Latent attention of sglang's Ascend backend: extend with a prefix or without, decode, verification of drafts."""
 
 from __future__ import annotations
 

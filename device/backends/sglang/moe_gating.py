@@ -133,7 +133,7 @@ def groups(inputs: MoeGatingInputs, target: Target) -> Outputs:
     "moe_gating",
     name="select_experts",
     supports=[
-        {**_CHOICE, "groups": (1,)},
+        {**_CHOICE, "groups": (1,), "scaling": (1.0,)},
         {**_GROUPED},
         {**_BIASED, "groups": range(2, 1025), "scoring": ("sigmoid",)},
     ],
@@ -141,7 +141,7 @@ def groups(inputs: MoeGatingInputs, target: Target) -> Outputs:
     native=True,
 )
 def native(inputs: MoeGatingInputs, target: Target) -> Outputs:
-    """select_experts in plain torch: what models are without kernels."""
+    """select_experts in plain torch: what models are without kernels. Version 0.5.21 has no factor without groups."""
     configured()
     hidden = inputs.logits.new_zeros(len(inputs.logits), 16)
     answer = select_experts(hidden, inputs.logits, _configuration(inputs, torch_native=True))

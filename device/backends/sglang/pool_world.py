@@ -65,12 +65,14 @@ def of_mha(key: torch.Tensor, value: torch.Tensor, inputs: object, *, layers: in
     return pool
 
 
-def of_mla(latent: torch.Tensor, rope: torch.Tensor, page_size: int, inputs: object, *, layers: int = 3) -> Any:  # noqa: ANN401
-    """Build a pool of MLA with several layers by the flags of a case, and these pages, as they lie, in the second."""
+def of_mla(
+    latent: torch.Tensor, rope: torch.Tensor, page_size: int, inputs: object, *, layer: int = 1
+) -> NPUMLATokenToKVPool:
+    """Build a pool of MLA with three layers by the flags of a case, and these pages, as they lie, in one of them."""
     dims = [cache[0].numel() // page_size for cache in (latent, rope)]
     with environment(flags_of(inputs)):
-        pool = mla_pool(len(latent), page_size, dims, latent.dtype, layers=layers)
-    fill(pool, 1, latent, rope)
+        pool = mla_pool(len(latent), page_size, dims, latent.dtype, layers=3)
+    fill(pool, layer, latent, rope)
     return pool
 
 

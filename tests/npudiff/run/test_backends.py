@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,13 @@ def test_what_is_only_stood_in_for_is_counted_and_no_finding(small, cli):
     assert int(row[3]) > 0
 
 
-def test_listing_shows_what_a_backend_has(small, cli):
+def test_listing_shows_what_a_backend_has_which_is_imported_beside_its_device(small, cli, monkeypatch):
+    wanted = []
+    monkeypatch.setattr("npudiff.commands.listing.default_target", lambda cann, target: wanted.append(target))
     result = cli("list", "swa_mask", "--backend", "small")
     assert "Their mask." in result.out
     assert "graph_buffer" not in result.out
+    assert wanted == ["sim"]
 
 
 def test_the_doctor_says_what_there_is_of_it(small, cli):
@@ -148,3 +152,15 @@ def test_pytest_takes_a_backend_as_well(small, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert "test_property_holds[swa_mask-theirs-equivalence] PASSED" in result.stdout
+
+
+def test_a_known_issue_of_what_is_left_out_is_told_and_closes_no_gate(small, cli, tmp_path):
+    known = tmp_path / "known.toml"
+    known.write_text(
+        '[[issue]]\ncomponent = "swa_mask"\nimplementation = "newer"\nlink = "https://example.org/7"\n'
+        f'where = ["an_option_of_it=1"]\nexpires = {datetime.now(timezone.utc).date() + timedelta(days=9)}\n'
+    )
+    arguments = ("--backend", "small", "--known", known, "--rotating", "off", "--examples", "5", "--workers", "1")
+    result = cli("gate", "swa_mask", *arguments)
+    assert result.code == ExitCode.CLEAN, result.out + result.err
+    assert "not known here: get_mask has no argument window" in result.out

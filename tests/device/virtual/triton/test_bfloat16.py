@@ -48,6 +48,15 @@ def test_an_operation_is_that_of_torch(kernels, name, dtype):
     assert torch.equal(out.cpu(), TORCHS[name](a, b))
 
 
+@pytest.mark.parametrize("dtype", [*HALVES, torch.int32])
+def test_max_and_min_are_those_of_elements(kernels, dtype):
+    x = drawn(32, 2, torch.float32).to(dtype)
+    out = torch.empty_like(x, device="npu")
+    kernels.bounded[(1,)](x.npu(), out, 2, BLOCK=32)
+    assert torch.equal(out.cpu(), x.clamp(0, 2))
+    assert max(1, 2) == 2
+
+
 @pytest.mark.parametrize("mode", ["default", "rtne"])
 def test_float32_is_rounded_to_nearest_even(kernels, mode):
     x = bits()
