@@ -60,13 +60,14 @@ class Suite:
     options: tuple[str, ...] = ()
     """Of pytest."""
     imports: tuple[str, ...] = ("torch_npu",)
-    """Modules that are imported once, for all files; ``NAME=FOLDER`` is a package without its ``__init__``."""
+    """Modules that are imported once, for all files; as :func:`benchmarks.conformance_pytest.serve` has them."""
     device: tuple[str, ...] = ()
     """Options of ``npudiff virtual``."""
 
 
 _NIGHTLY = "tests/e2e/nightly/single_node/ops"
 _OF_VLLM_ASCEND = (f"--confcutdir={_NIGHTLY}", "--continue-on-collection-errors", "-o", "pythonpath=.")
+_BUILT = ("torch_npu", "vllm_ascend._build_info:__device_type__=A2")
 _OF_OPERATORS = ("test/test_custom_ops/**/test_*.py",)
 
 SUITES = (
@@ -90,12 +91,14 @@ SUITES = (
         "vllm_ascend",
         (f"{_NIGHTLY}/singlecard_ops/test_*.py",),
         options=_OF_VLLM_ASCEND,
+        imports=_BUILT,
     ),
     Suite(
         "vllm-ascend, Triton",
         "vllm_ascend",
         (f"{_NIGHTLY}/singlecard_ops/triton/test_*.py",),
         options=_OF_VLLM_ASCEND,
+        imports=_BUILT,
         device=("--triton",),
     ),
     Suite(

@@ -202,19 +202,24 @@ SECONDS_TO_REPORT = 20.0
 def serve(modules: Sequence[str]) -> None:
     """Import modules, run pytest in a fork for each line of the input, and answer with its exit status.
 
-    A module may be a package without its ``__init__``, ``NAME=FOLDER``, where that loads what is not to be had.
+    A module may be a package without its ``__init__``, ``NAME=FOLDER``, where that loads what is not to be had, and one
+    that only a build writes, ``NAME:ATTRIBUTE=TEXT``.
 
     A line is JSON: arguments of pytest, the file that takes what it prints, and the seconds that it may take. The
     answer is ``null`` where it took longer, and was interrupted.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # modules that are imported may print
-    for name, _, folder in (module.partition("=") for module in modules):
-        if folder:
-            sys.modules[name] = package = types.ModuleType(name)
-            package.__path__ = [str(Path(folder).resolve())]
+    for name, _, given in (module.partition("=") for module in modules):
+        module, _, attribute = name.partition(":")
+        if attribute:
+            sys.modules[module] = stand_in = types.ModuleType(module)
+            setattr(stand_in, attribute, given)
+        elif given:
+            sys.modules[module] = stand_in = types.ModuleType(module)
+            stand_in.__path__ = [str(Path(given).resolve())]
         else:
-            importlib.import_module(name)
+            importlib.import_module(module)
     for line in sys.stdin:
         arguments, log, seconds = json.loads(line)
         process = os.fork()

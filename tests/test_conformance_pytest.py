@@ -143,7 +143,9 @@ def test_files_are_run_in_forks_with_packages_that_stand_in(tmp_path):
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('no library')\n")
     (package / "part.py").write_text("VALUE = 3\n")
-    (tmp_path / "test_good.py").write_text("from theirs.part import VALUE\ndef test(): assert VALUE == 3\n")
+    (tmp_path / "test_good.py").write_text(
+        "from theirs.part import VALUE\nimport built\ndef test(): assert (VALUE, built.KIND) == (3, 'A2')\n"
+    )
     (tmp_path / "test_ends.py").write_text("import os\ndef test(): os._exit(5)\n")
     (tmp_path / "test_long.py").write_text("import time\ndef test(): pass\ndef test_long(): time.sleep(60)\n")
     options = ["-p", "no:npudiff", "-p", "no:cacheprovider"]
@@ -151,7 +153,7 @@ def test_files_are_run_in_forks_with_packages_that_stand_in(tmp_path):
         json.dumps([[*options, "--junitxml=long.xml", name], f"{name}.log", seconds])
         for name, seconds in (("test_good.py", 60), ("test_ends.py", 60), ("test_long.py", 3), ("test_good.py", 60))
     ]
-    command = [sys.executable, str(PLUGIN), "json", "theirs=theirs"]
+    command = [sys.executable, str(PLUGIN), "json", "theirs=theirs", "built:KIND=A2"]
     done = subprocess.run(
         command, cwd=tmp_path, input="\n".join(lines) + "\n", capture_output=True, text=True, check=True
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
@@ -140,6 +141,7 @@ def replayed(inputs: SlidingAttentionInputs, state: str, *, paged: bool = False)
     Buffers stay where they are, as the runner keeps them; lengths come by ``update_graph_params``, as they do there.
     """
     made, batch = engine(inputs, paged=paged), padded(inputs)
+    npu: Any = importlib.import_module("torch_npu").npu
     rows, device = inputs.query.shape[0], inputs.query.device
     query, table = torch.zeros_like(inputs.query), torch.zeros_like(batch.block_table)
     output = query.new_zeros(*query.shape[:2], inputs.kv.value_head_dim)
@@ -148,16 +150,16 @@ def replayed(inputs: SlidingAttentionInputs, state: str, *, paged: bool = False)
         attention = implementation_of(inputs)
         before = Batch(batch.query_lengths, batch.query_lengths, table)
         given = (query, None, None, (inputs.kv.key, inputs.kv.value), metadata(made, before, state, device))
-        graph = torch.npu.NPUGraph()
+        graph = npu.NPUGraph()
         made.context.capturing = True
-        with torch.npu.graph(graph):
-            answer = attention.forward(layer(), *given, output=output)
+        with npu.graph(graph):
+            answer: torch.Tensor = attention.forward(layer(), *given, output=output)
         made.context.capturing = False
         query.copy_(inputs.query)
         table.copy_(batch.block_table)
         after = Batch(batch.query_lengths, batch.kv_lengths, table)
         forward = SimpleNamespace(attn_metadata={LAYER: metadata(made, after, state, device)})
         graph.replay()
-        attention.update_graph_params(torch.npu.Stream(), forward, rows, made.config)
-        torch.npu.synchronize()
+        attention.update_graph_params(npu.Stream(), forward, rows, made.config)
+        npu.synchronize()
     return answer

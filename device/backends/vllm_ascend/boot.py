@@ -66,7 +66,8 @@ def boot(checkout: Path | None) -> Booted:
         why = f"{type(error).__name__}: {error}"
         raise BackendUnavailable(f"--backend vllm_ascend: it does not import beside vllm {_vllm()}: {why}") from error
     origin = Path(str(package.__file__)).parent
-    calls, told = Counter[str](), (f"{operators.SPACE}: as its library has them",)
+    calls = Counter[str]()
+    told: tuple[str, ...] = (f"{operators.SPACE}: as its library has them",)
     if virtual.enabled():
         calls, told = operators.stand_in(origin)
     notes = (f"beside vllm {_vllm()}", *told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from vllm.model_executor.layers.fused_moe.router.grouped_topk_router import grouped_topk
 from vllm_ascend.ops.fused_moe.router.fused_topk_router import AscendFusedTopKRouter
 from vllm_ascend.ops.fused_moe.router.grouped_topk_router import AscendGroupedTopKRouter
 from vllm_ascend.ops.fused_moe.router.router_factory import create_ascend_fused_moe_router
@@ -58,7 +59,25 @@ def fused_router(inputs: MoeGatingInputs, target: Target) -> Outputs:
     return _routed(AscendFusedTopKRouter, inputs)
 
 
-@implementation("moe_gating", name="AscendGroupedTopKRouter", supports=_MODELS, on_device=True, native=True)
+@implementation("moe_gating", name="AscendGroupedTopKRouter", supports=_MODELS, on_device=True)
 def native_router(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """AscendGroupedTopKRouter: the way without an operator of its own."""
     return _routed(AscendGroupedTopKRouter, inputs)
+
+
+@implementation(
+    "moe_gating",
+    name="grouped_topk",
+    supports=[{**box, "groups": range(2, 1025), "dtype": ("float32",)} for box in _MODELS[1:]],
+    on_device=True,
+    native=True,
+)
+def grouped_topk_of_vllm(inputs: MoeGatingInputs, target: Target) -> Outputs:
+    """grouped_topk of vllm, not compiled: the plain form of what vllm-ascend's routers replace, of float32 logits."""
+    plain = getattr(grouped_topk, "_torchdynamo_orig_callable", grouped_topk)
+    hidden = inputs.logits.new_zeros(1, 1).expand(len(inputs.logits), HIDDEN)
+    weights, chosen = plain(
+        hidden, inputs.logits, inputs.top_k, inputs.renormalise, inputs.groups, inputs.kept_groups, inputs.scoring,
+        inputs.scaling, inputs.bias,
+    )  # fmt: skip
+    return by_expert(inputs, weights.to(inputs.logits.dtype), chosen)

@@ -29,7 +29,17 @@ _DEEPSEEK: tuple[Box, ...] = tuple({**_WHOLE, **box, "kind": ("deepseek_yarn",)}
 @implementation("rope_cache", name="get_rope", supports=(_ANY, *_YARN, *_DEEPSEEK), on_device=True)
 def of_get_rope(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Rows of ``cos_sin_cache`` of the class that vllm's get_rope makes."""
-    with rotary_engine(inputs.dtype):
+    return _table(inputs, own=True)
+
+
+@implementation("rope_cache", name="get_rope_of_vllm", supports=(_ANY, *_YARN), on_device=True, native=True)
+def of_vllm(inputs: RopeCacheInputs, target: Target) -> Outputs:
+    """The same of vllm's own classes, but for DeepSeek's, whose table asks for a CUDA device."""
+    return _table(inputs, own=False)
+
+
+def _table(inputs: RopeCacheInputs, *, own: bool) -> Outputs:
+    with rotary_engine(inputs.dtype, own=own):
         rope = rope_of(inputs.config, inputs.lengths[-1], inputs.dtype, inputs.positions.device)
         if inputs.other is not None:
             rope_of(inputs.other, inputs.lengths[-1], inputs.dtype, inputs.positions.device)

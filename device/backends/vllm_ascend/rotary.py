@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
 from vllm_ascend.ops.rotary_embedding import AscendApplyRotaryEmb, AscendMRotaryEmbedding, rope_forward_oot
 
 from npudiff import Target, implementation
@@ -29,6 +30,22 @@ def rope_forward(inputs: RotaryInputs, target: Target) -> Outputs:
     answer = rope_forward_oot(
         inputs.positions, inputs.query.flatten(1), inputs.key.flatten(1), inputs.cos_sin_cache, inputs.query.shape[2],
         inputs.rotary_dim, inputs.style == "half",
+    )  # fmt: skip
+    return _outputs(inputs, answer)
+
+
+@implementation(
+    "rotary",
+    name="RotaryEmbedding.forward_static",
+    supports={**_PLAIN, "style": ("half", "interleaved")},
+    on_device=True,
+    native=True,
+)
+def rope_of_vllm(inputs: RotaryInputs, target: Target) -> Outputs:
+    """RotaryEmbedding.forward_static of vllm, which vllm-ascend replaces."""
+    answer = RotaryEmbedding.forward_static(
+        inputs.positions, inputs.query.flatten(1), inputs.key.flatten(1), inputs.query.shape[2], inputs.rotary_dim,
+        inputs.cos_sin_cache, inputs.style == "half",
     )  # fmt: skip
     return _outputs(inputs, answer)
 

@@ -29,9 +29,9 @@ _REMEMBERED = ("_cos_mla", "_sin_mla", "_cos_cache", "_sin_cache", "_cos_sin_cac
 
 
 @contextlib.contextmanager
-def rotary_engine(dtype: torch.dtype) -> Iterator[None]:
-    """Be in an engine that has made no table yet."""
-    replaced = {name: getattr(rotary_embedding, own) for name, own in CLASSES.items()}
+def rotary_engine(dtype: torch.dtype, *, own: bool = True) -> Iterator[None]:
+    """Be in an engine that has made no table yet, with vllm-ascend's own classes in place of vllm's or without."""
+    replaced = {name: getattr(rotary_embedding, one) for name, one in CLASSES.items() if own}
     with contextlib.ExitStack() as stack:
         stack.enter_context(engine(engine_config(dtype), ascend_configuration(), is_draft_model=False))
         stack.enter_context(mock.patch.dict(custom_op.op_registry_oot, replaced))

@@ -57,14 +57,14 @@ def _whole_prompts(inputs: SlidingAttentionInputs) -> torch.Tensor:
     slots = [_slots(row, length) for row, length in zip(pool.block_table, lengths, strict=True)]
     places = torch.cat(slots)
     key, value = (cache.flatten(0, 1)[places] for cache in (pool.key, pool.value))
-    asked = inputs.query.split([*new, inputs.query.shape[0] - sum(new)])
+    asked = torch.split(inputs.query, [*new, inputs.query.shape[0] - sum(new)])
     query = torch.cat([pad(one, (0, 0, 0, 0, total - len(one), 0)) for one, total in zip(asked, lengths, strict=False)])
     output = query.new_zeros(*query.shape[:2], pool.value_head_dim)
     batch = Batch(lengths, lengths, pool.block_table, places.int())
     with made.here():
         given = (query, key, value, (pool.key, pool.value), metadata(made, batch, "PrefillNoCache", query.device))
         answer = implementation_of(inputs).forward(layer(), *given, output=output)
-    rows = [one[len(one) - count :] for one, count in zip(answer.split(list(lengths)), new, strict=True)]
+    rows = [one[len(one) - count :] for one, count in zip(torch.split(answer, list(lengths)), new, strict=True)]
     return real_rows(torch.cat(rows), inputs)
 
 

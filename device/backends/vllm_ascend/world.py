@@ -63,6 +63,13 @@ def parameter(values: torch.Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(values.contiguous(), requires_grad=False)
 
 
+@contextlib.contextmanager
+def without_prefetch(module: ModuleType) -> Iterator[None]:
+    """Let a module of 0.23 find nothing that fetches weights ahead, as where that is not configured."""
+    with patched(module, {"get_weight_prefetch_method": mock.MagicMock()}):
+        yield
+
+
 def engine_config(dtype: torch.dtype) -> SimpleNamespace:
     """Return what vllm-ascend reads of an engine's configuration."""
     compilation = SimpleNamespace(

@@ -213,6 +213,38 @@ status_t aclGetCompileopt(int32_t option, char *value, size_t length) {
     return SUCCESS;
 }
 
+/* Limits of cores are kept and asked for; kernels do not run on any. */
+static const uint32_t cores[LIMITS] = {CUBE_CORES, VECTOR_CORES};
+static _Atomic uint32_t device_limits[LIMITS] = {CUBE_CORES, VECTOR_CORES};
+
+uint32_t device_limit(uint32_t kind) { return device_limits[kind]; }
+
+status_t aclrtSetDeviceResLimit(int32_t device, uint32_t kind, uint32_t value) {
+    (void)device;
+    if (kind >= LIMITS || value == 0 || value > cores[kind]) {
+        return PARAM_INVALID;
+    }
+    device_limits[kind] = value;
+    return SUCCESS;
+}
+
+status_t aclrtGetDeviceResLimit(int32_t device, uint32_t kind, uint32_t *value) {
+    (void)device;
+    if (kind >= LIMITS) {
+        return PARAM_INVALID;
+    }
+    *value = device_limit(kind);
+    return SUCCESS;
+}
+
+status_t aclrtResetDeviceResLimit(int32_t device) {
+    (void)device;
+    for (uint32_t kind = 0; kind < LIMITS; ++kind) {
+        device_limits[kind] = cores[kind];
+    }
+    return SUCCESS;
+}
+
 status_t aclSetCompileopt(int32_t option, const char *value) {
     (void)option;
     (void)value;

@@ -85,6 +85,11 @@ typedef struct task {
 typedef struct model model_t;
 typedef struct group group_t;
 
+/* Cores whose number is limited, by their numbers in CANN's aclrtDevResLimitType: cube and vector. */
+enum { LIMITS = 2 };
+
+uint32_t device_limit(uint32_t kind);
+
 typedef struct stream {
     int32_t identity;
     struct stream *next;
@@ -99,6 +104,7 @@ typedef struct stream {
     int unjoined;        /* whether the capture's first stream does not wait for it yet */
     group_t *group;      /* which is open, or updated */
     int updating;
+    uint32_t limits[LIMITS]; /* cores that it may use; 0: as many as the device */
 } stream_t;
 
 typedef struct {

@@ -302,6 +302,31 @@ status_t aclrtCreateStreamWithConfig(void **stream, uint32_t priority, uint32_t 
 
 status_t aclrtCreateStream(void **stream) { return aclrtCreateStreamWithConfig(stream, 0, 0); }
 
+status_t aclrtSetStreamResLimit(void *stream, uint32_t kind, uint32_t value) {
+    if (kind >= LIMITS || value == 0 || value > device_limit(kind)) {
+        return PARAM_INVALID;
+    }
+    stream_of(stream)->limits[kind] = value;
+    return SUCCESS;
+}
+
+status_t aclrtGetStreamResLimit(void *stream, uint32_t kind, uint32_t *value) {
+    if (kind >= LIMITS) {
+        return PARAM_INVALID;
+    }
+    uint32_t own = stream_of(stream)->limits[kind];
+    *value = own == 0 ? device_limit(kind) : own;
+    return SUCCESS;
+}
+
+status_t aclrtResetStreamResLimit(void *stream) {
+    stream_t *reset = stream_of(stream);
+    for (uint32_t kind = 0; kind < LIMITS; ++kind) {
+        reset->limits[kind] = 0;
+    }
+    return SUCCESS;
+}
+
 /* Wait until nothing is left to run on a stream; forever, if the time is not above 0. The lock is held. */
 static status_t wait_for(const stream_t *stream, int32_t milliseconds) {
     struct timespec end;

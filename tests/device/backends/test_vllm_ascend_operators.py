@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from npudiff.device.backends import NOT_HERE
 from npudiff.device.backends.vllm_ascend import operators
 from npudiff.device.simulator.errors import NotSimulated, OperatorMissing
 from npudiff.device.simulator.library import install
+from npudiff.device.virtual.operators import _missing
 
 SOURCES = r"""
 #ifdef ASCEND_PLATFORM_310P
@@ -136,3 +138,8 @@ def test_a_limit_comes_before_the_activation(sim):
     wanted = gate * torch.sigmoid(gate) * up
     torch.testing.assert_close(rows.double() * scales.double().unsqueeze(-1), wanted, rtol=0.02, atol=0.02)
     assert float(states.abs().max()) > 3  # the limit matters
+
+
+def test_an_operator_of_torch_npu_without_a_kernel_is_not_here_either():
+    with pytest.raises(NOT_HERE, match="atb::npu_paged_cache_load has no kernel"):
+        _missing("atb::npu_paged_cache_load")()

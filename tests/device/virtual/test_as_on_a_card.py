@@ -79,3 +79,19 @@ def test_a_timeout_of_operators_is_taken():
     torch.npu.set_op_timeout_ms(1000)
     with pytest.raises(OverflowError, match="negative value"):
         torch.npu.set_op_timeout_ms(-1)
+
+
+def test_limits_of_cores_are_kept():
+    npu = torch.npu
+    npu.set_device(0)
+    stream = npu.Stream()
+    with pytest.raises(RuntimeError):
+        npu.set_stream_limit(stream, 1000, 20)
+    npu.set_device_limit(0, 12, 20)  # once in a process
+    assert npu.get_device_limit(0) == {"cube_core_num": 12, "vector_core_num": 20}
+    assert npu.get_stream_limit(stream) == npu.get_device_limit(0)
+    npu.set_stream_limit(stream, 4, 8)
+    assert npu.get_stream_limit(stream) == {"cube_core_num": 4, "vector_core_num": 8}
+    assert npu.get_stream_limit(npu.current_stream()) == npu.get_device_limit(0)
+    npu.reset_stream_limit(stream)
+    assert npu.get_stream_limit(stream) == npu.get_device_limit(0)
