@@ -69,8 +69,9 @@ def moe_gating(inputs: MoeGatingInputs) -> dict[str, Expected]:
 
     Notes
     -----
-    A correct device computes scores in float32, and may add up to ``GUARD`` to the sum by which weights are divided. Where two experts, or two groups, are so close that it may rank them
-    either way, nothing is said of the weights of this token.
+    A correct device computes scores in float32, and may add up to ``GUARD`` to the sum by which weights are divided.
+    Where two experts, or two groups, are so close that it may rank them either way, nothing is said of the weights of
+    this token.
     """
     choice = chosen_experts(inputs, Inexact.exact(inputs.logits))
     weights = choice.weights.rounded(inputs.logits.dtype)
