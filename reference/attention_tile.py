@@ -18,6 +18,7 @@ from npudiff.reference.bounds import (
     unit_roundoff,
 )
 from npudiff.reference.cache_reader import CacheReader, CacheSpan
+from npudiff.reference.inexact_keys import InexactKeys
 
 SCORE_TILE = 2**22
 """Scores that may be in memory at once (32 MiB in float64)."""
@@ -117,6 +118,7 @@ class AttentionTile:
         seen = torch.zeros_like(value)
         moved = torch.zeros(*lse.shape, self.cache.value_dim + 1, dtype=torch.float64)
         by_scale, factor = torch.zeros_like(moved), torch.ones(())
+        inexact: InexactKeys | None = None
         for span in spans:
             cache = self.cache.read(*span)
             weights, factor = kept or (self._scores(span, cache).sub_(_finite(lse)).exp_(), factor)
@@ -127,10 +129,15 @@ class AttentionTile:
             seen += self._sum_of_visible(span, cache.twin[..., : self.cache.value_dim])
             if self.roundings.scaled_query:
                 moved += self._moved_by_query(weights * factor, cache)
+            if cache.squares is not None:
+                inexact = InexactKeys(value) if inexact is None else inexact
+                inexact.add(self.query, weights * factor, cache.values, *cache.squares)
         numerator_error, mass_error = self._errors(twin, seen, key_norm)
         numerator_error += moved[..., :-1] + self._merged(twin[..., : self.cache.value_dim], lse)
         mass_error += moved[..., -1]
         output_bound, lse_bound = self._bounds(value, lse, numerator_error, mass_error)
+        if inexact is not None:
+            output_bound, lse_bound = inexact.widened(value, output_bound, lse_bound)
         return Attended(
             self._ungrouped(value),
             self._ungrouped(output_bound),

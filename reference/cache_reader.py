@@ -25,11 +25,15 @@ class CacheSpan:
     key, and that norm. Bounds are sums over these; they need no more precision."""
     largest_norm: float
     """The largest norm of a key."""
+    squares: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Squares of what a device has keys and values off by, float64 of their shapes, where it computes and rounds them
+    itself; each element's error is its own. None where they are given."""
 
     def narrow(self, first: int, last: int) -> CacheSpan:
         """Return tokens ``first`` to ``last - 1`` of the span, without a copy."""
         part = slice(first, last)
-        return CacheSpan(self.keys[..., part], self.values[:, part], self.twin[:, part], self.largest_norm)
+        squares = self.squares and (self.squares[0][..., part], self.squares[1][:, part])
+        return CacheSpan(self.keys[..., part], self.values[:, part], self.twin[:, part], self.largest_norm, squares)
 
 
 class CacheReader:
@@ -47,21 +51,34 @@ class CacheReader:
 
     def __init__(self, kv: PagedKV, request: int, end: int) -> None:
         self._kv, self._request, self._end = kv, request, end
-        self.kv_heads, self.value_dim = kv.kv_heads, kv.value_head_dim
-        self.most_keys = max(1, CACHE_TILE // (self.kv_heads * (kv.head_dim + self.value_dim)))
+        self.kv_heads, head_dim, self.value_dim = self.sizes()
+        self.most_keys = max(1, CACHE_TILE // (self.kv_heads * (head_dim + self.value_dim)))
         self._first, self._last = 0, 0
         self._span: CacheSpan | None = None
+
+    def sizes(self) -> tuple[int, int, int]:
+        """Return KV heads, and the elements of a key and of a value."""
+        return self._kv.kv_heads, self._kv.head_dim, self._kv.value_head_dim
 
     def read(self, first: int, last: int) -> CacheSpan:
         """Return tokens ``first`` to ``last - 1``."""
         if self._span is None or first < self._first or last > self._last:
             self._first, self._last = first, max(last, min(first + self.most_keys, self._end))
-            self._span = _load(self._kv, self._request, self._first, self._last)
+            self._span = self.load(*self._kv.read(self._request, self._first, self._last))
         return self._span.narrow(first - self._first, last - self._first)
 
+    def load(self, stored_keys: torch.Tensor, stored_values: torch.Tensor) -> CacheSpan:
+        """Return a span of what the pool holds of its tokens, ``[tokens, kv_heads, dim]`` each."""
+        return span_of(stored_keys, stored_values)
 
-def _load(kv: PagedKV, request: int, first: int, last: int) -> CacheSpan:
-    stored_keys, stored_values = kv.read(request, first, last)
+
+def span_of(
+    stored_keys: torch.Tensor,
+    stored_values: torch.Tensor,
+    key_errors: torch.Tensor | None = None,
+    value_errors: torch.Tensor | None = None,
+) -> CacheSpan:
+    """Return a span of keys and values ``[tokens, kv_heads, dim]``, with their errors where they have some."""
     keys = stored_keys.to(torch.float64).transpose(0, 1)
     values = stored_values.to(torch.float64).transpose(0, 1)
     norms = keys.norm(dim=-1, keepdim=True)
@@ -70,4 +87,8 @@ def _load(kv: PagedKV, request: int, first: int, last: int) -> CacheSpan:
     absolute = twin[..., :dim].copy_(stored_values.transpose(0, 1)).abs_()
     last_column = twin[..., 2 * dim :].copy_(norms)
     torch.mul(absolute, last_column, out=twin[..., dim : 2 * dim])
-    return CacheSpan(keys.transpose(1, 2), values, twin, float(norms.max()) if norms.numel() else 0.0)
+    largest = float(norms.max()) if norms.numel() else 0.0
+    squares = None
+    if key_errors is not None and value_errors is not None:
+        squares = key_errors.square().permute(1, 2, 0), value_errors.square().transpose(0, 1)
+    return CacheSpan(keys.transpose(1, 2), values, twin, largest, squares)

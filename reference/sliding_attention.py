@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 
-from npudiff.reference.attention_tile import EVERYONE, AttentionRoundings, AttentionTile
+from npudiff.reference.attended_requests import attended
+from npudiff.reference.attention_tile import EVERYONE, AttentionRoundings
 from npudiff.reference.bounds import Expected
 from npudiff.reference.cache_reader import CacheReader
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.views import moved
-
-SCALE = "the softmax scale"
-"""Direction of outputs: what a scale that is off, or was rounded, does to them."""
-
-ROW_TILE = 64
-"""Query rows that are computed together."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +82,17 @@ def sliding_attention(inputs: SlidingAttentionInputs) -> dict[str, Expected]:
     two passes over the keys: the first finds the log-sum-exp, the second adds normalised weights times values.
     """
     _validate(inputs)
-    tokens, heads, _ = inputs.query.shape
-    value_dim = inputs.kv.value_head_dim
-    output = torch.zeros(tokens, heads, value_dim, dtype=torch.float64)
-    output_bound = torch.zeros_like(output)
-    by_scale = torch.zeros_like(output)
-    lse = torch.full((tokens, heads), -math.inf, dtype=torch.float64)
-    lse_bound = torch.full((tokens, heads), math.inf, dtype=torch.float64)
-    scale, window, sinks = inputs.scale, inputs.window, inputs.sinks
-    start = 0
-    for request, (new, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
-        cache = CacheReader(inputs.kv, request, total)
-        for first in range(0, new, ROW_TILE):
-            last = min(first + ROW_TILE, new)
-            rows = slice(start + first, start + last)
-            tile = AttentionTile(cache, inputs.query[rows], total - new + first, scale, window, sinks, inputs.roundings)
-            output[rows], output_bound[rows], lse[rows], lse_bound[rows], by_scale[rows] = tile.attend()
-        start += new
-    return {
-        "output": Expected(output, output_bound, inputs.query.dtype, directions={SCALE: by_scale}),
-        "lse": Expected(lse, lse_bound, torch.float32),
-    }
+    return attended(
+        inputs.query,
+        inputs.query_lengths,
+        inputs.kv_lengths,
+        lambda request, total: CacheReader(inputs.kv, request, total),
+        inputs.kv.value_head_dim,
+        scale=inputs.scale,
+        window=inputs.window,
+        sinks=inputs.sinks,
+        roundings=inputs.roundings,
+    )
 
 
 def _validate(inputs: SlidingAttentionInputs) -> None:

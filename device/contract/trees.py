@@ -31,6 +31,8 @@ TORCH_NPUS_OWN = frozenset({"get_npu_format", "get_storage_size", "empty_with_fo
 
 _OF_TORCH_NPU = re.compile(r"_?npu_\w+|get_npu_format|get_storage_size|empty_with_format|scatter_update_?|copy_memory_")
 
+_NAMES_ONE = re.compile(rf"\b(?:torch_npu|{'|'.join((*OURS, *OTHERS))})\b")
+
 
 @dataclass(frozen=True)
 class Site:
@@ -54,7 +56,10 @@ def sites(tree: Path) -> Iterator[Site]:
     """Yield every place below a folder that names an NPU operator; files that are no Python are left out."""
     for path in sorted(tree.rglob("*.py")) if tree.is_dir() else [tree]:
         try:
-            module = ast.parse(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if not _NAMES_ONE.search(text):  # by far the most
+                continue
+            module = ast.parse(text)
         except (SyntaxError, ValueError):
             continue
         calls = {id(node.func): node for node in ast.walk(module) if isinstance(node, ast.Call)}

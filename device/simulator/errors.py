@@ -75,6 +75,10 @@ class NotSimulated(RuntimeError):
         self.argument = argument
 
 
+class KernelMissing(RuntimeError):
+    """An operator of torch_npu was called that the simulator does not have."""
+
+
 class OperatorMissing(AttributeError):
     """Nobody has defined an operator: who asks ``hasattr`` is told so, who calls it learns its name.
 

@@ -20,7 +20,7 @@ from npudiff.device.virtual.autograd import composite, differentiated_by_torch, 
 from npudiff.device.virtual.calls import Call, Signature, signature_of
 from npudiff.device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, registered
 from npudiff.device.virtual.kernels import device_kernel
-from npudiff.device.virtual.memory import NotOnVirtualNpu, device
+from npudiff.device.virtual.memory import NoKernel, NotOnVirtualNpu, device
 from npudiff.device.virtual.recorded import copied_to_host
 from npudiff.device.virtual.widened import in_float32, lacks_dtype
 
@@ -131,10 +131,8 @@ def _warn_of_double() -> None:
     warnings.warn(_NO_DOUBLE, stacklevel=3)
 
 
-def _no_kernel(signature: Signature) -> NotOnVirtualNpu:
-    return NotOnVirtualNpu(
-        f"{signature.name} has no kernel on the virtual NPU: neither the CPU nor the simulator has it"
-    )
+def _no_kernel(signature: Signature) -> NoKernel:
+    return NoKernel(f"{signature.name} has no kernel on the virtual NPU: neither the CPU nor the simulator has it")
 
 
 def _missing(signature: Signature) -> Callable[..., Any]:

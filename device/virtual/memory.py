@@ -12,6 +12,7 @@ from torch import Tensor
 
 from npudiff.device.simulator.cache.formats import BASE_FORMATS, Format, StorageFormat, note, noted_format
 from npudiff.device.simulator.cache.layouts import LAID_OUT, from_storage, storage_shape, to_storage
+from npudiff.device.simulator.errors import KernelMissing
 
 _SHARED = "_npudiff_host_storage"
 _DESCRIBED = "_npudiff_storage_format"
@@ -20,6 +21,10 @@ _DESCRIBED = "_npudiff_storage_format"
 
 class NotOnVirtualNpu(RuntimeError):
     """The virtual NPU cannot do what it was asked; the message says what."""
+
+
+class NoKernel(NotOnVirtualNpu, KernelMissing):
+    """An operator of torch_npu has no kernel on the virtual NPU; the message names it."""
 
 
 def is_on_device(value: object) -> bool:

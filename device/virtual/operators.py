@@ -17,7 +17,7 @@ from npudiff.device.virtual import formats
 from npudiff.device.virtual.calls import signature_of
 from npudiff.device.virtual.dispatch import COMPOSITE_KEY, KEY, composites, overload_of, registered
 from npudiff.device.virtual.kernels import device_kernel
-from npudiff.device.virtual.memory import NotOnVirtualNpu
+from npudiff.device.virtual.memory import NoKernel
 
 _NAMESPACES = ("npu", "atb")
 
@@ -115,6 +115,6 @@ def _internal() -> dict[str, Callable[..., Any]]:
 
 def _missing(qualified: str) -> Callable[..., Any]:
     def kernel(*_: object, **__: object) -> Any:  # noqa: ANN401 - never returns
-        raise NotOnVirtualNpu(f"{qualified} has no kernel on the virtual NPU: the simulator does not have it")
+        raise NoKernel(f"{qualified} has no kernel on the virtual NPU: the simulator does not have it")
 
     return kernel

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from npudiff.device.simulator.cache.formats import note, noted_format
+from npudiff.device.simulator.tried import without_values
 from npudiff.device.virtual import faults, tasks
 from npudiff.device.virtual.calls import Call, Signature, outputs_of, results_of, stand_ins
 from npudiff.device.virtual.generators import Draw, noted, repeated
@@ -220,7 +221,7 @@ def _tried(
         call = _Tried(formatted, resized, value)
         given, named = stand_ins(signature, call, args, kwargs)
         try:
-            with noted() as asked:
+            with without_values(), noted() as asked:
                 return call, function(*given, **named), asked
         except NotOnVirtualNpu:
             raise

@@ -71,6 +71,7 @@ def _backend(wish: Wish, target: str | None) -> Iterator[str]:
     yield f"{'stood in for':16} " + (
         ", ".join(f"{name} {count}" for name, count in room.booted.stubs().items()) or "none"
     )
+    yield from (f"{'operators':16} {line}" for line in room.booted.operators())
     missing = [(item, item.requires()) for item in room.implementations if item.requires is not None]
     left_out = [*room.left_out, *(f"{item.component}.{item.name}: {why}" for item, why in missing if why)]
     usable = len(room.implementations) - sum(bool(why) for _, why in missing)

@@ -130,6 +130,8 @@ def _fields(item: Any) -> dict[str, Any]:  # noqa: ANN401 - a case or inputs
 
 
 def _with_values(inputs: AnyInputs, values: Mapping[str, str]) -> AnyInputs:
+    if hasattr(inputs, "options"):  # of a component that has other options already
+        return dataclasses.replace(inputs, options={**inputs.options, **values})
     kind: type = type(inputs)
     return _inputs_type(kind)(**_fields(inputs), options=dict(values))
 

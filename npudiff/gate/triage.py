@@ -59,6 +59,9 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
     again: list[tuple[KnownIssue, tuple[Job, ...]]] = []
     settled: list[KnownStatus] = []
     for issue in issues:
+        if (missing := _left_out(issue, plan)) is not None:
+            settled.append(KnownStatus(issue, State.ELSEWHERE, missing))
+            continue
         checked = _checked(issue, plan, f"{place}:{issue.line}")
         status = _set_aside(plan, checked, here, today)
         mine = [] if status is not None else [job for job in plan.jobs if _concerns(checked, job)]
@@ -73,6 +76,12 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
         exclusion = Exclusion(checked.where, f"known: {checked.link}")
         jobs = [_without(exclusion, job) if _concerns(checked, job) else job for job in jobs]
     return Triage(tuple(job for job in jobs if not _leaves_nothing(job)), tuple(again), tuple(settled))
+
+
+def _left_out(issue: KnownIssue, plan: Plan) -> str | None:
+    """Why the implementation of an issue is left out of this run; None if it is not. Its options are not known then."""
+    start = f"{issue.component}.{issue.implementation}: "
+    return next((line.removeprefix(start) for line in plan.left_out if line.startswith(start)), None)
 
 
 def only(sorted_out: Triage, names: Collection[tuple[str, str]]) -> Triage:

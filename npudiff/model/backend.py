@@ -29,6 +29,8 @@ class Booted:
     """The folder of its package."""
     stubs: Callable[[], Mapping[str, int]] = field(default=dict)
     """Packages that are not here and that something stands in for, and how many of its names were touched."""
+    operators: Callable[[], Sequence[str]] = field(default=tuple)
+    """Says which operators of a device its sources call, and which of them have no kernel where there is none."""
     notes: tuple[str, ...] = ()
     """What a reader of its results has to know, a line each."""
 

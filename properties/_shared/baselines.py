@@ -18,6 +18,7 @@ from npudiff.model.baselines import BaselineSpec
 from npudiff.reference.cache_gather import CacheGatherInputs
 from npudiff.reference.cached_attention import CachedAttentionInputs
 from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
+from npudiff.reference.latent_attention import LatentAttentionInputs
 from npudiff.reference.mla_preprocess import MlaPreprocessInputs
 from npudiff.reference.paged_cache import PagedCacheInputs
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
@@ -69,6 +70,12 @@ def _attention(inputs: SlidingAttentionInputs) -> SlidingAttentionInputs:
     pool = inputs.full
     table, key, value = in_order(pool.block_table, inputs.kv_lengths, pool.page_size, pool.key, pool.value)
     return replace(inputs, full=replace(pool, key=key, value=value, block_table=table))
+
+
+def _latent(inputs: LatentAttentionInputs) -> LatentAttentionInputs:
+    pool = inputs.pool
+    table, latent, rope = in_order(pool.block_table, inputs.kv_lengths, pool.page_size, pool.key, pool.value)
+    return replace(inputs, pool=replace(pool, key=latent, value=rope, block_table=table))
 
 
 def _gather(inputs: CacheGatherInputs) -> CacheGatherInputs:
@@ -208,6 +215,22 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
             "placement": ("pages", "scattered"),
         },
         inputs=_empty_caches,
+    ),
+    "latent_attention": BaselineSpec(
+        fixed={
+            "batch": (1, 4), "query_length": (1, 128), "kv_length": (128, 1024), "page_size": (128,),
+            "heads": (16,), "rank": (512,), "rope_dim": (64,), "dtype": ("bfloat16",), "form": ("absorbed", "expanded"),
+        },
+        sizes={
+            "batch": range(1, 5), "query_length": (1, *range(1, 64)), "kv_length": range(64, 700),
+            "page_size": (16, 32, 64, 128), "heads": (1, 2, 4, 8), "rank": (512,), "rope_dim": (64,),
+            "form": ("absorbed", "expanded"),
+        },
+        plain={
+            **_GAUSSIAN, **_CONTIGUOUS, "layout": ("PA_BSND",), "padded_rows": (0,), "fully_masked_rows": ("none",),
+            "scale": (1.0,), "poison": ("large",),
+        },
+        inputs=_latent,
     ),
     "mla_preprocess": BaselineSpec(
         fixed={"tokens": (1, 32), "page_size": (128,), "heads": (16, 32)},

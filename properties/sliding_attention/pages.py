@@ -32,17 +32,19 @@ class PagePlan:
     """Per request, the tokens that are seen."""
 
 
-def plan_pages(case: SlidingAttentionCase) -> PagePlan:
+def plan_pages(case: SlidingAttentionCase, *, shared_pages: bool = True) -> PagePlan:
     """Lay out the pages of the pool that the case's layer reads.
 
     Pages with border tokens, and the first and last live ones, are a request's own: what lies beside or at a border
     is then nowhere else. Pages between are taken from a few shared ones, also by several requests, which keeps a 128K
     history small. Pages that left the window are the dummy page or a stale one, as after eviction. Pages that are to
-    follow each other are all a request's own, unless there are many.
+    follow each other are all a request's own, unless there are many; without shared pages, any are.
     """
     stream = Stream(case.seed, "pages")
     live = tuple(live_range(request, case.window) for request in case.requests)
-    own = [_own_pages(case, request, span) for request, span in zip(case.requests, live, strict=True)]
+    most = _MOST_IN_A_RUN if case.page_order == "run" else 0
+    alone = most if shared_pages else case.width
+    own = [_own_pages(case, request, span, alone) for request, span in zip(case.requests, live, strict=True)]
     pages = 1 + 1 + _SHARED_PAGES + sum(map(len, own))
     order = stream.permutation(pages - 1)
     names = iter([1 + index for index in (sorted(order) if case.page_order == "run" else order)])
@@ -60,12 +62,12 @@ def plan_pages(case: SlidingAttentionCase) -> PagePlan:
     return PagePlan(table, pages, (*stale, *sorted(unused)), live)
 
 
-def _own_pages(case: SlidingAttentionCase, request: Request, span: LiveRange) -> list[int]:
-    """Logical pages of a request that no other request shares."""
+def _own_pages(case: SlidingAttentionCase, request: Request, span: LiveRange, alone: int) -> list[int]:
+    """Logical pages of a request that no other request shares: all, of up to as many as ``alone``."""
     if not span:
         return []
     first, last = span.first // case.page_size, (span.last - 1) // case.page_size
-    if case.page_order == "run" and last - first < _MOST_IN_A_RUN:
+    if last - first < alone:
         return list(range(first, last + 1))
     borders = {*range(first, first + _EDGE_PAGES), *range(last - _EDGE_PAGES + 1, last + 1)}
     borders |= {token // case.page_size for token in border_tokens(case, request, span)}

@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from npudiff.model.constraints import Constraints
 from npudiff.properties.sliding_attention import build_inputs, cases
 from npudiff.properties.sliding_attention.case import Request, SlidingAttentionCase
-from npudiff.reference import attention_tile, cache_reader
-from npudiff.reference import sliding_attention as module
+from npudiff.reference import attended_requests, attention_tile, cache_reader
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sliding_attention import SlidingAttentionInputs, sliding_attention
 
@@ -159,7 +158,7 @@ def test_tiles_do_not_change_the_result(case):
     tolerance = 1e-9 if case.recipe == "cold" else 1e-12  # the float64 rounding of a score of 6e4
     heads, rows = case.heads, max(1, *(request.query for request in case.requests))
     for name, home, size in (
-        ("ROW_TILE", module, 3),
+        ("ROW_TILE", attended_requests, 3),
         ("SCORE_TILE", attention_tile, 37 * heads * rows),
         ("CACHE_TILE", cache_reader, 29 * case.kv_heads * (case.head_dim + case.value_head_dim)),
         ("SCORE_TILE", attention_tile, 1 if max(request.kv for request in case.requests) < 40 else 2**23),
@@ -243,7 +242,7 @@ MEASURE = """
 )
 def test_memory_stays_below_one_and_a_half_gibibytes(requests, window):
     script = textwrap.dedent(MEASURE).format(requests=requests, window=window)
-    root = Path(module.__file__).parent.parent
+    root = Path(attended_requests.__file__).parent.parent
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 1.5, f"{float(run.stdout):.2f} GiB"
@@ -259,5 +258,6 @@ def test_the_direction_of_the_scale_is_the_derivative(monkeypatch, sinks, tile):
         sliding_attention(replace(inputs, scale=inputs.scale * (1 + by)))["output"].value for by in (step, -step)
     )
     expected = sliding_attention(inputs)["output"]
-    torch.testing.assert_close(expected.directions[module.SCALE], (up - down) / (2 * step), rtol=1e-4, atol=1e-5)
-    assert expected.directions[module.SCALE].abs().max() > 0.01
+    direction = expected.directions[attended_requests.SCALE]
+    torch.testing.assert_close(direction, (up - down) / (2 * step), rtol=1e-4, atol=1e-5)
+    assert direction.abs().max() > 0.01

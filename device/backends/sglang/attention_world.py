@@ -6,7 +6,8 @@ hybrid, each token has a slot of the full pool of its own, from which the mappin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,18 +15,17 @@ import torch
 from sglang.srt import runtime_context
 from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.hardware_backend.npu.attention.ascend_backend import AscendAttnBackend
-from sglang.srt.hardware_backend.npu.memory_pool_npu import NPUMHATokenToKVPool
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc, ReqToTokenPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
 from npudiff.device.backends.paged_attention import PAGE
-from npudiff.device.backends.sglang.world import configured
+from npudiff.device.backends.sglang.pool_world import DEVICE, fill, mha_pool, swa_pool
+from npudiff.device.backends.sglang.world import environment, flags_of
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
-
-DEVICE = "npu"
 
 _NO_SPECULATION = SimpleNamespace(
     is_dspark=lambda: False,
@@ -60,6 +60,37 @@ class AttentionWorld:
             **sinks,
         }
 
+    @property
+    def algorithm(self) -> Any:  # noqa: ANN401 - what sglang's enumeration answers
+        """How drafts are made: not in a way that attention has to know."""
+        return _NO_SPECULATION
+
+    @property
+    def new_slots(self) -> torch.Tensor:
+        """Slots of the new tokens in the pool of the layer, int64, those of padding left out."""
+        slots: torch.Tensor = self.batch.out_cache_loc[: sum(self.inputs.query_lengths)]
+        pool = self.backend.token_to_kv_pool
+        if self.inputs.window is None or not isinstance(pool, SWAKVPool):
+            return slots
+        own: torch.Tensor = pool.translate_loc_from_full_to_swa(slots)
+        return own
+
+    def taken_out(self, poison: float) -> dict[str, torch.Tensor]:
+        """Return keys and values of the new tokens, and put poison into the pool where they were."""
+        pool, layer = self.backend.token_to_kv_pool, self.layer.layer_id
+        new = {}
+        for name, buffer in (("k", pool.get_key_buffer(layer)), ("v", pool.get_value_buffer(layer))):
+            tokens = buffer.view(-1, *buffer.shape[-2:])
+            new[name] = tokens[self.new_slots]
+            tokens[self.new_slots] = poison
+        return new
+
+    def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put keys and values of earlier passes into slots of the full pool, or where those are mapped to."""
+        pool = self.backend.token_to_kv_pool
+        sliding = pool.translate_loc_from_full_to_swa(slots) if isinstance(pool, SWAKVPool) else None
+        pool.set_kv_buffer(self.layer, KVWriteLoc(slots, sliding), key, value)
+
 
 def _dims(pool: PagedKV) -> dict[str, int]:
     return {"k": pool.head_dim, "v": pool.value_head_dim}
@@ -81,16 +112,12 @@ def attention_world(
     drafts : int, optional
         Draft tokens of each request, where they are verified.
     """
-    configured()
-    pool, mapping = _pools(inputs)
-    requests = _requests(inputs, mapping)
-    runner = _runner(inputs, pool, requests)
-    context = runtime_context.get_context()
-    context.override("npudiff", speculative_num_draft_tokens=drafts)
-    try:
-        backend = AscendAttnBackend(runner)
-    finally:
-        context.override("npudiff", speculative_num_draft_tokens=None)
+    sliding = None if inputs.sliding is None else inputs.window or PAGE
+    model = Model(inputs.query.dtype, inputs.query.shape[1], sliding)
+    with environment(flags_of(inputs)):
+        pool, mapping = _pools(inputs)
+        requests = _requests(inputs, mapping)
+        backend = attention_backend(pool, requests, model, drafts=drafts)
     layer = RadixAttention(
         inputs.query.shape[1], inputs.kv.head_dim, inputs.scale, inputs.kv.kv_heads, 0 if mapping is None else 1,
         v_head_dim=inputs.kv.value_head_dim, sliding_window_size=window_size,
@@ -98,40 +125,28 @@ def attention_world(
     layer.sliding_window_size = window_size
     if mapping is not None and inputs.window is None:
         layer.layer_id = 0
-    return AttentionWorld(backend, layer, _batch(inputs, mode, drafts), inputs)
+    padding = inputs.query.shape[0] - sum(inputs.query_lengths)
+    lengths = inputs.query_lengths, inputs.kv_lengths
+    batch = forward_batch(mode, requests, *lengths, padding=padding, drafts=drafts)
+    return AttentionWorld(backend, layer, batch, inputs)
 
 
 def _pools(inputs: SlidingAttentionInputs) -> tuple[Any, torch.Tensor | None]:
     """Return the pool that holds the pages of a case, and the slots of the sliding pool by those of the full one."""
-    full = inputs.full
-    if inputs.sliding is None:
-        pool = NPUMHATokenToKVPool(
-            size=(full.key.shape[0] - 1) * PAGE, page_size=PAGE, dtype=full.key.dtype, head_num=full.kv_heads,
-            head_dim=full.head_dim, v_head_dim=full.value_head_dim, layer_num=1, device=DEVICE,
-            enable_memory_saver=False,
-        )  # fmt: skip
-        _fill(pool, 0, full)
+    full, sliding = inputs.full, inputs.sliding
+    if sliding is None:
+        pool = mha_pool(full.key, full.value)
+        fill(pool, 0, full.key, full.value)
         return pool, None
-    sliding = inputs.sliding
     width = max(full.block_table.shape[1], sliding.block_table.shape[1])
     slots = max(full.key.shape[0] - 1, full.block_table.shape[0] * width) * PAGE
-    pool = SWAKVPool(
-        size=slots, size_swa=(sliding.key.shape[0] - 1) * PAGE, page_size=PAGE, dtype=full.key.dtype,
-        head_num=full.kv_heads, head_dim=full.head_dim, v_head_dim=full.value_head_dim,
-        swa_attention_layer_ids=[1], full_attention_layer_ids=[0], device=DEVICE,
-        token_to_kv_pool_class=NPUMHATokenToKVPool,
-    )  # fmt: skip
-    _fill(pool.full_kv_pool, 0, full)
-    _fill(pool.swa_kv_pool, 0, sliding)
+    pool = swa_pool((full.key, full.value), slots=slots, sliding_slots=(len(sliding.key) - 1) * PAGE, page_size=PAGE)
+    fill(pool, 0, full.key, full.value)
+    fill(pool, 1, sliding.key, sliding.value)
     mapping = torch.zeros(slots + PAGE + 1, dtype=torch.int64, device=DEVICE)
     mapping[-1] = -1
     pool.register_mapping(mapping)
     return pool, mapping
-
-
-def _fill(pool: Any, layer: int, pages: PagedKV) -> None:  # noqa: ANN401 - sglang's
-    for buffer, values in ((pool.get_key_buffer(layer), pages.key), (pool.get_value_buffer(layer), pages.value)):
-        buffer.view(-1, *values.shape[2:])[: values.shape[0] * PAGE].copy_(values.reshape(-1, *values.shape[2:]))
 
 
 def _slots(table: torch.Tensor, length: int) -> torch.Tensor:
@@ -155,65 +170,129 @@ def _requests(inputs: SlidingAttentionInputs, mapping: torch.Tensor | None) -> R
     return pool
 
 
-def _runner(inputs: SlidingAttentionInputs, pool: Any, requests: ReqToTokenPool) -> SimpleNamespace:  # noqa: ANN401
+@dataclass(frozen=True)
+class Model:
+    """What the backend's constructor reads of a model, beside its pools."""
+
+    dtype: torch.dtype
+    heads: int
+    window: int | None = None
+    """``sliding_window_size`` of the model, which is hybrid; None where no layer has a pool of its own."""
+    page_size: int = PAGE
+    latent: Mapping[str, int] | None = None
+    """Of a model with MLA, its dims by the names of its configuration."""
+
+
+def attention_backend(
+    pool: Any,  # noqa: ANN401 - sglang's
+    requests: ReqToTokenPool,
+    model: Model,
+    *,
+    drafts: int | None = None,
+) -> AscendAttnBackend:
+    """Build the backend as a model runner does, which is told how many tokens are drafted."""
+    context = runtime_context.get_context()
+    context.override("npudiff", speculative_num_draft_tokens=drafts)
+    try:
+        return AscendAttnBackend(_runner(pool, requests, model))
+    finally:
+        context.override("npudiff", speculative_num_draft_tokens=None)
+
+
+def _runner(pool: Any, requests: ReqToTokenPool, model: Model) -> SimpleNamespace:  # noqa: ANN401
     """Return what the backend's constructor reads of a model runner."""
-    dtype = inputs.query.dtype
     config = SimpleNamespace(
-        dtype=dtype,
-        attention_arch=AttentionArch.MHA,
+        dtype=model.dtype,
+        attention_arch=AttentionArch.MHA if model.latent is None else AttentionArch.MLA,
         hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"]),
         context_len=int(requests.req_to_token.shape[1]),
-        num_attention_heads=inputs.query.shape[1],
+        num_attention_heads=model.heads,
+        **(model.latent or {}),
     )
     return SimpleNamespace(
         device=DEVICE,
         is_draft_worker=False,
         attn_cp_size=1,  # read here until 0.5.21
-        page_size=PAGE,
+        page_size=model.page_size,
         model_config=config,
-        kv_cache_dtype=dtype,
-        dtype=dtype,
+        kv_cache_dtype=model.dtype,
+        dtype=model.dtype,
         req_to_token_pool=requests,
         token_to_kv_pool=pool,
         token_to_kv_pool_allocator=None,
-        use_mla_backend=False,
+        use_mla_backend=model.latent is not None,
         spec_algorithm=_NO_SPECULATION,
-        is_hybrid_swa=inputs.sliding is not None,
-        sliding_window_size=inputs.window or PAGE,  # of the model, whose other layers have a window
+        is_hybrid_swa=model.window is not None,
+        sliding_window_size=model.window or PAGE,  # of the model, whose other layers have a window
         server_args=runtime_context.get_context().server_args,
     )
 
 
-def _batch(inputs: SlidingAttentionInputs, mode: ForwardMode, drafts: int | None) -> ForwardBatch:
-    rows, batch = inputs.query.shape[0], len(inputs.kv_lengths)
-    lengths = torch.tensor(inputs.kv_lengths, dtype=torch.int64) - (drafts or 0)
+def forward_batch(
+    mode: ForwardMode,
+    requests: ReqToTokenPool,
+    query_lengths: Sequence[int],
+    kv_lengths: Sequence[int],
+    *,
+    padding: int = 0,
+    drafts: int | None = None,
+    rows: Sequence[int] | None = None,
+) -> ForwardBatch:
+    """Build the batch of a forward pass whose tokens all have their slots.
+
+    Parameters
+    ----------
+    mode : ForwardMode
+        What sglang does.
+    requests : ReqToTokenPool
+        The table of requests.
+    query_lengths, kv_lengths : sequence of int
+        New tokens of each request, and all its tokens.
+    padding : int
+        Rows behind those of the requests, which are written to slot 0.
+    drafts : int, optional
+        Draft tokens of each request, which ``seq_lens`` leaves out.
+    rows : sequence of int, optional
+        Row of each request in the table; 1, 2, ... where nothing is said.
+    """
+    batch = len(kv_lengths)
+    rows = range(1, batch + 1) if rows is None else rows
+    lengths = torch.tensor(kv_lengths, dtype=torch.int64) - (drafts or 0)
+    new = [
+        requests.req_to_token[row, kv - count : kv].long()
+        for row, count, kv in zip(rows, query_lengths, kv_lengths, strict=True)
+    ]
+    tokens = sum(query_lengths) + padding
     wanted: dict[str, Any] = {
         "forward_mode": mode,
         "batch_size": batch,
-        "input_ids": torch.zeros(rows, dtype=torch.int64, device=DEVICE),
-        "req_pool_indices": torch.arange(1, batch + 1, device=DEVICE),
+        "input_ids": torch.zeros(tokens, dtype=torch.int64, device=DEVICE),
+        "req_pool_indices": torch.tensor(list(rows), device=DEVICE),
         "seq_lens": lengths.to(DEVICE),
         "seq_lens_cpu": lengths,
-        "out_cache_loc": torch.zeros(rows, dtype=torch.int64, device=DEVICE),
+        "out_cache_loc": torch.cat([*new, torch.zeros(padding, dtype=torch.int64, device=DEVICE)]),
         "seq_lens_sum": int(lengths.sum()),
     }
     if mode == ForwardMode.EXTEND:
-        new, before = (
-            inputs.query_lengths,
-            [kv - q for q, kv in zip(inputs.query_lengths, inputs.kv_lengths, strict=True)],
-        )
+        before = [kv - count for count, kv in zip(query_lengths, kv_lengths, strict=True)]
         wanted |= {
-            "extend_num_tokens": sum(new),
-            "extend_seq_lens": torch.tensor(new, dtype=torch.int32, device=DEVICE),
+            "extend_num_tokens": sum(query_lengths),
+            "extend_seq_lens": torch.tensor(list(query_lengths), dtype=torch.int32, device=DEVICE),
             "extend_prefix_lens": torch.tensor(before, dtype=torch.int32, device=DEVICE),
-            "extend_seq_lens_cpu": list(new),
+            "extend_seq_lens_cpu": list(query_lengths),
             "extend_prefix_lens_cpu": before,
         }
     if drafts is not None:
-        wanted["spec_info"] = SimpleNamespace(draft_token_num=drafts)
+        wanted["spec_info"] = _verification(drafts)
     known = {field.name for field in fields(ForwardBatch)}
     made = ForwardBatch(**{name: value for name, value in wanted.items() if name in known})
-    made.global_num_token_non_padded_cpu = sum(inputs.query_lengths)
+    made.global_num_token_non_padded_cpu = sum(query_lengths)
     if drafts is not None:
         made.spec_algorithm = _NO_SPECULATION
     return made
+
+
+def _verification(drafts: int) -> EagleVerifyInput:
+    """Return what attention is told of drafts that follow each other, which is how many they are."""
+    unused = dict.fromkeys(field.name for field in fields(EagleVerifyInput) if field.default is MISSING)
+    return EagleVerifyInput(**{**unused, "spec_steps": drafts - 1, "topk": 1, "draft_token_num": drafts})

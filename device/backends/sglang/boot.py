@@ -15,8 +15,10 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from npudiff.device import virtual
+from npudiff.device.backends.operators import operators_of
 from npudiff.device.backends.stubs import Stubs
 from npudiff.model.backend import BackendUnavailable, Booted
 
@@ -49,6 +51,10 @@ KERNELS = "NPUDIFF_SGL_KERNEL_NPU"
 C++ are the simulator's, its Triton kernels are its own. Without it, what calls one says so."""
 
 
+_ASKED, _ARCHITECTURE = 601, 2201
+"""What sglang asks of the chip, and the architecture of an Ascend 910B."""
+
+
 def boot(checkout: Path | None) -> Booted:
     """Import sglang's Ascend backend.
 
@@ -78,6 +84,8 @@ def boot(checkout: Path | None) -> Booted:
     here = {*always, *(["sgl_kernel_npu"] if KERNELS in os.environ else [])}  # not looked for: looking imports some
     stubs = Stubs([name for name in MISSING if name not in here], always, ABSENT)
     stubs.install()
+    if virtual.enabled() and stubs.standing_in_for("acl"):
+        _answer_what_chip(stubs)
     _find_kernels()
     try:
         sglang = importlib.import_module("sglang")
@@ -85,7 +93,8 @@ def boot(checkout: Path | None) -> Booted:
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         why = f"{type(error).__name__}: {error}"
         raise BackendUnavailable(f"--backend sglang: it does not import: {why}") from error
-    return Booted(_version(sglang), Path(str(sglang.__file__)).parent, lambda: stubs.touched, notes)
+    origin = Path(str(sglang.__file__)).parent
+    return Booted(_version(sglang), origin, lambda: stubs.touched, lambda: operators_of(origin), notes)
 
 
 def _interpreted_triton() -> tuple[str, ...]:
@@ -97,6 +106,17 @@ def _interpreted_triton() -> tuple[str, ...]:
     except virtual.VirtualNpuUnavailable as error:
         return (f"Triton kernels do not run: {error}",)
     return ()
+
+
+def _answer_what_chip(stubs: Stubs) -> None:
+    """Let pyACL, which is not here, say which architecture the chip has: sglang asks before it takes a newer one's way.
+
+    All else that is asked of it is still refused.
+    """
+    runtime: Any = stubs.named("acl.rt")
+    runtime.get_device_info = lambda _device, what: (_ARCHITECTURE, 0) if what == _ASKED else stubs.called("acl.rt")
+    module: Any = importlib.import_module("acl")
+    module.rt = runtime
 
 
 def _folder_of_package(checkout: Path) -> Path:

@@ -8,7 +8,7 @@ import torch
 from sglang.srt.layers.layernorm import GemmaRMSNorm, RMSNorm
 
 from npudiff import Target, implementation
-from npudiff.device.backends.sglang.world import configured, environment, filled, options_of
+from npudiff.device.backends.sglang.world import configured, environment, filled, flags_of
 from npudiff.reference.rms_norm import RmsNormInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -38,7 +38,7 @@ def rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     return _outputs(_module(RMSNorm, inputs).forward_npu(inputs.hidden, inputs.residual))
 
 
-@implementation("rms_norm", name="RMSNorm.forward_native", supports=_PLAIN, on_device=True)
+@implementation("rms_norm", name="RMSNorm.forward_native", supports=_PLAIN, on_device=True, native=True)
 def rms_norm_native(inputs: RmsNormInputs, target: Target) -> Outputs:
     """RMSNorm.forward_native."""
     return _outputs(_module(RMSNorm, inputs).forward_native(inputs.hidden, inputs.residual))
@@ -49,5 +49,5 @@ def rms_norm_native(inputs: RmsNormInputs, target: Target) -> Outputs:
 )
 def gemma_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """GemmaRMSNorm.forward_npu, by operators or in plain torch."""
-    with environment(options_of(inputs)):
+    with environment(flags_of(inputs)):
         return _outputs(_module(GemmaRMSNorm, inputs).forward_npu(inputs.hidden, inputs.residual))

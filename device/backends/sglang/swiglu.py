@@ -22,7 +22,9 @@ def silu_and_mul(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     return answer
 
 
-@implementation("swiglu", name="SiluAndMul.forward_native", supports={**_STEP, "limited": (False,)}, on_device=True)
+@implementation(
+    "swiglu", name="SiluAndMul.forward_native", supports={**_STEP, "limited": (False,)}, on_device=True, native=True
+)
 def silu_and_mul_native(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """SiluAndMul.forward_native."""
     configured()

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,6 +34,18 @@ def configured() -> None:
             parallel.override_permanently(**{name: value})
 
 
+def alone() -> Any:  # noqa: ANN401 - sglang's groups
+    """Return the group of one rank, and let sglang find it as that of its tensors."""
+    configured()
+    parallel = runtime_context.get_parallel()
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        parallel.override_permanently(tp_group=_ALONE)
+    return _ALONE
+
+
+_ALONE = SimpleNamespace(barrier=lambda: None, world_size=1, rank_in_group=0)
+
+
 @contextlib.contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Let environment variables have these values for a moment: sglang reads some of them in each call."""
@@ -52,6 +65,11 @@ def options_of(inputs: object) -> dict[str, str]:
     """Return the options of a case, which its inputs carry."""
     options: dict[str, str] = getattr(inputs, "options", {})
     return options
+
+
+def flags_of(inputs: object) -> dict[str, str]:
+    """Return those options of a case that are environment variables of sglang."""
+    return {name: value for name, value in options_of(inputs).items() if name.startswith(("ASCEND_", "SGLANG_"))}
 
 
 def filled(parameter: Any, values: torch.Tensor) -> None:  # noqa: ANN401 - of any module

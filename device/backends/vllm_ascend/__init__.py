@@ -16,7 +16,7 @@ def _boot(checkout: Path | None) -> Booted:
 
 BACKEND = Backend(
     name="vllm_ascend",
-    summary="attention, caches, norms, rotary embedding and activations of vllm-ascend",
+    summary="attention, caches, norms, rotary embedding, routers, experts, linear layers, activations of vllm-ascend",
     boot=_boot,
     implementations=__name__,
     absent=NOT_HERE,

@@ -1,7 +1,7 @@
 """Importing vllm-ascend where there is no card, and no library of its own operators.
 
-The device is there before anything of vllm. vllm-ascend's operators in C++ are not: it warns, and takes torch_npu's, as
-it does on a machine whose build lacks them.
+The device is there before anything of vllm. vllm-ascend's operators in C++ are stood in for (``operators.py``) where
+it is virtual.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
+from npudiff.device import virtual
+from npudiff.device.backends.operators import operators_of
+from npudiff.device.backends.vllm_ascend import operators
 from npudiff.model.backend import BackendUnavailable, Booted
 
 DEVICE_TYPE = "A2"
@@ -61,8 +65,13 @@ def boot(checkout: Path | None) -> Booted:
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         why = f"{type(error).__name__}: {error}"
         raise BackendUnavailable(f"--backend vllm_ascend: it does not import beside vllm {_vllm()}: {why}") from error
-    notes = (f"beside vllm {_vllm()}", "without its own operators in C++ (_C_ascend): torch_npu's are taken")
-    return Booted(_version(checkout), Path(str(package.__file__)).parent, notes=notes)
+    origin = Path(str(package.__file__)).parent
+    calls = Counter[str]()
+    told: tuple[str, ...] = (f"{operators.SPACE}: as its library has them",)
+    if virtual.enabled():
+        calls, told = operators.stand_in(origin)
+    notes = (f"beside vllm {_vllm()}", *told)
+    return Booted(_version(checkout), origin, lambda: dict(sorted(calls.items())), lambda: operators_of(origin), notes)
 
 
 def _stand_in_for_build(folder: Path) -> None:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
+from types import SimpleNamespace
+
 import torch
-from vllm_ascend.ops.activation import AscendSiluAndMul, AscendSwigluOAIAndMul, AscendSwigluStepAndMul
+from vllm.model_executor.layers.activation import SiluAndMulWithClamp
+from vllm_ascend.ops import activation
+from vllm_ascend.ops.activation import (
+    AscendSiluAndMul,
+    AscendSiluAndMulWithClamp,
+    AscendSwigluOAIAndMul,
+    AscendSwigluStepAndMul,
+)
+from vllm_ascend.ops.fused_moe import moe_mlp
 
 from npudiff import Target, implementation
+from npudiff.device.backends.vllm_ascend.world import without_prefetch
 from npudiff.model.constraints import Box
 from npudiff.reference.swiglu import SwigluInputs
 
+_CLIPPED: Box = {"activation": ("swiglu_oai",), "layout": ("halves",), "limited": (True,)}
+_CLAMPED: Box = (
+    _CLIPPED
+    if "alpha" in inspect.signature(SiluAndMulWithClamp.__init__).parameters
+    else {**_CLIPPED, "alpha": (1.0,), "bias": (0.0,)}
+)
+"""What the class of vllm takes; until 0.23 it had a limit alone."""
 _STEP: Box = {"activation": ("silu", "swiglustep"), "layout": ("halves",)}
 
 
 @implementation("swiglu", name="AscendSiluAndMul.forward_oot", supports={**_STEP, "limited": (False,)}, on_device=True)
 def silu_and_mul(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """AscendSiluAndMul.forward_oot: npu_swiglu."""
-    answer: torch.Tensor = AscendSiluAndMul.forward_oot(None, inputs.states)
+    with without_prefetch(activation):
+        answer: torch.Tensor = AscendSiluAndMul.forward_oot(None, inputs.states)
     return answer
 
 
@@ -36,5 +56,37 @@ def swiglu_oai(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """AscendSwigluOAIAndMul.swiglu_oai_forward, whose bias is 1."""
     answer: torch.Tensor = AscendSwigluOAIAndMul.swiglu_oai_forward(
         inputs.states, alpha=inputs.alpha, limit=inputs.limit
+    )
+    return answer
+
+
+@implementation("swiglu", name="AscendSiluAndMulWithClamp.forward_oot", supports=_CLAMPED, on_device=True)
+def silu_and_mul_with_clamp(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+    """AscendSiluAndMulWithClamp.forward_oot, of a layer that was made with a limit, alpha and beta."""
+    layer = SimpleNamespace(swiglu_limit=inputs.limit, alpha=inputs.alpha, beta=inputs.bias)
+    with without_prefetch(activation):
+        answer: torch.Tensor = AscendSiluAndMulWithClamp.forward_oot(layer, inputs.states)
+    return answer
+
+
+@implementation("swiglu", name="SiluAndMulWithClamp.forward_native", supports=_CLAMPED, on_device=True, native=True)
+def silu_and_mul_with_clamp_of_vllm(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+    """SiluAndMulWithClamp.forward_native, which vllm-ascend replaces."""
+    layer = SimpleNamespace(swiglu_limit=inputs.limit, alpha=inputs.alpha, beta=inputs.bias)
+    answer: torch.Tensor = SiluAndMulWithClamp.forward_native(layer, inputs.states)
+    return answer
+
+
+def _clipped_swiglu_is_here() -> str:
+    return "" if hasattr(moe_mlp, "_apply_clipped_swiglu") else "this version has no _apply_clipped_swiglu"
+
+
+@implementation(
+    "swiglu", name="_apply_clipped_swiglu", supports=_CLIPPED, on_device=True, requires=_clipped_swiglu_is_here
+)
+def clipped_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+    """_apply_clipped_swiglu of experts: npu_clipped_swiglu of halves."""
+    answer: torch.Tensor = moe_mlp._apply_clipped_swiglu(
+        inputs.states, swiglu_limit=inputs.limit, swiglu_alpha=inputs.alpha, swiglu_beta=inputs.bias
     )
     return answer

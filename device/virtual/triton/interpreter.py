@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from functools import cache
 
+import triton.language.math as tl_math
 import triton.runtime.interpreter as triton_interpreter
 from triton.runtime.jit import mangle_type
 
@@ -15,6 +17,7 @@ from npudiff.device.virtual.triton import blocks, driver, extension, launch, opt
 def install() -> None:
     """Change Triton's interpreter. Idempotent."""
     _know_types()
+    _take_halves()
     builder = values.Builder()
     triton_interpreter.interpreter_builder = builder
     triton_interpreter.interpreter_semantic = blocks.Semantic(builder)
@@ -26,6 +29,15 @@ def install() -> None:
     options.install()
     extension.install()
     driver.install()
+
+
+def _take_halves() -> None:
+    """Let functions such as ``tl.exp`` take 16-bit floats, as the Triton of an NPU does."""
+    for function in vars(tl_math).values():
+        own = getattr(function, "__wrapped__", None)
+        checked = inspect.getclosurevars(own).nonlocals.get("dtypes") if inspect.isfunction(own) else None
+        if isinstance(checked, list):
+            checked.extend(kind for kind in ("fp16", "bf16") if kind not in checked)
 
 
 def _know_types() -> None:

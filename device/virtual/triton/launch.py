@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
+import functools
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +81,7 @@ def _run_on(memory: set[tuple[int, int]], run: Callable[[], None]) -> None:
 
 
 def _run(function: Callable[..., None], given: Mapping[str, Any], grid: Sequence[int]) -> None:
-    with _one_at_a_time, np.errstate(all="ignore"), warnings.catch_warnings():
+    with _one_at_a_time, _larger_and_smaller_blocks(), np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a device says nothing of NaN
         builder = interpreter.interpreter_builder
         before = getattr(builder, "grid_dim", None), getattr(builder, "grid_idx", None)
@@ -93,6 +96,26 @@ def _run(function: Callable[..., None], given: Mapping[str, Any], grid: Sequence
         finally:
             scope.restore()
             builder.grid_dim, builder.grid_idx = before
+
+
+@contextlib.contextmanager
+def _larger_and_smaller_blocks() -> Iterator[None]:
+    """Let ``max`` and ``min`` of a kernel be those of elements, as its compiler has them; Python's compare blocks."""
+    own = builtins.max, builtins.min
+    builtins.max, builtins.min = _elementwise(own[0], "maximum"), _elementwise(own[1], "minimum")
+    try:
+        yield
+    finally:
+        builtins.max, builtins.min = own
+
+
+def _elementwise(own: Callable[..., Any], of_two: str) -> Callable[..., Any]:
+    def chosen(*values: Any, **named: Any) -> Any:  # noqa: ANN401 - as Python's function
+        if any(isinstance(value, tl.tensor) for value in values):
+            return functools.reduce(getattr(tl, of_two), values)
+        return own(*values, **named)
+
+    return chosen
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:  # noqa: ANN401 - any argument of a kernel

@@ -38,6 +38,9 @@ from npudiff.text import clipped, complain
 WRITTEN_EVERY = 5.0
 """Seconds after which a record that is kept up to date is written again."""
 
+MOST_OF_A_RUN = 0.02
+"""Part of the time of a run that writing its record may take, while it goes on."""
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -102,15 +105,18 @@ class RecordKeeper:
     def __init__(self, summary: Callable[[], RunSummary], root: Path, unwritten: Unwritten) -> None:
         self._summary, self._root, self._unwritten = summary, root, unwritten
         self._path: Path | None = None
-        self._written = -math.inf
+        self._written, self._took, self._owed = -math.inf, 0.0, False
 
     def __call__(self, event: Event) -> None:
-        """Write the record, at once if there is a finding."""
-        found = isinstance(event, JobEnded) and event.kept
-        if not isinstance(event, RunEnded) and (found or time.monotonic() - self._written > WRITTEN_EVERY):
+        """Write the record, at once if there is a finding; with thousands of them that would take most of a run."""
+        self._owed = self._owed or (isinstance(event, JobEnded) and bool(event.kept))
+        began = time.monotonic()
+        wait = self._took / MOST_OF_A_RUN if self._owed else WRITTEN_EVERY
+        if not isinstance(event, RunEnded) and began - self._written > wait:
             with contextlib.suppress(OSError):  # told at the end, if it is still so
                 self._write()
             self._written = time.monotonic()
+            self._took, self._owed = self._written - began, False
 
     def close(self) -> None:
         """Write the record of a run that is over."""

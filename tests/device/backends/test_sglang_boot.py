@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 
 import pytest
 
 from npudiff.device.backends.sglang import BACKEND, boot
+from npudiff.device.backends.stubs import StubCalled, Stubs
 from npudiff.model.backend import BackendUnavailable
 
 ATTENTION = """
@@ -69,6 +71,20 @@ def test_kernels_that_are_not_there_are_one_line(checkout, tmp_path, monkeypatch
     monkeypatch.setenv(boot.KERNELS, str(tmp_path / "nowhere"))
     with pytest.raises(BackendUnavailable, match="no folder python/sgl_kernel_npu/sgl_kernel_npu in it"):
         BACKEND.boot(checkout)
+
+
+def test_the_chip_is_known_and_nothing_else_is(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    stubs = Stubs(["acl"])
+    stubs.install()
+    boot._answer_what_chip(stubs)
+    runtime = importlib.import_module("acl").rt
+    assert runtime.get_device_info(0, 601) == (2201, 0)
+    with pytest.raises(StubCalled, match=r"acl\.rt"):
+        runtime.get_device_info(0, 600)
+    with pytest.raises(StubCalled, match=r"acl\.rt\.memcpy"):
+        runtime.memcpy()
+    del sys.modules["acl"]
 
 
 def test_a_folder_without_sglang_is_one_line(tmp_path):

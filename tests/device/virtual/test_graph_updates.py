@@ -450,3 +450,29 @@ def test_the_dispatch_mode_of_torch_npu_updates_by_names():
     graph.update(cpu_update_input=[{"actual_seq_kvlen": [3]}])  # a key of another version: nobody says anything
     graph.replay()
     assert torch.equal(output.cpu(), attention(70).cpu())
+
+
+def test_a_mask_may_be_made_by_the_graph_that_uses_it():
+    import torch
+    import torch_npu
+
+    heads, tokens = 2, 4
+    query = torch.randn(tokens, heads, HEAD_DIM, dtype=torch.bfloat16).to("npu")
+    pages = torch.randn(2, PAGE, heads * HEAD_DIM, dtype=torch.bfloat16).to("npu")
+    table = torch.tensor([[1]], dtype=torch.int32, device="npu")
+    upper = torch.triu(torch.ones(2048, 2048, dtype=torch.bool), diagonal=1).to("npu")
+
+    def attention():
+        return torch_npu.npu_fused_infer_attention_score_v2(
+            query, pages, pages, num_query_heads=heads, num_key_value_heads=heads, input_layout="TND", sparse_mode=3,
+            atten_mask=upper.to(torch.int8), block_table=table, block_size=PAGE, actual_seq_qlen=[tokens],
+            actual_seq_kvlen=[9],
+        )[0]  # fmt: skip
+
+    eager = attention().cpu()
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        captured = attention()
+    graph.replay()
+    torch.npu.synchronize()
+    assert torch.equal(captured.cpu(), eager)

@@ -157,3 +157,10 @@ def test_a_known_issue_may_name_an_option(cli, kernel, tmp_path):
     arguments = ("gate", "swa_mask", "--impl", path, "--target", "sim", "--budget", "60s", "--rotating", "off")
     result = cli(*arguments, "--known", tmp_path / "known_issues.toml")
     assert result.code == ExitCode.CLEAN, result.out + result.err
+
+
+def test_a_component_with_options_may_get_others():
+    once = with_options(load_component("swa_mask"), {"FLAG": ("0", "1")})
+    made = with_options(once, {"pool": ("own", "shared")})
+    case = loads(made.case_type, json.dumps({**MASK, "FLAG": "1", "pool": "shared"}))
+    assert made.inputs(case).options == {"FLAG": "1", "pool": "shared"}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,15 @@ def test_pytest_takes_a_backend_as_well(small, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert "test_property_holds[swa_mask-theirs-equivalence] PASSED" in result.stdout
+
+
+def test_a_known_issue_of_what_is_left_out_is_told_and_closes_no_gate(small, cli, tmp_path):
+    known = tmp_path / "known.toml"
+    known.write_text(
+        '[[issue]]\ncomponent = "swa_mask"\nimplementation = "newer"\nlink = "https://example.org/7"\n'
+        f'where = ["an_option_of_it=1"]\nexpires = {datetime.now(timezone.utc).date() + timedelta(days=9)}\n'
+    )
+    arguments = ("--backend", "small", "--known", known, "--rotating", "off", "--examples", "5", "--workers", "1")
+    result = cli("gate", "swa_mask", *arguments)
+    assert result.code == ExitCode.CLEAN, result.out + result.err
+    assert "not known here: get_mask has no argument window" in result.out

@@ -86,6 +86,7 @@ def test_some_that_are_only_broken_without_a_word_on_the_command_line(tmp_path):
 @pytest.mark.slow
 def test_a_thousand(tmp_path, record_property):
     kernels = hostile_kernels.names_and_texts(1000, 4)
-    result, left = judged(tmp_path, kernels, "--untrusted", timeout=7200)
+    # Most of the time somebody waits for one that hangs.
+    result, left = judged(tmp_path, kernels, "--untrusted", "--workers", "8", timeout=7200)
     record_property("line", result.stdout.splitlines()[-1])
     assert_each_told_once(result, left, kernels)

@@ -17,6 +17,7 @@ TORCHS = {
     "divide": operator.truediv,
     "negate": lambda a, b: -a,
     "abs": lambda a, b: a.abs(),
+    "exp": lambda a, b: a.double().exp().to(a.dtype),
     "maximum": torch.maximum,
     "where": lambda a, b: torch.where(a < b, a, b),
     "clamp": lambda a, b: a.clamp(-1, 1),
@@ -45,6 +46,15 @@ def test_an_operation_is_that_of_torch(kernels, name, dtype):
     out = torch.empty_like(a, device="npu")
     kernels.computed[(1,)](a.npu(), b.npu(), out, OPERATION=name, BLOCK=96)
     assert torch.equal(out.cpu(), TORCHS[name](a, b))
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.int32])
+def test_max_and_min_are_those_of_elements(kernels, dtype):
+    x = drawn(32, 2, torch.float32).to(dtype)
+    out = torch.empty_like(x, device="npu")
+    kernels.bounded[(1,)](x.npu(), out, 2, BLOCK=32)
+    assert torch.equal(out.cpu(), x.clamp(0, 2))
+    assert max(1, 2) == 2
 
 
 @pytest.mark.parametrize("mode", ["default", "rtne"])

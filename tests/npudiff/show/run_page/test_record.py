@@ -9,8 +9,10 @@ import re
 import pytest
 
 from npudiff.errors import ExitCode
+from npudiff.files.unwritten import Unwritten
 from npudiff.findings import log
 from npudiff.run import discovery
+from npudiff.run.events import JobEnded
 from npudiff.run.workers import TaskRunner
 from npudiff.show.run_page import read, record, record_file, write
 from npudiff.show.run_page.read import read_record, read_records
@@ -233,3 +235,26 @@ def test_what_is_written_is_read(cli, tmp_path):
     assert not problems
     assert kept[0].root == tmp_path / ".npudiff"
     assert read.read_records(records(tmp_path))[0] == kept
+
+
+def test_writing_the_record_of_many_findings_takes_a_small_part_of_a_run(tmp_path, monkeypatch):
+    """It is written at the first finding; later ones wait in proportion to what writing takes, and none is lost."""
+    now, written = [100.0], []
+
+    def writes():
+        written.append(now[0])
+        now[0] += 0.5
+
+    keeper = write.RecordKeeper(lambda: None, tmp_path, Unwritten())
+    monkeypatch.setattr(write.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(keeper, "_write", writes)
+    found = JobEnded(0, None, (object(),), "")
+    for _ in range(500):
+        keeper(found)
+        now[0] += 0.1
+    assert written[0] == 100.0
+    assert len(written) * 0.5 <= (now[0] - 100.0) * 0.05
+    count = len(written)
+    now[0] += 30
+    keeper(JobEnded(0, None, (), ""))
+    assert len(written) == count + 1
