@@ -6,15 +6,19 @@ import argparse
 
 from npudiff.errors import ExitCode
 from npudiff.judge.others import properties_with_others
+from npudiff.model.backend import wished
 from npudiff.model.component import Component
 from npudiff.model.implementation import Implementation
-from npudiff.run.discovery import load_components, select_implementations, target_names
+from npudiff.run.backends import load_backend
+from npudiff.run.discovery import default_target, load_components, select_implementations, target_names
 from npudiff.show.console import Console
 
 
 def listing(options: argparse.Namespace) -> int:
     """Run ``npudiff list`` and return its exit code."""
     components = load_components(options.components)
+    for wish in wished(options.impl):  # a backend is imported beside its device
+        default_target(None, load_backend(wish.name).target)
     implementations = select_implementations(components, options.impl)
     console = Console(verbose=False)
     for component in components:

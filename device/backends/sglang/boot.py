@@ -84,6 +84,8 @@ def boot(checkout: Path | None) -> Booted:
     here = {*always, *(["sgl_kernel_npu"] if KERNELS in os.environ else [])}  # not looked for: looking imports some
     stubs = Stubs([name for name in MISSING if name not in here], always, ABSENT)
     stubs.install()
+    for name in always:  # torch_npu puts its own there as soon as torch._dynamo is imported, unless one is there
+        importlib.import_module(name)
     if virtual.enabled() and stubs.standing_in_for("acl"):
         _answer_what_chip(stubs)
     _find_kernels()

@@ -86,10 +86,13 @@ def test_what_is_only_stood_in_for_is_counted_and_no_finding(small, cli):
     assert int(row[3]) > 0
 
 
-def test_listing_shows_what_a_backend_has(small, cli):
+def test_listing_shows_what_a_backend_has_which_is_imported_beside_its_device(small, cli, monkeypatch):
+    wanted = []
+    monkeypatch.setattr("npudiff.commands.listing.default_target", lambda cann, target: wanted.append(target))
     result = cli("list", "swa_mask", "--backend", "small")
     assert "Their mask." in result.out
     assert "graph_buffer" not in result.out
+    assert wanted == ["sim"]
 
 
 def test_the_doctor_says_what_there_is_of_it(small, cli):
