@@ -191,9 +191,16 @@ def absorbed_tnd(call: AbsorbedCall, **changes: object) -> Outputs:
     return with_padding(call.inputs, rows, lse.view(call.rows, -1)[:, : call.heads])
 
 
-@implementation("latent_attention", supports={**DECODE, **ND, "page_size": range(16, 129, 16)}, on_device=True)
+@implementation(
+    "latent_attention",
+    supports={**DECODE, **ND, "page_size": range(16, 129, 16), "fully_masked_rows": ("none",)},
+    on_device=True,
+)
 def atb_paged_mla(inputs: LatentAttentionInputs, target: Target) -> Outputs:
-    """Decode of sglang without FIA: ATB's kernel on latents and rotated keys side by side (ascend_backend 3450)."""
+    """Decode of sglang without FIA: ATB's kernel on latents and rotated keys side by side (ascend_backend 3450).
+
+    It leaves rows of a request without tokens as they are.
+    """
     rows = sum(inputs.query_lengths)
     query = torch.cat([inputs.query, inputs.query_rope], dim=-1)[:rows]
     cache = torch.cat([inputs.pool.key, inputs.pool.value], dim=-1)

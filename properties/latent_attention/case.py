@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hypothesis import assume
+
 from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
-from npudiff.model.constraints import Box, Numbers
+from npudiff.model.constraints import Allowed, Box, Numbers, allows
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.slots import page_order_axis
 from npudiff.properties.sliding_attention.case import POISONS, SCALES, Request, SlidingAttentionCase
@@ -48,10 +50,28 @@ def _draw_requests(choose: Chooser, box: Box, case: LatentAttentionCase) -> tupl
     allowed = {**box, "fully_masked_rows": box.get("fully_masked_rows", BLIND_ROWS)}
     long = choose.pick(LONG[:1] if choose.far else LONG)
     drawn = draw_requests(choose, allowed, case.page_size, None, 1, long)
-    size = case.page_size if "whole pages" in box.get("prefix", PREFIXES) else 2**30
-    if "part of a page" in box.get("prefix", PREFIXES):
-        return drawn
-    return tuple(replace(one, kv=one.query + max(0, one.kv - one.query) // size * size) for one in drawn)
+    requests = _with_prefixes(drawn, case.page_size, box.get("prefix", PREFIXES))
+    assume(prefix_of(requests, case.page_size) in box.get("prefix", PREFIXES))
+    assume(all(allows(box.get("kv_length", _LENGTHS), request.kv) for request in requests))
+    return requests
+
+
+def _with_prefixes(requests: tuple[Request, ...], page_size: int, kinds: Allowed) -> tuple[Request, ...]:
+    """Cut prefixes to whole pages, or off, where no others are allowed; there is one where there has to be."""
+    if "part of a page" in kinds:
+        return requests
+    size = page_size if "whole pages" in kinds else 2**30
+    least = 0 if "none" in kinds else size
+    return tuple(
+        replace(one, kv=one.query + max(least, (one.kv - one.query) // size * size)) if one.kv >= one.query else one
+        for one in requests
+    )
+
+
+def prefix_of(requests: Sequence[Request], page_size: int) -> str:
+    """Return which prefixes a batch has."""
+    sizes = [max(0, request.kv - request.query) for request in requests]
+    return PREFIXES[2 if any(size % page_size for size in sizes) else int(any(sizes))]
 
 
 def _scores(requests: Sequence[Request]) -> int:
@@ -95,7 +115,7 @@ class LatentAttentionCase(Case):
         applies=lambda case: case.form == "expanded",
     )  # fmt: skip
     value_dim: int = axis(
-        "elements of a value made from a latent", _SIZES, 128, drawn=(128, 128, 64, 256), shown="value {}",
+        "elements of a value made from a latent", _SIZES, 128, drawn=(128, 128, 64, 90, 256), shown="value {}",
         applies=lambda case: case.form == "expanded",
     )  # fmt: skip
     dtype: str = axis("dtype of queries and latents", ("bfloat16", "float16"), "bfloat16", always=True)
@@ -145,13 +165,10 @@ class LatentAttentionCase(Case):
         """Tokens of the requests."""
         return {request.kv for request in self.requests}
 
-    @derived(
-        "what is cached before the new tokens: nothing, whole pages, or part of a page as well", PREFIXES, each=True
-    )
-    def prefix(self) -> Collection[str]:
+    @derived("what is cached before the new tokens: nothing, whole pages, or part of a page as well", PREFIXES)
+    def prefix(self) -> str:
         """What is cached of the requests before their new tokens."""
-        sizes = {max(0, request.kv - request.query) for request in self.requests}
-        return {PREFIXES[0 if not size else 2 if size % self.page_size else 1] for size in sizes}
+        return prefix_of(self.requests, self.page_size)
 
     @derived("rows that see no key: none, or empty (requests of length 0)", BLIND_ROWS)
     def fully_masked_rows(self) -> str:
