@@ -82,6 +82,8 @@ class Defect:
     seen: tuple[Seen, ...]
     card: bool = False
     """Whether only a card can decide."""
+    choice: bool = False
+    """Whether it is a precision that a backend chose, and another than the contract's."""
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,14 @@ def page(all_reports: Sequence[Report]) -> str:
 
 
 def _section(report: Report) -> str:
-    decided = [one for one in report.defects if not one.card]
-    open_ones = [one for one in report.defects if one.card]
-    parts = [f"\n## {report.title}\n\n{len(decided)} defects"]
-    parts += [f", and {len(open_ones)} that only a card can decide" if open_ones else "", ".\n"]
-    parts += [_entry(one, report) for one in decided]
-    if open_ones:
-        parts += [f"\n## {report.title}: what only a card can decide\n", *(_entry(one, report) for one in open_ones)]
+    defects = [one for one in report.defects if not one.card and not one.choice]
+    apart = {
+        "what only a card can decide": [one for one in report.defects if one.card],
+        "another precision than the contract's": [one for one in report.defects if one.choice],
+    }
+    parts = [f"\n## {report.title}\n\n{len(defects)} defects.\n", *(_entry(one, report) for one in defects)]
+    for title, others in apart.items():
+        parts += [f"\n## {report.title}: {title}\n", *(_entry(one, report) for one in others)] if others else []
     return "".join(parts)
 
 

@@ -15,6 +15,11 @@ GROUP_SCORES = ("sum of two", "largest")
 """sum of two: a group is worth its two best experts together. largest: its best one."""
 
 
+GUARD = 1e-20
+"""What models (DeepSeek-V3) and the operator (``eps``) add to a sum of weights so that it is not 0: it is seen where an
+expert with a bias is chosen whose score is about as small."""
+
+
 @dataclass(frozen=True)
 class MoeGatingInputs:
     """The router's logits, and how experts are chosen from them."""
@@ -64,8 +69,9 @@ def moe_gating(inputs: MoeGatingInputs) -> dict[str, Expected]:
 
     Notes
     -----
-    A correct device computes scores in float32. Where two experts, or two groups, are so close that it may rank them
-    either way, nothing is said of the weights of this token.
+    A correct device computes scores in float32, and may add up to ``GUARD`` to the sum by which weights are divided.
+    Where two experts, or two groups, are so close that it may rank them either way, nothing is said of the weights of
+    this token.
     """
     choice = chosen_experts(inputs, Inexact.exact(inputs.logits))
     weights = choice.weights.rounded(inputs.logits.dtype)
@@ -151,7 +157,7 @@ def _too_close(value: torch.Tensor, error: torch.Tensor, count: int) -> torch.Te
 
 def _scaled(inputs: MoeGatingInputs, weights: Inexact) -> Inexact:
     if inputs.renormalise:
-        total = Inexact(weights.value.sum(dim=-1, keepdim=True), weights.error.sum(dim=-1, keepdim=True))
+        total = Inexact(weights.value.sum(dim=-1, keepdim=True), weights.error.sum(dim=-1, keepdim=True) + GUARD)
         weights = weights.over(total.in_float32(inputs.top_k)).in_float32()
     return weights.times(inputs.scaling).in_float32(2)
 

@@ -6,8 +6,8 @@ import argparse
 
 from npudiff.errors import ExitCode
 from npudiff.judge.others import properties_with_others
-from npudiff.model.component import Component
 from npudiff.model.backend import wished
+from npudiff.model.component import Component
 from npudiff.model.implementation import Implementation
 from npudiff.run.backends import load_backend
 from npudiff.run.discovery import default_target, load_components, select_implementations, target_names

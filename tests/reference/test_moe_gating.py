@@ -160,3 +160,13 @@ def test_weights_of_logits_with_errors_are_within_what_these_bring(scoring):
         ratio = (dense[0] - dense[1]).abs() / bound.clamp(min=1e-12)
         worst = max(worst, float(ratio[alike].max()))
     assert 0.2 < worst <= 1
+
+
+@pytest.mark.parametrize("guard", [0.0, 1e-20])
+def test_a_sum_of_tiny_weights_may_have_what_models_add_to_it(guard):
+    """With a bias an expert is chosen whose probability is about as small as that."""
+    given = MoeGatingInputs(torch.tensor([[0.0, -41.0, -60.0]]), torch.tensor([0.0, 2.0, 0.0]), 1, renormalise=True)
+    expected = moe_gating(given)["weights"]
+    score = torch.softmax(given.logits.double(), -1)[0, 1]
+    assert abs(score / (score + guard) - expected.value[0, 1]) <= expected.bound[0, 1]
+    assert abs(score / (score + 1e-18) - expected.value[0, 1]) > expected.bound[0, 1]

@@ -110,7 +110,7 @@ def _replayed(inputs: SlidingAttentionInputs, mode: ForwardMode, drafts: int | N
     """Capture the layer at a bucket, and replay it with the requests of the case, whose new tokens it writes."""
     options = options_of(inputs)
     world = attention_world(inputs, mode, _size(inputs), drafts=drafts)
-    windows = inputs.sliding is not None or inputs.window is not None
+    windows = inputs.sliding is not None or inputs.window is not None or inputs.sinks is not None
     architecture = _ARCHITECTURES[options[WINDOW]] if windows else "LlamaForCausalLM"
     runner = graph_runner(Recorded(world, mode, drafts or 1, architecture, options[STAGE] == "earlier"))
     states = {"q": world.arguments["q"], **world.taken_out(POISON)}

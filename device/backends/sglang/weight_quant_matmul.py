@@ -31,9 +31,10 @@ _WORDS: Box = {"bits": (4,), "offset": ("none", "whole"), "columns": range(8, 2*
 _GROUPS: tuple[Box, ...] = (
     *({**_WORDS, "scale_per": ("groups",), "group_size": (size,), "inner": range(2 * size, 2**16, size)}
       for size in (32, 64, 96, 128, 256)),
-    {**_WORDS, "scale_per": ("columns",), "inner": range(8, 2**16, 8)},
+    {**_WORDS, "scale_per": ("columns",), "inner": range(8, 2**16, 8), "bias": (False,)},
 )  # fmt: skip
-"""Groups divide a column, or are all of it, which configurations call -1."""
+"""Groups divide a column, or are all of it, which configurations call -1; AWQ then adds a bias of the model's dtype,
+which a case has in float32."""
 
 
 def _words(integers: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:

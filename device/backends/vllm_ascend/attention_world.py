@@ -160,6 +160,13 @@ def replayed(inputs: SlidingAttentionInputs, state: str, *, paged: bool = False)
         after = Batch(batch.query_lengths, batch.kv_lengths, table)
         forward = SimpleNamespace(attn_metadata={LAYER: metadata(made, after, state, device)})
         graph.replay()
-        attention.update_graph_params(npu.Stream(), forward, rows, made.config)
-        npu.synchronize()
+        updates = npu.Stream()
+        try:
+            attention.update_graph_params(updates, forward, rows, made.config)
+        except BaseException:
+            for event in acl_graph.get_graph_params().events[rows]:  # or the replay would wait for ever
+                event.record(updates)
+            raise
+        finally:
+            npu.synchronize()
     return answer

@@ -219,9 +219,11 @@ static _Atomic uint32_t device_limits[LIMITS] = {CUBE_CORES, VECTOR_CORES};
 
 uint32_t device_limit(uint32_t kind) { return device_limits[kind]; }
 
+int is_limit(uint32_t kind, uint32_t value) { return kind < LIMITS && value > 0 && value <= cores[kind]; }
+
 status_t aclrtSetDeviceResLimit(int32_t device, uint32_t kind, uint32_t value) {
     (void)device;
-    if (kind >= LIMITS || value == 0 || value > cores[kind]) {
+    if (!is_limit(kind, value)) {
         return PARAM_INVALID;
     }
     device_limits[kind] = value;

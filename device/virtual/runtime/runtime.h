@@ -89,6 +89,7 @@ typedef struct group group_t;
 enum { LIMITS = 2 };
 
 uint32_t device_limit(uint32_t kind);
+int is_limit(uint32_t kind, uint32_t value); /* whether the device has so many */
 
 typedef struct stream {
     int32_t identity;

@@ -303,7 +303,7 @@ status_t aclrtCreateStreamWithConfig(void **stream, uint32_t priority, uint32_t 
 status_t aclrtCreateStream(void **stream) { return aclrtCreateStreamWithConfig(stream, 0, 0); }
 
 status_t aclrtSetStreamResLimit(void *stream, uint32_t kind, uint32_t value) {
-    if (kind >= LIMITS || value == 0 || value > device_limit(kind)) {
+    if (!is_limit(kind, value)) {
         return PARAM_INVALID;
     }
     stream_of(stream)->limits[kind] = value;
