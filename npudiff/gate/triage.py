@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -15,7 +15,7 @@ from npudiff.judge.judge import properties_of
 from npudiff.judge.others import WAYS_AGREE
 from npudiff.model.case import loads
 from npudiff.model.component import Component
-from npudiff.model.constraints import Constraints, Exclusion
+from npudiff.model.constraints import Axis, Box, Constraints, Exclusion, allows
 from npudiff.model.job import Job, Outcome
 from npudiff.run.discovery import component_names, load_component
 from npudiff.run.plan import Plan
@@ -74,7 +74,7 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
             continue
         again.append((checked, drawing))
         exclusion = Exclusion(checked.where, f"known: {checked.link}")
-        jobs = [_without(exclusion, job) if _concerns(checked, job) else job for job in jobs]
+        jobs = [_without(exclusion, job) if _concerns(checked, job) else _without_other(checked, job) for job in jobs]
     return Triage(tuple(job for job in jobs if not _leaves_nothing(job)), tuple(again), tuple(settled))
 
 
@@ -148,6 +148,26 @@ def _why_unmatched(issue: KnownIssue, jobs: Collection[Job]) -> str:
 
 def _without(exclusion: Exclusion, job: Job) -> Job:
     return replace(job, subject=replace(job.subject, excluded=(*job.subject.excluded, exclusion)))
+
+
+def _without_other(issue: KnownIssue, job: Job) -> Job:
+    """The job without cases in which another way of its backend is known to be wrong, if it compares with that one."""
+    subject = job.subject
+    mine = subject.implementation.others if job.prop is WAYS_AGREE and subject.component.name == issue.component else ()
+    other = next((one for one in mine if one.name == issue.implementation), None)
+    if other is None:
+        return job
+    boxes = [_without_foreign(box, other.options, subject.component.axes) for box in issue.where.boxes]
+    where = Constraints(tuple(box for box in boxes if box is not None))
+    return _without(Exclusion(where, f"known of {other.name}: {issue.link}"), job) if where else job
+
+
+def _without_foreign(box: Box, options: Mapping[str, tuple[str, ...]], axes: Mapping[str, Axis]) -> Box | None:
+    """A box without options that the cases at hand lack: the other way has their usual values then. None if outside."""
+    foreign = [name for name in box if name not in axes]
+    if any(name not in options or not allows(box[name], options[name][0]) for name in foreign):
+        return None
+    return {name: allowed for name, allowed in box.items() if name not in foreign}
 
 
 def _leaves_nothing(job: Job) -> bool:

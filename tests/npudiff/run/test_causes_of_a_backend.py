@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -129,3 +130,20 @@ def test_isolated_and_in_one_process_they_say_the_same(ways, tmp_path):
         for found in (here, apart)
     ]  # fmt: skip
     assert kept[0] == kept[1]
+
+
+def test_a_known_defect_of_one_way_is_not_held_against_another(small_backend, cli, tmp_path):
+    """Where the region names an option that another lacks, that one is compared at the usual value."""
+    (small_backend / "swa_mask.py").write_text(WAYS)
+    expires = datetime.now(timezone.utc).date() + timedelta(days=9)
+    regions = {"eager": "exclusive", "graph": "inclusive"}
+    (tmp_path / "known.toml").write_text(
+        "".join(
+            f'[[issue]]\ncomponent = "swa_mask"\nimplementation = "{name}"\nlink = "https://example.org/7"\n'
+            f'where = ["window=1..2147483647", "convention={value}"]\nexpires = {expires}\n'
+            for name, value in regions.items()
+        )
+    )
+    arguments = ("--backend", "small", "--known", "known.toml", "--rotating", "off", "--workers", "1", "--no-isolate")
+    result = cli("gate", "swa_mask", *arguments, "--examples", "60")
+    assert result.code == ExitCode.CLEAN, result.out
