@@ -13,6 +13,7 @@ from npudiff.gate.result import KnownStatus, State
 from npudiff.gate.versions import Machine
 from npudiff.judge.judge import properties_of
 from npudiff.judge.others import WAYS_AGREE
+from npudiff.model.backend import wished
 from npudiff.model.case import loads
 from npudiff.model.component import Component
 from npudiff.model.constraints import Axis, Box, Constraints, Exclusion, allows
@@ -61,6 +62,9 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
     for issue in issues:
         if (missing := _left_out(issue, plan)) is not None:
             settled.append(KnownStatus(issue, State.ELSEWHERE, missing))
+            continue
+        if wished(plan.request.implementations) and (status := _not_asked_for(issue, plan)) is not None:
+            settled.append(status)  # what options a function of a backend has is known where it is run
             continue
         checked = _checked(issue, plan, f"{place}:{issue.line}")
         status = _set_aside(plan, checked, here, today)
@@ -122,12 +126,20 @@ def _set_aside(plan: Plan, issue: KnownIssue, here: Machine, today: date) -> Kno
     """The status of an issue that is not looked at, or None."""
     if issue.expires < today:
         return KnownStatus(issue, State.EXPIRED, f"on {issue.expires}: mend it, or look at {issue.link} again")
-    if plan.request.components and issue.component not in plan.request.components:
-        return KnownStatus(issue, State.NOT_RUN, f"this run is of {', '.join(plan.request.components)}")
+    if (status := _not_asked_for(issue, plan)) is not None:
+        return status
     if issue.targets and here.target not in issue.targets:
         return KnownStatus(issue, State.ELSEWHERE, f"target {here.target}, the issue is of {', '.join(issue.targets)}")
     reason = issue.versions.reason_against(here)
     return None if reason is None else KnownStatus(issue, State.ELSEWHERE, reason)
+
+
+def _not_asked_for(issue: KnownIssue, plan: Plan) -> KnownStatus | None:
+    """The status of an issue of a component that nobody asked for, or None."""
+    asked = plan.request.components
+    if not asked or issue.component in asked:
+        return None
+    return KnownStatus(issue, State.NOT_RUN, f"this run is of {', '.join(asked)}")
 
 
 def _concerns(issue: KnownIssue, job: Job) -> bool:

@@ -154,13 +154,16 @@ def test_pytest_takes_a_backend_as_well(small, tmp_path):
     assert "test_property_holds[swa_mask-theirs-equivalence] PASSED" in result.stdout
 
 
-def test_a_known_issue_of_what_is_left_out_is_told_and_closes_no_gate(small, cli, tmp_path):
+def test_a_known_issue_of_what_is_left_out_or_not_asked_for_is_told_and_closes_no_gate(small, cli, tmp_path):
     known = tmp_path / "known.toml"
     known.write_text(
         '[[issue]]\ncomponent = "swa_mask"\nimplementation = "newer"\nlink = "https://example.org/7"\n'
         f'where = ["an_option_of_it=1"]\nexpires = {datetime.now(timezone.utc).date() + timedelta(days=9)}\n'
     )
+    others = known.read_text().replace('"swa_mask"', '"rms_norm"').replace('"newer"', '"of another component"')
+    known.write_text(known.read_text() + others)
     arguments = ("--backend", "small", "--known", known, "--rotating", "off", "--examples", "5", "--workers", "1")
     result = cli("gate", "swa_mask", *arguments)
     assert result.code == ExitCode.CLEAN, result.out + result.err
     assert "not known here: get_mask has no argument window" in result.out
+    assert "rms_norm.of another component where an_option_of_it=1: was not run: this run is of swa_mask" in result.out
