@@ -21,7 +21,7 @@ from npudiff.model.backend import wish_of
 
 FILE = Path(__file__).with_suffix(".txt")
 KNOWN = Path(__file__).resolve().parents[1] / "docs" / "backends"
-LEFT_OUT = ("*.pyc", "__pycache__", ".git", "csrc", "docs", "tests", "*.so")
+LEFT_OUT = ("*.pyc", "__pycache__", ".git")
 SECONDS = 900.0
 """What a gate may take."""
 
@@ -69,9 +69,6 @@ def _missed(text: str, examples: str) -> bool:
     with tempfile.TemporaryDirectory(prefix="backend-changes-") as temporary:
         copy = Path(temporary, "checkout")
         shutil.copytree(wish.checkout, copy, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
-        if (wish.checkout / "csrc" / "torch_binding.cpp").exists():  # schemas are read from it
-            (copy / "csrc").mkdir()
-            shutil.copy(wish.checkout / "csrc" / "torch_binding.cpp", copy / "csrc")
         all_components = sorted({component for one in changes for component in one.tests})
         missed |= not _tell("unchanged", gate(wish.name, copy, all_components, examples, Path(temporary, "out")), 0)
         for change in changes:
