@@ -112,13 +112,13 @@ class GateResult:
 
         Those that a known issue names, or that have a finding, are not among them.
         """
-        named = {(status.issue.component, status.issue.implementation) for status in self.known}
-        found = {told.finding.subject for told in self.findings}
-        return [
-            (names, _usual_reason(outcomes))
-            for names, outcomes in self.by_implementation().items()
-            if outcomes and not any(one.cases for one in outcomes) and names not in named | found
-        ]
+        ran = self.by_implementation().items()
+        idle = {names: runs for names, runs in ran if runs and not any(one.cases for one in runs)}
+        if not idle:
+            return []
+        told = {(status.issue.component, status.issue.implementation) for status in self.known}
+        told |= {one.finding.subject for one in self.findings}
+        return [(names, _usual_reason(runs)) for names, runs in idle.items() if names not in told]
 
     @property
     def closing(self) -> list[ReportedFinding]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-GELU = 'npu_gelu(Tensor input, *, str approximate="none") -> Tensor'
-GELU_BACKWARD = 'npu_gelu_backward(Tensor grad_output, Tensor input, *, str approximate="none") -> Tensor'
-GELU_MUL = 'npu_gelu_mul(Tensor input, *, str approximate="none") -> Tensor'
+GELU = "npu_gelu(Tensor input, *, str approximate='none') -> Tensor"
+GELU_BACKWARD = "npu_gelu_backward(Tensor grad_output, Tensor input, *, str approximate='none') -> Tensor"
+GELU_MUL = "npu_gelu_mul(Tensor input, *, str approximate='none') -> Tensor"
 SILU = "npu_silu(Tensor input) -> Tensor"
 SILU_IN_PLACE = "npu_silu_(Tensor(a!) input) -> Tensor(a!)"
 SILU_BACKWARD = "npu_silu_backward(Tensor grad_output, Tensor x0, Tensor x1) -> Tensor"
@@ -40,7 +40,7 @@ BMM_BACKWARD_OF_FIRST = "npu_bmm_v2_mat1_backward(Tensor grad, Tensor mat1, Tens
 BMM_BACKWARD_OF_SECOND = "npu_bmm_v2_mat2_backward(Tensor grad, Tensor mat1, Tensor mat2, SymInt[] size) -> Tensor"
 LAYER_NORM_EVAL = (
     "npu_layer_norm_eval(Tensor input, int[] normalized_shape, Tensor? weight=None, Tensor? bias=None, "
-    "float eps=1.0000000000000001e-05) -> Tensor"
+    "float eps=1e-05) -> Tensor"
 )
 CROSS_ENTROPY = "npu_softmax_cross_entropy_with_logits(Tensor input, Tensor labels) -> Tensor"
 

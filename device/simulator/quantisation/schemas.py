@@ -41,7 +41,7 @@ GROUP_QUANT = (
 )
 _SCATTER_OPTIONS = (
     "Tensor indices, Tensor updates, Tensor quant_scales, Tensor? quant_zero_points=None, int axis=-2, "
-    'int quant_axis=-1, str reduce="update", int? dst_type=None, str? round_mode="rint"'
+    "int quant_axis=-1, str reduce='update', int? dst_type=None, str? round_mode='rint'"
 )
 QUANT_SCATTER = f"npu_quant_scatter(Tensor input, {_SCATTER_OPTIONS}) -> Tensor"
 QUANT_SCATTER_IN_PLACE = f"npu_quant_scatter_(Tensor(a!) input, {_SCATTER_OPTIONS}) -> Tensor(a!)"

@@ -19,6 +19,13 @@ from npudiff.device.contract.versions import (
     write_wheels,
 )
 
+OVERLOADS_NOT_SIMULATED = {
+    f"npu_{name}.out"
+    for name in ("broadcast", "fusion_attention_grad_v3", "fusion_attention_v3", "indexing", "reshape", "slice",
+                 "sort_v2", "transpose")
+}  # fmt: skip
+"""Forms with outputs of simulated operators, which nobody has asked for."""
+
 NAMES = ("npu_swiglu", "npu_rms_norm")
 
 
@@ -33,7 +40,9 @@ def test_versions_are_ordered_as_they_were_released_in_each_series():
 
 def test_the_base_is_recorded_with_the_schemas_of_the_simulator():
     (base,) = [one.listing for one in recorded_wheels() if one.listing.version == BASE]
-    assert base.schemas == BASE_SCHEMAS
+    more = base.schemas.keys() - BASE_SCHEMAS.keys()
+    assert {name: base.schemas[name] for name in base.schemas.keys() - more} == BASE_SCHEMAS
+    assert more == OVERLOADS_NOT_SIMULATED
 
 
 def test_every_series_from_2_9_to_2_14_is_recorded_with_its_wheel():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from elementary_calls import elementary_calls
 from npudiff.device.simulator import OperatorRejected
 from npudiff.device.simulator.quantisation.operators import OPERATORS
 
@@ -45,7 +46,9 @@ def shapes(outputs):
 @pytest.mark.parametrize("kind", ["meta", "fake"])
 def test_shape_kernels_agree_with_eager(exact, kind):
     names = set()
-    for name, arguments, more in calls(exact):
+    every = {operator.schema.partition("(")[0] for operator in OPERATORS}
+    others = [(one.name, one.arguments, one.keywords) for one in elementary_calls() if one.name in every]
+    for name, arguments, more in (*calls(exact), *others):
         eager = shapes(getattr(OPS, name)(*arguments, **more))
         mode = FakeTensorMode()
         move = mode.from_tensor if kind == "fake" else lambda t: t.to("meta")
@@ -55,7 +58,7 @@ def test_shape_kernels_agree_with_eager(exact, kind):
             inferred = getattr(OPS, name)(*given, **moved)
         assert shapes(inferred) == eager, name
         names.add(name)
-    assert names == {operator.schema.partition("(")[0] for operator in OPERATORS}
+    assert names == every
 
 
 def test_shapes_of_modes_that_are_not_computed():
