@@ -70,7 +70,8 @@ def run_plan(
         progress = RunProgress(console.rich, jobs=len(tasks))
         with Run(plan.workers, [log, record, progress]) as run:
             run.run(tasks)
-            for _ in range(1, plan.request.most_causes if case is None else 1):
+            rounds = plan.request.most_causes if case is None and plan.request.seconds is None else 1
+            for _ in range(1, rounds):  # a run that has a time has used it by now
                 if more := further(log.ended, tasks):
                     progress.expect(len(more))
                     run.run(more)
@@ -99,23 +100,18 @@ def _report(log: RunLog, console: Console) -> int:
     """Show everything and return the exit code."""
     outcomes, mutants, judged = log.outcomes, log.mutants, log.plan.judges_mutants
     console.table(outcomes)
-    _show_findings(log.findings, console)
+    causes = by_cause(log.findings)
+    for first, *rest in causes:  # one of each in full, and in short what else sees it
+        console.finding(first.finding, first.folder, unwritten=first.unwritten)
+        console.findings_again(first.finding, rest)
     console.mutants(mutants, judged=judged)
-    causes = len(by_cause(log.findings))
-    console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=causes)
+    console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes))
     if log.findings:
         return ExitCode.FINDINGS
     if not any(outcome.cases for outcome in (*outcomes, *mutants)):
         return ExitCode.NOTHING_RAN
     missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
     return ExitCode.FINDINGS if missed else ExitCode.CLEAN
-
-
-def _show_findings(findings: list[LoggedFinding], console: Console) -> None:
-    """Show one finding of each cause, and in short what else sees it."""
-    for first, *rest in by_cause(findings):
-        console.finding(first.finding, first.folder, unwritten=first.unwritten)
-        console.findings_again(first.finding, rest)
 
 
 def _junit(log: RunLog) -> str:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from npudiff.errors import UsageError
 from npudiff.findings.finding import Finding
 from npudiff.findings.log import LoggedFinding
 from npudiff.judge.judge import EQUIVALENCE
@@ -125,7 +126,15 @@ def _lies_within(case: Mapping[str, Any], region: object) -> bool:
         name: (value, int(value)) if isinstance(value, str) and value.isdecimal() else (value,)
         for name, value in case.items()
     }
-    return all(parse_where([text]).touches(values) for text in texts if text.partition("=")[0] in values)
+    return all(_allows(text, values) for text in texts if text.partition("=")[0] in values)
+
+
+def _allows(text: str, values: Mapping[str, Sequence[Any]]) -> bool:
+    try:
+        return parse_where([text]).touches(values)
+    except UsageError:  # the value of an option may be any text
+        axis, _, listed = text.partition("=")
+        return values[axis][0] in listed.split(",")
 
 
 _NUMBER = re.compile(r"\d+")

@@ -58,16 +58,18 @@ def explain(outcome: Outcome, judge_of: JudgeOf) -> None:
         return
     until = time.monotonic() + SECONDS
     if job.prop in (EQUIVALENCE, WAYS_AGREE):
-        outcome.others = dict(_others(job, failure, judge_of))
+        outcome.others = dict(_others(job, failure, judge_of, until))
     if job.prop is not EQUIVALENCE:  # a relation fails for what equivalence fails on, too
         return
     with judge_of(job) as judge:
         outcome.region = _Toggles(job, failure.case, judge, until).region()
 
 
-def _others(job: Job, failure: Failure, judge_of: JudgeOf) -> Iterator[tuple[str, str]]:
+def _others(job: Job, failure: Failure, judge_of: JudgeOf, until: float) -> Iterator[tuple[str, str]]:
     """Yield the name of each other way, and what it makes of the case."""
     for subject, its in others_of(job.subject, failure.case):
+        if time.monotonic() > until:
+            return
         there = Job(subject, EQUIVALENCE, subject.implementation.constraints)
         with judge_of(there) as judge:
             try:

@@ -176,7 +176,7 @@ class Supervisor:
     def _explain(self, budget: Budget, outcome: Outcome) -> None:
         """Find out what a failure depends on; what cannot be found out any more does not cost the finding."""
         if budget.explains and not outcome.poisonings:
-            with contextlib.suppress(DeviceLost):  # the next job says so
+            with contextlib.suppress(DeviceLost, WorkerDefect):  # of a case that nobody drew; the next job says if more
                 explain(outcome, self._judge_of)
 
     @contextlib.contextmanager

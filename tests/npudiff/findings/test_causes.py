@@ -95,3 +95,10 @@ def test_that_ways_do_not_agree_is_told_under_the_one_that_is_wrong():
 )  # fmt: skip
 def test_what_a_finding_contradicts(prop, others, said):
     assert contradicted(found(prop=prop, others=others, native=["plain"]).finding) == said
+
+
+@pytest.mark.parametrize(("value", "expected"), [("", [[0, 1]]), ("1..x", [[0, 1]]), ("else", [[0], [1]])])
+def test_the_value_of_an_option_may_be_any_text(value, expected):
+    region = [f"flag={'1..x' if value == 'else' else value}"]
+    one = found("one", options=BACKEND, others={"two": SAME}, region=region, case={"flag": value})
+    assert groups(one, found("two", options=BACKEND, region=region, case={"flag": value})) == expected
