@@ -16,7 +16,6 @@ from npudiff.device.simulator.library import operators
 ANTIQUANT = "keys and values of integers are not simulated"
 QUANTISED_ATTENTION = "attention of integers is not simulated"
 NO_PREFIX = "shared prefixes and padding on the left are refused with pages"
-ROPE_APART = "attention over latents is no component"
 TRAINED = "nobody who serves models has it"
 SYMMETRIC = "no backend has offsets there"
 COMPRESSED = "no backend compresses a cache"
@@ -32,7 +31,7 @@ _V1 = dict.fromkeys(
     ("dequant_scale1", "quant_scale1", "dequant_scale2", "quant_scale2", "quant_offset2"), QUANTISED_ATTENTION,
 ) | dict.fromkeys(
     ("query_padding_size", "kv_padding_size", "key_shared_prefix", "value_shared_prefix"), NO_PREFIX,
-) | dict.fromkeys(("query_rope", "key_rope"), ROPE_APART) | {"pse_shift": TRAINED}  # fmt: skip
+) | {"pse_shift": TRAINED}  # fmt: skip
 
 _PROLOG = dict.fromkeys(
     ("dequant_scale_x", "dequant_scale_w_dq", "dequant_scale_w_uq_qr", "dequant_scale_w_dkv_kr", "quant_scale_ckv",
@@ -46,7 +45,6 @@ NEVER = {
     "npu_fused_infer_attention_score.out": _V1,
     "_npu_fused_infer_attention_score_get_max_workspace": _V1,
     "npu_fused_infer_attention_score_v2": {
-        **dict.fromkeys(("query_rope", "key_rope"), ROPE_APART),
         "pse_shift": TRAINED,
         **dict.fromkeys(
             ("dequant_scale_query", "dequant_scale_key", "dequant_offset_key", "dequant_scale_value",
@@ -85,10 +83,6 @@ NEVER = {
 WEIGHTED = "tokens are always weighted"
 
 ALWAYS = {
-    "npu_fused_infer_attention_score": {
-        "atten_mask": "v1 is for layers that see everything before them",
-        "block_table": PAGED,
-    },
     "npu_fused_infer_attention_score.out": {"block_table": PAGED, "workspace": "what the overload is for"},
     "_npu_fused_infer_attention_score_get_max_workspace": {"block_table": PAGED},
     "npu_mla_prolog_v3": {"cache_index": "a cache without slots is another layout"},
