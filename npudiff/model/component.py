@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, cast
 from npudiff.files.names import check_word
 from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs, AnyStep
 from npudiff.model.baselines import BaselineSpec
+from npudiff.model.binding import misfit
 from npudiff.model.case import DeclaredCase
 from npudiff.model.constraints import Axis, Box, Constraints, Exclusion
 from npudiff.model.drift import CaseSums
@@ -456,7 +457,7 @@ class Subject:
         ImplementationRaised
             If it raises, or writes into what it was given.
         NotApplicable
-            If it raises what says that something of a backend is not here.
+            If it raises what says that something of a backend is not here, or that it does not fit the one that is.
         """
         before = [fingerprint(one) for one in given]
         own = os.getpid()
@@ -468,6 +469,8 @@ class Subject:
                 raise
             if isinstance(error, self.implementation.absent):
                 raise NotApplicable(str(error)) from error
+            if self.implementation.adapters and (why := misfit(error, self.implementation.adapters)):
+                raise NotApplicable(why) from error
             cause = plain_error(error)
             raise ImplementationRaised(f"{type(cause).__name__}: {cause}") from cause
         finally:

@@ -103,6 +103,9 @@ class Implementation(Generic[InputsT, OutputsT]):
     absent: tuple[type[BaseException], ...] = ()
     """What it raises where something of its backend is not here: such a case is counted as not applicable. It is the
     package of a backend that says so, and no implementation of it."""
+    adapters: str = ""
+    """Package of adapters that it is one of, which are written for names and signatures of a backend: a case in which
+    it does not fit the backend that is here is counted as not applicable."""
     requires: Callable[[], str] | None = None
     """Says what it needs and is not here, or an empty text: it is left out of a run then, and the run says why."""
     native: bool = False

@@ -78,12 +78,15 @@ def room_of(wish: Wish) -> Room:
     for info in pkgutil.iter_modules(package.__path__):
         try:
             module = importlib.import_module(f"{package.__name__}.{info.name}")
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # a base class, a device
             left_out.append(f"{info.name}: not applicable to {wish.name} {booted.version}: {error}")
             continue
         found += [item for item in implementations_in(module) if item.origin == module.__name__]
     named = wish.selector
-    chosen = tuple(replace(item, origin=named, selector=named, absent=backend.absent) for item in found)
+    chosen = tuple(
+        replace(item, origin=named, selector=named, absent=backend.absent, adapters=backend.implementations)
+        for item in found
+    )
     room = Room(booted, tuple(_beside(chosen)), tuple(left_out))
     _rooms[wish.name] = wish, room
     return room
