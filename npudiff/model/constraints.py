@@ -148,10 +148,13 @@ class Axis:
         return True
 
     def value(self, name: str, given: object, owner: str) -> object:
-        """Return a value in the axis's own form (``128`` for an axis of names is ``"128"``); raises ``UsageError``."""
+        """Return a value in the axis's own form, raise ``UsageError`` if it has none.
+
+        For an axis of names ``128`` is ``"128"``, and ``None`` is ``"none"``.
+        """
         if given is None and self.optional:
             return None
-        for candidate in (given, str(given)):
+        for candidate in (given, "none" if given is None else str(given)):
             if isinstance(self.legal, range):
                 if allows(self.legal, candidate):
                     return candidate

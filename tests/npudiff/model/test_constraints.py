@@ -172,6 +172,14 @@ def test_values_take_the_form_of_their_axis():
     assert box == {"dims": ("128", "192/128"), "window": (None, 4), "sinks": (True,), "size": range(2, 9)}
 
 
+def test_none_is_the_word_of_an_axis_that_has_it():
+    named = {"offset": Axis("an offset", ("none", "whole")), **AXES}
+    (box,) = parse_where(["offset=none,whole", "window=none"]).checked(named, "here").boxes
+    assert box == {"offset": ("none", "whole"), "window": (None,)}
+    with pytest.raises(UsageError, match="dims is one of"):
+        parse_where(["dims=none"]).checked(named, "here")
+
+
 @pytest.mark.parametrize(("axis", "given_value", "form"), [("sinks", 1, True), ("scale", 1, 1.0)])
 def test_a_number_that_equals_a_legal_value_becomes_that_value(axis, given_value, form):
     (box,) = Constraints.of({axis: (given_value,)}).checked(AXES, "here").boxes
