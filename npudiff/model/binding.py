@@ -22,6 +22,9 @@ _ARGUMENTS = re.compile(
 )
 """What Python says of a call whose arguments the function does not have."""
 
+_OWN = "npudiff"
+"""Package of what is the same in every version of a backend."""
+
 _METHODS_BY_ATTRIBUTE = (3, 12)
 """From this version on, a method that is called is looked up by the instruction of other attributes, which says so."""
 
@@ -72,6 +75,9 @@ def _lacks(error: AttributeError, place: TracebackType) -> bool:
     called = _calls(place.tb_frame.f_code, place.tb_lasti)
     if owner is None:
         return error.name is None and called  # a ``__getattr__`` raised it; else it is None that has no such name
+    kind = owner if isinstance(owner, type) else type(owner)
+    if kind.__module__.partition(".")[0] == _OWN:
+        return False  # inputs of a case
     declared = is_dataclass(owner) or (isinstance(owner, tuple) and hasattr(owner, "_fields"))
     return isinstance(owner, ModuleType | type) or declared or called
 

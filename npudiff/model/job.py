@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -243,3 +244,9 @@ class Outcome:
             with contextlib.suppress(OSError):  # it is told once more for nothing
                 self.journal.unlink(missing_ok=True)
             self.journal = None
+
+
+def usual_reason(outcomes: Sequence[Outcome]) -> str:
+    """Why cases of an implementation were not run, most of them."""
+    reasons = sum((one.not_applicable for one in outcomes), Counter[str]())
+    return reasons.most_common(1)[0][0] if reasons else "no case could be drawn"

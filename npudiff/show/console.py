@@ -20,7 +20,7 @@ from npudiff.findings.log import LoggedFinding
 from npudiff.findings.replay import Replay, ReplayVerdict
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Component
-from npudiff.model.job import Outcome, Verdict
+from npudiff.model.job import Outcome, Verdict, usual_reason
 from npudiff.model.version import VERSION
 from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan
@@ -133,6 +133,10 @@ class Console:
                     for outcome in group.outcomes:
                         self._row(table, Group(group.name, (outcome,)), f"  {outcome.job.prop.name}", component)
             self.rich.print(table)
+            for group in grouped(rows):
+                if not group.cases:
+                    why = clipped(printable(usual_reason(group.outcomes)))
+                    self.rich.print(f"  [dim]{escape(group.name)}: {escape(why)}[/]")
             if self.verbose:
                 self._features(rows)
 

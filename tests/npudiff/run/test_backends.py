@@ -64,6 +64,49 @@ def test_its_implementations_are_run_and_what_does_not_fit_is_told(small, cli):
     assert "not applicable here: rotary: not applicable to small 1.2: No module named" in lines
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("raise RuntimeError('no such device')", "no such device"),
+        ("class Rope(int, object().__class__, int): pass", "duplicate base class int"),
+        ("import small_backend\nsmall_backend.rope", "has no attribute 'rope'"),
+    ],
+)
+def test_a_module_that_does_not_come_up_beside_a_version_is_left_out(small, line, why):
+    (small / "rotary.py").write_text(line)
+    room = backends.room_of(Wish("small"))
+    assert [one.name for one in room.implementations] == ["theirs", "newer"]
+    (said,) = room.left_out
+    assert said.startswith("rotary: not applicable to small 1.2: ")
+    assert why in said
+
+
+CALLS = """
+import npudiff
+import their_masks
+
+@npudiff.implementation("swa_mask", name="theirs", on_device=True)
+def theirs(inputs, target):
+    return their_masks.mask({arguments})
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("inputs.kv_lengths, 3", ExitCode.NOTHING_RAN, "theirs: not applicable to this checkout: mask() takes 1 pos"),
+        ("inputs.kv_lengths", ExitCode.FINDINGS, "mask() takes 1 positional argument but 2 were given"),
+        ("inputs.lengths", ExitCode.FINDINGS, "'SwaMaskInputs' object has no attribute 'lengths'"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_not_applicable_and_a_mistake_is_a_finding(small, cli, arguments, code, said):
+    (small.parent / "their_masks.py").write_text("def mask(kv_lengths): return mask(kv_lengths, 3)\n")
+    (small / "swa_mask.py").write_text(CALLS.format(arguments=arguments))
+    result = cli("check", "swa_mask", "--backend", "small", "--examples", "5")
+    assert result.code == code, result.out
+    assert said in result.out
+
+
 def test_a_finding_names_the_backend_in_the_command_that_replays_it(small, cli, tmp_path):
     (small / "swa_mask.py").write_text(MASKS.replace("inputs.window)", "(inputs.window or 10**6) + 1)"))
     result = cli("check", "swa_mask", "--backend", "small", "--seed", "1")
