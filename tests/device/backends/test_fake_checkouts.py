@@ -1,0 +1,235 @@
+"""Adapters on small packages that have the shapes of both backends, and are right: they hold, and bugs are found.
+
+The packages are in ``tests/support/fake_backends``. Where torch_npu is there, all of it runs on the virtual NPU; what
+needs no device of its own runs on the simulator besides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import judge_backend
+from judge_backend import Run
+
+FAKES = Path(judge_backend.__file__).parent / "fake_backends"
+
+SMALL = ("kv_length=1..300", "batch=1..4")
+
+NOT_HERE = {
+    "sglang": {"mla_preprocess", "rope_cache", "weight_quant_matmul"},
+    "vllm_ascend": set(),
+}
+"""Modules of adapters whose functions no fake has."""
+
+EXCLUSIVE, INCLUSIVE = "window_convention=exclusive", "window_convention=inclusive"
+"""What a window's size is in prefill of sglang's fake, and in its other passes."""
+
+ATTENTION = {
+    "sglang": [
+        Run("sliding_attention", (*SMALL, EXCLUSIVE), only=("forward_extend",), examples=8),
+        Run("sliding_attention", (*SMALL, INCLUSIVE), but=("forward_extend",), examples=8),
+        Run("sliding_attention", (*SMALL, "window=none")),
+        Run("cached_attention", SMALL),
+        Run("latent_attention", SMALL),
+        Run("paged_cache"),
+        Run("cache_gather"),
+        Run("swa_mask"),
+        Run("page_allocation"),
+        Run("hybrid_pools", examples=1),
+    ],
+    "vllm_ascend": [
+        Run("sliding_attention", SMALL, only=("DecodeOnly_graph", "SpecDecoding_graph"), examples=6),
+    ],
+}
+"""What needs a device that is called npu, or its graphs."""
+
+ELSEWHERE = {
+    "sglang": [
+        Run(component)
+        for component in (
+            "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "dynamic_quant",
+            "swiglu_quant", "quant_matmul",
+        )
+    ],
+    "vllm_ascend": [
+        Run("sliding_attention", SMALL, but=("DecodeOnly_graph", "SpecDecoding_graph")),
+        Run("latent_attention", SMALL),
+        *(Run(component) for component in (
+            "rms_norm", "swiglu", "rotary", "moe_gating", "moe_experts", "paged_cache", "cache_gather",
+            "kv_rmsnorm_rope_cache", "quant_matmul", "weight_quant_matmul",
+        )),
+        Run("rope_cache", ("kind=base,linear", "other=none")),
+    ],
+}  # fmt: skip
+"""What follows the device of its inputs."""
+
+
+def bug(component, only, name, *where):
+    """A run of a fake with a bug."""
+    return Run(component, where, only=(only,), examples=40, bug=name)
+
+
+BUGS_OF_ATTENTION = {
+    "sglang": [
+        bug("sliding_attention", "forward_extend", "window_off_by_one", *SMALL, EXCLUSIVE, "window=1..200"),
+        bug("sliding_attention", "forward_decode", "window_off_by_one", *SMALL, INCLUSIVE, "window=1..200"),
+        bug("sliding_attention", "forward_decode", "heads_side_by_side", *SMALL, INCLUSIVE),
+        bug("sliding_attention", "forward_decode_graph", "no_sinks", *SMALL, INCLUSIVE, "sinks=True"),
+        bug("sliding_attention", "forward_decode", "full_table_everywhere", *SMALL, INCLUSIVE, "hybrid=True"),
+        bug("sliding_attention", "forward_decode_replayed", "stale_tables", *SMALL, INCLUSIVE),
+        bug("sliding_attention", "target_verify", "drafts_not_counted", *SMALL, INCLUSIVE),
+        bug("cached_attention", "forward_decode", "unmapped_write", *SMALL, "window=1..200"),
+        bug("latent_attention", "forward_extend_mla", "prefix_behind", *SMALL),
+        bug("latent_attention", "forward_decode_mla", "nz_read_as_nd", *SMALL, "layout=PA_NZ"),
+        bug("paged_cache", "set_kv_buffer_mla", "nz_write_as_nd", "layout=PA_NZ"),
+        bug("paged_cache", "set_kv_buffer", "swapped_write", "head_dims=64,128"),
+        bug("swa_mask", "get_swa_mask", "mask_off_by_one"),
+        bug("page_allocation", "alloc_extend", "page_lost"),
+        bug("hybrid_pools", "SWATokenToKVPoolAllocator", "mapping_kept"),
+        bug("hybrid_pools", "SWATokenToKVPoolAllocator_sorted", "page_too_many"),
+    ],
+    "vllm_ascend": [
+        bug("sliding_attention", "DecodeOnly_graph", "lengths_of_capture", *SMALL),
+    ],
+}  # fmt: skip
+
+BUGS_ELSEWHERE = {
+    "sglang": [
+        bug("rms_norm", "RMSNorm.forward_npu", "no_epsilon"),
+        bug("rms_norm", "GemmaRMSNorm.forward_npu", "residual_unsummed"),
+        bug("rotary", "RotaryEmbedding.forward_npu", "turned_back"),
+        bug("swiglu", "NPUSwigluStepAndMul", "unlimited"),
+        bug("moe_gating", "fused_topk_npu_sigmoid", "bias_in_weights"),
+        bug("moe_gating", "fused_topk_npu_groups", "unscaled"),
+        bug("moe_routing", "NPUMoEInitRouting_v2", "counts_of_one_more"),
+        bug("moe_finalize", "NPUFinalizeRouting", "weights_ignored"),
+        bug("moe_experts", "AscendRunnerCore", "gates_right"),
+        bug("moe_experts", "AscendRunnerCore_w8a8", "scales_of_others"),
+        bug("moe_experts", "AscendRunnerCore_w4a8", "halves_of_bytes_swapped"),
+        bug("quant_matmul", "NPUW8A8Int8LinearMethod", "no_whole_bias"),
+    ],
+    "vllm_ascend": [
+        bug("sliding_attention", "ChunkedPrefill", "window_off_by_one", *SMALL, "window=1..200"),
+        bug("sliding_attention", "PrefillNoCache", "no_window_in_prompts", *SMALL, "window=1..200"),
+        bug("sliding_attention", "SpecDecoding", "no_sinks", *SMALL, "sinks=True"),
+        bug("sliding_attention", "DecodeOnly", "values_turned", *SMALL),
+        bug("latent_attention", "_forward_prefill", "first_chunk_only", "batch=1..4", "kv_length=1..900"),
+        bug("latent_attention", "_forward_decode", "nz_read_as_nd", *SMALL, "layout=PA_NZ"),
+        bug("paged_cache", "BaseDeviceAdaptor.reshape_and_cache", "neighbouring_slot"),
+        bug("cache_gather", "kv_cache_load", "from_the_start", "starts=page"),
+        bug("kv_rmsnorm_rope_cache", "exec_kv_decode", "keys_in_halves"),
+        bug("rms_norm", "AscendRMSNorm.forward_oot", "residual_ignored"),
+        bug("rms_norm", "AscendGemmaRMSNorm.forward_oot", "weight_as_it_is"),
+        bug("swiglu", "swiglustep_forward", "ups_unlimited"),
+        bug("swiglu", "_apply_clipped_swiglu", "usual_alpha"),
+        bug("rotary", "rope_forward_oot", "always_halves"),
+        bug("rotary", "AscendMRotaryEmbedding.forward_oot", "first_section_everywhere"),
+        bug("moe_gating", "AscendFusedTopKRouter", "unscaled"),
+        bug("moe_gating", "create_ascend_fused_moe_router", "no_bias"),
+        bug("moe_gating", "AscendGroupedTopKRouter", "one_group_more"),
+        bug("moe_experts", "AscendUnquantizedFusedMoEMethod", "elsewhere_counts"),
+        bug("moe_experts", "AscendW8A8DynamicFusedMoEMethod_mc2", "first_expert_lost"),
+        bug("moe_experts", "AscendW8A8DynamicFusedMoEMethod", "scales_of_others"),
+        bug("moe_experts", "AscendW4A8DynamicFusedMoEMethod", "halves_of_bytes_swapped"),
+        bug("quant_matmul", "AscendW8A8LinearMethod", "no_whole_bias"),
+        bug("weight_quant_matmul", "AscendW8A16LinearMethod", "offset_taken"),
+    ],
+}  # fmt: skip
+
+
+def run(command, text="", **more):
+    """Run a program beside the fake of vllm; return its exit code and its output."""
+    path = os.pathsep.join([str(FAKES / "vllm"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment.pop("NPUDIFF_SGL_KERNEL_NPU", None)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        input=text, env=environment, capture_output=True, text=True, check=False, timeout=600, **more,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def judge(backend, target, runs):
+    """Have runs judged in one process."""
+    text = judge_backend.said(runs, backend=f"{backend}={FAKES / backend}", target=target)
+    code, out, error = run([judge_backend.__file__], text)
+    assert code == 0, out + error
+    return json.loads(out.splitlines()[-1])
+
+
+def holds_and_bugs_are_found(backend, target, right, wrong):
+    """Check that all adapters hold, and that each bug is found; return names of those that judged a case."""
+    found = judge(backend, target, [*right, *wrong])
+    results = [item for one in found["judged"][: len(right)] for item in one.items()]
+    assert {name: said["why"] for name, said in results if said["verdict"] not in ("holds", "not applicable")} == {}
+    missed = [
+        f"{one.bug} of {one.component}.{one.only[0]}"
+        for one, said in zip(wrong, found["judged"][len(right) :], strict=True)
+        if [result["verdict"] for result in said.values()] != ["wrong value"]
+    ]
+    assert missed == []
+    return found, {name for name, said in results if said["cases"] and not said["not_applicable"]}
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("backend", sorted(NOT_HERE))
+def test_every_adapter_judges_a_right_checkout_and_finds_its_bugs(backend):
+    right, wrong = ATTENTION[backend] + ELSEWHERE[backend], BUGS_OF_ATTENTION[backend]
+    found, judged = holds_and_bugs_are_found(backend, "virtual", right, wrong)
+    assert {line.partition(":")[0] for line in found["left_out"]} == NOT_HERE[backend]
+    assert judged == set(found["names"]) - MISFITS[backend]
+
+
+MISFITS = {"sglang": set(), "vllm_ascend": {"mla_preprocess.mla_preprocess_only_decode"}}
+"""Adapters whose modules import, and whose functions no fake has."""
+
+
+@pytest.mark.parametrize("backend", sorted(NOT_HERE))
+def test_adapters_that_follow_the_device_of_their_inputs_do_so_on_the_simulator_too(backend):
+    right, wrong = ELSEWHERE[backend], BUGS_ELSEWHERE[backend]
+    _, judged = holds_and_bugs_are_found(backend, "sim", right, wrong)
+    assert {name.partition(".")[0] for name in judged} == {one.component for one in right}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of sglang's fake in which names and signatures are those of another version."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(FAKES / "sglang", folder)
+    changes = {
+        "hardware_backend/npu/moe/init_routing.py": ("num_experts, top_k)", "num_experts)"),
+        "hardware_backend/npu/moe/finalize_routing.py": ("class NPUMoETokenUnpermute", "class NPUUnpermute"),
+        "layers/activation.py": ("def forward_npu", "def forward_device"),
+    }
+    for name, (before, after) in changes.items():
+        path = folder / "sglang" / "srt" / name
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after))
+    return folder
+
+
+def test_what_does_not_fit_a_checkout_says_so_and_is_counted(checkout, tmp_path):
+    asked = ("check", "moe_routing", "moe_finalize", "swiglu", "--backend", f"sglang={checkout}", "--target", "sim")
+    code, out, error = run(["-m", "npudiff", *asked, "--examples", 3, "--workers", 1], cwd=tmp_path)
+    assert (code, error) == (0, ""), out + error
+    lines = " ".join(out.split())
+    assert "not applicable here: moe_finalize: not applicable to sglang 0.0.fake: cannot import name" in lines
+    table = {row[0]: row[1:] for line in out.splitlines() if len(row := line.split()) > 3}
+    for name in ("NPUMoEInitRouting_v2", "NPUMoEInitRouting_v1", "SiluAndMul.forward_npu"):
+        assert table[name][0] == "0"
+        assert int(table[name][2]) > 0
+    assert int(table["SiluAndMul.forward_native"][0]) > 0
+    why = "_init_routing() takes 4 positional arguments but 5 were given"
+    assert f"NPUMoEInitRouting_v2: not applicable to this checkout: NPUMoEInitRouting_v2.{why}" in lines
+    said = "SiluAndMul.forward_npu: not applicable to this checkout: 'SiluAndMul' object has no attribute 'forward_npu'"
+    assert said in lines
+    assert re.search(r"\b0 findings$", out.strip())

@@ -1,0 +1,8 @@
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class LogitsProcessorOutput:
+    next_token_logits: torch.Tensor

@@ -1,0 +1,6 @@
+from enum import Enum
+
+
+class CUDAGraphMode(Enum):
+    NONE = 0
+    FULL_DECODE_ONLY = 2

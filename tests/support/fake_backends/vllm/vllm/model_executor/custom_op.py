@@ -1,0 +1,1 @@
+op_registry_oot = {}

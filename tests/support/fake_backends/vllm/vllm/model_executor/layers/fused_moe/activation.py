@@ -1,0 +1,8 @@
+from enum import Enum
+
+
+class MoEActivation(Enum):
+    SILU = "silu"
+    SWIGLUSTEP = "swiglustep"
+    SWIGLUOAI = "swigluoai"
+    SWIGLUOAI_UNINTERLEAVE = "swigluoai_uninterleave"

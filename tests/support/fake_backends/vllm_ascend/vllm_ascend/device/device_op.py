@@ -1,0 +1,25 @@
+"""What a chip does in a way of its own."""
+
+import torch
+from vllm_ascend.told import told
+
+
+class BaseDeviceAdaptor:
+    @staticmethod
+    def reshape_and_cache(key, value, key_cache, value_cache, slot_mapping):
+        """Write rows into slots of a cache, ``[pages, page_size, heads, dim]``."""
+        slots = slot_mapping.long() ^ int(told("neighbouring_slot"))
+        for cache, rows in ((key_cache, key), (value_cache, value)):
+            cache.view(-1, *cache.shape[2:])[slots] = rows
+
+    @staticmethod
+    def kv_cache_load(cache_kv_c, cache_k_pe, block_table, context_seq_len_npu, seq_starts, key, value):
+        """Copy tokens of requests out of a cache, one request after the other."""
+        size, first = cache_kv_c.shape[1], 0
+        counts = zip(context_seq_len_npu.tolist(), seq_starts.tolist(), strict=True)
+        for request, (count, start) in enumerate(counts):
+            tokens = torch.arange(count, device=key.device) + (0 if told("from_the_start") else start)
+            slots = block_table[request].long()[tokens // size] * size + tokens % size
+            for cache, rows in ((cache_kv_c, key), (cache_k_pe, value)):
+                rows[first : first + count] = cache.view(-1, *cache.shape[2:])[slots]
+            first += count

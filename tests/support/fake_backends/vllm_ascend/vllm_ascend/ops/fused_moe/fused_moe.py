@@ -1,0 +1,1 @@
+"""The layer of experts; adapters call its parts."""
