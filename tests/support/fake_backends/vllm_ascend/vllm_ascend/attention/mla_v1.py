@@ -51,9 +51,11 @@ class AscendMLAImpl:
     def _forward_decode(self, q_nope, q_pe, k_nope, k_pe, block_size, attn_metadata):
         """Attend to latents, and bring the answer up; rows of all requests lie one after the other."""
         said = attn_metadata.decode
-        lengths = torch.tensor(said.seq_lens_list, device=q_nope.device)
         if _EXTRA_CTX.capturing:
+            lengths = torch.empty(len(said.seq_lens_list), dtype=torch.int64, device=q_nope.device)
             lengths = awaited(len(q_nope), lengths)
+        else:
+            lengths = torch.tensor(said.seq_lens_list, device=q_nope.device)
         query = torch.cat([q_nope, q_pe], dim=-1)
         answer = torch.zeros(*query.shape[:2], self.kv_lora_rank, device=query.device)
         first = 0

@@ -1,7 +1,13 @@
 """Rotary embedding, and tables that a process keeps for its layers."""
 
 import torch
-from vllm.model_executor.layers.rotary_embedding import MRotaryEmbedding, RotaryEmbedding, rotated
+from vllm.model_executor.layers.rotary_embedding import (
+    DeepseekScalingRotaryEmbedding,
+    MRotaryEmbedding,
+    RotaryEmbedding,
+    YaRNScalingRotaryEmbedding,
+    rotated,
+)
 from vllm_ascend.told import told
 
 _cos_mla = _sin_mla = _cos_cache = _sin_cache = _cos_sin_cache = _cos = _sin = None
@@ -12,19 +18,25 @@ def rope_forward_oot(positions, query, key, cos_sin_cache, head_size, rotary_dim
     return RotaryEmbedding.forward_static(positions, query, key, head_size, rotary_dim, cos_sin_cache, style)
 
 
-class AscendRotaryEmbedding(RotaryEmbedding):
+class _Kept:
+    """A rope whose table layers without one of their own find."""
+
     def __init__(self, *arguments, **named):
         global _cos_sin_cache  # noqa: PLW0603 - of a process
         super().__init__(*arguments, **named)
         _cos_sin_cache = self.cos_sin_cache
 
 
-class AscendYaRNRotaryEmbedding(RotaryEmbedding):
-    """Not here."""
+class AscendRotaryEmbedding(_Kept, RotaryEmbedding):
+    pass
 
 
-class AscendDeepseekScalingRotaryEmbedding(RotaryEmbedding):
-    """Not here."""
+class AscendYaRNRotaryEmbedding(_Kept, YaRNScalingRotaryEmbedding):
+    pass
+
+
+class AscendDeepseekScalingRotaryEmbedding(_Kept, DeepseekScalingRotaryEmbedding):
+    pass
 
 
 class AscendMRotaryEmbedding(MRotaryEmbedding):
@@ -51,4 +63,6 @@ class AscendApplyRotaryEmb(torch.nn.Module):
 def get_cos_and_sin_mla(positions, use_cache=False):
     """Return cosines and sines of positions, each over a whole rotated key, from the table of the last rope."""
     halves = _cos_sin_cache[positions].chunk(2, dim=-1)
+    if told("sines_first"):
+        halves = halves[::-1]
     return tuple(torch.cat([half, half], dim=-1).view(len(positions), 1, 1, -1) for half in halves)

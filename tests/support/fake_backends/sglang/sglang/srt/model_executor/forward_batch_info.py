@@ -5,6 +5,7 @@ from enum import IntEnum, auto
 from typing import Any
 
 import torch
+from sglang.srt.runtime_context import get_parallel
 
 
 class ForwardMode(IntEnum):
@@ -30,6 +31,14 @@ class ForwardBatch:
     extend_prefix_lens_cpu: list[int] | None = None
     positions: torch.Tensor | None = None
     spec_info: Any = None
+
+
+def compute_local_num_token_non_padded(global_num_token_non_padded, num_tokens_per_dp, *, sharded):
+    """How many rows of a rank's share of a padded batch are real."""
+    ranks = get_parallel()
+    width = num_tokens_per_dp // ranks.attn_tp_size if sharded else num_tokens_per_dp
+    first = width * ranks.attn_tp_rank if sharded else 0
+    return (global_num_token_non_padded - first).clamp(0, width)
 
 
 class PPProxyTensors:

@@ -21,11 +21,13 @@ class AscendW8A8DynamicLinearMethod:
 
     @staticmethod
     def get_perchannel_param(output_size, params_dtype):
-        return {name: torch.empty(output_size, 1, dtype=params_dtype) for name in ("weight_scale", "weight_offset")}
+        dtype = params_dtype if params_dtype == torch.bfloat16 else torch.float32
+        return {name: torch.empty(output_size, 1, dtype=dtype) for name in ("weight_scale", "weight_offset")}
 
     def process_weights_after_loading(self, layer):
         _replace(layer, "weight", layer.weight.t())
-        _replace(layer, "weight_scale", layer.weight_scale.flatten())
+        scale = layer.weight_scale.flatten()
+        _replace(layer, "weight_scale", scale if scale.dtype == torch.bfloat16 else scale.float())
 
     def apply(self, layer, x, bias=None, tp_rank=0):
         rows, scale = torch.ops.npu.npu_dynamic_quant(x)

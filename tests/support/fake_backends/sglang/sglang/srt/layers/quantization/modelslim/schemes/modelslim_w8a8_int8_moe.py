@@ -1,12 +1,6 @@
 import torch
 from sglang.srt.hardware_backend.npu.quantization.moe_methods import NPUW8A8Int8MoEMethod
-
-
-def register(layer, name, *shape, dtype):
-    """Make an empty parameter with a loader."""
-    made = torch.nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
-    made.weight_loader = lambda parameter, values: parameter.data.copy_(values)
-    layer.register_parameter(name, made)
+from sglang.srt.layers.quantization.modelslim.schemes.modelslim_w8a8_int8 import register
 
 
 def shape_of(prefix, hidden_size, intermediate_size):
