@@ -40,7 +40,7 @@ ON_NPU = {
         Run("sliding_attention", (*SMALL, EXCLUSIVE), only=("forward_extend",), examples=8),
         Run("sliding_attention", (*SMALL, INCLUSIVE), but=("forward_extend",), examples=8),
         Run("sliding_attention", (*SMALL, "window=none")),
-        Run("cached_attention", SMALL),
+        Run("cached_attention", SMALL, examples=10),
         Run("latent_attention", SMALL),
         Run("paged_cache"),
         Run("cache_gather"),
