@@ -80,7 +80,7 @@ _VALUES = (Verdict.WRONG.value, Verdict.DRIFT.value)
 
 
 def _is_of_a_relation(finding: Finding) -> bool:
-    return finding.property_name != EQUIVALENCE.name and (finding.verdict in _VALUES or not _of_a_backend(finding))
+    return finding.property_name != EQUIVALENCE.name and (finding.verdict in _VALUES or not finding.of_backend)
 
 
 def _sees(relation: Finding, other: Finding) -> bool:
@@ -88,7 +88,7 @@ def _sees(relation: Finding, other: Finding) -> bool:
     if (relation.component, relation.target, relation.cann) != (other.component, other.target, other.cann):
         return False
     if relation.subject == other.subject:
-        wrong = other.verdict in _VALUES or not _of_a_backend(other)
+        wrong = other.verdict in _VALUES or not other.of_backend
         return relation.symptom == other.symptom or (wrong and other.property_name == EQUIVALENCE.name)
     return _of_one_backend(relation, other) and _has_it_too(relation, other)
 
@@ -112,11 +112,7 @@ def _comes_of(one: Finding, other: Finding) -> bool:
 
 
 def _of_one_backend(one: Finding, other: Finding) -> bool:
-    return one.options == other.options and _of_a_backend(one)
-
-
-def _of_a_backend(finding: Finding) -> bool:
-    return finding.options.startswith("--backend ")
+    return one.options == other.options and one.of_backend
 
 
 def _has_it_too(one: Finding, other: Finding) -> bool:
