@@ -10,7 +10,7 @@ from pathlib import Path
 from npudiff.errors import ExitCode
 from npudiff.findings.log import LoggedFinding
 from npudiff.gate.known import KnownIssue
-from npudiff.model.job import Outcome, usual_reason
+from npudiff.model.job import Outcome, unjudged
 from npudiff.run.plan import Plan
 from npudiff.text import counted
 
@@ -111,13 +111,12 @@ class GateResult:
 
         Those that a known issue names, or that have a finding, are not among them.
         """
-        ran = self.by_implementation().items()
-        idle = {names: runs for names, runs in ran if runs and not any(one.cases for one in runs)}
+        idle = unjudged(outcome for _, outcome in self.outcomes)
         if not idle:
             return []
         told = {(status.issue.component, status.issue.implementation) for status in self.known}
         told |= {one.finding.subject for one in self.findings}
-        return [(names, usual_reason(runs)) for names, runs in idle.items() if names not in told]
+        return [(names, idle[names]) for names in self.by_implementation() if names in idle and names not in told]
 
     @property
     def closing(self) -> list[ReportedFinding]:

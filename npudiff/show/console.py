@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from npudiff.findings.log import LoggedFinding
 from npudiff.findings.replay import Replay, ReplayVerdict
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Component
-from npudiff.model.job import Outcome, Verdict, usual_reason
+from npudiff.model.job import Outcome, Verdict
 from npudiff.model.version import VERSION
 from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan
@@ -133,10 +133,6 @@ class Console:
                     for outcome in group.outcomes:
                         self._row(table, Group(group.name, (outcome,)), f"  {outcome.job.prop.name}", component)
             self.rich.print(table)
-            for group in grouped(rows):
-                if not group.cases:
-                    why = clipped(printable(usual_reason(group.outcomes)))
-                    self.rich.print(f"  [dim]{escape(group.name)}: {escape(why)}[/]")
             if self.verbose:
                 self._features(rows)
 
@@ -259,6 +255,11 @@ class Console:
         missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
         style = "red" if findings or missed or not cases else "green"
         self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")
+
+    def unjudged(self, reasons: Mapping[tuple[str, str], str]) -> None:
+        """Say of which implementations no case could be judged, and why."""
+        for names, why in reasons.items():
+            self.verdict(printable(f"no case of {'.'.join(names)} could be judged: {why}"), "red")
 
     def verdict(self, text: str, style: str) -> None:
         """Say in one line how it ended."""
