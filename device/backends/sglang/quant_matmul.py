@@ -119,13 +119,15 @@ def of_int8_rows(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     "quant_matmul",
     name="ModelSlimW4A4Int4",
     supports={
-        **_ROWS, "bits": (4,), "output": ("bfloat16", "float16"), "token_scale": (True,), "bias": ("none",),
-        "tokens": range(1, 9),
+        **_ROWS, "bits": (4,), "output": ("float16",), "token_scale": (True,), "bias": ("none",), "tokens": range(1, 9),
     },
     options={PACKING: ("0", "1")},
     on_device=True,
 )  # fmt: skip
 def of_int4_rows(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
-    """ModelSlimW4A4Int4: int4 of rows by int4, with scales of tokens in calls of their own."""
+    """ModelSlimW4A4Int4: int4 of rows by int4, with scales of tokens in calls of their own.
+
+    Its parameters hold scales in the model's dtype, and those of cases are float32: bfloat16 would round them.
+    """
     scheme = ModelSlimW4A4Int4({".weight": "W4A4_DYNAMIC"}, "")
     return _rows(scheme, inputs, packed=flags_of(inputs)[PACKING] == "1")
