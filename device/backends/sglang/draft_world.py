@@ -135,8 +135,20 @@ class DraftRunner(EAGLEDraftNpuGraphRunner):  # type: ignore[misc] # sglang's, w
         self.batch.seq_lens_cpu = lengths
         self.raw_bs = requests
         self.draft_attn_backend.init_forward_metadata_out_graph(self.batch)
-        answer: torch.Tensor = self._replay_graph(self._make_graph_key(self.bs), self.batch)
+        key = self._make_graph_key(self.bs)
+        try:
+            answer: torch.Tensor = self._replay_graph(key, self.batch)
+        except BaseException:
+            self._release(key)
+            raise
         return answer[:requests]
+
+    def _release(self, key: object) -> None:
+        """Let a replay go on whose lengths were refused: it would wait for them for ever."""
+        updates = _NPU.Stream()
+        for record in self.backend._graphs[key].graph_dispatch_mode.graph_dispatch_records:
+            record.event.record(updates)
+        _NPU.synchronize()
 
 
 def _batch(drafted: Drafted, requests: torch.Tensor, lengths: torch.Tensor, slots: torch.Tensor) -> ForwardBatch:

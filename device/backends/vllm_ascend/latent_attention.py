@@ -165,8 +165,11 @@ def _replayed(inputs: LatentAttentionInputs, *, drafts: bool) -> torch.Tensor:
         try:
             mla_v1.AscendMLAImpl.update_graph_params(updates, forward, tokens, None, speculation)
         except BaseException:
+            with contextlib.suppress(RuntimeError):  # of an update that was not begun
+                npu.graph_task_update_end(updates)
+            free = npu.Stream()
             for event in acl_graph.get_graph_params().events[tokens]:  # or the replay would wait for ever
-                event.record(updates)
+                event.record(free)
             raise
         finally:
             npu.synchronize()

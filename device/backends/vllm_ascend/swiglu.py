@@ -17,7 +17,7 @@ from vllm_ascend.ops.activation import (
 from vllm_ascend.ops.fused_moe import moe_mlp
 
 from npudiff import Target, implementation
-from npudiff.device.backends.vllm_ascend.world import without_prefetch
+from npudiff.device.backends.vllm_ascend.world import TRITON, triton, without_prefetch
 from npudiff.model.constraints import Box
 from npudiff.reference.swiglu import SwigluInputs
 
@@ -39,10 +39,21 @@ def silu_and_mul(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     return answer
 
 
-@implementation("swiglu", name="swiglustep_forward", supports={**_STEP, "limited": (True,)}, on_device=True)
+@implementation(
+    "swiglu",
+    name="swiglustep_forward",
+    supports=[
+        {**_STEP, "limited": (True,), "triton": ("0",)},
+        {**_STEP, "limited": (True,), "triton": ("1",), "tokens": range(1, 17), "width": range(16, 4097, 16),
+         "dtype": ("bfloat16", "float16")},
+    ],
+    options=TRITON,
+    on_device=True,
+)  # fmt: skip
 def swiglu_step(inputs: SwigluInputs, target: Target) -> torch.Tensor:
-    """AscendSwigluStepAndMul.swiglustep_forward."""
-    answer: torch.Tensor = AscendSwigluStepAndMul.swiglustep_forward(inputs.states, limit=inputs.limit)
+    """AscendSwigluStepAndMul.swiglustep_forward: vllm's own, or a Triton kernel that wants rows of 32 bytes."""
+    with triton(inputs):
+        answer: torch.Tensor = AscendSwigluStepAndMul.swiglustep_forward(inputs.states, limit=inputs.limit)
     return answer
 
 
