@@ -6,7 +6,7 @@ update of the graph hands over, are their own. What stands here are static buffe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -111,14 +111,14 @@ class DraftRunner(EAGLEDraftNpuGraphRunner):  # type: ignore[misc] # sglang's, w
                 answer = self.draft_attn_backend.attn_backends[step].forward_decode(**given)
         return answer
 
-    def run(self, slots: torch.Tensor, states: list[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+    def run(self, slots: torch.Tensor, states: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
         """Replay the graph with the requests of the case.
 
         Parameters
         ----------
         slots : torch.Tensor
             int64 ``[requests, steps]``, where the tokens of each request go.
-        states : list of mapping
+        states : sequence of mapping
             Queries, keys and values of each pass, a row per request.
         """
         inputs, requests = self.drafted.world.inputs, len(slots)

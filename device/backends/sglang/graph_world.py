@@ -176,7 +176,6 @@ class GraphRunner(NPUGraphRunner, _OfLayer):  # type: ignore[misc] # sglang's, w
         said: torch.Tensor = answer.tensors["hidden_states"] if self.recorded.early_stage else answer.next_token_logits
         return said
 
-
     def run_before(self, poison: float) -> None:
         """Replay the graph with another batch than the one to come: more requests, all longer, whose tokens are poison.
 

@@ -45,7 +45,9 @@ BEFORE, POISON = "replayed_before", 1e4
 """Whether a graph was replayed before, with a full bucket of longer requests; and what lies where it has to write."""
 
 
-def _attention(name: str, *boxes: Box, more: Mapping[str, tuple[str, ...]] | None = None) -> Callable[[Function], Implementation]:
+def _attention(
+    name: str, *boxes: Box, more: Mapping[str, tuple[str, ...]] | None = None
+) -> Callable[[Function], Implementation]:
     options = {**OPTIONS, **(more or {})}
     return implementation("latent_attention", name=name, supports=boxes, options=options, on_device=True)
 

@@ -78,7 +78,10 @@ class LatentWorld:
     def arguments(self) -> dict[str, Any]:
         """Arguments over latents of a pass that writes the new tokens."""
         inputs, rows = self.inputs, len(self.inputs.query)
-        empty = {"k": inputs.query.new_zeros(rows, 1, inputs.rank), "k_rope": inputs.query.new_zeros(rows, 1, inputs.rope_dim)}
+        empty = {
+            "k": inputs.query.new_zeros(rows, 1, inputs.rank),
+            "k_rope": inputs.query.new_zeros(rows, 1, inputs.rope_dim),
+        }
         return {**self.absorbed(), **empty}
 
     @property
@@ -87,7 +90,7 @@ class LatentWorld:
         return no_speculation()
 
     def taken_out(self, poison: float, slots: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Return latents and rope keys of new tokens, or of some slots, and put poison into the pool where they were."""
+        """Return latents and rope keys of new tokens, or of some slots, and put poison in their place."""
         slots = self.batch.out_cache_loc[: sum(self.inputs.query_lengths)] if slots is None else slots
         pool = self.backend.token_to_kv_pool
         strips = self.inputs.pool.layout == "PA_NZ"

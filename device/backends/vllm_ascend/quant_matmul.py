@@ -1,4 +1,4 @@
-"""Linear layers of integers by integers of vllm-ascend: ``quantization/methods/w8a8_*.py``, ``w4a4_laos_dynamic.py``."""
+"""Linear layers of integers by integers of vllm-ascend: ``w8a8_*.py`` and ``w4a4_*.py`` of ``quantization/methods``."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def _dynamic(method: Any, inputs: QuantMatmulInputs, nz: str) -> torch.Tensor:  
     return of_rows(inputs, dtype, layer)
 
 
-@implementation(
-    "quant_matmul", name="AscendW8A8DynamicLinearMethod", supports=_DYNAMIC, options=NZ, on_device=True
-)
+@implementation("quant_matmul", name="AscendW8A8DynamicLinearMethod", supports=_DYNAMIC, options=NZ, on_device=True)
 def of_int8_rows(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """AscendW8A8DynamicLinearMethod: npu_dynamic_quant and npu_quant_matmul."""
     return _dynamic(AscendW8A8DynamicLinearMethod(), inputs, options_of(inputs)["weight_nz_mode"])

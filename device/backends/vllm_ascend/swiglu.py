@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from vllm_ascend.ops.activation import (
 from vllm_ascend.ops.fused_moe import moe_mlp
 
 from npudiff import Target, implementation
-from npudiff.device.backends.vllm_ascend.world import TRITON, triton, without_prefetch
+from npudiff.device.backends.vllm_ascend.world import TRITON, options_of, triton, without_prefetch
 from npudiff.model.constraints import Box
 from npudiff.reference.swiglu import SwigluInputs
 
@@ -85,6 +86,35 @@ def silu_and_mul_with_clamp_of_vllm(inputs: SwigluInputs, target: Target) -> tor
     """SiluAndMulWithClamp.forward_native, which vllm-ascend replaces."""
     layer = SimpleNamespace(swiglu_limit=inputs.limit, alpha=inputs.alpha, beta=inputs.bias)
     answer: torch.Tensor = SiluAndMulWithClamp.forward_native(layer, inputs.states)
+    return answer
+
+
+KIND = "group_list_type"
+"""Whether experts are told where their rows end (0, as after MC2's dispatch), or how many they have (1)."""
+
+
+@implementation(
+    "swiglu",
+    name="swiglu_quant_not_quantised",
+    supports={
+        **_STEP, "limited": (False,), "dtype": ("bfloat16", "float16"), "tokens": range(1, 17),
+        "width": range(16, 4097, 16),
+    },
+    options={KIND: ("1", "0"), "triton": ("1",)},
+    on_device=True,
+)  # fmt: skip
+def swiglu_before_quantisation(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+    """The Triton kernel of quantised experts up to its cast to int8, whose rounding only a card knows.
+
+    One expert has all rows.
+    """
+    groups = torch.tensor([len(inputs.states)], device=inputs.states.device)
+    with triton(inputs):
+        kernel = importlib.import_module("vllm_ascend.ops.triton.activation.swiglu_quant")
+        rows, _ = kernel.swiglu_quant(
+            inputs.states.contiguous(), groups, int(options_of(inputs)[KIND]), need_quant=False
+        )
+    answer: torch.Tensor = rows
     return answer
 
 
