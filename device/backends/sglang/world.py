@@ -47,7 +47,8 @@ def alone() -> Any:  # noqa: ANN401 - sglang's groups
 def ranks(**values: int) -> Iterator[None]:
     """Let sglang find other numbers of ranks, and another rank of them, for a moment."""
     configured()
-    with runtime_context.get_parallel().override(**values):
+    group = SimpleNamespace(world_size=values["tp_size"], rank_in_group=values["tp_rank"])
+    with runtime_context.get_parallel().override(**values, tp_group=group):
         yield
 
 

@@ -106,9 +106,9 @@ KIND = "group_list_type"
 def swiglu_before_quantisation(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """The Triton kernel of quantised experts up to its cast to int8, whose rounding only a card knows.
 
-    One expert has all rows.
+    One expert has all rows. What lies behind its number in memory is 0.
     """
-    groups = torch.tensor([len(inputs.states)], device=inputs.states.device)
+    groups = torch.tensor([len(inputs.states), 0], device=inputs.states.device)[:1]
     with triton(inputs):
         kernel = importlib.import_module("vllm_ascend.ops.triton.activation.swiglu_quant")
         rows, _ = kernel.swiglu_quant(
