@@ -97,14 +97,13 @@ KIND = "group_list_type"
     "swiglu",
     name="swiglu_quant_not_quantised",
     supports={
-        **_STEP, "limited": (False,), "dtype": ("bfloat16", "float16"), "tokens": range(1, 17),
-        "width": range(16, 4097, 16),
+        **_STEP, "limited": (False,), "dtype": ("float32",), "tokens": range(1, 17), "width": range(16, 4097, 16),
     },
     options={KIND: ("1", "0"), "triton": ("1",)},
     on_device=True,
 )  # fmt: skip
 def swiglu_before_quantisation(inputs: SwigluInputs, target: Target) -> torch.Tensor:
-    """The Triton kernel of quantised experts up to its cast to int8, whose rounding only a card knows.
+    """The Triton kernel of quantised experts up to its cast to int8, in float32: how it rounds only a card knows.
 
     One expert has all rows. What lies behind its number in memory is 0.
     """
