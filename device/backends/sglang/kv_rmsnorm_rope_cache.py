@@ -28,7 +28,7 @@ SCALING = "rope_scaling"
 
 _PAGES: Box = {**OPERATOR, **PAGED, "page_size": (PAGE,), "quantised": (False,), "padding": ("slot 0",)}
 _SCALED: Box = {**_PAGES, SCALING: ("yarn",)}
-_PLAIN: Box = {**_PAGES, SCALING: ("none",), NZ: ("0",), "layout": ("PA_BSND",), "batch": range(1, 9),
+_PLAIN: Box = {**_PAGES, SCALING: ("unscaled",), NZ: ("0",), "layout": ("PA_BSND",), "batch": range(1, 9),
                "length": range(1, 5)}  # fmt: skip
 """A Triton kernel rotates there, whose interpreter wants few rows."""
 
@@ -89,7 +89,7 @@ def _as_neighbours(rope: torch.Tensor) -> torch.Tensor:
         {**_SCALED, NZ: ("1",), "layout": ("PA_NZ",)},
         _PLAIN,
     ],
-    options={NZ: ("0", "1"), SCALING: ("yarn", "none"), MLAPO: ("0", "1")},
+    options={NZ: ("0", "1"), SCALING: ("yarn", "unscaled"), MLAPO: ("0", "1")},
     on_device=True,
 )
 def of_prefill(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
@@ -99,7 +99,7 @@ def of_prefill(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     so has prefill: these are put into halves here.
     """
     options = options_of(inputs)
-    pairs = options[SCALING] == "none" and options[MLAPO] == "0"
+    pairs = options[SCALING] == "unscaled" and options[MLAPO] == "0"
     before = _as_neighbours(inputs.rope_cache) if pairs else inputs.rope_cache
     pool = of_mla(inputs.latent_cache, before, PAGE, inputs, layer=_LAYER)
     model = _Prefill(inputs, scaled=options[SCALING] == "yarn")
