@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from npudiff.reference.quant_matmul import RANGES, QuantMatmulInputs
+from npudiff.reference.scale_pack import cut_to_19_bits
 
 UNIT = 64
 """Inner sizes are filled up to a multiple of it, as those of models are."""
@@ -20,7 +21,8 @@ def of_rows(inputs: QuantMatmulInputs, dtype: torch.dtype, layer: Layer) -> torc
 
     Each row has the largest integer in a column without weight, so that its scale is a power of two, and is multiplied
     by one; what comes out is divided by it. The smallest integer, which no such layer makes, is split in two. A scale
-    of a token is given to the weight, in a call of its own.
+    of a token is given to the weight, in a call of its own. Where a case counts 19 bits of a scale, the weight gets no
+    others: rows have scales here, with which no hardware cuts any.
 
     Parameters
     ----------
@@ -41,7 +43,7 @@ def of_rows(inputs: QuantMatmulInputs, dtype: torch.dtype, layer: Layer) -> torc
         return (answer.float() / power.unsqueeze(1)).to(answer.dtype)
 
     if inputs.token_scale is None:
-        return scaled(inputs.scale)
+        return scaled(cut_to_19_bits(inputs.scale) if inputs.scale_is_cut else inputs.scale)
     rows = [scaled(inputs.scale * one)[token] for token, one in enumerate(inputs.token_scale)]
     return torch.stack(rows)
 
