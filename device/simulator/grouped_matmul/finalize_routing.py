@@ -22,7 +22,7 @@ from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 _CHECK = ArgumentChecks("npu_grouped_matmul_finalize_routing", default=ErrorCode.PARAMETER)
 _OF_950 = ("x_dtype", "w_dtype", "scale_dtype", "pertoken_scale_dtype")
-_NEEDED = ("scale", "pertoken_scale", "logit", "row_index")
+_FACTORS = ("scale", "pertoken_scale", "logit", "row_index")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FinalizeRequest:
     offset: Tensor | None = None
     """float32 [E, groups, N], for int4 only: what each row of the weight's group is more, scale included."""
     pertoken_scale: Tensor | None = None
-    """float32 [M]."""
+    """float32 [M]; ones if it is not given."""
     shared_input: Tensor | None = None
     """bfloat16 [L, N], added to L rows of the output from ``shared_input_offset`` on."""
     logit: Tensor | None = None
@@ -97,7 +97,7 @@ def finalize_routing(request: FinalizeRequest) -> Tensor:
     OperatorRejected
         Naming the argument.
     NotSimulated
-        bias with int8 weights; a call without scale, pertoken_scale, logit or row_index.
+        bias with int8 weights; a call without scale, logit or row_index.
     DeviceFault, UndefinedBehaviour
         Groups or tokens that are none.
     """
@@ -168,8 +168,10 @@ def _check(request: FinalizeRequest, profile: CannProfile) -> _Factors:
     _CHECK.shape("w", request.w, shape, meaning="[E, K, N], the inner axis of x")
     check_whole_tiles(_CHECK, "w", request.w)
     check_group_list(_CHECK, request.group_list, request.group_list_type, len(request.w))
-    scale, by_row, logit, tokens = (getattr(request, argument) for argument in _NEEDED)
-    for argument, tensor in zip(_NEEDED, (scale, by_row, logit, tokens), strict=True):
+    scale, by_row, logit, tokens = (getattr(request, argument) for argument in _FACTORS)
+    if by_row is None:
+        by_row = torch.ones(len(request.x))
+    for argument, tensor in zip(_FACTORS, (scale, by_row, logit, tokens), strict=True):
         if tensor is None:
             raise _CHECK.not_simulated(argument, None, "a tensor")
         if argument != "scale":

@@ -51,6 +51,13 @@ def test_in_fractions(gmm, dtype, index):
     assert torch.equal(finalize(**ends, group_list_type=0), output)
 
 
+def test_without_a_scale_per_row_it_is_1(gmm):
+    call = good(gmm)
+    ones = finalize(**call | {"pertoken_scale": torch.ones(6)})
+    assert torch.equal(finalize(**call | {"pertoken_scale": None}), ones)
+    assert not torch.equal(finalize(**call), ones)
+
+
 def test_as_many_rows_as_x(gmm):
     assert finalize(**good(gmm) | {"output_bs": 0}).shape == (6, 8)
 
@@ -166,7 +173,6 @@ def test_rejections(gmm, other, message):
     [
         ({"bias": torch.zeros(3, 8)}, "bias was a tensor with w of int8, which is not simulated"),
         ({"scale": None}, "scale was None, which is not simulated"),
-        ({"pertoken_scale": None}, "pertoken_scale was None"),
         ({"logit": None}, "logit was None"),
         ({"row_index": None}, "row_index was None"),
     ],
