@@ -9,6 +9,7 @@ nothing of this repository: it forks a process for each line of its input, so th
 from __future__ import annotations
 
 import codeop
+import gc
 import importlib
 import json
 import os
@@ -213,6 +214,9 @@ def serve(modules: Sequence[str]) -> None:
     os.dup2(2, 1)  # modules that are imported may print
     for module in modules:
         _import(module)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a module, or a shell, may have changed
+    gc.collect()
+    gc.freeze()  # tests that collect garbage do not go through all modules again
     for line in sys.stdin:
         arguments, log, seconds = json.loads(line)
         process = os.fork()
