@@ -37,6 +37,9 @@ LEFT_TO_TORCH_NPU = frozenset({
 })  # fmt: skip
 """Operators without device code: they allocate, look at a tensor's metadata, or change it."""
 
+_AS_BYTES_LIE = frozenset({"_local_scalar_dense"})
+"""Operators that torch_npu has as copies of bytes, whatever a storage's format: ``item`` (LocalScalarDenseNpu.cpp)."""
+
 DEVICE_DECIDES = frozenset({"scaled_dot_product_attention", "lstm.input", "lstm.data", "gru.input", "gru.data"})
 """Composite operators that choose kernels by the device; they are differentiated on the host as a whole."""
 
@@ -91,7 +94,8 @@ def _kernel(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
         return _to_copy(signature, overload)
     if name in ("_copy_from", "_copy_from_and_resize"):
         return _missing(signature)
-    return device_kernel(signature, _histc_of_integers(overload) if name == "histc" else _on_cpu(signature, overload))
+    function = _histc_of_integers(overload) if name == "histc" else _on_cpu(signature, overload)
+    return device_kernel(signature, function, () if name in _AS_BYTES_LIE else None)
 
 
 def _differentiable(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
