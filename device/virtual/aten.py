@@ -20,7 +20,7 @@ from npudiff.device.virtual.autograd import composite, differentiated_by_torch, 
 from npudiff.device.virtual.calls import Call, Signature, signature_of
 from npudiff.device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, registered
 from npudiff.device.virtual.kernels import device_kernel
-from npudiff.device.virtual.memory import NoKernel, NotOnVirtualNpu, device
+from npudiff.device.virtual.memory import NoKernel, NotOnVirtualNpu, device, is_on_device, known_format
 from npudiff.device.virtual.recorded import copied_to_host
 from npudiff.device.virtual.widened import in_float32, lacks_dtype
 
@@ -190,6 +190,8 @@ def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa
             return answer
         if to.type != "cpu":
             raise NotOnVirtualNpu(f"{signature.name}: no copies to {to}; the virtual NPU knows the host and itself")
+        if is_on_device(self) and not (self.is_conj() or self.is_neg()):
+            known_format(self)
         if options.get("non_blocking") and tasks.recording():
             return copied_to_host(self, lambda tensor: copied(tensor, **options))
         tasks.wait()

@@ -73,17 +73,28 @@ def _host_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:
 
 
 def storage_format(tensor: Tensor) -> Format:
-    """Return the format of a device tensor's storage, as torch_npu knows it.
-
-    Raises
-    ------
-    RuntimeError
-        As torch_npu raises it, if torch made the storage by itself, as it does to write one in the old form of files.
-    """
+    """Return the format of a device tensor's storage, as torch_npu knows it."""
     if tensor.is_conj():  # operators other than torch's own get such a tensor as a copy
         tensor = tensor.conj()
     if tensor.is_neg():
         tensor = torch._neg_view(tensor)
+    try:
+        return known_format(tensor)
+    except RuntimeError as error:
+        if "NPUStorageImpl" not in str(error):
+            raise
+        return Format.ND  # torch made the storage, as it does to read one from a file: it has no format
+
+
+def known_format(tensor: Tensor) -> Format:
+    """Return the format of a device tensor's storage.
+
+    Raises
+    ------
+    RuntimeError
+        As torch_npu raises it, if torch made the storage by itself: a copy to the host asks for the format, which
+        torch does to write the old form of files.
+    """
     return Format(torch.ops.npu.get_npu_format.default(tensor))
 
 

@@ -101,6 +101,11 @@ def test_the_old_form_of_files_takes_no_tensor_of_a_device(tmp_path):
     """torch copies it from a storage that it makes by itself, which torch_npu does not know."""
     with pytest.raises(RuntimeError, match="NPUStorageImpl"):
         torch.save(torch.ones(5, device="npu"), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save(torch.ones(5), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for place in ({"cpu": "npu:0"}, lambda storage, _: storage.to(device="npu:0")):
+        loaded = torch.load(tmp_path / "old.pt", map_location=place, weights_only=False)
+        assert loaded.device.type == "npu"
+        assert torch.equal(loaded.cpu(), torch.ones(5))
     torch.save(torch.ones(5, device="npu"), tmp_path / "new.pt")
     assert torch.equal(torch.load(tmp_path / "new.pt", map_location="cpu"), torch.ones(5))
 
