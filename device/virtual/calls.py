@@ -142,14 +142,7 @@ class Call:
     def on_host(self, name: str, value: Any) -> Any:  # noqa: ANN401 - any value of an operator
         """Return what stands for an argument on the host: a tensor over the same memory, or the value itself."""
         if isinstance(value, Tensor):
-            if is_on_device(value):
-                return self._tensor(name, value)
-            if name in self.host_memory:
-                return value
-            if name in self.apart:
-                return value.clone()  # its values are read at the call
-            self.given.append(value)
-            return self._of_host(value)
+            return self._tensor(name, value) if is_on_device(value) else self._beside_the_device(name, value)
         if isinstance(value, (list, tuple)):
             return type(value)([self.on_host(name, item) for item in value])
         if isinstance(value, torch.device):
@@ -173,6 +166,14 @@ class Call:
             self._origins[view.untyped_storage().data_ptr()] = value.untyped_storage()
         self._standing[id(value), looked_at] = value, view, _version(view)
         return view
+
+    def _beside_the_device(self, name: str, value: Tensor) -> Tensor:
+        if name in self.host_memory:
+            return value
+        if name in self.apart:
+            return value.clone()  # its values are read at the call
+        self.given.append(value)
+        return self._of_host(value)
 
     def _of_host(self, value: Tensor) -> Tensor:
         """Return what stands for a tensor of the host."""

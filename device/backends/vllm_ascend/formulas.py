@@ -41,9 +41,7 @@ def bgmv_shrink(x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, scale: fl
     y += (product * scale * rows.unsqueeze(1)).to(y.dtype)
 
 
-def bgmv_expand(
-    x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, slice_offset: int, slice_size: int
-) -> Tensor:
+def bgmv_expand(x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, slice_offset: int, slice_size: int) -> Tensor:
     """Add ``x @ weight[indices].mT`` to a slice of y's columns, and return y; rows whose index is negative stay."""
     rows = indices >= 0
     product = torch.bmm(weight[indices.clamp(min=0)].float(), x.float().unsqueeze(-1)).squeeze(-1)
@@ -79,7 +77,7 @@ def copy_and_expand_eagle_inputs(
     padding_token_id: int,
     parallel_drafting_token_id: int,
     num_padding_slots_per_request: int,
-    shift_input_ids: bool,  # noqa: FBT001 - as the schema has it
+    shift_input_ids: bool,
     total_draft_tokens: int,
 ) -> tuple[Tensor, ...]:
     """Lay out what a drafter of several tokens at once is given; lengths are read on the host.

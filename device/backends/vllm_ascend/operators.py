@@ -246,9 +246,10 @@ def _mla_preprocess(hidden: Tensor, *given: Any) -> tuple[Tensor, ...]:  # noqa:
         if value not in simulated:
             raise NotSimulated(f"{SPACE}::mla_preprocess", name, repr(value), ", ".join(map(repr, simulated)))
     unused = torch.zeros_like(hidden[0])
+    caches = [cache.unsqueeze(2) if cache.dim() == 3 else cache for cache in (latent, rope)]  # one head, or its axis
     torch.ops.npu.mla_preprocess(
         hidden, unused, unused, *weights, ctkv_scale=latent_scale, q_nope_scale=nope_scale, cache_mode=cache_mode,
-        quant_mode=quant_mode, q_out0=query, kv_cache_out0=latent, q_out1=query_rope, kv_cache_out1=rope,
+        quant_mode=quant_mode, q_out0=query, kv_cache_out0=caches[0], q_out1=query_rope, kv_cache_out1=caches[1],
     )  # fmt: skip
     return query, latent, query_rope, rope, latent_query
 

@@ -195,7 +195,8 @@ def _check_state(check: ArgumentChecks, device: Tensor, host: Tensor, name: str,
         raise check.rejected(f"device {name}", f"of {len(device)} layers", f"the {layers} of the first one")
     wanted = (-1, host.shape[1] if layers is None else len(device), 1, *device.shape[2:])
     check.shape(f"host {name}", host, wanted, meaning="[host slots, layers, 1, ...]")
-    check.contiguous(**{f"host {name}": host})
+    if not host.is_contiguous():
+        raise check.rejected(f"host {name}", f"not contiguous, strides {host.stride()}", "a contiguous tensor")
     elements = _dense(check, f"device {name}", device)
     if device.stride(1) != elements:
         raise check.rejected(f"device {name}", f"of slots {device.stride(1)} apart", f"contiguous slots of {elements}")
@@ -204,7 +205,9 @@ def _check_state(check: ArgumentChecks, device: Tensor, host: Tensor, name: str,
 def _dense(check: ArgumentChecks, name: str, device: Tensor) -> int:
     """Return how many elements a slot has, whose bytes are one run, in any order of axes."""
     elements = 1
-    axes = sorted((device.stride(axis), device.shape[axis]) for axis in range(2, device.dim()) if device.shape[axis] > 1)
+    axes = sorted(
+        (device.stride(axis), device.shape[axis]) for axis in range(2, device.dim()) if device.shape[axis] > 1
+    )
     for stride, size in axes:
         if stride != elements:
             words = f"slot payload must be physically dense; got payload stride {stride} while expecting {elements}"

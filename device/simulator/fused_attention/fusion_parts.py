@@ -87,9 +87,7 @@ def forces_invalid_rows(request: FusionRequest) -> bool:
         return True
     given = _prefixes(request)
     lengths = [(len(window), len(kept)) for _, window, kept in _ranges(request)]
-    return given is not None and any(
-        rows > keys and one == 0 for one, (rows, keys) in zip(given, lengths, strict=True)
-    )
+    return given is not None and any(rows > keys and one == 0 for one, (rows, keys) in zip(given, lengths, strict=True))
 
 
 def _prefixes(request: FusionRequest) -> Sequence[int] | None:

@@ -327,7 +327,9 @@ def _check_prefix_mask(request: FusionRequest) -> None:
     """Refuse one mask for several sequences, which show different keys."""
     mask, batch = request.atten_mask, request.sizes.get("B", 1)
     if request.sparse_mode == PREFIX and mask is not None and batch > 1 and (mask.dim() < 4 or len(mask) < batch):
-        raise request.check.rejected("atten_mask", f"of shape {list(mask.shape)}", "[B, N or 1, rows, keys], with prefix")
+        raise request.check.rejected(
+            "atten_mask", f"of shape {list(mask.shape)}", "[B, N or 1, rows, keys], with prefix"
+        )
 
 
 def _check_ends(request: FusionRequest, name: str, ends: Sequence[int], count: int) -> None:

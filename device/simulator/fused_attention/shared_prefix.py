@@ -34,25 +34,20 @@ def with_shared_prefix(request: FusedAttentionRequest, profile: CannProfile) -> 
         One of both is missing, another batch than 1, other heads or dtypes than key and value have, or a length that
         the prefix does not have.
     """
-    key, value = (request.given_extra(name) for name in SIDES)
-    if (key is None and value is None) or not _is_simulated(request):
+    given = [request.given_extra(name) for name in SIDES]
+    if given == [None, None] or not _is_simulated(request):
         return request
-    for name, one, other in zip(SIDES, (key, value), (SIDES[1], SIDES[0]), strict=True):
-        if not isinstance(one, torch.Tensor):
-            raise request.check.rejected(name, "None", f"given together with {other}")
-    prefixes = {SIDES[0]: (key, "key", request.key), SIDES[1]: (value, "value", request.value)}
     if profile.strided_keys == "rejected":
         request.check.contiguous(key=request.key, value=request.value)
-    for name, (prefix, whose, own) in prefixes.items():
-        _check(request, name, prefix, whose, own)  # type: ignore[arg-type]
+    key = _checked(request, 0, "key", request.key)
+    value = _checked(request, 1, "value", request.value)
     rows = row_axis(request.axes)
-    length = _length(request, *(prefix.shape[rows] for prefix, _, _ in prefixes.values()))  # type: ignore[union-attr]
-    joined = [_joined(prefix.narrow(rows, 0, length), own, rows) for prefix, _, own in prefixes.values()]  # type: ignore[union-attr]
+    length = _length(request, key.shape[rows], value.shape[rows])
     lengths = request.key_lengths
     return replace(
         request,
-        key=joined[0],
-        value=joined[1],
+        key=_joined(key.narrow(rows, 0, length), request.key, rows),
+        value=_joined(value.narrow(rows, 0, length), request.value, rows),
         key_lengths=None if lengths is None else tuple(length + one for one in lengths),
         extras=tuple((name, given) for name, given in request.extras if name not in (*SIDES, LENGTH)),
     )
@@ -64,12 +59,18 @@ def _is_simulated(request: FusedAttentionRequest) -> bool:
     return plain and request.query.dtype != torch.int8 and not request.integer_cache
 
 
-def _check(request: FusedAttentionRequest, name: str, prefix: Tensor, whose: str, own: Tensor) -> None:
-    request.check.contiguous(**{name: prefix})
+def _checked(request: FusedAttentionRequest, side: int, whose: str, own: Tensor) -> Tensor:
+    """Return one of both prefixes, which has to have what key or value has, but for batch and tokens."""
+    name, prefix = SIDES[side], request.given_extra(SIDES[side])
+    if not isinstance(prefix, torch.Tensor):
+        raise request.check.rejected(name, "None", f"given together with {SIDES[1 - side]}")
+    if not prefix.is_contiguous():
+        raise request.check.rejected(name, f"not contiguous, strides {prefix.stride()}", "a contiguous tensor")
     request.check.same_dtype(name, prefix, whose, own)
     sizes = dict(zip(request.axes, own.shape, strict=False)) | {"B": 1, "S": -1}
     meaning = f"batch 1, and the heads and head dim of {whose}"
     request.check.shape(name, prefix, [sizes[axis] for axis in request.axes], meaning=meaning)
+    return prefix
 
 
 def _length(request: FusedAttentionRequest, keys: int, values: int) -> int:
@@ -79,11 +80,10 @@ def _length(request: FusedAttentionRequest, keys: int, values: int) -> int:
     given = request.given_extra(LENGTH)
     if given is None:
         return keys
-    lengths = list(given)  # type: ignore[call-overload]
+    lengths: list[int] = list(given)  # type: ignore[call-overload]
     if len(lengths) != 1 or not 0 <= lengths[0] <= keys:
         raise request.check.rejected(LENGTH, lengths, f"one length of 0 to {keys}")
-    length: int = lengths[0]
-    return length
+    return lengths[0]
 
 
 def _joined(prefix: Tensor, own: Tensor, rows: int) -> Tensor:

@@ -153,7 +153,7 @@ def shifted(x: Tensor, offset: Tensor) -> Tensor:
     Tensor
         float32 [rows, columns].
     """
-    return x.float().unflatten(1, (len(offset), -1)).sum(-1) @ offset
+    return x.float().view(len(x), len(offset), -1).sum(-1) @ offset
 
 
 def _scaled(halves: Tensor, weight: Tensor, scale: Tensor, profile: CannProfile) -> Tensor:

@@ -63,7 +63,10 @@ def advance_step(
         return
     if accepted_num is None:
         raise _CHECK.rejected("accepted_num", None, "int64 [num_seqs], with spec_token")
-    for name, tensor, shape in (("spec_token", spec_token, (num_seqs, drafts)), ("accepted_num", accepted_num, (num_seqs,))):
+    for name, tensor, shape in (
+        ("spec_token", spec_token, (num_seqs, drafts)),
+        ("accepted_num", accepted_num, (num_seqs,)),
+    ):
         _CHECK.dtype(name, tensor, "int64")
         _CHECK.shape(name, tensor, shape, meaning="one row per sequence")
     _advance_drafts(written, sampled_token_ids, block_tables, block_size, spec_token, accepted_num)
@@ -73,9 +76,7 @@ def advance_step_meta() -> None:
     """Return nothing."""
 
 
-def _advance(
-    written: tuple[Tensor, ...], sampled: Tensor, tables: Tensor, sizes: tuple[int, int, int]
-) -> None:
+def _advance(written: tuple[Tensor, ...], sampled: Tensor, tables: Tensor, sizes: tuple[int, int, int]) -> None:
     """Go on by one token per query; sequences behind them are padding."""
     tokens, positions, lengths, slots = written
     count, queries, block_size = sizes
@@ -124,9 +125,7 @@ def _check_sizes(count: int, queries: int, block_size: int, *, drafted: bool) ->
         raise _CHECK.rejected("num_queries", queries, f"fewer than the {count} sequences")
 
 
-def _check_shapes(
-    written: tuple[Tensor, ...], sampled: Tensor, tables: Tensor, sizes: tuple[int, int, int]
-) -> None:
+def _check_shapes(written: tuple[Tensor, ...], sampled: Tensor, tables: Tensor, sizes: tuple[int, int, int]) -> None:
     count, queries, drafts = sizes
     names = ("input_tokens", "input_positions", "seq_lens", "slot_mapping")
     for name, tensor in zip(names, written, strict=True):

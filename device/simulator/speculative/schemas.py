@@ -1,4 +1,7 @@
-"""Schemas of speculative decoding, as torch_npu 2.13.0 and sgl-kernel-npu (``csrc/pytorch_extensions.cpp``) register them."""
+"""Schemas of speculative decoding.
+
+They are as torch_npu 2.13.0 and sgl-kernel-npu (``csrc/pytorch_extensions.cpp``) register them.
+"""
 
 from __future__ import annotations
 

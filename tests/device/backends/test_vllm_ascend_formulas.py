@@ -129,7 +129,11 @@ def test_states_of_float32_and_a_number_of_tokens_to_skip(sim):
 
 @pytest.mark.parametrize(
     ("at", "value", "said"),
-    [(-6, True, "enable_inner_out was True"), (-8, "kvcache", "cache_mode was 'kvcache'"), (-7, "no_quant", "no_quant")],
+    [
+        (-6, True, "enable_inner_out was True"),
+        (-8, "kvcache", "cache_mode was 'kvcache'"),
+        (-7, "no_quant", "no_quant"),
+    ],
 )
 def test_forms_of_mla_preprocess_that_are_not_here_say_so(at, value, said):
     given = [None] * 20 + [None, None, "nzcache", "per_tensor_quant_asymm", False] + [torch.zeros(1)] * 5
