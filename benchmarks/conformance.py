@@ -209,10 +209,17 @@ def _results(report: Path) -> Iterator[tuple[str, Result]]:
         outcome, reason = "passed", ""
         for child in case:
             if child.tag in ("failure", "error"):
-                outcome, reason = "failed", _line(child.get("message") or child.text or "")
+                outcome, reason = "failed", _line(_message(child))
             elif child.tag == "skipped":
                 outcome, reason = "skipped", _line(child.get("message") or "")
         yield name, Result(outcome, reason)
+
+
+def _message(failure: ET.Element) -> str:
+    """Return what failed; of a file that could not be imported, the error."""
+    message = failure.get("message") or failure.text or ""
+    errors = re.findall(r"^E +(\S.*)$", failure.text or "", re.MULTILINE)
+    return f"{message}: {errors[-1]}" if message == "collection failure" and errors else message
 
 
 def _line(text: str) -> str:

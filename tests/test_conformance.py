@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,6 +108,15 @@ def test_their_tests_run_on_the_virtual_npu_and_a_process_that_ends_is_a_failure
     monkeypatch.setattr(sys, "argv", ["conformance", str(checkout)])
     assert conformance.main() == 1
     assert "test_npu_swiglu.py fails" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_imported_says_why(tmp_path):
+    (tmp_path / "test_it.py").write_text("import of_the_year_3000\n")
+    options = ["-q", "-p", "no:npudiff", "-p", "no:cacheprovider", f"--junitxml={tmp_path / 'junit.xml'}"]
+    subprocess.run([sys.executable, "-m", "pytest", *options, "test_it.py"], cwd=tmp_path, check=False)
+    (result,) = dict(conformance._results(tmp_path / "junit.xml")).values()
+    wanted = "collection failure: ModuleNotFoundError: No module named 'of_the_year_3000'"
+    assert result == Result("failed", wanted)
 
 
 @pytest.mark.virtual
