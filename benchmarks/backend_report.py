@@ -57,6 +57,8 @@ class Seen:
     """The case in words."""
     where: tuple[str, ...] = ()
     """The cases that fail, as after ``--where``."""
+    instead: tuple[str, ...] = ()
+    """What makes inputs those to which the function gives the right answer, where that is all that is wrong."""
     property: str = ""
     """The property that fails, where not all do."""
     intermittent: bool = False
@@ -180,6 +182,8 @@ def _issue(seen: Seen, defect: Defect, report: Report) -> str:
         values["property"] = seen.property
     if seen.where:
         values["where"] = list(seen.where)
+    if seen.instead:
+        values["instead"] = list(seen.instead)
     values |= {"case": seen.case, "link": f"{report.link}/{file}", "reason": f"{defect.name}: {defect.title}"}
     if seen.intermittent:
         values["intermittent"] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import plan_with_shared
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.case import loads
-from npudiff.model.job import LEAST_TIMEOUT, TIMEOUT, Job, Verdict
+from npudiff.model.job import LEAST_TIMEOUT, TIMEOUT, Job, Verdict, unjudged
 from npudiff.run.further import further
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.messages import Keep, Task
@@ -106,12 +106,20 @@ def _report(log: RunLog, console: Console) -> int:
         console.findings_again(first.finding, rest)
     console.mutants(mutants, judged=judged)
     console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes))
+    idle = _unjudged(log)
+    console.unjudged(idle)
     if log.findings:
         return ExitCode.FINDINGS
-    if not any(outcome.cases for outcome in (*outcomes, *mutants)):
+    if idle or not any(outcome.cases for outcome in (*outcomes, *mutants)):
         return ExitCode.NOTHING_RAN
     missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
     return ExitCode.FINDINGS if missed else ExitCode.CLEAN
+
+
+def _unjudged(log: RunLog) -> Mapping[tuple[str, str], str]:
+    """Implementations that the user named, of which no case was judged though nobody had narrowed the cases."""
+    request = log.plan.request
+    return unjudged(log.outcomes) if request.implementations and not request.where else {}
 
 
 def _junit(log: RunLog) -> str:
@@ -124,6 +132,8 @@ def _other_problems(log: RunLog) -> Iterator[Problem]:
     """Yield what fails a run besides findings: a reader of JUnit alone must not take it for green."""
     if log.error is not None:
         yield Problem(Level.ERROR, "ended-early", printable(f"ended early: {type(log.error).__name__}"))
+    for names, why in _unjudged(log).items():
+        yield Problem(Level.ERROR, "not-judged", printable(f"no case of {'.'.join(names)} could be judged: {why}"))
     for outcome in log.mutants if log.plan.judges_mutants else ():
         if not outcome.found:
             title = f"{outcome.job.name} is wrong on purpose, and {outcome.cases} cases did not show it"

@@ -3,7 +3,8 @@
 A finding of a relation is that of equivalence, where both are wrong values: relations between runs are judged with a
 bound that is not made for wrong values. Exceptions with the same text are one. Of a backend's function, whose findings
 are told apart by region, another exception is another cause; a kernel that is wrong by itself is told once, whatever
-its relations raise. Two functions of a backend that are wrong in the same way, on a case of one of them, are one.
+its relations raise. What comes and goes in a function whose calls poison later ones has the cause of that. Two
+functions of a backend that are wrong in the same way, on a case of one of them, are one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from npudiff.errors import UsageError
-from npudiff.findings.finding import Finding
+from npudiff.findings.finding import POISONS, Finding
 from npudiff.findings.log import LoggedFinding
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.judge.others import WAYS_AGREE
@@ -67,14 +68,19 @@ def _added(groups: list[list[AnyLogged]]) -> list[AnyLogged]:
 
 
 def _best_first(group: Iterable[AnyLogged]) -> list[AnyLogged]:
-    return sorted(group, key=lambda one: one.finding.property_name != EQUIVALENCE.name)  # a stable sort
+    """Return equivalence first, and of that what fails each time."""
+
+    def order(one: AnyLogged) -> tuple[bool, bool]:
+        return one.finding.property_name != EQUIVALENCE.name, bool(one.finding.detail.get("flaky"))
+
+    return sorted(group, key=order)  # a stable sort
 
 
 _VALUES = (Verdict.WRONG.value, Verdict.DRIFT.value)
 
 
 def _is_of_a_relation(finding: Finding) -> bool:
-    return finding.property_name != EQUIVALENCE.name and (finding.verdict in _VALUES or not _of_a_backend(finding))
+    return finding.property_name != EQUIVALENCE.name and (finding.verdict in _VALUES or not finding.of_backend)
 
 
 def _sees(relation: Finding, other: Finding) -> bool:
@@ -82,7 +88,7 @@ def _sees(relation: Finding, other: Finding) -> bool:
     if (relation.component, relation.target, relation.cann) != (other.component, other.target, other.cann):
         return False
     if relation.subject == other.subject:
-        wrong = other.verdict in _VALUES or not _of_a_backend(other)
+        wrong = other.verdict in _VALUES or not other.of_backend
         return relation.symptom == other.symptom or (wrong and other.property_name == EQUIVALENCE.name)
     return _of_one_backend(relation, other) and _has_it_too(relation, other)
 
@@ -91,6 +97,8 @@ def _one_cause(one: Finding, other: Finding) -> bool:
     if (one.component, one.target, one.cann) != (other.component, other.target, other.cann):
         return False
     related = one.subject == other.subject or _of_one_backend(one, other)
+    if one.subject == other.subject and (_comes_of(one, other) or _comes_of(other, one)):
+        return True
     if "error" in one.detail or "error" in other.detail:
         return related and one.verdict == other.verdict and _text(one) == _text(other)
     if one.subject == other.subject:
@@ -98,12 +106,13 @@ def _one_cause(one: Finding, other: Finding) -> bool:
     return related and (_has_it_too(one, other) or _has_it_too(other, one))
 
 
+def _comes_of(one: Finding, other: Finding) -> bool:
+    """Whether a case that did not fail each time comes of one that spoils the device, or the process, for others."""
+    return bool(one.detail.get("flaky")) and other.verdict == POISONS
+
+
 def _of_one_backend(one: Finding, other: Finding) -> bool:
-    return one.options == other.options and _of_a_backend(one)
-
-
-def _of_a_backend(finding: Finding) -> bool:
-    return finding.options.startswith("--backend ")
+    return one.options == other.options and one.of_backend
 
 
 def _has_it_too(one: Finding, other: Finding) -> bool:

@@ -43,6 +43,7 @@ FINDING_FILE = "finding.json"
 TENSOR_FILE = "tensors.safetensors"
 SCRIPT_FILE = "reproduce.py"
 REPRODUCE_TENSORS = "reproduce.safetensors"
+BACKEND_FILE = "backend.py"
 
 MAX_FINDING_BYTES = 2**20
 MAX_TENSOR_BYTES = 2**26
@@ -98,6 +99,11 @@ class Finding:
         return f"npudiff replay {shlex.quote(str(folder))}" + (f" {self.options}" if self.options else "")
 
     @property
+    def of_backend(self) -> bool:
+        """Whether the implementation is a function of a backend."""
+        return self.options.startswith("--backend ")
+
+    @property
     def subject(self) -> tuple[str, str]:
         """Component and implementation, as ``Subject.names``."""
         return self.component, self.implementation
@@ -143,7 +149,11 @@ def write_finding(finding: Finding, failure: Failure | None, root: Path, script:
     """
     folder = root / finding.key
     tensors = _packed(None if failure is None else failure.comparison)
-    files = {TENSOR_FILE: ("tensors_sha256", tensors), **_of_script(script or Script())}
+    files = {
+        TENSOR_FILE: ("tensors_sha256", tensors),
+        BACKEND_FILE: ("backend_sha256", _backend_script(finding).encode()),
+        **_of_script(script or Script()),
+    }
     for name, (_, data) in files.items():
         if data:
             write_file(folder / name, data, within=root)
@@ -201,6 +211,40 @@ def _of_script(script: Script) -> dict[str, tuple[str, bytes]]:
     """The files of a script: where the checksum of each stands, and what it holds."""
     contents = {SCRIPT_FILE: script.text.encode(), REPRODUCE_TENSORS: script.tensors}
     return {name: (_OF_SCRIPT[name][0], data) for name, data in contents.items()}
+
+
+_BACKEND_SCRIPT = '''"""{function} of {backend} is wrong on the smallest case of a finding.
+
+    {line}
+
+It needs npudiff and {backend}, and calls it in this process: breakpoints in its code work.
+
+    python {file}
+    python -m pdb {file}
+"""
+
+from npudiff.run.backend_call import call
+
+call({arguments})
+'''
+
+
+def _backend_script(finding: Finding) -> str:
+    """Return a program that calls the backend itself; empty where the finding is on none, or on more than a case."""
+    if not finding.of_backend or finding.verdict == Verdict.DRIFT.value:
+        return ""
+    function = f"{finding.component}.{finding.implementation}"
+    backend = shlex.split(finding.options)[1]
+    arguments = {
+        "function": function, "backend": backend, "target": finding.target, "cann": finding.cann,
+        "prop": finding.property_name, "case": dumps(dict(finding.case)),
+    }  # fmt: skip
+    lines = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
+    line = str(finding.detail.get("line", "")).replace("\\", "/").replace('"""', "'")
+    named = backend.partition("=")[0]
+    return _BACKEND_SCRIPT.format(
+        function=finding.implementation, backend=named, line=printable(line), file=BACKEND_FILE, arguments=f"\n{lines}"
+    )
 
 
 def read_finding(folder: Path, *, tensors: bool = True) -> Finding:

@@ -99,7 +99,7 @@ def replay(
             untrusted=untrusted,
             timeout=(isolation or Isolation()).run,
         )
-        job, case = _job(finding, request)
+        job, case = job_of_finding(finding, request)
         outcome = _run(finding, job, case, isolation or Isolation(), isolate)
     except (UsageError, TargetUnavailable) as error:
         text = str(error)
@@ -194,7 +194,14 @@ def _case(component: Component, plain: object, which: str) -> AnyCase:
     return case
 
 
-def _job(finding: Finding, request: Request) -> tuple[Job, object]:
+def job_of_finding(finding: Finding, request: Request) -> tuple[Job, AnyCase]:
+    """Return the job of a finding, and its case.
+
+    Raises
+    ------
+    UsageError, TargetUnavailable
+        If its implementation is not among those of the request, or not here, or the case is damaged.
+    """
     component = load_component(finding.component)
     where = load_target(request.target or finding.target, request.cann)
     available = [*_provided(component, request, where), *select_implementations([component], [])]

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from npudiff.errors import UsageError, did_you_mean, unknown
 from npudiff.gate.versions import Range, Versions
 from npudiff.model.constraints import Constraints, parse_where
+from npudiff.model.instead import Change
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,6 +47,7 @@ _KEYS: Mapping[str, type] = {
     "property": str,
     "verdict": str,
     "where": list,
+    "instead": list,
     "case": str,
     "link": str,
     "expires": date,
@@ -80,6 +82,9 @@ class KnownIssue:
     """``axis=values``, as after ``--where``: the cases that fail. Empty for all."""
     where: Constraints = field(default_factory=Constraints)
     """The condition."""
+    instead: tuple[Change, ...] = ()
+    """What makes inputs those to which the implementation gives the right answer, in cases of the condition: they are
+    judged by that. Empty if nobody knows; then they are not judged."""
     case: str = ""
     """A case that fails, as JSON: it is run first to see whether the issue is still there. Empty for none."""
     reason: str = ""
@@ -162,6 +167,7 @@ def _issue(entry: Mapping[str, Any], line: int, place: str, today: date) -> Know
         verdict=entry.get("verdict", ""),
         condition=tuple(_texts(entry, "where", place)),
         where=_where(_texts(entry, "where", place), place),
+        instead=_instead(entry, place),
         case=entry.get("case", ""),
         reason=entry.get("reason", ""),
         intermittent=entry.get("intermittent", False),
@@ -208,6 +214,16 @@ def _texts(entry: Mapping[str, Any], name: str, place: str) -> list[str]:
     if not all(isinstance(value, str) for value in values):
         raise UsageError(f"{place}: {name} must be a list of texts, got {values!r}")
     return list(values)
+
+
+def _instead(entry: Mapping[str, Any], place: str) -> tuple[Change, ...]:
+    texts = _texts(entry, "instead", place)
+    if texts and not entry.get("case"):
+        raise UsageError(f"{place}: instead needs a case, with which it is tried")
+    try:
+        return tuple(map(Change.parsed, texts))
+    except UsageError as error:
+        raise UsageError(f"{place}: instead: {error}") from None
 
 
 def _where(texts: list[str], place: str) -> Constraints:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from npudiff.errors import ExitCode
 from npudiff.findings.log import LoggedFinding
 from npudiff.gate.known import KnownIssue
-from npudiff.model.job import Outcome
+from npudiff.model.job import Outcome, unjudged
 from npudiff.run.plan import Plan
 from npudiff.text import counted
 
@@ -112,13 +111,10 @@ class GateResult:
 
         Those that a known issue names, or that have a finding, are not among them.
         """
-        ran = self.by_implementation().items()
-        idle = {names: runs for names, runs in ran if runs and not any(one.cases for one in runs)}
-        if not idle:
-            return []
         told = {(status.issue.component, status.issue.implementation) for status in self.known}
         told |= {one.finding.subject for one in self.findings}
-        return [(names, _usual_reason(runs)) for names, runs in idle.items() if names not in told]
+        idle = unjudged(outcome for _, outcome in self.outcomes)
+        return [(names, idle[names]) for names in self.by_implementation() if names in idle and names not in told]
 
     @property
     def closing(self) -> list[ReportedFinding]:
@@ -161,9 +157,3 @@ class GateResult:
         for _, outcome in self.outcomes:
             groups[outcome.job.subject.names].append(outcome)
         return groups
-
-
-def _usual_reason(outcomes: Sequence[Outcome]) -> str:
-    """Why cases of an implementation were not run, most of them."""
-    reasons = sum((one.not_applicable for one in outcomes), Counter[str]())
-    return reasons.most_common(1)[0][0] if reasons else "no case could be drawn"

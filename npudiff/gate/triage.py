@@ -11,12 +11,13 @@ from npudiff.findings.finding import Finding
 from npudiff.gate.known import NOT_JUDGED, KnownIssue
 from npudiff.gate.result import KnownStatus, State
 from npudiff.gate.versions import Machine
-from npudiff.judge.judge import properties_of
+from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE, properties_of
 from npudiff.judge.others import WAYS_AGREE
 from npudiff.model.backend import wished
 from npudiff.model.case import loads
 from npudiff.model.component import Component
 from npudiff.model.constraints import Axis, Box, Constraints, Exclusion, allows
+from npudiff.model.instead import Instead
 from npudiff.model.job import Job, Outcome
 from npudiff.run.discovery import component_names, load_component
 from npudiff.run.plan import Plan
@@ -77,8 +78,7 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
             settled.append(status)
             continue
         again.append((checked, drawing))
-        exclusion = Exclusion(checked.where, f"known: {checked.link}")
-        jobs = [_without(exclusion, job) if _concerns(checked, job) else _without_other(checked, job) for job in jobs]
+        jobs = [_knowing(checked, job) if _concerns(checked, job) else _without_other(checked, job) for job in jobs]
     return Triage(tuple(job for job in jobs if not _leaves_nothing(job)), tuple(again), tuple(settled))
 
 
@@ -120,6 +120,14 @@ def _check_case(issue: KnownIssue, component: Component, where: Constraints, pla
         raise UsageError(f"{place}: case: {error}") from None
     if not where.touches(component.values(case)):
         raise UsageError(f"{place}: case: no part of it lies within 'where'")
+    if not issue.instead:
+        return
+    if component.history is not None:
+        raise UsageError(f"{place}: instead: {component.name} has a history, and its answers are of no inputs alone")
+    try:
+        component.reference(Instead(where, issue.instead).of(component.inputs(case)))
+    except Exception as error:  # noqa: BLE001 - whatever a reference says of inputs that are none
+        raise UsageError(f"{place}: instead: {error}") from None
 
 
 def _set_aside(plan: Plan, issue: KnownIssue, here: Machine, today: date) -> KnownStatus | None:
@@ -156,6 +164,18 @@ def _why_unmatched(issue: KnownIssue, jobs: Collection[Job]) -> str:
         return "the implementation supports no case of the condition"
     what = f"property {issue.prop}" if issue.prop else "such implementation"
     return f"this run has no {what}: correct the entry, or remove it"
+
+
+def _knowing(issue: KnownIssue, job: Job) -> Job:
+    """The job without the cases of an issue, or with what is known to be computed in them.
+
+    What is the right answer to other inputs does not depend on the calls before, either; of a component's own relations
+    nobody knows what becomes of them.
+    """
+    if not issue.instead or job.prop not in (EQUIVALENCE, CALL_INDEPENDENCE):
+        return _without(Exclusion(issue.where, f"known: {issue.link}"), job)
+    known = Instead(issue.where, issue.instead, issue.link)
+    return replace(job, subject=replace(job.subject, instead=(*job.subject.instead, known)))
 
 
 def _without(exclusion: Exclusion, job: Job) -> Job:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
     from hypothesis.strategies import SearchStrategy
 
+    from npudiff.model.instead import Instead
+
 
 @dataclass(frozen=True)
 class OutputComparison:
@@ -379,6 +381,8 @@ class Subject:
     implementation: Implementation
     target: Target
     excluded: tuple[Exclusion, ...] = field(default=(), kw_only=True)
+    instead: tuple[Instead, ...] = field(default=(), kw_only=True)
+    """What the implementation is known to compute instead of the right answer, and in which cases."""
     observer: Callable[[AnyInputs, Mapping[str, torch.Tensor]], None] | None = field(default=None, kw_only=True)
     """Told of each run: its inputs, and its outputs."""
 
@@ -488,6 +492,10 @@ class Subject:
     def expected(self, inputs: AnyInputs) -> Mapping[str, ExpectedOutput]:
         """Return what the reference says of these inputs."""
         return self.component.reference(inputs)
+
+    def known_in(self, case: object) -> list[Instead]:
+        """Return what is known to be computed instead of the right answer to a case."""
+        return [one for one in self.instead if one.where.touches(self.component.values(case))] if self.instead else []
 
     def require(self, case: object, why: str) -> None:
         """Raise ``NotApplicable`` if ``case``, which a relation derived, is not supported, or not to be run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -243,3 +244,24 @@ class Outcome:
             with contextlib.suppress(OSError):  # it is told once more for nothing
                 self.journal.unlink(missing_ok=True)
             self.journal = None
+
+
+def unjudged(outcomes: Iterable[Outcome]) -> dict[tuple[str, str], str]:
+    """Return the implementations of which no case came to a verdict, by component and name, and the usual reason.
+
+    What was found by no case of its own, such as one that spoiled the device, is a verdict too.
+    """
+    ran: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        ran.setdefault(outcome.job.subject.names, []).append(outcome)
+    return {
+        names: _usual_reason(runs)
+        for names, runs in ran.items()
+        if not any(outcome.cases or outcome.findings for outcome in runs)
+    }
+
+
+def _usual_reason(outcomes: Sequence[Outcome]) -> str:
+    """Why cases of an implementation were not run, most of them."""
+    reasons = sum((one.not_applicable for one in outcomes), Counter[str]())
+    return reasons.most_common(1)[0][0] if reasons else "no case could be drawn"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,11 @@ class Console:
         missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
         style = "red" if findings or missed or not cases else "green"
         self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")
+
+    def unjudged(self, reasons: Mapping[tuple[str, str], str]) -> None:
+        """Say of which implementations no case could be judged, and why."""
+        for names, why in reasons.items():
+            self.verdict(printable(f"no case of {'.'.join(names)} could be judged: {why}"), "red")
 
     def verdict(self, text: str, style: str) -> None:
         """Say in one line how it ended."""

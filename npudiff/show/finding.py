@@ -13,6 +13,7 @@ from typing import Any
 from npudiff.files.writing import reason, remove_file, write_file
 from npudiff.findings.causes import contradicted
 from npudiff.findings.finding import (
+    BACKEND_FILE,
     REPRODUCE_TENSORS,
     SCRIPT_FILE,
     TENSOR_FILE,
@@ -28,7 +29,7 @@ from npudiff.judge.others import WAYS_AGREE
 from npudiff.judge.pattern import NOT_PLACES, coordinate_text
 from npudiff.model.case import dumps
 from npudiff.model.component import OutputComparison
-from npudiff.model.job import Beside, Failure, Outcome
+from npudiff.model.job import Beside, Failure, Outcome, Verdict
 from npudiff.run.messages import Keep, Kept
 from npudiff.show.picture import PICTURE_FILE, Grid, drawn, grid_of, write_pictures
 from npudiff.show.rendering import SafeHtml, render
@@ -70,7 +71,7 @@ def _kept(outcome: Outcome, original: Finding, failure: Failure | None, root: Pa
         folder = root / bare.key
         problem = reason(error)
         try:
-            for name in (TENSOR_FILE, SCRIPT_FILE, REPRODUCE_TENSORS, PICTURE_FILE, PAGE_FILE):
+            for name in (TENSOR_FILE, SCRIPT_FILE, REPRODUCE_TENSORS, BACKEND_FILE, PICTURE_FILE, PAGE_FILE):
                 remove_file(folder / name, within=root)
             write_finding(bare, None, root)
         except OSError:
@@ -169,7 +170,7 @@ NO_SCRIPT = "no script: "
 
 def is_command(label: str, text: str) -> bool:
     """Whether a line of a finding is one to paste into a shell."""
-    return label == "replay" or (label == "script" and not text.startswith(NO_SCRIPT))
+    return label in ("replay", "backend") or (label == "script" and not text.startswith(NO_SCRIPT))
 
 
 def finding_lines(finding: Finding, folder: Path, *, unwritten: str = "") -> list[tuple[str, str]]:
@@ -207,6 +208,8 @@ def finding_lines(finding: Finding, folder: Path, *, unwritten: str = "") -> lis
     lines.append(("replay", finding.replay_command(folder)))
     if "script" in detail:
         lines.append(("script", _script(str(detail["script"]), folder)))
+    if finding.of_backend and finding.verdict != Verdict.DRIFT.value:
+        lines.append(("backend", f"python {shlex.quote(str(folder / BACKEND_FILE))}"))
     return lines
 
 

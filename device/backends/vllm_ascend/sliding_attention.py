@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch.nn.functional import pad
 
@@ -51,7 +53,11 @@ def _eager(inputs: SlidingAttentionInputs, state: str, *, paged: bool = False) -
 
 
 def _whole_prompts(inputs: SlidingAttentionInputs) -> torch.Tensor:
-    """Compute all tokens of all requests, which write their keys and values as well; return the rows of the case."""
+    """Compute all tokens of all requests, which write their keys and values as well; return the rows of the case.
+
+    They are written into a cache of their own: while a prompt is computed no page of it was given back, and that of the
+    case has no room for what its window has left behind.
+    """
     pool, made = inputs.kv, engine(inputs)
     lengths, new = inputs.kv_lengths, inputs.query_lengths
     slots = [_slots(row, length) for row, length in zip(pool.block_table, lengths, strict=True)]
@@ -60,9 +66,13 @@ def _whole_prompts(inputs: SlidingAttentionInputs) -> torch.Tensor:
     asked = torch.split(inputs.query, [*new, inputs.query.shape[0] - sum(new)])
     query = torch.cat([pad(one, (0, 0, 0, 0, total - len(one), 0)) for one, total in zip(asked, lengths, strict=False)])
     output = query.new_zeros(*query.shape[:2], pool.value_head_dim)
-    batch = Batch(lengths, lengths, pool.block_table, places.int())
+    pages = [range(0, length, PAGE) for length in lengths]
+    firsts = accumulate(map(len, pages), initial=0)
+    written = torch.cat([torch.arange(length) + first * PAGE for first, length in zip(firsts, lengths, strict=False)])
+    caches = tuple(cache.new_zeros(sum(map(len, pages)), *cache.shape[1:]) for cache in (pool.key, pool.value))
+    batch = Batch(lengths, lengths, pool.block_table, written.int().to(query.device))
     with made.here():
-        given = (query, key, value, (pool.key, pool.value), metadata(made, batch, "PrefillNoCache", query.device))
+        given = (query, key, value, caches, metadata(made, batch, "PrefillNoCache", query.device))
         answer = implementation_of(inputs).forward(layer(), *given, output=output)
     rows = [one[len(one) - count :] for one, count in zip(torch.split(answer, list(lengths)), new, strict=True)]
     return real_rows(torch.cat(rows), inputs)

@@ -46,6 +46,16 @@ def test_what_the_relations_of_a_wrong_kernel_raise_is_told_under_it():
     assert groups(found(), found(prop="repeats", verdict="exception", error="KeyError: 'x'")) == [[0, 1]]
 
 
+def test_what_comes_and_goes_where_a_call_poisons_later_ones_is_told_under_that():
+    flaky = found(verdict="time-out", error="time-out: no answer within 2 s", flaky=True)
+    poisons = found(verdict="poisons the device", line="other", error="process died: exit code 1")
+    assert groups(flaky, poisons) == [[1, 0]]
+    steady = found(verdict="time-out", error="time-out: no answer within 2 s", flaky=False)
+    assert groups(steady, poisons) == [[0], [1]]
+    other = found("other", verdict="poisons the device", line="other", error="process died: exit code 1")
+    assert groups(flaky, other) == [[0], [1]]
+
+
 def test_of_a_backend_another_exception_is_another_cause_and_numbers_in_it_are_those_of_a_case():
     raised = [
         found(prop=prop, verdict="exception", error=error, options=BACKEND)

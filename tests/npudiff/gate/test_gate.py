@@ -120,9 +120,47 @@ def test_a_case_of_an_issue_is_run_first(gate, known):
     assert "swa_mask.good: does not fail any more" in gate(examples=1).out
 
 
+INSTEAD = """case = '{"kv_lengths": [2], "window": 1, "spare": 3, "dtype": "int32", "column": false}'
+instead = ["window += 1"]"""
+
+WIDE = """
+
+@npudiff.implementation("swa_mask", name="{name}")
+def {name}(inputs, target):
+    mask = window_mask(inputs.kv_lengths.to(target.device), inputs.capacity, inputs.window and inputs.window + 1)
+    return {answer}
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("mask", ExitCode.CLEAN),
+        ("mask if len(inputs.kv_lengths) < 2 else right(inputs, target)", ExitCode.CLEAN),
+        ("mask if inputs.capacity < 5 else ~mask", ExitCode.FINDINGS),
+        ("right(inputs, target)", ExitCode.FINDINGS),
+    ],
+    ids=["as it is known", "right in some cases", "wrong otherwise in some", "mended"],
+)
+def test_where_it_is_known_what_is_computed_another_answer_is_a_finding(gate, known, tmp_path, answer, code):
+    path = tmp_path / "mine.py"
+    path.write_text(path.read_text() + WIDE.format(name="wide", answer=answer))
+    known(("bad", ""), ("wide", INSTEAD))
+    result = gate()
+    assert result.code == code
+    told = re.findall(r"FINDING swa_mask.wide · (\w+)", result.out)
+    assert told == (["equivalence"] if "~mask" in answer else [])
+    if told:
+        assert "what is known to be computed here: window += 1 (https://example.org/issues/7)" in result.out
+    assert ("swa_mask.wide: does not fail any more" in result.out) == answer.startswith("right")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        ('instead = ["window += 1"]', "instead needs a case"),
+        (INSTEAD.replace("+= 1", "plus 1"), "instead: a change of inputs is written as"),
+        (INSTEAD.replace("window +=", "windows +="), "instead: windows += 1: unknown field"),
         ('property = "none_such"', "unknown property 'none_such'"),
         ('where = ["windows=3"]', "unknown axis 'windows'"),
         ('where = ["window=-3"]', "window is one of"),

@@ -14,6 +14,7 @@ from npudiff.gate.result import State
 from npudiff.gate.triage import is_known, judged, triage
 from npudiff.gate.versions import Machine, Range, Versions
 from npudiff.model.constraints import parse_where
+from npudiff.model.instead import Change
 from npudiff.model.job import Outcome
 from npudiff.run.plan import Request, make_plan
 
@@ -35,6 +36,10 @@ def of(issue):
 
 def where(*texts, issue=ISSUE):
     return replace(issue, condition=texts, where=parse_where(list(texts)))
+
+
+def instead(*texts, issue=ISSUE):
+    return replace(issue, case=CASE, instead=tuple(map(Change.parsed, texts)))
 
 
 def test_without_issues_every_job_is_run_as_it_is():
@@ -61,6 +66,22 @@ def test_an_issue_with_a_condition_leaves_out_its_cases_only():
     ((_, again),) = found.again
     assert {tuple(box["window"]) for job in again for box in job.constraints.boxes} == {(3,)}
     assert not any(job.subject.excluded for job in again)
+
+
+def test_an_issue_that_says_what_is_computed_leaves_out_no_case_of_what_can_be_judged_by_that():
+    plan = make_plan(Request(("swa_mask", "rms_norm"), target="sim"))
+    component = next(job for job in plan.jobs if job.subject.component.name == "rms_norm").subject
+    other = KnownIssue("rms_norm", component.implementation.name, "https://example.org/2", TODAY)
+    norm = replace(other, instead=(Change.parsed("epsilon = 0.0"),))
+    found = sorted_by(norm, plan=plan)
+    seen = {}
+    for job in found.jobs:
+        if job.subject.names == component.names:
+            seen[job.prop.name] = (len(job.subject.instead), len(job.subject.excluded))
+    assert seen["equivalence"] == seen["earlier_calls_change_nothing"] == (1, 0)
+    assert all(job.subject.instead == () for job in found.jobs if job.subject.names != component.names)
+    ((_, again),) = found.again
+    assert not any(job.subject.instead for job in again)
 
 
 def test_an_issue_of_one_property_concerns_no_other():
@@ -111,6 +132,8 @@ def test_a_condition_that_no_case_meets_matches_nothing():
         (replace(ISSUE, case="{}"), "known.toml:1: case: "),
         (replace(ISSUE, case=CASE.replace("[2]", "[-1]")), "known.toml:1: case: "),
         (replace(where("window=3"), case=CASE), "known.toml:1: case: no part of it lies within 'where'"),
+        (instead("windows += 1"), "known.toml:1: instead: windows += 1: unknown field of SwaMaskInputs 'windows'"),
+        (instead("kv_lengths = many"), "known.toml:1: instead: "),
     ],
 )
 def test_an_issue_that_says_what_there_is_not_is_refused(issue, said):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -36,6 +37,15 @@ def small(small_backend):
     (small_backend / "swa_mask.py").write_text(MASKS)
     (small_backend / "rotary.py").write_text("from small_backend.not_in_this_version import rotate\n")
     return small_backend
+
+
+def for_another_process(small):
+    """Say in metadata what the fixture says in this process, and return an environment whose path has it."""
+    about = small.parent / "small_backend-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: small-backend\nVersion: 1.2\n")
+    (about / "entry_points.txt").write_text("[npudiff.backends]\nsmall = small_backend:BACKEND\n")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(small.parent), os.environ.get("PYTHONPATH", "")])}
 
 
 @pytest.mark.parametrize(("text", "wish"), [("sglang", Wish("sglang")), ("sglang=a b", Wish("sglang", Path("a b")))])
@@ -73,6 +83,32 @@ def test_a_finding_names_the_backend_in_the_command_that_replays_it(small, cli, 
     (folder,) = (tmp_path / ".npudiff" / "findings").glob("*equivalence*")
     assert json.loads((folder / "finding.json").read_text())["options"] == "--backend small"
     assert cli("replay", folder, "--backend", "small").code == ExitCode.FINDINGS
+
+
+def test_a_finding_brings_a_program_that_calls_the_backend_itself(small, cli, tmp_path):
+    (small / "swa_mask.py").write_text(MASKS.replace("inputs.window)", "(inputs.window or 10**6) + 1)"))
+    result = cli("check", "swa_mask", "--backend", "small", "--seed", "1")
+    (folder,) = (tmp_path / ".npudiff" / "findings").glob("*equivalence*")
+    assert f"python {(folder / 'backend.py').relative_to(tmp_path)}" in result.out
+
+    environment = for_another_process(small)
+
+    def called():
+        return subprocess.run(
+            [sys.executable, folder / "backend.py"], capture_output=True, text=True, check=False, cwd=tmp_path,
+            env=environment, timeout=120,
+        )  # fmt: skip
+
+    wrong = called()
+    assert wrong.returncode == ExitCode.FINDINGS, wrong.stderr
+    assert re.search(r"swa_mask.theirs.equivalence: kv\d+ · window 1", wrong.stdout)
+    assert re.search(r"mask: inf times its bound\n  .*key \d+.*actual", wrong.stdout)
+    (small / "swa_mask.py").write_text(MASKS.replace("return window_mask(", "raise ValueError('mine') or window_mask("))
+    raised = called()
+    assert raised.returncode == 1
+    assert 'swa_mask.py", line 8, in theirs' in raised.stderr
+    (small / "swa_mask.py").write_text(MASKS)
+    assert called().returncode == ExitCode.CLEAN
 
 
 def test_what_is_only_stood_in_for_is_counted_and_no_finding(small, cli):
@@ -139,12 +175,8 @@ def test_an_implementation_of_a_backend_may_end_its_process(small):
 
 def test_pytest_takes_a_backend_as_well(small, tmp_path):
     """In a process of its own: the entry point is that of a distribution which is on its path."""
-    info = small.parent / "small_backend-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: small-backend\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[npudiff.backends]\nsmall = small_backend:BACKEND\n")
     arguments = ("--pyargs", "npudiff.properties.test_components", "-p", "no:cacheprovider", "--examples", "5", "-v")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(small.parent), os.environ.get("PYTHONPATH", "")])}
+    environment = for_another_process(small)
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", ".", *arguments]
     result = subprocess.run(
         [*command, "--npudiff-backend", "small", "-k", "theirs"],

@@ -6,8 +6,10 @@ import os
 import random
 import re
 import secrets
+import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -35,8 +37,14 @@ def judged(folder, kernels, *arguments, timeout):
     result = subprocess.run(
         [*command, "--examples", "6", "--seed", "1", "--timeout", "2s"],
         cwd=folder, capture_output=True, text=True, check=False, timeout=timeout, env={**os.environ, "TOKEN": token},
+        preexec_fn=_hears_hangups,
     )  # fmt: skip
     return result, processes_with(token)
+
+
+def _hears_hangups():
+    """Where these tests outlive their terminal, SIGHUP is ignored, and a kernel that sends it to itself is right."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def processes_with(token):
@@ -50,11 +58,13 @@ def processes_with(token):
     return found
 
 
-def assert_each_told_once(result, left, kernels):
+def assert_each_told_once(result, left, kernels, *, twice=0):
+    """Each is told; at most ``twice`` of them fail in two ways, and have two findings."""
     assert result.returncode == ExitCode.FINDINGS, result.stdout[-2000:] + result.stderr[-2000:]
     told = re.findall(r"^FINDING swa_mask\.(\w+) ", result.stdout, re.MULTILINE)
     names = [name for name, _ in kernels]
-    assert sorted(told) == sorted(names), sorted(set(names) ^ set(told))
+    assert set(told) == set(names), sorted(set(names) ^ set(told))
+    assert len(told) <= len(names) + twice, Counter(told).most_common(9)
     assert "ok, " not in result.stdout
     assert "internal error" not in result.stderr
     assert not left
@@ -89,4 +99,5 @@ def test_a_thousand(tmp_path, record_property):
     # Most of the time somebody waits for one that hangs.
     result, left = judged(tmp_path, kernels, "--untrusted", "--workers", "8", timeout=7200)
     record_property("line", result.stdout.splitlines()[-1])
-    assert_each_told_once(result, left, kernels)
+    # One that writes 1 into its lengths is wrong in two ways; and a loaded machine has time-outs of its own.
+    assert_each_told_once(result, left, kernels, twice=5)
