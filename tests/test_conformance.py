@@ -130,3 +130,11 @@ def test_a_suite_whose_environment_lacks_something_is_a_surprise_and_others_run(
     assert "without: npudiff virtual ended with 1" in told
     assert "test_npu_swiglu.py                                     1 passed" in told
     assert list(json.loads((checkout / "table.json").read_text())["op-plugin"]["files"]) == [str(FILE)]
+
+
+def test_a_test_that_was_interrupted_is_none(tmp_path):
+    report = tmp_path / "junit.xml"
+    report.write_text(
+        '<testsuites><testcase classname="t.T" name="test"/><testcase classname="" name=""/></testsuites>'
+    )
+    assert dict(conformance._results(report)) == {"T::test": PASSED}

@@ -138,7 +138,8 @@ def _quantisation() -> Iterator[Call]:
     for dtype in (torch.float32, torch.bfloat16):
         yield Call("npu_quant_matmul_gelu", (left, right, scale[:5], scale.to(dtype)), {"approximate": "gelu_tanh"})
     words = integers(5, 4, low=-(2**31), high=2**31, dtype=torch.int32), integers(32, 4, dtype=torch.int32)
-    yield Call("npu_quant_matmul_gelu", (*words, scale[:5], scale), {"bias": integers(32, dtype=torch.int32)})
+    bias = {"bias": integers(32, dtype=torch.int32)}
+    yield Call("npu_quant_matmul_gelu", (*words, scale[:5], scale), bias, defect="k dim of x1")
     more = {"x1_scale": draw(3, 5, dtype=torch.float32), "x2_scale": scale.bfloat16()}
     yield Call("npu_quant_matmul_reduce_sum", (left, Tiled(right)), more)
     step = [integers(6, low=0, high=9, dtype=torch.int64, seed=seed) for seed in range(4)]
