@@ -159,9 +159,14 @@ def _entry(defect: Defect, report: Report) -> str:
         f"- contradicts {', '.join(defect.contradicts)}: {defect.why}",
         f"- [{function}]({report.link}/{file}) of {', '.join(defect.versions)}; `{defect.name}`",
         f"- mend: {defect.fix}",
-        *(f"- `{defect.component}.{one.implementation}`: {one.line}" for one in defect.seen),
+        *(f"- `{defect.component}.{one.implementation}`: {one.line}{_instead(one)}" for one in defect.seen),
     ]
     return f"\n### {defect.title}\n\n" + "\n".join(map(_wrapped, lines)) + "\n"
+
+
+def _instead(seen: Seen) -> str:
+    """What is computed, where that is known."""
+    return f"; what it gives is right for inputs with `{', '.join(seen.instead)}`" if seen.instead else ""
 
 
 def _wrapped(line: str) -> str:

@@ -298,6 +298,7 @@ _PESSIMISTIC = CannProfile(
     gmm_finalize_order="shared_last",
     gmm_swiglu_a4w4_scales="bits",
     quant_matmul_last_axis="always",
+    quant_matmul_int4_scales="float32",
     dynamic_quant_zero_row="nan",
     dynamic_quant_ties="half_away_from_zero",
     dynamic_quant_empty_groups="undefined",

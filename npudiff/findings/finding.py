@@ -223,7 +223,7 @@ It needs npudiff and {backend}, and calls it in this process: breakpoints in its
     python -m pdb {file}
 """
 
-from npudiff.run.backend_call import call
+from npudiff.findings.backend_call import call
 
 call({arguments})
 '''

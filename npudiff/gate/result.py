@@ -111,9 +111,11 @@ class GateResult:
 
         Those that a known issue names, or that have a finding, are not among them.
         """
+        idle = unjudged(outcome for _, outcome in self.outcomes)
+        if not idle:
+            return []
         told = {(status.issue.component, status.issue.implementation) for status in self.known}
         told |= {one.finding.subject for one in self.findings}
-        idle = unjudged(outcome for _, outcome in self.outcomes)
         return [(names, idle[names]) for names in self.by_implementation() if names in idle and names not in told]
 
     @property

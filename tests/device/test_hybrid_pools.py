@@ -266,6 +266,7 @@ BY_ATTENTION = {"sliding_lengths_filled", "sliding_written_at_full_slots"}
 """Mutants that leave every slot, page and table as it should be."""
 
 
+@pytest.mark.usefixtures("shrinks_to_its_end")
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)
 def test_it_is_found_within_the_default_budget_and_shrunk(item):
     outcome = run_job(job(item), Budget(examples=RUNS, seed=0))

@@ -22,10 +22,13 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
 from npudiff.device.backends.paged_attention import PAGE
-from npudiff.device.backends.sglang.pool_world import DEVICE, fill, mha_pool, swa_pool
+from npudiff.device.backends.sglang.pool_world import DEVICE, buffers, fill, mha_pool, swa_pool
 from npudiff.device.backends.sglang.world import environment, flags_of
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.sliding_attention import SlidingAttentionInputs
+
+STRIP = 16
+"""Columns of a strip of a page in NZ."""
 
 _NO_SPECULATION = SimpleNamespace(
     is_dspark=lambda: False,
@@ -43,6 +46,7 @@ class AttentionWorld:
     layer: RadixAttention
     batch: ForwardBatch
     inputs: SlidingAttentionInputs
+    model: Model
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -63,7 +67,7 @@ class AttentionWorld:
     @property
     def algorithm(self) -> Any:  # noqa: ANN401 - what sglang's enumeration answers
         """How drafts are made: not in a way that attention has to know."""
-        return _NO_SPECULATION
+        return no_speculation()
 
     @property
     def new_slots(self) -> torch.Tensor:
@@ -75,21 +79,48 @@ class AttentionWorld:
         own: torch.Tensor = pool.translate_loc_from_full_to_swa(slots)
         return own
 
-    def taken_out(self, poison: float) -> dict[str, torch.Tensor]:
-        """Return keys and values of the new tokens, and put poison into the pool where they were."""
-        pool, layer = self.backend.token_to_kv_pool, self.layer.layer_id
-        new = {}
-        for name, buffer in (("k", pool.get_key_buffer(layer)), ("v", pool.get_value_buffer(layer))):
-            tokens = buffer.view(-1, *buffer.shape[-2:])
-            new[name] = tokens[self.new_slots]
-            tokens[self.new_slots] = poison
-        return new
+    def taken_out(self, poison: float, slots: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Return keys and values of new tokens, or of some slots, and put poison into the pool where they were."""
+        slots = self.new_slots if slots is None else slots
+        both = zip(("k", "v"), buffers(self.backend.token_to_kv_pool, self.layer.layer_id), strict=True)
+        return {name: taken_out(cache, slots, poison) for name, cache in both}
 
     def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put keys and values of earlier passes into slots of the full pool, or where those are mapped to."""
         pool = self.backend.token_to_kv_pool
         sliding = pool.translate_loc_from_full_to_swa(slots) if isinstance(pool, SWAKVPool) else None
         pool.set_kv_buffer(self.layer, KVWriteLoc(slots, sliding), key, value)
+
+
+def no_speculation() -> Any:  # noqa: ANN401 - what sglang's enumeration answers
+    """Return an algorithm of drafts of which attention does not have to know."""
+    return _NO_SPECULATION
+
+
+def taken_out(cache: torch.Tensor, slots: torch.Tensor, poison: float, *, strips: bool = False) -> torch.Tensor:
+    """Return rows of a buffer of a pool, ``[tokens, heads, dim]``, and put poison in their place.
+
+    Parameters
+    ----------
+    cache : torch.Tensor
+        ``[..., heads, dim]``, or pages of one head whose bytes lie in strips of 16 columns.
+    slots : torch.Tensor
+        int64 ``[tokens]``.
+    poison : float
+        What is left there.
+    strips : bool
+        Whether pages are in NZ.
+    """
+    if not strips:
+        rows = cache.view(-1, *cache.shape[-2:])
+        new = rows[slots]
+        rows[slots] = poison
+        return new
+    dim = cache.shape[-1]
+    tiles, page, place = cache.view(-1, dim // STRIP, PAGE, STRIP), slots // PAGE, slots % PAGE
+    new = tiles[page, :, place].reshape(-1, 1, dim)
+    tiles[page, :, place] = poison
+    return new
 
 
 def _dims(pool: PagedKV) -> dict[str, int]:
@@ -128,7 +159,7 @@ def attention_world(
     padding = inputs.query.shape[0] - sum(inputs.query_lengths)
     lengths = inputs.query_lengths, inputs.kv_lengths
     batch = forward_batch(mode, requests, *lengths, padding=padding, drafts=drafts)
-    return AttentionWorld(backend, layer, batch, inputs)
+    return AttentionWorld(backend, layer, batch, inputs, model)
 
 
 def _pools(inputs: SlidingAttentionInputs) -> tuple[Any, torch.Tensor | None]:
@@ -194,13 +225,13 @@ def attention_backend(
     context = runtime_context.get_context()
     context.override("npudiff", speculative_num_draft_tokens=drafts)
     try:
-        return AscendAttnBackend(_runner(pool, requests, model))
+        return AscendAttnBackend(model_runner(pool, requests, model))
     finally:
         context.override("npudiff", speculative_num_draft_tokens=None)
 
 
-def _runner(pool: Any, requests: ReqToTokenPool, model: Model) -> SimpleNamespace:  # noqa: ANN401
-    """Return what the backend's constructor reads of a model runner."""
+def model_runner(pool: Any, requests: ReqToTokenPool, model: Model, *, drafting: bool = False) -> SimpleNamespace:  # noqa: ANN401
+    """Return what the backend's constructor reads of the runner of a model, or of a model that drafts."""
     config = SimpleNamespace(
         dtype=model.dtype,
         attention_arch=AttentionArch.MHA if model.latent is None else AttentionArch.MLA,
@@ -211,7 +242,7 @@ def _runner(pool: Any, requests: ReqToTokenPool, model: Model) -> SimpleNamespac
     )
     return SimpleNamespace(
         device=DEVICE,
-        is_draft_worker=False,
+        is_draft_worker=drafting,
         attn_cp_size=1,  # read here until 0.5.21
         page_size=model.page_size,
         model_config=config,

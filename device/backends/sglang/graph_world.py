@@ -19,7 +19,9 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode, PPProxyTensors
 from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner, build_replay_fb_view
 
-from npudiff.device.backends.sglang.attention_world import AttentionWorld
+from npudiff.device.backends.paged_attention import PAGE
+from npudiff.device.backends.sglang.attention_world import AttentionWorld, forward_batch
+from npudiff.device.backends.sglang.latent_world import LatentWorld
 from npudiff.device.backends.sglang.pool_world import DEVICE
 from npudiff.device.backends.sglang.world import alone
 
@@ -29,11 +31,15 @@ BUCKETS = (4, 8, 16, 32, 64, 128, 256)
 """Batches that are captured, as with ``--cuda-graph-bs 4 8 16 ...``."""
 
 
+STATES = frozenset({"q", "k", "v", "q_rope", "k_rope"})
+"""Arguments of a layer that the layers before it leave in the graph's memory."""
+
+
 @dataclass(frozen=True)
 class Recorded:
     """What is captured: a layer of a model, in a pass of one kind."""
 
-    world: AttentionWorld
+    world: AttentionWorld | LatentWorld
     mode: ForwardMode
     width: int
     """Tokens of each request."""
@@ -45,7 +51,12 @@ class Recorded:
     @property
     def bucket(self) -> int:
         """Requests of the graph, some of which are padding."""
-        return min(bucket for bucket in BUCKETS if bucket >= len(self.world.inputs.kv_lengths))
+        return bucket_of(len(self.world.inputs.kv_lengths))
+
+
+def bucket_of(requests: int) -> int:
+    """Return how many requests a graph has that is replayed with these."""
+    return min(bucket for bucket in BUCKETS if bucket >= requests)
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class _OfLayer(DecodeCudaGraphRunner):  # type: ignore[misc] # sglang's, which h
         states = {
             name: states.new_zeros(tokens, *states.shape[1:])
             for name, states in recorded.world.arguments.items()
-            if name in {"q", "k", "v", "q_rope", "k_rope"}
+            if name in STATES and states is not None
         }
         requests = torch.zeros(self.bs, dtype=torch.int64, device=DEVICE)
         slots = zeros.to(self._cache_loc_dtype())
@@ -164,6 +175,21 @@ class GraphRunner(NPUGraphRunner, _OfLayer):  # type: ignore[misc] # sglang's, w
         answer = self.execute(batch)
         said: torch.Tensor = answer.tensors["hidden_states"] if self.recorded.early_stage else answer.next_token_logits
         return said
+
+    def run_before(self, poison: float) -> None:
+        """Replay the graph with another batch than the one to come: more requests, all longer, whose tokens are poison.
+
+        They have the pages of the first request, and page 0 beyond them, where padding is written and nobody reads.
+        """
+        world, width = self.recorded.world, self.recorded.width
+        longest = max((*world.inputs.kv_lengths, 1)) + PAGE
+        batch = forward_batch(
+            self.recorded.mode, world.backend.req_to_token_pool, [width] * self.bs, [longest] * self.bs,
+            drafts=width if self.recorded.mode == ForwardMode.TARGET_VERIFY else None, rows=[1] * self.bs,
+        )  # fmt: skip
+        batch.out_cache_loc.zero_()
+        states = {name: torch.full_like(buffer, poison) for name, buffer in self.buffers.states.items()}
+        self.run(batch, states)
 
 
 def graph_runner(recorded: Recorded) -> GraphRunner:

@@ -13,8 +13,14 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 from npudiff import Target
 from npudiff.device.ascend.latent_attention import ExpandedCall, rounded
 from npudiff.device.backends.paged_attention import PAGE
-from npudiff.device.backends.sglang.attention_world import Model, attention_backend, forward_batch
-from npudiff.device.backends.sglang.pool_world import DEVICE, fill, mla_pool
+from npudiff.device.backends.sglang.attention_world import (
+    Model,
+    attention_backend,
+    forward_batch,
+    no_speculation,
+    taken_out,
+)
+from npudiff.device.backends.sglang.pool_world import DEVICE, buffers, fill, mla_pool
 from npudiff.device.backends.sglang.world import environment, flags_of
 from npudiff.reference.latent_attention import LatentAttentionInputs
 
@@ -37,8 +43,8 @@ class LatentWorld:
         requests.req_to_token[1 : len(table) + 1, :length] = slots.to(requests.req_to_token.dtype)
         nope = NOPE_DIM if inputs.up is None else inputs.query.shape[2]
         dims = {"kv_lora_rank": inputs.rank, "qk_rope_head_dim": inputs.rope_dim, "qk_nope_head_dim": nope}
-        model = Model(inputs.query.dtype, inputs.query.shape[1], latent=dims)
-        self.backend = attention_backend(pool, requests, model, drafts=drafts)
+        self.model = Model(inputs.query.dtype, inputs.query.shape[1], latent=dims)
+        self.backend = attention_backend(pool, requests, self.model, drafts=drafts)
         padding = len(inputs.query) - sum(inputs.query_lengths)
         lengths = inputs.query_lengths, inputs.kv_lengths
         self.batch: ForwardBatch = forward_batch(mode, requests, *lengths, padding=padding, drafts=drafts)
@@ -68,6 +74,31 @@ class LatentWorld:
             "save_kv_cache": False,
         }
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments over latents of a pass that writes the new tokens."""
+        inputs, rows = self.inputs, len(self.inputs.query)
+        empty = {
+            "k": inputs.query.new_zeros(rows, 1, inputs.rank),
+            "k_rope": inputs.query.new_zeros(rows, 1, inputs.rope_dim),
+        }
+        return {**self.absorbed(), **empty}
+
+    @property
+    def algorithm(self) -> Any:  # noqa: ANN401 - what sglang's enumeration answers
+        """How drafts are made: not in a way that attention has to know."""
+        return no_speculation()
+
+    def taken_out(self, poison: float, slots: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Return latents and rope keys of new tokens, or of some slots, and put poison in their place."""
+        slots = self.batch.out_cache_loc[: sum(self.inputs.query_lengths)] if slots is None else slots
+        pool = self.backend.token_to_kv_pool
+        strips = self.inputs.pool.layout == "PA_NZ"
+        return {
+            name: taken_out(cache, slots, poison, strips=strips)
+            for name, cache in zip(("k", "k_rope"), buffers(pool, 0), strict=True)
+        }
+
     def expanded(self, target: Target) -> dict[str, Any]:
         """Arguments over heads: keys and values of the new tokens, as the layer before makes them."""
         inputs = self.inputs
@@ -91,7 +122,7 @@ class LatentWorld:
 class Flags:
     """The flags of a case, for as long as sglang works on it; what it remembers of them is forgotten on both ends."""
 
-    def __init__(self, inputs: LatentAttentionInputs) -> None:
+    def __init__(self, inputs: object) -> None:
         self._values = environment(flags_of(inputs))
 
     def __enter__(self) -> None:

@@ -10,6 +10,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from npudiff import Implementation, Target, implementation
 from npudiff.device.backends.paged_attention import PAGES, real_rows
 from npudiff.device.backends.sglang.attention_world import attention_world
+from npudiff.device.backends.sglang.draft_world import Drafted, drafted_rows
 from npudiff.device.backends.sglang.graph_world import Recorded, graph_runner
 from npudiff.device.backends.sglang.world import options_of
 from npudiff.model.constraints import Box
@@ -100,8 +101,11 @@ def target_verify(inputs: SlidingAttentionInputs, target: Target) -> torch.Tenso
     return real_rows(world.backend.forward_extend(**world.arguments), inputs)
 
 
-STAGE = "pipeline_stage"
-_GRAPH_OPTIONS = {**OPTIONS, STAGE: ("last", "earlier")}
+STAGE, BEFORE = "pipeline_stage", "replayed_before"
+_GRAPH_OPTIONS = {**OPTIONS, STAGE: ("last", "earlier"), BEFORE: ("never", "longer")}
+"""Whether a rank hands on logits or hidden states; and whether the graph was replayed before, with a full bucket of
+longer requests."""
+
 _ARCHITECTURES = {"inclusive": "Step3p5ForCausalLM", "exclusive": "GptOssForCausalLM"}
 """A model with windows of each convention; one without any has neither."""
 
@@ -114,6 +118,8 @@ def _replayed(inputs: SlidingAttentionInputs, mode: ForwardMode, drafts: int | N
     architecture = _ARCHITECTURES[options[WINDOW]] if windows else "LlamaForCausalLM"
     runner = graph_runner(Recorded(world, mode, drafts or 1, architecture, options[STAGE] == "earlier"))
     states = {"q": world.arguments["q"], **world.taken_out(POISON)}
+    if options[BEFORE] == "longer":
+        runner.run_before(POISON)
     return real_rows(runner.run(world.batch, states), inputs)
 
 
@@ -132,3 +138,24 @@ def forward_decode_replayed(inputs: SlidingAttentionInputs, target: Target) -> t
 def target_verify_replayed(inputs: SlidingAttentionInputs, target: Target) -> torch.Tensor:
     """AscendAttnBackend.forward_extend of drafts in a graph that NPUGraphRunner captures, updates and replays."""
     return _replayed(inputs, ForwardMode.TARGET_VERIFY, inputs.query_lengths[0])
+
+
+STEPS, LAYERS = "speculative_num_steps", "draft_layers"
+"""Of a model that drafts: its steps, of which the last is no pass, and its layers."""
+
+
+@implementation(
+    "sliding_attention",
+    name="draft_decode_replayed",
+    supports={
+        **_ONE_ROW, "hybrid": (False,), "window": (None,), "sinks": (False,), "kv_length": range(3, 2**20), FIA: ("1",),
+    },
+    options={FIA: ("1",), STEPS: ("2", "3"), LAYERS: ("1", "2")},
+    on_device=True,
+)  # fmt: skip
+def draft_decode_replayed(inputs: SlidingAttentionInputs, target: Target) -> torch.Tensor:
+    """AscendAttnMultiStepDraftBackend in a graph that EAGLEDraftNpuGraphRunner updates and replays."""
+    options = options_of(inputs)
+    world = attention_world(inputs, ForwardMode.DECODE, -1)
+    drafted = Drafted(world, int(options[STEPS]), int(options[LAYERS]))
+    return real_rows(drafted_rows(drafted, POISON), inputs)

@@ -43,6 +43,15 @@ def alone() -> Any:  # noqa: ANN401 - sglang's groups
     return _ALONE
 
 
+@contextlib.contextmanager
+def ranks(**values: int) -> Iterator[None]:
+    """Let sglang find other numbers of ranks, and another rank of them, for a moment."""
+    configured()
+    group = SimpleNamespace(world_size=values["tp_size"], rank_in_group=values["tp_rank"])
+    with runtime_context.get_parallel().override(**values, tp_group=group):
+        yield
+
+
 _ALONE = SimpleNamespace(barrier=lambda: None, world_size=1, rank_in_group=0)
 
 

@@ -31,6 +31,10 @@ FIRST = ("vllm_ascend.ops.fused_moe.fused_moe", "vllm_ascend.attention.attention
 """In this order: the other way round vllm-ascend imports itself in a circle."""
 
 
+WITH_TRITON: list[ModuleType] = []
+"""Modules that found Triton and have two ways, beside a virtual NPU."""
+
+
 def boot(checkout: Path | None) -> Booted:
     """Import vllm-ascend.
 
@@ -58,6 +62,7 @@ def boot(checkout: Path | None) -> Booted:
         )
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    triton = _interpreted_triton()
     try:
         package = importlib.import_module("vllm_ascend")
         for module in FIRST:
@@ -70,8 +75,30 @@ def boot(checkout: Path | None) -> Booted:
     told: tuple[str, ...] = (f"{operators.SPACE}: as its library has them",)
     if virtual.enabled():
         calls, told = operators.stand_in(origin)
-    notes = (f"beside vllm {_vllm()}", *told)
+    _choose_without_triton()
+    notes = (f"beside vllm {_vllm()}", *told, *triton)
     return Booted(_version(checkout), origin, lambda: dict(sorted(calls.items())), lambda: operators_of(origin), notes)
+
+
+def _interpreted_triton() -> tuple[str, ...]:
+    """Let Triton's interpreter run kernels where the device is virtual; return why it does not, if so."""
+    if not virtual.enabled():
+        return ()
+    try:
+        virtual.triton.enable()
+    except virtual.VirtualNpuUnavailable as error:
+        return (f"Triton kernels do not run: {error}",)
+    return ()
+
+
+def _choose_without_triton() -> None:
+    """Let modules that found Triton take their other ways, where the device is virtual: it is an option of a case."""
+    if not virtual.enabled():
+        return
+    for module in [one for name, one in sys.modules.items() if name.partition(".")[0] in ("vllm", "vllm_ascend")]:
+        if vars(module).get("HAS_TRITON") is True:
+            vars(module)["HAS_TRITON"] = False
+            WITH_TRITON.append(module)
 
 
 def _stand_in_for_build(folder: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from vllm_ascend.attention import mla_v1
+from vllm_ascend.compilation import acl_graph
 
 from npudiff import Target, implementation
 from npudiff.device.ascend.fused_attention import compressed_mask
@@ -42,9 +44,9 @@ _EXPANDED: Box = {
 
 
 @contextlib.contextmanager
-def _pass() -> Iterator[None]:
-    """Be inside a forward pass that captures nothing."""
-    context = SimpleNamespace(capturing=False, is_draft_model=False, is_draft_model_prefill=False)
+def _pass(context: SimpleNamespace | None = None) -> Iterator[None]:
+    """Be inside a forward pass, which captures nothing where nothing is said."""
+    context = context or SimpleNamespace(capturing=False, is_draft_model=False, is_draft_model_prefill=False)
     values = {"_EXTRA_CTX": context, "record_attention_compute_start": lambda: None}
     with patched(mla_v1, values):
         yield
@@ -75,30 +77,130 @@ def _attention(inputs: LatentAttentionInputs, **attributes: object) -> Any:  # n
 )
 def forward_decode(inputs: LatentAttentionInputs, target: Target) -> torch.Tensor:
     """AscendMLAImpl._forward_decode over latents, of rows and of drafts; latents are brought up by the identity."""
-    said, (tokens, heads, rank) = options_of(inputs), inputs.query.shape
-    identity = torch.eye(rank, dtype=inputs.query.dtype, device=inputs.query.device).expand(heads, -1, -1)
-    drafts = said[SPECULATIVE] == "1"
-    attention = _attention(
-        inputs,
-        enable_kv_nz=said[KV_NZ] == "1",
-        speculative_config=SimpleNamespace() if drafts else None,
-        W_UV=identity.contiguous(),
-    )
-    batch = SimpleNamespace(
-        attn_state=mla_v1.AscendAttentionState.SpecDecoding if drafts else mla_v1.AscendAttentionState.DecodeOnly,
-        decode=SimpleNamespace(
-            block_table=inputs.pool.block_table,
-            seq_lens_list=list(inputs.kv_lengths),
-            actual_seq_lengths_q=list(accumulate(inputs.query_lengths)),
-            attn_mask=compressed_mask(str(inputs.query.device)),
-        ),
-    )
+    drafts = options_of(inputs)[SPECULATIVE] == "1"
+    attention = _decoder(inputs, drafts=drafts)
+    batch = _decode(inputs, drafts=drafts)
     with _pass():
         output = attention._forward_decode(
             inputs.query, inputs.query_rope, inputs.pool.key, inputs.pool.value, PAGE, batch
         )
-    brought: torch.Tensor = output.view(tokens, heads, rank)
+    brought: torch.Tensor = output.view(inputs.query.shape)
     return brought
+
+
+def _decoder(inputs: LatentAttentionInputs, *, drafts: bool) -> Any:  # noqa: ANN401 - vllm-ascend's
+    """Return the attention of a layer whose latents are brought up by the identity."""
+    _, heads, rank = inputs.query.shape
+    identity = torch.eye(rank, dtype=inputs.query.dtype, device=inputs.query.device).expand(heads, -1, -1)
+    return _attention(
+        inputs,
+        enable_kv_nz=options_of(inputs)[KV_NZ] == "1",
+        speculative_config=SimpleNamespace() if drafts else None,
+        W_UV=identity.contiguous(),
+    )
+
+
+def _decode(
+    inputs: LatentAttentionInputs,
+    *,
+    drafts: bool,
+    table: torch.Tensor | None = None,
+    lengths: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
+) -> SimpleNamespace:
+    """Return metadata of a batch that decodes, or verifies drafts: those of the case, or others of a graph."""
+    state = mla_v1.AscendAttentionState
+    return SimpleNamespace(
+        attn_state=state.SpecDecoding if drafts else state.DecodeOnly,
+        decode=SimpleNamespace(
+            block_table=inputs.pool.block_table if table is None else table,
+            seq_lens_list=list(inputs.kv_lengths if lengths is None else lengths),
+            actual_seq_lengths_q=list(accumulate(inputs.query_lengths if rows is None else rows)),
+            attn_mask=compressed_mask(str(inputs.query.device)),
+        ),
+    )
+
+
+METHOD = "draft_method"
+"""How tokens are drafted: by a model, as MTP and EAGLE do, or by looking them up (ngram)."""
+
+
+class _Speculation:
+    """What an update of graphs asks of the configuration of drafts."""
+
+    disable_padded_drafter_batch = False
+
+    def __init__(self, tokens: int, method: str) -> None:
+        self.num_speculative_tokens, self._method = tokens, method
+
+    def use_eagle(self) -> bool:
+        """Whether a model drafts."""
+        return self._method == "eagle"
+
+
+def _replayed(inputs: LatentAttentionInputs, *, drafts: bool) -> torch.Tensor:
+    """Capture a layer over padded requests, replay it with the case's, and update it as the runner does."""
+    width, requests = inputs.query_lengths[0], len(inputs.kv_lengths)
+    bucket = 1 << requests.bit_length()  # one request of padding at least
+    tokens, query = bucket * width, inputs.query
+    states = [part.new_zeros(tokens, *part.shape[1:]) for part in (query, inputs.query_rope)]
+    table = inputs.pool.block_table.new_zeros(bucket, inputs.pool.block_table.shape[1])
+    attention = _decoder(inputs, drafts=drafts)
+    npu: Any = torch.get_device_module("npu")
+    context = SimpleNamespace(capturing=True, is_draft_model=False, is_draft_model_prefill=False)
+    speculation = _Speculation(width - 1, options_of(inputs)[METHOD]) if drafts else None
+    with _pass(context), mock.patch.object(acl_graph, "_graph_params", None):
+        acl_graph.set_graph_params([tokens])
+        graph = npu.NPUGraph()
+        before = _decode(inputs, drafts=drafts, table=table, lengths=[width] * bucket, rows=[width] * bucket)
+        with npu.graph(graph):
+            output = attention._forward_decode(*states, inputs.pool.key, inputs.pool.value, PAGE, before)
+        context.capturing = False
+        for buffer, part in zip(states, (query, inputs.query_rope), strict=True):
+            buffer[: len(part)].copy_(part)
+        table[:requests].copy_(inputs.pool.block_table)
+        forward = SimpleNamespace(attn_metadata={"layer": _decode(inputs, drafts=drafts, table=table)})
+        updates = npu.Stream()
+        graph.replay()
+        try:
+            mla_v1.AscendMLAImpl.update_graph_params(updates, forward, tokens, None, speculation)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # of an update that was not begun
+                npu.graph_task_update_end(updates)
+            free = npu.Stream()
+            for event in acl_graph.get_graph_params().events[tokens]:  # or the replay would wait for ever
+                event.record(free)
+            raise
+        finally:
+            npu.synchronize()
+    answer: torch.Tensor = output.view(tokens, *query.shape[1:])[: len(query)]
+    return answer
+
+
+@implementation(
+    "latent_attention",
+    name="_forward_decode_graph",
+    supports=[{**_ABSORBED, **order} for order in _ORDERS],
+    options={KV_NZ: ("0", "1"), SPECULATIVE: ("0",)},
+    on_device=True,
+)
+def forward_decode_graph(inputs: LatentAttentionInputs, target: Target) -> torch.Tensor:
+    """AscendMLAImpl._forward_decode captured and replayed, with lengths that ``update_graph_params`` hands over."""
+    return _replayed(inputs, drafts=False)
+
+
+@implementation(
+    "latent_attention",
+    name="_forward_decode_of_drafts_graph",
+    supports=[
+        {**_DRAFTS, **order, "query_length": range(2, 17), "ragged": (False,)} for order in _ORDERS
+    ],
+    options={KV_NZ: ("0", "1"), SPECULATIVE: ("1",), METHOD: ("eagle", "ngram")},
+    on_device=True,
+)  # fmt: skip
+def forward_decode_of_drafts_graph(inputs: LatentAttentionInputs, target: Target) -> torch.Tensor:
+    """The same where drafts are verified, as many of each request."""
+    return _replayed(inputs, drafts=True)
 
 
 def _prefill(inputs: LatentAttentionInputs) -> SimpleNamespace:

@@ -11,27 +11,51 @@ from vllm_ascend.ops.rotary_embedding import AscendApplyRotaryEmb, AscendMRotary
 from npudiff import Target, implementation
 from npudiff.device.ascend.rotary import npu_mrope
 from npudiff.device.backends.vllm_ascend.rotary_world import rotary_engine
+from npudiff.device.backends.vllm_ascend.world import TRITON, triton
 from npudiff.model.constraints import Box
 from npudiff.reference.rotary import RotaryInputs
 
 Outputs = dict[str, torch.Tensor]
 
 _PLAIN: Box = {"sections": ("none",)}
-_HEADS: tuple[Box, ...] = tuple({**box, **_PLAIN} for box in npu_mrope.constraints.boxes)
+_HEADS: tuple[Box, ...] = tuple({**box, **_PLAIN, "triton": ("0",)} for box in npu_mrope.constraints.boxes)
+_KERNEL: Box = {
+    **_PLAIN, "style": ("half", "interleaved"), "tokens": range(1, 17), "triton": ("1",),
+    "dims": ("64", "32/64", "64/128", "64/192", "128", "16/80", "256"),
+}  # fmt: skip
+"""A program of the kernel runs after the other, in the interpreter. Of dims that are no powers of two see below."""
 
 
 def _outputs(inputs: RotaryInputs, answer: tuple[torch.Tensor, torch.Tensor]) -> Outputs:
     return {"query": answer[0].view_as(inputs.query), "key": answer[1].view_as(inputs.key)}
 
 
-@implementation("rotary", name="rope_forward_oot", supports=_HEADS, on_device=True)
-def rope_forward(inputs: RotaryInputs, target: Target) -> Outputs:
-    """rope_forward_oot on flat queries and keys: npu_mrope."""
-    answer = rope_forward_oot(
-        inputs.positions, inputs.query.flatten(1), inputs.key.flatten(1), inputs.cos_sin_cache, inputs.query.shape[2],
-        inputs.rotary_dim, inputs.style == "half",
-    )  # fmt: skip
+def _rotated(inputs: RotaryInputs) -> Outputs:
+    """Rotate flat queries and keys; positions are the first of a buffer."""
+    with triton(inputs):
+        answer = rope_forward_oot(
+            inputs.positions.contiguous(), inputs.query.flatten(1), inputs.key.flatten(1), inputs.cos_sin_cache,
+            inputs.query.shape[2], inputs.rotary_dim, inputs.style == "half",
+        )  # fmt: skip
     return _outputs(inputs, answer)
+
+
+@implementation("rotary", name="rope_forward_oot", supports=[*_HEADS, _KERNEL], options=TRITON, on_device=True)
+def rope_forward(inputs: RotaryInputs, target: Target) -> Outputs:
+    """rope_forward_oot on flat queries and keys: npu_mrope, or a Triton kernel."""
+    return _rotated(inputs)
+
+
+@implementation(
+    "rotary",
+    name="rope_forward_oot_of_96",
+    supports={**_KERNEL, "dims": ("96", "96/128", "192", "80")},
+    options={"triton": ("1",)},
+    on_device=True,
+)
+def rope_forward_of_odd_dims(inputs: RotaryInputs, target: Target) -> Outputs:
+    """rope_forward_oot by its Triton kernel where the rotated part is no power of two, as that of Phi-3 with 96."""
+    return _rotated(inputs)
 
 
 @implementation(

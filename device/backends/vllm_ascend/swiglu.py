@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from vllm_ascend.ops.activation import (
 from vllm_ascend.ops.fused_moe import moe_mlp
 
 from npudiff import Target, implementation
-from npudiff.device.backends.vllm_ascend.world import without_prefetch
+from npudiff.device.backends.vllm_ascend.world import TRITON, options_of, triton, without_prefetch
 from npudiff.model.constraints import Box
 from npudiff.reference.swiglu import SwigluInputs
 
@@ -39,10 +40,21 @@ def silu_and_mul(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     return answer
 
 
-@implementation("swiglu", name="swiglustep_forward", supports={**_STEP, "limited": (True,)}, on_device=True)
+@implementation(
+    "swiglu",
+    name="swiglustep_forward",
+    supports=[
+        {**_STEP, "limited": (True,), "triton": ("0",)},
+        {**_STEP, "limited": (True,), "triton": ("1",), "tokens": range(1, 17), "width": range(16, 4097, 16),
+         "dtype": ("bfloat16", "float16")},
+    ],
+    options=TRITON,
+    on_device=True,
+)  # fmt: skip
 def swiglu_step(inputs: SwigluInputs, target: Target) -> torch.Tensor:
-    """AscendSwigluStepAndMul.swiglustep_forward."""
-    answer: torch.Tensor = AscendSwigluStepAndMul.swiglustep_forward(inputs.states, limit=inputs.limit)
+    """AscendSwigluStepAndMul.swiglustep_forward: vllm's own, or a Triton kernel that wants rows of 32 bytes."""
+    with triton(inputs):
+        answer: torch.Tensor = AscendSwigluStepAndMul.swiglustep_forward(inputs.states, limit=inputs.limit)
     return answer
 
 
@@ -74,6 +86,34 @@ def silu_and_mul_with_clamp_of_vllm(inputs: SwigluInputs, target: Target) -> tor
     """SiluAndMulWithClamp.forward_native, which vllm-ascend replaces."""
     layer = SimpleNamespace(swiglu_limit=inputs.limit, alpha=inputs.alpha, beta=inputs.bias)
     answer: torch.Tensor = SiluAndMulWithClamp.forward_native(layer, inputs.states)
+    return answer
+
+
+KIND = "group_list_type"
+"""Whether experts are told where their rows end (0, as after MC2's dispatch), or how many they have (1)."""
+
+
+@implementation(
+    "swiglu",
+    name="swiglu_quant_not_quantised",
+    supports={
+        **_STEP, "limited": (False,), "dtype": ("float32",), "tokens": range(1, 17), "width": range(16, 4097, 16),
+    },
+    options={KIND: ("1", "0"), "triton": ("1",)},
+    on_device=True,
+)  # fmt: skip
+def swiglu_before_quantisation(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+    """The Triton kernel of quantised experts up to its cast to int8, in float32: how it rounds only a card knows.
+
+    One expert has all rows. What lies behind its number in memory is 0.
+    """
+    groups = torch.tensor([len(inputs.states), 0], device=inputs.states.device)[:1]
+    with triton(inputs):
+        kernel = importlib.import_module("vllm_ascend.ops.triton.activation.swiglu_quant")
+        rows, _ = kernel.swiglu_quant(
+            inputs.states.contiguous(), groups, int(options_of(inputs)[KIND]), need_quant=False
+        )
+    answer: torch.Tensor = rows
     return answer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import ModuleType, SimpleNamespace
@@ -13,9 +14,38 @@ from vllm.config import vllm as vllm_config
 from vllm.forward_context import override_forward_context
 from vllm_ascend import ascend_config, utils
 
+from npudiff.device.backends.stubs import StubCalled
+from npudiff.device.backends.vllm_ascend.boot import WITH_TRITON
+
 CUSTOM_OP = {"custom_op": ("1", "0")}
 """Whether vllm-ascend finds its own operators in C++, or takes torch_npu's: what ``enable_custom_op()`` says. It asks
 in each call, and remembers the first answer, in whose place an adapter puts the option of its case."""
+
+
+TRITON = {"triton": ("0", "1")}
+"""Whether a function takes its Triton kernel, as it does where triton-ascend is installed, or torch_npu's operators."""
+
+
+@contextlib.contextmanager
+def triton(inputs: object) -> Iterator[None]:
+    """Let modules have found Triton, or not, as the option of a case says.
+
+    Raises
+    ------
+    StubCalled
+        If it is asked for and not here.
+    """
+    if options_of(inputs)["triton"] == "0":
+        yield
+        return
+    if not WITH_TRITON:
+        raise StubCalled("Triton kernels of vllm-ascend need triton beside a virtual NPU")
+    with contextlib.ExitStack() as stack:
+        for module in WITH_TRITON:
+            stack.enter_context(mock.patch.object(module, "HAS_TRITON", True))
+        cores = importlib.import_module("vllm_ascend.ops.triton.triton_utils")
+        cores.init_device_properties_triton()  # as a worker does when it starts
+        yield
 
 
 def options_of(inputs: object) -> dict[str, str]:

@@ -69,6 +69,10 @@ class QuantisationChoices:
     # token and one per column out; vllm-ascend #1956 saw that refused by an older one.
     quant_matmul_last_axis: Literal["free_per_token", "always"] = "free_per_token"
 
+    # The same, words of int4 with a scale per token and output bfloat16: DOC has scales of float32; CANN's own page of
+    # aclnnQuantMatmulV4 has those of int8, bfloat16 as well, which sglang's W4A4 layers give.
+    quant_matmul_int4_scales: Literal["any_float", "float32"] = "any_float"
+
     # The same, int8 by int4: op-plugin's GOLDEN rounds each group's products, times its scale, to float16 and adds them
     # so. The kernel was not read.
     quant_matmul_a8w4_products: Literal["float16", "float32"] = "float16"

@@ -7,7 +7,7 @@ the operator, whose table of dtypes for A2 and A3 is ``_ROWS``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ _ROWS = {
     (True, torch.float16, True): _Row(("float32",), ()),
     (True, torch.bfloat16, True): _Row(("float32",), ()),
 }
+_WORDS_BY_TOKEN = (True, torch.bfloat16, True)
 
 
 def _check_group_sizes(group_sizes: Sequence[int] | None) -> None:
@@ -130,7 +131,9 @@ def _row(request: QuantMatmulRequest) -> _Row:
     pertoken = request.pertoken_scale is not None
     kind = (request.words, request.output, pertoken)
     if kind in _ROWS:
-        return _ROWS[kind]
+        row = _ROWS[kind]
+        free = kind == _WORDS_BY_TOKEN and active_profile().quant_matmul_int4_scales == "any_float"
+        return replace(row, scale=_FLOAT) if free else row
     what = f"with x1 {dtype_name(request.x1)} and output {request.output}"
     if (request.words, request.output, not pertoken) not in _ROWS:
         outputs = sorted({str(output) for words, output, _ in _ROWS if words == request.words})

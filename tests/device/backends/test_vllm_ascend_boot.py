@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -71,3 +72,28 @@ def test_a_package_that_does_not_import_is_one_line_and_names_vllm(checkout):
 def test_without_vllm_it_says_so(tmp_path):
     with pytest.raises(BackendUnavailable, match="vllm is not installed"):
         BACKEND.boot(tmp_path)
+
+
+def test_modules_that_found_triton_take_their_other_way_until_a_case_asks(monkeypatch):
+    found, none, other = ModuleType("vllm_ascend.found"), ModuleType("vllm_ascend.none"), ModuleType("somebody.else")
+    found.HAS_TRITON = other.HAS_TRITON = True
+    none.HAS_TRITON = False
+    for module in (found, none, other):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(boot, "WITH_TRITON", [])
+    boot._choose_without_triton()
+    assert found.HAS_TRITON, "a card has what is installed"
+    monkeypatch.setattr(boot.virtual, "enabled", lambda: True)
+    boot._choose_without_triton()
+    assert (found.HAS_TRITON, none.HAS_TRITON, other.HAS_TRITON) == (False, False, True)
+    assert [found] == boot.WITH_TRITON
+
+
+def test_where_triton_does_not_run_it_says_why(monkeypatch):
+    def refused():
+        raise boot.virtual.VirtualNpuUnavailable("triton is not installed")
+
+    assert boot._interpreted_triton() == ()
+    monkeypatch.setattr(boot.virtual, "enabled", lambda: True)
+    monkeypatch.setattr(boot.virtual.triton, "enable", refused)
+    assert boot._interpreted_triton() == ("Triton kernels do not run: triton is not installed",)

@@ -170,6 +170,20 @@ def test_words_of_int4(exact):
     assert output.tolist() == [[2 * (v + n) for n, v in enumerate(row)] for row in product(left, right)]
 
 
+def test_scales_of_words_of_int4_are_of_either_float_or_of_float32_alone(exact):
+    _, _, x1, x2, _ = words(exact)
+    scale, rows = f32(*range(8)), f32(1, 2, 4)
+    wide = op(x1, x2, scale, pertoken_scale=rows, output_dtype=BF16)
+    assert torch.equal(op(x1, x2, scale.to(BF16), pertoken_scale=rows, output_dtype=BF16), wide)
+    with pytest.raises(OperatorRejected, match="scale was bfloat16; allowed: float32"):
+        op(x1, x2, scale.to(BF16), pertoken_scale=rows, output_dtype=F16)
+    with (
+        exact.changed(quant_matmul_int4_scales="float32"),
+        pytest.raises(OperatorRejected, match="scale was bfloat16; allowed: float32"),
+    ):
+        op(x1, x2, scale.to(BF16), pertoken_scale=rows, output_dtype=BF16)
+
+
 X1, X2 = torch.ones(2, 8, dtype=torch.int8), torch.ones(8, 4, dtype=torch.int8)
 W1, W2 = torch.ones(2, 1, dtype=torch.int32), torch.ones(8, 1, dtype=torch.int32)
 ONE = torch.ones(1)

@@ -81,7 +81,7 @@ def planted(toy):
 
 @pytest.fixture
 def isolation(tmp_path):
-    return Isolation(tmp_path / "journal", warm_up=5.0, run=0.4)
+    return Isolation(tmp_path / "journal", warm_up=30.0, run=0.4)
 
 
 @pytest.fixture

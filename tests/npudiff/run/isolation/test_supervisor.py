@@ -142,7 +142,7 @@ def test_a_case_that_hangs_is_ended_by_the_clock(supervised, planted, right, tmp
     (outcome, after), _ = supervised(
         planted(hangs=range(900, 1001)), right, budget=replace(BUDGET, shrink=False, examples=100)
     )
-    assert time.monotonic() - started < 4.5  # the time between cases, which is 5 s, is not for them
+    assert time.monotonic() - started < 25  # the time between cases, which is 30 s, is not for them
     assert outcome.verdict is Verdict.RAISED
     (finding,) = findings(tmp_path)
     assert finding.verdict == "time-out"
