@@ -23,7 +23,7 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -67,7 +67,8 @@ class Suite:
 
 _NIGHTLY = "tests/e2e/nightly/single_node/ops"
 _OF_VLLM_ASCEND = (f"--confcutdir={_NIGHTLY}", "--continue-on-collection-errors", "-o", "pythonpath=.")
-_BUILT = ("torch_npu", "vllm_ascend._build_info:__device_type__=A2")
+_BOOTED = ("npudiff.device.backends.vllm_ascend.boot:boot=.",)
+"""As ``--backend vllm_ascend`` has it: what its build writes, and its library, are stood in for."""
 _OF_OPERATORS = ("test/test_custom_ops/**/test_*.py",)
 
 SUITES = (
@@ -91,14 +92,14 @@ SUITES = (
         "vllm_ascend",
         (f"{_NIGHTLY}/singlecard_ops/test_*.py",),
         options=_OF_VLLM_ASCEND,
-        imports=_BUILT,
+        imports=_BOOTED,
     ),
     Suite(
         "vllm-ascend, Triton",
         "vllm_ascend",
         (f"{_NIGHTLY}/singlecard_ops/triton/test_*.py",),
         options=_OF_VLLM_ASCEND,
-        imports=_BUILT,
+        imports=_BOOTED,
         device=("--triton",),
     ),
     Suite(
@@ -140,6 +141,10 @@ def files_of(suite: Suite, checkout: Path) -> Iterator[Path]:
             yield path.relative_to(checkout)
 
 
+class EnvironmentIncomplete(RuntimeError):
+    """The process of a suite ended: what it imports is not there, which its own words above say."""
+
+
 class Runner:
     """A process under ``npudiff virtual`` that runs files of a suite, each in a fork of it."""
 
@@ -161,7 +166,8 @@ class Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
+        with suppress(BrokenPipeError):
+            self._opened.close()
 
     def run(self, file: Path, seconds: float) -> dict[str, Result]:
         """Return how each test of a file ended; a process that ends early is the file itself, ``failed``."""
@@ -179,11 +185,13 @@ class Runner:
 
     def _code(self, arguments: Sequence[str], log: Path, seconds: float) -> int | None:
         requests, answers = cast("IO[str]", self.process.stdin), cast("IO[str]", self.process.stdout)
-        requests.write(json.dumps([arguments, str(log), seconds]) + "\n")
-        requests.flush()
-        answer = answers.readline()
+        answer = ""
+        with suppress(BrokenPipeError):  # it has ended
+            requests.write(json.dumps([arguments, str(log), seconds]) + "\n")
+            requests.flush()
+            answer = answers.readline()
         if not answer:
-            raise RuntimeError(f"npudiff virtual ended with {self.process.wait()}")
+            raise EnvironmentIncomplete(f"{self.suite.name}: npudiff virtual ended with {self.process.wait()}")
         code: int | None = json.loads(answer)
         return code
 
@@ -198,13 +206,22 @@ def _results(report: Path) -> Iterator[tuple[str, Result]]:
     for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314 - written by pytest a moment ago
         holder = case.get("classname", "").rpartition(".")[2]
         name = "::".join(part for part in (holder, case.get("name", "")) if part not in ("", "md"))  # of a document
+        if not name:  # the test that was interrupted
+            continue
         outcome, reason = "passed", ""
         for child in case:
             if child.tag in ("failure", "error"):
-                outcome, reason = "failed", _line(child.get("message") or child.text or "")
+                outcome, reason = "failed", _line(_message(child))
             elif child.tag == "skipped":
                 outcome, reason = "skipped", _line(child.get("message") or "")
         yield name, Result(outcome, reason)
+
+
+def _message(failure: ET.Element) -> str:
+    """Return what failed; of a file that could not be imported, the error."""
+    message = failure.get("message") or failure.text or ""
+    errors = re.findall(r"^E +(\S.*)$", failure.text or "", re.MULTILINE)
+    return f"{message}: {errors[-1]}" if message == "collection failure" and errors else message
 
 
 def _line(text: str) -> str:
@@ -261,7 +278,11 @@ def main() -> int:
             parser.error(f"{checkout} is no checkout of {', '.join(sorted({one.known_by for one in SUITES}))}")
         for suite in suites:
             if options.suite in (None, suite.name):
-                surprised += _compared(suite, checkout, table, options)
+                try:
+                    surprised += _compared(suite, checkout, table, options)
+                except EnvironmentIncomplete as error:  # other suites may run
+                    surprised += 1
+                    print(f"  {error}", flush=True)
     return int(surprised > 0)
 
 

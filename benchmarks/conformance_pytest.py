@@ -9,6 +9,7 @@ nothing of this repository: it forks a process for each line of its input, so th
 from __future__ import annotations
 
 import codeop
+import gc
 import importlib
 import json
 import os
@@ -202,39 +203,47 @@ SECONDS_TO_REPORT = 20.0
 def serve(modules: Sequence[str]) -> None:
     """Import modules, run pytest in a fork for each line of the input, and answer with its exit status.
 
-    A module may be a package without its ``__init__``, ``NAME=FOLDER``, where that loads what is not to be had, and one
-    that only a build writes, ``NAME:ATTRIBUTE=TEXT``.
+    A module may be a package without its ``__init__``, ``NAME=FOLDER``, where that loads what is not to be had, and a
+    function of a module that is called with a folder, ``NAME:FUNCTION=FOLDER``, where that is what makes it importable.
 
     A line is JSON: arguments of pytest, the file that takes what it prints, and the seconds that it may take. The
     answer is ``null`` where it took longer, and was interrupted.
     """
+    own_folder = sys.path[0]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # modules that are imported may print
-    for name, _, given in (module.partition("=") for module in modules):
-        module, _, attribute = name.partition(":")
-        if attribute:
-            sys.modules[module] = stand_in = types.ModuleType(module)
-            setattr(stand_in, attribute, given)
-        elif given:
-            sys.modules[module] = stand_in = types.ModuleType(module)
-            stand_in.__path__ = [str(Path(given).resolve())]
-        else:
-            importlib.import_module(module)
+    for module in modules:
+        _import(module)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a module, or a shell, may have changed
+    gc.collect()
+    gc.freeze()  # tests that collect garbage do not go through all modules again
     for line in sys.stdin:
         arguments, log, seconds = json.loads(line)
         process = os.fork()
         if not process:
-            _become_pytest(arguments, log)
+            _become_pytest(arguments, log, own_folder)
         answers.write(json.dumps(_waited(process, seconds)) + "\n")
         answers.flush()
 
 
-def _become_pytest(arguments: Sequence[str], log: str) -> NoReturn:
+def _import(given: str) -> None:
+    name, _, folder = given.partition("=")
+    module, _, function = name.partition(":")
+    if function:
+        getattr(importlib.import_module(module), function)(Path(folder).resolve())
+    elif folder:
+        sys.modules[module] = stand_in = types.ModuleType(module)
+        stand_in.__path__ = [str(Path(folder).resolve())]
+    else:
+        importlib.import_module(module)
+
+
+def _become_pytest(arguments: Sequence[str], log: str, own_folder: str) -> NoReturn:
     os.setsid()
     with Path(log).open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    del sys.path[0]  # the folder of this file; that of a checkout may hide what is installed
+    sys.path.remove(own_folder)  # as without a program; that of a checkout may hide what is installed
     sys.argv = ["pytest", *arguments]
     code = 1
     try:

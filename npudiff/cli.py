@@ -101,9 +101,9 @@ def prepare_environment() -> None:
     they bring, on a server with many cores much more.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from npudiff.run.environment import autoload_would_fail  # noqa: PLC0415
+    from npudiff.run.environment import autoload_would_fail, quieten_torch  # noqa: PLC0415
 
     if autoload_would_fail():
         os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
         # Beside a virtual NPU torch_npu warns in each new process that CANN is older than it; errors are shown.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        quieten_torch()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from benchmarks import conformance
 from benchmarks.conformance import Result, Runner, files_of, recorded, suites_of, surprises, told
 
 PASSED, FAILED, SKIPPED = Result("passed"), Result("failed", "Mismatch"), Result("skipped", "310P only")
+FILE = Path("test/test_custom_ops/test_npu_swiglu.py")
 KNOWN = {"test_a": "passed", "test_b": {"fails": "Mismatch", "whose": "theirs: the golden rounds twice"}}
 
 
@@ -81,7 +85,7 @@ def test_parked_tests_and_documents_have_suites_of_their_own(checkout):
 @pytest.mark.virtual
 def test_a_file_that_takes_too_long_keeps_what_it_has_done(checkout):
     (suite, *_) = suites_of(checkout)
-    file = Path("test/test_custom_ops/test_npu_swiglu.py")
+    file = FILE
     with (checkout / file).open("a") as text:
         text.write("\n\ndef test_long():\n    import time\n\n    time.sleep(600)\n")
     with Runner(suite, checkout, ()) as runner:
@@ -104,3 +108,33 @@ def test_their_tests_run_on_the_virtual_npu_and_a_process_that_ends_is_a_failure
     monkeypatch.setattr(sys, "argv", ["conformance", str(checkout)])
     assert conformance.main() == 1
     assert "test_npu_swiglu.py fails" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_imported_says_why(tmp_path):
+    (tmp_path / "test_it.py").write_text("import of_the_year_3000\n")
+    options = ["-q", "-p", "no:npudiff", "-p", "no:cacheprovider", f"--junitxml={tmp_path / 'junit.xml'}"]
+    subprocess.run([sys.executable, "-m", "pytest", *options, "test_it.py"], cwd=tmp_path, check=False)
+    (result,) = dict(conformance._results(tmp_path / "junit.xml")).values()
+    wanted = "collection failure: ModuleNotFoundError: No module named 'of_the_year_3000'"
+    assert result == Result("failed", wanted)
+
+
+@pytest.mark.virtual
+def test_a_suite_whose_environment_lacks_something_is_a_surprise_and_others_run(checkout, monkeypatch, capsys):
+    without = dataclasses.replace(conformance.SUITES[0], name="without", imports=("torch_npu_of_the_year_3000",))
+    monkeypatch.setattr(conformance, "SUITES", (without, conformance.SUITES[0]))
+    monkeypatch.setattr(conformance, "TABLE", checkout / "table.json")
+    monkeypatch.setattr(sys, "argv", ["conformance", str(checkout), "--update"])
+    assert conformance.main() == 1
+    told = capsys.readouterr().out
+    assert "without: npudiff virtual ended with 1" in told
+    assert "test_npu_swiglu.py                                     1 passed" in told
+    assert list(json.loads((checkout / "table.json").read_text())["op-plugin"]["files"]) == [str(FILE)]
+
+
+def test_a_test_that_was_interrupted_is_none(tmp_path):
+    report = tmp_path / "junit.xml"
+    report.write_text(
+        '<testsuites><testcase classname="t.T" name="test"/><testcase classname="" name=""/></testsuites>'
+    )
+    assert dict(conformance._results(report)) == {"T::test": PASSED}

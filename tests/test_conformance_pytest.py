@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -144,7 +145,11 @@ def test_files_are_run_in_forks_with_packages_that_stand_in(tmp_path):
     (package / "__init__.py").write_text("raise ImportError('no library')\n")
     (package / "part.py").write_text("VALUE = 3\n")
     (tmp_path / "test_good.py").write_text(
-        "from theirs.part import VALUE\nimport built\ndef test(): assert (VALUE, built.KIND) == (3, 'A2')\n"
+        "from theirs.part import VALUE\nimport built\ndef test(): assert (VALUE, built.KIND) == (3, 'theirs')\n"
+    )
+    (tmp_path / "builder.py").write_text(
+        "import sys, types\n\ndef build(folder):\n    sys.path.insert(0, str(folder))\n"
+        "    sys.modules['built'] = types.SimpleNamespace(KIND=folder.name)\n"
     )
     (tmp_path / "test_ends.py").write_text("import os\ndef test(): os._exit(5)\n")
     (tmp_path / "test_long.py").write_text("import time\ndef test(): pass\ndef test_long(): time.sleep(60)\n")
@@ -153,10 +158,11 @@ def test_files_are_run_in_forks_with_packages_that_stand_in(tmp_path):
         json.dumps([[*options, "--junitxml=long.xml", name], f"{name}.log", seconds])
         for name, seconds in (("test_good.py", 60), ("test_ends.py", 60), ("test_long.py", 3), ("test_good.py", 60))
     ]
-    command = [sys.executable, str(PLUGIN), "json", "theirs=theirs", "built:KIND=A2"]
+    command = [sys.executable, str(PLUGIN), "json", "theirs=theirs", "builder:build=theirs"]
     done = subprocess.run(
-        command, cwd=tmp_path, input="\n".join(lines) + "\n", capture_output=True, text=True, check=True
-    )
+        command, cwd=tmp_path, input="\n".join(lines) + "\n", capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
     assert done.stdout.split() == ["0", "5", "null", "0"], done.stderr
     assert "1 passed" in (tmp_path / "test_good.py.log").read_text()
     assert "KeyboardInterrupt" in (tmp_path / "test_long.py.log").read_text()

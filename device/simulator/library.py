@@ -38,6 +38,12 @@ class Operator:
     host: tuple[str, ...] = ()
     """Arguments that may be tensors of the host, beside tensors of the device."""
 
+    host_memory: tuple[str, ...] = ()
+    """Arguments that are memory of the host, which it reads or writes where it is, beside tensors of the device."""
+
+    pinned: bool = False
+    """Whether that memory has to be pinned, which only a device can say."""
+
     random: bool | None = None
     """Whether it draws from the device's generator, where torch's tag on the operator says something else."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from npudiff.device.simulator.activation.schemas import SCHEMAS as ACTIVATION
 from npudiff.device.simulator.atb_attention.schemas import SCHEMAS as ATB_ATTENTION
 from npudiff.device.simulator.block_scaled.schemas import SCHEMAS as BLOCK_SCALED
+from npudiff.device.simulator.cache.schemas import OF_SGL_KERNEL_NPU as SGL_CACHE
 from npudiff.device.simulator.cache.schemas import SCHEMAS as CACHE
 from npudiff.device.simulator.elementary.schemas import SCHEMAS as ELEMENTARY
 from npudiff.device.simulator.fused_attention.schemas import SCHEMAS as FUSED_ATTENTION
@@ -33,19 +34,21 @@ from npudiff.device.simulator.sparse_attention.schemas import OF_SGL_KERNEL_NPU 
 from npudiff.device.simulator.sparse_attention.schemas import OF_VLLM_ASCEND
 from npudiff.device.simulator.sparse_attention.schemas import SCHEMAS as SPARSE_ATTENTION
 from npudiff.device.simulator.speculative.schemas import OF_SGL_KERNEL_NPU as SGL_SPECULATIVE
+from npudiff.device.simulator.speculative.schemas import SCHEMAS as SPECULATIVE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMAS = (
     *FUSED_ATTENTION, *ATB_ATTENTION, *CACHE, *ROTARY, *NORMS, *MLA, *ACTIVATION, *QUANTISATION, *MOE, *GROUPED_MATMUL,
-    *MATMUL, *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION, *LINEAR_ATTENTION, *ELEMENTARY,
+    *MATMUL, *BLOCK_SCALED, *SAMPLING, *SPARSE_ATTENTION, *LINEAR_ATTENTION, *ELEMENTARY, *SPECULATIVE,
 )  # fmt: skip
 """Every schema of torch_npu that the simulator can define."""
 
 SCHEMAS_OF_OTHER_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "sgl-kernel-npu": (
         *SGL_MLA, *SGL_SPARSE_ATTENTION, *SGL_LINEAR_ATTENTION, *SGL_LORA, *SGL_MATMUL, *SGL_SAMPLING, *SGL_SPECULATIVE,
+        *SGL_CACHE,
     ),
     "vllm-ascend": OF_VLLM_ASCEND,
 })  # fmt: skip

@@ -20,7 +20,7 @@ from npudiff.device.virtual.autograd import composite, differentiated_by_torch, 
 from npudiff.device.virtual.calls import Call, Signature, signature_of
 from npudiff.device.virtual.dispatch import AUTOGRAD_KEY, KEY, overload_of, registered
 from npudiff.device.virtual.kernels import device_kernel
-from npudiff.device.virtual.memory import NoKernel, NotOnVirtualNpu, device
+from npudiff.device.virtual.memory import NoKernel, NotOnVirtualNpu, device, is_on_device, known_format
 from npudiff.device.virtual.recorded import copied_to_host
 from npudiff.device.virtual.widened import in_float32, lacks_dtype
 
@@ -36,6 +36,9 @@ LEFT_TO_TORCH_NPU = frozenset({
     "_lazy_clone",
 })  # fmt: skip
 """Operators without device code: they allocate, look at a tensor's metadata, or change it."""
+
+_AS_BYTES_LIE = frozenset({"_local_scalar_dense"})
+"""Operators that torch_npu has as copies of bytes, whatever a storage's format: ``item`` (LocalScalarDenseNpu.cpp)."""
 
 DEVICE_DECIDES = frozenset({"scaled_dot_product_attention", "lstm.input", "lstm.data", "gru.input", "gru.data"})
 """Composite operators that choose kernels by the device; they are differentiated on the host as a whole."""
@@ -91,7 +94,8 @@ def _kernel(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
         return _to_copy(signature, overload)
     if name in ("_copy_from", "_copy_from_and_resize"):
         return _missing(signature)
-    return device_kernel(signature, _histc_of_integers(overload) if name == "histc" else _on_cpu(signature, overload))
+    function = _histc_of_integers(overload) if name == "histc" else _on_cpu(signature, overload)
+    return device_kernel(signature, function, () if name in _AS_BYTES_LIE else None)
 
 
 def _differentiable(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
@@ -186,6 +190,8 @@ def _to_copy(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa
             return answer
         if to.type != "cpu":
             raise NotOnVirtualNpu(f"{signature.name}: no copies to {to}; the virtual NPU knows the host and itself")
+        if is_on_device(self) and not (self.is_conj() or self.is_neg()):
+            known_format(self)
         if options.get("non_blocking") and tasks.recording():
             return copied_to_host(self, lambda tensor: copied(tensor, **options))
         tasks.wait()

@@ -62,6 +62,10 @@ class Signature:
     """Whether the results are a tuple."""
     host: frozenset[str] = frozenset()
     """Arguments that may be tensors of the host beside tensors of the device: their values are known at the call."""
+    host_memory: frozenset[str] = frozenset()
+    """Arguments that are memory of the host, used where it is."""
+    pinned: bool = False
+    """Whether that memory has to be pinned."""
 
     def is_dynamic(self, values: Mapping[str, Any]) -> bool:
         """Whether the host has to wait for the results of a call: an index with a mask does, another one does not."""
@@ -125,6 +129,8 @@ class Call:
         """Storages in FRACTAL_NZ, and the copies that stand for them in logical order."""
         self.apart: Collection[str] = ()
         """Arguments that may be tensors of the host."""
+        self.host_memory: Collection[str] = ()
+        """Arguments that are."""
         self.given: list[Tensor] = []
         """Tensors of the host among the other arguments."""
 
@@ -136,12 +142,7 @@ class Call:
     def on_host(self, name: str, value: Any) -> Any:  # noqa: ANN401 - any value of an operator
         """Return what stands for an argument on the host: a tensor over the same memory, or the value itself."""
         if isinstance(value, Tensor):
-            if is_on_device(value):
-                return self._tensor(name, value)
-            if name in self.apart:
-                return value.clone()  # its values are read at the call
-            self.given.append(value)
-            return self._of_host(value)
+            return self._tensor(name, value) if is_on_device(value) else self._beside_the_device(name, value)
         if isinstance(value, (list, tuple)):
             return type(value)([self.on_host(name, item) for item in value])
         if isinstance(value, torch.device):
@@ -165,6 +166,14 @@ class Call:
             self._origins[view.untyped_storage().data_ptr()] = value.untyped_storage()
         self._standing[id(value), looked_at] = value, view, _version(view)
         return view
+
+    def _beside_the_device(self, name: str, value: Tensor) -> Tensor:
+        if name in self.host_memory:
+            return value
+        if name in self.apart:
+            return value.clone()  # its values are read at the call
+        self.given.append(value)
+        return self._of_host(value)
 
     def _of_host(self, value: Tensor) -> Tensor:
         """Return what stands for a tensor of the host."""
@@ -225,7 +234,9 @@ def stand_ins(
     RuntimeError
         As torch_npu raises it, if tensors of the host are among them where the operator takes none.
     """
-    call.apart = signature.host
+    call.apart, call.host_memory = signature.host, signature.host_memory
+    if signature.host_memory:
+        _check_host_memory(signature, dict(zip(signature.arguments, args, strict=False)) | kwargs)
     given = [call.on_host(name, value) for name, value in zip(signature.arguments, args, strict=False)]
     named = {name: call.on_host(name, value) for name, value in kwargs.items()}
     if call.mixes_devices and not signature.crosses_devices:
@@ -234,6 +245,15 @@ def stand_ins(
             f"(when checking the arguments of {signature.name})"
         )
     return given, named
+
+
+def _check_host_memory(signature: Signature, given: Mapping[str, Any]) -> None:
+    for name in sorted(signature.host_memory & given.keys()):
+        for one in each(given[name]):
+            if is_on_device(one):
+                raise RuntimeError(f"{signature.name}: {name} must be on CPU, got {one.device}")
+            if signature.pinned and one.numel() and not one.is_pinned():
+                raise RuntimeError(f"{signature.name}: {name} must use pinned memory")
 
 
 def results_of(

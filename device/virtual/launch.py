@@ -21,6 +21,7 @@ from npudiff.device.virtual.loading import (
 from npudiff.device.virtual.triton import ASKED, INTERPRET, check
 from npudiff.errors import UsageError, unknown
 from npudiff.model.implementation import TargetUnavailable
+from npudiff.run.environment import of_the_user
 from npudiff.run.on_import import hooked
 from npudiff.text import printable
 
@@ -65,7 +66,7 @@ def launch(
             check()
     except (VirtualNpuUnavailable, CannotBuild) as error:
         raise TargetUnavailable(str(error)) from error
-    environment = {**hooked(os.environ, HOOKS), "TASK_QUEUE_ENABLE": "0", **_described(cann, soc)}
+    environment = {**hooked(of_the_user(os.environ), HOOKS), "TASK_QUEUE_ENABLE": "0", **_described(cann, soc)}
     if triton:
         environment = {**hooked(environment, TRITON_HOOKS), ASKED: "1", INTERPRET: "1"}
     environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)  # torch loads torch_npu, as it does where there is a card

@@ -79,11 +79,23 @@ def storage_format(tensor: Tensor) -> Format:
     if tensor.is_neg():
         tensor = torch._neg_view(tensor)
     try:
-        return Format(torch.ops.npu.get_npu_format.default(tensor))
+        return known_format(tensor)
     except RuntimeError as error:
         if "NPUStorageImpl" not in str(error):
             raise
-        return Format.ND  # torch made the storage, as it does to write one to a file: it has no format
+        return Format.ND  # torch made the storage, as it does to read one from a file: it has no format
+
+
+def known_format(tensor: Tensor) -> Format:
+    """Return the format of a device tensor's storage.
+
+    Raises
+    ------
+    RuntimeError
+        As torch_npu raises it, if torch made the storage by itself: a copy to the host asks for the format, which
+        torch does to write the old form of files.
+    """
+    return Format(torch.ops.npu.get_npu_format.default(tensor))
 
 
 def in_tiles(tensor: Tensor) -> bool:

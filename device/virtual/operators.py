@@ -54,7 +54,8 @@ def register(library: Callable[[str], Any]) -> int:
             operator = simulated[qualified]
             known = signature_of(overload)
             random = known.random if operator.random is None else operator.random
-            signature = replace(known, host=frozenset(operator.host), random=random)
+            hosts = frozenset(operator.host), frozenset(operator.host_memory)
+            signature = replace(known, host=hosts[0], host_memory=hosts[1], pinned=operator.pinned, random=random)
             kernel = device_kernel(signature, operator.cpu, operator.formatted)
         else:
             kernel = _missing(qualified)

@@ -6,12 +6,30 @@ import ctypes.util
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from npudiff.run.on_import import is_hooked
 
 CANN_LIBRARY = "libhccl.so"
 """The first library of CANN that torch_npu fails to load without."""
+
+
+LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
+
+_quietened: list[str] = []
+
+
+def quieten_torch() -> None:
+    """Have torch show errors in C++ only, unless somebody has said otherwise, in this process and those it starts."""
+    if LOG_LEVEL not in os.environ:
+        os.environ[LOG_LEVEL] = "ERROR"
+        _quietened.append(LOG_LEVEL)
+
+
+def of_the_user(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a program of the user's, which shows what torch warns of."""
+    return {name: value for name, value in environment.items() if name not in _quietened}
 
 
 def torch_npu_installed() -> bool:

@@ -66,7 +66,8 @@ class Neighbours:
         return replace(item, function=self._around(item.function, item.function), factory=opens)
 
     def _around(self, function: Callable[..., Any], wrapped: Callable[..., Any] | None = None) -> Callable[..., Any]:
-        @functools.wraps(wrapped or function)
+        # Of a class, Python 3.12 has a __type_params__ that no function takes.
+        @functools.wraps(wrapped or function, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
         def call(*arguments: AnyInputs) -> AnyOutputs:
             with self.first():
                 return function(*arguments)

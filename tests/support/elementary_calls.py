@@ -24,6 +24,8 @@ def elementary_calls() -> Iterator[Call]:
         yield Call("npu_mish", (x,))
         yield Call("npu_mish_backward", (grad, x))
         yield Call("npu_layer_norm_eval", (x, [4, 8], grad[0], None, 1e-3))
+        yield Call("batch_norm_reduce", (draw(2, 3, 4, 5, dtype=dtype), 1e-5))
+        yield Call("one_", (x,))
         yield Call("npu_linear", (x[0], grad[1], draw(4, dtype=dtype, seed=2)))
         yield Call("npu_linear_backward", (draw(4, 4, dtype=dtype, seed=2), x[0], grad[1]))
         yield Call("npu_bmmV2", (x, draw(3, 8, 4, dtype=dtype, seed=1), []))

@@ -134,6 +134,17 @@ def _quantisation() -> Iterator[Call]:
     for dst_type in (None, torch.int8, torch.quint4x2):
         more = {"smooth_scales": draw(3, 16, dtype=torch.bfloat16, seed=1), "group_index": ends, "dst_type": dst_type}
         yield Call("npu_dynamic_quant_asymmetric", (x,), more)
+    left, right, scale = integers(3, 5, 64), integers(3, 64, 32, seed=1), torch.full((32,), 0.001)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield Call("npu_quant_matmul_gelu", (left, right, scale[:5], scale.to(dtype)), {"approximate": "gelu_tanh"})
+    words = integers(5, 4, low=-(2**31), high=2**31, dtype=torch.int32), integers(32, 4, dtype=torch.int32)
+    bias = {"bias": integers(32, dtype=torch.int32)}
+    yield Call("npu_quant_matmul_gelu", (*words, scale[:5], scale), bias, defect="k dim of x1")
+    more = {"x1_scale": draw(3, 5, dtype=torch.float32), "x2_scale": scale.bfloat16()}
+    yield Call("npu_quant_matmul_reduce_sum", (left, Tiled(right)), more)
+    step = [integers(6, low=0, high=9, dtype=torch.int64, seed=seed) for seed in range(4)]
+    sampled, table = integers(3, 1, low=0, high=9, dtype=torch.int64), integers(6, 4, low=0, high=9, dtype=torch.int64)
+    yield Call("npu_advance_step_flashattn", (step[0], sampled, *step[1:], table, 6, 3, 4))
 
 
 def _matmul() -> Iterator[Call]:

@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 
+from npudiff.device.backends.vllm_ascend.formulas import FORMULAS
 from npudiff.device.simulator.errors import NotSimulated, OperatorMissing
+from npudiff.device.simulator.mla.preprocess_checks import CACHE_MODES
 from npudiff.text import counted
 
 SPACE = "_C_ascend"
@@ -30,6 +32,7 @@ _DEFINED = re.compile(r'\bops\.def\(\s*((?:"(?:[^"\\]|\\.)*"\s*)+)')
 _LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _SCHEMA = re.compile(rb"(?<![\w.:])[a-z]\w+\((?:Tensor|str)[ -~]*?\) *-> *(?:\([ -~]*?\)|Tensor\b)")
 _FORMAT_ND = 2
+_NO_LIMIT = torch.finfo(torch.float32).max
 
 Tensor = torch.Tensor
 Function = Callable[..., Any]
@@ -215,16 +218,18 @@ def _dequant_swiglu_quant(
     group_index: Tensor | None = None, activate_left: bool = True, quant_mode: int = 0, swiglu_mode: int = 0,
     clamp_limit: float = 0.0, glu_alpha: float = 1.0, glu_bias: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if swiglu_mode:
-        raise NotSimulated(
-            f"{SPACE}::npu_dequant_swiglu_quant", "swiglu_mode", swiglu_mode, "0: whose columns are gates in 1 is open"
-        )
-    del clamp_limit, glu_alpha, glu_bias  # of mode 1
+    """Mode 1 takes halves of a row, as its kernel does, and torch_npu's mode 2; its header has odd and even columns."""
+    more: dict[str, Any] = {}
+    if swiglu_mode == 1:
+        limit = clamp_limit or _NO_LIMIT
+        more = {"swiglu_mode": 2, "clamp_limit": limit, "glu_alpha": glu_alpha, "glu_bias": glu_bias}
+    elif swiglu_mode:
+        raise NotSimulated(f"{SPACE}::npu_dequant_swiglu_quant", "swiglu_mode", swiglu_mode, "0 or 1")
     if weight_scale is not None and weight_scale.dim() == 1:
         weight_scale = weight_scale.unsqueeze(0)
     rows, scale = torch.ops.npu.npu_dequant_swiglu_quant(
         x, weight_scale=weight_scale, activation_scale=activation_scale, bias=bias, quant_scale=quant_scale,
-        quant_offset=quant_offset, group_index=group_index, activate_left=activate_left, quant_mode=quant_mode,
+        quant_offset=quant_offset, group_index=group_index, activate_left=activate_left, quant_mode=quant_mode, **more,
     )  # fmt: skip
     return rows, scale
 
@@ -233,12 +238,18 @@ def _mla_preprocess(hidden: Tensor, *given: Any) -> tuple[Tensor, ...]:  # noqa:
     """sgl-kernel-npu's, of which this one is made: it has a norm of the states besides, which it does not compute."""
     *weights, latent_scale, nope_scale, cache_mode, quant_mode, inner = given[:-5]
     query, latent, query_rope, rope, latent_query = given[-5:]
-    if inner:
-        raise NotSimulated(f"{SPACE}::mla_preprocess", "enable_inner_out", inner, "False")
+    for name, value, simulated in (
+        ("enable_inner_out", inner, (False, None)),
+        ("cache_mode", cache_mode, (*CACHE_MODES, None)),
+        ("quant_mode", quant_mode, ("per_tensor_quant_asymm",)),
+    ):
+        if value not in simulated:
+            raise NotSimulated(f"{SPACE}::mla_preprocess", name, repr(value), ", ".join(map(repr, simulated)))
     unused = torch.zeros_like(hidden[0])
+    caches = [cache.unsqueeze(2) if cache.dim() == 3 else cache for cache in (latent, rope)]  # one head, or its axis
     torch.ops.npu.mla_preprocess(
         hidden, unused, unused, *weights, ctkv_scale=latent_scale, q_nope_scale=nope_scale, cache_mode=cache_mode,
-        quant_mode=quant_mode, q_out0=query, kv_cache_out0=latent, q_out1=query_rope, kv_cache_out1=rope,
+        quant_mode=quant_mode, q_out0=query, kv_cache_out0=caches[0], q_out1=query_rope, kv_cache_out1=caches[1],
     )  # fmt: skip
     return query, latent, query_rope, rope, latent_query
 
@@ -272,6 +283,7 @@ COMPOSED: Mapping[str, Function] = {
     "batch_matmul_transpose": _batch_matmul_transpose,
     "inplace_partial_rotary_mul": _inplace_partial_rotary_mul,
     "npu_moe_init_routing_custom": _init_routing,
+    **FORMULAS,
 }
 """What documentation, host code or tests of vllm-ascend say of an operator, as operators of torch_npu. The addition at
 the end of ``npu_add_rms_norm_bias`` is rounded by itself here, and not on a card."""

@@ -52,6 +52,19 @@ GET_FORMAT = "get_npu_format(Tensor input) -> int"
 
 PREFETCH = "npu_prefetch(Tensor input, Tensor? dependency, int max_size, int offset=0) -> ()"
 
+TRANSFER_KV = (
+    "transfer_kv_dim_exchange(Tensor device_k, Tensor host_k, Tensor device_v, Tensor host_v, Tensor device_indices, "
+    "Tensor host_indices, int page_size, int direct, int flags) -> ()"
+)
+STATE_TO_DEVICE = (
+    "transfer_state_per_layer_direct_pf_lf(Tensor src, Tensor dst, Tensor src_indices, Tensor dst_indices, "
+    "int layer_id, int flags) -> ()"
+)
+STATES_TO_HOST = (
+    "transfer_state_all_layer_direct_lf_pf(Tensor[] device_states, Tensor[] host_states, Tensor device_indices, "
+    "Tensor host_indices, int flags) -> ()"
+)
+
 SCHEMAS = (
     PREFETCH,
     RESHAPE_AND_CACHE,
@@ -70,4 +83,7 @@ SCHEMAS = (
     FORMAT_CAST_IN_PLACE_TENSOR,
     GET_FORMAT,
 )
-"""Every schema of the family."""
+"""Schemas of torch_npu."""
+
+OF_SGL_KERNEL_NPU = (TRANSFER_KV, STATE_TO_DEVICE, STATES_TO_HOST)
+"""Schemas of sgl-kernel-npu (``csrc/pytorch_extensions.cpp``)."""

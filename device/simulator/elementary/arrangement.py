@@ -203,6 +203,11 @@ def pad_meta(x: Tensor, /, paddings: Sequence[int]) -> Tensor:
     return x.new_empty([size + both[2 * axis] + both[2 * axis + 1] for axis, size in enumerate(x.shape)])
 
 
+def ones_in_place(x: Tensor, /) -> Tensor:
+    """Write 1 into every element of x, and return it."""
+    return x.fill_(1)
+
+
 def one_hot(x: Tensor, /, num_classes: int, depth: int, on_value: float, off_value: float) -> Tensor:
     """Return float32 in which one place of ``depth`` is ``on_value``; classes outside have none.
 

@@ -46,6 +46,8 @@ OPERATORS = (
     Operator(schemas.BMM_BACKWARD_OF_FIRST, products.gradient_of_first, products.gradient_meta, ("mat1", "mat2")),
     Operator(schemas.BMM_BACKWARD_OF_SECOND, products.gradient_of_second, products.gradient_meta, ("mat1", "mat2")),
     Operator(schemas.LAYER_NORM_EVAL, products.layer_norm_eval, products.layer_norm_eval_meta),
+    Operator(schemas.BATCH_NORM_REDUCE, products.batch_norm_reduce, products.batch_norm_reduce_meta),
+    Operator(schemas.ONES_IN_PLACE, arrangement.ones_in_place, activations.itself),
     Operator(schemas.CROSS_ENTROPY, products.cross_entropy, products.cross_entropy_meta),
 )
 """Every operator of the family."""

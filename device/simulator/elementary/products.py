@@ -1,14 +1,17 @@
-"""``npu_linear``, ``npu_bmmV2``, ``npu_layer_norm_eval`` and ``npu_softmax_cross_entropy_with_logits``."""
+"""Products, layer norm, sums for a batch norm, cross entropy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from npudiff.device.simulator.argument_checks import FLOATS, ArgumentChecks
 from npudiff.device.simulator.errors import ErrorCode
+
+_CHANNEL = 1
 
 
 def linear(x: Tensor, /, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -140,6 +143,40 @@ def layer_norm_eval(
             check.shape(name, tensor, shape, meaning="normalized_shape")
     wide_weight, wide_bias = (None if one is None else one.float() for one in (weight, bias))
     return functional.layer_norm(x.float(), shape, wide_weight, wide_bias, eps).to(x.dtype)
+
+
+def batch_norm_reduce(x: Tensor, /) -> tuple[Tensor, Tensor]:
+    """Return the sums of elements and of their squares, per channel.
+
+    Parameters
+    ----------
+    x : Tensor
+        float16, bfloat16 or float32 [N, C, H, W].
+
+    Returns
+    -------
+    tuple of Tensor
+        float32 [C] each; summed in float32.
+
+    Raises
+    ------
+    OperatorRejected
+        Dtype or rank is not one of the above.
+    """
+    check = _check("batch_norm_reduce")
+    if x.dim() <= 1:
+        words = "The dim input tensor [self] must more than 1."
+        raise check.rejected("input", f"of rank {x.dim()}", "rank 4", ErrorCode.WRAPPER, words)
+    check.dtype("input", x, *FLOATS)
+    check.rank("input", x, 4, "[N, C, H, W]")
+    wide, others = x.float(), [axis for axis in range(x.dim()) if axis != _CHANNEL]
+    return wide.sum(others), wide.square().sum(others)
+
+
+def batch_norm_reduce_meta(x: Tensor, /) -> tuple[Tensor, Tensor]:
+    """Allocate both sums."""
+    sums, squares = (x.new_empty(x.shape[_CHANNEL], dtype=torch.float32) for _ in range(2))
+    return sums, squares
 
 
 def layer_norm_eval_meta(x: Tensor, /) -> Tensor:

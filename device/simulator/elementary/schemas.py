@@ -42,6 +42,8 @@ LAYER_NORM_EVAL = (
     "npu_layer_norm_eval(Tensor input, int[] normalized_shape, Tensor? weight=None, Tensor? bias=None, "
     "float eps=1e-05) -> Tensor"
 )
+BATCH_NORM_REDUCE = "batch_norm_reduce(Tensor input, float eps) -> (Tensor, Tensor)"
+ONES_IN_PLACE = "one_(Tensor(a!) input) -> Tensor(a!)"
 CROSS_ENTROPY = "npu_softmax_cross_entropy_with_logits(Tensor input, Tensor labels) -> Tensor"
 
 SCHEMAS = (
@@ -75,6 +77,8 @@ SCHEMAS = (
     BMM_BACKWARD_OF_FIRST,
     BMM_BACKWARD_OF_SECOND,
     LAYER_NORM_EVAL,
+    BATCH_NORM_REDUCE,
+    ONES_IN_PLACE,
     CROSS_ENTROPY,
 )
 """Every schema of the family."""

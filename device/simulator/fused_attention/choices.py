@@ -47,6 +47,10 @@ class FusedAttentionChoices:
     # does; an example of DOC adds pse to scaled products (pse_type 0).
     fusion_pse: Literal["scaled", "added"] = "scaled"
 
+    # npu_fusion_attention, sink: whether the maxima that it gives beside the sums are those of the keys, as in fused
+    # attention for inference, or of keys and sink. The attention is the same.
+    fusion_sink_maximum: Literal["keys", "keys_and_sink"] = "keys"
+
     # npu_prompt_flash_attention, float16 without pse_shift: the host code asks for speed, where SOURCE computes in
     # float16 behind both products. op-plugin's test has a golden with a float32 softmax. inner_precise 1 of the other
     # operators is computed in float32.

@@ -13,12 +13,13 @@ import torch
 from npudiff.device.simulator.errors import ErrorCode
 from npudiff.device.simulator.fused_attention.antiquant import ANTIQUANT_NAMES
 from npudiff.device.simulator.fused_attention.full_quant import LATENT_NAMES
+from npudiff.device.simulator.fused_attention.shared_prefix import LENGTH, SIDES
 
 if TYPE_CHECKING:
     from npudiff.device.simulator.fused_attention.request import FusedAttentionRequest
 
 _PADDING = ("query_padding_size", "kv_padding_size")
-_PREFIX = ("key_shared_prefix", "value_shared_prefix", "actual_shared_prefix_len")
+_PREFIX = (*SIDES, LENGTH)
 
 
 def check_extras(request: FusedAttentionRequest) -> None:
@@ -56,7 +57,7 @@ def check_extras(request: FusedAttentionRequest) -> None:
         quantised = [name for name in given if "quant" in name]
         _refuse_any(request, given, tuple(sorted(quantised)), "None with learnable_sink")
     name = min(given)
-    raise request.check.not_simulated(name, "given", "attention of 16-bit queries without prefix and padding")
+    raise request.check.not_simulated(name, "given", "16-bit queries without padding, and prefixes with 16-bit keys")
 
 
 def _check_int8(request: FusedAttentionRequest) -> None:

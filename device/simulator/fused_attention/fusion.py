@@ -18,31 +18,27 @@ from npudiff.device.simulator.fused_attention.fusion_parts import (
     Span,
     attention_shape,
     dropped,
+    forces_invalid_rows,
     pieces,
     products,
     scores_of,
+    sink_of,
     softmax_rows,
     softmax_shape,
     spans,
     weights_of,
 )
-from npudiff.device.simulator.fused_attention.fusion_request import (
-    TEMPLATE_MODES,
-    FusionRequest,
-    check,
-    check_wrapper,
-)
+from npudiff.device.simulator.fused_attention.fusion_request import FusionRequest, check, check_wrapper
 from npudiff.device.simulator.fused_attention.layouts import rows
 from npudiff.device.simulator.fused_attention.rounding import half_away_from_zero
 from npudiff.device.simulator.norms.unwritten import unwritten
+from npudiff.device.simulator.profiles import active_profile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Outputs = tuple["Tensor", "Tensor", "Tensor", "Tensor", int, int, int]
 OutputsV3 = tuple["Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor"]
-
-_INVALID_ROWS = 2
 
 
 def fusion_attention(request: FusionRequest) -> Outputs:
@@ -66,8 +62,8 @@ def fusion_attention(request: FusionRequest) -> Outputs:
     OperatorRejected
         The real operator refuses the call.
     NotSimulated
-        A sink, prefixes, sparse modes above 4 with a mask, and pse with TND; of the second version also
-        rope parts, and slopes in place of pse.
+        Sparse modes above 6 with a mask, and pse with TND; of the second version also rope parts, and slopes in place
+        of pse.
     UndefinedBehaviour
         A mask or a length that the operator does not check and cannot work with.
     """
@@ -129,12 +125,14 @@ def _attend(
 ) -> None:
     queries, keys, values = request.rows_of(span.batch, span.window, span.kept)
     scores_in = scores_of(request, span)
-    forced = request.inner_precise == _INVALID_ROWS or request.sparse_mode in TEMPLATE_MODES
+    forced = forces_invalid_rows(request)
     for window in pieces(request.head_num, span):
         scores = scores_in(queries, keys, window)
         maximum = scores.amax(-1, keepdim=True)
+        if request.sink is not None and active_profile().fusion_sink_maximum == "keys_and_sink":
+            maximum = torch.maximum(maximum, request.sink.view(-1, 1, 1))
         exponentials = (scores - maximum).exp()
-        total = exponentials.sum(-1, keepdim=True)
+        total = exponentials.sum(-1, keepdim=True) + sink_of(request, maximum)
         if forced and scores_in.hidden is not None:
             invalid = maximum == LOWEST
             exponentials, total = exponentials.masked_fill(invalid, 0), total.masked_fill(invalid, -LOWEST)

@@ -21,6 +21,7 @@ from npudiff.device.simulator.fused_attention.fusion_parts import (
     pieces,
     products,
     scores_of,
+    sink_of,
     softmax_rows,
     softmax_shape,
     spans,
@@ -98,7 +99,7 @@ def fusion_attention_grad(request: FusionGradRequest) -> Gradients:
     dpse : Tensor or None
         As ``pse``, not written; None without.
     dsink : Tensor
-        float32, empty.
+        float32 [heads]; empty without a sink.
 
     Raises
     ------
@@ -115,11 +116,16 @@ def fusion_attention_grad(request: FusionGradRequest) -> Gradients:
     if forward.keep_prob != 1:
         bits = drawn(forward.seed, forward.offset, weights_of(forward), forward.keep_prob)
         dropout = Dropout(bits, forward.keep_prob)
+    dsink = _empty_or_like(forward.sink, query).zero_()
     for span in spans(forward):
         if span.window and span.kept:
-            _differentiate(request, span, gradients.rows_of(span.batch, span.window, span.kept), dropout)
+            _differentiate(request, span, gradients.rows_of(span.batch, span.window, span.kept), dsink, dropout)
     dpse = None if forward.pse is None else unwritten(forward.pse.shape, forward.pse.dtype)
-    return query, key, value, dpse, query.new_empty(0, dtype=torch.float32)
+    return query, key, value, dpse, dsink
+
+
+def _empty_or_like(sink: Tensor | None, query: Tensor) -> Tensor:
+    return query.new_empty(0 if sink is None else sink.shape, dtype=torch.float32)
 
 
 def fusion_attention_grad_v2(request: FusionGradRequest) -> GradientsV2:
@@ -133,7 +139,7 @@ def fusion_attention_grad_meta(request: FusionGradRequest) -> Gradients:
     forward = request.forward
     given = (forward.query, forward.key, forward.value)
     dq, dk, dv = (one.new_empty(one.shape, dtype=forward.query.dtype) for one in given)
-    return dq, dk, dv, None, dq.new_empty(0, dtype=torch.float32)
+    return dq, dk, dv, None, _empty_or_like(forward.sink, dq)
 
 
 def fusion_attention_grad_v2_meta(request: FusionGradRequest) -> GradientsV2:
@@ -153,7 +159,11 @@ def _check_forward(request: FusionGradRequest) -> None:
 
 
 def _differentiate(
-    request: FusionGradRequest, span: Span, gradients: tuple[Tensor, Tensor, Tensor], dropout: Dropout | None
+    request: FusionGradRequest,
+    span: Span,
+    gradients: tuple[Tensor, Tensor, Tensor],
+    dsink: Tensor,
+    dropout: Dropout | None,
 ) -> None:
     forward = request.forward
     dtype = forward.query.dtype
@@ -169,6 +179,9 @@ def _differentiate(
     for window in pieces(forward.head_num, span):
         weights = (scores_in(queries, keys, window) - maximum[:, window]).exp() / total[:, window]
         own = (dy[:, window].float() * attention[:, window].float()).sum(-1, keepdim=True)
+        if forward.sink is not None:
+            weight = (sink_of(forward, maximum[:, window]) / total[:, window]).nan_to_num(0)  # 0 where all is hidden
+            dsink -= (weight * own).sum((1, 2))
         through = dropped(dropout, forward, span, products(dy[:, window], values), window)
         changes = half_away_from_zero(weights * (through - own), dtype)
         used = dropped(dropout, forward, span, weights, window)

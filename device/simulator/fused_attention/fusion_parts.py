@@ -12,11 +12,17 @@ import torch
 
 from npudiff.device.simulator.errors import UndefinedBehaviour
 from npudiff.device.simulator.fused_attention.dropout import Dropout
-from npudiff.device.simulator.fused_attention.fusion_request import TEMPLATE_MODES, FusionRequest
+from npudiff.device.simulator.fused_attention.fusion_request import (
+    PREFIX,
+    PREFIX_TEMPLATE,
+    TEMPLATE_MODES,
+    FusionRequest,
+    prefixes,
+)
 from npudiff.device.simulator.profiles import active_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -24,6 +30,7 @@ LOWEST = torch.finfo(torch.float32).min
 """The score of a hidden key."""
 
 _COPIES = 8
+_INVALID_ROWS = 2
 _MAXIMUM = 2147483647
 
 # Scores that are in memory at once.
@@ -72,6 +79,28 @@ def scores_of(request: FusionRequest, span: Span) -> Scores:
     rows, keys = len(span.window), len(span.kept)
     added = request.pse_type == 0 or (request.pse_type is None and active_profile().fusion_pse == "added")
     return Scores(request.scale, added, _pse(request, span.batch, rows), _hidden(request, span.batch, rows, keys))
+
+
+def forces_invalid_rows(request: FusionRequest) -> bool:
+    """Whether rows that see nothing become 0: where asked for, and where the operator finds that there may be some."""
+    if request.inner_precise == _INVALID_ROWS or request.sparse_mode in TEMPLATE_MODES:
+        return True
+    given = _prefixes(request)
+    lengths = [(len(window), len(kept)) for _, window, kept in _ranges(request)]
+    return given is not None and any(rows > keys and one == 0 for one, (rows, keys) in zip(given, lengths, strict=True))
+
+
+def _prefixes(request: FusionRequest) -> Sequence[int] | None:
+    if request.atten_mask is None or request.sparse_mode not in (PREFIX, PREFIX_TEMPLATE):
+        return None
+    return prefixes(request, [(len(window), len(kept)) for _, window, kept in _ranges(request)])
+
+
+def sink_of(request: FusionRequest, maximum: Tensor) -> Tensor:
+    """Return what a sink adds to the sums of exponentials under maxima: float32 [heads, rows, 1], 0 without one."""
+    if request.sink is None:
+        return torch.zeros(())
+    return (request.sink.view(-1, 1, 1) - maximum).exp()
 
 
 def pieces(heads: int, span: Span) -> Iterator[slice]:
@@ -160,13 +189,8 @@ def _hidden(request: FusionRequest, batch: int, count: int, keys: int) -> Tensor
     mask = request.atten_mask
     if mask is None:  # modes and tokens have no effect then
         return None
-    shift = 0 if request.sparse_mode in (0, 2) else keys - count
-    before, after = request.pre_tockens, request.next_tockens
-    if request.sparse_mode in (2, 3):
-        before, after = _MAXIMUM, 0
-    offset = torch.arange(keys) - torch.arange(count).unsqueeze(1) - shift
-    outside = ((offset < -before) | (offset > after)).unsqueeze(0)
-    if request.sparse_mode in TEMPLATE_MODES:
+    outside = _outside(request, batch, count, keys).unsqueeze(0)
+    if request.sparse_mode in (*TEMPLATE_MODES, PREFIX_TEMPLATE):
         return outside
     own = mask if mask.dim() == 2 else mask[batch % len(mask)]
     own = own.view(-1, *own.shape[-2:]).to(torch.bool)
@@ -174,9 +198,24 @@ def _hidden(request: FusionRequest, batch: int, count: int, keys: int) -> Tensor
         allowed = f"{count} rows and {keys} keys, as sequence {batch} has, or more"
         raise request.check.rejected("atten_mask", f"of shape {list(mask.shape)}", allowed)
     own = own[:, :count, :keys]
-    if request.sparse_mode == 0 and (outside & ~own).any():
+    if request.sparse_mode in (0, PREFIX) and (outside & ~own).any():
+        said = f"pre_tockens {request.pre_tockens} and next_tockens {request.next_tockens}"
+        said = f"prefix {list(request.prefix or ())} and its triangle" if request.sparse_mode else said
         raise UndefinedBehaviour(
-            f"{request.operator}: atten_mask shows keys outside of pre_tockens {before} and next_tockens {after}; they "
-            "must say the same with sparse_mode 0, or hardware gives wrong values"
+            f"{request.operator}: atten_mask shows keys outside of {said}; they must say the same with sparse_mode "
+            f"{request.sparse_mode}, or hardware gives wrong values"
         )
     return own
+
+
+def _outside(request: FusionRequest, batch: int, count: int, keys: int) -> Tensor:
+    """Return bool [rows, keys], True where a sequence's band, or its triangle and prefix, shows no key."""
+    shift = 0 if request.sparse_mode in (0, 2) else keys - count
+    offset = torch.arange(keys) - torch.arange(count).unsqueeze(1) - shift
+    if request.sparse_mode in (PREFIX, PREFIX_TEMPLATE):
+        given = _prefixes(request)
+        return (offset > 0) & (torch.arange(keys) >= (keys if given is None else given[batch]))
+    before, after = request.pre_tockens, request.next_tockens
+    if request.sparse_mode in (2, 3):
+        before, after = _MAXIMUM, 0
+    return (offset < -before) | (offset > after)

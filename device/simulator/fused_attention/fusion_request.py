@@ -21,10 +21,15 @@ LAYOUTS = ("BSH", "SBH", "BNSD", "BSND", "TND")
 TEMPLATE_MODES = (2, 3, 4)
 """Modes whose mask is a 2048 x 2048 template of a causal triangle; the band alone decides."""
 
+PREFIX, PREFIX_TEMPLATE = 5, 6
+"""Modes of a causal triangle at the right end beside as many keys as ``prefix`` says; in the second one a template of
+3072 x 2048 is the mask."""
+
 _MAXIMUM = 2147483647
 _TEMPLATE = 2048
-_PREFIX_MODES = (5, 6)
+_PREFIX_TEMPLATE = 3072
 _CUT_MODES = (7, 8)
+_MOST_PREFIXES, _MOST_PACKED_PREFIXES = 2048, 1024
 _OUTER_PSE = (0, 1)
 _FIRST_NAMES = {"pre_tokens": "pre_tockens", "next_tokens": "next_tockens"}
 _MAX_HEAD_DIM = 768
@@ -55,6 +60,7 @@ class FusionRequest:
     sparse_mode: int = 0
     softmax_layout: str = ""
     sink: Tensor | None = None
+    """float32 [head_num]: a score without a value."""
     dropout_mask: Tensor | None = None
     seed: int = 0
     offset: int = 0
@@ -205,6 +211,9 @@ def check(request: FusionRequest) -> None:
     request.check.shape(
         "value", value, [shape[axis] for axis in request.input_layout], meaning="the tokens and heads of key"
     )
+    if request.sink is not None:
+        request.check.dtype("sink", request.sink, "float32")
+        request.check.shape("sink", request.sink, (heads,), meaning="[head_num]")
     _check_pse(request)
     _check_mask(request)
     for name, ends, count in (
@@ -218,18 +227,18 @@ def check(request: FusionRequest) -> None:
 def _check_simulated(request: FusionRequest) -> None:
     if request.padding_mask is not None:
         raise request.check.rejected("padding_mask", "a tensor", "None")
-    for name in ("sink", "query_rope", "key_rope"):
+    for name in ("query_rope", "key_rope"):
         if getattr(request, name) is not None:
             raise request.check.not_simulated(name, "a tensor", "None")
-    for name in ("prefix", "q_start_idx", "kv_start_idx"):
+    for name in ("q_start_idx", "kv_start_idx"):
         if getattr(request, name):
             raise request.check.not_simulated(name, list(getattr(request, name)), "None")
     if request.pse_type not in (None, *_OUTER_PSE):
         raise request.check.not_simulated("pse_type", request.pse_type, "0 or 1")
     if request.dropout_mask is not None:
         request.check.dtype("dropout_mask", request.dropout_mask, "uint8")
-    if request.atten_mask is not None and request.sparse_mode in (*_PREFIX_MODES, *_CUT_MODES):
-        raise request.check.not_simulated("sparse_mode", request.sparse_mode, "0 to 4")
+    if request.atten_mask is not None and request.sparse_mode in _CUT_MODES:
+        raise request.check.not_simulated("sparse_mode", request.sparse_mode, "0 to 6")
 
 
 def _check_pse(request: FusionRequest) -> None:
@@ -251,13 +260,8 @@ def _check_mask(request: FusionRequest) -> None:
     if mask is None:
         return
     request.check.dtype("atten_mask", mask, "bool", "uint8")
-    if request.sparse_mode in TEMPLATE_MODES:
-        request.check.shape("atten_mask", mask, (_TEMPLATE, _TEMPLATE), meaning="a template, with this sparse_mode")
-        if mask.diagonal(0).any() or not mask.diagonal(1).all():
-            wanted = f"torch.triu(torch.ones({_TEMPLATE}, {_TEMPLATE}), diagonal=1)"
-            raise UndefinedBehaviour(
-                f"{request.operator}: atten_mask of sparse_mode {request.sparse_mode} must be {wanted}"
-            )
+    if request.sparse_mode in (*TEMPLATE_MODES, PREFIX_TEMPLATE):
+        _check_template(request, mask)
         return
     if request.packed:
         request.check.rank("atten_mask", mask, 2, "[longest query, longest key]")
@@ -268,6 +272,64 @@ def _check_mask(request: FusionRequest) -> None:
     request.check.shape(
         "atten_mask", mask, (rows, keys), *shapes, meaning="[rows, keys], or that of each batch or head"
     )
+
+
+def _check_template(request: FusionRequest, mask: Tensor) -> None:
+    """Refuse a template of another shape, and say what is undefined of one with another content."""
+    rows = _PREFIX_TEMPLATE if request.sparse_mode == PREFIX_TEMPLATE else _TEMPLATE
+    request.check.shape("atten_mask", mask, (rows, _TEMPLATE), meaning="a template, with this sparse_mode")
+    triangle, below = mask[:_TEMPLATE], mask[_TEMPLATE:]
+    half = _TEMPLATE // 2
+    if (
+        triangle.diagonal(0).any()
+        or not triangle.diagonal(1).all()
+        or below[:, :half].any()
+        or not below[:, half:].all()
+    ):
+        wanted = f"torch.triu(torch.ones({_TEMPLATE}, {_TEMPLATE}), diagonal=1)"
+        wanted += ", and under it a half of 0 beside a half of 1" if len(below) else ""
+        raise UndefinedBehaviour(
+            f"{request.operator}: atten_mask of sparse_mode {request.sparse_mode} must be {wanted}"
+        )
+
+
+def prefixes(request: FusionRequest, lengths: Sequence[tuple[int, int]]) -> Sequence[int] | None:
+    """Return how many keys each sequence shows to all its rows; None where the mask alone decides.
+
+    Parameters
+    ----------
+    request : FusionRequest
+        With a mask, and a sparse mode of prefixes.
+    lengths : sequence of tuple of int
+        Rows and keys of each sequence.
+
+    Raises
+    ------
+    OperatorRejected
+        With a template: ``prefix`` is missing, of another length, or shows fewer keys than the triangle shows the first
+        row, or more than there are. Without a template the operator takes all keys then, and says so in its log only.
+    """
+    most = _MOST_PACKED_PREFIXES if request.packed else _MOST_PREFIXES
+    given = request.prefix or ()
+    right = len(given) == len(lengths) <= most and all(
+        max(0, keys - rows) <= one <= keys for one, (rows, keys) in zip(given, lengths, strict=True)
+    )
+    if right:
+        _check_prefix_mask(request)
+        return given
+    if request.sparse_mode == PREFIX_TEMPLATE:
+        wanted = [f"{max(0, keys - rows)} to {keys}" for rows, keys in lengths[:4]]
+        raise request.check.rejected("prefix", list(given), f"{len(lengths)} of up to {most}: {', '.join(wanted)} ...")
+    return None
+
+
+def _check_prefix_mask(request: FusionRequest) -> None:
+    """Refuse one mask for several sequences, which show different keys."""
+    mask, batch = request.atten_mask, request.sizes.get("B", 1)
+    if request.sparse_mode == PREFIX and mask is not None and batch > 1 and (mask.dim() < 4 or len(mask) < batch):
+        raise request.check.rejected(
+            "atten_mask", f"of shape {list(mask.shape)}", "[B, N or 1, rows, keys], with prefix"
+        )
 
 
 def _check_ends(request: FusionRequest, name: str, ends: Sequence[int], count: int) -> None:

@@ -47,6 +47,7 @@ from npudiff.device.simulator.fused_attention.request import (
 )
 from npudiff.device.simulator.fused_attention.rounding import HalfInt8, Int8
 from npudiff.device.simulator.fused_attention.shapes import check_wrapper, empty_outputs
+from npudiff.device.simulator.fused_attention.shared_prefix import with_shared_prefix
 from npudiff.device.simulator.fused_attention.sparse_modes import check_template, see
 from npudiff.device.simulator.fused_attention.update import attention_update, attention_update_meta
 from npudiff.device.simulator.library import Operator
@@ -89,6 +90,7 @@ def fused_attention(request: FusedAttentionRequest) -> tuple[Tensor, Tensor]:
         lse.fill_(-torch.inf)
     if request.query.numel() == 0:
         return attention, lse
+    request = with_shared_prefix(request, profile)
     geometry = check(request, profile)
     check_template(request, geometry)
     for quirk in profile.quirks:

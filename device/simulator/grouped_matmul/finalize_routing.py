@@ -22,7 +22,7 @@ from npudiff.device.simulator.profiles import CannProfile, active_profile
 
 _CHECK = ArgumentChecks("npu_grouped_matmul_finalize_routing", default=ErrorCode.PARAMETER)
 _OF_950 = ("x_dtype", "w_dtype", "scale_dtype", "pertoken_scale_dtype")
-_NEEDED = ("scale", "pertoken_scale", "logit", "row_index")
+_FACTORS = ("scale", "pertoken_scale", "logit", "row_index")
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class FinalizeRequest:
     bias: Tensor | None = None
     """float32 [E, N], for int4 only, which need it: ``8 * sum(w * scale)``."""
     offset: Tensor | None = None
-    """Not simulated."""
+    """float32 [E, groups, N], for int4 only: what each row of the weight's group is more, scale included."""
     pertoken_scale: Tensor | None = None
-    """float32 [M]."""
+    """float32 [M]; ones if it is not given."""
     shared_input: Tensor | None = None
     """bfloat16 [L, N], added to L rows of the output from ``shared_input_offset`` on."""
     logit: Tensor | None = None
@@ -97,7 +97,7 @@ def finalize_routing(request: FinalizeRequest) -> Tensor:
     OperatorRejected
         Naming the argument.
     NotSimulated
-        offset; bias with int8 weights; a call without scale, pertoken_scale, logit or row_index.
+        bias with int8 weights; a call without scale, logit or row_index.
     DeviceFault, UndefinedBehaviour
         Groups or tokens that are none.
     """
@@ -135,6 +135,8 @@ def _products(request: FinalizeRequest, factors: _Factors, expert: int, rows: sl
         values = integer_product(x, request.w[expert], INT8_PRODUCT).float() * scale
     else:
         values = int4.dequantised(x, request.w[expert], scale, request.bias[expert], profile)
+        if request.offset is not None:
+            values += int4.shifted(x, request.offset[expert])
     return values * factors.by_row[rows].unsqueeze(1) * factors.logit[rows].unsqueeze(1)
 
 
@@ -166,10 +168,10 @@ def _check(request: FinalizeRequest, profile: CannProfile) -> _Factors:
     _CHECK.shape("w", request.w, shape, meaning="[E, K, N], the inner axis of x")
     check_whole_tiles(_CHECK, "w", request.w)
     check_group_list(_CHECK, request.group_list, request.group_list_type, len(request.w))
-    if request.offset is not None:
-        raise _CHECK.not_simulated("offset", "a tensor", "None")
-    scale, by_row, logit, tokens = (getattr(request, argument) for argument in _NEEDED)
-    for argument, tensor in zip(_NEEDED, (scale, by_row, logit, tokens), strict=True):
+    scale, by_row, logit, tokens = (getattr(request, argument) for argument in _FACTORS)
+    if by_row is None:
+        by_row = torch.ones(len(request.x))
+    for argument, tensor in zip(_FACTORS, (scale, by_row, logit, tokens), strict=True):
         if tensor is None:
             raise _CHECK.not_simulated(argument, None, "a tensor")
         if argument != "scale":
@@ -183,6 +185,8 @@ def _check_scale(request: FinalizeRequest, scale: Tensor, profile: CannProfile) 
     """Return the scales of the weight in float32, after the checks of scale and bias."""
     shape = (len(request.w), request.shape[1])
     if request.w.dtype == torch.int8:
+        if request.offset is not None:
+            raise _CHECK.rejected("offset", "a tensor with w of int8", "None; w of int4 has it")
         if request.bias is not None:
             raise _CHECK.not_simulated("bias", "a tensor with w of int8", "None")
         _CHECK.dtype("scale", scale, "float32", "bfloat16")
@@ -193,7 +197,12 @@ def _check_scale(request: FinalizeRequest, scale: Tensor, profile: CannProfile) 
         raise _CHECK.rejected("bias", None, "float32 [E, N], with w of int4")
     _CHECK.dtype("bias", request.bias, "float32")
     _CHECK.shape("bias", request.bias, shape, meaning="[E, N]")
-    return int4.checked_scale(_CHECK, "scale", scale, request.w, profile)
+    scales = int4.checked_scale(_CHECK, "scale", scale, request.w, profile)
+    if request.offset is not None:
+        _CHECK.dtype("offset", request.offset, "float32")
+        _CHECK.shape("offset", request.offset, scales.shape, meaning="[E, groups, N], as scale")
+        _CHECK.contiguous(offset=request.offset)
+    return scales
 
 
 def _check_shared(request: FinalizeRequest) -> None:

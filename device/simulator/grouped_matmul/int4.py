@@ -138,6 +138,24 @@ def dequantised(x: Tensor, words: Tensor, scale: Tensor, assist: Tensor, profile
     return 16.0 * upper + lower + assist
 
 
+def shifted(x: Tensor, offset: Tensor) -> Tensor:
+    """Return what the offsets of a weight add to ``x @ w * scale``: they are scaled already.
+
+    Parameters
+    ----------
+    x : Tensor
+        int8 [rows, inner], whose sums are exact in float32.
+    offset : Tensor
+        float32 [groups, columns]; each is for ``inner / groups`` rows of the weight.
+
+    Returns
+    -------
+    Tensor
+        float32 [rows, columns].
+    """
+    return x.float().view(len(x), len(offset), -1).sum(-1) @ offset
+
+
 def _scaled(halves: Tensor, weight: Tensor, scale: Tensor, profile: CannProfile) -> Tensor:
     """Multiply int4 by int4 and by the scale; float32 [rows, columns]."""
     if len(scale) == 1:

@@ -7,6 +7,10 @@
     q_out0 = nope . wuk,  q_out1 = turn(rope)
     kv_cache_out0 = norm(latent) * gamma2,  kv_cache_out1 = turn(rope key), at the slots
 
+and with ``int8_nzcache`` as sgl-kernel-npu's tests have it::
+
+    q_out0 = int8(nope . wuk * q_nope_scale),  kv_cache_out0 = int8(norm(latent) * gamma2 / ctkv_scale)
+
 Weights are transposed and cut into columns of tiles: ``[inner / 32, columns, 32]``. What turns is in half order
 already, as the caller has reordered the weights' columns, and stays in it. Outputs are written in place.
 
@@ -23,6 +27,7 @@ from torch import Tensor
 from npudiff.device.simulator.mla.pages import pages, write
 from npudiff.device.simulator.mla.preprocess_checks import (
     CACHE_MODES,
+    INT8_CACHE,
     NAME,
     PreprocessRequest,
     PreprocessSizes,
@@ -30,6 +35,7 @@ from npudiff.device.simulator.mla.preprocess_checks import (
 )
 from npudiff.device.simulator.mla.stages import handed_on, product_of_int8, product_per_head, rms, turned
 from npudiff.device.simulator.profiles import CannProfile, active_profile
+from npudiff.device.simulator.quantisation.hardware_scales import decoded
 
 _EPSILON = 1e-6
 
@@ -53,11 +59,28 @@ def mla_preprocess(request: PreprocessRequest) -> tuple[Tensor, Tensor, Tensor, 
     latent, rope = down[:, : sizes.latent], down[:, sizes.latent : sizes.latent + sizes.rope]
     up = _up(request, down[:, sizes.latent + sizes.rope :], sizes, profile)
     nope, query_rope = up[..., : sizes.nope], up[..., sizes.nope :]
-    request.q_out0.copy_(product_per_head(nope.to(dtype), request.wuk).to(dtype))
+    request.q_out0.copy_(_stored_query(request, product_per_head(nope.to(dtype), request.wuk), profile))
     request.q_out1.copy_(turned(query_rope, request.cos.unsqueeze(1), request.sin.unsqueeze(1)).to(dtype))
-    write(request.kv_cache_out0, rms(latent, request.gamma2, _EPSILON).to(dtype), where, profile)
+    stored = rms(latent, request.gamma2, _EPSILON)
+    write(request.kv_cache_out0, _stored_latent(request, stored, profile), where, profile)
     write(request.kv_cache_out1, turned(rope, request.cos, request.sin).to(dtype), where, profile)
     return request.q_out0, request.kv_cache_out0, request.q_out1, request.kv_cache_out1
+
+
+def _stored_query(request: PreprocessRequest, values: Tensor, profile: CannProfile) -> Tensor:
+    """Return q_out0 of float32 [T, heads, latent]."""
+    dtype = request.hidden_state.dtype
+    if request.cache_mode != INT8_CACHE or request.q_nope_scale is None:
+        return values.to(dtype)
+    scaled = handed_on(values, dtype, profile) * request.q_nope_scale.float().view(1, -1, 1)
+    return _whole(scaled, profile)
+
+
+def _stored_latent(request: PreprocessRequest, values: Tensor, profile: CannProfile) -> Tensor:
+    """Return what the cache has of float32 [T, latent]."""
+    if request.cache_mode != INT8_CACHE or request.ctkv_scale is None:
+        return values.to(request.hidden_state.dtype)
+    return _whole(values / request.ctkv_scale.float(), profile)
 
 
 def mla_preprocess_meta(request: PreprocessRequest) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -69,7 +92,7 @@ def _down(request: PreprocessRequest, profile: CannProfile) -> Tensor:
     """Return latent, rope key and query of all tokens, float32 [T, columns of wdqkv]."""
     x = _int8(request.hidden_state.float(), request.quant_scale0, request.quant_offset0, profile)
     summed = product_of_int8(x, request.wdqkv[0]) + request.bias0
-    return handed_on(summed.float() * request.descale0, request.hidden_state.dtype, profile)
+    return handed_on(summed.float() * _descale(request.descale0), request.hidden_state.dtype, profile)
 
 
 def _up(request: PreprocessRequest, query: Tensor, sizes: PreprocessSizes, profile: CannProfile) -> Tensor:
@@ -80,13 +103,23 @@ def _up(request: PreprocessRequest, query: Tensor, sizes: PreprocessSizes, profi
         normalised = normalised.to(dtype).float()
     x = _int8(normalised, request.quant_scale1, request.quant_offset1, profile)
     summed = product_of_int8(x, request.wuq[0]) + request.bias1
-    heads = handed_on(summed.float() * request.descale1, dtype, profile)
+    heads = handed_on(summed.float() * _descale(request.descale1), dtype, profile)
     return heads.view(len(query), sizes.heads, sizes.nope + sizes.rope)
 
 
+def _descale(scale: Tensor) -> Tensor:
+    """Return float32 of scales, which are words of the matrix unit where activations are float16."""
+    return scale if scale.dtype == torch.float32 else decoded(scale)[0]
+
+
 def _int8(values: Tensor, scale: Tensor, offset: Tensor, profile: CannProfile) -> Tensor:
-    """Quantise float32 values; NaN becomes 0, which is inferred."""
-    half = (values / scale.float() + offset.float()).to(torch.float16).float()
+    """Quantise float32 values."""
+    return _whole(values / scale.float() + offset.float(), profile)
+
+
+def _whole(values: Tensor, profile: CannProfile) -> Tensor:
+    """Return int8 of float32, by way of float16; NaN becomes 0, which is inferred."""
+    half = values.to(torch.float16).float()
     to_even = profile.mla_preprocess_int8 == "half_to_even"
     whole = half.round() if to_even else (half.abs() + 0.5).floor().copysign(half)
     return whole.nan_to_num(0.0, torch.inf, -torch.inf).clamp(-128, 127).to(torch.int8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from npudiff.device.simulator.library import Operator
+from npudiff.device.simulator.quantisation import fused_products as fused
 from npudiff.device.simulator.quantisation import quant_matmul as matmul
 from npudiff.device.simulator.quantisation import quant_scatter as scatter
 from npudiff.device.simulator.quantisation import schemas
@@ -28,6 +29,10 @@ OPERATORS = (
     ),
     Operator(schemas.TRANS_QUANT_PARAM, trans_quant_param, trans_quant_param_meta),
     Operator(schemas.QUANT_MATMUL, matmul.quant_matmul, matmul.quant_matmul_meta, ("x2",), QuantMatmulRequest),
+    Operator(schemas.QUANT_MATMUL_GELU, fused.quant_matmul_gelu, fused.quant_matmul_gelu_meta, ("x2",)),
+    Operator(
+        schemas.QUANT_MATMUL_REDUCE_SUM, fused.quant_matmul_reduce_sum, fused.quant_matmul_reduce_sum_meta, ("x2",)
+    ),
     Operator(
         schemas.WEIGHT_QUANT_BATCHMATMUL,
         weight_quant.weight_quant_batchmatmul,

@@ -26,6 +26,13 @@ QUANT_MATMUL = (
     "Tensor? bias=None, int? output_dtype=None, int? x1_dtype=None, int? x2_dtype=None, "
     "int? pertoken_scale_dtype=None, int? scale_dtype=None, int[]? group_sizes=None, Tensor? y_scale=None) -> Tensor"
 )
+QUANT_MATMUL_GELU = (
+    "npu_quant_matmul_gelu(Tensor x1, Tensor x2, Tensor x1_scale, Tensor x2_scale, *, Tensor? bias=None, "
+    'str? approximate="gelu_erf") -> Tensor'
+)
+QUANT_MATMUL_REDUCE_SUM = (
+    "npu_quant_matmul_reduce_sum(Tensor x1, Tensor x2, *, Tensor? x1_scale=None, Tensor? x2_scale=None) -> Tensor"
+)
 WEIGHT_QUANT_BATCHMATMUL = (
     "npu_weight_quant_batchmatmul(Tensor x, Tensor weight, Tensor antiquant_scale, Tensor? antiquant_offset=None, "
     "Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? bias=None, int antiquant_group_size=0, "
@@ -57,6 +64,8 @@ SCHEMAS = (
     CONVERT_WEIGHT_TO_INT4PACK,
     TRANS_QUANT_PARAM,
     QUANT_MATMUL,
+    QUANT_MATMUL_GELU,
+    QUANT_MATMUL_REDUCE_SUM,
     WEIGHT_QUANT_BATCHMATMUL,
 )
 """Every schema of the family."""

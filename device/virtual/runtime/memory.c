@@ -133,6 +133,19 @@ status_t aclrtFreeHost(void *address) {
     return SUCCESS;
 }
 
+/* Memory of the host that the device uses where it is: both see one address. */
+status_t aclrtHostRegister(void *address, uint64_t size, int32_t kind, void **device_address) {
+    (void)size;
+    (void)kind;
+    *device_address = address;
+    return SUCCESS;
+}
+
+status_t aclrtHostUnregister(void *address) {
+    (void)address;
+    return SUCCESS;
+}
+
 status_t aclrtGetMemInfo(int32_t attribute, size_t *left, size_t *all) {
     (void)attribute;
     pthread_mutex_lock(&lock);

@@ -118,10 +118,10 @@ def test_rotation_of_a_part_leaves_the_rest(sim):
     assert torch.equal(x[..., :4], before[..., :4])
 
 
-def test_what_documents_leave_open_is_not_simulated():
+def test_a_mode_that_is_none_is_not_simulated():
     rows = torch.zeros(2, 16, dtype=torch.int32)
-    with pytest.raises(NotSimulated, match="swiglu_mode was 1"):
-        operators.COMPOSED["npu_dequant_swiglu_quant"](rows, swiglu_mode=1)
+    with pytest.raises(NotSimulated, match="swiglu_mode was 2"):
+        operators.COMPOSED["npu_dequant_swiglu_quant"](rows, swiglu_mode=2)
 
 
 def test_a_limit_comes_before_the_activation(sim):

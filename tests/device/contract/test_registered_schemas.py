@@ -44,6 +44,8 @@ WITHOUT_META = {
     "npu::npu_convert_weight_to_int4pack": "the wheel has none",
     "npu::npu_moe_init_routing_quant": "the wheel has none",
     "npu::npu_dual_level_quant_matmul": "the wheel has none",
+    "npu::npu_advance_step_flashattn": "returns nothing",
+    "npu::one_": "the wheel has none",
     "npu::npu_silu_": "the wheel has none",
     "npu::npu_mish": "the wheel has none",
     "npu::npu_mish_backward": "the wheel has none",

@@ -293,16 +293,13 @@ def test_what_is_refused(batches, more, message):
         attention(**arguments | more)
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"sink": torch.zeros(4)}, {"prefix": [1, 1]}, {"sparse_mode": 6, "atten_mask": template()},
-        {"pse": torch.zeros(1, 4, 3, KEYS).half()},
-    ],
-)  # fmt: skip
-def test_what_is_not_simulated(batches, more):
-    with pytest.raises(NotSimulated):
-        call(batches(), **more)
+def test_what_is_not_simulated(batches):
+    with pytest.raises(NotSimulated, match="pse"):
+        call(batches(), pse=torch.zeros(1, 4, 3, KEYS).half())
+    parts = (normal(ROWS, 4, 32), *(normal(KEYS, 2, 32) for _ in range(2)))
+    ends = {"actual_seq_qlen": [ROWS], "actual_seq_kvlen": [KEYS]}
+    with pytest.raises(NotSimulated, match="sparse_mode was 7"):
+        attention(*parts, 4, "TND", atten_mask=template(), sparse_mode=7, **ends)
 
 
 def test_a_template_of_another_content_is_told(batches):

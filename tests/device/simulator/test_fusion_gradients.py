@@ -274,7 +274,6 @@ def test_what_is_refused(version, more, said):
 @pytest.mark.parametrize(
     ("version", "more"),
     [
-        (1, {"sink": torch.ones(HEADS)}),
         (2, {"query_rope": normal(BATCH, HEADS, ROWS, 16)}),
         (2, {"key_rope": normal(BATCH, HEADS, KEYS, 16)}),
         (2, {"pse_type": 2, "pse": normal(BATCH, HEADS)}),

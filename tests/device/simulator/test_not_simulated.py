@@ -18,7 +18,6 @@ def zeros(*shape, dtype=torch.bfloat16):
         (1, {"key_antiquant_mode": 1}, "key_antiquant_mode"),
         (1, {"query_padding_size": zeros(1)}, "query_padding_size"),
         (1, {"kv_padding_size": zeros(1)}, "kv_padding_size"),
-        (1, {"key_shared_prefix": zeros(1), "value_shared_prefix": zeros(1)}, "key_shared_prefix"),
         (1, {"actual_shared_prefix_len": [3]}, "actual_shared_prefix_len"),
         (2, {"query": zeros(2, 3, 4, 64, dtype=torch.int8)}, "query"),
         (2, {"dequant_scale_key": zeros(2), "dequant_scale_value": zeros(2)}, "dequant_scale_key"),

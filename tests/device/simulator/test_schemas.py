@@ -54,6 +54,9 @@ def test_operators_of_other_packages_are_named():
             "apply_token_bitmask",
             "build_tree_kernel_efficient",
             "cache_loc_update",
+            "transfer_kv_dim_exchange",
+            "transfer_state_per_layer_direct_pf_lf",
+            "transfer_state_all_layer_direct_lf_pf",
         ],
         "vllm-ascend": ["npu_sparse_attention_score"] * 2,
     }

@@ -95,3 +95,24 @@ def test_limits_of_cores_are_kept():
     assert npu.get_stream_limit(npu.current_stream()) == npu.get_device_limit(0)
     npu.reset_stream_limit(stream)
     assert npu.get_stream_limit(stream) == npu.get_device_limit(0)
+
+
+def test_the_old_form_of_files_takes_no_tensor_of_a_device(tmp_path):
+    """torch copies it from a storage that it makes by itself, which torch_npu does not know."""
+    with pytest.raises(RuntimeError, match="NPUStorageImpl"):
+        torch.save(torch.ones(5, device="npu"), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save(torch.ones(5), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for place in ({"cpu": "npu:0"}, lambda storage, _: storage.to(device="npu:0")):
+        loaded = torch.load(tmp_path / "old.pt", map_location=place, weights_only=False)
+        assert loaded.device.type == "npu"
+        assert torch.equal(loaded.cpu(), torch.ones(5))
+    torch.save(torch.ones(5, device="npu"), tmp_path / "new.pt")
+    assert torch.equal(torch.load(tmp_path / "new.pt", map_location="cpu"), torch.ones(5))
+
+
+def test_memory_of_the_host_may_be_a_tensor_of_the_device():
+    import torch_npu
+
+    swapped = torch_npu.empty_with_swapped_memory([2, 2], dtype=torch.float32, device=torch.device("npu:0"))
+    assert swapped.device.type == "npu"
+    assert torch.empty_like(swapped).fill_(1).mul_(swapped.fill_(3.25)).cpu().tolist() == [[3.25] * 2] * 2

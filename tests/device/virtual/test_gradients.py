@@ -52,6 +52,14 @@ def attention(query, key, value):
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.3, enable_gqa=True)
 
 
+def with_sink(query, key, value, sink):
+    """Add a score without a value, per head."""
+    keys, values = (one.repeat_interleave(2, 1) for one in (key, value))
+    scores = query @ keys.mT * 0.3
+    column = sink.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat((column, scores), -1).softmax(-1)[..., 1:] @ values
+
+
 ATTENDED = (draw(2, 4, 5, 16), draw(2, 2, 7, 16, seed=1), draw(2, 2, 7, 16, seed=2))
 
 CASES = {
@@ -67,6 +75,11 @@ CASES = {
         (draw(2, 5, 3, 16), draw(1, 5, 1, 16, seed=1), draw(1, 5, 1, 16, seed=2)),
     ),
     "npu_fusion_attention": (attends("npu_fusion_attention"), attention, ATTENDED),
+    "npu_fusion_attention with a sink": (
+        lambda *tensors: torch.ops.npu.npu_fusion_attention(*tensors[:3], 4, "BNSD", scale=0.3, sink=tensors[3])[0],
+        with_sink,
+        (*ATTENDED, draw(4, seed=3)),
+    ),
     "npu_fusion_attention_v2": (attends("npu_fusion_attention_v2"), attention, ATTENDED),
     "npu_fast_gelu": (operator("npu_fast_gelu"), lambda x: x * (1.702 * x).sigmoid(), (draw(40),)),
 }

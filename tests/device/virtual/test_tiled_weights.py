@@ -84,3 +84,14 @@ def test_int4_lies_in_tiles_of_64():
     memory = torch.empty(0, dtype=torch.int32).set_(shared).clone()
     tiles = values.view(1, 1, 16, 2, 64).permute(0, 3, 1, 2, 4).contiguous()
     assert torch.equal(memory, packed(tiles.float().npu()).cpu().flatten())
+
+
+def test_an_item_is_what_lies_there():
+    """torch_npu copies bytes for it, as for elements of a storage; a tensor that is copied is in its logical order."""
+    weight = torch.arange(32 * 32, dtype=torch.int32).view(32, 32)
+    cast = torch.ops.npu.npu_format_cast(weight.npu(), NZ)
+    tiles = weight.view(2, 16, 2, 16).permute(2, 0, 1, 3).flatten()
+    places = (0, 7, 8, 200, 1023)
+    assert [cast.view(-1)[place].item() for place in places] == tiles[list(places)].tolist()
+    assert torch.equal(cast.cpu(), weight)
+    assert weight.npu()[3, 5].item() == weight[3, 5]

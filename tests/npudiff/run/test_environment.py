@@ -73,3 +73,14 @@ def test_autoload_stays_on_without_torch_npu(monkeypatch):
     monkeypatch.setattr(environment, "torch_npu_installed", lambda: False)
     prepare_environment()
     assert AUTOLOAD not in os.environ
+
+
+def test_torch_shows_errors_only_here_and_all_to_a_program_of_the_user(torch_npu, monkeypatch):
+    monkeypatch.setattr(environment, "_quietened", [])
+    monkeypatch.delenv(environment.LOG_LEVEL, raising=False)
+    prepare_environment()
+    assert os.environ[environment.LOG_LEVEL] == "ERROR"
+    assert environment.of_the_user({environment.LOG_LEVEL: "ERROR", "HOME": "/"}) == {"HOME": "/"}
+    monkeypatch.setattr(environment, "_quietened", [])
+    prepare_environment()
+    assert environment.LOG_LEVEL in environment.of_the_user(os.environ), "what somebody said stays"

@@ -52,6 +52,23 @@ def test_products_of_batches_and_their_gradients(dtype, batches):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_for_a_batch_norm(dtype):
+    x = draw(3, 5, 4, 7, dtype=dtype)
+    wide, given = x.double(), OPS.batch_norm_reduce(x, 1e-5)
+    for one, exact in zip(given, (wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))), strict=True):
+        assert one.shape == (5,)
+        assert within(one, exact, wide.abs().sum((0, 2, 3)) + wide.square().sum((0, 2, 3)), torch.float32)
+
+
+def test_sums_for_a_batch_norm_are_of_four_axes():
+    with pytest.raises(OperatorRejected, match="must more than 1"):
+        OPS.batch_norm_reduce(torch.ones(3), 1e-5)
+    for x in (torch.ones(3, 4), torch.ones(3, 4, 2, 2, dtype=torch.float64)):
+        with pytest.raises(OperatorRejected, match="batch_norm_reduce: input was"):
+            OPS.batch_norm_reduce(x, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("axes", [1, 2])
 @pytest.mark.parametrize("affine", [True, False])
 def test_layer_norm(dtype, axes, affine):

@@ -51,6 +51,13 @@ def test_in_fractions(gmm, dtype, index):
     assert torch.equal(finalize(**ends, group_list_type=0), output)
 
 
+def test_without_a_scale_per_row_it_is_1(gmm):
+    call = good(gmm)
+    ones = finalize(**call | {"pertoken_scale": torch.ones(6)})
+    assert torch.equal(finalize(**call | {"pertoken_scale": None}), ones)
+    assert not torch.equal(finalize(**call), ones)
+
+
 def test_as_many_rows_as_x(gmm):
     assert finalize(**good(gmm) | {"output_bs": 0}).shape == (6, 8)
 
@@ -97,6 +104,29 @@ def test_int4(gmm):
         finalize(**packed | {"scale": call["scale"]})
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_int4_with_offsets(gmm, groups):
+    """A weight that is ``w * scale + offset``, with numbers that float32 sums exactly."""
+    call, inner = good(gmm), 256 * groups
+    call |= {"x": gmm.integers(6, inner), "w": gmm.integers(3, inner, 8, low=-8, high=7, seed=1)}
+    scale = (2.0 ** gmm.integers(3, groups, 8, low=-3, high=0, seed=2)).float()
+    offset = gmm.integers(3, groups, 8, low=-9, high=9, seed=6).float() / 4
+    rows = [one.repeat_interleave(inner // groups, 1) for one in (scale, offset)]
+    whole = call["w"].double() * rows[0] + rows[1]
+    assist = (8 * call["w"].double() * rows[0]).sum(1).float()
+    packed = call | {"w": gmm.pack(call["w"]), "scale": gmm.bits(scale), "bias": assist, "offset": offset}
+    with gmm.changed(gmm_a8w4_group_products="float32"):
+        output = finalize(**packed)
+    expected = torch.zeros(4, 8, dtype=torch.float64)
+    for row, expert in enumerate([0, 0, 2, 2, 2]):
+        factor = call["pertoken_scale"][row].double() * call["logit"][row]
+        expected[int(call["row_index"][row])] += call["x"][row].double() @ whole[expert] * factor
+    torch.testing.assert_close(output.double(), expected, rtol=1e-6, atol=1e-6)
+    for wrong in (offset.half(), offset[:, :, :7], offset[:, 0]):
+        with pytest.raises(OperatorRejected, match="offset was"):
+            finalize(**packed | {"offset": wrong})
+
+
 def test_tokens_that_do_not_exist(gmm):
     call = good(gmm)
     call["row_index"][4] = 4
@@ -127,6 +157,7 @@ SHARED = torch.zeros(2, 8).bfloat16()
         ({"pertoken_scale": torch.zeros(5)}, r"pertoken_scale was of shape \[5\]; allowed: \[6\]"),
         ({"logit": torch.zeros(6).half()}, "logit was float16; allowed: float32"),
         ({"row_index": torch.zeros(6)}, "row_index was float32; allowed: int64 or int32"),
+        ({"offset": torch.zeros(3, 1, 8)}, "offset was a tensor with w of int8; allowed: None"),
         ({"shared_input": SHARED.float()}, "shared_input was float32; allowed: bfloat16"),
         ({"shared_input": SHARED[:, :7]}, r"shared_input was of shape \[2, 7\]; allowed: \[2, 8\]"),
         ({"shared_input": SHARED, "shared_input_offset": 3}, "shared_input_offset was 3; allowed: 0 to 2: 2 rows of 4"),
@@ -140,10 +171,8 @@ def test_rejections(gmm, other, message):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"offset": torch.zeros(3, 8)}, "offset was a tensor, which is not simulated"),
         ({"bias": torch.zeros(3, 8)}, "bias was a tensor with w of int8, which is not simulated"),
         ({"scale": None}, "scale was None, which is not simulated"),
-        ({"pertoken_scale": None}, "pertoken_scale was None"),
         ({"logit": None}, "logit was None"),
         ({"row_index": None}, "row_index was None"),
     ],

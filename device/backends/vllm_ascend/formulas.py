@@ -1,0 +1,130 @@
+"""Operators of vllm-ascend's library that torch_npu has not, as formulas of its own tests and kernels.
+
+They are made of operators of torch, so that graphs capture them. Those that look at values on the host say so, and a
+graph refuses them, as it refuses any wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from npudiff.device.simulator.errors import DeviceFault
+from npudiff.device.simulator.profiles import active_profile, use_profile
+
+Tensor = torch.Tensor
+
+_LONGEST = 16
+_STATES = ("bfloat16", "float32")
+
+
+def recurrent_gated_delta_rule(query: Tensor, key: Tensor, value: Tensor, state: Tensor, **named: Any) -> Tensor:  # noqa: ANN401
+    """Call torch_npu's, whose lengths have the number of tokens to skip in front here; states may be float32."""
+    profile = replace(
+        active_profile(),
+        recurrent_lengths="skipped_and_lengths",
+        recurrent_longest=_LONGEST,
+        recurrent_state_dtypes=_STATES,
+    )
+    with use_profile(profile):
+        result: Tensor = torch.ops.npu.npu_recurrent_gated_delta_rule(query, key, value, state, **named)
+    return result
+
+
+def bgmv_shrink(x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, scale: float) -> None:
+    """Add ``x @ weight[indices].mT * scale`` to y, row by row, in float32; rows whose index is negative stay."""
+    rows = indices >= 0
+    product = torch.bmm(weight[indices.clamp(min=0)].float(), x.float().unsqueeze(-1)).squeeze(-1)
+    y += (product * scale * rows.unsqueeze(1)).to(y.dtype)
+
+
+def bgmv_expand(x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, slice_offset: int, slice_size: int) -> Tensor:
+    """Add ``x @ weight[indices].mT`` to a slice of y's columns, and return y; rows whose index is negative stay."""
+    rows = indices >= 0
+    product = torch.bmm(weight[indices.clamp(min=0)].float(), x.float().unsqueeze(-1)).squeeze(-1)
+    part = y[:, slice_offset : slice_offset + slice_size]
+    part.copy_(part.float() + product * rows.unsqueeze(1))
+    return y
+
+
+def transpose_kv_cache_by_block(
+    k_cache: list[Tensor],
+    v_cache: list[Tensor],
+    block_ids: Tensor,
+    block_size: int,
+    head_num: int,
+    head_dim: int,
+    split_num: int,
+    layer_num: int,
+) -> None:
+    """Turn blocks whose heads came in parts, [parts, block size, ...], into [block size, parts, ...], in place."""
+    shape = (-1, split_num, block_size, head_num // split_num * head_dim)
+    for cache in (*k_cache[:layer_num], *v_cache[:layer_num]):
+        blocks = cache[block_ids.long()]
+        turned = blocks.reshape(shape).transpose(1, 2).reshape(blocks.shape)
+        cache.index_copy_(0, block_ids.long(), turned)
+
+
+def copy_and_expand_eagle_inputs(
+    target_token_ids: Tensor,
+    target_positions: Tensor,
+    next_token_ids: Tensor,
+    query_start_loc: Tensor,
+    query_end_loc: Tensor,
+    padding_token_id: int,
+    parallel_drafting_token_id: int,
+    num_padding_slots_per_request: int,
+    shift_input_ids: bool,
+    total_draft_tokens: int,
+) -> tuple[Tensor, ...]:
+    """Lay out what a drafter of several tokens at once is given; lengths are read on the host.
+
+    A request has its accepted tokens, the one that was sampled, ``num_padding_slots_per_request - 1`` that are to be
+    drafted, and as many of padding as were rejected.
+
+    Raises
+    ------
+    DeviceFault
+        A request has more tokens than ``total_draft_tokens`` leaves room for.
+    """
+    slots = num_padding_slots_per_request
+    tokens, positions, following, starts, ends = (
+        one.tolist() for one in (target_token_ids, target_positions, next_token_ids, query_start_loc, query_end_loc)
+    )
+    ids, places, rejected, masked = ([0] * total_draft_tokens for _ in range(4))
+    new, mapping = [0] * (len(following) * slots), [0] * len(tokens)
+    for request, (start, stop, end, token) in enumerate(zip(starts, starts[1:], ends, following, strict=False)):
+        shift = int(shift_input_ids)
+        accepted = max(end - start + 1 - shift, 0)
+        first = start + request * (slots - shift)
+        last = min(stop if not shift else len(tokens), start + shift + accepted) - 1
+        given = [tokens[min(start + shift + place, last)] if last >= start + shift else 0 for place in range(accepted)]
+        dropped = max(stop - end - 1, 0)
+        row = [*given, token, *[parallel_drafting_token_id] * (slots - 1), *[padding_token_id] * dropped]
+        if first + len(row) > total_draft_tokens:
+            found = f"request {request} ends at {first + len(row)}, there are {total_draft_tokens} tokens"
+            raise DeviceFault(f"npu_copy_and_expand_eagle_inputs: {found}")
+        kept = accepted + slots
+        ids[first : first + len(row)] = row
+        places[first : first + len(row)] = [positions[start] + place for place in range(kept)] + [0] * dropped
+        rejected[first : first + len(row)] = [0] * kept + [1] * dropped
+        masked[first : first + len(row)] = [0] * (accepted + 1) + [1] * (slots - 1) + [0] * dropped
+        new[request * slots : (request + 1) * slots] = range(first + accepted, first + kept)
+        if shift:
+            mapping[start:stop] = range(first, first + stop - start)
+    dtypes = (torch.int32, torch.int32, torch.int8, torch.int8, torch.int32, torch.int32)
+    lists = (ids, places, rejected, masked, new, mapping)
+    device = target_token_ids.device
+    return tuple(torch.tensor(one, dtype=dtype, device=device) for one, dtype in zip(lists, dtypes, strict=True))
+
+
+FORMULAS: Mapping[str, Callable[..., Any]] = {
+    "npu_recurrent_gated_delta_rule": recurrent_gated_delta_rule,
+    "bgmv_shrink": bgmv_shrink,
+    "bgmv_expand": bgmv_expand,
+    "transpose_kv_cache_by_block": transpose_kv_cache_by_block,
+    "npu_copy_and_expand_eagle_inputs": copy_and_expand_eagle_inputs,
+}
