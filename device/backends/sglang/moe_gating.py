@@ -20,6 +20,9 @@ Outputs = dict[str, torch.Tensor]
 _CHOICE: Box = {"dtype": ("float32",)}
 
 _SOFTMAX: Box = {**_CHOICE, "scoring": ("softmax",), "bias": (False,), "groups": (1,)}
+_SIGMOID: Box = {**_CHOICE, "scoring": ("sigmoid",), "bias": (False,), "groups": (1,)}
+_BY_TRITON: Box = {"renormalise": (True,), "tokens": range(1, 4097)}
+"""What a Triton kernel renormalises; its interpreter takes a row at a time."""
 _BIASED: Box = {**_CHOICE, "bias": (True,), "group_score": ("sum of two",)}
 _GROUPED: Box = {**_CHOICE, "bias": (False,), "groups": range(2, 1025), "group_score": ("largest",)}
 """Groups of models without a bias, such as DeepSeek-V2, are worth their best expert."""
@@ -73,12 +76,12 @@ def softmax(inputs: MoeGatingInputs, target: Target) -> Outputs:
 @implementation(
     "moe_gating",
     name="fused_topk_npu_renormalised",
-    supports={**_SOFTMAX, "renormalise": (True,), "tokens": range(1, 4097)},
+    supports={**_SOFTMAX, **_BY_TRITON},
     on_device=True,
     requires=kernels_are_here,
 )
 def renormalised_softmax(inputs: MoeGatingInputs, target: Target) -> Outputs:
-    """fused_topk_npu of a softmax, renormalised by a Triton kernel, whose interpreter wants few rows."""
+    """fused_topk_npu of a softmax, renormalised by a Triton kernel."""
     return _chosen(inputs)
 
 
@@ -97,7 +100,7 @@ def sigmoid(inputs: MoeGatingInputs, target: Target) -> Outputs:
 @implementation(
     "moe_gating",
     name="fused_topk_npu_sigmoid_without_bias",
-    supports={**_CHOICE, "scoring": ("sigmoid",), "bias": (False,), "groups": (1,)},
+    supports=[{**_SIGMOID, "renormalise": (False,)}, {**_SIGMOID, **_BY_TRITON}],
     on_device=True,
 )
 def sigmoid_without_bias(inputs: MoeGatingInputs, target: Target) -> Outputs:
