@@ -52,9 +52,13 @@ def _size(inputs: SlidingAttentionInputs) -> int:
 
 _WITHOUT_FIA: tuple[Box, ...] = (
     {FIA: ("0",), POOL: ("own",), "hybrid": (False,), "window": (None,), WINDOW: ("inclusive",), "sinks": (False,)},
-    {FIA: ("0",), POOL: ("own",), "hybrid": (True,), "sinks": (True,), "rows": ("contiguous",)},
-)
-"""Models of one pool go to operators of ATB, those with sinks to Triton kernels. sglang says that other models with
+    {
+        FIA: ("0",), POOL: ("own",), "hybrid": (True,), "sinks": (True,), "rows": ("contiguous",),
+        "kv_length": range(1, 1025),
+    },
+)  # fmt: skip
+"""Models of one pool go to operators of ATB, those with sinks to Triton kernels, whose interpreter wants short histories.
+sglang says that other models with
 windows need the flag."""
 
 
