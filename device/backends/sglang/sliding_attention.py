@@ -57,9 +57,8 @@ _WITHOUT_FIA: tuple[Box, ...] = (
         "kv_length": range(1, 1025),
     },
 )  # fmt: skip
-"""Models of one pool go to operators of ATB, those with sinks to Triton kernels, whose interpreter wants short histories.
-sglang says that other models with
-windows need the flag."""
+"""Models of one pool go to operators of ATB, those with sinks to Triton kernels, whose interpreter wants short
+histories. sglang says that other models with windows need the flag."""
 
 
 def _attention(name: str, *boxes: Box, without_fia: Sequence[Box] = ()) -> Callable[[Function], Implementation]:
