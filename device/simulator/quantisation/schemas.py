@@ -28,7 +28,7 @@ QUANT_MATMUL = (
 )
 QUANT_MATMUL_GELU = (
     "npu_quant_matmul_gelu(Tensor x1, Tensor x2, Tensor x1_scale, Tensor x2_scale, *, Tensor? bias=None, "
-    'str? approximate="gelu_erf") -> Tensor'
+    "str? approximate='gelu_erf') -> Tensor"
 )
 QUANT_MATMUL_REDUCE_SUM = (
     "npu_quant_matmul_reduce_sum(Tensor x1, Tensor x2, *, Tensor? x1_scale=None, Tensor? x2_scale=None) -> Tensor"
