@@ -117,9 +117,8 @@ def _report(log: RunLog, console: Console) -> int:
 
 
 def _unjudged(log: RunLog) -> Mapping[tuple[str, str], str]:
-    """Implementations that the user named, of which no case was judged though nobody had narrowed the cases."""
-    request = log.plan.request
-    return unjudged(log.outcomes) if request.implementations and not request.where else {}
+    """Implementations that the user named, of which no case was judged. One without a case in ``where`` is not run."""
+    return unjudged(log.outcomes) if log.plan.request.implementations else {}
 
 
 def _junit(log: RunLog) -> str:

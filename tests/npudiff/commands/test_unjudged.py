@@ -52,3 +52,4 @@ def test_what_somebody_narrowed_to_nothing_is_his_own_doing(check):
     result = check("--where", "window=3")
     assert result.code == ExitCode.CLEAN
     assert "could be judged" not in result.out
+    assert check("--where", "window=7").code == ExitCode.NOTHING_RAN  # it has cases there

@@ -69,6 +69,13 @@ def test_functions_of_a_backend_with_one_exception_are_one():
     assert groups(found("one", **raised), found("two", **raised)) == [[0, 1]]
 
 
+def test_functions_of_two_checkouts_and_two_verdicts_of_one_text_are_not_one():
+    raised = {"verdict": "rejected call", "error": "E: no"}
+    one, other = found("one", **raised, options=BACKEND), found("two", **raised, options=f"{BACKEND}=elsewhere")
+    assert groups(one, other) == [[0], [1]]
+    assert groups(one, found("two", verdict="exception", error="E: no", options=BACKEND)) == [[0], [1]]
+
+
 @pytest.mark.parametrize(("told", "expected"), [(SAME, [[0, 1]]), (FAILS, [[0], [1]]), (HOLDS, [[0], [1]])])
 def test_functions_of_a_backend_that_are_wrong_in_the_same_way_are_one(told, expected):
     assert groups(found("one", options=BACKEND, others={"two": told}), found("two", options=BACKEND)) == expected

@@ -56,7 +56,9 @@ def test_a_change_says_how_it_is_written_and_changes_one_field(text, written, va
 
 
 def test_what_holds_nothing_stays_as_it_is_where_something_is_added():
-    assert Change.parsed("window += 1").of(Inputs(None, True, GIVEN.inner)).window is None
+    nothing = Inputs(None, True, GIVEN.inner)
+    assert Change.parsed("window += 1").of(nothing).window is None
+    assert Change.parsed("window = 5").of(nothing).window == 5
 
 
 @pytest.mark.parametrize(
