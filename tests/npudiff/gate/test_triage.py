@@ -115,6 +115,12 @@ def test_an_issue_that_is_not_looked_at_hides_nothing(changes, state):
     assert bool(found.again) == (state is None)
 
 
+def test_an_issue_of_what_is_left_out_here_is_not_known_here():
+    plan = replace(PLAN, left_out=("swa_mask.newer: get_mask has no argument window",))
+    (status,) = sorted_by(replace(where("an_option=1"), implementation="newer"), plan=plan).settled
+    assert (status.state, status.why) == (State.ELSEWHERE, "get_mask has no argument window")
+
+
 def test_a_condition_that_no_case_meets_matches_nothing():
     narrow = replace(PLAN, jobs=tuple(
         replace(job, constraints=job.constraints.within(parse_where(["window=1..4"]))) for job in of(ISSUE)
