@@ -82,15 +82,38 @@ class Place:
         return f"{self.module.removeprefix('npudiff.').replace('.', '/')}.py:{self.line} {self.name}"
 
 
-_evaluated: list[bool] = []
-"""For each time that an expression was made larger since this was emptied, whether it was a number."""
+class _Was(Enum):
+    """What an expression was, one time that it was to be made larger."""
+
+    SOME = "a number other than 0"
+    ZERO = "0, times which anything is 0"
+    NO_NUMBER = "no number"
+
+
+_evaluated = Counter[_Was]()
+"""What the expression was since this was emptied, and how often."""
 
 
 def larger(value: Any, factor: float) -> Any:
     """Return a number, a tensor or the errors of a result, times a factor; anything else as it is."""
     made = _times(value, factor)
-    _evaluated.append(made is not value)
+    _evaluated[_Was.NO_NUMBER if made is value else _Was.SOME if _differ(value, made) else _Was.ZERO] += 1
     return made
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether a number in one is another than in the other."""
+    if isinstance(one, torch.Tensor):
+        return not torch.equal(one.nan_to_num(), other.nan_to_num())
+    if isinstance(one, tuple):
+        return any(map(_differ, one, other))
+    if dataclasses.is_dataclass(one):
+        return any(_differ(getattr(one, name), getattr(other, name)) for name in _error_fields(one))
+    return bool(one != other)
+
+
+def _error_fields(value: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(value)} & set(ERROR_FIELDS)
 
 
 def _times(value: Any, factor: float) -> Any:
@@ -102,18 +125,17 @@ def _times(value: Any, factor: float) -> Any:
         made = tuple(_times(item, factor) for item in value)
         return value if all(one is other for one, other in zip(made, value, strict=True)) else made
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name for field in dataclasses.fields(value)} & set(ERROR_FIELDS)
-        changed = {name: _times(getattr(value, name), factor) for name in fields}
+        changed = {name: _times(getattr(value, name), factor) for name in _error_fields(value)}
         return dataclasses.replace(value, **changed) if changed else value
     return value
 
 
 def rounds_more(factor: float, before: Any, method: str, *arguments: Any) -> Any:
     """Call a method that adds an error, and add it as many times."""
-    _evaluated.append(True)
     after = getattr(before, method)(*arguments)
     name = "error" if hasattr(after, "error") else "independent"
     old, new = getattr(before, name), getattr(after, name)
+    _evaluated[_Was.SOME if _differ(old, new) else _Was.ZERO] += 1
     return dataclasses.replace(after, **{name: old + (new - old) * factor})
 
 
@@ -340,6 +362,7 @@ class Effect(Enum):
     SEEN = "seen"
     SMALL = "of second order: no bound changes by more than is tolerated"
     NOTHING = "UNSEEN: no bound changes"
+    ZERO = "0 in every case, where four times as much is 0"
     NO_NUMBER = "no number"
     NOT_REACHED = "NOT REACHED"
 
@@ -353,8 +376,10 @@ def effect(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded
         return Effect.SEEN, changes
     if largest:
         return Effect.SMALL, changes
-    if any(_evaluated):
+    if _evaluated[_Was.SOME]:
         return Effect.NOTHING, changes
+    if _evaluated[_Was.ZERO]:
+        return Effect.ZERO, changes
     return Effect.NO_NUMBER if _evaluated else Effect.NOT_REACHED, changes
 
 
@@ -382,10 +407,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loosened_bounds", description=__doc__)
     parser.add_argument("--factor", type=float, default=FACTOR, help="times which a bound is made")
     parser.add_argument("--all", action="store_true", help="print every place, and who sees it")
+    parser.add_argument("--only", metavar="REGEX", default="", help="places whose module, function and text it matches")
     options = parser.parse_args()
     recorded = read()
     counts = Counter[Effect]()
-    for place in all_places(recorded):
+    for place in (one for one in all_places(recorded) if re.search(options.only, one.name)):
         became, changes = effect(place, options.factor, recorded)
         counts[became] += 1
         said = ", ".join(f"{name} {change:.2g}" for name, change in changes.items() if change)

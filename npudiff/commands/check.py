@@ -118,7 +118,7 @@ def _report(log: RunLog, console: Console) -> int:
 
 def _unjudged(log: RunLog) -> Mapping[tuple[str, str], str]:
     """Implementations that the user named, of which no case was judged. One without a case in ``where`` is not run."""
-    return unjudged(log.outcomes) if log.plan.request.implementations else {}
+    return {**unjudged(log.outcomes), **log.plan.unimported} if log.plan.request.implementations else {}
 
 
 def _junit(log: RunLog) -> str:

@@ -73,7 +73,8 @@ def _backend(wish: Wish, target: str | None) -> Iterator[str]:
     )
     yield from (f"{'operators':16} {line}" for line in room.booted.operators())
     missing = [(item, item.requires()) for item in room.implementations if item.requires is not None]
-    left_out = [*room.left_out, *(f"{item.component}.{item.name}: {why}" for item, why in missing if why)]
+    left_out = [f"{module}: {why}" for module, why in room.left_out.items()]
+    left_out += [f"{item.component}.{item.name}: {why}" for item, why in missing if why]
     usable = len(room.implementations) - sum(bool(why) for _, why in missing)
     yield f"{'implementations':16} {usable} of {len({item.component for item in room.implementations})} components"
     for line in left_out:

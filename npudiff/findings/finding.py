@@ -151,8 +151,7 @@ def write_finding(finding: Finding, failure: Failure | None, root: Path, script:
     tensors = _packed(None if failure is None else failure.comparison)
     files = {
         TENSOR_FILE: ("tensors_sha256", tensors),
-        BACKEND_FILE: ("backend_sha256", _backend_script(finding).encode()),
-        **_of_script(script or Script()),
+        **_programs(_backend_script(finding), script or Script()),
     }
     for name, (_, data) in files.items():
         if data:
@@ -200,17 +199,18 @@ def _packed(comparison: Comparison | None) -> bytes:
     return save(kept) if kept else b""
 
 
-_OF_SCRIPT = {
+_PROGRAMS = {
     SCRIPT_FILE: ("script_sha256", MAX_SCRIPT_BYTES),
     REPRODUCE_TENSORS: ("reproduce_sha256", MAX_REPRODUCE_TENSORS + 2**20),
+    BACKEND_FILE: ("backend_sha256", MAX_SCRIPT_BYTES),
 }
-"""Files of a script: where their checksums stand, and how large they may be."""
+"""Programs that come with a finding, and what they read: where their checksums stand, and how large they may be."""
 
 
-def _of_script(script: Script) -> dict[str, tuple[str, bytes]]:
-    """The files of a script: where the checksum of each stands, and what it holds."""
-    contents = {SCRIPT_FILE: script.text.encode(), REPRODUCE_TENSORS: script.tensors}
-    return {name: (_OF_SCRIPT[name][0], data) for name, data in contents.items()}
+def _programs(backend: str, script: Script) -> dict[str, tuple[str, bytes]]:
+    """The same files: where the checksum of each stands, and what it holds."""
+    contents = {SCRIPT_FILE: script.text.encode(), REPRODUCE_TENSORS: script.tensors, BACKEND_FILE: backend.encode()}
+    return {name: (_PROGRAMS[name][0], data) for name, data in contents.items()}
 
 
 _BACKEND_SCRIPT = '''"""{function} of {backend} is wrong on the smallest case of a finding.
@@ -272,8 +272,8 @@ def read_finding(folder: Path, *, tensors: bool = True) -> Finding:
         )
     if tensors:
         _check_file(folder / TENSOR_FILE, "tensors_sha256", content, MAX_TENSOR_BYTES)
-    for name, (field, limit) in _OF_SCRIPT.items() if tensors else ():
-        if (folder / name).exists() or (folder / name).is_symlink():  # what makes the script is not needed to replay it
+    for name, (field, limit) in _PROGRAMS.items() if tensors else ():
+        if (folder / name).exists() or (folder / name).is_symlink():  # they are for others: none is needed to replay it
             _check_file(folder / name, field, content, limit)
     return finding_of_plain(content, f"{folder}: {FINDING_FILE}")
 

@@ -107,16 +107,18 @@ class GateResult:
 
     @property
     def unjudged(self) -> list[tuple[tuple[str, str], str]]:
-        """Implementations that were run and of which no case came to a verdict, and the usual reason.
+        """Implementations that were run and of which no case came to a verdict, or that do not import, and why.
 
         Those that a known issue names, or that have a finding, are not among them.
         """
         idle = unjudged(outcome for _, outcome in self.outcomes)
-        if not idle:
+        unimported = self.plan.unimported
+        if not idle and not unimported:
             return []
         told = {(status.issue.component, status.issue.implementation) for status in self.known}
         told |= {one.finding.subject for one in self.findings}
-        return [(names, idle[names]) for names in self.by_implementation() if names in idle and names not in told]
+        run = {names: idle[names] for names in self.by_implementation() if names in idle}
+        return [(names, why) for names, why in {**run, **unimported}.items() if names not in told]
 
     @property
     def closing(self) -> list[ReportedFinding]:

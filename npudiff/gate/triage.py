@@ -13,7 +13,7 @@ from npudiff.gate.result import KnownStatus, State
 from npudiff.gate.versions import Machine
 from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE, properties_of
 from npudiff.judge.others import WAYS_AGREE
-from npudiff.model.backend import wished
+from npudiff.model.backend import EVERY, wished
 from npudiff.model.case import loads
 from npudiff.model.component import Component
 from npudiff.model.constraints import Axis, Box, Constraints, Exclusion, allows
@@ -64,6 +64,9 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
         if (missing := _left_out(issue, plan)) is not None:
             settled.append(KnownStatus(issue, State.ELSEWHERE, missing))
             continue
+        if issue.implementation == EVERY:
+            settled.append(KnownStatus(issue, State.STALE, f"{issue.component} imports: remove the entry"))
+            continue
         if wished(plan.request.implementations) and (status := _not_asked_for(issue, plan)) is not None:
             settled.append(status)  # what options a function of a backend has is known where it is run
             continue
@@ -84,8 +87,8 @@ def triage(plan: Plan, issues: Sequence[KnownIssue], here: Machine, today: date,
 
 def _left_out(issue: KnownIssue, plan: Plan) -> str | None:
     """Why the implementation of an issue is left out of this run; None if it is not. Its options are not known then."""
-    start = f"{issue.component}.{issue.implementation}: "
-    return next((line.removeprefix(start) for line in plan.left_out if line.startswith(start)), None)
+    whole = plan.left_out.get((issue.component, EVERY))
+    return plan.left_out.get((issue.component, issue.implementation), whole)
 
 
 def only(sorted_out: Triage, names: Collection[tuple[str, str]]) -> Triage:

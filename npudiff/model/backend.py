@@ -14,6 +14,9 @@ from pathlib import Path
 
 from npudiff.errors import UsageError
 
+EVERY = "*"
+"""In place of the name of an implementation: all of a module of adapters."""
+
 
 class BackendUnavailable(UsageError):
     """A backend cannot be imported here; the message says why and what to do."""

@@ -6,7 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from npudiff.errors import UsageError, unknown
@@ -48,8 +48,8 @@ class Room:
 
     booted: Booted
     implementations: tuple[Implementation, ...]
-    left_out: tuple[str, ...]
-    """Modules of implementations that do not import beside this version of it, and why, a line each."""
+    left_out: Mapping[str, str]
+    """Modules of implementations that do not import beside this version of it, and why."""
 
 
 _rooms: dict[str, tuple[Wish, Room]] = {}
@@ -73,13 +73,13 @@ def room_of(wish: Wish) -> Room:
         return room
     backend = load_backend(wish.name)
     booted = backend.boot(wish.checkout)
-    found, left_out = list[Implementation](), list[str]()
+    found, left_out = list[Implementation](), dict[str, str]()
     package = importlib.import_module(backend.implementations)
     for info in pkgutil.iter_modules(package.__path__):
         try:
             module = importlib.import_module(f"{package.__name__}.{info.name}")
         except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # a base class, a device
-            left_out.append(f"{info.name}: not applicable to {wish.name} {booted.version}: {error}")
+            left_out[info.name] = f"not applicable to {wish.name} {booted.version}: {error}"
             continue
         found += [item for item in implementations_in(module) if item.origin == module.__name__]
     named = wish.selector
@@ -87,7 +87,7 @@ def room_of(wish: Wish) -> Room:
         replace(item, origin=named, selector=named, absent=backend.absent, adapters=backend.implementations)
         for item in found
     )
-    room = Room(booted, tuple(_beside(chosen)), tuple(left_out))
+    room = Room(booted, tuple(_beside(chosen)), left_out)
     _rooms[wish.name] = wish, room
     return room
 

@@ -15,13 +15,20 @@ from npudiff.draw.presets import DEFAULT_RUN_PRESET, RUN_PRESETS, run_preset
 from npudiff.errors import UsageError, unknown
 from npudiff.judge.judge import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, property_of_mutant
 from npudiff.judge.others import properties_with_others
-from npudiff.model.backend import wished
+from npudiff.model.backend import EVERY, wished
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.constraints import Constraints, parse_where
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import TIMEOUT, Budget, Isolation, Job
 from npudiff.run.backends import load_backend, room_of
-from npudiff.run.discovery import Provide, default_target, load_components, load_target, select_implementations
+from npudiff.run.discovery import (
+    Provide,
+    component_names,
+    default_target,
+    load_components,
+    load_target,
+    select_implementations,
+)
 from npudiff.run.messages import Keep, Task
 
 CAUSES_OF_A_BACKEND = 4
@@ -119,8 +126,20 @@ class Plan:
     """What was asked for."""
     shared: Shared = field(default_factory=Shared)
     """Cases that failed for others."""
-    left_out: tuple[str, ...] = ()
-    """Implementations that need what is not here, and what that is, a line each."""
+    left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Implementations that need what is not here, by component and name, and what that is. A module of a backend's
+    adapters that does not import stands for all of it: its own name, and ``EVERY``."""
+
+    @property
+    def left_out_lines(self) -> list[str]:
+        """What is left out, and why, a line each."""
+        return [f"{'.'.join(name for name in names if name != EVERY)}: {why}" for names, why in self.left_out.items()]
+
+    @property
+    def unimported(self) -> dict[tuple[str, str], str]:
+        """The modules among them that this run is about: nothing of them can be judged."""
+        others = set(component_names()) - set(self.request.components or component_names())
+        return {names: why for names, why in self.left_out.items() if names[1] == EVERY and names[0] not in others}
 
     @property
     def workers(self) -> int:
@@ -231,7 +250,7 @@ def make_plan(request: Request) -> Plan:
     jobs: list[Job] = []
     mutants: list[Job] = []
     chosen: Counter[str] = Counter()
-    left_out: list[str] = []
+    left_out: dict[tuple[str, str], str] = {}
     provide = untrusted_provider(request, target) if request.untrusted else None
     items = select_implementations(components, request.implementations, provide)
     drawn = [with_options(by_name[item.component], item.options) for item in items]
@@ -240,7 +259,7 @@ def make_plan(request: Request) -> Plan:
         if (restriction := restrictions.get(id(component))) is None:
             continue
         if missing := item.requires() if item.requires is not None else "":
-            left_out.append(f"{item.component}.{item.name}: {missing}")
+            left_out[item.component, item.name] = missing
             continue
         if item.wrong is None or request.implementations:
             jobs += _jobs(component, item, target, properties_with_others(component, item), restriction)
@@ -248,11 +267,11 @@ def make_plan(request: Request) -> Plan:
             found = _jobs(component, item, target, (property_of_mutant(item),), restriction)
             chosen[item.component] += len(found)
             mutants += found
-    left_out += [line for wish in wished(request.implementations) for line in room_of(wish).left_out]
+    for wish in wished(request.implementations):
+        left_out |= {(module, EVERY): why for module, why in room_of(wish).left_out.items()}
+    plan = Plan(target, tuple(jobs), tuple(mutants), request, left_out=left_out)
     if not jobs and not mutants:
-        why = f"nothing to run is here: {left_out[0]}" if left_out else _NOTHING
-        raise UsageError(why)
-    plan = Plan(target, tuple(jobs), tuple(mutants), request, left_out=tuple(left_out))
+        raise UsageError(f"nothing to run is here: {plan.left_out_lines[0]}" if left_out else _NOTHING)
     _ = plan.isolation  # refused before anything is run
     return plan
 

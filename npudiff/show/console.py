@@ -106,7 +106,7 @@ class Console:
             )
         if request.shared is not None:
             self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
-        for line in plan.left_out:
+        for line in plan.left_out_lines:
             self.rich.print(f"[dim]not applicable here: {escape(clipped(printable(line)))}[/]")
 
     def table(self, outcomes: Sequence[Outcome]) -> None:

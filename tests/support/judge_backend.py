@@ -1,7 +1,7 @@
 """A program that has functions of a backend judged in a process of its own, and says what came out as JSON.
 
 It is told as JSON on its standard input: ``backend``, as ``--backend`` is told it; ``target``; ``runs``, a list of what
-``Run`` has. The last line that it prints has ``names`` of all implementations that are here, ``left_out``, a line each,
+``Run`` has. Its last line has ``names`` of all implementations that are here, ``left_out``, modules and why,
 and ``judged``, for each run the results by name.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
     room = room_of(wish_of(told["backend"]))
     results = [judged(told["backend"], told["target"], Run(**run)) for run in told["runs"]]
     here = [f"{one.component}.{one.name}" for one in room.implementations if one.requires is None or not one.requires()]
-    sys.stdout.write("\n" + json.dumps({"names": here, "left_out": room.left_out, "judged": results}))
+    sys.stdout.write("\n" + json.dumps({"names": here, "left_out": dict(room.left_out), "judged": results}))
 
 
 def said(runs: list[Run], **more: str) -> str:

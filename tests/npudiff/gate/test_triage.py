@@ -116,7 +116,7 @@ def test_an_issue_that_is_not_looked_at_hides_nothing(changes, state):
 
 
 def test_an_issue_of_what_is_left_out_here_is_not_known_here():
-    plan = replace(PLAN, left_out=("swa_mask.newer: get_mask has no argument window",))
+    plan = replace(PLAN, left_out={("swa_mask", "newer"): "get_mask has no argument window"})
     (status,) = sorted_by(replace(where("an_option=1"), implementation="newer"), plan=plan).settled
     assert (status.state, status.why) == (State.ELSEWHERE, "get_mask has no argument window")
 

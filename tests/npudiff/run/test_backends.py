@@ -67,7 +67,7 @@ def test_the_option_that_repeats_a_wish_is_fit_for_a_shell():
 
 def test_its_implementations_are_run_and_what_does_not_fit_is_told(small, cli):
     result = cli("check", "swa_mask", "rotary", "--backend", "small", "--examples", "5")
-    assert result.code == ExitCode.CLEAN, result.out + result.err
+    assert result.code == ExitCode.NOTHING_RAN, result.out + result.err  # of rotary
     lines = " ".join(result.out.split())
     assert "theirs" in lines
     assert "not applicable here: swa_mask.newer: get_mask has no argument window" in lines
@@ -86,9 +86,10 @@ def test_a_module_that_does_not_come_up_beside_a_version_is_left_out(small, line
     (small / "rotary.py").write_text(line)
     room = backends.room_of(Wish("small"))
     assert [one.name for one in room.implementations] == ["theirs", "newer"]
-    (said,) = room.left_out
-    assert said.startswith("rotary: not applicable to small 1.2: ")
-    assert why in said
+    (said,) = room.left_out.items()
+    assert said[0] == "rotary"
+    assert said[1].startswith("not applicable to small 1.2: ")
+    assert why in said[1]
 
 
 CALLS = """
@@ -156,6 +157,11 @@ def test_a_finding_brings_a_program_that_calls_the_backend_itself(small, cli, tm
     assert 'swa_mask.py", line 8, in theirs' in raised.stderr
     (small / "swa_mask.py").write_text(MASKS)
     assert called().returncode == ExitCode.CLEAN
+
+    (folder / "backend.py").write_text("print('mine')\n")
+    changed = cli("replay", folder)
+    assert changed.code == ExitCode.USAGE
+    assert "backend.py does not match its checksum: damaged or changed" in changed.out
 
 
 def test_what_is_only_stood_in_for_is_counted_and_no_finding(small, cli):
@@ -246,3 +252,47 @@ def test_a_known_issue_of_what_is_left_out_or_not_asked_for_is_told_and_closes_n
     assert result.code == ExitCode.CLEAN, result.out + result.err
     assert "not known here: get_mask has no argument window" in result.out
     assert "rms_norm.of another component where an_option_of_it=1: was not run: this run is of swa_mask" in result.out
+
+
+def test_a_module_that_does_not_come_up_is_not_green_unless_an_entry_accepts_it(small, cli, tmp_path):
+    module = small / "swa_masks.py"
+    module.write_text("import gone_since_yesterday\n")
+    arguments = ("swa_mask", "--backend", "small", "--examples", "5", "--workers", "1")
+    result = cli("check", *arguments)
+    assert result.code == ExitCode.NOTHING_RAN
+    why = "not applicable to small 1.2: No module named 'gone_since_yesterday'"
+    assert f"not applicable here: swa_masks: {why}" in result.out
+    assert f"no case of swa_masks.* could be judged: {why}" in result.out
+
+    known = tmp_path / "known.toml"
+    known.write_text("")
+    gate = ("gate", *arguments, "--known", known, "--rotating", "off")
+    closed = cli(*gate)
+    assert closed.code == ExitCode.FINDINGS
+    assert "1 implementation of which no case could be judged" in closed.out
+    known.write_text(
+        '[[issue]]\ncomponent = "swa_masks"\nimplementation = "*"\nverdict = "not judged"\n'
+        f'link = "https://e.org/7"\nexpires = {datetime.now(timezone.utc).date() + timedelta(days=9)}\n'
+    )
+    accepted = cli(*gate)
+    assert accepted.code == ExitCode.CLEAN, accepted.out + accepted.err
+    assert f"known issue swa_masks.*: not known here: {why}" in accepted.out
+
+
+def test_an_entry_for_a_module_that_comes_up_has_to_go(small, cli, tmp_path):
+    known = tmp_path / "known.toml"
+    known.write_text(
+        '[[issue]]\ncomponent = "swa_mask"\nimplementation = "*"\nverdict = "not judged"\n'
+        f'link = "https://e.org/7"\nexpires = {datetime.now(timezone.utc).date() + timedelta(days=9)}\n'
+    )
+    arguments = ("--backend", "small", "--known", known, "--rotating", "off", "--examples", "5", "--workers", "1")
+    result = cli("gate", "swa_mask", *arguments)
+    assert result.code == ExitCode.FINDINGS
+    assert "known issue swa_mask.*: does not fail any more: swa_mask imports: remove the entry" in result.out
+
+
+def test_a_module_of_a_component_that_nobody_asked_for_may_stay_away(small, cli):
+    (small / "rotary.py").write_text("import gone_since_yesterday\n")
+    asked = ("check", "swa_mask", "--backend", "small", "--examples", "5", "--workers", "1")
+    assert cli(*asked).code == ExitCode.CLEAN
+    assert cli(asked[0], *asked[2:]).code == ExitCode.NOTHING_RAN
