@@ -367,6 +367,10 @@ class Effect(Enum):
     NOT_REACHED = "NOT REACHED"
 
 
+LOST = (Effect.NOTHING, Effect.NOT_REACHED)
+"""What must not become of any: nobody would see a bound that is made looser there."""
+
+
 def effect(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded]]) -> tuple[Effect, dict[str, float]]:
     """Return what becomes of the recorded bounds of all components, and the largest change of each."""
     _evaluated.clear()
@@ -418,7 +422,7 @@ def main() -> int:
         if options.all or became is not Effect.SEEN:
             print(f"{place.where}: {became.value}{': ' if said else ''}{said}", flush=True)
     print(", ".join(f"{count} {became.name.lower().replace('_', ' ')}" for became, count in counts.items()))
-    return 1 if counts[Effect.NOTHING] or counts[Effect.NOT_REACHED] else 0
+    return 1 if any(counts[became] for became in LOST) else 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import zlib
 from dataclasses import replace
 
 import pytest
+from hypothesis import assume
+from hypothesis import strategies as st
 
 from draws import drawn
 from npudiff.judge.judge import EQUIVALENCE
@@ -249,6 +251,22 @@ def test_a_property_that_fits_no_supported_case_is_not_applicable_at_once(toy, n
     outcome = run_job(job, SEEDED)
     assert outcome.verdict is Verdict.NOT_APPLICABLE
     assert not seen
+
+
+def test_a_region_of_which_little_or_nothing_can_be_drawn_is_no_defect(toy):
+    draws = []
+
+    @st.composite
+    def after(draw, rejected):
+        draws.append(1)
+        assume(len(draws) > rejected)
+        return toy.Case((draw(st.integers(0, 9)),))
+
+    outcome = run_job(toy.job(strategy=lambda constraints: after(80)), Budget(examples=20, seed=1))
+    assert (outcome.verdict, outcome.cases >= 10) == (Verdict.HOLDS, True)
+    outcome = run_job(toy.job(strategy=lambda constraints: after(10**6)), Budget(examples=20, seed=1))
+    assert (outcome.verdict, outcome.cases) == (Verdict.NOT_APPLICABLE, 0)
+    assert outcome.not_applicable == {"no case could be drawn": 1}
 
 
 def test_features_are_counted(toy):
