@@ -10,8 +10,10 @@ from dataclasses import fields
 import pytest
 import torch
 
-from benchmarks.loosened_bounds import FACTOR, LOST, Effect, Place, all_places, effect, enlarged, larger
+from benchmarks import loosened_bounds
+from benchmarks.loosened_bounds import FACTOR, LOST, Effect, Place, all_places, effect, larger, rounds_more
 from benchmarks.recorded_bounds import REGIMES, UNREACHED, Summary, bounds_of, in_regime, last_place, reached, read
+from npudiff.reference.inexact import Inexact
 from npudiff.run.discovery import component_names, load_component
 
 RECORDED = read()
@@ -65,6 +67,32 @@ Gains are newer than the cases, and the last two have few elements; ``benchmarks
 def test_every_place_where_an_error_enters_is_seen_if_it_is_four_times_as_large():
     found = {place.where: effect(place, FACTOR, RECORDED)[0] for place in all_places(RECORDED)}
     assert not {where: became.value for where, became in found.items() if became in LOST}
+
+
+def test_what_is_0_or_no_number_is_told_apart_from_what_nobody_sees(monkeypatch):
+    def seen(evaluate, **changes):
+        def run(*_):
+            evaluate()
+            return changes
+
+        monkeypatch.setattr(loosened_bounds, "seen_by", run)
+        return effect(PLACE, 4.0, {})[0]
+
+    exact, rounded = Inexact.exact(torch.ones(2)), Inexact.exact(torch.ones(2)).in_float32()
+    kinds = (("npudiff", Effect.NO_NUMBER), (0.0, Effect.ZERO), (torch.zeros(2), Effect.ZERO), (exact, Effect.ZERO),
+             ((torch.zeros(2), None), Effect.ZERO), (1e-9, Effect.NOTHING), (rounded, Effect.NOTHING),
+             ((torch.zeros(2), torch.ones(2)), Effect.NOTHING))  # fmt: skip
+    for value, became in kinds:
+        assert seen(lambda value=value: larger(value, 4.0)) is became
+    assert seen(lambda: rounds_more(4.0, exact, "in_float32")) is Effect.NOTHING
+    assert seen(lambda: rounds_more(4.0, Inexact.exact(torch.zeros(2)), "in_float32")) is Effect.ZERO
+    assert seen(lambda: [larger(0.0, 4.0), larger(1.0, 4.0)]) is Effect.NOTHING
+    assert seen(lambda: None) is Effect.NOT_REACHED
+    assert seen(lambda: None, rms_norm=0.5) is Effect.SMALL
+    assert seen(lambda: None, rms_norm=1.5, swiglu=0.0) is Effect.SEEN
+
+
+PLACE = Place("npudiff.reference.rms_norm", None, 1, 0, "anything")
 
 
 def tensor(*values):

@@ -258,9 +258,10 @@ def test_a_region_of_which_little_or_nothing_can_be_drawn_is_no_defect(toy):
 
     @st.composite
     def after(draw, rejected):
-        draws.append(1)
+        number = draw(st.integers(0, 9999))
+        draws.append(number)
         assume(len(draws) > rejected)
-        return toy.Case((draw(st.integers(0, 9)),))
+        return toy.Case((number,))
 
     outcome = run_job(toy.job(strategy=lambda constraints: after(80)), Budget(examples=20, seed=1))
     assert (outcome.verdict, outcome.cases >= 10) == (Verdict.HOLDS, True)
