@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import logging
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -87,9 +89,34 @@ def room_of(wish: Wish) -> Room:
         replace(item, origin=named, selector=named, absent=backend.absent, adapters=backend.implementations)
         for item in found
     )
+    _hush()
     room = Room(booted, tuple(_beside(chosen)), left_out)
     _rooms[wish.name] = wish, room
     return room
+
+
+class _OfAKind(logging.Filter):
+    """Lets one message of a kind pass: what a backend says of every shape is said of hundreds here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = set[tuple[str, int, str]]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether no message has been said yet that differs in numbers only."""
+        kind = (record.name, record.levelno, re.sub(r"\d+", "0", str(record.msg)))
+        new = kind not in self._said
+        self._said.add(kind)
+        return new
+
+
+def _hush() -> None:
+    """Let whatever writes messages of a backend write one of a kind."""
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    handlers = {handler for one in loggers if isinstance(one, logging.Logger) for handler in one.handlers}
+    for handler in (*handlers, logging.lastResort):
+        if handler is not None and not any(isinstance(one, _OfAKind) for one in handler.filters):
+            handler.addFilter(_OfAKind())
 
 
 def _beside(items: Sequence[Implementation]) -> Iterator[Implementation]:

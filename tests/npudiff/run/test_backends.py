@@ -164,6 +164,23 @@ def test_a_finding_brings_a_program_that_calls_the_backend_itself(small, cli, tm
     assert "backend.py does not match its checksum: damaged or changed" in changed.out
 
 
+def test_a_backend_says_one_thing_of_a_kind_once(small, tmp_path):
+    """In processes of its own: handlers of loggers belong to all of one."""
+    said = 'import logging\nmine, its = logging.getLogger("small.masks"), logging.getLogger("small")\n'
+    said += "mine.addHandler(logging.StreamHandler())\n"
+    call = 'mine.warning("not aligned: %d keys", len(inputs.kv_lengths)), its.error(f"{inputs.window} wide")'
+    masks = said + MASKS.replace("    return window_mask(", f"    {call}\n    return window_mask(")
+    (small / "swa_mask.py").write_text(masks)
+    result = subprocess.run(
+        [sys.executable, "-m", "npudiff", "check", "swa_mask", "--backend", "small", "--examples", "30"],
+        cwd=tmp_path, env=for_another_process(small), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == ExitCode.CLEAN, result.stdout + result.stderr
+    whole = result.stdout + result.stderr
+    assert 1 <= whole.count("not aligned") <= 4  # once for each process
+    assert 1 <= whole.count("wide") <= 4
+
+
 def test_what_is_only_stood_in_for_is_counted_and_no_finding(small, cli):
     calls = MASKS.replace(
         "    return window_mask(", "    if inputs.window == 3: raise NotHere('no kernel')\n    return window_mask("
