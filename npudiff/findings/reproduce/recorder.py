@@ -13,6 +13,7 @@ import json
 import keyword
 import os
 import re
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -432,6 +433,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     returned : bool
         Whether the last run of the implementation came back.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch has to keep its compiler out of here: it would import it for that, which takes two seconds.
+
+        An implementation that is compiled has imported it before anything of it is recorded.
+        """
+        return "torch._dynamo" in sys.modules
 
     def __init__(self, tape: Tape, *, sealed: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

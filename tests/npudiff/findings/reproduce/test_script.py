@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -29,6 +32,53 @@ def test_a_wrong_result_is_wrong_without_npudiff(kept, alone):
         "y: WRONG: worst error / bound is 598 at [2]: got 301.0, expected 600.0 within 0.5; 2 of 3 elements are wrong\n"
     )
     assert (done.stdout, done.stderr) == (expected, "")
+
+
+WITHOUT_THE_COMPILER = """
+import sys
+
+class Refuses:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._dynamo":
+            raise AssertionError("torch's compiler was imported, which takes two seconds")
+
+sys.meta_path.insert(0, Refuses())
+from npudiff.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_script_is_made_without_the_compiler_of_torch(tmp_path):
+    options = ("--impl", "mask_left_context_512", "--target", "sim", "--examples", "30", "--workers", "1")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_COMPILER, "check", "swa_mask", *options], cwd=tmp_path,
+        env={**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.FINDINGS, done.stdout + done.stderr
+    for folder in (tmp_path / ".npudiff" / "findings").iterdir():
+        assert (folder / SCRIPT_FILE).is_file(), (folder / "finding.json").read_text()
+
+
+COMPILED = """
+import npudiff, torch
+
+def gate(states):
+    left, right = states.float().chunk(2, dim=-1)
+    return torch.nn.functional.silu(left) * right * 1.01
+
+gate = torch.compile(gate, backend="eager")
+
+@npudiff.implementation("swiglu", name="mine", on_device=True)
+def mine(inputs, target):
+    return {"output": gate(inputs.states).to(inputs.states.dtype)}
+"""
+
+
+def test_a_kernel_that_is_compiled_has_a_script_too(cli, kernel, alone, tmp_path):
+    result = cli("check", "swiglu", "--impl", kernel(COMPILED), "--target", "sim", "--examples", "20", "--workers", "1")
+    assert result.code == ExitCode.FINDINGS
+    (folder,) = (tmp_path / ".npudiff" / "findings").glob("*equivalence*")
+    assert alone(folder, "--device", "cpu").returncode == 1
 
 
 def test_without_a_card_it_says_so_in_a_line(kept, alone):
