@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import sys
 import time
 import warnings
@@ -97,12 +98,15 @@ def candidates(component: Component, count: int, seed: int, seconds: float) -> l
     return [candidate for _, candidate in found]
 
 
-def cover(name: str, kept: list[Recorded], pool: list[Candidate]) -> list[Recorded]:
-    """Return cases that see places of a component which those that are kept do not see well."""
+def cover(name: str, kept: list[Recorded], pool: list[Candidate], only: str = "") -> list[Recorded]:
+    """Return cases that see places of a component which those that are kept do not see well.
+
+    Of places whose names an expression matches; where it is given, nothing else is looked for.
+    """
     component = load_component(name)
     known = [(one.inputs(component), one.bounds) for one in kept]
     missing = {}
-    for place in places_of(name):
+    for place in (one for one in places_of(name) if re.search(only, one.name)):
         already = max(effects(component, place, FACTOR, known), default=0.0)
         if already >= WELL:
             continue
@@ -117,7 +121,11 @@ def cover(name: str, kept: list[Recorded], pool: list[Candidate]) -> list[Record
         missing = {place: seen for place, seen in missing.items() if index not in seen}
     if not kept and not added:  # all of it is exact, and has to stay so
         added = [measured(component, pool[0].case)]
-    return [*added, *_nearest(component, [*kept, *added], [one.case for one in pool if one.regime == REGIMES[0]])]
+    return (
+        added
+        if only
+        else [*added, *_nearest(component, [*kept, *added], [one.case for one in pool if one.regime == REGIMES[0]])]
+    )
 
 
 def _nearest(component: Component, kept: list[Recorded], cases: list[Any]) -> list[Recorded]:
@@ -145,13 +153,14 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=30, help="cases that are drawn for each implementation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0.03, help="what a case may take")
+    parser.add_argument("--only", metavar="REGEX", default="", help="see places whose names it matches")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     for name in options.components:
         recorded = read()
         started = time.perf_counter()
         pool = candidates(load_component(name), options.count, options.seed, options.seconds)
-        added = cover(name, recorded.get(name, []), pool)
+        added = cover(name, recorded.get(name, []), pool, options.only)
         write({**recorded, name: [*recorded.get(name, []), *added]})
         print(f"{name}: {len(added)} cases more, in {time.perf_counter() - started:.0f} s", flush=True)
     return 0

@@ -49,14 +49,24 @@ ERROR_NAME = re.compile(
 )
 """Words in names of what a bound is computed from."""
 
+NO_ERRORS = {"step": ("hybrid_pools.", "decoder_layer.", "scale_pack")}
+"""Names with such a word, and modules where they are something else: a step of a history, a power of two."""
+
 ROUNDS = ("rounded", "in_float32")
 """Methods after which numbers have one error more: that one is made larger."""
 
 CALLS = ("unit_roundoff", "underflow_step", "accumulation_error", "rounding_scale", "carried", "carried_gain",
          "gain_bound", "rounding_gain", "rstd_error")  # fmt: skip
 
+ASKS = ("any", "isfinite", "isposinf", "zeros_like", "ones_like", "expand_as", "new_zeros", "len")
+"""Functions that say the same of four times as much."""
+
 ERROR_FIELDS = ("error", "bound", "independent", "brought", "common", "relative")
 """Fields of results that are made larger as a whole."""
+
+
+def _short(module: str) -> str:
+    return module.removeprefix("npudiff.reference.")
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Place:
     @property
     def name(self) -> str:
         """Module, function and expression: what stays when lines move."""
-        parts = [self.module.removeprefix("npudiff.reference."), *([self.function[0]] if self.function else [])]
+        parts = [_short(self.module), *([self.function[0]] if self.function else [])]
         return f"{'.'.join(parts)}: {self.text}"
 
     @property
@@ -142,14 +152,28 @@ def rounds_more(factor: float, before: Any, method: str, *arguments: Any) -> Any
 class _Enlarge(ast.NodeTransformer):
     """Wraps one expression, or all when looking for them."""
 
-    def __init__(self, at: tuple[int, int] | None) -> None:
-        self.at, self.found = at, list[tuple[int, int, str]]()
+    def __init__(self, module: str, at: tuple[int, int] | None = None) -> None:
+        self.module, self.at, self.found = _short(module), at, list[tuple[int, int, str]]()
 
     def _wrapped(self, node: ast.expr, new: ast.expr) -> ast.expr:
         self.found.append((node.lineno, node.col_offset, ast.unparse(node)))
         return ast.copy_location(new, node) if self.at == (node.lineno, node.col_offset) else node
 
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        zero = any(isinstance(one, ast.Constant) and one.value == 0 for one in node.comparators)
+        if zero or any(isinstance(one, ast.Is | ast.IsNot) for one in node.ops):
+            return node  # four times as much says the same
+        self.generic_visit(node)
+        return node
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        node.values = [*node.values[:-1], self.visit(node.values[-1])]  # of the others it is asked whether they are
+        return node
+
     def visit_Call(self, node: ast.Call) -> ast.expr:
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+        if name in ASKS:
+            return node
         if isinstance(node.func, ast.Attribute):
             node.func.value = self.visit(node.func.value)
         node.args = [self.visit(argument) for argument in node.args]
@@ -168,7 +192,9 @@ class _Enlarge(ast.NodeTransformer):
         return node
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        wanted = isinstance(node.ctx, ast.Load) and ERROR_NAME.search(node.id) and node.id.lstrip("_") not in CALLS
+        other = self.module.startswith(NO_ERRORS.get(node.id, ()))
+        named = ERROR_NAME.search(node.id) and node.id.lstrip("_") not in CALLS and not other
+        wanted = isinstance(node.ctx, ast.Load) and named
         return self._wrapped(node, self._times(node)) if wanted else node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
@@ -206,7 +232,7 @@ def places(module: str) -> list[Place]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
         for function in _functions(node):
-            finder = _Enlarge(None)
+            finder = _Enlarge(module)
             for statement in function.body:
                 finder.visit(statement)
             first = min([function.lineno, *(one.lineno for one in function.decorator_list)])
@@ -253,7 +279,7 @@ def _enlarge_constant(place: Place, factor: float, undone: contextlib.ExitStack)
 def _enlarge_code(place: Place, undone: contextlib.ExitStack) -> None:
     module = sys.modules[place.module]
     path = module.__file__ or ""
-    tree = _Enlarge((place.line, place.column)).visit(ast.parse(Path(path).read_text(encoding="utf-8")))
+    tree = _Enlarge(place.module, (place.line, place.column)).visit(ast.parse(Path(path).read_text(encoding="utf-8")))
     compiled = compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True, flags=_FLAGS)
     (new,) = [code for code in _codes(compiled) if (code.co_name, code.co_firstlineno) == place.function]
     for function in _functions_of_references()[(path, *(place.function or ()))]:

@@ -5,6 +5,8 @@ For tests that compare the simulator with torch_npu's shape functions, and the v
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 ABSORBED = ("BSH", "BSND", "BNSD", "TND", "BSH_NBSD", "BSND_NBSD", "BNSD_NBSD", "TND_NTD")
@@ -65,6 +67,7 @@ def _call(layout, version, *, heads, kv_heads, dim, value_dim=None, rank=0, rope
     return name, (query, key, value), arguments | more
 
 
+@cache
 def forms():
     """Return calls by a name: an operator of namespace npu, its positional arguments and the others."""
     calls = {}

@@ -5,16 +5,20 @@ For tests that compare the simulator with torch_npu's shape functions, and the v
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 TOKENS, HIDDEN, RANK, NOPE, LATENT, ROPE = 2, 7168, 1536, 128, 512, 64
 
 
+@cache
 def _int8(*shape):
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randint(-100, 101, shape, generator=generator, dtype=torch.int8)
 
 
+@cache
 def _normal(*shape):
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randn(shape, generator=generator).bfloat16()
@@ -65,6 +69,7 @@ def _call(version, weights, cache):
     return f"npu_mla_prolog{version}", (*tensors, *caches), scales | modes
 
 
+@cache
 def forms():
     """Return calls by a name that says what they are: operator, positional and keyword arguments."""
     v1, v2 = ((1, 0), (1, 2)), ((1, 0), (2, 0), (2, 1))

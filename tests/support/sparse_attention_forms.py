@@ -5,6 +5,8 @@ For tests that compare the simulator with torch_npu's shape functions, and the v
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 LAYOUTS = (("BSND", "BSND"), ("TND", "TND"), ("BSND", "PA_BSND"), ("TND", "PA_BSND"))
@@ -77,6 +79,7 @@ def forms_of_other_packages():
     return {"sparse_attention_score": _score()}
 
 
+@cache
 def forms():
     """Return calls by a name that says what they are: operator, positional and keyword arguments."""
     return {
