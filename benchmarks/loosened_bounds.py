@@ -3,7 +3,8 @@
 A place is an expression that a bound is computed from: a constant of ``reference.bounds``, a name or field that holds
 an error, a call that rounds. It is found in the source, multiplied in memory, and the recorded bounds of every
 component that stands on its module are computed again (``benchmarks.recorded_bounds``). A place must be seen by one
-of them; what changes a bound by less than is tolerated, everywhere, is of second order, and is listed.
+of them, or by a test of the module: where an error only decides of what nothing is said, only numbers by hand show four
+times as much. What changes a bound by less than is tolerated, everywhere, is of second order, and is listed.
 
 ``python -m benchmarks.loosened_bounds`` prints the places that nobody sees, and ends with 1 if there are any; with
 ``--factor 0.25`` bounds are tighter, and correct chains are accused as well. ``benchmarks.covering_cases`` draws cases
@@ -21,9 +22,11 @@ import functools
 import gc
 import importlib
 import math
+import os
 import re
 import sys
 import types
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import npudiff.reference
@@ -41,6 +45,8 @@ from npudiff.run.discovery import load_component
 FACTOR = 4.0
 
 ROOT = Path(npudiff.reference.__file__).parent
+
+TESTS = Path(__file__).parents[1] / "tests" / "reference"
 
 ERROR_NAME = re.compile(
     r"(?i)(^|_)(error|errors|bound|bounds|rounding|roundings|roundoff|independent|relative|brought|common|carried|reach"
@@ -287,11 +293,17 @@ def _enlarge_code(place: Place, undone: contextlib.ExitStack) -> None:
         function.__code__ = new
 
 
+def _objects() -> Iterator[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some packages warn of what they have when it is asked for its type
+        yield from gc.get_objects()
+
+
 @functools.cache
 def _functions_of_references() -> dict[tuple[str, ...], list[types.FunctionType]]:
     """Every function, by file, name and first line; whoever imported it holds the same object."""
     found = collections.defaultdict[Any, list[types.FunctionType]](list)
-    for one in gc.get_objects():
+    for one in _objects():
         if isinstance(one, types.FunctionType) and (one.__module__ or "").startswith("npudiff.reference"):
             found[one.__code__.co_filename, one.__code__.co_name, one.__code__.co_firstlineno].append(one)
     return found
@@ -311,7 +323,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 def _caches() -> list[Any]:
     """What references keep between calls."""
     kind = type(functools.lru_cache(lambda: None))
-    return [one for one in gc.get_objects() if isinstance(one, kind)
+    return [one for one in _objects() if isinstance(one, kind)
             and (one.__module__ or "").startswith("npudiff.reference")]  # fmt: skip
 
 
@@ -386,6 +398,7 @@ class Effect(Enum):
     """What becomes of bounds when a place is made larger."""
 
     SEEN = "seen"
+    BY_TESTS = "seen by tests of the module"
     SMALL = "of second order: no bound changes by more than is tolerated"
     NOTHING = "UNSEEN: no bound changes"
     ZERO = "0 in every case, where four times as much is 0"
@@ -406,11 +419,13 @@ def effect(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded
         return Effect.SEEN, changes
     if largest:
         return Effect.SMALL, changes
-    if _evaluated[_Was.SOME]:
-        return Effect.NOTHING, changes
-    if _evaluated[_Was.ZERO]:
-        return Effect.ZERO, changes
-    return Effect.NO_NUMBER if _evaluated else Effect.NOT_REACHED, changes
+    if _evaluated[_Was.NO_NUMBER] == _evaluated.total() != 0:
+        return Effect.NO_NUMBER, changes
+    if tests_see(place, factor):
+        return Effect.BY_TESTS, changes
+    if _evaluated:
+        return (Effect.NOTHING if _evaluated[_Was.SOME] else Effect.ZERO), changes
+    return Effect.NOT_REACHED, changes
 
 
 def seen_by(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded]]) -> dict[str, float]:
@@ -420,6 +435,49 @@ def seen_by(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorde
         if place in places_of(name) and kept:
             changes[name] = max(effects(load_component(name), place, factor, _prepared(name, tuple(kept))))
     return changes
+
+
+def tests_see(place: Place, factor: float) -> bool:
+    """Whether a test that imports the module of a place fails where it is made larger.
+
+    Raises
+    ------
+    RuntimeError
+        If one fails anyway.
+    """
+    name = re.escape(_short(place.module))
+    imports = re.compile(rf"\bimport {name}\b|reference\.{name}\b")
+    files = [path for path in sorted(TESTS.glob("test_*.py")) if imports.search(path.read_text(encoding="utf-8"))]
+    kept = tuple(str(path) for path in files if path.stem != "test_recorded_bounds")
+    if not kept:
+        return False
+    if not _pass(kept):
+        raise RuntimeError(f"they fail as they are: {', '.join(kept)}")
+    with enlarged(place, factor):
+        return not _pass.__wrapped__(kept)
+
+
+_ALONE = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+
+
+@functools.cache
+def _pass(files: tuple[str, ...]) -> bool:
+    """Whether all tests of some files pass, in a process of their own: what they leave is no business of others."""
+    pid = os.fork()
+    if not pid:
+        code = 99  # raised: no verdict of tests
+        try:
+            torch.set_num_threads(1)  # it has no others, and would wait for them
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            code = int(pytest.main([*_ALONE, *files]))
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(f"pytest ended with {code}: {', '.join(files)}")
+    return code == pytest.ExitCode.OK
 
 
 _ready: dict[str, list[tuple[Any, Bounds]]] = {}

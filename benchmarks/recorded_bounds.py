@@ -154,8 +154,13 @@ def usual_values(kind: type[Any]) -> dict[str, Any]:
 
 
 def reached(component: Component, case: Any, expected: Mapping[str, ExpectedOutput]) -> dict[str, float]:
-    """Return the largest error over bound of every output, of what correct implementations return."""
+    """Return the largest error over bound of every output, of what correct implementations return.
+
+    Of a component with history nothing is said: what its implementations return depends on the steps before.
+    """
     largest: dict[str, float] = {}
+    if component.history is not None:
+        return largest
     for subject in subjects_of(component):
         if not _judges(subject, case):
             continue

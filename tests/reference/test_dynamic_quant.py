@@ -74,6 +74,12 @@ def test_where_a_device_may_have_zeros_the_scale_of_zeros_is_right_too():
         assert (compare({"scale": expected}, {"scale": torch.tensor(given)}).worst <= 1) == right, given
 
 
+def test_a_scale_that_may_not_be_0_has_its_own_error_and_one_that_may_has_what_lies_between():
+    expected = scales(Inexact(torch.tensor([1.0, 0.2]).double(), torch.tensor([0.3, 0.9]).double()))
+    assert expected.value.tolist() == [1.0, 0.5]
+    assert expected.bound.tolist() == pytest.approx([0.3, 0.6])
+
+
 def test_the_middle_between_two_integers_may_go_either_way_and_nothing_else_may():
     steps = Inexact(torch.tensor([0.5, 0.49, -1.5, 126.9999, 200.0]).double(), torch.full((5,), 0.001).double())
     result = nearest(steps, 127)

@@ -27,6 +27,17 @@ def test_the_result_holds_every_pair_of_correct_operands(operation):
     assert max(high - max(corners), min(corners) - low) <= 0.25, "and is not much wider"
 
 
+def test_a_quotient_is_specified_as_far_as_the_divisor_is_not_0():
+    result = number(3.0, 0.1).over(number(2.0, 0.75))
+    assert result.error.item() == pytest.approx((0.1 + 1.5 * 0.75) / 1.25)
+    assert number(3.0, 0.1).over(number(2.0, 2.0)).error.item() == math.inf
+
+
+def test_what_a_dtype_may_just_hold_is_specified():
+    assert number(65_404.0, 90.0).representable(torch.float16).error.item() == 90.0
+    assert number(65_404.0, 101.0).representable(torch.float16).error.item() == math.inf
+
+
 def test_plain_numbers_are_exact():
     assert ends(number(3.0, 0.5).times(-2.0)) == [-7.0, -5.0]
     assert ends(number(3.0, 0.5).plus(-2.0)) == [0.5, 1.5]

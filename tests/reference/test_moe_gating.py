@@ -104,6 +104,14 @@ def test_of_experts_that_are_worth_the_same_either_may_be_chosen():
     assert not bool(everything["weights"].bound.isinf().any()), "all are chosen, whatever their order"
 
 
+@pytest.mark.parametrize(("steps", "unsure"), [(1, True), (5, False)])
+def test_a_bias_is_added_in_float32_and_what_is_a_few_steps_apart_is_decided(steps, unsure):
+    """A step is what float32 has at 1000: each of two sums is off by half of one, and by the little that scores are."""
+    bias = torch.tensor([1000.0, 1000.0 + steps * 2.0**-14, 0.0])
+    expected = moe_gating(MoeGatingInputs(torch.zeros(1, 3), bias, 1, scoring="sigmoid"))
+    assert bool(expected["weights"].bound.isinf().any()) is unsure
+
+
 def test_groups_that_are_worth_the_same_are_either_kept():
     rows = torch.tensor([[3.0, 1.0, 0.0, 3.0, 1.0, 0.5]])
     given = MoeGatingInputs(rows, None, 1, groups=2, kept_groups=1)

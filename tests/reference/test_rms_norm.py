@@ -81,6 +81,14 @@ def test_correct_devices_stay_within_the_bound(dtype, kind, residual, chain):
         assert bool((error <= expected.bound).all()), (name, float((error / expected.bound).max()))
 
 
+@pytest.mark.parametrize(("other", "specified"), [(5470.0, True), (5490.0, False)])
+def test_a_sum_that_may_just_be_held_has_a_norm(other, specified):
+    """float16 holds 65504, and a sum of 65470 may be 32 more."""
+    hidden, residual = torch.full((1, 16), 60_000.0).half(), torch.full((1, 16), other).half()
+    expected = rms_norm(RmsNormInputs(hidden, residual, torch.ones(16).half(), 1e-5, "plain"))
+    assert bool(expected["output"].bound.isfinite().all()) is specified
+
+
 def test_the_bound_is_a_few_roundings():
     given = inputs(dtype=torch.bfloat16, size=4096, tokens=8)
     expected = rms_norm(given)["output"]
