@@ -163,20 +163,25 @@ def test_products_of_halves_may_round_to_float16_if_one_line_says_so(monkeypatch
     off = (total * token_scale[:2].double().unsqueeze(1) - after.value[:2]).abs()
     assert bool((off <= after.bound[:2]).all())
     assert bool((off > before.bound[:2]).any())
+    assert float((off / after.bound[:2]).max()) > 0.7
 
 
-def test_an_integer_of_the_rows_that_is_not_sure_is_carried_through():
+@pytest.mark.parametrize("scaled", [True, False])
+def test_an_integer_of_the_rows_that_is_not_sure_is_carried_through(scaled):
     _, weights, _ = whole(8, inner=256)
+    worth = weights.scale[0].double() if scaled else torch.ones(1, 3).double()
+    weights = weights if scaled else replace(weights, scale=None)
     values = integers(1, 256, name="x").double()
     error = torch.zeros_like(values)
     error[0, ::4] = 1.0
     rows = ExpertRows(Inexact(values, error), Inexact.exact(torch.ones(1)), quantised=True)
     bound = times(rows, weights, 0, torch.float32).inexact
+    ratios = []
     for seed in range(50):
         signs = torch.tensor(Stream(seed, "flips").integers(-1, 2, 256)).double()
-        other = ((values + error * signs) @ weights.values[0].double()) * weights.scale[0].double()
-        assert bool(((other - bound.value).abs() <= bound.error).all())
-    assert bool((bound.error > 0.2 * (weights.values[0].double().norm(dim=0) * weights.scale[0, 0])).all())
+        other = ((values + error * signs) @ weights.values[0].double()) * worth
+        ratios.append(float(((other - bound.value).abs() / bound.error).max()))
+    assert 0.4 < max(ratios) <= 1, max(ratios)
 
 
 @pytest.mark.parametrize(
