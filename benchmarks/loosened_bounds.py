@@ -415,17 +415,24 @@ def effect(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded
     _evaluated.clear()
     changes = seen_by(place, factor, recorded)
     largest = max(changes.values(), default=0.0)
-    if largest > 1:
-        return Effect.SEEN, changes
     if largest:
-        return Effect.SMALL, changes
-    if _evaluated[_Was.NO_NUMBER] == _evaluated.total() != 0:
-        return Effect.NO_NUMBER, changes
+        return (Effect.SEEN if largest > 1 else Effect.SMALL), changes
+    return _without_a_change(_evaluated.copy(), place, factor, recorded), changes
+
+
+def _without_a_change(
+    was: Counter[_Was], place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded]]
+) -> Effect:
+    """Why nothing that is recorded changes."""
+    if was[_Was.NO_NUMBER] == was.total() != 0:
+        return Effect.NO_NUMBER
+    if moves(place, factor, recorded):
+        return Effect.SMALL
     if tests_see(place, factor):
-        return Effect.BY_TESTS, changes
-    if _evaluated:
-        return (Effect.NOTHING if _evaluated[_Was.SOME] else Effect.ZERO), changes
-    return Effect.NOT_REACHED, changes
+        return Effect.BY_TESTS
+    if not was:
+        return Effect.NOT_REACHED
+    return Effect.NOTHING if was[_Was.SOME] else Effect.ZERO
 
 
 def seen_by(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded]]) -> dict[str, float]:
@@ -435,6 +442,25 @@ def seen_by(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorde
         if place in places_of(name) and kept:
             changes[name] = max(effects(load_component(name), place, factor, _prepared(name, tuple(kept))))
     return changes
+
+
+def moves(place: Place, factor: float, recorded: Mapping[str, Sequence[Recorded]]) -> bool:
+    """Whether any bound of any recorded case changes at all: less than is kept of it, say."""
+    for name, kept in recorded.items():
+        if place in places_of(name) and kept:
+            component = load_component(name)
+            cases = [inputs for inputs, _ in _prepared(name, tuple(kept))]
+            before = [_all_bounds(component, inputs) for inputs in cases]
+            with enlarged(place, factor):
+                after = [_all_bounds(component, inputs) for inputs in cases]
+            if any(not torch.equal(*pair) for pair in zip(before, after, strict=True)):
+                return True
+    return False
+
+
+def _all_bounds(component: Component, inputs: Any) -> torch.Tensor:
+    expected = component.reference(inputs).values()
+    return torch.cat([part.flatten() for one in expected for part in (one.bound, one.gain) if part is not None])
 
 
 def tests_see(place: Place, factor: float) -> bool:

@@ -102,7 +102,7 @@ def times(rows: ExpertRows, weights: ExpertWeights, expert: int, dtype: torch.dt
         before = bias if bias is not None and bias.dtype == torch.int32 else None
         total, brought = _whole_sums(rows.values, weights, expert, before)
         if weights.scale is None:
-            return ExpertProduct(total.value, total.error, brought)
+            return ExpertProduct(total.value, torch.zeros_like(total.value), brought)
         if rows.scale is not None:
             scale = _column(rows.scale)
             brought = Inexact(torch.zeros_like(brought), brought).times(scale).error

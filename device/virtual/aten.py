@@ -95,6 +95,8 @@ def _kernel(name: str, overload: Any) -> Callable[..., Any]:  # noqa: ANN401
     if name in ("_copy_from", "_copy_from_and_resize"):
         return _missing(signature)
     function = _histc_of_integers(overload) if name == "histc" else _on_cpu(signature, overload)
+    if name in _MATRICES:
+        function = _of_two_dtypes(_MATRICES[name], function)
     return device_kernel(signature, function, () if name in _AS_BYTES_LIE else None)
 
 
@@ -115,6 +117,24 @@ def _on_cpu(signature: Signature, overload: Any) -> Callable[..., Any]:  # noqa:
             if not lacks_dtype(error):
                 raise
             return in_float32(signature, overload, args, kwargs)
+
+    return run
+
+
+_MATRICES = {"mm": slice(2), "bmm": slice(2), "addmm": slice(1, 3), "baddbmm": slice(1, 3)}
+"""Products of matrices, and which arguments these are. aclnnMm, aclnnBatchMatMul and what adds to them promote two
+dtypes; torch_npu gives the result that of the first argument (MmKernelNpuOpApi.cpp and its neighbours in op-plugin)."""
+
+
+def _of_two_dtypes(matrices: slice, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a product that promotes matrices of two dtypes, which the CPU refuses."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - an operator's
+        one, other = args[matrices]
+        if one.dtype == other.dtype:
+            return function(*args, **kwargs)
+        promoted = torch.promote_types(one.dtype, other.dtype)
+        return function(*(tensor.to(promoted) for tensor in args), **kwargs).to(args[0].dtype)
 
     return run
 

@@ -98,6 +98,18 @@ def test_the_room_grows_with_each_rounding_and_with_nothing_else():
         assert bool((bounds[-1] > bounds[-2]).any())
 
 
+def test_a_sum_of_rounded_weights_loses_what_underflows_of_each():
+    """Of 4,000 weights of float16 each may lose a step below the least one, in units of the largest."""
+    (case,) = drawn(component, Constraints.of({"kv_length": (4000,), "query_length": (1,), "dtype": ("float16",)}), 1)
+    inputs = component.inputs(replace(case, recipe="gaussian", sinks=False, window=None))
+    plain, rounded = (
+        sliding_attention(replace(inputs, roundings=replace(EVERYONE, weight_sum=weight_sum)))["lse"].bound
+        for weight_sum in (False, True)
+    )
+    more = float((rounded - plain).max())
+    assert 1 < more / (2.0**-11 + 4000 * 2.0**-25) < 1.2
+
+
 def test_a_row_that_sees_nothing_is_exactly_0_whatever_is_rounded():
     (case,) = drawn(component, Constraints.of({"kv_length": (0,), "query_length": (3,), "padded_rows": (1,)}), 1)
     everything = replace(EVERYONE, scaled_query=True, weight_sum=True, cubic_exponential=True, merges=4)

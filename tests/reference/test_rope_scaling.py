@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from npudiff.judge.compare import error_ratio
+from npudiff.reference import rope_scaling
 from npudiff.reference.bounds import FLOAT32_ROUNDOFF
 from npudiff.reference.rope_scaling import (
     KINDS,
+    Frequencies,
     RopeConfig,
     _corners,
+    _llama3_share,
     _yarn_share,
     amplitude,
     check_config,
@@ -35,6 +38,24 @@ def test_numbers_worked_by_hand():
     stretched = RopeConfig("dynamic", 4, 4, 10.0, factors=(2.0,))  # 10 * (4 - 1) ** (4 / 2) = 90
     assert frequencies(stretched).value.tolist() == pytest.approx([1.0, 90**-0.5])
     assert frequencies(RopeConfig("proportional", 4, 8, 16.0)).value.tolist() == pytest.approx([1.0, 0.5, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(("beyond", "open_there"), [(0.5, True), (2.0, False)])
+def test_a_ramp_is_open_as_far_as_float32_may_be_off_at_its_ends(monkeypatch, beyond, open_there):
+    """Pairs 3 and 7 lie beyond the ends of a ramp of four pairs, by so many of its errors."""
+    first, last = beyond * 0.75 * 2.0**-24, beyond * (0.75 + 3) * 2.0**-24
+    monkeypatch.setattr(rope_scaling, "_corners", lambda config: (3 + 4 * first, 3 + 4 / (1 + last)))
+    _, error = _yarn_share(RopeConfig("yarn", 32, 32, factors=(4.0,)))
+    assert [float(error[pair]) > 0 for pair in (2, 3, 5, 7, 8)] == [False, open_there, True, open_there, False]
+
+
+@pytest.mark.parametrize(("beyond", "open_there"), [(0.5, True), (2.0, False)])
+def test_the_ramp_of_llama_too(beyond, open_there):
+    """From one turn to four: an error is three roundings of a third of the turns, and three of the ramp."""
+    turns = torch.tensor([1 - 3 * beyond * 2.0**-24, 2.0, 4 + 3 * beyond * (4 + 3) * 2.0**-24]).double()
+    plain = Frequencies(turns * 2 * math.pi / LLAMA_31.max_positions, torch.zeros(3).double())
+    _, error = _llama3_share(plain, LLAMA_31)
+    assert [float(one) > 0 for one in error] == [open_there, True, open_there]
 
 
 def test_deepseek_v3_has_the_published_softmax_scale():

@@ -52,6 +52,23 @@ def test_what_the_cpu_has_not_in_16_bits_is_rounded_once(dtype):
     assert torch.equal(out.cpu(), wanted)
 
 
+@pytest.mark.parametrize(("first", "second"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)])
+def test_matrices_of_two_dtypes_are_promoted_and_the_result_is_as_the_first(first, second):
+    one, other = torch.linspace(-2, 3, 24).view(1, 4, 6).to(first), torch.linspace(-1, 1, 30).view(1, 6, 5).to(second)
+    exact = one.double() @ other.double()
+    assert torch.equal((one.npu() @ other.npu()).cpu(), (one.float() @ other.float()).to(first))
+    assert torch.equal((one[0].npu() @ other[0].npu()).cpu(), (one[0].float() @ other[0].float()).to(first))
+    bias = torch.ones(5, dtype=first)
+    for added in (
+        torch.addmm(bias.npu(), one[0].npu(), other[0].npu()),
+        torch.baddbmm(bias.npu(), one.npu(), other.npu()),
+    ):
+        assert added.dtype == first
+        assert torch.allclose(added.cpu().double().view(4, 5), exact[0] + 1, atol=2**-5)
+    with pytest.raises(RuntimeError):
+        one @ other
+
+
 def test_a_storage_that_was_resized_keeps_what_it_held():
     tensor = torch.arange(4.0, device="npu")
     tensor.untyped_storage().resize_(32)
