@@ -128,7 +128,7 @@ def _scores(inputs: MoeGatingInputs, logits: Inexact) -> Inexact:
     value = torch.softmax(logits.value, dim=-1)
     relative = 2 * EXPONENTIAL_ERROR + accumulation_error(value.shape[-1]) + 2 * FLOAT32_ROUNDOFF
     moved = torch.expm1(logits.error + logits.error.amax(dim=-1, keepdim=True))  # its exponential, and their sum
-    return Inexact(value, value * (relative + moved * (1 + relative)) + torch.finfo(torch.float32).tiny)
+    return Inexact(value, value * ((1 + relative) * (1 + moved) - 1) + torch.finfo(torch.float32).tiny)
 
 
 def _kept(inputs: MoeGatingInputs, wanted: Inexact) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,6 +31,7 @@ from npudiff.model.backend import option_of
 from npudiff.model.case import dumps, loads, to_plain
 from npudiff.model.component import Comparison, Component, OutputComparison
 from npudiff.model.drift import Drift
+from npudiff.model.frames import frames_of
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Failure, Outcome, Poisoning, Verdict
 from npudiff.model.version import VERSION
@@ -455,7 +456,8 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         "worst_case": _worst_case(outcome, failure),
     }
     if failure.error is not None:
-        detail["error"] = _error_text(failure.error)
+        detail["error"] = error_text(failure.error)
+        detail["frames"] = list(frames(failure.error))
     if failure.comparison is None:
         return detail
     output = failure.comparison.worst_output
@@ -489,10 +491,15 @@ def _described_output(
             "published_criteria": [to_plain(verdict) for verdict in published_verdicts(output)],
         }
     except Exception as error:  # noqa: BLE001 - whatever it is, the finding is worth more
-        return {"pattern": [f"npudiff could not describe it, please report: {_error_text(error)}"]}
+        return {"pattern": [f"npudiff could not describe it, please report: {error_text(error)}"]}
 
 
-def _error_text(error: BaseException) -> str:
+def frames(error: BaseException) -> tuple[str, ...]:
+    """Where it was raised, as ``npudiff.model.frames`` says it, in whichever process."""
+    return error.frames if isinstance(error, RemoteError) else frames_of(error)
+
+
+def error_text(error: BaseException) -> str:
     """The exception's type and text, with line breaks marked: device errors have several lines."""
     text = str(error) if isinstance(error, RemoteError) else f"{type(error).__name__}: {error}"
     lines = text[:2000].splitlines()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from npudiff.draw.options import with_options
 from npudiff.errors import DeviceLost, UsageError, unknown
-from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS, Finding, read_finding
+from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS, Finding, error_text, frames, read_finding
 from npudiff.judge.drift import REPLAY_SCORE
 from npudiff.judge.others import properties_with_others
 from npudiff.model.anything import AnyCase
@@ -44,6 +44,12 @@ class Replay:
     """What to say about it."""
     outcome: Outcome | None = None
     """The run."""
+
+    @property
+    def raised(self) -> tuple[str, ...]:
+        """What the implementation raised this time, and where; empty if it did not."""
+        failure = None if self.outcome is None else self.outcome.failure
+        return () if failure is None or failure.error is None else (error_text(failure.error), *frames(failure.error))
 
 
 def finding_folders(paths: Sequence[Path]) -> list[Path]:

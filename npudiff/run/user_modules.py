@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from npudiff.errors import UsageError
 from npudiff.model.anything import AnyInputs, AnyOutputs
+from npudiff.model.frames import places_of
 from npudiff.model.implementation import Implementation
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -165,7 +166,9 @@ def _failing(selector: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise UsageError(f"--impl {selector}: fails to import: {type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}"
+        where = "".join(f" ({place})" for place in places_of(error)[-1:])  # a SyntaxError says it itself
+        raise UsageError(f"--impl {selector}: fails to import: {said}{where}") from error
 
 
 @contextlib.contextmanager

@@ -270,3 +270,6 @@ class Console:
         style = _REPLAY_STYLE[result.verdict]
         line = escape(clipped(printable(result.line)))
         self.rich.print(f"[bold {style}]{result.verdict.value:6}[/] {line}", soft_wrap=True)
+        for place, text in enumerate(result.raised):
+            label = ("raised", "at")[place] if place < 2 else ""
+            self.rich.print(f"  {label:10} {escape(clipped(printable(text)))}", soft_wrap=True)

@@ -29,6 +29,7 @@ from npudiff.judge.others import WAYS_AGREE
 from npudiff.judge.pattern import NOT_PLACES, coordinate_text
 from npudiff.model.case import dumps
 from npudiff.model.component import OutputComparison
+from npudiff.model.frames import frames_as_sent
 from npudiff.model.job import Beside, Failure, Outcome, Verdict
 from npudiff.run.messages import Keep, Kept
 from npudiff.show.picture import PICTURE_FILE, Grid, drawn, grid_of, write_pictures
@@ -183,6 +184,9 @@ def finding_lines(finding: Finding, folder: Path, *, unwritten: str = "") -> lis
         lines.append(("then", str(detail["then"])))
     if "error" in detail:
         lines.append(("raised", str(detail["error"])))
+        lines += [
+            ("at" if not place else "", str(frame)) for place, frame in enumerate(frames_as_sent(detail.get("frames")))
+        ]
     if detail.get("more"):
         lines.append(("besides", f"{counted(int(detail['more']), 'other case')} of this run did the same"))
     lines += _against(finding)

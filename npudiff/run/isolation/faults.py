@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Sequence
 from enum import Enum
+
+from npudiff.model.frames import frames_of
 
 _REJECTED = re.compile(r"\b(561\d{3}|161\d{3}|EZ\d{4})\b")
 """Calls that the host refuses before anything is launched: tiling (561002), parameters (161002, EZ1001)."""
@@ -71,11 +74,13 @@ class RemoteError(Exception):
         Type and text.
     kind : Kind
         What it says of the device.
+    frames : sequence of str
+        Where it was raised, as ``npudiff.model.frames`` says it.
     """
 
-    def __init__(self, name: str, text: str, kind: Kind) -> None:
+    def __init__(self, name: str, text: str, kind: Kind, frames: Sequence[str] = ()) -> None:
         super().__init__(f"{name}: {text}")
-        self.name, self.text, self.kind = name, text, kind
+        self.name, self.text, self.kind, self.frames = name, text, kind, tuple(frames)
 
     @classmethod
     def of(cls, error: BaseException) -> RemoteError:
@@ -83,7 +88,7 @@ class RemoteError(Exception):
         if isinstance(error, cls):
             return error
         name = type(error).__name__
-        return cls(name, str(error), kind_of(f"{name}: {error}"))
+        return cls(name, str(error), kind_of(f"{name}: {error}"), frames_of(error))
 
 
 def died(status: int) -> str:

@@ -221,7 +221,7 @@ def _failed(fault: Faulted) -> Answer:
 
 
 def _error(answer: Answer) -> RemoteError:
-    return RemoteError(answer["name"], answer["text"], Kind[answer["kind"]])
+    return RemoteError(answer["name"], answer["text"], Kind[answer["kind"]], answer.get("frames", ()))
 
 
 def _word(error: Exception) -> str:

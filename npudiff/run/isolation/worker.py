@@ -91,7 +91,8 @@ def _judged(case: AnyCase, judge: LocalJudge, job: Job, shared: SharedTensors) -
         return {"verdict": "not applicable", "text": str(error)}
     except ImplementationRaised as error:
         remote = RemoteError.of(error.__cause__ or error)
-        return {"verdict": "raised", "name": remote.name, "text": remote.text, "kind": remote.kind.name}
+        said = {"name": remote.name, "text": remote.text, "kind": remote.kind.name, "frames": remote.frames}
+        return {"verdict": "raised", **said}
     if isinstance(comparison, Comparison) and not comparison.holds:
         return {"verdict": "differs", **pack_comparison(comparison, shared)}
     sums = sums_of(comparison) if measures_drift(job) else {}

@@ -71,7 +71,7 @@ class _Candidate:
             return {"outputs": pack_outputs(outputs, self._files[1])}
         except BaseException as error:  # noqa: BLE001 - leaving the process is no verdict
             remote = RemoteError.of(plain_error(error))
-            return {"raised": [remote.name, remote.text[:10_000], remote.kind.name]}
+            return {"raised": [remote.name, remote.text[:10_000], remote.kind.name, remote.frames]}
         finally:
             if os.getpid() != own:  # the implementation has forked, and this is the copy
                 os._exit(1)

@@ -24,6 +24,7 @@ import torch
 from npudiff.errors import UsageError
 from npudiff.model.anything import AnyInputs
 from npudiff.model.constraints import Constraints
+from npudiff.model.frames import frames_as_sent
 from npudiff.model.implementation import Implementation, Target
 from npudiff.run.discovery import load_component
 from npudiff.run.isolation.faults import Kind, RemoteError, died
@@ -201,10 +202,10 @@ class CandidateProcess:
 
 def _raised(said: object) -> RemoteError:
     """The exception that a candidate says it has raised; its kind decides nothing but what is done about the device."""
-    if isinstance(said, list) and len(said) == 3 and all(isinstance(one, str) for one in said):
-        name, text, kind = said
+    if isinstance(said, list) and len(said) == 4 and all(isinstance(one, str) for one in said[:3]):
+        name, text, kind, frames = said
         if kind in Kind.__members__:
-            return RemoteError(clipped(printable(name), 100), text, Kind[kind])
+            return RemoteError(clipped(printable(name), 100), text, Kind[kind], frames_as_sent(frames))
     return RemoteError("Malformed", "the candidate sent an exception that is none", Kind.RAISED)
 
 

@@ -85,11 +85,11 @@ def test_what_is_no_description_is_refused(monkeypatch, said, why):
 @pytest.mark.parametrize(
     ("said", "name", "kind"),
     [
-        ({"raised": ["ValueError", "no", "RAISED"]}, "ValueError", Kind.RAISED),
-        ({"raised": ["RuntimeError", "507015", "FAULT"]}, "RuntimeError", Kind.FAULT),
-        ({"raised": ["RuntimeError", "no", "HOLDS"]}, "Malformed", Kind.RAISED),
+        ({"raised": ["ValueError", "no", "RAISED", ["kernels.py:1", 7]]}, "ValueError", Kind.RAISED),
+        ({"raised": ["RuntimeError", "507015", "FAULT", None]}, "RuntimeError", Kind.FAULT),
+        ({"raised": ["RuntimeError", "no", "HOLDS", []]}, "Malformed", Kind.RAISED),
         ({"raised": ["RuntimeError", "no"]}, "Malformed", Kind.RAISED),
-        ({"raised": ["RuntimeError", 7, "RAISED"]}, "Malformed", Kind.RAISED),
+        ({"raised": ["RuntimeError", 7, "RAISED", []]}, "Malformed", Kind.RAISED),
         ({"verdict": "holds"}, "Malformed", Kind.RAISED),
         ({"outputs": [{"name": "output"}]}, "Malformed", Kind.RAISED),
         ([], "process died", Kind.DIED),

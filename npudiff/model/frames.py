@@ -1,0 +1,78 @@
+"""Where an implementation raised: the frames of a traceback that are of its own code."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+from npudiff.text import clipped, printable
+
+MOST_FRAMES = 8
+"""Frames that are told, the innermost ones."""
+
+MOST_LETTERS = 200
+"""Of a frame, as text."""
+
+_NPUDIFF = Path(__file__).resolve().parents[1]
+_INSIDE = {(_NPUDIFF / "device" / room).resolve() for room in ("simulator", "virtual")}
+"""What stands for a card: whoever calls an operator is not helped by where it is refused."""
+_ROOMS = {(_NPUDIFF / room).resolve() for room in ("device", "properties")}
+"""What npudiff has that an implementation may be in: adapters, and what components share with them."""
+
+_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
+_PACKAGES = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+_NOBODYS = ("torch", "torch_npu", "hypothesis", "_pytest", "pluggy")
+"""Packages whose frames say nothing about an implementation."""
+
+
+def frames_of(error: BaseException) -> tuple[str, ...]:
+    """Return the frames of the code that raised, the call first: ``kernels.py:12 in scale: return states[7]``.
+
+    What npudiff did to call it, and what torch and the standard library do inside of it, is left out.
+    """
+    trace = traceback.extract_tb(error.__traceback__)
+    own = [_as_text(frame) for frame in trace if _is_own(Path(frame.filename))]
+    return tuple(own[-MOST_FRAMES:])
+
+
+def places_of(error: BaseException) -> tuple[str, ...]:
+    """Return file and line of the same frames: ``kernels.py:12``."""
+    trace = traceback.extract_tb(error.__traceback__)
+    return tuple(_place(frame) for frame in trace if _is_own(Path(frame.filename)))
+
+
+def frames_as_sent(sent: object) -> tuple[str, ...]:
+    """Return frames that another process has sent, which may send anything."""
+    lines = [one for one in sent if isinstance(one, str)] if isinstance(sent, list | tuple) else []
+    return tuple(_clipped(one) for one in lines[-MOST_FRAMES:])
+
+
+def _is_own(file: Path) -> bool:
+    """Whether code in a file is what an implementation consists of."""
+    if not file.is_absolute():
+        return not file.name.startswith("<frozen")  # made from text
+    file = file.resolve()
+    if any(file.is_relative_to(room) for room in _ROOMS):
+        return not any(file.is_relative_to(room) for room in _INSIDE)
+    if file.is_relative_to(_NPUDIFF):
+        return False
+    package = next((file.relative_to(one).parts[0] for one in _PACKAGES if file.is_relative_to(one)), None)
+    if package is not None:
+        return package not in _NOBODYS
+    return not file.is_relative_to(_LIBRARY)
+
+
+def _as_text(frame: traceback.FrameSummary) -> str:
+    return _clipped(f"{_place(frame)} in {frame.name}: {frame.line or ''}".rstrip(": "))
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    """File and line, as seen from here, or from where packages are."""
+    file = Path(frame.filename)
+    seen = (file.relative_to(root) for root in (Path.cwd(), *_PACKAGES) if file.is_relative_to(root))
+    return f"{next(seen, file)}:{frame.lineno}"
+
+
+def _clipped(text: str) -> str:
+    return clipped(printable(text[: 4 * MOST_LETTERS]), MOST_LETTERS)

@@ -1,0 +1,119 @@
+"""Frames of an exception: those of whoever raised, and nothing of what called or of what was called inside torch."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+import torch
+
+from npudiff.errors import ExitCode
+from npudiff.model.frames import MOST_FRAMES, MOST_LETTERS, frames_as_sent, frames_of, places_of
+
+
+def raised(function):
+    with pytest.raises(Exception) as caught:
+        function()
+    return caught.value
+
+
+def picked(rows):
+    return rows[:, 7]
+
+
+def test_they_begin_with_the_call_and_end_where_it_was_raised_in_torch_or_not():
+    error = raised(lambda: picked(torch.zeros(2, 2)))
+    assert [frame.partition(" in ")[2] for frame in frames_of(error)][-2:] == [
+        "<lambda>: error = raised(lambda: picked(torch.zeros(2, 2)))",
+        "picked: return rows[:, 7]",
+    ]
+    inside = frames_of(raised(lambda: torch.nn.functional.cross_entropy(torch.zeros(2, 2), torch.zeros(3).long())))
+    assert "torch/nn" not in "".join(inside)
+    assert inside[-1].endswith("torch.zeros(3).long())))")
+
+
+def test_places_are_files_as_seen_from_here(monkeypatch, tmp_path):
+    code = compile("def call():\n    raise ValueError\n", str(tmp_path / "kernels.py"), "exec")
+    names = {}
+    exec(code, names)  # noqa: S102 - the text above
+    error = raised(names["call"])
+    assert places_of(error)[-1] == f"{tmp_path}/kernels.py:2"
+    monkeypatch.chdir(tmp_path)
+    assert places_of(error)[-1] == "kernels.py:2"
+    assert frames_of(error)[-1] == "kernels.py:2 in call"  # the file is gone
+
+
+def test_code_of_npudiff_that_calls_is_none_and_an_adapter_is():
+    from npudiff.device.ascend.swa_mask import window_mask
+    from npudiff.model.case import loads
+
+    assert "device/ascend/swa_mask.py" in "".join(frames_of(raised(lambda: window_mask(None, 3, 1))))
+    assert not any(place.startswith("npudiff/") for place in places_of(raised(lambda: loads(int, "{"))))
+
+
+def test_an_operator_that_refuses_is_told_by_who_called_it():
+    from npudiff.device.simulator import install
+
+    install()
+    (*_, last) = frames_of(raised(lambda: torch.ops.npu.npu_swiglu(torch.zeros(2, 3))))
+    assert "npu_swiglu(torch.zeros(2, 3))" in last
+
+
+def test_of_many_the_innermost_are_told():
+    def deeper(left):
+        return deeper(left - 1) if left else int("nothing")
+
+    frames = frames_of(raised(lambda: deeper(50)))
+    assert len(frames) == MOST_FRAMES
+    assert frames[-1].endswith('int("nothing")')
+
+
+@pytest.mark.parametrize("sent", [None, 7, "text", {"a": 1}, [["x"], 3, None]])
+def test_what_is_no_list_of_texts_is_none(sent):
+    assert frames_as_sent(sent) == ()
+
+
+def test_what_another_process_sends_cannot_steer_a_terminal_or_fill_it():
+    (*_, long, steers) = frames_as_sent(["a"] * 10_000 + ["b" * 10**6, "x\x1b[2J\n"])
+    assert len(long) == MOST_LETTERS
+    assert steers.isprintable()
+
+
+KERNEL = textwrap.dedent("""
+    import npudiff
+
+    def helper(states):
+        return states[:, 10**9]
+
+    @npudiff.implementation("swiglu", name="mine", on_device=True)
+    def mine(inputs, target):
+        return {"output": helper(inputs.states)}
+""")
+AT = ['  at         my_kernel.py:9 in mine: return {"output": helper(inputs.states)}',
+      "             my_kernel.py:5 in helper: return states[:, 10**9]"]  # fmt: skip
+OPTIONS = ("swiglu", "--target", "sim", "--examples", "3")
+
+
+@pytest.mark.parametrize("how", [("--no-isolate",), ("--isolate",), ("--untrusted",), ("--workers", "2")])
+def test_a_finding_has_them_however_it_is_judged(cli, kernel, tmp_path, how):
+    result = cli("check", *OPTIONS, "--impl", kernel(KERNEL), *how)
+    assert result.code == ExitCode.FINDINGS
+    lines = result.out.splitlines()
+    place = lines.index(AT[0])
+    assert lines[place - 1].startswith("  raised     IndexError: ")
+    assert lines[place + 1] == AT[1]
+    (folder,) = (tmp_path / ".npudiff" / "findings").glob("*equivalence*")
+    assert len(json.loads((folder / "finding.json").read_text())["detail"]["frames"]) == 2
+    assert "my_kernel.py:5 in helper" in (folder / "finding.html").read_text()
+    again = cli("replay", folder, "--impl", "my_kernel.py", *(() if how[0] in ("--workers", "--no-isolate") else how))
+    assert again.out.splitlines()[1:] == lines[place - 1 : place + 2]
+
+
+def test_a_file_that_does_not_import_names_its_line(cli, kernel):
+    path = kernel("import npudiff\n\ndef half(x):\n    return x / 0\n\nhalf(1)\n")
+    result = cli("check", *OPTIONS, "--impl", path)
+    assert result.code == ExitCode.USAGE
+    assert (
+        result.err == f"npudiff: --impl {path}: fails to import: ZeroDivisionError: division by zero (my_kernel.py:4)\n"
+    )
