@@ -53,6 +53,16 @@ _PLACES: tuple[Box, ...] = (
 """All experts, or the second of two ranks of expert parallelism."""
 
 
+_TILES: Box = {"width": range(32, 10497, 32)}
+"""What ``npu_dequant_swiglu_quant`` takes where rows are in groups: others are refused."""
+
+
+def _in_tiles(box: Box) -> Box:
+    """A box of the path behind MC2, which activates ``swiglu_oai`` in halves by that operator."""
+    halves = box.get("activation") == ("swiglu_oai",) and box.get("layout") == ("halves",)
+    return {**box, **_TILES} if halves else box
+
+
 def _boxes(*parts: Box) -> list[Box]:
     common: Box = {key: value for part in parts for key, value in part.items()}
     return [{"shared_width": (0,), **model, **place, **common} for model in _MODELS for place in _PLACES]
@@ -188,7 +198,7 @@ def of_int8(inputs: MoeExpertsInputs, target: Target) -> torch.Tensor:
 @implementation(
     "moe_experts",
     name="AscendW8A8DynamicFusedMoEMethod_mc2",
-    supports=_boxes({"form": ("w8a8",), "dtype": ("bfloat16",)}),
+    supports=[_in_tiles(box) for box in _boxes({"form": ("w8a8",), "dtype": ("bfloat16",)})],
     options={**CUSTOM_OP, **FUSED},
     on_device=True,
 )
