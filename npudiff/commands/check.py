@@ -105,7 +105,7 @@ def _report(log: RunLog, console: Console) -> int:
         console.finding(first.finding, first.folder, unwritten=first.unwritten)
         console.findings_again(first.finding, rest)
     console.mutants(mutants, judged=judged)
-    console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes))
+    console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes), workers=log.plan.workers)
     idle = _unjudged(log)
     console.unjudged(idle)
     if log.findings:

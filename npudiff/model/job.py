@@ -189,6 +189,8 @@ class Outcome:
     """The failing case as drawn, and as small as it became."""
     worst_failure: Failure | None = None
     """The failing case with the largest error over bound of all that were seen, the smaller ones included."""
+    failed_ratio: float = 0.0
+    """That error over bound; infinite where equality was asked for, 0 where no values were compared."""
     remembered: bool = False
     """Whether cases that failed in an earlier run were tried first."""
     repeated: tuple[int, int] = (0, 0)

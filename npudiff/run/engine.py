@@ -204,6 +204,7 @@ class CaseRun:
         self.outcome.failure = failure
         if _size(failure) > _size(self.outcome.worst_failure):
             self.outcome.worst_failure = failure
+            self.outcome.failed_ratio = 0.0 if failure.comparison is None else failure.comparison.worst
         self.outcome.shrink_seconds = now - self.outcome.seconds_to_failure
 
     def _check_time(self) -> None:

@@ -121,9 +121,9 @@ class Console:
                 "cases",
                 *(["steps"] if component.history is not None else []),
                 *([watched] if watched else []),
-                "not applicable",
-                "worst error/bound",
-                "seconds",
+                "n/a",
+                "error/bound",
+                "job s",
             ):
                 table.add_column(column, justify="right")
             table.add_column("result", no_wrap=True)
@@ -238,6 +238,7 @@ class Console:
         judged: bool = True,
         seconds: float | None = None,
         causes: int = 0,
+        workers: int = 1,
     ) -> None:
         """Say in one line how it ended, and how long it took: by the clock, or the sum over the jobs."""
         cases = sum(outcome.cases for outcome in (*outcomes, *mutants))
@@ -246,7 +247,7 @@ class Console:
         implementations = len(grouped(outcomes))
         findings = sum(outcome.findings for outcome in outcomes)
         parts = [
-            f"{counted(cases, 'case')} in {seconds:.1f} s",
+            f"{counted(cases, 'case')} in {seconds:.1f} s" + (f" on {workers} workers" if workers > 1 else ""),
             counted(implementations, "implementation"),
             counted(findings, "finding") + (f" of {counted(causes, 'cause')}" if 0 < causes < findings else ""),
         ]

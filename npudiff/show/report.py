@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ class Group:
             return "not applicable", "dim"
         held = f"ok, {ran} propert{'ies' if ran > 1 else 'y'}"
         if self.not_applicable > NOT_APPLICABLE_LIMIT * (self.cases + self.not_applicable):
-            return f"{held}; many draws not applicable", "yellow"
+            return f"{held}; many draws n/a", "yellow"
         return held, "green"
 
 
@@ -70,7 +71,11 @@ def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
 
 
 def bound_text(group: Group) -> str:
-    """The largest error over bound of the cases that hold: ``exact`` where only equality was asked for."""
+    """The largest error over bound, of cases that fail if any do: ``exact`` where only equality was asked for."""
+    failed = [outcome.failed_ratio for outcome in group.outcomes if outcome.failed_ratio]
+    if failed:
+        finite = [ratio for ratio in failed if math.isfinite(ratio)]
+        return f"{max(finite):.3g}" if finite else "differs"
     held = [outcome for outcome in group.outcomes if outcome.cases > (outcome.failure is not None)]
     if not held:
         return "-"

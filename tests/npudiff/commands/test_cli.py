@@ -30,8 +30,8 @@ def patched_mask(monkeypatch):
 
 def masked(text):
     """Hide times, versions and folders, and blanks at line ends."""
-    text = re.sub(r"\b\d+\.\d s\b", "T s", text)
-    text = re.sub(r"(exact|\d\.\d\d| -)( +)\d+\.\d ", r"\1\2T.T ", text)
+    text = re.sub(r"\b\d+\.\d s\b( on \d+ workers)?", "T s", text)
+    text = re.sub(r"(exact|differs|\d\.\d\d| -)( +)\d+\.\d ", r"\1\2T.T ", text)
     text = re.sub(r"torch \S+", "torch V", text.replace(__version__, "V"))
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     return re.sub(r"-[0-9a-f]{10}\b", "-DIGEST", text)
@@ -43,9 +43,9 @@ operators are simulated on the CPU: nothing here ran on an NPU
 one CANN is looked at, 9.0 (others: --cann 8.5, 9.1, pessimistic); no SoC is told apart
 swa_mask
 
-  implementation   cases   query length 1   not applicable   worst error/bound   seconds   result
- ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-  eager               14             100%                0               exact       T.T   ok, 5 properties
+  implementation   cases   query length 1   n/a   error/bound   job s   result
+ ────────────────────────────────────────────────────────────────────────────────────────
+  eager               14             100%     0         exact     T.T   ok, 5 properties
 
 14 cases in T s · 1 implementation · 0 findings
 """
@@ -56,9 +56,9 @@ operators are simulated on the CPU: nothing here ran on an NPU
 one CANN is looked at, 8.5 (others: --cann 9.0, 9.1, pessimistic); no SoC is told apart
 swa_mask
 
-  implementation      cases   query length 1   not applicable   worst error/bound   seconds   result
- ───────────────────────────────────────────────────────────────────────────────────────────────────────
-  mask_without_tail       1             100%                0                   -       T.T   1 finding
+  implementation      cases   query length 1   n/a   error/bound   job s   result
+ ────────────────────────────────────────────────────────────────────────────────────
+  mask_without_tail       1             100%     0       differs     T.T   1 finding
 
 
 FINDING swa_mask.mask_without_tail · equivalence · wrong value

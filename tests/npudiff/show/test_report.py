@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ def test_outcomes_are_grouped_by_implementation_in_their_order(toy):
         ([{}, {"cases": 0}], "ok, 1 property"),
         ([{"cases": 0}], "not applicable"),
         ([{"cases": 95, "not_applicable": Counter(why=5)}], "ok, 1 property"),
-        ([{"cases": 94, "not_applicable": Counter(why=6)}], "ok, 1 property; many draws not applicable"),
+        ([{"cases": 94, "not_applicable": Counter(why=6)}], "ok, 1 property; many draws n/a"),
         ([{"failure": object()}, {}], "1 finding"),
         ([{"failure": object()}, {"failure": object()}], "2 findings"),
     ],
@@ -45,7 +46,7 @@ def test_a_property_that_ran_several_times_is_one(toy):
     assert Group("mine", (outcome(toy), outcome(toy))).result()[0] == "ok, 1 property"
 
 
-def test_the_bound_column_is_the_worst_of_what_holds(toy):
+def test_the_bound_column_is_the_worst_of_what_fails_else_of_what_holds(toy):
     def text(*changes):
         return bound_text(Group("mine", tuple(outcome(toy, **change) for change in changes)))
 
@@ -54,6 +55,9 @@ def test_the_bound_column_is_the_worst_of_what_holds(toy):
     assert text({"exact": True}, {}) == "0.25"
     assert text({"cases": 0}) == "-"
     assert text({"cases": 1, "failure": object()}) == "-"
+    assert text({}, {"failure": object(), "failed_ratio": 14.63}, {"failure": object(), "failed_ratio": 3.0}) == "14.6"
+    assert text({}, {"failed_ratio": math.inf}, {"failed_ratio": 2.0}) == "2"
+    assert text({}, {"failed_ratio": math.inf}) == "differs"
 
 
 def test_the_share_of_a_region_is_that_of_all_cases(toy):
