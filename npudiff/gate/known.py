@@ -185,7 +185,8 @@ def _check_keys(entry: Mapping[str, Any], place: str) -> None:
         if name not in _KEYS:
             raise UsageError(f"{place}: {unknown('key', name, _KEYS)}")
         if not isinstance(value, _KEYS[name]):
-            raise UsageError(f"{place}: {name} must be a {_KEYS[name].__name__}, got {value!r}")
+            plain = "a day without quotes, such as 2027-01-31" if _KEYS[name] is date else f"a {_KEYS[name].__name__}"
+            raise UsageError(f"{place}: {name} must be {plain}, got {value!r}")
     missing = [name for name in _NEEDED if not entry.get(name)]
     if missing:
         raise UsageError(f"{place}: a known issue needs {', '.join(_NEEDED)}; missing: {', '.join(missing)}")

@@ -9,14 +9,14 @@ from npudiff.findings.finding import Finding
 from npudiff.model.case import dumps
 from npudiff.text import printable
 
-_HEAD = """# Findings of this gate as entries of a file of known issues. Each needs the link of an issue, and a day on
-# which it expires; "where" says which cases fail, in the words of 'npudiff list COMPONENT'. Where it stays empty, no
-# case is run but to see that the issue is still there.
+_HEAD = """# Findings of this gate as entries of a file of known issues. Each needs the link of an issue, and the day on
+# which it expires, in the place of the last line; "where" says which cases fail, in the words of 'npudiff list
+# COMPONENT'. Where it stays empty, no case is run but to see that the issue is still there.
 """
 
 
 def draft(findings: Sequence[Finding]) -> str:
-    """Return the file. What has to be filled in is empty, and an empty value is refused."""
+    """Return the file, which is TOML; without what has to be filled in it is refused."""
     return _HEAD + "".join(f"\n{''.join(_entry(finding))}" for finding in findings)
 
 
@@ -34,7 +34,7 @@ def _entry(finding: Finding) -> Iterator[str]:
     for name, value in values.items():
         yield f"{name} = {_quoted(value) if isinstance(value, str) else '[' + ', '.join(map(_quoted, value)) + ']'}\n"
     where = ", ".join(_quoted(str(one)) for one in finding.detail.get("region") or ())
-    yield f"where = [{where}]\nexpires =\n"
+    yield f"where = [{where}]\n# expires = YEAR-MONTH-DAY\n"
 
 
 def _quoted(text: str) -> str:

@@ -76,6 +76,8 @@ def load_component(name: str) -> Component:
     """
     modules, points = _component_modules(), _entry_points("components")
     if name not in modules:
+        if name.endswith(".py"):
+            raise UsageError(f"{name} is a file of implementations: --impl {name}")
         raise unknown("component", name, modules)
     attribute = (points[name].attr if name in points else None) or "component"
     component = getattr(importlib.import_module(modules[name]), attribute, None)

@@ -91,8 +91,10 @@ def test_findings_are_drafted_as_entries_that_open_the_gate_once_they_are_comple
     draft = (tmp_path / ".npudiff" / "known_issues.draft.toml").read_text()
     path = tmp_path / "known_issues.toml"
     path.write_text(draft)
-    assert "not TOML" in gate().err
-    path.write_text(draft.replace("expires =", f"expires = {soon}"))
+    assert "missing: link, expires" in gate().err
+    path.write_text(draft.replace("# expires = YEAR-MONTH-DAY", f'expires = "{soon}"'))
+    assert "expires must be a day without quotes, such as 2027-01-31, got" in gate().err
+    path.write_text(draft.replace("# expires = YEAR-MONTH-DAY", f"expires = {soon}"))
     assert "missing: link" in gate().err
     path.write_text(path.read_text().replace('link = ""', 'link = "https://example.org/7"'))
     assert gate().code == ExitCode.CLEAN

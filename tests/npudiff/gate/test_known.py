@@ -68,7 +68,7 @@ def test_no_entries_are_no_issues(read):
         ("version = 1", r"unknown table or key 'version'; each known issue begins with \[\[issue\]\]"),
         (ENTRY.replace('link = "https://example.org/issues/7"\n', ""), "missing: link"),
         (ENTRY.replace("expires = 2027-01-31\n", ""), r"known_issues.toml:2: .* missing: expires"),
-        (ENTRY.replace("2027-01-31", '"2027-01-31"'), "expires must be a date"),
+        (ENTRY.replace("2027-01-31", '"2027-01-31"'), "expires must be a day without quotes, such as 2027-01-31, got "),
         (ENTRY.replace("2027-01-31", "2099-01-31"), f"more than {MOST_DAYS} days"),
         (ENTRY.replace("https://example.org/issues/7", "later"), "link must be the address"),
         (ENTRY.replace("https://example.org/issues/7", "javascript:alert(1)"), "link must be the address"),

@@ -121,7 +121,9 @@ def test_whatever_texts_a_finding_has_every_format_stays_whole(name, line, error
     assert "\r" not in commands[0]
     text = summary(result, problems)
     text.encode("utf-8")
-    for one in tomllib.loads(draft([problem_finding]).replace("expires =", "expires = 2027-01-31"))["issue"]:
+    for one in tomllib.loads(draft([problem_finding]).replace("# expires = YEAR-MONTH-DAY", "expires = 2027-01-31"))[
+        "issue"
+    ]:
         assert one["verdict"] == printable(error)
     body = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     (title,) = re.findall(r"<summary>(.*?)</summary>", body)

@@ -501,3 +501,9 @@ def test_two_implementations_of_one_name_in_a_room_are_refused(module):
         module(f"room.{name}", text)
     with pytest.raises(ValueError, match="two implementations in room are named kernel"):
         implementations_below("room", importlib.import_module("room").__path__)
+
+
+@pytest.mark.parametrize("name", ["my_kernels.py", "folder/kernels.py"])
+def test_a_file_in_the_place_of_a_component_is_told_how_to_be_named(name):
+    with pytest.raises(UsageError, match=f"{name} is a file of implementations: --impl {name}"):
+        load_component(name)
