@@ -15,10 +15,10 @@ def compare(
 ) -> Comparison:
     """Compare the outputs of an implementation with what the reference says of them.
 
-    Outputs that the implementation did not return are not compared.
+    Outputs that the implementation did not return are not compared, and named.
     """
     outputs = tuple(_compare_output(name, expected.get(name), tensor.detach()) for name, tensor in actual.items())
-    return Comparison(outputs, context)
+    return Comparison(outputs, context, tuple(name for name in expected if name not in actual))
 
 
 def _compare_output(name: str, expected: ExpectedOutput | None, actual: torch.Tensor) -> OutputComparison:

@@ -94,6 +94,8 @@ class Comparison:
     """One entry per output that the implementation returned."""
     context: str = ""
     """What was compared with what, for a relation; empty for equivalence."""
+    left_out: tuple[str, ...] = ()
+    """Outputs of the reference that the implementation did not return, which is no failure."""
 
     @property
     def worst(self) -> float:
@@ -127,6 +129,8 @@ class Passed:
     """Whether every output asks for equality only."""
     sums: CaseSums = field(default_factory=dict)
     """Its part in what the cases of a job have in common."""
+    left_out: tuple[str, ...] = ()
+    """Outputs that were not returned."""
     holds: ClassVar[bool] = True
 
 

@@ -174,6 +174,8 @@ class Outcome:
     """Reasons why drawn cases were not run, with their numbers."""
     features: Counter[str] = field(default_factory=Counter)
     """Regions that the cases were in."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Outputs of the reference that the implementation did not return, with the numbers of cases that hold without."""
     worst_ratio: float = 0.0
     """Largest error over bound of the cases that hold."""
     worst_case: Any = None

@@ -185,6 +185,7 @@ class CaseRun:
         outcome.exact = outcome.exact and comparison.exact
         if outcome.failure is not None:
             return None
+        outcome.left_out.update(comparison.left_out)
         if comparison.worst >= outcome.worst_ratio:
             outcome.worst_ratio, outcome.worst_case = comparison.worst, self.judge.case
         if measures_drift(outcome.job) and not self.gives:

@@ -97,7 +97,7 @@ def outcome_from_message(job: Job, message: dict[str, Any]) -> tuple[Outcome, li
         "repeated": tuple(message["repeated"]),
         "drifts": tuple(from_plain(Drift, one, "drift") for one in message["drifts"]),
         "poisonings": [Poisoning(*one) for one in message["poisonings"]],
-        **{name: Counter(message[name]) for name in ("not_applicable", "features")},
+        **{name: Counter(message[name]) for name in ("not_applicable", "features", "left_out")},
     }
     return Outcome(job, **values), kept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,14 @@ class Group:
         """Findings of all properties."""
         return sum(outcome.findings for outcome in self.outcomes)
 
+    @property
+    def never_returned(self) -> list[str]:
+        """Outputs of the reference that the implementation returned in no case: they are not compared."""
+        judged = [outcome for outcome in self.outcomes if outcome.left_out]
+        cases = sum(outcome.cases for outcome in judged)
+        counts = sum((outcome.left_out for outcome in judged), Counter[str]())
+        return [name for name, count in counts.items() if count >= cases]
+
     def share(self, feature: str) -> float:
         """Share of the cases that are in a region."""
         return sum(outcome.features[feature] for outcome in self.outcomes) / max(1, self.cases)
@@ -57,6 +66,8 @@ class Group:
         if not ran:
             return "not applicable", "dim"
         held = f"ok, {ran} propert{'ies' if ran > 1 else 'y'}"
+        if self.never_returned:
+            held += f"; without {', '.join(self.never_returned)}"
         if self.not_applicable > NOT_APPLICABLE_LIMIT * (self.cases + self.not_applicable):
             return f"{held}; many draws n/a", "yellow"
         return held, "green"

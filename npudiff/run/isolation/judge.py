@@ -177,7 +177,8 @@ class IsolatedJudge:
         if "case" in answer:
             self.case = self._loaded(answer["case"])
         if answer["verdict"] == "holds":
-            return Passed(answer["worst"], answer["exact"], sums_from_plain(answer["sums"]))
+            left_out = tuple(answer["left_out"])
+            return Passed(answer["worst"], answer["exact"], sums_from_plain(answer["sums"]), left_out)
         if answer["verdict"] == "differs":
             comparison: Comparison = answer["comparison"]
             return comparison

@@ -96,7 +96,8 @@ def _judged(case: AnyCase, judge: LocalJudge, job: Job, shared: SharedTensors) -
     if isinstance(comparison, Comparison) and not comparison.holds:
         return {"verdict": "differs", **pack_comparison(comparison, shared)}
     sums = sums_of(comparison) if measures_drift(job) else {}
-    return {"verdict": "holds", "worst": comparison.worst, "exact": comparison.exact, "sums": sums}
+    held: dict[str, Any] = {"worst": comparison.worst, "exact": comparison.exact, "left_out": comparison.left_out}
+    return {"verdict": "holds", **held, "sums": sums}
 
 
 def probe_device(target: Target) -> bool:

@@ -31,6 +31,8 @@ def test_outcomes_are_grouped_by_implementation_in_their_order(toy):
         ([{"cases": 0}], "not applicable"),
         ([{"cases": 95, "not_applicable": Counter(why=5)}], "ok, 1 property"),
         ([{"cases": 94, "not_applicable": Counter(why=6)}], "ok, 1 property; many draws n/a"),
+        ([{"left_out": Counter(lse=10)}, {}], "ok, 2 properties; without lse"),
+        ([{"left_out": Counter(lse=9, rstd=10)}], "ok, 1 property; without rstd"),
         ([{"failure": object()}, {}], "1 finding"),
         ([{"failure": object()}, {"failure": object()}], "2 findings"),
     ],
@@ -64,3 +66,21 @@ def test_the_share_of_a_region_is_that_of_all_cases(toy):
     one, other = outcome(toy, features=Counter(odd=5)), outcome(toy, cases=30, features=Counter(odd=5))
     assert Group("mine", (one, other)).share("odd") == 0.25
     assert Group("mine", (outcome(toy, cases=0),)).share("odd") == 0
+
+
+KERNEL = """
+import npudiff
+
+@npudiff.implementation("dynamic_quant", name="mine", on_device=True)
+def mine(inputs, target):
+    from npudiff.reference.dynamic_quant import dynamic_quant
+    return {"scale": dynamic_quant(inputs)["scale"].value.float()}
+"""
+
+
+@pytest.mark.parametrize("how", ["--no-isolate", "--isolate"])
+def test_outputs_that_are_not_returned_are_named(cli, kernel, how):
+    options = ("--impl", kernel(KERNEL), "--target", "sim", "--examples", "5", "--workers", "1")
+    result = cli("check", "dynamic_quant", *options, how)
+    assert result.code == 0, result.out
+    assert "; without quantised" in result.out

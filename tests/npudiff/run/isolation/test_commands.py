@@ -85,7 +85,7 @@ def test_findings_of_a_crash_and_of_a_poisoning_are_shown_and_replayed(cli, kern
             assert refused.out == f"ERROR  {folder}: --isolate needs Linux{hint}\n"
     replayed = cli("replay", ".npudiff/findings", "--impl", "mine.py")
     assert replayed.code == ExitCode.FINDINGS
-    assert {line.split()[0] for line in replayed.out.splitlines()} == {"FAILED"}
+    assert {line.split()[0] for line in replayed.out.splitlines() if line[0] != " "} == {"FAILED"}
     (tmp_path / "mine.py").write_text(textwrap.dedent(KERNELS).replace("os._exit(9)", "pass").replace("== 3", "== -1"))
     fixed = cli("replay", ".npudiff/findings", "--impl", "mine.py")
     assert {line.split()[0] for line in fixed.out.splitlines()} == {"FIXED"}
