@@ -82,6 +82,17 @@ def test_a_wrong_implementation_is_shrunk_to_the_smallest_case(toy):
     assert not outcome.flaky
 
 
+def test_how_far_off_the_worst_failing_case_is_stays_where_its_tensors_do_not(toy):
+    outcome = run_job(toy.job(lambda inputs, target: inputs.x + 1), SEEDED)
+    assert outcome.failed_ratio == outcome.worst_failure.comparison.worst > 1
+
+    def raises(inputs, target):
+        raise ValueError
+
+    assert run_job(toy.job(raises), SEEDED).failed_ratio == 0
+    assert run_job(toy.job(), SEEDED).failed_ratio == 0
+
+
 def test_a_failure_that_needs_two_things_at_once_is_shrunk_to_both(toy):
     def function(inputs, target):
         wrong = inputs.kind == "odd" and len(inputs.x) >= 2 and bool((inputs.x > 10).any())
