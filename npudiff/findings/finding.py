@@ -25,6 +25,7 @@ from npudiff.errors import UsageError
 from npudiff.files.reading import read_plain_file
 from npudiff.files.writing import file_name, remove_file, write_file
 from npudiff.judge.criteria import published_verdicts
+from npudiff.judge.mistakes import likely_mistakes
 from npudiff.judge.pattern import describe_pattern, explain_misplaced, worst_element, worst_gain
 from npudiff.model.anything import AnyInputs
 from npudiff.model.backend import option_of
@@ -488,6 +489,7 @@ def _described_output(
         return {
             "pattern": describe_pattern(output, coordinates),
             "instead": explain_misplaced(output, coordinates, getattr(inputs, output.name, None)),
+            "likely": likely_mistakes(output),
             "published_criteria": [to_plain(verdict) for verdict in published_verdicts(output)],
         }
     except Exception as error:  # noqa: BLE001 - whatever it is, the finding is worth more

@@ -359,6 +359,7 @@ def _wrong_elements(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What sets them apart, what they hold instead, and what usual criteria say of them."""
     verdicts = detail.get("published_criteria") or []
     texts = {
+        "likely": detail.get("likely") or [],
         "pattern": detail.get("pattern") or [],
         "instead": detail.get("instead") or [],
         "published": [
