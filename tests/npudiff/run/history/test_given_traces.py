@@ -69,7 +69,7 @@ def test_steps_have_a_column_where_there_are_any(capsys, toy, tally):
     budget = Budget(examples=3, seed=1, steps=5)
     Console(verbose=False).table([run_job(tally.job(), budget), run_job(toy.job(), budget)])
     first, other = capsys.readouterr().out.split("toy ")
-    assert re.search(r"cases +steps +not applicable", first)
+    assert re.search(r"cases +steps +n/a", first)
     assert re.search(r"mine +3 +15 +0 +exact", first)
     assert "steps" not in other
 
