@@ -31,6 +31,8 @@ def test_they_begin_with_the_call_and_end_where_it_was_raised_in_torch_or_not():
     inside = frames_of(raised(lambda: torch.nn.functional.cross_entropy(torch.zeros(2, 2), torch.zeros(3).long())))
     assert "torch/nn" not in "".join(inside)
     assert inside[-1].endswith("torch.zeros(3).long())))")
+    library = frames_of(raised(lambda: json.loads("{")))
+    assert library[-1].endswith('raised(lambda: json.loads("{")))')
 
 
 def test_places_are_files_as_seen_from_here(monkeypatch, tmp_path):
@@ -75,7 +77,8 @@ def test_what_is_no_list_of_texts_is_none(sent):
 
 
 def test_what_another_process_sends_cannot_steer_a_terminal_or_fill_it():
-    (*_, long, steers) = frames_as_sent(["a"] * 10_000 + ["b" * 10**6, "x\x1b[2J\n"])
+    (*others, long, steers) = frames_as_sent(["a"] * 10_000 + ["b" * 10**6, "x\x1b[2J\n"])
+    assert len(others) == MOST_FRAMES - 2
     assert len(long) == MOST_LETTERS
     assert steers.isprintable()
 
