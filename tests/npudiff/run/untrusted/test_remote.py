@@ -89,6 +89,8 @@ def test_what_is_no_description_is_refused(monkeypatch, said, why):
         ({"raised": ["RuntimeError", "507015", "FAULT", None]}, "RuntimeError", Kind.FAULT),
         ({"raised": ["RuntimeError", "no", "HOLDS", []]}, "Malformed", Kind.RAISED),
         ({"raised": ["RuntimeError", "no"]}, "Malformed", Kind.RAISED),
+        ({"raised": ["RuntimeError", "no", "RAISED"]}, "Malformed", Kind.RAISED),
+        ({"raised": ["RuntimeError", "no", "RAISED", [], []]}, "Malformed", Kind.RAISED),
         ({"raised": ["RuntimeError", 7, "RAISED", []]}, "Malformed", Kind.RAISED),
         ({"verdict": "holds"}, "Malformed", Kind.RAISED),
         ({"outputs": [{"name": "output"}]}, "Malformed", Kind.RAISED),
