@@ -59,7 +59,7 @@ def _on_host(pool: Any, inputs: CacheGatherInputs) -> Outputs:  # noqa: ANN401 -
 @implementation(
     "cache_gather",
     name="get_cpu_copy",
-    supports={**_POOL, "layout": ("PA_BSND",)},
+    supports=[{**_POOL, "layout": ("PA_BSND",), "head_dims": dims} for dims in (range(1, 1025), ("192/128", "512/64"))],
     options={"ASCEND_USE_FIA": ("1", "0")},
     on_device=True,
 )
