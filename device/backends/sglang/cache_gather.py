@@ -11,12 +11,14 @@ from npudiff import Target, implementation
 from npudiff.device.ascend.cache_gather import places
 from npudiff.device.backends.paged_attention import PAGE
 from npudiff.device.backends.sglang.pool_world import NZ, buffers, of_mha, of_mla
-from npudiff.model.constraints import Box
+from npudiff.model.constraints import Box, Joined
 from npudiff.reference.cache_gather import CacheGatherInputs
 
 Outputs = dict[str, torch.Tensor]
 
 _POOL: Box = {"page_size": (PAGE,), "dtype": ("bfloat16", "float16"), "far_pool": (False,)}
+_ONE_DIM, _OF_MODELS = Joined((range(1, 1025),)), ("192/128", "512/64")
+"""Head dims of keys and values: one for both, or two as models have them."""
 _LATENT: Box = {**_POOL, "kv_heads": (1,), "head_dims": ("512/64", "256/32")}
 _ORDERS: tuple[Box, ...] = ({NZ: ("0",), "layout": ("PA_BSND",)}, {NZ: ("1",), "layout": ("PA_NZ",)})
 _WHOLE_PAGES: Box = {**_LATENT, "starts": ("none",), "length": range(0, 2**20 + 1, PAGE)}
@@ -59,7 +61,7 @@ def _on_host(pool: Any, inputs: CacheGatherInputs) -> Outputs:  # noqa: ANN401 -
 @implementation(
     "cache_gather",
     name="get_cpu_copy",
-    supports=[{**_POOL, "layout": ("PA_BSND",), "head_dims": dims} for dims in (range(1, 1025), ("192/128", "512/64"))],
+    supports=[{**_POOL, "layout": ("PA_BSND",), "head_dims": dims} for dims in (_ONE_DIM, _OF_MODELS)],
     options={"ASCEND_USE_FIA": ("1", "0")},
     on_device=True,
 )
