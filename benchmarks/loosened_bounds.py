@@ -65,7 +65,7 @@ CALLS = ("unit_roundoff", "underflow_step", "accumulation_error", "rounding_scal
          "gain_bound", "rounding_gain", "rstd_error")  # fmt: skip
 
 ASKS = ("any", "isfinite", "isposinf", "zeros_like", "ones_like", "expand_as", "new_zeros", "len")
-"""Functions that say the same of four times as much."""
+"""Functions that say the same of four times as much, of a name: a comparison inside may be another one."""
 
 ERROR_FIELDS = ("error", "bound", "independent", "brought", "common", "relative")
 """Fields of results that are made larger as a whole."""
@@ -155,6 +155,10 @@ def rounds_more(factor: float, before: Any, method: str, *arguments: Any) -> Any
     return dataclasses.replace(after, **{name: old + (new - old) * factor})
 
 
+def _is_named(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name | ast.Attribute)
+
+
 class _Enlarge(ast.NodeTransformer):
     """Wraps one expression, or all when looking for them."""
 
@@ -167,18 +171,20 @@ class _Enlarge(ast.NodeTransformer):
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         zero = any(isinstance(one, ast.Constant) and one.value == 0 for one in node.comparators)
-        if zero or any(isinstance(one, ast.Is | ast.IsNot) for one in node.ops):
+        if (zero and _is_named(node.left)) or any(isinstance(one, ast.Is | ast.IsNot) for one in node.ops):
             return node  # four times as much says the same
         self.generic_visit(node)
         return node
 
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
-        node.values = [*node.values[:-1], self.visit(node.values[-1])]  # of the others it is asked whether they are
+        *asked, last = node.values  # of a name that is not the last it is asked whether there is anything
+        node.values = [*(one if _is_named(one) else self.visit(one) for one in asked), self.visit(last)]
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
-        if name in ASKS:
+        given = [node.func.value, *node.args] if isinstance(node.func, ast.Attribute) else node.args
+        if name in ASKS and all(_is_named(one) or isinstance(one, ast.Constant) for one in given):
             return node
         if isinstance(node.func, ast.Attribute):
             node.func.value = self.visit(node.func.value)

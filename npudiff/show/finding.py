@@ -185,7 +185,7 @@ def finding_lines(finding: Finding, folder: Path, *, unwritten: str = "") -> lis
     if "error" in detail:
         lines.append(("raised", str(detail["error"])))
         lines += [
-            ("at" if not place else "", str(frame)) for place, frame in enumerate(frames_as_sent(detail.get("frames")))
+            ("at" if not place else "", frame) for place, frame in enumerate(frames_as_sent(detail.get("frames")))
         ]
     if detail.get("more"):
         lines.append(("besides", f"{counted(int(detail['more']), 'other case')} of this run did the same"))
