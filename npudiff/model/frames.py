@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from npudiff.text import clipped, printable
 
 MOST_FRAMES = 8
 """Frames that are told, the innermost ones."""
+
+MOST_READ = 200
+"""Frames that are looked at, the innermost ones."""
 
 MOST_LETTERS = 200
 """Of a frame, as text."""
@@ -29,17 +33,23 @@ _NOBODYS = ("torch", "torch_npu", "hypothesis", "_pytest", "pluggy")
 def frames_of(error: BaseException) -> tuple[str, ...]:
     """Return the frames of the code that raised, the call first: ``kernels.py:12 in scale: return states[7]``.
 
-    What npudiff did to call it, and what torch and the standard library do inside of it, is left out.
+    What npudiff did to call it, and what torch and the standard library do inside of it, is left out. None where they
+    cannot be read: the code has names of files that are none, or has taken the folder away from under its process.
     """
-    trace = traceback.extract_tb(error.__traceback__)
-    own = [_as_text(frame) for frame in trace if _is_own(Path(frame.filename))]
-    return tuple(own[-MOST_FRAMES:])
+    return _told(error, _as_text)[-MOST_FRAMES:]
 
 
 def places_of(error: BaseException) -> tuple[str, ...]:
     """Return file and line of the same frames: ``kernels.py:12``."""
-    trace = traceback.extract_tb(error.__traceback__)
-    return tuple(_place(frame) for frame in trace if _is_own(Path(frame.filename)))
+    return _told(error, _place)
+
+
+def _told(error: BaseException, said: Callable[[traceback.FrameSummary], str]) -> tuple[str, ...]:
+    try:
+        trace = traceback.extract_tb(error.__traceback__, limit=-MOST_READ)
+        return tuple(said(frame) for frame in trace if _is_own(Path(frame.filename)))
+    except Exception:  # noqa: BLE001 - it is foreign code, and the exception is worth more than where it came from
+        return ()
 
 
 def frames_as_sent(sent: object) -> tuple[str, ...]:

@@ -71,6 +71,20 @@ def test_of_many_the_innermost_are_told():
     assert frames[-1].endswith('int("nothing")')
 
 
+def test_code_without_a_file_and_a_folder_that_is_gone_cost_no_exception(monkeypatch, tmp_path):
+    def call():
+        raise ValueError
+
+    call.__code__ = call.__code__.replace(co_filename="/a\0b.py")
+    assert frames_of(raised(call)) == ()
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    here.rmdir()
+    assert frames_of(raised(lambda: picked(torch.zeros(2, 2)))) == ()
+    assert places_of(raised(lambda: picked(torch.zeros(2, 2)))) == ()
+
+
 @pytest.mark.parametrize("sent", [None, 7, "text", {"a": 1}, [["x"], 3, None]])
 def test_what_is_no_list_of_texts_is_none(sent):
     assert frames_as_sent(sent) == ()
