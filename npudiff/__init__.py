@@ -4,10 +4,18 @@ This room is generic: it knows components, implementations, targets and cases, n
 neither torch nor Hypothesis, so that a command line or a pytest start that does not use them pays nothing.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from npudiff.model.component import Component, History, NotApplicable, Property, Subject
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation, Target, TargetUnavailable, implementation, mutant, perturbed
 from npudiff.model.version import VERSION
+
+if TYPE_CHECKING:
+    from npudiff.api import Result, check, components, replay
+    from npudiff.show.document import schema
 
 __version__ = VERSION
 
@@ -18,11 +26,28 @@ __all__ = [
     "Implementation",
     "NotApplicable",
     "Property",
+    "Result",
     "Subject",
     "Target",
     "TargetUnavailable",
     "__version__",
+    "check",
+    "components",
     "implementation",
     "mutant",
     "perturbed",
+    "replay",
+    "schema",
 ]
+
+_LATE = {"schema": "npudiff.show.document", **dict.fromkeys(("Result", "check", "components", "replay"), "npudiff.api")}
+"""Names whose modules are imported when they are asked for: they run something, and import torch."""
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - of a module
+    """Return a function that runs something."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 - the first use pays
+
+    return getattr(importlib.import_module(_LATE[name]), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 from npudiff.commands.arguments import build_parser
 from npudiff.errors import DeviceLost, ExitCode, UsageError
 from npudiff.model.implementation import TargetUnavailable
-from npudiff.run.guardian import guarded
+from npudiff.run.guardian import End, guarded
+from npudiff.show.document import STDOUT, DocumentFile
 from npudiff.text import complain, output_is_lost
 
 _RUN_KERNELS = {"check", "gate", "replay", "score", "self-test"}
@@ -24,8 +26,16 @@ _RUN_KERNELS = {"check", "gate", "replay", "score", "self-test"}
 def entry() -> int:
     """Run the command line as a program: a command that runs kernels has a guardian, which they cannot end."""
     if _RUN_KERNELS.intersection(sys.argv[1:2]):
-        return guarded(main)
+        return guarded(main, _document_of_the_dead)
     return main()
+
+
+def _document_of_the_dead(end: End) -> None:
+    """Write the document of a run that ended before it could; standard output gets none after the one that it has."""
+    with contextlib.suppress(SystemExit):  # of arguments that are none
+        options = build_parser().parse_args()
+        if options.json is not None and (end.mute or options.json.name != STDOUT):
+            options.json.write(options.command, ExitCode.INTERNAL, str(end))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,25 +65,36 @@ def _main(arguments: Sequence[str] | None) -> int:
     prepare_environment()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
+    file: DocumentFile | None = getattr(options, "json", None)
+    if file is None:
+        return _ended(options)[0]
+    with file.alone():
+        code, problem = _ended(options)
+    return file.write(options.command, code, problem)
+
+
+def _ended(options: argparse.Namespace) -> tuple[int, str]:
+    """Run a command; return its exit code, and what ended it before its end, if anything did."""
     try:
-        return _run(options)
+        return _run(options), ""
     except UsageError as error:
-        complain(str(error))
-        return ExitCode.USAGE
+        return _complained(str(error), ExitCode.USAGE)
     except (TargetUnavailable, DeviceLost) as error:
-        complain(str(error))
-        return ExitCode.DEVICE_LOST
+        return _complained(str(error), ExitCode.DEVICE_LOST)
     except KeyboardInterrupt:
-        complain("interrupted")
-        return ExitCode.INTERRUPTED
+        return _complained("interrupted", ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        return ExitCode.INTERRUPTED
+        return ExitCode.INTERRUPTED, "the reader of the output went away"
     except (Exception, SystemExit):  # noqa: BLE001 - the last line of defence; the traceback is shown
         import traceback  # noqa: PLC0415
 
         traceback.print_exc()
-        complain("internal error; please report it with the traceback above")
-        return ExitCode.INTERNAL
+        return _complained("internal error; please report it with the traceback above", ExitCode.INTERNAL)
+
+
+def _complained(problem: str, code: ExitCode) -> tuple[int, str]:
+    complain(problem)
+    return code, problem
 
 
 def _interrupt(number: int, frame: object) -> None:

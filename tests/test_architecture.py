@@ -13,8 +13,8 @@ from npudiff.run.discovery import component_names
 ROOT = Path(__file__).parent.parent
 ROOMS = ("reference", "device", "properties", "npudiff")
 WINGS = (
-    "errors", "text", "files", "model", "draw", "judge", "run", "findings", "show", "gate", "score", "commands", "cli",
-    "plugin",
+    "errors", "text", "files", "model", "draw", "judge", "run", "findings", "show", "api", "gate", "score", "commands",
+    "cli", "plugin",
 )  # fmt: skip
 """The engine, from the bottom: each wing, and each module beside the wings, stands only on those before it."""
 DOORS = ("npudiff", "npudiff.__main__")
@@ -161,7 +161,7 @@ def test_wings_stand_on_those_below_them():
     assert upwards == []
     assert {name.split(".")[1] for name in modules if name not in DOORS} == set(WINGS)
     directly = [path.name for path in (ROOT / "npudiff").iterdir() if path.suffix == ".py"]
-    assert len(directly) <= 6
+    assert len(directly) <= 7
 
 
 @pytest.mark.parametrize("room", ROOMS)

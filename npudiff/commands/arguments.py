@@ -11,6 +11,7 @@ from npudiff.errors import ExitCode, UsageError, did_you_mean, nearest
 from npudiff.gate.rotation import ROTATING
 from npudiff.model.backend import wish_of
 from npudiff.model.version import VERSION
+from npudiff.show.document import DocumentFile
 
 DEFAULT_ROOT = Path(".npudiff")
 """Folder below which findings and remembered cases are kept."""
@@ -153,6 +154,7 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     _add_shared(check)
     _add_run(check)
+    _add_json(check)
 
 
 def _add_self_test(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -166,6 +168,7 @@ def _add_self_test(commands: argparse._SubParsersAction[_Parser]) -> None:
     test.add_argument("--examples", type=positive, metavar="N", help="cases per mutant (100)")
     test.add_argument("--seed", type=int, metavar="N", help="seed of the draws")
     _add_run(test)
+    _add_json(test)
     test.set_defaults(impl=[], shared=None)
 
 
@@ -202,6 +205,7 @@ def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     _add_shared(gate)
     _add_run(gate)
+    _add_json(gate)
 
 
 def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -209,6 +213,7 @@ def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing.add_argument("components", nargs="*", metavar="COMPONENT", help="show these in full")
     listing.add_argument("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="list these only")
     _add_backend(listing)
+    _add_json(listing)
 
 
 def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -220,6 +225,7 @@ def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
     replay.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="finding folders, or a folder of them")
     _add_isolation(replay)
     _add_target(replay)
+    _add_json(replay)
 
 
 def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -264,6 +270,7 @@ def _add_score(commands: argparse._SubParsersAction[_Parser]) -> None:
     score.add_argument("--record", type=Path, metavar="FILE", help="write what --expect needs to this file, too")
     score.add_argument("--expect", type=Path, metavar="FILE", help="fail if a mutant that this record has is lost")
     _add_output(score)
+    _add_json(score)
 
 
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -277,6 +284,7 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="WHEEL|FOLDER",
         help="show which versions of torch_npu accept the calls of the implementations, and these besides",
     )
+    _add_json(doctor)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -285,6 +293,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_isolation(parser)
     _add_output(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="show every property, and where the cases were")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json",
+        type=DocumentFile,
+        metavar="FILE|-",
+        help="write what was seen as one JSON document, too; with - nothing else is written to standard output",
+    )
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import plan_with_shared
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.case import loads
-from npudiff.model.job import LEAST_TIMEOUT, TIMEOUT, Job, Verdict, unjudged
+from npudiff.model.job import LEAST_TIMEOUT, TIMEOUT, Job
 from npudiff.run.further import further
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.messages import Keep, Task
@@ -29,6 +29,7 @@ from npudiff.show.finding import keeper
 from npudiff.show.junit import junit
 from npudiff.show.problems import Level, Problem, problems_of_findings
 from npudiff.show.progress import RunProgress
+from npudiff.show.run_content import run_content
 from npudiff.show.run_page.write import RecordKeeper, summary_of
 from npudiff.show.source_location import root_of_files
 from npudiff.text import counted, printable
@@ -60,6 +61,10 @@ def run_plan(
     console, log = Console(verbose=options.verbose), RunLog(plan)
     unwritten = Unwritten()
     record = RecordKeeper(lambda: summary_of(log, case=case), options.output, unwritten)
+    if options.json is not None:
+        options.json.content = lambda: run_content(
+            summary_of(log, case=case), log.findings, log.unjudged, unwritten.lines
+        )
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
     code: int = ExitCode.INTERNAL
@@ -106,19 +111,8 @@ def _report(log: RunLog, console: Console) -> int:
         console.findings_again(first.finding, rest)
     console.mutants(mutants, judged=judged)
     console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes), workers=log.plan.workers)
-    idle = _unjudged(log)
-    console.unjudged(idle)
-    if log.findings:
-        return ExitCode.FINDINGS
-    if idle or not any(outcome.cases for outcome in (*outcomes, *mutants)):
-        return ExitCode.NOTHING_RAN
-    missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
-    return ExitCode.FINDINGS if missed else ExitCode.CLEAN
-
-
-def _unjudged(log: RunLog) -> Mapping[tuple[str, str], str]:
-    """Implementations that the user named, of which no case was judged. One without a case in ``where`` is not run."""
-    return {**unjudged(log.outcomes), **log.plan.unimported} if log.plan.request.implementations else {}
+    console.unjudged(log.unjudged)
+    return log.code
 
 
 def _junit(log: RunLog) -> str:
@@ -131,7 +125,7 @@ def _other_problems(log: RunLog) -> Iterator[Problem]:
     """Yield what fails a run besides findings: a reader of JUnit alone must not take it for green."""
     if log.error is not None:
         yield Problem(Level.ERROR, "ended-early", printable(f"ended early: {type(log.error).__name__}"))
-    for names, why in _unjudged(log).items():
+    for names, why in log.unjudged.items():
         yield Problem(Level.ERROR, "not-judged", printable(f"no case of {'.'.join(names)} could be judged: {why}"))
     for outcome in log.mutants if log.plan.judges_mutants else ():
         if not outcome.found:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 from npudiff.errors import ExitCode
 from npudiff.model.contract import Contract, Release, Standing
@@ -19,13 +20,37 @@ WIDTH = 100
 _CELL = 13
 
 
-def contract(paths: Sequence[Path]) -> int:
+def contract(options: argparse.Namespace) -> int:
     """Show the tables of all contracts, and return the exit code: 1 if a judged version does not accept a call."""
     console = Console(verbose=False)
-    found = load_contracts(paths)
+    found = load_contracts(options.contract)
+    if options.json is not None:
+        options.json.content = lambda: {"contracts": [_content(one) for one in found]}
     for one in found:
         console.lines(list(contract_lines(one)))
     return ExitCode.FINDINGS if any(one.findings for one in found) else ExitCode.CLEAN
+
+
+def _content(contract: Contract) -> dict[str, Any]:
+    """Return what versions make of the calls, as plain values."""
+    releases = [
+        {
+            "release": one.name,
+            "source": one.source,
+            "judged": one.judged,
+            "answers": {
+                name: {"answer": answer.standing.value, "reason": answer.reason} for name, answer in one.answers.items()
+            },
+        }
+        for one in contract.releases
+    ]
+    return {
+        "package": contract.package,
+        "base": contract.base,
+        "forms": contract.forms,
+        "releases": releases,
+        "notes": list(contract.notes),
+    }
 
 
 def contract_lines(contract: Contract) -> Iterator[str]:

@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from npudiff.commands.contract import contract
 from npudiff.errors import ExitCode
@@ -38,55 +39,90 @@ NO_TORCH_NPU = "not installed (needed for the npu target: the extra 'npu' of thi
 def doctor(options: argparse.Namespace) -> int:
     """Run ``npudiff doctor`` and return its exit code: 0 if the default target works, or what it was asked about."""
     if options.contract is not None:
-        return contract(options.contract)
+        return contract(options)
     console = Console(verbose=False)
+    facts: dict[str, Any] = {}
+    if options.json is not None:
+        options.json.content = lambda: facts
     if options.impl:
+        facts["backends"] = []
         for wish in wished(options.impl):
-            console.lines([*_backend(wish, options.target)])
+            found = _backend(wish, options.target)
+            facts["backends"].append(found)
+            console.lines([*_backend_lines(found)])
         return ExitCode.CLEAN
     if options.target:
         works, text = _probe(options.target)
+        facts["targets"] = [{"target": options.target, "works": works, "said": text}]
         console.lines([text])
         return ExitCode.CLEAN if works else ExitCode.DEVICE_LOST
-    console.lines([*_software(), ""])
-    console.lines([*_torch_npu()])
-    working: list[str] = []
-    console.lines(["", "targets", *_targets(working)])
+    return _machine(console, facts)
+
+
+def _machine(console: Console, facts: dict[str, Any]) -> int:
+    """Say all of this machine, and try every target with a few cases of one implementation of each component."""
+    facts["software"] = software = _software()
+    console.lines([f"{name:16} {text or 'not installed'}" for name, text in software.items()])
+    console.lines(["", *_torch_npu(), "", "targets"])
+    facts |= {"torch_npu": version_of("torch_npu"), "cann": cann_library() or None, "targets": []}
+    for name in target_names():
+        works, text = _probe_alone(name)
+        facts["targets"].append({"target": name, "works": works, "said": text})
+        console.lines([f"  {name:14} {text}"])
     components, implementations = component_names(), select_implementations(load_components([]), [])
+    facts |= {"components": components, "implementations": len(implementations), "default_target": None}
     console.lines(["", f"components       {', '.join(components)}", f"implementations  {len(implementations)}"])
+    working = [one["target"] for one in facts["targets"] if one["works"]]
     if not working:
         console.lines(["", "no target works here"])
         return ExitCode.DEVICE_LOST
-    default = "npu" if "npu" in working else "sim"
-    console.lines(["", f"default target   {default}"])
+    facts["default_target"] = "npu" if "npu" in working else "sim"
+    console.lines(["", f"default target   {facts['default_target']}"])
     return ExitCode.CLEAN
 
 
-def _backend(wish: Wish, target: str | None) -> Iterator[str]:
-    """Import a backend beside its device, and say what there is of it."""
+def _backend(wish: Wish, target: str | None) -> dict[str, Any]:
+    """Import a backend beside its device, and return what there is of it."""
     where = load_target(target, None) if target else default_target(None, load_backend(wish.name).target)
     room = room_of(wish)
-    yield f"{wish.name:16} {room.booted.version}, {room.booted.origin}"
-    yield f"{'target':16} {where.name}, CANN {where.cann}"
-    yield f"{'stood in for':16} " + (
-        ", ".join(f"{name} {count}" for name, count in room.booted.stubs().items()) or "none"
-    )
-    yield from (f"{'operators':16} {line}" for line in room.booted.operators())
     missing = [(item, item.requires()) for item in room.implementations if item.requires is not None]
-    left_out = [f"{module}: {why}" for module, why in room.left_out.items()]
-    left_out += [f"{item.component}.{item.name}: {why}" for item, why in missing if why]
-    usable = len(room.implementations) - sum(bool(why) for _, why in missing)
-    yield f"{'implementations':16} {usable} of {len({item.component for item in room.implementations})} components"
-    for line in left_out:
-        yield f"{'not applicable':16} {line}"
-    yield from (f"{'note':16} {line}" for line in room.booted.notes)
+    return {
+        "backend": wish.name,
+        "version": room.booted.version,
+        "origin": str(room.booted.origin),
+        "target": where.name,
+        "cann": where.cann,
+        "stood_in_for": dict(room.booted.stubs()),
+        "operators": list(room.booted.operators()),
+        "implementations": len(room.implementations) - sum(bool(why) for _, why in missing),
+        "components": len({item.component for item in room.implementations}),
+        "not_applicable": {
+            **room.left_out,
+            **{f"{item.component}.{item.name}": why for item, why in missing if why},
+        },
+        "notes": list(room.booted.notes),
+    }
 
 
-def _software() -> Iterator[str]:
-    yield f"npudiff          {VERSION}"
-    yield f"python           {platform.python_version()} on {platform.system()} {platform.machine()}"
-    for name in ("torch", "numpy", "hypothesis", "safetensors", "rich", "pytest"):
-        yield f"{name:16} {version_of(name) or 'not installed'}"
+def _backend_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{found['backend']:16} {found['version']}, {found['origin']}"
+    yield f"{'target':16} {found['target']}, CANN {found['cann']}"
+    yield f"{'stood in for':16} " + (
+        ", ".join(f"{name} {count}" for name, count in found["stood_in_for"].items()) or "none"
+    )
+    yield from (f"{'operators':16} {line}" for line in found["operators"])
+    yield f"{'implementations':16} {found['implementations']} of {found['components']} components"
+    yield from (f"{'not applicable':16} {name}: {why}" for name, why in found["not_applicable"].items())
+    yield from (f"{'note':16} {line}" for line in found["notes"])
+
+
+def _software() -> dict[str, str | None]:
+    """Names and versions; None for what is not installed."""
+    versions = {
+        name: version_of(name) or None for name in ("torch", "numpy", "hypothesis", "safetensors", "rich", "pytest")
+    }
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return {"npudiff": VERSION, "python": python, **versions}
 
 
 def _torch_npu() -> Iterator[str]:
@@ -103,15 +139,6 @@ def _torch_npu() -> Iterator[str]:
             yield f"                 {variable}={os.environ[variable]}"
     if sys.platform != "linux":
         yield "                 torch_npu exists for Linux only"
-
-
-def _targets(working: list[str]) -> Iterator[str]:
-    """Try every target with a few cases of one implementation of each component."""
-    for name in target_names():
-        works, text = _probe_alone(name)
-        yield f"  {name:14} {text}"
-        if works:
-            working.append(name)
 
 
 def _probe_alone(name: str) -> tuple[bool, str]:

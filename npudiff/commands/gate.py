@@ -7,8 +7,9 @@ import datetime as dt
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from npudiff.commands.check import note_findings, request_of
 from npudiff.errors import ExitCode, UsageError
@@ -36,6 +37,7 @@ from npudiff.show.console import Console
 from npudiff.show.junit import junit
 from npudiff.show.problems import Level, Problem
 from npudiff.show.progress import RunProgress
+from npudiff.show.run_content import run_content
 from npudiff.show.run_page.record import KnownRecord
 from npudiff.show.run_page.write import RecordKeeper, RunSummary, known_record
 from npudiff.show.source_location import root_of_files
@@ -62,6 +64,8 @@ def gate(options: argparse.Namespace) -> int:
     console.left_behind(left_behind(options.output / JOURNALS))
     console.lines([f"budget {options.budget:.0f} s · rotation {result.rotation}", *result.notes])
     told = _Told(result, sorted_out, options.output)
+    if options.json is not None:
+        options.json.content = told.content
     config = GateConfig(
         sorted_out,
         touched,
@@ -107,6 +111,30 @@ class _Told:
         finally:
             note_findings(self._result.findings, self.unwritten)
             self.unwritten.tell()
+
+    def content(self) -> dict[str, Any]:
+        """Return what the document of a gate says, so far."""
+        result = self._result
+        said = run_content(self._summary(), result.findings, dict(result.unjudged), self.unwritten.lines)
+        parts = {one.finding.key: (one.stage, one.warns) for one in result.findings}
+        for finding in said["findings"]:
+            finding["part"], finding["warns"] = parts[finding["key"]]
+        known = [
+            {**asdict(_known_record(status)), "state": status.state.value, "why": status.why} for status in result.known
+        ]
+        return {
+            **said,
+            "gate": {
+                "verdict": result.verdict,
+                "open": result.code is ExitCode.CLEAN,
+                "known_issues": known,
+                "unfinished": list(result.unfinished),
+                "notes": list(result.notes),
+                "rotation": result.rotation,
+                "turns": result.turns,
+                "files": [str(self._folder / name) for name in (JUNIT, SARIF, SUMMARY, DRAFT)],
+            },
+        }
 
     def _summary(self) -> RunSummary:
         """What a record is made of, from which ``npudiff report`` makes a page."""

@@ -19,7 +19,7 @@ from npudiff.score.methods import METHODS, Method
 from npudiff.score.page import page
 from npudiff.score.progress import TrialProgress
 from npudiff.score.suite import SUITE, run_suite
-from npudiff.score.summary import encode, reliably_found, scores
+from npudiff.score.summary import document_of, encode, reliably_found, scores
 from npudiff.score.table import lines_of, table_of
 from npudiff.score.trials import Trial, run_trials
 from npudiff.show.console import Console
@@ -45,6 +45,8 @@ def score(options: argparse.Namespace) -> int:
     told = f"{len(mutants)} mutants, {len(jobs) - len(mutants)} correct implementations"
     console.lines([f"npudiff {VERSION} · target {plan.target.name}, CANN {plan.target.cann} · {told}"])
     kept = _Kept(options, plan, TrialProgress(console.rich))
+    if options.json is not None:
+        options.json.content = lambda: {"score": document_of(kept.trials, kept.about)}
     unwritten = Unwritten()
     try:
         trials = _run(jobs, methods, options, plan.workers if options.workers is None else options.workers, kept)

@@ -49,11 +49,15 @@ class Unwritten:
         if count:
             self.note(counted(count, "finding"), why)
 
+    @property
+    def lines(self) -> list[str]:
+        """What could not be written, and why, a line for each reason."""
+        return [f"{', '.join(what)}: {why}" for why, what in self._by_reason.items()]
+
     def tell(self) -> None:
         """Say it, if there is anything to say."""
-        said = [f"{', '.join(what)}: {why}" for why, what in self._by_reason.items()]
-        if said:
-            complain(f"could not be written: {'; '.join(said)}")
+        if self._by_reason:
+            complain(f"could not be written: {'; '.join(self.lines)}")
 
     def code(self, code: int) -> int:
         """Return the exit code of a run that would end with ``code``; what lacks what was asked for is not clean."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from npudiff.errors import UsageError
+from npudiff.errors import ExitCode, UsageError
 from npudiff.findings.finding import FINDING_FILE, Finding, finding_of_plain, read_finding
-from npudiff.model.job import Job, Outcome
+from npudiff.model.job import Job, Outcome, Verdict, unjudged
 from npudiff.run.events import Event, JobEnded, RunEnded
 from npudiff.run.plan import Plan
 
@@ -134,6 +134,24 @@ class RunLog:
     def findings(self) -> list[LoggedFinding]:
         """Findings in the order of the plan; a folder that was written again is the later one's."""
         return sorted(self._findings, key=lambda one: self._order.get(one.finding.job, len(self._order)))
+
+    @property
+    def unjudged(self) -> Mapping[tuple[str, str], str]:
+        """Implementations that the user named, of which no case was judged, and why.
+
+        One without a case in ``--where`` is not run.
+        """
+        return {**unjudged(self.outcomes), **self.plan.unimported} if self.plan.request.named else {}
+
+    @property
+    def code(self) -> ExitCode:
+        """The exit code of what was seen, of a run that came to its end."""
+        if self.findings:
+            return ExitCode.FINDINGS
+        if self.unjudged or not any(outcome.cases for outcome in (*self.outcomes, *self.mutants)):
+            return ExitCode.NOTHING_RAN
+        missed = self.plan.judges_mutants and any(outcome.verdict is Verdict.HOLDS for outcome in self.mutants)
+        return ExitCode.FINDINGS if missed else ExitCode.CLEAN
 
     @property
     def outcomes(self) -> list[Outcome]:

@@ -76,6 +76,7 @@ def replay(
     isolation: Isolation | None = None,
     isolate: bool | None = None,
     untrusted: bool = False,
+    given: Sequence[Implementation] = (),
 ) -> Replay:
     """Run the case of a finding again.
 
@@ -94,11 +95,14 @@ def replay(
         Whether to; None for on a device, for what is not built in, and for what killed one before.
     untrusted : bool
         Whether what ``implementations`` names may deceive.
+    given : sequence of Implementation
+        Implementations as objects, which are looked at first.
     """
     try:
         finding = read_finding(folder)
         request = Request(
             implementations=tuple(implementations),
+            given=tuple(given),
             target=target or finding.target,
             cann=cann or (finding.cann if finding.target == "sim" and not target else None),
             isolate=isolate,
@@ -210,7 +214,8 @@ def job_of_finding(finding: Finding, request: Request) -> tuple[Job, AnyCase]:
     """
     component = load_component(finding.component)
     where = load_target(request.target or finding.target, request.cann)
-    available = [*_provided(component, request, where), *select_implementations([component], [])]
+    given = [item for item in request.given if item.component == component.name]
+    available = [*given, *_provided(component, request, where), *select_implementations([component], [])]
     chosen = [item for item in available if item.name == finding.implementation]
     if not chosen:
         names = [item.name for item in available]

@@ -232,6 +232,10 @@ class History:
     """Runs of the machine per example: a run has many steps, and costs as much as many cases."""
     steps: int = 20
     """Steps of each run."""
+    given: type | None = None
+    opens: type | None = None
+    """For listings: the dataclass of inputs that an implementation is opened with, and the protocol of the object that
+    it opens, whose docstrings say what its methods do."""
 
 
 _DECLARED: Any = None

@@ -230,33 +230,49 @@ def implementation(
     refuse_unknown("npudiff.implementation", unknown)
 
     def decorate(function: Callable[..., Any]) -> Implementation:
-        own_name = snake_case(getattr(function, "__name__", "")) if name is None else name
-        if name is None and not own_name.isidentifier():
-            raise TypeError(
-                f"an implementation of {component}: {function!r} has no name of its own, give it one by name="
-            )
-        _check_signature(own_name, function, stateful=stateful)
-        summary = (function.__doc__ or "").strip().partition("\n")[0]
-        constraints = Constraints() if supports is None else Constraints.of(supports)
-        made = _moving(function, stateful=stateful) if on_device else function
-        item: Implementation = Implementation(
-            component,
-            own_name,
-            _afresh(made) if stateful else made,
-            constraints,
-            summary,
-            wrong,
-            mutant_of,
-            function.__module__,
-            factory=made if stateful else None,
-            on_device=on_device,
-            options={option: tuple(values) for option, values in (options or {}).items()},
-            requires=requires,
-            native=native,
+        item = implementation_of(
+            function, component, name=name, supports=supports, on_device=on_device, stateful=stateful
         )
-        return _defined(item, function)
+        more: dict[str, Any] = {"wrong": wrong, "mutant_of": mutant_of, "requires": requires, "native": native}
+        own = {option: tuple(values) for option, values in (options or {}).items()}
+        return _defined(replace(item, options=own, **more), function)
 
     return decorate
+
+
+def implementation_of(
+    function: Callable[..., Any],
+    component: str,
+    *,
+    name: str | None = None,
+    supports: Box | Sequence[Box] | None = None,
+    on_device: bool = False,
+    stateful: bool = False,
+) -> Implementation:
+    """Make an implementation of a function, which no listing finds; the arguments are those of ``implementation``.
+
+    Raises
+    ------
+    TypeError
+        If the function has no name, and none is given.
+    UsageError
+        If it cannot be called so, or its name is not legal.
+    """
+    own_name = snake_case(getattr(function, "__name__", "")) if name is None else name
+    if name is None and not own_name.isidentifier():
+        raise TypeError(f"an implementation of {component}: {function!r} has no name of its own, give it one by name=")
+    _check_signature(own_name, function, stateful=stateful)
+    made = _moving(function, stateful=stateful) if on_device else function
+    return Implementation(
+        component,
+        own_name,
+        _afresh(made) if stateful else made,
+        Constraints() if supports is None else Constraints.of(supports),
+        (function.__doc__ or "").strip().partition("\n")[0],
+        origin=function.__module__,
+        factory=made if stateful else None,
+        on_device=on_device,
+    )
 
 
 def _defined(item: Implementation, function: Callable[..., Any]) -> Implementation:

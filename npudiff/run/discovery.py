@@ -212,6 +212,21 @@ def select_implementations(
     return [_checked(item, names[item.component]) for item in each_once(chosen)]
 
 
+def given_implementations(components: Iterable[Component], given: Sequence[Implementation]) -> list[Implementation]:
+    """Return implementations that are there as objects, checked as those that a selector names.
+
+    Raises
+    ------
+    UsageError
+        If one is of a component that was not asked for, says that it supports what there is not, or has a namesake.
+    """
+    names = {component.name: component for component in components}
+    for item in given:
+        if item.component not in names:
+            raise OtherComponent(f"{item.name}: implements {item.component}, not {', '.join(sorted(names))}")
+    return [_checked(item, names[item.component]) for item in each_once(given)]
+
+
 def _checked(item: Implementation, component: Component) -> Implementation:
     from npudiff.draw.options import with_options  # noqa: PLC0415 - the process of a candidate has no draws
 

@@ -38,16 +38,24 @@ def begins(what: str) -> None:
         _said[_CODE.size : _CODE.size + _MOST_TEXT + 1] = text.ljust(_MOST_TEXT + 1, b"\0")
 
 
-def guarded(command: Callable[[], int]) -> int:
+def guarded(command: Callable[[], int], told: Callable[[End], None] = lambda _: None) -> int:
     """Run a command in a child and return its exit code; ``INTERNAL`` if it ends without having said one.
 
     Where a process cannot be forked the command runs in this one.
+
+    Parameters
+    ----------
+    command : callable
+        Runs the command.
+    told : callable
+        Called in the guardian with an end that is none, to tell it wherever else it has to be told.
     """
     ended = end_of_child() if hasattr(os, "fork") else None
     if ended is not None:
         if ended.proper:
             return ended.status
         print(f"npudiff: {ended}", file=sys.stderr)
+        told(ended)
         return ExitCode.INTERNAL
     try:
         code = command()
@@ -73,6 +81,11 @@ class End:
     def proper(self) -> bool:
         """Whether it had come to its end."""
         return self.said == self.status
+
+    @property
+    def mute(self) -> bool:
+        """Whether it had said no exit code at all."""
+        return self.said == _NOT_SAID
 
     def __str__(self) -> str:
         """Return why nothing counts as judged."""

@@ -25,6 +25,7 @@ from npudiff.run.discovery import (
     Provide,
     component_names,
     default_target,
+    given_implementations,
     load_components,
     load_target,
     select_implementations,
@@ -46,6 +47,8 @@ class Request:
     """Component names; empty for all."""
     implementations: tuple[str, ...] = ()
     """Names, modules or files; empty for all built-in ones."""
+    given: tuple[Implementation, ...] = ()
+    """Implementations as they are, in place of what names find."""
     target: str | None = None
     """Target name; None for a visible NPU, else the simulator."""
     cann: str | None = None
@@ -83,6 +86,11 @@ class Request:
     causes: int | None = None
     """Defects of an implementation that are looked for, one beside the other; None for a few in a backend, and else
     one."""
+
+    @property
+    def named(self) -> bool:
+        """Whether the user said which implementations; what is wrong on purpose is an ordinary one then."""
+        return bool(self.implementations or self.given)
 
     @property
     def most_causes(self) -> int:
@@ -219,7 +227,7 @@ class Plan:
         """Cases of a job per example: what its property says, and what its component does."""
         component = job.subject.component
         runs = 1.0 if component.history is None else component.history.runs
-        named = bool(self.request.implementations)  # whoever asks for one implementation gets all its cases
+        named = self.request.named  # whoever asks for one implementation gets all its cases
         keeps = (
             job.prop is CALL_INDEPENDENCE and job.subject.implementation.factory is not None and job not in self.mutants
         )
@@ -230,11 +238,18 @@ class Plan:
 _NOTHING = "no implementation supports a case that --where and --model allow: nothing to run"
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(request: Request, provide: Provide | None = None) -> Plan:
     """Turn what the user asked for into jobs.
 
     An implementation that is wrong on purpose is a mutant when it came along with all the others, and an ordinary
     implementation when the user named it.
+
+    Parameters
+    ----------
+    request : Request
+        What was asked for.
+    provide : callable or None
+        Asked for what is not built in; None to import it here, or what the request says of trust.
 
     Raises
     ------
@@ -251,8 +266,11 @@ def make_plan(request: Request) -> Plan:
     mutants: list[Job] = []
     chosen: Counter[str] = Counter()
     left_out: dict[tuple[str, str], str] = {}
-    provide = untrusted_provider(request, target) if request.untrusted else None
-    items = select_implementations(components, request.implementations, provide)
+    if provide is None and request.untrusted:
+        provide = untrusted_provider(request, target)
+    items = given_implementations(components, request.given) or select_implementations(
+        components, request.implementations, provide
+    )
     drawn = [with_options(by_name[item.component], item.options) for item in items]
     restrictions = _restrictions(request, list({id(one): one for one in (*components, *drawn)}.values()))
     for item, component in zip(items, drawn, strict=True):
@@ -261,7 +279,7 @@ def make_plan(request: Request) -> Plan:
         if missing := item.requires() if item.requires is not None else "":
             left_out[item.component, item.name] = missing
             continue
-        if item.wrong is None or request.implementations:
+        if item.wrong is None or request.named:
             jobs += _jobs(component, item, target, properties_with_others(component, item), restriction)
         elif request.mutants is None or chosen[item.component] < request.mutants:
             found = _jobs(component, item, target, (property_of_mutant(item),), restriction)

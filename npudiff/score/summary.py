@@ -79,9 +79,9 @@ def _score(method: str, mutants: Mapping[str, Sequence[Trial]], correct: Mapping
     )
 
 
-def encode(trials: Sequence[Trial], about: Mapping[str, Any], *, brief: bool = False) -> str:
-    """Return the JSON of a run: what it was, what came out, and unless it has to be brief every trial."""
-    document = {
+def document_of(trials: Sequence[Trial], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run was, and what came out, as plain values."""
+    return {
         "schema": SCHEMA,
         **about,
         "scores": [asdict(score) for score in scores(trials)],
@@ -93,6 +93,11 @@ def encode(trials: Sequence[Trial], about: Mapping[str, Any], *, brief: bool = F
             if mutants
         },
     }
+
+
+def encode(trials: Sequence[Trial], about: Mapping[str, Any], *, brief: bool = False) -> str:
+    """Return the JSON of a run: what it was, what came out, and unless it has to be brief every trial."""
+    document = document_of(trials, about)
     if not brief:
         document["trials"] = [asdict(trial) for trial in trials]
     lines = json.dumps(document, indent=1)

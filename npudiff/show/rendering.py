@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from npudiff.text import clipped, printable
+from npudiff.text import clipped, printable, printable_lines
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -39,6 +39,11 @@ def render(template: str, **view: object) -> str:
         Names that the template uses; a name that it uses and does not have is an error.
     """
     return _environment().get_template(template).render(view) + "\n"
+
+
+def escaped(text: str) -> SafeHtml:
+    """Return text of several lines as HTML, also for the attribute of an element."""
+    return SafeHtml(html.escape(printable_lines(text)))
 
 
 def number(value: float) -> str:

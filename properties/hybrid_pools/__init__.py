@@ -11,6 +11,7 @@ from npudiff.properties.hybrid_pools.session import PoolsSession
 from npudiff.properties.hybrid_pools.simpler import SIMPLER
 from npudiff.properties.hybrid_pools.strategy import cases
 from npudiff.reference.hybrid_pools import hybrid_pools
+from npudiff.reference.hybrid_pools.contract import HybridPools, HybridPoolsInputs
 
 
 def _sizes(model: Model) -> Box | None:
@@ -36,5 +37,13 @@ component = Component(
     coordinates=coordinates,
     highlighted_region="shared",
     profiles=of_models(_sizes),
-    history=History(machine=HybridPoolsMachine, session=PoolsSession, simpler=SIMPLER, runs=0.35, steps=20),
+    history=History(
+        machine=HybridPoolsMachine,
+        session=PoolsSession,
+        simpler=SIMPLER,
+        runs=0.35,
+        steps=20,
+        given=HybridPoolsInputs,
+        opens=HybridPools,
+    ),
 )
