@@ -12,7 +12,7 @@ from npudiff.draw.cases import Case, axis, derived, part, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, relation
 from npudiff.model.component import Component
-from npudiff.model.constraints import Box, Joined, Numbers
+from npudiff.model.constraints import Box, Joined, Numbers, least
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.cache_coordinates import cache_coordinates
@@ -67,7 +67,7 @@ def _dims_of(text: str) -> tuple[int, int, int]:
 def _width(case: MlaPreprocessCase, dims: str) -> int:
     """Elements of a token of one head, from hidden state to cache."""
     nope, rope, latent = _dims_of(dims)
-    least = [int(min(case.box.get(name, (size,)))) for name, size in (("hidden_size", 16), ("query_rank", 8))]
+    least = [int(least(case.box.get(name, (size,)))) for name, size in (("hidden_size", 16), ("query_rank", 8))]
     return sum(least) + nope + 2 * (rope + latent)
 
 

@@ -11,7 +11,7 @@ from npudiff.draw.cases import Case, axis, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, relation, rows_taken, tokens_do_not_mix
 from npudiff.model.component import Component
-from npudiff.model.constraints import Box, Numbers
+from npudiff.model.constraints import Box, Numbers, least
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
@@ -43,7 +43,7 @@ class RmsNormCase(Case):
     hidden_size: int = axis(
         "elements of a row", range(1, 2**16 + 1), 64,
         drawn=(2, 3, 16, 192, 64, 576, 128, 1000, 512, 1536, 4096, 7168, 12_289),
-        affordable=lambda case, size: size * min(case.box.get("tokens", (1,))) <= 8 * MOST_ELEMENTS,
+        affordable=lambda case, size: size * least(case.box.get("tokens", (1,))) <= 8 * MOST_ELEMENTS,
         shown=lambda case: f"{case.tokens} x {case.hidden_size}",
     )  # fmt: skip
     dtype: str = axis("dtype of states and weight", tuple(DTYPES), "bfloat16", always=True)

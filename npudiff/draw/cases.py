@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from npudiff.draw.counts import PLACES, far_values, huge_values
 from npudiff.model.case import DeclaredCase, Quantity, axis, choice, declaration, derived, part, seed
-from npudiff.model.constraints import Allowed, Axis, Box, Constraints, allows
+from npudiff.model.constraints import Allowed, Axis, Box, Constraints, allows, least
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -328,7 +328,7 @@ def _drawn(choose: Chooser, box: Box, draft: Case, name: str, quantity: Quantity
 
 def _smallest(options: Sequence[Any]) -> Any:  # noqa: ANN401 - the element type of the options
     """Return the smallest of numbers, and of texts the first: the simplest."""
-    return options[0] if isinstance(options[0], str) else min(options)
+    return options[0] if isinstance(options[0], str) else least(options)
 
 
 def _fitting(options: Sequence[Any], draft: Case, quantity: Quantity) -> Sequence[Any]:

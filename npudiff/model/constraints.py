@@ -107,6 +107,11 @@ def allows(allowed: Allowed, value: object) -> bool:
     return value in allowed
 
 
+def least(allowed: Allowed) -> Any:  # noqa: ANN401 - the type of the axis's values
+    """Return the smallest of allowed numbers; of a range it is not searched for."""
+    return min(allowed[0], allowed[-1]) if isinstance(allowed, range) else min(allowed)
+
+
 @dataclass(frozen=True)
 class Axis:
     """A named quantity of a case."""

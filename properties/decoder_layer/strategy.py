@@ -8,7 +8,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from npudiff.draw.cases import Chooser, within
-from npudiff.model.constraints import Box, Constraints, allows
+from npudiff.model.constraints import Box, Constraints, allows, least
 from npudiff.properties.decoder_layer.case import (
     FLAGS,
     FORMS,
@@ -80,7 +80,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> DecoderLayerCase:
 
 
 def _few(allowed: Sequence[int], most: int) -> Sequence[int]:
-    return [count for count in allowed if count <= most] or [min(allowed)]
+    return [count for count in allowed if count <= most] or [least(allowed)]
 
 
 def _experts(allowed: Sequence[int], groups: int, top_k: int) -> Sequence[int]:

@@ -9,7 +9,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from npudiff.draw.cases import Chooser
-from npudiff.model.constraints import Box, Constraints, allows
+from npudiff.model.constraints import Box, Constraints, allows, least
 from npudiff.properties._shared.head_dims import split_head_dims
 from npudiff.properties._shared.rows import ROWS
 from npudiff.properties._shared.slots import PAGE_ORDERS
@@ -99,7 +99,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
 
 
 def _fewest_heads(box: Box) -> int:
-    return int(min(box.get("kv_heads", KV_HEADS)) * min(box.get("group", GROUPS)))
+    return int(least(box.get("kv_heads", KV_HEADS)) * least(box.get("group", GROUPS)))
 
 
 def _kv_heads(choose: Chooser, box: Box, requests: Sequence[Request], page_size: int, dims: int) -> Sequence[int]:
@@ -111,7 +111,7 @@ def _kv_heads(choose: Chooser, box: Box, requests: Sequence[Request], page_size:
         options = [
             heads for heads in options if heads * elements <= 2 * CACHE_ELEMENTS and heads <= MOST_HEADS
         ] or options[:1]
-    return _up_to_most_scores(options, requests, min(box.get("group", GROUPS)))
+    return _up_to_most_scores(options, requests, least(box.get("group", GROUPS)))
 
 
 def _groups(choose: Chooser, box: Box, requests: Sequence[Request], kv_heads: int) -> Sequence[int]:
