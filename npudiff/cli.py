@@ -122,7 +122,9 @@ def prepare_environment() -> None:
     they bring, on a server with many cores much more.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from npudiff.run.environment import autoload_would_fail, quieten_torch  # noqa: PLC0415
+    from npudiff.run.environment import autoload_would_fail, keep_freed_memory, quieten_torch  # noqa: PLC0415
+
+    keep_freed_memory()
 
     if autoload_would_fail():
         os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")

@@ -170,8 +170,10 @@ def _plan(config: pytest.Config) -> Plan:
     if _PLAN not in config.stash:
         from npudiff.findings.shared import plan_with_shared  # noqa: PLC0415
         from npudiff.model.backend import wish_of  # noqa: PLC0415
+        from npudiff.run.environment import keep_freed_memory  # noqa: PLC0415
         from npudiff.run.plan import Request  # noqa: PLC0415 - imports torch and Hypothesis, now needed
 
+        keep_freed_memory()
         profile = config.getoption("hypothesis_profile", None)
         request = Request(
             workers=1,  # pytest-xdist makes several

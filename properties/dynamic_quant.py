@@ -121,11 +121,11 @@ def _ends(case: DynamicQuantCase) -> list[int]:
 def _states(case: DynamicQuantCase) -> torch.Tensor:
     stream = Stream(case.seed, "states")
     states = stream.normal((case.tokens, case.width), torch.float32)
-    columns = magnitudes.places_of_largest(stream, case.width, case.tokens)
+    places = magnitudes.places_of_largest(stream, case.width, case.tokens)
     if case.recipe == "outlier":
-        states[range(case.tokens), columns] *= 64
+        states[places] *= 64
     if case.recipe == "negative":
-        states[range(case.tokens), columns] = -8.0
+        states[places] = -8.0
     if case.recipe == "two values":
         states = torch.sign(states) + (states == 0)
     if case.recipe == "zero rows":

@@ -256,8 +256,8 @@ def _tokens(case: KvRmsnormRopeCacheCase) -> torch.Tensor:
     stream = Stream(case.seed, "kv")
     tokens = stream.normal((case.batch * case.length, case.latent_dim + case.rope_dim), torch.float32)
     if case.recipe == "outlier":
-        columns = magnitudes.places_of_largest(stream, case.latent_dim, len(tokens))
-        tokens[range(len(tokens)), columns] *= 64
+        places = magnitudes.places_of_largest(stream, case.latent_dim, len(tokens))
+        tokens[places] *= 64
     factors = {"tiny": case.epsilon**0.5, "large": 2000.0}
     tokens *= factors.get(case.recipe, 1.0)
     return tokens.to(case.torch_dtype).reshape(case.batch, case.length, -1)

@@ -67,8 +67,8 @@ def _dims_of(text: str) -> tuple[int, int, int]:
 def _width(case: MlaPreprocessCase, dims: str) -> int:
     """Elements of a token of one head, from hidden state to cache."""
     nope, rope, latent = _dims_of(dims)
-    least = [int(least(case.box.get(name, (size,)))) for name, size in (("hidden_size", 16), ("query_rank", 8))]
-    return sum(least) + nope + 2 * (rope + latent)
+    sizes = [int(least(case.box.get(name, (size,)))) for name, size in (("hidden_size", 16), ("query_rank", 8))]
+    return sum(sizes) + nope + 2 * (rope + latent)
 
 
 def _least_width(case: MlaPreprocessCase) -> int:
@@ -250,7 +250,7 @@ def _hidden(case: MlaPreprocessCase) -> torch.Tensor:
     if case.quantised:
         return ((hidden / HIDDEN_STEP).round() * HIDDEN_STEP).bfloat16()
     if case.recipe == "outlier":
-        hidden[range(case.tokens), magnitudes.places_of_largest(stream, case.hidden_size, case.tokens)] *= 64
+        hidden[magnitudes.places_of_largest(stream, case.hidden_size, case.tokens)] *= 64
     return (hidden * (case.epsilon**0.5 if case.recipe == "tiny" else 1.0)).bfloat16()
 
 

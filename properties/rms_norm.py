@@ -99,8 +99,8 @@ def _states(case: RmsNormCase, name: str) -> torch.Tensor:
     stream = Stream(case.seed, name)
     states = stream.normal((case.tokens, case.hidden_size), torch.float32)
     if case.recipe == "outlier":
-        columns = magnitudes.places_of_largest(stream, case.hidden_size, case.tokens)
-        states[range(case.tokens), columns] *= 64
+        places = magnitudes.places_of_largest(stream, case.hidden_size, case.tokens)
+        states[places] *= 64
     if case.recipe == "small":
         return magnitudes.small(states, DTYPES[case.dtype])
     factors = {"tiny": case.epsilon**0.5, "large": 2000.0}

@@ -203,8 +203,8 @@ def _numbers(case: SwigluQuantCase) -> torch.Tensor:
     """Gates and ups where the case has them, float32 ``[rows, 2 * width]``."""
     gate, up = _part(case, "gate"), _part(case, "up")
     if case.recipe == "outlier":
-        columns = magnitudes.places_of_largest(Stream(case.seed, "outlier"), case.width, case.all_rows)
-        up[range(case.all_rows), columns] *= 64
+        places = magnitudes.places_of_largest(Stream(case.seed, "outlier"), case.width, case.all_rows)
+        up[places] *= 64
     if case.gates == "even":
         return torch.stack([gate, up], dim=-1).flatten(1)
     return torch.cat([gate, up] if case.gates == "left" else [up, gate], dim=1)

@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_score(commands)
     _add_doctor(commands)
+    _add_serve(commands)
     virtual = commands.add_parser(
         "virtual",
         help="run a program on a virtual NPU: npudiff virtual -- python script.py",
@@ -285,6 +286,26 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="show which versions of torch_npu accept the calls of the implementations, and these besides",
     )
     _add_json(doctor)
+
+
+def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="a judge that stays warm: candidates in, verdicts out, as JSON lines or over HTTP",
+        description="Judge candidates, text that may deceive, in processes of their own. Requests are JSON lines on "
+        "standard input and answers on standard output; or HTTP, with a token.",
+    )
+    _add_place(serve)
+    _add_workers(serve)
+    how = serve.add_mutually_exclusive_group()
+    how.add_argument("--http", metavar="[HOST:]PORT", help="answer HTTP here (127.0.0.1); 0 for any port")
+    how.add_argument("--socket", type=Path, metavar="FILE", help="answer HTTP on a socket of this machine")
+    serve.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="the token that requests over HTTP have; NPUDIFF_TOKEN, or a new one that is shown, by default",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

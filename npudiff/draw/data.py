@@ -52,8 +52,12 @@ class Stream:
 
     def integers(self, low: int, high: int, count: int) -> list[int]:
         """Return ``count`` integers in ``[low, high)``."""
-        found: list[int] = (low + (self.random_uint64(count) % np.uint64(high - low)).astype(np.int64)).tolist()
+        found: list[int] = self.integer_array(low, high, count).tolist()
         return found
+
+    def integer_array(self, low: int, high: int, count: int) -> np.ndarray:
+        """Return the same as int64 ``[count]``."""
+        return low + (self.random_uint64(count) % np.uint64(high - low)).astype(np.int64)
 
     def permutation(self, count: int) -> list[int]:
         """Return a permutation of ``range(count)``."""

@@ -80,8 +80,9 @@ def _equivalent(subject: Subject, case: AnyCase) -> Comparison:
     What is made of memory that nobody may read, and so is not a number, is not specified then.
     """
     inputs = subject.component.inputs(case)
-    expected = subject.expected(inputs)  # before the implementation can have changed anything
-    outputs = subject.run(inputs)
+    run = subject.begin(inputs)
+    expected = subject.expected(inputs)  # before an implementation in this process can have changed anything
+    outputs = run()
     comparison = compare(expected, outputs)
     known = [] if comparison.holds else subject.known_in(case)
     return _with_known_answers(subject, known, inputs, outputs) if known else comparison

@@ -410,9 +410,22 @@ class Subject:
         ImplementationRaised
             If the implementation raises, returns something that is not its outputs, or writes into its inputs.
         """
-        outputs = self.call_guarded(lambda: self._outputs(inputs), inputs)
-        if self.observer is not None:
-            self.observer(inputs, outputs)
+        return self.begin(inputs)()
+
+    def begin(self, inputs: AnyInputs) -> Callable[[], Mapping[str, torch.Tensor]]:
+        """Begin a run where that is done elsewhere, and return what gives its outputs, as ``run`` does.
+
+        Any other implementation runs when it is asked for them, so that nothing it does comes before that.
+        """
+        begins = self.implementation.begins
+        waits = None if begins is None else begins(inputs, self.target)
+
+        def outputs() -> Mapping[str, torch.Tensor]:
+            made = self.call_guarded(lambda: self._outputs(inputs, waits), inputs)
+            if self.observer is not None:
+                self.observer(inputs, made)
+            return made
+
         return outputs
 
     def fresh(self) -> Subject:
@@ -467,6 +480,7 @@ class Subject:
         NotApplicable
             If it raises what says that something of a backend is not here, or that it does not fit the one that is.
         """
+        given = () if self.implementation.untrusted else given  # that has copies, in a process of its own
         before = [fingerprint(one) for one in given]
         own = os.getpid()
         try:
@@ -492,8 +506,8 @@ class Subject:
             raise ImplementationRaised(str(wrote)) from wrote
         return answer
 
-    def _outputs(self, inputs: AnyInputs) -> Mapping[str, torch.Tensor]:
-        result = self.implementation(inputs, self.target)
+    def _outputs(self, inputs: AnyInputs, waits: Callable[[], AnyOutputs] | None) -> Mapping[str, torch.Tensor]:
+        result = self.implementation(inputs, self.target) if waits is None else waits()
         return Returned(outputs_of(result, self.component.outputs, self._taken_over))
 
     def _taken_over(self, value: object, name: str) -> torch.Tensor:

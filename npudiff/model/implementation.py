@@ -97,6 +97,9 @@ class Implementation(Generic[InputsT, OutputsT]):
     """Whether what was decorated is given inputs that are on the target's device; ``function`` moves them."""
     untrusted: bool = False
     """Whether its calls are made in a process of its own, which the judge's does not share and does not look into."""
+    begins: Callable[[InputsT, Target], Callable[[], OutputsT]] | None = None
+    """Where it runs elsewhere: begins a call as ``function`` makes one, and returns what waits for the outputs, so that
+    something else can be computed meanwhile."""
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of an option, such as a flag of a backend, to its values, the usual one first: they are part of its cases,
     and ``inputs.options`` has those of a case."""

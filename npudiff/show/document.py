@@ -101,6 +101,7 @@ class DocumentFile:
     def __init__(self, name: str) -> None:
         self.name = name
         self.content: Callable[[], Mapping[str, Any]] = dict
+        self._own = 1
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -111,12 +112,18 @@ class DocumentFile:
         sys.stdout.flush()
         with contextlib.ExitStack() as after:
             if _is_descriptor(sys.stdout, 1):  # not where somebody has put an object in its place, as a test does
-                own = os.dup(1)
+                self._own = own = os.dup(1)
                 after.callback(os.close, own)
                 after.callback(os.dup2, own, 1)
                 os.dup2(2, 1)
             after.enter_context(contextlib.redirect_stdout(sys.stderr))
             yield
+
+    def line(self, text: str) -> None:
+        """Write a line to the standard output that is kept free."""
+        data = memoryview((text + "\n").encode())
+        while data:
+            data = data[os.write(self._own, data) :]
 
     def write(self, command: str, code: int, problem: str = "") -> int:
         """Write the document, and return the exit code: that of a usage error where it cannot be written."""

@@ -64,6 +64,17 @@ def keeper(root: Path) -> Keep:
     return keep
 
 
+def told_only(why: str) -> Keep:
+    """Return what tells findings and writes none; ``why`` is said in the place of a folder."""
+
+    def keep(outcome: Outcome) -> list[Kept]:
+        return [
+            Kept(plain_finding(finding), Path(finding.key), why, written=False) for finding, _ in findings_of(outcome)
+        ]
+
+    return keep
+
+
 def _kept(outcome: Outcome, original: Finding, failure: Failure | None, root: Path) -> Kept:
     try:
         finding, folder = _write(outcome, original, failure, root)

@@ -41,14 +41,14 @@ def of_exponents(rows: torch.Tensor, dtype: torch.dtype, stream: Stream) -> torc
     return torch.ldexp(torch.ldexp(rows, -present.unsqueeze(1)), torch.tensor(wanted).unsqueeze(1))
 
 
-def places_of_largest(stream: Stream, width: int, rows: int) -> list[int]:
-    """Return for each row a column for its largest number: anywhere, and of every third row the last one.
+def places_of_largest(stream: Stream, width: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and, for each, a column for its largest number: anywhere, and of every third row the last one.
 
     What looks at whole vectors or blocks alone misses what stands behind them.
     """
-    columns = stream.integers(0, width, rows)
-    columns[1::3] = [width - 1] * len(columns[1::3])
-    return columns
+    columns = stream.integer_array(0, width, rows)
+    columns[1::3] = width - 1
+    return torch.arange(rows), torch.from_numpy(columns)
 
 
 def large(numbers: torch.Tensor, dtype: torch.dtype, factor: float = 1.0) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 It imports torch, the target's operators and the engine's words, and never a reference, a property or a candidate's
 file: each fork begins as clean as it is. It answers on a socket of its own: ``new`` for another process, ``end`` for
-the end of one. A process that has ended stays known by its number until it is asked for, so that no number is mistaken.
+the end of one, which gets a moment to end by itself unless that has to be ``now``. A process that has ended stays known
+by its number until it is asked for, so that no number is mistaken.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from multiprocessing.reduction import recv_handle
+from pathlib import Path
 from typing import Any, NoReturn
 
 from npudiff.run.guardian import adopt_orphans, end_children
@@ -44,7 +47,9 @@ def main(arguments: Sequence[str]) -> None:
     import torch  # noqa: PLC0415 - after references are hidden
 
     from npudiff.run.discovery import load_target  # noqa: PLC0415
+    from npudiff.run.environment import keep_freed_memory  # noqa: PLC0415
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     place = load_target(target, cann or None)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -69,23 +74,26 @@ class _Nursery:
         question = json.loads(connection.recv_bytes(MOST_MESSAGE))
         with connection:
             if "end" in question:
-                connection.send_bytes(json.dumps({"status": self._ended(question["end"])}).encode())
+                grace = 0.0 if question.get("now") else _GRACE
+                connection.send_bytes(json.dumps({"status": self._ended(question["end"], grace)}).encode())
                 return
             child = os.fork()
             if not child:
                 self._listener._listener._socket.close()  # type: ignore[attr-defined]
-                _live(connection, self._target, question["new"])
+                _live(connection, self._target, question["new"], question.get("memory"))
             self._children.add(child)
             connection.send_bytes(json.dumps({"number": child}).encode())
 
-    def _ended(self, child: int) -> int:
+    def _ended(self, child: int, grace: float = _GRACE) -> int:
         """End a process and all that it started, and return its status as ``os.wait`` does."""
         if child not in self._children:
             return 0
         self._children.remove(child)
-        until, done, status = time.monotonic() + _GRACE, 0, 0
-        while not done and time.monotonic() < until:
+        until, done, status = time.monotonic() + grace, 0, 0
+        while not done:
             done, status = os.waitpid(child, os.WNOHANG)
+            if not done and time.monotonic() >= until:
+                break
             if not done:
                 time.sleep(0.002)
         for end in (os.killpg, os.kill):
@@ -108,10 +116,12 @@ class _Nursery:
         os._exit(0)
 
 
-def _live(connection: Connection, target: Any, selector: str) -> NoReturn:  # noqa: ANN401 - as above
+def _live(connection: Connection, target: Any, selector: str, memory: int | None) -> NoReturn:  # noqa: ANN401 - as above
     """Be the process of a candidate: import its file, and answer until the other side is gone."""
     try:
         os.setsid()
+        if memory is not None:
+            _limit_memory(memory)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         files = (recv_handle(connection), recv_handle(connection))
         sys.stdin = open(os.devnull)  # noqa: PTH123, SIM115 - it lives as long as the process
@@ -124,6 +134,13 @@ def _live(connection: Connection, target: Any, selector: str) -> NoReturn:  # no
         pass
     finally:
         os._exit(0)
+
+
+def _limit_memory(more: int) -> None:
+    """Let this process, and what it starts, map this many bytes besides those that it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 if __name__ == "__main__":

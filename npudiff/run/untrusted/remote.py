@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection
 from multiprocessing.reduction import send_handle
 from pathlib import Path
@@ -71,6 +73,11 @@ class Nursery:
         if self._process.stdout.readline() != b"ready\n":
             raise UsageError("--untrusted: the process from which candidates are forked did not start")
 
+    def end(self, number: int) -> None:
+        """End a process at once, whose judge is gone; nothing if it has ended, and was asked for."""
+        with self.ask({"end": number, "now": True}) as connection:
+            connection.recv_bytes()
+
     def ask(self, question: Mapping[str, Any]) -> Connection:
         """Return a connection whose first message was sent."""
         connection = Client(self.address, "AF_UNIX", authkey=self.key)
@@ -91,6 +98,18 @@ class Nursery:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate may take."""
+
+    call: float
+    """Seconds of a call."""
+    memory: int | None = None
+    """Bytes that it may take besides those that the nursery has; None for no limit."""
+    begun: Callable[[int], None] = lambda _: None
+    """Told the number of each process that is begun, for whoever has to end it if its judge does not."""
+
+
 class CandidateProcess:
     """The process of a candidate, as the judge sees it: it is begun when it is needed, and anew after its end.
 
@@ -100,11 +119,15 @@ class CandidateProcess:
         Which forks it.
     selector : str
         File or module that it imports.
+    limits : Limits
+        What it may take.
     """
 
-    def __init__(self, nursery: Nursery, selector: str) -> None:
+    def __init__(self, nursery: Nursery, selector: str, limits: Limits | None = None) -> None:
         self._nursery, self._selector = nursery, selector
+        self._limits = limits or Limits(nursery.call)
         self._owner = 0
+        self._asks = False
         self._connection: Connection | None = None
         self._number = 0
         self._files = (0, 0)
@@ -136,10 +159,29 @@ class CandidateProcess:
         RemoteError
             If it raises, does not come back, ends its process, or sends what is no output.
         """
+        return self.begin_call(number, session, names, inputs)()
+
+    def begin_call(
+        self, number: int, session: int | None, names: tuple[str, ...], inputs: object
+    ) -> Callable[[], dict[str, torch.Tensor]]:
+        """Begin a call, and return what waits for its outputs, as ``call`` does.
+
+        Whoever does not wait for them ends the process: what it would send later is no answer to anything else.
+        """
+        if self._asks:
+            self._end()
         if self._connection is None or self._owner != os.getpid():  # a fork of the judge has a candidate of its own
+            self._asks = False
             self._begin()
         question = {"call": number, "session": session, "outputs": names, "inputs": pack(inputs, self._files[0])}
-        answer = self._asked(question, self._nursery.call)
+        self._ask(question)
+        until = time.monotonic() + self._limits.call
+        self._asks = True
+        return lambda: self._finish_call(until)
+
+    def _finish_call(self, until: float) -> dict[str, torch.Tensor]:
+        self._asks = False
+        answer = self._answer(self._limits.call, until)
         self._lingering.settle()
         if self._connection is not None and self._connection.poll(0):  # its end, or a message that nobody asked for
             raise RemoteError(Kind.DIED.value, f"after its answer, {died(self._end())}", Kind.DIED)
@@ -153,8 +195,9 @@ class CandidateProcess:
     def _begin(self) -> dict[str, Any]:
         """Have a process forked, and return its first message."""
         self._owner = os.getpid()
-        connection = self._nursery.ask({"new": self._selector})
+        connection = self._nursery.ask({"new": self._selector, "memory": self._limits.memory})
         self._number = int(json.loads(connection.recv_bytes())["number"])
+        self._limits.begun(self._number)
         self._connection = connection
         self._lingering = Lingering(self._number)
         self._files = (
@@ -165,17 +208,18 @@ class CandidateProcess:
             send_handle(connection, file, self._number)
         return self._answer(self._nursery.warm_up)
 
-    def _asked(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    def _ask(self, question: Mapping[str, Any]) -> None:
         assert self._connection is not None  # noqa: S101 - it was begun
         with contextlib.suppress(OSError):  # its end is seen when it does not answer
             self._connection.send_bytes(json.dumps(question).encode())
-        return self._answer(seconds)
 
-    def _answer(self, seconds: float) -> dict[str, Any]:
+    def _answer(self, seconds: float, until: float | None = None) -> dict[str, Any]:
+        """Wait for an answer; of the seconds that it may take, some may have gone by."""
         connection = self._connection
         assert connection is not None  # noqa: S101 - it was begun
+        left = seconds if until is None else until - time.monotonic()
         try:
-            if not connection.poll(max(seconds, _NEVER_SHORT)):
+            if not connection.poll(max(left, _NEVER_SHORT)):
                 self._end()
                 raise RemoteError(Kind.TIMED_OUT.value, f"no answer within {seconds:g} s", Kind.TIMED_OUT)
             answer = json.loads(connection.recv_bytes(MOST_MESSAGE))
@@ -209,7 +253,7 @@ def _raised(said: object) -> RemoteError:
     return RemoteError("Malformed", "the candidate sent an exception that is none", Kind.RAISED)
 
 
-def untrusted_implementations(nursery: Nursery, selector: str) -> list[Implementation]:
+def untrusted_implementations(nursery: Nursery, selector: str, *, limits: Limits | None = None) -> list[Implementation]:
     """Return the implementations of a file that this process does not import.
 
     Parameters
@@ -218,13 +262,15 @@ def untrusted_implementations(nursery: Nursery, selector: str) -> list[Implement
         Which forks the processes in which they run.
     selector : str
         File or module.
+    limits : Limits
+        What it may take; those of the nursery by default.
 
     Raises
     ------
     UsageError
         If the file does not import, its process does not say what it should, or a component has a history.
     """
-    process = CandidateProcess(nursery, selector)
+    process = CandidateProcess(nursery, selector, limits)
     return [_implementation(process, number, one, selector) for number, one in enumerate(process.described())]
 
 
@@ -241,6 +287,10 @@ def _implementation(process: CandidateProcess, number: int, one: object, selecto
     except Malformed as error:
         raise UsageError(f"--impl {selector}: {printable(str(name))}: {error}") from None
     sessions = itertools.count(1)
+
+    def beginning(inputs: AnyInputs, target: Target) -> Callable[[], dict[str, torch.Tensor]]:
+        del target
+        return process.begin_call(number, None, judged.outputs, inputs)
 
     def calling(session: int | None) -> Callable[[AnyInputs, Target], dict[str, torch.Tensor]]:
         def function(inputs: AnyInputs, target: Target) -> dict[str, torch.Tensor]:
@@ -260,4 +310,5 @@ def _implementation(process: CandidateProcess, number: int, one: object, selecto
         selector=selector,
         factory=(lambda: calling(next(sessions))) if stateful else None,
         untrusted=True,
+        begins=None if stateful else beginning,
     )

@@ -1,0 +1,284 @@
+"""The bench: processes that have everything imported, and wait for a candidate each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from npudiff.errors import ExitCode, UsageError
+from npudiff.judge.judge import property_of_mutant
+from npudiff.model.component import Subject
+from npudiff.model.implementation import Target
+from npudiff.model.job import Job
+from npudiff.run.discovery import built_in_implementations, load_components, select_implementations, target_names
+from npudiff.run.engine import run_job
+from npudiff.run.isolation.ipc import SharedTensors
+from npudiff.run.isolation.process import WorkerProcess
+from npudiff.run.messages import outcome_to_message
+from npudiff.run.plan import Request, make_plan
+from npudiff.run.untrusted.remote import Nursery
+from npudiff.serve.requests import (
+    CancelRequest,
+    CheckRequest,
+    ComponentsRequest,
+    HelloRequest,
+    read_request,
+)
+from npudiff.serve.verdict import COMMAND, NOT_KEPT, text_of, verdict_on
+from npudiff.show.document import document
+from npudiff.show.finding import told_only
+from npudiff.show.listing import listed
+
+GRACE = 5.0
+"""Seconds after its time that a judge gets to say what it has seen."""
+
+WARM_UP = 300.0
+
+_PRACTICE = "rms_norm"
+"""A component whose mutants are judged before any candidate: what is imported late is imported then."""
+
+_MOST_PRACTICE = 3
+
+
+class JudgeProcess(WorkerProcess):
+    """A process that judges one candidate and ends."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        super().__init__(functools.partial(_life, nursery))
+
+    @property
+    def connection(self) -> Connection:
+        """Where it answers."""
+        return self._connection
+
+    def begin(self, message: object, folder: Path) -> None:
+        """Give it a candidate, and a folder for its file."""
+        self._connection.send_bytes(json.dumps({"message": message, "folder": str(folder)}).encode())
+
+
+def _life(nursery: Nursery, connection: Connection, shared: SharedTensors) -> NoReturn:
+    """Wait for a candidate, judge it, and end."""
+    del shared
+    try:
+        question = json.loads(connection.recv_bytes())
+    except (EOFError, OSError):
+        os._exit(0)
+    _, request = read_request(question["message"])
+
+    def begun(number: int) -> None:
+        connection.send_bytes(json.dumps({"begun": number}).encode())
+
+    assert isinstance(request, CheckRequest)  # noqa: S101 - nothing else is given to a judge
+    said = verdict_on(request, nursery, Path(question["folder"]), begun)
+    connection.send_bytes(json.dumps({"said": said}, allow_nan=False).encode())
+    os._exit(0)
+
+
+@dataclass
+class _Running:
+    """A candidate that is being judged."""
+
+    id: Any
+    request: CheckRequest
+    judge: JudgeProcess
+    folder: Path
+    until: float
+    numbers: list[int] = dataclasses.field(default_factory=list)
+    """Its processes, as the nursery knows them."""
+
+
+class Bench:
+    """Judges candidates, several at a time, each in processes of its own.
+
+    Parameters
+    ----------
+    target : Target
+        Where candidates run.
+    workers : int
+        Candidates that are judged at a time.
+    """
+
+    def __init__(self, target: Target, workers: int) -> None:
+        torch.set_num_threads(1)
+        self._workers = workers
+        load_components([])
+        built_in_implementations()
+        _practise(target)
+        self._nursery = Nursery(target, WARM_UP, GRACE)
+        gc.collect()
+        gc.freeze()
+        self._waiting: deque[tuple[Any, CheckRequest, object]] = deque()
+        self._running: list[_Running] = []
+        self._idle: list[JudgeProcess] = []
+        self._fill()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being judged, or waits for it."""
+        return bool(self._running or self._waiting)
+
+    def take(self, message: object) -> Iterator[dict[str, Any]]:
+        """Take a request; yields what can be answered at once."""
+        given = message.get("id") if isinstance(message, dict) else None
+        try:
+            _, request = read_request(message)
+        except UsageError as error:
+            yield _refused(given, str(error))
+            return
+        if isinstance(request, CheckRequest):
+            self._waiting.append((given, request, message))
+            self._begin()
+        elif isinstance(request, ComponentsRequest):
+            yield _components(given, request)
+        elif isinstance(request, HelloRequest):
+            yield self._hello(given)
+        else:
+            yield from self._cancel(given, request)
+
+    def answers(self, also: Any, seconds: float | None) -> tuple[bool, list[dict[str, Any]]]:  # noqa: ANN401 - has a file number
+        """Wait for verdicts, or until something else can be read; return whether that is so, and the verdicts.
+
+        Parameters
+        ----------
+        also : object
+            A file or its number.
+        seconds : float or None
+            The longest wait; None for any.
+        """
+        ends = [one.until for one in self._running]
+        if ends:
+            left = max(0.0, min(ends) - time.monotonic())
+            seconds = left if seconds is None else min(seconds, left)
+        ready = wait([also, *(one.judge.connection for one in self._running)], seconds)
+        told = [answer for one in [*self._running] if one.judge.connection in ready for answer in self._heard(one)]
+        now = time.monotonic()
+        told += [
+            self._ended(one, self._interrupted(f"no verdict within {one.request.seconds:g} s: it was ended"))
+            for one in [*self._running]
+            if now > one.until
+        ]
+        self._begin()
+        return also in ready, told
+
+    def close(self) -> None:
+        """End everything."""
+        for one in [*self._running]:
+            self._ended(one, {})
+        for judge in self._idle:
+            judge.kill()
+        self._nursery.close()
+
+    def _begin(self) -> None:
+        """Give candidates that wait to judges that do."""
+        while self._waiting and self._idle:
+            given, request, message = self._waiting.popleft()
+            folder = Path(tempfile.mkdtemp(prefix="npudiff-"))
+            judge = self._idle.pop()
+            judge.begin(message, folder)
+            until = time.monotonic() + request.seconds + GRACE
+            self._running.append(_Running(given, request, judge, folder, until))
+
+    def _heard(self, one: _Running) -> Iterator[dict[str, Any]]:
+        """Read what a judge has sent."""
+        try:
+            said = json.loads(one.judge.connection.recv_bytes())
+        except (EOFError, OSError):
+            problem = "the judge itself has ended: not enough memory, or a defect of npudiff"
+            yield self._ended(one, document(COMMAND, ExitCode.INTERNAL, problem, {}))
+            return
+        if "begun" in said:
+            one.numbers.append(said["begun"])
+        else:
+            yield self._ended(one, said["said"])
+
+    def _ended(self, one: _Running, said: dict[str, Any]) -> dict[str, Any]:
+        """End the processes of a candidate, and return the answer."""
+        self._running.remove(one)
+        one.judge.kill()
+        for number in one.numbers:
+            self._nursery.end(number)
+        shutil.rmtree(one.folder, ignore_errors=True)
+        self._fill()
+        return _answer(one.id, said) if said else {}
+
+    def _fill(self) -> None:
+        """Have as many judges as may judge at a time, busy or waiting."""
+        while len(self._idle) + len(self._running) < self._workers:
+            self._idle.append(JudgeProcess(self._nursery))
+
+    def _cancel(self, given: Any, request: CancelRequest) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - any JSON value
+        for one in [*self._running]:
+            if one.id == request.of:
+                yield self._ended(one, self._interrupted("cancelled"))
+                self._begin()
+                return
+        for one in [*self._waiting]:
+            if one[0] == request.of:
+                self._waiting.remove(one)
+                yield _answer(request.of, self._interrupted("cancelled"))
+                return
+        yield _refused(given, f"cancel: nothing with the id {request.of!r:.100} is being judged")
+
+    def _interrupted(self, problem: str) -> dict[str, Any]:
+        return document(COMMAND, ExitCode.INTERRUPTED, problem, {})
+
+    def _hello(self, given: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+        target = self._nursery.target
+        content = {
+            "target": {"name": target.name, "device": target.device, "cann": target.cann},
+            "workers": self._workers,
+            "judging": len(self._running),
+            "waiting": len(self._waiting),
+        }
+        return {"id": given, **document("hello", ExitCode.CLEAN, "", content)}
+
+
+def _answer(given: Any, said: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    return {"id": given, **said, "text": text_of(said)}
+
+
+def _refused(given: Any, problem: str) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    return _answer(given, document(COMMAND, ExitCode.USAGE, problem, {}))
+
+
+def _components(given: Any, request: ComponentsRequest) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    try:
+        components = load_components(request.names)
+    except UsageError as error:
+        return _refused(given, str(error))
+    implementations = select_implementations(components, [])
+    content = {
+        "components": [dataclasses.asdict(listed(one, implementations)) for one in components],
+        "targets": target_names(),
+    }
+    return {"id": given, **document("list", ExitCode.CLEAN, "", content)}
+
+
+def _practise(target: Target) -> None:
+    """Judge something right and something wrong, so that no judge pays for what is imported or made late."""
+    plan = make_plan(
+        Request(components=(_PRACTICE,), target=target.name, cann=target.cann, examples=2, isolate=False, seed=1)
+    )
+    for job in (*plan.jobs[:_MOST_PRACTICE], *(_wrong(job) for job in plan.mutants[:_MOST_PRACTICE])):
+        outcome = run_job(job, replace(plan.budget(job), examples=20))
+        outcome_to_message(outcome, told_only(NOT_KEPT)(outcome))
+
+
+def _wrong(job: Job) -> Job:
+    item = replace(job.subject.implementation, wrong=None)
+    subject = Subject(job.subject.component, item, job.subject.target)
+    return replace(job, subject=subject, prop=property_of_mutant(item))
