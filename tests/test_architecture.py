@@ -13,8 +13,8 @@ from npudiff.run.discovery import component_names
 ROOT = Path(__file__).parent.parent
 ROOMS = ("reference", "device", "properties", "npudiff")
 WINGS = (
-    "errors", "text", "files", "model", "draw", "judge", "run", "findings", "show", "api", "gate", "score", "commands",
-    "cli", "plugin",
+    "errors", "text", "files", "model", "draw", "judge", "run", "findings", "show", "api", "serve", "gate", "score",
+    "commands", "cli", "plugin",
 )  # fmt: skip
 """The engine, from the bottom: each wing, and each module beside the wings, stands only on those before it."""
 DOORS = ("npudiff", "npudiff.__main__")
@@ -47,6 +47,7 @@ OF_FOLDERS = {
     "device/backends": {"pydantic_core"}, "device/backends/sglang": {"sglang"},
     "device/backends/vllm_ascend": {"vllm_ascend", "vllm"},
     "device/virtual/triton": {"triton", "numpy", "ml_dtypes"},
+    "npudiff/serve": {"starlette", "uvicorn"},
 }  # fmt: skip
 """What some rooms import besides: backends themselves, what a stand-in has to answer, and what an extra installs."""
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}

@@ -57,7 +57,8 @@ class Stream:
 
     def integer_array(self, low: int, high: int, count: int) -> np.ndarray:
         """Return the same as int64 ``[count]``."""
-        return low + (self.random_uint64(count) % np.uint64(high - low)).astype(np.int64)
+        found: np.ndarray = low + (self.random_uint64(count) % np.uint64(high - low)).astype(np.int64)
+        return found
 
     def permutation(self, count: int) -> list[int]:
         """Return a permutation of ``range(count)``."""

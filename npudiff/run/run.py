@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 
 from npudiff.model.job import Outcome
@@ -38,8 +38,26 @@ class Run:
         """Tell that the run is over."""
         self._tell(RunEnded(error))
 
-    def run(self, tasks: Sequence[Task], *, stage: str = "", until: float | None = None) -> None:
-        """Run tasks; begin no other one after ``until``, a time of ``time.monotonic()``.
+    def run(
+        self,
+        tasks: Sequence[Task],
+        *,
+        stage: str = "",
+        until: float | None = None,
+        enough: Callable[[Outcome], bool] = lambda _: False,
+    ) -> None:
+        """Run tasks.
+
+        Parameters
+        ----------
+        tasks : sequence of Task
+            What is run.
+        stage : str
+            Part of the run that they are.
+        until : float or None
+            Time of ``time.monotonic()`` after which no other one is begun.
+        enough : callable
+            Whether nothing else is to be known after an outcome; what still runs is ended.
 
         Raises
         ------
@@ -52,7 +70,7 @@ class Run:
         with contextlib.closing(results(tasks, self._workers, self._tell, stage)) as ended:
             for index, outcome, kept in ended:
                 self._tell(JobEnded(index, outcome, tuple(kept), stage))
-                if until is not None and time.monotonic() > until:
+                if enough(outcome) or (until is not None and time.monotonic() > until):
                     break
 
     def _tell(self, event: Event) -> None:

@@ -65,9 +65,10 @@ class JudgeProcess(WorkerProcess):
         """Where it answers."""
         return self._connection
 
-    def begin(self, message: object, folder: Path) -> None:
-        """Give it a candidate, and a folder for its file."""
-        self._connection.send_bytes(json.dumps({"message": message, "folder": str(folder)}).encode())
+    def begin(self, message: object, folder: Path, workers: int) -> None:
+        """Give it a candidate, a folder for its file, and processors."""
+        question = {"message": message, "folder": str(folder), "workers": workers}
+        self._connection.send_bytes(json.dumps(question).encode())
 
 
 def _life(nursery: Nursery, connection: Connection, shared: SharedTensors) -> NoReturn:
@@ -83,7 +84,7 @@ def _life(nursery: Nursery, connection: Connection, shared: SharedTensors) -> No
         connection.send_bytes(json.dumps({"begun": number}).encode())
 
     assert isinstance(request, CheckRequest)  # noqa: S101 - nothing else is given to a judge
-    said = verdict_on(request, nursery, Path(question["folder"]), begun)
+    said = verdict_on(request, nursery, Path(question["folder"]), begun, workers=question["workers"])
     connection.send_bytes(json.dumps({"said": said}, allow_nan=False).encode())
     os._exit(0)
 
@@ -188,7 +189,8 @@ class Bench:
             given, request, message = self._waiting.popleft()
             folder = Path(tempfile.mkdtemp(prefix="npudiff-"))
             judge = self._idle.pop()
-            judge.begin(message, folder)
+            asked = len(self._running) + 1 + len(self._waiting)
+            judge.begin(message, folder, max(1, self._workers // asked))
             until = time.monotonic() + request.seconds + GRACE
             self._running.append(_Running(given, request, judge, folder, until))
 
@@ -226,9 +228,9 @@ class Bench:
                 yield self._ended(one, self._interrupted("cancelled"))
                 self._begin()
                 return
-        for one in [*self._waiting]:
-            if one[0] == request.of:
-                self._waiting.remove(one)
+        for waits in [*self._waiting]:
+            if waits[0] == request.of:
+                self._waiting.remove(waits)
                 yield _answer(request.of, self._interrupted("cancelled"))
                 return
         yield _refused(given, f"cancel: nothing with the id {request.of!r:.100} is being judged")

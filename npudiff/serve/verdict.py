@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.errors import ExitCode, UsageError
+from npudiff.files.writing import write_file
 from npudiff.findings.log import RunLog
 from npudiff.model.constraints import Box, parse_where
 from npudiff.model.implementation import Implementation, TargetUnavailable
@@ -34,7 +35,9 @@ CANDIDATE = "candidate"
 NOT_KEPT = "this judge keeps no findings"
 
 
-def verdict_on(request: CheckRequest, nursery: Nursery, folder: Path, begun: Callable[[int], None]) -> dict[str, Any]:
+def verdict_on(
+    request: CheckRequest, nursery: Nursery, folder: Path, begun: Callable[[int], None], *, workers: int = 1
+) -> dict[str, Any]:
     """Judge a candidate, and return the document of it.
 
     Parameters
@@ -47,28 +50,30 @@ def verdict_on(request: CheckRequest, nursery: Nursery, folder: Path, begun: Cal
         A folder for its file.
     begun : callable
         Told the number of each of its processes.
+    workers : int
+        Properties that are judged at a time, each with a process of the candidate.
     """
     try:
-        return _verdict_on(request, nursery, folder, begun)
+        return _verdict_on(request, nursery, folder, begun, workers)
     except UsageError as error:
         return document(COMMAND, ExitCode.USAGE, str(error), {})
     except TargetUnavailable as error:
         return document(COMMAND, ExitCode.DEVICE_LOST, str(error), {})
 
 
-def _verdict_on(request: CheckRequest, nursery: Nursery, folder: Path, begun: Callable[[int], None]) -> dict[str, Any]:
+def _verdict_on(
+    request: CheckRequest, nursery: Nursery, folder: Path, begun: Callable[[int], None], workers: int
+) -> dict[str, Any]:
     until = time.monotonic() + request.seconds
     file = folder / f"{CANDIDATE}.py"
-    file.write_text(source_of(request), encoding="utf-8")
+    write_file(file, source_of(request), within=folder)
     limits = Limits(min(request.call_seconds, request.seconds), request.memory, begun)
     provide = functools.partial(untrusted_implementations, nursery, limits=limits)
-    plan = make_plan(_request_of(request, nursery, file), provide)
+    plan = make_plan(_request_of(request, nursery, file, workers), provide)
     log = RunLog(plan)
-    with Run(1, [log]) as run:
-        for task in plan.tasks(_keep(provide)):
-            run.run([_until(task, until)])
-            if log.findings and not request.thorough:
-                break
+    tasks = [_until(task, until) for task in plan.tasks(_keep(provide))]
+    with Run(workers, [log]) as run:
+        run.run(tasks, enough=lambda outcome: outcome.found and not request.thorough)
     code, problem = log.code, ""
     if not log.findings and time.monotonic() >= until:
         code, problem = ExitCode.INTERRUPTED, f"no verdict within {request.seconds:g} s"
@@ -90,7 +95,7 @@ def _python(box: Box) -> str:
     return "{" + ", ".join(f"{axis!r}: {allowed!r}" for axis, allowed in box.items()) + "}"
 
 
-def _request_of(request: CheckRequest, nursery: Nursery, file: Path) -> Request:
+def _request_of(request: CheckRequest, nursery: Nursery, file: Path, workers: int) -> Request:
     return Request(
         components=(request.component,),
         implementations=(str(file),),
@@ -100,7 +105,7 @@ def _request_of(request: CheckRequest, nursery: Nursery, file: Path) -> Request:
         seed=secrets.randbits(32) if request.seed is None else request.seed,
         model=request.model,
         where=request.where,
-        workers=1,
+        workers=workers,
         isolate=False,  # this process is one already, and the candidate has another
         untrusted=True,
     )

@@ -126,6 +126,7 @@ def _live(connection: Connection, target: Any, selector: str, memory: int | None
         files = (recv_handle(connection), recv_handle(connection))
         sys.stdin = open(os.devnull)  # noqa: PTH123, SIM115 - it lives as long as the process
         os.dup2(sys.stdin.fileno(), 0)
+        os.dup2(2, 1)  # nobody reads the nursery's output: who writes much of it would wait for ever
         from npudiff.run.untrusted.candidate import serve  # noqa: PLC0415 - in its own process only
 
         with target.activate():

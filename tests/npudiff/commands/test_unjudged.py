@@ -27,14 +27,14 @@ def elsewhere(inputs, target):
 def check(cli, tmp_path, monkeypatch):
     """Check two kernels, of which one needs an operator that is not here."""
     (tmp_path / "mine.py").write_text(textwrap.dedent(KERNELS), encoding="utf-8")
-    run = Subject.run
+    begin = Subject.begin
 
     def left_out(subject, inputs):
         if subject.implementation.name == "elsewhere":
             raise NotApplicable("torch.ops.npu.npu_nothing is not there")
-        return run(subject, inputs)
+        return begin(subject, inputs)
 
-    monkeypatch.setattr(Subject, "run", left_out)
+    monkeypatch.setattr(Subject, "begin", left_out)
     common = ("--impl", "mine.py", "--target", "sim", "--no-isolate", "--examples", "5", "--workers", "1")
     return lambda *more: cli("check", *common, *more)
 
