@@ -111,6 +111,7 @@ def _report(log: RunLog, console: Console) -> int:
         console.findings_again(first.finding, rest)
     console.mutants(mutants, judged=judged)
     console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes), workers=log.plan.workers)
+    console.doubts(outcomes)
     console.unjudged(log.unjudged)
     return log.code
 

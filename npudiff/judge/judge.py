@@ -11,7 +11,7 @@ import torch
 
 from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
 from npudiff.judge.compare import compare, same_bits
-from npudiff.model.anything import AnyCase, AnyInputs
+from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs
 from npudiff.model.component import (
     Comparison,
     Component,
@@ -23,9 +23,10 @@ from npudiff.model.component import (
     Session,
     Subject,
 )
-from npudiff.model.implementation import Implementation
+from npudiff.model.implementation import Implementation, Target
 from npudiff.model.instead import Instead, known_answers
 from npudiff.model.job import Job, Outcome
+from npudiff.model.operators import OperatorWatch
 
 
 def _calls_are_independent(subject: Subject, case: AnyCase) -> Comparison:
@@ -244,6 +245,7 @@ class LocalJudge:
     def __init__(self, job: Job) -> None:
         self._job = job
         self.case: Any = None
+        self._operators: dict[str, int] | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -256,11 +258,30 @@ class LocalJudge:
         del thorough
         self.case = case
         if self._executor is None:
-            return check(self._job.prop, self._job.subject, case)
+            return check(self._job.prop, self._watched(), case)
         try:
             return self._executor.run_to(case)
         finally:
             self.case = self._executor.case
 
+    def _watched(self) -> Subject:
+        """The subject, whose first call is watched if it is somebody else's."""
+        subject = self._job.subject
+        item = subject.implementation
+        if item.built_in or item.untrusted or self._operators is not None or self._job.prop is not EQUIVALENCE:
+            return subject
+        self._operators = {}
+
+        def watched(inputs: AnyInputs, target: Target) -> AnyOutputs:
+            with OperatorWatch(target) as watch:
+                outputs = item(inputs, target)
+            self._operators = dict(watch.operators)
+            return outputs
+
+        return replace(subject, implementation=replace(item, function=watched))
+
     def close(self, outcome: Outcome) -> None:
-        """Nothing to end, and nothing to add."""
+        """Say which operators were dispatched."""
+        elsewhere = self._job.subject.implementation.operators
+        seen = self._operators if elsewhere is None else elsewhere()
+        outcome.operators = None if seen is None else dict(seen)

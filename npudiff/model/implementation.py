@@ -100,6 +100,8 @@ class Implementation(Generic[InputsT, OutputsT]):
     begins: Callable[[InputsT, Target], Callable[[], OutputsT]] | None = None
     """Where it runs elsewhere: begins a call as ``function`` makes one, and returns what waits for the outputs, so that
     something else can be computed meanwhile."""
+    operators: Callable[[], Mapping[str, int] | None] | None = None
+    """Where it runs elsewhere: says which operators its first call there dispatched."""
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of an option, such as a flag of a backend, to its values, the usual one first: they are part of its cases,
     and ``inputs.options`` has those of a case."""

@@ -208,6 +208,9 @@ class Outcome:
     """Axes without whose values the smallest failing case holds, and the values with which it fails."""
     poisonings: list[Poisoning] = field(default_factory=list)
     """Cases that spoiled the device for others, which were judged again."""
+    operators: dict[str, int] | None = None
+    """Operators that the first call of an implementation which is not built in dispatched, and how often; None where
+    nobody has looked."""
     drifts: tuple[Drift, ...] = ()
     """What the errors of all cases have in common, of each output that has bounds; the largest score first."""
     journal: Path | None = None

@@ -21,6 +21,7 @@ from npudiff.findings.replay import Replay, ReplayVerdict
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Component
 from npudiff.model.job import Outcome, Verdict
+from npudiff.model.operators import doubts
 from npudiff.model.version import VERSION
 from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan
@@ -256,6 +257,16 @@ class Console:
         missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
         style = "red" if findings or missed or not cases else "green"
         self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")
+
+    def doubts(self, outcomes: Sequence[Outcome]) -> None:
+        """Say which implementations may not be what they say."""
+        said = {
+            f"{'.'.join(outcome.job.subject.names)} {line}": None
+            for outcome in outcomes
+            for line in doubts(outcome.job.subject.implementation, outcome.operators)
+        }
+        for line in said:
+            self.rich.print(f"[yellow]{escape(printable(line))}[/]", soft_wrap=True)
 
     def unjudged(self, reasons: Mapping[tuple[str, str], str]) -> None:
         """Say of which implementations no case could be judged, and why."""

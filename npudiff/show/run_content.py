@@ -10,6 +10,7 @@ from npudiff.findings.finding import plain_finding
 from npudiff.findings.log import LoggedFinding
 from npudiff.findings.replay import Replay
 from npudiff.model.job import Outcome
+from npudiff.model.operators import doubts
 from npudiff.show.finding import finding_lines
 from npudiff.show.report import Group
 from npudiff.show.run_page.record_file import plain
@@ -76,6 +77,7 @@ def _implementation(
     missing = group.never_returned
     failed = [one["failed_error_over_bound"] for one in properties if one["failed_error_over_bound"] is not None]
     held = [one["error_over_bound"] for one in properties if one["error_over_bound"] is not None]
+    operators = next((one.operators for one in own if one.operators is not None), None)
     verdict = "findings" if group.findings else "holds" if group.cases else "not judged"
     outputs = own[0].job.subject.component.outputs if own else ()
     return {
@@ -88,6 +90,8 @@ def _implementation(
         "failed_error_over_bound": max(failed, default=None),
         "compared": [name for name in outputs if name not in missing] if group.cases else [],
         "not_returned": missing,
+        "operators": operators,
+        "doubts": doubts(own[0].job.subject.implementation, operators) if own else [],
         "properties": properties,
     }
 

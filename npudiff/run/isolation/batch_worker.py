@@ -110,7 +110,8 @@ class BatchJudge:
         self._journal.end(number, word)
 
     def close(self, outcome: Outcome) -> None:
-        """Nothing: the journal belongs to the batch worker."""
+        """Add what is known besides; the journal belongs to the batch worker."""
+        self._local.close(outcome)
 
 
 def batch_worker_main(

@@ -11,6 +11,7 @@ from typing import Any
 from npudiff.errors import UsageError
 from npudiff.model.component import InputsChanged, changed_tensors, fingerprint
 from npudiff.model.implementation import Implementation, Target
+from npudiff.model.operators import OperatorWatch
 from npudiff.model.returned import outputs_of, plain_error
 from npudiff.run.discovery import own_implementations
 from npudiff.run.isolation.faults import RemoteError
@@ -46,6 +47,7 @@ class _Candidate:
     def __init__(self, items: list[Implementation], target: Target, files: tuple[int, int]) -> None:
         self._items, self._target, self._files = items, target, files
         self._opened: dict[int, Callable[..., Any]] = {}
+        self._operators: dict[int, dict[str, int]] = {}
 
     def described(self) -> list[dict[str, Any]]:
         """What there is to be judged."""
@@ -56,6 +58,7 @@ class _Candidate:
                 "summary": item.summary,
                 "supports": pack_boxes(item.constraints.boxes),
                 "stateful": item.factory is not None,
+                "on_device": item.on_device,
             }
             for item in self._items
         ]
@@ -68,7 +71,7 @@ class _Candidate:
             outputs = self._called(question, inputs)
             if os.getpid() != own:
                 os._exit(1)  # before it writes over the answer of the other one
-            return {"outputs": pack_outputs(outputs, self._files[1])}
+            return {"outputs": pack_outputs(outputs, self._files[1]), "operators": self._operators[question["call"]]}
         except BaseException as error:  # noqa: BLE001 - leaving the process is no verdict
             remote = RemoteError.of(plain_error(error))
             return {"raised": [remote.name, remote.text[:10_000], remote.kind.name, remote.frames]}
@@ -79,7 +82,13 @@ class _Candidate:
     def _called(self, question: dict[str, Any], inputs: Any) -> dict[str, Any]:  # noqa: ANN401 - of any component
         item = self._items[question["call"]]
         before = fingerprint(inputs)
-        result = self._function(item, question)(inputs, self._target)
+        function = self._function(item, question)
+        if question["call"] not in self._operators:
+            with OperatorWatch(self._target) as watch:
+                result = function(inputs, self._target)
+            self._operators[question["call"]] = dict(watch.operators)
+        else:
+            result = function(inputs, self._target)
         outputs = outputs_of(result, question["outputs"])
         self._target.synchronize()
         changed = [name or "a tensor" for name in changed_tensors(inputs, before)]

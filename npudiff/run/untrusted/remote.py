@@ -35,7 +35,7 @@ from npudiff.run.untrusted.nursery import MOST_MESSAGE
 from npudiff.run.untrusted.wire import Malformed, pack, unpack_boxes, unpack_outputs
 from npudiff.text import clipped, printable
 
-MOST_IMPLEMENTATIONS = 10_000
+MOST_IMPLEMENTATIONS, MOST_OPERATORS = 10_000, 1_000
 _PR_SET_DUMPABLE = 4  # of <sys/prctl.h>
 _NEVER_SHORT = 0.05
 """Least seconds that are waited for an answer."""
@@ -52,9 +52,11 @@ class Nursery:
         Seconds until it, and each of them, has to be ready.
     call : float
         Seconds that a call may take.
+    silent : bool
+        Whether what candidates print goes nowhere, and not to standard error.
     """
 
-    def __init__(self, target: Target, warm_up: float, call: float) -> None:
+    def __init__(self, target: Target, warm_up: float, call: float, *, silent: bool = False) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="npudiff-"))  # for nobody else
         self.address, self.key = str(self._folder / "nursery"), secrets.token_bytes(32)
         self.warm_up, self.call = warm_up, call
@@ -63,7 +65,8 @@ class Nursery:
             ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # who is not root cannot write into a judge's memory
         profile = target.cann if target.name != "npu" else ""  # a device has the version that it has
         command = [sys.executable, "-m", "npudiff.run.untrusted.nursery", self.address, target.name, profile]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own module
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL if silent else None
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)  # noqa: S603 - our own module
         self._owner = os.getpid()
         atexit.register(self.close)
         assert self._process.stdin is not None  # noqa: S101 - as asked for
@@ -128,6 +131,7 @@ class CandidateProcess:
         self._limits = limits or Limits(nursery.call)
         self._owner = 0
         self._asks = False
+        self.operators: dict[int, dict[str, int] | None] = {}
         self._connection: Connection | None = None
         self._number = 0
         self._files = (0, 0)
@@ -177,9 +181,9 @@ class CandidateProcess:
         self._ask(question)
         until = time.monotonic() + self._limits.call
         self._asks = True
-        return lambda: self._finish_call(until)
+        return lambda: self._finish_call(number, until)
 
-    def _finish_call(self, until: float) -> dict[str, torch.Tensor]:
+    def _finish_call(self, number: int, until: float) -> dict[str, torch.Tensor]:
         self._asks = False
         answer = self._answer(self._limits.call, until)
         self._lingering.settle()
@@ -187,6 +191,7 @@ class CandidateProcess:
             raise RemoteError(Kind.DIED.value, f"after its answer, {died(self._end())}", Kind.DIED)
         if "raised" in answer:
             raise _raised(answer["raised"])
+        self.operators[number] = _operators(answer.get("operators"))
         try:
             return unpack_outputs(answer.get("outputs"), self._files[1])
         except Malformed as error:
@@ -253,6 +258,13 @@ def _raised(said: object) -> RemoteError:
     return RemoteError("Malformed", "the candidate sent an exception that is none", Kind.RAISED)
 
 
+def _operators(said: object) -> dict[str, int] | None:
+    """What a candidate says of its operators: it is shown, and nothing follows from it."""
+    if not isinstance(said, dict) or len(said) > MOST_OPERATORS:
+        return None
+    return {clipped(printable(str(name)), 100): count for name, count in said.items() if type(count) is int}
+
+
 def untrusted_implementations(nursery: Nursery, selector: str, *, limits: Limits | None = None) -> list[Implementation]:
     """Return the implementations of a file that this process does not import.
 
@@ -311,4 +323,6 @@ def _implementation(process: CandidateProcess, number: int, one: object, selecto
         factory=(lambda: calling(next(sessions))) if stateful else None,
         untrusted=True,
         begins=None if stateful else beginning,
+        on_device=said.get("on_device") is True,
+        operators=lambda: process.operators.get(number),
     )

@@ -151,6 +151,11 @@ def test_the_end_of_the_input_ends_it_after_the_last_answer_and_leaves_nothing(t
     code, said = one.close()
     assert code == 0, said
     assert "npudiff serve: ready" in said
-    assert "a candidate that talks" in said  # and not on standard output, where answers are
+    assert "a candidate that talks" not in said
     assert list(Path(tmp_path).iterdir()) == []
     tempfile.tempdir = None
+
+
+def test_a_candidate_that_prints_much_is_right_all_the_same(judge):
+    talks = RIGHT.replace('print("a candidate that talks")', 'print("much " * 50_000)')
+    assert judge.ask(talks, examples=5, call_seconds=2.0)["verdict"] == "clean"

@@ -166,5 +166,6 @@ def keeps():
         "summary": "What it is.",
         "supports": [{"rounding": ["once"]}],
         "stateful": False,
+        "on_device": False,
     }
     assert (keeps["name"], keeps["stateful"]) == ("keeps", True)
