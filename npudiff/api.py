@@ -22,8 +22,9 @@ from npudiff.model.constraints import Box
 from npudiff.model.implementation import Implementation, implementation_of
 from npudiff.model.job import TIMEOUT, Isolation
 from npudiff.run.discovery import load_components, select_implementations
-from npudiff.run.plan import Plan, Request, make_plan
+from npudiff.run.plan import Request, make_plan
 from npudiff.run.run import Run
+from npudiff.run.timing import timed_apart
 from npudiff.show.document import document
 from npudiff.show.finding import PAGE_FILE, keeper
 from npudiff.show.listing import ListedComponent, listed
@@ -76,6 +77,12 @@ class Result:
                 if prop["error_over_bound"] is not None:
                     found[prop["property"]] = max(found.get(prop["property"], 0.0), float(prop["error_over_bound"]))
         return found
+
+    @property
+    def time_ratio(self) -> float | None:
+        """How many times as long as what is built in it takes, if that was asked for and everything holds."""
+        timed = [item["timing"] for item in self.document["implementations"] if item["timing"] is not None]
+        return None if not timed else max(float(one["ratio"]) for one in timed)
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -160,6 +167,7 @@ def check(
     isolate: bool | None = None,
     untrusted: bool = False,
     timeout: float = TIMEOUT,
+    timed: bool = False,
     output: str | PathLike[str] = ".npudiff",
 ) -> Result:
     """Check implementations against their reference and their relations, on drawn cases.
@@ -194,6 +202,8 @@ def check(
         Whether files may deceive, and run where they can reach neither reference nor judge.
     timeout : float, optional
         Seconds that a case may take.
+    timed : bool, optional
+        Whether what holds is timed beside what is built in, on the same cases.
     output : path, optional
         Folder below which findings and remembered cases are kept.
 
@@ -244,26 +254,13 @@ def check(
         untrusted=untrusted,
         timeout=timeout,
     )
-    return run_check(make_plan(request), root)
-
-
-def run_check(plan: Plan, root: Path, command: str = "check") -> Result:
-    """Run a plan, and return what was seen.
-
-    Parameters
-    ----------
-    plan : Plan
-        What is run.
-    root : pathlib.Path
-        Folder below which findings are kept.
-    command : str
-        The command that the document is of.
-    """
+    plan = make_plan(request)
     log = RunLog(plan)
     with Run(plan.workers, [log]) as run:
         run.run(plan.tasks(keeper(root / FINDINGS)))
-    content = run_content(summary_of(log), log.findings, log.unjudged)
-    return Result(document(command, log.code, "", content), tuple(log.findings))
+    timings = timed_apart(log.outcomes, seed) if timed else {}
+    content = run_content(summary_of(log), log.findings, log.unjudged, timings=timings)
+    return Result(document("check", log.code, "", content), tuple(log.findings))
 
 
 def _implementation(one: What, component: str | None, supports: Box | Sequence[Box] | None) -> Implementation:

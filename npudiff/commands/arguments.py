@@ -153,6 +153,9 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="NAME",
         help="dev, ci (the same cases every time) or nightly",
     )
+    check.add_argument(
+        "--timed", action="store_true", help="time implementations of --impl that hold beside what is built in"
+    )
     _add_shared(check)
     _add_run(check)
     _add_json(check)
@@ -170,7 +173,7 @@ def _add_self_test(commands: argparse._SubParsersAction[_Parser]) -> None:
     test.add_argument("--seed", type=int, metavar="N", help="seed of the draws")
     _add_run(test)
     _add_json(test)
-    test.set_defaults(impl=[], shared=None)
+    test.set_defaults(impl=[], shared=None, timed=False)
 
 
 def _add_gate(commands: argparse._SubParsersAction[_Parser]) -> None:

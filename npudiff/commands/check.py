@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from npudiff.run.isolation.journal import left_behind
 from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Plan, Request
 from npudiff.run.run import Run
+from npudiff.run.timing import TimedCase, timed_apart
 from npudiff.show.console import Console
 from npudiff.show.finding import keeper
 from npudiff.show.junit import junit
@@ -61,9 +62,10 @@ def run_plan(
     console, log = Console(verbose=options.verbose), RunLog(plan)
     unwritten = Unwritten()
     record = RecordKeeper(lambda: summary_of(log, case=case), options.output, unwritten)
+    timings: dict[tuple[str, str], list[TimedCase]] = {}
     if options.json is not None:
         options.json.content = lambda: run_content(
-            summary_of(log, case=case), log.findings, log.unjudged, unwritten.lines
+            summary_of(log, case=case), log.findings, log.unjudged, unwritten.lines, timings
         )
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
@@ -83,8 +85,10 @@ def run_plan(
     finally:  # interrupted, or a defect of a component: what was found before is not lost
         log.add_untold(options.output / FINDINGS)
         record.close()
+        if options.timed and log.error is None:
+            timings |= timed_apart(log.outcomes, plan.request.seed)
         if not isinstance(log.error, BrokenPipeError):
-            code = _report(log, console)
+            code = _report(log, console, timings)
         if junit_file is not None:
             with unwritten.trying(str(junit_file), asked=True):
                 write_file(junit_file, _junit(log))
@@ -101,7 +105,7 @@ def note_findings(findings: Sequence[LoggedFinding], unwritten: Unwritten) -> No
         unwritten.note(f"tensors and pages of {counted(count, 'finding')}", why)
 
 
-def _report(log: RunLog, console: Console) -> int:
+def _report(log: RunLog, console: Console, timings: Mapping[tuple[str, str], Sequence[TimedCase]]) -> int:
     """Show everything and return the exit code."""
     outcomes, mutants, judged = log.outcomes, log.mutants, log.plan.judges_mutants
     console.table(outcomes)
@@ -112,6 +116,7 @@ def _report(log: RunLog, console: Console) -> int:
     console.mutants(mutants, judged=judged)
     console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes), workers=log.plan.workers)
     console.doubts(outcomes)
+    console.timings(timings)
     console.unjudged(log.unjudged)
     return log.code
 

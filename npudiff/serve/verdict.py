@@ -20,6 +20,7 @@ from npudiff.run.engine import run_case
 from npudiff.run.messages import Keep, Task
 from npudiff.run.plan import Request, make_plan
 from npudiff.run.run import Run
+from npudiff.run.timing import built_in_beside, timed_beside
 from npudiff.run.untrusted.remote import Limits, Nursery, untrusted_implementations
 from npudiff.serve.requests import CheckRequest
 from npudiff.show.document import document
@@ -77,7 +78,35 @@ def _verdict_on(
     code, problem = log.code, ""
     if not log.findings and time.monotonic() >= until:
         code, problem = ExitCode.INTERRUPTED, f"no verdict within {request.seconds:g} s"
-    return document(COMMAND, code, problem, run_content(summary_of(log), log.findings, log.unjudged))
+    timings = {}
+    if request.timed and code is ExitCode.CLEAN:
+        others = _built_in(request.component, nursery, folder, limits)
+        subject = plan.jobs[0].subject
+        timings[subject.names] = timed_beside(plan.jobs[0], others, seed=secrets.randbits(32), until=until)
+    content = run_content(summary_of(log), log.findings, log.unjudged, timings=timings)
+    return document(COMMAND, code, problem, content)
+
+
+_BUILT_IN = """import importlib
+
+import npudiff
+from npudiff.run.defined import implementations_in
+
+for module, name in {places!r}:
+    item = next(one for one in implementations_in(importlib.import_module(module)) if one.name == name)
+    npudiff.implementation({component!r}, name=name)(lambda inputs, target, item=item: item(inputs, target))
+"""
+"""A candidate's file with what is built in, which is timed in a process as the candidate has one."""
+
+
+def _built_in(component: str, nursery: Nursery, folder: Path, limits: Limits) -> list[Implementation]:
+    """Return what is built in of a component, each with calls in a process of its own."""
+    here = {item.name: item for item in built_in_beside(component)}
+    file = folder / "built_in.py"
+    places = [(item.origin, item.name) for item in here.values()]
+    write_file(file, _BUILT_IN.format(places=places, component=component), within=folder)
+    there = {item.name: item for item in untrusted_implementations(nursery, str(file), limits=limits)}
+    return [replace(there[name], constraints=item.constraints) for name, item in here.items()]
 
 
 def source_of(request: CheckRequest) -> str:

@@ -25,6 +25,7 @@ from npudiff.model.operators import doubts
 from npudiff.model.version import VERSION
 from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan
+from npudiff.run.timing import TimedCase, ratio_of
 from npudiff.show.finding import PAGE_FILE, finding_lines
 from npudiff.show.report import Group, bound_text, grouped
 from npudiff.text import clipped, counted, lose, printable, printable_lines
@@ -257,6 +258,20 @@ class Console:
         missed = judged and any(outcome.verdict is Verdict.HOLDS for outcome in mutants)
         style = "red" if findings or missed or not cases else "green"
         self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")
+
+    def timings(self, timings: Mapping[tuple[str, str], Sequence[TimedCase]]) -> None:
+        """Say how long implementations take beside those that are built in."""
+        for names, cases in timings.items():
+            ratio = ratio_of(cases)
+            beside = ", ".join(dict.fromkeys(one.beside for one in cases))
+            said = "was not timed" if ratio is None else f"takes {ratio:.2f} times as long as {beside}"
+            self.lines(
+                [
+                    f"{'.'.join(names)} {said}, on {counted(len(cases), 'case')}"
+                    if cases
+                    else f"{'.'.join(names)} {said}"
+                ]
+            )
 
     def doubts(self, outcomes: Sequence[Outcome]) -> None:
         """Say which implementations may not be what they say."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from npudiff.findings.causes import by_cause
@@ -11,10 +12,13 @@ from npudiff.findings.log import LoggedFinding
 from npudiff.findings.replay import Replay
 from npudiff.model.job import Outcome
 from npudiff.model.operators import doubts
+from npudiff.run.timing import TimedCase, ratio_of
 from npudiff.show.finding import finding_lines
 from npudiff.show.report import Group
 from npudiff.show.run_page.record_file import plain
 from npudiff.show.run_page.write import RunSummary, record_of
+
+Timings = Mapping[tuple[str, str], Sequence[TimedCase]]
 
 _OF_RUN = ("started", "seconds", "ended", "problem", "profile", "seed", "examples", "budget", "scope")
 
@@ -24,6 +28,7 @@ def run_content(
     findings: Sequence[LoggedFinding],
     unjudged: Mapping[tuple[str, str], str],
     unwritten: Sequence[str] = (),
+    timings: Timings | None = None,
 ) -> dict[str, Any]:
     """Return what there is to say of a run, so far.
 
@@ -37,6 +42,8 @@ def run_content(
         Component and name of implementations that were to be judged and were not, and why.
     unwritten : sequence of str
         What could not be written, and why.
+    timings : mapping
+        Component and name of implementations that were timed, and how long they took.
     """
     run = plain(record_of(summary))
     outcomes: dict[str, list[Outcome]] = {}
@@ -51,7 +58,10 @@ def run_content(
         "target": {name: run[key] for name, key in (("name", "target"), ("device", "device"), ("cann", "cann"))},
         "environment": {one["name"]: one["text"] for one in run["environment"]},
         "cases": sum(outcome.cases for outcome in (*summary.outcomes, *summary.mutants)),
-        "implementations": [_implementation(names, rows, outcomes) for names, rows in jobs.items()],
+        "implementations": [
+            {**_implementation(names, rows, outcomes), "timing": _timing((timings or {}).get(names))}
+            for names, rows in jobs.items()
+        ],
         "findings": _findings(findings),
         "mutants": run["mutants"],
         "mutants_must_be_found": run["judged"],
@@ -94,6 +104,12 @@ def _implementation(
         "doubts": doubts(own[0].job.subject.implementation, operators) if own else [],
         "properties": properties,
     }
+
+
+def _timing(cases: Sequence[TimedCase] | None) -> dict[str, Any] | None:
+    if not cases:
+        return None
+    return {"ratio": ratio_of(cases), "cases": [{**asdict(one), "ratio": one.ratio} for one in cases]}
 
 
 def _property(job: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:

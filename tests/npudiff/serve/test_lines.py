@@ -159,3 +159,11 @@ def test_the_end_of_the_input_ends_it_after_the_last_answer_and_leaves_nothing(t
 def test_a_candidate_that_prints_much_is_right_all_the_same(judge):
     talks = RIGHT.replace('print("a candidate that talks")', 'print("much " * 50_000)')
     assert judge.ask(talks, examples=5, call_seconds=2.0)["verdict"] == "clean"
+
+
+def test_time_is_told_beside_correctness(judge):
+    slow = RIGHT.replace("    words = ", "    import time; time.sleep(0.02)\n    words = ")
+    timing = judge.ask(slow, examples=2, timed=True)["implementations"][0]["timing"]
+    assert timing["ratio"] > 2
+    assert {one["beside"] for one in timing["cases"]} <= {"npu_convert_weight_to_int4pack", "bytes_viewed_as_words"}
+    assert judge.ask(WRONG, timed=True)["implementations"][0]["timing"] is None
