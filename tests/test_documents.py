@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import sys
 import types
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import yaml
 
 import benchmarks.__main__ as benchmarks
 import real_bugs
+from benchmarks import contracts
 from benchmarks.measure import Row
 from npudiff.cli import main
 from npudiff.commands.arguments import DEFAULT_ROOT, build_parser
@@ -22,6 +25,7 @@ from npudiff.errors import ExitCode
 from npudiff.gate.known import read_known
 from npudiff.model.version import VERSION
 from npudiff.run.discovery import component_names, load_component, select_implementations
+from npudiff.serve.requests import CheckRequest, read_request
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -43,7 +47,8 @@ def commands(text):
 def test_every_command_line_parses(document):
     for _, *arguments in commands(document.read_text(encoding="utf-8")):
         if (
-            arguments[0] in ("check", "self-test", "list", "replay", "doctor", "virtual", "score", "gate", "report")
+            arguments[0]
+            in ("check", "self-test", "list", "replay", "doctor", "virtual", "score", "gate", "report", "serve")
             and "--help" not in arguments
             and len(arguments) > 1
         ):
@@ -221,6 +226,34 @@ def test_the_life_of_one_case_names_files_that_are_there():
 @pytest.mark.parametrize(("name", "lines"), [("README.md", 90), ("ARCHITECTURE.md", 90)])
 def test_what_is_read_first_stays_one_page(name, lines):
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= lines
+
+
+def test_the_page_of_contracts_is_what_the_sources_say():
+    assert contracts.PAGE.read_text(encoding="utf-8") == contracts.page()
+
+
+PROGRAMS = (ROOT / "docs" / "use-from-programs.md").read_text(encoding="utf-8")
+
+
+def test_the_program_of_the_guide_runs_and_a_result_has_what_its_table_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", PROGRAMS, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "use-from-programs.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("clean ")
+    for name in re.findall(r"`result\.(\w+)", PROGRAMS):
+        assert hasattr(names["result"], name), name
+
+
+def test_requests_of_the_guide_are_read():
+    (line,) = re.findall(r"```json\n(.*?)\n```", PROGRAMS)
+    given, request = read_request(json.loads(line))
+    assert (given, request.component) == (1, "swiglu")
+    table = PROGRAMS.partition("| field | what it is |\n| --- | --- |\n| `id`")[2].partition("\n\n")[0]
+    told = set(re.findall(r"`(\w+)`(?=[^|]*\|[^|]*\|)", table))
+    assert {one.name for one in fields(CheckRequest)} <= told
+    for text in re.findall(r"`(\{.*?\})`", PROGRAMS):
+        read_request(json.loads(text))
 
 
 def test_every_page_is_in_the_navigation():

@@ -274,7 +274,7 @@ def implementation_of(
         _afresh(made) if stateful else made,
         Constraints() if supports is None else Constraints.of(supports),
         (function.__doc__ or "").strip().partition("\n")[0],
-        origin=function.__module__,
+        origin=getattr(function, "__module__", None) or "",
         factory=made if stateful else None,
         on_device=on_device,
     )
