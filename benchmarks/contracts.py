@@ -15,12 +15,13 @@ PAGE = Path(__file__).parent.parent / "docs" / "contracts.md"
 
 HEAD = """# Contracts
 
-What each component gives an implementation, what that has to return, and the axes of cases. `npudiff list COMPONENT` shows the same, with
-the implementations that there are and what each supports. This page is written by `python -m benchmarks.contracts` from the source: the
-text is that of the classes of inputs and of the references.
+What each component gives an implementation, what that has to return, and the axes of cases. `npudiff list COMPONENT`
+shows the same, with the implementations that there are and what each supports. This page is written by
+`python -m benchmarks.contracts` from the source: the text is that of the classes of inputs and of the references.
 
-An implementation is called with `(inputs, target)`: inputs are on the host, or on `target.device` with `on_device=True`. It returns a tensor,
-which is the first output, or a mapping from output name to tensor; outputs that it leaves out are not compared.
+An implementation is called with `(inputs, target)`: inputs are on the host, or on `target.device` with
+`on_device=True`. It returns a tensor, which is the first output, or a mapping from output name to tensor; outputs that
+it leaves out are not compared.
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import runpy
 import shlex
 import sys
 import types
@@ -34,6 +35,8 @@ DOCUMENTS = [
 ]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+COMMANDS = ("check", "self-test", "list", "replay", "doctor", "virtual", "score", "gate", "report", "serve")
+
 by_name = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
@@ -46,12 +49,7 @@ def commands(text):
 @by_name
 def test_every_command_line_parses(document):
     for _, *arguments in commands(document.read_text(encoding="utf-8")):
-        if (
-            arguments[0]
-            in ("check", "self-test", "list", "replay", "doctor", "virtual", "score", "gate", "report", "serve")
-            and "--help" not in arguments
-            and len(arguments) > 1
-        ):
+        if arguments[0] in COMMANDS and "--help" not in arguments and len(arguments) > 1:
             assert build_parser().parse_args(arguments).command == arguments[0]
 
 
@@ -238,8 +236,8 @@ PROGRAMS = (ROOT / "docs" / "use-from-programs.md").read_text(encoding="utf-8")
 def test_the_program_of_the_guide_runs_and_a_result_has_what_its_table_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", PROGRAMS, re.DOTALL)
-    names: dict[str, object] = {}
-    exec(compile(code, "use-from-programs.md", "exec"), names)
+    Path("guide.py").write_text(code, encoding="utf-8")
+    names = runpy.run_path("guide.py")
     assert capsys.readouterr().out.startswith("clean ")
     for name in re.findall(r"`result\.(\w+)", PROGRAMS):
         assert hasattr(names["result"], name), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+import types
 
 import jsonschema
 import pytest
@@ -91,6 +92,12 @@ def test_what_has_no_name_is_checked_too(tmp_path):
     )
     assert result.document["implementations"][0]["implementation"] == "given"
     assert npudiff.check(functools.partial(right), "int4_pack", examples=2, output=tmp_path)
+
+
+def test_a_function_that_was_made_by_text_has_no_module(tmp_path):
+    made = types.FunctionType(right.__code__, {"int4_pack": int4_pack}, "mine")
+    made.__module__ = None
+    assert npudiff.check(made, "int4_pack", examples=1, output=tmp_path)
 
 
 def test_what_no_case_can_say_of_is_not_true(tmp_path):
