@@ -15,11 +15,17 @@ from npudiff.model.version import VERSION
 
 if TYPE_CHECKING:
     from npudiff.api import Result, check, components, replay
+    from npudiff.draw.cases import Case, axis, seed
+    from npudiff.draw.data import Stream
+    from npudiff.judge.compare import same_bits
+    from npudiff.judge.relations import relation, tokens_do_not_mix
+    from npudiff.model.own import component, property_of
     from npudiff.show.document import schema
 
 __version__ = VERSION
 
 __all__ = [
+    "Case",
     "Component",
     "Constraints",
     "History",
@@ -27,20 +33,36 @@ __all__ = [
     "NotApplicable",
     "Property",
     "Result",
+    "Stream",
     "Subject",
     "Target",
     "TargetUnavailable",
     "__version__",
+    "axis",
     "check",
+    "component",
     "components",
     "implementation",
     "mutant",
     "perturbed",
+    "property_of",
+    "relation",
     "replay",
+    "same_bits",
     "schema",
+    "seed",
+    "tokens_do_not_mix",
 ]
 
-_LATE = {"schema": "npudiff.show.document", **dict.fromkeys(("Result", "check", "components", "replay"), "npudiff.api")}
+_LATE = {
+    "schema": "npudiff.show.document",
+    "Stream": "npudiff.draw.data",
+    "same_bits": "npudiff.judge.compare",
+    **dict.fromkeys(("Result", "check", "components", "replay"), "npudiff.api"),
+    **dict.fromkeys(("Case", "axis", "seed"), "npudiff.draw.cases"),
+    **dict.fromkeys(("relation", "tokens_do_not_mix"), "npudiff.judge.relations"),
+    **dict.fromkeys(("component", "property_of"), "npudiff.model.own"),
+}
 """Names whose modules are imported when they are asked for: they run something, and import torch."""
 
 

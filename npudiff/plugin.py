@@ -57,6 +57,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME[=CHECKOUT]",
         help="shipping code to test, such as sglang",
     )
+    group.addoption(
+        "--npudiff-component",
+        action="append",
+        default=[],
+        metavar="MODULE|FILE",
+        help="components and properties of your own",
+    )
     group.addoption("--cann", metavar="VERSION", help="CANN profile of the simulator, such as 8.5")
     group.addoption("--examples", type=positive, metavar="N", help="cases of equivalence per implementation")
     group.addoption(
@@ -87,7 +94,10 @@ def pytest_configure(config: pytest.Config) -> None:
         register_profiles()
     if wants_device(config.getoption("markexpr", "")):
         _require_device(config)
-    if any(config.getoption(option) for option in ("--impl", "--npudiff-backend", "--target", "--cann")):
+    if any(
+        config.getoption(option)
+        for option in ("--impl", "--npudiff-backend", "--npudiff-component", "--target", "--cann")
+    ):
         _plan(config)  # a wrong name is refused before anything is collected
 
 
@@ -178,6 +188,7 @@ def _plan(config: pytest.Config) -> Plan:
         request = Request(
             workers=1,  # pytest-xdist makes several
             mutants=1,  # of each component, as npudiff check; npudiff self-test runs all of them
+            own=tuple(config.getoption("--npudiff-component")),
             implementations=(
                 *config.getoption("--impl"),
                 *(wish_of(text).selector for text in config.getoption("--npudiff-backend")),

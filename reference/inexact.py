@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from npudiff.reference.bounds import EXPONENTIAL_FUNCTION_ERROR, FLOAT32_ROUNDOFF, underflow_step, unit_roundoff
+from npudiff.reference.bounds import (
+    EXPONENTIAL_FUNCTION_ERROR,
+    FLOAT32_ROUNDOFF,
+    Expected,
+    accumulation_error,
+    underflow_step,
+    unit_roundoff,
+)
+
+FUNCTION_ERROR = 2.0**-22
+"""Error of a float32 function of the device, with respect to the larger of its value and ``FUNCTION_SCALE``: four units
+in the last place. That of an exponential has a name of its own in ``bounds``."""
+
+FUNCTION_SCALE = 0.25
+"""Below this size ``log`` and ``tanh`` may have the absolute error that they have there: what computes
+them of exponentials, or by a polynomial, subtracts two numbers near one. No documentation of a device says so; 0 would
+ask for all digits of small values."""
+
+ERF_ERROR = 2.0**-21
+"""Absolute error of a float32 error function: devices use the polynomial 7.1.26 of Abramowitz and Stegun, which is off
+by 1.5e-7, and round its five terms and the exponential that it is multiplied by."""
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,46 @@ class Inexact:
         least = (self.value - self.error).clamp(max=min(limit, stored))
         return Inexact(value, torch.maximum(most - value, value - least))
 
+    def minus(self, other: Inexact | float) -> Inexact:
+        """Return the difference."""
+        return self.plus(other.negated() if isinstance(other, Inexact) else -other)
+
+    def square(self) -> Inexact:
+        """Return the squares: ``(a + d)**2 - a**2``."""
+        return Inexact(self.value.square(), (2 * self.value.abs() + self.error) * self.error)
+
+    def abs(self) -> Inexact:
+        """Return absolute values."""
+        return Inexact(self.value.abs(), self.error)
+
+    def sum(self, dim: int = -1, *, keepdim: bool = False) -> Inexact:
+        """Return sums along an axis, added up in float32 in whatever order."""
+        size = (self.value.abs() + self.error).sum(dim, keepdim=keepdim)
+        error = self.error.sum(dim, keepdim=keepdim) + accumulation_error(self.value.shape[dim]) * size
+        return Inexact(self.value.sum(dim, keepdim=keepdim), error)
+
+    def mean(self, dim: int = -1, *, keepdim: bool = False) -> Inexact:
+        """Return means along an axis: sums, divided, or multiplied by a reciprocal that is rounded."""
+        return self.sum(dim, keepdim=keepdim).times(1 / self.value.shape[dim]).in_float32(2)
+
+    def largest(self, dim: int = -1, *, keepdim: bool = False) -> Inexact:
+        """Return the largest numbers along an axis; another number may be the largest on a device."""
+        value = self.value.amax(dim, keepdim=keepdim)
+        most = (self.value + self.error).amax(dim, keepdim=keepdim)
+        least = (self.value - self.error).amax(dim, keepdim=keepdim)
+        return Inexact(value, torch.maximum(most - value, value - least))
+
+    def matmul(self, other: Inexact) -> Inexact:
+        """Return the matrix product, whose sums are accumulated in float32."""
+        mine, theirs = self.value.abs(), other.value.abs()
+        error = mine @ other.error + self.error @ theirs + self.error @ other.error
+        size = mine @ theirs + error
+        return Inexact(self.value @ other.value, error + accumulation_error(self.value.shape[-1]) * size)
+
+    def expected(self, dtype: torch.dtype) -> Expected:
+        """Return what is expected of a device that stores these numbers in a dtype: one more rounding."""
+        return Expected(self.value, self.stored(dtype).error, dtype)
+
     def negated(self) -> Inexact:
         """Return the numbers with their signs changed."""
         return Inexact(-self.value, self.error)
@@ -102,3 +165,69 @@ def sigmoid(argument: Inexact) -> Inexact:
     exponential = EXPONENTIAL_FUNCTION_ERROR + argument.value.abs() * 2 * FLOAT32_ROUNDOFF
     own = slope * exponential + value * 2 * FLOAT32_ROUNDOFF
     return Inexact(value, torch.minimum(moved, torch.ones(())) + own + torch.finfo(torch.float32).tiny)
+
+
+def exp(argument: Inexact) -> Inexact:
+    """Return ``exp(x)`` as a device has it in float32; its argument times ``log2(e)`` may be rounded, as may that."""
+    value = argument.value.exp()
+    moved = value * torch.expm1(argument.error.clamp(max=700.0))
+    own = value * (EXPONENTIAL_FUNCTION_ERROR + argument.value.abs() * 2 * FLOAT32_ROUNDOFF)
+    return Inexact(value, moved + own + _TINY)
+
+
+def log(argument: Inexact) -> Inexact:
+    """Return the natural logarithm of positive numbers; nothing is said where a device may have 0."""
+    value = argument.value.log()
+    moved = -torch.log1p(-(argument.error / argument.value).nan_to_num(nan=1.0).clamp(max=1.0))
+    return Inexact(value, moved + _own_error(value))
+
+
+def sqrt(argument: Inexact) -> Inexact:
+    """Return the square root of numbers that are not negative, rounded twice."""
+    value = argument.value.sqrt()
+    least = (argument.value - argument.error).clamp(min=0.0).sqrt()
+    size = value + least
+    moved = torch.where(size > 0, argument.error / size, argument.error.sqrt())
+    return Inexact(value, moved).in_float32(2)
+
+
+def rsqrt(argument: Inexact) -> Inexact:
+    """Return the reciprocal square root of positive numbers, rounded four times."""
+    root = sqrt(argument)
+    return Inexact.exact(torch.ones_like(root.value)).over(root).in_float32(4)
+
+
+def tanh(argument: Inexact) -> Inexact:
+    """Return the hyperbolic tangent. Its slope is largest where the argument is nearest to 0."""
+    value = argument.value.tanh()
+    nearest = (argument.value.abs() - argument.error).clamp(min=0.0)
+    moved = argument.error * (1 - nearest.tanh().square())
+    return Inexact(value, moved.clamp(max=2.0) + _own_error(value))
+
+
+def erf(argument: Inexact) -> Inexact:
+    """Return the error function. Its slope is largest where the argument is nearest to 0."""
+    value = torch.erf(argument.value)
+    nearest = (argument.value.abs() - argument.error).clamp(min=0.0)
+    moved = argument.error * (2 / math.sqrt(math.pi)) * torch.exp(-nearest.square())
+    return Inexact(value, moved.clamp(max=2.0) + ERF_ERROR)
+
+
+def softmax(scores: Inexact, dim: int = -1) -> Inexact:
+    """Return the softmax along an axis, of scores less their largest.
+
+    A device subtracts the largest, which rounds once, and divides by the sum of exponentials. Each weight has its own
+    error and that of the sum, which is the mean of those of its terms; an error that all scores of a row have in common
+    cancels, which is not used here.
+    """
+    value = torch.softmax(scores.value, dim)
+    distance = (scores.value.amax(dim, keepdim=True) - scores.value).nan_to_num(posinf=0.0)
+    own = EXPONENTIAL_FUNCTION_ERROR + 3 * distance * FLOAT32_ROUNDOFF + torch.expm1(scores.error.clamp(max=700.0))
+    of_sum = (value * own).sum(dim, keepdim=True) + accumulation_error(value.shape[dim])
+    error = value * ((1 + own) * (1 + 2 * of_sum) - 1 + 2 * FLOAT32_ROUNDOFF)
+    return Inexact(value, torch.where(of_sum < 0.25, error, torch.ones(())) + _TINY)  # both lie between 0 and 1
+
+
+def _own_error(value: torch.Tensor) -> torch.Tensor:
+    """Error of a function of the device itself."""
+    return FUNCTION_ERROR * value.abs().clamp(min=FUNCTION_SCALE)

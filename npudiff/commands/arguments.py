@@ -173,6 +173,7 @@ def _add_self_test(commands: argparse._SubParsersAction[_Parser]) -> None:
     test.add_argument("--seed", type=int, metavar="N", help="seed of the draws")
     _add_run(test)
     _add_json(test)
+    _add_own(test)
     test.set_defaults(impl=[], shared=None, timed=False)
 
 
@@ -216,6 +217,7 @@ def _add_list(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing = commands.add_parser("list", help="list components, implementations, properties and axes")
     listing.add_argument("components", nargs="*", metavar="COMPONENT", help="show these in full")
     listing.add_argument("--impl", action="append", default=[], metavar="NAME|MODULE|FILE", help="list these only")
+    _add_own(listing)
     _add_backend(listing)
     _add_json(listing)
 
@@ -380,8 +382,21 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|MODULE|FILE",
         help="implementations to use: a name, a module, or a Python file with @npudiff.implementation functions",
     )
+    _add_own(parser)
     _add_backend(parser)
     _add_place(parser)
+
+
+def _add_own(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--component",
+        dest="own",
+        action="append",
+        default=[],
+        metavar="MODULE|FILE",
+        help="components and properties of your own, and implementations beside them: a module, or a Python file with "
+        "@npudiff.component or @npudiff.property_of functions",
+    )
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:

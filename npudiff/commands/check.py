@@ -143,6 +143,7 @@ def request_of(options: argparse.Namespace, budget: float | None = None) -> Requ
     """Turn command-line options into a request; ``budget`` is the time of the run in seconds, if it has one."""
     return Request(
         components=tuple(options.components),
+        own=tuple(options.own),
         implementations=tuple(options.impl),
         target=options.target,
         cann=options.cann,

@@ -8,14 +8,15 @@ import dataclasses
 from npudiff.errors import ExitCode
 from npudiff.model.backend import wished
 from npudiff.run.backends import load_backend
-from npudiff.run.discovery import default_target, load_components, select_implementations, target_names
+from npudiff.run.discovery import add_own, default_target, load_components, select_implementations, target_names
 from npudiff.show.console import Console
 from npudiff.show.listing import lines_of, listed
 
 
 def listing(options: argparse.Namespace) -> int:
     """Run ``npudiff list`` and return its exit code."""
-    components = load_components(options.components)
+    own = [name for selector in options.own for name in add_own(selector)]
+    components = load_components(options.components or own)
     for wish in wished(options.impl):  # a backend is imported beside its device
         default_target(None, load_backend(wish.name).target)
     implementations = select_implementations(components, options.impl)
@@ -28,6 +29,6 @@ def listing(options: argparse.Namespace) -> int:
             "targets": targets,
         }
     for one in found:
-        console.lines(lines_of(one, full=bool(options.components)))
+        console.lines(lines_of(one, full=bool(options.components or own)))
     console.lines([f"targets: {', '.join(targets)}"])
     return ExitCode.CLEAN

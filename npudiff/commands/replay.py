@@ -9,6 +9,7 @@ from npudiff.errors import ExitCode
 from npudiff.findings.replay import Replay, ReplayVerdict, finding_folders
 from npudiff.findings.replay import replay as replay_one
 from npudiff.model.job import Isolation
+from npudiff.run.discovery import add_own
 from npudiff.show.console import Console
 from npudiff.show.run_content import replay_content
 
@@ -16,6 +17,8 @@ from npudiff.show.run_content import replay_content
 def replay(options: argparse.Namespace) -> int:
     """Run ``npudiff replay`` and return its exit code."""
     console = Console(verbose=False)
+    for selector in options.own:
+        add_own(selector)
     seen: list[Replay] = []
     if options.json is not None:
         options.json.content = lambda: {"replays": [replay_content(one) for one in seen]}

@@ -13,10 +13,12 @@ from itertools import combinations, cycle, islice
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
 from npudiff.draw.counts import PLACES, far_values, huge_values
+from npudiff.draw.data import Stream
 from npudiff.model.case import DeclaredCase, Quantity, axis, choice, declaration, derived, part, seed
 from npudiff.model.constraints import Allowed, Axis, Box, Constraints, allows, least
 
@@ -287,6 +289,21 @@ class Case(DeclaredCase):
         """Return a strategy of cases that lie within the constraints."""
         within = constraints if cls.rules is None else constraints.within(cls.rules)
         return _draw_case(cls, within.boxes)
+
+    def normal(self, name: str, *shape: int, dtype: str | torch.dtype = "float32") -> torch.Tensor:
+        """Return numbers of a normal distribution, the same of the case's seed and a name on every machine.
+
+        Parameters
+        ----------
+        name : str
+            What they are; those of other names have nothing to do with them.
+        shape : int
+            Sizes of the tensor.
+        dtype : str or torch.dtype
+            What they are rounded to.
+        """
+        kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        return Stream(vars(self)["seed"], name).normal(shape, torch.float32).to(kind)
 
 
 @st.composite

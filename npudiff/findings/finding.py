@@ -36,6 +36,7 @@ from npudiff.model.frames import frames_of
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Failure, Outcome, Poisoning, Verdict
 from npudiff.model.version import VERSION
+from npudiff.run.discovery import own_files
 from npudiff.run.explain import conditions
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.text import printable
@@ -401,8 +402,10 @@ def _verdict_of(failure: Failure) -> str:
 
 def _options(item: Implementation) -> str:
     """Return what ``npudiff replay`` has to be told to find an implementation, and to judge it as it was judged."""
-    named = option_of(item.selector) if item.selector else ""
-    return " ".join([*([named] if named else []), *(["--untrusted"] if item.untrusted else [])])
+    files = own_files()
+    named = [option_of(item.selector)] if item.selector and item.selector not in files else []
+    own = [f"--component {shlex.quote(file)}" for file in files]
+    return " ".join([*named, *own, *(["--untrusted"] if item.untrusted else [])])
 
 
 def _described(outcome: Outcome, case: object, verdict: str, detail: Mapping[str, Any]) -> Finding:
@@ -538,7 +541,7 @@ def _worst_case(outcome: Outcome, failure: Failure) -> dict[str, Any]:
 def coordinates_of(component: Component, inputs: AnyInputs, output: OutputComparison) -> Mapping[str, torch.Tensor]:
     """Where each element is, in the component's words; by index where a relation compared other rows."""
     named = component.coordinates(inputs, output.name)
-    if all(_broadcasts(values, output.ratio) for values in named.values()):
+    if named and all(_broadcasts(values, output.ratio) for values in named.values()):
         return named
     sizes = output.ratio.shape if output.ratio is not None else ()
     shapes = [[-1 if place == axis else 1 for place in range(len(sizes))] for axis in range(len(sizes))]

@@ -375,7 +375,14 @@ def _shown(case: DeclaredCase, name: str, said: Declaration) -> str:
 
 def _text(name: str, value: object, template: str | None) -> str:
     if template is None:
-        return name.replace("_", " ") if isinstance(value, bool) else str(value)
+        spelled = name.replace("_", " ")
+        return (
+            spelled
+            if isinstance(value, bool)
+            else f"{spelled} {value}"
+            if isinstance(value, int | float)
+            else str(value)
+        )
     if value is None:
         return re.sub(r"\{[^}]*\}", "none", template)
     return template.format(value).replace("(s)", "" if value == 1 else "s")

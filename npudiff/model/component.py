@@ -262,9 +262,9 @@ class Component(Generic[CaseT, InputsT]):
     """Case to inputs; the same case gives the same bits everywhere."""
     reference: Callable[[InputsT], Mapping[str, ExpectedOutput]]
     """Inputs to expected outputs."""
-    coordinates: Callable[[InputsT, str], Mapping[str, torch.Tensor]]
+    coordinates: Callable[[InputsT, str], Mapping[str, torch.Tensor]] = lambda _inputs, _output: {}
     """Inputs and output name to integer tensors that broadcast to the output: where each element is, in the component's
-    own words (``request``, ``token``, ``head``)."""
+    own words (``request``, ``token``, ``head``). Without any, places are told by index."""
     axes: Mapping[str, Axis] = _DECLARED
     """Every axis that constraints may name."""
     strategy: Callable[[Constraints], SearchStrategy[CaseT]] = _DECLARED

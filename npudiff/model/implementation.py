@@ -6,6 +6,7 @@ small difference from a correct one.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -344,13 +345,24 @@ def _moving(function: Callable[..., Any], *, stateful: bool) -> Callable[..., An
 
     @functools.wraps(function)
     def moving(inputs: AnyInputs, target: Target) -> AnyOutputs:
-        return function(inputs.to(target.device), target)
+        moved = inputs.to(target.device) if hasattr(inputs, "to") else copied(inputs, target.device)
+        return function(moved, target)
 
     @functools.wraps(function)
     def opening() -> ImplementationFunction:
         return _moving(function(), stateful=False)
 
     return opening if stateful else moving
+
+
+def copied(inputs: AnyInputs, device: str) -> AnyInputs:
+    """Return a frozen dataclass with copies of its tensors on a device, for one that has no method ``to``."""
+    changes = {
+        field.name: value.to(device, copy=True)
+        for field in dataclasses.fields(inputs)
+        if hasattr(value := getattr(inputs, field.name), "untyped_storage")
+    }
+    return dataclasses.replace(inputs, **changes)
 
 
 _REPORT = re.compile(r"(?<![\w./-])[\w.-]+/[\w.-]+/(?:issues|pull)/\d+")

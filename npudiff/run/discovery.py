@@ -10,7 +10,7 @@ import inspect
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,12 +19,26 @@ from npudiff.model.backend import is_backend
 from npudiff.model.component import Component
 from npudiff.model.contract import Contract
 from npudiff.model.implementation import Implementation, Target, TargetUnavailable
+from npudiff.model.own import OwnProperty
 from npudiff.run.backends import from_backend
 from npudiff.run.defined import identity, implementations_in
 from npudiff.run.user_modules import UserModule, import_named, is_file_name, is_importable
 
 COMPONENT_HOOKS: list[Callable[[Component], Component]] = []
 """What each component passes through when it is loaded; empty but in processes of ``npudiff score --suite``."""
+
+
+@dataclass
+class _Own:
+    """What the files of a user have added in this process."""
+
+    files: list[str] = field(default_factory=list)
+    components: dict[str, Component] = field(default_factory=dict)
+    properties: list[OwnProperty] = field(default_factory=list)
+    implementations: list[Implementation] = field(default_factory=list)
+
+
+_own = _Own()
 
 _FORMER_PACKAGES = {"device", "properties", "reference"}  # they stood beside npudiff, and are in it now
 
@@ -58,7 +72,57 @@ def _component_modules() -> dict[str, str]:
 
 def component_names() -> list[str]:
     """Return the names of all components, without importing them."""
-    return sorted(_component_modules())
+    return sorted({*_component_modules(), *_own.components})
+
+
+def own_files() -> list[str]:
+    """Return the files and modules of components that a user has named."""
+    return list(_own.files)
+
+
+def add_own(selector: str) -> list[str]:
+    """Import a user's file or module; have its components, properties and implementations known from now on.
+
+    Returns
+    -------
+    list of str
+        Names of its components, and of those that it has properties of.
+
+    Raises
+    ------
+    UsageError
+        If it does not import, has neither, or a component's name is taken.
+    """
+    user = import_named(selector, "--component")
+    held = [value for name, value in vars(user.module).items() if not name.startswith("_")]
+    components = {id(one): one for one in held if isinstance(one, Component)}.values()
+    properties = [one for one in held if isinstance(one, OwnProperty)]
+    if not components and not properties:
+        raise UsageError(f"--component {selector}: nothing in it is made by @npudiff.component or @npudiff.property_of")
+    if selector not in _own.files:
+        for one in components:
+            add_component(one, selector)
+        for own in properties:
+            if own.component not in component_names():
+                raise UsageError(f"--component {selector}: {unknown('component', own.component, component_names())}")
+        _own.properties += properties
+        _own.implementations += _own_of(user, selector, _installed_implementations())
+        _own.files.append(selector)
+    return list(dict.fromkeys([*(one.name for one in components), *(one.component for one in properties)]))
+
+
+def add_component(component: Component, selector: str = "") -> None:
+    """Have a component known that is there as an object.
+
+    Raises
+    ------
+    UsageError
+        If another one has its name.
+    """
+    taken = component.name in _component_modules() or _own.components.get(component.name, component) is not component
+    if taken:
+        raise UsageError(f"--component {selector}: there is another component called {component.name!r}")
+    _own.components[component.name] = component
 
 
 def target_names() -> list[str]:
@@ -74,15 +138,25 @@ def load_component(name: str) -> Component:
     UsageError
         If there is none of this name.
     """
+    if name in _own.components:
+        return _hooked(_own.components[name])
     modules, points = _component_modules(), _entry_points("components")
     if name not in modules:
         if name.endswith(".py"):
-            raise UsageError(f"{name} is a file of implementations: --impl {name}")
-        raise unknown("component", name, modules)
+            raise UsageError(
+                f"{name} is a file: --impl {name} if it has implementations, --component {name} if it has a component"
+            )
+        raise unknown("component", name, component_names())
     attribute = (points[name].attr if name in points else None) or "component"
     component = getattr(importlib.import_module(modules[name]), attribute, None)
     if not isinstance(component, Component):
         raise UsageError(f"{modules[name]} has no Component called {attribute!r} (entry points npudiff.components)")
+    return _hooked(component)
+
+
+def _hooked(component: Component) -> Component:
+    own = tuple(one.prop for one in _own.properties if one.component == component.name)
+    component = replace(component, relations=(*component.relations, *own)) if own else component
     for hook in COMPONENT_HOOKS:
         component = hook(component)
     return component
@@ -169,7 +243,11 @@ def load_contracts(paths: Sequence[Path]) -> list[Contract]:
 
 
 def built_in_implementations() -> list[Implementation]:
-    """Return the implementations that installed packages provide."""
+    """Return the implementations that installed packages provide, and those beside components of a user."""
+    return [*_installed_implementations(), *_own.implementations]
+
+
+def _installed_implementations() -> list[Implementation]:
     found: list[Implementation] = []
     for point in _entry_points("implementations").values():
         found.extend(implementations_in(point.load()))
@@ -262,7 +340,7 @@ def _external(selector: str, built_in: Sequence[Implementation], provide: Provid
         if provide is None and not is_importable(selector):
             known = {f"{item.component}.{item.name}" if "." in selector else item.name for item in built_in}
             raise unknown("implementation", selector, known)
-    found = _own(import_named(selector), selector, built_in) if provide is None else provide(selector)
+    found = _own_of(import_named(selector), selector, built_in) if provide is None else provide(selector)
     twice = [name for name, count in Counter((item.component, item.name) for item in found).items() if count > 1]
     if twice:
         raise UsageError(f"--impl {selector}: two implementations are called {'.'.join(twice[0])}")
@@ -289,7 +367,7 @@ def own_implementations(selector: str) -> list[Implementation]:
     return own if user.neighbours is None else [user.neighbours.around(item) for item in own]
 
 
-def _own(user: UserModule, selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:
+def _own_of(user: UserModule, selector: str, built_in: Sequence[Implementation]) -> list[Implementation]:
     """Return the implementations of a module without built-in ones that it imports; those of one that is built in."""
     name = user.module.__name__
     inside = {identity(item) for item in built_in if f"{item.origin}.".startswith(f"{name}.")}

@@ -23,11 +23,13 @@ from npudiff.model.job import TIMEOUT, Budget, Isolation, Job
 from npudiff.run.backends import load_backend, room_of
 from npudiff.run.discovery import (
     Provide,
+    add_own,
     component_names,
     default_target,
     given_implementations,
     load_components,
     load_target,
+    own_files,
     select_implementations,
 )
 from npudiff.run.messages import Keep, Task
@@ -47,8 +49,6 @@ class Request:
     """Component names; empty for all."""
     implementations: tuple[str, ...] = ()
     """Names, modules or files; empty for all built-in ones."""
-    given: tuple[Implementation, ...] = ()
-    """Implementations as they are, in place of what names find."""
     target: str | None = None
     """Target name; None for a visible NPU, else the simulator."""
     cann: str | None = None
@@ -86,6 +86,10 @@ class Request:
     causes: int | None = None
     """Defects of an implementation that are looked for, one beside the other; None for a few in a backend, and else
     one."""
+    own: tuple[str, ...] = ()
+    """Files or modules with components and properties of the user's."""
+    given: tuple[Implementation, ...] = ()
+    """Implementations as they are, in place of what names find."""
 
     @property
     def named(self) -> bool:
@@ -259,13 +263,16 @@ def make_plan(request: Request, provide: Provide | None = None) -> Plan:
         If the target cannot run here.
     """
     run_preset(request.hypothesis_profile)
-    components = load_components(request.components)
+    added = [name for selector in request.own for name in add_own(selector)]
+    components = load_components(request.components or tuple(dict.fromkeys(added)))
     target = _target(request)
     by_name = {component.name: component for component in components}
     jobs: list[Job] = []
     mutants: list[Job] = []
     chosen: Counter[str] = Counter()
     left_out: dict[tuple[str, str], str] = {}
+    if request.untrusted and own_files():
+        raise UsageError("--untrusted judges components of npudiff: a candidate's process has no inputs of other files")
     if provide is None and request.untrusted:
         provide = untrusted_provider(request, target)
     items = given_implementations(components, request.given) or select_implementations(

@@ -96,8 +96,8 @@ class UserModule:
     """For a file, the modules beside it."""
 
 
-def import_named(selector: str) -> UserModule:
-    """Import a file or a module.
+def import_named(selector: str, option: str = "--impl") -> UserModule:
+    """Import a file or a module, which an option of the command line has named.
 
     Raises
     ------
@@ -105,12 +105,12 @@ def import_named(selector: str) -> UserModule:
         If there is no such file, or it fails to import.
     """
     if not is_file_name(selector):
-        with _failing(selector):
+        with _failing(f"{option} {selector}"):
             return UserModule(importlib.import_module(selector))
     path = Path(selector)
     if not path.is_file():
-        raise UsageError(f"--impl {path}: no such file")
-    return _execute(path, path.resolve(), path.stat().st_mtime_ns)
+        raise UsageError(f"{option} {path}: no such file")
+    return _execute(path, path.resolve(), path.stat().st_mtime_ns, option)
 
 
 def is_file_name(selector: str) -> bool:
@@ -133,13 +133,13 @@ def is_importable(name: str) -> bool:
 
 
 @functools.cache
-def _execute(path: Path, resolved: Path, changed: int) -> UserModule:
+def _execute(path: Path, resolved: Path, changed: int, option: str) -> UserModule:
     """Execute a file once, however often it is named, unless it changes."""
     name = f"npudiff_impl_{path.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     del changed  # part of the key only
     spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
-        raise UsageError(f"--impl {path}: not a Python file")
+        raise UsageError(f"{option} {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     neighbours = Neighbours(resolved.parent)
     if neighbours.folder not in sys.path:
@@ -147,7 +147,7 @@ def _execute(path: Path, resolved: Path, changed: int) -> UserModule:
     importlib.invalidate_caches()
     sys.modules[name] = module
     try:
-        with _failing(str(path)), neighbours.first():
+        with _failing(f"{option} {path}"), neighbours.first():
             spec.loader.exec_module(module)
     except UsageError:
         del sys.modules[name]
@@ -156,19 +156,19 @@ def _execute(path: Path, resolved: Path, changed: int) -> UserModule:
 
 
 @contextlib.contextmanager
-def _failing(selector: str) -> Iterator[None]:
+def _failing(named: str) -> Iterator[None]:
     """Say in one line why something does not import, also if it would leave the process."""
     try:
         with _staying():
             yield
     except UsageError as error:  # of the decorator
-        raise UsageError(f"--impl {selector}: {error}") from error
+        raise UsageError(f"{named}: {error}") from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         said = f"{type(error).__name__}: {error}"
         where = "".join(f" ({place})" for place in places_of(error)[-1:])  # a SyntaxError says it itself
-        raise UsageError(f"--impl {selector}: fails to import: {said}{where}") from error
+        raise UsageError(f"{named}: fails to import: {said}{where}") from error
 
 
 @contextlib.contextmanager

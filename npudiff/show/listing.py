@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from npudiff.judge.others import properties_with_others
+from npudiff.model.case import declaration
 from npudiff.model.component import Component
 from npudiff.model.implementation import Implementation
 
@@ -104,7 +105,7 @@ def listed(component: Component, implementations: Iterable[Implementation]) -> L
     own = [item for item in implementations if item.component == component.name]
     named = {prop.name: prop for item in own for prop in properties_with_others(component, item)}
     history = component.history
-    kind = _returned(component.inputs) if history is None or history.given is None else history.given
+    kind = _inputs_class(component) if history is None or history.given is None else history.given
     return ListedComponent(
         component.name,
         component.summary,
@@ -232,6 +233,19 @@ def _returned(function: Callable[..., object]) -> type | None:
         kind = typing.get_type_hints(function).get("return")
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             return kind
+    return None
+
+
+def _inputs_class(component: Component) -> type | None:
+    """The dataclass of inputs: as annotated, or that of the simplest case of a component which has no annotations."""
+    if annotated := _returned(component.inputs):
+        return annotated
+    with contextlib.suppress(Exception):  # of a case that is not simple, nothing is said
+        said = declaration(component.case_type).quantities
+        options = {name: one.drawn or one.legal for name, one in said.items() if not callable(one.drawn)}
+        needed = [one.name for one in dataclasses.fields(component.case_type) if one.default is dataclasses.MISSING]
+        made = type(component.inputs(component.case_type(**{name: next(iter(options[name])) for name in needed})))
+        return made if dataclasses.is_dataclass(made) else None
     return None
 
 

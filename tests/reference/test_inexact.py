@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from npudiff.reference import inexact
 from npudiff.reference.inexact import Inexact
 
 
@@ -109,3 +110,82 @@ def test_an_exponential_by_powers_of_two_is_covered_where_its_argument_is_large(
     assert bool(((device.double() - right.value).abs() <= right.error).all())
     relative = (device.double() - right.value).abs() / right.value
     assert float(relative.max()) > 8 * 2.0**-24  # the rounding of the argument is seen
+
+
+def numbers(seed=0, scale=1.0, positive=False):
+    """float64 numbers with an error each, and several neighbours that lie within it, the ends included."""
+    stream = torch.Generator().manual_seed(seed)
+    value = torch.randn(64, 33, generator=stream, dtype=torch.float64) * scale
+    value = value.abs() + 1e-3 if positive else value
+    error = torch.rand(64, 33, generator=stream, dtype=torch.float64) * 0.02 * scale * (torch.arange(64)[:, None] % 3)
+    error = torch.minimum(error, value.abs() / 2) if positive else error
+    inside = [value + error * share for share in (-1.0, -0.5, 0.3, 1.0)]
+    return Inexact(value, error), [value, *inside]
+
+
+FUNCTIONS = {
+    "exp": (inexact.exp, torch.exp, 3.0, False),
+    "log": (inexact.log, torch.log, 5.0, True),
+    "sqrt": (inexact.sqrt, torch.sqrt, 5.0, True),
+    "rsqrt": (inexact.rsqrt, torch.rsqrt, 5.0, True),
+    "tanh": (inexact.tanh, torch.tanh, 2.0, False),
+    "erf": (inexact.erf, torch.erf, 2.0, False),
+    "softmax": (inexact.softmax, lambda x: torch.softmax(x, -1), 20.0, False),
+    "square": (Inexact.square, torch.square, 3.0, False),
+    "abs": (Inexact.abs, torch.abs, 3.0, False),
+    "sum": (Inexact.sum, lambda x: x.sum(-1), 3.0, False),
+    "mean": (Inexact.mean, lambda x: x.mean(-1), 3.0, False),
+    "largest": (Inexact.largest, lambda x: x.amax(-1), 3.0, False),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_functions_hold_what_any_neighbour_gives_in_float64_and_in_float32(name, scale):
+    ours, theirs, size, positive = FUNCTIONS[name]
+    given, inside = numbers(scale=size * scale, positive=positive)
+    bounded = ours(given)
+    assert torch.equal(bounded.value, theirs(given.value)) or torch.allclose(bounded.value, theirs(given.value), 1e-12)
+    for neighbour in inside:
+        off = (theirs(neighbour) - bounded.value).abs()
+        assert bool((off <= bounded.error * (1 + 1e-9)).all())
+    exact = given.value.float()
+    rounded = ours(Inexact.exact(exact))
+    rounded = rounded.in_float32() if name == "square" else rounded  # which has no rounding of its own
+    assert bool(((theirs(exact).double() - rounded.value).abs() <= rounded.error).all())
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_functions_allow_is_no_more_than_a_few_times_what_happens(name):
+    ours, theirs, size, positive = FUNCTIONS[name]
+    given, inside = numbers(scale=size, positive=positive)
+    bounded = ours(given)
+    moved = torch.stack([(theirs(one) - bounded.value).abs() for one in inside]).amax(0)
+    wide = given.error > 0 if moved.shape == given.error.shape else given.error.sum(-1) > 0
+    share = (moved / bounded.error)[wide]
+    assert float(share.max()) > (0.2 if name in ("softmax", "sum", "mean") else 0.9)
+
+
+def test_differences_products_and_what_is_expected():
+    given, inside = numbers()
+    other, beside = numbers(seed=1)
+    less, product = (
+        given.minus(other),
+        Inexact(given.value, given.error).matmul(Inexact(other.value.t(), other.error.t())),
+    )
+    for one, two in zip(inside, beside, strict=True):
+        assert bool(((one - two - less.value).abs() <= less.error * (1 + 1e-12)).all())
+        assert bool(((one @ two.t() - product.value).abs() <= product.error).all())
+    assert torch.equal(given.minus(1.0).value, given.value - 1)
+    stored = given.expected(torch.bfloat16)
+    assert stored.dtype is torch.bfloat16
+    for one in inside:
+        assert bool(((one.to(torch.bfloat16).double() - stored.value).abs() <= stored.bound).all())
+
+
+def test_nothing_is_said_where_a_device_may_have_zero():
+    edge = Inexact(torch.tensor([0.5, 0.0], dtype=torch.float64), torch.tensor([0.5, 0.1], dtype=torch.float64))
+    assert torch.isinf(inexact.log(edge).error).all() or torch.isnan(inexact.log(edge).error).any()
+    assert torch.isinf(inexact.rsqrt(edge).error).all()
+    root = inexact.sqrt(edge)
+    assert float(root.error[1]) >= 0.1**0.5

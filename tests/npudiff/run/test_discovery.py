@@ -505,5 +505,5 @@ def test_two_implementations_of_one_name_in_a_room_are_refused(module):
 
 @pytest.mark.parametrize("name", ["my_kernels.py", "folder/kernels.py"])
 def test_a_file_in_the_place_of_a_component_is_told_how_to_be_named(name):
-    with pytest.raises(UsageError, match=f"{name} is a file of implementations: --impl {name}"):
+    with pytest.raises(UsageError, match=f"{name} is a file: --impl {name} if it has implementations, --component"):
         load_component(name)
