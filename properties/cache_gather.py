@@ -410,9 +410,11 @@ def _by_request(outputs: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> 
     }
 
 
-def _sizes(model: Model) -> Box:
+def _sizes(model: Model) -> Box | None:
+    if not model.layers:
+        return None
     return {
-        "head_dims": (model.head_dim,),
+        "head_dims": model.head_dims,
         "kv_heads": model.kv_heads,
         "page_size": (PAGE_SIZE,),
         "dtype": ("bfloat16",),

@@ -14,7 +14,7 @@ from npudiff.model.component import Component
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import empty_parts, magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
-from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.reference.dynamic_quant import LEVELS, DynamicQuantInputs, dynamic_quant
 from npudiff.text import counted
 
@@ -173,6 +173,6 @@ component = Component(
         relation("twice_the_row", "states twice as large have scales twice as large, and the same integers",
                  _twice_the_row, within={"recipe": ("gaussian", "outlier", "negative", "two values")}),
     ),
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["dynamic_quant"],
 )  # fmt: skip

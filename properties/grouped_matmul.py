@@ -16,7 +16,7 @@ from npudiff.properties._shared import expert_weights, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.expert_weights import BITS, FORMS, Shape, whole_numbers
 from npudiff.properties._shared.loads import equal_groups
-from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.reference.expert_weights import ExpertWeights
 from npudiff.reference.grouped_matmul import GROUP_LISTS, GroupedMatmulInputs, counts_of, grouped_matmul
 from npudiff.reference.int4_pack import INTEGERS_OF_A_WORD
@@ -364,6 +364,6 @@ component = Component(
                  within={"split": ("rows",), "beyond": (0,)}),
     ),
     example_ratio=0.7,
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["grouped_matmul"],
 )  # fmt: skip

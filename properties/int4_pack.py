@@ -14,7 +14,7 @@ from npudiff.judge.relations import Changed, relation
 from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
-from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.models import Model, of_experts
 from npudiff.properties._shared.rows import COUNTS
 from npudiff.reference.int4_pack import ENCODINGS, INTEGERS_OF_A_WORD, Int4PackInputs, int4_pack
 
@@ -154,6 +154,6 @@ component = Component(
         relation("groups_do_not_mix", "eight columns make a word of their own", _groups_in_another_order, bits=True,
                  within={"columns": range(16, 2**16 + 1, 8)}),
     ),
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["int4_pack"],
 )  # fmt: skip

@@ -354,7 +354,7 @@ def _without_dummy(case: KvRmsnormRopeCacheCase, outputs: Mapping[str, torch.Ten
 def _sizes(model: Model) -> Box | None:
     if not model.latent:
         return None
-    return {"dims": (model.head_dim,), "dtype": ("bfloat16",), "epsilon": (1e-6,), "page_size": (PAGE_SIZE,)}
+    return {"dims": model.head_dims, "dtype": ("bfloat16",), "epsilon": (1e-6,), "page_size": (PAGE_SIZE,)}
 
 
 component = Component(

@@ -16,7 +16,7 @@ from npudiff.model.constraints import Box, Numbers
 from npudiff.properties._shared import expert_weights, magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.expert_weights import Shape
-from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.reference.expert_weights import ExpertWeights
 from npudiff.reference.int4_pack import INTEGERS_OF_A_WORD
 from npudiff.reference.moe_experts import Experts, Gate, MoeExpertsInputs, moe_experts
@@ -295,7 +295,9 @@ def _some(inputs: MoeExpertsInputs, tokens: slice) -> MoeExpertsInputs:
     )
 
 
-def _sizes(model: Model) -> Box:
+def _sizes(model: Model) -> Box | None:
+    if not model.activation:
+        return None
     return {
         "tokens": FEW,
         "hidden": (model.hidden,),
@@ -329,6 +331,6 @@ component = Component(
                  within={"tokens": rows.SEVERAL}),
     ),
     example_ratio=0.4,
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["moe_experts"],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from npudiff.model.component import Component
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
-from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.reference.moe_finalize import MoeFinalizeInputs, moe_finalize
 from npudiff.reference.moe_routing import NOWHERE
 from npudiff.text import counted
@@ -202,6 +202,6 @@ component = Component(
                  _choices_in_reverse, within={"top_k": range(2, 513)}),
         relation("place_of_rows", "where rows lie does not matter", _rows_in_another_order),
     ),
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["moe_finalize"],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, Numbers
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
-from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.reference.moe_gating import GROUP_SCORES, SCORINGS, MoeGatingInputs, moe_gating
 from npudiff.text import counted
 
@@ -192,7 +192,9 @@ def _weights_add_up(subject: Subject, case: MoeGatingCase) -> Comparison:
     return compare({"weights": Derived(size, bound)}, {"weights": weights.sum(dim=1)}, "sums of a token's weights")
 
 
-def _sizes(model: Model) -> Box:
+def _sizes(model: Model) -> Box | None:
+    if not model.scoring:
+        return None
     return {
         "tokens": FEW,
         "experts": (model.experts,),
@@ -201,7 +203,7 @@ def _sizes(model: Model) -> Box:
         "bias": (model.router_bias,),
         "groups": (model.router_groups,),
         "kept_groups": (model.kept_groups,),
-        "renormalise": (True,),
+        "renormalise": (model.renormalise,),
         "scaling": (model.scaling,),
         "dtype": ("float32",),
     }
@@ -223,6 +225,6 @@ component = Component(
         Property("weights_add_up", "renormalised weights add up to the scaling", _weights_add_up,
                  within={"renormalise": (True,), "recipe": ("gaussian", "peaked", "flat", "far")}),
     ),
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["moe_gating"],
 )  # fmt: skip

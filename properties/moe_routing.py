@@ -16,7 +16,7 @@ from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
-from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.properties._shared.moved_data import random_bits
 from npudiff.reference.moe_routing import FORMS, NOWHERE, MoeRoutingInputs, moe_routing
 from npudiff.text import counted
@@ -234,6 +234,6 @@ component = Component(
         relation("order_of_choices", "the order in which a token names its experts does not matter",
                  _choices_in_reverse, bits=True, within={"top_k": range(2, 513)}),
     ),
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["moe_routing"],
 )  # fmt: skip

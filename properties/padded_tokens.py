@@ -16,7 +16,7 @@ from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
-from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.models import Model, of_experts
 from npudiff.properties._shared.rows import with_row_stride
 from npudiff.reference.padded_tokens import PaddedTokensInputs, padded_tokens, real_rows
 from npudiff.text import counted
@@ -287,6 +287,6 @@ component = Component(
         Property("every_rank_alone", "gathered chunks give what each gives by itself", _every_rank_alone,
                  within={"ranks": range(2, 65)}),
     ),
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["padded_tokens"],
 )  # fmt: skip

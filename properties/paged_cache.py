@@ -281,9 +281,11 @@ def _without_dummy(outputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Te
     return {name: cache[1:] for name, cache in outputs.items()}
 
 
-def _sizes(model: Model) -> Box:
+def _sizes(model: Model) -> Box | None:
+    if not model.layers:
+        return None
     return {
-        "head_dims": (model.head_dim,),
+        "head_dims": model.head_dims,
         "kv_heads": model.kv_heads,
         "page_size": (PAGE_SIZE,),
         "dtype": ("bfloat16",),

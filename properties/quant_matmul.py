@@ -15,7 +15,7 @@ from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
-from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.properties._shared.rows import with_row_stride
 from npudiff.properties._shared.weight_matrix import (
     HUGE_COLUMNS,
@@ -295,6 +295,6 @@ component = Component(
                  _twice_the_token_scale,
                  within={"output": ("bfloat16", "float16"), "token_scale": (True,), "bias": ("none", "int32")}),
     ),
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["quant_matmul"],
 )  # fmt: skip

@@ -134,7 +134,7 @@ def _first_token_alone(inputs: RmsNormInputs, case: RmsNormCase) -> Changed[RmsN
 def _sizes(model: Model) -> Box | None:
     if model.epsilon is None:
         return None
-    sizes = (model.hidden, 1536, 512) if model.latent else (model.hidden,)
+    sizes = (model.hidden, model.query_rank or 1536, 512) if model.latent else (model.hidden,)
     return {"hidden_size": sizes, "kind": (model.norm,), "epsilon": (model.epsilon,), "dtype": ("bfloat16",)}
 
 

@@ -18,6 +18,7 @@ from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.head_dims import join_head_dims
 from npudiff.properties._shared.long_table import ROW_STEP, table_of_numbers
+from npudiff.properties._shared.models import of_models, rotary_boxes
 from npudiff.properties._shared.rows import GAPS, with_row_stride
 from npudiff.reference.rotary import STYLES, RotaryInputs, rotary
 
@@ -380,12 +381,6 @@ component = Component(
                  within={**_COSINES, "tokens": range(1, 66)}, needs={"positions": ("scattered",)}),
     ),
     example_ratio=0.6,
-    profiles={
-        "step-3.5-flash": {"dims": ("64/128", "128"), "style": ("half",), "dtype": ("bfloat16",)},
-        "gpt-oss-120b": {"dims": ("64",), "style": ("half",), "dtype": ("bfloat16",)},
-        "qwen3-30b-a3b": {"dims": ("128",), "style": ("half",), "dtype": ("bfloat16",)},
-        "mimo-v2-flash": {"dims": ("64/192",), "style": ("half",), "dtype": ("bfloat16",)},
-        "deepseek-v3": {"dims": ("64",), "style": ("interleaved", "interleaved_to_half"), "dtype": ("bfloat16",)},
-    },
+    profiles=of_models(rotary_boxes),
     baselines=BASELINES["rotary"],
 )  # fmt: skip

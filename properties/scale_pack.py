@@ -14,7 +14,7 @@ from npudiff.judge.compare import Derived, compare
 from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared.baselines import BASELINES
-from npudiff.properties._shared.models import Model, of_models
+from npudiff.properties._shared.models import Model, of_experts
 from npudiff.properties._shared.rows import COUNTS
 from npudiff.reference.scale_pack import CUT_BITS, FORMS, MARKER, ROUND_MODES, ScalePackInputs, scale_pack
 from npudiff.text import counted
@@ -191,6 +191,6 @@ component = Component(
                  within={"form": ("fixpipe",), "offset": ("each", "one", "many for one scale")},
                  needs={"offset": ("none",)}),
     ),
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["scale_pack"],
 )  # fmt: skip

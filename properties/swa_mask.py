@@ -159,7 +159,8 @@ def _wide_window(inputs: SwaMaskInputs, case: SwaMaskCase) -> Changed[SwaMaskInp
 
 
 def _sizes(model: Model) -> Box | None:
-    return None if model.window is None else {"window": model.windows}
+    windows = tuple(window for layer in model.layers for window in layer.windows)
+    return {"window": tuple(dict.fromkeys(windows))} if model.windowed else None
 
 
 component = Component(

@@ -15,7 +15,7 @@ from npudiff.model.component import Component
 from npudiff.model.constraints import Box, Numbers
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
-from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.reference.swiglu import LAYOUTS, ROUNDINGS, Activation, SwigluInputs, swiglu
 from npudiff.text import counted
 
@@ -177,13 +177,15 @@ def _others_limit(inputs: SwigluInputs, case: SwigluCase) -> Changed[SwigluInput
     return Changed(replace(inputs, routed_limit=other.limit, shared_limit=other.shared_limit), case=other)
 
 
-def _sizes(model: Model) -> Box:
+def _sizes(model: Model) -> Box | None:
+    if not model.activation:
+        return None
     return {
         "tokens": FEW,
         "width": (model.width,),
         "activation": (model.activation,),
-        "limit": model.limits,
-        "alpha": (1.702,),
+        "limit": tuple(dict.fromkeys((*model.limits, *([model.shared_limit] if model.shared_limit else [])))),
+        "alpha": (model.alpha,),
         "bias": (1.0,),
         "dtype": ("bfloat16",),
     }
@@ -205,6 +207,6 @@ component = Component(
         relation("others_limit", "the limit of shared experts is nothing to routed ones, and the other way round",
                  _others_limit),
     ),
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["swiglu"],
 )  # fmt: skip

@@ -16,7 +16,7 @@ from npudiff.model.constraints import Box, Numbers
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.loads import equal_groups
-from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.properties._shared.rows import with_row_stride
 from npudiff.reference.swiglu import ROUNDINGS, Activation
 from npudiff.reference.swiglu_quant import GATES, SwigluQuantInputs, swiglu_quant
@@ -324,7 +324,9 @@ def _a_group_in_two(inputs: SwigluQuantInputs, case: SwigluQuantCase) -> SwigluQ
     return replace(inputs, counts=counts, weight_scale=column, smooth=smooth)
 
 
-def _sizes(model: Model) -> Box:
+def _sizes(model: Model) -> Box | None:
+    if not model.activation:
+        return None
     return {
         "tokens": FEW,
         "width": (model.width,),
@@ -354,6 +356,6 @@ component = Component(
                  within=GROUPED),
     ),
     example_ratio=0.7,
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["swiglu_quant"],
 )  # fmt: skip

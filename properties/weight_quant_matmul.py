@@ -14,7 +14,7 @@ from npudiff.model.component import Component
 from npudiff.model.constraints import Box, Constraints
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
-from npudiff.properties._shared.models import FEW, Model, of_models
+from npudiff.properties._shared.models import FEW, Model, of_experts
 from npudiff.properties._shared.weight_matrix import (
     HUGE_COLUMNS,
     HUGE_INNER,
@@ -202,6 +202,6 @@ component = Component(
         relation("equal_groups_are_none", "groups with the same scales are as good as none", _equal_groups_are_none,
                  within={"scale_per": ("groups",)}, needs={"scale_per": ("columns",)}),
     ),
-    profiles=of_models(_sizes),
+    profiles=of_experts(_sizes),
     baselines=BASELINES["weight_quant_matmul"],
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -75,6 +76,8 @@ def run_plan(
             write_file(junit_file, _junit(log))
     try:
         progress = RunProgress(console.rich, jobs=len(tasks))
+        until = None if plan.request.seconds is None else time.monotonic() + plan.request.seconds
+        tasks = [one._replace(budget=replace(one.budget, until=until)) for one in tasks]
         with Run(plan.workers, [log, record, progress]) as run:
             run.run(tasks)
             rounds = plan.request.most_causes if case is None and plan.request.seconds is None else 1
@@ -115,6 +118,8 @@ def _report(log: RunLog, console: Console, timings: Mapping[tuple[str, str], Seq
         console.findings_again(first.finding, rest)
     console.mutants(mutants, judged=judged)
     console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes), workers=log.plan.workers)
+    if log.plan.request.seconds is not None and log.error is None:
+        console.unreached([*outcomes, *mutants])
     console.doubts(outcomes)
     console.timings(timings)
     console.unjudged(log.unjudged)

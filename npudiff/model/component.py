@@ -20,6 +20,7 @@ from npudiff.model.case import DeclaredCase
 from npudiff.model.constraints import Axis, Box, Constraints, Exclusion
 from npudiff.model.drift import CaseSums
 from npudiff.model.implementation import Implementation, InputsT, Target
+from npudiff.model.profiles import Boxes
 from npudiff.model.returned import outputs_of, owned_answer, owned_tensor, plain_error
 
 if TYPE_CHECKING:
@@ -281,7 +282,7 @@ class Component(Generic[CaseT, InputsT]):
     """A feature whose share of the cases every listing shows, because bugs live there; empty for none."""
     relations: tuple[Property[CaseT], ...] = ()
     """What must hold besides equivalence with the reference."""
-    profiles: Mapping[str, Box] = field(default_factory=dict)
+    profiles: Mapping[str, Boxes] = field(default_factory=dict)
     """Production sizes, by model name, as values of axes."""
     example_ratio: float = 1.0
     """Part of the usual number of examples that implementations get: below 1 where a case costs much. Mutants, and

@@ -402,6 +402,9 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, ju
     if not job.applies:
         outcome.verdict = Verdict.NOT_APPLICABLE
         return outcome
+    if budget.until is not None and time.monotonic() > budget.until:
+        outcome.verdict = Verdict.NOT_APPLICABLE  # of hundreds of jobs that have no time left
+        return outcome
     memory = budget.example_database_of(job)
     outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
     with job.subject.target.activate(), _run_of(outcome, budget, progress, judge) as run:

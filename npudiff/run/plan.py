@@ -13,7 +13,7 @@ from pathlib import Path
 from npudiff.draw.options import with_options
 from npudiff.draw.presets import DEFAULT_RUN_PRESET, RUN_PRESETS, run_preset
 from npudiff.errors import UsageError, unknown
-from npudiff.judge.judge import CALL_INDEPENDENCE, STATEFUL_EXAMPLE_RATIO, property_of_mutant
+from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE, STATEFUL_EXAMPLE_RATIO, property_of_mutant
 from npudiff.judge.others import properties_with_others
 from npudiff.model.backend import EVERY, wished
 from npudiff.model.component import Component, Property, Subject
@@ -33,6 +33,7 @@ from npudiff.run.discovery import (
     select_implementations,
 )
 from npudiff.run.messages import Keep, Task
+from npudiff.run.model_sizes import left_out_by, sizes_of
 
 CAUSES_OF_A_BACKEND = 4
 """Defects of one function that ships for which a run looks: nobody knows yet which of them is known."""
@@ -138,6 +139,8 @@ class Plan:
     """What was asked for."""
     shared: Shared = field(default_factory=Shared)
     """Cases that failed for others."""
+    without_sizes: Mapping[str, str] = field(default_factory=dict)
+    """Components that are not run since ``--model`` has nothing for them, and why."""
     left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """Implementations that need what is not here, by component and name, and what that is. A module of a backend's
     adapters that does not import stands for all of it: its own name, and ``EVERY``."""
@@ -222,10 +225,14 @@ class Plan:
 
     def tasks(self, keep: Keep) -> list[Task]:
         """Return all jobs and then all mutants, with their budgets; ``keep`` writes the findings of jobs."""
-        return [
+        tasks = [
             *(Task(job, self.budget(job), keep) for job in self.jobs),
             *(Task(job, self.budget(job), None) for job in self.mutants),
         ]
+        if self.request.seconds is None:
+            return tasks
+        # Who has a time for all of it sees something of every implementation before more of the first ones.
+        return sorted(tasks, key=lambda task: task.job.prop is not EQUIVALENCE)
 
     def _share(self, job: Job) -> float:
         """Cases of a job per example: what its property says, and what its component does."""
@@ -294,9 +301,11 @@ def make_plan(request: Request, provide: Provide | None = None) -> Plan:
             mutants += found
     for wish in wished(request.implementations):
         left_out |= {(module, EVERY): why for module, why in room_of(wish).left_out.items()}
-    plan = Plan(target, tuple(jobs), tuple(mutants), request, left_out=left_out)
+    without = {} if request.model is None else left_out_by(request.model, components)
+    plan = Plan(target, tuple(jobs), tuple(mutants), request, without_sizes=without, left_out=left_out)
     if not jobs and not mutants:
-        raise UsageError(f"nothing to run is here: {plan.left_out_lines[0]}" if left_out else _NOTHING)
+        lines = [*plan.left_out_lines, *(f"{name}: {request.model} {why}" for name, why in without.items())]
+        raise UsageError(f"nothing to run is here: {lines[0]}" if lines else _NOTHING)
     _ = plan.isolation  # refused before anything is run
     return plan
 
@@ -347,24 +356,17 @@ def _restrictions(request: Request, components: Sequence[Component]) -> dict[int
     """The constraints of ``--where`` and ``--model`` by identity of a component; one without these axes is left out.
 
     A component without an axis that is named has no case that was asked for. Of several values, each component takes
-    those that it has; one component at least must have them all, or one of them is a mistake. One without the model's
-    profile keeps its own sizes.
+    those that it has; one component at least must have them all, or one of them is a mistake. One of which the model
+    says nothing is left out.
     """
     where = parse_where(request.where)
-    models = sorted({model for component in components for model in component.profiles})
-    if request.model is not None and request.model not in models:
-        raise unknown("model", request.model, models)
     having = [one for one in components if all(axis in one.axes for box in where.boxes for axis in box)]
     refusals = [refusal for one in having if (refusal := _refused(where, one)) is not None]
     if len(refusals) == len(having):
         raise refusals[0] if refusals else _without_axes(where, components)
-    restrictions = {}
-    for component in having:
-        profile = component.profiles.get(request.model, {}) if request.model is not None else {}
-        narrowed = where.legal(component.axes)
-        if narrowed:
-            restrictions[id(component)] = narrowed.within(Constraints.of(profile))
-    return restrictions
+    sizes = {id(one): Constraints() for one in having} if request.model is None else sizes_of(request.model, components)
+    narrowed = {id(one): where.legal(one.axes).within(sizes[id(one)]) for one in having if id(one) in sizes}
+    return {key: constraints for key, constraints in narrowed.items() if constraints}
 
 
 def _refused(where: Constraints, component: Component) -> UsageError | None:

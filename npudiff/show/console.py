@@ -28,7 +28,7 @@ from npudiff.run.plan import Plan
 from npudiff.run.timing import TimedCase, ratio_of
 from npudiff.show.finding import PAGE_FILE, finding_lines
 from npudiff.show.report import Group, bound_text, grouped
-from npudiff.text import clipped, counted, lose, printable, printable_lines
+from npudiff.text import clipped, counted, listed, lose, printable, printable_lines
 
 PLAIN_WIDTH = 132
 
@@ -108,6 +108,9 @@ class Console:
             )
         if request.shared is not None:
             self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
+        if plan.without_sizes:
+            names = ", ".join(plan.without_sizes)
+            self.rich.print(f"[dim]not run: {escape(printable(str(request.model)))} has nothing for {escape(names)}[/]")
         for line in plan.left_out_lines:
             self.rich.print(f"[dim]not applicable here: {escape(clipped(printable(line)))}[/]")
 
@@ -272,6 +275,16 @@ class Console:
                     else f"{'.'.join(names)} {said}"
                 ]
             )
+
+    def unreached(self, outcomes: Sequence[Outcome]) -> None:
+        """Say of which implementations nothing was run in the time that there was."""
+        reached = {one.job.subject.names for one in outcomes if one.cases or one.not_applicable}
+        names = [
+            ".".join(one) for one in dict.fromkeys(one.job.subject.names for one in outcomes) if one not in reached
+        ]
+        if names:
+            said = f"not reached in this time: {listed(names, 'implementations')}"
+            self.rich.print(f"[yellow]{escape(printable(said))}[/]", soft_wrap=True)
 
     def doubts(self, outcomes: Sequence[Outcome]) -> None:
         """Say which implementations may not be what they say."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from npudiff.model.constraints import Box
+from npudiff.model.profiles import Boxes, Profiles
+from npudiff.properties._shared.configuration import Layer, Model, Rope, model_of
+from npudiff.properties._shared.head_dims import join_head_dims
+
+__all__ = ["FEW", "MODELS", "PAGE_SIZE", "Model", "of_experts", "of_models", "rope_boxes", "rotary_boxes"]
 
 PAGE_SIZE = 128
 """Tokens per page, as backends have it on Ascend."""
@@ -13,83 +17,87 @@ PAGE_SIZE = 128
 FEW = range(1, 9)
 """Tokens of a case: enough, where its width is that of a model."""
 
+STEP_WINDOW = 512
+"""Visible keys of Step-3.5's layers with a window: what backends take for granted."""
 
-@dataclass(frozen=True)
-class Model:
-    """Sizes of a model, from its published configuration; see ``MODELS``."""
+MIMO_WINDOWS = (128, 129)
+"""Visible keys of MiMo-V2's layers with a window. Its configuration says 128; whether the query's own is one of them is
+disputed, so that both are drawn."""
 
-    hidden: int
-    """Elements of a hidden state."""
-    experts: int
-    top_k: int
-    width: int
-    shared_width: int
-    """Experts, how many of them a token has, gates of one, and of the shared expert; 0 for none."""
-    scoring: str
-    """What makes scores of router logits."""
-    router_bias: bool
-    """Whether a bias takes part in the choice."""
-    scaling: float
-    """Factor of the weights."""
-    head_dim: str
-    """Of keys, and of values if it differs; of latent and rope key where there is a latent."""
-    kv_heads: tuple[int, ...]
-    group: tuple[int, ...]
-    """KV heads, and query heads for each, of the kinds of layers there are."""
-    router_groups: int = 1
-    kept_groups: int = 1
-    """Groups of experts, and how many of them a token chooses from."""
-    activation: str = "silu"
-    """Of experts."""
-    limit: float | None = None
-    """Of the activation; layers without one exist beside it where it is not part of the activation."""
-    window: int | None = None
-    """Visible keys of layers that have a window, the query's own included."""
-    sinks: bool = False
-    """Whether heads have a learned sink."""
-    latent: bool = False
-    """Whether attention is MLA."""
-    norm: str = "plain"
-    """Kind of its norms."""
-    epsilon: float | None = None
-    """Of its norms, where it is known."""
-
-    @property
-    def limits(self) -> tuple[float | None, ...]:
-        """Limits that layers have: some layers of a model with ``silu`` have none."""
-        return (self.limit,) if self.activation == "swiglu_oai" or self.limit is None else (self.limit, None)
-
-    @property
-    def windows(self) -> tuple[int | None, ...]:
-        """Windows of its layers; None for those that see everything."""
-        return (None,) if self.window is None else (self.window, None)
-
+STEP_ROPE = Rope("llama3", 128, 128, 5_000_000.0, factor=2.0, max_positions=131_072, low=1.0, high=32.0)
+"""Step-3.5's full layers. That they are smoothed between 1 and 32 is known; base, factor and length are a choice."""
 
 MODELS: Mapping[str, Model] = {
     "step-3.5-flash": Model(
-        4096, 288, 8, 1280, 1280, "sigmoid", True, 3.0, "128", (8,), (8, 12),
-        limit=7.0, window=512, norm="gemma", epsilon=1e-5,
+        4096,
+        (Layer("128", 8, 8), Layer("128", 8, 12, (STEP_WINDOW,))),
+        288, 8, 1280, 1280, "sigmoid", router_bias=True, scaling=3.0,
+        limit=7.0, shared_limit=16.0, norm="gemma", epsilon=1e-5,
+        ropes=(STEP_ROPE, Rope("base", 128, 128, 10_000.0), Rope("base", 64, 128, 10_000.0)),
     ),
     "deepseek-v3": Model(
-        7168, 256, 8, 2048, 2048, "sigmoid", True, 2.5, "512/64", (1,), (128,),
-        router_groups=8, kept_groups=4, latent=True, epsilon=1e-6,
+        7168, (Layer("512/64", 1, 128),), 256, 8, 2048, 2048, "sigmoid", router_bias=True, scaling=2.5,
+        router_groups=8, kept_groups=4, latent=True, epsilon=1e-6, query_rank=1536,
+        ropes=(Rope("deepseek_yarn", 64, 192, 10_000.0, factor=40.0, max_positions=4096, fast=32, slow=1,
+                    mscale=1.0, mscale_all_dim=1.0),),
     ),
     "gpt-oss-120b": Model(
-        2880, 128, 4, 2880, 0, "softmax", False, 1.0, "64", (8,), (8,),
-        activation="swiglu_oai", limit=7.0, window=128, sinks=True, epsilon=1e-5,
+        2880, (Layer("64", 8, 8, sinks=True), Layer("64", 8, 8, (128,), sinks=True)),
+        128, 4, 2880, 0, "softmax", activation="swiglu_oai", limit=7.0, epsilon=1e-5,
+        ropes=(Rope("yarn", 64, 64, 150_000.0, factor=32.0, max_positions=4096, fast=32, slow=1, truncate=False),),
     ),
     "qwen3-30b-a3b": Model(
-        2048, 128, 8, 768, 0, "softmax", False, 1.0, "128", (4,), (8,), epsilon=1e-6,
+        2048, (Layer("128", 4, 8),), 128, 8, 768, 0, "softmax", epsilon=1e-6, ropes=(Rope("base", 128, 128, 1e6),),
     ),
     "mimo-v2-flash": Model(
-        4096, 256, 8, 2048, 0, "sigmoid", True, 1.0, "192/128", (4, 8), (8, 16), window=128,
+        4096, (Layer("192/128", 4, 16), Layer("192/128", 8, 8, MIMO_WINDOWS, sinks=True)),
+        256, 8, 2048, 0, "sigmoid", router_bias=True, epsilon=1e-5,
+        ropes=(Rope("base", 64, 192, 5_000_000.0), Rope("base", 64, 192, 10_000.0)),
     ),
 }  # fmt: skip
-"""By the name that ``--profile`` takes. Limit and window of Step-3.5 and the window of MiMo are what backends take for
-granted; a configuration may have others."""
+"""By the name that ``--model`` takes; any other model is taken by its ``config.json``. Limits and the window of
+Step-3.5 are what backends take for granted; a configuration may have others."""
 
 
-def of_models(box: Callable[[Model], Box | None]) -> dict[str, Box]:
+def of_models(boxes: Callable[[Model], Boxes | None]) -> Profiles:
     """Return what a component is narrowed to for each model, but for those of which it has nothing to say."""
-    boxes = {name: box(model) for name, model in MODELS.items()}
-    return {name: chosen for name, chosen in boxes.items() if chosen is not None}
+    named = {name: chosen for name, model in MODELS.items() if (chosen := boxes(model)) is not None}
+    return Profiles(named, lambda configuration: boxes(model_of(configuration)))
+
+
+def of_experts(boxes: Callable[[Model], Boxes | None]) -> Profiles:
+    """Return the same of a component that only models with experts have."""
+    return of_models(lambda model: boxes(model) if model.experts else None)
+
+
+def _dims(rope: Rope) -> str:
+    """``64/192``, or ``128`` where all of a head is rotated."""
+    return join_head_dims(rope.rotary, rope.head_dim)
+
+
+def rope_boxes(model: Model) -> Boxes | None:
+    """Return the tables of a model, for ``rope_cache``."""
+    return [_rope_box(rope) for rope in model.ropes] or None
+
+
+def _rope_box(rope: Rope) -> Box:
+    box: dict[str, tuple[object, ...]] = {
+        "kind": (rope.kind,), "dims": (_dims(rope),), "base": (rope.base,), "other": ("none",), "sections": (1,),
+    }  # fmt: skip
+    if rope.kind != "base":
+        box |= {"factor": (rope.factor,), "max_positions": (rope.max_positions,)}
+    if rope.kind == "llama3":
+        box["smoothing"] = (f"{rope.low:g}/{rope.high:g}",)
+    if rope.kind.endswith("yarn"):
+        mscales = "none" if rope.mscale is None else f"{rope.mscale:g}/{rope.mscale_all_dim:g}"
+        box |= {"betas": (f"{rope.fast:g}/{rope.slow:g}",), "mscales": (mscales,), "extrapolation_factor": (1.0,),
+                "attention_factor": (1.0,), "truncate": (rope.truncate,)}  # fmt: skip
+    return box
+
+
+def rotary_boxes(model: Model) -> Boxes | None:
+    """Return the rotations of a model, for ``rotary``: of MLA the rope part alone, whose elements are neighbours."""
+    style = ("interleaved", "interleaved_to_half") if model.latent else ("half",)
+    dims = {str(rope.rotary) if model.latent else _dims(rope) for rope in model.ropes}
+    sections = {"sections": (model.rope_sections,)} if model.rope_sections else {}
+    return {"dims": tuple(sorted(dims)), "style": style, "dtype": ("bfloat16",), **sections} if dims else None

@@ -1,7 +1,7 @@
 """Two pools of pages and the requests in them: cases, a state machine that draws steps, and what is compared."""
 
 from npudiff.model.component import Component, History
-from npudiff.model.constraints import Box
+from npudiff.model.profiles import Boxes
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties.hybrid_pools.case import HybridPoolsCase
 from npudiff.properties.hybrid_pools.coordinates import coordinates
@@ -14,16 +14,17 @@ from npudiff.reference.hybrid_pools import hybrid_pools
 from npudiff.reference.hybrid_pools.contract import HybridPools, HybridPoolsInputs
 
 
-def _sizes(model: Model) -> Box | None:
-    if model.window is None:
-        return None
-    return {
-        "head_dims": (model.head_dim,),
-        "kv_heads": (1,),  # one card's share
-        "group": model.group,
-        "window": (model.window,),
-        "page_size": (PAGE_SIZE,),
-    }
+def _sizes(model: Model) -> Boxes | None:
+    return [
+        {
+            "head_dims": (layer.head_dim,),
+            "kv_heads": (1,),  # one card's share
+            "group": (layer.group,),
+            "window": layer.windows,
+            "page_size": (PAGE_SIZE,),
+        }
+        for layer in model.windowed
+    ] or None
 
 
 component = Component(

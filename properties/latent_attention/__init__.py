@@ -14,8 +14,9 @@ from npudiff.reference.latent_attention import latent_attention
 def _sizes(model: Model) -> Box | None:
     if not model.latent:
         return None
-    rank, rope = map(int, model.head_dim.split("/"))
-    return {"heads": model.group, "rank": (rank,), "rope_dim": (rope,), "page_size": (PAGE_SIZE,)}
+    (layer,) = model.layers
+    rank, rope = map(int, layer.head_dim.split("/"))
+    return {"heads": (layer.group,), "rank": (rank,), "rope_dim": (rope,), "page_size": (PAGE_SIZE,)}
 
 
 component = Component(

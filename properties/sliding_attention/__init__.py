@@ -1,7 +1,7 @@
 """Sliding-window attention over a paged KV cache: its cases, data, and what must hold."""
 
 from npudiff.model.component import Component
-from npudiff.model.constraints import Box
+from npudiff.model.profiles import Boxes
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties.sliding_attention.case import SlidingAttentionCase
@@ -12,17 +12,21 @@ from npudiff.properties.sliding_attention.strategy import cases
 from npudiff.reference.sliding_attention import sliding_attention
 
 
-def _sizes(model: Model) -> Box | None:
-    if model.latent:
+def _sizes(model: Model) -> Boxes | None:
+    """A box for each kind of layer: its heads, window and sinks belong together."""
+    if model.latent or not model.layers:
         return None
-    return {
-        "head_dims": (model.head_dim,),
-        "kv_heads": model.kv_heads,
-        "group": model.group,
-        "window": model.windows,
-        "sinks": (model.sinks,),
-        "page_size": (PAGE_SIZE,),
-    }
+    return [
+        {
+            "head_dims": (layer.head_dim,),
+            "kv_heads": (layer.kv_heads,),
+            "group": (layer.group,),
+            "window": layer.windows,
+            "sinks": (layer.sinks,),
+            "page_size": (PAGE_SIZE,),
+        }
+        for layer in model.layers
+    ]
 
 
 component = Component(

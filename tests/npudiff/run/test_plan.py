@@ -63,7 +63,7 @@ def test_where_narrows_the_cases_of_every_job():
 
 def test_a_model_profile_narrows_the_cases_and_goes_with_where():
     (box,) = plan(model="step-3.5-flash", where=("batch=2",)).jobs[0].constraints.boxes
-    assert box == {"batch": (2,), "window": (512, None)}
+    assert box == {"batch": (2,), "window": (None, 512)}
     (box,) = plan(model="step-3.5-flash", where=("window=none",)).jobs[0].constraints.boxes
     assert box == {"window": (None,)}
 
@@ -74,12 +74,13 @@ def test_an_implementation_that_supports_nothing_of_it_is_left_out():
     assert "fia_extend_tnd" in {job.subject.implementation.name for job in made.jobs}
 
 
-def test_a_model_profile_of_one_component_does_not_narrow_another():
-    # qwen3-30b-a3b has no window: the mask has no such profile and keeps its own sizes.
+def test_a_component_that_a_model_has_nothing_for_is_not_run():
+    # qwen3-30b-a3b has no window, which a mask is about.
     made = make_plan(Request(("sliding_attention", "swa_mask"), target="sim", model="qwen3-30b-a3b"))
-    (box, *_) = made.jobs[-1].constraints.boxes
-    assert made.jobs[-1].subject.component.name == "swa_mask"
-    assert box == {}
+    assert {job.subject.component.name for job in made.jobs} == {"sliding_attention"}
+    assert made.without_sizes == {"swa_mask": "says nothing of it"}
+    with pytest.raises(UsageError, match="swa_mask: qwen3-30b-a3b says nothing of it"):
+        make_plan(Request(("swa_mask",), target="sim", model="qwen3-30b-a3b"))
 
 
 def test_a_model_profile_gives_each_component_its_own_sizes():
