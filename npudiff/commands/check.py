@@ -117,11 +117,11 @@ def _report(log: RunLog, console: Console, timings: Mapping[tuple[str, str], Seq
         console.finding(first.finding, first.folder, unwritten=first.unwritten)
         console.findings_again(first.finding, rest)
     console.mutants(mutants, judged=judged)
-    console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes), workers=log.plan.workers)
     if log.plan.request.seconds is not None and log.error is None:
         console.unreached([*outcomes, *mutants])
     console.doubts(outcomes)
     console.timings(timings)
+    console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes), workers=log.plan.workers)
     console.unjudged(log.unjudged)
     return log.code
 

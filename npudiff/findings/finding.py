@@ -33,10 +33,8 @@ from npudiff.model.case import dumps, loads, to_plain
 from npudiff.model.component import Comparison, Component, OutputComparison
 from npudiff.model.drift import Drift
 from npudiff.model.frames import frames_of
-from npudiff.model.implementation import Implementation
-from npudiff.model.job import Failure, Outcome, Poisoning, Verdict
+from npudiff.model.job import Failure, Job, Outcome, Poisoning, Verdict
 from npudiff.model.version import VERSION
-from npudiff.run.discovery import own_files
 from npudiff.run.explain import conditions
 from npudiff.run.isolation.faults import RemoteError
 from npudiff.text import printable
@@ -400,9 +398,10 @@ def _verdict_of(failure: Failure) -> str:
     return failure.error.kind.value if isinstance(failure.error, RemoteError) else Verdict.RAISED.value
 
 
-def _options(item: Implementation) -> str:
-    """Return what ``npudiff replay`` has to be told to find an implementation, and to judge it as it was judged."""
-    files = own_files()
+def _options(job: Job) -> str:
+    """Return what ``npudiff replay`` has to be told to find what a job is about, and to judge it as it was judged."""
+    item = job.subject.implementation
+    files = dict.fromkeys(one for one in (job.subject.component.selector, job.prop.selector) if one)
     named = [option_of(item.selector)] if item.selector and item.selector not in files else []
     own = [f"--component {shlex.quote(file)}" for file in files]
     return " ".join([*named, *own, *(["--untrusted"] if item.untrusted else [])])
@@ -420,7 +419,7 @@ def _described(outcome: Outcome, case: object, verdict: str, detail: Mapping[str
         case=_plain_case(case),
         detail=detail,
         environment=environment(),
-        options=_options(subject.implementation),
+        options=_options(outcome.job),
     )
 
 

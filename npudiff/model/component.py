@@ -192,6 +192,8 @@ class Property(Generic[CaseT]):
     """Axes of the other runs that it compares with; an implementation that supports no such case is left out."""
     example_ratio: float = 0.1
     """Examples of this property per example of equivalence."""
+    selector: str = ""
+    """What ``--component`` has to name to find it: a user's file or module."""
 
     def __post_init__(self) -> None:
         check_word("a property", self.name)
@@ -291,6 +293,8 @@ class Component(Generic[CaseT, InputsT]):
     """For a component whose right answer depends on what was done before. Its cases have a field ``steps``: the
     strategy draws them without any, an implementation returns a live object, and ``inputs`` and ``reference`` speak
     of what can be seen after the last step. It has no relations, which need cases that are drawn whole."""
+    selector: str = ""
+    """What ``--component`` has to name to find it: a user's file or module."""
     baselines: BaselineSpec | None = None
     """What is ordinary in tests of this component, for measuring what they find; None where nobody has said."""
 

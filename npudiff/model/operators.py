@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from npudiff.model.backend import is_backend
 from npudiff.model.implementation import Implementation, Target
 from npudiff.text import counted
 
@@ -70,7 +71,7 @@ def doubts(item: Implementation, operators: Mapping[str, int] | None) -> list[st
     operators : mapping or None
         What its first call dispatched.
     """
-    if operators is None or "triton" in sys.modules:
+    if operators is None or "triton" in sys.modules or is_backend(item.selector):  # whose plain ways are meant so
         return []
     if operators and all(name.endswith(ON_HOST) for name in operators):
         return [f"computes on the host: {_shown(operators)}"]

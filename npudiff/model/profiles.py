@@ -18,13 +18,17 @@ class Profiles(Mapping[str, Boxes]):
     ----------
     named : mapping
         Models that are known by name.
+    known : sequence of str
+        Names of all models, those that a component has nothing for included.
     made : callable
         Turns a configuration, as Hugging Face publishes it, into values; None where a component has nothing to do with
         the model. Raises ``ValueError`` for what is no configuration.
     """
 
-    def __init__(self, named: Mapping[str, Boxes], made: Callable[[Mapping[str, Any]], Boxes | None]) -> None:
-        self._named, self._made = dict(named), made
+    def __init__(
+        self, named: Mapping[str, Boxes], known: Sequence[str], made: Callable[[Mapping[str, Any]], Boxes | None]
+    ) -> None:
+        self._named, self.known, self._made = dict(named), tuple(known), made
 
     def __getitem__(self, name: str) -> Boxes:
         return self._named[name]

@@ -101,11 +101,11 @@ def add_own(selector: str) -> list[str]:
         raise UsageError(f"--component {selector}: nothing in it is made by @npudiff.component or @npudiff.property_of")
     if selector not in _own.files:
         for one in components:
-            add_component(one, selector)
+            add_component(replace(one, selector=selector), selector)
         for own in properties:
             if own.component not in component_names():
                 raise UsageError(f"--component {selector}: {unknown('component', own.component, component_names())}")
-        _own.properties += properties
+        _own.properties += [replace(one, prop=replace(one.prop, selector=selector)) for one in properties]
         _own.implementations += _own_of(user, selector, _installed_implementations())
         _own.files.append(selector)
     return list(dict.fromkeys([*(one.name for one in components), *(one.component for one in properties)]))

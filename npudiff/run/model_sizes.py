@@ -49,7 +49,8 @@ def _checked(component: Component, boxes: Boxes, model: str) -> Constraints | st
 
 
 def _boxes(model: str, components: Sequence[Component]) -> dict[int, Boxes]:
-    names = sorted({name for component in components for name in component.profiles})
+    profiles = [component.profiles for component in components]
+    names = sorted({name for one in profiles for name in (*one, *(one.known if isinstance(one, Profiles) else ()))})
     if model in names:
         return {id(one): one.profiles[model] for one in components if model in one.profiles}
     path = Path(model)

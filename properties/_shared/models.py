@@ -62,7 +62,7 @@ Step-3.5 are what backends take for granted; a configuration may have others."""
 def of_models(boxes: Callable[[Model], Boxes | None]) -> Profiles:
     """Return what a component is narrowed to for each model, but for those of which it has nothing to say."""
     named = {name: chosen for name, model in MODELS.items() if (chosen := boxes(model)) is not None}
-    return Profiles(named, lambda configuration: boxes(model_of(configuration)))
+    return Profiles(named, tuple(MODELS), lambda configuration: boxes(model_of(configuration)))
 
 
 def of_experts(boxes: Callable[[Model], Boxes | None]) -> Profiles:

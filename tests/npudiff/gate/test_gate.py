@@ -403,15 +403,15 @@ def not_here(gate, tmp_path):
     from npudiff.model.component import NotApplicable, Subject
 
     (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + NOTHING_HERE)
-    run = Subject.run
+    begin = Subject.begin
 
     def left_out(subject, inputs):
         if subject.implementation.name == "elsewhere":
             raise NotApplicable("torch.ops.npu.npu_nothing is not there")
-        return run(subject, inputs)
+        return begin(subject, inputs)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Subject, "run", left_out)
+        patched.setattr(Subject, "begin", left_out)
         yield patched
 
 

@@ -109,7 +109,10 @@ def test_a_value_that_only_some_components_know_chooses_those():
         ({"implementations": ("nope",)}, "unknown implementation 'nope'; known: "),
         ({"target": "nope"}, "unknown target 'nope'; known: npu, sim"),
         ({"cann": "nope"}, "unknown CANN profile 'nope'; known: 8.5, 9.0, 9.1, pessimistic"),
-        ({"model": "nope"}, "unknown model 'nope'; known: gpt-oss-120b, mimo-v2-flash, step-3.5-flash"),
+        (
+            {"model": "nope"},
+            "unknown model 'nope'; known: deepseek-v3, gpt-oss-120b, mimo-v2-flash, qwen3-30b-a3b, step-3.5-flash",
+        ),
         ({"hypothesis_profile": "nope"}, "unknown hypothesis profile 'nope'; known: ci, dev, nightly"),
         ({"where": ("nope=1",)}, "--where: unknown axis 'nope'; known: batch, capacity, "),
         ({"where": ("window=3", "nope=1")}, "--where: unknown axis 'nope'; known: batch, capacity, "),
