@@ -31,7 +31,7 @@ QUICK = ("--target", "sim", "--examples", "5", "--seed", "1")
         ),
         (
             ("check", "swa_mask", "--model", "x"),
-            "npudiff: unknown model 'x'; known: deepseek-v3, gpt-oss-120b, mimo-v2-flash, qwen3-30b-a3b, step-3.5-flash",
+            "npudiff: unknown model 'x'; known: deepseek-v3, gpt-oss-120b, mimo-v2-flash, qwen3-30b-a3b, step-3.5",
         ),
         (
             ("check", "swa_mask", "--hypothesis-profile", "x"),
