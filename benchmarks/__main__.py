@@ -21,6 +21,7 @@ MODULES = (
     "virtual",
     "isolation",
     "regions",
+    "judge",
 )
 DOCUMENT = Path(__file__).parent.parent / "docs" / "measured.md"
 """Page that shows the table."""

@@ -132,7 +132,12 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
-        pages = [(escaped(finding_text(one)), escaped(_page(one))) for one in self.findings[:MOST_PAGES]]
+        texts = [finding_text(one) for one in self.findings[:MOST_PAGES]]
+        titles = [text.partition("\n")[0] for text in texts]
+        pages = [
+            (title, escaped(text), escaped(_page(one)))
+            for title, text, one in zip(titles, texts, self.findings, strict=False)
+        ]
         return render(
             "result.html",
             summary=self._summary,

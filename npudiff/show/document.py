@@ -115,7 +115,7 @@ class DocumentFile:
                 self._own = own = os.dup(1)
                 after.callback(os.close, own)
                 after.callback(os.dup2, own, 1)
-                os.dup2(2, 1)
+                _redirect(1)
             after.enter_context(contextlib.redirect_stdout(sys.stderr))
             yield
 
@@ -144,6 +144,16 @@ class DocumentFile:
             complain(f"--json {self.name}: {reason(error)}")
             return code or ExitCode.USAGE
         return code
+
+
+def _redirect(descriptor: int) -> None:
+    """Have a descriptor lead to standard error, or nowhere where that is closed."""
+    try:
+        os.dup2(2, descriptor)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 def _is_descriptor(stream: TextIO, number: int) -> bool:
