@@ -24,7 +24,7 @@ from npudiff.gate.host import machine_of
 from npudiff.gate.known import FILE, KnownIssue, read_known
 from npudiff.gate.known_issue_template import draft
 from npudiff.gate.problems import problems_of
-from npudiff.gate.result import GateResult, KnownStatus
+from npudiff.gate.result import GateResult, KnownStatus, Part
 from npudiff.gate.rotation import rotation_of
 from npudiff.gate.run import GateConfig, run_gate
 from npudiff.gate.sarif import sarif
@@ -100,7 +100,7 @@ class _Told:
         self._record(event)
         if isinstance(event, RunEnded):
             self._error = event.error
-        elif isinstance(event, JobEnded) and event.kept:
+        elif isinstance(event, JobEnded) and event.kept and event.stage != Part.KNOWN.value:  # those change nothing yet
             _write_reports(self._result, self._folder, Unwritten())
 
     def close(self, console: Console) -> None:

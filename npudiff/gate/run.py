@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.errors import DeviceLost
+from npudiff.findings.finding import finding_of_plain
 from npudiff.findings.log import LoggedFinding, logged, untold, without_those_again
+from npudiff.gate.known import KnownIssue
 from npudiff.gate.result import GateResult, Part, ReportedFinding
 from npudiff.gate.rotation import seed_of
 from npudiff.gate.triage import Triage, is_known, judged
-from npudiff.model.job import Job
+from npudiff.judge.judge import EQUIVALENCE
+from npudiff.model.job import Job, Outcome
 from npudiff.run.events import Event, JobEnded, Listener
-from npudiff.run.messages import Keep, Task
+from npudiff.run.messages import Keep, Kept, Task
 from npudiff.run.run import Run
-from npudiff.show.finding import keeper
+from npudiff.show.finding import keeper, told_only
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class _Gate:
 
     def __init__(self, result: GateResult, config: GateConfig, until: float) -> None:
         self._result, self._config, self._until = result, config, until
-        self._keep, self._keep_known = keeper(config.findings), keeper(config.known)
+        self._keep = keeper(config.findings)
         jobs = config.triage.jobs
         self._jobs = sorted(jobs, key=lambda job: job.subject.names not in config.touched)  # a stable sort
         self._failed: set[str] = set()
@@ -140,10 +143,10 @@ class _Gate:
         again = self._config.triage.again
         tasks, issues = [], []
         for number, (issue, jobs) in enumerate(again):
-            first = (issue.case,) if issue.case else ()
-            tasks += [
-                self._task(job, self._keep_known, shrink=False, explains=False, explicit_cases=first) for job in jobs
-            ]
+            how: dict[str, Any] = {"shrink": False, "explains": False}
+            how["explicit_cases"] = (issue.case,) if issue.case else ()
+            keep = _keep_of(issue, self._config.known)
+            tasks += [self._task(job, keep, **how) for job in jobs]
             issues += [number] * len(jobs)
         self._stage(Part.KNOWN, tasks if self._left > 0 else [])
         for number, (issue, jobs) in enumerate(again):
@@ -178,6 +181,21 @@ class _Gate:
     def _task(self, job: Job, keep: Keep | None = None, **changes: Any) -> Task:  # noqa: ANN401 - fields of a budget
         """A job as the plan has it, but for some of its budget."""
         return Task(job, replace(self._result.plan.budget(job), **changes), keep or self._keep)
+
+
+def _keep_of(issue: KnownIssue, root: Path) -> Keep:
+    """Return what writes findings in the cases of an issue: one of equivalence, and what the issue does not say.
+
+    Of an issue that a dozen relations see as well, one folder is evidence enough.
+    """
+    write, tell = keeper(root), told_only("a known issue, of which there is a finding of equivalence")
+
+    def keep(outcome: Outcome) -> Sequence[Kept]:
+        told = tell(outcome)
+        again = outcome.job.prop is not EQUIVALENCE and not issue.prop
+        return told if again and all(is_known(issue, finding_of_plain(one.content)) for one in told) else write(outcome)
+
+    return keep
 
 
 def _reported(found: LoggedFinding, *, warns: bool) -> ReportedFinding:
