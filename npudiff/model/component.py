@@ -387,6 +387,21 @@ class Returned(dict[str, "torch.Tensor"]):
         raise NotApplicable(f"the implementation does not return {name}")
 
 
+def _begun(
+    begins: Callable[[AnyInputs, Target], Callable[[], AnyOutputs]], inputs: AnyInputs, target: Target
+) -> Callable[[], AnyOutputs]:
+    """Begin a call elsewhere; what that raises is raised by who waits for the call, as if the call had done it."""
+    try:
+        return begins(inputs, target)
+    except Exception as error:  # noqa: BLE001 - of a process of somebody else
+        raised = error
+
+    def raising() -> AnyOutputs:
+        raise raised
+
+    return raising
+
+
 @dataclass(frozen=True)
 class Subject:
     """An implementation on a target, as properties see it."""
@@ -423,7 +438,7 @@ class Subject:
         Any other implementation runs when it is asked for them, so that nothing it does comes before that.
         """
         begins = self.implementation.begins
-        waits = None if begins is None else begins(inputs, self.target)
+        waits = None if begins is None else _begun(begins, inputs, self.target)
 
         def outputs() -> Mapping[str, torch.Tensor]:
             made = self.call_guarded(lambda: self._outputs(inputs, waits), inputs)

@@ -119,7 +119,8 @@ class Bench:
         load_components([])
         built_in_implementations()
         _practise(target)
-        self._nursery = Nursery(target, WARM_UP, GRACE, silent=True)  # a client may not read standard error
+        self._target = target
+        self._nursery = self._new_nursery()
         gc.collect()
         gc.freeze()
         self._waiting: deque[tuple[Any, CheckRequest, object]] = deque()
@@ -211,11 +212,25 @@ class Bench:
         """End the processes of a candidate, and return the answer."""
         self._running.remove(one)
         one.judge.kill()
-        for number in one.numbers:
-            self._nursery.end(number)
+        try:
+            for number in one.numbers:
+                self._nursery.end(number)
+        except (OSError, EOFError):  # a candidate has killed its parent
+            self._begin_anew()
         shutil.rmtree(one.folder, ignore_errors=True)
         self._fill()
         return _answer(one.id, said) if said else {}
+
+    def _new_nursery(self) -> Nursery:
+        return Nursery(self._target, WARM_UP, GRACE, silent=True)  # a client may not read standard error
+
+    def _begin_anew(self) -> None:
+        """Have another nursery, and judges that know it; what is being judged with the one before has no verdict."""
+        self._nursery.close()
+        self._nursery = self._new_nursery()
+        for judge in self._idle:
+            judge.kill()
+        self._idle.clear()
 
     def _fill(self) -> None:
         """Have as many judges as may judge at a time, busy or waiting."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import secrets
 import time
@@ -150,7 +151,8 @@ def _keep(provide: Callable[[str], Sequence[Implementation]]) -> Keep:
 
     def keep(outcome: Outcome) -> Any:  # noqa: ANN401 - as a Keep
         if outcome.failure is not None:
-            outcome.alone = (int(_fails_alone(outcome, provide)), 1)
+            with contextlib.suppress(OSError, EOFError):  # it has killed what would begin another process of it
+                outcome.alone = (int(_fails_alone(outcome, provide)), 1)
         return tell(outcome)
 
     return keep

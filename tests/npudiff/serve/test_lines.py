@@ -167,3 +167,10 @@ def test_time_is_told_beside_correctness(judge):
     assert timing["ratio"] > 2
     assert {one["beside"] for one in timing["cases"]} <= {"npu_convert_weight_to_int4pack", "bytes_viewed_as_words"}
     assert judge.ask(WRONG, timed=True)["implementations"][0]["timing"] is None
+
+
+def test_a_candidate_that_kills_its_parent_is_told_and_the_judge_goes_on(judge):
+    said = judge.ask(HEAD + "    os.kill(os.getppid(), 9)\n    time.sleep(5)\n", call_seconds=3.0)
+    assert said["verdict"] == "findings"
+    for _ in range(3):
+        assert judge.ask(examples=2)["verdict"] == "clean"
