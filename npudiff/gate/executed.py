@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
-from multiprocessing.connection import Connection
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +21,7 @@ from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.job import Budget, Job
 from npudiff.run.after_fork import begin
 from npudiff.run.engine import run_job
+from npudiff.run.plan import default_workers
 
 CASES = 12
 """Cases that are looked at of each implementation."""
@@ -40,32 +43,55 @@ def files_executed(jobs: Sequence[Job], root: Path) -> dict[tuple[str, str], fro
         Folder of the repository.
     """
     wanted = [job for job in jobs if job.prop is EQUIVALENCE]
-    context = multiprocessing.get_context("fork")
-    found = {}
-    for job in wanted:
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_watch, args=(job, root, theirs), daemon=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
-            process.start()
-        theirs.close()
-        found[job.subject.names] = frozenset(_received(ours))
-        process.kill()
-        process.join()
+    running: dict[Connection, _Watched] = {}
+    found: dict[tuple[str, str], frozenset[Path]] = {}
+    while wanted or running:
+        while wanted and len(running) < default_workers(wanted[0].subject.target):
+            job = wanted.pop(0)
+            connection, process = _started(job, root)
+            running[connection] = _Watched(job.subject.names, process, time.monotonic() + SECONDS)
+        ready = wait(list(running), max(0.0, min(one.until for one in running.values()) - time.monotonic()))
+        for connection, one in [*running.items()]:
+            over = time.monotonic() > one.until
+            if connection in ready:
+                over = not one.take(connection)
+            if over:
+                found[one.names] = frozenset(one.files)
+                one.process.kill()
+                one.process.join()
+                del running[connection]
+                connection.close()
     return found
 
 
-def _received(connection: Connection) -> set[Path]:
-    """Files that a process names, until it ends or its time is over."""
-    files: set[Path] = set()
-    with connection:
-        while connection.poll(SECONDS):
-            try:
-                message = json.loads(connection.recv_bytes())
-            except EOFError:
-                break
-            files.update(map(Path, message))
-    return files
+@dataclass
+class _Watched:
+    """A process that names the files which it executes."""
+
+    names: tuple[str, str]
+    process: BaseProcess
+    until: float
+    files: set[Path] = field(default_factory=set)
+
+    def take(self, connection: Connection) -> bool:
+        """Take what it has named; False if it has ended."""
+        try:
+            self.files.update(map(Path, json.loads(connection.recv_bytes())))
+        except (EOFError, OSError):
+            return False
+        self.until = time.monotonic() + SECONDS
+        return True
+
+
+def _started(job: Job, root: Path) -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_watch, args=(job, root, theirs), daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
+        process.start()
+    theirs.close()
+    return ours, process
 
 
 def _watch(job: Job, root: Path, connection: Connection) -> None:
