@@ -46,6 +46,12 @@ from npudiff.show.listing import listed
 GRACE = 5.0
 """Seconds after its time that a judge gets to say what it has seen."""
 
+KILLED_BESIDE = (
+    "no verdict: one of the candidates that were judged at this time has killed the process that all were forked from; "
+    "ask again, one at a time, to learn which"
+)
+"""What is said of all of them: which it was cannot be known, and nobody is accused of another's deed."""
+
 WARM_UP = 300.0
 
 _PRACTICE = "rms_norm"
@@ -98,6 +104,10 @@ class _Running:
     judge: JudgeProcess
     folder: Path
     until: float
+    nursery: Nursery
+    """From which its processes are forked."""
+    beside: bool = False
+    """Whether another candidate was judged at the same time."""
     numbers: list[int] = dataclasses.field(default_factory=list)
     """Its processes, as the nursery knows them."""
 
@@ -193,7 +203,10 @@ class Bench:
             asked = len(self._running) + 1 + len(self._waiting)
             judge.begin(message, folder, max(1, self._workers // asked))
             until = time.monotonic() + request.seconds + GRACE
-            self._running.append(_Running(given, request, judge, folder, until))
+            self._running.append(_Running(given, request, judge, folder, until, self._nursery))
+            if len(self._running) > 1:
+                for one in self._running:
+                    one.beside = True
 
     def _heard(self, one: _Running) -> Iterator[dict[str, Any]]:
         """Read what a judge has sent."""
@@ -201,10 +214,11 @@ class Bench:
             said = json.loads(one.judge.connection.recv_bytes())
         except (EOFError, OSError):
             problem = "the judge itself has ended: not enough memory, or a defect of npudiff"
-            yield self._ended(one, document(COMMAND, ExitCode.INTERNAL, problem, {}))
-            return
+            said = {"said": document(COMMAND, ExitCode.INTERNAL, problem, {})}
         if "begun" in said:
             one.numbers.append(said["begun"])
+        elif one.beside and said["said"]["exit_code"] != ExitCode.CLEAN and not one.nursery.alive:
+            yield self._ended(one, self._interrupted(KILLED_BESIDE))
         else:
             yield self._ended(one, said["said"])
 
@@ -214,9 +228,10 @@ class Bench:
         one.judge.kill()
         try:
             for number in one.numbers:
-                self._nursery.end(number)
+                one.nursery.end(number)
         except (OSError, EOFError):  # a candidate has killed its parent
-            self._begin_anew()
+            if one.nursery is self._nursery:
+                self._begin_anew()
         shutil.rmtree(one.folder, ignore_errors=True)
         self._fill()
         return _answer(one.id, said) if said else {}
@@ -225,7 +240,7 @@ class Bench:
         return Nursery(self._target, WARM_UP, GRACE, silent=True)  # a client may not read standard error
 
     def _begin_anew(self) -> None:
-        """Have another nursery, and judges that know it; what is being judged with the one before has no verdict."""
+        """Have another nursery, and judges that know it; what is judged with the one before gets to its answer."""
         self._nursery.close()
         self._nursery = self._new_nursery()
         for judge in self._idle:

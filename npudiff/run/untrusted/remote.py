@@ -76,6 +76,11 @@ class Nursery:
         if self._process.stdout.readline() != b"ready\n":
             raise UsageError("--untrusted: the process from which candidates are forked did not start")
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs; only the process that has begun it knows."""
+        return self._process.poll() is None
+
     def end(self, number: int) -> None:
         """End a process at once, whose judge is gone; nothing if it has ended, and was asked for."""
         with self.ask({"end": number, "now": True}) as connection:

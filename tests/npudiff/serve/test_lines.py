@@ -174,3 +174,16 @@ def test_a_candidate_that_kills_its_parent_is_told_and_the_judge_goes_on(judge):
     assert said["verdict"] == "findings"
     for _ in range(3):
         assert judge.ask(examples=2)["verdict"] == "clean"
+
+
+def test_who_is_judged_beside_one_that_kills_its_parent_is_not_accused_of_it(judge):
+    slow = RIGHT.replace("    words = ", "    import time; time.sleep(0.1)\n    words = ")
+    first = judge.send(component="int4_pack", source=slow, examples=60)
+    time.sleep(1.5)
+    killer = HEAD + "    os.kill(os.getppid(), 9)\n    time.sleep(5)\n"
+    second = judge.send(component="int4_pack", source=killer, call_seconds=3.0)
+    said = {one["id"]: one for one in (judge.receive(), judge.receive())}
+    assert said[first]["verdict"] == "interrupted"
+    assert "killed the process that all were forked from" in said[first]["problem"]
+    assert said[second]["verdict"] != "clean"
+    assert judge.ask(examples=2)["verdict"] == "clean"
