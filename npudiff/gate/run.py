@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,26 +140,35 @@ class _Gate:
 
     def _known(self) -> None:
         """Run cases of known issues, to see whether they still fail."""
-        again = self._config.triage.again
-        tasks, issues = [], []
-        for number, (issue, jobs) in enumerate(again):
+        issues = [_Again(issue, _equivalence_first(jobs)) for issue, jobs in self._config.triage.again]
+        self._run_again([(one, one.jobs[0]) for one in issues])
+        self._run_again([(one, job) for one in issues if one.open for job in one.jobs[1:]])
+        for one in issues:
+            self._judge_known(one)
+        self._result.known += self._config.triage.settled
+
+    def _run_again(self, jobs: Sequence[tuple[_Again, Job]]) -> None:
+        """Run cases of issues: that they fail is all that anybody wants to know."""
+        tasks = []
+        for one, job in jobs:
+            issue = one.issue
             how: dict[str, Any] = {"shrink": False, "explains": False}
             how["explicit_cases"] = (issue.case,) if issue.case else ()
-            keep = _keep_of(issue, self._config.known)
-            tasks += [self._task(job, keep, **how) for job in jobs]
-            issues += [number] * len(jobs)
+            tasks.append(self._task(job, _keep_of(issue, self._config.known), **how))
         self._stage(Part.KNOWN, tasks if self._left > 0 else [])
-        for number, (issue, jobs) in enumerate(again):
-            ended = [one for one in self._ended if issues[one.index] == number]
-            found = [logged(one) for one in ended]
-            runs = [(one.outcome, [told.finding for told in mine]) for one, mine in zip(ended, found, strict=True)]
-            self._result.findings += [
-                _reported(told, warns=False) for mine in found for told in mine if not is_known(issue, told.finding)
-            ]
-            complete = len(runs) == len(jobs) or any(found)
-            self._result.known.append(judged(issue, runs if complete else []))
-            self._result.unfinished += [] if complete else [f"known issue {issue.name}"]
-        self._result.known += self._config.triage.settled
+        for ended in self._ended:
+            jobs[ended.index][0].ended.append(ended)
+
+    def _judge_known(self, one: _Again) -> None:
+        """Add what became of an issue, and what was found in its cases that it does not say."""
+        found = [logged(ended) for ended in one.ended]
+        self._result.findings += [
+            _reported(told, warns=False) for mine in found for told in mine if not is_known(one.issue, told.finding)
+        ]
+        runs = [(ended.outcome, [told.finding for told in mine]) for ended, mine in zip(one.ended, found, strict=True)]
+        complete = len(runs) == len(one.jobs) or any(found)
+        self._result.known.append(judged(one.issue, runs if complete else []))
+        self._result.unfinished += [] if complete else [f"known issue {one.issue.name}"]
 
     def _rotate(self) -> None:
         """Run jobs that hold on other cases, again and again, until the time is up."""
@@ -183,6 +192,22 @@ class _Gate:
         return Task(job, replace(self._result.plan.budget(job), **changes), keep or self._keep)
 
 
+@dataclass
+class _Again:
+    """A known issue that is looked at."""
+
+    issue: KnownIssue
+    jobs: Sequence[Job]
+    """Jobs that draw its cases."""
+    ended: list[JobEnded] = field(default_factory=list)
+    """Those that have ended."""
+
+    @property
+    def open(self) -> bool:
+        """Whether other jobs may say more: where the issue has no verdict, whatever else fails is known too."""
+        return bool(self.issue.verdict) or not any(one.kept for one in self.ended)
+
+
 def _keep_of(issue: KnownIssue, root: Path) -> Keep:
     """Return what writes findings in the cases of an issue: one of equivalence, and what the issue does not say.
 
@@ -196,6 +221,10 @@ def _keep_of(issue: KnownIssue, root: Path) -> Keep:
         return told if again and all(is_known(issue, finding_of_plain(one.content)) for one in told) else write(outcome)
 
     return keep
+
+
+def _equivalence_first(jobs: Sequence[Job]) -> list[Job]:
+    return sorted(jobs, key=lambda job: job.prop is not EQUIVALENCE)
 
 
 def _reported(found: LoggedFinding, *, warns: bool) -> ReportedFinding:
