@@ -101,7 +101,7 @@ def touched_by(change: Change, plan: Plan, rules: Sequence[str]) -> Touched:
     subjects = {job.subject.names: (job.subject.component, job.subject.implementation) for job in plan.jobs}
     used = {name: _used(*subject, change.root) for name, subject in subjects.items()}
     of_backends = [job for job in plan.jobs if is_backend(job.subject.implementation.selector)]
-    for name, executed in files_executed(of_backends, change.root).items():
+    for name, executed in files_executed(of_backends, change.root, change.files).items():
         used[name] |= executed
     touched = {name for name, files in used.items() if files & change.files}
     explained = set().union(*used.values())

@@ -30,7 +30,9 @@ SECONDS = 60.0
 """Time that an implementation may take for them."""
 
 
-def files_executed(jobs: Sequence[Job], root: Path) -> dict[tuple[str, str], frozenset[Path]]:
+def files_executed(
+    jobs: Sequence[Job], root: Path, enough: frozenset[Path] = frozenset()
+) -> dict[tuple[str, str], frozenset[Path]]:
     """Return the files below a folder that each implementation executes, by its names.
 
     Cases run in a process of their own. One that dies, or takes too long, has executed what it had until then.
@@ -41,6 +43,8 @@ def files_executed(jobs: Sequence[Job], root: Path) -> dict[tuple[str, str], fro
         Those of equivalence are looked at.
     root : pathlib.Path
         Folder of the repository.
+    enough : frozenset of pathlib.Path
+        An implementation that has executed all of these is not looked at any longer.
     """
     wanted = [job for job in jobs if job.prop is EQUIVALENCE]
     running: dict[Connection, _Watched] = {}
@@ -54,7 +58,7 @@ def files_executed(jobs: Sequence[Job], root: Path) -> dict[tuple[str, str], fro
         for connection, one in [*running.items()]:
             over = time.monotonic() > one.until
             if connection in ready:
-                over = not one.take(connection)
+                over = not one.take(connection) or (bool(enough) and enough <= one.files)
             if over:
                 found[one.names] = frozenset(one.files)
                 one.process.kill()
