@@ -72,6 +72,15 @@ def test_files_are_those_that_cases_execute_also_of_one_that_dies(checkout):
     assert names == {"near": {"masks.py"}, "far": {"masks.py", "helper.py"}, "leaves": {"masks.py"}}
 
 
+def test_an_implementation_that_has_executed_all_that_changed_is_not_looked_at_any_longer(checkout):
+    from npudiff.gate.executed import files_executed
+    from npudiff.run.plan import Request, make_plan
+
+    plan = make_plan(Request(("swa_mask",), ("backend:small",), "sim"))
+    found = files_executed(plan.jobs, checkout, frozenset({checkout / "their" / "masks.py"}))
+    assert {path.name for path in found["swa_mask", "far"]} == {"masks.py"}  # helper.py would come next
+
+
 @pytest.mark.parametrize(("file", "run"), [("helper", {"far"}), ("masks", {"near", "far"}), ("other", {"near", "far"})])
 def test_a_gate_of_what_is_touched_runs_nothing_else_and_all_where_nothing_is(checkout, small_backend, cli, file, run):
     that_stays = ADAPTERS.partition('\n@npudiff.implementation("swa_mask", on_device=True)\ndef leaves')[0]
