@@ -457,6 +457,7 @@ def _detail(outcome: Outcome, failure: Failure) -> dict[str, Any]:
         "region": conditions(outcome.region, component.axes) if outcome.region else [],
         "first": _first(outcome),
         "worst_case": _worst_case(outcome, failure),
+        "known_answers": [one.plain for one in outcome.job.subject.known_in(failure.case)],
     }
     if failure.error is not None:
         detail["error"] = error_text(failure.error)

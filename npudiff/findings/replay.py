@@ -16,6 +16,7 @@ from npudiff.model.anything import AnyCase
 from npudiff.model.case import from_plain, loads
 from npudiff.model.component import Component, Property, Subject
 from npudiff.model.implementation import Implementation, Target, TargetUnavailable
+from npudiff.model.instead import Instead
 from npudiff.model.job import Isolation, Job, Outcome, Verdict
 from npudiff.run.discovery import OtherComponent, each_once, load_component, load_target, select_implementations
 from npudiff.run.engine import run_case, run_cases
@@ -222,8 +223,16 @@ def job_of_finding(finding: Finding, request: Request) -> tuple[Job, AnyCase]:
         raise UsageError(f"{unknown('implementation', finding.implementation, names)}; give its file with --impl")
     component = with_options(component, chosen[0].options)
     case = _case(component, dict(finding.case), "case")
-    subject = Subject(component, chosen[0], where)
+    subject = Subject(component, chosen[0], where, instead=_known_answers(finding))
     return Job(subject, _property(subject, finding.property_name), chosen[0].constraints), case
+
+
+def _known_answers(finding: Finding) -> tuple[Instead, ...]:
+    """What was known to be computed in the case of a finding, which was judged by that too."""
+    known = finding.detail.get("known_answers", [])
+    if not isinstance(known, list):
+        raise UsageError("what is known to be computed in the case of a finding is damaged")
+    return tuple(map(Instead.of_plain, known))
 
 
 def _provided(component: Component, request: Request, target: Target) -> list[Implementation]:

@@ -118,6 +118,25 @@ class Instead:
             inputs = change.of(inputs)
         return inputs
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """What it is in a finding, of whose case it is known."""
+        return {"instead": [str(change) for change in self.changes], "link": self.link}
+
+    @classmethod
+    def of_plain(cls, plain: object) -> Instead:
+        """Return what a finding says is known, in whatever case.
+
+        Raises
+        ------
+        UsageError
+            If it is damaged.
+        """
+        texts, link = (plain.get("instead"), plain.get("link", "")) if isinstance(plain, Mapping) else (None, "")
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in (*texts, link)):
+            raise UsageError("what is known to be computed in the case of a finding is damaged")
+        return cls(Constraints(), tuple(map(Change.parsed, texts)), link)
+
     def __str__(self) -> str:
         return ", ".join(map(str, self.changes))
 

@@ -157,6 +157,35 @@ def test_where_it_is_known_what_is_computed_another_answer_is_a_finding(gate, kn
     assert ("swa_mask.wide: does not fail any more" in result.out) == answer.startswith("right")
 
 
+def test_a_finding_beside_what_is_known_is_replayed_beside_it(gate, known, tmp_path, cli):
+    path = tmp_path / "mine.py"
+    kernels = path.read_text()
+    path.write_text(kernels + WIDE.format(name="wide", answer="mask if inputs.capacity < 5 else ~mask"))
+    known(("bad", ""), ("wide", INSTEAD))
+    gate()
+    folders = [one for one in (tmp_path / ".npudiff" / "findings").iterdir() if "wide-equivalence" in one.name]
+    assert len(folders) == 1
+    replayed = []
+    for answer in ("~mask", "mask", "right(inputs, target)"):
+        path.write_text(kernels + WIDE.format(name="wide", answer=answer))
+        result = cli("replay", str(folders[0]), "--impl", str(path))
+        replayed.append((result.code, result.out.split()[0]))
+    assert replayed == [(ExitCode.FINDINGS, "FAILED"), (ExitCode.CLEAN, "FIXED"), (ExitCode.CLEAN, "FIXED")]
+
+
+@pytest.mark.parametrize(
+    "damaged", ["{}", '[{"instead": "window += 1"}]', '[{"instead": [1]}]', '[{"instead": ["x"]}]']
+)
+def test_a_damaged_finding_is_not_replayed_beside_what_is_not_known(gate, tmp_path, cli, damaged):
+    gate()
+    (folder,) = (tmp_path / ".npudiff" / "findings").iterdir()
+    content = json.loads((folder / "finding.json").read_text())
+    content["detail"]["known_answers"] = json.loads(damaged)
+    (folder / "finding.json").write_text(json.dumps(content))
+    result = cli("replay", str(folder), "--impl", str(tmp_path / "mine.py"))
+    assert (result.code, result.out.split()[0]) == (ExitCode.USAGE, "ERROR")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
