@@ -11,6 +11,7 @@ import torch
 
 from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
 from npudiff.judge.compare import compare, same_bits
+from npudiff.judge.memory import STAYS_WITHIN
 from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs
 from npudiff.model.component import (
     Comparison,
@@ -151,7 +152,7 @@ def properties_of(component: Component) -> tuple[Property, ...]:
 
     A component with history is tested by nothing but sequences of calls already.
     """
-    shared = () if component.history is not None else (CALL_INDEPENDENCE,)
+    shared = () if component.history is not None else (CALL_INDEPENDENCE, STAYS_WITHIN)
     return (EQUIVALENCE, *component.relations, *shared)
 
 

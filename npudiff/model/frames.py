@@ -44,6 +44,15 @@ def places_of(error: BaseException) -> tuple[str, ...]:
     return _told(error, _place)
 
 
+def place_here() -> str:
+    """Return file and line of the innermost frame of own code that is running now; empty if there is none."""
+    try:
+        stack = traceback.StackSummary.extract(traceback.walk_stack(None), limit=MOST_READ, lookup_lines=False)
+        return next((_place(frame) for frame in stack if _is_own(Path(frame.filename))), "")
+    except Exception:  # noqa: BLE001 - it is foreign code
+        return ""
+
+
 def _told(error: BaseException, said: Callable[[traceback.FrameSummary], str]) -> tuple[str, ...]:
     try:
         trace = traceback.extract_tb(error.__traceback__, limit=-MOST_READ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from npudiff.errors import UsageError
 from npudiff.model.component import InputsChanged, changed_tensors, fingerprint
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.operators import OperatorWatch
+from npudiff.model.red_zones import called_in_red_zones
 from npudiff.model.returned import outputs_of, plain_error
 from npudiff.run.discovery import own_implementations
 from npudiff.run.isolation.faults import RemoteError
@@ -83,6 +85,8 @@ class _Candidate:
         item = self._items[question["call"]]
         before = fingerprint(inputs)
         function = self._function(item, question)
+        if question.get("red_zones"):
+            function = functools.partial(called_in_red_zones, function)
         if question["call"] not in self._operators:
             with OperatorWatch(self._target) as watch:
                 result = function(inputs, self._target)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Client, Connection
 from multiprocessing.reduction import send_handle
 from pathlib import Path
@@ -160,18 +160,20 @@ class CandidateProcess:
             raise UsageError(f"--impl {self._selector}: its process does not say what is in it")
         return items
 
-    def call(self, number: int, session: int | None, names: tuple[str, ...], inputs: object) -> dict[str, torch.Tensor]:
-        """Return the outputs of a call.
+    def call(
+        self, number: int, session: int | None, names: tuple[str, ...], inputs: object, *, red_zones: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Return the outputs of a call; of one whose tensors lie between red zones there, if that is asked for.
 
         Raises
         ------
         RemoteError
             If it raises, does not come back, ends its process, or sends what is no output.
         """
-        return self.begin_call(number, session, names, inputs)()
+        return self.begin_call(number, session, names, inputs, red_zones=red_zones)()
 
     def begin_call(
-        self, number: int, session: int | None, names: tuple[str, ...], inputs: object
+        self, number: int, session: int | None, names: tuple[str, ...], inputs: object, *, red_zones: bool = False
     ) -> Callable[[], dict[str, torch.Tensor]]:
         """Begin a call, and return what waits for its outputs, as ``call`` does.
 
@@ -182,8 +184,9 @@ class CandidateProcess:
         if self._connection is None or self._owner != os.getpid():  # a fork of the judge has a candidate of its own
             self._asks = False
             self._begin()
-        question = {"call": number, "session": session, "outputs": names, "inputs": pack(inputs, self._files[0])}
-        self._ask(question)
+        packed = pack(inputs, self._files[0])
+        asked = {"call": number, "session": session, "outputs": names, "inputs": packed, "red_zones": red_zones}
+        self._ask(asked)
         until = time.monotonic() + self._limits.call
         self._asks = True
         return lambda: self._finish_call(number, until)
@@ -316,8 +319,12 @@ def _implementation(process: CandidateProcess, number: int, one: object, selecto
 
         return function
 
+    def in_red_zones(inputs: AnyInputs, target: Target) -> dict[str, torch.Tensor]:
+        del target
+        return process.call(number, None, judged.outputs, inputs, red_zones=True)
+
     stateful = said.get("stateful") is True
-    return Implementation(
+    made = Implementation(
         str(component),
         str(name),
         calling(None),
@@ -331,3 +338,5 @@ def _implementation(process: CandidateProcess, number: int, one: object, selecto
         on_device=said.get("on_device") is True,
         operators=lambda: process.operators.get(number),
     )
+    zoned = replace(made, function=in_red_zones, factory=None, begins=None)
+    return replace(made, elsewhere_in_red_zones=lambda: zoned)

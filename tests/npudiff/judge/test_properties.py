@@ -10,6 +10,7 @@ import torch
 import npudiff
 from npudiff.judge import judge
 from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE, properties_of
+from npudiff.judge.memory import STAYS_WITHIN
 from npudiff.model.constraints import Constraints
 from npudiff.model.implementation import Implementation
 from npudiff.model.job import Budget, Job, Verdict
@@ -192,7 +193,7 @@ def test_every_call_of_one_that_keeps_something_begins_afresh_until_it_is_opened
 
 
 def test_all_components_but_those_with_history_have_it(toy):
-    assert properties_of(toy.component)[-1] is CALL_INDEPENDENCE
+    assert properties_of(toy.component)[-2:] == (CALL_INDEPENDENCE, STAYS_WITHIN)
     assert properties_of(load_component("hybrid_pools")) == (EQUIVALENCE,)
 
 
