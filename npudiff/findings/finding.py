@@ -32,11 +32,11 @@ from npudiff.model.backend import option_of
 from npudiff.model.case import dumps, loads, to_plain
 from npudiff.model.component import Comparison, Component, OutputComparison
 from npudiff.model.drift import Drift
+from npudiff.model.faults import RemoteError
 from npudiff.model.frames import frames_of
 from npudiff.model.job import Failure, Job, Outcome, Poisoning, Verdict
 from npudiff.model.version import VERSION
 from npudiff.run.explain import conditions
-from npudiff.run.isolation.faults import RemoteError
 from npudiff.text import printable
 
 SCHEMA_VERSION = 1

@@ -15,12 +15,12 @@ from npudiff.judge.others import properties_with_others
 from npudiff.model.anything import AnyCase
 from npudiff.model.case import from_plain, loads
 from npudiff.model.component import Component, Property, Subject
+from npudiff.model.faults import Kind
 from npudiff.model.implementation import Implementation, Target, TargetUnavailable
 from npudiff.model.instead import Instead
 from npudiff.model.job import Isolation, Job, Outcome, Verdict
 from npudiff.run.discovery import OtherComponent, each_once, load_component, load_target, select_implementations
 from npudiff.run.engine import run_case, run_cases
-from npudiff.run.isolation.faults import Kind
 from npudiff.run.plan import Request, can_isolate, may_end_its_process, untrusted_provider
 from npudiff.text import counted
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
     from hypothesis.strategies import SearchStrategy
 
+    from npudiff.model.illegal import Illegal
     from npudiff.model.instead import Instead
 
 
@@ -284,6 +285,8 @@ class Component(Generic[CaseT, InputsT]):
     """A feature whose share of the cases every listing shows, because bugs live there; empty for none."""
     relations: tuple[Property[CaseT], ...] = ()
     """What must hold besides equivalence with the reference."""
+    illegal: tuple[Illegal, ...] = ()
+    """What can be wrong with inputs, in the component's own words: implementations that check them are given it."""
     profiles: Mapping[str, Boxes] = field(default_factory=dict)
     """Production sizes, by model name, as values of axes."""
     example_ratio: float = 1.0

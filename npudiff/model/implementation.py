@@ -118,6 +118,8 @@ class Implementation(Generic[InputsT, OutputsT]):
     """Says what it needs and is not here, or an empty text: it is left out of a run then, and the run says why."""
     native: bool = False
     """Whether it is the plain form that a backend has beside those for a device, of PyTorch's own operators."""
+    checks: bool = False
+    """Whether it checks what it is given: illegal inputs have to raise."""
     others: tuple[Implementation[InputsT, OutputsT], ...] = field(default=(), repr=False, compare=False)
     """The other ways in which its backend computes the same. It is the package of a backend that says so."""
 
@@ -158,6 +160,7 @@ def implementation(
     options: Mapping[str, Sequence[str]] | None = None,
     requires: Callable[[], str] | None = None,
     native: bool = False,
+    checks: bool = False,
 ) -> Callable[[ImplementationFunction[InputsT, OutputsT]], Implementation[InputsT, OutputsT]]: ...
 
 
@@ -174,6 +177,7 @@ def implementation(
     options: Mapping[str, Sequence[str]] | None = None,
     requires: Callable[[], str] | None = None,
     native: bool = False,
+    checks: bool = False,
 ) -> Callable[[Callable[[], ImplementationFunction[InputsT, OutputsT]]], Implementation[InputsT, OutputsT]]: ...
 
 
@@ -189,6 +193,7 @@ def implementation(
     options: Mapping[str, Sequence[str]] | None = None,
     requires: Callable[[], str] | None = None,
     native: bool = False,
+    checks: bool = False,
     **unknown: object,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     """Turn a function ``f(inputs, target)`` into an implementation that npudiff finds.
@@ -220,6 +225,10 @@ def implementation(
         empty text. A run leaves the implementation out then, and says why.
     native : bool, optional
         Whether it is the plain form that a backend keeps beside those for a device, of PyTorch's own operators.
+    checks : bool, optional
+        Whether it checks what it is given. Then it is also given inputs in which one thing is illegal (a wrong dtype, a
+        row less, a page beyond the pool, a negative length), and has to raise, or give the right answer where there is
+        one.
 
     Raises
     ------
@@ -241,7 +250,13 @@ def implementation(
         item = implementation_of(
             function, component, name=name, supports=supports, on_device=on_device, stateful=stateful
         )
-        more: dict[str, Any] = {"wrong": wrong, "mutant_of": mutant_of, "requires": requires, "native": native}
+        more: dict[str, Any] = {
+            "wrong": wrong,
+            "mutant_of": mutant_of,
+            "requires": requires,
+            "native": native,
+            "checks": checks,
+        }
         own = {option: tuple(values) for option, values in (options or {}).items()}
         return _defined(replace(item, options=own, **more), function)
 

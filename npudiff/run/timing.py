@@ -15,11 +15,11 @@ from typing import Any
 
 from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.component import Comparison, Property, Subject
+from npudiff.model.faults import Faulted
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.job import Budget, Job, Outcome
 from npudiff.run.discovery import built_in_implementations
 from npudiff.run.engine import run_job
-from npudiff.run.isolation.faults import Faulted
 from npudiff.run.isolation.process import WorkerDefect, WorkerProcess
 from npudiff.run.isolation.worker import serve
 

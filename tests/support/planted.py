@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from npudiff.model.component import ImplementationRaised
+from npudiff.model.faults import Kind, RemoteError
 from npudiff.model.job import Isolation, Job, Outcome
-from npudiff.run.isolation.faults import Kind, RemoteError
 from npudiff.run.isolation.judge import IsolatedJudge
 
 

@@ -43,10 +43,10 @@ from npudiff.model.component import (
     OutputComparison,
     Subject,
 )
+from npudiff.model.faults import Kind, RemoteError, kind_of
 from npudiff.model.implementation import Target
 from npudiff.model.job import Failure, Job, Outcome, Verdict
 from npudiff.run.after_fork import begin
-from npudiff.run.isolation.faults import Kind, RemoteError, kind_of
 from npudiff.run.isolation.reaper import reaper
 from npudiff.text import clipped, printable
 

@@ -20,9 +20,9 @@ from npudiff.judge.judge import LocalJudge
 from npudiff.model.anything import AnyCase
 from npudiff.model.case import dumps, loads
 from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable, Passed
+from npudiff.model.faults import RemoteError
 from npudiff.model.job import Job, Outcome
 from npudiff.run.engine import run_case, run_job
-from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.journal import Journal
 from npudiff.run.isolation.lingering import Lingering

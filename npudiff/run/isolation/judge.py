@@ -12,8 +12,8 @@ from npudiff.model.anything import AnyCase
 from npudiff.model.case import dumps, loads
 from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable, Passed
 from npudiff.model.drift import sums_from_plain
+from npudiff.model.faults import Faulted, Kind, RemoteError
 from npudiff.model.job import Isolation, Job, Outcome, Poisoning
-from npudiff.run.isolation.faults import Faulted, Kind, RemoteError
 from npudiff.run.isolation.ipc import unpack_comparison
 from npudiff.run.isolation.journal import PASSED, Journal
 from npudiff.run.isolation.process import WorkerProcess, answering

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from npudiff.errors import DeviceLost
+from npudiff.model.faults import Faulted, Kind, died
 from npudiff.model.implementation import Target
 from npudiff.run import after_fork
-from npudiff.run.isolation.faults import Faulted, Kind, died
 from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.reaper import Reaper, reaper
 

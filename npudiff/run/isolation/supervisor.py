@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 
 from npudiff.errors import DeviceLost
 from npudiff.model.case import dumps, loads
+from npudiff.model.faults import Faulted, Kind
 from npudiff.model.job import Budget, Isolation, Job, Outcome, Poisoning
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.explain import explain
 from npudiff.run.isolation.batch_worker import Clock, batch_worker_main, kind_of_failure
-from npudiff.run.isolation.faults import Faulted, Kind
 from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.journal import Journal
 from npudiff.run.isolation.judge import SUSPECTS, IsolatedJudge, poisoner

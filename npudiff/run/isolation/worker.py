@@ -17,9 +17,9 @@ from npudiff.judge.judge import LocalJudge
 from npudiff.model.anything import AnyCase
 from npudiff.model.case import dumps, loads
 from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable
+from npudiff.model.faults import RemoteError
 from npudiff.model.implementation import Target
 from npudiff.model.job import Job
-from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.isolation.ipc import SharedTensors, pack_comparison
 from npudiff.run.isolation.lingering import Lingering
 

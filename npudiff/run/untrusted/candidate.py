@@ -11,12 +11,12 @@ from typing import Any
 
 from npudiff.errors import UsageError
 from npudiff.model.component import InputsChanged, changed_tensors, fingerprint
+from npudiff.model.faults import RemoteError
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.operators import OperatorWatch
 from npudiff.model.red_zones import called_in_red_zones
 from npudiff.model.returned import outputs_of, plain_error
 from npudiff.run.discovery import own_implementations
-from npudiff.run.isolation.faults import RemoteError
 from npudiff.run.untrusted.wire import pack_boxes, pack_outputs, unpack
 
 

@@ -26,10 +26,10 @@ import torch
 from npudiff.errors import UsageError
 from npudiff.model.anything import AnyInputs
 from npudiff.model.constraints import Constraints
+from npudiff.model.faults import Kind, RemoteError, died
 from npudiff.model.frames import frames_as_sent
 from npudiff.model.implementation import Implementation, Target
 from npudiff.run.discovery import load_component
-from npudiff.run.isolation.faults import Kind, RemoteError, died
 from npudiff.run.isolation.lingering import Lingering
 from npudiff.run.untrusted.nursery import MOST_MESSAGE
 from npudiff.run.untrusted.wire import Malformed, pack, unpack_boxes, unpack_outputs

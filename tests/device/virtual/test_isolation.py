@@ -12,9 +12,9 @@ from npudiff.device import ascend, targets
 from npudiff.device.virtual import faults
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Subject
+from npudiff.model.faults import Kind
 from npudiff.model.job import Isolation, Job
 from npudiff.run.discovery import load_component
-from npudiff.run.isolation.faults import Kind
 from planted import inspected, places
 
 pytestmark = pytest.mark.virtual

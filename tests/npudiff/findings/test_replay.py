@@ -10,7 +10,7 @@ from npudiff.errors import ExitCode
 from npudiff.findings import replay
 from npudiff.findings.finding import AFTER_OTHERS, FINDING_FILE, POISONS
 from npudiff.findings.replay import finding_folders
-from npudiff.run.isolation.faults import Kind
+from npudiff.model.faults import Kind
 
 MASK_CASE = {"kv_lengths": [2], "window": 1, "spare": 0, "dtype": "int32", "column": False}
 

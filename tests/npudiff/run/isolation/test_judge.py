@@ -10,9 +10,9 @@ import pytest
 
 from npudiff.errors import DeviceLost
 from npudiff.model.component import ImplementationRaised
+from npudiff.model.faults import Kind
 from npudiff.model.job import Budget, Outcome, Verdict
 from npudiff.run.engine import run_case, run_job
-from npudiff.run.isolation.faults import Kind
 from npudiff.run.isolation.journal import left_behind
 from npudiff.run.isolation.judge import IsolatedJudge
 from npudiff.run.isolation.worker import probe_device

@@ -14,9 +14,9 @@ import torch
 
 from npudiff.errors import UsageError
 from npudiff.model.constraints import Constraints
+from npudiff.model.faults import Kind, RemoteError
 from npudiff.reference.swiglu import Activation, SwigluInputs
 from npudiff.run.discovery import load_target
-from npudiff.run.isolation.faults import Kind, RemoteError
 from npudiff.run.untrusted import remote
 from npudiff.run.untrusted.remote import Nursery, untrusted_implementations
 

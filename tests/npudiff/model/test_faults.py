@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from npudiff.run.isolation.faults import Kind, RemoteError, died, kind_of
+from npudiff.model.faults import Kind, RemoteError, died, kind_of
 
 
 @pytest.mark.parametrize(
