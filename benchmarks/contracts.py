@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from npudiff.api import components
-from npudiff.show.listing import InputField, ListedComponent
+from npudiff.show.listing import OF_TENSORS, InputField, ListedComponent
 
 PAGE = Path(__file__).parent.parent / "docs" / "contracts.md"
 
@@ -49,6 +49,8 @@ def _component(one: ListedComponent) -> Iterator[str]:
     yield "| axis | what it is | values |\n| --- | --- | --- |"
     for axis in one.axes:
         yield f"| `{axis.name}` | {_cell(axis.meaning)} | {_cell(axis.values)} |"
+    if not one.history:
+        yield f"\nIllegal inputs, for `checks=True`: {'; '.join((*one.illegal, OF_TENSORS))}."
 
 
 def _fields(fields: Sequence[InputField], indent: str) -> Iterator[str]:

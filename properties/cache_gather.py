@@ -15,6 +15,7 @@ from npudiff.judge.pattern import NOWHERE
 from npudiff.judge.relations import Changed, relation
 from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box, allows
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import empty_parts
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.far_pool import behind, far_pool_axis, pages_before
@@ -25,6 +26,7 @@ from npudiff.properties._shared.head_dims import (
     split_head_dims,
     unfilled_strips,
 )
+from npudiff.properties._shared.illegal import illegal_pages
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.moved_data import DTYPES as TORCH_DTYPES
 from npudiff.properties._shared.moved_data import random_bits
@@ -421,6 +423,14 @@ def _sizes(model: Model) -> Box | None:
     }
 
 
+def _read(inputs: CacheGatherInputs) -> list[int]:
+    """Tokens of each request up to the last one that is read; 0 for none."""
+    starts = torch.zeros_like(inputs.lengths) if inputs.starts is None else inputs.starts
+    return [
+        start + length if length else 0 for start, length in zip(starts.tolist(), inputs.lengths.tolist(), strict=True)
+    ]
+
+
 component = Component(
     name="cache_gather",
     summary="keys and values of a batch, read out of a paged cache into one piece, byte by byte",
@@ -428,6 +438,11 @@ component = Component(
     outputs=("key", "value"),
     inputs=build_inputs,
     reference=cache_gather,
+    illegal=(
+        *illegal_pages("block_table", "key_cache", lambda inputs: inputs.page_size, _read),
+        wrong_element("a negative length", "lengths", constant(-1)),
+        wrong_element("a negative start", "starts", constant(-1)),
+    ),
     coordinates=coordinates,
     highlighted_region="NZ",
     relations=(

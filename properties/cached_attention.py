@@ -16,6 +16,7 @@ from npudiff.model.component import Component
 from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.illegal import illegal_lengths, illegal_pages, illegal_slots, read_by_batch
 from npudiff.properties._shared.slots import page_names, page_order_axis
 from npudiff.properties.sliding_attention.strategy import MOST_HEADS
 from npudiff.reference.cached_attention import CachedAttentionInputs, cached_attention
@@ -222,6 +223,11 @@ component = Component(
     outputs=("output",),
     inputs=build_inputs,
     reference=cached_attention,
+    illegal=(
+        *illegal_slots("key_cache", lambda inputs: inputs.page_size),
+        *illegal_pages("block_table", "key_cache", lambda inputs: inputs.page_size, read_by_batch),
+        *illegal_lengths("block_table", lambda inputs: inputs.page_size),
+    ),
     coordinates=coordinates,
     highlighted_region="layouts differ",
     relations=(

@@ -12,6 +12,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, relation, tokens_do_not_mix
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import empty_parts, magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_experts
@@ -166,6 +167,10 @@ component = Component(
     outputs=("quantised", "scale"),
     inputs=build_inputs,
     reference=dynamic_quant,
+    illegal=(
+        wrong_element("a negative end", "expert_ends", constant(-1)),
+        wrong_element("an end beyond the last row", "expert_ends", lambda inputs: len(inputs.states) + 1, lambda _: -1),
+    ),
     coordinates=coordinates,
     highlighted_region="int4",
     relations=(

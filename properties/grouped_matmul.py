@@ -12,6 +12,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, relation, rows_taken
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import expert_weights, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.expert_weights import BITS, FORMS, Shape, whole_numbers
@@ -348,6 +349,16 @@ def _sizes(model: Model) -> Box:
     }
 
 
+def _first_count(inputs: GroupedMatmulInputs) -> int:
+    """Where the rows of the first group stand: of pairs, behind its number."""
+    return inputs.group_list.dim() - 1
+
+
+def _rows_and_one(inputs: GroupedMatmulInputs) -> int:
+    """One row more than there are; of columns, where the inner axis is split."""
+    return inputs.states.shape[1 if inputs.splits_inner else 0] + 1
+
+
 component = Component(
     name="grouped_matmul",
     summary="rows in groups, each times the matrix of its expert: floats, W8A8, W4A8 and weights alone in integers",
@@ -355,6 +366,10 @@ component = Component(
     outputs=("output",),
     inputs=build_inputs,
     reference=grouped_matmul,
+    illegal=(
+        wrong_element("a negative number of rows", "group_list", constant(-1), _first_count),
+        wrong_element("groups with more rows than there are", "group_list", _rows_and_one, lambda _: -1),
+    ),
     coordinates=coordinates,
     highlighted_region="empty groups",
     relations=(

@@ -18,6 +18,7 @@ from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.cache_coordinates import cache_coordinates
 from npudiff.properties._shared.head_dims import unfilled_strips
+from npudiff.properties._shared.illegal import illegal_rows, illegal_slots
 from npudiff.properties._shared.long_table import table_of_numbers
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.padding import padded_text, padding_axis, padding_place_axis, with_padding
@@ -364,6 +365,10 @@ component = Component(
     outputs=("rope", "latent", "rope_cache", "latent_cache"),
     inputs=build_inputs,
     reference=kv_rmsnorm_rope_cache,
+    illegal=(
+        *illegal_slots("latent_cache", lambda inputs: inputs.page_size),
+        *illegal_rows("positions", "cos_sin_cache", "a position"),
+    ),
     coordinates=coordinates,
     highlighted_region="NZ",
     relations=(

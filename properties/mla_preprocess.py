@@ -17,6 +17,7 @@ from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.cache_coordinates import cache_coordinates
 from npudiff.properties._shared.head_dims import unfilled_strips
+from npudiff.properties._shared.illegal import illegal_rows, illegal_slots
 from npudiff.properties._shared.long_table import table_of_numbers
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.padding import padded_text, padding_axis, padding_place_axis, with_padding
@@ -355,6 +356,10 @@ component = Component(
     outputs=("query_nope", "query_rope", "rope_cache", "latent_cache"),
     inputs=build_inputs,
     reference=mla_preprocess,
+    illegal=(
+        *illegal_slots("latent_cache", lambda inputs: inputs.page_size),
+        *illegal_rows("positions", "cos_sin_cache", "a position"),
+    ),
     coordinates=coordinates,
     highlighted_region="NZ",
     relations=(

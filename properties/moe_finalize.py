@@ -13,6 +13,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.relations import relation
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
+from npudiff.model.illegal import beyond, wrong_element
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_experts
@@ -195,6 +196,7 @@ component = Component(
     outputs=("output",),
     inputs=build_inputs,
     reference=moe_finalize,
+    illegal=(wrong_element("a row beyond the last one", "src_to_dst_row", beyond("expanded_rows")),),
     coordinates=coordinates,
     highlighted_region="left out",
     relations=(

@@ -14,6 +14,7 @@ from npudiff.judge.pattern import NOWHERE as NO_COORDINATE
 from npudiff.judge.relations import Changed, relation
 from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
+from npudiff.model.illegal import wrong_element
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import FEW, Model, of_experts
@@ -225,6 +226,7 @@ component = Component(
     outputs=("rows", "src_to_dst_row", "counts", "scale"),
     inputs=build_inputs,
     reference=moe_routing,
+    illegal=(wrong_element("an expert beyond all", "experts", lambda inputs: inputs.all_experts + 1),),
     coordinates=coordinates,
     highlighted_region="experts elsewhere",
     relations=(

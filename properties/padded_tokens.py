@@ -14,6 +14,7 @@ from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.judge.relations import Changed, relation
 from npudiff.model.component import Comparison, Component, Property, Subject
 from npudiff.model.constraints import Box
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_experts
@@ -278,6 +279,7 @@ component = Component(
     outputs=("weights", "experts", "counts", "output"),
     inputs=build_inputs,
     reference=padded_tokens,
+    illegal=(wrong_element("a negative number of real rows", "totals", constant(-1)),),
     coordinates=coordinates,
     highlighted_region="real rows are no prefix",
     relations=(

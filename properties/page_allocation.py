@@ -12,6 +12,7 @@ from npudiff.draw.cases import Case, Chooser, axis, choice, derived, part, seed,
 from npudiff.judge.compare import compare
 from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Box
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.slots import page_names, page_order_axis
 from npudiff.reference.bounds import exactly
@@ -184,6 +185,10 @@ component = Component(
     outputs=("slots", "pages_taken"),
     inputs=build_inputs,
     reference=page_allocation,
+    illegal=(
+        wrong_element("a negative length", "lengths", constant(-1)),
+        wrong_element("a length that is less than before", "lengths", lambda inputs: int(inputs.prefix_lengths[0]) - 1),
+    ),
     coordinates=coordinates,
     highlighted_region="decode",
     relations=(

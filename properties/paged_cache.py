@@ -23,6 +23,7 @@ from npudiff.properties._shared.head_dims import (
     split_head_dims,
     unfilled_strips,
 )
+from npudiff.properties._shared.illegal import illegal_slots
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.padding import padded_text, padding_axis, padding_place_axis, with_padding
 from npudiff.properties._shared.rows import COUNTS, GAPS, SEVERAL, with_row_stride
@@ -299,6 +300,7 @@ component = Component(
     outputs=("key_cache", "value_cache"),
     inputs=build_inputs,
     reference=paged_cache,
+    illegal=illegal_slots("key_cache", lambda inputs: inputs.page_size),
     coordinates=coordinates,
     highlighted_region="NZ",
     relations=(

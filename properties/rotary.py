@@ -17,6 +17,7 @@ from npudiff.model.constraints import Joined
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.head_dims import join_head_dims
+from npudiff.properties._shared.illegal import illegal_rows
 from npudiff.properties._shared.long_table import ROW_STEP, table_of_numbers
 from npudiff.properties._shared.models import of_models, rotary_boxes
 from npudiff.properties._shared.rows import GAPS, with_row_stride
@@ -370,6 +371,7 @@ component = Component(
     outputs=("query", "key"),
     inputs=build_inputs,
     reference=rotary,
+    illegal=illegal_rows("positions", "cos_sin_cache", "a position"),
     coordinates=coordinates,
     highlighted_region="partial rotary",
     relations=(

@@ -13,6 +13,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, relation, rows_taken
 from npudiff.model.component import Component
 from npudiff.model.constraints import Allowed, Box, intersection
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
 from npudiff.reference.swa_mask import SwaMaskInputs, swa_mask
@@ -170,6 +171,10 @@ component = Component(
     outputs=("mask",),
     inputs=build_inputs,
     reference=swa_mask,
+    illegal=(
+        wrong_element("a negative length", "kv_lengths", constant(-1)),
+        wrong_element("a length beyond the capacity", "kv_lengths", lambda inputs: inputs.capacity + 1),
+    ),
     coordinates=coordinates,
     highlighted_region="query length 1",
     relations=(

@@ -13,6 +13,7 @@ from npudiff.judge.pattern import NOWHERE
 from npudiff.judge.relations import Changed, relation, rows_reordered, rows_taken
 from npudiff.model.component import Component, NotApplicable
 from npudiff.model.constraints import Box, Numbers
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import magnitudes, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.loads import equal_groups
@@ -344,6 +345,10 @@ component = Component(
     outputs=("quantised", "scale"),
     inputs=build_inputs,
     reference=swiglu_quant,
+    illegal=(
+        wrong_element("a negative count", "counts", constant(-1)),
+        wrong_element("groups with more rows than there are", "counts", lambda inputs: len(inputs.states) + 1),
+    ),
     coordinates=coordinates,
     highlighted_region="sums",
     relations=(

@@ -91,7 +91,7 @@ def counts_of(group_list: torch.Tensor, group_list_type: str, experts: int) -> t
         here = numbers[sizes > 0]
         if bool((torch.diff(here) <= 0).any()) or bool((here < 0).any()) or bool((here >= experts).any()):
             raise ValueError(f"pairs must name experts of 0..{experts - 1} in their order, got {here.tolist()}")
-        counts = torch.zeros_like(sizes).index_copy(0, here, sizes[sizes > 0])
+        counts = torch.where(sizes < 0, sizes, 0).index_copy(0, here, sizes[sizes > 0])
     if bool((counts < 0).any()):
         raise ValueError(f"no group has fewer than 0 rows, got {counts.tolist()}")
     return counts

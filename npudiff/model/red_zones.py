@@ -226,10 +226,12 @@ def called_in_red_zones(
     """
     zones = RedZones()
     given = zones.around(inputs)
-    with zones:
-        outputs = function(given, target)
-        target.synchronize()
-    zones.check()
+    try:
+        with zones:
+            outputs = function(given, target)
+            target.synchronize()
+    finally:
+        zones.check()  # also where it has refused the inputs afterwards
     return outputs
 
 

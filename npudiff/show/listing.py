@@ -76,6 +76,10 @@ class ListedImplementation:
     """Name of an option to its values."""
 
 
+OF_TENSORS = "a tensor of another dtype, with an axis more, or with a row less"
+"""What can be wrong with the inputs of every component."""
+
+
 @dataclass(frozen=True)
 class ListedComponent:
     """A component: what an implementation of it is given, what it returns, and how it is tested."""
@@ -95,6 +99,8 @@ class ListedComponent:
     """What such an object must be able to do."""
     axes: tuple[ListedAxis, ...]
     properties: tuple[ListedProperty, ...]
+    illegal: tuple[str, ...]
+    """What can be wrong with inputs besides their tensors, which one that says ``checks=True`` has to refuse."""
     models: tuple[str, ...]
     """Names of models whose sizes are known, for ``--model``."""
     implementations: tuple[ListedImplementation, ...]
@@ -117,6 +123,7 @@ def listed(component: Component, implementations: Iterable[Implementation]) -> L
         tuple(_methods(history.opens)) if history is not None and history.opens is not None else (),
         tuple(ListedAxis(name, axis.meaning, axis.options) for name, axis in component.axes.items()),
         tuple(ListedProperty(name, prop.summary) for name, prop in named.items()),
+        tuple(kind.what for kind in component.illegal),
         tuple(sorted(component.profiles)),
         tuple(
             ListedImplementation(
@@ -146,6 +153,7 @@ def lines_of(component: ListedComponent, *, full: bool) -> list[str]:
         lines += ["  axes, for --where and supports="]
         for axis in component.axes:
             lines += [f"    {axis.name:26} {axis.meaning}", f"    {'':26} {axis.values}"]
+        lines += ["  illegal inputs, for checks=True", *(f"    {one}" for one in (*component.illegal, OF_TENSORS))]
         lines += ["  models, for --model", f"    {', '.join(component.models) or 'none'}"]
     return [*lines, ""]
 

@@ -3,6 +3,7 @@
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.illegal import illegal_batch
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties.latent_attention.case import LatentAttentionCase
 from npudiff.properties.latent_attention.coordinates import coordinates
@@ -26,6 +27,7 @@ component = Component(
     outputs=("output", "lse"),
     inputs=build_inputs,
     reference=latent_attention,
+    illegal=illegal_batch("pool", lambda inputs: inputs.pool.page_size),
     coordinates=coordinates,
     highlighted_region="query length 1",
     relations=RELATIONS,

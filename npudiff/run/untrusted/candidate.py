@@ -61,6 +61,7 @@ class _Candidate:
                 "supports": pack_boxes(item.constraints.boxes),
                 "stateful": item.factory is not None,
                 "on_device": item.on_device,
+                "checks": item.checks,
             }
             for item in self._items
         ]

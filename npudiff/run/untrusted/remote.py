@@ -336,6 +336,7 @@ def _implementation(process: CandidateProcess, number: int, one: object, selecto
         untrusted=True,
         begins=None if stateful else beginning,
         on_device=said.get("on_device") is True,
+        checks=said.get("checks") is True,
         operators=lambda: process.operators.get(number),
     )
     zoned = replace(made, function=in_red_zones, factory=None, begins=None)

@@ -1,0 +1,86 @@
+"""That an implementation which checks its inputs refuses illegal ones, and neither hangs nor writes elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from npudiff.judge.compare import compare
+from npudiff.model.anything import AnyCase, AnyInputs
+from npudiff.model.component import (
+    Comparison,
+    ImplementationRaised,
+    InputsChanged,
+    NotApplicable,
+    OutputComparison,
+    Property,
+    Subject,
+)
+from npudiff.model.faults import Kind, RemoteError
+from npudiff.model.illegal import illegal_inputs
+from npudiff.model.red_zones import NoZones, WroteOutside, in_red_zones
+
+_OWN = (WroteOutside.__name__, InputsChanged.__name__)
+"""Exceptions that say what a call did, and refuse nothing."""
+
+
+def _refused(subject: Subject, case: AnyCase) -> Comparison:
+    """Give inputs in which one thing is wrong, one after the other; the first that is taken and not right fails."""
+    inputs = subject.component.inputs(case)
+    guarded = replace(subject, implementation=in_red_zones(subject.implementation))
+    seen = False
+    for illegal, changed in illegal_inputs(subject.component.illegal, inputs):
+        seen = True
+        try:
+            outputs = guarded.run(changed)
+        except ImplementationRaised as error:
+            _check_refusal(error, illegal.what)
+            continue
+        except NotApplicable:
+            continue
+        compared = _answered(subject, illegal.what, None if illegal.no_answer else changed, outputs)
+        if not compared.holds:
+            return compared
+    if not seen:
+        raise NotApplicable("nothing in the case could be illegal")
+    return Comparison((), "illegal inputs are refused")
+
+
+class NotRefused(Exception):
+    """What illegal inputs led to is no refusal."""
+
+
+def _check_refusal(error: ImplementationRaised, what: str) -> None:
+    """Raise again what is no refusal: a fault of the device, memory that was written, or an end of the process."""
+    cause = error.__cause__ or error
+    if isinstance(cause, NoZones):
+        return
+    said = RemoteError.of(cause)
+    if said.kind in (Kind.RAISED, Kind.REJECTED) and said.name not in _OWN and isinstance(cause, Exception):
+        return
+    told = NotRefused(f"given {what}: {said}").with_traceback(cause.__traceback__)
+    raise ImplementationRaised(str(told)) from told
+
+
+def _answered(subject: Subject, what: str, inputs: AnyInputs | None, outputs: Mapping[str, torch.Tensor]) -> Comparison:
+    """Compare the answer to illegal inputs with the reference's, if it has one; where there is none it has to raise."""
+    wrong = f"an answer, given {what}; the inputs are illegal, and have to be refused"
+    first, tensor = next(iter(outputs.items()))
+    refusable = Comparison((OutputComparison(first, wrong, actual=tensor),), f"given {what}")
+    if inputs is None:
+        return refusable
+    try:
+        expected = subject.expected(inputs)
+    except Exception:  # noqa: BLE001 - whatever the reference says of inputs that are none
+        return refusable
+    return compare(expected, outputs, f"given {what}, of which the reference has a right answer")
+
+
+ILLEGAL_IS_REFUSED = Property(
+    "illegal_is_refused",
+    "inputs of which one thing is illegal raise an exception, or get the right answer",
+    _refused,
+    example_ratio=0.1,
+)
