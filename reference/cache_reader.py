@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -12,28 +12,122 @@ CACHE_TILE = 2**22
 """Elements of keys and values that are converted to float64 together."""
 
 
-@dataclass(frozen=True)
+class Stretch:
+    """Consecutive tokens of one request; each form of them is made when it is asked for, and once.
+
+    A long history is gone through twice, first for its keys and then for its values.
+
+    Parameters
+    ----------
+    stored_keys, stored_values : torch.Tensor
+        ``[tokens, kv_heads, dim]``.
+    errors : tuple of torch.Tensor or None
+        What a device has keys and values off by, of their shapes, where it computes and rounds them itself; each
+        element's error is its own. None where they are given.
+    """
+
+    def __init__(
+        self,
+        stored_keys: torch.Tensor,
+        stored_values: torch.Tensor,
+        errors: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        self._keys, self._values, self._errors = stored_keys.transpose(0, 1), stored_values.transpose(0, 1), errors
+
+    @cached_property
+    def keys(self) -> torch.Tensor:
+        """float64 ``[kv_heads, head_dim, tokens]``."""
+        return self._keys.to(torch.float64).transpose(1, 2)
+
+    @cached_property
+    def norms(self) -> torch.Tensor:
+        """float64 ``[kv_heads, tokens, 1]`` of keys."""
+        norms: torch.Tensor = self.keys.transpose(1, 2).norm(dim=-1, keepdim=True)
+        return norms
+
+    @cached_property
+    def largest_norm(self) -> float:
+        """The largest norm of a key."""
+        return float(self.norms.max()) if self.norms.numel() else 0.0
+
+    @cached_property
+    def values(self) -> torch.Tensor:
+        """float64 ``[kv_heads, tokens, value_head_dim]``."""
+        return self._values.to(torch.float64)
+
+    @cached_property
+    def narrow_values(self) -> torch.Tensor:
+        """The same in float32."""
+        return self._values.to(torch.float32)
+
+    @cached_property
+    def twin(self) -> torch.Tensor:
+        """float32 ``[kv_heads, tokens, 2 * value_head_dim + 1]``, for bounds, which need no more precision.
+
+        Absolute values, the same times the norm of the token's key, and that norm.
+        """
+        heads, tokens, dim = self._values.shape
+        twin = torch.empty(heads, tokens, 2 * dim + 1, dtype=torch.float32)
+        absolute = torch.abs(self.narrow_values, out=twin[..., :dim])
+        last_column = twin[..., 2 * dim :].copy_(self.norms)
+        torch.mul(absolute, last_column, out=twin[..., dim : 2 * dim])
+        return twin
+
+    @cached_property
+    def squares(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Squares of the errors, float64 of the shapes of ``keys`` and ``values``."""
+        if self._errors is None:
+            return None
+        of_keys, of_values = self._errors
+        return of_keys.square().permute(1, 2, 0), of_values.square().transpose(0, 1)
+
+    def knowing(self, norms: torch.Tensor | None) -> Stretch:
+        """Return the stretch with norms that are known, from when it was read before."""
+        if norms is not None:
+            self.__dict__["norms"] = norms
+        return self
+
+
 class CacheSpan:
-    """Consecutive tokens of one request."""
+    """Some tokens of a stretch, without a copy.
 
-    keys: torch.Tensor
-    """float64 ``[kv_heads, head_dim, tokens]``."""
-    values: torch.Tensor
-    """float64 ``[kv_heads, tokens, value_head_dim]``."""
-    twin: torch.Tensor
-    """float32 ``[kv_heads, tokens, 2 * value_head_dim + 1]``: absolute values, the same times the norm of the token's
-    key, and that norm. Bounds are sums over these; they need no more precision."""
-    largest_norm: float
-    """The largest norm of a key."""
-    squares: tuple[torch.Tensor, torch.Tensor] | None = None
-    """Squares of what a device has keys and values off by, float64 of their shapes, where it computes and rounds them
-    itself; each element's error is its own. None where they are given."""
+    Parameters
+    ----------
+    stretch : Stretch
+        What was read.
+    part : slice
+        Tokens of it.
+    """
 
-    def narrow(self, first: int, last: int) -> CacheSpan:
-        """Return tokens ``first`` to ``last - 1`` of the span, without a copy."""
-        part = slice(first, last)
-        squares = self.squares and (self.squares[0][..., part], self.squares[1][:, part])
-        return CacheSpan(self.keys[..., part], self.values[:, part], self.twin[:, part], self.largest_norm, squares)
+    def __init__(self, stretch: Stretch, part: slice) -> None:
+        self._stretch, self._part = stretch, part
+        self.largest_norm = stretch.largest_norm
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """As of ``Stretch``."""
+        return self._stretch.keys[..., self._part]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """As of ``Stretch``."""
+        return self._stretch.values[:, self._part]
+
+    @property
+    def narrow_values(self) -> torch.Tensor:
+        """As of ``Stretch``."""
+        return self._stretch.narrow_values[:, self._part]
+
+    @property
+    def twin(self) -> torch.Tensor:
+        """As of ``Stretch``."""
+        return self._stretch.twin[:, self._part]
+
+    @property
+    def squares(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """As of ``Stretch``."""
+        whole = self._stretch.squares
+        return whole and (whole[0][..., self._part], whole[1][:, self._part])
 
 
 class CacheReader:
@@ -54,7 +148,8 @@ class CacheReader:
         self.kv_heads, head_dim, self.value_dim = self.sizes()
         self.most_keys = max(1, CACHE_TILE // (self.kv_heads * (head_dim + self.value_dim)))
         self._first, self._last = 0, 0
-        self._span: CacheSpan | None = None
+        self._stretch: Stretch | None = None
+        self._norms: dict[tuple[int, int], torch.Tensor] = {}
 
     def sizes(self) -> tuple[int, int, int]:
         """Return KV heads, and the elements of a key and of a value."""
@@ -62,33 +157,14 @@ class CacheReader:
 
     def read(self, first: int, last: int) -> CacheSpan:
         """Return tokens ``first`` to ``last - 1``."""
-        if self._span is None or first < self._first or last > self._last:
+        if self._stretch is None or first < self._first or last > self._last:
             self._first, self._last = first, max(last, min(first + self.most_keys, self._end))
-            self._span = self.load(*self._kv.read(self._request, self._first, self._last))
-        return self._span.narrow(first - self._first, last - self._first)
+            place = self._first, self._last
+            stretch = self.load(*self._kv.read(self._request, *place))
+            self._stretch = stretch.knowing(self._norms.get(place))
+            self._norms[place] = stretch.norms
+        return CacheSpan(self._stretch, slice(first - self._first, last - self._first))
 
-    def load(self, stored_keys: torch.Tensor, stored_values: torch.Tensor) -> CacheSpan:
-        """Return a span of what the pool holds of its tokens, ``[tokens, kv_heads, dim]`` each."""
-        return span_of(stored_keys, stored_values)
-
-
-def span_of(
-    stored_keys: torch.Tensor,
-    stored_values: torch.Tensor,
-    key_errors: torch.Tensor | None = None,
-    value_errors: torch.Tensor | None = None,
-) -> CacheSpan:
-    """Return a span of keys and values ``[tokens, kv_heads, dim]``, with their errors where they have some."""
-    keys = stored_keys.to(torch.float64).transpose(0, 1)
-    values = stored_values.to(torch.float64).transpose(0, 1)
-    norms = keys.norm(dim=-1, keepdim=True)
-    heads, tokens, dim = values.shape
-    twin = torch.empty(heads, tokens, 2 * dim + 1, dtype=torch.float32)
-    absolute = twin[..., :dim].copy_(stored_values.transpose(0, 1)).abs_()
-    last_column = twin[..., 2 * dim :].copy_(norms)
-    torch.mul(absolute, last_column, out=twin[..., dim : 2 * dim])
-    largest = float(norms.max()) if norms.numel() else 0.0
-    squares = None
-    if key_errors is not None and value_errors is not None:
-        squares = key_errors.square().permute(1, 2, 0), value_errors.square().transpose(0, 1)
-    return CacheSpan(keys.transpose(1, 2), values, twin, largest, squares)
+    def load(self, stored_keys: torch.Tensor, stored_values: torch.Tensor) -> Stretch:
+        """Return what the pool holds of some tokens, ``[tokens, kv_heads, dim]`` each, as what attention is over."""
+        return Stretch(stored_keys, stored_values)

@@ -9,7 +9,7 @@ import torch
 from npudiff.reference.attended_requests import attended
 from npudiff.reference.attention_tile import EVERYONE, AttentionRoundings
 from npudiff.reference.bounds import Expected, accumulation_error, underflow_step, unit_roundoff
-from npudiff.reference.cache_reader import CacheReader, CacheSpan, span_of
+from npudiff.reference.cache_reader import CacheReader, Stretch
 from npudiff.reference.paged_kv import PagedKV
 from npudiff.reference.views import moved
 
@@ -130,18 +130,18 @@ class LatentReader(CacheReader):
         own = self._inputs
         return 1 if own.up is None else own.query.shape[1], own.query.shape[2] + own.rope_dim, own.value_dim
 
-    def load(self, stored_keys: torch.Tensor, stored_values: torch.Tensor) -> CacheSpan:
-        """Return a span of ``[latent, rope key]`` and latents, or of the keys and values of all heads."""
+    def load(self, stored_keys: torch.Tensor, stored_values: torch.Tensor) -> Stretch:
+        """Return a stretch of ``[latent, rope key]`` and latents, or of the keys and values of all heads."""
         latents, ropes, up = stored_keys, stored_values, self._inputs.up
         if up is None:
-            return span_of(torch.cat([latents, ropes], dim=-1), latents)
+            return Stretch(torch.cat([latents, ropes], dim=-1), latents)
         heads, dtype = self.kv_heads, latents.dtype
         latents = latents.squeeze(1).to(torch.float64)
         keys, key_errors = _expanded(latents, up.key.to(torch.float64).transpose(1, 2), dtype)
         values, value_errors = _expanded(latents, up.value.to(torch.float64), dtype)
         rotated = ropes.to(torch.float64).expand(-1, heads, -1)
         keys = torch.cat([keys, rotated], dim=-1)
-        return span_of(keys, values, torch.cat([key_errors, torch.zeros_like(rotated)], dim=-1), value_errors)
+        return Stretch(keys, values, (torch.cat([key_errors, torch.zeros_like(rotated)], dim=-1), value_errors))
 
 
 def _expanded(latents: torch.Tensor, matrices: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
