@@ -103,7 +103,7 @@ def test_the_example_kernel_is_right(name, tmp_path, capsys):
     path.write_text(code.group(1), encoding="utf-8")
     arguments = ["check", "swa_mask", "--impl", str(path), "--target", "sim", "--output", str(tmp_path), "--seed", "1"]
     assert main(arguments) == ExitCode.CLEAN
-    assert "ok, 5 properties" in capsys.readouterr().out
+    assert "ok, 6 properties" in capsys.readouterr().out
 
 
 def test_the_finding_of_the_readme_is_found(tmp_path, capsys):

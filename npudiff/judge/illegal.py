@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from npudiff.judge.compare import compare
+from npudiff.judge.memory import require_right
 from npudiff.model.anything import AnyCase, AnyInputs
 from npudiff.model.component import (
     Comparison,
@@ -29,6 +30,7 @@ _OWN = (WroteOutside.__name__, InputsChanged.__name__)
 def _refused(subject: Subject, case: AnyCase) -> Comparison:
     """Give inputs in which one thing is wrong, one after the other; the first that is taken and not right fails."""
     inputs = subject.component.inputs(case)
+    require_right(subject, inputs, subject.expected(inputs))
     guarded = replace(subject, implementation=in_red_zones(subject.implementation))
     seen = False
     for illegal, changed in illegal_inputs(subject.component.illegal, inputs):

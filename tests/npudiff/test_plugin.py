@@ -37,11 +37,11 @@ def test_a_users_file_gets_a_test_per_property(run, kernel):
     result = run(*COMPONENTS, "--impl", kernel("right"), "--examples", "5", "-v")
     assert result.returncode == 0, result.stdout
     own = ("order_does_not_matter", "capacity_does_not_matter", "wide_window_equals_none")
-    for name in ("equivalence", *own, "earlier_calls_change_nothing"):
+    for name in ("equivalence", *own, "earlier_calls_change_nothing", "stays_within_its_memory"):
         assert f"test_property_holds[swa_mask-mine-{name}] PASSED" in result.stdout
-    assert outcome(result)["passed"] == 5
+    assert outcome(result)["passed"] == 6
     assert re.search(
-        r"^npudiff: 9 cases on sim, CANN 8\.5; 0 draws not applicable; worst error/bound 0\.00$",
+        r"^npudiff: 10 cases on sim, CANN 8\.5; 0 draws not applicable; worst error/bound 0\.00$",
         result.stdout,
         re.MULTILINE,
     )
@@ -74,7 +74,7 @@ def test_a_run_leaves_one_record_for_the_page_of_runs(run, cli, kernel, tmp_path
     record = read_record(path)
     assert (record.command, record.ended, record.target, record.profile) == ("pytest", "complete", "sim", "ci")
     jobs = {job.property_name: job for job in record.jobs}
-    assert len(jobs) == len(record.jobs) == 5
+    assert len(jobs) == len(record.jobs) == 6
     assert jobs["equivalence"].verdict == "wrong value"
     assert {finding.folder for finding in record.findings} == {
         path.name for path in (tmp_path / ".npudiff" / "findings").iterdir()
@@ -95,7 +95,7 @@ def test_dev_remembers_failures_between_runs(run, kernel, tmp_path):
 def test_every_job_is_marked_npu(run, kernel):
     result = run(*COMPONENTS, "--impl", kernel("right"), "-m", "not npu", "--collect-only", "-q")
     assert "test_property_holds[" not in result.stdout
-    assert re.search(r"\b5 deselected\b|\(5 deselected\)|5/\d", result.stdout), result.stdout
+    assert re.search(r"\b6 deselected\b|\(6 deselected\)|6/\d", result.stdout), result.stdout
 
 
 def test_npu_without_a_device_is_one_line_and_ends_with_4(run):

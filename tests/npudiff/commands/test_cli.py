@@ -45,9 +45,9 @@ swa_mask
 
   implementation   cases   query length 1   n/a   error/bound   job s   result
  ────────────────────────────────────────────────────────────────────────────────────────
-  eager               14             100%     0         exact     T.T   ok, 5 properties
+  eager               15             100%     0         exact     T.T   ok, 6 properties
 
-14 cases in T s · 1 implementation · 0 findings
+15 cases in T s · 1 implementation · 0 findings
 """
 
 FOUND = """\
@@ -127,7 +127,7 @@ def test_results_are_written_as_junit_too(cli, tmp_path):
     assert result.code == ExitCode.FINDINGS
     whole = ET.parse(path).getroot()  # noqa: S314 - it was made here
     tests = {(test.get("classname"), test.get("name")): test for test in whole.iter("testcase")}
-    assert len(tests) == int(whole.get("tests")) == 10
+    assert len(tests) == int(whole.get("tests")) == 12
     assert tests["npudiff.swa_mask.eager", "equivalence"].find("failure") is None
     failed = tests["npudiff.swa_mask.mask_minus_one", "equivalence"]
     assert failed.find("failure").get("message").startswith("swa_mask.mask_minus_one: equivalence: wrong value on ")
@@ -218,7 +218,7 @@ def test_verbose_shows_every_property_and_where_the_cases_were(cli):
 def test_a_users_file_is_all_it_takes(cli, kernel):
     result = cli("check", "swa_mask", "--impl", kernel("right"), *QUICK)
     assert result.code == ExitCode.CLEAN
-    assert re.search(r"mine +14 .* ok, 5 properties", result.out)
+    assert re.search(r"mine +15 .* ok, 6 properties", result.out)
     assert cli("check", "swa_mask", "--impl", kernel("wrong"), *QUICK, "--where", "window=4").code == ExitCode.FINDINGS
 
 
