@@ -17,8 +17,10 @@ import pytest
 import yaml
 
 import benchmarks.__main__ as benchmarks
+import npudiff
 import real_bugs
-from benchmarks import contracts
+import warm
+from benchmarks import contracts, why_bounds
 from benchmarks.measure import Row
 from npudiff.cli import main
 from npudiff.commands.arguments import DEFAULT_ROOT, build_parser
@@ -254,9 +256,59 @@ def test_requests_of_the_guide_are_read():
         read_request(json.loads(text))
 
 
+def pages_of(nav):
+    for entry in nav:
+        for page in entry.values():
+            yield from [page] if isinstance(page, str) else pages_of(page)
+
+
 def test_every_page_is_in_the_navigation():
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    assert {page for entry in nav for page in entry.values()} == {path.name for path in ROOT.glob("docs/*.md")}
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
+    assert sorted(pages_of(nav)) == sorted(there)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/api/*.md")), ids=lambda path: path.stem)
+def test_pages_of_the_api_name_what_there_is_and_all_of_it(path):
+    named = re.findall(r"^::: (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert named
+    for name in named:
+        module, _, attribute = name.rpartition(".")
+        assert getattr(importlib.import_module(module), attribute).__doc__
+
+
+def test_what_npudiff_exports_stands_in_the_pages_of_the_api():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md"))
+    described = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    exceptions = {"NotApplicable", "TargetUnavailable"}
+    assert set(npudiff.__all__) - described - exceptions == {"__version__"}
+
+
+def test_who_comes_from_allclose_has_a_test_that_runs(tmp_path):
+    document = (ROOT / "docs" / "from-allclose.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(# test_my_kernel.py\n.*?)```", document, re.DOTALL)
+    (tmp_path / "test_my_kernel.py").write_text(program)
+    done = warm.run_pytest("-q", "-p", "no:cacheprovider", "test_my_kernel.py", cwd=tmp_path)
+    assert "1 passed" in done.stdout, done.stdout
+    (tmp_path / "test_my_kernel.py").write_text(program.replace("return (torch", "return 1.5 * (torch"))
+    done = warm.run_pytest("-q", "-p", "no:cacheprovider", "test_my_kernel.py", cwd=tmp_path)
+    assert "swiglu.my_kernel · equivalence · wrong value" in done.stdout
+
+
+def test_the_page_of_bounds_says_what_is_measured():
+    page = (ROOT / "docs" / "why-bounds.md").read_text(encoding="utf-8")
+    rows = {int(keys.replace(",", "")): (float(over), float(bound)) for keys, over, bound in re.findall(
+        r"^\| ([\d,]+) \| ([\d.]+)[^|]*\| ([\d.]+) \|$", page, re.MULTILINE)}  # fmt: skip
+    found = {one.keys: (one.over_tolerance, one.over_bound) for one in why_bounds.one_key_more()}
+    assert len(rows) == 5
+    for keys, said in rows.items():
+        assert said == pytest.approx(found[keys], rel=0.05)
+    ways = [(one.unequal, one.largest, one.wrong) for one in why_bounds.ways_to_quantise()]
+    said = re.findall(r"^\| [^|]+ \| ([\d,]+) \| (\d) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert [tuple(int(number.replace(",", "")) for number in row) for row in said] == ways
+    picture = (ROOT / "docs" / "images" / "one-key-more.svg").read_text(encoding="utf-8")
+    made = why_bounds.picture_of_a_window(why_bounds.one_key_more())  # the last digits are the processor's
+    assert re.sub(r"\d+\.\d+", "", picture) == re.sub(r"\d+\.\d+", "", made)
 
 
 def test_the_version_is_the_same_everywhere_and_dated():
