@@ -134,7 +134,7 @@ def build_inputs(case: MoeGatingCase) -> MoeGatingInputs:
     dtype = DTYPES[case.dtype]
     bias = None
     if case.bias:
-        size = 0.3 if case.scoring == "sigmoid" else 2.0 / case.experts
+        size = 0.3 if case.scoring != "softmax" else 2.0 / case.experts
         shift = (0.0, 0.0, 0.0, -3.0, 3.0)[case.seed % 5]  # that of all experts decides nothing
         bias = (Stream(case.seed, "bias").normal((case.experts,), torch.float32) * size + shift).to(dtype)
     return MoeGatingInputs(

@@ -182,6 +182,18 @@ def log(argument: Inexact) -> Inexact:
     return Inexact(value, moved + _own_error(value))
 
 
+SOFTPLUS_ABSOLUTE = 2 * FLOAT32_ROUNDOFF
+"""What a softplus may be off by besides: no source says whether a device adds 1 to an exponential that is less than its
+roundoff, which then is gone. 0 would ask for the logarithm of ``log1p``."""
+
+
+def softplus(argument: Inexact) -> Inexact:
+    """Return ``log(1 + exp(x))``. Its slope, a sigmoid, is largest where the argument is."""
+    value = torch.logaddexp(argument.value, torch.zeros_like(argument.value))
+    moved = argument.error * torch.sigmoid(argument.value + argument.error)
+    return Inexact(value, moved + _own_error(value) + SOFTPLUS_ABSOLUTE)
+
+
 def sqrt(argument: Inexact) -> Inexact:
     """Return the square root of numbers that are not negative, rounded twice."""
     value = argument.value.sqrt()

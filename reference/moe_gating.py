@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from npudiff.reference.bounds import EXPONENTIAL_ERROR, FLOAT32_ROUNDOFF, Expected, accumulation_error, exactly
-from npudiff.reference.inexact import Inexact, sigmoid
+from npudiff.reference.inexact import Inexact, sigmoid, softplus, sqrt
 from npudiff.reference.views import moved_inputs
 
-SCORINGS = ("softmax", "sigmoid")
+SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus")
 GROUP_SCORES = ("sum of two", "largest")
 """sum of two: a group is worth its two best experts together. largest: its best one."""
 
@@ -31,7 +31,7 @@ class MoeGatingInputs:
     top_k: int
     """Experts of a token."""
     scoring: str = "softmax"
-    """One of ``SCORINGS``."""
+    """One of ``SCORINGS``; ``sqrtsoftplus`` is the root of ``log(1 + exp(x))``."""
     groups: int = 1
     kept_groups: int = 1
     """Groups of experts that lie next to each other, and of how many of them the experts are taken."""
@@ -125,6 +125,8 @@ def chosen_experts(inputs: MoeGatingInputs, logits: Inexact) -> Choice:
 def _scores(inputs: MoeGatingInputs, logits: Inexact) -> Inexact:
     if inputs.scoring == "sigmoid":
         return sigmoid(logits)
+    if inputs.scoring == "sqrtsoftplus":
+        return sqrt(softplus(logits))
     value = torch.softmax(logits.value, dim=-1)
     relative = 2 * EXPONENTIAL_ERROR + accumulation_error(value.shape[-1]) + 2 * FLOAT32_ROUNDOFF
     moved = torch.expm1(logits.error + logits.error.amax(dim=-1, keepdim=True))  # its exponential, and their sum

@@ -73,6 +73,8 @@ def native_gating(inputs: MoeGatingInputs, target: Target) -> Outputs:
 def scored(inputs: MoeGatingInputs) -> torch.Tensor:
     """Scores of all experts, float32 ``[tokens, experts]``."""
     logits = inputs.logits.float()
+    if inputs.scoring == "sqrtsoftplus":
+        return torch.nn.functional.softplus(logits).sqrt()
     return logits.sigmoid() if inputs.scoring == "sigmoid" else logits.softmax(dim=1)
 
 

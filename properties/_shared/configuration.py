@@ -20,7 +20,7 @@ GEMMA_NORMS = (
 SINKS = ("gpt_oss",)
 """Types of models all of whose heads have a learned sink."""
 
-SCORES = ("sigmoid", "softmax")
+SCORES = ("sigmoid", "softmax", "sqrtsoftplus")
 
 
 @dataclass(frozen=True)

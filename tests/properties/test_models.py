@@ -91,7 +91,8 @@ def test_latent_attention_and_its_rope():
 
 def test_what_no_component_has_is_left_out_and_not_guessed():
     assert model_of(GEMMA).activation == ""
-    assert model_of({**DEEPSEEK, "scoring_func": "sqrtsoftplus"}).scoring == ""
+    assert model_of({**DEEPSEEK, "scoring_func": "sqrtsoftplus"}).scoring == "sqrtsoftplus"
+    assert model_of({**DEEPSEEK, "scoring_func": "softplus"}).scoring == ""
     assert model_of({**DEEPSEEK, "swiglu_limit": 10.0}).activation == ""
     assert model_of(LLAMA).experts == 0
     assert (model_of(GPT_OSS).activation, model_of(GPT_OSS).limit) == ("swiglu_oai", 7.0)

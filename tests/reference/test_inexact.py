@@ -130,6 +130,7 @@ FUNCTIONS = {
     "rsqrt": (inexact.rsqrt, torch.rsqrt, 5.0, True),
     "tanh": (inexact.tanh, torch.tanh, 2.0, False),
     "erf": (inexact.erf, torch.erf, 2.0, False),
+    "softplus": (inexact.softplus, torch.nn.functional.softplus, 5.0, False),
     "softmax": (inexact.softmax, lambda x: torch.softmax(x, -1), 20.0, False),
     "square": (Inexact.square, torch.square, 3.0, False),
     "abs": (Inexact.abs, torch.abs, 3.0, False),

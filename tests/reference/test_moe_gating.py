@@ -42,6 +42,21 @@ def test_a_token_by_hand():
     assert soft == pytest.approx([e[0] / sum(e), 0, 0, 0])
 
 
+def test_roots_of_softplus_by_hand_and_by_torch_in_float32():
+    rows = torch.tensor([[2.0, -1.0, 0.5, 1.0]])
+    s = [math.sqrt(math.log1p(math.exp(x))) for x in (2.0, -1.0, 0.5, 1.0)]
+    given = MoeGatingInputs(rows, torch.tensor([0.0, 2.0, 0.0, 0.0]), 2, "sqrtsoftplus", renormalise=True, scaling=1.5)
+    right = [1.5 * s[0] / (s[0] + s[1]), 1.5 * s[1] / (s[0] + s[1]), 0.0, 0.0]
+    assert moe_gating(given)["weights"].value[0].tolist() == pytest.approx(right)
+    many = MoeGatingInputs(logits() * 4, None, 3, "sqrtsoftplus")
+    scores = torch.nn.functional.softplus(many.logits).sqrt()
+    assert agrees(many, *scores.topk(3, dim=1)) <= 1
+    naive = torch.log(1 + torch.exp(many.logits)).sqrt()
+    assert agrees(many, *naive.topk(3, dim=1)) <= 1
+    for wrong in (scores.square(), torch.sigmoid(many.logits), scores * 1.0001):
+        assert agrees(many, *wrong.topk(3, dim=1)) > 1
+
+
 def test_groups_by_hand():
     """Group 0 has the best expert, group 1 the best two."""
     rows = torch.tensor([[3.0, -2.0, -3.0, 1.5, 1.4, -3.5]])

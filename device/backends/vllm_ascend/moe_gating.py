@@ -28,8 +28,14 @@ _MODELS: tuple[Box, ...] = (
 """What a group is worth: its two best experts where these have a bias, as DeepSeek-V3 says, else its best one, as
 DeepSeek-V2 says. So do vllm's own routers, which are told no more."""
 
+_CHOSEN: tuple[Box, ...] = tuple({**box, "scoring": ("softmax", "sigmoid")} for box in _MODELS)
+"""For ``sqrtsoftplus`` vllm-ascend takes an operator of its own in C++, ``moe_gating_top_k_hash``, which is not here;
+its way without one has not been run."""
+
 _FUSED: tuple[Box, ...] = tuple(
-    {**box, **scores} for box in _MODELS for scores in ({"scoring": ("softmax",)}, {"renormalise": (True,)})
+    {**box, **scores}
+    for box in _MODELS
+    for scores in ({"scoring": ("softmax",)}, {"scoring": ("sigmoid",), "renormalise": (True,)})
 )
 """Its operator renormalises sigmoids in any case, so vllm-ascend takes it for these only."""
 
@@ -47,7 +53,7 @@ def _routed(make: Any, inputs: MoeGatingInputs) -> Outputs:  # noqa: ANN401 - a 
     return by_expert(inputs, weights.to(inputs.logits.dtype), chosen)
 
 
-@implementation("moe_gating", name="create_ascend_fused_moe_router", supports=_MODELS, on_device=True)
+@implementation("moe_gating", name="create_ascend_fused_moe_router", supports=_CHOSEN, on_device=True)
 def chosen_router(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """The router that vllm-ascend chooses for a configuration."""
     return _routed(create_ascend_fused_moe_router, inputs)
@@ -59,7 +65,7 @@ def fused_router(inputs: MoeGatingInputs, target: Target) -> Outputs:
     return _routed(AscendFusedTopKRouter, inputs)
 
 
-@implementation("moe_gating", name="AscendGroupedTopKRouter", supports=_MODELS, on_device=True)
+@implementation("moe_gating", name="AscendGroupedTopKRouter", supports=_CHOSEN, on_device=True)
 def native_router(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """AscendGroupedTopKRouter: the way without an operator of its own."""
     return _routed(AscendGroupedTopKRouter, inputs)
@@ -68,7 +74,7 @@ def native_router(inputs: MoeGatingInputs, target: Target) -> Outputs:
 @implementation(
     "moe_gating",
     name="grouped_topk",
-    supports=[{**box, "groups": range(2, 1025), "dtype": ("float32",)} for box in _MODELS[1:]],
+    supports=[{**box, "groups": range(2, 1025), "dtype": ("float32",)} for box in _CHOSEN[1:]],
     on_device=True,
     native=True,
 )
