@@ -8,8 +8,9 @@ import torch
 
 from npudiff.reference.paged_kv import PagedKV
 
-CACHE_TILE = 2**22
-"""Elements of keys and values that are converted to float64 together."""
+CACHE_TILE = 2**20
+"""Elements of keys and values that are converted to float64 together: 8 MiB, which stay in the cache of a processor.
+Four times as many take half as long again."""
 
 
 class Stretch:
