@@ -75,8 +75,9 @@ def by_largest(states: Inexact, bits: int) -> tuple[Inexact, Inexact]:
     error = torch.maximum(most - value, value - least)
     scale = Inexact(value, error).times(1 / LEVELS[bits]).in_float32(SCALE_ROUNDINGS)
     steps = states.over(scale).in_float32(STEP_ROUNDINGS)
-    zero = (value == 0) & (error == 0)
-    steps = Inexact(torch.where(zero, 0.0, steps.value), torch.where(zero, 0.0, steps.error))
+    zero = value == 0
+    of_zeros = torch.where(error == 0, 0.0, torch.inf)  # what a device has beside them may be anything of a row
+    steps = Inexact(torch.where(zero, 0.0, steps.value), torch.where(zero, of_zeros, steps.error))
     return steps, Inexact(scale.value.squeeze(-1), scale.error.squeeze(-1))
 
 
@@ -116,6 +117,8 @@ def as_terms(states: Inexact, bits: int) -> tuple[Inexact, Inexact]:
     """
     steps, scale = by_largest(states, bits)
     steps, levels = through_float16(steps), LEVELS[bits]
+    unknown = states.error.amax(dim=-1) / levels  # the size of a step, where a row is zeros but for its errors
+    scale = Inexact(torch.where(scale.value > 0, scale.value, unknown), scale.error)
     low, high = ((steps.value + sign * steps.error).round().clamp(-levels, levels) for sign in (-1.0, 1.0))
     middle, half = (low + high) / 2, (high - low) / 2
     size = torch.where(scale.value > 0, scale.value, 1.0).unsqueeze(-1)

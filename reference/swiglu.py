@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 import torch
 
 from npudiff.reference.bounds import Expected
-from npudiff.reference.inexact import Inexact, sigmoid
+from npudiff.reference.inexact import Inexact, sigmoid, tanh
 from npudiff.reference.views import moved_inputs
 
 ROUNDINGS = ("stages", "once")
@@ -27,6 +28,10 @@ class Activation(enum.Enum):
 
     SWIGLUSTEP = "swiglustep"
     """``min(silu(gate), limit) * clamp(up, -limit, limit)``: the limit comes after the gate."""
+
+    GELU_TANH = "gelu_tanh"
+    """GeGLU: ``gelu(gate) * up``, by a hyperbolic tangent. No configuration has a limit beside it; where there is one,
+    it comes after the gate, as in SWIGLUSTEP."""
 
     SWIGLU_OAI = "swiglu_oai"
     """``g * sigmoid(alpha * g) * (u + bias)`` with ``g = min(gate, limit)`` and ``u = clamp(up, -limit, limit)``."""
@@ -66,7 +71,8 @@ class SwigluInputs:
 def swiglu(inputs: SwigluInputs) -> dict[str, Expected]:
     """Return the gated activation of every row.
 
-    Sources: Shazeer, "GLU variants improve transformer", 2020, eq. 6, for ``silu``; the model files of Step-3.5 for
+    Sources: Shazeer, "GLU variants improve transformer", 2020, eq. 6, for ``silu`` and ``gelu_tanh``, whose tangent is
+    that of Hendrycks and Gimpel, "Gaussian error linear units", 2016, section 2; the model files of Step-3.5 for
     ``swiglustep`` and of GPT-OSS for ``swiglu_oai``.
 
     Returns
@@ -129,25 +135,40 @@ def gated(
     """
     if activation is Activation.SWIGLU_OAI:
         return oai(gate, up, limit, alpha, bias, stage).in_float32()
-    return step(gate, up, limit, stage).in_float32()
+    smooth = gelu_tanh(gate) if activation is Activation.GELU_TANH else gate.times(sigmoid(gate)).in_float32(2)
+    return step(smooth.rounded(stage), up, limit, stage).in_float32()
 
 
-def step(gate: Inexact, up: Inexact, limit: float | None, stage: torch.dtype) -> Inexact:
-    """Return ``silu(gate) * up``, each limited if there is a limit, before the product is rounded.
+def gelu_tanh(gate: Inexact) -> Inexact:
+    """Return ``g / 2 * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g**3)))``, in float32."""
+    near = gate.within(GELU_FAR, torch.float32)
+    cube = near.square().times(near).in_float32(2)
+    inner = near.plus(cube.times(GELU_CUBE)).times(math.sqrt(2 / math.pi)).in_float32(4)
+    return gate.times(0.5).times(tanh(inner).plus(1.0)).in_float32(3)
+
+
+GELU_CUBE = 0.044715
+"""Of the tangent's argument."""
+
+GELU_FAR = 64.0
+"""A gate beyond which the tangent is 1 or -1, also where its argument is no float32 any more."""
+
+
+def step(smooth: Inexact, up: Inexact, limit: float | None, stage: torch.dtype) -> Inexact:
+    """Return ``smooth * up``, each limited if there is a limit, before the product is rounded.
 
     Parameters
     ----------
-    gate, up : Inexact
-        Of the same shape.
+    smooth, up : Inexact
+        What became of the gate, and the up, of the same shape.
     limit : float or None
-        What ``silu(gate)`` is limited to from above, and ``up`` on both sides.
+        What ``smooth`` is limited to from above, and ``up`` on both sides.
     stage : torch.dtype
         What a device rounds to between operations.
     """
-    silu = gate.times(sigmoid(gate)).in_float32(2).rounded(stage)
     if limit is None:
-        return silu.times(up)
-    return silu.at_most(limit, stage).times(up.within(limit, stage))
+        return smooth.times(up)
+    return smooth.at_most(limit, stage).times(up.within(limit, stage))
 
 
 def oai(gate: Inexact, up: Inexact, limit: float | None, alpha: float, bias: float, stage: torch.dtype) -> Inexact:

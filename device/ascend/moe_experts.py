@@ -70,7 +70,7 @@ def activated(rows: torch.Tensor, gate: Gate) -> torch.Tensor:
     if gate.activation is Activation.SWIGLU_OAI and gate.limit is not None:
         return swiglu.clipped(_gated(rows, gate))
     if gate.activation is not Activation.SWIGLU_OAI and gate.limit is None and gate.layout == "halves":
-        return torch.ops.npu.npu_swiglu(rows)  # type: ignore[no-any-return]
+        return swiglu.plain(rows, gate.activation)
     return swiglu.composed(_gated(rows, gate))
 
 
@@ -86,7 +86,8 @@ def between(rows: torch.Tensor, experts: Experts) -> tuple[torch.Tensor, torch.T
     if not experts.quantised:
         return activated(rows, experts.gate), None
     gate = experts.gate
-    if gate.activation is not Activation.SWIGLU_OAI and gate.limit is None and gate.layout == "halves":
+    silu = gate.activation in (Activation.SILU, Activation.SWIGLUSTEP)
+    if silu and gate.limit is None and gate.layout == "halves":
         return torch.ops.npu.npu_dequant_swiglu_quant(  # type: ignore[no-any-return]
             rows, activate_left=True, quant_mode=1
         )

@@ -27,6 +27,16 @@ def npu_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     return torch.ops.npu.npu_swiglu(inputs.states)  # type: ignore[no-any-return]
 
 
+@implementation(
+    "swiglu",
+    supports={"activation": ("gelu_tanh",), **HALVES, "limited": (False,)},
+    on_device=True,
+)
+def npu_geglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
+    """npu_geglu, whose GELU is the one by a tangent unless it is told otherwise."""
+    return plain(inputs.states, inputs.activation)
+
+
 @implementation("swiglu", supports={"activation": ("swiglu_oai",), "limited": (True,)}, on_device=True)
 def npu_clipped_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """npu_clipped_swiglu, in both layouts."""
@@ -55,7 +65,7 @@ def composed(inputs: SwigluInputs) -> torch.Tensor:
     gate, up = parted(inputs.states, inputs.layout)
     if inputs.activation is Activation.SWIGLU_OAI:
         return oai(gate, up, inputs.limit, inputs.alpha, inputs.bias)
-    return step(gate, up, inputs.limit)
+    return step(gate, up, inputs.limit, inputs.activation)
 
 
 def parted(states: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,9 +76,12 @@ def parted(states: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tenso
     return states[:, :width], states[:, width:]
 
 
-def step(gate: torch.Tensor, up: torch.Tensor, limit: float | None) -> torch.Tensor:
+def step(
+    gate: torch.Tensor, up: torch.Tensor, limit: float | None, activation: Activation = Activation.SILU
+) -> torch.Tensor:
     """The limit comes after the gate, from above only; the up is limited on both sides."""
-    gated = torch.nn.functional.silu(gate)
+    gelu = activation is Activation.GELU_TANH
+    gated = torch.nn.functional.gelu(gate, approximate="tanh") if gelu else torch.nn.functional.silu(gate)
     if limit is None:
         return gated * up
     return gated.clamp(max=limit) * up.clamp(-limit, limit)
@@ -86,9 +99,16 @@ def by_configuration(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """The runner's choice: an operator where there is one, else composed."""
     if inputs.activation is Activation.SWIGLU_OAI:
         return composed(inputs) if inputs.limit is None else clipped(inputs)
-    if inputs.limit is None:
-        return torch.ops.npu.npu_swiglu(inputs.states)  # type: ignore[no-any-return]
-    return composed(inputs)
+    if inputs.limit is not None:
+        return composed(inputs)
+    return plain(inputs.states, inputs.activation)
+
+
+def plain(states: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """The operator of an activation without a limit, of gates and ups in halves."""
+    if activation is Activation.GELU_TANH:
+        return torch.ops.npu.npu_geglu(states, activate_left=True)[0]  # type: ignore[no-any-return]
+    return torch.ops.npu.npu_swiglu(states)  # type: ignore[no-any-return]
 
 
 @implementation("swiglu", supports={"rounding": ("once",)}, on_device=True)

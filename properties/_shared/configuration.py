@@ -193,7 +193,8 @@ def _activation(text: Mapping[str, Any], kind: str) -> tuple[str, float | None]:
     limit = text.get("swiglu_limit")
     if kind == "gpt_oss" or name == "swigluoai":
         return "swiglu_oai", 7.0 if limit is None else float(limit)
-    return ("silu", None) if name == "silu" and limit is None else ("", None)
+    known = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+    return (known.get(name, "") if limit is None else "", None)
 
 
 def _layers(text: Mapping[str, Any], kind: str) -> Iterator[Layer]:

@@ -90,7 +90,8 @@ def test_latent_attention_and_its_rope():
 
 
 def test_what_no_component_has_is_left_out_and_not_guessed():
-    assert model_of(GEMMA).activation == ""
+    assert model_of(GEMMA).activation == "gelu_tanh"
+    assert model_of({**QWEN, "hidden_act": "gelu"}).activation == ""
     assert model_of({**DEEPSEEK, "scoring_func": "sqrtsoftplus"}).scoring == "sqrtsoftplus"
     assert model_of({**DEEPSEEK, "scoring_func": "softplus"}).scoring == ""
     assert model_of({**DEEPSEEK, "swiglu_limit": 10.0}).activation == ""

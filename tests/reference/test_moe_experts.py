@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -127,6 +128,18 @@ def test_integers_as_terms_are_the_middle_of_what_they_may_be(bits):
     assert bool(((terms.value - integers).abs() <= terms.error).all())
     assert bool(((terms.error == 0) | (terms.error == 0.5)).all())
     assert 0.0 < float((terms.error > 0).double().mean()) < 0.15
+
+
+def test_a_row_of_zeros_that_may_be_something_else_is_no_larger_than_that():
+    states = Inexact(torch.zeros(3, 4, dtype=torch.float64), torch.tensor([[0.0] * 4, [1e-9] * 4, [1e-9, 0, 0, 0]]))
+    steps, _ = by_largest(states, 8)
+    assert steps.error[:, 0].tolist() == [0, math.inf, math.inf]
+    terms, size = as_terms(states, 8)
+    product = terms.error * (size.value + size.error)[:, None]
+    assert (terms.value == 0).all()
+    assert (product[0] == 0).all()
+    assert (product[1:, 0] >= 1e-9).all()
+    assert (product <= 4e-9).all()
 
 
 def test_rows_that_are_not_known_well_are_themselves_as_terms():

@@ -42,6 +42,24 @@ def test_single_elements_by_hand():
     assert torch.equal(value(pairs, layout="interleaved"), value(rows))
 
 
+def test_a_gelu_by_its_tangent_is_that_of_torch_and_no_other():
+    rows = states(size=3.0)
+    expected = swiglu(inputs(rows.bfloat16(), "gelu_tanh", None, rounding="once"))
+    gate, up = rows.bfloat16().float().chunk(2, dim=1)
+    right = torch.nn.functional.gelu(gate, approximate="tanh") * up
+    as_sigmoid = gate * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)) * up
+    for given in (right, as_sigmoid):
+        assert compare(expected, {"output": given.bfloat16()}).worst <= 1
+    for wrong in (torch.nn.functional.gelu(gate) * up, torch.nn.functional.silu(gate) * up,
+                  gate * torch.sigmoid(1.702 * gate) * up):  # fmt: skip
+        assert compare(expected, {"output": wrong.bfloat16()}).worst > 1
+    assert torch.allclose(expected["output"].value, right.double(), rtol=1e-5, atol=1e-5)
+    far = torch.tensor([[1e30, -1e30, -12.0, 3e4, 2.0, 2.0, 2.0, 2.0]])
+    saturated = swiglu(inputs(far, "gelu_tanh", None))["output"]
+    assert saturated.value[0].tolist() == pytest.approx([2e30, 0.0, 0.0, 6e4])
+    assert not saturated.bound.isnan().any()
+
+
 def test_the_limit_is_that_of_the_experts_at_hand():
     rows = states()
     both = inputs(rows, limit=7.0, shared=True)
