@@ -30,7 +30,7 @@ MOST_BYTES = 2**29
 
 ONES = 0xFF
 
-_UNWRITTEN = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+UNWRITTEN = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 """Operators whose result nobody has written."""
 
 _RESIZES = ("resize_", "resize_as_", "set_")
@@ -140,7 +140,7 @@ class RedZones(TorchDispatchMode):
         place = place_here()
         memory = self._between(size, tensor.device, f"the tensor {shape} of {func._opname}{place and f' at {place}'}")
         inside = _laid_out(memory, tensor)
-        return inside if func._opname in _UNWRITTEN else inside.copy_(tensor)
+        return inside if func._opname in UNWRITTEN else inside.copy_(tensor)
 
     def _between(self, size: int, device: torch.device, what: str) -> torch.Tensor:
         """Return memory of a size between zones, all ones."""

@@ -19,6 +19,7 @@ from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from npudiff.draw.presets import UNBOUNDED_EXAMPLES, hypothesis_settings
+from npudiff.draw.simpler import simpler_cases
 from npudiff.judge.drift import DriftMeter, found, measures_drift
 from npudiff.judge.judge import Judge, LocalJudge
 from npudiff.model.anything import AnyCase
@@ -29,6 +30,9 @@ from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Verdict
 
 SHRINK_SECONDS = 30.0
 """A finding that is not minimal after this time is reported as small as it is."""
+
+MOST_SIMPLER = 200
+"""Cases that are tried to make one simpler that Hypothesis cannot."""
 
 
 REPEATED = 3
@@ -156,6 +160,43 @@ class CaseRun:
         else:
             self._record(failure)
         return failure is not None
+
+    def simplify(self) -> None:
+        """Make the smallest failing case simpler field by field, as long as that fails in the same way."""
+        tries = MOST_SIMPLER
+        before = None
+        while before is not self.outcome.failure and self.outcome.failure is not None:
+            before = self.outcome.failure
+            for case in simpler_cases(before.case):
+                if tries == 0:
+                    return
+                if case in self._passed or not self._is_legal(case):
+                    continue
+                tries -= 1
+                if self._fails_alike(case, before):
+                    break
+
+    def _is_legal(self, case: AnyCase) -> bool:
+        component = self.outcome.job.subject.component
+        try:
+            component.check_case(case)
+        except ValueError:
+            return False
+        return self.outcome.job.subject.reason_against(case, self._supported) is None
+
+    def _fails_alike(self, case: AnyCase, before: Failure) -> bool:
+        """Whether a case fails, by an exception or by a wrong value as the one before does; then it is the smallest."""
+        self._check_time()
+        self.judge.begin()
+        try:
+            failure = self._judge(case)
+        except NotApplicable:
+            failure = None
+        if failure is None or (failure.error is None) != (before.error is None):
+            self._passed.add(case)
+            return False
+        self._record(failure)
+        return True
 
     def conclude(self) -> None:
         """Run the smallest failing case again, to tell whether it always fails: each case was run once only.
@@ -407,12 +448,16 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, ju
         return outcome
     memory = budget.example_database_of(job)
     outcome.remembered = memory is not None and memory.is_dir() and any(memory.iterdir())
+    history = job.subject.component.history
     with job.subject.target.activate(), _run_of(outcome, budget, progress, judge) as run:
         try:
             run.run_explicit_cases(budget.explicit_cases)
             if budget.examples != 0:
                 run.with_hypothesis()
         except (Fails, Stop):
+            if budget.shrink and history is None:
+                with contextlib.suppress(Stop):
+                    run.simplify()
             run.conclude()
         except Unsatisfiable:
             outcome.not_applicable["no case could be drawn"] += 1

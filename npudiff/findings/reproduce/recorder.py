@@ -26,6 +26,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from npudiff.findings.reproduce.script import Event
+from npudiff.model.red_zones import ONES, UNWRITTEN
 
 
 class Refused(Exception):
@@ -477,8 +478,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.tape.note("raised")
             raise
         if written is not None:
+            if func._opname in UNWRITTEN:
+                self._mark(result)
             self._after(func, (args, kwargs), result, written)
         return result
+
+    def _mark(self, result: torch.Tensor) -> None:
+        """Fill memory that nobody has written: it may hold, by chance, what is written past the dispatcher next."""
+        with self._guarded():
+            storage = result.untyped_storage()
+            torch.empty(0, dtype=torch.uint8, device=result.device).set_(storage).fill_(ONES)
 
     def _before(self, func: Any, args: Any, kwargs: Any) -> list[_Written] | None:  # noqa: ANN401
         """Write a call down; return what it writes into, or None if it is not wanted, or cannot be written down."""

@@ -212,6 +212,20 @@ def memory_is_written(inputs, target):
     return y + 0
 
 
+def as_the_memory_was(inputs, target):
+    numbers = inputs.x * 2
+    y = torch.zeros(1000)
+    y[-3:] = numbers
+    where = y.data_ptr()
+    for _ in range(100):  # what was freed last is given out next, and its end is as it was left
+        del y
+        y = torch.empty(1000)
+        if y.data_ptr() == where:
+            break
+    ctypes.memmove(y.data_ptr() + 4 * 997, numbers.data_ptr(), 12)
+    return y[-3:] + 0
+
+
 def another_thread(inputs, target):
     y = torch.zeros(3)
     thread = threading.Thread(target=lambda: y.copy_(inputs.x * 2))
@@ -252,6 +266,7 @@ def from_python(inputs, target):
     [
         (numpy_writes, "something that is not an operator writes into its tensors: the host, or a kernel of its own"),
         (memory_is_written, "something that is not an operator writes into its tensors"),
+        (as_the_memory_was, "something that is not an operator writes into its tensors"),
         (another_thread, "something that is not an operator writes into its tensors"),
         (subclass, "an operator is given a Loud, which makes calls of its own"),
         (sparse, "not strided: torch.sparse_coo"),

@@ -1,0 +1,69 @@
+"""Simpler cases: what one field of a failing case may be instead, from the simplest value on.
+
+Hypothesis makes the choices simpler by which a case was drawn, and a size that was drawn as an outlier stays one:
+smaller sizes are other choices. So what it ends with is gone through once more, field by field, in the words of the
+case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from npudiff.model.anything import AnyCase
+
+SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 32, 33, 64)
+"""Small sizes that are tried whatever a field is: some have to be odd, others whole tiles."""
+
+
+def simpler_cases(case: AnyCase) -> Iterator[AnyCase]:
+    """Yield cases that differ in one field, which is simpler; they need not be legal.
+
+    First every field is as it usually is, then each has its usual value, numbers are smaller, and tuples shorter.
+    """
+    usual = {one.name: one.default for one in _fields(case) if one.default is not dataclasses.MISSING}
+    plain = {name: value for name, value in usual.items() if not isinstance(value, int) or isinstance(value, bool)}
+    changed = [name for name, value in plain.items() if getattr(case, name) != value]
+    if len(changed) > 1:
+        yield dataclasses.replace(case, **{name: plain[name] for name in changed})
+    for one in _fields(case):
+        for value in _simpler(getattr(case, one.name), usual.get(one.name, dataclasses.MISSING)):
+            yield dataclasses.replace(case, **{one.name: value})
+
+
+def _fields(part: Any) -> list[dataclasses.Field[Any]]:  # noqa: ANN401 - any dataclass
+    return [one for one in dataclasses.fields(part) if one.init]
+
+
+def _simpler(value: Any, usual: Any = dataclasses.MISSING) -> Iterator[Any]:  # noqa: ANN401 - any field
+    """Yield simpler values of a field, the simplest first."""
+    if usual is None and value is not None:
+        yield None
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield from _smaller(value)
+    elif isinstance(value, tuple):
+        yield from _shorter(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for one in _fields(value):
+            for inner in _simpler(getattr(value, one.name), one.default):
+                yield dataclasses.replace(value, **{one.name: inner})
+    elif usual is not dataclasses.MISSING and usual is not None and value != usual:
+        yield usual
+
+
+def _smaller(value: int) -> Iterator[int]:
+    """Yield smaller numbers: small ones, halves, and the one before."""
+    if value <= 0:
+        return
+    yield from dict.fromkeys(one for one in (*SIZES, value // 4, value // 2, value - 2, value - 1) if 0 <= one < value)
+
+
+def _shorter(value: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """Yield tuples of one element, without one of them, and with one of them simpler."""
+    if len(value) > 2:
+        yield from ((one,) for one in value)
+    yield from (value[:place] + value[place + 1 :] for place in range(len(value)))
+    for place, part in enumerate(value):
+        for inner in _simpler(part):
+            yield (*value[:place], inner, *value[place + 1 :])
