@@ -6,7 +6,7 @@ until one of them is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -123,6 +123,8 @@ class Result:
     @property
     def _summary(self) -> str:
         findings = counted(len(self.findings), "finding")
+        causes = len({one["cause"] for one in self.document["findings"]})
+        findings += f" of {counted(causes, 'cause')}" if causes < len(self.findings) else ""
         return f"npudiff: {self.verdict}: {counted(self.cases, 'case')} in {self.seconds:.1f} s, {findings}"
 
     @property
@@ -265,7 +267,17 @@ def check(
         run.run(plan.tasks(keeper(root / FINDINGS)))
     timings = timed_apart(log.outcomes, seed) if timed else {}
     content = run_content(summary_of(log), log.findings, log.unjudged, timings=timings)
+    _say_how_functions_are_replayed(content["findings"], {item.name for item in given if not item.selector})
     return Result(document("check", log.code, "", content), tuple(log.findings))
+
+
+def _say_how_functions_are_replayed(findings: Sequence[dict[str, Any]], names: Collection[str]) -> None:
+    """Say for findings of functions, which no command can find, how Python replays them."""
+    for one in findings:
+        if one["implementation"] in names and one["replay"]:
+            line = f"npudiff.replay({one['folder']!r}, {one['implementation']})"
+            one["text"] = one["text"].replace(one["replay"], line)
+            one["replay"] = line
 
 
 def _implementation(one: What, component: str | None, supports: Box | Sequence[Box] | None) -> Implementation:

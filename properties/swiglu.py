@@ -182,7 +182,7 @@ def _sizes(model: Model) -> Box | None:
         return None
     return {
         "tokens": FEW,
-        "width": (model.width,),
+        "width": tuple(dict.fromkeys(one for one in (model.width, model.shared_width, model.dense_width) if one)),
         "activation": (model.activation,),
         "limit": tuple(dict.fromkeys((*model.limits, *([model.shared_limit] if model.shared_limit else [])))),
         "alpha": (model.alpha,),

@@ -17,8 +17,10 @@ from npudiff.errors import UsageError
 from npudiff.findings.finding import POISONS, Finding
 from npudiff.findings.log import LoggedFinding
 from npudiff.judge.judge import EQUIVALENCE
+from npudiff.judge.memory import STAYS_WITHIN
 from npudiff.judge.others import WAYS_AGREE
 from npudiff.model.constraints import parse_where
+from npudiff.model.faults import Kind
 from npudiff.model.job import Beside, Verdict
 
 AnyLogged = TypeVar("AnyLogged", bound=LoggedFinding)
@@ -68,10 +70,13 @@ def _added(groups: list[list[AnyLogged]]) -> list[AnyLogged]:
 
 
 def _best_first(group: Iterable[AnyLogged]) -> list[AnyLogged]:
-    """Return equivalence first, and of that what fails each time."""
+    """Return equivalence first, and of that what fails each time; of a process that died, where it wrote before."""
+    group = list(group)
+    died = any(one.finding.verdict == Kind.DIED.value for one in group)
 
-    def order(one: AnyLogged) -> tuple[bool, bool]:
-        return one.finding.property_name != EQUIVALENCE.name, bool(one.finding.detail.get("flaky"))
+    def order(one: AnyLogged) -> tuple[bool, bool, bool]:
+        wrote = died and one.finding.property_name == STAYS_WITHIN.name and one.finding.verdict != Kind.DIED.value
+        return not wrote, one.finding.property_name != EQUIVALENCE.name, bool(one.finding.detail.get("flaky"))
 
     return sorted(group, key=order)  # a stable sort
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from npudiff.model.implementation import Implementation, Target, TargetUnavailab
 from npudiff.model.instead import Instead
 from npudiff.model.job import Isolation, Job, Outcome, Verdict
 from npudiff.run.discovery import OtherComponent, each_once, load_component, load_target, select_implementations
-from npudiff.run.engine import run_case, run_cases
+from npudiff.run.engine import REPEATED, run_case, run_cases
 from npudiff.run.plan import Request, can_isolate, may_end_its_process, untrusted_provider
 from npudiff.text import counted
 
@@ -43,8 +43,12 @@ class Replay:
     """FIXED if the property holds now, FAILED if it does not, ERROR if it could not be replayed."""
     line: str
     """What to say about it."""
-    outcome: Outcome | None = None
+    outcome: Outcome | None = field(default=None, repr=False)
     """The run."""
+
+    def __str__(self) -> str:
+        """Return the line of the command."""
+        return f"{self.verdict.value} {self.line}"
 
     @property
     def raised(self) -> tuple[str, ...]:
@@ -191,6 +195,10 @@ def _run(finding: Finding, job: Job, case: AnyCase, isolation: Isolation, isolat
         outcome = run_cases(job, _remembered(finding, job.subject.component), isolation if wanted else None)
     else:
         outcome = run_case(job, case, isolation if wanted else None)
+        for _ in range(REPEATED - 1 if kills else 0):  # what writes beyond its memory does not die of it each time
+            if outcome.verdict is not Verdict.HOLDS or outcome.poisonings:
+                break
+            outcome = run_case(job, case, isolation if wanted else None)
     outcome.settle()
     return outcome
 

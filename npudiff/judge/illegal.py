@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,11 +28,11 @@ _OWN = (WroteOutside.__name__, InputsChanged.__name__)
 
 
 def _refused(subject: Subject, case: AnyCase) -> Comparison:
-    """Give inputs in which one thing is wrong, one after the other; the first that is taken and not right fails."""
+    """Give inputs in which one thing is wrong, one after the other, and tell all that are taken and not right."""
     inputs = subject.component.inputs(case)
     require_right(subject, inputs, subject.expected(inputs))
     guarded = replace(subject, implementation=in_red_zones(subject.implementation))
-    seen = False
+    seen, wrong = False, list[tuple[str, Comparison]]()
     for illegal, changed in illegal_inputs(subject.component.illegal, inputs):
         seen = True
         try:
@@ -44,10 +44,22 @@ def _refused(subject: Subject, case: AnyCase) -> Comparison:
             continue
         compared = _answered(subject, illegal.what, None if illegal.no_answer else changed, outputs)
         if not compared.holds:
-            return compared
+            wrong.append((illegal.what, compared))
     if not seen:
         raise NotApplicable("nothing in the case could be illegal")
+    if wrong:
+        return _told(wrong)
     return Comparison((), "illegal inputs are refused")
+
+
+def _told(wrong: Sequence[tuple[str, Comparison]]) -> Comparison:
+    """Return the first answer that is wrong, and name everything of which one is."""
+    first = wrong[0][1]
+    if len(wrong) == 1:
+        return first
+    kinds = ", ".join(what for what, _ in wrong)
+    output = replace(first.worst_output, problem=f"answers that are wrong, given illegal inputs: {kinds}")
+    return Comparison((output,), f"given illegal inputs, such as {wrong[0][0]}")
 
 
 class NotRefused(Exception):

@@ -81,6 +81,10 @@ def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
     return [Group(name, tuple(members)) for (_, name), members in groups.items()]
 
 
+NEARLY = 0.995
+"""Ratios from here on have a digit more: 1.00 beside "ok" would look like a limit that is reached."""
+
+
 def bound_text(group: Group) -> str:
     """The largest error over bound, of cases that fail if any do: ``exact`` where only equality was asked for."""
     failed = [outcome.failed_ratio for outcome in group.outcomes if outcome.failed_ratio]
@@ -92,4 +96,5 @@ def bound_text(group: Group) -> str:
         return "-"
     if all(outcome.exact for outcome in held):
         return "exact"
-    return f"{max(outcome.worst_ratio for outcome in held):.2f}"
+    worst = max(outcome.worst_ratio for outcome in held)
+    return f"{worst:.2f}" if worst < NEARLY else f"{math.floor(worst * 1000) / 1000:.3f}"

@@ -105,6 +105,8 @@ class Model:
     """Tables of its layers."""
     rope_sections: str = ""
     """Frequencies of each kind of position, of models that read pictures: ``16/24/24``."""
+    dense_width: int = 0
+    """Gates of a layer without experts; 0 for none."""
 
     @property
     def limits(self) -> tuple[float | None, ...]:
@@ -175,6 +177,7 @@ def _with_experts(model: Model, text: Mapping[str, Any], kind: str) -> Model:
         top_k=top_k,
         width=width,
         shared_width=shared,
+        dense_width=_number(text, "intermediate_size") if text.get("moe_intermediate_size") else 0,
         scoring=scoring if scoring in SCORES and kind != "llama4_text" else "",
         router_bias=bias,
         scaling=float(_first(text, "routed_scaling_factor", "moe_router_scaling_factor") or 1.0),

@@ -45,7 +45,13 @@ def test_a_finding_is_told_kept_and_replayed(tmp_path):
         result.require()
     one = result.findings[0]
     assert one.finding.case["columns"] == 8
-    assert [again.verdict.value for again in npudiff.replay(one.folder, doubled)] == ["FAILED"]
+    (again,) = npudiff.replay(one.folder, doubled)
+    assert str(again) == f"FAILED {again.line}"
+    assert len(repr(again)) < 1000
+    line = f"npudiff.replay({str(one.folder)!r}, doubled)"
+    assert line in str(result)
+    assert "npudiff replay" not in str(result)
+    assert [again.verdict.value for again in eval(line)] == ["FAILED"]  # noqa: S307 - the line that was shown
     assert [again.verdict.value for again in npudiff.replay(one.folder, right)] == ["FIXED"]
     assert [again.verdict.value for again in npudiff.replay(one.folder)] == ["ERROR"]  # nothing built in is called so
     page = result._repr_html_()

@@ -100,6 +100,15 @@ def test_what_no_component_has_is_left_out_and_not_guessed():
     assert (model_of(QWEN).norm, model_of(QWEN).rope_sections, model_of(LLAMA).norm) == ("gemma", "11/11/10", "plain")
 
 
+def test_layers_without_experts_have_a_width_of_their_own(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**DEEPSEEK, "intermediate_size": 18432}))
+    component = load_component("swiglu")
+    widths = {case.width for case in drawn(component, sizes_of(str(path), [component])[id(component)], 60)}
+    assert {2048, 18432} <= widths
+    assert model_of(GPT_OSS).dense_width == 0
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_cases_are_drawn_within_a_configuration(name, tmp_path):
     path = tmp_path / "config.json"

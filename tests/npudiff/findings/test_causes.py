@@ -56,6 +56,14 @@ def test_what_comes_and_goes_where_a_call_poisons_later_ones_is_told_under_that(
     assert groups(flaky, other) == [[0], [1]]
 
 
+def test_where_a_process_dies_of_a_write_beyond_a_tensor_the_write_is_told():
+    died = found(verdict="process died", error="process died: SIGABRT")
+    wrote = found(prop="stays_within_its_memory", verdict="exception", line="other", error="WroteOutside: 2 bytes")
+    assert groups(died, wrote) == [[1, 0]]
+    died_there = found(prop="stays_within_its_memory", verdict="process died", line="other", error="process died: 6")
+    assert groups(died, died_there) == [[0, 1]]
+
+
 def test_of_a_backend_another_exception_is_another_cause_and_numbers_in_it_are_those_of_a_case():
     raised = [
         found(prop=prop, verdict="exception", error=error, options=BACKEND)

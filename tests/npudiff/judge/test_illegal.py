@@ -70,7 +70,10 @@ def test_who_refuses_or_is_right_holds(subject, toy):
 
 
 def test_an_answer_where_there_is_none_is_told(subject, toy):
-    found = ILLEGAL_IS_REFUSED.check(subject(lambda inputs, target: inputs.x * 2), toy.Case((3, 4)))
+    def near(inputs, target):
+        return inputs.x * 2 if (inputs.x < 0).any() else doubled(inputs)
+
+    found = ILLEGAL_IS_REFUSED.check(subject(near), toy.Case((3, 4)))
     assert not found.holds
     assert (
         found.worst_output.problem
@@ -78,16 +81,22 @@ def test_an_answer_where_there_is_none_is_told(subject, toy):
     )
 
 
+def test_all_that_is_not_refused_is_told_at_once(subject, toy):
+    found = ILLEGAL_IS_REFUSED.check(subject(lambda inputs, target: inputs.x * 2), toy.Case((3, 4)))
+    said = "answers that are wrong, given illegal inputs: a negative number, x of another dtype"
+    assert found.worst_output.problem == said
+
+
 def test_an_answer_where_there_is_one_has_to_be_right(subject, toy):
     def pads(inputs, target):
-        if (inputs.x < 0).any():
+        if (inputs.x < 0).any() or inputs.x.dim() > 1:
             raise ValueError
         return torch.nn.functional.pad(inputs.x.float() * 2, (0, 2 - len(inputs.x)))
 
     found = ILLEGAL_IS_REFUSED.check(subject(pads), toy.Case((3, 4)))
     assert (found.holds, found.context) == (
         False,
-        "given x with an axis more, of which the reference has a right answer",
+        "given x with a row less, of which the reference has a right answer",
     )
 
 
@@ -223,5 +232,6 @@ def test_a_kernel_of_a_file_that_says_it_checks(cli, tmp_path, more, check, code
     assert result.code == code, result.out + result.err
     if code:
         assert "FINDING swa_mask.mine · illegal_is_refused · wrong value" in result.out
-        assert "an answer, given a negative length" in result.out
+        assert "given illegal inputs: a negative length, a length beyond" in result.out or check != "pass"
+        assert "an answer, given a negative length" in result.out or check == "pass"
         assert cli("replay", ".npudiff/findings", "--impl", "mine.py", *more).code == 1

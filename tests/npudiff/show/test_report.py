@@ -53,6 +53,8 @@ def test_the_bound_column_is_the_worst_of_what_fails_else_of_what_holds(toy):
         return bound_text(Group("mine", tuple(outcome(toy, **change) for change in changes)))
 
     assert text({}, {"worst_ratio": 0.5}) == "0.50"
+    assert text({}, {"worst_ratio": 0.9988}) == "0.998"  # and not 1.00, which would look like too much
+    assert text({}, {"worst_ratio": 1.0}) == "1.000"
     assert text({"exact": True}) == "exact"
     assert text({"exact": True}, {}) == "0.25"
     assert text({"cases": 0}) == "-"
