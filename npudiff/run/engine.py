@@ -31,8 +31,8 @@ from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Verdict
 SHRINK_SECONDS = 30.0
 """A finding that is not minimal after this time is reported as small as it is."""
 
-MOST_SIMPLER = 200
-"""Cases that are tried to make one simpler that Hypothesis cannot."""
+MOST_SIMPLER, SIMPLER_SECONDS = 100, 3.0
+"""Cases that are tried to make one simpler that Hypothesis cannot, and the time for them."""
 
 
 REPEATED = 3
@@ -163,12 +163,12 @@ class CaseRun:
 
     def simplify(self) -> None:
         """Make the smallest failing case simpler field by field, as long as that fails in the same way."""
-        tries = MOST_SIMPLER
+        tries, until = MOST_SIMPLER, time.perf_counter() + SIMPLER_SECONDS
         before = None
         while before is not self.outcome.failure and self.outcome.failure is not None:
             before = self.outcome.failure
             for case in simpler_cases(before.case):
-                if tries == 0:
+                if tries == 0 or time.perf_counter() > until:
                     return
                 if case in self._passed or not self._is_legal(case):
                     continue

@@ -185,7 +185,7 @@ def test_given_cases_come_first_and_those_that_make_no_sense_are_passed_over(toy
     assert outcome.cases == 102
     failing = replace(toy.job(toy.wrong_above(100)), constraints=job.constraints)
     found = run_job(failing, replace(SEEDED, explicit_cases=(*texts[:1], '{"numbers": [300, 1]}')))
-    assert (found.cases, found.failure.case) == (2, toy.Case((101,)))
+    assert (found.cases, found.failure.case) == (2, toy.Case((150,)))
 
 
 def test_every_case_runs_on_the_active_target_and_waits_for_it(toy):

@@ -13,5 +13,5 @@ NZ = {"layout": "PA_NZ"}
 PAIRS = {
     "rope_rows_not_reordered": Pair(Case(3), [Case(3, rope_dim=2, nope_dim=16)], line()),
     "nd_mode_on_nz_caches": Pair(Case(3, **NZ), [], line("PA_NZ"), everywhere=True),
-    "pages_of_16_whatever_they_are": Pair(Case(3, page_size=128, **NZ), [Case(3, **NZ)], line("PA_NZ", 128)),
+    "pages_of_16_whatever_they_are": Pair(Case(3, page_size=128, **NZ), [Case(3, **NZ)], line("PA_NZ", 32)),
 }

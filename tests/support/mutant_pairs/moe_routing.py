@@ -14,7 +14,7 @@ PAIRS = {
     "first_count_is_the_seconds": Pair(PLAIN, [replace(PLAIN, top_k=8)], SMALLEST),
     "ends_for_counts": Pair(PLAIN, [MoeRoutingCase(7, 1, 1, 16)], SMALLEST),
     "all_experts_are_here": Pair(
-        LOCAL, [PLAIN], SMALLEST_LOCAL.replace("1 to 2", "1 to 1"), otherwise=(SMALLEST_LOCAL,)
+        LOCAL, [PLAIN], SMALLEST_LOCAL, otherwise=(SMALLEST_LOCAL.replace("1 to 2", "1 to 1"),)
     ),
     "row_of_the_last_for_none": Pair(LOCAL, [replace(LOCAL, experts=1, top_k=1)], SMALLEST_LOCAL),
     "factors_of_the_first_expert": Pair(

@@ -31,7 +31,8 @@ PAIRS = {
     "nz_rows_of_key_dim": Pair(
         PagedCacheCase(5, layout="PA_NZ", head_dim=192, value_head_dim=128),
         [PagedCacheCase(5, layout="PA_NZ")],
-        line(1, "PA_NZ", dims="192/128"),
+        line(1, "PA_NZ", dims="64/16"),
+        otherwise=(line(1, "PA_NZ", dims="192/128"),),
     ),
     "strides_from_shapes": Pair(
         PagedCacheCase(5, rows="sliced"),

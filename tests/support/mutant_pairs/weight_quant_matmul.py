@@ -20,7 +20,7 @@ PAIRS = {
     "groups_of_equal_size": Pair(
         GROUPS,
         [replace(GROUPS, inner=96)],
-        "1 token x 40 x 16 · bfloat16 by int8 · scale per group of 32",
+        "1 token x 33 x 16 · bfloat16 by int8 · scale per group of 32",
     ),
     "groups_of_128": Pair(
         GROUPS,
