@@ -20,6 +20,10 @@ SMALL = 32
 """Numbers up to here stay as they are: Hypothesis has chosen them, and by what comes first in the words of the axis."""
 
 
+LARGEST = 512
+"""A case with a larger number keeps its words: all experts of a thousand, say, would be another amount of data."""
+
+
 def simpler_cases(case: AnyCase) -> Iterator[AnyCase]:
     """Yield cases that differ in one field, which is simpler; they need not be legal.
 
@@ -29,11 +33,27 @@ def simpler_cases(case: AnyCase) -> Iterator[AnyCase]:
     usual = {one.name: one.default for one in _fields(case) if one.default is not dataclasses.MISSING}
     plain = {name: value for name, value in usual.items() if isinstance(value, str | bool | float)}
     changed = [name for name, value in plain.items() if getattr(case, name) != value]
-    if len(changed) > 1:
+    is_small = all(number <= LARGEST for number in _numbers(case))
+    if len(changed) > 1 and is_small:
         yield dataclasses.replace(case, **{name: plain[name] for name in changed})
     for one in _fields(case):
+        if one.name in plain and not is_small:
+            continue
         for value in _simpler(getattr(case, one.name), usual.get(one.name, dataclasses.MISSING)):
             yield dataclasses.replace(case, **{one.name: value})
+
+
+def _numbers(part: Any) -> Iterator[int]:  # noqa: ANN401 - any field
+    """Yield the sizes in a field; seeds are none."""
+    if isinstance(part, int):
+        yield part
+    elif isinstance(part, tuple):
+        for one in part:
+            yield from _numbers(one)
+    elif dataclasses.is_dataclass(part):
+        for field in _fields(part):
+            if field.name != "seed":
+                yield from _numbers(getattr(part, field.name))
 
 
 def _fields(part: Any) -> list[dataclasses.Field[Any]]:  # noqa: ANN401 - any dataclass

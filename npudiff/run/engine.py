@@ -31,7 +31,7 @@ from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Verdict
 SHRINK_SECONDS = 30.0
 """A finding that is not minimal after this time is reported as small as it is."""
 
-MOST_SIMPLER, SIMPLER_SECONDS = 100, 3.0
+MOST_SIMPLER, SIMPLER_SECONDS = 100, 1.5
 """Cases that are tried to make one simpler that Hypothesis cannot, and the time for them."""
 
 
@@ -72,6 +72,7 @@ class CaseRun:
         self._passed: set[Any] = set()
         self.drift = DriftMeter()
         self.gives, self.given_cases = False, 0  # those do not count towards the cases that are drawn
+        self._last_seconds = 0.0
         self._supported = job.subject.implementation.constraints.within(Constraints((job.prop.within,)))
 
     @property
@@ -163,6 +164,8 @@ class CaseRun:
 
     def simplify(self) -> None:
         """Make the smallest failing case simpler field by field, as long as that fails in the same way."""
+        if self._last_seconds > SIMPLER_SECONDS / 10:
+            return  # a case of some seconds: a few tries would take as long as all that was drawn
         tries, until = MOST_SIMPLER, time.perf_counter() + SIMPLER_SECONDS
         before = None
         while before is not self.outcome.failure and self.outcome.failure is not None:
@@ -217,10 +220,13 @@ class CaseRun:
         """Judge a case; of a trace, what fails is the part up to the step that failed."""
         self._require(case)
         outcome = self.outcome
+        began = time.perf_counter()
         try:
             comparison = self.judge.check(case, thorough=thorough or outcome.failure is None)
         except ImplementationRaised as error:
             return Failure(self.judge.case, None, error.__cause__ or error)
+        finally:
+            self._last_seconds = time.perf_counter() - began
         if isinstance(comparison, Comparison) and not comparison.holds:
             return Failure(self.judge.case, comparison, None)
         outcome.exact = outcome.exact and comparison.exact
