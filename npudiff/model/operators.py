@@ -48,17 +48,21 @@ class OperatorWatch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Count an operator, and run it."""
         result = func(*args, **(kwargs or {}))
-        host = not self._on_host and {tensor.device.type for tensor in _tensors(result)} == {"cpu"}
+        host = not self._on_host and {tensor.device.type for tensor in tensors_in(result)} == {"cpu"}
         self.operators[f"{func.namespace}::{func._opname}{ON_HOST if host else ''}"] += 1
         return result
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors of an argument or a result, in their order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
 
 
 def doubts(item: Implementation, operators: Mapping[str, int] | None) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from npudiff.model.anything import AnyInputs, AnyOutputs
 from npudiff.model.frames import place_here
 from npudiff.model.implementation import Implementation, Target
+from npudiff.model.operators import tensors_in
 from npudiff.text import counted
 
 ZONE = 512
@@ -89,8 +90,8 @@ class RedZones(TorchDispatchMode):
             return func(*args, **kwargs)
         if func.namespace == "npu" and "format_cast" in func._opname:
             args = (self._taken_out(args[0], in_place=func._opname.endswith("_")), *args[1:])
-        before = [(one, _memory(one), one.shape) for one in _tensors(kwargs.get("out"))]
-        given = {_memory(one) for one in _tensors((args, kwargs))}
+        before = [(one, _memory(one), one.shape) for one in tensors_in(kwargs.get("out"))]
+        given = {_memory(one) for one in tensors_in((args, kwargs))}
         result = func(*args, **kwargs)
         for one, memory, shape in before:
             if one.shape != shape:  # torch has given it the size that it needs
@@ -201,17 +202,6 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def _memory(tensor: torch.Tensor) -> int:
     """Where the memory of a tensor begins; 0 where it has none of its own."""
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided and tensor.device.type != "meta" else 0
-
-
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for one in value:
-            yield from _tensors(one)
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
 
 
 def called_in_red_zones(

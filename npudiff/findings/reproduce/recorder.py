@@ -26,23 +26,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from npudiff.findings.reproduce.script import Event
+from npudiff.model.operators import tensors_in
 from npudiff.model.red_zones import ONES, UNWRITTEN
 
 
 class Refused(Exception):
     """Something cannot stand in a script; the message says what, and is read after "no script: "."""
-
-
-def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """Yield the tensors of an argument or a result, in their order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
 
 
 _NAMED = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory format"}
