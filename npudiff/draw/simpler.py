@@ -87,7 +87,8 @@ def _shorter(value: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     """Yield tuples of one element, without one of them, and with one of them simpler."""
     if len(value) > 2:
         yield from ((one,) for one in value)
-    yield from (value[:place] + value[place + 1 :] for place in range(len(value)))
+    if len(value) > 1:
+        yield from (value[:place] + value[place + 1 :] for place in range(len(value)))
     for place, part in enumerate(value):
         for inner in _simpler(part):
             yield (*value[:place], inner, *value[place + 1 :])

@@ -25,7 +25,7 @@ def names(jobs):
 def test_every_property_of_every_implementation_is_a_job_and_every_mutant_is_one():
     made = plan()
     own = ("order_does_not_matter", "capacity_does_not_matter", "wide_window_equals_none")
-    relations = ("equivalence", *own, "earlier_calls_change_nothing")
+    relations = ("equivalence", *own, "earlier_calls_change_nothing", "stays_within_its_memory")
     assert names(made.jobs) == [f"swa_mask.{item}.{prop}" for item in ("eager", "graph_buffer") for prop in relations]
     assert all(job.prop is EQUIVALENCE for job in made.mutants)
     assert len(made.mutants) == 5
@@ -39,7 +39,7 @@ def test_all_components_are_planned_by_default():
 
 def test_a_mutant_that_is_named_is_an_ordinary_implementation():
     made = plan(implementations=("mask_minus_one",))
-    assert len(made.jobs) == 5
+    assert len(made.jobs) == 6
     assert made.mutants == ()
 
 
