@@ -21,6 +21,7 @@ from npudiff.model.anything import AnyInputs, AnyOutputs
 from npudiff.model.frames import place_here
 from npudiff.model.implementation import Implementation, Target
 from npudiff.model.operators import tensors_in
+from npudiff.model.returned import stands_for_another
 from npudiff.text import counted
 
 ZONE = 512
@@ -57,7 +58,9 @@ class _Zone:
     """The tensor, and where it was made."""
 
     def written(self) -> Iterator[str]:
-        """Say what of the zones is no longer as it was."""
+        """Say what of the zones is no longer as it was; of memory that was given back, nothing."""
+        if self.memory.untyped_storage().nbytes() < len(self.memory):
+            return
         changed = self.memory != ONES
         before, behind = changed[:ZONE].nonzero(), changed[-ZONE:].nonzero()
         if len(before):
@@ -191,7 +194,13 @@ def _laid_out(memory: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _is_plain(tensor: torch.Tensor) -> bool:
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided:
         return False
-    if tensor.is_quantized or tensor.device.type == "meta" or tensor.is_conj() or tensor.is_neg():
+    if (
+        stands_for_another(tensor)
+        or tensor.is_quantized
+        or tensor.device.type == "meta"
+        or tensor.is_conj()
+        or tensor.is_neg()
+    ):
         return False
     if tensor.device.type == "cpu":
         return True
@@ -200,8 +209,11 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    """Where the memory of a tensor begins; 0 where it has none of its own."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided and tensor.device.type != "meta" else 0
+    """Where the memory of a tensor begins; 0 where it has none of its own, whom asking would end the process."""
+    strided = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    if not strided or tensor.device.type == "meta" or stands_for_another(tensor):
+        return 0
+    return tensor.untyped_storage().data_ptr()
 
 
 def called_in_red_zones(

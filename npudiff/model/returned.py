@@ -224,3 +224,11 @@ def plain_error(error: BaseException) -> BaseException:
         return error
     made: BaseException = type(type_name(error).rpartition(".")[2], (Raised,), {})(text)
     return made.with_traceback(error.__traceback__)
+
+
+def stands_for_another(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no memory of its own, but that of one which it stands for."""
+    import torch  # noqa: PLC0415 - the engine's words do not need it
+
+    keys = torch._C._dispatch_keys(tensor)
+    return any(keys.has(getattr(torch._C.DispatchKey, key)) for key in _NO_MEMORY)
