@@ -17,7 +17,6 @@ from npudiff.errors import UsageError
 from npudiff.findings.finding import POISONS, Finding
 from npudiff.findings.log import LoggedFinding
 from npudiff.judge.judge import EQUIVALENCE
-from npudiff.judge.memory import STAYS_WITHIN
 from npudiff.judge.others import WAYS_AGREE
 from npudiff.model.constraints import parse_where
 from npudiff.model.faults import Kind
@@ -75,7 +74,7 @@ def _best_first(group: Iterable[AnyLogged]) -> list[AnyLogged]:
     died = any(one.finding.verdict == Kind.DIED.value for one in group)
 
     def order(one: AnyLogged) -> tuple[bool, bool, bool]:
-        wrote = died and one.finding.property_name == STAYS_WITHIN.name and one.finding.verdict != Kind.DIED.value
+        wrote = died and str(one.finding.detail.get("error")).startswith("WroteOutside")
         return not wrote, one.finding.property_name != EQUIVALENCE.name, bool(one.finding.detail.get("flaky"))
 
     return sorted(group, key=order)  # a stable sort
