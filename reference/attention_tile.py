@@ -30,7 +30,7 @@ CUBIC_EXPONENTIALS = 2
 """Powers of two in a weight: its own, and one of a running maximum that rose after it."""
 
 Kept = tuple[torch.Tensor, torch.Tensor]
-"""Exponentials relative to the largest score, and the factor that turns them into weights."""
+"""Exponentials of scores, and the factor that turns them into weights."""
 
 
 class Attended(NamedTuple):
@@ -113,7 +113,7 @@ class AttentionTile:
     def attend(self) -> Attended:
         """Return outputs and LSE of the rows, with their bounds."""
         spans = list(self._spans())
-        lse, key_norm, scores = self._log_sum_exp(spans)
+        lse, key_norm, kept = self._log_sum_exp(spans)
         value = torch.zeros(*lse.shape, self.cache.value_dim, dtype=torch.float64)
         twin = torch.zeros(*lse.shape, 2 * self.cache.value_dim + 1, dtype=torch.float64)
         seen = torch.zeros_like(value)
@@ -122,11 +122,7 @@ class AttentionTile:
         inexact: InexactKeys | None = None
         for number, span in enumerate(spans):
             cache = self.cache.read(*span)
-            if isinstance(scores, tuple):
-                weights, factor = scores
-            else:
-                own = scores[number] if scores else self._scores(span, cache)
-                weights = own.sub_(_finite(lse)).exp_()
+            weights, factor = kept[number] if kept else (self._scores(span, cache).sub_(_finite(lse)).exp_(), factor)
             value += torch.matmul(weights, cache.values) * factor
             narrow = weights.to(torch.float32)
             twin += torch.matmul(narrow, cache.twin).to(torch.float64) * factor
@@ -192,18 +188,15 @@ class AttentionTile:
             return values.sum(dim=1, keepdim=True)
         return torch.matmul((~hidden).to(values.dtype), values).repeat(1, self.heads // self.kv_heads, 1)
 
-    def _log_sum_exp(self, spans: list[tuple[int, int]]) -> tuple[torch.Tensor, float, Kept | list[torch.Tensor]]:
-        """LSE of every row, the largest norm of a key, and what need not be redone.
-
-        That is what one range that holds all keys comes to; of several, their scores, if these fit in memory.
-        """
+    def _log_sum_exp(self, spans: list[tuple[int, int]]) -> tuple[torch.Tensor, float, list[Kept]]:
+        """LSE of every row, the largest norm of a key, and the weights of each range, if all fit in memory together."""
         shape = self.query.shape[:2]
         largest = torch.full(shape, -math.inf, dtype=torch.float64) if self.sinks is None else self.sinks
         total = (
             torch.zeros(shape, dtype=torch.float64) if self.sinks is None else torch.ones(shape, dtype=torch.float64)
         )
         keeps = len(spans) > 1 and self.heads * self.rows * (self.last - self.first) <= SCORE_TILE
-        kept: list[torch.Tensor] = []
+        kept = []
         key_norm, exponentials = 0.0, None
         for span in spans:
             cache = self.cache.read(*span)
@@ -218,8 +211,8 @@ class AttentionTile:
             largest = risen
         lse = torch.where(total > 0, largest + total.log(), -math.inf)
         if exponentials is None or len(spans) > 1:
-            return lse, key_norm, kept
-        return lse, key_norm, (exponentials, torch.where(total > 0, 1 / total, 0.0).unsqueeze(-1))
+            return lse, key_norm, [(scores.sub_(_finite(lse)).exp_(), torch.ones(())) for scores in kept]
+        return lse, key_norm, [(exponentials, torch.where(total > 0, 1 / total, 0.0).unsqueeze(-1))]
 
     def _errors(self, twin: torch.Tensor, seen: torch.Tensor, key_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Errors of the sum of weights times values, and of the sum of weights.

@@ -10,7 +10,7 @@ from npudiff.reference.paged_kv import PagedKV
 
 CACHE_TILE = 2**20
 """Elements of keys and values that are converted to float64 together: 8 MiB, which stay in the cache of a processor.
-Four times as many take half as long again."""
+Four times as many take 1.6 times as long."""
 
 
 class Stretch:
@@ -81,12 +81,6 @@ class Stretch:
             return None
         of_keys, of_values = self._errors
         return of_keys.square().permute(1, 2, 0), of_values.square().transpose(0, 1)
-
-    def knowing(self, norms: torch.Tensor | None) -> Stretch:
-        """Return the stretch with norms that are known, from when it was read before."""
-        if norms is not None:
-            self.__dict__["norms"] = norms
-        return self
 
 
 class CacheSpan:
@@ -161,9 +155,10 @@ class CacheReader:
         if self._stretch is None or first < self._first or last > self._last:
             self._first, self._last = first, max(last, min(first + self.most_keys, self._end))
             place = self._first, self._last
-            stretch = self.load(*self._kv.read(self._request, *place))
-            self._stretch = stretch.knowing(self._norms.get(place))
-            self._norms[place] = stretch.norms
+            self._stretch = self.load(*self._kv.read(self._request, *place))
+            if place in self._norms:  # it was read before, for its keys
+                self._stretch.norms = self._norms[place]
+            self._norms[place] = self._stretch.norms
         return CacheSpan(self._stretch, slice(first - self._first, last - self._first))
 
     def load(self, stored_keys: torch.Tensor, stored_values: torch.Tensor) -> Stretch:

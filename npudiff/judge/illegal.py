@@ -69,10 +69,9 @@ class NotRefused(Exception):
 def _check_refusal(error: ImplementationRaised, what: str) -> None:
     """Raise again what is no refusal: a fault of the device, memory that was written, or an end of the process."""
     cause = error.__cause__ or error
-    if isinstance(cause, NoZones):
-        return
     said = RemoteError.of(cause)
-    if said.kind in (Kind.RAISED, Kind.REJECTED) and said.name not in _OWN and isinstance(cause, Exception):
+    clean = said.kind in (Kind.RAISED, Kind.REJECTED) and said.name not in _OWN and isinstance(cause, Exception)
+    if clean or said.name == NoZones.__name__:
         return
     told = NotRefused(f"given {what}: {said}").with_traceback(cause.__traceback__)
     raise ImplementationRaised(str(told)) from told

@@ -7,6 +7,7 @@ rows of any tensor follow from the inputs.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ Where = str | Callable[[AnyInputs], str]
 
 
 MOST_OF_TENSORS = 40
-"""Things that are made wrong with the tensors of one case; of more of them, these are spread over all."""
+"""Things that are made wrong with the tensors of one case at most."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,7 @@ def illegal_inputs(kinds: Sequence[Illegal], inputs: AnyInputs) -> Iterator[tupl
     inputs : object
         Legal ones.
     """
-    of_its_tensors = list(of_tensors(inputs))
-    step = -(-len(of_its_tensors) // MOST_OF_TENSORS)
-    for kind in (*kinds, *of_its_tensors[:: max(step, 1)]):
+    for kind in (*kinds, *itertools.islice(of_tensors(inputs), MOST_OF_TENSORS)):
         try:
             changed = kind.change(inputs)
         except ValueError:
@@ -117,11 +116,15 @@ def illegal_inputs(kinds: Sequence[Illegal], inputs: AnyInputs) -> Iterator[tupl
 
 
 def of_tensors(inputs: AnyInputs) -> Iterator[Illegal]:
-    """Yield what can be wrong with each tensor: another dtype, an axis more, a row less."""
-    for path in _tensors(inputs, ""):
-        yield Illegal(f"{path} of another dtype", _changes(path, _other_dtype), no_answer=False)
-        yield Illegal(f"{path} with an axis more", _changes(path, lambda tensor: tensor[None]), no_answer=False)
-        yield Illegal(f"{path} with a row less", _changes(path, _row_less), no_answer=False)
+    """Yield what can be wrong with each tensor: another dtype, an axis more, a row less.
+
+    One thing of every tensor comes first, another of each the next time: whoever takes some of them sees all tensors.
+    """
+    paths = list(_tensors(inputs, ""))
+    for turn in range(len(_OF_A_TENSOR)):
+        for number, path in enumerate(paths):
+            what, change = _OF_A_TENSOR[(turn + number) % len(_OF_A_TENSOR)]
+            yield Illegal(f"{path} {what}", _changes(path, change), no_answer=False)
 
 
 def _changes(
@@ -143,6 +146,13 @@ def _other_dtype(tensor: torch.Tensor) -> torch.Tensor:
 
 def _row_less(tensor: torch.Tensor) -> torch.Tensor | None:
     return tensor[:-1] if tensor.dim() and len(tensor) else None
+
+
+_OF_A_TENSOR: tuple[tuple[str, Callable[[torch.Tensor], torch.Tensor | None]], ...] = (
+    ("of another dtype", _other_dtype),
+    ("with an axis more", lambda tensor: tensor[None]),
+    ("with a row less", _row_less),
+)
 
 
 def _tensors(part: Any, path: str) -> Iterator[str]:  # noqa: ANN401 - any inputs

@@ -101,8 +101,8 @@ class Implementation(Generic[InputsT, OutputsT]):
     begins: Callable[[InputsT, Target], Callable[[], OutputsT]] | None = None
     """Where it runs elsewhere: begins a call as ``function`` makes one, and returns what waits for the outputs, so that
     something else can be computed meanwhile."""
-    elsewhere_in_red_zones: Callable[[], Implementation[InputsT, OutputsT]] | None = None
-    """Where it runs elsewhere: returns the same, whose tensors lie between red zones there."""
+    elsewhere_in_red_zones: Callable[[int], Implementation[InputsT, OutputsT]] | None = None
+    """Where it runs elsewhere: returns the same, whose tensors lie between red zones there, of a byte."""
     operators: Callable[[], Mapping[str, int] | None] | None = None
     """Where it runs elsewhere: says which operators its first call there dispatched."""
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

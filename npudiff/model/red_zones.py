@@ -56,13 +56,14 @@ class _Zone:
     """Bytes: a zone, the storage of a tensor, a zone."""
     what: str
     """The tensor, and where it was made."""
+    fill: int
+    """What the bytes of the zones are."""
 
     def written(self) -> Iterator[str]:
         """Say what of the zones is no longer as it was; of memory that was given back, nothing."""
         if self.memory.untyped_storage().nbytes() < len(self.memory):
             return
-        changed = self.memory != ONES
-        before, behind = changed[:ZONE].nonzero(), changed[-ZONE:].nonzero()
+        before, behind = ((zone != self.fill).nonzero() for zone in (self.memory[:ZONE], self.memory[-ZONE:]))
         if len(before):
             yield f"{counted(len(before), 'byte')} before {self.what}, from {ZONE - int(before[0])} before it"
         if len(behind):
@@ -73,6 +74,11 @@ class RedZones(TorchDispatchMode):
     """Puts what torch's operators make while it is entered between zones.
 
     What they are given keeps its memory, as do views, and tensors that have tiles or none of their own.
+
+    Parameters
+    ----------
+    fill : int
+        Bytes of zones, and of memory that nobody has written.
     """
 
     @classmethod
@@ -80,8 +86,9 @@ class RedZones(TorchDispatchMode):
         """Whether torch has to keep its compiler out of here: it would import it for that, which takes two seconds."""
         return "torch._dynamo" in sys.modules
 
-    def __init__(self) -> None:
+    def __init__(self, fill: int = ONES) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._fill = fill
         self._zones: dict[int, _Zone] = {}
         self._left = MOST_BYTES
 
@@ -147,9 +154,9 @@ class RedZones(TorchDispatchMode):
         return inside if func._opname in UNWRITTEN else inside.copy_(tensor)
 
     def _between(self, size: int, device: torch.device, what: str) -> torch.Tensor:
-        """Return memory of a size between zones, all ones."""
-        memory = torch.full((ZONE + size + ZONE,), ONES, dtype=torch.uint8, device=device)
-        self._zones[_memory(memory)] = _Zone(memory, what)
+        """Return memory of a size between zones."""
+        memory = torch.full((ZONE + size + ZONE,), self._fill, dtype=torch.uint8, device=device)
+        self._zones[_memory(memory)] = _Zone(memory, what, self._fill)
         self._left -= size
         return memory
 
@@ -217,16 +224,16 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 def called_in_red_zones(
-    function: Callable[[AnyInputs, Target], AnyOutputs], inputs: AnyInputs, target: Target
+    function: Callable[[AnyInputs, Target], AnyOutputs], inputs: AnyInputs, target: Target, fill: int = ONES
 ) -> AnyOutputs:
-    """Return what a function returns whose tensors lie between zones.
+    """Return what a function returns whose tensors lie between zones, filled as ``RedZones`` says.
 
     Raises
     ------
     WroteOutside
         If it writes into one.
     """
-    zones = RedZones()
+    zones = RedZones(fill)
     given = zones.around(inputs)
     try:
         with zones:
@@ -237,13 +244,13 @@ def called_in_red_zones(
     return outputs
 
 
-def in_red_zones(item: Implementation) -> Implementation:
+def in_red_zones(item: Implementation, fill: int = ONES) -> Implementation:
     """Return an implementation whose calls run between zones, where it runs."""
     if item.elsewhere_in_red_zones is not None:
-        return item.elsewhere_in_red_zones()
+        return item.elsewhere_in_red_zones(fill)
     own = item.fresh().function
 
     def function(inputs: AnyInputs, target: Target) -> AnyOutputs:
-        return called_in_red_zones(own, inputs, target)
+        return called_in_red_zones(own, inputs, target, fill)
 
     return replace(item, function=function, factory=None, begins=None)

@@ -31,8 +31,9 @@ from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Verdict
 SHRINK_SECONDS = 30.0
 """A finding that is not minimal after this time is reported as small as it is."""
 
-MOST_SIMPLER, SIMPLER_SECONDS = 100, 1.5
-"""Cases that are tried to make one simpler that Hypothesis cannot, and the time for them."""
+MOST_SIMPLER = 100
+"""Cases that are tried to make one simpler that Hypothesis cannot. They are counted and not timed, so that a seed gives
+the same case again."""
 
 
 REPEATED = 3
@@ -72,7 +73,6 @@ class CaseRun:
         self._passed: set[Any] = set()
         self.drift = DriftMeter()
         self.gives, self.given_cases = False, 0  # those do not count towards the cases that are drawn
-        self._last_seconds = 0.0
         self._supported = job.subject.implementation.constraints.within(Constraints((job.prop.within,)))
 
     @property
@@ -164,14 +164,12 @@ class CaseRun:
 
     def simplify(self) -> None:
         """Make the smallest failing case simpler field by field, as long as that fails in the same way."""
-        if self._last_seconds > SIMPLER_SECONDS / 10:
-            return  # a case of some seconds: a few tries would take as long as all that was drawn
-        tries, until = MOST_SIMPLER, time.perf_counter() + SIMPLER_SECONDS
+        tries = MOST_SIMPLER
         before = None
         while before is not self.outcome.failure and self.outcome.failure is not None:
             before = self.outcome.failure
             for case in simpler_cases(before.case):
-                if tries == 0 or time.perf_counter() > until:
+                if tries == 0:
                     return
                 if case in self._passed or not self._is_legal(case):
                     continue
@@ -220,13 +218,10 @@ class CaseRun:
         """Judge a case; of a trace, what fails is the part up to the step that failed."""
         self._require(case)
         outcome = self.outcome
-        began = time.perf_counter()
         try:
             comparison = self.judge.check(case, thorough=thorough or outcome.failure is None)
         except ImplementationRaised as error:
             return Failure(self.judge.case, None, error.__cause__ or error)
-        finally:
-            self._last_seconds = time.perf_counter() - began
         if isinstance(comparison, Comparison) and not comparison.holds:
             return Failure(self.judge.case, comparison, None)
         outcome.exact = outcome.exact and comparison.exact

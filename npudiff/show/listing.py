@@ -153,7 +153,9 @@ def lines_of(component: ListedComponent, *, full: bool) -> list[str]:
         lines += ["  axes, for --where and supports="]
         for axis in component.axes:
             lines += [f"    {axis.name:26} {axis.meaning}", f"    {'':26} {axis.values}"]
+    if full and not component.history:
         lines += ["  illegal inputs, for checks=True", *(f"    {one}" for one in (*component.illegal, OF_TENSORS))]
+    if full:
         lines += ["  models, for --model", f"    {', '.join(component.models) or 'none'}"]
     return [*lines, ""]
 

@@ -177,7 +177,7 @@ def _with_experts(model: Model, text: Mapping[str, Any], kind: str) -> Model:
         top_k=top_k,
         width=width,
         shared_width=shared,
-        dense_width=_number(text, "intermediate_size") if text.get("moe_intermediate_size") else 0,
+        dense_width=_dense_width(text),
         scoring=scoring if scoring in SCORES and kind != "llama4_text" else "",
         router_bias=bias,
         scaling=float(_first(text, "routed_scaling_factor", "moe_router_scaling_factor") or 1.0),
@@ -188,6 +188,12 @@ def _with_experts(model: Model, text: Mapping[str, Any], kind: str) -> Model:
         limit=limit,
         alpha=float(text.get("swiglu_alpha", 1.702)),
     )
+
+
+def _dense_width(text: Mapping[str, Any]) -> int:
+    """Gates of layers without experts, unless the configuration says that all layers have experts."""
+    none = text.get("mlp_only_layers") == [] or text.get("first_k_dense_replace") == 0
+    return 0 if none or not text.get("moe_intermediate_size") else _number(text, "intermediate_size")
 
 
 def _activation(text: Mapping[str, Any], kind: str) -> tuple[str, float | None]:

@@ -107,6 +107,9 @@ def test_layers_without_experts_have_a_width_of_their_own(tmp_path):
     widths = {case.width for case in drawn(component, sizes_of(str(path), [component])[id(component)], 60)}
     assert {2048, 18432} <= widths
     assert model_of(GPT_OSS).dense_width == 0
+    both = {"moe_intermediate_size": 768, "intermediate_size": 6144}
+    assert model_of({**QWEN, **both}).dense_width == 6144
+    assert model_of({**QWEN, **both, "mlp_only_layers": []}).dense_width == 0
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

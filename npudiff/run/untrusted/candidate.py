@@ -86,8 +86,8 @@ class _Candidate:
         item = self._items[question["call"]]
         before = fingerprint(inputs)
         function = self._function(item, question)
-        if question.get("red_zones"):
-            function = functools.partial(called_in_red_zones, function)
+        if question.get("red_zones") is not None:
+            function = functools.partial(called_in_red_zones, function, fill=question["red_zones"])
         if question["call"] not in self._operators:
             with OperatorWatch(self._target) as watch:
                 result = function(inputs, self._target)

@@ -161,9 +161,9 @@ class CandidateProcess:
         return items
 
     def call(
-        self, number: int, session: int | None, names: tuple[str, ...], inputs: object, *, red_zones: bool = False
+        self, number: int, session: int | None, names: tuple[str, ...], inputs: object, *, red_zones: int | None = None
     ) -> dict[str, torch.Tensor]:
-        """Return the outputs of a call; of one whose tensors lie between red zones there, if that is asked for.
+        """Return the outputs of a call; of one whose tensors lie between red zones of a byte, if that is asked for.
 
         Raises
         ------
@@ -173,7 +173,7 @@ class CandidateProcess:
         return self.begin_call(number, session, names, inputs, red_zones=red_zones)()
 
     def begin_call(
-        self, number: int, session: int | None, names: tuple[str, ...], inputs: object, *, red_zones: bool = False
+        self, number: int, session: int | None, names: tuple[str, ...], inputs: object, *, red_zones: int | None = None
     ) -> Callable[[], dict[str, torch.Tensor]]:
         """Begin a call, and return what waits for its outputs, as ``call`` does.
 
@@ -319,9 +319,12 @@ def _implementation(process: CandidateProcess, number: int, one: object, selecto
 
         return function
 
-    def in_red_zones(inputs: AnyInputs, target: Target) -> dict[str, torch.Tensor]:
-        del target
-        return process.call(number, None, judged.outputs, inputs, red_zones=True)
+    def in_red_zones(fill: int) -> Implementation:
+        def function(inputs: AnyInputs, target: Target) -> dict[str, torch.Tensor]:
+            del target
+            return process.call(number, None, judged.outputs, inputs, red_zones=fill)
+
+        return replace(made, function=function, factory=None, begins=None)
 
     stateful = said.get("stateful") is True
     made = Implementation(
@@ -339,5 +342,4 @@ def _implementation(process: CandidateProcess, number: int, one: object, selecto
         checks=said.get("checks") is True,
         operators=lambda: process.operators.get(number),
     )
-    zoned = replace(made, function=in_red_zones, factory=None, begins=None)
-    return replace(made, elsewhere_in_red_zones=lambda: zoned)
+    return replace(made, elsewhere_in_red_zones=in_red_zones)

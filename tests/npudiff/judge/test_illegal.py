@@ -160,7 +160,7 @@ def test_tensors_are_of_another_dtype_or_shape(monkeypatch):
     assert len(found) == 6
     monkeypatch.setattr(illegal, "MOST_OF_TENSORS", 3)
     assert [kind.what for kind, _ in illegal_inputs((), GIVEN)] == [
-        "inner.rows of another dtype", "inner.rows with a row less", "table with an axis more"
+        "inner.rows of another dtype", "table with an axis more", "inner.rows with an axis more"
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from npudiff.judge.memory import STAYS_WITHIN
 from npudiff.model import red_zones
 from npudiff.model.component import ImplementationRaised, NotApplicable
+from npudiff.model.faults import Kind, RemoteError
 from npudiff.model.red_zones import RedZones, WroteOutside, called_in_red_zones, in_red_zones
 from npudiff.run.discovery import load_target
 
@@ -72,10 +73,7 @@ def test_a_write_beyond_a_tensor_is_found_however_it_was_made(toy, makes, offset
 @pytest.mark.parametrize(("reads", "holds"), [(torch.empty_like, False), (torch.zeros_like, True)])
 def test_what_nobody_has_written_is_not_a_number(toy, reads, holds):
     def adds(inputs, target):
-        made = reads(inputs.x)
-        if made.storage_offset() == 0:  # outside of the zones it holds what was there by chance
-            made.zero_()
-        return made.add_(inputs.x * 2)
+        return reads(inputs.x).add_(inputs.x * 2)
 
     assert STAYS_WITHIN.check(toy.job(adds).subject, toy.Case((3, 4))).holds == holds
 
@@ -102,6 +100,37 @@ def test_it_is_a_property_of_every_implementation_and_its_finding_says_where(toy
     subject = toy.job(kernel).subject
     with pytest.raises(ImplementationRaised, match=r"WroteOutside: the implementation wrote 3 bytes behind the tensor"):
         STAYS_WITHIN.check(subject, toy.Case((3, 4)))
+
+
+def test_a_write_is_told_of_a_kernel_that_is_wrong_anyway_and_nothing_is_called_after_it(toy):
+    calls = []
+
+    def kernel(inputs, target):
+        out = inputs.x * 3
+        calls.append(out.storage_offset() > 0)
+        write(out, 0)
+        return out
+
+    with pytest.raises(ImplementationRaised, match="WroteOutside: the implementation wrote 1 byte behind"):
+        STAYS_WITHIN.check(toy.job(kernel).subject, toy.Case((3, 4)))
+    assert calls == [True]  # a call without zones would write into somebody's memory
+
+
+def test_what_is_wrong_without_zones_as_well_is_left_to_equivalence(toy):
+    def raises(inputs, target):
+        raise ValueError
+
+    for function in (lambda inputs, target: inputs.x * 3, raises):
+        with pytest.raises(NotApplicable, match="a plain call of the same inputs is wrong as well"):
+            STAYS_WITHIN.check(toy.job(function).subject, toy.Case((3, 4)))
+
+
+def test_who_forgets_the_offset_of_a_tensor_is_found(toy):
+    def forgets(inputs, target):
+        whole = torch.empty(0).set_(inputs.x.untyped_storage())
+        return whole[: len(inputs.x)] * 2
+
+    assert not STAYS_WITHIN.check(toy.job(forgets).subject, toy.Case((3, 4))).holds
 
 
 @pytest.mark.parametrize("what", ["resize_", "out", "set_", "view", "in place", "cat", "split", "integers", "nothing"])
@@ -168,7 +197,7 @@ def test_one_that_keeps_something_is_opened_anew_and_one_elsewhere_is_asked_ther
     stateful = in_red_zones(replace(item, factory=opens))
     assert (stateful.factory, opened) == (None, [1])
     there = replace(item, name="there")
-    assert in_red_zones(replace(item, elsewhere_in_red_zones=lambda: there)) is there
+    assert in_red_zones(replace(item, elsewhere_in_red_zones=lambda fill: there)) is there
 
 
 def test_a_format_of_a_part_of_a_tensor_is_not_asked_for(toy):
@@ -176,8 +205,17 @@ def test_a_format_of_a_part_of_a_tensor_is_not_asked_for(toy):
         torch.ops.npu.npu_format_cast(torch.ones(4, 4)[:2], 29)
         return inputs.x * 2
 
+    subject = toy.job(casts).subject
     with load_target("sim", None).activate(), pytest.raises(NotApplicable, match="format of a part"):
-        STAYS_WITHIN.check(toy.job(casts).subject, toy.Case((3, 4)))
+        STAYS_WITHIN.check(subject, toy.Case((3, 4)))
+
+    def elsewhere(inputs, target):
+        raise RemoteError("NoZones", "the format of a part", Kind.RAISED)
+
+    item = replace(subject.implementation, function=elsewhere)
+    there = replace(subject.implementation, elsewhere_in_red_zones=lambda fill: item)
+    with pytest.raises(NotApplicable, match="format of a part"):
+        STAYS_WITHIN.check(replace(subject, implementation=there), toy.Case((3, 4)))
 
 
 def test_a_candidate_in_a_process_of_its_own_is_guarded_there(cli, tmp_path):
