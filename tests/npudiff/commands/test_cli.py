@@ -95,7 +95,7 @@ def test_the_line_that_replays_a_finding_replays_it(cli):
     (line,) = re.findall(r"npudiff (replay .*)", out)
     result = cli(*line.split())
     assert result.code == ExitCode.FINDINGS
-    assert result.out.startswith("FAILED swa_mask.mask_without_tail.equivalence: kv0 · window none ")
+    assert result.out.startswith("FAILED swa_mask.mask_without_tail.equivalence: kv0 · window 1 ")
 
 
 def test_a_mutant_of_each_component_shows_that_a_check_can_fail(cli):

@@ -251,7 +251,7 @@ def test_the_rotating_part_draws_other_cases_and_repeats_them_by_name(gate, know
         assert gate("--no-isolate", "--rotation", name.split()[0], rotating="fails", examples=5).code == ExitCode.CLEAN
         seeds[name] = [drawn for drawn in ran if drawn[1] is not None]
     assert seeds["one"] == seeds["one again"]
-    assert len(set(seeds["one"])) == len(seeds["one"]) == 10
+    assert len(set(seeds["one"])) == len(seeds["one"]) == 12
     assert not set(seeds["one"]) & set(seeds["two"])
 
 
@@ -368,7 +368,7 @@ def test_a_crash_closes_it_and_the_others_run(gate, known, tmp_path):
     assert result.code == ExitCode.FINDINGS
     assert "FINDING swa_mask.crashes · equivalence · process died" in result.out
     assert "FINDING swa_mask.bad · equivalence · wrong value" in result.out
-    assert re.search(r"good +\d+ .* ok, 5 properties", result.out)
+    assert re.search(r"good +\d+ .* ok, 6 properties", result.out)
     known(("bad", ""), ("crashes", 'verdict = "process died"\nwhere = ["window=3"]'))
     assert gate("--isolate").code == ExitCode.CLEAN
     known(("bad", ""), ("crashes", 'verdict = "time-out"\nwhere = ["window=3"]'))

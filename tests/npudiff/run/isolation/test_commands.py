@@ -127,7 +127,7 @@ def test_tests_that_hold_share_a_process(tmp_path):
     )  # fmt: skip
     out, _ = run.communicate()
     assert run.returncode == ExitCode.CLEAN
-    assert "5 passed" in out
+    assert "6 passed" in out
     assert len(set((tmp_path / "pids").read_text().splitlines())) == 1
     assert (tmp_path / "pids").read_text().split()[0] != str(run.pid)  # that one is the guardian
     assert not list((tmp_path / ".npudiff" / "journal").iterdir())

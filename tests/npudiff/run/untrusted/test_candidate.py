@@ -167,5 +167,6 @@ def keeps():
         "supports": [{"rounding": ["once"]}],
         "stateful": False,
         "on_device": False,
+        "checks": False,
     }
     assert (keeps["name"], keeps["stateful"]) == ("keeps", True)
