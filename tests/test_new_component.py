@@ -40,7 +40,7 @@ def test_it_is_checked_by_name_and_its_mutants_are_found(run):
     checked = run("check", "l2_norm", "--target", "sim", "--seed", "1")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "native_l2_norm" in checked.stdout
-    assert "ok, 3 properties" in checked.stdout
+    assert "ok, 4 properties" in checked.stdout
     tested = run("self-test", "l2_norm", "--target", "sim", "--seed", "1")
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert "3 of 3 mutants found" in tested.stdout

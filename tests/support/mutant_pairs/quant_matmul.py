@@ -30,7 +30,9 @@ PAIRS = {
     "scale_rounded_to_bfloat16": Pair(
         PLAIN, [replace(PLAIN, tokens=1, recipe="zero rows")], line("float16"), otherwise=(line(size="1 x 2"),)
     ),
-    "scale_in_float16": Pair(HALF, [], line("float16", " · token scales"), rejected=True, everywhere=True),
+    "scale_in_float16": Pair(
+        HALF, [], line("float16"), rejected=True, everywhere=True, otherwise=(line("float16", " · token scales"),)
+    ),
     "scale_of_19_bits_for_all": Pair(
         replace(HALF, token_scale=True),
         [replace(HALF, tokens=1, token_scale=True, recipe="zero rows")],
