@@ -32,21 +32,21 @@ def _refused(subject: Subject, case: AnyCase) -> Comparison:
     inputs = subject.component.inputs(case)
     require_right(subject, inputs, subject.expected(inputs))
     guarded = replace(subject, implementation=in_red_zones(subject.implementation))
-    seen, wrong = False, list[tuple[str, Comparison]]()
+    judged, wrong = 0, list[tuple[str, Comparison]]()
     for illegal, changed in illegal_inputs(subject.component.illegal, inputs):
-        seen = True
         try:
             outputs = guarded.run(changed)
         except ImplementationRaised as error:
-            _check_refusal(error, illegal.what)
+            judged += _is_refusal(error, illegal.what)
             continue
         except NotApplicable:
             continue
+        judged += 1
         compared = _answered(subject, illegal.what, None if illegal.no_answer else changed, outputs)
         if not compared.holds:
             wrong.append((illegal.what, compared))
-    if not seen:
-        raise NotApplicable("nothing in the case could be illegal")
+    if not judged:
+        raise NotApplicable("no illegal inputs of the case could be judged")
     if wrong:
         return _told(wrong)
     return Comparison((), "illegal inputs are refused")
@@ -66,13 +66,18 @@ class NotRefused(Exception):
     """What illegal inputs led to is no refusal."""
 
 
-def _check_refusal(error: ImplementationRaised, what: str) -> None:
-    """Raise again what is no refusal: a fault of the device, memory that was written, or an end of the process."""
+def _is_refusal(error: ImplementationRaised, what: str) -> bool:
+    """Whether an exception refuses the inputs; False where the call could not be made between red zones.
+
+    What is no refusal is raised again: a fault of the device, memory that was written, or an end of the process.
+    """
     cause = error.__cause__ or error
     said = RemoteError.of(cause)
     clean = said.kind in (Kind.RAISED, Kind.REJECTED) and said.name not in _OWN and isinstance(cause, Exception)
-    if clean or said.name == NoZones.__name__:
-        return
+    if said.name == NoZones.__name__:
+        return False
+    if clean:
+        return True
     told = NotRefused(f"given {what}: {said}").with_traceback(cause.__traceback__)
     raise ImplementationRaised(str(told)) from told
 

@@ -24,6 +24,7 @@ from npudiff.model.illegal import (
     with_field,
     wrong_element,
 )
+from npudiff.model.red_zones import NoZones
 from npudiff.run.discovery import component_names, load_component
 
 
@@ -174,8 +175,24 @@ def test_what_inputs_themselves_refuse_is_not_given():
 
 def test_a_case_of_which_nothing_can_be_illegal_says_nothing(subject, toy, monkeypatch):
     monkeypatch.setattr("npudiff.judge.illegal.illegal_inputs", lambda kinds, inputs: iter(()))
-    with pytest.raises(NotApplicable, match="nothing in the case"):
+    with pytest.raises(NotApplicable, match="no illegal inputs"):
         ILLEGAL_IS_REFUSED.check(subject(lambda inputs, target: inputs.x * 2), toy.Case((3, 4)))
+
+
+def test_calls_that_cannot_be_made_refuse_nothing(subject, toy):
+    def unable(inputs, target):
+        raise NoZones("no zones")
+
+    def plain(inputs, target):
+        return inputs.x * 2
+
+    there = subject(plain)
+    elsewhere = replace(there.implementation, function=unable)
+    item = replace(
+        there.implementation, elsewhere_in_red_zones=lambda fill: elsewhere if fill else there.implementation
+    )
+    with pytest.raises(NotApplicable, match="no illegal inputs"):
+        ILLEGAL_IS_REFUSED.check(replace(there, implementation=item), toy.Case((3, 4)))
 
 
 TAKEN = {
