@@ -58,11 +58,13 @@ class Faulted(Exception):
         What happened.
     text : str
         What was said, or seen from outside.
+    frames : sequence of str
+        Where the process was, as ``npudiff.model.frames`` says it.
     """
 
-    def __init__(self, kind: Kind, text: str) -> None:
+    def __init__(self, kind: Kind, text: str, frames: Sequence[str] = ()) -> None:
         super().__init__(text)
-        self.kind = kind
+        self.kind, self.frames = kind, tuple(frames)
 
 
 class RemoteError(Exception):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -23,6 +25,9 @@ _INSIDE = {(_NPUDIFF / "device" / room).resolve() for room in ("simulator", "vir
 """What stands for a card: whoever calls an operator is not helped by where it is refused."""
 _ROOMS = {(_NPUDIFF / room).resolve() for room in ("device", "properties")}
 """What npudiff has that an implementation may be in: adapters, and what components share with them."""
+
+_CALL = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+) in (?P<function>\S+)')
+"""A call in a stack of faulthandler."""
 
 _LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 _PACKAGES = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
@@ -53,6 +58,24 @@ def place_here() -> str:
         return ""
 
 
+def frames_of_stack(stack: str) -> tuple[str, ...]:
+    """Return the same of a process that has died, or hangs, from what faulthandler wrote, the innermost call first."""
+    try:
+        calls = [(Path(one["file"]), int(one["line"]), one["function"]) for one in _CALL.finditer(stack)][:MOST_READ]
+        inner = itertools.dropwhile(lambda call: not _is_own(call[0]), calls)
+        own = [one for one in itertools.takewhile(lambda call: not _is_caller(call[0]), inner) if _is_own(one[0])]
+        frames = [traceback.FrameSummary(str(file), line, function) for file, line, function in own[:MOST_FRAMES]]
+        return tuple(_as_text(frame) for frame in reversed(frames))
+    except Exception:  # noqa: BLE001 - it is foreign code
+        return ()
+
+
+def innermost_of_stack(stack: str) -> str:
+    """Return the innermost call of what faulthandler wrote: function, file and line; empty if there is none."""
+    call = _CALL.search(stack)
+    return f"{call['function']} ({Path(call['file']).name}:{call['line']})" if call else ""
+
+
 def _told(error: BaseException, said: Callable[[traceback.FrameSummary], str]) -> tuple[str, ...]:
     try:
         trace = traceback.extract_tb(error.__traceback__, limit=-MOST_READ)
@@ -80,6 +103,12 @@ def _is_own(file: Path) -> bool:
     if package is not None:
         return package not in _NOBODYS
     return not file.is_relative_to(_LIBRARY)
+
+
+def _is_caller(file: Path) -> bool:
+    """Whether code in a file is what calls implementations: what is above it in a stack was there before."""
+    file = file.resolve()
+    return file.is_relative_to(_NPUDIFF) and not any(file.is_relative_to(room) for room in _ROOMS)
 
 
 def _as_text(frame: traceback.FrameSummary) -> str:

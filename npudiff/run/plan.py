@@ -193,7 +193,8 @@ class Plan:
 
     @property
     def _isolated(self) -> Isolation:
-        return Isolation(self.request.journal, self.request.warm_up, self.request.timeout)
+        request = self.request
+        return Isolation(request.journal, request.warm_up, request.timeout + _ANSWER * request.untrusted)
 
     @property
     def _second_look(self) -> Isolation | None:
@@ -245,6 +246,9 @@ class Plan:
         share = STATEFUL_EXAMPLE_RATIO if keeps else job.prop.example_ratio
         return share * runs * (1.0 if named or job in self.mutants else component.example_ratio)
 
+
+_ANSWER = 2.0
+"""Seconds beyond the time of a call: who waits for a candidate's process says first that it hangs, and where."""
 
 _NOTHING = "no implementation supports a case that --where and --model allow: nothing to run"
 

@@ -46,12 +46,6 @@ from npudiff.show.listing import listed
 GRACE = 5.0
 """Seconds after its time that a judge gets to say what it has seen."""
 
-KILLED_BESIDE = (
-    "no verdict: one of the candidates that were judged at this time has killed the process that all were forked from; "
-    "ask again, one at a time, to learn which"
-)
-"""What is said of all of them: which it was cannot be known, and nobody is accused of another's deed."""
-
 WARM_UP = 300.0
 
 _PRACTICE = "rms_norm"
@@ -95,12 +89,23 @@ def _life(nursery: Nursery, connection: Connection, shared: SharedTensors) -> No
     os._exit(0)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A candidate as somebody asks for its verdict."""
+
+    id: Any
+    request: CheckRequest
+    message: object
+    alone: bool = False
+    """Whether nothing else may be judged at the same time: one of several has killed the process that all were forked
+    from, and which one that was is known only of candidates that are judged alone."""
+
+
 @dataclass
 class _Running:
     """A candidate that is being judged."""
 
-    id: Any
-    request: CheckRequest
+    asked: _Asked
     judge: JudgeProcess
     folder: Path
     until: float
@@ -133,7 +138,7 @@ class Bench:
         self._nursery = self._new_nursery()
         gc.collect()
         gc.freeze()
-        self._waiting: deque[tuple[Any, CheckRequest, object]] = deque()
+        self._waiting: deque[_Asked] = deque()
         self._running: list[_Running] = []
         self._idle: list[JudgeProcess] = []
         self._fill()
@@ -152,7 +157,7 @@ class Bench:
             yield _refused(given, str(error))
             return
         if isinstance(request, CheckRequest):
-            self._waiting.append((given, request, message))
+            self._waiting.append(_Asked(given, request, message))
             self._begin()
         elif isinstance(request, ComponentsRequest):
             yield _components(given, request)
@@ -179,7 +184,7 @@ class Bench:
         told = [answer for one in [*self._running] if one.judge.connection in ready for answer in self._heard(one)]
         now = time.monotonic()
         told += [
-            self._ended(one, self._interrupted(f"no verdict within {one.request.seconds:g} s: it was ended"))
+            self._ended(one, self._interrupted(f"no verdict within {one.asked.request.seconds:g} s: it was ended"))
             for one in [*self._running]
             if now > one.until
         ]
@@ -196,17 +201,21 @@ class Bench:
 
     def _begin(self) -> None:
         """Give candidates that wait to judges that do."""
-        while self._waiting and self._idle:
-            given, request, message = self._waiting.popleft()
+        while self._waiting and self._idle and self._may_begin(self._waiting[0]):
+            candidate = self._waiting.popleft()
             folder = Path(tempfile.mkdtemp(prefix="npudiff-"))
             judge = self._idle.pop()
             asked = len(self._running) + 1 + len(self._waiting)
-            judge.begin(message, folder, max(1, self._workers // asked))
-            until = time.monotonic() + request.seconds + GRACE
-            self._running.append(_Running(given, request, judge, folder, until, self._nursery))
+            judge.begin(candidate.message, folder, max(1, self._workers // asked))
+            until = time.monotonic() + candidate.request.seconds + GRACE
+            self._running.append(_Running(candidate, judge, folder, until, self._nursery))
             if len(self._running) > 1:
                 for one in self._running:
                     one.beside = True
+
+    def _may_begin(self, candidate: _Asked) -> bool:
+        """Whether a candidate need not wait for others to end."""
+        return not self._running or not (candidate.alone or self._running[0].asked.alone)
 
     def _heard(self, one: _Running) -> Iterator[dict[str, Any]]:
         """Read what a judge has sent."""
@@ -218,12 +227,18 @@ class Bench:
         if "begun" in said:
             one.numbers.append(said["begun"])
         elif one.beside and said["said"]["exit_code"] != ExitCode.CLEAN and not one.nursery.alive:
-            yield self._ended(one, self._interrupted(KILLED_BESIDE))
+            self._end(one)
+            self._waiting.appendleft(replace(one.asked, alone=True))
         else:
             yield self._ended(one, said["said"])
 
     def _ended(self, one: _Running, said: dict[str, Any]) -> dict[str, Any]:
         """End the processes of a candidate, and return the answer."""
+        self._end(one)
+        return _answer(one.asked.id, said) if said else {}
+
+    def _end(self, one: _Running) -> None:
+        """End the processes of a candidate."""
         self._running.remove(one)
         one.judge.kill()
         try:
@@ -234,7 +249,6 @@ class Bench:
                 self._begin_anew()
         shutil.rmtree(one.folder, ignore_errors=True)
         self._fill()
-        return _answer(one.id, said) if said else {}
 
     def _new_nursery(self) -> Nursery:
         return Nursery(self._target, WARM_UP, GRACE, silent=True)  # a client may not read standard error
@@ -254,12 +268,12 @@ class Bench:
 
     def _cancel(self, given: Any, request: CancelRequest) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - any JSON value
         for one in [*self._running]:
-            if one.id == request.of:
+            if one.asked.id == request.of:
                 yield self._ended(one, self._interrupted("cancelled"))
                 self._begin()
                 return
         for waits in [*self._waiting]:
-            if waits[0] == request.of:
+            if waits.id == request.of:
                 self._waiting.remove(waits)
                 yield _answer(request.of, self._interrupted("cancelled"))
                 return

@@ -64,6 +64,6 @@ def test_a_finding_from_draw_to_folder(plan, tmp_path, record_property):
     find()
     engine, rooms = modules_called(find)
     record_property("modules", (len(engine), len(rooms)))
-    # With judge/mistakes.py, which names the likely mistake, and draw/simpler.py, which goes on where Hypothesis's shrinking ends.
+    # With judge/mistakes.py, which names the likely mistake, and draw/simpler.py, where Hypothesis ends to shrink.
     assert len(engine) <= 28, sorted(map(str, engine))
     assert len(rooms) <= 11, sorted(map(str, rooms))

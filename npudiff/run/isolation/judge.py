@@ -218,7 +218,8 @@ def _fails(answer: Answer) -> bool:
 
 
 def _failed(fault: Faulted) -> Answer:
-    return {"verdict": "raised", "name": fault.kind.value, "text": str(fault), "kind": fault.kind.name}
+    said = {"name": fault.kind.value, "text": str(fault), "kind": fault.kind.name, "frames": fault.frames}
+    return {"verdict": "raised", **said}
 
 
 def _error(answer: Answer) -> RemoteError:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import os
-import re
 import select
 import signal
 import time
@@ -14,7 +12,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from npudiff.errors import DeviceLost
@@ -23,13 +20,10 @@ from npudiff.model.implementation import Target
 from npudiff.run import after_fork
 from npudiff.run.isolation.ipc import SharedTensors
 from npudiff.run.isolation.reaper import Reaper, reaper
+from npudiff.run.isolation.stack import Stack, write_here
 
 _GRACE = 2.0
 """Seconds that a process whose connection has ended gets to say how it died."""
-
-
-_STACK = 2**16
-"""Bytes of a stack that are read; the innermost call comes first."""
 
 
 Life = Callable[[Connection, SharedTensors], NoReturn]
@@ -53,7 +47,7 @@ class WorkerProcess:
 
     def __init__(self, life: Life) -> None:
         self.shared = SharedTensors()
-        self._stack = os.memfd_create("npudiff-stack", os.MFD_CLOEXEC)
+        self._stack = Stack()
         self._connection, theirs = Pipe()
         watching = reaper()
         with warnings.catch_warnings():
@@ -71,7 +65,7 @@ class WorkerProcess:
         try:
             self._connection.close()
             watching.leave()
-            faulthandler.enable(self._stack, all_threads=False)
+            write_here(self._stack.file)
             os.setsid()  # a group of its own, with all that the implementation starts
             after_fork.begin()
             life(theirs, self.shared)
@@ -95,7 +89,7 @@ class WorkerProcess:
             self._await(seconds)
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
-            raise Faulted(Kind.DIED, self._reaped()) from None
+            raise self._death() from None
         if answer["verdict"] == "defect":
             raise WorkerDefect(answer["text"])
         return answer
@@ -103,11 +97,17 @@ class WorkerProcess:
     def _await(self, seconds: float) -> None:
         """Wait for an answer, or for the end of the process."""
         if not self._answers(seconds):
-            self.kill()
-            raise Faulted(Kind.TIMED_OUT, f"no answer within {seconds:g} s")
+            raise self._hang(f"no answer within {seconds:g} s")
 
     def _answers(self, seconds: float) -> bool:
         return bool(self._waiting.poll(max(0.0, seconds) * 1000))
+
+    def _hang(self, text: str) -> Faulted:
+        """End a process that does not answer, and say where it was."""
+        self._stack.ask(self._pid)
+        frames = self._stack.frames
+        self.kill()
+        return Faulted(Kind.TIMED_OUT, text, frames)
 
     def kill(self) -> None:
         """End the process and all that it started, and let go of what is shared with it."""
@@ -121,7 +121,7 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 end(self._pid, signal.SIGKILL)
 
-    def _reaped(self) -> str:
+    def _death(self) -> Faulted:
         """Wait for a process that is ending, and say how it did, and where it was."""
         until, done, status = time.monotonic() + _GRACE, 0, 0
         while not done and time.monotonic() < until:
@@ -131,15 +131,15 @@ class WorkerProcess:
         self._kill_group()  # what it started, and itself if it has only closed its connection
         if not done:
             _, status = os.waitpid(self._pid, 0)
-        place = _innermost(os.pread(self._stack, _STACK, 0).decode("utf-8", errors="replace"))
+        place, frames = self._stack.innermost, self._stack.frames
         self._release()
-        return died(status) + (f", in {place}" if place else "")
+        return Faulted(Kind.DIED, died(status) + (f", in {place}" if place else ""), frames)
 
     def _release(self) -> None:
         reaper().watch(self._pid, over=False)
         self._pid = 0
         self._connection.close()
-        os.close(self._stack)
+        self._stack.close()
         self.shared.close()
 
 
@@ -166,9 +166,3 @@ def answering(made: Callable[[], Made], target: Target, seconds: float) -> Made:
             raise
         worker.kill()
     raise DeviceLost(f"{target.name}: two fresh processes got no known answer from the device")
-
-
-def _innermost(stack: str) -> str:
-    """Return where a stack that faulthandler wrote begins: function, file and line; empty if there is none."""
-    match = re.search(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+) in (?P<function>\S+)', stack)
-    return f"{match['function']} ({Path(match['file']).name}:{match['line']})" if match else ""

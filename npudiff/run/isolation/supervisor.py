@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from npudiff.errors import DeviceLost
 from npudiff.model.case import dumps, loads
-from npudiff.model.faults import Faulted, Kind
+from npudiff.model.faults import Faulted
 from npudiff.model.job import Budget, Isolation, Job, Outcome, Poisoning
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.explain import explain
@@ -81,8 +81,7 @@ class BatchProcess(WorkerProcess):
     def _await(self, seconds: float) -> None:
         while not self._answers(min(self._run, self._clock.left(self._run, seconds))):  # a case may begin meanwhile
             if self._clock.left(self._run, seconds) <= 0:
-                self.kill()
-                raise Faulted(Kind.TIMED_OUT, "no answer in time")
+                raise self._hang("no answer in time")
 
 
 class Supervisor:

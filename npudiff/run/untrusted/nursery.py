@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from npudiff.run.guardian import adopt_orphans, end_children
+from npudiff.run.isolation.stack import write_here
 from npudiff.run.untrusted.contracts import hide_references
 
 MOST_MESSAGE = 2**24
@@ -124,6 +125,7 @@ def _live(connection: Connection, target: Any, selector: str, memory: int | None
             _limit_memory(memory)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         files = (recv_handle(connection), recv_handle(connection))
+        write_here(recv_handle(connection))
         sys.stdin = open(os.devnull)  # noqa: PTH123, SIM115 - it lives as long as the process
         os.dup2(sys.stdin.fileno(), 0)
         os.dup2(2, 1)  # nobody reads the nursery's output: who writes much of it would wait for ever

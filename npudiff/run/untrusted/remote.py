@@ -31,6 +31,7 @@ from npudiff.model.frames import frames_as_sent
 from npudiff.model.implementation import Implementation, Target
 from npudiff.run.discovery import load_component
 from npudiff.run.isolation.lingering import Lingering
+from npudiff.run.isolation.stack import Stack
 from npudiff.run.untrusted.nursery import MOST_MESSAGE
 from npudiff.run.untrusted.wire import Malformed, pack, unpack_boxes, unpack_outputs
 from npudiff.text import clipped, printable
@@ -217,7 +218,8 @@ class CandidateProcess:
             os.memfd_create("npudiff-inputs", os.MFD_CLOEXEC),
             os.memfd_create("npudiff-outputs", os.MFD_CLOEXEC),
         )
-        for file in self._files:
+        self._stack = Stack()
+        for file in (*self._files, self._stack.file):
             send_handle(connection, file, self._number)
         return self._answer(self._nursery.warm_up)
 
@@ -233,11 +235,14 @@ class CandidateProcess:
         left = seconds if until is None else until - time.monotonic()
         try:
             if not connection.poll(max(left, _NEVER_SHORT)):
-                self._end()
-                raise RemoteError(Kind.TIMED_OUT.value, f"no answer within {seconds:g} s", Kind.TIMED_OUT)
+                self._stack.ask(self._number)
+                frames = frames_as_sent(self._stack.frames)
+                self._end(now=True)
+                raise RemoteError(Kind.TIMED_OUT.value, f"no answer within {seconds:g} s", Kind.TIMED_OUT, frames)
             answer = json.loads(connection.recv_bytes(MOST_MESSAGE))
         except (EOFError, OSError):
-            raise RemoteError(Kind.DIED.value, died(self._end()), Kind.DIED) from None
+            frames = frames_as_sent(self._stack.frames)
+            raise RemoteError(Kind.DIED.value, died(self._end()), Kind.DIED, frames) from None
         except (ValueError, RecursionError):
             self._end()
             raise RemoteError(Kind.DIED.value, "its process sent no message but something else", Kind.DIED) from None
@@ -246,14 +251,15 @@ class CandidateProcess:
             raise RemoteError(Kind.DIED.value, "its process sent no message but something else", Kind.DIED)
         return answer
 
-    def _end(self) -> int:
-        """End the process and return its status."""
+    def _end(self, *, now: bool = False) -> int:
+        """End the process and return its status: one that is dying anyway is waited for, but for one that hangs."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
         for file in self._files:
             os.close(file)
-        with self._nursery.ask({"end": self._number}) as connection:
+        self._stack.close()
+        with self._nursery.ask({"end": self._number, "now": now}) as connection:
             return int(json.loads(connection.recv_bytes())["status"])
 
 

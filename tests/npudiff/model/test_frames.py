@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
 from npudiff.errors import ExitCode
+from npudiff.model import frames
 from npudiff.model.frames import MOST_FRAMES, MOST_LETTERS, frames_as_sent, frames_of, places_of
 
 
@@ -66,9 +68,9 @@ def test_of_many_the_innermost_are_told():
     def deeper(left):
         return deeper(left - 1) if left else int("nothing")
 
-    frames = frames_of(raised(lambda: deeper(50)))
-    assert len(frames) == MOST_FRAMES
-    assert frames[-1].endswith('int("nothing")')
+    told = frames_of(raised(lambda: deeper(50)))
+    assert len(told) == MOST_FRAMES
+    assert told[-1].endswith('int("nothing")')
 
 
 def test_code_without_a_file_and_a_folder_that_is_gone_cost_no_exception(monkeypatch, tmp_path):
@@ -125,6 +127,40 @@ def test_a_finding_has_them_however_it_is_judged(cli, kernel, tmp_path, how):
     assert "my_kernel.py:5 in helper" in (folder / "finding.html").read_text()
     again = cli("replay", folder, "--impl", "my_kernel.py", *(() if how[0] in ("--workers", "--no-isolate") else how))
     assert again.out.splitlines()[1:] == lines[place - 1 : place + 2]
+
+
+@pytest.mark.parametrize("how", ["--isolate", "--untrusted"])
+@pytest.mark.parametrize("ends", ["while True: time.sleep(0.01)", "os.kill(os.getpid(), 11)"])
+def test_a_call_that_hangs_or_dies_has_them_too(cli, kernel, how, ends):
+    path = kernel(KERNEL.replace("import npudiff", "import os, time, npudiff").replace("return states[:, 10**9]", ends))
+    result = cli("check", *OPTIONS, "--impl", path, how, "--timeout", "0.5")
+    lines = result.out.splitlines()
+    assert lines[lines.index(AT[0]) + 1] == f"             my_kernel.py:5 in helper: {ends}"
+
+
+STACK = """Current thread 0x00007f (most recent call first):
+  File "/opt/kernels/inner.py", line 7 in inner
+  File "{here}/device/simulator/activation.py", line 12 in npu_swiglu
+  File "/opt/kernels/outer.py", line 3 in outer
+  File "{here}/judge/judge.py", line 5 in check
+  File "/opt/kernels/asks.py", line 1 in <module>
+"""
+
+
+def test_of_a_stack_what_was_there_before_the_call_is_left_out():
+    here = Path(frames.__file__).resolve().parents[1]
+    stack = STACK.format(here=here)
+    assert frames.frames_of_stack(stack) == ("/opt/kernels/outer.py:3 in outer", "/opt/kernels/inner.py:7 in inner")
+    inside = stack.replace("/opt/kernels/inner.py", f"{here}/model/operators.py")
+    assert frames.frames_of_stack(inside) == ("/opt/kernels/outer.py:3 in outer",)
+    assert frames.innermost_of_stack(stack) == "inner (inner.py:7)"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Fatal", 'File "\0", line 3 in x', 'File "a", line 99999999999999999999999 in x\n' * 500]
+)
+def test_a_stack_that_somebody_made_up_costs_no_exception(text):
+    assert len(frames.frames_of_stack(text)) <= MOST_FRAMES
 
 
 def test_a_file_that_does_not_import_names_its_line(cli, kernel):

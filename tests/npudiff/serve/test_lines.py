@@ -91,6 +91,8 @@ def test_what_a_candidate_does_to_itself_is_a_finding_and_the_judge_goes_on(judg
     assert said["verdict"] == "findings"
     assert said["findings"][0]["verdict"] == verdict
     assert text in said["text"]
+    if verdict == "time-out":
+        assert said["findings"][0]["detail"]["frames"][-1].endswith("in candidate: while True: time.sleep(0.01)")
     assert judge.ask(examples=2)["verdict"] == "clean"
 
 
@@ -183,7 +185,6 @@ def test_who_is_judged_beside_one_that_kills_its_parent_is_not_accused_of_it(jud
     killer = HEAD + "    os.kill(os.getppid(), 9)\n    time.sleep(5)\n"
     second = judge.send(component="int4_pack", source=killer, call_seconds=3.0)
     said = {one["id"]: one for one in (judge.receive(), judge.receive())}
-    assert said[first]["verdict"] == "interrupted"
-    assert "killed the process that all were forked from" in said[first]["problem"]
-    assert said[second]["verdict"] != "clean"
+    assert said[first]["verdict"] == "clean"  # it was judged once more, alone
+    assert said[second]["verdict"] == "findings"
     assert judge.ask(examples=2)["verdict"] == "clean"
