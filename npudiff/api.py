@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from npudiff.errors import UsageError
-from npudiff.files.writing import EXAMPLES, FINDINGS, check_output
+from npudiff.files.writing import EXAMPLES, FINDINGS, begin_output
 from npudiff.findings.finding import read_finding
 from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.replay import Replay, finding_folders
@@ -235,7 +235,7 @@ def check(
     'findings'
     """
     root = Path(output)
-    check_output(root)
+    begin_output(root)
     items = [what] if isinstance(what, Implementation | str | PathLike) or callable(what) else list(what)
     named = [fspath(one) for one in items if isinstance(one, str | PathLike)]
     given = [_implementation(one, component, supports) for one in items if not isinstance(one, str | PathLike)]

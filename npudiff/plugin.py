@@ -22,7 +22,7 @@ import pytest
 from npudiff.commands.arguments import positive
 from npudiff.errors import UsageError
 from npudiff.files.unwritten import Unwritten
-from npudiff.files.writing import EXAMPLES, FINDINGS, JOURNALS, check_output
+from npudiff.files.writing import EXAMPLES, FINDINGS, JOURNALS, begin_output
 from npudiff.model.implementation import TargetUnavailable
 from npudiff.text import printable
 
@@ -203,7 +203,7 @@ def _plan(config: pytest.Config) -> Plan:
             shared=_shared(config),
         )
         try:
-            check_output(_output(config))
+            begin_output(_output(config))
             config.stash[_PLAN] = plan_with_shared(request)
         except (UsageError, TargetUnavailable) as error:
             raise pytest.UsageError(str(error)) from None

@@ -9,11 +9,12 @@ from typing import Any, NoReturn
 
 from npudiff.errors import ExitCode, UsageError, did_you_mean, nearest
 from npudiff.gate.rotation import ROTATING
+from npudiff.files.writing import USUAL_ROOT
 from npudiff.model.backend import wish_of
 from npudiff.model.version import VERSION
 from npudiff.show.document import DocumentFile
 
-DEFAULT_ROOT = Path(".npudiff")
+DEFAULT_ROOT = Path(USUAL_ROOT)
 """Folder below which findings and remembered cases are kept."""
 
 

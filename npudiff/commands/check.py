@@ -13,7 +13,7 @@ from typing import Any
 
 from npudiff.errors import ExitCode, UsageError
 from npudiff.files.unwritten import Unwritten
-from npudiff.files.writing import EXAMPLES, FINDINGS, JOURNALS, check_output, write_file
+from npudiff.files.writing import EXAMPLES, FINDINGS, JOURNALS, begin_output, write_file
 from npudiff.findings.causes import by_cause
 from npudiff.findings.log import LoggedFinding, RunLog
 from npudiff.findings.shared import plan_with_shared
@@ -58,7 +58,7 @@ def run_plan(
     junit_file : pathlib.Path or None
         Where results are written as JUnit XML.
     """
-    check_output(options.output)
+    begin_output(options.output)
     tasks = _tasks(plan, keeper(options.output / FINDINGS), case)
     console, log = Console(verbose=options.verbose), RunLog(plan)
     unwritten = Unwritten()
@@ -120,7 +120,7 @@ def _report(log: RunLog, console: Console, timings: Mapping[tuple[str, str], Seq
     if log.plan.request.seconds is not None and log.error is None:
         console.unreached([*outcomes, *mutants])
     console.doubts(outcomes)
-    console.timings(timings)
+    console.timings(timings, log.plan.target)
     console.summary(outcomes, mutants, judged=judged, seconds=log.seconds, causes=len(causes), workers=log.plan.workers)
     console.unjudged(log.unjudged)
     return log.code

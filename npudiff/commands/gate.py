@@ -14,7 +14,7 @@ from typing import Any
 from npudiff.commands.check import note_findings, request_of
 from npudiff.errors import ExitCode, UsageError
 from npudiff.files.unwritten import Unwritten
-from npudiff.files.writing import FINDINGS, JOURNALS, KNOWN, check_output, write_file
+from npudiff.files.writing import FINDINGS, JOURNALS, KNOWN, begin_output, write_file
 from npudiff.findings.causes import by_cause
 from npudiff.findings.log import NotEnded
 from npudiff.findings.shared import plan_with_shared
@@ -49,7 +49,7 @@ JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "know
 
 def gate(options: argparse.Namespace) -> int:
     """Run ``npudiff gate`` and return its exit code."""
-    check_output(options.output)
+    begin_output(options.output)
     today = dt.datetime.now(dt.timezone.utc).date()
     plan = plan_with_shared(replace(request_of(options, options.budget), hypothesis_profile="ci"))
     file, issues = _known(options.known, today)
@@ -178,10 +178,10 @@ def _touched(plan: Plan, options: argparse.Namespace, result: GateResult) -> fro
     change = changed_since(options.since, checkouts[0] if checkouts else Path.cwd())
     touched = touched_by(change, plan, options.touches)
     names = [".".join(name) for name in sorted(touched.implementations)]
-    first = f"first {listed(names, 'implementations')}" if names else "nothing that comes first"
+    first = f"first {listed(names, 'implementation')}" if names else "nothing that comes first"
     result.notes.append(f"since {printable(options.since)}: {len(change.files)} files have changed; {first}")
     if touched.unknown:
-        unknown = printable(listed(touched.unknown, "files"))
+        unknown = printable(listed(touched.unknown, "file"))
         result.notes.append(clipped(f"no implementation is known to use {unknown} (--touches says which do)"))
     return touched.implementations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from npudiff.errors import ExitCode, UsageError, unknown
 from npudiff.files.unwritten import Unwritten
-from npudiff.files.writing import check_output, write_file
+from npudiff.files.writing import begin_output, write_file
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.job import Job
 from npudiff.model.version import VERSION
@@ -32,7 +32,7 @@ SAVED_EVERY = 30.0
 
 def score(options: argparse.Namespace) -> int:
     """Run ``npudiff score`` and return its exit code: 1 if a mutant is lost, or a correct implementation accused."""
-    check_output(options.output)
+    begin_output(options.output)
     methods = _methods(options)
     judged = METHODS[0].name if METHODS[0] in methods else SUITE
     if options.expect is not None and judged == SUITE and options.suite is None:

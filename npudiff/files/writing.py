@@ -19,6 +19,9 @@ from typing import BinaryIO
 
 from npudiff.errors import UsageError
 
+USUAL_ROOT = ".npudiff"
+"""Output folder where nobody names one."""
+
 FINDINGS, EXAMPLES, JOURNALS, RUNS = "findings", "examples", "journal", "runs"
 KNOWN, SUITE = "known", "suite"
 FOLDERS = (FINDINGS, EXAMPLES, JOURNALS, RUNS, KNOWN, SUITE)
@@ -61,6 +64,20 @@ def check_output(root: Path) -> None:
             raise UsageError(f"{path}: a link, which is not followed: remove it, or name the folder that it leads to")
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path}: not a folder")
+
+
+def begin_output(root: Path) -> None:
+    """Check an output folder; a new one of the usual name is kept out of its owner's repository.
+
+    Raises
+    ------
+    UsageError
+        As ``check_output``.
+    """
+    check_output(root)
+    if root.name == USUAL_ROOT and not root.exists():
+        with contextlib.suppress(OSError):  # what cannot be written is told when there is more to write
+            write_file(root / ".gitignore", "*\n", within=root)
 
 
 def write_file(path: Path, content: str | bytes, *, within: Path | None = None) -> None:

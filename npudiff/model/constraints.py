@@ -307,7 +307,7 @@ def describe(allowed: Allowed) -> str:
         return str(allowed)
     if isinstance(allowed, range) and allowed and abs(allowed[-1] - allowed[0]) >= 4 * abs(allowed.step):
         return f"{allowed[0]}..{allowed[-1]}" + (f" step {allowed.step}" if allowed.step != 1 else "")
-    return "{" + ", ".join("none" if value is None else str(value) for value in allowed) + "}"
+    return "{" + ", ".join(dict.fromkeys("none" if value is None else str(value) for value in allowed)) + "}"
 
 
 MOST_VALUES, MOST_CHARACTERS = 256, 400

@@ -34,10 +34,14 @@ def left_out_by(model: str, components: Sequence[Component]) -> dict[str, str]:
     """Return the names of components that have nothing of a model, and why."""
     boxes = _boxes(model, components)
     found = {
-        one.name: _checked(one, boxes[id(one)], model) if id(one) in boxes else "says nothing of it"
-        for one in components
+        one.name: _checked(one, boxes[id(one)], model) if id(one) in boxes else _without(one) for one in components
     }
     return {name: why for name, why in found.items() if isinstance(why, str)}
+
+
+def _without(component: Component) -> str:
+    """Why a component has no sizes of a model."""
+    return "the model has none of it" if component.profiles else "it takes no sizes of models"
 
 
 def _checked(component: Component, boxes: Boxes, model: str) -> Constraints | str:

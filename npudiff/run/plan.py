@@ -141,6 +141,8 @@ class Plan:
     """Cases that failed for others."""
     without_sizes: Mapping[str, str] = field(default_factory=dict)
     """Components that are not run since ``--model`` has nothing for them, and why."""
+    model_sizes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Sizes of ``--model`` within which each component's cases are drawn, a line per kind of layer."""
     left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """Implementations that need what is not here, by component and name, and what that is. A module of a backend's
     adapters that does not import stands for all of it: its own name, and ``EVERY``."""
@@ -305,10 +307,13 @@ def make_plan(request: Request, provide: Provide | None = None) -> Plan:
             mutants += found
     for wish in wished(request.implementations):
         left_out |= {(module, EVERY): why for module, why in room_of(wish).left_out.items()}
-    without = {} if request.model is None else left_out_by(request.model, components)
-    plan = Plan(target, tuple(jobs), tuple(mutants), request, without_sizes=without, left_out=left_out)
+    plan = Plan(target, tuple(jobs), tuple(mutants), request, left_out=left_out)
+    if request.model is not None:
+        without, taken = left_out_by(request.model, components), sizes_of(request.model, components)
+        sizes = {one.name: tuple(taken[id(one)].summary()) for one in components if id(one) in taken}
+        plan = replace(plan, without_sizes=without, model_sizes=sizes)
     if not jobs and not mutants:
-        lines = [*plan.left_out_lines, *(f"{name}: {request.model} {why}" for name, why in without.items())]
+        lines = [*plan.left_out_lines, *(f"{name}: {request.model}: {why}" for name, why in plan.without_sizes.items())]
         raise UsageError(f"nothing to run is here: {lines[0]}" if lines else _NOTHING)
     _ = plan.isolation  # refused before anything is run
     return plan

@@ -22,6 +22,7 @@ from npudiff.run.discovery import built_in_implementations
 from npudiff.run.engine import run_job
 from npudiff.run.isolation.process import WorkerDefect, WorkerProcess
 from npudiff.run.isolation.worker import serve
+from npudiff.text import counted
 
 DRAWN, TIMED = 24, 5
 """Cases that are drawn, and those with the largest inputs, that are timed."""
@@ -51,6 +52,20 @@ class TimedCase:
 def ratio_of(cases: Sequence[TimedCase]) -> float | None:
     """Return the geometric mean of the ratios; None without a case."""
     return math.exp(sum(math.log(one.ratio) for one in cases) / len(cases)) if cases else None
+
+
+def timing_line(names: tuple[str, str], cases: Sequence[TimedCase], target: Target) -> str:
+    """Say how long an implementation takes, in all cases and in the slowest one, and of what these seconds are."""
+    ratio = ratio_of(cases)
+    if ratio is None:
+        return f"{'.'.join(names)} was not timed"
+    beside = ", ".join(dict.fromkeys(one.beside for one in cases))
+    line = f"{'.'.join(names)} takes {ratio:.2f} times as long as {beside}, on {counted(len(cases), 'case')}"
+    slowest = max(cases, key=lambda one: one.ratio)
+    if len(cases) > 1:
+        least = min(one.ratio for one in cases)
+        line += f" ({least:.2f} to {slowest.ratio:.2f}; most on {slowest.case})"
+    return line if target.name == "npu" else f"{line}; seconds of this machine's processor, and not of a card"
 
 
 def built_in_beside(component: str) -> list[Implementation]:

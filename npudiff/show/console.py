@@ -20,12 +20,13 @@ from npudiff.findings.log import LoggedFinding
 from npudiff.findings.replay import Replay, ReplayVerdict
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.component import Component
+from npudiff.model.implementation import Target
 from npudiff.model.job import Outcome, Verdict
 from npudiff.model.operators import doubts
 from npudiff.model.version import VERSION
 from npudiff.run.isolation.journal import LeftBehind
 from npudiff.run.plan import Plan
-from npudiff.run.timing import TimedCase, ratio_of
+from npudiff.run.timing import TimedCase, timing_line
 from npudiff.show.finding import PAGE_FILE, finding_lines
 from npudiff.show.report import Group, bound_text, grouped
 from npudiff.text import clipped, counted, listed, lose, printable, printable_lines
@@ -108,9 +109,12 @@ class Console:
             )
         if request.shared is not None:
             self.rich.print(f"[dim]{escape(clipped(printable(plan.shared.line)))}[/]")
-        if plan.without_sizes:
-            names = ", ".join(plan.without_sizes)
-            self.rich.print(f"[dim]not run: {escape(printable(str(request.model)))} has nothing for {escape(names)}[/]")
+        for name, kinds in plan.model_sizes.items():
+            for kind in kinds:
+                self.rich.print(f"[dim]sizes of {escape(name)}: {escape(printable(kind))}[/]", soft_wrap=True)
+        for why in dict.fromkeys(plan.without_sizes.values()):
+            names = ", ".join(name for name, reason in plan.without_sizes.items() if reason == why)
+            self.rich.print(f"[dim]not run: {escape(printable(f'{names}: {why}'))}[/]", soft_wrap=True)
         for line in plan.left_out_lines:
             self.rich.print(f"[dim]not applicable here: {escape(clipped(printable(line)))}[/]")
 
@@ -262,19 +266,9 @@ class Console:
         style = "red" if findings or missed or not cases else "green"
         self.rich.print(f"[bold {style}]{' · '.join(parts)}[/]")
 
-    def timings(self, timings: Mapping[tuple[str, str], Sequence[TimedCase]]) -> None:
+    def timings(self, timings: Mapping[tuple[str, str], Sequence[TimedCase]], target: Target) -> None:
         """Say how long implementations take beside those that are built in."""
-        for names, cases in timings.items():
-            ratio = ratio_of(cases)
-            beside = ", ".join(dict.fromkeys(one.beside for one in cases))
-            said = "was not timed" if ratio is None else f"takes {ratio:.2f} times as long as {beside}"
-            self.lines(
-                [
-                    f"{'.'.join(names)} {said}, on {counted(len(cases), 'case')}"
-                    if cases
-                    else f"{'.'.join(names)} {said}"
-                ]
-            )
+        self.lines([timing_line(names, cases, target) for names, cases in timings.items()])
 
     def unreached(self, outcomes: Sequence[Outcome]) -> None:
         """Say of which implementations nothing was run in the time that there was."""
@@ -283,7 +277,7 @@ class Console:
             ".".join(one) for one in dict.fromkeys(one.job.subject.names for one in outcomes) if one not in reached
         ]
         if names:
-            said = f"not reached in this time: {listed(names, 'implementations')}"
+            said = f"not reached in this time: {listed(names, 'implementation')}"
             self.rich.print(f"[yellow]{escape(printable(said))}[/]", soft_wrap=True)
 
     def doubts(self, outcomes: Sequence[Outcome]) -> None:

@@ -12,6 +12,7 @@ from npudiff.findings.log import LoggedFinding
 from npudiff.findings.replay import Replay
 from npudiff.model.job import Outcome
 from npudiff.model.operators import doubts
+from npudiff.run.plan import Plan
 from npudiff.run.timing import TimedCase, ratio_of
 from npudiff.show.finding import finding_lines
 from npudiff.show.report import Group
@@ -65,9 +66,21 @@ def run_content(
         "findings": _findings(findings),
         "mutants": run["mutants"],
         "mutants_must_be_found": run["judged"],
+        "model": _model(summary.plan),
         "left_out": [_named(names, why) for names, why in summary.plan.left_out.items()],
         "not_judged": [_named(names, why) for names, why in unjudged.items()],
         "unwritten": list(unwritten),
+    }
+
+
+def _model(plan: Plan) -> dict[str, Any] | None:
+    """The sizes that come of a model, and which components it has none for."""
+    if plan.request.model is None:
+        return None
+    return {
+        "name": plan.request.model,
+        "sizes": {name: list(kinds) for name, kinds in plan.model_sizes.items()},
+        "nothing_for": dict(plan.without_sizes),
     }
 
 

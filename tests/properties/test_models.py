@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -175,11 +176,14 @@ def test_a_run_says_what_a_model_has_nothing_for_and_keeps_its_time(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(MIMO))
     done = warm.run("check", "--model", "config.json", "--budget", "8s", "--json", "said.json", cwd=tmp_path)
     assert done.returncode == ExitCode.CLEAN, done.stdout
-    assert "not run: config.json has nothing for " in done.stdout
+    assert "sizes of rms_norm: hidden_size {" in done.stdout
+    assert ": the model has none of it" in done.stdout
+    assert re.search(r"^not run: .*page_allocation.*: it takes no sizes of models$", done.stdout, re.MULTILINE)
+    assert re.search(r"implementations?\)$", done.stdout, re.MULTILINE)
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["run"]["seconds"] < 14
     missing = [one for one in said["implementations"] if one["verdict"] == "not judged"]
     assert bool(missing) is ("not reached in this time: " in done.stdout)
     done = warm.run("check", "latent_attention", "--model", "config.json", cwd=tmp_path)
     assert done.returncode == ExitCode.USAGE
-    assert "latent_attention: config.json says nothing of it" in done.stderr
+    assert "latent_attention: config.json: the model has none of it" in done.stderr

@@ -12,7 +12,7 @@ import pytest
 
 from npudiff.errors import UsageError
 from npudiff.files import writing
-from npudiff.files.writing import FOLDERS, check_output, make_folder, new_file, remove_file, write_file
+from npudiff.files.writing import FOLDERS, begin_output, check_output, make_folder, new_file, remove_file, write_file
 
 
 @pytest.fixture
@@ -221,3 +221,15 @@ def test_an_output_folder_that_is_a_file_is_refused(root):
     root.write_text("x")
     with pytest.raises(UsageError, match="not a folder"):
         check_output(root)
+
+
+def test_a_new_output_folder_of_the_usual_name_is_not_committed(tmp_path):
+    begin_output(tmp_path / ".npudiff")
+    assert (tmp_path / ".npudiff" / ".gitignore").read_text() == "*\n"
+    (tmp_path / "there" / ".npudiff").mkdir(parents=True)
+    for other in (tmp_path / "there" / ".npudiff", tmp_path / "results"):
+        begin_output(other)
+        assert not (other / ".gitignore").exists()
+    (tmp_path / "there" / "link").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="a link"):
+        begin_output(tmp_path / "there" / "link")

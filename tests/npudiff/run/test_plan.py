@@ -78,8 +78,10 @@ def test_a_component_that_a_model_has_nothing_for_is_not_run():
     # qwen3-30b-a3b has no window, which a mask is about.
     made = make_plan(Request(("sliding_attention", "swa_mask"), target="sim", model="qwen3-30b-a3b"))
     assert {job.subject.component.name for job in made.jobs} == {"sliding_attention"}
-    assert made.without_sizes == {"swa_mask": "says nothing of it"}
-    with pytest.raises(UsageError, match="swa_mask: qwen3-30b-a3b says nothing of it"):
+    (sizes,) = made.model_sizes["sliding_attention"]
+    assert "kv_heads {4}; group {8}; window {none}" in sizes
+    assert made.without_sizes == {"swa_mask": "the model has none of it"}
+    with pytest.raises(UsageError, match="swa_mask: qwen3-30b-a3b: the model has none of it"):
         make_plan(Request(("swa_mask",), target="sim", model="qwen3-30b-a3b"))
 
 

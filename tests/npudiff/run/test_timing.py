@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import jsonschema
 import pytest
 
 import npudiff
+from npudiff.device import targets
 from npudiff.device.ascend import int4_pack
 from npudiff.run.plan import Request, make_plan
-from npudiff.run.timing import TIMED, TimedCase, built_in_beside, ratio_of, timed_beside
+from npudiff.run.timing import TIMED, TimedCase, built_in_beside, ratio_of, timed_beside, timing_line
 
 
 def right(inputs, target):
@@ -34,6 +36,16 @@ def test_the_ratio_is_a_geometric_mean():
     cases = [TimedCase("a", 2.0, "b", 1.0), TimedCase("a", 2.0, "b", 4.0), TimedCase("a", 3.0, "b", 1.0)]
     assert ratio_of(cases) == pytest.approx(3 ** (1 / 3))
     assert ratio_of([]) is None
+
+
+def test_a_line_says_how_far_ratios_are_apart_and_whose_seconds_they_are():
+    cases = [TimedCase("a", 2.0, "b", 1.0), TimedCase("c", 2.0, "b", 4.0)]
+    target = targets.sim(None)
+    line = "x.y takes 1.00 times as long as b, on 2 cases (0.50 to 2.00; most on a)"
+    assert timing_line(("x", "y"), cases, replace(target, name="npu")) == line
+    assert timing_line(("x", "y"), cases, target) == f"{line}; seconds of this machine's processor, and not of a card"
+    assert "(" not in timing_line(("x", "y"), cases[:1], target)
+    assert timing_line(("x", "y"), [], target) == "x.y was not timed"
 
 
 def test_what_is_timed_beside_is_right_and_for_a_device_first():
