@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from npudiff.errors import ExitCode, UsageError, did_you_mean, nearest
-from npudiff.gate.rotation import ROTATING
 from npudiff.files.writing import USUAL_ROOT
+from npudiff.gate.rotation import ROTATING
 from npudiff.model.backend import wish_of
 from npudiff.model.version import VERSION
 from npudiff.show.document import DocumentFile
