@@ -23,8 +23,8 @@ from npudiff.run.after_fork import begin
 from npudiff.run.engine import run_job
 from npudiff.run.plan import default_workers
 
-CASES = 12
-"""Cases that are looked at of each implementation."""
+CASES, QUIET = 12, 4
+"""Cases that are looked at of each implementation, and how many without another file end that."""
 
 SECONDS = 60.0
 """Time that an implementation may take for them."""
@@ -102,6 +102,7 @@ def _watch(job: Job, root: Path, connection: Connection) -> None:
     """Run cases, and name each file below the root that is executed, as soon as it is."""
     begin()
     seen: set[str] = set()
+    told: set[str] = set()
     below = f"{root}/"
 
     def called(frame: FrameType, event: str, _: object) -> None:
@@ -111,11 +112,17 @@ def _watch(job: Job, root: Path, connection: Connection) -> None:
         if name not in seen:
             seen.add(name)
             if name.startswith(below):
+                told.add(name)
                 connection.send_bytes(json.dumps([name]).encode())
 
     sys.setprofile(called)
     try:
+        quiet = 0
         for seed in range(CASES):
+            before = len(told)
             run_job(job, replace(Budget(examples=1, shrink=False), seed=seed))
+            quiet = quiet + 1 if len(told) == before else 0
+            if quiet == QUIET:
+                return
     finally:
         sys.setprofile(None)

@@ -134,6 +134,11 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def elsewhere(operators: list[str]) -> str:
+    """What is said besides where there is no NPU: calls of torch's own operators can be made on any machine."""
+    return "" if operators else "; all calls are torch's own: --device cpu makes them here"
+
+
 def make_ready(device: str, extensions: list[str], operators: list[str]) -> None:
     """Import what the calls need, and say what is missing."""
     try:
@@ -147,9 +152,10 @@ def make_ready(device: str, extensions: list[str], operators: list[str]) -> None
             importlib.import_module("torch_npu")
             available = torch.get_device_module("npu").is_available()
         except (ImportError, OSError, RuntimeError) as error:
-            raise CannotRun(f"torch_npu is missing, or does not import: {first_line(error)}") from None
+            why = f"torch_npu is missing, or does not import: {first_line(error)}"
+            raise CannotRun(why + elsewhere(operators)) from None
         if not available:
-            raise CannotRun("torch_npu sees no device: see npu-smi info")
+            raise CannotRun("torch_npu sees no device: see npu-smi info" + elsewhere(operators))
     for extension in extensions:
         importlib.import_module(extension)
     missing = [name for name in operators if not is_there(name)]

@@ -79,6 +79,7 @@ def test_a_kernel_that_is_compiled_has_a_script_too(cli, kernel, alone, tmp_path
     assert result.code == ExitCode.FINDINGS
     (folder,) = (tmp_path / ".npudiff" / "findings").glob("*equivalence*")
     assert alone(folder, "--device", "cpu").returncode == 1
+    assert alone(folder).stdout.endswith("; all calls are torch's own: --device cpu makes them here\n")
 
 
 def test_without_a_card_it_says_so_in_a_line(kept, alone):
