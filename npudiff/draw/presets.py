@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.database import (
@@ -13,6 +15,7 @@ from hypothesis.database import (
     MultiplexedDatabase,
     ReadOnlyDatabase,
 )
+from hypothesis.internal.conjecture import providers
 
 from npudiff.errors import unknown
 from npudiff.files.reading import reason_against_examples
@@ -121,3 +124,29 @@ def register_profiles() -> None:
             deadline=None,
             **({"database": None} if profile.deterministic else {}),
         )
+
+
+@contextlib.contextmanager
+def without_constants_of_code() -> Iterator[None]:
+    """Draw without the numbers that stand in whatever code is loaded, which Hypothesis prefers now and then.
+
+    To find them, every process reads the source of hundreds of modules, a second's work, and keeps a file of each. What
+    is drawn here are places in lists, of which they say nothing.
+    """
+    before = {name: getattr(providers, name, None) for name in _OF_CODE}
+    if None in before.values():  # of a version that does not do it so
+        yield
+        return
+    for name, ours in _OF_CODE.items():
+        setattr(providers, name, ours)
+    try:
+        yield
+    finally:
+        for name, theirs in before.items():
+            setattr(providers, name, theirs)
+
+
+_OF_CODE: dict[str, Any] = {}
+if hasattr(providers, "Constants") and hasattr(providers, "CONSTANTS_CACHE"):
+    _none = providers.Constants()
+    _OF_CODE |= {"_get_local_constants": lambda: _none, "CONSTANTS_CACHE": type(providers.CONSTANTS_CACHE)(1024)}

@@ -18,7 +18,7 @@ from hypothesis import seed as with_seed
 from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from npudiff.draw.presets import UNBOUNDED_EXAMPLES, hypothesis_settings
+from npudiff.draw.presets import UNBOUNDED_EXAMPLES, hypothesis_settings, without_constants_of_code
 from npudiff.draw.simpler import simpler_cases
 from npudiff.judge.drift import DriftMeter, found, measures_drift
 from npudiff.judge.judge import Judge, LocalJudge
@@ -454,7 +454,8 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, ju
         try:
             run.run_explicit_cases(budget.explicit_cases)
             if budget.examples != 0:
-                run.with_hypothesis()
+                with without_constants_of_code():
+                    run.with_hypothesis()
         except (Fails, Stop):
             if budget.shrink and history is None:
                 with contextlib.suppress(Stop):

@@ -3,13 +3,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.internal.conjecture import providers
 
-from npudiff.draw.presets import RUN_PRESETS, hypothesis_settings, register_profiles, run_preset
+from npudiff.draw.presets import (
+    RUN_PRESETS,
+    hypothesis_settings,
+    register_profiles,
+    run_preset,
+    without_constants_of_code,
+)
 from npudiff.errors import UsageError
+from npudiff.model.component import Comparison, Property
+from npudiff.model.job import Budget
+from npudiff.run.engine import run_job
+from npudiff.run.plan import Request, make_plan
 
 CI_VARIABLES = {
     "CI",
@@ -113,3 +125,34 @@ def test_registered_profiles_remember_where_hypothesis_does(in_ci):
         check=True,
     )
     assert result.stdout.strip() == str([not in_ci, False, not in_ci])
+
+
+def cases_drawn():
+    cases = []
+    collecting = Property("collected", "collects cases", lambda subject, case: cases.append(case) or Comparison(()))
+    job = make_plan(Request(("rms_norm",), ("native_rms_norm",), "sim")).jobs[0]
+    run_job(replace(job, prop=collecting), Budget(examples=60, seed=1, shrink=False))
+    return cases
+
+
+def test_nobody_reads_the_code_that_is_loaded_for_numbers(monkeypatch):
+    def read():
+        raise AssertionError
+
+    monkeypatch.setattr(providers, "_get_local_constants", read)
+    assert len(set(cases_drawn())) > 30
+
+
+def test_a_run_keeps_nothing_of_code_in_the_folder_in_which_it_is(tmp_path):
+    options = ("--impl", "eager", "--target", "sim", "--examples", "30", "--no-isolate")
+    command = [sys.executable, "-m", "npudiff", "check", "swa_mask", *options]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert [one.name for one in tmp_path.iterdir()] == [".npudiff"]
+
+
+def test_who_draws_otherwise_has_the_numbers_of_their_code():
+    theirs = providers._get_local_constants, providers.CONSTANTS_CACHE
+    with without_constants_of_code():
+        assert providers._get_local_constants is not theirs[0]
+        assert not providers._get_local_constants().integers
+    assert (providers._get_local_constants, providers.CONSTANTS_CACHE) == theirs
