@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import sysconfig
@@ -46,14 +47,16 @@ def frames_of(error: BaseException) -> tuple[str, ...]:
 
 def places_of(error: BaseException) -> tuple[str, ...]:
     """Return file and line of the same frames: ``kernels.py:12``."""
-    return _told(error, _place)
+    return _told(error, lambda frame: _place(frame.filename, frame.lineno))
 
 
 def place_here() -> str:
     """Return file and line of the innermost frame of own code that is running now; empty if there is none."""
     try:
-        stack = traceback.StackSummary.extract(traceback.walk_stack(None), limit=MOST_READ, lookup_lines=False)
-        return next((_place(frame) for frame in stack if _is_own(Path(frame.filename))), "")
+        calls = itertools.islice(traceback.walk_stack(None), MOST_READ)  # it is asked for each tensor of a call
+        return next(
+            (_place(frame.f_code.co_filename, line) for frame, line in calls if _is_own(frame.f_code.co_filename)), ""
+        )
     except Exception:  # noqa: BLE001 - it is foreign code
         return ""
 
@@ -61,10 +64,10 @@ def place_here() -> str:
 def frames_of_stack(stack: str) -> tuple[str, ...]:
     """Return the same of a process that has died, or hangs, from what faulthandler wrote, the innermost call first."""
     try:
-        calls = [(Path(one["file"]), int(one["line"]), one["function"]) for one in _CALL.finditer(stack)][:MOST_READ]
+        calls = [(one["file"], int(one["line"]), one["function"]) for one in _CALL.finditer(stack)][:MOST_READ]
         inner = itertools.dropwhile(lambda call: not _is_own(call[0]), calls)
         own = [one for one in itertools.takewhile(lambda call: not _is_caller(call[0]), inner) if _is_own(one[0])]
-        frames = [traceback.FrameSummary(str(file), line, function) for file, line, function in own[:MOST_FRAMES]]
+        frames = [traceback.FrameSummary(file, line, function) for file, line, function in own[:MOST_FRAMES]]
         return tuple(_as_text(frame) for frame in reversed(frames))
     except Exception:  # noqa: BLE001 - it is foreign code
         return ()
@@ -79,7 +82,7 @@ def innermost_of_stack(stack: str) -> str:
 def _told(error: BaseException, said: Callable[[traceback.FrameSummary], str]) -> tuple[str, ...]:
     try:
         trace = traceback.extract_tb(error.__traceback__, limit=-MOST_READ)
-        return tuple(said(frame) for frame in trace if _is_own(Path(frame.filename)))
+        return tuple(said(frame) for frame in trace if _is_own(frame.filename))
     except Exception:  # noqa: BLE001 - it is foreign code, and the exception is worth more than where it came from
         return ()
 
@@ -90,8 +93,10 @@ def frames_as_sent(sent: object) -> tuple[str, ...]:
     return tuple(_clipped(one) for one in lines[-MOST_FRAMES:])
 
 
-def _is_own(file: Path) -> bool:
+@functools.lru_cache(4096)
+def _is_own(name: str) -> bool:
     """Whether code in a file is what an implementation consists of."""
+    file = Path(name)
     if not file.is_absolute():
         return not file.name.startswith("<frozen")  # made from text
     file = file.resolve()
@@ -105,21 +110,22 @@ def _is_own(file: Path) -> bool:
     return not file.is_relative_to(_LIBRARY)
 
 
-def _is_caller(file: Path) -> bool:
+def _is_caller(name: str) -> bool:
     """Whether code in a file is what calls implementations: what is above it in a stack was there before."""
-    file = file.resolve()
+    file = Path(name).resolve()
     return file.is_relative_to(_NPUDIFF) and not any(file.is_relative_to(room) for room in _ROOMS)
 
 
 def _as_text(frame: traceback.FrameSummary) -> str:
-    return _clipped(f"{_place(frame)} in {frame.name}: {frame.line or ''}".rstrip(": "))
+    place = _place(frame.filename, frame.lineno)
+    return _clipped(f"{place} in {frame.name}: {frame.line or ''}".rstrip(": "))
 
 
-def _place(frame: traceback.FrameSummary) -> str:
+def _place(name: str, line: int | None) -> str:
     """File and line, as seen from here, or from where packages are."""
-    file = Path(frame.filename)
+    file = Path(name)
     seen = (file.relative_to(root) for root in (Path.cwd(), *_PACKAGES) if file.is_relative_to(root))
-    return f"{next(seen, file)}:{frame.lineno}"
+    return f"{next(seen, file)}:{line}"
 
 
 def _clipped(text: str) -> str:
