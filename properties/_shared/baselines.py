@@ -278,6 +278,16 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         sizes={"tokens": _ANY, "experts": (8, 16, 32, 64, 128, 256), "top_k": (1, 2, 4, 8)},
         plain={**_GAUSSIAN, **_CONTIGUOUS},
     ),
+    "sampling": BaselineSpec(
+        fixed={"requests": (1, 16), "vocabulary": (1000, 32000), "top_k": (0, 50), "top_p": (1.0, 0.9)},
+        sizes={
+            "requests": range(1, 33),
+            "vocabulary": range(64, 4097, 64),
+            "top_k": (0, 1, 10, 50),
+            "top_p": (1.0, 0.9, 0.5),
+        },
+        plain={**_GAUSSIAN, **_CONTIGUOUS, "mixed": (False,), "grammar": ("none",)},
+    ),
     "moe_routing": BaselineSpec(
         fixed={"tokens": (4, 128), "experts": (8, 64), "top_k": (2, 8), "width": (128,)},
         sizes={"tokens": _ANY, "experts": (4, 8, 16, 64), "top_k": (1, 2, 4), "width": range(32, 257, 32)},
