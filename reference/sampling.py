@@ -10,9 +10,10 @@ from npudiff.reference.bounds import EXPONENTIAL_ERROR, FLOAT32_ROUNDOFF, Expect
 from npudiff.reference.inexact import FUNCTION_ERROR, FUNCTION_SCALE, Inexact
 from npudiff.reference.views import moved_inputs
 
-MASSES = ("survivors", "all")
-"""Of what ``top_p`` is a share: of the tokens that other filters leave, or of all that a grammar allows. Operators and
-vllm take the first; sglang, and vllm-ascend without the operator, the second."""
+MASSES = ("survivors", "top-k", "all")
+"""Of what ``top_p`` is a share: of the tokens that other filters leave, of those that ``top_k`` leaves, or of all that
+a grammar allows. The first is vllm's. sglang, where min-p comes last, has the second with the operator of top-k and
+top-p, and the third without it; so has vllm-ascend."""
 
 LEAST_PROBABILITY = 87.0
 """The negative logarithm of a probability that is near the smallest normal number of float32."""
@@ -197,7 +198,12 @@ def _within_top_p(
         return allowed, allowed
     value, error = _of(logits, allowed)
     room = (error + error.amax(1, keepdim=True)).amax(1, keepdim=True)
-    least, most = (allowed, allowed) if inputs.mass == "all" else (sure, maybe)
+    if inputs.mass == "all":
+        least, most = allowed, allowed
+    elif inputs.mass == "top-k":
+        least, most = (one & allowed for one in _within_top_k(inputs, logits, allowed, sure, maybe))
+    else:
+        least, most = sure, maybe
     size = (value - value.amax(1, keepdim=True)).exp()
     ranked, order = value.sort(dim=1, descending=True)
     up_to = torch.nn.functional.pad((size * most).gather(1, order).cumsum(1), (1, 0))

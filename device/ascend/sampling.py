@@ -87,6 +87,13 @@ def filtered_by_operator(inputs: SamplingInputs, logits: torch.Tensor) -> torch.
     return filtered
 
 
+@implementation("sampling", supports={"mass": ("top-k",)}, on_device=True)
+def operator_then_min_p(inputs: SamplingInputs, target: Target) -> Outputs:
+    """The operator in sglang, with min-p behind it."""
+    logits = filtered_by_operator(inputs, scaled(inputs, penalised(inputs, allowed(inputs))))
+    return left(without_unlikely(inputs, logits))
+
+
 @implementation("sampling", supports=_SURVIVORS, on_device=True)
 def sorted_once(inputs: SamplingInputs, target: Target) -> Outputs:
     """As vllm itself: one ascending sort, a threshold for top-k, sums of probabilities for top-p."""

@@ -29,6 +29,9 @@ MOST_VALUES = 6
 MOST_TRIED = 3
 """Other values of an axis that are tried."""
 
+SEED, MORE_DATA = "seed", 4
+"""Field of a case that its data come from, and how many other data a value is tried with under which the case holds."""
+
 SECONDS = 20.0
 """Time after which nothing else is tried."""
 
@@ -155,6 +158,14 @@ class _Toggles:
         return self._known[key]
 
     def _judged(self, changes: Mapping[str, Any]) -> bool | None:
+        """Judge the case with other values; it holds if it does with other data as well: by chance one may."""
+        holds = self._verdict(changes)
+        if not holds or not any(one.name == SEED for one in dataclasses.fields(self.case)):
+            return holds
+        seeds = (getattr(self.case, SEED) + more for more in range(1, MORE_DATA + 1))
+        return not any(self._verdict({**changes, SEED: seed}) is False for seed in seeds)
+
+    def _verdict(self, changes: Mapping[str, Any]) -> bool | None:
         subject = self.job.subject
         if time.monotonic() > self.until:
             return None

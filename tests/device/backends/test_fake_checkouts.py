@@ -65,7 +65,7 @@ ELSEWHERE = {
         Run(component)
         for component in (
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "dynamic_quant",
-            "swiglu_quant", "quant_matmul", "weight_quant_matmul",
+            "swiglu_quant", "quant_matmul", "weight_quant_matmul", "sampling",
         )
     ],
     "vllm_ascend": [
@@ -74,7 +74,7 @@ ELSEWHERE = {
         *(Run(component) for component in (
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "paged_cache",
             "cache_gather",
-            "kv_rmsnorm_rope_cache", "quant_matmul", "weight_quant_matmul",
+            "kv_rmsnorm_rope_cache", "quant_matmul", "weight_quant_matmul", "sampling",
         )),
         Run("rope_cache", examples=12),
     ],
@@ -130,6 +130,7 @@ BUGS_ELSEWHERE = {
         bug("quant_matmul", "NPUW8A8Int8LinearMethod", "no_whole_bias"),
         bug("weight_quant_matmul", "AWQAscendLinearKernel", "words_in_order"),
         bug("weight_quant_matmul", "GPTQLinearAscendKernel", "zero_points_as_they_are"),
+        bug("sampling", "top_k_top_p_min_p_sampling_from_logits_ascend", "share_not_reached"),
     ],
     "vllm_ascend": [
         bug("sliding_attention", "ChunkedPrefill", "window_off_by_one", *SMALL, "window=1..200"),
@@ -157,6 +158,8 @@ BUGS_ELSEWHERE = {
         bug("moe_experts", "AscendW4A8DynamicFusedMoEMethod", "halves_of_bytes_swapped"),
         bug("quant_matmul", "AscendW8A8LinearMethod", "no_whole_bias"),
         bug("weight_quant_matmul", "AscendW8A16LinearMethod", "offset_taken"),
+        bug("sampling", "_apply_top_k_top_p_torch_npu", "one_of_each"),
+        bug("sampling", "AscendSampler.apply_penalties", "prompt_unseen"),
     ],
 }  # fmt: skip
 

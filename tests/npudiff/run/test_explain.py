@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from npudiff.judge.others import WAYS_AGREE
 from npudiff.model.component import Comparison
@@ -14,6 +15,8 @@ from npudiff.run.engine import run_job
 from npudiff.run.explain import explain, judges_here
 from npudiff.run.further import further
 from npudiff.run.messages import Task
+from npudiff.run.plan import Request as RunRequest
+from npudiff.run.plan import make_plan
 
 BUDGET = Budget(examples=20, seed=0)
 
@@ -84,3 +87,23 @@ def test_looking_further_is_for_what_failed_and_outside_of_what_equivalence_fail
     again = further(ended, [task(one.job) for one in (equivalence, relation, held)])
     assert [one.job.prop for one in again] == [equivalence.job.prop, WAYS_AGREE]
     assert [box["kind"] for one in again for box in one.job.constraints.boxes] == [("plain",)] * 2
+
+
+def test_what_holds_by_the_chance_of_its_data_is_no_region(monkeypatch):
+    """A kernel that is wrong for half of all data holds under other values of axes now and then."""
+    job = make_plan(RunRequest(("rms_norm",), ("native_rms_norm",), "sim")).jobs[0]
+    right = job.subject.implementation.function
+
+    def wrong_by_half(inputs, target):
+        odd = int(inputs.hidden.contiguous().view(torch.uint8).sum()) % 2
+        return {name: one * (2 if odd else 1) for name, one in right(inputs, target).items()}
+
+    item = replace(job.subject.implementation, function=wrong_by_half)
+    outcome = run_job(replace(job, subject=replace(job.subject, implementation=item)), BUDGET)
+    regions = []
+    for more in (0, 8):
+        monkeypatch.setattr("npudiff.run.explain.MORE_DATA", more)
+        explain(outcome, judges_here)
+        regions.append(outcome.region)
+    assert regions[0]
+    assert regions[1] == {}
