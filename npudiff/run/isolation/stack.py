@@ -13,7 +13,8 @@ from npudiff.model.frames import frames_of_stack, innermost_of_stack
 MOST_BYTES = 2**16
 """Bytes of a stack that are read; the innermost call comes first."""
 
-_ASKS = signal.SIGUSR1
+ASKS = signal.SIGUSR1
+"""Whoever has forked a process sends it: there is no other process of this number then."""
 
 _PATIENCE = 0.3
 """Seconds that a process gets to write: one that is stopped, or in a call of the system, writes nothing."""
@@ -32,9 +33,9 @@ class Stack:
         self.file = os.memfd_create("npudiff-stack", os.MFD_CLOEXEC)
 
     def ask(self, pid: int) -> None:
-        """Have a process that runs, and is about to be killed, write where it is; wait until it has."""
+        """Have a child that runs, and is about to be killed, write where it is; wait until it has."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, _ASKS)
+            os.kill(pid, ASKS)
         until, size = time.monotonic() + _PATIENCE, 0
         while time.monotonic() < until:
             time.sleep(_QUIET)
@@ -64,4 +65,4 @@ class Stack:
 def write_here(file: int) -> None:
     """Have this process write its stack into a file, when it dies of a signal and when its parent asks."""
     faulthandler.enable(file, all_threads=False)
-    faulthandler.register(_ASKS, file, all_threads=False)
+    faulthandler.register(ASKS, file, all_threads=False)

@@ -25,13 +25,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from npudiff.run.guardian import adopt_orphans, end_children
-from npudiff.run.isolation.stack import write_here
+from npudiff.run.isolation.stack import ASKS, write_here
 from npudiff.run.untrusted.contracts import hide_references
 
 MOST_MESSAGE = 2**24
 """Bytes of a message."""
 
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+_ASKED = 0.1
+"""Seconds that a process which is asked where it is gets to write it."""
+
 _GRACE = 2.0
 """Seconds that a process whose connection has ended gets to say how it died."""
 
@@ -76,7 +79,8 @@ class _Nursery:
         with connection:
             if "end" in question:
                 grace = 0.0 if question.get("now") else _GRACE
-                connection.send_bytes(json.dumps({"status": self._ended(question["end"], grace)}).encode())
+                status = self._ended(question["end"], grace, asks=question.get("asks", False))
+                connection.send_bytes(json.dumps({"status": status}).encode())
                 return
             child = os.fork()
             if not child:
@@ -85,11 +89,15 @@ class _Nursery:
             self._children.add(child)
             connection.send_bytes(json.dumps({"number": child}).encode())
 
-    def _ended(self, child: int, grace: float = _GRACE) -> int:
+    def _ended(self, child: int, grace: float = _GRACE, *, asks: bool = False) -> int:
         """End a process and all that it started, and return its status as ``os.wait`` does."""
         if child not in self._children:
             return 0
         self._children.remove(child)
+        if asks:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(child, ASKS)
+            time.sleep(_ASKED)
         until, done, status = time.monotonic() + grace, 0, 0
         while not done:
             done, status = os.waitpid(child, os.WNOHANG)

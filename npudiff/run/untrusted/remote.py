@@ -235,14 +235,12 @@ class CandidateProcess:
         left = seconds if until is None else until - time.monotonic()
         try:
             if not connection.poll(max(left, _NEVER_SHORT)):
-                self._stack.ask(self._number)
-                frames = frames_as_sent(self._stack.frames)
-                self._end(now=True)
+                _, frames = self._ended(asks=True)
                 raise RemoteError(Kind.TIMED_OUT.value, f"no answer within {seconds:g} s", Kind.TIMED_OUT, frames)
             answer = json.loads(connection.recv_bytes(MOST_MESSAGE))
         except (EOFError, OSError):
-            frames = frames_as_sent(self._stack.frames)
-            raise RemoteError(Kind.DIED.value, died(self._end()), Kind.DIED, frames) from None
+            status, frames = self._ended()
+            raise RemoteError(Kind.DIED.value, died(status), Kind.DIED, frames) from None
         except (ValueError, RecursionError):
             self._end()
             raise RemoteError(Kind.DIED.value, "its process sent no message but something else", Kind.DIED) from None
@@ -251,16 +249,30 @@ class CandidateProcess:
             raise RemoteError(Kind.DIED.value, "its process sent no message but something else", Kind.DIED)
         return answer
 
-    def _end(self, *, now: bool = False) -> int:
-        """End the process and return its status: one that is dying anyway is waited for, but for one that hangs."""
+    def _end(self) -> int:
+        """End the process and return its status."""
+        status, _ = self._ended()
+        return status
+
+    def _ended(self, *, asks: bool = False) -> tuple[int, tuple[str, ...]]:
+        """End the process; return its status, and where it was.
+
+        Parameters
+        ----------
+        asks : bool
+            Whether it hangs, and is asked where; one that is dying anyway is waited for instead.
+        """
         if self._connection is not None:
             self._connection.close()
         self._connection = None
         for file in self._files:
             os.close(file)
-        self._stack.close()
-        with self._nursery.ask({"end": self._number, "now": now}) as connection:
-            return int(json.loads(connection.recv_bytes())["status"])
+        try:
+            with self._nursery.ask({"end": self._number, "now": asks, "asks": asks}) as connection:
+                status = int(json.loads(connection.recv_bytes())["status"])
+            return status, frames_as_sent(self._stack.frames)
+        finally:
+            self._stack.close()
 
 
 def _raised(said: object) -> RemoteError:

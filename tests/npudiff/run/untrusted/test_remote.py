@@ -147,7 +147,7 @@ def test_each_object_of_a_stateful_implementation_has_a_number_of_its_own():
         call(INPUTS, None)
         return json.loads(nursery.lines[0].recv_bytes())["session"]
 
-    for _ in ("inputs", "outputs"):
+    for _ in ("inputs", "outputs", "stack"):
         os.close(recv_handle(nursery.lines[0]))
     first, second = item.factory(), item.factory()
     assert session(first) == session(first) != session(second)
