@@ -8,9 +8,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 import npudiff
 import warm
+from npudiff.draw.data import Stream
 from npudiff.errors import ExitCode, UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -164,3 +166,21 @@ def test_a_component_of_a_file_is_not_judged_without_trust(tmp_path):
     assert npudiff.component is not None
     with pytest.raises(UsageError):
         npudiff.components(["softmax"])  # nothing of this came into this process
+
+
+def test_a_state_that_is_handed_on_is_bounded_by_the_length_of_its_rows_errors():
+    (text,) = re.findall(r"```python\n# delta_rule.py\n(.*?)```", GUIDE, re.DOTALL)
+    names = {}
+    exec(text, names)  # noqa: S102 - a block of the guide
+    stream = Stream(3, "delta rule")
+    queries, keys, values = (stream.normal((2000, 32), torch.float32) for _ in range(3))
+    keys /= keys.norm(dim=1, keepdim=True)
+    beta = stream.normal((2000,), torch.float32).sigmoid()
+    state, outputs = torch.zeros(32, 32), []
+    for q, k, v, b in zip(queries, keys, values, beta, strict=True):
+        state = state + (b * (v - state @ k)).unsqueeze(1) * k
+        outputs.append(state @ q)
+    right = names["delta_rule"](queries, keys, values, beta)
+    ratio = ((torch.stack(outputs).double() - right.value).abs() / right.error).max()
+    assert 0.005 < float(ratio) < 1
+    assert float(right.error.max()) < 2e-3 * float(right.value.abs().max())
