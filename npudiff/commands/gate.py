@@ -14,7 +14,7 @@ from typing import Any
 from npudiff.commands.check import note_findings, request_of
 from npudiff.errors import ExitCode, UsageError
 from npudiff.files.unwritten import Unwritten
-from npudiff.files.writing import FINDINGS, JOURNALS, KNOWN, begin_output, write_file
+from npudiff.files.writing import FINDINGS, JOURNALS, KNOWN, begin_output, check_output, write_file
 from npudiff.findings.causes import by_cause
 from npudiff.findings.log import NotEnded
 from npudiff.findings.shared import plan_with_shared
@@ -49,7 +49,7 @@ JUNIT, SARIF, SUMMARY, DRAFT = "junit.xml", "npudiff.sarif", "summary.md", "know
 
 def gate(options: argparse.Namespace) -> int:
     """Run ``npudiff gate`` and return its exit code."""
-    begin_output(options.output)
+    check_output(options.output)
     today = dt.datetime.now(dt.timezone.utc).date()
     plan = plan_with_shared(replace(request_of(options, options.budget), hypothesis_profile="ci"))
     file, issues = _known(options.known, today)
@@ -63,6 +63,7 @@ def gate(options: argparse.Namespace) -> int:
     console.header(plan)
     console.left_behind(left_behind(options.output / JOURNALS))
     console.lines([f"budget {options.budget:.0f} s · rotation {result.rotation}", *result.notes])
+    begin_output(options.output)
     told = _Told(result, sorted_out, options.output)
     if options.json is not None:
         options.json.content = told.content

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from npudiff.errors import ExitCode, UsageError, unknown
 from npudiff.files.unwritten import Unwritten
-from npudiff.files.writing import begin_output, write_file
+from npudiff.files.writing import begin_output, check_output, write_file
 from npudiff.judge.judge import EQUIVALENCE
 from npudiff.model.job import Job
 from npudiff.model.version import VERSION
@@ -32,7 +32,7 @@ SAVED_EVERY = 30.0
 
 def score(options: argparse.Namespace) -> int:
     """Run ``npudiff score`` and return its exit code: 1 if a mutant is lost, or a correct implementation accused."""
-    begin_output(options.output)
+    check_output(options.output)
     methods = _methods(options)
     judged = METHODS[0].name if METHODS[0] in methods else SUITE
     if options.expect is not None and judged == SUITE and options.suite is None:
@@ -40,6 +40,7 @@ def score(options: argparse.Namespace) -> int:
     before = set() if options.expect is None else reliably_found(options.expect, judged)
     plan = make_plan(Request(components=tuple(options.components), target=options.target, cann=options.cann))
     jobs = _jobs(plan, options.mutant)
+    begin_output(options.output)
     console = Console(verbose=False)
     mutants = {_name(job) for job in jobs if job.subject.implementation.wrong is not None}
     told = f"{len(mutants)} mutants, {len(jobs) - len(mutants)} correct implementations"

@@ -62,6 +62,7 @@ NEVER = {
         "actual_seq_len": "for caches that are written by block",
         "k_nope_clip_alpha": "for latents of integers",
     },
+    "apply_token_bitmask": {"indices": "each request has a mask, as sglang calls it"},
     "mla_preprocess": dict.fromkeys(("ctkv_scale", "q_nope_scale"), INT8_MLA),
     "npu_clipped_swiglu": {"group_index": "rows of all groups are activated alike"},
     "npu_dequant_swiglu_quant": {"quant_offset": SYMMETRIC},
