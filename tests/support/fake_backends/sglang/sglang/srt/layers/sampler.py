@@ -9,7 +9,7 @@ def top_k_top_p_min_p_sampling_from_logits_ascend(
 ):
     """Take top-p of what top-k leaves, whatever the batch."""
     ranked, index = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    ranked = ranked.masked_fill(torch.arange(ranked.shape[1]) >= top_ks.view(-1, 1), 0.0)
+    ranked = ranked.masked_fill(torch.arange(ranked.shape[1], device=ranked.device) >= top_ks.view(-1, 1), 0.0)
     ranked = _filtered(ranked / ranked.sum(dim=-1, keepdim=True), top_ps, min_ps)
     if npu_top_k_top_p_eligible:
         return torch.multinomial(torch.zeros_like(ranked).scatter(1, index, ranked), num_samples=1).view(-1)
@@ -22,7 +22,7 @@ def top_k_top_p_min_p_sampling_from_probs_torch(
     """Take each filter of all probabilities."""
     ranked, index = probs.sort(dim=-1, descending=True)
     ranked = _filtered(ranked, top_ps, min_ps)
-    ranked = ranked.masked_fill(torch.arange(ranked.shape[1]) >= top_ks.view(-1, 1), 0.0)
+    ranked = ranked.masked_fill(torch.arange(ranked.shape[1], device=ranked.device) >= top_ks.view(-1, 1), 0.0)
     return index.gather(1, torch.multinomial(ranked, num_samples=1)).view(-1)
 
 
