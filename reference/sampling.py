@@ -83,13 +83,12 @@ def sampling(inputs: SamplingInputs) -> dict[str, Expected]:
     known between what surely is and what may be, at least ``top_k`` where nothing else takes any.
     """
     _validate(inputs)
-    allowed = _allowed(inputs)
-    logits = _scaled(inputs, _penalised(inputs, Inexact.exact(inputs.logits)))
-    sure, maybe = allowed.clone(), allowed.clone()
-    for one in (_at_all, _within_min_p, _within_top_k, _within_top_p):
-        surely, possibly = one(inputs, logits, allowed, sure, maybe)
-        sure, maybe = sure & surely, maybe & possibly
-    return _expected(inputs, logits, allowed, sure, maybe)
+    left = _without(~_allowed(inputs), _scaled(inputs, _penalised(inputs, Inexact.exact(inputs.logits))))
+    sure, maybe = _at_all(left)
+    for filtered in (_within_min_p(inputs, left), _within_top_k(inputs, left)):
+        sure, maybe = sure & filtered[0], maybe & filtered[1]
+    last = _within_top_p(inputs, left, (sure, maybe))
+    return _expected(inputs, left, sure & last[0], maybe & last[1])
 
 
 _Sets = tuple[torch.Tensor, torch.Tensor]
@@ -143,23 +142,20 @@ def _scaled(inputs: SamplingInputs, logits: Inexact) -> Inexact:
     return _where(factor != 1, scaled, logits)
 
 
-def _at_all(
-    inputs: SamplingInputs, logits: Inexact, allowed: torch.Tensor, sure: torch.Tensor, maybe: torch.Tensor
-) -> _Sets:
+def _without(gone: torch.Tensor, logits: Inexact) -> Inexact:
+    return Inexact(logits.value.masked_fill(gone, -torch.inf), logits.error.masked_fill(gone, 0.0))
+
+
+def _at_all(left: Inexact) -> _Sets:
     """Tokens whose probability is a number of float32; of less likely ones it may be 0, and nobody draws them."""
-    del inputs, sure, maybe
-    value, _ = _of(logits, allowed)
-    return value > value.amax(1, keepdim=True) - LEAST_PROBABILITY, allowed
+    return left.value > left.value.amax(1, keepdim=True) - LEAST_PROBABILITY, left.value > -torch.inf
 
 
-def _within_min_p(
-    inputs: SamplingInputs, logits: Inexact, allowed: torch.Tensor, sure: torch.Tensor, maybe: torch.Tensor
-) -> _Sets:
+def _within_min_p(inputs: SamplingInputs, left: Inexact) -> _Sets:
     """Tokens that are at least as likely as a share of the most likely one."""
-    del sure, maybe
     if inputs.min_p is None:
-        return allowed, allowed
-    value, error = _of(logits, allowed)
+        return _all(left)
+    value, error = left.value, left.error
     share = inputs.min_p.to(torch.float64).unsqueeze(1).log()
     most = value.amax(1, keepdim=True)
     limit = most + share
@@ -172,14 +168,11 @@ def _within_min_p(
     return off | alone | (value - room >= limit), off | alone | (value + room >= limit)
 
 
-def _within_top_k(
-    inputs: SamplingInputs, logits: Inexact, allowed: torch.Tensor, sure: torch.Tensor, maybe: torch.Tensor
-) -> _Sets:
+def _within_top_k(inputs: SamplingInputs, left: Inexact) -> _Sets:
     """The most likely tokens; those that are as likely as the last one may stay or go, unless there is one only."""
-    del sure, maybe
     if inputs.top_k is None:
-        return allowed, allowed
-    value, error = _of(logits, allowed)
+        return _all(left)
+    value, error = left.value, left.error
     places = inputs.top_k.to(torch.int64).clamp(1, value.shape[1]).unsqueeze(1) - 1
     last = value.sort(dim=1, descending=True).values.gather(1, places)
     room = error + error.amax(1, keepdim=True)
@@ -190,20 +183,14 @@ def _within_top_k(
     return all_of_them | above | (near & alone), all_of_them | above | near
 
 
-def _within_top_p(
-    inputs: SamplingInputs, logits: Inexact, allowed: torch.Tensor, sure: torch.Tensor, maybe: torch.Tensor
-) -> _Sets:
+def _within_top_p(inputs: SamplingInputs, left: Inexact, others: _Sets) -> _Sets:
     """Tokens of which those that are more likely have less than a share together."""
     if inputs.top_p is None:
-        return allowed, allowed
-    value, error = _of(logits, allowed)
+        return _all(left)
+    value, error = left.value, left.error
     room = (error + error.amax(1, keepdim=True)).amax(1, keepdim=True)
-    if inputs.mass == "all":
-        least, most = allowed, allowed
-    elif inputs.mass == "top-k":
-        least, most = (one & allowed for one in _within_top_k(inputs, logits, allowed, sure, maybe))
-    else:
-        least, most = sure, maybe
+    counted = {"all": _all(left), "top-k": _within_top_k(inputs, left), "survivors": others}
+    least, most = counted[inputs.mass]
     size = (value - value.amax(1, keepdim=True)).exp()
     ranked, order = value.sort(dim=1, descending=True)
     up_to = torch.nn.functional.pad((size * most).gather(1, order).cumsum(1), (1, 0))
@@ -221,35 +208,32 @@ def _within_top_p(
     return alone | (before_at_most + off < limit), alone | (before_at_least - off < limit)
 
 
-def _of(logits: Inexact, allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return logits.value.masked_fill(~allowed, -torch.inf), logits.error.masked_fill(~allowed, 0.0)
+def _all(left: Inexact) -> _Sets:
+    there = left.value > -torch.inf
+    return there, there
 
 
-def _expected(
-    inputs: SamplingInputs, logits: Inexact, allowed: torch.Tensor, sure: torch.Tensor, maybe: torch.Tensor
-) -> dict[str, Expected]:
+def _expected(inputs: SamplingInputs, left: Inexact, sure: torch.Tensor, maybe: torch.Tensor) -> dict[str, Expected]:
     unsure = maybe & ~sure
-    value = torch.zeros_like(logits.value)
+    value = torch.zeros_like(left.value)
     return {
         "kept": Expected(sure.to(torch.float64), value.masked_fill(unsure, torch.inf), torch.int8),
         "logits": Expected(
-            torch.where(sure, logits.value, value),
-            torch.where(sure, logits.error, value).masked_fill(unsure, torch.inf),
+            torch.where(sure, left.value, value),
+            torch.where(sure, left.error, value).masked_fill(unsure, torch.inf),
             torch.float32,
         ),
-        "count": _count(inputs, logits, allowed, sure, maybe),
+        "count": _count(inputs, left, sure, maybe),
     }
 
 
-def _count(
-    inputs: SamplingInputs, logits: Inexact, allowed: torch.Tensor, sure: torch.Tensor, maybe: torch.Tensor
-) -> Expected:
+def _count(inputs: SamplingInputs, left: Inexact, sure: torch.Tensor, maybe: torch.Tensor) -> Expected:
     """How many tokens are left: at least those that surely are, one if there is any, and as many as top-k asks for."""
     least, most = sure.sum(1), maybe.sum(1)
-    least = torch.maximum(least, allowed.any(1).to(torch.int64))
+    likely, there = _at_all(left)
+    least = torch.maximum(least, there.any(1).to(torch.int64))
     if inputs.top_k is not None and inputs.top_p is None and inputs.min_p is None:
-        there, _ = _at_all(inputs, logits, allowed, sure, maybe)
-        least = torch.maximum(least, torch.minimum(inputs.top_k.to(torch.int64), (there & allowed).sum(1)))
+        least = torch.maximum(least, torch.minimum(inputs.top_k.to(torch.int64), (likely & there).sum(1)))
     half = (most - least).to(torch.float64) / 2
     # The next integer is one half beyond the ends.
     return Expected((least + most).to(torch.float64) / 2, torch.where(half > 0, half + 0.25, 0.0), torch.int64)

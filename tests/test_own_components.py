@@ -184,3 +184,7 @@ def test_a_state_that_is_handed_on_is_bounded_by_the_length_of_its_rows_errors()
     ratio = ((torch.stack(outputs).double() - right.value).abs() / right.error).max()
     assert 0.005 < float(ratio) < 1
     assert float(right.error.max()) < 2e-3 * float(right.value.abs().max())
+    by_elements = torch.ones(32, dtype=torch.float64)
+    for k, b in zip(keys.double().abs(), beta.double(), strict=True):
+        by_elements = by_elements + b * (by_elements @ k) * k
+    assert float(by_elements.max()) > 1e200

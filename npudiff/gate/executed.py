@@ -120,8 +120,8 @@ def _watch(job: Job, root: Path, connection: Connection) -> None:
         quiet = 0
         for seed in range(CASES):
             before = len(told)
-            run_job(job, replace(Budget(examples=1, shrink=False), seed=seed))
-            quiet = quiet + 1 if len(told) == before else 0
+            outcome = run_job(job, replace(Budget(examples=1, shrink=False), seed=seed))
+            quiet = 0 if len(told) > before else quiet + bool(outcome.cases)  # what was not run says nothing
             if quiet == QUIET:
                 return
     finally:

@@ -17,7 +17,7 @@ ASKS = signal.SIGUSR1
 """Whoever has forked a process sends it: there is no other process of this number then."""
 
 _PATIENCE = 0.3
-"""Seconds that a process gets to write: one that is stopped, or in a call of the system, writes nothing."""
+"""Seconds that a process gets to write: one that is stopped, or that no signal reaches, writes nothing."""
 
 _QUIET = 0.01
 """Seconds without another byte, after which it has written all."""

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from npudiff.errors import ExitCode
+from npudiff.model.job import Outcome
+from npudiff.run.engine import run_job
 
 ADAPTERS = """
 import os, sys
@@ -79,6 +81,23 @@ def test_an_implementation_that_has_executed_all_that_changed_is_not_looked_at_a
     plan = make_plan(Request(("swa_mask",), ("backend:small",), "sim"))
     found = files_executed(plan.jobs, checkout, frozenset({checkout / "their" / "masks.py"}))
     assert {path.name for path in found["swa_mask", "far"]} == {"masks.py"}  # helper.py would come next
+
+
+def test_cases_that_are_not_run_do_not_end_the_look(checkout, monkeypatch):
+    """Whose first cases do not apply has executed nothing yet."""
+    from npudiff.gate import executed
+    from npudiff.run.plan import Request, make_plan
+
+    made = []
+
+    def late(job, budget):
+        made.append(job)
+        return Outcome(job) if len(made) < executed.CASES else run_job(job, budget)
+
+    monkeypatch.setattr(executed, "run_job", late)
+    plan = make_plan(Request(("swa_mask",), ("backend:small",), "sim"))
+    found = executed.files_executed(plan.jobs, checkout)
+    assert {path.name for path in found["swa_mask", "far"]} == {"masks.py", "helper.py"}
 
 
 @pytest.mark.parametrize(("file", "run"), [("helper", {"far"}), ("masks", {"near", "far"}), ("other", {"near", "far"})])
