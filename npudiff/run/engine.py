@@ -18,10 +18,11 @@ from hypothesis import seed as with_seed
 from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
+from npudiff.draw.cases import usual_sizes
 from npudiff.draw.presets import UNBOUNDED_EXAMPLES, hypothesis_settings, without_constants_of_code
 from npudiff.draw.simpler import simpler_cases
 from npudiff.judge.drift import DriftMeter, found, measures_drift
-from npudiff.judge.judge import Judge, LocalJudge
+from npudiff.judge.judge import EQUIVALENCE, Judge, LocalJudge
 from npudiff.model.anything import AnyCase
 from npudiff.model.case import loads
 from npudiff.model.component import Comparison, History, ImplementationRaised, NotApplicable
@@ -104,9 +105,11 @@ class CaseRun:
             shared=budget.shared_database_of(job),
         )
         wrapped = given(case=job.subject.component.strategy(job.drawn_within))(test)
-        configured(
+        run = configured(
             wrapped if seed is None else with_seed(seed)(wrapped)
-        )()  # a seed that came later would take the memory
+        )  # a seed that came later would take the memory
+        with contextlib.nullcontext() if job.prop is EQUIVALENCE else usual_sizes():
+            run()
 
     def run_explicit_cases(self, texts: Sequence[str]) -> None:
         """Run cases that are there as JSON, as far as they make sense: they may come from elsewhere."""

@@ -48,7 +48,7 @@ _MAX_ELEMENTS, _MAX_SCORES = 2**28, 2**34
 def _draw_requests(choose: Chooser, box: Box, case: LatentAttentionCase) -> tuple[Request, ...]:
     """Draw a batch as attention with a window does, without one; no request has more rows than keys, but for 0 keys."""
     allowed = {**box, "fully_masked_rows": box.get("fully_masked_rows", BLIND_ROWS)}
-    long = choose.pick(LONG[:1] if choose.far else LONG)
+    long = choose.pick(LONG[:1] if choose.far or choose.usual_only else LONG)
     drawn = draw_requests(choose, allowed, case.page_size, None, 1, long)
     requests = _with_prefixes(drawn, case.page_size, box.get("prefix", PREFIXES))
     assume(prefix_of(requests, case.page_size) in box.get("prefix", PREFIXES))

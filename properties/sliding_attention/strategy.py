@@ -63,7 +63,7 @@ def _draw_case(draw: st.DrawFn, boxes: Sequence[Box]) -> SlidingAttentionCase:
     box = choose.pick(boxes)
     pages = choose.options(box, "page_size", PAGE_SIZES)
     page_size = choose.pick(pages[:2] if choose.far == "kv_heads" else pages)
-    long = choose.pick(LONG[:1] if choose.far else LONG)
+    long = choose.pick(LONG[:1] if choose.far or choose.usual_only else LONG)
     window = choose.value(box, "window", _windows(page_size, long))
     requests = draw_requests(choose, box, page_size, window, _fewest_heads(box), long)
     head_dim, value_head_dim = split_head_dims(choose.value(box, "head_dims", DIMS))
