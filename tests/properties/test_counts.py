@@ -87,7 +87,7 @@ def leaves_remainders(count):
 def reached(component):
     """By axis of integers, what cases have by default."""
     counts = {name: set() for name, axis in component.axes.items() if isinstance(axis.legal, range)}
-    for case in drawn(component, Constraints(), 800 if component.history is None else 60, 3):
+    for case in drawn(component, Constraints(), 500 if component.history is None else 60, 4):
         used = component.values(case)
         for name, seen in counts.items():
             seen.update(count for count in used[name] if type(count) is int)
