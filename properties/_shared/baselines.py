@@ -278,6 +278,14 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         sizes={"tokens": _ANY, "experts": (8, 16, 32, 64, 128, 256), "top_k": (1, 2, 4, 8)},
         plain={**_GAUSSIAN, **_CONTIGUOUS},
     ),
+    "gated_delta": BaselineSpec(
+        fixed={"batch": (1, 4), "length": (1, 64, 128), "key_dim": (128,), "value_dim": (128,), "key_heads": (2,)},
+        sizes={"batch": range(1, 5), "length": range(1, 130), "key_dim": (64, 128), "value_dim": (64, 128)},
+        plain={
+            **_CONTIGUOUS, "keys": ("gaussian",), "decays": ("usual",), "betas": ("usual",), "accepted": ("first",),
+            "fresh": (False,), "padded_rows": (0,),
+        },
+    ),
     "sampling": BaselineSpec(
         fixed={"requests": (1, 16), "vocabulary": (1000, 32000), "top_k": (0, 50), "top_p": (1.0, 0.9)},
         sizes={

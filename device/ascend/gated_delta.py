@@ -1,0 +1,271 @@
+"""The gated delta rule as vllm-ascend and sglang call it: operators for steps and prompts, and plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from npudiff import Target, implementation
+from npudiff.reference.gated_delta import GatedDeltaInputs
+
+Outputs = dict[str, torch.Tensor]
+
+LONGEST_DRAFT = 8
+"""Tokens of a sequence that the operators for steps take."""
+
+KEY_DIM = 128
+"""Elements of a key for which the kernel of sgl-kernel-npu has right addresses."""
+
+_BFLOAT16 = {"state_dtype": ("bfloat16",)}
+_STEPS = {**_BFLOAT16, "chunked": (False,), "fresh": (False,), "length": range(LONGEST_DRAFT + 1)}
+_KEPT = ({"kept": ("each",)}, {"kept": ("last",), "length": (0, 1)})
+_LARGEST = {"key_dim": range(1, 513), "value_dim": range(1, 513), "heads": range(1, 257)}
+_OPERATOR = tuple({**_STEPS, **kept, **_LARGEST, "raw": (False,)} for kept in _KEPT)
+_PROMPTS = {
+    **_BFLOAT16, "chunked": (True,), "kept": ("last",), "gates": ("head", "none"), "raw": (False,),
+    "key_dim": range(1, 129), "value_dim": range(1, 129), "heads": range(1, 65),
+}  # fmt: skip
+
+
+@implementation("gated_delta", supports=_OPERATOR, on_device=True)
+def npu_recurrent_gated_delta_rule(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """A step or a draft in vllm-ascend: the pool is written in place, a slot per token."""
+    return with_recurrent_operator(inputs)
+
+
+def with_recurrent_operator(inputs: GatedDeltaInputs) -> Outputs:
+    """Run the operator for steps; rows of padding are none of its rows."""
+    tokens = sum(inputs.lengths)
+    output = torch.zeros_like(inputs.value)
+    if tokens:
+        output[:tokens] = torch.ops.npu.npu_recurrent_gated_delta_rule(
+            *_tokens(inputs, tokens), inputs.states, **_arguments(inputs, tokens)
+        )
+    return {"output": output, "states": inputs.states}
+
+
+@implementation("gated_delta", supports=_OPERATOR, on_device=True)
+def npu_recurrent_gated_delta_rule_functional(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """The same, with a new pool."""
+    tokens = sum(inputs.lengths)
+    output = torch.zeros_like(inputs.value)
+    if not tokens:
+        return {"output": output, "states": inputs.states}
+    output[:tokens], states = torch.ops.npu.npu_recurrent_gated_delta_rule_functional(
+        *_tokens(inputs, tokens), inputs.states, **_arguments(inputs, tokens)
+    )
+    return {"output": output, "states": states}
+
+
+def _tokens(inputs: GatedDeltaInputs, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = (one[:tokens].contiguous() for one in (inputs.query, inputs.key, inputs.value))
+    return query, key, value
+
+
+def _arguments(inputs: GatedDeltaInputs, tokens: int) -> dict[str, object]:
+    """What the operator takes by name, of the tokens of requests that have any."""
+    taken = [place for place, length in enumerate(inputs.lengths) if length]
+    gate, by_channel = (None if one is None else one[:tokens] for one in (inputs.gate, inputs.channel_gate))
+    return {
+        "beta": inputs.beta[:tokens],
+        "scale": inputs.scale,
+        "actual_seq_lengths": _integers([inputs.lengths[place] for place in taken], inputs),
+        "ssm_state_indices": inputs.slots[:tokens],
+        "num_accepted_tokens": _integers(accepted_tokens(inputs, taken), inputs),
+        "g": gate,
+        "gk": by_channel,
+    }
+
+
+def _integers(numbers: list[int], inputs: GatedDeltaInputs) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.int32, device=inputs.value.device)
+
+
+def accepted_tokens(inputs: GatedDeltaInputs, requests: list[int]) -> list[int]:
+    """Of how many tokens of the step before the states count: a request begins in the slot of the last of them."""
+    starts = [sum(inputs.lengths[:request]) for request in requests]
+    slots, initial = inputs.slots.tolist(), inputs.initial.tolist()
+    return [
+        1 + slots[start : start + inputs.lengths[request]].index(initial[request])
+        for start, request in zip(starts, requests, strict=True)
+    ]
+
+
+@implementation("gated_delta", supports=_PROMPTS, on_device=True)
+def npu_chunk_gated_delta_rule(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """A prompt in vllm-ascend: states are taken from the pool, zeroed where a request is new, and put back."""
+    return with_chunk_operator(inputs, torch.ops.npu.npu_chunk_gated_delta_rule)
+
+
+@implementation("gated_delta", supports=_PROMPTS, on_device=True)
+def chunk_gated_delta_rule(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """A prompt with the operator of sgl-kernel-npu."""
+    return with_chunk_operator(inputs, torch.ops.npu.chunk_gated_delta_rule)
+
+
+def with_chunk_operator(inputs: GatedDeltaInputs, operator: torch._ops.OpOverloadPacket) -> Outputs:
+    """Run an operator for prompts; it is given no request without tokens, whose last state it may not write."""
+    taken = [place for place, length in enumerate(inputs.lengths) if length]
+    tokens, output = sum(inputs.lengths), torch.zeros_like(inputs.value)
+    if not tokens:
+        return {"output": output, "states": inputs.states}
+    output[:tokens], last = operator(
+        *_tokens(inputs, tokens),
+        beta=inputs.beta[:tokens],
+        initial_state=begun(inputs)[taken],
+        actual_seq_lengths=_integers([inputs.lengths[place] for place in taken], inputs),
+        scale=inputs.scale,
+        g=None if inputs.gate is None else inputs.gate[:tokens],
+    )
+    return {"output": output, "states": put_back(inputs, last, taken)}
+
+
+def begun(inputs: GatedDeltaInputs) -> torch.Tensor:
+    """States with which requests begin, ``[requests, heads, value_dim, key_dim]``."""
+    states = inputs.states[inputs.initial.clamp(min=0).long()]
+    return states * (inputs.initial >= 0).view(-1, 1, 1, 1).to(states.dtype)
+
+
+def put_back(inputs: GatedDeltaInputs, last: torch.Tensor, taken: list[int]) -> torch.Tensor:
+    """Write the last states of requests into the slots of their last tokens."""
+    ends = torch.tensor(inputs.lengths).cumsum(dim=0)[taken] - 1
+    inputs.states[inputs.slots[ends].long()] = last.to(inputs.states.dtype)
+    return inputs.states
+
+
+@implementation(
+    "gated_delta",
+    supports=tuple(
+        {**_STEPS, **kept, "raw": (True,), "gates": ("head", "none"), "key_dim": (KEY_DIM,),
+         "value_dim": range(8, 4097, 8)}
+        for kept in _KEPT
+    ),
+    on_device=True,
+)  # fmt: skip
+def recurrent_gated_delta_rule(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """A step or a draft with the operator of sgl-kernel-npu: rows as long as each other, normalised in the kernel."""
+    longest, batch = max(1, *inputs.lengths), len(inputs.lengths)
+    tokens = sum(inputs.lengths)
+    mixed = torch.cat([one[:tokens].flatten(1) for one in (inputs.query, inputs.key, inputs.value)], dim=1)
+    place = row_places(inputs, longest)
+
+    def padded(rows: torch.Tensor) -> torch.Tensor:
+        wide = rows.new_zeros(batch * longest, *rows.shape[1:])
+        wide[place] = rows[:tokens]
+        return wide.view(batch, longest, *rows.shape[1:])
+
+    requests = list(range(batch))
+    accepted = [accepted_tokens(inputs, [one])[0] if inputs.lengths[one] else 1 for one in requests]
+    outputs = torch.ops.npu.recurrent_gated_delta_rule(
+        padded(mixed),
+        inputs.states,
+        padded(inputs.beta),
+        inputs.scale,
+        _integers(list(inputs.lengths), inputs),
+        padded(inputs.slots),
+        inputs.key.shape[1],
+        inputs.value.shape[1],
+        num_accepted_tokens=_integers(accepted, inputs),
+        g=None if inputs.gate is None else padded(inputs.gate),
+    )
+    output = torch.zeros_like(inputs.value)
+    output[:tokens] = outputs.flatten(0, 1)[place]
+    return {"output": output, "states": inputs.states}
+
+
+def row_places(inputs: GatedDeltaInputs, longest: int) -> torch.Tensor:
+    """Where each token is in rows as long as the longest request."""
+    return torch.cat([torch.arange(length) + row * longest for row, length in enumerate(inputs.lengths)])
+
+
+@implementation("gated_delta", supports={"chunked": (False,)}, on_device=True)
+def token_by_token(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """The recurrence in plain torch, in float32, as backends keep it beside kernels."""
+    return recurrence(inputs)
+
+
+def prepared(inputs: GatedDeltaInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys, values and beta of value heads, in float32; queries are scaled."""
+    share = inputs.value.shape[1] // inputs.key.shape[1]
+    query, key, beta = inputs.query.float(), inputs.key.float(), inputs.beta.float()
+    if inputs.raw:
+        query, key = (one * torch.rsqrt(one.square().sum(dim=-1, keepdim=True) + 1e-6) for one in (query, key))
+        beta = beta.sigmoid()
+    query, key = (one.repeat_interleave(share, dim=1) for one in (query * inputs.scale, key))
+    return query, key, inputs.value.float(), beta
+
+
+Decay = Callable[[GatedDeltaInputs, torch.Tensor, int], torch.Tensor]
+
+
+def decayed(inputs: GatedDeltaInputs, state: torch.Tensor, token: int) -> torch.Tensor:
+    """The state before a token, after its decays."""
+    if inputs.gate is not None:
+        state = state * inputs.gate[token].exp()[:, None, None]
+    if inputs.channel_gate is not None:
+        state = state * inputs.channel_gate[token].exp().unsqueeze(-2)
+    return state
+
+
+def recurrence(inputs: GatedDeltaInputs, decay: Decay = decayed) -> Outputs:
+    """Go through all tokens, one after the other."""
+    query, key, value, beta = prepared(inputs)
+    output, states = torch.zeros_like(inputs.value), inputs.states.clone()
+    slots, start = inputs.slots.tolist(), 0
+    for length, state in zip(inputs.lengths, begun(inputs).float(), strict=True):
+        for token in range(start, start + length):
+            state = decay(inputs, state, token)
+            missing = (value[token] - torch.einsum("hvk,hk->hv", state, key[token])) * beta[token].unsqueeze(-1)
+            state = state + missing.unsqueeze(-1) * key[token].unsqueeze(-2)
+            output[token] = torch.einsum("hvk,hk->hv", state, query[token]).to(output.dtype)
+            if slots[token] >= 0:
+                states[slots[token]] = state.to(states.dtype)
+        start += length
+    return {"output": output, "states": states}
+
+
+@implementation(
+    "gated_delta", supports={"chunked": (False,), "kept": ("last",), "gates": ("head", "none")}, on_device=True
+)
+def in_chunks(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Chunks of 64 tokens in plain torch and float32, as models have it for hosts without kernels."""
+    return chunks(inputs, 64)
+
+
+def chunks(inputs: GatedDeltaInputs, size: int) -> Outputs:
+    """Go through chunks of each request; the system of a chunk is solved row by row."""
+    query, key, value, beta = (one.transpose(0, 1) for one in prepared(inputs))
+    gate = torch.zeros_like(beta) if inputs.gate is None else inputs.gate.transpose(0, 1)
+    output, last = torch.zeros_like(inputs.value), []
+    start, taken = 0, [place for place, length in enumerate(inputs.lengths) if length]
+    states = begun(inputs).float()
+    for request in taken:
+        state, length = states[request], inputs.lengths[request]
+        for first in range(start, start + length, size):
+            rows = slice(first, min(first + size, start + length))
+            answer, state = one_chunk(state, query[:, rows], key[:, rows], value[:, rows], beta[:, rows], gate[:, rows])
+            output[rows] = answer.transpose(0, 1).to(output.dtype)
+        last.append(state)
+        start += length
+    pool = inputs.states if not last else put_back(inputs, torch.stack(last), taken)
+    return {"output": output, "states": pool}
+
+
+def one_chunk(
+    state: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, beta: torch.Tensor,
+    gate: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Outputs of a chunk, ``[heads, tokens, value_dim]``, and the state behind it."""
+    total, size = gate.cumsum(dim=1), gate.shape[1]
+    decay = (total.unsqueeze(2) - total.unsqueeze(1)).tril().exp().tril()
+    overlap = beta.unsqueeze(2) * (key @ key.transpose(1, 2)) * decay
+    missing = beta.unsqueeze(2) * (value - total.exp().unsqueeze(2) * (key @ state.transpose(1, 2)))
+    rows = [missing[:, 0]]
+    for place in range(1, size):
+        earlier = torch.stack(rows, dim=1)
+        rows.append(missing[:, place] - (overlap[:, place, :place].unsqueeze(1) @ earlier).squeeze(1))
+    added = torch.stack(rows, dim=1)
+    answer = total.exp().unsqueeze(2) * (query @ state.transpose(1, 2)) + (query @ key.transpose(1, 2) * decay) @ added
+    left = (total[:, -1:] - total).exp().unsqueeze(2) * key
+    return answer, state * total[:, -1].exp()[:, None, None] + added.transpose(1, 2) @ left

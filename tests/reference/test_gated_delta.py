@@ -1,0 +1,180 @@
+"""The reference of the gated delta rule, against transformers, by hand, and against what rounds otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers.models.qwen3_next.modeling_qwen3_next import (
+    torch_chunk_gated_delta_rule,
+    torch_recurrent_gated_delta_rule,
+)
+
+from npudiff.draw.data import Stream
+from npudiff.properties.gated_delta import GatedDeltaCase, Run, build_inputs
+from npudiff.reference.gated_delta import gated_delta, without_padding
+from npudiff.reference.gated_delta_chunk import DeltaChunk, DeltaState
+
+PLAIN = GatedDeltaCase((Run(150),), key_heads=2, group=2, key_dim=48, value_dim=40, seed=11)
+
+
+def by_transformers(inputs, rule):
+    """Outputs and states of a rule in float32; it has states [key_dim, value_dim] and one request per batch."""
+    outputs, states, start = [], inputs.states.float().clone(), 0
+    for length, first in zip(inputs.lengths, inputs.initial.tolist(), strict=True):
+        rows = slice(start, start + length)
+        share = inputs.value.shape[1] // inputs.key.shape[1]
+        query, key = (one[rows].repeat_interleave(share, 1)[None].float() for one in (inputs.query, inputs.key))
+        state = states[first].mT[None] if first >= 0 else torch.zeros_like(states[:1]).mT
+        gate = torch.zeros_like(inputs.beta[rows]).float() if inputs.gate is None else inputs.gate[rows]
+        beta = inputs.beta[rows].float()
+        output, last = rule(
+            query, key, inputs.value[rows][None].float(), gate[None], (beta.sigmoid() if inputs.raw else beta)[None],
+            initial_state=state.contiguous(), output_final_state=True, use_qk_l2norm_in_kernel=inputs.raw,
+        )  # fmt: skip
+        outputs.append(output[0])
+        states[int(inputs.slots[start + length - 1])] = last[0].mT
+        start += length
+    return torch.cat(outputs), states
+
+
+@pytest.mark.parametrize("rule", [torch_recurrent_gated_delta_rule, torch_chunk_gated_delta_rule])
+@pytest.mark.parametrize(
+    "case",
+    [
+        PLAIN,
+        replace(PLAIN, requests=(Run(1), Run(64), Run(65, fresh=True))),
+        replace(PLAIN, gates="none", betas="one", keys="alike"),
+        replace(PLAIN, raw=True),
+        replace(PLAIN, decays="weak", keys="turning"),
+        replace(PLAIN, decays="strong", keys="orthogonal"),
+    ],
+)
+def test_transformers_agrees(case, rule):
+    inputs = build_inputs(replace(case, state_dtype="float32"))
+    expected = gated_delta(inputs)
+    outputs, states = by_transformers(inputs, rule)
+    error = (outputs.double() - expected["output"].value).abs()
+    assert bool((error <= expected["output"].bound).all())
+    assert float(error.max()) < 1e-5 * float(expected["output"].value.abs().max()) + 1e-6
+    assert torch.allclose(states.double(), expected["states"].value, rtol=1e-5, atol=3e-5)
+
+
+def recurrence(inputs):
+    """Outputs and the last states, float64, straight from the definition."""
+    share = inputs.value.shape[1] // inputs.key.shape[1]
+    wide = [one.double() for one in (inputs.query * 1.0, inputs.key * 1.0)]
+    query, key = (one.repeat_interleave(share, 1) for one in wide)
+    outputs, states, start = torch.zeros(inputs.value.shape, dtype=torch.float64), inputs.states.double(), 0
+    for length, first in zip(inputs.lengths, inputs.initial.tolist(), strict=True):
+        state = states[first] if first >= 0 else torch.zeros_like(states[0])
+        for token in range(start, start + length):
+            decay = torch.ones_like(state)
+            if inputs.gate is not None:
+                decay = decay * inputs.gate[token].double().exp()[:, None, None]
+            if inputs.channel_gate is not None:
+                decay = decay * inputs.channel_gate[token].double().exp()[:, None, :]
+            state = state * decay
+            for head in range(len(state)):
+                missing = inputs.value[token, head].double() - state[head] @ key[token, head]
+                state[head] += torch.outer(missing * inputs.beta[token, head].double(), key[token, head])
+                outputs[token, head] = state[head] @ query[token, head] * inputs.scale
+            if int(inputs.slots[token]) >= 0:
+                states[int(inputs.slots[token])] = state
+        start += length
+    return outputs, states
+
+
+@pytest.mark.parametrize("gates", ["head", "channel", "both", "none"])
+@pytest.mark.parametrize("decays", ["usual", "weak", "strong", "some"])
+@pytest.mark.parametrize("keys", ["gaussian", "alike", "turning", "orthogonal"])
+def test_it_is_the_recurrence(gates, decays, keys):
+    inputs = build_inputs(replace(PLAIN, requests=(Run(70), Run(3)), gates=gates, decays=decays, keys=keys))
+    outputs, states = recurrence(inputs)
+    expected = gated_delta(inputs)
+    assert float((outputs - expected["output"].value).abs().max()) < 1e-12
+    assert float((states - expected["states"].value).abs().max()) < 1e-11
+
+
+@pytest.mark.parametrize("gates", ["head", "both"])
+def test_every_state_of_a_draft_is_kept_and_a_request_begins_with_one_that_was_accepted(gates):
+    inputs = build_inputs(replace(PLAIN, requests=(Run(5), Run(0), Run(2)), kept="each", accepted="any", gates=gates))
+    outputs, states = recurrence(inputs)
+    expected = gated_delta(inputs)
+    assert float((outputs - expected["output"].value).abs().max()) < 1e-12
+    assert float((states - expected["states"].value).abs().max()) < 1e-12
+
+
+def test_orthogonal_keys_are_read_back():
+    """Without decay, and with beta 1, the state holds what was written along orthogonal keys: S k is v."""
+    case = GatedDeltaCase((Run(16),), key_dim=16, value_dim=8, gates="none", keys="orthogonal", betas="one", seed=3)
+    inputs = replace(build_inputs(case), scale=1.0)
+    inputs = replace(inputs, query=inputs.key)
+    expected = gated_delta(inputs)["output"].value
+    assert torch.equal(expected, inputs.value.double())
+
+
+def test_what_is_not_written_stays_bit_for_bit_and_padding_is_not_specified():
+    inputs = build_inputs(replace(PLAIN, requests=(Run(3),), padded_rows=2, spare_slots=2))
+    expected = gated_delta(inputs)
+    written = int(inputs.slots[2])
+    others = [slot for slot in range(len(inputs.states)) if slot != written]
+    assert torch.equal(expected["states"].value[others], inputs.states[others].double())
+    assert not bool(expected["states"].bound[others].any())
+    assert bool(expected["output"].bound[3:].isposinf().all())
+    assert bool(expected["output"].bound[:3].isfinite().all())
+    assert torch.equal(gated_delta(without_padding(inputs))["output"].value, expected["output"].value[:3])
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("decays", "gates"), [("usual", "head"), ("weak", "head"), ("usual", "none")])
+def test_bounds_do_not_explode_and_stay_sharp(decays, gates, chunked):
+    """Over 32 chunks they grow less than tokens do, by which what nothing forgets adds up, and stay parts of a value."""
+    case = replace(PLAIN, requests=(Run(2048),), key_dim=32, value_dim=32, group=1, key_heads=1,
+                   gates=gates, decays=decays, chunked=chunked)  # fmt: skip
+    inputs = build_inputs(case)
+    expected = gated_delta(inputs)["output"]
+    blocks = expected.bound.reshape(32, 64, -1).median(dim=1).values.median(dim=1).values
+    assert float(blocks[-1]) < 6 * float(blocks[3])
+    sizes = expected.value.square().mean().sqrt()
+    assert float(blocks[-1] / sizes) < (0.5 if chunked else 0.02)
+
+
+def test_errors_of_a_state_are_within_what_is_handed_on():
+    """A state that is off at random, by the scale that is said of it, gives outputs within the bound of the next chunk."""
+    stream = Stream(5, "numbers")
+    heads, tokens, dim = 2, 40, 24
+
+    def normal(*shape):
+        return stream.normal(shape, torch.float32).double()
+
+    key = torch.nn.functional.normalize(normal(heads, tokens, dim), dim=-1)
+    given = (normal(heads, tokens, dim), key, normal(heads, tokens, dim), torch.sigmoid(normal(heads, tokens)),
+             -torch.sigmoid(normal(heads, tokens, 1)))  # fmt: skip
+    value = normal(heads, dim, dim)
+    spread = torch.full((heads, dim), 1e-4, dtype=torch.float64)
+    shape = torch.eye(dim, dtype=torch.float64).expand(heads, -1, -1)
+    state = DeltaState(value, spread, shape, torch.zeros_like(spread))
+    expected = DeltaChunk(state, *given, narrow=None).outputs()
+    worst = 0.0
+    for _ in range(30):
+        off = DeltaState(value + 1e-2 * normal(heads, dim, dim), spread, shape, torch.zeros_like(spread))
+        error = DeltaChunk(off, *given, narrow=None).outputs().value - expected.value
+        worst = max(worst, float((error.abs() / expected.bound).max()))
+    assert 0.3 < worst < 1  # six times the scale; the largest of 57,600
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": 1.0, "beta": torch.ones(2, 2)}, "beta must be"),
+        ({"lengths": (200,)}, "are not of 150 tokens"),
+        ({"initial": torch.tensor([9], dtype=torch.int32)}, "beyond the pool"),
+        ({"slots": torch.zeros(150, dtype=torch.int32)}, "two tokens write one slot"),
+        ({"lengths": (3,)}, "a row of padding has a slot"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        gated_delta(replace(build_inputs(PLAIN), **changes))
