@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from npudiff.properties._shared import empty_parts, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.rows import with_row_stride
 from npudiff.reference.gated_delta import GatedDeltaInputs, gated_delta
-from npudiff.text import counted, listed
+from npudiff.text import listed
 
 STATES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 KEPT = ("last", "each")
@@ -100,6 +101,12 @@ def _affords(case: GatedDeltaCase, elements: int) -> bool:
     return elements * max(8 * slots, sum(run.length for run in case.requests)) <= 8 * MOST_ELEMENTS
 
 
+def _heads(case: GatedDeltaCase) -> Collection[int]:
+    """Value heads that are asked for."""
+    asked: Collection[int] = vars(case).get("box", {}).get("heads", range(1, 2**16))
+    return asked
+
+
 @dataclass(frozen=True)
 class GatedDeltaCase(Case):
     """One call, as lengths, sizes and recipes."""
@@ -110,12 +117,14 @@ class GatedDeltaCase(Case):
     key_heads: int = axis(
         "heads of queries and keys", _SIZES, 1, drawn=(1, 2, 3, 4),
         affordable=lambda case, heads: heads <= MOST_HEADS and _affords(case, heads * 32 * 32),
+        fits=lambda case, heads: any(count % heads == 0 for count in _heads(case)),
         shown=lambda case: f"heads {case.key_heads}:{case.heads}", always=True, region="several key heads",
     )  # fmt: skip
     group: int = axis(
         "value heads per key head", _SIZES, 1, drawn=(1, 2, 3, 4),
         affordable=lambda case, group: group * case.key_heads <= MOST_HEADS
-        and _affords(case, group * case.key_heads * 32 * 32), shown="",
+        and _affords(case, group * case.key_heads * 32 * 32),
+        fits=lambda case, group: group * case.key_heads in _heads(case), shown="",
         region="shared key heads",
     )  # fmt: skip
     key_dim: int = axis(
@@ -157,7 +166,13 @@ class GatedDeltaCase(Case):
     shown_first = ("requests", "kept", "accepted")
     outliers = ("batch", "key_heads", "group", "key_dim", "value_dim")
     tied = ("key_heads", "group", "key_dim", "value_dim")
-    rules = Constraints(({"chunked": (False,)}, {"chunked": (True,), "gates": ("head", "none"), "kept": ("last",)}))
+    rules = Constraints(
+        (
+            {"chunked": (False,), "kept": ("last",)},
+            {"chunked": (False,), "kept": ("each",), "fresh": (False,)},
+            {"chunked": (True,), "kept": ("last",), "gates": ("head", "none")},
+        )
+    )
 
     @derived("number of requests", range(1, 4097))
     def batch(self) -> int:
@@ -196,8 +211,6 @@ class GatedDeltaCase(Case):
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
-        if not self.tokens:
-            yield "no request has a token"
         if self.kept == "each" and any(one.fresh for one in self.requests):
             yield "a request whose states are all kept begins with one of them"
         state = self.heads * self.key_dim * self.value_dim
@@ -247,7 +260,9 @@ def _slots(case: GatedDeltaCase) -> tuple[torch.Tensor, torch.Tensor]:
     initial, slots = [], []
     for run, count, any_of in zip(case.requests, case.slots_of_requests, choices, strict=True):
         own = [next(names) for _ in range(count)]
-        first = {"first": 0, "last": count - 1, "any": any_of % count}[case.accepted if case.kept == "each" else "first"]
+        first = {"first": 0, "last": count - 1, "any": any_of % count}[
+            case.accepted if case.kept == "each" else "first"
+        ]
         initial.append(-1 if run.fresh or not run.length else own[first])
         slots += own[: run.length] if case.kept == "each" else [*[-1] * (run.length - 1), *own[: run.length]]
     slots += [-1] * case.padded_rows
@@ -337,7 +352,7 @@ def _taken(inputs: GatedDeltaInputs, places: torch.Tensor, **changes: object) ->
 def _spans(inputs: GatedDeltaInputs) -> list[torch.Tensor]:
     """Rows of each request."""
     ends = torch.tensor([0, *inputs.lengths]).cumsum(dim=0).tolist()
-    return [torch.arange(first, last) for first, last in zip(ends, ends[1:], strict=False)]
+    return [torch.arange(first, last) for first, last in itertools.pairwise(ends)]
 
 
 def _other_order(inputs: GatedDeltaInputs, case: GatedDeltaCase) -> Changed[GatedDeltaInputs]:
@@ -345,9 +360,7 @@ def _other_order(inputs: GatedDeltaInputs, case: GatedDeltaCase) -> Changed[Gate
     order = Stream(case.seed, "order").permutation(case.batch)
     spans = _spans(inputs)
     places = torch.cat([*(spans[one] for one in order), torch.arange(case.tokens, len(inputs.value))])
-    changed = _taken(
-        inputs, places, lengths=tuple(inputs.lengths[one] for one in order), initial=inputs.initial[order]
-    )
+    changed = _taken(inputs, places, lengths=tuple(inputs.lengths[one] for one in order), initial=inputs.initial[order])
 
     def moved(outputs: Outputs) -> Outputs:
         return {name: one[places] if name == "output" else one for name, one in outputs.items()}
@@ -372,6 +385,8 @@ def _other_slots(inputs: GatedDeltaInputs, case: GatedDeltaCase) -> Changed[Gate
 def _more_padding(inputs: GatedDeltaInputs, case: GatedDeltaCase) -> Changed[GatedDeltaInputs]:
     """More rows beyond the requests, with other content, as a graph has them."""
     tokens = case.tokens
+    if not tokens:
+        raise NotApplicable("there is no token whose content padding could have")
     places = torch.cat([torch.arange(tokens), torch.zeros(case.padded_rows + 2, dtype=torch.int64)])
     slots = torch.where(torch.arange(len(places)) < tokens, inputs.slots[places], -1).to(torch.int32)
 
@@ -386,8 +401,9 @@ def _in_two_calls(subject: Subject, case: GatedDeltaCase) -> Comparison:
     """All tokens at once, and the first ones of each request in a call of their own: the pool carries the state on."""
     inputs = build_inputs(case)
     cuts = [length // 2 for length in inputs.lengths]
-    firsts = replace(case, requests=tuple(replace(one, length=cut) for one, cut in zip(case.requests, cuts, strict=True)),
-                     padded_rows=0)  # fmt: skip
+    firsts = replace(case, padded_rows=0, requests=tuple(
+        replace(one, length=cut) for one, cut in zip(case.requests, cuts, strict=True)
+    ))  # fmt: skip
     lasts = replace(case, padded_rows=0, requests=tuple(
         Run(one.length - cut, one.fresh and not cut) for one, cut in zip(case.requests, cuts, strict=True)
     ))  # fmt: skip
@@ -414,7 +430,9 @@ def _in_two_calls(subject: Subject, case: GatedDeltaCase) -> Comparison:
     once = {"output": whole["output"][: case.tokens], "states": whole["states"]}
     bounds = bounds_of(subject.expected(inputs))
     bounds["output"] = bounds["output"][: case.tokens]
-    return compare_runs(bounds, once, {"output": output, "states": after["states"]}, "all tokens in one call, and in two")
+    return compare_runs(
+        bounds, once, {"output": output, "states": after["states"]}, "all tokens in one call, and in two"
+    )
 
 
 def _a_prefix_alone(inputs: GatedDeltaInputs, case: GatedDeltaCase) -> Changed[GatedDeltaInputs]:
@@ -460,7 +478,7 @@ component = Component(
         Property("in_two_calls", "tokens in two calls are those of one", _in_two_calls,
                  within={"kept": ("last",), "length": range(2, 2**17 + 1), "state_dtype": ("float32",),
                          "chunked": (False,)}),
-        relation("a_draft_can_be_taken_back", "states behind accepted tokens know nothing of those behind", _a_prefix_alone,
+        relation("a_draft_can_be_taken_back", "states behind accepted tokens know nothing of others", _a_prefix_alone,
                  within={"kept": ("each",), "accepted": ("first",), "length": range(2, 2**17 + 1)}),
     ),
     baselines=BASELINES["gated_delta"],

@@ -11,17 +11,18 @@ This is the recurrence in exact arithmetic (Yang et al., "Parallelizing Linear T
 section 3). The bound has two parts that a state hands on to the next chunk.
 
 *Errors that have nothing to do with each other* have a scale: the covariance of the errors of row r of a state is at
-most ``spread[r]`` times a matrix ``shape`` that all rows of a head share. Tokens turn a row by ``M``, a product of
+most ``spread[r]`` times a matrix ``shape`` of all rows of a head. Tokens turn a row by ``M``, a product of
 ``e (1 - beta k k^T)``, which forgets what keys overwrite; so the shape behind a chunk is ``M^T shape M`` and, for what
 the chunk adds, the identity. An output ``S q`` has an error of variance ``spread * q^T shape q``. Within a chunk what
-float32 adds is not turned, since ``1 - beta k k^T`` makes no vector longer while ``0 <= beta |k|^2 <= 2``. Nothing grows
-with the number of tokens but the sum of what they add and nothing overwrites.
+float32 adds is not turned, since ``1 - beta k k^T`` makes no vector longer while ``0 <= beta |k|^2 <= 2``. Nothing
+grows with the number of tokens but the sum of what they add and nothing overwrites.
 
 *Errors that have a sign in common*, of exponentials and of normalisation, are lengths, which add up and decay alike.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -100,7 +101,7 @@ class DeltaChunk:
     ) -> None:
         self.state, self.query, self.key, self.value, self.beta = state, query, key, value, beta.unsqueeze(-1)
         self.narrow = 0.0 if narrow is None else rounding_scale(narrow)
-        self.step = 0.0 if narrow is None else underflow_step(narrow)
+        self.rounding, self.step = self.narrow * self.narrow, 0.0 if narrow is None else underflow_step(narrow)
         self.gates = gate.cumsum(dim=1)
         tokens = query.shape[1]
         lower = torch.ones(tokens, tokens, dtype=torch.bool).tril()
@@ -144,7 +145,9 @@ class DeltaChunk:
         # Where states decay, the spread of what they were must not stand for what they are.
         left = (shape.diagonal(dim1=1, dim2=2).mean(dim=-1)).clamp(max=1.0)
         spread = torch.maximum(left.unsqueeze(-1) * self.state.spread, added)
-        shape = shape / torch.where(left > 0, left, 1.0)[:, None, None] + torch.eye(shape.shape[-1], dtype=torch.float64)
+        shape = shape / torch.where(left > 0, left, 1.0)[:, None, None] + torch.eye(
+            shape.shape[-1], dtype=torch.float64
+        )
         if self.narrow:
             shape = shape + keys.mT @ keys
         return DeltaState(value, spread, shape, self._common_of_tokens[:, -1])
@@ -171,7 +174,7 @@ class DeltaChunk:
         own = kept.square() + added.square().mT @ keys.square() + new.square() + value.square()
         growth = torch.diag_embed(self.grown[:, token].expand(-1, self.key.shape[-1]))
         turned = growth - (self.inverse @ self.grown_keys)[:, : token + 1].mT @ keys
-        return value, self.narrow**2 * own, turned
+        return value, self.rounding * own, turned
 
     @cached_property
     def _added_squares(self) -> torch.Tensor:
@@ -190,11 +193,11 @@ class DeltaChunk:
         squares = squares + inverse @ values.square() + (self.inverse @ values).square()
         squares = squares + (inverse @ self.grown_keys.square() + turned.square()) @ state
         squares = squares + (turned @ self.state.value.mT).square() + self.added.square()
-        return self.narrow**2 * squares
+        return self.rounding * squares
 
     @cached_property
     def _inverse_squares(self) -> torch.Tensor:
-        """Squared scale of the error of the inverse, over that of a rounding: halves on their own, then their corner."""
+        """Squared scale of the error of the inverse, over that of a rounding: halves, then their corner."""
         squares = self.inverse.square()
         if self.key.shape[1] <= HALF:
             return squares
@@ -211,12 +214,12 @@ class DeltaChunk:
         grown, scores = (self.query * self.grown).square(), self.scores.square()
         squares = grown @ self.state.value.square().mT + old.square()
         squares = squares + 2 * scores @ self.added.square() + inner.square()
-        return self.narrow**2 * squares + scores @ self._added_squares
+        return self.rounding * squares + scores @ self._added_squares
 
     @staticmethod
     def _sum_error(terms: int) -> float:
         """Scale of the error of a float32 sum, with respect to the lengths of what is multiplied."""
-        return float(terms) ** 0.5 * FLOAT32_ROUNDOFF
+        return math.sqrt(terms) * FLOAT32_ROUNDOFF
 
     @cached_property
     def _longest_turn(self) -> torch.Tensor:

@@ -213,7 +213,8 @@ def recurrence(inputs: GatedDeltaInputs, decay: Decay = decayed) -> Outputs:
     query, key, value, beta = prepared(inputs)
     output, states = torch.zeros_like(inputs.value), inputs.states.clone()
     slots, start = inputs.slots.tolist(), 0
-    for length, state in zip(inputs.lengths, begun(inputs).float(), strict=True):
+    for length, first in zip(inputs.lengths, begun(inputs).float(), strict=True):
+        state = first
         for token in range(start, start + length):
             state = decay(inputs, state, token)
             missing = (value[token] - torch.einsum("hvk,hk->hv", state, key[token])) * beta[token].unsqueeze(-1)

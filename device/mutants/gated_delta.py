@@ -185,7 +185,8 @@ def epsilon_beside_the_root(inputs: GatedDeltaInputs) -> GatedDeltaInputs:
 
     def unit(rows: torch.Tensor) -> torch.Tensor:
         wide = rows.float()
-        return (wide / (wide.norm(dim=-1, keepdim=True) + 1e-6)).to(rows.dtype)
+        lengths = wide.square().sum(dim=-1, keepdim=True).sqrt()
+        return (wide / (lengths + 1e-6)).to(rows.dtype)
 
     beta = torch.sigmoid(inputs.beta.float()).to(inputs.beta.dtype)
     return replace(inputs, query=unit(inputs.query), key=unit(inputs.key), beta=beta, raw=False)

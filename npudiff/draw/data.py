@@ -48,7 +48,7 @@ class Stream:
         """Return standard normal values (4,096 quantiles, at most 3.7 in magnitude) of a float dtype."""
         count = int(np.prod(shape))
         index = self.random_uint64(-(-count // 4)).view(np.uint16)[:count] & (_QUANTILES - 1)
-        # All indices are inside. To raise where one is not, NumPy would make them longer first, which takes twice as long.
+        # All indices are inside; to raise where one is not, NumPy would make them longer first, and take twice as long.
         bits = np.take(_normal_table(dtype), index, mode="clip")
         return torch.from_numpy(bits).view(dtype).reshape(tuple(shape))
 

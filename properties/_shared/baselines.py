@@ -278,6 +278,11 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         sizes={"tokens": _ANY, "experts": (8, 16, 32, 64, 128, 256), "top_k": (1, 2, 4, 8)},
         plain={**_GAUSSIAN, **_CONTIGUOUS},
     ),
+    "causal_conv": BaselineSpec(
+        fixed={"batch": (1, 4), "length": (1, 64), "channels": (128, 1024), "width": (4,)},
+        sizes={"batch": range(1, 5), "length": range(1, 130), "channels": range(16, 1025, 16), "width": (2, 3, 4)},
+        plain={**_CONTIGUOUS, **_GAUSSIAN, "padded": (False,), "padded_rows": (0,), "spare_rows": (0,)},
+    ),
     "gated_delta": BaselineSpec(
         fixed={"batch": (1, 4), "length": (1, 64, 128), "key_dim": (128,), "value_dim": (128,), "key_heads": (2,)},
         sizes={"batch": range(1, 5), "length": range(1, 130), "key_dim": (64, 128), "value_dim": (64, 128)},

@@ -130,7 +130,7 @@ def test_what_is_not_written_stays_bit_for_bit_and_padding_is_not_specified():
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(("decays", "gates"), [("usual", "head"), ("weak", "head"), ("usual", "none")])
 def test_bounds_do_not_explode_and_stay_sharp(decays, gates, chunked):
-    """Over 32 chunks they grow less than tokens do, by which what nothing forgets adds up, and stay parts of a value."""
+    """Over 32 chunks they grow less than tokens do, as what nothing forgets does, and stay parts of a value."""
     case = replace(PLAIN, requests=(Run(2048),), key_dim=32, value_dim=32, group=1, key_heads=1,
                    gates=gates, decays=decays, chunked=chunked)  # fmt: skip
     inputs = build_inputs(case)
@@ -142,7 +142,7 @@ def test_bounds_do_not_explode_and_stay_sharp(decays, gates, chunked):
 
 
 def test_errors_of_a_state_are_within_what_is_handed_on():
-    """A state that is off at random, by the scale that is said of it, gives outputs within the bound of the next chunk."""
+    """A state that is off at random, by the scale that is said of it, gives outputs within the next chunk's bound."""
     stream = Stream(5, "numbers")
     heads, tokens, dim = 2, 40, 24
 

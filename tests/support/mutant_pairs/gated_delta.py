@@ -33,9 +33,7 @@ PAIRS = {
     "quotient_of_exponentials": Pair(replace(LONG, decays="strong"), [replace(PROMPT, decays="strong")], ""),
     "sigmoid_twice": Pair(RAW, [], "", everywhere=True),
     "epsilon_beside_the_root": Pair(replace(RAW, keys="tiny", requests=(Run(8),)), [], "", everywhere=True),
-    "no_scale": Pair(
-        CHUNKED, [], "tokens 1 · heads 1:1 · dim 32/32 · bfloat16 states · in chunks", everywhere=True
-    ),
+    "no_scale": Pair(CHUNKED, [], "tokens 1 · heads 1:1 · dim 32/32 · bfloat16 states · in chunks", everywhere=True),
     "key_heads_in_turn": Pair(replace(PROMPT, key_heads=2, group=2), [replace(PROMPT, key_heads=2)], ""),
     "first_length_is_skipped": Pair(STEP, [], "", everywhere=True),
     "last_channels_are_not_read": Pair(replace(STEP, key_dim=80), [], "", everywhere=True),
@@ -49,9 +47,7 @@ PAIRS = {
         CHANNELS, [], "tokens 1 · heads 1:1 · dim 32/32 · bfloat16 states · decays of channel", everywhere=True
     ),
     "state_of_the_chunk_before": Pair(replace(LONG, chunked=True), [CHUNKED], ""),
-    "states_of_other_requests": Pair(
-        replace(CHUNKED, requests=(Run(0), Run(3), Run(2))), [CHUNKED], ""
-    ),
+    "states_of_other_requests": Pair(replace(CHUNKED, requests=(Run(0), Run(3), Run(2))), [CHUNKED], ""),
     "states_within_a_draft_are_lost": Pair(
         DRAFT, [], "tokens 2 · each kept · heads 1:1 · dim 32/32 · bfloat16 states", everywhere=True
     ),
