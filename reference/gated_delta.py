@@ -124,6 +124,7 @@ def _chunk(inputs: GatedDeltaInputs, rows: slice, state: DeltaState) -> DeltaChu
         torch.sigmoid(beta) if inputs.raw else beta,
         gate,
         narrow=inputs.value.dtype if inputs.chunked else None,
+        raw=inputs.raw,
     )
 
 

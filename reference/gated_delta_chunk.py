@@ -32,9 +32,11 @@ import torch
 from npudiff.reference.bounds import EXPONENTIAL_FUNCTION_ERROR, FLOAT32_ROUNDOFF, underflow_step
 from npudiff.reference.spread import CONFIDENCE, rounding_scale
 
-OWN_ROUNDINGS = 8
-"""Roundings of float32 of a token's decay, query, key and beta, in one direction: of the norm, the sigmoid, and of
-gates that are added up before an exponential is taken of the sum, as many units as that has."""
+GATE_ROUNDINGS = 8
+"""Roundings of float32 of gates that are added up before an exponential is taken of the sum, of the size of that."""
+
+RAW_ROUNDINGS = 8
+"""The same of a token's query, key and beta, which have a sign in common: of a norm and a sigmoid."""
 
 PRODUCTS = 4
 """Roundings of float32 in each element of a state, or in the number that makes it, per token."""
@@ -87,6 +89,8 @@ class DeltaChunk:
         ``[heads, tokens, 1 or key_dim]``: logarithms of decays.
     narrow : torch.dtype or None
         What products and states of a device go through, beside float32.
+    raw : bool
+        Whether a device makes queries, keys and beta itself, of what it is given.
     """
 
     def __init__(
@@ -98,19 +102,21 @@ class DeltaChunk:
         beta: torch.Tensor,
         gate: torch.Tensor,
         narrow: torch.dtype | None,
+        raw: bool = False,
     ) -> None:
+        self.raw = raw
         self.state, self.query, self.key, self.value, self.beta = state, query, key, value, beta.unsqueeze(-1)
         self.narrow = 0.0 if narrow is None else rounding_scale(narrow)
         self.rounding, self.step = self.narrow * self.narrow, 0.0 if narrow is None else underflow_step(narrow)
-        self.gates = gate.cumsum(dim=1)
+        self.gates: torch.Tensor = gate.cumsum(dim=1)
         tokens = query.shape[1]
         lower = torch.ones(tokens, tokens, dtype=torch.bool).tril()
         distance = (self.gates.unsqueeze(2) - self.gates.unsqueeze(1)).masked_fill(~lower[..., None], -torch.inf)
-        self._decays = distance.exp()  # [heads, tokens, tokens, 1 or key_dim]
+        self._decays: torch.Tensor = distance.exp()  # [heads, tokens, tokens, 1 or key_dim]
         self.alike = self._pairs(key, key) * self.beta
         self.scores = self._pairs(query, key)
         self.grown = self.gates.exp()
-        self.inverse = torch.linalg.solve_triangular(
+        self.inverse: torch.Tensor = torch.linalg.solve_triangular(
             self.alike.tril(-1) + torch.eye(tokens, dtype=torch.float64),
             torch.eye(tokens, dtype=torch.float64).expand(len(key), -1, -1), upper=False, unitriangular=True,
         )  # fmt: skip
@@ -174,7 +180,7 @@ class DeltaChunk:
         own = kept.square() + added.square().mT @ keys.square() + new.square() + value.square()
         growth = torch.diag_embed(self.grown[:, token].expand(-1, self.key.shape[-1]))
         turned = growth - (self.inverse @ self.grown_keys)[:, : token + 1].mT @ keys
-        return value, self.rounding * own, turned
+        return value, own * self.rounding, turned
 
     @cached_property
     def _added_squares(self) -> torch.Tensor:
@@ -193,7 +199,8 @@ class DeltaChunk:
         squares = squares + inverse @ values.square() + (self.inverse @ values).square()
         squares = squares + (inverse @ self.grown_keys.square() + turned.square()) @ state
         squares = squares + (turned @ self.state.value.mT).square() + self.added.square()
-        return self.rounding * squares
+        rounded: torch.Tensor = squares * self.rounding
+        return rounded
 
     @cached_property
     def _inverse_squares(self) -> torch.Tensor:
@@ -214,7 +221,8 @@ class DeltaChunk:
         grown, scores = (self.query * self.grown).square(), self.scores.square()
         squares = grown @ self.state.value.square().mT + old.square()
         squares = squares + 2 * scores @ self.added.square() + inner.square()
-        return self.rounding * squares + scores @ self._added_squares
+        rounded: torch.Tensor = squares * self.rounding + scores @ self._added_squares
+        return rounded
 
     @staticmethod
     def _sum_error(terms: int) -> float:
@@ -237,7 +245,9 @@ class DeltaChunk:
     def _reach(self) -> torch.Tensor:
         """``[heads, tokens, value_dim]``: at least the length of each row of the state behind a token."""
         kept = self.grown.amax(dim=-1, keepdim=True) * self.state.value.norm(dim=-1).unsqueeze(1)
-        return kept + self._decays.amax(dim=-1) @ (self.added.abs() * self.key.norm(dim=-1, keepdim=True))
+        added = self.added.abs() * self.key.norm(dim=-1, keepdim=True)
+        reach: torch.Tensor = kept + self._decays.amax(dim=-1) @ added
+        return reach
 
     @cached_property
     def _spread_of_tokens(self) -> torch.Tensor:
@@ -248,11 +258,15 @@ class DeltaChunk:
         lengths = self.key.norm(dim=-1, keepdim=True)
         read = self.beta.abs() * lengths.square() * self._sum_error(self.key.shape[-1]) * self._reach
         own = PRODUCTS * FLOAT32_ROUNDOFF * (self._reach + self.added.abs() * lengths)
-        return self._between.square() @ (read.square() + own.square())
+        spread: torch.Tensor = self._between.square() @ (read.square() + own.square())
+        return spread
 
     @cached_property
     def _common_of_tokens(self) -> torch.Tensor:
         """``[heads, tokens, value_dim]``: lengths of the errors of rows that have a sign in common."""
-        summed = OWN_ROUNDINGS * FLOAT32_ROUNDOFF * (1 + self.gates.abs().amax(dim=-1, keepdim=True))
+        largest = self.gates.abs().amax(dim=-1, keepdim=True)
+        own = torch.where(largest > 0, EXPONENTIAL_FUNCTION_ERROR, 0.0) + largest * GATE_ROUNDINGS * FLOAT32_ROUNDOFF
+        own = own + (RAW_ROUNDINGS * FLOAT32_ROUNDOFF if self.raw else 0.0)
         first = self._longest_turn.sqrt().unsqueeze(-1) * self.state.common.unsqueeze(1)
-        return first + self._between @ ((EXPONENTIAL_FUNCTION_ERROR + summed) * self._reach)
+        common: torch.Tensor = first + self._between @ (self._reach * own)
+        return common

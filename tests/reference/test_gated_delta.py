@@ -130,13 +130,13 @@ def test_what_is_not_written_stays_bit_for_bit_and_padding_is_not_specified():
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(("decays", "gates"), [("usual", "head"), ("weak", "head"), ("usual", "none")])
 def test_bounds_do_not_explode_and_stay_sharp(decays, gates, chunked):
-    """Over 32 chunks they grow less than tokens do, as what nothing forgets does, and stay parts of a value."""
+    """From 4 chunks to 32 they grow by at most eight, as what nothing forgets does, and stay parts of a value."""
     case = replace(PLAIN, requests=(Run(2048),), key_dim=32, value_dim=32, group=1, key_heads=1,
                    gates=gates, decays=decays, chunked=chunked)  # fmt: skip
     inputs = build_inputs(case)
     expected = gated_delta(inputs)["output"]
     blocks = expected.bound.reshape(32, 64, -1).median(dim=1).values.median(dim=1).values
-    assert float(blocks[-1]) < 6 * float(blocks[3])
+    assert float(blocks[-1]) < 8 * float(blocks[3])
     sizes = expected.value.square().mean().sqrt()
     assert float(blocks[-1] / sizes) < (0.5 if chunked else 0.02)
 
