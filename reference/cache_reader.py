@@ -155,11 +155,15 @@ class CacheReader:
         if self._stretch is None or first < self._first or last > self._last:
             self._first, self._last = first, max(last, min(first + self.most_keys, self._end))
             place = self._first, self._last
-            self._stretch = self.load(*self._kv.read(self._request, *place))
+            self._stretch = self.stored(*place)
             if place in self._norms:  # it was read before, for its keys
                 self._stretch.norms = self._norms[place]
             self._norms[place] = self._stretch.norms
         return CacheSpan(self._stretch, slice(first - self._first, last - self._first))
+
+    def stored(self, first: int, last: int) -> Stretch:
+        """Return tokens ``first`` to ``last - 1`` as what attention is over, for ``read`` to keep."""
+        return self.load(*self._kv.read(self._request, first, last))
 
     def load(self, stored_keys: torch.Tensor, stored_values: torch.Tensor) -> Stretch:
         """Return what the pool holds of some tokens, ``[tokens, kv_heads, dim]`` each, as what attention is over."""

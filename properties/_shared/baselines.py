@@ -283,6 +283,17 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         sizes={"batch": range(1, 5), "length": range(1, 130), "channels": range(16, 1025, 16), "width": (2, 3, 4)},
         plain={**_CONTIGUOUS, **_GAUSSIAN, "padded": (False,), "padded_rows": (0,), "spare_rows": (0,)},
     ),
+    "sparse_attention": BaselineSpec(
+        fixed={"batch": (1, 4), "query_length": (1,), "kv_length": (128, 1024), "chosen": (512,), "page_size": (128,)},
+        sizes={
+            "batch": range(1, 5), "query_length": (1,), "kv_length": range(1, 1025), "chosen": (128, 512),
+            "page_size": (128,),
+        },
+        plain={
+            **_CONTIGUOUS, **_GAUSSIAN, "poison": ("large",), "padded_rows": (0,), "scale": (1.0,),
+            "choice": ("anywhere",), "order": ("scattered",),
+        },
+    ),
     "gated_delta": BaselineSpec(
         fixed={"batch": (1, 4), "length": (1, 64, 128), "key_dim": (128,), "value_dim": (128,), "key_heads": (2,)},
         sizes={"batch": range(1, 5), "length": range(1, 130), "key_dim": (64, 128), "value_dim": (64, 128)},
