@@ -294,6 +294,14 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
             "choice": ("anywhere",), "order": ("scattered",),
         },
     ),
+    "sparse_indexer": BaselineSpec(
+        fixed={"batch": (1, 4), "query_length": (1,), "kv_length": (128, 1024), "count": (512,), "page_size": (128,)},
+        sizes={
+            "batch": range(1, 5), "query_length": (1,), "kv_length": range(1, 1025), "count": (128, 512),
+            "page_size": (128,),
+        },
+        plain={**_CONTIGUOUS, **_GAUSSIAN, "poison": ("large",), "padded_rows": (0,)},
+    ),
     "gated_delta": BaselineSpec(
         fixed={"batch": (1, 4), "length": (1, 64, 128), "key_dim": (128,), "value_dim": (128,), "key_heads": (2,)},
         sizes={"batch": range(1, 5), "length": range(1, 130), "key_dim": (64, 128), "value_dim": (64, 128)},
