@@ -302,6 +302,11 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         },
         plain={**_CONTIGUOUS, **_GAUSSIAN, "poison": ("large",), "padded_rows": (0,)},
     ),
+    "draft_acceptance": BaselineSpec(
+        fixed={"requests": (1, 4), "length": (3,), "vocabulary": (1000, 32000)},
+        sizes={"requests": range(1, 9), "length": range(1, 6), "vocabulary": range(64, 4097, 64)},
+        plain={**_CONTIGUOUS, "likeness": ("near",), "uniforms": ("even",), "missing": ("none",), "spare": (0,)},
+    ),
     "gated_delta": BaselineSpec(
         fixed={"batch": (1, 4), "length": (1, 64, 128), "key_dim": (128,), "value_dim": (128,), "key_heads": (2,)},
         sizes={"batch": range(1, 5), "length": range(1, 130), "key_dim": (64, 128), "value_dim": (64, 128)},

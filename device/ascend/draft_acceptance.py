@@ -1,0 +1,95 @@
+"""Acceptance of drafts in plain torch: request by request, and all at once as vllm-ascend has it without Triton."""
+
+from __future__ import annotations
+
+import torch
+
+from npudiff import Target, implementation
+from npudiff.reference.draft_acceptance import DraftAcceptanceInputs
+
+Outputs = dict[str, torch.Tensor]
+
+
+@implementation("draft_acceptance", supports={}, on_device=True)
+def request_by_request(inputs: DraftAcceptanceInputs, target: Target) -> Outputs:
+    """A loop over requests and their tokens."""
+    return walked(inputs)
+
+
+def accepts(inputs: DraftAcceptanceInputs, row: int, token: int) -> bool:
+    """Whether the target accepts a drafted token."""
+    if token < 0:
+        return False
+    share = inputs.target[row, token]
+    if inputs.draft is None:
+        return bool(share >= inputs.uniform[row])
+    return bool(inputs.draft[row, token] > 0) and bool(share / inputs.draft[row, token] >= inputs.uniform[row])
+
+
+def recovered(inputs: DraftAcceptanceInputs, row: int, request: int, token: int) -> int:
+    """What comes in place of a token that is rejected."""
+    left = inputs.target[row].clone()
+    if inputs.draft is not None:
+        left = (left - inputs.draft[row]).clamp(min=0)
+    elif token >= 0:
+        left[token] = 0
+    return int((left / inputs.exponential[request]).argmax())
+
+
+def walked(inputs: DraftAcceptanceInputs) -> Outputs:
+    """Go through the tokens of each request until one is rejected."""
+    tokens = torch.full((len(inputs.lengths), inputs.room + 1), -1, dtype=torch.int32)
+    row = 0
+    for request, length in enumerate(inputs.lengths):
+        for place in range(length):
+            token, here = int(inputs.draft_tokens[row + place]), row + place
+            if bool(inputs.greedy[request]):
+                tokens[request, place] = int(inputs.target[here].argmax())
+                if int(tokens[request, place]) != token:
+                    break
+            elif accepts(inputs, here, token):
+                tokens[request, place] = token
+            else:
+                tokens[request, place] = recovered(inputs, here, request, token)
+                break
+        else:
+            tokens[request, length] = inputs.bonus[request]
+        row += length
+    return {"tokens": tokens}
+
+
+@implementation("draft_acceptance", supports={}, on_device=True)
+def all_at_once(inputs: DraftAcceptanceInputs, target: Target) -> Outputs:
+    """Tokens of all requests side by side, with masks."""
+    return side_by_side(inputs)
+
+
+def side_by_side(inputs: DraftAcceptanceInputs) -> Outputs:
+    """Put rows of requests into a table, and find the first rejection of each."""
+    lengths = torch.tensor(inputs.lengths)
+    requests, rows = len(lengths), int(lengths.sum())
+    tokens = torch.full((requests, inputs.room + 1), -1, dtype=torch.int32)
+    request = torch.repeat_interleave(torch.arange(requests), lengths)
+    place = torch.arange(rows) - (lengths.cumsum(0) - lengths)[request]
+    drafted = inputs.draft_tokens.long()
+    safe = drafted.clamp(min=0).unsqueeze(1)
+    share = inputs.target.gather(1, safe).squeeze(1)
+    mass = torch.ones_like(share) if inputs.draft is None else inputs.draft.gather(1, safe).squeeze(1)
+    taken = (mass > 0) & (share / mass >= inputs.uniform) & (drafted >= 0)
+    left = inputs.target.clone() if inputs.draft is None else (inputs.target - inputs.draft).clamp(min=0)
+    if inputs.draft is None:
+        there = drafted >= 0
+        left[there.nonzero().flatten(), drafted[there]] = 0
+    spare = (left / inputs.exponential[request]).argmax(dim=1) if rows else drafted
+    greedy = inputs.greedy[request]
+    best = inputs.target.argmax(dim=1) if rows else drafted
+    good = torch.where(greedy, best == drafted, taken)
+    emitted = torch.where(greedy, best, torch.where(taken, drafted, spare))
+    bad_at = torch.full((requests,), inputs.room + 1).scatter_reduce(
+        0, request, torch.where(good, inputs.room + 1, place), "amin"
+    )
+    shown = place <= bad_at[request]
+    tokens[request[shown], place[shown]] = emitted[shown].to(torch.int32)
+    whole = bad_at > inputs.room
+    tokens[whole, lengths[whole]] = inputs.bonus[whole]
+    return {"tokens": tokens}

@@ -1,0 +1,213 @@
+"""Acceptance of drafts: cases, data, and what must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed, within
+from npudiff.draw.data import Stream
+from npudiff.judge.relations import Changed, Outputs, relation
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box, allows
+from npudiff.properties._shared import empty_parts, rows
+from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.rows import GAPS, with_row_stride
+from npudiff.reference.draft_acceptance import DraftAcceptanceInputs, draft_acceptance
+from npudiff.text import listed
+
+GREEDY = ("none", "all", "some")
+"""Which requests take the most likely tokens."""
+
+DRAFTS = ("probabilities", "tokens")
+"""tokens: as of n-grams, whose drafts have no probabilities."""
+
+LIKENESS = ("near", "same", "far", "one token")
+"""How the draft model's distribution is to the target's. near: most tokens are accepted. same: all are. far: few are.
+one token: the target has all of its mass on one, as behind a top-k of 1."""
+
+UNIFORMS = ("even", "small", "large")
+"""small: up to 2**-20, where only tokens without mass are rejected. large: near 1."""
+
+MISSING = ("none", "last", "some")
+"""Which tokens of a request were not drafted, and are -1."""
+
+MOST_ELEMENTS = 2**18
+MOST_DRAFT = 32
+
+
+def _draw_lengths(choose: Chooser, box: Box, case: DraftAcceptanceCase) -> tuple[int, ...]:
+    del case  # nothing of it is drawn yet
+    lengths = within((1, 2, 3, 1, 4, 8), box.get("length"))[:4096]
+    drawn = choose.draw_list(box, "requests", (1, 2, 3, 5, 9), lambda: choose.pick(lengths), lambda first, _: first)
+    empty = empty_parts.which(choose.pick(empty_parts.OFTEN), len(drawn))
+    if not allows(box.get("length", (0,)), 0):
+        return drawn
+    return tuple(0 if place in empty else one for place, one in enumerate(drawn))
+
+
+def _affords(case: DraftAcceptanceCase, vocabulary: int) -> bool:
+    return vocabulary * (sum(case.lengths) + len(case.lengths)) <= MOST_ELEMENTS
+
+
+@dataclass(frozen=True)
+class DraftAcceptanceCase(Case):
+    """One step, as lengths and recipes."""
+
+    lengths: tuple[int, ...] = part(
+        draw=_draw_lengths, shown=lambda case: f"drafts of {listed([str(one) for one in case.lengths], 'request')}"
+    )
+    vocabulary: int = axis(
+        "tokens of the vocabulary", range(2, 2**18 + 1), 33, drawn=(33, 2, 64, 100, 1000, 4097, 32000),
+        affordable=_affords, shown="{} tokens", always=True,
+    )  # fmt: skip
+    greedy: str = axis("which requests take the most likely tokens", GREEDY, "none", shown="{} greedy", region="greedy")
+    drafts: str = axis("what drafts have", DRAFTS, "probabilities", shown="drafts of {}", region="drafts of {}")
+    likeness: str = axis("how draft and target are to each other", LIKENESS, "near", shown="{}", region="{}")
+    uniforms: str = axis("random numbers of acceptance", UNIFORMS, "even", shown="{} uniforms")
+    missing: str = axis("which tokens were not drafted", MISSING, "none", drawn=(*MISSING[:1] * 3, *MISSING),
+                        shown="{} missing", region="missing tokens")  # fmt: skip
+    spare: int = axis("drafted tokens that nobody has, of the room of the result", range(MOST_DRAFT), 0,
+                      drawn=(0, 0, 1, 3), shown="{} spare")  # fmt: skip
+    rows: str = rows.axis()
+    seed: int = seed()
+
+    drawn_first = ("lengths", "vocabulary")
+    outliers = ("requests", "vocabulary")
+
+    @derived("number of requests", range(1, 2**12 + 1))
+    def requests(self) -> int:
+        """Number of requests."""
+        return len(self.lengths)
+
+    @derived("drafted tokens of a request", range(MOST_DRAFT + 1), each=True)
+    def length(self) -> Collection[int]:
+        """Drafted tokens of the requests."""
+        return set(self.lengths)
+
+    def problems(self) -> Iterator[str]:
+        """See ``DeclaredCase``."""
+        if self.vocabulary * (sum(self.lengths) + len(self.lengths)) > 2**26:
+            yield f"probabilities would have more than {2**26} elements"
+
+    def regions(self) -> Mapping[str, bool]:
+        """See ``DeclaredCase``."""
+        return {
+            "no draft": 0 in self.lengths,
+            "lengths differ": len(set(self.lengths)) > 1,
+            "several requests": len(self.lengths) > 1,
+            "some greedy": self.greedy == "some" and len(self.lengths) > 1,
+        }
+
+
+def build_inputs(case: DraftAcceptanceCase) -> DraftAcceptanceInputs:
+    """Build the inputs of a case."""
+    total, requests, size = sum(case.lengths), len(case.lengths), case.vocabulary
+    logits = Stream(case.seed, "target").normal((total, size), torch.float32)
+    noise = Stream(case.seed, "draft").normal((total, size), torch.float32)
+    draft = torch.softmax(logits + noise * {"near": 0.3, "same": 0.0, "far": 3.0, "one token": 0.5}[case.likeness], -1)
+    target = torch.softmax(logits * 1.5 if case.likeness == "near" else logits, dim=-1)
+    if case.likeness == "one token":
+        target = torch.zeros_like(target).scatter(1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    if case.likeness == "same":
+        draft = target.clone()
+    uniform = Stream(case.seed, "uniform").random_uint64(total).astype("float64") / 2.0**64
+    numbers = torch.from_numpy(uniform).to(torch.float32).clamp(2.0**-24, 1 - 2.0**-24)
+    exponential = _exponential(case, requests * size).view(requests, size)
+    places = torch.arange(requests)
+    return DraftAcceptanceInputs(
+        draft_tokens=_drafted(case, logits, draft),
+        target=with_row_stride(target, case.rows),
+        draft=with_row_stride(draft, case.rows, GAPS[1]) if case.drafts == "probabilities" else None,
+        bonus=torch.tensor(Stream(case.seed, "bonus").integers(0, size, requests), dtype=torch.int32),
+        uniform={"even": numbers, "small": numbers * 2.0**-20, "large": 1 - numbers * 2.0**-10}[case.uniforms],
+        exponential=exponential,
+        greedy={"none": places < 0, "all": places >= 0, "some": places % 2 == 1}[case.greedy],
+        lengths=case.lengths,
+        room=max(1, *case.lengths) + case.spare,
+    )
+
+
+def _exponential(case: DraftAcceptanceCase, count: int) -> torch.Tensor:
+    words = Stream(case.seed, "exponential").random_uint64(count).astype("float64")
+    return -torch.from_numpy((words + 1) / (2.0**64 + 1)).log().clamp(min=-60.0).to(torch.float32).clamp(max=-1e-6)
+
+
+def _drafted(case: DraftAcceptanceCase, logits: torch.Tensor, draft: torch.Tensor) -> torch.Tensor:
+    """Half of the drafted tokens are the target's most likely ones, the others what the draft model would draw."""
+    total = len(logits)
+    if not total:
+        return torch.zeros(0, dtype=torch.int32)
+    level = torch.from_numpy(Stream(case.seed, "drawn").random_uint64(total).astype("float64") / 2.0**64)
+    drawn = (
+        torch.searchsorted(draft.double().cumsum(dim=-1), level.unsqueeze(1)).squeeze(1).clamp(max=case.vocabulary - 1)
+    )
+    likely = torch.from_numpy(Stream(case.seed, "likely").random_uint64(total) % 2 == 0)
+    tokens = torch.where(likely, logits.argmax(dim=-1), drawn).to(torch.int32)
+    start, numbers = 0, Stream(case.seed, "missing").integers(0, 3, total)
+    for length in case.lengths:
+        for place in range(start, start + length):
+            last = place == start + length - 1
+            if (case.missing == "last" and last) or (case.missing == "some" and numbers[place] == 0):
+                tokens[place] = -1
+        start += length
+    return tokens
+
+
+def coordinates(inputs: DraftAcceptanceInputs, output: str) -> Mapping[str, torch.Tensor]:
+    """Return integer tensors that broadcast to the output: request and place."""
+    del output  # there is one
+    return {
+        "request": torch.arange(len(inputs.lengths)).unsqueeze(1),
+        "place": torch.arange(inputs.room + 1).unsqueeze(0),
+        "drafted": torch.tensor(inputs.lengths).unsqueeze(1),
+    }
+
+
+def _of_requests(inputs: DraftAcceptanceInputs, order: Sequence[int], room: int) -> DraftAcceptanceInputs:
+    ends = torch.tensor([0, *inputs.lengths]).cumsum(dim=0).tolist()
+    places = [row for one in order for row in range(ends[one], ends[one + 1])]
+    return replace(
+        inputs, draft_tokens=inputs.draft_tokens[places], target=inputs.target[places], uniform=inputs.uniform[places],
+        draft=None if inputs.draft is None else inputs.draft[places], bonus=inputs.bonus[order],
+        exponential=inputs.exponential[order], greedy=inputs.greedy[order], room=room,
+        lengths=tuple(inputs.lengths[one] for one in order),
+    )  # fmt: skip
+
+
+def _other_order(inputs: DraftAcceptanceInputs, case: DraftAcceptanceCase) -> Changed[DraftAcceptanceInputs]:
+    """Requests in another order."""
+    order = Stream(case.seed, "order").permutation(len(case.lengths))
+    return Changed(_of_requests(inputs, order, inputs.room), lambda outputs: {"tokens": outputs["tokens"][order]})
+
+
+def _alone(inputs: DraftAcceptanceInputs, case: DraftAcceptanceCase) -> Changed[DraftAcceptanceInputs]:
+    """One of the requests without the others."""
+    one = Stream(case.seed, "alone").integers(0, len(case.lengths), 1)[0]
+    room = max(1, case.lengths[one])
+
+    def cut(outputs: Outputs) -> Outputs:
+        return {"tokens": outputs["tokens"][[one], : room + 1]}
+
+    return Changed(_of_requests(inputs, [one], room), cut, case=replace(case, lengths=(case.lengths[one],), spare=0))
+
+
+component = Component(
+    name="draft_acceptance",
+    summary="which tokens of a draft the target model accepts, greedily or by rejection, and what comes behind them",
+    case_type=DraftAcceptanceCase,
+    outputs=("tokens",),
+    inputs=build_inputs,
+    reference=draft_acceptance,
+    coordinates=coordinates,
+    highlighted_region="lengths differ",
+    relations=(
+        relation("requests_do_not_mix", "the order of requests does not matter", _other_order, bits=True,
+                 within={"requests": range(2, 2**12 + 1)}),
+        relation("a_request_alone", "a request's company does not matter", _alone, bits=True,
+                 within={"requests": range(2, 2**12 + 1), "greedy": ("none", "all")}),
+    ),
+    baselines=BASELINES["draft_acceptance"],
+)  # fmt: skip
