@@ -74,7 +74,7 @@ ELSEWHERE = {
         *(Run(component) for component in (
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "paged_cache",
             "cache_gather",
-            "kv_rmsnorm_rope_cache", "quant_matmul", "weight_quant_matmul", "sampling",
+            "kv_rmsnorm_rope_cache", "quant_matmul", "weight_quant_matmul", "sampling", "draft_acceptance",
         )),
         Run("rope_cache", examples=12),
     ],
@@ -160,6 +160,8 @@ BUGS_ELSEWHERE = {
         bug("weight_quant_matmul", "AscendW8A16LinearMethod", "offset_taken"),
         bug("sampling", "_apply_top_k_top_p_torch_npu", "one_of_each"),
         bug("sampling", "AscendSampler.apply_penalties", "prompt_unseen"),
+        bug("draft_acceptance", "rejection_greedy_sample_pytorch", "bonus_last", "spare=1..3"),
+        bug("draft_acceptance", "rejection_random_sample_pytorch", "drawn_again", "drafts=tokens", "uniforms=large"),
     ],
 }  # fmt: skip
 
