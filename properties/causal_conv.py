@@ -17,6 +17,7 @@ from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.model.illegal import wrong_element
 from npudiff.properties._shared import empty_parts, rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.models import Model, of_models
 from npudiff.properties._shared.rows import with_row_stride
 from npudiff.reference.causal_conv import MODES, ROUNDINGS, CausalConvInputs, causal_conv
 from npudiff.text import listed
@@ -343,6 +344,11 @@ def _a_draft_taken_back(subject: Subject, case: CausalConvCase) -> Comparison:
     return same_bits(one, two, "behind a draft, and behind the accepted part of it") if by_itself.holds else by_itself
 
 
+def _sizes(model: Model) -> Box | None:
+    layer = model.linear
+    return None if layer is None else {"channels": (layer.channels,), "width": (layer.width,)}
+
+
 component = Component(
     name="causal_conv",
     summary="a causal convolution of each channel over the last tokens, whose history lies in lines of a pool",
@@ -362,5 +368,6 @@ component = Component(
         Property("a_draft_can_be_taken_back", "behind accepted tokens nothing is left of those behind",
                  _a_draft_taken_back, within={"mode": ("draft",)}),
     ),
+    profiles=of_models(_sizes),
     baselines=BASELINES["causal_conv"],
 )  # fmt: skip

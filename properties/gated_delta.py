@@ -17,6 +17,7 @@ from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.model.illegal import wrong_element
 from npudiff.properties._shared import empty_parts, rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.models import Model, of_models
 from npudiff.properties._shared.rows import with_row_stride
 from npudiff.reference.gated_delta import GatedDeltaInputs, gated_delta
 from npudiff.text import listed
@@ -459,6 +460,16 @@ def _a_prefix_alone(inputs: GatedDeltaInputs, case: GatedDeltaCase) -> Changed[G
     return Changed(_taken(inputs, places, lengths=tuple(cuts)), accepted, alone, other)
 
 
+def _sizes(model: Model) -> Box | None:
+    layer = model.linear
+    if layer is None:
+        return None
+    return {
+        "key_heads": (layer.key_heads,), "group": (layer.heads // layer.key_heads,), "key_dim": (layer.key_dim,),
+        "value_dim": (layer.value_dim,), "gates": ("channel" if layer.by_channel else "head",),
+    }  # fmt: skip
+
+
 component = Component(
     name="gated_delta",
     summary="linear attention by the gated delta rule, with decays of heads or channels and a pool of states",
@@ -481,5 +492,6 @@ component = Component(
         relation("a_draft_can_be_taken_back", "states behind accepted tokens know nothing of others", _a_prefix_alone,
                  within={"kept": ("each",), "accepted": ("first",), "length": range(2, 2**17 + 1)}),
     ),
+    profiles=of_models(_sizes),
     baselines=BASELINES["gated_delta"],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from npudiff.model.constraints import Box, allows
 from npudiff.model.illegal import wrong_element
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.slots import page_order_axis
 from npudiff.properties.latent_attention.case import RECIPES, LatentAttentionCase
 from npudiff.properties.latent_attention.inputs import build_inputs as build_latent
@@ -306,6 +307,15 @@ def dense(inputs: SparseAttentionInputs) -> LatentAttentionInputs:
     )
 
 
+def _sizes(model: Model) -> Box | None:
+    if model.indexer is None or not model.latent:
+        return None
+    (layer,) = model.layers
+    if layer.head_dim != f"{RANK}/{ROPE}":
+        return None
+    return {"heads": (layer.group,), "chosen": (model.indexer.count,), "page_size": (PAGE_SIZE,)}
+
+
 component = Component(
     name="sparse_attention",
     summary="latent attention over keys that an indexer has chosen for each query, out of a paged cache",
@@ -327,5 +337,6 @@ component = Component(
                  within={"query_length": range(2, 2**20 + 1)}, needs={"query_length": (1,)}),
         relation("page_names_do_not_matter", "renaming pages changes no bit", _pages_renamed, bits=True),
     ),
+    profiles=of_models(_sizes),
     baselines=BASELINES["sparse_attention"],
 )  # fmt: skip

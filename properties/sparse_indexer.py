@@ -17,6 +17,7 @@ from npudiff.model.constraints import Box, allows
 from npudiff.model.illegal import wrong_element
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.rows import GAPS, with_row_stride
 from npudiff.properties._shared.slots import page_order_axis
 from npudiff.properties.sliding_attention.case import POISONS, Request, SlidingAttentionCase
@@ -275,6 +276,13 @@ def _pages_renamed(inputs: SparseIndexerInputs, case: SparseIndexerCase) -> Spar
     return replace(inputs, key=inputs.key[old], key_scale=scale, block_table=table)
 
 
+def _sizes(model: Model) -> Box | None:
+    indexer = model.indexer
+    if indexer is None or indexer.dim != DIM:
+        return None
+    return {"heads": (indexer.heads,), "count": (indexer.count,), "page_size": (PAGE_SIZE,)}
+
+
 component = Component(
     name="sparse_indexer",
     summary="which keys a query attends to: the best by weighted sums of rectified products, out of a paged cache",
@@ -292,5 +300,6 @@ component = Component(
                  within={"query_length": range(2, 2**20 + 1)}, needs={"query_length": (1,)}),
         relation("page_names_do_not_matter", "renaming pages changes no choice", _pages_renamed, bits=True),
     ),
+    profiles=of_models(_sizes),
     baselines=BASELINES["sparse_indexer"],
 )  # fmt: skip

@@ -41,7 +41,8 @@ def left_out_by(model: str, components: Sequence[Component]) -> dict[str, str]:
 
 def _without(component: Component) -> str:
     """Why a component has no sizes of a model."""
-    return "the model has none of it" if component.profiles else "it takes no sizes of models"
+    takes = component.profiles or isinstance(component.profiles, Profiles)  # which may have no model by name
+    return "the model has none of it" if takes else "it takes no sizes of models"
 
 
 def _checked(component: Component, boxes: Boxes, model: str) -> Constraints | str:

@@ -62,6 +62,35 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class LinearLayer:
+    """A layer of linear attention by the gated delta rule."""
+
+    key_heads: int
+    heads: int
+    key_dim: int
+    value_dim: int
+    width: int
+    """Tokens under its convolution."""
+    by_channel: bool = False
+    """Whether channels decay, each by itself, as Kimi's."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of the convolution: of queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.heads * self.value_dim
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """What chooses the keys of sparse attention."""
+
+    heads: int
+    dim: int
+    count: int
+    """Keys that are chosen."""
+
+
+@dataclass(frozen=True)
 class Model:
     """Sizes of a model."""
 
@@ -107,6 +136,8 @@ class Model:
     """Frequencies of each kind of position, of models that read pictures: ``16/24/24``."""
     dense_width: int = 0
     """Gates of a layer without experts; 0 for none."""
+    linear: LinearLayer | None = None
+    indexer: Indexer | None = None
 
     @property
     def limits(self) -> tuple[float | None, ...]:
@@ -153,8 +184,30 @@ def model_of(configuration: Mapping[str, Any]) -> Model:
         epsilon=_first(text, "rms_norm_eps", "layernorm_epsilon", "layer_norm_epsilon", "norm_eps"),
         ropes=tuple(dict.fromkeys(_ropes(text, latent=latent))),
         rope_sections="/".join(map(str, _rope_parameters(text).get("mrope_section") or ())),
+        linear=_linear(text),
+        indexer=_indexer(text),
     )
     return _with_experts(model, text, kind)
+
+
+def _linear(text: Mapping[str, Any]) -> LinearLayer | None:
+    """The layer of linear attention, as Qwen's and Kimi's configurations have it."""
+    heads = _number(text, "linear_num_value_heads")
+    if heads:
+        return LinearLayer(
+            _number(text, "linear_num_key_heads"), heads, _number(text, "linear_key_head_dim"),
+            _number(text, "linear_value_head_dim"), _number(text, "linear_conv_kernel_dim"),
+        )  # fmt: skip
+    said = text.get("linear_attn_config")
+    if not isinstance(said, Mapping) or not _number(said, "num_heads"):
+        return None
+    heads, dim = _number(said, "num_heads"), _number(said, "head_dim")
+    return LinearLayer(heads, heads, dim, dim, _number(said, "short_conv_kernel_size"), by_channel=True)
+
+
+def _indexer(text: Mapping[str, Any]) -> Indexer | None:
+    heads, count = _number(text, "index_n_heads"), _number(text, "index_topk")
+    return Indexer(heads, _number(text, "index_head_dim"), count) if heads and count else None
 
 
 def _with_experts(model: Model, text: Mapping[str, Any], kind: str) -> Model:

@@ -11,7 +11,7 @@ import warm
 from draws import drawn
 from npudiff.errors import ExitCode, UsageError
 from npudiff.model.constraints import Constraints
-from npudiff.properties._shared.configuration import Layer, model_of
+from npudiff.properties._shared.configuration import Indexer, Layer, LinearLayer, model_of
 from npudiff.properties._shared.models import MODELS
 from npudiff.run.discovery import load_component, load_components
 from npudiff.run.model_sizes import left_out_by, sizes_of
@@ -88,6 +88,20 @@ def test_latent_attention_and_its_rope():
     (rope,) = model.ropes
     assert (rope.kind, rope.rotary, rope.head_dim, rope.factor, rope.mscale) == ("deepseek_yarn", 64, 192, 40.0, 1.0)
     assert (model.router_groups, model.kept_groups, model.scaling, model.shared_width) == (8, 4, 2.5, 2048)
+
+
+def test_linear_layers_and_indexers():
+    sizes = {"hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256}
+    qwen = model_of({**sizes, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+                     "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4})  # fmt: skip
+    assert qwen.linear == LinearLayer(16, 32, 128, 128, 4)
+    assert qwen.linear.channels == 8192
+    kimi = model_of({**sizes, "linear_attn_config": {"num_heads": 96, "head_dim": 128, "short_conv_kernel_size": 4}})
+    assert kimi.linear == LinearLayer(96, 96, 128, 128, 4, by_channel=True)
+    deepseek = model_of({**sizes, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "index_n_heads": 64,
+                         "index_head_dim": 128, "index_topk": 2048})  # fmt: skip
+    assert deepseek.indexer == Indexer(64, 128, 2048)
+    assert model_of(sizes).linear is model_of(sizes).indexer is None
 
 
 def test_what_no_component_has_is_left_out_and_not_guessed():
