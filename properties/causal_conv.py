@@ -14,7 +14,7 @@ from npudiff.judge.compare import Derived, compare, same_bits
 from npudiff.judge.relations import Changed, Outputs, relation
 from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Box, Constraints, allows
-from npudiff.model.illegal import wrong_element
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import empty_parts, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
@@ -356,7 +356,11 @@ component = Component(
     outputs=("output", "lines"),
     inputs=build_inputs,
     reference=causal_conv,
-    illegal=(wrong_element("a line beyond the pool", "line_of", lambda inputs: len(inputs.lines)),),
+    illegal=(
+        wrong_element("a line beyond the pool", "line_of", lambda inputs: len(inputs.lines)),
+        wrong_element("a negative number of tokens", "lengths", constant(-1)),
+        wrong_element("more tokens than rows", "lengths", lambda inputs: len(inputs.x) + 1),
+    ),
     coordinates=coordinates,
     highlighted_region="draft",
     relations=(

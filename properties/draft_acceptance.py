@@ -12,6 +12,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.relations import Changed, Outputs, relation
 from npudiff.model.component import Component
 from npudiff.model.constraints import Box, allows
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import empty_parts, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.rows import GAPS, with_row_stride
@@ -201,6 +202,11 @@ component = Component(
     outputs=("tokens",),
     inputs=build_inputs,
     reference=draft_acceptance,
+    illegal=(
+        wrong_element("a negative number of drafted tokens", "lengths", constant(-1)),
+        wrong_element("more drafted tokens than rows", "lengths", lambda inputs: len(inputs.target) + 1),
+        wrong_element("a drafted token beyond the vocabulary", "draft_tokens", lambda inputs: inputs.target.shape[1]),
+    ),
     coordinates=coordinates,
     highlighted_region="lengths differ",
     relations=(

@@ -14,7 +14,7 @@ from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.judge.relations import Changed, Outputs, relation
 from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
 from npudiff.model.constraints import Box, Constraints, allows
-from npudiff.model.illegal import wrong_element
+from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import empty_parts, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.models import Model, of_models
@@ -477,7 +477,12 @@ component = Component(
     outputs=("output", "states"),
     inputs=build_inputs,
     reference=gated_delta,
-    illegal=(wrong_element("a slot beyond the pool", "initial", lambda inputs: len(inputs.states)),),
+    illegal=(
+        wrong_element("a slot beyond the pool", "initial", lambda inputs: len(inputs.states)),
+        wrong_element("a token's slot beyond the pool", "slots", lambda inputs: len(inputs.states)),
+        wrong_element("a negative number of tokens", "lengths", constant(-1)),
+        wrong_element("more tokens than rows", "lengths", lambda inputs: len(inputs.value) + 1),
+    ),
     coordinates=coordinates,
     highlighted_region="more than a chunk",
     relations=(

@@ -14,9 +14,9 @@ from npudiff.judge.pattern import NOWHERE
 from npudiff.judge.relations import Changed, relation, rows_taken
 from npudiff.model.component import Component, NotApplicable
 from npudiff.model.constraints import Box, allows
-from npudiff.model.illegal import wrong_element
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.illegal import illegal_batch
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.slots import page_order_axis
 from npudiff.properties.latent_attention.case import RECIPES, LatentAttentionCase
@@ -323,7 +323,7 @@ component = Component(
     outputs=("output", "lse"),
     inputs=build_inputs,
     reference=sparse_attention,
-    illegal=(wrong_element("a page beyond the pool", "pool.block_table", lambda inputs: len(inputs.pool.key)),),
+    illegal=illegal_batch("pool", lambda inputs: inputs.pool.page_size),
     coordinates=coordinates,
     highlighted_region="more keys than chosen",
     relations=(

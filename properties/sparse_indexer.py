@@ -14,9 +14,9 @@ from npudiff.judge.pattern import NOWHERE
 from npudiff.judge.relations import Changed, Outputs, relation, rows_taken
 from npudiff.model.component import Component, NotApplicable
 from npudiff.model.constraints import Box, allows
-from npudiff.model.illegal import wrong_element
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.illegal import illegal_lengths, illegal_pages, read_by_batch
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
 from npudiff.properties._shared.rows import GAPS, with_row_stride
 from npudiff.properties._shared.slots import page_order_axis
@@ -290,7 +290,10 @@ component = Component(
     outputs=("chosen", "listed"),
     inputs=build_inputs,
     reference=sparse_indexer,
-    illegal=(wrong_element("a page beyond the pool", "block_table", lambda inputs: len(inputs.key)),),
+    illegal=(
+        *illegal_pages("block_table", "key", lambda inputs: inputs.key.shape[1], read_by_batch),
+        *illegal_lengths("block_table", lambda inputs: inputs.key.shape[1]),
+    ),
     coordinates=coordinates,
     highlighted_region="more keys than chosen",
     relations=(

@@ -39,7 +39,7 @@ def _arguments(inputs: SparseIndexerInputs) -> dict[str, object]:
 
 def of_all_rows(inputs: SparseIndexerInputs, indices: torch.Tensor) -> torch.Tensor:
     """Indices of rows of requests, and -1 for those of padding."""
-    flat = indices.reshape(len(indices), -1)
+    flat = indices.flatten(1)
     padded = torch.full((len(inputs.query), inputs.count), -1, dtype=torch.int32, device=flat.device)
     padded[: len(flat)] = flat
     return padded

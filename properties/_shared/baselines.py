@@ -307,6 +307,11 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         sizes={"requests": range(1, 9), "length": range(1, 6), "vocabulary": range(64, 4097, 64)},
         plain={**_CONTIGUOUS, "likeness": ("near",), "uniforms": ("even",), "missing": ("none",), "spare": (0,)},
     ),
+    "fused_qk_norm_rope": BaselineSpec(
+        fixed={"tokens": (1, 16, 256), "kv_heads": (1, 8), "group": (4,), "head_dim": (128,)},
+        sizes={"tokens": range(1, 257), "kv_heads": (1, 2, 4, 8), "group": (1, 4, 8), "head_dim": (64, 128)},
+        plain={**_CONTIGUOUS, **_GAUSSIAN, "positions": ("scattered",)},
+    ),
     "gated_delta": BaselineSpec(
         fixed={"batch": (1, 4), "length": (1, 64, 128), "key_dim": (128,), "value_dim": (128,), "key_heads": (2,)},
         sizes={"batch": range(1, 5), "length": range(1, 130), "key_dim": (64, 128), "value_dim": (64, 128)},
