@@ -163,7 +163,7 @@ def _heads_turned(inputs: FusedQkNormRopeInputs, case: FusedQkNormRopeCase) -> C
     order = torch.tensor(Stream(case.seed, "heads").permutation(case.kv_heads))
     of_queries = (order[:, None] * case.group + torch.arange(case.group)).flatten()
     keys = case.kv_heads * case.head_dim
-    query, key, value = torch.split(inputs.qkv, (inputs.query_columns, keys, keys), dim=1)
+    query, key, value = torch.split(inputs.qkv, [inputs.query_columns, keys, keys], dim=1)
     query = query.reshape(case.tokens, case.heads, -1)[:, of_queries].flatten(1)
     key, value = (one.reshape(case.tokens, case.kv_heads, -1)[:, order].flatten(1) for one in (key, value))
 

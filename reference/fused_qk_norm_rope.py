@@ -76,7 +76,7 @@ def fused_qk_norm_rope(inputs: FusedQkNormRopeInputs) -> dict[str, Expected]:
     """
     _validate(inputs)
     keys = inputs.kv_heads * inputs.head_dim
-    query, key, value = torch.split(inputs.qkv, (inputs.query_columns, keys, keys), dim=1)
+    query, key, value = torch.split(inputs.qkv, [inputs.query_columns, keys, keys], dim=1)
     query, key, value = (one.reshape(len(one), -1, inputs.head_dim) for one in (query, key, value))
     outputs = {"value": exactly(value)}
     if inputs.gated:

@@ -13,7 +13,7 @@ Outputs = dict[str, torch.Tensor]
 def split(inputs: FusedQkNormRopeInputs) -> Outputs:
     """Cut queries, gates, keys and values out of the projection, ``[tokens, heads, head_dim]`` each."""
     keys = inputs.kv_heads * inputs.head_dim
-    query, key, value = torch.split(inputs.qkv, (inputs.query_columns, keys, keys), dim=1)
+    query, key, value = torch.split(inputs.qkv, [inputs.query_columns, keys, keys], dim=1)
     parts = {"key": key.unflatten(1, (inputs.kv_heads, -1)), "value": value.unflatten(1, (inputs.kv_heads, -1))}  # type: ignore[no-untyped-call]
     query = query.unflatten(1, (inputs.heads, -1))  # type: ignore[no-untyped-call]
     parts["query"] = query[..., : inputs.head_dim]
