@@ -27,7 +27,7 @@ class DeviceLost(Exception):
     """A fresh process does not get a known answer from the device: no result counts any more."""
 
 
-MANY = 32
+MANY = 64
 """Names above which only those are listed that look like the unknown one."""
 
 LIKENESS = 0.7

@@ -38,7 +38,7 @@ POISON = 448.0
 """What rows hold that are nobody's history."""
 
 STEPS = (1, 1, 1, 2, 3)
-PROMPTS = (1, 2, 3, 4, 5, 17, 64, 129)
+PROMPTS = (1, 2, 3, 4, 5, 17, 64, 129, 257, 300)
 DRAFTS = (1, 2, 3, 4, 8)
 
 MOST_ELEMENTS = 2**18
@@ -95,7 +95,8 @@ class CausalConvCase(Case):
         affordable=_affords, shown="{} channels", always=True,
     )  # fmt: skip
     width: int = axis(
-        "tokens under the convolution", range(2, 17), 4, drawn=lambda case: (4,) if case.mode == "draft" else (4, 3, 2),
+        "tokens under the convolution", range(2, 17), 4,
+        drawn=lambda case: (4,) if case.mode == "draft" else (4, 3, 2, 4, 3, 5, 8, 16),
         shown="width {}",
     )  # fmt: skip
     spare_rows: int = axis(

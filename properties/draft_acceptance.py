@@ -25,23 +25,25 @@ GREEDY = ("none", "all", "some")
 DRAFTS = ("probabilities", "tokens")
 """tokens: as of n-grams, whose drafts have no probabilities."""
 
-LIKENESS = ("near", "same", "far", "one token")
+LIKENESS = ("near", "same", "far", "one token", "close")
 """How the draft model's distribution is to the target's. near: most tokens are accepted. same: all are. far: few are.
-one token: the target has all of its mass on one, as behind a top-k of 1."""
+one token: the target has all of its mass on one, as behind a top-k of 1. close: the second token of the target is as
+likely as the first one, but for a thousandth."""
 
 UNIFORMS = ("even", "small", "large")
 """small: up to 2**-20, where only tokens without mass are rejected. large: near 1."""
 
-MISSING = ("none", "last", "some")
-"""Which tokens of a request were not drafted, and are -1."""
+MISSING = ("none", "last", "some", "massless")
+"""Which tokens of a request were not drafted, and are -1. massless: some were, and have no mass in the draft."""
 
+_DISTANCE = {"near": 0.3, "same": 0.0, "far": 3.0, "one token": 0.5, "close": 0.3}
 MOST_ELEMENTS = 2**18
 MOST_DRAFT = 32
 
 
 def _draw_lengths(choose: Chooser, box: Box, case: DraftAcceptanceCase) -> tuple[int, ...]:
     del case  # nothing of it is drawn yet
-    lengths = within((1, 2, 3, 1, 4, 8), box.get("length"))[:4096]
+    lengths = within((1, 2, 3, 1, 4, 8, 1, 2, 3, 17, 4, 32), box.get("length"))[:4096]
     drawn = choose.draw_list(box, "requests", (1, 2, 3, 5, 9), lambda: choose.pick(lengths), lambda first, _: first)
     empty = empty_parts.which(choose.pick(empty_parts.OFTEN), len(drawn))
     if not allows(box.get("length", (0,)), 0):
@@ -61,7 +63,7 @@ class DraftAcceptanceCase(Case):
         draw=_draw_lengths, shown=lambda case: f"drafts of {listed([str(one) for one in case.lengths], 'request')}"
     )
     vocabulary: int = axis(
-        "tokens of the vocabulary", range(2, 2**18 + 1), 33, drawn=(33, 2, 64, 100, 1000, 4097, 32000),
+        "tokens of the vocabulary", range(2, 2**18 + 1), 33, drawn=(33, 2, 64, 100, 1000, 1025, 2049, 4097, 32000),
         affordable=_affords, shown="{} tokens", always=True,
     )  # fmt: skip
     greedy: str = axis("which requests take the most likely tokens", GREEDY, "none", shown="{} greedy", region="greedy")
@@ -108,18 +110,25 @@ def build_inputs(case: DraftAcceptanceCase) -> DraftAcceptanceInputs:
     total, requests, size = sum(case.lengths), len(case.lengths), case.vocabulary
     logits = Stream(case.seed, "target").normal((total, size), torch.float32)
     noise = Stream(case.seed, "draft").normal((total, size), torch.float32)
-    draft = torch.softmax(logits + noise * {"near": 0.3, "same": 0.0, "far": 3.0, "one token": 0.5}[case.likeness], -1)
+    draft = torch.softmax(logits + noise * _DISTANCE[case.likeness], -1)
     target = torch.softmax(logits * 1.5 if case.likeness == "near" else logits, dim=-1)
+    if case.likeness == "close":
+        best, second = target.topk(2, dim=-1).indices.unbind(dim=-1)
+        target[torch.arange(total), second] = target[torch.arange(total), best] * (1 - 2.0**-10)
     if case.likeness == "one token":
         target = torch.zeros_like(target).scatter(1, logits.argmax(dim=-1, keepdim=True), 1.0)
     if case.likeness == "same":
         draft = target.clone()
+    drafted = _drafted(case, logits, draft)
+    if case.missing == "massless":
+        rows_without = torch.arange(0, total, 2)
+        draft[rows_without, drafted[rows_without].long()] = 0.0
     uniform = Stream(case.seed, "uniform").random_uint64(total).astype("float64") / 2.0**64
     numbers = torch.from_numpy(uniform).to(torch.float32).clamp(2.0**-24, 1 - 2.0**-24)
     exponential = _exponential(case, requests * size).view(requests, size)
     places = torch.arange(requests)
     return DraftAcceptanceInputs(
-        draft_tokens=_drafted(case, logits, draft),
+        draft_tokens=drafted,
         target=with_row_stride(target, case.rows),
         draft=with_row_stride(draft, case.rows, GAPS[1]) if case.drafts == "probabilities" else None,
         bonus=torch.tensor(Stream(case.seed, "bonus").integers(0, size, requests), dtype=torch.int32),

@@ -75,9 +75,9 @@ class Run:
 
 
 def _draw_requests(choose: Chooser, box: Box, case: GatedDeltaCase) -> tuple[Run, ...]:
-    lengths: Sequence[int] = LENGTHS
+    lengths: Sequence[int] = (*LENGTHS, 9, 17)
     if case.kept == "last" and not choose.far:
-        kinds = (LENGTHS, PROMPTS, PROMPTS, PROMPTS if choose.usual_only else LONG_PROMPTS)
+        kinds = (lengths, PROMPTS, PROMPTS, PROMPTS if choose.usual_only else LONG_PROMPTS)
         lengths = kinds[choose.pick((*[0] * 12, *[1] * 7, *[2] * 7, 3))]
     lengths = within(lengths, box.get("length"))[:4096]
     fresh = (False,) if case.kept == "each" else within((False, False, True), box.get("fresh"))

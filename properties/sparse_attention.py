@@ -30,9 +30,9 @@ from npudiff.text import listed
 FORMS = ("16 bits", "int8")
 """What latents are. int8: with a scale per 128 elements."""
 
-CHOICES = ("anywhere", "newest", "oldest", "fewer", "behind")
+CHOICES = ("anywhere", "newest", "oldest", "fewer", "behind", "none for some")
 """Which keys a row sees: as many as there is room for, out of those that it may see. fewer: not even as many. behind:
-some of those that are listed lie behind the row, and count for nothing."""
+some of those that are listed lie behind the row, and count for nothing. none for some: every third row sees none."""
 
 ORDERS = ("scattered", "rising", "falling")
 """In which order they are listed."""
@@ -84,7 +84,7 @@ class SparseAttentionCase(Case):
     order: str = axis("in which order", ORDERS, "scattered", shown="{}")
     form: str = axis("what latents are", FORMS, "16 bits", shown="{} latents", region="int8")
     page_size: int = axis(
-        "tokens per page", range(16, 1025, 16), 16, drawn=(16, 128, 48, 64, 128), shown="page {}", always=True
+        "tokens per page", range(16, 1025, 16), 16, drawn=(16, 128, 48, 64, 128, 256), shown="page {}", always=True
     )
     heads: int = axis(
         "query heads", range(1, 129), 1, drawn=(1, 2, 4, 8, 16, 3, 5, 12, 20, 32, 64, 128),
@@ -190,6 +190,9 @@ def _indices(case: SparseAttentionCase) -> torch.Tensor:
     stream, row = Stream(case.seed, "choices"), 0
     for request in case.requests:
         for position in range(request.kv - request.query, request.kv):
+            if case.choice == "none for some" and row % 3 == 0:
+                row += 1
+                continue
             listed_keys = _listed(case, stream, position + 1, request.kv)
             indices[row, 0, : len(listed_keys)] = torch.tensor(listed_keys, dtype=torch.int32)
             row += 1

@@ -86,7 +86,7 @@ class SparseIndexerCase(Case):
         shown="{} weights",
     )  # fmt: skip
     page_size: int = axis(
-        "tokens per page", range(16, 1025, 16), 16, drawn=(16, 128, 48, 64, 128), shown="page {}", always=True
+        "tokens per page", range(16, 1025, 16), 16, drawn=(16, 128, 48, 64, 128, 256), shown="page {}", always=True
     )
     dtype: str = axis(
         "dtype of queries and keys", ("bfloat16", "float16"), "bfloat16", applies=lambda case: case.form != "int8",

@@ -22,6 +22,9 @@ _STEPS = {**_BFLOAT16, "chunked": (False,), "fresh": (False,), "length": range(L
 _KEPT = ({"kept": ("each",)}, {"kept": ("last",), "length": (0, 1)})
 _LARGEST = {"key_dim": range(1, 513), "value_dim": range(1, 513), "heads": range(1, 257)}
 _OPERATOR = tuple({**_STEPS, **kept, **_LARGEST, "raw": (False,)} for kept in _KEPT)
+_OF_SGL = {
+    **_STEPS, "raw": (True,), "gates": ("head", "none"), "key_dim": (KEY_DIM,), "value_dim": range(8, 4097, 8),
+}  # fmt: skip
 _PROMPTS = {
     **_BFLOAT16, "chunked": (True,), "kept": ("last",), "gates": ("head", "none"), "raw": (False,),
     "key_dim": range(1, 129), "value_dim": range(1, 129), "heads": range(1, 65),
@@ -134,49 +137,60 @@ def put_back(inputs: GatedDeltaInputs, last: torch.Tensor, taken: list[int]) -> 
     return inputs.states
 
 
-@implementation(
-    "gated_delta",
-    supports=tuple(
-        {**_STEPS, **kept, "raw": (True,), "gates": ("head", "none"), "key_dim": (KEY_DIM,),
-         "value_dim": range(8, 4097, 8)}
-        for kept in _KEPT
-    ),
-    on_device=True,
-)  # fmt: skip
+@implementation("gated_delta", supports=tuple({**_OF_SGL, **kept} for kept in _KEPT), on_device=True)
 def recurrent_gated_delta_rule(inputs: GatedDeltaInputs, target: Target) -> Outputs:
     """A step or a draft with the operator of sgl-kernel-npu: rows as long as each other, normalised in the kernel."""
-    longest, batch = max(1, *inputs.lengths), len(inputs.lengths)
-    tokens = sum(inputs.lengths)
-    mixed = torch.cat([one[:tokens].flatten(1) for one in (inputs.query, inputs.key, inputs.value)], dim=1)
-    place = row_places(inputs, longest)
-
-    def padded(rows: torch.Tensor) -> torch.Tensor:
-        wide = rows.new_zeros(batch * longest, *rows.shape[1:])
-        wide[place] = rows[:tokens]
-        return wide.view(batch, longest, *rows.shape[1:])
-
-    requests = list(range(batch))
-    accepted = [accepted_tokens(inputs, [one])[0] if inputs.lengths[one] else 1 for one in requests]
-    outputs = torch.ops.npu.recurrent_gated_delta_rule(
-        padded(mixed),
-        inputs.states,
-        padded(inputs.beta),
-        inputs.scale,
-        _integers(list(inputs.lengths), inputs),
-        padded(inputs.slots),
-        inputs.key.shape[1],
-        inputs.value.shape[1],
-        num_accepted_tokens=_integers(accepted, inputs),
-        g=None if inputs.gate is None else padded(inputs.gate),
-    )
-    output = torch.zeros_like(inputs.value)
-    output[:tokens] = outputs.flatten(0, 1)[place]
+    rows = Rows(inputs)
+    accepted = [accepted_tokens(inputs, [one])[0] if length else 1 for one, length in enumerate(inputs.lengths)]
+    output = with_operator_of_sgl(rows, rows.padded(inputs.slots), num_accepted_tokens=_integers(accepted, inputs))
     return {"output": output, "states": inputs.states}
 
 
-def row_places(inputs: GatedDeltaInputs, longest: int) -> torch.Tensor:
-    """Where each token is in rows as long as the longest request."""
-    return torch.cat([torch.arange(length) + row * longest for row, length in enumerate(inputs.lengths)])
+@implementation("gated_delta", supports={**_OF_SGL, "kept": ("each",)}, on_device=True)
+def recurrent_gated_delta_rule_verifying(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """A draft as sglang verifies it: the pool is read, and states go into scratch rows, from where they are moved."""
+    rows = Rows(inputs)
+    scratch = inputs.states.new_zeros(rows.batch * rows.longest, *inputs.states.shape[1:])
+    places = torch.arange(len(scratch), dtype=torch.int32).view(rows.batch, rows.longest)
+    output = with_operator_of_sgl(rows, places, intermediate_state=scratch, cache_indices=inputs.initial.clamp(min=0))
+    inputs.states[inputs.slots[: rows.tokens].long()] = scratch[rows.place]
+    return {"output": output, "states": inputs.states}
+
+
+class Rows:
+    """Tokens of a batch in rows as long as the longest request, as sglang has drafts."""
+
+    def __init__(self, inputs: GatedDeltaInputs) -> None:
+        self.inputs, self.batch, self.longest = inputs, len(inputs.lengths), max(1, *inputs.lengths)
+        self.tokens = sum(inputs.lengths)
+        self.place = torch.cat([torch.arange(length) + row * self.longest for row, length in enumerate(inputs.lengths)])
+
+    def padded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return ``[batch, longest, ...]`` of ``[tokens, ...]``."""
+        wide = tokens.new_zeros(self.batch * self.longest, *tokens.shape[1:])
+        wide[self.place] = tokens[: self.tokens]
+        return wide.view(self.batch, self.longest, *tokens.shape[1:])
+
+
+def with_operator_of_sgl(rows: Rows, slots: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+    """Run the operator of sgl-kernel-npu, and return the outputs of the tokens."""
+    inputs = rows.inputs
+    mixed = torch.cat([one[: rows.tokens].flatten(1) for one in (inputs.query, inputs.key, inputs.value)], dim=1)
+    outputs = torch.ops.npu.recurrent_gated_delta_rule(
+        rows.padded(mixed),
+        inputs.states,
+        rows.padded(inputs.beta),
+        inputs.scale,
+        _integers(list(inputs.lengths), inputs),
+        slots,
+        inputs.key.shape[1],
+        inputs.value.shape[1],
+        g=None if inputs.gate is None else rows.padded(inputs.gate),
+        **more,
+    )
+    output = torch.zeros_like(inputs.value)
+    output[: rows.tokens] = outputs.flatten(0, 1)[rows.place]
+    return output
 
 
 @implementation("gated_delta", supports={"chunked": (False,)}, on_device=True)

@@ -75,6 +75,20 @@ SHORT = {
     ("sliding_attention", "page_size"): PAGES,
     ("swiglu_quant", "spare_rows"): EXTRA,
     ("weight_quant_matmul", "group_size"): FILLS,
+    ("causal_conv", "channels"): FILLS,
+    ("causal_conv", "padded_rows"): PADDING,
+    ("causal_conv", "spare_lines"): EXTRA,
+    ("causal_conv", "spare_rows"): EXTRA,
+    ("causal_conv", "width"): "models have widths up to 4, and the operator takes no others",
+    ("draft_acceptance", "length"): "drafts have up to 8 tokens, now and then 17 or 32",
+    ("draft_acceptance", "spare"): EXTRA,
+    ("gated_delta", "group"): "divides the heads that operators take",
+    ("gated_delta", "padded_rows"): PADDING,
+    ("gated_delta", "spare_slots"): EXTRA,
+    ("sparse_attention", "padded_rows"): PADDING,
+    ("sparse_attention", "page_size"): PAGES,
+    ("sparse_indexer", "padded_rows"): PADDING,
+    ("sparse_indexer", "page_size"): PAGES,
 }
 """Axes whose cases are small or even by default, and why."""
 

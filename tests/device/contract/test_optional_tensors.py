@@ -78,12 +78,38 @@ NEVER = {
     },
     "npu_grouped_matmul_swiglu_quant": {"offset": SYMMETRIC},
     "npu_grouped_matmul_finalize_routing": dict.fromkeys(("bias", "offset"), SYMMETRIC),
+    "recurrent_gated_delta_rule": {"gk": "is taken, and read by no kernel"},
+    "chunk_gated_delta_rule": {"chunk_state": "checkpoints of a prompt are no output"},
+    "npu_sparse_flash_attention": {"sinks": "for other devices"},
+    "npu_kv_quant_sparse_flash_attention": dict.fromkeys(
+        ("key_dequant_scale", "value_dequant_scale"), "scales lie beside what they are of"
+    ),
 }  # fmt: skip
 """By operator: what no call gives."""
 
 WEIGHTED = "tokens are always weighted"
 
+_REQUIRED = "the schema has it optional, and the operator requires it"
+_SPARSE = dict.fromkeys(("actual_seq_lengths_query", "actual_seq_lengths_kv", "block_table"), PAGED)
+_INDEXED = dict.fromkeys(("actual_seq_lengths_query", "actual_seq_lengths_key", "block_table"), PAGED)
+_SPLIT = dict.fromkeys(("query_rope", "key_rope"), _REQUIRED)
+_PROMPT = dict.fromkeys(("beta", "initial_state", "actual_seq_lengths"), _REQUIRED)
+_STEP = {
+    **dict.fromkeys(("beta", "actual_seq_lengths", "ssm_state_indices"), _REQUIRED),
+    "num_accepted_tokens": "1 for each is what it is without",
+}
+
 ALWAYS = {
+    "causal_conv1d": {"cache_indices": "lines are anywhere in a pool", "query_start_loc": "tokens are packed"},
+    "npu_chunk_gated_delta_rule": _PROMPT,
+    "chunk_gated_delta_rule": _PROMPT,
+    "npu_recurrent_gated_delta_rule": _STEP,
+    "npu_recurrent_gated_delta_rule_functional": _STEP,
+    "npu_lightning_indexer": _INDEXED,
+    "npu_quant_lightning_indexer": _INDEXED,
+    "npu_sparse_flash_attention": {**_SPARSE, **_SPLIT, "value": _REQUIRED},
+    "sgl_sparse_flash_attention": {**_SPARSE, **_SPLIT},
+    "npu_kv_quant_sparse_flash_attention": _SPARSE,
     "npu_fused_infer_attention_score.out": {"block_table": PAGED, "workspace": "what the overload is for"},
     "_npu_fused_infer_attention_score_get_max_workspace": {"block_table": PAGED},
     "npu_mla_prolog_v3": {"cache_index": "a cache without slots is another layout"},

@@ -42,7 +42,8 @@ def test_what_no_listing_has_is_unknown_and_never_accepted():
     for release in contract([]).releases:
         unknown = {name for name, one in release.answers.items() if one.standing is Standing.UNKNOWN}
         assert unknown == {
-            "apply_token_bitmask", "atb::_npu_paged_attention_mla", "atb::_npu_reshape_and_cache", "mla_preprocess"
+            "apply_token_bitmask", "atb::_npu_paged_attention_mla", "atb::_npu_reshape_and_cache", "mla_preprocess",
+            "causal_conv1d", "chunk_gated_delta_rule", "recurrent_gated_delta_rule", "sgl_sparse_flash_attention",
         }  # fmt: skip
 
 
@@ -56,9 +57,14 @@ def test_every_recorded_version_but_the_first_accepts_every_call():
     assert {name: rows for name, rows in not_accepted.items() if rows} == {
         "2.9.0": {
             "npu_add_rms_norm_v2": "missing",
+            "npu_chunk_gated_delta_rule": "missing",
             "npu_gather_pa_kv_cache": "missing",
             "npu_scatter_pa_kv_cache": "no",
-        }
+        },
+        **{
+            version: {"npu_chunk_gated_delta_rule": "missing"}
+            for version in ("2.9.0.post2", "2.9.0.post4", "2.9.1", "2.10.0", "2.10.0.post2")
+        },
     }
 
 

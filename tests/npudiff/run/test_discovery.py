@@ -390,7 +390,7 @@ def test_an_implementation_that_supports_what_there_is_not_is_named(mask, kernel
 @pytest.mark.parametrize(
     ("selector", "expected"),
     [
-        ("egaer", "unknown implementation 'egaer'; did you mean 'eager'? known: eager and "),
+        ("egaer", "unknown implementation 'egaer'; did you mean 'eager'? known: eager, gathered and "),
         ("no.such.module", "unknown implementation 'no.such.module'; known: "),
         ("", "unknown implementation ''; known: "),
         ("nowhere/kernel.py", "--impl nowhere/kernel.py: no such file"),
