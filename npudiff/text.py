@@ -74,8 +74,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def listed(parts: Sequence[str], noun: str) -> str:
+def listed(parts: Sequence[str], noun: str, most: int = MOST_LISTED) -> str:
     """``a b c``, or the first of many parts and how many there are: ``a b c ... (65 requests)``."""
-    if len(parts) <= MOST_LISTED:
+    if len(parts) <= most:
         return " ".join(parts)
     return f"{' '.join(parts[:SHOWN])} ... ({counted(len(parts), noun)})"

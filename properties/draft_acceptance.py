@@ -37,7 +37,7 @@ MISSING = ("none", "last", "some", "massless")
 """Which tokens of a request were not drafted, and are -1. massless: some were, and have no mass in the draft."""
 
 _DISTANCE = {"near": 0.3, "same": 0.0, "far": 3.0, "one token": 0.5, "close": 0.3}
-MOST_ELEMENTS = 2**18
+MOST_ELEMENTS = 2**19
 MOST_DRAFT = 32
 
 
@@ -63,7 +63,7 @@ class DraftAcceptanceCase(Case):
         draw=_draw_lengths, shown=lambda case: f"drafts of {listed([str(one) for one in case.lengths], 'request')}"
     )
     vocabulary: int = axis(
-        "tokens of the vocabulary", range(2, 2**18 + 1), 33, drawn=(33, 2, 64, 100, 1000, 1025, 2049, 4097, 32000),
+        "tokens of the vocabulary", range(2, 2**18 + 1), 33, drawn=(33, 2, 100, 1000, 1025, 2049, 3000, 4097, 32000),
         affordable=_affords, shown="{} tokens", always=True,
     )  # fmt: skip
     greedy: str = axis("which requests take the most likely tokens", GREEDY, "none", shown="{} greedy", region="greedy")

@@ -60,7 +60,7 @@ class FusedQkNormRopeCase(Case):
     )  # fmt: skip
     rotary_dim: int = axis(
         "elements of a head that are rotated", range(2, 2**12 + 1, 2), 64,
-        drawn=lambda case: (case.head_dim, case.head_dim, *(dim for dim in (64, 32, 16, 96) if dim < case.head_dim)),
+        drawn=lambda case: (*[case.head_dim // 2 * 2] * 2, *(dim for dim in (64, 32, 16, 96) if dim < case.head_dim)),
         fits=lambda case, dim: dim <= case.head_dim,
         shown=lambda case: f"{case.rotary_dim} rotated" * (case.rotary_dim != case.head_dim),
         region=lambda case: "partly rotated" if case.rotary_dim < case.head_dim else "",
@@ -150,7 +150,8 @@ def _positions(case: FusedQkNormRopeCase) -> torch.Tensor:
 
 def coordinates(inputs: FusedQkNormRopeInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to the output."""
-    heads = inputs.heads if output in ("query", "gate") else inputs.kv_heads
+    heads = inputs.heads if output == "query" or (output == "gate" and inputs.gated) else inputs.kv_heads
+    heads = 0 if output == "gate" and not inputs.gated else heads
     return {
         "token": torch.arange(len(inputs.qkv))[:, None, None],
         "head": torch.arange(heads)[None, :, None],
@@ -168,7 +169,8 @@ def _heads_turned(inputs: FusedQkNormRopeInputs, case: FusedQkNormRopeCase) -> C
     key, value = (one.reshape(case.tokens, case.kv_heads, -1)[:, order].flatten(1) for one in (key, value))
 
     def moved(outputs: Outputs) -> Outputs:
-        return {name: one[:, of_queries if name in ("query", "gate") else order] for name, one in outputs.items()}
+        places = {"query": of_queries, "gate": of_queries if case.gated else order[:0]}
+        return {name: one[:, places.get(name, order)] for name, one in outputs.items()}
 
     return Changed(replace(inputs, qkv=torch.cat([query, key, value], dim=1)), moved)
 

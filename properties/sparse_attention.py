@@ -37,8 +37,8 @@ some of those that are listed lie behind the row, and count for nothing. none fo
 ORDERS = ("scattered", "rising", "falling")
 """In which order they are listed."""
 
-LONG = (*["no"] * 7, *["draft"] * 3)
-"""How often one request has a long history, of which few keys are chosen: three cases in ten."""
+LONG = (*["no"] * 3, *["draft"] * 2)
+"""How often one request has a long history, of which few keys are chosen: two cases in five."""
 
 RANK, ROPE = 512, 64
 """Elements of a latent and of a rotated key; no operator has others."""
@@ -73,11 +73,11 @@ class SparseAttentionCase(Case):
 
     requests: tuple[Request, ...] = part(
         draw=_draw_requests,
-        shown=lambda case: listed([f"q{request.query}/kv{request.kv}" for request in case.requests], "request"),
+        shown=lambda case: listed([f"q{request.query}/kv{request.kv}" for request in case.requests], "request", 12),
     )
     chosen: int = axis(
         "keys that are listed for a row, places behind the last included", range(1, 2**13 + 1), 1,
-        drawn=(1, 2, 3, 8, 16, 17, 64, 128, 130, 511, 512, 513, 1024, 2048),
+        drawn=(1, 2, 3, 8, 16, 17, 64, 128, 130, 511, 512, *(513, 600, 1024, 2048) * 2),
         affordable=lambda case, count: count * max(1, _rows(case)) <= MOST_KEYS, shown="{} chosen", always=True,
     )  # fmt: skip
     choice: str = axis("which they are", CHOICES, "anywhere", drawn=(*CHOICES[:1] * 2, *CHOICES), shown="{}")

@@ -38,7 +38,7 @@ WEIGHTS = ("as queries", "float32")
 DIM = 128
 """Elements of a query; operators have no others."""
 
-LONG = (*["no"] * 8, *["draft"] * 2)
+LONG = (*["no"] * 7, *["draft"] * 3)
 MOST_NEW = 300
 """New tokens of all requests that a case has where there is a choice."""
 
@@ -73,7 +73,7 @@ class SparseIndexerCase(Case):
     )
     count: int = axis(
         "keys that are chosen for a row", range(1, 2**13 + 1), 1,
-        drawn=(1, 2, 3, 8, 16, 17, 40, 64, 128, 130, 511, 512, 513, 2048), shown="top {}", always=True,
+        drawn=(1, 2, 3, 8, 16, 17, 40, 64, 128, 130, 511, 512, 513, 600, 1024, 2048), shown="top {}", always=True,
     )  # fmt: skip
     heads: int = axis(
         "heads", range(1, 65), 1, drawn=(1, 2, 4, 8, 16, 3, 5, 17, 20, 32, 64),

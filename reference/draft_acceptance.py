@@ -160,5 +160,7 @@ def _validate(inputs: DraftAcceptanceInputs) -> None:
         tensor = getattr(inputs, name)
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+    if bool(((inputs.draft_tokens < NOTHING) | (inputs.draft_tokens >= vocabulary)).any()):
+        raise ValueError(f"drafted tokens lie in -1..{vocabulary - 1}")
     if sum(inputs.lengths) != rows or max(inputs.lengths, default=0) > inputs.room:
         raise ValueError(f"lengths {inputs.lengths} are not of {rows} rows, of at most {inputs.room} each")

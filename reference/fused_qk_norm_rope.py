@@ -66,8 +66,8 @@ def fused_qk_norm_rope(inputs: FusedQkNormRopeInputs) -> dict[str, Expected]:
     Returns
     -------
     dict
-        ``query`` ``[tokens, heads, head_dim]``, ``key`` and ``value`` ``[tokens, kv_heads, head_dim]``, and with gates
-        ``gate`` as queries: all in the dtype of the projection. Values and gates are copies.
+        ``query`` ``[tokens, heads, head_dim]``, ``key`` and ``value`` ``[tokens, kv_heads, head_dim]``, and ``gate`` as
+        queries, of 0 heads where there are none: all in the dtype of the projection. Values and gates are copies.
 
     Raises
     ------
@@ -78,14 +78,15 @@ def fused_qk_norm_rope(inputs: FusedQkNormRopeInputs) -> dict[str, Expected]:
     keys = inputs.kv_heads * inputs.head_dim
     query, key, value = torch.split(inputs.qkv, [inputs.query_columns, keys, keys], dim=1)
     query, key, value = (one.reshape(len(one), -1, inputs.head_dim) for one in (query, key, value))
-    outputs = {"value": exactly(value)}
+    gate = query[:, :0]
     if inputs.gated:
-        query = query.reshape(len(query), inputs.heads, 2, inputs.head_dim)
-        outputs["gate"] = exactly(query[:, :, 1])
-        query = query[:, :, 0]
-    outputs["query"] = _turned(inputs, query, inputs.query_weight, inputs.query_bias)
-    outputs["key"] = _turned(inputs, key, inputs.key_weight, inputs.key_bias)
-    return outputs
+        query, gate = query.reshape(len(query), inputs.heads, 2, inputs.head_dim).unbind(dim=2)
+    return {
+        "query": _turned(inputs, query, inputs.query_weight, inputs.query_bias),
+        "key": _turned(inputs, key, inputs.key_weight, inputs.key_bias),
+        "value": exactly(value),
+        "gate": exactly(gate),
+    }
 
 
 def _turned(

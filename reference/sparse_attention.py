@@ -167,6 +167,18 @@ class ChosenReader(CacheReader):
         return Stretch(keys, exact, (torch.cat([errors, torch.zeros(ropes.shape)], dim=-1), errors))
 
 
+def check_pages(table: torch.Tensor, new: Sequence[int], totals: Sequence[int], page_size: int, pages: int) -> None:
+    """Raise ``ValueError`` unless the tokens of all requests that have new ones lie in pages that there are."""
+    for request, total in enumerate(totals):
+        if min(total, new[request]) < 0:
+            raise ValueError(f"request {request} has {new[request]} new tokens of {total}")
+        own = table[request, : -(-total // page_size)] if new[request] else table[request, :0]
+        if new[request] and len(own) < -(-total // page_size):
+            raise ValueError(f"the table is too narrow for {total} tokens")
+        if bool(((own < 0) | (own >= pages)).any()):
+            raise ValueError(f"a page of request {request} is none of {pages}")
+
+
 def _validate(inputs: SparseAttentionInputs) -> None:
     tokens, heads, rank = inputs.query.shape
     pool = inputs.pool
@@ -185,3 +197,4 @@ def _validate(inputs: SparseAttentionInputs) -> None:
         if new and int(inputs.indices[row : row + new].max()) >= total:
             raise ValueError(f"an index names no token of a request of {total}")
         row += new
+    check_pages(pool.block_table, inputs.query_lengths, inputs.kv_lengths, pool.page_size, len(pool.key))

@@ -15,6 +15,7 @@ from npudiff.reference.bounds import (
     underflow_step,
     unit_roundoff,
 )
+from npudiff.reference.sparse_attention import check_pages
 from npudiff.reference.views import moved_inputs
 
 QUANTISED_PRODUCTS = torch.float16
@@ -191,5 +192,6 @@ def _validate(inputs: SparseIndexerInputs) -> None:
         raise ValueError("int8 queries and keys have scales, and no others")
     if len(inputs.query_lengths) != len(inputs.kv_lengths) or sum(inputs.query_lengths) > tokens:
         raise ValueError(f"lengths {inputs.query_lengths} and {inputs.kv_lengths} are not of {tokens} rows")
+    check_pages(inputs.block_table, inputs.query_lengths, inputs.kv_lengths, inputs.key.shape[1], len(inputs.key))
     if inputs.count < 1:
         raise ValueError(f"at least one key is chosen, got {inputs.count}")

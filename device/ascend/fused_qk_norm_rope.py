@@ -17,8 +17,7 @@ def split(inputs: FusedQkNormRopeInputs) -> Outputs:
     parts = {"key": key.unflatten(1, (inputs.kv_heads, -1)), "value": value.unflatten(1, (inputs.kv_heads, -1))}  # type: ignore[no-untyped-call]
     query = query.unflatten(1, (inputs.heads, -1))  # type: ignore[no-untyped-call]
     parts["query"] = query[..., : inputs.head_dim]
-    if inputs.gated:
-        parts["gate"] = query[..., inputs.head_dim :]
+    parts["gate"] = query[..., inputs.head_dim :] if inputs.gated else parts["query"][:, :0]
     return {name: one.contiguous() for name, one in parts.items()}
 
 
