@@ -498,5 +498,6 @@ component = Component(
                  within={"kept": ("each",), "accepted": ("first",), "length": range(2, 2**17 + 1)}),
     ),
     profiles=of_models(_sizes),
+    example_ratio=0.5,
     baselines=BASELINES["gated_delta"],
 )  # fmt: skip

@@ -341,5 +341,6 @@ component = Component(
         relation("page_names_do_not_matter", "renaming pages changes no bit", _pages_renamed, bits=True),
     ),
     profiles=of_models(_sizes),
+    example_ratio=0.5,
     baselines=BASELINES["sparse_attention"],
 )  # fmt: skip
