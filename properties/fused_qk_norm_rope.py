@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
-from npudiff.draw.cases import Case, axis, seed
+from npudiff.draw.cases import Case, axis, derived, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.compare import Derived, compare
 from npudiff.judge.relations import Changed, Outputs, relation, tokens_do_not_mix
@@ -38,6 +38,12 @@ MOST_ELEMENTS = 2**18
 _DIMS = range(2, 2**12 + 1)
 
 
+def _heads(case: FusedQkNormRopeCase) -> Collection[int]:
+    """Query heads that are asked for."""
+    asked: Collection[int] = vars(case).get("box", {}).get("heads", range(1, 2**18))
+    return asked
+
+
 def _affords(case: FusedQkNormRopeCase, tokens: int) -> bool:
     return case.affords(tokens * (2 * case.heads + 2 * case.kv_heads) * case.head_dim, MOST_ELEMENTS)
 
@@ -51,9 +57,11 @@ class FusedQkNormRopeCase(Case):
         shown=lambda case: f"{counted(case.tokens, 'token')} · heads {case.heads}:{case.kv_heads} x {case.head_dim}",
     )  # fmt: skip
     kv_heads: int = axis("KV heads", range(1, 2**10), 1, drawn=lambda case: (1,) if case.huge else (1, 2, 3, 4, 8),
+                         fits=lambda case, heads: any(count % heads == 0 for count in _heads(case)),
                          shown="", region="several KV heads")  # fmt: skip
     group: int = axis("query heads per KV head", range(1, 2**8), 1,
-                      drawn=lambda case: (1, 2) if case.huge else (1, 2, 3, 4, 8, 12), shown="")  # fmt: skip
+                      drawn=lambda case: (1, 2) if case.huge else (1, 2, 3, 4, 8, 12),
+                      fits=lambda case, group: group * case.kv_heads in _heads(case), shown="")  # fmt: skip
     head_dim: int = axis(
         "elements of a head", _DIMS, 64,
         drawn=lambda case: (16, 32) if case.huge else (64, 128, 256, 32, 96, 192, 80), shown="",
@@ -86,7 +94,7 @@ class FusedQkNormRopeCase(Case):
     huge_axes = ("tokens",)
     tied = ("kv_heads", "group", "tokens")
 
-    @property
+    @derived("query heads", range(1, 2**18))
     def heads(self) -> int:
         """Query heads."""
         return self.kv_heads * self.group

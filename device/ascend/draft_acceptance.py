@@ -66,11 +66,12 @@ def all_at_once(inputs: DraftAcceptanceInputs, target: Target) -> Outputs:
 
 def side_by_side(inputs: DraftAcceptanceInputs) -> Outputs:
     """Put rows of requests into a table, and find the first rejection of each."""
-    lengths = torch.tensor(inputs.lengths)
+    device = inputs.target.device
+    lengths = torch.tensor(inputs.lengths, device=device)
     requests, rows = len(lengths), int(lengths.sum())
-    tokens = torch.full((requests, inputs.room + 1), -1, dtype=torch.int32)
-    request = torch.repeat_interleave(torch.arange(requests), lengths)
-    place = torch.arange(rows) - (lengths.cumsum(0) - lengths)[request]
+    tokens = torch.full((requests, inputs.room + 1), -1, dtype=torch.int32, device=device)
+    request = torch.repeat_interleave(torch.arange(requests, device=device), lengths)
+    place = torch.arange(rows, device=device) - (lengths.cumsum(0) - lengths)[request]
     drafted = inputs.draft_tokens.long()
     safe = drafted.clamp(min=0).unsqueeze(1)
     share = inputs.target.gather(1, safe).squeeze(1)
@@ -85,9 +86,8 @@ def side_by_side(inputs: DraftAcceptanceInputs) -> Outputs:
     best = inputs.target.argmax(dim=1) if rows else drafted
     good = torch.where(greedy, best == drafted, taken)
     emitted = torch.where(greedy, best, torch.where(taken, drafted, spare))
-    bad_at = torch.full((requests,), inputs.room + 1).scatter_reduce(
-        0, request, torch.where(good, inputs.room + 1, place), "amin"
-    )
+    never = torch.full((requests,), inputs.room + 1, device=device)
+    bad_at = never.scatter_reduce(0, request, torch.where(good, inputs.room + 1, place), "amin")
     shown = place <= bad_at[request]
     tokens[request[shown], place[shown]] = emitted[shown].to(torch.int32)
     whole = bad_at > inputs.room

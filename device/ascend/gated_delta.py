@@ -151,7 +151,7 @@ def recurrent_gated_delta_rule_verifying(inputs: GatedDeltaInputs, target: Targe
     """A draft as sglang verifies it: the pool is read, and states go into scratch rows, from where they are moved."""
     rows = Rows(inputs)
     scratch = inputs.states.new_zeros(rows.batch * rows.longest, *inputs.states.shape[1:])
-    places = torch.arange(len(scratch), dtype=torch.int32).view(rows.batch, rows.longest)
+    places = torch.arange(len(scratch), dtype=torch.int32, device=scratch.device).view(rows.batch, rows.longest)
     output = with_operator_of_sgl(rows, places, intermediate_state=scratch, cache_indices=inputs.initial.clamp(min=0))
     inputs.states[inputs.slots[: rows.tokens].long()] = scratch[rows.place]
     return {"output": output, "states": inputs.states}

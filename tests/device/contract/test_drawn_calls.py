@@ -21,7 +21,10 @@ from npudiff.run.discovery import component_names, load_component
 EXAMPLES = 15
 """Cases of each implementation."""
 
-NOT_TORCH_NPUS = {"npu::mla_preprocess", "npu::apply_token_bitmask"}
+NOT_TORCH_NPUS = {
+    "npu::mla_preprocess", "npu::apply_token_bitmask", "npu::causal_conv1d", "npu::chunk_gated_delta_rule",
+    "npu::recurrent_gated_delta_rule", "npu::sgl_sparse_flash_attention",
+}  # fmt: skip
 
 
 def _norm_that_nobody_asked_for(simulated, wheel):
