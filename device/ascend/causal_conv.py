@@ -29,7 +29,7 @@ def with_operator(inputs: CausalConvInputs) -> Outputs:
     device = inputs.x.device
     starts = torch.tensor([0, *inputs.lengths], dtype=torch.int32).cumsum(dim=0).to(device, torch.int32)
     tokens = sum(inputs.lengths)
-    output = torch.zeros_like(inputs.x, memory_format=torch.contiguous_format)
+    output = inputs.x.new_zeros(inputs.x.shape)
     if not tokens:
         return {"output": output, "lines": inputs.lines}
     output[:tokens] = torch.ops.npu.causal_conv1d(
@@ -82,7 +82,7 @@ def tap_by_tap(inputs: CausalConvInputs, target: Target) -> Outputs:
 
 def with_taps(inputs: CausalConvInputs, weight: torch.Tensor) -> Outputs:
     """Convolve with a weight ``[width, channels]``."""
-    output = torch.zeros_like(inputs.x, memory_format=torch.contiguous_format)
+    output = inputs.x.new_zeros(inputs.x.shape)
     for rows, line, z in sequences(inputs):
         length, wide = rows.stop - rows.start, z.float()
         sums = torch.zeros(length, z.shape[1], device=z.device) if inputs.bias is None else inputs.bias.float()
@@ -96,7 +96,7 @@ def with_taps(inputs: CausalConvInputs, weight: torch.Tensor) -> Outputs:
 @implementation("causal_conv", supports={}, on_device=True)
 def grouped_convolution(inputs: CausalConvInputs, target: Target) -> Outputs:
     """Torch's convolution with a group per channel, as models have it for hosts without kernels."""
-    output = torch.zeros_like(inputs.x, memory_format=torch.contiguous_format)
+    output = inputs.x.new_zeros(inputs.x.shape)
     weight = inputs.weight.float().t().unsqueeze(1).contiguous()
     bias = None if inputs.bias is None else inputs.bias.float()
     for rows, line, z in sequences(inputs):

@@ -57,7 +57,7 @@ def _queries(inputs: SparseAttentionInputs) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def _nothing(inputs: SparseAttentionInputs) -> Outputs:
-    return {"output": torch.zeros_like(inputs.query, memory_format=torch.contiguous_format)}
+    return {"output": inputs.query.new_zeros(inputs.query.shape)}
 
 
 @implementation("sparse_attention", supports={**_WIDE, "heads": _HEADS}, on_device=True)
@@ -126,7 +126,7 @@ def latents_of(inputs: SparseAttentionInputs) -> torch.Tensor:
 
 def attended(inputs: SparseAttentionInputs) -> Outputs:
     """Attention row by row."""
-    output = torch.zeros_like(inputs.query, memory_format=torch.contiguous_format)
+    output = inputs.query.new_zeros(inputs.query.shape)
     lse = torch.full(inputs.query.shape[:2], -torch.inf)
     latents, size, row = latents_of(inputs), inputs.pool.page_size, 0
     for request, (new, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
