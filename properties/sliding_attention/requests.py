@@ -24,7 +24,7 @@ DRAFTS = (2, 3, 4, *[8] * 5)
 
 MANY_ROWS = (15, 16, 17, 33, 64, 127, 128, 129, 200, 300, 513)
 LONG_PROMPTS = (1025, 2047, 2048, 2049, 2049, 2304)
-LONG_HISTORIES = (*(1025, 4097, 8193, 10_001) * 2, 32_769, 70_001, 131_072, 131_073)
+LONG_HISTORIES = (1025, 4097, 8193, 10_001, 32_769, 70_001, 70_001, 131_072, 131_073)
 
 LONG = (*["no"] * 32, *["draft"] * 4, *["prompt"] * 2)
 """How often one request of a case has a long history (a draft), or is a prompt around the size of compressed masks."""

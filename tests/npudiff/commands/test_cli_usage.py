@@ -164,7 +164,7 @@ def test_the_command_ends_with_the_exit_code_in_a_process_of_its_own():
     result = python(MAIN, "check", "nope")
     assert (result.returncode, result.stdout) == (4, "")
     assert result.stderr.startswith("npudiff: unknown component 'nope'; known: ")
-    assert result.stderr.endswith("sliding_attention, swa_mask, swiglu, swiglu_quant, weight_quant_matmul\n")
+    assert result.stderr.endswith("sparse_indexer, swa_mask, swiglu, swiglu_quant, weight_quant_matmul\n")
 
 
 def test_help_and_version_import_nothing_heavy():
