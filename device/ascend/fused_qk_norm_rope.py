@@ -26,7 +26,11 @@ def weights_of(inputs: FusedQkNormRopeInputs, name: str) -> tuple[torch.Tensor |
     return (inputs.query_weight, inputs.query_bias) if name == "query" else (inputs.key_weight, inputs.key_bias)
 
 
-@implementation("fused_qk_norm_rope", supports={"rounding": ("stages",), "heads": range(1, 1000)}, on_device=True)
+@implementation(
+    "fused_qk_norm_rope",
+    supports={"rounding": ("stages",), "heads": range(1, 1000), "rotary_dim": range(2, 896, 2)},
+    on_device=True,
+)
 def norms_then_rotation(inputs: FusedQkNormRopeInputs, target: Target) -> Outputs:
     """npu_rms_norm of heads, and a rotation by npu_rotary_mul, as backends do it without a fused kernel."""
     parts = split(inputs)
