@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -99,7 +99,7 @@ def gated_delta(inputs: GatedDeltaInputs) -> dict[str, Expected]:
 
 
 def _pieces(inputs: GatedDeltaInputs, start: int, length: int) -> list[slice]:
-    """The chunks of a sequence; they end behind tokens whose state is kept, but for those of a whole chunk."""
+    """The chunks of a sequence, from its first token on."""
     most = CHUNK if inputs.channel_gate is None else CHUNK_OF_CHANNELS
     return [slice(first, min(first + most, start + length)) for first in range(start, start + length, most)]
 
@@ -107,9 +107,7 @@ def _pieces(inputs: GatedDeltaInputs, start: int, length: int) -> list[slice]:
 def _chunk(inputs: GatedDeltaInputs, rows: slice, state: DeltaState) -> DeltaChunk:
     heads = inputs.value.shape[1]
     share = heads // inputs.key.shape[1]
-    query, key = (
-        _by_head(one[rows], share, normalised=inputs.raw).to(torch.float64) for one in (inputs.query, inputs.key)
-    )
+    query, key = (_by_head(one[rows], share, normalised=inputs.raw) for one in (inputs.query, inputs.key))
     beta = inputs.beta[rows].to(torch.float64).transpose(0, 1)
     gate = torch.zeros(beta.shape, dtype=torch.float64).unsqueeze(-1)
     if inputs.gate is not None:
@@ -168,11 +166,3 @@ def _validate(inputs: GatedDeltaInputs) -> None:
         raise ValueError(f"a slot is beyond the pool of {len(inputs.states)}")
     if bool((inputs.slots[sum(inputs.lengths) :] >= 0).any()):
         raise ValueError("a row of padding has a slot")
-
-
-def without_padding(inputs: GatedDeltaInputs) -> GatedDeltaInputs:
-    """Return the same call without rows of padding."""
-    tokens = sum(inputs.lengths)
-    names = ("query", "key", "value", "beta", "slots", "gate", "channel_gate")
-    parts = {name: tensor[:tokens] for name in names if (tensor := getattr(inputs, name)) is not None}
-    return replace(inputs, **parts)

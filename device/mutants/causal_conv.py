@@ -154,7 +154,7 @@ def lines_in_the_order_of_requests(inputs: CausalConvInputs) -> CausalConvInputs
 
 @mutant(
     tap_by_tap,
-    "vllm-project/vllm-ascend/pull/4932: a history that runs over the border of two requests",
+    "vllm_ascend/ops/triton/mamba/causal_conv1d.py 189: the history of a request is in its line",
     supports={"batch": range(2, 2**13), "mode": ("prompt",)},
 )
 def history_of_the_request_before(inputs: CausalConvInputs, target: Target) -> Outputs:
@@ -175,7 +175,7 @@ def history_of_the_request_before(inputs: CausalConvInputs, target: Target) -> O
 
 @mutant(
     tap_by_tap,
-    "sgl-project/sgl-kernel-npu/pull/742: a bias is added to the first of the taps alone",
+    "sgl-project/sgl-kernel-npu/pull/742: where the bias is added",
     supports={"biased": (True,), "activation": (True,)},
 )
 def bias_behind_the_activation(inputs: CausalConvInputs, target: Target) -> Outputs:

@@ -89,7 +89,7 @@ def rejected_token_is_recovered(inputs: DraftAcceptanceInputs, target: Target) -
 
 @mutant(
     all_at_once,
-    "vllm-project/vllm-ascend/pull/6139: tokens behind the first that is rejected are kept",
+    "vllm_ascend/sample/rejection_sampler.py 1265: nothing behind the first rejection is kept",
     supports={"length": range(2, 33)},
 )
 def goes_on_behind_a_rejection(inputs: DraftAcceptanceInputs, target: Target) -> Outputs:
@@ -155,7 +155,7 @@ def place_among_candidates(inputs: DraftAcceptanceInputs) -> DraftAcceptanceInpu
 
 @perturbed(
     all_at_once,
-    "vllm-project/vllm-ascend/pull/8230: random numbers of the request before",
+    "vllm_ascend/sample/rejection_sampler.py 1462: random numbers are of the request",
     supports={**_RANDOM, "requests": _SEVERAL, "uniforms": ("large",), "likeness": ("far",), "length": range(1, 33)},
 )
 def randomness_of_another_request(inputs: DraftAcceptanceInputs) -> DraftAcceptanceInputs:
@@ -165,7 +165,7 @@ def randomness_of_another_request(inputs: DraftAcceptanceInputs) -> DraftAccepta
 
 @mutant(
     all_at_once,
-    "vllm-project/vllm-ascend/pull/14883: drafts are taken to be as long as the longest",
+    "vllm_ascend/sample/rejection_sampler.py 1080: drafts are of unequal lengths",
     supports={"requests": _SEVERAL},
 )
 def drafts_of_one_length(inputs: DraftAcceptanceInputs, target: Target) -> Outputs:

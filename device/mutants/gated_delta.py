@@ -168,7 +168,7 @@ def quotient_of_exponentials(inputs: GatedDeltaInputs, target: Target) -> Output
 
 @perturbed(
     recurrent_gated_delta_rule,
-    "sgl-project/sgl-kernel-npu/pull/742: who calls the operator has taken the sigmoid of beta already",
+    "sglang/srt/hardware_backend/npu/attention/ascend_gdn_backend.py 262: the operator takes the sigmoid of beta",
 )
 def sigmoid_twice(inputs: GatedDeltaInputs) -> GatedDeltaInputs:
     """Take the sigmoid of beta before the call, which takes it again."""
@@ -204,7 +204,7 @@ def no_scale(inputs: GatedDeltaInputs) -> GatedDeltaInputs:
 
 @mutant(
     in_chunks,
-    "vllm-project/vllm-ascend/pull/4932: which key head goes with a value head",
+    "singlecard_ops/test_recurrent_gated_delta_rule.py 68: which key head goes with a value head",
     supports={"key_heads": range(2, 65), "group": range(2, 65)},
 )
 def key_heads_in_turn(inputs: GatedDeltaInputs, target: Target) -> Outputs:

@@ -23,7 +23,7 @@ _SEVERAL = range(2, 4097)
 
 @mutant(
     gathered,
-    "vllm-project/vllm-ascend/pull/16595: what is not listed is the last token of the table",
+    "vllm_ascend/attention/sfa_v1.py 1271: places behind the last key that is chosen name none",
     supports={"chosen": range(2, 2**13 + 1)},
 )
 def nothing_listed_is_a_key(inputs: SparseAttentionInputs, target: Target) -> Outputs:
@@ -49,7 +49,7 @@ def nothing_listed_is_a_key(inputs: SparseAttentionInputs, target: Target) -> Ou
 
 @perturbed(
     npu_sparse_flash_attention,
-    "vllm-project/vllm-ascend/pull/14122: positions are taken for places in the pool",
+    "vllm_ascend/attention/sfa_v1.py 410: positions are looked up in the table",
     supports={"page_order": ("scattered",), "kv_length": range(1, 257)},
 )
 def positions_are_places(inputs: SparseAttentionInputs) -> SparseAttentionInputs:
@@ -61,7 +61,7 @@ def positions_are_places(inputs: SparseAttentionInputs) -> SparseAttentionInputs
 
 @perturbed(
     npu_sparse_flash_attention,
-    "vllm-project/vllm-ascend/pull/16595: keys behind the first tile are left out",
+    "vllm_ascend/attention/sfa_v1.py 1266: all keys that are chosen count, of however many tiles",
     supports={"chosen": range(513, 2**13 + 1), "kv_length": range(1025, 2**20 + 1)},
 )
 def one_tile_of_keys(inputs: SparseAttentionInputs) -> SparseAttentionInputs:
@@ -71,7 +71,7 @@ def one_tile_of_keys(inputs: SparseAttentionInputs) -> SparseAttentionInputs:
 
 @perturbed(
     gathered,
-    "sgl-project/sglang/issues/33515: keys behind a row are seen",
+    "vllm_ascend/attention/sfa_v1.py 1196: a key behind a row counts for nothing",
     supports={"choice": ("behind",), "query_length": range(2, 2**20 + 1), "chosen": range(2, 2**13 + 1)},
 )
 def keys_behind_the_row(inputs: SparseAttentionInputs) -> SparseAttentionInputs:
@@ -124,7 +124,7 @@ def one_scale_per_latent(inputs: SparseAttentionInputs) -> SparseAttentionInputs
 
 @perturbed(
     npu_sparse_flash_attention,
-    "vllm-project/vllm-ascend/pull/15053: pages of the first request for all",
+    "vllm_ascend/attention/sfa_v1.py 410: each request has a row of the table",
     supports={"batch": _SEVERAL, "kv_length": range(1, 257)},
 )
 def pages_of_the_first_request(inputs: SparseAttentionInputs) -> SparseAttentionInputs:
@@ -157,7 +157,7 @@ def lse_is_the_maximum(inputs: SparseAttentionInputs, target: Target) -> Outputs
 
 @perturbed(
     gathered,
-    "vllm-project/vllm-ascend/pull/14451: rows of a draft have the keys of its last row",
+    "vllm_ascend/attention/sfa_v1.py 1274: each row has a choice of its own",
     supports={"query_length": range(2, 2**20 + 1), "chosen": range(1, 65), "choice": ("newest",)},
 )
 def draft_has_one_choice(inputs: SparseAttentionInputs) -> SparseAttentionInputs:

@@ -61,7 +61,7 @@ def absolute_weights(inputs: SparseIndexerInputs, target: Target) -> Outputs:
 
 @mutant(
     scores_and_topk,
-    "vllm-project/vllm-ascend/pull/14122: rows of a draft see the tokens behind them",
+    "vllm_ascend/attention/sfa_v1.py 1196: a row sees the tokens up to its own",
     supports={"query_length": range(2, 2**20 + 1)},
 )
 def rows_see_what_is_behind(inputs: SparseIndexerInputs, target: Target) -> Outputs:
@@ -71,7 +71,7 @@ def rows_see_what_is_behind(inputs: SparseIndexerInputs, target: Target) -> Outp
 
 @mutant(
     scores_and_topk,
-    "sgl-project/sglang/issues/33515: a row does not see its own token",
+    "vllm_ascend/attention/sfa_v1.py 1266: a row sees its own token",
     supports={"kv_length": _MANY},
 )
 def own_token_unseen(inputs: SparseIndexerInputs, target: Target) -> Outputs:
@@ -99,7 +99,7 @@ def first_keys_only(inputs: SparseIndexerInputs, target: Target) -> Outputs:
 
 @perturbed(
     npu_lightning_indexer,
-    "vllm-project/vllm-ascend/pull/15053: pages of the first request for all",
+    "vllm_ascend/attention/sfa_v1.py 410: each request has a row of the table",
     supports={"batch": range(2, 4097), "kv_length": range(2, 257)},
 )
 def choice_in_pages_of_the_first(inputs: SparseIndexerInputs) -> SparseIndexerInputs:
@@ -109,7 +109,7 @@ def choice_in_pages_of_the_first(inputs: SparseIndexerInputs) -> SparseIndexerIn
 
 @perturbed(
     scores_and_topk,
-    "vllm-project/vllm-ascend/pull/15053: heads are summed in groups of 16, of which one is left out",
+    "vllm_ascend/attention/sfa_v1.py 1148: the products of all heads are summed",
     supports={"heads": range(17, 65)},
 )
 def heads_of_the_first_group(inputs: SparseIndexerInputs) -> SparseIndexerInputs:
@@ -144,7 +144,7 @@ def heads_without_scales(inputs: SparseIndexerInputs) -> SparseIndexerInputs:
 
 @mutant(
     scores_and_topk,
-    "vllm-project/vllm-ascend/pull/16595: where fewer are seen than chosen, places behind them hold token 0",
+    "vllm_ascend/attention/sfa_v1.py 1274: where fewer are seen than chosen, places behind them name none",
     supports={"count": range(2, 8193)},
 )
 def empty_places_hold_token_0(inputs: SparseIndexerInputs, target: Target) -> Outputs:
@@ -154,7 +154,7 @@ def empty_places_hold_token_0(inputs: SparseIndexerInputs, target: Target) -> Ou
 
 @mutant(
     npu_lightning_indexer,
-    "vllm-project/vllm-ascend/pull/16595: places behind the last are in front of it",
+    "vllm_ascend/attention/sfa_v1.py 1277: keys are in front of the places that name none",
     supports={"count": range(2, 8193)},
 )
 def keys_come_last(inputs: SparseIndexerInputs, target: Target) -> Outputs:
