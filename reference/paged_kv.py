@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -102,3 +103,15 @@ class PagedKV:
         if self.layout == "PA_BSND":
             return pages.flatten(0, 1)
         return pages.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+
+
+def check_pages(table: torch.Tensor, new: Sequence[int], totals: Sequence[int], page_size: int, pages: int) -> None:
+    """Raise ``ValueError`` unless the tokens of all requests that have new ones lie in pages that there are."""
+    for request, total in enumerate(totals):
+        if min(total, new[request]) < 0:
+            raise ValueError(f"request {request} has {new[request]} new tokens of {total}")
+        own = table[request, : -(-total // page_size)] if new[request] else table[request, :0]
+        if new[request] and len(own) < -(-total // page_size):
+            raise ValueError(f"the table is too narrow for {total} tokens")
+        if bool(((own < 0) | (own >= pages)).any()):
+            raise ValueError(f"a page of request {request} is none of {pages}")

@@ -13,7 +13,7 @@ from npudiff.reference.attended_requests import SCALE
 from npudiff.reference.attention_tile import AttentionRoundings, AttentionTile
 from npudiff.reference.bounds import Expected, underflow_step, unit_roundoff
 from npudiff.reference.cache_reader import CacheReader, Stretch
-from npudiff.reference.paged_kv import PagedKV
+from npudiff.reference.paged_kv import PagedKV, check_pages
 from npudiff.reference.views import moved
 
 TILE = 512
@@ -165,18 +165,6 @@ class ChosenReader(CacheReader):
         errors = exact.abs() * unit_roundoff(dtype) + underflow_step(dtype)
         keys = torch.cat([exact, ropes.to(torch.float64)], dim=-1)
         return Stretch(keys, exact, (torch.cat([errors, torch.zeros(ropes.shape)], dim=-1), errors))
-
-
-def check_pages(table: torch.Tensor, new: Sequence[int], totals: Sequence[int], page_size: int, pages: int) -> None:
-    """Raise ``ValueError`` unless the tokens of all requests that have new ones lie in pages that there are."""
-    for request, total in enumerate(totals):
-        if min(total, new[request]) < 0:
-            raise ValueError(f"request {request} has {new[request]} new tokens of {total}")
-        own = table[request, : -(-total // page_size)] if new[request] else table[request, :0]
-        if new[request] and len(own) < -(-total // page_size):
-            raise ValueError(f"the table is too narrow for {total} tokens")
-        if bool(((own < 0) | (own >= pages)).any()):
-            raise ValueError(f"a page of request {request} is none of {pages}")
 
 
 def _validate(inputs: SparseAttentionInputs) -> None:

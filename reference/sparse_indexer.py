@@ -15,7 +15,7 @@ from npudiff.reference.bounds import (
     underflow_step,
     unit_roundoff,
 )
-from npudiff.reference.sparse_attention import check_pages
+from npudiff.reference.paged_kv import check_pages
 from npudiff.reference.views import moved_inputs
 
 QUANTISED_PRODUCTS = torch.float16

@@ -84,7 +84,7 @@ def history_behind_the_first_token(inputs: CausalConvInputs) -> CausalConvInputs
 
 @perturbed(
     causal_conv1d,
-    "sglang/srt/hardware_backend/npu/attention/ascend_gdn_backend.py 262: the history of a draft ends a line",
+    "sglang/srt/hardware_backend/npu/attention/ascend_gdn_backend.py 259: the history of a draft ends a line",
     supports={"mode": ("draft",), "accepted": ("any", "one")},
 )
 def history_at_the_end(inputs: CausalConvInputs) -> CausalConvInputs:

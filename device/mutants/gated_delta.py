@@ -168,7 +168,7 @@ def quotient_of_exponentials(inputs: GatedDeltaInputs, target: Target) -> Output
 
 @perturbed(
     recurrent_gated_delta_rule,
-    "sglang/srt/hardware_backend/npu/attention/ascend_gdn_backend.py 262: the operator takes the sigmoid of beta",
+    "sglang/srt/hardware_backend/npu/attention/ascend_gdn_backend.py 261: the operator takes the sigmoid of beta",
 )
 def sigmoid_twice(inputs: GatedDeltaInputs) -> GatedDeltaInputs:
     """Take the sigmoid of beta before the call, which takes it again."""
