@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from npudiff.model.constraints import Box
 from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.head_groups import asked_heads, groups, has_groups
 from npudiff.properties._shared.models import FEW, Model, of_models
 from npudiff.properties._shared.rows import with_row_stride
 from npudiff.reference.fused_qk_norm_rope import ROUNDINGS, FusedQkNormRopeInputs, fused_qk_norm_rope
@@ -38,12 +39,6 @@ MOST_ELEMENTS = 2**18
 _DIMS = range(2, 2**12 + 1)
 
 
-def _heads(case: FusedQkNormRopeCase) -> Collection[int]:
-    """Query heads that are asked for."""
-    asked: Collection[int] = vars(case).get("box", {}).get("heads", range(1, 2**18))
-    return asked
-
-
 def _affords(case: FusedQkNormRopeCase, tokens: int) -> bool:
     return case.affords(tokens * (2 * case.heads + 2 * case.kv_heads) * case.head_dim, MOST_ELEMENTS)
 
@@ -57,11 +52,10 @@ class FusedQkNormRopeCase(Case):
         shown=lambda case: f"{counted(case.tokens, 'token')} · heads {case.heads}:{case.kv_heads} x {case.head_dim}",
     )  # fmt: skip
     kv_heads: int = axis("KV heads", range(1, 2**10), 1, drawn=lambda case: (1,) if case.huge else (1, 2, 3, 4, 8),
-                         fits=lambda case, heads: any(count % heads == 0 for count in _heads(case)),
-                         shown="", region="several KV heads")  # fmt: skip
+                         fits=has_groups, shown="", region="several KV heads")  # fmt: skip
     group: int = axis("query heads per KV head", range(1, 2**8), 1,
-                      drawn=lambda case: (1, 2) if case.huge else (1, 2, 3, 4, 8, 12),
-                      fits=lambda case, group: group * case.kv_heads in _heads(case), shown="")  # fmt: skip
+                      drawn=lambda case: groups(case, case.kv_heads, (1, 2) if case.huge else (1, 2, 3, 4, 8, 12)),
+                      fits=lambda case, group: group * case.kv_heads in asked_heads(case), shown="")  # fmt: skip
     head_dim: int = axis(
         "elements of a head", _DIMS, 64,
         drawn=lambda case: (16, 32) if case.huge else (64, 128, 256, 32, 96, 192, 80), shown="",

@@ -17,6 +17,7 @@ from npudiff.model.constraints import Box, Constraints, allows
 from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import empty_parts, rows
 from npudiff.properties._shared.baselines import BASELINES
+from npudiff.properties._shared.head_groups import asked_heads, groups, has_groups
 from npudiff.properties._shared.models import Model, of_models
 from npudiff.properties._shared.rows import with_row_stride
 from npudiff.reference.gated_delta import GatedDeltaInputs, gated_delta
@@ -102,12 +103,6 @@ def _affords(case: GatedDeltaCase, elements: int) -> bool:
     return elements * max(8 * slots, sum(run.length for run in case.requests)) <= 8 * MOST_ELEMENTS
 
 
-def _heads(case: GatedDeltaCase) -> Collection[int]:
-    """Value heads that are asked for."""
-    asked: Collection[int] = vars(case).get("box", {}).get("heads", range(1, 2**16))
-    return asked
-
-
 @dataclass(frozen=True)
 class GatedDeltaCase(Case):
     """One call, as lengths, sizes and recipes."""
@@ -118,14 +113,14 @@ class GatedDeltaCase(Case):
     key_heads: int = axis(
         "heads of queries and keys", _SIZES, 1, drawn=(1, 2, 3, 4),
         affordable=lambda case, heads: heads <= MOST_HEADS and _affords(case, heads * 32 * 32),
-        fits=lambda case, heads: any(count % heads == 0 for count in _heads(case)),
+        fits=has_groups,
         shown=lambda case: f"heads {case.key_heads}:{case.heads}", always=True, region="several key heads",
     )  # fmt: skip
     group: int = axis(
-        "value heads per key head", _SIZES, 1, drawn=(1, 2, 3, 4),
+        "value heads per key head", _SIZES, 1, drawn=lambda case: groups(case, case.key_heads, (1, 2, 3, 4)),
         affordable=lambda case, group: group * case.key_heads <= MOST_HEADS
         and _affords(case, group * case.key_heads * 32 * 32),
-        fits=lambda case, group: group * case.key_heads in _heads(case), shown="",
+        fits=lambda case, group: group * case.key_heads in asked_heads(case), shown="",
         region="shared key heads",
     )  # fmt: skip
     key_dim: int = axis(

@@ -6,23 +6,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import assume
 
 from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
 from npudiff.draw.data import Stream
 from npudiff.judge.pattern import NOWHERE
 from npudiff.judge.relations import Changed, relation, rows_taken
-from npudiff.model.component import Component, NotApplicable
-from npudiff.model.constraints import Box, allows
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.illegal import illegal_batch
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
+from npudiff.properties._shared.new_tokens import draw_few, last_rows, one_of, renamed, row_coordinates, rows_of
 from npudiff.properties._shared.slots import page_order_axis
 from npudiff.properties.latent_attention.case import RECIPES, LatentAttentionCase
 from npudiff.properties.latent_attention.inputs import build_inputs as build_latent
 from npudiff.properties.sliding_attention.case import POISONS, SCALES, Request
-from npudiff.properties.sliding_attention.requests import draw_requests
 from npudiff.reference.latent_attention import LatentAttentionInputs
 from npudiff.reference.sparse_attention import SCALED, SparseAttentionInputs, seen_by, sparse_attention
 from npudiff.text import listed
@@ -49,6 +48,9 @@ MOST_ROWS = 2**10
 MOST_NEW = 600
 """New tokens of all requests that a case has where there is a choice: each has keys of its own."""
 
+MOST_LISTED = 2**21
+"""Tokens of all requests where there is a choice."""
+
 MOST_KEYS = 2**14
 """Chosen keys of all rows up to which a case may list more."""
 
@@ -56,15 +58,7 @@ _LENGTHS = range(2**20 + 1)
 
 
 def _draw_requests(choose: Chooser, box: Box, case: SparseAttentionCase) -> tuple[Request, ...]:
-    long = choose.pick(LONG[:1] if choose.far or choose.usual_only else LONG)
-    allowed = {**box, "fully_masked_rows": ("none", "empty")}
-    drawn = draw_requests(choose, allowed, case.page_size, None, 1, long)
-    assume(all(allows(box.get("kv_length", _LENGTHS), one.kv) for one in drawn))
-    return tuple(replace(one, kv=max(one.kv, one.query)) if one.kv else one for one in drawn)
-
-
-def _rows(case: SparseAttentionCase) -> int:
-    return sum(one.query for one in case.requests)
+    return draw_few(choose, box, case.page_size, LONG, MOST_NEW, MOST_LISTED)
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,8 @@ class SparseAttentionCase(Case):
     chosen: int = axis(
         "keys that are listed for a row, places behind the last included", range(1, 2**13 + 1), 1,
         drawn=(1, 2, 3, 8, 16, 17, 64, 128, 130, 511, 512, *(513, 600, 1024, 2048) * 2),
-        affordable=lambda case, count: count * max(1, _rows(case)) <= MOST_KEYS, shown="{} chosen", always=True,
+        affordable=lambda case, count: count * max(1, rows_of(case.requests)) <= MOST_KEYS,
+        shown="{} chosen", always=True,
     )  # fmt: skip
     choice: str = axis("which they are", CHOICES, "anywhere", drawn=(*CHOICES[:1] * 2, *CHOICES), shown="{}")
     order: str = axis("in which order", ORDERS, "scattered", shown="{}")
@@ -88,8 +83,8 @@ class SparseAttentionCase(Case):
     )
     heads: int = axis(
         "query heads", range(1, 129), 1, drawn=(1, 2, 4, 8, 16, 3, 5, 12, 20, 32, 64, 128),
-        affordable=lambda case, heads: heads * max(1, _rows(case)) <= MOST_ROWS
-        and heads * max(1, _rows(case)) * case.chosen <= 8 * MOST_KEYS,
+        affordable=lambda case, heads: heads * max(1, rows_of(case.requests)) <= MOST_ROWS
+        and heads * max(1, rows_of(case.requests)) * case.chosen <= 8 * MOST_KEYS,
         shown="{} head(s)", always=True, region="several heads",
     )  # fmt: skip
     dtype: str = axis("dtype of queries and latents", ("bfloat16", "float16"), "bfloat16", always=True)
@@ -146,10 +141,6 @@ class SparseAttentionCase(Case):
         if any(request.query > request.kv for request in self.requests):
             yield "a request has more new tokens than tokens"
 
-    def is_cheap(self) -> bool:
-        """See ``DeclaredCase``."""
-        return _rows(self) <= MOST_NEW
-
     def regions(self) -> Mapping[str, bool]:
         """See ``DeclaredCase``."""
         return {
@@ -184,9 +175,9 @@ def build_inputs(case: SparseAttentionCase) -> SparseAttentionInputs:
 
 def _indices(case: SparseAttentionCase) -> torch.Tensor:
     """What is listed for each row; of rows of padding, what must not be looked up."""
-    total = _rows(case) + case.padded_rows
+    total = rows_of(case.requests) + case.padded_rows
     indices = torch.full((total, 1, case.chosen), -1, dtype=torch.int32)
-    indices[_rows(case) :] = 2**30
+    indices[rows_of(case.requests) :] = 2**30
     stream, row = Stream(case.seed, "choices"), 0
     for request in case.requests:
         for position in range(request.kv - request.query, request.kv):
@@ -223,16 +214,12 @@ def _listed(case: SparseAttentionCase, stream: Stream, visible: int, total: int)
 def coordinates(inputs: SparseAttentionInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to ``output`` or ``lse``; a padded row is nowhere."""
     tokens, heads, rank = inputs.query.shape
-    request, row, position, seen = (torch.full((tokens,), NOWHERE) for _ in range(4))
-    start = 0
-    for index, (new, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
-        span = slice(start, start + new)
-        request[span], row[span], position[span] = index, torch.arange(new), torch.arange(total - new, total)
-        start += new
-    for place in range(start):
-        seen[place] = len(seen_by(inputs.indices[place, 0], int(position[place])))
+    named = row_coordinates(tokens, inputs.query_lengths, inputs.kv_lengths)
+    seen = torch.full((tokens,), NOWHERE)
+    for place in range(sum(inputs.query_lengths)):
+        seen[place] = len(seen_by(inputs.indices[place, 0], int(named["kv position"][place])))
+    named["keys seen"] = seen
     more = (1,) * (2 if output == "output" else 1)
-    named = {"request": request, "row": row, "kv position": position, "keys seen": seen}
     found = {name: value.view(-1, *more) for name, value in named.items()}
     found["head"] = torch.arange(heads).view(1, -1, *more[1:])
     return found | ({"dim": torch.arange(rank).view(1, 1, -1)} if output == "output" else {})
@@ -241,7 +228,7 @@ def coordinates(inputs: SparseAttentionInputs, output: str) -> Mapping[str, torc
 def _other_order(inputs: SparseAttentionInputs, case: SparseAttentionCase) -> SparseAttentionInputs:
     """The same keys, listed in another order."""
     indices = inputs.indices.clone()
-    for row in range(_rows(case)):
+    for row in range(rows_of(case.requests)):
         count = int((indices[row, 0] >= 0).sum())
         order = torch.tensor(Stream(case.seed, f"order {row}").permutation(count), dtype=torch.int64)
         indices[row, 0, :count] = indices[row, 0, order]
@@ -254,51 +241,33 @@ def _more_room(inputs: SparseAttentionInputs, case: SparseAttentionCase) -> Chan
     return Changed(replace(inputs, indices=wider), case=replace(case, chosen=case.chosen + 3))
 
 
-def _starts(case: SparseAttentionCase) -> list[int]:
-    starts = [0]
-    for request in case.requests:
-        starts.append(starts[-1] + request.query)
-    return starts
-
-
 def _alone(inputs: SparseAttentionInputs, case: SparseAttentionCase) -> Changed[SparseAttentionInputs]:
     """One of the requests without the others."""
-    with_rows = [index for index, request in enumerate(case.requests) if request.query]
-    if len(case.requests) < 2 or not with_rows:
-        raise NotApplicable("the batch has one request, or no rows")
-    one = with_rows[Stream(case.seed, "alone").integers(0, len(with_rows), 1)[0]]
-    starts = _starts(case)
-    own = range(starts[one], starts[one + 1])
-    smaller = _of_rows(inputs, list(own), [one], (case.requests[one].query,), (case.requests[one].kv,))
-    return Changed(smaller, rows_taken(own), case=replace(case, requests=(case.requests[one],), padded_rows=0))
+    one, own = one_of(case.requests, case.seed)
+    request = case.requests[one]
+    smaller = _of_rows(inputs, own, [one], (request.query,), (request.kv,))
+    return Changed(smaller, rows_taken(own), case=replace(case, requests=(request,), padded_rows=0))
 
 
 def _of_rows(
-    inputs: SparseAttentionInputs, own: list[int], kept: list[int], new: tuple[int, ...], total: tuple[int, ...]
+    inputs: SparseAttentionInputs, own: list[int], kept: Sequence[int], new: tuple[int, ...], total: tuple[int, ...]
 ) -> SparseAttentionInputs:
     return replace(
         inputs, query=inputs.query[own], query_rope=inputs.query_rope[own], indices=inputs.indices[own],
-        pool=replace(inputs.pool, block_table=inputs.pool.block_table[kept]), query_lengths=new, kv_lengths=total,
+        pool=replace(inputs.pool, block_table=inputs.pool.block_table[list(kept)]), query_lengths=new, kv_lengths=total,
     )  # fmt: skip
 
 
 def _last_row_alone(inputs: SparseAttentionInputs, case: SparseAttentionCase) -> Changed[SparseAttentionInputs]:
     """A decode of the last row of each request."""
-    requests = [Request(min(1, one.query), one.kv) for one in case.requests]
-    if requests == list(case.requests):
-        raise NotApplicable("no request has more than one new token")
-    ends = _starts(case)[1:]
-    own = [end - 1 for end, one in zip(ends, case.requests, strict=True) if one.query]
-    kept = list(range(len(requests)))
-    smaller = _of_rows(inputs, own, kept, tuple(one.query for one in requests), inputs.kv_lengths)
-    return Changed(smaller, rows_taken(own), case=replace(case, requests=tuple(requests), padded_rows=0))
+    decodes, own = last_rows(case.requests)
+    smaller = _of_rows(inputs, own, range(len(decodes)), tuple(one.query for one in decodes), inputs.kv_lengths)
+    return Changed(smaller, rows_taken(own), case=replace(case, requests=decodes, padded_rows=0))
 
 
 def _pages_renamed(inputs: SparseAttentionInputs, case: SparseAttentionCase) -> SparseAttentionInputs:
     pool = inputs.pool
-    names = torch.tensor([0, *(1 + page for page in Stream(case.seed, "rename").permutation(len(pool.key) - 1))])
-    old = torch.argsort(names)
-    table = names[pool.block_table.to(torch.int64)].to(torch.int32)
+    table, old = renamed(pool.block_table, len(pool.key), case.seed)
     moved = replace(pool, key=pool.key[old], value=pool.value[old], block_table=table)
     return replace(inputs, pool=moved, scales=None if inputs.scales is None else inputs.scales[old])
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from hypothesis import assume
 
 from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed
 from npudiff.draw.data import Stream
-from npudiff.judge.pattern import NOWHERE
 from npudiff.judge.relations import Changed, Outputs, relation, rows_taken
-from npudiff.model.component import Component, NotApplicable
-from npudiff.model.constraints import Box, allows
+from npudiff.model.component import Component
+from npudiff.model.constraints import Box
 from npudiff.properties._shared import rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.illegal import illegal_lengths, illegal_pages, read_by_batch
 from npudiff.properties._shared.models import PAGE_SIZE, Model, of_models
+from npudiff.properties._shared.new_tokens import draw_few, last_rows, one_of, renamed, row_coordinates
 from npudiff.properties._shared.rows import GAPS, with_row_stride
 from npudiff.properties._shared.slots import page_order_axis
 from npudiff.properties.sliding_attention.case import POISONS, Request, SlidingAttentionCase
 from npudiff.properties.sliding_attention.pages import plan_pages
-from npudiff.properties.sliding_attention.requests import draw_requests
 from npudiff.reference.sparse_indexer import SparseIndexerInputs, sparse_indexer
 from npudiff.text import listed
 
@@ -52,11 +50,7 @@ _LENGTHS = range(2**20 + 1)
 
 
 def _draw_requests(choose: Chooser, box: Box, case: SparseIndexerCase) -> tuple[Request, ...]:
-    long = choose.pick(LONG[:1] if choose.far or choose.usual_only else LONG)
-    allowed = {**box, "fully_masked_rows": ("none", "empty")}
-    drawn = draw_requests(choose, allowed, case.page_size, None, 1, long)
-    assume(all(allows(box.get("kv_length", _LENGTHS), one.kv) for one in drawn))
-    return tuple(replace(one, kv=max(one.kv, one.query)) if one.kv else one for one in drawn)
+    return draw_few(choose, box, case.page_size, LONG, MOST_NEW, MOST_KEYS)
 
 
 def _products(case: SparseIndexerCase) -> int:
@@ -152,10 +146,6 @@ class SparseIndexerCase(Case):
         if self.heads * _products(self) > 2**34:
             yield f"there would be more than {2**34} products"
 
-    def is_cheap(self) -> bool:
-        """See ``DeclaredCase``."""
-        return self.tokens - self.padded_rows <= MOST_NEW and sum(one.kv for one in self.requests) <= MOST_KEYS
-
     def regions(self) -> Mapping[str, bool]:
         """See ``DeclaredCase``."""
         return {
@@ -213,42 +203,24 @@ def _quantised(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def coordinates(inputs: SparseIndexerInputs, output: str) -> Mapping[str, torch.Tensor]:
     """Return integer tensors that broadcast to ``chosen`` or ``listed``; a padded row is nowhere."""
-    tokens = len(inputs.query)
-    request, row, position = (torch.full((tokens,), NOWHERE) for _ in range(3))
-    start = 0
-    for index, (new, total) in enumerate(zip(inputs.query_lengths, inputs.kv_lengths, strict=True)):
-        span = slice(start, start + new)
-        request[span], row[span], position[span] = index, torch.arange(new), torch.arange(total - new, total)
-        start += new
-    named = {"request": request, "row": row, "kv position": position}
+    named = row_coordinates(len(inputs.query), inputs.query_lengths, inputs.kv_lengths)
     found = {name: value.unsqueeze(1) for name, value in named.items()}
     last = torch.arange(inputs.longest + 1 if output == "chosen" else 2)
     return found | {"key" if output == "chosen" else "count": last.unsqueeze(0)}
 
 
-def _starts(case: SparseIndexerCase) -> list[int]:
-    starts = [0]
-    for request in case.requests:
-        starts.append(starts[-1] + request.query)
-    return starts
-
-
 def _of_rows(
-    inputs: SparseIndexerInputs, own: list[int], kept: list[int], new: tuple[int, ...], total: tuple[int, ...]
+    inputs: SparseIndexerInputs, own: list[int], kept: Sequence[int], new: tuple[int, ...], total: tuple[int, ...]
 ) -> SparseIndexerInputs:
     scale = None if inputs.query_scale is None else inputs.query_scale[own]
     return replace(inputs, query=inputs.query[own], weights=inputs.weights[own], query_scale=scale,
-                   block_table=inputs.block_table[kept], query_lengths=new, kv_lengths=total)  # fmt: skip
+                   block_table=inputs.block_table[list(kept)], query_lengths=new, kv_lengths=total)  # fmt: skip
 
 
 def _alone(inputs: SparseIndexerInputs, case: SparseIndexerCase) -> Changed[SparseIndexerInputs]:
     """One of the requests without the others."""
-    with_rows = [index for index, request in enumerate(case.requests) if request.query]
-    if len(case.requests) < 2 or not with_rows:
-        raise NotApplicable("the batch has one request, or no rows")
-    one = with_rows[Stream(case.seed, "alone").integers(0, len(with_rows), 1)[0]]
-    starts, request = _starts(case), case.requests[one]
-    own = list(range(starts[one], starts[one + 1]))
+    one, own = one_of(case.requests, case.seed)
+    request = case.requests[one]
 
     def cut(outputs: Outputs) -> Outputs:
         taken = {name: output[own] for name, output in outputs.items()}
@@ -260,18 +232,13 @@ def _alone(inputs: SparseIndexerInputs, case: SparseIndexerCase) -> Changed[Spar
 
 def _last_row_alone(inputs: SparseIndexerInputs, case: SparseIndexerCase) -> Changed[SparseIndexerInputs]:
     """A decode of the last row of each request."""
-    requests = [Request(min(1, one.query), one.kv) for one in case.requests]
-    if requests == list(case.requests):
-        raise NotApplicable("no request has more than one new token")
-    own = [end - 1 for end, one in zip(_starts(case)[1:], case.requests, strict=True) if one.query]
-    smaller = _of_rows(inputs, own, list(range(len(requests))), tuple(one.query for one in requests), inputs.kv_lengths)
-    return Changed(smaller, rows_taken(own), case=replace(case, requests=tuple(requests), padded_rows=0))
+    decodes, own = last_rows(case.requests)
+    smaller = _of_rows(inputs, own, range(len(decodes)), tuple(one.query for one in decodes), inputs.kv_lengths)
+    return Changed(smaller, rows_taken(own), case=replace(case, requests=decodes, padded_rows=0))
 
 
 def _pages_renamed(inputs: SparseIndexerInputs, case: SparseIndexerCase) -> SparseIndexerInputs:
-    names = torch.tensor([0, *(1 + page for page in Stream(case.seed, "rename").permutation(len(inputs.key) - 1))])
-    old = torch.argsort(names)
-    table = names[inputs.block_table.to(torch.int64)].to(torch.int32)
+    table, old = renamed(inputs.block_table, len(inputs.key), case.seed)
     scale = None if inputs.key_scale is None else inputs.key_scale[old]
     return replace(inputs, key=inputs.key[old], key_scale=scale, block_table=table)
 

@@ -67,6 +67,9 @@ LISTED = 2**12
 DISTINCT = 8
 """Different parts of an outlier batch; they repeat, since a choice for each of hundreds would cost too much."""
 
+MOST_DISTINCT = 64
+"""Parts of a batch above which they repeat as well: a case whose size a user asked for is no outlier."""
+
 SOURCE = st.randoms(use_true_random=False)
 """The strategy that a ``Chooser`` draws from."""
 
@@ -218,6 +221,10 @@ class Chooser:
             return case
         return case if Constraints((box,)).reason_against(values(same)) else same
 
+    def repeats(self, axis: str, count: int) -> bool:
+        """Return whether of so many parts, which an axis counts, ``DISTINCT`` are drawn, and then come again."""
+        return axis == self.far or count > MOST_DISTINCT
+
     def draw_list(
         self, box: Box, axis: str, sizes: Sequence[int], draw_part: Callable[[], Part], alike: Alike[Part] | None = None
     ) -> tuple[Part, ...]:
@@ -252,7 +259,7 @@ class Chooser:
             in that alone.
         """
         parts: list[Part] = []
-        is_far = axis == self.far
+        is_far = self.repeats(axis, most)
         while len(parts) < (DISTINCT if is_far else most):
             stops = self.pick((True, *[False] * 31))
             if stops and parts and not is_far and allows(box.get(axis, (len(parts),)), len(parts)):

@@ -124,9 +124,8 @@ def draw_requests(
     special = _draw_request(choose, lengths, kind if long == "no" else long, blind)
     if not allows(box.get("ragged", (True,)), True):
         lengths = replace(lengths, query=(special.query,))
-    others = [
-        _draw_request(choose, lengths, kind, "none") for _ in range((DISTINCT if choose.far == "batch" else batch) - 1)
-    ]
+    different = DISTINCT if choose.repeats("batch", batch) else batch
+    others = [_draw_request(choose, lengths, kind, "none") for _ in range(different - 1)]
     others = list(islice(cycle(others), batch - 1))
     place = choose.pick((*range(batch), *range(1, batch)))  # where it is not first, places in it and the batch differ
     kept = place if long != "no" or blind != "none" else None

@@ -46,6 +46,15 @@ def test_every_value_that_default_cases_have_can_be_asked_for(component):
                 assert constraints.reason_against(component.values(case)) is None, (axis, value, case)
 
 
+@pytest.mark.parametrize(
+    "component", [one for one in COMPONENTS if "batch" in one.axes], ids=lambda component: component.name
+)
+def test_hundreds_of_requests_can_be_asked_for(component):
+    """Each with lengths of its own is more than Hypothesis draws for a case."""
+    for case in drawn(component, Constraints.of({"batch": (388,)}), 6):
+        assert 388 in component.values(case)["batch"]
+
+
 @every_component
 def test_a_case_survives_json_and_can_be_a_key(component):
     for case in drawn(component, Constraints()):
