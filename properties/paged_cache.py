@@ -293,6 +293,12 @@ def _sizes(model: Model) -> Box | None:
     }
 
 
+def _fewer_real(case: PagedCacheCase) -> Iterator[PagedCacheCase]:
+    """Half as many real tokens, and as many altogether."""
+    real = case.tokens // 2
+    yield replace(case, tokens=real, padded_tokens=case.padded_tokens + case.tokens - real)
+
+
 component = Component(
     name="paged_cache",
     summary="keys and values of new tokens, written at slots of a paged cache, byte by byte",
@@ -300,6 +306,7 @@ component = Component(
     outputs=("key_cache", "value_cache"),
     inputs=build_inputs,
     reference=paged_cache,
+    padded=_fewer_real,
     illegal=illegal_slots("key_cache", lambda inputs: inputs.page_size),
     coordinates=coordinates,
     highlighted_region="NZ",

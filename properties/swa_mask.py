@@ -164,6 +164,15 @@ def _sizes(model: Model) -> Box | None:
     return {"window": tuple(dict.fromkeys(windows))} if model.windowed else None
 
 
+def _shorter(case: SwaMaskCase) -> Iterator[SwaMaskCase]:
+    """Requests that are shorter, some of them without tokens, in a mask of as many columns."""
+    for lengths in (
+        tuple(length // 2 for length in case.kv_lengths),
+        tuple(0 if place % 2 else length for place, length in enumerate(case.kv_lengths[::-1])),
+    ):
+        yield replace(case, kv_lengths=lengths, spare=case.capacity - max(1, *lengths, 1))
+
+
 component = Component(
     name="swa_mask",
     summary="which keys each request of a decode batch hides",
@@ -171,6 +180,7 @@ component = Component(
     outputs=("mask",),
     inputs=build_inputs,
     reference=swa_mask,
+    padded=_shorter,
     illegal=(
         wrong_element("a negative length", "kv_lengths", constant(-1)),
         wrong_element("a length beyond the capacity", "kv_lengths", lambda inputs: inputs.capacity + 1),

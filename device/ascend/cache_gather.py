@@ -17,13 +17,13 @@ _OPERATOR = (
 )
 
 
-@implementation("cache_gather", supports=_OPERATOR)
+@implementation("cache_gather", supports=_OPERATOR, graph=True)
 def gather_pa(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """npu_gather_pa_kv_cache with one length per request; caches in NZ order carry the format FRACTAL_NZ."""
     return gather_with_operator(inputs, target, cumulative=False)
 
 
-@implementation("cache_gather", supports=_OPERATOR)
+@implementation("cache_gather", supports=_OPERATOR, graph=True)
 def gather_pa_cumulative(inputs: CacheGatherInputs, target: Target) -> Outputs:
     """npu_gather_pa_kv_cache with is_seq_lens_cumsum: lengths are where each request ends in the packed rows."""
     return gather_with_operator(inputs, target, cumulative=True)

@@ -28,6 +28,7 @@ SUPPORTED: Box = {
     "cached_attention",
     supports={**SUPPORTED, "write_layout": ("PA_BSND",), "read_layout": ("PA_BSND",)},
     on_device=True,
+    graph=True,
 )
 def nd_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
     """npu_scatter_nd_update_ into an ND pool, and FIA v2 on it."""
@@ -37,14 +38,17 @@ def nd_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
 
 
 @implementation(
-    "cached_attention", supports={**SUPPORTED, "write_layout": ("PA_NZ",), "read_layout": ("PA_NZ",)}, on_device=True
+    "cached_attention",
+    supports={**SUPPORTED, "write_layout": ("PA_NZ",), "read_layout": ("PA_NZ",)},
+    on_device=True,
+    graph=True,
 )
 def nz_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
     """npu_scatter_pa_kv_cache into an NZ pool, and FIA v2 on its five axes."""
     return attend(inputs, as_five_axes(inputs, *written_nz(inputs)))
 
 
-@implementation("cached_attention", supports=SUPPORTED, on_device=True)
+@implementation("cached_attention", supports=SUPPORTED, on_device=True, graph=True)
 def converted_pool(inputs: CachedAttentionInputs, target: Target) -> torch.Tensor:
     """Written in one layout and read in another: the pool is converted in between where they differ."""
     key, value = written(inputs)

@@ -16,7 +16,7 @@ RISING_ENDS: Box = {"empty_experts": ("none",)}
 """The documentation of group_index asks for ends that rise strictly: an expert without rows cannot be said."""
 
 
-@implementation("dynamic_quant", supports={"bits": (8,), **RISING_ENDS}, on_device=True)
+@implementation("dynamic_quant", supports={"bits": (8,), **RISING_ENDS}, on_device=True, graph=True)
 def npu_dynamic_quant(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """npu_dynamic_quant to int8."""
     quantised, scale = torch.ops.npu.npu_dynamic_quant(
@@ -32,7 +32,7 @@ def factors(inputs: DynamicQuantInputs) -> torch.Tensor | None:
     return inputs.smooth[0]
 
 
-@implementation("dynamic_quant", supports={"bits": (4,), **RISING_ENDS}, on_device=True)
+@implementation("dynamic_quant", supports={"bits": (4,), **RISING_ENDS}, on_device=True, graph=True)
 def npu_dynamic_quant_int4(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """npu_dynamic_quant to int4, eight in a word."""
     words, scale = torch.ops.npu.npu_dynamic_quant(
@@ -51,7 +51,7 @@ def unpacked(words: torch.Tensor) -> torch.Tensor:
     return torch.where(nibbles > 7, nibbles - 16, nibbles).flatten(-2).to(torch.int8)
 
 
-@implementation("dynamic_quant", on_device=True)
+@implementation("dynamic_quant", on_device=True, graph=True)
 def composed_dynamic_quant(inputs: DynamicQuantInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in float32."""
     return quantised(smoothed(inputs), inputs.bits)

@@ -41,7 +41,7 @@ def cast_outputs(cast: torch.Tensor, target: Target) -> Outputs:
     }
 
 
-@implementation("format_cast", on_device=True)
+@implementation("format_cast", on_device=True, graph=True)
 def pad_view_permute(inputs: FormatCastInputs, target: Target) -> Outputs:
     """Tiling in plain torch, as MLA preprocessing prepares its weights; the result carries no format."""
     return tiled_outputs(tiled(inputs.tensor, tile_columns(inputs.tensor.dtype)), inputs)

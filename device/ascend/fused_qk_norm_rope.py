@@ -30,6 +30,7 @@ def weights_of(inputs: FusedQkNormRopeInputs, name: str) -> tuple[torch.Tensor |
     "fused_qk_norm_rope",
     supports={"rounding": ("stages",), "heads": range(1, 1000), "rotary_dim": range(2, 896, 2)},
     on_device=True,
+    graph=True,
 )
 def norms_then_rotation(inputs: FusedQkNormRopeInputs, target: Target) -> Outputs:
     """npu_rms_norm of heads, and a rotation by npu_rotary_mul, as backends do it without a fused kernel."""
@@ -65,7 +66,7 @@ def turned(inputs: FusedQkNormRopeInputs, states: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.ops.npu.npu_rotary_mul(head, cosine, sine, mode)[0], states[..., dim:]], dim=-1)
 
 
-@implementation("fused_qk_norm_rope", supports={}, on_device=True)
+@implementation("fused_qk_norm_rope", supports={}, on_device=True, graph=True)
 def in_float32(inputs: FusedQkNormRopeInputs, target: Target) -> Outputs:
     """Everything in float32, and one cast at the end, as sgl-kernel-npu's fused kernel."""
     parts = split(inputs)
@@ -101,7 +102,7 @@ def rotated_in(inputs: FusedQkNormRopeInputs, states: torch.Tensor) -> torch.Ten
     return torch.cat([both, states[..., dim:]], dim=-1)
 
 
-@implementation("fused_qk_norm_rope", supports={"rounding": ("stages",)}, on_device=True)
+@implementation("fused_qk_norm_rope", supports={"rounding": ("stages",)}, on_device=True, graph=True)
 def rounded_before_rotation(inputs: FusedQkNormRopeInputs, target: Target) -> Outputs:
     """The norm in float32, rounded, and a rotation in the dtype of the projection, as vllm-ascend's fused kernel."""
     parts = split(inputs)

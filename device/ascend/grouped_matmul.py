@@ -73,19 +73,21 @@ def _weights_only(inputs: GroupedMatmulInputs) -> torch.Tensor:
     )
 
 
-@implementation("grouped_matmul", supports=_PLAIN, on_device=True)
+@implementation("grouped_matmul", supports=_PLAIN, on_device=True, graph=True)
 def npu_grouped_matmul(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on floats."""
     return by_form(inputs)
 
 
-@implementation("grouped_matmul", supports={**_BY_ROWS, "form": ("w8a8",)}, on_device=True)
+@implementation("grouped_matmul", supports={**_BY_ROWS, "form": ("w8a8",)}, on_device=True, graph=True)
 def npu_grouped_matmul_w8a8(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on int8 by int8."""
     return by_form(inputs)
 
 
-@implementation("grouped_matmul", supports={**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)}, on_device=True)
+@implementation(
+    "grouped_matmul", supports={**_BY_ROWS, "form": ("w4a8",), "group_list": ("counts",)}, on_device=True, graph=True
+)
 def npu_grouped_matmul_w4a8(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on int8 by int4."""
     return by_form(inputs)
@@ -95,13 +97,14 @@ def npu_grouped_matmul_w4a8(inputs: GroupedMatmulInputs, target: Target) -> torc
     "grouped_matmul",
     supports={**_BY_ROWS, "form": ("w8a16", "w4a16"), "group_list": ("counts", "ends")},
     on_device=True,
+    graph=True,
 )
 def npu_grouped_matmul_weights_only(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul on floats by int8 or int4."""
     return by_form(inputs)
 
 
-@implementation("grouped_matmul", supports={**_PLAIN, "experts": range(1, 129)}, on_device=True)
+@implementation("grouped_matmul", supports={**_PLAIN, "experts": range(1, 129)}, on_device=True, graph=True)
 def npu_grouped_matmul_listed(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul with a list of matrices, and one result for all."""
     outputs = torch.ops.npu.npu_grouped_matmul(
@@ -153,7 +156,9 @@ def counts(inputs: GroupedMatmulInputs) -> list[int]:
     return sizes
 
 
-@implementation("grouped_matmul", supports={"split": ("inner",), "group_list": ("counts", "ends")}, on_device=True)
+@implementation(
+    "grouped_matmul", supports={"split": ("inner",), "group_list": ("counts", "ends")}, on_device=True, graph=True
+)
 def npu_grouped_matmul_inner(inputs: GroupedMatmulInputs, target: Target) -> torch.Tensor:
     """npu_grouped_matmul whose groups divide the inner axis: rows come as a transposed view."""
     turned = inputs.states.t().contiguous().t()

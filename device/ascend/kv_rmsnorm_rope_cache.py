@@ -90,43 +90,43 @@ def page_starts(inputs: KvRmsnormRopeCacheInputs) -> torch.Tensor:
     return inputs.slots[:, :: inputs.page_size].flatten().contiguous()
 
 
-@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **PAGED}, on_device=True)
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **PAGED}, on_device=True, graph=True)
 def decode_pa_bnsd(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode PA_BNSD: a slot per token."""
     return decode(inputs, fused_call(inputs, "PA_BNSD", inputs.slots.flatten()))
 
 
-@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **PAGED}, on_device=True)
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **PAGED}, on_device=True, graph=True)
 def prefill_pa(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode PA, with what was written as outputs besides."""
     return prefill(inputs, fused_call(inputs, "PA", inputs.slots.flatten()))
 
 
-@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **NZ, **PAGED}, on_device=True)
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **NZ, **PAGED}, on_device=True, graph=True)
 def decode_pa_nz(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode PA_NZ: the same declared shape, bytes in strips."""
     return decode(inputs, fused_call(inputs, "PA_NZ", inputs.slots.flatten()))
 
 
-@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **WHOLE_PAGES}, on_device=True)
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **WHOLE_PAGES}, on_device=True, graph=True)
 def prefill_blk_bnsd(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode PA_BLK_BNSD: the first slot of each page of a request."""
     return prefill(inputs, fused_call(inputs, "PA_BLK_BNSD", page_starts(inputs)))
 
 
-@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **NZ, **WHOLE_PAGES}, on_device=True)
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **NZ, **WHOLE_PAGES}, on_device=True, graph=True)
 def prefill_blk_nz(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode PA_BLK_NZ."""
     return prefill(inputs, fused_call(inputs, "PA_BLK_NZ", page_starts(inputs)))
 
 
-@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **ROWS}, on_device=True)
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **ROWS}, on_device=True, graph=True)
 def decode_norm(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """Mode Norm: a row of the cache per request, and a place in it per token."""
     return decode(inputs, fused_call(inputs, "Norm", inputs.slots % inputs.page_size))
 
 
-@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **PAGED}, on_device=True)
+@implementation("kv_rmsnorm_rope_cache", supports={**OPERATOR, **ND, **PAGED}, on_device=True, graph=True)
 def prefill_v2(inputs: KvRmsnormRopeCacheInputs, target: Target) -> Outputs:
     """npu_kv_rmsnorm_rope_cache_v2: returns rope keys and latents, and declares that it writes into the caches."""
     call = fused_call(inputs, "PA_BNSD", inputs.slots.flatten()).having(is_output_kv=True)

@@ -113,7 +113,7 @@ class AbsorbedCall:
         }
 
 
-@implementation("latent_attention", supports=[{**DECODE, **ND}, {**DECODE, **NZ}], on_device=True)
+@implementation("latent_attention", supports=[{**DECODE, **ND}, {**DECODE, **NZ}], on_device=True, graph=True)
 def fia_v1_decode_bsnd(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     """Eager decode of sglang: FIA v1 BSND, one row per request, latents as keys and values (ascend_backend 3385)."""
     call = AbsorbedCall(inputs)
@@ -125,7 +125,7 @@ def fia_v1_decode_bsnd(inputs: LatentAttentionInputs, target: Target) -> Outputs
     return with_padding(inputs, output.squeeze(1)[:, : call.heads], None)
 
 
-@implementation("latent_attention", supports=fia_v1_decode_bsnd.constraints.boxes, on_device=True)
+@implementation("latent_attention", supports=fia_v1_decode_bsnd.constraints.boxes, on_device=True, graph=True)
 def fia_v1_graph_decode(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     """Decode of sglang in a graph: FIA v1 BSND with outputs and workspace of its own (ascend_backend 2991-3077)."""
     call = AbsorbedCall(inputs)
@@ -141,7 +141,7 @@ def fia_v1_graph_decode(inputs: LatentAttentionInputs, target: Target) -> Output
     return with_padding(inputs, output.squeeze(1)[:, : call.heads], None)
 
 
-@implementation("latent_attention", supports=[{**DECODE, **ND}, {**DECODE, **NZ}], on_device=True)
+@implementation("latent_attention", supports=[{**DECODE, **ND}, {**DECODE, **NZ}], on_device=True, graph=True)
 def fia_v2_decode(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     """Decode of vllm-ascend: FIA v2 BNSD_NBSD on ND pages by head, BSND_NBSD on NZ pages (mla_v1 1420-1470)."""
     call = AbsorbedCall(inputs)
@@ -163,7 +163,7 @@ VERIFY: Box = {**ABSORBED, "query_length": range(1, 17), "dtype": ("bfloat16",)}
 
 @implementation(
     "latent_attention", supports=[{**VERIFY, **ND, "ragged": (False,)}, {**VERIFY, **NZ, "ragged": (False,)}],
-    on_device=True,
+    on_device=True, graph=True,
 )  # fmt: skip
 def fia_v1_verify_tnd(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     """Verification of sglang: FIA v1 TND, as many rows of every request, pages by head (ascend_backend 2700-2790)."""
@@ -175,7 +175,7 @@ def fia_v1_verify_tnd(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     return with_padding(inputs, output[:, : call.heads], None)
 
 
-@implementation("latent_attention", supports=[{**VERIFY, **ND}, {**VERIFY, **NZ}], on_device=True)
+@implementation("latent_attention", supports=[{**VERIFY, **ND}, {**VERIFY, **NZ}], on_device=True, graph=True)
 def fia_v2_verify_tnd(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     """Drafts of vllm-ascend: FIA v2 TND_NTD, as many rows of a request as it has (mla_v1 1440-1578)."""
     return absorbed_tnd(AbsorbedCall(inputs))
@@ -195,6 +195,7 @@ def absorbed_tnd(call: AbsorbedCall, **changes: object) -> Outputs:
     "latent_attention",
     supports={**DECODE, **ND, "page_size": range(16, 129, 16), "fully_masked_rows": ("none",)},
     on_device=True,
+    graph=True,
 )
 def atb_paged_mla(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     """Decode of sglang without FIA: ATB's kernel on latents and rotated keys side by side (ascend_backend 3450).
@@ -328,7 +329,7 @@ CHUNKED: Box = {**EXPANDED, "dtype": ("bfloat16",), "kv_length": range(1, 16 * P
 """npu_attention_update merges up to 16 parts, each of which was rounded."""
 
 
-@implementation("latent_attention", supports=CHUNKED, on_device=True)
+@implementation("latent_attention", supports=CHUNKED, on_device=True, graph=True)
 def fia_v1_prefix_chunks(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     """Prefill of vllm-ascend: FIA v1 TND on the new tokens and on chunks of the prefix, merged (mla_v1 1112-1290)."""
     return ExpandedCall(inputs, target).run()
@@ -370,19 +371,19 @@ class WholePrefixCall(ExpandedCall):
 PREFIX: Box = {**EXPANDED, "dtype": ("bfloat16",), "merges": (1,)}
 
 
-@implementation("latent_attention", supports=PREFIX, on_device=True)
+@implementation("latent_attention", supports=PREFIX, on_device=True, graph=True)
 def fia_v2_prefix(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     """Prefill of sglang: FIA v2 TND on the new tokens and on whole prefixes, merged (ascend_backend 2174-2280)."""
     return WholePrefixCall(inputs, target).run()
 
 
-@implementation("latent_attention", supports=[*fia_v2_verify_tnd.constraints.boxes, PREFIX], on_device=True)
+@implementation("latent_attention", supports=[*fia_v2_verify_tnd.constraints.boxes, PREFIX], on_device=True, graph=True)
 def fia_by_form(inputs: LatentAttentionInputs, target: Target) -> Outputs:
     """Both forms, as one backend has them in prefill and decode: over latents, or over heads with a merged prefix."""
     return absorbed_tnd(AbsorbedCall(inputs)) if inputs.up is None else WholePrefixCall(inputs, target).run()
 
 
-@implementation("latent_attention", supports={"merges": (0,)})
+@implementation("latent_attention", supports={"merges": (0,)}, graph=True)
 def latent_native(inputs: LatentAttentionInputs, target: Target) -> torch.Tensor:
     """Gather each request's tokens and call scaled_dot_product_attention: the path without fused operators."""
     inputs = inputs.to(target.device)

@@ -72,19 +72,23 @@ def prolog_v3(inputs: MlaPreprocessInputs, cache_mode: str) -> Outputs:
     return {"query_nope": query, "query_rope": rope, **caches(inputs)}
 
 
-@implementation("mla_preprocess", supports={**PROLOG, **ND, "hidden_size": (6144, 7168, 7680)}, on_device=True)
+@implementation(
+    "mla_preprocess", supports={**PROLOG, **ND, "hidden_size": (6144, 7168, 7680)}, on_device=True, graph=True
+)
 def npu_mla_prolog_v3(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """npu_mla_prolog_v3 on ND caches, unquantised."""
     return prolog_v3(inputs, "PA_BSND")
 
 
-@implementation("mla_preprocess", supports={**PROLOG, **NZ, "hidden_size": (6144, 7168, 7680)}, on_device=True)
+@implementation(
+    "mla_preprocess", supports={**PROLOG, **NZ, "hidden_size": (6144, 7168, 7680)}, on_device=True, graph=True
+)
 def npu_mla_prolog_v3_nz(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """npu_mla_prolog_v3 on NZ caches, unquantised."""
     return prolog_v3(inputs, "PA_NZ")
 
 
-@implementation("mla_preprocess", supports={**PROLOG, "hidden_size": (7168,)}, on_device=True)
+@implementation("mla_preprocess", supports={**PROLOG, "hidden_size": (7168,)}, on_device=True, graph=True)
 def npu_mla_prolog_v2(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """npu_mla_prolog_v2, unquantised: the index comes before the caches, which are returned as well."""
     cosine, sine = tables(inputs)
@@ -109,7 +113,7 @@ def npu_mla_prolog_v2(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     return {"query_nope": query, "query_rope": query_rope, **caches(inputs)}
 
 
-@implementation("mla_preprocess", supports=DIMS, on_device=True)
+@implementation("mla_preprocess", supports=DIMS, on_device=True, graph=True)
 def rms_norm_cache_path(inputs: MlaPreprocessInputs, target: Target) -> Outputs:
     """Products, norms and rotation one after the other, and npu_kv_rmsnorm_rope_cache for the caches."""
     normed, _ = torch.ops.npu.npu_rms_norm(rounded(inputs.hidden, inputs.q_a_weight), inputs.q_a_norm,

@@ -28,25 +28,25 @@ def finalized(inputs: MoeFinalizeInputs, src_to_dst_row: torch.Tensor, mode: int
     )
 
 
-@implementation("moe_finalize", supports={**ALL_THERE, "spare_rows": (0,)}, on_device=True)
+@implementation("moe_finalize", supports={**ALL_THERE, "spare_rows": (0,)}, on_device=True, graph=True)
 def finalize_by_row(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_finalize_routing with drop_pad_mode 2, which goes with the second version of init routing."""
     return finalized(inputs, inputs.src_to_dst_row.flatten(), BY_ROW, inputs.expanded_rows)
 
 
-@implementation("moe_finalize", supports={**ALL_THERE, "spare_rows": (0,)}, on_device=True)
+@implementation("moe_finalize", supports={**ALL_THERE, "spare_rows": (0,)}, on_device=True, graph=True)
 def finalize_by_column(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_finalize_routing with drop_pad_mode 0, which goes with the first version of init routing."""
     return finalized(inputs, inputs.src_to_dst_row.T.flatten(), BY_COLUMN, inputs.expanded_rows)
 
 
-@implementation("moe_finalize", on_device=True)
+@implementation("moe_finalize", on_device=True, graph=True)
 def finalize_with_none(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_finalize_routing with drop_pad_mode 3: rows of [experts, capacity, width], and -1 for none."""
     return finalized(inputs, inputs.src_to_dst_row.flatten(), BY_ROW_OR_NONE, inputs.expanded_rows.unsqueeze(0))
 
 
-@implementation("moe_finalize", supports={"poison": ("large",)}, on_device=True)
+@implementation("moe_finalize", supports={"poison": ("large",)}, on_device=True, graph=True)
 def token_unpermute(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """npu_moe_token_unpermute. It does not know -1: such copies take row 0, with weight 0.
 
@@ -59,7 +59,7 @@ def token_unpermute(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     return total if inputs.residual is None else total + inputs.residual
 
 
-@implementation("moe_finalize", on_device=True)
+@implementation("moe_finalize", on_device=True, graph=True)
 def native_finalize(inputs: MoeFinalizeInputs, target: Target) -> torch.Tensor:
     """Composed of an index, a product and a sum in float32."""
     return together(inputs)

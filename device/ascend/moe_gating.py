@@ -22,7 +22,10 @@ def by_expert(inputs: MoeGatingInputs, weights: torch.Tensor, index: torch.Tenso
 
 
 @implementation(
-    "moe_gating", supports={**_SOFTMAX, **_PLAIN, "renormalise": (False,), "scaling": (1.0,)}, on_device=True
+    "moe_gating",
+    supports={**_SOFTMAX, **_PLAIN, "renormalise": (False,), "scaling": (1.0,)},
+    on_device=True,
+    graph=True,
 )
 def npu_moe_gating_top_k_softmax(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """npu_moe_gating_top_k_softmax, whose weights do not add up to 1."""
@@ -31,7 +34,10 @@ def npu_moe_gating_top_k_softmax(inputs: MoeGatingInputs, target: Target) -> Out
 
 
 @implementation(
-    "moe_gating", supports={**_SOFTMAX, **_PLAIN, "renormalise": (True,), "dtype": ("float32",)}, on_device=True
+    "moe_gating",
+    supports={**_SOFTMAX, **_PLAIN, "renormalise": (True,), "dtype": ("float32",)},
+    on_device=True,
+    graph=True,
 )
 def softmax_then_norm(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """npu_moe_gating_top_k_softmax, and the weights divided by their sum."""
@@ -40,7 +46,10 @@ def softmax_then_norm(inputs: MoeGatingInputs, target: Target) -> Outputs:
 
 
 @implementation(
-    "moe_gating", supports=[{**_SIGMOID, "renormalise": (True,)}, {**_SOFTMAX, "renormalise": (False,)}], on_device=True
+    "moe_gating",
+    supports=[{**_SIGMOID, "renormalise": (True,)}, {**_SOFTMAX, "renormalise": (False,)}],
+    on_device=True,
+    graph=True,
 )
 def npu_moe_gating_top_k(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """npu_moe_gating_top_k: sigmoids are renormalised, a softmax is not."""
@@ -62,7 +71,7 @@ def top_k(inputs: MoeGatingInputs) -> Outputs:
     return by_expert(inputs, weights, index)
 
 
-@implementation("moe_gating", on_device=True)
+@implementation("moe_gating", on_device=True, graph=True)
 def native_gating(inputs: MoeGatingInputs, target: Target) -> Outputs:
     """Composed of plain torch operators in float32."""
     scores = scored(inputs)

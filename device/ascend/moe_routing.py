@@ -57,13 +57,13 @@ def outputs_of(
     return {**result, "scale": scale} if inputs.form in ("with scales", "by largest", "smoothed") else result
 
 
-@implementation("moe_routing", on_device=True)
+@implementation("moe_routing", on_device=True, graph=True)
 def init_routing_v2(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 with counts."""
     return outputs_of(inputs, *second(inputs, COUNTS))
 
 
-@implementation("moe_routing", on_device=True)
+@implementation("moe_routing", on_device=True, graph=True)
 def init_routing_v2_cumulative(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing_v2 with cumulative counts, from which those of each expert are taken."""
     rows, src_to_dst_row, ends, scale = second(inputs, CUMULATIVE)
@@ -85,7 +85,7 @@ def turned(copies: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return src_to_dst_row
 
 
-@implementation("moe_routing", supports=_PLAIN, on_device=True)
+@implementation("moe_routing", supports=_PLAIN, on_device=True, graph=True)
 def init_routing_v1(inputs: MoeRoutingInputs, target: Target) -> Outputs:
     """npu_moe_init_routing, whose copies are numbered by column, and npu_moe_compute_expert_tokens."""
     rows, src_to_dst_row, sorted_experts = first(inputs, by_column(inputs))

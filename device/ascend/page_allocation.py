@@ -16,7 +16,9 @@ def alloc_extend(inputs: PageAllocationInputs, target: Target) -> Outputs:
     return extend(inputs, room_in_last_page(inputs))
 
 
-@implementation("page_allocation", supports={"new_tokens": (1,), "page_size": range(2, 2**16 + 1)}, on_device=True)
+@implementation(
+    "page_allocation", supports={"new_tokens": (1,), "page_size": range(2, 2**16 + 1)}, on_device=True, graph=True
+)
 def alloc_decode(inputs: PageAllocationInputs, target: Target) -> Outputs:
     """A new page where the length is one past a page, else the slot after the last."""
     return decode(inputs, inputs.lengths % inputs.page_size == 1)

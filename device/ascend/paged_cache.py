@@ -29,7 +29,7 @@ def caches(inputs: PagedCacheInputs) -> Outputs:
     return {"key_cache": inputs.key_cache, "value_cache": inputs.value_cache}
 
 
-@implementation("paged_cache", supports={"layout": ("PA_BSND",), **_NO_SKIPPING}, on_device=True)
+@implementation("paged_cache", supports={"layout": ("PA_BSND",), **_NO_SKIPPING}, on_device=True, graph=True)
 def scatter_nd_update(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """FIA pool of sglang: one row per slot of the cache seen as [slots, heads, dim]."""
     slots = inputs.slots.view(-1, 1)
@@ -39,7 +39,10 @@ def scatter_nd_update(inputs: PagedCacheInputs, target: Target) -> Outputs:
 
 
 @implementation(
-    "paged_cache", supports={"layout": ("PA_BSND",), "slots_dtype": ("int32",), **_CONTIGUOUS}, on_device=True
+    "paged_cache",
+    supports={"layout": ("PA_BSND",), "slots_dtype": ("int32",), **_CONTIGUOUS},
+    on_device=True,
+    graph=True,
 )
 def reshape_and_cache(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """ATB operator on a 4-D cache, the path without FIA."""
@@ -53,7 +56,7 @@ def reshape_and_cache(inputs: PagedCacheInputs, target: Target) -> Outputs:
     return caches(inputs)
 
 
-@implementation("paged_cache", supports={"layout": ("PA_BSND",), **_CONTIGUOUS})
+@implementation("paged_cache", supports={"layout": ("PA_BSND",), **_CONTIGUOUS}, graph=True)
 def scatter_pa_norm(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """npu_scatter_pa_kv_cache with cache_mode="Norm"."""
     return scatter_pa(inputs, target, "Norm")
@@ -70,6 +73,7 @@ def scatter_pa_norm(inputs: PagedCacheInputs, target: Target) -> Outputs:
             "head_dims": _strips(32),
         },
     ],
+    graph=True,
 )
 def scatter_pa_nz(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """npu_scatter_pa_kv_cache with cache_mode="PA_NZ"."""
@@ -91,7 +95,10 @@ def scatter_pa(inputs: PagedCacheInputs, target: Target, cache_mode: str) -> Out
 
 
 @implementation(
-    "paged_cache", supports={"layout": ("PA_NZ",), "kv_heads": (1,), **_FLOATS, **_NO_SKIPPING}, on_device=True
+    "paged_cache",
+    supports={"layout": ("PA_NZ",), "kv_heads": (1,), **_FLOATS, **_NO_SKIPPING},
+    on_device=True,
+    graph=True,
 )
 def scatter_nz_rows(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """MLA pool of sglang in NZ: every token is cut into rows of 16, each scattered to a row of the cache."""
@@ -112,7 +119,7 @@ def scatter_rows(cache: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -
     torch.ops.npu.npu_scatter_nd_update_(cache.view(-1, STRIP), index.reshape(-1, 1), rows.reshape(-1, STRIP))
 
 
-@implementation("paged_cache", supports={"layout": ("PA_BSND", "PA_BNSD"), **_NO_SKIPPING}, on_device=True)
+@implementation("paged_cache", supports={"layout": ("PA_BSND", "PA_BNSD"), **_NO_SKIPPING}, on_device=True, graph=True)
 def index_put(inputs: PagedCacheInputs, target: Target) -> Outputs:
     """Plain indexing: the path without fused operators."""
     page, offset = inputs.slots // inputs.page_size, inputs.slots % inputs.page_size

@@ -32,7 +32,7 @@ def called(inputs: QuantMatmulInputs, x: torch.Tensor, weight: torch.Tensor, sca
     return result
 
 
-@implementation("quant_matmul", supports={"bits": (8,)}, on_device=True)
+@implementation("quant_matmul", supports={"bits": (8,)}, on_device=True, graph=True)
 def npu_quant_matmul(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_quant_matmul with scales as they are."""
     return called(inputs, inputs.x, inputs.weight, inputs.scale)
@@ -42,6 +42,7 @@ def npu_quant_matmul(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     "quant_matmul",
     supports={"bits": (8,), "output": ("float16", "int8"), "token_scale": (False,), "offset": ("none",)},
     on_device=True,
+    graph=True,
 )
 def npu_quant_matmul_packed_scales(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_quant_matmul with scales that npu_trans_quant_param packed, as float16 models have them."""
@@ -49,13 +50,13 @@ def npu_quant_matmul_packed_scales(inputs: QuantMatmulInputs, target: Target) ->
     return called(inputs, inputs.x, inputs.weight, scale)
 
 
-@implementation("quant_matmul", supports=WHOLE_TILES, on_device=True)
+@implementation("quant_matmul", supports=WHOLE_TILES, on_device=True, graph=True)
 def npu_quant_matmul_nz(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_quant_matmul on a weight that was cast to FRACTAL_NZ after loading."""
     return called(inputs, inputs.x, format_cast(inputs.weight.contiguous(), FRACTAL_NZ, target), inputs.scale)
 
 
-@implementation("quant_matmul", supports={"bits": (4,)}, on_device=True)
+@implementation("quant_matmul", supports={"bits": (4,)}, on_device=True, graph=True)
 def npu_quant_matmul_int4(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_quant_matmul on words of eight integers; a transposed weight is packed along its own rows."""
     x = words(inputs.x)
@@ -70,7 +71,7 @@ def words(integers: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-@implementation("quant_matmul", on_device=True)
+@implementation("quant_matmul", on_device=True, graph=True)
 def composed_quant_matmul(inputs: QuantMatmulInputs, target: Target) -> torch.Tensor:
     """Composed: a product of int32, then float32."""
     return written(inputs, summed(inputs))

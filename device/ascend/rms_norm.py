@@ -14,27 +14,27 @@ _PLAIN = {"kind": ("plain",)}
 _GEMMA = {"kind": ("gemma",)}
 
 
-@implementation("rms_norm", supports={**_PLAIN, **_ALONE}, on_device=True)
+@implementation("rms_norm", supports={**_PLAIN, **_ALONE}, on_device=True, graph=True)
 def npu_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_rms_norm."""
     output, rstd = torch.ops.npu.npu_rms_norm(inputs.hidden, inputs.weight, inputs.epsilon)
     return {"output": output, "rstd": rstd}
 
 
-@implementation("rms_norm", supports={**_GEMMA, **_ALONE}, on_device=True)
+@implementation("rms_norm", supports={**_GEMMA, **_ALONE}, on_device=True, graph=True)
 def npu_gemma_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_gemma_rms_norm on the stored weight: the operator adds 1."""
     output, rstd = torch.ops.npu.npu_gemma_rms_norm(inputs.hidden, inputs.weight, inputs.epsilon)
     return {"output": output, "rstd": rstd}
 
 
-@implementation("rms_norm", supports={**_PLAIN, "residual": (True,)}, on_device=True)
+@implementation("rms_norm", supports={**_PLAIN, "residual": (True,)}, on_device=True, graph=True)
 def npu_add_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_add_rms_norm."""
     return add_rms_norm(inputs, inputs.weight)
 
 
-@implementation("rms_norm", supports={**_GEMMA, "residual": (True,)}, on_device=True)
+@implementation("rms_norm", supports={**_GEMMA, "residual": (True,)}, on_device=True, graph=True)
 def gemma_add_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """Gemma with a residual: npu_add_rms_norm on 1 + weight, added in float32 and rounded to the states' dtype."""
     return add_rms_norm(inputs, (1.0 + inputs.weight.float()).to(inputs.hidden.dtype))
@@ -46,7 +46,7 @@ def add_rms_norm(inputs: RmsNormInputs, weight: torch.Tensor) -> Outputs:
     return {"output": output, "rstd": rstd, "sum": total}
 
 
-@implementation("rms_norm", supports={**_PLAIN, "residual": (True,)}, on_device=True)
+@implementation("rms_norm", supports={**_PLAIN, "residual": (True,)}, on_device=True, graph=True)
 def npu_add_rms_norm_v2(inputs: RmsNormInputs, target: Target) -> Outputs:
     """npu_add_rms_norm_v2: the first input becomes the output, the second the sum; only rstd is returned."""
     hidden, residual = inputs.hidden, inputs.residual
@@ -54,7 +54,7 @@ def npu_add_rms_norm_v2(inputs: RmsNormInputs, target: Target) -> Outputs:
     return {"output": hidden, "rstd": rstd, "sum": residual}
 
 
-@implementation("rms_norm", supports={"rounding": ("once",)}, on_device=True)
+@implementation("rms_norm", supports={"rounding": ("once",)}, on_device=True, graph=True)
 def native_rms_norm(inputs: RmsNormInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in float32, rounded once: the path that SGLANG_NPU_FORWARD_NATIVE_* selects."""
     total = inputs.hidden if inputs.residual is None else inputs.hidden + inputs.residual

@@ -124,19 +124,19 @@ def read_halves(inputs: RopeCacheInputs, device: str, kind: type[Rope] = Repeate
     }
 
 
-@implementation("rope_cache")
+@implementation("rope_cache", graph=True)
 def rope_table(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Rows of the plain table, [cos | sin] in the dtype of the model, as npu_mrope reads it."""
     return {"table": read_table(inputs, target.device)}
 
 
-@implementation("rope_cache")
+@implementation("rope_cache", graph=True)
 def get_cos_sin_cache(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Rows of float32 buffers with repeated halves, cast to the dtype that is asked for (sglang's DeepSeek class)."""
     return read_halves(inputs, target.device)
 
 
-@implementation("rope_cache")
+@implementation("rope_cache", graph=True)
 def get_sin_cos(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Rows of the plain table, split into cosines and sines, each repeated (sglang's MLA preprocessing)."""
     cosine, sine = read_table(inputs, target.device).chunk(2, dim=-1)
@@ -149,7 +149,7 @@ def spread(cosine: torch.Tensor, sine: torch.Tensor, config: RopeConfig) -> Outp
     return {**wide, "softmax_scale": scale_of(config)}
 
 
-@implementation("rope_cache", on_device=True)
+@implementation("rope_cache", on_device=True, graph=True)
 def from_positions(inputs: RopeCacheInputs, target: Target) -> Outputs:
     """Computed from positions at every call, without a table, as models of transformers do."""
     config = inputs.config

@@ -35,6 +35,7 @@ _CONTIGUOUS = {"rows": ("contiguous",)}
         {**_MROPE, "dims": _strips(16), "dtype": ("float32",)},
     ],
     on_device=True,
+    graph=True,
 )
 def npu_mrope(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_mrope: positions and table go to the operator; sections [0, 0, 0] are plain rope."""
@@ -55,7 +56,9 @@ def mrope(inputs: RotaryInputs, rotary_mode: str) -> Outputs:
     return {"query": query.view_as(inputs.query), "key": key.view_as(inputs.key)}
 
 
-@implementation("rotary", supports={"style": ("half", "interleaved"), "dims": _WHOLE_HEADS, **_PLAIN}, on_device=True)
+@implementation(
+    "rotary", supports={"style": ("half", "interleaved"), "dims": _WHOLE_HEADS, **_PLAIN}, on_device=True, graph=True
+)
 def npu_rotary_mul(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_rotary_mul on 4-D states, with cosines and sines spread over the whole head."""
     cosine, sine = spread(inputs)
@@ -80,6 +83,7 @@ def spread(inputs: RotaryInputs) -> tuple[torch.Tensor, torch.Tensor]:
     "rotary",
     supports={"style": ("interleaved_to_half",), "dims": ("64",), "dtype": _SIXTEEN_BITS, **_PLAIN, **_CONTIGUOUS},
     on_device=True,
+    graph=True,
 )
 def npu_interleave_rope(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_interleave_rope, as DeepSeek models call it: interleaved in, halves out."""
@@ -91,7 +95,10 @@ def npu_interleave_rope(inputs: RotaryInputs, target: Target) -> Outputs:
 
 
 @implementation(
-    "rotary", supports={"style": ("half",), "dims": ("64", "128"), "dtype": _SIXTEEN_BITS, **_PLAIN}, on_device=True
+    "rotary",
+    supports={"style": ("half",), "dims": ("64", "128"), "dtype": _SIXTEEN_BITS, **_PLAIN},
+    on_device=True,
+    graph=True,
 )
 def npu_apply_rotary_pos_emb(inputs: RotaryInputs, target: Target) -> Outputs:
     """npu_apply_rotary_pos_emb in layout BSND: queries and keys in one call, written in place."""
@@ -102,7 +109,7 @@ def npu_apply_rotary_pos_emb(inputs: RotaryInputs, target: Target) -> Outputs:
     return {"query": query.squeeze(0), "key": key.squeeze(0)}
 
 
-@implementation("rotary", supports=_PLAIN, on_device=True)
+@implementation("rotary", supports=_PLAIN, on_device=True, graph=True)
 def native_rotary(inputs: RotaryInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in the dtype of the states: the path without fused operators."""
     return {
@@ -124,7 +131,7 @@ def rotate(inputs: RotaryInputs, states: torch.Tensor, rotary_dim: int) -> torch
     return torch.cat([whole, states[..., rotary_dim:]], dim=-1)
 
 
-@implementation("rotary", on_device=True)
+@implementation("rotary", on_device=True, graph=True)
 def native_mrope(inputs: RotaryInputs, target: Target) -> Outputs:
     """Cosines and sines of each section put together to one row per token, then as ``native_rotary``."""
     if not inputs.sections:

@@ -73,7 +73,7 @@ def before_filters(inputs: SamplingInputs) -> torch.Tensor:
     return without_unlikely(inputs, scaled(inputs, penalised(inputs, allowed(inputs))))
 
 
-@implementation("sampling", supports=_SURVIVORS, on_device=True)
+@implementation("sampling", supports=_SURVIVORS, on_device=True, graph=True)
 def npu_top_k_top_p(inputs: SamplingInputs, target: Target) -> Outputs:
     """The operator in vllm-ascend: penalties, temperature and min-p in plain torch."""
     return left(filtered_by_operator(inputs, before_filters(inputs)))
@@ -87,14 +87,14 @@ def filtered_by_operator(inputs: SamplingInputs, logits: torch.Tensor) -> torch.
     return filtered
 
 
-@implementation("sampling", supports={"mass": ("top-k",)}, on_device=True)
+@implementation("sampling", supports={"mass": ("top-k",)}, on_device=True, graph=True)
 def operator_then_min_p(inputs: SamplingInputs, target: Target) -> Outputs:
     """The operator in sglang, with min-p behind it."""
     logits = filtered_by_operator(inputs, scaled(inputs, penalised(inputs, allowed(inputs))))
     return left(without_unlikely(inputs, logits))
 
 
-@implementation("sampling", supports=_SURVIVORS, on_device=True)
+@implementation("sampling", supports=_SURVIVORS, on_device=True, graph=True)
 def sorted_once(inputs: SamplingInputs, target: Target) -> Outputs:
     """As vllm itself: one ascending sort, a threshold for top-k, sums of probabilities for top-p."""
     return left(filtered_by_sort(inputs, before_filters(inputs)))
@@ -115,7 +115,7 @@ def filtered_by_sort(inputs: SamplingInputs, logits: torch.Tensor) -> torch.Tens
     return torch.empty_like(values).scatter(1, index, values)
 
 
-@implementation("sampling", supports=_ALL, on_device=True)
+@implementation("sampling", supports=_ALL, on_device=True, graph=True)
 def by_probability(inputs: SamplingInputs, target: Target) -> Outputs:
     """Without the operator in sglang: a descending sort of probabilities, from which each filter takes its part."""
     logits = scaled(inputs, penalised(inputs, allowed(inputs)))
@@ -136,7 +136,10 @@ def likely(inputs: SamplingInputs, probabilities: torch.Tensor) -> torch.Tensor:
 
 
 @implementation(
-    "sampling", supports={**_SURVIVORS, **_CONTIGUOUS, "grammar": ("half", "a word", "one token")}, on_device=True
+    "sampling",
+    supports={**_SURVIVORS, **_CONTIGUOUS, "grammar": ("half", "a word", "one token")},
+    on_device=True,
+    graph=True,
 )
 def apply_token_bitmask(inputs: SamplingInputs, target: Target) -> Outputs:
     """With a grammar in sglang: the operator of sgl-kernel-npu writes minus infinity into the logits."""

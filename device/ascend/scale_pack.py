@@ -21,7 +21,7 @@ HIGH_BITS = -(2**13)
 NINE_BITS = 2**9 - 1
 
 
-@implementation("scale_pack", supports=FIXPIPE, on_device=True)
+@implementation("scale_pack", supports=FIXPIPE, on_device=True, graph=True)
 def npu_trans_quant_param(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """npu_trans_quant_param, scales of experts as one axis."""
     offset = None if inputs.offset is None else inputs.offset.flatten()
@@ -29,7 +29,7 @@ def npu_trans_quant_param(inputs: ScalePackInputs, target: Target) -> torch.Tens
     return words.view(inputs.scale.shape) if inputs.scale.dim() > 1 else words
 
 
-@implementation("scale_pack", supports=FIXPIPE, on_device=True)
+@implementation("scale_pack", supports=FIXPIPE, on_device=True, graph=True)
 def composed_fixpipe(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Composed of shifts and masks."""
     return cut(inputs.scale, inputs.round_mode) | 1 << 46 | placed(inputs.offset)
@@ -52,7 +52,7 @@ def placed(offset: torch.Tensor | None) -> torch.Tensor | int:
     return (offset.round().clamp(-256, 255).to(torch.int64) & NINE_BITS) << 37
 
 
-@implementation("scale_pack", supports=BITS, on_device=True)
+@implementation("scale_pack", supports=BITS, on_device=True, graph=True)
 def view_widened(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Viewed as int32, widened to int64, and without the copies of the sign."""
     return widened(inputs.scale)
@@ -65,7 +65,7 @@ def reinterpreted_on_host(inputs: ScalePackInputs, target: Target) -> torch.Tens
     return torch.from_numpy(words).to(target.device)
 
 
-@implementation("scale_pack", supports=BITS, on_device=True)
+@implementation("scale_pack", supports=BITS, on_device=True, graph=True)
 def lower_halves(inputs: ScalePackInputs, target: Target) -> torch.Tensor:
     """Written to every other element of float32 zeros, and those viewed in pairs."""
     return halves(inputs.scale, 0)

@@ -79,7 +79,7 @@ def run_decode(inputs: SlidingAttentionInputs, call: FusedCall) -> Outputs:
     return with_padding(inputs, output.squeeze(1), lse.flatten(1))
 
 
-@implementation("sliding_attention", supports=TND_BOXES, on_device=True)
+@implementation("sliding_attention", supports=TND_BOXES, on_device=True, graph=True)
 def fia_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend through FIA v2 TND: ragged rows of all requests in one call."""
     return run_tnd(inputs, tnd_call(inputs))
@@ -128,7 +128,9 @@ def fia_decode_mask(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     return run_decode(inputs, decode_call(inputs))
 
 
-@implementation("sliding_attention", supports=[{**box, "query_length": (1,)} for box in TND_BOXES], on_device=True)
+@implementation(
+    "sliding_attention", supports=[{**box, "query_length": (1,)} for box in TND_BOXES], on_device=True, graph=True
+)
 def fia_decode_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Graph-style decode through FIA v2 TND: the window is the band."""
     return run_tnd(inputs, graph_decode_call(inputs))
@@ -138,6 +140,7 @@ def fia_decode_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     "sliding_attention",
     supports=[{**box, "query_length": range(1, 9), "ragged": (False,)} for box in TND_BOXES],
     on_device=True,
+    graph=True,
 )
 def fia_verify_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Multi-token decode (draft verification) through FIA v2 TND: every request has the same few rows."""
@@ -147,7 +150,10 @@ def fia_verify_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
 
 
 @implementation(
-    "sliding_attention", supports=[{**box, "window": (None,), "sinks": (False,)} for box in TND_BOXES], on_device=True
+    "sliding_attention",
+    supports=[{**box, "window": (None,), "sinks": (False,)} for box in TND_BOXES],
+    on_device=True,
+    graph=True,
 )
 def fia_v1_extend_tnd(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend of full-attention layers through FIA v1 TND (ascend_backend.py 1875-1924)."""
@@ -200,7 +206,10 @@ def fia_v1_decode_bsh(inputs: SlidingAttentionInputs, target: Target) -> Outputs
 
 
 @implementation(
-    "sliding_attention", supports=[{**box, **NZ} for box in fia_extend_tnd.constraints.boxes], on_device=True
+    "sliding_attention",
+    supports=[{**box, **NZ} for box in fia_extend_tnd.constraints.boxes],
+    on_device=True,
+    graph=True,
 )
 def fia_extend_nz(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     """Extend through FIA v2 TND on NZ pages: the caches go to the operator as they lie, with five axes."""
@@ -215,7 +224,7 @@ def fia_decode_nz(inputs: SlidingAttentionInputs, target: Target) -> Outputs:
     return run_decode(inputs, decode_call(inputs))
 
 
-@implementation("sliding_attention", supports={"sinks": (False,), **ND}, on_device=True)
+@implementation("sliding_attention", supports={"sinks": (False,), **ND}, on_device=True, graph=True)
 def torch_native(inputs: SlidingAttentionInputs, target: Target) -> torch.Tensor:
     """Gather each request's visible keys and call scaled_dot_product_attention: the path without fused operators."""
     pool = inputs.kv

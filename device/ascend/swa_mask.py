@@ -33,13 +33,13 @@ def window_mask(kv_lengths: torch.Tensor, capacity: int, left_context: int | Non
     return hidden.unsqueeze(1)
 
 
-@implementation("swa_mask", name="eager", on_device=True)
+@implementation("swa_mask", name="eager", on_device=True, graph=True)
 def swa_mask_eager(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """Compare key indices with the window's first key and the length (sglang: get_swa_mask)."""
     return window_mask(inputs.kv_lengths, inputs.capacity, inputs.window)
 
 
-@implementation("swa_mask", name="graph_buffer", on_device=True)
+@implementation("swa_mask", name="graph_buffer", on_device=True, graph=True)
 def swa_mask_graph(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """Write into a captured buffer that is larger than the batch and holds what the last replay left."""
     lengths = inputs.kv_lengths

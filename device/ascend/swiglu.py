@@ -21,23 +21,21 @@ HALVES: Box = {"layout": ("halves",)}
 STEP: Box = {"activation": ("silu", "swiglustep")}
 
 
-@implementation("swiglu", supports={**STEP, **HALVES, "limited": (False,)}, on_device=True)
+@implementation("swiglu", supports={**STEP, **HALVES, "limited": (False,)}, on_device=True, graph=True)
 def npu_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """npu_swiglu, which has no limit."""
     return torch.ops.npu.npu_swiglu(inputs.states)  # type: ignore[no-any-return]
 
 
 @implementation(
-    "swiglu",
-    supports={"activation": ("gelu_tanh",), **HALVES, "limited": (False,)},
-    on_device=True,
+    "swiglu", supports={"activation": ("gelu_tanh",), **HALVES, "limited": (False,)}, on_device=True, graph=True
 )
 def npu_geglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """npu_geglu, whose GELU is the one by a tangent unless it is told otherwise."""
     return plain(inputs.states, inputs.activation)
 
 
-@implementation("swiglu", supports={"activation": ("swiglu_oai",), "limited": (True,)}, on_device=True)
+@implementation("swiglu", supports={"activation": ("swiglu_oai",), "limited": (True,)}, on_device=True, graph=True)
 def npu_clipped_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """npu_clipped_swiglu, in both layouts."""
     return clipped(inputs)
@@ -54,7 +52,7 @@ def clipped(inputs: SwigluInputs) -> torch.Tensor:
     )
 
 
-@implementation("swiglu", on_device=True)
+@implementation("swiglu", on_device=True, graph=True)
 def composed_swiglu(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """Composed of elementwise operators in the dtype of the states."""
     return composed(inputs)
@@ -94,7 +92,7 @@ def oai(gate: torch.Tensor, up: torch.Tensor, limit: float | None, alpha: float,
     return gate * torch.sigmoid(gate * alpha) * (up + bias)
 
 
-@implementation("swiglu", supports=HALVES, on_device=True)
+@implementation("swiglu", supports=HALVES, on_device=True, graph=True)
 def by_configuration(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """The runner's choice: an operator where there is one, else composed."""
     if inputs.activation is Activation.SWIGLU_OAI:
@@ -111,7 +109,7 @@ def plain(states: torch.Tensor, activation: Activation) -> torch.Tensor:
     return torch.ops.npu.npu_swiglu(states)  # type: ignore[no-any-return]
 
 
-@implementation("swiglu", supports={"rounding": ("once",)}, on_device=True)
+@implementation("swiglu", supports={"rounding": ("once",)}, on_device=True, graph=True)
 def swiglu_in_float32(inputs: SwigluInputs, target: Target) -> torch.Tensor:
     """Composed in float32, and rounded once: what models are trained with."""
     return composed(replace(inputs, states=inputs.states.float())).to(inputs.states.dtype)

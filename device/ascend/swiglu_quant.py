@@ -37,6 +37,7 @@ OAI: Box = {"activation": ("swiglu_oai",)}
     "swiglu_quant",
     supports=[{**ONCE, **activation, **groups} for activation in (SILU, OAI) for groups in (UNGROUPED, GROUPED)],
     on_device=True,
+    graph=True,
 )
 def npu_dequant_swiglu_quant(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """npu_dequant_swiglu_quant, of sums and of numbers; groups have counts."""
@@ -75,13 +76,16 @@ _NUMBERS: Box = {**ONCE, **SILU, "sums": ("none",), "width": range(1, 4097)}
     "swiglu_quant",
     supports=[{**_NUMBERS, **UNGROUPED}, {**_NUMBERS, "groups": range(1, 1025), "smooth": (True,)}],
     on_device=True,
+    graph=True,
 )
 def npu_swiglu_quant(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """npu_swiglu_quant with counts. Its scale is the reciprocal of the others'."""
     return turned_round(quantised_by_groups(inputs, inputs.counts, COUNTS))
 
 
-@implementation("swiglu_quant", supports={**_NUMBERS, "groups": range(1, 1025), "smooth": (True,)}, on_device=True)
+@implementation(
+    "swiglu_quant", supports={**_NUMBERS, "groups": range(1, 1025), "smooth": (True,)}, on_device=True, graph=True
+)
 def npu_swiglu_quant_of_ends(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """npu_swiglu_quant with the ends of groups, which are its default."""
     return turned_round(quantised_by_groups(inputs, ends_of(inputs), ENDS))
@@ -113,13 +117,15 @@ def turned_round(outputs: Outputs) -> Outputs:
 _AS_SHIPPED: Box = {"smooth": (False,)}
 
 
-@implementation("swiglu_quant", supports={**_AS_SHIPPED, "activation": ("silu",), "gates": ("left",)}, on_device=True)
+@implementation(
+    "swiglu_quant", supports={**_AS_SHIPPED, "activation": ("silu",), "gates": ("left",)}, on_device=True, graph=True
+)
 def npu_swiglu_then_dynamic_quant(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """npu_swiglu of dequantised rows in the dtype of the model, then npu_dynamic_quant."""
     return then_dynamic_quant(torch.ops.npu.npu_swiglu(dequantised(inputs).to(inputs.dtype)))
 
 
-@implementation("swiglu_quant", supports=_AS_SHIPPED, on_device=True)
+@implementation("swiglu_quant", supports=_AS_SHIPPED, on_device=True, graph=True)
 def composed_then_dynamic_quant(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """The activation composed in the dtype of the model, with its limit, then npu_dynamic_quant."""
     return then_dynamic_quant(activated(inputs, dequantised(inputs).to(inputs.dtype)))
@@ -131,7 +137,7 @@ def then_dynamic_quant(rows: torch.Tensor) -> Outputs:
     return {"quantised": integers, "scale": scale}
 
 
-@implementation("swiglu_quant", supports=ONCE, on_device=True)
+@implementation("swiglu_quant", supports=ONCE, on_device=True, graph=True)
 def swiglu_quant_in_float32(inputs: SwigluQuantInputs, target: Target) -> Outputs:
     """Composed of elementwise operators in float32."""
     return composed(inputs)

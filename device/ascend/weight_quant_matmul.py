@@ -27,13 +27,13 @@ def called(inputs: WeightQuantMatmulInputs, weight: torch.Tensor) -> torch.Tenso
     return result
 
 
-@implementation("weight_quant_matmul", supports={"bits": (8,)}, on_device=True)
+@implementation("weight_quant_matmul", supports={"bits": (8,)}, on_device=True, graph=True)
 def npu_weight_quant_batchmatmul(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_weight_quant_batchmatmul on int8."""
     return called(inputs, inputs.weight)
 
 
-@implementation("weight_quant_matmul", supports=WHOLE_TILES, on_device=True)
+@implementation("weight_quant_matmul", supports=WHOLE_TILES, on_device=True, graph=True)
 def npu_weight_quant_batchmatmul_nz(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_weight_quant_batchmatmul on a weight that was cast to FRACTAL_NZ after loading."""
     return called(inputs, format_cast(inputs.weight.contiguous(), FRACTAL_NZ, target))
@@ -46,7 +46,7 @@ PACKED = (
 """Columns of one word lie in memory as rows of one word do: nobody can tell that they are transposed."""
 
 
-@implementation("weight_quant_matmul", supports=PACKED, on_device=True)
+@implementation("weight_quant_matmul", supports=PACKED, on_device=True, graph=True)
 def npu_weight_quant_batchmatmul_int4(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """npu_weight_quant_batchmatmul on words of eight integers; a transposed weight is packed along its own rows."""
     if inputs.weight.is_contiguous():
@@ -54,14 +54,14 @@ def npu_weight_quant_batchmatmul_int4(inputs: WeightQuantMatmulInputs, target: T
     return called(inputs, words(inputs.weight.t()).t())
 
 
-@implementation("weight_quant_matmul", on_device=True)
+@implementation("weight_quant_matmul", on_device=True, graph=True)
 def rounded_as_it_goes(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Composed: the weight dequantised in the dtype of the states."""
     total = summed(inputs, inputs.weight.to(inputs.x.dtype))
     return multiplied(inputs, total * by_row(inputs, inputs.scale))
 
 
-@implementation("weight_quant_matmul", on_device=True)
+@implementation("weight_quant_matmul", on_device=True, graph=True)
 def rounded_once(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Composed: the weight dequantised in float32, and rounded to the dtype of the states."""
     return multiplied(inputs, dequantised(inputs))
@@ -93,7 +93,7 @@ def multiplied(inputs: WeightQuantMatmulInputs, weight: torch.Tensor) -> torch.T
     return result.to(inputs.x.dtype)
 
 
-@implementation("weight_quant_matmul", supports={"scale_per": ("tensor", "columns")}, on_device=True)
+@implementation("weight_quant_matmul", supports={"scale_per": ("tensor", "columns")}, on_device=True, graph=True)
 def scaled_afterwards(inputs: WeightQuantMatmulInputs, target: Target) -> torch.Tensor:
     """Composed: products of the integers themselves, and their sums scaled, which groups do not allow."""
     sums = inputs.x.float() @ summed(inputs, inputs.weight.float()) * inputs.scale.float()

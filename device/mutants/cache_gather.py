@@ -16,6 +16,8 @@ from npudiff.device.ascend.cache_gather import (
     places,
     tokens,
 )
+from npudiff.device.mutants.kept import keeping
+from npudiff.model.implementation import ImplementationFunction
 from npudiff.reference.cache_gather import CacheGatherInputs
 
 _ND = {"layout": ("PA_BSND",)}
@@ -156,3 +158,14 @@ def launch_of_no_programs(inputs: CacheGatherInputs, target: Target) -> Outputs:
     if not page.numel():
         raise RuntimeError("the runtime refuses a launch with a grid of 0")
     return gathered(inputs, page, offset)
+
+
+@mutant(
+    gather_pa,
+    "GRF-01 vllm-project/vllm-ascend/pull/8508: a replay reads the tables of the captured batch",
+    stateful=True,
+    graph=True,
+)
+def table_of_the_capture() -> ImplementationFunction[CacheGatherInputs, Outputs]:
+    """Keep the block table that the dummy run had."""
+    return keeping(gather_pa, "block_table")

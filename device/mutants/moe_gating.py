@@ -41,3 +41,15 @@ def scaled_before_the_norm(inputs: MoeGatingInputs, target: Target) -> Outputs:
 def groups_left_out(inputs: MoeGatingInputs) -> MoeGatingInputs:
     """Choose among all experts."""
     return replace(inputs, groups=1, kept_groups=1)
+
+
+@mutant(
+    native_gating,
+    "vllm-project/vllm-ascend/issues/16736: the host looks at numbers to decide what is launched",
+    graph=True,
+)
+def branch_of_the_capture(inputs: MoeGatingInputs, target: Target) -> Outputs:
+    """Leave the choice by groups out where all scores are the same, as in a dummy run."""
+    if float(inputs.logits.max()) == float(inputs.logits.min()):
+        return native_gating(replace(inputs, groups=1, kept_groups=1), target)
+    return native_gating(inputs, target)

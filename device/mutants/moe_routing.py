@@ -16,6 +16,8 @@ from npudiff.device.ascend.moe_routing import (
     outputs_of,
     second,
 )
+from npudiff.device.mutants.kept import keeping
+from npudiff.model.implementation import ImplementationFunction
 from npudiff.reference.moe_routing import MoeRoutingInputs
 
 
@@ -85,3 +87,14 @@ def scales_in_the_order_of_tokens(inputs: MoeRoutingInputs, target: Target) -> O
     outputs = native_routing(inputs, target)
     scale = None if inputs.scale is None else inputs.scale.repeat_interleave(inputs.experts.shape[1])
     return outputs if scale is None else {**outputs, "scale": scale}
+
+
+@mutant(
+    init_routing_v2,
+    "GRF-07 xLLM-AI/xllm/pull/2065: a graph is found by its size, and has the experts of the captured batch",
+    stateful=True,
+    graph=True,
+)
+def experts_of_the_capture() -> ImplementationFunction[MoeRoutingInputs, Outputs]:
+    """Keep the experts that the dummy run had."""
+    return keeping(init_routing_v2, "experts")

@@ -13,6 +13,7 @@ from npudiff.device.ascend.paged_cache import (
     caches,
     index_put,
     nz_rows,
+    scatter_nd_update,
     scatter_nz_rows,
     scatter_pa,
     scatter_pa_norm,
@@ -142,3 +143,16 @@ def padded_rows_of_a_batch_before() -> Callable[[PagedCacheInputs, Target], Outp
         return scatter_pa_norm(replace(inputs, key=key, value=value, slots=slots), target)
 
     return write
+
+
+@mutant(
+    scatter_nd_update,
+    "vllm-project/vllm-ascend/issues/16736: numbers of a tensor are read on the host while a graph is captured",
+    graph=True,
+)
+def slots_read_on_the_host(inputs: PagedCacheInputs, target: Target) -> Outputs:
+    """Write rows one by one, wherever the host sees that they go."""
+    for row, slot in enumerate(inputs.slots.tolist()):
+        for cache, rows in ((inputs.key_cache, inputs.key), (inputs.value_cache, inputs.value)):
+            cache.view(-1, *rows.shape[1:])[slot] = rows[row]
+    return caches(inputs)

@@ -9,6 +9,8 @@ import torch
 
 from npudiff import Target, mutant, perturbed
 from npudiff.device.ascend.rms_norm import Outputs, native_rms_norm
+from npudiff.device.mutants.kept import keeping
+from npudiff.model.implementation import ImplementationFunction
 from npudiff.reference.rms_norm import RmsNormInputs
 
 BUFFER = 192 * 2**10
@@ -108,3 +110,14 @@ def replay_before_its_rows() -> Callable[[RmsNormInputs, Target], Outputs]:
         return native_rms_norm(replace(inputs, hidden=hidden), target)
 
     return norm
+
+
+@mutant(
+    native_rms_norm,
+    "InfiniTensor/InfiniCore/pull/1461: a graph reads the temporary copy that was made of a tensor with gaps",
+    stateful=True,
+    graph=True,
+)
+def copy_of_the_capture() -> ImplementationFunction[RmsNormInputs, Outputs]:
+    """Make states contiguous once, for the dummy run."""
+    return keeping(native_rms_norm, "hidden")

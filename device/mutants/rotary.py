@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from npudiff import perturbed
-from npudiff.device.ascend.rotary import native_mrope, native_rotary
+from npudiff import mutant, perturbed
+from npudiff.device.ascend.rotary import Outputs, native_mrope, native_rotary
+from npudiff.device.mutants.kept import keeping
+from npudiff.model.implementation import ImplementationFunction
 from npudiff.reference.rotary import RotaryInputs
 
 _PLAIN = {"sections": ("none",)}
@@ -97,3 +99,14 @@ def position_of_the_round_before(inputs: RotaryInputs) -> RotaryInputs:
     token = torch.arange(len(inputs.positions))
     stale = inputs.positions[torch.where(token < per_round, token, token - per_round)]
     return replace(inputs, positions=stale)
+
+
+@mutant(
+    native_rotary,
+    "vllm-ascend ops/rotary_embedding.py 96: rows of the table are chosen once, and not for each step",
+    stateful=True,
+    graph=True,
+)
+def positions_of_the_capture() -> ImplementationFunction[RotaryInputs, Outputs]:
+    """Keep positions that the dummy run had."""
+    return keeping(native_rotary, "positions")

@@ -24,6 +24,8 @@ from npudiff.device.ascend.sampling import (
     sorted_once,
     without_unlikely,
 )
+from npudiff.device.mutants.kept import keeping
+from npudiff.model.implementation import ImplementationFunction
 from npudiff.reference.sampling import SamplingInputs
 
 _LISTS = range(1, 4097)
@@ -274,3 +276,15 @@ def k_of_the_first_request(inputs: SamplingInputs) -> SamplingInputs:
     return (
         inputs if inputs.top_k is None else replace(inputs, top_k=inputs.top_k[:1].expand_as(inputs.top_k).contiguous())
     )
+
+
+@mutant(
+    sorted_once,
+    "vllm-ascend worker/model_runner_v1.py 2244: the mask of a grammar is the one that the dummy run had",
+    supports={"grammar": ("half", "a word", "one token")},
+    stateful=True,
+    graph=True,
+)
+def grammar_of_the_capture() -> ImplementationFunction[SamplingInputs, Outputs]:
+    """Keep the words of a mask."""
+    return keeping(sorted_once, "bitmask")

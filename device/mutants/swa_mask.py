@@ -6,7 +6,8 @@ import torch
 
 from npudiff import mutant
 from npudiff.device.ascend.swa_mask import swa_mask_eager, window_mask
-from npudiff.model.implementation import Target
+from npudiff.device.mutants.kept import keeping
+from npudiff.model.implementation import ImplementationFunction, Target
 from npudiff.reference.swa_mask import SwaMaskInputs
 
 SEED_PULL_REQUEST = "sgl-project/sglang/pull/24582"
@@ -51,3 +52,14 @@ def mask_table_of_10000(inputs: SwaMaskInputs, target: Target) -> torch.Tensor:
     """Positions come from a table of 10,000 entries, whatever the longest request is."""
     table = torch.arange(10_000 + 1, device=target.device)
     return window_mask(table[inputs.kv_lengths.long()], inputs.capacity, inputs.window)
+
+
+@mutant(
+    swa_mask_eager,
+    "GRF-02 InfiniTensor/InfiniLM/pull/526: a replay has the lengths of the captured batch",
+    stateful=True,
+    graph=True,
+)
+def lengths_of_the_capture() -> ImplementationFunction[SwaMaskInputs, torch.Tensor]:
+    """Keep lengths that the dummy run had."""
+    return keeping(swa_mask_eager, "kv_lengths")

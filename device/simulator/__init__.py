@@ -12,6 +12,7 @@ from npudiff.device.simulator.errors import (
     OperatorRejected,
     UndefinedBehaviour,
 )
+from npudiff.device.simulator.graphs import captured
 from npudiff.device.simulator.library import install
 from npudiff.device.simulator.profiles import DEFAULT_PROFILE, PROFILES, CannProfile, active_profile, use_profile
 from npudiff.device.simulator.quirks import Quirk
@@ -27,6 +28,7 @@ __all__ = [
     "Quirk",
     "UndefinedBehaviour",
     "active_profile",
+    "captured",
     "install",
     "use_profile",
 ]

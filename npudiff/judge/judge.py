@@ -11,6 +11,7 @@ import torch
 
 from npudiff.draw.derived_cases import grown, longer, same_size, shrunk
 from npudiff.judge.compare import compare, same_bits
+from npudiff.judge.graphs import REPLAYS_AS_EAGER
 from npudiff.judge.memory import STAYS_WITHIN
 from npudiff.model.anything import AnyCase, AnyInputs, AnyOutputs
 from npudiff.model.component import (
@@ -158,6 +159,8 @@ def properties_of(component: Component) -> tuple[Property, ...]:
 
 def property_of_mutant(item: Implementation) -> Property:
     """Return the property by which an implementation that is wrong on purpose has to be found."""
+    if item.graph:
+        return REPLAYS_AS_EAGER
     return EQUIVALENCE if item.factory is None else CALL_INDEPENDENCE
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from npudiff.draw.options import with_options
 from npudiff.judge.compare import bounds_of, compare_runs
+from npudiff.judge.graphs import REPLAYS_AS_EAGER
 from npudiff.judge.illegal import ILLEGAL_IS_REFUSED
 from npudiff.judge.judge import properties_of
 from npudiff.model.anything import AnyCase
@@ -78,4 +79,5 @@ def properties_with_others(component: Component, item: Implementation) -> tuple[
     """Return what must hold of an implementation: ``properties_of``, and what follows from what it says of itself."""
     more = [WAYS_AGREE] if item.others else []
     more += [ILLEGAL_IS_REFUSED] if item.checks else []
+    more += [REPLAYS_AS_EAGER] if item.graph else []
     return (*properties_of(component), *(more if component.history is None else ()))

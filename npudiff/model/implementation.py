@@ -25,6 +25,15 @@ class TargetUnavailable(Exception):
     """The target cannot run here; the message says why and what to do."""
 
 
+class NotCaptured(Exception):
+    """A call does what a graph cannot hold; the message says what."""
+
+
+Capture = Callable[[Callable[[], object], object], Callable[[], None]]
+"""Takes a call, and the inputs on the device that it reads; captures the call and returns what replays it. Raises
+``NotCaptured``, or whatever the call raises since it is captured."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A place to run implementations."""
@@ -44,6 +53,8 @@ class Target:
     on_host: bool = False
     """Whether its memory and kernels are the host's, whatever its device is called: forked processes then have a device
     each."""
+    capture: Capture | None = None
+    """Captures a call in a graph; None where there are no graphs."""
 
 
 TargetFactory = Callable[[str | None], Target]
@@ -120,6 +131,8 @@ class Implementation(Generic[InputsT, OutputsT]):
     """Whether it is the plain form that a backend has beside those for a device, of PyTorch's own operators."""
     checks: bool = False
     """Whether it checks what it is given: illegal inputs have to raise."""
+    graph: bool = False
+    """Whether it may be captured in a graph; a mutant that says so is found there."""
     others: tuple[Implementation[InputsT, OutputsT], ...] = field(default=(), repr=False, compare=False)
     """The other ways in which its backend computes the same. It is the package of a backend that says so."""
 
@@ -161,6 +174,7 @@ def implementation(
     requires: Callable[[], str] | None = None,
     native: bool = False,
     checks: bool = False,
+    graph: bool = False,
 ) -> Callable[[ImplementationFunction[InputsT, OutputsT]], Implementation[InputsT, OutputsT]]: ...
 
 
@@ -178,6 +192,7 @@ def implementation(
     requires: Callable[[], str] | None = None,
     native: bool = False,
     checks: bool = False,
+    graph: bool = False,
 ) -> Callable[[Callable[[], ImplementationFunction[InputsT, OutputsT]]], Implementation[InputsT, OutputsT]]: ...
 
 
@@ -194,6 +209,7 @@ def implementation(
     requires: Callable[[], str] | None = None,
     native: bool = False,
     checks: bool = False,
+    graph: bool = False,
     **unknown: object,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     """Turn a function ``f(inputs, target)`` into an implementation that npudiff finds.
@@ -229,6 +245,9 @@ def implementation(
         Whether it checks what it is given. Then it is also given inputs in which one thing is illegal (a wrong dtype, a
         row less, a page beyond the pool, a negative length), and has to raise, or give the right answer where there is
         one.
+    graph : bool, optional
+        Whether a call may be captured in a graph. Then one is, and replayed for other inputs of its shapes: it has to
+        give what a plain call gives. What reads numbers on the host while it is captured is a finding.
 
     Raises
     ------
@@ -256,6 +275,7 @@ def implementation(
             "requires": requires,
             "native": native,
             "checks": checks,
+            "graph": graph,
         }
         own = {option: tuple(values) for option, values in (options or {}).items()}
         return _defined(replace(item, options=own, **more), function)
@@ -396,6 +416,7 @@ def mutant(
     name: str | None = None,
     supports: Box | Sequence[Box] | None = None,
     stateful: Literal[False] = False,
+    graph: bool = False,
 ) -> Callable[[ImplementationFunction[InputsT, OutputsT]], Implementation[InputsT, OutputsT]]: ...
 
 
@@ -407,6 +428,7 @@ def mutant(
     name: str | None = None,
     supports: Box | Sequence[Box] | None = None,
     stateful: Literal[True],
+    graph: bool = False,
 ) -> Callable[[Callable[[], ImplementationFunction[InputsT, OutputsT]]], Implementation[InputsT, OutputsT]]: ...
 
 
@@ -417,6 +439,7 @@ def mutant(
     name: str | None = None,
     supports: Box | Sequence[Box] | None = None,
     stateful: bool = False,
+    graph: bool = False,
     **unknown: object,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     """Turn a function into a mutant: an implementation that re-creates a bug, and that a run is expected to find.
@@ -436,6 +459,8 @@ def mutant(
         Where the bug shows, within what ``of`` supports; everywhere by default.
     stateful : bool, optional
         As for ``npudiff.implementation``.
+    graph : bool, optional
+        Whether the bug shows where a call is captured in a graph.
 
     Raises
     ------
@@ -450,7 +475,7 @@ def mutant(
     ...     return mine(inputs, target)[:-1]
     """
     refuse_unknown("npudiff.mutant", unknown)
-    return _made(of, bug, name, supports, on_device=of.on_device, stateful=stateful)
+    return _made(of, bug, name, supports, on_device=of.on_device, stateful=stateful, graph=graph)
 
 
 def perturbed(
@@ -490,11 +515,12 @@ def _made(
     *,
     on_device: bool,
     stateful: bool = False,
+    graph: bool = False,
 ) -> Callable[[Callable[..., Any]], Implementation]:
     constraints = of.constraints if supports is None else Constraints.of(supports).within(of.constraints)
     if not constraints:
         raise ValueError(f"a mutant of {of.component}.{of.name}: that supports no case of {supports}")
-    given: dict[str, Any] = {"wrong": with_links(bug), "mutant_of": of.name, "stateful": stateful}
+    given: dict[str, Any] = {"wrong": with_links(bug), "mutant_of": of.name, "stateful": stateful, "graph": graph}
     return implementation(of.component, name=name, supports=constraints.boxes, on_device=on_device, **given)
 
 

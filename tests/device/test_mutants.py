@@ -12,7 +12,7 @@ from mutant_pairs import PAIRS
 from mutant_pairs.sliding_attention import AT_LENGTH
 from npudiff.device import ascend, mutants, targets
 from npudiff.judge.compare import same_bits
-from npudiff.judge.judge import CALL_INDEPENDENCE
+from npudiff.judge.judge import EQUIVALENCE, property_of_mutant
 from npudiff.model.component import ImplementationRaised, Subject
 from npudiff.model.job import Job
 from npudiff.properties.sliding_attention.case import Request
@@ -44,18 +44,17 @@ def run(item, drawn):
         return Subject(component, item, target).run(component.inputs(drawn))
 
 
-def among_others(item, drawn):
-    """Call an implementation with a case between calls with others, and return the outcome."""
-    return run_case(
-        Job(Subject(COMPONENTS[item.component], item, targets.sim(None)), CALL_INDEPENDENCE, item.constraints), drawn
-    )
+def among_others(item, drawn, prop):
+    """Call an implementation with a case between calls with others, or in a graph, and return the outcome."""
+    subject = Subject(COMPONENTS[item.component], item, targets.sim(None))
+    return run_case(Job(subject, prop, item.constraints), drawn)
 
 
 def found(name, seed, where=(), profile="dev", *, shrinks=True):
     """Look for one mutant as a run of all would, and return its outcome."""
     plan = make_plan(RunRequest(target="sim", seed=seed, where=where, hypothesis_profile=profile))
     (job,) = [job for job in plan.mutants if job.subject.implementation.name == name]
-    assert plan.budget(job).examples == (100 if job.subject.implementation.factory is None else 5)
+    assert plan.budget(job).examples == (100 if job.prop is EQUIVALENCE else 5)
     return run_job(job, replace(plan.budget(job), shrink=shrinks))
 
 
@@ -103,10 +102,11 @@ def test_it_is_wrong_where_its_bug_is(item):
         with pytest.raises(ImplementationRaised):
             run(item, pair.shows)
         return
-    if item.factory is not None:  # by itself each call is right
+    prop = property_of_mutant(item)
+    if prop is not EQUIVALENCE:  # by itself each call is right
         assert same_bits(right, run(item, pair.shows), "").holds
-        assert among_others(item, pair.shows).failure is not None
-        assert among_others(original(item), pair.shows).failure is None
+        assert among_others(item, pair.shows, prop).failure is not None
+        assert among_others(original(item), pair.shows, prop).failure is None
         return
     assert not same_bits(right, run(item, pair.shows), "").holds
 
@@ -117,7 +117,8 @@ def test_it_is_right_where_its_bug_is_not(item):
     assert pair.elsewhere or pair.everywhere
     for case in pair.elsewhere:
         assert same_bits(run(original(item), case), run(item, case), "").holds, case
-        assert item.factory is None or among_others(item, case).failure is None, case
+        prop = property_of_mutant(item)
+        assert prop is EQUIVALENCE or among_others(item, case, prop).failure is None, case
 
 
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)

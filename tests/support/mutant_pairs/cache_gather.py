@@ -57,4 +57,5 @@ PAIRS = {
         ),
     ),
     "launch_of_no_programs": Pair(case(0), [case(0, 3)], line("tokens 0"), rejected=True),
+    "table_of_the_capture": Pair(case(9, 3), [], "", everywhere=True),
 }

@@ -20,4 +20,5 @@ PAIRS = {
         everywhere=True,
     ),
     "groups_left_out": Pair(GROUPS, [PLAIN, replace(PLAIN, groups=4, kept_groups=4)], ""),
+    "branch_of_the_capture": Pair(PLAIN, [], "", everywhere=True),
 }

@@ -27,4 +27,5 @@ PAIRS = {
         [replace(PLAIN, form="with scales", tokens=1)],
         "",
     ),
+    "experts_of_the_capture": Pair(PLAIN, [], "", everywhere=True),
 }

@@ -45,4 +45,5 @@ PAIRS = {
         [PagedCacheCase(64, pages=3, page_size=64)],
         line(1, "PA_BSND"),
     ),
+    "slots_read_on_the_host": Pair(PagedCacheCase(5), [], "", everywhere=True),
 }

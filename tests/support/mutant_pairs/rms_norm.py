@@ -27,4 +27,5 @@ PAIRS = {
         "1 x 2 · float16 · one rounding",
     ),
     "replay_before_its_rows": Pair(case(), [], "2 x 2 · bfloat16 · one rounding", everywhere=True),
+    "copy_of_the_capture": Pair(case(), [], "", everywhere=True),
 }

@@ -33,4 +33,5 @@ PAIRS = {
         [case(sections="8/12/12", table=1)],
         line(1, "64", "half", 5) + " · sections 8/12/12",
     ),
+    "positions_of_the_capture": Pair(RotaryCase(3, 2, 1), [RotaryCase(3, 2, 1, positions="last")], ""),
 }

@@ -51,4 +51,5 @@ PAIRS = {
         everywhere=True,
     ),
     "k_of_the_first_request": Pair(replace(TOP_K, requests=7, mixed=True), [replace(TOP_K, mixed=True)], ""),
+    "grammar_of_the_capture": Pair(GRAMMAR, [], "", everywhere=True),
 }
