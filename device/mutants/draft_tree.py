@@ -30,7 +30,7 @@ _BRANCHES = {"topk": range(2, 33), "draft_token_num": range(3, 257)}
 
 @mutant(
     node_by_node,
-    "sgl_kernel_npu/sample/verify_tree_greedy.py 51: drafts are compared in the order of nodes, whatever tree they are of",
+    "sgl_kernel_npu/sample/verify_tree_greedy.py 51: drafts are compared in the order of nodes, whatever their tree",
     supports=_BRANCHES,
 )
 def verified_as_a_chain(inputs: DraftTreeInputs, target: Target) -> Outputs:
@@ -242,7 +242,7 @@ def nodes_counted_by_request(inputs: DraftTreeInputs, target: Target) -> Outputs
 @perturbed(
     build_tree_kernel_efficient,
     "sglang/kernels/ops/speculative/spec_tree.py 118: a tree is of its request's own row",
-    supports={**_BRANCHES, "batch": _SEVERAL, "shape": ("chain", "star", "bushy", "random", "scored")},
+    supports={**_BRANCHES, "batch": _SEVERAL},
 )
 def trees_of_the_first_request(inputs: DraftTreeInputs) -> DraftTreeInputs:
     """Read parents and candidates of the first request for all."""
