@@ -58,8 +58,8 @@ def _draw_requests(choose: Chooser, box: Box, case: DraftTreeCase) -> tuple[Draf
 
 
 def _shown(case: DraftTreeCase) -> str:
-    trees = [f"{one.shape} behind {one.verified}, matching {one.matches}" for one in case.requests]
-    return f"trees {listed(trees, 'request')}"
+    trees = [f"{one.verified} ({one.shape}, {one.matches})" for one in case.requests]
+    return f"trees behind {listed(trees, 'request')}"
 
 
 def _number_of_candidates(case: DraftTreeCase) -> int:

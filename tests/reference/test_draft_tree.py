@@ -25,7 +25,7 @@ from npudiff.reference.draft_tree import DraftTreeInputs, draft_tree
 def trees(**changes):
     """Two trees of six nodes: 0 {1 {2}, 3 {4 {5}}} and 0 {1 {2 {3}}, 4 {5}}.
 
-    Of two candidates of the root, 0 and 1, and of theirs, 2 and 4 are gone on from, in this order: 4 has 6, and 2 has 8.
+    The search goes on from candidates 0 and 1, then from 4, whose children are 6 and 7, and 2, which has 8 and 9.
     """
     given = {
         "parent_list": torch.tensor([[-1, 0, 1, 4, 2]] * 2),
