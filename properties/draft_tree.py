@@ -59,7 +59,7 @@ def _draw_requests(choose: Chooser, box: Box, case: DraftTreeCase) -> tuple[Draf
 
 def _shown(case: DraftTreeCase) -> str:
     trees = [f"{one.verified} ({one.shape}, {one.matches})" for one in case.requests]
-    return f"trees behind {listed(trees, 'request')}"
+    return f"trees behind {listed(trees, 'request', most=9)}"
 
 
 def _number_of_candidates(case: DraftTreeCase) -> int:
