@@ -44,7 +44,7 @@ THIRD_PARTIES = {
     "properties": {"torch", "numpy", "hypothesis", "pytest"},
 }  # fmt: skip
 OF_FOLDERS = {
-    "device/backends": {"pydantic_core"}, "device/backends/sglang": {"sglang"},
+    "device/backends": {"pydantic_core"}, "device/backends/sglang": {"sglang", "sgl_kernel_npu"},
     "device/backends/vllm_ascend": {"vllm_ascend", "vllm"},
     "device/virtual/triton": {"triton", "numpy", "ml_dtypes"},
     "npudiff/serve": {"starlette", "uvicorn"},

@@ -307,6 +307,17 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         sizes={"requests": range(1, 9), "length": range(1, 6), "vocabulary": range(64, 4097, 64)},
         plain={**_CONTIGUOUS, "likeness": ("near",), "uniforms": ("even",), "missing": ("none",), "spare": (0,)},
     ),
+    "draft_tree": BaselineSpec(
+        fixed={
+            "batch": (1, 4), "verified": (128, 1023), "topk": (4,), "depth": (4,), "draft_token_num": (8,),
+            "mask_mode": ("full",),
+        },
+        sizes={
+            "batch": range(1, 5), "verified": range(1, 1025), "topk": (1, 2, 4, 8), "depth": range(1, 6),
+            "draft_token_num": (2, 4, 8, 16),
+        },
+        plain={"shape": ("scored",), "matches": ("first", "random"), "tokens": ("different",)},
+    ),
     "fused_qk_norm_rope": BaselineSpec(
         fixed={"tokens": (1, 16, 256), "kv_heads": (1, 8), "group": (4,), "head_dim": (128,)},
         sizes={"tokens": range(1, 257), "kv_heads": (1, 2, 4, 8), "group": (1, 4, 8), "head_dim": (64, 128)},

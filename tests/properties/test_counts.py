@@ -82,6 +82,8 @@ SHORT = {
     ("causal_conv", "width"): "models have widths up to 4, and the operator takes no others",
     ("draft_acceptance", "length"): "drafts have up to 8 tokens, now and then 17 or 32",
     ("draft_acceptance", "spare"): EXTRA,
+    ("draft_tree", "depth"): "backends draft up to 8 steps",
+    ("draft_tree", "topk"): "backends draft up to 10 tokens behind each",
     ("gated_delta", "group"): "divides the heads that operators take",
     ("gated_delta", "padded_rows"): PADDING,
     ("gated_delta", "spare_slots"): EXTRA,

@@ -30,7 +30,10 @@ NOT_HERE = {
 }
 """Modules of adapters whose functions no fake has."""
 
-MISFITS = {"sglang": set(), "vllm_ascend": {"mla_preprocess.mla_preprocess_only_decode"}}
+MISFITS = {
+    "sglang": {"draft_tree.build_tree_efficient_native", "draft_tree.verify_tree_greedy_native"},
+    "vllm_ascend": {"mla_preprocess.mla_preprocess_only_decode"},
+}
 """Adapters whose modules import, and whose functions no fake has."""
 
 EXCLUSIVE, INCLUSIVE = "window_convention=exclusive", "window_convention=inclusive"
@@ -65,7 +68,7 @@ ELSEWHERE = {
         Run(component)
         for component in (
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "dynamic_quant",
-            "swiglu_quant", "quant_matmul", "weight_quant_matmul", "sampling",
+            "swiglu_quant", "quant_matmul", "weight_quant_matmul", "sampling", "draft_tree",
         )
     ],
     "vllm_ascend": [
@@ -131,6 +134,8 @@ BUGS_ELSEWHERE = {
         bug("weight_quant_matmul", "AWQAscendLinearKernel", "words_in_order"),
         bug("weight_quant_matmul", "GPTQLinearAscendKernel", "zero_points_as_they_are"),
         bug("sampling", "top_k_top_p_min_p_sampling_from_logits_ascend", "share_not_reached"),
+        bug("draft_tree", "build_tree_kernel_efficient", "siblings_from_the_last", "topk=2..8"),
+        bug("draft_tree", "verify_tree_greedy_func", "root_is_counted"),
     ],
     "vllm_ascend": [
         bug("sliding_attention", "ChunkedPrefill", "window_off_by_one", *SMALL, "window=1..200"),
