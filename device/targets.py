@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
 
 from npudiff.errors import unknown
 from npudiff.model.implementation import Target, TargetUnavailable
@@ -19,12 +18,11 @@ def sim(cann: str | None) -> Target:
         If there is no profile of this name.
     """
     from npudiff.device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
+    from npudiff.device.graphs import recorded  # noqa: PLC0415
 
     name = _profile(cann)
     simulator.install()
-    return Target(
-        "sim", "cpu", name, lambda: simulator.use_profile(name), other_canns=_others(name), capture=simulator.captured
-    )
+    return Target("sim", "cpu", name, lambda: simulator.use_profile(name), other_canns=_others(name), capture=recorded)
 
 
 def virtual(cann: str | None) -> Target:
@@ -38,6 +36,7 @@ def virtual(cann: str | None) -> Target:
         If there is no profile of this name.
     """
     from npudiff.device import simulator  # noqa: PLC0415 - torch is imported when a target is chosen
+    from npudiff.device.graphs import captured  # noqa: PLC0415
     from npudiff.device.virtual import VirtualNpuUnavailable, enable  # noqa: PLC0415
     from npudiff.device.virtual.loading import CANN_VERSION  # noqa: PLC0415
 
@@ -58,22 +57,8 @@ def virtual(cann: str | None) -> Target:
         synchronize,
         other_canns=_others(name),
         on_host=True,
-        capture=_captured,
+        capture=captured,
     )
-
-
-def _captured(call: Callable[[], object], inputs: object) -> Callable[[], None]:
-    """Capture a call with torch_npu's own graphs; what waits for the device raises there."""
-    import torch  # noqa: PLC0415 - torch is imported when a target is chosen
-
-    del inputs  # the device knows what it may not do
-    npu_module = torch.get_device_module("npu")
-    graph = npu_module.NPUGraph()
-    npu_module.synchronize()
-    with npu_module.graph(graph):
-        call()
-    replay: Callable[[], None] = graph.replay
-    return replay
 
 
 def _profile(cann: str | None) -> str:
@@ -122,8 +107,10 @@ def npu(cann: str | None) -> Target:
         raise TargetUnavailable("torch_npu sees no NPU: see npu-smi info and ASCEND_RT_VISIBLE_DEVICES")
     if cann is not None:
         raise ValueError(f"--cann {cann} is a profile of the simulator; the npu target has the CANN that it has")
+    from npudiff.device.graphs import captured  # noqa: PLC0415
+
     synchronize = torch.get_device_module("npu").synchronize
-    return Target("npu", "npu:0", _cann_version(), contextlib.nullcontext, synchronize, capture=_captured)
+    return Target("npu", "npu:0", _cann_version(), contextlib.nullcontext, synchronize, capture=captured)
 
 
 def _cann_version() -> str:

@@ -12,7 +12,6 @@ from npudiff.device.simulator.errors import (
     OperatorRejected,
     UndefinedBehaviour,
 )
-from npudiff.device.simulator.graphs import captured
 from npudiff.device.simulator.library import install
 from npudiff.device.simulator.profiles import DEFAULT_PROFILE, PROFILES, CannProfile, active_profile, use_profile
 from npudiff.device.simulator.quirks import Quirk
@@ -28,7 +27,6 @@ __all__ = [
     "Quirk",
     "UndefinedBehaviour",
     "active_profile",
-    "captured",
     "install",
     "use_profile",
 ]

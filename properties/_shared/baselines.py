@@ -318,6 +318,11 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         },
         plain={"shape": ("scored",), "matches": ("first", "random"), "tokens": ("different",)},
     ),
+    "draft_step": BaselineSpec(
+        fixed={"batch": (1, 4), "steps": (1, 3), "page_size": (128,)},
+        sizes={"batch": range(1, 9), "steps": range(1, 6), "page_size": (16, 64, 128)},
+        plain={"kind": ("draft",), "room_left": (None,)},
+    ),
     "fused_qk_norm_rope": BaselineSpec(
         fixed={"tokens": (1, 16, 256), "kv_heads": (1, 8), "group": (4,), "head_dim": (128,)},
         sizes={"tokens": range(1, 257), "kv_heads": (1, 2, 4, 8), "group": (1, 4, 8), "head_dim": (64, 128)},

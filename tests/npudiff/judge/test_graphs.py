@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from npudiff.device.simulator import captured
+from npudiff.device.graphs import recorded
 from npudiff.judge.graphs import REPLAYS_AS_EAGER, fits, mates_of
 from npudiff.judge.judge import property_of_mutant
 from npudiff.judge.others import properties_with_others
@@ -58,7 +58,7 @@ def subject(toy):
             padded=lambda case: [replace(case, rows=case.rows - 1, padded=case.padded + 1)] if case.rows > 1 else [],
         )
         item = replace(found.implementation, graph=True, **changes)
-        return replace(found, component=component, implementation=item, target=replace(found.target, capture=captured))
+        return replace(found, component=component, implementation=item, target=replace(found.target, capture=recorded))
 
     return of
 

@@ -1,8 +1,8 @@
-"""Graphs of calls on CPU tensors: operators are recorded with what they were given, and a replay runs them again.
+"""Graphs of calls: of torch_npu, and of CPU tensors, where operators are recorded and run again.
 
-As on a card, a replay has the memory, numbers and lists of the capture, and the elements that the memory has by then.
-What would wait for a card while it is captured is refused: reading numbers that come from the inputs on the host, and
-operators whose results have as many elements as numbers say.
+On CPU tensors, as on a card, a replay has the memory, numbers and lists of the capture, and the elements that the
+memory has by then. What would wait for a card while it is captured is refused: reading numbers that come from the
+inputs on the host, and operators whose results have as many elements as numbers say.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Call(NamedTuple):
     result: Any
 
 
-def captured(call: Callable[[], object], inputs: object) -> Callable[[], None]:
+def recorded(call: Callable[[], object], inputs: object) -> Callable[[], None]:
     """Run a call, record its operators, and return what runs them again on the same memory.
 
     Parameters
@@ -56,6 +56,24 @@ def captured(call: Callable[[], object], inputs: object) -> Callable[[], None]:
         for one in calls:
             _again(one)
 
+    return replay
+
+
+def captured(call: Callable[[], object], inputs: object) -> Callable[[], None]:
+    """Capture a call with torch_npu's own graphs, and return what replays it; what waits for the device raises there.
+
+    Parameters
+    ----------
+    call, inputs
+        As of :func:`recorded`.
+    """
+    del inputs  # the device knows what it may not do
+    npu = torch.get_device_module("npu")
+    graph = npu.NPUGraph()
+    npu.synchronize()
+    with npu.graph(graph):
+        call()
+    replay: Callable[[], None] = graph.replay
     return replay
 
 
