@@ -1,0 +1,105 @@
+"""The gated delta rule in vllm-ascend: the core of its layer, and plain torch for the 310P."""
+
+from __future__ import annotations
+
+import torch
+
+from npudiff import Target, implementation
+from npudiff.device.backends.vllm_ascend.delta_world import (
+    MOST_DRAFT,
+    Requests,
+    Sizes,
+    handed_in,
+    layer,
+    metadata,
+    run_core,
+)
+from npudiff.reference.gated_delta import GatedDeltaInputs
+
+Outputs = dict[str, torch.Tensor]
+
+_WIDTH = 4
+"""Tokens under the convolution of the layer, which leaves its rows as they are here."""
+
+_SOME = range(1, 2**17)
+_LAYER = {"raw": (False,), "gates": ("head", "none"), "key_dim": range(8, 129, 8), "value_dim": range(16, 129, 16)}
+"""Channels are a multiple of 16, as its convolution has them."""
+
+
+def _by_layer(inputs: GatedDeltaInputs, *, prompt: bool) -> Outputs:
+    """Run the core of the layer on blocks of a pool that has the null block in front."""
+    tokens, (heads, value_dim) = sum(inputs.lengths), inputs.value.shape[1:]
+    key_heads, key_dim = inputs.key.shape[1:]
+    mixed = torch.cat([one.flatten(1) for one in (inputs.query, inputs.key, inputs.value)], dim=1)
+    states, requests, drafts = _pool(inputs, prompt=prompt)
+    lines = mixed.new_zeros(len(states), _WIDTH - 1 + drafts, mixed.shape[1])
+    weight = mixed.new_zeros(_WIDTH, mixed.shape[1])
+    weight[-1] = 1.0
+    made = layer(Sizes(key_heads, heads, key_dim, value_dim), weight, None, (lines, states), activation=False)
+    gate = torch.zeros_like(inputs.beta[:tokens], dtype=torch.float32) if inputs.gate is None else inputs.gate[:tokens]
+    output = torch.zeros_like(inputs.value)
+    with handed_in(gate.unsqueeze(0), inputs.beta[:tokens].unsqueeze(0)):
+        known = metadata(requests, heads, drafts, mixed.device)
+        run_core(made, known, mixed, inputs.beta, output)
+    return {"output": output, "states": states[1 : 1 + len(inputs.states)]}
+
+
+def _pool(inputs: GatedDeltaInputs, *, prompt: bool) -> tuple[torch.Tensor, Requests, int]:
+    """The pool with the null block, the requests, and how many tokens are drafted at most.
+
+    A request has blocks for as many drafts as there may be; those that a shorter draft leaves are behind the pool.
+    """
+    ends = torch.tensor(inputs.lengths).cumsum(dim=0)
+    slots, initial = inputs.slots.cpu(), inputs.initial.cpu()
+    computed = [int(first >= 0) for first in initial.tolist()]
+    known = [prompt] * len(inputs.lengths)
+    if prompt or max(inputs.lengths) == 1:
+        blocks = (slots[ends - 1] + 1).unsqueeze(1)
+        pool = torch.cat([torch.zeros_like(inputs.states[:1]), inputs.states])
+        return pool, Requests(inputs.lengths, blocks, computed, known), 0
+    most, free = max(inputs.lengths), 1 + len(inputs.states)
+    rows, accepted = [], []
+    for end, length, first in zip(ends.tolist(), inputs.lengths, initial.tolist(), strict=True):
+        own = slots[end - length : end].tolist()
+        accepted.append(1 + own.index(first))
+        rows.append([*(one + 1 for one in own), *range(free, free + most - length)])
+        free += most - length
+    extra = inputs.states.new_zeros(free - len(inputs.states) - 1, *inputs.states.shape[1:])
+    pool = torch.cat([torch.zeros_like(inputs.states[:1]), inputs.states, extra])
+    requests = Requests(
+        inputs.lengths, torch.tensor(rows, dtype=torch.int32), computed, known, torch.tensor(accepted, dtype=torch.int32)
+    )
+    return pool, requests, most - 1
+
+
+@implementation(
+    "gated_delta",
+    name="_forward_core_prefill",
+    supports={**_LAYER, "chunked": (True,), "kept": ("last",), "length": _SOME, "heads": range(1, 65)},
+    on_device=True,
+)
+def prefill(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Prompts, by the operator that computes in chunks: states are gathered, zeroed where a request is new, put back."""
+    return _by_layer(inputs, prompt=True)
+
+
+@implementation(
+    "gated_delta",
+    name="_forward_core_decode",
+    supports={**_LAYER, "chunked": (False,), "kept": ("last",), "length": (1,), "fresh": (False,)},
+    on_device=True,
+)
+def decode(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """A token for each request, in its block."""
+    return _by_layer(inputs, prompt=False)
+
+
+@implementation(
+    "gated_delta",
+    name="_forward_core_drafts",
+    supports={**_LAYER, "chunked": (False,), "kept": ("each",), "length": range(2, MOST_DRAFT + 1)},
+    on_device=True,
+)
+def drafts(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Drafts, each token in a block of its own, behind those tokens of the step before that were accepted."""
+    return _by_layer(inputs, prompt=False)
