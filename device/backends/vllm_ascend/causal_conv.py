@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
 import torch
-from vllm_ascend._310p.ops import causal_conv1d as plain
-from vllm_ascend.ops.triton.mamba.causal_conv1d import causal_conv1d_update_npu
+from vllm_ascend._310p.ops.causal_conv1d import causal_conv1d_fn
+from vllm_ascend.ops.triton.mamba import causal_conv1d
 
 from npudiff import Target, implementation
 from npudiff.device.backends.vllm_ascend.delta_world import (
@@ -17,6 +21,7 @@ from npudiff.device.backends.vllm_ascend.delta_world import (
     metadata,
     run_core,
 )
+from npudiff.device.backends.vllm_ascend.world import TRITON, options_of, triton
 from npudiff.reference.causal_conv import CausalConvInputs
 
 Outputs = dict[str, torch.Tensor]
@@ -68,3 +73,94 @@ def decode(inputs: CausalConvInputs, target: Target) -> Outputs:
 def drafts(inputs: CausalConvInputs, target: Target) -> Outputs:
     """Drafts behind those tokens of the step before that were accepted."""
     return _by_layer(inputs)
+
+
+def _starts(inputs: CausalConvInputs) -> torch.Tensor:
+    lengths = torch.tensor([0, *inputs.lengths])
+    return lengths.cumsum(dim=0).to(inputs.x.device, torch.int32)
+
+
+def _activation(inputs: CausalConvInputs) -> str | None:
+    return "silu" if inputs.activation else None
+
+
+@contextlib.contextmanager
+def _in_triton(inputs: CausalConvInputs) -> Iterator[None]:
+    """Let the module find Triton as the option of a case says; it was imported where it did not."""
+    with triton(inputs), mock.patch.object(causal_conv1d, "HAS_TRITON", options_of(inputs)["triton"] == "1"):
+        yield
+
+
+_ROUNDED = ({"rounding": ("stages",)}, {"activation": (False,)})
+"""Where plain torch convolves in 16 bits, whose sum is rounded before the activation."""
+
+
+@implementation(
+    "causal_conv",
+    name="causal_conv1d_update_npu",
+    supports=tuple({**_HERE, "mode": ("step",), "length": (1,), "width": range(2, 7), **one} for one in _ROUNDED),
+    options=TRITON,
+    on_device=True,
+)
+def update(inputs: CausalConvInputs, target: Target) -> Outputs:
+    """A token for each request, as layers of vllm call what replaces their function: a Triton kernel, or plain torch."""
+    output, batch = torch.zeros_like(inputs.x), len(inputs.lengths)
+    with _in_triton(inputs):
+        output[:batch] = causal_conv1d.causal_conv1d_update_npu(
+            inputs.x[:batch].contiguous(),
+            inputs.lines.transpose(-1, -2),
+            inputs.weight.t().contiguous(),
+            inputs.bias,
+            _activation(inputs),
+            conv_state_indices=inputs.line_of,
+            validate_data=True,
+        )
+    return {"output": output, "lines": inputs.lines}
+
+
+@implementation(
+    "causal_conv",
+    name="causal_conv1d_update_npu_of_drafts",
+    supports=tuple({**_HERE, "mode": ("draft",), **one} for one in _ROUNDED),
+    options=TRITON,
+    on_device=True,
+)
+def update_of_drafts(inputs: CausalConvInputs, target: Target) -> Outputs:
+    """The same behind those tokens of the step before that were accepted."""
+    output, tokens = torch.zeros_like(inputs.x), sum(inputs.lengths)
+    with _in_triton(inputs):
+        output[:tokens] = causal_conv1d.causal_conv1d_update_npu(
+            inputs.x[:tokens].contiguous(),
+            inputs.lines.transpose(-1, -2),
+            inputs.weight.t().contiguous(),
+            inputs.bias,
+            _activation(inputs),
+            conv_state_indices=inputs.line_of,
+            num_accepted_tokens=inputs.accepted,
+            query_start_loc=_starts(inputs),
+            max_query_len=max(inputs.lengths),
+            validate_data=False,
+        )
+    return {"output": output, "lines": inputs.lines}
+
+
+@implementation(
+    "causal_conv",
+    name="causal_conv1d_fn",
+    supports=tuple({**_HERE, "mode": ("prompt",), **one} for one in _ROUNDED),
+    on_device=True,
+)
+def plain(inputs: CausalConvInputs, target: Target) -> Outputs:
+    """Prompts in plain torch, with which vllm-ascend's own tests compare its operators."""
+    output, tokens = torch.zeros_like(inputs.x), sum(inputs.lengths)
+    output[:tokens] = causal_conv1d_fn(
+        inputs.x[:tokens].t(),
+        inputs.weight.t(),
+        inputs.bias,
+        _activation(inputs),
+        inputs.lines.transpose(-1, -2),
+        inputs.has_history,
+        inputs.line_of,
+        _starts(inputs),
+    ).t()
+    return {"output": output, "lines": inputs.lines}

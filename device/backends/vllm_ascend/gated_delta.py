@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from vllm_ascend._310p.ops.fla.chunk_gated_delta_rule import chunk_gated_delta_rule_pytorch
+from vllm_ascend._310p.ops.fla.fused_recurrent_gated_delta_rule import fused_recurrent_gated_delta_rule_pytorch
 
 from npudiff import Target, implementation
 from npudiff.device.backends.vllm_ascend.delta_world import (
@@ -103,3 +105,70 @@ def decode(inputs: GatedDeltaInputs, target: Target) -> Outputs:
 def drafts(inputs: GatedDeltaInputs, target: Target) -> Outputs:
     """Drafts, each token in a block of its own, behind those tokens of the step before that were accepted."""
     return _by_layer(inputs, prompt=False)
+
+
+def _batch_of_one(inputs: GatedDeltaInputs) -> dict[str, torch.Tensor]:
+    """Tokens of all requests behind each other."""
+    tokens = sum(inputs.lengths)
+    gate = torch.zeros_like(inputs.beta, dtype=torch.float32) if inputs.gate is None else inputs.gate
+    named = {"q": inputs.query, "k": inputs.key, "v": inputs.value, "g": gate, "beta": inputs.beta}
+    return {name: one[:tokens].unsqueeze(0) for name, one in named.items()}
+
+
+def _starts(inputs: GatedDeltaInputs) -> torch.Tensor:
+    return torch.tensor([0, *inputs.lengths]).cumsum(dim=0).to(inputs.value.device, torch.int32)
+
+
+@implementation(
+    "gated_delta",
+    name="chunk_gated_delta_rule_pytorch",
+    supports={"raw": (False,), "kept": ("last",), "gates": ("head", "none"), "length": _SOME},
+    on_device=True,
+)
+def chunks_of_torch(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Prompts in plain torch and float32, with which vllm-ascend's own tests compare its kernels."""
+    slots = inputs.slots[torch.tensor(inputs.lengths).cumsum(dim=0) - 1].long()
+    begun = inputs.states[inputs.initial.clamp(min=0).long()].clone()
+    begun[inputs.initial < 0] = 0
+    output = torch.zeros_like(inputs.value)
+    answer, last = chunk_gated_delta_rule_pytorch(
+        **_batch_of_one(inputs),
+        scale=inputs.scale,
+        initial_state=begun,
+        output_final_state=True,
+        cu_seqlens=_starts(inputs),
+    )
+    output[: sum(inputs.lengths)] = answer.squeeze(0)
+    inputs.states[slots] = last.to(inputs.states.dtype)
+    return {"output": output, "states": inputs.states}
+
+
+@implementation(
+    "gated_delta",
+    name="fused_recurrent_gated_delta_rule_pytorch",
+    supports=tuple(
+        {"raw": (False,), "chunked": (False,), "fresh": (False,), "gates": ("head", "none"), **one}
+        for one in ({"kept": ("last",), "length": (1,)}, {"kept": ("each",), "length": range(2, 2**10)})
+    ),
+    on_device=True,
+)
+def steps_of_torch(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Steps and drafts in plain torch; of drafts it takes a row of slots for each request."""
+    starts, lengths = _starts(inputs), inputs.lengths
+    rows = torch.full((len(lengths), max(lengths)), -1, dtype=torch.int32, device=inputs.value.device)
+    for row, first, length in zip(rows, starts.tolist(), lengths, strict=False):
+        row[:length] = inputs.slots[first : first + length]
+    accepted = None
+    if max(lengths) > 1:
+        accepted = 1 + (rows == inputs.initial.unsqueeze(1)).int().argmax(dim=1)
+    output = torch.zeros_like(inputs.value)
+    answer, _ = fused_recurrent_gated_delta_rule_pytorch(
+        **_batch_of_one(inputs),
+        initial_state=inputs.states,
+        inplace_final_state=True,
+        cu_seqlens=starts,
+        ssm_state_indices=rows if accepted is not None else rows[:, 0].contiguous(),
+        num_accepted_tokens=accepted,
+    )
+    output[: sum(lengths)] = answer.squeeze(0)
+    return {"output": output, "states": inputs.states}
