@@ -75,6 +75,7 @@ ELSEWHERE = {
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "paged_cache",
             "cache_gather",
             "kv_rmsnorm_rope_cache", "quant_matmul", "weight_quant_matmul", "sampling", "draft_acceptance",
+            "causal_conv", "gated_delta",
         )),
         Run("rope_cache", examples=12),
     ],
@@ -162,6 +163,13 @@ BUGS_ELSEWHERE = {
         bug("sampling", "AscendSampler.apply_penalties", "prompt_unseen"),
         bug("draft_acceptance", "rejection_greedy_sample_pytorch", "bonus_last", "spare=1..3"),
         bug("draft_acceptance", "rejection_random_sample_pytorch", "drawn_again", "drafts=tokens", "uniforms=large"),
+        bug("causal_conv", "_forward_core_prefill", "history_of_others", "history=none"),
+        bug("causal_conv", "_forward_core_decode", "taps_turned"),
+        bug("causal_conv", "_forward_core_drafts", "from_the_first", "accepted=all"),
+        bug("causal_conv", "causal_conv1d_update_npu_of_drafts", "from_the_first", "accepted=all"),
+        bug("gated_delta", "_forward_core_prefill", "state_of_others", "fresh=True"),
+        bug("gated_delta", "_forward_core_drafts", "first_state", "accepted=last"),
+        bug("gated_delta", "chunk_gated_delta_rule_pytorch", "unscaled"),
     ],
 }  # fmt: skip
 
