@@ -18,7 +18,8 @@ from npudiff.reference.gated_delta import GatedDeltaInputs
 Outputs = dict[str, torch.Tensor]
 
 _WIDTH = 4
-_HERE = {"gates": ("head", "none"), "length": range(1, 2**17)}
+_HERE = {"gates": ("head", "none"), "length": range(1, 2**17), "state_dtype": ("bfloat16",)}
+"""Operators of an A2 or A3 take no other states: sglang has to be started with ``--mamba-ssm-dtype bfloat16``."""
 
 
 def _run(
