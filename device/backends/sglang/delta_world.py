@@ -57,13 +57,19 @@ class DeltaWorld:
     backend: Any
     layer: RadixLinearAttention
     batch: ForwardBatch
+    in_graph: bool = False
+    """Whether metadata are those of a graph, whose buffers are of the batch's size."""
 
     def run(self, mixed: torch.Tensor) -> torch.Tensor:
         """Return what the layer makes of rows, ``[1, tokens, heads, value_dim]`` or without the first axis."""
         mode = self.batch.forward_mode
         forward = self.backend.forward_decode if mode.is_decode() else self.backend.forward_extend
         empty = mixed.new_zeros(len(mixed), self.layer.num_v_heads)
-        self.backend.init_forward_metadata(self.batch)
+        if self.in_graph:
+            self.backend.init_cuda_graph_state(self.batch.batch_size, len(mixed))
+            self.backend.init_forward_metadata_out_graph(self.batch)
+        else:
+            self.backend.init_forward_metadata(self.batch)
         answer: torch.Tensor = forward(self.layer, self.batch, mixed, empty, empty)
         return answer
 
@@ -92,7 +98,7 @@ def _by_token(part: torch.Tensor) -> torch.Tensor:
 
 def delta_world(
     mode: ForwardMode, sizes: Sizes, weight: torch.Tensor, bias: torch.Tensor | None, pools: Sequence[torch.Tensor],
-    requests: Sequence[tuple[int, int, int]], *, drafts: int | None = None,
+    requests: Sequence[tuple[int, int, int]], *, drafts: int | None = None, padding: int | None = None,
 ) -> DeltaWorld:  # fmt: skip
     """Build the world of a pass.
 
@@ -113,12 +119,17 @@ def delta_world(
         Tokens of each, tokens that were there before, and its slot.
     drafts : int, optional
         Draft tokens of each request.
+    padding : int, optional
+        Requests that fill a graph, in slot 0; eagerly where nothing is said.
     """
     configured()
+    added = padding or 0
+    rows = [*range(1, len(requests) + 1), *[0] * added]
+    requests = [*requests, *[(drafts or 1, 0 if drafts else -1, 0)] * added]  # none of their tokens was there before
     lengths, before, slots = ([one[place] for one in requests] for place in range(3))
     table = ReqToTokenPool(len(lengths), max(map(sum, zip(lengths, before, strict=True))) + 1, weight.device, False)
     known = [new + old for new, old in zip(lengths, before, strict=True)]
-    batch = forward_batch(mode, table, lengths, known, drafts=drafts)
+    batch = forward_batch(mode, table, lengths, known, drafts=drafts, rows=rows)
     if mode == ForwardMode.EXTEND:
         batch.extend_start_loc = batch.extend_seq_lens.cumsum(dim=0).to(torch.int32) - batch.extend_seq_lens
     backend = ascend_gdn_backend.AscendGDNAttnBackend(_runner(pools, slots))
@@ -126,7 +137,7 @@ def delta_world(
         0, sizes.key_heads, sizes.key_heads, sizes.heads, sizes.key_dim, sizes.key_dim, sizes.value_dim,
         conv_weights=weight.t().contiguous(), bias=bias,
     )  # fmt: skip
-    return DeltaWorld(backend, layer, batch)
+    return DeltaWorld(backend, layer, batch, padding is not None)
 
 
 def _runner(pools: Sequence[torch.Tensor], slots: Sequence[int]) -> SimpleNamespace:
