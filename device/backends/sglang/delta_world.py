@@ -62,8 +62,8 @@ class DeltaWorld:
 
     def run(self, mixed: torch.Tensor) -> torch.Tensor:
         """Return what the layer makes of rows, ``[1, tokens, heads, value_dim]`` or without the first axis."""
-        mode = self.batch.forward_mode
-        forward = self.backend.forward_decode if mode.is_decode() else self.backend.forward_extend
+        decodes = self.batch.forward_mode == ForwardMode.DECODE
+        forward = self.backend.forward_decode if decodes else self.backend.forward_extend
         empty = mixed.new_zeros(len(mixed), self.layer.num_v_heads)
         if self.in_graph:
             self.backend.init_cuda_graph_state(self.batch.batch_size, len(mixed))
