@@ -23,9 +23,6 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 from npudiff.device.backends.sglang.attention_world import forward_batch
 from npudiff.device.backends.sglang.world import configured
 
-CHUNK = 64
-"""Tokens of which the operator for prompts keeps a state."""
-
 MOST_DRAFT = 8
 """Tokens of a request that the operator for drafts takes."""
 
@@ -42,7 +39,7 @@ class Sizes:
     value_dim: int
 
 
-class Convolved(Exception):  # noqa: N818 - it is none
+class Convolved(Exception):
     """What a layer has made when it is left behind its convolution: ``[tokens, channels]``."""
 
     def __init__(self, rows: torch.Tensor) -> None:
@@ -171,13 +168,13 @@ def _runner(pools: Sequence[torch.Tensor], slots: Sequence[int]) -> SimpleNamesp
 def handed_in(gate: torch.Tensor, beta: torch.Tensor) -> Iterator[None]:
     """Let a layer find decays and betas, ``[tokens, heads]``, and rows that are normalised."""
     gating: Callable[..., Rows] = lambda *_: (gate, beta)  # noqa: E731
-    values = {
-        "fused_gdn_gating": gating,
-        "fused_gdn_gating_kernel_without_sigmoid": gating,
-        "l2norm_fwd": lambda rows: rows,
-        "prepare_chunk_indices": _chunks,
-    }
-    with mock.patch.multiple(ascend_gdn_backend, **values):
+    with mock.patch.multiple(
+        ascend_gdn_backend,
+        fused_gdn_gating=gating,
+        fused_gdn_gating_kernel_without_sigmoid=gating,
+        l2norm_fwd=lambda rows: rows,
+        prepare_chunk_indices=_chunks,
+    ):
         yield
 
 

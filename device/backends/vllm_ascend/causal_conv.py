@@ -57,13 +57,20 @@ def _by_layer(inputs: CausalConvInputs) -> Outputs:
     return {"output": output, "lines": lines[1:]}
 
 
-@implementation("causal_conv", name="_forward_core_prefill", supports={**_OPERATOR, "mode": ("prompt",)}, on_device=True)
+@implementation(
+    "causal_conv", name="_forward_core_prefill", supports={**_OPERATOR, "mode": ("prompt",)}, on_device=True
+)
 def prefill(inputs: CausalConvInputs, target: Target) -> Outputs:
     """Prompts, with a history or without."""
     return _by_layer(inputs)
 
 
-@implementation("causal_conv", name="_forward_core_decode", supports={**_OPERATOR, "mode": ("step",), "length": (1,)}, on_device=True)
+@implementation(
+    "causal_conv",
+    name="_forward_core_decode",
+    supports={**_OPERATOR, "mode": ("step",), "length": (1,)},
+    on_device=True,
+)
 def decode(inputs: CausalConvInputs, target: Target) -> Outputs:
     """A token for each request."""
     return _by_layer(inputs)
@@ -103,7 +110,7 @@ _ROUNDED = ({"rounding": ("stages",)}, {"activation": (False,)})
     on_device=True,
 )
 def update(inputs: CausalConvInputs, target: Target) -> Outputs:
-    """A token for each request, as layers of vllm call what replaces their function: a Triton kernel, or plain torch."""
+    """A token for each request, as layers of vllm call what replaces their function: in Triton, or plain torch."""
     output, batch = torch.zeros_like(inputs.x), len(inputs.lengths)
     with _in_triton(inputs):
         output[:batch] = causal_conv1d.causal_conv1d_update_npu(

@@ -142,10 +142,10 @@ def layer(
 def run_core(made: Any, known: Any, mixed: torch.Tensor, beta: torch.Tensor, output: torch.Tensor) -> None:  # noqa: ANN401
     """Run the core of a layer as its custom operator does, inside ``here``."""
     with engine(engine_config(mixed.dtype), ascend_configuration(), attn_metadata={LAYER: known}):
-        gdn.AscendGatedDeltaNetAttention._forward_core(made, mixed, beta, torch.zeros_like(beta), output)  # noqa: SLF001
+        gdn.AscendGatedDeltaNetAttention._forward_core(made, mixed, beta, torch.zeros_like(beta), output)
 
 
-class Convolved(Exception):  # noqa: N818 - it is none
+class Convolved(Exception):
     """What a layer has made when it is left behind its convolution."""
 
     def __init__(self, rows: torch.Tensor) -> None:

@@ -68,10 +68,8 @@ def _pool(inputs: GatedDeltaInputs, *, prompt: bool) -> tuple[torch.Tensor, Requ
         free += most - length
     extra = inputs.states.new_zeros(free - len(inputs.states) - 1, *inputs.states.shape[1:])
     pool = torch.cat([torch.zeros_like(inputs.states[:1]), inputs.states, extra])
-    requests = Requests(
-        inputs.lengths, torch.tensor(rows, dtype=torch.int32), computed, known, torch.tensor(accepted, dtype=torch.int32)
-    )
-    return pool, requests, most - 1
+    blocks, taken = (torch.tensor(one, dtype=torch.int32) for one in (rows, accepted))
+    return pool, Requests(inputs.lengths, blocks, computed, known, taken), most - 1
 
 
 @implementation(
@@ -81,7 +79,7 @@ def _pool(inputs: GatedDeltaInputs, *, prompt: bool) -> tuple[torch.Tensor, Requ
     on_device=True,
 )
 def prefill(inputs: GatedDeltaInputs, target: Target) -> Outputs:
-    """Prompts, by the operator that computes in chunks: states are gathered, zeroed where a request is new, put back."""
+    """Prompts by the operator in chunks: states are gathered, zeroed where a request is new, put back."""
     return _by_layer(inputs, prompt=True)
 
 

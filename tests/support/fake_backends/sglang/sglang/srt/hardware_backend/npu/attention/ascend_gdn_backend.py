@@ -74,9 +74,7 @@ class AscendGDNAttnBackend:
         known = batch.extend_prefix_lens >= (0 if told("history_of_others") else 1)
         rows = self._convolved(layer, mixed_qkv, cache.conv[0], has_initial_state=known, run_mode=0)
         g, beta = fused_gdn_gating(layer.A_log, a, b, layer.dt_bias)
-        output, last = self.chunk_gdn(
-            *self._split(layer, rows), g, beta, cache.temporal[self.slots], self.starts
-        )
+        output, last = self.chunk_gdn(*self._split(layer, rows), g, beta, cache.temporal[self.slots], self.starts)
         if not told("states_not_kept"):
             cache.temporal[self.slots] = last
         return output
