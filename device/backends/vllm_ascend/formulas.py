@@ -26,7 +26,9 @@ def recurrent_gated_delta_rule(query: Tensor, key: Tensor, value: Tensor, state:
 
     There may be more slots than tokens: the host code does not look, and the kernel reads that of each token.
     """
-    named["ssm_state_indices"] = named["ssm_state_indices"][: len(value)]
+    slots = named.get("ssm_state_indices")
+    if slots is not None:
+        named["ssm_state_indices"] = slots[: len(value)]
     profile = replace(
         active_profile(),
         recurrent_lengths="skipped_and_lengths",
