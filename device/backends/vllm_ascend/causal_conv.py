@@ -33,8 +33,11 @@ _HERE = {"padded": (False,), "length": _SOME}
 _OPERATOR = {**_HERE, "width": range(2, 5)}
 
 
-def _by_layer(inputs: CausalConvInputs) -> Outputs:
-    """Leave the layer where its convolution is done; its pool has the null block in front."""
+def _by_layer(inputs: CausalConvInputs, *, graph: bool = False) -> Outputs:
+    """Leave the layer where its convolution is done; its pool has the null block in front.
+
+    Rows beyond the requests fill a graph.
+    """
     tokens, channels = sum(inputs.lengths), inputs.x.shape[1]
     prompt, output = inputs.mode == "prompt", torch.zeros_like(inputs.x)
     lines = torch.cat([torch.zeros_like(inputs.lines[:1]), inputs.lines])
@@ -42,9 +45,9 @@ def _by_layer(inputs: CausalConvInputs) -> Outputs:
     drafts = 0 if inputs.accepted is None else lines.shape[1] - inputs.width + 1
     history = [True] * len(inputs.lengths) if inputs.has_history is None else inputs.has_history.tolist()
     blocks = (inputs.line_of + 1).unsqueeze(1).expand(-1, 1 + drafts)
-    requests = Requests(
-        inputs.lengths, blocks, [1 if one else 0 for one in history], [prompt] * len(history), inputs.accepted
-    )
+    computed, rest = [1 if one else 0 for one in history], len(inputs.x) - tokens
+    padding = (rest if inputs.accepted is None else -(-rest // max(inputs.lengths)), rest) if graph else None
+    requests = Requests(inputs.lengths, blocks, computed, [prompt] * len(history), inputs.accepted, padding)
     sizes = Sizes(1, 1, channels // 4, channels // 2)
     made = layer(sizes, inputs.weight, inputs.bias, (lines, states), activation=inputs.activation)
     leave_behind_convolution(made)
@@ -53,7 +56,7 @@ def _by_layer(inputs: CausalConvInputs) -> Outputs:
         try:
             run_core(made, known, inputs.x, inputs.x.new_zeros(len(inputs.x), 1), output)
         except Convolved as done:
-            output[:tokens] = done.rows
+            output[:tokens] = done.rows[:tokens]
     return {"output": output, "lines": lines[1:]}
 
 
@@ -80,6 +83,25 @@ def decode(inputs: CausalConvInputs, target: Target) -> Outputs:
 def drafts(inputs: CausalConvInputs, target: Target) -> Outputs:
     """Drafts behind those tokens of the step before that were accepted."""
     return _by_layer(inputs)
+
+
+@implementation(
+    "causal_conv",
+    name="_forward_core_decode_graph",
+    supports={**_OPERATOR, "mode": ("step",), "length": (1,)},
+    on_device=True,
+)
+def decode_graph(inputs: CausalConvInputs, target: Target) -> Outputs:
+    """A token for each request, with metadata of a graph that others fill."""
+    return _by_layer(inputs, graph=True)
+
+
+@implementation(
+    "causal_conv", name="_forward_core_drafts_graph", supports={**_OPERATOR, "mode": ("draft",)}, on_device=True
+)
+def drafts_graph(inputs: CausalConvInputs, target: Target) -> Outputs:
+    """Drafts, with metadata of a graph that others fill."""
+    return _by_layer(inputs, graph=True)
 
 
 def _starts(inputs: CausalConvInputs) -> torch.Tensor:

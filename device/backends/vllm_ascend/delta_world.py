@@ -23,7 +23,6 @@ MOST_DRAFT = 16
 """Tokens of a request that the operator for drafts takes."""
 
 _ALONE = SimpleNamespace(world_size=1, rank_in_group=0)
-_NO_GRAPHS = SimpleNamespace(has_full_cudagraphs=lambda: False)
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,19 @@ class Requests:
     """Whether the tokens are of a prompt."""
     accepted: torch.Tensor | None = None
     """int32 ``[requests]``, where all have drafts: tokens of the step before that were accepted."""
+    padding: tuple[int, int] | None = None
+    """Requests and tokens that fill a graph, which has block 0 for them; None eagerly."""
+
+    def filled(self) -> Requests:
+        """Return those of a graph: behind them are others that have no tokens."""
+        more, _ = self.padding or (0, 0)
+        blocks = torch.cat([self.blocks, self.blocks.new_zeros(more, self.blocks.shape[1])])
+        others = [0] * more
+        accepted = None if self.accepted is None else torch.cat([self.accepted, self.accepted.new_ones(more)])
+        return Requests(
+            [*self.lengths, *others], blocks, [*self.computed, *others], [*self.prefilling, *[False] * more], accepted,
+            self.padding,
+        )  # fmt: skip
 
 
 def metadata(requests: Requests, heads: int, drafts: int, device: torch.device) -> Any:  # noqa: ANN401 - vllm-ascend's
@@ -55,31 +67,36 @@ def metadata(requests: Requests, heads: int, drafts: int, device: torch.device) 
     device : torch.device
         Where the pools are.
     """
+    graph, real = requests.padding is not None, len(requests.lengths)
+    requests = requests.filled()
     starts = torch.tensor([0, *requests.lengths]).cumsum(dim=0).to(torch.int32)
+    rows = int(starts[-1]) + (requests.padding[1] if requests.padding else 0)
     known = torch.tensor(requests.computed, dtype=torch.int32) + torch.tensor(requests.lengths, dtype=torch.int32)
     common = CommonAttentionMetadata(
         query_start_loc=starts.to(device),
         query_start_loc_cpu=starts,
         seq_lens=known.to(device),
         num_reqs=len(requests.lengths),
-        num_actual_tokens=int(starts[-1]),
+        num_actual_tokens=rows,
         max_query_len=max(requests.lengths),
         max_seq_len=int(known.max()),
         block_table_tensor=requests.blocks.to(device),
-        slot_mapping=torch.zeros(int(starts[-1]), dtype=torch.int64, device=device),
+        slot_mapping=torch.zeros(rows, dtype=torch.int64, device=device),
         is_prefilling=torch.tensor(requests.prefilling),
     )
     spec = SimpleNamespace(block_size=1, num_speculative_blocks=drafts)
-    builder = gdn_attn_builder.AscendGDNAttentionMetadataBuilder(spec, [LAYER], _config(heads, drafts), device)
+    config = _config(heads, drafts, graph=graph)
+    builder = gdn_attn_builder.AscendGDNAttentionMetadataBuilder(spec, [LAYER], config, device)
     if requests.accepted is None:
         return builder.build(0, common)
     drafted = torch.tensor(requests.lengths, dtype=torch.int32) - 1
+    drafted[real:] = -1
     return builder.build(0, common, requests.accepted.to(device), drafted)
 
 
-def _config(heads: int, drafts: int) -> SimpleNamespace:
+def _config(heads: int, drafts: int, *, graph: bool) -> SimpleNamespace:
     config = engine_config(torch.bfloat16)
-    config.compilation_config.cudagraph_mode = _NO_GRAPHS
+    config.compilation_config.cudagraph_mode = SimpleNamespace(has_full_cudagraphs=lambda: graph)
     config.compilation_config.max_cudagraph_capture_size = None
     config.scheduler_config = SimpleNamespace(max_num_seqs=4096)
     config.cache_config = SimpleNamespace(mamba_cache_mode="none")

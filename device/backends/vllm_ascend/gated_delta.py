@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from vllm_ascend._310p.ops.fla.chunk_gated_delta_rule import chunk_gated_delta_rule_pytorch
 from vllm_ascend._310p.ops.fla.fused_recurrent_gated_delta_rule import fused_recurrent_gated_delta_rule_pytorch
@@ -28,19 +30,23 @@ _LAYER = {"raw": (False,), "gates": ("head", "none"), "key_dim": range(8, 129, 8
 """Channels are a multiple of 16, as its convolution has them."""
 
 
-def _by_layer(inputs: GatedDeltaInputs, *, prompt: bool) -> Outputs:
-    """Run the core of the layer on blocks of a pool that has the null block in front."""
+def _by_layer(inputs: GatedDeltaInputs, *, prompt: bool, graph: bool = False) -> Outputs:
+    """Run the core of the layer on blocks of a pool that has the null block in front; rows of padding fill a graph."""
     tokens, (heads, value_dim) = sum(inputs.lengths), inputs.value.shape[1:]
     key_heads, key_dim = inputs.key.shape[1:]
     mixed = torch.cat([one.flatten(1) for one in (inputs.query, inputs.key, inputs.value)], dim=1)
     states, requests, drafts = _pool(inputs, prompt=prompt)
+    rows = tokens
+    if graph:
+        rows, rest = len(inputs.value), len(inputs.value) - tokens
+        requests = replace(requests, padding=(-(-rest // (drafts + 1)), rest))
     lines = mixed.new_zeros(len(states), _WIDTH - 1 + drafts, mixed.shape[1])
     weight = mixed.new_zeros(_WIDTH, mixed.shape[1])
     weight[-1] = 1.0
     made = layer(Sizes(key_heads, heads, key_dim, value_dim), weight, None, (lines, states), activation=False)
-    gate = torch.zeros_like(inputs.beta[:tokens], dtype=torch.float32) if inputs.gate is None else inputs.gate[:tokens]
+    gate = torch.zeros_like(inputs.beta, dtype=torch.float32) if inputs.gate is None else inputs.gate
     output = torch.zeros_like(inputs.value)
-    with handed_in(gate.unsqueeze(0), inputs.beta[:tokens].unsqueeze(0)):
+    with handed_in(gate[:rows].unsqueeze(0), inputs.beta[:rows].unsqueeze(0)):
         known = metadata(requests, heads, drafts, mixed.device)
         run_core(made, known, mixed, inputs.beta, output)
     return {"output": output, "states": states[1 : 1 + len(inputs.states)]}
@@ -103,6 +109,30 @@ def decode(inputs: GatedDeltaInputs, target: Target) -> Outputs:
 def drafts(inputs: GatedDeltaInputs, target: Target) -> Outputs:
     """Drafts, each token in a block of its own, behind those tokens of the step before that were accepted."""
     return _by_layer(inputs, prompt=False)
+
+
+@implementation(
+    "gated_delta",
+    name="_forward_core_decode_graph",
+    supports={**_LAYER, "chunked": (False,), "kept": ("last",), "length": (1,), "fresh": (False,)},
+    on_device=True,
+)
+def decode_graph(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """A token for each request, with metadata of a graph that others fill."""
+    return _by_layer(inputs, prompt=False, graph=True)
+
+
+@implementation(
+    "gated_delta",
+    name="_forward_core_drafts_graph",
+    supports=tuple(
+        {**_LAYER, "chunked": (False,), "kept": ("each",), "length": (length,)} for length in range(2, MOST_DRAFT + 1)
+    ),
+    on_device=True,
+)
+def drafts_graph(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Drafts, as many for each request, with metadata of a graph that others fill."""
+    return _by_layer(inputs, prompt=False, graph=True)
 
 
 def _batch_of_one(inputs: GatedDeltaInputs) -> dict[str, torch.Tensor]:

@@ -175,6 +175,8 @@ BUGS_ELSEWHERE = {
         bug("causal_conv", "_forward_core_decode", "taps_turned"),
         bug("causal_conv", "_forward_core_drafts", "from_the_first", "accepted=all"),
         bug("causal_conv", "causal_conv1d_update_npu_of_drafts", "from_the_first", "accepted=all"),
+        bug("causal_conv", "_forward_core_drafts_graph", "first_slot_everywhere", "batch=2..5"),
+        bug("gated_delta", "_forward_core_decode_graph", "first_slot_everywhere", "batch=2..5"),
         bug("gated_delta", "_forward_core_prefill", "state_of_others", "fresh=True"),
         bug("gated_delta", "_forward_core_drafts", "first_state", "accepted=last"),
         bug("gated_delta", "chunk_gated_delta_rule_pytorch", "unscaled"),

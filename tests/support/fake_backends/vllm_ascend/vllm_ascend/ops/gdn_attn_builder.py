@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+from vllm_ascend.told import told
+
 
 def get_pcp_group():
     raise AssertionError("there are no ranks")
@@ -9,12 +11,14 @@ def get_pcp_group():
 
 class AscendGDNAttentionMetadataBuilder:
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
-        assert vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs() is False
+        self.graph = vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
 
     def build(self, common_prefix_len, common_attn_metadata, num_accepted_tokens=None, drafts=None):
         """Say what is where."""
         batch = common_attn_metadata
         lengths = batch.query_start_loc.diff()
+        if self.graph and told("first_slot_everywhere"):
+            batch.block_table_tensor[:] = batch.block_table_tensor[:1].clone()
         return SimpleNamespace(
             starts=batch.query_start_loc,
             blocks=batch.block_table_tensor,
