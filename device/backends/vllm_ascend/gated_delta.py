@@ -30,13 +30,15 @@ _LAYER = {"raw": (False,), "gates": ("head", "none"), "key_dim": range(8, 129, 8
 """Channels are a multiple of 16, as its convolution has them."""
 
 
-def _by_layer(inputs: GatedDeltaInputs, *, prompt: bool, graph: bool = False) -> Outputs:
+def _by_layer(inputs: GatedDeltaInputs, *, prompt: bool, graph: bool = False, steps: bool = False) -> Outputs:
     """Run the core of the layer on blocks of a pool that has the null block in front; rows of padding fill a graph."""
     tokens, (heads, value_dim) = sum(inputs.lengths), inputs.value.shape[1:]
     key_heads, key_dim = inputs.key.shape[1:]
     mixed = torch.cat([one.flatten(1) for one in (inputs.query, inputs.key, inputs.value)], dim=1)
     states, requests, drafts = _pool(inputs, prompt=prompt)
     rows = tokens
+    if steps:
+        requests = replace(requests, prefilling=_behind_steps(inputs))
     if graph:
         rows, rest = len(inputs.value), len(inputs.value) - tokens
         requests = replace(requests, padding=(-(-rest // (drafts + 1)), rest))
@@ -50,6 +52,13 @@ def _by_layer(inputs: GatedDeltaInputs, *, prompt: bool, graph: bool = False) ->
         known = metadata(requests, heads, drafts, mixed.device)
         run_core(made, known, mixed, inputs.beta, output)
     return {"output": output, "states": states[1 : 1 + len(inputs.states)]}
+
+
+def _behind_steps(inputs: GatedDeltaInputs) -> list[bool]:
+    """Which requests are prompts where those with one token and a state, at the front of a batch, are not."""
+    plain = [length > 1 or first < 0 for length, first in zip(inputs.lengths, inputs.initial.tolist(), strict=True)]
+    first = plain.index(True) if True in plain else len(plain)
+    return [place >= first for place in range(len(plain))]
 
 
 def _pool(inputs: GatedDeltaInputs, *, prompt: bool) -> tuple[torch.Tensor, Requests, int]:
@@ -87,6 +96,17 @@ def _pool(inputs: GatedDeltaInputs, *, prompt: bool) -> tuple[torch.Tensor, Requ
 def prefill(inputs: GatedDeltaInputs, target: Target) -> Outputs:
     """Prompts by the operator in chunks: states are gathered, zeroed where a request is new, put back."""
     return _by_layer(inputs, prompt=True)
+
+
+@implementation(
+    "gated_delta",
+    name="_forward_core_prefill_behind_decode",
+    supports={**_LAYER, "chunked": (True,), "kept": ("last",), "length": _SOME, "heads": range(1, 65)},
+    on_device=True,
+)
+def prefill_behind_decode(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """The same where requests of one token, at the front, go on: these go another way, and all are put together."""
+    return _by_layer(inputs, prompt=True, steps=True)
 
 
 @implementation(
