@@ -19,7 +19,7 @@ from typing import Any
 
 from npudiff.device import virtual
 from npudiff.device.backends.operators import operators_of
-from npudiff.device.backends.stubs import Stubs
+from npudiff.device.backends.stubs import StubModule, Stubs
 from npudiff.model.backend import BackendUnavailable, Booted
 
 MISSING = (
@@ -49,6 +49,10 @@ SETTINGS = {"ASCEND_USE_FIA": "1"}
 KERNELS = "NPUDIFF_SGL_KERNEL_NPU"
 """Environment variable that names a checkout of sgl-kernel-npu: there is no package of it to install. Its operators in
 C++ are the simulator's, its Triton kernels are its own. Without it, what calls one says so."""
+
+
+LATER = ("sgl_kernel_npu.fla.fused_sigmoid_gating_recurrent_decode_optimized",)
+"""Modules of sgl-kernel-npu that sglang imports beside others, and that a checkout may be too old for."""
 
 
 _ASKED, _ARCHITECTURE = 601, 2201
@@ -88,7 +92,7 @@ def boot(checkout: Path | None) -> Booted:
         importlib.import_module(name)
     if virtual.enabled() and stubs.standing_in_for("acl"):
         _answer_what_chip(stubs)
-    _find_kernels()
+    _find_kernels(stubs)
     try:
         sglang = importlib.import_module("sglang")
         importlib.import_module("sglang.srt.hardware_backend.npu.attention.ascend_backend")
@@ -132,8 +136,10 @@ def _version(sglang: ModuleType) -> str:
     return str(getattr(sglang, "__version__", "") or importlib.metadata.version("sglang"))
 
 
-def _find_kernels() -> None:
+def _find_kernels(stubs: Stubs) -> None:
     """Let modules of a checkout of sgl-kernel-npu be imported without its package, which loads a library for a card.
+
+    Those that it is too old for are stood in for.
 
     Raises
     ------
@@ -152,3 +158,6 @@ def _find_kernels() -> None:
     package.__spec__ = importlib.machinery.ModuleSpec("sgl_kernel_npu", None, is_package=True)
     package.__spec__.submodule_search_locations = package.__path__
     sys.modules["sgl_kernel_npu"] = package
+    for name in LATER:
+        if not folder.joinpath(*name.split(".")[1:]).with_suffix(".py").is_file():
+            sys.modules[name] = StubModule(name, stubs)

@@ -22,7 +22,13 @@ _STATES = ("bfloat16", "float32")
 
 
 def recurrent_gated_delta_rule(query: Tensor, key: Tensor, value: Tensor, state: Tensor, **named: Any) -> Tensor:  # noqa: ANN401
-    """Call torch_npu's, whose lengths have the number of tokens to skip in front here; states may be float32."""
+    """Call torch_npu's, whose lengths have the number of tokens to skip in front here; states may be float32.
+
+    There may be more slots than tokens: the host code does not look, and the kernel reads that of each token.
+    """
+    slots = named.get("ssm_state_indices")
+    if slots is not None:
+        named["ssm_state_indices"] = slots[: len(value)]
     profile = replace(
         active_profile(),
         recurrent_lengths="skipped_and_lengths",
@@ -32,6 +38,40 @@ def recurrent_gated_delta_rule(query: Tensor, key: Tensor, value: Tensor, state:
     with use_profile(profile):
         result: Tensor = torch.ops.npu.npu_recurrent_gated_delta_rule(query, key, value, state, **named)
     return result
+
+
+def causal_conv1d_custom(
+    output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    conv_state: Tensor,
+    bias_opt: Tensor | None,
+    query_start_loc_opt: Tensor | None,
+    cache_indices_opt: Tensor | None,
+    initial_state_mode_opt: Tensor | None,
+    num_accepted_tokens_opt: Tensor | None,
+    activation_mode: int,
+    pad_slot_id: int,
+    run_mode: int,
+) -> Tensor:
+    """Call sgl-kernel-npu's, whose kernel it shares; of a row of lines the first one counts, as its tiling says."""
+    lines = cache_indices_opt
+    output.copy_(
+        torch.ops.npu.causal_conv1d(
+            x.contiguous(),
+            weight.contiguous(),
+            conv_state,
+            bias=bias_opt,
+            query_start_loc=query_start_loc_opt,
+            cache_indices=lines[:, 0].contiguous() if lines is not None and lines.dim() == 2 else lines,
+            has_initial_state=initial_state_mode_opt,
+            num_accepted_tokens=num_accepted_tokens_opt,
+            activation_mode=activation_mode,
+            pad_slot_id=pad_slot_id,
+            run_mode=run_mode,
+        )
+    )
+    return output
 
 
 def bgmv_shrink(x: Tensor, weight: Tensor, indices: Tensor, y: Tensor, scale: float) -> None:
@@ -123,6 +163,7 @@ def copy_and_expand_eagle_inputs(
 
 FORMULAS: Mapping[str, Callable[..., Any]] = {
     "npu_recurrent_gated_delta_rule": recurrent_gated_delta_rule,
+    "npu_causal_conv1d_custom": causal_conv1d_custom,
     "bgmv_shrink": bgmv_shrink,
     "bgmv_expand": bgmv_expand,
     "transpose_kv_cache_by_block": transpose_kv_cache_by_block,

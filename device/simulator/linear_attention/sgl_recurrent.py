@@ -46,7 +46,7 @@ class SglRequest:
     nk: int
     nv: int
     intermediate_state: Tensor | None = None
-    """[slots, nv, Dv, Dk], bfloat16."""
+    """Memory of [slots, nv, Dv, Dk], bfloat16; its own shape is not looked at."""
     cache_indices: Tensor | None = None
     """[B], slots of recurrent_state; with intermediate_state."""
     num_accepted_tokens: Tensor | None = None
@@ -91,7 +91,7 @@ def sgl_recurrent_gated_delta_rule(request: SglRequest) -> Tensor:
     profile = active_profile()
     tokens = _tokens(request)
     given = request.intermediate_state
-    pool = request.recurrent_state if given is None else given.contiguous()
+    pool = request.recurrent_state if given is None else _as_states(given, request)
     batch, length = request.mix_qkv.shape[:2]
     out = unwritten((batch * length, request.nv, pool.shape[2]), torch.bfloat16)
     uses = []
@@ -136,6 +136,13 @@ def _tokens(request: SglRequest) -> _Tokens:
 
 def _normalised(x: Tensor) -> Tensor:
     return x * (x.square().sum(-1, keepdim=True) + _EPSILON).rsqrt()
+
+
+def _as_states(given: Tensor, request: SglRequest) -> Tensor:
+    """Return memory as states like those of the pool, whose sizes the kernel takes; what is left over is none."""
+    shape = request.recurrent_state.shape[1:]
+    flat = given.contiguous().view(-1)
+    return flat[: len(flat) // shape.numel() * shape.numel()].view(-1, *shape)
 
 
 def _accepted(request: SglRequest, row: int) -> int:

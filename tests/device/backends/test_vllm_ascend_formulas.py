@@ -127,6 +127,37 @@ def test_states_of_float32_and_a_number_of_tokens_to_skip(sim):
             torch.testing.assert_close(given[token, head].double(), new @ q * 0.25, rtol=2e-2, atol=2e-2)
 
 
+def test_slots_behind_those_of_tokens_are_not_read(sim):
+    query, value, state = (
+        normal(2, 1, 16, dtype=torch.bfloat16),
+        normal(2, 1, 16, dtype=torch.bfloat16),
+        normal(3, 1, 16, 16),
+    )
+    more, less = state.float(), state.float()
+    named = {"beta": torch.ones(2, 1).bfloat16(), "scale": 0.25, "actual_seq_lengths": torch.tensor([0, 2]).int()}
+    slots = torch.tensor([2, 0, 7], dtype=torch.int32)
+    for pool, given in ((more, slots), (less, slots[:2])):
+        FORMULAS["npu_recurrent_gated_delta_rule"](query, query, value, pool, ssm_state_indices=given, **named)
+    assert torch.equal(more, less)
+    assert not torch.equal(more, state.float())
+
+
+def test_a_convolution_takes_the_first_of_a_row_of_lines(sim):
+    x, lines = normal(3, 16), normal(4, 5, 16, seed=1)
+    weight = normal(16, 4, seed=2).t()
+    before, output = lines.clone(), torch.empty_like(x)
+    starts, rows = torch.tensor([0, 1, 3]).int(), torch.tensor([[2, 9], [1, 9]]).int()
+    accepted = torch.tensor([2, 1]).int()
+    given = FORMULAS["npu_causal_conv1d_custom"](output, x, weight, lines, None, starts, rows, None, accepted, 0, -1, 1)
+    assert given is output
+    for line, first, new, at in ((2, 1, x[:1], 0), (1, 0, x[1:], 1)):
+        z = torch.cat([before[line, first : first + 3], new]).double()
+        for token in range(len(new)):
+            wanted = (z[token : token + 4] * weight.double()).sum(0)
+            torch.testing.assert_close(output[at + token].double(), wanted, rtol=1e-2, atol=1e-2)
+        assert torch.equal(lines[line, : len(z) - 1].double(), z[1:])
+
+
 @pytest.mark.parametrize(
     ("at", "value", "said"),
     [

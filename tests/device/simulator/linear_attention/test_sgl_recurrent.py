@@ -175,3 +175,11 @@ def test_slots_outside_are_faults(call, spoil):
 def test_what_the_host_code_refuses(call, spoil, words):
     with pytest.raises(OperatorRejected, match=words):
         run(call | spoil)
+
+
+def test_the_shape_of_an_intermediate_state_is_not_looked_at(call):
+    """sglang views it with the dims of keys and values the other way round."""
+    other = {**call, "intermediate_state": call["intermediate_state"].clone().view(-1, HEADS, DK, DV)}
+    out, answer = run(call), run(other)
+    assert torch.equal(out[0], answer[0])
+    assert torch.equal(call["intermediate_state"].view(-1), other["intermediate_state"].view(-1))

@@ -23,3 +23,11 @@ class BaseDeviceAdaptor:
             for cache, rows in ((cache_kv_c, key), (cache_k_pe, value)):
                 rows[first : first + count] = cache.view(-1, *cache.shape[2:])[slots]
             first += count
+
+
+class DeviceOperator(BaseDeviceAdaptor):
+    @staticmethod
+    def fused_gdn_gating(A_log, a, b, dt_bias):  # noqa: N803
+        """Decays and betas, ``[1, tokens, heads]``."""
+        g = -A_log.exp() * torch.nn.functional.softplus(a.float() + dt_bias)
+        return g.unsqueeze(0), b.sigmoid().unsqueeze(0)

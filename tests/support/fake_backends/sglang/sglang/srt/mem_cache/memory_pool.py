@@ -20,3 +20,17 @@ class ReqToTokenPool:
 
     def write(self, indices, values):
         self.req_to_token[indices] = values.to(torch.int32)
+
+
+class MambaPool:
+    """Lines and states of layers."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class State:
+        conv: list[torch.Tensor]
+        temporal: torch.Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class SpeculativeState(State):
+        intermediate_ssm: torch.Tensor
+        intermediate_conv_window: list[torch.Tensor]

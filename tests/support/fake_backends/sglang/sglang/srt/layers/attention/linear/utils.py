@@ -1,0 +1,5 @@
+from enum import Enum
+
+
+class LinearAttnKernelBackend(Enum):
+    TRITON = "triton"
