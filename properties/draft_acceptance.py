@@ -9,14 +9,15 @@ import torch
 
 from npudiff.draw.cases import Case, Chooser, axis, derived, part, seed, within
 from npudiff.draw.data import Stream
+from npudiff.judge.compare import same_bits
 from npudiff.judge.relations import Changed, Outputs, relation
-from npudiff.model.component import Component
+from npudiff.model.component import Comparison, Component, OutputComparison, Property, Subject
 from npudiff.model.constraints import Box, allows
 from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import empty_parts, rows
 from npudiff.properties._shared.baselines import BASELINES
 from npudiff.properties._shared.rows import GAPS, with_row_stride
-from npudiff.reference.draft_acceptance import DraftAcceptanceInputs, draft_acceptance
+from npudiff.reference.draft_acceptance import RULES, DraftAcceptanceInputs, draft_acceptance
 from npudiff.text import listed
 
 GREEDY = ("none", "all", "some")
@@ -74,6 +75,8 @@ class DraftAcceptanceCase(Case):
                         shown="{} missing", region="missing tokens")  # fmt: skip
     spare: int = axis("drafted tokens that nobody has, of the room of the result", range(MOST_DRAFT), 0,
                       drawn=(0, 0, 1, 3), shown="{} spare")  # fmt: skip
+    rule: str = axis("what decides whether a draft is accepted", RULES, RULES[0], drawn=RULES[:1], shown="by {} rule",
+                     region="any rule")  # fmt: skip
     rows: str = rows.axis()
     seed: int = seed()
 
@@ -137,6 +140,7 @@ def build_inputs(case: DraftAcceptanceCase) -> DraftAcceptanceInputs:
         greedy={"none": places < 0, "all": places >= 0, "some": places % 2 == 1}[case.greedy],
         lengths=case.lengths,
         room=max(1, *case.lengths) + case.spare,
+        rule=case.rule,
     )
 
 
@@ -204,6 +208,98 @@ def _alone(inputs: DraftAcceptanceInputs, case: DraftAcceptanceCase) -> Changed[
     return Changed(_of_requests(inputs, [one], room), cut, case=replace(case, lengths=(case.lengths[one],), spare=0))
 
 
+SAMPLES = 2048
+"""Requests of one pair of distributions, of which the first tokens are counted."""
+
+BY_CHANCE = 1e-12
+"""How often a right one is further off in a case: a run of a thousand cases accuses one in 10^9."""
+
+
+def _many(subject: Subject, case: DraftAcceptanceCase) -> DraftAcceptanceCase:
+    """As many requests as are counted, with a few drafts each, or with as many as the longest of the case has."""
+    for length in (2 + case.seed % 5, max(1, *case.lengths)):
+        large = replace(
+            case, lengths=(length,) * SAMPLES, vocabulary=2 + case.seed % 4, likeness="near", uniforms="even",
+            missing="none", spare=0, rows="contiguous",
+        )  # fmt: skip
+        if subject.reason_against(large) is None:
+            break
+    subject.require(large, "many requests of one pair of distributions")
+    return large
+
+
+def _one_pair(case: DraftAcceptanceCase) -> tuple[DraftAcceptanceInputs, torch.Tensor]:
+    """Requests of one pair of distributions, with random numbers of their own, and the target's of first tokens."""
+    inputs, length, size = build_inputs(case), case.lengths[0], case.vocabulary
+    words = Stream(case.seed, "pair").random_uint64(2 * length * size).astype("float64")
+    shares = (torch.from_numpy(words) / 2.0**64).view(2, length, size) ** 3 + 2.0**-10
+    target, draft = (shares / shares.sum(dim=-1, keepdim=True)).to(torch.float32)
+    level = torch.from_numpy(Stream(case.seed, "drawn").random_uint64(SAMPLES * length).astype("float64") / 2.0**64)
+    ends = draft.double().cumsum(dim=-1).expand(SAMPLES, -1, -1).reshape(SAMPLES * length, size)
+    drawn = torch.searchsorted(ends.contiguous(), level.unsqueeze(1)).squeeze(1).clamp(max=size - 1)
+    rows_of = torch.arange(length).repeat(SAMPLES)
+    with_draft = None if inputs.draft is None else draft[rows_of]
+    made = replace(inputs, target=target[rows_of], draft=with_draft, draft_tokens=drawn.to(torch.int32))
+    return made, target[0].double()
+
+
+def _first_tokens(subject: Subject, case: DraftAcceptanceCase) -> Comparison:
+    """Count the first tokens of many requests that differ in nothing but random numbers.
+
+    A share of ``n`` samples is further off than by a divergence ``d`` less often than ``2 exp(-n d)`` (Chernoff).
+    """
+    inputs, target = _one_pair(_many(subject, case))
+    tokens = subject.run(inputs)["tokens"][:, 0].long()
+    said = "first tokens, as the target has them"
+    counts = torch.bincount(tokens.clamp(min=-1) + 1, minlength=len(target) + 1)
+    if int(counts[0]) or len(counts) > len(target) + 1:
+        return Comparison((OutputComparison("tokens", "a request without a first token", actual=tokens),), said)
+    share = counts[1:].double() / SAMPLES
+    rare = 2 * torch.exp(-SAMPLES * _divergence(share, target)) * len(target)
+    worst = int(rare.argmin())
+    if float(rare[worst]) >= BY_CHANCE:
+        return Comparison((), said)
+    why = f"token {worst} is first in {float(share[worst]):.1%} of {SAMPLES} requests with {inputs.lengths[0]} drafts "
+    why += f"each, and the target says {float(target[worst]):.1%}: by chance that is rarer than {BY_CHANCE:g}"
+    return Comparison((OutputComparison("tokens", why, actual=tokens),), said)
+
+
+def _divergence(share: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Kullback and Leibler's, of each token against all others."""
+    return torch.xlogy(share, share / target) + torch.xlogy(1 - share, (1 - share) / (1 - target))
+
+
+FIRST_TOKENS: Property[DraftAcceptanceCase] = Property(
+    "first_token_is_the_targets",
+    "the first token of a request has the target's distribution, whatever the draft's is",
+    _first_tokens,
+    within={"greedy": ("none",), "requests": range(1, 9), "length": range(1, 33), "vocabulary": range(2, 101)},
+    example_ratio=0.04,
+)
+
+
+def _drafts_and_one(subject: Subject, case: DraftAcceptanceCase) -> Comparison:
+    """Put together again what an answer may be: drafted tokens, then one, then nothing."""
+    inputs = subject.component.inputs(case)
+    outputs = subject.run(inputs)
+    tokens, start = outputs["tokens"], 0
+    legal = torch.full_like(tokens, -1)
+    for request, length in enumerate(inputs.lengths):
+        taken = int((tokens[request, : length + 1] != -1).sum())
+        legal[request, : taken - 1] = inputs.draft_tokens[start : start + max(0, taken - 1)]
+        if taken:
+            legal[request, taken - 1] = inputs.bonus[request] if taken > length else tokens[request, taken - 1]
+        start += length
+    return same_bits({"tokens": legal}, {"tokens": tokens}, "drafted tokens, then one, then nothing")
+
+
+DRAFTS_AND_ONE: Property[DraftAcceptanceCase] = Property(
+    "drafts_and_then_one",
+    "a request gets the first of its drafts, one more token, which is the bonus behind them all, and nothing else",
+    _drafts_and_one,
+)
+
+
 component = Component(
     name="draft_acceptance",
     summary="which tokens of a draft the target model accepts, greedily or by rejection, and what comes behind them",
@@ -223,6 +319,8 @@ component = Component(
                  within={"requests": range(2, 2**12 + 1)}),
         relation("a_request_alone", "a request's company does not matter", _alone, bits=True,
                  within={"requests": range(2, 2**12 + 1), "greedy": ("none", "all")}),
+        FIRST_TOKENS,
+        DRAFTS_AND_ONE,
     ),
     baselines=BASELINES["draft_acceptance"],
 )  # fmt: skip

@@ -12,6 +12,11 @@ from npudiff.reference.views import moved_inputs
 NOTHING = -1
 """What a row of the result is filled with, and a token that was not drafted."""
 
+RULES = ("token by token", "any")
+"""token by token: the rule of Leviathan et al., whose answer the random numbers determine. any: whatever gives the
+target's distribution, such as the verification of whole blocks (Sun et al., "Block verification accelerates speculative
+decoding", 2024); what a request that is not greedy gets out of the random numbers is then not said."""
+
 QUOTIENT_ROUNDINGS = 4
 """Roundings of float32 by which a quotient of probabilities, or a difference over a random number, may be off."""
 
@@ -40,6 +45,8 @@ class DraftAcceptanceInputs:
     """Drafted tokens of each request; 0 for one that has no draft."""
     room: int
     """Drafted tokens that the result has room for."""
+    rule: str = "token by token"
+    """One of ``RULES``: what decides whether a draft is accepted."""
 
     def to(self, device: str | torch.device) -> DraftAcceptanceInputs:
         """Return the same inputs on ``device``."""
@@ -67,6 +74,9 @@ def draft_acceptance(inputs: DraftAcceptanceInputs) -> dict[str, Expected]:
 
     Notes
     -----
+    By any other rule nothing is said of requests that have drafts and are not greedy; what must hold of them all the
+    same, relations say.
+
     Where a quotient is nearer to its random number than float32 tells, nothing is said of the request from there on;
     nor of a recovered token whose mass over its random number is as near to another one's, or of one without any mass,
     nor of a greedy token that is not alone the most likely one.
@@ -77,6 +87,8 @@ def draft_acceptance(inputs: DraftAcceptanceInputs) -> dict[str, Expected]:
     start = 0
     for request, length in enumerate(inputs.lengths):
         row = Row(tokens[request], bound[request])
+        if length and inputs.rule == "any" and not bool(inputs.greedy[request]):
+            row.end_unsure()
         for place in range(length):
             if row.ended:
                 break
@@ -162,5 +174,7 @@ def _validate(inputs: DraftAcceptanceInputs) -> None:
             raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
     if bool(((inputs.draft_tokens < NOTHING) | (inputs.draft_tokens >= vocabulary)).any()):
         raise ValueError(f"drafted tokens lie in -1..{vocabulary - 1}")
+    if inputs.rule not in RULES:
+        raise ValueError(f"rule must be one of {RULES}, got {inputs.rule!r}")
     if sum(inputs.lengths) != rows or max(inputs.lengths, default=0) > inputs.room:
         raise ValueError(f"lengths {inputs.lengths} are not of {rows} rows, of at most {inputs.room} each")

@@ -93,3 +93,43 @@ def side_by_side(inputs: DraftAcceptanceInputs) -> Outputs:
     whole = bad_at > inputs.room
     tokens[whole, lengths[whole]] = inputs.bonus[whole]
     return {"tokens": tokens}
+
+
+@implementation("draft_acceptance", supports={"rule": ("any",), "greedy": ("none",)}, on_device=True)
+def block_by_block(inputs: DraftAcceptanceInputs, target: Target) -> Outputs:
+    """Whole blocks are verified at once (Sun et al., 2024, algorithm 2), so that more drafts are accepted."""
+    tokens = torch.full((len(inputs.lengths), inputs.room + 1), -1, dtype=torch.int32, device=inputs.target.device)
+    start = 0
+    for request, length in enumerate(inputs.lengths):
+        rows = slice(start, start + length)
+        prefixes, residuals = blocks(inputs, rows)
+        accepted = 0
+        for place in range(1, length + 1):
+            share = prefixes[place]
+            if place < length:
+                left = residuals[place].sum()
+                share = left / (left + 1 - share) if left > 0 or share < 1 else share
+            if bool(inputs.uniform[start + place - 1] <= share):
+                accepted = place
+        tokens[request, :accepted] = inputs.draft_tokens[start : start + accepted]
+        last = inputs.bonus[request]
+        if accepted < length:
+            last = (residuals[accepted] / inputs.exponential[request]).argmax().to(torch.int32)
+        tokens[request, accepted] = last
+        start += length
+    return {"tokens": tokens}
+
+
+def blocks(inputs: DraftAcceptanceInputs, rows: slice) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return how likely each beginning of a draft is kept, and what the target has more of than the draft behind it."""
+    prefixes, residuals = [inputs.target.new_ones(())], []
+    for row in range(rows.start, rows.stop):
+        target, token = inputs.target[row], int(inputs.draft_tokens[row])
+        draft = torch.zeros_like(target) if inputs.draft is None else inputs.draft[row]
+        if inputs.draft is None and token >= 0:
+            draft[token] = 1
+        residuals.append((prefixes[-1] * target - draft).clamp(min=0))
+        mass = draft[token] if token >= 0 else draft.new_zeros(())
+        ratio = target[token] / mass if bool(mass > 0) else mass
+        prefixes.append((prefixes[-1] * ratio).clamp(max=1))
+    return prefixes, residuals

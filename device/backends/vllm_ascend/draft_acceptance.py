@@ -6,7 +6,9 @@ import torch
 from vllm_ascend.sample.rejection_sampler import (
     rejection_greedy_sample_pytorch,
     rejection_greedy_sample_spec_len_1_pytorch,
+    rejection_random_sample_block_verify_pytorch,
     rejection_random_sample_pytorch,
+    sample_recovered_tokens_blockwise_pytorch,
     sample_recovered_tokens_pytorch,
 )
 
@@ -94,6 +96,31 @@ def by_rejection(inputs: DraftAcceptanceInputs, target: Target) -> Outputs:
             IS_NGRAM=of_tokens,
         )
         rejection_random_sample_pytorch(
+            tokens, ends, inputs.draft_tokens, draft, probabilities, inputs.bonus.unsqueeze(1), recovered,
+            inputs.uniform, inputs.greedy, inputs.room, vocabulary, IS_NGRAM=of_tokens,
+        )  # fmt: skip
+    return {"tokens": tokens}
+
+
+@implementation(
+    "draft_acceptance",
+    name="rejection_random_sample_block_verify_pytorch",
+    supports={"greedy": ("none",), "rule": ("any",), "length": range(3, 33)},
+    on_device=True,
+)
+def by_blocks(inputs: DraftAcceptanceInputs, target: Target) -> Outputs:
+    """What it takes with ``enable_block_verify``, of three drafts or more."""
+    tokens, ends = _empty(inputs), _ends(inputs)
+    vocabulary, of_tokens = inputs.target.shape[1], inputs.draft is None
+    probabilities = inputs.target.contiguous()
+    draft = None if inputs.draft is None else inputs.draft.contiguous()
+    recovered = torch.empty_like(inputs.draft_tokens)
+    with engine(engine_config(torch.float32), ascend_configuration()):
+        sample_recovered_tokens_blockwise_pytorch(
+            recovered, ends, inputs.draft_tokens, draft, probabilities, inputs.exponential, vocabulary,
+            IS_NGRAM=of_tokens,
+        )  # fmt: skip
+        rejection_random_sample_block_verify_pytorch(
             tokens, ends, inputs.draft_tokens, draft, probabilities, inputs.bonus.unsqueeze(1), recovered,
             inputs.uniform, inputs.greedy, inputs.room, vocabulary, IS_NGRAM=of_tokens,
         )  # fmt: skip

@@ -68,7 +68,10 @@ class Driver(DriverBase):
 
     @staticmethod
     def _properties(device: int) -> dict[str, int]:
-        known = _npu().get_device_properties(device)
+        """Cores of a device, which stays as it is: modules ask while they are imported, and processes fork later."""
+        import torch_npu  # noqa: PLC0415 - imported already
+
+        known = torch_npu._C._npu_getDeviceProperties(device)
         return {"num_aicore": known.cube_core_num, "num_vectorcore": known.vector_core_num}
 
 

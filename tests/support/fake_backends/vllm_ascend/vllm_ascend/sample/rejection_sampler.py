@@ -52,3 +52,43 @@ def rejection_random_sample_pytorch(
             tokens[request, place] = token
         else:
             tokens[request, end - start] = bonus[request, 0]
+
+
+def _blocks(rows, drafted, draft, target, is_ngram):
+    """How likely each beginning of a draft is kept, and what the target has more of than the draft behind it."""
+    kept, left = [torch.tensor(1.0)], []
+    for row in rows:
+        token = max(int(drafted[row]), 0)
+        mine = torch.zeros_like(target[row]) if is_ngram else draft[row]
+        if is_ngram and int(drafted[row]) >= 0:
+            mine[token] = 1
+        left.append((kept[-1] * target[row] - mine).clamp(min=0))
+        ratio = target[row, token] / mine[token] if int(drafted[row]) >= 0 and mine[token] > 0 else 0.0
+        kept.append((kept[-1] * ratio).clamp(max=1))
+    return kept, left
+
+
+def sample_recovered_tokens_blockwise_pytorch(recovered, ends, drafted, draft, target, q, vocab_size, IS_NGRAM=False):  # noqa: N803
+    """What comes behind each beginning of a draft."""
+    for request, (start, end) in enumerate(_spans(ends)):
+        _, left = _blocks(range(start, end), drafted, draft, target, IS_NGRAM)
+        for place, row in enumerate(range(start, end)):
+            recovered[row] = (left[place] / q[request]).argmax()
+
+
+def rejection_random_sample_block_verify_pytorch(
+    tokens, ends, drafted, draft, target, bonus, recovered, uniform, is_greedy, room, vocab_size, IS_NGRAM=False,  # noqa: N803
+):  # fmt: skip
+    """Fill rows of requests that are not greedy, whose drafts are verified as blocks."""
+    for request, (start, end) in enumerate(_spans(ends)):
+        if is_greedy[request]:
+            continue
+        kept, left = _blocks(range(start, end), drafted, draft, target, IS_NGRAM)
+        accepted, count = 0, end - start
+        for place in range(1, count + 1):
+            share, rest = kept[place], left[place].sum() if place < count else 0.0
+            if rest > 0 or (place < count and share < 1):
+                share = rest / (rest + 1 - share)
+            accepted = place if uniform[start + place - 1] <= share else accepted
+        tokens[request, :accepted] = drafted[start : start + accepted]
+        tokens[request, accepted] = bonus[request, 0] if accepted == count else recovered[start + accepted]
