@@ -29,6 +29,16 @@ are minus infinity already."""
 MOST_ELEMENTS = 2**18
 """Logits up to which a case may have more rows than it must."""
 
+BAD_WORDS = ("none", "single", "begun")
+"""single: of one token, which is never drawn. begun: also words that the output has begun, words that differ from its
+end in one token, and words that are longer than it."""
+
+LEAST_WORDS = 16
+"""Tokens of a vocabulary of which some are always left."""
+
+MOST_LISTS = 256
+"""Requests that may have words of their own."""
+
 REPETITIONS, PENALTY = (1.3, 0.8, 2.0), (0.4, -0.3, 1.5)
 """Penalties of requests that have one."""
 
@@ -87,6 +97,14 @@ class SamplingCase(Case):
         applies=lambda case: case.requests > 1, shown="mixed", region="mixed",
     )  # fmt: skip
     grammar: str = axis("tokens that a grammar allows", GRAMMARS, "none", shown="grammar: {}", region="grammar")
+    bad_words: str = axis(
+        "words that must not be completed", BAD_WORDS, "none", drawn=(*BAD_WORDS[:1] * 3, *BAD_WORDS),
+        applies=lambda case: case.grammar == "none" and case.vocabulary >= LEAST_WORDS and case.requests <= MOST_LISTS,
+        shown="{} bad words",
+        region="bad words",
+    )  # fmt: skip
+    draws: bool = axis("whether a token is drawn", (False, True), False, drawn=(False, True, True), shown="draws",
+                       region="draws")  # fmt: skip
     recipe: str = axis("how the logits are made", RECIPES, "gaussian", region="{}")
     rows: str = rows.axis(several="requests")
     seed: int = seed()
@@ -133,7 +151,35 @@ def build_inputs(case: SamplingCase) -> SamplingInputs:
         ),
         top_p=_asked(case, "top_p", case.top_p, 1.0, (0.95, 0.6, 0.2)),
         mass=case.mass,
+        bad_words=_bad_words(case) if case.bad_words != "none" else (),
+        exponential=_exponential(case) if case.draws else None,
     )
+
+
+def _exponential(case: SamplingCase) -> torch.Tensor:
+    shape = (case.requests, case.vocabulary)
+    numbers = Stream(case.seed, "noise").random_uint64(case.requests * case.vocabulary).astype("float64")
+    return (
+        -torch.from_numpy((numbers + 1) / (2.0**64 + 1)).log().clamp(max=-(2.0**-40)).to(torch.float32).reshape(shape)
+    )
+
+
+def _bad_words(case: SamplingCase) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Words of each request, of which some are one token short of being complete."""
+    outputs = _tokens(case, "output").tolist() if case.history else [[]] * case.requests
+    chosen = _words(case, "bad words", case.requests, 4).tolist()
+    return tuple(_words_of(case, *both) for both in zip(outputs, chosen, strict=True))
+
+
+def _words_of(case: SamplingCase, output: Sequence[int], chosen: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    size, kept = case.vocabulary, case.seed % case.vocabulary
+    past = [token for token in output if token < size]
+    single, end, near, long = (one % size if one % size != kept else (kept + 1) % size for one in chosen)
+    if case.bad_words == "single":
+        return ((single,), (end,))
+    tail = past[-(1 + chosen[0] % 3) :]
+    other = [*tail[:-1], (tail[-1] + 1) % size] if tail else [near]
+    return ((single,), (*tail, end), (*other, near), (*past, *past, 0, long))
 
 
 def _asked(
@@ -206,17 +252,20 @@ def coordinates(inputs: SamplingInputs, output: str) -> Mapping[str, torch.Tenso
     """Return integer tensors that broadcast to an output: request and token, and the token's bit in its word."""
     requests, vocabulary = inputs.logits.shape
     request, token = torch.arange(requests), torch.arange(vocabulary).unsqueeze(0)
-    if output == "count":
+    if output in ("count", "token"):
         return {"request": request}
     return {"request": request.unsqueeze(1), "token": token, "bit": token % BITS}
 
 
 _OF_REQUESTS = ("logits", "bitmask", "prompt", "output", "repetition", "frequency", "presence", "temperature", "min_p",
-                "top_k", "top_p")  # fmt: skip
+                "top_k", "top_p", "exponential")  # fmt: skip
 
 
 def _requests_do_not_mix(inputs: SamplingInputs, case: SamplingCase) -> Changed[SamplingInputs]:
-    return rows_reordered(inputs, Stream(case.seed, "order").permutation(case.requests), *_OF_REQUESTS)
+    order = Stream(case.seed, "order").permutation(case.requests)
+    words = tuple(inputs.bad_words[one] for one in order) if inputs.bad_words else ()
+    changed = rows_reordered(inputs, order, *_OF_REQUESTS)
+    return replace(changed, inputs=replace(changed.inputs, bad_words=words))
 
 
 def _tokens_are_alike(inputs: SamplingInputs, case: SamplingCase) -> Changed[SamplingInputs]:
@@ -226,10 +275,17 @@ def _tokens_are_alike(inputs: SamplingInputs, case: SamplingCase) -> Changed[Sam
     moved_lists: dict[str, Any] = {
         name: number[tokens] for name in ("prompt", "output") if (tokens := getattr(inputs, name)) is not None
     }
-    other = replace(inputs, logits=inputs.logits[:, order].contiguous(), **moved_lists)
+    noise = None if inputs.exponential is None else inputs.exponential[:, order].contiguous()
+    words = tuple(tuple(tuple(int(number[token]) for token in word) for word in own) for own in inputs.bad_words)
+    other = replace(
+        inputs, logits=inputs.logits[:, order].contiguous(), exponential=noise, bad_words=words, **moved_lists
+    )
 
     def moved(outputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        return {name: one if name == "count" else one[:, order] for name, one in outputs.items()}
+        whole = {name: outputs[name] for name in ("count",) if name in outputs}
+        if "token" in outputs:
+            whole["token"] = number[outputs["token"].clamp(0, case.vocabulary)]
+        return {**whole, **{name: one[:, order] for name, one in outputs.items() if name not in ("count", "token")}}
 
     return Changed(other, moved)
 
@@ -255,7 +311,7 @@ component = Component(
     name="sampling",
     summary="what a sampler draws from: penalties, temperature, min-p, top-k, top-p, and a grammar's mask",
     case_type=SamplingCase,
-    outputs=("kept", "logits", "count"),
+    outputs=("kept", "logits", "count", "token"),
     inputs=build_inputs,
     reference=sampling,
     coordinates=coordinates,

@@ -49,6 +49,11 @@ class SamplingInputs:
     """float32 ``[requests]``, 0 to 1; 1 leaves all."""
     mass: str = "survivors"
     """One of ``MASSES``."""
+    bad_words: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    """Of each request the words that it must not complete, each as its tokens; nothing for none."""
+    exponential: torch.Tensor | None = None
+    """float32 ``[requests, vocabulary]``, above 0: the token that is drawn has the largest ``probability /
+    exponential``. None where nothing is drawn."""
 
     def to(self, device: str | torch.device) -> SamplingInputs:
         """Return the same inputs on ``device``; logits are a copy, into which an implementation may write."""
@@ -58,8 +63,9 @@ class SamplingInputs:
 def sampling(inputs: SamplingInputs) -> dict[str, Expected]:
     """Return the logits that are left, and which they are.
 
-    In this order, in float32: tokens that the grammar does not allow are gone; penalties (``l / r`` or ``l * r`` of a
-    token in prompt or output; ``frequency`` times its number in the output, and ``presence``, are subtracted);
+    In this order, in float32: tokens that the grammar does not allow are gone, and those that would complete a bad
+    word, whose other tokens are the last of the output; penalties (``l / r`` or ``l * r`` of a token in prompt or
+    output; ``frequency`` times its number in the output, and ``presence``, are subtracted);
     ``l / temperature``; tokens less likely than ``min_p`` times the most likely one are gone; those below the ``top_k``
     most likely ones; and those that are not needed to reach ``top_p``: a token stays if those that are more likely have
     less than it together. The most likely token always stays (vLLM, ``v1/sample/sampler.py``; Holtzman et al., 2020).
@@ -68,7 +74,10 @@ def sampling(inputs: SamplingInputs) -> dict[str, Expected]:
     -------
     dict
         ``kept``: int8 ``[requests, vocabulary]``, 1 for each token that is left. ``logits``: float32 of the same shape,
-        0 where a token is gone. ``count``: int64 ``[requests]``, how many are left.
+        0 where a token is gone. ``count``: int64 ``[requests]``, how many are left. ``token``:
+        int64 ``[requests]``, the one that is drawn, of a request with temperature 0 the most likely one: of independent
+        exponential numbers the smallest ``e / p`` is that of a token with its probability. Nothing is said of it
+        without random numbers.
 
     Raises
     ------
@@ -80,7 +89,8 @@ def sampling(inputs: SamplingInputs) -> dict[str, Expected]:
     Nothing is said of tokens that are as likely as the last that ``top_k`` leaves: operators keep all of them, others
     as many as fit. The same goes for equally likely ones at the limit of ``top_p``, of which operators drop those with
     lower indices first, and for those that are nearer to a limit than rounding allows to tell. How many are left is
-    known between what surely is and what may be, at least ``top_k`` where nothing else takes any.
+    known between what surely is and what may be, at least ``top_k`` where nothing else takes any. Nothing is said of a
+    token that is drawn where another one is as near as rounding, or may not be left.
     """
     _validate(inputs)
     left = _without(~_allowed(inputs), _scaled(inputs, _penalised(inputs, Inexact.exact(inputs.logits))))
@@ -88,7 +98,8 @@ def sampling(inputs: SamplingInputs) -> dict[str, Expected]:
     for filtered in (_within_min_p(inputs, left), _within_top_k(inputs, left)):
         sure, maybe = sure & filtered[0], maybe & filtered[1]
     last = _within_top_p(inputs, left, (sure, maybe))
-    return _expected(inputs, left, sure & last[0], maybe & last[1])
+    sure, maybe = sure & last[0], maybe & last[1]
+    return {**_expected(inputs, left, sure, maybe), "token": _drawn(inputs, left, sure, maybe)}
 
 
 _Sets = tuple[torch.Tensor, torch.Tensor]
@@ -98,6 +109,12 @@ _Sets = tuple[torch.Tensor, torch.Tensor]
 def _allowed(inputs: SamplingInputs) -> torch.Tensor:
     shape = inputs.logits.shape
     there = inputs.logits > -torch.inf
+    for request, forbidden in enumerate(inputs.bad_words):
+        past = [] if inputs.output is None else [one for one in inputs.output[request].tolist() if one < shape[1]]
+        for word in forbidden:
+            begun = len(word) - 1
+            if begun <= len(past) and past[len(past) - begun :] == list(word[:-1]):
+                there[request, word[-1]] = False
     if inputs.bitmask is None:
         return there
     token = torch.arange(shape[1])
@@ -239,6 +256,27 @@ def _count(inputs: SamplingInputs, left: Inexact, sure: torch.Tensor, maybe: tor
     return Expected((least + most).to(torch.float64) / 2, torch.where(half > 0, half + 0.25, 0.0), torch.int64)
 
 
+def _drawn(inputs: SamplingInputs, left: Inexact, sure: torch.Tensor, maybe: torch.Tensor) -> Expected:
+    """The token with the largest probability over its random number, as logarithms, where that is beyond doubt."""
+    if inputs.exponential is None:
+        nothing = torch.zeros(len(left.value), dtype=torch.float64)
+        return Expected(nothing, nothing + torch.inf, torch.int64)
+    noise = -inputs.exponential.to(torch.float64).log()
+    if inputs.temperature is not None:
+        noise = noise.masked_fill((inputs.temperature == 0).unsqueeze(1), 0.0)
+    below = left.value - left.value.amax(1, keepdim=True)
+    # An exponential of a rounded difference, its sum, the quotient with it, and the one with the random number.
+    room = left.error + EXPONENTIAL_ERROR + FLOAT32_ROUNDOFF * (below.abs() + 4)
+    low = torch.where(sure, below + noise - room, -torch.inf)
+    high = torch.where(maybe, below + noise + room, -torch.inf)
+    best = low.argmax(dim=1)
+    others = high.scatter(1, best.unsqueeze(1), -torch.inf).amax(1)
+    certain = low.amax(1) > others
+    # Sums over all tokens are off as one for each, and change no order. What underflows is not the largest.
+    bound = torch.where(certain, 0.0, torch.inf).to(torch.float64)
+    return Expected(best.to(torch.float64), bound, torch.int64)
+
+
 def _validate(inputs: SamplingInputs) -> None:
     requests, vocabulary = inputs.logits.shape
     if inputs.mass not in MASSES:
@@ -250,6 +288,12 @@ def _validate(inputs: SamplingInputs) -> None:
         given = getattr(inputs, name)
         if given is not None and tuple(given.shape) != (requests,):
             raise ValueError(f"{name} must be [{requests}], got {list(given.shape)}")
+    if inputs.exponential is not None and tuple(inputs.exponential.shape) != (requests, vocabulary):
+        raise ValueError(f"exponential must be [{requests}, {vocabulary}], got {list(inputs.exponential.shape)}")
+    if len(inputs.bad_words) not in (0, requests):
+        raise ValueError(f"there are bad words of {len(inputs.bad_words)} of {requests} requests")
+    if any(not word or max(word) >= vocabulary or min(word) < 0 for one in inputs.bad_words for word in one):
+        raise ValueError(f"a bad word has a token or more, each in 0..{vocabulary - 1}")
     for name in ("prompt", "output"):
         tokens = getattr(inputs, name)
         if tokens is not None and (tokens.shape[0] != requests or bool(((tokens < 0) | (tokens > vocabulary)).any())):

@@ -22,9 +22,36 @@ def left(logits: torch.Tensor) -> Outputs:
     return {"kept": kept.to(torch.int8), "logits": logits.masked_fill(~kept, 0.0), "count": kept.sum(dim=1)}
 
 
+def drawn(inputs: SamplingInputs, logits: torch.Tensor) -> Outputs:
+    """Return what is left, and the token that is drawn of it: each has its probability over a random number."""
+    if inputs.exponential is None:
+        return left(logits)
+    most = (logits.softmax(dim=1) / inputs.exponential).argmax(dim=1)
+    if inputs.temperature is not None:
+        most = torch.where(inputs.temperature < GREEDY, logits.argmax(dim=1), most)
+    return {**left(logits), "token": most}
+
+
+def without_bad_words(inputs: SamplingInputs, logits: torch.Tensor) -> torch.Tensor:
+    """Logits of tokens that complete no bad word; numbers of words go into kernels, and none is read on the host."""
+    if not inputs.bad_words:
+        return logits
+    logits = logits.clone()
+    output = logits.new_zeros(len(logits), 1).long() if inputs.output is None else inputs.output
+    counts = (output < logits.shape[1]).sum(dim=1) if inputs.output is not None else output[:, 0]
+    for request, words in enumerate(inputs.bad_words):
+        for word in words:
+            begun = counts[request] >= len(word) - 1
+            for back, token in enumerate(word[-2::-1], 1):
+                place = (counts[request] - back).clamp(min=0)
+                begun = begun & (output[request].gather(0, place.unsqueeze(0))[0] == token)
+            logits[request, word[-1]] = torch.where(begun, -torch.inf, logits[request, word[-1]])
+    return logits
+
+
 def allowed(inputs: SamplingInputs) -> torch.Tensor:
-    """Logits in float32, without the tokens that a grammar does not allow."""
-    logits = inputs.logits.float()
+    """Logits in float32, without the tokens that a grammar does not allow, or that complete a bad word."""
+    logits = without_bad_words(inputs, inputs.logits.float())
     if inputs.bitmask is None:
         return logits
     bits = torch.arange(32, dtype=torch.int32, device=logits.device)
@@ -76,7 +103,7 @@ def before_filters(inputs: SamplingInputs) -> torch.Tensor:
 @implementation("sampling", supports=_SURVIVORS, on_device=True, graph=True)
 def npu_top_k_top_p(inputs: SamplingInputs, target: Target) -> Outputs:
     """The operator in vllm-ascend: penalties, temperature and min-p in plain torch."""
-    return left(filtered_by_operator(inputs, before_filters(inputs)))
+    return drawn(inputs, filtered_by_operator(inputs, before_filters(inputs)))
 
 
 def filtered_by_operator(inputs: SamplingInputs, logits: torch.Tensor) -> torch.Tensor:
@@ -91,13 +118,13 @@ def filtered_by_operator(inputs: SamplingInputs, logits: torch.Tensor) -> torch.
 def operator_then_min_p(inputs: SamplingInputs, target: Target) -> Outputs:
     """The operator in sglang, with min-p behind it."""
     logits = filtered_by_operator(inputs, scaled(inputs, penalised(inputs, allowed(inputs))))
-    return left(without_unlikely(inputs, logits))
+    return drawn(inputs, without_unlikely(inputs, logits))
 
 
 @implementation("sampling", supports=_SURVIVORS, on_device=True, graph=True)
 def sorted_once(inputs: SamplingInputs, target: Target) -> Outputs:
     """As vllm itself: one ascending sort, a threshold for top-k, sums of probabilities for top-p."""
-    return left(filtered_by_sort(inputs, before_filters(inputs)))
+    return drawn(inputs, filtered_by_sort(inputs, before_filters(inputs)))
 
 
 def filtered_by_sort(inputs: SamplingInputs, logits: torch.Tensor) -> torch.Tensor:
@@ -119,7 +146,7 @@ def filtered_by_sort(inputs: SamplingInputs, logits: torch.Tensor) -> torch.Tens
 def by_probability(inputs: SamplingInputs, target: Target) -> Outputs:
     """Without the operator in sglang: a descending sort of probabilities, from which each filter takes its part."""
     logits = scaled(inputs, penalised(inputs, allowed(inputs)))
-    return left(logits.masked_fill(~likely(inputs, logits.softmax(dim=1)), -torch.inf))
+    return drawn(inputs, logits.masked_fill(~likely(inputs, logits.softmax(dim=1)), -torch.inf))
 
 
 def likely(inputs: SamplingInputs, probabilities: torch.Tensor) -> torch.Tensor:
@@ -137,7 +164,7 @@ def likely(inputs: SamplingInputs, probabilities: torch.Tensor) -> torch.Tensor:
 
 @implementation(
     "sampling",
-    supports={**_SURVIVORS, **_CONTIGUOUS, "grammar": ("half", "a word", "one token")},
+    supports={**_SURVIVORS, **_CONTIGUOUS, "grammar": ("half", "a word", "one token"), "bad_words": ("none",)},
     on_device=True,
     graph=True,
 )

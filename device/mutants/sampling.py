@@ -278,6 +278,73 @@ def k_of_the_first_request(inputs: SamplingInputs) -> SamplingInputs:
     )
 
 
+@perturbed(
+    sorted_once,
+    "vllm-project/vllm-ascend/pull/14337: random numbers are those of somebody else",
+    supports={"draws": (True,), "requests": range(2, 2**17)},
+)
+def noise_of_another_request(inputs: SamplingInputs) -> SamplingInputs:
+    """Give each request the random numbers of the one before it."""
+    return replace(inputs, exponential=None if inputs.exponential is None else inputs.exponential.roll(1, 0))
+
+
+@mutant(
+    sorted_once,
+    "vllm-ascend sample/sampler.py 159: requests that take the most likely token draw one too",
+    supports={"draws": (True,), "temperature": (0.0,)},
+)
+def greedy_requests_draw(inputs: SamplingInputs, target: Target) -> Outputs:
+    """Draw for all."""
+    outputs = dict(sorted_once(inputs, target))
+    logits = torch.where(outputs["kept"] > 0, outputs["logits"], -torch.inf)
+    if inputs.exponential is not None:
+        outputs["token"] = (logits.softmax(dim=1) / inputs.exponential).argmax(dim=1)
+    return outputs
+
+
+@mutant(
+    sorted_once,
+    "vllm-ascend sample/sampler.py 44: probabilities are multiplied by random numbers",
+    supports={"draws": (True,), "temperature": (1.0, 0.7, 1.6)},
+)
+def multiplied_by_noise(inputs: SamplingInputs, target: Target) -> Outputs:
+    """Take the largest product, which is no sample."""
+    turned = None if inputs.exponential is None else 1 / inputs.exponential
+    return sorted_once(replace(inputs, exponential=turned), target)
+
+
+@perturbed(
+    sorted_once,
+    "vllm v1/sample/ops/bad_words.py 25: what a word begins with is not looked at",
+    supports={"bad_words": ("begun",)},
+)
+def ends_of_bad_words(inputs: SamplingInputs) -> SamplingInputs:
+    """Forbid the last token of each word."""
+    return replace(inputs, bad_words=tuple(tuple(word[-1:] for word in words) for words in inputs.bad_words))
+
+
+@perturbed(
+    sorted_once,
+    "vllm v1/sample/ops/bad_words.py 19: only words of one token are forbidden",
+    supports={"bad_words": ("begun",), "history": range(1, 4097)},
+)
+def bad_words_of_one_token(inputs: SamplingInputs) -> SamplingInputs:
+    """Leave out words of several tokens."""
+    return replace(
+        inputs, bad_words=tuple(tuple(word for word in words if len(word) == 1) for words in inputs.bad_words)
+    )
+
+
+@perturbed(
+    sorted_once,
+    "vllm v1/sample/ops/bad_words.py 36: words are those of the first request",
+    supports={"bad_words": ("single", "begun"), "requests": range(2, 257)},
+)
+def bad_words_of_the_first_request(inputs: SamplingInputs) -> SamplingInputs:
+    """Give all requests the words of the first."""
+    return replace(inputs, bad_words=inputs.bad_words[:1] * len(inputs.bad_words))
+
+
 @mutant(
     sorted_once,
     "vllm-ascend worker/model_runner_v1.py 2244: the mask of a grammar is the one that the dummy run had",

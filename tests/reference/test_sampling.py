@@ -151,3 +151,54 @@ def test_nobody_is_accused_of_tokens_that_cannot_be_drawn():
 def test_what_makes_no_sense_is_refused(changed):
     with pytest.raises(ValueError, match=next(iter(changed))):
         sampling(SamplingInputs(logits(), **changed))
+
+
+def test_a_bad_word_is_not_completed():
+    """Tokens of which the last would complete it are gone, if those before are the end of the output."""
+    words = ((0,), (7, 8, 1), (8, 7, 2), (7, 8, 9, 3), (9, 7, 8, 4), (6, 9, 7, 8, 5))
+    inputs = SamplingInputs(
+        logits=torch.zeros(1, 10),
+        output=torch.tensor([[9, 7, 8, 10, 10]]),
+        prompt=torch.tensor([[6]]),
+        bad_words=(words,),
+    )
+    assert sampling(inputs)["kept"].value.tolist() == [[0, 0, 1, 1, 0, 1, 1, 1, 1, 1]]
+    nothing_yet = replace(inputs, output=None, prompt=None)
+    assert sampling(nothing_yet)["kept"].value.tolist() == [[0, *[1] * 9]]
+
+
+def test_a_drawn_token_has_its_probability():
+    """By Hoeffding a right one is further off in one of a billion runs; the seed is fixed."""
+    count, weights = 60_000, torch.tensor([0.5, 0.3, 0.15, 0.05])
+    noise = torch.empty(count, 4).exponential_(generator=torch.Generator().manual_seed(4))
+    drawn = sampling(SamplingInputs(logits=weights.log().expand(count, -1), exponential=noise))["token"]
+    assert float((drawn.bound > 0).double().mean()) < 0.01
+    share = torch.bincount(drawn.value.long(), minlength=4) / count
+    assert float((share - weights).abs().max()) < math.sqrt(math.log(2 * 4 / 1e-9) / (2 * count)) + 0.01
+
+
+def test_a_request_without_temperature_takes_its_most_likely_token():
+    logits = torch.tensor([[0.0, 2.0, 1.0]] * 2)
+    noise = torch.tensor([[1e-6, 5.0, 5.0]] * 2)
+    given = SamplingInputs(logits=logits, temperature=torch.tensor([0.0, 1.0]), exponential=noise)
+    assert sampling(given)["token"].value.tolist() == [1, 0]
+
+
+def test_a_token_is_open_where_another_one_is_as_near():
+    given = SamplingInputs(logits=torch.tensor([[1.0, 1.0, 0.0]]), exponential=torch.tensor([[2.0, 2.0, 1.0]]))
+    assert sampling(given)["token"].bound.isinf().all()
+    assert not sampling(replace(given, exponential=torch.tensor([[2.0, 2.001, 1.0]])))["token"].bound.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"exponential": torch.ones(1, 3)}, "exponential must be"),
+        ({"bad_words": (((1,),),) * 2}, "there are bad words of 2 of 1"),
+        ({"bad_words": (((),),)}, "a bad word has a token"),
+        ({"bad_words": (((5,),),)}, "a bad word has a token"),
+    ],
+)
+def test_what_makes_no_sense_of_words_and_numbers_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        sampling(SamplingInputs(logits=torch.zeros(1, 4), **changes))

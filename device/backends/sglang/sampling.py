@@ -22,6 +22,7 @@ _FILTERS: Box = {
     "dtype": ("float32",),
     "penalties": ("none",),
     "grammar": ("none",),
+    "bad_words": ("none",),
     "temperature": (1.0,),
     "top_p": Numbers(0.0, 0.9999),
 }

@@ -52,4 +52,10 @@ PAIRS = {
     ),
     "k_of_the_first_request": Pair(replace(TOP_K, requests=7, mixed=True), [replace(TOP_K, mixed=True)], ""),
     "grammar_of_the_capture": Pair(GRAMMAR, [], "", everywhere=True),
+    "noise_of_another_request": Pair(replace(PLAIN, draws=True), [], "", everywhere=True),
+    "greedy_requests_draw": Pair(replace(PLAIN, draws=True, temperature=0.0), [], "", everywhere=True),
+    "multiplied_by_noise": Pair(replace(PLAIN, draws=True), [], "", everywhere=True),
+    "ends_of_bad_words": Pair(replace(PLAIN, bad_words="begun", history=9), [], "", everywhere=True),
+    "bad_words_of_one_token": Pair(replace(PLAIN, bad_words="begun", history=9), [], "", everywhere=True),
+    "bad_words_of_the_first_request": Pair(replace(PLAIN, bad_words="single"), [], "", everywhere=True),
 }
