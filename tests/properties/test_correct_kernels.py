@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from draws import drawn
+from npudiff.draw.cases import usual_sizes
 from npudiff.judge.judge import check, properties_of
 from npudiff.model.component import NotApplicable, Subject
 from npudiff.model.constraints import Constraints
@@ -24,7 +25,7 @@ def counted(name, change, within=None):
     component, target, applied = COMPONENTS[name], load_target("sim", None), 0
     right = next(item for item in select_implementations([component], []) if item.wrong is None)
     item = replace(right, function=change(right), factory=None)
-    with target.activate():
+    with target.activate(), usual_sizes():  # what is unusual here has nothing to do with sizes
         for prop in properties_of(component):
             job = Job(Subject(component, item, target), prop, right.constraints.within(Constraints.of(within or {})))
             for case in drawn(component, job.drawn_within, CASES) if job.applies else ():
