@@ -23,7 +23,7 @@ KINDS = ("draft", "token", "prompt", "piece")
 piece: one behind which more of the prompt follows, so that nothing is sampled."""
 
 PROMPTS = (1, 2, 3, 17, 130)
-PAGES = (16, 128, 48, 64, 256, 1024)
+PAGES = (16, 128, 48, 64, 1, 256, 1024, 4)
 _LIMIT = 2**20
 _VOCABULARY = 2**17
 
@@ -49,7 +49,7 @@ class Step:
 def _draw_requests(choose: Chooser, box: Box, case: DraftStepCase) -> tuple[Step, ...]:
     page, most = case.page_size, case.steps
     uniform = box.get("uniform", (False, True))
-    kinds, counts = within((*KINDS[:1] * 4, *KINDS), box.get("kind")), (*range(1, most + 1), most)
+    kinds, counts = within((*KINDS[:1] * 4, *KINDS), box.get("kind")), (*range(1, most + 1), *[most] * -(-most // 2))
     if not allows(uniform, False):
         kinds, counts = KINDS[:1], (most,)
     near = (0, page - 1, page, 2 * page - 2, 2 * page + 1, 1, 7)
@@ -60,12 +60,23 @@ def _draw_requests(choose: Chooser, box: Box, case: DraftStepCase) -> tuple[Step
         before, rows, taken = choose.pick((*near * 3, *far)), choose.pick(PROMPTS), choose.pick(range(2**12))
         drafts = choose.pick(counts)
         if kind == "draft":
-            return Step(kind, before, 1 + drafts, 1 + taken % (1 + drafts))
+            return Step(kind, before, 1 + drafts, 1 + (drafts if taken % 4 == 3 else taken % (1 + drafts)))
         return Step(kind, before, 1 if kind == "token" else rows)
 
     drawn = choose.draw_list(box, "batch", (1, 2, 3, 5, 9), one)
+    drawn = _balanced(drawn) if choose.pick((*[False] * 7, True)) else drawn
+    assume(all(each.kind in kinds for each in drawn))
     assume(allows(uniform, all(each.drafts == most for each in drawn)))
     return drawn
+
+
+def _balanced(requests: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Prompts of as many rows as if all had as many: what is guessed from a sum is wrong then."""
+    if len(requests) < 3:
+        return requests
+    rows = max(2, requests[0].rows)
+    changes = [0, 1, -1, *[0] * (len(requests) - 3)]
+    return tuple(Step("prompt", one.before, rows + change) for one, change in zip(requests, changes, strict=True))
 
 
 def _shown(one: Step) -> str:
@@ -82,7 +93,7 @@ class DraftStepCase(Case):
         draw=_draw_requests, shown=lambda case: listed([_shown(one) for one in case.requests], "request", 8)
     )
     steps: int = axis("drafts of a request at most, and passes of the draft model", range(1, 65), 1,
-                      drawn=(1, 2, 3, 4, 7, 15, 16), shown="{} step(s)", always=True)  # fmt: skip
+                      drawn=(1, 2, 3, 4, 7, 15, 16, 33), shown="{} step(s)", always=True)  # fmt: skip
     page_size: int = axis("tokens per page", range(1, 1025), 16, drawn=PAGES, shown="page {}", always=True)
     room_left: int | None = axis(
         "tokens that the longest request may still have; none for enough", range(_LIMIT), None, optional=True,
@@ -180,10 +191,11 @@ def build_inputs(case: DraftStepCase) -> DraftStepInputs:
 
 
 def _tokens(case: DraftStepCase, name: str, *shape: int) -> torch.Tensor:
-    count = 1
-    for size in shape:
-        count *= size
-    return torch.from_numpy(Stream(case.seed, name).integer_array(0, _VOCABULARY, count)).reshape(shape)
+    stream, count = Stream(case.seed, name), int(torch.Size(shape).numel())
+    tokens = torch.from_numpy(stream.integer_array(0, _VOCABULARY, count))
+    rare = torch.from_numpy(stream.integer_array(0, 8, count))
+    ends = torch.where(rare == 0, 0, torch.where(rare == 1, _VOCABULARY - 1, tokens))
+    return ends.reshape(shape)
 
 
 def coordinates(inputs: DraftStepInputs, output: str) -> Mapping[str, torch.Tensor]:

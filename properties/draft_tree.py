@@ -24,8 +24,15 @@ the last step with all above them. star: those of the first steps. bushy: all ch
 MATCHES = ("first", "last", "random", "none")
 """Which child of a node has the token that the target says: the first, the last, any or none, or none at all."""
 
-TOKENS = ("different", "few", "equal siblings")
-"""few: three tokens, which stand everywhere in a tree. equal siblings: those of a parent have one token by twos."""
+TOKENS = ("different", "few", "equal siblings", "neighbours")
+"""few: three tokens, which stand everywhere in a tree. equal siblings: those of a parent have one token by twos.
+neighbours: numbers that follow each other, far out, where those of 16 bits cannot tell them apart."""
+
+FIRST_NEIGHBOURS = (2049, 4097, 65_530, 100_001)
+
+ORDERS = ("sorted", "shuffled")
+"""How nodes are numbered. sorted: as candidates are, as sglang has it, so that siblings are neighbours. shuffled: those
+of each step in any order."""
 
 NOT_DRAFTED = 2**17
 """A token that no node has."""
@@ -78,11 +85,13 @@ class DraftTreeCase(Case):
                       always=True)  # fmt: skip
     draft_token_num: int = axis(
         "nodes of a tree, the root included", range(2, 257), 2, shown="{} nodes", always=True,
-        drawn=(2, 3, 4, 8, 5, 6, 16, 7, 12, 17, 32, 33, 48, 64),
+        drawn=(2, 3, 4, 8, 5, 6, 16, 7, 12, 17, 32, 33, 48, 64, 65, 100, 129),
         fits=lambda case, count: count <= 1 + _number_of_candidates(case),
         affordable=lambda case, count: case.mask_elements(count) <= MOST_ELEMENTS,
     )  # fmt: skip
     tokens: str = axis("how tokens are made", TOKENS, "different", shown="{} tokens", region="{} tokens")
+    order: str = axis("how nodes are numbered", ORDERS, "sorted", drawn=(*ORDERS[:1] * 2, *ORDERS), shown="{} nodes",
+                      region="{} nodes")  # fmt: skip
     seed: int = seed()
 
     drawn_first = ("mask_mode", "requests")
@@ -183,6 +192,8 @@ def chosen(case: DraftTreeCase, number: int, search: Search) -> list[int]:
         for one in reversed(way):
             if len(taken) < case.draft_token_num - 1:
                 taken.add(one)
+    if case.order == "shuffled":
+        return sorted(taken, key=lambda one: (search.step[one], place[one]))
     return sorted(taken)
 
 
@@ -209,6 +220,9 @@ def _tokens(case: DraftTreeCase, number: int, above: Sequence[int]) -> list[int]
     stream = Stream(case.seed, f"tokens of {number}")
     if case.tokens == "few":
         return stream.integers(0, 3, len(above))
+    if case.tokens == "neighbours":
+        first = FIRST_NEIGHBOURS[case.seed % len(FIRST_NEIGHBOURS)]
+        return [first + one for one in stream.permutation(len(above))]
     tokens = [512 * one for one in stream.permutation(len(above))]
     if case.tokens == "equal siblings":
         for node in range(len(above)):

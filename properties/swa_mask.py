@@ -164,9 +164,10 @@ def _sizes(model: Model) -> Box | None:
     return {"window": tuple(dict.fromkeys(windows))} if model.windowed else None
 
 
-def _shorter(case: SwaMaskCase) -> Iterator[SwaMaskCase]:
-    """Requests that are shorter, some of them without tokens, in a mask of as many columns."""
+def _of_other_lengths(case: SwaMaskCase) -> Iterator[SwaMaskCase]:
+    """Requests that are longer or shorter, some of them without tokens, in a mask of as many columns."""
     for lengths in (
+        tuple(case.capacity - length // 3 for length in case.kv_lengths),
         tuple(length // 2 for length in case.kv_lengths),
         tuple(0 if place % 2 else length for place, length in enumerate(case.kv_lengths[::-1])),
     ):
@@ -180,7 +181,7 @@ component = Component(
     outputs=("mask",),
     inputs=build_inputs,
     reference=swa_mask,
-    padded=_shorter,
+    padded=_of_other_lengths,
     illegal=(
         wrong_element("a negative length", "kv_lengths", constant(-1)),
         wrong_element("a length beyond the capacity", "kv_lengths", lambda inputs: inputs.capacity + 1),

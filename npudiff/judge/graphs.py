@@ -52,7 +52,7 @@ def mates_of(subject: Subject, case: AnyCase) -> Iterator[AnyCase]:
     seed = getattr(case, "seed", None)
     named = list(subject.component.padded(case))
     given = subject.component.inputs(case)
-    others = [*named[: MOST_MATES - 1], case] if seed is not None else named
+    others = [*named[: MOST_MATES - 1], case] if seed is not None else named[:MOST_MATES]
     for step, one in enumerate(others, 5):
         other = one if seed is None else replace(one, seed=(seed + step) % SEEDS)
         try:
@@ -123,5 +123,5 @@ REPLAYS_AS_EAGER = Property(
     "replays_as_eager",
     "a call that is captured in a graph gives, replayed for other inputs, what plain calls give",
     _replays_as_eager,
-    example_ratio=0.05,
+    example_ratio=0.08,
 )

@@ -29,7 +29,5 @@ PAIRS = {
         "",
         rejected=True,
     ),
-    "lengths_of_the_capture": Pair(
-        SwaMaskCase((10, 4), 3), [SwaMaskCase((0, 0), 3)], "kv1 · window 1 · capacity 1 · int32"
-    ),
+    "lengths_of_the_capture": Pair(SwaMaskCase((10, 4), 3), [], "kv0 · window 1 · capacity 1 · int32", everywhere=True),
 }
