@@ -52,6 +52,7 @@ def _draw_requests(choose: Chooser, box: Box, case: DraftStepCase) -> tuple[Step
     kinds, counts = within((*KINDS[:1] * 4, *KINDS), box.get("kind")), (*range(1, most + 1), most)
     if not allows(uniform, False):
         kinds, counts = KINDS[:1], (most,)
+    accepting = not allows(box.get("rejected", (False, True)), True)
     near = (0, page - 1, page, 2 * page - 2, 2 * page + 1, 1, 7)
     far = () if choose.usual_only else (4095, 70_001, 131_072)
 
@@ -60,11 +61,12 @@ def _draw_requests(choose: Chooser, box: Box, case: DraftStepCase) -> tuple[Step
         before, rows, taken = choose.pick((*near * 3, *far)), choose.pick(PROMPTS), choose.pick(range(2**12))
         drafts = choose.pick(counts)
         if kind == "draft":
-            return Step(kind, before, 1 + drafts, 1 + taken % (1 + drafts))
+            return Step(kind, before, 1 + drafts, 1 + (drafts if accepting else taken % (1 + drafts)))
         return Step(kind, before, 1 if kind == "token" else rows)
 
     drawn = choose.draw_list(box, "batch", (1, 2, 3, 5, 9), one)
     assume(allows(uniform, all(each.drafts == most for each in drawn)))
+    assume(allows(box.get("rejected", (False, True)), any(each.taken <= each.drafts for each in drawn)))
     return drawn
 
 
@@ -111,6 +113,11 @@ class DraftStepCase(Case):
         """Whether each request has as many drafts as there are steps."""
         return all(one.drafts == self.steps for one in self.requests)
 
+    @derived("whether any draft is rejected", (False, True))
+    def rejected(self) -> bool:
+        """Whether any draft is rejected."""
+        return any(one.taken <= one.drafts for one in self.requests)
+
     @property
     def longest(self) -> int:
         """Tokens of the longest request, rejected ones included."""
@@ -147,7 +154,7 @@ class DraftStepCase(Case):
         drafted = [one for one in self.requests if one.kind == "draft"]
         page = self.page_size
         return {
-            "some are rejected": any(one.taken <= one.drafts for one in drafted),
+            "some are rejected": self.rejected,
             "none is rejected": any(one.taken > one.drafts for one in drafted),
             "fewer drafts than steps": any(one.drafts < self.steps for one in drafted),
             "with and without drafts": 0 < len(drafted) < len(self.requests),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from types import SimpleNamespace
@@ -197,25 +197,34 @@ class Drafter:
         tokens = self.inputs.sampled[:, :width].to(torch.int32)
         return torch.where((tokens < 0).all(dim=1, keepdim=True) & (torch.arange(width, device=self.device) == 0), 0, tokens)
 
+    @cached_property
+    def requests(self) -> dict[str, Request]:
+        """Requests by their names, as the runner keeps them."""
+        inputs = self.inputs
+        each = zip(inputs.lengths.tolist(), inputs.rows, inputs.known.tolist(), strict=True)
+        return {
+            str(number): Request(length - rows, length, following)
+            for number, (length, rows, following) in enumerate(each)
+        }
+
+    def batch(self, pieces: Sequence[int]) -> SimpleNamespace:
+        """Return what a proposer reads of a batch; ``pieces`` are numbers of requests whose prompts go on."""
+        left = int(options_of(self.inputs).get("prompt_left", "1"))
+        ends = np.array(self.inputs.lengths.tolist())
+        ends[list(pieces)] += left
+        return SimpleNamespace(
+            num_reqs=len(ends), req_ids=list(self.requests), num_tokens_no_spec=ends, vocab_size=VOCABULARY
+        )
+
     def next_tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the token behind each request, and how many were sampled for it."""
-        sampled, known = self.inputs.sampled.tolist(), self.inputs.known.tolist()
-        pieces = [number for number, row in enumerate(sampled) if row[0] < 0]
-        ends = [length + (self._left if number in pieces else 0) for number, length in enumerate(self.inputs.lengths.tolist())]
-        names = [str(number) for number in range(len(ends))]
-        requests = {name: Request(int(self.inputs.lengths[number]), known[number]) for number, name in enumerate(names)}
-        batch = SimpleNamespace(
-            num_reqs=len(ends), req_ids=names, num_tokens_no_spec=np.array(ends), vocab_size=VOCABULARY
-        )
-        discarded = torch.tensor(pieces + [0] * (len(ends) - len(pieces)), device=self.device)
+        pieces = [number for number, row in enumerate(self.inputs.sampled.tolist()) if row[0] < 0]
+        discarded = torch.zeros(len(self.requests), dtype=torch.int64)
+        discarded[: len(pieces)] = torch.tensor(pieces)
         answer: tuple[torch.Tensor, torch.Tensor] = self.proposer.prepare_next_token_ids_padded(
-            self.sampled(), requests, batch, discarded, len(pieces)
+            self.sampled(), self.requests, self.batch(pieces), discarded.to(self.device), len(pieces)
         )
         return answer
-
-    @property
-    def _left(self) -> int:
-        return int(options_of(self.inputs).get("prompt_left", "1"))
 
     def padded(self, counts: torch.Tensor) -> tuple[Any, torch.Tensor | None, torch.Tensor | None]:
         """Return metadata, and of a step with drafts rows of last tokens, and how many drafts were rejected."""
@@ -225,32 +234,47 @@ class Drafter:
         metadata, _, rows, rejected = self.proposer.prepare_inputs_padded(self.metadata(), drafts, counts)
         return metadata, rows, rejected
 
-    def propose(self, following: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """Draft tokens; return int64 ``[requests, steps]``."""
-        metadata, rows, rejected = self.padded(counts)
-        inputs, tokens = self.inputs, self.inputs.tokens.to(torch.int32)
-        answer: torch.Tensor = self.proposer._propose(
-            num_speculative_tokens=inputs.steps, target_token_ids=tokens, target_positions=inputs.positions,
-            target_hidden_states=torch.zeros(len(tokens), 1, device=self.device), next_token_ids=following,
-            token_indices_to_sample=rows, common_attn_metadata=metadata,
-            target_model_batch_desc=SimpleNamespace(uniform=all(inputs.drafts)), sampling_metadata=None,
-            num_rejected_tokens_gpu=rejected,
-        )  # fmt: skip
-        return answer
-
-    def passes(self) -> list[dict[str, Any]]:
-        """Draft tokens, and return what the model was given in each pass."""
-        following, counts = self.next_tokens()
+    def propose(self, following: torch.Tensor, kept: torch.Tensor, **given: object) -> list[dict[str, Any]]:
+        """Draft tokens, and return what the model was given in each pass; ``kept`` are rows of the step."""
         with _forward():
-            self.propose(following, counts)
+            self.proposer._propose(
+                num_speculative_tokens=self.inputs.steps, target_token_ids=self.inputs.tokens.to(torch.int32)[kept],
+                target_positions=self.inputs.positions[kept], next_token_ids=following,
+                target_hidden_states=torch.zeros(len(kept), 1, device=self.device),
+                target_model_batch_desc=SimpleNamespace(uniform=all(self.inputs.drafts)), sampling_metadata=None,
+                **given,
+            )  # fmt: skip
         passes: list[dict[str, Any]] = self.proposer.model.passes
         return passes
+
+    def passes(self) -> list[dict[str, Any]]:
+        """Draft tokens with all rows of the step, as padding where they were rejected."""
+        following, counts = self.next_tokens()
+        metadata, rows, rejected = self.padded(counts)
+        return self.propose(
+            following, torch.arange(len(self.inputs.tokens), device=self.device), common_attn_metadata=metadata,
+            token_indices_to_sample=rows, num_rejected_tokens_gpu=rejected,
+        )  # fmt: skip
+
+    def passes_without_padding(self) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, Any]]]:
+        """Draft tokens with rows that count; return tokens behind requests, these rows, and passes."""
+        sampled = [[token for token in row if token >= 0] for row in self.inputs.sampled.tolist()]
+        pieces = [number for number, row in enumerate(sampled) if not row]
+        scheduled = dict(zip(self.requests, self.inputs.rows, strict=True))
+        following = self.proposer.prepare_next_token_ids_cpu(sampled, self.requests, self.batch(pieces), scheduled)
+        metadata, kept = self.metadata(), torch.arange(len(self.inputs.tokens), device=self.device)
+        if any(self.inputs.drafts):
+            metadata, kept = self.proposer.prepare_inputs(metadata, sampled, list(self.inputs.drafts))
+        return following, kept, self.propose(
+            following, kept, common_attn_metadata=metadata, token_indices_to_sample=None
+        )
 
 
 @dataclass(frozen=True)
 class Request:
     """A request as the runner keeps it, whose prompt goes on behind a piece."""
 
+    num_computed_tokens: int
     length: int
     following: int
 
@@ -300,19 +324,32 @@ def padded(inputs: DraftStepInputs, target: Target) -> Outputs:
     return {"sample_row": rows.long(), "rejected": rejected.long()}
 
 
-@implementation("draft_step", name="_propose", supports={}, options=SCHEDULING, on_device=True)
-def proposed(inputs: DraftStepInputs, target: Target) -> Outputs:
-    """``_propose``: what its model is given in each pass, and where the pass writes."""
-    first, *others = Drafter(inputs).passes()
-    count = len(inputs.rows)
-    none = inputs.lengths.new_zeros(0, count)
+def _places(drafter: Drafter, others: Sequence[Mapping[str, Any]]) -> Outputs:
+    """Positions and slots of passes behind the first."""
+    count = len(drafter.inputs.rows)
+    none = drafter.inputs.lengths.new_zeros(0, count)
     positions = [one["positions"][:count].long() for one in others]
     slots = [one["metadata"].slot_mapping[:count].long() for one in others]
     return {
-        "first_tokens": first["tokens"].long(),
         "step_positions": torch.stack(positions) if others else none,
         "step_slots": torch.stack(slots) if others else none,
     }
+
+
+def _lengths(drafter: Drafter, others: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    """How many keys attention is told of in passes behind the first."""
+    count = len(drafter.inputs.rows)
+    name = "seq_lens" if options_of(drafter.inputs)["seq_lens"] == "device" else "_seq_lens_cpu"
+    found = [getattr(one["metadata"], name)[:count].to(drafter.device).long() for one in others]
+    return torch.stack(found) if found else drafter.inputs.lengths.new_zeros(0, count)
+
+
+@implementation("draft_step", name="_propose", supports={}, options=SCHEDULING, on_device=True)
+def proposed(inputs: DraftStepInputs, target: Target) -> Outputs:
+    """``_propose``: what its model is given in each pass, and where the pass writes."""
+    drafter = Drafter(inputs)
+    first, *others = drafter.passes()
+    return {"first_tokens": first["tokens"].long(), **_places(drafter, others)}
 
 
 @implementation(
@@ -321,7 +358,23 @@ def proposed(inputs: DraftStepInputs, target: Target) -> Outputs:
 )  # fmt: skip
 def lengths(inputs: DraftStepInputs, target: Target) -> Outputs:
     """``_propose``: how many keys attention is told of in the passes behind the first."""
-    _, *others = Drafter(inputs).passes()
-    name = "seq_lens" if options_of(inputs)["seq_lens"] == "device" else "_seq_lens_cpu"
-    found = [getattr(one["metadata"], name)[: len(inputs.rows)].long() for one in others]
-    return {"step_lengths": torch.stack(found).to(inputs.lengths.device)}
+    drafter = Drafter(inputs)
+    _, *others = drafter.passes()
+    return {"step_lengths": _lengths(drafter, others)}
+
+
+@implementation("draft_step", name="prepare_inputs", supports={}, options={**PROMPT, **READ}, on_device=True)
+def unpadded(inputs: DraftStepInputs, target: Target) -> Outputs:
+    """``prepare_inputs`` and ``_propose``, where ``disable_padded_drafter_batch`` leaves rejected rows out."""
+    drafter = Drafter(inputs)
+    following, kept, (first, *others) = drafter.passes_without_padding()
+    ends = first["metadata"].query_start_loc[1:].long() - 1
+    tokens = torch.zeros_like(inputs.tokens)
+    tokens[kept] = first["tokens"].long()
+    return {
+        "next_token": following.long(),
+        "sample_row": kept[ends].long(),
+        "first_tokens": tokens,
+        **_places(drafter, others),
+        "step_lengths": _lengths(drafter, others),
+    }
