@@ -170,9 +170,14 @@ def build_inputs(case: DraftStepCase) -> DraftStepInputs:
     positions = [torch.arange(one.before, one.before + one.rows) for one in case.requests]
     sampled = _tokens(case, "sampled", requests, steps + 1)
     counts = torch.tensor([one.taken if one.kind == "draft" else int(one.kind != "piece") for one in case.requests])
+    tokens, first = _tokens(case, "tokens", total), 0
+    for request, one in enumerate(case.requests):
+        if one.kind == "draft":  # what was accepted is what was drafted
+            sampled[request, : one.taken - 1] = tokens[first + 1 : first + one.taken]
+        first += one.rows
     table = torch.from_numpy(Stream(case.seed, "table").permutations(1, requests * case.width))
     return DraftStepInputs(
-        tokens=_tokens(case, "tokens", total),
+        tokens=tokens,
         positions=torch.cat(positions),
         sampled=sampled.masked_fill(torch.arange(steps + 1) >= counts.unsqueeze(1), -1),
         known=_tokens(case, "known", requests),
