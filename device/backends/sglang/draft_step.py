@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
@@ -165,15 +164,20 @@ class Drafts:
         """Build a worker with the fields that its constructor sets."""
         steps, count = self.inputs.steps, len(self.lengths)
         made = EagleDraftWorker.__new__(EagleDraftWorker)
-        own = SimpleNamespace(attn_backend=SimpleNamespace(verify_mask=None, max_context_len=self.table.shape[1]),
-                              kv_index_translator=self.runner.kv_index_translator, model_config=self.runner.model_config)  # fmt: skip
+        attention = SimpleNamespace(verify_mask=None, max_context_len=self.table.shape[1])
+        own = SimpleNamespace(
+            attn_backend=attention,
+            kv_index_translator=self.runner.kv_index_translator,
+            model_config=self.runner.model_config,
+        )
+        parents = torch.arange(-1, steps - 1 if steps > 1 else -1, device=self.device)
         vars(made).update(
             req_to_token_pool=SimpleNamespace(req_to_token=self.table), cuda_graph_runner=None,
             draft_runner=self.runner, topk=1, speculative_num_steps=steps, speculative_num_draft_tokens=steps + 1,
             target_worker=SimpleNamespace(model_runner=own), seed_dsa_topk_from_draft_extend=False,
             index_share_for_mtp_iteration=False, hot_token_id=None, tree_mask_mode=TreeMaskMode.FULL_MASK,
             device=self.device, draft_attn_backend=self.attention,
-            _topk1_parents_prealloc=torch.arange(-1, steps - 1 if steps > 1 else -1, device=self.device).repeat(count, 1),
+            _topk1_parents_prealloc=parents.repeat(count, 1),
             _topk1_score_indices_prealloc=torch.arange(steps, device=self.device).repeat(count, 1),
             plan_stream=None, plan_stream_ctx=nullcontext(), cuda_graph_runner_for_draft_extend=None,
         )  # fmt: skip
@@ -243,7 +247,11 @@ def extended(inputs: DraftStepInputs, target: Target) -> Outputs:
 
 
 @implementation(
-    "draft_step", name="assign_extend_cache_locs_uniform_func", supports=CHAINS, options={MIRROR: ("1",)}, on_device=True
+    "draft_step",
+    name="assign_extend_cache_locs_uniform_func",
+    supports=CHAINS,
+    options={MIRROR: ("1",)},
+    on_device=True,
 )
 def assigned(inputs: DraftStepInputs, target: Target) -> Outputs:
     """``assign_extend_cache_locs_uniform_func``, which plans what multi-layer workers verify: ``cache_loc_update``."""
