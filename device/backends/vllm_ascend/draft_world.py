@@ -114,7 +114,7 @@ class Drafter:
         """Build the proposer with the fields that its constructor sets, for one layer."""
         inputs, rows = self.inputs, len(self.inputs.tokens)
         made = AscendEagleProposer.__new__(AscendEagleProposer)
-        numbers = {"dtype": torch.int32, "device": self.device}
+        numbers: dict[str, Any] = {"dtype": torch.int32, "device": self.device}
         group = SimpleNamespace(layer_names=[LAYER], kv_cache_spec=SimpleNamespace(block_size=inputs.page_size),
                                 get_metadata_builder=_Common)  # fmt: skip
         config = SimpleNamespace(model_config=SimpleNamespace(
