@@ -1,4 +1,4 @@
-"""Attention over chosen keys in sglang's Ascend backend (``forward_sparse``): prompts, steps, verification of drafts."""
+"""Attention over chosen keys in sglang's Ascend backend, ``forward_sparse``: prompts, steps, and drafts."""
 
 from __future__ import annotations
 
