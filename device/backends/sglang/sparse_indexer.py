@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
@@ -62,7 +60,7 @@ class _Indexer:
         keys = self.pool.get_index_k_buffer(0)
         keys.copy_(self.inputs.key.view_as(keys))
         flat, slots = keys.view(-1, DIM), self.batch.out_cache_loc
-        new = flat[slots].clone()
+        new: torch.Tensor = flat[slots].clone()
         flat[slots] = 1e4
         return new
 
@@ -84,16 +82,9 @@ class _Indexer:
         """Return int32 ``[tokens, count]``."""
         rows = len(self.inputs.query)
         x = self.inputs.query.new_zeros(rows, 1)
-        with _context(self):
+        with forward_context(ForwardContext(attn_backend=self.backend), forward_batch=self.batch):
             answer: torch.Tensor = self.layer().forward_npu(x, x, torch.arange(rows, device=x.device), self.batch, 0)
         return answer
-
-
-@contextmanager
-def _context(world: _Indexer) -> Iterator[None]:
-    """Be in a forward pass, which knows its attention and its pool."""
-    with forward_context(ForwardContext(attn_backend=world.backend), forward_batch=world.batch):
-        yield
 
 
 def _indexed(inputs: SparseIndexerInputs, mode: ForwardMode, drafts: int | None = None) -> Outputs:

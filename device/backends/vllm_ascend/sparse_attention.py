@@ -22,9 +22,8 @@ _HERE: Box = {
 def attended(inputs: SparseAttentionInputs, target: Target) -> Outputs:
     """Prompts, steps and drafts, which are one call."""
     said = metadata(inputs.pool.block_table, inputs.query_lengths, inputs.kv_lengths)
-    answer = sparse_attention(scale=inputs.scale)._execute_sparse_flash_attention_process(
+    answer: torch.Tensor = sparse_attention(scale=inputs.scale)._execute_sparse_flash_attention_process(
         inputs.query, inputs.query_rope, (inputs.pool.key, inputs.pool.value), inputs.indices, said,
         said.cum_query_lens, said.seq_lens,
     )  # fmt: skip
-    output = answer[0] if isinstance(answer, tuple) else answer
-    return {"output": output.reshape(inputs.query.shape)}
+    return {"output": answer.reshape(inputs.query.shape)}

@@ -62,6 +62,8 @@ ON_NPU = {
         Run("causal_conv"),
         Run("gated_delta"),
         Run("draft_step"),
+        Run("sparse_attention", SMALL, examples=8),
+        Run("sparse_indexer", SMALL, examples=8),
     ],
     "vllm_ascend": [
         Run("sliding_attention", SMALL, only=GRAPHS, examples=6),
@@ -88,6 +90,8 @@ ELSEWHERE = {
             "draft_step", "causal_conv", "gated_delta",
         )),
         Run("rope_cache", examples=12),
+        Run("sparse_attention", SMALL, examples=8),
+        Run("sparse_indexer", SMALL, examples=8),
     ],
 }  # fmt: skip
 """What follows the device of its inputs."""
@@ -122,6 +126,8 @@ BUGS_ON_NPU = {
         bug("gated_delta", "AscendGDNAttnBackend.forward_extend", "states_not_kept"),
         bug("gated_delta", "AscendGDNAttnBackend.target_verify", "beta_as_it_is"),
         bug("gated_delta", "AscendGDNAttnBackend.target_verify_graph", "slots_of_nobody"),
+        bug("sparse_attention", "forward_decode", "first_key_unseen", *SMALL),
+        bug("sparse_indexer", "forward_npu_extend", "new_keys_unseen", *SMALL),
         bug("draft_step", "EagleDraftWorker.draft", "own_token_unseen"),
         bug("draft_step", "_draft_extend_for_decode", "row_behind"),
         bug("draft_step", "assign_extend_cache_locs_uniform_func", "one_behind"),
@@ -185,6 +191,8 @@ BUGS_ELSEWHERE = {
         bug("sampling", "AscendSampler.apply_penalties", "prompt_unseen"),
         bug("draft_acceptance", "rejection_greedy_sample_pytorch", "bonus_last", "spare=1..3"),
         bug("draft_acceptance", "rejection_random_sample_pytorch", "drawn_again", "drafts=tokens", "uniforms=large"),
+        bug("sparse_attention", "_execute_sparse_flash_attention_process", "rotation_ignored", *SMALL),
+        bug("sparse_indexer", "indexer_select_post_process", "own_key_unseen", *SMALL),
         bug("draft_step", "prepare_next_token_ids_padded", "piece_repeats", "kind=piece"),
         bug("draft_step", "prepare_inputs_padded", "last_row_of_all", "triton=0"),
         bug("draft_step", "_propose", "next_slot", "steps=2..16"),

@@ -1,0 +1,43 @@
+"""Sparse attention and its indexer, in plain torch, row by row."""
+
+import torch
+from vllm_ascend.told import told
+
+
+def _rows(table, ends, lengths, cache):
+    """Row, position and all keys of its request, for each row."""
+    row, starts = 0, [0, *ends.tolist()]
+    for request, length in enumerate(lengths.tolist()):
+        own = cache[table[request].long()].flatten(0, 1).squeeze(1).float()
+        for position in range(length - (starts[request + 1] - starts[request]), length):
+            yield row, position, own
+            row += 1
+
+
+class AscendSFAImpl:
+    """One layer."""
+
+    def indexer_select_post_process(self, x, q_c, kv_cache, said, cos, sin, ends, lengths):
+        """Choose keys."""
+        weights = self.wk_weights_proj(x)[0][:, self.head_dim :].float()
+        query, most = self.wq_b(q_c)[0].view(-1, self.n_head, self.head_dim).float(), 2048
+        chosen = torch.full((len(query), 1, most), -1, dtype=torch.int32, device=query.device)
+        for row, position, keys in _rows(said.block_table, ends, lengths, kv_cache[2]):
+            seen = position + (0 if told("own_key_unseen") else 1)
+            best = (weights[row] @ (query[row] @ keys[:seen].t()).relu()).topk(min(most, seen)).indices
+            chosen[row, 0, : len(best)] = best.int()
+        return chosen
+
+    def _execute_sparse_flash_attention_process(self, query, query_rope, caches, indices, said, ends, lengths):
+        """Attend to them."""
+        answer = torch.zeros_like(query)
+        ropes = _rows(said.block_table, ends, lengths, caches[1])
+        latents = _rows(said.block_table, ends, lengths, caches[0])
+        for (row, position, latent), (_, _, rope) in zip(latents, ropes, strict=True):
+            there = indices[row, 0][(indices[row, 0] >= 0) & (indices[row, 0] <= position)].long()
+            scores = query[row].float() @ latent[there].t()
+            if not told("rotation_ignored"):
+                scores = scores + query_rope[row].float() @ rope[there].t()
+            if len(there):
+                answer[row] = ((scores * self.scale).softmax(dim=-1) @ latent[there]).to(query.dtype)
+        return answer
