@@ -7,14 +7,14 @@ import torch
 from npudiff import Target, implementation
 from npudiff.device.ascend.sparse_indexer import as_sets, of_all_rows
 from npudiff.device.backends.paged_attention import PAGE
-from npudiff.device.backends.vllm_ascend.sparse_world import metadata, sparse_attention
+from npudiff.device.backends.vllm_ascend.sparse_world import ROPE, metadata, sparse_attention
 from npudiff.device.backends.vllm_ascend.world import TRITON, options_of, triton
 from npudiff.model.constraints import Box
 from npudiff.reference.sparse_indexer import SparseIndexerInputs
 
 Outputs = dict[str, torch.Tensor]
 
-ROPE, DIM = 64, 128
+DIM = 128
 
 OPERATOR = {"use_torch_npu_lightning_indexer": ("0", "1")}
 """Whether a layer takes torch_npu's operator, as that of GLM does, or vllm-ascend's own."""
@@ -45,10 +45,8 @@ def chosen(inputs: SparseIndexerInputs, target: Target) -> Outputs:
         use_torch_npu_lightning_indexer=options_of(inputs)["use_torch_npu_lightning_indexer"] == "1",
     )  # fmt: skip
     x = inputs.query.new_zeros(rows, 1)
-    cos = inputs.query.new_ones(rows, 1, 1, ROPE)
+    cos, sin = (table.to(inputs.query) for table in (said.cos, said.sin))
     caches = (keys[:0], keys[:0], inputs.key)
     with triton(inputs):
-        answer = layer.indexer_select_post_process(
-            x, x, caches, said, cos, torch.zeros_like(cos), said.cum_query_lens, said.seq_lens
-        )
+        answer = layer.indexer_select_post_process(x, x, caches, said, cos, sin, said.cum_query_lens, said.seq_lens)
     return as_sets(inputs, of_all_rows(inputs, answer))

@@ -1,7 +1,35 @@
 """Sparse attention and its indexer, in plain torch, row by row."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from vllm_ascend.told import told
+
+
+def get_cos_and_sin_mla(positions, use_cache=False):
+    """Tables of a rotation, which whoever builds metadata sets."""
+    raise NotImplementedError
+
+
+@dataclass
+class AscendSFAMetadata:
+    """What a layer is told of a batch."""
+
+    block_table: Any
+    cum_query_lens: Any
+    seq_lens: Any
+    cos: Any
+    sin: Any
+
+
+class AscendSFAMetadataBuilder:
+    """Makes that of what all layers are told."""
+
+    def build(self, common_prefix_len, common):
+        """Copy it."""
+        cos, sin = get_cos_and_sin_mla(common.positions)
+        return self.metadata_cls(common.block_table_tensor, common.query_start_loc[1:], common.seq_lens, cos, sin)
 
 
 def _rows(table, ends, lengths, cache):
