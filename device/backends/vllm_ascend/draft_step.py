@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
 from npudiff import Target, implementation
@@ -116,13 +115,13 @@ def verified_tokens(inputs: DraftStepInputs, target: Target) -> Outputs:
     batch = drafter.batch(())
     batch.prev_sampled_token_ids = following.unsqueeze(1)
     before = Buffer(count, drafter.device)
-    before.np[:] = np.arange(count)
+    before.cpu.copy_(torch.arange(count))
     runner = SimpleNamespace(
         input_batch=batch, prev_positions=before, input_ids=Buffer(count * each, drafter.device), device=drafter.device,
         enable_prompt_embeds=False, prev_num_spec_tokens=inputs.steps, _draft_token_ids=inputs.proposed,
     )  # fmt: skip
     scheduled = SimpleNamespace(scheduled_spec_decode_tokens=dict.fromkeys(batch.req_ids, [-1] * inputs.steps))
-    ends = np.arange(1, count + 1) * each
+    ends = torch.arange(1, count + 1).mul(each).numpy()
     NPUModelRunner._prepare_input_ids(runner, scheduled, count, count * each, ends)
     return {"verify_tokens": runner.input_ids.gpu.view(count, each).long()}
 

@@ -9,7 +9,6 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm_ascend.attention.attention_v1 import AscendAttentionState
@@ -129,7 +128,7 @@ class Drafter:
             use_sequence_parallel_moe=False, hidden_size=1, draft_attn_groups=[group], attn_layer_names=[LAYER],
             model=Model(inputs.proposed), _runnable=made._run_merged_draft,
             backup_next_token_ids=Buffer(len(inputs.rows), self.device),
-            arange=torch.arange(length, **numbers), token_arange_np=np.arange(length, dtype=np.int32),
+            arange=torch.arange(length, **numbers), token_arange_np=torch.arange(length, dtype=torch.int32).numpy(),
             input_ids=torch.zeros(length, **numbers), positions=torch.zeros(length, **numbers),
             hidden_states=torch.zeros(length, 1, device=self.device),
             token_indices_to_sample=torch.zeros(length, **numbers),
@@ -207,7 +206,7 @@ class Drafter:
     def batch(self, pieces: Sequence[int]) -> SimpleNamespace:
         """Return what a proposer reads of a batch; ``pieces`` are numbers of requests whose prompts go on."""
         left = int(options_of(self.inputs).get("prompt_left", "1"))
-        ends = np.array(self.inputs.lengths.tolist())
+        ends = self.inputs.lengths.cpu().clone().numpy()
         ends[list(pieces)] += left
         return SimpleNamespace(
             num_reqs=len(ends), req_ids=list(self.requests), num_tokens_no_spec=ends, vocab_size=VOCABULARY
