@@ -271,7 +271,7 @@ def _init_routing(x: Tensor, expert_idx: Tensor, **named: Any) -> tuple[Tensor, 
 
 
 def _lightning_indexer(query: Tensor, key: Tensor, weights: Tensor, **named: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """torch_npu's, of which CANN has the same kernel in later versions."""
+    """torch_npu's operator of this name, arguments and layouts."""
     indices, values = torch.ops.npu.npu_lightning_indexer(query, key, weights, **named)
     return indices, values
 
@@ -284,7 +284,7 @@ def _sparse_flash_attention(
     scale_value: float,
     **named: Any,  # noqa: ANN401
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sgl-kernel-npu's, which is this one with its log-sum-exps: torch_npu's has none over pages."""
+    """sgl-kernel-npu's port of it, with log-sum-exps: torch_npu's has none over pages."""
     output, largest, total = torch.ops.npu.sgl_sparse_flash_attention(
         query, key, value, sparse_indices, scale_value, **{"attention_mode": 2, **named}
     )
