@@ -52,6 +52,7 @@ def _draw_requests(choose: Chooser, box: Box, case: DraftStepCase) -> tuple[Step
     kinds, counts = within((*KINDS[:1] * 4, *KINDS), box.get("kind")), (*range(1, most + 1), *[most] * -(-most // 2))
     if not allows(uniform, False):
         kinds, counts = KINDS[:1], (most,)
+    accepting = not allows(box.get("rejected", (False, True)), True)
     near = (0, page - 1, page, 2 * page - 2, 2 * page + 1, 1, 7)
     far = () if choose.usual_only else (4095, 70_001, 131_072)
 
@@ -60,13 +61,15 @@ def _draw_requests(choose: Chooser, box: Box, case: DraftStepCase) -> tuple[Step
         before, rows, taken = choose.pick((*near * 3, *far)), choose.pick(PROMPTS), choose.pick(range(2**12))
         drafts = choose.pick(counts)
         if kind == "draft":
-            return Step(kind, before, 1 + drafts, 1 + (drafts if taken % 4 == 3 else taken % (1 + drafts)))
+            whole = accepting or taken % 4 == 3
+            return Step(kind, before, 1 + drafts, 1 + (drafts if whole else taken % (1 + drafts)))
         return Step(kind, before, 1 if kind == "token" else rows)
 
     drawn = choose.draw_list(box, "batch", (1, 2, 3, 5, 9), one)
     drawn = _balanced(drawn) if choose.pick((*[False] * 7, True)) else drawn
     assume(all(each.kind in kinds for each in drawn))
     assume(allows(uniform, all(each.drafts == most for each in drawn)))
+    assume(allows(box.get("rejected", (False, True)), any(each.taken <= each.drafts for each in drawn)))
     return drawn
 
 
@@ -122,6 +125,11 @@ class DraftStepCase(Case):
         """Whether each request has as many drafts as there are steps."""
         return all(one.drafts == self.steps for one in self.requests)
 
+    @derived("whether any draft is rejected", (False, True))
+    def rejected(self) -> bool:
+        """Whether any draft is rejected."""
+        return any(one.taken <= one.drafts for one in self.requests)
+
     @property
     def longest(self) -> int:
         """Tokens of the longest request, rejected ones included."""
@@ -158,7 +166,7 @@ class DraftStepCase(Case):
         drafted = [one for one in self.requests if one.kind == "draft"]
         page = self.page_size
         return {
-            "some are rejected": any(one.taken <= one.drafts for one in drafted),
+            "some are rejected": self.rejected,
             "none is rejected": any(one.taken > one.drafts for one in drafted),
             "fewer drafts than steps": any(one.drafts < self.steps for one in drafted),
             "with and without drafts": 0 < len(drafted) < len(self.requests),
@@ -174,9 +182,14 @@ def build_inputs(case: DraftStepCase) -> DraftStepInputs:
     positions = [torch.arange(one.before, one.before + one.rows) for one in case.requests]
     sampled = _tokens(case, "sampled", requests, steps + 1)
     counts = torch.tensor([one.taken if one.kind == "draft" else int(one.kind != "piece") for one in case.requests])
+    tokens, first = _tokens(case, "tokens", total), 0
+    for request, one in enumerate(case.requests):
+        if one.kind == "draft":  # what was accepted is what was drafted
+            sampled[request, : one.taken - 1] = tokens[first + 1 : first + one.taken]
+        first += one.rows
     table = torch.from_numpy(Stream(case.seed, "table").permutations(1, requests * case.width))
     return DraftStepInputs(
-        tokens=_tokens(case, "tokens", total),
+        tokens=tokens,
         positions=torch.cat(positions),
         sampled=sampled.masked_fill(torch.arange(steps + 1) >= counts.unsqueeze(1), -1),
         known=_tokens(case, "known", requests),

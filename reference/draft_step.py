@@ -25,8 +25,8 @@ class DraftStepInputs:
     positions: torch.Tensor
     """``[rows]``: their positions; of a request they follow each other."""
     sampled: torch.Tensor
-    """``[requests, steps + 1]``: accepted drafts and the token behind them, filled with -1; of a piece of a prompt that
-    is not the last, nothing but -1."""
+    """``[requests, steps + 1]``: accepted drafts, which are tokens of the step, and the token behind them, filled with
+    -1; of a piece of a prompt that is not the last, nothing but -1."""
     known: torch.Tensor
     """``[requests]``: the token that follows where none was sampled, as of a prompt."""
     proposed: torch.Tensor

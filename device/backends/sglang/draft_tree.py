@@ -22,6 +22,10 @@ CHAINS: tuple[Box, ...] = tuple(
 """What sglang makes of a top-k of 1: a node for each step, behind the root. The interpreter of Triton runs one request
 after the other, so there are few."""
 
+TREES: Box = {"topk": range(2, 17), "draft_token_num": range(3, 33), "mask_mode": ("full",), "batch": range(1, 9)}
+"""Of a larger top-k. sglang takes arguments with one, beside pages of one token; its attention for an NPU has neither
+rows for branches nor masks of trees, so that no run comes here."""
+
 FEW: Box = {"batch": range(1, 33)}
 
 
@@ -62,6 +66,20 @@ def verify(inputs: DraftTreeInputs, target: Target) -> Outputs:
     return _accepted(answer)
 
 
+@implementation("draft_tree", name="verify_tree_greedy_func_of_trees", supports=TREES, on_device=True)
+def verify_trees(inputs: DraftTreeInputs, target: Target) -> Outputs:
+    """The same of trees. Its kernel writes behind the nodes that it returns, for which there is room here."""
+    _, _, index, first, following = _built(inputs)
+    predicted, accepted_nodes, accepted = _room(inputs)
+    count = accepted_nodes.numel()
+    room = accepted_nodes.new_full((count + inputs.candidates.numel(),), -1)
+    verify_tree_greedy_func(
+        predicted, room[:count].view_as(accepted_nodes), accepted, inputs.candidates, index, first, following,
+        inputs.target_predict, topk=inputs.topk,
+    )  # fmt: skip
+    return _accepted((predicted, room[:count].view_as(accepted_nodes), accepted))
+
+
 def _built_natively(inputs: DraftTreeInputs) -> tuple[torch.Tensor, ...]:
     """Positions, and numbers, first children and next siblings of nodes, and mask."""
     from sgl_kernel_npu.speculative import build_tree_efficient_native  # noqa: PLC0415 - of a checkout, if there is one
@@ -80,9 +98,15 @@ def _built_natively(inputs: DraftTreeInputs) -> tuple[torch.Tensor, ...]:
 
 @implementation("draft_tree", name="build_tree_efficient_native", supports=FEW, on_device=True, native=True)
 def build_natively(inputs: DraftTreeInputs, target: Target) -> Outputs:
-    """``build_tree_efficient_native`` of sgl-kernel-npu."""
-    positions, _, first, following, mask = _built_natively(inputs)
-    return {"positions": positions, "next_token": first, "next_sibling": following, "mask": mask}
+    """``build_tree_efficient_native`` of sgl-kernel-npu: links and positions."""
+    positions, _, first, following, _ = _built_natively(inputs)
+    return {"positions": positions, "next_token": first, "next_sibling": following}
+
+
+@implementation("draft_tree", name="build_tree_efficient_native_mask", supports=FEW, on_device=True, native=True)
+def mask_natively(inputs: DraftTreeInputs, target: Target) -> Outputs:
+    """``build_tree_efficient_native`` of sgl-kernel-npu: masks."""
+    return {"mask": _built_natively(inputs)[-1]}
 
 
 @implementation("draft_tree", name="verify_tree_greedy_native", supports=FEW, on_device=True, native=True)

@@ -270,6 +270,27 @@ def _init_routing(x: Tensor, expert_idx: Tensor, **named: Any) -> tuple[Tensor, 
     return rows, places, counts, scale
 
 
+def _lightning_indexer(query: Tensor, key: Tensor, weights: Tensor, **named: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """torch_npu's operator of this name, arguments and layouts."""
+    indices, values = torch.ops.npu.npu_lightning_indexer(query, key, weights, **named)
+    return indices, values
+
+
+def _sparse_flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sparse_indices: Tensor,
+    scale_value: float,
+    **named: Any,  # noqa: ANN401
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sgl-kernel-npu's port of it, with log-sum-exps: torch_npu's has none over pages."""
+    output, largest, total = torch.ops.npu.sgl_sparse_flash_attention(
+        query, key, value, sparse_indices, scale_value, **{"attention_mode": 2, **named}
+    )
+    return output, largest, total
+
+
 COMPOSED: Mapping[str, Function] = {
     "npu_add_rms_norm_bias": _add_rms_norm_bias,
     "npu_gemma_rms_norm": _gemma_rms_norm,
@@ -283,6 +304,8 @@ COMPOSED: Mapping[str, Function] = {
     "batch_matmul_transpose": _batch_matmul_transpose,
     "inplace_partial_rotary_mul": _inplace_partial_rotary_mul,
     "npu_moe_init_routing_custom": _init_routing,
+    "npu_lightning_indexer": _lightning_indexer,
+    "npu_sparse_flash_attention": _sparse_flash_attention,
     **FORMULAS,
 }
 """What documentation, host code or tests of vllm-ascend say of an operator, as operators of torch_npu. The addition at

@@ -31,7 +31,11 @@ NOT_HERE = {
 """Modules of adapters whose functions no fake has."""
 
 MISFITS = {
-    "sglang": {"draft_tree.build_tree_efficient_native", "draft_tree.verify_tree_greedy_native"},
+    "sglang": {
+        "draft_tree.build_tree_efficient_native",
+        "draft_tree.build_tree_efficient_native_mask",
+        "draft_tree.verify_tree_greedy_native",
+    },
     "vllm_ascend": {"mla_preprocess.mla_preprocess_only_decode"},
 }
 """Adapters whose modules import, and whose functions no fake has."""
@@ -57,6 +61,9 @@ ON_NPU = {
         Run("padded_tokens"),
         Run("causal_conv"),
         Run("gated_delta"),
+        Run("draft_step"),
+        Run("sparse_attention", SMALL, examples=8),
+        Run("sparse_indexer", SMALL, examples=8),
     ],
     "vllm_ascend": [
         Run("sliding_attention", SMALL, only=GRAPHS, examples=6),
@@ -80,9 +87,11 @@ ELSEWHERE = {
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "paged_cache",
             "cache_gather",
             "kv_rmsnorm_rope_cache", "quant_matmul", "weight_quant_matmul", "sampling", "draft_acceptance",
-            "causal_conv", "gated_delta",
+            "draft_step", "causal_conv", "gated_delta",
         )),
         Run("rope_cache", examples=12),
+        Run("sparse_attention", SMALL, examples=8),
+        Run("sparse_indexer", SMALL, examples=8),
     ],
 }  # fmt: skip
 """What follows the device of its inputs."""
@@ -117,6 +126,11 @@ BUGS_ON_NPU = {
         bug("gated_delta", "AscendGDNAttnBackend.forward_extend", "states_not_kept"),
         bug("gated_delta", "AscendGDNAttnBackend.target_verify", "beta_as_it_is"),
         bug("gated_delta", "AscendGDNAttnBackend.target_verify_graph", "slots_of_nobody"),
+        bug("sparse_attention", "forward_decode", "first_key_unseen", *SMALL),
+        bug("sparse_indexer", "forward_npu_extend", "new_keys_unseen", *SMALL),
+        bug("draft_step", "EagleDraftWorker.draft", "own_token_unseen"),
+        bug("draft_step", "_draft_extend_for_decode", "row_behind"),
+        bug("draft_step", "assign_extend_cache_locs_uniform_func", "one_behind"),
         bug("rope_cache", "get_rope", "grown_from_zero"),
         bug("rope_cache", "get_cos_sin_cache", "no_amplitude"),
     ],
@@ -145,6 +159,7 @@ BUGS_ELSEWHERE = {
         bug("sampling", "top_k_top_p_min_p_sampling_from_logits_ascend", "share_not_reached"),
         bug("draft_tree", "build_tree_kernel_efficient", "siblings_from_the_last", "topk=2..8"),
         bug("draft_tree", "verify_tree_greedy_func", "root_is_counted"),
+        bug("draft_tree", "verify_tree_greedy_func_of_trees", "root_is_counted"),
     ],
     "vllm_ascend": [
         bug("sliding_attention", "ChunkedPrefill", "window_off_by_one", *SMALL, "window=1..200"),
@@ -176,6 +191,14 @@ BUGS_ELSEWHERE = {
         bug("sampling", "AscendSampler.apply_penalties", "prompt_unseen"),
         bug("draft_acceptance", "rejection_greedy_sample_pytorch", "bonus_last", "spare=1..3"),
         bug("draft_acceptance", "rejection_random_sample_pytorch", "drawn_again", "drafts=tokens", "uniforms=large"),
+        bug("sparse_attention", "_execute_sparse_flash_attention_process", "rotation_ignored", *SMALL),
+        bug("sparse_indexer", "indexer_select_post_process", "own_key_unseen", *SMALL),
+        bug("draft_step", "prepare_next_token_ids_padded", "piece_repeats", "kind=piece"),
+        bug("draft_step", "prepare_inputs_padded", "last_row_of_all", "triton=0"),
+        bug("draft_step", "_propose", "next_slot", "steps=2..16"),
+        bug("draft_step", "_propose_lengths", "rejected_are_seen"),
+        bug("draft_step", "prepare_inputs", "next_slot", "steps=2..16"),
+        bug("draft_step", "_prepare_input_ids", "drafts_turned"),
         bug("causal_conv", "_forward_core_prefill", "history_of_others", "history=none"),
         bug("causal_conv", "_forward_core_decode", "taps_turned"),
         bug("causal_conv", "_forward_core_drafts", "from_the_first", "accepted=all"),

@@ -19,3 +19,5 @@ class AscendCommonAttentionMetadata:
     slot_mapping: torch.Tensor
     causal: bool = True
     attn_state: Any = None
+    _seq_lens_cpu: Any = None
+    positions: Any = None

@@ -14,4 +14,6 @@ class EagleVerifyInput:
 @dataclass
 class EagleDraftInput:
     topk_p: Any = None
+    topk_index: Any = None
+    bonus_tokens: Any = None
     hidden_states: Any = None

@@ -59,9 +59,16 @@ class NPUMLATokenToKVPool(_Pool):
 
     def __init__(
         self, size, page_size, dtype, kv_lora_rank, qk_rope_head_dim, layer_num, device, enable_memory_saver,
+        index_head_dim=None,
     ):  # fmt: skip
         super().__init__(size, page_size, dtype, 1, (kv_lora_rank, qk_rope_head_dim), layer_num, device)
+        if index_head_dim is not None:
+            shape = layer_num, size // page_size + 1, page_size, 1, index_head_dim
+            self.index_k_buffer = torch.zeros(shape, dtype=dtype, device=device)
         self.is_nz = os.environ.get("SGLANG_USE_FIA_NZ", "0") == "1"
+
+    def get_index_k_buffer(self, layer_id):
+        return self.index_k_buffer[layer_id]
 
     def write(self, layer_id, loc, cache_k, cache_v):
         if cache_v is None:

@@ -115,8 +115,11 @@ class AscendAttnBackend:
         return (first // self.page_size).int(), None if own is None else own.int()
 
     def forward_extend(
-        self, q, k, v, layer, forward_batch, save_kv_cache=True, q_rope=None, k_rope=None, sinks=None
+        self, q, k, v, layer, forward_batch, save_kv_cache=True, q_rope=None, k_rope=None, sinks=None, topk_indices=None
     ):  # fmt: skip
+        if topk_indices is not None:
+            self._save(k, v, k_rope, layer, forward_batch, save_kv_cache)
+            return self._sparse(torch.cat([q, q_rope], dim=-1), layer, forward_batch, topk_indices)
         if forward_batch.forward_mode == ForwardMode.TARGET_VERIFY:
             return self._uniform(q, k, v, layer, forward_batch, save_kv_cache, q_rope, k_rope, sinks)
         if self.use_mla:
@@ -137,8 +140,11 @@ class AscendAttnBackend:
         return answer.flatten(1)
 
     def forward_decode(
-        self, q, k, v, layer, forward_batch, save_kv_cache=True, q_rope=None, k_rope=None, sinks=None
+        self, q, k, v, layer, forward_batch, save_kv_cache=True, q_rope=None, k_rope=None, sinks=None, topk_indices=None
     ):  # fmt: skip
+        if topk_indices is not None:
+            self._save(k, v, k_rope, layer, forward_batch, save_kv_cache)
+            return self._sparse(torch.cat([q, q_rope], dim=-1), layer, forward_batch, topk_indices)
         return self._uniform(q, k, v, layer, forward_batch, save_kv_cache, q_rope, k_rope, sinks)
 
     def _uniform(self, q, k, v, layer, forward_batch, save_kv_cache, q_rope, k_rope, sinks):
@@ -153,6 +159,27 @@ class AscendAttnBackend:
         answer = attend(real, keys, values, self.forward_metadata.lengths, layer.scaling, window, sinks)
         answer = answer.reshape(batch * drafts, -1).to(q.dtype)
         return torch.nn.functional.pad(answer, (0, 0, 0, len(query) - len(answer)))
+
+    def counts(self, forward_batch):
+        """New tokens of each request."""
+        drafts = getattr(forward_batch.spec_info, "draft_token_num", 1)
+        return forward_batch.extend_seq_lens_cpu or [drafts] * forward_batch.batch_size
+
+    def _sparse(self, query, layer, forward_batch, chosen):
+        """Rows over the keys that are chosen for each."""
+        keys, values = self._read(layer)
+        answer, row = query.new_zeros(*query.shape[:2], values.shape[-1]), 0
+        for request, count in enumerate(self.counts(forward_batch)):
+            length = int(self.forward_metadata.lengths[request])
+            for position in range(length - count, length):
+                there = chosen[row][(chosen[row] >= int(told("first_key_unseen"))) & (chosen[row] <= position)].long()
+                if len(there):
+                    every = torch.tensor(len(there), device=query.device)
+                    picked = keys[request, there], values[request, there]
+                    answer[row] = attend(query[None, row : row + 1], *(one[None] for one in picked), every,
+                                         layer.scaling)[0, 0].to(query.dtype)  # fmt: skip
+                row += 1
+        return answer
 
     def _save(self, k, v, k_rope, layer, forward_batch, save_kv_cache):
         if not save_kv_cache:
