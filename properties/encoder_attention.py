@@ -49,7 +49,7 @@ ONE_LONG = (False, False, False, True)
 HEAD_DIMS = (64, 72, 80, 88, 128, 72, 80, 96, 112, 16, 192, 256, 32, 48, 104, 120, 8)
 
 MOST_HEADS = 256
-MOST_SCORES = 2**20
+MOST_SCORES = 2**19
 """Scores up to which a case may have more heads, those between sequences included: a mask hides them."""
 MOST_ELEMENTS = 2**20
 """Elements of queries up to which it may have wider heads."""
@@ -77,6 +77,7 @@ class Packed:
 
 
 def _draw_sequences(choose: Chooser, box: Box, case: EncoderAttentionCase) -> tuple[Packed, ...]:
+    del case
     cross = choose.pick(within(CROSS, box.get("cross")))
     most = choose.value(box, "batch", BATCHES)
     usual = LENGTHS if most <= FEW else WINDOWS
@@ -90,13 +91,14 @@ def _draw_sequences(choose: Chooser, box: Box, case: EncoderAttentionCase) -> tu
         count, keys = choose.pick(options), choose.pick(kv)
         return Packed(count, keys if cross else count)
 
-    drawn = list(
-        choose.draw_list_of(box, "batch", most, one, lambda first, other: replace(other, query=first.query) if cross else first)
-    )
+    def alike(first: Packed, other: Packed) -> Packed:
+        return replace(other, query=first.query) if cross else first
+
+    drawn = list(choose.draw_list_of(box, "batch", most, one, alike))
     has_long, place, other = choose.pick(ONE_LONG), choose.pick(range(FEW)), one(long)
     if has_long and len(drawn) > FEW:
         drawn[place * (len(drawn) - 1) // (FEW - 1)] = other
-    assume(not cross or allows(box.get("cross", (False,)), any(each.query != each.kv for each in drawn)))
+    assume(allows(box.get("cross", CROSS), any(each.query != each.kv for each in drawn)))
     return tuple(drawn)
 
 
@@ -116,7 +118,8 @@ class EncoderAttentionCase(Case):
     )  # fmt: skip
     kv_heads: int = axis(
         "KV heads", range(1, MOST_HEADS + 1), 1, drawn=(1, 2, 3, 4, 2, 3, 8, 5, 16, 12, 20),
-        shown=lambda case: f"heads {case.heads}:{case.kv_heads}", affordable=lambda case, heads: case.affords_heads(heads),
+        shown=lambda case: f"heads {case.heads}:{case.kv_heads}",
+        affordable=lambda case, heads: case.affords_heads(heads),
     )  # fmt: skip
     group: int = axis(
         "query heads per KV head", range(1, 65), 1, drawn=(1, 1, 1, 2, 1, 3, 4, 7, 8), shown="",
@@ -195,7 +198,7 @@ class EncoderAttentionCase(Case):
 
     def is_cheap(self) -> bool:
         """See ``DeclaredCase``."""
-        return self.heads * self.all_rows * self.all_keys <= 4 * MOST_SCORES
+        return self.heads * self.all_rows * self.all_keys <= 8 * MOST_SCORES
 
     def regions(self) -> Mapping[str, bool]:
         """See ``DeclaredCase``."""
@@ -252,7 +255,7 @@ def _poison(case: EncoderAttentionCase) -> float:
 def _keys_and_values(
     case: EncoderAttentionCase, direction: torch.Tensor, strength: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values by recipe; behind the last sequence, such as take a visible part of the weight if they are seen."""
+    """Keys and values by recipe; those behind the last sequence have a visible part of the weight if they are seen."""
     shape = (case.all_keys + case.padded_rows, case.kv_heads, case.head_dim)
     key, value = case.normal("key", *shape), case.normal("value", *shape)
     if case.recipe == "cold":

@@ -118,7 +118,7 @@ def fia_v2_encoder_tnd(inputs: EncoderAttentionInputs, target: Target) -> Output
 
 @implementation("encoder_attention", supports={"head_dim": range(1, 769)}, on_device=True)
 def fusion_encoder_tnd(inputs: EncoderAttentionInputs, target: Target) -> Outputs:
-    """``npu_fusion_attention``, as encoder-only models call it, with a length of 0 where there is padding (1578-1597)."""
+    """``npu_fusion_attention`` as encoder-only models call it, with an end of 0 for padding (attention_v1.py 1578)."""
     if nothing_to_do(inputs):
         return nothing(inputs)
     query, key, value = (one.contiguous() for one in (inputs.query, inputs.key, inputs.value))
