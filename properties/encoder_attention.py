@@ -77,19 +77,15 @@ class Packed:
 
 
 def _draw_sequences(choose: Chooser, box: Box, case: EncoderAttentionCase) -> tuple[Packed, ...]:
-    del case
+    del case  # nothing of it is drawn yet
     cross = choose.pick(within(CROSS, box.get("cross")))
     most = choose.value(box, "batch", BATCHES)
-    usual = LENGTHS if most <= FEW else WINDOWS
-    query, kv = choose.options(box, "query_length", usual), choose.options(box, "kv_length", usual)
-    long = choose.options(box, "query_length", LENGTHS)
-    if not cross:
-        query, long = ([one for one in some if allows(box.get("kv_length", (one,)), one)] for some in (query, long))
-    assume(query)
+    query, kv = _lengths(choose, box, LENGTHS if most <= FEW else WINDOWS, cross)
+    long, _ = _lengths(choose, box, LENGTHS, cross)
 
     def one(options: Sequence[int] = query) -> Packed:
-        count, keys = choose.pick(options), choose.pick(kv)
-        return Packed(count, keys if cross else count)
+        rows, keys = choose.pick(options), choose.pick(kv)
+        return Packed(rows, keys if cross else rows)
 
     def alike(first: Packed, other: Packed) -> Packed:
         return replace(other, query=first.query) if cross else first
@@ -100,6 +96,16 @@ def _draw_sequences(choose: Chooser, box: Box, case: EncoderAttentionCase) -> tu
         drawn[place * (len(drawn) - 1) // (FEW - 1)] = other
     assume(allows(box.get("cross", CROSS), any(each.query != each.kv for each in drawn)))
     return tuple(drawn)
+
+
+def _lengths(choose: Chooser, box: Box, usual: Sequence[int], cross: bool) -> tuple[Sequence[int], Sequence[int]]:
+    """Rows and keys that sequences may have; the same, unless one may have more keys than rows."""
+    query, kv = choose.options(box, "query_length", usual), choose.options(box, "kv_length", usual)
+    if not cross:
+        both = [one for one in query if allows(box.get("kv_length", (one,)), one)]
+        query = kv = both or [one for one in kv if allows(box.get("query_length", (one,)), one)]
+    assume(query)
+    return query, kv
 
 
 def _shown(case: EncoderAttentionCase) -> str:
@@ -370,12 +376,13 @@ def _rows_permuted(inputs: EncoderAttentionInputs, case: EncoderAttentionCase) -
 def _padded_heads(inputs: EncoderAttentionInputs, case: EncoderAttentionCase) -> Changed[EncoderAttentionInputs]:
     """Zeros behind the elements of each head; the scale stays."""
     dim = case.head_dim
-    wider = {name: torch.nn.functional.pad(getattr(inputs, name), (0, 8)) for name in ("query", "key", "value")}
+    query, key, value = (torch.nn.functional.pad(one, (0, 8)) for one in (inputs.query, inputs.key, inputs.value))
 
     def cut(outputs: Outputs) -> Outputs:
         return {name: one[..., :dim] if name == "output" else one for name, one in outputs.items()}
 
-    return Changed(replace(inputs, **wider), part=cut, case=replace(case, head_dim=dim + 8))
+    wider = replace(inputs, query=query, key=key, value=value)
+    return Changed(wider, part=cut, case=replace(case, head_dim=dim + 8))
 
 
 component = Component(

@@ -97,7 +97,7 @@ def _attended(reader: SequenceReader, query: torch.Tensor, keys: int, scale: flo
     rows, heads, _ = query.shape
     alike = query.transpose(0, 1).flatten(0, 1)[None]
     tile = AttentionTile(reader, alike, keys - 1, scale, None, None)
-    return [part[0].unflatten(0, (heads, rows)).transpose(0, 1) for part in tile.attend()]
+    return [part.view(heads, rows, *part.shape[2:]).transpose(0, 1) for part in tile.attend()]
 
 
 def _validate(inputs: EncoderAttentionInputs) -> None:

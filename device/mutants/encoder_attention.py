@@ -148,7 +148,7 @@ def rows_are_cut(inputs: EncoderAttentionInputs, target: Target) -> Outputs:
         return nothing(inputs)
     output, lse = fused_call(inputs)()
     _, heads, dim = inputs.query.shape
-    rows = output.flatten(1)[:, : heads * dim].unflatten(1, (heads, dim))
+    rows = output.flatten(1)[:, : heads * dim].reshape(-1, heads, dim)
     return of_all_rows(inputs, rows, lse.squeeze(-1))
 
 
