@@ -116,6 +116,20 @@ def fia_v2_encoder_tnd(inputs: EncoderAttentionInputs, target: Target) -> Output
     return run(inputs, FusedCall("npu_fused_infer_attention_score_v2", *padded_head(inputs), arguments))
 
 
+@implementation("encoder_attention", supports=FUSED, on_device=True, graph=True)
+def fia_encoder_out(inputs: EncoderAttentionInputs, target: Target) -> Outputs:
+    """The first version in memory of the caller and without log-sum-exp, as graphs of vllm-ascend have it."""
+    if nothing_to_do(inputs):
+        return {"output": nothing(inputs)["output"]}
+    call = fused_call(inputs).having(softmax_lse_flag=False)
+    tensors = call.query, call.key, call.value
+    operators = torch.ops.npu
+    workspace = operators._npu_fused_infer_attention_score_get_max_workspace(*tensors, **call.arguments)
+    output, unused = call.query.new_full(call.query.shape, 777.0), call.query.new_full((1,), 777.0)
+    operators.npu_fused_infer_attention_score.out(*tensors, **call.arguments, workspace=workspace, out=[output, unused])
+    return of_all_rows(inputs, output)
+
+
 @implementation("encoder_attention", supports={"head_dim": range(1, 769)}, on_device=True)
 def fusion_encoder_tnd(inputs: EncoderAttentionInputs, target: Target) -> Outputs:
     """``npu_fusion_attention`` as encoder-only models call it, with an end of 0 for padding (attention_v1.py 1578)."""
