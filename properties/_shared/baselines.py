@@ -283,6 +283,19 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         sizes={"batch": range(1, 5), "length": range(1, 130), "channels": range(16, 1025, 16), "width": (2, 3, 4)},
         plain={**_CONTIGUOUS, **_GAUSSIAN, "padded": (False,), "padded_rows": (0,), "spare_rows": (0,)},
     ),
+    "encoder_attention": BaselineSpec(
+        fixed={
+            "batch": (1, 4), "query_length": (64, 256), "kv_heads": (4,), "group": (1,), "head_dim": (64, 128),
+            "dtype": ("bfloat16", "float16"),
+        },
+        sizes={
+            "batch": range(1, 5), "query_length": range(1, 300), "kv_heads": (1, 2, 4), "group": (1, 2),
+            "head_dim": (64, 80, 128), "dtype": ("bfloat16", "float16"),
+        },
+        plain={
+            **_CONTIGUOUS, **_GAUSSIAN, "poison": ("large",), "padded_rows": (0,), "scale": (1.0,), "cross": (False,),
+        },
+    ),
     "sparse_attention": BaselineSpec(
         fixed={"batch": (1, 4), "query_length": (1,), "kv_length": (128, 1024), "chosen": (512,), "page_size": (128,)},
         sizes={

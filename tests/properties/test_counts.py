@@ -87,6 +87,7 @@ SHORT = {
     ("draft_step", "steps"): "backends draft up to 16 steps",
     ("draft_tree", "depth"): "backends draft up to 8 steps",
     ("draft_tree", "topk"): "backends draft up to 10 tokens behind each",
+    ("encoder_attention", "padded_rows"): PADDING,
     ("gated_delta", "group"): "divides the heads that operators take",
     ("gated_delta", "padded_rows"): PADDING,
     ("gated_delta", "spare_slots"): EXTRA,
