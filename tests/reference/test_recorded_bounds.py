@@ -51,6 +51,7 @@ def test_every_component_is_recorded_and_correct_chains_come_near_to_every_bound
 
 
 FAR = {
+    ("encoder_attention", "lse"),
     ("kv_rmsnorm_rope_cache", "latent gain"),
     ("mla_preprocess", "query_nope"),
     ("mla_preprocess", "query_nope gain"),

@@ -45,9 +45,9 @@ swa_mask
 
   implementation   cases   query length 1   n/a   error/bound   job s   result
  ────────────────────────────────────────────────────────────────────────────────────────
-  eager               15             100%     0         exact     T.T   ok, 6 properties
+  eager               16             100%     0         exact     T.T   ok, 7 properties
 
-15 cases in T s · 1 implementation · 0 findings
+16 cases in T s · 1 implementation · 0 findings
 """
 
 FOUND = """\
@@ -108,13 +108,13 @@ def test_a_mutant_of_each_component_shows_that_a_check_can_fail(cli):
 def test_all_mutants_are_found_by_the_self_test_and_nothing_else_runs(cli):
     result = cli("self-test", "swa_mask", *QUICK[:2], "--seed", "0")
     assert result.code == ExitCode.CLEAN
-    assert "5 of 5 mutants found" in result.out
+    assert "6 of 6 mutants found" in result.out
     assert "0 implementations" in result.out
     assert "eager" not in result.out
 
 
 def test_a_mutant_that_the_self_test_misses_ends_with_1(cli, monkeypatch):
-    harmless = replace(swa_mask_eager, name="harmless", wrong="nothing")
+    harmless = replace(swa_mask_eager, name="harmless", wrong="nothing", graph=False)
     monkeypatch.setattr("npudiff.run.discovery.built_in_implementations", lambda: [swa_mask_eager, harmless])
     result = cli("self-test", "swa_mask", "--target", "sim", "--seed", "1")
     assert re.search(r"swa_mask\.harmless +MISSED +not in 100 cases", result.out)
@@ -127,7 +127,7 @@ def test_results_are_written_as_junit_too(cli, tmp_path):
     assert result.code == ExitCode.FINDINGS
     whole = ET.parse(path).getroot()  # noqa: S314 - it was made here
     tests = {(test.get("classname"), test.get("name")): test for test in whole.iter("testcase")}
-    assert len(tests) == int(whole.get("tests")) == 12
+    assert len(tests) == int(whole.get("tests")) == 13
     assert tests["npudiff.swa_mask.eager", "equivalence"].find("failure") is None
     failed = tests["npudiff.swa_mask.mask_minus_one", "equivalence"]
     assert failed.find("failure").get("message").startswith("swa_mask.mask_minus_one: equivalence: wrong value on ")
@@ -135,7 +135,7 @@ def test_results_are_written_as_junit_too(cli, tmp_path):
 
 
 def test_junit_says_what_else_fails_a_run(cli, monkeypatch, tmp_path):
-    harmless = replace(swa_mask_eager, name="harmless", wrong="nothing")
+    harmless = replace(swa_mask_eager, name="harmless", wrong="nothing", graph=False)
     monkeypatch.setattr("npudiff.run.discovery.built_in_implementations", lambda: [swa_mask_eager, harmless])
     path = tmp_path / "npudiff.xml"
     assert cli("check", "swa_mask", *QUICK, "--junit", path).code == ExitCode.FINDINGS
@@ -162,7 +162,7 @@ def test_the_old_name_of_an_option_is_refused_with_the_new_one(cli):
 
 
 def test_a_missed_mutant_ends_with_1(cli, monkeypatch):
-    harmless = replace(swa_mask_eager, name="harmless", wrong="nothing")
+    harmless = replace(swa_mask_eager, name="harmless", wrong="nothing", graph=False)
     monkeypatch.setattr("npudiff.run.discovery.built_in_implementations", lambda: [swa_mask_eager, harmless])
     result = cli("check", "swa_mask", "--target", "sim", "--seed", "1")
     assert re.search(r"swa_mask\.harmless +MISSED +not in 100 cases", result.out)

@@ -75,7 +75,7 @@ def test_the_log_fits_the_schema_and_names_file_line_rule_and_replay(result):
     place = one["locations"][0]["physicalLocation"]
     assert place["artifactLocation"] == {"uri": "device/ascend/swa_mask.py", "uriBaseId": "%SRCROOT%"}
     line = (ROOT / "device/ascend/swa_mask.py").read_text().splitlines()[place["region"]["startLine"] - 1]
-    assert line == '@implementation("swa_mask", name="eager", on_device=True)'
+    assert line == '@implementation("swa_mask", name="eager", on_device=True, graph=True)'
     assert run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] == one["ruleId"] == "swa_mask/equivalence"
     assert one["message"]["text"].startswith("swa_mask.eager: equivalence: wrong value on kv2\n")
     assert "npudiff replay folder" in one["message"]["text"]

@@ -98,7 +98,7 @@ def test_mutants_and_only_they_say_which_bug_they_are():
 def test_without_selectors_all_built_in_implementations_of_the_components_are_chosen(mask):
     assert set(selected(mask)) == {f"swa_mask.{name}" for name in (
         "eager", "graph_buffer", "mask_left_context_512", "mask_minus_one", "mask_table_of_10000", "mask_without_tail",
-        "mask_of_65535_programs")}  # fmt: skip
+        "mask_of_65535_programs", "lengths_of_the_capture")}  # fmt: skip
 
 
 def test_an_implementation_is_chosen_by_its_name(mask):

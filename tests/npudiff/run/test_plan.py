@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from npudiff.errors import UsageError
+from npudiff.judge.graphs import REPLAYS_AS_EAGER
 from npudiff.judge.judge import CALL_INDEPENDENCE, EQUIVALENCE
 from npudiff.model.constraints import Constraints
 from npudiff.model.job import Isolation
@@ -25,10 +26,11 @@ def names(jobs):
 def test_every_property_of_every_implementation_is_a_job_and_every_mutant_is_one():
     made = plan()
     own = ("order_does_not_matter", "capacity_does_not_matter", "wide_window_equals_none")
-    relations = ("equivalence", *own, "earlier_calls_change_nothing", "stays_within_its_memory")
+    relations = ("equivalence", *own, "earlier_calls_change_nothing", "stays_within_its_memory", "replays_as_eager")
     assert names(made.jobs) == [f"swa_mask.{item}.{prop}" for item in ("eager", "graph_buffer") for prop in relations]
-    assert all(job.prop is EQUIVALENCE for job in made.mutants)
-    assert len(made.mutants) == 5
+    in_graphs = [job.subject.implementation.name for job in made.mutants if job.prop is not EQUIVALENCE]
+    assert in_graphs == ["lengths_of_the_capture"]
+    assert len(made.mutants) == 6
 
 
 def test_all_components_are_planned_by_default():
@@ -45,7 +47,10 @@ def test_a_mutant_that_is_named_is_an_ordinary_implementation():
 
 def test_a_mutant_that_keeps_something_is_looked_for_where_calls_follow_each_other():
     made = make_plan(Request(("rms_norm",), target="sim"))
-    (job,) = [job for job in made.mutants if job.subject.implementation.factory is not None]
+    kept = {job.subject.implementation.name: job for job in made.mutants if job.subject.implementation.factory}
+    captured = kept.pop("copy_of_the_capture")  # that is in a graph
+    assert captured.prop is REPLAYS_AS_EAGER
+    (job,) = kept.values()
     assert job.prop is CALL_INDEPENDENCE
     assert made.budget(job).examples == 5  # no more than any implementation gets
 

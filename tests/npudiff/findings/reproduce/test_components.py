@@ -45,7 +45,10 @@ NAMES = (
 OTHERS = ("rms_norm", "swiglu", "moe_experts", "quant_matmul", "mla_preprocess", "grouped_matmul")
 ALL = (
     *NAMES,
-    *(next(n for n, one in MUTANTS.items() if one.component == other and not PAIRS[n].rejected) for other in OTHERS),
+    *(
+        next(n for n, one in MUTANTS.items() if one.component == other and not PAIRS[n].rejected and not one.graph)
+        for other in OTHERS
+    ),
 )
 OF_CALLS = ("padded_rows_of_a_batch_before", "lengths_of_the_captured_step")
 
