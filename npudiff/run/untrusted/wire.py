@@ -109,7 +109,7 @@ def unpack(plain: Any, file: int) -> Any:  # noqa: ANN401 - whatever was packed,
 class _Reader:
     def __init__(self, file: int) -> None:
         self._file = file
-        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._storages: dict[tuple[int, int], torch.UntypedStorage] = {}
 
     def value(self, plain: Any) -> Any:  # noqa: ANN401 - as above
         if not isinstance(plain, dict):
@@ -134,10 +134,11 @@ class _Reader:
 
     def _tensor(self, plain: Mapping[str, Any]) -> torch.Tensor:
         at = plain["at"]
-        if at not in self._storages:
-            self._storages[at] = _read(self._file, plain["bytes"], at).untyped_storage()
+        place = at, plain["bytes"]  # one without bytes lies where the next one does
+        if place not in self._storages:
+            self._storages[place] = _read(self._file, plain["bytes"], at).untyped_storage()
         tensor = torch.empty(0, dtype=_DTYPES[plain["dtype"]])
-        return tensor.set_(self._storages[at], plain["offset"], plain["shape"], plain["stride"])
+        return tensor.set_(self._storages[place], plain["offset"], plain["shape"], plain["stride"])
 
 
 def _float(plain: Mapping[str, Any]) -> float:

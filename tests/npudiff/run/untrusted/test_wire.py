@@ -41,8 +41,6 @@ def there_and_back(value, file):
 def same(one, other):
     if isinstance(one, torch.Tensor):
         assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
-        if not one.numel():  # of nothing no memory has to arrive
-            return
         assert one.untyped_storage().nbytes() == other.untyped_storage().nbytes()
         first, second = (torch.empty(0, dtype=torch.uint8).set_(each.untyped_storage()) for each in (one, other))
         assert torch.equal(first, second)
@@ -74,6 +72,11 @@ def test_inputs_of_every_component_arrive_bit_for_bit_with_their_strides(name, f
 
     tried()
     assert seen
+
+
+def test_a_tensor_without_elements_leaves_the_next_one_alone(file):
+    empty, rows = torch.empty(1, 0, dtype=torch.int64), torch.arange(6.0)
+    same((empty, rows, torch.empty(0)), there_and_back((empty, rows, torch.empty(0)), file))
 
 
 def test_tensors_that_share_memory_still_do(file):
