@@ -116,8 +116,8 @@ class SamplingCase(Case):
 
     def problems(self) -> Iterator[str]:
         """See ``DeclaredCase``."""
-        if self.requests * self.vocabulary > 2**26:
-            yield f"there would be more than {2**26} logits"
+        if self.requests * self.vocabulary > 2**24:
+            yield f"there would be more than {2**24} logits"
         if self.top_k > self.vocabulary:
             yield f"top_k lies beyond the vocabulary, got {self.top_k}"
         if self.penalties != "none" and not self.history:
