@@ -23,7 +23,8 @@ EXAMPLES = 15
 
 NOT_TORCH_NPUS = {
     "npu::mla_preprocess", "npu::apply_token_bitmask", "npu::causal_conv1d", "npu::chunk_gated_delta_rule",
-    "npu::recurrent_gated_delta_rule", "npu::sgl_sparse_flash_attention", "npu::build_tree_kernel_efficient", "npu::cache_loc_update",
+    "npu::recurrent_gated_delta_rule", "npu::sgl_sparse_flash_attention", "npu::build_tree_kernel_efficient",
+    "npu::cache_loc_update",
 }  # fmt: skip
 
 
