@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from npudiff.judge.judge import properties_of
+from npudiff.judge.others import properties_with_others
 from npudiff.model.anything import AnyInputs
 from npudiff.model.component import Component
 from npudiff.model.job import Budget, Job, Outcome
@@ -161,7 +161,10 @@ def _share(job: Job, examples: int) -> int:
 
 def _relations(job: Job) -> list[Job]:
     """The other properties of the mutant."""
-    relations = (dataclasses.replace(job, prop=prop) for prop in properties_of(job.subject.component)[1:])
+    relations = (
+        dataclasses.replace(job, prop=prop)
+        for prop in properties_with_others(job.subject.component, job.subject.implementation)[1:]
+    )
     return [relation for relation in relations if relation.applies]
 
 
