@@ -47,7 +47,7 @@ def recorded(call: Callable[[], object], inputs: object) -> Callable[[], None]:
     NotCaptured
         Numbers that come from the inputs are read on the host, or say how many elements a result has.
     """
-    recorder = _Recorder(_tensors_of(inputs))
+    recorder = _Recorder(tensors_in(inputs))
     with _ToHost(recorder), recorder:
         call()
     calls = recorder.calls
@@ -164,11 +164,3 @@ class _ToHost(TorchFunctionMode):
 
 def _memory(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _tensors_of(inputs: object) -> Iterator[torch.Tensor]:
-    if isinstance(inputs, torch.Tensor):
-        yield inputs
-    elif hasattr(inputs, "__dataclass_fields__"):
-        for name in inputs.__dataclass_fields__:
-            yield from _tensors_of(getattr(inputs, name))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from npudiff.judge.compare import same_bits
 from npudiff.model.anything import AnyCase, AnyInputs
-from npudiff.model.component import Comparison, ImplementationRaised, NotApplicable, Property, Subject
+from npudiff.model.component import Comparison, NotApplicable, Property, Subject
 from npudiff.model.constraints import SEEDS
 from npudiff.model.implementation import Capture, NotCaptured
+from npudiff.model.operators import tensors_in
 from npudiff.model.returned import outputs_of, owned_tensor, plain_error
 
 if TYPE_CHECKING:
@@ -89,34 +90,28 @@ class _Graph:
         def call() -> None:
             self._outputs = outputs_of(live(memory, target), names, lambda tensor, _: tensor)  # type: ignore[arg-type, return-value]
 
+        def take() -> None:
+            try:
+                self._replay = capture(call, memory)
+            except NotCaptured:
+                raise
+            except Exception as error:
+                raised = plain_error(error)
+                why = f"the call raises since it is captured: {type(raised).__name__}: {raised}"
+                raise NotCaptured(why).with_traceback(error.__traceback__) from error
+
         subject.call_guarded(call, memory)
-        try:
-            self._replay = capture(call, memory)
-        except NotCaptured as error:
-            raise ImplementationRaised(f"{type(error).__name__}: {error}") from error
-        except Exception as error:  # noqa: BLE001 - whatever a device says of what it may not do
-            raised = plain_error(error)
-            cause = NotCaptured(f"the call raises since it is captured: {type(raised).__name__}: {raised}")
-            raise ImplementationRaised(str(cause)) from cause.with_traceback(error.__traceback__)
+        subject.call_guarded(take, memory)  # which takes an exit for what it is as well
 
     def holds(self, inputs: AnyInputs) -> None:
         """Put inputs where those of the captured call were."""
-        for there, given in zip(_tensors(self._memory), _tensors(inputs), strict=True):
+        for there, given in zip(tensors_in(self._memory), tensors_in(inputs), strict=True):
             there.copy_(given)
 
     def replayed(self) -> Mapping[str, torch.Tensor]:
         """Replay the call, and return copies of its outputs on the host."""
         self._subject.call_guarded(self._replay, self._memory)
         return {name: owned_tensor(tensor, name) for name, tensor in self._outputs.items()}
-
-
-def _tensors(inputs: object) -> Iterator[torch.Tensor]:
-    """Yield the tensors of (nested) dataclasses in their order."""
-    if hasattr(inputs, "untyped_storage"):
-        yield inputs  # type: ignore[misc]
-    elif dataclasses.is_dataclass(inputs):
-        for field in dataclasses.fields(inputs):
-            yield from _tensors(getattr(inputs, field.name))
 
 
 REPLAYS_AS_EAGER = Property(

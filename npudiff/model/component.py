@@ -282,7 +282,7 @@ class Component(Generic[CaseT, InputsT]):
     check_case: Callable[[CaseT], None] = _DECLARED
     """Raises ``ValueError`` for a case whose inputs cannot or must not be built; findings from elsewhere pass here."""
     padded: Callable[[CaseT], Iterable[CaseT]] = lambda _case: ()
-    """Case to cases of inputs of the same shapes and with fewer real rows, as a graph is replayed for."""
+    """Case to cases of inputs of the same shapes with other lengths or fewer real rows, as a graph is replayed for."""
     highlighted_region: str = ""
     """A feature whose share of the cases every listing shows, because bugs live there; empty for none."""
     relations: tuple[Property[CaseT], ...] = ()

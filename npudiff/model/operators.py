@@ -5,6 +5,7 @@ What is launched past torch's dispatcher, as Triton does, is not seen, so nothin
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -54,7 +55,7 @@ class OperatorWatch(TorchDispatchMode):
 
 
 def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """Yield the tensors of an argument or a result, in their order."""
+    """Yield the tensors of an argument, a result, or (nested) dataclasses of inputs, in their order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):
@@ -63,6 +64,9 @@ def tensors_in(value: object) -> Iterator[torch.Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, field.name))
 
 
 def doubts(item: Implementation, operators: Mapping[str, int] | None) -> list[str]:

@@ -142,6 +142,19 @@ def test_what_a_capture_breaks_is_told_as_that(subject):
         judged(replace(subject(function), component=replace(subject(function).component, padded=lambda case: [])))
 
 
+@pytest.mark.parametrize("leaves", [SystemExit(0), pytest.skip.Exception("not today"), GeneratorExit()], ids=repr)
+def test_who_leaves_when_it_is_captured_is_a_finding(subject, leaves):
+    def function(inputs, target):
+        calls.append(1)
+        if len(calls) == 2:  # the dummy run is the first
+            raise leaves
+        return inputs.x * 2
+
+    calls = []
+    with pytest.raises(ImplementationRaised):
+        judged(subject(function))
+
+
 def test_fewer_real_rows_come_first_and_then_other_data(subject):
     mates = list(mates_of(subject(lambda inputs, target: inputs.x), Case(3)))
     assert [(mate.rows, mate.padded) for mate in mates] == [(2, 1), (3, 0)]
