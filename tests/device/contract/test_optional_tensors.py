@@ -81,6 +81,13 @@ NEVER = {
     "recurrent_gated_delta_rule": {"gk": "is taken, and read by no kernel"},
     "chunk_gated_delta_rule": {"chunk_state": "checkpoints of a prompt are no output"},
     "npu_sparse_flash_attention": {"sinks": "for other devices"},
+    "npu_fusion_attention": {
+        "pse": TRAINED,
+        "dropout_mask": TRAINED,
+        "padding_mask": TRAINED,
+        "atten_mask": "an encoder sees all of an image, whose ends are lengths",
+        "sink": "no encoder has sinks",
+    },
     "npu_kv_quant_sparse_flash_attention": dict.fromkeys(
         ("key_dequant_scale", "value_dequant_scale"), "scales lie beside what they are of"
     ),
@@ -110,8 +117,8 @@ ALWAYS = {
     "npu_sparse_flash_attention": {**_SPARSE, **_SPLIT, "value": _REQUIRED},
     "sgl_sparse_flash_attention": {**_SPARSE, **_SPLIT},
     "npu_kv_quant_sparse_flash_attention": _SPARSE,
-    "npu_fused_infer_attention_score.out": {"block_table": PAGED, "workspace": "what the overload is for"},
-    "_npu_fused_infer_attention_score_get_max_workspace": {"block_table": PAGED},
+    "npu_fused_infer_attention_score.out": {"workspace": "what the overload is for"},
+    "npu_advance_step_flashattn": dict.fromkeys(("spec_token", "accepted_num"), "drafts are what the call is for"),
     "npu_mla_prolog_v3": {"cache_index": "a cache without slots is another layout"},
     "npu_moe_finalize_routing": {"scales": WEIGHTED},
     "npu_moe_token_unpermute": {"probs": WEIGHTED},
