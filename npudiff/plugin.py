@@ -27,7 +27,7 @@ from npudiff.model.implementation import TargetUnavailable
 from npudiff.text import printable
 
 if TYPE_CHECKING:
-    from npudiff.model.job import Outcome
+    from npudiff.model.job import Job, Outcome
     from npudiff.run.messages import Kept
     from npudiff.run.plan import Plan
     from npudiff.run.workers import TaskRunner
@@ -221,8 +221,17 @@ def _task_runner(config: pytest.Config) -> TaskRunner:
         from npudiff.run.workers import TaskRunner  # noqa: PLC0415 - imported when the first job runs
         from npudiff.show.finding import keeper  # noqa: PLC0415
 
-        config.stash[_RUNNER] = TaskRunner(_plan(config).tasks(keeper(_output(config) / FINDINGS)))
+        tasks = _plan(config).tasks(keeper(_output(config) / FINDINGS))
+        config.stash[_RUNNER] = TaskRunner(tasks, _chosen(config, [task.job for task in tasks]))
     return config.stash[_RUNNER]
+
+
+def _chosen(config: pytest.Config, jobs: list[Job]) -> set[int]:
+    """Numbers of the jobs that tests of this session run."""
+    names = {job.name: index for index, job in enumerate(jobs)}
+    given = (getattr(item, "callspec", None) for item in config.stash[_SESSION].items)
+    params = (one.params.get(fixture) for one in given if one is not None for fixture in _FIXTURES)
+    return {names[job.name] for job in params if job is not None and job.name in names}
 
 
 class _RecordCollector:

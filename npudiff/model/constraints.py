@@ -205,6 +205,17 @@ class Constraints:
             return "nothing is allowed"
         return "; ".join(reasons[0]) or None
 
+    def allows(self, values: Mapping[str, Collection[Any]]) -> bool:
+        """Whether a case with these axis values is inside."""
+        return any(
+            all(all(allows(allowed, value) for value in values.get(axis, ())) for axis, allowed in box.items())
+            for box in self.boxes
+        )
+
+    def inside(self, other: Constraints, axes: Mapping[str, Axis]) -> bool:
+        """Whether each box lies within one of the other's, so that everything that is allowed is allowed there."""
+        return all(any(_box_inside(mine, theirs, axes) for theirs in other.boxes) for mine in self.boxes)
+
     def touches(self, values: Mapping[str, Collection[Any]]) -> bool:
         """Whether any part of a case lies inside: of an axis with several values (one per request), one is enough."""
         return any(
@@ -238,6 +249,23 @@ class Constraints:
             for box in self.boxes
         ]
         return Constraints(tuple(box for box in boxes if all(box.values())))
+
+
+def _box_inside(mine: Box, theirs: Box, axes: Mapping[str, Axis]) -> bool:
+    return all(
+        _all_in(mine[name] if name in mine else axes[name].legal, allowed)
+        and (name in mine or not axes[name].optional or allows(allowed, None))
+        for name, allowed in theirs.items()
+    )
+
+
+def _all_in(mine: Allowed, theirs: Allowed) -> bool:
+    """Whether every value of one collection is in another; False also where that cannot be told without a search."""
+    if isinstance(mine, range) and isinstance(theirs, range) and mine.step > 0 and theirs.step > 0:
+        return _common_range(mine, theirs) == mine
+    if isinstance(mine, Numbers | Joined):
+        return type(mine) is type(theirs) and intersection(mine, theirs) == mine
+    return (not isinstance(mine, range) or len(mine) <= len(theirs)) and all(allows(theirs, value) for value in mine)
 
 
 def _legal(allowed: Allowed, axis: Axis) -> Allowed:

@@ -92,6 +92,8 @@ class Budget:
     """Cases as JSON that are run before any is drawn: those of findings that somebody else had."""
     shared_database: Path | None = None
     """Folder of failing cases that others remember; it is read, and never written."""
+    together: bool = False
+    """Whether the job may have cases in common with others of its component and property."""
 
     def seed_of(self, job: Job) -> int | None:
         """Return the seed of the draws of a job, whoever chose it; None for other cases every time.

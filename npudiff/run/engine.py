@@ -40,6 +40,9 @@ the same case again."""
 REPEATED = 3
 """Times that the smallest failing case is run again, to tell whether it always fails."""
 
+NO_CASE = "no case could be drawn"
+"""The reason of a job that has none."""
+
 
 class Fails(Exception):
     """A case fails."""
@@ -50,6 +53,35 @@ class Stop(BaseException):
 
 
 Progress = Callable[[Outcome], None]
+
+
+def draw_cases(job: Job, budget: Budget, each: Callable[[AnyCase], None]) -> None:
+    """Have Hypothesis draw the cases of a job, and shrink the first for which ``each`` raises.
+
+    Raises
+    ------
+    Unsatisfiable
+        If no case can be drawn.
+    """
+    seed = budget.seed_of(job)
+
+    def test(case: Any) -> None:  # noqa: ANN401 - a case of any component
+        each(case)
+
+    configured = hypothesis_settings(
+        budget.examples or UNBOUNDED_EXAMPLES,
+        deterministic=budget.deterministic,
+        seeded=seed is not None,
+        shrink=budget.shrink,
+        memory=budget.example_database_of(job),
+        shared=budget.shared_database_of(job),
+    )
+    wrapped = given(case=job.subject.component.strategy(job.drawn_within))(test)
+    run = configured(
+        wrapped if seed is None else with_seed(seed)(wrapped)
+    )  # a seed that came later would take the memory
+    with without_constants_of_code(), contextlib.nullcontext() if job.prop is EQUIVALENCE else usual_sizes():
+        run()
 
 
 class CaseRun:
@@ -90,26 +122,7 @@ class CaseRun:
 
     def with_hypothesis(self) -> None:
         """Draw cases and run them."""
-        job, seed = self.outcome.job, self.budget.seed_of(self.outcome.job)
-
-        def test(case: Any) -> None:  # noqa: ANN401 - a case of any component
-            self.case(case)
-
-        budget = self.budget
-        configured = hypothesis_settings(
-            budget.examples or UNBOUNDED_EXAMPLES,
-            deterministic=budget.deterministic,
-            seeded=seed is not None,
-            shrink=budget.shrink,
-            memory=budget.example_database_of(job),
-            shared=budget.shared_database_of(job),
-        )
-        wrapped = given(case=job.subject.component.strategy(job.drawn_within))(test)
-        run = configured(
-            wrapped if seed is None else with_seed(seed)(wrapped)
-        )  # a seed that came later would take the memory
-        with contextlib.nullcontext() if job.prop is EQUIVALENCE else usual_sizes():
-            run()
+        draw_cases(self.outcome.job, self.budget, self.case)
 
     def run_explicit_cases(self, texts: Sequence[str]) -> None:
         """Run cases that are there as JSON, as far as they make sense: they may come from elsewhere."""
@@ -304,7 +317,8 @@ class TraceRun(CaseRun):
         for batch in itertools.count():
             before = self.outcome.cases
             try:
-                run_state_machine_as_test(self._factory(batch), settings=configured)
+                with without_constants_of_code():
+                    run_state_machine_as_test(self._factory(batch), settings=configured)
             except Flaky:  # or a run that was stopped, which looks like a machine that draws less than it did
                 if not self._over:
                     raise
@@ -457,17 +471,16 @@ def run_job(job: Job, budget: Budget, progress: Progress = lambda _: None, *, ju
         try:
             run.run_explicit_cases(budget.explicit_cases)
             if budget.examples != 0:
-                with without_constants_of_code():
-                    run.with_hypothesis()
+                run.with_hypothesis()
         except (Fails, Stop):
             if budget.shrink and history is None:
                 with contextlib.suppress(Stop):
                     run.simplify()
             run.conclude()
         except Unsatisfiable:
-            outcome.not_applicable["no case could be drawn"] += 1
+            outcome.not_applicable[NO_CASE] += 1
     outcome.seconds = run.seconds
-    _conclude(outcome, run.drift)
+    conclude(outcome, run.drift)
     return outcome
 
 
@@ -495,11 +508,12 @@ def run_cases(
         for case in cases:
             run.case(case)
     outcome.seconds = run.seconds
-    _conclude(outcome, run.drift)
+    conclude(outcome, run.drift)
     return outcome
 
 
-def _conclude(outcome: Outcome, drift: DriftMeter) -> None:
+def conclude(outcome: Outcome, drift: DriftMeter) -> None:
+    """Say how a job ended whose cases were judged."""
     if outcome.failure is not None:
         outcome.verdict = Verdict.RAISED if outcome.failure.error is not None else Verdict.WRONG
         return

@@ -213,17 +213,19 @@ class Plan:
         if self.request.seconds is not None:
             total = sum(other.prop.example_ratio for other in (*self.jobs, *self.mutants))
             seconds = self.request.seconds * self.workers * job.prop.example_ratio / total
+        isolation = self._isolation((*self.jobs, job))  # a test may make a job that is not in the plan
         return Budget(
             examples=None if seconds is not None else max(1, round(examples * self._share(job))),
             seconds=seconds,
             seed=self.request.seed,
             deterministic=profile.deterministic,
             example_database=None if job in self.mutants else self.request.example_database,
-            isolation=self._isolation((*self.jobs, job)),  # a test may make a job that is not in the plan
+            isolation=isolation,
             explains=self.request.most_causes > 1 and job not in self.mutants,
             second_look=self._second_look,
             explicit_cases=self.shared.cases.get(job.name, ()),
             shared_database=self.shared.examples,
+            together=not (self.request.named or job in self.mutants or seconds is not None or isolation),
         )
 
     def tasks(self, keep: Keep) -> list[Task]:

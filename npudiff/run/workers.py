@@ -10,20 +10,24 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from npudiff.errors import DeviceLost
+from npudiff.model.case import dumps
 from npudiff.model.job import Budget, Job, Outcome
 from npudiff.run.after_fork import begin
 from npudiff.run.engine import Progress, run_job
 from npudiff.run.events import CasesJudged, JobStarted, Listener
 from npudiff.run.explain import explain, judges_here
 from npudiff.run.messages import Kept, Task, outcome_from_message, outcome_to_message, with_seed
+from npudiff.run.together import batches, run_together
 
 if TYPE_CHECKING:
+    from npudiff.model.job import Failure
     from npudiff.run.isolation.supervisor import SecondLook, Supervisor
 
 Result = tuple[int, Outcome, list[Kept]]
@@ -37,28 +41,60 @@ TOLD_EVERY = 0.5
 
 
 class TaskRunner:
-    """Runs tasks one after the other: in this process, or under a supervisor where their cases are isolated.
+    """Runs tasks: in this process, or under a supervisor where their cases are isolated.
 
     Parameters
     ----------
     tasks : sequence of Task
         All that may have to be run, with the same isolation.
+    chosen : collection of int or None
+        Numbers of those that will be run; None for all.
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], chosen: Collection[int] | None = None) -> None:
         self._tasks = tasks
         self._supervisor: Supervisor | None = None
         self._second_look: SecondLook | None = None
+        wanted = range(len(tasks)) if chosen is None else chosen
+        self._batch_of = {index: batch for batch in batches(tasks, wanted) for index in batch}
+        self._together: dict[int, Outcome] = {}
 
     def run(self, index: int, progress: Progress = lambda _: None) -> tuple[Outcome, list[Kept]]:
-        """Run a task; return its outcome and its findings.
+        """Run a task, and with the first of a batch the others as well; return its outcome and its findings.
 
         Raises
         ------
         DeviceLost
             If a fresh process gets no known answer from the device.
         """
-        task = self._tasks[index]
+        batch = self._batch_of.get(index, ())
+        if len(batch) < 2:
+            return self._alone(index, self._tasks[index].budget, progress)
+        if index not in self._together:
+            self._run_together(batch, progress)
+        outcome, task = self._together.pop(index), self._tasks[index]
+        return (outcome, task.kept(outcome)) if outcome.failure is None else self._again(index, outcome, progress)
+
+    def _run_together(self, batch: Sequence[int], progress: Progress) -> None:
+        jobs, budgets = [self._tasks[index].job for index in batch], [self._tasks[index].budget for index in batch]
+        self._looks_again(budgets[0])
+        self._together |= zip(batch, run_together(jobs, budgets, progress), strict=True)
+
+    def _again(self, index: int, seen: Outcome, progress: Progress) -> tuple[Outcome, list[Kept]]:
+        """Run a task by itself that has failed together with others, so that its case becomes the smallest.
+
+        If no own draw fails, its case is run; if that holds now, it is told as a failure that does not repeat.
+        """
+        task, case = self._tasks[index], dumps(cast("Failure", seen.failure).case)
+        for budget in (task.budget, replace(task.budget, explicit_cases=(case,), examples=0)):
+            alone = self._alone(index, budget, progress)
+            if alone[0].findings:
+                return alone
+        seen.repeated = (0, 1)
+        return seen, task.kept(seen)
+
+    def _alone(self, index: int, budget: Budget, progress: Progress) -> tuple[Outcome, list[Kept]]:
+        task = self._tasks[index]._replace(budget=budget)
         if task.budget.isolation is not None:
             return outcome_from_message(task.job, self._supervised().run(index))
         look = None if task.keep is None else self._looks_again(task.budget)
@@ -108,10 +144,10 @@ def run_in_workers(
         If something other than an implementation raised, or a process died.
     """
     context = multiprocessing.get_context("fork")
-    team: dict[Connection, tuple[BaseProcess, int]] = {}
-    waiting = iter(range(len(tasks)))
+    team: dict[Connection, _Member] = {}
+    waiting = batches(tasks, range(len(tasks)))
     try:
-        for index in itertools.islice(waiting, workers):
+        for batch in itertools.islice(waiting, workers):
             ours, theirs = context.Pipe()
             not_theirs = [ours, *team]  # a worker that held these would never see that its parent is gone
             process: BaseProcess = context.Process(target=_work, args=(theirs, tasks, not_theirs), daemon=True)
@@ -119,38 +155,45 @@ def run_in_workers(
                 warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
                 process.start()
             theirs.close()
-            team[ours] = (process, index)
-            _give(ours, tasks, index, tell, stage)
+            team[ours] = _Member(process, batch)
+            _give(ours, tasks, batch, tell, stage)
         yield from _collected(tasks, team, waiting, tell, stage)
-        for ours, (process, _) in team.items():
+        for ours, member in team.items():
             ours.close()
-            process.join(_CLOSING)
+            member.process.join(_CLOSING)
     finally:
-        for ours, (process, _) in team.items():
-            process.terminate()
-            process.join()
+        for ours, member in team.items():
+            member.process.terminate()
+            member.process.join()
             ours.close()
 
 
-def _give(worker: Connection, tasks: Sequence[Task], index: int, tell: Listener, stage: str) -> None:
-    worker.send_bytes(str(index).encode())
-    tell(JobStarted(tasks[index].job, stage))
+class _Member(NamedTuple):
+    """A worker and the numbers of its tasks that have not ended, the one that runs first."""
+
+    process: BaseProcess
+    left: tuple[int, ...]
+
+
+def _give(worker: Connection, tasks: Sequence[Task], batch: Sequence[int], tell: Listener, stage: str) -> None:
+    worker.send_bytes(json.dumps(batch).encode())
+    tell(JobStarted(tasks[batch[0]].job, stage))
 
 
 def _collected(
     tasks: Sequence[Task],
-    team: dict[Connection, tuple[BaseProcess, int]],
-    waiting: Iterator[int],
+    team: dict[Connection, _Member],
+    waiting: Iterator[tuple[int, ...]],
     tell: Listener,
     stage: str,
 ) -> Iterator[Result]:
-    """Yield results and give each worker its next task; after a failure no task is given out any more."""
+    """Yield results and give each worker its next tasks; after a failure none are given out any more."""
     busy: set[Connection] = set(team)
     defect: BaseException | None = None
     while busy:
         for ready in wait(list(busy)):
             assert isinstance(ready, Connection)  # noqa: S101 - what wait was given
-            process, index = team[ready]
+            process, (index, *left) = team[ready]
             try:
                 message = _received(ready, process, tasks[index].job)
             except (WorkerFailed, KeyboardInterrupt, DeviceLost) as error:
@@ -158,14 +201,17 @@ def _collected(
                 busy.remove(ready)
                 continue
             if "judged" in message:
-                tell(CasesJudged(tasks[index].job, message["judged"], stage))
+                tell(CasesJudged(tasks[message["task"]].job, message["judged"], stage))
                 continue
-            following = next(waiting, None) if defect is None else None
-            if following is None:
+            following = tuple(left) or next(waiting, ()) * (defect is None)
+            if not following:
                 busy.remove(ready)
             else:
-                team[ready] = (process, following)
-                _give(ready, tasks, following, tell, stage)
+                team[ready] = _Member(process, following)
+                if left:
+                    tell(JobStarted(tasks[following[0]].job, stage))
+                else:
+                    _give(ready, tasks, following, tell, stage)
             yield index, *outcome_from_message(tasks[index].job, message)
     if defect is not None:
         raise defect
@@ -206,8 +252,10 @@ def _work(connection: Connection, tasks: Sequence[Task], not_ours: Sequence[Conn
     try:
         with contextlib.closing(TaskRunner(tasks)) as runner:
             while True:
-                index = int(connection.recv_bytes())
-                _send(connection, _message(runner, index, connection))
+                batch = json.loads(connection.recv_bytes())
+                places = {tasks[index].job.name: index for index in batch}
+                for index in batch:
+                    _send(connection, _message(runner, index, connection, places))
     except (EOFError, ConnectionError, _Ended):
         return
 
@@ -216,15 +264,15 @@ def _send(connection: Connection, message: dict[str, Any]) -> None:
     connection.send_bytes(json.dumps(message).encode())
 
 
-def _message(runner: TaskRunner, index: int, connection: Connection) -> dict[str, Any]:
-    """Run a task and return its message, also where it fails."""
+def _message(runner: TaskRunner, index: int, connection: Connection, places: Mapping[str, int]) -> dict[str, Any]:
+    """Run a task and return its message, also where it fails; ``places`` are those of its batch, by name."""
     told = time.monotonic()
 
     def judged(outcome: Outcome) -> None:
         nonlocal told
         if time.monotonic() - told > TOLD_EVERY:
             told = time.monotonic()
-            _send(connection, {"judged": outcome.cases})
+            _send(connection, {"judged": outcome.cases, "task": places[outcome.job.name]})
 
     try:
         return outcome_to_message(*runner.run(index, judged))

@@ -254,7 +254,13 @@ class SecondLook:
     def at(self, index: int, budget: Budget, outcome: Outcome) -> dict[str, Any]:
         """Run a task that has failed again, and tell its outcome; what does not repeat is told as well."""
         longer = _longer(budget, outcome.seconds)
-        question = {"task": index, "fallback_seed": budget.fallback_seed, "seconds": longer.seconds}
+        question = {
+            "task": index,
+            "fallback_seed": budget.fallback_seed,
+            "seconds": longer.seconds,
+            "examples": budget.examples,
+            "explicit_cases": budget.explicit_cases,
+        }
         message: dict[str, Any] = self._process.ask(question, _NO_END)["message"]
         if message["failure"] is not None or message["poisonings"]:
             return message
@@ -281,8 +287,10 @@ def _second_look(tasks: Sequence[Task], connection: Connection, shared: SharedTe
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         index = question["task"]
         job, budget, keep = tasks[index]
-        changes = {"fallback_seed": question["fallback_seed"], "seconds": question["seconds"], "until": None}
-        task = Task(job, replace(budget, isolation=budget.second_look, **changes), keep)
+        asked = {name: question[name] for name in ("fallback_seed", "seconds", "examples")}
+        given = tuple(question["explicit_cases"])
+        again = replace(budget, isolation=budget.second_look, until=None, explicit_cases=given, **asked)
+        task = Task(job, again, keep)
         with contextlib.closing(Supervisor([task])) as supervisor:
             return {"verdict": "ran", "message": supervisor.run(0)}
 

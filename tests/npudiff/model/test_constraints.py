@@ -345,3 +345,31 @@ def test_the_least_of_a_range_is_not_searched_for():
     began = time.perf_counter()
     assert [least(range(3, 2**50)), least(range(9, 0, -2)), least((4, 2, 8)), least({1.5, 0.5})] == [3, 1, 2, 0.5]
     assert time.perf_counter() - began < 1
+
+
+_FREE = {name: Axis(name, (None, *range(-3, 9))) for name in "abc"}
+
+
+@LAWS
+@given(_CONSTRAINTS, _CONSTRAINTS, _POINTS)
+def test_what_lies_inside_other_constraints_allows_nothing_else(one, other, point):
+    assert one.allows(point) == (one.reason_against(point) is None)
+    assert one.within(other).inside(one, _FREE)
+    assert one.inside(one, _FREE)
+    if one.inside(other, _FREE) and one.allows(point):
+        assert other.allows(point)
+
+
+def test_an_axis_that_nobody_narrows_has_all_its_values():
+    free, some = Constraints(), Constraints.of({"size": range(1, 65)})
+    assert some.inside(free, AXES)
+    assert free.inside(some, AXES)
+    assert not free.inside(Constraints.of({"size": range(1, 64)}), AXES)
+    window = Constraints.of({"window": range(1, 2**31)})
+    assert not free.inside(window, AXES)  # it may be none
+    assert Constraints.of({"dims": ("64",)}).inside(Constraints.of({"dims": ("128", "64")}), AXES)
+    joined = Joined((range(16, 65), range(16, 65)))
+    sizes = {"dims": Axis("dims", Joined((range(1, 513), range(1, 513))))}
+    assert Constraints.of({"dims": joined}).inside(Constraints.of({"dims": sizes["dims"].legal}), sizes)
+    assert not free.inside(Constraints.of({"dims": joined}), sizes)
+    assert Constraints.of({"scale": Numbers(0.25, 0.5)}).inside(Constraints.of({"scale": Numbers(0.0, 1.0)}), AXES)

@@ -247,6 +247,6 @@ def test_what_ends_a_task_is_a_message(error, key):
         def run(self, index, judged):
             raise error
 
-    message = _message(Runner(), 0, None)
+    message = _message(Runner(), 0, None, {})
     assert list(message) == [key]
     assert message[key]
