@@ -13,7 +13,7 @@ from npudiff.draw.data import Stream
 from npudiff.judge.compare import bounds_of, compare_runs
 from npudiff.judge.relations import Changed, Outputs, relation
 from npudiff.model.component import Comparison, Component, NotApplicable, Property, Subject
-from npudiff.model.constraints import Box, Constraints, allows
+from npudiff.model.constraints import Box, Constraints, allows, least
 from npudiff.model.illegal import constant, wrong_element
 from npudiff.properties._shared import empty_parts, rows
 from npudiff.properties._shared.baselines import BASELINES
@@ -82,7 +82,7 @@ def _draw_requests(choose: Chooser, box: Box, case: GatedDeltaCase) -> tuple[Run
         lengths = kinds[choose.pick((*[0] * 12, *[1] * 7, *[2] * 7, 3))]
     lengths = within(lengths, box.get("length"))[:4096]
     fresh = (False,) if case.kept == "each" else within((False, False, True), box.get("fresh"))
-    few = (1,) if lengths[-1] > PROMPTS[-1] else (1, 2, 3, 5)
+    few = (least(box.get("batch", (1,))),) if lengths[-1] > PROMPTS[-1] else (1, 2, 3, 5)
     drawn = choose.draw_list(
         box, "batch", few,
         lambda: Run(choose.pick(lengths), choose.pick(fresh)),
