@@ -11,6 +11,7 @@ import functools
 import itertools
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -18,8 +19,8 @@ from typing import Any, NoReturn
 
 from npudiff.errors import DeviceLost
 from npudiff.model.case import dumps, loads
-from npudiff.model.faults import Faulted
-from npudiff.model.job import Budget, Isolation, Job, Outcome, Poisoning
+from npudiff.model.faults import Faulted, Kind, RemoteError
+from npudiff.model.job import Budget, Failure, Isolation, Job, Outcome, Poisoning, Verdict
 from npudiff.run.engine import run_case, run_job
 from npudiff.run.explain import explain
 from npudiff.run.isolation.batch_worker import Clock, batch_worker_main, kind_of_failure
@@ -101,6 +102,7 @@ class Supervisor:
         self._journal = Journal(isolation.journal)
         self._batch: BatchProcess | None = None
         self._unreported = False
+        self._hanging: dict[tuple[str, str], str] = {}
 
     def run(self, index: int) -> dict[str, Any]:
         """Run a task, and tell its outcome as ``messages.outcome_to_message`` does.
@@ -114,6 +116,9 @@ class Supervisor:
         """
         task = self._tasks[index]
         job, budget = task.job, task.budget
+        if (seen := self._hanging.get(job.subject.names)) is not None:
+            reasons = Counter({f"the first call of {seen} has not ended, and each would take its time again": 1})
+            return outcome_to_message(Outcome(job, not_applicable=reasons, verdict=Verdict.NOT_APPLICABLE), [])
         budget = with_seed(budget)
         memory, began = _Memory(job, budget), time.monotonic()
         try:
@@ -124,6 +129,8 @@ class Supervisor:
             memory.restore()
             outcome = self._again(job, _longer(budget, time.monotonic() - began), doubt)
             self._explain(budget, outcome)
+            if outcome.cases == 1 and _timed_out(outcome.first_failure):
+                self._hanging[job.subject.names] = job.prop.name
             message = outcome_to_message(outcome, task.kept(outcome))
             self._journal.forget()
             self._unreported = False
@@ -236,6 +243,11 @@ class Supervisor:
         if self._batch is not None:
             self._batch.kill()
             self._batch = None
+
+
+def _timed_out(failure: Failure | None) -> bool:
+    error = None if failure is None else failure.error
+    return isinstance(error, RemoteError) and error.kind is Kind.TIMED_OUT
 
 
 class SecondLook:

@@ -149,6 +149,20 @@ def test_a_case_that_hangs_is_ended_by_the_clock(supervised, planted, right, tmp
     assert after.verdict is Verdict.HOLDS
 
 
+def test_of_one_whose_first_call_hangs_no_other_property_waits_again(toy, isolation, planted, tmp_path, left):
+    hangs, rarely = named(toy.job(planted(hangs=range(1001))), "hangs"), toy.job(planted(hangs=range(900, 1001)))
+    budget = replace(BUDGET, shrink=False, isolation=isolation)
+    tasks = [Task(replace(job, prop=prop), budget, None) for job in (hangs, rarely) for prop in (job.prop, toy.REPEATS)]
+    with contextlib.closing(Supervisor(tasks)) as supervisor:
+        outcomes = [outcome_from_message(task.job, supervisor.run(place))[0] for place, task in enumerate(tasks)]
+    assert [outcome.verdict for outcome in outcomes] == [
+        Verdict.RAISED, Verdict.NOT_APPLICABLE, Verdict.RAISED, Verdict.RAISED
+    ]  # fmt: skip
+    assert list(outcomes[1].not_applicable) == [
+        "the first call of equivalence has not ended, and each would take its time again"
+    ]
+
+
 def test_time_between_cases_has_a_clock_too(toy, isolation, left, monkeypatch):
     def strategy(constraints):
         time.sleep(60)
