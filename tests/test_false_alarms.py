@@ -123,6 +123,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_correct_kernels_of_others_do_not_drift(name, record_property):
     component, function, supports = OTHERS[name]

@@ -266,8 +266,12 @@ BY_ATTENTION = {"sliding_lengths_filled", "sliding_written_at_full_slots"}
 """Mutants that leave every slot, page and table as it should be."""
 
 
+SOME = [pytest.param(item, marks=() if item in MUTANTS[:3] else pytest.mark.slow) for item in MUTANTS]
+"""All mutants, most of them as long measurements."""
+
+
 @pytest.mark.usefixtures("shrinks_to_its_end")
-@pytest.mark.parametrize("item", MUTANTS, ids=by_name)
+@pytest.mark.parametrize("item", SOME, ids=by_name)
 def test_it_is_found_within_the_default_budget_and_shrunk(item):
     outcome = run_job(job(item), Budget(examples=RUNS, seed=0))
     assert outcome.verdict is Verdict.WRONG

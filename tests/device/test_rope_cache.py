@@ -104,6 +104,7 @@ def with_default(inputs, target, field):
     return read_halves(replace(inputs, config=changed), target.device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", HARD_CODED)
 def test_a_configuration_value_that_is_hard_coded_is_found(field):
     box = {"sections": (1,)}  # the rows of sections follow from their factors, so other factors read beyond the table

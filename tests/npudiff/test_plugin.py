@@ -64,6 +64,7 @@ def test_a_finding_fails_its_test_with_its_text_and_a_folder_that_replays(run, c
     assert not (tmp_path / ".npudiff" / "examples").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["0", "2"])
 def test_a_run_leaves_one_record_for_the_page_of_runs(run, cli, kernel, tmp_path, processes):
     result = run(

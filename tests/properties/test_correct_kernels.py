@@ -115,6 +115,7 @@ def without_padding(right):
     return function
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "within"),
     [

@@ -55,6 +55,7 @@ def test_right_ones_have_the_targets_distribution(drafts):
         assert judged(FIRST_TOKENS, lambda inputs, target: walked(inputs), seed, drafts=drafts).holds, seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "level", [lambda numbers: numbers.cumprod(0), lambda numbers: numbers], ids=["products", "as they are"]
 )

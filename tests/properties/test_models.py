@@ -186,6 +186,7 @@ def test_what_is_no_configuration_is_refused(text, said, tmp_path):
         sizes_of(str(tmp_path / "nowhere.json"), load_components([]))
 
 
+@pytest.mark.slow
 def test_a_run_says_what_a_model_has_nothing_for_and_keeps_its_time(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(MIMO))
     done = warm.run("check", "--model", "config.json", "--budget", "8s", "--json", "said.json", cwd=tmp_path)

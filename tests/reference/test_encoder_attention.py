@@ -148,6 +148,7 @@ MEASURE = """
     """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "keys", "heads"), [(1024, 2**14, 1), (128, 2**14, 16), (2**14, 8, 16)])
 def test_memory_stays_below_two_gibibytes(rows, keys, heads):
     script = textwrap.dedent(MEASURE).format(rows=rows, keys=keys, heads=heads)

@@ -100,6 +100,7 @@ def test_what_is_0_or_no_number_is_told_apart_from_what_nobody_sees(monkeypatch)
     assert seen(lambda: larger("npudiff", 4.0)) is Effect.NO_NUMBER
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "text", "seen"), [("over", "other.error", True), ("_scores", "relative", False)])
 def test_a_place_that_no_recorded_case_shows_may_be_seen_by_tests_of_its_module(function, text, seen):
     found = [one for module in ("inexact", "moe_gating") for one in places(f"npudiff.reference.{module}")]

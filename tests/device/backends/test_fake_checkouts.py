@@ -259,6 +259,7 @@ def test_every_adapter_judges_a_right_checkout_and_finds_its_bugs(backend):
     assert set(found["names"]) - judged - without_triton == MISFITS[backend]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", sorted(NOT_HERE))
 def test_adapters_that_follow_the_device_of_their_inputs_do_so_on_the_simulator_too(backend):
     right, wrong = ELSEWHERE[backend], BUGS_ELSEWHERE[backend]

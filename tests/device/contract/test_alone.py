@@ -43,6 +43,7 @@ def test_without_torch_npu_they_are_skipped():
     assert "torch_npu is not installed" in text
 
 
+@pytest.mark.slow
 @pytest.mark.contract
 def test_in_any_other_selection_they_are_skipped():
     code, text = run(SHOWN)
@@ -50,6 +51,7 @@ def test_in_any_other_selection_they_are_skipped():
     assert "run pytest -m contract" in text
 
 
+@pytest.mark.slow
 @pytest.mark.contract
 def test_a_torch_npu_that_does_not_load_is_a_failure():
     code, text = run(SHOWN + "import sys\nsys.modules['torch_npu'] = sys\n", "-m", "contract")
@@ -57,6 +59,7 @@ def test_a_torch_npu_that_does_not_load_is_a_failure():
     assert "torch_npu is installed and does not load: " in text
 
 
+@pytest.mark.slow
 @pytest.mark.contract
 def test_operators_that_are_simulated_already_are_a_failure():
     code, text = run(SIMULATED + SHOWN, "-m", "contract", *LATE)

@@ -154,6 +154,7 @@ def test_each_machine_has_its_own_folder(packages, monkeypatch):
     assert build(*packages, "2.13.0").name == here.replace(machine, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["empty", "one is missing", "one is cut", "one more", "a link", "no seal", "no folder"]
 )

@@ -177,6 +177,7 @@ def test_a_mutant_that_a_narrowed_run_does_not_show_is_no_failure(cli, narrowed)
     assert result.code == ExitCode.CLEAN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("component", "implementation"), [("sliding_attention", "fia_extend_tnd"), ("swa_mask", "eager")]
 )

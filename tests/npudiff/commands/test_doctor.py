@@ -58,6 +58,7 @@ def test_a_target_that_gives_wrong_answers_does_not_work(cli, no_npu, monkeypatc
     assert result.code == ExitCode.DEVICE_LOST == 6
 
 
+@pytest.mark.slow
 def test_the_npu_is_the_default_where_it_works(cli, monkeypatch):
     original = discovery.load_target
     monkeypatch.setattr(module, "load_target", lambda name, cann: replace(original("sim", None), name=name))
@@ -99,6 +100,7 @@ def test_each_target_is_tried_in_a_process_of_its_own(monkeypatch, code, out, er
     assert asked == [[module.sys.executable, "-m", "npudiff", "doctor", "--target", "virtual"]]
 
 
+@pytest.mark.slow
 def test_it_says_that_torch_would_not_import(cli, no_npu, monkeypatch):
     monkeypatch.setattr(module, "version_of", lambda name: "2.6.0")
     monkeypatch.setattr(module, "autoload_would_fail", lambda: True)
@@ -110,6 +112,7 @@ def test_it_says_that_torch_would_not_import(cli, no_npu, monkeypatch):
     assert "ASCEND_RT_VISIBLE_DEVICES=3\n" in out
 
 
+@pytest.mark.slow
 def test_it_says_what_to_install(cli, no_npu, monkeypatch):
     monkeypatch.setattr(module, "version_of", lambda name: None)
     assert "torch_npu        not installed (needed for the npu target" in cli("doctor").out

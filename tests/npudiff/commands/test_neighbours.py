@@ -81,7 +81,9 @@ def plant(folder, files, victim):
         (folder / path).symlink_to(victim)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(one, marks=() if one == "check" else pytest.mark.slow) for one in COMMANDS]
+)
 def test_no_file_is_written_through_a_planted_link(cli, folder, written, command):
     if command == "report":
         cli(*COMMANDS["check"])
@@ -309,6 +311,7 @@ def program(folder, *arguments, **more):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [COMMANDS["check"], COMMANDS["gate"], COMMANDS["score"], ("list",)])
 def test_a_terminal_of_few_letters_gets_question_marks(folder, arguments):
     result = program(folder, *arguments, env={"PYTHONIOENCODING": "ascii"})
@@ -318,6 +321,7 @@ def test_a_terminal_of_few_letters_gets_question_marks(folder, arguments):
     assert result.returncode == (0 if arguments[0] in ("score", "list") else 1), result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize(
     ("arguments", "code"),

@@ -40,6 +40,7 @@ def test_cases_of_findings_are_those_of_their_jobs(theirs, jobs):
     assert read_shared(theirs, jobs[:1]).cases.keys() == {jobs[0].name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["link", "folder link", "pipe", "large", "link to all"])
 def test_examples_with_anything_strange_among_them_are_not_read(theirs, jobs, tmp_path, kind):
     place = theirs / "examples" / "job" / "key" / "strange"

@@ -138,6 +138,7 @@ def test_a_rule_touches_the_components_that_it_names_and_no_other(tmp_path):
     assert none.unknown == ("csrc/mask.cpp", "csrc/other.cpp")
 
 
+@pytest.mark.slow
 def test_an_implementation_is_touched_by_its_own_file_and_by_what_that_imports():
     root = Path(__file__).parents[3]
     plan = make_plan(Request(("swa_mask", "swiglu"), target="sim"))

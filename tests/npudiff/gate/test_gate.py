@@ -134,6 +134,7 @@ def {name}(inputs, target):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
@@ -157,6 +158,7 @@ def test_where_it_is_known_what_is_computed_another_answer_is_a_finding(gate, kn
     assert ("swa_mask.wide: does not fail any more" in result.out) == answer.startswith("right")
 
 
+@pytest.mark.slow
 def test_a_finding_beside_what_is_known_is_replayed_beside_it(gate, known, tmp_path, cli):
     path = tmp_path / "mine.py"
     kernels = path.read_text()
@@ -224,6 +226,7 @@ def test_an_issue_that_comes_and_goes_may_be_quiet(gate, known):
     assert "note     known issue swa_mask.good: did not fail this time, and comes and goes" in result.out
 
 
+@pytest.mark.slow
 def test_issues_of_components_that_are_not_run_are_left_alone(gate, known, tmp_path):
     known(("bad", ""), ("elsewhere", ""))
     path = tmp_path / "known_issues.toml"
@@ -262,6 +265,7 @@ def only_rotating(monkeypatch):
     monkeypatch.setattr(gate_run, "_turns", lambda: iter((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_rotating")
 def test_a_finding_of_the_rotating_part_closes_it_unless_it_is_told_only(gate):
     result = gate("--rotation", "x", rotating="fails", examples=100)
@@ -274,6 +278,7 @@ def test_a_finding_of_the_rotating_part_closes_it_unless_it_is_told_only(gate):
     assert gate("--rotation", "x", rotating="off").code == ExitCode.NOTHING_RAN
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_rotating")
 def test_what_failed_is_remembered_and_a_colleague_finds_it_with_that(gate, tmp_path):
     gate("--rotation", "x", rotating="fails", examples=100)
@@ -285,6 +290,7 @@ def test_what_failed_is_remembered_and_a_colleague_finds_it_with_that(gate, tmp_
     assert "part       rotating\n" in result.out
 
 
+@pytest.mark.slow
 def test_the_finding_of_a_colleague_comes_first(gate, cli, tmp_path):
     assert gate(examples=100).code == ExitCode.FINDINGS
     (tmp_path / ".npudiff").rename(tmp_path / "theirs")
@@ -361,6 +367,7 @@ def crashes(inputs, target):
 """
 
 
+@pytest.mark.slow
 def test_a_crash_closes_it_and_the_others_run(gate, known, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(path.read_text() + CRASHES)
@@ -375,6 +382,7 @@ def test_a_crash_closes_it_and_the_others_run(gate, known, tmp_path):
     assert "hold, but for process died" in gate("--isolate").out
 
 
+@pytest.mark.slow
 def test_a_relation_does_not_run_what_is_known_either(gate, known, tmp_path):
     """Without exclusions its other run would have a window of 3, and a colleague's case shows it every time."""
     known(("bad", 'where = ["window=3"]'))

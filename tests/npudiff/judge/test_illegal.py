@@ -240,7 +240,7 @@ CHECK = """lengths = inputs.kv_lengths
         raise ValueError("lengths")"""
 
 
-@pytest.mark.parametrize("more", [(), ("--untrusted",)])
+@pytest.mark.parametrize("more", [(), pytest.param(("--untrusted",), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("check", "code"), [(CHECK, 0), (CHECK.replace("< 0", "< -1"), 1), ("pass", 1)])
 def test_a_kernel_of_a_file_that_says_it_checks(cli, tmp_path, more, check, code):
     (tmp_path / "mine.py").write_text(KERNEL.replace("CHECK", check))

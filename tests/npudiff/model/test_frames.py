@@ -129,6 +129,7 @@ def test_a_finding_has_them_however_it_is_judged(cli, kernel, tmp_path, how):
     assert again.out.splitlines()[1:] == lines[place - 1 : place + 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["--isolate", "--untrusted"])
 @pytest.mark.parametrize("ends", ["while True: time.sleep(0.01)", "os.kill(os.getpid(), 11)"])
 def test_a_call_that_hangs_or_dies_has_them_too(cli, kernel, how, ends):

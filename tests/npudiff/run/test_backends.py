@@ -133,6 +133,7 @@ def test_a_finding_names_the_backend_in_the_command_that_replays_it(small, cli, 
     assert cli("replay", folder, "--backend", "small").code == ExitCode.FINDINGS
 
 
+@pytest.mark.slow
 def test_a_finding_brings_a_program_that_calls_the_backend_itself(small, cli, tmp_path):
     (small / "swa_mask.py").write_text(MASKS.replace("inputs.window)", "(inputs.window or 10**6) + 1)"))
     result = cli("check", "swa_mask", "--backend", "small", "--seed", "1")

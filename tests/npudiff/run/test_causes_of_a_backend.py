@@ -74,6 +74,7 @@ def test_a_finding_says_which_values_it_needs_and_what_the_others_do(ways):
     assert "convention=exclusive" in out.partition("fails where")[2].splitlines()[0]
 
 
+@pytest.mark.slow
 def test_ways_that_differ_are_found_without_a_contract_as_well(ways):
     _, findings = ways(examples="100")
     assert of(findings, "eager", "ways_of_the_backend_agree")
@@ -119,6 +120,7 @@ def test_an_exception_is_not_hidden_behind_a_wrong_value_of_equivalence(ways):
     assert "KeyError: 'kept'" in out
 
 
+@pytest.mark.slow
 def test_isolated_and_in_one_process_they_say_the_same(ways, tmp_path):
     _, here = ways()
     for path in (tmp_path / ".npudiff" / "findings").glob("*/*"):

@@ -76,6 +76,7 @@ def some(count, kinds):
     return random.Random(7).sample(fitting, count)  # noqa: S311 - the same ones every time
 
 
+@pytest.mark.slow
 def test_some_of_each_kind(tmp_path):
     kernels = [
         one

@@ -87,6 +87,7 @@ def test_a_command_that_does_not_exist_is_refused(tmp_path):
         found("no-such-command --at all", tmp_path, "mask_without_tail")
 
 
+@pytest.mark.slow
 def test_a_mutant_that_hangs_the_suite_is_found_and_nothing_is_left(suite, tmp_path, monkeypatch):
     monkeypatch.setattr("npudiff.score.suite._LEAST", 0.5)
     monkeypatch.setattr("npudiff.score.suite.PATIENCE", 1.2)
@@ -96,6 +97,7 @@ def test_a_mutant_that_hangs_the_suite_is_found_and_nothing_is_left(suite, tmp_p
     assert found(suite(script, LENGTH=600, WINDOW=512), tmp_path, "mask_without_tail") == [True]
 
 
+@pytest.mark.slow
 def test_what_a_suite_started_and_left_is_ended_with_it(suite, tmp_path):
     """As a server that a test suite starts and forgets."""
     command = suite(LEAVES + GOOD, LENGTH=600, WINDOW=512, PIDS=tmp_path / "pids")
@@ -117,6 +119,7 @@ def status(pid):
         return "gone"
 
 
+@pytest.mark.slow
 def test_after_an_interrupt_no_other_mutant_is_begun(suite, tmp_path):
     def interrupted(trial):
         raise KeyboardInterrupt
@@ -211,6 +214,7 @@ sys.exit(subprocess.run([*PROGRAM, sys.executable, "SUITE"]).returncode)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     [[], pytest.param([sys.executable, "-m", "npudiff", "virtual", "--"], marks=pytest.mark.virtual)],

@@ -114,6 +114,7 @@ def test_a_client_that_goes_away_gives_its_candidate_up(server):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_socket_of_this_machine(tmp_path):
     one = Server("--socket", str(tmp_path / "judge"))
     try:
@@ -122,6 +123,7 @@ def test_a_socket_of_this_machine(tmp_path):
         assert one.end() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "token", "said"),
     [

@@ -178,6 +178,7 @@ def test_a_candidate_that_kills_its_parent_is_told_and_the_judge_goes_on(judge):
         assert judge.ask(examples=2)["verdict"] == "clean"
 
 
+@pytest.mark.slow
 def test_who_is_judged_beside_one_that_kills_its_parent_is_not_accused_of_it(judge):
     slow = RIGHT.replace("    words = ", "    import time; time.sleep(0.1)\n    words = ")
     first = judge.send(component="int4_pack", source=slow, examples=60)

@@ -102,6 +102,7 @@ def test_a_listing_has_the_contract(folder):
     assert "sim" in said["targets"]
 
 
+@pytest.mark.slow
 def test_the_machine_and_a_score(folder):
     said = ran(folder, "doctor", "--target", "sim", code=0)
     assert said["targets"] == [{"target": "sim", "works": True, "said": said["targets"][0]["said"]}]

@@ -74,6 +74,7 @@ def mine(inputs, target):
 """
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_compiled_has_a_script_too(cli, kernel, alone, tmp_path):
     result = cli("check", "swiglu", "--impl", kernel(COMPILED), "--target", "sim", "--examples", "20", "--workers", "1")
     assert result.code == ExitCode.FINDINGS
@@ -89,6 +90,7 @@ def test_without_a_card_it_says_so_in_a_line(kept, alone):
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_operator_that_nobody_has_registered_is_named(calls_of, alone, tmp_path):
     with torch.library._scoped_library("npudiff_gone", "DEF") as library:
         library.define("double(Tensor x) -> Tensor")

@@ -91,6 +91,7 @@ def test_findings_of_a_crash_and_of_a_poisoning_are_shown_and_replayed(cli, kern
     assert {line.split()[0] for line in fixed.out.splitlines()} == {"FIXED"}
 
 
+@pytest.mark.slow
 def test_in_processes_beside_each_other_as_well(cli, kernels):
     result = cli(*kernels[:-6], "--workers", "2", "--seed", "3", "--examples", "60")
     assert result.code == ExitCode.FINDINGS
@@ -117,6 +118,7 @@ def holds(inputs, target):
 """
 
 
+@pytest.mark.slow
 def test_tests_that_hold_share_a_process(tmp_path):
     (tmp_path / "mine.py").write_text(HOLDS)
     command = [sys.executable, "-m", "pytest", "--pyargs", "npudiff.properties", "--impl", "mine.py", "--target", "sim"]

@@ -220,6 +220,7 @@ def with_planted_faults(inspect, count, **faults):
     assert sorted(seen.held) == sorted({*order} - {*dead, *at["hangs"]})
 
 
+@pytest.mark.slow
 def test_a_hundred_cases_with_planted_faults(inspect, left):
     with_planted_faults(inspect, 100, crashes=6, hangs=2, poisons=2)
 

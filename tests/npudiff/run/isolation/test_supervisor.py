@@ -449,6 +449,7 @@ def faulty(planted):
     return made
 
 
+@pytest.mark.slow
 def test_faults_of_many_jobs_are_told_each_once(faulty, isolation, toy, left):
     with_faults_in(faulty(segfaults=1, exits=1, codes=1, wrong=1, poisons=1), isolation, toy, 2)
 

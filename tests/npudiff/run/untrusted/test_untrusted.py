@@ -134,6 +134,7 @@ def test_a_hang_is_a_finding_after_its_time(judged):
     assert "time-out" in result.out
 
 
+@pytest.mark.slow
 def test_what_is_kept_between_calls_is_found_and_the_pair_is_told(judged):
     text = WRONG.replace("return right(inputs) * 2", "return KEPT.setdefault(inputs.states.shape, right(inputs))")
     result = judged("KEPT = {}\n" + text, "--examples", "100")
@@ -160,6 +161,7 @@ def mine():
     assert "FINDING swiglu.mine · equivalence" not in result.out
 
 
+@pytest.mark.slow
 def test_what_it_starts_is_gone_when_the_run_is_over(tmp_path):
     start = """
     if not os.path.exists("started"):

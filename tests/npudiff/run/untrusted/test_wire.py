@@ -129,6 +129,7 @@ damaged = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=2000, deadline=None, database=None)
 @given(told=anything | st.lists(damaged, max_size=3))
 def test_malformed_outputs_are_refused(told):
