@@ -6,6 +6,7 @@ what the host reads of a tensor, decides by it, or computes from it beforehand, 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -34,7 +35,8 @@ def _replays_as_eager(subject: Subject, case: AnyCase) -> Comparison:
     mates = list(mates_of(subject, case))
     if not mates:
         raise NotApplicable("no other case has inputs of the same shapes and numbers")
-    graph = _Graph(subject, capture, component.inputs(case).to(subject.target.device))
+    memory = copy.deepcopy(component.inputs(case)).to(subject.target.device)  # others may be given the same inputs
+    graph = _Graph(subject, capture, memory)
     worst = Comparison(())
     for other in (*mates, case):
         inputs = component.inputs(other)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from npudiff.model.case import to_plain
-from npudiff.model.component import Subject
+from npudiff.model.component import Subject, fingerprint
 from npudiff.model.job import Budget, Job, Verdict
 from npudiff.run.engine import NO_CASE, run_job
 from npudiff.run.messages import Task
@@ -234,3 +234,23 @@ def test_a_run_of_what_is_built_in_has_the_cases_of_each_as_if_it_were_alone():
 def test_whoever_names_an_implementation_has_draws_of_his_own():
     (first, *_) = make_plan(Request(("rotary",), ("npu_mrope",), target="sim")).tasks(lambda outcome: [])
     assert not first.budget.together
+
+
+@pytest.mark.slow
+def test_no_property_writes_into_the_inputs_that_it_is_given():
+    """Or the next one would be given them."""
+    plan = make_plan(Request(target="sim", seed=5, mutants=0, isolate=False))
+    one_of_each = {(job.subject.component.name, job.prop.name): job for job in plan.jobs}
+    written = []
+    for names, job in one_of_each.items():
+        component, made = job.subject.component, []
+
+        def inputs(case, component=component, made=made):
+            made.append((component.inputs(case), fingerprint(component.inputs(case))))
+            return made[-1][0]
+
+        watched = replace(job, subject=replace(job.subject, component=replace(component, inputs=inputs)))
+        run_job(watched, Budget(examples=2, seed=5))
+        written += [names for given, before in made if fingerprint(given) != before]
+    assert len(one_of_each) > 200
+    assert written == []
