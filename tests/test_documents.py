@@ -148,9 +148,10 @@ def test_own_workflows_may_read_and_name_versions_of_what_they_use(path):
                 build_parser().parse_args(arguments[1:])
 
 
-def test_there_is_a_workflow_and_it_runs_on_every_supported_python():
-    (path,) = OWN_WORKFLOWS
-    tests = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]["tests"]
+def test_ci_runs_on_every_supported_python_and_nights_run_what_takes_long():
+    ci, nightly = OWN_WORKFLOWS
+    assert "-m slow" in nightly.read_text(encoding="utf-8")
+    tests = yaml.safe_load(ci.read_text(encoding="utf-8"))["jobs"]["tests"]
     environments = re.search(r"py\{([\d,]+)\}", (ROOT / "tox.ini").read_text(encoding="utf-8")).group(1).split(",")
     assert tests["strategy"]["matrix"]["python"] == [f"3.{name[1:]}" for name in environments]
 

@@ -274,6 +274,12 @@ def _add_score(commands: argparse._SubParsersAction[_Parser]) -> None:
     score.add_argument(
         "--budget", type=_seconds, metavar="TIME", help="begin no other seed after this time, such as 2m"
     )
+    score.add_argument(
+        "--shrink",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="make what is found smaller, which takes half of the time",
+    )
     score.add_argument("--record", type=Path, metavar="FILE", help="write what --expect needs to this file, too")
     score.add_argument("--expect", type=Path, metavar="FILE", help="fail if a mutant that this record has is lost")
     _add_output(score)

@@ -160,6 +160,7 @@ def _run(
             workers=workers,
             methods=methods,
             seconds=options.budget,
+            shrinks=options.shrink,
             follow=follow,
         )
     return trials

@@ -50,6 +50,7 @@ class _Task:
     seed: int
     job: Job
     examples: int
+    shrinks: bool
     component: Component  # as it is: the job's may have other cases
 
 
@@ -62,6 +63,7 @@ def run_trials(
     workers: int,
     methods: Sequence[Method] = METHODS,
     seconds: float | None = None,
+    shrinks: bool = True,
     follow: Callable[[Trial], None] = lambda _: None,
 ) -> list[Trial]:
     """Run all methods, seed by seed.
@@ -80,6 +82,8 @@ def run_trials(
         Which to run.
     seconds : float or None
         Time after which no other seed is begun; the first is run in any case.
+    shrinks : bool
+        Whether what our own method finds is made smaller, which takes longer than to find it.
     follow : callable
         Called with each trial when it is over; what ends a run early takes none of those away.
 
@@ -96,7 +100,7 @@ def run_trials(
         tasks = [
             task
             for place, job in enumerate(jobs)
-            for task in _tasks(place, job, methods, seed, (seeds, baseline_seeds), examples)
+            for task in _tasks(place, job, methods, seed, (seeds, baseline_seeds), examples, shrinks=shrinks)
         ]
         done += zip(tasks, _with_all_properties(tasks, examples, workers, follow), strict=True)
     return [trial for _, trial in sorted(done, key=lambda pair: (pair[0].place, methods.index(pair[0].method)))]
@@ -109,6 +113,8 @@ def _tasks(
     seed: int,
     seeds: tuple[Sequence[int], Sequence[int]],
     examples: int,
+    *,
+    shrinks: bool,
 ) -> Iterator[_Task]:
     """Yield the trials of one seed on one implementation."""
     right = given.subject.implementation.wrong is None
@@ -116,7 +122,8 @@ def _tasks(
         if seed in seeds[0 if method.ours and not right else 1]:
             job = method.job(given.subject, given.constraints, seed, examples)
             if job is not None:
-                yield _Task(place, method, seed, job, _share(job, examples), given.subject.component)
+                share, component = _share(job, examples), given.subject.component
+                yield _Task(place, method, seed, job, share, shrinks and method.ours, component)
 
 
 def _with_all_properties(
@@ -170,10 +177,7 @@ def _relations(job: Job) -> list[Job]:
 
 def _run(tasks: Sequence[_Task], workers: int, follow: Callable[[int, Trial], None]) -> list[Trial]:
     """Run tasks in processes, and return their trials in order; ``follow`` is told the number of each that is over."""
-    given = [
-        RunTask(task.job, Budget(examples=task.examples, seed=task.seed, shrink=task.method.ours), None)
-        for task in tasks
-    ]
+    given = [RunTask(task.job, _budget(task), None) for task in tasks]
     trials: dict[int, Trial] = {}
 
     def listen(event: Event) -> None:
@@ -184,6 +188,12 @@ def _run(tasks: Sequence[_Task], workers: int, follow: Callable[[int, Trial], No
     with Run(max(1, min(workers, len(tasks))), [listen]) as run:
         run.run(given)
     return [trials[index] for index in range(len(tasks))]
+
+
+def _budget(task: _Task) -> Budget:
+    """Return the budget of a trial: correct implementations have their cases in common, and mutants fail soon."""
+    right = task.job.subject.implementation.wrong is None
+    return Budget(examples=task.examples, seed=task.seed, shrink=task.shrinks, together=right and task.method.ours)
 
 
 def _trial(task: _Task, outcome: Outcome) -> Trial:
@@ -201,7 +211,7 @@ def _trial(task: _Task, outcome: Outcome) -> Trial:
         prop=task.job.prop.name,
         cases=outcome.cases,
         seconds=outcome.seconds_to_failure,
-        size=elements(component.inputs(failure.case)) if task.method.ours else None,
+        size=elements(component.inputs(failure.case)) if task.shrinks else None,
         case=component.describe(failure.case),
     )
 
