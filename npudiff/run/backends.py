@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import logging
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 from npudiff.errors import UsageError, unknown
 from npudiff.model.backend import Backend, Booted, Wish, wished
@@ -74,16 +77,10 @@ def room_of(wish: Wish) -> Room:
             raise UsageError(f"--backend {wish.option}: this process has imported {earlier.option} already")
         return room
     backend = load_backend(wish.name)
-    booted = backend.boot(wish.checkout)
-    found, left_out = list[Implementation](), dict[str, str]()
-    package = importlib.import_module(backend.implementations)
-    for info in pkgutil.iter_modules(package.__path__):
-        try:
-            module = importlib.import_module(f"{package.__name__}.{info.name}")
-        except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # a base class, a device
-            left_out[info.name] = f"not applicable to {wish.name} {booted.version}: {error}"
-            continue
-        found += [item for item in implementations_in(module) if item.origin == module.__name__]
+    with _device_stays_closed():
+        booted = backend.boot(wish.checkout)
+        package = importlib.import_module(backend.implementations)
+        found, left_out = _adapters_of(package, f"not applicable to {wish.name} {booted.version}")
     named = wish.selector
     chosen = tuple(
         replace(item, origin=named, selector=named, absent=backend.absent, adapters=backend.implementations)
@@ -93,6 +90,45 @@ def room_of(wish: Wish) -> Room:
     room = Room(booted, tuple(_beside(chosen)), left_out)
     _rooms[wish.name] = wish, room
     return room
+
+
+def _adapters_of(package: ModuleType, lacking: str) -> tuple[list[Implementation], dict[str, str]]:
+    """Import the modules of a package; return the implementations in them, and why some modules do not import."""
+    found, left_out = list[Implementation](), dict[str, str]()
+    for info in pkgutil.iter_modules(package.__path__):
+        try:
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+        except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # a base class, a device
+            left_out[info.name] = f"{lacking}: {error}"
+            continue
+        found += [item for item in implementations_in(module) if item.origin == module.__name__]
+    return found, left_out
+
+
+class DeviceClosed(RuntimeError):
+    """Something opens the device while modules are imported."""
+
+
+@contextlib.contextmanager
+def _device_stays_closed() -> Iterator[None]:
+    """Refuse to open the device for a while: what is forked later could not use it.
+
+    Some modules of backends ask for its properties where they are imported, and go on without.
+    """
+    npu = getattr(sys.modules.get("torch_npu"), "npu", None)
+    opens = getattr(npu, "_lazy_init", None)
+    if npu is None or opens is None or npu.is_initialized():
+        yield
+        return
+
+    def refuse() -> None:
+        raise DeviceClosed("a device is not opened while modules are imported: processes that are forked need it")
+
+    npu._lazy_init = refuse
+    try:
+        yield
+    finally:
+        npu._lazy_init = opens
 
 
 class _OfAKind(logging.Filter):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -314,3 +315,21 @@ def test_a_module_of_a_component_that_nobody_asked_for_may_stay_away(small, cli)
     asked = ("check", "swa_mask", "--backend", "small", "--examples", "5", "--workers", "1")
     assert cli(*asked).code == ExitCode.CLEAN
     assert cli(asked[0], *asked[2:]).code == ExitCode.NOTHING_RAN
+
+
+def test_a_module_that_opens_the_device_when_it_is_imported_is_not_let(small, monkeypatch):
+    """What is forked after that gets no answer from the device."""
+    opened = []
+    npu = SimpleNamespace(is_initialized=lambda: False, _lazy_init=lambda: opened.append(1))
+    monkeypatch.setitem(sys.modules, "torch_npu", SimpleNamespace(npu=npu))
+    asking = "import sys\n"
+    asking += "try:\n    sys.modules['torch_npu'].npu._lazy_init()\nexcept RuntimeError as error:\n    SAID = str(error)\n"
+    (small / "swa_mask.py").write_text(asking + MASKS)
+    (small / "swiglu.py").write_text("import sys\nsys.modules['torch_npu'].npu._lazy_init()\n")
+    room = backends.room_of(wish_of("small"))
+    assert {item.name for item in room.implementations} == {"theirs", "newer"}
+    assert opened == []
+    assert "a device is not opened while modules are imported" in sys.modules["small_backend.swa_mask"].SAID
+    assert room.left_out["swiglu"].startswith("not applicable to small 1.2: a device is not opened")
+    npu._lazy_init()
+    assert opened == [1]
