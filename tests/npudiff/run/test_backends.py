@@ -323,7 +323,9 @@ def test_a_module_that_opens_the_device_when_it_is_imported_is_not_let(small, mo
     npu = SimpleNamespace(is_initialized=lambda: False, _lazy_init=lambda: opened.append(1))
     monkeypatch.setitem(sys.modules, "torch_npu", SimpleNamespace(npu=npu))
     asking = "import sys\n"
-    asking += "try:\n    sys.modules['torch_npu'].npu._lazy_init()\nexcept RuntimeError as error:\n    SAID = str(error)\n"
+    asking += (
+        "try:\n    sys.modules['torch_npu'].npu._lazy_init()\nexcept RuntimeError as error:\n    SAID = str(error)\n"
+    )
     (small / "swa_mask.py").write_text(asking + MASKS)
     (small / "swiglu.py").write_text("import sys\nsys.modules['torch_npu'].npu._lazy_init()\n")
     room = backends.room_of(wish_of("small"))
