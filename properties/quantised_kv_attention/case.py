@@ -38,16 +38,16 @@ LONG = (*["no"] * 11, "draft")
 MOST_NEW = 80
 """New tokens of all requests where there is a choice: one or a draft each, or a chunk of one."""
 
-MOST_TOKENS = 2**17
-"""Tokens of all requests where there is a choice."""
+MOST_TOKENS = 2**15
+"""Tokens of all requests where there is a choice; ``sliding_attention`` draws longer histories."""
 
-MOST_SCORES = 2**18
+MOST_SCORES = 2**17
 """Scores up to which a case may have more heads."""
 
 MOST_HEADS = 256
 """Query heads that a case has at most; operators take no more."""
 
-POOL_ELEMENTS = 2**19
+POOL_ELEMENTS = 2**18
 """Integers of keys up to which a case may have more KV heads, or wider ones."""
 
 _LENGTHS = range(2**20 + 1)
