@@ -17,9 +17,9 @@ GRANULARITIES = ("channel", "tensor", "head", "token", "token and head")
 """What has a number of its own: every element of a KV head, the whole cache, a KV head, a token, a token of a head."""
 
 DEQUANTISED_IN = ("float32", "query")
-"""In which precision a device may compute ``(integer + offset) * scale``: no source settles it. ``query``: rounded to
-the query's dtype after every step, numbers included, as the golden of CANN's tests and vllm-ascend have it. ``float32``:
-not rounded, as by kernels that multiply queries or scores. Both are right here; leave one out, and it is wrong."""
+"""In which precision a device may compute ``(integer + offset) * scale``: no source settles it. query: rounded to the
+query's dtype after every step, numbers included, as the golden of CANN's tests and vllm-ascend have it. float32: not
+rounded, as by kernels that multiply queries or scores. Both are right here; leave one out, and it is wrong."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Antiquant:
     granularity: str
     """One of ``GRANULARITIES``."""
     scale: torch.Tensor
-    """In the query's dtype ``[kv_heads, head_dim]``, ``[1]`` or ``[kv_heads]``; of tokens float32, which lie as the pool
-    does: ``[pages, page_size]``, or ``[pages, kv_heads, page_size]``."""
+    """In the query's dtype ``[kv_heads, head_dim]``, ``[1]`` or ``[kv_heads]``; of tokens float32, and they lie as the
+    pool does: ``[pages, page_size]``, or ``[pages, kv_heads, page_size]``."""
     offset: torch.Tensor | None = None
     """Of the shape and dtype of ``scale``; none is 0."""
 

@@ -125,17 +125,13 @@ def run_decode(inputs: QuantisedKvAttentionInputs, call: FusedCall) -> Outputs:
     return with_padding(inputs, output.reshape(real_rows(inputs).shape), lse.flatten(1))
 
 
-@implementation(
-    "quantised_kv_attention", supports={**_DECODE, **_NZ, "form": ("channel",)}, on_device=True, graph=True
-)
+@implementation("quantised_kv_attention", supports={**_DECODE, **_NZ, "form": ("channel",)}, on_device=True, graph=True)
 def c8_decode_nz(inputs: QuantisedKvAttentionInputs, target: Target) -> Outputs:
     """Decode as vllm-ascend does it: FIA v1 BNSD on NZ pages, with scales per channel."""
     return run_decode(inputs, c8_decode_call(inputs))
 
 
-@implementation(
-    "quantised_kv_attention", supports={**_DECODE, **_NZ, "form": ("channel",)}, on_device=True, graph=True
-)
+@implementation("quantised_kv_attention", supports={**_DECODE, **_NZ, "form": ("channel",)}, on_device=True, graph=True)
 def c8_decode_out(inputs: QuantisedKvAttentionInputs, target: Target) -> Outputs:
     """The same in memory of the caller and without log-sum-exp, as its graphs have it (attention_v1.py 1040-1110)."""
     call = c8_decode_call(inputs).having(softmax_lse_flag=False)
@@ -203,7 +199,7 @@ def ifa_int8_decode(inputs: QuantisedKvAttentionInputs, target: Target) -> Outpu
 
 def padded_queries(inputs: QuantisedKvAttentionInputs) -> torch.Tensor:
     """Rows of each request, ``[batch, rows, heads, head_dim]``; behind those of a shorter one are zeros."""
-    each = real_rows(inputs).split(list(inputs.query_lengths))
+    each = torch.split(real_rows(inputs), list(inputs.query_lengths))
     return torch.nn.utils.rnn.pad_sequence(list(each), batch_first=True)
 
 
@@ -283,6 +279,12 @@ def tokens_at(cache: torch.Tensor, slots: tuple[torch.Tensor, torch.Tensor]) -> 
     return cache[pages, :, :, offsets].flatten(2) if cache.dim() == 5 else cache[pages, offsets]
 
 
+def gathered(inputs: QuantisedKvAttentionInputs, cache: torch.Tensor) -> torch.Tensor:
+    """Integers in the order of each request, ``[batch, tokens, kv_heads, head_dim]``, zeros behind the last one."""
+    each = [tokens_at(cache, slots_of(inputs, request)) for request in range(len(inputs.kv_lengths))]
+    return torch.nn.utils.rnn.pad_sequence(each, batch_first=True)
+
+
 @implementation(
     "quantised_kv_attention",
     supports={**_DRAFT, "form": ("channel", "tensor", "token"), "dtype": ("bfloat16",), "poison": POISON},
@@ -293,11 +295,8 @@ def fia_int8_dense(inputs: QuantisedKvAttentionInputs, target: Target) -> Output
     """Pages gathered as they are, and FIA v2 BSND over integers that lie in the order of each request."""
     if not any(inputs.query_lengths) or not any(inputs.kv_lengths):
         return nothing(inputs)
-    dense = []
-    for cache in (inputs.pool.key, inputs.pool.value):
-        each = [tokens_at(cache, slots_of(inputs, request)) for request in range(len(inputs.kv_lengths))]
-        dense.append(torch.nn.utils.rnn.pad_sequence(each, batch_first=True))
-    return run_rows(inputs, rows_call(inputs, *dense, request_numbers(inputs)))
+    key, value = (gathered(inputs, cache) for cache in (inputs.pool.key, inputs.pool.value))
+    return run_rows(inputs, rows_call(inputs, key, value, request_numbers(inputs)))
 
 
 def restored(

@@ -127,7 +127,8 @@ def offset_behind_the_scale(inputs: QuantisedKvAttentionInputs) -> QuantisedKvAt
 )
 def scale_of_eight_tokens_before(inputs: QuantisedKvAttentionInputs) -> QuantisedKvAttentionInputs:
     """Give every second group of tokens of a page the scales of keys of the group before."""
-    scale = inputs.of_keys.scale.unflatten(-1, (-1, 2, BANK)).clone()
+    own = inputs.of_keys.scale
+    scale = own.reshape(*own.shape[:-1], -1, 2, BANK).clone()
     scale[..., 1, :] = scale[..., 0, :]
     return replace(inputs, of_keys=replace(inputs.of_keys, scale=scale.flatten(-3)))
 

@@ -24,8 +24,8 @@ SPREADS = ("alike", "wide", "powers of two")
 """How far scales lie apart: by a factor of 2, by thousands, or by any power of two. Nothing rounds with the last."""
 
 RECIPES = ("gaussian", "needle", "outlier", "saturated")
-"""gaussian: independent integers. needle: keys at every border take about half of the weight each. outlier: values there
-are as large as integers are. saturated: an eighth of all integers are -128 or 127."""
+"""gaussian: independent integers. needle: keys at every border take about half of the weight each. outlier: values
+there are as large as integers are. saturated: an eighth of all integers are -128 or 127."""
 
 BLIND_ROWS = ("none", "empty")
 
@@ -85,12 +85,13 @@ class QuantisedKvAttentionCase(Case):
         "channel", drawn=(*FORMS[:1] * 4, *FORMS), shown="per {}", always=True, region="scales per {}",
     )  # fmt: skip
     offsets: str = axis(
-        "what is added to integers: nothing, integers, or quarters", OFFSETS, "none", drawn=(*OFFSETS[:1] * 2, *OFFSETS),
-        shown="{} offsets", region="offsets",
+        "what is added to integers: nothing, integers, or quarters", OFFSETS, "none",
+        drawn=(*OFFSETS[:1] * 2, *OFFSETS), shown="{} offsets", region="offsets",
     )  # fmt: skip
     page_size: int = axis(
         "tokens per page", range(32, 513, 32), 32,
-        drawn=lambda case: (32, 64) if case.far else (32, 128, 64, 96, 128, 160, 256, 512), shown="page {}", always=True,
+        drawn=lambda case: (32, 64) if case.far else (32, 128, 64, 96, 128, 160, 256, 512), shown="page {}",
+        always=True,
     )  # fmt: skip
     kv_heads: int = axis(
         "KV heads", range(1, 257), 1, drawn=(1, 1, 2, 1, 3, 4, 8), affordable=lambda case, heads: (

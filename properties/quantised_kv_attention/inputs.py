@@ -114,7 +114,7 @@ def _sizes(case: QuantisedKvAttentionCase, name: str, shape: tuple[int, ...], *,
 
 
 def _unread(case: QuantisedKvAttentionCase, plan: PagePlan) -> torch.Tensor:
-    """bool ``[pages, page_size]``: slots that no request reads."""
+    """Slots that no request reads, bool ``[pages, page_size]``."""
     unread = torch.zeros(plan.pages, case.page_size, dtype=torch.bool)
     unread[list(plan.stale)] = True
     for table, span in zip(plan.table, plan.live, strict=True):
@@ -143,18 +143,18 @@ def _integers(
         borders = torch.tensor(border_tokens(case.as_attention, request, span))
         pages = torch.from_numpy(plan.table[row])[borders // case.page_size].to(torch.int64)
         if case.recipe == "needle":
-            needle = _needle(case, recipe, request.kv) if name == "key" else wanted[pages, borders % case.page_size] * 2
+            needle = _needle(recipe, request.kv) if name == "key" else wanted[pages, borders % case.page_size] * 2
             wanted[pages, borders % case.page_size] = needle
         if case.recipe == "outlier" and name == "value":
             wanted[pages, borders % case.page_size] *= 400.0
     longest = max(request.kv for request in case.requests)
-    wanted[_unread(case, plan)] = _needle(case, recipe, longest) if name == "key" else 400.0
+    wanted[_unread(case, plan)] = _needle(recipe, longest) if name == "key" else 400.0
     if side.offset is not None:
         wanted -= _as_pool(side.offset, side.granularity)
     return wanted.round().clamp(-128, 127).to(torch.int8)
 
 
-def _needle(case: QuantisedKvAttentionCase, recipe: _Recipe, keys: int) -> torch.Tensor:
+def _needle(recipe: _Recipe, keys: int) -> torch.Tensor:
     """A key ``[kv_heads, head_dim]`` that takes about half of the weight among as many others, in integers."""
     variance = 1 + _NEEDLE_NOISE**2
     return recipe.direction * (math.log(max(keys, 2)) + variance / 2) * UNIT
