@@ -35,8 +35,8 @@ HEAD_DIMS = range(32, 513, 32)
 LONG = (*["no"] * 11, "draft")
 """How often one request has a long history."""
 
-MOST_NEW = 80
-"""New tokens of all requests where there is a choice: one or a draft each, or a chunk of one."""
+MOST_NEW = 400
+"""New tokens of all requests where there is a choice: one or a draft each of hundreds, or a chunk of some."""
 
 MOST_TOKENS = 2**15
 """Tokens of all requests where there is a choice; ``sliding_attention`` draws longer histories."""
@@ -69,7 +69,7 @@ def _affords_heads(case: QuantisedKvAttentionCase, heads: int) -> bool:
 def _affords_pool(case: QuantisedKvAttentionCase, elements: int) -> bool:
     """Whether tokens of so many elements are worth what they cost."""
     pages = 6 + sum(min(8, 1 + request.kv // case.page_size) for request in case.requests)
-    return pages * case.page_size * elements <= POOL_ELEMENTS
+    return pages * case.page_size * elements <= POOL_ELEMENTS * (8 if vars(case).get("far") else 1)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class QuantisedKvAttentionCase(Case):
     )  # fmt: skip
     kv_heads: int = axis(
         "KV heads", range(1, 257), 1, drawn=(1, 1, 2, 1, 3, 4, 8), affordable=lambda case, heads: (
-            _affords_heads(case, heads) and _affords_pool(case, 128 * heads)
+            _affords_heads(case, heads) and _affords_pool(case, heads * (32 if vars(case).get("far") else 128))
         ), shown=lambda case: f"heads {case.heads}:{case.kv_heads}", always=True,
     )  # fmt: skip
     group: int = axis(
