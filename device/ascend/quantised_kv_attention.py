@@ -36,9 +36,14 @@ SECOND = {
 PAGED_MODES = {"channel": 0, "tensor": 0, "head": 2, "token": 4, "token and head": 5}
 """Modes of numbers that lie as the pages do."""
 
-_DECODE: Box = {"query_length": (1,), "poison": POISON}
+_PAGES: Box = {"page_size": range(32, 513, 32)}
+"""What operators take of pages of int8."""
+
+_DECODE: Box = {"query_length": (1,), "poison": POISON, **_PAGES}
 _ND: Box = {"layout": ("PA_BSND",)}
-_NZ: Box = {"layout": ("PA_NZ",), "head_dim": (128,), "dtype": ("bfloat16",), "offsets": ("none",), "poison": POISON}
+_NZ: Box = {
+    "layout": ("PA_NZ",), "head_dim": (128,), "dtype": ("bfloat16",), "offsets": ("none",), "poison": POISON, **_PAGES,
+}  # fmt: skip
 """What is documented of NZ pages of int8."""
 
 _MIXED = "channel, values token"

@@ -89,8 +89,8 @@ class QuantisedKvAttentionCase(Case):
         drawn=(*OFFSETS[:1] * 2, *OFFSETS), shown="{} offsets", region="offsets",
     )  # fmt: skip
     page_size: int = axis(
-        "tokens per page", range(32, 513, 32), 32,
-        drawn=lambda case: (32, 64) if case.far else (32, 128, 64, 96, 128, 160, 256, 512), shown="page {}",
+        "tokens per page", range(16, 513, 16), 32,
+        drawn=lambda case: (32, 64) if case.far else (32, 128, 64, 96, 48, 128, 160, 256, 512, 16), shown="page {}",
         always=True,
     )  # fmt: skip
     kv_heads: int = axis(

@@ -54,6 +54,14 @@ NEVER = {
             QUANTISED_ATTENTION,
         ),
     },
+    "npu_incre_flash_attention": {
+        **dict.fromkeys(("padding_mask", "kv_padding_size"), NO_PREFIX),
+        **dict.fromkeys(
+            ("dequant_scale1", "quant_scale1", "dequant_scale2", "quant_scale2", "quant_offset2"), QUANTISED_ATTENTION
+        ),
+        "atten_mask": "one query sees all keys, whose number is a length",
+        "pse_shift": TRAINED,
+    },
     "npu_scatter_pa_kv_cache": dict.fromkeys(("compress_lens", "compress_seq_offsets", "seq_lens"), COMPRESSED),
     "npu_rotary_mul": {"rotate": "a matrix for a mode that backends do not use"},
     "npu_kv_rmsnorm_rope_cache": _OFFSETS,
@@ -109,6 +117,7 @@ _STEP = {
 }
 
 ALWAYS = {
+    "npu_incre_flash_attention": {"antiquant_scale": "only integers are attended by it", "block_table": PAGED},
     "causal_conv1d": {"cache_indices": "lines are anywhere in a pool", "query_start_loc": "tokens are packed"},
     "npu_chunk_gated_delta_rule": _PROMPT,
     "chunk_gated_delta_rule": _PROMPT,
