@@ -99,7 +99,9 @@ class QuantisedKvAttentionInputs:
     pool: PagedKV
     """int8 keys and values, of one head dim: ``[pages, page_size, kv_heads, head_dim]``, or in NZ in strips of 32."""
     of_keys: Antiquant
+    """What gives keys back."""
     of_values: Antiquant
+    """What gives values back; only of values may it be by token where that of keys is by channel."""
     query_lengths: tuple[int, ...]
     kv_lengths: tuple[int, ...]
     """New tokens and total tokens (the new ones included) of each request."""
