@@ -101,7 +101,7 @@ class QuantisedKvAttentionInputs:
     of_keys: Antiquant
     """What gives keys back."""
     of_values: Antiquant
-    """What gives values back; only of values may it be by token where that of keys is by channel."""
+    """What gives values back: numbers of the same kind, or of tokens where those of keys are of channels."""
     query_lengths: tuple[int, ...]
     kv_lengths: tuple[int, ...]
     """New tokens and total tokens (the new ones included) of each request."""
