@@ -296,6 +296,21 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
             **_CONTIGUOUS, **_GAUSSIAN, "poison": ("large",), "padded_rows": (0,), "scale": (1.0,), "cross": (False,),
         },
     ),
+    "quantised_kv_attention": BaselineSpec(
+        fixed={
+            "batch": (1, 4), "query_length": (1,), "kv_length": (128, 1024), "page_size": (128,), "kv_heads": (1,),
+            "group": (4,), "head_dim": (128,), "form": ("channel",), "dtype": ("bfloat16", "float16"),
+        },
+        sizes={
+            "batch": range(1, 5), "query_length": (1, *range(1, 17)), "kv_length": range(64, 700),
+            "page_size": (32, 64, 128), "kv_heads": (1, 2), "group": (1, 2, 4), "head_dim": (64, 128),
+            "form": ("channel", "tensor"), "dtype": ("bfloat16", "float16"),
+        },
+        plain={
+            **_CONTIGUOUS, **_GAUSSIAN, "layout": ("PA_BSND",), "padded_rows": (0,), "fully_masked_rows": ("none",),
+            "scale": (1.0,), "spread": ("alike",), "offsets": ("none",), "poison": ("large",),
+        },
+    ),
     "sparse_attention": BaselineSpec(
         fixed={"batch": (1, 4), "query_length": (1,), "kv_length": (128, 1024), "chosen": (512,), "page_size": (128,)},
         sizes={

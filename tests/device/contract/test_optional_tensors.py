@@ -13,7 +13,9 @@ import torch
 from npudiff.device.contract.calls import recorded_calls
 from npudiff.device.simulator.library import operators
 
-ANTIQUANT = "keys and values of integers are not simulated"
+COMBINED = "keys and values have scales of their own; npu_incre_flash_attention has them as one tensor"
+RESERVED = "is reserved"
+NO_OFFSETS = "the adapter in memory of the caller is that of vllm-ascend, which gives no offsets"
 QUANTISED_ATTENTION = "attention of integers is not simulated"
 NO_PREFIX = "shared prefixes and padding on the left are refused with pages"
 TRAINED = "nobody who serves models has it"
@@ -25,13 +27,14 @@ MARKED_ROWS = "no backend marks rows for the router"
 PAGED = "every cache of a backend has pages, and attention over rows alone is tested in the simulator"
 
 _V1 = dict.fromkeys(
-    ("antiquant_scale", "antiquant_offset", "key_antiquant_scale", "key_antiquant_offset", "value_antiquant_scale",
-     "value_antiquant_offset", "key_rope_antiquant_scale"), ANTIQUANT,
-) | dict.fromkeys(
+    ("antiquant_scale", "antiquant_offset"), COMBINED
+) | {"key_rope_antiquant_scale": RESERVED} | dict.fromkeys(
     ("dequant_scale1", "quant_scale1", "dequant_scale2", "quant_scale2", "quant_offset2"), QUANTISED_ATTENTION,
 ) | dict.fromkeys(
     ("query_padding_size", "kv_padding_size", "key_shared_prefix", "value_shared_prefix"), NO_PREFIX,
 ) | {"pse_shift": TRAINED}  # fmt: skip
+
+_V1_OUT = _V1 | dict.fromkeys(("key_antiquant_offset", "value_antiquant_offset"), NO_OFFSETS)
 
 _PROLOG = dict.fromkeys(
     ("dequant_scale_x", "dequant_scale_w_dq", "dequant_scale_w_uq_qr", "dequant_scale_w_dkv_kr", "quant_scale_ckv",
@@ -42,15 +45,22 @@ _OFFSETS = {"k_rope_offset": SYMMETRIC, "c_kv_offset": SYMMETRIC, "v": "values c
 
 NEVER = {
     "npu_fused_infer_attention_score": _V1,
-    "npu_fused_infer_attention_score.out": _V1,
-    "_npu_fused_infer_attention_score_get_max_workspace": _V1,
+    "npu_fused_infer_attention_score.out": _V1_OUT,
+    "_npu_fused_infer_attention_score_get_max_workspace": _V1_OUT,
     "npu_fused_infer_attention_score_v2": {
         "pse_shift": TRAINED,
         **dict.fromkeys(
-            ("dequant_scale_query", "dequant_scale_key", "dequant_offset_key", "dequant_scale_value",
-             "dequant_offset_value", "dequant_scale_key_rope", "quant_scale_out", "quant_offset_out", "quant_scale_p"),
+            ("dequant_scale_query", "dequant_scale_key_rope", "quant_scale_out", "quant_offset_out", "quant_scale_p"),
             QUANTISED_ATTENTION,
         ),
+    },
+    "npu_incre_flash_attention": {
+        **dict.fromkeys(("padding_mask", "kv_padding_size"), NO_PREFIX),
+        **dict.fromkeys(
+            ("dequant_scale1", "quant_scale1", "dequant_scale2", "quant_scale2", "quant_offset2"), QUANTISED_ATTENTION
+        ),
+        "atten_mask": "one query sees all keys, whose number is a length",
+        "pse_shift": TRAINED,
     },
     "npu_scatter_pa_kv_cache": dict.fromkeys(("compress_lens", "compress_seq_offsets", "seq_lens"), COMPRESSED),
     "npu_rotary_mul": {"rotate": "a matrix for a mode that backends do not use"},
@@ -107,6 +117,7 @@ _STEP = {
 }
 
 ALWAYS = {
+    "npu_incre_flash_attention": {"antiquant_scale": "only integers are attended by it", "block_table": PAGED},
     "causal_conv1d": {"cache_indices": "lines are anywhere in a pool", "query_start_loc": "tokens are packed"},
     "npu_chunk_gated_delta_rule": _PROMPT,
     "chunk_gated_delta_rule": _PROMPT,
