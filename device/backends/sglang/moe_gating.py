@@ -137,7 +137,7 @@ def groups(inputs: MoeGatingInputs, target: Target) -> Outputs:
     name="select_experts",
     supports=[
         {**_CHOICE, "groups": (1,), "scaling": (1.0,)},
-        {**_GROUPED},
+        {**_GROUPED, "scoring": ("sigmoid", "softmax")},
         {**_BIASED, "groups": range(2, 1025), "scoring": ("sigmoid",)},
     ],
     on_device=True,
