@@ -8,8 +8,7 @@ Sources: sglang 0.5.23, ``mem_cache/memory_pool.py`` 1147-1245 (slots that are c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 
@@ -180,7 +179,8 @@ class TorchPools(SlotPools):
         for row, (request, count) in enumerate(zip(self.verified, accepted, strict=True)):
             if count:
                 slot = self.slots[request]
-                self.lines[slot] = torch.cat([self.lines[slot], self.rows[row, : self.kept_rows(count)]])[-self.before :]
+                rows = self.rows[row, : self.kept_rows(count)]
+                self.lines[slot] = torch.cat([self.lines[slot], rows])[-self.before :]
                 self.pool[slot] = self.behind[row, self.kept_state(count)]
 
     def kept_rows(self, count: int) -> int:
@@ -303,14 +303,15 @@ class SglangPools(SlotPools):
 
     def accept(self, accepted: Sequence[int]) -> None:
         """Move the state of the last accepted token into the pool, and the rows of lines down."""
-        for row, (request, count) in enumerate(zip(self.verified, accepted, strict=True)):
+        drafts = self.inputs.drafts
+        for row, request, count in zip(self.rows_of_scratch(), self.verified, accepted, strict=True):
             slot = self.slots[request]
-            self.move(row, slot, count)
-            self.roll_back(slot, self.inputs.drafts - count)
+            self.pool[slot] = self.scratch[row * drafts + count - 1]
+            self.roll_back(slot, drafts - count)
 
-    def move(self, row: int, slot: int, count: int) -> None:
-        """Take the state behind a token of a row of the batch."""
-        self.pool[slot] = self.scratch[row * self.inputs.drafts + count - 1]
+    def rows_of_scratch(self) -> Sequence[int]:
+        """In which rows of scratch states the requests are that were verified."""
+        return range(len(self.verified))
 
     def roll_back(self, slot: int, tokens: int) -> None:
         """Move the rows of a line down, so that it ends so many tokens earlier."""

@@ -42,18 +42,18 @@ class StatePoolsCase(Case):
     requests: int = axis("requests that are live at a time, at most", range(1, 257), 1, drawn=(3, 3, 2, 4, 1),
                          shown="{} request(s)", always=True)  # fmt: skip
     drafts: int = axis(
-        "tokens of each request in a verification, the last one that was certain included", range(1, MOST_DRAFTS + 1), 1,
-        drawn=(3, 2, 4, 1, 5), shown="{} draft(s)",
+        "tokens of each request in a verification, the last one that was certain included", range(1, MOST_DRAFTS + 1),
+        1, drawn=(3, 2, 4, 1, 5), shown="{} draft(s)",
     )  # fmt: skip
     width: int = axis("tokens under the convolution", range(2, 17), 4, drawn=(4, 4, 3, 2), shown="width {}")
     key_heads: int = axis(
-        "heads of queries and keys", _SIZES, 1, drawn=(1, 1, 2), shown=lambda case: f"heads {case.key_heads}:{case.heads}",
-        always=True,
+        "heads of queries and keys", _SIZES, 1, drawn=(1, 1, 2),
+        shown=lambda case: f"heads {case.key_heads}:{case.heads}", always=True,
     )  # fmt: skip
     group: int = axis("value heads per key head", _SIZES, 1, drawn=(1, 2, 1, 3), shown="")
     key_dim: int = axis(
-        "elements of a key", _SIZES, 16, drawn=(16, 16, 32, 48, 8), shown=lambda case: f"dim {case.key_dim}/{case.value_dim}",
-        always=True,
+        "elements of a key", _SIZES, 16, drawn=(16, 16, 32, 48, 8),
+        shown=lambda case: f"dim {case.key_dim}/{case.value_dim}", always=True,
     )  # fmt: skip
     value_dim: int = axis("elements of a value", _SIZES, 16, drawn=(16, 16, 32, 24), shown="")
     state_dtype: str = axis("dtype of recurrent states", DTYPES, "bfloat16", shown="{} states", always=True)
@@ -62,13 +62,15 @@ class StatePoolsCase(Case):
         "how fast it does", DECAYS, "usual", drawn=("usual", "usual", "weak", "strong"),
         applies=lambda case: case.gates != "none", shown="{} decays",
     )  # fmt: skip
-    raw: bool = axis("whether the rule normalises queries and keys, and takes the sigmoid of beta", (False, True), False,
-                     shown="raw")  # fmt: skip
+    raw: bool = axis(
+        "whether the rule normalises queries and keys, and takes the sigmoid of beta", (False, True), False, shown="raw"
+    )  # fmt: skip
     chunked: bool = axis("whether chunks of prompts are computed with products in bfloat16", (False, True), False,
                          drawn=(False, False, False, True), shown="chunked", region="chunked")  # fmt: skip
     biased: bool = axis("whether the convolution has a bias", (False, True), False, shown="bias")
     activation: bool = axis(
-        "whether SiLU is applied behind it", (False, True), True, shown=lambda case: "" if case.activation else "no activation"
+        "whether SiLU is applied behind it", (False, True), True,
+        shown=lambda case: "" if case.activation else "no activation",
     )  # fmt: skip
     rounding: str = axis(
         "whether a device may round before the activation", ROUNDINGS, "once", drawn=ROUNDINGS[:1],

@@ -53,11 +53,11 @@ def tokens_of(case: StatePoolsCase, number: int, rows: int) -> LayerTokens:
     gates = {"none": 0, "head": case.heads, "channel": case.heads * case.key_dim}[case.gates]
     widths = (case.channels, case.heads, gates)
     numbers = Stream(case.seed, f"step {number}").normal((rows * sum(widths),), torch.float32)
-    mixed, beta, gate = (one.view(rows, -1) if one.numel() else one for one in numbers.split([rows * w for w in widths]))
+    mixed, beta, gate = numbers.split([rows * width for width in widths])
     if not gates:
         decays: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     elif case.gates == "head":
-        decays = (_decays(case, gate), None)
+        decays = (_decays(case, gate).view(rows, case.heads), None)
     else:
         decays = (None, _decays(case, gate).view(rows, case.heads, case.key_dim))
     return LayerTokens(

@@ -136,7 +136,7 @@ class StatePoolsMachine(Machine):
             return None
         requests, drafts = self.some(), self._roster.drafts
         counts = [*range(1, drafts + 1)]
-        if allows(self._box.get("nothing_accepted", (False, True)), True):  # noqa: FBT003 - a value of an axis
+        if allows(self._box.get("nothing_accepted", (False, True)), True):
             counts.append(0)
         return Verify(requests, tuple(self.choose.pick(counts) for _ in requests), self.choose.pick(PADDED))
 

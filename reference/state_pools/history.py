@@ -160,9 +160,7 @@ class StatePoolsReference:
         ends = torch.tensor([rows for _, rows in batch]).cumsum(dim=0) - 1
         slots = torch.full((len(new.mixed),), -1, dtype=torch.int32)
         slots[ends] = torch.arange(len(batch), 2 * len(batch), dtype=torch.int32)
-        found = self._rule(
-            new, convolved, pool, tuple(rows for _, rows in batch), slots, chunked=self._inputs.chunked
-        )
+        found = self._rule(new, convolved, pool, tuple(rows for _, rows in batch), slots, chunked=self._inputs.chunked)
         output.value.copy_(found["output"].value)
         output.bound.copy_(found["output"].bound)
         for place, ((request, rows), one) in enumerate(zip(batch, held, strict=True)):

@@ -18,11 +18,11 @@ class Extend:
 
 @dataclass(frozen=True)
 class Decode:
-    """Each of some requests gets a token; ``padded`` rows are of nobody. Without requests it is the run of a rank
-    that has none."""
+    """Each of some requests gets a token; there may be none, as in the run of a rank that only keeps others company."""
 
     requests: tuple[int, ...]
     padded: int = 0
+    """Further rows, of nobody."""
     kind: Literal["decode"] = "decode"
 
 
@@ -138,23 +138,22 @@ class Roster:
     def reason_against(self, step: Step) -> str | None:
         """Return why a step makes no sense now, or None."""
         match step:
-            case Extend(requests, tokens):
-                known = [request for request in requests if request in self.evicted or request < 0]
-                if known or not _each_once(requests) or len(tokens) != len(requests) or min(tokens) < 1:
-                    return "tokens are for requests that are not evicted, each once, and at least one"
-                return self._no_room(sum(request not in self.live for request in requests))
+            case Extend():
+                reason = self._no_extension(step)
             case Decode(requests, padded):
-                return self._not_live(requests) or _no_rows(requests, padded)
+                reason = self._not_live(requests) or _no_rows(requests, padded)
             case Verify(requests, accepted, padded):
-                if len(accepted) != len(requests) or not all(0 <= one <= self.drafts for one in accepted):
-                    return f"of {self.drafts} tokens each as many are accepted, or fewer"
-                return self._not_live(requests) or _no_rows(requests, padded)
+                counted = len(accepted) == len(requests) and all(0 <= one <= self.drafts for one in accepted)
+                reason = None if counted else f"of {self.drafts} tokens each as many are accepted, or fewer"
+                reason = reason or self._not_live(requests) or _no_rows(requests, padded)
             case Free(request) | Evict(request):
-                return self._not_live((request,))
+                reason = self._not_live((request,))
             case Restore(request):
-                return self._no_room(1) if request in self.evicted else f"{request_name(request)} was not evicted"
+                waits = None if request in self.evicted else f"{request_name(request)} was not evicted"
+                reason = waits or self._no_room(1)
             case Fork(source, request):
-                return self._not_live((source,)) or self._known(request) or self._no_room(1)
+                reason = self._not_live((source,)) or self._known(request) or self._no_room(1)
+        return reason
 
     def take(self, step: Step) -> None:
         """Take a step that makes sense."""
@@ -175,6 +174,15 @@ class Roster:
             case Free(request):
                 del self.live[request]
         self.slots_used += len(set(self.live) - before)
+
+    def _no_extension(self, step: Extend) -> str | None:
+        requests, tokens = step.requests, step.tokens
+        gone = any(request < 0 or request in self.evicted for request in requests)
+        if gone or not requests or not _each_once(requests):
+            return "tokens are for requests that are not evicted, each once"
+        if len(tokens) != len(requests) or min(tokens) < 1:
+            return "each request gets at least one token"
+        return self._no_room(sum(request not in self.live for request in requests))
 
     def _not_live(self, requests: tuple[int, ...]) -> str | None:
         gone = [request_name(request) for request in requests if request not in self.live]
