@@ -165,13 +165,13 @@ class TorchPools(SlotPools):
         tokens, drafts = tokens.to(self.target.device), self.inputs.drafts
         batch = len(tokens.mixed) // drafts
         slots = self.slots_of(requests, batch - len(requests))
-        self.verified, self.rows = tuple(requests), tokens.mixed.unflatten(0, (batch, drafts))
+        self.verified, self.rows = tuple(requests), tokens.mixed.view(batch, drafts, -1)
         convolved = self.convolved(self.convolution(tokens, self.lines.clone(), slots, [drafts] * batch, "step"))
         scratch = torch.cat([self.pool, self.inputs.states(batch * drafts)])
         places = torch.arange(len(self.pool), len(scratch), dtype=torch.int32, device=slots.device)
         rule = self.rule(tokens, convolved, [drafts] * batch, slots, places, scratch)
         found = gated_delta.recurrence(rule)
-        self.behind = found["states"][len(self.pool) :].unflatten(0, (batch, drafts))
+        self.behind = found["states"][len(self.pool) :].view(batch, drafts, *self.pool.shape[1:])
         return {"convolved": convolved, "output": found["output"]}
 
     def accept(self, accepted: Sequence[int]) -> None:
@@ -363,8 +363,8 @@ class VllmPools(SlotPools):
         convolution = self.convolution(tokens, self.lines, slots, lengths, "prompt", self.begun(known))
         convolved = causal_conv.with_operator(convolution)["output"]
         places = slots * self.inputs.drafts
-        there = torch.tensor(self.begun(known), device=slots.device)
-        rule = self.rule(tokens, convolved, lengths, torch.where(there, places, -1), self.at_ends(lengths, places))
+        first = torch.where(torch.tensor(self.begun(known), device=slots.device), places, -1)
+        rule = self.rule(tokens, convolved, lengths, first, self.at_ends(lengths, places))
         found = self.prompt(rule)
         self.pool = found["states"]
         return {"convolved": convolved, "output": found["output"]}

@@ -80,6 +80,11 @@ class StatePoolsCase(Case):
     steps: tuple[Step, ...] = part((), shown=_steps_text)
     """The trace."""
 
+    shown_first = (
+        "requests", "drafts", "width", "key_heads", "key_dim", "state_dtype", "gates", "decays", "raw", "chunked",
+        "biased", "activation", "rounding", "seed",
+    )  # fmt: skip
+
     @derived("kinds of step besides extend", KINDS, each=True)
     def step(self) -> Collection[str]:
         """Kinds of steps that were taken, besides extend."""

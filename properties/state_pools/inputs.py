@@ -53,7 +53,7 @@ def tokens_of(case: StatePoolsCase, number: int, rows: int) -> LayerTokens:
     gates = {"none": 0, "head": case.heads, "channel": case.heads * case.key_dim}[case.gates]
     widths = (case.channels, case.heads, gates)
     numbers = Stream(case.seed, f"step {number}").normal((rows * sum(widths),), torch.float32)
-    mixed, beta, gate = numbers.split([rows * width for width in widths])
+    mixed, beta, gate = torch.split(numbers, [rows * width for width in widths])
     if not gates:
         decays: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     elif case.gates == "head":

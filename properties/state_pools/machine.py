@@ -17,9 +17,8 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 1, 2, 17, 63, 64, 65, 70)
 
 PADDED = (0, 0, 1, 2)
 
-_INSTEAD = {"fork": ("free", "extend"), "free": ("extend",), "evict": ("extend",), "restore": ("evict", "extend"),
-            "decode": ("extend",), "verify": ("extend",)}  # fmt: skip
-"""What a rule does that cannot do what it is named for."""
+_INSTEAD = {"restore": ("evict",)}
+"""What a rule does that cannot do what it is named for; if that cannot be done either, requests get tokens."""
 
 
 class StatePoolsMachine(Machine):
@@ -48,6 +47,12 @@ class StatePoolsMachine(Machine):
         self._step("decode")
 
     @rule()
+    def smaller_batch(self) -> None:
+        """Give all requests a token, and then fewer of them one, in a batch that is padded to as many rows."""
+        for step in ("decode_all", "decode_fewer"):
+            self._step(step)
+
+    @rule()
     def verify(self) -> None:
         """Verify drafts, and take a part of them back."""
         self._step("verify")
@@ -60,14 +65,15 @@ class StatePoolsMachine(Machine):
 
     @rule()
     def fork(self) -> None:
-        """Begin a request as another is."""
+        """Begin a request as another is, in the slot of a third one if there is no other."""
+        self._make_room()
         self._step("fork")
 
     @rule()
     def free(self) -> None:
         """Finish a request, whose slot the next one gets."""
         self._step("free")
-        self._step("admit")
+        self._step(self.choose.pick(("admit", "admit", "fork", "restore")))
 
     @rule()
     def evict(self) -> None:
@@ -76,17 +82,21 @@ class StatePoolsMachine(Machine):
 
     @rule()
     def restore(self) -> None:
-        """Bring them back."""
+        """Bring them back, into the slot of another one if there is no other."""
+        self._make_room()
         self._step("restore")
+
+    def _make_room(self) -> None:
+        """Let one of several requests go where there is no slot for another."""
+        if self.newcomer() is None and len(self.live) > 1:
+            self._step("free")
 
     def _step(self, name: str) -> None:
         """Take a step of a rule, or another one."""
         allowed = {*self._box.get("step", KINDS), Extend.kind}
-        for one in (name, *_INSTEAD.get(name, ()), "admit", "extend"):
-            if one not in ("admit", *allowed):
-                continue
+        for one in (name, *_INSTEAD.get(name, ()), "extend", "admit"):
             step = _CHOICES[one](self)
-            if step is not None:
+            if step is not None and step.kind in allowed:
                 self._roster.take(step)
                 self.take(step)
                 return
@@ -130,6 +140,15 @@ class StatePoolsMachine(Machine):
             return Decode((), self.choose.pick((1, 2)))
         return Decode(self.some(), self.choose.pick(PADDED))
 
+    def decoding_all(self) -> Step | None:
+        """Return one token of all requests."""
+        return Decode(self.live) if self.live else None
+
+    def decoding_fewer(self) -> Step | None:
+        """Return one token of some requests, and rows of nobody in place of the others."""
+        kept = self.live[self.choose.pick(range(1, len(self.live) + 1)) :] if self.live else ()
+        return Decode(kept, len(self.live) - len(kept)) if self.live else None
+
     def verification(self) -> Step | None:
         """Return drafts of some requests, and how many are accepted of each."""
         if not self.live:
@@ -163,6 +182,8 @@ _CHOICES: Mapping[str, Callable[[StatePoolsMachine], Step | None]] = {
     "admit": StatePoolsMachine.admission,
     "extend": StatePoolsMachine.extension,
     "decode": StatePoolsMachine.decoding,
+    "decode_all": StatePoolsMachine.decoding_all,
+    "decode_fewer": StatePoolsMachine.decoding_fewer,
     "verify": StatePoolsMachine.verification,
     "fork": StatePoolsMachine.forking,
     "free": lambda machine: machine.leaving(Free),

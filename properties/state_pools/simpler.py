@@ -102,12 +102,17 @@ def _simpler_steps(step: Step) -> Iterator[Step]:
 def _in_order(step: Extend | Decode | Verify) -> Step:
     """The same step with its requests in the order of their numbers."""
     order = sorted(range(len(step.requests)), key=lambda place: step.requests[place])
-    parts = {
-        name: tuple(getattr(step, name)[place] for place in order)
-        for name in ("requests", "tokens", "accepted")
-        if hasattr(step, name)
-    }
-    return replace(step, **parts)
+
+    def sorted_parts(parts: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(parts[place] for place in order)
+
+    match step:
+        case Extend(requests, tokens):
+            return Extend(sorted_parts(requests), sorted_parts(tokens))
+        case Verify(requests, accepted, padded):
+            return Verify(sorted_parts(requests), sorted_parts(accepted), padded)
+        case Decode(requests, padded):
+            return Decode(sorted_parts(requests), padded)
 
 
 def _renamed(case: StatePoolsCase) -> StatePoolsCase:

@@ -62,11 +62,12 @@ class StatePoolsInputs:
     def split(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries and keys ``[rows, key_heads, key_dim]`` and values ``[rows, heads, value_dim]`` of rows."""
         keys = self.key_heads * self.key_dim
-        query, key, value = rows.split([keys, keys, self.heads * self.value_dim], dim=1)
+        query, key, value = torch.split(rows, [keys, keys, self.heads * self.value_dim], dim=1)
+        by_key_head = (len(rows), self.key_heads, self.key_dim)
         return (
-            query.unflatten(1, (self.key_heads, -1)),
-            key.unflatten(1, (self.key_heads, -1)),
-            value.unflatten(1, (self.heads, -1)),
+            query.reshape(by_key_head),
+            key.reshape(by_key_head),
+            value.reshape(len(rows), self.heads, self.value_dim),
         )
 
     def to(self, device: str | torch.device) -> StatePoolsInputs:
@@ -94,7 +95,8 @@ class LayerTokens:
 
     def copy(self) -> LayerTokens:
         """Return tokens that may be written to."""
-        return LayerTokens(*(None if one is None else one.clone() for one in vars(self).values()))
+        gates = (None if one is None else one.clone() for one in (self.gate, self.channel_gate))
+        return LayerTokens(self.mixed.clone(), self.beta.clone(), *gates)
 
     def to(self, device: str | torch.device) -> LayerTokens:
         """Return the same tokens on ``device``."""

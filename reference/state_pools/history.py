@@ -181,9 +181,9 @@ class StatePoolsReference:
         pool = first.expand(1 + rows, *first.shape).contiguous()
         slots = torch.arange(1, 1 + rows, dtype=torch.int32)
         found = self._rule(new.taken(real), convolved[real], pool, (rows,), slots, requests=len(batch))
-        by_request = (len(batch), heads, self._inputs.value_dim)
+        by_request = (rows, len(batch), heads, self._inputs.value_dim)
         for mine, theirs in ((output.value, found["output"].value), (output.bound, found["output"].bound)):
-            mine[real] = theirs.unflatten(1, by_request[:2]).transpose(0, 1).flatten(0, 1)
+            mine[real] = theirs.view(by_request).transpose(0, 1).flatten(0, 1)
         for place, ((request, _), one, count) in enumerate(zip(batch, held, kept, strict=True)):
             state = _part(found["states"], count, slice(place * heads, (place + 1) * heads)) if count else one.state
             fresh = new.mixed[place * rows : place * rows + count]
@@ -204,7 +204,8 @@ class StatePoolsReference:
 
         def beside(rows: torch.Tensor) -> torch.Tensor:
             """From ``[requests * tokens, heads, ...]`` to ``[tokens, requests * heads, ...]``."""
-            return rows.unflatten(0, (requests, -1)).transpose(0, 1).flatten(1, 2)
+            by_request: torch.Tensor = rows.reshape(requests, -1, *rows.shape[1:])
+            return by_request.transpose(0, 1).flatten(1, 2)
 
         query, key, value = (beside(one) for one in self._inputs.split(convolved))
         gate, channel_gate = (None if one is None else beside(one) for one in (new.gate, new.channel_gate))
