@@ -154,9 +154,8 @@ class StatePoolsMachine(Machine):
         if not self.live:
             return None
         requests, drafts = self.some(), self._roster.drafts
-        counts = [*range(1, drafts + 1)]
-        if allows(self._box.get("nothing_accepted", (False, True)), True):
-            counts.append(0)
+        kinds = self._box.get("nothing_accepted", (False, True))
+        counts = [count for count in (*range(1, drafts + 1), 0) if allows(kinds, count == 0)]
         return Verify(requests, tuple(self.choose.pick(counts) for _ in requests), self.choose.pick(PADDED))
 
     def one_of(self, requests: Sequence[int], kind: Callable[[int], Step]) -> Step | None:

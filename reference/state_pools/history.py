@@ -124,9 +124,10 @@ class StatePoolsReference:
 
     def states(self) -> dict[str, Expected]:
         """Return the states of all live requests, in the order in which they came to be: ``lines`` and ``states``."""
-        held = [self._live[request] for request in self.roster.live]
+        nobody = self._held(-1)
+        held = [nobody, *(self._live[request] for request in self.roster.live)]
         parts = [(one.line, one.state.value, one.state.bound) for one in held]
-        lines, values, bounds = (torch.stack(one) for one in zip(*parts, strict=True))
+        lines, values, bounds = (torch.stack(one)[1:] for one in zip(*parts, strict=True))
         return {"lines": exactly(lines), "states": Expected(values, bounds, self._inputs.state_dtype)}
 
     def observe(self, states: torch.Tensor) -> None:
@@ -247,16 +248,17 @@ def state_pools(history: StatePoolsHistory) -> dict[str, Expected]:
     Composed of ``causal_conv`` and ``gated_delta``, with their bounds. How backends keep states: sglang 0.5.23,
     ``mem_cache/memory_pool.py`` 505-1240 and ``attention/ascend_gdn_backend.py``; vllm-ascend, ``ops/gdn.py``.
     """
-    reference = StatePoolsReference(history.pools)
-    expected: dict[str, Expected] = {}
+    reference, pools = StatePoolsReference(history.pools), history.pools
+    dtype = pools.weight.dtype
+    rows = {
+        "convolved": exactly(torch.zeros(0, pools.weight.shape[1], dtype=dtype)),
+        "output": exactly(torch.zeros(0, pools.heads, pools.value_dim, dtype=dtype)),
+    }
     for step, new in history.steps:
+        reference.observe(reference.states()["states"].value.to(pools.state_dtype))
         convolved = reference.begin(step, new)
-        output = reference.finish(step, new, convolved.value.to(new.mixed.dtype))
-        expected = {"convolved": convolved, "output": output}
-        if reference.roster.live:
-            expected.update(reference.states())
-            reference.observe(expected["states"].value.to(history.pools.state_dtype))
-    return expected
+        rows = {"convolved": convolved, "output": reference.finish(step, new, convolved.value.to(dtype))}
+    return {**rows, **reference.states()}
 
 
 def coordinates_of(history: StatePoolsHistory) -> tuple[Iterable[tuple[int, int]], Iterable[int]]:
