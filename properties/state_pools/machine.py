@@ -102,7 +102,7 @@ class StatePoolsMachine(Machine):
                 return
 
     @property
-    def live(self) -> Sequence[int]:
+    def live(self) -> tuple[int, ...]:
         """Requests that are live."""
         return tuple(self._roster.live)
 
