@@ -36,6 +36,9 @@ POISON = 4096.0
 SHORT_SHARE = 6
 """In one of so many cases no request fills a chunk."""
 
+MOST_OF_HEADS = 2**10
+"""Elements of a key of all heads, where head dims are others than usual."""
+
 _LENGTHS = range(2**16 + 1)
 _SIZES = range(1, 2**12 + 1)
 
@@ -99,7 +102,11 @@ class ChunkedAttentionCase(Case):
         "query heads per KV head", _SIZES, 1, drawn=(1, 2, 5),
         affordable=lambda case, group: group * case.kv_heads <= MOST_HEADS and group <= 64, shown="",
     )  # fmt: skip
-    head_dim: int = axis("elements of a head", range(8, 2**10 + 1, 8), 64, drawn=(64, 128), shown="dim {}", always=True)
+    head_dim: int = axis(
+        "elements of a head", range(8, 2**10 + 1, 8), 64, drawn=(64, 128),
+        affordable=lambda case, dim: case.far != "head_dim" or dim * case.kv_heads <= MOST_OF_HEADS,
+        shown="dim {}", always=True,
+    )  # fmt: skip
     dtype: str = axis("dtype of queries, keys and values", tuple(DTYPES), "bfloat16", always=True)
     recipe: str = axis("how keys are made", RECIPES, "gaussian", region="{}")
     padded_rows: int = axis("query rows beyond the last request", range(2**12), 0, drawn=(0, 0, 1, 3),
@@ -111,7 +118,7 @@ class ChunkedAttentionCase(Case):
     place_of_short = choice(range(SHORT_SHARE))
     drawn_first = ("place_of_short", "page_size", "chunk", "requests")
     shown_first = ("requests",)
-    outliers = ("batch", "kv_heads", "group")
+    outliers = ("batch", "kv_heads", "group", "head_dim")
 
     @derived("number of requests", range(1, 257))
     def batch(self) -> int:
@@ -254,7 +261,8 @@ def _a_long_chunk_is_causal(subject: Subject, case: ChunkedAttentionCase) -> Com
     for other in cases:
         subject.require(other, "a chunk that is longer than all requests")
     inputs = [build_inputs(replace(other, recipe="gaussian")) for other in cases]
-    return same_bits(*(subject.run(one) for one in inputs), "chunks of two lengths beyond all requests")
+    first, second = (subject.run(given) for given in inputs)
+    return same_bits(first, second, "chunks of two lengths beyond all requests")
 
 
 def _earlier_chunks_do_not_matter(subject: Subject, case: ChunkedAttentionCase) -> Comparison:

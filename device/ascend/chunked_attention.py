@@ -76,7 +76,8 @@ class LocalRequests:
 
     def parts(self, request: int, new: int, total: int) -> list[Local]:
         """Cut one request; it has a part without rows if it has none itself."""
-        found, position = [], total - new
+        found: list[Local] = []
+        position = total - new
         while position < total or not found:
             first = self.begin(position)
             end = min(total, first + self.chunk)

@@ -32,6 +32,8 @@ SHORT = {
     ("cache_gather", "shared_pages"): EXTRA,
     ("cache_gather", "spare_columns"): EXTRA,
     ("cache_gather", "spare_rows"): EXTRA,
+    ("chunked_attention", "padded_rows"): PADDING,
+    ("chunked_attention", "page_size"): PAGES,
     ("decoder_layer", "top_k"): MODEL,
     ("decoder_layer", "decode_steps"): "each is a run of the whole layer",
     ("decoder_layer", "group"): MODEL,
