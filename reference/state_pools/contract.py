@@ -32,7 +32,9 @@ class StatePoolsInputs:
     scale: float
     """Factor of queries."""
     state_dtype: torch.dtype
-    """bfloat16 or float32, of the pool of recurrent states. That of the convolution is bfloat16."""
+    """bfloat16 or float32, of the pool of recurrent states. That of the convolution is bfloat16. A state is kept in this
+    dtype from step to step: vllm-ascend's operator for prompts, which takes a float32 state as bfloat16 (``ops/gdn.py``
+    126), is held to bfloat16 pools."""
     raw: bool
     """Whether queries and keys are normalised, and beta is given before its sigmoid, as ``GatedDeltaInputs.raw``."""
     chunked: bool
@@ -135,7 +137,11 @@ class StatePools(Protocol):
         """
 
     def accept(self, accepted: Sequence[int]) -> None:
-        """Keep the first ``accepted`` tokens of each request that was just verified, and forget the others."""
+        """Keep the first ``accepted`` tokens of each request that was just verified, and forget the others.
+
+        0 leaves a request as it was before. Backends have no such call: their first token is certain. What cannot do it
+        says ``nothing_accepted`` is False.
+        """
 
     def fork(self, source: int, request: int) -> None:
         """Admit a request that begins as another one is now: a prefix that both have."""
