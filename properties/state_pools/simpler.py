@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from npudiff.properties.state_pools.case import StatePoolsCase
-from npudiff.reference.state_pools import Decode, Extend, Step, Verify
+from npudiff.reference.state_pools import Decode, Extend, Free, Step, Verify
 
 _PLAIN: tuple[dict[str, Any], ...] = (
     {"seed": 0}, {"group": 1}, {"key_heads": 1}, {"value_dim": 16}, {"key_dim": 16}, {"biased": False},
@@ -24,6 +24,9 @@ def _plain(case: StatePoolsCase) -> Iterator[StatePoolsCase]:
             yield replace(case, **plain)
     for request in sorted({one for step in case.steps for one in _requests(step)}):
         yield replace(case, steps=tuple(_without(case.steps, request)))
+    for index, step in enumerate(case.steps):
+        if isinstance(step, Free):  # an earlier life of a number that another request has later
+            yield replace(case, steps=(*_without(case.steps[: index + 1], step.request), *case.steps[index + 1 :]))
     if (named := _renamed(case)) != case:
         yield named
 

@@ -334,6 +334,7 @@ def test_sizes_get_plainer():
         ((Extend((0,), (1,)), Verify((0,), (3,))), (Extend((0,), (1,)), Verify((0,), (2,)))),
         ((Extend((0, 1), (1, 1)), Decode((1, 0), 2)), (Extend((0, 1), (1, 1)), Decode((1, 0)))),
         ((Extend((0, 1), (1, 1)), Free(0), Decode((1,))), (Extend((1,), (1,)), Decode((1,)))),
+        ((Extend((0, 1), (1, 1)), Free(0), Fork(1, 0), Decode((0,))), (Extend((1,), (1,)), Fork(1, 0), Decode((0,)))),
     ],
     ids=lambda steps: " · ".join(map(in_words, steps)),
 )
