@@ -32,9 +32,9 @@ class StatePoolsInputs:
     scale: float
     """Factor of queries."""
     state_dtype: torch.dtype
-    """bfloat16 or float32, of the pool of recurrent states; that of the convolution is bfloat16. A state keeps this from
-    step to step: vllm-ascend's operator for prompts, which takes a float32 state as bfloat16 (``ops/gdn.py`` 126), is
-    held to bfloat16 pools."""
+    """bfloat16 or float32, of the pool of recurrent states; that of the convolution is bfloat16. A state keeps this
+    from step to step. So vllm-ascend's operator for prompts, which takes a float32 state as bfloat16 (``ops/gdn.py``
+    126), is held to bfloat16 pools."""
     raw: bool
     """Whether queries and keys are normalised, and beta is given before its sigmoid, as ``GatedDeltaInputs.raw``."""
     chunked: bool
