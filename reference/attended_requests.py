@@ -29,6 +29,7 @@ def attended(
     window: int | None = None,
     sinks: torch.Tensor | None = None,
     roundings: AttentionRoundings = EVERYONE,
+    chunked: bool = False,
 ) -> dict[str, Expected]:
     """Return attention outputs and log-sum-exp of a batch, with bounds.
 
@@ -44,6 +45,8 @@ def attended(
         Elements of a value.
     scale, window, sinks, roundings
         As in ``SlidingAttentionInputs``.
+    chunked : bool
+        Whether the window is a chunk, as in ``ChunkedAttentionInputs``.
 
     Returns
     -------
@@ -62,7 +65,8 @@ def attended(
         for first in range(0, new, ROW_TILE):
             last = min(first + ROW_TILE, new)
             rows = slice(start + first, start + last)
-            tile = AttentionTile(cache, query[rows], total - new + first, scale, window, sinks, roundings)
+            position = total - new + first
+            tile = AttentionTile(cache, query[rows], position, scale, window, sinks, roundings, chunked=chunked)
             output[rows], output_bound[rows], lse[rows], lse_bound[rows], by_scale[rows] = tile.attend()
         start += new
     return {

@@ -83,6 +83,8 @@ class AttentionTile:
         Position of the first row; a row at a negative position sees nothing.
     scale, window, sinks, roundings
         As in ``SlidingAttentionInputs``.
+    chunked : bool
+        Whether a row sees the keys of its own stretch of ``window`` positions, and not the last ``window`` keys.
     """
 
     def __init__(
@@ -94,8 +96,10 @@ class AttentionTile:
         window: int | None,
         sinks: torch.Tensor | None,
         roundings: AttentionRoundings = EVERYONE,
+        *,
+        chunked: bool = False,
     ) -> None:
-        self.cache, self.window, self.roundings = cache, window, roundings
+        self.cache, self.window, self.roundings, self.chunked = cache, window, roundings, chunked
         self.rows, self.heads, head_dim = query.shape
         self.kv_heads = cache.kv_heads
         self.dtype = query.dtype
@@ -105,7 +109,7 @@ class AttentionTile:
         self.sinks = None
         if sinks is not None:
             self.sinks = self._grouped(sinks.to(torch.float64).expand(self.rows, self.heads).unsqueeze(-1)).squeeze(-1)
-        self.first = 0 if window is None else max(0, position - window + 1)
+        self.first = 0 if window is None else max(0, int(self._oldest_key(torch.tensor(position), window)))
         self.last = max(self.first, position + self.rows)
         cubic = CUBIC_EXPONENTIALS * CUBIC_EXPONENTIAL_ERROR if roundings.cubic_exponential else 0.0
         self.exponential_error = EXPONENTIAL_ERROR + cubic
@@ -172,14 +176,18 @@ class AttentionTile:
         """``[rows, keys]``: the keys that a row does not see; None if every row sees all."""
         first, last = span
         own = self.positions[: self.rows]
-        oldest, newest = int(own[0]), int(own[-1])
-        if last - 1 <= oldest and (self.window is None or first > newest - self.window):
+        oldest = int(own[0])
+        if last - 1 <= oldest and (self.window is None or first >= int(self._oldest_key(own[-1], self.window))):
             return None
-        distance = own.unsqueeze(-1) - torch.arange(first, last)
-        hidden = distance < 0
+        keys = torch.arange(first, last)
+        hidden = keys > own.unsqueeze(-1)
         if self.window is not None:
-            hidden |= distance >= self.window
+            hidden |= keys < self._oldest_key(own, self.window).unsqueeze(-1)
         return hidden
+
+    def _oldest_key(self, positions: torch.Tensor, window: int) -> torch.Tensor:
+        """Positions of the first keys that rows at some positions see."""
+        return positions // window * window if self.chunked else positions - window + 1
 
     def _sum_of_visible(self, span: tuple[int, int], values: torch.Tensor) -> torch.Tensor:
         """Sum of ``[kv_heads, keys, dim]`` over the keys that each row sees."""

@@ -190,7 +190,7 @@ def test_a_component_has_the_files_that_contributing_counts(name):
     assert carriers == {path.replace("NAME", name) for path in listed("These files carry its name")}
 
 
-WITHOUT_BASELINES = {"hybrid_pools"}
+WITHOUT_BASELINES = {"hybrid_pools", "state_pools"}
 """Nobody has said what ordinary tests of a component with a history are."""
 
 

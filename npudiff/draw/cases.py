@@ -319,6 +319,12 @@ class Case(DeclaredCase):
         within = constraints if cls.rules is None else constraints.within(cls.rules)
         return _draw_case(cls, within.boxes)
 
+    @classmethod
+    def drawn_by(cls, choose: Chooser, box: Box) -> Self:
+        """Draw a case that lies in a box, of what a chooser draws: what a state machine begins with."""
+        found: Self = _drawn_case(cls, choose, box)
+        return found
+
     def normal(self, name: str, *shape: int, dtype: str | torch.dtype = "float32") -> torch.Tensor:
         """Return numbers of a normal distribution, the same of the case's seed and a name on every machine.
 
@@ -338,9 +344,12 @@ class Case(DeclaredCase):
 @st.composite
 def _draw_case(draw: st.DrawFn, kind: type[Case], boxes: Sequence[Box]) -> Any:  # noqa: ANN401 - of that class
     assume(boxes)
-    said = declaration(kind)
     choose = Chooser(draw)
-    box = choose.pick(boxes)
+    return _drawn_case(kind, choose, choose.pick(boxes))
+
+
+def _drawn_case(kind: type[Case], choose: Chooser, box: Box) -> Any:  # noqa: ANN401 - of that class
+    said = declaration(kind)
     draft = object.__new__(kind)  # what is not drawn yet has its default
     known = vars(draft)
     if kind.outliers or kind.huge_axes:
@@ -353,7 +362,7 @@ def _draw_case(draw: st.DrawFn, kind: type[Case], boxes: Sequence[Box]) -> Any: 
         else:
             known.update(_drawn(choose, box, draft, name, quantity))
     unused = {name: said.defaults[name] for name, quantity in said.optional if not quantity(draft)}
-    case = kind(**{name: unused.get(name, known[name]) for name in said.fields})
+    case = kind(**{name: unused.get(name, known[name]) for name in said.fields if name in known})
     assume(case.is_cheap() and next(iter(case.problems()), None) is None)
     return choose.tie_sizes(case, kind.tied, kind.values, kind.check, box) if kind.tied else case
 

@@ -17,6 +17,7 @@ import torch
 from npudiff.model.baselines import BaselineSpec
 from npudiff.reference.cache_gather import CacheGatherInputs
 from npudiff.reference.cached_attention import CachedAttentionInputs
+from npudiff.reference.chunked_attention import ChunkedAttentionInputs
 from npudiff.reference.kv_rmsnorm_rope_cache import KvRmsnormRopeCacheInputs
 from npudiff.reference.latent_attention import LatentAttentionInputs
 from npudiff.reference.mla_preprocess import MlaPreprocessInputs
@@ -115,6 +116,12 @@ def _cached_attention(inputs: CachedAttentionInputs) -> CachedAttentionInputs:
     return replace(inputs, key_cache=key, value_cache=value)
 
 
+def _chunked_attention(inputs: ChunkedAttentionInputs) -> ChunkedAttentionInputs:
+    """Zeros where no request has a token that is seen; pages stay, since their table names them."""
+    pool = inputs.kv
+    return replace(inputs, kv=replace(pool, value=pool.value.masked_fill(pool.key == 0, 0.0)))
+
+
 BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
     "sliding_attention": BaselineSpec(
         fixed={
@@ -143,6 +150,18 @@ BASELINES: Mapping[str, BaselineSpec] = MappingProxyType({
         },
         plain=_CONTIGUOUS,
         inputs=_cached_attention,
+    ),
+    "chunked_attention": BaselineSpec(
+        fixed={
+            "batch": (1, 4), "query_length": (1, 128), "kv_length": (128, 1024), "chunk": (128, 256),
+            "page_size": (128,), "kv_heads": (1,), "group": (4,), "head_dim": (128,), "dtype": ("bfloat16",),
+        },
+        sizes={
+            "batch": range(1, 5), "query_length": (1, *range(1, 64)), "kv_length": range(64, 500),
+            "chunk": (64, 128, 256), "page_size": (16, 32, 64), "kv_heads": (1, 2), "group": (1, 2),
+        },
+        plain={**_CONTIGUOUS, "padded_rows": (0,), "recipe": ("gaussian",)},
+        inputs=_chunked_attention,
     ),
     "cache_gather": BaselineSpec(
         fixed={

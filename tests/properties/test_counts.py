@@ -23,6 +23,7 @@ EXTRA = "how many there are beyond those that are used; nothing is computed from
 PADDING = "padded rows are alike, and few show where they go"
 MODEL = "the sizes of a model, which the components inside of the layer draw"
 TRACE = "pools stay so small that they run full and give pages back"
+CALLS = "a trace is many calls, and those of one call that are large are drawn by the components of its operators"
 GROUPED = "groups divide experts, and must leave more than two in each"
 
 SHORT = {
@@ -31,6 +32,8 @@ SHORT = {
     ("cache_gather", "shared_pages"): EXTRA,
     ("cache_gather", "spare_columns"): EXTRA,
     ("cache_gather", "spare_rows"): EXTRA,
+    ("chunked_attention", "padded_rows"): PADDING,
+    ("chunked_attention", "page_size"): PAGES,
     ("decoder_layer", "top_k"): MODEL,
     ("decoder_layer", "decode_steps"): "each is a run of the whole layer",
     ("decoder_layer", "group"): MODEL,
@@ -73,6 +76,13 @@ SHORT = {
     ("sliding_attention", "merges"): "is drawn for those who ask for it",
     ("sliding_attention", "padded_rows"): PADDING,
     ("sliding_attention", "page_size"): PAGES,
+    ("state_pools", "drafts"): CALLS,
+    ("state_pools", "group"): CALLS,
+    ("state_pools", "key_dim"): CALLS,
+    ("state_pools", "key_heads"): CALLS,
+    ("state_pools", "requests"): TRACE,
+    ("state_pools", "value_dim"): CALLS,
+    ("state_pools", "width"): CALLS,
     ("swiglu_quant", "spare_rows"): EXTRA,
     ("weight_quant_matmul", "group_size"): FILLS,
     ("causal_conv", "channels"): FILLS,
