@@ -203,11 +203,23 @@ class Plan:
         """How what fails in a process of this run is run once more; None where nobody wants isolation, or has it."""
         return replace(self._isolated, journal=None) if self.request.isolate is None and can_isolate() else None
 
+    @property
+    def usual_examples(self) -> int:
+        """Cases of equivalence per implementation where nobody says how many.
+
+        They are half as many where all that is built in runs on a simulator, and nobody asks for a preset: it has had
+        thousands there, and who begins wants to see soon that all is well.
+        """
+        request = self.request
+        usual = run_preset(request.hypothesis_profile).examples
+        begins = request.hypothesis_profile == DEFAULT_RUN_PRESET and on_this_host(self.target)
+        return usual // 2 if begins and not (request.named or request.components or request.own) else usual
+
     def budget(self, job: Job) -> Budget:
         """Return how long one job may look."""
         profile = run_preset(self.request.hypothesis_profile)
-        examples = self.request.examples or profile.examples
-        if self.request.mutants is not None and job in self.mutants:
+        examples = self.request.examples or self.usual_examples
+        if job in self.mutants and (self.request.mutants is not None or self.request.examples is None):
             examples = max(examples, DEFAULT_EXAMPLES)  # a few stand for all: they have to be found in a short run too
         seconds = None
         if self.request.seconds is not None:
