@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command")
     calls = commands.add_parser("calls", help="record the forms of the calls that the adapters make")
+    calls.add_argument(
+        "components", nargs="*", metavar="COMPONENT", help="add those of some components; all by default"
+    )
     calls.add_argument("--examples", type=int, default=EXAMPLES, help="cases of each implementation")
     versions = commands.add_parser("versions", help="add versions to the table, or read them again")
     versions.add_argument("wheels", nargs="+", type=Path, metavar="WHEEL")
@@ -44,16 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _trees(options.trees)
         if options.command is None:
             parser.error("one of calls, versions, --calls TREE")
-        return _calls(options.examples) if options.command == "calls" else _versions(options.wheels)
+        if options.command == "calls":
+            return _calls(options.components, options.examples)
+        return _versions(options.wheels)
     except (ListingError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
 
 
-def _calls(examples: int) -> int:
-    made = list(_made(examples))
-    before = {str(call) for call in recorded_calls().values()}
-    write_calls(made)
+def _calls(components: Sequence[str], examples: int) -> int:
+    known = recorded_calls().values()
+    made = list(_made(components, examples))
+    before = {str(call) for call in known}
+    write_calls([*known, *made] if components else made)
     after = {str(call) for call in recorded_calls().values()}
     for sign, texts in (("+", after - before), ("-", before - after)):
         for text in sorted(texts):
@@ -69,10 +75,10 @@ def _trees(trees: Sequence[Path]) -> int:
     return 0
 
 
-def _made(examples: int) -> Iterator[Call]:
-    """Run everything, and yield the calls."""
+def _made(components: Sequence[str], examples: int) -> Iterator[Call]:
+    """Run components, or everything, and yield the calls."""
     target = targets.sim(None)
-    for component in load_components([]):
+    for component in load_components(components):
         for item in implementations(component):
             calls: list[Call] = []
             with watching(calls.append):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import npudiff.device.contract.__main__ as recording
+from npudiff.device.contract.calls import recorded_calls
 from npudiff.device.contract.listing import LISTING
 from npudiff.device.contract.versions import recorded_wheels
 from npudiff.run.discovery import load_component
@@ -47,6 +48,11 @@ def test_calls_of_the_adapters_are_recorded(written, monkeypatch):
     forms = {str(call) for call in written}
     assert "npu_convert_weight_to_int4pack(Tensor)" in forms
     assert {form.partition("(")[0] for form in forms} <= {"npu_convert_weight_to_int4pack", "npu_quantize"}
+
+
+def test_calls_of_one_component_are_added_to_those_that_are_recorded(written):
+    assert recording.main(["calls", "int4_pack", "--examples", "2"]) == 0
+    assert {str(call) for call in written} == {str(call) for call in recorded_calls().values()}
 
 
 def test_an_adapter_that_fails_records_nothing(written, monkeypatch, capsys):
