@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis.errors import Unsatisfiable
@@ -30,7 +30,9 @@ class SharedCase:
     """A case, and the jobs that judge it."""
 
     case: AnyCase
-    takers: list[int] = field(default_factory=list)
+    values: Mapping[str, Collection[Any]]
+    """What it has of each axis."""
+    takers: list[int]
     """Numbers of jobs; the first has drawn it."""
 
 
@@ -75,7 +77,7 @@ def _take(place: int, jobs: Sequence[Job], budget: Budget, inside: Sequence[bool
     wanted = budget.examples or 0
     theirs: dict[int, deque[SharedCase]] = {}
     for shared in pool:
-        if not _draws(job, values(shared.case)):
+        if not _draws(job, shared.values):
             continue
         if not inside[shared.takers[0]]:
             theirs.setdefault(shared.takers[0], deque()).append(shared)
@@ -87,7 +89,7 @@ def _take(place: int, jobs: Sequence[Job], budget: Budget, inside: Sequence[bool
         its = values(case)
         other = next((one for one, left in theirs.items() if left and _draws(jobs[one], its)), None)
         if other is None:
-            pool.append(SharedCase(case, [place]))
+            pool.append(SharedCase(case, its, [place]))
         else:
             theirs[other].popleft().takers.append(place)
 
@@ -153,7 +155,7 @@ def run_together(jobs: Sequence[Job], budgets: Sequence[Budget], progress: Progr
             for place in shared.takers:
                 start = time.perf_counter()
                 if runs[place].outcome.failure is None and not _holds(runs[place], shared.case):
-                    memory.forget()  # what fails may have written into what all are given
+                    memory.forget()  # what does not end as it should may have written into what all are given
                 spent[place] += time.perf_counter() - start
     judged = {place for shared in cases for place in shared.takers}
     for place, (job, run) in enumerate(zip(jobs, runs, strict=True)):
@@ -171,11 +173,8 @@ def _run_of(job: Job, budget: Budget, progress: Progress, component: Component) 
 
 
 def _holds(run: CaseRun, case: AnyCase) -> bool:
-    """Judge a case, unless the time is up."""
-    try:
+    """Judge a case, unless the time is up, and return whether that was done and it holds."""
+    before = run.outcome.cases
+    with contextlib.suppress(Fails, Stop):
         run.case(case)
-    except Fails:
-        return False
-    except Stop:
-        return True
-    return True
+    return run.outcome.failure is None and run.outcome.cases > before

@@ -133,6 +133,19 @@ def test_who_writes_into_its_inputs_fails_and_harms_nobody(jobs):
     assert [outcome.verdict for outcome in outcomes] == [Verdict.RAISED, Verdict.HOLDS]
 
 
+def test_who_writes_into_its_inputs_and_says_nothing_of_the_case_harms_nobody_either(jobs):
+    def leaves(inputs, target):
+        inputs.x.add_(1)
+        raise KeyError("not here")
+
+    leaving, after = jobs((leaves, BOTH), (right, BOTH))
+    item = replace(leaving.subject.implementation, absent=(KeyError,))
+    several = [replace(leaving, subject=replace(leaving.subject, implementation=item)), after]
+    none, some = run_together(several, budgets(several))
+    assert none.verdict is Verdict.NOT_APPLICABLE
+    assert (some.verdict, some.cases) == (Verdict.HOLDS, 40)
+
+
 def tasks_of(jobs, budget=BUDGET):
     return [Task(job, budget, None) for job in jobs]
 
