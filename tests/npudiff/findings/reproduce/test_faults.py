@@ -131,7 +131,12 @@ def test_what_was_judged_in_a_process_of_its_own_is_written_down_in_one(kept, op
 
 def test_a_process_that_takes_longer_than_it_did_leaves_no_script(kept, operator, isolation, monkeypatch):
     monkeypatch.setattr("npudiff.findings.reproduce.SECONDS", 0.0)
-    one = kept(lambda inputs, target: operator.refuses(inputs.x), isolation=isolation)
+
+    def slowly(inputs, target):
+        time.sleep(0.2)
+        return operator.refuses(inputs.x)
+
+    one = kept(slowly, isolation=isolation)
     assert one.finding.verdict == "rejected call"
     assert one.why.startswith("no script: the process in which its calls were written down died, or took too long")
 

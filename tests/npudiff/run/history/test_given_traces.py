@@ -125,7 +125,7 @@ def test_a_trace_that_is_not_legal_is_damaged(tmp_path, discovered, tally):
 
 def test_runs_are_a_share_of_the_examples(tally):
     made = tally.job()
-    assert Plan(made.subject.target, (made,), (), Request()).budget(made).examples == 50
+    assert Plan(made.subject.target, (made,), (), Request(examples=100)).budget(made).examples == 50
     assert Plan(made.subject.target, (made,), (), Request(examples=1)).budget(made).examples == 1
 
 
