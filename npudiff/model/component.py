@@ -193,6 +193,8 @@ class Property(Generic[CaseT]):
     """Axes of the other runs that it compares with; an implementation that supports no such case is left out."""
     example_ratio: float = 0.1
     """Examples of this property per example of equivalence."""
+    in_place: bool = False
+    """Whether it writes into the inputs that it builds, so that no other may be given them."""
     selector: str = ""
     """What ``--component`` has to name to find it: a user's file or module."""
 

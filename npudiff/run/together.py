@@ -42,16 +42,16 @@ def batches(tasks: Sequence[Task], chosen: Collection[int]) -> Iterator[tuple[in
     for index, (job, budget, _) in enumerate(tasks):
         if index not in chosen:
             continue
-        apart = not budget.together or job.subject.component.history is not None or _remembers(job, budget)
-        key = index if apart else (id(job.subject.component), id(job.prop), id(job.subject.target))
+        key = (id(job.subject.component), id(job.prop), id(job.subject.target)) if _shares(job, budget) else index
         found.setdefault(key, []).append(index)
     yield from map(tuple, found.values())
 
 
-def _remembers(job: Job, budget: Budget) -> bool:
-    """Whether there are cases that the job has to begin with."""
+def _shares(job: Job, budget: Budget) -> bool:
+    """Whether a job may have cases in common with others: not if there are some that it has to begin with."""
     memory = budget.example_database_of(job)
-    return bool(budget.explicit_cases) or (memory is not None and memory.is_dir() and any(memory.iterdir()))
+    remembers = bool(budget.explicit_cases) or (memory is not None and memory.is_dir() and any(memory.iterdir()))
+    return budget.together and job.subject.component.history is None and not job.prop.in_place and not remembers
 
 
 def planned(jobs: Sequence[Job], budgets: Sequence[Budget]) -> list[SharedCase]:
