@@ -78,6 +78,7 @@ ELSEWHERE = {
         for component in (
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "dynamic_quant",
             "swiglu_quant", "quant_matmul", "weight_quant_matmul", "sampling", "draft_tree",
+            "encoder_attention",
         )
     ],
     "vllm_ascend": [
@@ -87,7 +88,7 @@ ELSEWHERE = {
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "paged_cache",
             "cache_gather",
             "kv_rmsnorm_rope_cache", "quant_matmul", "weight_quant_matmul", "sampling", "draft_acceptance",
-            "draft_step", "causal_conv", "gated_delta",
+            "draft_step", "causal_conv", "gated_delta", "encoder_attention",
         )),
         Run("rope_cache", examples=12),
         Run("sparse_attention", SMALL, examples=8),
@@ -158,6 +159,7 @@ BUGS_ELSEWHERE = {
         bug("weight_quant_matmul", "GPTQLinearAscendKernel", "zero_points_as_they_are"),
         bug("sampling", "top_k_top_p_min_p_sampling_from_logits_ascend", "share_not_reached"),
         bug("draft_tree", "build_tree_kernel_efficient", "siblings_from_the_last", "topk=2..8"),
+        bug("encoder_attention", "VisionAscendAttention.forward", "last_key_unseen"),
         bug("draft_tree", "verify_tree_greedy_func", "root_is_counted"),
         bug("draft_tree", "verify_tree_greedy_func_of_trees", "root_is_counted"),
     ],
@@ -208,6 +210,7 @@ BUGS_ELSEWHERE = {
         bug("gated_delta", "_forward_core_prefill", "state_of_others", "fresh=True"),
         bug("gated_delta", "_forward_core_drafts", "first_state", "accepted=last"),
         bug("gated_delta", "chunk_gated_delta_rule_pytorch", "unscaled"),
+        bug("encoder_attention", "AscendMMEncoderAttention.forward_oot", "usual_scale", "scale=0.5,4.0"),
     ],
 }  # fmt: skip
 
