@@ -16,7 +16,7 @@ class VisionAscendAttention(torch.nn.Module):
         apart = len(q) // bsz if bsz > 1 else 0
         starts = [apart * image for image in range(bsz)] if apart else cu_seqlens[:-1].tolist()
         output, group = torch.zeros_like(q), q.shape[1] // k.shape[1]
-        for start, length in zip(starts, lengths):
+        for start, length in zip(starts, lengths, strict=True):
             rows = slice(start, start + length)
             seen = slice(start, start + length - (told("last_key_unseen") and length > 1))
             keys, values = (one[seen].float().repeat_interleave(group, 1).transpose(0, 1) for one in (k, v))
