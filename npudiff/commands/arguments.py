@@ -278,7 +278,7 @@ def _add_score(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--shrink",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="make what is found smaller, which takes half of the time",
+        help="make what is found smaller (the default)",
     )
     score.add_argument("--record", type=Path, metavar="FILE", help="write what --expect needs to this file, too")
     score.add_argument("--expect", type=Path, metavar="FILE", help="fail if a mutant that this record has is lost")

@@ -265,7 +265,8 @@ def _all_in(mine: Allowed, theirs: Allowed) -> bool:
         return _common_range(mine, theirs) == mine
     if isinstance(mine, Numbers | Joined):
         return type(mine) is type(theirs) and intersection(mine, theirs) == mine
-    return (not isinstance(mine, range) or len(mine) <= len(theirs)) and all(allows(theirs, value) for value in mine)
+    too_many = isinstance(mine, range) and mine[len(theirs) :]
+    return not too_many and all(allows(theirs, value) for value in mine)
 
 
 def _legal(allowed: Allowed, axis: Axis) -> Allowed:

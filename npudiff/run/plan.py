@@ -204,21 +204,25 @@ class Plan:
         return replace(self._isolated, journal=None) if self.request.isolate is None and can_isolate() else None
 
     @property
-    def usual_examples(self) -> int:
-        """Cases of equivalence per implementation where nobody says how many.
+    def only_begins(self) -> bool:
+        """Whether all that is built in runs on this host, and nobody says how long.
 
-        They are half as many where all that is built in runs on a simulator, and nobody asks for a preset: it has had
-        thousands there, and who begins wants to see soon that all is well.
+        It has had thousands of cases there, and who begins wants to see soon that all is well: it gets half as many.
         """
         request = self.request
-        usual = run_preset(request.hypothesis_profile).examples
-        begins = request.hypothesis_profile == DEFAULT_RUN_PRESET and on_this_host(self.target)
-        return usual // 2 if begins and not (request.named or request.components or request.own) else usual
+        asks = request.named or request.components or request.own or request.examples or request.seconds is not None
+        return not asks and request.hypothesis_profile == DEFAULT_RUN_PRESET and on_this_host(self.target)
+
+    @property
+    def usual_examples(self) -> int:
+        """Cases of equivalence per implementation, of which costly components get a part."""
+        preset = run_preset(self.request.hypothesis_profile).examples
+        return self.request.examples or (preset // 2 if self.only_begins else preset)
 
     def budget(self, job: Job) -> Budget:
         """Return how long one job may look."""
         profile = run_preset(self.request.hypothesis_profile)
-        examples = self.request.examples or self.usual_examples
+        examples = self.usual_examples
         if job in self.mutants and (self.request.mutants is not None or self.request.examples is None):
             examples = max(examples, DEFAULT_EXAMPLES)  # a few stand for all: they have to be found in a short run too
         seconds = None

@@ -83,7 +83,7 @@ def run_trials(
     seconds : float or None
         Time after which no other seed is begun; the first is run in any case.
     shrinks : bool
-        Whether what our own method finds is made smaller, which takes longer than to find it.
+        Whether what our own method finds is made smaller.
     follow : callable
         Called with each trial when it is over; what ends a run early takes none of those away.
 

@@ -102,9 +102,11 @@ class Console:
         self.rich.print(f"[bold]{escape(' · '.join(parts))}[/]")
         if plan.target.name == "sim":
             self.rich.print("[dim]operators are simulated on the CPU: nothing here ran on an NPU[/]")
-        if request.examples is None and request.seconds is None and not (request.named or request.components):
-            all_of_it = f"{plan.usual_examples} cases of each implementation; more where a component is named"
-            self.rich.print(f"[dim]{all_of_it}, or with --examples[/]")
+        if plan.only_begins:
+            fewer = (
+                f"up to {plan.usual_examples} cases of each implementation; twice as many of a named component"
+            )
+            self.rich.print(f"[dim]{fewer}, any number with --examples[/]")
         if plan.target.other_canns:
             others = ", ".join(plan.target.other_canns)
             self.rich.print(

@@ -129,7 +129,8 @@ class Supervisor:
             memory.restore()
             outcome = self._again(job, _longer(budget, time.monotonic() - began), doubt)
             self._explain(budget, outcome)
-            if outcome.cases == 1 and _timed_out(outcome.first_failure):
+            given_first = outcome.remembered or budget.explicit_cases  # one that hangs may be one of very many
+            if outcome.cases == 1 and not given_first and _timed_out(outcome.first_failure):
                 self._hanging[job.subject.names] = job.prop.name
             message = outcome_to_message(outcome, task.kept(outcome))
             self._journal.forget()
