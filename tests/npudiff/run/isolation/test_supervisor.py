@@ -14,6 +14,7 @@ import torch
 
 from npudiff.errors import DeviceLost
 from npudiff.findings.finding import read_finding
+from npudiff.model.case import dumps
 from npudiff.model.job import Budget, Verdict
 from npudiff.run.engine import run_job
 from npudiff.run.isolation.journal import left_behind
@@ -161,6 +162,16 @@ def test_of_one_whose_first_call_hangs_no_other_property_waits_again(toy, isolat
     assert list(outcomes[1].not_applicable) == [
         "the first call of equivalence has not ended, and each would take its time again"
     ]
+
+
+def test_a_hang_of_a_case_that_was_given_first_says_nothing_of_the_first_call(toy, isolation, planted, left):
+    job = toy.job(planted(hangs=range(900, 1001)))
+    budget = replace(BUDGET, examples=2, shrink=False, isolation=isolation)
+    given = replace(budget, explicit_cases=(dumps(toy.Case((950,))),))
+    tasks = [Task(job, given, None), Task(replace(job, prop=toy.REPEATS), replace(budget, examples=1), None)]
+    with contextlib.closing(Supervisor(tasks)) as supervisor:
+        outcomes = [outcome_from_message(task.job, supervisor.run(place))[0] for place, task in enumerate(tasks)]
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.RAISED, Verdict.HOLDS]
 
 
 def test_time_between_cases_has_a_clock_too(toy, isolation, left, monkeypatch):
