@@ -114,18 +114,20 @@ class AttentionTile:
     def attend(self) -> Attended:
         """Return outputs and LSE of the rows, with their bounds."""
         sums, key_norm = self._sums()
-        value, by_scale, logarithms = (one * sums.share for one in (sums.value, sums.by_scale, sums.logarithms))
-        absolute, by_norm, norms = (one * sums.share for one in (sums.absolute, sums.by_norm, sums.norms))
-        lse = torch.where(sums.total > 0, sums.largest + sums.total.log(), -math.inf)
+        total = sums.total
+        lse = torch.where(total > 0, sums.largest + total.log(), -math.inf)
+        share = torch.where(total > 0, 1 / total, 0.0).unsqueeze(-1)
+        value, by_scale, logarithms = (one * share for one in (sums.value, sums.by_scale, sums.logarithms))
+        absolute, by_norm, norms = (one * share for one in (sums.absolute, sums.by_norm, sums.norms))
         numerator_error, mass_error = self._errors(absolute, by_norm, norms, sums.seen, key_norm)
         numerator_error += self._merged(absolute, lse)
         if sums.moved is not None:
-            moved = sums.moved * sums.share
+            moved = sums.moved * share
             numerator_error += moved[..., :-1]
             mass_error += moved[..., -1]
         output_bound, lse_bound = self._bounds(value, lse, numerator_error, mass_error)
         if sums.inexact is not None:
-            output_bound, lse_bound = sums.inexact.widened(value, output_bound, lse_bound, sums.share)
+            output_bound, lse_bound = sums.inexact.widened(value, output_bound, lse_bound, share)
         by_scale -= value * (logarithms - self._of_sinks(sums, lse))
         return Attended(
             self._ungrouped(value),

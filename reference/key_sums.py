@@ -65,12 +65,6 @@ class KeySums:
         """``[kv_heads, rows]``: the sum of all weights, that of the sink included."""
         return self.mass + torch.exp(self._sinks - finite(self.largest))
 
-    @property
-    def share(self) -> torch.Tensor:
-        """``[kv_heads, rows, 1]``: what turns weights into shares of the total; 0 where there is none."""
-        total = self.total.unsqueeze(-1)
-        return torch.where(total > 0, 1 / total, 0.0)
-
     def weights(self, scores: torch.Tensor) -> torch.Tensor:
         """Turn scores of more keys, ``[kv_heads, rows, keys]``, into weights in place, and shrink what was summed."""
         before = self.largest
