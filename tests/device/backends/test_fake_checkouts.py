@@ -304,6 +304,7 @@ def test_a_bug_in_a_file_of_a_checkout_is_a_finding_of_the_command_line(changed,
     assert "swiglu-SiluAndMul" not in out
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_a_checkout_says_so_and_is_counted(changed, tmp_path):
     checkout = changed({
         "hardware_backend/npu/moe/init_routing.py": ("num_experts, top_k)", "num_experts)"),

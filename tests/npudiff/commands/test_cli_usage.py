@@ -161,6 +161,7 @@ def python(code, *arguments):
 MAIN = "import sys; from npudiff.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_the_exit_code_in_a_process_of_its_own():
     result = python(MAIN, "check", "nope")
     assert (result.returncode, result.stdout) == (4, "")
@@ -192,6 +193,7 @@ def test_help_is_fast(record_property):
     assert statistics.median(times) < 0.6
 
 
+@pytest.mark.slow
 def test_a_reader_that_went_away_is_no_finding():
     closed = "import os; reading, writing = os.pipe(); os.close(reading); os.dup2(writing, 1); "
     result = python(closed + MAIN, "list", "swa_mask")

@@ -75,6 +75,7 @@ def test_outcomes_are_those_of_running_the_jobs_here(tmp_path):
     assert [outcome.verdict for _, outcome, _ in results][:3] == [Verdict.HOLDS, Verdict.WRONG, Verdict.RAISED]
 
 
+@pytest.mark.slow
 def test_what_fails_in_this_process_is_told_as_a_fresh_one_sees_it(tmp_path):
     called = []
 

@@ -106,6 +106,7 @@ def test_the_command(cli, tmp_path):
     assert reliably_found(tmp_path / ".npudiff" / "score.json") == {"swa_mask.mask_minus_one"}
 
 
+@pytest.mark.slow
 def test_a_mutant_that_is_lost_fails_the_command(cli, tmp_path):
     before = tmp_path / "before.json"
     before.write_text(encode([trial("swa_mask.mask_minus_one")], {}), encoding="utf-8")
