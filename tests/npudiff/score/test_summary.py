@@ -136,6 +136,11 @@ def test_some_methods_only(cli):
     assert "unknown method 'guessing'; known: " in cli(*arguments, "--method", "guessing").err
 
 
+def test_mutants_alone(cli):
+    arguments = ("score", "int4_pack", "--target", "sim", "--method", "npudiff", "--seeds", "1", "--examples", "5")
+    assert re.search(r" mutants, 0 correct implementations", cli(*arguments, "--no-correct", "--no-shrink").out)
+
+
 def test_an_unknown_mutant_is_one_line(cli):
     result = cli("score", "swa_mask", "--mutant", "nothing", "--target", "sim")
     assert result.code == ExitCode.USAGE
