@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -183,14 +184,16 @@ def test_help_and_version_import_nothing_heavy():
 
 
 def test_help_is_fast(record_property):
+    """Of a processor: what else runs beside these tests takes no part in it."""
     times = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert python(MAIN, "--help").returncode == 0
-        times.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     record_property("median_seconds", statistics.median(times))
     print(f"npudiff --help: median {statistics.median(times):.3f} s")
-    assert statistics.median(times) < 0.6
+    assert statistics.median(times) < 0.4
 
 
 @pytest.mark.slow
