@@ -68,6 +68,7 @@ ON_NPU = {
     "vllm_ascend": [
         Run("sliding_attention", SMALL, only=GRAPHS, examples=6),
         Run("latent_attention", SMALL, only=GRAPHS),
+        Run("quantised_kv_attention", SMALL, only=GRAPHS),
     ],
 }
 """What needs a device that is called npu, or its graphs."""
@@ -84,6 +85,7 @@ ELSEWHERE = {
     "vllm_ascend": [
         Run("sliding_attention", SMALL, but=GRAPHS),
         Run("latent_attention", SMALL, but=GRAPHS),
+        Run("quantised_kv_attention", SMALL, but=GRAPHS),
         *(Run(component) for component in (
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "paged_cache",
             "cache_gather",
@@ -138,6 +140,8 @@ BUGS_ON_NPU = {
     "vllm_ascend": [
         bug("sliding_attention", "DecodeOnly_graph", "lengths_of_capture", *SMALL),
         bug("latent_attention", "_forward_decode_graph", "lengths_of_capture", *SMALL),
+        bug("quantised_kv_attention", "DecodeOnly_graph", "lengths_of_capture", *SMALL),
+        bug("quantised_kv_attention", "SpecDecoding_graph", "written_behind", *SMALL, "new_tokens=written"),
     ],
 }  # fmt: skip
 
@@ -170,6 +174,9 @@ BUGS_ELSEWHERE = {
         bug("sliding_attention", "DecodeOnly", "values_turned", *SMALL),
         bug("latent_attention", "_forward_prefill", "first_chunk_only", "batch=1..4", "kv_length=1..900"),
         bug("latent_attention", "_forward_decode", "nz_read_as_nd", *SMALL, "layout=PA_NZ"),
+        bug("quantised_kv_attention", "DecodeOnly", "offsets_kept", *SMALL, "offsets=whole,fractional"),
+        bug("quantised_kv_attention", "PrefillCacheHit", "offsets_kept", *SMALL, "offsets=whole,fractional"),
+        bug("quantised_kv_attention", "ChunkedPrefill", "written_behind", *SMALL, "new_tokens=written"),
         bug("paged_cache", "BaseDeviceAdaptor.reshape_and_cache", "neighbouring_slot"),
         bug("cache_gather", "kv_cache_load", "from_the_start", "starts=page"),
         bug("kv_rmsnorm_rope_cache", "exec_kv_decode", "keys_in_halves"),
