@@ -52,15 +52,17 @@ def _common(inputs: ChunkedAttentionInputs) -> AscendCommonAttentionMetadata:
 
 
 @contextlib.contextmanager
-def _with_state() -> Iterator[None]:
-    """Let local requests be told the state of the attention, which vllm's function knows nothing of."""
+def _as_ascend_has_them() -> Iterator[None]:
+    """Let local requests have vllm-ascend's metadata, of which vllm's function knows nothing."""
     module = importlib.import_module(_MODULE)
     made = module.make_local_attention_virtual_batches
 
     def told(*given: Any) -> tuple[Any, Any]:  # noqa: ANN401 - vllm's
         common, table = made(*given)
-        common.attn_state = attention_v1.AscendAttentionState.ChunkedPrefill
-        return common, table
+        known = (field.name for field in fields(AscendCommonAttentionMetadata) if field.init)
+        values = {name: getattr(common, name) for name in known if hasattr(common, name)}
+        state = attention_v1.AscendAttentionState.ChunkedPrefill
+        return AscendCommonAttentionMetadata(**{**values, "attn_state": state}), table
 
     with mock.patch.object(module, "make_local_attention_virtual_batches", told):
         yield
@@ -69,9 +71,9 @@ def _with_state() -> Iterator[None]:
 def _attended(inputs: ChunkedAttentionInputs) -> torch.Tensor:
     """Run a layer on local requests; keys and values are in the cache."""
     query, pool, made = inputs.query, inputs.kv, plain_engine(inputs.query.dtype, inputs.kv.block_table)
-    backend = create_chunked_local_attention_backend(attention_v1.AscendAttentionBackend, inputs.chunk)
     output = torch.zeros_like(query)
     with made.here():
+        backend = create_chunked_local_attention_backend(attention_v1.AscendAttentionBackend, inputs.chunk)
         builder: Any = backend.get_builder_cls()
         spec = SimpleNamespace(block_size=pool.page_size)
         said = builder(spec, [LAYER], made.config, query.device).build(0, _common(inputs))
@@ -89,8 +91,8 @@ def chunked_local_attention(inputs: ChunkedAttentionInputs, target: Target) -> t
     return _attended(inputs)
 
 
-@implementation("chunked_attention", name="ChunkedLocalAttention_told_its_state", supports=_HERE, on_device=True)
-def told_its_state(inputs: ChunkedAttentionInputs, target: Target) -> torch.Tensor:
-    """The same with metadata of local requests that have vllm-ascend's state, ChunkedPrefill."""
-    with _with_state():
+@implementation("chunked_attention", name="ChunkedLocalAttention_of_ascend", supports=_HERE, on_device=True)
+def of_ascend(inputs: ChunkedAttentionInputs, target: Target) -> torch.Tensor:
+    """The same with metadata of local requests that are AscendCommonAttentionMetadata, in state ChunkedPrefill."""
+    with _as_ascend_has_them():
         return _attended(inputs)
