@@ -15,6 +15,8 @@ from vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn import QwenGatedD
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm_ascend.ops import gdn, gdn_attn_builder
 
+from npudiff.device.backends.stubs import StubCalled
+from npudiff.device.backends.vllm_ascend.boot import WITH_TRITON
 from npudiff.device.backends.vllm_ascend.world import ascend_configuration, engine, engine_config, patched
 
 LAYER = "model.layers.0.linear_attn"
@@ -187,4 +189,23 @@ def handed_in(gate: torch.Tensor, beta: torch.Tensor) -> Iterator[None]:
     device_op = importlib.import_module("vllm_ascend.device.device_op").DeviceOperator
     given: Callable[..., tuple[torch.Tensor, torch.Tensor]] = lambda *_: (gate, beta)  # noqa: E731
     with mock.patch.object(device_op, "fused_gdn_gating", staticmethod(given)), here(l2norm_fwd=lambda rows: rows):
+        yield
+
+
+@contextlib.contextmanager
+def triton_pipeline() -> Iterator[None]:
+    """Let the layer find no operator for prompts, and its Triton kernels, whose rows are normalised.
+
+    Raises
+    ------
+    StubCalled
+        If Triton is not here.
+    """
+    if not WITH_TRITON:
+        raise StubCalled("Triton kernels of vllm-ascend need triton beside a virtual NPU")
+    chunk = importlib.import_module("vllm_ascend.ops.triton.fla.chunk")
+    importlib.import_module("vllm_ascend.ops.triton.triton_utils").init_device_properties_triton()
+    values = {"l2norm_fwd": lambda rows: rows, "get_pcp_group": lambda: _ALONE}
+    probed = mock.patch.object(gdn.AscendGatedDeltaNetAttention, "_fused_chunk_available", new=False)
+    with probed, patched(chunk, values):
         yield
