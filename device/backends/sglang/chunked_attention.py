@@ -49,8 +49,7 @@ def _layer(inputs: ChunkedAttentionInputs, mode: ForwardMode) -> torch.Tensor:
     """Run a layer that sees chunks."""
     batch = _whole(inputs)
     with environment({"ASCEND_USE_FIA": "1"}):
-        world = attention_world(batch, mode, _NO_WINDOW)
-        world.layer.use_irope = True
+        world = attention_world(batch, mode, _NO_WINDOW, chunk=inputs.chunk)
         world.backend.init_forward_metadata(world.batch)
         forward: Any = world.backend.forward_decode if mode == ForwardMode.DECODE else world.backend.forward_extend
         answer: torch.Tensor = forward(**world.arguments)

@@ -32,14 +32,21 @@ class AscendMetadata:
 
 class AscendAttentionMetadataBuilder:
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
-        self.device = device
+        self.kv_cache_spec, self.device = kv_cache_spec, device
 
     def build(self, common_prefix_len, common_attn_metadata):
         common = common_attn_metadata
+        lengths = common.seq_lens_cpu + int(told("a_key_more"))
         return AscendMetadata(
-            common.attn_state, common.query_start_loc_cpu[1:].tolist(), common.seq_lens_cpu.tolist(),
-            common.seq_lens_cpu.to(self.device), common.block_table_tensor, common.slot_mapping,
+            common.attn_state, common.query_start_loc_cpu[1:].tolist(), lengths.tolist(),
+            lengths.to(self.device), common.block_table_tensor, common.slot_mapping,
         )  # fmt: skip
+
+
+class AscendAttentionBackend:
+    @staticmethod
+    def get_builder_cls():
+        return AscendAttentionMetadataBuilder
 
 
 class AscendAttentionBackendImpl:
