@@ -6,7 +6,7 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -15,9 +15,13 @@ from vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn import QwenGatedD
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm_ascend.ops import gdn, gdn_attn_builder
 
-from npudiff.device.backends.stubs import StubCalled
-from npudiff.device.backends.vllm_ascend.boot import WITH_TRITON
-from npudiff.device.backends.vllm_ascend.world import ascend_configuration, engine, engine_config, patched
+from npudiff.device.backends.vllm_ascend.world import (
+    ascend_configuration,
+    engine,
+    engine_config,
+    patched,
+    triton_found,
+)
 
 LAYER = "model.layers.0.linear_attn"
 
@@ -201,10 +205,14 @@ def triton_pipeline() -> Iterator[None]:
     StubCalled
         If Triton is not here.
     """
-    if not WITH_TRITON:
-        raise StubCalled("Triton kernels of vllm-ascend need triton beside a virtual NPU")
-    chunk = importlib.import_module("vllm_ascend.ops.triton.fla.chunk")
-    importlib.import_module("vllm_ascend.ops.triton.triton_utils").init_device_properties_triton()
+    with triton_found():
+        chunk = importlib.import_module("vllm_ascend.ops.triton.fla.chunk")
+        with _without_operator(chunk):
+            yield
+
+
+@contextlib.contextmanager
+def _without_operator(chunk: ModuleType) -> Iterator[None]:
     values = {"l2norm_fwd": lambda rows: rows, "get_pcp_group": lambda: _ALONE}
     probed = mock.patch.object(gdn.AscendGatedDeltaNetAttention, "_fused_chunk_available", new=False)
     with probed, patched(chunk, values):

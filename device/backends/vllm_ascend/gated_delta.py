@@ -113,7 +113,14 @@ def prefill_behind_decode(inputs: GatedDeltaInputs, target: Target) -> Outputs:
 @implementation(
     "gated_delta",
     name="_forward_core_prefill_triton",
-    supports={**_LAYER, "chunked": (True,), "kept": ("last",), "length": _SOME, "heads": range(1, 65)},
+    supports={
+        **_LAYER,
+        "chunked": (True,),
+        "kept": ("last",),
+        "length": range(1, 200),
+        "heads": range(1, 5),
+        "batch": range(1, 4),
+    },
     on_device=True,
 )
 def prefill_triton(inputs: GatedDeltaInputs, target: Target) -> Outputs:
