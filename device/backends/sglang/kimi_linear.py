@@ -25,7 +25,6 @@ from npudiff.device.backends.sglang.delta_world import (
     delta_world,
     leave,
 )
-from npudiff.device.backends.sglang.world import kernels_are_here
 from npudiff.model.constraints import Box
 from npudiff.reference.causal_conv import CausalConvInputs
 from npudiff.reference.gated_delta import GatedDeltaInputs
@@ -106,7 +105,7 @@ def _with_slot_0(lines: torch.Tensor) -> torch.Tensor:
 
 @implementation(
     "causal_conv", name="AscendKDAAttnBackend.forward_extend", supports={**_CONVOLUTION, "mode": ("prompt",)},
-    on_device=True, requires=kernels_are_here,
+    on_device=True,
 )  # fmt: skip
 def convolution_of_prompts(inputs: CausalConvInputs, target: Target) -> Outputs:
     """Prompts, with a cached prefix or without."""
@@ -117,7 +116,7 @@ def convolution_of_prompts(inputs: CausalConvInputs, target: Target) -> Outputs:
 
 @implementation(
     "causal_conv", name="AscendKDAAttnBackend.forward_decode",
-    supports={**_CONVOLUTION, "mode": ("step",), "length": (1,)}, on_device=True, requires=kernels_are_here,
+    supports={**_CONVOLUTION, "mode": ("step",), "length": (1,)}, on_device=True,
 )  # fmt: skip
 def convolution_of_steps(inputs: CausalConvInputs, target: Target) -> Outputs:
     """A token for each request."""
@@ -128,7 +127,6 @@ def convolution_of_steps(inputs: CausalConvInputs, target: Target) -> Outputs:
 
 @implementation(
     "causal_conv", name="AscendKDAAttnBackend.target_verify", supports=_DRAFTS, on_device=True,
-    requires=kernels_are_here,
 )  # fmt: skip
 def convolution_of_drafts(inputs: CausalConvInputs, target: Target) -> Outputs:
     """Drafts, as many for each request, behind lines that were rolled back: history is in their last rows."""
@@ -144,9 +142,7 @@ def convolution_of_drafts(inputs: CausalConvInputs, target: Target) -> Outputs:
     return {"output": _output(inputs, rows), "lines": inputs.lines}
 
 
-@implementation(
-    "gated_delta", name="AscendKDAAttnBackend.target_verify", supports=_RULE, on_device=True, requires=kernels_are_here
-)
+@implementation("gated_delta", name="AscendKDAAttnBackend.target_verify", supports=_RULE, on_device=True)
 def rule_of_drafts(inputs: GatedDeltaInputs, target: Target) -> Outputs:
     """Drafts, as many for each request, by the Triton kernel of sgl-kernel-npu."""
     length, batch, tokens = inputs.lengths[0], len(inputs.lengths), sum(inputs.lengths)

@@ -32,7 +32,7 @@ from npudiff.device.ascend import gated_delta
 from npudiff.device.backends.sglang.attention_world import forward_batch
 from npudiff.device.backends.sglang.delta_world import MOST_DRAFT, handed_in
 from npudiff.device.backends.sglang.pool_world import DEVICE
-from npudiff.device.backends.sglang.world import configured, kernels_are_here
+from npudiff.device.backends.sglang.world import configured
 from npudiff.model.constraints import Box
 from npudiff.reference.gated_delta import GatedDeltaInputs
 from npudiff.reference.state_pools import LayerTokens, StatePoolsInputs
@@ -353,7 +353,7 @@ def hybrid_pool_of_prompts(inputs: StatePoolsInputs, target: Target) -> MambaSta
     return MambaStates(inputs, target)
 
 
-@implementation("state_pools", name="HybridReqToTokenPool_drafts", supports=_DRAFTS, requires=kernels_are_here)
+@implementation("state_pools", name="HybridReqToTokenPool_drafts", supports=_DRAFTS)
 def hybrid_pool_of_drafts(inputs: StatePoolsInputs, target: Target) -> MambaStates:
     """Drafts: target verify, and ``update_mamba_state_after_mtp_verify`` with its Triton kernels."""
     return MambaStates(inputs, target)
