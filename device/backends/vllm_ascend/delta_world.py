@@ -28,6 +28,9 @@ LAYER = "model.layers.0.linear_attn"
 MOST_DRAFT = 16
 """Tokens of a request that the operator for drafts takes."""
 
+_CORES = 2
+"""Cores that Triton kernels of prompts are told of: each is a program of the interpreter, and they share the work."""
+
 _ALONE = SimpleNamespace(world_size=1, rank_in_group=0)
 
 
@@ -207,7 +210,8 @@ def triton_pipeline() -> Iterator[None]:
     """
     with triton_found():
         chunk = importlib.import_module("vllm_ascend.ops.triton.fla.chunk")
-        with _without_operator(chunk):
+        utils = importlib.import_module("vllm_ascend.ops.triton.triton_utils")
+        with _without_operator(chunk), patched(utils, {"_NUM_AICORE": _CORES, "_NUM_VECTORCORE": _CORES}):
             yield
 
 
