@@ -91,7 +91,7 @@ def _axes(boundary_check: Any) -> tuple[int, ...]:
     return _numbers(found if isinstance(found, (tuple, list, tl.tuple)) else (found,))
 
 
-@tl.core.builtin
+@tl.core.builtin  # type: ignore[untyped-decorator]
 def make_block_ptr(
     base: Any,
     shape: Any,
@@ -106,7 +106,7 @@ def make_block_ptr(
     return BlockPointer(base, *(_numbers(one) for one in (shape, strides, offsets, block_shape)))
 
 
-@tl.core.builtin
+@tl.core.builtin  # type: ignore[untyped-decorator]
 def advance(base: BlockPointer, offsets: Any, _semantic: Any = None) -> BlockPointer:
     """Return a pointer to a block so many elements further."""
     del _semantic
@@ -117,7 +117,7 @@ def advance(base: BlockPointer, offsets: Any, _semantic: Any = None) -> BlockPoi
 _load, _store = tl.core.load, tl.core.store
 
 
-@tl.core.builtin
+@tl.core.builtin  # type: ignore[untyped-decorator]
 def load(
     pointer: Any, mask: Any = None, other: Any = None, boundary_check: Any = (), padding_option: Any = "",
     _semantic: Any = None, **more: Any,
@@ -131,7 +131,7 @@ def load(
     )
 
 
-@tl.core.builtin
+@tl.core.builtin  # type: ignore[untyped-decorator]
 def store(
     pointer: Any,
     value: Any,
