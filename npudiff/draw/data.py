@@ -51,7 +51,7 @@ class Stream:
 
     def __init__(self, seed: int, name: str) -> None:
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
-        self._bits = np.random.Philox(_Key(digest))  # type: ignore[arg-type] - any ISeedSequence is documented
+        self._bits = np.random.Philox(_Key(digest))  # type: ignore[arg-type] # any is documented
 
     def random_uint64(self, count: int) -> np.ndarray:
         """Return ``count`` raw 64-bit words."""
