@@ -65,7 +65,7 @@ def test_an_element_is_told_by_request_position_and_chunk():
     [
         (replace(CASE, chunk=0), "chunk must lie in"),
         (replace(CASE, requests=(Request(3, 2),)), "no more new tokens than tokens"),
-        (replace(CASE, requests=(Request(1, 2**16),), kv_heads=64), "more than 16777216 elements"),
+        (replace(CASE, requests=(Request(1, 2**16),), chunk=2**16, kv_heads=64), "more than 16777216 elements"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
