@@ -97,8 +97,8 @@ def _draw_request(choose: Chooser, box: Box, case: ChunkedAttentionCase) -> Requ
     total = choose.pick(totals)
     behind = (total - 1) % chunk + 1
     near = [behind + step for step in (0, 1, 5) if allows(box.get("query_length", _LENGTHS), behind + step)]
-    fitting = [new for new in (*queries, *near) if new <= total]
-    most = MOST_SCORES // (32 if choose.far == "batch" else 1)
+    fitting = [new for new in (*queries, *near, *near) if new <= total]
+    most = MOST_SCORES // (32 if choose.far else 1)
     affordable = [new for new in fitting if new * min(total, chunk) <= most]
     return Request(choose.pick(affordable or [min(fitting)]), total)
 
@@ -133,7 +133,7 @@ class ChunkedAttentionCase(Case):
         shown=lambda case: f"heads {case.kv_heads * case.group}:{case.kv_heads}",
     )  # fmt: skip
     group: int = axis(
-        "query heads per KV head", _SIZES, 1, drawn=(1, 2, 5),
+        "query heads per KV head", _SIZES, 1, drawn=(1, 2, 5, 1, 2, 5, 8, 20),
         affordable=lambda case, group: _affords_heads(case, group * case.kv_heads) and group <= 64, shown="",
     )  # fmt: skip
     head_dim: int = axis(
