@@ -72,7 +72,7 @@ def test_every_kind_of_step_is_drawn_often(drawn):
 
 def test_queries_and_keys_that_a_norm_sees_are_tiny_now_and_then(drawn):
     tiny = [trace for trace in drawn if trace.keys == "tiny"]
-    assert len(tiny) > len(drawn) / 12
+    assert len(tiny) > len(drawn) / 20  # one of six in 540 traces
     assert all(trace.raw for trace in tiny)
     weight = open_inputs(replace(tiny[0], keys="usual")).weight.float()
     keys = 2 * tiny[0].key_heads * tiny[0].key_dim
