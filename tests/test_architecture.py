@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("reference", "device", "properties", "npudiff")
 WINGS = (
     "errors", "text", "files", "model", "draw", "judge", "run", "findings", "show", "api", "serve", "gate", "score",
-    "commands", "cli", "plugin",
+    "campaign", "commands", "cli", "plugin",
 )  # fmt: skip
 """The engine, from the bottom: each wing, and each module beside the wings, stands only on those before it."""
 DOORS = ("npudiff", "npudiff.__main__")

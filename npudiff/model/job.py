@@ -94,6 +94,8 @@ class Budget:
     """Folder of failing cases that others remember; it is read, and never written."""
     together: bool = False
     """Whether the job may have cases in common with others of its component and property."""
+    collects: bool = False
+    """Whether the outcome keeps a case of each kind: of each set of regions that a case is in."""
 
     def seed_of(self, job: Job) -> int | None:
         """Return the seed of the draws of a job, whoever chose it; None for other cases every time.
@@ -176,6 +178,8 @@ class Outcome:
     """Reasons why drawn cases were not run, with their numbers."""
     features: Counter[str] = field(default_factory=Counter)
     """Regions that the cases were in."""
+    kinds: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    """Regions that a case is in, to the first such case, where the budget collects them."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Outputs of the reference that the implementation did not return, with the numbers of cases that hold without."""
     worst_ratio: float = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -152,11 +152,16 @@ class CaseRun:
             outcome.not_applicable[str(error)] += 1
             return False
         outcome.cases += 1
-        outcome.features.update(component.features(case))
+        self._count_regions(case, component.features(case))
         self.progress(outcome)
         if failure is not None:
             self._record(failure)
         return failure is not None
+
+    def _count_regions(self, case: AnyCase, regions: Collection[str]) -> None:
+        self.outcome.features.update(regions)
+        if self.budget.collects:
+            self.outcome.kinds.setdefault(tuple(sorted(regions)), case)
 
     def _still_fails(self, case: AnyCase) -> bool:
         """Whether a case that may be smaller fails as well.
@@ -364,7 +369,7 @@ class TraceRun(CaseRun):
         """Count the regions of a trace of which anything was new."""
         features = self.outcome.job.subject.component.features(case)
         if self._counted:
-            self.outcome.features.update(features)
+            self._count_regions(case, features)
             self.progress(self.outcome)
 
     def conclude(self) -> None:
