@@ -25,8 +25,10 @@ Regions = tuple[str, ...]
 class JobKnowledge:
     """What is known of one job on one target."""
 
-    rounds: int = 0
-    """Rounds that are over."""
+    done: int = 0
+    """Rounds before this one are over."""
+    ahead: set[int] = field(default_factory=set)
+    """Rounds after it that are: others that ran beside them were lost, or have not ended yet."""
     cases: int = 0
     steps: int = 0
     seconds: float = 0.0
@@ -45,6 +47,15 @@ class JobKnowledge:
     """Rounds that failed in a row, by no fault of a case."""
     gain: float = 0.0
     """Gains, of which those of earlier rounds count less."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that are over."""
+        return self.done + len(self.ahead)
+
+    def left(self) -> Iterator[int]:
+        """Yield the numbers of rounds that are not over."""
+        return (number for number in itertools.count(self.done) if number not in self.ahead)
 
     @property
     def seconds_of_a_round(self) -> float:
@@ -75,12 +86,20 @@ class JobKnowledge:
             gain += OF_A_MARGIN * (entry["worst"] - self.worst) * (self.worst > 0)
             self.worst, self.worst_case = entry["worst"], entry["worst_case"]
         self.exact = self.exact and entry["exact"]
-        self.rounds += not entry["cut"]
+        if not entry["cut"]:
+            self._count(entry["number"])
         self.cases += entry["cases"]
         self.steps += entry["steps"]
         self.seconds += entry["seconds"]
         self.failures = 0
         self.gain = MEMORY * self.gain + gain
+
+    def _count(self, number: int) -> None:
+        if number >= self.done:
+            self.ahead.add(number)
+        while self.done in self.ahead:
+            self.ahead.remove(self.done)
+            self.done += 1
 
 
 @dataclass

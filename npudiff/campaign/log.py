@@ -125,7 +125,7 @@ def _entry(line: bytes) -> Mapping[str, Any] | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    shape = _SHAPES.get(entry.get("kind", "")) if isinstance(entry, dict) else None
+    shape = _SHAPES.get(str(entry.get("kind"))) if isinstance(entry, dict) else None
     if shape is None or not all(isinstance(entry.get(name), kind) for name, kind in shape.items()):
         return None
     parts: list[tuple[object, Callable[[Any], bool]]] = [(one, _is_kind) for one in entry.get("new", ())]

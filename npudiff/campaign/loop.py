@@ -119,11 +119,10 @@ class Campaign:
         done = sum(one.rounds for one in known.values())
         offset = seed_of(self.knowledge.name, done, "offset") / 2**63
         names = next_jobs(known, TURN_SECONDS * workers, offset)
-        rounds = []
-        numbers = {name: known[name].rounds for name in jobs}
-        for name in names:
-            rounds.append(round_of(self.knowledge.name, jobs[name], numbers[name], self._regions(jobs[name])))
-            numbers[name] += 1
+        numbers = {name: known[name].left() for name in jobs}
+        rounds = [
+            round_of(self.knowledge.name, jobs[name], next(numbers[name]), self._regions(jobs[name])) for name in names
+        ]
         fresh = [one for one in rounds if not one.number]
         return sorted(rounds, key=lambda one: one.job.prop is not EQUIVALENCE) if fresh else rounds
 
