@@ -14,7 +14,7 @@ from typing import Any
 MEMORY = 0.9
 """What a gain counts after each further round of its job."""
 
-OF_A_REGION, OF_A_PAIR, OF_A_MARGIN, OF_A_CAUSE = 1.0, 0.1, 4.0, 10.0
+OF_A_REGION, OF_A_PAIR, OF_A_MARGIN, OF_A_CAUSE = 1.0, 0.1, 4.0, 3.0
 """Gains: of a new region, of two that were in no case together before, of the largest error/bound per unit by which it
 rises, and of a finding of a new cause."""
 

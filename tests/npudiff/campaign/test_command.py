@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from npudiff.campaign import loop
 from npudiff.errors import ExitCode
 
 
@@ -159,7 +160,8 @@ def _killed_after(seconds, arguments, folder):
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # it is forked: torch's threads are not used
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_killed_campaign_loses_nothing_but_the_rounds_in_flight(kills, campaign, tmp_path, read_log):
+def test_a_killed_campaign_loses_nothing_but_the_rounds_in_flight(kills, campaign, tmp_path, read_log, monkeypatch):
+    monkeypatch.setattr(loop, "TURN_SECONDS", 0.5)  # so that some are killed between two
     campaign("swa_mask", time="1s")  # everything is imported, and the first rounds are over
     kept = tmp_path / "kept"
     arguments = ["campaign", "swa_mask", "--impl", "mine.py", "--target", "sim", "--no-isolate", "-j", "2"]
