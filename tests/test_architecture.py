@@ -49,6 +49,7 @@ OF_FOLDERS = {
     "device/backends/vllm_ascend": {"vllm_ascend", "vllm"},
     "device/virtual/triton": {"triton", "numpy", "ml_dtypes"},
     "npudiff/serve": {"starlette", "uvicorn"},
+    "npudiff/campaign": {"ray"},
 }  # fmt: skip
 """What some rooms import besides: backends themselves, what a stand-in has to answer, and what an extra installs."""
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}

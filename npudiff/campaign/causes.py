@@ -35,10 +35,17 @@ class Causes:
         The output folder.
     knowledge : Knowledge
         Which of the findings below it are the campaign's; causes whose folder is gone are forgotten there.
+
+    Attributes
+    ----------
+    root : pathlib.Path
+        Folder of findings.
+    findings : dict
+        Name of a folder to the finding in it.
     """
 
     def __init__(self, root: Path, knowledge: Knowledge) -> None:
-        self._root, self._knowledge = root / FINDINGS, knowledge
+        self.root, self._knowledge = root / FINDINGS, knowledge
         self.findings: dict[str, LoggedFinding] = {}
         for name in list(knowledge.causes):
             try:
@@ -49,19 +56,19 @@ class Causes:
     def _folder(self, name: str) -> Path:
         if file_name(name) != name:
             raise UsageError(f"{name}: no name of a folder")
-        return self._root / name
+        return self.root / name
 
     def _add(self, finding: Finding) -> None:
-        folder = self._root / finding.key
+        folder = self.root / finding.key
         self.findings[finding.key] = LoggedFinding(finding, folder, "")
 
     def keep(self) -> Keep:
         """Return what writes the findings of a round, but for those whose cause is known by now."""
-        write, tell = keeper(self._root), told_only("")
+        write, tell = keeper(self.root), told_only("")
 
         def kept(outcome: Outcome) -> Sequence[Kept]:
             if all(self.cause_of(finding) is not None for finding, _ in findings_of(outcome)):
-                return [replace(one, folder=self._root / one.folder.name) for one in tell(outcome)]
+                return [replace(one, folder=self.root / one.folder.name) for one in tell(outcome)]
             return write(outcome)
 
         return kept

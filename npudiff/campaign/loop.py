@@ -135,7 +135,7 @@ class Campaign:
     def _turn(self, team: Team, rounds: Sequence[Round], until: float | None) -> None:
         if not rounds:
             return
-        for told in team.run(rounds, self.causes.keep(), until):
+        for told in team.run(rounds, self.causes, until):
             self._take(told)
             self.tell()
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from npudiff.campaign.causes import Causes
 from npudiff.campaign.rounds import CardLost, Ended, Failed, Round, is_cut, task_of
 from npudiff.errors import DeviceLost
 from npudiff.run.events import Listener
-from npudiff.run.messages import Keep
 from npudiff.run.plan import Plan
 from npudiff.run.workers import WorkerFailed, run_in_workers
 
@@ -30,15 +30,15 @@ class Team(Protocol):
     def where(self) -> str:
         """The workers in words, such as ``2 workers``."""
 
-    def run(self, rounds: Sequence[Round], keep: Keep, until: float | None) -> Iterator[Told]:
+    def run(self, rounds: Sequence[Round], causes: Causes, until: float | None) -> Iterator[Told]:
         """Run rounds, in about their order, and yield them as they end; those that are lost do not end.
 
         Parameters
         ----------
         rounds : sequence of Round
             What is run.
-        keep : callable
-            Writes findings.
+        causes : Causes
+            Says where findings are written, and which are known.
         until : float or None
             Time of ``time.monotonic()`` after which no other case is begun.
         """
@@ -75,8 +75,9 @@ class LocalTeam:
         noun = "card" if self._has_cards else "worker"
         return f"{self.size} {noun}{'' if self.size == 1 else 's'}"
 
-    def run(self, rounds: Sequence[Round], keep: Keep, until: float | None) -> Iterator[Told]:
+    def run(self, rounds: Sequence[Round], causes: Causes, until: float | None) -> Iterator[Told]:
         """As of ``Team``; a card that is lost is not used again."""
+        keep = causes.keep()
         tasks = [task_of(self._plan, one, keep, until) for one in rounds]
         results = run_in_workers(tasks, self.size, self._tell, begun=self._begun())
         try:

@@ -232,6 +232,11 @@ def _add_campaign(commands: argparse._SubParsersAction[_Parser]) -> None:
     campaign.add_argument("--batch", type=positive, metavar="N", help="cases of equivalence of a round (200)")
     campaign.add_argument("--seed", type=int, metavar="N", help="seed of a campaign that is new; others keep theirs")
     campaign.add_argument("-j", dest="workers", type=positive, metavar="N", help="as --workers")
+    campaign.add_argument(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="run on a Ray cluster: the one that this machine belongs to or a new one, or the one of an address",
+    )
     campaign.add_argument("--cards", type=positive, metavar="N", help="a worker for each of so many cards")
     _add_shared(campaign)
     _add_run(campaign)

@@ -94,6 +94,12 @@ def _request(options: argparse.Namespace) -> Any:  # noqa: ANN401 - a request
 @contextlib.contextmanager
 def _team(options: argparse.Namespace, plan: Plan) -> Iterator[Team]:
     """Give the workers that were asked for."""
+    if options.ray is not None:
+        from npudiff.campaign.cluster import RayTeam  # noqa: PLC0415 - Ray is an extra
+
+        with RayTeam(plan, options.ray, options.workers, options.cards or 0) as team:
+            yield team
+        return
     cards = cards_named(options.cards) if options.cards else []
     if options.cards and len(cards) < options.cards:
         raise UsageError(f"--cards {options.cards}: only {', '.join(cards)} can be seen")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,9 @@ from npudiff.errors import DeviceLost
 from npudiff.model.job import Outcome
 from npudiff.run.plan import Plan, Request
 
+NOWHERE = SimpleNamespace(keep=lambda: lambda outcome: ())
+"""Causes of rounds that find nothing."""
+
 
 class Team:
     """Ends each round at once, but for those of which it is told something else."""
@@ -28,7 +32,7 @@ class Team:
         self.told, self.size, self.turns = told, size, turns
         self.ran = []
 
-    def run(self, rounds, keep, until):
+    def run(self, rounds, causes, until):
         self.turns -= 1
         if self.turns < 0:
             raise KeyboardInterrupt
@@ -123,13 +127,13 @@ def test_a_card_that_is_lost_is_taken_out_and_its_rounds_go_elsewhere(toy, monke
     team = LocalTeam(plan, 1, cards)
     assert team.where == "2 cards"
     rounds = [round_of("name", job, number) for number in range(6)]
-    told = list(team.run(rounds, lambda outcome: (), None))
+    told = list(team.run(rounds, NOWHERE, None))
     (lost,) = [one for one in told if isinstance(one, CardLost)]
     assert (lost.card, lost.why) == ("7", "no known answer")
     assert team.where == "1 card"
     left = [one for one in rounds if one not in [end.round for end in told if isinstance(end, Ended)]]
     assert left
-    rest = list(team.run(left, lambda outcome: (), None))
+    rest = list(team.run(left, NOWHERE, None))
     assert [one.round for one in rest] == left
 
 
@@ -144,7 +148,7 @@ def test_a_worker_that_dies_loses_its_round_only(toy):
     rounds = [round_of("name", job, number) for number in range(4)]
     rounds[1] = replace(rounds[1], given=('{"numbers":[999],"kind":"plain"}',))
     team = LocalTeam(plan, 2)
-    told = list(team.run(rounds, lambda outcome: (), None))
+    told = list(team.run(rounds, NOWHERE, None))
     (failed,) = [one for one in told if isinstance(one, Failed)]
     assert failed.round == rounds[1]
     assert "died: exit code 3" in failed.why
