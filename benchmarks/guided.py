@@ -5,8 +5,8 @@
 
 A kernel of the first kind is wrong where some fields of a case have the values of one case that was drawn: so many
 fields that of 20,000 plain draws one to four hit it. Guided search mutates cases that brought something new (a
-region, two regions together, a branch of the kernel that was not taken before, a larger error/bound), field by field,
-with values that are legal. Every second case is a plain draw.
+region, two regions together, a larger error/bound), field by field, with values that are legal. Every second case is a
+plain draw. The third search sees branches of the kernel, which is Python and asks for one field after the other.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy
+import numpy as np
 
-from npudiff.judge.judge import EQUIVALENCE, LocalJudge, property_of_mutant
+from npudiff.judge.judge import EQUIVALENCE, LocalJudge
 from npudiff.model.case import declaration
 from npudiff.model.component import ImplementationRaised, NotApplicable
 from npudiff.model.job import Budget, Job
 from npudiff.run.engine import draw_cases
+from npudiff.run.guidance import Guide
 from npudiff.run.plan import Request, make_plan
 
 COMPONENTS = {"swiglu": "npu_swiglu", "moe_gating": "npu_moe_gating_top_k", "dynamic_quant": "npu_dynamic_quant"}
@@ -39,8 +40,8 @@ narrow region."""
 MOST = 60_000
 """Cases after which a search gives up, and counts as so many."""
 
-Seen = tuple[bool, float, int]
-"""Whether a case fails, its error over bound if it holds, and the deepest branch that it took."""
+Seen = tuple[bool, float]
+"""Whether a case fails, and its error over bound if it holds."""
 
 
 class Draws:
@@ -62,15 +63,14 @@ class Guided:
     """A corpus of cases that brought something new, and what their fields may be instead."""
 
     job: Job
-    random: numpy.random.Generator
+    random: np.random.Generator
     corpus: list[Any] = field(default_factory=list)
     values: dict[str, list[Any]] = field(default_factory=dict)
     """Field to the values that cases had."""
     seen: set[object] = field(default_factory=set)
     worst: float = 0.0
-    deepest: int = 0
 
-    def take(self, case: Any, ratio: float, depth: int) -> None:
+    def take(self, case: Any, ratio: float) -> None:
         """Take a case that was judged; it is kept if it brought anything."""
         for one in dataclasses.fields(case):
             known = self.values.setdefault(one.name, [])
@@ -79,13 +79,10 @@ class Guided:
                 known.append(value)
         regions = sorted(self.job.subject.component.features(case))
         new = {*regions, *itertools.combinations(regions, 2)} - self.seen
-        if depth > self.deepest:  # the newest branch first: what comes after it is found from there
-            self.deepest, self.corpus = depth, []
-        if new or ratio > self.worst or (depth == self.deepest > 0 and len(self.corpus) < 64):
+        if new or ratio > self.worst:
             self.seen |= new
             self.worst = max(self.worst, ratio)
-            if depth == self.deepest:
-                self.corpus.append(case)
+            self.corpus.append(case)
 
     def mutated(self) -> Any | None:
         """Return a legal case that differs from one of the corpus in one field, or two; None if none was found."""
@@ -128,15 +125,59 @@ def plain(job: Job, draws: Iterable[Any], seed: int, judge: Callable[[Any], Seen
 
 def guided(job: Job, draws: Iterable[Any], seed: int, judge: Callable[[Any], Seen], most: int) -> int:
     """Return after how many cases of a guided search one fails."""
-    search, drawn = Guided(job, numpy.random.Generator(numpy.random.Philox(seed))), iter(draws)
+    search, drawn = Guided(job, np.random.Generator(np.random.Philox(seed))), iter(draws)
     for number in range(1, most + 1):
         case = search.mutated() if number % 2 == 0 and search.corpus else None
         case = next(drawn) if case is None else case
-        fails, ratio, depth = judge(case)
+        fails, ratio = judge(case)
         if fails:
             return number
-        search.take(case, ratio, depth)
+        search.take(case, ratio)
     return most
+
+
+NAMES_OF_A_CHAIN = 8
+"""Conditions of a kernel at most."""
+
+
+def _is_wanted(case: Any, wanted: Sequence[tuple[str, Any]]) -> bool:
+    """Whether a case meets all conditions, as a kernel asks: one after the other, up to the first that it does not."""
+    names, values = zip(*wanted, *[("", None)] * (NAMES_OF_A_CHAIN - len(wanted)), strict=True)
+    read = _read
+    return (
+        read(case, names[0]) == values[0]
+        and read(case, names[1]) == values[1]
+        and read(case, names[2]) == values[2]
+        and read(case, names[3]) == values[3]
+        and read(case, names[4]) == values[4]
+        and read(case, names[5]) == values[5]
+        and read(case, names[6]) == values[6]
+        and read(case, names[7]) == values[7]
+    )
+
+
+def _read(case: Any, name: str) -> Any:
+    return getattr(case, name) if name else None
+
+
+def branches_seen(job: Job, draws: Iterable[Any], seed: int, region: Narrow, most: int) -> int:
+    """Return after how many cases a search fails that sees the branches of the kernel, as campaigns do."""
+    watched = replace(job.subject.implementation, function=_kernel(region))
+    guide = Guide(replace(job, subject=replace(job.subject, implementation=watched)), seed)
+    function = guide.job.subject.implementation.function
+    target: Any = None
+    for number, case in enumerate(guide.cases(list(itertools.islice(draws, most // 2))), 1):
+        if function(case, target) or number == most:
+            return number
+    return most
+
+
+def _kernel(region: Narrow) -> Callable[[Any, Any], Any]:
+    def kernel(case: Any, target: Any) -> Any:
+        del target
+        return _is_wanted(case, region.wanted)
+
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -146,16 +187,10 @@ class Narrow:
     wanted: tuple[tuple[str, Any], ...]
     share: float
     """Of plain draws."""
-    visible: bool
-    """Whether it is seen how many of the conditions a case meets before the first that it does not."""
 
     def __call__(self, case: Any) -> Seen:
-        depth = 0
-        for name, value in self.wanted:
-            if getattr(case, name) != value:
-                break
-            depth += 1
-        return depth == len(self.wanted), 0.0, depth if self.visible else 0
+        """Say whether a case is in it, and nothing else: a kernel that cannot be seen."""
+        return all(getattr(case, name) == value for name, value in self.wanted), 0.0
 
 
 def pool_of(job: Job) -> list[Any]:
@@ -171,14 +206,14 @@ class Again:
     seed: int
 
     def __iter__(self) -> Iterator[Any]:
-        random = numpy.random.Generator(numpy.random.Philox(self.seed + 50_000))
+        random = np.random.Generator(np.random.Philox(self.seed + 50_000))
         while True:
             yield from (self.pool[place] for place in random.integers(len(self.pool), size=4096).tolist())
 
 
 def narrow_regions(pool: Sequence[Any], count: int) -> list[Narrow]:
     """Return regions around cases that were drawn: fields are added in any order until few other cases have them."""
-    random = numpy.random.Generator(numpy.random.Philox(1))
+    random = np.random.Generator(np.random.Philox(1))
     names = [one.name for one in dataclasses.fields(pool[0]) if one.name != "seed"]
     found: list[Narrow] = []
     for case in pool:
@@ -191,7 +226,7 @@ def narrow_regions(pool: Sequence[Any], count: int) -> list[Narrow]:
             if len(alike) in HITS:
                 break
         if len(alike) in HITS and len(wanted) > 1:
-            found.append(Narrow(tuple(wanted), len(alike) / len(pool), visible=False))
+            found.append(Narrow(tuple(wanted), len(alike) / len(pool)))
         if len(found) == count:
             break
     return found
@@ -204,16 +239,15 @@ def _job(component: str, name: str) -> Job:
 
 def kernels(regions: int, seeds: int) -> None:
     """Print the cases that each search needs for kernels that are wrong in narrow regions."""
-    totals: dict[str, list[float]] = {"guided": [], "guided, branches seen": []}
-    print("component | region, share of draws | plain | guided | guided, branches seen")
+    totals: dict[str, list[float]] = {"guided": [], "branches seen": []}
+    print("component | region, share of draws | plain | guided | branches seen")
     for component, name in COMPONENTS.items():
         job = _job(component, name)
         pool = pool_of(job)
         for region in narrow_regions(pool, regions):
-            seen = dataclasses.replace(region, visible=True)
+            searches = (plain, guided, branches_seen)
             rows = [
-                [search(job, Again(pool, seed), seed, judge, MOST) for seed in range(seeds)]
-                for search, judge in ((plain, region), (guided, region), (guided, seen))
+                [search(job, Again(pool, seed), seed, region, MOST) for seed in range(seeds)] for search in searches
             ]
             medians = [statistics.median(row) for row in rows]
             for one, median in zip(totals, medians[1:], strict=True):
@@ -234,10 +268,10 @@ def _judged(job: Job) -> Callable[[Any], Seen]:
         try:
             comparison = judge.check(case)
         except NotApplicable:
-            return False, 0.0, 0
+            return False, 0.0
         except ImplementationRaised:
-            return True, 0.0, 0
-        return not comparison.holds, comparison.worst, 0
+            return True, 0.0
+        return not comparison.holds, comparison.worst
 
     return seen
 
@@ -250,7 +284,6 @@ def mutants(names: Sequence[str], seeds: int, most: int) -> None:
     print("mutant | plain | guided | seconds")
     for name in names:
         job = found[name]
-        assert job.prop is property_of_mutant(job.subject.implementation)
         began = time.monotonic()
         with job.subject.target.activate():
             rows = [

@@ -274,11 +274,11 @@ def round_to_text(one: Round) -> str:
         "seed": one.seed,
         "regions": [dict(region) for region in one.regions],
     }
-    return json.dumps({**plain, "given": one.given})
+    return json.dumps({**plain, "given": one.given, "corpus": one.corpus})
 
 
 def round_from_text(text: str, jobs: Mapping[str, Job]) -> Round:
     """Return the round that a text says; raises ``KeyError`` if there is no such job."""
     plain = json.loads(text)
-    given = None if plain["given"] is None else tuple(plain["given"])
-    return Round(jobs[plain["job"]], plain["number"], plain["seed"], tuple(plain["regions"]), given)
+    given, corpus = (None if plain[name] is None else tuple(plain[name]) for name in ("given", "corpus"))
+    return Round(jobs[plain["job"]], plain["number"], plain["seed"], tuple(plain["regions"]), given, corpus)

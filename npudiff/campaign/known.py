@@ -15,8 +15,8 @@ MEMORY = 0.9
 """What a gain counts after each further round of its job."""
 
 OF_A_REGION, OF_A_PAIR, OF_A_MARGIN, OF_A_CAUSE = 1.0, 0.1, 4.0, 3.0
-"""Gains: of a new region, of two that were in no case together before, of the largest error/bound per unit by which it
-rises, and of a finding of a new cause."""
+"""Gains: of a new region or branch, of two regions that were in no case together before, of the largest error/bound per
+unit by which it rises, and of a finding of a new cause."""
 
 Regions = tuple[str, ...]
 
@@ -43,6 +43,8 @@ class JobKnowledge:
     """Regions that cases were in, and those that one case was in together."""
     corpus: dict[Regions, str] = field(default_factory=dict)
     """Regions of a case that brought something new, to that case as JSON."""
+    guides: list[str] = field(default_factory=list)
+    """Cases as JSON that took a new branch of the implementation, where that can be seen."""
     failures: int = 0
     """Rounds that failed in a row, by no fault of a case."""
     gain: float = 0.0
@@ -81,6 +83,8 @@ class JobKnowledge:
             self.pairs.update(itertools.combinations(kind, 2))
             self.corpus[tuple(kind)] = case
         gain = OF_A_REGION * (len(self.regions) - before[0]) + OF_A_PAIR * (len(self.pairs) - before[1])
+        self.guides += [case for case in entry["guides"] if case not in self.guides]
+        gain += OF_A_REGION * len(entry["guides"])
         gain += OF_A_CAUSE * sum(found["new"] for found in entry["found"])
         if entry["worst_case"] and entry["worst"] >= self.worst:
             gain += OF_A_MARGIN * (entry["worst"] - self.worst) * (self.worst > 0)

@@ -111,7 +111,8 @@ _SHAPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "session": {},
     "round": {
         "job": str, "number": int, "cases": int, "steps": int, "seconds": (int, float), "worst": (int, float),
-        "worst_case": str, "exact": bool, "cut": bool, "new": list, "found": list, "at": (int, float),
+        "worst_case": str, "exact": bool, "cut": bool, "new": list, "found": list, "guides": list,
+        "at": (int, float),
     },
     "again": {"folder": str, "fails": bool},
     "lost": {"card": str, "why": str},
@@ -130,6 +131,7 @@ def _entry(line: bytes) -> Mapping[str, Any] | None:
         return None
     parts: list[tuple[object, Callable[[Any], bool]]] = [(one, _is_kind) for one in entry.get("new", ())]
     parts += [(one, _is_found) for one in entry.get("found", ())]
+    parts += [(one, _is_text) for one in entry.get("guides", ())]
     return entry if all(fits(one) for one, fits in parts) else None
 
 
@@ -141,6 +143,10 @@ def _is_kind(one: Any) -> bool:  # noqa: ANN401 - what was read
         and all(isinstance(name, str) for name in one[0])
         and isinstance(one[1], str)
     )
+
+
+def _is_text(one: object) -> bool:
+    return isinstance(one, str)
 
 
 def _is_found(one: Any) -> bool:  # noqa: ANN401 - what was read

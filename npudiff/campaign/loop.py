@@ -121,7 +121,8 @@ class Campaign:
         names = next_jobs(known, TURN_SECONDS * workers, offset)
         numbers = {name: known[name].left() for name in jobs}
         rounds = [
-            round_of(self.knowledge.name, jobs[name], next(numbers[name]), self._regions(jobs[name])) for name in names
+            round_of(self.knowledge.name, jobs[one], next(numbers[one]), self._regions(jobs[one]), known[one].guides)
+            for one in names
         ]
         fresh = [one for one in rounds if not one.number]
         return sorted(rounds, key=lambda one: one.job.prop is not EQUIVALENCE) if fresh else rounds
@@ -182,6 +183,7 @@ class Campaign:
             worst_case="" if outcome.worst_case is None else dumps(outcome.worst_case),
             exact=outcome.exact,
             new=[[list(kind), dumps(case)] for kind, case in before.new_in(outcome.kinds).items()],
+            guides=[dumps(case) for case in outcome.guides],
             found=found,
             cut=told.cut,
         )

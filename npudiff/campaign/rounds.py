@@ -1,7 +1,7 @@
 """A round: a batch of cases of one job, from a seed of its own.
 
 The seed follows from the name of the campaign, the job and the number of the round. So a round that was lost, with a
-process, a card or the whole machine, is the same round when it is run again.
+process, a card or the whole machine, is the same round when it is run again; a guided one begins with what is known.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from npudiff.gate.rotation import seed_of
 from npudiff.model.job import Job, Outcome
 from npudiff.run.explain import outside
+from npudiff.run.guidance import can_be_guided
 from npudiff.run.messages import Keep, Kept, Task
 from npudiff.run.plan import Plan
 
@@ -22,6 +23,9 @@ BATCH = 200
 
 LOOKS_INSIDE = 8
 """Where a region is known to fail, one round of so many draws in it as well: a region that is told may be too large."""
+
+MOST_GUIDES = 32
+"""Cases that a guided round begins with."""
 
 Region = Mapping[str, Sequence[Any]]
 """Axis to the values with which a case fails, as ``Outcome.region``."""
@@ -39,9 +43,11 @@ class Round:
     """Where no case is drawn, since it is known to fail there."""
     given: tuple[str, ...] | None = None
     """Cases as JSON that are run in place of drawn ones; None to draw."""
+    corpus: tuple[str, ...] | None = None
+    """Cases as JSON that took new branches, from which a guided round goes on; None for plain draws."""
 
 
-def round_of(name: str, job: Job, number: int, regions: Sequence[Region] = ()) -> Round:
+def round_of(name: str, job: Job, number: int, regions: Sequence[Region] = (), corpus: Sequence[str] = ()) -> Round:
     """Return a round of a campaign of this name.
 
     Parameters
@@ -54,10 +60,14 @@ def round_of(name: str, job: Job, number: int, regions: Sequence[Region] = ()) -
         Number of the round.
     regions : sequence of mapping
         Where the job is known to fail.
+    corpus : sequence of str
+        Cases that took new branches, the newest last: every second round of a job whose branches can be seen goes on
+        from the last ones.
     """
     inside = number % LOOKS_INSIDE == LOOKS_INSIDE - 1
     regions = () if inside or narrowed(job, regions) is None else tuple(regions)
-    return Round(job, number, seed_of(name, number, job.name), regions)
+    follows = tuple(corpus[-MOST_GUIDES:]) if number % 2 and can_be_guided(job) else None
+    return Round(job, number, seed_of(name, number, job.name), regions, corpus=follows)
 
 
 def narrowed(job: Job, regions: Sequence[Region]) -> Job | None:
@@ -97,6 +107,8 @@ def task_of(plan: Plan, one: Round, keep: Keep | None, until: float | None) -> T
         together=False,
         collects=True,
     )
+    if one.corpus is not None:
+        budget = replace(budget, guided=True, corpus=one.corpus)
     if one.given is not None:
         budget = replace(budget, examples=0, explicit_cases=one.given, shrink=False, explains=False)
     elif one.number:

@@ -7,6 +7,7 @@ from npudiff.campaign.known import OF_A_CAUSE, JobKnowledge, Knowledge
 ROUND = {
     "kind": "round", "place": "sim 8.5", "at": 1.0, "job": "a.b.c", "number": 0, "cases": 20, "steps": 0,
     "seconds": 2.0, "worst": 0.5, "worst_case": "{}", "exact": False, "cut": False, "new": [], "found": [],
+    "guides": [],
 }  # fmt: skip
 FOUND = {"folder": "f", "of": "f", "new": True, "region": {"dtype": ["float16"]}}
 
