@@ -7,8 +7,10 @@ import random
 import signal
 import time
 
+import jsonschema
 import pytest
 
+import npudiff
 from npudiff.campaign import loop
 from npudiff.errors import ExitCode
 
@@ -82,6 +84,7 @@ def test_a_finding_that_somebody_removed_is_looked_for_again(campaign, tmp_path)
 def test_a_document_says_what_is_known(campaign, tmp_path):
     result = campaign("swa_mask", "--json", "told.json")
     told = json.loads((tmp_path / "told.json").read_text())
+    jsonschema.validate(told, npudiff.schema())
     assert told["exit_code"] == result.code
     assert told["campaign"]["name"] == "7"
     assert [one["folder"] for one in told["campaign"]["causes"]] == result.found
