@@ -263,7 +263,8 @@ def request_to_text(request: Request) -> str:
 def request_from_text(text: str) -> Request:
     """Return the request that a text says; folders of the machine that wrote it are none here."""
     plain = {**json.loads(text), **dict.fromkeys(_PATHS)}
-    return Request(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+    values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in plain.items()}
+    return Request(**values)
 
 
 def round_to_text(one: Round) -> str:

@@ -36,8 +36,8 @@ class PageKeeper:
         The output folder.
     campaign : Campaign
         What is shown.
-    where : callable
-        Returns the workers in words.
+    unwritten : Unwritten
+        Told where it cannot be written.
     """
 
     def __init__(self, root: Path, campaign: Campaign, unwritten: Unwritten) -> None:
