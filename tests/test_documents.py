@@ -142,7 +142,7 @@ def test_own_workflows_may_read_and_name_versions_of_what_they_use(path):
         assert "permissions" not in job
         assert job["timeout-minutes"] <= 60
         for step in job["steps"]:
-            assert re.fullmatch(r"actions/[a-z-]+@v\d+", step.get("uses", "actions/checkout@v4"))
+            assert re.fullmatch(r"actions/[a-z/-]+@v\d+", step.get("uses", "actions/checkout@v4"))
             assert (ROOT / step["run"]).is_file() or not step["run"].startswith(".") if "run" in step else True
             for arguments in commands("".join(f"    {line}\n" for line in step.get("run", "").splitlines())):
                 build_parser().parse_args(arguments[1:])
@@ -151,6 +151,12 @@ def test_own_workflows_may_read_and_name_versions_of_what_they_use(path):
 def test_ci_runs_on_every_supported_python_and_nights_run_what_takes_long():
     ci, nightly = OWN_WORKFLOWS
     assert "-m slow" in nightly.read_text(encoding="utf-8")
+    steps = yaml.safe_load(nightly.read_text(encoding="utf-8"))["jobs"]["campaign"]["steps"]
+    used = [step.get("uses", step.get("run", "")).partition("@")[0] for step in steps][-4:]
+    assert used[0] == "actions/cache/restore"  # before and after the campaign: it goes on where it ended
+    assert used[1].startswith("npudiff campaign --time 40m")
+    assert used[2:] == ["actions/cache/save", "actions/upload-artifact"]
+    assert len({str(step["with"]["key"]) for step in steps if "cache/" in step.get("uses", "")}) == 1
     tests = yaml.safe_load(ci.read_text(encoding="utf-8"))["jobs"]["tests"]
     environments = re.search(r"py\{([\d,]+)\}", (ROOT / "tox.ini").read_text(encoding="utf-8")).group(1).split(",")
     assert tests["strategy"]["matrix"]["python"] == [f"3.{name[1:]}" for name in environments]

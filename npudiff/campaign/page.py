@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from npudiff.campaign.known import JobKnowledge, Knowledge
+from npudiff.campaign.known import JobKnowledge
 from npudiff.campaign.loop import Campaign
 from npudiff.campaign.shares import shares
 from npudiff.files.unwritten import Unwritten
@@ -36,8 +36,8 @@ class PageKeeper:
         The output folder.
     campaign : Campaign
         What is shown.
-    where : callable
-        Returns the workers in words.
+    unwritten : Unwritten
+        Told where it cannot be written.
     """
 
     def __init__(self, root: Path, campaign: Campaign, unwritten: Unwritten) -> None:
@@ -144,10 +144,9 @@ def numbers_of(campaign: Campaign, known: Mapping[str, JobKnowledge], where: str
 
 def notes_of(campaign: Campaign) -> list[str]:
     """Return what a reader has to know besides, a line each: what was lost, what is fixed."""
-    knowledge: Knowledge = campaign.knowledge
+    knowledge = campaign.knowledge
     notes = [f"Card {card} is lost, and not used any more: {why}" for card, why in knowledge.lost]
-    notes += [f"{name} is not run any more: its rounds failed, the last one with what follows" for name in (
-        campaign.given_up)]  # fmt: skip
+    notes += [f"{name} is not run any more, since its rounds failed one after the other." for name in campaign.given_up]
     notes += [f"A round of {job} failed by no fault of a case: {why}" for job, why in knowledge.failed[-3:]]
     notes += [f"Holds by now: {folder}" for folder in knowledge.fixed]
     return notes

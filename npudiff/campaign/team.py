@@ -12,6 +12,7 @@ from npudiff.errors import DeviceLost
 from npudiff.run.events import Listener
 from npudiff.run.plan import Plan
 from npudiff.run.workers import WorkerFailed, run_in_workers
+from npudiff.text import counted
 
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 """What CANN reads when a process opens its device: which cards there are for it, in which order."""
@@ -72,8 +73,7 @@ class LocalTeam:
     @property
     def where(self) -> str:
         """As of ``Team``."""
-        noun = "card" if self._has_cards else "worker"
-        return f"{self.size} {noun}{'' if self.size == 1 else 's'}"
+        return counted(self.size, "card" if self._has_cards else "worker")
 
     def run(self, rounds: Sequence[Round], causes: Causes, until: float | None) -> Iterator[Told]:
         """As of ``Team``; a card that is lost is not used again."""
