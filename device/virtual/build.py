@@ -27,6 +27,9 @@ SOURCES = Path(__file__).parent / "runtime"
 RUNTIME = "libascendcl.so"
 """The library that has all functions; torch_npu knows it by this name."""
 
+ASKED_FOR_LATER = ("libhcomm.so", "libopapi.so")
+"""Libraries that torch_npu opens by name when it needs them, for collectives: it can be loaded without them."""
+
 MACHINES = ("x86_64", "aarch64")
 """Machines for which torch_npu exists. The C files do not depend on them."""
 
@@ -131,7 +134,7 @@ def demand_of(torch_npu: Path, torch: Path) -> Demand:
     given = {library.soname for library in (*own, *others)}
     asked = {name for library in own for name in library.needed if name.endswith(".so")}
     return Demand(
-        libraries=tuple(sorted((asked - given) | {RUNTIME})),
+        libraries=tuple(sorted((asked - given) | {RUNTIME, *ASKED_FOR_LATER})),
         symbols=tuple(sorted(name for name in wanted if not hasattr(process, name))),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import importlib.metadata
@@ -72,6 +73,7 @@ def stand_in() -> ctypes.CDLL:
     runtime = ctypes.CDLL(str(folder / RUNTIME), mode=ctypes.RTLD_GLOBAL)
     for path in sorted(folder.glob("*.so")):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    atexit.register(runtime.npudiff_stop_ranks)  # before torch_npu registers its own end, which is then over
     return runtime
 
 
