@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _KIND = "npu"
-MOST = 64
-_ALL = tuple(torch.device(_KIND, index) for index in range(MOST))
 
 
 class _State:
@@ -46,7 +45,12 @@ def current() -> int:
 
 def device() -> torch.device:
     """Return the device that the calling thread has chosen."""
-    return _ALL[_state.current()]
+    return _numbered(_state.current())
+
+
+@cache
+def _numbered(index: int) -> torch.device:
+    return torch.device(_KIND, index)
 
 
 @contextlib.contextmanager

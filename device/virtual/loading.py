@@ -19,6 +19,12 @@ from npudiff.device.virtual.build import RUNTIME, CannotBuild, build
 CANN, CANN_VERSION, SOC = "NPUDIFF_VIRTUAL_CANN", "NPUDIFF_VIRTUAL_CANN_VERSION", "NPUDIFF_VIRTUAL_SOC"
 """Variables that say what the device is: the CANN profile by name, the version that CANN has, and the chip's name."""
 
+DEVICES = "NPUDIFF_VIRTUAL_DEVICES"
+"""Variable: how many devices a process has, of which ``ASCEND_RT_VISIBLE_DEVICES`` chooses."""
+
+MOST = 64
+"""Devices of a process, and ranks, at most."""
+
 
 class VirtualNpuUnavailable(RuntimeError):
     """The virtual NPU cannot run here; the message says why in one line."""

@@ -60,9 +60,12 @@ void npudiff_remember(const char *why) { remember("%s", why); }
 
 status_t npudiff_device_status(void) { return device_status(this_device()); }
 
-/* The message is taken: a second call has none, as with CANN, unless the device is lost: whoever asks is told why. */
+/* The message is taken: a second call has none, as with CANN, unless a device is lost: whoever asks is told why. */
 const char *aclGetRecentErrMsg(void) {
-    int lost = device_status(this_device()) != SUCCESS;
+    int lost = 0;
+    for (int32_t device = 0; device < MOST_DEVICES; ++device) {
+        lost |= device_status(device) != SUCCESS;
+    }
     pthread_mutex_lock(&message_lock);
     memcpy(answer, lost && message[0] == '\0' ? lost_why : message, sizeof answer);
     message[0] = '\0';
