@@ -193,9 +193,12 @@ static status_t advance(call_t *call) {
     communicator_t *communicator = call->communicator;
     char why[TEXT_BYTES] = "";
     status_t lost = device_status(communicator->device);
-    if (communicator->destroyed || lost != SUCCESS) {
+    if (lost != SUCCESS) {
+        return lost;
+    }
+    if (communicator->destroyed) {
         remember("communicator %s has been destroyed", communicator->name);
-        return lost == SUCCESS ? PARAM_INVALID : lost;
+        return PARAM_INVALID;
     }
     status_t status = call->items == NULL ? advance_collective(call, why) : advance_messages(call, why);
     result_t result = HCCL_TIMEOUT; /* what a card says of calls that do not fit */
