@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -59,6 +60,31 @@ def test_there_is_one_device(runtime):
     assert device.value == 0
     assert runtime.aclrtSetDevice(1) == INVALID_DEVICE
     assert runtime.aclGetRecentErrMsg() == b"the virtual NPU has one device, 0; asked for 1"
+
+
+COUNT = """
+import ctypes, sys
+runtime, count = ctypes.CDLL(sys.argv[1]), ctypes.c_uint32()
+runtime.aclrtGetDeviceCount(ctypes.byref(count))
+print(count.value)
+"""
+
+
+@pytest.mark.parametrize(
+    ("there", "visible", "count"),
+    [
+        ("3", None, 3), ("3", "0,2", 2), ("3", "1", 1), ("3", "0,1,7", 2), ("3", "2,0", 0), ("3", "1,1", 0), ("3", "", 0),
+        ("3", "x", 0), ("3", "0,x", 1), ("0", None, 1), ("100", None, 64),
+    ],
+)  # fmt: skip
+def test_visible_devices_are_those_that_cann_sees(library, there, visible, count):
+    """They are counted once in a process."""
+    environment = {"NPUDIFF_VIRTUAL_DEVICES": there}
+    if visible is not None:
+        environment["ASCEND_RT_VISIBLE_DEVICES"] = visible
+    command = [sys.executable, "-c", COUNT, str(library)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{count}\n"
 
 
 def test_a_thread_that_chose_no_device_has_no_context(runtime):
