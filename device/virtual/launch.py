@@ -70,7 +70,7 @@ def launch(
     Raises
     ------
     UsageError
-        If there is no such program, no such profile, or no such chip, or another number of devices or ranks than can be.
+        If there is no such program, profile or chip, or another number of devices or ranks than can be.
     TargetUnavailable
         If the virtual NPU cannot run here.
     """
@@ -98,7 +98,7 @@ def launch(
     sys.stderr.flush()
     if ranks is not None:
         return run_ranks([program, *command[1:]], ranks, environment)
-    os.execve(program, list(command), environment)  # noqa: S606 - the user's own command
+    return os.execve(program, list(command), environment)  # noqa: S606 - the user's own command
 
 
 def _described(cann: str | None, soc: str | None) -> dict[str, str]:

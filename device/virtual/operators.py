@@ -107,10 +107,10 @@ def _internal() -> dict[str, Callable[..., Any]]:
     def unpermuted(permuted_tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         return token_unpermute(permuted_tokens, *args, **kwargs), permuted_tokens
 
-    def cast(input: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: A002 - as the schema has it
+    def cast(input: Tensor, dtype: torch.dtype) -> Tensor:
         return input.to(dtype, copy=True)
 
-    kernels = {
+    kernels: dict[str, Callable[..., Any]] = {
         "npu::_npu_moe_token_unpermute": unpermuted,
         "npu::_npu_dtype_cast": cast,  # torch_npu's collectives cast with it
     }

@@ -2,7 +2,7 @@
 
     npudiff virtual --ranks 2 -- python docs/examples/tensor_parallel.py
 
-Nothing in this file knows of npudiff. On a machine with CANN and two cards: ``torchrun --nproc-per-node 2`` in its place.
+Nothing in this file knows of npudiff. On a machine with CANN and two cards, run it with ``torchrun``.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from ctypes import byref, c_char_p, c_int32, c_uint32, c_uint64, c_void_p
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ MOVED = REDUCED | {
     torch.uint64: 6, torch.uint8: 7, torch.uint16: 8, torch.uint32: 9, torch.float64: 10, torch.float8_e4m3fn: 15,
     torch.float8_e5m2: 16, torch.float8_e8m0fnu: 17,
 }  # fmt: skip
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - nothing is written there
 STAGE = 1 << 20
 """Bytes that a rank shows the others at once."""
 
@@ -61,7 +63,7 @@ def runtime(library):
 
 
 class Ranks:
-    """All ranks of a communicator, a device each: a call is made for one after the other, and waits until it may run."""
+    """All ranks of a communicator, a device each: calls are made for one after the other, and wait for each other."""
 
     def __init__(self, runtime, count):
         self.runtime, self.count = runtime, count
@@ -534,8 +536,8 @@ if how == "killed while it waits":
 
 @pytest.mark.parametrize("how", ["killed", "killed while it waits", "ended"])
 def test_the_end_of_another_process_is_seen_at_once_and_leaves_nothing(library, runtime, how):
-    files = len(os.listdir("/proc/self/fd"))
-    shared = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    shared = set(SHARED_MEMORY.iterdir())
     root, handle = ctypes.create_string_buffer(4108), c_void_p()
     runtime.aclrtSetDevice(0)
     assert runtime.HcclGetRootInfo(root) == OK
@@ -560,8 +562,8 @@ def test_the_end_of_another_process_is_seen_at_once_and_leaves_nothing(library, 
     assert error.value == REMOTE
     assert runtime.HcclCommDestroy(handle) == OK
     runtime.npudiff_lose_device(0, b"")
-    assert len(os.listdir("/proc/self/fd")) == files
-    assert (set(os.listdir("/dev/shm")) if shared else set()) <= shared
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
+    assert set(SHARED_MEMORY.iterdir()) <= shared
 
 
 def test_what_a_graph_captured_runs_at_each_replay(two):

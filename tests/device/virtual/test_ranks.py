@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -17,6 +16,8 @@ from npudiff.device.virtual.ranks import End, first_to_fail
 ROOT = Path(__file__).parents[3]
 PROGRAM = ROOT / "tests" / "support" / "rank_program.py"
 EXAMPLE = ROOT / "docs" / "examples" / "tensor_parallel.py"
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - nothing is written there
 
 CHECKS = (
     "reductions", "refusals", "averages_and_truths", "moves", "unequal_sizes", "all_to_all", "messages", "groups",
@@ -90,7 +91,7 @@ def test_calls_that_differ_end_the_program_and_name_ranks_and_calls(tmp_path):
 
 @virtual
 def test_a_rank_that_is_killed_is_named_and_seen_by_the_others_and_leaves_nothing(tmp_path):
-    kept = set(os.listdir(tempfile.gettempdir())), set(os.listdir("/dev/shm"))
+    kept = set(Path(tempfile.gettempdir()).iterdir()), set(SHARED_MEMORY.iterdir())
     body = (
         "if rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "try:\n    dist.all_reduce(x)\n    x.cpu()\nfinally:\n    print(os.getpid(), flush=True)\n    time.sleep(20)\n"
@@ -100,8 +101,8 @@ def test_a_rank_that_is_killed_is_named_and_seen_by_the_others_and_leaves_nothin
     assert error.splitlines()[-1] == "npudiff virtual: rank 1 of 2 was ended by SIGKILL"
     for line in out:  # the agent ends the other rank, perhaps before it can say anything
         assert not Path(f"/proc/{line.split()[-1]}").exists()
-    left = set(os.listdir(tempfile.gettempdir())), set(os.listdir("/dev/shm"))
-    assert not [name for name in left[0] - kept[0] if name.startswith("npudiff-ranks")]
+    left = set(Path(tempfile.gettempdir()).iterdir()), set(SHARED_MEMORY.iterdir())
+    assert not [name for name in left[0] - kept[0] if name.name.startswith("npudiff-ranks")]
     assert left[1] <= kept[1]
 
 

@@ -73,8 +73,8 @@ print(count.value)
 @pytest.mark.parametrize(
     ("there", "visible", "count"),
     [
-        ("3", None, 3), ("3", "0,2", 2), ("3", "1", 1), ("3", "0,1,7", 2), ("3", "2,0", 0), ("3", "1,1", 0), ("3", "", 0),
-        ("3", "x", 0), ("3", "0,x", 1), ("0", None, 1), ("100", None, 64),
+        ("3", None, 3), ("3", "0,2", 2), ("3", "1", 1), ("3", "0,1,7", 2), ("3", "2,0", 0), ("3", "1,1", 0),
+        ("3", "", 0), ("3", "x", 0), ("3", "0,x", 1), ("0", None, 1), ("100", None, 64),
     ],
 )  # fmt: skip
 def test_visible_devices_are_those_that_cann_sees(library, there, visible, count):
