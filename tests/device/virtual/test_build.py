@@ -61,7 +61,9 @@ def packages(tmp_path_factory):
 
 def test_the_demand_is_what_neither_torch_nor_the_process_has(packages):
     demand = demand_of(*packages)
-    assert demand == Demand((RUNTIME, "libhccl.so", "libhcomm.so", "libopapi.so"), ("_ZN3atb7MadeUpTEv", "aclMadeUp", "aclrtMalloc"))
+    assert demand == Demand(
+        (RUNTIME, "libhccl.so", "libhcomm.so", "libopapi.so"), ("_ZN3atb7MadeUpTEv", "aclMadeUp", "aclrtMalloc")
+    )
 
 
 def test_a_package_without_libraries_is_refused(packages, tmp_path):
