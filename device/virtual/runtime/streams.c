@@ -288,13 +288,16 @@ static status_t run_first(stream_t *stream, task_t *task) {
     stream->runner = pthread_self();
     mark_busy(stream);
     pthread_mutex_unlock(&task_lock);
+    int32_t device = exchange_device(stream->device);
     status_t status = run_task(task);
+    exchange_device(device);
     pthread_mutex_lock(&task_lock);
     stream->running = 0;
-    stream->tried = seen;
     if (status == PENDING) {
+        stream->tried = seen;
         return enqueue(stream, task, 1);
     }
+    stream->tried = 0; /* what was launched while it ran has not been tried: its turn comes without a change */
     release_task(task);
     mark_busy(stream);
     pthread_cond_broadcast(&changed);
