@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 # Tests are small and run in parallel processes: one thread each is faster than two processes that fight for two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from npudiff.run.environment import keep_freed_memory
 
 keep_freed_memory()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register what shortens the default suite."""
+    config.addinivalue_line("markers", "few(count): of the test's parameters so many by default; the others are slow")
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers select
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep some of a test's parameters, at equal distances, and mark the others slow: they are like those."""
+    alike: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few") is not None and item.get_closest_marker("slow") is None:
+            alike.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for tests in alike.values():
+        mark = tests[0].get_closest_marker("few")
+        count = mark.args[0] if mark is not None else 0
+        kept = {place * len(tests) // count for place in range(min(count, len(tests)))}
+        for place, test in enumerate(tests):
+            if place not in kept:
+                test.add_marker(pytest.mark.slow)

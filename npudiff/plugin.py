@@ -44,6 +44,10 @@ RECORD = "npudiff record"
 _FIXTURES = {"npudiff_job": "jobs", "npudiff_mutant": "mutants"}
 _PROFILES = ("dev", "ci", "nightly")
 
+AT_FIRST = 20
+"""Cases of equivalence of what is built in, on this host, where no option says how many: these tests are among others,
+and ask whether anything is broken. ``npudiff check`` looks further."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add npudiff's options."""
@@ -187,6 +191,7 @@ def _plan(config: pytest.Config) -> Plan:
         profile = config.getoption("hypothesis_profile", None)
         request = Request(
             workers=1,  # pytest-xdist makes several
+            at_first=AT_FIRST,
             mutants=1,  # of each component, as npudiff check; npudiff self-test runs all of them
             own=tuple(config.getoption("--npudiff-component")),
             implementations=(

@@ -412,5 +412,6 @@ component = Component(
         relation("padded_heads_change_nothing", "zeros behind the elements of heads change nothing", _padded_heads,
                  within={"head_dim": range(1, 1017)}),
     ),
+    example_ratio=0.7,
     baselines=BASELINES["encoder_attention"],
 )  # fmt: skip

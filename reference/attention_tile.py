@@ -18,7 +18,7 @@ from npudiff.reference.bounds import (
     unit_roundoff,
 )
 from npudiff.reference.cache_reader import CacheReader, CacheSpan
-from npudiff.reference.inexact_keys import InexactKeys
+from npudiff.reference.key_sums import KeySums, finite
 
 SCORE_TILE = 2**22
 """Scores that may be in memory at once (32 MiB in float64)."""
@@ -28,9 +28,6 @@ CUBIC_EXPONENTIAL_ERROR = 2.0**-13
 
 CUBIC_EXPONENTIALS = 2
 """Powers of two in a weight: its own, and one of a running maximum that rose after it."""
-
-Kept = tuple[torch.Tensor, torch.Tensor]
-"""Exponentials of scores, and the factor that turns them into weights."""
 
 
 class Attended(NamedTuple):
@@ -116,47 +113,49 @@ class AttentionTile:
 
     def attend(self) -> Attended:
         """Return outputs and LSE of the rows, with their bounds."""
-        spans = list(self._spans())
-        lse, key_norm, kept = self._log_sum_exp(spans)
-        value = torch.zeros(*lse.shape, self.cache.value_dim, dtype=torch.float64)
-        twin = torch.zeros(*lse.shape, 2 * self.cache.value_dim + 1, dtype=torch.float64)
-        seen = torch.zeros_like(value)
-        moved = torch.zeros(*lse.shape, self.cache.value_dim + 1, dtype=torch.float64)
-        by_scale, factor = torch.zeros_like(moved), torch.ones(())
-        inexact: InexactKeys | None = None
-        for number, span in enumerate(spans):
-            cache = self.cache.read(*span)
-            weights, factor = kept[number] if kept else (self._scores(span, cache).sub_(_finite(lse)).exp_(), factor)
-            value += torch.matmul(weights, cache.values) * factor
-            narrow = weights.to(torch.float32)
-            twin += torch.matmul(narrow, cache.twin).to(torch.float64) * factor
-            by_scale += _times_logarithms(narrow, cache.narrow_values).to(torch.float64) * factor
-            seen += self._sum_of_visible(span, cache.twin[..., : self.cache.value_dim])
-            if self.roundings.scaled_query:
-                moved += self._moved_by_query(weights * factor, cache)
-            if cache.squares is not None:
-                inexact = InexactKeys(value) if inexact is None else inexact
-                inexact.add(self.query, weights * factor, cache.values, *cache.squares)
-        numerator_error, mass_error = self._errors(twin, seen, key_norm)
-        numerator_error += moved[..., :-1] + self._merged(twin[..., : self.cache.value_dim], lse)
-        mass_error += moved[..., -1]
+        sums, key_norm = self._sums()
+        total = sums.total
+        lse = torch.where(total > 0, sums.largest + total.log(), -math.inf)
+        share = torch.where(total > 0, 1 / total, 0.0).unsqueeze(-1)
+        value, by_scale, logarithms = (one * share for one in (sums.value, sums.by_scale, sums.logarithms))
+        absolute, by_norm, norms = (one * share for one in (sums.absolute, sums.by_norm, sums.norms))
+        numerator_error, mass_error = self._errors(absolute, by_norm, norms, sums.seen, key_norm)
+        numerator_error += self._merged(absolute, lse)
+        if sums.moved is not None:
+            moved = sums.moved * share
+            numerator_error += moved[..., :-1]
+            mass_error += moved[..., -1]
         output_bound, lse_bound = self._bounds(value, lse, numerator_error, mass_error)
-        if inexact is not None:
-            output_bound, lse_bound = inexact.widened(value, output_bound, lse_bound)
+        if sums.inexact is not None:
+            output_bound, lse_bound = sums.inexact.widened(value, output_bound, lse_bound, share)
+        by_scale -= value * (logarithms - self._of_sinks(sums, lse))
         return Attended(
             self._ungrouped(value),
             self._ungrouped(output_bound),
             self._ungrouped(lse.unsqueeze(-1)).squeeze(-1),
             self._ungrouped(lse_bound.unsqueeze(-1)).squeeze(-1),
-            self._ungrouped(by_scale[..., :-1] - value * (by_scale[..., -1:] - self._of_sinks(lse, factor))),
+            self._ungrouped(by_scale),
         )
 
-    def _of_sinks(self, lse: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """``[..., 1]``: what a logarithm of a weight is short of as a score, times the weight of the sink."""
+    def _sums(self) -> tuple[KeySums, float]:
+        """Go through the keys once: what is summed over them, and the largest norm of one."""
+        sums = KeySums(self.query.shape[:2], self.cache.value_dim, self.sinks)
+        key_norm = 0.0
+        for span in self._spans():
+            cache = self.cache.read(*span)
+            key_norm = max(key_norm, cache.largest_norm)
+            weights = sums.weights(self._scores(span, cache))
+            sums.add(weights, cache, self._visible(span))
+            if self.roundings.scaled_query:
+                sums.add_moved(self._moved_by_query(weights, cache))
+            sums.add_inexact(self.query, weights, cache)
+        return sums, key_norm
+
+    def _of_sinks(self, sums: KeySums, lse: torch.Tensor) -> torch.Tensor:
+        """``[..., 1]``: what a logarithm of a weight is short of as a score, times the share of the sink."""
         if self.sinks is None:
             return torch.zeros(())
-        weight = torch.exp(self.sinks.unsqueeze(-1) - _finite(lse))
-        return ((_finite(lse) + factor.log()) * weight).nan_to_num()
+        return (sums.largest * torch.exp(self.sinks - finite(lse))).nan_to_num().unsqueeze(-1)
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Ranges of keys that fit in memory together."""
@@ -189,60 +188,39 @@ class AttentionTile:
         """Positions of the first keys that rows at some positions see."""
         return positions // window * window if self.chunked else positions - window + 1
 
-    def _sum_of_visible(self, span: tuple[int, int], values: torch.Tensor) -> torch.Tensor:
-        """Sum of ``[kv_heads, keys, dim]`` over the keys that each row sees."""
+    def _visible(self, span: tuple[int, int]) -> torch.Tensor:
+        """float32 ``[rows of a KV head or 1, keys]``: 1 where a row sees a key; one row where each sees all."""
         hidden = self._hidden(span)
         if hidden is None:
-            return values.sum(dim=1, keepdim=True)
-        return torch.matmul((~hidden).to(values.dtype), values).repeat(1, self.heads // self.kv_heads, 1)
+            return torch.ones(1, span[1] - span[0])
+        return (~hidden).to(torch.float32)
 
-    def _log_sum_exp(self, spans: list[tuple[int, int]]) -> tuple[torch.Tensor, float, list[Kept]]:
-        """LSE of every row, the largest norm of a key, and the weights of each range, if all fit in memory together."""
-        shape = self.query.shape[:2]
-        largest = torch.full(shape, -math.inf, dtype=torch.float64) if self.sinks is None else self.sinks
-        total = (
-            torch.zeros(shape, dtype=torch.float64) if self.sinks is None else torch.ones(shape, dtype=torch.float64)
-        )
-        keeps = len(spans) > 1 and self.heads * self.rows * (self.last - self.first) <= SCORE_TILE
-        kept = []
-        key_norm, exponentials = 0.0, None
-        for span in spans:
-            cache = self.cache.read(*span)
-            key_norm = max(key_norm, cache.largest_norm)
-            scores = self._scores(span, cache)
-            risen = torch.maximum(largest, scores.amax(dim=-1))
-            if keeps:
-                kept.append(scores)
-                scores = scores.clone()
-            exponentials = scores.sub_(_finite(risen)).exp_()
-            total = total * torch.exp(largest - _finite(risen).squeeze(-1)) + exponentials.sum(dim=-1)
-            largest = risen
-        lse = torch.where(total > 0, largest + total.log(), -math.inf)
-        if exponentials is None or len(spans) > 1:
-            return lse, key_norm, [(scores.sub_(_finite(lse)).exp_(), torch.ones(())) for scores in kept]
-        return lse, key_norm, [(exponentials, torch.where(total > 0, 1 / total, 0.0).unsqueeze(-1))]
-
-    def _errors(self, twin: torch.Tensor, seen: torch.Tensor, key_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _errors(
+        self,
+        absolute: torch.Tensor,
+        by_norm: torch.Tensor,
+        norms: torch.Tensor,
+        seen: torch.Tensor,
+        key_norm: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Errors of the sum of weights times values, and of the sum of weights.
 
         A score is off by at most ``e = query_error * |k|``: its dot product, by Cauchy-Schwarz, and two roundings of
         the result. Its exponential is then off by ``expm1(e)``, at most ``e * stretch`` since expm1 is convex. The sum
         over absolute values also carries the rounding of the weight when it is cast to the dtype of the values (with
         an absolute part where it underflows; a device may cast it before or after it divides by the sum), and the
-        float32 accumulation over the keys. ``twin`` and ``seen`` are computed in float32, and widened by what that may
-        lose.
+        float32 accumulation over the keys. All sums are computed in float32, and widened by what that may lose.
         """
         keys = self.last - self.first
         widened = 1 + 2 * accumulation_error(keys)
-        twin, seen = twin * widened, seen * widened
-        dim = self.cache.value_dim
-        absolute, by_norm, norms = twin[..., :dim], twin[..., dim : 2 * dim], twin[..., 2 * dim]
+        absolute, by_norm, norms = absolute * widened, by_norm * widened, norms * widened
         furthest = self.query_error * key_norm
         stretch = torch.where(furthest > 0, torch.expm1(furthest) / furthest, 1.0)
         score_error = (self.query_error * stretch).unsqueeze(-1)
         rounding = unit_roundoff(self.dtype) + self.exponential_error + accumulation_error(keys)
-        numerator = by_norm * score_error * (1 + rounding) + absolute * rounding + seen * underflow_step(self.dtype)
-        return numerator, norms * score_error.squeeze(-1)
+        numerator = by_norm * score_error * (1 + rounding) + absolute * rounding
+        numerator += self._over_groups(seen * (widened * underflow_step(self.dtype)))
+        return numerator, (norms * score_error).squeeze(-1)
 
     def _moved_by_query(self, weights: torch.Tensor, cache: CacheSpan) -> torch.Tensor:
         """What the rounding of a scaled query moves: sums of weights times absolute values, and of weights.
@@ -253,7 +231,7 @@ class AttentionTile:
         squares = torch.matmul(self.query.square(), cache.keys.square())
         off = ACCUMULATION_CONFIDENCE * unit_roundoff(self.dtype) * squares.sqrt_()
         weighted = torch.where(weights > 0, weights * torch.expm1(off), 0.0)
-        absolute = cache.twin[..., : self.cache.value_dim].to(torch.float64)
+        absolute = cache.absolute.to(torch.float64)
         return torch.cat([torch.matmul(weighted, absolute), weighted.sum(dim=-1, keepdim=True)], dim=-1)
 
     def _merged(self, absolute: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
@@ -292,17 +270,10 @@ class AttentionTile:
         """``[rows, heads, dim]`` to ``[kv_heads, group * rows, dim]``."""
         return rows.permute(1, 0, 2).reshape(self.kv_heads, -1, rows.shape[-1])
 
+    def _over_groups(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[kv_heads, rows or 1, dim]``, the same for all query heads of a KV head, for each of them."""
+        return rows if rows.shape[1] == 1 else rows.repeat(1, self.heads // self.kv_heads, 1)
+
     def _ungrouped(self, grouped: torch.Tensor) -> torch.Tensor:
         """``[kv_heads, group * rows, dim]`` to ``[rows, heads, dim]``."""
         return grouped.reshape(self.heads, self.rows, -1).permute(1, 0, 2)
-
-
-def _finite(logarithm: torch.Tensor) -> torch.Tensor:
-    """``[..., 1]``: what to subtract before an exponential; 0 for rows that see nothing."""
-    return torch.where(logarithm.isneginf(), 0.0, logarithm).unsqueeze(-1)
-
-
-def _times_logarithms(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """``[..., dim + 1]``: sums of weights times their logarithms times values, and without values."""
-    products = torch.xlogy(weights, weights)
-    return torch.cat((torch.matmul(products, values), products.sum(dim=-1, keepdim=True)), dim=-1)

@@ -92,7 +92,8 @@ def gated_delta(inputs: GatedDeltaInputs) -> dict[str, Expected]:
             for token, slot in enumerate(inputs.slots[rows].tolist()):
                 if slot >= 0:
                     pool[slot], pool_bound[slot] = chunk.state_behind(token)
-            state = chunk.after()
+            if rows.stop < start + length:
+                state = chunk.after()
         start += length
     rounded = bound + (value.abs() + bound) * unit_roundoff(dtype) + underflow_step(dtype)
     return {"output": Expected(value, rounded, dtype), "states": _stored(inputs, pool, pool_bound)}

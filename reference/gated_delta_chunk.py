@@ -133,7 +133,7 @@ class DeltaChunk:
     def outputs(self) -> Bounded:
         """Return what the tokens read, ``[heads, tokens, value_dim]``, before it is rounded."""
         inner, old = self.scores @ self.added, (self.query * self.grown) @ self.state.value.mT
-        turned = self.query * self.grown - self.scores @ (self.inverse @ self.grown_keys)
+        turned = self.query * self.grown - self.scores @ self._turned_keys
         lengths = self.query.norm(dim=-1, keepdim=True)
         squares = (turned @ self.state.shape * turned).sum(dim=-1, keepdim=True) * self.state.spread.unsqueeze(1)
         squares = squares + lengths.square() * self._spread_of_tokens + self._narrow_outputs(inner, old)
@@ -179,8 +179,14 @@ class DeltaChunk:
         value = kept + new
         own = kept.square() + added.square().mT @ keys.square() + new.square() + value.square()
         growth = torch.diag_embed(self.grown[:, token].expand(-1, self.key.shape[-1]))
-        turned = growth - (self.inverse @ self.grown_keys)[:, : token + 1].mT @ keys
+        turned = growth - self._turned_keys[:, : token + 1].mT @ keys
         return value, own * self.rounding, turned
+
+    @cached_property
+    def _turned_keys(self) -> torch.Tensor:
+        """``[heads, tokens, key_dim]``: what each token takes off the first state, in the products of a chunk."""
+        turned: torch.Tensor = self.inverse @ self.grown_keys
+        return turned
 
     @cached_property
     def _added_squares(self) -> torch.Tensor:
@@ -191,8 +197,7 @@ class DeltaChunk:
         """
         if not self.narrow:
             return torch.zeros_like(self.added)
-        inverse, state = self.inverse.square(), self.state.value.square().mT
-        turned = self.inverse @ self.grown_keys
+        inverse, state, turned = self.inverse.square(), self.state.value.square().mT, self._turned_keys
         values = self.beta * self.value
         squares = inverse @ (self.alike.tril(-1).square() @ self.added.square())
         squares = squares + self._inverse_squares @ self.wanted.square()

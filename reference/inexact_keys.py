@@ -41,7 +41,7 @@ class InexactKeys:
         query : torch.Tensor
             float64 ``[kv_heads, rows, head_dim]``, times the scale.
         weights : torch.Tensor
-            float64 ``[kv_heads, rows, keys]``; 0 where a row does not see a key.
+            float64 ``[kv_heads, rows, keys]``, up to a factor of each row; 0 where a row does not see a key.
         values : torch.Tensor
             float64 ``[kv_heads, keys, value_dim]``.
         key_squares, value_squares : torch.Tensor
@@ -56,14 +56,20 @@ class InexactKeys:
         self._first += torch.matmul(squares, values)
         self._mass += squares.sum(dim=-1, keepdim=True)
 
+    def shrink(self, by: torch.Tensor) -> None:
+        """Take the factor of the weights of each row, ``[kv_heads, rows, 1]``, as so much smaller."""
+        for sums in (self._second, self._first, self._own, self._mass):
+            sums.mul_(by.square())
+
     def widened(
-        self, value: torch.Tensor, output_bound: torch.Tensor, lse_bound: torch.Tensor
+        self, value: torch.Tensor, output_bound: torch.Tensor, lse_bound: torch.Tensor, share: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return bounds of outputs and log-sum-exp with these errors.
+        """Return bounds of outputs and log-sum-exp with these errors, where weights times ``share`` add up to 1.
 
         An exponential is convex: what is linear in the errors of scores is widened by the largest of them, in numerator
         and denominator, and so are the weights that the bounds of everything else were computed with.
         """
+        self.shrink(share)
         widest = torch.exp(2 * ACCUMULATION_CONFIDENCE * self._furthest.sqrt())
         moved = (self._second - 2 * value * self._first + value.square() * self._mass).clamp(min=0.0)
         errors = ACCUMULATION_CONFIDENCE * (moved + self._own).sqrt()

@@ -145,26 +145,31 @@ class ChosenReader(CacheReader):
         pool, requests = inputs.pool, torch.tensor([one.request for one in rows])
         keys = torch.stack([one.keys for one in rows], dim=1)
         page = pool.block_table[requests].to(torch.int64).t().gather(0, keys // pool.page_size)
-        self._places = page, keys % pool.page_size  # [keys, rows] each
+        self._slots = page * pool.page_size + keys % pool.page_size  # [keys, rows]
         super().__init__(pool, 0, len(keys))
 
     def sizes(self) -> tuple[int, int, int]:
         """See ``CacheReader``."""
         own = self._inputs
-        return self._places[0].shape[1], own.query.shape[2] + own.query_rope.shape[2], own.query.shape[2]
+        return self._slots.shape[1], own.query.shape[2] + own.query_rope.shape[2], own.query.shape[2]
 
     def stored(self, first: int, last: int) -> Stretch:
         """See ``CacheReader``."""
-        place = self._places[0][first:last], self._places[1][first:last]
-        latents, ropes = (part[place].squeeze(2) for part in (self._inputs.pool.key, self._inputs.pool.value))
+        slots = self._slots[first:last]
+        latents, ropes = (_rows(part, slots) for part in (self._inputs.pool.key, self._inputs.pool.value))
         if self._inputs.scales is None:
             return Stretch(torch.cat([latents, ropes], dim=-1), latents)
-        scales = self._inputs.scales[place].squeeze(2).to(torch.float64).repeat_interleave(SCALED, dim=-1)
+        scales = _rows(self._inputs.scales, slots).to(torch.float64).repeat_interleave(SCALED, dim=-1)
         exact = latents.to(torch.float64) * scales
         dtype = self._inputs.query.dtype
         errors = exact.abs() * unit_roundoff(dtype) + underflow_step(dtype)
         keys = torch.cat([exact, ropes.to(torch.float64)], dim=-1)
         return Stretch(keys, exact, (torch.cat([errors, torch.zeros(ropes.shape)], dim=-1), errors))
+
+
+def _rows(pages: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Rows ``[keys, rows, dim]`` of ``[pages, page_size, 1, dim]`` at slots ``[keys, rows]``."""
+    return pages.flatten(0, 2).index_select(0, slots.flatten()).view(*slots.shape, -1)
 
 
 def _validate(inputs: SparseAttentionInputs) -> None:

@@ -36,6 +36,7 @@ def test_it_takes_few_lines_in_four_files():
     assert sum(len((EXAMPLE / path).read_text(encoding="utf-8").splitlines()) for path in FILES) <= 150
 
 
+@pytest.mark.slow
 def test_it_is_checked_by_name_and_its_mutants_are_found(run):
     checked = run("check", "l2_norm", "--target", "sim", "--seed", "1")
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -31,6 +31,7 @@ def ran(*arguments, cwd, code=ExitCode.CLEAN):
     return said
 
 
+@pytest.mark.few(3)
 @by_operator
 def test_what_is_right_is_clean_and_every_bug_is_found(path, tmp_path):
     said = ran("check", "--component", path, "--target", "sim", "--seed", 1, cwd=tmp_path)
@@ -52,6 +53,7 @@ def test_there_are_ten():
     assert len(OPERATORS) == 10
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["softmax.py", "layer_norm.py"])
 def test_the_guide_builds_components_that_are_clean_and_whose_bugs_are_found(name, tmp_path):
     blocks = re.findall(rf"```python\n# {name}\n(.*?)```", GUIDE, re.DOTALL)

@@ -104,7 +104,7 @@ class LocalRequests:
         return part.first // self.size
 
 
-@implementation("chunked_attention", supports=SUPPORTED, on_device=True)
+@implementation("chunked_attention", supports=SUPPORTED, on_device=True, graph=True)
 def fia_chunked_extend(inputs: ChunkedAttentionInputs, target: Target) -> torch.Tensor:
     """Local requests through FIA v2 TND, causal."""
     return extended(LocalRequests(inputs))
@@ -116,14 +116,14 @@ def extended(local: LocalRequests) -> torch.Tensor:
     return sliding_attention.run_tnd(batch, tnd_call(batch))["output"]
 
 
-@implementation("chunked_attention", supports={**SUPPORTED, "query_length": (1,)}, on_device=True)
+@implementation("chunked_attention", supports={**SUPPORTED, "query_length": (1,)}, on_device=True, graph=True)
 def fia_chunked_decode(inputs: ChunkedAttentionInputs, target: Target) -> torch.Tensor:
     """One row of each request through FIA v2 BSND, with the pages and the length of its chunk."""
     batch = LocalRequests(inputs).batch()
     return sliding_attention.run_decode(batch, decode_call(batch))["output"]
 
 
-@implementation("chunked_attention", on_device=True)
+@implementation("chunked_attention", on_device=True, graph=True)
 def torch_chunked(inputs: ChunkedAttentionInputs, target: Target) -> torch.Tensor:
     """Gather the keys of each request and call scaled_dot_product_attention with a mask: chunks of any size."""
     return masked(inputs, 0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import accumulate
+
 import torch
 
 from npudiff import Target, implementation
@@ -60,7 +63,7 @@ def at(inputs: DraftStepInputs, request: int, position: int) -> tuple[int, int, 
     return position, position + 1, int(inputs.block_table[request, page]) * inputs.page_size + offset
 
 
-@implementation("draft_step", supports={}, on_device=True)
+@implementation("draft_step", supports={}, on_device=True, graph=True)
 def steps_at_once(inputs: DraftStepInputs, target: Target) -> Outputs:
     """All requests side by side: counts, a shift of the whole step, and a gather of pages for each pass."""
     return side_by_side(inputs)
@@ -86,10 +89,15 @@ def side_by_side(inputs: DraftStepInputs) -> Outputs:
 
 def rejections(inputs: DraftStepInputs) -> tuple[torch.Tensor, torch.Tensor]:
     """Drafts of each request that were not accepted, and the row of its last token that counts."""
-    drafts = inputs.lengths.new_tensor(inputs.drafts)
+    drafts = constants(inputs, inputs.drafts)
     taken = (inputs.sampled >= 0).sum(dim=1)
     rejected = torch.where(drafts > 0, drafts + 1 - taken, 0)
-    return rejected, inputs.lengths.new_tensor(inputs.rows).cumsum(0) - 1 - rejected
+    return rejected, constants(inputs, accumulate(inputs.rows)) - 1 - rejected
+
+
+def constants(inputs: DraftStepInputs, values: Iterable[int]) -> torch.Tensor:
+    """Numbers of a batch, filled in on the device: a copy from the host is waited for, which no capture takes."""
+    return torch.cat([inputs.lengths.new_full((1,), value) for value in values])
 
 
 def next_tokens(inputs: DraftStepInputs) -> torch.Tensor:
@@ -129,7 +137,7 @@ def verified(inputs: DraftStepInputs, chosen: torch.Tensor, last: torch.Tensor) 
     }
 
 
-@implementation("draft_step", supports=DRAFTED, on_device=True)
+@implementation("draft_step", supports=DRAFTED, on_device=True, graph=True)
 def npu_advance_step_flashattn(inputs: DraftStepInputs, target: Target) -> Outputs:
     """npu_advance_step_flashattn with drafts: what the target verifies next, written in place."""
     requests, each = len(inputs.rows), inputs.steps + 1
@@ -152,7 +160,7 @@ def npu_advance_step_flashattn(inputs: DraftStepInputs, target: Target) -> Outpu
     return {name: tensor.view(requests, each) for name, tensor in written.items()}
 
 
-@implementation("draft_step", supports={"steps": range(1, 16), "room_left": (None,)}, on_device=True)
+@implementation("draft_step", supports={"steps": range(1, 16), "room_left": (None,)}, on_device=True, graph=True)
 def cache_loc_update(inputs: DraftStepInputs, target: Target) -> Outputs:
     """cache_loc_update of sgl-kernel-npu: slots that the target writes next, out of the slots of all tokens."""
     rejected, _ = rejections(inputs)

@@ -295,6 +295,12 @@ def _add_score(commands: argparse._SubParsersAction[_Parser]) -> None:
         default=True,
         help="make what is found smaller (the default)",
     )
+    score.add_argument(
+        "--correct",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run correct implementations as well, which must not be accused (the default)",
+    )
     score.add_argument("--record", type=Path, metavar="FILE", help="write what --expect needs to this file, too")
     score.add_argument("--expect", type=Path, metavar="FILE", help="fail if a mutant that this record has is lost")
     _add_output(score)

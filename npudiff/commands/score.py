@@ -39,7 +39,7 @@ def score(options: argparse.Namespace) -> int:
         raise UsageError(f"--expect is about {METHODS[0].name} or a --suite, and neither is run")
     before = set() if options.expect is None else reliably_found(options.expect, judged)
     plan = make_plan(Request(components=tuple(options.components), target=options.target, cann=options.cann))
-    jobs = _jobs(plan, options.mutant)
+    jobs = _jobs(plan, options)
     begin_output(options.output)
     console = Console(verbose=False)
     mutants = {_name(job) for job in jobs if job.subject.implementation.wrong is not None}
@@ -119,10 +119,11 @@ def _tell(trials: Sequence[Trial], kept: _Kept, console: Console, unwritten: Unw
         console.lines([f"written: {folder / JSON_FILE}, {folder / PAGE_FILE}"])
 
 
-def _jobs(plan: Plan, names: list[str]) -> list[Job]:
+def _jobs(plan: Plan, options: argparse.Namespace) -> list[Job]:
     """Return what is tested: the mutants that were named, or all of them and every correct implementation."""
+    names: list[str] = options.mutant
     if not names:
-        return [*plan.mutants, *(job for job in plan.jobs if job.prop is EQUIVALENCE)]
+        return [*plan.mutants, *(job for job in plan.jobs if options.correct and job.prop is EQUIVALENCE)]
     known = {job.subject.implementation.name: job for job in plan.mutants}
     missing = [name for name in names if name.rpartition(".")[2] not in known]
     if missing:

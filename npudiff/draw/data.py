@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 
 _QUANTILES = 4096
 _NUMPY_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
@@ -20,6 +21,18 @@ def _normal_table(dtype: torch.dtype) -> np.ndarray:
     normal = statistics.NormalDist()
     values = [round(normal.inv_cdf((i + 0.5) / _QUANTILES) * 4096) / 4096 for i in range(_QUANTILES)]
     return np.asarray(torch.tensor(values, dtype=torch.float64).to(dtype).view(_NUMPY_BITS[dtype]).numpy())
+
+
+class _Key(ISeedSequence):
+    """A key where NumPy expects what makes one: given a plain key, it asks the system for entropy first, in vain."""
+
+    def __init__(self, digest: bytes) -> None:
+        self._words = np.frombuffer(digest, "<u8")
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> np.ndarray:
+        """Return the two words of the key."""
+        del n_words, dtype
+        return self._words
 
 
 class Stream:
@@ -38,7 +51,7 @@ class Stream:
 
     def __init__(self, seed: int, name: str) -> None:
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
-        self._bits = np.random.Philox(key=int.from_bytes(digest, "little"))
+        self._bits = np.random.Philox(_Key(digest))  # type: ignore[arg-type] # any is documented
 
     def random_uint64(self, count: int) -> np.ndarray:
         """Return ``count`` raw 64-bit words."""

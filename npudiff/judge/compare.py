@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -83,6 +84,10 @@ def error_ratio(actual: torch.Tensor, value: torch.Tensor, bound: torch.Tensor) 
     element with bound 0, and any NaN or infinity that is not expected, gives infinity. A value of the dtype of
     ``actual`` was moved and not computed: then equal means the same bits.
     """
+    if actual.dtype != value.dtype:
+        ratio = (actual.to(torch.float64) - value).abs_().div_(bound)
+        if ratio.numel() and math.isfinite(float(ratio.max())):  # then no number and no quotient is anything else
+            return ratio
     equal = _same_bits(actual, value) if actual.dtype == value.dtype else actual.to(torch.float64) == value
     differs = ~equal  # a cache is equal nearly everywhere: only the rest is computed
     if 4 * int(differs.sum()) > differs.numel():

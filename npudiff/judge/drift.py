@@ -101,7 +101,7 @@ def _sums_of_output(output: OutputComparison) -> dict[str, Sums]:
 def _some_computed(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return those elements of flat tensors that have a bound, the third of them, in float64; of many, some."""
     bound = tensors[2]
-    computed = (bound > 0) & bound.isfinite()
+    computed = (bound > 0) & (bound < torch.inf)
     if not bool(computed.all()):
         places = computed.nonzero().flatten()
         places = places[:: _distance(len(places))]

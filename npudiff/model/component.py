@@ -6,6 +6,7 @@ How outputs compare with what is right stands first: every element's error over 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class OutputComparison:
     @property
     def exact(self) -> bool:
         """Whether the output asks for equality only."""
-        return self.bound is not None and not bool(((self.bound > 0) & self.bound.isfinite()).any())
+        return self.bound is not None and not bool(((self.bound > 0) & (self.bound < math.inf)).any())
 
 
 def _largest(ratio: torch.Tensor | None) -> float:
@@ -421,6 +422,8 @@ class Subject:
     """What the implementation is known to compute instead of the right answer, and in which cases."""
     observer: Callable[[AnyInputs, Mapping[str, torch.Tensor]], None] | None = field(default=None, kw_only=True)
     """Told of each run: its inputs, and its outputs."""
+    fingerprint: Callable[[object], Mapping[str, tuple[object, ...]]] = field(default=fingerprint, kw_only=True)
+    """Says of inputs what changes when they are written to; asked before each call."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -508,7 +511,7 @@ class Subject:
             If it raises what says that something of a backend is not here, or that it does not fit the one that is.
         """
         given = () if self.implementation.untrusted else given  # that has copies, in a process of its own
-        before = [fingerprint(one) for one in given]
+        before = [self.fingerprint(one) for one in given]
         own = os.getpid()
         try:
             answer = cast("Answer", owned_answer(question()))

@@ -89,6 +89,9 @@ class Request:
     one."""
     own: tuple[str, ...] = ()
     """Files or modules with components and properties of the user's."""
+    at_first: int | None = None
+    """Cases of equivalence of what is built in, on this host, where nobody says how many; None for half as many as
+    usual."""
     given: tuple[Implementation, ...] = ()
     """Implementations as they are, in place of what names find."""
 
@@ -207,7 +210,7 @@ class Plan:
     def only_begins(self) -> bool:
         """Whether all that is built in runs on this host, and nobody says how long.
 
-        It has had thousands of cases there, and who begins wants to see soon that all is well: it gets half as many.
+        It has had thousands of cases there, and who begins wants to see soon that all is well: it gets fewer.
         """
         request = self.request
         asks = request.named or request.components or request.own or request.examples or request.seconds is not None
@@ -217,7 +220,8 @@ class Plan:
     def usual_examples(self) -> int:
         """Cases of equivalence per implementation, of which costly components get a part."""
         preset = run_preset(self.request.hypothesis_profile).examples
-        return self.request.examples or (preset // 2 if self.only_begins else preset)
+        first = self.request.at_first or preset // 2
+        return self.request.examples or (first if self.only_begins else preset)
 
     def budget(self, job: Job) -> Budget:
         """Return how long one job may look."""

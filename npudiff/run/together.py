@@ -19,7 +19,7 @@ from hypothesis.errors import Unsatisfiable
 
 from npudiff.judge.judge import LocalJudge
 from npudiff.model.anything import AnyCase, AnyInputs
-from npudiff.model.component import Component, ExpectedOutput
+from npudiff.model.component import Component, ExpectedOutput, fingerprint
 from npudiff.model.job import Budget, Job, Outcome
 from npudiff.run.engine import NO_CASE, CaseRun, Fails, Progress, Stop, conclude, draw_cases
 from npudiff.run.messages import Task
@@ -109,6 +109,7 @@ class _OneCase:
     def __init__(self, component: Component) -> None:
         self._made: dict[tuple[str, Any], Any] = {}
         self._expected: dict[int, Mapping[str, ExpectedOutput]] = {}
+        self._fingerprints: dict[int, Mapping[str, tuple[object, ...]]] = {}
         self._of = component
         self.component = replace(
             component,
@@ -122,6 +123,7 @@ class _OneCase:
         """Have everything made anew: of another case, or since somebody may have written into it."""
         self._made.clear()
         self._expected.clear()
+        self._fingerprints.clear()
 
     def _once(self, name: str, made: Callable[[AnyCase], Any]) -> Callable[[AnyCase], Any]:
         def remembered(case: AnyCase) -> Any:  # noqa: ANN401 - as the component has it
@@ -132,9 +134,21 @@ class _OneCase:
 
         return remembered
 
+    def fingerprint(self, inputs: object) -> Mapping[str, tuple[object, ...]]:
+        """Look once at inputs that were built here: a call after which they were not the same has them forgotten."""
+        if not self._is_made(inputs):
+            return fingerprint(inputs)
+        if id(inputs) not in self._fingerprints:
+            self._fingerprints[id(inputs)] = fingerprint(inputs)
+        return self._fingerprints[id(inputs)]
+
+    def _is_made(self, inputs: object) -> bool:
+        """Whether inputs were built here, and so live as long as what is remembered of them."""
+        return any(made is inputs for (name, _), made in self._made.items() if name == "inputs")
+
     def _reference(self, inputs: AnyInputs) -> Mapping[str, ExpectedOutput]:
-        """Answer once for inputs that were built here, which live as long as the answer; others change them."""
-        if not any(made is inputs for (name, _), made in self._made.items() if name == "inputs"):
+        """Answer once for inputs that were built here; others are changed by those who ask."""
+        if not self._is_made(inputs):
             return self._of.reference(inputs)
         if id(inputs) not in self._expected:
             self._expected[id(inputs)] = self._of.reference(inputs)
@@ -145,7 +159,7 @@ def run_together(jobs: Sequence[Job], budgets: Sequence[Budget], progress: Progr
     """Run jobs of one component and property, each up to its first failure, which is left as it was drawn."""
     began = time.perf_counter()
     memory = _OneCase(jobs[0].subject.component)
-    runs = [_run_of(job, budget, progress, memory.component) for job, budget in zip(jobs, budgets, strict=True)]
+    runs = [_run_of(job, budget, progress, memory) for job, budget in zip(jobs, budgets, strict=True)]
     spent = dict.fromkeys(range(len(jobs)), 0.0)
     with jobs[0].subject.target.activate():
         cases = planned(jobs, budgets)
@@ -167,8 +181,9 @@ def run_together(jobs: Sequence[Job], budgets: Sequence[Budget], progress: Progr
     return [run.outcome for run in runs]
 
 
-def _run_of(job: Job, budget: Budget, progress: Progress, component: Component) -> CaseRun:
-    remembering = replace(job, subject=replace(job.subject, component=component))
+def _run_of(job: Job, budget: Budget, progress: Progress, memory: _OneCase) -> CaseRun:
+    subject = replace(job.subject, component=memory.component, fingerprint=memory.fingerprint)
+    remembering = replace(job, subject=subject)
     return CaseRun(Outcome(remembering), budget, progress, LocalJudge(remembering))
 
 

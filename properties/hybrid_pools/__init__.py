@@ -38,6 +38,7 @@ component = Component(
     coordinates=coordinates,
     highlighted_region="shared",
     profiles=of_models(_sizes),
+    example_ratio=0.7,
     history=History(
         machine=HybridPoolsMachine,
         session=PoolsSession,

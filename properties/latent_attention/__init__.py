@@ -31,7 +31,7 @@ component = Component(
     coordinates=coordinates,
     highlighted_region="query length 1",
     relations=RELATIONS,
-    example_ratio=0.85,
+    example_ratio=0.6,
     profiles=of_models(_sizes),
     baselines=BASELINES["latent_attention"],
 )

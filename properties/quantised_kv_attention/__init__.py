@@ -40,5 +40,6 @@ component = Component(
     highlighted_region="query length 1",
     relations=RELATIONS,
     profiles=of_models(_sizes),
+    example_ratio=0.6,
     baselines=BASELINES["quantised_kv_attention"],
 )

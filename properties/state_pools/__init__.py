@@ -37,6 +37,7 @@ component = Component(
     coordinates=coordinates,
     highlighted_region="drafts taken back",
     profiles=of_models(_sizes),
+    example_ratio=0.6,
     history=History(
         machine=StatePoolsMachine,
         session=StatePoolsSession,

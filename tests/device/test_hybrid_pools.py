@@ -177,6 +177,7 @@ def test_what_does_not_fit_changes_nothing(pools):
     assert pools.allocate(1, pools.tokens(0, 8))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("item", RIGHT, ids=by_name)
 def test_a_right_implementation_holds(item):
     outcome = run_job(job(item), Budget(examples=8, seed=1, steps=25))

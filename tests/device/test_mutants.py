@@ -104,6 +104,7 @@ def test_it_is_wrong_where_its_bug_is(item):
     assert not same_bits(right, run(item, pair.shows), "").holds
 
 
+@pytest.mark.few(223)
 @pytest.mark.parametrize("item", MUTANTS, ids=by_name)
 def test_it_is_right_where_its_bug_is_not(item):
     pair = PAIRS[item.name]

@@ -49,6 +49,7 @@ def test_every_form_is_here():
     assert {item.name for item in ADAPTERS} == {"from_positions", "get_cos_sin_cache", "get_sin_cos", "rope_table"}
 
 
+@pytest.mark.few(2)
 @adapters
 def test_an_adapter_is_right_on_the_simulator(item):
     result = outcome(item, EQUIVALENCE, 1, 100)

@@ -60,6 +60,7 @@ def on_the_simulator():
         yield
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("item", RIGHT, ids=by_name)
 def test_a_right_implementation_holds(item):
     outcome = run_job(job(item), Budget(examples=6, seed=1, steps=20))

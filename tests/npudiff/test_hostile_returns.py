@@ -84,6 +84,7 @@ def said(outcome):
     return failure.comparison.worst_output.problem or f"wrong value, {failure.comparison.context}"
 
 
+@pytest.mark.few(44)
 @pytest.mark.parametrize("name", JUDGED)
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_it_is_told_in_every_property(name, hostile, rights, tmp_path):
@@ -273,6 +274,7 @@ for name, (make, _) in list(HOSTILE.items())[::4]:
 """
 
 
+@pytest.mark.slow
 def test_one_run_tells_all_of_them(cli, kernel, tmp_path):
     path = kernel(KERNELS.format(support=str(Path(hostile_returns.__file__).parent)))
     options = ("--target", "sim", "--examples", "1", "--seed", "1", "--workers", "1")

@@ -194,6 +194,7 @@ def test_importing_the_plugin_is_cheap(record_property):
     assert statistics.median(times) <= 0.060
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("top", "code", "said"),
     [

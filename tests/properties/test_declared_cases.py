@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from draws import drawn
+from draws import default_cases, drawn
 from npudiff.model.case import DeclaredCase, declaration, dumps, loads
 from npudiff.model.constraints import Constraints, Numbers
 from npudiff.run.discovery import load_component, load_components
@@ -45,7 +45,7 @@ def changed(component, case, field, value):
 def probed(component):
     """Cases, each with one field changed, the field, and its value."""
     names = [field.name for field in dataclasses.fields(component.case_type)]
-    for case in drawn(component, Constraints(), 6):
+    for case in default_cases(component, 4):
         for name in names:
             for value in PROBES:
                 other = changed(component, case, name, value)
@@ -83,7 +83,7 @@ def test_what_is_accepted_may_be_asked_for_and_what_is_not_legal_is_refused_and_
 def test_what_may_be_asked_for_is_accepted_but_for_what_does_not_go_together(component):
     said = declaration(component.case_type)
     flat = [name for name in said.fields if name in said.axes and said.quantities[name].value is None]
-    case = drawn(component, Constraints(), 3)[-1]
+    case = default_cases(component, 3)[-1]
     for name in flat:
         for value in [*ends(component.axes[name]), *([None] if component.axes[name].optional else [])]:
             reason = refused(component, dataclasses.replace(case, **{name: value})) or ""

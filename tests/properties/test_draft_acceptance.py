@@ -48,6 +48,7 @@ def by_blocks(level):
     return function
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafts", ["probabilities", "tokens"])
 def test_right_ones_have_the_targets_distribution(drafts):
     for seed in SEEDS:

@@ -128,11 +128,13 @@ def test_a_kernel_that_drops_experts_without_rows_is_found():
     assert (failure.case.tokens, failure.case.experts, failure.case.empty_experts) == (3, 3, "middle")
 
 
+@pytest.mark.slow
 def test_a_kernel_that_drops_requests_without_tokens_is_found():
     failure = found("cache_gather", requests_with_tokens, layout=("PA_BSND", "PA_BNSD"))
     assert [request.length for request in failure.case.requests] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_kernel_that_drops_requests_without_rows_is_found():
     constraints = ascend.torch_native.constraints.boxes[0]
     failure = found("sliding_attention", rows_without_table, **constraints, hybrid=(False,))

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from draws import drawn
+from draws import default_cases, drawn
 from npudiff.device import targets
 from npudiff.draw import derived_cases
 from npudiff.model.case import dumps, loads
@@ -23,7 +23,7 @@ every_component = pytest.mark.parametrize("component", COMPONENTS, ids=lambda co
 
 @every_component
 def test_every_default_case_can_be_built_and_is_inside(component):
-    for case in drawn(component, Constraints(), 150):
+    for case in default_cases(component):
         component.check_case(case)
         values = component.values(case)
         assert values.keys() == component.axes.keys()
@@ -35,12 +35,12 @@ def test_every_default_case_can_be_built_and_is_inside(component):
 @every_component
 def test_every_value_that_default_cases_have_can_be_asked_for(component):
     """One axis at a time: what a user restricts is what is drawn."""
-    cases = drawn(component, Constraints(), 60, 1)
+    cases = default_cases(component, 60)
     for axis in component.axes:
         seen = sorted({value for case in cases for value in component.values(case)[axis]}, key=str)
         for value in {seen[0], seen[-1], seen[len(seen) // 2]} if seen else ():
             constraints = Constraints.of({axis: (value,)})
-            found = drawn(component, constraints, 6)
+            found = drawn(component, constraints, 4)
             assert found, (axis, value)
             for case in found:
                 assert constraints.reason_against(component.values(case)) is None, (axis, value, case)
@@ -57,7 +57,7 @@ def test_hundreds_of_requests_can_be_asked_for(component):
 
 @every_component
 def test_a_case_survives_json_and_can_be_a_key(component):
-    for case in drawn(component, Constraints()):
+    for case in default_cases(component, 60):
         text = dumps(case)
         assert loads(component.case_type, text) == case
         assert {case: 1}[loads(component.case_type, text)] == 1
@@ -66,16 +66,16 @@ def test_a_case_survives_json_and_can_be_a_key(component):
 
 @every_component
 def test_a_case_is_one_short_line_and_says_where_it_is(component):
-    lines = [component.describe(case) for case in drawn(component, Constraints())]
+    lines = [component.describe(case) for case in default_cases(component)]
     assert all("\n" not in line and line for line in lines)
     assert max(map(len, lines)) < 400
-    features = {feature for case in drawn(component, Constraints(), 150) for feature in component.features(case)}
+    features = {feature for case in default_cases(component) for feature in component.features(case)}
     assert component.highlighted_region in features
 
 
 @every_component
 def test_the_same_case_gives_the_same_bits(component):
-    for case in drawn(component, Constraints(), 20):
+    for case in default_cases(component, 8):
         first, second = component.inputs(case), component.inputs(case)
         for name, one in vars(first).items():
             if isinstance(one, torch.Tensor):
@@ -86,7 +86,7 @@ def test_the_same_case_gives_the_same_bits(component):
 
 @every_component
 def test_the_reference_names_the_outputs_and_coordinates_fit_them(component):
-    for case in drawn(component, Constraints(), 30):
+    for case in default_cases(component, 10):
         inputs = component.inputs(case)
         expected = component.reference(inputs)
         assert tuple(expected) == component.outputs
@@ -122,7 +122,7 @@ def test_relations_have_names_and_summaries_of_their_own(component):
 def test_cases_before_and_after_a_case_can_be_derived_from_it(component):
     subject = Subject(component, Implementation(component.name, "any", component.reference), targets.sim(None))
     found = {derived_cases.shrunk: 0, derived_cases.same_size: 0, derived_cases.grown: 0}
-    cases = drawn(component, Constraints(), 40) if component.history is None else []
+    cases = default_cases(component, 20) if component.history is None else []
     for case in cases:
         for find in found:
             other = find(subject, case)

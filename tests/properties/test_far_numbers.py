@@ -82,6 +82,7 @@ def test_a_right_quantisation_holds_for_every_exponent():
     assert outcome("dynamic_quant", right, recipe=("any exponent",)).verdict is Verdict.HOLDS
 
 
+@pytest.mark.slow
 def test_a_softmax_that_subtracts_no_maximum_is_found():
     def function(inputs, target):
         scores = scored(inputs)

@@ -46,6 +46,7 @@ def found(item, function, **within):
     return run_job(job, Budget(examples=100, seed=3)).failure
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "item", [ascend.native_rotary, ascend.native_rms_norm, ascend.composed_swiglu, ascend.native_finalize]
 )
@@ -55,6 +56,7 @@ def test_a_kernel_that_loses_subnormal_numbers_is_found(item):
     assert failure is not None
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("item", "names"),
     [(ascend.native_rotary, ("query", "key")), (ascend.native_finalize, ("expanded_rows",))],

@@ -66,11 +66,13 @@ def assert_inside(constraints, count=150):
         assert constraints.reason_against(values(case)) is None, case
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_every_case_lies_within_what_is_supported(name):
     assert_inside(Constraints.of(SUPPORTED[name]))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("texts", WHERE, ids=" ".join)
 def test_every_case_lies_within_what_a_user_asks_for(texts):
     assert_inside(parse_where(texts))

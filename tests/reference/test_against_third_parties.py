@@ -102,6 +102,7 @@ def eager_flex(monkeypatch):
         monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
 
 
+@pytest.mark.slow
 @settings(DRAWN, max_examples=60)
 @given(case=cases(CASES))
 def test_output_and_lse_agree_with_flex_attention(eager_flex, case):

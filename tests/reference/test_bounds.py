@@ -99,6 +99,7 @@ def needle_case(total, window, **others):
     return SlidingAttentionCase((Request(1, total),), window, **(sizes | others))
 
 
+@pytest.mark.slow
 @DRAWN
 @given(cases(ND))
 def test_two_correct_algorithms_stay_within_the_bound(case):
@@ -115,6 +116,7 @@ def test_two_correct_algorithms_stay_within_the_bound(case):
         assert comparison.holds, (algorithm.__name__, comparison.worst_output.name, comparison.worst)
 
 
+@pytest.mark.slow
 @DRAWN
 @given(cases(FEW_KEYS))
 def test_two_correct_algorithms_stay_within_the_bound_where_few_keys_leave_little_slack(case):

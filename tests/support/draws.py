@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import functools
+
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
+
+from npudiff.model.constraints import Constraints
+
+DEFAULT_CASES = 150
 
 
 class Recorder:
@@ -45,3 +51,27 @@ def drawn(component, constraints, count=60, number=0):
 
     collect()
     return found
+
+
+def default_cases(component, count=DEFAULT_CASES):
+    """Cases of a component as they are drawn by default, so many at equal distances: drawn once for all tests."""
+    cases = _all_default_cases(_ByIdentity(component))
+    return [cases[place * len(cases) // count] for place in range(min(count, len(cases)))]
+
+
+class _ByIdentity:
+    """A component as a key: its own hash would be that of all that it holds."""
+
+    def __init__(self, component):
+        self.component = component
+
+    def __eq__(self, other):
+        return self.component is other.component
+
+    def __hash__(self):
+        return id(self.component)
+
+
+@functools.cache
+def _all_default_cases(key):
+    return drawn(key.component, Constraints(), DEFAULT_CASES)

@@ -227,3 +227,22 @@ def masked_by_a_number(x, out, first, count, BLOCK: tl.constexpr):
 def failing(x, SIZE: tl.constexpr):
     tl.store(x, 1.0)
     tl.static_assert(SIZE > 5, "too small")
+
+
+@triton.jit
+def moved_blocks(source, target, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PADDING: tl.constexpr):
+    """Copy an array block by block, as block pointers have them, twice as large; beyond the border there is padding."""
+    shape, strides = (rows, columns), (columns, 1)
+    read = tl.make_block_ptr(source, shape, strides, (tl.program_id(0) * ROWS, 0), (ROWS, COLUMNS), (1, 0))
+    write = tl.make_block_ptr(target, shape, strides, (tl.program_id(0) * ROWS, 0), (ROWS, COLUMNS), (1, 0))
+    for _ in range(0, columns, COLUMNS):
+        block = tl.load(read, boundary_check=(0, 1), padding_option=PADDING)
+        tl.store(write, (block + block).to(write.dtype.element_ty), boundary_check=(0, 1))
+        read, write = tl.advance(read, (0, COLUMNS)), tl.advance(write, (0, COLUMNS))
+
+
+@triton.jit
+def padded_block(source, out, count, BLOCK: tl.constexpr, PADDING: tl.constexpr):
+    """Keep all of a block that reaches beyond its array."""
+    read = tl.make_block_ptr(source, (count,), (1,), (2,), (BLOCK,), (0,))
+    tl.store(out + tl.arange(0, BLOCK), tl.load(read, boundary_check=(0,), padding_option=PADDING))

@@ -128,8 +128,9 @@ def _dims(pool: PagedKV) -> dict[str, int]:
 
 
 def attention_world(
-    inputs: SlidingAttentionInputs, mode: ForwardMode, window_size: int, *, drafts: int | None = None
-) -> AttentionWorld:
+    inputs: SlidingAttentionInputs, mode: ForwardMode, window_size: int, *, drafts: int | None = None,
+    chunk: int | None = None,
+) -> AttentionWorld:  # fmt: skip
     """Build the world of a case.
 
     Parameters
@@ -142,9 +143,11 @@ def attention_world(
         What the layer is told as its ``sliding_window_size``; -1 for none.
     drafts : int, optional
         Draft tokens of each request, where they are verified.
+    chunk : int, optional
+        Positions of a chunk, of a model whose layers see chunks; this one does.
     """
     sliding = None if inputs.sliding is None else inputs.window or PAGE
-    model = Model(inputs.query.dtype, inputs.query.shape[1], sliding)
+    model = Model(inputs.query.dtype, inputs.query.shape[1], sliding, chunk=chunk)
     with environment(flags_of(inputs)):
         pool, mapping = _pools(inputs)
         requests = _requests(inputs, mapping)
@@ -153,7 +156,7 @@ def attention_world(
         inputs.query.shape[1], inputs.kv.head_dim, inputs.scale, inputs.kv.kv_heads, 0 if mapping is None else 1,
         v_head_dim=inputs.kv.value_head_dim, sliding_window_size=window_size,
     )  # fmt: skip
-    layer.sliding_window_size = window_size
+    layer.sliding_window_size, layer.use_irope = window_size, chunk is not None
     if mapping is not None and inputs.window is None:
         layer.layer_id = 0
     padding = inputs.query.shape[0] - sum(inputs.query_lengths)
@@ -212,6 +215,8 @@ class Model:
     page_size: int = PAGE
     latent: Mapping[str, int] | None = None
     """Of a model with MLA, its dims by the names of its configuration."""
+    chunk: int | None = None
+    """``attention_chunk_size`` of the model."""
 
 
 def attention_backend(
@@ -254,6 +259,7 @@ def model_runner(pool: Any, requests: ReqToTokenPool, model: Model, *, drafting:
         use_mla_backend=model.latent is not None,
         spec_algorithm=_NO_SPECULATION,
         is_hybrid_swa=model.window is not None,
+        attention_chunk_size=model.chunk,
         sliding_window_size=model.window or PAGE,  # of the model, whose other layers have a window
         server_args=runtime_context.get_context().server_args,
     )

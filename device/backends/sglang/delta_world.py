@@ -72,9 +72,9 @@ class DeltaWorld:
 
     def convolved(self, mixed: torch.Tensor) -> torch.Tensor:
         """Leave the layer where its convolution is done, and return what came out."""
-        self.backend.kernel_dispatcher = SimpleNamespace(decode=lambda q, k, v, **_: _leave(q, k, v))
-        self.backend.chunk_gdn = lambda q, k, v, *_: _leave(q, k, v)
-        self.backend.fused_recurrent_gated_delta_rule_update = lambda rows, *_, **__: _leave(rows)
+        self.backend.kernel_dispatcher = SimpleNamespace(decode=lambda q, k, v, **_: leave(q, k, v))
+        self.backend.chunk_gdn = lambda q, k, v, *_: leave(q, k, v)
+        self.backend.fused_recurrent_gated_delta_rule_update = lambda rows, *_, **__: leave(rows)
         nothing = mixed.new_zeros(len(mixed), self.layer.num_v_heads)
         with handed_in(nothing, nothing):
             try:
@@ -84,7 +84,8 @@ class DeltaWorld:
         raise ValueError("the layer did not come to what is behind its convolution")
 
 
-def _leave(*parts: torch.Tensor) -> None:
+def leave(*parts: torch.Tensor) -> None:
+    """Leave a layer with rows that are one, or queries, keys and values."""
     raise Convolved(torch.cat([part.flatten(0, -2) if len(parts) == 1 else _by_token(part) for part in parts], dim=-1))
 
 
@@ -96,6 +97,7 @@ def _by_token(part: torch.Tensor) -> torch.Tensor:
 def delta_world(
     mode: ForwardMode, sizes: Sizes, weight: torch.Tensor, bias: torch.Tensor | None, pools: Sequence[torch.Tensor],
     requests: Sequence[tuple[int, int, int]], *, drafts: int | None = None, padding: int | None = None,
+    of: Callable[[SimpleNamespace], Any] | None = None,
 ) -> DeltaWorld:  # fmt: skip
     """Build the world of a pass.
 
@@ -118,6 +120,8 @@ def delta_world(
         Draft tokens of each request.
     padding : int, optional
         Requests that fill a graph, in slot 0; eagerly where nothing is said.
+    of : callable, optional
+        Which backend; that of gated delta networks where nothing is said.
     """
     configured()
     added = padding or 0
@@ -129,7 +133,7 @@ def delta_world(
     batch = forward_batch(mode, table, lengths, known, drafts=drafts, rows=rows)
     if mode == ForwardMode.EXTEND:
         batch.extend_start_loc = batch.extend_seq_lens.cumsum(dim=0).to(torch.int32) - batch.extend_seq_lens
-    backend = ascend_gdn_backend.AscendGDNAttnBackend(_runner(pools, slots))
+    backend = (of or ascend_gdn_backend.AscendGDNAttnBackend)(_runner(pools, slots))
     layer = RadixLinearAttention(
         0, sizes.key_heads, sizes.key_heads, sizes.heads, sizes.key_dim, sizes.key_dim, sizes.value_dim,
         conv_weights=weight.t().contiguous(), bias=bias,
@@ -148,6 +152,7 @@ def _runner(pools: Sequence[torch.Tensor], slots: Sequence[int]) -> SimpleNamesp
     whole = SimpleNamespace(conv=[lines.unsqueeze(0)])
     of_rows = torch.tensor([0, *slots], dtype=torch.int32, device=lines.device)
     pool = SimpleNamespace(
+        size=len(slots),
         mamba_pool=SimpleNamespace(mamba_cache=whole, replayssm_write_pos=None, enable_linear_replayssm=False),
         get_mamba_indices=lambda rows: of_rows[rows],
         translate_mamba_indices=lambda indices: indices,
@@ -160,7 +165,7 @@ def _runner(pools: Sequence[torch.Tensor], slots: Sequence[int]) -> SimpleNamesp
         is_draft_worker=False,
         req_to_token_pool=pool,
         token_to_kv_pool=None,
-        linear_attn_backends=SimpleNamespace(decode=triton, prefill=triton),
+        linear_attn_backends=SimpleNamespace(decode=triton, prefill=triton, verify=triton),
     )
 
 

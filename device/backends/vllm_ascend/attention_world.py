@@ -67,16 +67,23 @@ def engine(inputs: SlidingAttentionInputs, *, paged: bool = False) -> Engine:
     paged : bool
         Whether batches of its size are in ``pa_shape_list``, which asks for paged attention where all requests decode.
     """
-    config = engine_config(inputs.query.dtype)
-    config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
-    config.model_config.max_model_len = inputs.kv.block_table.shape[1] * PAGE
-    config.model_config.hf_text_config = SimpleNamespace()
+    made = plain_engine(inputs.query.dtype, inputs.kv.block_table, sinks=inputs.sinks is not None)
     if inputs.window is not None:
-        config.model_config.hf_text_config.sliding_window = inputs.window
+        made.config.model_config.hf_text_config.sliding_window = inputs.window
+    if paged:
+        made.config.ascend.pa_shape_list.append(inputs.query.shape[0])
+    return made
+
+
+def plain_engine(dtype: torch.dtype, table: torch.Tensor, *, sinks: bool = False) -> Engine:
+    """Return the engine of a model without windows, whose longest request fills a row of a table of pages."""
+    config = engine_config(dtype)
+    config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+    config.model_config.max_model_len = table.shape[1] * PAGE
+    config.model_config.hf_text_config = SimpleNamespace()
     config.scheduler_config = SimpleNamespace(enable_chunked_prefill=True)
-    config.ascend = SimpleNamespace(pa_shape_list=[inputs.query.shape[0]] if paged else [])
-    context = type("Context", (), {"capturing": False, "is_draft_model": False, "sinks": inputs.sinks is not None})
-    return Engine(config, context)
+    config.ascend = SimpleNamespace(pa_shape_list=[])
+    return Engine(config, type("Context", (), {"capturing": False, "is_draft_model": False, "sinks": sinks}))
 
 
 def implementation_of(inputs: SlidingAttentionInputs) -> Any:  # noqa: ANN401 - vllm-ascend's
@@ -123,16 +130,21 @@ def layer() -> SimpleNamespace:
 
 
 def padded(inputs: SlidingAttentionInputs) -> Batch:
+    """Return the batch of a case, with the requests that fill its rows."""
+    return filled(Batch(inputs.query_lengths, inputs.kv_lengths, inputs.kv.block_table), inputs.query.shape[0])
+
+
+def filled(batch: Batch, rows: int) -> Batch:
     """Return a batch with the requests that the runner adds so that a graph's rows all belong to one.
 
     They have as many rows as the others where these fill a whole number of requests, or are one; no tokens, and page 0.
     """
-    query, table = list(inputs.query_lengths), inputs.kv.block_table
-    rest, each = inputs.query.shape[0] - sum(query), query[0]
+    query, table = list(batch.query_lengths), batch.block_table
+    rest, each = rows - sum(query), query[0]
     added = [each] * (rest // each) if len(set(query)) == 1 and rest % each == 0 else [rest]
     added = [count for count in added if count]
     table = torch.cat([table, table.new_zeros(len(added), table.shape[1])])
-    return Batch(query + added, [*inputs.kv_lengths, *[0] * len(added)], table)
+    return Batch(query + added, [*batch.kv_lengths, *[0] * len(added)], table)
 
 
 def replayed(inputs: SlidingAttentionInputs, state: str, *, paged: bool = False) -> torch.Tensor:
@@ -158,15 +170,20 @@ def replayed(inputs: SlidingAttentionInputs, state: str, *, paged: bool = False)
         query.copy_(inputs.query)
         table.copy_(batch.block_table)
         after = Batch(batch.query_lengths, batch.kv_lengths, table)
-        forward = SimpleNamespace(attn_metadata={LAYER: metadata(made, after, state, device)})
         graph.replay()
-        updates = npu.Stream()
-        try:
-            attention.update_graph_params(updates, forward, rows, made.config)
-        except BaseException:
-            for event in acl_graph.get_graph_params().events[rows]:  # or the replay would wait for ever
-                event.record(updates)
-            raise
-        finally:
-            npu.synchronize()
+        update(made, attention, metadata(made, after, state, device), rows)
     return answer
+
+
+def update(made: Engine, attention: Any, said: Any, rows: int) -> None:  # noqa: ANN401 - vllm-ascend's
+    """Give a replay of so many rows, which waits for it, the lengths of its batch, and wait for its end."""
+    npu: Any = importlib.import_module("torch_npu").npu
+    updates = npu.Stream()
+    try:
+        attention.update_graph_params(updates, SimpleNamespace(attn_metadata={LAYER: said}), rows, made.config)
+    except BaseException:
+        for event in acl_graph.get_graph_params().events[rows]:  # or the replay would wait for ever
+            event.record(updates)
+        raise
+    finally:
+        npu.synchronize()

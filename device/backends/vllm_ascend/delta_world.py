@@ -6,7 +6,7 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -15,12 +15,21 @@ from vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn import QwenGatedD
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm_ascend.ops import gdn, gdn_attn_builder
 
-from npudiff.device.backends.vllm_ascend.world import ascend_configuration, engine, engine_config, patched
+from npudiff.device.backends.vllm_ascend.world import (
+    ascend_configuration,
+    engine,
+    engine_config,
+    patched,
+    triton_found,
+)
 
 LAYER = "model.layers.0.linear_attn"
 
 MOST_DRAFT = 16
 """Tokens of a request that the operator for drafts takes."""
+
+_CORES = 2
+"""Cores that Triton kernels of prompts are told of: each is a program of the interpreter, and they share the work."""
 
 _ALONE = SimpleNamespace(world_size=1, rank_in_group=0)
 
@@ -187,4 +196,28 @@ def handed_in(gate: torch.Tensor, beta: torch.Tensor) -> Iterator[None]:
     device_op = importlib.import_module("vllm_ascend.device.device_op").DeviceOperator
     given: Callable[..., tuple[torch.Tensor, torch.Tensor]] = lambda *_: (gate, beta)  # noqa: E731
     with mock.patch.object(device_op, "fused_gdn_gating", staticmethod(given)), here(l2norm_fwd=lambda rows: rows):
+        yield
+
+
+@contextlib.contextmanager
+def triton_pipeline() -> Iterator[None]:
+    """Let the layer find no operator for prompts, and its Triton kernels, whose rows are normalised.
+
+    Raises
+    ------
+    StubCalled
+        If Triton is not here.
+    """
+    with triton_found():
+        chunk = importlib.import_module("vllm_ascend.ops.triton.fla.chunk")
+        utils = importlib.import_module("vllm_ascend.ops.triton.triton_utils")
+        with _without_operator(chunk), patched(utils, {"_NUM_AICORE": _CORES, "_NUM_VECTORCORE": _CORES}):
+            yield
+
+
+@contextlib.contextmanager
+def _without_operator(chunk: ModuleType) -> Iterator[None]:
+    values = {"l2norm_fwd": lambda rows: rows, "get_pcp_group": lambda: _ALONE}
+    probed = mock.patch.object(gdn.AscendGatedDeltaNetAttention, "_fused_chunk_available", new=False)
+    with probed, patched(chunk, values):
         yield

@@ -6,19 +6,21 @@ graph refuses them, as it refuses any wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from npudiff.device.simulator.errors import DeviceFault
+from npudiff.device.simulator.errors import DeviceFault, NotSimulated
 from npudiff.device.simulator.profiles import active_profile, use_profile
 
 Tensor = torch.Tensor
 
 _LONGEST = 16
 _STATES = ("bfloat16", "float32")
+_CHUNK = 64
 
 
 def recurrent_gated_delta_rule(query: Tensor, key: Tensor, value: Tensor, state: Tensor, **named: Any) -> Tensor:  # noqa: ANN401
@@ -161,9 +163,80 @@ def copy_and_expand_eagle_inputs(
     return tuple(torch.tensor(one, dtype=dtype, device=device) for one, dtype in zip(lists, dtypes, strict=True))
 
 
+def _chunks_of(tokens: int, cu_seqlens: Sequence[int] | None, size: int) -> list[list[slice]]:
+    """The chunks of each sequence, in their order."""
+    starts = [0, tokens] if cu_seqlens is None else list(cu_seqlens)
+    return [
+        [slice(first, min(first + size, end)) for first in range(start, end, size)]
+        for start, end in itertools.pairwise(starts)
+    ]
+
+
+def chunk_gated_delta_rule_fwd_h(
+    k: Tensor, w: Tensor, u: Tensor, g: Tensor | None = None, *, gk: Tensor | None = None,
+    initial_state: Tensor | None = None, output_final_state: bool | None = False, chunk_size: int | None = None,
+    save_new_value: bool | None = True, cu_seqlens: Sequence[int] | None = None,
+    chunk_indices: Sequence[int] | None = None, use_exp2: bool | None = False,
+    transpose_state_layout: bool | None = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Go from chunk to chunk: ``v = u - w h``, and ``h = h exp(g_last) + k^T (v exp(g_last - g))``.
+
+    As ``cpu_reference`` of vllm-ascend's ``test_chunk_gated_delta_rule_fwd_h_aclnn.py`` has it; operands of products
+    are 16 bits, and sums float32. h is ``[batch, heads, chunks, key_dim, value_dim]``, before each chunk.
+    """
+    del save_new_value, chunk_indices, output_final_state  # all of them are made
+    if gk is not None or use_exp2 or transpose_state_layout or g is None or len(k) != 1:
+        raise NotSimulated("_C_ascend::chunk_gated_delta_rule_fwd_h", "its form", "another", "g, of one batch")
+    heads = u.shape[1]
+    key, decayed = (one[0].repeat_interleave(heads // one.shape[1], dim=0) for one in (k, w))
+    total, new, before, last = g[0].float(), torch.zeros_like(u), [], []
+    for place, chunks in enumerate(_chunks_of(k.shape[2], cu_seqlens, chunk_size or _CHUNK)):
+        state = u.new_zeros(heads, k.shape[3], u.shape[3]).float()
+        if initial_state is not None:
+            state = initial_state[place].float()
+        for rows in chunks:
+            before.append(state.to(k.dtype))
+            value = u[0, :, rows].float() - decayed[:, rows].float() @ before[-1].float()
+            new[0, :, rows] = value.to(u.dtype)
+            end = total[:, rows][:, -1:]
+            left = (value * (end - total[:, rows]).exp().unsqueeze(-1)).to(u.dtype).float()
+            state = state * end.exp().unsqueeze(-1) + key[:, rows].float().transpose(1, 2) @ left
+        last.append(state)
+    dtype = k.dtype if initial_state is None else initial_state.dtype
+    return torch.stack(before, dim=1).unsqueeze(0), new, torch.stack(last).to(dtype)
+
+
+def chunk_fwd_o(
+    q: Tensor, k: Tensor, v: Tensor, h: Tensor, scale: float, *, g: Tensor | None = None,
+    g_gamma: Tensor | None = None, cu_seqlens: Sequence[int] | None = None,
+    chunk_indices: Sequence[int] | None = None, chunk_size: int | None = None,
+    transpose_state_layout: bool | None = False,
+) -> Tensor:  # fmt: skip
+    """Read each chunk: ``scale * (exp(g) q h + (q k^T * exp(g_i - g_j)) v)``, causal.
+
+    As the kernel's documentation and ``golden_chunk_fwd_o`` of vllm-ascend's ``test_chunk_fwd_o_310.py`` have it, but
+    for the sign of ``g_i - g_j`` in the latter, whose test runs with decays of 0 where it compares.
+    """
+    del chunk_indices
+    if g_gamma is not None or transpose_state_layout or g is None or len(q) != 1:
+        raise NotSimulated("_C_ascend::chunk_fwd_o", "its form", "another", "g, of one batch")
+    query, key = (one[0].repeat_interleave(v.shape[1] // one.shape[1], dim=0).float() for one in (q, k))
+    total, output = g[0].float(), torch.zeros_like(v)
+    every = itertools.chain.from_iterable(_chunks_of(q.shape[2], cu_seqlens, chunk_size or _CHUNK))
+    for place, rows in enumerate(every):
+        part = total[:, rows]
+        decay = (part.unsqueeze(2) - part.unsqueeze(1)).clamp(max=0.0).exp().tril()
+        weights = (query[:, rows] @ key[:, rows].transpose(1, 2) * decay).to(v.dtype).float()
+        old = query[:, rows] @ h[0, :, place].float() * part.exp().unsqueeze(-1)
+        output[0, :, rows] = ((old + weights @ v[0, :, rows].float()) * scale).to(v.dtype)
+    return output
+
+
 FORMULAS: Mapping[str, Callable[..., Any]] = {
     "npu_recurrent_gated_delta_rule": recurrent_gated_delta_rule,
     "npu_causal_conv1d_custom": causal_conv1d_custom,
+    "chunk_gated_delta_rule_fwd_h": chunk_gated_delta_rule_fwd_h,
+    "chunk_fwd_o": chunk_fwd_o,
     "bgmv_shrink": bgmv_shrink,
     "bgmv_expand": bgmv_expand,
     "transpose_kv_cache_by_block": transpose_kv_cache_by_block,

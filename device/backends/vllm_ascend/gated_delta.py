@@ -17,6 +17,7 @@ from npudiff.device.backends.vllm_ascend.delta_world import (
     layer,
     metadata,
     run_core,
+    triton_pipeline,
 )
 from npudiff.reference.gated_delta import GatedDeltaInputs
 
@@ -107,6 +108,25 @@ def prefill(inputs: GatedDeltaInputs, target: Target) -> Outputs:
 def prefill_behind_decode(inputs: GatedDeltaInputs, target: Target) -> Outputs:
     """The same where requests of one token, at the front, go on: these go another way, and all are put together."""
     return _by_layer(inputs, prompt=True, steps=True)
+
+
+@implementation(
+    "gated_delta",
+    name="_forward_core_prefill_triton",
+    supports={
+        **_LAYER,
+        "chunked": (True,),
+        "kept": ("last",),
+        "length": range(1, 200),
+        "heads": range(1, 5),
+        "batch": range(1, 4),
+    },
+    on_device=True,
+)
+def prefill_triton(inputs: GatedDeltaInputs, target: Target) -> Outputs:
+    """Prompts where that operator is not there: Triton kernels, and two operators of vllm-ascend behind them."""
+    with triton_pipeline():
+        return _by_layer(inputs, prompt=True)
 
 
 @implementation(

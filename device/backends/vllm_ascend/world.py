@@ -38,6 +38,19 @@ def triton(inputs: object) -> Iterator[None]:
     if options_of(inputs)["triton"] == "0":
         yield
         return
+    with triton_found():
+        yield
+
+
+@contextlib.contextmanager
+def triton_found() -> Iterator[None]:
+    """Let modules have found Triton.
+
+    Raises
+    ------
+    StubCalled
+        If it is not here.
+    """
     if not WITH_TRITON:
         raise StubCalled("Triton kernels of vllm-ascend need triton beside a virtual NPU")
     with contextlib.ExitStack() as stack:

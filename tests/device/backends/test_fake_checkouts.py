@@ -57,6 +57,8 @@ ON_NPU = {
         Run("swa_mask"),
         Run("page_allocation"),
         Run("hybrid_pools", examples=1),
+        Run("state_pools"),
+        Run("chunked_attention", SMALL, examples=8),
         Run("rope_cache", examples=12),
         Run("padded_tokens"),
         Run("causal_conv"),
@@ -68,6 +70,7 @@ ON_NPU = {
     "vllm_ascend": [
         Run("sliding_attention", SMALL, only=GRAPHS, examples=6),
         Run("latent_attention", SMALL, only=GRAPHS),
+        Run("quantised_kv_attention", SMALL, only=GRAPHS),
     ],
 }
 """What needs a device that is called npu, or its graphs."""
@@ -84,6 +87,8 @@ ELSEWHERE = {
     "vllm_ascend": [
         Run("sliding_attention", SMALL, but=GRAPHS),
         Run("latent_attention", SMALL, but=GRAPHS),
+        Run("quantised_kv_attention", SMALL, but=GRAPHS),
+        Run("chunked_attention", SMALL, examples=8),
         *(Run(component) for component in (
             "rms_norm", "swiglu", "rotary", "moe_gating", "moe_routing", "moe_finalize", "moe_experts", "paged_cache",
             "cache_gather",
@@ -124,6 +129,15 @@ BUGS_ON_NPU = {
         bug("causal_conv", "AscendGDNAttnBackend.forward_extend", "history_of_others", "history=none"),
         bug("causal_conv", "AscendGDNAttnBackend.target_verify", "window_at_start"),
         bug("causal_conv", "AscendGDNAttnBackend.forward_decode_graph", "slots_of_nobody"),
+        bug("causal_conv", "AscendKDAAttnBackend.forward_extend", "history_of_others", "history=none"),
+        bug("gated_delta", "AscendKDAAttnBackend.target_verify", "long_epsilon"),
+        bug("state_pools", "HybridReqToTokenPool", "slots_not_cleared"),
+        bug("state_pools", "HybridReqToTokenPool_prompts", "states_not_copied"),
+        bug("state_pools", "HybridReqToTokenPool_drafts", "lines_not_rolled_back"),
+        bug("chunked_attention", "AscendAttnBackend.forward_extend", "chunks_not_seen", *SMALL),
+        bug("chunked_attention", "AscendAttnBackend.forward_decode", "chunks_not_seen", *SMALL),
+        bug("chunked_attention", "LocalAttentionMetadataBuilder.build", "next_page", *SMALL),
+        bug("chunked_attention", "LocalAttentionMetadataBuilder.update_for_replay", "next_page", *SMALL),
         bug("gated_delta", "AscendGDNAttnBackend.forward_extend", "states_not_kept"),
         bug("gated_delta", "AscendGDNAttnBackend.target_verify", "beta_as_it_is"),
         bug("gated_delta", "AscendGDNAttnBackend.target_verify_graph", "slots_of_nobody"),
@@ -138,6 +152,8 @@ BUGS_ON_NPU = {
     "vllm_ascend": [
         bug("sliding_attention", "DecodeOnly_graph", "lengths_of_capture", *SMALL),
         bug("latent_attention", "_forward_decode_graph", "lengths_of_capture", *SMALL),
+        bug("quantised_kv_attention", "DecodeOnly_graph", "lengths_of_capture", *SMALL),
+        bug("quantised_kv_attention", "SpecDecoding_graph", "written_behind", *SMALL, "new_tokens=written"),
     ],
 }  # fmt: skip
 
@@ -170,6 +186,11 @@ BUGS_ELSEWHERE = {
         bug("sliding_attention", "DecodeOnly", "values_turned", *SMALL),
         bug("latent_attention", "_forward_prefill", "first_chunk_only", "batch=1..4", "kv_length=1..900"),
         bug("latent_attention", "_forward_decode", "nz_read_as_nd", *SMALL, "layout=PA_NZ"),
+        bug("chunked_attention", "ChunkedLocalAttention", "a_key_more", *SMALL),
+        bug("chunked_attention", "ChunkedLocalAttention_of_ascend", "a_key_more", *SMALL),
+        bug("quantised_kv_attention", "DecodeOnly", "offsets_kept", *SMALL, "offsets=whole,fractional"),
+        bug("quantised_kv_attention", "PrefillCacheHit", "offsets_kept", *SMALL, "offsets=whole,fractional"),
+        bug("quantised_kv_attention", "ChunkedPrefill", "written_behind", *SMALL, "new_tokens=written"),
         bug("paged_cache", "BaseDeviceAdaptor.reshape_and_cache", "neighbouring_slot"),
         bug("cache_gather", "kv_cache_load", "from_the_start", "starts=page"),
         bug("kv_rmsnorm_rope_cache", "exec_kv_decode", "keys_in_halves"),
@@ -304,6 +325,7 @@ def test_a_bug_in_a_file_of_a_checkout_is_a_finding_of_the_command_line(changed,
     assert "swiglu-SiluAndMul" not in out
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_a_checkout_says_so_and_is_counted(changed, tmp_path):
     checkout = changed({
         "hardware_backend/npu/moe/init_routing.py": ("num_experts, top_k)", "num_experts)"),

@@ -36,6 +36,7 @@ simulator.install()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.contract
 def test_without_torch_npu_they_are_skipped():
     code, text = run(HIDDEN, "-m", "contract")

@@ -63,6 +63,7 @@ def check(lab, sequences, arguments, layout, seen, version):
     return output, lse
 
 
+@pytest.mark.few(60)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("paging", PAGING)
 @pytest.mark.parametrize(("mode", "pre", "following"), [(0, 0, 0), (3, 0, 0), (4, 90, 1)])
@@ -79,6 +80,7 @@ def test_absorbed(lab, *, layout, mode, pre, following, paging, dtype):
     check(lab, sequences, arguments, layout, seen, version)
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("rank", [3, 4, 5])
 @pytest.mark.parametrize("layout", ABSORBED)
@@ -103,6 +105,7 @@ def test_absorbed_head_counts(lab, heads):
     check(lab, sequences, arguments, "BSND", [visible(0, 2, 40)], 2)
 
 
+@pytest.mark.few(54)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("paging", "kv_heads"), [(None, 4), (None, 2), ((128, 3), 1), ((16, 4), 2), ((128, 5), 4)])
 @pytest.mark.parametrize(("mode", "pre", "following"), [(0, 0, 0), (3, 0, 0), (4, 20, 2)])

@@ -22,6 +22,7 @@ def parts_of(lab, output, layout, sequences):
     return lab.unpack(output, layout, [q.shape[1] for q in sequences.queries])
 
 
+@pytest.mark.few(36)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("front", ["one", "batch", "larger"])
 @pytest.mark.parametrize(("block_size", "rank"), [(0, 3), (128, 3), (128, 5)])

@@ -102,6 +102,7 @@ def test_it_is_built_once_for_a_version(packages, monkeypatch):
         build(*packages, "2.14.0")
 
 
+@pytest.mark.slow
 def test_several_processes_may_build_at_once(packages):
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: build(*packages, "2.13.0"), range(4)))
@@ -148,6 +149,7 @@ def test_another_machine_is_one_line(packages, monkeypatch, system, machine):
     )
 
 
+@pytest.mark.slow
 def test_each_machine_has_its_own_folder(packages, monkeypatch):
     here = build(*packages, "2.13.0").name
     machine = module.platform.machine()
@@ -156,6 +158,7 @@ def test_each_machine_has_its_own_folder(packages, monkeypatch):
     assert build(*packages, "2.13.0").name == here.replace(machine, other)
 
 
+@pytest.mark.few(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["empty", "one is missing", "one is cut", "one more", "a link", "no seal", "no folder"]
@@ -187,6 +190,7 @@ def test_a_cache_that_is_not_as_it_was_built_is_built_again(packages, tmp_path, 
     assert [path.name for path in cache_folder().iterdir()] == [folder.name]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("what", ["npudiff", "virtual", "folder", "library"])
 def test_a_cache_of_somebody_else_is_not_loaded(packages, monkeypatch, what):
     folder = build(*packages, "2.13.0")
@@ -208,6 +212,7 @@ def test_a_cache_of_somebody_else_is_not_loaded(packages, monkeypatch, what):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [".", "libhccl.so"])
 def test_a_library_that_others_may_have_written_is_not_loaded(packages, name):
     folder = build(*packages, "2.13.0")

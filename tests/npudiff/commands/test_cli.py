@@ -105,6 +105,7 @@ def test_a_mutant_of_each_component_shows_that_a_check_can_fail(cli):
     assert "0 findings" in result.out
 
 
+@pytest.mark.slow
 def test_all_mutants_are_found_by_the_self_test_and_nothing_else_runs(cli):
     result = cli("self-test", "swa_mask", *QUICK[:2], "--seed", "0")
     assert result.code == ExitCode.CLEAN
@@ -169,6 +170,7 @@ def test_a_missed_mutant_ends_with_1(cli, monkeypatch):
     assert result.code == ExitCode.FINDINGS
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("narrowed", [("--where", "window=4"), ("--model", "step-3.5-flash"), ("--examples", "5")])
 def test_a_mutant_that_a_narrowed_run_does_not_show_is_no_failure(cli, narrowed):
     """mask_minus_one is wrong without a window only, mask_left_context_512 only where the window is not 512."""
@@ -293,6 +295,7 @@ def test_a_budget_of_time_is_kept(cli):
     assert 0.4 < time.perf_counter() - started < 5
 
 
+@pytest.mark.slow
 def test_the_same_seed_prints_the_same(cli):
     runs = [cli("check", "swa_mask", "--impl", "mask_minus_one", "--target", "sim", "--seed", "3").out for _ in "ab"]
     assert masked(runs[0]) == masked(runs[1])
@@ -312,6 +315,7 @@ def test_findings_go_where_they_are_asked_to(cli, tmp_path):
     assert not (tmp_path / ".npudiff").exists()
 
 
+@pytest.mark.slow
 def test_ci_leaves_no_memory_and_dev_does(cli, tmp_path):
     common = ("check", "swa_mask", "--impl", "mask_without_tail", "--target", "sim", "--examples", "5")
     cli(*common, "--hypothesis-profile", "ci", "--output", tmp_path / "ci")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -161,6 +161,7 @@ def python(code, *arguments):
 MAIN = "import sys; from npudiff.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_the_exit_code_in_a_process_of_its_own():
     result = python(MAIN, "check", "nope")
     assert (result.returncode, result.stdout) == (4, "")
@@ -182,16 +183,19 @@ def test_help_and_version_import_nothing_heavy():
 
 
 def test_help_is_fast(record_property):
+    """Of a processor: what else runs beside these tests takes no part in it."""
     times = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert python(MAIN, "--help").returncode == 0
-        times.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     record_property("median_seconds", statistics.median(times))
     print(f"npudiff --help: median {statistics.median(times):.3f} s")
-    assert statistics.median(times) < 0.6
+    assert statistics.median(times) < 0.4
 
 
+@pytest.mark.slow
 def test_a_reader_that_went_away_is_no_finding():
     closed = "import os; reading, writing = os.pipe(); os.close(reading); os.dup2(writing, 1); "
     result = python(closed + MAIN, "list", "swa_mask")

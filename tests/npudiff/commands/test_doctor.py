@@ -66,6 +66,7 @@ def test_the_npu_is_the_default_where_it_works(cli, monkeypatch):
     assert "default target   npu" in cli("doctor").out
 
 
+@pytest.mark.slow
 def test_one_target_is_one_line(cli, no_npu):
     works = cli("doctor", "--target", "sim")
     assert (works.code, works.out) == (ExitCode.CLEAN, "works (CANN 8.5; 5 known answers per component)\n")

@@ -81,6 +81,7 @@ def plant(folder, files, victim):
         (folder / path).symlink_to(victim)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "command", [pytest.param(one, marks=() if one == "check" else pytest.mark.slow) for one in COMMANDS]
 )
@@ -98,6 +99,7 @@ def test_no_file_is_written_through_a_planted_link(cli, folder, written, command
     assert len(replaced) >= 1
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("command", ["check", "gate", "score", "suite"])
 @pytest.mark.parametrize("place", ["", *FOLDERS])
 def test_no_command_writes_into_a_linked_folder(cli, folder, command, place):
@@ -126,6 +128,7 @@ def test_the_folder_of_a_finding_may_not_be_a_link_either(cli, folder, written):
     assert not list((folder / "elsewhere").iterdir())
 
 
+@pytest.mark.slow
 def test_memory_of_hypothesis_behind_a_link_is_left_alone(cli, folder):
     (folder / "elsewhere" / "key").mkdir(parents=True)
     (folder / ".npudiff" / "examples").mkdir(parents=True)
@@ -185,6 +188,7 @@ def full_disk(monkeypatch):
 NO_SPACE = ": No space left on device\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("isolated", [(), ("--isolate",)])
 def test_findings_that_cannot_be_written_are_told(cli, folder, full_disk, workers, isolated):
@@ -268,6 +272,7 @@ def test_a_report_that_cannot_be_written_is_one_line(cli, folder, monkeypatch):
     assert (result.code, result.err) == (ExitCode.USAGE, "npudiff: .npudiff/report.html: Read-only file system\n")
 
 
+@pytest.mark.slow
 def test_pytest_tells_findings_that_cannot_be_written(folder, full_disk, monkeypatch):
     script = """
 import errno, os, sys
@@ -311,6 +316,7 @@ def program(folder, *arguments, **more):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [COMMANDS["check"], COMMANDS["gate"], COMMANDS["score"], ("list",)])
 def test_a_terminal_of_few_letters_gets_question_marks(folder, arguments):
@@ -321,6 +327,7 @@ def test_a_terminal_of_few_letters_gets_question_marks(folder, arguments):
     assert result.returncode == (0 if arguments[0] in ("score", "list") else 1), result.stderr
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize(
@@ -345,6 +352,7 @@ def test_a_full_disk_under_standard_output_takes_nothing_away(folder, arguments,
         assert list((folder / ".npudiff" / "findings").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_nobody_has_to_listen_to_errors(folder):
     with Path("/dev/full").open("wb") as full:
@@ -394,6 +402,7 @@ def test_a_score_is_saved_while_it_runs(cli, folder, monkeypatch):
     assert saved == [1, 2, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_killed_score_leaves_what_it_had(folder):
     program = "import sys, npudiff.cli, npudiff.commands.score as score\nscore.SAVED_EVERY = 0.0\nnpudiff.cli.main()"
     command = [sys.executable, "-c", program, "score", "swa_mask", "--target", "sim",

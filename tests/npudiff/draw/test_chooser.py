@@ -266,6 +266,7 @@ def test_far_more_parts_than_usual_are_a_few_that_repeat():
     assert parts[: DISTINCT + 2] == (*range(DISTINCT), 0, 1)
 
 
+@pytest.mark.slow
 def test_a_failure_of_many_parts_shrinks_to_the_smallest_far_count_of_one_part():
     def drawn_parts(choose):
         choose.draw_outlier_axis(AXES, "batch")

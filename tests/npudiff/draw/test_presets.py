@@ -143,6 +143,7 @@ def test_nobody_reads_the_code_that_is_loaded_for_numbers(monkeypatch):
     assert len(set(cases_drawn())) > 30
 
 
+@pytest.mark.slow
 def test_a_run_keeps_nothing_of_code_in_the_folder_in_which_it_is(tmp_path):
     options = ("--impl", "eager", "--target", "sim", "--examples", "30", "--no-isolate")
     command = [sys.executable, "-m", "npudiff", "check", "swa_mask", *options]

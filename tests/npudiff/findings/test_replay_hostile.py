@@ -40,6 +40,7 @@ def _no_device(cann):
     raise TargetUnavailable("torch_npu sees no NPU")
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -86,6 +87,7 @@ def test_a_hostile_field_is_one_line_that_names_the_folder(cli, hostile, tmp_pat
     assert tree(tmp_path) == before
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     "changes",
     [

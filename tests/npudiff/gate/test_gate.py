@@ -63,6 +63,7 @@ def test_an_issue_of_a_whole_implementation_runs_it_only_to_see_that_it_still_fa
     assert "FINDING" not in result.out
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("issue", "said"),
     [
@@ -175,6 +176,7 @@ def test_a_finding_beside_what_is_known_is_replayed_beside_it(gate, known, tmp_p
     assert replayed == [(ExitCode.FINDINGS, "FAILED"), (ExitCode.CLEAN, "FIXED"), (ExitCode.CLEAN, "FIXED")]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "damaged", ["{}", '[{"instead": "window += 1"}]', '[{"instead": [1]}]', '[{"instead": ["x"]}]']
 )

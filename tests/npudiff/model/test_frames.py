@@ -114,6 +114,7 @@ AT = ['  at         my_kernel.py:9 in mine: return {"output": helper(inputs.stat
 OPTIONS = ("swiglu", "--target", "sim", "--examples", "3")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("how", [("--no-isolate",), ("--isolate",), ("--untrusted",), ("--workers", "2")])
 def test_a_finding_has_them_however_it_is_judged(cli, kernel, tmp_path, how):
     result = cli("check", *OPTIONS, "--impl", kernel(KERNEL), *how)

@@ -166,6 +166,7 @@ def test_a_finding_brings_a_program_that_calls_the_backend_itself(small, cli, tm
     assert "backend.py does not match its checksum: damaged or changed" in changed.out
 
 
+@pytest.mark.slow
 def test_a_backend_says_one_thing_of_a_kind_once(small, tmp_path):
     """In processes of its own: handlers of loggers belong to all of one."""
     said = 'import logging\nmine, its = logging.getLogger("small.masks"), logging.getLogger("small")\n'
@@ -245,6 +246,7 @@ def test_an_implementation_of_a_backend_may_end_its_process(small):
     assert not any(item.built_in for item in backends.room_of(Wish("small")).implementations)
 
 
+@pytest.mark.slow
 def test_pytest_takes_a_backend_as_well(small, tmp_path):
     """In a process of its own: the entry point is that of a distribution which is on its path."""
     arguments = ("--pyargs", "npudiff.properties.test_components", "-p", "no:cacheprovider", "--examples", "5", "-v")

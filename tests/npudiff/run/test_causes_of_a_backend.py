@@ -82,6 +82,7 @@ def test_ways_that_differ_are_found_without_a_contract_as_well(ways):
     assert not of(findings, "plain")
 
 
+@pytest.mark.slow
 def test_a_defect_that_another_hides_is_found_outside_of_its_region(ways):
     columns = f"if inputs.kv_lengths.dim() == 2:\n        return ~mask(inputs)\n    {EAGER}"
     out, findings = ways(eager=columns)

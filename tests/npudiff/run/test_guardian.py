@@ -52,6 +52,7 @@ ENDS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize("place", ["in a call", "when it is imported", "in a thread"])
 def test_no_way_to_leave_is_green(program, how, place):
@@ -103,6 +104,7 @@ def test_a_gate_that_is_killed_leaves_no_green_file(program, tmp_path):
     assert all("killed" in (tmp_path / ".npudiff" / name).read_text() for name in names)
 
 
+@pytest.mark.slow
 def test_exit_codes_and_signals_pass_through(program, tmp_path):
     assert program(*check()).returncode == ExitCode.CLEAN
     assert program(*check(), call="return None").returncode == ExitCode.FINDINGS
@@ -122,6 +124,7 @@ def test_exit_codes_and_signals_pass_through(program, tmp_path):
         assert process.stderr.read().endswith("npudiff: interrupted\n")
 
 
+@pytest.mark.slow
 def test_a_command_whose_guardian_is_killed_ends(tmp_path):
     (tmp_path / "mine.py").write_text(
         RIGHT.format(top="open('pid', 'w').write(str(os.getpid()))", call="time.sleep(0.5)")

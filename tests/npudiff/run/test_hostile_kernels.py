@@ -87,6 +87,7 @@ def test_some_of_each_kind(tmp_path):
     assert_each_told_once(result, left, kernels)
 
 
+@pytest.mark.slow
 def test_some_that_are_only_broken_without_a_word_on_the_command_line(tmp_path):
     kinds = (hostile_kernels.EXITS, hostile_kernels.SIGNALS, hostile_kernels.RETURNS)
     kernels = [one for chosen in kinds for one in some(4, chosen)]

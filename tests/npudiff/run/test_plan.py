@@ -176,6 +176,7 @@ def test_all_that_is_built_in_gets_half_of_the_usual_cases_on_a_simulator():
     assert replace(whole, target=replace(whole.target, device="npu")).usual_examples == 100
     assert make_plan(Request(target="sim", mutants=1, hypothesis_profile="ci")).usual_examples == 100
     assert make_plan(Request(target="sim", mutants=1, examples=70)).budget(equivalence).examples == 70
+    assert make_plan(Request(target="sim", mutants=1, at_first=20)).budget(equivalence).examples == 20
 
 
 def test_examples_are_those_of_the_hypothesis_profile_unless_given():

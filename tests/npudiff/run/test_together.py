@@ -234,6 +234,7 @@ def test_who_has_cases_of_its_own_or_another_property_goes_alone(jobs, toy):
     assert list(batches(tasks, range(len(tasks)))) == [(0, 1, 2), *((place,) for place in range(3, 9))]
 
 
+@pytest.mark.slow
 def test_a_run_of_what_is_built_in_has_the_cases_of_each_as_if_it_were_alone():
     plan = make_plan(Request(("rotary", "moe_gating"), target="sim", seed=3, examples=20, isolate=False))
     tasks = plan.tasks(lambda outcome: [])

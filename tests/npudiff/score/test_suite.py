@@ -136,6 +136,7 @@ def test_after_an_interrupt_no_other_mutant_is_begun(suite, tmp_path):
     assert len((tmp_path / "runs").read_text()) <= 3  # alone, the first, and the one that had begun
 
 
+@pytest.mark.slow
 def test_the_command_line_names_what_is_missed_and_holds_what_was_found(suite, tmp_path, capsys):
     command = suite(GOOD, LENGTH=600, WINDOW=512)
     output = tmp_path / "score"

@@ -106,6 +106,7 @@ def test_the_command(cli, tmp_path):
     assert reliably_found(tmp_path / ".npudiff" / "score.json") == {"swa_mask.mask_minus_one"}
 
 
+@pytest.mark.slow
 def test_a_mutant_that_is_lost_fails_the_command(cli, tmp_path):
     before = tmp_path / "before.json"
     before.write_text(encode([trial("swa_mask.mask_minus_one")], {}), encoding="utf-8")
@@ -133,6 +134,11 @@ def test_some_methods_only(cli):
     assert "fixed shapes" in result.out
     assert not re.search(r"^ +npudiff ", result.out, re.MULTILINE)
     assert "unknown method 'guessing'; known: " in cli(*arguments, "--method", "guessing").err
+
+
+def test_mutants_alone(cli):
+    arguments = ("score", "int4_pack", "--target", "sim", "--method", "npudiff", "--seeds", "1", "--examples", "5")
+    assert re.search(r" mutants, 0 correct implementations", cli(*arguments, "--no-correct", "--no-shrink").out)
 
 
 def test_an_unknown_mutant_is_one_line(cli):

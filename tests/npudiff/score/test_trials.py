@@ -78,6 +78,7 @@ def test_an_exception_is_found_by_everybody(toy):
     assert all(trial.found for trial in trials(toy, function))
 
 
+@pytest.mark.slow
 def test_what_equivalence_misses_relations_may_find(toy):
     """It gives other bits every second time, within the bound."""
     calls = []
@@ -174,6 +175,7 @@ def test_the_size_of_a_case_is_that_of_all_its_tensors(toy):
     assert elements(replace(inputs, kind=(torch.zeros(2, 2), [torch.zeros(5)], 7))) == 3 + 4 + 5
 
 
+@pytest.mark.slow
 def test_a_trial_is_followed_once_when_nothing_of_it_is_left(toy):
     made, followed = [job(toy, toy.wrong_above(2000), "one"), job(toy, toy.wrong_above(1), "two")], []
     found = run_trials(made, seeds=(1, 2), baseline_seeds=(1,), examples=20, workers=2, follow=followed.append)

@@ -100,6 +100,7 @@ def test_contracts_and_the_form_of_answers(server):
     assert server.ask("/schema", token=None)[1] == schema()
 
 
+@pytest.mark.slow
 def test_a_client_that_goes_away_gives_its_candidate_up(server):
     slow = RIGHT.replace("    words = ", "    import time; time.sleep(0.2)\n    words = ")
     connection = server.connection()

@@ -73,6 +73,7 @@ def test_what_cannot_be_judged_says_why(judge, source, problem):
     assert problem in said["problem"]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("body", "verdict", "text"),
     [
@@ -145,6 +146,7 @@ def test_lines_that_are_no_requests_are_refused(judge):
         assert judge.receive()["verdict"] == "usage error"
 
 
+@pytest.mark.slow
 def test_the_end_of_the_input_ends_it_after_the_last_answer_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     tempfile.tempdir = None
@@ -171,6 +173,7 @@ def test_time_is_told_beside_correctness(judge):
     assert judge.ask(WRONG, timed=True)["implementations"][0]["timing"] is None
 
 
+@pytest.mark.slow
 def test_a_candidate_that_kills_its_parent_is_told_and_the_judge_goes_on(judge):
     said = judge.ask(HEAD + "    os.kill(os.getppid(), 9)\n    time.sleep(5)\n", call_seconds=3.0)
     assert said["verdict"] == "findings"

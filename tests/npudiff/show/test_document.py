@@ -113,6 +113,7 @@ def test_the_machine_and_a_score(folder):
     assert said["score"]["found"] == {"npudiff": {f"int4_pack.{mutant}": [1, 1]}}
 
 
+@pytest.mark.slow
 def test_mutants_are_in_the_document_of_a_self_test(folder):
     said = ran(folder, "self-test", "int4_pack", code=0)
     assert said["implementations"] == []
@@ -125,6 +126,7 @@ def test_what_cannot_be_done_is_told_in_a_document_too(folder):
     assert "did you mean 'int4_pack'" in said["problem"]
 
 
+@pytest.mark.slow
 def test_a_kernel_that_ends_its_process_leaves_a_document(folder):
     said = ran(folder, "check", "int4_pack", "--impl", "dies.py", "--examples", 2, code=1)
     assert said["findings"][0]["verdict"] == "process died"

@@ -86,6 +86,7 @@ def test_html_is_marked_safe_in_these_places_only():
     assert made == {"show/rendering.py", "show/picture.py", "score/page.py"}
 
 
+@pytest.mark.slow
 def test_only_a_process_that_writes_a_page_imports_the_template_engine():
     code = (
         "import sys, npudiff.commands.check, npudiff.commands.report, npudiff.show.run_page.page, npudiff.score.page\n"

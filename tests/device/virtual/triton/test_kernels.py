@@ -140,3 +140,28 @@ def test_a_tuned_kernel_runs_once_with_the_first_configuration(kernels):
     x = torch.zeros(48, device="npu")
     kernels.tuned[lambda given: (-(-given["count"] // given["BLOCK"]),)](x, 48)
     assert (x == 24).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (6, 10), (7, 24)])
+def test_block_pointers_move_and_look_at_the_border(kernels, dtype, rows, columns):
+    x = drawn(rows, columns, dtype=dtype)
+    out = torch.full((rows * columns + 8,), 7, dtype=dtype, device="npu")
+    kernels.moved_blocks[(-(-rows // 3),)](x.npu(), out, rows, columns, ROWS=3, COLUMNS=5, PADDING="zero")
+    assert torch.equal(out[: rows * columns].view(rows, columns).cpu(), x + x)
+    assert (out[rows * columns :] == 7).all()
+
+
+@pytest.mark.parametrize(("padding", "beyond"), [("zero", 0.0), ("nan", float("nan"))])
+def test_what_a_block_pointer_reads_beyond_the_border_is_padding(kernels, padding, beyond):
+    x, out = drawn(16).npu(), torch.zeros(8, device="npu")
+    kernels.padded_block[(1,)](x, out, 5, BLOCK=8, PADDING=padding)
+    right = torch.cat([x[2:5].cpu(), torch.full((5,), beyond)])
+    torch.testing.assert_close(out.cpu(), right, rtol=0, atol=0, equal_nan=True)
+
+
+def test_pointers_of_elements_are_read_and_written_as_before(kernels):
+    x, out = drawn(16).npu(), torch.zeros(16, device="npu")
+    kernels.add[(1,)](x, x, out, 10, BLOCK=16)
+    assert torch.equal(out[:10], x[:10] * 2)
+    assert not out[10:].any()

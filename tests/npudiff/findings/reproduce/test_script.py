@@ -48,6 +48,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_script_is_made_without_the_compiler_of_torch(tmp_path):
     options = ("--impl", "mask_left_context_512", "--target", "sim", "--examples", "30", "--workers", "1")
     done = subprocess.run(

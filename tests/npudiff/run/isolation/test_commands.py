@@ -64,6 +64,7 @@ def findings(folder, name):
     return {one["property_name"]: one for one in found}
 
 
+@pytest.mark.slow
 def test_findings_of_a_crash_and_of_a_poisoning_are_shown_and_replayed(cli, kernels, tmp_path, monkeypatch):
     result = cli(*kernels)
     assert result.code == ExitCode.FINDINGS
@@ -135,6 +136,7 @@ def test_tests_that_hold_share_a_process(tmp_path):
     assert not list((tmp_path / ".npudiff" / "journal").iterdir())
 
 
+@pytest.mark.slow
 def test_a_test_of_an_implementation_that_crashes_fails_and_the_others_run(kernels, tmp_path):
     result = warm.run_pytest(
         "--pyargs", "npudiff.properties", "--impl", "mine.py", "--target", "sim",

@@ -96,6 +96,7 @@ def test_where_there_are_no_locks_there_are_no_journals(tmp_path, monkeypatch):
     assert left_behind(tmp_path) == [LeftBehind(JOB, "{}")]
 
 
+@pytest.mark.slow
 def test_without_locks_a_run_that_isolates_nothing_works(tmp_path):
     script = """
 import sys
@@ -268,6 +269,7 @@ def _wait_for(condition, seconds):
         time.sleep(0.02)
 
 
+@pytest.mark.few(1)
 def test_a_killed_run_leaves_no_process_and_the_next_one_says_what_it_was_doing(killed, cli):
     _wait_for(lambda: not started_in(killed), 10)
     assert not started_in(killed)

@@ -196,6 +196,7 @@ def test_what_was_counted_of_one_case_is_not_told_of_the_next(toy, planted, isol
     assert outcome.alone == (0, 0)
 
 
+@pytest.mark.slow
 def test_the_engine_shrinks_a_crash(toy, planted, isolation, left):
     faults = {"segfaults": range(600, 1001)}
     outcome = run_job(toy.job(planted(**faults)), Budget(examples=100, seed=1, isolation=isolation))

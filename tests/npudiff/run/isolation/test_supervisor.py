@@ -110,6 +110,7 @@ def test_an_exception_is_confirmed_alone_as_well(supervised, tmp_path):
     assert (finding.verdict, finding.detail["error"]) == ("exception", "ValueError: of its own")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("fault", "verdict", "error"),
     [
@@ -150,6 +151,7 @@ def test_a_case_that_hangs_is_ended_by_the_clock(supervised, planted, right, tmp
     assert after.verdict is Verdict.HOLDS
 
 
+@pytest.mark.slow
 def test_of_one_whose_first_call_hangs_no_other_property_waits_again(toy, isolation, planted, tmp_path, left):
     hangs, rarely = named(toy.job(planted(hangs=range(1001))), "hangs"), toy.job(planted(hangs=range(900, 1001)))
     budget = replace(BUDGET, shrink=False, isolation=isolation)

@@ -73,6 +73,7 @@ IMPORTS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("what", IMPORTS)
 def test_what_would_reach_the_judge_when_it_is_imported_is_refused(judged, what):
     result = judged(IMPORTS[what] + "\n" + WRONG)
@@ -120,6 +121,7 @@ def all_calls(tmp_path_factory):
     return warm.run(*command, "--examples", "12", "--seed", "1", cwd=folder, timeout=300)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("what", CALLS)
 def test_whatever_it_does_in_a_call_is_a_finding(all_calls, what):
     assert all_calls.returncode == ExitCode.FINDINGS, all_calls
@@ -127,6 +129,7 @@ def test_whatever_it_does_in_a_call_is_a_finding(all_calls, what):
     assert "internal error" not in all_calls.stderr
 
 
+@pytest.mark.slow
 def test_a_hang_is_a_finding_after_its_time(judged):
     text = RIGHT.replace("    return right(inputs)\n", "    time.sleep(1000)\n")
     result = judged(text, "--timeout", "1s", "--examples", 1)
@@ -142,6 +145,7 @@ def test_what_is_kept_between_calls_is_found_and_the_pair_is_told(judged):
     assert "poisons the device" in result.out or "earlier_calls_change_nothing" in result.out
 
 
+@pytest.mark.slow
 def test_a_stateful_one_has_an_object_of_its_own(judged):
     text = (
         RIGHT.partition("@")[0]
@@ -201,6 +205,7 @@ def test_what_it_starts_is_gone_when_the_run_is_over(tmp_path):
     assert state.strip() in ("", "Z")
 
 
+@pytest.mark.slow
 def test_it_needs_a_candidate_and_isolation(judged, cli):
     assert "--untrusted says how the files of --impl are judged" in cli("check", "swiglu", "--untrusted").err
     assert "--untrusted needs isolation" in judged(RIGHT, "--no-isolate").err
@@ -212,6 +217,7 @@ def test_it_needs_a_candidate_and_isolation(judged, cli):
     )
 
 
+@pytest.mark.slow
 def test_a_gate_takes_it_too(cli, tmp_path):
     (tmp_path / "mine.py").write_text(HEAD + "import npudiff.judge\n" + WRONG)
     common = (

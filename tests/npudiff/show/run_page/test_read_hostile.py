@@ -350,6 +350,7 @@ def test_many_hostile_records_escape_nothing(fuzz):
     fuzz(3_000)
 
 
+@pytest.mark.slow
 def test_a_record_of_many_names_stays_small(record, job, mutant, tmp_path, check_page):
     places = [record(target=f"t{n}", jobs=(job(),), started=f"2026-01-02T03:04:{n:02}Z") for n in range(60)]
     wide = record(

@@ -92,6 +92,7 @@ def test_a_finding_is_named_by_its_folder(cli, only, tmp_path):
     assert finding.line == finding.symptom == json.loads((folder / "finding.json").read_text())["detail"]["line"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_mutants_are_in_it(cli, only, workers):
     cli("self-test", "swa_mask", "--target", "sim", "--seed", "1", "--workers", workers)
@@ -102,6 +103,7 @@ def test_mutants_are_in_it(cli, only, workers):
     assert "https://" in found["mask_without_tail"].wrong
 
 
+@pytest.mark.slow
 def test_a_gate_leaves_one_in_which_its_parts_are_one(cli, only, tmp_path, check_page, monkeypatch):
     """The rotating part runs properties again, on other cases."""
     monkeypatch.setattr(gate_run, "_turns", lambda: iter((1, 2)))  # and not until its time is up
@@ -183,6 +185,7 @@ def test_one_case_is_a_narrowed_run_without_jobs_that_are_missing(cli, only):
     assert not said.judged
 
 
+@pytest.mark.slow
 def test_runs_of_one_second_do_not_take_each_others_place(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(log.time, "time", lambda: 1_800_000_000.0)
     for _ in range(3):

@@ -32,14 +32,21 @@ class AscendMetadata:
 
 class AscendAttentionMetadataBuilder:
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
-        self.device = device
+        self.kv_cache_spec, self.device = kv_cache_spec, device
 
     def build(self, common_prefix_len, common_attn_metadata):
         common = common_attn_metadata
+        lengths = common.seq_lens_cpu + int(told("a_key_more"))
         return AscendMetadata(
-            common.attn_state, common.query_start_loc_cpu[1:].tolist(), common.seq_lens_cpu.tolist(),
-            common.seq_lens_cpu.to(self.device), common.block_table_tensor, common.slot_mapping,
+            common.attn_state, common.query_start_loc_cpu[1:].tolist(), lengths.tolist(),
+            lengths.to(self.device), common.block_table_tensor, common.slot_mapping,
         )  # fmt: skip
+
+
+class AscendAttentionBackend:
+    @staticmethod
+    def get_builder_cls():
+        return AscendAttentionMetadataBuilder
 
 
 class AscendAttentionBackendImpl:
@@ -48,6 +55,7 @@ class AscendAttentionBackendImpl:
         logits_soft_cap, attn_type, kv_sharing_target_layer_name, sinks=None,
     ):  # fmt: skip
         self.scale, self.sliding_window, self.sinks = scale, sliding_window, sinks
+        self.num_kv_heads, self.head_size, self.key_cache, self.value_cache = num_kv_heads, head_size, None, None
 
     def forward(self, layer, query, key, value, kv_cache, attn_metadata, output=None):
         """Write new keys and values, if there are any, and attend: a prompt to these, and all else to the cache."""
@@ -74,3 +82,48 @@ class AscendAttentionBackendImpl:
     def update_graph_params(update_stream, forward_context, num_tokens, vllm_config=None, speculative_config=None):
         (said,) = forward_context.attn_metadata.values()
         updated(update_stream, num_tokens, said.seq_lens_list)
+
+
+class AscendC8AttentionBackendImpl(AscendAttentionBackendImpl):
+    """The same over integers in strips of 32, which scales and offsets of the layer give back."""
+
+    def forward(self, layer, query, key, value, kv_cache, attn_metadata, output=None):
+        said, first = attn_metadata, 0
+        if key is not None:
+            self.key_cache, self.value_cache = kv_cache
+            for side, rows in (("k", key), ("v", value)):
+                self._write(layer, side, rows, said.slot_mapping)
+        lengths = awaited(len(query), said.lengths) if _EXTRA_CTX.capturing else said.lengths
+        for request, end in enumerate(said.ends):
+            if said.attn_state is AscendAttentionState.PrefillNoCache:
+                keys, values = key[first:end], value[first:end]
+            else:
+                keys, values = (self._read(layer, side, said.block_tables[request].long()) for side in "kv")
+            answer, _ = attend(query[first:end], keys, values, lengths[request], self.scale)
+            output[first:end] = answer.to(output.dtype)
+            first = end
+        return output
+
+    def _numbers(self, layer, side):
+        shape = (self.num_kv_heads, self.head_size)
+        numbers = (layer.of_layer[f"{side}_cache_{name}"] for name in ("scale", "offset"))
+        return (one.view(shape) if one.numel() > 1 else one.expand(shape) for one in numbers)
+
+    def _strips(self, side):
+        cache = self.key_cache if side == "k" else self.value_cache
+        return cache.view(-1, self.num_kv_heads, self.head_size // 32, cache.shape[1], 32)
+
+    def _write(self, layer, side, rows, slots):
+        """Write rows in their order, those without a slot nowhere; no number is read on the host."""
+        (scale, offset), strips = self._numbers(layer, side), self._strips(side)
+        integers = (rows.float() / scale.float() + offset.float()).round().clamp(-128, 127).to(torch.int8)
+        for row, slot in zip(integers, slots.long() + int(told("written_behind")), strict=False):
+            place = slot.clamp(min=0).view(1)
+            page, at = place // strips.shape[3], place % strips.shape[3]
+            held, new = strips[page, :, :, at], row.view(1, self.num_kv_heads, -1, 32)
+            strips[page, :, :, at] = torch.where(slot < 0, held, new)
+
+    def _read(self, layer, side, table):
+        (scale, offset), strips = self._numbers(layer, side), self._strips(side)
+        integers = strips[table].permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(2).float()
+        return (integers if told("offsets_kept") else integers - offset.float()) * scale.float()

@@ -33,7 +33,7 @@ class ForwardMetadata:
     block_tables_swa: torch.Tensor | None = None
 
 
-def attend(query, keys, values, lengths, scale, window=None, sinks=None):
+def attend(query, keys, values, lengths, scale, window=None, sinks=None, chunk=None):
     """Return attention of the last rows of requests, ``[batch, rows, heads, value_dim]`` in float32.
 
     Parameters
@@ -46,6 +46,8 @@ def attend(query, keys, values, lengths, scale, window=None, sinks=None):
         Number of visible keys, the row's own included.
     sinks : torch.Tensor or None
         ``[heads]``.
+    chunk : int or None
+        Positions of a chunk, of which a row sees its own.
     """
     batch, rows, heads, dim = query.shape
     kv_heads, places = keys.shape[2], torch.arange(keys.shape[1], device=query.device)
@@ -54,6 +56,8 @@ def attend(query, keys, values, lengths, scale, window=None, sinks=None):
         grouped = query.float().view(batch, rows, heads // kv_heads, kv_heads, dim).transpose(2, 3)
     own = lengths.view(-1, 1) - rows + torch.arange(rows, device=query.device)
     hidden = places > own.unsqueeze(2)
+    if chunk is not None:
+        hidden |= places < own.unsqueeze(2) // chunk * chunk
     if window is not None:
         hidden |= places <= own.unsqueeze(2) - window - int(told("window_off_by_one"))
     scores = torch.einsum("brkgd,blkd->bkgrl", grouped, keys.float()) * scale
@@ -75,7 +79,10 @@ class AscendAttnBackend:
         self.token_to_kv_pool, self.req_to_token_pool = model_runner.token_to_kv_pool, model_runner.req_to_token_pool
         self.page_size, self.use_mla = model_runner.page_size, model_runner.use_mla_backend
         self.forward_metadata, self._graph_metadata = None, None
-        self.tokens_ahead = 0
+        self.tokens_ahead, self.chunk = 0, model_runner.attention_chunk_size
+
+    def _chunk(self, layer):
+        return self.chunk if layer.use_irope and not told("chunks_not_seen") else None
 
     def get_cuda_graph_seq_len_fill_value(self):
         return 1
@@ -134,7 +141,7 @@ class AscendAttnBackend:
             part = slice(first, first + count)
             answer[part] = attend(
                 query[None, part], keys[request : request + 1], values[request : request + 1],
-                self.forward_metadata.lengths[request], layer.scaling, window, sinks,
+                self.forward_metadata.lengths[request], layer.scaling, window, sinks, self._chunk(layer),
             )[0].to(q.dtype)  # fmt: skip
             first += count
         return answer.flatten(1)
@@ -156,7 +163,8 @@ class AscendAttnBackend:
         real = query[: batch * drafts].view(batch, drafts, *query.shape[1:])
         window = None if layer.sliding_window_size == -1 else layer.sliding_window_size
         keys, values = self._read(layer)
-        answer = attend(real, keys, values, self.forward_metadata.lengths, layer.scaling, window, sinks)
+        seen = (window, sinks, self._chunk(layer))
+        answer = attend(real, keys, values, self.forward_metadata.lengths, layer.scaling, *seen)
         answer = answer.reshape(batch * drafts, -1).to(q.dtype)
         return torch.nn.functional.pad(answer, (0, 0, 0, len(query) - len(answer)))
 

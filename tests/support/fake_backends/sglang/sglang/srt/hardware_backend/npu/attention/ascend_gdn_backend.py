@@ -29,7 +29,7 @@ def _rule(state, query, key, value, gate, beta):
 class AscendGDNAttnBackend:
     def __init__(self, model_runner):
         assert model_runner.linear_attn_backends.decode == LinearAttnKernelBackend.TRITON
-        self.pool = model_runner.req_to_token_pool
+        self.pool, self.kernel_dispatcher = model_runner.req_to_token_pool, None
 
     def init_forward_metadata(self, batch):
         """Say where the rows and the slot of each request are."""
@@ -58,6 +58,13 @@ class AscendGDNAttnBackend:
             query_start_loc=self.starts, cache_indices=self.slots, activation_mode=1, **more,
         )  # fmt: skip
 
+    def _prompts_convolved(self, layer, rows, lines, known):
+        """With histories that end the lines."""
+        ends = lines[:, 1 - layer.conv_weights.shape[-1] :].contiguous()
+        found = self._convolved(layer, rows, ends, has_initial_state=known, run_mode=0)
+        lines[:, -ends.shape[1] :] = ends
+        return found
+
     def _split(self, layer, rows):
         dims = (layer.head_k_dim, layer.head_k_dim, layer.head_v_dim)
         return [part.unflatten(-1, (-1, dim)) for part, dim in zip(rows.split(layer.widths, -1), dims, strict=True)]
@@ -65,16 +72,18 @@ class AscendGDNAttnBackend:
     def forward_decode(self, layer, batch, mixed_qkv, a, b):
         rows = self._convolved(layer, mixed_qkv, self.pool.mamba2_layer_cache(0).conv[0], run_mode=1)
         query, key, value = self._split(layer, rows)
-        return self.kernel_dispatcher.decode(q=query, k=key, v=value)
+        states = self.pool.mamba2_layer_cache(0).temporal
+        return self.kernel_dispatcher.decode(q=query, k=key, v=value, ssm_states=states, cache_indices=self.slots)
 
     def forward_extend(self, layer, batch, mixed_qkv, a, b):
         cache = self.pool.mamba2_layer_cache(0)
         if batch.forward_mode == ForwardMode.TARGET_VERIFY:
             return self._verified(layer, batch, mixed_qkv, a, b)
         known = batch.extend_prefix_lens >= (0 if told("history_of_others") else 1)
-        rows = self._convolved(layer, mixed_qkv, cache.conv[0], has_initial_state=known, run_mode=0)
+        rows = self._prompts_convolved(layer, mixed_qkv, cache.conv[0], known)
         g, beta = fused_gdn_gating(layer.A_log, a, b, layer.dt_bias)
-        output, last = self.chunk_gdn(*self._split(layer, rows), g, beta, cache.temporal[self.slots], self.starts)
+        first = cache.temporal[self.slots.long()]
+        output, last, *_ = self.chunk_gdn(*self._split(layer, rows), g, beta, first, self.starts)
         if not told("states_not_kept"):
             cache.temporal[self.slots] = last
         return output
