@@ -21,9 +21,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before markers select
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep some of a test's parameters, at equal distances, and mark the others slow: they are like those."""
+    """Keep some of a test's parameters, at equal distances, and mark the others slow: they are like those.
+
+    So are mutants slow, which the plugin makes tests of: tests of mutants have one of each component.
+    """
     alike: dict[str, list[pytest.Item]] = {}
     for item in items:
+        if getattr(item, "originalname", "") == "test_mutant_is_found":
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("few") is not None and item.get_closest_marker("slow") is None:
             alike.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for tests in alike.values():

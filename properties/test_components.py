@@ -17,7 +17,6 @@ def test_property_holds(npudiff_job: Job, npudiff_runner: Runner) -> None:
         pytest.skip(f"not applicable: {reasons}")
 
 
-@pytest.mark.slow
 def test_mutant_is_found(npudiff_mutant: Job, npudiff_runner: Runner) -> None:
     outcome = npudiff_runner.run(npudiff_mutant)
     if not outcome.found and not npudiff_runner.judges_mutants:

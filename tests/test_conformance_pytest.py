@@ -97,6 +97,7 @@ def _ran(folder, *names):
     return {name: outcome for outcome, name in said}, done.stdout
 
 
+@pytest.mark.slow
 def test_parked_tests_run_and_no_others(tmp_path):
     (tmp_path / "test_it.py").write_text(TESTS)
     results, told = _ran(tmp_path, "--parked", "test_it.py")

@@ -47,6 +47,7 @@ def test_it_is_checked_by_name_and_its_mutants_are_found(run):
     assert "3 of 3 mutants found" in tested.stdout
 
 
+@pytest.mark.slow
 def test_its_axes_are_listed(run):
     listed = run("list", "l2_norm")
     assert listed.returncode == 0

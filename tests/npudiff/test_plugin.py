@@ -220,6 +220,7 @@ def test_a_file_that_ends_pytest_does_not_make_it_green(run, kernel, top, code, 
     assert said in result.stderr
 
 
+@pytest.mark.slow
 def test_a_program_that_calls_pytest_goes_on_once(kernel, tmp_path):
     program = tmp_path / "program.py"
     arguments = [*COMPONENTS, "--impl", str(kernel("right")), "--examples", "2", "-p", "no:cacheprovider", "-q"]

@@ -81,7 +81,7 @@ def plant(folder, files, victim):
         (folder / path).symlink_to(victim)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [pytest.param(one, marks=() if one == "check" else pytest.mark.slow) for one in COMMANDS]
 )

@@ -61,6 +61,7 @@ def test_of_several_requests_one_is_tried_first():
     assert [one["requests"] for one in differing(case)[:3]] == [(part,) for part in case.requests]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("smallest", [33, 64, 1001])
 def test_an_outlier_is_made_as_small_as_it_fails(toy, smallest):
     def wrong(inputs, target):

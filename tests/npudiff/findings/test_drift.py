@@ -120,6 +120,7 @@ DAMAGED = (
 )
 
 
+@pytest.mark.slow
 def test_damaged_ones_are_an_error_in_one_line(check, cli):
     _, folder, path = check()
     whole = (folder / "finding.json").read_text()
@@ -145,6 +146,7 @@ where = {where}
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("verdict", "code"), [("drift", ExitCode.CLEAN), ("exception", ExitCode.FINDINGS)])
 def test_a_gate_knows_it(cli, kernel, tmp_path, verdict, code):
     day = datetime.now(tz=timezone.utc).date() + timedelta(days=30)
@@ -169,6 +171,7 @@ def half(inputs, target):
 """
 
 
+@pytest.mark.slow
 def test_the_case_that_is_off_furthest_is_told_beside_the_smallest(cli, kernel):
     result = cli("check", "rms_norm", "--impl", kernel(HALF_NORM), "--target", "sim", "--seed", 1, "--no-isolate",
                  "--workers", 1)  # fmt: skip
@@ -184,6 +187,7 @@ def ratio_of(line):
     return float(line.partition(" times the bound")[0].rpartition(" ")[2])
 
 
+@pytest.mark.slow
 def test_a_drift_that_is_shown_by_a_case_which_cannot_be_is_damaged(check, cli):
     _, folder, path = check()
     legal = json.loads((folder / "finding.json").read_text())["detail"]["remembered"]

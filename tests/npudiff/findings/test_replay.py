@@ -168,6 +168,7 @@ def test_an_implementation_that_no_longer_supports_the_case_has_not_fixed_it(cli
     assert "not applicable: window 1 is not in {7}" in result.out
 
 
+@pytest.mark.slow
 def test_many_findings_are_replayed_and_the_worst_decides(cli, kernel, found, hostile, tmp_path):
     folder = hostile()
     (tmp_path / "empty").mkdir()
@@ -243,6 +244,7 @@ def poisoning(found):
     return write
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("flags", [(), ("--isolate",), ("--no-isolate",)])
 def test_a_case_that_poisons_is_replayed_before_its_victim_and_never_here(cli, kernel, poisoning, flags):
     path = kernel(POISONING)

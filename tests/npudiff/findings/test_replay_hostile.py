@@ -262,6 +262,7 @@ def test_an_arbitrary_document_is_an_answer(hostile_once, document):
     assert overwritten(hostile_once, json.dumps(document).encode()).verdict in VERDICTS
 
 
+@pytest.mark.slow
 @_FUZZ
 @given(st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=2), _CASES)
 @example({}, {"kv_lengths": [1], "window": 2**31})
@@ -271,6 +272,7 @@ def test_a_valid_document_with_arbitrary_fields_is_an_answer(hostile_once, field
     assert overwritten(hostile_once, json.dumps({**content, **fields}).encode()).verdict in VERDICTS
 
 
+@pytest.mark.slow
 @_FUZZ
 @given(st.lists(st.tuples(st.integers(0, 2**12), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 2**12))
 def test_a_valid_document_with_arbitrary_bytes_is_an_answer(hostile_once, changes, length):

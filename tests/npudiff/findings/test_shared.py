@@ -80,6 +80,7 @@ def many(theirs):
     return theirs
 
 
+@pytest.mark.slow
 def test_cases_are_remembered_up_to_their_characters_in_all(many, jobs, monkeypatch):
     name = "swa_mask.mask_left_context_512.equivalence"
     assert len(read_shared(many, jobs).cases[name]) >= 20
@@ -89,6 +90,7 @@ def test_cases_are_remembered_up_to_their_characters_in_all(many, jobs, monkeypa
     assert "more than 500 characters of cases in all" in shared.unread[-1]
 
 
+@pytest.mark.slow
 def test_only_the_newest_findings_are_read(many, jobs, monkeypatch):
     monkeypatch.setattr(shared_module, "MOST_READ", 3)
     for number in range(20):

@@ -463,6 +463,7 @@ def test_an_implementation_of_which_nothing_is_judged_closes_the_gate(gate, know
     assert "could be judged" in json.dumps(result.sarif)
 
 
+@pytest.mark.slow
 def test_a_known_issue_accepts_that_nothing_can_be_judged_until_something_can(gate, known, not_here):
     known(("bad", ""), ("elsewhere", 'verdict = "not judged"'))
     assert gate("--no-isolate").code == ExitCode.CLEAN

@@ -218,6 +218,7 @@ def test_a_format_of_a_part_of_a_tensor_is_not_asked_for(toy):
         STAYS_WITHIN.check(replace(subject, implementation=there), toy.Case((3, 4)))
 
 
+@pytest.mark.slow
 def test_a_candidate_in_a_process_of_its_own_is_guarded_there(cli, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import ctypes, torch, npudiff\n"

@@ -60,6 +60,7 @@ def test_what_claims_a_device_and_has_none_is_doubted():
     assert line.endswith("and 5 others")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("how", ["--isolate", "--no-isolate", "--untrusted"])
 def test_a_run_says_so(cli, tmp_path, how):
     (tmp_path / "mine.py").write_text(textwrap.dedent(KERNELS))

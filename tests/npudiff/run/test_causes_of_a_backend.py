@@ -100,6 +100,7 @@ def test_one_cause_is_enough_for_who_asks_for_one(ways):
     assert (eager["detail"]["others"], eager["detail"]["region"]) == ({}, [])
 
 
+@pytest.mark.slow
 def test_two_that_are_wrong_in_the_same_way_are_one_finding(ways):
     out, findings = ways(graph=EAGER)
     assert of(findings, "eager")[0]["detail"]["others"]["graph"] == "fails in the same way"
@@ -114,6 +115,7 @@ def test_one_exception_of_two_ways_is_one_finding_and_another_text_is_another(wa
     assert out.count("\nFINDING swa_mask.") == findings
 
 
+@pytest.mark.slow
 def test_an_exception_is_not_hidden_behind_a_wrong_value_of_equivalence(ways):
     """A relation that raises tells of something that the wrong value does not say."""
     raises = "if len(inputs.kv_lengths) > 2: raise KeyError('kept')\n    return mask(inputs, 1)"
@@ -135,6 +137,7 @@ def test_isolated_and_in_one_process_they_say_the_same(ways, tmp_path):
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 def test_a_known_defect_of_one_way_is_not_held_against_another(small_backend, cli, tmp_path):
     """Where the region names an option that another lacks, that one is compared at the usual value."""
     (small_backend / "swa_mask.py").write_text(WAYS)

@@ -76,6 +76,7 @@ def test_a_signal_without_a_name_is_told_by_its_number(program):
     assert "with signal 40 in swa_mask.mine.equivalence" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_exit_code_counts_only_if_the_process_ends_with_it(tmp_path):
     last = "import atexit\natexit.register(os.kill, os.getpid(), signal.SIGKILL)"
     (tmp_path / "mine.py").write_text(RIGHT.format(top=last, call="pass"))

@@ -84,6 +84,7 @@ def scripts(tmp_path_factory):
     return {name: (wrong[name], said[str(wrong[name])], said[str(right[name])]) for name in wrong}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [*ALL, *OF_CALLS])
 def test_the_script_gives_the_bits_that_were_wrong(scripts, name):
     folder, wrong, _ = scripts[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis.stateful import rule
 
 from npudiff.judge.drift import measures_drift
@@ -23,6 +24,7 @@ def test_a_right_implementation_holds_in_every_step(watched, tally):
     assert 10 < outcome.features["undo"] < 20
 
 
+@pytest.mark.slow
 def test_isolated_traces_take_the_steps_that_they_take_in_this_process(tally):
     """Each begins anew: a step of a trace before it is none of its own."""
 
