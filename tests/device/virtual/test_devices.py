@@ -53,6 +53,7 @@ print(torch.npu.current_device(), other.sum().item(), torch.npu.get_device_name(
     assert lines == ["3 0", "npu:2 npu:2 npu:1", "npu:1 1", "2 6.0 Ascend910B3"]
 
 
+@pytest.mark.slow
 def test_tensors_of_two_devices_do_not_mix_but_in_copies():
     lines = run(
         """
@@ -74,6 +75,7 @@ print((one + torch.tensor(2.0, device=second)).cpu().tolist())
     ]
 
 
+@pytest.mark.slow
 def test_gradients_streams_graphs_and_generators_are_each_devices_own():
     lines = run(
         """
@@ -105,6 +107,7 @@ torch.npu.synchronize(0)
     assert lines == ["npu:1 [0.0, 1.0, 2.0]", "npu:1", "npu:1 [8.0, 8.0, 8.0]", "[2.0, 2.0] 0"]
 
 
+@pytest.mark.slow
 def test_memory_is_counted_for_each_device():
     lines = run(
         """
@@ -126,6 +129,7 @@ except torch.OutOfMemoryError as error:
     assert lines[3:] == ["True"]
 
 
+@pytest.mark.slow
 def test_a_device_that_is_lost_leaves_the_others():
     lines = run(
         """
@@ -150,10 +154,12 @@ print((other * 3).cpu().tolist())
     assert lines == ["True", "[3.0, 3.0]", "True", "[3.0, 3.0]"]
 
 
+@pytest.mark.slow
 def test_torch_npu_sees_the_visible_devices():
     assert run("print(torch.npu.device_count())", visible="0,2") == ["2"]
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_refused():
     lines = run(
         "\ntry:\n    torch.npu.set_device(3)\nexcept RuntimeError as error:\n    print(str(error).splitlines()[-1])\n"

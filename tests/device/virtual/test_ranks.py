@@ -47,7 +47,8 @@ def script(folder, body):
 
 
 @virtual
-@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_every_collective_is_what_integers_give_by_hand(count):
     code, out, error = ranks(count, PROGRAM)
     assert code == 0, error
@@ -80,6 +81,7 @@ def test_the_example_gives_what_one_process_gives():
 
 
 @virtual
+@pytest.mark.slow
 def test_calls_that_differ_end_the_program_and_name_ranks_and_calls(tmp_path):
     code, _, error = ranks(2, script(tmp_path, "dist.all_reduce(torch.ones(4 + rank, device='npu'))\nprint(x.cpu())\n"))
     assert code in (1, 128 + signal.SIGABRT)  # the error in Python, or torch_npu's watchdog
@@ -89,6 +91,7 @@ def test_calls_that_differ_end_the_program_and_name_ranks_and_calls(tmp_path):
 
 
 @virtual
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_and_seen_by_the_others_and_leaves_nothing(tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"  # other tests have ranks, too
     temporary.mkdir()
@@ -107,6 +110,7 @@ def test_a_rank_that_is_killed_is_named_and_seen_by_the_others_and_leaves_nothin
 
 
 @virtual
+@pytest.mark.slow
 def test_an_exception_is_the_reason_and_not_that_others_wait_for_its_rank(tmp_path):
     body = "if rank == 1:\n    raise ValueError('of its own')\ndist.all_reduce(x)\nx.cpu()\n"
     code, _, error = ranks(2, script(tmp_path, body), timeout=60)
@@ -126,6 +130,7 @@ def test_a_rank_that_does_not_call_is_waited_for_as_long_as_was_said(tmp_path):
 
 
 @virtual
+@pytest.mark.slow
 def test_an_exit_code_is_the_programs(tmp_path):
     assert ranks(2, "-c", "import os, sys; sys.exit(3 * int(os.environ['RANK']))")[0] == 3
 
